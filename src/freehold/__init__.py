@@ -1,0 +1,1 @@
+"""Own the language models you use: load one, chat with it, stream, score."""

@@ -1,0 +1,83 @@
+"""The error tree: every failure a caller can meet has a name here.
+
+    FreeholdError
+    ├── UsageError             an argument is wrong; the CLI exits 2
+    ├── ModelNotFound          a name, path or hub reference leads nowhere
+    ├── BadModelFile           a file is truncated, inconsistent, or not what it claims
+    │   └── UnsupportedModel   a sound file whose architecture, type or tokenizer we do not run
+    ├── BadTemplate            a chat template fails, loops, or refuses the messages
+    ├── ContextOverflow        more tokens than the context holds
+    ├── CapacityExceeded       memory or disk does not suffice
+    ├── NonFiniteLogits        the model computed NaN or infinity (damaged weights)
+    ├── DownloadFailed         a source cannot be reached, refuses, or sends something else
+    │   └── AccessDenied       the source wants a login, a token or an accepted licence
+    ├── Offline                a call out was needed and offline mode forbids it
+    ├── StoreError             the local store cannot be read or written
+    └── EngineClosed           use after close(), or in a forked child
+
+Knows no protocol and no terminal: the CLI prints `message` and `hint` as two lines,
+the server maps each class to a status.
+"""
+
+from __future__ import annotations
+
+
+class FreeholdError(Exception):
+    """A named failure: `message` gives the value and the limit, `hint` the way out (may be empty)."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(FreeholdError):
+    """An argument or option is wrong."""
+
+
+class ModelNotFound(FreeholdError):
+    """A model name, path or hub reference leads nowhere."""
+
+
+class BadModelFile(FreeholdError):
+    """A model file is truncated, inconsistent, or not what it claims to be."""
+
+
+class UnsupportedModel(BadModelFile):
+    """A sound file that needs an architecture, tensor type or tokenizer Freehold does not run."""
+
+
+class BadTemplate(FreeholdError):
+    """A chat template does not parse, runs too long, or refuses the messages."""
+
+
+class ContextOverflow(FreeholdError):
+    """The request needs more tokens than the loaded context holds."""
+
+
+class CapacityExceeded(FreeholdError):
+    """Memory or disk does not suffice."""
+
+
+class NonFiniteLogits(FreeholdError):
+    """The model computed NaN or infinity; its weights are damaged."""
+
+
+class DownloadFailed(FreeholdError):
+    """A source cannot be reached, refuses, or sends something other than promised."""
+
+
+class AccessDenied(DownloadFailed):
+    """The source wants a login, a token, or an accepted licence."""
+
+
+class Offline(FreeholdError):
+    """A call to the network was needed, and offline mode forbids it."""
+
+
+class StoreError(FreeholdError):
+    """The local store cannot be read or written."""
+
+
+class EngineClosed(FreeholdError):
+    """The engine was closed, or this process is a fork of the one that loaded it."""
