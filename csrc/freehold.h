@@ -1,0 +1,117 @@
+// Freehold's native contract: what bind.cpp may call. No SIMD and no Python in it.
+//
+// Ownership. A Threads pool outlives everything that computes with it. A Matrix owns its panels, or keeps the
+// mapping alive that they lie in. A KvCache owns its pages. A Plan refers to matrices, caches and pool by shared
+// pointer and owns its vectors (norm weights, biases) and activation buffers. One Plan runs one step at a time.
+//
+// Errors. Functions throw freehold::Error with a text for the caller; bind.cpp turns it into the named Python error.
+// Nothing here aborts the host process, and nothing trusts a size it was not given the length of.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace fh {
+
+enum class ErrorKind { BadModelFile, Usage, Capacity };
+struct Error : std::runtime_error {
+  Error(ErrorKind k, const std::string& text) : std::runtime_error(text), kind(k) {}
+  ErrorKind kind;
+};
+
+// --- dispatch.cpp -----------------------------------------------------------------------------------------------
+// Tables this machine can run, best first; the one in use: FREEHOLD_ISA's choice, else the first.
+const std::vector<const Kernels*>& runnable_kernels();
+const Kernels* kernels();
+const Kernels* kernels_named(std::string_view name);   // throws Usage, naming the runnable ones
+
+// --- threads.cpp ------------------------------------------------------------------------------------------------
+// A pool of n threads, the caller being thread 0. run() hands every thread the same job and returns when all ended;
+// inside a job, barrier() waits for all. Workers spin for some microseconds, then yield, then sleep between jobs.
+class Threads {
+ public:
+  explicit Threads(int n);
+  ~Threads();
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+  int size() const;
+  void run(const std::function<void(int thread)>& job);
+  void barrier();
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// --- pack.cpp ---------------------------------------------------------------------------------------------------
+// Bytes that panels lie in: huge-page friendly anonymous memory, or a mapped packed file.
+class Memory {
+ public:
+  static std::shared_ptr<Memory> anonymous(size_t bytes);          // zeroed lazily by the kernel; throws Capacity
+  virtual ~Memory() = default;
+  uint8_t* data = nullptr;
+  size_t bytes = 0;
+};
+
+struct Matrix {
+  Panels w;
+  std::shared_ptr<Memory> memory;
+  int64_t bytes() const { return w.panel_bytes * w.count(); }
+};
+using MatrixPtr = std::shared_ptr<const Matrix>;
+
+int64_t panel_bytes(Kind kind, int64_t k);                          // throws Usage when k does not fit the kind
+// Re-lays GGUF rows (or float rows) of `type` (a GGUF type name, "Q4_K") into panels; raw must hold n rows exactly.
+MatrixPtr pack(const uint8_t* raw, size_t raw_bytes, std::string_view type, int64_t n, int64_t k, Threads& threads);
+// Codebook types: int8 codes [n][k] and one float scale per 16 inputs [n][k/16].
+MatrixPtr pack_codes(const int8_t* codes, const float* scales, int64_t n, int64_t k, Threads& threads);
+// One row back to floats, exactly the value the panels stand for. Embeddings are read this way.
+void decode_row(const Panels& w, int64_t row, float* out);
+// How a GGUF type is run: "own", "re-laid as Q6_K", "codes"; for doctor --kernels.
+struct TypeRoute { std::string type, kind, route; double bits_file, bits_packed; };
+std::vector<TypeRoute> type_routes();
+
+// --- plan.cpp ---------------------------------------------------------------------------------------------------
+struct Rope {                     // angles position * inv_freq[i]; cos and sin times factor
+  std::vector<float> inv_freq;    // rot/2 of them
+  float factor = 1.0f;
+  bool adjacent = false;
+};
+
+struct KvLayer { int kv_heads, d, dv; };
+// Pages for every layer, addressed by one block table. Reserved at once, touched lazily.
+class KvCache {
+ public:
+  KvCache(std::vector<KvLayer> layers, int64_t blocks);
+  int64_t blocks() const { return blocks_; }
+  int64_t bytes_per_block() const;
+  const KvLayer& layer(int i) const;
+  int layers() const { return static_cast<int>(layers_.size()); }
+  uint8_t* pages(int layer) const;
+  int64_t page_bytes(int layer) const;
+ private:
+  std::vector<KvLayer> layers_;
+  std::vector<size_t> offset_;
+  int64_t blocks_;
+  std::shared_ptr<Memory> memory_;
+};
+
+// One forward step over rows of one or more sequences. Rows of a sequence are consecutive, positions too.
+struct Step {
+  int64_t rows = 0;
+  const int32_t* tokens = nullptr;      // [rows]
+  const int32_t* positions = nullptr;   // [rows]
+  const int32_t* seqs = nullptr;        // [rows], index into block_tables, non-decreasing
+  int64_t nseqs = 0, table_width = 0;
+  const int32_t* block_tables = nullptr;  // [nseqs][table_width]
+  int64_t nlogits = 0;
+  const int32_t* logit_rows = nullptr;  // [nlogits], which rows want logits
+  float* logits = nullptr;              // [nlogits][vocab]
+};
+
+}  // namespace fh

@@ -1,0 +1,21 @@
+// Every kernel family, included by each ISA inside its namespace and target region, and the table they fill.
+#include "matmul.inl"
+#include "quant.inl"
+#include "norm.inl"
+#include "rope.inl"
+#include "attention.inl"
+#include "sample.inl"
+#include "ceiling.inl"
+
+static Kernels make_table(const char* name) {
+  Kernels t{};
+  t.name = name;
+  fill_matmul(t);
+  fill_quant(t);
+  fill_norm(t);
+  fill_rope(t);
+  fill_attention(t);
+  fill_sample(t);
+  fill_ceiling(t);
+  return t;
+}

@@ -1,0 +1,177 @@
+// The one kernel header: panel formats, activation rows, and the table of kernels each ISA fills.
+// Knows no model, no thread, no Python. Everything here is plain data; SIMD lives in kernels/isa/.
+//
+// Key to the letters: M rows of activations (tokens), N rows of a weight matrix (outputs),
+// K columns (inputs), B sequences, T tokens of one sequence, H heads, D width of a head.
+//
+// Determinism: a kernel's result for one token depends on that token's row alone. Integer dots are exact,
+// and every float sum runs in an order fixed by position, so tile size, batch and threads change no bit.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace fh {
+
+// Sixteen weight rows make a panel: one 512-bit register holds four inputs of each row as bytes,
+// so one broadcast of four activations feeds all sixteen dots without a horizontal sum.
+constexpr int kPanelRows = 16;
+// Eight tokens a tile: eight int32 accumulators, the unpacked codes, scales and sums fit 32 registers; twelve spill.
+constexpr int kTileTokens = 8;
+
+// How a matrix lies in memory. Names follow GGUF where the arithmetic is the same.
+enum class Kind : uint8_t {
+  F32, F16, BF16,                     // floats, [K][16]
+  Q4_0, Q4_1, Q5_0, Q5_1, Q8_0,       // 32 inputs share a float scale (and minimum)
+  Q2_K, Q4_K, Q5_K, Q6_K,             // 256 inputs share a float scale; 16 or 32 an integer one
+  I8,                                 // int8 codes, one float32 scale per 16 inputs: codebook types re-laid
+  kCount,
+};
+constexpr int kKinds = static_cast<int>(Kind::kCount);
+
+// The arithmetic of a kind: value = d * (sub * (code - offset)) - minimum, all fields compile-time in the kernels.
+// A panel is [units][unit_bytes] of codes (with integer sub-scales behind each unit's codes),
+// then [units][aux_bytes] of per-row floats. A unit covers unit_k inputs of 16 rows.
+struct KindInfo {
+  const char* name;
+  int unit_k;       // inputs a unit covers: 32, 256, or 1 for floats
+  int unit_bytes;   // bytes of codes and sub-scales a unit takes in a panel
+  int aux_bytes;    // bytes of float scales (and minima) a unit takes
+  int act;          // which activation form it wants: kActF32, kAct32 or kAct256
+};
+constexpr int kActF32 = 0, kAct32 = 1, kAct256 = 2;
+const KindInfo& kind_info(Kind kind);
+
+// Weights in panels. Rows beyond n in the last panel are zero. Owned by freehold.h's Matrix.
+struct Panels {
+  Kind kind;
+  int64_t n, k;
+  int64_t panel_bytes;      // a multiple of 64
+  const uint8_t* data;      // 64-byte aligned
+  int64_t count() const { return (n + kPanelRows - 1) / kPanelRows; }
+};
+
+// M rows of activations, ready to multiply. The int8 forms: x ~ scale * q, one scale per 32 or 256 inputs.
+struct Acts {
+  int64_t k = 0;
+  const float* f32 = nullptr;        // [M][k]
+  const int8_t* q = nullptr;         // [M][k]
+  const float* scale = nullptr;      // [M][k/32] or [M][k/256]
+  const int32_t* sum16 = nullptr;    // [M][k/16]: sums of q, which turn weight offsets and minima into one term
+  const float* fsum32 = nullptr;     // [M][k/32]: scale * sum of q over 32 (kAct32 only)
+};
+
+// One layer's keys and values for one sequence: pages of kBlockTokens positions, found through the block table.
+// A page of one layer holds, for each kv head: keys transposed f16 [D][32], then values f16 [32][Dv].
+// Transposed keys let sixteen positions share one broadcast of a query element.
+constexpr int kBlockTokens = 32;
+// Softmax partials span 256 positions, counted from position 0, and merge in order, in prefill and decode alike.
+constexpr int kSpanTokens = 256;
+struct AttnArgs {
+  const float* q; int64_t q_stride;      // row r: q + r*q_stride, [heads][d], rotated already
+  float* out; int64_t out_stride;        // row r: [heads][dv]
+  uint8_t* pages; int64_t page_bytes;    // this layer's pages; page b at pages + b*page_bytes
+  const int32_t* block_table;            // of this sequence
+  int heads, kv_heads, d, dv;
+  float scale, softcap;                  // softcap 0: none; else cap*tanh(x/cap), before the mask
+  int window;                            // 0: none; else a query at i sees keys j with i-window < j <= i
+  int first_position;                    // rows are consecutive positions of one sequence
+};
+// Query rows of one attention tile (rows * group heads are computed together against one span).
+constexpr int kAttnTileRows = 8;
+
+struct SampleParams {
+  float temperature, top_p, min_p, typical_p;
+  int32_t top_k;
+  uint64_t seed;
+  int64_t position;
+};
+
+// What an ISA provides. Chosen once (dispatch.cpp); every member is filled in every table.
+struct Kernels {
+  const char* name;
+
+  // out[t*ld + r] = dot(row panel*16+r of w, activation row t0+t), t in [0, nt), any nt; r in [0,16).
+  using Panel = void (*)(const Panels& w, int64_t panel, const Acts& x, int64_t t0, int64_t nt, float* out, int64_t ld);
+  Panel panel[kKinds];
+
+  // One activation row to int8. k a multiple of 32 (of 256 for q256). NaN or infinity in x give scale NaN: never UB.
+  void (*quantize32)(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum16, float* fsum32);
+  void (*quantize256)(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum16);
+
+  // y = x / sqrt(mean(x^2) + eps) * w. In place allowed.
+  void (*rms_norm)(const float* x, const float* w, float eps, int64_t n, float* y);
+  void (*add)(float* y, const float* x, int64_t n);                 // y += x
+  void (*scale)(float* y, float s, int64_t n);                      // y *= s
+  void (*silu_mul)(float* g, const float* u, int64_t n);            // g = silu(g) * u
+  void (*gelu_mul)(float* g, const float* u, int64_t n);            // g = gelu_tanh(g) * u
+  void (*softcap)(float* y, float cap, int64_t n);                  // y = cap * tanh(y / cap)
+
+  // Rotates `heads` heads of d floats in place by cos/sin [rot/2]; rot <= d inputs turn, the rest stay.
+  // adjacent: pairs (2i, 2i+1); else halves (i, i + rot/2).
+  void (*rope)(float* x, int heads, int d, int rot, const float* cos, const float* sin, bool adjacent);
+  // Writes one position's keys [kv_heads][d] and values [kv_heads][dv] into a page as f16, slot in [0, 32).
+  void (*kv_store)(const float* k, const float* v, int kv_heads, int d, int dv, uint8_t* page, int slot);
+
+  // Partial softmax of rows [row0, row0+rows) x the heads of one kv head over span number `span`.
+  // partial: for each (row, head in group): m, l, then dv floats; a span a row cannot see leaves m = -inf, l = 0.
+  void (*attend_span)(const AttnArgs& a, int kv_head, int row0, int rows, int span, float* partial);
+  // Folds one span's partial into the running one, both [count][2+dv]; spans must come in order.
+  void (*attend_merge)(float* running, const float* partial, int count, int dv);
+  // out[h] = running / l, for the group heads of one row.
+  void (*attend_finish)(const AttnArgs& a, int kv_head, int row, const float* running);
+
+  // log(sum(exp(x))) over n logits; NaN when any is not finite. And the index of the greatest (lowest index on ties).
+  float (*log_sum_exp)(const float* x, int64_t n);
+  int64_t (*argmax)(const float* x, int64_t n);
+
+  // Loops for the machine's ceilings: bytes read (returns a checksum), and int8 multiply-adds without memory.
+  uint64_t (*read_loop)(const uint8_t* p, size_t n);
+  int32_t (*dot_loop)(int64_t iterations);      // performs iterations * kDotLoopOps int8 operations
+};
+constexpr int64_t kDotLoopOps = 16 * 64 * 2;    // sixteen independent 64-byte dots, a multiply and an add each
+
+const Kernels* kernels_scalar();
+const Kernels* kernels_avx2();      // null where the compiler cannot build it
+const Kernels* kernels_avx512();
+
+// Half precision in plain C++: exact to float, round to nearest even from it.
+inline float f16_to_f32(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
+  uint32_t exp = (h >> 10) & 31u, man = h & 1023u, bits;
+  if (exp == 31) bits = sign | 0x7f800000u | (man << 13);
+  else if (exp) bits = sign | ((exp + 112) << 23) | (man << 13);
+  else if (!man) bits = sign;
+  else {
+    exp = 113;
+    while (!(man & 1024u)) { man <<= 1; --exp; }
+    bits = sign | (exp << 23) | ((man & 1023u) << 13);
+  }
+  float f;
+  __builtin_memcpy(&f, &bits, 4);
+  return f;
+}
+inline uint16_t f32_to_f16(float f) {
+  uint32_t x;
+  __builtin_memcpy(&x, &f, 4);
+  const uint32_t sign = (x >> 16) & 0x8000u;
+  x &= 0x7fffffffu;
+  if (x > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+  if (x >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);   // rounds to 65536 or more
+  if (x < 0x38800000u) {                                               // a half subnormal or zero
+    if (x < 0x33000000u) return static_cast<uint16_t>(sign);
+    const int shift = 126 - static_cast<int>(x >> 23);                 // 14..24
+    const uint32_t man = (x & 0x7fffffu) | 0x800000u;
+    const uint32_t half = man >> shift, rest = man & ((1u << shift) - 1), mid = 1u << (shift - 1);
+    return static_cast<uint16_t>(sign | (half + (rest > mid || (rest == mid && (half & 1)))));
+  }
+  const uint32_t half = (x - 0x38000000u) >> 13, rest = x & 0x1fffu;
+  return static_cast<uint16_t>(sign | (half + (rest > 0x1000u || (rest == 0x1000u && (half & 1)))));
+}
+inline float bf16_to_f32(uint16_t h) {
+  const uint32_t bits = static_cast<uint32_t>(h) << 16;
+  float f;
+  __builtin_memcpy(&f, &bits, 4);
+  return f;
+}
+
+}  // namespace fh

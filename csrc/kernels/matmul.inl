@@ -1,0 +1,287 @@
+// Weight panels times activation rows, for every kind of panel: one routine per kind, for 1 to 8 tokens a tile.
+//
+//   out[t][r] = sum over k of W[r][k] * X[t][k],   r over the panel's sixteen rows
+//
+// One token reads every weight byte for two operations, so bytes bound it; from about ten tokens the int8 dots do.
+// Codes are unpacked once a tile and multiplied with each of its tokens. Integer dots are exact; the float sum runs
+// over blocks of 32 or 256 inputs in order, for every tile size alike, so a token's result has one value.
+//
+// A unit's codes: 32 inputs of 16 rows, as eight quads (four inputs of sixteen rows, 64 bytes as unpacked bytes).
+//   4-bit plane: 4 x 64 bytes, low nibbles quad 2v, high nibbles quad 2v+1;
+//   1-bit plane: 64 bytes, bit j of a byte belongs to quad j;  2-bit plane: 2 x 64 bytes, bits 2q of plane h: quad 4h+q;
+//   8-bit: 8 x 64 bytes.
+
+// How wide a code is, and its quad j out of a 32-input group at p.
+struct Nibble {
+  static constexpr int kBytes = 256;
+  template <int J> OP I quad_at(const uint8_t* p) {
+    const I v = bload(p + 64 * (J / 2));
+    return band(J % 2 ? shr16<4>(v) : v, bset(15));
+  }
+};
+struct Nibble1 {
+  static constexpr int kBytes = 320;
+  template <int J> OP I quad_at(const uint8_t* p) {
+    const I plane = bload(p + 256);
+    const I bit = band(J < 4 ? shl16<(J < 4 ? 4 - J : 0)>(plane) : shr16<(J > 4 ? J - 4 : 0)>(plane), bset(16));
+    return bor(Nibble::quad_at<J>(p), bit);
+  }
+};
+struct Nibble2 {
+  static constexpr int kBytes = 384;
+  template <int J> OP I quad_at(const uint8_t* p) {
+    constexpr int q = J % 4;
+    const I plane = bload(p + 256 + 64 * (J / 4));
+    const I bits = band(q < 2 ? shl16<(q < 2 ? 4 - 2 * q : 0)>(plane) : shr16<(q > 2 ? 2 : 0)>(plane), bset(48));
+    return bor(Nibble::quad_at<J>(p), bits);
+  }
+};
+struct TwoBit {
+  static constexpr int kBytes = 128;
+  template <int J> OP I quad_at(const uint8_t* p) { return band(shr16<2 * (J % 4)>(bload(p + 64 * (J / 4))), bset(3)); }
+};
+struct Byte {
+  static constexpr int kBytes = 512;
+  template <int J> OP I quad_at(const uint8_t* p) { return bload(p + 64 * J); }
+};
+
+template <class Code, int J, int NB>
+OP void dot_quad(I* acc, const uint8_t* p, const int8_t* const* x) {
+  const I w = Code::template quad_at<J>(p);
+  for (int b = 0; b < NB; ++b)
+    acc[b] = Code::kBytes == 512 ? dot4_full(acc[b], w, quad(x[b] + 4 * J)) : dot4(acc[b], w, quad(x[b] + 4 * J));
+}
+// Quads [4*H, 4*H+4): sixteen inputs.
+template <class Code, int H, int NB>
+OP void dot_half(I* acc, const uint8_t* p, const int8_t* const* x) {
+  dot_quad<Code, 4 * H, NB>(acc, p, x);
+  dot_quad<Code, 4 * H + 1, NB>(acc, p, x);
+  dot_quad<Code, 4 * H + 2, NB>(acc, p, x);
+  dot_quad<Code, 4 * H + 3, NB>(acc, p, x);
+}
+
+// The stream runs ahead of the dots: a panel's codes are read once, in order, so the distance is a matter of latency
+// alone: 100 ns at 13 GB/s a core are 1.3 KB; twice that keeps two cores' worth in flight.
+constexpr int kPrefetch = 2816;
+template <int Bytes> OP void prefetch_unit(const uint8_t* p) {
+  for (int i = 0; i < Bytes; i += 64) prefetch(p + kPrefetch + i);
+}
+
+// Kinds with a float scale per 32 inputs: value = d * (code - Offset), or d * code + m.
+template <class Code, int Offset, bool Min, int NB>
+static void panel_32(const Panels& w, const uint8_t* base, const Acts& x, int64_t t0, float* out, int64_t ld) {
+  const int64_t groups = w.k / 32;
+  const uint8_t* p = base;
+  const uint16_t* aux = reinterpret_cast<const uint16_t*>(base + groups * Code::kBytes);
+  const int8_t* xq[NB];
+  const float* xs[NB];
+  const float* xf[NB];
+  const int32_t* xsum[NB];
+  for (int b = 0; b < NB; ++b) {
+    xq[b] = x.q + (t0 + b) * x.k;
+    xs[b] = x.scale + (t0 + b) * groups;
+    xf[b] = x.fsum32 + (t0 + b) * groups;
+    xsum[b] = x.sum16 + (t0 + b) * 2 * groups;
+  }
+  F y[NB];
+  for (int b = 0; b < NB; ++b) y[b] = fzero();
+  for (int64_t g = 0; g < groups; ++g) {
+    I acc[NB];
+    for (int b = 0; b < NB; ++b) acc[b] = Offset ? iset(-Offset * (xsum[b][2 * g] + xsum[b][2 * g + 1])) : izero();
+    prefetch_unit<Code::kBytes>(p);
+    dot_half<Code, 0, NB>(acc, p, xq);
+    dot_half<Code, 1, NB>(acc, p, xq);
+    const F d = load_f16(aux);
+    for (int b = 0; b < NB; ++b) y[b] = fma(to_float(acc[b]), mul(d, fset(xs[b][g])), y[b]);
+    if (Min) {
+      const F m = load_f16(aux + 16);
+      for (int b = 0; b < NB; ++b) y[b] = fma(m, fset(xf[b][g]), y[b]);
+    }
+    p += Code::kBytes;
+    aux += Min ? 32 : 16;
+    for (int b = 0; b < NB; ++b) xq[b] += 32;
+  }
+  for (int b = 0; b < NB; ++b) fstore(out + b * ld, y[b]);
+}
+
+// Kinds with 256-input blocks: value = d * sub * (code - Offset) - dmin * min, sub and min integers per Sub inputs.
+template <class Code, int Sub, int Offset, bool Signed, bool Min>
+struct Super {
+  static constexpr int kSubs = 256 / Sub;
+  static constexpr int kUnit = 8 * Code::kBytes + kSubs * 16 * (Min ? 2 : 1);
+  static constexpr int kAux = Min ? 64 : 32;
+};
+template <class Code, int Sub, int Offset, bool Signed, bool Min, int NB>
+static void panel_256(const Panels& w, const uint8_t* base, const Acts& x, int64_t t0, float* out, int64_t ld) {
+  using S = Super<Code, Sub, Offset, Signed, Min>;
+  const int64_t blocks = w.k / 256;
+  const uint8_t* p = base;
+  const uint16_t* aux = reinterpret_cast<const uint16_t*>(base + blocks * S::kUnit);
+  const int8_t* xq[NB];
+  const float* xs[NB];
+  const int32_t* xsum[NB];
+  for (int b = 0; b < NB; ++b) {
+    xq[b] = x.q + (t0 + b) * x.k;
+    xs[b] = x.scale + (t0 + b) * blocks;
+    xsum[b] = x.sum16 + (t0 + b) * 16 * blocks;
+  }
+  F y[NB];
+  for (int b = 0; b < NB; ++b) y[b] = fzero();
+  for (int64_t i = 0; i < blocks; ++i) {
+    const uint8_t* subs = p + 8 * Code::kBytes;
+    const uint8_t* mins = subs + S::kSubs * 16;
+    I dots[NB], low[NB];
+    for (int b = 0; b < NB; ++b) dots[b] = low[b] = izero();
+    auto fold = [&](const I* acc, int s) __attribute__((always_inline)) {
+      const I sub = Signed ? load_i8(reinterpret_cast<const int8_t*>(subs) + 16 * s) : load_u8(subs + 16 * s);
+      for (int b = 0; b < NB; ++b) dots[b] = iadd(dots[b], imul(acc[b], sub));
+      if (Min) {
+        const I m = load_u8(mins + 16 * s);
+        for (int b = 0; b < NB; ++b) {
+          const int32_t sum = Sub == 16 ? xsum[b][s] : xsum[b][2 * s] + xsum[b][2 * s + 1];
+          low[b] = iadd(low[b], imul(m, iset(sum)));
+        }
+      }
+    };
+    for (int g = 0; g < 8; ++g) {
+      I acc[NB];
+      prefetch_unit<Code::kBytes + S::kSubs * (Min ? 4 : 2)>(p);
+      if (Sub == 32) {
+        for (int b = 0; b < NB; ++b) acc[b] = Offset ? iset(-Offset * (xsum[b][2 * g] + xsum[b][2 * g + 1])) : izero();
+        dot_half<Code, 0, NB>(acc, p, xq);
+        dot_half<Code, 1, NB>(acc, p, xq);
+        fold(acc, g);
+      } else {
+        for (int b = 0; b < NB; ++b) acc[b] = Offset ? iset(-Offset * xsum[b][2 * g]) : izero();
+        dot_half<Code, 0, NB>(acc, p, xq);
+        fold(acc, 2 * g);
+        for (int b = 0; b < NB; ++b) acc[b] = Offset ? iset(-Offset * xsum[b][2 * g + 1]) : izero();
+        dot_half<Code, 1, NB>(acc, p, xq);
+        fold(acc, 2 * g + 1);
+      }
+      p += Code::kBytes;
+      for (int b = 0; b < NB; ++b) xq[b] += 32;
+    }
+    const F d = load_f16(aux);
+    for (int b = 0; b < NB; ++b) {
+      F v = mul(d, to_float(dots[b]));
+      if (Min) v = fnma(load_f16(aux + 16), to_float(low[b]), v);
+      y[b] = fma(v, fset(xs[b][i]), y[b]);
+      xsum[b] += 16;
+    }
+    p = mins + (Min ? S::kSubs * 16 : 0);
+    aux += S::kAux / 2;
+  }
+  for (int b = 0; b < NB; ++b) fstore(out + b * ld, y[b]);
+}
+
+// int8 codes (stored + 128) with a float32 scale per 16 inputs: the home of every codebook type.
+template <int NB>
+static void panel_i8(const Panels& w, const uint8_t* base, const Acts& x, int64_t t0, float* out, int64_t ld) {
+  const int64_t groups = w.k / 32;
+  const uint8_t* p = base;
+  const float* aux = reinterpret_cast<const float*>(base + groups * Byte::kBytes);
+  F y[NB];
+  for (int b = 0; b < NB; ++b) y[b] = fzero();
+  for (int64_t g = 0; g < groups; ++g) {
+    const int8_t* xq[NB];
+    for (int b = 0; b < NB; ++b) xq[b] = x.q + (t0 + b) * x.k + 32 * g;
+    for (int h = 0; h < 2; ++h) {
+      I acc[NB];
+      for (int b = 0; b < NB; ++b) acc[b] = iset(-128 * x.sum16[(t0 + b) * 2 * groups + 2 * g + h]);
+      if (h == 0) dot_half<Byte, 0, NB>(acc, p, xq);
+      else dot_half<Byte, 1, NB>(acc, p, xq);
+      const F d = fload(aux);
+      for (int b = 0; b < NB; ++b) y[b] = fma(to_float(acc[b]), mul(d, fset(x.scale[(t0 + b) * groups + g])), y[b]);
+      aux += 16;
+    }
+    p += Byte::kBytes;
+  }
+  for (int b = 0; b < NB; ++b) fstore(out + b * ld, y[b]);
+}
+
+// Float panels [K][16]. Four accumulators a token by k mod 4, folded at the end: one chain of FMAs waits on its own
+// latency, four overlap; and four tokens fill 16 registers. The order is the same for every tile size.
+struct Float32 { using T = float; OP F at(const T* p) { return fload(p); } };
+struct Half { using T = uint16_t; OP F at(const T* p) { return load_f16(p); } };
+struct BFloat { using T = uint16_t; OP F at(const T* p) { return load_bf16(p); } };
+template <class E, int NB>
+static void panel_float(const Panels& w, const uint8_t* base, const Acts& x, int64_t t0, float* out, int64_t ld) {
+  const typename E::T* p = reinterpret_cast<const typename E::T*>(base);
+  F acc[NB][4];
+  for (int b = 0; b < NB; ++b) for (int j = 0; j < 4; ++j) acc[b][j] = fzero();
+  const float* xf[NB];
+  for (int b = 0; b < NB; ++b) xf[b] = x.f32 + (t0 + b) * x.k;
+  int64_t k = 0;
+  for (; k + 4 <= w.k; k += 4, p += 64) {
+    prefetch(reinterpret_cast<const uint8_t*>(p) + kPrefetch);
+    prefetch(reinterpret_cast<const uint8_t*>(p) + kPrefetch + 64);
+    for (int j = 0; j < 4; ++j) {
+      const F v = E::at(p + 16 * j);
+      for (int b = 0; b < NB; ++b) acc[b][j] = fma(v, fset(xf[b][k + j]), acc[b][j]);
+    }
+  }
+  for (int j = 0; k < w.k; ++k, ++j, p += 16)
+    for (int b = 0; b < NB; ++b) acc[b][j] = fma(E::at(p), fset(xf[b][k]), acc[b][j]);
+  for (int b = 0; b < NB; ++b) fstore(out + b * ld, add(add(acc[b][0], acc[b][1]), add(acc[b][2], acc[b][3])));
+}
+
+// Each kind as a family of tiles by token count.
+template <class Code, int Offset, bool Min> struct Rows32 {
+  static constexpr int kMax = kTileTokens;
+  template <int NB> OP void tile(const Panels& w, const uint8_t* p, const Acts& x, int64_t t, float* o, int64_t ld) {
+    panel_32<Code, Offset, Min, NB>(w, p, x, t, o, ld);
+  }
+};
+template <class Code, int Sub, int Offset, bool Signed, bool Min> struct Rows256 {
+  static constexpr int kMax = kTileTokens;
+  template <int NB> OP void tile(const Panels& w, const uint8_t* p, const Acts& x, int64_t t, float* o, int64_t ld) {
+    panel_256<Code, Sub, Offset, Signed, Min, NB>(w, p, x, t, o, ld);
+  }
+};
+struct RowsI8 {
+  static constexpr int kMax = kTileTokens;
+  template <int NB> OP void tile(const Panels& w, const uint8_t* p, const Acts& x, int64_t t, float* o, int64_t ld) {
+    panel_i8<NB>(w, p, x, t, o, ld);
+  }
+};
+template <class E> struct RowsFloat {
+  static constexpr int kMax = 4;
+  template <int NB> OP void tile(const Panels& w, const uint8_t* p, const Acts& x, int64_t t, float* o, int64_t ld) {
+    panel_float<E, NB>(w, p, x, t, o, ld);
+  }
+};
+
+template <class R>
+static void panel_rows(const Panels& w, int64_t panel, const Acts& x, int64_t t0, int64_t nt, float* out, int64_t ld) {
+  const uint8_t* p = w.data + panel * w.panel_bytes;
+  constexpr int kMax = R::kMax;
+  for (; nt >= kMax; nt -= kMax, t0 += kMax, out += kMax * ld) R::template tile<kMax>(w, p, x, t0, out, ld);
+  switch (nt) {
+    case 7: if constexpr (kMax > 7) R::template tile<7>(w, p, x, t0, out, ld); break;
+    case 6: if constexpr (kMax > 6) R::template tile<6>(w, p, x, t0, out, ld); break;
+    case 5: if constexpr (kMax > 5) R::template tile<5>(w, p, x, t0, out, ld); break;
+    case 4: if constexpr (kMax > 4) R::template tile<4>(w, p, x, t0, out, ld); break;
+    case 3: R::template tile<3>(w, p, x, t0, out, ld); break;
+    case 2: R::template tile<2>(w, p, x, t0, out, ld); break;
+    case 1: R::template tile<1>(w, p, x, t0, out, ld); break;
+    default: break;
+  }
+}
+
+static void fill_matmul(Kernels& t) {
+  auto set = [&t](Kind k, Kernels::Panel f) { t.panel[static_cast<int>(k)] = f; };
+  set(Kind::F32, panel_rows<RowsFloat<Float32>>);
+  set(Kind::F16, panel_rows<RowsFloat<Half>>);
+  set(Kind::BF16, panel_rows<RowsFloat<BFloat>>);
+  set(Kind::Q4_0, panel_rows<Rows32<Nibble, 8, false>>);
+  set(Kind::Q4_1, panel_rows<Rows32<Nibble, 0, true>>);
+  set(Kind::Q5_0, panel_rows<Rows32<Nibble1, 16, false>>);
+  set(Kind::Q5_1, panel_rows<Rows32<Nibble1, 0, true>>);
+  set(Kind::Q8_0, panel_rows<Rows32<Byte, 128, false>>);
+  set(Kind::Q2_K, panel_rows<Rows256<TwoBit, 16, 0, false, true>>);
+  set(Kind::Q4_K, panel_rows<Rows256<Nibble, 32, 0, false, true>>);
+  set(Kind::Q5_K, panel_rows<Rows256<Nibble1, 32, 0, false, true>>);
+  set(Kind::Q6_K, panel_rows<Rows256<Nibble2, 16, 32, true, false>>);
+  set(Kind::I8, panel_rows<RowsI8>);
+}

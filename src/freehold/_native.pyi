@@ -1,0 +1,161 @@
+"""The native module's typed face: packed matrices, the KV cache, traced plans, sampling, and the machine's ceilings.
+
+Arrays are C-contiguous NumPy arrays of the dtype named; a wrong dtype or shape is a TypeError or UsageError.
+Every call that computes drops the GIL. See csrc/freehold.h for who owns what.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
+
+BLOCK_TOKENS: int  # positions in a page of the KV cache
+
+def isas() -> list[str]:
+    """Name the kernel tables this machine can run, best first."""
+
+def isa() -> str:
+    """Name the table in use (the best, or FREEHOLD_ISA's choice)."""
+
+class Threads:
+    """A pool of n threads, the caller being one. Keep it alive as long as anything computes with it."""
+
+    def __init__(self, n: int) -> None: ...
+    @property
+    def size(self) -> int: ...
+
+class Matrix:
+    """A weight matrix [rows, cols] re-laid into panels. Immutable."""
+
+    @staticmethod
+    def pack(raw: U8, type: str, rows: int, cols: int, threads: Threads) -> Matrix:
+        """Re-lay `rows` GGUF rows of `type` ("Q4_K", "F32", ...); raw holds exactly those bytes, 1-D."""
+
+    @staticmethod
+    def pack_codes(codes: NDArray[np.int8], scales: F32, threads: Threads) -> Matrix:
+        """Lay codes int8 [N, K] with scales float32 [N, K/16] (value = scale * code); K a multiple of 32."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    def row(self, index: int) -> F32:
+        """Decode one row to float32 [K]."""
+
+def type_routes() -> list[tuple[str, str, str, float, float]]:
+    """List (GGUF type, panel kind, route, bits a weight in the file, bits packed) for every type that packs."""
+
+class Rope:
+    """Rotary embedding: angle = position * inv_freq[i], cos and sin times `factor`; pairs adjacent or halves."""
+
+    def __init__(self, inv_freq: F32, factor: float = 1.0, adjacent: bool = False) -> None: ...
+
+class KvCache:
+    """Pages of f16 keys and values for all layers; layers are (kv_heads, key width, value width)."""
+
+    def __init__(self, layers: Sequence[tuple[int, int, int]], blocks: int) -> None: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def bytes_per_block(self) -> int: ...
+
+class Plan:
+    """A traced forward pass. Build it once with the op methods, `finish`, then `run` steps.
+
+    Op methods take and return buffer numbers: float32 activations [rows of the step, width].
+    """
+
+    def __init__(self, threads: Threads, cache: KvCache, max_rows: int) -> None: ...
+    def embed(self, table: Matrix, scale: float = 1.0) -> int:
+        """x = table[token] * scale."""
+
+    def norm(self, x: int, weight: F32, eps: float) -> int:
+        """RMS norm of every row."""
+
+    def linear(
+        self,
+        x: int,
+        weights: Sequence[Matrix],
+        biases: Sequence[F32 | None],
+        norm: F32 | None = None,
+        eps: float = 0.0,
+    ) -> list[int]:
+        """One output per weight: W · (norm(x) or x) + bias. One quantisation of x serves all."""
+
+    def linear_add(self, x: int, weight: Matrix, residual: int, bias: F32 | None = None) -> None:
+        """residual += W · x + bias, in place."""
+
+    def gated(self, x: int, gate: Matrix, up: Matrix, act: str, norm: F32 | None = None, eps: float = 0.0) -> int:
+        """act(gate · n) * (up · n) with n = norm(x) or x; act is "silu" or "gelu" (tanh form)."""
+
+    def rope_store(
+        self,
+        layer: int,
+        q: int,
+        k: int,
+        v: int,
+        rope: Rope | None,
+        q_norm: F32 | None = None,
+        k_norm: F32 | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """Normalise (per head) and rotate q in place and k, then write k and v into the layer's pages."""
+
+    def attention(self, layer: int, q: int, scale: float, window: int = 0, softcap: float = 0.0) -> int:
+        """Causal attention of q over the layer's pages; window w > 0: keys j with i - w < j <= i."""
+
+    def add_norm(self, residual: int, x: int, weight: F32, eps: float) -> None:
+        """residual += norm(x), in place."""
+
+    def logits(
+        self, x: int, weight: Matrix, norm: F32 | None, eps: float, scale: float = 1.0, softcap: float = 0.0
+    ) -> None:
+        """Output head over the rows a step asks for. The last op of a plan."""
+
+    def finish(self) -> None:
+        """Check the trace and allocate activation buffers."""
+
+    @property
+    def buffer_bytes(self) -> int: ...
+    def run(
+        self, tokens: I32, positions: I32, seqs: I32, block_tables: I32, logit_rows: I32
+    ) -> F32:
+        """Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
+        logit_rows int32 [R]. Return float32 logits [R, vocab]. Rows of one sequence are consecutive positions.
+        """
+
+def sample(
+    logits: F32,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    typical_p: float,
+    seed: int,
+    position: int,
+) -> int:
+    """Choose a token from float32 logits [V] (penalties and bias applied already). -1 if any logit is not finite.
+
+    Order: temperature, top-k, typical, top-p, min-p; then the greatest logit/temperature + Gumbel(seed, position, id)
+    among the survivors. Temperature 0: the greatest logit, lowest id on ties.
+    """
+
+def log_sum_exp(logits: F32) -> float:
+    """log(sum(exp(logits))); NaN when any logit is not finite."""
+
+def penalize(logits: F32, ids: I32, counts: I32, repetition: float, presence: float, frequency: float) -> None:
+    """In place for each id seen `counts` times: divide (or multiply, if negative) by repetition; subtract the others."""
+
+def measure_read_gb_s(threads: int, megabytes: int = 512) -> float:
+    """Measure plain read bandwidth in GB/s (1e9)."""
+
+def measure_int8_gops(threads: int) -> float:
+    """Measure int8 multiply-add operations in 1e9/s, without memory traffic, on the best ISA."""
