@@ -11,6 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "cancelled"]
+Overflow = Literal["error", "drop-oldest"]  # what to do with a chat longer than the context
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ class Usage:
 class Chunk:
     """A piece of a streamed answer. `text` and `thinking` hold whole characters, never half of one.
 
-    The last chunk carries `finish_reason` and `usage` and may be empty otherwise.
+    The last chunk carries `finish_reason` and `usage` and may be empty otherwise; the first one says
+    how many messages an overflow policy removed.
     """
 
     text: str = ""
@@ -86,6 +88,7 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    dropped_messages: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +123,13 @@ class ChatModel(Protocol):
         stop: Sequence[str] = (),
         logprobs: int | None = None,
         think: bool | None = None,
+        overflow: Overflow = "error",
     ) -> Iterator[Chunk]:
-        """Answer `messages` piece by piece. `sampling` None: the model's own defaults."""
+        """Answer `messages` piece by piece. `sampling` None: the model's own defaults.
+
+        `think` None leaves reasoning to the model's template; True or False raises UsageError where the
+        model has no such switch. Raises ContextOverflow when the chat is too long and `overflow` is "error".
+        """
         ...
 
     def close(self) -> None:
