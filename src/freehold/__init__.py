@@ -1,1 +1,66 @@
-"""Own the language models you use: load one, chat with it, stream, score."""
+"""Own the language models you use: load one, chat with it, stream, score.
+
+    import freehold
+
+    with freehold.load("qwen2.5-coder:0.5b") as llm:
+        print(llm.chat("Reverse a string in Python.").text)
+
+This is the whole public API; everything else may move. Names are imported on first use, so that
+`import freehold` costs a few milliseconds.
+Path: freehold.load -> local.load -> engine
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from freehold.errors import FreeholdError
+    from freehold.fake import FakeModel
+    from freehold.local import LLM, load
+    from freehold.types import ChatModel, Chunk, Completion, Message, SamplingParams, TokenLogprob, Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "ChatModel",
+    "Chunk",
+    "Completion",
+    "FakeModel",
+    "FreeholdError",
+    "Message",
+    "SamplingParams",
+    "TokenLogprob",
+    "Usage",
+    "load",
+]
+
+_HOMES = {
+    "freehold.local": ("LLM", "load"),
+    "freehold.errors": ("FreeholdError",),
+    "freehold.fake": ("FakeModel",),
+    "freehold.types": (
+        "ChatModel",
+        "Chunk",
+        "Completion",
+        "Message",
+        "SamplingParams",
+        "TokenLogprob",
+        "Usage",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'freehold' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,78 @@
+"""Imports go down only, and never sideways between rooms on a level (DESIGN.md, "The house")."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "freehold"
+LEVELS = {
+    **dict.fromkeys(["errors", "types", "config", "_native"], 0),
+    **dict.fromkeys(["formats", "tokenizer", "catalog"], 1),
+    **dict.fromkeys(["store", "models", "advisor"], 2),
+    "engine": 3,
+    **dict.fromkeys(["local", "remote", "fake"], 4),
+    **dict.fromkeys(["worker", "backends", "router", "evals"], 5),
+    "adapt": 6,
+    "server": 7,
+    "cli": 8,
+}
+# On level 0 config reads errors, and types and _native read nothing.
+FOUNDATION = {("config", "errors"), ("types", "errors")}
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(source: str, package: str) -> set[str]:
+    """Rooms that a module in `package` imports anywhere, also inside functions."""
+    rooms = set()
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        rooms |= {n.split(".")[1] for n in names if n.startswith("freehold.")}
+    return {room for room in rooms if room in LEVELS}
+
+
+def test_every_room_has_a_level():
+    rooms = {room_of(p) for p in FILES} | {p.stem for p in PACKAGE.glob("*.pyi")}
+    assert rooms <= LEVELS.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down_only(path: Path):
+    room = room_of(path)
+    package = ".".join(("freehold", *path.relative_to(PACKAGE).parts[:-1]))
+    for other in imported_rooms(path.read_text(encoding="utf-8"), package) - {room}:
+        down = LEVELS[other] < LEVELS[room]
+        assert down or (room, other) in FOUNDATION, f"{room} (L{LEVELS[room]}) imports {other}"
+
+
+def test_the_check_sees_imports_inside_functions_and_relative_ones():
+    source = "def f():\n    from freehold.engine import Engine\n    from ..store import Store\n"
+    assert imported_rooms(source, "freehold.tokenizer") == {"engine", "store"}
+
+
+def test_nothing_outside_the_cli_prints():
+    """stdout belongs to the command line; a library that prints corrupts its host's output."""
+    for path in FILES:
+        if room_of(path) in ("cli", "server"):
+            continue
+        calls = (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call))
+        printing = [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
+        assert not printing, f"{path.name} prints on line {printing[0]}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_every_file_says_what_it_is(path: Path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} has no docstring"
