@@ -1,0 +1,8 @@
+"""Text to token ids and back, and chats to prompts: tokenizers, detokenizer, chat templates."""
+
+from freehold.tokenizer.core import AddedToken, Tokenizer, TokenKind
+from freehold.tokenizer.detokenizer import Detokenizer
+from freehold.tokenizer.rendered import Rendered
+from freehold.tokenizer.vocab import tokenizer_from_gguf
+
+__all__ = ["AddedToken", "Detokenizer", "Rendered", "TokenKind", "Tokenizer", "tokenizer_from_gguf"]

@@ -1,0 +1,280 @@
+"""The tokenizer: text to token ids and back.
+
+Knows a vocabulary and its added tokens; knows no file format, no chat template, no model.
+The `tokenizers` library does the merging of ordinary text; the added tokens (control and user-defined) are cut
+out here, because who may write them depends on where the text comes from: control tokens are recognised in
+template text only, never in what a user wrote. Bytes, not strings, are what a token stands for.
+Path: ChatTemplate.render -> Tokenizer.encode_rendered -> Engine -> Detokenizer
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+
+# The library's own thread pool would fight the engine's; it is read at the first batch.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import tokenizers  # noqa: E402
+
+from freehold.errors import BadModelFile, UsageError  # noqa: E402
+from freehold.tokenizer.rendered import Rendered  # noqa: E402
+
+SPACE_MARK = "\u2581"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
+
+
+class TokenKind(IntEnum):
+    """What a token is, by GGUF's `tokenizer.ggml.token_type` numbers."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that is found in the text before any splitting; `text` is as it stands in raw text."""
+
+    id: int
+    text: str
+    control: bool
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a loader (vocab.py) hands over: one entry per id, and the few facts beside them."""
+
+    texts: Sequence[str]
+    kinds: Sequence[int]
+    byte_level: bool  # GPT-2's byte alphabet; otherwise plain text with U+2581 for a space
+    added: tuple[AddedToken, ...]
+    prefix_ids: tuple[int, ...]  # put before a text when `bos` is wanted by default
+    suffix_ids: tuple[int, ...]
+    bos_id: int | None
+    eos_ids: frozenset[int]
+    strips_leading_space: bool  # encoding puts a space before the text, so decoding takes it away
+    pad_id: int | None = None
+    unk_id: int | None = None
+
+
+@lru_cache(maxsize=1)
+def _byte_alphabet() -> dict[str, int]:
+    """Map GPT-2's printable stand-ins to bytes: printable Latin-1 is itself, the rest follows from U+0100."""
+    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(b): b for b in itself}
+    rest = (b for b in range(256) if chr(b) not in table)
+    return table | {chr(0x100 + n): b for n, b in enumerate(rest)}
+
+
+class _Cutter:
+    """Finds added tokens in a text: leftmost first, longest at a place."""
+
+    def __init__(self, added: Iterable[AddedToken]) -> None:
+        self._by_text = {token.text: token for token in added if token.text}
+        texts = sorted(self._by_text, key=len, reverse=True)
+        self._regex = re.compile("|".join(map(re.escape, texts))) if texts else None
+
+    def cut(self, text: str) -> Iterable[tuple[int, int, int]]:
+        """Yield (start, end, id); start and end include whitespace that the token swallows."""
+        if self._regex is None:
+            return
+        last = 0
+        for match in self._regex.finditer(text):
+            start, end = match.span()
+            token = self._by_text[match.group()]
+            if start < last or (token.single_word and _inside_word(text, start, end)):
+                continue
+            if token.lstrip:
+                start = last + len(text[last:start].rstrip())
+            if token.rstrip:
+                end += len(text[end:]) - len(text[end:].lstrip())
+            yield start, end, token.id
+            last = end
+
+
+def _inside_word(text: str, start: int, end: int) -> bool:
+    before, after = text[start - 1 : start], text[end : end + 1]
+    return any(char.isalnum() or char == "_" for char in (before, after) if char)
+
+
+class Tokenizer:
+    """Turns text into token ids and back; immutable and safe from many threads.
+
+    Build one with `tokenizer_from_gguf` or `tokenizer_from_dir`.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
+        self._inner = inner
+        self._vocabulary = vocabulary
+        self._kinds = list(vocabulary.kinds)
+        self._bytes: list[bytes | None] = [None] * len(vocabulary.texts)
+        self._control = _Cutter(token for token in vocabulary.added if token.control)
+        self._user_defined = _Cutter(token for token in vocabulary.added if not token.control)
+        self._added_bytes = {token.id: token.text.encode("utf-8", "replace") for token in vocabulary.added}
+        self._ids = {text: id for id, text in enumerate(vocabulary.texts)}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids the tokenizer knows; a model's matrices may be padded beyond it."""
+        return len(self._bytes)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The beginning-of-sequence id, if the file names one."""
+        return self._vocabulary.bos_id
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Every id that ends an answer: end of text, of turn, of message."""
+        return self._vocabulary.eos_ids
+
+    @property
+    def pad_id(self) -> int | None:
+        """The padding id, if the file names one."""
+        return self._vocabulary.pad_id
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether `encode` puts the beginning-of-sequence id first unless told otherwise."""
+        return bool(self._vocabulary.prefix_ids)
+
+    @property
+    def strips_leading_space(self) -> bool:
+        """Whether decoding takes away one leading space (SentencePiece puts it there when encoding)."""
+        return self._vocabulary.strips_leading_space
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """Texts of the tokens that only a template may write."""
+        return frozenset(token.text for token in self._vocabulary.added if token.control)
+
+    def token_id(self, text: str) -> int | None:
+        """Return the id of the token spelled exactly `text` in the vocabulary, or None."""
+        return self._ids.get(text)
+
+    def token_text(self, id: int) -> str:
+        """Return the vocabulary's own spelling of `id`."""
+        return self._vocabulary.texts[self._checked(id)]
+
+    def token_kind(self, id: int) -> TokenKind:
+        """Return what `id` is: normal, control, byte, ..."""
+        return TokenKind(self._kinds[self._checked(id)])
+
+    def encode(self, text: str, *, special: bool = False, bos: bool | None = None) -> list[int]:
+        """Turn `text` into ids.
+
+        `special` False: the text is a user's, control tokens written in it are ordinary characters.
+        `special` True: it is template text, control tokens become their ids.
+        `bos` None follows the model's own habit; with `special`, a text that already starts with the
+        beginning-of-sequence token gets no second one. Raise UsageError for lone surrogates.
+        """
+        return self._encode(text, text if special else None, bos)
+
+    def encode_rendered(self, rendered: Rendered, *, bos: bool | None = None) -> list[int]:
+        """Turn a rendered chat into ids: control tokens only where the template wrote them."""
+        return self._encode(rendered.text, rendered.guarded, bos)
+
+    def _encode(self, text: str, guarded: str | None, bos: bool | None) -> list[int]:
+        _refuse_surrogates(text)
+        pieces = self._pieces(text, guarded)
+        stretches = [piece for piece in pieces if isinstance(piece, str)]
+        encoded = iter(self._inner.encode_batch_fast(stretches, add_special_tokens=False))
+        ids: list[int] = []
+        for piece in pieces:
+            ids += next(encoded).ids if isinstance(piece, str) else [piece]
+        return self._framed(ids, bos, explicit=guarded is not None)
+
+    def _framed(self, ids: list[int], bos: bool | None, *, explicit: bool) -> list[int]:
+        prefix = list(self._vocabulary.prefix_ids) if bos is None else []
+        if bos and self.bos_id is not None:
+            prefix = list(self._vocabulary.prefix_ids) or [self.bos_id]
+        if explicit and ids[: len(prefix)] == prefix:
+            prefix = []
+        suffix = list(self._vocabulary.suffix_ids) if bos is None and not explicit else []
+        return prefix + ids + suffix
+
+    def _pieces(self, text: str, guarded: str | None) -> list[str | int]:
+        pieces: list[str | int] = []
+        last = 0
+        for start, end, id in self._control.cut(guarded) if guarded is not None else ():
+            pieces += self._user_pieces(text[last:start])
+            pieces.append(id)
+            last = end
+        return pieces + self._user_pieces(text[last:])
+
+    def _user_pieces(self, text: str) -> list[str | int]:
+        pieces: list[str | int] = []
+        last = 0
+        for start, end, id in self._user_defined.cut(text):
+            if start > last:
+                pieces.append(text[last:start])
+            pieces.append(id)
+            last = end
+        if last < len(text):
+            pieces.append(text[last:])
+        return pieces
+
+    def token_bytes(self, id: int, *, special: bool = False) -> bytes:
+        """Return the bytes `id` stands for; control tokens stand for none unless `special`."""
+        if not special and self._kinds[self._checked(id)] in _SILENT:
+            return b""
+        raw = self._bytes[self._checked(id)]
+        if raw is None:
+            raw = self._bytes[id] = self._spell(id)
+        return raw
+
+    def _spell(self, id: int) -> bytes:
+        if id in self._added_bytes:
+            return self._added_bytes[id]
+        text = self._vocabulary.texts[id]
+        if self._vocabulary.byte_level:
+            alphabet = _byte_alphabet()
+            if all(char in alphabet for char in text):
+                return bytes(alphabet[char] for char in text)
+            return text.encode("utf-8", "replace")
+        if self._kinds[id] == TokenKind.BYTE and (match := _BYTE_TOKEN.match(text)):
+            return bytes([int(match.group(1), 16)])
+        return text.replace(SPACE_MARK, " ").encode("utf-8", "replace")
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """Turn `ids` into text; bytes that are no UTF-8 become U+FFFD. `special` spells control tokens out."""
+        raw = b"".join(self.token_bytes(id, special=special) for id in ids)
+        text = raw.decode("utf-8", "replace")
+        return text[1:] if self.strips_leading_space and text.startswith(" ") else text
+
+    def _checked(self, id: int) -> int:
+        if not 0 <= id < len(self._bytes):
+            raise UsageError(f"token id {id} is outside the vocabulary of {len(self._bytes)}")
+        return id
+
+
+_SILENT = frozenset((TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.UNUSED))
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise UsageError(
+            f"text holds half a surrogate pair (U+{code:04X} at character {error.start}), which is no character",
+            hint="decode the text as UTF-8 with errors='replace' first",
+        ) from None
+
+
+def check_ids(name: str, ids: Iterable[int], size: int) -> None:
+    """Raise BadModelFile if one of `ids`, which metadata calls `name`, lies outside a vocabulary of `size`."""
+    for id in ids:
+        if not 0 <= id < size:
+            raise BadModelFile(f"{name} is {id}, outside the vocabulary of {size}")

@@ -1,0 +1,347 @@
+"""Builds a Tokenizer from what a model file says about its vocabulary.
+
+Knows GGUF's tokenizer keys and their meaning; knows no file reader, no chat template.
+Three kinds: byte-level BPE with a named pre-tokenizer ("gpt2"), SentencePiece BPE, whose merges follow from
+scores ("llama"), and SentencePiece unigram ("t5"). tokenizer.json is read by directory.py.
+Path: formats.gguf -> vocab.tokenizer_from_gguf -> Tokenizer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers.normalizers import Normalizer
+
+from freehold.errors import BadModelFile, UnsupportedModel
+from freehold.tokenizer import pretokenizers
+from freehold.tokenizer.core import SPACE_MARK, AddedToken, Tokenizer, TokenKind, Vocabulary, check_ids
+
+_PREFIX = "tokenizer.ggml."
+MAX_TOKENS = 4_000_000  # fifteen times the largest vocabulary in use
+MAX_MERGES = 8_000_000
+
+# Control tokens that end a turn or a text, whatever else the file says. Harmony (gpt-oss) is the exception:
+# there <|end|> only closes one channel and <|return|> or <|call|> ends the answer.
+END_TEXTS = frozenset(
+    (
+        "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>",
+        "<|end_of_text|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<|call|>", "<EOT>", "[EOT]",
+        "<｜end▁of▁sentence｜>", "<end_of_utterance>", "</s>", "<eos>",
+    )
+)  # fmt: skip
+_HARMONY_END = frozenset(("<|return|>", "<|call|>"))
+
+
+class _Keys:
+    """Typed access to the `tokenizer.ggml.*` keys; a value of the wrong type is a BadModelFile."""
+
+    def __init__(self, metadata: Mapping[str, object]) -> None:
+        self._metadata = metadata
+
+    def text(self, name: str) -> str:
+        value = self._metadata.get(_PREFIX + name, "")
+        return value if isinstance(value, str) else self._wrong(name, "a string", value)
+
+    def flag(self, name: str) -> bool | None:
+        value = self._metadata.get(_PREFIX + name)
+        if value is None or isinstance(value, (bool, np.bool_)):
+            return None if value is None else bool(value)
+        return self._wrong(name, "a boolean", value)
+
+    def id(self, name: str, size: int) -> int | None:
+        value = self._metadata.get(f"{_PREFIX}{name}_token_id")
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            return self._wrong(f"{name}_token_id", "an integer", value)
+        check_ids(f"{_PREFIX}{name}_token_id", (int(value),), size)
+        return int(value)
+
+    def texts(self, name: str, limit: int) -> list[str]:
+        value = self._metadata.get(_PREFIX + name)
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+            return self._wrong(name, "an array of strings", value)
+        if not 0 < len(value) <= limit:
+            raise BadModelFile(f"{_PREFIX}{name} has {len(value):,} entries; between 1 and {limit:,} can be")
+        return list(value)
+
+    def numbers(self, name: str, size: int) -> np.ndarray | None:
+        value = self._metadata.get(_PREFIX + name)
+        if value is None:
+            return None
+        array = np.asarray(value)
+        if array.ndim != 1 or array.dtype.kind not in "iuf":
+            return self._wrong(name, "an array of numbers", value)
+        if len(array) != size:
+            raise BadModelFile(f"{_PREFIX}{name} has {len(array):,} entries for {size:,} tokens")
+        return array
+
+    def charsmap(self) -> bytes:
+        value = self._metadata.get(_PREFIX + "precompiled_charsmap")
+        return b"" if value is None else np.asarray(value).astype(np.uint8).tobytes()
+
+    @staticmethod
+    def _wrong(name: str, wanted: str, value: object):
+        found = "nothing" if value is None else type(value).__name__
+        raise BadModelFile(f"{_PREFIX}{name} must be {wanted}; the file has {found}")
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
+    """Build the tokenizer that a GGUF file's metadata describes.
+
+    `metadata` maps GGUF keys to Python values: string arrays as lists, numeric arrays as NumPy arrays.
+    Raise BadModelFile for missing or inconsistent keys, UnsupportedModel for a tokenizer model or a byte-level
+    pre-tokenizer that is not known.
+    """
+    keys = _Keys(metadata)
+    model = keys.text("model")
+    if model == "gpt2" and keys.text("pre") == "gemma4":
+        model = "gemma4"
+    builder = _BUILDERS.get(model)
+    if builder is None:
+        known = ", ".join(sorted(_BUILDERS))
+        raise UnsupportedModel(
+            f"unknown tokenizer model {model!r} (tokenizer.ggml.model)", hint=f"known: {known}"
+        )
+    return builder(keys)
+
+
+def _byte_level(keys: _Keys) -> Tokenizer:
+    spec = pretokenizers.lookup(keys.text("pre"))
+    texts = keys.texts("tokens", MAX_TOKENS)
+    kinds = _kinds(keys, texts)
+    vocab = _mergeable(texts, kinds)
+    merges = _explicit_merges(keys.texts("merges", MAX_MERGES), vocab, frozenset(texts))
+    inner = _bpe(vocab, merges, ignore_merges=spec.ignore_merges)
+    if (normalizer := spec.normalizer()) is not None:
+        inner.normalizer = normalizer
+    inner.pre_tokenizer = spec.pre_tokenizer()
+    facts = _facts(keys, texts, kinds, add_bos=spec.add_bos, add_eos=False)
+    return Tokenizer(inner, Vocabulary(**facts, byte_level=True, strips_leading_space=False))
+
+
+def _gemma4(keys: _Keys) -> Tokenizer:
+    """Merges are spelled out as in byte-level BPE, but over characters, spaces as U+2581, bytes as fallback."""
+    texts = keys.texts("tokens", MAX_TOKENS)
+    kinds = _kinds(keys, texts)
+    vocab = _mergeable(texts, kinds)
+    merges = _explicit_merges(keys.texts("merges", MAX_MERGES), vocab, frozenset(texts))
+    inner = _bpe(vocab, merges, unk=_unknown(keys, texts), byte_fallback=True)
+    inner.normalizer = normalizers.Replace(" ", SPACE_MARK)
+    facts = _facts(keys, texts, kinds, add_bos=True, add_eos=False)
+    return Tokenizer(inner, Vocabulary(**facts, byte_level=False, strips_leading_space=False))
+
+
+def _sentencepiece_bpe(keys: _Keys) -> Tokenizer:
+    texts = keys.texts("tokens", MAX_TOKENS)
+    kinds = _kinds(keys, texts)
+    scores = keys.numbers("scores", len(texts))
+    if scores is None:
+        raise BadModelFile("a SentencePiece vocabulary needs tokenizer.ggml.scores; the file has none")
+    vocab = _mergeable(texts, kinds)
+    merges = merges_from_scores(texts, scores, vocab)
+    fallback = TokenKind.BYTE in kinds
+    inner = _bpe(vocab, merges, unk=_unknown(keys, texts), byte_fallback=fallback)
+    prefix = keys.flag("add_space_prefix") is not False
+    inner.normalizer = _spaces_as_marks(keys, prefix=prefix)
+    facts = _facts(keys, texts, kinds, add_bos=True, add_eos=False)
+    return Tokenizer(inner, Vocabulary(**facts, byte_level=False, strips_leading_space=prefix))
+
+
+def _sentencepiece_unigram(keys: _Keys) -> Tokenizer:
+    texts = keys.texts("tokens", MAX_TOKENS)
+    kinds = _kinds(keys, texts)
+    scores = keys.numbers("scores", len(texts))
+    if scores is None:
+        raise BadModelFile("a unigram vocabulary needs tokenizer.ggml.scores; the file has none")
+    unk = keys.id("unknown", len(texts))
+    # Ids are positions in the library's unigram list, so tokens that text must not reach keep their place
+    # under a name no text can contain.
+    pieces = [
+        (
+            text if kind not in _UNREACHABLE else f"\udb80{id}".encode("utf-8", "replace").decode() + "\x00",
+            float(score),
+        )
+        for id, (text, kind, score) in enumerate(zip(texts, kinds, scores, strict=True))
+    ]
+    prefix = keys.flag("add_space_prefix") is not False
+    inner = _guarded(lambda: models.Unigram(pieces, unk, byte_fallback=TokenKind.BYTE in kinds))
+    if (normalizer := _unigram_normalizer(keys)) is not None:
+        inner.normalizer = normalizer
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(SPACE_MARK, prepend_scheme="always" if prefix else "never")
+    facts = _facts(keys, texts, kinds, add_bos=False, add_eos=True)
+    return Tokenizer(inner, Vocabulary(**facts, byte_level=False, strips_leading_space=prefix))
+
+
+_BUILDERS: dict[str, Callable[[_Keys], Tokenizer]] = {
+    "gpt2": _byte_level,
+    "gemma4": _gemma4,
+    "llama": _sentencepiece_bpe,
+    "t5": _sentencepiece_unigram,
+}
+_UNREACHABLE = frozenset((TokenKind.CONTROL, TokenKind.UNUSED))
+
+
+def merges_from_scores(
+    texts: Sequence[str], scores: np.ndarray, vocab: Mapping[str, int]
+) -> list[tuple[str, str]]:
+    """Return the merges a SentencePiece BPE vocabulary implies, best first.
+
+    SentencePiece merges the adjacent pair whose union has the best score. So every split of a token into two
+    tokens is a merge with that token's rank; of one token's splits the longest left part comes first, as in
+    the conversion the models' own tokenizer.json files went through.
+    """
+    merges: list[tuple[str, str]] = []
+    for id in np.argsort(-scores, kind="stable").tolist():
+        text = texts[id]
+        if vocab.get(text) != id:
+            continue
+        for cut in range(len(text) - 1, 0, -1):
+            left = text[:cut]
+            if left in vocab:
+                right = text[cut:]
+                if right in vocab:
+                    merges.append((left, right))
+    return merges
+
+
+def _mergeable(texts: Sequence[str], kinds: Sequence[int]) -> dict[str, int]:
+    """Map the tokens that ordinary text may become; of equal texts the first wins."""
+    vocab: dict[str, int] = {}
+    for id, (text, kind) in enumerate(zip(texts, kinds, strict=True)):
+        if kind not in _UNREACHABLE:
+            vocab.setdefault(text, id)
+    return vocab
+
+
+def _explicit_merges(
+    lines: Iterable[str], vocab: Mapping[str, int], known: frozenset[str]
+) -> list[tuple[str, str]]:
+    merges: list[tuple[str, str]] = []
+    for line in lines:
+        cut = line.find(" ", 1)
+        left, right = line[:cut], line[cut + 1 :]
+        if cut < 0 or not right or left not in known or right not in known or left + right not in known:
+            raise BadModelFile(
+                f"tokenizer.ggml.merges holds {line!r}, which joins no two tokens of the vocabulary"
+            )
+        if left in vocab and right in vocab and left + right in vocab:
+            merges.append((left, right))
+    return merges
+
+
+def _bpe(
+    vocab: dict[str, int],
+    merges: list[tuple[str, str]],
+    *,
+    unk: str | None = None,
+    byte_fallback: bool = False,
+    ignore_merges: bool = False,
+) -> tokenizers.Tokenizer:
+    if unk is not None and unk not in vocab:
+        unk = None
+    return _guarded(
+        lambda: models.BPE(
+            vocab=vocab,
+            merges=merges,
+            unk_token=unk,
+            fuse_unk=unk is not None,
+            byte_fallback=byte_fallback,
+            ignore_merges=ignore_merges,
+        )
+    )
+
+
+def _guarded(build: Callable[[], models.Model]) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer(build())
+    except Exception as error:  # the library raises a bare Exception
+        raise BadModelFile(f"the vocabulary is inconsistent: {error}") from error
+
+
+def _spaces_as_marks(keys: _Keys, *, prefix: bool) -> Normalizer:
+    steps: list[Normalizer] = _charsmap_steps(keys)
+    if keys.flag("remove_extra_whitespaces"):
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    if prefix:
+        steps.append(normalizers.Prepend(SPACE_MARK))
+    steps.append(normalizers.Replace(" ", SPACE_MARK))
+    return normalizers.Sequence(steps)
+
+
+def _unigram_normalizer(keys: _Keys) -> Normalizer | None:
+    steps = _charsmap_steps(keys)
+    if keys.flag("remove_extra_whitespaces"):
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    return normalizers.Sequence(steps) if steps else None
+
+
+def _charsmap_steps(keys: _Keys) -> list[Normalizer]:
+    charsmap = keys.charsmap()
+    if not charsmap:
+        return []
+    try:
+        return [normalizers.Precompiled(charsmap)]
+    except Exception as error:  # the library raises a bare Exception
+        raise BadModelFile(f"tokenizer.ggml.precompiled_charsmap cannot be read: {error}") from error
+
+
+def _kinds(keys: _Keys, texts: Sequence[str]) -> list[int]:
+    array = keys.numbers("token_type", len(texts))
+    if array is None:
+        return [TokenKind.NORMAL] * len(texts)
+    known = frozenset(TokenKind)
+    return [kind if kind in known else TokenKind.UNUSED for kind in array.astype(np.int64).tolist()]
+
+
+def _unknown(keys: _Keys, texts: Sequence[str]) -> str | None:
+    id = keys.id("unknown", len(texts))
+    return None if id is None else texts[id]
+
+
+def _facts(keys: _Keys, texts: list[str], kinds: list[int], *, add_bos: bool, add_eos: bool) -> dict:
+    size = len(texts)
+    bos, eos = keys.id("bos", size), keys.id("eos", size)
+    added = _added(texts, kinds)
+    named = (eos, keys.id("eot", size), keys.id("eom", size))
+    return {
+        "texts": texts,
+        "kinds": kinds,
+        "added": added,
+        "prefix_ids": _edge(keys, "bos", bos, default=add_bos),
+        "suffix_ids": _edge(keys, "eos", eos, default=add_eos),
+        "bos_id": bos,
+        "eos_ids": end_ids(added, (id for id in named if id is not None)),
+        "pad_id": keys.id("padding", size),
+        "unk_id": keys.id("unknown", size),
+    }
+
+
+def _edge(keys: _Keys, name: str, id: int | None, *, default: bool) -> tuple[int, ...]:
+    wanted = keys.flag(f"add_{name}_token")
+    if wanted and id is None:
+        raise BadModelFile(f"{_PREFIX}add_{name}_token is true, but {_PREFIX}{name}_token_id is missing")
+    return (id,) if id is not None and (default if wanted is None else wanted) else ()
+
+
+def _added(texts: Sequence[str], kinds: Sequence[int]) -> tuple[AddedToken, ...]:
+    wanted = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
+    return tuple(
+        AddedToken(
+            id,
+            text.replace(SPACE_MARK, " ") if kind == TokenKind.USER_DEFINED else text,
+            control=kind == TokenKind.CONTROL,
+        )
+        for id, (text, kind) in enumerate(zip(texts, kinds, strict=True))
+        if kind in wanted and text
+    )
+
+
+def end_ids(added: Iterable[AddedToken], named: Iterable[int]) -> frozenset[int]:
+    """Return the ids that end an answer: those the file names, and control tokens known to end turns."""
+    control = {token.text: token.id for token in added if token.control}
+    texts = END_TEXTS - {"<|end|>"} if control.keys() >= _HARMONY_END else END_TEXTS
+    return frozenset(named) | {id for text, id in control.items() if text in texts}
