@@ -1,0 +1,213 @@
+// The Python face: checks shapes and dtypes, drops the GIL, calls. No arithmetic.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "freehold.h"
+#include "plan.h"
+#include "sample.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace fh;
+
+void bind_kernels(nb::module_& m);
+
+namespace {
+
+template <class T, int D> using In = nb::ndarray<const T, nb::ndim<D>, nb::c_contig, nb::device::cpu>;
+template <class T, int D> using InOut = nb::ndarray<T, nb::ndim<D>, nb::c_contig, nb::device::cpu>;
+template <class T> using Out = nb::ndarray<nb::numpy, T>;
+
+template <class T> Out<T> array(std::initializer_list<size_t> shape) {
+  size_t n = 1;
+  for (size_t s : shape) n *= s;
+  T* data = new T[std::max<size_t>(n, 1)];
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return Out<T>(data, shape, owner);
+}
+
+Vector vector_of(const std::optional<In<float, 1>>& a) {
+  if (!a) return nullptr;
+  return std::make_shared<const std::vector<float>>(a->data(), a->data() + a->size());
+}
+using MaybeF32 = std::optional<In<float, 1>>;
+
+// fh::Error becomes the named Python error of errors.py.
+void translate(const std::exception_ptr& p, void*) {
+  try {
+    std::rethrow_exception(p);
+  } catch (const Error& e) {
+    const char* name = e.kind == ErrorKind::Usage ? "UsageError" : e.kind == ErrorKind::Capacity ? "CapacityExceeded" : "BadModelFile";
+    nb::object type = nb::module_::import_("freehold.errors").attr(name);
+    PyErr_SetObject(type.ptr(), type(e.what()).ptr());
+  }
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Best of five passes: a ceiling is what the machine can do, not what a neighbour left of it.
+double measure_read_gb_s(int threads, int megabytes) {
+  if (megabytes < 1 || megabytes > 1 << 16) throw Error(ErrorKind::Usage, "megabytes must be 1 to 65536");
+  Threads pool(threads);
+  const size_t n = static_cast<size_t>(megabytes) << 20, each = n / static_cast<size_t>(threads) / 4096 * 4096;
+  auto memory = Memory::anonymous(n);
+  std::fill_n(memory->data, n, uint8_t{1});
+  double best = 1e30;
+  std::vector<uint64_t> sums(static_cast<size_t>(threads));
+  for (int pass = 0; pass < 5; ++pass) {
+    const auto start = std::chrono::steady_clock::now();
+    pool.run([&](int t) { sums[static_cast<size_t>(t)] += kernels()->read_loop(memory->data + static_cast<size_t>(t) * each, each); });
+    best = std::min(best, seconds_since(start));
+  }
+  return static_cast<double>(each) * threads / best / 1e9;
+}
+
+double measure_int8_gops(int threads) {
+  Threads pool(threads);
+  double best = 1e30;
+  const int64_t iterations = kernels() == kernels_scalar() ? 20'000 : 2'000'000;   // about 10-20 ms a pass
+  std::vector<int32_t> sums(static_cast<size_t>(threads));
+  for (int pass = 0; pass < 5; ++pass) {
+    const auto start = std::chrono::steady_clock::now();
+    pool.run([&](int t) { sums[static_cast<size_t>(t)] += kernels()->dot_loop(iterations); });
+    best = std::min(best, seconds_since(start));
+  }
+  return static_cast<double>(iterations * kDotLoopOps) * threads / best / 1e9;
+}
+
+void bind_matrix(nb::module_& m) {
+  nb::class_<Threads>(m, "Threads").def(nb::init<int>(), "n"_a).def_prop_ro("size", &Threads::size);
+  nb::class_<Matrix>(m, "Matrix")
+      .def_static("pack", [](In<uint8_t, 1> raw, const std::string& type, int64_t rows, int64_t cols, Threads& threads) {
+        nb::gil_scoped_release free;
+        return std::const_pointer_cast<Matrix>(pack(raw.data(), raw.size(), type, rows, cols, threads));
+      }, "raw"_a, "type"_a, "rows"_a, "cols"_a, "threads"_a)
+      .def_static("pack_codes", [](In<int8_t, 2> codes, In<float, 2> scales, Threads& threads) {
+        const size_t n = codes.shape(0), k = codes.shape(1);
+        if (k % 32 || scales.shape(0) != n || scales.shape(1) * 16 != k)
+          throw Error(ErrorKind::Usage, "codes [N, K] need scales [N, K/16] and K a multiple of 32");
+        nb::gil_scoped_release free;
+        return std::const_pointer_cast<Matrix>(pack_codes(codes.data(), scales.data(), static_cast<int64_t>(n), static_cast<int64_t>(k), threads));
+      }, "codes"_a, "scales"_a, "threads"_a)
+      .def_prop_ro("rows", [](const Matrix& x) { return x.w.n; })
+      .def_prop_ro("cols", [](const Matrix& x) { return x.w.k; })
+      .def_prop_ro("kind", [](const Matrix& x) { return kind_info(x.w.kind).name; })
+      .def_prop_ro("nbytes", &Matrix::bytes)
+      .def("row", [](const Matrix& x, int64_t row) {
+        if (row < 0 || row >= x.w.n) throw Error(ErrorKind::Usage, "row " + std::to_string(row) + " of a matrix of " + std::to_string(x.w.n));
+        Out<float> out = array<float>({static_cast<size_t>(x.w.k)});
+        decode_row(x.w, row, out.data());
+        return out;
+      }, "index"_a);
+}
+
+Out<float> run_plan(Plan& plan, In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> seqs, In<int32_t, 2> tables,
+                    In<int32_t, 1> logit_rows) {
+  if (positions.size() != tokens.size() || seqs.size() != tokens.size())
+    throw Error(ErrorKind::Usage, "tokens, positions and seqs must have one length");
+  Out<float> logits = array<float>({logit_rows.size(), static_cast<size_t>(plan.vocab())});
+  Step step;
+  step.rows = static_cast<int64_t>(tokens.size());
+  step.tokens = tokens.data();
+  step.positions = positions.data();
+  step.seqs = seqs.data();
+  step.nseqs = static_cast<int64_t>(tables.shape(0));
+  step.table_width = static_cast<int64_t>(tables.shape(1));
+  step.block_tables = tables.data();
+  step.nlogits = static_cast<int64_t>(logit_rows.size());
+  step.logit_rows = logit_rows.data();
+  step.logits = logits.data();
+  nb::gil_scoped_release free;
+  plan.run(step);
+  return logits;
+}
+
+void bind_plan(nb::module_& m) {
+  nb::class_<Rope>(m, "Rope").def("__init__", [](Rope* self, In<float, 1> inv_freq, float factor, bool adjacent) {
+    new (self) Rope{{inv_freq.data(), inv_freq.data() + inv_freq.size()}, factor, adjacent};
+  }, "inv_freq"_a, "factor"_a = 1.0f, "adjacent"_a = false);
+
+  nb::class_<KvCache>(m, "KvCache")
+      .def("__init__", [](KvCache* self, const std::vector<std::tuple<int, int, int>>& layers, int64_t blocks) {
+        std::vector<KvLayer> shapes;
+        for (const auto& [heads, d, dv] : layers) shapes.push_back({heads, d, dv});
+        new (self) KvCache(std::move(shapes), blocks);
+      }, "layers"_a, "blocks"_a)
+      .def_prop_ro("blocks", &KvCache::blocks)
+      .def_prop_ro("bytes_per_block", &KvCache::bytes_per_block);
+
+  nb::class_<Plan>(m, "Plan")
+      .def(nb::init<std::shared_ptr<Threads>, std::shared_ptr<KvCache>, int64_t>(), "threads"_a, "cache"_a, "max_rows"_a)
+      .def("embed", [](Plan& p, std::shared_ptr<Matrix> table, float scale) { return p.embed(table, scale); }, "table"_a, "scale"_a = 1.0f)
+      .def("norm", [](Plan& p, int x, In<float, 1> w, float eps) { return p.norm(x, {vector_of(w), eps}); }, "x"_a, "weight"_a, "eps"_a)
+      .def("linear", [](Plan& p, int x, const std::vector<std::shared_ptr<Matrix>>& weights, const std::vector<MaybeF32>& biases, const MaybeF32& norm, float eps) {
+        std::vector<Vector> b;
+        for (const auto& v : biases) b.push_back(vector_of(v));
+        return p.linear(x, {weights.begin(), weights.end()}, std::move(b), {vector_of(norm), eps});
+      }, "x"_a, "weights"_a, "biases"_a, "norm"_a = nb::none(), "eps"_a = 0.0f)
+      .def("linear_add", [](Plan& p, int x, std::shared_ptr<Matrix> w, int residual, const MaybeF32& bias) { p.linear_add(x, w, vector_of(bias), residual); },
+           "x"_a, "weight"_a, "residual"_a, "bias"_a = nb::none())
+      .def("gated", [](Plan& p, int x, std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, const std::string& act, const MaybeF32& norm, float eps) {
+        if (act != "silu" && act != "gelu") throw Error(ErrorKind::Usage, "act must be 'silu' or 'gelu', got '" + act + "'");
+        return p.gated(x, gate, up, act == "gelu", {vector_of(norm), eps});
+      }, "x"_a, "gate"_a, "up"_a, "act"_a, "norm"_a = nb::none(), "eps"_a = 0.0f)
+      .def("rope_store", [](Plan& p, int layer, int q, int k, int v, std::shared_ptr<Rope> rope, const MaybeF32& q_norm, const MaybeF32& k_norm, float eps) {
+        p.rope_store(layer, q, k, v, rope, {vector_of(q_norm), eps}, {vector_of(k_norm), eps});
+      }, "layer"_a, "q"_a, "k"_a, "v"_a, "rope"_a.none(), "q_norm"_a = nb::none(), "k_norm"_a = nb::none(), "eps"_a = 0.0f)
+      .def("attention", &Plan::attention, "layer"_a, "q"_a, "scale"_a, "window"_a = 0, "softcap"_a = 0.0f)
+      .def("add_norm", [](Plan& p, int residual, int x, In<float, 1> w, float eps) { p.add_norm(residual, x, {vector_of(w), eps}); },
+           "residual"_a, "x"_a, "weight"_a, "eps"_a)
+      .def("logits", [](Plan& p, int x, std::shared_ptr<Matrix> w, const MaybeF32& norm, float eps, float scale, float softcap) {
+        p.logits(x, w, {vector_of(norm), eps}, scale, softcap);
+      }, "x"_a, "weight"_a, "norm"_a.none(), "eps"_a, "scale"_a = 1.0f, "softcap"_a = 0.0f)
+      .def("finish", &Plan::finish)
+      .def_prop_ro("buffer_bytes", &Plan::buffer_bytes)
+      .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a);
+}
+
+void bind_sampling(nb::module_& m) {
+  m.def("sample", [](In<float, 1> logits, float temperature, int top_k, float top_p, float min_p, float typical_p, uint64_t seed, int64_t position) {
+    nb::gil_scoped_release free;
+    return sample_token(logits.data(), static_cast<int64_t>(logits.size()), {temperature, top_p, min_p, typical_p, top_k, seed, position});
+  }, "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a, "seed"_a, "position"_a);
+  m.def("log_sum_exp", [](In<float, 1> x) { return kernels()->log_sum_exp(x.data(), static_cast<int64_t>(x.size())); }, "logits"_a);
+  m.def("penalize", [](InOut<float, 1> logits, In<int32_t, 1> ids, In<int32_t, 1> counts, float repetition, float presence, float frequency) {
+    if (ids.size() != counts.size()) throw Error(ErrorKind::Usage, "one count for each id");
+    penalize(logits.data(), static_cast<int64_t>(logits.size()), ids.data(), counts.data(), static_cast<int64_t>(ids.size()), repetition, presence, frequency);
+  }, "logits"_a, "ids"_a, "counts"_a, "repetition"_a, "presence"_a, "frequency"_a);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  nb::register_exception_translator(translate);
+  m.attr("BLOCK_TOKENS") = kBlockTokens;
+  m.def("isas", [] {
+    std::vector<std::string> names;
+    for (const Kernels* k : runnable_kernels()) names.emplace_back(k->name);
+    return names;
+  });
+  m.def("isa", [] { return std::string(kernels()->name); });
+  m.def("type_routes", [] {
+    std::vector<std::tuple<std::string, std::string, std::string, double, double>> rows;
+    for (const TypeRoute& r : type_routes()) rows.emplace_back(r.type, r.kind, r.route, r.bits_file, r.bits_packed);
+    return rows;
+  });
+  bind_matrix(m);
+  bind_plan(m);
+  bind_sampling(m);
+  m.def("measure_read_gb_s", &measure_read_gb_s, "threads"_a, "megabytes"_a = 512, nb::call_guard<nb::gil_scoped_release>());
+  m.def("measure_int8_gops", &measure_int8_gops, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
+  bind_kernels(m);
+}

@@ -1,0 +1,57 @@
+// Chooses the kernel table: cpuid once, FREEHOLD_ISA to force one. The only place that asks what the CPU can do.
+#include <cstdlib>
+
+#include "freehold.h"
+
+namespace fh {
+namespace {
+
+bool runs_avx2() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+bool runs_avx512() {
+#if defined(__x86_64__)
+  return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
+std::vector<const Kernels*> detect() {
+  std::vector<const Kernels*> found;
+  if (runs_avx512()) found.push_back(kernels_avx512());
+  if (runs_avx2()) found.push_back(kernels_avx2());
+  found.push_back(kernels_scalar());
+  return found;
+}
+
+}  // namespace
+
+const std::vector<const Kernels*>& runnable_kernels() {
+  static const std::vector<const Kernels*> found = detect();
+  return found;
+}
+
+const Kernels* kernels_named(std::string_view name) {
+  std::string known;
+  for (const Kernels* k : runnable_kernels()) {
+    if (name == k->name) return k;
+    known += known.empty() ? k->name : std::string(", ") + k->name;
+  }
+  throw Error(ErrorKind::Usage, "no kernels named '" + std::string(name) + "' run on this machine; these do: " + known);
+}
+
+const Kernels* kernels() {
+  static const Kernels* chosen = [] {
+    const char* forced = std::getenv("FREEHOLD_ISA");
+    return forced && *forced ? kernels_named(forced) : runnable_kernels().front();
+  }();
+  return chosen;
+}
+
+}  // namespace fh

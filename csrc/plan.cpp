@@ -1,0 +1,697 @@
+// Records ops and runs them. Knows rows, buffers and who waits for whom; every sum is a kernel's.
+#include "plan.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <mutex>
+
+namespace fh {
+namespace {
+
+constexpr int kMaxLayers = 4096;
+// Tokens whose int8 rows stay in half of a 1 MB L2 beside four panels of 4-bit codes: 64 * 4864 = 311 KB.
+constexpr int64_t kTokenBlock = 64;
+constexpr int64_t kPrefillPanels = 4;
+
+[[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::Usage, "plan: " + what); }
+
+// Rows of one sequence inside a step.
+struct Segment { int seq; int64_t row, rows; int position; };
+
+// Everything a running op sees.
+struct Run {
+  const Kernels* k;
+  Threads* threads;
+  KvCache* cache;
+  const Step* step;
+  std::vector<Segment> segments;
+  std::vector<float*> buffer;                 // by buffer number
+};
+
+// Activation rows in the forms a set of weights wants; scratch shared by all ops, one op at a time.
+struct ActScratch {
+  std::vector<float> normed, scale32, scale256, fsum32;
+  std::vector<int8_t> q32, q256;
+  std::vector<int32_t> sum32, sum256;
+  int64_t k32 = 0, k256 = 0, kf = 0;          // widest K each form must hold
+  void allocate(int64_t rows) {
+    normed.resize(static_cast<size_t>(rows * kf));
+    q32.resize(static_cast<size_t>(rows * k32));
+    scale32.resize(static_cast<size_t>(rows * k32 / 32));
+    fsum32.resize(scale32.size());
+    sum32.resize(static_cast<size_t>(rows * k32 / 16));
+    q256.resize(static_cast<size_t>(rows * k256));
+    scale256.resize(static_cast<size_t>(rows * k256 / 256));
+    sum256.resize(static_cast<size_t>(rows * k256 / 16));
+  }
+  int64_t bytes() const {
+    return static_cast<int64_t>(4 * (normed.size() + scale32.size() + fsum32.size() + scale256.size() + sum32.size() + sum256.size()) +
+                                q32.size() + q256.size());
+  }
+};
+
+struct Op {
+  std::vector<int> reads, writes;             // buffer numbers, for liveness
+  std::atomic<int64_t> next{0};               // the work counter of the op's parallel phase; zeroed before a step
+  virtual ~Op() = default;
+  virtual void run(Run& r, int thread) = 0;
+  virtual void prepare(const Run&) {}          // before a step, on the calling thread: may allocate
+};
+
+// Calls f(begin, end) for chunks of [0, n) until none is left.
+template <class Body> void share(std::atomic<int64_t>& next, int64_t n, int64_t chunk, Body f) {
+  for (int64_t i; (i = next.fetch_add(chunk, std::memory_order_relaxed)) < n;) f(i, std::min(n, i + chunk));
+}
+// Rows dealt out evenly: cheap, equal work.
+template <class Body> void each_row(const Run& r, int thread, int64_t rows, Body f) {
+  const int64_t n = r.threads->size();
+  for (int64_t t = rows * thread / n; t < rows * (thread + 1) / n; ++t) f(t);
+}
+
+// The shared first half of every matmul op: normalise rows and quantise them once for all weights that read them.
+struct Input {
+  int x;
+  Norm norm;
+  int64_t k;
+  bool want[3] = {false, false, false};        // kActF32, kAct32, kAct256
+  ActScratch* scratch;
+
+  void wants(const Matrix& w) {
+    const int act = kind_info(w.w.kind).act;
+    want[act] = true;
+    if (act == kAct32) scratch->k32 = std::max(scratch->k32, k);
+    if (act == kAct256) scratch->k256 = std::max(scratch->k256, k);
+    if (norm.weight) scratch->kf = std::max(scratch->kf, k);
+  }
+  void row(Run& r, const float* src, int64_t t) const {
+    if (norm.weight) {
+      float* y = scratch->normed.data() + t * k;
+      r.k->rms_norm(src, norm.weight->data(), norm.eps, k, y);
+      src = y;
+    }
+    if (want[kAct32])
+      r.k->quantize32(src, k, scratch->q32.data() + t * k, scratch->scale32.data() + t * (k / 32),
+                      scratch->sum32.data() + t * (k / 16), scratch->fsum32.data() + t * (k / 32));
+    if (want[kAct256])
+      r.k->quantize256(src, k, scratch->q256.data() + t * k, scratch->scale256.data() + t * (k / 256),
+                       scratch->sum256.data() + t * (k / 16));
+  }
+  // Rows as `w` wants them; f32 rows come from `x` when there is no norm.
+  Acts acts(const Matrix& w, const float* x_rows) const {
+    Acts a;
+    a.k = k;
+    switch (kind_info(w.w.kind).act) {
+      case kAct32:
+        a.q = scratch->q32.data(); a.scale = scratch->scale32.data();
+        a.sum16 = scratch->sum32.data(); a.fsum32 = scratch->fsum32.data();
+        break;
+      case kAct256:
+        a.q = scratch->q256.data(); a.scale = scratch->scale256.data(); a.sum16 = scratch->sum256.data();
+        break;
+      default: a.f32 = norm.weight ? scratch->normed.data() : x_rows;
+    }
+    return a;
+  }
+};
+
+// Walks panels [0, panels) in chunks and token blocks; tile(panel, t0, nt) computes and stores one block.
+// Decode takes many small chunks (a late thread holds up little); prefill four panels over a block of tokens in L2.
+template <class Tile> void walk(Op& op, const Run& r, int64_t panels, int64_t rows, Tile tile) {
+  const int64_t chunk = rows >= kTileTokens ? kPrefillPanels : std::clamp<int64_t>(panels / (16 * r.threads->size()), 1, 32);
+  share(op.next, panels, chunk, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < rows; t += kTokenBlock)
+      for (int64_t p = begin; p < end; ++p) tile(p, t, std::min(kTokenBlock, rows - t));
+  });
+}
+using Tile = float[kTokenBlock * kPanelRows];
+int64_t panel_width(const Matrix& w, int64_t p) { return std::min<int64_t>(kPanelRows, w.w.n - p * kPanelRows); }
+
+struct Embed final : Op {
+  MatrixPtr table; float scale; int out;
+  void run(Run& r, int thread) override {
+    const int64_t k = table->w.k;
+    each_row(r, thread, r.step->rows, [&](int64_t t) {
+      float* y = r.buffer[out] + t * k;
+      decode_row(table->w, r.step->tokens[t], y);
+      if (scale != 1.0f) r.k->scale(y, scale, k);
+    });
+    r.threads->barrier();
+  }
+};
+
+struct NormOp final : Op {
+  int x, out; Norm n; int64_t k;
+  void run(Run& r, int thread) override {
+    each_row(r, thread, r.step->rows, [&](int64_t t) { r.k->rms_norm(r.buffer[x] + t * k, n.weight->data(), n.eps, k, r.buffer[out] + t * k); });
+    r.threads->barrier();
+  }
+};
+
+struct AddNorm final : Op {
+  int x, residual; Norm n; int64_t k;
+  void run(Run& r, int thread) override {
+    each_row(r, thread, r.step->rows, [&](int64_t t) {
+      float* y = r.buffer[x] + t * k;
+      r.k->rms_norm(y, n.weight->data(), n.eps, k, y);
+      r.k->add(r.buffer[residual] + t * k, y, k);
+    });
+    r.threads->barrier();
+  }
+};
+
+struct Linear final : Op {
+  Input in; std::vector<MatrixPtr> w; std::vector<Vector> bias; std::vector<int> out; bool accumulate = false;
+  void run(Run& r, int thread) override {
+    const int64_t rows = r.step->rows;
+    each_row(r, thread, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t); });
+    r.threads->barrier();
+    int64_t panels = 0;
+    for (const MatrixPtr& m : w) panels += m->w.count();
+    walk(*this, r, panels, rows, [&](int64_t p, int64_t t0, int64_t nt) {
+      size_t i = 0;
+      while (p >= w[i]->w.count()) p -= w[i++]->w.count();
+      store(r, i, p, t0, nt);
+    });
+    r.threads->barrier();
+  }
+  void store(Run& r, size_t i, int64_t p, int64_t t0, int64_t nt) const {
+    const Matrix& m = *w[i];
+    Tile tile;
+    r.k->panel[static_cast<int>(m.w.kind)](m.w, p, in.acts(m, r.buffer[in.x]), t0, nt, tile, kPanelRows);
+    const int64_t width = panel_width(m, p);
+    const float* b = bias[i] ? bias[i]->data() + p * kPanelRows : nullptr;
+    for (int64_t t = 0; t < nt; ++t) {
+      float *y = r.buffer[out[i]] + (t0 + t) * m.w.n + p * kPanelRows, *v = tile + t * kPanelRows;
+      if (b) for (int64_t c = 0; c < width; ++c) v[c] += b[c];
+      if (accumulate) for (int64_t c = 0; c < width; ++c) y[c] += v[c];
+      else for (int64_t c = 0; c < width; ++c) y[c] = v[c];
+    }
+  }
+};
+
+struct Gated final : Op {
+  Input in; MatrixPtr gate, up; bool gelu; int out;
+  void run(Run& r, int thread) override {
+    const int64_t rows = r.step->rows;
+    each_row(r, thread, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t); });
+    r.threads->barrier();
+    walk(*this, r, gate->w.count(), rows, [&](int64_t p, int64_t t0, int64_t nt) {
+      Tile g, u;
+      r.k->panel[static_cast<int>(gate->w.kind)](gate->w, p, in.acts(*gate, r.buffer[in.x]), t0, nt, g, kPanelRows);
+      r.k->panel[static_cast<int>(up->w.kind)](up->w, p, in.acts(*up, r.buffer[in.x]), t0, nt, u, kPanelRows);
+      (gelu ? r.k->gelu_mul : r.k->silu_mul)(g, u, nt * kPanelRows);
+      const int64_t width = panel_width(*gate, p);
+      for (int64_t t = 0; t < nt; ++t)
+        std::copy_n(g + t * kPanelRows, width, r.buffer[out] + (t0 + t) * gate->w.n + p * kPanelRows);
+    });
+    r.threads->barrier();
+  }
+};
+
+// cos and sin of every row's position, once a step for each rope in use. In double: at position 100,000 a float
+// angle is off by 0.004 already.
+struct RopeTable {
+  std::shared_ptr<const Rope> rope;
+  std::vector<float> cos, sin;                // [max_rows][rot/2]
+  void fill(const Run& r, int thread) {
+    const size_t half = rope->inv_freq.size();
+    each_row(r, thread, r.step->rows, [&](int64_t t) {
+      for (size_t i = 0; i < half; ++i) {
+        const double angle = static_cast<double>(r.step->positions[t]) * static_cast<double>(rope->inv_freq[i]);
+        cos[static_cast<size_t>(t) * half + i] = static_cast<float>(std::cos(angle)) * rope->factor;
+        sin[static_cast<size_t>(t) * half + i] = static_cast<float>(std::sin(angle)) * rope->factor;
+      }
+    });
+  }
+};
+
+struct RopeStore final : Op {
+  int layer, q, k, v, heads; KvLayer shape; RopeTable* table; Norm q_norm, k_norm;
+  void turn(const Run& r, float* x, int n, const Norm& norm, int64_t t) const {
+    if (norm.weight)
+      for (int h = 0; h < n; ++h) r.k->rms_norm(x + h * shape.d, norm.weight->data(), norm.eps, shape.d, x + h * shape.d);
+    if (!table) return;
+    const size_t half = table->rope->inv_freq.size(), at = static_cast<size_t>(t) * half;
+    r.k->rope(x, n, shape.d, static_cast<int>(2 * half), table->cos.data() + at, table->sin.data() + at, table->rope->adjacent);
+  }
+  void run(Run& r, int thread) override {
+    const Step& s = *r.step;
+    each_row(r, thread, s.rows, [&](int64_t t) {
+      float *qr = r.buffer[q] + t * heads * shape.d, *kr = r.buffer[k] + t * shape.kv_heads * shape.d;
+      turn(r, qr, heads, q_norm, t);
+      turn(r, kr, shape.kv_heads, k_norm, t);
+      const int pos = s.positions[t];
+      const int32_t block = s.block_tables[s.seqs[t] * s.table_width + pos / kBlockTokens];
+      r.k->kv_store(kr, r.buffer[v] + t * shape.kv_heads * shape.dv, shape.kv_heads, shape.d, shape.dv,
+                    r.cache->pages(layer) + block * r.cache->page_bytes(layer), pos % kBlockTokens);
+    });
+    r.threads->barrier();
+  }
+};
+
+// One item: some rows of one sequence, one kv head. Many items (prefill): a thread takes an item and walks its spans.
+// Few items over a long context (decode): spans are dealt out too, and merged in order afterwards. Same bits.
+struct Attention final : Op {
+  int layer, q, out, heads, window; KvLayer shape; float scale, softcap;
+  struct Item { Segment seg; int64_t row, rows; int head, first_span, spans; int64_t partial; };
+  std::vector<Item> items;
+  std::vector<float> partials;                // split: [item][span][rows * group][2 + dv]
+  std::vector<std::vector<float>> local;      // by thread: running and partial of one item
+  std::vector<std::pair<int32_t, int32_t>> pieces;   // split: (item, span)
+  std::atomic<int64_t> next_merge{0};
+  bool split = false;
+
+  int64_t unit(int64_t rows) const { return rows * (heads / shape.kv_heads) * (2 + shape.dv); }
+  void prepare(const Run& r) override {
+    items.clear();
+    pieces.clear();
+    next_merge = 0;
+    int64_t total = 0;
+    for (const Segment& seg : r.segments)
+      for (int64_t row = 0; row < seg.rows; row += kAttnTileRows)
+        for (int h = 0; h < shape.kv_heads; ++h) {
+          Item it{seg, row, std::min<int64_t>(kAttnTileRows, seg.rows - row), h, 0, 0, total};
+          const int64_t first = seg.position + row, last = first + it.rows - 1;
+          it.first_span = static_cast<int>(window ? std::max<int64_t>(0, first - window + 1) / kSpanTokens : 0);
+          it.spans = static_cast<int>(last / kSpanTokens) + 1 - it.first_span;
+          total += unit(it.rows) * it.spans;
+          items.push_back(it);
+        }
+    const int64_t n = r.threads->size();
+    split = n > 1 && static_cast<int64_t>(items.size()) < 4 * n;
+    if (split) {
+      partials.resize(static_cast<size_t>(std::max<int64_t>(total, static_cast<int64_t>(partials.size()))));
+      for (size_t i = 0; i < items.size(); ++i)
+        for (int s = 0; s < items[i].spans; ++s) pieces.emplace_back(static_cast<int32_t>(i), s);
+      if (pieces.size() == items.size()) split = false;
+    }
+    local.resize(static_cast<size_t>(n));
+    for (auto& l : local) l.resize(static_cast<size_t>(2 * unit(kAttnTileRows)));
+  }
+  AttnArgs args(const Run& r, const Item& it) const {
+    AttnArgs a;
+    a.q_stride = heads * shape.d;
+    a.out_stride = heads * shape.dv;
+    a.q = r.buffer[q] + it.seg.row * a.q_stride;
+    a.out = r.buffer[out] + it.seg.row * a.out_stride;
+    a.pages = r.cache->pages(layer);
+    a.page_bytes = r.cache->page_bytes(layer);
+    a.block_table = r.step->block_tables + it.seg.seq * r.step->table_width;
+    a.heads = heads;
+    a.kv_heads = shape.kv_heads;
+    a.d = shape.d;
+    a.dv = shape.dv;
+    a.scale = scale;
+    a.softcap = softcap;
+    a.window = window;
+    a.first_position = it.seg.position;
+    return a;
+  }
+  void start(float* running, int64_t count) const {
+    std::fill_n(running, count * (2 + shape.dv), 0.0f);
+    for (int64_t i = 0; i < count; ++i) running[i * (2 + shape.dv)] = -INFINITY;
+  }
+  void end(const Run& r, const AttnArgs& a, const Item& it, const float* running) const {
+    const int64_t group = heads / shape.kv_heads;
+    for (int64_t i = 0; i < it.rows; ++i)
+      r.k->attend_finish(a, it.head, static_cast<int>(it.row + i), running + i * group * (2 + shape.dv));
+  }
+  void whole(const Run& r, const Item& it, float* scratch) const {
+    const AttnArgs a = args(r, it);
+    const int64_t count = it.rows * (heads / shape.kv_heads);
+    float* partial = scratch + unit(kAttnTileRows);
+    start(scratch, count);
+    for (int s = 0; s < it.spans; ++s) {
+      r.k->attend_span(a, it.head, static_cast<int>(it.row), static_cast<int>(it.rows), it.first_span + s, partial);
+      r.k->attend_merge(scratch, partial, static_cast<int>(count), shape.dv);
+    }
+    end(r, a, it, scratch);
+  }
+  void run(Run& r, int thread) override {
+    float* scratch = local[static_cast<size_t>(thread)].data();
+    if (!split) {
+      share(next, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) { whole(r, items[static_cast<size_t>(i)], scratch); });
+      r.threads->barrier();
+      return;
+    }
+    share(next, static_cast<int64_t>(pieces.size()), 1, [&](int64_t i, int64_t) {
+      const auto [n, s] = pieces[static_cast<size_t>(i)];
+      const Item& it = items[static_cast<size_t>(n)];
+      r.k->attend_span(args(r, it), it.head, static_cast<int>(it.row), static_cast<int>(it.rows), it.first_span + s,
+                       partials.data() + it.partial + s * unit(it.rows));
+    });
+    r.threads->barrier();
+    share(next_merge, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) {
+      const Item& it = items[static_cast<size_t>(i)];
+      const int64_t count = it.rows * (heads / shape.kv_heads);
+      start(scratch, count);
+      for (int s = 0; s < it.spans; ++s)
+        r.k->attend_merge(scratch, partials.data() + it.partial + s * unit(it.rows), static_cast<int>(count), shape.dv);
+      end(r, args(r, it), it, scratch);
+    });
+    r.threads->barrier();
+  }
+};
+
+struct Logits final : Op {
+  Input in; MatrixPtr w; float scale, softcap;
+  void run(Run& r, int thread) override {
+    const Step& s = *r.step;
+    each_row(r, thread, s.nlogits, [&](int64_t t) { in.row(r, r.buffer[in.x] + s.logit_rows[t] * in.k, t); });
+    r.threads->barrier();
+    walk(*this, r, w->w.count(), s.nlogits, [&](int64_t p, int64_t t0, int64_t nt) {
+      Tile tile;
+      r.k->panel[static_cast<int>(w->w.kind)](w->w, p, in.acts(*w, nullptr), t0, nt, tile, kPanelRows);
+      if (scale != 1.0f) r.k->scale(tile, scale, nt * kPanelRows);
+      if (softcap != 0.0f) r.k->softcap(tile, softcap, nt * kPanelRows);
+      for (int64_t t = 0; t < nt; ++t)
+        std::copy_n(tile + t * kPanelRows, panel_width(*w, p), s.logits + (t0 + t) * w->w.n + p * kPanelRows);
+    });
+    r.threads->barrier();
+  }
+};
+
+}  // namespace
+
+// ---- the KV cache ----------------------------------------------------------------------------------------------
+KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks) : layers_(std::move(layers)), blocks_(blocks) {
+  if (layers_.empty() || layers_.size() > kMaxLayers) refuse("a cache has 1 to 4096 layers, got " + std::to_string(layers_.size()));
+  if (blocks < 1 || blocks > INT32_MAX / kBlockTokens) refuse("a cache of " + std::to_string(blocks) + " blocks is out of range");
+  __int128 total = 0;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const KvLayer& l = layers_[i];
+    if (l.kv_heads < 1 || l.d < 1 || l.dv < 1 || l.kv_heads > 65536 || l.d > 65536 || l.dv > 65536) refuse("layer " + std::to_string(i) + " has no sane head shape");
+    offset_.push_back(static_cast<size_t>(total));
+    total += static_cast<__int128>(page_bytes(static_cast<int>(i))) * blocks;
+    if (total > (static_cast<__int128>(1) << 46)) throw Error(ErrorKind::Capacity, "a KV cache of more than 64 TB cannot be reserved");
+  }
+  memory_ = Memory::anonymous(static_cast<size_t>(total));
+}
+const KvLayer& KvCache::layer(int i) const { return layers_.at(static_cast<size_t>(i)); }
+int64_t KvCache::page_bytes(int i) const {
+  const KvLayer& l = layers_[static_cast<size_t>(i)];
+  return (int64_t{2} * kBlockTokens * l.kv_heads * (l.d + l.dv) + 63) / 64 * 64;
+}
+uint8_t* KvCache::pages(int i) const { return memory_->data + offset_[static_cast<size_t>(i)]; }
+int64_t KvCache::bytes_per_block() const {
+  int64_t sum = 0;
+  for (int i = 0; i < layers(); ++i) sum += page_bytes(i);
+  return sum;
+}
+
+// ---- recording -------------------------------------------------------------------------------------------------
+struct Plan::State {
+  std::shared_ptr<Threads> threads;
+  std::shared_ptr<KvCache> cache;
+  int64_t max_rows;
+  std::vector<std::unique_ptr<Op>> ops;
+  std::vector<int64_t> width;                            // of each buffer
+  std::vector<int> slot;                                 // of each buffer, after finish()
+  std::vector<std::vector<float>> slots;
+  std::vector<std::unique_ptr<RopeTable>> ropes;
+  ActScratch scratch;
+  Logits* head = nullptr;
+  int64_t embed_rows = 0;
+  bool finished = false;
+  std::mutex one_step;
+
+  template <class T> T& add(std::unique_ptr<T> op) {
+    if (finished || head) refuse("no op may follow logits()");
+    T& ref = *op;
+    ops.push_back(std::move(op));
+    return ref;
+  }
+  int buffer(int64_t w) { width.push_back(w); return static_cast<int>(width.size()) - 1; }
+  int64_t width_of(int b) const {
+    if (b < 0 || static_cast<size_t>(b) >= width.size()) refuse("no buffer " + std::to_string(b));
+    return width[static_cast<size_t>(b)];
+  }
+  void want_width(int b, int64_t w, const char* what) const {
+    if (width_of(b) != w) refuse(std::string(what) + " is " + std::to_string(w) + " wide, its buffer " + std::to_string(width_of(b)));
+  }
+  void check(const Norm& n, int64_t w) const {
+    if (n.weight && static_cast<int64_t>(n.weight->size()) != w) refuse("a norm weight of " + std::to_string(n.weight->size()) + " for rows of " + std::to_string(w));
+  }
+  Input input(int x, Norm norm, const std::vector<MatrixPtr>& weights) {
+    const int64_t k = width_of(x);
+    check(norm, k);
+    Input in{x, std::move(norm), k, {false, false, false}, &scratch};
+    for (const MatrixPtr& w : weights) {
+      if (w->w.k != k) refuse("a weight with " + std::to_string(w->w.k) + " inputs for rows of " + std::to_string(k));
+      in.wants(*w);
+    }
+    return in;
+  }
+  void assign_slots();
+  void validate(const Step& step) const;
+  std::vector<Segment> segments(const Step& step) const;
+};
+
+Plan::Plan(std::shared_ptr<Threads> threads, std::shared_ptr<KvCache> cache, int64_t max_rows) : s_(std::make_unique<State>()) {
+  if (max_rows < 1 || max_rows > 1 << 20) refuse("max_rows must be 1 to 1048576, got " + std::to_string(max_rows));
+  s_->threads = std::move(threads);
+  s_->cache = std::move(cache);
+  s_->max_rows = max_rows;
+}
+Plan::~Plan() = default;
+
+int Plan::embed(MatrixPtr table, float scale) {
+  auto op = std::make_unique<Embed>();
+  op->out = s_->buffer(table->w.k);
+  op->writes = {op->out};
+  s_->embed_rows = table->w.n;
+  op->table = std::move(table);
+  op->scale = scale;
+  return s_->add(std::move(op)).out;
+}
+
+int Plan::norm(int x, Norm n) {
+  const int64_t k = s_->width_of(x);
+  if (!n.weight) refuse("norm() needs a weight");
+  s_->check(n, k);
+  auto op = std::make_unique<NormOp>();
+  op->x = x;
+  op->k = k;
+  op->n = std::move(n);
+  op->out = s_->buffer(k);
+  op->reads = {x};
+  op->writes = {op->out};
+  return s_->add(std::move(op)).out;
+}
+
+std::vector<int> Plan::linear(int x, std::vector<MatrixPtr> weights, std::vector<Vector> biases, Norm norm) {
+  if (weights.empty() || biases.size() != weights.size()) refuse("linear() takes one bias (or None) for each weight");
+  auto op = std::make_unique<Linear>();
+  op->in = s_->input(x, std::move(norm), weights);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (biases[i] && static_cast<int64_t>(biases[i]->size()) != weights[i]->w.n) refuse("a bias that does not fit its weight");
+    op->out.push_back(s_->buffer(weights[i]->w.n));
+  }
+  op->w = std::move(weights);
+  op->bias = std::move(biases);
+  op->reads = {x};
+  op->writes = op->out;
+  return s_->add(std::move(op)).out;
+}
+
+void Plan::linear_add(int x, MatrixPtr weight, Vector bias, int residual) {
+  s_->want_width(residual, weight->w.n, "the output");
+  if (bias && static_cast<int64_t>(bias->size()) != weight->w.n) refuse("a bias that does not fit its weight");
+  auto op = std::make_unique<Linear>();
+  op->in = s_->input(x, {}, {weight});
+  op->w = {std::move(weight)};
+  op->bias = {std::move(bias)};
+  op->out = {residual};
+  op->accumulate = true;
+  op->reads = {x, residual};
+  s_->add(std::move(op));
+}
+
+int Plan::gated(int x, MatrixPtr gate, MatrixPtr up, bool gelu, Norm norm) {
+  if (gate->w.n != up->w.n) refuse("gate and up differ in width");
+  auto op = std::make_unique<Gated>();
+  op->in = s_->input(x, std::move(norm), {gate, up});
+  op->out = s_->buffer(gate->w.n);
+  op->gate = std::move(gate);
+  op->up = std::move(up);
+  op->gelu = gelu;
+  op->reads = {x};
+  op->writes = {op->out};
+  return s_->add(std::move(op)).out;
+}
+
+void Plan::rope_store(int layer, int q, int k, int v, std::shared_ptr<const Rope> rope, Norm q_norm, Norm k_norm) {
+  if (layer < 0 || layer >= s_->cache->layers()) refuse("no layer " + std::to_string(layer) + " in the cache");
+  const KvLayer shape = s_->cache->layer(layer);
+  s_->want_width(k, int64_t{shape.kv_heads} * shape.d, "the keys");
+  s_->want_width(v, int64_t{shape.kv_heads} * shape.dv, "the values");
+  if (s_->width_of(q) % shape.d) refuse("queries are no whole number of heads");
+  s_->check(q_norm, shape.d);
+  s_->check(k_norm, shape.d);
+  auto op = std::make_unique<RopeStore>();
+  op->layer = layer; op->q = q; op->k = k; op->v = v;
+  op->heads = static_cast<int>(s_->width_of(q) / shape.d);
+  op->shape = shape;
+  op->q_norm = std::move(q_norm);
+  op->k_norm = std::move(k_norm);
+  op->table = nullptr;
+  if (rope) {
+    if (rope->inv_freq.empty() || static_cast<int64_t>(2 * rope->inv_freq.size()) > shape.d) refuse("a rope wider than its heads");
+    for (auto& t : s_->ropes) if (t->rope == rope) op->table = t.get();
+    if (!op->table) {
+      s_->ropes.push_back(std::make_unique<RopeTable>());
+      s_->ropes.back()->rope = rope;
+      op->table = s_->ropes.back().get();
+    }
+  }
+  op->reads = {q, k, v};
+  op->writes = {q};
+  s_->add(std::move(op));
+}
+
+int Plan::attention(int layer, int q, float scale, int window, float softcap) {
+  if (layer < 0 || layer >= s_->cache->layers()) refuse("no layer " + std::to_string(layer) + " in the cache");
+  if (window < 0) refuse("a window must be 0 (none) or positive");
+  auto op = std::make_unique<Attention>();
+  op->shape = s_->cache->layer(layer);
+  op->layer = layer;
+  op->q = q;
+  op->heads = static_cast<int>(s_->width_of(q) / op->shape.d);
+  if (op->heads < 1 || op->heads % op->shape.kv_heads || s_->width_of(q) % op->shape.d) refuse("query heads are no multiple of kv heads");
+  op->out = s_->buffer(int64_t{op->heads} * op->shape.dv);
+  op->scale = scale;
+  op->window = window;
+  op->softcap = softcap;
+  op->reads = {q};
+  op->writes = {op->out};
+  return s_->add(std::move(op)).out;
+}
+
+void Plan::add_norm(int residual, int x, Norm n) {
+  const int64_t k = s_->width_of(x);
+  if (!n.weight) refuse("add_norm() needs a weight");
+  s_->want_width(residual, k, "the addend");
+  s_->check(n, k);
+  auto op = std::make_unique<AddNorm>();
+  op->x = x;
+  op->residual = residual;
+  op->n = std::move(n);
+  op->k = k;
+  op->reads = {x, residual};
+  s_->add(std::move(op));
+}
+
+void Plan::logits(int x, MatrixPtr weight, Norm norm, float scale, float softcap) {
+  if (!norm.weight) refuse("logits() needs a norm");     // gathers rows through it
+  auto op = std::make_unique<Logits>();
+  op->in = s_->input(x, std::move(norm), {weight});
+  op->w = std::move(weight);
+  op->scale = scale;
+  op->softcap = softcap;
+  op->reads = {x};
+  Logits& head = s_->add(std::move(op));
+  s_->head = &head;
+}
+
+// A buffer lives from its first op to its last; dead ones lend their memory to later ones of no greater width.
+void Plan::State::assign_slots() {
+  std::vector<size_t> last(width.size(), 0);
+  for (size_t i = 0; i < ops.size(); ++i) {
+    for (int b : ops[i]->reads) last[static_cast<size_t>(b)] = i;
+    for (int b : ops[i]->writes) last[static_cast<size_t>(b)] = i;
+  }
+  std::vector<int64_t> slot_width;
+  std::vector<bool> busy;
+  slot.assign(width.size(), -1);
+  for (size_t i = 0; i < ops.size(); ++i) {
+    for (int b : ops[i]->writes) {
+      int& at = slot[static_cast<size_t>(b)];
+      if (at >= 0) continue;
+      const int64_t want = width[static_cast<size_t>(b)];
+      for (size_t s = 0; s < busy.size(); ++s)
+        if (!busy[s] && slot_width[s] >= want && (at < 0 || slot_width[s] < slot_width[static_cast<size_t>(at)])) at = static_cast<int>(s);
+      if (at < 0) {
+        at = static_cast<int>(busy.size());
+        busy.push_back(false);
+        slot_width.push_back(want);
+      }
+      busy[static_cast<size_t>(at)] = true;
+    }
+    for (size_t b = 0; b < width.size(); ++b)
+      if (slot[b] >= 0 && last[b] == i) busy[static_cast<size_t>(slot[b])] = false;
+  }
+  for (int64_t w : slot_width) slots.emplace_back(static_cast<size_t>(w * max_rows));
+}
+
+void Plan::finish() {
+  if (!s_->head) refuse("finish() before logits()");
+  if (s_->finished) return;
+  s_->assign_slots();
+  s_->scratch.allocate(s_->max_rows);
+  for (auto& t : s_->ropes) {
+    t->cos.resize(static_cast<size_t>(s_->max_rows) * t->rope->inv_freq.size());
+    t->sin.resize(t->cos.size());
+  }
+  s_->finished = true;
+}
+
+int64_t Plan::vocab() const { return s_->head ? s_->head->w->w.n : 0; }
+int64_t Plan::buffer_bytes() const {
+  int64_t sum = s_->scratch.bytes();
+  for (const auto& s : s_->slots) sum += static_cast<int64_t>(4 * s.size());
+  return sum;
+}
+
+// ---- running ---------------------------------------------------------------------------------------------------
+void Plan::State::validate(const Step& s) const {
+  if (!finished) refuse("run() before finish()");
+  if (s.rows < 1 || s.rows > max_rows) refuse("a step takes 1 to " + std::to_string(max_rows) + " rows, got " + std::to_string(s.rows));
+  if (s.nlogits > max_rows) refuse("more logit rows than a step has rows");
+  for (int64_t t = 0; t < s.rows; ++t) {
+    if (s.tokens[t] < 0 || s.tokens[t] >= embed_rows) refuse("token " + std::to_string(s.tokens[t]) + " is outside the vocabulary of " + std::to_string(embed_rows));
+    if (s.seqs[t] < 0 || s.seqs[t] >= s.nseqs) refuse("no sequence " + std::to_string(s.seqs[t]));
+    if (s.positions[t] < 0 || s.positions[t] >= s.table_width * kBlockTokens) refuse("position " + std::to_string(s.positions[t]) + " is beyond the block table");
+  }
+  for (const Segment& seg : segments(s))      // every page that will be read or written, not only the new rows'
+    for (int64_t b = 0; b <= (seg.position + seg.rows - 1) / kBlockTokens; ++b) {
+      const int32_t block = s.block_tables[seg.seq * s.table_width + b];
+      if (block < 0 || block >= cache->blocks()) refuse("block " + std::to_string(block) + " is not in the cache");
+    }
+  for (int64_t i = 0; i < s.nlogits; ++i)
+    if (s.logit_rows[i] < 0 || s.logit_rows[i] >= s.rows) refuse("no row " + std::to_string(s.logit_rows[i]) + " for logits");
+}
+
+std::vector<Segment> Plan::State::segments(const Step& s) const {
+  std::vector<Segment> out;
+  for (int64_t t = 0; t < s.rows; ++t) {
+    if (!out.empty()) {
+      Segment& l = out.back();
+      if (l.seq == s.seqs[t]) {
+        if (s.positions[t] != l.position + l.rows) refuse("rows of one sequence must be consecutive positions");
+        ++l.rows;
+        continue;
+      }
+      if (s.seqs[t] < l.seq) refuse("rows must be in order of sequence");
+    }
+    out.push_back({s.seqs[t], t, 1, s.positions[t]});
+  }
+  return out;
+}
+
+void Plan::run(const Step& step) {
+  std::lock_guard lock(s_->one_step);
+  s_->validate(step);
+  Run r{kernels(), s_->threads.get(), s_->cache.get(), &step, s_->segments(step), {}};
+  for (int slot : s_->slot) r.buffer.push_back(slot < 0 ? nullptr : s_->slots[static_cast<size_t>(slot)].data());
+  for (auto& op : s_->ops) {
+    op->next = 0;
+    op->prepare(r);
+  }
+  s_->threads->run([&](int thread) {
+    for (auto& t : s_->ropes) t->fill(r, thread);
+    for (auto& op : s_->ops) op->run(r, thread);        // Embed's closing barrier also publishes the rope tables
+  });
+}
+
+}  // namespace fh

@@ -1,0 +1,43 @@
+// A traced forward pass: a list of ops over buffers, replayed whole in one call a step.
+//
+// Ops are recorded by models/<family>.py once; run() walks the list on every thread of the pool. An op's phases are
+// separated by barriers, and between two barriers threads take work in chunks as they come for it, so a thread that
+// a neighbour slows down does less and the result is the same: each output element is computed by one thread alone.
+#pragma once
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "freehold.h"
+
+namespace fh {
+
+using Vector = std::shared_ptr<const std::vector<float>>;
+struct Norm { Vector weight; float eps = 0; };          // weight null: no norm
+
+class Plan {
+ public:
+  Plan(std::shared_ptr<Threads> threads, std::shared_ptr<KvCache> cache, int64_t max_rows);
+  ~Plan();
+
+  int embed(MatrixPtr table, float scale);
+  int norm(int x, Norm norm);
+  std::vector<int> linear(int x, std::vector<MatrixPtr> weights, std::vector<Vector> biases, Norm norm);
+  void linear_add(int x, MatrixPtr weight, Vector bias, int residual);
+  int gated(int x, MatrixPtr gate, MatrixPtr up, bool gelu, Norm norm);
+  void rope_store(int layer, int q, int k, int v, std::shared_ptr<const Rope> rope, Norm q_norm, Norm k_norm);
+  int attention(int layer, int q, float scale, int window, float softcap);
+  void add_norm(int residual, int x, Norm norm);
+  void logits(int x, MatrixPtr weight, Norm norm, float scale, float softcap);
+  void finish();
+
+  int64_t vocab() const;
+  int64_t buffer_bytes() const;
+  void run(const Step& step);      // throws Usage when the step does not fit the plan or the cache
+
+ private:
+  struct State;
+  std::unique_ptr<State> s_;
+};
+
+}  // namespace fh
