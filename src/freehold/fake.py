@@ -70,9 +70,7 @@ class FakeModel:
         """Yield the next reply word by word; raise UsageError when the script is over."""
         if self.closed:
             raise EngineClosed(f"{self.name} is closed")
-        self.calls.append(
-            Call(tuple(messages), max_tokens, sampling, tuple(stop), logprobs, think, overflow)
-        )
+        self.calls.append(Call(tuple(messages), max_tokens, sampling, tuple(stop), logprobs, think, overflow))
         reply = next(self._script, None)
         if reply is None:
             raise UsageError(f"{self.name} was asked {len(self.calls)} times and has fewer replies")
