@@ -2,7 +2,16 @@
 
 from freehold.tokenizer.core import AddedToken, Tokenizer, TokenKind
 from freehold.tokenizer.detokenizer import Detokenizer
+from freehold.tokenizer.directory import tokenizer_from_dir
 from freehold.tokenizer.rendered import Rendered
 from freehold.tokenizer.vocab import tokenizer_from_gguf
 
-__all__ = ["AddedToken", "Detokenizer", "Rendered", "TokenKind", "Tokenizer", "tokenizer_from_gguf"]
+__all__ = [
+    "AddedToken",
+    "Detokenizer",
+    "Rendered",
+    "TokenKind",
+    "Tokenizer",
+    "tokenizer_from_dir",
+    "tokenizer_from_gguf",
+]

@@ -1,9 +1,9 @@
 """The tokenizer: text to token ids and back.
 
 Knows a vocabulary and its added tokens; knows no file format, no chat template, no model.
-The `tokenizers` library does the merging of ordinary text; the added tokens (control and user-defined) are cut
-out here, because who may write them depends on where the text comes from: control tokens are recognised in
-template text only, never in what a user wrote. Bytes, not strings, are what a token stands for.
+The `tokenizers` library does the merging of ordinary text; the added tokens (control and user-defined) are
+cut out here, because who may write them depends on where the text comes from: control tokens are recognised
+in template text only, never in what a user wrote. Bytes, not strings, are what a token stands for.
 Path: ChatTemplate.render -> Tokenizer.encode_rendered -> Engine -> Detokenizer
 """
 
@@ -19,10 +19,10 @@ from functools import lru_cache
 # The library's own thread pool would fight the engine's; it is read at the first batch.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import tokenizers  # noqa: E402
+import tokenizers
 
-from freehold.errors import BadModelFile, UsageError  # noqa: E402
-from freehold.tokenizer.rendered import Rendered  # noqa: E402
+from freehold.errors import BadModelFile, UsageError
+from freehold.tokenizer.rendered import Rendered
 
 SPACE_MARK = "\u2581"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
@@ -121,7 +121,7 @@ class Tokenizer:
         self._bytes: list[bytes | None] = [None] * len(vocabulary.texts)
         self._control = _Cutter(token for token in vocabulary.added if token.control)
         self._user_defined = _Cutter(token for token in vocabulary.added if not token.control)
-        self._added_bytes = {token.id: token.text.encode("utf-8", "replace") for token in vocabulary.added}
+        self._added_ids = frozenset(token.id for token in vocabulary.added)
         self._ids = {text: id for id, text in enumerate(vocabulary.texts)}
 
     @property
@@ -235,12 +235,10 @@ class Tokenizer:
         return raw
 
     def _spell(self, id: int) -> bytes:
-        if id in self._added_bytes:
-            return self._added_bytes[id]
         text = self._vocabulary.texts[id]
         if self._vocabulary.byte_level:
             alphabet = _byte_alphabet()
-            if all(char in alphabet for char in text):
+            if id not in self._added_ids and all(char in alphabet for char in text):
                 return bytes(alphabet[char] for char in text)
             return text.encode("utf-8", "replace")
         if self._kinds[id] == TokenKind.BYTE and (match := _BYTE_TOKEN.match(text)):
@@ -248,7 +246,7 @@ class Tokenizer:
         return text.replace(SPACE_MARK, " ").encode("utf-8", "replace")
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
-        """Turn `ids` into text; bytes that are no UTF-8 become U+FFFD. `special` spells control tokens out."""
+        """Turn `ids` into text; bytes that are no UTF-8 become U+FFFD; `special` spells control tokens."""
         raw = b"".join(self.token_bytes(id, special=special) for id in ids)
         text = raw.decode("utf-8", "replace")
         return text[1:] if self.strips_leading_space and text.startswith(" ") else text
@@ -268,13 +266,13 @@ def _refuse_surrogates(text: str) -> None:
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         raise UsageError(
-            f"text holds half a surrogate pair (U+{code:04X} at character {error.start}), which is no character",
+            f"text holds half a surrogate pair (U+{code:04X} at character {error.start}), no character",
             hint="decode the text as UTF-8 with errors='replace' first",
         ) from None
 
 
 def check_ids(name: str, ids: Iterable[int], size: int) -> None:
-    """Raise BadModelFile if one of `ids`, which metadata calls `name`, lies outside a vocabulary of `size`."""
+    """Raise BadModelFile if one of `ids` (metadata `name`) lies outside a vocabulary of `size`."""
     for id in ids:
         if not 0 <= id < size:
             raise BadModelFile(f"{name} is {id}, outside the vocabulary of {size}")

@@ -9,10 +9,11 @@ Path: formats.gguf -> vocab.tokenizer_from_gguf -> Tokenizer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers.normalizers import Normalizer
 
 from freehold.errors import BadModelFile, UnsupportedModel
@@ -27,11 +28,19 @@ MAX_MERGES = 8_000_000
 # there <|end|> only closes one channel and <|return|> or <|call|> ends the answer.
 END_TEXTS = frozenset(
     (
-        "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>",
-        "<|end_of_text|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<|call|>", "<EOT>", "[EOT]",
-        "<｜end▁of▁sentence｜>", "<end_of_utterance>", "</s>", "<eos>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|eot|>",
+        "<end_of_turn>",
+        "<turn|>",
+        "<|end|>",
+        "</s>",
+        "<eos>",
     )
-)  # fmt: skip
+    + ("<|endoftext|>", "<|end_of_text|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<EOT>", "[EOT]")
+    + ("<｜end▁of▁sentence｜>", "<end_of_utterance>", "<|return|>", "<|call|>")
+)
 _HARMONY_END = frozenset(("<|return|>", "<|call|>"))
 
 
@@ -84,7 +93,7 @@ class _Keys:
         return b"" if value is None else np.asarray(value).astype(np.uint8).tobytes()
 
     @staticmethod
-    def _wrong(name: str, wanted: str, value: object):
+    def _wrong(name: str, wanted: str, value: object) -> NoReturn:
         found = "nothing" if value is None else type(value).__name__
         raise BadModelFile(f"{_PREFIX}{name} must be {wanted}; the file has {found}")
 
@@ -93,8 +102,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     """Build the tokenizer that a GGUF file's metadata describes.
 
     `metadata` maps GGUF keys to Python values: string arrays as lists, numeric arrays as NumPy arrays.
-    Raise BadModelFile for missing or inconsistent keys, UnsupportedModel for a tokenizer model or a byte-level
-    pre-tokenizer that is not known.
+    Raise BadModelFile for missing or inconsistent keys, UnsupportedModel for a tokenizer model or a
+    byte-level pre-tokenizer that is not known.
     """
     keys = _Keys(metadata)
     model = keys.text("model")
@@ -124,7 +133,7 @@ def _byte_level(keys: _Keys) -> Tokenizer:
 
 
 def _gemma4(keys: _Keys) -> Tokenizer:
-    """Merges are spelled out as in byte-level BPE, but over characters, spaces as U+2581, bytes as fallback."""
+    """Merges are explicit as in byte-level BPE, but over characters; spaces are U+2581, bytes the fallback."""
     texts = keys.texts("tokens", MAX_TOKENS)
     kinds = _kinds(keys, texts)
     vocab = _mergeable(texts, kinds)
@@ -195,7 +204,8 @@ def merges_from_scores(
     the conversion the models' own tokenizer.json files went through.
     """
     merges: list[tuple[str, str]] = []
-    for id in np.argsort(-scores, kind="stable").tolist():
+    best_first: list[int] = np.argsort(-scores, kind="stable").tolist()
+    for id in best_first:
         text = texts[id]
         if vocab.get(text) != id:
             continue

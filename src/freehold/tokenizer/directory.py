@@ -1,0 +1,215 @@
+"""Builds a Tokenizer from a Hugging Face model directory.
+
+Knows tokenizer.json, tokenizer_config.json, special_tokens_map.json and generation_config.json; knows no
+weights. The pipeline (normaliser, word splitter, merges) is the file's own and runs in the `tokenizers`
+library; only its added tokens and its BOS/EOS template are taken over here.
+Path: directory.tokenizer_from_dir -> Tokenizer
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
+from freehold.tokenizer.core import AddedToken, Tokenizer, TokenKind, Vocabulary, check_ids
+from freehold.tokenizer.vocab import MAX_TOKENS, end_ids
+
+MAX_JSON_BYTES = 256 << 20  # the largest tokenizer.json in use has some 35 MB
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>\Z")
+
+
+def tokenizer_from_dir(path: str | Path) -> Tokenizer:
+    """Build the tokenizer of a model directory that holds a tokenizer.json.
+
+    Raise ModelNotFound without one, BadModelFile if a file is damaged, UnsupportedModel for a tokenizer
+    that is neither BPE nor unigram.
+    """
+    folder = Path(path)
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelNotFound(
+            f"{folder} holds no tokenizer.json", hint="fetch the model again with its tokenizer files"
+        )
+    data = read_json(folder / "tokenizer.json")
+    config = read_json(folder / "tokenizer_config.json")
+    generation = read_json(folder / "generation_config.json")
+    special = read_json(folder / "special_tokens_map.json")
+    try:
+        return _build(data, {**special, **config}, generation)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise BadModelFile(f"{folder / 'tokenizer.json'} is not a tokenizer: {error!r}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in the JSON file `path`, an empty one if there is no such file."""
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise BadModelFile(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_JSON_BYTES:,} are read")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadModelFile(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise BadModelFile(f"{path} holds a {type(data).__name__}; an object is needed")
+    return data
+
+
+def _build(data: dict[str, Any], config: Mapping[str, Any], generation: Mapping[str, Any]) -> Tokenizer:
+    model = data["model"]
+    if model.get("type", "BPE") not in ("BPE", "Unigram"):
+        raise UnsupportedModel(
+            f"tokenizer.json holds a {model['type']} model", hint="BPE and Unigram are known"
+        )
+    added = tuple(_added(entry) for entry in data.get("added_tokens") or ())
+    texts = _texts(model["vocab"], added)
+    byte_level = _has(data.get("decoder"), "ByteLevel")
+    kinds = _kinds(texts, added, model, byte_level=byte_level)
+    ids = {token.text: token.id for token in added} | _plain_ids(model["vocab"])
+    bos = ids.get(_content(config.get("bos_token")))
+    eos = ids.get(_content(config.get("eos_token")))
+    prefix, suffix = _edges(data.get("post_processor"), config, bos, eos)
+    named = [*_numbers(generation.get("eos_token_id")), *(() if eos is None else (eos,))]
+    check_ids("eos_token_id", named, len(texts))
+    vocabulary = Vocabulary(
+        texts=texts,
+        kinds=kinds,
+        byte_level=byte_level,
+        added=added,
+        prefix_ids=prefix,
+        suffix_ids=suffix,
+        bos_id=bos,
+        eos_ids=end_ids(added, named),
+        strips_leading_space=_strips_leading_space(data.get("decoder")),
+        pad_id=ids.get(_content(config.get("pad_token"))),
+        unk_id=ids.get(_content(config.get("unk_token"))),
+    )
+    return Tokenizer(_inner(data), vocabulary)
+
+
+def _inner(data: dict[str, Any]) -> tokenizers.Tokenizer:
+    """Load the pipeline alone: added tokens, padding and BOS/EOS are this package's own work."""
+    bare = {**data, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(bare))
+    except Exception as error:  # the library raises a bare Exception
+        raise BadModelFile(f"tokenizer.json cannot be loaded: {error}") from error
+
+
+def _added(entry: Mapping[str, Any]) -> AddedToken:
+    return AddedToken(
+        id=int(entry["id"]),
+        text=str(entry["content"]),
+        control=bool(entry.get("special")),
+        lstrip=bool(entry.get("lstrip")),
+        rstrip=bool(entry.get("rstrip")),
+        single_word=bool(entry.get("single_word")),
+    )
+
+
+def _plain_ids(vocab: Any) -> dict[str, int]:
+    if isinstance(vocab, dict):
+        return vocab
+    return {piece[0]: id for id, piece in enumerate(vocab)}
+
+
+def _texts(vocab: Any, added: Iterable[AddedToken]) -> list[str]:
+    """List the tokens' texts by id; a gap has an empty text."""
+    ids = _plain_ids(vocab)
+    entries = [*ids.items(), *((token.text, token.id) for token in added)]
+    size = max(id for _, id in entries) + 1
+    if min(id for _, id in entries) < 0 or size > MAX_TOKENS:
+        raise BadModelFile(f"tokenizer.json has token ids outside 0..{MAX_TOKENS - 1:,}")
+    texts = [""] * size
+    for text, id in entries:
+        texts[id] = text
+    return texts
+
+
+def _kinds(
+    texts: list[str], added: Iterable[AddedToken], model: Mapping[str, Any], *, byte_level: bool
+) -> list[int]:
+    kinds = [int(TokenKind.NORMAL if text else TokenKind.UNUSED) for text in texts]
+    if not byte_level:
+        for id, text in enumerate(texts):
+            if _BYTE_TOKEN.match(text):
+                kinds[id] = TokenKind.BYTE
+    for token in added:
+        kinds[token.id] = TokenKind.CONTROL if token.control else TokenKind.USER_DEFINED
+    unk = model.get("unk_id")
+    if isinstance(unk, int) and 0 <= unk < len(kinds):
+        kinds[unk] = TokenKind.UNKNOWN
+    return kinds
+
+
+def _content(value: Any) -> str:
+    """Return a special token's text; configs hold it bare, as an object with `content`, or as null."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else ""
+
+
+def _numbers(value: Any) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [item for item in values if isinstance(item, int) and not isinstance(item, bool)]
+
+
+def _steps(node: Any) -> list[Mapping[str, Any]]:
+    """Flatten a component that may be a sequence of components."""
+    if not isinstance(node, dict):
+        return []
+    children = node.get("decoders") or node.get("processors") or node.get("pretokenizers")
+    return [step for child in children for step in _steps(child)] if children else [node]
+
+
+def _has(node: Any, kind: str) -> bool:
+    return any(step.get("type") == kind for step in _steps(node))
+
+
+def _strips_leading_space(decoder: Any) -> bool:
+    for step in _steps(decoder):
+        if step.get("type") == "Strip" and step.get("content") == " " and step.get("start", 0) > 0:
+            return True
+        if step.get("type") == "Metaspace":
+            default = "always" if step.get("add_prefix_space", True) else "never"
+            return step.get("prepend_scheme", default) != "never"
+    return False
+
+
+def _edges(
+    processor: Any, config: Mapping[str, Any], bos: int | None, eos: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids put before and after a text: the file's template, then the config's switches."""
+    before: list[int] = []
+    after: list[int] = []
+    for step in _steps(processor):
+        if step.get("type") == "TemplateProcessing":
+            before, after = _template_edges(step)
+    return (
+        _switched(before, config.get("add_bos_token"), bos),
+        _switched(after, config.get("add_eos_token"), eos),
+    )
+
+
+def _template_edges(step: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    before: list[int] = []
+    after: list[int] = []
+    side = before
+    for part in step["single"]:
+        if "Sequence" in part:
+            side = after
+        else:
+            side += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+    return before, after
+
+
+def _switched(ids: list[int], switch: Any, id: int | None) -> tuple[int, ...]:
+    if switch is False and ids == [id]:
+        return ()
+    if switch is True and not ids and id is not None:
+        return (id,)
+    return tuple(ids)

@@ -1,0 +1,344 @@
+"""A Jinja environment for templates nobody here wrote: it stops in time and stays within its memory.
+
+Knows Jinja; knows no chat and no token. Jinja's own sandbox keeps a template away from Python; it bounds
+neither loops in loops nor recursion nor the size of strings. Here every loop step, call and filter looks at a
+deadline, every operator, filter, method and join that can multiply text looks at sizes *before* it allocates, and
+the output is bounded. A template that would exceed a limit ends in BadTemplate.
+Path: ChatTemplate.render -> sandbox.compile_template, sandbox.run
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from freehold.errors import BadTemplate
+
+MAX_SOURCE = 1_000_000  # characters; the largest template in use has some 20,000
+MAX_TAGS = 10_000  # compiling takes some 0.1 ms a tag
+MAX_SECONDS = 2.0
+MAX_TEXT = 16_000_000  # characters of one string; at least four times what the caller passes in
+MAX_ITEMS = 1_000_000  # of a list built by an operator, and the largest number a filter or method takes
+MAX_INT_BITS = 4096
+
+_LONG_NUMBER = re.compile(r"\d{5,}")
+
+
+class _Limits:
+    """What one render may still use."""
+
+    def __init__(self, seconds: float, text: int) -> None:
+        self.deadline = time.monotonic() + seconds
+        self.seconds = seconds
+        self.text = text
+
+    def tick(self) -> None:
+        """Raise BadTemplate when time is up."""
+        if time.monotonic() > self.deadline:
+            raise BadTemplate(
+                f"the chat template ran longer than {self.seconds:g} s", hint="use another template, or --raw"
+            )
+
+    def check_text(self, size: int) -> None:
+        """Raise BadTemplate for a string of `size` characters that is too long."""
+        if size > self.text:
+            raise BadTemplate(f"the chat template builds more than {self.text:,} characters")
+
+
+# Constants in a template are folded while it compiles; that runs under these limits too.
+_LIMITS: contextvars.ContextVar[_Limits | None] = contextvars.ContextVar("template_limits", default=None)
+
+
+def _limits() -> _Limits:
+    found = _LIMITS.get()
+    return found if found is not None else _Limits(MAX_SECONDS, MAX_TEXT)
+
+
+def _check_count(value: int) -> None:
+    if abs(value) > MAX_ITEMS:
+        raise BadTemplate(
+            f"the chat template uses the number {value:.3g}; at most {MAX_ITEMS:,} is allowed here"
+        )
+
+
+def _check_value(value: Any) -> Any:
+    """Look at the size of a value an operator, filter or method made."""
+    if isinstance(value, str):
+        _limits().check_text(len(value))
+    elif isinstance(value, (list, tuple)):
+        _check_count(len(value))
+    return value
+
+
+def _loop(items: Iterable[Any]) -> Iterator[Any]:
+    """Walk `items` with an eye on the clock; every `for` of a template goes through here."""
+    limits = _limits()
+    for item in items:
+        limits.tick()
+        yield item
+
+
+def _join(parts: Iterable[str]) -> str:
+    limits = _limits()
+    kept: list[str] = []
+    size = 0
+    for part in parts:
+        size += len(part)
+        limits.check_text(size)
+        kept.append(part)
+    return "".join(kept)
+
+
+def _check_format(text: str, arguments: Iterable[Any]) -> None:
+    """Refuse widths that blow a string up: long numbers, and widths taken from arguments."""
+    if _LONG_NUMBER.search(text) or "*" in text or re.search(r"\{[^{}]*:[^{}]*\{", text):
+        raise BadTemplate("the chat template formats text with a width that is too large or computed")
+    for value in arguments:
+        if isinstance(value, str):
+            _limits().check_text(len(text) + len(value))
+
+
+def _check_replace(text: str, old: Any, new: Any) -> None:
+    count = text.count(str(old)) if str(old) else len(text) + 1
+    _limits().check_text(len(text) + count * max(0, len(str(new)) - len(str(old))))
+
+
+def _check_method(value: Any, name: str, arguments: tuple[Any, ...]) -> None:
+    for argument in arguments:
+        if isinstance(argument, int):
+            _check_count(argument)
+    if not isinstance(value, str):
+        return
+    if name == "replace" and len(arguments) >= 2:
+        _check_replace(value, arguments[0], arguments[1])
+    elif name == "join" and arguments and isinstance(arguments[0], (list, tuple, dict, str)):
+        _limits().check_text(len(value) * len(arguments[0]))
+    elif name in ("format", "format_map"):
+        _check_format(value, arguments)
+    elif name == "expandtabs":
+        width = arguments[0] if arguments and isinstance(arguments[0], int) else 8
+        _limits().check_text(len(value) + value.count("\t") * max(0, width))
+    elif name == "translate":
+        raise BadTemplate("the chat template calls str.translate, which is not allowed")
+
+
+def _check_filter(name: str, arguments: list[Any], keywords: Mapping[str, Any]) -> None:
+    for argument in (*arguments[1:], *keywords.values()):
+        if isinstance(argument, int):
+            _check_count(argument)
+    subject = arguments[0] if arguments else None
+    if name == "replace" and len(arguments) >= 3:
+        _check_replace(str(subject), arguments[1], arguments[2])
+    elif name == "format":
+        _check_format(str(subject), (*arguments[1:], *keywords.values()))
+    elif name == "indent":
+        widths = [a for a in (*arguments[1:], *keywords.values()) if isinstance(a, (int, str))]
+        width = max((a if isinstance(a, int) else len(a) for a in widths), default=4)
+        _limits().check_text(len(str(subject)) + (str(subject).count("\n") + 1) * max(0, width))
+    elif name == "join" and len(arguments) >= 2 and isinstance(subject, (list, tuple)):
+        _limits().check_text(len(str(arguments[1])) * len(subject))
+    elif name == "tojson" and isinstance(keywords.get("indent"), int) and keywords["indent"] > 64:
+        raise BadTemplate("the chat template indents JSON by more than 64 spaces")
+
+
+def _guard_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a filter; `wraps` keeps the mark that tells Jinja to pass a context first."""
+    hidden = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any, **keywords: Any) -> Any:
+        _limits().tick()
+        _check_filter(name, list(arguments[hidden:]), keywords)
+        return _check_value(function(*arguments, **keywords))
+
+    return guarded
+
+
+class _Generation(Extension):
+    """`{% generation %}...{% endgeneration %}` marks what an assistant wrote; it renders as its body."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _Namespace(Namespace):
+    """Jinja's namespace without underscore names."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # type: ignore[reportSelfClsParameterName]
+        self, rest = args[0], args[1:]
+        attributes = dict(*rest, **kwargs)
+        for name in attributes:
+            _Namespace._check(name)
+        Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _Namespace._check(name)
+        Namespace.__setitem__(self, name, value)
+
+    @staticmethod
+    def _check(name: object) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(
+                f"a namespace holds no name with an underscore first: {name!r}"
+            )
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's immutable sandbox with deadlines and sizes."""
+
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+    concat = staticmethod(_join)  # type: ignore[assignment]
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Look at the result's size before Python computes it."""
+        limits = _limits()
+        limits.tick()
+        if operator == "**":
+            _check_power(left, right)
+        elif operator == "*":
+            _check_product(left, right)
+        elif operator == "%" and isinstance(left, str):
+            _check_format(left, right if isinstance(right, tuple) else (right,))
+        elif operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, type(left)):
+            if isinstance(left, str):
+                limits.check_text(len(left) + len(right))
+            else:
+                _check_count(len(left) + len(right))
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Call `obj` as the sandbox does; built-in methods have their arguments looked at first."""
+        _limits().tick()
+        owner = getattr(obj, "__self__", None)
+        if isinstance(owner, (str, bytes, list, dict, tuple, int)):
+            _check_method(owner, getattr(obj, "__name__", ""), (*args, *kwargs.values()))
+        return _check_value(super().call(context, obj, *args, **kwargs))
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        """Parse, then send every loop and every `~` through the guards."""
+        tree = super()._parse(source, name, filename)
+        for loop in list(tree.find_all(nodes.For)):
+            loop.iter = nodes.Filter(loop.iter, "_loop", [], [], None, None).set_lineno(loop.lineno)
+        for concat in list(tree.find_all(nodes.Concat)):
+            strings = nodes.List([nodes.Filter(part, "string", [], [], None, None) for part in concat.nodes])
+            concat.nodes = [nodes.Filter(strings, "_concat", [], [], None, None)]
+        return tree
+
+
+def _check_product(left: Any, right: Any) -> None:
+    for many, times in ((left, right), (right, left)):
+        if isinstance(many, str) and isinstance(times, int):
+            _limits().check_text(len(many) * times)
+        elif isinstance(many, (list, tuple)) and isinstance(times, int):
+            _check_count(len(many) * max(times, 0))
+    if isinstance(left, int) and isinstance(right, int):
+        _check_bits(left.bit_length() + right.bit_length())
+
+
+def _check_power(left: Any, right: Any) -> None:
+    if isinstance(left, int) and isinstance(right, int):
+        _check_bits(left.bit_length() * max(right, 0))
+
+
+def _check_bits(bits: int) -> None:
+    if bits > MAX_INT_BITS:
+        raise BadTemplate(f"the chat template computes a number of more than {MAX_INT_BITS} bits")
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def _environment(clock: Callable[[], datetime]) -> _Environment:
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.filters["tojson"] = _tojson
+    for name, function in list(environment.filters.items()):
+        environment.filters[name] = _guard_filter(name, function)
+    environment.filters["_loop"] = _loop
+    environment.filters["_concat"] = _join
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda format: clock().strftime(format)
+    environment.globals["namespace"] = _Namespace
+    environment.globals["dict"] = lambda *args, **kwargs: dict(*args, **kwargs)
+    return environment
+
+
+def compile_template(source: str, clock: Callable[[], datetime]) -> jinja2.Template:
+    """Compile `source`; raise BadTemplate if it is too large or does not parse."""
+    if len(source) > MAX_SOURCE:
+        raise BadTemplate(
+            f"the chat template has {len(source):,} characters; at most {MAX_SOURCE:,} are read"
+        )
+    tags = source.count("{%") + source.count("{{")
+    if tags > MAX_TAGS:
+        raise BadTemplate(f"the chat template has {tags:,} tags; at most {MAX_TAGS:,} are compiled")
+    with _named_failures():
+        return _environment(clock).from_string(source)
+
+
+def run(template: jinja2.Template, variables: Mapping[str, Any], *, seconds: float, input_size: int) -> str:
+    """Render `template` under limits; raise BadTemplate if it fails, refuses, or exceeds one.
+
+    `input_size` is the number of characters in `variables`: long chats may make long prompts.
+    """
+    limits = _Limits(seconds, max(MAX_TEXT, 4 * input_size))
+    token = _LIMITS.set(limits)
+    try:
+        with _named_failures():
+            return template.render(variables)
+    finally:
+        _LIMITS.reset(token)
+
+
+class _named_failures:  # noqa: N801
+    """Turn whatever a template can raise into BadTemplate with one line of reason."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if error is None or not isinstance(error, Exception) or isinstance(error, BadTemplate):
+            return False
+        if isinstance(error, (RecursionError, MemoryError)):
+            raise BadTemplate("the chat template is nested or recurses too deeply") from error
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            raise BadTemplate(
+                f"the chat template does not parse: {error.message} (line {error.lineno})"
+            ) from error
+        if isinstance(error, jinja2.TemplateError):
+            raise BadTemplate(
+                f"the chat template refuses: {error.message or type(error).__name__}"
+            ) from error
+        raise BadTemplate(f"the chat template fails: {type(error).__name__}: {str(error)[:200]}") from error
