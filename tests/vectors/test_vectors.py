@@ -1,0 +1,61 @@
+"""The references themselves: the generator has not drifted, and the written files hold the same values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.vectors import files, weights
+
+GOLDEN = Path(__file__).with_name("golden")
+IN_GGUF = [name for name, family in weights.FAMILIES.items() if family.gguf]
+
+
+@pytest.mark.parametrize("family", weights.FAMILIES)
+def test_golden_file_was_made_from_these_weights(family):
+    with np.load(GOLDEN / f"{family}.npz") as golden:
+        assert int(golden["weights_crc32"]) == weights.digest(family)
+        assert json.loads(str(golden["config"])) == files.hf_config(family)
+        assert np.array_equal(golden["ids"], weights.token_ids(family))
+        assert golden["full"].shape == golden["steps"].shape == (weights.LENGTH, weights.VOCAB)
+        assert golden["full"].dtype == golden["steps"].dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+def test_safetensors_hold_the_exact_weights(tmp_path, dtype):
+    files.write_safetensors("qwen2", tmp_path, dtype=dtype)
+    stored = load_file(tmp_path / "model.safetensors")
+    made = weights.tensors("qwen2")
+    assert stored.keys() == made.keys()
+    assert all(np.array_equal(stored[name].astype(np.float32), made[name]) for name in made)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "Q8_0"])
+@pytest.mark.parametrize("family", IN_GGUF)
+def test_gguf_holds_the_exact_weights_in_four_types(tmp_path, family, dtype):
+    path = files.write_gguf(family, tmp_path / "tiny.gguf", dtype=dtype)
+    made = files.gguf_tensors(family)
+    stored = gguf.GGUFReader(path).tensors
+    assert [t.name for t in stored] == list(made)
+    for tensor in stored:
+        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(made[tensor.name].shape)
+        assert np.array_equal(value, made[tensor.name]), tensor.name
+
+
+def test_family_without_a_gguf_form_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="gemma3-scalar"):
+        files.write_gguf("gemma3-scalar", tmp_path / "tiny.gguf")
+
+
+def test_vocabulary_spells_every_utf8_byte():
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(json.dumps(files.tokenizer_json()))
+    text = "the naïve 数 🙂 \x00\r\n\x7f end"
+    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+    assert tokenizer.encode("<|im_start|>").ids == [files.IM_START]

@@ -1,0 +1,228 @@
+"""Tiny random models, one per family variant: configurations and weights, from NumPy alone.
+
+Knows the Hugging Face names and shapes of every tensor; knows no file format and no forward pass.
+Path: FAMILIES[name] -> tensors(name) -> files.py writes them, make.py runs them through transformers.
+
+A matrix element is an integer in [-127, 127] times a power of two, and the largest of each 32 along a row
+is exactly 127. So the same values survive F32, F16, BF16 and Q8_0 without any rounding: one golden file
+judges a reader of each of the four. Vectors are multiples of 2^-7 for the same reason. Only PCG64's raw
+words are drawn, whose stream NumPy guarantees across versions; the rest is integer arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+VOCAB = 256
+LENGTH = 48  # tokens of a golden sequence; longer than every sliding window below
+PREFILL = 20  # tokens of the first call in the second path; the others follow one by one
+BLOCK = 32
+LOGIT_STD = 1.5
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model to be judged: `seed` draws its weights, `config` is its config.json (transformers 5.x)."""
+
+    seed: int
+    architecture: str  # transformers' class, as in config.json's "architectures"
+    gguf: str  # general.architecture; empty where a GGUF cannot express the configuration
+    config: dict[str, Any]
+
+
+def _rope(theta: float = 10000.0, **scaling: Any) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta, **scaling}
+
+
+def _config(model_type: str, **fields: Any) -> dict[str, Any]:
+    common = {
+        "model_type": model_type,
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+        "rope_parameters": _rope(),
+    }
+    return {**common, **fields}
+
+
+def _gemma3(scalar: float, **full_rope: Any) -> dict[str, Any]:
+    layers = 7  # five local, one global, and the first of the next group
+    return _config(
+        "gemma3_text",
+        num_hidden_layers=layers,
+        head_dim=24,  # 4 x 24 = 96: wider than hidden, as in the real 270m
+        query_pre_attn_scalar=scalar,
+        sliding_window=8,
+        layer_types=["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(layers)],
+        hidden_activation="gelu_pytorch_tanh",
+        tie_word_embeddings=True,
+        rope_parameters={
+            "full_attention": _rope(1e6, **full_rope),
+            "sliding_attention": _rope(1e4),
+        },
+    )
+
+
+_LLAMA3 = dict(
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
+
+
+def _yarn(original: int) -> dict[str, Any]:
+    return {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": original}
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(11, "LlamaForCausalLM", "llama", _config("llama")),
+    "llama-headdim": Family(12, "LlamaForCausalLM", "llama", _config("llama", head_dim=24)),
+    "llama3-rope": Family(
+        13,
+        "LlamaForCausalLM",
+        "llama",
+        _config("llama", rope_parameters=_rope(5e5, **_LLAMA3), tie_word_embeddings=True),
+    ),
+    "llama-linear": Family(
+        14,
+        "LlamaForCausalLM",
+        "llama",
+        _config("llama", rope_parameters=_rope(rope_type="linear", factor=2.0)),
+    ),
+    "llama-yarn": Family(
+        15,
+        "LlamaForCausalLM",
+        "llama",
+        _config("llama", rope_parameters=_rope(**_yarn(32)), max_position_embeddings=128),
+    ),
+    "mistral": Family(21, "MistralForCausalLM", "llama", _config("mistral", sliding_window=8)),
+    "qwen2": Family(
+        31,
+        "Qwen2ForCausalLM",
+        "qwen2",
+        _config("qwen2", rope_parameters=_rope(1e6), tie_word_embeddings=True),
+    ),
+    "qwen2-yarn": Family(
+        32,
+        "Qwen2ForCausalLM",
+        "qwen2",
+        _config("qwen2", rope_parameters=_rope(1e6, **_yarn(64)), max_position_embeddings=256),
+    ),
+    "qwen3": Family(
+        41, "Qwen3ForCausalLM", "qwen3", _config("qwen3", head_dim=24, rope_parameters=_rope(1e6))
+    ),
+    "gemma3": Family(51, "Gemma3ForCausalLM", "gemma3", _gemma3(24)),
+    "gemma3-linear": Family(52, "Gemma3ForCausalLM", "gemma3", _gemma3(24, rope_type="linear", factor=8.0)),
+    # A GGUF has no key for the attention scale of gemma3, so this one exists as safetensors only.
+    "gemma3-scalar": Family(53, "Gemma3ForCausalLM", "", _gemma3(40)),
+}
+
+
+def head_dim(config: dict[str, Any]) -> int:
+    """Width of one attention head, given or derived."""
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """List the tensors of family `name`: Hugging Face name -> shape, in file order."""
+    config = FAMILIES[name].config
+    hidden = config["hidden_size"]
+    out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, hidden)}
+    for i in range(config["num_hidden_layers"]):
+        out |= {f"model.layers.{i}.{part}": shape for part, shape in _layer_shapes(config).items()}
+    out["model.norm.weight"] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        out["lm_head.weight"] = (VOCAB, hidden)
+    return out
+
+
+def _layer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, inner, kind = config["hidden_size"], config["intermediate_size"], config["model_type"]
+    q = config["num_attention_heads"] * head_dim(config)
+    kv = config["num_key_value_heads"] * head_dim(config)
+    out: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (q, hidden),
+        "self_attn.k_proj.weight": (kv, hidden),
+        "self_attn.v_proj.weight": (kv, hidden),
+        "self_attn.o_proj.weight": (hidden, q),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    if kind == "qwen2":
+        out |= {f"self_attn.{p}_proj.bias": (n,) for p, n in (("q", q), ("k", kv), ("v", kv))}
+    if kind in ("qwen3", "gemma3_text"):
+        out |= {f"self_attn.{p}_norm.weight": (head_dim(config),) for p in "qk"}
+    if kind == "gemma3_text":
+        out |= {f"{p}_feedforward_layernorm.weight": (hidden,) for p in ("pre", "post")}
+    return out
+
+
+def tensors(name: str) -> dict[str, np.ndarray]:
+    """Make the weights of family `name`: Hugging Face name -> float32 array, the same on every machine."""
+    family = FAMILIES[name]
+    zero_centred = family.config["model_type"] == "gemma3_text"
+    return {key: _tensor(family.seed, key, shape, zero_centred) for key, shape in shapes(name).items()}
+
+
+def _tensor(seed: int, key: str, shape: tuple[int, ...], zero_centred: bool) -> np.ndarray:
+    noise = _noise(seed, key, math.prod(shape)).reshape(shape)
+    if len(shape) == 2:
+        return _matrix(noise)
+    if key.endswith("bias"):
+        return _on_grid(0.3 * noise)
+    return _on_grid(0.15 * noise + (0.0 if zero_centred else 1.0))
+
+
+def _noise(seed: int, key: str, count: int) -> np.ndarray:
+    """Draw `count` nearly normal float64 values of unit variance: the sum of four 16-bit words."""
+    words = np.random.PCG64([seed, zlib.crc32(key.encode())]).random_raw(count)
+    lanes = sum(((words >> np.uint64(s)) & np.uint64(0xFFFF)).astype(np.int64) for s in (0, 16, 32, 48))
+    return (np.asarray(lanes) - 2 * 65535) / (65536 * math.sqrt(4 / 12))
+
+
+def _matrix(noise: np.ndarray) -> np.ndarray:
+    """Scale rows to a standard deviation near 1.5/sqrt(K), on a grid that Q8_0, F16 and BF16 share."""
+    target = LOGIT_STD / math.sqrt(noise.shape[1])
+    step = 2.0 ** math.floor(math.log2(target / 32))  # a deviation of 32 to 64 steps: few reach 127
+    blocks = np.clip(np.rint(noise * (target / step)), -126, 126).reshape(-1, BLOCK)
+    top = np.abs(blocks).argmax(axis=1)
+    rows = np.arange(len(blocks))
+    blocks[rows, top] = np.where(blocks[rows, top] < 0, -127.0, 127.0)
+    return (blocks * step).reshape(noise.shape).astype(np.float32)
+
+
+def _on_grid(values: np.ndarray) -> np.ndarray:
+    return (np.rint(values * 128) / 128).astype(np.float32)
+
+
+def digest(name: str) -> int:
+    """Sum up the family's weights as a CRC-32, so that a drifted generator is told from a wrong engine."""
+    crc = 0
+    for key, value in tensors(name).items():
+        crc = zlib.crc32(key.encode() + value.astype("<f4").tobytes(), crc)
+    return crc
+
+
+def token_ids(name: str) -> np.ndarray:
+    """Draw the family's golden sequence: int64 [LENGTH], no special tokens."""
+    words = np.random.PCG64([FAMILIES[name].seed, zlib.crc32(b"ids")]).random_raw(LENGTH)
+    return (words % np.uint64(VOCAB - 5)).astype(np.int64) + 5
