@@ -62,6 +62,7 @@ class Vocabulary:
     prefix_ids: tuple[int, ...]  # put before a text when `bos` is wanted by default
     suffix_ids: tuple[int, ...]
     bos_id: int | None
+    eos_id: int | None
     eos_ids: frozenset[int]
     strips_leading_space: bool  # encoding puts a space before the text, so decoding takes it away
     pad_id: int | None = None
@@ -138,6 +139,16 @@ class Tokenizer:
     def eos_ids(self) -> frozenset[int]:
         """Every id that ends an answer: end of text, of turn, of message."""
         return self._vocabulary.eos_ids
+
+    @property
+    def eos_id(self) -> int | None:
+        """The end-of-sequence id the file itself names (templates write it), if any."""
+        return self._vocabulary.eos_id
+
+    @property
+    def unk_id(self) -> int | None:
+        """The id for what the vocabulary cannot spell, if the file names one."""
+        return self._vocabulary.unk_id
 
     @property
     def pad_id(self) -> int | None:

@@ -84,6 +84,7 @@ def _build(data: dict[str, Any], config: Mapping[str, Any], generation: Mapping[
         prefix_ids=prefix,
         suffix_ids=suffix,
         bos_id=bos,
+        eos_id=eos,
         eos_ids=end_ids(added, named),
         strips_leading_space=_strips_leading_space(data.get("decoder")),
         pad_id=ids.get(_content(config.get("pad_token"))),

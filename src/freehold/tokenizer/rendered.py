@@ -17,3 +17,6 @@ class Rendered:
     text: str
     guarded: str
     in_thinking: bool = False  # the prompt ends inside an opened thinking block
+
+    def __str__(self) -> str:
+        return self.text

@@ -2,8 +2,8 @@
 
 Knows Jinja; knows no chat and no token. Jinja's own sandbox keeps a template away from Python; it bounds
 neither loops in loops nor recursion nor the size of strings. Here every loop step, call and filter looks at a
-deadline, every operator, filter, method and join that can multiply text looks at sizes *before* it allocates, and
-the output is bounded. A template that would exceed a limit ends in BadTemplate.
+deadline, every operator, filter, method and join that can multiply text looks at sizes *before* it
+allocates, and the output is bounded. A template that would exceed a limit ends in BadTemplate.
 Path: ChatTemplate.render -> sandbox.compile_template, sandbox.run
 """
 
@@ -102,6 +102,26 @@ def _join(parts: Iterable[str]) -> str:
     return "".join(kept)
 
 
+def _weigh(value: Any, spent: int = 0) -> int:
+    """Count the characters a container spells out; shared parts count each time, as they do in text."""
+    limits = _limits()
+    limits.tick()
+    items = (*value.keys(), *value.values()) if isinstance(value, dict) else value
+    for item in items:
+        spent += 2 + (len(item) if isinstance(item, str) else 0)
+        if isinstance(item, (list, tuple, dict)):
+            spent = _weigh(item, spent)
+        limits.check_text(spent)
+    return spent
+
+
+def _check_spelled(value: Any) -> Any:
+    """Look at a value that is about to become text."""
+    if isinstance(value, (list, tuple, dict)):
+        _weigh(value)
+    return value
+
+
 def _check_format(text: str, arguments: Iterable[Any]) -> None:
     """Refuse widths that blow a string up: long numbers, and widths taken from arguments."""
     if _LONG_NUMBER.search(text) or "*" in text or re.search(r"\{[^{}]*:[^{}]*\{", text):
@@ -109,11 +129,18 @@ def _check_format(text: str, arguments: Iterable[Any]) -> None:
     for value in arguments:
         if isinstance(value, str):
             _limits().check_text(len(text) + len(value))
+        _check_spelled(value)
 
 
 def _check_replace(text: str, old: Any, new: Any) -> None:
     count = text.count(str(old)) if str(old) else len(text) + 1
     _limits().check_text(len(text) + count * max(0, len(str(new)) - len(str(old))))
+
+
+def _check_joined(parts: Any, separator: str) -> None:
+    _check_spelled(parts)
+    if isinstance(parts, (list, tuple, dict, str)):
+        _limits().check_text(len(separator) * len(parts))
 
 
 def _check_method(value: Any, name: str, arguments: tuple[Any, ...]) -> None:
@@ -124,8 +151,8 @@ def _check_method(value: Any, name: str, arguments: tuple[Any, ...]) -> None:
         return
     if name == "replace" and len(arguments) >= 2:
         _check_replace(value, arguments[0], arguments[1])
-    elif name == "join" and arguments and isinstance(arguments[0], (list, tuple, dict, str)):
-        _limits().check_text(len(value) * len(arguments[0]))
+    elif name == "join" and arguments:
+        _check_joined(arguments[0], value)
     elif name in ("format", "format_map"):
         _check_format(value, arguments)
     elif name == "expandtabs":
@@ -148,10 +175,49 @@ def _check_filter(name: str, arguments: list[Any], keywords: Mapping[str, Any]) 
         widths = [a for a in (*arguments[1:], *keywords.values()) if isinstance(a, (int, str))]
         width = max((a if isinstance(a, int) else len(a) for a in widths), default=4)
         _limits().check_text(len(str(subject)) + (str(subject).count("\n") + 1) * max(0, width))
-    elif name == "join" and len(arguments) >= 2 and isinstance(subject, (list, tuple)):
-        _limits().check_text(len(str(arguments[1])) * len(subject))
+    elif name == "join":
+        _check_joined(subject, str(arguments[1]) if len(arguments) > 1 else str(keywords.get("d", "")))
     elif name == "tojson" and isinstance(keywords.get("indent"), int) and keywords["indent"] > 64:
         raise BadTemplate("the chat template indents JSON by more than 64 spaces")
+
+
+def _listed(parts: Any) -> Any:
+    """Make a list of an iterator, so that its sizes can be looked at; anything else stays itself."""
+    return list(_loop(parts)) if isinstance(parts, Iterator) else parts
+
+
+# These filters pass items on; every other one may spell its subject out.
+_KEEPS_ITEMS = frozenset(
+    (
+        *(
+            "length",
+            "count",
+            "first",
+            "last",
+            "list",
+            "sort",
+            "unique",
+            "batch",
+            "slice",
+            "items",
+            "dictsort",
+        ),
+        *(
+            "map",
+            "select",
+            "reject",
+            "selectattr",
+            "rejectattr",
+            "default",
+            "d",
+            "min",
+            "max",
+            "sum",
+            "reverse",
+        ),
+        *("groupby", "random", "attr"),
+    )
+)
 
 
 def _guard_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,8 +227,13 @@ def _guard_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]
     @functools.wraps(function)
     def guarded(*arguments: Any, **keywords: Any) -> Any:
         _limits().tick()
-        _check_filter(name, list(arguments[hidden:]), keywords)
-        return _check_value(function(*arguments, **keywords))
+        own = list(arguments[hidden:])
+        if name == "join" and own:
+            own[0] = _listed(own[0])
+        if own and name not in _KEEPS_ITEMS:
+            _check_spelled(own[0])
+        _check_filter(name, own, keywords)
+        return _check_value(function(*arguments[:hidden], *own, **keywords))
 
     return guarded
 
@@ -203,6 +274,16 @@ class _Namespace(Namespace):
             )
 
 
+class _Dict:
+    """The two things a template may do with `dict`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja's immutable sandbox with deadlines and sizes."""
 
@@ -230,6 +311,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         """Call `obj` as the sandbox does; built-in methods have their arguments looked at first."""
         _limits().tick()
         owner = getattr(obj, "__self__", None)
+        if isinstance(owner, str) and getattr(obj, "__name__", "") == "join" and args:
+            args = (_listed(args[0]), *args[1:])
         if isinstance(owner, (str, bytes, list, dict, tuple, int)):
             _check_method(owner, getattr(obj, "__name__", ""), (*args, *kwargs.values()))
         return _check_value(super().call(context, obj, *args, **kwargs))
@@ -282,7 +365,10 @@ def _raise_exception(message: str) -> None:
 
 
 def _environment(clock: Callable[[], datetime]) -> _Environment:
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment = _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=_check_spelled
+    )
+    del environment.filters["urlize"], environment.globals["lipsum"]  # slow, and no chat needs them
     environment.filters["tojson"] = _tojson
     for name, function in list(environment.filters.items()):
         environment.filters[name] = _guard_filter(name, function)
@@ -291,7 +377,7 @@ def _environment(clock: Callable[[], datetime]) -> _Environment:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda format: clock().strftime(format)
     environment.globals["namespace"] = _Namespace
-    environment.globals["dict"] = lambda *args, **kwargs: dict(*args, **kwargs)
+    environment.globals["dict"] = _Dict()
     return environment
 
 
@@ -304,7 +390,7 @@ def compile_template(source: str, clock: Callable[[], datetime]) -> jinja2.Templ
     tags = source.count("{%") + source.count("{{")
     if tags > MAX_TAGS:
         raise BadTemplate(f"the chat template has {tags:,} tags; at most {MAX_TAGS:,} are compiled")
-    with _named_failures():
+    with _NamedFailures():
         return _environment(clock).from_string(source)
 
 
@@ -316,21 +402,21 @@ def run(template: jinja2.Template, variables: Mapping[str, Any], *, seconds: flo
     limits = _Limits(seconds, max(MAX_TEXT, 4 * input_size))
     token = _LIMITS.set(limits)
     try:
-        with _named_failures():
+        with _NamedFailures():
             return template.render(variables)
     finally:
         _LIMITS.reset(token)
 
 
-class _named_failures:  # noqa: N801
+class _NamedFailures:
     """Turn whatever a template can raise into BadTemplate with one line of reason."""
 
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None or not isinstance(error, Exception) or isinstance(error, BadTemplate):
-            return False
+            return
         if isinstance(error, (RecursionError, MemoryError)):
             raise BadTemplate("the chat template is nested or recurses too deeply") from error
         if isinstance(error, jinja2.TemplateSyntaxError):

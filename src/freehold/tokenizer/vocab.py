@@ -28,18 +28,10 @@ MAX_MERGES = 8_000_000
 # there <|end|> only closes one channel and <|return|> or <|call|> ends the answer.
 END_TEXTS = frozenset(
     (
-        "<|im_end|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|eot|>",
-        "<end_of_turn>",
-        "<turn|>",
-        "<|end|>",
-        "</s>",
-        "<eos>",
+        *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>", "<turn|>", "<|end|>", "</s>"),
+        *("<|endoftext|>", "<|end_of_text|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<EOT>", "[EOT]"),
+        *("<｜end▁of▁sentence｜>", "<end_of_utterance>", "<|return|>", "<|call|>", "<eos>"),
     )
-    + ("<|endoftext|>", "<|end_of_text|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<EOT>", "[EOT]")
-    + ("<｜end▁of▁sentence｜>", "<end_of_utterance>", "<|return|>", "<|call|>")
 )
 _HARMONY_END = frozenset(("<|return|>", "<|call|>"))
 
@@ -133,7 +125,7 @@ def _byte_level(keys: _Keys) -> Tokenizer:
 
 
 def _gemma4(keys: _Keys) -> Tokenizer:
-    """Merges are explicit as in byte-level BPE, but over characters; spaces are U+2581, bytes the fallback."""
+    """Merges are explicit as in byte-level BPE, but over characters, U+2581 for a space; bytes fall back."""
     texts = keys.texts("tokens", MAX_TOKENS)
     kinds = _kinds(keys, texts)
     vocab = _mergeable(texts, kinds)
@@ -324,6 +316,7 @@ def _facts(keys: _Keys, texts: list[str], kinds: list[int], *, add_bos: bool, ad
         "prefix_ids": _edge(keys, "bos", bos, default=add_bos),
         "suffix_ids": _edge(keys, "eos", eos, default=add_eos),
         "bos_id": bos,
+        "eos_id": eos,
         "eos_ids": end_ids(added, (id for id in named if id is not None)),
         "pad_id": keys.id("padding", size),
         "unk_id": keys.id("unknown", size),

@@ -1,0 +1,357 @@
+"""Chat templates: messages to the prompt a model was trained on.
+
+Knows Jinja templates and where files keep them; knows no token ids and no model. The text is what
+`transformers` renders, byte for byte. Which parts of it a user wrote matters to the tokenizer, so a render
+comes with a guarded twin (rendered.py). It is made by rendering a second time with the control tokens inside
+messages and tools defused, one character of each replaced by a private-use one. In-band marks in the first
+render would change what `trim`, `in`, slices and `length` see; the second render is only compared:
+
+  - nothing in the messages resembles a control token (nearly always): no second render at all;
+  - both renders agree up to the replaced characters: the second one is the twin;
+  - they disagree, because the template looks at control tokens in messages: what both share at either end is
+    the template's; in between, every control token that occurs in a message counts as the user's.
+
+Path: LocalModel.chat -> ChatTemplate.render -> Tokenizer.encode_rendered
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from freehold.errors import BadModelFile, BadTemplate, UnsupportedModel, UsageError
+from freehold.tokenizer import sandbox
+from freehold.tokenizer.core import Tokenizer
+from freehold.tokenizer.directory import read_json
+from freehold.tokenizer.rendered import Rendered
+from freehold.types import Message
+
+Thinking = Literal["none", "switch", "always"]
+
+_DEFUSED = "\ue0f1"  # a private-use character: no whitespace, no letter, and nobody's control token
+_TAG_PAIRS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+_SWITCHES = ("enable_thinking", "thinking")
+
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
+    "+ '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# Gemma's turns: the assistant is called "model" and a system text opens the first user turn.
+GEMMA = (
+    "{{ bos_token }}{% set ns = namespace(system='') %}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{% set ns.system = message['content'] + '\\n\\n' %}{% else %}"
+    "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' + ns.system "
+    "+ (message['content'] | trim) + '<end_of_turn>\\n' }}{% set ns.system = '' %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template with the special tokens it may write.
+
+    `origin` says where the source came from. `control_tokens` are the texts that users must not be able to
+    write, `vocabulary_tags` the thinking tags that are tokens. `clock` feeds `strftime_now`. Rendering raises
+    BadTemplate if the template fails, refuses the messages or exceeds its limits.
+    """
+
+    source: str
+    origin: str = "given"
+    bos_token: str = ""
+    eos_token: str = ""
+    special_tokens: Mapping[str, str] | None = None  # further variables: pad_token, unk_token, ...
+    control_tokens: frozenset[str] = frozenset()
+    vocabulary_tags: tuple[str, str] | None = None
+    clock: Callable[[], datetime] = datetime.now
+    seconds: float = sandbox.MAX_SECONDS
+
+    @cached_property
+    def _compiled(self):
+        return sandbox.compile_template(self.source, self.clock)
+
+    @cached_property
+    def _defuser(self) -> _Defuser:
+        return _Defuser(self.control_tokens)
+
+    def render(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        think: bool | None = None,
+        **variables: Any,
+    ) -> Rendered:
+        """Render `messages` into a prompt.
+
+        `think` True or False asks for thinking or none; None leaves it to the template. Raise UsageError when
+        the template has no such switch and `think` contradicts it. Further `variables` reach the template.
+        """
+        chat = [_as_dict(message) for message in messages]
+        switch = self._think_variables(think)
+        inputs = _plain({"messages": chat, "tools": tools, **switch, **variables})
+        inputs["add_generation_prompt"] = add_generation_prompt
+        text = self._run(inputs)
+        guarded = self._guard(text, inputs)
+        return Rendered(text, guarded, in_thinking=self._ends_in_thinking(text))
+
+    @cached_property
+    def thinking(self) -> Thinking:
+        """Whether the model thinks aloud: never, when asked to, or always.
+
+        Found by rendering with `enable_thinking` (then `thinking`) on and off and comparing; a template that
+        opens a thinking block in every prompt has no switch and always thinks.
+        """
+        if self._switch:
+            return "switch"
+        return "always" if self._ends_in_thinking(self._probe({}) or "") else "none"
+
+    @cached_property
+    def thinking_tags(self) -> tuple[str, str] | None:
+        """The texts that open and close thinking, when the template or the vocabulary has them."""
+        for tags in _TAG_PAIRS:
+            if tags[1] in self.source:
+                return tags
+        return self.vocabulary_tags
+
+    @cached_property
+    def _switch(self) -> str | None:
+        for name in _SWITCHES:
+            if name in self.source:
+                on, off = self._probe({name: True}), self._probe({name: False})
+                if on is not None and on != off:
+                    return name
+        return None
+
+    def _probe(self, variables: dict[str, Any]) -> str | None:
+        messages = [{"role": "user", "content": "x"}]
+        try:
+            return self._run(
+                {"messages": messages, "tools": None, "add_generation_prompt": True, **variables}
+            )
+        except BadTemplate:
+            return None
+
+    def _think_variables(self, think: bool | None) -> dict[str, Any]:
+        if think is None:
+            return {}
+        if self._switch:
+            return {self._switch: think}
+        if think != (self.thinking == "always"):
+            habit = "always thinks" if self.thinking == "always" else "has no thinking switch"
+            raise UsageError(f"the model's chat template {habit}", hint="leave --think and --no-think out")
+        return {}
+
+    def _ends_in_thinking(self, text: str) -> bool:
+        tags = self.thinking_tags
+        return tags is not None and text.rstrip().endswith(tags[0])
+
+    def _run(self, inputs: Mapping[str, Any]) -> str:
+        tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token, **(self.special_tokens or {})}
+        variables = {"documents": None, **tokens, **inputs}
+        return sandbox.run(self._compiled, variables, seconds=self.seconds, input_size=_size(inputs))
+
+    def _guard(self, text: str, inputs: dict[str, Any]) -> str:
+        found: set[str] = set()
+        defused = self._defuser.defused(inputs, found)
+        if not found:
+            return text
+        try:
+            second = self._run(defused)
+        except BadTemplate:
+            second = ""
+        return _twin(text, second, found)
+
+    @classmethod
+    def for_tokenizer(cls, source: str, tokenizer: Tokenizer, *, origin: str = "given") -> ChatTemplate:
+        """Bind `source` to the special tokens of `tokenizer`."""
+        known = [tags for tags in _TAG_PAIRS if None not in map(tokenizer.token_id, tags)]
+        named = {"pad_token": tokenizer.pad_id, "unk_token": tokenizer.unk_id}
+        return cls(
+            source,
+            origin,
+            bos_token="" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
+            eos_token="" if tokenizer.eos_id is None else tokenizer.token_text(tokenizer.eos_id),
+            special_tokens={name: tokenizer.token_text(id) for name, id in named.items() if id is not None},
+            control_tokens=tokenizer.control_tokens,
+            vocabulary_tags=known[0] if known else None,
+        )
+
+    @classmethod
+    def default_for(cls, tokenizer: Tokenizer) -> ChatTemplate:
+        """Return the format that the vocabulary's control tokens prove: ChatML or Gemma's turns.
+
+        Raise UnsupportedModel when it proves neither; nothing is guessed.
+        """
+        control = tokenizer.control_tokens
+        for name, source, needed in (
+            ("ChatML", CHATML, ("<|im_start|>", "<|im_end|>")),
+            ("Gemma turns", GEMMA, ("<start_of_turn>", "<end_of_turn>")),
+        ):
+            if control.issuperset(needed):
+                origin = (
+                    f"default {name} (the file has no template; its vocabulary has {' and '.join(needed)})"
+                )
+                return cls.for_tokenizer(source, tokenizer, origin=origin)
+        raise UnsupportedModel(
+            "the model has no chat template, and its vocabulary shows no known one",
+            hint="use --raw to complete plain text",
+        )
+
+
+def templates_from_gguf(metadata: Mapping[str, object]) -> dict[str, str]:
+    """Return the chat templates in a GGUF file's metadata by name; the main one is called "default"."""
+    key = "tokenizer.chat_template"
+    found = {
+        "default" if k == key else k[len(key) + 1 :]: v for k, v in metadata.items() if _is_template(k, key)
+    }
+    return {name: source for name, source in found.items() if isinstance(source, str) and source}
+
+
+def _is_template(key: str, main: str) -> bool:
+    return key == main or (key.startswith(main + ".") and len(key) > len(main) + 1)
+
+
+def templates_from_dir(path: str | Path) -> dict[str, str]:
+    """Return a model directory's chat templates by name; a chat_template.jinja wins over the config's."""
+    folder = Path(path)
+    found: dict[str, str] = {}
+    config = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(config, str):
+        found["default"] = config
+    elif isinstance(config, list):
+        named = [entry for entry in config if isinstance(entry, dict)]
+        found |= {str(entry.get("name")): str(entry.get("template")) for entry in named}
+    for name, file in _template_files(folder):
+        if file.stat().st_size > 4 * sandbox.MAX_SOURCE:
+            raise BadModelFile(f"{file} has {file.stat().st_size:,} bytes, too many for a chat template")
+        try:
+            found[name] = file.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise BadModelFile(f"{file} is not UTF-8: {error}") from error
+    return found
+
+
+def _template_files(folder: Path) -> list[tuple[str, Path]]:
+    named = [(file.stem, file) for file in sorted(folder.glob("additional_chat_templates/*.jinja"))]
+    main = folder / "chat_template.jinja"
+    return [*named, *([("default", main)] if main.is_file() else [])]
+
+
+def chat_template_from_gguf(
+    metadata: Mapping[str, object], tokenizer: Tokenizer, *, name: str = "default"
+) -> ChatTemplate:
+    """Return the chat template `name` of a GGUF file, or the format its vocabulary proves if it has none.
+
+    Raise UnsupportedModel without either, UsageError for a name the file does not have.
+    """
+    return _chosen(templates_from_gguf(metadata), tokenizer, name, "GGUF tokenizer.chat_template")
+
+
+def chat_template_from_dir(path: str | Path, tokenizer: Tokenizer, *, name: str = "default") -> ChatTemplate:
+    """Return the chat template `name` of a model directory, as `chat_template_from_gguf` does for a file."""
+    return _chosen(templates_from_dir(path), tokenizer, name, os.fspath(path))
+
+
+def _chosen(found: Mapping[str, str], tokenizer: Tokenizer, name: str, origin: str) -> ChatTemplate:
+    if name in found:
+        return ChatTemplate.for_tokenizer(found[name], tokenizer, origin=f"{origin} ({name})")
+    if name != "default":
+        known = ", ".join(found) or "none"
+        raise UsageError(f"the model has no chat template called {name!r}", hint=f"it has: {known}")
+    return ChatTemplate.default_for(tokenizer)
+
+
+def _as_dict(message: Message | Mapping[str, Any]) -> dict[str, Any]:
+    """Spell a message as templates expect it; past thinking goes under both names in use."""
+    if isinstance(message, Message):
+        plain: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.thinking:
+            plain |= {"reasoning_content": message.thinking, "thinking": message.thinking}
+        return plain
+    plain = {key: value for key, value in message.items() if value is not None}
+    for name in ("reasoning_content", "thinking", "reasoning"):
+        if name in plain:
+            return {"thinking": plain[name], **plain, "reasoning_content": plain[name]}
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Rebuild `value` of plain JSON types, so that a template meets no object with methods of its own."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return f"<{type(value).__name__}>"
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(_size(key) + _size(item) for key, item in value.items())
+    return sum(map(_size, value)) if isinstance(value, list) else 0
+
+
+class _Defuser:
+    """Replaces a character of every control token in a structure of strings."""
+
+    def __init__(self, control_tokens: frozenset[str]) -> None:
+        self._tokens = sorted((token for token in control_tokens if token), key=len, reverse=True)
+        self._regex = re.compile("|".join(map(re.escape, self._tokens)) or r"(?!)")
+        self._beginnings = {token[:size] for token in self._tokens for size in range(1, len(token))}
+        self._longest = max(map(len, self._tokens), default=0)
+
+    def defused(self, value: Any, found: set[str]) -> Any:
+        """Return a copy of `value` with every string in it defused; add the tokens met to `found`."""
+        if isinstance(value, str):
+            return self._unfinished(
+                self._regex.sub(lambda match: _defuse(match.group(), found), value), found
+            )
+        if isinstance(value, dict):
+            return {self.defused(key, found): self.defused(item, found) for key, item in value.items()}
+        return [self.defused(item, found) for item in value] if isinstance(value, list) else value
+
+    def _unfinished(self, text: str, found: set[str]) -> str:
+        """Defuse the beginning of a control token at the end: the next message could complete it."""
+        end = len(text.rstrip())
+        for size in range(min(self._longest - 1, end), 0, -1):
+            beginning = text[end - size : end]
+            if beginning in self._beginnings:
+                found.update(token for token in self._tokens if token.startswith(beginning))
+                return text[: end - size] + _DEFUSED + text[end - size + 1 :]
+        return text
+
+
+def _defuse(token: str, found: set[str]) -> str:
+    found.add(token)
+    return _DEFUSED + token[1:]
+
+
+def _twin(text: str, second: str, found: set[str]) -> str:
+    """Return the guarded twin of `text`, given the second render and the tokens that messages spell."""
+    if len(second) == len(text) and all(a == b or b == _DEFUSED for a, b in zip(text, second, strict=True)):
+        return second
+    head = _common(text, second)
+    tail = _common(text[head:][::-1], second[head:][::-1])
+    middle = text[head : len(text) - tail]
+    for token in sorted(found, key=len, reverse=True):
+        middle = middle.replace(token, _DEFUSED + token[1:])
+    return text[:head] + middle + text[len(text) - tail :]
+
+
+def _common(left: str, right: str) -> int:
+    """Count the characters that both strings start with."""
+    pairs = zip(left, right, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
