@@ -1,0 +1,119 @@
+// Row arithmetic between matrix products: norm, sums, gates, softcap; and the exponential they and attention share.
+// Knows one row of floats; memory bandwidth bounds all of it.
+
+// exp(x) = 2^n * (1 + r + r^2 q(r)), n = round(x / ln 2), |r| <= ln2/2. Under 2 ulp (q alone errs by 3e-9).
+// Below -104 the result is 0 (half the least subnormal), above 88.73 infinity; NaN stays NaN.
+// Our own, because libm's differs by machine and has no sixteen-lane form.
+OP F fexp(F x) {
+  x = fmin(fset(89.0f), fmax(fset(-104.5f), x));             // these return their second argument for NaN
+  const F n = fround(mul(x, fset(1.44269504f)));
+  F r = fnma(n, fset(0.693359375f), x);                      // ten bits of ln 2: n * this is exact without FMA too
+  r = fnma(n, fset(-2.12194440e-4f), r);
+  F q = fset(1.381455804e-3f);                               // minimax fit of (e^r - 1 - r) / r^2
+  q = fma(q, r, fset(8.368736133e-3f));
+  q = fma(q, r, fset(4.166838899e-2f));
+  q = fma(q, r, fset(0.1666652113f));
+  q = fma(q, r, fset(0.4999999404f));
+  return scale_exp(add(fma(mul(r, r), q, r), fset(1.0f)), to_int(n));
+}
+OP float fexp1(float x) { float t[16]; fstore(t, fexp(fset(x))); return t[0]; }
+
+// tanh to about 2 ulp: an odd polynomial near 0, where 1 - 2/(e^2x + 1) would cancel.
+OP F ftanh(F x) {
+  const F z = mul(x, x);
+  F p = fset(-5.717036314e-3f);
+  p = fma(p, z, fset(2.065057866e-2f));
+  p = fma(p, z, fset(-5.374349654e-2f));
+  p = fma(p, z, fset(0.1333149076f));
+  p = fma(p, z, fset(-0.3333328366f));
+  const F small = fma(mul(x, z), p, x);
+  const F a = fabs(x);
+  const F t = sub(fset(1.0f), div(fset(2.0f), add(fexp(add(a, a)), fset(1.0f))));
+  const F large = select_lt(x, fzero(), sub(fzero(), t), t);
+  return select_lt(a, fset(0.625f), small, large);
+}
+
+// x * sigmoid(z). One division, and no cancellation on the negative side.
+OP F fswish(F x, F z) { return div(x, add(fset(1.0f), fexp(sub(fzero(), z)))); }
+
+OP F fsilu(F x) { return fswish(x, x); }
+
+// 0.5 (1 + tanh u) = sigmoid(2u), with u = sqrt(2/pi) (x + 0.044715 x^3).
+OP F fgelu(F x) {
+  const F cubic = fma(mul(mul(x, x), fset(0.044715f)), x, x);
+  return fswish(x, mul(cubic, fset(1.59576912f)));
+}
+
+// Sixty-four running sums: at n = 16384 each adds 256 squares, so the mean errs by 1.6e-5 at worst, 1e-6 as a rule.
+static float sum_squares(const float* x, int64_t n) {
+  F s0 = fzero(), s1 = fzero(), s2 = fzero(), s3 = fzero();
+  int64_t i = 0;
+  for (; i + 64 <= n; i += 64) {
+    const F a = fload(x + i), b = fload(x + i + 16), c = fload(x + i + 32), d = fload(x + i + 48);
+    s0 = fma(a, a, s0);
+    s1 = fma(b, b, s1);
+    s2 = fma(c, c, s2);
+    s3 = fma(d, d, s3);
+  }
+  for (; i + 16 <= n; i += 16) { const F a = fload(x + i); s0 = fma(a, a, s0); }
+  if (i < n) { const F a = fload_n(x + i, static_cast<int>(n - i)); s1 = fma(a, a, s1); }
+  return hsum(add(add(s0, s1), add(s2, s3)));
+}
+
+static void rms_norm(const float* x, const float* w, float eps, int64_t n, float* y) {
+  const float mean = sum_squares(x, n) / static_cast<float>(n);
+  const F inv = fset(1.0f / __builtin_sqrtf(mean + eps));
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) fstore(y + i, mul(mul(fload(x + i), inv), fload(w + i)));
+  const int rest = static_cast<int>(n - i);
+  if (rest) fstore_n(y + i, mul(mul(fload_n(x + i, rest), inv), fload_n(w + i, rest)), rest);
+}
+
+static void add_rows(float* y, const float* x, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) fstore(y + i, add(fload(y + i), fload(x + i)));
+  const int rest = static_cast<int>(n - i);
+  if (rest) fstore_n(y + i, add(fload_n(y + i, rest), fload_n(x + i, rest)), rest);
+}
+
+static void scale_row(float* y, float s, int64_t n) {
+  const F f = fset(s);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) fstore(y + i, mul(fload(y + i), f));
+  const int rest = static_cast<int>(n - i);
+  if (rest) fstore_n(y + i, mul(fload_n(y + i, rest), f), rest);
+}
+
+static void silu_mul(float* g, const float* u, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) fstore(g + i, mul(fsilu(fload(g + i)), fload(u + i)));
+  const int rest = static_cast<int>(n - i);
+  if (rest) fstore_n(g + i, mul(fsilu(fload_n(g + i, rest)), fload_n(u + i, rest)), rest);
+}
+
+static void gelu_mul(float* g, const float* u, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) fstore(g + i, mul(fgelu(fload(g + i)), fload(u + i)));
+  const int rest = static_cast<int>(n - i);
+  if (rest) fstore_n(g + i, mul(fgelu(fload_n(g + i, rest)), fload_n(u + i, rest)), rest);
+}
+
+// A division by the cap, not a product with its inverse: a second rounding would show in the last bit.
+OP F fsoftcap(F x, F cap) { return mul(cap, ftanh(div(x, cap))); }
+
+static void softcap_row(float* y, float cap, int64_t n) {
+  const F c = fset(cap);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) fstore(y + i, fsoftcap(fload(y + i), c));
+  const int rest = static_cast<int>(n - i);
+  if (rest) fstore_n(y + i, fsoftcap(fload_n(y + i, rest), c), rest);
+}
+
+static void fill_norm(Kernels& t) {
+  t.rms_norm = rms_norm;
+  t.add = add_rows;
+  t.scale = scale_row;
+  t.silu_mul = silu_mul;
+  t.gelu_mul = gelu_mul;
+  t.softcap = softcap_row;
+}
