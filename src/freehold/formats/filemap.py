@@ -1,0 +1,131 @@
+"""Maps a model file into memory, read-only, and says what a file that is no model looks like.
+
+Knows paths, bytes and magic numbers; knows no format beyond its first bytes.
+Path: gguf.open_gguf or safetensors.open_safetensors -> map_file
+
+A file that is truncated while mapped kills the process with SIGBUS when the lost pages are touched; nothing here
+can prevent that. The store therefore never writes in place: it replaces a file by renaming another over it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from freehold.errors import BadModelFile, ModelNotFound
+
+HEAD_BYTES = 256
+"""How much of a file `looks_like` wants to see."""
+
+FETCH_AGAIN = "the download may be incomplete or damaged; fetch the file again"
+
+_MAGICS = (
+    (b"GGUF", "a GGUF file"),
+    (b"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint (a pickle, which Freehold never loads)"),
+    (b"\x80\x02", "a Python pickle, which Freehold never loads"),
+    (b"\x80\x03", "a Python pickle, which Freehold never loads"),
+    (b"\x80\x04", "a Python pickle, which Freehold never loads"),
+    (b"\x80\x05", "a Python pickle, which Freehold never loads"),
+    (b"version https://git-lfs", "a git-lfs pointer: the weights themselves were not fetched"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (b"\xfd7zXZ", "an xz archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"lmgg", "a GGML file from before GGUF"),
+    (b"fmgg", "a GGML file from before GGUF"),
+    (b"tjgg", "a GGML file from before GGUF"),
+    (b"algg", "a GGML adapter from before GGUF"),
+)
+_HINTS = {
+    "a git-lfs pointer": "run `git lfs pull` in that repository, or pull the model by name",
+    "an HTML page": "a server answered with a web page instead of the file; check the URL and the login",
+    "an empty file": FETCH_AGAIN,
+    "nothing but zeros": FETCH_AGAIN,
+}
+
+
+def map_file(path: Path) -> npt.NDArray[np.uint8]:
+    """Map `path` read-only as uint8 [size]. The mapping lives as long as any view of the array.
+
+    Raises ModelNotFound when nothing is there, BadModelFile for an empty file, a directory, a device or one that
+    cannot be read.
+    """
+    fd = _open(path)
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            kind = "a directory" if stat.S_ISDIR(info.st_mode) else "not a regular file"
+            raise BadModelFile(f"{path} is {kind}", "give the path of a .gguf or .safetensors file")
+        if info.st_size == 0:
+            raise not_a_model(path, b"")
+        return np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+    finally:
+        os.close(fd)
+
+
+def read_small_file(path: Path, limit: int) -> bytes:
+    """Read a whole side file (JSON) of at most `limit` bytes; raises as `map_file`, or BadModelFile above it."""
+    data = map_file(path)
+    if data.size > limit:
+        raise BadModelFile(f"{path} has {data.size:,} bytes; at most {limit:,} are read")
+    return data.tobytes()
+
+
+def read_head(path: Path) -> bytes:
+    """Read the first HEAD_BYTES of a file; raises as `map_file`."""
+    return map_file(path)[:HEAD_BYTES].tobytes()
+
+
+def looks_like(head: bytes) -> str:
+    """Say in words what a file that starts with `head` is: 'a zip archive', 'an HTML page', ..."""
+    if not head:
+        return "an empty file"
+    for magic, words in _MAGICS:
+        if head.startswith(magic):
+            return words
+    if not head.strip(b"\0"):
+        return "nothing but zeros"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return "an HTML page"
+    if text.startswith((b"{", b"[")):
+        return "a JSON text"
+    if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
+        return "a text file"
+    return f"a file that starts with the bytes {head[:8].hex(' ')}"
+
+
+def not_a_model(path: Path, head: bytes) -> BadModelFile:
+    """Build the error for a file that is neither GGUF nor safetensors."""
+    words = looks_like(head)
+    hint = next((h for start, h in _HINTS.items() if words.startswith(start)), "")
+    return BadModelFile(
+        f"{path} is no model file Freehold reads: it is {words}",
+        hint or "Freehold reads GGUF files, and safetensors files or directories",
+    )
+
+
+def _open(path: Path) -> int:
+    try:
+        # Not blocking: a named pipe in a model's place must not hang us.
+        return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ModelNotFound(f"{path} does not exist", "check the path") from error
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+    except ValueError as error:  # a NUL in the path
+        raise ModelNotFound(f"{str(path)!r} is no valid path") from error
+
+
+def _cannot_read(path: Path, error: OSError) -> BadModelFile:
+    return BadModelFile(
+        f"{path} cannot be read: {error.strerror or error}", "check its permissions and the disk"
+    )

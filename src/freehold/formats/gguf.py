@@ -1,0 +1,407 @@
+"""Reads GGUF files (versions 2 and 3, little-endian, sharded or not) in place over mmap.
+
+Knows the container: header, metadata, tensor descriptors; knows no architecture and no meaning of a key.
+Nothing in the file is trusted: a count, length, offset or product is compared with the bytes that are there
+before it is used, so a lying header fails at once and allocates nothing.
+Path: open_model_file -> open_gguf -> models (weight map), tokenizer (metadata)
+
+Layout: "GGUF", version u32, tensor count u64, key count u64; keys; descriptors; padding; tensor data.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
+from freehold.formats.filemap import FETCH_AGAIN, HEAD_BYTES, map_file, not_a_model
+from freehold.formats.metadata import Metadata
+from freehold.formats.quant import QuantType, quant_type, row_bytes
+from freehold.formats.tensor import Tensor
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+MAX_ALIGNMENT = 1 << 20  # a huge page is 2 MB; nobody aligns tensors to half of one
+MAX_DIMS = 4  # ggml's GGML_MAX_DIMS
+MAX_ELEMENTS = (1 << 63) - 1  # ggml counts in int64
+MAX_KEYS = 1 << 16  # real files have about forty
+MAX_KEY_BYTES = (1 << 16) - 1  # the specification's own limit
+MAX_NAME_BYTES = 1024  # the specification says 64; converters of other projects exceed it
+MAX_ARRAY_DEPTH = 4  # arrays of arrays are allowed and unused
+MAX_ARRAY_ITEMS = 1 << 24  # over all arrays of a file; a vocabulary of 262k tokens needs about a million
+MAX_SHARDS = 4096  # each holds a file descriptor open
+
+_MIN_KEY_BYTES = 8 + 1 + 4 + 1  # length, name, type, value
+_MIN_DESCRIPTOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # length, name, dimension count, one dimension, type, offset
+
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+_DTYPES = {
+    0: np.dtype("u1"),
+    1: np.dtype("i1"),
+    2: np.dtype("<u2"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<u4"),
+    5: np.dtype("<i4"),
+    6: np.dtype("<f4"),
+    _BOOL: np.dtype("u1"),
+    10: np.dtype("<u8"),
+    11: np.dtype("<i8"),
+    12: np.dtype("<f8"),
+}
+_MIN_ITEM_BYTES = {_STRING: 8, _ARRAY: 4 + 8} | {code: dtype.itemsize for code, dtype in _DTYPES.items()}
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+class GGUFFile:
+    """An open GGUF model, all its shards together. Close it, or use it in a `with` statement.
+
+    Arrays taken from it stay valid after `close`: the mapping goes with the last of them.
+    """
+
+    def __init__(self, shards: list[_Shard], tensors: dict[str, Tensor]) -> None:
+        self.path = shards[0].path
+        self.paths = tuple(shard.path for shard in shards)
+        self.version = shards[0].version
+        self.metadata = shards[0].metadata
+        self.tensors: Mapping[str, Tensor] = MappingProxyType(tensors)
+
+    @property
+    def architecture(self) -> str:
+        """The architecture's name in the file (`general.architecture`), "llama" for example."""
+        return self.metadata.get_str("general.architecture")
+
+    def close(self) -> None:
+        """Let go of the tensors; the file is unmapped once no array of it is in use."""
+        self.tensors = MappingProxyType({})
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"GGUFFile({str(self.path)!r}, {len(self.tensors)} tensors, {len(self.metadata)} keys)"
+
+
+def open_gguf(path: str | Path) -> GGUFFile:
+    """Open a GGUF file; if it is one shard of several, open all of them, whichever was named.
+
+    `metadata` is the first shard's, `tensors` are those of all. Raises ModelNotFound when the file or a shard is
+    missing, UnsupportedModel for versions, byte orders and tensor types Freehold does not read, and BadModelFile
+    for anything inconsistent, with file, value and limit.
+    """
+    shards = _all_shards(_read_shard(Path(path)))
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        for tensor in shard.tensors:
+            if tensor.name in tensors:
+                raise BadModelFile(f"{shard.path}: tensor {_shown(tensor.name)} occurs twice")
+            tensors[tensor.name] = tensor
+    total = shards[0].metadata.get_int("split.tensors.count", len(tensors))
+    if len(shards) > 1 and total != len(tensors):
+        raise BadModelFile(
+            f"{shards[0].path}: {total} tensors are announced and the shards hold {len(tensors)}", FETCH_AGAIN
+        )
+    return GGUFFile(shards, tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    path: Path
+    version: int
+    metadata: Metadata
+    tensors: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Descriptor:
+    name: str
+    type: QuantType
+    shape: tuple[int, ...]
+    offset: int  # from the start of the data section
+    nbytes: int
+
+
+def _read_shard(path: Path) -> _Shard:
+    data = map_file(path)
+    cursor = _Cursor(path, data)
+    version = _read_version(cursor)
+    tensor_count, key_count = cursor.u64(), cursor.u64()
+    cursor.need(tensor_count, _MIN_DESCRIPTOR_BYTES, "tensors")
+    cursor.need(key_count, _MIN_KEY_BYTES, "metadata keys")
+    if key_count > MAX_KEYS:
+        raise cursor.bad(f"{key_count:,} metadata keys; at most {MAX_KEYS:,} are read")
+    metadata = Metadata(_read_metadata(cursor, key_count), str(path))
+    descriptors = [_read_descriptor(cursor) for _ in range(tensor_count)]
+    start = -(-cursor.position // _alignment(metadata, path)) * _alignment(metadata, path)
+    _check_placement(cursor, descriptors, start, _alignment(metadata, path))
+    tensors = [
+        Tensor(d.name, d.type, d.shape, data[start + d.offset : start + d.offset + d.nbytes])
+        for d in descriptors
+    ]
+    return _Shard(path, version, metadata, tensors)
+
+
+def _read_version(cursor: _Cursor) -> int:
+    head = bytes(cursor.view[:HEAD_BYTES])
+    if not head.startswith(MAGIC):
+        raise not_a_model(cursor.path, head)
+    cursor.position = len(MAGIC)
+    version = cursor.u32()
+    if version in VERSIONS:
+        return version
+    if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
+        raise UnsupportedModel(
+            f"{cursor.path} is a big-endian GGUF file; only little-endian ones are read",
+            "fetch the little-endian build of this model",
+        )
+    raise UnsupportedModel(
+        f"{cursor.path} is GGUF version {version}; versions {VERSIONS[0]} and {VERSIONS[1]} are read",
+        "fetch a current build of this model",
+    )
+
+
+def _read_metadata(cursor: _Cursor, count: int) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for _ in range(count):
+        key = cursor.string("a metadata key", MAX_KEY_BYTES)
+        if not key or key in values:
+            raise cursor.bad(f"metadata key {_shown(key)} {'occurs twice' if key else 'is empty'}")
+        values[key] = cursor.value(cursor.u32(), key)
+    return values
+
+
+def _read_descriptor(cursor: _Cursor) -> _Descriptor:
+    name = cursor.string("a tensor name", MAX_NAME_BYTES)
+    with cursor.about(f"tensor {_shown(name)}"):
+        if not name:
+            raise BadModelFile("the name is empty")
+        dims = cursor.dims()
+        type = quant_type(cursor.u32())
+        elements = _checked_product(dims)
+        nbytes = row_bytes(type, dims[0]) * (elements // dims[0])
+        return _Descriptor(name, type, tuple(reversed(dims)), cursor.u64(), nbytes)
+
+
+def _checked_product(dims: list[int]) -> int:
+    product = 1
+    for dim in dims:
+        if dim == 0:
+            raise BadModelFile(f"dimensions {dims} contain a zero")
+        product *= dim
+        if product > MAX_ELEMENTS:
+            raise BadModelFile(f"dimensions {dims} multiply beyond 2^63 - 1 elements")
+    return product
+
+
+def _alignment(metadata: Metadata, path: Path) -> int:
+    alignment = metadata.get_int("general.alignment", DEFAULT_ALIGNMENT)
+    if not 1 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise BadModelFile(
+            f"{path}: general.alignment is {alignment}; it must be a power of two up to {MAX_ALIGNMENT:,}"
+        )
+    return alignment
+
+
+def _check_placement(cursor: _Cursor, descriptors: list[_Descriptor], start: int, alignment: int) -> None:
+    """Check that each tensor lies in the file, aligned, and that no two share a byte or a name."""
+    names = {d.name for d in descriptors}
+    if len(names) != len(descriptors):
+        seen: set[str] = set()
+        twice = next(d.name for d in descriptors if d.name in seen or seen.add(d.name))
+        raise cursor.bad(f"tensor {_shown(twice)} occurs twice")
+    free_from, last = 0, ""
+    for d in sorted(descriptors, key=lambda d: d.offset):
+        if d.offset % alignment:
+            raise cursor.bad(
+                f"tensor {_shown(d.name)} lies at offset {d.offset:,}, no multiple of {alignment}"
+            )
+        if d.offset < free_from:
+            raise cursor.bad(f"tensors {_shown(last)} and {_shown(d.name)} overlap at offset {d.offset:,}")
+        free_from, last = d.offset + d.nbytes, d.name
+        if start + free_from > cursor.end:
+            raise cursor.bad(
+                f"tensor {_shown(d.name)} ends at byte {start + free_from:,} and the file at {cursor.end:,}",
+                FETCH_AGAIN,
+            )
+
+
+def _all_shards(opened: _Shard) -> list[_Shard]:
+    """Return every shard of the model `opened` belongs to, in order; alone if it is whole."""
+    count = opened.metadata.get_int("split.count", 0)
+    if count in (0, 1):
+        return [opened]
+    if not 1 < count <= MAX_SHARDS:
+        raise BadModelFile(f"{opened.path}: split.count is {count}; at most {MAX_SHARDS} shards are read")
+    return [_shard(opened, number, path) for number, path in enumerate(_shard_paths(opened.path, count))]
+
+
+def _shard_paths(path: Path, count: int) -> list[Path]:
+    name = _SHARD_NAME.fullmatch(path.name)
+    if name is None or int(name["count"]) != count:
+        raise BadModelFile(
+            f"{path} is one of {count} shards and its name does not say which",
+            f"name the shards NAME-00001-of-{count:05}.gguf and so on, in one directory",
+        )
+    paths = [path.with_name(f"{name['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
+    missing = [p.name for p in paths if not p.exists()]
+    if missing:
+        raise ModelNotFound(
+            f"{len(missing)} of {count} shards are missing beside {path}, {missing[0]} first",
+            "fetch the missing shards",
+        )
+    return paths
+
+
+def _shard(opened: _Shard, number: int, path: Path) -> _Shard:
+    shard = opened if path == opened.path else _read_shard(path)
+    count, expected = shard.metadata.get_int("split.count"), opened.metadata.get_int("split.count")
+    stated = shard.metadata.get_int("split.no")
+    if (stated, count) != (number, expected):
+        raise BadModelFile(
+            f"{path} says it is shard {stated} of {count} (from 0); its name says {number} of {expected}",
+            "the shards of two models are mixed, or one was renamed",
+        )
+    return shard
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 80 else name[:77] + "...")
+
+
+class _Cursor:
+    """A position in the mapped file that moves only over bytes that are there."""
+
+    def __init__(self, path: Path, data: npt.NDArray[np.uint8]) -> None:
+        self.path = path
+        self.view = memoryview(data)
+        self.position = 0
+        self.end = data.size
+        self._items_left = MAX_ARRAY_ITEMS
+
+    def bad(self, text: str, hint: str = "") -> BadModelFile:
+        return BadModelFile(f"{self.path}: {text}", hint)
+
+    @contextmanager
+    def about(self, what: str) -> Iterator[None]:
+        """Prefix errors raised inside, by this cursor or by quant.py, with the file and `what`."""
+        try:
+            yield
+        except BadModelFile as error:
+            text = error.message.removeprefix(f"{self.path}: ")
+            raise type(error)(f"{self.path}: {what}: {text}", error.hint) from None
+
+    def need(self, count: int, size: int, what: str) -> None:
+        """Check that `count` items of at least `size` bytes can still follow."""
+        left = self.end - self.position
+        if count * size > left:
+            raise self.bad(
+                f"{count:,} {what} are announced and {left:,} bytes are left in the file", FETCH_AGAIN
+            )
+
+    def u32(self) -> int:
+        return self._unpack(_U32)
+
+    def u64(self) -> int:
+        return self._unpack(_U64)
+
+    def _unpack(self, shape: struct.Struct) -> int:
+        self.need(1, shape.size, f"{shape.size}-byte integers")
+        (value,) = shape.unpack_from(self.view, self.position)
+        self.position += shape.size
+        return value
+
+    def dims(self) -> list[int]:
+        count = self.u32()
+        if not 1 <= count <= MAX_DIMS:
+            raise self.bad(f"{count} dimensions; 1 to {MAX_DIMS} are allowed")
+        return [self.u64() for _ in range(count)]
+
+    def string(self, what: str, limit: int) -> str:
+        length = self.u64()
+        if length > limit:
+            raise self.bad(f"{what} of {length:,} bytes; at most {limit:,} are allowed")
+        self.need(length, 1, f"bytes of {what}")
+        raw = self.view[self.position : self.position + length]
+        self.position += length
+        try:
+            return str(raw, "utf-8")
+        except UnicodeDecodeError as error:
+            raise self.bad(
+                f"{what} at byte {self.position - length:,} is not UTF-8: {error.reason}"
+            ) from None
+
+    def value(self, code: int, key: str, depth: int = 0) -> object:
+        """Read a metadata value of the type `code`; numbers become Python's, arrays read-only copies."""
+        if code == _STRING:
+            return self.string(f"the value of {_shown(key)}", self.end)
+        if code == _ARRAY:
+            return self._array(key, depth + 1)
+        if code not in _DTYPES:
+            raise self.bad(f"{_shown(key)} has the value type {code}; 0 to 12 are defined")
+        return self._numbers(code, 1, key)[0].item()
+
+    def _array(self, key: str, depth: int) -> object:
+        if depth > MAX_ARRAY_DEPTH:
+            raise self.bad(f"{_shown(key)} nests arrays deeper than {MAX_ARRAY_DEPTH}")
+        code, count = self.u32(), self.u64()
+        if code not in _MIN_ITEM_BYTES:
+            raise self.bad(f"{_shown(key)} is an array of the value type {code}; 0 to 12 are defined")
+        self.need(count, _MIN_ITEM_BYTES[code], f"array items of {_shown(key)}")
+        self._items_left -= count
+        if self._items_left < 0:
+            raise self.bad(
+                f"{_shown(key)} has {count:,} items; a file's arrays may hold {MAX_ARRAY_ITEMS:,} in all"
+            )
+        if code == _STRING:
+            return self._strings(count, key)
+        if code == _ARRAY:
+            return [self._array(key, depth + 1) for _ in range(count)]
+        return self._numbers(code, count, key)
+
+    def _numbers(self, code: int, count: int, key: str) -> npt.NDArray[np.generic]:
+        dtype = _DTYPES[code]
+        self.need(count, dtype.itemsize, f"values of {_shown(key)}")
+        numbers = np.frombuffer(self.view, dtype, count, self.position).copy()
+        self.position += numbers.nbytes
+        if code == _BOOL:
+            if numbers.size and int(numbers.max()) > 1:
+                raise self.bad(f"{_shown(key)} has the bool value {int(numbers.max())}; 0 and 1 are defined")
+            numbers = numbers.astype(np.bool_)
+        numbers.flags.writeable = False
+        return numbers
+
+    def _strings(self, count: int, key: str) -> list[str]:
+        """Read `count` strings. Vocabularies have 150,000 and more, hence one loop without calls into `string`."""
+        view, position, end, unpack = self.view, self.position, self.end, _U64.unpack_from
+        strings: list[str] = []
+        try:
+            for _ in range(count):
+                start = position + 8
+                position = start + unpack(view, position)[0]
+                if position > end:
+                    raise self.bad(
+                        f"string {len(strings):,} of {_shown(key)} runs past the file's end", FETCH_AGAIN
+                    )
+                strings.append(str(view[start:position], "utf-8"))
+        except struct.error:
+            raise self.bad(
+                f"{_shown(key)} ends after {len(strings):,} of {count:,} strings", FETCH_AGAIN
+            ) from None
+        except UnicodeDecodeError as error:
+            raise self.bad(f"string {len(strings):,} of {_shown(key)} is not UTF-8: {error.reason}") from None
+        self.position = position
+        return strings
