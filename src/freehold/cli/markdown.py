@@ -45,12 +45,12 @@ class PlainRenderer:
 
     def think(self, text: str) -> None:
         """Show a piece of reasoning."""
-        self._thought = True
+        self._thought = self._thought or bool(text)
         self._put(f"{_DIM}{clean(text)}{_RESET}" if self._colour else clean(text), clean(text))
 
     def feed(self, text: str) -> None:
         """Show a piece of the answer."""
-        if self._thought:
+        if self._thought and text:
             self._thought = False
             self._put("\n\n" if self._last != "\n" else "\n", "\n")
         self._put(clean(text), clean(text))

@@ -81,6 +81,15 @@ class Sessions:
         except OSError as e:
             raise StoreError(f"session {session.name} cannot be saved to {path}: {e.strerror}") from e
 
+    def rename(self, session: Session, name: str) -> Session:
+        """Save the session under `name` and drop its old file; a name in use is refused."""
+        if self._path(name).exists():
+            raise UsageError(f"a session called {name} exists already", f"/load {name} goes on with it")
+        renamed = replace(session, name=name)
+        self.save(renamed)
+        self._path(session.name).unlink(missing_ok=True)
+        return renamed
+
     def load(self, name: str) -> Session:
         """Read a session by its name or an unambiguous beginning of it."""
         names = [p.stem for p in self._files()]

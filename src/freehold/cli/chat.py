@@ -1,0 +1,329 @@
+"""The terminal chat: turns, slash commands, answers as they stream, the session kept on disk.
+
+Sees a model through the ChatModel protocol only. What the user types comes from terminal.LineReader;
+what the model writes goes through a markdown renderer.
+Path: run.talk -> Chat.run -> Chat.handle -> ChatModel.stream -> renderer; Sessions.save after each turn
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from freehold.cli.markdown import PlainRenderer, StreamRenderer
+from freehold.cli.options import OTHER, SAMPLING, parse_setting
+from freehold.cli.sessions import Session, Sessions
+from freehold.config import nearest
+from freehold.errors import FreeholdError, UsageError
+from freehold.types import ChatModel, Chunk, Message, Overflow, SamplingParams, Usage
+
+Renderer = StreamRenderer | PlainRenderer
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the status line says about the loaded model."""
+
+    quantization: str = ""
+    context: int = 0
+
+
+@dataclass(slots=True)
+class Asking:
+    """How answers are asked for; `/set` and `/think` change it."""
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    think: bool | None = None
+    overflow: Overflow = "error"
+
+    def stream_options(self) -> dict[str, Any]:
+        """Return the keywords of ChatModel.stream."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer while it arrives."""
+
+    text: str = ""
+    thinking: str = ""
+    usage: Usage | None = None
+    stopped: bool = False
+    cut: bool = False  # max_tokens or the context ended it
+    pieces: int = 0
+    first: float = 0.0
+    last: float = 0.0
+
+    def add(self, chunk: Chunk) -> None:
+        """Take a chunk in."""
+        self.last = time.monotonic()
+        self.first = self.first or self.last
+        self.pieces += len(chunk.token_ids)
+        self.text += chunk.text
+        self.thinking += chunk.thinking
+        self.usage = chunk.usage or self.usage
+        self.cut = self.cut or chunk.finish_reason == "length"
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed by the engine's clock, or by ours for an answer that was stopped."""
+        if self.usage is not None:
+            return self.usage.decode_tok_s
+        return (self.pieces - 1) / (self.last - self.first) if self.last > self.first else 0.0
+
+
+class Chat:
+    """A conversation with one model. `say` gets notes for the user, `renderer` makes one per answer."""
+
+    def __init__(
+        self,
+        model: ChatModel,
+        sessions: Sessions,
+        renderer: Callable[[], Renderer],
+        say: Callable[[str], None],
+        *,
+        asking: Asking | None = None,
+        facts: Facts | None = None,
+        system: str = "",
+        session: Session | None = None,
+    ) -> None:
+        self.model, self._sessions, self._renderer, self._say = model, sessions, renderer, say
+        self.asking, self.facts = asking or Asking(), facts or Facts()
+        self.messages: list[Message] = [Message("system", system)] if system else []
+        self.session = session or Session(sessions.new_name(), model.name)
+        if session is not None:
+            self._take(session, system)
+        self._used, self._speed = 0, 0.0
+
+    def run(self, read: Callable[[], str]) -> None:
+        """Read and answer until the user leaves; Ctrl-C while typing only empties the line."""
+        while True:
+            try:
+                text = read()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                self._say("Ctrl-D or /bye leaves")
+                continue
+            if not self.handle(text):
+                return
+
+    def handle(self, text: str) -> bool:
+        """Answer a message or obey a command; False when the user leaves. Errors end the turn only."""
+        try:
+            if text.lstrip().startswith("/"):
+                return self._obey(text.strip())
+            if text.strip():
+                self._ask(Message("user", text))
+        except FreeholdError as e:
+            self._say(f"error: {e.message}" + (f"\nhint: {e.hint}" if e.hint else ""))
+        return True
+
+    def status(self) -> str:
+        """Return the status line: model, quantisation, context used and total, speed."""
+        parts = [self.model.name, self.facts.quantization, f"{self._used:,}/{self.facts.context:,} tokens"]
+        if self._speed:
+            parts.append(f"{self._speed:.1f} tok/s")
+        return " " + "  ".join(p for p in parts if p) + " "
+
+    def _ask(self, message: Message) -> None:
+        self.messages.append(message)
+        try:
+            answer = self._answer()
+        except BaseException:
+            self.messages.pop()
+            raise
+        if not answer.text and answer.stopped:
+            self.messages.pop()
+            self._say("stopped before an answer; your message is taken back")
+            return
+        self.messages.append(Message("assistant", answer.text, answer.thinking))
+        self._save()
+
+    def _answer(self) -> Answer:
+        answer, renderer = Answer(), self._renderer()
+        try:
+            for chunk in self.model.stream(self.messages, **self.asking.stream_options()):
+                answer.add(chunk)
+                if chunk.dropped_messages:
+                    self._say(f"context full: the {chunk.dropped_messages} oldest messages were left out")
+                renderer.think(chunk.thinking)
+                renderer.feed(chunk.text)
+        except KeyboardInterrupt:
+            answer.stopped = True
+        finally:
+            renderer.finish()
+        self._account(answer)
+        return answer
+
+    def _account(self, answer: Answer) -> None:
+        if answer.usage is not None:
+            self._used = answer.usage.prompt_tokens + answer.usage.completion_tokens
+        self._speed = answer.tokens_per_second
+        if answer.stopped and answer.text:
+            self._say("(stopped)")
+        elif answer.cut:
+            self._say("(cut: the limit of tokens is reached)")
+
+    def _save(self) -> None:
+        self.session = replace(self.session, messages=tuple(self.messages))
+        self._sessions.save(self.session)
+
+    def _take(self, session: Session, system: str = "") -> None:
+        self.session, self.messages = session, list(session.messages)
+        if system:
+            self._set_system(system)
+
+    def _set_system(self, text: str) -> None:
+        rest = [m for m in self.messages if m.role != "system"]
+        self.messages = ([Message("system", text)] if text else []) + rest
+
+    def _obey(self, line: str) -> bool:
+        word, _, rest = line.partition(" ")
+        command = COMMANDS.get(word[1:])
+        if command is None:
+            near = nearest(word[1:], list(COMMANDS))
+            raise UsageError(
+                f"no command is called {word}", f"did you mean /{near}?" if near else "/help lists them"
+            )
+        return command.act(self, rest.strip()) is not False
+
+    def set_option(self, text: str) -> None:
+        """Change a setting, or list them all."""
+        name, _, value = text.partition(" ")
+        if not name:
+            for knob in (*SAMPLING, *OTHER):
+                self._say(f"{knob.name:<20}{self._value(knob.field)}")
+            return
+        knob, parsed = parse_setting(name, value.strip())
+        if knob in SAMPLING:
+            self.asking.sampling = replace(self.asking.sampling, **{knob.field: parsed})
+        else:
+            setattr(self.asking, knob.field, (parsed,) if knob.field == "stop" else parsed)
+        self._say(f"{knob.name} = {parsed}")
+
+    def _value(self, field: str) -> str:
+        value = (
+            getattr(self.asking, field)
+            if hasattr(self.asking, field)
+            else getattr(self.asking.sampling, field)
+        )
+        return "-" if value in (None, ()) else str(value)
+
+    def system(self, text: str) -> None:
+        """Set or show the system prompt."""
+        if text:
+            self._set_system(text)
+        said = next((m.content for m in self.messages if m.role == "system"), "(none)")
+        self._say(f"system: {said}")
+
+    def clear(self, _: str) -> None:
+        """Start over, keeping the system prompt; the old session stays on disk."""
+        self.messages = [m for m in self.messages if m.role == "system"]
+        self.session = Session(self._sessions.new_name(), self.model.name)
+        self._used = 0
+        self._say("cleared")
+
+    def retry(self, _: str) -> None:
+        """Ask the last message again."""
+        last = self._last_user()
+        kept, self.messages = self.messages, self.messages[:last]
+        try:
+            self._ask(kept[last])
+        finally:
+            if len(self.messages) == last:  # failed or stopped: the earlier answer stays
+                self.messages = kept
+
+    def undo(self, _: str) -> None:
+        """Take back the last message and its answer."""
+        last = self._last_user()
+        self.messages = self.messages[:last]
+        self._save()
+        self._say("taken back" + (f"; {self._turns()} left" if self._turns() else "; the chat is empty"))
+
+    def _last_user(self) -> int:
+        for i in range(len(self.messages) - 1, -1, -1):
+            if self.messages[i].role == "user":
+                return i
+        raise UsageError("there is no message yet")
+
+    def _turns(self) -> int:
+        return sum(m.role == "user" for m in self.messages)
+
+    def save(self, name: str) -> None:
+        """Give the session a name of your own."""
+        if name and name != self.session.name:
+            self.session = self._sessions.rename(replace(self.session, messages=tuple(self.messages)), name)
+        else:
+            self._save()
+        self._say(f"saved as {self.session.name}; freehold run --session {self.session.name} goes on with it")
+
+    def load(self, name: str) -> None:
+        """Go on with a saved session, or list them."""
+        if not name:
+            for saved in self._sessions.recent():
+                self._say(f"{saved.name:<20}{saved.title}")
+            return
+        session = self._sessions.load(name)
+        self._take(session)
+        note = "" if session.model == self.model.name else f" (it was held with {session.model})"
+        self._say(f"loaded {session.name}: {self._turns()} messages of yours{note}")
+
+    def ctx(self, _: str) -> None:
+        """Say how full the context is."""
+        self._say(
+            f"{self._used:,} of {self.facts.context:,} tokens, {len(self.messages)} messages; when full: "
+            f"{self.asking.overflow} (/set overflow drop-oldest leaves out the oldest)"
+        )
+
+    def think(self, text: str) -> None:
+        """Switch reasoning on, off, or leave it to the model (auto)."""
+        choices = {"on": True, "off": False, "auto": None}
+        if text not in choices:
+            raise UsageError(f"/think {text!r} is not on, off or auto")
+        check = getattr(self.model, "check_think", None)
+        if check is not None:
+            check(choices[text])
+        self.asking.think = choices[text]
+        self._say(f"think = {text}")
+
+    def help(self, _: str) -> None:
+        """Show this list."""
+        for name, command in COMMANDS.items():
+            summary = (command.act.__doc__ or "").splitlines()[0]
+            self._say(f"{'/' + name + ' ' + command.usage:<22}{summary}")
+        self._say(
+            'Alt-Enter or Ctrl-J: new line; """ opens and closes a block\n'
+            "Ctrl-C stops an answer; Ctrl-D leaves"
+        )
+
+    def bye(self, _: str) -> bool:
+        """Leave."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A slash command: its action's first doc line is its help."""
+
+    act: Callable[[Chat, str], bool | None]
+    usage: str = ""
+
+
+COMMANDS = {
+    "set": Command(Chat.set_option, "[NAME VALUE]"),
+    "system": Command(Chat.system, "[TEXT]"),
+    "think": Command(Chat.think, "on|off|auto"),
+    "clear": Command(Chat.clear),
+    "retry": Command(Chat.retry),
+    "undo": Command(Chat.undo),
+    "save": Command(Chat.save, "[NAME]"),
+    "load": Command(Chat.load, "[NAME]"),
+    "ctx": Command(Chat.ctx),
+    "help": Command(Chat.help),
+    "bye": Command(Chat.bye),
+}

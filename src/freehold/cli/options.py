@@ -1,0 +1,110 @@
+"""The sampling options, once: as command-line options of `run` and as `/set NAME VALUE` in a chat.
+
+Knows names, ranges and help texts; knows no model. Path: run.command or chat.Chat -> read_* -> SamplingParams
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import click
+
+from freehold.config import nearest
+from freehold.errors import UsageError
+from freehold.types import SamplingParams
+
+MAX_SEED = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """A setting of an answer: the option's name, the SamplingParams field (or chat setting), its range."""
+
+    name: str
+    field: str
+    type: click.ParamType
+    help: str
+
+
+SAMPLING = (
+    Knob(
+        "temperature",
+        "temperature",
+        click.FloatRange(0, 100),
+        "Randomness; 0 always takes the likeliest token.",
+    ),
+    Knob("top-k", "top_k", click.IntRange(0), "Keep the K likeliest tokens; 0 keeps all."),
+    Knob(
+        "top-p",
+        "top_p",
+        click.FloatRange(0, 1, min_open=True),
+        "Keep the likeliest tokens whose sum reaches P.",
+    ),
+    Knob("min-p", "min_p", click.FloatRange(0, 1), "Drop tokens less likely than P times the likeliest."),
+    Knob("typical", "typical_p", click.FloatRange(0, 1, min_open=True), "Keep the most typical mass P."),
+    Knob(
+        "repetition-penalty",
+        "repetition_penalty",
+        click.FloatRange(0, 100, min_open=True),
+        "Divide seen logits.",
+    ),
+    Knob(
+        "presence-penalty", "presence_penalty", click.FloatRange(-100, 100), "Subtract once per seen token."
+    ),
+    Knob("frequency-penalty", "frequency_penalty", click.FloatRange(-100, 100), "Subtract per time seen."),
+    Knob("seed", "seed", click.IntRange(0, MAX_SEED), "Fix the draw; the same seed gives the same answer."),
+)
+OTHER = (
+    Knob("max-tokens", "max_tokens", click.IntRange(1), "Stop after this many tokens."),
+    Knob(
+        "overflow", "overflow", click.Choice(["error", "drop-oldest"]), "What to do when the context is full."
+    ),
+    Knob("stop", "stop", click.STRING, "End the answer before this text."),
+)
+
+
+def sampling_options(command: Callable) -> Callable:
+    """Add every sampling option to a click command."""
+    command = click.option(
+        "--logit-bias", multiple=True, metavar="ID=B", help="Add B to the logit of token ID; repeatable."
+    )(command)
+    for knob in reversed(SAMPLING):
+        command = click.option(f"--{knob.name}", knob.field, type=knob.type, help=knob.help)(command)
+    return command
+
+
+def chosen(base: SamplingParams, given: Mapping[str, Any], bias: Sequence[str] = ()) -> SamplingParams:
+    """Return `base` with the fields that were given (not None) put in their place."""
+    fields = {k.field: given[k.field] for k in SAMPLING if given.get(k.field) is not None}
+    if bias:
+        fields["logit_bias"] = dict(map(_bias, bias))
+    return replace(base, **fields)
+
+
+def parse_setting(name: str, text: str) -> tuple[Knob, Any]:
+    """Read `/set NAME VALUE`; raise UsageError with the nearest name or the range."""
+    knobs = {k.name: k for k in (*SAMPLING, *OTHER)}
+    name = name.replace("_", "-")
+    if name not in knobs:
+        near = nearest(name, list(knobs))
+        hint = f"did you mean {near}?" if near else f"settings: {', '.join(knobs)}"
+        raise UsageError(f"no setting is called {name!r}", hint)
+    try:
+        return knobs[name], knobs[name].type.convert(text, None, None)
+    except click.BadParameter as e:
+        raise UsageError(f"{name}: {e.message}") from e
+
+
+def _bias(text: str) -> tuple[int, float]:
+    id, _, value = text.partition("=")
+    try:
+        bias = float(value)
+        if not -1000 <= bias <= 1000:
+            raise ValueError
+        return int(id), bias
+    except ValueError:
+        raise UsageError(
+            f"--logit-bias {text!r} is not ID=B", "for example 1234=-5, B within -1000..1000"
+        ) from None

@@ -1,0 +1,312 @@
+"""The terminal chat: turns, commands, keys, and what is kept on disk."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from freehold.cli.chat import COMMANDS, Asking, Chat, Facts
+from freehold.cli.markdown import PlainRenderer
+from freehold.cli.sessions import Session, Sessions
+from freehold.cli.terminal import LineReader, is_open_block, unquoted
+from freehold.errors import ContextOverflow, StoreError, UsageError
+from freehold.fake import FakeModel, Reply
+from freehold.types import Chunk, Message
+
+
+class Desk:
+    """A chat with a scripted model, and everything it showed."""
+
+    def __init__(self, home: Path, *replies, **chat) -> None:
+        self.shown: list[str] = []
+        self.notes: list[str] = []
+        self.model = replies[0] if replies and isinstance(replies[0], FakeModel) else FakeModel(replies)
+        self.sessions = Sessions(home)
+        self.chat = Chat(
+            self.model,
+            self.sessions,
+            lambda: PlainRenderer(self.shown.append),
+            self.notes.append,
+            facts=Facts("Q4_K_M", 8192),
+            **chat,
+        )
+
+    def type(self, *lines: str) -> Desk:
+        for line in lines:
+            self.chat.handle(line)
+        return self
+
+    @property
+    def text(self) -> str:
+        return "".join(self.shown)
+
+    @property
+    def said(self) -> str:
+        return "\n".join(self.notes)
+
+    @property
+    def roles(self) -> list[str]:
+        return [m.role for m in self.chat.messages]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def test_turns_carry_the_history(home):
+    desk = Desk(home, "Hello you.", "Fine.").type("Hi", "How are you?")
+    assert desk.text == "Hello you.\nFine.\n"
+    asked = desk.model.calls[1].messages
+    assert [(m.role, m.content) for m in asked] == [
+        ("user", "Hi"),
+        ("assistant", "Hello you."),
+        ("user", "How are you?"),
+    ]
+
+
+def test_thinking_is_shown_and_kept_apart_from_the_answer(home):
+    desk = Desk(home, Reply("42", thinking="let me see")).type("?")
+    assert desk.text == "let me see\n\n42\n"
+    assert desk.chat.messages[-1] == Message("assistant", "42", "let me see")
+
+
+def test_session_is_saved_after_each_turn_for_its_owner_only(home):
+    desk = Desk(home, "A", "B").type("one")
+    path = next((home / "sessions").iterdir())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert desk.sessions.latest().messages == (Message("user", "one"), Message("assistant", "A"))
+
+
+def test_undo_takes_back_a_turn(home):
+    desk = Desk(home, "A", "B").type("one", "two", "/undo")
+    assert [m.content for m in desk.chat.messages] == ["one", "A"]
+    assert desk.sessions.latest().messages == tuple(desk.chat.messages)
+
+
+def test_undo_with_nothing_to_undo_says_so(home):
+    assert "there is no message yet" in Desk(home).type("/undo").said
+
+
+def test_retry_asks_the_same_again(home):
+    desk = Desk(home, "A", "B").type("one", "/retry")
+    assert [m.content for m in desk.chat.messages] == ["one", "B"]
+    assert desk.model.calls[0].messages == desk.model.calls[1].messages
+
+
+def test_failed_retry_keeps_the_earlier_answer(home):
+    desk = Desk(home, "A", ContextOverflow("too long")).type("one", "/retry")
+    assert [m.content for m in desk.chat.messages] == ["one", "A"]
+
+
+def test_clear_keeps_the_system_prompt_and_starts_a_new_session(home):
+    desk = Desk(home, "A", "B", system="be brief").type("one", "/clear", "two")
+    assert desk.roles == ["system", "user", "assistant"]
+    assert len(desk.sessions.recent()) == 2
+
+
+def test_system_replaces_the_prompt(home):
+    desk = Desk(home, "A", system="old").type("/system be brief", "one")
+    assert desk.model.calls[0].messages[0] == Message("system", "be brief")
+
+
+def test_set_changes_sampling_and_limits(home):
+    desk = Desk(home, "A").type("/set temperature 0.2", "/set max-tokens 7", "/set top_k 5", "/set stop END", "x")
+    call = desk.model.calls[0]
+    assert call.sampling is not None
+    assert (call.sampling.temperature, call.sampling.top_k, call.max_tokens) == (0.2, 5, 7)
+    assert call.stop == ("END",)
+
+
+@pytest.mark.parametrize(
+    "line, part",
+    [
+        ("/set temprature 1", "did you mean temperature?"),
+        ("/set temperature warm", "'warm' is not a valid float"),
+        ("/set top-p 2", "0<x<=1"),
+        ("/hlp", "did you mean /help?"),
+        ("/zzzzzz", "/help lists them"),
+        ("/load nothing", "no session is called 'nothing'"),
+        ("/save ../../etc", "cannot name a session"),
+        ("/think maybe", "not on, off or auto"),
+    ],
+)
+def test_wrong_command_gets_one_line_and_a_way_out(home, line, part):
+    assert part in Desk(home).type(line).said
+
+
+def test_settings_are_listed(home):
+    said = Desk(home).type("/set").said
+    assert "temperature" in said and "overflow" in said
+
+
+def test_help_lists_every_command(home):
+    said = Desk(home).type("/help").said
+    assert all(f"/{name}" in said for name in COMMANDS)
+
+
+def test_save_names_the_session_and_load_goes_on(home):
+    desk = Desk(home, "A", "B").type("one", "/save recipes")
+    assert [s.name for s in desk.sessions.recent()] == ["recipes"]
+    other = Desk(home, "C").type("/load recipes", "two")
+    assert [m.content for m in other.chat.messages] == ["one", "A", "two", "C"]
+    assert other.chat.session.name == "recipes"
+
+
+def test_save_refuses_a_name_in_use(home):
+    Desk(home, "A").type("one", "/save recipes")
+    assert "exists already" in Desk(home, "B").type("two", "/save recipes").said
+
+
+def test_load_lists_sessions_by_their_first_line(home):
+    Desk(home, "A").type("How do I bake bread?")
+    assert "How do I bake bread?" in Desk(home).type("/load").said
+
+
+def test_error_ends_the_turn_only(home):
+    desk = Desk(home, ContextOverflow("prompt has 9,120 tokens", "use --context"), "B").type("long", "short")
+    assert "error: prompt has 9,120 tokens\nhint: use --context" in desk.said
+    assert [m.content for m in desk.chat.messages] == ["short", "B"]
+
+
+def test_dropped_messages_are_said(home):
+    desk = Desk(home, Reply("A", dropped_messages=4), asking=Asking(overflow="drop-oldest")).type("x")
+    assert "the 4 oldest messages were left out" in desk.said
+    assert desk.model.calls[0].overflow == "drop-oldest"
+
+
+def test_answer_cut_by_the_limit_is_said(home):
+    assert "limit of tokens" in Desk(home, "a b c d", asking=Asking(max_tokens=2)).type("x").said
+
+
+class Interrupted(FakeModel):
+    """Ctrl-C arrives after the first piece, or before any when `pieces` is empty."""
+
+    def stream(self, messages, **options):
+        for chunk in super().stream(messages, **options):
+            if chunk.text:
+                yield Chunk(text=chunk.text, token_ids=chunk.token_ids)
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_the_chat(home):
+    desk = Desk(home, Interrupted(["Once upon a time"])).type("tell")
+    assert [m.content for m in desk.chat.messages] == ["tell", "Once"]
+    assert "(stopped)" in desk.said
+
+
+def test_ctrl_c_before_any_text_takes_the_message_back(home):
+    desk = Desk(home, Interrupted([""])).type("tell")
+    assert desk.chat.messages == []
+    assert "taken back" in desk.said
+
+
+def test_status_line_names_model_quantisation_context_and_speed(home):
+    desk = Desk(home, "one two three").type("x")
+    assert desk.chat.status() == " fake  Q4_K_M  4/8,192 tokens  20.0 tok/s "
+
+
+def test_continued_session_takes_a_new_system_prompt(home):
+    old = Session("old", "fake", (Message("system", "a"), Message("user", "one"), Message("assistant", "A")))
+    desk = Desk(home, "B", session=old, system="b").type("two")
+    assert desk.model.calls[0].messages[0].content == "b"
+    assert desk.roles == ["system", "user", "assistant", "user", "assistant"]
+
+
+def typed(keys: str, home: Path, reads: int = 1) -> list[str]:
+    with create_pipe_input() as pipe:
+        pipe.send_text(keys)
+        reader = LineReader(home / "history", lambda: "status", ["/help"], input=pipe, output=DummyOutput())
+        return [reader.read() for _ in range(reads)]
+
+
+@pytest.mark.parametrize(
+    "keys, text",
+    [
+        ("hello\r", "hello"),
+        ("one\x1b\rtwo\r", "one\ntwo"),
+        ("one\x0atwo\r", "one\ntwo"),
+        ('"""one\rtwo"""\r', "one\ntwo"),
+        ("\x1b[200~one\ntwo\x1b[201~\r", "one\ntwo"),
+    ],
+    ids=["enter", "alt-enter", "ctrl-j", "block", "paste"],
+)
+def test_keys_make_the_text(home, keys, text):
+    assert typed(keys, home) == [text]
+
+
+def test_history_comes_back_and_is_private(home):
+    assert typed("first\r", home) == ["first"]
+    assert typed("\x1b[A\r", home) == ["first"]
+    assert stat.S_IMODE((home / "history").stat().st_mode) == 0o600
+
+
+def test_ctrl_d_and_ctrl_c_reach_the_chat(home):
+    with pytest.raises(EOFError):
+        typed("\x04", home)
+    with pytest.raises(KeyboardInterrupt):
+        typed("\x03", home)
+
+
+def test_chat_runs_until_the_user_leaves(home):
+    lines = iter(["Hi", KeyboardInterrupt(), "", "/bye", "never"])
+
+    def read() -> str:
+        line = next(lines)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    desk = Desk(home, "Hello.")
+    desk.chat.run(read)
+    assert desk.text == "Hello.\n"
+    assert "Ctrl-D or /bye leaves" in desk.said
+    assert next(lines) == "never"
+
+
+def test_block_quotes_are_taken_off_only_in_pairs():
+    assert is_open_block('"""a') and not is_open_block('"""a"""') and is_open_block('"""')
+    assert unquoted('"""a"""') == "a" and unquoted('a """ b') == 'a """ b'
+
+
+def test_search_finds_the_line_and_its_session(home):
+    Desk(home, "Knead the dough.").type("How do I bake bread?", "/save bread")
+    (match,) = Sessions(home).search("KNEAD")
+    assert (match.session.name, match.role, match.excerpt) == ("bread", "assistant", "Knead the dough.")
+
+
+def test_session_name_may_be_shortened_when_clear(home):
+    sessions = Sessions(home)
+    for name in ("alpha", "alps", "beta"):
+        sessions.save(Session(name, "fake", (Message("user", name),)))
+    assert sessions.load("b").name == "beta"
+    with pytest.raises(UsageError, match="no session is called 'al'"):
+        sessions.load("al")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "not json", '{"model": "m", "created": "x"}\n{"role": "king"}'])
+def test_damaged_session_is_named_and_left_out_of_the_list(home, text):
+    sessions = Sessions(home)
+    sessions.save(Session("good", "fake", (Message("user", "x"),)))
+    (home / "sessions" / "bad.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(StoreError, match=r"bad\.jsonl is damaged"):
+        sessions.load("bad")
+    assert [s.name for s in sessions.recent()] == ["good"]
+
+
+def test_two_sessions_in_a_minute_get_two_names(home):
+    sessions = Sessions(home)
+    first = sessions.new_name()
+    sessions.save(Session(first, "fake"))
+    assert sessions.new_name() != first
+
+
+def test_unwritable_home_is_a_named_error(home):
+    home.parent.mkdir(exist_ok=True)
+    home.write_text("a file in the way", encoding="utf-8")
+    with pytest.raises(StoreError, match="cannot be saved"):
+        Sessions(home).save(Session("x", "fake"))
