@@ -86,6 +86,38 @@ double measure_int8_gops(int threads) {
   return static_cast<double>(iterations * kDotLoopOps) * threads / best / 1e9;
 }
 
+// Panels inside somebody's array (a mapped packed file): alive as long as the matrix.
+class Borrowed final : public Memory {
+ public:
+  explicit Borrowed(In<uint8_t, 1> array) : owner_(nb::cast(array)) {
+    data = const_cast<uint8_t*>(array.data());      // panels are only ever read
+    bytes = array.size();
+  }
+  ~Borrowed() override {
+    nb::gil_scoped_acquire hold;
+    owner_.reset();
+  }
+ private:
+  nb::object owner_;
+};
+
+std::shared_ptr<Matrix> matrix_view(In<uint8_t, 1> panels, const std::string& kind, int64_t rows, int64_t cols) {
+  for (int i = 0; i < kKinds; ++i) {
+    if (kind != kind_info(static_cast<Kind>(i)).name) continue;
+    auto m = std::make_shared<Matrix>();
+    m->w = {static_cast<Kind>(i), rows, cols, 0, panels.data()};
+    if (rows < 1 || cols < 1) throw Error(ErrorKind::BadModelFile, "a packed matrix without rows or columns");
+    m->w.panel_bytes = panel_bytes(m->w.kind, cols);
+    if (static_cast<__int128>(m->w.panel_bytes) * m->w.count() != static_cast<__int128>(panels.size()))
+      throw Error(ErrorKind::BadModelFile, "packed " + kind + " matrix of " + std::to_string(rows) + " x " + std::to_string(cols) +
+                                               " does not take " + std::to_string(panels.size()) + " bytes");
+    if (reinterpret_cast<uintptr_t>(panels.data()) % 64) throw Error(ErrorKind::BadModelFile, "packed panels are not 64-byte aligned");
+    m->memory = std::make_shared<Borrowed>(panels);
+    return m;
+  }
+  throw Error(ErrorKind::BadModelFile, "no panel kind named '" + kind + "'");
+}
+
 void bind_matrix(nb::module_& m) {
   nb::class_<Threads>(m, "Threads").def(nb::init<int>(), "n"_a).def_prop_ro("size", &Threads::size);
   nb::class_<Matrix>(m, "Matrix")
@@ -100,6 +132,11 @@ void bind_matrix(nb::module_& m) {
         nb::gil_scoped_release free;
         return std::const_pointer_cast<Matrix>(pack_codes(codes.data(), scales.data(), static_cast<int64_t>(n), static_cast<int64_t>(k), threads));
       }, "codes"_a, "scales"_a, "threads"_a)
+      .def_static("view", &matrix_view, "panels"_a, "kind"_a, "rows"_a, "cols"_a)
+      .def("panels", [](nb::handle self) {
+        const Matrix& x = nb::cast<const Matrix&>(self);
+        return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(x.w.data, {static_cast<size_t>(x.bytes())}, self);
+      })
       .def_prop_ro("rows", [](const Matrix& x) { return x.w.n; })
       .def_prop_ro("cols", [](const Matrix& x) { return x.w.k; })
       .def_prop_ro("kind", [](const Matrix& x) { return kind_info(x.w.kind).name; })

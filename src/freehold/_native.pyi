@@ -39,6 +39,13 @@ class Matrix:
     def pack_codes(codes: NDArray[np.int8], scales: F32, threads: Threads) -> Matrix:
         """Lay codes int8 [N, K] with scales float32 [N, K/16] (value = scale * code); K a multiple of 32."""
 
+    @staticmethod
+    def view(panels: U8, kind: str, rows: int, cols: int) -> Matrix:
+        """Use panels that lie in an array (a mapped packed file): 64-byte aligned, exactly as long as needed."""
+
+    def panels(self) -> U8:
+        """Show the panels' bytes, read-only, without a copy."""
+
     @property
     def rows(self) -> int: ...
     @property
