@@ -1,0 +1,116 @@
+"""Packed files: a model's matrices as panels on disk, so that loading again maps them instead of re-laying.
+
+Knows panels and files; knows no architecture and no store (the caller says where packs lie and which digest a
+model has). A pack is only ever a copy: a damaged or foreign one is ignored and written anew.
+
+Layout, little-endian: `FREEHOLD` (8 bytes), header length (u32), SHA-256 of the header (32 bytes), header (JSON:
+layout version, model digest, matrices with kind, rows, columns, offset, bytes), then panels at 4096-byte offsets.
+Panels are the same for every ISA, so the key is the model's digest and the layout version alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from freehold._native import Matrix
+
+LAYOUT = 1  # raise it whenever csrc/pack.cpp lays panels differently
+MAGIC = b"FREEHOLD"
+ALIGN = 4096
+MAX_HEADER = 16 << 20  # 100,000 matrices at 160 bytes each
+DEFAULT_BUDGET = 64 << 30  # bytes all packs may take together
+
+
+def pack_path(folder: Path, digest: str) -> Path:
+    """Name the pack of a model: by its digest and the panels' layout."""
+    return folder / f"{digest}-v{LAYOUT}.pack"
+
+
+def open_pack(path: Path, digest: str) -> dict[str, Matrix] | None:
+    """Map a pack's matrices by name; None when there is none, or it is damaged or for another model."""
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(len(MAGIC) + 4 + 32)
+            magic, length, checksum = struct.unpack("<8sI32s", prefix)
+            if magic != MAGIC or length > MAX_HEADER:
+                return None
+            header = file.read(length)
+        if hashlib.sha256(header).digest() != checksum:
+            return None
+        facts = json.loads(header)
+        if facts["layout"] != LAYOUT or facts["digest"] != digest or facts["bytes"] != path.stat().st_size:
+            return None
+        mapped = np.memmap(path, np.uint8, mode="r")
+        os.utime(path)  # the budget drops the least recently used
+        return {
+            m["name"]: Matrix.view(mapped[m["at"] : m["at"] + m["bytes"]], m["kind"], m["rows"], m["cols"])
+            for m in facts["matrices"]
+        }
+    except (OSError, struct.error):
+        return None
+
+
+def write_pack(path: Path, digest: str, matrices: Mapping[str, Matrix], budget: int = DEFAULT_BUDGET) -> bool:
+    """Write a pack beside its place and rename it there; False when the disk or the budget has no room."""
+    header, end = _header(digest, matrices)
+    free = _make_room(path.parent, end, budget)
+    if end > budget or free < end + end // 20:
+        return False
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(struct.pack("<8sI32s", MAGIC, len(header), hashlib.sha256(header).digest()) + header)
+            for entry, matrix in zip(json.loads(header)["matrices"], matrices.values(), strict=True):
+                file.seek(entry["at"])
+                file.write(memoryview(matrix.panels()))
+            file.truncate(end)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def _header(digest: str, matrices: Mapping[str, Matrix]) -> tuple[bytes, int]:
+    """Lay the file out: the header's bytes and the file's length. Offsets leave room for the longest header."""
+    at = _aligned(len(MAGIC) + 36 + 512 + sum(len(json.dumps(name)) + 160 for name in matrices))
+    entries = []
+    for name, m in matrices.items():
+        entries.append(
+            {"name": name, "kind": m.kind, "rows": m.rows, "cols": m.cols, "at": at, "bytes": m.nbytes}
+        )
+        at = _aligned(at + m.nbytes)
+    facts = {"layout": LAYOUT, "digest": digest, "bytes": at, "matrices": entries}
+    return json.dumps(facts).encode(), at
+
+
+def _aligned(n: int) -> int:
+    return (n + ALIGN - 1) // ALIGN * ALIGN
+
+
+def _make_room(folder: Path, want: int, budget: int) -> int:
+    """Drop least recently used packs until `want` fits the budget; return the disk's free bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    packs = []
+    for p in folder.glob("*.pack"):
+        with contextlib.suppress(FileNotFoundError):  # another process removed it first
+            packs.append((p.stat().st_mtime, p.stat().st_size, p))
+    held = sum(size for _, size, _ in packs)
+    for _, size, old in sorted(packs):
+        if held + want <= budget:
+            break
+        old.unlink(missing_ok=True)  # a process that mapped it keeps its pages
+        held -= size
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,62 @@
+"""A pack gives back the very panels it was written from, and a damaged one is never used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from freehold._native import Matrix, Threads
+from freehold.models.packs import open_pack, pack_path, write_pack
+
+DIGEST = "ab" * 32
+
+
+@pytest.fixture
+def matrices() -> dict[str, Matrix]:
+    threads = Threads(1)
+    floats = np.random.default_rng(0).standard_normal((37, 96)).astype(np.float32)
+    bytes_ = np.random.default_rng(1).integers(0, 60, (5, 144), np.uint8)
+    return {
+        "a": Matrix.pack(floats.view(np.uint8).reshape(-1), "F32", 37, 96, threads),
+        "b.weight": Matrix.pack(bytes_.reshape(-1), "Q4_K", 5, 256, threads),
+    }
+
+
+def test_pack_returns_the_same_panels(tmp_path: Path, matrices: dict[str, Matrix]) -> None:
+    path = pack_path(tmp_path, DIGEST)
+    assert write_pack(path, DIGEST, matrices)
+    back = open_pack(path, DIGEST)
+    assert back is not None and list(back) == list(matrices)
+    for name, matrix in matrices.items():
+        np.testing.assert_array_equal(back[name].panels(), matrix.panels())
+        np.testing.assert_array_equal(back[name].row(4), matrix.row(4))
+
+
+@pytest.mark.parametrize("at", [0, 9, 20, 60])
+def test_damaged_header_is_ignored(tmp_path: Path, matrices: dict[str, Matrix], at: int) -> None:
+    path = pack_path(tmp_path, DIGEST)
+    write_pack(path, DIGEST, matrices)
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert open_pack(path, DIGEST) is None
+
+
+def test_truncated_or_foreign_pack_is_ignored(tmp_path: Path, matrices: dict[str, Matrix]) -> None:
+    path = pack_path(tmp_path, DIGEST)
+    write_pack(path, DIGEST, matrices)
+    assert open_pack(path, "cd" * 32) is None
+    path.write_bytes(path.read_bytes()[:-1])
+    assert open_pack(path, DIGEST) is None
+    assert open_pack(tmp_path / "absent.pack", DIGEST) is None
+
+
+def test_budget_drops_the_least_recently_used(tmp_path: Path, matrices: dict[str, Matrix]) -> None:
+    first, second = pack_path(tmp_path, "11" * 32), pack_path(tmp_path, "22" * 32)
+    assert write_pack(first, "11" * 32, matrices)
+    size = first.stat().st_size
+    assert write_pack(second, "22" * 32, matrices, budget=size)
+    assert second.exists() and not first.exists()
+    assert not write_pack(first, "11" * 32, matrices, budget=size - 1)
