@@ -64,6 +64,7 @@ class Vocabulary:
     bos_id: int | None
     eos_id: int | None
     eos_ids: frozenset[int]
+    marks_are_spaces: bool  # added tokens are spelled with spaces and match U+2581 as well
     strips_leading_space: bool  # encoding puts a space before the text, so decoding takes it away
     pad_id: int | None = None
     unk_id: int | None = None
@@ -227,7 +228,7 @@ class Tokenizer:
     def _user_pieces(self, text: str) -> list[str | int]:
         pieces: list[str | int] = []
         last = 0
-        for start, end, id in self._user_defined.cut(text):
+        for start, end, id in self._user_defined.cut(self._searched(text)):
             if start > last:
                 pieces.append(text[last:start])
             pieces.append(id)
@@ -235,6 +236,10 @@ class Tokenizer:
         if last < len(text):
             pieces.append(text[last:])
         return pieces
+
+    def _searched(self, text: str) -> str:
+        """SentencePiece reads its space mark, typed as such, as a space; tokens of spaces match it too."""
+        return text.replace(SPACE_MARK, " ") if self._vocabulary.marks_are_spaces else text
 
     def token_bytes(self, id: int, *, special: bool = False) -> bytes:
         """Return the bytes `id` stands for; control tokens stand for none unless `special`."""

@@ -86,6 +86,7 @@ def _build(data: dict[str, Any], config: Mapping[str, Any], generation: Mapping[
         bos_id=bos,
         eos_id=eos,
         eos_ids=end_ids(added, named),
+        marks_are_spaces=False,
         strips_leading_space=_strips_leading_space(data.get("decoder")),
         pad_id=ids.get(_content(config.get("pad_token"))),
         unk_id=ids.get(_content(config.get("unk_token"))),

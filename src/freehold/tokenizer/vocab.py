@@ -121,7 +121,9 @@ def _byte_level(keys: _Keys) -> Tokenizer:
         inner.normalizer = normalizer
     inner.pre_tokenizer = spec.pre_tokenizer()
     facts = _facts(keys, texts, kinds, add_bos=spec.add_bos, add_eos=False)
-    return Tokenizer(inner, Vocabulary(**facts, byte_level=True, strips_leading_space=False))
+    return Tokenizer(
+        inner, Vocabulary(**facts, byte_level=True, marks_are_spaces=False, strips_leading_space=False)
+    )
 
 
 def _gemma4(keys: _Keys) -> Tokenizer:
@@ -133,7 +135,9 @@ def _gemma4(keys: _Keys) -> Tokenizer:
     inner = _bpe(vocab, merges, unk=_unknown(keys, texts), byte_fallback=True)
     inner.normalizer = normalizers.Replace(" ", SPACE_MARK)
     facts = _facts(keys, texts, kinds, add_bos=True, add_eos=False)
-    return Tokenizer(inner, Vocabulary(**facts, byte_level=False, strips_leading_space=False))
+    return Tokenizer(
+        inner, Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=False)
+    )
 
 
 def _sentencepiece_bpe(keys: _Keys) -> Tokenizer:
@@ -149,7 +153,9 @@ def _sentencepiece_bpe(keys: _Keys) -> Tokenizer:
     prefix = keys.flag("add_space_prefix") is not False
     inner.normalizer = _spaces_as_marks(keys, prefix=prefix)
     facts = _facts(keys, texts, kinds, add_bos=True, add_eos=False)
-    return Tokenizer(inner, Vocabulary(**facts, byte_level=False, strips_leading_space=prefix))
+    return Tokenizer(
+        inner, Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=prefix)
+    )
 
 
 def _sentencepiece_unigram(keys: _Keys) -> Tokenizer:
@@ -174,7 +180,9 @@ def _sentencepiece_unigram(keys: _Keys) -> Tokenizer:
         inner.normalizer = normalizer
     inner.pre_tokenizer = pre_tokenizers.Metaspace(SPACE_MARK, prepend_scheme="always" if prefix else "never")
     facts = _facts(keys, texts, kinds, add_bos=False, add_eos=True)
-    return Tokenizer(inner, Vocabulary(**facts, byte_level=False, strips_leading_space=prefix))
+    return Tokenizer(
+        inner, Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=prefix)
+    )
 
 
 _BUILDERS: dict[str, Callable[[_Keys], Tokenizer]] = {
