@@ -1,0 +1,29 @@
+"""`freehold pull MODEL`: fetch a model, or reference one that is already on this machine.
+
+Path: main -> pull -> Store.pull -> a source; events -> progress.py; the path goes to stdout.
+"""
+
+from __future__ import annotations
+
+import click
+
+from freehold.cli.shared import json_option, offline_option, with_offline
+from freehold.cli.progress import reporter
+from freehold.config import Settings
+from freehold.store import Store
+
+
+@click.command("pull")
+@click.argument("model")
+@json_option
+@offline_option
+@click.pass_obj
+def command(settings: Settings, model: str, as_json: bool, offline: bool) -> None:
+    """Fetch MODEL, or reference it where another program or you yourself keep it.
+
+    Prints the model's path. With --json, prints one event a line instead.
+    """
+    with reporter(as_json=as_json) as on_event:
+        found = Store(with_offline(settings, offline)).pull(model, on_event)
+    if not as_json:
+        click.echo(found.path)

@@ -1,0 +1,162 @@
+"""Read the settings once, at the edge: environment over `config.toml` over defaults.
+
+Knows where the data home lies and what the user allowed; knows no model and opens no socket.
+Path: cli/main.py or freehold.load -> load_settings -> passed on as an argument, never read again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from freehold.errors import UsageError
+
+HUB_ENDPOINT = "https://huggingface.co"
+MAX_IN_FLIGHT = 16 << 20  # bytes a killed download may have to fetch again, over all its connections
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user decided. `home` holds everything Freehold writes.
+
+    `connections` x `range_bytes` is what a kill -9 may cost, so it is held to 16 MB.
+    """
+
+    home: Path
+    offline: bool = False
+    hub_endpoint: str = HUB_ENDPOINT
+    hub_token: str = field(default="", repr=False)
+    adopt: bool = True  # look for models that Ollama, LM Studio and the hub cache hold
+    foreign_roots: tuple[tuple[str, Path], ...] = ()  # (owner, folder) of the stores to look into
+    default_model: str = ""  # empty: the catalogue's
+    connections: int = 4
+    range_bytes: int = 4 << 20
+
+
+# key in config.toml -> the type it must have
+_KEYS: dict[str, type] = {
+    "offline": bool,
+    "hub_endpoint": str,
+    "adopt": bool,
+    "default_model": str,
+    "connections": int,
+    "range_bytes": int,
+}
+
+
+def load_settings(env: Mapping[str, str] | None = None, *, offline: bool = False) -> Settings:
+    """Build the settings from `env` (default: the process's) and `config.toml` in the data home.
+
+    `offline` True wins over both (the command line asked for it). Raises UsageError for an unknown
+    key, a wrong type or a value out of bounds.
+    """
+    env = os.environ if env is None else env
+    home = data_home(env)
+    values = _read_file(home / "config.toml")
+    for name in ("FREEHOLD_OFFLINE", "HF_HUB_OFFLINE"):
+        if name in env:
+            values["offline"] = bool(values.get("offline")) or _flag(name, env[name])
+    if endpoint := env.get("HF_ENDPOINT"):
+        values["hub_endpoint"] = endpoint
+    if offline:
+        values["offline"] = True
+    values["hub_endpoint"] = str(values.get("hub_endpoint", HUB_ENDPOINT)).rstrip("/")
+    roots = foreign_roots(env) if values.get("adopt", True) else ()
+    return _checked(Settings(home=home, hub_token=_hub_token(env), foreign_roots=roots, **values))
+
+
+def data_home(env: Mapping[str, str]) -> Path:
+    """Return the folder everything lies under: FREEHOLD_HOME, or the user's data folder."""
+    if chosen := env.get("FREEHOLD_HOME"):
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("freehold", appauthor=False))
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """Return the known name that looks most like `name`, or an empty string."""
+    import difflib
+
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return found[0] if found else ""
+
+
+def foreign_roots(env: Mapping[str, str]) -> tuple[tuple[str, Path], ...]:
+    """Return where other programs keep models: (owner, folder), whether the folder exists or not."""
+    user = Path(env.get("HOME") or env.get("USERPROFILE") or "~").expanduser()
+    hub = env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or hub_home(env) / "hub"
+    ollama = [env["OLLAMA_MODELS"]] if env.get("OLLAMA_MODELS") else []
+    return (
+        *(("ollama", Path(p).expanduser()) for p in ollama),
+        ("ollama", user / ".ollama" / "models"),
+        ("ollama", Path("/usr/share/ollama/.ollama/models")),
+        ("lm-studio", user / ".lmstudio" / "models"),
+        ("lm-studio", user / ".cache" / "lm-studio" / "models"),
+        ("hub-cache", Path(hub).expanduser()),
+    )
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as e:
+        raise UsageError(f"{path} cannot be read: {e.strerror}") from e
+    import tomllib
+
+    try:
+        values = tomllib.loads(text.decode("utf-8"))
+    except ValueError as e:
+        raise UsageError(f"{path} is not valid TOML: {e}") from e
+    for key, value in values.items():
+        if key not in _KEYS:
+            near = nearest(key, list(_KEYS))
+            hint = f"did you mean {near}?" if near else f"known keys: {', '.join(_KEYS)}"
+            raise UsageError(f"{path}: unknown key {key!r}", hint)
+        if type(value) is not _KEYS[key]:
+            raise UsageError(f"{path}: {key} = {value!r} must be a {_KEYS[key].__name__}")
+    return values
+
+
+def _checked(s: Settings) -> Settings:
+    if not s.hub_endpoint.startswith(("http://", "https://")):
+        raise UsageError(f"hub endpoint {s.hub_endpoint!r} is not an http(s) URL", "see HF_ENDPOINT")
+    if not 1 <= s.connections <= 16:
+        raise UsageError(f"connections = {s.connections} is not within 1..16")
+    if not 64 << 10 <= s.range_bytes <= MAX_IN_FLIGHT // s.connections:
+        raise UsageError(
+            f"range_bytes = {s.range_bytes:,} is not within 65,536..{MAX_IN_FLIGHT // s.connections:,}",
+            f"connections x range_bytes is held to {MAX_IN_FLIGHT:,} so that a kill costs no more",
+        )
+    return s
+
+
+def _flag(name: str, value: str) -> bool:
+    word = value.strip().lower()
+    if word not in _TRUE | _FALSE:
+        raise UsageError(f"{name}={value!r} is neither true nor false", f"set {name}=1 or {name}=0")
+    return word in _TRUE
+
+
+def _hub_token(env: Mapping[str, str]) -> str:
+    if token := env.get("HF_TOKEN") or env.get("HUGGING_FACE_HUB_TOKEN"):
+        return token.strip()
+    path = Path(env.get("HF_TOKEN_PATH") or hub_home(env) / "token")
+    try:
+        return path.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def hub_home(env: Mapping[str, str]) -> Path:
+    """Return the folder the hub's own tools use: HF_HOME, or the user's cache folder."""
+    if home := env.get("HF_HOME"):
+        return Path(home).expanduser()
+    cache = env.get("XDG_CACHE_HOME") or Path(env.get("HOME") or "~").expanduser() / ".cache"
+    return Path(cache) / "huggingface"

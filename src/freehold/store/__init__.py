@@ -1,0 +1,10 @@
+"""Where weights come from and where they lie: sources, downloads, and the models other programs hold.
+
+Everything Freehold writes lies under one home; foreign files are referenced, never copied or moved.
+Path: cli/pull or freehold.load -> Store.pull or Store.resolve -> a source -> files and a manifest.
+"""
+
+from freehold.store.events import Event, Finished, Note, Planned, Progress
+from freehold.store.store import Listed, ModelRef, Store
+
+__all__ = ["Event", "Finished", "Listed", "ModelRef", "Note", "Planned", "Progress", "Store"]

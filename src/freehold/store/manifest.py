@@ -1,0 +1,134 @@
+"""The record kept for each model: where its files lie, their digests, where they came from.
+
+One `manifest.json` in the model's folder, written beside and renamed, so that it is whole or absent.
+Knows no network. Path: Store -> read_manifest / write_manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from freehold.errors import StoreError
+
+NAME = "manifest.json"
+SCHEMA = 1
+_MAX_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFile:
+    """One file of a model. `path` is relative to the model's folder, or absolute for a foreign file.
+
+    `sha256` may be empty when a foreign store gives none; `mtime_ns` (foreign files) tells a change.
+    """
+
+    path: str
+    bytes: int
+    sha256: str = ""
+    mtime_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What the store knows of a model it holds or references. Times are ISO 8601 in UTC."""
+
+    name: str
+    kind: str  # gguf | safetensors
+    owner: str  # freehold | ollama | lm-studio | hub-cache | user
+    source: str
+    files: tuple[HeldFile, ...]
+    created: str
+    last_used: str = ""
+    licence: str = ""
+    detail: str = ""  # what was chosen at the source
+    aliases: tuple[str, ...] = ()  # other spellings that were asked for and led here
+    root: str = ""  # folder of a foreign directory of safetensors
+    extras: Mapping[str, str] = field(
+        default_factory=dict
+    )  # Ollama's template, params, system: absolute paths
+    schema: int = SCHEMA
+
+    @property
+    def bytes(self) -> int:
+        """Sum of the files' sizes."""
+        return sum(f.bytes for f in self.files)
+
+    def with_alias(self, name: str) -> Manifest:
+        """Return the same record, also found under `name`."""
+        if name == self.name or name in self.aliases:
+            return self
+        return replace(self, aliases=(*self.aliases, name))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the record in `folder`, None if it has none; raise StoreError if it is damaged."""
+    path = folder / NAME
+    try:
+        with path.open("rb") as f:
+            raw = f.read(_MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as e:
+        raise StoreError(f"{path} cannot be read: {e.strerror}") from e
+    try:
+        data = json.loads(raw)
+        if data["schema"] != SCHEMA:
+            raise StoreError(f"{path} has schema {data['schema']}, this version reads {SCHEMA}")
+        data["files"] = tuple(_held(f, foreign=data["owner"] != "freehold") for f in data["files"])
+        data["aliases"] = tuple(data.get("aliases", ()))
+        return Manifest(**data)
+    except (ValueError, KeyError, TypeError) as e:
+        raise StoreError(f"{path} is damaged: {e}", "remove the folder and pull the model again") from e
+
+
+def write_manifest(folder: Path, manifest: Manifest, *, durable: bool = True) -> None:
+    """Write the record so that a crash leaves the old one or the new one, never half of one."""
+    write_json(folder / NAME, asdict(manifest), durable=durable)
+
+
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
+    """Write JSON beside `path` and rename it into place; `durable`: flushed to disk first."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with beside.open("w", encoding="utf-8") as f:
+            json.dump(value, f, indent=1)
+            f.flush()
+            if durable:
+                os.fsync(f.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, where the system can."""
+    if os.name != "posix":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def safe_relative(name: str) -> str:
+    """Return `name` if it is a plain relative path; raise StoreError for one that leaves its folder."""
+    parts = PurePosixPath(name).parts
+    bad = name.startswith("/") or "\\" in name or any(ord(c) < 32 or c == ":" for c in name)
+    if not parts or bad or ".." in parts or len(name) > 512:
+        raise StoreError(f"the file name {name[:80]!r} leads out of the model's folder")
+    return name
+
+
+def _held(raw: dict, *, foreign: bool) -> HeldFile:
+    held = HeldFile(**raw)
+    if not foreign:
+        safe_relative(held.path)
+    return held

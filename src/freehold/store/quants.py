@@ -1,0 +1,125 @@
+"""Choose among a repository's files: GGUF variants by quantisation, or one set of safetensors.
+
+Knows names and sizes only. Path: HubSource.plan and the foreign stores -> variants -> choose.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from freehold.errors import ModelNotFound, UnsupportedModel, UsageError
+
+_QUANT = re.compile(
+    r"(?:^|[-._/])((?:UD-)?(?:I?Q\d(?:_(?:K|XXS|XS|NL|S|M|L|XL|0|1|[0-9]{1,2}))*|TQ\d_\d|BF16|F16|F32|FP16|FP32"
+    r"|MXFP4(?:_MOE)?|NVFP4)(?:_(?:XL|L|M|S|XS|XXS))?)(?=[-._/]|$)",
+    re.IGNORECASE,
+)
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+_NOT_A_MODEL = re.compile(r"(^|[-._/])(mmproj|imatrix|lora|adapter)([-._]|$)", re.IGNORECASE)
+# Best first when the user names none: four bits with K-quant scales, then what is closest to it.
+PREFERENCE = (
+    "Q4_K_M UD-Q4_K_XL Q4_K_L Q4_K_S Q4_0 IQ4_NL IQ4_XS Q4_1 MXFP4 MXFP4_MOE NVFP4 Q5_K_M UD-Q5_K_XL Q5_K_S Q5_0 Q5_1 "
+    "Q6_K UD-Q6_K_XL Q8_0 UD-Q8_K_XL Q3_K_M Q3_K_L Q3_K_S BF16 F16 F32"
+).split()
+# What a folder of safetensors needs beside its weights. Never .bin, .pt or .pth: loading those runs code.
+_BESIDE = {
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
+    "chat_template.json", "model.safetensors.index.json", "modules.json", "sentence_bert_config.json",
+    "1_Pooling/config.json", "tekken.json",
+}  # fmt: skip
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One model inside a repository. `quant` is upper case, empty when the file name tells none."""
+
+    quant: str
+    files: tuple[str, ...]  # shards in order
+
+
+def quant_of(path: str) -> str:
+    """Return the quantisation a file name tells, such as Q4_K_M, or an empty string."""
+    stem = _SHARD.sub("", path.removesuffix(".gguf"))
+    found = _QUANT.findall(stem)
+    return found[-1].upper() if found else ""
+
+
+def gguf_variants(paths: Iterable[str]) -> list[Variant]:
+    """Group GGUF paths into variants, shards together; projectors and importance matrices are left out.
+
+    A set of shards with a hole in it is left out too.
+    """
+    groups: dict[str, dict[int, str]] = {}
+    wanted: dict[str, int] = {}
+    for path in sorted(paths):
+        if not path.lower().endswith(".gguf") or _NOT_A_MODEL.search(PurePosixPath(path).name):
+            continue
+        stem = path[:-5]
+        shard = _SHARD.search(stem)
+        base = stem[: shard.start()] if shard else stem
+        groups.setdefault(base, {})[int(shard.group(1)) if shard else 1] = path
+        wanted[base] = int(shard.group(2)) if shard else 1
+    return [
+        Variant(quant_of(f"{base}.gguf"), tuple(parts[i] for i in sorted(parts)))
+        for base, parts in groups.items()
+        if sorted(parts) == list(range(1, wanted[base] + 1))
+    ]
+
+
+def choose(variants: list[Variant], wanted: str, repo: str) -> Variant:
+    """Pick the variant `wanted` (a quantisation or a file name), or the preferred one.
+
+    Raises ModelNotFound when there is none such, UsageError when several answer to it.
+    """
+    if wanted:
+        found = [v for v in variants if wanted.upper() == v.quant or wanted in v.files]
+        found = found or [v for v in variants if wanted == PurePosixPath(v.files[0]).name]
+        if not found:
+            raise ModelNotFound(f"{repo} has no {wanted}", f"it has {_names(variants)}")
+    else:
+        found = sorted(variants, key=_rank)
+        found = [v for v in found if v.quant == found[0].quant]
+    if len(found) > 1:
+        files = " or ".join(v.files[0] for v in found[:4])
+        raise UsageError(
+            f"{repo} has {len(found)} models in {found[0].quant or 'one repository'}", f"name one: {files}"
+        )
+    return found[0]
+
+
+def preferred(variants: list[Variant]) -> Variant:
+    """Return the variant a bare repository name means among those at hand."""
+    return min(variants, key=_rank)
+
+
+def safetensors_files(paths: Iterable[str], repo: str) -> tuple[str, ...]:
+    """Return the weights and what they need, from the top folder; raise UnsupportedModel without any.
+
+    `consolidated*` (a second copy in another layout) is left out when the usual one is there.
+    """
+    paths = sorted(paths)
+    weights = [p for p in paths if p.endswith(".safetensors") and "/" not in p]
+    usual = [p for p in weights if p.startswith("model")]
+    weights = usual or [p for p in weights if not p.startswith(("consolidated", "adapter_"))] or weights
+    if not weights:
+        if any(p.endswith(_PICKLES) for p in paths):
+            raise UnsupportedModel(
+                f"{repo} holds its weights as pickles only, and loading a pickle runs its code",
+                "look for a GGUF or safetensors version of the model",
+            )
+        raise UnsupportedModel(f"{repo} holds neither GGUF nor safetensors files")
+    return tuple([p for p in paths if p in _BESIDE] + weights)
+
+
+def _rank(v: Variant) -> tuple[int, str]:
+    place = PREFERENCE.index(v.quant) if v.quant in PREFERENCE else len(PREFERENCE)
+    return place, v.files[0]
+
+
+def _names(variants: list[Variant]) -> str:
+    return ", ".join(v.quant or v.files[0] for v in sorted(variants, key=_rank)[:12])

@@ -1,0 +1,96 @@
+"""Read what a user typed as MODEL: a catalogue name, a file path, a hub reference or a URL.
+
+Touches the disk only to see whether a path exists. Path: Store.resolve / Store.pull -> parse_ref.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from freehold.errors import UsageError
+
+RefKind = Literal["name", "path", "hub", "url"]
+
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_REVISION = re.compile(r"[\w][\w./-]{0,127}")
+_HUB_HOSTS = ("hf.co/", "huggingface.co/")
+_MAX_LENGTH = 2048
+_MODEL_SUFFIXES = (".gguf", ".safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A parsed MODEL. `text` is the canonical spelling; hub references fill the last three."""
+
+    kind: RefKind
+    text: str
+    repo: str = ""
+    quant: str = ""  # a quantisation such as Q4_K_M, or a file name inside the repository
+    revision: str = "main"
+
+
+def parse_ref(text: str) -> Ref:
+    """Tell the kinds of MODEL apart; raise UsageError for what can be none of them."""
+    text = text.strip()
+    if not text or len(text) > _MAX_LENGTH or any(ord(c) < 32 for c in text):
+        raise UsageError(f"not a model: {text[:60]!r}", "give a name, a file path or org/repo")
+    if text.startswith("file://"):
+        return Ref("path", str(Path(unquote(urlsplit(text).path))))
+    if text.startswith(("http://", "https://")):
+        return _from_url(text)
+    if text.startswith("hf://"):
+        return _hub(text, text[5:])
+    for host in _HUB_HOSTS:
+        if text.startswith(host):
+            return _hub(text, text[len(host) :])
+    if _looks_like_path(text):
+        return Ref("path", str(Path(text).expanduser().absolute()))
+    if "/" in text:
+        return _hub(text, text)
+    return Ref("name", text.lower())
+
+
+def slug(name: str) -> str:
+    """Return a folder name for a model: readable, safe on every file system, different for each name."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name.replace("/", "--").replace(":", "@").split("?")[0])[-80:]
+    plain = plain.replace("@", "_").lstrip(".-")
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{plain}-{digest}"
+
+
+def _looks_like_path(text: str) -> bool:
+    if text.startswith(("/", "./", "../", "~", ".\\", "..\\")) or re.match(r"[A-Za-z]:\\", text):
+        return True
+    is_file_name = text.lower().endswith(_MODEL_SUFFIXES) and ":" not in text
+    return is_file_name or ("/" in text and Path(text).exists())
+
+
+def _from_url(text: str) -> Ref:
+    parts = urlsplit(text)
+    if not parts.hostname:
+        raise UsageError(f"{text!r} is not a URL")
+    if parts.hostname in ("huggingface.co", "hf.co"):
+        match = re.fullmatch(rf"/({_REPO.pattern})(?:/(?:resolve|blob)/([^/]+)/(.+))?/?", parts.path)
+        if match:
+            repo, revision, file = match.groups()
+            file = unquote(file or "")
+            label = f"{repo}:{file}" if file else repo
+            return Ref("hub", label, repo, file, revision or "main")
+    return Ref("url", text.partition("#")[0])
+
+
+def _hub(text: str, rest: str) -> Ref:
+    """Parse org/repo[@revision][:quant]."""
+    path, _, quant = rest.partition(":")
+    repo, _, revision = path.partition("@")
+    if not _REPO.fullmatch(repo) or (revision and not _REVISION.fullmatch(revision)) or ".." in path:
+        raise UsageError(
+            f"{text!r} is neither a file here nor a hub reference", "write org/repo or org/repo:Q4_K_M"
+        )
+    label = f"{path}:{quant}" if quant else path
+    return Ref("hub", label, repo, quant, revision or "main")

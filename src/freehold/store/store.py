@@ -1,0 +1,553 @@
+"""The store: names in, paths out. Pulls what is missing, lists what is held, forgets what is not wanted.
+
+    <home>/models/<slug>/manifest.json + files     one folder a model; without a manifest it is unfinished
+    <home>/packs/<sha256>-*                        packed weights, written by the engine's side
+    <home>/locks/<slug>.lock                       one pull of a model at a time
+    <home>/forgotten.json                          foreign models the user does not want to see
+
+Path: cli or freehold.load -> Store.resolve(MODEL) -> ModelRef; cli/pull -> Store.pull -> a source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from freehold import catalog
+from freehold.config import Settings, nearest
+from freehold.errors import DownloadFailed, FreeholdError, ModelNotFound, Offline, StoreError, UsageError
+from freehold.store import foreign, space
+from freehold.store.contract import Plan, Source, held_bytes
+from freehold.store.events import Finished, Note, OnEvent, Planned, ignore
+from freehold.store.manifest import HeldFile, Manifest, read_manifest, write_json, write_manifest
+from freehold.store.refs import Ref, parse_ref, slug
+
+State = Literal["ready", "incomplete", "vanished", "changed"]
+_PENDING = "pull.json"  # what an unfinished pull is after, so that list and rm can name it
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model that can be loaded. `path`: a GGUF file (the first of its shards), or a folder of safetensors.
+
+    `digest` is the sha256 of the file (of the list of digests, when there are several files), or empty for
+    a file nobody hashed. `owner`: freehold, ollama, lm-studio, hub-cache or user. `extras`: Ollama's
+    template, params and system files, where it has them.
+    """
+
+    name: str
+    path: Path
+    kind: str  # gguf | safetensors
+    digest: str
+    bytes: int
+    owner: str
+    source: str
+    licence: str
+    files: tuple[Path, ...]
+    extras: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One model of `list`. `held` counts its bytes on disk, `pack_bytes` those of its packed files.
+
+    `path` is what would be loaded; for an unfinished pull, the folder that holds its parts.
+    """
+
+    name: str
+    state: State
+    owner: str
+    kind: str
+    bytes: int
+    held: int
+    pack_bytes: int
+    digest: str
+    path: Path
+    source: str
+    licence: str
+    created: str
+    last_used: str
+    detail: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What `remove` did. `forgotten`: the files belong to another program and lie where they lay."""
+
+    name: str
+    owner: str
+    path: Path
+    freed: int
+    forgotten: bool
+
+
+class Store:
+    """Everything below one home. Cheap to make; the network is touched in `pull` only."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.models = settings.home / "models"
+        self.packs = settings.home / "packs"
+
+    def resolve(self, ref: str) -> ModelRef:
+        """Find a held model by name, path or hub reference, without any network.
+
+        Raises ModelNotFound with the command that would fetch it, StoreError if its file vanished.
+        """
+        parsed = parse_ref(ref)
+        if parsed.kind == "path":
+            return _model_ref(_from_path(Path(parsed.text)), Path())
+        manifest = self._find(parsed)
+        if manifest is None:
+            raise self._not_held(ref, parsed)
+        if self._state(manifest) == "vanished":
+            raise _vanished(manifest, self._folder(manifest))
+        return self._used(manifest)
+
+    def pull(self, ref: str, on_event: OnEvent = ignore) -> ModelRef:
+        """Make `ref` held: at once if it is, by reference if another program holds it, else by download.
+
+        Raises ModelNotFound, AccessDenied, DownloadFailed, CapacityExceeded or Offline. What an
+        interrupted or failed pull fetched is kept; the same call goes on from there.
+        """
+        started = time.monotonic()
+        parsed = parse_ref(ref)
+        manifest = self._register(Path(parsed.text)) if parsed.kind == "path" else self._find(parsed)
+        if manifest is None or self._state(manifest) == "vanished":
+            manifest = self._fetch(parsed, on_event, started)
+        else:
+            if manifest.owner != "freehold":
+                where = _root(manifest, self._folder(manifest))
+                on_event(
+                    Note(
+                        manifest.name, f"held by {manifest.owner} at {where}: referenced in place, not copied"
+                    )
+                )
+            self._forget(manifest, forgotten=False)
+            on_event(self._finished(manifest, 0, started))
+        return self._used(manifest)
+
+    def list(self) -> list[Listed]:
+        """Return every model: held, unfinished, and held by other programs, sorted by name."""
+        found = [self._listed(m) for m in self._recorded()]
+        known = {(m.owner, m.name) for m in found}
+        found += [self._listed(m) for m in self._foreign() if (m.owner, m.name) not in known]
+        found += [self._unfinished(folder) for folder in self._folders() if not _readable(folder)]
+        return sorted(found, key=lambda m: (m.name, m.owner))
+
+    def show(self, ref: str) -> Listed:
+        """Return one model's record, vanished and unfinished ones included; raise ModelNotFound."""
+        parsed = parse_ref(ref)
+        if parsed.kind == "path":
+            return self._listed(_from_path(Path(parsed.text)))
+        if manifest := self._find(parsed):
+            return self._listed(manifest)
+        for listed in self.list():
+            if listed.name in _spellings(parsed):
+                return listed
+        raise self._not_held(ref, parsed)
+
+    def remove(self, ref: str) -> Removed:
+        """Delete a model and its packs, or forget one that another program holds.
+
+        Raises ModelNotFound, and StoreError while a pull of it runs.
+        """
+        listed = self.show(ref)
+        folder = self.models / slug(listed.name)
+        if not _inside(listed.path, self.settings.home) and not folder.exists() and listed.owner == "user":
+            raise ModelNotFound(f"{ref} is a file of your own that the store keeps no record of")
+        with self._lock(listed.name, lambda _: None, wait=False):
+            freed = self._drop_packs(listed.digest)
+            if listed.owner == "freehold":
+                freed += listed.held
+            elif manifest := next((m for m in self._foreign() if m.name == listed.name), None):
+                self._forget(manifest, forgotten=True)
+            _delete_folder(folder)
+        return Removed(listed.name, listed.owner, listed.path, freed, listed.owner != "freehold")
+
+    # Finding
+
+    def _find(self, parsed: Ref) -> Manifest | None:
+        """Return the record that answers to `parsed`: our own first, then other programs'."""
+        spellings = _spellings(parsed)
+        digests = _known_digests(parsed)
+        for manifest in (*self._recorded(), *self._foreign()):
+            if spellings & {manifest.name, *manifest.aliases}:
+                return manifest
+            if len(manifest.files) == 1 and manifest.files[0].sha256 in digests:
+                return manifest.with_alias(parsed.text)
+        return None
+
+    def _recorded(self) -> Iterator[Manifest]:
+        for folder in self._folders():
+            if manifest := _readable(folder):
+                yield manifest
+
+    def _folders(self) -> list[Path]:
+        if not self.models.is_dir():
+            return []
+        return sorted(p for p in self.models.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+    def _foreign(self) -> list[Manifest]:
+        if not self.settings.foreign_roots:
+            return []
+        forgotten = self._forgotten()
+        return [m for m in foreign.scan(self.settings.foreign_roots) if _key(m) not in forgotten]
+
+    def _not_held(self, ref: str, parsed: Ref) -> FreeholdError:
+        if parsed.kind != "name":
+            return ModelNotFound(f"{ref} is not held", f"freehold pull {ref}")
+        try:
+            entry = catalog.find(parsed.text)
+        except ModelNotFound as missing:
+            near = nearest(parsed.text, [m.name for m in self._recorded()])
+            return ModelNotFound(missing.message, f"did you mean {near}?") if near else missing
+        return ModelNotFound(f"{entry.name} is not held", f"freehold pull {entry.name}")
+
+    # Records
+
+    def _folder(self, manifest: Manifest) -> Path:
+        return self.models / slug(manifest.name)
+
+    def _state(self, manifest: Manifest) -> State:
+        """Compare the record with the disk: sizes for our own files, times too for others'."""
+        state: State = "ready"
+        for file in manifest.files:
+            try:
+                stat = (self._folder(manifest) / file.path).stat()
+            except OSError:
+                return "vanished"
+            if stat.st_size != file.bytes:
+                state = "vanished" if manifest.owner == "freehold" else "changed"
+            elif file.mtime_ns and stat.st_mtime_ns != file.mtime_ns:
+                state = "changed"
+        return state
+
+    def _used(self, manifest: Manifest) -> ModelRef:
+        """Note the use and hand the model out; a foreign file that changed loses its stale digest."""
+        folder = self._folder(manifest)
+        if self._state(manifest) == "changed":
+            manifest = replace(manifest, files=tuple(_restat(f) for f in manifest.files))
+        with suppress(OSError):  # a read-only home still serves its models; only `last_used` is lost
+            folder.mkdir(parents=True, exist_ok=True)
+            write_manifest(folder, replace(manifest, last_used=_now()), durable=False)
+        return _model_ref(manifest, folder)
+
+    def _register(self, path: Path) -> Manifest:
+        """Record a file of the user's own under its stem, so that `list` shows it; it stays where it is."""
+        manifest = _from_path(path)
+        taken = self._find(Ref("name", manifest.name))
+        if taken and taken.files[0].path != manifest.files[0].path:
+            raise UsageError(
+                f"{manifest.name!r} already names {_root(taken, self._folder(taken))}", "rename the file"
+            )
+        return manifest
+
+    def _listed(self, manifest: Manifest) -> Listed:
+        state = self._state(manifest)
+        digest = _digest(manifest.files)
+        folder = self._folder(manifest)
+        return Listed(
+            name=manifest.name,
+            state=state,
+            owner=manifest.owner,
+            kind=manifest.kind,
+            bytes=manifest.bytes,
+            held=manifest.bytes if state != "vanished" else _tree_bytes(folder),
+            pack_bytes=sum(p.stat().st_size for p in self._packs_of(digest)),
+            digest=digest,
+            path=_root(manifest, folder),
+            source=manifest.source,
+            licence=manifest.licence,
+            created=manifest.created,
+            last_used=manifest.last_used,
+            detail=manifest.detail,
+            aliases=manifest.aliases,
+        )
+
+    def _unfinished(self, folder: Path) -> Listed:
+        try:
+            pending = json.loads((folder / _PENDING).read_bytes())
+            name, kind, total = str(pending["name"]), str(pending["kind"]), int(pending["bytes"])
+            source, held = str(pending["source"]), _recorded_in(folder)
+        except (OSError, ValueError, KeyError, TypeError):
+            name, kind, total, source, held = folder.name, "", 0, "", _tree_bytes(folder)
+        return Listed(name, "incomplete", "freehold", kind, total, held, 0, "", folder, source, "", "", "")
+
+    # Packs and forgetting
+
+    def _packs_of(self, digest: str) -> list[Path]:
+        return sorted(self.packs.glob(f"{digest}-*")) if digest and self.packs.is_dir() else []
+
+    def _drop_packs(self, digest: str) -> int:
+        freed = 0
+        for pack in self._packs_of(digest):
+            freed += pack.stat().st_size
+            pack.unlink()
+        return freed
+
+    def _forgotten(self) -> set[str]:
+        try:
+            return set(json.loads((self.settings.home / "forgotten.json").read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return set()
+
+    def _forget(self, manifest: Manifest, *, forgotten: bool) -> None:
+        names = self._forgotten()
+        wanted = names | {_key(manifest)} if forgotten else names - {_key(manifest)}
+        if wanted != names:
+            self.settings.home.mkdir(parents=True, exist_ok=True)
+            write_json(self.settings.home / "forgotten.json", sorted(wanted))
+
+    # Fetching
+
+    def _fetch(self, parsed: Ref, on_event: OnEvent, started: float) -> Manifest:
+        if self.settings.offline:
+            what = f"freehold pull {parsed.text}"
+            raise Offline(
+                f"{parsed.text} is not held, and offline mode forbids fetching it", f"online: {what}"
+            )
+        source, plan = self._plan(parsed, on_event)
+        folder = self.models / slug(plan.name)
+        with space.full_disk(self.settings.home, "what was fetched is kept"):
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._lock(plan.name, lambda text: on_event(Note(plan.name, text))):
+                return self._fetch_locked(source, plan, folder, parsed, on_event, started)
+
+    def _fetch_locked(
+        self, source: Source, plan: Plan, folder: Path, parsed: Ref, on_event: OnEvent, started: float
+    ) -> Manifest:
+        held = _readable(folder)
+        if held and self._state(held) == "ready":
+            on_event(self._finished(held, 0, started))  # another process brought it while we waited
+            return held.with_alias(parsed.text)
+        folder.mkdir(parents=True, exist_ok=True)
+        before = held_bytes(plan, folder)
+        write_json(
+            folder / _PENDING,
+            {"name": plan.name, "kind": plan.kind, "bytes": plan.bytes, "source": plan.source},
+        )
+        on_event(Planned(plan.name, plan.source, plan.detail, len(plan.files), plan.bytes, before))
+        files = source.fetch(plan, folder, on_event)
+        manifest = Manifest(
+            name=plan.name,
+            kind=plan.kind,
+            owner="freehold",
+            source=plan.source,
+            files=files,
+            created=_now(),
+            licence=plan.licence,
+            detail=plan.detail,
+        ).with_alias(parsed.text)
+        write_manifest(folder, manifest)
+        (folder / _PENDING).unlink(missing_ok=True)
+        on_event(self._finished(manifest, max(manifest.bytes - before, 0), started))
+        return manifest
+
+    def _plan(self, parsed: Ref, on_event: OnEvent) -> tuple[Source, Plan]:
+        """Ask the sources in turn; a later one is tried when an earlier one cannot be reached."""
+        sources = self._sources(parsed)
+        for source in sources[:-1]:
+            try:
+                return source, source.plan()
+            except (DownloadFailed, ModelNotFound) as e:
+                on_event(Note(parsed.text, f"{e.message}; trying the next source"))
+        return sources[-1], sources[-1].plan()
+
+    def _sources(self, parsed: Ref) -> list[Source]:
+        """Return the sources of a reference, first choice first. Their HTTP client is imported here only."""
+        if parsed.kind == "url":
+            from freehold.store.url import UrlSource
+
+            return [UrlSource(parsed.text, self.settings)]
+        if parsed.kind == "hub":
+            from freehold.store.hub import HubSource
+
+            return [HubSource(parsed, self.settings)]
+        entry = catalog.find(parsed.text)
+        sources: list[Source] = []
+        if entry.hub_repo and not entry.packages:
+            from freehold.store.hub import HubSource
+
+            hub = Ref("hub", entry.name, entry.hub_repo, entry.hub_quant)
+            sources.append(HubSource(hub, self.settings, entry=entry))
+        if entry.packages:
+            from freehold.store.index import IndexSource
+
+            sources.append(IndexSource(entry))
+        return sources
+
+    def _finished(self, manifest: Manifest, fetched: int, started: float) -> Finished:
+        path = str(_root(manifest, self._folder(manifest)))
+        return Finished(manifest.name, path, manifest.bytes, fetched, time.monotonic() - started)
+
+    @contextmanager
+    def _lock(self, name: str, say, *, wait: bool = True) -> Iterator[None]:
+        """Hold the model's lock; say so when another process has it, or refuse if `wait` is False."""
+        from filelock import FileLock, Timeout
+
+        locks = self.settings.home / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{slug(name)}.lock", thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise StoreError(
+                    f"{name} is being pulled by another process", "wait for it, or stop it"
+                ) from None
+            say("another process is pulling this model: waiting for it")
+            lock.acquire(poll_interval=0.2)
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _spellings(parsed: Ref) -> set[str]:
+    """Return every name a reference may be recorded under: its own, the entry's, the entry's repository."""
+    names = {parsed.text}
+    if parsed.kind == "name":
+        with suppress(ModelNotFound):
+            entry = catalog.find(parsed.text)
+            names |= {entry.name, f"{entry.hub_repo}:{entry.hub_quant}" if entry.hub_repo else entry.name}
+    return names
+
+
+def _known_digests(parsed: Ref) -> set[str]:
+    if parsed.kind != "name":
+        return set()
+    try:
+        files = catalog.find(parsed.text).files
+    except ModelNotFound:
+        return set()
+    return {files[0].sha256} if len(files) == 1 else set()
+
+
+def _from_path(path: Path) -> Manifest:
+    """Describe a user's own file or folder; raise ModelNotFound if nothing is there."""
+    try:
+        stat = path.stat()
+    except OSError as e:
+        raise ModelNotFound(f"{path} cannot be opened: {e.strerror}", "check the path") from e
+    created = datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds")
+    if not path.is_dir():
+        held = HeldFile(str(path), stat.st_size, "", stat.st_mtime_ns)
+        name = path.name.removesuffix(".gguf").lower()
+        return Manifest(name, "gguf", "user", f"file: {path}", (held,), created)
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise ModelNotFound(
+            f"{path} is a folder without *.safetensors", "give a GGUF file or a folder of safetensors"
+        )
+    files = tuple(HeldFile(str(p), p.stat().st_size, "", p.stat().st_mtime_ns) for p in weights)
+    return Manifest(path.name.lower(), "safetensors", "user", f"file: {path}", files, created, root=str(path))
+
+
+def _model_ref(manifest: Manifest, folder: Path) -> ModelRef:
+    return ModelRef(
+        name=manifest.name,
+        path=_root(manifest, folder),
+        kind=manifest.kind,
+        digest=_digest(manifest.files),
+        bytes=manifest.bytes,
+        owner=manifest.owner,
+        source=manifest.source,
+        licence=manifest.licence,
+        files=tuple(folder / f.path for f in manifest.files),
+        extras={k: Path(v) for k, v in manifest.extras.items()},
+    )
+
+
+def _root(manifest: Manifest, folder: Path) -> Path:
+    """Return what a loader opens: the first file, or the folder of a set of safetensors."""
+    if manifest.kind == "gguf":
+        return folder / manifest.files[0].path
+    return Path(manifest.root) if manifest.root else folder
+
+
+def _digest(files: tuple[HeldFile, ...]) -> str:
+    if len(files) == 1:
+        return files[0].sha256
+    if not all(f.sha256 for f in files):
+        return ""
+    lines = "".join(f"{f.sha256}  {Path(f.path).name}\n" for f in sorted(files, key=lambda f: f.path))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _restat(file: HeldFile) -> HeldFile:
+    stat = Path(file.path).stat()
+    return HeldFile(file.path, stat.st_size, "", stat.st_mtime_ns)
+
+
+def _vanished(manifest: Manifest, folder: Path) -> StoreError:
+    missing = next(
+        (f.path for f in manifest.files if not (folder / f.path).is_file()), manifest.files[0].path
+    )
+    return StoreError(
+        f"{manifest.name}: file vanished: {folder / missing} (owner: {manifest.owner})",
+        f"freehold pull {manifest.name} fetches it again, freehold rm {manifest.name} forgets it",
+    )
+
+
+def _readable(folder: Path) -> Manifest | None:
+    """Return the folder's record; a damaged one counts as absent, so the model shows as unfinished."""
+    try:
+        return read_manifest(folder)
+    except StoreError:
+        return None
+
+
+def _recorded_in(folder: Path) -> int:
+    """Count the bytes an unfinished pull keeps: finished files, and what the parts' records vouch for."""
+    from freehold.store.ranges import recorded_bytes
+
+    total = 0
+    for path in folder.rglob("*"):
+        if path.suffix == ".part":
+            total += recorded_bytes(path.with_suffix(""))
+        elif path.is_file() and path.suffix != ".json" and "wheels" not in path.parts:
+            total += path.stat().st_size
+    return total
+
+
+def _tree_bytes(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def _delete_folder(folder: Path) -> None:
+    """Move the folder out of sight first, so that a crash leaves no half of a model under its name."""
+    if folder.exists():
+        trash = folder.with_name(f".{folder.name}.trash")
+        shutil.rmtree(trash, ignore_errors=True)
+        folder.rename(trash)
+        shutil.rmtree(trash)
+
+
+def _inside(path: Path, home: Path) -> bool:
+    return path.is_relative_to(home)
+
+
+def _key(manifest: Manifest) -> str:
+    return f"{manifest.owner}:{manifest.name}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def as_json(value: Listed | ModelRef | Removed) -> dict[str, object]:
+    """Turn a record into plain JSON values; the field names are a stable schema."""
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(value).items()}
+    if "files" in plain:
+        plain["files"] = [str(p) for p in plain["files"]]
+    return plain
