@@ -33,7 +33,8 @@ const Kernels* kernels_named(std::string_view name);   // throws Usage, naming t
 
 // --- threads.cpp ------------------------------------------------------------------------------------------------
 // A pool of n threads, the caller being thread 0. run() hands every thread the same job and returns when all ended;
-// inside a job, barrier() waits for all. Workers spin for some microseconds, then yield, then sleep between jobs.
+// inside a job, wait() holds a thread until something is so: it spins for some microseconds, then yields. Workers
+// sleep between jobs.
 class Threads {
  public:
   explicit Threads(int n);
@@ -42,8 +43,11 @@ class Threads {
   Threads& operator=(const Threads&) = delete;
   int size() const;
   void run(const std::function<void(int thread)>& job);
-  void barrier();
+  template <class Ready> void wait(Ready ready) const {
+    for (int i = 0; !ready(); ++i) relax(i);
+  }
  private:
+  static void relax(int turn);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -51,22 +51,36 @@ struct ActScratch {
   }
 };
 
+// A piece of work that must be done before the next begins. Threads wait for the work, not for each other: one that
+// a neighbour keeps from running claims nothing and holds nobody up, and skips forward when it comes back.
+struct Phase {
+  alignas(64) std::atomic<int64_t> next{0};    // first item nobody has claimed
+  alignas(64) std::atomic<int64_t> done{0};    // items finished
+  void reset() { next = 0; done = 0; }
+};
+
 struct Op {
   std::vector<int> reads, writes;             // buffer numbers, for liveness
-  std::atomic<int64_t> next{0};               // the work counter of the op's parallel phase; zeroed before a step
+  Phase first, second;                        // an op has one phase or two; reset before a step
   virtual ~Op() = default;
   virtual void run(Run& r, int thread) = 0;
   virtual void prepare(const Run&) {}          // before a step, on the calling thread: may allocate
 };
 
-// Calls f(begin, end) for chunks of [0, n) until none is left.
-template <class Body> void share(std::atomic<int64_t>& next, int64_t n, int64_t chunk, Body f) {
-  for (int64_t i; (i = next.fetch_add(chunk, std::memory_order_relaxed)) < n;) f(i, std::min(n, i + chunk));
+// Calls f(begin, end) for chunks of [0, n) as this thread gets them; returns when all of [0, n) is done.
+template <class Body> void share(const Run& r, Phase& phase, int64_t n, int64_t chunk, Body f) {
+  for (int64_t i; (i = phase.next.fetch_add(chunk, std::memory_order_relaxed)) < n;) {
+    const int64_t end = std::min(n, i + chunk);
+    f(i, end);
+    phase.done.fetch_add(end - i, std::memory_order_release);
+  }
+  r.threads->wait([&] { return phase.done.load(std::memory_order_acquire) >= n; });
 }
-// Rows dealt out evenly: cheap, equal work.
-template <class Body> void each_row(const Run& r, int thread, int64_t rows, Body f) {
-  const int64_t n = r.threads->size();
-  for (int64_t t = rows * thread / n; t < rows * (thread + 1) / n; ++t) f(t);
+// Rows are equal, small work: four chunks a thread.
+template <class Body> void each_row(const Run& r, Phase& phase, int64_t rows, Body f) {
+  share(r, phase, rows, std::max<int64_t>(1, rows / (4 * r.threads->size())), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) f(t);
+  });
 }
 
 // The shared first half of every matmul op: normalise rows and quantise them once for all weights that read them.
@@ -119,7 +133,7 @@ struct Input {
 // Decode takes many small chunks (a late thread holds up little); prefill four panels over a block of tokens in L2.
 template <class Tile> void walk(Op& op, const Run& r, int64_t panels, int64_t rows, Tile tile) {
   const int64_t chunk = rows >= kTileTokens ? kPrefillPanels : std::clamp<int64_t>(panels / (16 * r.threads->size()), 1, 32);
-  share(op.next, panels, chunk, [&](int64_t begin, int64_t end) {
+  share(r, op.second, panels, chunk, [&](int64_t begin, int64_t end) {
     for (int64_t t = 0; t < rows; t += kTokenBlock)
       for (int64_t p = begin; p < end; ++p) tile(p, t, std::min(kTokenBlock, rows - t));
   });
@@ -129,43 +143,39 @@ int64_t panel_width(const Matrix& w, int64_t p) { return std::min<int64_t>(kPane
 
 struct Embed final : Op {
   MatrixPtr table; float scale; int out;
-  void run(Run& r, int thread) override {
+  void run(Run& r, int) override {
     const int64_t k = table->w.k;
-    each_row(r, thread, r.step->rows, [&](int64_t t) {
+    each_row(r, first, r.step->rows, [&](int64_t t) {
       float* y = r.buffer[out] + t * k;
       decode_row(table->w, r.step->tokens[t], y);
       if (scale != 1.0f) r.k->scale(y, scale, k);
     });
-    r.threads->barrier();
   }
 };
 
 struct NormOp final : Op {
   int x, out; Norm n; int64_t k;
-  void run(Run& r, int thread) override {
-    each_row(r, thread, r.step->rows, [&](int64_t t) { r.k->rms_norm(r.buffer[x] + t * k, n.weight->data(), n.eps, k, r.buffer[out] + t * k); });
-    r.threads->barrier();
+  void run(Run& r, int) override {
+    each_row(r, first, r.step->rows, [&](int64_t t) { r.k->rms_norm(r.buffer[x] + t * k, n.weight->data(), n.eps, k, r.buffer[out] + t * k); });
   }
 };
 
 struct AddNorm final : Op {
   int x, residual; Norm n; int64_t k;
-  void run(Run& r, int thread) override {
-    each_row(r, thread, r.step->rows, [&](int64_t t) {
+  void run(Run& r, int) override {
+    each_row(r, first, r.step->rows, [&](int64_t t) {
       float* y = r.buffer[x] + t * k;
       r.k->rms_norm(y, n.weight->data(), n.eps, k, y);
       r.k->add(r.buffer[residual] + t * k, y, k);
     });
-    r.threads->barrier();
   }
 };
 
 struct Linear final : Op {
   Input in; std::vector<MatrixPtr> w; std::vector<Vector> bias; std::vector<int> out; bool accumulate = false;
-  void run(Run& r, int thread) override {
+  void run(Run& r, int) override {
     const int64_t rows = r.step->rows;
-    each_row(r, thread, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t); });
-    r.threads->barrier();
+    each_row(r, first, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t); });
     int64_t panels = 0;
     for (const MatrixPtr& m : w) panels += m->w.count();
     walk(*this, r, panels, rows, [&](int64_t p, int64_t t0, int64_t nt) {
@@ -173,7 +183,6 @@ struct Linear final : Op {
       while (p >= w[i]->w.count()) p -= w[i++]->w.count();
       store(r, i, p, t0, nt);
     });
-    r.threads->barrier();
   }
   void store(Run& r, size_t i, int64_t p, int64_t t0, int64_t nt) const {
     const Matrix& m = *w[i];
@@ -192,10 +201,9 @@ struct Linear final : Op {
 
 struct Gated final : Op {
   Input in; MatrixPtr gate, up; bool gelu; int out;
-  void run(Run& r, int thread) override {
+  void run(Run& r, int) override {
     const int64_t rows = r.step->rows;
-    each_row(r, thread, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t); });
-    r.threads->barrier();
+    each_row(r, first, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t); });
     walk(*this, r, gate->w.count(), rows, [&](int64_t p, int64_t t0, int64_t nt) {
       Tile g, u;
       r.k->panel[static_cast<int>(gate->w.kind)](gate->w, p, in.acts(*gate, r.buffer[in.x]), t0, nt, g, kPanelRows);
@@ -205,7 +213,6 @@ struct Gated final : Op {
       for (int64_t t = 0; t < nt; ++t)
         std::copy_n(g + t * kPanelRows, width, r.buffer[out] + (t0 + t) * gate->w.n + p * kPanelRows);
     });
-    r.threads->barrier();
   }
 };
 
@@ -214,9 +221,10 @@ struct Gated final : Op {
 struct RopeTable {
   std::shared_ptr<const Rope> rope;
   std::vector<float> cos, sin;                // [max_rows][rot/2]
-  void fill(const Run& r, int thread) {
+  Phase first;
+  void fill(const Run& r) {
     const size_t half = rope->inv_freq.size();
-    each_row(r, thread, r.step->rows, [&](int64_t t) {
+    each_row(r, first, r.step->rows, [&](int64_t t) {
       for (size_t i = 0; i < half; ++i) {
         const double angle = static_cast<double>(r.step->positions[t]) * static_cast<double>(rope->inv_freq[i]);
         cos[static_cast<size_t>(t) * half + i] = static_cast<float>(std::cos(angle)) * rope->factor;
@@ -235,9 +243,9 @@ struct RopeStore final : Op {
     const size_t half = table->rope->inv_freq.size(), at = static_cast<size_t>(t) * half;
     r.k->rope(x, n, shape.d, static_cast<int>(2 * half), table->cos.data() + at, table->sin.data() + at, table->rope->adjacent);
   }
-  void run(Run& r, int thread) override {
+  void run(Run& r, int) override {
     const Step& s = *r.step;
-    each_row(r, thread, s.rows, [&](int64_t t) {
+    each_row(r, first, s.rows, [&](int64_t t) {
       float *qr = r.buffer[q] + t * heads * shape.d, *kr = r.buffer[k] + t * shape.kv_heads * shape.d;
       turn(r, qr, heads, q_norm, t);
       turn(r, kr, shape.kv_heads, k_norm, t);
@@ -246,7 +254,6 @@ struct RopeStore final : Op {
       r.k->kv_store(kr, r.buffer[v] + t * shape.kv_heads * shape.dv, shape.kv_heads, shape.d, shape.dv,
                     r.cache->pages(layer) + block * r.cache->page_bytes(layer), pos % kBlockTokens);
     });
-    r.threads->barrier();
   }
 };
 
@@ -259,14 +266,12 @@ struct Attention final : Op {
   std::vector<float> partials;                // split: [item][span][rows * group][2 + dv]
   std::vector<std::vector<float>> local;      // by thread: running and partial of one item
   std::vector<std::pair<int32_t, int32_t>> pieces;   // split: (item, span)
-  std::atomic<int64_t> next_merge{0};
   bool split = false;
 
   int64_t unit(int64_t rows) const { return rows * (heads / shape.kv_heads) * (2 + shape.dv); }
   void prepare(const Run& r) override {
     items.clear();
     pieces.clear();
-    next_merge = 0;
     int64_t total = 0;
     for (const Segment& seg : r.segments)
       for (int64_t row = 0; row < seg.rows; row += kAttnTileRows)
@@ -331,18 +336,16 @@ struct Attention final : Op {
   void run(Run& r, int thread) override {
     float* scratch = local[static_cast<size_t>(thread)].data();
     if (!split) {
-      share(next, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) { whole(r, items[static_cast<size_t>(i)], scratch); });
-      r.threads->barrier();
+      share(r, first, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) { whole(r, items[static_cast<size_t>(i)], scratch); });
       return;
     }
-    share(next, static_cast<int64_t>(pieces.size()), 1, [&](int64_t i, int64_t) {
+    share(r, first, static_cast<int64_t>(pieces.size()), 1, [&](int64_t i, int64_t) {
       const auto [n, s] = pieces[static_cast<size_t>(i)];
       const Item& it = items[static_cast<size_t>(n)];
       r.k->attend_span(args(r, it), it.head, static_cast<int>(it.row), static_cast<int>(it.rows), it.first_span + s,
                        partials.data() + it.partial + s * unit(it.rows));
     });
-    r.threads->barrier();
-    share(next_merge, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) {
+    share(r, second, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) {
       const Item& it = items[static_cast<size_t>(i)];
       const int64_t count = it.rows * (heads / shape.kv_heads);
       start(scratch, count);
@@ -350,16 +353,14 @@ struct Attention final : Op {
         r.k->attend_merge(scratch, partials.data() + it.partial + s * unit(it.rows), static_cast<int>(count), shape.dv);
       end(r, args(r, it), it, scratch);
     });
-    r.threads->barrier();
   }
 };
 
 struct Logits final : Op {
   Input in; MatrixPtr w; float scale, softcap;
-  void run(Run& r, int thread) override {
+  void run(Run& r, int) override {
     const Step& s = *r.step;
-    each_row(r, thread, s.nlogits, [&](int64_t t) { in.row(r, r.buffer[in.x] + s.logit_rows[t] * in.k, t); });
-    r.threads->barrier();
+    each_row(r, first, s.nlogits, [&](int64_t t) { in.row(r, r.buffer[in.x] + s.logit_rows[t] * in.k, t); });
     walk(*this, r, w->w.count(), s.nlogits, [&](int64_t p, int64_t t0, int64_t nt) {
       Tile tile;
       r.k->panel[static_cast<int>(w->w.kind)](w->w, p, in.acts(*w, nullptr), t0, nt, tile, kPanelRows);
@@ -368,7 +369,6 @@ struct Logits final : Op {
       for (int64_t t = 0; t < nt; ++t)
         std::copy_n(tile + t * kPanelRows, panel_width(*w, p), s.logits + (t0 + t) * w->w.n + p * kPanelRows);
     });
-    r.threads->barrier();
   }
 };
 
@@ -685,12 +685,14 @@ void Plan::run(const Step& step) {
   Run r{kernels(), s_->threads.get(), s_->cache.get(), &step, s_->segments(step), {}};
   for (int slot : s_->slot) r.buffer.push_back(slot < 0 ? nullptr : s_->slots[static_cast<size_t>(slot)].data());
   for (auto& op : s_->ops) {
-    op->next = 0;
+    op->first.reset();
+    op->second.reset();
     op->prepare(r);
   }
+  for (auto& t : s_->ropes) t->first.reset();
   s_->threads->run([&](int thread) {
-    for (auto& t : s_->ropes) t->fill(r, thread);
-    for (auto& op : s_->ops) op->run(r, thread);        // Embed's closing barrier also publishes the rope tables
+    for (auto& t : s_->ropes) t->fill(r);
+    for (auto& op : s_->ops) op->run(r, thread);
   });
 }
 

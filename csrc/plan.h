@@ -1,8 +1,9 @@
 // A traced forward pass: a list of ops over buffers, replayed whole in one call a step.
 //
-// Ops are recorded by models/<family>.py once; run() walks the list on every thread of the pool. An op's phases are
-// separated by barriers, and between two barriers threads take work in chunks as they come for it, so a thread that
-// a neighbour slows down does less and the result is the same: each output element is computed by one thread alone.
+// Ops are recorded by models/<family>.py once; run() walks the list on every thread of the pool. An op has one phase
+// or two; in a phase, threads take work in chunks as they come for it, and go on when the phase's work is done. So a
+// thread that a neighbour slows down does less and holds nobody up, and the result is the same: each output element
+// is computed by one thread alone.
 #pragma once
 #include <memory>
 #include <optional>

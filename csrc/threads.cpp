@@ -1,8 +1,8 @@
-// The worker pool: n threads that run one job together, with a barrier inside it. Knows no work of its own.
+// The worker pool: n threads that run one job together. Knows no work of its own.
 //
-// A step of a small model passes a few hundred barriers of microseconds' work each, so waiting spins. On a machine
-// whose cores are shared, a thread that spins keeps the late one from running: after kSpin turns it yields, and
-// between jobs it sleeps after kIdleSpin, so an idle pool costs nothing.
+// A step of a small model waits a few hundred times for microseconds' work, so waiting spins. On a machine whose
+// cores are shared, a thread that spins keeps the late one from running: after kSpin turns it yields, and between
+// jobs it sleeps after kIdleSpin, so an idle pool costs nothing.
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -17,7 +17,7 @@
 namespace fh {
 namespace {
 
-constexpr int kSpin = 4000;          // turns of about 20-40 ns with a pause: 100 us, longer than any quiet wait
+constexpr int kSpin = 1000;          // turns of about 20-40 ns with a pause: 30 us, longer than most quiet waits
 constexpr int kIdleSpin = 20000;     // about half a millisecond between steps: sampling and Python fit in it
 constexpr int kMaxThreads = 512;
 
@@ -36,8 +36,8 @@ struct Threads::Impl {
   std::vector<std::thread> workers;
   const std::function<void(int)>* job = nullptr;
   alignas(64) std::atomic<uint32_t> generation{0};   // counts jobs; workers wait for it to move
-  alignas(64) std::atomic<int> arrived{0};           // threads at the current barrier
-  alignas(64) std::atomic<uint32_t> phase{0};        // counts barriers
+  alignas(64) std::atomic<int> arrived{0};           // threads that ended the job
+  alignas(64) std::atomic<uint32_t> phase{0};        // counts jobs all have ended
   std::atomic<bool> stop{false};
   std::mutex mutex;
   std::condition_variable wake;
@@ -79,10 +79,7 @@ struct Threads::Impl {
       phase.store(mine + 1, std::memory_order_release);
       return;
     }
-    for (int i = 0; phase.load(std::memory_order_acquire) == mine; ++i) {
-      if (i < kSpin) pause_cpu();
-      else std::this_thread::yield();
-    }
+    for (int i = 0; phase.load(std::memory_order_acquire) == mine; ++i) relax(i);
   }
 };
 
@@ -109,6 +106,9 @@ void Threads::run(const std::function<void(int)>& job) {
   impl_->meet();
 }
 
-void Threads::barrier() { impl_->meet(); }
+void Threads::relax(int turn) {
+  if (turn < kSpin) pause_cpu();
+  else std::this_thread::yield();
+}
 
 }  // namespace fh
