@@ -1,19 +1,25 @@
 """Model files in, tensors and metadata out: GGUF, safetensors, and the block formats of weights."""
 
+from freehold.formats.detect import ModelFile, open_model_file
 from freehold.formats.gguf import GGUFFile, open_gguf
 from freehold.formats.metadata import Metadata
 from freehold.formats.quant import QuantType, block_layout, dequantize, has_codes, row_bytes, split_codes
+from freehold.formats.safetensors import SafetensorsFile, open_safetensors
 from freehold.formats.tensor import Tensor
 
 __all__ = [
     "GGUFFile",
     "Metadata",
+    "ModelFile",
     "QuantType",
+    "SafetensorsFile",
     "Tensor",
     "block_layout",
     "dequantize",
     "has_codes",
     "open_gguf",
+    "open_model_file",
+    "open_safetensors",
     "row_bytes",
     "split_codes",
 ]

@@ -3,7 +3,7 @@
 Knows paths, bytes and magic numbers; knows no format beyond its first bytes.
 Path: gguf.open_gguf or safetensors.open_safetensors -> map_file
 
-A file that is truncated while mapped kills the process with SIGBUS when the lost pages are touched; nothing here
+A file truncated while it is mapped kills the process with SIGBUS when a lost page is touched; nothing here
 can prevent that. The store therefore never writes in place: it replaces a file by renaming another over it.
 """
 
@@ -53,8 +53,8 @@ _HINTS = {
 def map_file(path: Path) -> npt.NDArray[np.uint8]:
     """Map `path` read-only as uint8 [size]. The mapping lives as long as any view of the array.
 
-    Raises ModelNotFound when nothing is there, BadModelFile for an empty file, a directory, a device or one that
-    cannot be read.
+    Raises ModelNotFound when nothing is there, BadModelFile for an empty file, a directory, a device or
+    one that cannot be read.
     """
     fd = _open(path)
     try:
@@ -72,7 +72,7 @@ def map_file(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def read_small_file(path: Path, limit: int) -> bytes:
-    """Read a whole side file (JSON) of at most `limit` bytes; raises as `map_file`, or BadModelFile above it."""
+    """Read a whole side file of at most `limit` bytes; raises as `map_file`, and BadModelFile above it."""
     data = map_file(path)
     if data.size > limit:
         raise BadModelFile(f"{path} has {data.size:,} bytes; at most {limit:,} are read")
@@ -111,6 +111,11 @@ def not_a_model(path: Path, head: bytes) -> BadModelFile:
         f"{path} is no model file Freehold reads: it is {words}",
         hint or "Freehold reads GGUF files, and safetensors files or directories",
     )
+
+
+def shown(name: str) -> str:
+    """Quote a name out of a file for an error message, cut to 80 characters."""
+    return repr(name if len(name) <= 80 else name[:77] + "...")
 
 
 def _open(path: Path) -> int:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
-from freehold.formats.filemap import FETCH_AGAIN, HEAD_BYTES, map_file, not_a_model
+from freehold.formats.filemap import FETCH_AGAIN, HEAD_BYTES, map_file, not_a_model, shown
 from freehold.formats.metadata import Metadata
 from freehold.formats.quant import QuantType, quant_type, row_bytes
 from freehold.formats.tensor import Tensor
@@ -99,16 +99,16 @@ class GGUFFile:
 def open_gguf(path: str | Path) -> GGUFFile:
     """Open a GGUF file; if it is one shard of several, open all of them, whichever was named.
 
-    `metadata` is the first shard's, `tensors` are those of all. Raises ModelNotFound when the file or a shard is
-    missing, UnsupportedModel for versions, byte orders and tensor types Freehold does not read, and BadModelFile
-    for anything inconsistent, with file, value and limit.
+    `metadata` is the first shard's, `tensors` are those of all. Raises ModelNotFound when the file or a
+    shard is missing, UnsupportedModel for versions, byte orders and tensor types Freehold does not read, and
+    BadModelFile for anything inconsistent, with file, value and limit.
     """
     shards = _all_shards(_read_shard(Path(path)))
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         for tensor in shard.tensors:
             if tensor.name in tensors:
-                raise BadModelFile(f"{shard.path}: tensor {_shown(tensor.name)} occurs twice")
+                raise BadModelFile(f"{shard.path}: tensor {shown(tensor.name)} occurs twice")
             tensors[tensor.name] = tensor
     total = shards[0].metadata.get_int("split.tensors.count", len(tensors))
     if len(shards) > 1 and total != len(tensors):
@@ -146,8 +146,9 @@ def _read_shard(path: Path) -> _Shard:
         raise cursor.bad(f"{key_count:,} metadata keys; at most {MAX_KEYS:,} are read")
     metadata = Metadata(_read_metadata(cursor, key_count), str(path))
     descriptors = [_read_descriptor(cursor) for _ in range(tensor_count)]
-    start = -(-cursor.position // _alignment(metadata, path)) * _alignment(metadata, path)
-    _check_placement(cursor, descriptors, start, _alignment(metadata, path))
+    alignment = _alignment(metadata, path)
+    start = -(-cursor.position // alignment) * alignment
+    _check_placement(cursor, descriptors, start, alignment)
     tensors = [
         Tensor(d.name, d.type, d.shape, data[start + d.offset : start + d.offset + d.nbytes])
         for d in descriptors
@@ -179,14 +180,14 @@ def _read_metadata(cursor: _Cursor, count: int) -> dict[str, object]:
     for _ in range(count):
         key = cursor.string("a metadata key", MAX_KEY_BYTES)
         if not key or key in values:
-            raise cursor.bad(f"metadata key {_shown(key)} {'occurs twice' if key else 'is empty'}")
+            raise cursor.bad(f"metadata key {shown(key)} {'occurs twice' if key else 'is empty'}")
         values[key] = cursor.value(cursor.u32(), key)
     return values
 
 
 def _read_descriptor(cursor: _Cursor) -> _Descriptor:
     name = cursor.string("a tensor name", MAX_NAME_BYTES)
-    with cursor.about(f"tensor {_shown(name)}"):
+    with cursor.about(f"tensor {shown(name)}"):
         if not name:
             raise BadModelFile("the name is empty")
         dims = cursor.dims()
@@ -222,19 +223,19 @@ def _check_placement(cursor: _Cursor, descriptors: list[_Descriptor], start: int
     if len(names) != len(descriptors):
         seen: set[str] = set()
         twice = next(d.name for d in descriptors if d.name in seen or seen.add(d.name))
-        raise cursor.bad(f"tensor {_shown(twice)} occurs twice")
+        raise cursor.bad(f"tensor {shown(twice)} occurs twice")
     free_from, last = 0, ""
     for d in sorted(descriptors, key=lambda d: d.offset):
         if d.offset % alignment:
             raise cursor.bad(
-                f"tensor {_shown(d.name)} lies at offset {d.offset:,}, no multiple of {alignment}"
+                f"tensor {shown(d.name)} lies at offset {d.offset:,}, no multiple of {alignment}"
             )
         if d.offset < free_from:
-            raise cursor.bad(f"tensors {_shown(last)} and {_shown(d.name)} overlap at offset {d.offset:,}")
+            raise cursor.bad(f"tensors {shown(last)} and {shown(d.name)} overlap at offset {d.offset:,}")
         free_from, last = d.offset + d.nbytes, d.name
         if start + free_from > cursor.end:
             raise cursor.bad(
-                f"tensor {_shown(d.name)} ends at byte {start + free_from:,} and the file at {cursor.end:,}",
+                f"tensor {shown(d.name)} ends at byte {start + free_from:,} and the file at {cursor.end:,}",
                 FETCH_AGAIN,
             )
 
@@ -278,16 +279,12 @@ def _shard(opened: _Shard, number: int, path: Path) -> _Shard:
     return shard
 
 
-def _shown(name: str) -> str:
-    return repr(name if len(name) <= 80 else name[:77] + "...")
-
-
 class _Cursor:
     """A position in the mapped file that moves only over bytes that are there."""
 
     def __init__(self, path: Path, data: npt.NDArray[np.uint8]) -> None:
         self.path = path
-        self.view = memoryview(data)
+        self.view = data.data
         self.position = 0
         self.end = data.size
         self._items_left = MAX_ARRAY_ITEMS
@@ -347,24 +344,24 @@ class _Cursor:
     def value(self, code: int, key: str, depth: int = 0) -> object:
         """Read a metadata value of the type `code`; numbers become Python's, arrays read-only copies."""
         if code == _STRING:
-            return self.string(f"the value of {_shown(key)}", self.end)
+            return self.string(f"the value of {shown(key)}", self.end)
         if code == _ARRAY:
             return self._array(key, depth + 1)
         if code not in _DTYPES:
-            raise self.bad(f"{_shown(key)} has the value type {code}; 0 to 12 are defined")
+            raise self.bad(f"{shown(key)} has the value type {code}; 0 to 12 are defined")
         return self._numbers(code, 1, key)[0].item()
 
     def _array(self, key: str, depth: int) -> object:
         if depth > MAX_ARRAY_DEPTH:
-            raise self.bad(f"{_shown(key)} nests arrays deeper than {MAX_ARRAY_DEPTH}")
+            raise self.bad(f"{shown(key)} nests arrays deeper than {MAX_ARRAY_DEPTH}")
         code, count = self.u32(), self.u64()
         if code not in _MIN_ITEM_BYTES:
-            raise self.bad(f"{_shown(key)} is an array of the value type {code}; 0 to 12 are defined")
-        self.need(count, _MIN_ITEM_BYTES[code], f"array items of {_shown(key)}")
+            raise self.bad(f"{shown(key)} is an array of the value type {code}; 0 to 12 are defined")
+        self.need(count, _MIN_ITEM_BYTES[code], f"array items of {shown(key)}")
         self._items_left -= count
         if self._items_left < 0:
             raise self.bad(
-                f"{_shown(key)} has {count:,} items; a file's arrays may hold {MAX_ARRAY_ITEMS:,} in all"
+                f"{shown(key)} has {count:,} items; a file's arrays may hold {MAX_ARRAY_ITEMS:,} in all"
             )
         if code == _STRING:
             return self._strings(count, key)
@@ -374,18 +371,18 @@ class _Cursor:
 
     def _numbers(self, code: int, count: int, key: str) -> npt.NDArray[np.generic]:
         dtype = _DTYPES[code]
-        self.need(count, dtype.itemsize, f"values of {_shown(key)}")
+        self.need(count, dtype.itemsize, f"values of {shown(key)}")
         numbers = np.frombuffer(self.view, dtype, count, self.position).copy()
         self.position += numbers.nbytes
         if code == _BOOL:
             if numbers.size and int(numbers.max()) > 1:
-                raise self.bad(f"{_shown(key)} has the bool value {int(numbers.max())}; 0 and 1 are defined")
+                raise self.bad(f"{shown(key)} has the bool value {int(numbers.max())}; 0 and 1 are defined")
             numbers = numbers.astype(np.bool_)
         numbers.flags.writeable = False
         return numbers
 
     def _strings(self, count: int, key: str) -> list[str]:
-        """Read `count` strings. Vocabularies have 150,000 and more, hence one loop without calls into `string`."""
+        """Read `count` strings: 150,000 in a vocabulary, hence one loop without calls into `string`."""
         view, position, end, unpack = self.view, self.position, self.end, _U64.unpack_from
         strings: list[str] = []
         try:
@@ -394,14 +391,14 @@ class _Cursor:
                 position = start + unpack(view, position)[0]
                 if position > end:
                     raise self.bad(
-                        f"string {len(strings):,} of {_shown(key)} runs past the file's end", FETCH_AGAIN
+                        f"string {len(strings):,} of {shown(key)} runs past the file's end", FETCH_AGAIN
                     )
                 strings.append(str(view[start:position], "utf-8"))
         except struct.error:
             raise self.bad(
-                f"{_shown(key)} ends after {len(strings):,} of {count:,} strings", FETCH_AGAIN
+                f"{shown(key)} ends after {len(strings):,} of {count:,} strings", FETCH_AGAIN
             ) from None
         except UnicodeDecodeError as error:
-            raise self.bad(f"string {len(strings):,} of {_shown(key)} is not UTF-8: {error.reason}") from None
+            raise self.bad(f"string {len(strings):,} of {shown(key)} is not UTF-8: {error.reason}") from None
         self.position = position
         return strings

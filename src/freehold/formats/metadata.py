@@ -22,7 +22,7 @@ _REQUIRED: Any = object()  # no default given: the key must be there
 class Metadata(Mapping[str, object]):
     """A read-only mapping whose accessors check the type; a missing key without a default is BadModelFile.
 
-    Values are bool, int, float, str, read-only 1-D ndarrays and lists (GGUF), or whatever JSON holds (config.json).
+    Values are bool, int, float, str, read-only 1-D arrays and lists (GGUF), or what JSON holds (config.json).
     """
 
     __slots__ = ("_source", "_values")

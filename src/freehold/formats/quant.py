@@ -121,7 +121,17 @@ LAYOUTS: dict[QuantType, BlockLayout] = {
 
 _ACTIVATION_TYPES = (QuantType.Q8_1, QuantType.Q8_K)
 
-_IK_FORK = "ik_llama.cpp (a fork of llama.cpp)"
+_IK_FORK = "ik_llama.cpp, a fork of llama.cpp"
+_IK_TABLE = """
+97 Q8_0_X4 98 Q8_1_X4 99 Q8_2_X4 133 Q6_0 134 IQ1_BN 135 IQ2_BN 136 Q8_K64 137 IQ2_K 138 IQ3_K 139 IQ4_K
+140 IQ5_K 141 IQ6_K 144 IQ4_KS 145 IQ2_KS 146 IQ4_KSS 147 Q8_K16 148 Q8_K32 149 Q8_KR8 150 Q8_K128
+151 Q8_KV 152 IQ5_KS 153 IQ2_KT 154 IQ3_KT 155 IQ4_KT 156 IQ3_KS 157 IQ2_KL 158 IQ1_KT 202 Q4_0_R8
+206 Q5_0_R4 208 Q8_0_R8 210 Q2_K_R4 211 Q3_K_R4 212 Q4_K_R4 213 Q5_K_R4 214 Q6_K_R4 216 IQ2_XXS_R4
+217 IQ2_XS_R4 218 IQ3_XXS_R4 219 IQ1_S_R4 220 IQ4_NL_R4 221 IQ3_S_R4 222 IQ2_S_R4 223 IQ4_XS_R8
+229 IQ1_M_R4 230 BF16_R16 233 Q6_0_R4 335 IQ2_BN_R4 337 IQ2_K_R4 338 IQ3_K_R4 339 IQ4_K_R4 340 IQ5_K_R4
+344 IQ4_KS_R4 352 IQ5_KS_R4 397 Q8_K_R16 398 Q8_KV_R8 399 Q8_K_R8
+"""
+_IK_NAMES = dict(zip(map(int, _IK_TABLE.split()[::2]), _IK_TABLE.split()[1::2], strict=True))
 _REMOVED = "an early llama.cpp, which has dropped it"
 _FOREIGN_TYPES: dict[int, tuple[str, str]] = {
     4: ("Q4_2", _REMOVED),
@@ -141,7 +151,8 @@ _IK_RANGES = (range(97, 100), range(133, 159), range(202, 400))
 def quant_type(type_id: int) -> QuantType:
     """Return the QuantType with GGUF id `type_id`.
 
-    Raises UnsupportedModel for ids of forks, removed and activation-only types, naming each, and for unknown ids.
+    Raises UnsupportedModel for ids of forks, removed and activation-only types, naming each, and for
+    unknown ids.
     """
     try:
         found = QuantType(type_id)
@@ -158,7 +169,8 @@ def quant_type(type_id: int) -> QuantType:
 def _foreign_type(type_id: int) -> UnsupportedModel:
     hint = "fetch a build of this model in a common type: Q4_K_M, Q8_0 or F16, for example"
     if any(type_id in ids for ids in _IK_RANGES):
-        return UnsupportedModel(f"tensor type id {type_id} exists only in {_IK_FORK}", hint)
+        name = _IK_NAMES.get(type_id, "without a name known here")
+        return UnsupportedModel(f"tensor type {name} (id {type_id}) exists only in {_IK_FORK}", hint)
     if type_id in _FOREIGN_TYPES:
         name, owner = _FOREIGN_TYPES[type_id]
         return UnsupportedModel(f"tensor type {name} (id {type_id}) exists only in {owner}", hint)
@@ -323,7 +335,7 @@ def _q2_k(b: U8) -> _Blocks:
 def _q3_k(b: U8) -> _Blocks:
     # Sixteen 6-bit scales: the low nibbles in 8 bytes, then the high crumbs in 4.
     low, high = _planes(b[:, 96:104], 8, 4), _planes(b[:, 104:108], 4, 2)
-    scales = (low | high << np.uint8(4)).astype(np.float32) - np.float32(32)
+    scales = ((low | high << np.uint8(4)).view(np.int8) - np.int8(32)).astype(np.float32)
     # A set third bit means +4 on a code that starts at -4.
     third = _planes(b[:, :32], 32, 1)
     codes = (_planes(b[:, 32:96], 32, 2) | third << np.uint8(2)).view(np.int8) - np.int8(4)
@@ -333,8 +345,8 @@ def _q3_k(b: U8) -> _Blocks:
 def _k_scales(b: U8) -> tuple[F32, F32]:
     """Unpack Q4_K's and Q5_K's eight 6-bit scales and minima, after two f16: uint8 [B, 16] -> 2 x [B, 8].
 
-    Bytes 0-3 and 4-7 hold the first four scales and minima; their top two bits are the top bits of the last four,
-    whose low nibbles share bytes 8-11.
+    Bytes 0-3 and 4-7 hold the first four scales and minima; their top two bits are the top bits of the last
+    four, whose low nibbles share bytes 8-11.
     """
     first_scales, first_mins, last = b[:, 4:8], b[:, 8:12], b[:, 12:16]
     scales = np.hstack([first_scales & 63, (last & 15) | (first_scales >> 6) << np.uint8(4)])
@@ -371,7 +383,7 @@ def _iq4_nl(b: U8) -> _Blocks:
 def _iq4_xs(b: U8) -> _Blocks:
     high = _fields(_u16(b[:, 2:4]), range(0, 16, 2), 3)
     low = _planes(b[:, 4:8], 1, 4)
-    scales = (low | high << 4).astype(np.float32) - np.float32(32)
+    scales = ((low | high << 4) - 32).astype(np.float32)
     return _Blocks(_IQ4_CODES[_planes(b[:, 8:], 16, 4)], _f16(b[:, :2]) * scales, None)
 
 
@@ -387,7 +399,7 @@ def _nvfp4(b: U8) -> _Blocks:
 
 @cache
 def _half_ue4m3() -> F32:
-    """Tabulate half of each UE4M3 value (the codes are doubled): bias 7, sign bit ignored, 0x7F reads as 0."""
+    """Tabulate half of each UE4M3 value (codes are doubled): bias 7, sign bit ignored, 0x7F reads as 0."""
     byte = np.arange(256)
     exponent, mantissa = byte >> 3 & 15, byte & 7
     normal = np.ldexp((8 + mantissa).astype(np.float32), exponent - 11)
@@ -405,7 +417,7 @@ def _tq1_0(b: U8) -> _Blocks:
 
 
 def _trits(b: U8, digits: int) -> I8:
-    """Take base-3 digits, highest first: a byte is ceil(n * 256 / 243), so digit i is the carry of byte * 3^i * 3."""
+    """Take base-3 digits, highest first: a byte is n / 243 in 256ths, and each times 3 carries one out."""
     shifted = b[:, None, :] * (3 ** np.arange(digits)).astype(np.uint8)[:, None]  # wraps at 256 on purpose
     digit = (shifted.astype(np.uint16) * 3) >> 8
     return (digit.astype(np.int8) - np.int8(1)).reshape(len(b), -1)
@@ -428,7 +440,7 @@ def _grid(name: str) -> I8:
 
 @cache
 def _sign_table() -> I8:
-    """Tabulate the 128 sign patterns, int8 [128, 8] of +-1: seven stored bits, the eighth makes their parity even."""
+    """Tabulate sign patterns, int8 [128, 8] of +-1: seven stored bits, the eighth makes the parity even."""
     index = np.arange(128, dtype=np.uint8)
     bits = np.unpackbits(index[:, None], axis=1, bitorder="little")
     bits[:, 7] = bits.sum(axis=1) & 1
@@ -445,34 +457,34 @@ def _lookup(grid: I8, index: npt.NDArray[np.intp], signs: I8) -> I8:
 
 
 def _iq_scales(super_scale: F32, nibbles: npt.NDArray[np.integer], unit: float) -> F32:
-    return super_scale * (np.float32(0.5) + nibbles.astype(np.float32)) * np.float32(unit)
+    return super_scale * (2 * nibbles.astype(np.int32) + 1).astype(np.float32) * np.float32(unit)
 
 
 def _iq2_xxs(b: U8) -> _Blocks:
     pairs = _u32(b[:, 2:]).reshape(len(b), 8, 2)  # four grid bytes; four 7-bit signs and a 4-bit scale
     index = b[:, 2:].reshape(len(b), 8, 8)[:, :, :4].reshape(len(b), -1).astype(np.intp)
     signs = _sign_table()[_fields(pairs[:, :, 1], (0, 7, 14, 21), 127)]
-    scales = _iq_scales(_f16(b[:, :2]), pairs[:, :, 1] >> 28, 0.25)
+    scales = _iq_scales(_f16(b[:, :2]), pairs[:, :, 1] >> 28, 0.125)
     return _Blocks(_lookup(_grid("iq2_xxs"), index, signs), scales, None)
 
 
 def _iq2_xs(b: U8) -> _Blocks:
     words = _u16(b[:, 2:66])
     signs = _sign_table()[words >> 9]
-    scales = _iq_scales(_f16(b[:, :2]), _planes(b[:, 66:], 1, 4), 0.25)
+    scales = _iq_scales(_f16(b[:, :2]), _planes(b[:, 66:], 1, 4), 0.125)
     return _Blocks(_lookup(_grid("iq2_xs"), (words & 511).astype(np.intp), signs), scales, None)
 
 
 def _iq2_s(b: U8) -> _Blocks:
     high = _planes(b[:, 66:74], 1, 2).astype(np.intp)
-    scales = _iq_scales(_f16(b[:, :2]), _planes(b[:, 74:], 1, 4), 0.25)
+    scales = _iq_scales(_f16(b[:, :2]), _planes(b[:, 74:], 1, 4), 0.125)
     return _Blocks(_lookup(_grid("iq2_s"), b[:, 2:34] | high << 8, _bit_signs(b[:, 34:66])), scales, None)
 
 
 def _iq3_xxs(b: U8) -> _Blocks:
     words = _u32(b[:, 66:])
     signs = _sign_table()[_fields(words, (0, 7, 14, 21), 127)]
-    scales = _iq_scales(_f16(b[:, :2]), words >> 28, 0.5)
+    scales = _iq_scales(_f16(b[:, :2]), words >> 28, 0.25)
     return _Blocks(_lookup(_grid("iq3_xxs"), b[:, 2:66].astype(np.intp), signs), scales, None)
 
 
@@ -483,7 +495,7 @@ def _iq3_s(b: U8) -> _Blocks:
 
 
 def _iq1(index: npt.NDArray[np.intp], shift_down: npt.NDArray[np.bool_], scales: F32) -> _Blocks:
-    """IQ1 adds +-1/8 to a ternary grid; eight times that is an integer, and dividing a scale by 8 is exact."""
+    """Decode IQ1, a ternary grid +-1/8: eight times that is an integer, and a scale over 8 is exact."""
     shift = np.where(shift_down, np.int8(-1), np.int8(1)).reshape(len(index), -1)
     each = np.repeat(shift, 256 // shift.shape[1], axis=1)
     codes = _grid("iq1")[index].reshape(len(index), -1) * np.int8(8) + each

@@ -38,6 +38,8 @@ class Tensor:
         return self.raw.reshape(-1, row_bytes(self.type, k))
 
     def numpy(self) -> npt.NDArray[np.float32]:
-        """Decode to a fresh float32 array of `shape` (slow, and 4 bytes a weight: for oracles and small tensors)."""
+        """Decode to a fresh float32 array of `shape`: slow and large, for oracles and small tensors."""
+        if not self.raw.size:
+            return np.empty(self.shape, np.float32)
         k = self.shape[-1] if self.shape else 1
         return dequantize(self.rows, self.type, k).reshape(self.shape)

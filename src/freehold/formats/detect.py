@@ -1,0 +1,32 @@
+"""Opens a model file by what it contains, never by its name.
+
+Knows which reader takes which first bytes; knows nothing of what the readers do.
+Path: store (a path) -> open_model_file -> gguf.open_gguf or safetensors.open_safetensors
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias
+
+from freehold.formats.filemap import not_a_model, read_head
+from freehold.formats.gguf import MAGIC, GGUFFile, open_gguf
+from freehold.formats.safetensors import SafetensorsFile, is_safetensors, open_safetensors
+
+ModelFile: TypeAlias = GGUFFile | SafetensorsFile
+
+
+def open_model_file(path: str | Path) -> ModelFile:
+    """Open a GGUF file, a safetensors file, or a directory of safetensors.
+
+    Raises ModelNotFound when nothing is there, BadModelFile saying what the file looks like when it is neither.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return open_safetensors(path)
+    head = read_head(path)
+    if head.startswith(MAGIC):
+        return open_gguf(path)
+    if is_safetensors(head):
+        return open_safetensors(path)
+    raise not_a_model(path, head)
