@@ -1,0 +1,281 @@
+// Faces of single kernels for tests: _native.testing. Each takes the name of a kernel table, or "reference" for the oracle.
+// Checks shapes and calls, as bind.cpp does; the product's path does not come through here.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+
+#include <algorithm>
+#include <random>
+
+#include "freehold.h"
+#include "kernels/reference.h"
+#include "sample.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace fh;
+
+namespace {
+
+template <class T, int D> using In = nb::ndarray<const T, nb::ndim<D>, nb::c_contig, nb::device::cpu>;
+template <class T> using Out = nb::ndarray<nb::numpy, T>;
+
+template <class T> Out<T> array(std::initializer_list<int64_t> shape) {
+  size_t n = 1, dims[4] = {}, rank = 0;
+  for (const int64_t s : shape) n *= dims[rank++] = static_cast<size_t>(s);
+  T* data = new T[std::max<size_t>(n, 1)]();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return Out<T>(data, rank, dims, owner);
+}
+template <int D> Out<float> copy(const In<float, D>& x, std::initializer_list<int64_t> shape) {
+  Out<float> y = array<float>(shape);
+  std::copy_n(x.data(), x.size(), y.data());
+  return y;
+}
+
+template <class A> int64_t dim(const A& a, int i) { return static_cast<int64_t>(a.shape(static_cast<size_t>(i))); }
+
+void expect(bool fits, const char* text) {
+  if (!fits) throw Error(ErrorKind::Usage, text);
+}
+// The named table, or null for the oracle.
+const Kernels* table(const std::string& isa) { return isa == "reference" ? nullptr : kernels_named(isa); }
+
+using Row = In<float, 1>;
+
+Out<float> rms_norm(const std::string& isa, Row x, Row w, float eps) {
+  const int64_t n = dim(x, 0);
+  expect(n > 0 && dim(w, 0) == n, "x and w need one length, at least 1");
+  Out<float> y = array<float>({n});
+  const Kernels* k = table(isa);
+  (k ? k->rms_norm : reference::rms_norm)(x.data(), w.data(), eps, n, y.data());
+  return y;
+}
+
+// Kernels of the form y[n] = f(y[n], x[n]).
+using Binary = void (*)(float*, const float*, int64_t);
+Out<float> binary(const Kernels* k, Binary Kernels::* member, Binary oracle, Row y, Row x) {
+  const int64_t n = dim(y, 0);
+  expect(dim(x, 0) == n, "both rows need one length");
+  Out<float> out = copy<1>(y, {n});
+  (k ? k->*member : oracle)(out.data(), x.data(), n);
+  return out;
+}
+void add(float* y, const float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] += x[i];
+}
+
+// Kernels of the form y[n] = f(y[n], s).
+using Unary = void (*)(float*, float, int64_t);
+Out<float> unary(const Kernels* k, Unary Kernels::* member, Unary oracle, Row y, float s) {
+  const int64_t n = dim(y, 0);
+  Out<float> out = copy<1>(y, {n});
+  (k ? k->*member : oracle)(out.data(), s, n);
+  return out;
+}
+void scale(float* y, float s, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] *= s;
+}
+
+Out<float> rope(const std::string& isa, In<float, 2> x, Row cos, Row sin, bool adjacent) {
+  const int64_t heads = dim(x, 0), d = dim(x, 1), half = dim(cos, 0);
+  expect(dim(sin, 0) == half && 2 * half <= d, "cos and sin need one length, at most half of d");
+  Out<float> out = copy<2>(x, {heads, d});
+  const Kernels* k = table(isa);
+  (k ? k->rope : reference::rope)(out.data(), static_cast<int>(heads), static_cast<int>(d), static_cast<int>(2 * half),
+                                  cos.data(), sin.data(), adjacent);
+  return out;
+}
+
+Out<uint8_t> kv_store(const std::string& isa, In<float, 2> keys, In<float, 2> values, int slot) {
+  const int64_t heads = dim(keys, 0), d = dim(keys, 1), dv = dim(values, 1);
+  expect(dim(values, 0) == heads && slot >= 0 && slot < kBlockTokens, "keys and values need one number of heads; slot 0 to 31");
+  Out<uint8_t> page = array<uint8_t>({heads * (d + dv) * kBlockTokens * 2});
+  kernels_named(isa)->kv_store(keys.data(), values.data(), static_cast<int>(heads), static_cast<int>(d), static_cast<int>(dv),
+                               page.data(), slot);
+  return page;
+}
+
+// Rows of one sequence over keys and values of its positions; see reference.h for the shapes.
+struct Attention {
+  In<float, 3> q, keys, values;
+  AttnArgs a{};
+  int64_t rows, positions;
+  Out<float> out;
+
+  Attention(In<float, 3> q_, In<float, 3> k_, In<float, 3> v_, int first, float scale, float softcap, int window)
+      : q(q_), keys(k_), values(v_), rows(dim(q_, 0)), positions(dim(k_, 0)), out(array<float>({rows, dim(q_, 1), dim(v_, 2)})) {
+    const int64_t heads = dim(q, 1), kv_heads = dim(keys, 1);
+    expect(dim(keys, 2) == dim(q, 2) && dim(values, 0) == positions && dim(values, 1) == kv_heads, "q, keys and values do not fit");
+    expect(kv_heads > 0 && heads > 0 && heads % kv_heads == 0, "heads must be a multiple of kv heads");
+    expect(first >= 0 && first + rows <= positions, "every row needs the keys before it");
+    a.q = q.data();
+    a.out = out.data();
+    a.heads = static_cast<int>(heads);
+    a.kv_heads = static_cast<int>(kv_heads);
+    a.d = static_cast<int>(dim(q, 2));
+    a.dv = static_cast<int>(dim(values, 2));
+    a.q_stride = heads * a.d;
+    a.out_stride = heads * a.dv;
+    a.scale = scale;
+    a.softcap = softcap;
+    a.window = window;
+    a.first_position = first;
+  }
+};
+
+// Keys and values rounded to f16 and dealt over shuffled pages. What no row may see stays all ones: NaN in every half.
+struct PagedCache {
+  std::vector<int32_t> block_table;
+  std::shared_ptr<Memory> memory;
+  int64_t page_bytes;
+
+  PagedCache(const Kernels& k, const Attention& t, uint32_t shuffle)
+      : block_table(static_cast<size_t>((t.positions + kBlockTokens - 1) / kBlockTokens)),
+        page_bytes(int64_t{2} * t.a.kv_heads * (t.a.d + t.a.dv) * kBlockTokens) {
+    for (size_t i = 0; i < block_table.size(); ++i) block_table[i] = static_cast<int32_t>(i);
+    std::shuffle(block_table.begin(), block_table.end(), std::mt19937(shuffle));
+    memory = Memory::anonymous(block_table.size() * static_cast<size_t>(page_bytes));
+    std::fill_n(memory->data, memory->bytes, uint8_t{0xff});
+    const int64_t seen = t.a.window > 0 ? std::max(0, t.a.first_position - t.a.window + 1) : 0;
+    for (int64_t p = seen; p < t.a.first_position + t.rows; ++p)
+      k.kv_store(t.keys.data() + p * t.a.kv_heads * t.a.d, t.values.data() + p * t.a.kv_heads * t.a.dv, t.a.kv_heads, t.a.d, t.a.dv,
+                 memory->data + block_table[static_cast<size_t>(p / kBlockTokens)] * page_bytes, static_cast<int>(p % kBlockTokens));
+  }
+};
+
+// All spans of one tile in order, for one kv head. from: the first span; those before must be invisible.
+void attend_tile(const Kernels& k, const AttnArgs& a, int head, int row, int rows, int from) {
+  const int count = rows * (a.heads / a.kv_heads), stride = 2 + a.dv;
+  std::vector<float> running(static_cast<size_t>(count * stride)), partial(running.size());
+  for (int i = 0; i < count; ++i) running[static_cast<size_t>(i * stride)] = -HUGE_VALF;
+  for (int s = from; s <= (a.first_position + row + rows - 1) / kSpanTokens; ++s) {
+    k.attend_span(a, head, row, rows, s, partial.data());
+    k.attend_merge(running.data(), partial.data(), count, a.dv);
+  }
+  for (int i = 0; i < rows; ++i) k.attend_finish(a, head, row + i, running.data() + i * (a.heads / a.kv_heads) * stride);
+}
+
+void attend_reference(Attention& t) {
+  const auto rounded = [](const In<float, 3>& x) {
+    std::vector<float> y(x.data(), x.data() + x.size());
+    for (float& v : y) v = f16_to_f32(f32_to_f16(v));
+    return y;
+  };
+  reference::attention(t.a, static_cast<int>(t.rows), rounded(t.keys).data(), rounded(t.values).data());
+}
+
+Out<float> attention(const std::string& isa, In<float, 3> q, In<float, 3> keys, In<float, 3> values, int first, float scale,
+                     float softcap, int window, int tile_rows, uint32_t shuffle, bool skip_spans) {
+  Attention t(q, keys, values, first, scale, softcap, window);
+  const Kernels* k = table(isa);
+  if (!k) {
+    attend_reference(t);
+    return t.out;
+  }
+  expect(tile_rows >= 1 && tile_rows <= kAttnTileRows, "a tile has 1 to 8 rows");
+  const PagedCache cache(*k, t, shuffle);
+  t.a.pages = cache.memory->data;
+  t.a.page_bytes = cache.page_bytes;
+  t.a.block_table = cache.block_table.data();
+  for (int head = 0; head < t.a.kv_heads; ++head)
+    for (int row = 0; row < t.rows; row += tile_rows) {
+      const int seen = window > 0 ? std::max(0, first + row - window + 1) : 0;
+      attend_tile(*k, t.a, head, row, std::min<int>(tile_rows, static_cast<int>(t.rows) - row), skip_spans ? seen / kSpanTokens : 0);
+    }
+  return t.out;
+}
+
+using Quantized = std::tuple<Out<int8_t>, Out<float>, Out<int32_t>, Out<float>>;
+Quantized quantize(const std::string& isa, Row x, int block) {
+  const int64_t k = dim(x, 0);
+  expect((block == 32 || block == 256) && k % block == 0, "block is 32 or 256 and divides the row");
+  Quantized r{array<int8_t>({k}), array<float>({k / block}), array<int32_t>({k / 16}), array<float>({k / 32})};
+  auto& [q, scale, sum16, fsum32] = r;
+  const Kernels* t = table(isa);
+  if (!t) reference::quantize(x.data(), k, block, q.data(), scale.data());
+  else if (block == 32) t->quantize32(x.data(), k, q.data(), scale.data(), sum16.data(), fsum32.data());
+  else t->quantize256(x.data(), k, q.data(), scale.data(), sum16.data());
+  return r;
+}
+
+// Activation rows in the form a kind of panel wants.
+struct Activations {
+  std::vector<int8_t> q;
+  std::vector<float> scale, fsum32;
+  std::vector<int32_t> sum16;
+  Acts acts;
+
+  Activations(const Kernels& t, int form, const float* x, int64_t m, int64_t k) {
+    const int64_t block = form == kAct256 ? 256 : 32;
+    acts.k = k;
+    acts.f32 = x;
+    if (form == kActF32) return;
+    q.resize(static_cast<size_t>(m * k));
+    scale.resize(static_cast<size_t>(m * k / block));
+    sum16.resize(static_cast<size_t>(m * k / 16));
+    fsum32.resize(static_cast<size_t>(m * k / 32));
+    for (int64_t i = 0; i < m; ++i) {
+      if (form == kAct32)
+        t.quantize32(x + i * k, k, q.data() + i * k, scale.data() + i * k / block, sum16.data() + i * k / 16, fsum32.data() + i * k / 32);
+      else t.quantize256(x + i * k, k, q.data() + i * k, scale.data() + i * k / block, sum16.data() + i * k / 16);
+    }
+    acts.q = q.data();
+    acts.scale = scale.data();
+    acts.sum16 = sum16.data();
+    acts.fsum32 = form == kAct32 ? fsum32.data() : nullptr;
+  }
+};
+
+Out<float> matmul(const std::string& isa, const Matrix& w, In<float, 2> x, int tile) {
+  const int64_t m = dim(x, 0), k = dim(x, 1), n = w.w.n;
+  expect(k == w.w.k && tile >= 1, "x [M, K] must have the matrix's K; tile is at least 1");
+  Out<float> out = array<float>({m, n});
+  const Kernels* t = table(isa);
+  if (!t) {
+    reference::matmul(w.w, x.data(), m, out.data());
+    return out;
+  }
+  const Activations in(*t, kind_info(w.w.kind).act, x.data(), m, k);
+  std::vector<float> y(static_cast<size_t>(m) * kPanelRows);
+  for (int64_t p = 0; p < w.w.count(); ++p) {
+    for (int64_t t0 = 0; t0 < m; t0 += tile)
+      t->panel[static_cast<int>(w.w.kind)](w.w, p, in.acts, t0, std::min<int64_t>(tile, m - t0), y.data() + t0 * kPanelRows, kPanelRows);
+    for (int64_t i = 0; i < m; ++i)
+      std::copy_n(y.data() + i * kPanelRows, std::min<int64_t>(kPanelRows, n - p * kPanelRows), out.data() + i * n + p * kPanelRows);
+  }
+  return out;
+}
+
+void bind_rows(nb::module_& t) {
+  t.def("rms_norm", &rms_norm, "isa"_a, "x"_a, "w"_a, "eps"_a);
+  t.def("add", [](const std::string& isa, Row y, Row x) { return binary(table(isa), &Kernels::add, add, y, x); });
+  t.def("silu_mul", [](const std::string& isa, Row g, Row u) { return binary(table(isa), &Kernels::silu_mul, reference::silu_mul, g, u); });
+  t.def("gelu_mul", [](const std::string& isa, Row g, Row u) { return binary(table(isa), &Kernels::gelu_mul, reference::gelu_mul, g, u); });
+  t.def("scale", [](const std::string& isa, Row y, float s) { return unary(table(isa), &Kernels::scale, scale, y, s); });
+  t.def("softcap", [](const std::string& isa, Row y, float cap) { return unary(table(isa), &Kernels::softcap, reference::softcap, y, cap); });
+  t.def("log_sum_exp", [](const std::string& isa, Row x) {
+    const Kernels* k = table(isa);
+    return k ? static_cast<double>(k->log_sum_exp(x.data(), dim(x, 0))) : reference::log_sum_exp(x.data(), dim(x, 0));
+  });
+  t.def("argmax", [](const std::string& isa, Row x) {
+    expect(dim(x, 0) > 0, "x must not be empty");
+    const Kernels* k = table(isa);
+    return (k ? k->argmax : reference::argmax)(x.data(), dim(x, 0));
+  });
+  t.def("gumbel", &gumbel, "seed"_a, "position"_a, "id"_a);
+}
+
+}  // namespace
+
+void bind_kernels(nb::module_& m) {
+  nb::module_ t = m.def_submodule("testing", "Single kernels by the name of their table, for tests.");
+  bind_rows(t);
+  t.def("rope", &rope, "isa"_a, "x"_a, "cos"_a, "sin"_a, "adjacent"_a);
+  t.def("kv_store", &kv_store, "isa"_a, "keys"_a, "values"_a, "slot"_a);
+  t.def("attention", &attention, "isa"_a, "q"_a, "keys"_a, "values"_a, "first_position"_a, "scale"_a, "softcap"_a = 0.0f,
+        "window"_a = 0, "tile_rows"_a = kAttnTileRows, "shuffle"_a = 0, "skip_spans"_a = false);
+  t.def("quantize", &quantize, "isa"_a, "x"_a, "block"_a);
+  t.def("matmul", &matmul, "isa"_a, "matrix"_a, "x"_a, "tile"_a = kTileTokens);
+}
