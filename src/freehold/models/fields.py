@@ -1,0 +1,136 @@
+"""Checked reads from a model file's metadata: GGUF keys and config.json alike.
+
+Knows names, types and limits; knows no architecture. Every value is untrusted: it is there, of its type and
+inside its limits, or the error names the key, what was found and what was expected.
+Path: models.<family>.config_from_* -> Fields -> Config
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from freehold.errors import BadModelFile, UnsupportedModel
+
+MAX_LAYERS = 1024
+MAX_HEADS = 1 << 14
+MAX_WIDTH = 1 << 20  # hidden, inner and head widths: eight times the widest published model
+MAX_VOCAB = 1 << 24
+MAX_CONTEXT = 1 << 30  # positions are int32 in a step
+
+_MISSING: Any = object()
+
+
+class Fields:
+    """A view of metadata under `prefix` ("llama." in a GGUF, empty in config.json)."""
+
+    def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
+        self._values = values
+        self._prefix = prefix
+
+    def name(self, key: str) -> str:
+        """Return the full key, as an error shows it."""
+        return self._prefix + key
+
+    def get(self, key: str) -> Any:
+        """Return the raw value, None when absent or null."""
+        return self._values.get(self._prefix + key)
+
+    def integer(self, key: str, low: int, high: int, default: int = _MISSING) -> int:
+        """Read an integer in [low, high]; a list whose values are all equal counts as that value."""
+        found = self._uniform(key, self.get(key))
+        if found is None:
+            return self._default(key, default, f"an integer from {low} to {high}")
+        if isinstance(found, bool) or not isinstance(found, int) or not low <= found <= high:
+            raise self._bad(key, found, f"an integer from {low} to {high}")
+        return found
+
+    def number(self, key: str, low: float, high: float, default: float = _MISSING) -> float:
+        """Read a finite number with low <= value <= high."""
+        found = self._uniform(key, self.get(key))
+        if found is None:
+            return self._default(key, default, f"a number from {low:g} to {high:g}")
+        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+            raise self._bad(key, found, "a finite number")
+        if not low <= found <= high:
+            raise self._bad(key, found, f"a number from {low:g} to {high:g}")
+        return float(found)
+
+    def text(self, key: str, default: str = _MISSING) -> str:
+        """Read a string."""
+        found = self.get(key)
+        if found is None:
+            return self._default(key, default, "a text")
+        if not isinstance(found, str):
+            raise self._bad(key, found, "a text")
+        return found
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Read a boolean."""
+        found = self.get(key)
+        if found is None:
+            return default
+        if not isinstance(found, bool):
+            raise self._bad(key, found, "true or false")
+        return found
+
+    def section(self, key: str) -> Fields | None:
+        """Return the object under `key` as Fields, None when absent or null."""
+        found = self.get(key)
+        if found is None:
+            return None
+        if not isinstance(found, Mapping):
+            raise self._bad(key, found, "an object")
+        return Fields(found)
+
+    def texts(self, key: str, count: int) -> list[str] | None:
+        """Read a list of `count` strings, None when absent."""
+        found = self.get(key)
+        if found is None:
+            return None
+        if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != count:
+            raise self._bad(key, found, f"a list of {count} texts")
+        if not all(isinstance(item, str) for item in found):
+            raise self._bad(key, found, f"a list of {count} texts")
+        return list(found)
+
+    def refuse(self, key: str, meaning: str) -> None:
+        """Raise UnsupportedModel when `key` is set to anything but null, false, zero or empty."""
+        found = self.get(key)
+        if found is not None and found is not False and found != 0 and found != "":
+            raise UnsupportedModel(f"{self.name(key)} is {_show(found)}: {meaning} is not supported")
+
+    def require(self, key: str, allowed: Sequence[str], default: str) -> str:
+        """Read a string that must be one of `allowed`; UnsupportedModel otherwise."""
+        found = self.text(key, default)
+        if found not in allowed:
+            raise UnsupportedModel(f"{self.name(key)} is {_show(found)}; supported: {', '.join(allowed)}")
+        return found
+
+    def _uniform(self, key: str, found: Any) -> Any:
+        """Reduce a per-layer list to its one value; layers that differ are another architecture."""
+        if isinstance(found, np.ndarray):
+            found = found.tolist()
+        if not isinstance(found, list):
+            return found
+        if not 1 <= len(found) <= MAX_LAYERS:
+            raise self._bad(key, found, f"1 to {MAX_LAYERS} values")
+        if any(item != found[0] for item in found):
+            raise UnsupportedModel(f"{self.name(key)} differs from layer to layer, which is not supported")
+        return found[0]
+
+    def _default(self, key: str, default: Any, expected: str) -> Any:
+        if default is _MISSING:
+            raise BadModelFile(f"{self.name(key)} is missing; expected {expected}")
+        return default
+
+    def _bad(self, key: str, found: object, expected: str) -> BadModelFile:
+        return BadModelFile(f"{self.name(key)} is {_show(found)}; expected {expected}")
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,394 @@
+"""Model file in, loaded model out: finds the family, checks every tensor against the config, packs the weights.
+
+Knows the registry of families and how declared weights meet a file's tensors; knows no forward pass, no text.
+A tensor the family does not name is refused: what is not computed must not be ignored.
+Path: formats.open_model_file -> read_source -> load_model -> LoadedModel -> engine.Engine
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freehold import _native as native
+from freehold.errors import BadModelFile, CapacityExceeded, UnsupportedModel
+from freehold.formats import (
+    GGUFFile,
+    ModelFile,
+    QuantType,
+    SafetensorsFile,
+    Tensor,
+    has_codes,
+    open_model_file,
+    split_codes,
+)
+from freehold.models import gemma3, llama, qwen2, qwen3
+from freehold.models.common import Dims, Family, TensorSpec, declared
+from freehold.models.fields import Fields
+from freehold.models.memory import available_bytes, show_bytes
+from freehold.models.rope import RopeTable
+
+FAMILIES: tuple[Family, ...] = (llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, gemma3.FAMILY)
+HF_WRAPPER = "Gemma3ForConditionalGeneration"  # text and vision; its text half is a Gemma 3
+
+# Stored tables of what the config already says; every reader computes them afresh.
+_DERIVED = re.compile(r"(.*\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weight)")
+_VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_DIVISORS = "rope_freqs.weight"
+_FLOATS = (QuantType.F32, QuantType.F16, QuantType.BF16, QuantType.F64)
+
+Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model file whose family and config are known and whose tensors are bound to the declared weights."""
+
+    path: Path
+    name: str
+    family: Family
+    cfg: Any  # the family's Config
+    top: Mapping[str, Tensor | None]  # field of family.weights -> tensor
+    blocks: tuple[Mapping[str, Tensor | None], ...]  # field of family.block -> tensor, for each layer
+    divisors: Tensor | None
+    tokens: int  # ids below are the tokenizer's; rows from there on are padding
+    gguf: bool
+    notes: tuple[str, ...]  # what the user should know, such as parts left out
+
+    def matrices(self) -> Iterator[Tensor]:
+        """Yield every matrix, each once."""
+        for fields in (self.top, *self.blocks):
+            yield from (t for t in fields.values() if t is not None and len(t.shape) == 2)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """Weights packed for the kernels, and all the engine needs to know about them. Immutable, shareable."""
+
+    name: str
+    path: Path
+    family: Family
+    cfg: Any
+    weights: Any
+    threads: native.Threads = field(repr=False)  # the pool that packed it; the engine computes with it
+    tokens: int  # selectable ids are 0 .. tokens - 1
+    nbytes: int  # of packed weights in memory
+    bytes_per_token: int  # of packed weights read to compute one token
+    type_bytes: Mapping[str, int]  # file bytes by tensor type, the most first
+    notes: tuple[str, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """The family's name, as GGUF spells it."""
+        return self.family.gguf_architecture
+
+    @property
+    def vocab(self) -> int:
+        """Rows of logits; may exceed `tokens`."""
+        return self.cfg.vocab
+
+    @property
+    def context(self) -> int:
+        """Positions the model was trained or extended for."""
+        return self.cfg.context
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Each layer's sliding window, 0 for none."""
+        return self.cfg.windows
+
+    @property
+    def kv_layers(self) -> list[tuple[int, int, int]]:
+        """Each layer's cache shape: key/value heads, key width, value width."""
+        return [(self.cfg.kv_heads, self.cfg.head_dim, self.cfg.head_dim)] * self.cfg.layers
+
+    def build(
+        self, cache: native.KvCache, max_rows: int, threads: native.Threads | None = None
+    ) -> native.Plan:
+        """Trace the forward pass into a plan for steps of at most `max_rows` rows."""
+        plan = native.Plan(threads or self.threads, cache, max_rows)
+        self.family.forward(plan, self.cfg, self.weights)
+        plan.finish()
+        return plan
+
+
+def load_model(
+    source: str | Path | ModelFile,
+    *,
+    threads: int | native.Threads = 1,
+    name: str = "",
+    tokens: int | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Load a GGUF file or a directory of safetensors, packing its weights into memory.
+
+    `source` is a path or an open model file. `name` is what errors and status lines call it (default: the file's own
+    name). `tokens` is the tokenizer's size where the file does not say it (safetensors).
+    Raises BadModelFile naming the tensor or key, UnsupportedModel, CapacityExceeded when memory does not suffice.
+    """
+    if isinstance(source, str | Path):
+        with closing(open_model_file(source)) as opened:
+            return load_model(opened, threads=threads, name=name, tokens=tokens, progress=progress)
+    read = read_source(source, tokens=tokens)
+    pool = threads if isinstance(threads, native.Threads) else native.Threads(threads)
+    packer = _Packer(pool, sum(t.nbytes for t in read.matrices()), progress)
+    _check_memory(read)
+    weights = assemble(read, packer.matrix, _native_rope)
+    return LoadedModel(
+        name=name or read.name,
+        path=read.path,
+        family=read.family,
+        cfg=read.cfg,
+        weights=weights,
+        threads=pool,
+        tokens=read.tokens,
+        nbytes=packer.packed,
+        bytes_per_token=packer.packed - (0 if weights.head is weights.embed else weights.embed.nbytes),
+        type_bytes=_type_bytes(read),
+        notes=read.notes,
+    )
+
+
+# --- what the file says ----------------------------------------------------------------------------
+
+
+def read_source(opened: ModelFile, *, tokens: int | None = None) -> Source:
+    """Find the family of an open model file, read its config and bind its tensors; no weight is read yet."""
+    if isinstance(opened, GGUFFile):
+        return _read_gguf(opened, tokens)
+    return _read_hf(opened, tokens)
+
+
+def _read_gguf(opened: GGUFFile, tokens: int | None) -> Source:
+    meta = opened.metadata
+    architecture = Fields(meta).text("general.architecture")
+    family = next((f for f in FAMILIES if f.gguf_architecture == architecture), None)
+    if family is None:
+        raise _unknown_architecture(architecture)
+    tensors = dict(opened.tensors)
+    embed = tensors.get("token_embd.weight")
+    if embed is None or len(embed.shape) != 2:
+        raise BadModelFile(f"{opened.path}: token_embd.weight is missing or no matrix")
+    cfg = family.config_from_gguf(Fields(meta, f"{architecture}."), embed.shape[0])
+    listed = meta.get("tokenizer.ggml.tokens")
+    count = len(listed) if isinstance(listed, list | np.ndarray) else cfg.vocab
+    binder = _Binder(tensors, lambda spec: spec.gguf, "blk", cfg)
+    return _bound(opened.path, _name(opened, meta), family, binder, tokens or count)
+
+
+def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
+    config = Fields(opened.config)
+    if not opened.config:
+        raise BadModelFile(
+            f"{opened.path}: there is no config.json beside the weights", "name the directory that holds both"
+        )
+    classes = opened.config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    family = next((f for f in FAMILIES if name in f.hf_classes), None)
+    if family is None:
+        raise _unknown_architecture(name or config.text("model_type"))
+    config.refuse("quantization_config", "a quantised safetensors model")
+    tensors, notes = dict(opened.tensors), ()
+    if name == HF_WRAPPER:
+        config = config.section("text_config") or Fields({})
+        tensors, notes = _text_half(tensors)
+    cfg = family.config_from_hf(config)
+    binder = _Binder(tensors, lambda spec: spec.hf, "model.layers", cfg)
+    return _bound(Path(opened.path), _name(opened, {}), family, binder, tokens or cfg.vocab, notes)
+
+
+def _text_half(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Give the text model's tensors of a multimodal file their plain names; leave the vision parts out, said so."""
+    out = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(_VISION):
+            plain = name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
+            out[plain] = tensor
+    note = "the vision parts of this model are left out; it reads text only"
+    return out, (note,) if len(out) < len(tensors) else ()
+
+
+def _name(opened: ModelFile, meta: Mapping[str, Any]) -> str:
+    name = meta.get("general.name")
+    path = Path(opened.path)
+    return name if isinstance(name, str) and name else (path.stem or path.name)
+
+
+def _unknown_architecture(name: str) -> UnsupportedModel:
+    known = sorted({n for f in FAMILIES for n in (f.gguf_architecture, *f.hf_classes)})
+    shown = name if len(name) <= 60 else name[:57] + "..."
+    return UnsupportedModel(f"architecture {shown!r} is not supported", f"supported: {', '.join(known)}")
+
+
+# --- declared weights meet tensors -----------------------------------------------------------------
+
+
+class _Binder:
+    """Takes tensors by declared name, checks shapes, and knows which ones nobody took."""
+
+    def __init__(
+        self, tensors: dict[str, Tensor], name_of: Callable[[TensorSpec], str | None], layers: str, cfg: Dims
+    ) -> None:
+        self.cfg = cfg
+        self.hf = layers != "blk"
+        self._left = tensors
+        self._name_of = name_of
+        self._layers = layers
+
+    def take(
+        self, weights: type[Any], layer: int | None = None, absent: tuple[str, ...] = ()
+    ) -> dict[str, Tensor | None]:
+        """Bind every declared field of `weights`; those in `absent` may be missing."""
+        prefix = "" if layer is None else f"{self._layers}.{layer}."
+        found: dict[str, Tensor | None] = {}
+        for field_name, spec in declared(weights).items():
+            name = self._name_of(spec)
+            tensor = self._left.pop(prefix + name, None) if name else None
+            if tensor is None and not spec.optional and field_name not in absent:
+                raise BadModelFile(f"tensor {prefix}{name} is missing")
+            if tensor is not None:
+                self._check(tensor, spec)
+            found[field_name] = tensor
+        return found
+
+    def take_divisors(self) -> Tensor | None:
+        """Take the table that divides rope frequencies, which only a GGUF has."""
+        return None if self.hf else self._left.pop(_DIVISORS, None)
+
+    def refuse_rest(self) -> None:
+        """Raise for tensors that no declaration took."""
+        rest = [name for name in self._left if not _DERIVED.fullmatch(name)]
+        if rest:
+            more = f" and {len(rest) - 1} more" if len(rest) > 1 else ""
+            raise UnsupportedModel(
+                f"the file holds tensor {rest[0][:80]}{more}, which the architecture does not have",
+                "it is a variant of this architecture that Freehold does not run",
+            )
+
+    def _check(self, tensor: Tensor, spec: TensorSpec) -> None:
+        expected = tuple(getattr(self.cfg, size) for size in spec.shape)
+        if tensor.shape != expected:
+            raise BadModelFile(
+                f"tensor {tensor.name} has shape {list(tensor.shape)}; the config asks for {list(expected)}"
+            )
+        if tensor.type not in _FLOATS and (len(expected) == 1 or not _quantised(tensor.type)):
+            raise UnsupportedModel(
+                f"tensor {tensor.name} has type {tensor.type.name}, which holds no weights here"
+            )
+
+
+def _quantised(type: QuantType) -> bool:
+    return not type.name.startswith("I") or type.name.startswith("IQ")
+
+
+def _bound(
+    path: Path, name: str, family: Family, binder: _Binder, tokens: int, notes: tuple[str, ...] = ()
+) -> Source:
+    cfg = binder.cfg
+    if not 1 <= tokens <= cfg.vocab:
+        raise BadModelFile(f"the tokenizer has {tokens} tokens and the embedding {cfg.vocab} rows")
+    top = binder.take(family.weights, absent=("head",) if cfg.tied else ())
+    blocks = tuple(binder.take(family.block, layer) for layer in range(cfg.layers))
+    divisors = binder.take_divisors()
+    binder.refuse_rest()
+    return Source(path, name, family, cfg, top, blocks, divisors, tokens, not binder.hf, notes)
+
+
+def assemble(source: Source, matrix: Callable[[Tensor], Any], rope: Callable[[RopeTable], Any]) -> Any:
+    """Fill the family's weights dataclass: matrices through `matrix`, ropes through `rope`, vectors as float32."""
+    divisors = source.divisors.numpy() if source.divisors is not None else None
+    ropes = {name: rope(table) for name, table in source.family.ropes(source.cfg, divisors).items()}
+    top = _fill(source.family.weights, source.top, matrix, source.gguf)
+    if top["head"] is None:
+        top["head"] = top["embed"]
+    blocks = tuple(
+        source.family.block(**_fill(source.family.block, b, matrix, source.gguf)) for b in source.blocks
+    )
+    return source.family.weights(**top, **ropes, blocks=blocks)
+
+
+def _fill(
+    weights: type[Any],
+    tensors: Mapping[str, Tensor | None],
+    matrix: Callable[[Tensor], Any],
+    gguf: bool,
+) -> dict[str, Any]:
+    specs = declared(weights)
+    out: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            out[name] = None
+        elif len(tensor.shape) == 2:
+            out[name] = matrix(tensor)
+        else:
+            offset = np.float32(0.0 if gguf else specs[name].hf_offset)
+            out[name] = tensor.numpy() + offset
+    return out
+
+
+# --- packing ---------------------------------------------------------------------------------------
+
+
+class _Packer:
+    """Packs matrices one after another and reports how far it is."""
+
+    def __init__(self, threads: native.Threads, total: int, progress: Progress | None) -> None:
+        self.packed = 0
+        self._threads = threads
+        self._total = total
+        self._done = 0
+        self._progress = progress
+        self._direct = {route[0] for route in native.type_routes()}
+
+    def matrix(self, tensor: Tensor) -> native.Matrix:
+        """Pack one tensor: as it is, through integer codes, or through float32, whichever its type allows."""
+        rows, cols = tensor.shape
+        if tensor.type.name in self._direct:
+            packed = native.Matrix.pack(tensor.raw, tensor.type.name, rows, cols, self._threads)
+        elif has_codes(tensor.type):
+            packed = native.Matrix.pack_codes(*split_codes(tensor.rows, tensor.type, cols), self._threads)
+        else:
+            values = tensor.numpy().view(np.uint8).reshape(-1)
+            packed = native.Matrix.pack(values, "F32", rows, cols, self._threads)
+        self.packed += packed.nbytes
+        self._done += tensor.nbytes
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+        return packed
+
+
+def _native_rope(table: RopeTable) -> native.Rope:
+    return native.Rope(table.inv_freq, table.factor, table.adjacent)
+
+
+def packed_bytes(source: Source) -> int:
+    """Estimate the memory the packed matrices take, from the types' packed widths."""
+    bits = {name: packed for name, _, _, _, packed in native.type_routes()}
+    codes = 8 + 32 / 16  # an int8 code, and a float32 scale for sixteen
+    total = 0.0
+    for t in source.matrices():
+        width = bits.get(t.type.name, codes if has_codes(t.type) else 32.0)
+        total += t.shape[0] * t.shape[1] * width / 8
+    return int(total)
+
+
+def _check_memory(source: Source) -> None:
+    need, have = packed_bytes(source), available_bytes()
+    if need > have:
+        raise CapacityExceeded(
+            f"{source.name} needs {show_bytes(need)} of memory for its weights; {show_bytes(have)} are available",
+            "choose a smaller model or a smaller quantisation of this one",
+        )
+
+
+def _type_bytes(source: Source) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for t in source.matrices():
+        sums[t.type.name] = sums.get(t.type.name, 0) + t.nbytes
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))

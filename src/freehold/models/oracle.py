@@ -1,0 +1,254 @@
+"""The oracle: the same forward passes in plain NumPy on decoded weights, for judging the native engine.
+
+Knows what each op means, one sequence at a time, in float32 with double sums where order would matter; is slow.
+The model files are shared with the engine on purpose: this judges the kernels and the packing, and the golden vectors,
+which another implementation made, judge the composition.
+Path: tests and benches -> Oracle.logits -> models.<family>.forward(NumpyOps, ...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.formats import ModelFile, Tensor, dequantize, open_model_file
+from freehold.models.loader import Source, assemble, read_source
+from freehold.models.rope import RopeTable
+
+F32 = NDArray[np.float32]
+
+_ATTENTION_ROWS = 256  # query rows whose scores are held at once
+
+
+class DenseMatrix:
+    """A weight matrix decoded to float32: once, or anew at each use to save memory."""
+
+    def __init__(self, tensor: Tensor, keep: bool) -> None:
+        self._tensor = tensor
+        self._dense = tensor.numpy() if keep else None
+
+    def dense(self) -> F32:
+        """Return the weights, float32 [rows, columns]."""
+        return self._tensor.numpy() if self._dense is None else self._dense
+
+    def take(self, rows: NDArray[np.integer]) -> F32:
+        """Return some rows, decoding no others."""
+        return dequantize(self._tensor.rows[rows], self._tensor.type, self._tensor.shape[1])
+
+
+class KvStore:
+    """Keys and values of one sequence, every layer: float32 [positions, heads, width]."""
+
+    def __init__(self, layers: int, f16: bool) -> None:
+        self.length = 0
+        self._f16 = f16
+        self._pages: list[tuple[F32, F32] | None] = [None] * layers
+
+    def append(self, layer: int, k: F32, v: F32) -> None:
+        """Add the rows of one step, rounded to f16 if the store is meant to hold that."""
+        if self._f16:
+            k, v = (a.astype(np.float16).astype(np.float32) for a in (k, v))
+        old = self._pages[layer]
+        self._pages[layer] = (
+            (k, v) if old is None else (np.concatenate([old[0], k]), np.concatenate([old[1], v]))
+        )
+
+    def read(self, layer: int) -> tuple[F32, F32]:
+        """Return a layer's keys and values so far."""
+        pages = self._pages[layer]
+        assert pages is not None, "a layer reads its cache after rope_store"
+        return pages
+
+
+class NumpyOps:
+    """common.Ops executed at once: buffers are float32 arrays [rows, width]."""
+
+    def __init__(self, tokens: NDArray[np.integer], kv: KvStore, kv_heads: int) -> None:
+        self.result: F32 | None = None
+        self._tokens = tokens
+        self._kv = kv
+        self._kv_heads = kv_heads
+        self._positions = np.arange(kv.length, kv.length + len(tokens))
+
+    def embed(self, table: DenseMatrix, scale: float = 1.0) -> F32:
+        return table.take(self._tokens) * np.float32(scale)
+
+    def norm(self, x: F32, weight: F32, eps: float) -> F32:
+        return rms_norm(x, weight, eps)
+
+    def linear(
+        self,
+        x: F32,
+        weights: Sequence[DenseMatrix],
+        biases: Sequence[F32 | None],
+        norm: F32 | None = None,
+        eps: float = 0.0,
+    ) -> list[F32]:
+        n = x if norm is None else rms_norm(x, norm, eps)
+        return [_affine(n, w, b) for w, b in zip(weights, biases, strict=True)]
+
+    def linear_add(self, x: F32, weight: DenseMatrix, residual: F32, bias: F32 | None = None) -> None:
+        residual += _affine(x, weight, bias)
+
+    def gated(
+        self, x: F32, gate: DenseMatrix, up: DenseMatrix, act: str, norm: F32 | None = None, eps: float = 0.0
+    ) -> F32:
+        g, u = self.linear(x, (gate, up), (None, None), norm, eps)
+        return ACTIVATIONS[act](g) * u
+
+    def rope_store(
+        self,
+        layer: int,
+        q: F32,
+        k: F32,
+        v: F32,
+        rope: RopeTable | None,
+        q_norm: F32 | None = None,
+        k_norm: F32 | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        width = k.shape[1] // self._kv_heads
+        q[:] = self._prepare(q, width, rope, q_norm, eps)
+        keys = self._prepare(k, width, rope, k_norm, eps)
+        shape = (len(v), self._kv_heads, -1)
+        self._kv.append(layer, keys.reshape(shape), v.reshape(shape))
+
+    def _prepare(self, x: F32, width: int, rope: RopeTable | None, norm: F32 | None, eps: float) -> F32:
+        heads = x.reshape(len(x), -1, width)
+        if norm is not None:
+            heads = rms_norm(heads, norm, eps)
+        if rope is not None:
+            heads = rotate(heads, self._positions, rope)
+        return heads.reshape(x.shape)
+
+    def attention(self, layer: int, q: F32, scale: float, window: int = 0, softcap: float = 0.0) -> F32:
+        k, v = self._kv.read(layer)
+        rows = len(q)
+        heads = q.reshape(rows, k.shape[1], -1, k.shape[2])  # [rows, kv heads, group, width]
+        out = np.empty((*heads.shape[:3], v.shape[2]), np.float32)
+        for first in range(0, rows, _ATTENTION_ROWS):
+            part = slice(first, first + _ATTENTION_ROWS)
+            mask = visible(self._positions[part], len(k), window)
+            for head in range(k.shape[1]):
+                scores = np.einsum("rgd,kd->grk", heads[part, head], k[:, head]).astype(np.float64) * scale
+                if softcap:
+                    scores = softcap * np.tanh(scores / softcap)
+                weights = softmax(np.where(mask, scores, -np.inf))
+                out[part, head] = np.einsum("grk,kd->rgd", weights.astype(np.float32), v[:, head])
+        return out.reshape(rows, -1)
+
+    def add_norm(self, residual: F32, x: F32, weight: F32, eps: float) -> None:
+        residual += rms_norm(x, weight, eps)
+
+    def logits(
+        self,
+        x: F32,
+        weight: DenseMatrix,
+        norm: F32 | None,
+        eps: float,
+        scale: float = 1.0,
+        softcap: float = 0.0,
+    ) -> None:
+        (out,) = self.linear(x, (weight,), (None,), norm, eps)
+        out = out * np.float32(scale)
+        self.result = (softcap * np.tanh(out / softcap)).astype(np.float32) if softcap else out
+
+
+def _affine(x: F32, weight: DenseMatrix, bias: F32 | None) -> F32:
+    y = x @ weight.dense().T
+    return y if bias is None else y + bias
+
+
+def rms_norm(x: F32, weight: F32, eps: float) -> F32:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+    mean = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
+    return (x / np.sqrt(mean + eps)).astype(np.float32) * weight
+
+
+def rotate(heads: F32, positions: NDArray[np.integer], rope: RopeTable) -> F32:
+    """Turn the first elements of each head, [rows, heads, width], by position times frequency."""
+    half = len(rope.inv_freq)
+    angles = positions[:, None, None] * rope.inv_freq.astype(np.float64)
+    cos, sin = np.cos(angles) * rope.factor, np.sin(angles) * rope.factor
+    first = slice(0, 2 * half, 2) if rope.adjacent else slice(0, half)
+    second = slice(1, 2 * half, 2) if rope.adjacent else slice(half, 2 * half)
+    out = heads.copy()
+    out[..., first] = heads[..., first] * cos - heads[..., second] * sin
+    out[..., second] = heads[..., second] * cos + heads[..., first] * sin
+    return out
+
+
+def visible(positions: NDArray[np.integer], keys: int, window: int) -> NDArray[np.bool_]:
+    """Mask [rows, keys]: a query at i sees keys j <= i, and with a window w only i - w < j."""
+    i, j = positions[:, None], np.arange(keys)[None, :]
+    return (j <= i) & (j > i - window) if window else j <= i
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Softmax over the last axis."""
+    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def silu(x: F32) -> F32:
+    """x times its logistic function."""
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(-x))
+
+
+def gelu_tanh(x: F32) -> F32:
+    """GELU in its tanh form."""
+    return (
+        np.float32(0.5)
+        * x
+        * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)))
+    )
+
+
+ACTIVATIONS = {"silu": silu, "gelu": gelu_tanh}
+
+
+class Oracle:
+    """A model in NumPy. Decoded weights take 4 bytes each; `low_memory` decodes them at each use instead.
+
+    `f16_kv` rounds keys and values as the native cache does.
+    """
+
+    def __init__(
+        self, source: str | Path | ModelFile, *, low_memory: bool = False, f16_kv: bool = False
+    ) -> None:
+        opened = open_model_file(source) if isinstance(source, str | Path) else source
+        self.source: Source = read_source(opened)
+        self._f16_kv = f16_kv
+        self._weights = assemble(self.source, lambda t: DenseMatrix(t, not low_memory), lambda rope: rope)
+        if opened is not source and not low_memory:
+            opened.close()
+
+    def logits(self, ids: Sequence[int]) -> F32:
+        """Compute the logits after every token of `ids`: float32 [T, V]."""
+        return self.session().step(ids)
+
+    def session(self) -> Session:
+        """Start an empty sequence."""
+        return Session(self.source, self._weights, KvStore(self.source.cfg.layers, self._f16_kv))
+
+
+class Session:
+    """A sequence that grows: `step` appends tokens and returns their logits."""
+
+    def __init__(self, source: Source, weights: Any, kv: KvStore) -> None:
+        self._source = source
+        self._weights = weights
+        self._kv = kv
+
+    def step(self, ids: Sequence[int]) -> F32:
+        """Append `ids` and return float32 logits [len(ids), V]."""
+        ops = NumpyOps(np.asarray(ids, np.int64), self._kv, self._source.cfg.kv_heads)
+        self._source.family.forward(ops, self._source.cfg, self._weights)
+        self._kv.length += len(ids)
+        assert ops.result is not None, "a forward pass ends in logits"
+        return ops.result

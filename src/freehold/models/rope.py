@@ -1,0 +1,222 @@
+"""Rotary frequency tables: plain, linear, llama3 and YaRN scaling, partial rotation.
+
+Knows a RoPE's parameters as both file formats write them, and the formulas; knows no layer and no position.
+The result is a frequency per pair and one factor on cosine and sine, which the native `Rope` takes as they are.
+Sources: RoFormer (arXiv 2104.09864), YaRN (arXiv 2309.00071), Llama 3.1's scaling as published with its weights.
+Path: config_from_* -> RopeSpec -> RopeSpec.table -> native Rope
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.errors import BadModelFile, UnsupportedModel
+from freehold.models.fields import MAX_CONTEXT, MAX_WIDTH, Fields
+
+F32 = NDArray[np.float32]
+Scaling = Literal["default", "linear", "llama3", "yarn"]
+SCALINGS: tuple[Scaling, ...] = ("default", "linear", "llama3", "yarn")
+
+MAX_BASE = 1e12
+MAX_FACTOR = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class RopeTable:
+    """angle = position * inv_freq[i]; cosine and sine times `factor`; pairs adjacent or halves."""
+
+    inv_freq: F32  # [rotated width / 2]
+    factor: float
+    adjacent: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeSpec:
+    """How positions turn the first `width` elements of a head."""
+
+    base: float
+    width: int
+    adjacent: bool
+    scaling: Scaling = "default"
+    factor: float = 1.0
+    original: int = 0  # positions before scaling (llama3, yarn)
+    attention_factor: float | None = None  # None: YaRN's own rule
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+    def table(self, divisors: F32 | None = None) -> RopeTable:
+        """Compute the table; `divisors` float32 [width / 2] divide the frequencies (GGUF's rope_freqs.weight)."""
+        freq = self.base ** -(np.arange(0, self.width, 2, dtype=np.float64) / self.width)
+        if self.scaling == "linear":
+            freq = freq / self.factor
+        elif self.scaling == "llama3":
+            freq = self._llama3(freq)
+        elif self.scaling == "yarn":
+            freq = self._yarn(freq)
+        if divisors is not None:
+            freq = freq / _checked_divisors(divisors, self.width // 2)
+        return RopeTable(freq.astype(np.float32), self._attention_factor(), self.adjacent)
+
+    def _llama3(self, freq: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Keep short wavelengths, stretch long ones by `factor`, and blend linearly in turns between."""
+        turns = self.original * freq / (2 * math.pi)
+        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept = np.clip(kept, 0.0, 1.0)
+        return freq * kept + freq / self.factor * (1 - kept)
+
+    def _yarn(self, freq: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Interpolate the pairs that turn less than beta_slow times, keep those beyond beta_fast, ramp between."""
+        low, high = (self._pair_with_turns(beta) for beta in (self.beta_fast, self.beta_slow))
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.width - 1)
+        ramp = np.clip((np.arange(self.width // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+        return freq / self.factor * ramp + freq * (1 - ramp)
+
+    def _pair_with_turns(self, turns: float) -> float:
+        """Index of the pair that turns `turns` times over the original context."""
+        return self.width * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(self.base))
+
+    def _attention_factor(self) -> float:
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return yarn_mscale(self.factor) if self.scaling == "yarn" else 1.0
+
+
+def yarn_mscale(factor: float, weight: float = 1.0) -> float:
+    """YaRN's temperature on attention: 0.1 * weight * ln(factor) + 1."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+
+
+def rope_from_gguf(
+    meta: Fields, *, head_dim: int, adjacent: bool, context: int, base: float = 10000.0
+) -> RopeSpec:
+    """Read `rope.*` keys; `context` is the trained context, YaRN's original one when the file names none."""
+    width = check_width(meta.integer("rope.dimension_count", 2, MAX_WIDTH, head_dim), head_dim)
+    spec = RopeSpec(base=_base(meta, "rope.freq_base", base), width=width, adjacent=adjacent)
+    kind = meta.text("rope.scaling.type", "none")
+    if kind == "none":
+        factor = meta.number("rope.scale_linear", 1.0, MAX_FACTOR, 1.0)
+        return replace(spec, scaling="linear", factor=factor) if factor != 1.0 else spec
+    if kind not in ("linear", "yarn"):
+        raise UnsupportedModel(f"{meta.name('rope.scaling.type')} is {kind!r}; supported: none, linear, yarn")
+    spec = replace(spec, scaling=kind, factor=_factor(meta, "rope.scaling.factor"))
+    if kind == "linear":
+        return spec
+    extra = meta.number("rope.scaling.attn_factor", 1e-6, MAX_FACTOR, 1.0)
+    return _checked_yarn(
+        replace(
+            spec,
+            original=meta.integer("rope.scaling.original_context_length", 1, MAX_CONTEXT, context),
+            attention_factor=extra * yarn_mscale(spec.factor),
+            beta_fast=meta.number("rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0),
+            beta_slow=meta.number("rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0),
+        )
+    )
+
+
+def rope_from_hf(config: Fields, *, head_dim: int, context: int, base: float = 10000.0) -> RopeSpec:
+    """Read `rope_parameters`, or `rope_theta` and `rope_scaling` as transformers 4 wrote them."""
+    theta = _base(config, "rope_theta", base)
+    partial = config.number("partial_rotary_factor", 1e-3, 1.0, 1.0)
+    section = config.section("rope_parameters") or config.section("rope_scaling")
+    return hf_rope_section(section, head_dim=head_dim, context=context, base=theta, partial=partial)
+
+
+def hf_rope_section(
+    section: Fields | None, *, head_dim: int, context: int, base: float, partial: float = 1.0
+) -> RopeSpec:
+    """Read one rope object of config.json; None is a plain rope."""
+    section = section or Fields({})
+    width = int(head_dim * section.number("partial_rotary_factor", 1e-3, 1.0, partial))
+    spec = RopeSpec(
+        base=_base(section, "rope_theta", base), width=check_width(width, head_dim), adjacent=False
+    )
+    kind = section.text("rope_type", section.text("type", "default"))
+    if kind not in SCALINGS:
+        raise UnsupportedModel(f"rope_type is {kind!r}; supported: {', '.join(SCALINGS)}")
+    if kind == "default":
+        return spec
+    if kind == "linear":
+        return replace(spec, scaling=kind, factor=_factor(section, "factor"))
+    original = section.integer("original_max_position_embeddings", 1, MAX_CONTEXT, context)
+    if kind == "llama3":
+        return _hf_llama3(replace(spec, original=original), section)
+    return _hf_yarn(replace(spec, original=original), section, context)
+
+
+def _hf_llama3(spec: RopeSpec, section: Fields) -> RopeSpec:
+    low = section.number("low_freq_factor", 1e-3, 1e6)
+    high = section.number("high_freq_factor", 1e-3, 1e6)
+    if high <= low:
+        raise BadModelFile(f"high_freq_factor is {high:g}; expected more than low_freq_factor, {low:g}")
+    return replace(
+        spec,
+        scaling="llama3",
+        factor=_factor(section, "factor"),
+        low_freq_factor=low,
+        high_freq_factor=high,
+    )
+
+
+def _hf_yarn(spec: RopeSpec, section: Fields, context: int) -> RopeSpec:
+    factor = section.number("factor", 1.0, MAX_FACTOR, max(context / spec.original, 1.0))
+    attention = None
+    if section.get("attention_factor") is not None:
+        attention = section.number("attention_factor", 1e-6, MAX_FACTOR)
+    elif section.get("mscale") and section.get("mscale_all_dim"):
+        weights = [section.number(key, 1e-6, MAX_FACTOR) for key in ("mscale", "mscale_all_dim")]
+        attention = yarn_mscale(factor, weights[0]) / yarn_mscale(factor, weights[1])
+    return _checked_yarn(
+        replace(
+            spec,
+            scaling="yarn",
+            factor=factor,
+            attention_factor=attention,
+            beta_fast=section.number("beta_fast", 1e-3, 1e6, 32.0),
+            beta_slow=section.number("beta_slow", 1e-3, 1e6, 1.0),
+            truncate=section.flag("truncate", True),
+        )
+    )
+
+
+def _checked_yarn(spec: RopeSpec) -> RopeSpec:
+    if spec.beta_fast < spec.beta_slow:
+        raise BadModelFile(
+            f"YaRN's beta_fast is {spec.beta_fast:g}; expected at least beta_slow, {spec.beta_slow:g}"
+        )
+    return spec
+
+
+def check_width(width: int, head_dim: int) -> int:
+    """Return the rotated width, which must be even and fit the head."""
+    if width < 2 or width % 2 or width > head_dim:
+        raise BadModelFile(f"rope turns {width} of {head_dim} elements of a head; expected an even number")
+    return width
+
+
+def _base(fields: Fields, key: str, default: float) -> float:
+    base = fields.number(key, 1.0, MAX_BASE, default)
+    if base <= 1.0:
+        raise BadModelFile(f"{fields.name(key)} is {base:g}; expected more than 1")
+    return base
+
+
+def _factor(fields: Fields, key: str) -> float:
+    return fields.number(key, 1e-3, MAX_FACTOR)
+
+
+def _checked_divisors(divisors: F32, count: int) -> NDArray[np.float64]:
+    if divisors.shape != (count,):
+        raise BadModelFile(f"rope_freqs.weight has shape {list(divisors.shape)}; expected [{count}]")
+    if not np.isfinite(divisors).all() or not (divisors > 0).all():
+        raise BadModelFile("rope_freqs.weight holds values that are not positive and finite")
+    return divisors.astype(np.float64)
