@@ -1,11 +1,13 @@
-"""Child processes that answer JSON lines, and the environment that llama.cpp is installed into.
+"""Child processes that answer JSON lines, and the environments that peers are installed into.
 
-Knows pipes and a virtual environment; knows no model. Path: peers.py or quality.py -> Child -> peer_*.py.
+Both ends of the pipe: Child asks, serve answers. Knows no model.
+Path: peers.py or quality.py -> Child -> serve in peer_*.py.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers"
 LLAMA_CPP = Path(__file__).with_name("peer_llama_cpp.py")
 FREEHOLD = Path(__file__).with_name("peer_freehold.py")
-REQUIREMENT = "llama-cpp-python>=0.3.30"
+TRANSFORMERS = Path(__file__).with_name("peer_transformers.py")
+
+# What each environment holds, and the program that shows it is complete. llama.cpp is built for this machine.
+ENVIRONMENTS = {
+    "llama_cpp": (["llama-cpp-python>=0.3.30", "numpy"], "import llama_cpp, numpy"),
+    "oracle": (
+        ["torch", "transformers>=5.24,<6", "gguf", "sentencepiece"],
+        "import torch, transformers, gguf",
+    ),
+}
 
 
 class PeerFailed(RuntimeError):
@@ -69,19 +80,37 @@ class Child:
             self._process.wait()
 
 
-def peers_python(folder: Path = PEERS) -> Path:
-    """Give the interpreter that has llama-cpp-python, installing it into `folder` on first use (minutes)."""
-    python = folder / "bin" / "python"
-    if _has_llama_cpp(python):
+def sample_prompt(tokens: int, vocab: int, salt: int = 0) -> list[int]:
+    """Spread ids over the ordinary part of a vocabulary; another `salt` differs from the first id on."""
+    usable = min(vocab, 30000) - 1000 if vocab > 2000 else vocab // 2
+    return [(vocab - usable) // 4 + (i * 7919 + salt * 104729) % usable for i in range(tokens)]
+
+
+def serve(handler: Any) -> None:
+    """Answer requests on stdin by calling handler's method named by "op", until end of file.
+
+    Whatever libraries print on stdout goes to stderr; only answers use the real stdout.
+    """
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply = getattr(handler, request.pop("op"))(**request)
+        except Exception as error:  # the parent must hear of it, whatever it is
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+def environment(name: str) -> Path:
+    """Give the interpreter of environment `name` under .peers/, made and filled on first use (minutes)."""
+    python = PEERS / name / "bin" / "python"
+    packages, probe = ENVIRONMENTS[name]
+    if python.exists() and subprocess.run([python, "-c", probe], capture_output=True).returncode == 0:
         return python
-    print(f"installing {REQUIREMENT} into {folder} (built from source: some minutes)", file=sys.stderr)
-    venv.create(folder, with_pip=True)
-    command = [str(python), "-m", "pip", "install", "--quiet", REQUIREMENT, "numpy"]
+    print(f"installing {', '.join(packages)} into {PEERS / name}: some minutes", file=sys.stderr)
+    venv.create(PEERS / name, with_pip=True)
+    command = [str(python), "-m", "pip", "install", "--quiet", *packages]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return python
-
-
-def _has_llama_cpp(python: Path) -> bool:
-    if not python.exists():
-        return False
-    return subprocess.run([python, "-c", "import llama_cpp, numpy"], capture_output=True).returncode == 0

@@ -14,14 +14,17 @@ Requests, by "op":
 from __future__ import annotations
 
 import ctypes
-import json
-import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import llama_cpp as ll  # pyright: ignore[reportMissingImports]
 import numpy as np
+
+from benches.peer import sample_prompt, serve
 
 BATCH = 512
 KV_TYPES = {"f16": ll.GGML_TYPE_F16, "f32": ll.GGML_TYPE_F32}
@@ -115,50 +118,44 @@ def _context_params(threads: int, context: int, kv: str, logits: bool) -> Any:
     return params
 
 
-def sample_prompt(tokens: int, vocab: int) -> list[int]:
-    """Spread ids over the ordinary part of the vocabulary, the same for every peer (see peer_freehold.py)."""
-    usable = min(vocab, 30000) - 1000 if vocab > 2000 else vocab // 2
-    return [(vocab - usable) // 4 + (i * 7919) % usable for i in range(tokens)]
+class Handler:
+    """The requests, by name."""
 
+    def __init__(self) -> None:
+        quiet = ll.llama_log_callback(lambda _level, _text, _data: None)
+        self._quiet = quiet  # llama.cpp keeps the pointer
+        ll.llama_log_set(quiet, ctypes.c_void_p(0))
+        ll.llama_backend_init()
+        self.peer: Any = None
 
-def answer(state: dict[str, Peer], request: dict[str, Any]) -> dict[str, Any]:
-    """Serve one request; `state` holds the loaded model."""
-    op = request.pop("op")
-    if op == "load":
-        peer = state["peer"] = Peer(**request)
+    def load(self, **options: Any) -> dict[str, Any]:
+        """Load a model and make its context; `load_s` is the seconds both took."""
+        self.peer = Peer(**options)
+        version = f"llama-cpp-python {ll.__version__}"
         return {
             "name": "llama.cpp",
-            "version": f"llama-cpp-python {ll.__version__}",
-            "vocab": peer.n_vocab,
-            "load_s": peer.load_s,
+            "version": version,
+            "vocab": self.peer.n_vocab,
+            "load_s": self.peer.load_s,
         }
-    peer = state["peer"]
-    if op in ("prefill", "decode"):
-        return {"seconds": getattr(peer, op)(**request)}
-    if op == "logits":
-        peer.logits(**request)
-        return {"rows": len(request["ids"]), "vocab": peer.n_vocab}
-    if op == "tokenize":
-        return {"ids": peer.tokenize(**request)}
-    raise ValueError(f"unknown op {op!r}")
 
+    def prefill(self, tokens: int) -> dict[str, Any]:
+        """Time a prompt."""
+        return {"seconds": self.peer.prefill(tokens)}
 
-def main() -> None:
-    """Answer requests until end of file; whatever llama.cpp itself prints goes to stderr."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    quiet = ll.llama_log_callback(lambda _level, _text, _data: None)
-    ll.llama_log_set(quiet, ctypes.c_void_p(0))
-    ll.llama_backend_init()
-    state: dict[str, Peer] = {}
-    for line in sys.stdin:
-        try:
-            reply = answer(state, json.loads(line))
-        except Exception as error:  # the parent must hear of it, whatever it is
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
+    def decode(self, prompt: int, tokens: int) -> dict[str, Any]:
+        """Time greedy steps."""
+        return {"seconds": self.peer.decode(prompt, tokens)}
+
+    def logits(self, ids: list[int], out: str) -> dict[str, Any]:
+        """Write all rows of logits to a file."""
+        self.peer.logits(ids, out)
+        return {"rows": len(ids), "vocab": self.peer.n_vocab}
+
+    def tokenize(self, text: str, special: bool) -> dict[str, Any]:
+        """Turn text into ids."""
+        return {"ids": self.peer.tokenize(text, special)}
 
 
 if __name__ == "__main__":
-    main()
+    serve(Handler())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benches.peer import LLAMA_CPP, Child, peers_python
+from benches.peer import LLAMA_CPP, Child, environment
 from tests.vectors import files, weights
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -32,7 +32,7 @@ def apart(python: Path, family: str, path: Path) -> float:
 
 def main() -> int:
     """Print one line a family; return 1 if any is further apart than its bound."""
-    python = Path(sys.argv[1]) if len(sys.argv) > 1 else peers_python()
+    python = Path(sys.argv[1]) if len(sys.argv) > 1 else environment("llama_cpp")
     failed = False
     for family in (name for name, it in weights.FAMILIES.items() if it.gguf):
         with tempfile.TemporaryDirectory() as folder:
