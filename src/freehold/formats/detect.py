@@ -6,6 +6,7 @@ Path: store (a path) -> open_model_file -> gguf.open_gguf or safetensors.open_sa
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,10 +20,10 @@ ModelFile: TypeAlias = GGUFFile | SafetensorsFile
 def open_model_file(path: str | Path) -> ModelFile:
     """Open a GGUF file, a safetensors file, or a directory of safetensors.
 
-    Raises ModelNotFound when nothing is there, BadModelFile saying what the file looks like when it is neither.
+    Raises ModelNotFound when nothing is there, BadModelFile saying what the file is instead.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for what may not be looked at
         return open_safetensors(path)
     head = read_head(path)
     if head.startswith(MAGIC):

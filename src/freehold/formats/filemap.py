@@ -66,7 +66,7 @@ def map_file(path: Path) -> npt.NDArray[np.uint8]:
             raise not_a_model(path, b"")
         return np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:
-        raise _cannot_read(path, error) from error
+        raise cannot_read(path, error) from error
     finally:
         os.close(fd)
 
@@ -125,12 +125,13 @@ def _open(path: Path) -> int:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ModelNotFound(f"{path} does not exist", "check the path") from error
     except OSError as error:
-        raise _cannot_read(path, error) from error
+        raise cannot_read(path, error) from error
     except ValueError as error:  # a NUL in the path
         raise ModelNotFound(f"{str(path)!r} is no valid path") from error
 
 
-def _cannot_read(path: Path, error: OSError) -> BadModelFile:
+def cannot_read(path: Path, error: OSError) -> BadModelFile:
+    """Build the error for a path the operating system refuses."""
     return BadModelFile(
         f"{path} cannot be read: {error.strerror or error}", "check its permissions and the disk"
     )

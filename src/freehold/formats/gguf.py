@@ -10,6 +10,7 @@ Layout: "GGUF", version u32, tensor count u64, key count u64; keys; descriptors;
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -258,7 +259,7 @@ def _shard_paths(path: Path, count: int) -> list[Path]:
             f"name the shards NAME-00001-of-{count:05}.gguf and so on, in one directory",
         )
     paths = [path.with_name(f"{name['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
-    missing = [p.name for p in paths if not p.exists()]
+    missing = [p.name for p in paths if not os.path.exists(p)]
     if missing:
         raise ModelNotFound(
             f"{len(missing)} of {count} shards are missing beside {path}, {missing[0]} first",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
-from freehold.formats.filemap import FETCH_AGAIN, HEAD_BYTES, map_file, not_a_model, read_small_file, shown
+from freehold.formats.filemap import (
+    FETCH_AGAIN,
+    HEAD_BYTES,
+    cannot_read,
+    map_file,
+    not_a_model,
+    read_small_file,
+    shown,
+)
 from freehold.formats.metadata import Metadata
 from freehold.formats.quant import LAYOUTS, QuantType
 from freehold.formats.tensor import Tensor
@@ -56,7 +65,7 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path, paths: tuple[Path, ...], tensors: dict[str, Tensor]) -> None:
-        directory = path if path.is_dir() else path.parent
+        directory = path if os.path.isdir(path) else path.parent
         self.path = path
         self.paths = paths
         self.tensors: Mapping[str, Tensor] = MappingProxyType(tensors)
@@ -90,11 +99,11 @@ def open_safetensors(path: str | Path) -> SafetensorsFile:
     inconsistent, with file, value and limit.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return SafetensorsFile(path, (path,), _read_file(path))
-    if (path / WEIGHTS).exists():
+    if os.path.exists(path / WEIGHTS):
         return SafetensorsFile(path, (path / WEIGHTS,), _read_file(path / WEIGHTS))
-    if (path / INDEX).exists():
+    if os.path.exists(path / INDEX):
         return _open_indexed(path)
     raise _no_weights(path)
 
@@ -111,7 +120,7 @@ def _open_indexed(directory: Path) -> SafetensorsFile:
     names = sorted(set(places.values()))
     if len(names) > MAX_SHARDS:
         raise BadModelFile(f"{index} names {len(names):,} shards; at most {MAX_SHARDS:,} are read")
-    missing = [name for name in names if not (directory / name).exists()]
+    missing = [name for name in names if not os.path.exists(directory / name)]
     if missing:
         raise ModelNotFound(
             f"{len(missing)} of {len(names)} shards are missing in {directory}, {missing[0]} first",
@@ -239,16 +248,19 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
 
 
 def _side_json(path: Path) -> Metadata:
-    found = _parse(read_small_file(path, MAX_CONFIG_BYTES), path) if path.exists() else {}
+    found = _parse(read_small_file(path, MAX_CONFIG_BYTES), path) if os.path.exists(path) else {}
     return Metadata(found, str(path))
 
 
 def _if_there(path: Path) -> Path | None:
-    return path if path.exists() else None
+    return path if os.path.exists(path) else None
 
 
 def _no_weights(directory: Path) -> BadModelFile:
-    names = {path.suffix: path.name for path in directory.iterdir()}
+    try:
+        names = {os.path.splitext(name)[1]: name for name in os.listdir(directory)}
+    except OSError as error:
+        raise cannot_read(directory, error) from error
     if ".gguf" in names:
         return BadModelFile(
             f"{directory} is a directory of GGUF files", f"name the file itself, {directory / names['.gguf']}"
