@@ -12,14 +12,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from freehold.cli.markdown import PlainRenderer, StreamRenderer
+from freehold.cli.markdown import DataRenderer, PlainRenderer, StreamRenderer
 from freehold.cli.options import OTHER, SAMPLING, parse_setting
 from freehold.cli.sessions import Session, Sessions
 from freehold.config import nearest
 from freehold.errors import FreeholdError, UsageError
-from freehold.types import ChatModel, Chunk, Message, Overflow, SamplingParams, Usage
+from freehold.types import (
+    ChatModel,
+    Chunk,
+    FinishReason,
+    Message,
+    Overflow,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+)
 
-Renderer = StreamRenderer | PlainRenderer
+Renderer = StreamRenderer | PlainRenderer | DataRenderer
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +61,10 @@ class Answer:
     text: str = ""
     thinking: str = ""
     usage: Usage | None = None
-    stopped: bool = False
+    stopped: bool = False  # by Ctrl-C
     cut: bool = False  # max_tokens or the context ended it
+    dropped: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     pieces: int = 0
     first: float = 0.0
     last: float = 0.0
@@ -66,7 +77,14 @@ class Answer:
         self.text += chunk.text
         self.thinking += chunk.thinking
         self.usage = chunk.usage or self.usage
+        self.dropped += chunk.dropped_messages
+        self.logprobs += chunk.logprobs
         self.cut = self.cut or chunk.finish_reason == "length"
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Say how it ended."""
+        return "cancelled" if self.stopped else "length" if self.cut else "stop"
 
     @property
     def tokens_per_second(self) -> float:

@@ -66,6 +66,27 @@ class PlainRenderer:
             self._last = text[-1]
 
 
+class DataRenderer:
+    """Write the answer alone, byte for byte, for a pipe or a file; a last newline is added if missing."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write, self._last = write, "\n"
+
+    def think(self, text: str) -> None:
+        """Leave reasoning out: stdout is data."""
+
+    def feed(self, text: str) -> None:
+        """Write a piece of the answer."""
+        if text:
+            self._write(text)
+            self._last = text[-1]
+
+    def finish(self) -> None:
+        """End the last line."""
+        if self._last != "\n":
+            self._write("\n")
+
+
 class StreamRenderer:
     """Turn pieces of Markdown into styled terminal text, `width` cells wide."""
 

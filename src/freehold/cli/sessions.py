@@ -81,6 +81,10 @@ class Sessions:
         except OSError as e:
             raise StoreError(f"session {session.name} cannot be saved to {path}: {e.strerror}") from e
 
+    def exists(self, name: str) -> bool:
+        """Return whether a session is called exactly `name`."""
+        return self._path(name).exists()
+
     def rename(self, session: Session, name: str) -> Session:
         """Save the session under `name` and drop its old file; a name in use is refused."""
         if self._path(name).exists():

@@ -1,0 +1,107 @@
+"""Tell MODEL from PROMPT among the words of `freehold run`, and read a prompt from stdin.
+
+Knows words and bytes; asks the catalogue and the store what a name is, loads nothing.
+Path: run.command -> split_words, read_stdin -> the prompt
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+from collections.abc import Sequence
+from typing import BinaryIO
+
+from freehold.errors import FreeholdError, ModelNotFound, UsageError
+from freehold.store import Store
+
+MAX_STDIN = 64 << 20  # bytes; far beyond any context, small enough to hold
+PATIENCE_S = 3.0  # a silent pipe is mentioned after this long
+
+
+def split_words(words: Sequence[str], store: Store, default: str) -> tuple[str, str]:
+    """Return (MODEL, prompt). The first word is MODEL if it names something; a first word with a space in it
+    that names nothing begins the prompt for the default model; any other first word is an error.
+    """
+    if not words:
+        return default, ""
+    first, rest = words[0], " ".join(words[1:])
+    missing = _missing(first, store)
+    if missing is None:
+        return first, rest
+    if len(first.split()) != 1:
+        return default, " ".join(words)
+    quoted = " ".join(words).replace('"', '\\"')
+    way = f'to ask {default} instead: freehold run {default} "{quoted}"'
+    hint = missing.hint if missing.hint and "did you mean" in missing.hint else ""
+    raise ModelNotFound(missing.message, f"{hint}; {way}" if hint else way)
+
+
+def _missing(word: str, store: Store) -> FreeholdError | None:
+    """Return why `word` names no model; None when it does, held or not."""
+    from freehold import catalog
+    from freehold.store.refs import parse_ref
+
+    try:
+        kind = parse_ref(word).kind
+    except UsageError as e:
+        return e
+    if kind != "name":
+        return None
+    try:
+        catalog.find(word)
+    except ModelNotFound as missing:
+        try:
+            store.resolve(word)
+        except ModelNotFound:
+            return missing
+    return None
+
+
+def read_stdin(stream: BinaryIO | None = None) -> str:
+    """Read all of stdin as UTF-8 (empty: a terminal, or closed); raise UsageError for other bytes."""
+    if stream is None:
+        if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+            return ""
+        stream = sys.stdin.buffer
+        _mention_a_silent_pipe()
+    raw = stream.read(MAX_STDIN + 1)
+    if len(raw) > MAX_STDIN:
+        raise UsageError(
+            f"stdin holds more than {MAX_STDIN >> 20} MiB", "send less: no context holds that much"
+        )
+    return decoded(raw, "stdin")
+
+
+def decoded(raw: bytes, where: str) -> str:
+    """Decode UTF-8 text (a byte order mark is dropped); raise UsageError naming the byte at fault."""
+    zero = raw.find(b"\0")
+    if zero >= 0:
+        raise UsageError(f"{where} is binary: a NUL byte at offset {zero}", "send UTF-8 text")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UsageError(
+            f"{where} is not UTF-8 text: byte 0x{raw[e.start]:02x} at offset {e.start}", "send UTF-8 text"
+        ) from None
+
+
+def joined(context: str, prompt: str) -> str:
+    """Put what came from stdin before the prompt, a blank line between; refuse two blanks."""
+    if "\0" in prompt:
+        raise UsageError("the prompt holds a NUL character", "send UTF-8 text")
+    if any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise UsageError("the prompt is not UTF-8 text", "check the terminal's encoding")
+    parts = [p for p in (context.strip("\n"), prompt) if p.strip()]
+    if not parts:
+        raise UsageError("the prompt is empty", 'give one: freehold run MODEL "..." or through a pipe')
+    return "\n\n".join(parts)
+
+
+def _mention_a_silent_pipe() -> None:
+    """Say that we wait, when nothing has come for a while: a forgotten pipe looks like a hang."""
+    try:
+        ready, _, _ = select.select([sys.stdin], [], [], PATIENCE_S)
+    except (OSError, ValueError):  # not selectable: a plain file on some systems
+        return
+    if not ready:
+        print("reading the prompt from stdin (Ctrl-D ends it) ...", file=sys.stderr, flush=True)

@@ -1,0 +1,350 @@
+"""`freehold run [MODEL] [PROMPT...]`: one answer, or a chat in the terminal.
+
+Knows options, streams and exit codes; the model is a ChatModel, the chat lives in chat.py.
+Path: main -> run -> open_llm -> LLM.stream -> a renderer -> stdout; without a prompt -> chat.Chat
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.chat import COMMANDS, Answer, Asking, Chat, Facts, Renderer
+from freehold.cli.markdown import DataRenderer, PlainRenderer, StreamRenderer
+from freehold.cli.options import MAX_SEED, chosen, sampling_options
+from freehold.cli.progress import reporter
+from freehold.cli.prompt import joined, read_stdin, split_words
+from freehold.cli.sessions import Session, Sessions
+from freehold.cli.shared import offline_option, with_offline
+from freehold.config import Settings
+from freehold.errors import ModelNotFound, UsageError
+from freehold.store import Store
+from freehold.types import Chunk, Message
+
+if TYPE_CHECKING:
+    from freehold.local import LLM
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asked for, apart from MODEL and PROMPT."""
+
+    system: str
+    raw: bool
+    plain: bool
+    as_json: bool
+    verbose: bool
+    context: int | None
+    threads: int | None
+    logprobs: int | None
+    continued: bool
+    session: str | None
+
+
+@click.command("run")
+@click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]...")
+@click.option("--system", default="", metavar="TEXT", help="Say this before the chat.")
+@sampling_options
+@click.option("--max-tokens", type=click.IntRange(1), help="Stop after this many tokens.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before TEXT; repeatable.")
+@click.option("--logprobs", type=click.IntRange(0, 20), help="With --json: also the N likeliest tokens.")
+@click.option("--think/--no-think", default=None, help="Switch reasoning on or off, if the model can.")
+@click.option(
+    "--context", type=click.IntRange(1), help="Room for this many tokens; default: the model's, if it fits."
+)
+@click.option(
+    "--overflow",
+    type=click.Choice(["error", "drop-oldest"]),
+    default="error",
+    help="Context full: fail, or leave out the oldest messages and say so.",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
+@click.option("--continue", "continued", is_flag=True, help="Go on with the latest session.")
+@click.option("--session", metavar="NAME", help="Go on with the session NAME, or start it.")
+@click.option("--search", metavar="TEXT", help="Find TEXT in saved sessions; no model is loaded.")
+@click.option("--raw", is_flag=True, help="Complete the prompt as it is, without the chat template.")
+@click.option("--plain", is_flag=True, help="Show Markdown as it was written.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object: text, usage, timings, seed, ..."
+)
+@click.option("--verbose", is_flag=True, help="Tell load time and speeds on stderr.")
+@click.option("--image", multiple=True, metavar="FILE", help="Not possible yet; refused.")
+@offline_option
+@click.pass_context
+def command(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
+    """Answer PROMPT, or chat in the terminal when there is none.
+
+    The first word is MODEL if it names one: a short name, a file, org/repo[:quant] or a URL. If it has
+    a space in it, it is the prompt for the default model. A model that is not here yet is fetched first.
+
+    Text from stdin goes before the prompt, with a blank line between. stdout gets the answer only.
+    """
+    settings: Settings = with_offline(ctx.obj, given.pop("offline"))
+    if given.pop("image"):
+        raise UsageError("--image: none of the models Freehold runs can see", "describe the image in words")
+    if (text := given.pop("search")) is not None:
+        ctx.exit(_search(Sessions(settings.home), text, as_json=given["as_json"]))
+    asking = Asking(
+        max_tokens=given.pop("max_tokens"),
+        stop=tuple(given.pop("stop")),
+        think=given.pop("think"),
+        overflow=given.pop("overflow"),
+    )
+    names = Request.__dataclass_fields__
+    request = Request(**{name: given[name] for name in names})
+    sampling = {name: value for name, value in given.items() if name not in names}
+    _check(request, asking)
+    ctx.exit(_run(settings, words, request, asking, sampling))
+
+
+def _check(request: Request, asking: Asking) -> None:
+    if request.logprobs is not None and not request.as_json:
+        raise UsageError("--logprobs needs --json", "stdout carries the answer only")
+    if any(not s for s in asking.stop):
+        raise UsageError("--stop is empty", "leave it out")
+    if request.raw:
+        told = {"--system": request.system, "--think": asking.think is not None, "--session": request.session}
+        told["--continue"] = request.continued
+        for option in (name for name, value in told.items() if value):
+            raise UsageError(
+                f"{option} belongs to a chat, and --raw has none", f"leave out --raw or {option}"
+            )
+    if request.continued and request.session:
+        raise UsageError("--continue and --session name two sessions", "give one of them")
+
+
+def _run(
+    settings: Settings, words: tuple[str, ...], request: Request, asking: Asking, sampling: dict[str, Any]
+) -> int:
+    session = _session(Sessions(settings.home), request)
+    store = Store(settings)
+    model, prompt = split_words(words, store, _default(settings, session))
+    from_stdin = read_stdin()
+    talking = not (from_stdin or prompt) and sys.stdin is not None and sys.stdin.isatty()
+    if talking:
+        _check_terminal(request)
+    else:
+        prompt = joined(from_stdin, prompt)
+    bias = sampling.pop("logit_bias")
+    chosen(asking.sampling, sampling, bias)  # refuse a wrong value before a model is loaded
+    with open_llm(store, model, request) as llm:
+        asking.sampling = chosen(llm.default_sampling, sampling, bias)
+        llm.check_think(asking.think)
+        if talking:
+            return _talk(llm, settings, request, asking, session)
+        return _answer(llm, settings, request, asking, session, prompt)
+
+
+def _default(settings: Settings, session: Session | None) -> str:
+    from freehold import catalog
+
+    held_with = session.model if session else ""
+    return held_with or settings.default_model or catalog.default_model().name
+
+
+def _session(sessions: Sessions, request: Request) -> Session | None:
+    if request.continued:
+        return sessions.latest()
+    if request.session is None:
+        return None
+    return (
+        sessions.load(request.session) if sessions.exists(request.session) else Session(request.session, "")
+    )
+
+
+def _check_terminal(request: Request) -> None:
+    for option, told in (("--json", request.as_json), ("--raw", request.raw)):
+        if told:
+            raise UsageError(f"{option} needs a prompt", "give one as an argument or through a pipe")
+    if not sys.stdout.isatty():
+        raise UsageError("there is no prompt, and stdout is no terminal to chat in", "give a prompt")
+
+
+def open_llm(store: Store, model: str, request: Request) -> LLM:
+    """Load MODEL, fetching it first if it is not here; say on stderr which context was chosen and why."""
+    from freehold.local import open_model
+    from freehold.store.refs import parse_ref
+
+    try:
+        ref = store.resolve(model)
+    except ModelNotFound:
+        if parse_ref(model).kind == "path":
+            raise
+        with reporter() as on_event:
+            ref = store.pull(model, on_event)
+    llm = open_model(ref, context=request.context, threads=request.threads, packs=store.packs)
+    if request.verbose or sys.stderr.isatty():
+        _tell(
+            " ".join(p for p in (llm.name, llm.quantization) if p)
+            + f": context {llm.context:,} tokens ({llm.context_note})"
+        )
+        for note in llm.notes:
+            _tell(f"note: {note}")
+    if request.verbose:
+        _tell(f"loaded in {llm.load_s:.2f} s, {llm.threads} threads")
+    return llm
+
+
+def _answer(
+    llm: LLM, settings: Settings, request: Request, asking: Asking, session: Session | None, prompt: str
+) -> int:
+    """Print one answer; 0, or 130 when Ctrl-C cut it."""
+    if asking.sampling.seed is None:
+        asking.sampling = replace(asking.sampling, seed=secrets.randbelow(MAX_SEED))
+    messages = _messages(session, request.system, prompt)
+    if request.raw:
+        stream = llm.stream_text(
+            prompt,
+            max_tokens=asking.max_tokens,
+            sampling=asking.sampling,
+            stop=asking.stop,
+            logprobs=request.logprobs,
+        )
+    else:
+        stream = llm.stream(messages, logprobs=request.logprobs, **asking.stream_options())
+    answer = _collect(stream, _renderer(request))
+    warnings = _warnings(llm, answer, asking)
+    if request.as_json:
+        _write(json.dumps(_as_json(llm, answer, asking, warnings), ensure_ascii=False) + "\n")
+    for line in warnings:
+        _tell(f"warning: {line}")
+    if request.verbose and answer.usage:
+        _tell(speeds(answer))
+    if session is not None and answer.text:
+        said = Message("assistant", answer.text, answer.thinking)
+        Sessions(settings.home).save(replace(session, model=llm.name, messages=(*messages, said)))
+    return 130 if answer.stopped else 0
+
+
+def _messages(session: Session | None, system: str, prompt: str) -> tuple[Message, ...]:
+    before = session.messages if session else ()
+    if system:
+        before = (Message("system", system), *(m for m in before if m.role != "system"))
+    return (*before, Message("user", prompt))
+
+
+def _collect(stream: Iterable[Chunk], renderer: Renderer) -> Answer:
+    answer = Answer()
+    try:
+        for chunk in stream:
+            answer.add(chunk)
+            renderer.think(chunk.thinking)
+            renderer.feed(chunk.text)
+    except KeyboardInterrupt:
+        answer.stopped = True
+    renderer.finish()
+    return answer
+
+
+def _warnings(llm: LLM, answer: Answer, asking: Asking) -> list[str]:
+    lines = list(llm.notes)
+    if answer.dropped:
+        lines.append(f"context full: the {answer.dropped} oldest messages were left out")
+    used = answer.usage.prompt_tokens + answer.usage.completion_tokens if answer.usage else 0
+    if answer.cut and used >= llm.context:
+        lines.append(f"cut: the context of {llm.context:,} tokens is full")
+    elif answer.cut:
+        lines.append(f"cut after --max-tokens {asking.max_tokens}")
+    return lines
+
+
+def _as_json(llm: LLM, answer: Answer, asking: Asking, warnings: list[str]) -> dict[str, Any]:
+    usage = answer.usage
+    timings = {"load_s": round(llm.load_s, 4)}
+    if usage is not None:
+        for name in ("prefill_s", "decode_s", "prefill_tok_s", "decode_tok_s"):
+            timings[name] = round(getattr(usage, name), 4)
+    used = usage.prompt_tokens + usage.completion_tokens if usage else 0
+    plain = {
+        "model": llm.name,
+        "text": answer.text,
+        "thinking": answer.thinking,
+        "finish_reason": answer.finish_reason,
+        "seed": asking.sampling.seed,
+        "usage": {n: getattr(usage, n) for n in ("prompt_tokens", "completion_tokens", "cached_tokens")}
+        if usage
+        else None,
+        "timings": timings,
+        "context": {"limit": llm.context, "used": used, "dropped_messages": answer.dropped},
+        "warnings": warnings,
+    }
+    if answer.logprobs:
+        plain["logprobs"] = [{**asdict(p), "text": llm.detokenize([p.token_id])} for p in answer.logprobs]
+    return plain
+
+
+def speeds(answer: Answer) -> str:
+    """Return the line that --verbose prints after an answer."""
+    usage = answer.usage
+    if usage is None:
+        return ""
+    cached = f", {usage.cached_tokens:,} of them cached" if usage.cached_tokens else ""
+    return (
+        f"prefill {usage.prompt_tokens:,} tokens at {usage.prefill_tok_s:,.1f} tok/s{cached}; "
+        f"decode {usage.completion_tokens:,} tokens at {usage.decode_tok_s:,.1f} tok/s"
+    )
+
+
+def _talk(llm: LLM, settings: Settings, request: Request, asking: Asking, session: Session | None) -> int:
+    from freehold.cli.terminal import LineReader
+
+    if session is not None and not session.model:
+        session = replace(session, model=llm.name)
+    chat = Chat(
+        llm,
+        Sessions(settings.home),
+        lambda: _renderer(request),
+        _tell,
+        asking=asking,
+        facts=Facts(llm.quantization, llm.context),
+        system=request.system,
+        session=session,
+    )
+    _tell("/help lists the commands; Ctrl-D leaves")
+    reader = LineReader(settings.home / "history", chat.status, [f"/{name}" for name in COMMANDS])
+    chat.run(reader.read)
+    if chat.session.messages:
+        _tell(f"saved: freehold run --session {chat.session.name} goes on with it")
+    return 0
+
+
+def _renderer(request: Request) -> Renderer:
+    if request.as_json:
+        return DataRenderer(lambda text: None)
+    if not sys.stdout.isatty():
+        return DataRenderer(_write)
+    colour = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
+    if request.plain or not colour:
+        return PlainRenderer(_write, colour=colour)
+    return StreamRenderer(_write, shutil.get_terminal_size().columns)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _search(sessions: Sessions, text: str, *, as_json: bool) -> int:
+    """Print where TEXT was said; 1 when nowhere, as grep does."""
+    found = sessions.search(text)
+    for match in found:
+        if as_json:
+            row = {"session": match.session.name, "model": match.session.model, "role": match.role}
+            print(json.dumps({**row, "excerpt": match.excerpt}, ensure_ascii=False))
+        else:
+            print(f"{match.session.name:<20}{match.role}: {match.excerpt}")
+    if not found:
+        _tell(f"no session says {text!r}")
+    return 0 if found else 1

@@ -1,0 +1,79 @@
+"""Which word is the model, what is the prompt, and what may come through stdin."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from freehold.cli.prompt import MAX_STDIN, decoded, joined, read_stdin, split_words
+from freehold.config import Settings
+from freehold.errors import FreeholdError, ModelNotFound, UsageError
+from freehold.store import Store
+
+DEFAULT = "qwen2.5-coder:0.5b"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(Settings(home=tmp_path, adopt=False, offline=True))
+
+
+@pytest.mark.parametrize(
+    "words, model, prompt",
+    [
+        ([], DEFAULT, ""),
+        (["smollm2:135m"], "smollm2:135m", ""),
+        (["smollm2:135m", "Say", "hi"], "smollm2:135m", "Say hi"),
+        (["Why is the sky blue?"], DEFAULT, "Why is the sky blue?"),
+        (["Why is the", "sky blue?"], DEFAULT, "Why is the sky blue?"),
+        (["./model.gguf", "Hi"], "./model.gguf", "Hi"),
+        (["org/repo:Q4_K_M", "Hi"], "org/repo:Q4_K_M", "Hi"),
+        ([""], DEFAULT, ""),
+    ],
+)
+def test_first_word_is_the_model_if_it_names_one(store, words, model, prompt):
+    assert split_words(words, store, DEFAULT) == (model, prompt)
+
+
+def test_bare_word_that_is_no_model_is_never_a_prompt(store):
+    with pytest.raises(ModelNotFound, match="'smollm2:135n'") as e:
+        split_words(["smollm2:135n"], store, DEFAULT)
+    assert "did you mean smollm2:135m" in e.value.hint
+
+
+def test_unquoted_prose_is_an_error_with_the_quoted_command(store):
+    with pytest.raises(FreeholdError) as e:
+        split_words(["tell", "me", "a", "joke"], store, DEFAULT)
+    assert f'freehold run {DEFAULT} "tell me a joke"' in e.value.hint
+
+
+@pytest.mark.parametrize(
+    "raw, part",
+    [(b"a\0b", "NUL byte at offset 1"), (b"ab\xff", "byte 0xff at offset 2"), (b"\x89PNG\r\n", "byte 0x89")],
+)
+def test_binary_stdin_is_refused_with_its_offset(raw, part):
+    with pytest.raises(UsageError, match=part):
+        read_stdin(io.BytesIO(raw))
+
+
+def test_endless_stdin_is_cut_off():
+    with pytest.raises(UsageError, match="more than 64 MiB"):
+        read_stdin(io.BytesIO(b"a" * (MAX_STDIN + 1)))
+
+
+def test_byte_order_mark_is_no_part_of_the_text():
+    assert decoded(b"\xef\xbb\xbfhi", "stdin") == "hi"
+
+
+def test_stdin_comes_before_the_prompt_with_a_blank_line_between():
+    assert joined("def add(a, b):\n", "Finish this function") == "def add(a, b):\n\nFinish this function"
+    assert joined("only\n", "") == "only"
+    assert joined("", "only") == "only"
+
+
+@pytest.mark.parametrize("context, prompt", [("", ""), (" \n", "\t"), ("", "a\0b"), ("", "a\udc80")])
+def test_empty_or_broken_prompt_is_refused(context, prompt):
+    with pytest.raises(UsageError):
+        joined(context, prompt)
