@@ -1,0 +1,37 @@
+// The KV cache's pages: one stretch of lazily touched memory, each layer's pages in a row.
+#include "freehold.h"
+
+namespace fh {
+namespace {
+
+constexpr int kMaxLayers = 4096;
+[[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::Usage, "KV cache: " + what); }
+
+}  // namespace
+
+KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks) : layers_(std::move(layers)), blocks_(blocks) {
+  if (layers_.empty() || layers_.size() > kMaxLayers) refuse("the cache has 1 to 4096 layers, got " + std::to_string(layers_.size()));
+  if (blocks < 1 || blocks > INT32_MAX / kBlockTokens) refuse("a cache of " + std::to_string(blocks) + " blocks is out of range");
+  __int128 total = 0;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const KvLayer& l = layers_[i];
+    if (l.kv_heads < 1 || l.d < 1 || l.dv < 1 || l.kv_heads > 65536 || l.d > 65536 || l.dv > 65536) refuse("layer " + std::to_string(i) + " has no sane head shape");
+    offset_.push_back(static_cast<size_t>(total));
+    total += static_cast<__int128>(page_bytes(static_cast<int>(i))) * blocks;
+    if (total > (static_cast<__int128>(1) << 46)) throw Error(ErrorKind::Capacity, "a KV cache of more than 64 TB cannot be reserved");
+  }
+  memory_ = Memory::anonymous(static_cast<size_t>(total));
+}
+const KvLayer& KvCache::layer(int i) const { return layers_.at(static_cast<size_t>(i)); }
+int64_t KvCache::page_bytes(int i) const {
+  const KvLayer& l = layers_[static_cast<size_t>(i)];
+  return (int64_t{2} * kBlockTokens * l.kv_heads * (l.d + l.dv) + 63) / 64 * 64;
+}
+uint8_t* KvCache::pages(int i) const { return memory_->data + offset_[static_cast<size_t>(i)]; }
+int64_t KvCache::bytes_per_block() const {
+  int64_t sum = 0;
+  for (int i = 0; i < layers(); ++i) sum += page_bytes(i);
+  return sum;
+}
+
+}  // namespace fh
