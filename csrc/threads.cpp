@@ -10,10 +10,6 @@
 
 #include "freehold.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>   // _mm_pause only; no vector code here
-#endif
-
 namespace fh {
 namespace {
 
@@ -23,7 +19,7 @@ constexpr int kMaxThreads = 512;
 
 inline void pause_cpu() {
 #if defined(__x86_64__)
-  _mm_pause();
+  __builtin_ia32_pause();
 #else
   std::this_thread::yield();
 #endif
