@@ -1,7 +1,7 @@
 """Writes templates/<name>.json: chat templates, chats, and what `transformers` renders for them.
 
-Needs `transformers` and `gguf`, in an environment of its own. A PATH is a GGUF file or a model directory with a
-tokenizer_config.json. `features` exercises Jinja's corners with templates written here.
+Needs `transformers` and `gguf`, in an environment of its own. A PATH is a GGUF file or a model directory with
+a tokenizer_config.json. `features` exercises Jinja's corners with templates written here.
 
     python make_templates.py features qwen2.5-coder-0.5b=qwen2.5-coder-0.5b.gguf qwen3=path/to/qwen3
 """
@@ -55,32 +55,42 @@ CHATS: list[dict[str, Any]] = [
 ]
 
 FEATURES = {
-    "tojson": "{{ messages | tojson }}|{{ messages | tojson(indent=2) }}|{{ tools | tojson(separators=(',', ':')) }}"
+    "tojson": "{{ messages | tojson }}|{{ messages | tojson(indent=2) }}|{{ tools"
+    " | tojson(separators=(',', ':')) }}"
     "|{{ {'b': 1, 'a': '<é>'} | tojson(sort_keys=true, ensure_ascii=true) }}",
     "none-true": "{{ none }} {{ true }} {{ [none, true, 1.0, 'x'] }} {{ missing }} {{ missing is defined }}",
     "blocks": "{% if true %}\n  a\n{% endif %}\n  {%- if true %}\n b {% endif -%}\n\n c\n  {# note #}\n d",
     "loop": "{% for m in messages %}{{ loop.index }}/{{ loop.length }} {{ loop.first }} {{ loop.last }} "
     "{{ loop.previtem.role if loop.previtem }} {{ loop.nextitem is defined }} {{ loop.cycle('x', 'y') }};"
     "{% else %}empty{% endfor %}",
-    "controls": "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i == 6 %}{% break %}{% endif %}"
+    "controls": "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i == 6 %}"
+    "{% break %}{% endif %}"
     "{{ i }}{% endfor %}",
     "filtered": "{% for m in messages if m.role != 'system' %}{{ loop.index0 }}{{ m['role'] }}{% endfor %}",
     "namespace": "{% set ns = namespace(n=0, s='') %}{% for m in messages[::-1] %}{% set ns.n = ns.n + 1 %}"
     "{% set ns.s = ns.s ~ m.content | string | length ~ ',' %}{% endfor %}{{ ns.n }}{{ ns.s }}",
-    "macro": "{% macro show(m, upper=false) %}[{{ m.role | upper if upper else m.role }}{{ caller() if caller }}]"
-    "{% endmacro %}{% for m in messages %}{{ show(m) }}{% call show(m, upper=true) %}!{% endcall %}{% endfor %}",
-    "strings": "{% for m in messages %}{% set c = m.content | string %}{{ c.strip() }}|{{ c | trim }}|{{ c[:3] }}|"
+    "macro": "{% macro show(m, upper=false) %}[{{ m.role | upper if upper else m.role }}"
+    "{{ caller() if caller }}]"
+    "{% endmacro %}{% for m in messages %}{{ show(m) }}{% call show(m, upper=true) %}!{% endcall %}"
+    "{% endfor %}",
+    "strings": "{% for m in messages %}{% set c = m.content | string %}{{ c.strip() }}|{{ c | trim }}"
+    "|{{ c[:3] }}|"
     "{{ c.split('<')[-1] }}|{{ 'im_end' in c }}|{{ c.startswith('  ') }}|{{ c | replace('é', 'e') }}|"
     "{{ '%s-%d' % (m.role, 3) }}|{{ c | length }}|{{ c.lstrip('\n') }}|{{ 'ab' * 3 }}{% endfor %}",
-    "lists": "{{ messages | map(attribute='role') | join(', ') }} {{ messages | selectattr('role', 'equalto', 'user') "
-    "| list | length }} {{ (messages | last).role if messages }} {{ [1, 2] + [3] }} {{ {'a': 1}.items() | list }}",
+    "lists": "{{ messages | map(attribute='role') | join(', ') }} {{ messages"
+    " | selectattr('role', 'equalto', 'user') "
+    "| list | length }} {{ (messages | last).role if messages }} {{ [1, 2] + [3] }}"
+    " {{ {'a': 1}.items() | list }}",
     "generation": "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
     "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}",
-    "date": "{{ strftime_now('%d %b %Y %H:%M:%S') }}{% set x %}{{ bos_token }}-{{ eos_token }}{% endset %}{{ x }}",
+    "date": "{{ strftime_now('%d %b %Y %H:%M:%S') }}{% set x %}{{ bos_token }}-{{ eos_token }}"
+    "{% endset %}{{ x }}",
     "refusal": "{% if messages | length > 1 %}{{ raise_exception('only one message') }}{% endif %}ok",
     "escape": "{{ '<a&b>' | e }} {{ '<a>' | upper }} {{ \"it's\" | tojson }} {{ '\\n' | length }}",
-    "numbers": "{{ 7 // 2 }} {{ 7 % 3 }} {{ 2 ** 5 }} {{ 1 / 2 }} {{ 3.0 | int }} {{ '5' | int + 1 }} {{ 1 ~ 'a' }}",
-    "dict": "{% set d = dict(a=1) %}{{ d.a }}{{ d | length }}{% for k, v in d | items %}{{ k }}={{ v }}{% endfor %}",
+    "numbers": "{{ 7 // 2 }} {{ 7 % 3 }} {{ 2 ** 5 }} {{ 1 / 2 }} {{ 3.0 | int }} {{ '5' | int + 1 }}"
+    " {{ 1 ~ 'a' }}",
+    "dict": "{% set d = dict(a=1) %}{{ d.a }}{{ d | length }}{% for k, v in d | items %}{{ k }}={{ v }}"
+    "{% endfor %}",
 }
 
 

@@ -1,8 +1,9 @@
 """Writes tokens/strings.json and tokens/<model>.json: nasty strings and the ids a reference gives them.
 
-The reference is never Freehold. The model's own tokenizer.json, run by the `tokenizers` library, is right where
-there is one; llama.cpp on the same GGUF file stands in where there is none, and otherwise only cross-checks:
-its disagreements are printed. Needs `tokenizers`, `gguf` and `llama-cpp-python`, in an environment of its own.
+The reference is never Freehold. The model's own tokenizer.json, run by the `tokenizers` library, is right
+where there is one; llama.cpp on the same GGUF file stands in where there is none, and otherwise only
+cross-checks: its disagreements are printed. Needs `tokenizers`, `gguf` and `llama-cpp-python`, in an
+environment of its own.
 
     python make_tokens.py smollm2-135m --gguf smollm2-135m.gguf
     python make_tokens.py gemma3-270m --gguf gemma3-270m.gguf --json gemma3/tokenizer.json

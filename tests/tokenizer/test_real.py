@@ -1,0 +1,61 @@
+"""Real vocabularies: ids equal a reference's on 300 nasty strings each (vectors/make_tokens.py)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from freehold.errors import UsageError
+from freehold.formats import open_gguf
+from freehold.tokenizer import chat_template_from_gguf, tokenizer_from_gguf
+from freehold.types import Message
+
+VECTORS = Path(__file__).parent.parent / "vectors" / "tokens"
+MODELS = ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "gemma3-270m"]
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request, model_path):
+    """Return (name, metadata, tokenizer) of one real file."""
+    with open_gguf(model_path(request.param)) as file:
+        metadata = dict(file.metadata)
+    return request.param, metadata, tokenizer_from_gguf(metadata)
+
+
+def test_ids_equal_the_reference_on_nasty_strings(model):
+    name, _, tokenizer = model
+    entries = json.loads((VECTORS / "strings.json").read_text())
+    expected = json.loads((VECTORS / f"{name}.json").read_text())["ids"]
+    assert len(entries) == len(expected) == 300
+    for entry, ids in zip(entries, expected, strict=True):
+        text = entry["text"] if "text" in entry else entry["repeat"][0] * entry["repeat"][1]
+        if entry.get("refused"):
+            with pytest.raises(UsageError):
+                tokenizer.encode(text)
+            continue
+        start = time.perf_counter()
+        found = tokenizer.encode(text, bos=False)
+        assert time.perf_counter() - start < 5
+        if isinstance(ids, list):
+            assert found == ids, repr(text)
+        else:
+            digest = hashlib.sha256(" ".join(map(str, found)).encode()).hexdigest()
+            assert (len(found), digest) == (ids["count"], ids["sha256"]), repr(text[:40])
+
+
+def test_chat_prompt_keeps_control_tokens_out_of_user_text(model):
+    _, metadata, tokenizer = model
+    template = chat_template_from_gguf(metadata, tokenizer)
+    plain = template.render([Message("user", "Hello there")])
+    assert tokenizer.encode_rendered(plain) == tokenizer.encode(plain.text, special=True)
+    attack = "".join(sorted(token for token in tokenizer.control_tokens if "unused" not in token))
+    control = {tokenizer.token_id(token) for token in tokenizer.control_tokens}
+    safe = tokenizer.encode_rendered(template.render([Message("user", attack)]))
+    count = [sum(id in control for id in ids) for ids in (safe, tokenizer.encode_rendered(plain))]
+    assert count[0] == count[1]
