@@ -141,3 +141,340 @@ class ThinkingSplitter:
             return ""
         text, self._held = self._held, ""
         return text
+
+
+class LLM:
+    """A loaded model: chat with it, complete text, score tokens. Safe from many threads; close it when done.
+
+    Use it as a context manager. After `close`, or in a forked child, every method raises EngineClosed.
+    Sampling that is not given comes from the model's own metadata (`default_sampling`).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        *,
+        name: str,
+        quantization: str = "",
+        default_sampling: SamplingParams | None = None,
+        load_s: float = 0.0,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self._engine, self._tokenizer, self._template = engine, tokenizer, template
+        self.name, self.quantization = name, quantization
+        self.default_sampling = default_sampling or SamplingParams()
+        self.load_s, self.notes = load_s, tuple(notes)
+        self._pid, self._closed = os.getpid(), False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<LLM {self.name} {self.quantization} context={self.context}>"
+
+    def close(self) -> None:
+        """Free the weights and the cache; safe to call twice."""
+        if not self._closed and self._pid == os.getpid():
+            self._closed = True
+            self._engine.close()
+
+    @property
+    def context(self) -> int:
+        """Tokens there is room for, prompt and answer together."""
+        return self._engine.context
+
+    @property
+    def context_note(self) -> str:
+        """Why the context has this size."""
+        return self._engine.context_note
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute."""
+        return self._engine.threads
+
+    def check_think(self, think: bool | None) -> None:
+        """Raise UsageError if the model's template has no such switch."""
+        self._chat_template().render([Message("user", "x")], think=think) if think is not None else None
+
+    def chat(
+        self,
+        messages: Prompt,
+        *,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        think: bool | None = None,
+        overflow: Overflow = "error",
+        **options: Unpack[SamplingOptions],
+    ) -> Completion:
+        """Answer a chat, or one user message given as text.
+
+        `max_tokens` None: until the model ends or the context is full. `logprobs` N: also the N likeliest
+        tokens of each step. `think`: None leaves reasoning to the template. `options` are fields of
+        SamplingParams and win over `sampling`. Raises ContextOverflow, UsageError, BadTemplate.
+        """
+        params = self._seeded(sampling, options)
+        return _completion(
+            self.stream(
+                messages,
+                max_tokens=max_tokens,
+                sampling=params,
+                stop=stop,
+                logprobs=logprobs,
+                think=think,
+                overflow=overflow,
+            ),
+            params,
+        )
+
+    def stream(
+        self,
+        messages: Prompt,
+        *,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        think: bool | None = None,
+        overflow: Overflow = "error",
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Chunk]:
+        """Answer as `chat` does, piece by piece. Closing the iterator stops the model within one step."""
+        self._check_open()
+        chat = _as_messages(messages)
+        fitted = self._fit(chat, think, _checked_overflow(overflow), max_tokens)
+        job = self._job(fitted.ids, max_tokens, self._seeded(sampling, options), stop, logprobs)
+        tags = self._chat_template().thinking_tags
+        answer = _Answer(self._tokenizer, StopStrings(stop), ThinkingSplitter(tags, inside=fitted.inside))
+        return _chunks(self._engine, job, answer, fitted.dropped)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion:
+        """Continue text or token ids as they are, without a chat template."""
+        params = self._seeded(sampling, options)
+        chunks = self.stream_text(prompt, max_tokens=max_tokens, sampling=params, stop=stop, logprobs=logprobs)
+        return _completion(chunks, params)
+
+    def stream_text(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Chunk]:
+        """Continue as `generate` does, piece by piece."""
+        self._check_open()
+        ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else self._ids(prompt)
+        if not ids:
+            raise UsageError("the prompt is empty", "give text or token ids")
+        self._check_room(len(ids))
+        job = self._job(ids, max_tokens, self._seeded(sampling, options), stop, logprobs)
+        answer = _Answer(self._tokenizer, StopStrings(stop), ThinkingSplitter(None), at_start=False)
+        return _chunks(self._engine, job, answer, 0)
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Turn text into token ids. `special` reads control tokens written in it; never do so with a user's."""
+        self._check_open()
+        return self._tokenizer.encode(text, special=special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Turn token ids into text; control tokens are left out."""
+        self._check_open()
+        return self._tokenizer.decode(self._ids(ids))
+
+    def logits(self, ids: Sequence[int]) -> F32:
+        """Return the model's logits after each of `ids`: float32 [T, V]."""
+        self._check_open()
+        checked = self._ids(ids)
+        self._check_room(len(checked))
+        return np.concatenate(list(self._engine.logits(checked)))
+
+    def score(self, ids: Sequence[int]) -> F32:
+        """Return the log-probability of each of `ids` after the first, given those before: float32 [T - 1]."""
+        self._check_open()
+        checked = self._ids(ids)
+        self._check_room(len(checked))
+        scores: list[float] = []
+        for rows in self._engine.logits(checked):
+            for row, token in zip(rows, checked[len(scores) + 1 :], strict=False):
+                scores.append(float(row[token]) - native.log_sum_exp(row))
+        return np.asarray(scores, dtype=np.float32)
+
+    def _check_open(self) -> None:
+        if self._pid != os.getpid():
+            raise EngineClosed(f"{self.name} was loaded by another process", "load it again after fork")
+        if self._closed:
+            raise EngineClosed(f"{self.name} is closed", "load it again")
+
+    def _chat_template(self) -> ChatTemplate:
+        if self._template is None:
+            raise UnsupportedModel(
+                f"{self.name} has no chat template", "complete plain text: --raw, or LLM.generate"
+            )
+        return self._template
+
+    def _seeded(self, sampling: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
+        """Merge what was given over the model's defaults, and draw the seed if nobody named one."""
+        for name in options:
+            if name not in _SAMPLING:
+                near = nearest(name, [*_SAMPLING, *_ASKING])
+                hint = f"did you mean {near}?" if near else f"known: {', '.join([*_ASKING, *_SAMPLING])}"
+                raise UsageError(f"unknown option {name!r}", hint)
+        params = replace(sampling or self.default_sampling, **options)
+        return params if params.seed is not None else replace(params, seed=secrets.randbits(SEED_BITS))
+
+    def _fit(
+        self, chat: Sequence[Message], think: bool | None, overflow: Overflow, max_tokens: int | None
+    ) -> _Fitted:
+        """Render and tokenize; under drop-oldest leave out as few of the oldest turns as it takes."""
+
+        def fitted(turns: int) -> _Fitted:
+            kept = _without_oldest(chat, turns)
+            rendered = template.render(kept, think=think)
+            ids = self._tokenizer.encode_rendered(rendered)
+            return _Fitted(ids, rendered.in_thinking, len(chat) - len(kept))
+
+        template = self._chat_template()
+        whole = fitted(0)
+        room = min(max_tokens or ROOM, self.context // 4) if overflow == "drop-oldest" else 1
+        limit = self.context - room
+        if len(whole.ids) > limit and overflow == "drop-oldest":
+            turns = range(1, _turns(chat))  # the last turn stays
+            fewest = bisect_left(turns, True, key=lambda n: len(fitted(n).ids) <= limit)
+            whole = fitted(min(fewest + 1, len(turns)))
+        self._check_room(len(whole.ids))
+        return whole
+
+    def _check_room(self, tokens: int) -> None:
+        if tokens >= self.context:
+            raise ContextOverflow(
+                f"prompt has {tokens:,} tokens; {self.name} is loaded with room for {self.context:,}",
+                f"load it with --context {_rounded_up(tokens)}, shorten the prompt, or let "
+                "--overflow drop-oldest leave out old messages of a chat",
+            )
+
+    def _ids(self, ids: Sequence[int]) -> list[int]:
+        checked = [int(i) for i in ids]
+        vocabulary = self._tokenizer.vocab_size
+        for id in checked:
+            if not 0 <= id < vocabulary:
+                raise UsageError(f"token id {id} is outside the vocabulary of {vocabulary:,}")
+        if not checked:
+            raise UsageError("there are no token ids", "give at least one")
+        return checked
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    ids: list[int]
+    inside: bool  # the prompt ends within an opened thinking block
+    dropped: int
+
+
+class _Answer:
+    """Token ids in, pieces of thinking and text out; `hit` once a stop string came."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, stops: StopStrings, splitter: ThinkingSplitter, *, at_start: bool = True
+    ) -> None:
+        self._detokenizer = Detokenizer(tokenizer, at_start=at_start)
+        self._stops, self._splitter = stops, splitter
+
+    @property
+    def hit(self) -> bool:
+        return self._stops.hit
+
+    def push(self, id: int) -> tuple[str, str]:
+        """Add a token; return the (thinking, text) that became certain."""
+        thinking, text = self._splitter.push(self._detokenizer.push(id))
+        return thinking, self._stops.push(text)
+
+    def finish(self) -> tuple[str, str]:
+        """Return what was held back; nothing after a stop string."""
+        last = self._splitter.push(self._detokenizer.finish())
+        rest = self._splitter.finish()
+        text = self._stops.push(last[1] + rest[1]) + self._stops.finish()
+        return last[0] + rest[0], text
+
+
+def _as_messages(prompt: Prompt) -> list[Message]:
+    if isinstance(prompt, str):
+        prompt = [Message("user", prompt)]
+    chat = [m if isinstance(m, Message) else _as_message(m) for m in prompt]
+    if not any(m.content.strip() for m in chat if m.role != "system"):
+        raise UsageError("the chat is empty", "give at least one message with text")
+    return chat
+
+
+def _as_message(raw: Mapping[str, str]) -> Message:
+    if not isinstance(raw, Mapping):
+        raise UsageError(f"a message is a {type(raw).__name__}", "give Message, or {'role': ..., 'content': ...}")
+    unknown = raw.keys() - {"role", "content", "thinking"}
+    role, content = raw.get("role"), raw.get("content")
+    if unknown or role not in ("system", "user", "assistant", "tool") or not isinstance(content, str):
+        shown = {k: v for k, v in raw.items() if k != "content"}
+        raise UsageError(
+            f"not a message: {shown!r}", "it has role (system, user, assistant or tool), content and thinking, as text"
+        )
+    return Message(role, content, raw.get("thinking", ""))
+
+
+def _checked_overflow(overflow: Overflow) -> Overflow:
+    if overflow not in ("error", "drop-oldest"):
+        raise UsageError(f"overflow {overflow!r} is unknown", "use 'error' or 'drop-oldest'")
+    return overflow
+
+
+def _turns(chat: Sequence[Message]) -> int:
+    """Count the turns: each begins with a user's message."""
+    return max(sum(m.role == "user" for m in chat), 1)
+
+
+def _without_oldest(chat: Sequence[Message], turns: int) -> list[Message]:
+    """Leave out the first `turns` turns, whatever they hold; system messages stay."""
+    kept, seen = [], 0
+    for message in chat:
+        seen += message.role == "user"
+        if message.role == "system" or seen > turns or not turns:
+            kept.append(message)
+    return kept
+
+
+def _rounded_up(tokens: int) -> int:
+    """Return a context that holds `tokens` and a short answer: the next multiple of 1,024."""
+    return (tokens + ROOM + 1023) // 1024 * 1024
+
+
+def _completion(chunks: Iterable[Chunk], params: SamplingParams) -> Completion:
+    got = list(chunks)
+    last = got[-1]
+    if last.finish_reason is None or last.usage is None or params.seed is None:
+        raise RuntimeError("a stream ended without its last chunk")  # our own invariant
+    return Completion(
+        text="".join(c.text for c in got),
+        thinking="".join(c.thinking for c in got),
+        token_ids=tuple(i for c in got for i in c.token_ids),
+        logprobs=tuple(p for c in got for p in c.logprobs),
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        seed=params.seed,
+        dropped_messages=sum(c.dropped_messages for c in got),
+    )
