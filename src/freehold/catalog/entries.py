@@ -76,7 +76,7 @@ class Entry:
 def entries() -> tuple[Entry, ...]:
     """Return the newest entry of every name, sorted by name."""
     newest: dict[str, Entry] = {}
-    for item in sorted(resources.files(__package__).joinpath("data").iterdir(), key=lambda p: p.name):
+    for item in sorted(resources.files("freehold.catalog").joinpath("data").iterdir(), key=lambda p: p.name):
         if item.name.endswith(".toml"):
             for entry in parse(item.name, item.read_text(encoding="utf-8")):
                 known = newest.get(entry.name)

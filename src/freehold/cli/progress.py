@@ -9,8 +9,8 @@ import json
 import os
 import sys
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from freehold.store.events import Event, Finished, Note, OnEvent, Planned, Progress

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import click
 
-from freehold.cli.shared import json_option, offline_option, with_offline
 from freehold.cli.progress import reporter
+from freehold.cli.shared import json_option, offline_option, with_offline
 from freehold.config import Settings
 from freehold.store import Store
 

@@ -15,3 +15,12 @@ offline_option = click.option("--offline", is_flag=True, help="Never call out.")
 def with_offline(settings: Settings, offline: bool) -> Settings:
     """Return the settings with offline mode on if the verb's own option asks for it."""
     return replace(settings, offline=True) if offline else settings
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
+    """Print rows in columns on stdout; `right` numbers the right-aligned ones. Plain text, pipe-friendly."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        sized = zip(row, widths, strict=True)
+        cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(sized)]
+        click.echo("  ".join(cells).rstrip())

@@ -5,6 +5,7 @@ Path: cli/pull or freehold.load -> Store.pull or Store.resolve -> a source -> fi
 """
 
 from freehold.store.events import Event, Finished, Note, Planned, Progress
-from freehold.store.store import Listed, ModelRef, Store
+from freehold.store.records import Listed, ModelRef, Removed
+from freehold.store.store import Store
 
-__all__ = ["Event", "Finished", "Listed", "ModelRef", "Note", "Planned", "Progress", "Store"]
+__all__ = ["Event", "Finished", "Listed", "ModelRef", "Note", "Planned", "Progress", "Removed", "Store"]

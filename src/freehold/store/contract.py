@@ -56,10 +56,14 @@ class Source(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back connections."""
+        ...
+
 
 def held_bytes(plan: Plan, folder: Path) -> int:
     """Count what earlier runs left in `folder`: finished files and the parts' recorded bytes."""
-    from freehold.store.ranges import recorded_bytes
+    from freehold.store.part import recorded_bytes
 
     total = 0
     for file in plan.files:

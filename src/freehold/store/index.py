@@ -86,6 +86,9 @@ class IndexSource:
         finally:
             shutil.rmtree(wheels, ignore_errors=True)
 
+    def close(self) -> None:
+        """Give back nothing: pip's connections end with it."""
+
     def _assemble(self, known: KnownFile, folder: Path, wheels: Path, on_event: OnEvent) -> HeldFile:
         part = folder / f"{known.name}.part"
         done, size = _read_state(part)

@@ -20,16 +20,17 @@ _QUANT = re.compile(
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 _NOT_A_MODEL = re.compile(r"(^|[-._/])(mmproj|imatrix|lora|adapter)([-._]|$)", re.IGNORECASE)
 # Best first when the user names none: four bits with K-quant scales, then what is closest to it.
-PREFERENCE = (
-    "Q4_K_M UD-Q4_K_XL Q4_K_L Q4_K_S Q4_0 IQ4_NL IQ4_XS Q4_1 MXFP4 MXFP4_MOE NVFP4 Q5_K_M UD-Q5_K_XL Q5_K_S Q5_0 Q5_1 "
-    "Q6_K UD-Q6_K_XL Q8_0 UD-Q8_K_XL Q3_K_M Q3_K_L Q3_K_S BF16 F16 F32"
-).split()
+PREFERENCE = [
+    "Q4_K_M", "UD-Q4_K_XL", "Q4_K_L", "Q4_K_S", "Q4_0", "IQ4_NL", "IQ4_XS", "Q4_1", "MXFP4", "MXFP4_MOE",
+    "NVFP4", "Q5_K_M", "UD-Q5_K_XL", "Q5_K_S", "Q5_0", "Q5_1", "Q6_K", "UD-Q6_K_XL", "Q8_0", "UD-Q8_K_XL",
+    "Q3_K_M", "Q3_K_L", "Q3_K_S", "BF16", "F16", "F32",
+]  # fmt: skip
 # What a folder of safetensors needs beside its weights. Never .bin, .pt or .pth: loading those runs code.
 _BESIDE = {
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
-    "chat_template.json", "model.safetensors.index.json", "modules.json", "sentence_bert_config.json",
-    "1_Pooling/config.json", "tekken.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "chat_template.jinja", "chat_template.json", "model.safetensors.index.json", "modules.json",
+    "sentence_bert_config.json", "1_Pooling/config.json", "tekken.json",
 }  # fmt: skip
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 

@@ -23,7 +23,7 @@ def require(folder: Path, wanted: int, what: str) -> None:
     if need > free:
         raise CapacityExceeded(
             f"{what} needs {human(need)} of disk, {folder} has {human(free)} free",
-            "free space (freehold list shows sizes, freehold rm removes), or set FREEHOLD_HOME to a larger disk",
+            "free space (freehold list, freehold rm), or set FREEHOLD_HOME to a larger disk",
         )
 
 

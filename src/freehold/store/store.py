@@ -10,16 +10,14 @@ Path: cli or freehold.load -> Store.resolve(MODEL) -> ModelRef; cli/pull -> Stor
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 from freehold import catalog
 from freehold.config import Settings, nearest
@@ -27,67 +25,21 @@ from freehold.errors import DownloadFailed, FreeholdError, ModelNotFound, Offlin
 from freehold.store import foreign, space
 from freehold.store.contract import Plan, Source, held_bytes
 from freehold.store.events import Finished, Note, OnEvent, Planned, ignore
-from freehold.store.manifest import HeldFile, Manifest, read_manifest, write_json, write_manifest
+from freehold.store.manifest import Manifest, read_manifest, write_json, write_manifest
+from freehold.store.records import (
+    Listed,
+    ModelRef,
+    Removed,
+    State,
+    digest_of,
+    from_path,
+    model_ref,
+    restat,
+    root_of,
+)
 from freehold.store.refs import Ref, parse_ref, slug
 
-State = Literal["ready", "incomplete", "vanished", "changed"]
 _PENDING = "pull.json"  # what an unfinished pull is after, so that list and rm can name it
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRef:
-    """A model that can be loaded. `path`: a GGUF file (the first of its shards), or a folder of safetensors.
-
-    `digest` is the sha256 of the file (of the list of digests, when there are several files), or empty for
-    a file nobody hashed. `owner`: freehold, ollama, lm-studio, hub-cache or user. `extras`: Ollama's
-    template, params and system files, where it has them.
-    """
-
-    name: str
-    path: Path
-    kind: str  # gguf | safetensors
-    digest: str
-    bytes: int
-    owner: str
-    source: str
-    licence: str
-    files: tuple[Path, ...]
-    extras: Mapping[str, Path] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """One model of `list`. `held` counts its bytes on disk, `pack_bytes` those of its packed files.
-
-    `path` is what would be loaded; for an unfinished pull, the folder that holds its parts.
-    """
-
-    name: str
-    state: State
-    owner: str
-    kind: str
-    bytes: int
-    held: int
-    pack_bytes: int
-    digest: str
-    path: Path
-    source: str
-    licence: str
-    created: str
-    last_used: str
-    detail: str = ""
-    aliases: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """What `remove` did. `forgotten`: the files belong to another program and lie where they lay."""
-
-    name: str
-    owner: str
-    path: Path
-    freed: int
-    forgotten: bool
 
 
 class Store:
@@ -105,7 +57,7 @@ class Store:
         """
         parsed = parse_ref(ref)
         if parsed.kind == "path":
-            return _model_ref(_from_path(Path(parsed.text)), Path())
+            return model_ref(from_path(Path(parsed.text)), Path())
         manifest = self._find(parsed)
         if manifest is None:
             raise self._not_held(ref, parsed)
@@ -126,7 +78,7 @@ class Store:
             manifest = self._fetch(parsed, on_event, started)
         else:
             if manifest.owner != "freehold":
-                where = _root(manifest, self._folder(manifest))
+                where = root_of(manifest, self._folder(manifest))
                 on_event(
                     Note(
                         manifest.name, f"held by {manifest.owner} at {where}: referenced in place, not copied"
@@ -148,7 +100,7 @@ class Store:
         """Return one model's record, vanished and unfinished ones included; raise ModelNotFound."""
         parsed = parse_ref(ref)
         if parsed.kind == "path":
-            return self._listed(_from_path(Path(parsed.text)))
+            return self._listed(from_path(Path(parsed.text)))
         if manifest := self._find(parsed):
             return self._listed(manifest)
         for listed in self.list():
@@ -236,25 +188,25 @@ class Store:
         """Note the use and hand the model out; a foreign file that changed loses its stale digest."""
         folder = self._folder(manifest)
         if self._state(manifest) == "changed":
-            manifest = replace(manifest, files=tuple(_restat(f) for f in manifest.files))
+            manifest = replace(manifest, files=tuple(restat(f) for f in manifest.files))
         with suppress(OSError):  # a read-only home still serves its models; only `last_used` is lost
             folder.mkdir(parents=True, exist_ok=True)
             write_manifest(folder, replace(manifest, last_used=_now()), durable=False)
-        return _model_ref(manifest, folder)
+        return model_ref(manifest, folder)
 
     def _register(self, path: Path) -> Manifest:
         """Record a file of the user's own under its stem, so that `list` shows it; it stays where it is."""
-        manifest = _from_path(path)
+        manifest = from_path(path)
         taken = self._find(Ref("name", manifest.name))
         if taken and taken.files[0].path != manifest.files[0].path:
             raise UsageError(
-                f"{manifest.name!r} already names {_root(taken, self._folder(taken))}", "rename the file"
+                f"{manifest.name!r} already names {root_of(taken, self._folder(taken))}", "rename the file"
             )
         return manifest
 
     def _listed(self, manifest: Manifest) -> Listed:
         state = self._state(manifest)
-        digest = _digest(manifest.files)
+        digest = digest_of(manifest.files)
         folder = self._folder(manifest)
         return Listed(
             name=manifest.name,
@@ -265,7 +217,7 @@ class Store:
             held=manifest.bytes if state != "vanished" else _tree_bytes(folder),
             pack_bytes=sum(p.stat().st_size for p in self._packs_of(digest)),
             digest=digest,
-            path=_root(manifest, folder),
+            path=root_of(manifest, folder),
             source=manifest.source,
             licence=manifest.licence,
             created=manifest.created,
@@ -316,12 +268,13 @@ class Store:
             raise Offline(
                 f"{parsed.text} is not held, and offline mode forbids fetching it", f"online: {what}"
             )
-        source, plan = self._plan(parsed, on_event)
-        folder = self.models / slug(plan.name)
-        with space.full_disk(self.settings.home, "what was fetched is kept"):
+        with ExitStack() as stack:
+            source, plan = self._plan(parsed, on_event, stack)
+            folder = self.models / slug(plan.name)
+            stack.enter_context(space.full_disk(self.settings.home, "what was fetched is kept"))
             folder.mkdir(parents=True, exist_ok=True)
-            with self._lock(plan.name, lambda text: on_event(Note(plan.name, text))):
-                return self._fetch_locked(source, plan, folder, parsed, on_event, started)
+            stack.enter_context(self._lock(plan.name, lambda text: on_event(Note(plan.name, text))))
+            return self._fetch_locked(source, plan, folder, parsed, on_event, started)
 
     def _fetch_locked(
         self, source: Source, plan: Plan, folder: Path, parsed: Ref, on_event: OnEvent, started: float
@@ -353,9 +306,11 @@ class Store:
         on_event(self._finished(manifest, max(manifest.bytes - before, 0), started))
         return manifest
 
-    def _plan(self, parsed: Ref, on_event: OnEvent) -> tuple[Source, Plan]:
+    def _plan(self, parsed: Ref, on_event: OnEvent, stack: ExitStack) -> tuple[Source, Plan]:
         """Ask the sources in turn; a later one is tried when an earlier one cannot be reached."""
         sources = self._sources(parsed)
+        for source in sources:
+            stack.callback(source.close)
         for source in sources[:-1]:
             try:
                 return source, source.plan()
@@ -375,7 +330,7 @@ class Store:
             return [HubSource(parsed, self.settings)]
         entry = catalog.find(parsed.text)
         sources: list[Source] = []
-        if entry.hub_repo and not entry.packages:
+        if entry.hub_repo:
             from freehold.store.hub import HubSource
 
             hub = Ref("hub", entry.name, entry.hub_repo, entry.hub_quant)
@@ -387,7 +342,7 @@ class Store:
         return sources
 
     def _finished(self, manifest: Manifest, fetched: int, started: float) -> Finished:
-        path = str(_root(manifest, self._folder(manifest)))
+        path = str(root_of(manifest, self._folder(manifest)))
         return Finished(manifest.name, path, manifest.bytes, fetched, time.monotonic() - started)
 
     @contextmanager
@@ -433,62 +388,6 @@ def _known_digests(parsed: Ref) -> set[str]:
     return {files[0].sha256} if len(files) == 1 else set()
 
 
-def _from_path(path: Path) -> Manifest:
-    """Describe a user's own file or folder; raise ModelNotFound if nothing is there."""
-    try:
-        stat = path.stat()
-    except OSError as e:
-        raise ModelNotFound(f"{path} cannot be opened: {e.strerror}", "check the path") from e
-    created = datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds")
-    if not path.is_dir():
-        held = HeldFile(str(path), stat.st_size, "", stat.st_mtime_ns)
-        name = path.name.removesuffix(".gguf").lower()
-        return Manifest(name, "gguf", "user", f"file: {path}", (held,), created)
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        raise ModelNotFound(
-            f"{path} is a folder without *.safetensors", "give a GGUF file or a folder of safetensors"
-        )
-    files = tuple(HeldFile(str(p), p.stat().st_size, "", p.stat().st_mtime_ns) for p in weights)
-    return Manifest(path.name.lower(), "safetensors", "user", f"file: {path}", files, created, root=str(path))
-
-
-def _model_ref(manifest: Manifest, folder: Path) -> ModelRef:
-    return ModelRef(
-        name=manifest.name,
-        path=_root(manifest, folder),
-        kind=manifest.kind,
-        digest=_digest(manifest.files),
-        bytes=manifest.bytes,
-        owner=manifest.owner,
-        source=manifest.source,
-        licence=manifest.licence,
-        files=tuple(folder / f.path for f in manifest.files),
-        extras={k: Path(v) for k, v in manifest.extras.items()},
-    )
-
-
-def _root(manifest: Manifest, folder: Path) -> Path:
-    """Return what a loader opens: the first file, or the folder of a set of safetensors."""
-    if manifest.kind == "gguf":
-        return folder / manifest.files[0].path
-    return Path(manifest.root) if manifest.root else folder
-
-
-def _digest(files: tuple[HeldFile, ...]) -> str:
-    if len(files) == 1:
-        return files[0].sha256
-    if not all(f.sha256 for f in files):
-        return ""
-    lines = "".join(f"{f.sha256}  {Path(f.path).name}\n" for f in sorted(files, key=lambda f: f.path))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _restat(file: HeldFile) -> HeldFile:
-    stat = Path(file.path).stat()
-    return HeldFile(file.path, stat.st_size, "", stat.st_mtime_ns)
-
-
 def _vanished(manifest: Manifest, folder: Path) -> StoreError:
     missing = next(
         (f.path for f in manifest.files if not (folder / f.path).is_file()), manifest.files[0].path
@@ -509,7 +408,7 @@ def _readable(folder: Path) -> Manifest | None:
 
 def _recorded_in(folder: Path) -> int:
     """Count the bytes an unfinished pull keeps: finished files, and what the parts' records vouch for."""
-    from freehold.store.ranges import recorded_bytes
+    from freehold.store.part import recorded_bytes
 
     total = 0
     for path in folder.rglob("*"):
@@ -543,11 +442,3 @@ def _key(manifest: Manifest) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def as_json(value: Listed | ModelRef | Removed) -> dict[str, object]:
-    """Turn a record into plain JSON values; the field names are a stable schema."""
-    plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(value).items()}
-    if "files" in plain:
-        plain["files"] = [str(p) for p in plain["files"]]
-    return plain

@@ -1,0 +1,43 @@
+"""`freehold list`: the models held here, unfinished pulls, and what other programs hold.
+
+Path: main -> list -> Store.list. No network. The JSON schema is in docs/reference and tested.
+"""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from freehold.cli.shared import json_option, table
+from freehold.config import Settings
+from freehold.store import Listed, Store
+from freehold.store.space import human
+
+SCHEMA = 1
+
+
+@click.command("list")
+@json_option
+@click.pass_obj
+def command(settings: Settings, as_json: bool) -> None:
+    """List the models held here and by other programs, with their bytes and owner.
+
+    With --json, prints {"schema": 1, "home": ..., "models": [...]}.
+    """
+    models = Store(settings).list()
+    if as_json:
+        listing = {"schema": SCHEMA, "home": str(settings.home), "models": [m.as_json() for m in models]}
+        click.echo(json.dumps(listing, indent=1))
+        return
+    if not models:
+        click.echo("no models yet: freehold pull qwen2.5-coder:0.5b brings the first one", err=True)
+        return
+    table(("NAME", "SIZE", "PACKED", "OWNER", "STATE", "LAST USED"), [_row(m) for m in models], right=(1, 2))
+
+
+def _row(m: Listed) -> tuple[str, ...]:
+    size = f"{human(m.held)} of {human(m.bytes)}" if m.state == "incomplete" else human(m.bytes)
+    state = {"vanished": "file vanished"}.get(m.state, m.state)
+    used = m.last_used[:10] or "never"
+    return m.name, size, human(m.pack_bytes) if m.pack_bytes else "", m.owner, state, used

@@ -1,0 +1,37 @@
+"""`freehold rm MODEL...`: delete models with their packed files; of another program's, only forget them.
+
+Path: main -> rm -> Store.remove.
+"""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from freehold.cli.shared import json_option
+from freehold.config import Settings
+from freehold.store import Removed, Store
+from freehold.store.space import human
+
+
+@click.command("rm")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@json_option
+@click.pass_obj
+def command(settings: Settings, models: tuple[str, ...], as_json: bool) -> None:
+    """Delete each MODEL and its packed files; forget a MODEL whose file belongs to another program."""
+    store = Store(settings)
+    removed = [store.remove(model) for model in models]
+    if as_json:
+        click.echo(json.dumps({"schema": 1, "removed": [r.as_json() for r in removed]}, indent=1))
+        return
+    for r in removed:
+        click.echo(_said(r), err=True)
+
+
+def _said(r: Removed) -> str:
+    if not r.forgotten:
+        return f"{r.name}: deleted, {human(r.freed)} freed"
+    freed = f"; {human(r.freed)} of packed files freed" if r.freed else ""
+    return f"{r.name}: forgotten; {r.path} belongs to {r.owner} and stays{freed}"

@@ -1,0 +1,161 @@
+"""The Hugging Face hub as a source: one metadata call pins the commit and gives sizes and digests.
+
+Chooses one GGUF variant, or the safetensors with their configuration; never a pickle.
+Path: Store.pull -> HubSource.plan (quants.choose) -> HubSource.fetch -> ranges.fetch_file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+from freehold.catalog import Entry
+from freehold.config import Settings
+from freehold.errors import AccessDenied, DownloadFailed, ModelNotFound
+from freehold.store.contract import Plan, PlannedFile
+from freehold.store.events import OnEvent
+from freehold.store.fetch import fetch_files
+from freehold.store.http import MAX_TRIES, Http
+from freehold.store.manifest import HeldFile, safe_relative
+from freehold.store.quants import choose, gguf_variants, safetensors_files
+from freehold.store.refs import Ref
+
+_MAX_FILES = 100_000
+_MAX_SIZE = 1 << 46  # 70 TB: beyond any model, within any file system's arithmetic
+_SPDX = {
+    "apache-2.0": "Apache-2.0",
+    "mit": "MIT",
+    "bsd-3-clause": "BSD-3-Clause",
+    "cc-by-nc-4.0": "CC-BY-NC-4.0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """What the hub says of one file."""
+
+    bytes: int
+    sha256: str  # of large files; empty for small ones, which git names by another hash
+    blob: str
+
+
+class HubSource:
+    """One repository, or the one that a catalogue entry names."""
+
+    def __init__(self, ref: Ref, settings: Settings, *, entry: Entry | None = None) -> None:
+        self._ref, self._settings, self._entry = ref, settings, entry
+        has_other_source = entry is not None and bool(entry.packages)
+        self._http = Http(
+            token=settings.hub_token,
+            token_origin=settings.hub_endpoint,
+            tries=1 if has_other_source else MAX_TRIES,
+        )
+
+    def plan(self) -> Plan:
+        """Ask the hub for the repository's files and choose among them."""
+        ref, endpoint = self._ref, self._settings.hub_endpoint
+        info = self._http.get_json(
+            f"{endpoint}/api/models/{ref.repo}/revision/{quote(ref.revision, safe='')}?blobs=true"
+        )
+        commit, files = _read_info(info, ref.repo)
+        if info.get("gated") and not self._settings.hub_token:
+            raise self._gated("its licence has to be accepted, and no token is set")
+        chosen, kind, quant = self._choose(files)
+        plan = Plan(
+            name=self._name(quant),
+            kind=kind,
+            source=f"hub: {ref.repo}@{commit[:12]}",
+            files=tuple(self._planned(path, files[path], commit, flat=kind == "gguf") for path in chosen),
+            licence=self._entry.licence if self._entry else _licence(info),
+            detail=_detail(kind, quant, chosen, ref),
+        )
+        self._compare_with_entry(plan)
+        return plan
+
+    def fetch(self, plan: Plan, folder: Path, on_event: OnEvent) -> tuple[HeldFile, ...]:
+        """Fetch the plan's files one after the other, each by parallel ranges."""
+        try:
+            return fetch_files(self._http, plan, folder, self._settings, on_event)
+        except AccessDenied as e:
+            raise self._gated(e.message) from e
+
+    def close(self) -> None:
+        """Give back connections."""
+        self._http.close()
+
+    def _choose(self, files: dict[str, _Remote]) -> tuple[tuple[str, ...], str, str]:
+        """Return (paths, kind, quantisation)."""
+        variants = gguf_variants(files)
+        if variants:
+            variant = choose(variants, self._ref.quant, self._ref.repo)
+            return variant.files, "gguf", variant.quant or PurePosixPath(variant.files[0]).name
+        if self._ref.quant:
+            raise ModelNotFound(
+                f"{self._ref.repo} holds no GGUF files, so no {self._ref.quant}", self._ref.repo
+            )
+        return safetensors_files(files, self._ref.repo), "safetensors", ""
+
+    def _name(self, quant: str) -> str:
+        if self._entry:
+            return self._entry.name
+        repo = self._ref.repo if self._ref.revision == "main" else f"{self._ref.repo}@{self._ref.revision}"
+        return f"{repo}:{quant}" if quant else repo
+
+    def _planned(self, path: str, remote: _Remote, commit: str, *, flat: bool) -> PlannedFile:
+        url = f"{self._settings.hub_endpoint}/{self._ref.repo}/resolve/{commit}/{quote(path)}"
+        name = PurePosixPath(path).name if flat else path
+        return PlannedFile(
+            safe_relative(name), remote.bytes, remote.sha256 or None, url, remote.sha256 or remote.blob
+        )
+
+    def _compare_with_entry(self, plan: Plan) -> None:
+        known = (
+            {f.sha256 for f in self._entry.files} if self._entry and self._entry.kind == plan.kind else set()
+        )
+        told = {f.sha256 for f in plan.files if f.sha256}
+        if known and told != known:
+            raise DownloadFailed(f"{self._ref.repo} holds another file than the catalogue's {plan.name}")
+
+    def _gated(self, why: str) -> AccessDenied:
+        page = f"{self._settings.hub_endpoint}/{self._ref.repo}"
+        return AccessDenied(f"{self._ref.repo}: {why}", f"accept the licence at {page}, then set HF_TOKEN")
+
+
+def _read_info(info: Any, repo: str) -> tuple[str, dict[str, _Remote]]:
+    """Check the hub's answer; return its commit and files."""
+    try:
+        commit, siblings = info["sha"], info["siblings"]
+        if not re.fullmatch(r"[0-9a-f]{6,64}", commit) or len(siblings) > _MAX_FILES:
+            raise ValueError(f"commit {commit[:80]!r}, {len(siblings)} files")
+        return commit, {str(s["rfilename"]): _remote(s) for s in siblings}
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise DownloadFailed(f"the hub's answer about {repo} makes no sense: {e!r}") from e
+
+
+def _remote(sibling: dict[str, Any]) -> _Remote:
+    lfs = sibling.get("lfs") or {}
+    size = lfs.get("size", sibling.get("size"))
+    sha256 = str(lfs.get("sha256", "")).lower()
+    if type(size) is not int or not 0 <= size <= _MAX_SIZE:
+        raise ValueError(f"{sibling['rfilename']!r} has size {size!r}")
+    if sha256 and not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise ValueError(f"{sibling['rfilename']!r} has digest {sha256[:80]!r}")
+    return _Remote(size, sha256, str(sibling.get("blobId", "")))
+
+
+def _licence(info: dict[str, Any]) -> str:
+    card = info.get("cardData")
+    told = card.get("license") if isinstance(card, dict) else None
+    return _SPDX.get(told, told) if isinstance(told, str) else ""
+
+
+def _detail(kind: str, quant: str, chosen: Sequence[str], ref: Ref) -> str:
+    if kind == "safetensors":
+        return f"{len(chosen)} files: safetensors, configuration, tokenizer"
+    why = "as asked" if ref.quant else "chosen for you; org/repo:QUANT takes another"
+    shards = f", {len(chosen)} shards" if len(chosen) > 1 else ""
+    return f"{quant} ({why}){shards}: {chosen[0]}"

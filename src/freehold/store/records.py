@@ -1,0 +1,153 @@
+"""What the store hands out: a model that can be loaded, a line of the list, the account of a removal.
+
+Built from manifests (manifest.py) and the files they name; knows no network and no catalogue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from freehold.errors import ModelNotFound
+from freehold.store.manifest import HeldFile, Manifest
+
+State = Literal["ready", "incomplete", "vanished", "changed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model that can be loaded. `path`: a GGUF file (the first of its shards), or a folder of safetensors.
+
+    `digest` is the sha256 of the file (of the list of digests, when there are several files), or empty for
+    a file nobody hashed. `owner`: freehold, ollama, lm-studio, hub-cache or user. `extras`: Ollama's
+    template, params and system files, where it has them.
+    """
+
+    name: str
+    path: Path
+    kind: str  # gguf | safetensors
+    digest: str
+    bytes: int
+    owner: str
+    source: str
+    licence: str
+    files: tuple[Path, ...]
+    extras: Mapping[str, Path] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values under stable names."""
+        return _plain(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One model of `list`. `held` counts its bytes on disk, `pack_bytes` those of its packed files.
+
+    `path` is what would be loaded; for an unfinished pull, the folder that holds its parts.
+    """
+
+    name: str
+    state: State
+    owner: str
+    kind: str
+    bytes: int
+    held: int
+    pack_bytes: int
+    digest: str
+    path: Path
+    source: str
+    licence: str
+    created: str
+    last_used: str
+    detail: str = ""
+    aliases: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values under stable names."""
+        return _plain(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What `remove` did. `forgotten`: the files belong to another program and lie where they lay."""
+
+    name: str
+    owner: str
+    path: Path
+    freed: int
+    forgotten: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values under stable names."""
+        return _plain(self)
+
+
+def from_path(path: Path) -> Manifest:
+    """Describe a user's own file or folder; raise ModelNotFound if nothing is there."""
+    try:
+        stat = path.stat()
+    except OSError as e:
+        raise ModelNotFound(f"{path} cannot be opened: {e.strerror}", "check the path") from e
+    created = datetime.fromtimestamp(stat.st_mtime, UTC).isoformat(timespec="seconds")
+    if not path.is_dir():
+        held = HeldFile(str(path), stat.st_size, "", stat.st_mtime_ns)
+        name = path.name.removesuffix(".gguf").lower()
+        return Manifest(name, "gguf", "user", f"file: {path}", (held,), created)
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise ModelNotFound(
+            f"{path} is a folder without *.safetensors", "give a GGUF file or a folder of safetensors"
+        )
+    files = tuple(HeldFile(str(p), p.stat().st_size, "", p.stat().st_mtime_ns) for p in weights)
+    return Manifest(path.name.lower(), "safetensors", "user", f"file: {path}", files, created, root=str(path))
+
+
+def model_ref(manifest: Manifest, folder: Path) -> ModelRef:
+    """Turn the record in `folder` into what a loader takes."""
+    return ModelRef(
+        name=manifest.name,
+        path=root_of(manifest, folder),
+        kind=manifest.kind,
+        digest=digest_of(manifest.files),
+        bytes=manifest.bytes,
+        owner=manifest.owner,
+        source=manifest.source,
+        licence=manifest.licence,
+        files=tuple(folder / f.path for f in manifest.files),
+        extras={k: Path(v) for k, v in manifest.extras.items()},
+    )
+
+
+def root_of(manifest: Manifest, folder: Path) -> Path:
+    """Return what a loader opens: the first file, or the folder of a set of safetensors."""
+    if manifest.kind == "gguf":
+        return folder / manifest.files[0].path
+    return Path(manifest.root) if manifest.root else folder
+
+
+def digest_of(files: tuple[HeldFile, ...]) -> str:
+    """Return the digest that names a model: the file's own, or one over the list of several files'."""
+    if len(files) == 1:
+        return files[0].sha256
+    if not all(f.sha256 for f in files):
+        return ""
+    lines = "".join(f"{f.sha256}  {Path(f.path).name}\n" for f in sorted(files, key=lambda f: f.path))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def restat(file: HeldFile) -> HeldFile:
+    """Describe a foreign file as it is now; the digest of what it was no longer holds."""
+    stat = Path(file.path).stat()
+    return HeldFile(file.path, stat.st_size, "", stat.st_mtime_ns)
+
+
+def _plain(value: ModelRef | Listed | Removed) -> dict[str, Any]:
+    plain: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(value).items()}
+    if isinstance(value, ModelRef):
+        plain["files"] = [str(p) for p in value.files]
+        plain["extras"] = {k: str(p) for k, p in value.extras.items()}
+    return plain

@@ -1,0 +1,40 @@
+"""A store in a temporary home, a stand-in hub, and model files made of noise."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from freehold.config import Settings
+from freehold.store import Store
+from tests.store.standin import Standin, serving
+
+UNIT = 64 << 10
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    """Return a GGUF's magic and `size` - 4 reproducible random bytes."""
+    return b"GGUF" + random.Random(seed).randbytes(size - 4)
+
+
+@pytest.fixture
+def standin() -> Iterator[Standin]:
+    """A server that tests fill and bend."""
+    with serving(Standin()) as running:
+        yield running
+
+
+@pytest.fixture
+def settings(tmp_path: Path, standin: Standin) -> Settings:
+    """Settings whose hub is the stand-in and whose ranges are small."""
+    return Settings(home=tmp_path / "home", hub_endpoint=standin.url, range_bytes=UNIT)
+
+
+@pytest.fixture
+def store(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store that retries at once."""
+    monkeypatch.setattr("freehold.store.http.RETRY_S", 0.01)
+    return Store(settings)
