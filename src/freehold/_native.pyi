@@ -5,6 +5,7 @@ Every call that computes drops the GIL. See csrc/freehold.h for who owns what.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
 
 BLOCK_TOKENS: int  # positions in a page of the KV cache
+testing: ModuleType  # single kernels by the name of their table, for tests/csrc; see csrc/bind_kernels.cpp
 
 def isas() -> list[str]:
     """Name the kernel tables this machine can run, best first."""

@@ -1,0 +1,131 @@
+"""Paged attention of every table: near the dense oracle, the same bits whatever tile, start or pages."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from freehold import _native as native
+
+from . import F32, ULP, normal, same_bits
+
+every_isa = pytest.mark.parametrize("isa", native.isas())
+attention = native.testing.attention
+
+
+class Case(NamedTuple):
+    heads: int
+    kv_heads: int
+    d: int
+    dv: int
+    positions: int
+    softcap: float = 0.0
+    window: int = 0
+
+
+CASES = [
+    Case(1, 1, 16, 16, 1),
+    Case(4, 4, 16, 16, 40),
+    Case(9, 3, 64, 64, 70),
+    Case(14, 2, 64, 64, 300),
+    Case(6, 1, 24, 24, 290, 30.0),
+    Case(4, 1, 256, 256, 300, 0.0, 100),
+    Case(12, 2, 128, 128, 600, 0.0, 256),
+    Case(8, 8, 128, 80, 65, 50.0, 7),
+    Case(40, 1, 40, 8, 270, 0.0, 1),
+    Case(3, 3, 5, 3, 33, 0.0, 32),
+    Case(24, 2, 192, 144, 100),
+]
+
+
+def inputs(case: Case) -> tuple[F32, F32, F32]:
+    q = normal(1, case.positions, case.heads, case.d) * 2
+    keys = normal(2, case.positions, case.kv_heads, case.d)
+    return q, keys, normal(3, case.positions, case.kv_heads, case.dv)
+
+
+def attend(isa: str, case: Case, first: int = 0, rows: int | None = None, **how: object) -> F32:
+    """Attend rows [first, first + rows) of the case; the cache holds NaN wherever none of them may look."""
+    q, keys, values = inputs(case)
+    q = q[first : None if rows is None else first + rows]
+    return attention(isa, q, keys, values, first, case.d**-0.5, case.softcap, case.window, **how)
+
+
+def tolerance(case: Case) -> float:
+    """Bound the error: of a score (d products), of exp, of sums over a span, and of folding the spans."""
+    q, keys, values = inputs(case)
+    reach = float(np.abs(q).sum(-1).max() * np.abs(keys).max()) * case.d**-0.5
+    score = (case.d + 8) * ULP / 2 * reach
+    sums = (256 + 16 + 4 * (case.positions // 256 + 1)) * ULP / 2
+    return float(np.abs(values).max()) * (2 * score + sums + 8 * ULP)
+
+
+@every_isa
+@pytest.mark.parametrize("case", CASES)
+def test_attention_agrees_with_reference(isa, case):
+    tail = max(0, case.positions - 40)  # the oracle is slow; the last rows see the most
+    got, want = attend(isa, case, tail), attend("reference", case, tail)
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance(case))
+    assert float(np.abs(got - want).max()) < 2e-5  # what is seen in practice, far inside the bound
+
+
+@every_isa
+@pytest.mark.parametrize("case", CASES)
+def test_no_bit_depends_on_the_tile(isa, case):
+    whole = attend(isa, case)
+    for tile in (1, 3, 7):
+        assert same_bits(attend(isa, case, tile_rows=tile), whole)
+
+
+@every_isa
+@pytest.mark.parametrize("case", CASES)
+def test_no_bit_depends_on_where_a_chunk_starts(isa, case):
+    """A row alone (decode) equals the row in a prompt, even though everything it cannot see is NaN then."""
+    whole = attend(isa, case)
+    for first in {0, case.positions // 3, case.positions // 2 + 1, case.positions - 1} - {case.positions}:
+        for rows in {1, min(5, case.positions - first), case.positions - first}:
+            assert same_bits(attend(isa, case, first, rows), whole[first : first + rows])
+
+
+@every_isa
+@pytest.mark.parametrize("case", CASES)
+def test_no_bit_depends_on_pages_or_on_spans_left_out(isa, case):
+    whole = attend(isa, case)
+    assert same_bits(attend(isa, case, shuffle=7), whole)
+    assert same_bits(attend(isa, case, skip_spans=True), whole)
+
+
+@every_isa
+def test_window_sees_exactly_its_positions(isa):
+    case = Case(2, 1, 16, 16, 80, window=9)
+    q, keys, values = inputs(case)
+    base = attend(isa, case)
+    for j in (0, 30, 70):
+        changed = values.copy()
+        changed[j] += 1
+        got = attention(isa, q, keys, changed, 0, 0.25, 0.0, 9)
+        differs = np.flatnonzero((got != base).any((1, 2)))
+        assert differs.tolist() == list(range(j, min(j + 9, 80)))
+
+
+@every_isa
+def test_non_finite_query_gives_nan_in_its_own_row_only(isa):
+    case = Case(4, 2, 32, 32, 50)
+    q, keys, values = inputs(case)
+    clean = attend(isa, case)
+    q[20, 1, 3] = np.nan
+    got = attention(isa, q, keys, values, 0, case.d**-0.5)
+    assert np.isnan(got[20, 1]).all()
+    got[20, 1] = clean[20, 1]
+    assert same_bits(got, clean)
+
+
+@every_isa
+def test_extreme_scores_neither_overflow_nor_vanish(isa):
+    case = Case(2, 1, 16, 16, 300)
+    q, keys, values = inputs(case)
+    got = attention(isa, q * 1000, keys, values, 0, 1.0)
+    assert np.isfinite(got).all()
+    assert (np.abs(got) <= np.abs(values).max() * (1 + 1e-3)).all()
