@@ -7,17 +7,29 @@ Path: cli/run or freehold.load -> LLM.stream -> Engine -> Detokenizer -> _Answer
 
 from __future__ import annotations
 
+import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from freehold.config import nearest
-from freehold.errors import ContextOverflow, UsageError
-from freehold.types import Chunk, Completion, Message, Overflow, SamplingParams
+from freehold.config import load_settings, nearest
+from freehold.engine import Engine, Generation, TokenOut
+from freehold.engine.capacity import default_threads
+from freehold.errors import ContextOverflow, EngineClosed, UnsupportedModel, UsageError
+from freehold.formats import GGUFFile, open_model_file
+from freehold.models.loader import load_model
+from freehold.store import ModelRef, Store
+from freehold.tokenizer import ChatTemplate, Detokenizer, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
+from freehold.tokenizer.template import chat_template_from_dir, chat_template_from_gguf
+from freehold.types import Chunk, Completion, FinishReason, Message, Overflow, SamplingParams, TokenLogprob
 
 Prompt = str | Sequence[Message | Mapping[str, str]]
 F32 = npt.NDArray[np.float32]
@@ -250,10 +262,10 @@ class LLM:
         self._check_open()
         chat = _as_messages(messages)
         fitted = self._fit(chat, think, _checked_overflow(overflow), max_tokens)
-        job = self._job(fitted.ids, max_tokens, self._seeded(sampling, options), stop, logprobs)
+        job = self._job(fitted.ids, max_tokens, self._seeded(sampling, options), logprobs)
         tags = self._chat_template().thinking_tags
         answer = _Answer(self._tokenizer, StopStrings(stop), ThinkingSplitter(tags, inside=fitted.inside))
-        return _chunks(self._engine, job, answer, fitted.dropped)
+        return _chunks(job, answer, fitted.dropped)
 
     def generate(
         self,
@@ -267,7 +279,9 @@ class LLM:
     ) -> Completion:
         """Continue text or token ids as they are, without a chat template."""
         params = self._seeded(sampling, options)
-        chunks = self.stream_text(prompt, max_tokens=max_tokens, sampling=params, stop=stop, logprobs=logprobs)
+        chunks = self.stream_text(
+            prompt, max_tokens=max_tokens, sampling=params, stop=stop, logprobs=logprobs
+        )
         return _completion(chunks, params)
 
     def stream_text(
@@ -286,12 +300,12 @@ class LLM:
         if not ids:
             raise UsageError("the prompt is empty", "give text or token ids")
         self._check_room(len(ids))
-        job = self._job(ids, max_tokens, self._seeded(sampling, options), stop, logprobs)
+        job = self._job(ids, max_tokens, self._seeded(sampling, options), logprobs)
         answer = _Answer(self._tokenizer, StopStrings(stop), ThinkingSplitter(None), at_start=False)
-        return _chunks(self._engine, job, answer, 0)
+        return _chunks(job, answer, 0)
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """Turn text into token ids. `special` reads control tokens written in it; never do so with a user's."""
+        """Turn text into token ids. `special` obeys control tokens in it; keep it off for a user's text."""
         self._check_open()
         return self._tokenizer.encode(text, special=special)
 
@@ -303,20 +317,12 @@ class LLM:
     def logits(self, ids: Sequence[int]) -> F32:
         """Return the model's logits after each of `ids`: float32 [T, V]."""
         self._check_open()
-        checked = self._ids(ids)
-        self._check_room(len(checked))
-        return np.concatenate(list(self._engine.logits(checked)))
+        return self._engine.logits(self._ids(ids))
 
     def score(self, ids: Sequence[int]) -> F32:
-        """Return the log-probability of each of `ids` after the first, given those before: float32 [T - 1]."""
+        """Return the log-probability of each of `ids` but the first, given those before: float32 [T - 1]."""
         self._check_open()
-        checked = self._ids(ids)
-        self._check_room(len(checked))
-        scores: list[float] = []
-        for rows in self._engine.logits(checked):
-            for row, token in zip(rows, checked[len(scores) + 1 :], strict=False):
-                scores.append(float(row[token]) - native.log_sum_exp(row))
-        return np.asarray(scores, dtype=np.float32)
+        return self._engine.score(self._ids(ids))
 
     def _check_open(self) -> None:
         if self._pid != os.getpid():
@@ -330,6 +336,11 @@ class LLM:
                 f"{self.name} has no chat template", "complete plain text: --raw, or LLM.generate"
             )
         return self._template
+
+    def _job(
+        self, ids: list[int], max_tokens: int | None, params: SamplingParams, logprobs: int | None
+    ) -> Generation:
+        return self._engine.generate(ids, params, max_tokens, self._tokenizer.eos_ids, logprobs)
 
     def _seeded(self, sampling: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
         """Merge what was given over the model's defaults, and draw the seed if nobody named one."""
@@ -389,6 +400,28 @@ class _Fitted:
     dropped: int
 
 
+def _chunks(job: Generation, answer: _Answer, dropped: int) -> Iterator[Chunk]:
+    """Turn tokens into chunks; the one with `finish_reason` comes last, however the answer ends."""
+    if dropped:
+        yield Chunk(dropped_messages=dropped)
+    with closing(job):
+        reason: FinishReason | None = None
+        for out in job:
+            reason = out.finish_reason
+            thinking, text = ("", "") if reason == "stop" else answer.push(out.id)
+            if answer.hit:
+                reason = "stop"
+            yield Chunk(text, thinking, (out.id,), _logprobs(out))
+            if reason is not None:
+                break
+        thinking, text = answer.finish()
+        yield Chunk(text, thinking, finish_reason=reason or "cancelled", usage=job.usage)
+
+
+def _logprobs(out: TokenOut) -> tuple[TokenLogprob, ...]:
+    return () if out.logprob is None else (TokenLogprob(out.id, out.logprob, out.top),)
+
+
 class _Answer:
     """Token ids in, pieces of thinking and text out; `hit` once a stop string came."""
 
@@ -426,13 +459,16 @@ def _as_messages(prompt: Prompt) -> list[Message]:
 
 def _as_message(raw: Mapping[str, str]) -> Message:
     if not isinstance(raw, Mapping):
-        raise UsageError(f"a message is a {type(raw).__name__}", "give Message, or {'role': ..., 'content': ...}")
+        raise UsageError(
+            f"a message is a {type(raw).__name__}", "give Message, or {'role': ..., 'content': ...}"
+        )
     unknown = raw.keys() - {"role", "content", "thinking"}
     role, content = raw.get("role"), raw.get("content")
     if unknown or role not in ("system", "user", "assistant", "tool") or not isinstance(content, str):
         shown = {k: v for k, v in raw.items() if k != "content"}
         raise UsageError(
-            f"not a message: {shown!r}", "it has role (system, user, assistant or tool), content and thinking, as text"
+            f"not a message: {shown!r}",
+            "it has role (system, user, assistant or tool), content and thinking, as text",
         )
     return Message(role, content, raw.get("thinking", ""))
 
@@ -478,3 +514,62 @@ def _completion(chunks: Iterable[Chunk], params: SamplingParams) -> Completion:
         seed=params.seed,
         dropped_messages=sum(c.dropped_messages for c in got),
     )
+
+
+def load(
+    model: str | Path,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    pull: bool = False,
+) -> LLM:
+    """Load a model by name, hub reference, GGUF file or folder of safetensors; use the result in a `with`.
+
+    `context`: tokens there is room for (default: the model's own, cut to what fits in half the free memory).
+    `threads`: default, the physical cores this process may use. `pull`: fetch the model if it is not here;
+    otherwise the network is never touched. Raises ModelNotFound, BadModelFile, CapacityExceeded, UsageError.
+    """
+    store = Store(load_settings())
+    ref = store.pull(str(model)) if pull else store.resolve(str(model))
+    return open_model(ref, context=context, threads=threads)
+
+
+def open_model(ref: ModelRef, *, context: int | None = None, threads: int | None = None) -> LLM:
+    """Load what the store found. Path: Store.resolve -> open_model -> load_model, Engine, Tokenizer -> LLM"""
+    started = time.perf_counter()
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; expected 1 or more")
+    with closing(open_model_file(ref.path)) as opened:
+        tokenizer, template = _text_side(opened, ref.path)
+        loaded = load_model(
+            opened, threads=threads or default_threads(), name=ref.name, tokens=tokenizer.vocab_size
+        )
+        defaults = SamplingParams()
+    return LLM(
+        Engine(loaded, context=context),
+        tokenizer,
+        template,
+        name=ref.name,
+        quantization=_quantization(loaded.type_bytes),
+        default_sampling=defaults,
+        load_s=time.perf_counter() - started,
+        notes=loaded.notes,
+    )
+
+
+def _text_side(opened: Any, path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
+    if isinstance(opened, GGUFFile):
+        tokenizer = tokenizer_from_gguf(opened.metadata)
+        made = lambda: chat_template_from_gguf(opened.metadata, tokenizer)  # noqa: E731
+    else:
+        tokenizer = tokenizer_from_dir(path)
+        made = lambda: chat_template_from_dir(path, tokenizer)  # noqa: E731
+    try:
+        return tokenizer, made()
+    except UnsupportedModel:  # a base model: it completes text, and says so when asked to chat
+        return tokenizer, None
+
+
+def _quantization(type_bytes: Mapping[str, int]) -> str:
+    """Name the type that most of the bytes have."""
+    return next(iter(type_bytes), "")

@@ -115,7 +115,9 @@ def test_system_replaces_the_prompt(home):
 
 
 def test_set_changes_sampling_and_limits(home):
-    desk = Desk(home, "A").type("/set temperature 0.2", "/set max-tokens 7", "/set top_k 5", "/set stop END", "x")
+    desk = Desk(home, "A").type(
+        "/set temperature 0.2", "/set max-tokens 7", "/set top_k 5", "/set stop END", "x"
+    )
     call = desk.model.calls[0]
     assert call.sampling is not None
     assert (call.sampling.temperature, call.sampling.top_k, call.max_tokens) == (0.2, 5, 7)
@@ -288,7 +290,9 @@ def test_session_name_may_be_shortened_when_clear(home):
         sessions.load("al")
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", "not json", '{"model": "m", "created": "x"}\n{"role": "king"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", "not json", '{"model": "m", "created": "x"}\n{"role": "king"}']
+)
 def test_damaged_session_is_named_and_left_out_of_the_list(home, text):
     sessions = Sessions(home)
     sessions.save(Session("good", "fake", (Message("user", "x"),)))

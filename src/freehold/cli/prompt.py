@@ -60,11 +60,10 @@ def _missing(word: str, store: Store) -> FreeholdError | None:
 def read_stdin(stream: BinaryIO | None = None) -> str:
     """Read all of stdin as UTF-8 (empty: a terminal, or closed); raise UsageError for other bytes."""
     if stream is None:
-        if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        if not sys.stdin or sys.stdin.closed or sys.stdin.isatty():
             return ""
-        stream = sys.stdin.buffer
         _mention_a_silent_pipe()
-    raw = stream.read(MAX_STDIN + 1)
+    raw = (stream or sys.stdin.buffer).read(MAX_STDIN + 1)
     if len(raw) > MAX_STDIN:
         raise UsageError(
             f"stdin holds more than {MAX_STDIN >> 20} MiB", "send less: no context holds that much"

@@ -1,0 +1,190 @@
+"""`freehold doctor`: what this machine offers, and what Freehold makes of it. Calls no network.
+
+Only looks: CPU, kernel table, threads, memory, stores, versions. With --kernels: each weight format on each
+kernel table. Path: main -> doctor -> native.isas, psutil, Store.list -> stdout
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+from freehold.cli.shared import json_option
+from freehold.config import Settings
+from freehold.store.space import human
+
+_NO_WEIGHTS = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64")  # activations and plain integers
+_CODE_BITS = 8 + 32 / 16  # an int8 code, and a float32 scale for sixteen
+_PACKAGES = ("freehold", "numpy", "tokenizers", "jinja2", "click", "rich", "prompt-toolkit", "httpx2")
+
+
+@click.command("doctor")
+@click.option("--kernels", is_flag=True, help="Show each weight format on each kernel table.")
+@json_option
+@click.pass_obj
+def command(settings: Settings, kernels: bool, as_json: bool) -> None:
+    """Show this machine as Freehold sees it; the network is not touched."""
+    facts = kernel_routes() if kernels else machine(settings)
+    if as_json:
+        click.echo(json.dumps(facts))
+    elif kernels:
+        _print_routes(facts)
+    else:
+        for name, value in facts.items():
+            for i, line in enumerate(_lines(name, value)):
+                click.echo(f"{name.replace('_', ' ') if i == 0 else '':<12} {line}")
+
+
+def machine(settings: Settings) -> dict[str, Any]:
+    """Collect the facts, in the order they are printed."""
+    import psutil
+
+    from freehold import _native as native
+    from freehold.models.memory import available_bytes, cgroup_available_bytes
+
+    return {
+        "cpu": {"name": cpu_name(), "system": platform.platform()},
+        "kernels": {
+            "in_use": native.isa(),
+            "runnable": native.isas(),
+            "forced": os.environ.get("FREEHOLD_ISA"),
+        },
+        "threads": {"usable": usable_threads(), "logical": os.cpu_count(), "cgroup_cpus": cgroup_cpus()},
+        "memory": {
+            "total": psutil.virtual_memory().total,
+            "available": available_bytes(),
+            "cgroup_available": cgroup_available_bytes(),
+        },
+        "home": _home(settings),
+        "stores": _stores(settings),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def cpu_name() -> str:
+    """Return the processor's name, as /proc/cpuinfo or the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def usable_threads() -> int:
+    """Return the threads this process may compute with: its CPU mask, cut by the control group's quota."""
+    mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_cpus()
+    return mask if quota is None else max(1, min(mask, int(quota)))
+
+
+def cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return the CPUs the control group grants, of version 2 or 1; None without a limit."""
+    try:
+        quota, period = (root / "cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text(encoding="ascii").strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text(encoding="ascii").strip()
+        except OSError:
+            return None
+    try:
+        cpus = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):  # "max"
+        return None
+    return cpus if cpus > 0 else None
+
+
+def _home(settings: Settings) -> dict[str, Any]:
+    import shutil
+
+    place = settings.home
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return {"path": str(settings.home), "free": shutil.disk_usage(place).free, "offline": settings.offline}
+
+
+def _stores(settings: Settings) -> list[dict[str, Any]]:
+    from freehold.store import Store
+
+    models = Store(settings).list()
+    roots = [("freehold", settings.home), *settings.foreign_roots]
+    found = []
+    for owner, root in roots:
+        if root.is_dir():
+            held = [
+                m for m in models if m.owner == owner and (m.path.is_relative_to(root) or owner == "freehold")
+            ]
+            found.append(
+                {"owner": owner, "path": str(root), "models": len(held), "bytes": sum(m.held for m in held)}
+            )
+    return found
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def kernel_routes() -> dict[str, Any]:
+    """Return, per weight format, the bits of a weight in the file and packed, and each table's road."""
+    from freehold import _native as native
+    from freehold.formats.quant import QuantType, block_layout, has_codes
+
+    isas = native.isas()
+    routes = {row[0]: (row[2], row[4]) for row in native.type_routes()}
+    rows = []
+    for type in QuantType:
+        if type.name in _NO_WEIGHTS:
+            continue
+        other = ("re-laid as int8 codes", _CODE_BITS) if has_codes(type) else ("re-laid as F32", 32.0)
+        route, packed = routes.get(type.name, other)
+        layout = block_layout(type)
+        row = {"type": type.name, "bits_in_file": 8 * layout.bytes / layout.elems, "bits_packed": packed}
+        rows.append({**row, "route": dict.fromkeys(isas, route)})
+    return {"isas": isas, "in_use": native.isa(), "types": rows}
+
+
+def _print_routes(facts: dict[str, Any]) -> None:
+    isas = facts["isas"]
+    click.echo(f"{'format':<10}{'file':>8}{'packed':>9}{'added':>9}  " + "  ".join(f"{i:<22}" for i in isas))
+    for row in facts["types"]:
+        added = row["bits_packed"] - row["bits_in_file"]
+        routes = "  ".join(f"{row['route'][i]:<22}" for i in isas)
+        bits = f"{row['bits_in_file']:>8.4g}{row['bits_packed']:>9.4g}{added:>+9.4g}"
+        click.echo(f"{row['type']:<10}{bits}  {routes}".rstrip())
+    click.echo(f"bits per weight; {facts['in_use']} is in use", err=True)
+
+
+def _lines(name: str, value: Any) -> list[str]:
+    """Word one group of facts for people."""
+    if name == "cpu":
+        return [value["name"], value["system"]]
+    if name == "kernels":
+        forced = f", forced by FREEHOLD_ISA={value['forced']}" if value["forced"] else ""
+        return [f"{value['in_use']} in use{forced}; this machine runs {', '.join(value['runnable'])}"]
+    if name == "threads":
+        quota = f", control group grants {value['cgroup_cpus']:g}" if value["cgroup_cpus"] else ""
+        return [f"{value['usable']} usable of {value['logical']} logical{quota}"]
+    if name == "memory":
+        limit = value["cgroup_available"]
+        cut = f" (control group leaves {human(limit)})" if limit is not None else ""
+        return [f"{human(value['available'])} available of {human(value['total'])}{cut}"]
+    if name == "home":
+        return [f"{value['path']}, {human(value['free'])} free" + (", offline" if value["offline"] else "")]
+    if name == "stores":
+        lines = [f"{s['owner']}: {s['models']} models, {human(s['bytes'])} at {s['path']}" for s in value]
+        return lines or ["none found"]
+    return [", ".join(f"{k} {v}" for k, v in value.items())]
