@@ -1,6 +1,6 @@
 """Every family computes what transformers computed: golden logits, from safetensors and from GGUF.
 
-The sequences are longer than every window in use; both the full forward and prefill + single steps are judged.
+The sequences are longer than every window in use; full forward and prefill + single steps are both judged.
 """
 
 from __future__ import annotations

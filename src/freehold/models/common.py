@@ -1,8 +1,8 @@
 """What all model files share: the ops they are written in, sizes, weight declarations, the family record.
 
 Knows the words of a decoder-only transformer; knows no file format's bytes and no arithmetic.
-A weight is declared once, as a dataclass field that carries its name in both formats and its shape in terms of
-the config; the loader reads the declarations, so a model file has no loading code.
+A weight is declared once, as a dataclass field that carries its name in both formats and its shape in terms
+of the config; the loader reads the declarations, so a model file has no loading code.
 Path: loader -> Family.config_from_* -> declared weights -> Family.forward(ops, cfg, w)
 """
 

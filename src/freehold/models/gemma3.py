@@ -1,7 +1,8 @@
 """Gemma 3, text: 270m to 27b.
 
 Norms before and after each half, a norm on every query and key head, GeLU (tanh) gates, embeddings times
-sqrt(hidden). Five layers with a sliding window and a rope base of 10,000, then one that sees everything, base 1,000,000.
+sqrt(hidden). Five layers with a sliding window and a rope base of 10,000, then one that sees everything, with
+base 1,000,000.
 GGUF files hold norm weights as they multiply; safetensors hold them around zero, so 1 is added.
 Source: arXiv 2503.19786.
 Path: loader -> config, Weights -> forward
@@ -32,7 +33,8 @@ from freehold.models.rope import RopeSpec, RopeTable, hf_rope_section, rope_from
 LOCAL_BASE = 10_000.0
 GLOBAL_BASE = 1_000_000.0
 PATTERN = 6  # every sixth layer sees everything
-LAYERS_27B = 62  # of the one size that scales queries by hidden/heads instead of the head's width; a GGUF has no key for it
+# The one size that scales queries by hidden/heads instead of the head's width; a GGUF has no key for it.
+LAYERS_27B = 62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,9 @@
 
     x += attention(norm(x));  x += down(silu(gate n) * up n),  n = norm(x)
 
-Grouped-query attention, rotary positions, RMS norms before each half, no biases (older derivatives have some on
-attention). GGUF files hold q and k rows permuted so that adjacent elements turn together; safetensors hold halves.
+Grouped-query attention, rotary positions, RMS norms before each half, no biases (older derivatives have some
+on attention). GGUF files hold q and k rows permuted so that adjacent elements turn together; safetensors hold
+halves.
 Sources: arXiv 2302.13971 (Llama), 2307.09288 (Llama 2), 2407.21783 (Llama 3), 2310.06825 (Mistral's window).
 Path: loader -> config, Weights -> forward
 """

@@ -1,4 +1,4 @@
-"""Model file in, loaded model out: finds the family, checks every tensor against the config, packs the weights.
+"""Model file in, loaded model out: finds the family, checks tensors against the config, packs the weights.
 
 Knows the registry of families and how declared weights meet a file's tensors; knows no forward pass, no text.
 A tensor the family does not name is refused: what is not computed must not be ignored.
@@ -31,7 +31,7 @@ from freehold.formats import (
 from freehold.models import gemma3, llama, qwen2, qwen3
 from freehold.models.common import Dims, Family, TensorSpec, declared
 from freehold.models.fields import Fields
-from freehold.models.memory import available_bytes, show_bytes
+from freehold.models.machine import available_bytes, default_threads, show_bytes
 from freehold.models.rope import RopeTable
 
 FAMILIES: tuple[Family, ...] = (llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, gemma3.FAMILY)
@@ -78,10 +78,21 @@ class LoadedModel:
     weights: Any
     threads: native.Threads = field(repr=False)  # the pool that packed it; the engine computes with it
     tokens: int  # selectable ids are 0 .. tokens - 1
-    nbytes: int  # of packed weights in memory
-    bytes_per_token: int  # of packed weights read to compute one token
+    matrices: Mapping[str, native.Matrix] = field(
+        repr=False
+    )  # by tensor name, as packs.write_pack takes them
     type_bytes: Mapping[str, int]  # file bytes by tensor type, the most first
     notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed weights."""
+        return sum(m.nbytes for m in self.matrices.values())
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of packed weights read to compute one token: all but an embedding that is no head."""
+        return self.nbytes - (0 if self.weights.head is self.weights.embed else self.weights.embed.nbytes)
 
     @property
     def architecture(self) -> str:
@@ -121,24 +132,29 @@ class LoadedModel:
 def load_model(
     source: str | Path | ModelFile,
     *,
-    threads: int | native.Threads = 1,
+    threads: int | native.Threads | None = None,
     name: str = "",
     tokens: int | None = None,
+    packed: Mapping[str, native.Matrix] | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a GGUF file or a directory of safetensors, packing its weights into memory.
 
-    `source` is a path or an open model file. `name` is what errors and status lines call it (default: the file's own
-    name). `tokens` is the tokenizer's size where the file does not say it (safetensors).
-    Raises BadModelFile naming the tensor or key, UnsupportedModel, CapacityExceeded when memory does not suffice.
+    `source` is a path or an open model file. `threads` None: as many as help. `name` is what errors and
+    status lines call it (default: the file's own name). `tokens` is the tokenizer's size where the file
+    does not say it (safetensors). `packed` holds matrices packed before, by tensor name (packs.open_pack),
+    taken as they are.
+    Raises BadModelFile naming the tensor or key, UnsupportedModel, CapacityExceeded.
     """
     if isinstance(source, str | Path):
         with closing(open_model_file(source)) as opened:
-            return load_model(opened, threads=threads, name=name, tokens=tokens, progress=progress)
+            return load_model(
+                opened, threads=threads, name=name, tokens=tokens, packed=packed, progress=progress
+            )
     read = read_source(source, tokens=tokens)
-    pool = threads if isinstance(threads, native.Threads) else native.Threads(threads)
-    packer = _Packer(pool, sum(t.nbytes for t in read.matrices()), progress)
-    _check_memory(read)
+    pool = threads if isinstance(threads, native.Threads) else native.Threads(threads or default_threads())
+    packer = _Packer(pool, sum(t.nbytes for t in read.matrices()), packed or {}, progress)
+    _check_memory(read, packed or {})
     weights = assemble(read, packer.matrix, _native_rope)
     return LoadedModel(
         name=name or read.name,
@@ -148,8 +164,7 @@ def load_model(
         weights=weights,
         threads=pool,
         tokens=read.tokens,
-        nbytes=packer.packed,
-        bytes_per_token=packer.packed - (0 if weights.head is weights.embed else weights.embed.nbytes),
+        matrices=packer.matrices,
         type_bytes=_type_bytes(read),
         notes=read.notes,
     )
@@ -204,7 +219,7 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
 
 
 def _text_half(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Give the text model's tensors of a multimodal file their plain names; leave the vision parts out, said so."""
+    """Give a multimodal file's text tensors their plain names; leave the vision parts out, and say so."""
     out = {}
     for name, tensor in tensors.items():
         if not name.startswith(_VISION):
@@ -301,7 +316,7 @@ def _bound(
 
 
 def assemble(source: Source, matrix: Callable[[Tensor], Any], rope: Callable[[RopeTable], Any]) -> Any:
-    """Fill the family's weights dataclass: matrices through `matrix`, ropes through `rope`, vectors as float32."""
+    """Fill the family's weights: matrices through `matrix`, ropes through `rope`, vectors as float32."""
     divisors = source.divisors.numpy() if source.divisors is not None else None
     ropes = {name: rope(table) for name, table in source.family.ropes(source.cfg, divisors).items()}
     top = _fill(source.family.weights, source.top, matrix, source.gguf)
@@ -338,8 +353,15 @@ def _fill(
 class _Packer:
     """Packs matrices one after another and reports how far it is."""
 
-    def __init__(self, threads: native.Threads, total: int, progress: Progress | None) -> None:
-        self.packed = 0
+    def __init__(
+        self,
+        threads: native.Threads,
+        total: int,
+        packed: Mapping[str, native.Matrix],
+        progress: Progress | None,
+    ) -> None:
+        self.matrices: dict[str, native.Matrix] = {}
+        self._packed = packed
         self._threads = threads
         self._total = total
         self._done = 0
@@ -347,20 +369,25 @@ class _Packer:
         self._direct = {route[0] for route in native.type_routes()}
 
     def matrix(self, tensor: Tensor) -> native.Matrix:
-        """Pack one tensor: as it is, through integer codes, or through float32, whichever its type allows."""
-        rows, cols = tensor.shape
-        if tensor.type.name in self._direct:
-            packed = native.Matrix.pack(tensor.raw, tensor.type.name, rows, cols, self._threads)
-        elif has_codes(tensor.type):
-            packed = native.Matrix.pack_codes(*split_codes(tensor.rows, tensor.type, cols), self._threads)
-        else:
-            values = tensor.numpy().view(np.uint8).reshape(-1)
-            packed = native.Matrix.pack(values, "F32", rows, cols, self._threads)
-        self.packed += packed.nbytes
+        """Pack one tensor, unless it was packed before."""
+        ready = self._packed.get(tensor.name)
+        if ready is None or (ready.rows, ready.cols) != tensor.shape:
+            ready = self._pack(tensor)
+        self.matrices[tensor.name] = ready
         self._done += tensor.nbytes
         if self._progress is not None:
             self._progress(self._done, self._total)
-        return packed
+        return ready
+
+    def _pack(self, tensor: Tensor) -> native.Matrix:
+        """Lay it as it is, through integer codes, or through float32, whichever its type allows."""
+        rows, cols = tensor.shape
+        if tensor.type.name in self._direct:
+            return native.Matrix.pack(tensor.raw, tensor.type.name, rows, cols, self._threads)
+        if has_codes(tensor.type):
+            return native.Matrix.pack_codes(*split_codes(tensor.rows, tensor.type, cols), self._threads)
+        values = tensor.numpy().view(np.uint8).reshape(-1)
+        return native.Matrix.pack(values, "F32", rows, cols, self._threads)
 
 
 def _native_rope(table: RopeTable) -> native.Rope:
@@ -378,11 +405,13 @@ def packed_bytes(source: Source) -> int:
     return int(total)
 
 
-def _check_memory(source: Source) -> None:
+def _check_memory(source: Source, packed: Mapping[str, native.Matrix]) -> None:
+    if packed:  # mapped from disk: the kernel reads and drops pages as it must
+        return
     need, have = packed_bytes(source), available_bytes()
     if need > have:
         raise CapacityExceeded(
-            f"{source.name} needs {show_bytes(need)} of memory for its weights; {show_bytes(have)} are available",
+            f"{source.name} needs {show_bytes(need)} of memory for its weights; {show_bytes(have)} are free",
             "choose a smaller model or a smaller quantisation of this one",
         )
 

@@ -1,8 +1,8 @@
 """The oracle: the same forward passes in plain NumPy on decoded weights, for judging the native engine.
 
-Knows what each op means, one sequence at a time, in float32 with double sums where order would matter; is slow.
-The model files are shared with the engine on purpose: this judges the kernels and the packing, and the golden vectors,
-which another implementation made, judge the composition.
+Knows what each op means, one sequence at a time, in float32 with double sums where order would matter; slow.
+The model files are shared with the engine on purpose: this judges the kernels and the packing; the golden
+vectors, which another implementation made, judge the composition.
 Path: tests and benches -> Oracle.logits -> models.<family>.forward(NumpyOps, ...)
 """
 
@@ -166,7 +166,7 @@ def _affine(x: F32, weight: DenseMatrix, bias: F32 | None) -> F32:
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
     mean = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
-    return (x / np.sqrt(mean + eps)).astype(np.float32) * weight
+    return np.asarray(x / np.sqrt(mean + eps), np.float32) * weight
 
 
 def rotate(heads: F32, positions: NDArray[np.integer], rope: RopeTable) -> F32:
@@ -197,7 +197,7 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 def silu(x: F32) -> F32:
     """x times its logistic function."""
     with np.errstate(over="ignore"):
-        return x / (1 + np.exp(-x))
+        return np.asarray(x / (1 + np.exp(-x)), np.float32)
 
 
 def gelu_tanh(x: F32) -> F32:

@@ -1,7 +1,7 @@
 """Qwen3, dense.
 
-A Llama block whose query and key heads pass an RMS norm of their own before they turn; heads are as wide as the
-file says (128), whatever the hidden width. No biases; rotary pairs are halves in both file formats.
+A Llama block whose query and key heads pass an RMS norm of their own before they turn; heads are as wide as
+the file says (128), whatever the hidden width. No biases; rotary pairs are halves in both file formats.
 Source: arXiv 2505.09388.
 Path: loader -> config, Weights -> forward
 """

@@ -1,8 +1,8 @@
 """Rotary frequency tables: plain, linear, llama3 and YaRN scaling, partial rotation.
 
 Knows a RoPE's parameters as both file formats write them, and the formulas; knows no layer and no position.
-The result is a frequency per pair and one factor on cosine and sine, which the native `Rope` takes as they are.
-Sources: RoFormer (arXiv 2104.09864), YaRN (arXiv 2309.00071), Llama 3.1's scaling as published with its weights.
+The result is a frequency per pair and one factor on cosine and sine, which the native `Rope` takes as is.
+Sources: RoFormer (arXiv 2104.09864), YaRN (arXiv 2309.00071), Llama 3.1's scaling (its own code).
 Path: config_from_* -> RopeSpec -> RopeSpec.table -> native Rope
 """
 
@@ -53,7 +53,7 @@ class RopeSpec:
     high_freq_factor: float = 4.0
 
     def table(self, divisors: F32 | None = None) -> RopeTable:
-        """Compute the table; `divisors` float32 [width / 2] divide the frequencies (GGUF's rope_freqs.weight)."""
+        """Compute the table; `divisors` float32 [width / 2] divide the frequencies."""
         freq = self.base ** -(np.arange(0, self.width, 2, dtype=np.float64) / self.width)
         if self.scaling == "linear":
             freq = freq / self.factor
@@ -73,7 +73,7 @@ class RopeSpec:
         return freq * kept + freq / self.factor * (1 - kept)
 
     def _yarn(self, freq: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Interpolate the pairs that turn less than beta_slow times, keep those beyond beta_fast, ramp between."""
+        """Interpolate pairs of less than beta_slow turns, keep those of beta_fast and more, ramp between."""
         low, high = (self._pair_with_turns(beta) for beta in (self.beta_fast, self.beta_slow))
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)

@@ -1,16 +1,19 @@
-"""How much memory this process may still take: the machine's, and its control group's.
+"""What this process may use: memory still free and processors, the machine's and its control group's.
 
-Knows /proc through psutil and the cgroup files; knows no model.
+Knows /proc through psutil, /sys and the cgroup files; knows no model.
 Path: loader (may the weights be packed?), engine.capacity (how long a context fits?) -> available_bytes
 """
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CPU = Path("/sys/devices/system/cpu")
 # Limit and usage files of version 2 and version 1; "max" and absurdly large numbers mean none.
 _FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 _STAT = ("memory.stat", "memory/memory.stat")
@@ -57,3 +60,36 @@ def show_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def default_threads() -> int:
+    """Return the physical cores this process may use: by its affinity, without siblings, and CPU quota."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {_core(cpu) for cpu in allowed}
+    quota = _cpu_quota()
+    return max(1, min(len(cores), math.ceil(quota) if quota else len(cores)))
+
+
+def _core(cpu: int) -> str:
+    """Name a processor's core by its siblings; processors that hide them count as cores."""
+    try:
+        return (_CPU / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip()
+    except OSError:
+        return str(cpu)
+
+
+def _cpu_quota(root: Path = _CGROUP) -> float | None:
+    """Return the processors the control group grants, None without a limit (version 2, then version 1)."""
+    try:
+        quota, period = (root / "cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        try:
+            quota, period = (
+                (root / "cpu" / f"cpu.cfs_{n}_us").read_text(encoding="ascii") for n in ("quota", "period")
+            )
+        except OSError:
+            return None
+    try:
+        return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
+    except ValueError:
+        return None

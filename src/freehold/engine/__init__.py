@@ -1,0 +1,6 @@
+"""The engine: token ids in, token ids out: sequences, cache blocks, scheduler, sampler and the step loop."""
+
+from freehold.engine.engine import Engine, Generation
+from freehold.engine.sequence import TokenOut
+
+__all__ = ["Engine", "Generation", "TokenOut"]

@@ -1,0 +1,139 @@
+"""Chooses a token from one row of logits: a function of logits, history, parameters and seed alone.
+
+Knows SamplingParams; knows no sequence, no text. Order: penalties, bias, then the native draw (temperature,
+top-k, typical, top-p, min-p, Gumbel noise of seed, position and id). Log-probabilities are of the row as it
+came.
+Path: Engine.postprocess -> choose -> native.sample
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold import _native as native
+from freehold.engine.sequence import TokenOut
+from freehold.errors import NonFiniteLogits, UsageError
+from freehold.types import SamplingParams
+
+F32 = NDArray[np.float32]
+
+MAX_SEED = (1 << 64) - 1
+MAX_TEMPERATURE = 100.0
+MAX_PENALTY = 100.0
+MAX_BIAS = 1e6
+MAX_TOP_LOGPROBS = 1000
+
+# Field -> (lowest, highest, whether the lowest itself is allowed).
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    "temperature": (0.0, MAX_TEMPERATURE, True),
+    "top_p": (0.0, 1.0, False),
+    "min_p": (0.0, 1.0, True),
+    "typical_p": (0.0, 1.0, False),
+    "repetition_penalty": (0.0, MAX_PENALTY, False),
+    "presence_penalty": (-MAX_PENALTY, MAX_PENALTY, True),
+    "frequency_penalty": (-MAX_PENALTY, MAX_PENALTY, True),
+}
+
+
+def check_sampling(params: SamplingParams, tokens: int) -> SamplingParams:
+    """Return `params` when every value lies in its range; UsageError naming the first that does not."""
+    for name, (low, high, closed) in _RANGES.items():
+        value = getattr(params, name)
+        inside = _is_number(value) and low <= value <= high and (closed or value > low)
+        if not inside:
+            raise UsageError(
+                f"{name} is {value!r}; expected {'' if closed else 'more than '}{low:g} to {high:g}"
+            )
+    for name, high in (("top_k", 1 << 31), ("penalty_window", 1 << 31), ("seed", MAX_SEED + 1)):
+        value = getattr(params, name)
+        if value is None and name == "seed":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < high:
+            raise UsageError(f"{name} is {value!r}; expected an integer from 0 to {high - 1}")
+    for token, bias in params.logit_bias.items():
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < tokens:
+            raise UsageError(f"logit_bias names token {token!r}; the model has ids 0 to {tokens - 1}")
+        if not _is_number(bias) or abs(bias) > MAX_BIAS:
+            raise UsageError(
+                f"logit_bias of token {token} is {bias!r}; expected -{MAX_BIAS:g} to {MAX_BIAS:g}"
+            )
+    return params
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def choose(
+    logits: F32, history: Sequence[int], params: SamplingParams, seed: int, tokens: int, logprobs: int | None
+) -> TokenOut:
+    """Choose the token at position len(history) from float32 logits [V], among ids below `tokens`.
+
+    `logprobs` N: also report the choice's log-probability and the N likeliest. Raises NonFiniteLogits.
+    """
+    position = len(history)
+    adjusted = _adjusted(np.ascontiguousarray(logits[:tokens]), history, params)
+    chosen = native.sample(
+        adjusted,
+        params.temperature,
+        params.top_k,
+        params.top_p,
+        params.min_p,
+        params.typical_p,
+        seed,
+        position,
+    )
+    if chosen < 0:
+        raise non_finite(position)
+    if logprobs is None:
+        return TokenOut(chosen)
+    total = log_sum_exp(logits, position)
+    return TokenOut(chosen, float(logits[chosen]) - total, top_logprobs(logits[:tokens], logprobs, total))
+
+
+def _adjusted(logits: F32, history: Sequence[int], params: SamplingParams) -> F32:
+    """Apply penalties over the last tokens, and the bias; the row given is left as it is."""
+    penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+    penalised = penalties != (1.0, 0.0, 0.0)
+    if not penalised and not params.logit_bias:
+        return logits
+    logits = logits.copy()
+    if penalised:
+        window = history[-params.penalty_window :] if params.penalty_window else history
+        ids, counts = np.unique(np.array(window, np.int32), return_counts=True)
+        inside = ids < len(logits)
+        native.penalize(logits, ids[inside], counts[inside].astype(np.int32), *penalties)
+    for token, bias in params.logit_bias.items():
+        logits[token] += bias
+    return logits
+
+
+def top_logprobs(logits: F32, count: int, total: float) -> tuple[tuple[int, float], ...]:
+    """Return the `count` likeliest ids with their log-probabilities, best first, lower id first on ties."""
+    count = min(count, len(logits))
+    if count == 0:
+        return ()
+    floor = np.partition(logits, len(logits) - count)[len(logits) - count]
+    ids = np.flatnonzero(logits >= floor)
+    best = ids[np.argsort(-logits[ids], kind="stable")][:count]
+    return tuple((int(i), float(logits[i]) - total) for i in best)
+
+
+def log_sum_exp(logits: F32, position: int) -> float:
+    """Return log(sum(exp(logits))) of one row; NonFiniteLogits when any is not finite."""
+    total = native.log_sum_exp(np.ascontiguousarray(logits))
+    if not math.isfinite(total):
+        raise non_finite(position)
+    return total
+
+
+def non_finite(position: int) -> NonFiniteLogits:
+    """Make the error for logits that are NaN or infinite."""
+    return NonFiniteLogits(
+        f"the model computed NaN or infinity for the token at position {position}",
+        "its weights are damaged: remove the model and fetch it again",
+    )

@@ -1,0 +1,74 @@
+"""A request and the sequence that answers it.
+
+Knows token ids, counts and what is still to be computed; knows no text, no weights, no lock.
+Path: Engine.generate -> Request -> Sequence -> Scheduler -> Engine.postprocess -> TokenOut
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.types import FinishReason, SamplingParams, Usage
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOut:
+    """One generated token. The last of an answer carries `finish_reason`; a stop token is a token too."""
+
+    id: int
+    logprob: float | None = None  # under the model's own softmax; None when not asked for
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest alternatives, best first
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of the engine; every field has been checked."""
+
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    seed: int
+    max_tokens: int  # at least 1; the context's end is counted in
+    stop_ids: frozenset[int] = frozenset()
+    logprobs: int | None = None  # alternatives a token; None: no log-probabilities at all
+    # Takes all logits, float32 [rows, V] in order; then nothing is sampled.
+    sink: Callable[[F32], None] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request on its way. The scheduler owns `table` and `computed`, the engine the rest."""
+
+    request: Request
+    tokens: list[int]
+    computed: int = 0  # leading tokens whose keys and values lie in the cache
+    table: list[int] = field(default_factory=list)  # blocks, in order of position
+    cached: int = 0  # tokens of the prompt taken over from an earlier sequence
+    pending: deque[TokenOut] = field(default_factory=deque)  # made and not yet taken
+    paused_at: float = 0.0  # when the first of `pending` was made
+    done: bool = False
+    error: Exception | None = None
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def generated(self) -> int:
+        """Tokens made so far."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether the next step may compute for it: a token nobody took holds it back."""
+        return not self.done and not self.pending
+
+    @property
+    def usage(self) -> Usage:
+        """Counts and seconds so far."""
+        return Usage(len(self.request.prompt), self.generated, self.cached, self.prefill_s, self.decode_s)
