@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,10 +23,11 @@ import numpy.typing as npt
 
 from freehold.config import load_settings, nearest
 from freehold.engine import Engine, Generation, TokenOut
-from freehold.engine.capacity import default_threads
 from freehold.errors import ContextOverflow, EngineClosed, UnsupportedModel, UsageError
-from freehold.formats import GGUFFile, open_model_file
+from freehold.formats import GGUFFile, ModelFile, open_model_file
+from freehold.models.defaults import sampling_defaults
 from freehold.models.loader import load_model
+from freehold.models.packs import open_pack, pack_path, write_pack
 from freehold.store import ModelRef, Store
 from freehold.tokenizer import ChatTemplate, Detokenizer, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
 from freehold.tokenizer.template import chat_template_from_dir, chat_template_from_gguf
@@ -36,6 +38,14 @@ F32 = npt.NDArray[np.float32]
 
 ROOM = 512  # tokens that drop-oldest keeps free for an answer whose length nobody limited
 SEED_BITS = 63
+# GGUF's general.file_type; the gaps are types nobody writes any more.
+_FILE_TYPES = {
+    **dict(enumerate(["F32", "F16", "Q4_0", "Q4_1"])),
+    **dict(enumerate(["Q8_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M"], 7)),
+    **dict(enumerate(["Q5_K_S", "Q5_K_M", "Q6_K", "IQ2_XXS", "IQ2_XS", "Q2_K_S", "IQ3_XS", "IQ3_XXS"], 16)),
+    **dict(enumerate(["IQ1_S", "IQ4_NL", "IQ3_S", "IQ3_M", "IQ2_S", "IQ2_M", "IQ4_XS", "IQ1_M", "BF16"], 24)),
+    **dict(enumerate(["TQ1_0", "TQ2_0", "MXFP4"], 36)),
+}
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -179,6 +189,7 @@ class LLM:
         self.default_sampling = default_sampling or SamplingParams()
         self.load_s, self.notes = load_s, tuple(notes)
         self._pid, self._closed = os.getpid(), False
+        self._writer: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -193,7 +204,14 @@ class LLM:
         """Free the weights and the cache; safe to call twice."""
         if not self._closed and self._pid == os.getpid():
             self._closed = True
+            if self._writer is not None:
+                self._writer.join()
             self._engine.close()
+
+    def keep_packed(self, write: Callable[[], object]) -> None:
+        """Run `write` in a thread of its own, so that answers need not wait for the disk; `close` does."""
+        self._writer = threading.Thread(target=write, name="freehold-pack")
+        self._writer.start()
 
     @property
     def context(self) -> int:
@@ -212,7 +230,8 @@ class LLM:
 
     def check_think(self, think: bool | None) -> None:
         """Raise UsageError if the model's template has no such switch."""
-        self._chat_template().render([Message("user", "x")], think=think) if think is not None else None
+        if think is not None:
+            self._chat_template().render([Message("user", "x")], think=think)
 
     def chat(
         self,
@@ -531,33 +550,44 @@ def load(
     """
     store = Store(load_settings())
     ref = store.pull(str(model)) if pull else store.resolve(str(model))
-    return open_model(ref, context=context, threads=threads)
+    return open_model(ref, context=context, threads=threads, packs=store.packs)
 
 
-def open_model(ref: ModelRef, *, context: int | None = None, threads: int | None = None) -> LLM:
-    """Load what the store found. Path: Store.resolve -> open_model -> load_model, Engine, Tokenizer -> LLM"""
+def open_model(
+    ref: ModelRef, *, context: int | None = None, threads: int | None = None, packs: Path | None = None
+) -> LLM:
+    """Load what the store found; packed weights are mapped from the folder `packs`, or written there.
+
+    Path: Store.resolve -> open_model -> load_model, Engine, Tokenizer -> LLM
+    """
     started = time.perf_counter()
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; expected 1 or more")
+    pack = pack_path(packs, ref.digest) if packs and ref.digest else None
+    mapped = open_pack(pack, ref.digest) if pack else None
     with closing(open_model_file(ref.path)) as opened:
         tokenizer, template = _text_side(opened, ref.path)
+        defaults: dict[str, Any] = {name: value for name, (value, _) in sampling_defaults(opened).items()}
         loaded = load_model(
-            opened, threads=threads or default_threads(), name=ref.name, tokens=tokenizer.vocab_size
+            opened, threads=threads, name=ref.name, tokens=tokenizer.vocab_size, packed=mapped
         )
-        defaults = SamplingParams()
-    return LLM(
+        quantization = _quantization(opened, loaded.type_bytes)
+    llm = LLM(
         Engine(loaded, context=context),
         tokenizer,
         template,
         name=ref.name,
-        quantization=_quantization(loaded.type_bytes),
-        default_sampling=defaults,
+        quantization=quantization,
+        default_sampling=SamplingParams(**defaults),
         load_s=time.perf_counter() - started,
         notes=loaded.notes,
     )
+    if pack and mapped is None:
+        llm.keep_packed(lambda: write_pack(pack, ref.digest, loaded.matrices))
+    return llm
 
 
-def _text_side(opened: Any, path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
+def _text_side(opened: ModelFile, path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
     if isinstance(opened, GGUFFile):
         tokenizer = tokenizer_from_gguf(opened.metadata)
         made = lambda: chat_template_from_gguf(opened.metadata, tokenizer)  # noqa: E731
@@ -570,6 +600,9 @@ def _text_side(opened: Any, path: Path) -> tuple[Tokenizer, ChatTemplate | None]
         return tokenizer, None
 
 
-def _quantization(type_bytes: Mapping[str, int]) -> str:
-    """Name the type that most of the bytes have."""
+def _quantization(opened: ModelFile, type_bytes: Mapping[str, int]) -> str:
+    """Name the quantisation as the file does (general.file_type), else the type that most bytes have."""
+    stated = opened.metadata.get("general.file_type") if isinstance(opened, GGUFFile) else None
+    if isinstance(stated, int) and stated in _FILE_TYPES:
+        return _FILE_TYPES[stated]
     return next(iter(type_bytes), "")

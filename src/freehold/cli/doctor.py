@@ -46,7 +46,7 @@ def machine(settings: Settings) -> dict[str, Any]:
     import psutil
 
     from freehold import _native as native
-    from freehold.models.memory import available_bytes, cgroup_available_bytes
+    from freehold.models.machine import available_bytes, cgroup_available_bytes, default_threads
 
     return {
         "cpu": {"name": cpu_name(), "system": platform.platform()},
@@ -55,7 +55,7 @@ def machine(settings: Settings) -> dict[str, Any]:
             "runnable": native.isas(),
             "forced": os.environ.get("FREEHOLD_ISA"),
         },
-        "threads": {"usable": usable_threads(), "logical": os.cpu_count(), "cgroup_cpus": cgroup_cpus()},
+        "threads": {"usable": default_threads(), "logical": os.cpu_count(), "cgroup_cpus": cgroup_cpus()},
         "memory": {
             "total": psutil.virtual_memory().total,
             "available": available_bytes(),
@@ -76,13 +76,6 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def usable_threads() -> int:
-    """Return the threads this process may compute with: its CPU mask, cut by the control group's quota."""
-    mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cgroup_cpus()
-    return mask if quota is None else max(1, min(mask, int(quota)))
 
 
 def cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> float | None:

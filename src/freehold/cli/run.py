@@ -180,7 +180,7 @@ def open_llm(store: Store, model: str, request: Request) -> LLM:
             raise
         with reporter() as on_event:
             ref = store.pull(model, on_event)
-    llm = open_model(ref, context=request.context, threads=request.threads)
+    llm = open_model(ref, context=request.context, threads=request.threads, packs=store.packs)
     if request.verbose or sys.stderr.isatty():
         _tell(
             " ".join(p for p in (llm.name, llm.quantization) if p)
