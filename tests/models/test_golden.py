@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from freehold import _native as native
+from freehold.models.loader import LoadedModel, load_model
 from freehold.models.oracle import Oracle
 from tests.vectors.files import write_gguf, write_safetensors
 from tests.vectors.weights import FAMILIES, PREFILL
 
 GOLDEN = Path(__file__).parent.parent / "vectors" / "golden"
 BOUND = 1e-3
+F16_BOUND = 2e-2  # golden logits came from float32 keys and values, the native cache rounds them to f16
+F16_FLIPS = 5e-3  # a last bit of float32 decides which way a few of them round
 FORMS = [
     (name, form)
     for name, it in FAMILIES.items()
@@ -43,3 +47,36 @@ def test_oracle_computes_the_golden_logits(family: str, form: str, tmp_path: Pat
     session = oracle.session()
     rows = [session.step(ids[:PREFILL]), *(session.step([t]) for t in ids[PREFILL:])]
     assert np.abs(np.concatenate(rows) - steps).max() <= BOUND
+
+
+def native_logits(model: LoadedModel, ids: list[int], chunks: list[int]) -> np.ndarray:
+    """Run the model's plan over `ids` in pieces of the given sizes."""
+    blocks = -(-len(ids) // native.BLOCK_TOKENS)
+    plan = model.build(native.KvCache(model.kv_layers, blocks), max(chunks))
+    table = np.arange(blocks, dtype=np.int32)[None]
+    out, first = [], 0
+    for count in chunks:
+        rows = np.arange(count, dtype=np.int32)
+        tokens = np.array(ids[first : first + count], np.int32)
+        out.append(plan.run(tokens, rows + first, np.zeros(count, np.int32), table, rows))
+        first += count
+    return np.concatenate(out)
+
+
+@pytest.mark.parametrize(("family", "form"), FORMS)
+def test_native_plan_computes_what_the_oracle_does(family: str, form: str, tmp_path: Path):
+    """The native cache holds f16 keys and values, which alone moves these logits by up to 0.015."""
+    ids, full, _ = golden(family)
+    path = write_model(family, form, tmp_path)
+    got = native_logits(load_model(path, threads=1), ids, [len(ids)])
+    assert np.abs(got - Oracle(path, f16_kv=True).logits(ids)).max() <= F16_FLIPS
+    assert np.abs(got - full).max() <= F16_BOUND
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefill_and_steps_give_the_bits_of_one_forward(family: str, tmp_path: Path):
+    ids, _, _ = golden(family)
+    path = write_model(family, "hf", tmp_path)
+    whole = native_logits(load_model(path, threads=1), ids, [len(ids)])
+    pieces = native_logits(load_model(path, threads=2), ids, [PREFILL, *[1] * (len(ids) - PREFILL)])
+    assert np.array_equal(whole, pieces)

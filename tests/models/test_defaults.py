@@ -1,0 +1,43 @@
+"""Sampling defaults come from the model's author where stated, and say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from freehold.errors import BadModelFile
+from freehold.formats import Metadata, open_gguf, open_model_file
+from freehold.models.defaults import FREEHOLD, FREEHOLD_DEFAULTS, sampling_defaults
+from tests.vectors.files import write_gguf, write_safetensors
+
+
+@pytest.fixture
+def hf_file(tmp_path: Path) -> Any:
+    return open_model_file(write_safetensors("qwen2", tmp_path / "model"))
+
+
+def test_generation_config_is_read_with_its_origin(hf_file: Any):
+    found = sampling_defaults(hf_file)
+    assert found["temperature"] == (0.7, "generation_config.json: temperature")
+    assert found["top_k"] == (20, "generation_config.json: top_k")
+    assert found["min_p"] == (FREEHOLD_DEFAULTS["min_p"], FREEHOLD)
+
+
+def test_do_sample_false_means_greedy(hf_file: Any):
+    hf_file.generation_config = Metadata({"do_sample": False, "temperature": 0.9}, "generation_config.json")
+    assert sampling_defaults(hf_file)["temperature"] == (0.0, "generation_config.json: do_sample")
+
+
+def test_value_out_of_range_is_refused_by_name(hf_file: Any):
+    hf_file.generation_config = Metadata({"top_p": 7.0}, "generation_config.json")
+    with pytest.raises(BadModelFile, match="top_p"):
+        sampling_defaults(hf_file)
+
+
+def test_gguf_sampling_keys_are_read(tmp_path: Path):
+    opened = open_gguf(write_gguf("qwen2", tmp_path / "model.gguf"))
+    assert sampling_defaults(opened)["temperature"] == (FREEHOLD_DEFAULTS["temperature"], FREEHOLD)
+    opened.metadata = Metadata({**opened.metadata, "general.sampling.temp": 0.5}, "model.gguf")
+    assert sampling_defaults(opened)["temperature"] == (0.5, "general.sampling.temp")
