@@ -1,6 +1,6 @@
 """Decode and prefill speed of Freehold beside llama.cpp: same file, threads and f16 cache, taking turns.
 
-`python benches/peers.py MODEL [--rounds 5] [--threads 2] [--json]`; MODEL is a name or a path.
+`python benches/peers.py MODEL [--rounds 5] [--threads 2] [--json]`; MODEL as everywhere.
 Each round measures one peer, then the other, so that a busy machine slows both; what counts is the median
 of the rounds' ratios. llama.cpp is built for this machine into .peers/ on first use. Ends in one JSON line.
 Path: peers.py -> peer.Child -> peer_llama_cpp.py, peer_freehold.py
@@ -82,9 +82,10 @@ def resolve(model: str) -> Path:
     """Turn MODEL into the path of a file: a path as it stands, anything else through Freehold's own store."""
     if Path(model).is_file():
         return Path(model).resolve()
-    from freehold.store import locate  # pyright: ignore[reportAttributeAccessIssue]
+    from freehold.config import load_settings
+    from freehold.store import Store
 
-    return Path(locate(model))
+    return Store(load_settings()).resolve(model).path
 
 
 def show(record: dict[str, Any]) -> None:

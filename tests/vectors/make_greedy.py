@@ -37,24 +37,43 @@ def encode(tokenizer: Any, kind: str, text: str) -> list[int]:
 
 
 @torch.no_grad()
-def decode(model: Any, ids: list[int], stops: set[int]) -> dict[str, Any]:
-    """Run greedily for TOKENS steps, or to an end-of-text id, which is then the last token."""
-    tokens, seconds, margins, cache = [], [], [], None
-    step = torch.tensor([ids])
-    while len(tokens) < TOKENS and not (tokens and tokens[-1] in stops):
-        out = model(input_ids=step, use_cache=True, cache=cache, logits_to_keep=1)
+def decode(model: Any, prompts: list[list[int]], stops: set[int]) -> list[dict[str, Any]]:
+    """Run all prompts greedily for TOKENS steps as one batch, padded on the left.
+
+    An answer that meets an end-of-text id is cut after it.
+    """
+    width = max(map(len, prompts))
+    step = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts])
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+    best, margins, cache = [], [], None
+    for _ in range(TOKENS):
+        places = (mask.cumsum(1) - 1).clamp(min=0)[:, -step.shape[1] :]
+        out = model(
+            input_ids=step,
+            attention_mask=mask,
+            position_ids=places,
+            use_cache=True,
+            cache=cache,
+            logits_to_keep=1,
+        )
         cache = out.cache if hasattr(out, "cache") else out.past_key_values
-        best = out.logits[0, -1].topk(2)
-        first, second = (int(i) for i in best.indices)
-        tokens.append(first)
-        seconds.append(second)
-        margins.append(round(float(best.values[0] - best.values[1]), 3))
-        step = torch.tensor([[first]])
+        top = out.logits[:, -1].topk(2)
+        best.append(top.indices)
+        margins.append(top.values[:, 0] - top.values[:, 1])
+        step = top.indices[:, :1]
+        mask = torch.cat([mask, torch.ones_like(step)], dim=1)
+    ids, gaps = torch.stack(best, 1).tolist(), torch.stack(margins, 1).tolist()
+    return [_entry(rows, gap, stops) for rows, gap in zip(ids, gaps, strict=True)]
+
+
+def _entry(rows: list[list[int]], margins: list[float], stops: set[int]) -> dict[str, Any]:
+    tokens = [first for first, _ in rows]
+    end = next((i + 1 for i, token in enumerate(tokens) if token in stops), len(tokens))
     return {
-        "tokens": tokens,
-        "second": seconds,
-        "margin": margins,
-        "ended": bool(tokens[-1] in stops),
+        "tokens": tokens[:end],
+        "second": [second for _, second in rows[:end]],
+        "margin": [round(margin, 3) for margin in margins[:end]],
+        "ended": tokens[end - 1] in stops,
     }
 
 
@@ -70,14 +89,13 @@ def candidates(model: Any, tokenizer: Any) -> list[dict[str, Any]]:
     pool = [("raw", text) for text in RAW]
     if tokenizer.chat_template:
         pool += [("chat", text) for text in CHAT]
+    prompts = [encode(tokenizer, kind, text) for kind, text in pool]
     entries = []
-    for kind, text in pool:
-        ids = encode(tokenizer, kind, text)
-        entry = {"kind": kind, "text": text, "prompt": ids, **decode(model, ids, stops)}
+    for (kind, text), ids, answer in zip(pool, prompts, decode(model, prompts, stops), strict=True):
+        entry = {"kind": kind, "text": text, "prompt": ids, **answer}
+        shown = tokenizer.decode(entry["tokens"])[:60]
         print(
-            f"{decided(entry):5.2f} {len(entry['tokens']):3} {kind} {text[-50:]!r} -> "
-            f"{tokenizer.decode(entry['tokens'])[:60]!r}",
-            flush=True,
+            f"{decided(entry):5.2f} {len(entry['tokens']):3} {kind} {text[-50:]!r} -> {shown!r}", flush=True
         )
         entries.append(entry)
     return entries
