@@ -1,0 +1,59 @@
+# Everything happens in .venv, made here from the first Python 3.11 or later on the PATH. No step needs root.
+# A C++ compiler is the one thing that must be there; cmake and ninja come with the build if they are missing.
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; exit; }; done)
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+QUESTION := What does the Python expression sorted(words, key=len, reverse=True) do? Give an example.
+MODELS := smollm2:135m qwen2.5-coder:0.5b
+
+.PHONY: help run test check lint bench native docs clean
+
+help: ## Show these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+run: $(VENV)/.installed ## Fetch a model, ask it a real question, say how fast it answered
+	$(BIN)/freehold run qwen2.5-coder:0.5b "$(QUESTION)" --max-tokens 200 --verbose
+
+test: check ## Lint, types, and every test, those that need weights included
+	for model in $(MODELS); do $(BIN)/freehold pull $$model || exit; done
+	$(BIN)/python -m pytest -m "model or not model"
+
+check: lint ## Lint and types only
+	$(BIN)/pyright
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+bench: $(VENV)/.tested ## Measure this machine: start-up, then a model beside its ceiling
+	$(BIN)/python benches/startup.py
+	$(BIN)/freehold pull qwen2.5-coder:0.5b
+	$(BIN)/freehold bench qwen2.5-coder:0.5b
+
+native: $(VENV)/.tested ## Build the C++ again, only what changed
+	$(PIP) "scikit-build-core>=1.0" "nanobind>=2.9" "cmake>=3.24" ninja
+	$(PIP) --no-build-isolation --no-deps --editable .
+	@touch $(VENV)/.installed $(VENV)/.tested
+
+docs: $(VENV)/.installed ## Generate the reference pages
+	$(BIN)/python docs/generate.py
+
+clean: ## Remove what was built here; models stay in the data folder
+	rm -rf $(VENV) build
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later on the PATH" >&2; exit 1; }
+	@command -v c++ >/dev/null || { echo "error: no C++ compiler on the PATH (g++ 12 or clang 16)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python $(NATIVE)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) --editable ".[test]"
+	@touch $@
