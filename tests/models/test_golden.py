@@ -63,7 +63,7 @@ def native_logits(model: LoadedModel, ids: list[int], chunks: list[int]) -> np.n
     return np.concatenate(out)
 
 
-@pytest.mark.parametrize(("family", "form"), FORMS)
+@pytest.mark.parametrize(("family", "form"), [f for f in FORMS if f[1] != "legacy"])
 def test_native_plan_computes_what_the_oracle_does(family: str, form: str, tmp_path: Path):
     """The native cache holds f16 keys and values, which alone moves these logits by up to 0.015."""
     ids, full, _ = golden(family)

@@ -1,0 +1,127 @@
+"""The default context is the model's own, cut to memory, and says so; one asked for is honoured or refused.
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from freehold.engine import Engine, capacity
+from freehold.engine.blocks import BlockManager, blocks_for, common_prefix
+from freehold.engine.capacity import bytes_per_block, choose_context
+from freehold.engine.sequence import Request, Sequence
+from freehold.errors import CapacityExceeded, UsageError
+from freehold.models import machine
+from freehold.models.loader import LoadedModel
+from freehold.types import SamplingParams
+
+
+def with_memory(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(capacity, "available_bytes", lambda: count)
+
+
+def test_cache_bytes_are_what_the_native_cache_says(model: LoadedModel):
+    from freehold._native import KvCache
+
+    assert bytes_per_block(model) == KvCache(model.kv_layers, 1).bytes_per_block
+
+
+def test_default_context_is_the_models_own(model: LoadedModel):
+    assert choose_context(model, None) == (512 if model.context == 512 else model.context, "the model's own")
+
+
+def test_default_context_is_cut_to_a_share_of_memory_and_says_so(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+):
+    with_memory(monkeypatch, 20 * bytes_per_block(model))
+    context, note = choose_context(model, None)
+    assert context == 320 and "cut from the model's 512" in note and "50%" in note
+
+
+def test_no_room_for_a_small_context_is_an_error(model: LoadedModel, monkeypatch: pytest.MonkeyPatch):
+    with_memory(monkeypatch, 4 * bytes_per_block(model))
+    with pytest.raises(CapacityExceeded, match="at least 256"):
+        choose_context(model, None)
+
+
+def test_context_beyond_memory_is_refused_with_the_numbers(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+):
+    with_memory(monkeypatch, 10 * bytes_per_block(model))
+    with pytest.raises(CapacityExceeded, match=r"512 tokens takes") as error:
+        choose_context(model, 512)
+    assert "--context 288" in error.value.hint
+
+
+def test_context_beyond_the_models_own_is_refused(model: LoadedModel):
+    with pytest.raises(UsageError, match=r"1,024 tokens was asked for; tiny was made for 512"):
+        choose_context(model, 1024)
+
+
+@pytest.mark.parametrize("wrong", [0, -5, True])
+def test_absurd_context_is_refused(model: LoadedModel, wrong: int):
+    with pytest.raises(UsageError):
+        Engine(model, context=wrong)
+
+
+def test_control_group_limits_memory_and_counts_its_file_cache_as_free(tmp_path: Path):
+    assert machine.cgroup_available_bytes(tmp_path) is None
+    (tmp_path / "memory.max").write_text("max")
+    (tmp_path / "memory.current").write_text("1000000")
+    assert machine.cgroup_available_bytes(tmp_path) is None
+    (tmp_path / "memory.max").write_text("3000000")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 400000\n")
+    assert machine.cgroup_available_bytes(tmp_path) == 2_400_000
+
+
+def test_processor_quota_limits_threads(tmp_path: Path):
+    assert machine._cpu_quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("max 100000")
+    assert machine._cpu_quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("150000 100000")
+    assert machine._cpu_quota(tmp_path) == 1.5
+    assert machine.default_threads() >= 1
+
+
+# --- blocks ------------------------------------------------------------------------------------------
+
+
+def sequence(tokens: list[int]) -> Sequence:
+    return Sequence(Request(tuple(tokens), SamplingParams(), 0, 10), list(tokens))
+
+
+def test_blocks_are_given_whole_or_not_at_all():
+    blocks = BlockManager(3)
+    a, b = sequence([1] * 40), sequence([2] * 40)
+    assert blocks.grow(a, 40) and len(a.table) == blocks_for(40) == 2
+    assert not blocks.grow(b, 40) and b.table == []
+    blocks.release(a)
+    assert blocks.available == 3 and blocks.grow(b, 40)
+
+
+def test_kept_blocks_pass_to_a_sequence_that_begins_alike_and_only_once():
+    blocks = BlockManager(4)
+    a = sequence([*range(50)])
+    blocks.grow(a, 50)
+    a.computed = 50
+    table = list(a.table)
+    blocks.retire(a)
+    b, c = sequence([*range(40), 99]), sequence([*range(40), 99])
+    blocks.adopt(b)
+    blocks.adopt(c)
+    assert (b.computed, b.cached, b.table) == (40, 40, table) and c.table == []
+    assert blocks.available == 2
+
+
+def test_kept_blocks_yield_to_a_live_sequence():
+    blocks = BlockManager(2)
+    a, b = sequence([1] * 64), sequence([2] * 64)
+    blocks.grow(a, 64)
+    a.computed = 64
+    blocks.retire(a)
+    assert blocks.available == 2 and blocks.grow(b, 64) and blocks.available == 0
+
+
+def test_common_prefix_counts_equal_leading_items():
+    assert common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
+    assert common_prefix([], [1]) == 0

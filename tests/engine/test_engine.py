@@ -1,0 +1,297 @@
+"""The engine gives the same tokens and bits however the work is cut, shared, interrupted or resumed.
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freehold.engine import Engine, TokenOut
+from freehold.engine import engine as engine_module
+from freehold.engine import scheduler as scheduler_module
+from freehold.errors import ContextOverflow, EngineClosed, NonFiniteLogits, UsageError
+from freehold.models.loader import LoadedModel
+from freehold.types import SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0)
+WARM = SamplingParams(temperature=1.0, seed=7)
+PROMPT = [17 * i % 250 + 5 for i in range(70)]
+
+
+def ids_of(outs: Iterable[TokenOut]) -> list[int]:
+    return [out.id for out in outs]
+
+
+@pytest.fixture
+def engine(model: LoadedModel) -> Engine:
+    return Engine(model, context=256)
+
+
+# --- the same bits -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model", "sliding"])
+@pytest.mark.parametrize("step_rows", [1, 7, 33, 64])
+def test_logits_are_the_same_bits_for_every_chunk_size(
+    name: str, step_rows: int, request: pytest.FixtureRequest
+):
+    loaded: LoadedModel = request.getfixturevalue(name)
+    whole = Engine(loaded, context=128, step_rows=128).logits(PROMPT)
+    assert whole.shape == (len(PROMPT), loaded.vocab) and whole.dtype == np.float32
+    assert np.array_equal(Engine(loaded, context=128, step_rows=step_rows).logits(PROMPT), whole)
+
+
+def test_logits_are_the_same_bits_on_one_and_two_threads(model: LoadedModel):
+    one, two = (Engine(model, context=128, threads=n) for n in (1, 2))
+    assert (one.threads, two.threads) == (1, 2)
+    assert np.array_equal(one.logits(PROMPT), two.logits(PROMPT))
+
+
+def test_answer_after_a_prefix_hit_equals_one_without(model: LoadedModel, engine: Engine):
+    first = engine.generate(PROMPT, WARM, max_tokens=20)
+    longer = PROMPT + ids_of(first) + [9, 8, 7]
+    again = engine.generate(longer, WARM, max_tokens=20, logprobs=3)
+    fresh = Engine(model, context=256).generate(longer, WARM, max_tokens=20, logprobs=3)
+    assert list(again) == list(fresh)
+    assert again.usage.cached_tokens == len(PROMPT) + 19 and fresh.usage.cached_tokens == 0
+
+
+def test_prompt_that_was_computed_whole_computes_its_last_token_again(engine: Engine):
+    first = list(engine.generate(PROMPT, WARM, max_tokens=1, logprobs=5))
+    second = engine.generate(PROMPT, WARM, max_tokens=1, logprobs=5)
+    assert list(second) == first and second.usage.cached_tokens == len(PROMPT) - 1
+
+
+def test_prompt_that_departs_early_reuses_only_what_agrees(model: LoadedModel, engine: Engine):
+    list(engine.generate(PROMPT, WARM, max_tokens=5))
+    other = PROMPT[:40] + [99] * 20
+    hit = engine.generate(other, WARM, max_tokens=10)
+    assert ids_of(hit) == ids_of(Engine(model, context=256).generate(other, WARM, max_tokens=10))
+    assert hit.usage.cached_tokens == 40
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_interleaved_answers_equal_lonely_ones(model: LoadedModel, data: st.DataObject):
+    """Chunking, batch mix, preemption and prefix hits change no token, in a pool too small for all."""
+    prompts = data.draw(
+        st.lists(st.lists(st.integers(5, 250), min_size=1, max_size=60), min_size=2, max_size=4)
+    )
+    step_rows = data.draw(st.sampled_from([3, 16, 64]))
+    alone = [ids_of(Engine(model, context=96).generate(p, WARM, max_tokens=12)) for p in prompts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler_module, "STALL_S", 0.0)
+        shared = Engine(model, context=96, step_rows=step_rows)
+        running = {i: shared.generate(p, WARM, max_tokens=12) for i, p in enumerate(prompts)}
+        got: list[list[int]] = [[] for _ in prompts]
+        while running:
+            i = data.draw(st.sampled_from(sorted(running)))
+            out = next(running[i], None)
+            if out is None:
+                del running[i]
+            else:
+                got[i].append(out.id)
+    assert got == alone
+    assert shared.free_blocks == 3
+
+
+def test_answers_to_many_threads_equal_lonely_ones(model: LoadedModel):
+    prompts = [PROMPT[i : i + 20] for i in range(6)]
+    alone = [ids_of(Engine(model, context=128).generate(p, WARM, max_tokens=15)) for p in prompts]
+    shared = Engine(model, context=128)
+    got: dict[int, list[int]] = {}
+
+    def ask(i: int) -> None:
+        got[i] = ids_of(shared.generate(prompts[i], WARM, max_tokens=15))
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(prompts))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(60)
+    assert [got[i] for i in range(len(prompts))] == alone
+
+
+# --- answers and their ends --------------------------------------------------------------------------
+
+
+def test_greedy_tokens_are_the_argmax_of_the_logits(engine: Engine):
+    made = ids_of(engine.generate(PROMPT, GREEDY, max_tokens=8))
+    logits = engine.logits(PROMPT + made)
+    assert made == logits[len(PROMPT) - 1 : -1].argmax(axis=1).tolist()
+
+
+def test_same_seed_gives_the_same_answer_and_another_seed_another(engine: Engine):
+    answers = [ids_of(engine.generate(PROMPT, SamplingParams(seed=s), max_tokens=12)) for s in (1, 1, 2)]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_missing_seed_is_drawn_once_and_reported(engine: Engine):
+    first = engine.generate(PROMPT, SamplingParams(), max_tokens=12)
+    made = ids_of(first)
+    assert made == ids_of(engine.generate(PROMPT, SamplingParams(seed=first.seed), max_tokens=12))
+
+
+def test_stop_token_ends_the_answer_and_is_part_of_it(engine: Engine):
+    free = ids_of(engine.generate(PROMPT, GREEDY, max_tokens=10))
+    outs = list(engine.generate(PROMPT, GREEDY, max_tokens=10, stop_ids=[free[3]]))
+    assert ids_of(outs) == free[: free.index(free[3]) + 1]
+    assert [o.finish_reason for o in outs] == [None] * (len(outs) - 1) + ["stop"]
+
+
+def test_max_tokens_ends_the_answer_with_length(engine: Engine):
+    outs = list(engine.generate(PROMPT, GREEDY, max_tokens=4))
+    assert len(outs) == 4 and outs[-1].finish_reason == "length"
+
+
+def test_answer_that_fills_the_context_ends_with_length(model: LoadedModel):
+    outs = list(Engine(model, context=80).generate(PROMPT, GREEDY))
+    assert len(PROMPT) + len(outs) == 80 and outs[-1].finish_reason == "length"
+
+
+def test_usage_counts_tokens_and_seconds(engine: Engine):
+    answer = engine.generate(PROMPT, GREEDY, max_tokens=5)
+    list(answer)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(PROMPT), 5)
+    assert answer.usage.prefill_s > 0 and answer.usage.decode_s > 0
+
+
+def test_score_is_the_log_softmax_of_the_logits(engine: Engine):
+    logits = engine.logits(PROMPT).astype(np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    expected = logprobs[np.arange(len(PROMPT) - 1), PROMPT[1:]]
+    scores = engine.score(PROMPT)
+    assert scores.dtype == np.float32 and np.allclose(scores, expected, atol=1e-4)
+
+
+def test_score_of_one_token_is_empty(engine: Engine):
+    assert engine.score([7]).shape == (0,)
+
+
+def test_logprobs_are_of_the_models_own_softmax(engine: Engine):
+    params = SamplingParams(temperature=0.5, top_k=3, logit_bias={9: 5.0}, seed=1)
+    out = next(engine.generate(PROMPT, params, max_tokens=1, logprobs=4))
+    row = engine.logits(PROMPT)[-1].astype(np.float64)
+    row -= np.log(np.exp(row).sum())
+    assert out.logprob == pytest.approx(row[out.id], abs=1e-4)
+    assert [i for i, _ in out.top] == np.argsort(-row, kind="stable")[:4].tolist()
+
+
+# --- refusals ----------------------------------------------------------------------------------------
+
+
+def test_prompt_longer_than_the_context_is_refused_with_both_numbers(engine: Engine):
+    with pytest.raises(
+        ContextOverflow, match=r"prompt has 300 tokens; tiny is loaded with room for 256"
+    ) as error:
+        engine.generate([5] * 300)
+    assert "--context 320" in error.value.hint
+
+
+def test_prompt_that_leaves_no_room_for_an_answer_is_refused(engine: Engine):
+    with pytest.raises(ContextOverflow, match="answer included"):
+        engine.generate([5] * 256)
+    assert len(engine.logits([5] * 256)) == 256
+
+
+def test_empty_prompt_is_refused(engine: Engine):
+    for ask in (engine.generate, engine.logits, engine.score):
+        with pytest.raises(UsageError, match="empty"):
+            ask([])
+
+
+@pytest.mark.parametrize("wrong", [-1, 256, 1 << 40])
+def test_id_out_of_range_is_refused_by_value(engine: Engine, wrong: int):
+    with pytest.raises(UsageError, match=str(wrong)):
+        engine.generate([5, wrong])
+
+
+def test_absurd_counts_are_refused(engine: Engine):
+    for options in ({"max_tokens": 0}, {"logprobs": -1}, {"logprobs": 10**6}):
+        with pytest.raises(UsageError):
+            engine.generate(PROMPT, **options)
+
+
+def test_damaged_weights_end_in_a_named_error_with_the_position(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+):
+    engine = Engine(model, context=256)
+    assert engine._runner is not None
+    run = engine._runner.run
+    monkeypatch.setattr(
+        engine._runner, "run", lambda batch: [rows * np.float32("nan") for rows in run(batch)]
+    )
+    with pytest.raises(NonFiniteLogits, match="position 70"):
+        list(engine.generate(PROMPT))
+    with pytest.raises(NonFiniteLogits):
+        engine.logits(PROMPT)
+    assert engine.free_blocks == 8
+
+
+# --- ends from outside -------------------------------------------------------------------------------
+
+
+def test_closing_an_answer_frees_its_blocks(engine: Engine):
+    answer = engine.generate(PROMPT, GREEDY)
+    next(answer)
+    assert engine.free_blocks == 5
+    answer.close()
+    assert engine.free_blocks == 8 and list(answer) == []
+
+
+def test_dropped_answer_frees_its_blocks(engine: Engine):
+    next(engine.generate(PROMPT, GREEDY))
+    assert engine.free_blocks == 8
+
+
+def test_interrupt_ends_the_answer_and_leaves_the_engine_usable(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    expected = ids_of(engine.generate(PROMPT, WARM, max_tokens=6))
+    answer = engine.generate(PROMPT, WARM, max_tokens=6)
+    next(answer)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "choose", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(answer)
+    assert engine.free_blocks == 8
+    assert ids_of(engine.generate(PROMPT, WARM, max_tokens=6)) == expected
+
+
+def test_closed_engine_refuses_work_and_running_answers(model: LoadedModel):
+    with Engine(model, context=256) as engine:
+        answer = engine.generate(PROMPT, GREEDY)
+        next(answer)
+    with pytest.raises(EngineClosed):
+        list(answer)
+    with pytest.raises(EngineClosed):
+        engine.generate(PROMPT)
+    engine.close()
+
+
+def test_fork_of_an_engine_refuses_work(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "getpid", lambda: engine._pid + 1)
+    with pytest.raises(EngineClosed, match="fork"):
+        engine.generate(PROMPT)
+
+
+def test_answer_whose_reader_stalls_gives_its_blocks_to_another(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(scheduler_module, "STALL_S", 0.0)
+    engine = Engine(model, context=96)
+    slow = engine.generate(PROMPT, WARM, max_tokens=10)
+    first = next(slow)
+    quick = ids_of(engine.generate(PROMPT[::-1], WARM, max_tokens=10))
+    assert len(quick) == 10
+    rest = ids_of(slow)
+    assert [first.id, *rest] == ids_of(engine.generate(PROMPT, WARM, max_tokens=10))
