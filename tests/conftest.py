@@ -19,27 +19,19 @@ REAL_MODELS = {
 
 @pytest.fixture(scope="session")
 def model_path() -> Callable[[str], Path]:
-    """Return a function from a name above to a GGUF file, for tests marked `model`.
+    """Return a function from a name (a stem above, or any MODEL) to its path, for tests marked `model`.
 
-    The folder that FREEHOLD_TEST_MODELS names comes first, then the store. A model that neither holds
-    skips the test.
+    The folder that FREEHOLD_TEST_MODELS names comes first, then the store of FREEHOLD_HOME or the user's own.
+    What neither holds is pulled: nothing is skipped.
     """
+    from freehold.config import load_settings
+    from freehold.store import Store
 
     def find(name: str) -> Path:
         folder = os.environ.get("FREEHOLD_TEST_MODELS")
-        if folder and (path := Path(folder) / f"{name}.gguf").is_file():
+        stem = next((k for k, v in REAL_MODELS.items() if v == name), name)
+        if folder and (path := Path(folder) / f"{stem}.gguf").is_file():
             return path
-        return _in_store(REAL_MODELS[name])
+        return Store(load_settings()).pull(REAL_MODELS.get(name, name)).path
 
     return find
-
-
-def _in_store(name: str) -> Path:
-    from freehold.config import load_settings
-    from freehold.errors import ModelNotFound
-    from freehold.store import Store
-
-    try:
-        return Path(Store(load_settings()).resolve(name).path)
-    except ModelNotFound as error:
-        pytest.skip(f"{error.message}; {error.hint}")

@@ -119,14 +119,15 @@ def test_bytes_come_from_where_redirects_lead_and_the_token_stays_at_home(
 
 
 def test_an_expired_address_is_asked_for_again(hub: Standin, store: Store):
-    with serving(Standin(files={"tiny-Q4_K_M.gguf": BODY}, statuses=[])) as cdn:
+    with serving(Standin(files={"tiny-Q4_K_M.gguf": BODY}, throttle_s=0.005)) as cdn:
         hub.redirect_to = cdn.url
+        expired: list[bool] = []
 
         def expire(event: Event) -> None:
-            if isinstance(event, Progress) and 0 < event.done < SIZE // 2 and not cdn.statuses:
-                cdn.statuses.append((403, {}))
+            if isinstance(event, Progress) and event.done > SIZE // 3 and not expired:
+                expired.append(True)
+                cdn.statuses += [(403, {})]
 
-        cdn.throttle_s = 0.005
         assert store.pull("org/tiny-GGUF", expire).digest == hashlib.sha256(BODY).hexdigest()
 
 

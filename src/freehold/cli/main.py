@@ -94,6 +94,11 @@ def run(args: list[str]) -> int:
         # whoever read our output has gone; keep the interpreter's last flush from complaining
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as e:
+        if os.environ.get("FREEHOLD_DEBUG") == "1":
+            raise
+        complain(f"{e.filename}: {e.strerror}" if e.filename else str(e), "")
+        return 1
 
 
 def complain(message: str, hint: str) -> None:

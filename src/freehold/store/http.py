@@ -63,11 +63,10 @@ class Backoff:
 
 
 class Http:
-    """A client for many threads. `tries`: how many failures in a row end a request."""
+    """A client for many threads."""
 
-    def __init__(self, *, token: str = "", token_origin: str = "", tries: int = MAX_TRIES) -> None:
+    def __init__(self, *, token: str = "", token_origin: str = "") -> None:
         self.retry_s = RETRY_S
-        self.tries = tries
         self._token = token
         self._token_origin = _origin(token_origin) if token_origin else ""
         timeout = httpx2.Timeout(STALL_S, connect=CONNECT_S)
@@ -77,9 +76,9 @@ class Http:
         """Close all connections."""
         self._client.close()
 
-    def get_json(self, url: str) -> Any:
-        """Fetch JSON of bounded size, repeating transient failures."""
-        backoff = Backoff(self.retry_s, self.tries)
+    def get_json(self, url: str, tries: int = MAX_TRIES) -> Any:
+        """Fetch JSON of bounded size; `tries` failures in a row end it."""
+        backoff = Backoff(self.retry_s, tries)
         while True:
             try:
                 with self.stream(url) as response:

@@ -48,19 +48,15 @@ class HubSource:
 
     def __init__(self, ref: Ref, settings: Settings, *, entry: Entry | None = None) -> None:
         self._ref, self._settings, self._entry = ref, settings, entry
-        has_other_source = entry is not None and bool(entry.packages)
-        self._http = Http(
-            token=settings.hub_token,
-            token_origin=settings.hub_endpoint,
-            tries=1 if has_other_source else MAX_TRIES,
-        )
+        self._http = Http(token=settings.hub_token, token_origin=settings.hub_endpoint)
 
     def plan(self) -> Plan:
         """Ask the hub for the repository's files and choose among them."""
         ref, endpoint = self._ref, self._settings.hub_endpoint
-        info = self._http.get_json(
-            f"{endpoint}/api/models/{ref.repo}/revision/{quote(ref.revision, safe='')}?blobs=true"
-        )
+        revision = quote(ref.revision, safe="")
+        # with another source at hand, a hub that cannot be reached is not waited for
+        tries = 1 if self._entry and self._entry.packages else MAX_TRIES
+        info = self._http.get_json(f"{endpoint}/api/models/{ref.repo}/revision/{revision}?blobs=true", tries)
         commit, files = _read_info(info, ref.repo)
         if info.get("gated") and not self._settings.hub_token:
             raise self._gated("its licence has to be accepted, and no token is set")

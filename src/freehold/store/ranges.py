@@ -179,7 +179,7 @@ class _Ranges:
     def _fetch_range(self, i: int) -> None:
         """Fetch range `i`, going on after a broken connection from the byte it reached."""
         cursor = _Cursor(*self.part.bounds(i))
-        backoff = Backoff(self.http.retry_s, self.http.tries, self.stop)
+        backoff = Backoff(self.http.retry_s, stop=self.stop)
         while not self.stop.is_set():
             before = cursor.at
             try:
@@ -200,8 +200,9 @@ class _Ranges:
         """Ask for the cursor's bytes and write them; it has moved by what came, also after a failure."""
         url = self.address or self.file.url
         with self.http.stream(url, {"Range": f"bytes={cursor.at}-{cursor.end - 1}"}) as response:
-            if self.address and response.status_code in _EXPIRED:
-                self.address = ""
+            if url != self.file.url and response.status_code in _EXPIRED:
+                with self.lock:
+                    self.address = "" if self.address == url else self.address
                 raise Transient("the download address expired", after=0.0)
             self._judge(response, url, cursor)
             for block in response.iter_raw():
@@ -243,7 +244,7 @@ class _Ranges:
     def _in_one_stream(self) -> None:
         """Take the whole file from a server that ignores ranges; finished ranges are not written again."""
         self.say(f"the server of {self.file.name} ignores ranges: fetching it in one stream from the start")
-        backoff = Backoff(self.http.retry_s, self.http.tries)
+        backoff = Backoff(self.http.retry_s)
         while missing := self.part.missing():
             try:
                 self._stream()
@@ -293,7 +294,7 @@ class _Ranges:
 
 def _fetch_unsized(http: Http, file: PlannedFile, target: Path, on_bytes: OnBytes) -> HeldFile:
     """Fetch a file whose length the server does not tell: one stream, from the start each time."""
-    backoff = Backoff(http.retry_s, http.tries)
+    backoff = Backoff(http.retry_s)
     target.parent.mkdir(parents=True, exist_ok=True)
     while True:
         try:

@@ -74,6 +74,10 @@ def _from_url(text: str) -> Ref:
     parts = urlsplit(text)
     if not parts.hostname:
         raise UsageError(f"{text!r} is not a URL")
+    if parts.username or parts.password:
+        raise UsageError(
+            f"the address of {parts.hostname} carries a password", "leave it out: it would be recorded"
+        )
     if parts.hostname in ("huggingface.co", "hf.co"):
         match = re.fullmatch(rf"/({_REPO.pattern})(?:/(?:resolve|blob)/([^/]+)/(.+))?/?", parts.path)
         if match:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -73,17 +73,16 @@ class Store:
         """
         started = time.monotonic()
         parsed = parse_ref(ref)
-        manifest = self._register(Path(parsed.text)) if parsed.kind == "path" else self._find(parsed)
+        if parsed.kind == "path":
+            manifest = self._register(Path(parsed.text))
+        else:
+            manifest = self._find(parsed, forgotten_too=True)
         if manifest is None or self._state(manifest) == "vanished":
             manifest = self._fetch(parsed, on_event, started)
         else:
             if manifest.owner != "freehold":
-                where = root_of(manifest, self._folder(manifest))
-                on_event(
-                    Note(
-                        manifest.name, f"held by {manifest.owner} at {where}: referenced in place, not copied"
-                    )
-                )
+                where = f"{manifest.owner} at {root_of(manifest, self._folder(manifest))}"
+                on_event(Note(manifest.name, f"held by {where}: referenced in place, not copied"))
             self._forget(manifest, forgotten=False)
             on_event(self._finished(manifest, 0, started))
         return self._used(manifest)
@@ -114,10 +113,13 @@ class Store:
         Raises ModelNotFound, and StoreError while a pull of it runs.
         """
         listed = self.show(ref)
-        folder = self.models / slug(listed.name)
-        if not _inside(listed.path, self.settings.home) and not folder.exists() and listed.owner == "user":
+        folder = listed.path if listed.state == "incomplete" else self.models / slug(listed.name)
+        if listed.owner == "user" and not folder.exists():
             raise ModelNotFound(f"{ref} is a file of your own that the store keeps no record of")
-        with self._lock(listed.name, lambda _: None, wait=False):
+        with (
+            space.full_disk(self.settings.home, "nothing is lost"),
+            self._lock(listed.name, None, wait=False),
+        ):
             freed = self._drop_packs(listed.digest)
             if listed.owner == "freehold":
                 freed += listed.held
@@ -128,11 +130,11 @@ class Store:
 
     # Finding
 
-    def _find(self, parsed: Ref) -> Manifest | None:
+    def _find(self, parsed: Ref, *, forgotten_too: bool = False) -> Manifest | None:
         """Return the record that answers to `parsed`: our own first, then other programs'."""
         spellings = _spellings(parsed)
         digests = _known_digests(parsed)
-        for manifest in (*self._recorded(), *self._foreign()):
+        for manifest in (*self._recorded(), *self._foreign(forgotten_too)):
             if spellings & {manifest.name, *manifest.aliases}:
                 return manifest
             if len(manifest.files) == 1 and manifest.files[0].sha256 in digests:
@@ -149,10 +151,10 @@ class Store:
             return []
         return sorted(p for p in self.models.iterdir() if p.is_dir() and not p.name.startswith("."))
 
-    def _foreign(self) -> list[Manifest]:
+    def _foreign(self, forgotten_too: bool = False) -> list[Manifest]:
         if not self.settings.foreign_roots:
             return []
-        forgotten = self._forgotten()
+        forgotten = set() if forgotten_too else self._forgotten()
         return [m for m in foreign.scan(self.settings.foreign_roots) if _key(m) not in forgotten]
 
     def _not_held(self, ref: str, parsed: Ref) -> FreeholdError:
@@ -284,6 +286,8 @@ class Store:
             on_event(self._finished(held, 0, started))  # another process brought it while we waited
             return held.with_alias(parsed.text)
         folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(".*.new"):  # what a kill left of a half-written record
+            stale.unlink(missing_ok=True)
         before = held_bytes(plan, folder)
         write_json(
             folder / _PENDING,
@@ -346,8 +350,8 @@ class Store:
         return Finished(manifest.name, path, manifest.bytes, fetched, time.monotonic() - started)
 
     @contextmanager
-    def _lock(self, name: str, say, *, wait: bool = True) -> Iterator[None]:
-        """Hold the model's lock; say so when another process has it, or refuse if `wait` is False."""
+    def _lock(self, name: str, say: Callable[[str], None] | None, *, wait: bool = True) -> Iterator[None]:
+        """Hold the model's lock; tell `say` when another process has it, or refuse if `wait` is False."""
         from filelock import FileLock, Timeout
 
         locks = self.settings.home / "locks"
@@ -360,7 +364,8 @@ class Store:
                 raise StoreError(
                     f"{name} is being pulled by another process", "wait for it, or stop it"
                 ) from None
-            say("another process is pulling this model: waiting for it")
+            if say:
+                say("another process is pulling this model: waiting for it")
             lock.acquire(poll_interval=0.2)
         try:
             yield
@@ -430,10 +435,6 @@ def _delete_folder(folder: Path) -> None:
         shutil.rmtree(trash, ignore_errors=True)
         folder.rename(trash)
         shutil.rmtree(trash)
-
-
-def _inside(path: Path, home: Path) -> bool:
-    return path.is_relative_to(home)
 
 
 def _key(manifest: Manifest) -> str:

@@ -33,7 +33,7 @@ class UrlSource:
 
     def plan(self) -> Plan:
         """Look at the first four bytes and the headers they come with."""
-        backoff = Backoff(self._http.retry_s, self._http.tries)
+        backoff = Backoff(self._http.retry_s)
         while True:
             try:
                 file = self._look()

@@ -1,0 +1,73 @@
+"""Settings: environment over file over defaults, and nothing misread in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from freehold.config import load_settings
+from freehold.errors import UsageError
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return {"FREEHOLD_HOME": str(tmp_path), "HOME": str(tmp_path)}
+
+
+def test_defaults_need_no_file(env: dict[str, str], tmp_path: Path):
+    settings = load_settings(env)
+    assert (settings.home, settings.offline, settings.hub_endpoint) == (
+        tmp_path,
+        False,
+        "https://huggingface.co",
+    )
+    assert settings.connections * settings.range_bytes == 16 << 20
+
+
+def test_the_file_is_read_and_the_environment_wins(env: dict[str, str], tmp_path: Path):
+    (tmp_path / "config.toml").write_text('hub_endpoint = "https://a.example/"\nconnections = 2\n')
+    assert load_settings(env).hub_endpoint == "https://a.example"
+    assert load_settings({**env, "HF_ENDPOINT": "http://b.example"}).hub_endpoint == "http://b.example"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("ofline = true", "unknown key 'ofline'", "did you mean offline?"),
+        ("offline = 1", "must be a bool", ""),
+        ("connections = true", "must be a int", ""),
+        ("connections = 99", r"not within 1\.\.16", ""),
+        ("range_bytes = 16777216", "not within", "connections x range_bytes"),
+        ('hub_endpoint = "ftp://x"', "not an http", ""),
+        ("= 3", "not valid TOML", ""),
+    ],
+)
+def test_a_wrong_file_is_named(env: dict[str, str], tmp_path: Path, text: str, message: str, hint: str):
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(UsageError, match=message) as e:
+        load_settings(env)
+    assert hint in e.value.hint
+
+
+@pytest.mark.parametrize("name", ["FREEHOLD_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_comes_from_either_variable(env: dict[str, str], name: str):
+    assert load_settings({**env, name: "1"}).offline
+    assert not load_settings({**env, name: "0"}).offline
+    with pytest.raises(UsageError, match="neither true nor false"):
+        load_settings({**env, name: "maybe"})
+
+
+def test_the_token_is_read_where_the_hub_s_tools_keep_it_and_never_shown(env: dict[str, str], tmp_path: Path):
+    (tmp_path / ".cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / ".cache" / "huggingface" / "token").write_text("from-file\n")
+    assert load_settings(env).hub_token == "from-file"
+    settings = load_settings({**env, "HF_TOKEN": "from-env"})
+    assert settings.hub_token == "from-env"
+    assert "from-env" not in repr(settings)
+
+
+def test_adoption_can_be_switched_off(env: dict[str, str], tmp_path: Path):
+    assert dict(load_settings({**env, "HF_HUB_CACHE": "/c"}).foreign_roots)["hub-cache"] == Path("/c")
+    (tmp_path / "config.toml").write_text("adopt = false")
+    assert load_settings(env).foreign_roots == ()
