@@ -1,4 +1,4 @@
-"""The engine gives the same tokens and bits however the work is cut, shared, interrupted or resumed.
+"""The engine gives the same tokens and bits however the work is cut, shared, interrupted or resumed."""
 
 from __future__ import annotations
 
