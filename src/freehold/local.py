@@ -228,6 +228,18 @@ class LLM:
         """Threads that compute."""
         return self._engine.threads
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights read to compute one token."""
+        return self._engine.model.bytes_per_token
+
+    @property
+    def weights_per_token(self) -> int:
+        """Weights multiplied to compute one token: every matrix but an embedding that is no head."""
+        model = self._engine.model
+        unused = 0 if model.weights.head is model.weights.embed else model.cfg.vocab * model.cfg.hidden
+        return sum(m.rows * m.cols for m in model.matrices.values()) - unused
+
     def check_think(self, think: bool | None) -> None:
         """Raise UsageError if the model's template has no such switch."""
         if think is not None:

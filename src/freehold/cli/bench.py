@@ -1,0 +1,195 @@
+"""`freehold bench MODEL`: prefill, decode and load of one model, the machine's ceiling beside each.
+
+Decode reads every weight once a token, so memory bounds it: read bandwidth / bytes a token. Prefill
+multiplies every weight for every token, so arithmetic bounds it: int8 operations / (2 x weights). Rounds
+alternate prefill and decode, so that a busy moment hits both; medians count. A 1.00 is not reached: float
+work, attention and synchronisation are no part of the ceilings.
+Path: main -> bench -> local.open_model -> LLM.generate -> Usage; ceilings from _native.measure_*
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.doctor import cpu_name
+from freehold.cli.progress import reporter
+from freehold.cli.shared import offline_option, with_offline
+from freehold.config import Settings
+from freehold.errors import ModelNotFound, UsageError
+from freehold.store import ModelRef, Store
+
+if TYPE_CHECKING:
+    from freehold.local import LLM
+
+DECODE_PROMPT = 32  # tokens before the timed decode, as a short question has
+ATTEMPTS = 8  # a random prompt's answer may end early; another one is tried
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@click.command("bench")
+@click.argument("model")
+@click.option(
+    "--prompt", type=click.IntRange(2, 32768), default=512, show_default=True, help="Tokens to prefill."
+)
+@click.option(
+    "--tokens", type=click.IntRange(2, 8192), default=128, show_default=True, help="Tokens to decode."
+)
+@click.option(
+    "--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Medians are over these."
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON line only.")
+@click.option("--peers", is_flag=True, help="Measure llama.cpp too, in turns; needs a checkout of Freehold.")
+@offline_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    model: str,
+    prompt: int,
+    tokens: int,
+    rounds: int,
+    threads: int | None,
+    as_json: bool,
+    peers: bool,
+    offline: bool,
+) -> None:
+    """Measure MODEL on this machine. Ends in one JSON line."""
+    store = Store(with_offline(ctx.obj, offline))
+    ref = _held(store, model)
+    if peers:
+        ctx.exit(_peers(ref, rounds, threads, as_json))
+    facts = measure(ref, store.packs, prompt, tokens, rounds, threads)
+    if not as_json:
+        _print(facts)
+    click.echo(json.dumps(facts))
+
+
+def _held(store: Store, model: str) -> ModelRef:
+    try:
+        return store.resolve(model)
+    except ModelNotFound:
+        with reporter() as on_event:
+            return store.pull(model, on_event)
+
+
+def measure(
+    ref: ModelRef, packs: Path, prompt: int, tokens: int, rounds: int, threads: int | None
+) -> dict[str, Any]:
+    """Load `ref`, time `rounds` prefills and decodes, measure the ceilings; return the facts to print."""
+    from freehold import _native as native
+    from freehold.local import open_model
+
+    context = max(prompt, DECODE_PROMPT + tokens) + 2
+    with open_model(ref, context=context, threads=threads, packs=packs) as llm:
+        timer = _Timer(llm)
+        timer.prefill(min(prompt, 64))  # pages the weights in
+        rates = [(timer.prefill(prompt), timer.decode(tokens)) for _ in range(rounds)]
+        read, gops = native.measure_read_gb_s(llm.threads), native.measure_int8_gops(llm.threads)
+        facts = {
+            "model": llm.name,
+            "quantization": llm.quantization,
+            "machine": cpu_name(),
+            "isa": native.isa(),
+            "threads": llm.threads,
+            "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+            "version": version(),
+            "python": platform.python_version(),
+            "prompt_tokens": prompt,
+            "decode_tokens": tokens,
+            "rounds": rounds,
+            **_summary("prefill", [p for p, _ in rates]),
+            **_summary("decode", [d for _, d in rates]),
+            "load_s": round(llm.load_s, 3),
+            "read_gb_s": round(read, 2),
+            "int8_gops": round(gops, 1),
+            "bytes_per_token": llm.bytes_per_token,
+            "weights_per_token": llm.weights_per_token,
+            "decode_ceiling_tok_s": round(read * 1e9 / llm.bytes_per_token, 1),
+            "prefill_ceiling_tok_s": round(gops * 1e9 / (2 * llm.weights_per_token), 1),
+        }
+    return facts
+
+
+class _Timer:
+    """Times prompts of random tokens, each different, so that no cache of prefixes can answer one."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm, self._random = llm, random.Random(20261124)
+        self._words = llm.tokenize("The quick brown fox jumps over the lazy dog while seven wizards watch.")
+
+    def _ids(self, count: int) -> list[int]:
+        return self._random.choices(self._words, k=count)
+
+    def prefill(self, tokens: int) -> float:
+        """Return tokens per second of a prompt of `tokens`."""
+        return self._llm.generate(self._ids(tokens), max_tokens=1, temperature=0).usage.prefill_tok_s
+
+    def decode(self, tokens: int) -> float:
+        """Return tokens per second over `tokens` greedy steps after a short prompt."""
+        for _ in range(ATTEMPTS):
+            usage = self._llm.generate(self._ids(DECODE_PROMPT), max_tokens=tokens + 1, temperature=0).usage
+            if usage.completion_tokens > tokens // 2:
+                break
+        return usage.decode_tok_s
+
+
+def _summary(name: str, rates: list[float]) -> dict[str, float]:
+    return {
+        f"{name}_tok_s": round(statistics.median(rates), 2),
+        f"{name}_min_tok_s": round(min(rates), 2),
+        f"{name}_max_tok_s": round(max(rates), 2),
+    }
+
+
+def version() -> str:
+    """Return the release, and in a checkout the commit."""
+    import freehold
+
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    if (ROOT / ".git").exists():
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return (
+            f"{freehold.__version__}+{done.stdout.strip()}" if done.returncode == 0 else freehold.__version__
+        )
+    return freehold.__version__
+
+
+def _print(facts: dict[str, Any]) -> None:
+    click.echo(
+        f"{facts['model']} {facts['quantization']}, {facts['machine']}, {facts['isa']}, "
+        f"{facts['threads']} threads, freehold {facts['version']}"
+    )
+    for name, tokens, bound in (
+        ("prefill", facts["prompt_tokens"], f"{facts['int8_gops']:,.0f} int8 GOPS"),
+        ("decode", facts["decode_tokens"], f"{facts['read_gb_s']:.1f} GB/s read"),
+    ):
+        rate, ceiling = facts[f"{name}_tok_s"], facts[f"{name}_ceiling_tok_s"]
+        spread = f"{facts[f'{name}_min_tok_s']:.1f} to {facts[f'{name}_max_tok_s']:.1f}"
+        click.echo(
+            f"{name:<8}{rate:>9.1f} tok/s  ({spread}, {tokens} tokens)  "
+            f"{rate / ceiling:.0%} of {ceiling:,.1f}, what {bound} allow"
+        )
+    click.echo(f"load    {facts['load_s']:>9.2f} s")
+
+
+def _peers(ref: ModelRef, rounds: int, threads: int | None, as_json: bool) -> int:
+    """Run benches/peers.py of the checkout this package lies in."""
+    script = ROOT / "benches" / "peers.py"
+    if not script.is_file():
+        raise UsageError(
+            "--peers needs the benches/ folder, which an installed package does not have",
+            "clone Freehold and run it from there",
+        )
+    command = [sys.executable, str(script), str(ref.path), "--rounds", str(rounds)]
+    command += ["--threads", str(threads)] if threads else []
+    return subprocess.run([*command, *(["--json"] if as_json else [])], check=False).returncode
