@@ -24,7 +24,6 @@ import click
 from freehold.cli.doctor import cpu_name
 from freehold.cli.progress import reporter
 from freehold.cli.shared import offline_option, with_offline
-from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
 from freehold.store import ModelRef, Store
 
@@ -95,7 +94,7 @@ def measure(
         timer.prefill(min(prompt, 64))  # pages the weights in
         rates = [(timer.prefill(prompt), timer.decode(tokens)) for _ in range(rounds)]
         read, gops = native.measure_read_gb_s(llm.threads), native.measure_int8_gops(llm.threads)
-        facts = {
+        return {
             "model": llm.name,
             "quantization": llm.quantization,
             "machine": cpu_name(),
@@ -117,7 +116,6 @@ def measure(
             "decode_ceiling_tok_s": round(read * 1e9 / llm.bytes_per_token, 1),
             "prefill_ceiling_tok_s": round(gops * 1e9 / (2 * llm.weights_per_token), 1),
         }
-    return facts
 
 
 class _Timer:
@@ -139,8 +137,10 @@ class _Timer:
         for _ in range(ATTEMPTS):
             usage = self._llm.generate(self._ids(DECODE_PROMPT), max_tokens=tokens + 1, temperature=0).usage
             if usage.completion_tokens > tokens // 2:
-                break
-        return usage.decode_tok_s
+                return usage.decode_tok_s
+        raise UsageError(
+            f"{ATTEMPTS} prompts in a row ended before {tokens // 2} tokens", "ask for fewer --tokens"
+        )
 
 
 def _summary(name: str, rates: list[float]) -> dict[str, float]:
