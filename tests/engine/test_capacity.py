@@ -1,4 +1,4 @@
-"""The default context is the model's own, cut to memory, and says so; one asked for is honoured or refused."""
+"""The default context is the model's own, cut to memory and said so; one asked for is kept or refused."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from freehold.engine.blocks import BlockManager, blocks_for
 from freehold.engine.capacity import MEMORY_SHARE, choose_context
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import MAX_TOP_LOGPROBS, check_sampling, choose, log_sum_exp, non_finite
-from freehold.engine.scheduler import Scheduler, Work
+from freehold.engine.scheduler import MAX_ROWS, Scheduler, Work
 from freehold.engine.sequence import Request, Sequence, TokenOut
 from freehold.errors import ContextOverflow, EngineClosed, FreeholdError, UsageError
 from freehold.models.loader import LoadedModel
@@ -32,9 +32,6 @@ from freehold.types import FinishReason, SamplingParams, Usage
 
 F32 = NDArray[np.float32]
 
-# Rows of a step. Weights are read once for them all, so 256 cost 2 % over no limit; a step, which Ctrl-C
-# waits for, stays near two seconds for a 1.5b on two cores.
-STEP_ROWS = 256
 WAIT_S = 0.02  # between looks at whether others gave blocks back
 SEED_BITS = 63
 
@@ -49,7 +46,7 @@ class Engine:
         context: int | None = None,
         threads: int | None = None,
         memory_share: float = MEMORY_SHARE,
-        step_rows: int = STEP_ROWS,
+        step_rows: int = MAX_ROWS,
         blocks: int | None = None,
     ) -> None:
         """Reserve the cache for `context` tokens (None: the model's own, cut to `memory_share` of memory).
@@ -188,6 +185,7 @@ class Engine:
         started = time.perf_counter()
         logits = self._runner.run(batch)
         seconds = time.perf_counter() - started
+        self._scheduler.pace(sum(work.count for work in batch), seconds)
         for work, rows in zip(batch, logits, strict=True):
             self._postprocess(work, rows, seconds)
         return True

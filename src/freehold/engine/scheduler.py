@@ -1,9 +1,9 @@
 """Decides which rows of which sequences the next step computes.
 
-Knows blocks and token counts; knows no text, no weights. One budget of rows a step: single tokens of
-running answers first, prompt chunks with what is left. Older sequences go before younger ones. When blocks
-run out, one whose reader has stalled gives its own up, else the youngest; it is computed again later, to
-the same bits.
+Knows blocks and token counts; knows no text, no weights. One budget of rows a step, fitted to half a
+second: single tokens of running answers first, prompt chunks with what is left. Older sequences go before
+younger ones. When blocks run out, one whose reader has stalled gives its own up, else the youngest; it is
+computed again later, to the same bits.
 Path: Engine.step -> Scheduler.schedule -> ModelRunner.run -> Engine.postprocess
 """
 
@@ -16,6 +16,10 @@ from freehold.engine.blocks import BlockManager
 from freehold.engine.sequence import Sequence
 
 STALL_S = 1.0  # a reader slower than this may lose its place to another; a terminal's user never notices
+# A step is what Ctrl-C and everybody else waits for. Half a second of prompt reads the weights seldom enough
+# (a 1.5b at 100 tokens/s: every 50 rows, 5 % of the time), and a step's size changes no bit of any result.
+STEP_S = 0.5
+FIRST_ROWS, MIN_ROWS, MAX_ROWS = 64, 32, 512
 LOGIT_ROWS = 64  # rows a step may take of a sequence that wants all logits: 64 x 262,144 x 4 bytes are 67 MB
 
 
@@ -45,7 +49,8 @@ class Scheduler:
 
     def __init__(self, blocks: BlockManager, step_rows: int, clock: Callable[[], float]) -> None:
         self._blocks = blocks
-        self._step_rows = step_rows
+        self._most_rows = step_rows
+        self.budget = min(FIRST_ROWS, step_rows)
         self._clock = clock
         self._live: list[Sequence] = []
 
@@ -67,7 +72,7 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """Choose the next step's rows; empty when no sequence can go on."""
         batch: list[Work] = []
-        budget = self._step_rows
+        budget = self.budget
         for seq in self._in_turn():
             if budget == 0:
                 break
@@ -79,6 +84,11 @@ class Scheduler:
             batch.append(Work(seq, first, count))
             budget -= count
         return batch
+
+    def pace(self, rows: int, seconds: float) -> None:
+        """Fit the next steps' rows to STEP_S by how long a full one took."""
+        if rows >= self.budget and seconds > 0:
+            self.budget = min(max(int(rows / seconds * STEP_S), MIN_ROWS), self._most_rows)
 
     def _in_turn(self) -> Iterator[Sequence]:
         """Yield ready sequences: those that need one row, then the others."""
