@@ -1,0 +1,263 @@
+"""The LLM over a tiny random model: what comes out of template, tokenizer, engine and detokenizer together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import freehold
+from freehold import LLM, ChatModel, Message, SamplingParams
+from freehold.errors import ContextOverflow, EngineClosed, ModelNotFound, UsageError
+from freehold.local import open_model
+from freehold.store import ModelRef
+from tests.vectors.files import write_gguf, write_safetensors
+
+CONTEXT = 256
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf("qwen2", tmp_path_factory.mktemp("local") / "tiny.gguf", dtype="Q8_0")
+
+
+@pytest.fixture(scope="module")
+def llm(path: Path):
+    with freehold.load(path, context=CONTEXT, threads=1) as loaded:
+        yield loaded
+
+
+def test_llm_is_a_chat_model(llm: LLM):
+    assert isinstance(llm, ChatModel)
+    assert (llm.name, llm.context, llm.threads) == ("tiny", CONTEXT, 1)
+
+
+def test_same_seed_same_answer_and_the_seed_is_reported(llm: LLM):
+    first = llm.chat("Hi", max_tokens=12, temperature=1.0)
+    again = llm.chat("Hi", max_tokens=12, temperature=1.0, seed=first.seed)
+    assert (again.token_ids, again.text) == (first.token_ids, first.text)
+
+
+def test_streamed_pieces_make_the_same_answer(llm: LLM):
+    whole = llm.chat("Hi", max_tokens=20, seed=1)
+    chunks = list(llm.stream("Hi", max_tokens=20, seed=1))
+    assert "".join(c.text for c in chunks) == whole.text
+    assert [c.finish_reason for c in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].finish_reason == whole.finish_reason
+    assert chunks[-1].usage is not None
+
+
+def test_messages_may_be_text_dicts_or_messages(llm: LLM):
+    as_text = llm.chat("Hi", max_tokens=5, seed=1)
+    as_dict = llm.chat([{"role": "user", "content": "Hi"}], max_tokens=5, seed=1)
+    as_message = llm.chat([Message("user", "Hi")], max_tokens=5, seed=1)
+    assert as_text.token_ids == as_dict.token_ids == as_message.token_ids
+
+
+@pytest.mark.parametrize(
+    "messages, part",
+    [
+        ("", "the chat is empty"),
+        ([], "the chat is empty"),
+        ([Message("system", "x")], "the chat is empty"),
+        ([{"role": "king", "content": "x"}], "not a message"),
+        ([{"role": "user", "content": "x", "colour": "red"}], "not a message"),
+        ([3], "a message is a int"),
+    ],
+)
+def test_what_is_no_chat_is_refused(llm: LLM, messages, part):
+    with pytest.raises(UsageError, match=part):
+        llm.chat(messages)
+
+
+def test_unknown_option_gets_the_nearest_name(llm: LLM):
+    with pytest.raises(UsageError, match="unknown option 'temprature'") as e:
+        llm.chat("Hi", temprature=1)  # pyright: ignore[reportCallIssue]
+    assert e.value.hint == "did you mean temperature?"
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1.0}, {"top_p": 0.0}, {"max_tokens": 0}, {"logprobs": -1}, {"stop": [""]}]
+)
+def test_values_out_of_range_are_refused(llm: LLM, options):
+    with pytest.raises(UsageError):
+        llm.chat("Hi", **options)
+
+
+def test_sampling_options_win_over_sampling(llm: LLM):
+    params = SamplingParams(temperature=1.0, seed=3)
+    assert llm.generate("a", max_tokens=4, sampling=params, seed=4).seed == 4
+
+
+def test_stop_string_ends_the_answer_before_it(llm: LLM):
+    free = llm.generate("abc", max_tokens=30, seed=5)
+    at = next(i for i in range(2, len(free.text)) if free.text[i : i + 2] not in free.text[: i + 1])
+    stop = free.text[at : at + 2]
+    cut = llm.generate("abc", max_tokens=30, seed=5, stop=[stop])
+    assert cut.text == free.text[: free.text.index(stop)]
+    assert cut.finish_reason == "stop"
+    assert len(cut.token_ids) <= len(free.token_ids)
+
+
+def test_logprobs_are_the_model_s_own(llm: LLM):
+    got = llm.generate("abc", max_tokens=3, temperature=0, logprobs=2)
+    ids = [*llm.tokenize("abc"), *got.token_ids]
+    scores = llm.score(ids)[-3:]
+    assert np.allclose([p.logprob for p in got.logprobs], scores, atol=1e-5)
+    assert all(len(p.top) == 2 and p.top[0][0] == p.token_id for p in got.logprobs)
+
+
+def test_logits_and_scores_agree(llm: LLM):
+    ids = llm.tokenize("the end")
+    logits = llm.logits(ids)
+    assert logits.dtype == np.float32 and logits.shape[0] == len(ids)
+    z = logits[:-1].astype(np.float64)
+    logp = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    assert np.allclose(llm.score(ids), logp[np.arange(len(ids) - 1), ids[1:]], atol=1e-4)
+
+
+def test_tokenize_and_detokenize_are_inverse(llm: LLM):
+    assert llm.detokenize(llm.tokenize("the café 🙂")) == "the café 🙂"
+    assert llm.tokenize("<|im_end|>") != llm.tokenize("<|im_end|>", special=True)
+
+
+@pytest.mark.parametrize("ids", [[-1], [10**9], []])
+def test_ids_outside_the_vocabulary_are_refused(llm: LLM, ids):
+    for call in (llm.generate, llm.detokenize, llm.logits, llm.score):
+        with pytest.raises(UsageError):
+            call(ids)
+
+
+def test_long_prompt_is_an_error_with_the_numbers(llm: LLM):
+    with pytest.raises(ContextOverflow, match=r"tokens; tiny is loaded with room for 256") as e:
+        llm.chat("x" * 400)
+    assert "--context" in e.value.hint
+
+
+def turns(count: int, size: int) -> list[Message]:
+    chat = [Message("system", "s")]
+    for i in range(count):
+        chat += [Message("user", f"{i}" + "x" * size), Message("assistant", "y" * size)]
+    return [*chat, Message("user", "last")]
+
+
+def test_drop_oldest_leaves_out_as_few_turns_as_it_takes_and_says_so(llm: LLM):
+    with pytest.raises(ContextOverflow):
+        llm.chat(turns(6, 20))
+    got = llm.chat(turns(6, 20), overflow="drop-oldest", max_tokens=8, seed=1)
+    assert got.dropped_messages and got.dropped_messages % 2 == 0
+    kept = [turns(6, 20)[0], *turns(6, 20)[1 + got.dropped_messages :]]
+    assert llm.chat(kept, max_tokens=8, seed=1).token_ids == got.token_ids
+    assert got.usage.prompt_tokens <= CONTEXT - 8
+
+
+def test_drop_oldest_drops_nothing_that_fits(llm: LLM):
+    assert llm.chat(turns(1, 5), overflow="drop-oldest", max_tokens=3).dropped_messages == 0
+
+
+def test_last_turn_is_never_dropped(llm: LLM):
+    with pytest.raises(ContextOverflow):
+        llm.chat([*turns(2, 5)[:-1], Message("user", "x" * 400)], overflow="drop-oldest")
+
+
+def test_answer_ends_with_the_context(llm: LLM):
+    got = llm.generate([40] * (CONTEXT - 3), temperature=0, logit_bias={2: -1e6, 4: -1e6})
+    assert got.finish_reason == "length" and len(got.token_ids) == 3
+
+
+def test_think_is_refused_where_the_template_has_no_switch(llm: LLM):
+    with pytest.raises(UsageError, match="thinking"):
+        llm.chat("Hi", think=True)
+
+
+def test_closed_stream_frees_its_cache(llm: LLM):
+    free = llm._engine.free_blocks
+    stream = llm.stream("Hi", max_tokens=50, seed=1)
+    next(stream)
+    assert llm._engine.free_blocks < free
+    stream.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert llm._engine.free_blocks == free
+
+
+def test_threads_get_the_answers_they_would_get_alone(llm: LLM):
+    alone = [llm.chat(f"Question {i}", max_tokens=12, seed=i).token_ids for i in range(4)]
+    together: list = [None] * 4
+
+    def ask(i: int) -> None:
+        together[i] = llm.chat(f"Question {i}", max_tokens=12, seed=i).token_ids
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(30)
+    assert together == alone
+
+
+def test_use_after_close_is_refused(path: Path):
+    llm = freehold.load(path, context=64, threads=1)
+    with llm:
+        pass
+    for call in (llm.tokenize, llm.chat, llm.generate):
+        with pytest.raises(EngineClosed, match="tiny is closed"):
+            call("x")
+    llm.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_use_after_fork_is_refused(llm: LLM):
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def child() -> None:
+        try:
+            llm.chat("Hi", max_tokens=1)
+        except EngineClosed as e:
+            theirs.send(e.message)
+
+    process = context.Process(target=child)
+    process.start()
+    assert ours.poll(20) and "process" in ours.recv()
+    process.join(20)
+
+
+def test_safetensors_folder_loads_too(tmp_path: Path):
+    with freehold.load(write_safetensors("qwen3", tmp_path / "m"), context=64, threads=1) as llm:
+        assert llm.generate("a", max_tokens=2).usage.completion_tokens >= 1
+
+
+def test_packed_weights_are_mapped_the_second_time(path: Path, tmp_path: Path):
+    ref = ModelRef("tiny", path, "gguf", "d" * 64, path.stat().st_size, "user", "", "", (path,))
+    first = open_model(ref, context=64, threads=1, packs=tmp_path)
+    answer = first.generate("abc", max_tokens=8, seed=1).token_ids
+    first.close()
+    assert len(list(tmp_path.glob("*.pack"))) == 1
+    with open_model(ref, context=64, threads=1, packs=tmp_path) as second:
+        assert second.generate("abc", max_tokens=8, seed=1).token_ids == answer
+
+
+def test_unknown_model_is_a_named_error(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
+    with pytest.raises(ModelNotFound):
+        freehold.load("no-such-model")
+    with pytest.raises(ModelNotFound):
+        freehold.load(tmp_path / "missing.gguf")
+
+
+@pytest.mark.parametrize("options", [{"context": 0}, {"threads": 0}, {"context": 10**9}])
+def test_load_refuses_impossible_sizes(path: Path, options):
+    with pytest.raises(UsageError):
+        freehold.load(path, **options)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["smollm2:135m", "qwen2.5-coder:0.5b"])
+def test_real_model_knows_a_fact(model_path, name):
+    with freehold.load(model_path(name), context=512) as llm:
+        got = llm.chat("What is the capital of France? Answer in one word.", max_tokens=20, temperature=0)
+    assert "Paris" in got.text and got.finish_reason == "stop"
