@@ -1,4 +1,4 @@
-"""The LLM over a tiny random model: what comes out of template, tokenizer, engine and detokenizer together."""
+"""The LLM over a tiny random model: template, tokenizer, engine and detokenizer together."""
 
 from __future__ import annotations
 

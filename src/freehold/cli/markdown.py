@@ -62,8 +62,8 @@ class PlainRenderer:
 
     def _put(self, shown: str, text: str) -> None:
         if text:
+            self._last = text[-1]  # first: Ctrl-C may come between the two
             self._write(shown)
-            self._last = text[-1]
 
 
 class DataRenderer:
@@ -78,8 +78,8 @@ class DataRenderer:
     def feed(self, text: str) -> None:
         """Write a piece of the answer."""
         if text:
+            self._last = text[-1]  # first: Ctrl-C may come between the two
             self._write(text)
-            self._last = text[-1]
 
     def finish(self) -> None:
         """End the last line."""

@@ -294,7 +294,7 @@ def speeds(answer: Answer) -> str:
 
 
 def _talk(llm: LLM, settings: Settings, request: Request, asking: Asking, session: Session | None) -> int:
-    from freehold.cli.terminal import LineReader
+    from freehold.cli.terminal import LineReader, PlainReader
 
     if session is not None and not session.model:
         session = replace(session, model=llm.name)
@@ -309,7 +309,10 @@ def _talk(llm: LLM, settings: Settings, request: Request, asking: Asking, sessio
         session=session,
     )
     _tell("/help lists the commands; Ctrl-D leaves")
-    reader = LineReader(settings.home / "history", chat.status, [f"/{name}" for name in COMMANDS])
+    if os.environ.get("TERM", "dumb") == "dumb":
+        reader = PlainReader()
+    else:
+        reader = LineReader(settings.home / "history", chat.status, [f"/{name}" for name in COMMANDS])
     chat.run(reader.read)
     if chat.session.messages:
         _tell(f"saved: freehold run --session {chat.session.name} goes on with it")

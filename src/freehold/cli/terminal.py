@@ -60,6 +60,17 @@ class LineReader:
         return unquoted(self._session.prompt(">>> "))
 
 
+class PlainReader:
+    """Read messages line by line where a terminal can do no more; three quotes open and close a block."""
+
+    def read(self) -> str:
+        """Return the next message; raise EOFError at Ctrl-D and KeyboardInterrupt at Ctrl-C."""
+        text = input(">>> ")
+        while is_open_block(text):
+            text += "\n" + input("... ")
+        return unquoted(text)
+
+
 def _history(path: Path | None) -> History:
     if path is None:
         return InMemoryHistory()

@@ -1,0 +1,342 @@
+"""`freehold run` on a tiny random model: streams, exit codes, JSON, sessions."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from freehold.cli import main
+from freehold.cli import run as run_module
+from freehold.cli.sessions import Session, Sessions
+from freehold.fake import FakeModel, Reply
+from freehold.types import Message, SamplingParams
+from tests.vectors.files import write_gguf
+
+
+class FakeLLM(FakeModel):
+    """A scripted model with the few facts the command line asks an LLM for."""
+
+    quantization, context, context_note, load_s, threads, notes = "Q4_K_M", 8192, "as asked", 0.5, 2, ()
+    default_sampling = SamplingParams(temperature=0.7)
+
+    def check_think(self, think):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FREEHOLD_OFFLINE", "1")
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_gguf("llama", tmp_path_factory.mktemp("run") / "tiny.gguf", dtype="Q8_0"))
+
+
+@pytest.fixture
+def freehold(capsys, monkeypatch):
+    """Run a command line; return (exit status, stdout, stderr)."""
+
+    def call(*args: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        status = main.run(list(args))
+        out = capsys.readouterr()
+        return status, out.out, out.err
+
+    return call
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Make `run` answer from a script; return the model."""
+
+    def script(*replies, **facts) -> FakeLLM:
+        model = FakeLLM(replies)
+        for name, value in facts.items():
+            setattr(model, name, value)
+        monkeypatch.setattr(run_module, "open_llm", lambda store, name, request: model)
+        return model
+
+    return script
+
+
+def test_stdout_is_the_answer_and_nothing_else(freehold, scripted):
+    scripted("Hello **you**.")
+    assert freehold("run", "smollm2:135m", "Hi") == (0, "Hello **you**.\n", "")
+
+
+def test_stdin_is_context_before_the_prompt(freehold, scripted):
+    model = scripted("ok")
+    freehold("run", "smollm2:135m", "Finish", "this", stdin=b"def add(a, b):\n")
+    assert model.calls[0].messages == (Message("user", "def add(a, b):\n\nFinish this"),)
+
+
+def test_stdin_alone_is_the_prompt_of_the_default_model(freehold, scripted):
+    model = scripted("ok")
+    freehold("run", stdin=b"Why?\n")
+    assert model.calls[0].messages == (Message("user", "Why?"),)
+
+
+def test_options_may_follow_the_prompt(freehold, scripted):
+    model = scripted("a b c")
+    options = ["--temperature", "0.2", "--top-k", "5", "--typical", "0.9", "--max-tokens", "2", "--stop", "X"]
+    options += ["--system", "be brief", "--seed", "3", "--logit-bias", "7=-2", "--logit-bias", "8=1.5"]
+    freehold("run", "smollm2:135m", "Hi", *options)
+    call = model.calls[0]
+    assert call.messages[0] == Message("system", "be brief")
+    assert (call.max_tokens, call.stop) == (2, ("X",))
+    assert call.sampling == SamplingParams(
+        temperature=0.2, top_k=5, typical_p=0.9, seed=3, logit_bias={7: -2.0, 8: 1.5}
+    )
+
+
+def test_model_s_own_sampling_holds_where_nothing_is_said(freehold, scripted):
+    model = scripted("ok")
+    freehold("run", "smollm2:135m", "Hi")
+    assert model.calls[0].sampling.temperature == 0.7 and model.calls[0].sampling.seed is not None
+
+
+def test_json_is_one_object_with_everything(freehold, scripted):
+    scripted(Reply("42", thinking="hm", dropped_messages=2))
+    status, out, err = freehold(
+        "run", "smollm2:135m", "Hi", "--json", "--seed", "5", "--overflow", "drop-oldest"
+    )
+    got = json.loads(out)
+    assert status == 0 and out.count("\n") == 1
+    assert (got["text"], got["thinking"], got["seed"], got["model"]) == ("42", "hm", 5, "fake")
+    assert got["finish_reason"] == "stop" and got["usage"]["completion_tokens"] == 2
+    assert got["timings"]["load_s"] == 0.5 and got["context"]["dropped_messages"] == 2
+    assert "2 oldest messages" in got["warnings"][0] and "2 oldest messages" in err
+
+
+def test_thinking_stays_out_of_a_pipe(freehold, scripted):
+    scripted(Reply("42", thinking="hm"))
+    assert freehold("run", "smollm2:135m", "Hi")[1] == "42\n"
+
+
+def test_cut_answer_is_said_on_stderr(freehold, scripted):
+    scripted("a b c")
+    assert "cut after --max-tokens 2" in freehold("run", "smollm2:135m", "Hi", "--max-tokens", "2")[2]
+
+
+def test_continue_goes_on_with_the_latest_session(freehold, scripted, home):
+    Sessions(home).save(Session("old", "smollm2:135m", (Message("user", "one"), Message("assistant", "A"))))
+    model = scripted("B")
+    assert freehold("run", "and now two", "--continue")[0] == 0
+    assert [m.content for m in model.calls[0].messages] == ["one", "A", "and now two"]
+    assert [m.content for m in Sessions(home).load("old").messages] == ["one", "A", "and now two", "B"]
+
+
+def test_named_session_is_started_and_continued(freehold, scripted, home):
+    scripted("A", "B")
+    freehold("run", "smollm2:135m", "one", "--session", "s1")
+    scripted("B")
+    freehold("run", "smollm2:135m", "two", "--session", "s1")
+    assert [m.content for m in Sessions(home).load("s1").messages] == ["one", "A", "two", "B"]
+
+
+def test_search_prints_where_it_was_said(freehold, home):
+    Sessions(home).save(Session("bread", "m", (Message("user", "How do I bake bread?"),)))
+    assert freehold("run", "--search", "BAKE")[:2] == (0, "bread               user: How do I bake bread?\n")
+    row = json.loads(freehold("run", "--search", "bake", "--json")[1])
+    assert row["session"] == "bread"
+    assert freehold("run", "--search", "nowhere")[0] == 1
+
+
+@pytest.mark.parametrize(
+    "args, part",
+    [
+        (["--image", "cat.png", "What is this?"], "none of the models Freehold runs can see"),
+        (["a b", "--logprobs", "2"], "--logprobs needs --json"),
+        (["a b", "--raw", "--system", "x"], "--system belongs to a chat"),
+        (["a b", "--raw", "--think"], "--think belongs to a chat"),
+        (["a b", "--continue", "--session", "x"], "name two sessions"),
+        (["a b", "--stop", ""], "--stop is empty"),
+        (["a b", "--logit-bias", "seven"], "is not ID=B"),
+        (["a b", "--temperature", "-1"], "temperature"),
+        (["a b", "--temprature", "1"], "there is no option --temprature"),
+        (["a b", "--overflow", "drop"], "overflow"),
+        (["a b", "--session", "../x"], "cannot name a session"),
+        ([], "the prompt is empty"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(freehold, args, part):
+    status, out, err = freehold("run", *args)
+    assert (status, out) == (2, "")
+    assert part in err and err.count("error:") == 1 and "Traceback" not in err
+
+
+def test_nothing_to_continue_is_said(freehold):
+    assert "no session to continue" in freehold("run", "a b", "--continue")[2]
+
+
+# A tiny model, loaded for real.
+
+
+def test_tiny_model_answers_and_verbose_tells_speeds(freehold, tiny):
+    status, _, err = freehold(
+        "run", tiny, "Hi", "--max-tokens", "5", "--verbose", "--context", "128", "--seed", "1"
+    )
+    assert status == 0
+    assert "context 128 tokens (as asked)" in err
+    assert re.search(r"loaded in [\d.]+ s", err) and re.search(r"prefill .* tok/s; decode .* tok/s", err)
+
+
+def test_seed_in_json_gives_the_same_answer_again(freehold, tiny):
+    first = json.loads(freehold("run", tiny, "Hi", "--max-tokens", "8", "--context", "128", "--json")[1])
+    again = freehold(
+        "run", tiny, "Hi", "--max-tokens", "8", "--context", "128", "--json", "--seed", str(first["seed"])
+    )
+    assert json.loads(again[1])["text"] == first["text"]
+
+
+def test_raw_completes_without_a_template(freehold, tiny):
+    args = ["run", tiny, "abc", "--raw", "--max-tokens", "4", "--json", "--logprobs", "1", "--context", "128"]
+    got = json.loads(freehold(*args)[1])
+    assert got["usage"]["prompt_tokens"] == 3
+    assert len(got["logprobs"]) == got["usage"]["completion_tokens"]
+    assert {"token_id", "logprob", "top", "text"} <= got["logprobs"][0].keys()
+
+
+def test_think_is_refused_where_the_model_has_no_switch(freehold, tiny):
+    status, _, err = freehold("run", tiny, "Hi", "--no-think", "--context", "128", "--think")
+    assert status == 2 and "thinking" in err
+
+
+# Whole processes: signals and terminals.
+
+CHAT = """
+import sys
+sys.path.insert(0, {tests!r})
+from freehold.cli import main, run
+from tests.cli.test_run import FakeLLM
+model = FakeLLM({replies!r}, name="fake", delay={delay})
+run.open_llm = lambda store, name, request: model
+sys.exit(main.run({args!r}))
+"""
+
+
+def script(args: list[str], replies: list[str], delay: float = 0.0) -> list[str]:
+    root = str(Path(__file__).parents[2])
+    return [sys.executable, "-c", CHAT.format(tests=root, replies=replies, delay=delay, args=args)]
+
+
+def test_ctrl_c_prints_what_was_there_and_exits_130():
+    words = " ".join(f"word{i}" for i in range(200))
+    command = script(["run", "smollm2:135m", "Hi"], [words], delay=0.05)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    ) as p:
+        assert p.stdout is not None and p.stderr is not None
+        first = os.read(p.stdout.fileno(), 100)
+        p.send_signal(signal.SIGINT)
+        rest, err = p.stdout.read(), p.stderr.read()
+        assert p.wait(10) == 130
+    assert first.startswith(b"word0") and rest.endswith(b"\n") and b"Traceback" not in err
+
+
+class Terminal:
+    """A child process on a pseudo-terminal."""
+
+    def __init__(self, command: list[str], **env: str) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.environ.update(env)
+            os.execv(command[0], command)
+        self.seen = ""
+
+    def expect(self, text: str, seconds: float = 15.0) -> None:
+        end = time.monotonic() + seconds
+        start = len(self.seen)
+        while text not in self.seen[start:]:
+            ready, _, _ = select.select([self.fd], [], [], max(end - time.monotonic(), 0))
+            assert ready, f"no {text!r} in {self.seen[start:]!r}"
+            try:
+                piece = os.read(self.fd, 65536).decode("utf-8", "replace")
+            except OSError:
+                piece = ""
+            assert piece, f"ended without {text!r}: {self.seen[start:]!r}"
+            self.seen += piece
+            if "\x1b[6n" in piece:  # prompt-toolkit asks where the cursor is
+                self.send("\x1b[1;1R")
+
+    def send(self, keys: str) -> None:
+        os.write(self.fd, keys.encode())
+
+    def wait(self, seconds: float = 15.0) -> int:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                os.close(self.fd)
+                return os.waitstatus_to_exitcode(status)
+            if select.select([self.fd], [], [], 0.05)[0]:
+                try:
+                    self.seen += os.read(self.fd, 65536).decode("utf-8", "replace")
+                except OSError:
+                    continue
+        os.kill(self.pid, signal.SIGKILL)
+        raise AssertionError(f"still running: {self.seen[-300:]!r}")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_chat_on_a_terminal_from_greeting_to_ctrl_d(home):
+    terminal = Terminal(script(["run", "smollm2:135m"], ["Hello **you**.", "Fine."]), TERM="xterm")
+    terminal.expect("/help lists the commands")
+    terminal.expect(">>>")
+    terminal.send("Hi\r")
+    terminal.expect("you")
+    terminal.expect("tok/s")
+    terminal.send("/undo\r")
+    terminal.expect("taken back")
+    terminal.expect(">>>")
+    terminal.send("\x04")
+    assert terminal.wait() == 0
+    assert "\x1b[1myou\x1b[0m" in terminal.seen and "**" not in terminal.seen
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_chat_works_in_a_dumb_terminal(home):
+    terminal = Terminal(script(["run", "smollm2:135m"], ["Hello **you**."]), TERM="dumb")
+    terminal.expect(">>>")
+    terminal.send("Hi\r")
+    terminal.expect("Hello **you**.")
+    terminal.send("/bye\r")
+    assert terminal.wait() == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_ctrl_c_stops_an_answer_in_a_terminal_and_keeps_the_chat(home):
+    replies = [" ".join(f"word{i}" for i in range(400)), "Second."]
+    terminal = Terminal(script(["run", "smollm2:135m"], replies, delay=0.03), TERM="xterm")
+    terminal.expect(">>>")
+    terminal.send("Hi\r")
+    terminal.expect("word3")
+    terminal.send("\x03")
+    terminal.expect("(stopped)")
+    terminal.expect(">>>")
+    terminal.send("again\r")
+    terminal.expect("Second.")
+    terminal.expect(">>>")
+    terminal.send("\x04")
+    assert terminal.wait() == 0
