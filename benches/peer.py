@@ -112,5 +112,6 @@ def environment(name: str) -> Path:
     print(f"installing {', '.join(packages)} into {PEERS / name}: some minutes", file=sys.stderr)
     venv.create(PEERS / name, with_pip=True)
     command = [str(python), "-m", "pip", "install", "--quiet", *packages]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    native = {**os.environ, "CMAKE_ARGS": os.environ.get("CMAKE_ARGS", "-DGGML_NATIVE=ON")}
+    subprocess.run(command, check=True, stdout=sys.stderr, env=native)
     return python

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -26,6 +27,7 @@ PREFILL = 512
 PROMPT = 32
 DECODE = 128
 CONTEXT = 1024  # room for either, and the same in both
+BUSY = 0.5  # load average above which the ratios say more about the machine's other work than about the peers
 SCRIPTS = {"freehold": peer.FREEHOLD, "llama_cpp": peer.LLAMA_CPP}
 MEASURES = {
     "prefill": (PREFILL, {"tokens": PREFILL}),
@@ -66,8 +68,8 @@ def compare(children: dict[str, peer.Child], rounds: int) -> dict[str, Any]:
     return record
 
 
-def machine() -> dict[str, str]:
-    """Name the processor and the commit a figure belongs to."""
+def machine() -> dict[str, Any]:
+    """Name the processor and the commit a figure belongs to, and how busy the machine was before."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -75,7 +77,7 @@ def machine() -> dict[str, str]:
         model = lines[0].split(":", 1)[1].strip() if lines else model
     command = ["git", "-C", str(peer.ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
-    return {"cpu": model, "system": platform.platform(), "commit": commit}
+    return {"cpu": model, "system": platform.platform(), "commit": commit, "load_1m": os.getloadavg()[0]}
 
 
 def resolve(model: str) -> Path:
@@ -91,6 +93,10 @@ def resolve(model: str) -> Path:
 def show(record: dict[str, Any]) -> None:
     """Print the comparison for a reader."""
     print(f"{record['model']} on {record['cpu']}, {record['threads']} threads, f16 KV")
+    if record["load_1m"] > BUSY:
+        print(
+            f"the machine is busy (load {record['load_1m']:.1f}): spinning threads suffer more than yielding ones"
+        )
     if "read_gb_s" in record:
         print(f"ceilings: {record['read_gb_s']:.1f} GB/s read, {record['int8_gops']:.0f} int8 GOP/s")
     for measure in MEASURES:

@@ -59,3 +59,16 @@ def test_vocabulary_spells_every_utf8_byte():
     text = "the naïve 数 🙂 \x00\r\n\x7f end"
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
     assert tokenizer.encode("<|im_start|>").ids == [files.IM_START]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).with_name("greedy").glob("*.json")), ids=lambda p: p.stem
+)
+def test_greedy_reference_decides_nine_steps_in_ten(path):
+    prompts = json.loads(path.read_text(encoding="utf-8"))["prompts"]
+    assert len(prompts) == 20
+    for entry in prompts:
+        assert entry["prompt"] and len(entry["tokens"]) == len(entry["second"]) == len(entry["margin"]) <= 64
+        assert len(entry["tokens"]) == 64 or entry["ended"]
+    margins = [margin for entry in prompts for margin in entry["margin"]]
+    assert sum(margin >= 0.5 for margin in margins) >= 0.9 * len(margins)
