@@ -100,7 +100,7 @@ def test_step_that_took_long_makes_the_next_ones_smaller_and_a_quick_one_larger(
     s = scheduler(rows=512)
     s.pace(s.budget, 10.0)
     assert s.budget == MIN_ROWS
-    s.pace(s.budget, 0.04)
+    s.pace(s.budget, 0.16)
     assert s.budget == 400
     s.pace(1, 10.0)
     assert s.budget == 400
