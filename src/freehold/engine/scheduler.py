@@ -16,7 +16,7 @@ from freehold.engine.blocks import BlockManager
 from freehold.engine.sequence import Sequence
 
 STALL_S = 1.0  # a reader slower than this may lose its place to another; a terminal's user never notices
-# A step is what Ctrl-C and everybody else waits for, so a prompt's chunks are fitted to a second. Its size changes
+# A step is what Ctrl-C and everybody else waits for, so a prompt is cut to a second each. Its size changes
 # no bit of any result. Measured on a 0.5b: 32 rows cost 10 % of the speed, 64 cost 6 %, 128 nothing.
 STEP_S = 1.0
 FIRST_ROWS, MIN_ROWS, MAX_ROWS = 128, 64, 512
