@@ -1,6 +1,6 @@
 """Decides which rows of which sequences the next step computes.
 
-Knows blocks and token counts; knows no text, no weights. One budget of rows a step, fitted to half a
+Knows blocks and token counts; knows no text, no weights. One budget of rows a step, fitted to one
 second: single tokens of running answers first, prompt chunks with what is left. Older sequences go before
 younger ones. When blocks run out, one whose reader has stalled gives its own up, else the youngest; it is
 computed again later, to the same bits.
