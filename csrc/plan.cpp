@@ -45,10 +45,10 @@ struct Plan::State {
   void check(const Norm& n, int64_t w) const {
     if (n.weight && static_cast<int64_t>(n.weight->size()) != w) refuse("a norm weight of " + std::to_string(n.weight->size()) + " for rows of " + std::to_string(w));
   }
-  Input input(int x, Norm norm, const std::vector<MatrixPtr>& weights) {
+  Input input(int x, Norm norm, const std::vector<MatrixPtr>& weights, ActScratch* own = nullptr) {
     const int64_t k = width_of(x);
     check(norm, k);
-    Input in{x, std::move(norm), k, {false, false, false}, &scratch};
+    Input in{x, std::move(norm), k, {false, false, false}, own ? own : &scratch};
     for (const MatrixPtr& w : weights) {
       if (w->w.k != k) refuse("a weight with " + std::to_string(w->w.k) + " inputs for rows of " + std::to_string(k));
       in.wants(*w);
@@ -197,7 +197,7 @@ void Plan::add_norm(int residual, int x, Norm n) {
 void Plan::logits(int x, MatrixPtr weight, Norm norm, float scale, float softcap) {
   if (!norm.weight) refuse("logits() needs a norm");     // gathers rows through it
   auto op = std::make_unique<Logits>();
-  op->in = s_->input(x, std::move(norm), {weight});
+  op->in = s_->input(x, std::move(norm), {weight}, &op->scratch);
   op->w = std::move(weight);
   op->scale = scale;
   op->softcap = softcap;
@@ -241,6 +241,7 @@ void Plan::finish() {
   if (s_->finished) return;
   s_->assign_slots();
   s_->scratch.allocate(s_->max_rows);
+  s_->head->scratch.allocate(s_->max_rows * s_->head->parts());
   for (auto& t : s_->ropes) {
     t->cos.resize(static_cast<size_t>(s_->max_rows) * t->rope->inv_freq.size());
     t->sin.resize(t->cos.size());
@@ -250,7 +251,7 @@ void Plan::finish() {
 
 int64_t Plan::vocab() const { return s_->head ? s_->head->w->w.n : 0; }
 int64_t Plan::buffer_bytes() const {
-  int64_t sum = s_->scratch.bytes();
+  int64_t sum = s_->scratch.bytes() + (s_->head ? s_->head->scratch.bytes() : 0);
   for (const auto& s : s_->slots) sum += static_cast<int64_t>(4 * s.size());
   return sum;
 }
