@@ -1,0 +1,138 @@
+"""What the documentation says is run: commands, Python, examples; generated pages equal the program.
+
+A fenced block of `sh` or `python` runs with a fresh home, unless the line after (or before) it says why not:
+`<!-- not run: REASON -->`, or `<!-- model -->` for one that needs real weights and runs under `-m model`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "reference"),
+]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+BLOCK = re.compile(r"(?:^(<!--.*?-->)\n)?^```(\w+)\n(.*?)^```$(?:\n(<!--.*?-->))?", re.M | re.S)
+NOT_RUN = re.compile(r"<!-- not run: \S.*-->")
+RUN, SHOWN = ("sh", "python"), ("text", "json", "toml", "cpp")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block and where it stands."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    mark: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks() -> list[Block]:
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in BLOCK.finditer(text):
+            before, language, body, after = match.groups()
+            line = text.count("\n", 0, match.start(2)) + 1
+            found.append(Block(str(page.relative_to(ROOT)), line, language, body, after or before or ""))
+    return found
+
+
+ALL = blocks()
+FAST = [b for b in ALL if b.language in RUN and not b.mark]
+WITH_MODEL = [b for b in ALL if b.language in RUN and b.mark == "<!-- model -->"]
+
+
+def run(block: Block, env: dict[str, str], folder: Path) -> None:
+    """Run a block in `folder`, where `freehold` means this checkout."""
+    shim = folder / "bin" / "freehold"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m freehold.cli.main "$@"\n', encoding="utf-8")
+    shim.chmod(0o755)
+    paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **env}
+    env["PATH"] = f"{shim.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    if block.language == "sh":
+        command = ["bash", "-euo", "pipefail", "-c", block.text]
+    else:
+        command = [sys.executable, "-W", "error", "-c", block.text]
+    done = subprocess.run(
+        command, env=env, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
+    )
+    assert done.returncode == 0, f"{block} exits {done.returncode}:\n{block.text}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("block", FAST, ids=str)
+def test_documented_block_runs(block: Block, tmp_path: Path):
+    run(
+        block,
+        {"HOME": str(tmp_path), "FREEHOLD_HOME": str(tmp_path / "home"), "FREEHOLD_OFFLINE": "1"},
+        tmp_path,
+    )
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("block", WITH_MODEL, ids=str)
+def test_documented_block_runs_with_real_weights(block: Block, tmp_path: Path):
+    run(block, {}, tmp_path)
+
+
+@pytest.mark.parametrize("block", ALL, ids=str)
+def test_every_block_runs_or_says_why_not(block: Block):
+    assert block.language in (*RUN, *SHOWN), f"{block}: language {block.language!r} is neither run nor shown"
+    if block.mark:
+        assert block.mark == "<!-- model -->" or NOT_RUN.fullmatch(block.mark), f"{block}: {block.mark}"
+
+
+def needs_model(example: Path) -> bool:
+    return "\n# model\n" in example.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(p, marks=[pytest.mark.model] if needs_model(p) else [], id=p.name) for p in EXAMPLES],
+)
+def test_example_runs(example: Path, tmp_path: Path):
+    run(Block(f"examples/{example.name}", 1, "python", example.read_text(encoding="utf-8"), ""), {}, tmp_path)
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_reference_pages_equal_the_program():
+    for path, text in generator().pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: make docs"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_files_named_in_the_concepts_exist():
+    """The page that follows a request names files; a moved file must take its name along."""
+    text = (ROOT / "docs" / "concepts" / "one-request.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:src|csrc)/[\w./-]+\.(?:py|cpp|inl|h))`", text)
+    assert len(named) > 8
+    for name in named:
+        assert (ROOT / name).is_file(), name
