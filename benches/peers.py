@@ -94,9 +94,7 @@ def show(record: dict[str, Any]) -> None:
     """Print the comparison for a reader."""
     print(f"{record['model']} on {record['cpu']}, {record['threads']} threads, f16 KV")
     if record["load_1m"] > BUSY:
-        print(
-            f"the machine is busy (load {record['load_1m']:.1f}): spinning threads suffer more than yielding ones"
-        )
+        print(f"the machine is busy (load {record['load_1m']:.1f}): threads that spin suffer most")
     if "read_gb_s" in record:
         print(f"ceilings: {record['read_gb_s']:.1f} GB/s read, {record['int8_gops']:.0f} int8 GOP/s")
     for measure in MEASURES:
