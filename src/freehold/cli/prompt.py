@@ -30,10 +30,12 @@ def split_words(words: Sequence[str], store: Store, default: str) -> tuple[str, 
         return first, rest
     if len(first.split()) != 1:
         return default, " ".join(words)
+    if ":" in first or "did you mean" in missing.hint:
+        raise ModelNotFound(missing.message, missing.hint)
     quoted = " ".join(words).replace('"', '\\"')
-    way = f'to ask {default} instead: freehold run {default} "{quoted}"'
-    hint = missing.hint if missing.hint and "did you mean" in missing.hint else ""
-    raise ModelNotFound(missing.message, f"{hint}; {way}" if hint else way)
+    raise ModelNotFound(
+        missing.message, f'as a prompt for the default model: freehold run {default} "{quoted}"'
+    )
 
 
 def _missing(word: str, store: Store) -> FreeholdError | None:

@@ -1,0 +1,161 @@
+"""Bad input to the command line: one clear line, no traceback, no signal, no hang."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+
+from tests.vectors import files
+from tests.vectors.files import write_gguf
+
+LIMIT_S = 10
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{{ i }}{% endfor %}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf("llama", tmp_path_factory.mktemp("bad") / "sound.gguf")
+
+
+def run(tmp_path: Path, *args: str, stdin: bytes = b"") -> tuple[int, str]:
+    """Run `freehold run` and return its exit status and stderr; fail on a hang, a traceback or any stdout."""
+    env = {
+        **os.environ,
+        "FREEHOLD_HOME": str(tmp_path / "home"),
+        "HOME": str(tmp_path),
+        "FREEHOLD_OFFLINE": "1",
+    }
+    command = [sys.executable, "-m", "freehold.cli.main", "run", *args]
+    done = subprocess.run(command, input=stdin, capture_output=True, env=env, timeout=LIMIT_S, check=False)
+    err = done.stderr.decode()
+    assert done.stdout == b"" and "Traceback" not in err
+    assert err.count("error: ") == 1 and len(err.splitlines()) <= 2
+    return done.returncode, err
+
+
+def truncated(path: Path, sound: Path) -> None:
+    path.write_bytes(sound.read_bytes()[:-1000])
+
+
+def cut_in_the_header(path: Path, sound: Path) -> None:
+    path.write_bytes(sound.read_bytes()[:20])
+
+
+def wrong_magic(path: Path, sound: Path) -> None:
+    path.write_bytes(b"PK\x03\x04" + sound.read_bytes()[4:])
+
+
+def empty(path: Path, sound: Path) -> None:
+    path.write_bytes(b"")
+
+
+def directory(path: Path, sound: Path) -> None:
+    path.mkdir()
+
+
+def missing(path: Path, sound: Path) -> None:
+    pass
+
+
+def unknown_architecture(path: Path, sound: Path) -> None:
+    writer = gguf.GGUFWriter(path, "perceptron")
+    writer.add_context_length(64)
+    files._add_tokenizer(writer)
+    write(writer)
+
+
+def absurd_dimensions(path: Path, sound: Path) -> None:
+    writer = gguf.GGUFWriter(path, "llama")
+    config = files.FAMILIES["llama"].config | {"hidden_size": 1 << 30, "num_hidden_layers": 1 << 30}
+    files._add_keys(writer, config)
+    files._add_tokenizer(writer)
+    for name, value in files.gguf_tensors("llama").items():
+        writer.add_tensor(name, value)
+    write(writer)
+
+
+def missing_tensor(path: Path, sound: Path) -> None:
+    writer = gguf.GGUFWriter(path, "llama")
+    files._add_keys(writer, files.FAMILIES["llama"].config)
+    files._add_tokenizer(writer)
+    for name, value in list(files.gguf_tensors("llama").items())[:-2]:
+        writer.add_tensor(name, value)
+    write(writer)
+
+
+def write(writer: Any) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        truncated,
+        cut_in_the_header,
+        wrong_magic,
+        empty,
+        directory,
+        missing,
+        unknown_architecture,
+        absurd_dimensions,
+        missing_tensor,
+    ],
+    ids=lambda make: make.__name__,
+)
+def test_bad_file_is_one_clear_line(tmp_path: Path, sound: Path, make: Callable[[Path, Path], None]):
+    path = tmp_path / "model.gguf"
+    make(path, sound)
+    status, err = run(tmp_path, str(path), "Hi")
+    assert status == 1, err
+
+
+def test_template_that_loops_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "CHAT_TEMPLATE", LOOP)
+    path = write_gguf("llama", tmp_path / "loop.gguf")
+    status, err = run(tmp_path, str(path), "Hi", "--context", "128")
+    assert status == 1 and "template" in err
+
+
+def test_over_long_prompt_names_the_numbers(tmp_path: Path, sound: Path):
+    status, err = run(tmp_path, str(sound), "x" * 5000, "--context", "128")
+    assert status == 1 and "room for 128" in err
+
+
+def test_context_beyond_the_model_or_memory_is_refused(tmp_path: Path, sound: Path):
+    status, err = run(tmp_path, str(sound), "Hi", "--context", "999999999")
+    assert status in (1, 2) and "999,999,999" in err
+
+
+@pytest.mark.parametrize(
+    "stdin, args, part",
+    [
+        (b"", [], "the prompt is empty"),
+        (b" \n\t", [], "the prompt is empty"),
+        (b"", [""], "the prompt is empty"),
+        (b"\x7fELF\x02\x01\x01\0", ["Hi"], "stdin is binary"),
+        (b"caf\xe9", ["Hi"], "not UTF-8"),
+    ],
+)
+def test_prompt_that_is_none_is_wrong_usage(tmp_path: Path, sound: Path, stdin, args, part):
+    status, err = run(tmp_path, str(sound), *args, stdin=stdin)
+    assert status == 2 and part in err
+
+
+def test_unknown_model_names_the_nearest(tmp_path: Path):
+    status, err = run(tmp_path, "smollm2:135n", "Hi")
+    assert status == 1 and "did you mean" in err and "smollm2:135m" in err
+
+
+def test_model_that_is_not_here_is_an_error_offline(tmp_path: Path):
+    status, err = run(tmp_path, "smollm2:135m", "Hi")
+    assert status == 1 and "offline" in err

@@ -1,0 +1,84 @@
+"""`freehold doctor` looks at the machine only; `freehold bench` puts a ceiling beside each speed."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from freehold import _native as native
+from freehold.cli import main
+from freehold.cli.doctor import cgroup_cpus
+from tests.vectors.files import write_gguf
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_doctor_touches_no_network_and_writes_nothing(capsys, monkeypatch, home):
+    monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("a socket was opened"))
+    assert main.run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for name in ("cpu", "kernels", "threads", "memory", "home", "stores", "versions"):
+        assert f"\n{name}" in "\n" + out
+    assert native.isa() in out
+    assert list(home.iterdir()) == []
+
+
+def test_doctor_as_json(capsys):
+    assert main.run(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kernels"]["runnable"] == native.isas()
+    assert 1 <= facts["threads"]["usable"] <= facts["threads"]["logical"]
+    assert 0 < facts["memory"]["available"] <= facts["memory"]["total"]
+
+
+def test_every_format_has_a_road_on_every_table(capsys):
+    assert main.run(["doctor", "--kernels", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    types = {row["type"]: row for row in facts["types"]}
+    assert {"F32", "F16", "BF16", "Q5_0", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4", "TQ2_0", "IQ1_S"} <= types.keys()
+    for row in types.values():
+        assert set(row["route"]) == set(native.isas())
+    assert types["Q5_0"]["route"]["scalar"] == "own"
+
+
+def test_kernel_table_is_readable(capsys):
+    assert main.run(["doctor", "--kernels"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "own" in rows["Q4_0"] and "re-laid" in rows["IQ4_XS"]
+
+
+@pytest.mark.parametrize("text, cpus", [("200000 100000", 2.0), ("max 100000", None), ("nonsense", None)])
+def test_cpu_quota_is_read(tmp_path: Path, text, cpus):
+    (tmp_path / "cpu.max").write_text(text, encoding="ascii")
+    assert cgroup_cpus(tmp_path) == cpus
+
+
+def test_bench_prints_speeds_and_ceilings(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "measure_read_gb_s", lambda threads: 20.0)
+    monkeypatch.setattr(native, "measure_int8_gops", lambda threads: 400.0)
+    path = write_gguf("llama", tmp_path / "tiny.gguf", dtype="Q8_0")
+    options = ["--prompt", "40", "--tokens", "4", "--rounds", "2", "--threads", "1"]
+    assert main.run(["bench", str(path), *options]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    facts = json.loads(last)
+    for name in ("prefill_tok_s", "decode_tok_s", "load_s", "read_gb_s", "int8_gops", "bytes_per_token"):
+        assert facts[name] > 0
+    assert facts["decode_ceiling_tok_s"] == pytest.approx(20e9 / facts["bytes_per_token"], rel=0.01)
+    assert facts["prefill_ceiling_tok_s"] == pytest.approx(400e9 / 2 / facts["weights_per_token"], rel=0.01)
+    assert facts["machine"] and facts["version"] and facts["rounds"] == 2
+    assert any("GB/s read" in line for line in lines)
+
+
+def test_peers_need_a_checkout(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("freehold.cli.bench.ROOT", tmp_path)
+    path = write_gguf("llama", tmp_path / "tiny.gguf")
+    assert main.run(["bench", str(path), "--peers"]) == 2
+    assert "benches/" in capsys.readouterr().err
