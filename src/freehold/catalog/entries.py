@@ -100,7 +100,8 @@ def find(name: str) -> Entry:
     for entry in entries():
         if entry.name == wanted or (entry.default and entry.family == wanted):
             return entry
-    tags = [e.name for e in entries() if e.family == wanted.partition(":")[0]]
+    family = [e.name for e in entries() if e.family == wanted.partition(":")[0]]
+    tags = difflib.get_close_matches(wanted, family, n=4, cutoff=0.0)
     near = tags or suggestions(wanted)
     hint = (
         f"did you mean {' or '.join(near[:4])}?"

@@ -24,3 +24,10 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, 
         sized = zip(row, widths, strict=True)
         cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(sized)]
         click.echo("  ".join(cells).rstrip())
+
+
+def pairs(rows: list[tuple[str, str]]) -> None:
+    """Print name and value on a line each, values aligned; a row without a name continues the one above."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name.ljust(width)}  {value}")

@@ -136,9 +136,13 @@ class IndexSource:
         command = [self._python, "-c", _LEASH, "download", *options, *select, requirement]
         env = {**os.environ, "TMPDIR": str(wheels), "TEMP": str(wheels), "TMP": str(wheels)}
         with _child(command, env, wheels / "pip.log") as child:
-            while child.poll() is None:
-                progress(_size_of(wheels))
-                time.sleep(0.1)
+            try:
+                while child.poll() is None:
+                    progress(_size_of(wheels))
+                    time.sleep(0.1)
+            except KeyboardInterrupt:
+                progress(0)  # the part in flight is lost; what was appended is kept
+                raise
         found = sorted(wheels.glob("*.whl"))
         if child.returncode != 0 or len(found) != 1:
             raise _pip_failed(requirement, wheels / "pip.log")

@@ -121,6 +121,9 @@ class _Ranges:
                 while self._hash_next():
                     self.on_bytes(self.received)
                 return self._finish()
+        except KeyboardInterrupt:
+            self.on_bytes(self.part.held())  # the last word on what the next run need not fetch
+            raise
         except CapacityExceeded as e:
             kept = f"{space.human(self.part.held())} of {space.human(self.part.size)}"
             raise CapacityExceeded(f"{e.message}: {kept}", e.hint) from e

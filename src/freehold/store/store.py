@@ -293,6 +293,8 @@ class Store:
             folder / _PENDING,
             {"name": plan.name, "kind": plan.kind, "bytes": plan.bytes, "source": plan.source},
         )
+        if note := _misleading(parsed):
+            on_event(Note(plan.name, note))
         on_event(Planned(plan.name, plan.source, plan.detail, len(plan.files), plan.bytes, before))
         files = source.fetch(plan, folder, on_event)
         manifest = Manifest(
@@ -381,6 +383,14 @@ def _spellings(parsed: Ref) -> set[str]:
             entry = catalog.find(parsed.text)
             names |= {entry.name, f"{entry.hub_repo}:{entry.hub_quant}" if entry.hub_repo else entry.name}
     return names
+
+
+def _misleading(parsed: Ref) -> str:
+    """Return the catalogue's word on a name that promises something else, or an empty string."""
+    try:
+        return catalog.find(parsed.text).note if parsed.kind == "name" else ""
+    except ModelNotFound:
+        return ""
 
 
 def _known_digests(parsed: Ref) -> set[str]:

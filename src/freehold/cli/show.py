@@ -1,0 +1,168 @@
+"""`freehold show MODEL`: one honest card of a model, held or only known by name.
+
+Reads the store's record, the catalogue's entry and the file's own metadata; says where each fact came from.
+Path: main -> show -> Store.show, catalog.find, formats.open_model_file, models.defaults.sampling_defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from freehold import catalog
+from freehold.cli.shared import json_option, pairs
+from freehold.config import Settings
+from freehold.errors import ModelNotFound
+from freehold.formats import GGUFFile, ModelFile, open_model_file
+from freehold.models.defaults import sampling_defaults
+from freehold.store import Listed, Store
+from freehold.store.space import human
+
+SCHEMA = 1
+
+
+@click.command("show")
+@click.argument("model")
+@json_option
+@click.pass_obj
+def command(settings: Settings, model: str, as_json: bool) -> None:
+    """Show what MODEL is: file, digest, quantisation, context, licence, template, sampling defaults.
+
+    A catalogue name that is not held shows what the catalogue knows. With --json, prints
+    {"schema": 1, "model": {...}}.
+    """
+    card = describe(Store(settings), model)
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "model": card}, indent=1))
+    else:
+        pairs(_lines(card))
+
+
+def describe(store: Store, model: str) -> dict[str, Any]:
+    """Return the card of `model` as plain values; raise ModelNotFound if nobody knows it."""
+    try:
+        listed = store.show(model)
+    except ModelNotFound:
+        return _from_catalogue(model)
+    card = {**listed.as_json(), **_entry_facts(listed)}
+    if listed.state in ("ready", "changed"):
+        with open_model_file(listed.path) as file:
+            card |= file_facts(file)
+            if not card["licence"] and isinstance(file, GGUFFile):
+                card["licence"] = file.metadata.get_str("general.license", "")
+    return card
+
+
+def file_facts(file: ModelFile) -> dict[str, Any]:
+    """Return what the model file itself tells: sizes, types, context, template, sampling defaults."""
+    tensors = file.tensors.values()
+    by_type = Counter[str]()
+    for tensor in tensors:
+        by_type[tensor.type.name] += tensor.nbytes
+    total = sum(by_type.values()) or 1
+    architecture, context, template = (
+        _gguf_facts(file) if isinstance(file, GGUFFile) else _directory_facts(file)
+    )
+    return {
+        "architecture": architecture,
+        "parameters": sum(math.prod(t.shape) for t in tensors),
+        "quantisation": [
+            {"type": t, "bytes": n, "share": round(n / total, 4)} for t, n in by_type.most_common()
+        ],
+        "context": context,
+        "template": template,
+        "sampling": {k: {"value": v, "origin": o} for k, (v, o) in sampling_defaults(file).items()},
+    }
+
+
+def _gguf_facts(file: GGUFFile) -> tuple[str, int, str]:
+    context = file.metadata.get_int(f"{file.architecture}.context_length", 0)
+    has_template = bool(file.metadata.get_str("tokenizer.chat_template", ""))
+    return file.architecture, context, "file: tokenizer.chat_template" if has_template else "none in the file"
+
+
+def _directory_facts(file: Any) -> tuple[str, int, str]:
+    if file.chat_template:
+        template = "chat_template.jinja"
+    else:
+        config = json.loads(file.tokenizer_config.read_bytes()) if file.tokenizer_config else {}
+        template = (
+            "tokenizer_config.json: chat_template" if config.get("chat_template") else "none in the folder"
+        )
+    context = file.config.get("max_position_embeddings", 0)
+    return str(file.config.get("model_type", "")), context if isinstance(context, int) else 0, template
+
+
+def _entry_facts(listed: Listed) -> dict[str, Any]:
+    for name in (listed.name, *listed.aliases):
+        with suppress(ModelNotFound):
+            entry = catalog.find(name)
+            return {"title": entry.title, "publisher": entry.publisher, "note": entry.note}
+    return {"title": "", "publisher": "", "note": ""}
+
+
+def _from_catalogue(model: str) -> dict[str, Any]:
+    entry = catalog.find(model)
+    hub = f"hub: {entry.hub_repo}:{entry.hub_quant}" if entry.hub_repo else ""
+    index = f"package index: {entry.packages[0]}" if entry.packages else ""
+    return {
+        "name": entry.name,
+        "state": "not held",
+        "title": entry.title,
+        "publisher": entry.publisher,
+        "note": entry.note,
+        "architecture": entry.architecture,
+        "parameters": round(entry.params_b * 1e9),
+        "context": entry.context,
+        "bytes": entry.bytes,
+        "licence": entry.licence,
+        "source": ", ".join(s for s in (hub, index) if s),
+        "facts": f"{entry.source} (checked {entry.checked.isoformat()})",
+    }
+
+
+def _lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Lay the card out for people; facts that are not known are left out."""
+    named = f"{card['title']} ({card['publisher']})" if card.get("title") else ""
+    held = f"{human(card['held'])} of {human(card['bytes'])}" if card["state"] == "incomplete" else ""
+    state = {"vanished": "file vanished", "ready": ""}.get(card["state"], card["state"])
+    packed = f", packed {human(card['pack_bytes'])}" if card.get("pack_bytes") else ""
+    rows = [
+        ("name", card["name"]),
+        ("", f"note: {card['note']}" if card.get("note") else ""),
+        ("model", named),
+        ("state", " ".join(s for s in (state, held) if s)),
+        ("file", card.get("path", "")),
+        ("size", f"{card['bytes']:,} bytes ({human(card['bytes'])}){packed}" if card["bytes"] else ""),
+        ("sha256", card.get("digest", "")),
+        ("architecture", card.get("architecture", "")),
+        ("parameters", f"{card['parameters'] / 1e6:,.0f} million" if card.get("parameters") else ""),
+        ("quantisation", _mix(card.get("quantisation", []))),
+        ("context", f"{card['context']:,} tokens" if card.get("context") else ""),
+        ("licence", _licence(card["licence"])),
+        ("owner", card.get("owner", "")),
+        ("source", card["source"]),
+        ("", card.get("detail", "")),
+        ("facts", card.get("facts", "")),
+        ("template", card.get("template", "")),
+    ]
+    sampling = card.get("sampling", {}).items()
+    rows += [
+        ("sampling" if not i else "", f"{k} {s['value']} ({s['origin']})")
+        for i, (k, s) in enumerate(sampling)
+    ]
+    return [(k, v) for k, v in rows if v]
+
+
+def _mix(parts: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{p['type']} {100 * p['share']:.1f} %" for p in parts)
+
+
+def _licence(name: str) -> str:
+    return {"": "not told by the source", "NOASSERTION": "not told by a source we read"}.get(name, name)

@@ -1,0 +1,102 @@
+"""The command line itself: dispatch, refusals, exit statuses, start-up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+
+from freehold.cli import main as cli_main
+from freehold.errors import CapacityExceeded, UsageError
+
+SOURCES = str(Path(__file__).parents[2] / "src")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of the test's own, and no other program's models."""
+    (tmp_path / "config.toml").write_text("adopt = false\noffline = true\n")
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
+    monkeypatch.delenv("FREEHOLD_DEBUG", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("verb", ["pull", "list", "show", "rm"])
+def test_every_verb_of_the_store_has_a_command_and_help(verb: str, capsys):
+    command = import_module(f"freehold.cli.{verb}").command
+    assert isinstance(command, click.Command)
+    assert cli_main.run([verb, "--help"]) == 0
+    assert "Usage: freehold" in capsys.readouterr().out
+
+
+def test_help_lists_every_verb_without_importing_one():
+    code = "import sys; from freehold.cli.main import run; run(['--help']); "
+    code += "print([m for m in sys.modules if m.startswith('freehold.cli.')])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": SOURCES}
+    )
+    assert all(verb in done.stdout for verb in cli_main.VERBS)
+    assert "['freehold.cli.main']" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "hint"),
+    [
+        (["pul"], "there is no verb 'pul'", "did you mean freehold pull?"),
+        (["xyzzy"], "there is no verb 'xyzzy'", "freehold --help lists the verbs"),
+        (["list", "--jsno"], "there is no option --jsno", "did you mean --json?"),
+        (["pull"], "missing argument 'MODEL'", "freehold pull --help shows how"),
+    ],
+)
+def test_wrong_usage_exits_2_with_the_nearest_name(args: list[str], message: str, hint: str, capsys):
+    assert cli_main.run(args) == 2
+    assert capsys.readouterr().err == f"error: {message}\nhint: {hint}\n"
+
+
+def test_a_named_failure_is_two_lines_and_exit_1(capsys):
+    assert cli_main.run(["show", "smolm2:135m"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["error: no model is called 'smolm2:135m'", err.splitlines()[1]]
+    assert err.splitlines()[1].startswith("hint: did you mean smollm2:135m")
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FREEHOLD_DEBUG", "1")
+    with pytest.raises(UsageError):
+        cli_main.run(["pul"])
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (CapacityExceeded("full"), 1),
+        (KeyboardInterrupt(), 130),
+        (PermissionError(13, "Permission denied", "/x"), 1),
+    ],
+)
+def test_every_failure_has_its_exit_status(failure: BaseException, status: int, monkeypatch, capsys):
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(cli_main.cli, "main", fail)
+    assert cli_main.run([]) == status
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_is_no_failure():
+    command = f"{sys.executable} -m freehold.cli.main --help | head -c 1"
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, env={"PYTHONPATH": SOURCES}, check=True
+    )
+    assert done.stderr == ""
+
+
+def test_a_wrong_config_is_one_line(home: Path, capsys):
+    (home / "config.toml").write_text("ofline = true")
+    assert cli_main.run(["list"]) == 2
+    assert "unknown key 'ofline'" in capsys.readouterr().err

@@ -1,0 +1,159 @@
+"""pull, list, show, rm as a user meets them: what goes to stdout, what to stderr, what JSON holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from freehold.cli import main as cli_main
+from freehold.cli.progress import Bar, Lines
+from freehold.store import Planned, Progress
+from tests.store.conftest import UNIT, noise
+from tests.store.standin import Standin, serving
+
+SOURCES = str(Path(__file__).parents[2] / "src")
+LISTED = {
+    "name", "state", "owner", "kind", "bytes", "held", "pack_bytes", "digest", "path", "source", "licence",
+    "created", "last_used", "detail", "aliases",
+}  # fmt: skip
+
+
+@pytest.fixture
+def hub() -> Iterator[Standin]:
+    with serving(Standin(files={"m-Q4_K_M.gguf": noise(40 * UNIT)})) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, hub: Standin, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "config.toml").write_text(f"adopt = false\nrange_bytes = {UNIT}\n")
+    for key in [k for k in os.environ if k.startswith(("HF_", "FREEHOLD_"))]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*args: str) -> tuple[int, str, str]:
+        status = cli_main.run(list(args))
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_pull_prints_the_path_on_stdout_and_talk_on_stderr(run: Run):
+    status, out, err = run("pull", "org/m")
+    assert status == 0
+    assert Path(out.strip()).is_file()
+    assert "Q4_K_M (chosen for you" in err
+    assert "\x1b" not in out + err
+
+
+def test_pull_json_is_one_event_a_line(run: Run):
+    _, out, _ = run("pull", "org/m", "--json")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert {e["event"] for e in events} == {"planned", "progress", "finished"}
+    size = 40 * UNIT
+    told = {"event": "finished", "name": "org/m:Q4_K_M", "bytes": size, "fetched": size}
+    assert {k: v for k, v in events[-1].items() if k not in ("path", "seconds")} == told
+
+
+@pytest.mark.parametrize("args", [("--offline", "pull", "org/m"), ("pull", "org/m", "--offline")])
+def test_offline_is_taken_before_and_after_the_verb(run: Run, hub: Standin, args: tuple[str, ...]):
+    status, _, err = run(*args)
+    assert status == 1
+    assert "org/m is not held, and offline mode forbids fetching it" in err
+    assert not hub.requests
+
+
+def test_list_json_has_a_stable_schema(run: Run):
+    run("pull", "org/m")
+    listing = json.loads(run("list", "--json")[1])
+    assert (listing["schema"], set(listing)) == (1, {"schema", "home", "models"})
+    assert [set(m) for m in listing["models"]] == [LISTED]
+
+
+def test_list_shows_name_size_owner_state(run: Run):
+    assert "no models yet" in run("ls")[2]
+    run("pull", "org/m")
+    head, row = run("ls")[1].splitlines()
+    assert head.split() == ["NAME", "SIZE", "PACKED", "OWNER", "STATE", "LAST", "USED"]
+    assert row.split()[:5] == ["org/m:Q4_K_M", "2.6", "MB", "freehold", "ready"]
+
+
+def test_rm_says_what_it_freed_and_what_it_only_forgot(run: Run, tmp_path: Path):
+    run("pull", "org/m")
+    assert run("rm", "org/m")[2] == "org/m:Q4_K_M: deleted, 2.6 MB freed\n"
+    mine = tmp_path / "mine.gguf"
+    mine.write_bytes(noise(100))
+    run("pull", str(mine))
+    assert run("rm", "mine")[2] == f"mine: forgotten; {mine} belongs to user and stays\n"
+    assert run("rm", "mine")[0] == 1
+
+
+def test_show_flags_a_name_that_misleads_before_anything_is_fetched(run: Run):
+    status, out, _ = run("show", "deepseek-r1:7b")
+    assert status == 0
+    assert "a distillation into Qwen2.5-Math-7B, not DeepSeek-R1" in out
+    assert "not held" in out
+
+
+def test_show_of_a_damaged_file_is_a_named_error(run: Run):
+    run("pull", "org/m")
+    status, _, err = run("show", "org/m")
+    assert status == 1
+    assert err.startswith("error: ")
+
+
+def test_ctrl_c_says_what_was_kept_and_exits_130(hub: Standin, home: Path):
+    hub.throttle_s = 0.05
+    command = [sys.executable, "-m", "freehold.cli.main", "pull", "org/m"]
+    env = {**os.environ, "PYTHONPATH": SOURCES}
+    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while hub.sent < 8 * UNIT:
+        time.sleep(0.005)
+    asked = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=10)
+    assert child.returncode == 130
+    assert out == ""
+    assert "of 2.6 MB; the same command resumes" in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+    assert time.monotonic() - asked < 2
+
+
+def test_lines_come_every_five_seconds(capsys, monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    lines = Lines()
+    lines(Planned("m", "hub: org/m", "", 1, 1000, 0))
+    for second in range(12):
+        now[0] = 100.0 + second
+        lines(Progress("m", "m.gguf", second * 50, 1000))
+    said = capsys.readouterr().err.splitlines()
+    assert said[2:] == [
+        "250 B of 1.0 kB (25 %), 50 B/s, 15 s left",
+        "500 B of 1.0 kB (50 %), 50 B/s, 10 s left",
+    ]
+
+
+def test_the_bar_survives_untold_totals(capsys):
+    bar = Bar()
+    bar(Planned("m", "url: x", "", 1, 0, 0))
+    bar(Progress("m", "m.gguf", 10, 0))
+    bar.close()
+    assert "size not told" in capsys.readouterr().err
