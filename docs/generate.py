@@ -25,7 +25,7 @@ def pages() -> dict[Path, str]:
 
 def cli_page() -> str:
     """Describe every verb with its arguments and options."""
-    root = click.Context(cli, info_name="freehold")
+    root = click.Context(cli, info_name="freehold", **cli.context_settings)
     parts = [HEADER, "# The command line\n", *_command(root, cli)]
     for verb in VERBS:
         found = cli.get_command(root, verb)
