@@ -93,7 +93,7 @@ Out<uint8_t> kv_store(const std::string& isa, In<float, 2> keys, In<float, 2> va
   expect(dim(values, 0) == heads && slot >= 0 && slot < kBlockTokens, "keys and values need one number of heads; slot 0 to 31");
   Out<uint8_t> page = array<uint8_t>({heads * (d + dv) * kBlockTokens * 2});
   kernels_named(isa)->kv_store(keys.data(), values.data(), static_cast<int>(heads), static_cast<int>(d), static_cast<int>(dv),
-                               page.data(), slot);
+                               false, page.data(), slot);
   return page;
 }
 
@@ -125,7 +125,7 @@ struct Attention {
   }
 };
 
-// Keys and values rounded to f16 and dealt over shuffled pages. What no row may see stays all ones: NaN in every half.
+// Keys and values as f16 or f32, dealt over shuffled pages. What no row may see stays all ones: NaN in either.
 struct PagedCache {
   std::vector<int32_t> block_table;
   std::shared_ptr<Memory> memory;
@@ -133,7 +133,7 @@ struct PagedCache {
 
   PagedCache(const Kernels& k, const Attention& t, uint32_t shuffle)
       : block_table(static_cast<size_t>((t.positions + kBlockTokens - 1) / kBlockTokens)),
-        page_bytes(int64_t{2} * t.a.kv_heads * (t.a.d + t.a.dv) * kBlockTokens) {
+        page_bytes(int64_t{t.a.f32 ? 4 : 2} * t.a.kv_heads * (t.a.d + t.a.dv) * kBlockTokens) {
     for (size_t i = 0; i < block_table.size(); ++i) block_table[i] = static_cast<int32_t>(i);
     std::shuffle(block_table.begin(), block_table.end(), std::mt19937(shuffle));
     memory = Memory::anonymous(block_table.size() * static_cast<size_t>(page_bytes));
@@ -141,7 +141,7 @@ struct PagedCache {
     const int64_t seen = t.a.window > 0 ? std::max(0, t.a.first_position - t.a.window + 1) : 0;
     for (int64_t p = seen; p < t.a.first_position + t.rows; ++p)
       k.kv_store(t.keys.data() + p * t.a.kv_heads * t.a.d, t.values.data() + p * t.a.kv_heads * t.a.dv, t.a.kv_heads, t.a.d, t.a.dv,
-                 memory->data + block_table[static_cast<size_t>(p / kBlockTokens)] * page_bytes, static_cast<int>(p % kBlockTokens));
+                 t.a.f32, memory->data + block_table[static_cast<size_t>(p / kBlockTokens)] * page_bytes, static_cast<int>(p % kBlockTokens));
   }
 };
 
@@ -158,17 +158,18 @@ void attend_tile(const Kernels& k, const AttnArgs& a, int head, int row, int row
 }
 
 void attend_reference(Attention& t) {
-  const auto rounded = [](const In<float, 3>& x) {
+  const auto rounded = [&](const In<float, 3>& x) {
     std::vector<float> y(x.data(), x.data() + x.size());
-    for (float& v : y) v = f16_to_f32(f32_to_f16(v));
+    if (!t.a.f32) for (float& v : y) v = f16_to_f32(f32_to_f16(v));
     return y;
   };
   reference::attention(t.a, static_cast<int>(t.rows), rounded(t.keys).data(), rounded(t.values).data());
 }
 
 Out<float> attention(const std::string& isa, In<float, 3> q, In<float, 3> keys, In<float, 3> values, int first, float scale,
-                     float softcap, int window, int tile_rows, uint32_t shuffle, bool skip_spans) {
+                     float softcap, int window, int tile_rows, uint32_t shuffle, bool skip_spans, bool f32) {
   Attention t(q, keys, values, first, scale, softcap, window);
+  t.a.f32 = f32;
   const Kernels* k = table(isa);
   if (!k) {
     attend_reference(t);
@@ -275,7 +276,7 @@ void bind_kernels(nb::module_& m) {
   t.def("rope", &rope, "isa"_a, "x"_a, "cos"_a, "sin"_a, "adjacent"_a);
   t.def("kv_store", &kv_store, "isa"_a, "keys"_a, "values"_a, "slot"_a);
   t.def("attention", &attention, "isa"_a, "q"_a, "keys"_a, "values"_a, "first_position"_a, "scale"_a, "softcap"_a = 0.0f,
-        "window"_a = 0, "tile_rows"_a = kAttnTileRows, "shuffle"_a = 0, "skip_spans"_a = false);
+        "window"_a = 0, "tile_rows"_a = kAttnTileRows, "shuffle"_a = 0, "skip_spans"_a = false, "f32"_a = false);
   t.def("quantize", &quantize, "isa"_a, "x"_a, "block"_a);
   t.def("matmul", &matmul, "isa"_a, "matrix"_a, "x"_a, "tile"_a = kTileTokens);
 }

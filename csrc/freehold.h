@@ -91,7 +91,8 @@ struct KvLayer { int kv_heads, d, dv; };
 // Pages for every layer, addressed by one block table. Reserved at once, touched lazily.
 class KvCache {
  public:
-  KvCache(std::vector<KvLayer> layers, int64_t blocks);
+  KvCache(std::vector<KvLayer> layers, int64_t blocks, bool f32 = false);
+  bool f32() const { return f32_; }
   int64_t blocks() const { return blocks_; }
   int64_t bytes_per_block() const;
   const KvLayer& layer(int i) const;
@@ -102,6 +103,7 @@ class KvCache {
   std::vector<KvLayer> layers_;
   std::vector<size_t> offset_;
   int64_t blocks_;
+  bool f32_;
   std::shared_ptr<Memory> memory_;
 };
 

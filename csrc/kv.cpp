@@ -9,7 +9,7 @@ constexpr int kMaxLayers = 4096;
 
 }  // namespace
 
-KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks) : layers_(std::move(layers)), blocks_(blocks) {
+KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks, bool f32) : layers_(std::move(layers)), blocks_(blocks), f32_(f32) {
   if (layers_.empty() || layers_.size() > kMaxLayers) refuse("the cache has 1 to 4096 layers, got " + std::to_string(layers_.size()));
   if (blocks < 1 || blocks > INT32_MAX / kBlockTokens) refuse("a cache of " + std::to_string(blocks) + " blocks is out of range");
   __int128 total = 0;
@@ -25,7 +25,7 @@ KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks) : layers_(std::mov
 const KvLayer& KvCache::layer(int i) const { return layers_.at(static_cast<size_t>(i)); }
 int64_t KvCache::page_bytes(int i) const {
   const KvLayer& l = layers_[static_cast<size_t>(i)];
-  return (int64_t{2} * kBlockTokens * l.kv_heads * (l.d + l.dv) + 63) / 64 * 64;
+  return (int64_t{f32_ ? 4 : 2} * kBlockTokens * l.kv_heads * (l.d + l.dv) + 63) / 64 * 64;
 }
 uint8_t* KvCache::pages(int i) const { return memory_->data + offset_[static_cast<size_t>(i)]; }
 int64_t KvCache::bytes_per_block() const {

@@ -255,7 +255,7 @@ struct RopeStore final : Op {
       turn(r, kr, shape.kv_heads, k_norm, t);
       const int pos = s.positions[t];
       const int32_t block = s.block_tables[s.seqs[t] * s.table_width + pos / kBlockTokens];
-      r.k->kv_store(kr, r.buffer[v] + t * shape.kv_heads * shape.dv, shape.kv_heads, shape.d, shape.dv,
+      r.k->kv_store(kr, r.buffer[v] + t * shape.kv_heads * shape.dv, shape.kv_heads, shape.d, shape.dv, r.cache->f32(),
                     r.cache->pages(layer) + block * r.cache->page_bytes(layer), pos % kBlockTokens);
     });
   }
@@ -315,6 +315,7 @@ struct Attention final : Op {
     a.softcap = softcap;
     a.window = window;
     a.first_position = it.seg.position;
+    a.f32 = r.cache->f32();
     return a;
   }
   void start(float* running, int64_t count) const {

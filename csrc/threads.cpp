@@ -29,6 +29,7 @@ inline void pause_cpu() {
 
 struct Threads::Impl {
   int n;
+  pid_t owner = getpid();
   std::vector<std::thread> workers;
   const std::function<void(int)>* job = nullptr;
   alignas(64) std::atomic<uint32_t> generation{0};   // counts jobs; workers wait for it to move
@@ -87,6 +88,10 @@ Threads::Threads(int n) : impl_(std::make_unique<Impl>()) {
 }
 
 Threads::~Threads() {
+  if (impl_->owner != getpid()) {       // a forked child has no workers to join; what they were is left alone
+    (void)impl_.release();
+    return;
+  }
   impl_->stop.store(true);
   impl_->release();
   for (std::thread& t : impl_->workers) t.join();

@@ -27,7 +27,8 @@ constexpr int kWidenFrom = 2 * kQueryBlock + 1;
 // Key positions [lo, hi) of a span, counted from its start.
 struct Range { int lo, hi; };
 
-struct Tile {
+// E: what the cache holds, uint16_t (f16) or float.
+template <class E> struct Tile {
   const AttnArgs& a;
   int kv_head, row0, group, span;
   int row_of(int query) const { return row0 + query / group; }
@@ -43,12 +44,12 @@ struct Tile {
     const int64_t hi = position + 1 - start < kSpanTokens ? position + 1 - start : kSpanTokens;
     return lo < hi ? Range{static_cast<int>(lo), static_cast<int>(hi)} : Range{0, 0};
   }
-  const uint16_t* keys(int page) const {
+  const E* keys(int page) const {
     const int64_t block = a.block_table[static_cast<int64_t>(span) * kSpanPages + page];
-    const int64_t head_halves = static_cast<int64_t>(a.d + a.dv) * kBlockTokens;
-    return reinterpret_cast<const uint16_t*>(a.pages + block * a.page_bytes) + kv_head * head_halves;
+    const int64_t head_elements = static_cast<int64_t>(a.d + a.dv) * kBlockTokens;
+    return reinterpret_cast<const E*>(a.pages + block * a.page_bytes) + kv_head * head_elements;
   }
-  const uint16_t* values(int page) const { return keys(page) + static_cast<int64_t>(a.d) * kBlockTokens; }
+  const E* values(int page) const { return keys(page) + static_cast<int64_t>(a.d) * kBlockTokens; }
 };
 
 OP F widen(const uint16_t* p) { return load_f16(p); }
@@ -93,8 +94,8 @@ static void score_queries(int n, const float* const* q, const K* keys, int d, bo
 }
 
 // Inputs [e0, e0+d) of every query against a page's keys, which are those inputs' rows.
-template <class K>
-static void score_part(const Tile& t, int query0, int n, int page, const K* keys, int e0, int d, float* scores) {
+template <class E, class K>
+static void score_part(const Tile<E>& t, int query0, int n, int page, const K* keys, int e0, int d, float* scores) {
   for (int i = 0; i < n;) {
     const int block = next_block(n - i);
     const float* q[kQueryBlock];
@@ -108,14 +109,15 @@ static void score_part(const Tile& t, int query0, int n, int page, const K* keys
   }
 }
 
-static void score_page(const Tile& t, int query0, int n, int page, float* scores, float* wide) {
-  const uint16_t* keys = t.keys(page);
-  if (n < kWidenFrom) return score_part(t, query0, n, page, keys, 0, t.a.d, scores);
+template <class E>
+static void score_page(const Tile<E>& t, int query0, int n, int page, float* scores, float* wide) {
+  const E* keys = t.keys(page);
+  if (n < kWidenFrom || sizeof(E) == sizeof(float)) return score_part(t, query0, n, page, keys, 0, t.a.d, scores);
   constexpr int kPart = kWideFloats / kBlockTokens;
   for (int e0 = 0; e0 < t.a.d; e0 += kPart) {
     const int d = t.a.d - e0 < kPart ? t.a.d - e0 : kPart;
-    const uint16_t* part = keys + static_cast<int64_t>(e0) * kBlockTokens;
-    for (int i = 0; i < d * kBlockTokens; i += 16) fstore(wide + i, load_f16(part + i));
+    const E* part = keys + static_cast<int64_t>(e0) * kBlockTokens;
+    for (int i = 0; i < d * kBlockTokens; i += 16) fstore(wide + i, widen(part + i));
     score_part(t, query0, n, page, static_cast<const float*>(wide), e0, d, scores);
   }
 }
@@ -227,8 +229,8 @@ static void value_rows(int n, const Range* seen, const float* const* p, const T*
 }
 
 // Outputs [c0, c0+width) of every query += their probabilities times a page's values, which start at that column.
-template <class T>
-static void value_part(const Tile& t, int query0, int n, int page, const T* values, int64_t stride, int c0, int width,
+template <class E, class T>
+static void value_part(const Tile<E>& t, int query0, int n, int page, const T* values, int64_t stride, int c0, int width,
                        const float* scores, float* partial) {
   for (int i = 0; i < n;) {
     const int block = next_block(n - i);
@@ -246,23 +248,25 @@ static void value_part(const Tile& t, int query0, int n, int page, const T* valu
 }
 
 // Rows [lo, hi) of a page's values, columns [c0, c0+width), as floats in rows of `stride`; zeros behind the last.
-static void widen_values(const uint16_t* values, int dv, Range r, int c0, int width, int stride, float* wide) {
+template <class E>
+static void widen_values(const E* values, int dv, Range r, int c0, int width, int stride, float* wide) {
   for (int j = r.lo; j < r.hi; ++j) {
-    const uint16_t* row = values + static_cast<int64_t>(j) * dv + c0;
+    const E* row = values + static_cast<int64_t>(j) * dv + c0;
     int i = 0;
-    for (; i + 16 <= width; i += 16) fstore(wide + j * stride + i, load_f16(row + i));
+    for (; i + 16 <= width; i += 16) fstore(wide + j * stride + i, widen(row + i));
     if (i == width) continue;
-    uint16_t rest[16] = {};
-    memcpy(rest, row + i, sizeof(uint16_t) * static_cast<size_t>(width - i));
-    fstore(wide + j * stride + i, load_f16(rest));
+    E rest[16] = {};
+    memcpy(rest, row + i, sizeof(E) * static_cast<size_t>(width - i));
+    fstore(wide + j * stride + i, widen(rest));
   }
 }
 
 // A width that is no multiple of 16 is always widened: its last vector would reach beyond the page.
-static void value_page(const Tile& t, int query0, int n, Range tile, int page, const float* scores, float* partial, float* wide) {
-  const uint16_t* values = t.values(page);
+template <class E>
+static void value_page(const Tile<E>& t, int query0, int n, Range tile, int page, const float* scores, float* partial, float* wide) {
+  const E* values = t.values(page);
   const int dv = t.a.dv;
-  if (n < kWidenFrom && dv % 16 == 0) return value_part(t, query0, n, page, values, dv, 0, dv, scores, partial);
+  if ((n < kWidenFrom || sizeof(E) == sizeof(float)) && dv % 16 == 0) return value_part(t, query0, n, page, values, dv, 0, dv, scores, partial);
   constexpr int kPart = kWideFloats / kBlockTokens;
   for (int c0 = 0; c0 < dv; c0 += kPart) {
     const int width = dv - c0 < kPart ? dv - c0 : kPart;
@@ -271,7 +275,8 @@ static void value_page(const Tile& t, int query0, int n, Range tile, int page, c
   }
 }
 
-static void attend_pass(const Tile& t, int query0, int n, float* partial) {
+template <class E>
+static void attend_pass(const Tile<E>& t, int query0, int n, float* partial) {
   alignas(64) float scores[kPassQueries * kSpanTokens];
   alignas(64) float wide[kWideFloats];
   const int64_t stride = 2 + t.a.dv;
@@ -296,11 +301,16 @@ static void attend_pass(const Tile& t, int query0, int n, float* partial) {
   for (int page = page0; page < page1; ++page) value_page(t, query0, n, tile, page, scores, partial, wide);
 }
 
-static void attend_span(const AttnArgs& a, int kv_head, int row0, int rows, int span, float* partial) {
-  const Tile t{a, kv_head, row0, a.heads / a.kv_heads, span};
+template <class E>
+static void attend_rows(const AttnArgs& a, int kv_head, int row0, int rows, int span, float* partial) {
+  const Tile<E> t{a, kv_head, row0, a.heads / a.kv_heads, span};
   const int queries = rows * t.group;
   for (int i = 0; i < queries; i += kPassQueries)
     attend_pass(t, i, queries - i < kPassQueries ? queries - i : kPassQueries, partial + static_cast<int64_t>(i) * (2 + a.dv));
+}
+
+static void attend_span(const AttnArgs& a, int kv_head, int row0, int rows, int span, float* partial) {
+  (a.f32 ? attend_rows<float> : attend_rows<uint16_t>)(a, kv_head, row0, rows, span, partial);
 }
 
 // running = running * a + partial * b. One of a and b is 1 exactly, or either is NaN and so is all that follows.

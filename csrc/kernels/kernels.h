@@ -61,7 +61,8 @@ struct Acts {
 };
 
 // One layer's keys and values for one sequence: pages of kBlockTokens positions, found through the block table.
-// A page of one layer holds, for each kv head: keys transposed f16 [D][32], then values f16 [32][Dv].
+// A page of one layer holds, for each kv head: keys transposed [D][32], then values [32][Dv], both f16 (or float32,
+// for judging everything else without the cache's rounding).
 // Transposed keys let sixteen positions share one broadcast of a query element.
 constexpr int kBlockTokens = 32;
 // Softmax partials span 256 positions, counted from position 0, and merge in order, in prefill and decode alike.
@@ -75,6 +76,7 @@ struct AttnArgs {
   float scale, softcap;                  // softcap 0: none; else cap*tanh(x/cap), before the mask
   int window;                            // 0: none; else a query at i sees keys j with i-window < j <= i
   int first_position;                    // rows are consecutive positions of one sequence
+  bool f32;                              // the pages hold float32, not f16
 };
 // Query rows of one attention tile (rows * group heads are computed together against one span).
 constexpr int kAttnTileRows = 8;
@@ -109,8 +111,8 @@ struct Kernels {
   // Rotates `heads` heads of d floats in place by cos/sin [rot/2]; rot <= d inputs turn, the rest stay.
   // adjacent: pairs (2i, 2i+1); else halves (i, i + rot/2).
   void (*rope)(float* x, int heads, int d, int rot, const float* cos, const float* sin, bool adjacent);
-  // Writes one position's keys [kv_heads][d] and values [kv_heads][dv] into a page as f16, slot in [0, 32).
-  void (*kv_store)(const float* k, const float* v, int kv_heads, int d, int dv, uint8_t* page, int slot);
+  // Writes one position's keys [kv_heads][d] and values [kv_heads][dv] into a page as f16 or f32, slot in [0, 32).
+  void (*kv_store)(const float* k, const float* v, int kv_heads, int d, int dv, bool f32, uint8_t* page, int slot);
 
   // Partial softmax of rows [row0, row0+rows) x the heads of one kv head over span number `span`.
   // partial: for each (row, head in group): m, l, then dv floats; a span a row cannot see leaves m = -inf, l = 0.

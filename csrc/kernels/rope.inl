@@ -33,35 +33,44 @@ static void rope(float* x, int heads, int d, int rot, const float* cos, const fl
   }
 }
 
-// Sixteen floats (or the last n) rounded to f16. Beyond 65504 a half is infinite, which the logits' check reports.
-OP void to_f16(const float* x, int n, uint16_t* out) { store_f16(out, n < 16 ? fload_n(x, n) : fload(x)); }
+// Sixteen floats (or the last n) as the cache keeps them. Beyond 65504 a half is infinite, which the logits' check
+// reports.
+OP void narrow(const float* x, int n, uint16_t* out) { store_f16(out, n < 16 ? fload_n(x, n) : fload(x)); }
+OP void narrow(const float* x, int n, float* out) { memcpy(out, x, sizeof(float) * static_cast<size_t>(n)); }
 
-static void store_key(const float* k, int d, uint16_t* keys, int slot) {
-  uint16_t half[16];
+template <class E>
+static void store_key(const float* k, int d, E* keys, int slot) {
+  E part[16];
   for (int i = 0; i < d; i += 16) {
     const int n = d - i < 16 ? d - i : 16;
-    to_f16(k + i, n, half);
-    for (int j = 0; j < n; ++j) keys[(i + j) * kBlockTokens + slot] = half[j];
+    narrow(k + i, n, part);
+    for (int j = 0; j < n; ++j) keys[(i + j) * kBlockTokens + slot] = part[j];
   }
 }
 
-static void store_value(const float* v, int dv, uint16_t* row) {
+template <class E>
+static void store_value(const float* v, int dv, E* row) {
   int i = 0;
-  for (; i + 16 <= dv; i += 16) to_f16(v + i, 16, row + i);
+  for (; i + 16 <= dv; i += 16) narrow(v + i, 16, row + i);
   if (i == dv) return;
-  uint16_t half[16];
-  to_f16(v + i, dv - i, half);
-  memcpy(row + i, half, sizeof(uint16_t) * static_cast<size_t>(dv - i));
+  E part[16];
+  narrow(v + i, dv - i, part);
+  memcpy(row + i, part, sizeof(E) * static_cast<size_t>(dv - i));
 }
 
-static void kv_store(const float* k, const float* v, int kv_heads, int d, int dv, uint8_t* page, int slot) {
-  uint16_t* head = reinterpret_cast<uint16_t*>(page);
+template <class E>
+static void store_heads(const float* k, const float* v, int kv_heads, int d, int dv, E* head, int slot) {
   for (int h = 0; h < kv_heads; ++h) {
     store_key(k + static_cast<int64_t>(h) * d, d, head, slot);
     head += static_cast<int64_t>(d) * kBlockTokens;
     store_value(v + static_cast<int64_t>(h) * dv, dv, head + static_cast<int64_t>(slot) * dv);
     head += static_cast<int64_t>(dv) * kBlockTokens;
   }
+}
+
+static void kv_store(const float* k, const float* v, int kv_heads, int d, int dv, bool f32, uint8_t* page, int slot) {
+  if (f32) store_heads(k, v, kv_heads, d, dv, reinterpret_cast<float*>(page), slot);
+  else store_heads(k, v, kv_heads, d, dv, reinterpret_cast<uint16_t*>(page), slot);
 }
 
 static void fill_rope(Kernels& t) {

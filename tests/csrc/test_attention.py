@@ -63,10 +63,11 @@ def tolerance(case: Case) -> float:
 
 
 @every_isa
+@pytest.mark.parametrize("f32", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_attention_agrees_with_reference(isa, case):
+def test_attention_agrees_with_reference(isa, case, f32):
     tail = max(0, case.positions - 40)  # the oracle is slow; the last rows see the most
-    got, want = attend(isa, case, tail), attend("reference", case, tail)
+    got, want = attend(isa, case, tail, f32=f32), attend("reference", case, tail, f32=f32)
     np.testing.assert_allclose(got, want, rtol=0, atol=tolerance(case))
     assert float(np.abs(got - want).max()) < 2e-5  # what is seen in practice, far inside the bound
 
@@ -77,6 +78,7 @@ def test_no_bit_depends_on_the_tile(isa, case):
     whole = attend(isa, case)
     for tile in (1, 3, 7):
         assert same_bits(attend(isa, case, tile_rows=tile), whole)
+    assert same_bits(attend(isa, case, tile_rows=3, f32=True), attend(isa, case, f32=True))
 
 
 @every_isa
