@@ -22,7 +22,9 @@ MODELS = ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "gemma3-27
 
 @pytest.mark.model
 @pytest.mark.parametrize("model", MODELS)
-def test_greedy_tokens_equal_the_references_where_it_is_sure(model: str, model_path: Callable[[str], Path]) -> None:
+def test_greedy_tokens_equal_the_references_where_it_is_sure(
+    model: str, model_path: Callable[[str], Path]
+) -> None:
     facts = json.loads((VECTORS / f"{model}.json").read_text())
     judged = wrong = steps = 0
     with freehold.load(model_path(model), context=1024) as llm:

@@ -102,7 +102,9 @@ class Plan:
     def linear_add(self, x: int, weight: Matrix, residual: int, bias: F32 | None = None) -> None:
         """residual += W · x + bias, in place."""
 
-    def gated(self, x: int, gate: Matrix, up: Matrix, act: str, norm: F32 | None = None, eps: float = 0.0) -> int:
+    def gated(
+        self, x: int, gate: Matrix, up: Matrix, act: str, norm: F32 | None = None, eps: float = 0.0
+    ) -> int:
         """act(gate · n) * (up · n) with n = norm(x) or x; act is "silu" or "gelu" (tanh form)."""
 
     def rope_store(
@@ -134,9 +136,7 @@ class Plan:
 
     @property
     def buffer_bytes(self) -> int: ...
-    def run(
-        self, tokens: I32, positions: I32, seqs: I32, block_tables: I32, logit_rows: I32
-    ) -> F32:
+    def run(self, tokens: I32, positions: I32, seqs: I32, block_tables: I32, logit_rows: I32) -> F32:
         """Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
         logit_rows int32 [R]. Return float32 logits [R, vocab]. Rows of one sequence are consecutive positions.
         """
@@ -160,7 +160,9 @@ def sample(
 def log_sum_exp(logits: F32) -> float:
     """log(sum(exp(logits))); NaN when any logit is not finite."""
 
-def penalize(logits: F32, ids: I32, counts: I32, repetition: float, presence: float, frequency: float) -> None:
+def penalize(
+    logits: F32, ids: I32, counts: I32, repetition: float, presence: float, frequency: float
+) -> None:
     """In place for each id seen `counts` times: divide (or multiply, if negative) by repetition; subtract the others."""
 
 def measure_read_gb_s(threads: int, megabytes: int = 512) -> float:

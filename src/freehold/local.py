@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from freehold.config import load_settings, nearest
 from freehold.engine import Engine, Generation, TokenOut
+from freehold.engine.capacity import KvType
 from freehold.errors import ContextOverflow, EngineClosed, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.models.defaults import sampling_defaults
@@ -552,21 +553,28 @@ def load(
     *,
     context: int | None = None,
     threads: int | None = None,
+    kv_type: KvType = "f16",
     pull: bool = False,
 ) -> LLM:
     """Load a model by name, hub reference, GGUF file or folder of safetensors; use the result in a `with`.
 
     `context`: tokens there is room for (default: the model's own, cut to what fits in half the free memory).
-    `threads`: default, the physical cores this process may use. `pull`: fetch the model if it is not here;
+    `threads`: default, the physical cores this process may use. `kv_type`: "f16", or "f32" for a cache of twice
+    the size that rounds nothing. `pull`: fetch the model if it is not here;
     otherwise the network is never touched. Raises ModelNotFound, BadModelFile, CapacityExceeded, UsageError.
     """
     store = Store(load_settings())
     ref = store.pull(str(model)) if pull else store.resolve(str(model))
-    return open_model(ref, context=context, threads=threads, packs=store.packs)
+    return open_model(ref, context=context, threads=threads, kv_type=kv_type, packs=store.packs)
 
 
 def open_model(
-    ref: ModelRef, *, context: int | None = None, threads: int | None = None, packs: Path | None = None
+    ref: ModelRef,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    kv_type: KvType = "f16",
+    packs: Path | None = None,
 ) -> LLM:
     """Load what the store found; packed weights are mapped from the folder `packs`, or written there.
 
@@ -585,7 +593,7 @@ def open_model(
         )
         quantization = _quantization(opened, loaded.type_bytes)
     llm = LLM(
-        Engine(loaded, context=context),
+        Engine(loaded, context=context, kv_type=kv_type),
         tokenizer,
         template,
         name=ref.name,

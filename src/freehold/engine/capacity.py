@@ -6,6 +6,8 @@ Path: Engine.__init__ -> choose_context
 
 from __future__ import annotations
 
+from typing import Literal
+
 from freehold._native import BLOCK_TOKENS
 from freehold.engine.blocks import blocks_for
 from freehold.errors import CapacityExceeded, UsageError
@@ -17,12 +19,18 @@ REQUEST_SHARE = 0.9  # and when somebody did; the rest is for activations and ev
 MIN_CONTEXT = 256  # below this a chat makes no sense, so it is an error rather than a default
 
 
-def bytes_per_block(model: LoadedModel) -> int:
-    """Return the bytes of one cache block over all layers: f16 keys and values."""
-    return sum(heads * (d + dv) for heads, d, dv in model.kv_layers) * 2 * BLOCK_TOKENS
+KvType = Literal["f16", "f32"]
+KV_BYTES: dict[KvType, int] = {"f16": 2, "f32": 4}  # of one element of a key or value
 
 
-def choose_context(model: LoadedModel, asked: int | None, share: float = MEMORY_SHARE) -> tuple[int, str]:
+def bytes_per_block(model: LoadedModel, kv_type: KvType = "f16") -> int:
+    """Return the bytes of one cache block over all layers: keys and values."""
+    return sum(heads * (d + dv) for heads, d, dv in model.kv_layers) * KV_BYTES[kv_type] * BLOCK_TOKENS
+
+
+def choose_context(
+    model: LoadedModel, asked: int | None, share: float = MEMORY_SHARE, kv_type: KvType = "f16"
+) -> tuple[int, str]:
     """Return the context to load with, in tokens, and a phrase that says how it was chosen.
 
     Raises UsageError for a size below 1 or beyond the model's own, CapacityExceeded for one memory cannot
@@ -30,8 +38,8 @@ def choose_context(model: LoadedModel, asked: int | None, share: float = MEMORY_
     """
     have = available_bytes()
     if asked is not None:
-        return _asked_context(model, asked, have)
-    fits = int(have * share) // bytes_per_block(model) * BLOCK_TOKENS
+        return _asked_context(model, asked, have, kv_type)
+    fits = int(have * share) // bytes_per_block(model, kv_type) * BLOCK_TOKENS
     if fits >= model.context:
         return model.context, "the model's own"
     if fits < min(MIN_CONTEXT, model.context):
@@ -46,7 +54,7 @@ def choose_context(model: LoadedModel, asked: int | None, share: float = MEMORY_
     )
 
 
-def _asked_context(model: LoadedModel, asked: int, have: int) -> tuple[int, str]:
+def _asked_context(model: LoadedModel, asked: int, have: int, kv_type: KvType) -> tuple[int, str]:
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise UsageError(f"the context is {asked!r}; expected a number of tokens, 1 or more")
     if asked > model.context:
@@ -54,9 +62,9 @@ def _asked_context(model: LoadedModel, asked: int, have: int) -> tuple[int, str]
             f"a context of {asked:,} tokens was asked for; {model.name} was made for {model.context:,}",
             f"load it with --context {model.context} or less",
         )
-    need, room = blocks_for(asked) * bytes_per_block(model), int(have * REQUEST_SHARE)
+    need, room = blocks_for(asked) * bytes_per_block(model, kv_type), int(have * REQUEST_SHARE)
     if need > room:
-        most = room // bytes_per_block(model) * BLOCK_TOKENS
+        most = room // bytes_per_block(model, kv_type) * BLOCK_TOKENS
         raise CapacityExceeded(
             f"a context of {asked:,} tokens takes {show_bytes(need)}; {show_bytes(room)} are free for it",
             f"--context {most} would fit" if most else "free memory or choose a smaller model",

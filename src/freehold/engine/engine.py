@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.engine.blocks import BlockManager, blocks_for
-from freehold.engine.capacity import MEMORY_SHARE, choose_context
+from freehold.engine.capacity import KV_BYTES, MEMORY_SHARE, KvType, choose_context
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import MAX_TOP_LOGPROBS, check_sampling, choose, log_sum_exp, non_finite
 from freehold.engine.scheduler import MAX_ROWS, Scheduler, Work
@@ -48,21 +48,24 @@ class Engine:
         memory_share: float = MEMORY_SHARE,
         step_rows: int = MAX_ROWS,
         blocks: int | None = None,
+        kv_type: KvType = "f16",
     ) -> None:
         """Reserve the cache for `context` tokens (None: the model's own, cut to `memory_share` of memory).
 
         `threads` None: the pool that packed the model. `blocks`: cache blocks, at least what the context
-        takes.
+        takes. `kv_type`: what the cache holds; "f32" doubles its bytes and rounds nothing.
         Raises UsageError and CapacityExceeded with the numbers.
         """
         if step_rows < 1 or (threads is not None and threads < 1):
             raise UsageError(f"step_rows is {step_rows} and threads {threads}; expected 1 or more")
         self.model = model
-        self.context, self.context_note = choose_context(model, context, memory_share)
+        if kv_type not in KV_BYTES:
+            raise UsageError(f"kv_type is {kv_type!r}; expected {' or '.join(KV_BYTES)}")
+        self.context, self.context_note = choose_context(model, context, memory_share, kv_type)
         pool = model.threads if threads in (None, model.threads.size) else native.Threads(threads)
         count = max(blocks or 0, blocks_for(self.context))
         self.threads = pool.size
-        self._runner: ModelRunner | None = ModelRunner(model, count, step_rows, pool)
+        self._runner: ModelRunner | None = ModelRunner(model, count, step_rows, pool, f32=kv_type == "f32")
         self._blocks = BlockManager(count)
         self._scheduler = Scheduler(self._blocks, step_rows, time.monotonic)
         self._turn = threading.Condition(threading.Lock())

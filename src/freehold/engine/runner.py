@@ -19,8 +19,10 @@ F32 = NDArray[np.float32]
 class ModelRunner:
     """A traced plan and the cache it writes."""
 
-    def __init__(self, model: LoadedModel, blocks: int, step_rows: int, threads: native.Threads) -> None:
-        self._cache = native.KvCache(model.kv_layers, blocks)
+    def __init__(
+        self, model: LoadedModel, blocks: int, step_rows: int, threads: native.Threads, f32: bool = False
+    ) -> None:
+        self._cache = native.KvCache(model.kv_layers, blocks, f32)
         self._plan = model.build(self._cache, step_rows, threads)
 
     def run(self, batch: list[Work]) -> list[F32]:
