@@ -163,7 +163,7 @@ def log_sum_exp(logits: F32) -> float:
 def penalize(
     logits: F32, ids: I32, counts: I32, repetition: float, presence: float, frequency: float
 ) -> None:
-    """In place for each id seen `counts` times: divide (or multiply, if negative) by repetition; subtract the others."""
+    """In place, for each id seen `counts` times: divide by repetition (multiply, if negative); subtract the rest."""
 
 def measure_read_gb_s(threads: int, megabytes: int = 512) -> float:
     """Measure plain read bandwidth in GB/s (1e9)."""

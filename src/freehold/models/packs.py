@@ -71,7 +71,7 @@ def write_pack(path: Path, digest: str, matrices: Mapping[str, Matrix], budget: 
             file.write(struct.pack("<8sI32s", MAGIC, len(header), hashlib.sha256(header).digest()) + header)
             for entry, matrix in zip(json.loads(header)["matrices"], matrices.values(), strict=True):
                 file.seek(entry["at"])
-                file.write(memoryview(matrix.panels()))
+                file.write(matrix.panels().data)
             file.truncate(end)
             file.flush()
             os.fsync(file.fileno())
