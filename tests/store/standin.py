@@ -131,13 +131,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Stay silent: a client that was killed is no news."""
+
+
 @contextmanager
 def serving(standin: Standin) -> Iterator[Standin]:
     """Serve `standin` on a free loopback port while the block runs."""
     handler = type("Handler", (_Handler,), {"standin": standin})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    server.handle_error = lambda *_: None  # a client that was killed is no news
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     standin.url = f"http://127.0.0.1:{server.server_port}"

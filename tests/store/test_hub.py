@@ -225,7 +225,12 @@ def test_a_file_that_changes_under_the_download_starts_over(standin: Standin, st
 
     standin.throttle_s = 0.01
     events: list[Event] = []
-    found = store.pull(f"{standin.url}/m.gguf", lambda e: (events.append(e), change(e)))
+
+    def watch(event: Event) -> None:
+        events.append(event)
+        change(event)
+
+    found = store.pull(f"{standin.url}/m.gguf", watch)
     assert found.path.read_bytes() == changed
     assert "changed at the source" in notes(events)
 

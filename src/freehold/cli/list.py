@@ -1,6 +1,7 @@
 """`freehold list`: the models held here, unfinished pulls, and what other programs hold.
 
-Path: main -> list -> Store.list. No network. The JSON schema is in docs/reference and tested.
+In JSON a model has the fields of `Listed`, and `schema` rises when one changes its meaning.
+Path: main -> list -> Store.list. No network.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from freehold import catalog
@@ -134,7 +135,7 @@ class Store:
         """Return the record that answers to `parsed`: our own first, then other programs'."""
         spellings = _spellings(parsed)
         digests = _known_digests(parsed)
-        for manifest in (*self._recorded(), *self._foreign(forgotten_too)):
+        for manifest in chain(self._recorded(), self._foreign(forgotten_too)):
             if spellings & {manifest.name, *manifest.aliases}:
                 return manifest
             if len(manifest.files) == 1 and manifest.files[0].sha256 in digests:
@@ -151,11 +152,10 @@ class Store:
             return []
         return sorted(p for p in self.models.iterdir() if p.is_dir() and not p.name.startswith("."))
 
-    def _foreign(self, forgotten_too: bool = False) -> list[Manifest]:
-        if not self.settings.foreign_roots:
-            return []
+    def _foreign(self, forgotten_too: bool = False) -> Iterator[Manifest]:
+        """Look into other programs' stores, once the first is asked for."""
         forgotten = set() if forgotten_too else self._forgotten()
-        return [m for m in foreign.scan(self.settings.foreign_roots) if _key(m) not in forgotten]
+        yield from (m for m in foreign.scan(self.settings.foreign_roots) if _key(m) not in forgotten)
 
     def _not_held(self, ref: str, parsed: Ref) -> FreeholdError:
         if parsed.kind != "name":
