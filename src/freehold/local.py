@@ -27,7 +27,7 @@ from freehold.engine.capacity import KvType
 from freehold.errors import ContextOverflow, EngineClosed, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.models.defaults import sampling_defaults
-from freehold.models.loader import load_model
+from freehold.models.loader import Progress, load_model
 from freehold.models.packs import open_pack, pack_path, write_pack
 from freehold.store import ModelRef, Store
 from freehold.tokenizer import ChatTemplate, Detokenizer, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
@@ -575,6 +575,7 @@ def open_model(
     threads: int | None = None,
     kv_type: KvType = "f16",
     packs: Path | None = None,
+    progress: Progress | None = None,
 ) -> LLM:
     """Load what the store found; packed weights are mapped from the folder `packs`, or written there.
 
@@ -589,7 +590,12 @@ def open_model(
         tokenizer, template = _text_side(opened, ref.path)
         defaults: dict[str, Any] = {name: value for name, (value, _) in sampling_defaults(opened).items()}
         loaded = load_model(
-            opened, threads=threads, name=ref.name, tokens=tokenizer.vocab_size, packed=mapped
+            opened,
+            threads=threads,
+            name=ref.name,
+            tokens=tokenizer.vocab_size,
+            packed=mapped,
+            progress=progress,
         )
         quantization = _quantization(opened, loaded.type_bytes)
     llm = LLM(

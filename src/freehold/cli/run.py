@@ -180,7 +180,14 @@ def open_llm(store: Store, model: str, request: Request) -> LLM:
             raise
         with reporter() as on_event:
             ref = store.pull(model, on_event)
-    llm = open_model(ref, context=request.context, threads=request.threads, packs=store.packs)
+    shown = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    llm = open_model(
+        ref,
+        context=request.context,
+        threads=request.threads,
+        packs=store.packs,
+        progress=_show_packing if shown else None,
+    )
     if request.verbose or sys.stderr.isatty():
         _tell(
             " ".join(p for p in (llm.name, llm.quantization) if p)
@@ -191,6 +198,12 @@ def open_llm(store: Store, model: str, request: Request) -> LLM:
     if request.verbose:
         _tell(f"loaded in {llm.load_s:.2f} s, {llm.threads} threads")
     return llm
+
+
+def _show_packing(done: int, total: int) -> None:
+    """Show how far the first load is, on one line that it wipes at the end."""
+    text = f"\rpreparing the weights: {done / max(total, 1):.0%}" if done < total else "\r\x1b[K"
+    print(text, end="", file=sys.stderr, flush=True)
 
 
 def _answer(
