@@ -1,13 +1,9 @@
 // The two walls of the machine: how fast bytes come in, and how fast int8 multiplies go, with nothing else to do.
 
-// Reads n bytes (rounded down to 256) in order, the way the panels are read, and returns a checksum of them.
+// Reads n bytes (rounded down to 256) in order and returns a checksum of them.
 static uint64_t read_loop(const uint8_t* p, size_t n) {
   I a = izero(), b = izero(), c = izero(), d = izero();
   for (size_t i = 0; i + 256 <= n; i += 256) {
-    prefetch(p + i + 4096);
-    prefetch(p + i + 4160);
-    prefetch(p + i + 4224);
-    prefetch(p + i + 4288);
     a = iadd(a, bload(p + i));
     b = iadd(b, bload(p + i + 64));
     c = iadd(c, bload(p + i + 128));

@@ -110,7 +110,7 @@ OP __m256i dot8_full(__m256i acc, __m256i w, __m256i x) {
   return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(we, xe), _mm256_madd_epi16(wo, xo)));
 }
 OP I dot4_full(I acc, I w, I x) { return {dot8_full(acc.a, w.a, x.a), dot8_full(acc.b, w.b, x.b)}; }
-OP void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+OP void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 #include "../families.inl"
 

@@ -71,7 +71,7 @@ OP I quad(const int8_t* p) { int32_t x; memcpy(&x, p, 4); return {_mm512_set1_ep
 // acc + dot of four unsigned codes and four signed activations a lane. dot4: codes < 128; dot4_full: any byte.
 OP I dot4(I acc, I w, I x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
 OP I dot4_full(I acc, I w, I x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
-OP void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+OP void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 #include "../families.inl"
 
