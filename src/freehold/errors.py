@@ -2,6 +2,7 @@
 
     FreeholdError
     ├── UsageError             an argument is wrong; the CLI exits 2
+    ├── BadPrompt              a prompt is empty, or binary where text is due
     ├── ModelNotFound          a name, path or hub reference leads nowhere
     ├── BadModelFile           a file is truncated, inconsistent, or not what it claims
     │   └── UnsupportedModel   a sound file whose architecture, type or tokenizer we do not run
@@ -33,6 +34,10 @@ class FreeholdError(Exception):
 
 class UsageError(FreeholdError):
     """An argument or option is wrong."""
+
+
+class BadPrompt(FreeholdError):
+    """A prompt is empty, or holds bytes that are no text."""
 
 
 class ModelNotFound(FreeholdError):

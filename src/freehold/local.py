@@ -24,7 +24,7 @@ import numpy.typing as npt
 from freehold.config import load_settings, nearest
 from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine.capacity import KvType
-from freehold.errors import ContextOverflow, EngineClosed, UnsupportedModel, UsageError
+from freehold.errors import BadPrompt, ContextOverflow, EngineClosed, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.models.defaults import sampling_defaults
 from freehold.models.loader import Progress, load_model
@@ -330,7 +330,7 @@ class LLM:
         self._check_open()
         ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else self._ids(prompt)
         if not ids:
-            raise UsageError("the prompt is empty", "give text or token ids")
+            raise BadPrompt("the prompt is empty", "give text or token ids")
         self._check_room(len(ids))
         job = self._job(ids, max_tokens, self._seeded(sampling, options), logprobs)
         answer = _Answer(self._tokenizer, StopStrings(stop), ThinkingSplitter(None), at_start=False)
@@ -485,7 +485,7 @@ def _as_messages(prompt: Prompt) -> list[Message]:
         prompt = [Message("user", prompt)]
     chat = [m if isinstance(m, Message) else _as_message(m) for m in prompt]
     if not any(m.content.strip() for m in chat if m.role != "system"):
-        raise UsageError("the chat is empty", "give at least one message with text")
+        raise BadPrompt("the chat is empty", "give at least one message with text")
     return chat
 
 

@@ -57,6 +57,12 @@ def test_wrong_usage_exits_2_with_the_nearest_name(args: list[str], message: str
     assert capsys.readouterr().err == f"error: {message}\nhint: {hint}\n"
 
 
+def test_no_verb_shows_the_help_and_complains_of_nothing(capsys):
+    assert cli_main.run([]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("Usage: freehold") and "error:" not in err
+
+
 def test_a_named_failure_is_two_lines_and_exit_1(capsys):
     assert cli_main.run(["show", "smolm2:135m"]) == 1
     out, err = capsys.readouterr()

@@ -177,7 +177,6 @@ def test_search_prints_where_it_was_said(freehold, home):
         (["a b", "--temprature", "1"], "there is no option --temprature"),
         (["a b", "--overflow", "drop"], "overflow"),
         (["a b", "--session", "../x"], "cannot name a session"),
-        ([], "the prompt is empty"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(freehold, args, part):

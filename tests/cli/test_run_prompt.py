@@ -9,7 +9,7 @@ import pytest
 
 from freehold.cli.prompt import MAX_STDIN, decoded, joined, read_stdin, split_words
 from freehold.config import Settings
-from freehold.errors import FreeholdError, ModelNotFound, UsageError
+from freehold.errors import BadPrompt, FreeholdError, ModelNotFound
 from freehold.store import Store
 
 DEFAULT = "qwen2.5-coder:0.5b"
@@ -54,12 +54,12 @@ def test_unquoted_prose_is_an_error_with_the_quoted_command(store):
     [(b"a\0b", "NUL byte at offset 1"), (b"ab\xff", "byte 0xff at offset 2"), (b"\x89PNG\r\n", "byte 0x89")],
 )
 def test_binary_stdin_is_refused_with_its_offset(raw, part):
-    with pytest.raises(UsageError, match=part):
+    with pytest.raises(BadPrompt, match=part):
         read_stdin(io.BytesIO(raw))
 
 
 def test_endless_stdin_is_cut_off():
-    with pytest.raises(UsageError, match="more than 64 MiB"):
+    with pytest.raises(BadPrompt, match="more than 64 MiB"):
         read_stdin(io.BytesIO(b"a" * (MAX_STDIN + 1)))
 
 
@@ -75,5 +75,5 @@ def test_stdin_comes_before_the_prompt_with_a_blank_line_between():
 
 @pytest.mark.parametrize("context, prompt", [("", ""), (" \n", "\t"), ("", "a\0b"), ("", "a\udc80")])
 def test_empty_or_broken_prompt_is_refused(context, prompt):
-    with pytest.raises(UsageError):
+    with pytest.raises(BadPrompt):
         joined(context, prompt)

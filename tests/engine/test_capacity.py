@@ -10,7 +10,7 @@ from freehold.engine import Engine, capacity
 from freehold.engine.blocks import BlockManager, blocks_for, common_prefix
 from freehold.engine.capacity import bytes_per_block, choose_context
 from freehold.engine.sequence import Request, Sequence
-from freehold.errors import CapacityExceeded, UsageError
+from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
 from freehold.models import machine
 from freehold.models.loader import LoadedModel
 from freehold.types import SamplingParams
@@ -54,7 +54,7 @@ def test_context_beyond_memory_is_refused_with_the_numbers(
 
 
 def test_context_beyond_the_models_own_is_refused(model: LoadedModel):
-    with pytest.raises(UsageError, match=r"1,024 tokens was asked for; tiny was made for 512"):
+    with pytest.raises(ContextOverflow, match=r"1,024 tokens was asked for; tiny was made for 512"):
         choose_context(model, 1024)
 
 

@@ -85,6 +85,9 @@ def run(args: list[str]) -> int:
             raise
         complain(e.message, e.hint)
         return 2 if isinstance(e, UsageError) else 1
+    except click.exceptions.NoArgsIsHelpError as e:  # a verb is missing: the help is the answer
+        click.echo(e.ctx.get_help(), err=True)
+        return e.exit_code
     except click.ClickException as e:
         complain(*_usage(e))
         return e.exit_code

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from freehold.errors import FreeholdError, ModelNotFound, UsageError
+from freehold.errors import BadPrompt, FreeholdError, ModelNotFound, UsageError
 from freehold.store import Store
 
 MAX_STDIN = 64 << 20  # bytes; far beyond any context, small enough to hold
@@ -60,28 +60,28 @@ def _missing(word: str, store: Store) -> FreeholdError | None:
 
 
 def read_stdin(stream: BinaryIO | None = None) -> str:
-    """Read all of stdin as UTF-8 (empty: a terminal, or closed); raise UsageError for other bytes."""
+    """Read all of stdin as UTF-8 (empty: a terminal, or closed); raise BadPrompt for other bytes."""
     if stream is None:
         if not sys.stdin or sys.stdin.closed or sys.stdin.isatty():
             return ""
         _mention_a_silent_pipe()
     raw = (stream or sys.stdin.buffer).read(MAX_STDIN + 1)
     if len(raw) > MAX_STDIN:
-        raise UsageError(
+        raise BadPrompt(
             f"stdin holds more than {MAX_STDIN >> 20} MiB", "send less: no context holds that much"
         )
     return decoded(raw, "stdin")
 
 
 def decoded(raw: bytes, where: str) -> str:
-    """Decode UTF-8 text (a byte order mark is dropped); raise UsageError naming the byte at fault."""
+    """Decode UTF-8 text (a byte order mark is dropped); raise BadPrompt naming the byte at fault."""
     zero = raw.find(b"\0")
     if zero >= 0:
-        raise UsageError(f"{where} is binary: a NUL byte at offset {zero}", "send UTF-8 text")
+        raise BadPrompt(f"{where} is binary: a NUL byte at offset {zero}", "send UTF-8 text")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        raise UsageError(
+        raise BadPrompt(
             f"{where} is not UTF-8 text: byte 0x{raw[e.start]:02x} at offset {e.start}", "send UTF-8 text"
         ) from None
 
@@ -89,12 +89,12 @@ def decoded(raw: bytes, where: str) -> str:
 def joined(context: str, prompt: str) -> str:
     """Put what came from stdin before the prompt, a blank line between; refuse two blanks."""
     if "\0" in prompt:
-        raise UsageError("the prompt holds a NUL character", "send UTF-8 text")
+        raise BadPrompt("the prompt holds a NUL character", "send UTF-8 text")
     if any("\ud800" <= c <= "\udfff" for c in prompt):
-        raise UsageError("the prompt is not UTF-8 text", "check the terminal's encoding")
+        raise BadPrompt("the prompt is not UTF-8 text", "check the terminal's encoding")
     parts = [p for p in (context.strip("\n"), prompt) if p.strip()]
     if not parts:
-        raise UsageError("the prompt is empty", 'give one: freehold run MODEL "..." or through a pipe')
+        raise BadPrompt("the prompt is empty", 'give one: freehold run MODEL "..." or through a pipe')
     return "\n\n".join(parts)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from freehold._native import BLOCK_TOKENS
 from freehold.engine.blocks import blocks_for
-from freehold.errors import CapacityExceeded, UsageError
+from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
 from freehold.models.loader import LoadedModel
 from freehold.models.machine import available_bytes, show_bytes
 
@@ -33,8 +33,8 @@ def choose_context(
 ) -> tuple[int, str]:
     """Return the context to load with, in tokens, and a phrase that says how it was chosen.
 
-    Raises UsageError for a size below 1 or beyond the model's own, CapacityExceeded for one memory cannot
-    hold.
+    Raises UsageError for a size below 1, ContextOverflow for one beyond the model's own, CapacityExceeded
+    for one memory cannot hold.
     """
     have = available_bytes()
     if asked is not None:
@@ -58,7 +58,7 @@ def _asked_context(model: LoadedModel, asked: int, have: int, kv_type: KvType) -
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise UsageError(f"the context is {asked!r}; expected a number of tokens, 1 or more")
     if asked > model.context:
-        raise UsageError(
+        raise ContextOverflow(
             f"a context of {asked:,} tokens was asked for; {model.name} was made for {model.context:,}",
             f"load it with --context {model.context} or less",
         )
