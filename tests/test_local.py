@@ -15,6 +15,7 @@ from freehold import LLM, ChatModel, Message, SamplingParams
 from freehold.errors import BadPrompt, ContextOverflow, EngineClosed, ModelNotFound, UsageError
 from freehold.local import open_model
 from freehold.store import ModelRef
+from tests.vectors import files
 from tests.vectors.files import write_gguf, write_safetensors
 
 CONTEXT = 256
@@ -239,6 +240,21 @@ def test_packed_weights_are_mapped_the_second_time(path: Path, tmp_path: Path):
     assert len(list(tmp_path.glob("*.pack"))) == 1
     with open_model(ref, context=64, threads=1, packs=tmp_path) as second:
         assert second.generate("abc", max_tokens=8, seed=1).token_ids == answer
+
+
+def test_packed_weights_that_find_no_room_are_noted(path: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    ref = ModelRef("tiny", path, "gguf", "d" * 64, path.stat().st_size, "user", "", "", (path,))
+    with open_model(ref, context=64, threads=1, packs=tmp_path / "file") as llm:
+        assert llm.generate("abc", max_tokens=2).token_ids
+    assert len(llm.notes) == 1 and "not kept" in llm.notes[0]
+
+
+def test_template_that_is_not_the_file_s_is_noted(tmp_path: Path, llm: LLM, monkeypatch):
+    monkeypatch.setattr(files, "CHAT_TEMPLATE", "")
+    with freehold.load(write_gguf("qwen2", tmp_path / "base.gguf"), context=64, threads=1) as base:
+        assert len(base.notes) == 1 and "ChatML (the file has none" in base.notes[0]
+    assert llm.notes == ()
 
 
 def test_unknown_model_is_a_named_error(tmp_path: Path, monkeypatch):

@@ -24,7 +24,14 @@ import numpy.typing as npt
 from freehold.config import load_settings, nearest
 from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine.capacity import KvType
-from freehold.errors import BadPrompt, ContextOverflow, EngineClosed, UnsupportedModel, UsageError
+from freehold.errors import (
+    BadPrompt,
+    ContextOverflow,
+    EngineClosed,
+    FreeholdError,
+    UnsupportedModel,
+    UsageError,
+)
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.models.defaults import sampling_defaults
 from freehold.models.loader import Progress, load_model
@@ -188,7 +195,7 @@ class LLM:
         self._engine, self._tokenizer, self._template = engine, tokenizer, template
         self.name, self.quantization = name, quantization
         self.default_sampling = default_sampling or SamplingParams()
-        self.load_s, self.notes = load_s, tuple(notes)
+        self.load_s, self._notes = load_s, list(notes)
         self._pid, self._closed = os.getpid(), False
         self._writer: threading.Thread | None = None
 
@@ -209,15 +216,35 @@ class LLM:
                 self._writer.join()
             self._engine.close()
 
-    def keep_packed(self, write: Callable[[], object]) -> None:
-        """Run `write` in a thread of its own, so that answers need not wait for the disk; `close` does."""
-        self._writer = threading.Thread(target=write, name="freehold-pack")
+    def keep_packed(self, write: Callable[[], None]) -> None:
+        """Run `write` in a thread of its own, so that answers need not wait for the disk; `close` does.
+
+        Its failure costs the next load some time and nothing else, so it becomes a note.
+        """
+
+        def noted() -> None:
+            try:
+                write()
+            except FreeholdError as e:
+                self._notes.append(e.message)
+
+        self._writer = threading.Thread(target=noted, name="freehold-pack")
         self._writer.start()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know: parts left out, a template that is not the file's, a disk too full."""
+        return tuple(self._notes)
 
     @property
     def context(self) -> int:
         """Tokens there is room for, prompt and answer together."""
         return self._engine.context
+
+    @property
+    def trained_context(self) -> int:
+        """Tokens the model was made for; `context` is less where memory is short."""
+        return self._engine.model.context
 
     @property
     def context_note(self) -> str:
@@ -606,7 +633,7 @@ def open_model(
         quantization=quantization,
         default_sampling=SamplingParams(**defaults),
         load_s=time.perf_counter() - started,
-        notes=loaded.notes,
+        notes=(*loaded.notes, *_template_notes(template)),
     )
     if pack and mapped is None:
         llm.keep_packed(lambda: write_pack(pack, ref.digest, loaded.matrices))
@@ -624,6 +651,13 @@ def _text_side(opened: ModelFile, path: Path) -> tuple[Tokenizer, ChatTemplate |
         return tokenizer, made()
     except UnsupportedModel:  # a base model: it completes text, and says so when asked to chat
         return tokenizer, None
+
+
+def _template_notes(template: ChatTemplate | None) -> tuple[str, ...]:
+    """Say that the turns of a chat are not the file's own: such a model was hardly trained to chat."""
+    if template is None or not template.is_fallback:
+        return ()
+    return (f"chat template: {template.origin}; a base model continues text, see --raw",)
 
 
 def _quantization(opened: ModelFile, type_bytes: Mapping[str, int]) -> str:

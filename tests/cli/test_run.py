@@ -129,6 +129,12 @@ def test_json_is_one_object_with_everything(freehold, scripted):
     assert "2 oldest messages" in got["warnings"][0] and "2 oldest messages" in err
 
 
+def test_note_on_the_model_is_said_once_and_is_in_the_json(freehold, scripted):
+    scripted("ok", notes=("it is blind",))
+    _, out, err = freehold("run", "smollm2:135m", "Hi", "--json", "--verbose")
+    assert json.loads(out)["warnings"] == ["it is blind"] and err.count("it is blind") == 1
+
+
 def test_thinking_stays_out_of_a_pipe(freehold, scripted):
     scripted(Reply("42", thinking="hm"))
     assert freehold("run", "smollm2:135m", "Hi")[1] == "42\n"
@@ -170,6 +176,7 @@ def test_search_prints_where_it_was_said(freehold, home):
         (["a b", "--logprobs", "2"], "--logprobs needs --json"),
         (["a b", "--raw", "--system", "x"], "--system belongs to a chat"),
         (["a b", "--raw", "--think"], "--think belongs to a chat"),
+        (["a b", "--raw", "--overflow", "drop-oldest"], "--overflow belongs to a chat"),
         (["a b", "--continue", "--session", "x"], "name two sessions"),
         (["a b", "--stop", ""], "--stop is empty"),
         (["a b", "--logit-bias", "seven"], "is not ID=B"),
@@ -199,6 +206,21 @@ def test_tiny_model_answers_and_verbose_tells_speeds(freehold, tiny):
     assert status == 0
     assert "context 128 tokens (as asked)" in err
     assert re.search(r"loaded in [\d.]+ s", err) and re.search(r"prefill .* tok/s; decode .* tok/s", err)
+
+
+def test_context_that_memory_cuts_is_said_without_verbose(freehold, tiny, monkeypatch):
+    monkeypatch.setattr("freehold.engine.capacity.available_bytes", lambda: 400_000)
+    status, _, err = freehold("run", tiny, "Hi", "--max-tokens", "2")
+    assert status == 0 and "cut from the model's" in err
+
+
+def test_f32_cache_takes_twice_the_memory(freehold, tiny, monkeypatch):
+    monkeypatch.setattr("freehold.engine.capacity.available_bytes", lambda: 600_000)
+    sizes = {}
+    for kind in ("f16", "f32"):
+        out = freehold("run", tiny, "Hi", "--max-tokens", "2", "--json", "--kv-type", kind)[1]
+        sizes[kind] = json.loads(out)["context"]["limit"]
+    assert sizes == {"f16": 512, "f32": 288}
 
 
 def test_seed_in_json_gives_the_same_answer_again(freehold, tiny):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from freehold._native import Matrix, Threads
+from freehold.errors import CapacityExceeded, StoreError
+from freehold.models import packs
 from freehold.models.packs import open_pack, pack_path, write_pack
 
 DIGEST = "ab" * 32
@@ -26,7 +29,7 @@ def matrices() -> dict[str, Matrix]:
 
 def test_pack_returns_the_same_panels(tmp_path: Path, matrices: dict[str, Matrix]) -> None:
     path = pack_path(tmp_path, DIGEST)
-    assert write_pack(path, DIGEST, matrices)
+    write_pack(path, DIGEST, matrices)
     back = open_pack(path, DIGEST)
     assert back is not None and list(back) == list(matrices)
     for name, matrix in matrices.items():
@@ -55,8 +58,29 @@ def test_truncated_or_foreign_pack_is_ignored(tmp_path: Path, matrices: dict[str
 
 def test_budget_drops_the_least_recently_used(tmp_path: Path, matrices: dict[str, Matrix]) -> None:
     first, second = pack_path(tmp_path, "11" * 32), pack_path(tmp_path, "22" * 32)
-    assert write_pack(first, "11" * 32, matrices)
+    write_pack(first, "11" * 32, matrices)
     size = first.stat().st_size
-    assert write_pack(second, "22" * 32, matrices, budget=size)
+    write_pack(second, "22" * 32, matrices, budget=size)
     assert second.exists() and not first.exists()
-    assert not write_pack(first, "11" * 32, matrices, budget=size - 1)
+
+
+def test_pack_beyond_the_budget_is_refused_and_costs_no_other_pack(
+    tmp_path: Path, matrices: dict[str, Matrix]
+) -> None:
+    first, second = pack_path(tmp_path, "11" * 32), pack_path(tmp_path, "22" * 32)
+    write_pack(first, "11" * 32, matrices)
+    with pytest.raises(CapacityExceeded, match="budget"):
+        write_pack(second, "22" * 32, matrices, budget=first.stat().st_size - 1)
+    assert first.exists()
+
+
+def test_full_disk_and_a_folder_that_cannot_be_made_are_named(
+    tmp_path: Path, matrices: dict[str, Matrix], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="not kept"):
+        write_pack(pack_path(tmp_path / "file", DIGEST), DIGEST, matrices)
+    monkeypatch.setattr(packs.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    with pytest.raises(CapacityExceeded, match="has 100 bytes free"):
+        write_pack(pack_path(tmp_path, DIGEST), DIGEST, matrices)
+    assert not list(tmp_path.glob("*.pack"))

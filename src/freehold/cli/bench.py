@@ -23,11 +23,12 @@ import click
 
 from freehold.cli.doctor import cpu_name
 from freehold.cli.progress import reporter
-from freehold.cli.shared import offline_option, with_offline
+from freehold.cli.shared import kv_option, offline_option, with_offline
 from freehold.errors import ModelNotFound, UsageError
 from freehold.store import ModelRef, Store
 
 if TYPE_CHECKING:
+    from freehold.engine.capacity import KvType
     from freehold.local import LLM
 
 DECODE_PROMPT = 32  # tokens before the timed decode, as a short question has
@@ -47,6 +48,7 @@ ROOT = Path(__file__).resolve().parents[3]
     "--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Medians are over these."
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
+@kv_option
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON line only.")
 @click.option("--peers", is_flag=True, help="Measure llama.cpp too, in turns; needs a checkout of Freehold.")
 @offline_option
@@ -58,16 +60,19 @@ def command(
     tokens: int,
     rounds: int,
     threads: int | None,
+    kv_type: KvType,
     as_json: bool,
     peers: bool,
     offline: bool,
 ) -> None:
     """Measure MODEL on this machine. Ends in one JSON line."""
+    if peers:
+        _check_peers(ctx)
     store = Store(with_offline(ctx.obj, offline))
     ref = _held(store, model)
     if peers:
         ctx.exit(_peers(ref, rounds, threads, as_json))
-    facts = measure(ref, store.packs, prompt, tokens, rounds, threads)
+    facts = measure(ref, store.packs, prompt, tokens, rounds, threads, kv_type)
     if not as_json:
         _print(facts)
     click.echo(json.dumps(facts))
@@ -82,14 +87,20 @@ def _held(store: Store, model: str) -> ModelRef:
 
 
 def measure(
-    ref: ModelRef, packs: Path, prompt: int, tokens: int, rounds: int, threads: int | None
+    ref: ModelRef,
+    packs: Path,
+    prompt: int,
+    tokens: int,
+    rounds: int,
+    threads: int | None,
+    kv_type: KvType,
 ) -> dict[str, Any]:
     """Load `ref`, time `rounds` prefills and decodes, measure the ceilings; return the facts to print."""
     from freehold import _native as native
     from freehold.local import open_model
 
     context = max(prompt, DECODE_PROMPT + tokens) + 2
-    with open_model(ref, context=context, threads=threads, packs=packs) as llm:
+    with open_model(ref, context=context, threads=threads, kv_type=kv_type, packs=packs) as llm:
         timer = _Timer(llm)
         timer.prefill(min(prompt, 64))  # pages the weights in
         rates = [(timer.prefill(prompt), timer.decode(tokens)) for _ in range(rounds)]
@@ -100,6 +111,7 @@ def measure(
             "machine": cpu_name(),
             "isa": native.isa(),
             "threads": llm.threads,
+            "kv_type": kv_type,
             "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
             "version": version(),
             "python": platform.python_version(),
@@ -180,6 +192,14 @@ def _print(facts: dict[str, Any]) -> None:
             f"{rate / ceiling:.0%} of {ceiling:,.1f}, what {bound} allow"
         )
     click.echo(f"load    {facts['load_s']:>9.2f} s")
+
+
+def _check_peers(ctx: click.Context) -> None:
+    """Refuse what a comparison fixes, so that no option is dropped in silence."""
+    for name in ("prompt", "tokens", "kv_type"):
+        if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} is fixed where peers are compared", f"leave out --peers or {option}")
 
 
 def _peers(ref: ModelRef, rounds: int, threads: int | None, as_json: bool) -> int:

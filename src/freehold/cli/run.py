@@ -23,13 +23,14 @@ from freehold.cli.options import MAX_SEED, chosen, sampling_options
 from freehold.cli.progress import reporter
 from freehold.cli.prompt import joined, read_stdin, split_words
 from freehold.cli.sessions import Session, Sessions
-from freehold.cli.shared import offline_option, with_offline
+from freehold.cli.shared import kv_option, offline_option, with_offline
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
 from freehold.store import Store
 from freehold.types import Chunk, Message
 
 if TYPE_CHECKING:
+    from freehold.engine.capacity import KvType
     from freehold.local import LLM
 
 
@@ -43,6 +44,7 @@ class Request:
     as_json: bool
     verbose: bool
     context: int | None
+    kv_type: KvType
     threads: int | None
     logprobs: int | None
     continued: bool
@@ -66,6 +68,7 @@ class Request:
     default="error",
     help="Context full: fail, or leave out the oldest messages and say so.",
 )
+@kv_option
 @click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
 @click.option("--continue", "continued", is_flag=True, help="Go on with the latest session.")
 @click.option("--session", metavar="NAME", help="Go on with the session NAME, or start it.")
@@ -112,7 +115,7 @@ def _check(request: Request, asking: Asking) -> None:
         raise UsageError("--stop is empty", "leave it out")
     if request.raw:
         told = {"--system": request.system, "--think": asking.think is not None, "--session": request.session}
-        told["--continue"] = request.continued
+        told |= {"--continue": request.continued, "--overflow": asking.overflow != "error"}
         for option in (name for name, value in told.items() if value):
             raise UsageError(
                 f"{option} belongs to a chat, and --raw has none", f"leave out --raw or {option}"
@@ -138,9 +141,20 @@ def _run(
     with open_llm(store, model, request) as llm:
         asking.sampling = chosen(llm.default_sampling, sampling, bias)
         llm.check_think(asking.think)
+        told = _tell_notes(llm)
         if talking:
-            return _talk(llm, settings, request, asking, session)
-        return _answer(llm, settings, request, asking, session, prompt)
+            status = _talk(llm, settings, request, asking, session)
+        else:
+            status = _answer(llm, settings, request, asking, session, prompt)
+    _tell_notes(llm, told)  # what came up while it answered
+    return status
+
+
+def _tell_notes(llm: LLM, told: int = 0) -> int:
+    """Say on stderr what the user should know of the model, once; return how many notes there are."""
+    for note in llm.notes[told:]:
+        _tell(f"note: {note}")
+    return len(llm.notes)
 
 
 def _default(settings: Settings, session: Session | None) -> str:
@@ -184,17 +198,17 @@ def open_llm(store: Store, model: str, request: Request) -> LLM:
     llm = open_model(
         ref,
         context=request.context,
+        kv_type=request.kv_type,
         threads=request.threads,
         packs=store.packs,
         progress=_show_packing if shown else None,
     )
-    if request.verbose or sys.stderr.isatty():
+    cut = request.context is None and llm.context < llm.trained_context  # never in silence
+    if request.verbose or cut or sys.stderr.isatty():
         _tell(
             " ".join(p for p in (llm.name, llm.quantization) if p)
             + f": context {llm.context:,} tokens ({llm.context_note})"
         )
-        for note in llm.notes:
-            _tell(f"note: {note}")
     if request.verbose:
         _tell(f"loaded in {llm.load_s:.2f} s, {llm.threads} threads")
     return llm
@@ -226,7 +240,8 @@ def _answer(
     answer = _collect(stream, _renderer(request))
     warnings = _warnings(llm, answer, asking)
     if request.as_json:
-        _write(json.dumps(_as_json(llm, answer, asking, warnings), ensure_ascii=False) + "\n")
+        told = [*llm.notes, *warnings]
+        _write(json.dumps(_as_json(llm, answer, asking, told), ensure_ascii=False) + "\n")
     for line in warnings:
         _tell(f"warning: {line}")
     if request.verbose and answer.usage:
@@ -258,7 +273,7 @@ def _collect(stream: Iterable[Chunk], renderer: Renderer) -> Answer:
 
 
 def _warnings(llm: LLM, answer: Answer, asking: Asking) -> list[str]:
-    lines = list(llm.notes)
+    lines = []
     if answer.dropped:
         lines.append(f"context full: the {answer.dropped} oldest messages were left out")
     used = answer.usage.prompt_tokens + answer.usage.completion_tokens if answer.usage else 0
@@ -286,7 +301,12 @@ def _as_json(llm: LLM, answer: Answer, asking: Asking, warnings: list[str]) -> d
         if usage
         else None,
         "timings": timings,
-        "context": {"limit": llm.context, "used": used, "dropped_messages": answer.dropped},
+        "context": {
+            "limit": llm.context,
+            "note": llm.context_note,
+            "used": used,
+            "dropped_messages": answer.dropped,
+        },
         "warnings": warnings,
     }
     if answer.logprobs:

@@ -11,6 +11,14 @@ from freehold.config import Settings
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 offline_option = click.option("--offline", is_flag=True, help="Never call out.")
 
+kv_option = click.option(
+    "--kv-type",
+    type=click.Choice(["f16", "f32"]),
+    default="f16",
+    show_default=True,
+    help="Hold keys and values as f16, or as f32: twice the memory, nothing rounded.",
+)
+
 
 def with_offline(settings: Settings, offline: bool) -> Settings:
     """Return the settings with offline mode on if the verb's own option asks for it."""

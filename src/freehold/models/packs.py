@@ -22,11 +22,14 @@ from pathlib import Path
 import numpy as np
 
 from freehold._native import Matrix
+from freehold.errors import CapacityExceeded, StoreError
+from freehold.models.machine import show_bytes
 
-LAYOUT = 1  # raise it whenever csrc/pack.cpp lays panels differently
+LAYOUT = 2  # raise it whenever csrc/pack.cpp lays panels differently
 MAGIC = b"FREEHOLD"
 ALIGN = 4096
 MAX_HEADER = 16 << 20  # 100,000 matrices at 160 bytes each
+_COST = "free some space: freehold list shows what packs take"
 DEFAULT_BUDGET = 64 << 30  # bytes all packs may take together
 
 
@@ -59,12 +62,20 @@ def open_pack(path: Path, digest: str) -> dict[str, Matrix] | None:
         return None
 
 
-def write_pack(path: Path, digest: str, matrices: Mapping[str, Matrix], budget: int = DEFAULT_BUDGET) -> bool:
-    """Write a pack beside its place and rename it there; False when the disk or the budget has no room."""
+def write_pack(path: Path, digest: str, matrices: Mapping[str, Matrix], budget: int = DEFAULT_BUDGET) -> None:
+    """Write a pack beside its place and rename it there.
+
+    Raises CapacityExceeded when the budget or the disk has no room, StoreError when it cannot be written.
+    """
     header, end = _header(digest, matrices)
-    free = _make_room(path.parent, end, budget)
-    if end > budget or free < end + end // 20:
-        return False
+    try:
+        _check_room(path.parent, end, budget)
+        _write(path, header, end, matrices)
+    except OSError as e:
+        raise StoreError(f"packed weights are not kept in {path.parent}: {e.strerror or e}", _COST) from e
+
+
+def _write(path: Path, header: bytes, end: int, matrices: Mapping[str, Matrix]) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         with part.open("wb") as file:
@@ -76,11 +87,20 @@ def write_pack(path: Path, digest: str, matrices: Mapping[str, Matrix], budget: 
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError:
-        return False
     finally:
         part.unlink(missing_ok=True)
-    return True
+
+
+def _check_room(folder: Path, want: int, budget: int) -> None:
+    if want > budget:
+        limit = f"the budget of all packs is {show_bytes(budget)}"
+    elif (free := _make_room(folder, want, budget)) < want + want // 20:
+        limit = f"{folder} has {show_bytes(free)} free"
+    else:
+        return
+    raise CapacityExceeded(
+        f"packed weights of {show_bytes(want)} are not kept, so each load re-lays them: {limit}", _COST
+    )
 
 
 def _header(digest: str, matrices: Mapping[str, Matrix]) -> tuple[bytes, int]:

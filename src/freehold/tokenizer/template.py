@@ -72,6 +72,11 @@ class ChatTemplate:
     clock: Callable[[], datetime] = datetime.now
     seconds: float = sandbox.MAX_SECONDS
 
+    @property
+    def is_fallback(self) -> bool:
+        """Whether the file has no template and its vocabulary chose one of ours."""
+        return self.source in (CHATML, GEMMA)
+
     @cached_property
     def _compiled(self):
         return sandbox.compile_template(self.source, self.clock)
@@ -196,9 +201,7 @@ class ChatTemplate:
             ("Gemma turns", GEMMA, ("<start_of_turn>", "<end_of_turn>")),
         ):
             if control.issuperset(needed):
-                origin = (
-                    f"default {name} (the file has no template; its vocabulary has {' and '.join(needed)})"
-                )
+                origin = f"{name} (the file has none; its vocabulary has {' and '.join(needed)})"
                 return cls.for_tokenizer(source, tokenizer, origin=origin)
         raise UnsupportedModel(
             "the model has no chat template, and its vocabulary shows no known one",
