@@ -77,6 +77,19 @@ template <class Body> void share(const Run& r, Phase& phase, int64_t n, int64_t 
   }
   r.threads->wait([&] { return phase.done.load(std::memory_order_acquire) >= n; });
 }
+// The same with shrinking chunks: half of a thread's share of what is left. A stream of weights runs at full speed only
+// once the machine's prefetcher has caught on, so ranges are long while work is plenty, and short at the end.
+template <class Body> void share_stream(const Run& r, Phase& phase, int64_t n, Body f) {
+  int64_t i = phase.next.load(std::memory_order_relaxed);
+  while (i < n) {
+    const int64_t end = i + std::max<int64_t>(1, (n - i) / (2 * r.threads->size()));
+    if (!phase.next.compare_exchange_weak(i, end, std::memory_order_relaxed)) continue;
+    f(i, end);
+    phase.done.fetch_add(end - i, std::memory_order_release);
+    i = phase.next.load(std::memory_order_relaxed);
+  }
+  r.threads->wait([&] { return phase.done.load(std::memory_order_acquire) >= n; });
+}
 // Rows are equal, small work: four chunks a thread.
 template <class Body> void each_row(const Run& r, Phase& phase, int64_t rows, Body f) {
   share(r, phase, rows, std::max<int64_t>(1, rows / (4 * r.threads->size())), [&](int64_t begin, int64_t end) {
@@ -133,13 +146,12 @@ struct Input {
   }
 };
 
-// Walks panels [0, panels) in chunks and token blocks; tile(panel, t0, nt) computes and stores one block.
-// Decode takes many small chunks (a late thread holds up little); prefill four panels over a block of tokens in L2.
-template <class Tile> void walk(Op& op, const Run& r, int64_t panels, int64_t rows, Tile tile) {
-  const int64_t chunk = rows >= kTileTokens ? kPrefillPanels : std::clamp<int64_t>(panels / (16 * r.threads->size()), 1, 32);
-  share(r, op.second, panels, chunk, [&](int64_t begin, int64_t end) {
-    for (int64_t t = 0; t < rows; t += kTokenBlock)
-      for (int64_t p = begin; p < end; ++p) tile(p, t, std::min(kTokenBlock, rows - t));
+// Walks panels [0, panels) in ranges and token blocks; body(begin, end, t0, nt) computes and stores one block.
+// Decode reads weights as a stream; prefill takes four panels over a block of tokens in L2.
+template <class Body> void walk(Op& op, const Run& r, int64_t panels, int64_t rows, Body body) {
+  if (rows < kTileTokens) return share_stream(r, op.second, panels, [&](int64_t begin, int64_t end) { body(begin, end, 0, rows); });
+  share(r, op.second, panels, kPrefillPanels, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < rows; t += kTokenBlock) body(begin, end, t, std::min(kTokenBlock, rows - t));
   });
 }
 using Tile = float[kTokenBlock * kPanelRows];
@@ -182,10 +194,13 @@ struct Linear final : Op {
     each_row(r, first, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t); });
     int64_t panels = 0;
     for (const MatrixPtr& m : w) panels += m->w.count();
-    walk(*this, r, panels, rows, [&](int64_t p, int64_t t0, int64_t nt) {
-      size_t i = 0;
-      while (p >= w[i]->w.count()) p -= w[i++]->w.count();
-      store(r, i, p, t0, nt);
+    walk(*this, r, panels, rows, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
+      for (int64_t n = begin; n < end; ++n) {
+        int64_t p = n;
+        size_t i = 0;
+        while (p >= w[i]->w.count()) p -= w[i++]->w.count();
+        store(r, i, p, t0, nt);
+      }
     });
   }
   void store(Run& r, size_t i, int64_t p, int64_t t0, int64_t nt) const {
@@ -203,20 +218,33 @@ struct Linear final : Op {
   }
 };
 
+// Gate panels first, then up panels: a thread that went to and fro between the two matrices every 14 KB would start
+// the machine's prefetcher anew each time.
 struct Gated final : Op {
+  // Gate values of sixteen panels and seven tokens take 7 KB, of four panels and a token block 16: half an L1.
+  static constexpr int64_t kGatePanels = 16;
   Input in; MatrixPtr gate, up; bool gelu; int out;
   void run(Run& r, int) override {
-    const int64_t rows = r.step->rows;
-    each_row(r, first, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t); });
-    walk(*this, r, gate->w.count(), rows, [&](int64_t p, int64_t t0, int64_t nt) {
-      Tile g, u;
-      r.k->panel[static_cast<int>(gate->w.kind)](gate->w, p, in.acts(*gate, r.buffer[in.x]), t0, nt, g, kPanelRows);
-      r.k->panel[static_cast<int>(up->w.kind)](up->w, p, in.acts(*up, r.buffer[in.x]), t0, nt, u, kPanelRows);
-      (gelu ? r.k->gelu_mul : r.k->silu_mul)(g, u, nt * kPanelRows);
+    each_row(r, first, r.step->rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t); });
+    walk(*this, r, gate->w.count(), r.step->rows, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
+      for (int64_t p = begin; p < end; p += kGatePanels) block(r, p, std::min(end, p + kGatePanels), t0, nt);
+    });
+  }
+  void multiply(const Run& r, const Matrix& m, int64_t p, int64_t t0, int64_t nt, float* tile) const {
+    r.k->panel[static_cast<int>(m.w.kind)](m.w, p, in.acts(m, r.buffer[in.x]), t0, nt, tile, kPanelRows);
+  }
+  void block(const Run& r, int64_t begin, int64_t end, int64_t t0, int64_t nt) const {
+    alignas(64) float g[std::max<int64_t>(kPrefillPanels * kTokenBlock, kGatePanels * (kTileTokens - 1)) * kPanelRows];
+    alignas(64) Tile u;
+    for (int64_t p = begin; p < end; ++p) multiply(r, *gate, p, t0, nt, g + (p - begin) * nt * kPanelRows);
+    for (int64_t p = begin; p < end; ++p) {
+      float* v = g + (p - begin) * nt * kPanelRows;
+      multiply(r, *up, p, t0, nt, u);
+      (gelu ? r.k->gelu_mul : r.k->silu_mul)(v, u, nt * kPanelRows);
       const int64_t width = panel_width(*gate, p);
       for (int64_t t = 0; t < nt; ++t)
-        std::copy_n(g + t * kPanelRows, width, r.buffer[out] + (t0 + t) * gate->w.n + p * kPanelRows);
-    });
+        std::copy_n(v + t * kPanelRows, width, r.buffer[out] + (t0 + t) * gate->w.n + p * kPanelRows);
+    }
   }
 };
 
@@ -385,19 +413,23 @@ struct Logits final : Op {
     const Step& s = *r.step;
     const int64_t n = parts();
     each_row(r, first, s.nlogits, [&](int64_t t) { row(r, t); });
-    walk(*this, r, w->w.count(), s.nlogits * n, [&](int64_t p, int64_t t0, int64_t nt) {     // t0, nt: multiples of n
-      Tile tile;
-      r.k->panel[static_cast<int>(w->w.kind)](w->w, p, in.acts(*w, nullptr), t0, nt, tile, kPanelRows);
-      if (n == 2)
-        for (int64_t t = 0; t < nt / 2; ++t)
-          for (int c = 0; c < kPanelRows; ++c)
-            tile[t * kPanelRows + c] = tile[2 * t * kPanelRows + c] + tile[(2 * t + 1) * kPanelRows + c];
-      nt /= n;
-      if (scale != 1.0f) r.k->scale(tile, scale, nt * kPanelRows);
-      if (softcap != 0.0f) r.k->softcap(tile, softcap, nt * kPanelRows);
-      for (int64_t t = 0; t < nt; ++t)
-        std::copy_n(tile + t * kPanelRows, panel_width(*w, p), s.logits + (t0 / n + t) * w->w.n + p * kPanelRows);
+    walk(*this, r, w->w.count(), s.nlogits * n, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
+      for (int64_t p = begin; p < end; ++p) store(r, p, t0, nt);       // t0 and nt are multiples of n
     });
+  }
+  void store(const Run& r, int64_t p, int64_t t0, int64_t nt) const {
+    const int64_t n = parts();
+    Tile tile;
+    r.k->panel[static_cast<int>(w->w.kind)](w->w, p, in.acts(*w, nullptr), t0, nt, tile, kPanelRows);
+    if (n == 2)
+      for (int64_t t = 0; t < nt / 2; ++t)
+        for (int c = 0; c < kPanelRows; ++c)
+          tile[t * kPanelRows + c] = tile[2 * t * kPanelRows + c] + tile[(2 * t + 1) * kPanelRows + c];
+    nt /= n;
+    if (scale != 1.0f) r.k->scale(tile, scale, nt * kPanelRows);
+    if (softcap != 0.0f) r.k->softcap(tile, softcap, nt * kPanelRows);
+    for (int64_t t = 0; t < nt; ++t)
+      std::copy_n(tile + t * kPanelRows, panel_width(*w, p), r.step->logits + (t0 / n + t) * w->w.n + p * kPanelRows);
   }
 };
 

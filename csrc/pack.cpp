@@ -22,7 +22,7 @@ constexpr KindInfo kInfo[kKinds] = {
     {"Q4_0", 32, 256, 32, kAct32},       {"Q4_1", 32, 256, 64, kAct32},       {"Q5_0", 32, 320, 32, kAct32},
     {"Q5_1", 32, 320, 64, kAct32},       {"Q8_0", 32, 512, 32, kAct32},       {"Q2_K", 256, 1024 + 512, 64, kAct256},
     {"Q4_K", 256, 2048 + 256, 64, kAct256}, {"Q5_K", 256, 2560 + 256, 64, kAct256},
-    {"Q6_K", 256, 3072 + 256, 32, kAct256}, {"I8", 32, 512, 128, kAct32},
+    {"Q6_K", 256, 3072 + 256, 64, kAct256}, {"I8", 32, 512, 128, kAct32},
 };
 
 // Quads: four consecutive inputs' codes of one row as one 32-bit word, the panel's natural unit.
@@ -60,6 +60,15 @@ void put_two(uint8_t* p, int first, int row, const Quads& q, int shift) {
 }
 void get_two(const uint8_t* p, int first, int row, Quads& q, int shift) {
   for (int j = 0; j < 8; ++j) q[j] |= ((get(p, first + j / 4, row) >> 2 * (j % 4)) & 0x03030303u) << shift;
+}
+
+// Where unit u of a panel keeps its codes and its per-row floats. Floats of 32 bytes (a scale for each row) lie in pairs
+// behind two units' codes, so that every unit begins at a cache line.
+struct Place { int64_t codes, aux; };
+Place place(const KindInfo& info, int64_t u) {
+  if (info.aux_bytes != 32) return {u * (info.unit_bytes + info.aux_bytes), u * (info.unit_bytes + info.aux_bytes) + info.unit_bytes};
+  const int64_t pair = u / 2 * (2 * info.unit_bytes + 64);
+  return {pair + u % 2 * info.unit_bytes, pair + 2 * info.unit_bytes + u % 2 * 32};
 }
 
 // Places 32 codes of one row (by kind) into a unit's codes at p; and back.
@@ -259,8 +268,7 @@ void lay_row(const Route& r, const uint8_t* row, int64_t k, uint8_t* panel, int 
   if (info.unit_k == 1) return lay_floats(r, row, k, panel, slot);
   const int64_t units = k / info.unit_k;
   for (int64_t u = 0; u < units; ++u) {
-    uint8_t* codes = panel + u * info.unit_bytes;
-    uint8_t* aux = panel + units * info.unit_bytes + u * info.aux_bytes;
+    uint8_t *codes = panel + place(info, u).codes, *aux = panel + place(info, u).aux;
     if (r.lay32) r.lay32(row + u * r.bytes, {codes, aux, slot});
     else r.lay256(row + u * r.bytes, {r.kind, codes, aux, slot});
   }
@@ -365,7 +373,8 @@ int64_t panel_bytes(Kind kind, int64_t k) {
   if (k % info.unit_k)
     throw Error(ErrorKind::BadModelFile, std::string(info.name) + " rows must hold a multiple of " + std::to_string(info.unit_k) +
                                              " inputs, got " + std::to_string(k));
-  const int64_t bytes = k / info.unit_k * (info.unit_bytes + info.aux_bytes);
+  const int64_t units = k / info.unit_k;
+  const int64_t bytes = info.aux_bytes == 32 ? (units + 1) / 2 * (2 * info.unit_bytes + 64) : units * (info.unit_bytes + info.aux_bytes);
   return (bytes + 63) / 64 * 64;
 }
 
@@ -395,9 +404,9 @@ MatrixPtr pack_codes(const int8_t* codes, const float* scales, int64_t n, int64_
       for (int64_t u = 0; u < units; ++u) {
         Quads q = to_quads(reinterpret_cast<const uint8_t*>(codes) + row * k + 32 * u);
         for (uint32_t& w : q) w ^= 0x80808080u;
-        put_codes(Kind::I8, panel + u * info.unit_bytes, slot, q);
-        for (int h = 0; h < 2; ++h)
-          memcpy(panel + units * info.unit_bytes + u * info.aux_bytes + 64 * h + 4 * slot, scales + row * (k / 16) + 2 * u + h, 4);
+        const Place at = place(info, u);
+        put_codes(Kind::I8, panel + at.codes, slot, q);
+        for (int h = 0; h < 2; ++h) memcpy(panel + at.aux + 64 * h + 4 * slot, scales + row * (k / 16) + 2 * u + h, 4);
       }
     }
   });
@@ -419,7 +428,7 @@ void decode_row(const Panels& w, int64_t row, float* out) {
   }
   const int64_t units = w.k / info.unit_k;
   for (int64_t u = 0; u < units; ++u) {
-    const uint8_t *codes = panel + u * info.unit_bytes, *aux = panel + units * info.unit_bytes + u * info.aux_bytes;
+    const uint8_t *codes = panel + place(info, u).codes, *aux = panel + place(info, u).aux;
     if (info.unit_k == 32) decode_32(w, codes, aux, slot, out + 32 * u);
     else decode_256(w, codes, aux, slot, out + 256 * u);
   }

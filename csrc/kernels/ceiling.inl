@@ -1,9 +1,13 @@
 // The two walls of the machine: how fast bytes come in, and how fast int8 multiplies go, with nothing else to do.
 
+constexpr size_t kAhead = 8192;
+
 // Reads n bytes (rounded down to 256) in order and returns a checksum of them.
 static uint64_t read_loop(const uint8_t* p, size_t n) {
   I a = izero(), b = izero(), c = izero(), d = izero();
+  // A plain reader waits on its own cache misses (35 GB/s where the panels stream at 50), so lines are asked for early.
   for (size_t i = 0; i + 256 <= n; i += 256) {
+    for (size_t j = 0; j < 256; j += 64) prefetch(p + i + kAhead + j);
     a = iadd(a, bload(p + i));
     b = iadd(b, bload(p + i + 64));
     c = iadd(c, bload(p + i + 128));

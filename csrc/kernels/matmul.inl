@@ -60,20 +60,13 @@ OP void dot_half(I* acc, const uint8_t* p, const int8_t* const* x) {
   dot_quad<Code, 4 * H + 3, NB>(acc, p, x);
 }
 
-// Into L2, a page of 4 KB ahead: the prefetcher of the machine follows a stream within a page and stops at its end.
-// Measured on Zen 4, two threads, against none: Q4_1 28 -> 32 GB/s, Q5_0 25 -> 31, Q8_0 33 -> 35; but Q4_K 30 -> 26
-// and Q6_K 33 -> 28, whose longer units keep enough loads in flight already: those kinds leave it out.
-constexpr int kPrefetch = 4096;
-template <int Bytes> OP void prefetch_unit(const uint8_t* p) {
-  for (int i = 0; i < Bytes; i += 64) prefetch(p + kPrefetch + i);
-}
+// No prefetch here: with codes, scales and floats in one stream the machine's own prefetcher keeps up (Zen 4, two
+// threads: Q4_1 56, Q8_0 50, Q4_K 50, Q6_K 47 GB/s), and asking for lines by hand cost up to half of that.
 
 // Kinds with a float scale per 32 inputs: value = d * (code - Offset), or d * code + m.
 template <class Code, int Offset, bool Min, int NB>
 static void panel_32(const Panels& w, const uint8_t* base, const Acts& x, int64_t t0, float* out, int64_t ld) {
   const int64_t groups = w.k / 32;
-  const uint8_t* p = base;
-  const uint16_t* aux = reinterpret_cast<const uint16_t*>(base + groups * Code::kBytes);
   const int8_t* xq[NB];
   const float* xs[NB];
   const float* xf[NB];
@@ -87,9 +80,10 @@ static void panel_32(const Panels& w, const uint8_t* base, const Acts& x, int64_
   F y[NB];
   for (int b = 0; b < NB; ++b) y[b] = fzero();
   for (int64_t g = 0; g < groups; ++g) {
+    const uint8_t* p = Min ? base + g * (Code::kBytes + 64) : base + g / 2 * (2 * Code::kBytes + 64) + g % 2 * Code::kBytes;
+    const uint16_t* aux = reinterpret_cast<const uint16_t*>(Min ? p + Code::kBytes : base + g / 2 * (2 * Code::kBytes + 64) + 2 * Code::kBytes + g % 2 * 32);
     I acc[NB];
     for (int b = 0; b < NB; ++b) acc[b] = Offset ? iset(-Offset * (xsum[b][2 * g] + xsum[b][2 * g + 1])) : izero();
-    prefetch_unit<Code::kBytes>(p);
     dot_half<Code, 0, NB>(acc, p, xq);
     dot_half<Code, 1, NB>(acc, p, xq);
     const F d = load_f16(aux);
@@ -98,8 +92,6 @@ static void panel_32(const Panels& w, const uint8_t* base, const Acts& x, int64_
       const F m = load_f16(aux + 16);
       for (int b = 0; b < NB; ++b) y[b] = fma(m, fset(xf[b][g]), y[b]);
     }
-    p += Code::kBytes;
-    aux += Min ? 32 : 16;
     for (int b = 0; b < NB; ++b) xq[b] += 32;
   }
   for (int b = 0; b < NB; ++b) fstore(out + b * ld, y[b]);
@@ -109,15 +101,13 @@ static void panel_32(const Panels& w, const uint8_t* base, const Acts& x, int64_
 template <class Code, int Sub, int Offset, bool Signed, bool Min>
 struct Super {
   static constexpr int kSubs = 256 / Sub;
-  static constexpr int kUnit = 8 * Code::kBytes + kSubs * 16 * (Min ? 2 : 1);
-  static constexpr int kAux = Min ? 64 : 32;
+  static constexpr int kScales = 8 * Code::kBytes + kSubs * 16 * (Min ? 2 : 1);     // where d and dmin lie in a unit
+  static constexpr int kUnit = kScales + 64;
 };
 template <class Code, int Sub, int Offset, bool Signed, bool Min, int NB>
 static void panel_256(const Panels& w, const uint8_t* base, const Acts& x, int64_t t0, float* out, int64_t ld) {
   using S = Super<Code, Sub, Offset, Signed, Min>;
   const int64_t blocks = w.k / 256;
-  const uint8_t* p = base;
-  const uint16_t* aux = reinterpret_cast<const uint16_t*>(base + blocks * S::kUnit);
   const int8_t* xq[NB];
   const float* xs[NB];
   const int32_t* xsum[NB];
@@ -129,6 +119,8 @@ static void panel_256(const Panels& w, const uint8_t* base, const Acts& x, int64
   F y[NB];
   for (int b = 0; b < NB; ++b) y[b] = fzero();
   for (int64_t i = 0; i < blocks; ++i) {
+    const uint8_t* p = base + i * S::kUnit;
+    const uint16_t* aux = reinterpret_cast<const uint16_t*>(p + S::kScales);
     const uint8_t* subs = p + 8 * Code::kBytes;
     const uint8_t* mins = subs + S::kSubs * 16;
     I dots[NB], low[NB];
@@ -169,8 +161,6 @@ static void panel_256(const Panels& w, const uint8_t* base, const Acts& x, int64
       y[b] = fma(v, fset(xs[b][i]), y[b]);
       xsum[b] += 16;
     }
-    p = mins + (Min ? S::kSubs * 16 : 0);
-    aux += S::kAux / 2;
   }
   for (int b = 0; b < NB; ++b) fstore(out + b * ld, y[b]);
 }
@@ -179,11 +169,11 @@ static void panel_256(const Panels& w, const uint8_t* base, const Acts& x, int64
 template <int NB>
 static void panel_i8(const Panels& w, const uint8_t* base, const Acts& x, int64_t t0, float* out, int64_t ld) {
   const int64_t groups = w.k / 32;
-  const uint8_t* p = base;
-  const float* aux = reinterpret_cast<const float*>(base + groups * Byte::kBytes);
   F y[NB];
   for (int b = 0; b < NB; ++b) y[b] = fzero();
   for (int64_t g = 0; g < groups; ++g) {
+    const uint8_t* p = base + g * (Byte::kBytes + 128);
+    const float* aux = reinterpret_cast<const float*>(p + Byte::kBytes);
     const int8_t* xq[NB];
     for (int b = 0; b < NB; ++b) xq[b] = x.q + (t0 + b) * x.k + 32 * g;
     for (int h = 0; h < 2; ++h) {
@@ -195,7 +185,6 @@ static void panel_i8(const Panels& w, const uint8_t* base, const Acts& x, int64_
       for (int b = 0; b < NB; ++b) y[b] = fma(to_float(acc[b]), mul(d, fset(x.scale[(t0 + b) * groups + g])), y[b]);
       aux += 16;
     }
-    p += Byte::kBytes;
   }
   for (int b = 0; b < NB; ++b) fstore(out + b * ld, y[b]);
 }
@@ -214,8 +203,6 @@ static void panel_float(const Panels& w, const uint8_t* base, const Acts& x, int
   for (int b = 0; b < NB; ++b) xf[b] = x.f32 + (t0 + b) * x.k;
   int64_t k = 0;
   for (; k + 4 <= w.k; k += 4, p += 64) {
-    prefetch(reinterpret_cast<const uint8_t*>(p) + kPrefetch);
-    prefetch(reinterpret_cast<const uint8_t*>(p) + kPrefetch + 64);
     for (int j = 0; j < 4; ++j) {
       const F v = E::at(p + 16 * j);
       for (int b = 0; b < NB; ++b) acc[b][j] = fma(v, fset(xf[b][k + j]), acc[b][j]);
