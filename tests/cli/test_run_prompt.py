@@ -43,6 +43,14 @@ def test_bare_word_that_is_no_model_is_never_a_prompt(store):
     assert "did you mean" in e.value.hint and "smollm2:135m" in e.value.hint
 
 
+def test_file_whose_name_looks_like_no_path_is_pointed_to(store, tmp_path, monkeypatch):
+    (tmp_path / "model.bin").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFound) as e:
+        split_words(["model.bin", "Hi"], store, DEFAULT)
+    assert e.value.hint == "for the file of that name, write ./model.bin"
+
+
 def test_unquoted_prose_is_an_error_with_the_quoted_command(store):
     with pytest.raises(FreeholdError) as e:
         split_words(["tell", "me", "a", "joke"], store, DEFAULT)

@@ -106,6 +106,13 @@ def test_rm_says_what_it_freed_and_what_it_only_forgot(run: Run, tmp_path: Path)
     assert run("rm", "mine")[0] == 1
 
 
+def test_rm_deletes_nothing_when_one_name_is_unknown(run: Run):
+    run("pull", "org/m")
+    status, _, err = run("rm", "org/m", "org/typo")
+    assert status == 1 and "org/typo is not held" in err
+    assert "org/m:Q4_K_M" in run("ls")[1]
+
+
 def test_show_flags_a_name_that_misleads_before_anything_is_fetched(run: Run):
     status, out, _ = run("show", "deepseek-r1:7b")
     assert status == 0

@@ -94,7 +94,8 @@ def parse_setting(name: str, text: str) -> tuple[Knob, Any]:
     try:
         return knobs[name], knobs[name].type.convert(text, None, None)
     except click.BadParameter as e:
-        raise UsageError(f"{name}: {e.message}") from e
+        said = e.message.rstrip(".") if text else "a value is missing"
+        raise UsageError(f"{name}: {said}", "/set lists the settings") from e
 
 
 def _bias(text: str) -> tuple[int, float]:

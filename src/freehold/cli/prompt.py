@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import BinaryIO
 
 from freehold.errors import BadPrompt, FreeholdError, ModelNotFound, UsageError
@@ -30,6 +31,8 @@ def split_words(words: Sequence[str], store: Store, default: str) -> tuple[str, 
         return first, rest
     if len(first.split()) != 1:
         return default, " ".join(words)
+    if Path(first).exists():
+        raise ModelNotFound(missing.message, f"for the file of that name, write ./{first}")
     if ":" in first or "did you mean" in missing.hint:
         raise ModelNotFound(missing.message, missing.hint)
     quoted = " ".join(words).replace('"', '\\"')

@@ -22,7 +22,9 @@ from freehold.store.space import human
 def command(settings: Settings, models: tuple[str, ...], as_json: bool) -> None:
     """Delete each MODEL and its packed files; forget a MODEL whose file belongs to another program."""
     store = Store(settings)
-    removed = [store.remove(model) for model in models]
+    for model in models:
+        store.show(model)  # a name nobody knows is refused before anything is deleted
+    removed = [store.remove(model) for model in dict.fromkeys(models)]
     if as_json:
         click.echo(json.dumps({"schema": 1, "removed": [r.as_json() for r in removed]}, indent=1))
         return
