@@ -192,6 +192,18 @@ def test_wrong_usage_is_one_line_and_exit_2(freehold, args, part):
     assert part in err and err.count("error:") == 1 and "Traceback" not in err
 
 
+@pytest.mark.parametrize("verb", [["run", "gpt-oss:20b", "Hi"], ["bench", "gpt-oss:20b"]])
+def test_model_that_could_not_be_run_is_not_fetched(freehold, monkeypatch, verb):
+    monkeypatch.setattr("freehold.store.Store.pull", lambda *_: pytest.fail("fetched"))
+    status, _, err = freehold(*verb)
+    assert status == 1 and "'gpt-oss' is not supported" in err
+
+
+def test_pull_says_beforehand_that_a_model_cannot_be_run(freehold):
+    status, _, err = freehold("pull", "gpt-oss:20b", "--offline")
+    assert status == 1 and err.startswith("note: this model can be held, but not run yet")
+
+
 def test_nothing_to_continue_is_said(freehold):
     assert "no session to continue" in freehold("run", "a b", "--continue")[2]
 

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.doctor import cpu_name
-from freehold.cli.progress import reporter
-from freehold.cli.shared import kv_option, offline_option, with_offline
-from freehold.errors import ModelNotFound, UsageError
+from freehold.cli.shared import held_or_fetched, kv_option, offline_option, with_offline
+from freehold.errors import UsageError
 from freehold.store import ModelRef, Store
 
 if TYPE_CHECKING:
@@ -69,21 +68,13 @@ def command(
     if peers:
         _check_peers(ctx)
     store = Store(with_offline(ctx.obj, offline))
-    ref = _held(store, model)
+    ref = held_or_fetched(store, model)
     if peers:
         ctx.exit(_peers(ref, rounds, threads, as_json))
     facts = measure(ref, store.packs, prompt, tokens, rounds, threads, kv_type)
     if not as_json:
         _print(facts)
     click.echo(json.dumps(facts))
-
-
-def _held(store: Store, model: str) -> ModelRef:
-    try:
-        return store.resolve(model)
-    except ModelNotFound:
-        with reporter() as on_event:
-            return store.pull(model, on_event)
 
 
 def measure(

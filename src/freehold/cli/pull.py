@@ -8,8 +8,9 @@ from __future__ import annotations
 import click
 
 from freehold.cli.progress import reporter
-from freehold.cli.shared import json_option, offline_option, with_offline
+from freehold.cli.shared import check_runs, json_option, offline_option, with_offline
 from freehold.config import Settings
+from freehold.errors import UnsupportedModel
 from freehold.store import Store
 
 
@@ -23,6 +24,10 @@ def command(settings: Settings, model: str, as_json: bool, offline: bool) -> Non
 
     Prints the model's path. With --json, prints one event a line instead.
     """
+    try:
+        check_runs(model)
+    except UnsupportedModel as e:
+        click.echo(f"note: this model can be held, but not run yet: {e.message}", err=True)
     with reporter(as_json=as_json) as on_event:
         found = Store(with_offline(settings, offline)).pull(model, on_event)
     if not as_json:

@@ -20,12 +20,11 @@ import click
 from freehold.cli.chat import COMMANDS, Answer, Asking, Chat, Facts, Renderer
 from freehold.cli.markdown import DataRenderer, PlainRenderer, StreamRenderer
 from freehold.cli.options import MAX_SEED, chosen, sampling_options
-from freehold.cli.progress import reporter
 from freehold.cli.prompt import joined, read_stdin, split_words
 from freehold.cli.sessions import Session, Sessions
-from freehold.cli.shared import kv_option, offline_option, with_offline
+from freehold.cli.shared import held_or_fetched, kv_option, offline_option, with_offline
 from freehold.config import Settings
-from freehold.errors import ModelNotFound, UsageError
+from freehold.errors import UsageError
 from freehold.store import Store
 from freehold.types import Chunk, Message
 
@@ -185,15 +184,8 @@ def _check_terminal(request: Request) -> None:
 def open_llm(store: Store, model: str, request: Request) -> LLM:
     """Load MODEL, fetching it first if it is not here; say on stderr which context was chosen and why."""
     from freehold.local import open_model
-    from freehold.store.refs import parse_ref
 
-    try:
-        ref = store.resolve(model)
-    except ModelNotFound:
-        if parse_ref(model).kind == "path":
-            raise
-        with reporter() as on_event:
-            ref = store.pull(model, on_event)
+    ref = held_or_fetched(store, model)
     shown = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     llm = open_model(
         ref,

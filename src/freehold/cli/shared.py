@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from freehold.config import Settings
+from freehold.errors import ModelNotFound
+
+if TYPE_CHECKING:
+    from freehold.store import ModelRef, Store
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 offline_option = click.option("--offline", is_flag=True, help="Never call out.")
@@ -23,6 +28,34 @@ kv_option = click.option(
 def with_offline(settings: Settings, offline: bool) -> Settings:
     """Return the settings with offline mode on if the verb's own option asks for it."""
     return replace(settings, offline=True) if offline else settings
+
+
+def held_or_fetched(store: Store, model: str) -> ModelRef:
+    """Find MODEL, or fetch it if the store may; nothing is fetched that could not be run then."""
+    from freehold.cli.progress import reporter
+    from freehold.store.refs import parse_ref
+
+    try:
+        return store.resolve(model)
+    except ModelNotFound:
+        if parse_ref(model).kind == "path":
+            raise
+        check_runs(model)
+        with reporter() as on_event:
+            return store.pull(model, on_event)
+
+
+def check_runs(model: str) -> None:
+    """Raise UnsupportedModel for a catalogue name whose architecture Freehold does not run."""
+    from freehold import catalog
+    from freehold.models.loader import check_architecture
+
+    try:
+        entry = catalog.find(model)
+    except ModelNotFound:  # a hub reference or URL: the file itself will tell
+        return
+    if entry.architecture:
+        check_architecture(entry.architecture)
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:

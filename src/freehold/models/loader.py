@@ -235,6 +235,12 @@ def _name(opened: ModelFile, meta: Mapping[str, Any]) -> str:
     return name if isinstance(name, str) and name else (path.stem or path.name)
 
 
+def check_architecture(name: str) -> None:
+    """Raise UnsupportedModel unless a family runs the GGUF architecture `name`; no file is needed."""
+    if name not in {f.gguf_architecture for f in FAMILIES}:
+        raise _unknown_architecture(name)
+
+
 def _unknown_architecture(name: str) -> UnsupportedModel:
     known = sorted({n for f in FAMILIES for n in (f.gguf_architecture, *f.hf_classes)})
     shown = name if len(name) <= 60 else name[:57] + "..."
