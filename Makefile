@@ -54,6 +54,7 @@ $(VENV)/.installed: $(BIN)/python $(NATIVE)
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.tested: $(VENV)/.installed
+# Not after .installed: each install builds the C++ anew, and one of them is enough.
+$(VENV)/.tested: $(BIN)/python $(NATIVE)
 	$(PIP) --editable ".[test]"
-	@touch $@
+	@touch $(VENV)/.installed $@
