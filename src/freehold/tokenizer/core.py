@@ -157,11 +157,6 @@ class Tokenizer:
         return self._vocabulary.pad_id
 
     @property
-    def adds_bos(self) -> bool:
-        """Whether `encode` puts the beginning-of-sequence id first unless told otherwise."""
-        return bool(self._vocabulary.prefix_ids)
-
-    @property
     def strips_leading_space(self) -> bool:
         """Whether decoding takes away one leading space (SentencePiece puts it there when encoding)."""
         return self._vocabulary.strips_leading_space
