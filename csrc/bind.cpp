@@ -230,6 +230,7 @@ void bind_sampling(nb::module_& m) {
 NB_MODULE(_native, m) {
   nb::register_exception_translator(translate);
   m.attr("BLOCK_TOKENS") = kBlockTokens;
+  m.attr("LAYOUT") = kLayout;
   m.def("isas", [] {
     std::vector<std::string> names;
     for (const Kernels* k : runnable_kernels()) names.emplace_back(k->name);

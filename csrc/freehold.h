@@ -69,6 +69,8 @@ struct Matrix {
 };
 using MatrixPtr = std::shared_ptr<const Matrix>;
 
+// The version of the panels' layout, which packed files are keyed by: raise it whenever pack() lays them differently.
+constexpr int kLayout = 3;
 int64_t panel_bytes(Kind kind, int64_t k);                          // throws Usage when k does not fit the kind
 // Re-lays GGUF rows (or float rows) of `type` (a GGUF type name, "Q4_K") into panels; raw must hold n rows exactly.
 MatrixPtr pack(const uint8_t* raw, size_t raw_bytes, std::string_view type, int64_t n, int64_t k, Threads& threads);

@@ -120,6 +120,13 @@ def test_show_flags_a_name_that_misleads_before_anything_is_fetched(run: Run):
     assert "not held" in out
 
 
+def test_show_says_which_catalogue_models_the_engine_runs(run: Run):
+    status, out, _ = run("show", "qwen3.5:9b", "--json")
+    assert status == 0 and json.loads(out)["model"]["runs"] is False
+    status, out, _ = run("show", "qwen2.5-coder:7b", "--json")
+    assert status == 0 and json.loads(out)["model"]["runs"] is True
+
+
 def test_show_of_a_damaged_file_is_a_named_error(run: Run):
     run("pull", "org/m")
     status, _, err = run("show", "org/m")

@@ -84,3 +84,10 @@ def test_full_disk_and_a_folder_that_cannot_be_made_are_named(
     with pytest.raises(CapacityExceeded, match="has 100 bytes free"):
         write_pack(pack_path(tmp_path, DIGEST), DIGEST, matrices)
     assert not list(tmp_path.glob("*.pack"))
+
+
+def test_packs_of_an_older_layout_go_when_one_is_written(tmp_path: Path, matrices: dict[str, Matrix]) -> None:
+    old = tmp_path / f"{DIGEST}-v0.pack"
+    old.write_bytes(b"x")
+    write_pack(pack_path(tmp_path, DIGEST), DIGEST, matrices)
+    assert not old.exists()

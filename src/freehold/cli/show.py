@@ -71,6 +71,7 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
     )
     return {
         "architecture": architecture,
+        "runs": runs(architecture),
         "parameters": sum(math.prod(t.shape) for t in tensors),
         "quantisation": [
             {"type": t, "bytes": n, "share": round(n / total, 4)} for t, n in by_type.most_common()
@@ -79,6 +80,13 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
         "template": template,
         "sampling": {k: {"value": v, "origin": o} for k, (v, o) in sampling_defaults(file).items()},
     }
+
+
+def runs(architecture: str) -> bool:
+    """Say whether Freehold's own engine runs this architecture (GGUF's name; config.json's model_type is the same)."""
+    from freehold.models.loader import FAMILIES
+
+    return architecture in {f.gguf_architecture for f in FAMILIES} | {"mistral", "gemma3_text"}
 
 
 def _gguf_facts(file: GGUFFile) -> tuple[str, int, str]:
@@ -118,6 +126,7 @@ def _from_catalogue(model: str) -> dict[str, Any]:
         "publisher": entry.publisher,
         "note": entry.note,
         "architecture": entry.architecture,
+        "runs": runs(entry.architecture),
         "parameters": round(entry.params_b * 1e9),
         "context": entry.context,
         "bytes": entry.bytes,
@@ -141,7 +150,7 @@ def _lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("file", card.get("path", "")),
         ("size", f"{card['bytes']:,} bytes ({human(card['bytes'])}){packed}" if card["bytes"] else ""),
         ("sha256", card.get("digest", "")),
-        ("architecture", card.get("architecture", "")),
+        ("architecture", _architecture(card)),
         ("parameters", f"{card['parameters'] / 1e6:,.0f} million" if card.get("parameters") else ""),
         ("quantisation", _mix(card.get("quantisation", []))),
         ("context", f"{card['context']:,} tokens" if card.get("context") else ""),
@@ -158,6 +167,11 @@ def _lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         for i, (k, s) in enumerate(sampling)
     ]
     return [(k, v) for k, v in rows if v]
+
+
+def _architecture(card: Mapping[str, Any]) -> str:
+    name = str(card.get("architecture", ""))
+    return name if not name or card.get("runs", True) else f"{name}: not one Freehold's engine runs yet"
 
 
 def _mix(parts: list[dict[str, Any]]) -> str:

@@ -21,11 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from freehold._native import Matrix
+from freehold._native import LAYOUT, Matrix
 from freehold.errors import CapacityExceeded, StoreError
 from freehold.models.machine import show_bytes
 
-LAYOUT = 2  # raise it whenever csrc/pack.cpp lays panels differently
 MAGIC = b"FREEHOLD"
 ALIGN = 4096
 MAX_HEADER = 16 << 20  # 100,000 matrices at 160 bytes each
@@ -121,10 +120,13 @@ def _aligned(n: int) -> int:
 
 
 def _make_room(folder: Path, want: int, budget: int) -> int:
-    """Drop least recently used packs until `want` fits the budget; return the disk's free bytes."""
+    """Drop packs of other layouts, then the least recently used, until `want` fits; return the disk's free bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     packs = []
     for p in folder.glob("*.pack"):
+        if not p.stem.endswith(f"-v{LAYOUT}"):
+            p.unlink(missing_ok=True)
+            continue
         with contextlib.suppress(FileNotFoundError):  # another process removed it first
             packs.append((p.stat().st_mtime, p.stat().st_size, p))
     held = sum(size for _, size, _ in packs)
