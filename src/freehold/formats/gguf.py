@@ -13,11 +13,10 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,7 @@ from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.formats.filemap import FETCH_AGAIN, HEAD_BYTES, map_file, not_a_model, shown
 from freehold.formats.metadata import Metadata
 from freehold.formats.quant import QuantType, quant_type, row_bytes
-from freehold.formats.tensor import Tensor
+from freehold.formats.tensor import Tensor, TensorFile
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -63,38 +62,18 @@ _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
-class GGUFFile:
-    """An open GGUF model, all its shards together. Close it, or use it in a `with` statement.
-
-    Arrays taken from it stay valid after `close`: the mapping goes with the last of them.
-    """
+class GGUFFile(TensorFile):
+    """An open GGUF model."""
 
     def __init__(self, shards: list[_Shard], tensors: dict[str, Tensor]) -> None:
-        self.path = shards[0].path
-        self.paths = tuple(shard.path for shard in shards)
+        super().__init__(shards[0].path, tuple(shard.path for shard in shards), tensors)
         self.version = shards[0].version
         self.metadata = shards[0].metadata
-        self.tensors: Mapping[str, Tensor] = MappingProxyType(tensors)
 
     @property
     def architecture(self) -> str:
         """The architecture's name in the file (`general.architecture`), "llama" for example."""
         return self.metadata.get_str("general.architecture")
-
-    def close(self) -> None:
-        """Let go of the tensors; the file is unmapped once no array of it is in use."""
-        self.tensors = MappingProxyType({})
-
-    def __enter__(self) -> GGUFFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"GGUFFile({str(self.path)!r}, {len(self.tensors)} tensors, {len(self.metadata)} keys)"
 
 
 def open_gguf(path: str | Path) -> GGUFFile:

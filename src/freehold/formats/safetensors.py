@@ -12,10 +12,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -33,7 +31,7 @@ from freehold.formats.filemap import (
 )
 from freehold.formats.metadata import Metadata
 from freehold.formats.quant import LAYOUTS, QuantType
-from freehold.formats.tensor import Tensor
+from freehold.formats.tensor import Tensor, TensorFile
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_INDEX_BYTES = 100_000_000  # it lists the tensors once more
@@ -57,38 +55,20 @@ _TYPES = {
 }
 
 
-class SafetensorsFile:
-    """An open safetensors model, all its shards together. Close it, or use it in a `with` statement.
+class SafetensorsFile(TensorFile):
+    """An open safetensors model.
 
-    Arrays taken from it stay valid after `close`: the mapping goes with the last of them.
     `config` and `generation_config` are empty when the file is not there, the paths are None.
     """
 
     def __init__(self, path: Path, paths: tuple[Path, ...], tensors: dict[str, Tensor]) -> None:
+        super().__init__(path, paths, tensors)
         directory = path if os.path.isdir(path) else path.parent
-        self.path = path
-        self.paths = paths
-        self.tensors: Mapping[str, Tensor] = MappingProxyType(tensors)
         self.config = _side_json(directory / "config.json")
         self.generation_config = _side_json(directory / "generation_config.json")
         self.tokenizer_json = _if_there(directory / "tokenizer.json")
         self.tokenizer_config = _if_there(directory / "tokenizer_config.json")
         self.chat_template = _if_there(directory / "chat_template.jinja")
-
-    def close(self) -> None:
-        """Let go of the tensors; the files are unmapped once no array of them is in use."""
-        self.tensors = MappingProxyType({})
-
-    def __enter__(self) -> SafetensorsFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"SafetensorsFile({str(self.path)!r}, {len(self.tensors)} tensors)"
 
 
 def open_safetensors(path: str | Path) -> SafetensorsFile:

@@ -1,12 +1,16 @@
-"""One tensor of a model file: its name, type, shape and bytes.
+"""One tensor of a model file, and the open file that holds many.
 
-Knows how to view and decode its bytes; knows no file format and no model.
+Knows how to view and decode a tensor's bytes; knows no file format and no model.
 Path: gguf.open_gguf or safetensors.open_safetensors -> Tensor -> models (weight map), pack
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -43,3 +47,30 @@ class Tensor:
             return np.empty(self.shape, np.float32)
         k = self.shape[-1] if self.shape else 1
         return dequantize(self.rows, self.type, k).reshape(self.shape)
+
+
+class TensorFile:
+    """An open model, all its shards together. Close it, or use it in a `with` statement.
+
+    Arrays taken from it stay valid after `close`: the mapping goes with the last of them.
+    """
+
+    def __init__(self, path: Path, paths: tuple[Path, ...], tensors: dict[str, Tensor]) -> None:
+        self.path = path
+        self.paths = paths
+        self.tensors: Mapping[str, Tensor] = MappingProxyType(tensors)
+
+    def close(self) -> None:
+        """Let go of the tensors; the files are unmapped once no array of them is in use."""
+        self.tensors = MappingProxyType({})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, {len(self.tensors)} tensors)"
