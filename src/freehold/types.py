@@ -62,6 +62,8 @@ class Usage:
     cached_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    drafted_tokens: int = 0  # guesses that were verified beside ordinary steps
+    accepted_tokens: int = 0  # and those that became tokens, each saving a step
 
     @property
     def prefill_tok_s(self) -> float:

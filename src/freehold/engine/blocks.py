@@ -44,6 +44,12 @@ class BlockManager:
         seq.table += [self._free.pop() for _ in range(need)]
         return True
 
+    def stretch(self, seq: Sequence, tokens: int) -> int:
+        """Give `seq` free blocks for up to `tokens` positions; return how many of them have room now."""
+        while len(seq.table) < blocks_for(tokens) and self._free:
+            seq.table.append(self._free.pop())
+        return min(tokens, len(seq.table) * BLOCK_TOKENS)
+
     def adopt(self, seq: Sequence) -> None:
         """Let a new sequence take over the kept blocks as far as its tokens agree, its last one excepted.
 

@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.engine.blocks import BlockManager, blocks_for
 from freehold.engine.capacity import KV_BYTES, MEMORY_SHARE, KvType, choose_context
+from freehold.engine.draft import DraftModel
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import MAX_TOP_LOGPROBS, check_sampling, choose, log_sum_exp, non_finite
 from freehold.engine.scheduler import MAX_ROWS, Scheduler, Work
 from freehold.engine.sequence import Request, Sequence, TokenOut
+from freehold.engine.speculation import Speculation
 from freehold.errors import ContextOverflow, EngineClosed, FreeholdError, UsageError
 from freehold.models.loader import LoadedModel
 from freehold.types import FinishReason, SamplingParams, Usage
@@ -49,11 +51,15 @@ class Engine:
         step_rows: int = MAX_ROWS,
         blocks: int | None = None,
         kv_type: KvType = "f16",
+        speculate: bool = True,
+        draft: LoadedModel | None = None,
     ) -> None:
         """Reserve the cache for `context` tokens (None: the model's own, cut to `memory_share` of memory).
 
         `threads` None: the pool that packed the model. `blocks`: cache blocks, at least what the context
-        takes. `kv_type`: what the cache holds; "f32" doubles its bytes and rounds nothing.
+        takes. `kv_type`: what the cache holds; "f32" doubles its bytes and rounds nothing. `speculate`:
+        verify guesses where that pays, from the text itself and from `draft`, a smaller model of the same
+        tokens; no answer depends on it.
         Raises UsageError and CapacityExceeded with the numbers.
         """
         if step_rows < 1 or (threads is not None and threads < 1):
@@ -68,6 +74,10 @@ class Engine:
         self._runner: ModelRunner | None = ModelRunner(model, count, step_rows, pool, f32=kv_type == "f32")
         self._blocks = BlockManager(count)
         self._scheduler = Scheduler(self._blocks, step_rows, time.monotonic)
+        drafter = None
+        if draft is not None:
+            drafter = DraftModel(draft, model, self.context, count, pool, f32=kv_type == "f32")
+        self._speculation = Speculation(drafter) if speculate else None
         self._turn = threading.Condition(threading.Lock())
         self._cancelled: deque[Sequence] = deque()
         self._pid = os.getpid()
@@ -186,16 +196,20 @@ class Engine:
         if not batch or self._runner is None:
             return False
         started = time.perf_counter()
+        if self._speculation is not None:
+            batch = self._speculation.extend(batch, self._scheduler)
         logits = self._runner.run(batch)
         seconds = time.perf_counter() - started
-        self._scheduler.pace(sum(work.count for work in batch), seconds)
+        self._scheduler.pace(sum(work.rows for work in batch), seconds)
         for work, rows in zip(batch, logits, strict=True):
             self._postprocess(work, rows, seconds)
+        if self._speculation is not None:
+            self._speculation.learn(batch, seconds)
         return True
 
     def _postprocess(self, work: Work, logits: F32, seconds: float) -> None:
         """Book what a sequence got, and choose its next token if its newest one was computed."""
-        seq = work.seq
+        seq, known = work.seq, len(work.seq.tokens)
         if seq.generated:
             seq.decode_s += seconds
         else:
@@ -204,10 +218,11 @@ class Engine:
             if seq.request.sink is not None:
                 self._deliver(work, logits)
             elif work.last:
-                self._emit(seq, logits[0])
+                self._verify(seq, logits, work.draft)
         except FreeholdError as e:
             seq.error, seq.done = e, True
-        seq.computed = work.first + work.count
+        # A guess that held was computed in its place; rows after one that did not are written again.
+        seq.computed = work.first + work.count + max(len(seq.tokens) - known - 1, 0)
         if seq.done:
             self._scheduler.remove(seq)
 
@@ -217,6 +232,13 @@ class Engine:
         assert work.seq.request.sink is not None
         work.seq.request.sink(logits)
         work.seq.done = work.last
+
+    def _verify(self, seq: Sequence, logits: F32, draft: tuple[int, ...]) -> None:
+        """Choose token by token as plain decoding does, as long as each equals the guess computed next."""
+        for row, guess in zip(logits, (*draft, None), strict=True):
+            self._emit(seq, row)
+            if seq.done or seq.tokens[-1] != guess:
+                return
 
     def _emit(self, seq: Sequence, logits: F32) -> None:
         request = seq.request
@@ -228,7 +250,8 @@ class Engine:
             reason = "length"
         seq.tokens.append(out.id)
         seq.done = reason is not None
-        seq.paused_at = time.monotonic()
+        if not seq.pending:
+            seq.paused_at = time.monotonic()
         seq.pending.append(TokenOut(out.id, out.logprob, out.top, reason))
 
     # --- the turn ----------------------------------------------------------------------------------
@@ -265,6 +288,8 @@ class Engine:
             seq = self._cancelled.popleft()
             seq.done = True
             self._scheduler.remove(seq)
+            if self._speculation is not None:
+                self._speculation.forget(seq)
 
     def _check_open(self) -> None:
         if self._pid != os.getpid():
@@ -294,14 +319,18 @@ class Generation:
         if self._closed or (seq.done and not seq.pending and seq.error is None):
             raise StopIteration
         try:
-            if not self._entered:
-                self._engine._enter(seq)
-                self._entered = True
-            self._engine._advance(seq, lambda: bool(seq.pending))
+            if not seq.pending:  # else a step made several, and this one waits for nobody's turn
+                self._go_on(seq)
             return seq.pending.popleft()
         except BaseException:
             self.close()
             raise
+
+    def _go_on(self, seq: Sequence) -> None:
+        if not self._entered:
+            self._engine._enter(seq)
+            self._entered = True
+        self._engine._advance(seq, lambda: bool(seq.pending))
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):

@@ -6,6 +6,8 @@ Path: Engine.step -> ModelRunner.run -> native Plan.run
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,16 +29,16 @@ class ModelRunner:
 
     def run(self, batch: list[Work]) -> list[F32]:
         """Compute a step; return for each work its logits, float32 [wanted rows, V]."""
-        counts = [work.count for work in batch]
-        tokens = np.array([t for w in batch for t in w.seq.tokens[w.first : w.first + w.count]], np.int32)
-        positions = np.concatenate([np.arange(w.first, w.first + w.count, dtype=np.int32) for w in batch])
-        seqs = np.repeat(np.arange(len(batch), dtype=np.int32), counts)
-        starts = np.cumsum([0, *counts])
-        wanted = [[int(start) + r for r in w.logit_rows] for start, w in zip(starts, batch, strict=False)]
+        counts = [work.rows for work in batch]
+        tokens = np.array([t for work in batch for t in work.tokens], np.int32)
+        positions = np.array([p for w in batch for p in range(w.first, w.first + w.rows)], np.int32)
+        seqs = np.array([i for i, count in enumerate(counts) for _ in range(count)], np.int32)
+        starts = accumulate(counts, initial=0)
+        wanted = [[start + r for r in work.logit_rows] for start, work in zip(starts, batch, strict=False)]
         rows = np.array([r for rows in wanted for r in rows], np.int32)
         logits = self._plan.run(tokens, positions, seqs, _tables(batch), rows)
-        ends = np.cumsum([len(rows) for rows in wanted])
-        return np.split(logits, ends[:-1])
+        ends = list(accumulate(map(len, wanted)))
+        return [logits[end - len(rows) : end] for end, rows in zip(ends, wanted, strict=True)]
 
 
 def _tables(batch: list[Work]) -> NDArray[np.int32]:

@@ -25,11 +25,27 @@ LOGIT_ROWS = 64  # rows a step may take of a sequence that wants all logits: 64 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Rows first .. first + count - 1 of a sequence."""
+    """Rows first .. first + count - 1 of a sequence, and guesses at what comes after them."""
 
     seq: Sequence
     first: int
     count: int
+    draft: tuple[int, ...] = ()  # tokens after the sequence's newest one, to be verified
+
+    @property
+    def rows(self) -> int:
+        """Rows computed, guesses included."""
+        return self.count + len(self.draft)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the rows."""
+        return [*self.seq.tokens[self.first : self.first + self.count], *self.draft]
+
+    @property
+    def decodes(self) -> bool:
+        """Tell whether this is a running answer's newest token alone."""
+        return self.count == 1 and self.last and self.seq.request.sink is None
 
     @property
     def last(self) -> bool:
@@ -41,7 +57,7 @@ class Work:
         """Rows whose logits are wanted, counted within this work."""
         if self.seq.request.sink is not None:
             return range(self.count)
-        return range(self.count - 1, self.count) if self.last else range(0)
+        return range(self.count - 1, self.rows) if self.last else range(0)
 
 
 class Scheduler:
@@ -84,6 +100,11 @@ class Scheduler:
             batch.append(Work(seq, first, count))
             budget -= count
         return batch
+
+    def lengthened(self, work: Work, draft: list[int]) -> Work:
+        """Let a step verify guesses, as many as find room in blocks that nobody holds or will miss."""
+        room = self._blocks.stretch(work.seq, len(work.seq.tokens) + len(draft)) - len(work.seq.tokens)
+        return Work(work.seq, work.first, work.count, tuple(draft[:room]))
 
     def pace(self, rows: int, seconds: float) -> None:
         """Fit the next steps' rows to STEP_S by how long a full one took."""

@@ -57,11 +57,18 @@ class Sequence:
     error: Exception | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    drafted: int = 0  # guesses verified, and those that held; speculation counts them
+    accepted: int = 0
 
     @property
     def generated(self) -> int:
         """Tokens made so far."""
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def left(self) -> int:
+        """Tokens it may still make."""
+        return self.request.max_tokens - self.generated
 
     @property
     def ready(self) -> bool:
@@ -70,5 +77,13 @@ class Sequence:
 
     @property
     def usage(self) -> Usage:
-        """Counts and seconds so far."""
-        return Usage(len(self.request.prompt), self.generated, self.cached, self.prefill_s, self.decode_s)
+        """Counts and seconds so far; a token counts once it was taken."""
+        return Usage(
+            prompt_tokens=len(self.request.prompt),
+            completion_tokens=self.generated - len(self.pending),
+            cached_tokens=self.cached,
+            prefill_s=self.prefill_s,
+            decode_s=self.decode_s,
+            drafted_tokens=self.drafted,
+            accepted_tokens=self.accepted,
+        )

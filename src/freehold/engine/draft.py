@@ -1,0 +1,124 @@
+"""Guesses with a smaller model of the same vocabulary, which computes ahead on a cache of its own.
+
+Knows a runner, blocks, a shadow of each sequence and what its own steps cost; decides no length. It draws with the
+sequence's own seed and parameters: the same noise leads both models to the same token wherever their
+logits nearly agree, so guesses hold at any temperature.
+Path: Speculation -> DraftModel.advance -> ModelRunner.run -> choose -> token and confidence
+"""
+
+from __future__ import annotations
+
+import math
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold import _native as native
+from freehold.engine.blocks import BlockManager, common_prefix
+from freehold.engine.cost import StepCost
+from freehold.engine.runner import ModelRunner
+from freehold.engine.sampler import choose, log_sum_exp
+from freehold.engine.scheduler import FIRST_ROWS, Work
+from freehold.engine.sequence import Sequence
+from freehold.errors import UsageError
+from freehold.models.loader import LoadedModel
+
+F32 = NDArray[np.float32]
+
+JOINED = (
+    4  # missing tokens that the first guess's step computes along; more go before it in steps of their own
+)
+MOST_AHEAD = 16  # tokens guessed at once: a chance of 0.95 each leaves 0.44 of the last
+RECENT = MOST_AHEAD + JOINED  # tokens of a shadow that may not be the sequence's
+
+
+class DraftModel:
+    """A small model beside `target`; the caller has made sure that their tokens are the same."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        target: LoadedModel,
+        context: int,
+        blocks: int,
+        threads: native.Threads,
+        f32: bool = False,
+    ) -> None:
+        """Reserve `blocks` blocks of cache for sequences up to `context` tokens. Raises UsageError."""
+        if model.tokens != target.tokens or model.vocab < target.tokens:
+            raise UsageError(
+                f"{model.name} has {model.tokens:,} tokens and {target.name} {target.tokens:,}; a draft model "
+                "needs the same ones",
+                "choose a smaller model of the same family",
+            )
+        self.model = model
+        self._context = min(context, model.context)
+        self._runner = ModelRunner(model, blocks, FIRST_ROWS, threads, f32=f32)
+        self._blocks = BlockManager(blocks)
+        self._shadows: dict[Sequence, Sequence] = {}
+        self._cost = StepCost()
+
+    def seconds(self, rows: int) -> float:
+        """Return what computing so many rows takes, by what such steps took; 0 before the first."""
+        steps, rest = divmod(rows, FIRST_ROWS)
+        return steps * self._cost.seconds(FIRST_ROWS) + (self._cost.seconds(rest) if rest else 0.0)
+
+    def missing(self, seq: Sequence) -> int:
+        """Return how many tokens of `seq` must be computed before it can be guessed at."""
+        shadow = self._shadows.get(seq)
+        return len(seq.tokens) - (shadow.computed if shadow else 0)
+
+    def follow(self, seq: Sequence, ahead: int) -> int:
+        """Compute what is missing of `seq` but its newest tokens; return how many tokens may be guessed then.
+
+        At most `ahead`; 0 where the draft's own context or its cache ends.
+        """
+        shadow = self._synced(seq)
+        ahead = min(ahead, self._context - len(seq.tokens))
+        if ahead < 1 or not self._blocks.grow(shadow, len(seq.tokens) + ahead):
+            return 0
+        while len(shadow.tokens) - shadow.computed > JOINED:
+            count = min(len(shadow.tokens) - 1 - shadow.computed, FIRST_ROWS)
+            self._run([Work(shadow, shadow.computed, count)])
+            shadow.computed += count
+        return ahead
+
+    def advance(self, seqs: list[Sequence]) -> list[tuple[int, float]]:
+        """Guess one more token of each sequence; return it with the chance the draft model gives it."""
+        shadows = [self._shadows[seq] for seq in seqs]
+        rows = self._run([Work(s, s.computed, len(s.tokens) - s.computed) for s in shadows])
+        guesses = []
+        for shadow, logits in zip(shadows, rows, strict=True):
+            request, row = shadow.request, logits[0]
+            token = choose(row, shadow.tokens, request.sampling, request.seed, self.model.tokens, None).id
+            chance = math.exp(float(row[token]) - log_sum_exp(row, len(shadow.tokens)))
+            shadow.computed = len(shadow.tokens)
+            shadow.tokens.append(token)
+            guesses.append((token, chance))
+        return guesses
+
+    def forget(self, seq: Sequence) -> None:
+        """Drop what is held for a sequence that ended; what was computed stays for one that begins alike."""
+        shadow = self._shadows.pop(seq, None)
+        if shadow is not None:
+            self._blocks.retire(shadow)
+
+    def _run(self, batch: list[Work]) -> list[F32]:
+        started = perf_counter()
+        logits = self._runner.run(batch)
+        self._cost.add(sum(work.rows for work in batch), perf_counter() - started)
+        return logits
+
+    def _synced(self, seq: Sequence) -> Sequence:
+        """Return the shadow of `seq` with its very tokens; guesses that did not hold are taken back."""
+        shadow = self._shadows.get(seq)
+        if shadow is None:
+            shadow = self._shadows[seq] = Sequence(seq.request, list(seq.tokens))
+            self._blocks.adopt(shadow)
+            return shadow
+        kept = shadow.computed - RECENT if shadow.computed > RECENT else 0
+        kept += common_prefix(shadow.tokens[kept : shadow.computed], seq.tokens[kept:])
+        shadow.computed = min(kept, len(seq.tokens) - 1)
+        shadow.tokens[kept:] = seq.tokens[kept:]
+        return shadow

@@ -1,0 +1,244 @@
+"""Decides how many guessed tokens a step verifies beside each sequence's newest one.
+
+Knows guesses, how often such guesses held, and what steps of so many rows cost; knows no logits. A guess is
+checked by equality, since sampling is a function of logits, history, seed and position: whatever is decided
+here changes the time of an answer and no token of it.
+Path: Scheduler.schedule -> Speculation.extend -> ModelRunner.run -> Engine._postprocess -> Speculation.learn
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from freehold.engine.cost import StepCost, best_extra
+from freehold.engine.draft import JOINED, MOST_AHEAD, DraftModel
+from freehold.engine.lookup import MAX_DRAFT, Lookup
+from freehold.engine.scheduler import Scheduler, Work
+from freehold.engine.sequence import Sequence
+
+ALLOWANCE = 1.5  # plain steps an answer may lose by wrong guesses before some have won,
+TRICKLE = 0.015  # and the share of its time that it may lose beyond
+MOST_CREDIT = 8.0  # plain steps of winnings that may be lost again
+LEAST_GAIN = 0.02  # guesses less likely than this to become a token are not looked at
+# By the bits of a match's length: 0, 1, 2-3, 4-7, ... 64 and more. A guess that holds makes the match longer.
+MATCH_PRIOR = (0.1, 0.2, 0.35, 0.6, 0.75, 0.88, 0.94, 0.97)
+DRAFT_PRIOR = (0.2, 0.4, 0.55, 0.7, 0.9)  # by the chance the draft model gave it: up to 0.2, 0.4, ... 1
+ANY_PRIOR = 0.7  # over all kinds
+MOST_DRAFTED = 8  # sequences in a step beyond which a draft model's own steps cannot pay
+CATCH_UP = 0.1  # share of the rest of an answer's time that a draft model may take to read what it missed,
+ANSWER = 256  # the rest being at most so many tokens: few answers are longer
+
+
+class Chances:
+    """How often guesses held, by kind of evidence and in all: running means, ever open to change."""
+
+    WINDOW = 32.0  # guesses a mean remembers, about
+
+    def __init__(self, prior: Ordered[float], weight: float = 3.0) -> None:
+        self._mean = [*prior, ANY_PRIOR]
+        self._count = [weight] * len(self._mean)
+
+    def __getitem__(self, kind: int) -> float:
+        return self._mean[kind]
+
+    @property
+    def any(self) -> float:
+        """The chance of a guess whose kind is not known yet."""
+        return self._mean[-1]
+
+    def add(self, kind: int, held: bool) -> None:
+        """Take in whether a guess held."""
+        for i in (kind, -1):
+            self._count[i] = min(self._count[i] + 1.0, self.WINDOW)
+            self._mean[i] += (held - self._mean[i]) / self._count[i]
+
+
+@dataclass(slots=True)
+class Guess:
+    """Tokens that may come next, and the kind of evidence for each."""
+
+    chances: Chances
+    tokens: list[int] = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)
+
+    def gains(self) -> list[float]:
+        """Return the chance of each token to be reached and to hold, as far as it is worth a look."""
+        out, gain = [], 1.0
+        for kind in self.kinds:
+            gain *= self.chances[kind]
+            if gain < LEAST_GAIN:
+                break
+            out.append(gain)
+        return out
+
+    def add(self, token: int, confidence: float) -> float:
+        """Add a draft model's token; return the chance that it holds if all before it do."""
+        self.tokens.append(token)
+        self.kinds.append(min(int(confidence * len(DRAFT_PRIOR)), len(DRAFT_PRIOR) - 1))
+        return self.chances[self.kinds[-1]]
+
+    def learn(self, made: Ordered[int]) -> None:
+        """Compare with what came. A guess that was not verified teaches as much, and costs nothing."""
+        for token, kind, came in zip(self.tokens, self.kinds, made, strict=False):
+            self.chances.add(kind, token == came)
+            if token != came:
+                return
+
+
+@dataclass(slots=True)
+class Hopes:
+    """What speculation knows of one sequence."""
+
+    lookup: Lookup
+    matched: Chances = field(default_factory=lambda: Chances(MATCH_PRIOR))
+    drafted: Chances = field(default_factory=lambda: Chances(DRAFT_PRIOR))
+    credit: float = ALLOWANCE  # plain steps it may lose
+    guess: Guess | None = None  # of this step, verified or not
+
+    def match(self, most: int) -> None:
+        """Guess by lookup."""
+        found = self.lookup.find(most)
+        self.guess = None
+        if found is not None:
+            kinds = [min((found.length + i).bit_length(), 7) for i in range(len(found.draft))]
+            self.guess = Guess(self.matched, list(found.draft), kinds)
+
+    @property
+    def first(self) -> float:
+        """The chance that the guess's first token holds."""
+        return self.guess.chances[self.guess.kinds[0]] if self.guess else 0.0
+
+
+class Speculation:
+    """Guesses for all live sequences; `drafter` joins in where the text does not repeat itself."""
+
+    def __init__(self, drafter: DraftModel | None = None) -> None:
+        self.cost = StepCost()
+        self._drafter = drafter
+        self._hopes: dict[Sequence, Hopes] = {}
+        self._plain = 0  # sequences of this step, if it has nothing but their newest tokens and guesses
+        self._draft_s = 0.0  # seconds the draft model took for it
+
+    def forget(self, seq: Sequence) -> None:
+        """Drop what is held for a sequence that ended."""
+        self._hopes.pop(seq, None)
+        if self._drafter is not None:
+            self._drafter.forget(seq)
+
+    # --- before the step ---------------------------------------------------------------------------
+
+    def extend(self, batch: list[Work], scheduler: Scheduler) -> list[Work]:
+        """Return the step with guesses to verify; the same step where none would pay, or prompts are in it."""
+        self._plain, self._draft_s = 0, 0.0
+        if not all(work.decodes for work in batch):
+            return batch
+        self._plain = len(batch)
+        hopes = [self._hopes_of(work.seq) for work in batch]
+        for hope, work in zip(hopes, batch, strict=True):
+            hope.match(min(MAX_DRAFT, work.seq.left - 1))
+        if self.cost.count(self._plain) < 2:  # what plain decoding costs must be known first
+            return batch
+        if self._drafter is not None and self._plain <= MOST_DRAFTED:
+            started = perf_counter()
+            self._draft(self._drafter, batch, hopes)
+            self._draft_s = perf_counter() - started
+        counts = self._shares(hopes, scheduler.budget - self._plain)
+        return [
+            scheduler.lengthened(work, hope.guess.tokens[:count]) if count and hope.guess else work
+            for work, hope, count in zip(batch, hopes, counts, strict=True)
+        ]
+
+    def _hopes_of(self, seq: Sequence) -> Hopes:
+        hope = self._hopes.get(seq)
+        if hope is None:
+            hope = self._hopes[seq] = Hopes(Lookup(seq.tokens))
+        return hope
+
+    def _shares(self, hopes: list[Hopes], most: int) -> list[int]:
+        """Share out the rows that pay among the sequences' guesses, likeliest first."""
+        ranked = [
+            (-gain, i)
+            for i, hope in enumerate(hopes)
+            if hope.guess is not None and hope.credit > 0.0
+            for gain in hope.guess.gains()
+        ]
+        counts = [0] * len(hopes)
+        if ranked and most > 0:
+            ranked.sort()
+            del ranked[most:]
+            extra = best_extra([-gain for gain, _ in ranked], len(hopes), self.cost.seconds)
+            for _, i in ranked[:extra]:
+                counts[i] += 1
+        return counts
+
+    # --- the draft model ---------------------------------------------------------------------------
+
+    def _draft(self, drafter: DraftModel, batch: list[Work], hopes: list[Hopes]) -> None:
+        """Let the draft model guess where the lookup is less likely to be right, as long as that pays."""
+        going: list[tuple[int, float]] = []  # which sequence, and the chance that all its guesses hold
+        ahead = [0] * len(batch)
+        for i, (work, hope) in enumerate(zip(batch, hopes, strict=True)):
+            if hope.first < hope.drafted.any and self._worth_starting(drafter, work.seq, hope):
+                ahead[i] = drafter.follow(work.seq, min(MOST_AHEAD, work.seq.left - 1))
+                if ahead[i] > 0:
+                    hope.guess = Guess(hope.drafted)
+                    going.append((i, 1.0))
+        drafted = each = 0
+        while going:
+            guesses = drafter.advance([batch[i].seq for i, _ in going])
+            drafted, each = drafted + len(going), each + 1
+            price = self._price(drafter, len(going), drafted)
+            hoped = [
+                (i, chance * guess.add(*made))
+                for (i, chance), made in zip(going, guesses, strict=True)
+                if (guess := hopes[i].guess)
+            ]
+            going = [
+                (i, chance)
+                for i, chance in hoped
+                if chance * hopes[i].drafted.any > price and each < ahead[i]
+            ]
+
+    def _worth_starting(self, drafter: DraftModel, seq: Sequence, hope: Hopes) -> bool:
+        """Tell whether a first guess pays: after a long absence its reading counts, and doubt costs credit."""
+        step = self.cost.seconds(self._plain)
+        missing = drafter.missing(seq)
+        reading = drafter.seconds(missing) / step if missing > JOINED else 0.0
+        if seq.left < 2 or reading > CATCH_UP * min(seq.left, ANSWER):
+            return False
+        price = self._price(drafter, 1, 0)
+        return hope.credit > 0.0 and (hope.drafted.any > price or hope.credit > reading + 2 * price)
+
+    def _price(self, drafter: DraftModel, going: int, drafted: int) -> float:
+        """Return the tokens that plain decoding would make while one more guess each is made and verified."""
+        rows = self._plain + drafted
+        verifying = self.cost.seconds(rows + going) - self.cost.seconds(rows)
+        return (drafter.seconds(going) + verifying) / going * self._plain / self.cost.seconds(self._plain)
+
+    # --- after the step ----------------------------------------------------------------------------
+
+    def learn(self, batch: list[Work], seconds: float) -> None:
+        """Take in what became of the guesses; `seconds`: of the whole step, `extend` included."""
+        if self._plain:
+            self._account(batch, seconds)
+        for work in batch:
+            if work.seq.done:
+                self.forget(work.seq)
+
+    def _account(self, batch: list[Work], seconds: float) -> None:
+        rows = sum(work.rows for work in batch)
+        self.cost.add(rows, seconds - self._draft_s)
+        lone = self.cost.seconds(self._plain)
+        made = [work.seq.tokens[work.first + 1 :] for work in batch]
+        won = sum(map(len, made)) / self._plain - (self.cost.seconds(rows) + self._draft_s) / lone
+        for work, tokens in zip(batch, made, strict=True):
+            hope = self._hopes[work.seq]
+            if hope.guess is not None:
+                hope.guess.learn(tokens)
+            if rows > self._plain or self._draft_s:
+                hope.credit += won
+            hope.credit = min(hope.credit + TRICKLE, MOST_CREDIT)
+            work.seq.drafted += len(work.draft)
+            work.seq.accepted += len(tokens) - 1 if work.draft else 0
