@@ -18,6 +18,7 @@ from freehold.engine.lookup import MAX_DRAFT, Lookup
 from freehold.engine.scheduler import Scheduler, Work
 from freehold.engine.sequence import Sequence
 
+BASE_SAMPLES = 2  # plain steps that must be measured first
 ALLOWANCE = 1.5  # plain steps an answer may lose by wrong guesses before some have won,
 TRICKLE = 0.015  # and the share of its time that it may lose beyond
 MOST_CREDIT = 8.0  # plain steps of winnings that may be lost again
@@ -138,7 +139,7 @@ class Speculation:
         hopes = [self._hopes_of(work.seq) for work in batch]
         for hope, work in zip(hopes, batch, strict=True):
             hope.match(min(MAX_DRAFT, work.seq.left - 1))
-        if self.cost.count(self._plain) < 2:  # what plain decoding costs must be known first
+        if self.cost.count(self._plain) < BASE_SAMPLES:  # what plain decoding costs must be known first
             return batch
         if self._drafter is not None and self._plain <= MOST_DRAFTED:
             started = perf_counter()

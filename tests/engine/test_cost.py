@@ -1,0 +1,70 @@
+"""Lengths are chosen from measured costs, of whatever shape."""
+
+from __future__ import annotations
+
+import pytest
+
+from freehold.engine.cost import STALE, StepCost, best_extra
+
+CERTAIN = [0.99**i for i in range(1, 64)]
+
+
+def linear(slope: float):
+    return lambda rows: 1.0 + slope * (rows - 1)
+
+
+@pytest.mark.parametrize("plain", [1, 4, 16])
+def test_hopeless_guesses_are_never_verified(plain: int):
+    assert best_extra([0.0] * 20, plain, linear(0.001)) == 0
+    assert best_extra([], plain, linear(0.0)) == 0
+
+
+def test_certain_guesses_are_verified_by_the_dozen():
+    assert best_extra(CERTAIN, 1, linear(0.05)) == 63
+
+
+def test_doubtful_guesses_are_verified_while_they_pay():
+    gains = [0.7**i for i in range(1, 32)]
+    assert best_extra(gains, 1, linear(0.05)) == 5
+    assert best_extra(gains, 1, linear(0.9)) == 0
+
+
+def test_step_that_grows_with_every_row_verifies_nothing():
+    assert best_extra(CERTAIN, 4, linear(1.0)) == 0
+
+
+def test_full_batch_leaves_less_room_for_guesses():
+    tile = lambda rows: 1.0 if rows <= 8 else rows / 8  # noqa: E731
+    gains = [0.8**i for i in range(1, 20)]
+    assert [best_extra(gains, plain, tile) for plain in (1, 4, 8)] == [7, 4, 0]
+
+
+def test_cost_that_falls_is_taken_for_what_it_is():
+    cost = lambda rows: 5.0 if rows < 16 else 2.0  # noqa: E731
+    assert best_extra(CERTAIN[:15], 1, lambda rows: 1.0 if rows == 1 else cost(rows)) == 15
+
+
+def test_cost_is_a_median_that_a_hiccup_does_not_move():
+    cost = StepCost()
+    for seconds in (1.0, 1.1, 9.0, 1.0, 8.0):
+        cost.add(1, seconds)
+    assert cost.seconds(1) == 1.1
+
+
+def test_unmeasured_rows_are_guessed_from_their_neighbours():
+    cost = StepCost()
+    assert cost.seconds(4) == 0.0
+    cost.add(1, 1.0)
+    assert 1.0 < cost.seconds(4) < 1.5
+    cost.add(8, 2.0)
+    cost.add(12, 3.0)
+    assert cost.seconds(10) == 2.5
+    assert cost.seconds(7) <= 2.0
+
+
+def test_cost_not_seen_for_long_is_forgotten():
+    cost = StepCost()
+    cost.add(16, 9.0)
+    for _ in range(2 * STALE):
+        cost.add(1, 1.0)
+    assert cost.count(16) == 0 and cost.count(1) > 1 and cost.seconds(16) < 9.0

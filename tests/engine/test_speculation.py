@@ -1,0 +1,303 @@
+"""Speculation changes no token: guesses are verified by equality, and only their number is a matter of cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freehold.engine import Engine, TokenOut
+from freehold.engine import scheduler as scheduler_module
+from freehold.engine import speculation as speculation_module
+from freehold.engine.blocks import BlockManager
+from freehold.engine.lookup import Match
+from freehold.engine.scheduler import Scheduler, Work
+from freehold.engine.sequence import Request, Sequence
+from freehold.engine.speculation import Speculation
+from freehold.errors import NonFiniteLogits, UsageError
+from freehold.models.loader import LoadedModel, load_model
+from freehold.types import SamplingParams
+from tests.vectors.files import write_gguf
+
+GREEDY = SamplingParams(temperature=0.0)
+WARM = SamplingParams(temperature=1.0, seed=7)
+PROMPT = [17 * i % 250 + 5 for i in range(40)]
+PENALTIES = replace(WARM, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.2)
+
+
+def plain(model: LoadedModel, context: int = 160) -> Engine:
+    return Engine(model, context=context, speculate=False)
+
+
+def ids_of(outs: Iterable[TokenOut]) -> list[int]:
+    return [out.id for out in outs]
+
+
+class Script:
+    """A lookup that guesses from a list: what the answer will be, or anything else."""
+
+    def __init__(self, tokens: list[int], script: list[int]) -> None:
+        self._tokens, self._script = tokens, script
+
+    def find(self, most: int) -> Match | None:
+        after = self._script[len(self._tokens) :][:most]
+        return Match(64, tuple(after)) if after else None
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    """Make every engine guess these tokens as the sequence, five at a time, whatever they cost."""
+
+    def guess(*scripts: list[int]) -> None:
+        def lookup(tokens: list[int]) -> Script:
+            return Script(tokens, next(s for s in scripts if s[:20] == tokens[:20]))
+
+        monkeypatch.setattr(speculation_module, "Lookup", lookup)
+        eager(monkeypatch)
+
+    return guess
+
+
+def eager(patch: pytest.MonkeyPatch, count: int = 5) -> None:
+    """Verify `count` guesses a step from the first, as many as there are."""
+
+    def some(gains: list[float], plain: int, cost: object) -> int:
+        return min(len(gains), plain * count)
+
+    patch.setattr(speculation_module, "best_extra", some)
+    patch.setattr(speculation_module, "BASE_SAMPLES", 1)
+    patch.setattr(speculation_module, "TRICKLE", 100.0)
+
+
+# --- the same tokens ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("params", [GREEDY, WARM, PENALTIES, replace(WARM, top_p=0.9, top_k=40)])
+@pytest.mark.parametrize("logprobs", [None, 3])
+def test_right_guesses_save_steps_and_change_nothing(
+    model: LoadedModel, script, params: SamplingParams, logprobs: int | None
+):
+    answer = list(plain(model).generate(PROMPT, params, max_tokens=60, logprobs=logprobs))
+    script(PROMPT + ids_of(answer))
+    job = Engine(model, context=160).generate(PROMPT, params, max_tokens=60, logprobs=logprobs)
+    assert list(job) == answer
+    assert job.usage.accepted_tokens == job.usage.drafted_tokens >= 40
+
+
+def test_wrong_guesses_change_nothing_either(model: LoadedModel, script):
+    answer = list(plain(model).generate(PROMPT, WARM, max_tokens=60, logprobs=2))
+    script(PROMPT + [(out.id + 1) % 250 for out in answer])
+    job = Engine(model, context=160).generate(PROMPT, WARM, max_tokens=60, logprobs=2)
+    assert list(job) == answer
+    assert job.usage.accepted_tokens == 0 < job.usage.drafted_tokens
+
+
+def test_stop_token_among_the_guesses_ends_the_answer_there(model: LoadedModel, script):
+    free = ids_of(plain(model).generate(PROMPT, WARM, max_tokens=40))
+    stop = next(t for i, t in enumerate(free) if i > 10 and t not in free[:i])
+    script(PROMPT + free)
+    engine = Engine(model, context=160)
+    outs = list(engine.generate(PROMPT, WARM, max_tokens=40, stop_ids=[stop]))
+    assert ids_of(outs) == free[: free.index(stop) + 1] and outs[-1].finish_reason == "stop"
+    again = engine.generate(PROMPT + ids_of(outs) + [9], WARM, max_tokens=5)
+    ids = ids_of(again)
+    assert again.usage.cached_tokens == len(PROMPT) + len(outs) - 1
+    assert ids == ids_of(plain(model).generate(PROMPT + ids_of(outs) + [9], WARM, max_tokens=5))
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 6, 7, 13])
+def test_guesses_never_exceed_max_tokens(model: LoadedModel, script, most: int):
+    free = ids_of(plain(model).generate(PROMPT, WARM, max_tokens=40))
+    script(PROMPT + free)
+    outs = list(Engine(model, context=160).generate(PROMPT, WARM, max_tokens=most))
+    assert ids_of(outs) == free[:most] and outs[-1].finish_reason == "length"
+
+
+def test_guesses_never_exceed_the_context(model: LoadedModel, script):
+    free = ids_of(plain(model).generate(PROMPT, WARM))
+    assert len(PROMPT) + len(free) == 160
+    script(PROMPT + free + [5] * 10)
+    assert ids_of(Engine(model, context=160).generate(PROMPT, WARM)) == free
+
+
+def test_tokens_made_and_not_taken_are_not_counted(model: LoadedModel, script):
+    free = ids_of(plain(model).generate(PROMPT, WARM, max_tokens=40))
+    script(PROMPT + free)
+    job = Engine(model, context=160).generate(PROMPT, WARM, max_tokens=40)
+    for taken in range(1, 12):
+        next(job)
+        assert job.usage.completion_tokens == taken
+
+
+def test_closing_between_tokens_of_one_step_frees_the_blocks(model: LoadedModel, script):
+    free = ids_of(plain(model).generate(PROMPT, WARM, max_tokens=40))
+    script(PROMPT + free)
+    engine = Engine(model, context=160)
+    job = engine.generate(PROMPT, WARM, max_tokens=40)
+    for _ in range(4):
+        next(job)
+    job.close()
+    assert engine.free_blocks == 5 and list(job) == []
+    assert engine._speculation is not None and not engine._speculation._hopes
+
+
+def test_damage_behind_a_right_guess_is_reported_after_the_tokens_before_it(
+    model: LoadedModel, script, monkeypatch: pytest.MonkeyPatch
+):
+    free = ids_of(plain(model).generate(PROMPT, WARM, max_tokens=40))
+    script(PROMPT + free)
+    engine = Engine(model, context=160)
+    assert engine._runner is not None
+    run = engine._runner.run
+
+    def damaged(batch: list[Work]):
+        out = run(batch)
+        if batch[0].draft:
+            out[0][3:] = float("nan")
+        return out
+
+    monkeypatch.setattr(engine._runner, "run", damaged)
+    job = engine.generate(PROMPT, WARM, max_tokens=40)
+    assert [next(job).id for _ in range(5)] == free[:5]
+    with pytest.raises(NonFiniteLogits, match=f"position {len(PROMPT) + 5}"):
+        next(job)
+    assert engine.free_blocks == 5
+
+
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.3, 1.0]),
+    top_p=st.sampled_from([0.8, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    frequency_penalty=st.sampled_from([0.0, 0.5]),
+    seed=st.integers(0, 5),
+)
+PROMPTS = st.lists(st.lists(st.integers(5, 12), min_size=1, max_size=50), min_size=1, max_size=4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_answers_are_the_same_with_guesses_and_without(model: LoadedModel, data: st.DataObject):
+    """Parameters, stops, logprobs, batches, chunks, threads, preemption and drafters drawn together."""
+    prompts = data.draw(PROMPTS)
+    asked = [
+        {
+            "sampling": data.draw(PARAMS),
+            "max_tokens": data.draw(st.integers(1, 40)),
+            "stop_ids": data.draw(st.sets(st.integers(5, 250), max_size=20)),
+            "logprobs": data.draw(st.sampled_from([None, 2])),
+        }
+        for _ in prompts
+    ]
+    alone = [list(plain(model, 96).generate(p, **a)) for p, a in zip(prompts, asked, strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler_module, "STALL_S", 0.0)
+        eager(patch, data.draw(st.integers(1, 9)))
+        shared = Engine(
+            model,
+            context=96,
+            step_rows=data.draw(st.sampled_from([3, 16, 64])),
+            threads=data.draw(st.sampled_from([1, 2])),
+            draft=data.draw(st.sampled_from([None, model])),
+        )
+        running = {i: shared.generate(p, **a) for i, (p, a) in enumerate(zip(prompts, asked, strict=True))}
+        got: list[list[TokenOut]] = [[] for _ in prompts]
+        while running:
+            i = data.draw(st.sampled_from(sorted(running)))
+            out = next(running[i], None)
+            if out is None:
+                del running[i]
+            else:
+                got[i].append(out)
+    assert got == alone
+    assert shared.free_blocks == 3
+
+
+# --- a draft model -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """Another model of the same tokens."""
+    path = write_gguf("qwen2", tmp_path_factory.mktemp("draft") / "draft.gguf", dtype="Q4_0")
+    return load_model(path, threads=1, name="tiny-draft")
+
+
+@pytest.mark.parametrize("params", [GREEDY, WARM, PENALTIES])
+def test_draft_model_changes_nothing(
+    model: LoadedModel, other: LoadedModel, params: SamplingParams, monkeypatch: pytest.MonkeyPatch
+):
+    answer = list(plain(model).generate(PROMPT, params, max_tokens=80))
+    monkeypatch.setattr(speculation_module, "Lookup", lambda tokens: Script(tokens, []))
+    eager(monkeypatch)
+    monkeypatch.setattr(Speculation, "_price", lambda *_: 0.0)
+    engine = Engine(model, context=160, draft=other)
+    job = engine.generate(PROMPT, params, max_tokens=80)
+    assert list(job) == answer
+    assert 0 < job.usage.accepted_tokens < job.usage.drafted_tokens
+
+
+def test_model_that_drafts_for_itself_is_always_right(model: LoadedModel, monkeypatch: pytest.MonkeyPatch):
+    answer = list(plain(model).generate(PROMPT, PENALTIES, max_tokens=80))
+    monkeypatch.setattr(speculation_module, "Lookup", lambda tokens: Script(tokens, []))
+    eager(monkeypatch, 16)
+    monkeypatch.setattr(Speculation, "_price", lambda *_: 0.0)
+    job = Engine(model, context=160, draft=model).generate(PROMPT, PENALTIES, max_tokens=80)
+    assert list(job) == answer
+    assert job.usage.accepted_tokens == job.usage.drafted_tokens > 40
+
+
+def test_draft_model_of_other_tokens_is_refused_with_both_counts(model: LoadedModel):
+    with pytest.raises(UsageError, match=r"has 255 tokens and tiny 256"):
+        Engine(model, context=160, draft=replace(model, tokens=255))
+
+
+# --- how many ----------------------------------------------------------------------------------------
+
+
+def decoding(tokens: list[int], made: int = 1) -> Sequence:
+    request = Request(tuple(tokens[:-made]), GREEDY, 0, 200)
+    seq = Sequence(request, list(tokens))
+    seq.computed = len(tokens) - 1
+    return seq
+
+
+def run(
+    speculation: Speculation, seqs: list[Sequence], what: list[int], seconds: float, steps: int
+) -> list[int]:
+    """Let sequences become `what` in steps of so many seconds; return the guesses in each."""
+    scheduler = Scheduler(BlockManager(100), 64, lambda: 0.0)
+    for seq in seqs:
+        scheduler.add(seq)
+    counts = []
+    for _ in range(steps):
+        batch = speculation.extend(scheduler.schedule(), scheduler)
+        counts.append(sum(len(work.draft) for work in batch))
+        for work in batch:
+            for guess in (*work.draft, None):
+                work.seq.tokens.append(what[len(work.seq.tokens)])
+                if work.seq.tokens[-1] != guess:
+                    break
+            work.seq.computed = len(work.seq.tokens) - 1
+        speculation.learn(batch, seconds)
+    return counts
+
+
+def test_text_that_repeats_itself_gets_long_drafts():
+    text = list(range(100, 170)) * 4
+    assert max(run(Speculation(), [decoding(text[:71])], text, 1.0, 12)) > 20
+
+
+def test_text_that_never_repeats_is_decoded_plainly():
+    text = list(range(1000))
+    assert run(Speculation(), [decoding(text[:50])], text, 1.0, 100) == [0] * 100
+
+
+def test_guesses_that_keep_failing_cost_little():
+    """Every pair comes again with another end; whatever the evidence says, losses are bounded."""
+    text = [t for i in range(300) for t in (1, 2, 1000 + i)]
+    counts = run(Speculation(), [decoding(text[:51])], text, 1.0, 200)
+    assert sum(map(bool, counts[-100:])) <= 60
