@@ -28,9 +28,9 @@ class Peer:
         self._salt = 0
 
     def load(self, path: str, threads: int, context: int, **_unused: Any) -> dict[str, Any]:
-        """Load the file, packed weights and all; the cache is f16 by default."""
+        """Load the file, packed weights and all; the cache is f16, and every token is decoded plainly."""
         start = time.perf_counter()
-        self.model = freehold.load(path, threads=threads, context=context)
+        self.model = freehold.load(path, threads=threads, context=context, speculate=False)
         seconds = time.perf_counter() - start
         self.vocab = int(self.model.logits([0]).shape[-1])
         version = f"freehold {freehold.__version__}"

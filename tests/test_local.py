@@ -15,6 +15,7 @@ from freehold import LLM, ChatModel, Message, SamplingParams
 from freehold.errors import BadPrompt, ContextOverflow, EngineClosed, ModelNotFound, UsageError
 from freehold.local import open_model
 from freehold.store import ModelRef
+from freehold.tokenizer import Tokenizer
 from tests.vectors import files
 from tests.vectors.files import write_gguf, write_safetensors
 
@@ -277,3 +278,31 @@ def test_real_model_knows_a_fact(model_path, name):
     with freehold.load(model_path(name), context=512) as llm:
         got = llm.chat("What is the capital of France? Answer in one word.", max_tokens=20, temperature=0)
     assert "Paris" in got.text and got.finish_reason == "stop"
+
+
+# --- speculation -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sibling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another family with the same tokens."""
+    return write_gguf("llama", tmp_path_factory.mktemp("draft") / "sibling.gguf", dtype="Q8_0")
+
+
+def test_draft_model_changes_no_answer(llm: LLM, path: Path, sibling: Path):
+    asked = {"max_tokens": 40, "seed": 3, "temperature": 0.8}
+    with freehold.load(path, context=CONTEXT, threads=1, draft=sibling) as drafted:
+        assert drafted.chat("Hi", **asked).token_ids == llm.chat("Hi", **asked).token_ids
+
+
+def test_draft_model_whose_ids_stand_for_other_tokens_is_refused(
+    path: Path, sibling: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Tokenizer, "first_difference", lambda *_: 7)
+    with pytest.raises(UsageError, match="sibling cannot draft for tiny: token 7 differs"):
+        freehold.load(path, context=CONTEXT, threads=1, draft=sibling)
+
+
+def test_draft_model_without_speculation_is_refused(path: Path, sibling: Path):
+    with pytest.raises(UsageError, match="speculation is off"):
+        freehold.load(path, context=CONTEXT, draft=sibling, speculate=False)

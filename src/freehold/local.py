@@ -21,6 +21,7 @@ from typing import Any, Self, TypedDict, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from freehold import _native as native
 from freehold.config import load_settings, nearest
 from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine.capacity import KvType
@@ -34,7 +35,7 @@ from freehold.errors import (
 )
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.models.defaults import sampling_defaults
-from freehold.models.loader import Progress, load_model
+from freehold.models.loader import LoadedModel, Progress, load_model
 from freehold.models.packs import open_pack, pack_path, write_pack
 from freehold.store import ModelRef, Store
 from freehold.tokenizer import ChatTemplate, Detokenizer, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
@@ -216,7 +217,7 @@ class LLM:
                 self._writer.join()
             self._engine.close()
 
-    def keep_packed(self, write: Callable[[], None]) -> None:
+    def keep_packed(self, write: Callable[[], object]) -> None:
         """Run `write` in a thread of its own, so that answers need not wait for the disk; `close` does.
 
         Its failure costs the next load some time and nothing else, so it becomes a note.
@@ -581,18 +582,30 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     kv_type: KvType = "f16",
+    speculate: bool = True,
+    draft: str | Path | None = None,
     pull: bool = False,
 ) -> LLM:
     """Load a model by name, hub reference, GGUF file or folder of safetensors; use the result in a `with`.
 
     `context`: tokens there is room for (default: the model's own, cut to what fits in half the free memory).
     `threads`: default, the physical cores this process may use. `kv_type`: "f16", or "f32" for a cache of twice
-    the size that rounds nothing. `pull`: fetch the model if it is not here;
-    otherwise the network is never touched. Raises ModelNotFound, BadModelFile, CapacityExceeded, UsageError.
+    the size that rounds nothing. `speculate`: verify guesses at what comes next where that is faster; the
+    answers are the same. `draft`: a smaller model of the same tokens that guesses too. `pull`: fetch what is
+    not here; otherwise the network is never touched.
+    Raises ModelNotFound, BadModelFile, CapacityExceeded, UsageError.
     """
     store = Store(load_settings())
-    ref = store.pull(str(model)) if pull else store.resolve(str(model))
-    return open_model(ref, context=context, threads=threads, kv_type=kv_type, packs=store.packs)
+    found = store.pull if pull else store.resolve
+    return open_model(
+        found(str(model)),
+        context=context,
+        threads=threads,
+        kv_type=kv_type,
+        speculate=speculate,
+        draft=None if draft is None else found(str(draft)),
+        packs=store.packs,
+    )
 
 
 def open_model(
@@ -601,6 +614,8 @@ def open_model(
     context: int | None = None,
     threads: int | None = None,
     kv_type: KvType = "f16",
+    speculate: bool = True,
+    draft: ModelRef | None = None,
     packs: Path | None = None,
     progress: Progress | None = None,
 ) -> LLM:
@@ -611,6 +626,48 @@ def open_model(
     started = time.perf_counter()
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; expected 1 or more")
+    if draft is not None and not speculate:
+        raise UsageError(f"{draft.name} is to draft, but speculation is off", "leave out one of the two")
+    opened = _opened(ref, threads, packs, progress)
+    drafter = None if draft is None else _drafter(draft, opened, packs, progress)
+    loaded = opened.model
+    llm = LLM(
+        Engine(
+            loaded,
+            context=context,
+            kv_type=kv_type,
+            speculate=speculate,
+            draft=drafter.model if drafter else None,
+        ),
+        opened.tokenizer,
+        opened.template,
+        name=ref.name,
+        quantization=opened.quantization,
+        default_sampling=opened.sampling,
+        load_s=time.perf_counter() - started,
+        notes=(*loaded.notes, *_template_notes(opened.template)),
+    )
+    writes = [each.write for each in (opened, drafter) if each is not None and each.write is not None]
+    if writes:
+        llm.keep_packed(lambda: [write() for write in writes])
+    return llm
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A model file with its text side."""
+
+    model: LoadedModel
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    quantization: str
+    sampling: SamplingParams
+    write: Callable[[], None] | None  # keeps the packed weights for the next load; None: they lie there
+
+
+def _opened(
+    ref: ModelRef, threads: int | native.Threads | None, packs: Path | None, progress: Progress | None
+) -> _Opened:
     pack = pack_path(packs, ref.digest) if packs and ref.digest else None
     mapped = open_pack(pack, ref.digest) if pack else None
     with closing(open_model_file(ref.path)) as opened:
@@ -625,19 +682,20 @@ def open_model(
             progress=progress,
         )
         quantization = _quantization(opened, loaded.type_bytes)
-    llm = LLM(
-        Engine(loaded, context=context, kv_type=kv_type),
-        tokenizer,
-        template,
-        name=ref.name,
-        quantization=quantization,
-        default_sampling=SamplingParams(**defaults),
-        load_s=time.perf_counter() - started,
-        notes=(*loaded.notes, *_template_notes(template)),
-    )
-    if pack and mapped is None:
-        llm.keep_packed(lambda: write_pack(pack, ref.digest, loaded.matrices))
-    return llm
+    write = (lambda: write_pack(pack, ref.digest, loaded.matrices)) if pack and mapped is None else None
+    return _Opened(loaded, tokenizer, template, quantization, SamplingParams(**defaults), write)
+
+
+def _drafter(ref: ModelRef, target: _Opened, packs: Path | None, progress: Progress | None) -> _Opened:
+    """Load a draft model on the target's threads; refuse one whose ids stand for other tokens."""
+    opened = _opened(ref, target.model.threads, packs, progress)
+    wrong = target.tokenizer.first_difference(opened.tokenizer)
+    if wrong is not None:
+        raise UsageError(
+            f"{ref.name} cannot draft for {target.model.name}: token {wrong} differs",
+            "a draft model needs the very same tokens: choose a smaller model of the family",
+        )
+    return opened
 
 
 def _text_side(opened: ModelFile, path: Path) -> tuple[Tokenizer, ChatTemplate | None]:

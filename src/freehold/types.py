@@ -71,6 +71,12 @@ class Usage:
         return (self.prompt_tokens - self.cached_tokens) / self.prefill_s if self.prefill_s > 0 else 0.0
 
     @property
+    def tokens_per_step(self) -> float:
+        """Generated tokens after the first per step that made them: 1.0 without speculation."""
+        after = max(self.completion_tokens - 1, 0)
+        return after / max(after - self.accepted_tokens, 1)
+
+    @property
     def decode_tok_s(self) -> float:
         """Generated tokens per second after the first, which prefill pays for."""
         return max(self.completion_tokens - 1, 0) / self.decode_s if self.decode_s > 0 else 0.0

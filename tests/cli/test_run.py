@@ -18,9 +18,10 @@ import pytest
 
 from freehold.cli import main
 from freehold.cli import run as run_module
+from freehold.cli.chat import Answer
 from freehold.cli.sessions import Session, Sessions
 from freehold.fake import FakeModel, Reply
-from freehold.types import Message, SamplingParams
+from freehold.types import Message, SamplingParams, Usage
 from tests.vectors.files import write_gguf
 
 
@@ -218,6 +219,21 @@ def test_tiny_model_answers_and_verbose_tells_speeds(freehold, tiny):
     assert status == 0
     assert "context 128 tokens (as asked)" in err
     assert re.search(r"loaded in [\d.]+ s", err) and re.search(r"prefill .* tok/s; decode .* tok/s", err)
+
+
+def test_verbose_tells_how_many_guesses_held():
+    answer = Answer(usage=Usage(10, 31, prefill_s=1.0, decode_s=1.0, drafted_tokens=30, accepted_tokens=20))
+    assert run_module.speeds(answer).endswith("; 20 of 30 guesses held, 3.00 tokens a step")
+
+
+def test_draft_without_speculation_is_refused(freehold, tiny):
+    status, _, err = freehold("run", tiny, "Hi", "--draft", tiny, "--no-speculation")
+    assert status == 2 and "--draft guesses, and --no-speculation forbids it" in err
+
+
+def test_model_may_draft_for_itself(freehold, tiny):
+    asked = ("run", tiny, "Hi", "--max-tokens", "30", "--context", "128", "--seed", "1", "--raw")
+    assert freehold(*asked, "--draft", tiny)[:2] == freehold(*asked, "--no-speculation")[:2]
 
 
 def test_context_that_memory_cuts_is_said_without_verbose(freehold, tiny, monkeypatch):

@@ -34,6 +34,13 @@ def test_byte_level_composes_characters_where_the_model_does():
     assert plain.encode("e\u0301") != plain.encode("é")
 
 
+def test_first_id_that_stands_for_another_token_is_found():
+    assert BPE.first_difference(tokenizer_from_gguf(toys.byte_level())) is None
+    assert BPE.first_difference(SPM) == next(
+        i for i in range(BPE.vocab_size) if BPE.token_text(i) != SPM.token_text(i)
+    )
+
+
 def test_control_token_in_user_text_is_ordinary_text():
     ids = BPE.encode("hello<|im_end|>")
     assert BPE.token_id("<|im_end|>") not in ids

@@ -91,7 +91,10 @@ def measure(
     from freehold.local import open_model
 
     context = max(prompt, DECODE_PROMPT + tokens) + 2
-    with open_model(ref, context=context, threads=threads, kv_type=kv_type, packs=packs) as llm:
+    # The ceiling is one of plain decoding; benches/speculation.py measures what guesses add.
+    with open_model(
+        ref, context=context, threads=threads, kv_type=kv_type, speculate=False, packs=packs
+    ) as llm:
         timer = _Timer(llm)
         timer.prefill(min(prompt, 64))  # pages the weights in
         rates = [(timer.prefill(prompt), timer.decode(tokens)) for _ in range(rounds)]

@@ -22,7 +22,14 @@ from freehold.cli.markdown import DataRenderer, PlainRenderer, StreamRenderer
 from freehold.cli.options import MAX_SEED, chosen, sampling_options
 from freehold.cli.prompt import joined, read_stdin, split_words
 from freehold.cli.sessions import Session, Sessions
-from freehold.cli.shared import held_or_fetched, kv_option, offline_option, with_offline
+from freehold.cli.shared import (
+    draft_option,
+    held_or_fetched,
+    kv_option,
+    offline_option,
+    speculate_option,
+    with_offline,
+)
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.store import Store
@@ -44,6 +51,8 @@ class Request:
     verbose: bool
     context: int | None
     kv_type: KvType
+    speculate: bool
+    draft: str | None
     threads: int | None
     logprobs: int | None
     continued: bool
@@ -68,6 +77,8 @@ class Request:
     help="Context full: fail, or leave out the oldest messages and say so.",
 )
 @kv_option
+@draft_option
+@speculate_option
 @click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
 @click.option("--continue", "continued", is_flag=True, help="Go on with the latest session.")
 @click.option("--session", metavar="NAME", help="Go on with the session NAME, or start it.")
@@ -119,6 +130,8 @@ def _check(request: Request, asking: Asking) -> None:
             raise UsageError(
                 f"{option} belongs to a chat, and --raw has none", f"leave out --raw or {option}"
             )
+    if request.draft and not request.speculate:
+        raise UsageError("--draft guesses, and --no-speculation forbids it", "give one of them")
     if request.continued and request.session:
         raise UsageError("--continue and --session name two sessions", "give one of them")
 
@@ -191,6 +204,8 @@ def open_llm(store: Store, model: str, request: Request) -> LLM:
         ref,
         context=request.context,
         kv_type=request.kv_type,
+        speculate=request.speculate,
+        draft=held_or_fetched(store, request.draft) if request.draft else None,
         threads=request.threads,
         packs=store.packs,
         progress=_show_packing if shown else None,
@@ -276,6 +291,9 @@ def _warnings(llm: LLM, answer: Answer, asking: Asking) -> list[str]:
     return lines
 
 
+_COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "drafted_tokens", "accepted_tokens")
+
+
 def _as_json(llm: LLM, answer: Answer, asking: Asking, warnings: list[str]) -> dict[str, Any]:
     usage = answer.usage
     timings = {"load_s": round(llm.load_s, 4)}
@@ -289,9 +307,7 @@ def _as_json(llm: LLM, answer: Answer, asking: Asking, warnings: list[str]) -> d
         "thinking": answer.thinking,
         "finish_reason": answer.finish_reason,
         "seed": asking.sampling.seed,
-        "usage": {n: getattr(usage, n) for n in ("prompt_tokens", "completion_tokens", "cached_tokens")}
-        if usage
-        else None,
+        "usage": {n: getattr(usage, n) for n in _COUNTS} if usage else None,
         "timings": timings,
         "context": {
             "limit": llm.context,
@@ -312,9 +328,15 @@ def speeds(answer: Answer) -> str:
     if usage is None:
         return ""
     cached = f", {usage.cached_tokens:,} of them cached" if usage.cached_tokens else ""
+    guessed = ""
+    if usage.drafted_tokens:
+        guessed = (
+            f"; {usage.accepted_tokens:,} of {usage.drafted_tokens:,} guesses held, "
+            f"{usage.tokens_per_step:.2f} tokens a step"
+        )
     return (
         f"prefill {usage.prompt_tokens:,} tokens at {usage.prefill_tok_s:,.1f} tok/s{cached}; "
-        f"decode {usage.completion_tokens:,} tokens at {usage.decode_tok_s:,.1f} tok/s"
+        f"decode {usage.completion_tokens:,} tokens at {usage.decode_tok_s:,.1f} tok/s{guessed}"
     )
 
 

@@ -24,6 +24,16 @@ kv_option = click.option(
     help="Hold keys and values as f16, or as f32: twice the memory, nothing rounded.",
 )
 
+speculate_option = click.option(
+    "--speculation/--no-speculation",
+    "speculate",
+    default=True,
+    help="Verify guesses at what comes next where that is faster; the answers are the same.",
+)
+draft_option = click.option(
+    "--draft", metavar="MODEL", help="Let a smaller model of the same tokens guess, too."
+)
+
 
 def with_offline(settings: Settings, offline: bool) -> Settings:
     """Return the settings with offline mode on if the verb's own option asks for it."""

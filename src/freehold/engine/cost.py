@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 # Rows of a step that are tried: a tile's widths, then steps of about a third; a cost is soon known for each.
 LADDER = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TRIED = frozenset(LADDER)
-SAMPLES = 5  # steps a cost is the median of: a hiccup in two of them does no harm
+# Others on the machine only ever slow a step down, so a cost is the lower quartile of so many latest steps: what the
+# step takes while it is left alone, which is what rows must be compared by.
+SAMPLES = 16
 STALE = 500  # steps after which a cost counts as unknown: depth and neighbours change it
 ROW_GUESS = 0.06  # cost of one more row over a lone one's, until it was measured
-MARGIN = 1.02  # guesses must promise this much more than plain decoding
+MARGIN = 1.05  # guesses must promise this much more than plain decoding
 
 
 class StepCost:
@@ -25,7 +27,7 @@ class StepCost:
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {}
-        self._median: dict[int, float] = {}
+        self._cost: dict[int, float] = {}
         self._seen: dict[int, int] = {}  # rows -> step of the latest sample
         self._rows: list[int] = []  # sorted
         self._steps = 0
@@ -38,7 +40,7 @@ class StepCost:
             insort(self._rows, rows)
         samples = self._samples[rows]
         samples.append(seconds)
-        self._median[rows] = sorted(samples)[(len(samples) - 1) // 2]
+        self._cost[rows] = sorted(samples)[(len(samples) - 1) // 4]
         self._seen[rows] = self._steps
         if self._steps % STALE == 0:
             self._drop_stale()
@@ -49,23 +51,23 @@ class StepCost:
 
     def seconds(self, rows: int) -> float:
         """Return the cost of so many rows; between and beyond what was measured, a hopeful guess."""
-        known = self._median.get(rows)
+        known = self._cost.get(rows)
         if known is not None or not self._rows:
             return known or 0.0
         at = bisect_left(self._rows, rows)
         above = self._rows[at] if at < len(self._rows) else None
         if at == 0:
-            return self._median[self._rows[0]]
+            return self._cost[self._rows[0]]
         below = self._rows[at - 1]
         if above is not None and 2 * above <= 3 * below + 2:  # neighbours on the ladder, or nearer
             share = (rows - below) / (above - below)
-            return self._median[below] * (1 - share) + self._median[above] * share
-        hope = self._median[below] + ROW_GUESS * self._median[self._rows[0]] * (rows - below)
-        return hope if above is None else min(hope, self._median[above])
+            return self._cost[below] * (1 - share) + self._cost[above] * share
+        hope = self._cost[below] + ROW_GUESS * self._cost[self._rows[0]] * (rows - below)
+        return hope if above is None else min(hope, self._cost[above])
 
     def _drop_stale(self) -> None:
         for rows in [r for r in self._rows if self._steps - self._seen[r] >= STALE]:
-            del self._samples[rows], self._median[rows], self._seen[rows]
+            del self._samples[rows], self._cost[rows], self._seen[rows]
             self._rows.remove(rows)
 
 

@@ -166,6 +166,13 @@ class Tokenizer:
         """Texts of the tokens that only a template may write."""
         return frozenset(token.text for token in self._vocabulary.added if token.control)
 
+    def first_difference(self, other: Tokenizer) -> int | None:
+        """Return the first id that stands for another token in `other`, or None if all are the same."""
+        ours, theirs = self._vocabulary.texts, other._vocabulary.texts
+        pairs = enumerate(zip(ours, theirs, strict=False))
+        shorter = None if len(ours) == len(theirs) else min(len(ours), len(theirs))
+        return next((id for id, (a, b) in pairs if a != b), shorter)
+
     def token_id(self, text: str) -> int | None:
         """Return the id of the token spelled exactly `text` in the vocabulary, or None."""
         return self._ids.get(text)
