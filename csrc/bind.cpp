@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 
 #include "freehold.h"
@@ -67,7 +68,10 @@ double measure_read_gb_s(int threads, int megabytes) {
   std::vector<uint64_t> sums(static_cast<size_t>(threads));
   for (int pass = 0; pass < 5; ++pass) {
     const auto start = std::chrono::steady_clock::now();
-    pool.run([&](int t) { sums[static_cast<size_t>(t)] += kernels()->read_loop(memory->data + static_cast<size_t>(t) * each, each); });
+    std::atomic<size_t> next{0};
+    pool.run([&](int) {
+      for (size_t t; (t = next++) < sums.size();) sums[t] += kernels()->read_loop(memory->data + t * each, each);
+    });
     best = std::min(best, seconds_since(start));
   }
   return static_cast<double>(each) * threads / best / 1e9;
@@ -80,7 +84,10 @@ double measure_int8_gops(int threads) {
   std::vector<int32_t> sums(static_cast<size_t>(threads));
   for (int pass = 0; pass < 5; ++pass) {
     const auto start = std::chrono::steady_clock::now();
-    pool.run([&](int t) { sums[static_cast<size_t>(t)] += kernels()->dot_loop(iterations); });
+    std::atomic<size_t> next{0};
+    pool.run([&](int) {
+      for (size_t t; (t = next++) < sums.size();) sums[t] += kernels()->dot_loop(iterations);
+    });
     best = std::min(best, seconds_since(start));
   }
   return static_cast<double>(iterations * kDotLoopOps) * threads / best / 1e9;

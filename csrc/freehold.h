@@ -7,9 +7,11 @@
 // Errors. Functions throw freehold::Error with a text for the caller; bind.cpp turns it into the named Python error.
 // Nothing here aborts the host process, and nothing trusts a size it was not given the length of.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -32,22 +34,40 @@ const Kernels* kernels();
 const Kernels* kernels_named(std::string_view name);   // throws Usage, naming the runnable ones
 
 // --- threads.cpp ------------------------------------------------------------------------------------------------
-// A pool of n threads, the caller being thread 0. run() hands every thread the same job and returns when all ended;
-// inside a job, wait() holds a thread until something is so: it spins for some microseconds, then yields. Workers
-// sleep between jobs.
+// A pool of n threads, the caller being thread 0. A job is offered to all; who comes in time runs it once, and a
+// worker that a neighbour keeps from running finds the door closed and goes back to sleep. So a job must be work that
+// whoever is there claims piece by piece, until none is left. Workers sleep between jobs.
 class Threads {
  public:
+  // Sets of state a job may lie in: a worker still on its way out of one job holds its seat, not the next job.
+  static constexpr int kSeats = 2;
+
   explicit Threads(int n);
   ~Threads();
   Threads(const Threads&) = delete;
   Threads& operator=(const Threads&) = delete;
   int size() const;
-  void run(const std::function<void(int thread)>& job);
-  template <class Ready> void wait(Ready ready) const {
-    for (int i = 0; !ready(); ++i) relax(i);
-  }
+  void run(const std::function<void(int thread)>& job);     // returns when everyone who began it has ended it
+
+  // The pool for one job whose state lies in seat(): nobody is left in an earlier job of that seat.
+  class Turn {
+   public:
+    explicit Turn(Threads& threads);                        // waits until the pool and the seat are free
+    int seat() const;
+    // Offers the job to the first `active` threads; returns when thread 0 has ended it. Others may still be inside,
+    // with nothing claimed: the job's state lives until the seat's next turn, or until settle().
+    void run(std::function<void(int thread)> job, int active);
+   private:
+    Threads& pool_;
+    std::unique_lock<std::mutex> lock_;
+    uint32_t number_;
+  };
+  void settle();                                            // returns when nobody is inside any job
+
+  // Holds a thread of a job until `done` has reached n: spins some microseconds, then sleeps until finish() wakes it.
+  static void await(const std::atomic<uint32_t>& done, int64_t n);
+  static void finish(std::atomic<uint32_t>& done, int64_t more, int64_t n);   // adds what this thread has done
  private:
-  static void relax(int turn);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

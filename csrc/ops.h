@@ -28,6 +28,8 @@ struct Run {
   const Step* step;
   std::vector<Segment> segments;
   std::vector<float*> buffer;                 // by buffer number
+  int active = 1;                             // threads the step is offered to
+  int seat = 0;                               // which set of counters and lists is this step's
 };
 
 // Activation rows in the forms a set of weights wants; scratch shared by all ops, one op at a time.
@@ -53,11 +55,18 @@ struct ActScratch {
 };
 
 // A piece of work that must be done before the next begins. Threads wait for the work, not for each other: one that
-// a neighbour keeps from running claims nothing and holds nobody up, and skips forward when it comes back.
+// a neighbour keeps from running claims nothing and holds nobody up, and skips forward when it comes back. It may come
+// back when the next step has begun, so counters, like all that ops read outside claimed work, are kept per seat.
 struct Phase {
-  alignas(64) std::atomic<int64_t> next{0};    // first item nobody has claimed
-  alignas(64) std::atomic<int64_t> done{0};    // items finished
-  void reset() { next = 0; done = 0; }
+  struct Count {
+    alignas(64) std::atomic<int64_t> next{0};    // first item nobody has claimed
+    alignas(64) std::atomic<uint32_t> done{0};   // items finished
+  };
+  Count seats[Threads::kSeats];
+  void reset(int seat) {
+    seats[seat].next.store(0, std::memory_order_relaxed);   // the door publishes both
+    seats[seat].done.store(0, std::memory_order_relaxed);
+  }
 };
 
 struct Op {
@@ -70,29 +79,31 @@ struct Op {
 
 // Calls f(begin, end) for chunks of [0, n) as this thread gets them; returns when all of [0, n) is done.
 template <class Body> void share(const Run& r, Phase& phase, int64_t n, int64_t chunk, Body f) {
-  for (int64_t i; (i = phase.next.fetch_add(chunk, std::memory_order_relaxed)) < n;) {
+  Phase::Count& c = phase.seats[r.seat];
+  for (int64_t i; (i = c.next.fetch_add(chunk, std::memory_order_relaxed)) < n;) {
     const int64_t end = std::min(n, i + chunk);
     f(i, end);
-    phase.done.fetch_add(end - i, std::memory_order_release);
+    Threads::finish(c.done, end - i, n);
   }
-  r.threads->wait([&] { return phase.done.load(std::memory_order_acquire) >= n; });
+  Threads::await(c.done, n);
 }
 // The same with shrinking chunks: half of a thread's share of what is left. A stream of weights runs at full speed only
 // once the machine's prefetcher has caught on, so ranges are long while work is plenty, and short at the end.
 template <class Body> void share_stream(const Run& r, Phase& phase, int64_t n, Body f) {
-  int64_t i = phase.next.load(std::memory_order_relaxed);
+  Phase::Count& c = phase.seats[r.seat];
+  int64_t i = c.next.load(std::memory_order_relaxed);
   while (i < n) {
-    const int64_t end = i + std::max<int64_t>(1, (n - i) / (2 * r.threads->size()));
-    if (!phase.next.compare_exchange_weak(i, end, std::memory_order_relaxed)) continue;
+    const int64_t end = i + std::max<int64_t>(1, (n - i) / (2 * r.active));
+    if (!c.next.compare_exchange_weak(i, end, std::memory_order_relaxed)) continue;
     f(i, end);
-    phase.done.fetch_add(end - i, std::memory_order_release);
-    i = phase.next.load(std::memory_order_relaxed);
+    Threads::finish(c.done, end - i, n);
+    i = c.next.load(std::memory_order_relaxed);
   }
-  r.threads->wait([&] { return phase.done.load(std::memory_order_acquire) >= n; });
+  Threads::await(c.done, n);
 }
 // Rows are equal, small work: four chunks a thread.
 template <class Body> void each_row(const Run& r, Phase& phase, int64_t rows, Body f) {
-  share(r, phase, rows, std::max<int64_t>(1, rows / (4 * r.threads->size())), [&](int64_t begin, int64_t end) {
+  share(r, phase, rows, std::max<int64_t>(1, rows / (4 * r.active)), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) f(t);
   });
 }
@@ -294,14 +305,18 @@ struct RopeStore final : Op {
 struct Attention final : Op {
   int layer, q, out, heads, window; KvLayer shape; float scale, softcap;
   struct Item { Segment seg; int64_t row, rows; int head, first_span, spans; int64_t partial; };
-  std::vector<Item> items;
+  struct Deal {                               // a step's work, by seat
+    std::vector<Item> items;
+    std::vector<std::pair<int32_t, int32_t>> pieces;   // split: (item, span)
+    bool split = false;
+  };
+  Deal deals[Threads::kSeats];
   std::vector<float> partials;                // split: [item][span][rows * group][2 + dv]
   std::vector<std::vector<float>> local;      // by thread: running and partial of one item
-  std::vector<std::pair<int32_t, int32_t>> pieces;   // split: (item, span)
-  bool split = false;
 
   int64_t unit(int64_t rows) const { return rows * (heads / shape.kv_heads) * (2 + shape.dv); }
   void prepare(const Run& r) override {
+    auto& [items, pieces, split] = deals[r.seat];
     items.clear();
     pieces.clear();
     int64_t total = 0;
@@ -315,15 +330,14 @@ struct Attention final : Op {
           total += unit(it.rows) * it.spans;
           items.push_back(it);
         }
-    const int64_t n = r.threads->size();
-    split = n > 1 && static_cast<int64_t>(items.size()) < 4 * n;
+    split = r.active > 1 && static_cast<int64_t>(items.size()) < 4 * r.active;
     if (split) {
       partials.resize(static_cast<size_t>(std::max<int64_t>(total, static_cast<int64_t>(partials.size()))));
       for (size_t i = 0; i < items.size(); ++i)
         for (int s = 0; s < items[i].spans; ++s) pieces.emplace_back(static_cast<int32_t>(i), s);
       if (pieces.size() == items.size()) split = false;
     }
-    local.resize(static_cast<size_t>(n));
+    local.resize(static_cast<size_t>(r.threads->size()));
     for (auto& l : local) l.resize(static_cast<size_t>(2 * unit(kAttnTileRows)));
   }
   AttnArgs args(const Run& r, const Item& it) const {
@@ -368,12 +382,14 @@ struct Attention final : Op {
   }
   void run(Run& r, int thread) override {
     float* scratch = local[static_cast<size_t>(thread)].data();
-    if (!split) {
+    const Deal& deal = deals[r.seat];
+    const std::vector<Item>& items = deal.items;
+    if (!deal.split) {
       share(r, first, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) { whole(r, items[static_cast<size_t>(i)], scratch); });
       return;
     }
-    share(r, first, static_cast<int64_t>(pieces.size()), 1, [&](int64_t i, int64_t) {
-      const auto [n, s] = pieces[static_cast<size_t>(i)];
+    share(r, first, static_cast<int64_t>(deal.pieces.size()), 1, [&](int64_t i, int64_t) {
+      const auto [n, s] = deal.pieces[static_cast<size_t>(i)];
       const Item& it = items[static_cast<size_t>(n)];
       r.k->attend_span(args(r, it), it.head, static_cast<int>(it.row), static_cast<int>(it.rows), it.first_span + s,
                        partials.data() + it.partial + s * unit(it.rows));

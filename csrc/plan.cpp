@@ -27,6 +27,8 @@ struct Plan::State {
   int64_t embed_rows = 0;
   bool finished = false;
   std::mutex one_step;
+  Run runs[Threads::kSeats];
+  Step steps[Threads::kSeats];
 
   template <class T> T& add(std::unique_ptr<T> op) {
     if (finished || head) refuse("no op may follow logits()");
@@ -57,6 +59,11 @@ struct Plan::State {
   }
   void assign_slots();
   void validate(const Step& step) const;
+  Run& ready(const Step& step, int seat, int active);
+  void walk(Run& r, int thread) {
+    for (auto& t : ropes) t->fill(r);
+    for (auto& op : ops) op->run(r, thread);
+  }
   std::vector<Segment> segments(const Step& step) const;
 };
 
@@ -66,7 +73,7 @@ Plan::Plan(std::shared_ptr<Threads> threads, std::shared_ptr<KvCache> cache, int
   s_->cache = std::move(cache);
   s_->max_rows = max_rows;
 }
-Plan::~Plan() = default;
+Plan::~Plan() { s_->threads->settle(); }
 
 int Plan::embed(MatrixPtr table, float scale) {
   auto op = std::make_unique<Embed>();
@@ -295,18 +302,31 @@ std::vector<Segment> Plan::State::segments(const Step& s) const {
 void Plan::run(const Step& step) {
   std::lock_guard lock(s_->one_step);
   s_->validate(step);
-  Run r{kernels(), s_->threads.get(), s_->cache.get(), &step, s_->segments(step), {}};
-  for (int slot : s_->slot) r.buffer.push_back(slot < 0 ? nullptr : s_->slots[static_cast<size_t>(slot)].data());
-  for (auto& op : s_->ops) {
-    op->first.reset();
-    op->second.reset();
+  Threads::Turn turn(*s_->threads);
+  Run& r = s_->ready(step, turn.seat(), s_->threads->size());
+  turn.run([s = s_.get(), &r](int thread) { s->walk(r, thread); }, r.active);
+}
+
+// Fills the seat's Run and counters. A worker late for the step before may still be on its way through the other seat.
+Run& Plan::State::ready(const Step& step, int seat, int active) {
+  Run& r = runs[seat];
+  steps[seat] = step;
+  r.k = kernels();
+  r.threads = threads.get();
+  r.cache = cache.get();
+  r.step = &steps[seat];
+  r.segments = segments(step);
+  r.active = active;
+  r.seat = seat;
+  r.buffer.clear();
+  for (int s : slot) r.buffer.push_back(s < 0 ? nullptr : slots[static_cast<size_t>(s)].data());
+  for (auto& op : ops) {
+    op->first.reset(seat);
+    op->second.reset(seat);
     op->prepare(r);
   }
-  for (auto& t : s_->ropes) t->first.reset();
-  s_->threads->run([&](int thread) {
-    for (auto& t : s_->ropes) t->fill(r);
-    for (auto& op : s_->ops) op->run(r, thread);
-  });
+  for (auto& t : ropes) t->first.reset(seat);
+  return r;
 }
 
 }  // namespace fh

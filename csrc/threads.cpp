@@ -1,10 +1,18 @@
-// The worker pool: n threads that run one job together. Knows no work of its own.
+// The worker pool: n threads that are offered one job at a time. Knows no work of its own.
 //
-// A step of a small model waits a few hundred times for microseconds' work, so waiting spins. On a machine whose
-// cores are shared, a thread that spins keeps the late one from running: after kSpin turns it yields, and between
-// jobs it sleeps after kIdleSpin, so an idle pool costs nothing.
+// A step of a small model waits a few hundred times for microseconds' work, so waiting spins first. On a machine whose
+// cores are shared, a thread that spins on, or yields, gives a late one nothing: it sleeps, and the one that ends the
+// work wakes it, which puts it before a neighbour that has had its share.
+//
+// Who may touch a job. A worker enters in three moves: it counts itself inside the job's seat, looks whether the door
+// still shows that job, and only then reads the job. The caller closes the door when its own part is over (all work
+// is done then) and, before it fills a seat again, waits for that seat's count to be 0. All four accesses are
+// sequentially consistent, so either the worker's count came before the caller's look, which then waits, or the closed
+// door came before the worker's look, which then leaves without having read anything.
+#include <unistd.h>
+
+#include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <mutex>
 #include <thread>
 
@@ -13,7 +21,7 @@
 namespace fh {
 namespace {
 
-constexpr int kSpin = 1000;          // turns of about 20-40 ns with a pause: 30 us, longer than most quiet waits
+constexpr int kSpin = 1000;          // turns of about 20-50 ns with a pause: 30 us, longer than most quiet waits
 constexpr int kIdleSpin = 20000;     // about half a millisecond between steps: sampling and Python fit in it
 constexpr int kMaxThreads = 512;
 
@@ -28,55 +36,49 @@ inline void pause_cpu() {
 }  // namespace
 
 struct Threads::Impl {
+  struct alignas(64) Seat {
+    std::function<void(int)> job;
+    std::atomic<int> inside{0};        // workers that may be reading the job or running it
+  };
+  struct alignas(64) Call { std::atomic<uint32_t> number{0}; };
   int n;
   pid_t owner = getpid();
   std::vector<std::thread> workers;
-  const std::function<void(int)>* job = nullptr;
-  alignas(64) std::atomic<uint32_t> generation{0};   // counts jobs; workers wait for it to move
-  alignas(64) std::atomic<int> arrived{0};           // threads that ended the job
-  alignas(64) std::atomic<uint32_t> phase{0};        // counts jobs all have ended
+  std::unique_ptr<Call[]> calls;       // by thread: the newest job it was called to
+  Seat seats[kSeats];
+  alignas(64) std::atomic<uint32_t> door{0};     // number of the job that may be entered; 0: none
   std::atomic<bool> stop{false};
-  std::mutex mutex;
-  std::condition_variable wake;
-  int sleepers = 0;                                  // under mutex
-  std::mutex one_job;                                // callers queue: a pool runs one job at a time
+  std::mutex one_job;                  // callers queue: a pool runs one job at a time
+  uint32_t number = 0;                 // of the newest job; under one_job
 
-  void wait_job(uint32_t seen) {
+  Seat& seat(uint32_t job) { return seats[job % kSeats]; }
+  uint32_t wait_call(int thread, uint32_t seen) const {
+    const std::atomic<uint32_t>& call = calls[static_cast<size_t>(thread)].number;
     for (int i = 0; i < kIdleSpin; ++i) {
-      if (generation.load(std::memory_order_acquire) != seen) return;
+      if (const uint32_t now = call.load(std::memory_order_acquire); now != seen) return now;
       pause_cpu();
     }
-    std::unique_lock lock(mutex);
-    ++sleepers;
-    wake.wait(lock, [&] { return generation.load(std::memory_order_acquire) != seen; });
-    --sleepers;
+    call.wait(seen, std::memory_order_acquire);
+    return call.load(std::memory_order_acquire);
   }
   void work(int thread) {
-    uint32_t seen = 0;
-    for (;;) {
-      wait_job(seen);
-      seen = generation.load(std::memory_order_acquire);
+    for (uint32_t seen = 0;;) {
+      seen = wait_call(thread, seen);
       if (stop.load(std::memory_order_relaxed)) return;
-      (*job)(thread);
-      meet();
+      Seat& s = seat(seen);
+      s.inside.fetch_add(1);
+      if (door.load() == seen) s.job(thread);
+      s.inside.fetch_sub(1);
     }
   }
-  void release() {
-    {
-      std::lock_guard lock(mutex);
-      generation.fetch_add(1, std::memory_order_release);
-      if (!sleepers) return;
-    }
-    wake.notify_all();
+  void call(int thread, uint32_t job) {
+    calls[static_cast<size_t>(thread)].number.store(job, std::memory_order_release);
+    calls[static_cast<size_t>(thread)].number.notify_one();
   }
-  void meet() {
-    const uint32_t mine = phase.load(std::memory_order_relaxed);
-    if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == n) {
-      arrived.store(0, std::memory_order_relaxed);
-      phase.store(mine + 1, std::memory_order_release);
-      return;
-    }
-    for (int i = 0; phase.load(std::memory_order_acquire) == mine; ++i) relax(i);
+  static void leave(const Seat& s) {
+    for (int i = 0; s.inside.load(); ++i)
+      if (i < kSpin) pause_cpu();
+      else std::this_thread::yield();
   }
 };
 
@@ -84,7 +86,8 @@ Threads::Threads(int n) : impl_(std::make_unique<Impl>()) {
   if (n < 1 || n > kMaxThreads)
     throw Error(ErrorKind::Usage, "threads must be 1 to " + std::to_string(kMaxThreads) + ", got " + std::to_string(n));
   impl_->n = n;
-  for (int t = 1; t < n; ++t) impl_->workers.emplace_back([this, t] { impl_->work(t); });
+  impl_->calls = std::make_unique<Impl::Call[]>(static_cast<size_t>(n));
+  for (int t = 1; t < n; ++t) impl_->workers.emplace_back([impl = impl_.get(), t] { impl->work(t); });
 }
 
 Threads::~Threads() {
@@ -93,23 +96,52 @@ Threads::~Threads() {
     return;
   }
   impl_->stop.store(true);
-  impl_->release();
+  for (int t = 1; t < impl_->n; ++t) impl_->call(t, impl_->number + 1);
   for (std::thread& t : impl_->workers) t.join();
 }
 
 int Threads::size() const { return impl_->n; }
 
-void Threads::run(const std::function<void(int)>& job) {
-  std::lock_guard lock(impl_->one_job);
-  impl_->job = &job;
-  impl_->release();
-  job(0);
-  impl_->meet();
+Threads::Turn::Turn(Threads& threads) : pool_(threads), lock_(threads.impl_->one_job) {
+  Impl& p = *pool_.impl_;
+  if (++p.number == 0) p.number = 1;    // 0 is a closed door
+  number_ = p.number;
+  Impl::leave(p.seat(number_));
 }
 
-void Threads::relax(int turn) {
-  if (turn < kSpin) pause_cpu();
-  else std::this_thread::yield();
+int Threads::Turn::seat() const { return static_cast<int>(number_ % kSeats); }
+
+void Threads::Turn::run(std::function<void(int)> job, int active) {
+  Impl& p = *pool_.impl_;
+  struct Close { Impl& p; ~Close() { p.door.store(0); } } close{p};
+  p.seat(number_).job = std::move(job);
+  p.door.store(number_);
+  for (int t = 1; t < std::min(active, p.n); ++t) p.call(t, number_);
+  p.seat(number_).job(0);
+}
+
+void Threads::run(const std::function<void(int)>& job) {
+  Turn turn(*this);
+  turn.run(job, impl_->n);
+  Impl::leave(impl_->seats[turn.seat()]);
+}
+
+void Threads::settle() {
+  if (impl_->owner != getpid()) return;     // a forked child: nobody but its one thread is there
+  std::lock_guard lock(impl_->one_job);
+  for (const Impl::Seat& s : impl_->seats) Impl::leave(s);
+}
+
+void Threads::await(const std::atomic<uint32_t>& done, int64_t n) {
+  for (int i = 0; i < kSpin; ++i) {
+    if (done.load(std::memory_order_acquire) >= n) return;
+    pause_cpu();
+  }
+  for (uint32_t now; (now = done.load(std::memory_order_acquire)) < n;) done.wait(now, std::memory_order_acquire);
+}
+
+void Threads::finish(std::atomic<uint32_t>& done, int64_t more, int64_t n) {
+  if (done.fetch_add(static_cast<uint32_t>(more), std::memory_order_acq_rel) + more >= n) done.notify_all();
 }
 
 }  // namespace fh
