@@ -1,4 +1,5 @@
-// Faces of single kernels for tests: _native.testing. Each takes the name of a kernel table, or "reference" for the oracle.
+// Faces of single kernels, of the pool and of Crew for tests: _native.testing. A kernel takes the name of its table,
+// or "reference" for the oracle.
 // Checks shapes and calls, as bind.cpp does; the product's path does not come through here.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -6,8 +7,13 @@
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
 #include <random>
+#include <thread>
 
+#include "crew.h"
 #include "freehold.h"
 #include "kernels/reference.h"
 #include "sample.h"
@@ -249,6 +255,47 @@ Out<float> matmul(const std::string& isa, const Matrix& w, In<float, 2> x, int t
   return out;
 }
 
+// Jobs of two phases over kItems counters, on a pool whose workers now and then sleep `late_us` where a neighbour could
+// keep them from running with nothing claimed: before a phase and after it. Returns the worker visits that came in time;
+// throws unless every job had all its work done, exactly once, when it returned.
+int64_t drill_threads(int threads, int jobs, int late_us) {
+  constexpr int kItems = 24;
+  struct Phase { std::atomic<int> next{0}; std::atomic<uint32_t> done{0}; std::array<int, kItems> hits{}; };
+  struct State { Phase phases[2]; } seats[Threads::kSeats];
+  std::atomic<int64_t> visits{0};
+  Threads pool(threads);
+  for (int job = 0; job < jobs; ++job) {
+    Threads::Turn turn(pool);
+    State& s = seats[turn.seat()];
+    for (Phase& p : s.phases) p.next = 0, p.done = 0, p.hits.fill(0);
+    turn.run([&s, &visits, job, late_us](int thread) {
+      const auto nap = [&](int at) {
+        if (thread && late_us && (job * 7 + thread * 3 + at) % 5 == 0) std::this_thread::sleep_for(std::chrono::microseconds(late_us));
+      };
+      for (Phase& p : s.phases) {
+        nap(1);
+        for (int i; (i = p.next.fetch_add(1)) < kItems;) {
+          ++p.hits[static_cast<size_t>(i)];
+          Threads::finish(p.done, 1, kItems);
+        }
+        Threads::await(p.done, kItems);
+        nap(2);
+      }
+      if (thread) ++visits;
+    }, threads);
+    for (const Phase& p : s.phases)
+      expect(std::ranges::all_of(p.hits, [](int h) { return h == 1; }), "a job returned before its work was done once");
+  }
+  pool.settle();
+  return visits;
+}
+
+void bind_threads(nb::module_& t) {
+  t.def("drill_threads", &drill_threads, "threads"_a, "jobs"_a, "late_us"_a, nb::call_guard<nb::gil_scoped_release>());
+  nb::class_<Crew>(t, "Crew").def(nb::init<int>(), "most"_a).def_prop_ro("threads", &Crew::threads)
+      .def("tell", &Crew::tell, "cost"_a, "seconds"_a);
+}
+
 void bind_rows(nb::module_& t) {
   t.def("rms_norm", &rms_norm, "isa"_a, "x"_a, "w"_a, "eps"_a);
   t.def("add", [](const std::string& isa, Row y, Row x) { return binary(table(isa), &Kernels::add, add, y, x); });
@@ -273,6 +320,7 @@ void bind_rows(nb::module_& t) {
 void bind_kernels(nb::module_& m) {
   nb::module_ t = m.def_submodule("testing", "Single kernels by the name of their table, for tests.");
   bind_rows(t);
+  bind_threads(t);
   t.def("rope", &rope, "isa"_a, "x"_a, "cos"_a, "sin"_a, "adjacent"_a);
   t.def("kv_store", &kv_store, "isa"_a, "keys"_a, "values"_a, "slot"_a);
   t.def("attention", &attention, "isa"_a, "q"_a, "keys"_a, "values"_a, "first_position"_a, "scale"_a, "softcap"_a = 0.0f,

@@ -2,8 +2,11 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <bit>
+#include <chrono>
 #include <mutex>
 
+#include "crew.h"
 #include "ops.h"
 
 namespace fh {
@@ -27,6 +30,7 @@ struct Plan::State {
   int64_t embed_rows = 0;
   bool finished = false;
   std::mutex one_step;
+  std::vector<Crew> crews;                               // by kind of step: see crew()
   Run runs[Threads::kSeats];
   Step steps[Threads::kSeats];
 
@@ -60,6 +64,12 @@ struct Plan::State {
   void assign_slots();
   void validate(const Step& step) const;
   Run& ready(const Step& step, int seat, int active);
+  // Steps whose cost a row is alike: one row, two, ... seven, 8 to 15, 16 to 31, ...
+  Crew& crew(int64_t rows) {
+    const auto kind = static_cast<size_t>(rows < 8 ? rows : 4 + std::bit_width(static_cast<uint64_t>(rows)));
+    while (crews.size() <= kind) crews.emplace_back(threads->size());
+    return crews[kind];
+  }
   void walk(Run& r, int thread) {
     for (auto& t : ropes) t->fill(r);
     for (auto& op : ops) op->run(r, thread);
@@ -303,8 +313,12 @@ void Plan::run(const Step& step) {
   std::lock_guard lock(s_->one_step);
   s_->validate(step);
   Threads::Turn turn(*s_->threads);
-  Run& r = s_->ready(step, turn.seat(), s_->threads->size());
+  Crew& crew = s_->crew(step.rows);
+  Run& r = s_->ready(step, turn.seat(), crew.threads());
+  const auto start = std::chrono::steady_clock::now();
   turn.run([s = s_.get(), &r](int thread) { s->walk(r, thread); }, r.active);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  crew.tell(seconds / static_cast<double>(step.rows), seconds);
 }
 
 // Fills the seat's Run and counters. A worker late for the step before may still be on its way through the other seat.
