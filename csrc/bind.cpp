@@ -183,11 +183,11 @@ void bind_plan(nb::module_& m) {
   }, "inv_freq"_a, "factor"_a = 1.0f, "adjacent"_a = false);
 
   nb::class_<KvCache>(m, "KvCache")
-      .def("__init__", [](KvCache* self, const std::vector<std::tuple<int, int, int>>& layers, int64_t blocks, bool f32) {
+      .def("__init__", [](KvCache* self, const std::vector<std::tuple<int, int, int>>& layers, int64_t blocks, const std::string& type) {
         std::vector<KvLayer> shapes;
         for (const auto& [heads, d, dv] : layers) shapes.push_back({heads, d, dv});
-        new (self) KvCache(std::move(shapes), blocks, f32);
-      }, "layers"_a, "blocks"_a, "f32"_a = false)
+        new (self) KvCache(std::move(shapes), blocks, kv_type_named(type));
+      }, "layers"_a, "blocks"_a, "kv_type"_a = "f16")
       .def_prop_ro("blocks", &KvCache::blocks)
       .def_prop_ro("bytes_per_block", &KvCache::bytes_per_block);
 

@@ -94,12 +94,13 @@ Out<float> rope(const std::string& isa, In<float, 2> x, Row cos, Row sin, bool a
   return out;
 }
 
-Out<uint8_t> kv_store(const std::string& isa, In<float, 2> keys, In<float, 2> values, int slot) {
+Out<uint8_t> kv_store(const std::string& isa, In<float, 2> keys, In<float, 2> values, int slot, const std::string& kv_type) {
   const int64_t heads = dim(keys, 0), d = dim(keys, 1), dv = dim(values, 1);
   expect(dim(values, 0) == heads && slot >= 0 && slot < kBlockTokens, "keys and values need one number of heads; slot 0 to 31");
-  Out<uint8_t> page = array<uint8_t>({heads * (d + dv) * kBlockTokens * 2});
+  const KvType type = kv_type_named(kv_type);
+  Out<uint8_t> page = array<uint8_t>({heads * kv_head_bytes(type, d, dv)});
   kernels_named(isa)->kv_store(keys.data(), values.data(), static_cast<int>(heads), static_cast<int>(d), static_cast<int>(dv),
-                               false, page.data(), slot);
+                               type, page.data(), slot);
   return page;
 }
 
@@ -131,7 +132,7 @@ struct Attention {
   }
 };
 
-// Keys and values as f16 or f32, dealt over shuffled pages. What no row may see stays all ones: NaN in either.
+// Keys and values, dealt over shuffled pages. What no row may see stays all ones: NaN in floats and in scales.
 struct PagedCache {
   std::vector<int32_t> block_table;
   std::shared_ptr<Memory> memory;
@@ -139,7 +140,7 @@ struct PagedCache {
 
   PagedCache(const Kernels& k, const Attention& t, uint32_t shuffle)
       : block_table(static_cast<size_t>((t.positions + kBlockTokens - 1) / kBlockTokens)),
-        page_bytes(int64_t{t.a.f32 ? 4 : 2} * t.a.kv_heads * (t.a.d + t.a.dv) * kBlockTokens) {
+        page_bytes(t.a.kv_heads * kv_head_bytes(t.a.type, t.a.d, t.a.dv)) {
     for (size_t i = 0; i < block_table.size(); ++i) block_table[i] = static_cast<int32_t>(i);
     std::shuffle(block_table.begin(), block_table.end(), std::mt19937(shuffle));
     memory = Memory::anonymous(block_table.size() * static_cast<size_t>(page_bytes));
@@ -147,7 +148,7 @@ struct PagedCache {
     const int64_t seen = t.a.window > 0 ? std::max(0, t.a.first_position - t.a.window + 1) : 0;
     for (int64_t p = seen; p < t.a.first_position + t.rows; ++p)
       k.kv_store(t.keys.data() + p * t.a.kv_heads * t.a.d, t.values.data() + p * t.a.kv_heads * t.a.dv, t.a.kv_heads, t.a.d, t.a.dv,
-                 t.a.f32, memory->data + block_table[static_cast<size_t>(p / kBlockTokens)] * page_bytes, static_cast<int>(p % kBlockTokens));
+                 t.a.type, memory->data + block_table[static_cast<size_t>(p / kBlockTokens)] * page_bytes, static_cast<int>(p % kBlockTokens));
   }
 };
 
@@ -166,22 +167,23 @@ void attend_tile(const Kernels& k, const AttnArgs& a, int head, int row, int row
 void attend_reference(Attention& t) {
   const auto rounded = [&](const In<float, 3>& x) {
     std::vector<float> y(x.data(), x.data() + x.size());
-    if (!t.a.f32) for (float& v : y) v = f16_to_f32(f32_to_f16(v));
+    if (t.a.type == KvType::F16) for (float& v : y) v = f16_to_f32(f32_to_f16(v));
+    if (t.a.type == KvType::Q8) reference::round_rows(y.data(), dim(x, 0) * dim(x, 1), dim(x, 2));
     return y;
   };
   reference::attention(t.a, static_cast<int>(t.rows), rounded(t.keys).data(), rounded(t.values).data());
 }
 
 Out<float> attention(const std::string& isa, In<float, 3> q, In<float, 3> keys, In<float, 3> values, int first, float scale,
-                     float softcap, int window, int tile_rows, uint32_t shuffle, bool skip_spans, bool f32) {
+                     float softcap, int window, int tile_rows, uint32_t shuffle, bool skip_spans, const std::string& kv_type) {
   Attention t(q, keys, values, first, scale, softcap, window);
-  t.a.f32 = f32;
+  t.a.type = kv_type_named(kv_type);
   const Kernels* k = table(isa);
   if (!k) {
     attend_reference(t);
     return t.out;
   }
-  expect(tile_rows >= 1 && tile_rows <= kAttnTileRows, "a tile has 1 to 8 rows");
+  expect(tile_rows >= 1 && tile_rows <= kAttnTileQueries, "a tile has 1 to 64 rows");
   const PagedCache cache(*k, t, shuffle);
   t.a.pages = cache.memory->data;
   t.a.page_bytes = cache.page_bytes;
@@ -322,9 +324,9 @@ void bind_kernels(nb::module_& m) {
   bind_rows(t);
   bind_threads(t);
   t.def("rope", &rope, "isa"_a, "x"_a, "cos"_a, "sin"_a, "adjacent"_a);
-  t.def("kv_store", &kv_store, "isa"_a, "keys"_a, "values"_a, "slot"_a);
+  t.def("kv_store", &kv_store, "isa"_a, "keys"_a, "values"_a, "slot"_a, "kv_type"_a = "f16");
   t.def("attention", &attention, "isa"_a, "q"_a, "keys"_a, "values"_a, "first_position"_a, "scale"_a, "softcap"_a = 0.0f,
-        "window"_a = 0, "tile_rows"_a = kAttnTileRows, "shuffle"_a = 0, "skip_spans"_a = false, "f32"_a = false);
+        "window"_a = 0, "tile_rows"_a = 8, "shuffle"_a = 0, "skip_spans"_a = false, "kv_type"_a = "f16");
   t.def("quantize", &quantize, "isa"_a, "x"_a, "block"_a);
   t.def("matmul", &matmul, "isa"_a, "matrix"_a, "x"_a, "tile"_a = kTileTokens);
 }

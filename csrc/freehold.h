@@ -110,11 +110,12 @@ struct Rope {                     // angles position * inv_freq[i]; cos and sin 
 };
 
 struct KvLayer { int kv_heads, d, dv; };
+KvType kv_type_named(std::string_view name);   // "f16", "f32", "q8"; throws Usage for another
 // Pages for every layer, addressed by one block table. Reserved at once, touched lazily.
 class KvCache {
  public:
-  KvCache(std::vector<KvLayer> layers, int64_t blocks, bool f32 = false);
-  bool f32() const { return f32_; }
+  KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type);
+  KvType type() const { return type_; }
   int64_t blocks() const { return blocks_; }
   int64_t bytes_per_block() const;
   const KvLayer& layer(int i) const;
@@ -125,7 +126,7 @@ class KvCache {
   std::vector<KvLayer> layers_;
   std::vector<size_t> offset_;
   int64_t blocks_;
-  bool f32_;
+  KvType type_;
   std::shared_ptr<Memory> memory_;
 };
 

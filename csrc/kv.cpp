@@ -1,4 +1,6 @@
 // The KV cache's pages: one stretch of lazily touched memory, each layer's pages in a row.
+#include <algorithm>
+
 #include "freehold.h"
 
 namespace fh {
@@ -9,13 +11,16 @@ constexpr int kMaxLayers = 4096;
 
 }  // namespace
 
-KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks, bool f32) : layers_(std::move(layers)), blocks_(blocks), f32_(f32) {
+KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type)
+    : layers_(std::move(layers)), blocks_(blocks), type_(type) {
   if (layers_.empty() || layers_.size() > kMaxLayers) refuse("the cache has 1 to 4096 layers, got " + std::to_string(layers_.size()));
   if (blocks < 1 || blocks > INT32_MAX / kBlockTokens) refuse("a cache of " + std::to_string(blocks) + " blocks is out of range");
   __int128 total = 0;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const KvLayer& l = layers_[i];
     if (l.kv_heads < 1 || l.d < 1 || l.dv < 1 || l.kv_heads > 65536 || l.d > 65536 || l.dv > 65536) refuse("layer " + std::to_string(i) + " has no sane head shape");
+    if (type == KvType::Q8 && std::max(l.d, l.dv) > kMaxCodeWidth)
+      refuse("heads of " + std::to_string(std::max(l.d, l.dv)) + " do not fit q8, which takes " + std::to_string(kMaxCodeWidth) + "; use f16");
     offset_.push_back(static_cast<size_t>(total));
     total += static_cast<__int128>(page_bytes(static_cast<int>(i))) * blocks;
     if (total > (static_cast<__int128>(1) << 46)) throw Error(ErrorKind::Capacity, "a KV cache of more than 64 TB cannot be reserved");
@@ -25,7 +30,13 @@ KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks, bool f32) : layers
 const KvLayer& KvCache::layer(int i) const { return layers_.at(static_cast<size_t>(i)); }
 int64_t KvCache::page_bytes(int i) const {
   const KvLayer& l = layers_[static_cast<size_t>(i)];
-  return (int64_t{f32_ ? 4 : 2} * kBlockTokens * l.kv_heads * (l.d + l.dv) + 63) / 64 * 64;
+  return (l.kv_heads * kv_head_bytes(type_, l.d, l.dv) + 63) / 64 * 64;
+}
+KvType kv_type_named(std::string_view name) {
+  if (name == "f16") return KvType::F16;
+  if (name == "f32") return KvType::F32;
+  if (name == "q8") return KvType::Q8;
+  refuse("no type " + std::string(name) + "; there are f16, f32 and q8");
 }
 uint8_t* KvCache::pages(int i) const { return memory_->data + offset_[static_cast<size_t>(i)]; }
 int64_t KvCache::bytes_per_block() const {

@@ -294,14 +294,15 @@ struct RopeStore final : Op {
       turn(r, kr, shape.kv_heads, k_norm, t);
       const int pos = s.positions[t];
       const int32_t block = s.block_tables[s.seqs[t] * s.table_width + pos / kBlockTokens];
-      r.k->kv_store(kr, r.buffer[v] + t * shape.kv_heads * shape.dv, shape.kv_heads, shape.d, shape.dv, r.cache->f32(),
+      r.k->kv_store(kr, r.buffer[v] + t * shape.kv_heads * shape.dv, shape.kv_heads, shape.d, shape.dv, r.cache->type(),
                     r.cache->pages(layer) + block * r.cache->page_bytes(layer), pos % kBlockTokens);
     });
   }
 };
 
-// One item: some rows of one sequence, one kv head. Many items (prefill): a thread takes an item and walks its spans.
-// Few items over a long context (decode): spans are dealt out too, and merged in order afterwards. Same bits.
+// One item: some rows of one sequence, one kv head. Where no item is a large share of the work (prefill), a thread takes
+// an item and walks its spans. Else (decode over a long context, or beside short ones) spans are dealt out too, and merged
+// in order afterwards. Same bits.
 struct Attention final : Op {
   int layer, q, out, heads, window; KvLayer shape; float scale, softcap;
   struct Item { Segment seg; int64_t row, rows; int head, first_span, spans; int64_t partial; };
@@ -315,22 +316,25 @@ struct Attention final : Op {
   std::vector<std::vector<float>> local;      // by thread: running and partial of one item
 
   int64_t unit(int64_t rows) const { return rows * (heads / shape.kv_heads) * (2 + shape.dv); }
+  int64_t tile_rows() const { return std::max(1, kAttnTileQueries / (heads / shape.kv_heads)); }
   void prepare(const Run& r) override {
     auto& [items, pieces, split] = deals[r.seat];
     items.clear();
     pieces.clear();
-    int64_t total = 0;
+    int64_t total = 0, largest = 0;
     for (const Segment& seg : r.segments)
-      for (int64_t row = 0; row < seg.rows; row += kAttnTileRows)
+      for (int64_t row = 0; row < seg.rows; row += tile_rows())
         for (int h = 0; h < shape.kv_heads; ++h) {
-          Item it{seg, row, std::min<int64_t>(kAttnTileRows, seg.rows - row), h, 0, 0, total};
+          Item it{seg, row, std::min(tile_rows(), seg.rows - row), h, 0, 0, total};
           const int64_t first = seg.position + row, last = first + it.rows - 1;
           it.first_span = static_cast<int>(window ? std::max<int64_t>(0, first - window + 1) / kSpanTokens : 0);
           it.spans = static_cast<int>(last / kSpanTokens) + 1 - it.first_span;
           total += unit(it.rows) * it.spans;
+          largest = std::max(largest, unit(it.rows) * it.spans);
           items.push_back(it);
         }
-    split = r.active > 1 && static_cast<int64_t>(items.size()) < 4 * r.active;
+    const int64_t n = r.active;
+    split = n > 1 && largest * 4 * n > total;
     if (split) {
       partials.resize(static_cast<size_t>(std::max<int64_t>(total, static_cast<int64_t>(partials.size()))));
       for (size_t i = 0; i < items.size(); ++i)
@@ -338,7 +342,7 @@ struct Attention final : Op {
       if (pieces.size() == items.size()) split = false;
     }
     local.resize(static_cast<size_t>(r.threads->size()));
-    for (auto& l : local) l.resize(static_cast<size_t>(2 * unit(kAttnTileRows)));
+    for (auto& l : local) l.resize(static_cast<size_t>(2 * unit(tile_rows())));
   }
   AttnArgs args(const Run& r, const Item& it) const {
     AttnArgs a;
@@ -357,7 +361,7 @@ struct Attention final : Op {
     a.softcap = softcap;
     a.window = window;
     a.first_position = it.seg.position;
-    a.f32 = r.cache->f32();
+    a.type = r.cache->type();
     return a;
   }
   void start(float* running, int64_t count) const {
@@ -372,7 +376,7 @@ struct Attention final : Op {
   void whole(const Run& r, const Item& it, float* scratch) const {
     const AttnArgs a = args(r, it);
     const int64_t count = it.rows * (heads / shape.kv_heads);
-    float* partial = scratch + unit(kAttnTileRows);
+    float* partial = scratch + unit(tile_rows());
     start(scratch, count);
     for (int s = 0; s < it.spans; ++s) {
       r.k->attend_span(a, it.head, static_cast<int>(it.row), static_cast<int>(it.rows), it.first_span + s, partial);
@@ -388,11 +392,13 @@ struct Attention final : Op {
       share(r, first, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) { whole(r, items[static_cast<size_t>(i)], scratch); });
       return;
     }
-    share(r, first, static_cast<int64_t>(deal.pieces.size()), 1, [&](int64_t i, int64_t) {
-      const auto [n, s] = deal.pieces[static_cast<size_t>(i)];
-      const Item& it = items[static_cast<size_t>(n)];
-      r.k->attend_span(args(r, it), it.head, static_cast<int>(it.row), static_cast<int>(it.rows), it.first_span + s,
-                       partials.data() + it.partial + s * unit(it.rows));
+    share_stream(r, first, static_cast<int64_t>(deal.pieces.size()), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto [n, s] = deal.pieces[static_cast<size_t>(i)];
+        const Item& it = items[static_cast<size_t>(n)];
+        r.k->attend_span(args(r, it), it.head, static_cast<int>(it.row), static_cast<int>(it.rows), it.first_span + s,
+                         partials.data() + it.partial + s * unit(it.rows));
+      }
     });
     share(r, second, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) {
       const Item& it = items[static_cast<size_t>(i)];

@@ -1,5 +1,5 @@
 // Causal attention of a tile's queries over one span of the paged cache, and the folding of spans.
-// Knows pages through the block table; knows no sequence, no scheduler, no thread.
+// Knows pages through the block table; knows no sequence, no scheduler, no thread. Pages of codes: attention_q8.inl.
 //
 // A tile's queries are its rows times the heads that share this kv head, flattened: query i is row i / group.
 // Prefill is bound by multiply-adds, decode by reading the pages; both walk a page once per pass of queries.
@@ -9,144 +9,195 @@
 // What a row cannot see never enters a product it keeps: key lanes are dropped before the maximum, and value rows
 // outside a row's range are not read, for pages behind or beyond a sequence may hold anything, NaN included.
 
-// Queries x vectors that accumulate in registers: of AVX-512's 32, 6*2 sums + 2 keys and 6*4 sums + 4 values;
-// of AVX2's 16, where a vector takes two, 6*1 sums + 1 and a broadcast.
-constexpr int kQueryBlock = 6;
+// Queries x vectors that accumulate in registers: of AVX-512's 32, 12*2 sums + 2 of the page + 1 broadcast; of AVX2's
+// 16, where a vector takes two, 6*1 sums + 1 and a broadcast. Two vectors a query also make a page's 64-byte line.
 constexpr bool kWideRegisters = alignof(F) == 64;
-constexpr int kKeyVectors = kWideRegisters ? 2 : 1;
-constexpr int kValueVectors = kWideRegisters ? 4 : 1;
+constexpr int kQueryBlock = kWideRegisters ? 12 : 6;
+constexpr int kVectors = kWideRegisters ? 2 : 1;
 constexpr int kPageVectors = kBlockTokens / 16;
-constexpr int kSpanVectors = kSpanTokens / 16;
 constexpr int kSpanPages = kSpanTokens / kBlockTokens;
-// Queries of one pass: eight rows of eight heads. Their scores take 64 KiB of stack, a widened page part 16 KiB.
-constexpr int kPassQueries = 64;
+constexpr int kPassQueries = kAttnTileQueries;
+// Sixteen floats more than a span: at a stride of 1 KB all queries' scores would share a handful of L1 sets.
+constexpr int kScoreStride = kSpanTokens + 16;
+// A page's keys, or 128 values' 32 columns, widened: 16 KB, half of a small L1, and a loop of 128 products.
 constexpr int kWideFloats = 4096;
-// From three blocks of queries on, a page is widened to floats once instead of by every block.
-constexpr int kWidenFrom = 2 * kQueryBlock + 1;
+constexpr int kWideColumns = 16 * kVectors, kWideKeys = kWideFloats / kWideColumns;
+// From two blocks of queries on, a page is widened to floats once instead of by every block.
+constexpr int kWidenFrom = kQueryBlock + 1;
+// Pages that are asked for ahead of the one being read: 4 to 8 KB, more than memory's latency takes. The machine's own
+// prefetcher stops at every page's end, and pages lie anywhere.
+constexpr int kPagesAhead = 2;
 
-// Key positions [lo, hi) of a span, counted from its start.
+// Key positions [lo, hi) of a span, counted from its start; or pages of it.
 struct Range { int lo, hi; };
 
-// E: what the cache holds, uint16_t (f16) or float.
-template <class E> struct Tile {
+// Up to kPassQueries queries of one kv head over one span.
+struct Pass {
   const AttnArgs& a;
-  int kv_head, row0, group, span;
-  int row_of(int query) const { return row0 + query / group; }
-  const float* q(int query) const {
-    const int64_t head = static_cast<int64_t>(kv_head) * group + query % group;
-    return a.q + row_of(query) * a.q_stride + head * a.d;
+  int kv_head, span, n, last_page;            // last_page: of the sequence, as far as this tile may look
+  Range pages{kSpanPages, 0};                 // that any query sees
+  const float* q[kPassQueries];
+  Range seen[kPassQueries];
+  float* partial;                             // of the first query
+
+  Pass(const AttnArgs& args, int head, int span_, int row0, int query0, int count, float* out)
+      : a(args), kv_head(head), span(span_), n(count), partial(out) {
+    const int group = a.heads / a.kv_heads;
+    int row = row0 + query0 / group, g = query0 % group;
+    for (int i = 0; i < n; ++i) {
+      q[i] = a.q + row * a.q_stride + (static_cast<int64_t>(kv_head) * group + g) * a.d;
+      seen[i] = visible(row);
+      if (seen[i].lo < seen[i].hi) {
+        pages.lo = seen[i].lo / kBlockTokens < pages.lo ? seen[i].lo / kBlockTokens : pages.lo;
+        const int end = (seen[i].hi + kBlockTokens - 1) / kBlockTokens;
+        pages.hi = end > pages.hi ? end : pages.hi;
+      }
+      last_page = static_cast<int>((static_cast<int64_t>(a.first_position) + row) / kBlockTokens);
+      if (++g == group) { g = 0; ++row; }
+    }
   }
-  Range visible(int query) const {
+  Range visible(int row) const {
     const int64_t start = static_cast<int64_t>(span) * kSpanTokens;
-    const int64_t position = static_cast<int64_t>(a.first_position) + row_of(query);
+    const int64_t position = static_cast<int64_t>(a.first_position) + row;
     const int64_t first = a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
     const int64_t lo = first > start ? first - start : 0;
     const int64_t hi = position + 1 - start < kSpanTokens ? position + 1 - start : kSpanTokens;
     return lo < hi ? Range{static_cast<int>(lo), static_cast<int>(hi)} : Range{0, 0};
   }
-  const E* keys(int page) const {
-    const int64_t block = a.block_table[static_cast<int64_t>(span) * kSpanPages + page];
-    const int64_t head_elements = static_cast<int64_t>(a.d + a.dv) * kBlockTokens;
-    return reinterpret_cast<const E*>(a.pages + block * a.page_bytes) + kv_head * head_elements;
+  float* out(int query) const { return partial + static_cast<int64_t>(query) * (2 + a.dv); }
+  // This kv head's part of a page, numbered from the span's start and perhaps beyond its end.
+  const uint8_t* page(int i) const {
+    const int64_t block = a.block_table[static_cast<int64_t>(span) * kSpanPages + i];
+    return a.pages + block * a.page_bytes + kv_head * kv_head_bytes(a.type, a.d, a.dv);
   }
-  const E* values(int page) const { return keys(page) + static_cast<int64_t>(a.d) * kBlockTokens; }
+  const uint8_t* values(int i) const { return page(i) + kv_values_at(a.type, a.d); }
+  // A span's memory goes by as the keys of its pages, then their values, then the next span's keys: how many bytes
+  // beyond the page's keys, or values, lies what will be read kPagesAhead pages later. 0 at the sequence's end.
+  int64_t keys_ahead(int i) const {
+    const int to = i + kPagesAhead;
+    return (to < pages.hi ? page(to) : values(pages.lo + (to - pages.hi < pages.hi - pages.lo ? to - pages.hi : 0))) - page(i);
+  }
+  int64_t values_ahead(int i) const {
+    const int to = i + kPagesAhead;
+    if (to < pages.hi) return values(to) - values(i);
+    return span * kSpanPages + to <= last_page && pages.hi == kSpanPages ? page(to) - values(i) : 0;
+  }
 };
+
+// Sums stay in registers only if every loop over them is unrolled before GCC decides where the array lives; left alone,
+// it copies them through the stack at both ends of a block, a quarter of the time.
+#define UNROLL _Pragma("GCC unroll 16")
 
 OP F widen(const uint16_t* p) { return load_f16(p); }
 OP F widen(const float* p) { return fload(p); }
 
-// Queries of a pass in blocks of nearly equal size: 7 as 4 + 3, which halves no register block.
+// Queries of a pass in blocks of nearly equal size: 14 as 7 + 7, which halves no register block.
 OP int next_block(int left) {
   const int blocks = (left + kQueryBlock - 1) / kQueryBlock;
   return (left + blocks - 1) / blocks;
 }
 
+// Calls F<n>(args...) for n in 1..kQueryBlock.
+template <template <int> class F, int N = kQueryBlock, class... Args>
+OP void by_count(int n, Args... args) {
+  if (n == N) return F<N>::run(args...);
+  if constexpr (N > 1) by_count<F, N - 1>(n, args...);
+}
+
 // scores[i][0..32) of a page += sum over e < d of q_i[e] * key[e][.]; first: start from zero.
-template <int Q, class K>
-static void score_block(const float* const* q, const K* keys, int d, bool first, float* const* scores) {
-  for (int v = 0; v < kPageVectors; v += kKeyVectors) {
-    F acc[Q][kKeyVectors];
-    for (int i = 0; i < Q; ++i)
-      for (int j = 0; j < kKeyVectors; ++j) acc[i][j] = first ? fzero() : fload(scores[i] + 16 * (v + j));
-    for (int e = 0; e < d; ++e) {
-      F key[kKeyVectors];
-      for (int j = 0; j < kKeyVectors; ++j) key[j] = widen(keys + e * kBlockTokens + 16 * (v + j));
-      for (int i = 0; i < Q; ++i) {
-        const F x = fset(q[i][e]);
-        for (int j = 0; j < kKeyVectors; ++j) acc[i][j] = fma(x, key[j], acc[i][j]);
+template <class K> struct Score {
+  template <int Q> struct Block {
+    static void run(const float* const* q, const K* keys, int d, int64_t ahead, bool first, float* const* scores) {
+      for (int v = 0; v < kPageVectors; v += kVectors) {
+        F acc[Q][kVectors];
+        UNROLL for (int i = 0; i < Q; ++i)
+          UNROLL for (int j = 0; j < kVectors; ++j) acc[i][j] = first ? fzero() : fload(scores[i] + 16 * (v + j));
+        for (int e = 0; e < d; ++e) {
+          F key[kVectors];
+          UNROLL for (int j = 0; j < kVectors; ++j) key[j] = widen(keys + e * kBlockTokens + 16 * (v + j));
+          if (sizeof(K) == 2) prefetch(reinterpret_cast<const char*>(keys + e * kBlockTokens) + ahead);
+          UNROLL for (int i = 0; i < Q; ++i) {
+            const F x = fset(q[i][e]);
+            UNROLL for (int j = 0; j < kVectors; ++j) acc[i][j] = fma(x, key[j], acc[i][j]);
+          }
+        }
+        UNROLL for (int i = 0; i < Q; ++i)
+          UNROLL for (int j = 0; j < kVectors; ++j) fstore(scores[i] + 16 * (v + j), acc[i][j]);
       }
     }
-    for (int i = 0; i < Q; ++i)
-      for (int j = 0; j < kKeyVectors; ++j) fstore(scores[i] + 16 * (v + j), acc[i][j]);
-  }
-}
-
-template <class K>
-static void score_queries(int n, const float* const* q, const K* keys, int d, bool first, float* const* scores) {
-  switch (n) {
-    case 1: return score_block<1>(q, keys, d, first, scores);
-    case 2: return score_block<2>(q, keys, d, first, scores);
-    case 3: return score_block<3>(q, keys, d, first, scores);
-    case 4: return score_block<4>(q, keys, d, first, scores);
-    case 5: return score_block<5>(q, keys, d, first, scores);
-    default: return score_block<6>(q, keys, d, first, scores);
-  }
-}
+  };
+};
 
 // Inputs [e0, e0+d) of every query against a page's keys, which are those inputs' rows.
-template <class E, class K>
-static void score_part(const Tile<E>& t, int query0, int n, int page, const K* keys, int e0, int d, float* scores) {
-  for (int i = 0; i < n;) {
-    const int block = next_block(n - i);
+template <class K>
+static void score_part(const Pass& s, int page, const K* keys, int e0, int d, int64_t ahead, float* scores) {
+  for (int i = 0; i < s.n;) {
+    const int block = next_block(s.n - i);
     const float* q[kQueryBlock];
-    float* s[kQueryBlock];
+    float* to[kQueryBlock];
     for (int j = 0; j < block; ++j) {
-      q[j] = t.q(query0 + i + j) + e0;
-      s[j] = scores + (i + j) * kSpanTokens + page * kBlockTokens;
+      q[j] = s.q[i + j] + e0;
+      to[j] = scores + (i + j) * kScoreStride + page * kBlockTokens;
     }
-    score_queries(block, q, keys, d, e0 == 0, s);
+    by_count<Score<K>::template Block>(block, static_cast<const float* const*>(q), keys, d, ahead, e0 == 0, static_cast<float* const*>(to));
     i += block;
   }
 }
 
 template <class E>
-static void score_page(const Tile<E>& t, int query0, int n, int page, float* scores, float* wide) {
-  const E* keys = t.keys(page);
-  if (n < kWidenFrom || sizeof(E) == sizeof(float)) return score_part(t, query0, n, page, keys, 0, t.a.d, scores);
+static void score_page(const Pass& s, int page, float* scores, float* wide) {
+  const E* keys = reinterpret_cast<const E*>(s.page(page));
+  const int64_t ahead = s.keys_ahead(page);
+  if (s.n < kWidenFrom || sizeof(E) == sizeof(float)) return score_part(s, page, keys, 0, s.a.d, ahead, scores);
   constexpr int kPart = kWideFloats / kBlockTokens;
-  for (int e0 = 0; e0 < t.a.d; e0 += kPart) {
-    const int d = t.a.d - e0 < kPart ? t.a.d - e0 : kPart;
+  for (int e0 = 0; e0 < s.a.d; e0 += kPart) {
+    const int d = s.a.d - e0 < kPart ? s.a.d - e0 : kPart;
     const E* part = keys + static_cast<int64_t>(e0) * kBlockTokens;
     for (int i = 0; i < d * kBlockTokens; i += 16) fstore(wide + i, widen(part + i));
-    score_part(t, query0, n, page, static_cast<const float*>(wide), e0, d, scores);
+    score_part(s, page, static_cast<const float*>(wide), e0, d, 0, scores);
   }
 }
 
-// Scaled, capped scores of one vector, minus infinity where the row does not see.
-OP F visible_scores(const AttnArgs& a, F s, int at, Range r) {
+// 2^t for t <= 0, and 0 below -150. NaN stays NaN. r in [-1/2, 1/2]; the polynomial errs by 9e-8, three quarters of an ulp.
+OP F fexp2(F t) {
+  t = fmax(fset(-151.0f), t);                                // returns its second argument for NaN
+  const F n = fround(t), r = sub(t, n);
+  F p = fset(1.326472731e-3f);                               // minimax fit of (2^r - 1) / r
+  p = fma(p, r, fset(9.671512991e-3f));
+  p = fma(p, r, fset(5.550733581e-2f));
+  p = fma(p, r, fset(0.2402224243f));
+  p = fma(p, r, fset(0.6931470037f));
+  return scale_exp(fma(p, r, fset(1.0f)), n);
+}
+OP float fexp2_1(float t) { float x[16]; fstore(x, fexp2(fset(t))); return x[0]; }
+
+OP F capped(const AttnArgs& a, F s) { return a.softcap > 0.0f ? fsoftcap(mul(s, fset(a.scale)), fset(a.softcap)) : s; }
+
+// x where lane `at` onwards lies in the range, else y.
+OP F select_seen(Range r, int at, F x, F y) {
   alignas(64) static const float kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  s = mul(s, fset(a.scale));
-  if (a.softcap > 0.0f) s = fsoftcap(s, fset(a.softcap));
-  if (at >= r.lo && at + 16 <= r.hi) return s;
+  if (at >= r.lo && at + 16 <= r.hi) return x;
   const F lane = add(fload(kLanes), fset(static_cast<float>(at)));
-  const F hidden = fset(-__builtin_inff());
-  return select_lt(lane, fset(static_cast<float>(r.hi)), select_lt(lane, fset(static_cast<float>(r.lo)), hidden, s), hidden);
+  return select_lt(lane, fset(static_cast<float>(r.hi)), select_lt(lane, fset(static_cast<float>(r.lo)), y, x), y);
 }
 
-// Turns a row's scores into exp(score - max) and reports max and sum. Four sums take vectors by their place in the
-// span; a hidden lane gives exp(-inf) = 0.
+// Turns a row's scores s into 2^(s * unit - max) and reports max and sum: base 2, so that scaling and the exponential's
+// change of base are one multiply-add. Four sums take vectors by their place in the span; a hidden lane gives 0.
 static void soften(const AttnArgs& a, Range r, float* scores, float* max, float* sum) {
+  constexpr float kLog2E = 1.44269504f;
+  const float unit = a.softcap > 0.0f ? kLog2E : a.scale * kLog2E;
   const int v0 = r.lo / 16, v1 = (r.hi + 15) / 16;
-  F top = fset(-__builtin_inff());
+  const F hidden = fset(-__builtin_inff());
+  F top = hidden;
   for (int v = v0; v < v1; ++v) {
-    const F s = visible_scores(a, fload(scores + 16 * v), 16 * v, r);
+    const F s = select_seen(r, 16 * v, capped(a, fload(scores + 16 * v)), hidden);
     fstore(scores + 16 * v, s);
     top = fmax(s, top);
   }
-  const float m = hmax(top);
+  const float m = hmax(top) * unit;
   F acc[4] = {fzero(), fzero(), fzero(), fzero()};
   for (int v = v0; v < v1; ++v) {
-    const F p = fexp(sub(fload(scores + 16 * v), fset(m)));
+    const F p = fexp2(fma(fload(scores + 16 * v), fset(unit), fset(-m)));
     fstore(scores + 16 * v, p);
     acc[v & 3] = add(acc[v & 3], p);
   }
@@ -154,63 +205,56 @@ static void soften(const AttnArgs& a, Range r, float* scores, float* max, float*
   *sum = hsum(add(add(acc[0], acc[1]), add(acc[2], acc[3])));
 }
 
-// out_i[0..16V) += sum over keys j in [lo, hi) of p_i[j] * value[j], the last vector `tail` lanes long.
-template <int Q, int V, class T>
-static void value_block(const float* const* p, const T* values, int64_t stride, Range r, int tail, float* const* out) {
-  F acc[Q][V];
-  for (int i = 0; i < Q; ++i)
-    for (int v = 0; v < V; ++v) acc[i][v] = v == V - 1 && tail < 16 ? fload_n(out[i] + 16 * v, tail) : fload(out[i] + 16 * v);
-  for (int j = r.lo; j < r.hi; ++j) {
-    F x[V];
-    for (int v = 0; v < V; ++v) x[v] = widen(values + j * stride + 16 * v);
-    for (int i = 0; i < Q; ++i) {
-      const F w = fset(p[i][j]);
-      for (int v = 0; v < V; ++v) acc[i][v] = fma(w, x[v], acc[i][v]);
+// out_i[0..16V) += sum over keys j in [lo, hi) of p_i[j] * value[j]; a vector alone may be `tail` lanes long.
+template <class T, int V> struct Value {
+  template <int Q> struct Block {
+    static void run(const float* const* p, const T* values, int64_t stride, Range r, int64_t ahead, int tail, float* const* out) {
+      F acc[Q][V];
+      UNROLL for (int i = 0; i < Q; ++i)
+        UNROLL for (int v = 0; v < V; ++v) acc[i][v] = V == 1 ? fload_n(out[i], tail) : fload(out[i] + 16 * v);
+      for (int j = r.lo; j < r.hi; ++j) {
+        F x[V];
+        UNROLL for (int v = 0; v < V; ++v) x[v] = widen(values + j * stride + 16 * v);
+        if (sizeof(T) == 2) prefetch(reinterpret_cast<const char*>(values + j * stride) + ahead);
+        UNROLL for (int i = 0; i < Q; ++i) {
+          const F w = fset(p[i][j]);
+          UNROLL for (int v = 0; v < V; ++v) acc[i][v] = fma(w, x[v], acc[i][v]);
+        }
+      }
+      UNROLL for (int i = 0; i < Q; ++i)
+        UNROLL for (int v = 0; v < V; ++v) V == 1 ? fstore_n(out[i], acc[i][v], tail) : fstore(out[i] + 16 * v, acc[i][v]);
     }
-  }
-  for (int i = 0; i < Q; ++i)
-    for (int v = 0; v < V; ++v) {
-      if (v == V - 1 && tail < 16) fstore_n(out[i] + 16 * v, acc[i][v], tail);
-      else fstore(out[i] + 16 * v, acc[i][v]);
-    }
-}
+  };
+};
 
-template <int V, class T>
-static void value_queries(int n, const float* const* p, const T* values, int64_t stride, Range r, int tail, float* const* out) {
-  switch (n) {
-    case 1: return value_block<1, V>(p, values, stride, r, tail, out);
-    case 2: return value_block<2, V>(p, values, stride, r, tail, out);
-    case 3: return value_block<3, V>(p, values, stride, r, tail, out);
-    case 4: return value_block<4, V>(p, values, stride, r, tail, out);
-    case 5: return value_block<5, V>(p, values, stride, r, tail, out);
-    default: return value_block<6, V>(p, values, stride, r, tail, out);
-  }
-}
+// Values of a page as they are multiplied: rows of `stride`, `width` columns of them; ahead as in Pass.
+template <class T> struct Columns { const T* at; int64_t stride; int width; int64_t ahead; };
 
-// The same for `width` outputs, starting where out points; wide blocks of vectors first.
+// A block's sums over keys [lo, hi); wide blocks of vectors first.
 template <class T>
-static void value_range(int n, const float* const* p, const T* values, int64_t stride, Range r, int width, float* const* out) {
+static void value_range(int n, const float* const* p, Columns<T> x, Range r, float* const* out) {
   float* o[kQueryBlock];
   int c = 0;
-  for (; c + 16 * kValueVectors <= width; c += 16 * kValueVectors) {
+  for (; c + 16 * kVectors <= x.width; c += 16 * kVectors) {
     for (int i = 0; i < n; ++i) o[i] = out[i] + c;
-    value_queries<kValueVectors>(n, p, values + c, stride, r, 16, o);
+    by_count<Value<T, kVectors>::template Block>(n, p, x.at + c, x.stride, r, x.ahead, 16, static_cast<float* const*>(o));
   }
-  for (; c < width; c += 16) {
+  for (; c < x.width; c += 16) {
     for (int i = 0; i < n; ++i) o[i] = out[i] + c;
-    value_queries<1>(n, p, values + c, stride, r, width - c < 16 ? width - c : 16, o);
+    const int tail = x.width - c < 16 ? x.width - c : 16;
+    by_count<Value<T, 1>::template Block>(n, p, x.at + c, x.stride, r, x.ahead, tail, static_cast<float* const*>(o));
   }
 }
 
-OP Range clip(Range r, int page) {
-  const int start = page * kBlockTokens;
-  const int lo = r.lo > start ? r.lo - start : 0, hi = r.hi - start < kBlockTokens ? r.hi - start : kBlockTokens;
+// Part of a range that lies in positions [start, start+n), counted from there.
+OP Range clip(Range r, int start, int n) {
+  const int lo = r.lo > start ? r.lo - start : 0, hi = r.hi - start < n ? r.hi - start : n;
   return lo < hi ? Range{lo, hi} : Range{0, 0};
 }
 
-// A block of queries against one page. Keys that all of them see go together; before and after, each row alone.
+// A block of queries against some values. Keys that all of them see go together; before and after, each row alone.
 template <class T>
-static void value_rows(int n, const Range* seen, const float* const* p, const T* values, int64_t stride, int width, float* const* out) {
+static void value_rows(int n, const Range* seen, const float* const* p, Columns<T> x, float* const* out) {
   Range common = seen[0];
   for (int i = 1; i < n; ++i) {
     common.lo = seen[i].lo > common.lo ? seen[i].lo : common.lo;
@@ -218,99 +262,103 @@ static void value_rows(int n, const Range* seen, const float* const* p, const T*
   }
   if (common.lo >= common.hi) {
     for (int i = 0; i < n; ++i)
-      if (seen[i].lo < seen[i].hi) value_range(1, p + i, values, stride, seen[i], width, out + i);
+      if (seen[i].lo < seen[i].hi) value_range(1, p + i, x, seen[i], out + i);
     return;
   }
   for (int i = 0; i < n; ++i)
-    if (seen[i].lo < common.lo) value_range(1, p + i, values, stride, {seen[i].lo, common.lo}, width, out + i);
-  value_range(n, p, values, stride, common, width, out);
+    if (seen[i].lo < common.lo) value_range(1, p + i, x, {seen[i].lo, common.lo}, out + i);
+  value_range(n, p, x, common, out);
   for (int i = 0; i < n; ++i)
-    if (common.hi < seen[i].hi) value_range(1, p + i, values, stride, {common.hi, seen[i].hi}, width, out + i);
+    if (common.hi < seen[i].hi) value_range(1, p + i, x, {common.hi, seen[i].hi}, out + i);
 }
 
-// Outputs [c0, c0+width) of every query += their probabilities times a page's values, which start at that column.
-template <class E, class T>
-static void value_part(const Tile<E>& t, int query0, int n, int page, const T* values, int64_t stride, int c0, int width,
-                       const float* scores, float* partial) {
-  for (int i = 0; i < n;) {
-    const int block = next_block(n - i);
+// Outputs [c0, c0+width) of every query += their probabilities times `keys` values from position `start` on; x starts
+// at that position and column.
+template <class T>
+static void value_part(const Pass& s, int start, int keys, Columns<T> x, int c0, const float* scores) {
+  for (int i = 0; i < s.n;) {
+    const int block = next_block(s.n - i);
     const float* p[kQueryBlock];
     float* out[kQueryBlock];
     Range seen[kQueryBlock] = {};
     for (int j = 0; j < block; ++j) {
-      p[j] = scores + (i + j) * kSpanTokens + page * kBlockTokens;
-      out[j] = partial + static_cast<int64_t>(i + j) * (2 + t.a.dv) + 2 + c0;
-      seen[j] = clip(t.visible(query0 + i + j), page);
+      p[j] = scores + (i + j) * kScoreStride + start;
+      out[j] = s.out(i + j) + 2 + c0;
+      seen[j] = clip(s.seen[i + j], start, keys);
     }
-    value_rows(block, seen, p, values, stride, width, out);
+    value_rows(block, seen, p, x, out);
     i += block;
   }
 }
 
-// Rows [lo, hi) of a page's values, columns [c0, c0+width), as floats in rows of `stride`; zeros behind the last.
+// Positions [lo, hi) of the span, columns [c0, c0+width) of their values, as floats in rows of kWideColumns; zeros behind.
 template <class E>
-static void widen_values(const E* values, int dv, Range r, int c0, int width, int stride, float* wide) {
-  for (int j = r.lo; j < r.hi; ++j) {
-    const E* row = values + static_cast<int64_t>(j) * dv + c0;
+static void widen_values(const Pass& s, Range r, int c0, int width, float* wide) {
+  for (int j = r.lo; j < r.hi; ++j, wide += kWideColumns) {
+    const E* row = reinterpret_cast<const E*>(s.values(j / kBlockTokens)) + static_cast<int64_t>(j % kBlockTokens) * s.a.dv + c0;
     int i = 0;
-    for (; i + 16 <= width; i += 16) fstore(wide + j * stride + i, widen(row + i));
+    for (; i + 16 <= width; i += 16) fstore(wide + i, widen(row + i));
     if (i == width) continue;
     E rest[16] = {};
     memcpy(rest, row + i, sizeof(E) * static_cast<size_t>(width - i));
-    fstore(wide + j * stride + i, widen(rest));
+    fstore(wide + i, widen(rest));
+  }
+}
+
+template <class E>
+static void value_wide(const Pass& s, Range tile, const float* scores, float* wide) {
+  for (int start = tile.lo; start < tile.hi; start += kWideKeys) {
+    const int keys = tile.hi - start < kWideKeys ? tile.hi - start : kWideKeys;
+    for (int c = 0; c < s.a.dv; c += kWideColumns) {
+      const int width = s.a.dv - c < kWideColumns ? s.a.dv - c : kWideColumns;
+      widen_values<E>(s, {start, start + keys}, c, width, wide);
+      value_part(s, start, keys, Columns<float>{wide, kWideColumns, width, 0}, c, scores);
+    }
   }
 }
 
 // A width that is no multiple of 16 is always widened: its last vector would reach beyond the page.
 template <class E>
-static void value_page(const Tile<E>& t, int query0, int n, Range tile, int page, const float* scores, float* partial, float* wide) {
-  const E* values = t.values(page);
-  const int dv = t.a.dv;
-  if ((n < kWidenFrom || sizeof(E) == sizeof(float)) && dv % 16 == 0) return value_part(t, query0, n, page, values, dv, 0, dv, scores, partial);
-  constexpr int kPart = kWideFloats / kBlockTokens;
-  for (int c0 = 0; c0 < dv; c0 += kPart) {
-    const int width = dv - c0 < kPart ? dv - c0 : kPart;
-    widen_values(values, dv, clip(tile, page), c0, width, kPart, wide);
-    value_part(t, query0, n, page, static_cast<const float*>(wide), kPart, c0, width, scores, partial);
+static void value_span(const Pass& s, Range tile, const float* scores, float* wide) {
+  if ((s.n >= kWidenFrom && sizeof(E) == 2) || s.a.dv % 16) return value_wide<E>(s, tile, scores, wide);
+  for (int page = s.pages.lo; page < s.pages.hi; ++page) {
+    const E* values = reinterpret_cast<const E*>(s.values(page));
+    value_part(s, page * kBlockTokens, kBlockTokens, Columns<E>{values, s.a.dv, s.a.dv, s.values_ahead(page)}, 0, scores);
   }
 }
 
 template <class E>
-static void attend_pass(const Tile<E>& t, int query0, int n, float* partial) {
-  alignas(64) float scores[kPassQueries * kSpanTokens];
+static void attend_floats(const Pass& s) {
+  alignas(64) float scores[kPassQueries * kScoreStride];
   alignas(64) float wide[kWideFloats];
-  const int64_t stride = 2 + t.a.dv;
   Range tile{kSpanTokens, 0};
-  for (int i = 0; i < n; ++i) {
-    float* out = partial + i * stride;
-    out[0] = -__builtin_inff();
-    for (int64_t c = 1; c < stride; ++c) out[c] = 0.0f;
-    const Range r = t.visible(query0 + i);
+  for (int page = s.pages.lo; page < s.pages.hi; ++page) score_page<E>(s, page, scores, wide);
+  for (int i = 0; i < s.n; ++i) {
+    const Range r = s.seen[i];
     if (r.lo == r.hi) continue;
+    soften(s.a, r, scores + i * kScoreStride, s.out(i), s.out(i) + 1);
     tile.lo = r.lo < tile.lo ? r.lo : tile.lo;
     tile.hi = r.hi > tile.hi ? r.hi : tile.hi;
   }
-  if (tile.lo >= tile.hi) return;
-  const int page0 = tile.lo / kBlockTokens, page1 = (tile.hi + kBlockTokens - 1) / kBlockTokens;
-  for (int page = page0; page < page1; ++page) score_page(t, query0, n, page, scores, wide);
-  for (int i = 0; i < n; ++i) {
-    const Range r = t.visible(query0 + i);
-    float* out = partial + i * stride;
-    if (r.lo < r.hi) soften(t.a, r, scores + i * kSpanTokens, out, out + 1);
-  }
-  for (int page = page0; page < page1; ++page) value_page(t, query0, n, tile, page, scores, partial, wide);
+  value_span<E>(s, tile, scores, wide);
 }
 
-template <class E>
-static void attend_rows(const AttnArgs& a, int kv_head, int row0, int rows, int span, float* partial) {
-  const Tile<E> t{a, kv_head, row0, a.heads / a.kv_heads, span};
-  const int queries = rows * t.group;
-  for (int i = 0; i < queries; i += kPassQueries)
-    attend_pass(t, i, queries - i < kPassQueries ? queries - i : kPassQueries, partial + static_cast<int64_t>(i) * (2 + a.dv));
-}
+#include "attention_q8.inl"
 
 static void attend_span(const AttnArgs& a, int kv_head, int row0, int rows, int span, float* partial) {
-  (a.f32 ? attend_rows<float> : attend_rows<uint16_t>)(a, kv_head, row0, rows, span, partial);
+  const int queries = rows * (a.heads / a.kv_heads);
+  for (int i = 0; i < queries; i += kPassQueries) {
+    const Pass s(a, kv_head, span, row0, i, queries - i < kPassQueries ? queries - i : kPassQueries, partial + static_cast<int64_t>(i) * (2 + a.dv));
+    for (int j = 0; j < s.n; ++j) {
+      s.out(j)[0] = -__builtin_inff();
+      for (int c = 1; c < 2 + a.dv; ++c) s.out(j)[c] = 0.0f;
+    }
+    switch (a.type) {
+      case KvType::F16: attend_floats<uint16_t>(s); break;
+      case KvType::F32: attend_floats<float>(s); break;
+      case KvType::Q8: attend_codes(s); break;
+    }
+  }
 }
 
 // running = running * a + partial * b. One of a and b is 1 exactly, or either is NaN and so is all that follows.
@@ -333,7 +381,7 @@ static void attend_merge(float* running, const float* partial, int count, int dv
       continue;
     }
     const float m = running[0] > partial[0] ? running[0] : partial[0];
-    const float a = fexp1(running[0] - m), b = fexp1(partial[0] - m);
+    const float a = fexp2_1(running[0] - m), b = fexp2_1(partial[0] - m);
     running[0] = m;
     fold(running + 1, a, partial + 1, b, stride - 1);
   }

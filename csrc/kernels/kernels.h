@@ -62,10 +62,24 @@ struct Acts {
 };
 
 // One layer's keys and values for one sequence: pages of kBlockTokens positions, found through the block table.
-// A page of one layer holds, for each kv head: keys transposed [D][32], then values [32][Dv], both f16 (or float32,
-// for judging everything else without the cache's rounding).
-// Transposed keys let sixteen positions share one broadcast of a query element.
+// A page of one layer holds, for each kv head, keys, then values. As f16 (or float32, for judging everything else
+// without the cache's rounding): keys transposed [D][32], values [32][Dv]. Transposed keys let sixteen positions share
+// one broadcast of a query element.
+// As codes (Q8): keys [D/4][32][4], values [32/4][Dv][4], so that one dot takes four inputs, or four positions, of
+// sixteen lanes; D/4 is rounded up, Dv to sixteen, and what that adds is zero or never stored. A code is
+// round(x / scale) + 128; behind the codes lie the scales, [32] floats for keys and [32] for values: one per position
+// and head, max|x| / 127, so that what a position holds never depends on another.
 constexpr int kBlockTokens = 32;
+enum class KvType : uint8_t { F16, F32, Q8 };
+// The widest head that is kept as codes: 512 products of a byte and a code stay below 2^24, exact as int32 and as float.
+constexpr int kMaxCodeWidth = 512;
+constexpr int64_t kv_values_at(KvType type, int64_t d) {
+  return kBlockTokens * (type == KvType::Q8 ? (d + 3) / 4 * 4 : d * (type == KvType::F32 ? 4 : 2));
+}
+constexpr int64_t kv_scales_at(int64_t d, int64_t dv) { return kv_values_at(KvType::Q8, d) + kBlockTokens * ((dv + 15) / 16 * 16); }
+constexpr int64_t kv_head_bytes(KvType type, int64_t d, int64_t dv) {
+  return type == KvType::Q8 ? kv_scales_at(d, dv) + int64_t{2 * 4} * kBlockTokens : kv_values_at(type, d + dv);
+}
 // Softmax partials span 256 positions, counted from position 0, and merge in order, in prefill and decode alike.
 constexpr int kSpanTokens = 256;
 struct AttnArgs {
@@ -74,13 +88,14 @@ struct AttnArgs {
   uint8_t* pages; int64_t page_bytes;    // this layer's pages; page b at pages + b*page_bytes
   const int32_t* block_table;            // of this sequence
   int heads, kv_heads, d, dv;
-  float scale, softcap;                  // softcap 0: none; else cap*tanh(x/cap), before the mask
+  float scale, softcap;                  // scale > 0; softcap 0: none; else cap*tanh(x/cap), before the mask
   int window;                            // 0: none; else a query at i sees keys j with i-window < j <= i
   int first_position;                    // rows are consecutive positions of one sequence
-  bool f32;                              // the pages hold float32, not f16
+  KvType type;                           // what the pages hold
 };
-// Query rows of one attention tile (rows * group heads are computed together against one span).
-constexpr int kAttnTileRows = 8;
+// Queries (rows x the heads that share a kv head) that are computed together against one span: their scores, 70 KB, and
+// a widened page part, 16 KB, stay in an L2.
+constexpr int kAttnTileQueries = 64;
 
 struct SampleParams {
   float temperature, top_p, min_p, typical_p;
@@ -112,11 +127,12 @@ struct Kernels {
   // Rotates `heads` heads of d floats in place by cos/sin [rot/2]; rot <= d inputs turn, the rest stay.
   // adjacent: pairs (2i, 2i+1); else halves (i, i + rot/2).
   void (*rope)(float* x, int heads, int d, int rot, const float* cos, const float* sin, bool adjacent);
-  // Writes one position's keys [kv_heads][d] and values [kv_heads][dv] into a page as f16 or f32, slot in [0, 32).
-  void (*kv_store)(const float* k, const float* v, int kv_heads, int d, int dv, bool f32, uint8_t* page, int slot);
+  // Writes one position's keys [kv_heads][d] and values [kv_heads][dv] into a page, slot in [0, 32).
+  void (*kv_store)(const float* k, const float* v, int kv_heads, int d, int dv, KvType type, uint8_t* page, int slot);
 
   // Partial softmax of rows [row0, row0+rows) x the heads of one kv head over span number `span`.
-  // partial: for each (row, head in group): m, l, then dv floats; a span a row cannot see leaves m = -inf, l = 0.
+  // partial: for each (row, head in group): m (in bits: base 2), l, then dv floats; a span a row cannot see leaves
+  // m = -inf, l = 0.
   void (*attend_span)(const AttnArgs& a, int kv_head, int row0, int rows, int span, float* partial);
   // Folds one span's partial into the running one, both [count][2+dv]; spans must come in order.
   void (*attend_merge)(float* running, const float* partial, int count, int dv);

@@ -105,6 +105,15 @@ void quantize(const float* x, int64_t k, int block, int8_t* q, float* scale) {
   }
 }
 
+void round_rows(float* x, int64_t rows, int64_t n) {
+  for (int64_t r = 0; r < rows; ++r, x += n) {
+    float most = 0.0f;
+    for (int64_t i = 0; i < n; ++i) most = std::max(most, std::fabs(x[i]));
+    const float inverse = most > 1e-30f ? 127.0f / most : 0.0f;
+    for (int64_t i = 0; i < n; ++i) x[i] = static_cast<float>(std::nearbyint(x[i] * inverse)) * (most / 127.0f);
+  }
+}
+
 void matmul(const Panels& w, const float* x, int64_t m, float* out) {
   const int act = kind_info(w.kind).act, block = act == kAct256 ? 256 : 32;
   std::vector<double> in(static_cast<size_t>(m * w.k));

@@ -16,6 +16,8 @@ void rope(float* x, int heads, int d, int rot, const float* cos, const float* si
 void attention(const AttnArgs& a, int rows, const float* keys, const float* values);
 double log_sum_exp(const float* x, int64_t n);
 int64_t argmax(const float* x, int64_t n);
+// Rows of n floats as a cache of codes keeps them: codes times a scale per row.
+void round_rows(float* x, int64_t rows, int64_t n);
 // x ~ scale[i / block] * q[i]; block 32 or 256; a block with a non-finite input has scale NaN.
 void quantize(const float* x, int64_t k, int block, int8_t* q, float* scale);
 // out [m][n] = x [m][k] times the rows of w, x rounded to int8 first where w's kind wants that.

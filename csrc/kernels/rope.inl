@@ -68,9 +68,44 @@ static void store_heads(const float* k, const float* v, int kv_heads, int d, int
   }
 }
 
-static void kv_store(const float* k, const float* v, int kv_heads, int d, int dv, bool f32, uint8_t* page, int slot) {
-  if (f32) store_heads(k, v, kv_heads, d, dv, reinterpret_cast<float*>(page), slot);
-  else store_heads(k, v, kv_heads, d, dv, reinterpret_cast<uint16_t*>(page), slot);
+// Codes as bytes, offset by 128; the scale is NaN for NaN or infinity.
+OP float head_codes(const float* x, int n, uint8_t* codes) {
+  float top = 0.0f, bad = 0.0f;
+  for (int i = 0; i < n; ++i) {
+    const float v = x[i] < 0.0f ? -x[i] : x[i];
+    top = v > top ? v : top;
+    bad += x[i] * 0.0f;
+  }
+  const bool zero = !(top > 1e-30f) || bad != bad;           // as activations: the inverse must stay finite
+  const F inverse = fset(zero ? 0.0f : 127.0f / top);
+  for (int i = 0; i < n; i += 16) {
+    const int rest = n - i < 16 ? n - i : 16;
+    int8_t part[16];
+    store_i8(part, zero ? izero() : to_int(mul(rest < 16 ? fload_n(x + i, rest) : fload(x + i), inverse)));
+    for (int j = 0; j < rest; ++j) codes[i + j] = static_cast<uint8_t>(part[j] + 128);
+  }
+  return bad != bad ? bad : zero ? 0.0f : top / 127.0f;
+}
+
+static void store_codes(const float* k, const float* v, int kv_heads, int d, int dv, uint8_t* head, int slot) {
+  uint8_t codes[kMaxCodeWidth];
+  const int64_t row = (dv + 15) / 16 * 64;
+  for (int h = 0; h < kv_heads; ++h, k += d, v += dv, head += kv_head_bytes(KvType::Q8, d, dv)) {
+    float* scales = reinterpret_cast<float*>(head + kv_scales_at(d, dv));
+    scales[slot] = head_codes(k, d, codes);
+    for (int e = 0; e < d; ++e) head[e / 4 * (4 * kBlockTokens) + slot * 4 + e % 4] = codes[e];
+    scales[kBlockTokens + slot] = head_codes(v, dv, codes);
+    uint8_t* values = head + kv_values_at(KvType::Q8, d) + slot / 4 * row + slot % 4;
+    for (int c = 0; c < dv; ++c) values[4 * c] = codes[c];
+  }
+}
+
+static void kv_store(const float* k, const float* v, int kv_heads, int d, int dv, KvType type, uint8_t* page, int slot) {
+  switch (type) {
+    case KvType::F16: return store_heads(k, v, kv_heads, d, dv, reinterpret_cast<uint16_t*>(page), slot);
+    case KvType::F32: return store_heads(k, v, kv_heads, d, dv, reinterpret_cast<float*>(page), slot);
+    case KvType::Q8: return store_codes(k, v, kv_heads, d, dv, page, slot);
+  }
 }
 
 static void fill_rope(Kernels& t) {

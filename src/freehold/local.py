@@ -589,10 +589,10 @@ def load(
     """Load a model by name, hub reference, GGUF file or folder of safetensors; use the result in a `with`.
 
     `context`: tokens there is room for (default: the model's own, cut to what fits in half the free memory).
-    `threads`: default, the physical cores this process may use. `kv_type`: "f16", or "f32" for a cache of twice
-    the size that rounds nothing. `speculate`: verify guesses at what comes next where that is faster; the
-    answers are the same. `draft`: a smaller model of the same tokens that guesses too. `pull`: fetch what is
-    not here; otherwise the network is never touched.
+    `threads`: default, the physical cores this process may use. `kv_type`: "f16"; "q8" for a cache of int8 codes
+    in half the memory; "f32" for one of twice the size that rounds nothing. `speculate`: verify guesses at what
+    comes next where that is faster; the answers are the same. `draft`: a smaller model of the same tokens that
+    guesses too. `pull`: fetch what is not here; otherwise the network is never touched.
     Raises ModelNotFound, BadModelFile, CapacityExceeded, UsageError.
     """
     store = Store(load_settings())

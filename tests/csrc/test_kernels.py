@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from freehold import _native as native
 from freehold.errors import UsageError
 
-from . import ULP, normal, same_bits
+from . import F32, ULP, normal, same_bits
 
 kernels = native.testing
 LENGTHS = [1, 7, 16, 33, 64, 127, 576, 896, 4097]
@@ -102,6 +103,32 @@ def test_kv_store_writes_the_page_layout(isa, heads, d, dv, slot):
     want = np.zeros_like(page)
     want[:, : 32 * d].reshape(heads, d, 32)[:, :, slot] = keys
     want[:, 32 * d :].reshape(heads, 32, dv)[:, slot] = values
+    assert same_bits(page, want)
+
+
+def codes_of(x: F32) -> tuple[npt.NDArray[np.uint8], F32]:
+    """Return round(x / scale) + 128 and the scales max|x| / 127 of rows."""
+    most = np.abs(x).max(-1)
+    codes = np.rint(x * (np.float32(127) / most)[:, None]) + 128
+    return codes.astype(np.uint8), most / np.float32(127)
+
+
+@every_isa
+@pytest.mark.parametrize(
+    ("heads", "d", "dv", "slot"), [(2, 64, 64, 0), (3, 20, 24, 31), (1, 5, 3, 7), (1, 256, 512, 18)]
+)
+def test_kv_store_writes_the_page_layout_of_codes(isa, heads, d, dv, slot):
+    keys, values = normal(1, heads, d) * 100, normal(2, heads, dv)
+    wide_d, wide_dv = -(-d // 4) * 4, -(-dv // 16) * 16
+    page = kernels.kv_store(isa, keys, values, slot, "q8").reshape(heads, 32 * (wide_d + wide_dv) + 256)
+    want = np.zeros_like(page)
+    (key_codes, key_scales), (value_codes, value_scales) = codes_of(keys), codes_of(values)
+    padded = np.zeros((heads, wide_d), np.uint8)
+    padded[:, :d] = key_codes
+    want[:, : 32 * wide_d].reshape(heads, wide_d // 4, 32, 4)[:, :, slot] = padded.reshape(heads, -1, 4)
+    want[:, 32 * wide_d : -256].reshape(heads, 8, wide_dv, 4)[:, slot // 4, :dv, slot % 4] = value_codes
+    scales = want[:, -256:].view(np.float32)
+    scales[:, slot], scales[:, 32 + slot] = key_scales, value_scales
     assert same_bits(page, want)
 
 

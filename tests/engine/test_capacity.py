@@ -20,10 +20,17 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(capacity, "available_bytes", lambda: count)
 
 
-def test_cache_bytes_are_what_the_native_cache_says(model: LoadedModel):
-    from freehold._native import KvCache
+def test_cache_bytes_follow_the_type(model: LoadedModel):
+    values = 32 * sum(heads * (d + dv) for heads, d, dv in model.kv_layers)
+    assert bytes_per_block(model, "f16") == 2 * values
+    assert bytes_per_block(model, "f32") == 4 * values
+    scales = 32 * sum(2 * 4 * heads for heads, _, _ in model.kv_layers)
+    assert bytes_per_block(model, "q8") == values + scales  # widths here are multiples of sixteen
 
-    assert bytes_per_block(model) == KvCache(model.kv_layers, 1).bytes_per_block
+
+def test_unknown_cache_type_names_the_known_ones(model: LoadedModel):
+    with pytest.raises(UsageError, match="kv_type is 'q8_0'; expected f16, q8 or f32"):
+        Engine(model, context=64, kv_type="q8_0")  # pyright: ignore[reportArgumentType]
 
 
 def test_default_context_is_the_models_own(model: LoadedModel):

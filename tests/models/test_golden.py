@@ -48,10 +48,10 @@ def test_oracle_computes_the_golden_logits(family: str, form: str, tmp_path: Pat
     assert np.abs(np.concatenate(rows) - steps).max() <= BOUND
 
 
-def native_logits(model: LoadedModel, ids: list[int], chunks: list[int], f32: bool = False) -> np.ndarray:
-    """Run the model's plan over `ids` in pieces of the given sizes, with an f16 or float32 cache."""
+def native_logits(model: LoadedModel, ids: list[int], chunks: list[int], kv_type: str = "f16") -> np.ndarray:
+    """Run the model's plan over `ids` in pieces of the given sizes, with a cache of that type."""
     blocks = -(-len(ids) // native.BLOCK_TOKENS)
-    plan = model.build(native.KvCache(model.kv_layers, blocks, f32), max(chunks))
+    plan = model.build(native.KvCache(model.kv_layers, blocks, kv_type), max(chunks))
     table = np.arange(blocks, dtype=np.int32)[None]
     out, first = [], 0
     for count in chunks:
@@ -66,9 +66,9 @@ def native_logits(model: LoadedModel, ids: list[int], chunks: list[int], f32: bo
 def test_native_plan_computes_the_golden_logits(family: str, form: str, tmp_path: Path):
     ids, full, steps = golden(family)
     model = load_model(write_model(family, form, tmp_path), threads=1)
-    assert np.abs(native_logits(model, ids, [len(ids)], f32=True) - full).max() <= BOUND
+    assert np.abs(native_logits(model, ids, [len(ids)], kv_type="f32") - full).max() <= BOUND
     pieces = [PREFILL, *[1] * (len(ids) - PREFILL)]
-    assert np.abs(native_logits(model, ids, pieces, f32=True) - steps).max() <= BOUND
+    assert np.abs(native_logits(model, ids, pieces, kv_type="f32") - steps).max() <= BOUND
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -51,6 +51,7 @@ OP __m256 scale8(__m256 v, __m256i n) {
   return _mm256_mul_ps(_mm256_mul_ps(v, pow2(h)), pow2(_mm256_sub_epi32(n, h)));
 }
 OP F scale_exp(F x, I n) { return EACH2(scale8, x, n); }
+OP F scale_exp(F x, F n) { return scale_exp(x, to_int(n)); }
 OP __m256 lt8(__m256 a, __m256 b, __m256 x, __m256 y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 OP F select_lt(F a, F b, F x, F y) { return {lt8(a.a, b.a, x.a, y.a), lt8(a.b, b.b, x.b, y.b)}; }          // a<b ? x : y
 OP F load_f16(const uint16_t* p) { return {_mm256_cvtph_ps(mload16(p)), _mm256_cvtph_ps(mload16(p + 8))}; }

@@ -40,6 +40,7 @@ OP F fround(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT |
 OP F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 OP I to_int(F a) { return {_mm512_cvtps_epi32(a.v)}; }                    // nearest even
 OP F scale_exp(F a, I n) { return {_mm512_scalef_ps(a.v, _mm512_cvtepi32_ps(n.v))}; }   // a * 2^n
+OP F scale_exp(F a, F n) { return {_mm512_scalef_ps(a.v, n.v)}; }         // the same, n integral
 OP F select_lt(F a, F b, F x, F y) { return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)}; }  // a<b ? x : y
 OP F load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 OP void store_f16(uint16_t* p, F a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }

@@ -36,6 +36,7 @@ OP I to_int(F a) {       // out of range or NaN gives the least int, as the vect
   return r;
 }
 OP F scale_exp(F a, I n) { LANES a.v[i] = std::ldexp(a.v[i], n.v[i]); return a; }
+OP F scale_exp(F a, F n) { return scale_exp(a, to_int(n)); }
 OP F select_lt(F a, F b, F x, F y) { LANES y.v[i] = a.v[i] < b.v[i] ? x.v[i] : y.v[i]; return y; }
 OP F load_f16(const uint16_t* p) { F r; LANES r.v[i] = f16_to_f32(p[i]); return r; }
 OP void store_f16(uint16_t* p, F a) { LANES p[i] = f32_to_f16(a.v[i]); }

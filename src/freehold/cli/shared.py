@@ -18,10 +18,10 @@ offline_option = click.option("--offline", is_flag=True, help="Never call out.")
 
 kv_option = click.option(
     "--kv-type",
-    type=click.Choice(["f16", "f32"]),
+    type=click.Choice(["f16", "q8", "f32"]),
     default="f16",
     show_default=True,
-    help="Hold keys and values as f16, or as f32: twice the memory, nothing rounded.",
+    help="Hold keys and values as f16; as q8, int8 in half the memory; or as f32, nothing rounded.",
 )
 
 speculate_option = click.option(

@@ -6,9 +6,9 @@ Path: Engine.__init__ -> choose_context
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-from freehold._native import BLOCK_TOKENS
+from freehold import _native as native
 from freehold.engine.blocks import blocks_for
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
 from freehold.models.loader import LoadedModel
@@ -19,13 +19,13 @@ REQUEST_SHARE = 0.9  # and when somebody did; the rest is for activations and ev
 MIN_CONTEXT = 256  # below this a chat makes no sense, so it is an error rather than a default
 
 
-KvType = Literal["f16", "f32"]
-KV_BYTES: dict[KvType, int] = {"f16": 2, "f32": 4}  # of one element of a key or value
+KvType = Literal["f16", "q8", "f32"]
+KV_TYPES: tuple[KvType, ...] = get_args(KvType)
 
 
 def bytes_per_block(model: LoadedModel, kv_type: KvType = "f16") -> int:
     """Return the bytes of one cache block over all layers: keys and values."""
-    return sum(heads * (d + dv) for heads, d, dv in model.kv_layers) * KV_BYTES[kv_type] * BLOCK_TOKENS
+    return native.KvCache(model.kv_layers, 1, kv_type).bytes_per_block
 
 
 def choose_context(
@@ -39,7 +39,7 @@ def choose_context(
     have = available_bytes()
     if asked is not None:
         return _asked_context(model, asked, have, kv_type)
-    fits = int(have * share) // bytes_per_block(model, kv_type) * BLOCK_TOKENS
+    fits = int(have * share) // bytes_per_block(model, kv_type) * native.BLOCK_TOKENS
     if fits >= model.context:
         return model.context, "the model's own"
     if fits < min(MIN_CONTEXT, model.context):
@@ -64,7 +64,7 @@ def _asked_context(model: LoadedModel, asked: int, have: int, kv_type: KvType) -
         )
     need, room = blocks_for(asked) * bytes_per_block(model, kv_type), int(have * REQUEST_SHARE)
     if need > room:
-        most = room // bytes_per_block(model, kv_type) * BLOCK_TOKENS
+        most = room // bytes_per_block(model, kv_type) * native.BLOCK_TOKENS
         raise CapacityExceeded(
             f"a context of {asked:,} tokens takes {show_bytes(need)}; {show_bytes(room)} are free for it",
             f"--context {most} would fit" if most else "free memory or choose a smaller model",

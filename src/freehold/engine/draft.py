@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.engine.blocks import BlockManager, common_prefix
+from freehold.engine.capacity import KvType
 from freehold.engine.cost import StepCost
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import choose, log_sum_exp
@@ -43,7 +44,7 @@ class DraftModel:
         context: int,
         blocks: int,
         threads: native.Threads,
-        f32: bool = False,
+        kv_type: KvType = "f16",
     ) -> None:
         """Reserve `blocks` blocks of cache for sequences up to `context` tokens. Raises UsageError."""
         if model.tokens != target.tokens or model.vocab < target.tokens:
@@ -54,7 +55,7 @@ class DraftModel:
             )
         self.model = model
         self._context = min(context, model.context)
-        self._runner = ModelRunner(model, blocks, FIRST_ROWS, threads, f32=f32)
+        self._runner = ModelRunner(model, blocks, FIRST_ROWS, threads, kv_type)
         self._blocks = BlockManager(blocks)
         self._shadows: dict[Sequence, Sequence] = {}
         self._cost = StepCost()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.engine.blocks import BlockManager, blocks_for
-from freehold.engine.capacity import KV_BYTES, MEMORY_SHARE, KvType, choose_context
+from freehold.engine.capacity import KV_TYPES, MEMORY_SHARE, KvType, choose_context
 from freehold.engine.draft import DraftModel
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import MAX_TOP_LOGPROBS, check_sampling, choose, log_sum_exp, non_finite
@@ -57,26 +57,26 @@ class Engine:
         """Reserve the cache for `context` tokens (None: the model's own, cut to `memory_share` of memory).
 
         `threads` None: the pool that packed the model. `blocks`: cache blocks, at least what the context
-        takes. `kv_type`: what the cache holds; "f32" doubles its bytes and rounds nothing. `speculate`:
-        verify guesses where that pays, from the text itself and from `draft`, a smaller model of the same
-        tokens; no answer depends on it.
+        takes. `kv_type`: what the cache holds: "f16"; "q8", int8 in half the bytes; "f32", which rounds nothing.
+        `speculate`: verify guesses where that pays, from the text itself and from `draft`, a smaller model of
+        the same tokens; no answer depends on it.
         Raises UsageError and CapacityExceeded with the numbers.
         """
         if step_rows < 1 or (threads is not None and threads < 1):
             raise UsageError(f"step_rows is {step_rows} and threads {threads}; expected 1 or more")
         self.model = model
-        if kv_type not in KV_BYTES:
-            raise UsageError(f"kv_type is {kv_type!r}; expected {' or '.join(KV_BYTES)}")
+        if kv_type not in KV_TYPES:
+            raise UsageError(f"kv_type is {kv_type!r}; expected {', '.join(KV_TYPES[:-1])} or {KV_TYPES[-1]}")
         self.context, self.context_note = choose_context(model, context, memory_share, kv_type)
         pool = model.threads if threads in (None, model.threads.size) else native.Threads(threads)
         count = max(blocks or 0, blocks_for(self.context))
         self.threads = pool.size
-        self._runner: ModelRunner | None = ModelRunner(model, count, step_rows, pool, f32=kv_type == "f32")
+        self._runner: ModelRunner | None = ModelRunner(model, count, step_rows, pool, kv_type)
         self._blocks = BlockManager(count)
         self._scheduler = Scheduler(self._blocks, step_rows, time.monotonic)
         drafter = None
         if draft is not None:
-            drafter = DraftModel(draft, model, self.context, count, pool, f32=kv_type == "f32")
+            drafter = DraftModel(draft, model, self.context, count, pool, kv_type)
         self._speculation = Speculation(drafter) if speculate else None
         self._turn = threading.Condition(threading.Lock())
         self._cancelled: deque[Sequence] = deque()

@@ -22,9 +22,9 @@ class ModelRunner:
     """A traced plan and the cache it writes."""
 
     def __init__(
-        self, model: LoadedModel, blocks: int, step_rows: int, threads: native.Threads, f32: bool = False
+        self, model: LoadedModel, blocks: int, step_rows: int, threads: native.Threads, kv_type: str = "f16"
     ) -> None:
-        self._cache = native.KvCache(model.kv_layers, blocks, f32)
+        self._cache = native.KvCache(model.kv_layers, blocks, kv_type)
         self._plan = model.build(self._cache, step_rows, threads)
 
     def run(self, batch: list[Work]) -> list[F32]:

@@ -1,0 +1,167 @@
+// Attention over pages of codes: scores and values as integer dots, four inputs or four positions of sixteen lanes each.
+// Included by attention.inl, whose passes, softmax and partials it shares; knows the layout of codes in kernels.h.
+//
+// Only what the cache rounded is coarse. A query, and a row's probabilities times the values' scales, become two int8
+// rows: high * 254 + low, 15 bits. The second dot of a byte is cheap beside fetching it, and a quarter of its floats' cost.
+// Integer sums are exact, so no order of positions or blocks matters; the float steps take one row, one span.
+
+// Queries x vectors: of AVX-512's 32 registers 7 * 2 rows * 2 sums + 2 of the page + 1; of AVX2's 16, 2 * 2 * 1 pairs
+// leave room for the halves a full dot splits into.
+constexpr int kCodeBlock = kWideRegisters ? 7 : 2;
+constexpr float kHigh = 254.0f, kCodeMax = 127.0f * kHigh;
+
+// n floats as codes: x ~ scale * (254 * high + low).
+struct Codes { const int8_t *high, *low; int32_t high_sum, low_sum; float scale; };
+
+// Quantises n (a multiple of 16) floats. NaN or infinity makes the scale NaN.
+OP Codes split_codes(const float* x, int n, int8_t* high, int8_t* low) {
+  F top = fzero(), bad = fzero();                            // x * 0 is NaN for NaN and infinity
+  for (int i = 0; i < n; i += 16) {
+    const F v = fload(x + i);
+    top = fmax(top, fabs(v));
+    bad = fma(v, fzero(), bad);
+  }
+  const float most = hmax(top), nan = hsum(bad);
+  const bool zero = !(most > 1e-30f) || nan != nan;          // the inverse must stay finite
+  const F inverse = fset(zero ? 0.0f : kCodeMax / most);
+  I high_sum = izero(), low_sum = izero();
+  for (int i = 0; i < n; i += 16) {
+    const F v = zero ? fzero() : mul(fload(x + i), inverse);
+    const F h = fround(mul(v, fset(1.0f / kHigh)));
+    const I hi = to_int(h), lo = to_int(fnma(h, fset(kHigh), v));
+    store_i8(high + i, hi);
+    store_i8(low + i, lo);
+    high_sum = iadd(high_sum, hi);
+    low_sum = iadd(low_sum, lo);
+  }
+  return {high, low, hsum(high_sum), hsum(low_sum), nan != nan ? nan : zero ? 0.0f : most / kCodeMax};
+}
+
+// Sums of Q queries' codes with V vectors of the page's, quads [0, n) lying `stride` bytes apart.
+template <int Q, int V> struct Dots {
+  I sum[2 * Q][V];
+  OP void start(Dots& d, const Codes* x) {                   // the page's codes are offset by 128
+    UNROLL for (int i = 0; i < Q; ++i)
+      UNROLL for (int j = 0; j < V; ++j) {
+        d.sum[2 * i][j] = iset(-128 * x[i].high_sum);
+        d.sum[2 * i + 1][j] = iset(-128 * x[i].low_sum);
+      }
+  }
+  // x's codes from `at` on.
+  OP void go(Dots& d, const Codes* x, int at, const uint8_t* w, int64_t stride, int n, int64_t ahead) {
+    for (int e = 0; e < n; ++e, w += stride, at += 4) {
+      I c[V];
+      UNROLL for (int j = 0; j < V; ++j) {
+        c[j] = bload(w + 64 * j);
+        prefetch(w + 64 * j + ahead);
+      }
+      UNROLL for (int i = 0; i < Q; ++i) {
+        const I h = quad(x[i].high + at), l = quad(x[i].low + at);
+        UNROLL for (int j = 0; j < V; ++j) {
+          d.sum[2 * i][j] = dot4_full(d.sum[2 * i][j], c[j], h);
+          d.sum[2 * i + 1][j] = dot4_full(d.sum[2 * i + 1][j], c[j], l);
+        }
+      }
+    }
+  }
+  OP F value(const Dots& d, const Codes* x, int i, int j) {
+    return mul(fma(to_float(d.sum[2 * i][j]), fset(kHigh), to_float(d.sum[2 * i + 1][j])), fset(x[i].scale));
+  }
+};
+
+// scores[i][0..32) of a page: dots of its keys' codes times both scales.
+template <int Q> struct CodeScore {
+  static void run(const Codes* q, const uint8_t* keys, const float* scales, int quads, int64_t ahead, float* scores) {
+    for (int v = 0; v < kPageVectors; v += kVectors) {
+      using D = Dots<Q, kVectors>;
+      D dots;
+      D::start(dots, q);
+      D::go(dots, q, 0, keys + 64 * v, 64 * kPageVectors, quads, ahead);
+      UNROLL for (int j = 0; j < kVectors; ++j) {
+        const F scale = fload(scales + 16 * (v + j));
+        UNROLL for (int i = 0; i < Q; ++i) fstore(scores + i * kScoreStride + 16 * (v + j), mul(D::value(dots, q, i, j), scale));
+      }
+    }
+  }
+};
+
+// out[i][0..16V) = sum over the span of p_i[j] * value[j]; positions a row cannot see have codes 0. The last vector of
+// an odd width is `tail` lanes long.
+template <int V> struct CodeValue {
+  template <int Q> struct Block {
+    static void run(const Pass& s, const Codes* p, int column, int tail, float* out) {
+      using D = Dots<Q, V>;
+      D dots;
+      D::start(dots, p);
+      const int64_t stride = static_cast<int64_t>(s.a.dv + 15) / 16 * 64;
+      for (int page = s.pages.lo; page < s.pages.hi; ++page)
+        D::go(dots, p, page * kBlockTokens, s.values(page) + 4 * column, stride, kBlockTokens / 4, s.values_ahead(page));
+      UNROLL for (int i = 0; i < Q; ++i)
+        UNROLL for (int j = 0; j < V; ++j) {
+          float* to = out + static_cast<int64_t>(i) * (2 + s.a.dv) + 16 * j;
+          j == V - 1 ? fstore_n(to, D::value(dots, p, i, j), tail) : fstore(to, D::value(dots, p, i, j));
+        }
+    }
+  };
+};
+
+static void code_values(const Pass& s, int n, const Codes* p, float* out) {
+  for (int c = 0; c < s.a.dv;) {
+    const int left = s.a.dv - c;
+    const bool wide = kVectors > 1 && left > 16;
+    const int width = wide ? 32 : 16, tail = left < width ? left - width + 16 : 16;
+    if (wide) by_count<CodeValue<kVectors>::template Block, kCodeBlock>(n, s, p, c, tail, out + c);
+    else by_count<CodeValue<1>::template Block, kCodeBlock>(n, s, p, c, tail, out + c);
+    c += width;
+  }
+}
+
+// A row's probabilities times the scales of their values, as codes; 0 for what it cannot see. The pages' scales are
+// gathered already.
+OP Codes weight_codes(const Pass& s, int query, const float* scales, float* p, int8_t* high, int8_t* low) {
+  const Range r = s.seen[query];
+  for (int at = s.pages.lo * kBlockTokens; at < s.pages.hi * kBlockTokens; at += 16) {
+    const bool any = at + 16 > r.lo && at < r.hi;
+    fstore(p + at, any ? select_seen(r, at, mul(fload(p + at), fload(scales + at)), fzero()) : fzero());
+  }
+  const int first = s.pages.lo * kBlockTokens;
+  Codes c = split_codes(p + first, s.pages.hi * kBlockTokens - first, high + first, low + first);
+  c.high = high;
+  c.low = low;
+  return c;
+}
+
+OP Codes query_codes(const float* q, int d, int8_t* high, int8_t* low) {
+  float x[kMaxCodeWidth];
+  for (int i = d; i % 16; ++i) x[i] = 0.0f;
+  memcpy(x, q, sizeof(float) * static_cast<size_t>(d));
+  return split_codes(x, (d + 15) / 16 * 16, high, low);
+}
+
+// Queries [i, i+n) of a pass from their codes to their partials. values: the scales of the span's values.
+static void attend_code_block(const Pass& s, int i, int n, const float* values, float* scores, int8_t* codes) {
+  const int quads = (s.a.d + 3) / 4;
+  Codes x[kCodeBlock];
+  for (int j = 0; j < n; ++j) x[j] = query_codes(s.q[i + j], s.a.d, codes + 2 * j * kMaxCodeWidth, codes + (2 * j + 1) * kMaxCodeWidth);
+  for (int page = s.pages.lo; page < s.pages.hi; ++page) {
+    const float* scales = reinterpret_cast<const float*>(s.page(page) + kv_scales_at(s.a.d, s.a.dv));
+    by_count<CodeScore, kCodeBlock>(n, static_cast<const Codes*>(x), s.page(page), scales, quads, s.keys_ahead(page), scores + page * kBlockTokens);
+  }
+  for (int j = 0; j < n; ++j) {
+    float* p = scores + j * kScoreStride;
+    if (s.seen[i + j].lo < s.seen[i + j].hi) soften(s.a, s.seen[i + j], p, s.out(i + j), s.out(i + j) + 1);
+    x[j] = weight_codes(s, i + j, values, p, codes + 2 * j * kMaxCodeWidth, codes + (2 * j + 1) * kMaxCodeWidth);
+  }
+  code_values(s, n, x, s.out(i) + 2);
+}
+
+static void attend_codes(const Pass& s) {
+  static_assert(kMaxCodeWidth >= kSpanTokens);
+  alignas(64) float scores[kCodeBlock * kScoreStride];
+  alignas(64) float values[kSpanTokens];
+  alignas(64) int8_t codes[2 * kCodeBlock * kMaxCodeWidth];
+  const int64_t at = kv_scales_at(s.a.d, s.a.dv) + int64_t{sizeof(float)} * kBlockTokens;
+  for (int page = s.pages.lo; page < s.pages.hi; ++page)
+    memcpy(values + page * kBlockTokens, s.page(page) + at, sizeof(float) * kBlockTokens);
+  for (int i = 0; i < s.n; i += kCodeBlock) attend_code_block(s, i, s.n - i < kCodeBlock ? s.n - i : kCodeBlock, values, scores, codes);
+}
