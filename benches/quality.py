@@ -20,13 +20,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benches import peer
+from benches import environments, peer
 
 WINDOW = 512
 SKIPPED = 8  # the first positions of a window have next to no context and would dominate the mean
 ROWS = 64  # rows turned to float64 at a time: 64 x 262144 x 8 bytes = 134 MB
-TEXT = peer.ROOT / "tests" / "vectors" / "text.txt"
-SCRIPTS = {"freehold": peer.FREEHOLD, "llama_cpp": peer.LLAMA_CPP}
+TEXT = environments.ROOT / "tests" / "vectors" / "text.txt"
+SCRIPTS = {"freehold": environments.FREEHOLD, "llama_cpp": environments.LLAMA_CPP}
 
 
 def log_softmax(rows: np.ndarray) -> np.ndarray:
@@ -107,12 +107,12 @@ def main() -> None:
     args = options()
     pythons = {
         "freehold": Path(sys.executable),
-        "llama_cpp": args.llama_cpp_python or peer.environment("llama_cpp"),
+        "llama_cpp": args.llama_cpp_python or environments.environment("llama_cpp"),
     }
     load = {"path": str(args.model.resolve()), "threads": args.threads}
     with ExitStack() as stack:
-        oracle_python = args.oracle_python or peer.environment("oracle")
-        oracle = stack.enter_context(peer.Child(oracle_python, peer.TRANSFORMERS))
+        oracle_python = args.oracle_python or environments.environment("oracle")
+        oracle = stack.enter_context(peer.Child(oracle_python, environments.TRANSFORMERS))
         oracle.ask("load", **load)
         children = {}
         for name in args.peer or list(SCRIPTS):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benches.peer import LLAMA_CPP, Child, environment
+from benches.environments import LLAMA_CPP, environment
+from benches.peer import Child
 from tests.vectors import files, weights
 
 GOLDEN = Path(__file__).with_name("golden")
