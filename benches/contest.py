@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benches.dequantise import bf16_copy
 from benches.measures import CONTEXT, Measure
 from benches.peer import Child, PeerFailed, fresh
 
@@ -32,6 +33,7 @@ class Setting:
 
 
 DEFAULT = Setting()
+SECONDS = 1.0  # that timed work should last: many times what a scheduler takes away at once
 
 
 @dataclass
@@ -42,8 +44,9 @@ class Peer:
     python: Path
     script: Path
     child: Child
+    path: Path  # of the file it reads: the model's, or a copy of it
     facts: dict[str, Any] = field(default_factory=dict)  # the answer to load
-    best: dict[str, Setting] = field(default_factory=dict)  # by the name of a trial
+    best: dict[str, tuple[Setting, float]] = field(default_factory=dict)  # by trial: setting, its rate
 
     def rate(self, measure: Measure, setting: Setting) -> tuple[float, float]:
         """Do the work once; return tokens per second and cores in use."""
@@ -60,6 +63,8 @@ class Peer:
     def settings(self, kind: str, threads: list[int]) -> list[Setting]:
         """List what may be better than the defaults: every thread count, with each of the peer's options."""
         options: list[dict[str, Any]] = [{}, *self.facts["trials"].get(kind, [])]
+        if self.facts.get("fixed_threads"):
+            return [Setting(None, tuple(o.items())) for o in options]
         return [Setting(n, tuple(o.items())) for o in options for n in threads]
 
 
@@ -100,21 +105,31 @@ def say(text: str) -> None:
 
 
 class Contest:
-    """The peers, the file, and how long to measure: at most `rounds` and about `budget` seconds a measure."""
+    """The peers, the thread counts to try, and how long a measure takes: at most `rounds`, about `budget` seconds."""
 
-    def __init__(self, peers: list[Peer], path: Path, threads: list[int], rounds: int, budget: float) -> None:
-        self.peers, self.path, self.threads = peers, path, threads
+    def __init__(self, peers: list[Peer], threads: list[int], rounds: int, budget: float) -> None:
+        self.peers, self.threads = peers, threads
         self.rounds, self.budget = rounds, budget
         self.problems: list[str] = []
 
     def load(self) -> None:
-        """Load the file in every child; a peer that cannot is out."""
+        """Load the file in every child, or its BF16 copy; a peer that can read neither is out."""
         for peer in list(self.peers):
             try:
-                peer.facts = peer.child.ask("load", path=str(self.path), context=CONTEXT)
-                say(f"{peer.name}: {peer.facts['version']}")
+                self._load(peer)
             except PeerFailed as problem:
-                self._drop(peer, "load", problem)
+                self._note(peer, "load", problem)
+                self.peers.remove(peer)
+
+    def _load(self, peer: Peer) -> None:
+        try:
+            peer.facts = peer.child.ask("load", path=str(peer.path), context=CONTEXT)
+        except PeerFailed as problem:
+            self._note(peer, f"load {peer.path.name}, so it gets a BF16 copy", problem)
+            peer.path = bf16_copy(peer.path)
+            peer.facts = peer.child.ask("load", path=str(peer.path), context=CONTEXT)
+            peer.facts["weights"] = "dequantised to BF16"
+        say(f"{peer.name}: {peer.facts['version']}, weights {peer.facts['weights']}")
 
     def run(self, measure: Measure, busy: int = 0) -> list[Figure]:
         """Measure every peer, at its defaults and at its best setting."""
@@ -127,16 +142,17 @@ class Contest:
     def _entries(self, peer: Peer, measure: Measure, busy: int) -> list[Figure]:
         """Give a peer one row, or two where its best setting is not its default."""
         try:
-            best = self._best(peer, measure, busy)
+            best, rate = self._best(peer, measure, busy)
         except PeerFailed as problem:
-            self._drop(peer, measure.name, problem, forever=False)
+            self._note(peer, measure.name, problem)
             return []
+        measure = measure.lasting(SECONDS, rate)
         plain = Setting(peer.facts["threads"])
         if best in (DEFAULT, plain):
             return [Figure(measure, peer, DEFAULT, True, busy)]
         return [Figure(measure, peer, DEFAULT, False, busy), Figure(measure, peer, best, True, busy)]
 
-    def _best(self, peer: Peer, measure: Measure, busy: int) -> Setting:
+    def _best(self, peer: Peer, measure: Measure, busy: int) -> tuple[Setting, float]:
         """Find the setting that does the trial fastest, better of two; a failing option is no candidate."""
         trial = measure.trial
         key = f"{trial.name} {busy}"
@@ -150,7 +166,8 @@ class Contest:
                     self._note(peer, f"{trial.name} with {setting}, {setting.threads} threads", problem)
             if not rates:
                 raise PeerFailed("every setting failed")
-            peer.best[key] = max(rates, key=lambda s: rates[s])
+            best = max(rates, key=lambda s: rates[s])
+            peer.best[key] = best, rates[best]
             say(
                 f"{trial.name}: {peer.name} "
                 + ", ".join(f"{s}/{s.threads} {r:.1f}" for s, r in rates.items())
@@ -167,16 +184,17 @@ class Contest:
             first = i % max(len(figures), 1)
             for figure in figures[first:] + figures[:first]:
                 try:
-                    self._once(measure, figure)
+                    self._once(figure)
                 except PeerFailed as problem:
                     self._note(figure.peer, measure.name, problem)
                     figures = [other for other in figures if other is not figure]
             say(f"{measure.name}: " + "  ".join(f"{f.peer.name} {f.values[-1]:.4g}" for f in figures))
         return figures
 
-    def _once(self, measure: Measure, figure: Figure) -> None:
+    def _once(self, figure: Figure) -> None:
+        measure = figure.measure
         if measure.kind in ("first", "memory"):
-            got = fresh(figure.peer.python, figure.peer.script, self.path)
+            got = fresh(figure.peer.python, figure.peer.script, figure.peer.path)
             figure.values.append(got["seconds"] if measure.kind == "first" else got["peak"] / 1e6)
             return
         rate, cores = figure.peer.rate(measure, figure.setting)
@@ -186,8 +204,3 @@ class Contest:
     def _note(self, peer: Peer, what: str, problem: Exception) -> None:
         self.problems.append(f"{peer.name}: {what}: {problem}")
         say(self.problems[-1])
-
-    def _drop(self, peer: Peer, what: str, problem: Exception, forever: bool = True) -> None:
-        self._note(peer, what, problem)
-        if forever:
-            self.peers.remove(peer)

@@ -55,7 +55,8 @@ class Driver(ABC):
     def load(self, path: str, context: int, threads: int | None = None) -> dict[str, Any]:
         """Load a file with room for `context` tokens; `threads` None is the peer's own choice.
 
-        Returns name, version, weights ("as in the file", or what was made of them), vocab and threads.
+        Returns name, version, weights ("as in the file", or what was made of them), vocab, threads, trials;
+        and fixed_threads, true where a process cannot change them.
         """
 
     @abstractmethod

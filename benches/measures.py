@@ -6,7 +6,7 @@ Path: peers.py -> MEASURES, Facts -> contest.py, report.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,23 @@ OVERHEAD = 160e6  # bytes a process may hold besides weights and cache
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure. `size` is tokens, depth or sequences by `kind`; `steps` are timed after it."""
+    """One figure. `size` is tokens, depth or sequences by `kind`; at most `steps` are timed after it."""
 
     name: str
     kind: str  # prefill, decode, batch; or first, memory: of a fresh process
     size: int = 0
-    steps: int = 0
+    steps: int = field(default=0, compare=False)
     unit: str = "tok/s"
 
     @property
     def tokens(self) -> int:
         """Tokens that the timed work yields."""
         return {"prefill": self.size, "decode": self.steps, "batch": self.size * self.steps}[self.kind]
+
+    def lasting(self, seconds: float, rate: float) -> Measure:
+        """Cut the steps to what takes so long at `rate` tokens a second, but not below eight."""
+        tokens = rate * seconds / (self.size if self.kind == "batch" else 1)
+        return replace(self, steps=min(self.steps, max(int(tokens), 8)))
 
     @property
     def trial(self) -> Measure:
@@ -46,10 +51,10 @@ MEASURES = {
     for measure in (
         Measure("prefill-512", "prefill", 512),
         Measure("prefill-4096", "prefill", 4096),
-        Measure("decode-0", "decode", SHORT, 64),
-        Measure("decode-2k", "decode", 2000, 40),
-        Measure("decode-8k", "decode", 8000, 32),
-        *(Measure(f"batch-{n}", "batch", n, 24) for n in (1, 2, 4, 8, 16)),
+        Measure("decode-0", "decode", SHORT, 256),
+        Measure("decode-2k", "decode", 2000, 128),
+        Measure("decode-8k", "decode", 8000, 128),
+        *(Measure(f"batch-{n}", "batch", n, 90) for n in (1, 2, 4, 8, 16)),
         Measure("first-token", "first", unit="s"),
         Measure("memory", "memory", unit="MB"),
     )

@@ -31,6 +31,8 @@ PEERS = {  # name -> driver, environment; Freehold runs in this one
     "freehold": ("peer_freehold.py", None),
     "llama.cpp": ("peer_llama_cpp.py", "llama_cpp"),
     "ik_llama.cpp": ("peer_ik.py", "ik_llama_cpp"),
+    "OpenVINO": ("peer_openvino.py", "openvino"),
+    "mistral.rs": ("peer_mistralrs.py", "mistralrs"),
 }
 LOADED = 0.5  # load average above which figures say more about the machine's other work than about the peers
 FIGURE = ("peer", "setting", "threads", "busy", "measure", "median", "min", "max", "cores", "ceiling")
@@ -57,7 +59,7 @@ def resolve(model: str) -> Path:
     return Store(load_settings()).resolve(model).path
 
 
-def start(names: list[str], stack: ExitStack) -> tuple[list[contest.Peer], list[str]]:
+def start(names: list[str], path: Path, stack: ExitStack) -> tuple[list[contest.Peer], list[str]]:
     """Start a child for each peer that can be installed; say why the others cannot."""
     peers, problems = [], []
     for name in names:
@@ -68,7 +70,7 @@ def start(names: list[str], stack: ExitStack) -> tuple[list[contest.Peer], list[
             problems.append(f"{name}: not installed: {problem}")
             continue
         child = stack.enter_context(Child(python, HERE / script, stops=True))
-        peers.append(contest.Peer(name, python, HERE / script, child))
+        peers.append(contest.Peer(name, python, HERE / script, child, path))
     return peers, problems
 
 
@@ -94,9 +96,9 @@ def ceilings(child: Child, threads: list[int]) -> tuple[measures.Ceilings, dict[
 def compare(args: argparse.Namespace, path: Path, stack: ExitStack) -> dict[str, Any]:
     """Run everything that was asked for; print the table; return the record."""
     cpu = machine(path)
-    peers, problems = start(args.peer or list(PEERS), stack)
+    peers, problems = start(args.peer or list(PEERS), path, stack)
     threads = thread_counts(args.threads)
-    race = contest.Contest(peers, path, threads, 2 if args.quick else args.rounds, args.budget)
+    race = contest.Contest(peers, threads, 2 if args.quick else args.rounds, args.budget)
     race.load()
     meter = stack.enter_context(Child(sys.executable, environments.FREEHOLD))
     bounds, measured = ceilings(meter, threads)
