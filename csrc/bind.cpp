@@ -112,10 +112,11 @@ std::shared_ptr<Matrix> matrix_view(In<uint8_t, 1> panels, const std::string& ki
   for (int i = 0; i < kKinds; ++i) {
     if (kind != kind_info(static_cast<Kind>(i)).name) continue;
     auto m = std::make_shared<Matrix>();
-    m->w = {static_cast<Kind>(i), rows, cols, 0, panels.data()};
+    m->w = {static_cast<Kind>(i), rows, cols, 0, panels.data(), 0};
     if (rows < 1 || cols < 1) throw Error(ErrorKind::BadModelFile, "a packed matrix without rows or columns");
     m->w.panel_bytes = panel_bytes(m->w.kind, cols);
-    if (static_cast<__int128>(m->w.panel_bytes) * m->w.count() != static_cast<__int128>(panels.size()))
+    m->w.low_bytes = low_bytes(m->w.kind, cols);
+    if (static_cast<__int128>(m->w.panel_bytes + m->w.low_bytes) * m->w.count() != static_cast<__int128>(panels.size()))
       throw Error(ErrorKind::BadModelFile, "packed " + kind + " matrix of " + std::to_string(rows) + " x " + std::to_string(cols) +
                                                " does not take " + std::to_string(panels.size()) + " bytes");
     if (reinterpret_cast<uintptr_t>(panels.data()) % 64) throw Error(ErrorKind::BadModelFile, "packed panels are not 64-byte aligned");
@@ -128,10 +129,10 @@ std::shared_ptr<Matrix> matrix_view(In<uint8_t, 1> panels, const std::string& ki
 void bind_matrix(nb::module_& m) {
   nb::class_<Threads>(m, "Threads").def(nb::init<int>(), "n"_a).def_prop_ro("size", &Threads::size);
   nb::class_<Matrix>(m, "Matrix")
-      .def_static("pack", [](In<uint8_t, 1> raw, const std::string& type, int64_t rows, int64_t cols, Threads& threads) {
+      .def_static("pack", [](In<uint8_t, 1> raw, const std::string& type, int64_t rows, int64_t cols, Threads& threads, bool head) {
         nb::gil_scoped_release free;
-        return std::const_pointer_cast<Matrix>(pack(raw.data(), raw.size(), type, rows, cols, threads));
-      }, "raw"_a, "type"_a, "rows"_a, "cols"_a, "threads"_a)
+        return std::const_pointer_cast<Matrix>(pack(raw.data(), raw.size(), type, rows, cols, threads, head));
+      }, "raw"_a, "type"_a, "rows"_a, "cols"_a, "threads"_a, "head"_a = false)
       .def_static("pack_codes", [](In<int8_t, 2> codes, In<float, 2> scales, Threads& threads) {
         const size_t n = codes.shape(0), k = codes.shape(1);
         if (k % 32 || scales.shape(0) != n || scales.shape(1) * 16 != k)
@@ -156,11 +157,16 @@ void bind_matrix(nb::module_& m) {
       }, "index"_a);
 }
 
-Out<float> run_plan(Plan& plan, In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> seqs, In<int32_t, 2> tables,
-                    In<int32_t, 1> logit_rows) {
+using ChoiceTuple = std::tuple<int32_t, float, uint64_t, int64_t>;
+std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> seqs,
+                                             In<int32_t, 2> tables, In<int32_t, 1> logit_rows, const std::vector<ChoiceTuple>& choices,
+                                             int64_t tokens_end) {
   if (positions.size() != tokens.size() || seqs.size() != tokens.size())
     throw Error(ErrorKind::Usage, "tokens, positions and seqs must have one length");
   Out<float> logits = array<float>({logit_rows.size(), static_cast<size_t>(plan.vocab())});
+  Out<int64_t> chosen = array<int64_t>({choices.size()});
+  std::vector<Choice> wanted;
+  for (const auto& [row, temperature, seed, position] : choices) wanted.push_back({row, temperature, seed, position});
   Step step;
   step.rows = static_cast<int64_t>(tokens.size());
   step.tokens = tokens.data();
@@ -172,9 +178,15 @@ Out<float> run_plan(Plan& plan, In<int32_t, 1> tokens, In<int32_t, 1> positions,
   step.nlogits = static_cast<int64_t>(logit_rows.size());
   step.logit_rows = logit_rows.data();
   step.logits = logits.data();
-  nb::gil_scoped_release free;
-  plan.run(step);
-  return logits;
+  step.nchoices = static_cast<int64_t>(wanted.size());
+  step.choices = wanted.data();
+  step.tokens_end = tokens_end;
+  step.chosen = chosen.data();
+  {
+    nb::gil_scoped_release free;
+    plan.run(step);
+  }
+  return {std::move(logits), std::move(chosen)};
 }
 
 void bind_plan(nb::module_& m) {
@@ -217,7 +229,8 @@ void bind_plan(nb::module_& m) {
       }, "x"_a, "weight"_a, "norm"_a.none(), "eps"_a, "scale"_a = 1.0f, "softcap"_a = 0.0f)
       .def("finish", &Plan::finish)
       .def_prop_ro("buffer_bytes", &Plan::buffer_bytes)
-      .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a);
+      .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a,
+           "choices"_a = std::vector<ChoiceTuple>(), "tokens_end"_a = 0);
 }
 
 void bind_sampling(nb::module_& m) {

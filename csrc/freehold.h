@@ -85,15 +85,17 @@ class Memory {
 struct Matrix {
   Panels w;
   std::shared_ptr<Memory> memory;
-  int64_t bytes() const { return w.panel_bytes * w.count(); }
+  int64_t bytes() const { return w.bytes(); }
 };
 using MatrixPtr = std::shared_ptr<const Matrix>;
 
 // The version of the panels' layout, which packed files are keyed by: raise it whenever pack() lays them differently.
-constexpr int kLayout = 3;
-int64_t panel_bytes(Kind kind, int64_t k);                          // throws Usage when k does not fit the kind
+constexpr int kLayout = 4;
+int64_t panel_bytes(Kind kind, int64_t k);                          // throws BadModelFile when k does not fit the kind
+int64_t low_bytes(Kind kind, int64_t k);                            // of a panel of the low plane; 0 for most kinds
 // Re-lays GGUF rows (or float rows) of `type` (a GGUF type name, "Q4_K") into panels; raw must hold n rows exactly.
-MatrixPtr pack(const uint8_t* raw, size_t raw_bytes, std::string_view type, int64_t n, int64_t k, Threads& threads);
+// A head goes into two planes where its type can: the logits are the same, and a choice of the greatest reads half.
+MatrixPtr pack(const uint8_t* raw, size_t raw_bytes, std::string_view type, int64_t n, int64_t k, Threads& threads, bool head = false);
 // Codebook types: int8 codes [n][k] and one float scale per 16 inputs [n][k/16].
 MatrixPtr pack_codes(const int8_t* codes, const float* scales, int64_t n, int64_t k, Threads& threads);
 // One row back to floats, exactly the value the panels stand for. Embeddings are read this way.
@@ -130,6 +132,14 @@ class KvCache {
   std::shared_ptr<Memory> memory_;
 };
 
+// A row whose next token is wanted and nothing else: the greatest logit (temperature 0), or a plain draw; see sample.h.
+struct Choice {
+  int32_t row;
+  float temperature;
+  uint64_t seed;
+  int64_t position;
+};
+
 // One forward step over rows of one or more sequences. Rows of a sequence are consecutive, positions too.
 struct Step {
   int64_t rows = 0;
@@ -141,6 +151,10 @@ struct Step {
   int64_t nlogits = 0;
   const int32_t* logit_rows = nullptr;  // [nlogits], which rows want logits
   float* logits = nullptr;              // [nlogits][vocab]
+  int64_t nchoices = 0;                 // nlogits + nchoices <= the plan's max_rows
+  const Choice* choices = nullptr;
+  int64_t tokens_end = 0;               // ids below it can be chosen
+  int64_t* chosen = nullptr;            // [nchoices]; -1 where a logit of the row is not finite
 };
 
 }  // namespace fh

@@ -1,5 +1,5 @@
 // The ops of a forward pass, running: who computes which rows and panels, and what must be done before what.
-// Knows rows, buffers and phases; every sum is a kernel's. Recorded by plan.cpp, which alone includes this file.
+// Knows rows, buffers and phases; every sum is a kernel's. Recorded by plan.cpp, which alone includes this file; the last op is head.h's.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -408,50 +408,6 @@ struct Attention final : Op {
         r.k->attend_merge(scratch, partials.data() + it.partial + s * unit(it.rows), static_cast<int>(count), shape.dv);
       end(r, args(r, it), it, scratch);
     });
-  }
-};
-
-// The head's own rounding goes straight into the logits (a quarter of all the KL divergence on smollm2), and few rows
-// ask for logits: so an int8 head sees each row twice, rounded and what the rounding left, as two rows of one tile.
-// That is 15 bits of activation for a second dot on bytes already read.
-struct Logits final : Op {
-  Input in; MatrixPtr w; float scale, softcap;
-  ActScratch scratch;                         // its own: two rows for each that wants logits
-  int64_t parts() const { return in.want[kActF32] ? 1 : 2; }
-
-  void row(Run& r, int64_t t) const {
-    const int64_t k = in.k, at = t * parts();
-    in.row(r, r.buffer[in.x] + r.step->logit_rows[t] * k, at);
-    if (parts() == 1) return;
-    const float* x = in.scratch->normed.data() + at * k;
-    float* rest = in.scratch->normed.data() + (at + 1) * k;
-    const int64_t block = in.want[kAct32] ? 32 : 256;
-    const int8_t* q = (block == 32 ? in.scratch->q32 : in.scratch->q256).data() + at * k;
-    const float* d = (block == 32 ? in.scratch->scale32 : in.scratch->scale256).data() + at * (k / block);
-    for (int64_t i = 0; i < k; ++i) rest[i] = x[i] - d[i / block] * static_cast<float>(q[i]);
-    in.quantize(r, rest, at + 1);
-  }
-  void run(Run& r, int) override {
-    const Step& s = *r.step;
-    const int64_t n = parts();
-    each_row(r, first, s.nlogits, [&](int64_t t) { row(r, t); });
-    walk(*this, r, w->w.count(), s.nlogits * n, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
-      for (int64_t p = begin; p < end; ++p) store(r, p, t0, nt);       // t0 and nt are multiples of n
-    });
-  }
-  void store(const Run& r, int64_t p, int64_t t0, int64_t nt) const {
-    const int64_t n = parts();
-    Tile tile;
-    r.k->panel[static_cast<int>(w->w.kind)](w->w, p, in.acts(*w, nullptr), t0, nt, tile, kPanelRows);
-    if (n == 2)
-      for (int64_t t = 0; t < nt / 2; ++t)
-        for (int c = 0; c < kPanelRows; ++c)
-          tile[t * kPanelRows + c] = tile[2 * t * kPanelRows + c] + tile[(2 * t + 1) * kPanelRows + c];
-    nt /= n;
-    if (scale != 1.0f) r.k->scale(tile, scale, nt * kPanelRows);
-    if (softcap != 0.0f) r.k->softcap(tile, softcap, nt * kPanelRows);
-    for (int64_t t = 0; t < nt; ++t)
-      std::copy_n(tile + t * kPanelRows, panel_width(*w, p), r.step->logits + (t0 / n + t) * w->w.n + p * kPanelRows);
   }
 };
 

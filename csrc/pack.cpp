@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 
 namespace fh {
@@ -23,6 +24,7 @@ constexpr KindInfo kInfo[kKinds] = {
     {"Q5_1", 32, 320, 64, kAct32},       {"Q8_0", 32, 512, 32, kAct32},       {"Q2_K", 256, 1024 + 512, 64, kAct256},
     {"Q4_K", 256, 2048 + 256, 64, kAct256}, {"Q5_K", 256, 2560 + 256, 64, kAct256},
     {"Q6_K", 256, 3072 + 256, 64, kAct256}, {"I8", 32, 512, 128, kAct32},
+    {"Q8_0H", 32, 256, 32, kAct32, 256}, {"Q6_KH", 256, 2048 + 256, 64, kAct256, 1024},
 };
 
 // Quads: four consecutive inputs' codes of one row as one 32-bit word, the panel's natural unit.
@@ -92,12 +94,34 @@ Quads get_codes(Kind kind, const uint8_t* p, int row) {
   }
   return q;
 }
+// The same of a head's kind: the upper nibble in p as a 4-bit code, the rest in `low`, nibbles or two-bit planes.
+int low_bits(Kind kind) { return kind == Kind::Q8_0H ? 4 : 2; }
+void put_planes(Kind kind, uint8_t* p, uint8_t* low, int row, const Quads& q) {
+  const int bits = low_bits(kind);
+  Quads top, rest;
+  for (size_t j = 0; j < 8; ++j) {
+    top[j] = (q[j] >> bits) & 0x0f0f0f0fu;
+    rest[j] = q[j] & (bits == 4 ? 0x0f0f0f0fu : 0x03030303u);
+  }
+  put_nibbles(p, row, top);
+  if (bits == 4) put_nibbles(low, row, rest);
+  else put_two(low, 0, row, rest, 0);
+}
+Quads get_planes(Kind kind, const uint8_t* p, const uint8_t* low, int row) {
+  Quads top{}, rest{};
+  get_nibbles(p, row, top);
+  if (low_bits(kind) == 4) get_nibbles(low, row, rest);
+  else get_two(low, 0, row, rest, 0);
+  for (size_t j = 0; j < 8; ++j) rest[j] |= top[j] << low_bits(kind);
+  return rest;
+}
 int code_bytes(Kind kind) {      // of 32 inputs of sixteen rows
   switch (kind) {
     case Kind::Q4_0: case Kind::Q4_1: case Kind::Q4_K: return 256;
     case Kind::Q5_0: case Kind::Q5_1: case Kind::Q5_K: return 320;
     case Kind::Q6_K: return 384;
     case Kind::Q2_K: return 128;
+    case Kind::Q8_0H: case Kind::Q6_KH: return 256;
     default: return 512;
   }
 }
@@ -278,8 +302,8 @@ std::shared_ptr<Matrix> make_matrix(Kind kind, int64_t n, int64_t k) {
   if (n < 1 || k < 1 || n > kMaxDim || k > kMaxDim)
     throw Error(ErrorKind::BadModelFile, "matrix of " + std::to_string(n) + " x " + std::to_string(k) + " is out of range");
   auto m = std::make_shared<Matrix>();
-  m->w = {kind, n, k, panel_bytes(kind, k), nullptr};
-  const __int128 total = static_cast<__int128>(m->w.panel_bytes) * m->w.count();
+  m->w = {kind, n, k, panel_bytes(kind, k), nullptr, low_bytes(kind, k)};
+  const __int128 total = static_cast<__int128>(m->w.panel_bytes + m->w.low_bytes) * m->w.count();
   if (total > (int64_t{1} << 46)) throw Error(ErrorKind::Capacity, "a matrix of more than 64 TB cannot be packed");
   m->memory = Memory::anonymous(static_cast<size_t>(total));
   m->w.data = m->memory->data;
@@ -291,6 +315,76 @@ void each_panel(const Matrix& m, Threads& threads, const std::function<void(int6
   threads.run([&](int) {
     for (int64_t p; (p = next.fetch_add(1)) < m.w.count();) lay(p);
   });
+}
+
+// ---- a head's two planes ----------------------------------------------------------------------------------------
+Kind in_planes(Kind kind) { return kind == Kind::Q8_0 ? Kind::Q8_0H : kind == Kind::Q6_K ? Kind::Q6_KH : kind; }
+
+// What a row's product can differ by from the screen's for each unit of the activations' reach, for blocks whose low
+// parts have norm `low` and whose codes have norm `code`, both with the block's integer scales in them. By Cauchy and
+// Schwarz; and the rounding of three float sums over k inputs, each term of which is within code * reach.
+double reach_of(double low, double code, int64_t k) {
+  const double terms = 2.0 * static_cast<double>(k) / 32 + 16;
+  return std::max(low, code / kRestShare) * (1 + 0x1p-8) + terms * 0x1p-23 * code;
+}
+uint16_t f16_above(double x) {
+  uint16_t h = f32_to_f16(static_cast<float>(x));
+  if (f16_to_f32(h) < x) ++h;
+  return h;
+}
+// Squared norms of 16 inputs: of the codes less their offset, and of low parts less their middle.
+struct Norms { double code = 0, low = 0; };
+Norms norms_of(const uint8_t* c, int bits) {
+  Norms n;
+  for (int i = 0; i < 16; ++i) {
+    const double code = c[i] - (bits == 4 ? 128 : 32), low = (c[i] & ((1 << bits) - 1)) - (bits == 4 ? 8.0 : 1.5);
+    n.code += code * code;
+    n.low += low * low;
+  }
+  return n;
+}
+
+void split_32(int64_t k, const uint8_t* whole, uint8_t* high, uint8_t* low, int row) {
+  const KindInfo &from = kInfo[static_cast<int>(Kind::Q8_0)], &to = kInfo[static_cast<int>(Kind::Q8_0H)];
+  double reach = 0;
+  for (int64_t u = 0; u < k / 32; ++u) {
+    const Quads q = get_codes(Kind::Q8_0, whole + place(from, u).codes, row);
+    put_planes(Kind::Q8_0H, high + place(to, u).codes, low + u * to.low_bytes, row, q);
+    memcpy(high + place(to, u).aux + 2 * row, whole + place(from, u).aux + 2 * row, 2);
+    uint8_t c[32];
+    memcpy(c, q.data(), 32);
+    const Norms a = norms_of(c, 4), b = norms_of(c + 16, 4);
+    reach = std::max(reach, reach_of(std::sqrt(a.low + b.low), std::sqrt(a.code + b.code), k));
+  }
+  const float above = std::nextafter(static_cast<float>(reach), HUGE_VALF);
+  memcpy(high + panel_bytes(Kind::Q8_0H, k) - 64 + 4 * row, &above, 4);
+}
+void split_256(int64_t k, const uint8_t* whole, uint8_t* high, uint8_t* low, int row) {
+  const KindInfo &from = kInfo[static_cast<int>(Kind::Q6_K)], &to = kInfo[static_cast<int>(Kind::Q6_KH)];
+  for (int64_t u = 0; u < k / 256; ++u) {
+    const uint8_t *codes = whole + place(from, u).codes, *aux = whole + place(from, u).aux;
+    uint8_t *p = high + place(to, u).codes, *to_aux = high + place(to, u).aux;
+    Norms sum;
+    for (int g = 0; g < 8; ++g) {
+      const Quads q = get_codes(Kind::Q6_K, codes + g * code_bytes(Kind::Q6_K), row);
+      put_planes(Kind::Q6_KH, p + g * code_bytes(Kind::Q6_KH), low + u * to.low_bytes + g * 128, row, q);
+      uint8_t c[32];
+      memcpy(c, q.data(), 32);
+      for (int h = 0; h < 2; ++h) {
+        const uint8_t sub = codes[8 * code_bytes(Kind::Q6_K) + 16 * (2 * g + h) + row];
+        const double s = static_cast<int8_t>(sub);
+        p[8 * code_bytes(Kind::Q6_KH) + 16 * (2 * g + h) + row] = sub;
+        const Norms n = norms_of(c + 16 * h, 2);
+        sum.code += s * s * n.code;
+        sum.low += s * s * n.low;
+      }
+    }
+    memcpy(to_aux + 2 * row, aux + 2 * row, 2);
+    uint16_t d;
+    memcpy(&d, aux + 2 * row, 2);
+    const uint16_t reach = f16_above(std::fabs(f16_to_f32(d)) * reach_of(std::sqrt(sum.low), std::sqrt(sum.code), k));
+    memcpy(to_aux + 32 + 2 * row, &reach, 2);
+  }
 }
 
 class Anonymous final : public Memory {
@@ -322,8 +416,8 @@ float half_at(const uint8_t* aux, int slot, int row) {
   memcpy(&h, aux + 32 * slot + 2 * row, 2);
   return f16_to_f32(h);
 }
-void decode_32(const Panels& w, const uint8_t* codes, const uint8_t* aux, int row, float* out) {
-  const Quads q = get_codes(w.kind, codes, row);
+void decode_32(const Panels& w, const uint8_t* codes, const uint8_t* low, const uint8_t* aux, int row, float* out) {
+  const Quads q = low ? get_planes(w.kind, codes, low, row) : get_codes(w.kind, codes, row);
   uint8_t c[32];
   memcpy(c, q.data(), 32);
   if (w.kind == Kind::I8) {
@@ -333,21 +427,21 @@ void decode_32(const Panels& w, const uint8_t* codes, const uint8_t* aux, int ro
     return;
   }
   const bool min = w.kind == Kind::Q4_1 || w.kind == Kind::Q5_1;
-  const int offset = w.kind == Kind::Q8_0 ? 128 : w.kind == Kind::Q5_0 ? 16 : w.kind == Kind::Q4_0 ? 8 : 0;
+  const int offset = w.kind == Kind::Q8_0 || w.kind == Kind::Q8_0H ? 128 : w.kind == Kind::Q5_0 ? 16 : w.kind == Kind::Q4_0 ? 8 : 0;
   const float d = half_at(aux, 0, row), m = min ? half_at(aux, 1, row) : 0.0f;
   for (int i = 0; i < 32; ++i) {
     const float v = d * static_cast<float>(c[i] - offset);
     out[i] = min ? v + m : v;
   }
 }
-void decode_256(const Panels& w, const uint8_t* unit, const uint8_t* aux, int row, float* out) {
+void decode_256(const Panels& w, const uint8_t* unit, const uint8_t* low, const uint8_t* aux, int row, float* out) {
   const int width = code_bytes(w.kind);
-  const bool signed_sub = w.kind == Kind::Q6_K, fine = signed_sub || w.kind == Kind::Q2_K;   // a sub-scale per 16
+  const bool signed_sub = w.kind == Kind::Q6_K || w.kind == Kind::Q6_KH, fine = signed_sub || w.kind == Kind::Q2_K;   // a sub-scale per 16
   const int subs = fine ? 16 : 8;
   const float d = half_at(aux, 0, row), dmin = signed_sub ? 0.0f : half_at(aux, 1, row);
   const uint8_t* sub = unit + 8 * width;
   for (int g = 0; g < 8; ++g) {
-    const Quads q = get_codes(w.kind, unit + g * width, row);
+    const Quads q = low ? get_planes(w.kind, unit + g * width, low + g * 128, row) : get_codes(w.kind, unit + g * width, row);
     uint8_t c[32];
     memcpy(c, q.data(), 32);
     for (int i = 0; i < 32; ++i) {
@@ -375,20 +469,25 @@ int64_t panel_bytes(Kind kind, int64_t k) {
                                              " inputs, got " + std::to_string(k));
   const int64_t units = k / info.unit_k;
   const int64_t bytes = info.aux_bytes == 32 ? (units + 1) / 2 * (2 * info.unit_bytes + 64) : units * (info.unit_bytes + info.aux_bytes);
-  return (bytes + 63) / 64 * 64;
+  return (bytes + 63) / 64 * 64 + (kind == Kind::Q8_0H ? 64 : 0);       // the rows' reach lies behind
 }
+int64_t low_bytes(Kind kind, int64_t k) { return k / kind_info(kind).unit_k * kind_info(kind).low_bytes; }
 
-MatrixPtr pack(const uint8_t* raw, size_t raw_bytes, std::string_view type, int64_t n, int64_t k, Threads& threads) {
+MatrixPtr pack(const uint8_t* raw, size_t raw_bytes, std::string_view type, int64_t n, int64_t k, Threads& threads, bool head) {
   const Route& r = route(type);
-  std::shared_ptr<Matrix> m = make_matrix(r.kind, n, k);
+  std::shared_ptr<Matrix> m = make_matrix(head ? in_planes(r.kind) : r.kind, n, k);
   const int64_t row_bytes = k / r.block * r.bytes;
   if (k % r.block || raw_bytes / static_cast<size_t>(row_bytes) != static_cast<size_t>(n) || raw_bytes % static_cast<size_t>(row_bytes))
     throw Error(ErrorKind::BadModelFile, std::string(type) + " matrix of " + std::to_string(n) + " x " + std::to_string(k) +
                                              " does not take " + std::to_string(raw_bytes) + " bytes");
   each_panel(*m, threads, [&](int64_t p) {
-    uint8_t* panel = m->memory->data + p * m->w.panel_bytes;
-    for (int64_t row = p * kPanelRows; row < std::min(n, (p + 1) * kPanelRows); ++row)
-      lay_row(r, raw + row * row_bytes, k, panel, static_cast<int>(row % kPanelRows));
+    uint8_t* panel = const_cast<uint8_t*>(m->w.high(p));
+    std::vector<uint8_t> whole(m->w.low_bytes ? static_cast<size_t>(panel_bytes(r.kind, k)) : 0);
+    for (int64_t row = p * kPanelRows; row < std::min(n, (p + 1) * kPanelRows); ++row) {
+      const int slot = static_cast<int>(row % kPanelRows);
+      lay_row(r, raw + row * row_bytes, k, whole.empty() ? panel : whole.data(), slot);
+      if (!whole.empty()) (r.lay32 ? split_32 : split_256)(k, whole.data(), panel, const_cast<uint8_t*>(m->w.low(p)), slot);
+    }
   });
   return m;
 }
@@ -414,7 +513,7 @@ MatrixPtr pack_codes(const int8_t* codes, const float* scales, int64_t n, int64_
 }
 
 void decode_row(const Panels& w, int64_t row, float* out) {
-  const uint8_t* panel = w.data + row / kPanelRows * w.panel_bytes;
+  const uint8_t* panel = w.high(row / kPanelRows);
   const int slot = static_cast<int>(row % kPanelRows);
   const KindInfo& info = kind_info(w.kind);
   if (info.unit_k == 1) {
@@ -429,8 +528,9 @@ void decode_row(const Panels& w, int64_t row, float* out) {
   const int64_t units = w.k / info.unit_k;
   for (int64_t u = 0; u < units; ++u) {
     const uint8_t *codes = panel + place(info, u).codes, *aux = panel + place(info, u).aux;
-    if (info.unit_k == 32) decode_32(w, codes, aux, slot, out + 32 * u);
-    else decode_256(w, codes, aux, slot, out + 256 * u);
+    const uint8_t* low = info.low_bytes ? w.low(row / kPanelRows) + u * info.low_bytes : nullptr;
+    if (info.unit_k == 32) decode_32(w, codes, low, aux, slot, out + 32 * u);
+    else decode_256(w, codes, low, aux, slot, out + 256 * u);
   }
 }
 

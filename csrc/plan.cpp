@@ -1,4 +1,4 @@
-// Records ops into a plan, checks a step against it, and replays it. The ops themselves are in ops.h.
+// Records ops into a plan, checks a step against it, and replays it. The ops themselves are in ops.h and head.h.
 #include "plan.h"
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 #include <mutex>
 
 #include "crew.h"
-#include "ops.h"
+#include "head.h"
 
 namespace fh {
 namespace {
@@ -258,7 +258,7 @@ void Plan::finish() {
   if (s_->finished) return;
   s_->assign_slots();
   s_->scratch.allocate(s_->max_rows);
-  s_->head->scratch.allocate(s_->max_rows * s_->head->parts());
+  s_->head->allocate(s_->max_rows);
   for (auto& t : s_->ropes) {
     t->cos.resize(static_cast<size_t>(s_->max_rows) * t->rope->inv_freq.size());
     t->sin.resize(t->cos.size());
@@ -277,7 +277,10 @@ int64_t Plan::buffer_bytes() const {
 void Plan::State::validate(const Step& s) const {
   if (!finished) refuse("run() before finish()");
   if (s.rows < 1 || s.rows > max_rows) refuse("a step takes 1 to " + std::to_string(max_rows) + " rows, got " + std::to_string(s.rows));
-  if (s.nlogits > max_rows) refuse("more logit rows than a step has rows");
+  if (s.nlogits + s.nchoices > max_rows) refuse("more rows for logits and choices than a step has rows");
+  if (s.nchoices && (s.tokens_end < 1 || s.tokens_end > head->w->w.n)) refuse("choices among " + std::to_string(s.tokens_end) + " tokens of a head of " + std::to_string(head->w->w.n));
+  for (int64_t i = 0; i < s.nchoices; ++i)
+    if (s.choices[i].row < 0 || s.choices[i].row >= s.rows) refuse("no row " + std::to_string(s.choices[i].row) + " for a choice");
   for (int64_t t = 0; t < s.rows; ++t) {
     if (s.tokens[t] < 0 || s.tokens[t] >= embed_rows) refuse("token " + std::to_string(s.tokens[t]) + " is outside the vocabulary of " + std::to_string(embed_rows));
     if (s.seqs[t] < 0 || s.seqs[t] >= s.nseqs) refuse("no sequence " + std::to_string(s.seqs[t]));
@@ -319,6 +322,7 @@ void Plan::run(const Step& step) {
   turn.run([s = s_.get(), &r](int thread) { s->walk(r, thread); }, r.active);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   crew.tell(seconds / static_cast<double>(step.rows), seconds);
+  s_->head->settle(step);
 }
 
 // Fills the seat's Run and counters. A worker late for the step before may still be on its way through the other seat.

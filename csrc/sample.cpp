@@ -237,32 +237,27 @@ Candidates survivors(const float* logits, int64_t n, const SampleParams& s, doub
 }
 
 // ---- the choice -------------------------------------------------------------------------------------------------
-struct Best {
-  double score = -HUGE_VAL;
-  int64_t id = -1;
-  void offer(double s, int64_t i) {
-    if (s > score || (s == score && i < id)) { score = s; id = i; }
-  }
-};
+using Best = Contest::Best;
+constexpr Best kNobody{-HUGE_VAL, -1};
 
 // Most tokens need no logarithm: with u = (k + 1/2) / 2^52, noise <= -log(1 - u), as -log u >= 1 - u. So a token beats
 // `best` only if 1 - u <= exp(x - best), and complement(k) <= that * 2^52 says so. Slack is for the rounding of x, the
 // noise and their sum.
 constexpr uint64_t kMask = (uint64_t{1} << kUniformBits) - 1;
 uint64_t complement(uint64_t k) { return k ^ kMask; }
-double chance(double x, const Best& best) {
-  const double slack = 1e-9 + 1e-14 * (std::fabs(x) + std::fabs(best.score));
-  return std::exp(std::min(x - best.score + slack, 700.0)) * 0x1p52;
+double chance(double x, double best) {
+  const double slack = 1e-9 + 1e-14 * (std::fabs(x) + std::fabs(best));
+  return std::exp(std::min(x - best + slack, 700.0)) * 0x1p52;
 }
 
 // Over the whole vocabulary a block's greatest logit bounds it, and blocks so low that no u would do are not even hashed.
 int64_t sample_all(const float* logits, int64_t n, double temperature, uint64_t stream) {
   const std::vector<float> maxima = block_maxima(logits, n);
   const int64_t top = kernels()->argmax(logits, n);
-  Best best;
+  Best best = kNobody;
   best.offer(logits[top] / temperature + gumbel_of(draw(stream, top)), top);
   for (size_t b = 0; b < maxima.size(); ++b) {
-    const double limit = chance(maxima[b] / temperature, best);
+    const double limit = chance(maxima[b] / temperature, best.score);
     if (limit < 0.5) continue;
     const int64_t at = static_cast<int64_t>(b) * kBlock;
     for (int64_t i = at; i < std::min(n, at + kBlock); ++i) {
@@ -276,18 +271,59 @@ int64_t sample_all(const float* logits, int64_t n, double temperature, uint64_t 
 int64_t sample_candidates(Candidates& c, uint64_t stream) {
   weigh(c);
   const double top = greatest(c);
-  Best best;
+  Best best = kNobody;
   double limit = HUGE_VAL;                       // of a token as likely as the likeliest
   for (const Candidate& t : c) {
     const uint64_t k = draw(stream, t.id);
     if (best.id >= 0 && static_cast<double>(complement(k)) > t.p * limit) continue;
     best.offer(t.x + gumbel_of(k), t.id);
-    limit = chance(top, best);
+    limit = chance(top, best.score);
   }
   return best.id;
 }
 
 }  // namespace
+
+Contest::Contest(const Choice& choice, int threads)
+    : temperature_(choice.temperature), stream_(stream(choice.seed, choice.position)), best_(static_cast<size_t>(threads), kNobody),
+      mark_(std::make_unique<std::atomic<double>>(-HUGE_VAL)), damaged_(std::make_unique<std::atomic<bool>>(false)) {}
+
+uint32_t Contest::able(const float* upper, int64_t first, int n) const {
+  const double mark = mark_->load(std::memory_order_relaxed);
+  uint32_t bits = 0;
+  if (!(temperature_ > 0.0)) {
+    for (int i = 0; i < n; ++i) bits |= static_cast<uint32_t>(!(upper[i] < mark)) << i;
+    return bits;
+  }
+  float top = upper[0];
+  for (int i = 1; i < n; ++i) top = upper[i] > top ? upper[i] : top;
+  const double limit = chance(top / temperature_, mark);
+  if (limit < 0.5) return 0;
+  for (int i = 0; i < n; ++i) {
+    const double gap = static_cast<double>(complement(draw(stream_, first + i)));
+    if (gap <= limit && gap <= chance(upper[i] / temperature_, mark)) bits |= 1u << i;
+  }
+  return bits;
+}
+
+void Contest::offer(int thread, const float* logits, int64_t first, int n, uint32_t able) {
+  if (!all_finite(logits, n)) damaged_->store(true, std::memory_order_relaxed);
+  Best& best = best_[static_cast<size_t>(thread)];
+  for (int i = 0; i < n; ++i) {
+    if (!(able >> i & 1)) continue;
+    const double noise = temperature_ > 0.0 ? gumbel_of(draw(stream_, first + i)) : 0.0;
+    best.offer(temperature_ > 0.0 ? logits[i] / temperature_ + noise : logits[i], first + i);
+  }
+  double mark = mark_->load(std::memory_order_relaxed);
+  while (best.score > mark && !mark_->compare_exchange_weak(mark, best.score, std::memory_order_relaxed)) {}
+}
+
+int64_t Contest::winner() const {
+  Best all = kNobody;
+  for (const Best& b : best_)
+    if (b.id >= 0) all.offer(b.score, b.id);
+  return *damaged_ ? -1 : all.id;
+}
 
 double gumbel(uint64_t seed, int64_t position, int64_t id) { return gumbel_of(draw(stream(seed, position), id)); }
 

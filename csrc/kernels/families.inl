@@ -1,5 +1,6 @@
 // Every kernel family, included by each ISA inside its namespace and target region, and the table they fill.
 #include "matmul.inl"
+#include "screen.inl"
 #include "quant.inl"
 #include "norm.inl"
 #include "rope.inl"
@@ -11,6 +12,7 @@ static Kernels make_table(const char* name) {
   Kernels t{};
   t.name = name;
   fill_matmul(t);
+  fill_screen(t);
   fill_quant(t);
   fill_norm(t);
   fill_rope(t);

@@ -24,6 +24,7 @@ enum class Kind : uint8_t {
   Q4_0, Q4_1, Q5_0, Q5_1, Q8_0,       // 32 inputs share a float scale (and minimum)
   Q2_K, Q4_K, Q5_K, Q6_K,             // 256 inputs share a float scale; 16 or 32 an integer one
   I8,                                 // int8 codes, one float32 scale per 16 inputs: codebook types re-laid
+  Q8_0H, Q6_KH,                       // heads: the same codes in two planes, of which the high one alone can be read
   kCount,
 };
 constexpr int kKinds = static_cast<int>(Kind::kCount);
@@ -38,18 +39,28 @@ struct KindInfo {
   int unit_bytes;   // bytes of a unit's codes and sub-scales
   int aux_bytes;    // bytes of its float scales (and minima): 0, 32, 64 or 128
   int act;          // which activation form it wants: kActF32, kAct32 or kAct256
+  int low_bytes = 0;  // bytes of a unit's low plane; 0: all bits lie in the panel
 };
 constexpr int kActF32 = 0, kAct32 = 1, kAct256 = 2;
 const KindInfo& kind_info(Kind kind);
 
 // Weights in panels. Rows beyond n in the last panel are zero. Owned by freehold.h's Matrix.
+// A kind in two planes keeps the low plane's panels, low_bytes each, behind all panels of the high one.
 struct Panels {
   Kind kind;
   int64_t n, k;
   int64_t panel_bytes;      // a multiple of 64
   const uint8_t* data;      // 64-byte aligned
+  int64_t low_bytes = 0;    // a multiple of 64
   int64_t count() const { return (n + kPanelRows - 1) / kPanelRows; }
+  int64_t bytes() const { return (panel_bytes + low_bytes) * count(); }
+  const uint8_t* high(int64_t panel) const { return data + panel * panel_bytes; }
+  const uint8_t* low(int64_t panel) const { return data + count() * panel_bytes + panel * low_bytes; }
 };
+// What the planes of a head stand for: code = 16 * high + low (Q8_0H), 4 * high + low (Q6_KH). The screen takes low for
+// its middle, 8 or 1.5; `reach` is how far the rest can move a row's product for each unit of the activations' reach:
+// float32 [16] at the end of a Q8_0H panel, f16 [16] beside each unit's scale in a Q6_KH one.
+constexpr float kRestShare = 16.0f;           // a row's second activation row counts this much of its codes' norm
 
 // M rows of activations, ready to multiply. The int8 forms: x ~ scale * q, one scale per 32 or 256 inputs.
 struct Acts {
@@ -111,6 +122,11 @@ struct Kernels {
   // out[t*ld + r] = dot(row panel*16+r of w, activation row t0+t), t in [0, nt), any nt; r in [0,16).
   using Panel = void (*)(const Panels& w, int64_t panel, const Acts& x, int64_t t0, int64_t nt, float* out, int64_t ld);
   Panel panel[kKinds];
+  // upper[t*16 + r] >= the greatest that row's product with activation rows 2t and 2t+1 together can be, read from the
+  // high plane and row 2t alone; infinite where either may not be finite. reach: [t][k/32] or [t][k/256]; see head.h.
+  // Null but for kinds in two planes.
+  using Screen = void (*)(const Panels& w, int64_t panel, const Acts& x, const float* reach, int64_t t0, int64_t nt, float* upper);
+  Screen screen[kKinds];
 
   // One activation row to int8. k a multiple of 32 (of 256 for q256). NaN or infinity in x give scale NaN: never UB.
   void (*quantize32)(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum16, float* fsum32);

@@ -35,8 +35,11 @@ class Matrix:
     """A weight matrix [rows, cols] re-laid into panels. Immutable."""
 
     @staticmethod
-    def pack(raw: U8, type: str, rows: int, cols: int, threads: Threads) -> Matrix:
-        """Re-lay `rows` GGUF rows of `type` ("Q4_K", "F32", ...); raw holds exactly those bytes, 1-D."""
+    def pack(raw: U8, type: str, rows: int, cols: int, threads: Threads, head: bool = False) -> Matrix:
+        """Re-lay `rows` GGUF rows of `type` ("Q4_K", "F32", ...); raw holds exactly those bytes, 1-D.
+
+        A `head` of type Q8_0, Q6_K or Q3_K goes into two planes, so that choices can be screened (see Plan.run).
+        """
 
     @staticmethod
     def pack_codes(codes: NDArray[np.int8], scales: F32, threads: Threads) -> Matrix:
@@ -137,9 +140,21 @@ class Plan:
 
     @property
     def buffer_bytes(self) -> int: ...
-    def run(self, tokens: I32, positions: I32, seqs: I32, block_tables: I32, logit_rows: I32) -> F32:
+    def run(
+        self,
+        tokens: I32,
+        positions: I32,
+        seqs: I32,
+        block_tables: I32,
+        logit_rows: I32,
+        choices: Sequence[tuple[int, float, int, int]] = (),
+        tokens_end: int = 0,
+    ) -> tuple[F32, NDArray[np.int64]]:
         """Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
-        logit_rows int32 [R]. Return float32 logits [R, vocab]. Rows of one sequence are consecutive positions.
+        logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
+        wanted that `sample` would choose among ids below `tokens_end` with every filter off. Return float32
+        logits [R, vocab] and the chosen ids (-1 where `sample` gives -1). Rows of one sequence are consecutive
+        positions. A step without logit_rows screens: it need not read the whole of a head in two planes.
         """
 
 def sample(

@@ -57,7 +57,7 @@ def native_logits(model: LoadedModel, ids: list[int], chunks: list[int], kv_type
     for count in chunks:
         rows = np.arange(count, dtype=np.int32)
         tokens = np.array(ids[first : first + count], np.int32)
-        out.append(plan.run(tokens, rows + first, np.zeros(count, np.int32), table, rows))
+        out.append(plan.run(tokens, rows + first, np.zeros(count, np.int32), table, rows)[0])
         first += count
     return np.concatenate(out)
 

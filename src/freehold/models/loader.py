@@ -153,7 +153,9 @@ def load_model(
             )
     read = read_source(source, tokens=tokens)
     pool = threads if isinstance(threads, native.Threads) else native.Threads(threads or default_threads())
-    packer = _Packer(pool, sum(t.nbytes for t in read.matrices()), packed or {}, progress)
+    packer = _Packer(
+        pool, sum(t.nbytes for t in read.matrices()), read.top["head"] or read.top["embed"], packed or {}, progress
+    )
     _check_memory(read, packed or {})
     weights = assemble(read, packer.matrix, _native_rope)
     return LoadedModel(
@@ -363,6 +365,7 @@ class _Packer:
         self,
         threads: native.Threads,
         total: int,
+        head: Tensor | None,
         packed: Mapping[str, native.Matrix],
         progress: Progress | None,
     ) -> None:
@@ -370,6 +373,7 @@ class _Packer:
         self._packed = packed
         self._threads = threads
         self._total = total
+        self._head = head
         self._done = 0
         self._progress = progress
         self._direct = {route[0] for route in native.type_routes()}
@@ -389,7 +393,7 @@ class _Packer:
         """Lay it as it is, through integer codes, or through float32, whichever its type allows."""
         rows, cols = tensor.shape
         if tensor.type.name in self._direct:
-            return native.Matrix.pack(tensor.raw, tensor.type.name, rows, cols, self._threads)
+            return native.Matrix.pack(tensor.raw, tensor.type.name, rows, cols, self._threads, tensor is self._head)
         if has_codes(tensor.type):
             return native.Matrix.pack_codes(*split_codes(tensor.rows, tensor.type, cols), self._threads)
         values = tensor.numpy().view(np.uint8).reshape(-1)

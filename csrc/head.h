@@ -1,0 +1,136 @@
+// The last op of a plan: logits for the rows that want them, and chosen tokens for rows that want no more than that.
+// Knows the head's matrix, its screen and the contest of tokens; knows no filter and no request. Included by plan.cpp alone.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "ops.h"
+#include "sample.h"
+
+namespace fh {
+
+// The head's own rounding goes straight into the logits (a quarter of all the KL divergence on smollm2), and few rows
+// ask for logits: so an int8 head sees each row twice, rounded and what the rounding left, as two rows of one tile.
+// That is 15 bits of activation for a second dot on bytes already read.
+//
+// Where a step wants choices alone, a head in two planes is screened: the high plane gives each token an upper bound,
+// and a panel is finished with its low plane only if one of its bounds reaches the best logit seen so far. Threads share
+// that mark, so which panels are finished depends on their timing, and what is chosen does not.
+struct Logits final : Op {
+  Input in; MatrixPtr w; float scale, softcap;
+  ActScratch scratch;                         // its own: two rows for each that wants logits or a choice
+  std::vector<float> reach;                   // [row][k/32 or k/256]: see set_reach
+  std::vector<Contest> contests;              // one a choice
+  std::vector<float> rows;                    // logits of the choices, where the head is not screened
+
+  int64_t parts() const { return in.want[kActF32] ? 1 : 2; }
+  int64_t block() const { return in.want[kAct32] ? 32 : 256; }
+  // Scaled or capped logits could tie where products differ, and a step that reads all for other rows has all.
+  bool screens(const Step& s) const {
+    return s.nchoices && !s.nlogits && w->w.low_bytes && scale == 1.0f && softcap == 0.0f;
+  }
+
+  void allocate(int64_t max_rows) {
+    scratch.allocate(max_rows * parts());
+    if (w->w.low_bytes) reach.resize(static_cast<size_t>(max_rows * (in.k / block())));
+  }
+  void prepare(const Run& r) override {
+    const Step& s = *r.step;
+    contests.clear();
+    for (int64_t i = 0; i < s.nchoices; ++i) contests.emplace_back(s.choices[i], r.threads->size());
+    if (!screens(s)) rows.resize(std::max(rows.size(), static_cast<size_t>(s.nchoices * w->w.n)));
+  }
+  void run(Run& r, int thread) override {
+    const Step& s = *r.step;
+    each_row(r, first, s.nlogits + s.nchoices, [&](int64_t t) { row(r, t); });
+    if (screens(s)) return screen(r, thread);
+    walk(*this, r, w->w.count(), (s.nlogits + s.nchoices) * parts(), [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
+      for (int64_t p = begin; p < end; ++p) store(r, p, t0, nt);       // t0 and nt are multiples of parts()
+    });
+  }
+  // After a step, on the calling thread.
+  void settle(const Step& s) {
+    for (int64_t i = 0; i < s.nchoices; ++i) {
+      const Choice& c = s.choices[i];
+      s.chosen[i] = screens(s) ? contests[static_cast<size_t>(i)].winner()
+                               : sample_token(rows.data() + i * w->w.n, s.tokens_end, {c.temperature, 1.0f, 0.0f, 1.0f, 0, c.seed, c.position});
+    }
+  }
+
+ private:
+  void row(Run& r, int64_t t) {
+    const Step& s = *r.step;
+    const int64_t k = in.k, at = t * parts(), from = t < s.nlogits ? s.logit_rows[t] : s.choices[t - s.nlogits].row;
+    in.row(r, r.buffer[in.x] + from * k, at);
+    if (parts() == 1) return;
+    const float* x = in.scratch->normed.data() + at * k;
+    float* rest = in.scratch->normed.data() + (at + 1) * k;
+    const int64_t n = block();
+    const int8_t* q = (n == 32 ? in.scratch->q32 : in.scratch->q256).data() + at * k;
+    const float* d = (n == 32 ? in.scratch->scale32 : in.scratch->scale256).data() + at * (k / n);
+    for (int64_t i = 0; i < k; ++i) rest[i] = x[i] - d[i / n] * static_cast<float>(q[i]);
+    in.quantize(r, rest, at + 1);
+    if (screens(s)) set_reach(t, q, d);
+  }
+  // How much of a row each block is: its norm, and kRestShare times the norm of what rounding left. Both as quantised,
+  // for it is their products that are bounded.
+  void set_reach(int64_t t, const int8_t* q, const float* d) {
+    const int64_t n = block(), blocks = in.k / n;
+    for (int64_t b = 0; b < blocks; ++b) {
+      double sum[2] = {0.0, 0.0};              // rest's q lie behind the row's, and its scales too
+      for (int64_t i = b * n; i < (b + 1) * n; ++i) {
+        sum[0] += q[i] * q[i];
+        sum[1] += q[in.k + i] * q[in.k + i];
+      }
+      const double far = d[b] * std::sqrt(sum[0]) + double{kRestShare} * d[blocks + b] * std::sqrt(sum[1]);
+      reach[static_cast<size_t>(t * blocks + b)] = std::nextafter(static_cast<float>(far), HUGE_VALF);
+    }
+  }
+  // Products of panel p with rows t0 .. t0+nt of the scratch, the parts of a row added up: [nt / parts()][16].
+  void product(const Run& r, int64_t p, int64_t t0, int64_t nt, float* tile) const {
+    r.k->panel[static_cast<int>(w->w.kind)](w->w, p, in.acts(*w, nullptr), t0, nt, tile, kPanelRows);
+    if (parts() == 1) return;
+    for (int64_t t = 0; t < nt / 2; ++t)
+      for (int c = 0; c < kPanelRows; ++c)
+        tile[t * kPanelRows + c] = tile[2 * t * kPanelRows + c] + tile[(2 * t + 1) * kPanelRows + c];
+  }
+  void store(const Run& r, int64_t p, int64_t t0, int64_t nt) {
+    const Step& s = *r.step;
+    Tile tile;
+    product(r, p, t0, nt, tile);
+    t0 /= parts();
+    nt /= parts();
+    if (scale != 1.0f) r.k->scale(tile, scale, nt * kPanelRows);
+    if (softcap != 0.0f) r.k->softcap(tile, softcap, nt * kPanelRows);
+    for (int64_t t = 0; t < nt; ++t) {
+      const int64_t row = t0 + t;
+      float* y = row < s.nlogits ? s.logits + row * w->w.n : rows.data() + (row - s.nlogits) * w->w.n;
+      std::copy_n(tile + t * kPanelRows, panel_width(*w, p), y + p * kPanelRows);
+    }
+  }
+  void screen(Run& r, int thread) {
+    const Step& s = *r.step;
+    share_stream(r, second, (s.tokens_end + kPanelRows - 1) / kPanelRows, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p)
+        for (int64_t t = 0; t < s.nchoices; t += kTokenBlock) screen_panel(r, thread, p, t, std::min(kTokenBlock, s.nchoices - t));
+    });
+  }
+  void screen_panel(const Run& r, int thread, int64_t p, int64_t t0, int64_t nt) {
+    alignas(64) Tile upper;
+    r.k->screen[static_cast<int>(w->w.kind)](w->w, p, in.acts(*w, nullptr), reach.data(), t0, nt, upper);
+    const int64_t id = p * kPanelRows;
+    const int width = static_cast<int>(std::min<int64_t>(kPanelRows, r.step->tokens_end - id));
+    for (int64_t t = 0; t < nt; ++t) {
+      Contest& c = contests[static_cast<size_t>(t0 + t)];
+      const uint32_t able = c.able(upper + t * kPanelRows, id, width);
+      if (!able) continue;
+      float exact[2 * kPanelRows];
+      product(r, p, 2 * (t0 + t), 2, exact);
+      c.offer(thread, exact, id, width, able);
+    }
+  }
+};
+
+}  // namespace fh
