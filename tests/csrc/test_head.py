@@ -25,7 +25,9 @@ def planes(name: str, raw: np.ndarray, k: int) -> tuple[native.Matrix, native.Ma
 
 
 def shapes(name: str) -> list[tuple[int, int]]:
-    return [(1, 256), (17, 512), (40, 768)] if BLOCK[name] == 256 else [(1, 32), (17, 96), (40, 576), (16, 896)]
+    return (
+        [(1, 256), (17, 512), (40, 768)] if BLOCK[name] == 256 else [(1, 32), (17, 96), (40, 576), (16, 896)]
+    )
 
 
 @HEADS
@@ -117,7 +119,9 @@ def test_what_may_not_be_finite_has_no_bound(isa, name):
     upper = native.testing.screen(isa, head, x, reach(x, UNIT[head.kind]))[0]
     assert (np.isposinf(upper) == np.isin(np.arange(20), (7, 9))).all()
     x[0, 3] = np.nan
-    assert np.isposinf(native.testing.screen(isa, head, x, np.full((1, 256 // UNIT[head.kind]), np.nan, np.float32))).all()
+    assert np.isposinf(
+        native.testing.screen(isa, head, x, np.full((1, 256 // UNIT[head.kind]), np.nan, np.float32))
+    ).all()
 
 
 # --- choices ---------------------------------------------------------------------------------------
@@ -148,7 +152,8 @@ class Head:
         for seed, temperature in enumerate(temperatures):
             choices = [(i, temperature, seed, 10 + i) for i in range(self.rows)]
             want = [
-                native.sample(logits[i, :tokens_end].copy(), t, 0, 1.0, 0.0, 1.0, s, p) for i, t, s, p in choices
+                native.sample(logits[i, :tokens_end].copy(), t, 0, 1.0, 0.0, 1.0, s, p)
+                for i, t, s, p in choices
             ]
             assert self.run([], choices, tokens_end)[1].tolist() == want
             assert [self.run([], [c], tokens_end)[1][0] for c in choices] == want
@@ -217,7 +222,12 @@ def test_a_logit_that_is_not_finite_is_told(name):
 
 def test_choices_outside_the_step_are_refused():
     head = Head(raw_rows("Q8_0", 40, 64), "Q8_0", normal(1, 2, 64))
-    for choice, end in (((2, 0.0, 0, 0), 40), ((-1, 0.0, 0, 0), 40), ((0, 0.0, 0, 0), 0), ((0, 0.0, 0, 0), 41)):
+    for choice, end in (
+        ((2, 0.0, 0, 0), 40),
+        ((-1, 0.0, 0, 0), 40),
+        ((0, 0.0, 0, 0), 0),
+        ((0, 0.0, 0, 0), 41),
+    ):
         with pytest.raises(UsageError):
             head.run([], [choice], end)
     with pytest.raises(UsageError):

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ordered
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from freehold.models.loader import LoadedModel
 from freehold.types import FinishReason, SamplingParams, Usage
 
 F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
 
 WAIT_S = 0.02  # between looks at whether others gave blocks back
 SEED_BITS = 63
@@ -198,16 +199,16 @@ class Engine:
         started = time.perf_counter()
         if self._speculation is not None:
             batch = self._speculation.extend(batch, self._scheduler)
-        logits = self._runner.run(batch)
+        results = self._runner.run(batch)
         seconds = time.perf_counter() - started
         self._scheduler.pace(sum(work.rows for work in batch), seconds)
-        for work, rows in zip(batch, logits, strict=True):
+        for work, rows in zip(batch, results, strict=True):
             self._postprocess(work, rows, seconds)
         if self._speculation is not None:
             self._speculation.learn(batch, seconds)
         return True
 
-    def _postprocess(self, work: Work, logits: F32, seconds: float) -> None:
+    def _postprocess(self, work: Work, rows: F32 | I64, seconds: float) -> None:
         """Book what a sequence got, and choose its next token if its newest one was computed."""
         seq, known = work.seq, len(work.seq.tokens)
         if seq.generated:
@@ -216,9 +217,9 @@ class Engine:
             seq.prefill_s += seconds
         try:
             if seq.request.sink is not None:
-                self._deliver(work, logits)
+                self._deliver(work, cast(F32, rows))  # a sink's draw is never plain
             elif work.last:
-                self._verify(seq, logits, work.draft)
+                self._verify(seq, rows, work.draft)
         except FreeholdError as e:
             seq.error, seq.done = e, True
         # A guess that held was computed in its place; rows after one that did not are written again.
@@ -233,16 +234,16 @@ class Engine:
         work.seq.request.sink(logits)
         work.seq.done = work.last
 
-    def _verify(self, seq: Sequence, logits: F32, draft: tuple[int, ...]) -> None:
+    def _verify(self, seq: Sequence, rows: F32 | I64, draft: tuple[int, ...]) -> None:
         """Choose token by token as plain decoding does, as long as each equals the guess computed next."""
-        for row, guess in zip(logits, (*draft, None), strict=True):
+        for row, guess in zip(rows, (*draft, None), strict=True):
             self._emit(seq, row)
             if seq.done or seq.tokens[-1] != guess:
                 return
 
-    def _emit(self, seq: Sequence, logits: F32) -> None:
+    def _emit(self, seq: Sequence, row: F32 | np.int64) -> None:
         request = seq.request
-        out = choose(logits, seq.tokens, request.sampling, request.seed, self.model.tokens, request.logprobs)
+        out = choose(row, seq.tokens, request.sampling, request.seed, self.model.tokens, request.logprobs)
         reason: FinishReason | None = None
         if out.id in request.stop_ids:
             reason = "stop"

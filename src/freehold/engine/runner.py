@@ -1,6 +1,6 @@
 """Turns a step's work into arrays, and runs the model's plan over them in one native call.
 
-Knows positions, block tables and which rows want logits; knows no request and no sampling.
+Knows positions, block tables, and which rows want logits or no more than a token; knows no text and no end.
 Path: Engine.step -> ModelRunner.run -> native Plan.run
 """
 
@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
+from freehold.engine.sampler import is_plain
 from freehold.engine.scheduler import Work
 from freehold.models.loader import LoadedModel
 
 F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
 
 
 class ModelRunner:
@@ -26,19 +28,54 @@ class ModelRunner:
     ) -> None:
         self._cache = native.KvCache(model.kv_layers, blocks, kv_type)
         self._plan = model.build(self._cache, step_rows, threads)
+        self._tokens = model.tokens
 
-    def run(self, batch: list[Work]) -> list[F32]:
-        """Compute a step; return for each work its logits, float32 [wanted rows, V]."""
+    def run(self, batch: list[Work], choose: bool = True) -> list[F32 | I64]:
+        """Compute a step; return for each work its logits, float32 [wanted rows, V].
+
+        With `choose`, a work whose draw is plain gets the tokens the plan chose instead, int64 [wanted rows]:
+        see sampler.choose.
+        """
         counts = [work.rows for work in batch]
         tokens = np.array([t for work in batch for t in work.tokens], np.int32)
-        positions = np.array([p for w in batch for p in range(w.first, w.first + w.rows)], np.int32)
+        positions = [p for w in batch for p in range(w.first, w.first + w.rows)]
         seqs = np.array([i for i, count in enumerate(counts) for _ in range(count)], np.int32)
-        starts = accumulate(counts, initial=0)
-        wanted = [[start + r for r in work.logit_rows] for start, work in zip(starts, batch, strict=False)]
-        rows = np.array([r for rows in wanted for r in rows], np.int32)
-        logits = self._plan.run(tokens, positions, seqs, _tables(batch), rows)
-        ends = list(accumulate(map(len, wanted)))
-        return [logits[end - len(rows) : end] for end, rows in zip(ends, wanted, strict=True)]
+        plain = [choose and is_plain(work.seq.request) for work in batch]
+        rows, choices = [], []
+        for start, work, chosen in zip(accumulate(counts, initial=0), batch, plain, strict=False):
+            wanted = [start + r for r in work.logit_rows]
+            if chosen:
+                choices += [_choice(work, r, positions[r]) for r in wanted]
+            else:
+                rows += wanted
+        logits, tokens_chosen = self._plan.run(
+            tokens,
+            np.array(positions, np.int32),
+            seqs,
+            _tables(batch),
+            np.array(rows, np.int32),
+            choices,
+            self._tokens,
+        )
+        return _dealt(batch, plain, logits, tokens_chosen)
+
+
+def _choice(work: Work, row: int, position: int) -> tuple[int, float, int, int]:
+    request = work.seq.request
+    return row, request.sampling.temperature, request.seed, position + 1
+
+
+def _dealt(batch: list[Work], plain: list[bool], logits: F32, chosen: I64) -> list[F32 | I64]:
+    """Hand each work its rows, which come in the batch's order in both arrays."""
+    out: list[F32 | I64] = []
+    for work, is_chosen in zip(batch, plain, strict=True):
+        count = len(work.logit_rows)
+        if is_chosen:
+            mine, chosen = chosen[:count], chosen[count:]
+        else:
+            mine, logits = logits[:count], logits[count:]
+        out.append(mine)
+    return out
 
 
 def _tables(batch: list[Work]) -> NDArray[np.int32]:

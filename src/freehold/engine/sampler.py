@@ -1,8 +1,8 @@
 """Chooses a token from one row of logits: a function of logits, history, parameters and seed alone.
 
-Knows SamplingParams; knows no sequence, no text. Order: penalties, bias, then the native draw (temperature,
-top-k, typical, top-p, min-p, Gumbel noise of seed, position and id). Log-probabilities are of the row as it
-came.
+Knows requests and their SamplingParams; knows no sequence, no text. Order: penalties, bias, then the native
+draw (temperature, top-k, typical, top-p, min-p, Gumbel noise of seed, position and id). Log-probabilities are
+of the row as it came. A plain draw the plan makes itself, and computes few of the logits.
 Path: Engine.postprocess -> choose -> native.sample
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.engine.sequence import TokenOut
+from freehold.engine.sequence import Request, TokenOut
 from freehold.errors import NonFiniteLogits, UsageError
 from freehold.types import SamplingParams
 
@@ -68,14 +68,37 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_plain(request: Request) -> bool:
+    """Tell whether a draw is the greatest logit/temperature + noise of all tokens, and that is all it tells."""
+    params = request.sampling
+    unfiltered = (params.top_k, params.typical_p, params.top_p, params.min_p) == (0, 1.0, 1.0, 0.0)
+    return (
+        request.sink is None
+        and request.logprobs is None
+        and (params.temperature == 0 or unfiltered)
+        and not _is_penalised(params)
+        and not params.logit_bias
+    )
+
+
 def choose(
-    logits: F32, history: Sequence[int], params: SamplingParams, seed: int, tokens: int, logprobs: int | None
+    logits: F32 | np.int64,
+    history: Sequence[int],
+    params: SamplingParams,
+    seed: int,
+    tokens: int,
+    logprobs: int | None,
 ) -> TokenOut:
     """Choose the token at position len(history) from float32 logits [V], among ids below `tokens`.
 
+    In the place of logits may be what the plan chose from them (is_plain), -1 if they were not finite.
     `logprobs` N: also report the choice's log-probability and the N likeliest. Raises NonFiniteLogits.
     """
     position = len(history)
+    if isinstance(logits, np.integer):
+        if logits < 0:
+            raise non_finite(position)
+        return TokenOut(int(logits))
     adjusted = _adjusted(np.ascontiguousarray(logits[:tokens]), history, params)
     chosen = native.sample(
         adjusted,
@@ -95,10 +118,17 @@ def choose(
     return TokenOut(chosen, float(logits[chosen]) - total, top_logprobs(logits[:tokens], logprobs, total))
 
 
+def _penalties(params: SamplingParams) -> tuple[float, float, float]:
+    return params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+
+
+def _is_penalised(params: SamplingParams) -> bool:
+    return _penalties(params) != (1.0, 0.0, 0.0)
+
+
 def _adjusted(logits: F32, history: Sequence[int], params: SamplingParams) -> F32:
     """Apply penalties over the last tokens, and the bias; the row given is left as it is."""
-    penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
-    penalised = penalties != (1.0, 0.0, 0.0)
+    penalised = _is_penalised(params)
     if not penalised and not params.logit_bias:
         return logits
     logits = logits.copy()
@@ -106,7 +136,7 @@ def _adjusted(logits: F32, history: Sequence[int], params: SamplingParams) -> F3
         window = history[-params.penalty_window :] if params.penalty_window else history
         ids, counts = np.unique(np.array(window, np.int32), return_counts=True)
         inside = ids < len(logits)
-        native.penalize(logits, ids[inside], counts[inside].astype(np.int32), *penalties)
+        native.penalize(logits, ids[inside], counts[inside].astype(np.int32), *_penalties(params))
     for token, bias in params.logit_bias.items():
         logits[token] += bias
     return logits

@@ -154,7 +154,11 @@ def load_model(
     read = read_source(source, tokens=tokens)
     pool = threads if isinstance(threads, native.Threads) else native.Threads(threads or default_threads())
     packer = _Packer(
-        pool, sum(t.nbytes for t in read.matrices()), read.top["head"] or read.top["embed"], packed or {}, progress
+        pool,
+        sum(t.nbytes for t in read.matrices()),
+        read.top["head"] or read.top["embed"],
+        packed or {},
+        progress,
     )
     _check_memory(read, packed or {})
     weights = assemble(read, packer.matrix, _native_rope)
@@ -393,7 +397,9 @@ class _Packer:
         """Lay it as it is, through integer codes, or through float32, whichever its type allows."""
         rows, cols = tensor.shape
         if tensor.type.name in self._direct:
-            return native.Matrix.pack(tensor.raw, tensor.type.name, rows, cols, self._threads, tensor is self._head)
+            return native.Matrix.pack(
+                tensor.raw, tensor.type.name, rows, cols, self._threads, tensor is self._head
+            )
         if has_codes(tensor.type):
             return native.Matrix.pack_codes(*split_codes(tensor.rows, tensor.type, cols), self._threads)
         values = tensor.numpy().view(np.uint8).reshape(-1)
