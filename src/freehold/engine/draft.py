@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.engine.blocks import BlockManager, common_prefix
 from freehold.engine.capacity import KvType
-from freehold.engine.cost import StepCost
+from freehold.engine.cost import ROW_GUESS, StepCost
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import choose, log_sum_exp
 from freehold.engine.scheduler import FIRST_ROWS, Work
@@ -28,9 +28,8 @@ from freehold.models.loader import LoadedModel
 
 F32 = NDArray[np.float32]
 
-JOINED = (
-    4  # missing tokens that the first guess's step computes along; more go before it in steps of their own
-)
+WARM = 4  # steps of one row after which they say what such a step takes
+JOINED = 4  # missing tokens that the first guess's step computes along; more take steps before it
 MOST_AHEAD = 16  # tokens guessed at once: a chance of 0.95 each leaves 0.44 of the last
 RECENT = MOST_AHEAD + JOINED  # tokens of a shadow that may not be the sequence's
 
@@ -60,11 +59,23 @@ class DraftModel:
         self._blocks = BlockManager(blocks)
         self._shadows: dict[Sequence, Sequence] = {}
         self._cost = StepCost()
+        self._share = model.bytes_per_token / target.bytes_per_token
+        self.spent = 0.0  # seconds, as such steps usually take them, since the caller last set it to 0
 
-    def seconds(self, rows: int) -> float:
-        """Return what computing so many rows takes, by what such steps took; 0 before the first."""
+    def seconds(self, rows: int, target_step: float) -> float:
+        """Return what computing so many rows takes; `target_step` is what one row of the target takes.
+
+        Bytes tell until enough was measured: the first steps fetch the weights from the disk.
+        """
+        lone = self._share * target_step
+        if self._cost.count(1) >= WARM:
+            lone = self._cost.seconds(1)
         steps, rest = divmod(rows, FIRST_ROWS)
-        return steps * self._cost.seconds(FIRST_ROWS) + (self._cost.seconds(rest) if rest else 0.0)
+        return sum(
+            count * min(self._cost.seconds(size) or lone * (1 + ROW_GUESS * (size - 1)), lone * size)
+            for count, size in ((steps, FIRST_ROWS), (1, rest))
+            if count and size
+        )
 
     def missing(self, seq: Sequence) -> int:
         """Return how many tokens of `seq` must be computed before it can be guessed at."""
@@ -76,14 +87,18 @@ class DraftModel:
 
         At most `ahead`; 0 where the draft's own context or its cache ends.
         """
+        known = seq in self._shadows
         shadow = self._synced(seq)
         ahead = min(ahead, self._context - len(seq.tokens))
         if ahead < 1 or not self._blocks.grow(shadow, len(seq.tokens) + ahead):
             return 0
+        spent = self.spent
         while len(shadow.tokens) - shadow.computed > JOINED:
             count = min(len(shadow.tokens) - 1 - shadow.computed, FIRST_ROWS)
             self._run([Work(shadow, shadow.computed, count)])
             shadow.computed += count
+        if not known:  # a prompt is read once, whatever becomes of the guesses
+            self.spent = spent
         return ahead
 
     def advance(self, seqs: list[Sequence]) -> list[tuple[int, float]]:
@@ -109,7 +124,9 @@ class DraftModel:
     def _run(self, batch: list[Work]) -> list[F32]:
         started = perf_counter()
         logits = cast(list[F32], self._runner.run(batch, choose=False))
-        self._cost.add(sum(work.rows for work in batch), perf_counter() - started)
+        rows = sum(work.rows for work in batch)
+        self._cost.add(rows, perf_counter() - started)
+        self.spent += self._cost.seconds(rows)
         return logits
 
     def _synced(self, seq: Sequence) -> Sequence:

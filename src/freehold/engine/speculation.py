@@ -14,7 +14,7 @@ from time import perf_counter
 
 from freehold.engine.cost import StepCost, best_extra
 from freehold.engine.draft import JOINED, MOST_AHEAD, DraftModel
-from freehold.engine.lookup import MAX_DRAFT, Lookup
+from freehold.engine.lookup import LONGEST, MAX_DRAFT, Lookup
 from freehold.engine.scheduler import Scheduler, Work
 from freehold.engine.sequence import Sequence
 
@@ -25,6 +25,7 @@ MOST_CREDIT = 8.0  # plain steps of winnings that may be lost again
 LEAST_GAIN = 0.02  # guesses less likely than this to become a token are not looked at
 # By the bits of a match's length: 0, 1, 2-3, 4-7, ... 64 and more. A guess that holds makes the match longer.
 MATCH_PRIOR = (0.1, 0.2, 0.35, 0.6, 0.75, 0.88, 0.94, 0.97)
+_KINDS = [min(length.bit_length(), len(MATCH_PRIOR) - 1) for length in range(LONGEST + MAX_DRAFT)]
 DRAFT_PRIOR = (0.2, 0.4, 0.55, 0.7, 0.9)  # by the chance the draft model gave it: up to 0.2, 0.4, ... 1
 ANY_PRIOR = 0.7  # over all kinds
 MOST_DRAFTED = 8  # sequences in a step beyond which a draft model's own steps cannot pay
@@ -103,7 +104,7 @@ class Hopes:
         found = self.lookup.find(most)
         self.guess = None
         if found is not None:
-            kinds = [min((found.length + i).bit_length(), 7) for i in range(len(found.draft))]
+            kinds = _KINDS[found.length : found.length + len(found.draft)]
             self.guess = Guess(self.matched, list(found.draft), kinds)
 
     @property
@@ -120,7 +121,7 @@ class Speculation:
         self._drafter = drafter
         self._hopes: dict[Sequence, Hopes] = {}
         self._plain = 0  # sequences of this step, if it has nothing but their newest tokens and guesses
-        self._draft_s = 0.0  # seconds the draft model took for it
+        self._draft_s = 0.0  # seconds the draft model took before it
 
     def forget(self, seq: Sequence) -> None:
         """Drop what is held for a sequence that ended."""
@@ -142,7 +143,7 @@ class Speculation:
         if self.cost.count(self._plain) < BASE_SAMPLES:  # what plain decoding costs must be known first
             return batch
         if self._drafter is not None and self._plain <= MOST_DRAFTED:
-            started = perf_counter()
+            started, self._drafter.spent = perf_counter(), 0.0
             self._draft(self._drafter, batch, hopes)
             self._draft_s = perf_counter() - started
         counts = self._shares(hopes, scheduler.budget - self._plain)
@@ -206,7 +207,7 @@ class Speculation:
         """Tell whether a first guess pays: after a long absence its reading counts, and doubt costs credit."""
         step = self.cost.seconds(self._plain)
         missing = drafter.missing(seq)
-        reading = drafter.seconds(missing) / step if missing > JOINED else 0.0
+        reading = drafter.seconds(missing, step) / step if missing > JOINED else 0.0
         if seq.left < 2 or reading > CATCH_UP * min(seq.left, ANSWER):
             return False
         price = self._price(drafter, 1, 0)
@@ -215,8 +216,9 @@ class Speculation:
     def _price(self, drafter: DraftModel, going: int, drafted: int) -> float:
         """Return the tokens that plain decoding would make while one more guess each is made and verified."""
         rows = self._plain + drafted
+        step = self.cost.seconds(self._plain)
         verifying = self.cost.seconds(rows + going) - self.cost.seconds(rows)
-        return (drafter.seconds(going) + verifying) / going * self._plain / self.cost.seconds(self._plain)
+        return (drafter.seconds(going, step) + verifying) / going * self._plain / step
 
     # --- after the step ----------------------------------------------------------------------------
 
@@ -233,12 +235,13 @@ class Speculation:
         self.cost.add(rows, seconds - self._draft_s)
         lone = self.cost.seconds(self._plain)
         made = [work.seq.tokens[work.first + 1 :] for work in batch]
-        won = sum(map(len, made)) / self._plain - (self.cost.seconds(rows) + self._draft_s) / lone
+        drafting = self._drafter.spent if self._draft_s and self._drafter else 0.0
+        won = sum(map(len, made)) / self._plain - (self.cost.seconds(rows) + drafting) / lone
         for work, tokens in zip(batch, made, strict=True):
             hope = self._hopes[work.seq]
             if hope.guess is not None:
                 hope.guess.learn(tokens)
-            if rows > self._plain or self._draft_s:
+            if rows > self._plain or drafting:
                 hope.credit += won
             hope.credit = min(hope.credit + TRICKLE, MOST_CREDIT)
             work.seq.drafted += len(work.draft)
