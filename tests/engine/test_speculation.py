@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.engine import Engine, TokenOut
+from freehold.engine import draft as draft_module
 from freehold.engine import scheduler as scheduler_module
 from freehold.engine import speculation as speculation_module
 from freehold.engine.blocks import BlockManager
@@ -17,7 +18,7 @@ from freehold.engine.lookup import Match
 from freehold.engine.scheduler import Scheduler, Work
 from freehold.engine.sequence import Request, Sequence
 from freehold.engine.speculation import Speculation
-from freehold.errors import NonFiniteLogits, UsageError
+from freehold.errors import CapacityExceeded, NonFiniteLogits, UsageError
 from freehold.models.loader import LoadedModel, load_model
 from freehold.types import SamplingParams
 from tests.vectors.files import write_gguf
@@ -93,6 +94,15 @@ def test_wrong_guesses_change_nothing_either(model: LoadedModel, script):
     job = Engine(model, context=160).generate(PROMPT, WARM, max_tokens=60, logprobs=2)
     assert list(job) == answer
     assert job.usage.accepted_tokens == 0 < job.usage.drafted_tokens
+
+
+def test_guesses_change_nothing_behind_a_sliding_window(sliding: LoadedModel, script):
+    answer = list(plain(sliding).generate(PROMPT, WARM, max_tokens=60, logprobs=1))
+    half_right = [out.id if i % 7 else 5 for i, out in enumerate(answer)]
+    script(PROMPT + half_right)
+    job = Engine(sliding, context=160).generate(PROMPT, WARM, max_tokens=60, logprobs=1)
+    assert list(job) == answer
+    assert 0 < job.usage.accepted_tokens < job.usage.drafted_tokens
 
 
 def test_stop_token_among_the_guesses_ends_the_answer_there(model: LoadedModel, script):
@@ -253,6 +263,14 @@ def test_model_that_drafts_for_itself_is_always_right(model: LoadedModel, monkey
 def test_draft_model_of_other_tokens_is_refused_with_both_counts(model: LoadedModel):
     with pytest.raises(UsageError, match=r"has 255 tokens and tiny 256"):
         Engine(model, context=160, draft=replace(model, tokens=255))
+
+
+def test_draft_model_whose_cache_does_not_fit_is_refused(
+    model: LoadedModel, other: LoadedModel, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(draft_module, "available_bytes", lambda: 1000)
+    with pytest.raises(CapacityExceeded, match=r"tiny-draft needs .* to draft"):
+        Engine(model, context=160, draft=other)
 
 
 # --- how many ----------------------------------------------------------------------------------------

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.engine.blocks import BlockManager, common_prefix
-from freehold.engine.capacity import KvType
+from freehold.engine.capacity import REQUEST_SHARE, KvType, bytes_per_block
 from freehold.engine.cost import ROW_GUESS, StepCost
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import choose, log_sum_exp
 from freehold.engine.scheduler import FIRST_ROWS, Work
 from freehold.engine.sequence import Sequence
-from freehold.errors import UsageError
+from freehold.errors import CapacityExceeded, UsageError
 from freehold.models.loader import LoadedModel
+from freehold.models.machine import available_bytes, show_bytes
 
 F32 = NDArray[np.float32]
 
@@ -46,12 +47,21 @@ class DraftModel:
         threads: native.Threads,
         kv_type: KvType = "f16",
     ) -> None:
-        """Reserve `blocks` blocks of cache for sequences up to `context` tokens. Raises UsageError."""
+        """Reserve `blocks` blocks of cache for sequences up to `context` tokens.
+
+        Raises UsageError for other tokens than the target's, CapacityExceeded.
+        """
         if model.tokens != target.tokens or model.vocab < target.tokens:
             raise UsageError(
                 f"{model.name} has {model.tokens:,} tokens and {target.name} {target.tokens:,}; a draft model "
                 "needs the same ones",
                 "choose a smaller model of the same family",
+            )
+        need, have = blocks * bytes_per_block(model, kv_type), int(available_bytes() * REQUEST_SHARE)
+        if need > have:
+            raise CapacityExceeded(
+                f"{model.name} needs {show_bytes(need)} to draft; {show_bytes(have)} are free for it",
+                "load with a smaller --context, or without --draft",
             )
         self.model = model
         self._context = min(context, model.context)
@@ -88,6 +98,8 @@ class DraftModel:
         At most `ahead`; 0 where the draft's own context or its cache ends.
         """
         known = seq in self._shadows
+        if not known and max(seq.tokens) >= self.model.vocab:  # an id of padding that only the target has
+            return 0
         shadow = self._synced(seq)
         ahead = min(ahead, self._context - len(seq.tokens))
         if ahead < 1 or not self._blocks.grow(shadow, len(seq.tokens) + ahead):

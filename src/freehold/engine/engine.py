@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.engine.blocks import BlockManager, blocks_for
-from freehold.engine.capacity import KV_TYPES, MEMORY_SHARE, KvType, choose_context
+from freehold.engine.capacity import KV_TYPES, MEMORY_SHARE, KvType, bytes_per_block, choose_context
 from freehold.engine.draft import DraftModel
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import MAX_TOP_LOGPROBS, check_sampling, choose, log_sum_exp, non_finite
@@ -68,6 +68,9 @@ class Engine:
         self.model = model
         if kv_type not in KV_TYPES:
             raise UsageError(f"kv_type is {kv_type!r}; expected {', '.join(KV_TYPES[:-1])} or {KV_TYPES[-1]}")
+        if draft is not None:  # one context, two caches
+            own, also = (bytes_per_block(each, kv_type) for each in (model, draft))
+            memory_share *= own / (own + also)
         self.context, self.context_note = choose_context(model, context, memory_share, kv_type)
         pool = model.threads if threads in (None, model.threads.size) else native.Threads(threads)
         count = max(blocks or 0, blocks_for(self.context))
@@ -250,10 +253,10 @@ class Engine:
         elif seq.generated + 1 == request.max_tokens:
             reason = "length"
         seq.tokens.append(out.id)
-        seq.done = reason is not None
         if not seq.pending:
             seq.paused_at = time.monotonic()
         seq.pending.append(TokenOut(out.id, out.logprob, out.top, reason))
+        seq.done = reason is not None  # last: a reader who sees it must find the token
 
     # --- the turn ----------------------------------------------------------------------------------
 
