@@ -8,13 +8,13 @@ Path: Scheduler.schedule -> Speculation.extend -> ModelRunner.run -> Engine._pos
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
 from time import perf_counter
 
 from freehold.engine.cost import StepCost, best_extra
 from freehold.engine.draft import JOINED, MOST_AHEAD, DraftModel
-from freehold.engine.lookup import LONGEST, MAX_DRAFT, Lookup
+from freehold.engine.guess import DRAFT_PRIOR, MATCH_PRIOR, Chances, Guess
+from freehold.engine.lookup import MAX_DRAFT, Lookup
 from freehold.engine.scheduler import Scheduler, Work
 from freehold.engine.sequence import Sequence
 
@@ -22,71 +22,9 @@ BASE_SAMPLES = 2  # plain steps that must be measured first
 ALLOWANCE = 1.5  # plain steps an answer may lose by wrong guesses before some have won,
 TRICKLE = 0.015  # and the share of its time that it may lose beyond
 MOST_CREDIT = 8.0  # plain steps of winnings that may be lost again
-LEAST_GAIN = 0.02  # guesses less likely than this to become a token are not looked at
-# By the bits of a match's length: 0, 1, 2-3, 4-7, ... 64 and more. A guess that holds makes the match longer.
-MATCH_PRIOR = (0.1, 0.2, 0.35, 0.6, 0.75, 0.88, 0.94, 0.97)
-_KINDS = [min(length.bit_length(), len(MATCH_PRIOR) - 1) for length in range(LONGEST + MAX_DRAFT)]
-DRAFT_PRIOR = (0.2, 0.4, 0.55, 0.7, 0.9)  # by the chance the draft model gave it: up to 0.2, 0.4, ... 1
-ANY_PRIOR = 0.7  # over all kinds
 MOST_DRAFTED = 8  # sequences in a step beyond which a draft model's own steps cannot pay
 CATCH_UP = 0.1  # share of the rest of an answer's time that a draft model may take to read what it missed,
 ANSWER = 256  # the rest being at most so many tokens: few answers are longer
-
-
-class Chances:
-    """How often guesses held, by kind of evidence and in all: running means, ever open to change."""
-
-    WINDOW = 32.0  # guesses a mean remembers, about
-
-    def __init__(self, prior: Ordered[float], weight: float = 3.0) -> None:
-        self._mean = [*prior, ANY_PRIOR]
-        self._count = [weight] * len(self._mean)
-
-    def __getitem__(self, kind: int) -> float:
-        return self._mean[kind]
-
-    @property
-    def any(self) -> float:
-        """The chance of a guess whose kind is not known yet."""
-        return self._mean[-1]
-
-    def add(self, kind: int, held: bool) -> None:
-        """Take in whether a guess held."""
-        for i in (kind, -1):
-            self._count[i] = min(self._count[i] + 1.0, self.WINDOW)
-            self._mean[i] += (held - self._mean[i]) / self._count[i]
-
-
-@dataclass(slots=True)
-class Guess:
-    """Tokens that may come next, and the kind of evidence for each."""
-
-    chances: Chances
-    tokens: list[int] = field(default_factory=list)
-    kinds: list[int] = field(default_factory=list)
-
-    def gains(self) -> list[float]:
-        """Return the chance of each token to be reached and to hold, as far as it is worth a look."""
-        out, gain = [], 1.0
-        for kind in self.kinds:
-            gain *= self.chances[kind]
-            if gain < LEAST_GAIN:
-                break
-            out.append(gain)
-        return out
-
-    def add(self, token: int, confidence: float) -> float:
-        """Add a draft model's token; return the chance that it holds if all before it do."""
-        self.tokens.append(token)
-        self.kinds.append(min(int(confidence * len(DRAFT_PRIOR)), len(DRAFT_PRIOR) - 1))
-        return self.chances[self.kinds[-1]]
-
-    def learn(self, made: Ordered[int]) -> None:
-        """Compare with what came. A guess that was not verified teaches as much, and costs nothing."""
-        for token, kind, came in zip(self.tokens, self.kinds, made, strict=False):
-            self.chances.add(kind, token == came)
-            if token != came:
-                return
 
 
 @dataclass(slots=True)
@@ -102,10 +40,7 @@ class Hopes:
     def match(self, most: int) -> None:
         """Guess by lookup."""
         found = self.lookup.find(most)
-        self.guess = None
-        if found is not None:
-            kinds = _KINDS[found.length : found.length + len(found.draft)]
-            self.guess = Guess(self.matched, list(found.draft), kinds)
+        self.guess = None if found is None else Guess.of_match(self.matched, found)
 
     @property
     def first(self) -> float:
@@ -245,4 +180,4 @@ class Speculation:
                 hope.credit += won
             hope.credit = min(hope.credit + TRICKLE, MOST_CREDIT)
             work.seq.drafted += len(work.draft)
-            work.seq.accepted += len(tokens) - 1 if work.draft else 0
+            work.seq.accepted += max(len(tokens) - 1, 0)
