@@ -15,6 +15,7 @@
 #include "freehold.h"
 #include "plan.h"
 #include "sample.h"
+#include "vocab.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -245,6 +246,54 @@ void bind_sampling(nb::module_& m) {
   }, "logits"_a, "ids"_a, "counts"_a, "repetition"_a, "presence"_a, "frequency"_a);
 }
 
+// Words of a text: bytes, and for each byte the number of its word (non-decreasing).
+std::vector<int32_t> bpe_encode(const Bpe& bpe, nb::bytes text, const std::vector<int32_t>& words) {
+  const std::string_view bytes(text.c_str(), text.size());
+  if (words.size() != bytes.size()) throw Error(ErrorKind::Usage, "one word number for each byte");
+  nb::gil_scoped_release free;
+  std::vector<int32_t> ids;
+  for (size_t begin = 0, end; begin < bytes.size(); begin = end) {
+    end = begin + 1;
+    while (end < bytes.size() && words[end] == words[begin]) ++end;
+    bpe.encode(bytes.substr(begin, end - begin), ids);
+  }
+  return ids;
+}
+
+void bind_vocab(nb::module_& m) {
+  nb::class_<Strings>(m, "Strings")
+      .def(nb::new_([](const std::vector<std::string>& texts) {
+        auto s = std::make_shared<Strings>();
+        for (const std::string& t : texts) s->add(t);
+        return s;
+      }), "texts"_a)
+      .def_static("read", [](In<uint8_t, 1> data, size_t at, size_t count) {
+        nb::gil_scoped_release free;
+        return std::make_shared<Strings>(Strings::read(data.data(), data.size(), at, count));
+      }, "data"_a, "at"_a, "count"_a)
+      .def_prop_ro("file_bytes", &Strings::file_bytes)
+      .def("__len__", &Strings::size)
+      .def("__getitem__", [](const Strings& s, int64_t i) {
+        const auto n = static_cast<int64_t>(s.size());
+        if (i < -n || i >= n) throw nb::index_error();
+        const std::string_view text = s[static_cast<size_t>(i < 0 ? i + n : i)];
+        return nb::str(text.data(), text.size());
+      }, "index"_a);
+  nb::class_<Bpe>(m, "Bpe")
+      .def("__init__", [](Bpe* self, std::shared_ptr<Strings> tokens, In<uint8_t, 1> reachable, bool byte_level, bool ignore_merges,
+                          bool byte_fallback, int32_t unk) {
+        if (reachable.size() != tokens->size() || tokens->size() > INT32_MAX) throw Error(ErrorKind::Usage, "one flag for each token");
+        nb::gil_scoped_release free;
+        new (self) Bpe(tokens, reachable.data(), {byte_level, ignore_merges, byte_fallback, unk});
+      }, "tokens"_a, "reachable"_a, "byte_level"_a, "ignore_merges"_a = false, "byte_fallback"_a = false, "unk"_a = -1)
+      .def("merge_by_lines", &Bpe::merge_by_lines, "lines"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("merge_by_rank", [](Bpe& self, In<int32_t, 1> rank) {
+        self.merge_by_rank({rank.data(), rank.data() + rank.size()});
+      }, "rank"_a)
+      .def("encode", &bpe_encode, "text"_a, "words"_a)
+      .def("find", [](const Bpe& self, const std::string& token) { return self.find(token); }, "token"_a);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -265,6 +314,7 @@ NB_MODULE(_native, m) {
   bind_matrix(m);
   bind_plan(m);
   bind_sampling(m);
+  bind_vocab(m);
   m.def("measure_read_gb_s", &measure_read_gb_s, "threads"_a, "megabytes"_a = 512, nb::call_guard<nb::gil_scoped_release>());
   m.def("measure_int8_gops", &measure_int8_gops, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
   bind_kernels(m);

@@ -31,6 +31,47 @@ class Threads:
     @property
     def size(self) -> int: ...
 
+class Strings(Sequence[str]):
+    """A long list of strings as bytes: a vocabulary, or its merges. Immutable."""
+
+    def __init__(self, texts: list[str]) -> None: ...
+    @staticmethod
+    def read(data: U8, at: int, count: int) -> Strings:
+        """Copy `count` strings, each a u64 length and its UTF-8 bytes; raises BadModelFile naming the string."""
+
+    @property
+    def file_bytes(self) -> int:
+        """What `read` went over."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> str: ...  # type: ignore[override]  # no slices
+
+class Bpe:
+    """Byte-pair encoding over a vocabulary: the pair of best rank merges first, the leftmost of equals."""
+
+    def __init__(
+        self,
+        tokens: Strings,
+        reachable: U8,
+        byte_level: bool,
+        ignore_merges: bool = False,
+        byte_fallback: bool = False,
+        unk: int = -1,
+    ) -> None:
+        """`reachable`: for each id, whether ordinary text may become it."""
+
+    def merge_by_lines(self, lines: Strings) -> int:
+        """Take merges "left right", best first; return the first line that joins no two tokens, or -1."""
+
+    def merge_by_rank(self, rank: NDArray[np.int32]) -> None:
+        """Let any two tokens merge whose union is a token, the lowest rank first; `rank` by id."""
+
+    def encode(self, text: bytes, words: list[int | None]) -> list[int]:
+        """Encode words given as UTF-8; `words` numbers the word of each byte."""
+
+    def find(self, token: str) -> int:
+        """Return the id of a token that ordinary text may become, or -1."""
+
 class Matrix:
     """A weight matrix [rows, cols] re-laid into panels. Immutable."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from freehold._native import Strings
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.formats.filemap import FETCH_AGAIN, HEAD_BYTES, map_file, not_a_model, shown
 from freehold.formats.metadata import Metadata
@@ -38,6 +39,7 @@ MAX_KEY_BYTES = (1 << 16) - 1  # the specification's own limit
 MAX_NAME_BYTES = 1024  # the specification says 64; converters of other projects exceed it
 MAX_ARRAY_DEPTH = 4  # arrays of arrays are allowed and unused
 MAX_ARRAY_ITEMS = 1 << 24  # over all arrays of a file; a vocabulary of 262k tokens needs about a million
+_MANY_STRINGS = 1000
 MAX_SHARDS = 4096  # each holds a file descriptor open
 
 _MIN_KEY_BYTES = 8 + 1 + 4 + 1  # length, name, type, value
@@ -264,6 +266,7 @@ class _Cursor:
 
     def __init__(self, path: Path, data: npt.NDArray[np.uint8]) -> None:
         self.path = path
+        self._data = data
         self.view = data.data
         self.position = 0
         self.end = data.size
@@ -361,24 +364,9 @@ class _Cursor:
         numbers.flags.writeable = False
         return numbers
 
-    def _strings(self, count: int, key: str) -> list[str]:
-        """Read `count` strings: 150,000 in a vocabulary, hence one loop without calls into `string`."""
-        view, position, end, unpack = self.view, self.position, self.end, _U64.unpack_from
-        strings: list[str] = []
-        try:
-            for _ in range(count):
-                start = position + 8
-                position = start + unpack(view, position)[0]
-                if position > end:
-                    raise self.bad(
-                        f"string {len(strings):,} of {shown(key)} runs past the file's end", FETCH_AGAIN
-                    )
-                strings.append(str(view[start:position], "utf-8"))
-        except struct.error:
-            raise self.bad(
-                f"{shown(key)} ends after {len(strings):,} of {count:,} strings", FETCH_AGAIN
-            ) from None
-        except UnicodeDecodeError as error:
-            raise self.bad(f"string {len(strings):,} of {shown(key)} is not UTF-8: {error.reason}") from None
-        self.position = position
-        return strings
+    def _strings(self, count: int, key: str) -> Sequence[str]:
+        """Read `count` strings; the 150,000 of a vocabulary stay bytes until somebody asks for one."""
+        with self.about(shown(key)):
+            strings = Strings.read(self._data, self.position, count)
+        self.position += strings.file_bytes
+        return strings if count > _MANY_STRINGS else list(strings)

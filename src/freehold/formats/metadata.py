@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast, overload
 import numpy as np
 import numpy.typing as npt
 
+from freehold._native import Strings
 from freehold.errors import BadModelFile
 
 D = TypeVar("D")
@@ -22,7 +23,8 @@ _REQUIRED: Any = object()  # no default given: the key must be there
 class Metadata(Mapping[str, object]):
     """A read-only mapping whose accessors check the type; a missing key without a default is BadModelFile.
 
-    Values are bool, int, float, str, read-only 1-D arrays and lists (GGUF), or what JSON holds (config.json).
+    Values are bool, int, float, str, read-only 1-D arrays and lists, long ones of strings as
+    native.Strings (GGUF), or what JSON holds (config.json).
     """
 
     __slots__ = ("_source", "_values")
@@ -114,8 +116,10 @@ class Metadata(Mapping[str, object]):
         value = self._find(key, default)
         if value is default:
             return value
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return value
+        if isinstance(value, Strings) or (
+            isinstance(value, list) and all(isinstance(item, str) for item in value)
+        ):
+            return list(value)
         if isinstance(value, np.ndarray) and value.size == 0:
             return []
         raise self._wrong_type(key, "an array of strings", value)
@@ -162,7 +166,7 @@ def _read_only(values: list[Any], where: str) -> npt.NDArray[Any]:
 def _describe(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of {value.size} {value.dtype}"
-    if isinstance(value, (list, Mapping)):
-        return f"a {'list' if isinstance(value, list) else 'map'} of {len(value)}"
+    if isinstance(value, (list, Strings, Mapping)):
+        return f"a {'map' if isinstance(value, Mapping) else 'list'} of {len(value)}"
     shown = repr(value)
     return f"the {type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}"

@@ -198,7 +198,7 @@ def _read_gguf(opened: GGUFFile, tokens: int | None) -> Source:
         raise BadModelFile(f"{opened.path}: token_embd.weight is missing or no matrix")
     cfg = family.config_from_gguf(Fields(meta, f"{architecture}."), embed.shape[0])
     listed = meta.get("tokenizer.ggml.tokens")
-    count = len(listed) if isinstance(listed, list | np.ndarray) else cfg.vocab
+    count = len(listed) if isinstance(listed, list | np.ndarray | native.Strings) else cfg.vocab
     binder = _Binder(tensors, lambda spec: spec.gguf, "blk", cfg)
     return _bound(opened.path, _name(opened, meta), family, binder, tokens or count)
 

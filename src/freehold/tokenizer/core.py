@@ -9,19 +9,14 @@ Path: ChatTemplate.render -> Tokenizer.encode_rendered -> Engine -> Detokenizer
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
-
-# The library's own thread pool would fight the engine's; it is read at the first batch.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-import tokenizers
+from functools import cached_property, lru_cache
 
 from freehold.errors import BadModelFile, UsageError
+from freehold.tokenizer.encoders import Encode
 from freehold.tokenizer.rendered import Rendered
 
 SPACE_MARK = "\u2581"
@@ -71,7 +66,7 @@ class Vocabulary:
 
 
 @lru_cache(maxsize=1)
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Map GPT-2's printable stand-ins to bytes: printable Latin-1 is itself, the rest follows from U+0100."""
     itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(b): b for b in itself}
@@ -116,15 +111,14 @@ class Tokenizer:
     Build one with `tokenizer_from_gguf` or `tokenizer_from_dir`.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
-        self._inner = inner
+    def __init__(self, encode: Encode, vocabulary: Vocabulary) -> None:
+        self._encode_stretches = encode
         self._vocabulary = vocabulary
-        self._kinds = list(vocabulary.kinds)
+        self._kinds = vocabulary.kinds
         self._bytes: list[bytes | None] = [None] * len(vocabulary.texts)
         self._control = _Cutter(token for token in vocabulary.added if token.control)
         self._user_defined = _Cutter(token for token in vocabulary.added if not token.control)
         self._added_ids = frozenset(token.id for token in vocabulary.added)
-        self._ids = {text: id for id, text in enumerate(vocabulary.texts)}
 
     @property
     def vocab_size(self) -> int:
@@ -177,6 +171,10 @@ class Tokenizer:
         """Return the id of the token spelled exactly `text` in the vocabulary, or None."""
         return self._ids.get(text)
 
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {text: id for id, text in enumerate(self._vocabulary.texts)}
+
     def token_text(self, id: int) -> str:
         """Return the vocabulary's own spelling of `id`."""
         return self._vocabulary.texts[self._checked(id)]
@@ -203,10 +201,10 @@ class Tokenizer:
         _refuse_surrogates(text)
         pieces = self._pieces(text, guarded)
         stretches = [piece for piece in pieces if isinstance(piece, str)]
-        encoded = iter(self._inner.encode_batch_fast(stretches, add_special_tokens=False))
+        encoded = iter(self._encode_stretches(stretches))
         ids: list[int] = []
         for piece in pieces:
-            ids += next(encoded).ids if isinstance(piece, str) else [piece]
+            ids += next(encoded) if isinstance(piece, str) else [piece]
         return self._framed(ids, bos, explicit=guarded is not None)
 
     def _framed(self, ids: list[int], bos: bool | None, *, explicit: bool) -> list[int]:
@@ -255,7 +253,7 @@ class Tokenizer:
     def _spell(self, id: int) -> bytes:
         text = self._vocabulary.texts[id]
         if self._vocabulary.byte_level:
-            alphabet = _byte_alphabet()
+            alphabet = byte_alphabet()
             if id not in self._added_ids and all(char in alphabet for char in text):
                 return bytes(alphabet[char] for char in text)
             return text.encode("utf-8", "replace")

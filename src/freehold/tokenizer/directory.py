@@ -18,6 +18,7 @@ import tokenizers
 
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.tokenizer.core import AddedToken, Tokenizer, TokenKind, Vocabulary, check_ids
+from freehold.tokenizer.encoders import library_encoder
 from freehold.tokenizer.vocab import MAX_TOKENS, end_ids
 
 MAX_JSON_BYTES = 256 << 20  # the largest tokenizer.json in use has some 35 MB
@@ -91,7 +92,7 @@ def _build(data: dict[str, Any], config: Mapping[str, Any], generation: Mapping[
         pad_id=ids.get(_content(config.get("pad_token"))),
         unk_id=ids.get(_content(config.get("unk_token"))),
     )
-    return Tokenizer(_inner(data), vocabulary)
+    return Tokenizer(library_encoder(_inner(data)), vocabulary)
 
 
 def _inner(data: dict[str, Any]) -> tokenizers.Tokenizer:

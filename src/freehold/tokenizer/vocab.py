@@ -16,9 +16,19 @@ import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers.normalizers import Normalizer
 
+from freehold._native import Bpe, Strings
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.tokenizer import pretokenizers
-from freehold.tokenizer.core import SPACE_MARK, AddedToken, Tokenizer, TokenKind, Vocabulary, check_ids
+from freehold.tokenizer.core import (
+    SPACE_MARK,
+    AddedToken,
+    Tokenizer,
+    TokenKind,
+    Vocabulary,
+    byte_alphabet,
+    check_ids,
+)
+from freehold.tokenizer.encoders import library_encoder, merging_encoder
 
 _PREFIX = "tokenizer.ggml."
 MAX_TOKENS = 4_000_000  # fifteen times the largest vocabulary in use
@@ -61,13 +71,15 @@ class _Keys:
         check_ids(f"{_PREFIX}{name}_token_id", (int(value),), size)
         return int(value)
 
-    def texts(self, name: str, limit: int) -> list[str]:
+    def texts(self, name: str, limit: int) -> Strings:
         value = self._metadata.get(_PREFIX + name)
-        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-            return self._wrong(name, "an array of strings", value)
+        if not isinstance(value, Strings):
+            if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+                return self._wrong(name, "an array of strings", value)
+            value = Strings(list(value))
         if not 0 < len(value) <= limit:
             raise BadModelFile(f"{_PREFIX}{name} has {len(value):,} entries; between 1 and {limit:,} can be")
-        return list(value)
+        return value
 
     def numbers(self, name: str, size: int) -> np.ndarray | None:
         value = self._metadata.get(_PREFIX + name)
@@ -114,15 +126,12 @@ def _byte_level(keys: _Keys) -> Tokenizer:
     spec = pretokenizers.lookup(keys.text("pre"))
     texts = keys.texts("tokens", MAX_TOKENS)
     kinds = _kinds(keys, texts)
-    vocab = _mergeable(texts, kinds)
-    merges = _explicit_merges(keys.texts("merges", MAX_MERGES), vocab, frozenset(texts))
-    inner = _bpe(vocab, merges, ignore_merges=spec.ignore_merges)
-    if (normalizer := spec.normalizer()) is not None:
-        inner.normalizer = normalizer
-    inner.pre_tokenizer = spec.pre_tokenizer()
+    bpe = Bpe(texts, _reachable(kinds), byte_level=True, ignore_merges=spec.ignore_merges)
+    _merge_lines(bpe, keys)
+    encode = merging_encoder(bpe, byte_alphabet(), spec.normalizer(), spec.pre_tokenizer())
     facts = _facts(keys, texts, kinds, add_bos=spec.add_bos, add_eos=False)
     return Tokenizer(
-        inner, Vocabulary(**facts, byte_level=True, marks_are_spaces=False, strips_leading_space=False)
+        encode, Vocabulary(**facts, byte_level=True, marks_are_spaces=False, strips_leading_space=False)
     )
 
 
@@ -130,13 +139,12 @@ def _gemma4(keys: _Keys) -> Tokenizer:
     """Merges are explicit as in byte-level BPE, but over characters, U+2581 for a space; bytes fall back."""
     texts = keys.texts("tokens", MAX_TOKENS)
     kinds = _kinds(keys, texts)
-    vocab = _mergeable(texts, kinds)
-    merges = _explicit_merges(keys.texts("merges", MAX_MERGES), vocab, frozenset(texts))
-    inner = _bpe(vocab, merges, unk=_unknown(keys, texts), byte_fallback=True)
-    inner.normalizer = normalizers.Replace(" ", SPACE_MARK)
+    bpe = Bpe(texts, _reachable(kinds), byte_level=False, byte_fallback=True, unk=_unknown(keys, len(texts)))
+    _merge_lines(bpe, keys)
+    encode = merging_encoder(bpe, None, normalizers.Replace(" ", SPACE_MARK), None)
     facts = _facts(keys, texts, kinds, add_bos=True, add_eos=False)
     return Tokenizer(
-        inner, Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=False)
+        encode, Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=False)
     )
 
 
@@ -146,15 +154,19 @@ def _sentencepiece_bpe(keys: _Keys) -> Tokenizer:
     scores = keys.numbers("scores", len(texts))
     if scores is None:
         raise BadModelFile("a SentencePiece vocabulary needs tokenizer.ggml.scores; the file has none")
-    vocab = _mergeable(texts, kinds)
-    merges = merges_from_scores(texts, scores, vocab)
-    fallback = TokenKind.BYTE in kinds
-    inner = _bpe(vocab, merges, unk=_unknown(keys, texts), byte_fallback=fallback)
+    bpe = Bpe(
+        texts,
+        _reachable(kinds),
+        byte_level=False,
+        byte_fallback=bool((kinds == TokenKind.BYTE).any()),
+        unk=_unknown(keys, len(texts)),
+    )
+    bpe.merge_by_rank(_ranks(scores))
     prefix = keys.flag("add_space_prefix") is not False
-    inner.normalizer = _spaces_as_marks(keys, prefix=prefix)
+    encode = merging_encoder(bpe, None, _spaces_as_marks(keys, prefix=prefix), None)
     facts = _facts(keys, texts, kinds, add_bos=True, add_eos=False)
     return Tokenizer(
-        inner, Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=prefix)
+        encode, Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=prefix)
     )
 
 
@@ -181,7 +193,8 @@ def _sentencepiece_unigram(keys: _Keys) -> Tokenizer:
     inner.pre_tokenizer = pre_tokenizers.Metaspace(SPACE_MARK, prepend_scheme="always" if prefix else "never")
     facts = _facts(keys, texts, kinds, add_bos=False, add_eos=True)
     return Tokenizer(
-        inner, Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=prefix)
+        library_encoder(inner),
+        Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=prefix),
     )
 
 
@@ -194,75 +207,24 @@ _BUILDERS: dict[str, Callable[[_Keys], Tokenizer]] = {
 _UNREACHABLE = frozenset((TokenKind.CONTROL, TokenKind.UNUSED))
 
 
-def merges_from_scores(
-    texts: Sequence[str], scores: np.ndarray, vocab: Mapping[str, int]
-) -> list[tuple[str, str]]:
-    """Return the merges a SentencePiece BPE vocabulary implies, best first.
-
-    SentencePiece merges the adjacent pair whose union has the best score. So every split of a token into two
-    tokens is a merge with that token's rank; of one token's splits the longest left part comes first, as in
-    the conversion the models' own tokenizer.json files went through.
-    """
-    merges: list[tuple[str, str]] = []
-    best_first: list[int] = np.argsort(-scores, kind="stable").tolist()
-    for id in best_first:
-        text = texts[id]
-        if vocab.get(text) != id:
-            continue
-        for cut in range(len(text) - 1, 0, -1):
-            left = text[:cut]
-            if left in vocab:
-                right = text[cut:]
-                if right in vocab:
-                    merges.append((left, right))
-    return merges
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """Number the tokens by score, the best first; of equal scores the lower id."""
+    ranks = np.empty(len(scores), np.int32)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(len(scores), dtype=np.int32)
+    return ranks
 
 
-def _mergeable(texts: Sequence[str], kinds: Sequence[int]) -> dict[str, int]:
-    """Map the tokens that ordinary text may become; of equal texts the first wins."""
-    vocab: dict[str, int] = {}
-    for id, (text, kind) in enumerate(zip(texts, kinds, strict=True)):
-        if kind not in _UNREACHABLE:
-            vocab.setdefault(text, id)
-    return vocab
+def _reachable(kinds: np.ndarray) -> np.ndarray:
+    """Flag the tokens that ordinary text may become."""
+    return (~np.isin(kinds, list(_UNREACHABLE))).astype(np.uint8)
 
 
-def _explicit_merges(
-    lines: Iterable[str], vocab: Mapping[str, int], known: frozenset[str]
-) -> list[tuple[str, str]]:
-    merges: list[tuple[str, str]] = []
-    for line in lines:
-        cut = line.find(" ", 1)
-        left, right = line[:cut], line[cut + 1 :]
-        if cut < 0 or not right or left not in known or right not in known or left + right not in known:
-            raise BadModelFile(
-                f"tokenizer.ggml.merges holds {line!r}, which joins no two tokens of the vocabulary"
-            )
-        if left in vocab and right in vocab and left + right in vocab:
-            merges.append((left, right))
-    return merges
-
-
-def _bpe(
-    vocab: dict[str, int],
-    merges: list[tuple[str, str]],
-    *,
-    unk: str | None = None,
-    byte_fallback: bool = False,
-    ignore_merges: bool = False,
-) -> tokenizers.Tokenizer:
-    if unk is not None and unk not in vocab:
-        unk = None
-    return _guarded(
-        lambda: models.BPE(
-            vocab=vocab,
-            merges=merges,
-            unk_token=unk,
-            fuse_unk=unk is not None,
-            byte_fallback=byte_fallback,
-            ignore_merges=ignore_merges,
+def _merge_lines(bpe: Bpe, keys: _Keys) -> None:
+    lines = keys.texts("merges", MAX_MERGES)
+    if (wrong := bpe.merge_by_lines(lines)) >= 0:
+        raise BadModelFile(
+            f"tokenizer.ggml.merges holds {lines[wrong]!r}, which joins no two tokens of the vocabulary"
         )
-    )
 
 
 def _guarded(build: Callable[[], models.Model]) -> tokenizers.Tokenizer:
@@ -299,20 +261,19 @@ def _charsmap_steps(keys: _Keys) -> list[Normalizer]:
         raise BadModelFile(f"tokenizer.ggml.precompiled_charsmap cannot be read: {error}") from error
 
 
-def _kinds(keys: _Keys, texts: Sequence[str]) -> list[int]:
+def _kinds(keys: _Keys, texts: Sequence[str]) -> np.ndarray:
     array = keys.numbers("token_type", len(texts))
     if array is None:
-        return [TokenKind.NORMAL] * len(texts)
-    known = frozenset(TokenKind)
-    return [kind if kind in known else TokenKind.UNUSED for kind in array.astype(np.int64).tolist()]
+        return np.full(len(texts), TokenKind.NORMAL, np.uint8)
+    return np.where(np.isin(array, list(TokenKind)), array, TokenKind.UNUSED).astype(np.uint8)
 
 
-def _unknown(keys: _Keys, texts: Sequence[str]) -> str | None:
-    id = keys.id("unknown", len(texts))
-    return None if id is None else texts[id]
+def _unknown(keys: _Keys, size: int) -> int:
+    id = keys.id("unknown", size)
+    return -1 if id is None else id
 
 
-def _facts(keys: _Keys, texts: list[str], kinds: list[int], *, add_bos: bool, add_eos: bool) -> dict:
+def _facts(keys: _Keys, texts: Sequence[str], kinds: np.ndarray, *, add_bos: bool, add_eos: bool) -> dict:
     size = len(texts)
     bos, eos = keys.id("bos", size), keys.id("eos", size)
     added = _added(texts, kinds)
@@ -338,16 +299,14 @@ def _edge(keys: _Keys, name: str, id: int | None, *, default: bool) -> tuple[int
     return (id,) if id is not None and (default if wanted is None else wanted) else ()
 
 
-def _added(texts: Sequence[str], kinds: Sequence[int]) -> tuple[AddedToken, ...]:
-    wanted = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
+def _added(texts: Sequence[str], kinds: np.ndarray) -> tuple[AddedToken, ...]:
+    control = [(id, texts[id], True) for id in np.flatnonzero(kinds == TokenKind.CONTROL).tolist()]
+    user = [
+        (id, texts[id].replace(SPACE_MARK, " "), False)
+        for id in np.flatnonzero(kinds == TokenKind.USER_DEFINED).tolist()
+    ]
     return tuple(
-        AddedToken(
-            id,
-            text.replace(SPACE_MARK, " ") if kind == TokenKind.USER_DEFINED else text,
-            control=kind == TokenKind.CONTROL,
-        )
-        for id, (text, kind) in enumerate(zip(texts, kinds, strict=True))
-        if kind in wanted and text
+        AddedToken(id, text, control=control) for id, text, control in sorted(control + user) if text
     )
 
 
