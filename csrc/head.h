@@ -25,6 +25,7 @@ struct Logits final : Op {
   std::vector<Contest> contests;              // one a choice
   std::vector<float> rows;                    // logits of the choices, where the head is not screened
 
+  const uint8_t* weights() const override { return w->w.data; }
   int64_t parts() const { return in.want[kActF32] ? 1 : 2; }
   int64_t block() const { return in.want[kAct32] ? 32 : 256; }
   // Scaled or capped logits could tie where products differ, and a step that reads all for other rows has all.
@@ -47,7 +48,7 @@ struct Logits final : Op {
     each_row(r, first, s.nlogits + s.nchoices, [&](int64_t t) { row(r, t); });
     if (screens(s)) return screen(r, thread);
     walk(*this, r, w->w.count(), (s.nlogits + s.nchoices) * parts(), [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
-      for (int64_t p = begin; p < end; ++p) store(r, p, t0, nt);       // t0 and nt are multiples of parts()
+      for (int64_t p = begin; p < end; ++p) store(r, p, t0, nt, w->w.high(panel_after(*this, r, p, end)));   // t0, nt: multiples of parts()
     });
   }
   // After a step, on the calling thread.
@@ -89,17 +90,17 @@ struct Logits final : Op {
     }
   }
   // Products of panel p with rows t0 .. t0+nt of the scratch, the parts of a row added up: [nt / parts()][16].
-  void product(const Run& r, int64_t p, int64_t t0, int64_t nt, float* tile) const {
-    r.k->panel[static_cast<int>(w->w.kind)](w->w, p, in.acts(*w, nullptr), t0, nt, tile, kPanelRows);
+  void product(const Run& r, const Acts& acts, int64_t p, int64_t t0, int64_t nt, float* tile) const {
+    r.k->panel[static_cast<int>(w->w.kind)](w->w, p, acts, t0, nt, tile, kPanelRows);
     if (parts() == 1) return;
     for (int64_t t = 0; t < nt / 2; ++t)
       for (int c = 0; c < kPanelRows; ++c)
         tile[t * kPanelRows + c] = tile[2 * t * kPanelRows + c] + tile[(2 * t + 1) * kPanelRows + c];
   }
-  void store(const Run& r, int64_t p, int64_t t0, int64_t nt) {
+  void store(const Run& r, int64_t p, int64_t t0, int64_t nt, const uint8_t* next) {
     const Step& s = *r.step;
     Tile tile;
-    product(r, p, t0, nt, tile);
+    product(r, in.acts(r, *w, nullptr, next), p, t0, nt, tile);
     t0 /= parts();
     nt /= parts();
     if (scale != 1.0f) r.k->scale(tile, scale, nt * kPanelRows);
@@ -114,12 +115,12 @@ struct Logits final : Op {
     const Step& s = *r.step;
     share_stream(r, second, (s.tokens_end + kPanelRows - 1) / kPanelRows, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p)
-        for (int64_t t = 0; t < s.nchoices; t += kTokenBlock) screen_panel(r, thread, p, t, std::min(kTokenBlock, s.nchoices - t));
+        for (int64_t t = 0; t < s.nchoices; t += kTokenBlock) screen_panel(r, thread, p, w->w.high(panel_after(*this, r, p, end)), t, std::min(kTokenBlock, s.nchoices - t));
     });
   }
-  void screen_panel(const Run& r, int thread, int64_t p, int64_t t0, int64_t nt) {
+  void screen_panel(const Run& r, int thread, int64_t p, const uint8_t* next, int64_t t0, int64_t nt) {
     alignas(64) Tile upper;
-    r.k->screen[static_cast<int>(w->w.kind)](w->w, p, in.acts(*w, nullptr), reach.data(), t0, nt, upper);
+    r.k->screen[static_cast<int>(w->w.kind)](w->w, p, in.acts(r, *w, nullptr, next), reach.data(), t0, nt, upper);
     const int64_t id = p * kPanelRows;
     const int width = static_cast<int>(std::min<int64_t>(kPanelRows, r.step->tokens_end - id));
     for (int64_t t = 0; t < nt; ++t) {
@@ -127,7 +128,9 @@ struct Logits final : Op {
       const uint32_t able = c.able(upper + t * kPanelRows, id, width);
       if (!able) continue;
       float exact[2 * kPanelRows];
-      product(r, p, 2 * (t0 + t), 2, exact);
+      Acts acts = in.acts(r, *w, nullptr, nullptr);
+      acts.ahead = 0;                          // a panel by itself: nothing follows it
+      product(r, acts, p, 2 * (t0 + t), 2, exact);
       c.offer(thread, exact, id, width, able);
     }
   }

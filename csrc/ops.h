@@ -16,6 +16,8 @@ namespace fh {
 // Tokens whose int8 rows stay in half of a 1 MB L2 beside four panels of 4-bit codes: 64 * 4864 = 311 KB.
 constexpr int64_t kTokenBlock = 64;
 constexpr int64_t kPrefillPanels = 4;
+// Steps of fewer rows read weights as a stream: two tiles at most, the second from a panel that still lies in L1 or L2.
+constexpr int64_t kStreamRows = 2 * kTileTokens;
 
 // Rows of one sequence inside a step.
 struct Segment { int seq; int64_t row, rows; int position; };
@@ -30,6 +32,7 @@ struct Run {
   std::vector<float*> buffer;                 // by buffer number
   int active = 1;                             // threads the step is offered to
   int seat = 0;                               // which set of counters and lists is this step's
+  int64_t ahead = 0;                          // bytes of weights to ask for early; 0 where rows, not bytes, bound a step
 };
 
 // Activation rows in the forms a set of weights wants; scratch shared by all ops, one op at a time.
@@ -72,7 +75,9 @@ struct Phase {
 struct Op {
   std::vector<int> reads, writes;             // buffer numbers, for liveness
   Phase first, second;                        // an op has one phase or two; reset before a step
+  const uint8_t* following = nullptr;         // weights that the next matmul op begins with
   virtual ~Op() = default;
+  virtual const uint8_t* weights() const { return nullptr; }   // the first this op reads
   virtual void run(Run& r, int thread) = 0;
   virtual void prepare(const Run&) {}          // before a step, on the calling thread: may allocate
 };
@@ -139,10 +144,12 @@ struct Input {
       r.k->quantize256(src, k, scratch->q256.data() + t * k, scratch->scale256.data() + t * (k / 256),
                        scratch->sum256.data() + t * (k / 16));
   }
-  // Rows as `w` wants them; f32 rows come from `x` when there is no norm.
-  Acts acts(const Matrix& w, const float* x_rows) const {
+  // Rows as `w` wants them; f32 rows come from `x` when there is no norm. `next`: what this thread reads after the panel.
+  Acts acts(const Run& r, const Matrix& w, const float* x_rows, const uint8_t* next) const {
     Acts a;
     a.k = k;
+    a.ahead = r.ahead;
+    a.next = next;
     switch (kind_info(w.w.kind).act) {
       case kAct32:
         a.q = scratch->q32.data(); a.scale = scratch->scale32.data();
@@ -160,11 +167,17 @@ struct Input {
 // Walks panels [0, panels) in ranges and token blocks; body(begin, end, t0, nt) computes and stores one block.
 // Decode reads weights as a stream; prefill takes four panels over a block of tokens in L2.
 template <class Body> void walk(Op& op, const Run& r, int64_t panels, int64_t rows, Body body) {
-  if (rows < kTileTokens) return share_stream(r, op.second, panels, [&](int64_t begin, int64_t end) { body(begin, end, 0, rows); });
+  if (rows < kStreamRows) return share_stream(r, op.second, panels, [&](int64_t begin, int64_t end) { body(begin, end, 0, rows); });
   share(r, op.second, panels, kPrefillPanels, [&](int64_t begin, int64_t end) {
     for (int64_t t = 0; t < rows; t += kTokenBlock) body(begin, end, t, std::min(kTokenBlock, rows - t));
   });
 }
+// The panel after n of a thread's range [.., end): within it the next; then the first that nobody has claimed, which
+// will be this thread's if it is quick; then what the next op begins with. A wrong guess costs a few lines read early.
+int64_t panel_after(const Op& op, const Run& r, int64_t n, int64_t end) {
+  return n + 1 < end ? n + 1 : op.second.seats[r.seat].next.load(std::memory_order_relaxed);
+}
+const uint8_t* panel_at(const Matrix& m, int64_t p) { return m.w.data + p * m.w.panel_bytes; }
 using Tile = float[kTokenBlock * kPanelRows];
 int64_t panel_width(const Matrix& w, int64_t p) { return std::min<int64_t>(kPanelRows, w.w.n - p * kPanelRows); }
 
@@ -200,24 +213,31 @@ struct AddNorm final : Op {
 
 struct Linear final : Op {
   Input in; std::vector<MatrixPtr> w; std::vector<Vector> bias; std::vector<int> out; bool accumulate = false;
+  struct At { size_t matrix; int64_t panel; };
+  const uint8_t* weights() const override { return w[0]->w.data; }
+  At locate(int64_t n) const {                 // panel n of all matrices, counted on; the end lies in no matrix
+    size_t i = 0;
+    while (i < w.size() && n >= w[i]->w.count()) n -= w[i++]->w.count();
+    return {i, n};
+  }
+  const uint8_t* address(int64_t n) const {
+    const At at = locate(n);
+    return at.matrix < w.size() ? panel_at(*w[at.matrix], at.panel) : following;
+  }
   void run(Run& r, int) override {
     const int64_t rows = r.step->rows;
     each_row(r, first, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t); });
     int64_t panels = 0;
     for (const MatrixPtr& m : w) panels += m->w.count();
     walk(*this, r, panels, rows, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
-      for (int64_t n = begin; n < end; ++n) {
-        int64_t p = n;
-        size_t i = 0;
-        while (p >= w[i]->w.count()) p -= w[i++]->w.count();
-        store(r, i, p, t0, nt);
-      }
+      for (int64_t n = begin; n < end; ++n) store(r, locate(n), t0, nt, address(panel_after(*this, r, n, end)));
     });
   }
-  void store(Run& r, size_t i, int64_t p, int64_t t0, int64_t nt) const {
+  void store(Run& r, At at, int64_t t0, int64_t nt, const uint8_t* next) const {
+    const auto [i, p] = at;
     const Matrix& m = *w[i];
     Tile tile;
-    r.k->panel[static_cast<int>(m.w.kind)](m.w, p, in.acts(m, r.buffer[in.x]), t0, nt, tile, kPanelRows);
+    r.k->panel[static_cast<int>(m.w.kind)](m.w, p, in.acts(r, m, r.buffer[in.x], next), t0, nt, tile, kPanelRows);
     const int64_t width = panel_width(m, p);
     const float* b = bias[i] ? bias[i]->data() + p * kPanelRows : nullptr;
     for (int64_t t = 0; t < nt; ++t) {
@@ -232,25 +252,31 @@ struct Linear final : Op {
 // Gate panels first, then up panels: a thread that went to and fro between the two matrices every 14 KB would start
 // the machine's prefetcher anew each time.
 struct Gated final : Op {
-  // Gate values of sixteen panels and seven tokens take 7 KB, of four panels and a token block 16: half an L1.
+  // Gate values of sixteen panels and fifteen tokens take 15 KB, of four panels and a token block 16: half an L1.
   static constexpr int64_t kGatePanels = 16;
   Input in; MatrixPtr gate, up; bool gelu; int out;
+  const uint8_t* weights() const override { return gate->w.data; }
   void run(Run& r, int) override {
     each_row(r, first, r.step->rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t); });
     walk(*this, r, gate->w.count(), r.step->rows, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
-      for (int64_t p = begin; p < end; p += kGatePanels) block(r, p, std::min(end, p + kGatePanels), t0, nt);
+      for (int64_t p = begin; p < end; p += kGatePanels) block(r, p, std::min(end, p + kGatePanels), end, t0, nt);
     });
   }
-  void multiply(const Run& r, const Matrix& m, int64_t p, int64_t t0, int64_t nt, float* tile) const {
-    r.k->panel[static_cast<int>(m.w.kind)](m.w, p, in.acts(m, r.buffer[in.x]), t0, nt, tile, kPanelRows);
+  void multiply(const Run& r, const Matrix& m, int64_t p, int64_t t0, int64_t nt, float* tile, const uint8_t* next) const {
+    r.k->panel[static_cast<int>(m.w.kind)](m.w, p, in.acts(r, m, r.buffer[in.x], next), t0, nt, tile, kPanelRows);
   }
-  void block(const Run& r, int64_t begin, int64_t end, int64_t t0, int64_t nt) const {
-    alignas(64) float g[std::max<int64_t>(kPrefillPanels * kTokenBlock, kGatePanels * (kTileTokens - 1)) * kPanelRows];
+  const uint8_t* after(const Run& r, int64_t p, int64_t last) const {       // the gate panel that follows a block of this range
+    const int64_t n = panel_after(*this, r, p, last);
+    return n < gate->w.count() ? panel_at(*gate, n) : following;
+  }
+  void block(const Run& r, int64_t begin, int64_t end, int64_t last, int64_t t0, int64_t nt) const {
+    alignas(64) float g[std::max<int64_t>(kPrefillPanels * kTokenBlock, kGatePanels * (kStreamRows - 1)) * kPanelRows];
     alignas(64) Tile u;
-    for (int64_t p = begin; p < end; ++p) multiply(r, *gate, p, t0, nt, g + (p - begin) * nt * kPanelRows);
+    for (int64_t p = begin; p < end; ++p)
+      multiply(r, *gate, p, t0, nt, g + (p - begin) * nt * kPanelRows, p + 1 < end ? panel_at(*gate, p + 1) : panel_at(*up, begin));
     for (int64_t p = begin; p < end; ++p) {
       float* v = g + (p - begin) * nt * kPanelRows;
-      multiply(r, *up, p, t0, nt, u);
+      multiply(r, *up, p, t0, nt, u, p + 1 < end ? panel_at(*up, p + 1) : after(r, p, last));
       (gelu ? r.k->gelu_mul : r.k->silu_mul)(v, u, nt * kPanelRows);
       const int64_t width = panel_width(*gate, p);
       for (int64_t t = 0; t < nt; ++t)

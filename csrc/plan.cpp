@@ -8,6 +8,7 @@
 
 #include "crew.h"
 #include "head.h"
+#include "pace.h"
 
 namespace fh {
 namespace {
@@ -27,6 +28,7 @@ struct Plan::State {
   std::vector<std::unique_ptr<RopeTable>> ropes;
   ActScratch scratch;
   Logits* head = nullptr;
+  Pace pace;
   int64_t embed_rows = 0;
   bool finished = false;
   std::mutex one_step;
@@ -263,6 +265,11 @@ void Plan::finish() {
     t->cos.resize(static_cast<size_t>(s_->max_rows) * t->rope->inv_freq.size());
     t->sin.resize(t->cos.size());
   }
+  const uint8_t* head = nullptr;
+  for (auto op = s_->ops.rbegin(); op != s_->ops.rend(); ++op) {
+    (*op)->following = head;
+    if ((*op)->weights()) head = (*op)->weights();
+  }
   s_->finished = true;
 }
 
@@ -322,6 +329,7 @@ void Plan::run(const Step& step) {
   turn.run([s = s_.get(), &r](int thread) { s->walk(r, thread); }, r.active);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   crew.tell(seconds / static_cast<double>(step.rows), seconds);
+  if (step.rows < kStreamRows) s_->pace.took(seconds);
   s_->head->settle(step);
 }
 
@@ -336,6 +344,7 @@ Run& Plan::State::ready(const Step& step, int seat, int active) {
   r.segments = segments(step);
   r.active = active;
   r.seat = seat;
+  r.ahead = step.rows < kStreamRows ? pace.ahead(step.rows) : 0;
   r.buffer.clear();
   for (int s : slot) r.buffer.push_back(s < 0 ? nullptr : slots[static_cast<size_t>(s)].data());
   for (auto& op : ops) {

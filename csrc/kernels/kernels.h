@@ -70,6 +70,10 @@ struct Acts {
   const float* scale = nullptr;      // [M][k/32] or [M][k/256]
   const int32_t* sum16 = nullptr;    // [M][k/16]: sums of q, which turn weight offsets and minima into one term
   const float* fsum32 = nullptr;     // [M][k/32]: scale * sum of q over 32 (kAct32 only)
+  // Where weights are read as a stream: the panel this thread reads next, and how many bytes ahead of the one in hand
+  // lines are asked for (0: the machine's own prefetcher does better). They change no result.
+  const uint8_t* next = nullptr;
+  int64_t ahead = 0;
 };
 
 // One layer's keys and values for one sequence: pages of kBlockTokens positions, found through the block table.
@@ -160,7 +164,7 @@ struct Kernels {
   int64_t (*argmax)(const float* x, int64_t n);
 
   // Loops for the machine's ceilings: bytes read (returns a checksum), and int8 multiply-adds without memory.
-  uint64_t (*read_loop)(const uint8_t* p, size_t n);
+  uint64_t (*read_loop)(const uint8_t* p, size_t n, int streams, size_t ahead);
   int32_t (*dot_loop)(int64_t iterations);      // performs iterations * kDotLoopOps int8 operations
 };
 constexpr int64_t kDotLoopOps = 16 * 64 * 2;    // sixteen independent 64-byte dots, a multiply and an add each

@@ -60,8 +60,30 @@ OP void dot_half(I* acc, const uint8_t* p, const int8_t* const* x) {
   dot_quad<Code, 4 * H + 3, NB>(acc, p, x);
 }
 
-// No prefetch here: with codes, scales and floats in one stream the machine's own prefetcher keeps up (Zen 4, two
-// threads: Q4_1 56, Q8_0 50, Q4_K 50, Q6_K 47 GB/s), and asking for lines by hand cost up to half of that.
+// The stream of weights: codes, scales and floats lie in one, and panels follow each other, here or where x.next says.
+// On Zen 4 the machine's own prefetcher keeps up with it, and asking for lines by hand cost up to half (two threads:
+// Q4_1 56, Q8_0 50, Q4_K 50, Q6_K 47 GB/s). On an Intel guest it is the other way: Q5_0 26 -> 31, Q8_0 27 -> 33 GB/s,
+// 2 KB ahead. So the distance is measured (pace.h) and comes with the activations.
+struct Ahead {
+  const uint8_t* end;
+  int64_t bytes, jump;
+  OP Ahead at(const Panels& w, const uint8_t* panel, const Acts& x) {
+    const uint8_t* end = panel + w.panel_bytes;
+    return {end, x.ahead, x.next ? x.next - end : 0};
+  }
+  // Asks for as many lines, `bytes` further on, as are about to be read at p.
+  template <int Lines> __attribute__((always_inline)) void ask(const uint8_t* p) const {
+    if (!bytes) return;
+    p += bytes;
+    if (p >= end) p += jump;
+    for (int i = 0; i < Lines; ++i) prefetch(p + 64 * i);
+  }
+  // The same for a low plane, whose panels always follow each other.
+  template <int Lines> __attribute__((always_inline)) void ask_low(const uint8_t* p) const {
+    if (bytes)
+      for (int i = 0; i < Lines; ++i) prefetch(p + bytes + 64 * i);
+  }
+};
 
 // Kinds with a float scale per 32 inputs: value = d * (code - Offset), or d * code + m.
 template <class Code, int Offset, bool Min, int NB>
@@ -77,11 +99,14 @@ static void panel_32(const Panels& w, const uint8_t* base, const Acts& x, int64_
     xf[b] = x.fsum32 + (t0 + b) * groups;
     xsum[b] = x.sum16 + (t0 + b) * 2 * groups;
   }
+  const Ahead ahead = Ahead::at(w, base, x);
   F y[NB];
   for (int b = 0; b < NB; ++b) y[b] = fzero();
   for (int64_t g = 0; g < groups; ++g) {
     const uint8_t* p = Min ? base + g * (Code::kBytes + 64) : base + g / 2 * (2 * Code::kBytes + 64) + g % 2 * Code::kBytes;
     const uint16_t* aux = reinterpret_cast<const uint16_t*>(Min ? p + Code::kBytes : base + g / 2 * (2 * Code::kBytes + 64) + 2 * Code::kBytes + g % 2 * 32);
+    ahead.ask<Code::kBytes / 64>(p);
+    if (Min || g % 2) ahead.ask<1>(p + Code::kBytes);
     I acc[NB];
     for (int b = 0; b < NB; ++b) acc[b] = Offset ? iset(-Offset * (xsum[b][2 * g] + xsum[b][2 * g + 1])) : izero();
     dot_half<Code, 0, NB>(acc, p, xq);
@@ -108,6 +133,7 @@ template <class Code, int Sub, int Offset, bool Signed, bool Min, int NB>
 static void panel_256(const Panels& w, const uint8_t* base, const Acts& x, int64_t t0, float* out, int64_t ld) {
   using S = Super<Code, Sub, Offset, Signed, Min>;
   const int64_t blocks = w.k / 256;
+  const Ahead ahead = Ahead::at(w, base, x);
   const int8_t* xq[NB];
   const float* xs[NB];
   const int32_t* xsum[NB];
@@ -123,6 +149,7 @@ static void panel_256(const Panels& w, const uint8_t* base, const Acts& x, int64
     const uint16_t* aux = reinterpret_cast<const uint16_t*>(p + S::kScales);
     const uint8_t* subs = p + 8 * Code::kBytes;
     const uint8_t* mins = subs + S::kSubs * 16;
+    ahead.ask<(S::kUnit - 8 * Code::kBytes) / 64>(subs);
     I dots[NB], low[NB];
     for (int b = 0; b < NB; ++b) dots[b] = low[b] = izero();
     auto fold = [&](const I* acc, int s) __attribute__((always_inline)) {
@@ -137,6 +164,7 @@ static void panel_256(const Panels& w, const uint8_t* base, const Acts& x, int64
       }
     };
     for (int g = 0; g < 8; ++g) {
+      ahead.ask<Code::kBytes / 64>(p);
       I acc[NB];
       if (Sub == 32) {
         for (int b = 0; b < NB; ++b) acc[b] = Offset ? iset(-Offset * (xsum[b][2 * g] + xsum[b][2 * g + 1])) : izero();
@@ -169,11 +197,13 @@ static void panel_256(const Panels& w, const uint8_t* base, const Acts& x, int64
 template <int NB>
 static void panel_i8(const Panels& w, const uint8_t* base, const Acts& x, int64_t t0, float* out, int64_t ld) {
   const int64_t groups = w.k / 32;
+  const Ahead ahead = Ahead::at(w, base, x);
   F y[NB];
   for (int b = 0; b < NB; ++b) y[b] = fzero();
   for (int64_t g = 0; g < groups; ++g) {
     const uint8_t* p = base + g * (Byte::kBytes + 128);
     const float* aux = reinterpret_cast<const float*>(p + Byte::kBytes);
+    ahead.ask<(Byte::kBytes + 128) / 64>(p);
     const int8_t* xq[NB];
     for (int b = 0; b < NB; ++b) xq[b] = x.q + (t0 + b) * x.k + 32 * g;
     for (int h = 0; h < 2; ++h) {
@@ -197,12 +227,14 @@ struct BFloat { using T = uint16_t; OP F at(const T* p) { return load_bf16(p); }
 template <class E, int NB>
 static void panel_float(const Panels& w, const uint8_t* base, const Acts& x, int64_t t0, float* out, int64_t ld) {
   const typename E::T* p = reinterpret_cast<const typename E::T*>(base);
+  const Ahead ahead = Ahead::at(w, base, x);
   F acc[NB][4];
   for (int b = 0; b < NB; ++b) for (int j = 0; j < 4; ++j) acc[b][j] = fzero();
   const float* xf[NB];
   for (int b = 0; b < NB; ++b) xf[b] = x.f32 + (t0 + b) * x.k;
   int64_t k = 0;
   for (; k + 4 <= w.k; k += 4, p += 64) {
+    ahead.ask<sizeof(*p)>(reinterpret_cast<const uint8_t*>(p));
     for (int j = 0; j < 4; ++j) {
       const F v = E::at(p + 16 * j);
       for (int b = 0; b < NB; ++b) acc[b][j] = fma(v, fset(xf[b][k + j]), acc[b][j]);

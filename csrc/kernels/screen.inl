@@ -81,6 +81,7 @@ static void head_32(const Panels& w, int64_t panel, const Acts& x, const float* 
   constexpr int kOffset = Exact ? 128 : 15, kUnit = 256, kPair = 2 * kUnit + 64;
   const int64_t groups = w.k / 32;
   const uint8_t *base = w.high(panel), *low = w.low(panel);
+  const Ahead ahead = Ahead::at(w, base, x);
   HeadRows<NB> r;
   HeadRows<NB>::take(r, x, 32, Exact ? t0 : 2 * t0, Exact ? 1 : 2);
   F y[NB], far[NB];
@@ -88,6 +89,9 @@ static void head_32(const Panels& w, int64_t panel, const Acts& x, const float* 
   for (int64_t g = 0; g < groups; ++g) {
     const uint8_t* p = base + g / 2 * kPair + g % 2 * kUnit;
     const uint16_t* aux = reinterpret_cast<const uint16_t*>(base + g / 2 * kPair + 2 * kUnit + g % 2 * 32);
+    ahead.ask<kUnit / 64>(p);
+    if (g % 2) ahead.ask<1>(p + kUnit);
+    if (Exact) ahead.ask_low<Head8::kLow / 64>(low + g * Head8::kLow);
     I acc[NB];
     for (int b = 0; b < NB; ++b) acc[b] = iset(-kOffset * (r.sum[b][2 * g] + r.sum[b][2 * g + 1]));
     plane_half<Code, Exact, 0, NB>(acc, p, low + g * Head8::kLow, r.q);
@@ -110,6 +114,7 @@ static void head_256(const Panels& w, int64_t panel, const Acts& x, const float*
   constexpr int kOffset = Exact ? 32 : 61, kGroup = 256, kUnit = 8 * kGroup + 256 + 64;
   const int64_t blocks = w.k / 256;
   const uint8_t* low = w.low(panel);
+  const Ahead ahead = Ahead::at(w, w.high(panel), x);
   HeadRows<NB> r;
   HeadRows<NB>::take(r, x, 256, Exact ? t0 : 2 * t0, Exact ? 1 : 2);
   F y[NB], far[NB];
@@ -118,9 +123,12 @@ static void head_256(const Panels& w, int64_t panel, const Acts& x, const float*
     const uint8_t* p = w.high(panel) + i * kUnit;
     const int8_t* subs = reinterpret_cast<const int8_t*>(p + 8 * kGroup);
     const uint16_t* aux = reinterpret_cast<const uint16_t*>(p + 8 * kGroup + 256);
+    ahead.ask<(kUnit - 8 * kGroup) / 64>(p + 8 * kGroup);
     I dots[NB];
     for (int b = 0; b < NB; ++b) dots[b] = izero();
     for (int g = 0; g < 8; ++g, p += kGroup, low += Head6::kLow) {
+      ahead.ask<kGroup / 64>(p);
+      if (Exact) ahead.ask_low<Head6::kLow / 64>(low);
       I acc[NB];
       for (int b = 0; b < NB; ++b) acc[b] = iset(-kOffset * r.sum[b][2 * g]);
       plane_half<Code, false, 0, NB>(acc, p, low, r.q);
