@@ -126,6 +126,13 @@ def test_greedy_tokens_are_the_argmax_of_the_logits(engine: Engine):
     assert made == logits[len(PROMPT) - 1 : -1].argmax(axis=1).tolist()
 
 
+@pytest.mark.parametrize("params", [GREEDY, WARM, SamplingParams(temperature=0.6, seed=3)])
+def test_tokens_the_plan_chose_are_those_chosen_from_logits(engine: Engine, params: SamplingParams):
+    plain = ids_of(engine.generate(PROMPT, params, max_tokens=40))
+    told = ids_of(engine.generate(PROMPT, params, max_tokens=40, logprobs=0))  # asks for all logits
+    assert plain == told
+
+
 def test_same_seed_gives_the_same_answer_and_another_seed_another(engine: Engine):
     answers = [ids_of(engine.generate(PROMPT, SamplingParams(seed=s), max_tokens=12)) for s in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
