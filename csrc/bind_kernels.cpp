@@ -276,6 +276,34 @@ Out<float> screen(const std::string& isa, const Matrix& w, In<float, 2> x, In<fl
   return out;
 }
 
+// The same by units of 256 inputs, as prompts are multiplied: `tokens` at a time, all panels in one call.
+Out<float> gemm(const std::string& isa, const Matrix& w, In<float, 2> x, int tokens) {
+  const int64_t m = dim(x, 0), k = dim(x, 1), n = w.w.n, units = (k + 255) / 256;
+  const int form = kind_info(w.w.kind).act;
+  expect(k == w.w.k && form != kActF32 && tokens >= 1 && tokens <= kGemmTokens, "x [M, K] must have an integer matrix's K; 1 to 512 tokens");
+  const Kernels& t = *kernels_named(isa);
+  std::vector<int8_t> q(static_cast<size_t>((units * m + 32) * 256));
+  std::vector<float> scale(static_cast<size_t>(units * m * 8)), fsum32(scale.size());
+  std::vector<int32_t> sum16(2 * scale.size());
+  for (int64_t u = 0; u < units; ++u)
+    for (int64_t i = 0, at = u * m; i < m; ++i, ++at) {
+      const float* from = x.data() + i * k + 256 * u;
+      const int64_t some = std::min<int64_t>(256, k - 256 * u);
+      if (form == kAct256) t.quantize256(from, some, q.data() + 256 * at, scale.data() + at, sum16.data() + 16 * at);
+      else t.quantize32(from, some, q.data() + 256 * at, scale.data() + 8 * at, sum16.data() + 16 * at, fsum32.data() + 8 * at);
+    }
+  const Acts acts{k, m, nullptr, q.data(), scale.data(), sum16.data(), fsum32.data(), nullptr, 0};
+  Out<float> out = array<float>({m, n});
+  std::vector<float> y(static_cast<size_t>(w.w.count() * tokens * kPanelRows), 7.0f);
+  for (int64_t t0 = 0; t0 < m; t0 += tokens) {
+    const int64_t nt = std::min<int64_t>(tokens, m - t0);
+    for (int64_t u = 0; u < units; ++u) t.gemm[static_cast<int>(w.w.kind)](w.w, 0, w.w.count(), u, acts, t0, nt, y.data());
+    for (int64_t r = 0; r < n; ++r)
+      for (int64_t i = 0; i < nt; ++i) out.data()[(t0 + i) * n + r] = y[static_cast<size_t>((r / kPanelRows * nt + i) * kPanelRows + r % kPanelRows)];
+  }
+  return out;
+}
+
 // Jobs of two phases over kItems counters, on a pool whose workers now and then sleep `late_us` where a neighbour could
 // keep them from running with nothing claimed: before a phase and after it. Returns the worker visits that came in time;
 // throws unless every job had all its work done, exactly once, when it returned.
@@ -349,4 +377,5 @@ void bind_kernels(nb::module_& m) {
   t.def("quantize", &quantize, "isa"_a, "x"_a, "block"_a);
   t.def("matmul", &matmul, "isa"_a, "matrix"_a, "x"_a, "tile"_a = kTileTokens);
   t.def("screen", &screen, "isa"_a, "matrix"_a, "x"_a, "reach"_a, "tile"_a = kTileTokens);
+  t.def("gemm", &gemm, "isa"_a, "matrix"_a, "x"_a, "tokens"_a = kGemmTokens);
 }

@@ -19,6 +19,7 @@ namespace fh {
 // and a panel is finished with its low plane only if one of its bounds reaches the best logit seen so far. Threads share
 // that mark, so which panels are finished depends on their timing, and what is chosen does not.
 struct Logits final : Op {
+  static constexpr int64_t kScreenRows = 64;  // choices whose bounds are taken together: 4 KB
   Input in; MatrixPtr w; float scale, softcap;
   ActScratch scratch;                         // its own: two rows for each that wants logits or a choice
   std::vector<float> reach;                   // [row][k/32 or k/256]: see set_reach
@@ -33,8 +34,8 @@ struct Logits final : Op {
     return s.nchoices && !s.nlogits && w->w.low_bytes && scale == 1.0f && softcap == 0.0f;
   }
 
-  void allocate(int64_t max_rows) {
-    scratch.allocate(max_rows * parts());
+  void allocate(int64_t max_rows, int threads) {
+    scratch.allocate(max_rows * parts(), threads);
     if (w->w.low_bytes) reach.resize(static_cast<size_t>(max_rows * (in.k / block())));
   }
   void prepare(const Run& r) override {
@@ -47,8 +48,8 @@ struct Logits final : Op {
     const Step& s = *r.step;
     each_row(r, first, s.nlogits + s.nchoices, [&](int64_t t) { row(r, t); });
     if (screens(s)) return screen(r, thread);
-    walk(*this, r, w->w.count(), (s.nlogits + s.nchoices) * parts(), [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
-      for (int64_t p = begin; p < end; ++p) store(r, p, t0, nt, w->w.high(panel_after(*this, r, p, end)));   // t0, nt: multiples of parts()
+    walk(*this, r, w->w.count(), (s.nlogits + s.nchoices) * parts(), kGemmPanels, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
+      for (int64_t p = begin; p < end; ++p) store(r, thread, p, t0, nt, w->w.high(panel_after(*this, r, p, end)));   // t0, nt: multiples of parts()
     });
   }
   // After a step, on the calling thread.
@@ -72,7 +73,7 @@ struct Logits final : Op {
     const int8_t* q = (n == 32 ? in.scratch->q32 : in.scratch->q256).data() + at * k;
     const float* d = (n == 32 ? in.scratch->scale32 : in.scratch->scale256).data() + at * (k / n);
     for (int64_t i = 0; i < k; ++i) rest[i] = x[i] - d[i / n] * static_cast<float>(q[i]);
-    in.quantize(r, rest, at + 1);
+    in.quantize(r, rest, (at + 1) * k, k);
     if (screens(s)) set_reach(t, q, d);
   }
   // How much of a row each block is: its norm, and kRestShare times the norm of what rounding left. Both as quantised,
@@ -97,9 +98,9 @@ struct Logits final : Op {
       for (int c = 0; c < kPanelRows; ++c)
         tile[t * kPanelRows + c] = tile[2 * t * kPanelRows + c] + tile[(2 * t + 1) * kPanelRows + c];
   }
-  void store(const Run& r, int64_t p, int64_t t0, int64_t nt, const uint8_t* next) {
+  void store(const Run& r, int thread, int64_t p, int64_t t0, int64_t nt, const uint8_t* next) {
     const Step& s = *r.step;
-    Tile tile;
+    float* tile = scratch.tiles[static_cast<size_t>(thread)].data();
     product(r, in.acts(r, *w, nullptr, next), p, t0, nt, tile);
     t0 /= parts();
     nt /= parts();
@@ -115,11 +116,12 @@ struct Logits final : Op {
     const Step& s = *r.step;
     share_stream(r, second, (s.tokens_end + kPanelRows - 1) / kPanelRows, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p)
-        for (int64_t t = 0; t < s.nchoices; t += kTokenBlock) screen_panel(r, thread, p, w->w.high(panel_after(*this, r, p, end)), t, std::min(kTokenBlock, s.nchoices - t));
+        for (int64_t t = 0; t < s.nchoices; t += kScreenRows)
+          screen_panel(r, thread, p, w->w.high(panel_after(*this, r, p, end)), t, std::min(kScreenRows, s.nchoices - t));
     });
   }
   void screen_panel(const Run& r, int thread, int64_t p, const uint8_t* next, int64_t t0, int64_t nt) {
-    alignas(64) Tile upper;
+    alignas(64) float upper[kScreenRows * kPanelRows];
     r.k->screen[static_cast<int>(w->w.kind)](w->w, p, in.acts(r, *w, nullptr, next), reach.data(), t0, nt, upper);
     const int64_t id = p * kPanelRows;
     const int width = static_cast<int>(std::min<int64_t>(kPanelRows, r.step->tokens_end - id));

@@ -13,11 +13,10 @@
 
 namespace fh {
 
-// Tokens whose int8 rows stay in half of a 1 MB L2 beside four panels of 4-bit codes: 64 * 4864 = 311 KB.
-constexpr int64_t kTokenBlock = 64;
-constexpr int64_t kPrefillPanels = 4;
-// Steps of fewer rows read weights as a stream: two tiles at most, the second from a panel that still lies in L1 or L2.
-constexpr int64_t kStreamRows = 2 * kTileTokens;
+// Panels a thread takes at once in prefill: their sums over 512 tokens are 256 KB of a 1 MB L2. Steps of fewer than
+// kGemmRows rows read weights as a stream: two tiles at most, the second from a panel that still lies in L1 or L2.
+constexpr int64_t kGemmPanels = 8;
+constexpr int64_t kUnitInputs = 256, kUnitRoom = 32;          // units of Acts: inputs, and rows that may be read past the last
 
 // Rows of one sequence inside a step.
 struct Segment { int seq; int64_t row, rows; int position; };
@@ -40,19 +39,25 @@ struct ActScratch {
   std::vector<float> normed, scale32, scale256, fsum32;
   std::vector<int8_t> q32, q256;
   std::vector<int32_t> sum32, sum256;
+  std::vector<std::vector<float>> tiles;      // by thread: sums of kGemmPanels panels
   int64_t k32 = 0, k256 = 0, kf = 0;          // widest K each form must hold
-  void allocate(int64_t rows) {
+  void allocate(int64_t rows, int threads) {
+    const auto units = [](int64_t k) { return (k + kUnitInputs - 1) / kUnitInputs; };
     normed.resize(static_cast<size_t>(rows * kf));
-    q32.resize(static_cast<size_t>(rows * k32));
-    scale32.resize(static_cast<size_t>(rows * k32 / 32));
+    q32.resize(static_cast<size_t>((rows * units(k32) + kUnitRoom) * kUnitInputs));
+    scale32.resize(static_cast<size_t>(rows * units(k32) * 8));
     fsum32.resize(scale32.size());
-    sum32.resize(static_cast<size_t>(rows * k32 / 16));
-    q256.resize(static_cast<size_t>(rows * k256));
-    scale256.resize(static_cast<size_t>(rows * k256 / 256));
-    sum256.resize(static_cast<size_t>(rows * k256 / 16));
+    sum32.resize(static_cast<size_t>(rows * units(k32) * 16));
+    q256.resize(static_cast<size_t>((rows * units(k256) + kUnitRoom) * kUnitInputs));
+    scale256.resize(static_cast<size_t>(rows * units(k256)));
+    sum256.resize(static_cast<size_t>(rows * units(k256) * 16));
+    tiles.resize(static_cast<size_t>(threads));
+    // At least 64 tokens' room: in decode sixteen gate and sixteen up panels share it, of fifteen rows at most.
+    for (auto& t : tiles) t.resize(static_cast<size_t>(kGemmPanels * std::clamp<int64_t>(rows, 64, kGemmTokens) * kPanelRows));
   }
   int64_t bytes() const {
-    return static_cast<int64_t>(4 * (normed.size() + scale32.size() + fsum32.size() + scale256.size() + sum32.size() + sum256.size()) +
+    const size_t sums = tiles.empty() ? 0 : tiles.size() * tiles[0].size();
+    return static_cast<int64_t>(4 * (normed.size() + scale32.size() + sums + fsum32.size() + scale256.size() + sum32.size() + sum256.size()) +
                                 q32.size() + q256.size());
   }
 };
@@ -128,21 +133,24 @@ struct Input {
     if (act == kAct256) scratch->k256 = std::max(scratch->k256, k);
     if (norm.weight) scratch->kf = std::max(scratch->kf, k);
   }
-  void row(Run& r, const float* src, int64_t t) const {
+  // rows: 0 where row t is to lie by itself, else the number of rows that lie by units.
+  void row(Run& r, const float* src, int64_t t, int64_t rows = 0) const {
     if (norm.weight) {
       float* y = scratch->normed.data() + t * k;
       r.k->rms_norm(src, norm.weight->data(), norm.eps, k, y);
       src = y;
     }
-    quantize(r, src, t);
+    if (rows < kGemmRows) return quantize(r, src, t * k, k);
+    for (int64_t u = 0; u * kUnitInputs < k; ++u)
+      quantize(r, src + u * kUnitInputs, (u * rows + t) * kUnitInputs, std::min(kUnitInputs, k - u * kUnitInputs));
   }
-  void quantize(Run& r, const float* src, int64_t t) const {
+  // n inputs, the first of which is number `at` of the scratch rows.
+  void quantize(Run& r, const float* src, int64_t at, int64_t n) const {
     if (want[kAct32])
-      r.k->quantize32(src, k, scratch->q32.data() + t * k, scratch->scale32.data() + t * (k / 32),
-                      scratch->sum32.data() + t * (k / 16), scratch->fsum32.data() + t * (k / 32));
+      r.k->quantize32(src, n, scratch->q32.data() + at, scratch->scale32.data() + at / 32, scratch->sum32.data() + at / 16,
+                      scratch->fsum32.data() + at / 32);
     if (want[kAct256])
-      r.k->quantize256(src, k, scratch->q256.data() + t * k, scratch->scale256.data() + t * (k / 256),
-                       scratch->sum256.data() + t * (k / 16));
+      r.k->quantize256(src, n, scratch->q256.data() + at, scratch->scale256.data() + at / 256, scratch->sum256.data() + at / 16);
   }
   // Rows as `w` wants them; f32 rows come from `x` when there is no norm. `next`: what this thread reads after the panel.
   Acts acts(const Run& r, const Matrix& w, const float* x_rows, const uint8_t* next) const {
@@ -162,14 +170,30 @@ struct Input {
     }
     return a;
   }
+  // Panels [p0, p1) of w times rows [t0, t0 + nt) of the step: y [p1-p0][nt][16]. `next`: what is read after them.
+  void multiply(const Run& r, const Matrix& w, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* y, const uint8_t* next) const {
+    Acts a = acts(r, w, r.buffer[x], next);
+    const int kind = static_cast<int>(w.w.kind);
+    if (a.f32 || r.step->rows < kGemmRows) {
+      for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows) {
+        a.next = p + 1 < p1 ? w.w.high(p + 1) : next;
+        r.k->panel[kind](w.w, p, a, t0, nt, y, kPanelRows);
+      }
+      return;
+    }
+    a.rows = r.step->rows;
+    for (int64_t u = 0; u * kUnitInputs < k; ++u) r.k->gemm[kind](w.w, p0, p1, u, a, t0, nt, y);
+  }
 };
 
 // Walks panels [0, panels) in ranges and token blocks; body(begin, end, t0, nt) computes and stores one block.
-// Decode reads weights as a stream; prefill takes four panels over a block of tokens in L2.
-template <class Body> void walk(Op& op, const Run& r, int64_t panels, int64_t rows, Body body) {
-  if (rows < kStreamRows) return share_stream(r, op.second, panels, [&](int64_t begin, int64_t end) { body(begin, end, 0, rows); });
-  share(r, op.second, panels, kPrefillPanels, [&](int64_t begin, int64_t end) {
-    for (int64_t t = 0; t < rows; t += kTokenBlock) body(begin, end, t, std::min(kTokenBlock, rows - t));
+// Decode reads weights as a stream; prefill takes up to `most` panels over all tokens of the step, and enough ranges
+// that threads end together.
+template <class Body> void walk(Op& op, const Run& r, int64_t panels, int64_t rows, int64_t most, Body body) {
+  if (rows < kGemmRows) return share_stream(r, op.second, panels, [&](int64_t begin, int64_t end) { body(begin, end, 0, rows); });
+  const int64_t range = std::clamp<int64_t>(panels / (4 * r.active), 1, most);
+  share(r, op.second, panels, range, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < rows; t += kGemmTokens) body(begin, end, t, std::min<int64_t>(kGemmTokens, rows - t));
   });
 }
 // The panel after n of a thread's range [.., end): within it the next; then the first that nobody has claimed, which
@@ -177,8 +201,6 @@ template <class Body> void walk(Op& op, const Run& r, int64_t panels, int64_t ro
 int64_t panel_after(const Op& op, const Run& r, int64_t n, int64_t end) {
   return n + 1 < end ? n + 1 : op.second.seats[r.seat].next.load(std::memory_order_relaxed);
 }
-const uint8_t* panel_at(const Matrix& m, int64_t p) { return m.w.data + p * m.w.panel_bytes; }
-using Tile = float[kTokenBlock * kPanelRows];
 int64_t panel_width(const Matrix& w, int64_t p) { return std::min<int64_t>(kPanelRows, w.w.n - p * kPanelRows); }
 
 struct Embed final : Op {
@@ -213,31 +235,37 @@ struct AddNorm final : Op {
 
 struct Linear final : Op {
   Input in; std::vector<MatrixPtr> w; std::vector<Vector> bias; std::vector<int> out; bool accumulate = false;
-  struct At { size_t matrix; int64_t panel; };
   const uint8_t* weights() const override { return w[0]->w.data; }
-  At locate(int64_t n) const {                 // panel n of all matrices, counted on; the end lies in no matrix
-    size_t i = 0;
-    while (i < w.size() && n >= w[i]->w.count()) n -= w[i++]->w.count();
-    return {i, n};
-  }
+  // Where panel n of all matrices, counted on, lies; behind the last, what the next op begins with.
   const uint8_t* address(int64_t n) const {
-    const At at = locate(n);
-    return at.matrix < w.size() ? panel_at(*w[at.matrix], at.panel) : following;
+    for (const MatrixPtr& m : w) {
+      if (n < m->w.count()) return m->w.high(n);
+      n -= m->w.count();
+    }
+    return following;
   }
-  void run(Run& r, int) override {
+  void run(Run& r, int thread) override {
     const int64_t rows = r.step->rows;
-    each_row(r, first, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t); });
+    each_row(r, first, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t, rows); });
     int64_t panels = 0;
     for (const MatrixPtr& m : w) panels += m->w.count();
-    walk(*this, r, panels, rows, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
-      for (int64_t n = begin; n < end; ++n) store(r, locate(n), t0, nt, address(panel_after(*this, r, n, end)));
+    float* tiles = in.scratch->tiles[static_cast<size_t>(thread)].data();
+    walk(*this, r, panels, rows, kGemmPanels, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
+      int64_t base = 0;                        // number of the matrix's first panel
+      for (size_t i = 0; begin < end; base += w[i++]->w.count())
+        for (const int64_t last = std::min(end, base + w[i]->w.count()); begin < last;) {
+          const int64_t to = std::min(last, begin + kGemmPanels);
+          block(r, i, begin - base, to - base, t0, nt, tiles, address(panel_after(*this, r, to - 1, end)));
+          begin = to;
+        }
     });
   }
-  void store(Run& r, At at, int64_t t0, int64_t nt, const uint8_t* next) const {
-    const auto [i, p] = at;
+  void block(const Run& r, size_t i, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* tiles, const uint8_t* next) const {
+    in.multiply(r, *w[i], p0, p1, t0, nt, tiles, next);
+    for (int64_t p = p0; p < p1; ++p, tiles += nt * kPanelRows) store(r, i, p, t0, nt, tiles);
+  }
+  void store(const Run& r, size_t i, int64_t p, int64_t t0, int64_t nt, float* tile) const {
     const Matrix& m = *w[i];
-    Tile tile;
-    r.k->panel[static_cast<int>(m.w.kind)](m.w, p, in.acts(r, m, r.buffer[in.x], next), t0, nt, tile, kPanelRows);
     const int64_t width = panel_width(m, p);
     const float* b = bias[i] ? bias[i]->data() + p * kPanelRows : nullptr;
     for (int64_t t = 0; t < nt; ++t) {
@@ -252,35 +280,34 @@ struct Linear final : Op {
 // Gate panels first, then up panels: a thread that went to and fro between the two matrices every 14 KB would start
 // the machine's prefetcher anew each time.
 struct Gated final : Op {
-  // Gate values of sixteen panels and fifteen tokens take 15 KB, of four panels and a token block 16: half an L1.
-  static constexpr int64_t kGatePanels = 16;
+  // Gate values of sixteen panels and fifteen tokens take 15 KB of an L1; in prefill gate and up share a thread's tiles.
+  static constexpr int64_t kDecodePanels = 16, kPrefillPanels = kGemmPanels / 2;
   Input in; MatrixPtr gate, up; bool gelu; int out;
   const uint8_t* weights() const override { return gate->w.data; }
-  void run(Run& r, int) override {
-    each_row(r, first, r.step->rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t); });
-    walk(*this, r, gate->w.count(), r.step->rows, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
-      for (int64_t p = begin; p < end; p += kGatePanels) block(r, p, std::min(end, p + kGatePanels), end, t0, nt);
+  void run(Run& r, int thread) override {
+    const int64_t rows = r.step->rows;
+    each_row(r, first, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t, rows); });
+    float* tiles = in.scratch->tiles[static_cast<size_t>(thread)].data();
+    const int64_t most = rows < kGemmRows ? kDecodePanels : kPrefillPanels;
+    walk(*this, r, gate->w.count(), rows, most, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
+      for (int64_t p = begin; p < end; p += most) block(r, p, std::min(end, p + most), end, t0, nt, tiles);
     });
   }
-  void multiply(const Run& r, const Matrix& m, int64_t p, int64_t t0, int64_t nt, float* tile, const uint8_t* next) const {
-    r.k->panel[static_cast<int>(m.w.kind)](m.w, p, in.acts(r, m, r.buffer[in.x], next), t0, nt, tile, kPanelRows);
-  }
-  const uint8_t* after(const Run& r, int64_t p, int64_t last) const {       // the gate panel that follows a block of this range
+  // The gate panel that follows panel p of a range.
+  const uint8_t* after(const Run& r, int64_t p, int64_t last) const {
     const int64_t n = panel_after(*this, r, p, last);
-    return n < gate->w.count() ? panel_at(*gate, n) : following;
+    return n < gate->w.count() ? gate->w.high(n) : following;
   }
-  void block(const Run& r, int64_t begin, int64_t end, int64_t last, int64_t t0, int64_t nt) const {
-    alignas(64) float g[std::max<int64_t>(kPrefillPanels * kTokenBlock, kGatePanels * (kStreamRows - 1)) * kPanelRows];
-    alignas(64) Tile u;
-    for (int64_t p = begin; p < end; ++p)
-      multiply(r, *gate, p, t0, nt, g + (p - begin) * nt * kPanelRows, p + 1 < end ? panel_at(*gate, p + 1) : panel_at(*up, begin));
-    for (int64_t p = begin; p < end; ++p) {
-      float* v = g + (p - begin) * nt * kPanelRows;
-      multiply(r, *up, p, t0, nt, u, p + 1 < end ? panel_at(*up, p + 1) : after(r, p, last));
-      (gelu ? r.k->gelu_mul : r.k->silu_mul)(v, u, nt * kPanelRows);
+  void block(const Run& r, int64_t begin, int64_t end, int64_t last, int64_t t0, int64_t nt, float* g) const {
+    const int64_t tile = nt * kPanelRows, n = (end - begin) * tile;
+    float* u = g + n;
+    in.multiply(r, *gate, begin, end, t0, nt, g, up->w.high(begin));
+    in.multiply(r, *up, begin, end, t0, nt, u, after(r, end - 1, last));
+    (gelu ? r.k->gelu_mul : r.k->silu_mul)(g, u, n);
+    for (int64_t p = begin; p < end; ++p, g += tile) {
       const int64_t width = panel_width(*gate, p);
       for (int64_t t = 0; t < nt; ++t)
-        std::copy_n(v + t * kPanelRows, width, r.buffer[out] + (t0 + t) * gate->w.n + p * kPanelRows);
+        std::copy_n(g + t * kPanelRows, width, r.buffer[out] + (t0 + t) * gate->w.n + p * kPanelRows);
     }
   }
 };

@@ -259,8 +259,8 @@ void Plan::finish() {
   if (!s_->head) refuse("finish() before logits()");
   if (s_->finished) return;
   s_->assign_slots();
-  s_->scratch.allocate(s_->max_rows);
-  s_->head->allocate(s_->max_rows);
+  s_->scratch.allocate(s_->max_rows, s_->threads->size());
+  s_->head->allocate(s_->max_rows, s_->threads->size());
   for (auto& t : s_->ropes) {
     t->cos.resize(static_cast<size_t>(s_->max_rows) * t->rope->inv_freq.size());
     t->sin.resize(t->cos.size());
@@ -329,7 +329,7 @@ void Plan::run(const Step& step) {
   turn.run([s = s_.get(), &r](int thread) { s->walk(r, thread); }, r.active);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   crew.tell(seconds / static_cast<double>(step.rows), seconds);
-  if (step.rows < kStreamRows) s_->pace.took(seconds);
+  if (step.rows < kGemmRows) s_->pace.took(seconds);
   s_->head->settle(step);
 }
 
@@ -344,7 +344,7 @@ Run& Plan::State::ready(const Step& step, int seat, int active) {
   r.segments = segments(step);
   r.active = active;
   r.seat = seat;
-  r.ahead = step.rows < kStreamRows ? pace.ahead(step.rows) : 0;
+  r.ahead = step.rows < kGemmRows ? pace.ahead(step.rows) : 0;
   r.buffer.clear();
   for (int s : slot) r.buffer.push_back(s < 0 ? nullptr : slots[static_cast<size_t>(s)].data());
   for (auto& op : ops) {

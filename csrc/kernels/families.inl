@@ -1,6 +1,7 @@
 // Every kernel family, included by each ISA inside its namespace and target region, and the table they fill.
 #include "matmul.inl"
 #include "screen.inl"
+#include "gemm.inl"
 #include "quant.inl"
 #include "norm.inl"
 #include "rope.inl"
@@ -13,6 +14,7 @@ static Kernels make_table(const char* name) {
   t.name = name;
   fill_matmul(t);
   fill_screen(t);
+  fill_gemm(t);
   fill_quant(t);
   fill_norm(t);
   fill_rope(t);

@@ -17,6 +17,9 @@ namespace fh {
 constexpr int kPanelRows = 16;
 // Eight tokens a tile: eight int32 accumulators, the unpacked codes, scales and sums fit 32 registers; twelve spill.
 constexpr int kTileTokens = 8;
+// From sixteen tokens on, a panel is unpacked once for all of a call's tokens (gemm.inl), at most 512 of them: their int8
+// inputs of one unit, 128 KB, stay in a 1 MB L2 beside the sums of eight panels (256 KB).
+constexpr int kGemmRows = 16, kGemmTokens = 512;
 
 // How a matrix lies in memory. Names follow GGUF where the arithmetic is the same.
 enum class Kind : uint8_t {
@@ -63,8 +66,10 @@ struct Panels {
 constexpr float kRestShare = 16.0f;           // a row's second activation row counts this much of its codes' norm
 
 // M rows of activations, ready to multiply. The int8 forms: x ~ scale * q, one scale per 32 or 256 inputs.
+// For `gemm` the same by units of 256 inputs: q [K/256][M][256], scale [K/256][M][8] or [K/256][M], sum16 [K/256][M][16],
+// fsum32 [K/256][M][8]; a last unit of fewer inputs takes the same room. Vector units may read 32 rows past the last.
 struct Acts {
-  int64_t k = 0;
+  int64_t k = 0, rows = 0;           // rows: M, by units only
   const float* f32 = nullptr;        // [M][k]
   const int8_t* q = nullptr;         // [M][k]
   const float* scale = nullptr;      // [M][k/32] or [M][k/256]
@@ -131,6 +136,10 @@ struct Kernels {
   // Null but for kinds in two planes.
   using Screen = void (*)(const Panels& w, int64_t panel, const Acts& x, const float* reach, int64_t t0, int64_t nt, float* upper);
   Screen screen[kKinds];
+  // The same bits for a prompt: panels [p0, p1), tokens [t0, t0+nt), nt <= kGemmTokens, inputs [256u, 256u + 256), from
+  // activations by units. y [p1-p0][nt][16] begins at unit 0 and grows with every further one, in order. Integer kinds only.
+  using Gemm = void (*)(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Acts& x, int64_t t0, int64_t nt, float* y);
+  Gemm gemm[kKinds];
 
   // One activation row to int8. k a multiple of 32 (of 256 for q256). NaN or infinity in x give scale NaN: never UB.
   void (*quantize32)(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum16, float* fsum32);

@@ -118,6 +118,18 @@ def test_no_bit_depends_on_the_tile_or_the_batch(isa, name):
 
 
 @every_isa
+@pytest.mark.parametrize("name", [*HALVES, *CODED])
+def test_a_prompts_bits_are_the_tiles_bits(isa, name):
+    """Unpacked once for many tokens or for eight: one value, with a short last unit and any number of tokens."""
+    for n, k in [*shapes(name)[1:], (24, 512)]:
+        w = coded(name, n, k)[0] if name in CODED else matrix(name, n, k)
+        x = normal(k, 53, k)
+        want = native.testing.matmul(isa, w, x)
+        for rows, tokens in [(53, 512), (53, 48), (16, 16), (17, 32), (1, 1), (31, 13)]:
+            assert same_bits(native.testing.gemm(isa, w, x[:rows], tokens), want[:rows]), (n, k, rows, tokens)
+
+
+@every_isa
 @pytest.mark.parametrize("name", TYPES)
 def test_extreme_codes_do_not_saturate(isa, name):
     """All bits of every code set, and activations at both ends of int8: the largest dots there are."""
@@ -133,6 +145,7 @@ def test_extreme_codes_do_not_saturate(isa, name):
     x = np.stack([np.ones(k), -np.ones(k), np.resize([1, -1], k)]).astype(np.float32)
     got, want = native.testing.matmul(isa, w, x), native.testing.matmul("reference", w, x)
     assert (np.abs(got - want) <= tolerance(w, x)).all()
+    assert name in PLAIN or same_bits(native.testing.gemm(isa, w, x), got)
 
 
 @every_isa

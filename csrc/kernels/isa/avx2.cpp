@@ -93,11 +93,13 @@ OP void store_i8(int8_t* p, I x) {                                          // s
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(t[i] > 127 ? 127 : t[i] < -128 ? -128 : t[i]);
 }
 OP I bload(const uint8_t* p) { return {mload(p), mload(p + 32)}; }
+OP void bstore(uint8_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a); _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.b); }
 OP I bset(int x) { const __m256i v = _mm256_set1_epi8(static_cast<char>(x)); return {v, v}; }
 OP I band(I x, I y) { return EACH2(_mm256_and_si256, x, y); }
 OP I bor(I x, I y) { return EACH2(_mm256_or_si256, x, y); }
 template <int S> OP I shr16(I x) { return {_mm256_srli_epi16(x.a, S), _mm256_srli_epi16(x.b, S)}; }
 template <int S> OP I shl16(I x) { return {_mm256_slli_epi16(x.a, S), _mm256_slli_epi16(x.b, S)}; }
+template <int S> OP I shl32(I x) { return {_mm256_slli_epi32(x.a, S), _mm256_slli_epi32(x.b, S)}; }
 OP I quad(const int8_t* p) { int32_t x; memcpy(&x, p, 4); return iset(x); }
 // Codes below 128: a pair's products stay under 2*127*127 = 32258, so maddubs' int16 sums are exact.
 OP __m256i dot8(__m256i acc, __m256i w, __m256i x) {
@@ -111,6 +113,8 @@ OP __m256i dot8_full(__m256i acc, __m256i w, __m256i x) {
   return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(we, xe), _mm256_madd_epi16(wo, xo)));
 }
 OP I dot4_full(I acc, I w, I x) { return {dot8_full(acc.a, w.a, x.a), dot8_full(acc.b, w.b, x.b)}; }
+OP I dot2(I acc, I x, I y) { return iadd(acc, I EACH2(_mm256_madd_epi16, x, y)); }   // acc + dot of two int16 a lane
+constexpr int kGemmTile = 4;               // 16 registers: four tokens' sums, two for the quad, the rest for products
 OP void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 #include "../families.inl"

@@ -63,15 +63,19 @@ OP I load_i8(const int8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128(rei
 OP void store_i8(int8_t* p, I a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v)); }   // saturates
 // Bytes: 64 at a time, lane r holding four codes of row r.
 OP I bload(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+OP void bstore(uint8_t* p, I a) { _mm512_storeu_si512(p, a.v); }
 OP I bset(int x) { return {_mm512_set1_epi8(static_cast<char>(x))}; }
 OP I band(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
 OP I bor(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
 template <int S> OP I shr16(I a) { return {_mm512_srli_epi16(a.v, S)}; }
 template <int S> OP I shl16(I a) { return {_mm512_slli_epi16(a.v, S)}; }
+template <int S> OP I shl32(I a) { return {_mm512_slli_epi32(a.v, S)}; }
 OP I quad(const int8_t* p) { int32_t x; memcpy(&x, p, 4); return {_mm512_set1_epi32(x)}; }     // four activations to every lane
 // acc + dot of four unsigned codes and four signed activations a lane. dot4: codes < 128; dot4_full: any byte.
 OP I dot4(I acc, I w, I x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
 OP I dot4_full(I acc, I w, I x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
+OP I dot2(I acc, I a, I b) { return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)}; }   // acc + dot of two int16 a lane
+constexpr int kGemmTile = 12;
 OP void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 #include "../families.inl"

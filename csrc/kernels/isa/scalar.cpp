@@ -55,17 +55,24 @@ OP I load_u8(const uint8_t* p) { I r; LANES r.v[i] = p[i]; return r; }
 OP I load_i8(const int8_t* p) { I r; LANES r.v[i] = p[i]; return r; }
 OP void store_i8(int8_t* p, I a) { LANES p[i] = static_cast<int8_t>(a.v[i] > 127 ? 127 : a.v[i] < -128 ? -128 : a.v[i]); }
 OP I bload(const uint8_t* p) { I r; memcpy(r.b, p, 64); return r; }
+OP void bstore(uint8_t* p, I a) { memcpy(p, a.b, 64); }
 OP I bset(int x) { I r; memset(r.b, x, 64); return r; }
 OP I band(I a, I b) { LANES a.v[i] &= b.v[i]; return a; }
 OP I bor(I a, I b) { LANES a.v[i] |= b.v[i]; return a; }
 template <int S> OP I shr16(I a) { for (int i = 0; i < 32; ++i) a.h[i] = static_cast<uint16_t>(a.h[i] >> S); return a; }
 template <int S> OP I shl16(I a) { for (int i = 0; i < 32; ++i) a.h[i] = static_cast<uint16_t>(a.h[i] << S); return a; }
+template <int S> OP I shl32(I a) { LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << S); return a; }
 OP I quad(const int8_t* p) { int32_t x; memcpy(&x, p, 4); return iset(x); }
 OP I dot4_full(I acc, I w, I x) {
   LANES for (int j = 0; j < 4; ++j) acc.v[i] += static_cast<int>(w.b[4 * i + j]) * static_cast<int8_t>(x.b[4 * i + j]);
   return acc;
 }
 OP I dot4(I acc, I w, I x) { return dot4_full(acc, w, x); }
+OP I dot2(I acc, I a, I b) {
+  LANES for (int j = 0; j < 2; ++j) acc.v[i] += static_cast<int16_t>(a.h[2 * i + j]) * static_cast<int16_t>(b.h[2 * i + j]);
+  return acc;
+}
+constexpr int kGemmTile = 4;
 OP void prefetch(const void*) {}
 
 #include "../families.inl"
