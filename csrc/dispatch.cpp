@@ -1,4 +1,10 @@
 // Chooses the kernel table: cpuid once, FREEHOLD_ISA to force one. The only place that asks what the CPU can do.
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 
 #include "freehold.h"
@@ -22,8 +28,22 @@ bool runs_avx512() {
 #endif
 }
 
+// Tiles need the processor's word and the system's: 8 KB of state a thread that Linux saves only for a process that asked.
+bool runs_amx() {
+#if defined(__x86_64__) && defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr long kAskPermission = 0x1023, kTileData = 18;      // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  unsigned a, b, c, d;
+  if (!runs_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTile) == 0 || (d & kInt8) == 0) return false;
+  return syscall(SYS_arch_prctl, kAskPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 std::vector<const Kernels*> detect() {
   std::vector<const Kernels*> found;
+  if (runs_amx()) found.push_back(kernels_amx());
   if (runs_avx512()) found.push_back(kernels_avx512());
   if (runs_avx2()) found.push_back(kernels_avx2());
   found.push_back(kernels_scalar());

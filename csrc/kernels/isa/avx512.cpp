@@ -83,6 +83,8 @@ OP void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_
 // Filled on first use, never at load: filling runs code of this target region.
 static const Kernels* table() { static const Kernels t = make_table("avx512"); return &t; }
 
+#include "amx.inl"
+
 }  // namespace fh::avx512
 
 #if defined(__clang__)
@@ -91,7 +93,13 @@ static const Kernels* table() { static const Kernels t = make_table("avx512"); r
 #pragma GCC pop_options
 #endif
 
-namespace fh { const Kernels* kernels_avx512() { return avx512::table(); } }
+namespace fh {
+const Kernels* kernels_avx512() { return avx512::table(); }
+const Kernels* kernels_amx() { return avx512::amx_table(); }
+}
 #else
-namespace fh { const Kernels* kernels_avx512() { return nullptr; } }
+namespace fh {
+const Kernels* kernels_avx512() { return nullptr; }
+const Kernels* kernels_amx() { return nullptr; }
+}
 #endif
