@@ -184,6 +184,7 @@ void Plan::rope_store(int layer, int q, int k, int v, std::shared_ptr<const Rope
 int Plan::attention(int layer, int q, float scale, int window, float softcap) {
   if (layer < 0 || layer >= s_->cache->layers()) refuse("no layer " + std::to_string(layer) + " in the cache");
   if (window < 0) refuse("a window must be 0 (none) or positive");
+  if (!(scale > 0.0f)) refuse("scores need a scale above 0");
   auto op = std::make_unique<Attention>();
   op->shape = s_->cache->layer(layer);
   op->layer = layer;

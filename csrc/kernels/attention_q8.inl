@@ -5,9 +5,10 @@
 // rows: high * 254 + low, 15 bits. The second dot of a byte is cheap beside fetching it, and a quarter of its floats' cost.
 // Integer sums are exact, so no order of positions or blocks matters; the float steps take one row, one span.
 
-// Queries x vectors: of AVX-512's 32 registers 7 * 2 rows * 2 sums + 2 of the page + 1; of AVX2's 16, 2 * 2 * 1 pairs
-// leave room for the halves a full dot splits into.
-constexpr int kCodeBlock = kWideRegisters ? 7 : 2;
+// Queries whose two rows of sums stay in registers: of AVX-512's 32, 16 sums + 1 of the page + 1; of AVX2's 16, where a
+// vector takes two, 4 pairs leave room for the halves a full dot splits into. Two vectors of the page at once would halve
+// the broadcasts, but GCC then keeps a copy of every sum in memory (106 GOPS where this gives twice that).
+constexpr int kCodeBlock = kWideRegisters ? 8 : 2;
 constexpr float kHigh = 254.0f, kCodeMax = 127.0f * kHigh;
 
 // n floats as codes: x ~ scale * (254 * high + low).
@@ -37,83 +38,61 @@ OP Codes split_codes(const float* x, int n, int8_t* high, int8_t* low) {
   return {high, low, hsum(high_sum), hsum(low_sum), nan != nan ? nan : zero ? 0.0f : most / kCodeMax};
 }
 
-// Sums of Q queries' codes with V vectors of the page's, quads [0, n) lying `stride` bytes apart.
-template <int Q, int V> struct Dots {
-  I sum[2 * Q][V];
-  OP void start(Dots& d, const Codes* x) {                   // the page's codes are offset by 128
-    UNROLL for (int i = 0; i < Q; ++i)
-      UNROLL for (int j = 0; j < V; ++j) {
-        d.sum[2 * i][j] = iset(-128 * x[i].high_sum);
-        d.sum[2 * i + 1][j] = iset(-128 * x[i].low_sum);
-      }
-  }
-  // x's codes from `at` on.
-  OP void go(Dots& d, const Codes* x, int at, const uint8_t* w, int64_t stride, int n, int64_t ahead) {
-    for (int e = 0; e < n; ++e, w += stride, at += 4) {
-      I c[V];
-      UNROLL for (int j = 0; j < V; ++j) {
-        c[j] = bload(w + 64 * j);
-        prefetch(w + 64 * j + ahead);
-      }
+// A stretch of a page's codes: a vector's quads [0, n), `stride` bytes apart, for the rows' codes from `at` on.
+struct Stretch { const uint8_t* codes; int64_t stride; int n, at; int64_t ahead; };
+
+// Dots of Q queries' codes with one vector of the page's, over all of `count` stretches; store(i, f) takes query i's.
+template <int Q, class Next, class Store>
+OP void code_dots(const Codes* x, int count, Next next, Store store) {
+  I high[Q], low[Q];
+  UNROLL for (int i = 0; i < Q; ++i) high[i] = low[i] = izero();
+  for (int s = 0; s < count; ++s) {
+    const Stretch t = next(s);
+    const uint8_t* w = t.codes;
+    for (int at = t.at; at < t.at + 4 * t.n; at += 4, w += t.stride) {
+      const I c = bload(w);
+      prefetch(w + t.ahead);
       UNROLL for (int i = 0; i < Q; ++i) {
-        const I h = quad(x[i].high + at), l = quad(x[i].low + at);
-        UNROLL for (int j = 0; j < V; ++j) {
-          d.sum[2 * i][j] = dot4_full(d.sum[2 * i][j], c[j], h);
-          d.sum[2 * i + 1][j] = dot4_full(d.sum[2 * i + 1][j], c[j], l);
-        }
+        high[i] = dot4_full(high[i], c, quad(x[i].high + at));
+        low[i] = dot4_full(low[i], c, quad(x[i].low + at));
       }
     }
   }
-  OP F value(const Dots& d, const Codes* x, int i, int j) {
-    return mul(fma(to_float(d.sum[2 * i][j]), fset(kHigh), to_float(d.sum[2 * i + 1][j])), fset(x[i].scale));
+  UNROLL for (int i = 0; i < Q; ++i) {                       // the page's codes are offset by 128
+    const F h = to_float(iadd(high[i], iset(-128 * x[i].high_sum))), l = to_float(iadd(low[i], iset(-128 * x[i].low_sum)));
+    store(i, mul(fma(h, fset(kHigh), l), fset(x[i].scale)));
   }
-};
+}
 
 // scores[i][0..32) of a page: dots of its keys' codes times both scales.
 template <int Q> struct CodeScore {
   static void run(const Codes* q, const uint8_t* keys, const float* scales, int quads, int64_t ahead, float* scores) {
-    for (int v = 0; v < kPageVectors; v += kVectors) {
-      using D = Dots<Q, kVectors>;
-      D dots;
-      D::start(dots, q);
-      D::go(dots, q, 0, keys + 64 * v, 64 * kPageVectors, quads, ahead);
-      UNROLL for (int j = 0; j < kVectors; ++j) {
-        const F scale = fload(scales + 16 * (v + j));
-        UNROLL for (int i = 0; i < Q; ++i) fstore(scores + i * kScoreStride + 16 * (v + j), mul(D::value(dots, q, i, j), scale));
-      }
+    for (int v = 0; v < kPageVectors; ++v) {
+      const F scale = fload(scales + 16 * v);
+      code_dots<Q>(
+          q, 1, [=](int) { return Stretch{keys + 64 * v, 64 * kPageVectors, quads, 0, ahead}; },
+          [=](int i, F s) { fstore(scores + i * kScoreStride + 16 * v, mul(s, scale)); });
     }
   }
 };
 
-// out[i][0..16V) = sum over the span of p_i[j] * value[j]; positions a row cannot see have codes 0. The last vector of
-// an odd width is `tail` lanes long.
-template <int V> struct CodeValue {
-  template <int Q> struct Block {
-    static void run(const Pass& s, const Codes* p, int column, int tail, float* out) {
-      using D = Dots<Q, V>;
-      D dots;
-      D::start(dots, p);
-      const int64_t stride = static_cast<int64_t>(s.a.dv + 15) / 16 * 64;
-      for (int page = s.pages.lo; page < s.pages.hi; ++page)
-        D::go(dots, p, page * kBlockTokens, s.values(page) + 4 * column, stride, kBlockTokens / 4, s.values_ahead(page));
-      UNROLL for (int i = 0; i < Q; ++i)
-        UNROLL for (int j = 0; j < V; ++j) {
-          float* to = out + static_cast<int64_t>(i) * (2 + s.a.dv) + 16 * j;
-          j == V - 1 ? fstore_n(to, D::value(dots, p, i, j), tail) : fstore(to, D::value(dots, p, i, j));
-        }
-    }
-  };
+// out[i][0..width) = sum over the span of p_i[j] * value[j], up to sixteen columns; what a row cannot see has codes 0.
+template <int Q> struct CodeValue {
+  static void run(const Pass& s, const Codes* p, int column, float* out) {
+    const int64_t quad_bytes = static_cast<int64_t>(s.a.dv + 15) / 16 * 64, stride = 2 + s.a.dv;
+    const int width = s.a.dv - column < 16 ? s.a.dv - column : 16;
+    code_dots<Q>(
+        p, s.pages.hi - s.pages.lo,
+        [&s, column, quad_bytes](int i) {
+          const int page = s.pages.lo + i;
+          return Stretch{s.values(page) + 4 * column, quad_bytes, kBlockTokens / 4, page * kBlockTokens, s.values_ahead(page)};
+        },
+        [out, stride, width](int i, F y) { width < 16 ? fstore_n(out + i * stride, y, width) : fstore(out + i * stride, y); });
+  }
 };
 
 static void code_values(const Pass& s, int n, const Codes* p, float* out) {
-  for (int c = 0; c < s.a.dv;) {
-    const int left = s.a.dv - c;
-    const bool wide = kVectors > 1 && left > 16;
-    const int width = wide ? 32 : 16, tail = left < width ? left - width + 16 : 16;
-    if (wide) by_count<CodeValue<kVectors>::template Block, kCodeBlock>(n, s, p, c, tail, out + c);
-    else by_count<CodeValue<1>::template Block, kCodeBlock>(n, s, p, c, tail, out + c);
-    c += width;
-  }
+  for (int c = 0; c < s.a.dv; c += 16) by_count<CodeValue, kCodeBlock>(n, s, p, c, out + c);
 }
 
 // A row's probabilities times the scales of their values, as codes; 0 for what it cannot see. The pages' scales are

@@ -263,6 +263,11 @@ class LLM:
         return self._engine.model.bytes_per_token
 
     @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of keys and values that a token adds, and that every later one reads where no window hides it."""
+        return self._engine.cache_bytes_per_token
+
+    @property
     def weights_per_token(self) -> int:
         """Weights multiplied to compute one token: every matrix but an embedding that is no head."""
         model = self._engine.model

@@ -11,6 +11,7 @@ import pytest
 from freehold import _native as native
 from freehold.cli import main
 from freehold.cli.doctor import cgroup_cpus
+from freehold.local import load
 from tests.vectors.files import write_gguf
 
 
@@ -65,19 +66,36 @@ def test_bench_prints_speeds_and_ceilings(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(native, "measure_read_gb_s", lambda threads: 20.0)
     monkeypatch.setattr(native, "measure_int8_gops", lambda threads: 400.0)
     path = write_gguf("llama", tmp_path / "tiny.gguf", dtype="Q8_0")
-    options = ["--prompt", "40", "--tokens", "4", "--rounds", "2", "--threads", "1", "--kv-type", "f32"]
+    options = [
+        "--prompt",
+        "40",
+        "--tokens",
+        "4",
+        "--depth",
+        "70",
+        "--rounds",
+        "2",
+        "--threads",
+        "1",
+        "--kv-type",
+        "q8",
+    ]
     assert main.run(["bench", str(path), *options]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     facts = json.loads(last)
     for name in ("prefill_tok_s", "decode_tok_s", "load_s", "read_gb_s", "int8_gops", "bytes_per_token"):
         assert facts[name] > 0
-    assert facts["decode_ceiling_tok_s"] == pytest.approx(20e9 / facts["bytes_per_token"], rel=0.01)
+    with load(path, context=64, kv_type="q8") as llm:
+        read = facts["bytes_per_token"] + 70 * llm.cache_bytes_per_token
+    assert facts["decode_ceiling_tok_s"] == pytest.approx(20e9 / read, rel=0.01)
     assert facts["prefill_ceiling_tok_s"] == pytest.approx(400e9 / 2 / facts["weights_per_token"], rel=0.01)
-    assert facts["machine"] and facts["version"] and facts["rounds"] == 2 and facts["kv_type"] == "f32"
+    assert facts["machine"] and facts["version"] and facts["rounds"] == 2 and facts["kv_type"] == "q8"
     assert any("GB/s read" in line for line in lines)
 
 
-@pytest.mark.parametrize("option", [["--prompt", "64"], ["--tokens", "8"], ["--kv-type", "f32"]])
+@pytest.mark.parametrize(
+    "option", [["--prompt", "64"], ["--tokens", "8"], ["--depth", "64"], ["--kv-type", "f32"]]
+)
 def test_what_a_comparison_fixes_is_refused(option, capsys):
     assert main.run(["bench", "m", "--peers", *option]) == 2
     assert f"{option[0]} is fixed" in capsys.readouterr().err

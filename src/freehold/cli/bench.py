@@ -29,6 +29,7 @@ from freehold.store import ModelRef, Store
 if TYPE_CHECKING:
     from freehold.engine.capacity import KvType
     from freehold.local import LLM
+    from freehold.types import Usage
 
 DECODE_PROMPT = 32  # tokens before the timed decode, as a short question has
 ATTEMPTS = 8  # a random prompt's answer may end early; another one is tried
@@ -44,6 +45,13 @@ ROOT = Path(__file__).resolve().parents[3]
     "--tokens", type=click.IntRange(2, 8192), default=128, show_default=True, help="Tokens to decode."
 )
 @click.option(
+    "--depth",
+    type=click.IntRange(0, 1 << 20),
+    default=0,
+    show_default=True,
+    help="Tokens in the cache before the timed decode.",
+)
+@click.option(
     "--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Medians are over these."
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
@@ -57,6 +65,7 @@ def command(
     model: str,
     prompt: int,
     tokens: int,
+    depth: int,
     rounds: int,
     threads: int | None,
     kv_type: KvType,
@@ -71,7 +80,7 @@ def command(
     ref = held_or_fetched(store, model)
     if peers:
         ctx.exit(_peers(ref, rounds, threads, as_json))
-    facts = measure(ref, store.packs, prompt, tokens, rounds, threads, kv_type)
+    facts = measure(ref, store.packs, prompt, tokens, depth, rounds, threads, kv_type)
     if not as_json:
         _print(facts)
     click.echo(json.dumps(facts))
@@ -82,6 +91,7 @@ def measure(
     packs: Path,
     prompt: int,
     tokens: int,
+    depth: int,
     rounds: int,
     threads: int | None,
     kv_type: KvType,
@@ -90,14 +100,15 @@ def measure(
     from freehold import _native as native
     from freehold.local import open_model
 
-    context = max(prompt, DECODE_PROMPT + tokens) + 2
+    context = max(prompt, depth + DECODE_PROMPT + tokens) + 2
     # The ceiling is one of plain decoding; benches/speculation.py measures what guesses add.
     with open_model(
         ref, context=context, threads=threads, kv_type=kv_type, speculate=False, packs=packs
     ) as llm:
-        timer = _Timer(llm)
+        timer = _Timer(llm, depth)
         timer.prefill(min(prompt, 64))  # pages the weights in
         rates = [(timer.prefill(prompt), timer.decode(tokens)) for _ in range(rounds)]
+        read_bytes = llm.bytes_per_token + depth * llm.cache_bytes_per_token
         read, gops = native.measure_read_gb_s(llm.threads), native.measure_int8_gops(llm.threads)
         return {
             "model": llm.name,
@@ -111,6 +122,7 @@ def measure(
             "python": platform.python_version(),
             "prompt_tokens": prompt,
             "decode_tokens": tokens,
+            "decode_depth": depth,
             "rounds": rounds,
             **_summary("prefill", [p for p, _ in rates]),
             **_summary("decode", [d for _, d in rates]),
@@ -119,29 +131,36 @@ def measure(
             "int8_gops": round(gops, 1),
             "bytes_per_token": llm.bytes_per_token,
             "weights_per_token": llm.weights_per_token,
-            "decode_ceiling_tok_s": round(read * 1e9 / llm.bytes_per_token, 1),
+            "decode_ceiling_tok_s": round(read * 1e9 / read_bytes, 1),
             "prefill_ceiling_tok_s": round(gops * 1e9 / (2 * llm.weights_per_token), 1),
         }
 
 
 class _Timer:
-    """Times prompts of random tokens, each different, so that no cache of prefixes can answer one."""
+    """Times prompts of random tokens, each different, so that no cache of prefixes can answer one.
 
-    def __init__(self, llm: LLM) -> None:
+    What fills the cache to `depth` before a decode may come from such a cache: it is not timed.
+    """
+
+    def __init__(self, llm: LLM, depth: int = 0) -> None:
         self._llm, self._random = llm, random.Random(20261124)
         self._words = llm.tokenize("The quick brown fox jumps over the lazy dog while seven wizards watch.")
+        self._deep = self._ids(depth)
 
     def _ids(self, count: int) -> list[int]:
         return self._random.choices(self._words, k=count)
 
+    def _generate(self, ids: list[int], tokens: int) -> Usage:
+        return self._llm.generate(ids, max_tokens=tokens, temperature=0).usage
+
     def prefill(self, tokens: int) -> float:
         """Return tokens per second of a prompt of `tokens`."""
-        return self._llm.generate(self._ids(tokens), max_tokens=1, temperature=0).usage.prefill_tok_s
+        return self._generate(self._ids(tokens), 1).prefill_tok_s
 
     def decode(self, tokens: int) -> float:
-        """Return tokens per second over `tokens` greedy steps after a short prompt."""
+        """Return tokens per second over `tokens` greedy steps after a short prompt behind `depth` tokens."""
         for _ in range(ATTEMPTS):
-            usage = self._llm.generate(self._ids(DECODE_PROMPT), max_tokens=tokens + 1, temperature=0).usage
+            usage = self._generate(self._deep + self._ids(DECODE_PROMPT), tokens + 1)
             if usage.completion_tokens > tokens // 2:
                 return usage.decode_tok_s
         raise UsageError(
@@ -190,7 +209,7 @@ def _print(facts: dict[str, Any]) -> None:
 
 def _check_peers(ctx: click.Context) -> None:
     """Refuse what a comparison fixes, so that no option is dropped in silence."""
-    for name in ("prompt", "tokens", "kv_type"):
+    for name in ("prompt", "tokens", "depth", "kv_type"):
         if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} is fixed where peers are compared", f"leave out --peers or {option}")

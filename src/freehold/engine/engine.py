@@ -66,6 +66,7 @@ class Engine:
         if step_rows < 1 or (threads is not None and threads < 1):
             raise UsageError(f"step_rows is {step_rows} and threads {threads}; expected 1 or more")
         self.model = model
+        self._kv_type: KvType = kv_type
         if kv_type not in KV_TYPES:
             raise UsageError(f"kv_type is {kv_type!r}; expected {', '.join(KV_TYPES[:-1])} or {KV_TYPES[-1]}")
         if draft is not None:  # one context, two caches
@@ -91,6 +92,11 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of keys and values of one position, over all layers."""
+        return bytes_per_block(self.model, self._kv_type) // native.BLOCK_TOKENS
 
     @property
     def free_blocks(self) -> int:
