@@ -2,12 +2,13 @@
 // Included by attention.inl, whose passes, softmax and partials it shares; knows the layout of codes in kernels.h.
 //
 // Only what the cache rounded is coarse. A query, and a row's probabilities times the values' scales, become two int8
-// rows: high * 254 + low, 15 bits. The second dot of a byte is cheap beside fetching it, and a quarter of its floats' cost.
+// rows: high * 254 + low, 15 bits. The second dot of a byte is cheap beside fetching it.
 // Integer sums are exact, so no order of positions or blocks matters; the float steps take one row, one span.
 
 // Queries whose two rows of sums stay in registers: of AVX-512's 32, 16 sums + 1 of the page + 1; of AVX2's 16, where a
 // vector takes two, 4 pairs leave room for the halves a full dot splits into. Two vectors of the page at once would halve
-// the broadcasts, but GCC then keeps a copy of every sum in memory (106 GOPS where this gives twice that).
+// the broadcasts, but GCC then keeps a copy of every sum in memory (106 GFLOPS a core at
+// width 64 where this gives 133).
 constexpr int kCodeBlock = kWideRegisters ? 8 : 2;
 constexpr float kHigh = 254.0f, kCodeMax = 127.0f * kHigh;
 
