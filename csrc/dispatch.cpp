@@ -63,7 +63,7 @@ const Kernels* kernels_named(std::string_view name) {
     if (name == k->name) return k;
     known += known.empty() ? k->name : std::string(", ") + k->name;
   }
-  throw Error(ErrorKind::Usage, "no kernels named '" + std::string(name) + "' run on this machine; these do: " + known);
+  throw Error(ErrorKind::Usage, "no kernels named '" + std::string(name) + "' run on this machine\nset FREEHOLD_ISA to one of these, or leave it out: " + known);
 }
 
 const Kernels* kernels() {

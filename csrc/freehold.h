@@ -4,7 +4,8 @@
 // mapping alive that they lie in. A KvCache owns its pages. A Plan refers to matrices, caches and pool by shared
 // pointer and owns its vectors (norm weights, biases) and activation buffers. One Plan runs one step at a time.
 //
-// Errors. Functions throw freehold::Error with a text for the caller; bind.cpp turns it into the named Python error.
+// Errors. Functions throw freehold::Error with a text for the caller, and after a line feed the way out if there is one;
+// bind.cpp turns it into the named Python error.
 // Nothing here aborts the host process, and nothing trusts a size it was not given the length of.
 #pragma once
 #include <atomic>

@@ -21,6 +21,9 @@ testing: ModuleType  # single kernels by the name of their table, for tests/csrc
 def isas() -> list[str]:
     """Name the kernel tables this machine can run, best first."""
 
+def prefault(array: U8) -> None:
+    """Map all pages of a memory-mapped array, in order, without holding the GIL; a hint."""
+
 def isa() -> str:
     """Name the table in use (the best, or FREEHOLD_ISA's choice)."""
 

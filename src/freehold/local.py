@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
@@ -36,7 +37,7 @@ from freehold.errors import (
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.models.defaults import sampling_defaults
 from freehold.models.loader import LoadedModel, Progress, load_model
-from freehold.models.packs import open_pack, pack_path, write_pack
+from freehold.models.packs import file_identity, open_pack, pack_path, write_pack
 from freehold.store import ModelRef, Store
 from freehold.tokenizer import ChatTemplate, Detokenizer, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
 from freehold.tokenizer.template import chat_template_from_dir, chat_template_from_gguf
@@ -673,9 +674,11 @@ class _Opened:
 def _opened(
     ref: ModelRef, threads: int | native.Threads | None, packs: Path | None, progress: Progress | None
 ) -> _Opened:
-    pack = pack_path(packs, ref.digest) if packs and ref.digest else None
-    mapped = open_pack(pack, ref.digest) if pack else None
+    now = time.time()
     with closing(open_model_file(ref.path)) as opened:
+        digest = ref.digest or file_identity(opened.paths, now)
+        pack = pack_path(packs, digest) if packs and digest else None
+        mapped = open_pack(pack, digest) if pack else None
         tokenizer, template = _text_side(opened, ref.path)
         defaults: dict[str, Any] = {name: value for name, (value, _) in sampling_defaults(opened).items()}
         loaded = load_model(
@@ -687,7 +690,9 @@ def _opened(
             progress=progress,
         )
         quantization = _quantization(opened, loaded.type_bytes)
-    write = (lambda: write_pack(pack, ref.digest, loaded.matrices)) if pack and mapped is None else None
+    write = None
+    if pack is not None and mapped is None:
+        write = partial(write_pack, pack, digest, loaded.matrices)
     return _Opened(loaded, tokenizer, template, quantization, SamplingParams(**defaults), write)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ import pytest
 from freehold._native import Matrix, Threads
 from freehold.errors import CapacityExceeded, StoreError
 from freehold.models import packs
-from freehold.models.packs import open_pack, pack_path, write_pack
+from freehold.models.packs import file_identity, open_pack, pack_path, write_pack
 
 DIGEST = "ab" * 32
 
@@ -91,3 +93,22 @@ def test_packs_of_an_older_layout_go_when_one_is_written(tmp_path: Path, matrice
     old.write_bytes(b"x")
     write_pack(pack_path(tmp_path, DIGEST), DIGEST, matrices)
     assert not old.exists()
+
+
+def test_a_file_keeps_its_identity_until_it_changes_or_is_replaced(tmp_path: Path) -> None:
+    file, later = tmp_path / "m.gguf", time.time() + 60
+    file.write_bytes(b"one")
+    first = file_identity([file], later)
+    assert first and first == file_identity([file], later)
+    time.sleep(0.02)
+    file.write_bytes(b"two")
+    os.utime(file, (0, 0))  # a program may set mtime as it likes
+    second = file_identity([file], later)
+    (tmp_path / "n.gguf").write_bytes(b"two")
+    (tmp_path / "n.gguf").replace(file)
+    assert len({first, second, file_identity([file], later)}) == 3
+
+
+def test_a_file_that_changed_a_moment_ago_has_no_identity(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"one")
+    assert file_identity([tmp_path / "m.gguf"], time.time()) == ""

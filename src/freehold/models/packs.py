@@ -17,14 +17,15 @@ import mmap
 import os
 import shutil
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from freehold._native import LAYOUT, Matrix
+from freehold._native import LAYOUT, Matrix, prefault
 from freehold.errors import CapacityExceeded, StoreError
-from freehold.models.machine import show_bytes
+from freehold.models.machine import available_bytes, show_bytes
 
 MAGIC = b"FREEHOLD"
 ALIGN = 4096
@@ -33,12 +34,29 @@ ALIGN = 4096
 CHUNK = 16 << 20
 MAX_HEADER = 16 << 20  # 100,000 matrices at 160 bytes each
 _COST = "free some space: freehold list shows what packs take"
+RACY_S = 2.0  # the coarsest clock of a file system in use (FAT)
 DEFAULT_BUDGET = 64 << 30  # bytes all packs may take together
 
 
 def pack_path(folder: Path, digest: str) -> Path:
     """Name the pack of a model: by its digest and the panels' layout."""
     return folder / f"{digest}-v{LAYOUT}.pack"
+
+
+def file_identity(paths: Iterable[Path], before: float) -> str:
+    """Name files nobody has hashed by device, inode, size and times of change; "" if that could be wrong.
+
+    Any write, rename or replacement moves the time of change (ctime), which no program can set back. What is not
+    seen: other bytes written within the clock's grain of an old write. So files that changed less than
+    RACY_S before `before`, the time at which reading them began, have no identity yet and are packed at each load.
+    """
+    facts = []
+    for path in paths:
+        info = path.stat()
+        if max(info.st_mtime, info.st_ctime) > before - RACY_S:
+            return ""
+        facts.append((info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns))
+    return hashlib.sha256(f"freehold file identity {facts}".encode()).hexdigest()
 
 
 def open_pack(path: Path, digest: str) -> dict[str, Matrix] | None:
@@ -59,6 +77,8 @@ def open_pack(path: Path, digest: str) -> dict[str, Matrix] | None:
         with contextlib.suppress(AttributeError, OSError):  # where the system knows no huge pages
             mapped.madvise(mmap.MADV_HUGEPAGE)
         panels = np.frombuffer(mapped, np.uint8)
+        if panels.size < available_bytes() // 2:  # else the kernel had better choose what stays
+            threading.Thread(target=prefault, args=(panels,), name="freehold-pages", daemon=True).start()
         os.utime(path)  # the budget drops the least recently used
         return {
             m["name"]: Matrix.view(panels[m["at"] : m["at"] + m["bytes"]], m["kind"], m["rows"], m["cols"])
