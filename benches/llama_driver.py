@@ -23,11 +23,11 @@ SEQUENCE_ROOM = 128  # tokens a sequence of a batch may hold: SHORT, and those i
 class Context:
     """One llama_context and the batch it is fed by; knows what each of its sequences holds."""
 
-    def __init__(self, driver: LlamaDriver, pointer: Any, sequences: int) -> None:
+    def __init__(self, driver: LlamaDriver, pointer: Any) -> None:
         self._driver, self._api, self.pointer = driver, driver.api, pointer
         self._batch = self._api.llama_batch_init(BATCH, 0, 1)
         self._prompts: dict[int, list[int]] = {}
-        self.sequences = sequences
+        self.threads = 1
 
     def feed(self, ids: list[int], positions: list[int], seqs: list[int], wanted: list[bool]) -> None:
         """Run at most BATCH tokens; logits are kept of those wanted."""
@@ -72,8 +72,14 @@ class Context:
             if seq in held:
                 self._driver.forget(self.pointer, seq, len(prompt))
             else:
-                self.prompt(prompt, seq)
+                self._fill(prompt, seq)
                 held[seq] = prompt
+
+    def _fill(self, prompt: list[int], seq: int) -> None:
+        """Run a prompt that nobody times, with all threads."""
+        self._driver.set_threads(self.pointer, physical_cores())
+        self.prompt(prompt, seq)
+        self._driver.set_threads(self.pointer, self.threads)
 
     def steps(self, prompts: list[list[int]], count: int) -> Took:
         """Time `count` greedy steps of all sequences together, after their prompts."""
@@ -144,8 +150,9 @@ class LlamaDriver(Driver):
             pointer = self.open_context(self._model(options), room, sequences, threads, options)
             if not pointer:
                 raise OSError(f"{self.name} cannot make a context of {room} tokens with {options}")
-            self.contexts[key] = Context(self, pointer, sequences)
+            self.contexts[key] = Context(self, pointer)
         self.context = self.contexts[key]
+        self.context.threads = threads
         self.set_threads(self.context.pointer, threads)
 
     def _model(self, options: dict[str, Any]) -> Any:

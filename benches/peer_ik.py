@@ -67,7 +67,7 @@ class IkLlama(LlamaDriver):
         params = ik.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = room, BATCH, BATCH, sequences
         params.n_threads = params.n_threads_batch = threads
-        params.flash_attn = options.get("flash", True)
+        params.flash_attn = options.get("flash", sequences == 1)  # several abort it: GGML_ASSERT(S > 0)
         return ik.llama_init_from_model(model, params)
 
     def forget(self, context: Any, seq: int, first: int) -> None:

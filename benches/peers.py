@@ -86,9 +86,6 @@ def ceilings(child: Child, threads: list[int]) -> tuple[measures.Ceilings, dict[
     """Measure what the machine gives, alone and with all threads."""
     counts = sorted({1, threads[-1]})
     measured = child.ask("ceilings", threads=counts)
-    for name, values in measured.items():
-        shown = ", ".join(f"{value:.4g} ({n})" for value, n in zip(values, counts, strict=True))
-        contest.say(f"{name.removeprefix('measure_')}: {shown}")
     gops = max(value for name, values in measured.items() if name.endswith("gops") for value in values)
     return measures.Ceilings(max(measured["measure_read_gb_s"]), gops), measured
 
