@@ -159,9 +159,10 @@ class Contest:
         if key not in peer.best:
             kind = "depth" if measure.name in ("decode-2k", "decode-8k") else measure.kind
             rates: dict[Setting, float] = {}
-            for setting in peer.settings(kind, self.threads):
+            settings = peer.settings(kind, self.threads)
+            for setting in settings * 2:  # twice over, so that one bad moment spoils nobody
                 try:
-                    rates[setting] = max(peer.rate(trial, setting)[0] for _ in range(2))
+                    rates[setting] = max(peer.rate(trial, setting)[0], rates.get(setting, 0.0))
                 except PeerFailed as problem:
                     self._note(peer, f"{trial.name} with {setting}, {setting.threads} threads", problem)
             if not rates:

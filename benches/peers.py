@@ -82,12 +82,13 @@ def thread_counts(limit: int | None) -> list[int]:
     return sorted({min(1 << i, cores) for i in range(cores.bit_length() + 1)})
 
 
-def ceilings(child: Child, threads: list[int]) -> tuple[measures.Ceilings, dict[str, list[float]]]:
-    """Measure what the machine gives, alone and with all threads."""
-    counts = sorted({1, threads[-1]})
-    measured = child.ask("ceilings", threads=counts)
-    gops = max(value for name, values in measured.items() if name.endswith("gops") for value in values)
-    return measures.Ceilings(max(measured["measure_read_gb_s"]), gops), measured
+def ceilings(child: Child, threads: list[int], before: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Measure what the machine gives, to one thread and to all; the better of this and `before`."""
+    measured = child.ask("ceilings", threads=sorted({1, threads[-1]}))
+    return {
+        name: [max(pair) for pair in zip(values, before.get(name, values), strict=True)]
+        for name, values in measured.items()
+    }
 
 
 def compare(args: argparse.Namespace, path: Path, stack: ExitStack) -> dict[str, Any]:
@@ -97,12 +98,15 @@ def compare(args: argparse.Namespace, path: Path, stack: ExitStack) -> dict[str,
     threads = thread_counts(args.threads)
     race = contest.Contest(peers, threads, 2 if args.quick else args.rounds, args.budget)
     race.load()
-    meter = stack.enter_context(Child(sys.executable, environments.FREEHOLD))
-    bounds, measured = ceilings(meter, threads)
+    meter = stack.enter_context(Child(sys.executable, environments.FREEHOLD, stops=True))
+    measured = ceilings(meter, threads, {})
     facts, figures = measures.Facts.of(path), []
     for name in args.only or (QUICK if args.quick else measures.MEASURES):
         for busy in sorted({0, args.busy}):
             figures += race.run(measures.MEASURES[name], busy)
+    measured = ceilings(meter, threads, measured)
+    gops = max(value for name, values in measured.items() if name.endswith("gops") for value in values)
+    bounds = measures.Ceilings(max(measured["measure_read_gb_s"]), gops)
     rows = report.rows(figures, cpu, facts, bounds)
     if not args.json:
         show(cpu, bounds, measured, [*problems, *race.problems], figures, facts)
