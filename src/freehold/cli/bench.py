@@ -57,7 +57,9 @@ ROOT = Path(__file__).resolve().parents[3]
 @click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
 @kv_option
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON line only.")
-@click.option("--peers", is_flag=True, help="Measure other engines too, in turns; needs a checkout of Freehold.")
+@click.option(
+    "--peers", is_flag=True, help="Measure other engines too, in turns; needs a checkout of Freehold."
+)
 @offline_option
 @click.pass_context
 def command(
