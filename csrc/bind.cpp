@@ -85,20 +85,23 @@ double measure_read_gb_s(int threads, int megabytes) {
   return static_cast<double>(each) * threads / best / 1e9;
 }
 
-double measure_int8_gops(int threads) {
+// Of vector dots, or of the matrix unit that the table's gemm uses: 0 where it uses none.
+double measure_int8_gops(int threads, bool tiles) {
+  const auto loop = tiles ? kernels()->tile_loop : kernels()->dot_loop;
+  if (!loop) return 0.0;
   Threads pool(threads);
   double best = 1e30;
-  const int64_t iterations = kernels() == kernels_scalar() ? 20'000 : 2'000'000;   // about 10-20 ms a pass
+  const int64_t iterations = kernels() == kernels_scalar() ? 20'000 : tiles ? 500'000 : 2'000'000;   // about 10-20 ms a pass
   std::vector<int32_t> sums(static_cast<size_t>(threads));
   for (int pass = 0; pass < 5; ++pass) {
     const auto start = std::chrono::steady_clock::now();
     std::atomic<size_t> next{0};
     pool.run([&](int) {
-      for (size_t t; (t = next++) < sums.size();) sums[t] += kernels()->dot_loop(iterations);
+      for (size_t t; (t = next++) < sums.size();) sums[t] += loop(iterations);
     });
     best = std::min(best, seconds_since(start));
   }
-  return static_cast<double>(iterations * kDotLoopOps) * threads / best / 1e9;
+  return static_cast<double>(iterations * (tiles ? kTileLoopOps : kDotLoopOps)) * threads / best / 1e9;
 }
 
 // Panels inside somebody's array (a mapped packed file): alive as long as the matrix.
@@ -338,6 +341,6 @@ NB_MODULE(_native, m) {
   bind_sampling(m);
   bind_vocab(m);
   m.def("measure_read_gb_s", &measure_read_gb_s, "threads"_a, "megabytes"_a = 512, nb::call_guard<nb::gil_scoped_release>());
-  m.def("measure_int8_gops", &measure_int8_gops, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("measure_int8_gops", &measure_int8_gops, "threads"_a, "tiles"_a = false, nb::call_guard<nb::gil_scoped_release>());
   bind_kernels(m);
 }

@@ -124,7 +124,7 @@ struct SampleParams {
   int64_t position;
 };
 
-// What an ISA provides. Chosen once (dispatch.cpp); every member is filled in every table.
+// What an ISA provides. Chosen once (dispatch.cpp); every member but tile_loop is filled in every table.
 struct Kernels {
   const char* name;
 
@@ -175,8 +175,10 @@ struct Kernels {
   // Loops for the machine's ceilings: bytes read (returns a checksum), and int8 multiply-adds without memory.
   uint64_t (*read_loop)(const uint8_t* p, size_t n, int streams, size_t ahead);
   int32_t (*dot_loop)(int64_t iterations);      // performs iterations * kDotLoopOps int8 operations
+  int32_t (*tile_loop)(int64_t iterations);     // iterations * kTileLoopOps of them by a matrix unit; null where `gemm` uses none
 };
 constexpr int64_t kDotLoopOps = 16 * 64 * 2;    // sixteen independent 64-byte dots, a multiply and an add each
+constexpr int64_t kTileLoopOps = 4 * 16 * 16 * 64 * 2;   // four products of sixteen by sixteen by 64
 
 const Kernels* kernels_scalar();
 const Kernels* kernels_avx2();      // null where the compiler cannot build it

@@ -228,5 +228,8 @@ def penalize(
 def measure_read_gb_s(threads: int, megabytes: int = 512) -> float:
     """Measure plain read bandwidth in GB/s (1e9)."""
 
-def measure_int8_gops(threads: int) -> float:
-    """Measure int8 multiply-add operations in 1e9/s, without memory traffic, on the best ISA."""
+def measure_int8_gops(threads: int, tiles: bool = False) -> float:
+    """Measure int8 multiply-add operations in 1e9/s, without memory traffic, on the ISA in use.
+
+    Of vector dots, or with `tiles` of the matrix unit that prompts use (AMX): 0.0 where there is none.
+    """

@@ -64,7 +64,7 @@ def test_cpu_quota_is_read(tmp_path: Path, text, cpus):
 
 def test_bench_prints_speeds_and_ceilings(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(native, "measure_read_gb_s", lambda threads: 20.0)
-    monkeypatch.setattr(native, "measure_int8_gops", lambda threads: 400.0)
+    monkeypatch.setattr(native, "measure_int8_gops", lambda threads, tiles=False: 0.0 if tiles else 400.0)
     path = write_gguf("llama", tmp_path / "tiny.gguf", dtype="Q8_0")
     options = [
         "--prompt",

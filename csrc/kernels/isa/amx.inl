@@ -69,9 +69,11 @@ template <int Subs, bool Min> struct Ends {        // what follows a block's C
   const int32_t* pairs;
   float* y;
   bool first;
-  void run(const int32_t* c, int64_t t, int64_t n) const {
+  // Tokens t + [from, to) of the 32 whose C begin with token t.
+  void run(const int32_t* c, int64_t t, int64_t from, int64_t to) const {
     const F d = load_f16(aux), dmin = Min ? load_f16(aux + 16) : fzero();
-    for (int64_t i = 0; i < n; ++i, ++t) {
+    t += from;
+    for (int64_t i = from; i < to; ++i, ++t) {
       const int32_t* at = c + i / 16 * 2 * kTile + i % 16 * 16;
       const I dots = {_mm512_add_epi32(_mm512_load_si512(at), _mm512_slli_epi32(_mm512_load_si512(at + kTile), 8))};
       float* out = y + t * kPanelRows;
@@ -85,7 +87,7 @@ static void tiles_256(const Panels& w, int64_t p0, int64_t p1, int64_t u, const 
   using B = Block<Code, Sub, Offset, Signed, Min>;
   constexpr int kSubs = 256 / Sub;
   alignas(64) uint8_t low[kUnitBytes], high[kUnitBytes], mins[64 * kSubs / 2];
-  alignas(64) int32_t c[4 * kTile];
+  alignas(64) int32_t c[2][4 * kTile];             // in turn: one block's products run beside the last one's floats
   Terms pairs;
   if (Min) pairs_of<Sub>(x, u, t0, nt, pairs);
   const int64_t at = u * x.rows + t0;
@@ -101,12 +103,22 @@ static void tiles_256(const Panels& w, int64_t p0, int64_t p1, int64_t u, const 
     const Ends<kSubs, Min> ends{mins, B::aux(unit), x.scale + at, pairs.at, y, u == 0};
     for (int64_t t = 0; t < nt; t += 32) {
       const int8_t* q = x.q + (at + t) * kUnitK;
+      int32_t *now = c[t / 32 % 2], *last = c[(t / 32 + 1) % 2];
+      const int64_t some = t ? 8 : 0;
       _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-      tile_step<0>(q, low, high), tile_step<1>(q, low, high), tile_step<2>(q, low, high), tile_step<3>(q, low, high);
-      _tile_stored(0, c, 64); _tile_stored(1, c + kTile, 64); _tile_stored(2, c + 2 * kTile, 64); _tile_stored(3, c + 3 * kTile, 64);
+      tile_step<0>(q, low, high);
+      ends.run(last, t - 32, 0, some);
+      tile_step<1>(q, low, high);
+      ends.run(last, t - 32, 8, 8 + some);
+      tile_step<2>(q, low, high);
+      ends.run(last, t - 32, 16, 16 + some);
+      tile_step<3>(q, low, high);
+      ends.run(last, t - 32, 24, 24 + some);
+      _tile_stored(0, now, 64); _tile_stored(1, now + kTile, 64); _tile_stored(2, now + 2 * kTile, 64); _tile_stored(3, now + 3 * kTile, 64);
       settle();
-      ends.run(c, t, nt - t < 32 ? nt - t : 32);
     }
+    const int64_t end = (nt - 1) / 32 * 32;
+    ends.run(c[end / 32 % 2], end, 0, nt - end);
   }
   _tile_release();
 }
@@ -196,6 +208,22 @@ static void tiles_i8(const Panels& w, int64_t p0, int64_t p1, int64_t u, const A
   _tile_release();
 }
 
+static int32_t tile_loop(int64_t iterations) {
+  alignas(64) int32_t c[kTile];
+  for (int i = 0; i < kTile; ++i) c[i] = 0x01020304 * (i & 1);
+  settle();
+  use_tiles(64);
+  _tile_loadd(4, c, 64); _tile_loadd(5, c, 64); _tile_loadd(6, c, 64); _tile_loadd(7, c, 64);
+  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+  for (int64_t i = 0; i < iterations; ++i) {
+    _tile_dpbssd(0, 4, 6); _tile_dpbssd(1, 4, 7); _tile_dpbssd(2, 5, 6); _tile_dpbssd(3, 5, 7);
+  }
+  _tile_stored(0, c, 64);
+  _tile_release();
+  settle();
+  return c[0];
+}
+
 static Kernels make_amx() {
   Kernels t = make_table("amx");
   auto set = [&t](Kind k, Kernels::Gemm f) { t.gemm[static_cast<int>(k)] = f; };
@@ -209,6 +237,7 @@ static Kernels make_amx() {
   set(Kind::Q5_K, tiles_256<Nibble1, 32, 0, false, true>);
   set(Kind::Q6_K, tiles_256<Nibble2, 16, 32, true, false>);
   set(Kind::I8, tiles_i8);
+  t.tile_loop = tile_loop;
   return t;
 }
 static const Kernels* amx_table() { static const Kernels t = make_amx(); return &t; }
