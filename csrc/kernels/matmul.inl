@@ -23,8 +23,8 @@ struct Nibble1 {
   static constexpr int kBytes = 320;
   template <int J> OP I quad_at(const uint8_t* p) {
     const I plane = bload(p + 256);
-    const I bit = band(J < 4 ? shl16<(J < 4 ? 4 - J : 0)>(plane) : shr16<(J > 4 ? J - 4 : 0)>(plane), bset(16));
-    return bor(Nibble::quad_at<J>(p), bit);
+    const I bit = J < 4 ? shl16<(J < 4 ? 4 - J : 0)>(plane) : shr16<(J > 4 ? J - 4 : 0)>(plane);
+    return bor_masked(Nibble::quad_at<J>(p), bit, bset(16));
   }
 };
 struct Nibble2 {
@@ -32,8 +32,8 @@ struct Nibble2 {
   template <int J> OP I quad_at(const uint8_t* p) {
     constexpr int q = J % 4;
     const I plane = bload(p + 256 + 64 * (J / 4));
-    const I bits = band(q < 2 ? shl16<(q < 2 ? 4 - 2 * q : 0)>(plane) : shr16<(q > 2 ? 2 : 0)>(plane), bset(48));
-    return bor(Nibble::quad_at<J>(p), bits);
+    const I bits = q < 2 ? shl16<(q < 2 ? 4 - 2 * q : 0)>(plane) : shr16<(q > 2 ? 2 : 0)>(plane);
+    return bor_masked(Nibble::quad_at<J>(p), bits, bset(48));
   }
 };
 struct TwoBit {
@@ -155,11 +155,13 @@ static void panel_256(const Panels& w, const uint8_t* base, const Acts& x, int64
     auto fold = [&](const I* acc, int s) __attribute__((always_inline)) {
       const I sub = Signed ? load_i8(reinterpret_cast<const int8_t*>(subs) + 16 * s) : load_u8(subs + 16 * s);
       for (int b = 0; b < NB; ++b) dots[b] = iadd(dots[b], imul(acc[b], sub));
-      if (Min) {
-        const I m = load_u8(mins + 16 * s);
+      if (Min && s % 2) {                        // two minima in one dot of 16-bit pairs: sums of 32 stay under 4065
+        const I m = bor(load_u8(mins + 16 * (s - 1)), shl32<16>(load_u8(mins + 16 * s)));
         for (int b = 0; b < NB; ++b) {
-          const int32_t sum = Sub == 16 ? xsum[b][s] : xsum[b][2 * s] + xsum[b][2 * s + 1];
-          low[b] = iadd(low[b], imul(m, iset(sum)));
+          const int32_t* sum = xsum[b] + (Sub == 16 ? s - 1 : 2 * (s - 1));
+          const uint32_t lo = static_cast<uint32_t>(Sub == 16 ? sum[0] : sum[0] + sum[1]);
+          const uint32_t hi = static_cast<uint32_t>(Sub == 16 ? sum[1] : sum[2] + sum[3]);
+          low[b] = dot2(low[b], m, iset(static_cast<int32_t>((lo & 0xffffu) | hi << 16)));
         }
       }
     };

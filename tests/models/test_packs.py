@@ -39,6 +39,14 @@ def test_pack_returns_the_same_panels(tmp_path: Path, matrices: dict[str, Matrix
         np.testing.assert_array_equal(back[name].row(4), matrix.row(4))
 
 
+def test_pieces_of_any_length_lie_where_the_header_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packs, "CHUNK", 8)
+    pieces = [(0, memoryview(b"abcdefghijk")), (16, memoryview(b"l")), (29, memoryview(b"mno"))]
+    chunks = [bytes(chunk) for chunk in packs._chunks(pieces, 34)]
+    assert b"".join(chunks) == b"abcdefghijk".ljust(16, b"\0") + b"l".ljust(13, b"\0") + b"mno\0\0"
+    assert [len(chunk) for chunk in chunks] == [8, 8, 8, 8, 2]
+
+
 @pytest.mark.parametrize("at", [0, 9, 20, 60])
 def test_damaged_header_is_ignored(tmp_path: Path, matrices: dict[str, Matrix], at: int) -> None:
     path = pack_path(tmp_path, DIGEST)

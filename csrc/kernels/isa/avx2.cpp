@@ -97,6 +97,7 @@ OP void bstore(uint8_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>
 OP I bset(int x) { const __m256i v = _mm256_set1_epi8(static_cast<char>(x)); return {v, v}; }
 OP I band(I x, I y) { return EACH2(_mm256_and_si256, x, y); }
 OP I bor(I x, I y) { return EACH2(_mm256_or_si256, x, y); }
+OP I bor_masked(I x, I y, I m) { return bor(x, band(y, m)); }             // x | (y & m)
 template <int S> OP I shr16(I x) { return {_mm256_srli_epi16(x.a, S), _mm256_srli_epi16(x.b, S)}; }
 template <int S> OP I shl16(I x) { return {_mm256_slli_epi16(x.a, S), _mm256_slli_epi16(x.b, S)}; }
 template <int S> OP I shl32(I x) { return {_mm256_slli_epi32(x.a, S), _mm256_slli_epi32(x.b, S)}; }

@@ -59,6 +59,7 @@ OP void bstore(uint8_t* p, I a) { memcpy(p, a.b, 64); }
 OP I bset(int x) { I r; memset(r.b, x, 64); return r; }
 OP I band(I a, I b) { LANES a.v[i] &= b.v[i]; return a; }
 OP I bor(I a, I b) { LANES a.v[i] |= b.v[i]; return a; }
+OP I bor_masked(I a, I b, I m) { return bor(a, band(b, m)); }              // a | (b & m)
 template <int S> OP I shr16(I a) { for (int i = 0; i < 32; ++i) a.h[i] = static_cast<uint16_t>(a.h[i] >> S); return a; }
 template <int S> OP I shl16(I a) { for (int i = 0; i < 32; ++i) a.h[i] = static_cast<uint16_t>(a.h[i] << S); return a; }
 template <int S> OP I shl32(I a) { LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << S); return a; }

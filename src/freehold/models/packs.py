@@ -124,16 +124,15 @@ def _pieces(header: bytes, matrices: Mapping[str, Matrix]) -> Iterator[tuple[int
 def _chunks(pieces: Iterable[tuple[int, memoryview]], end: int) -> Iterator[memoryview]:
     """Yield a file of `end` bytes in CHUNKs."""
     chunk, begin = np.zeros(CHUNK, np.uint8), 0
-    for at, piece in pieces:
-        data, done = np.frombuffer(piece, np.uint8), 0
-        while done < len(data):
-            if at + done >= begin + CHUNK:
-                yield chunk.data
-                chunk[:], begin = 0, begin + CHUNK
-                continue
-            room = data[done : done + begin + CHUNK - at - done]
-            chunk[at + done - begin :][: len(room)] = room
-            done += len(room)
+    for at, piece in [*pieces, (end, memoryview(b""))]:
+        data = np.asarray(piece)
+        while at + len(data) > begin + CHUNK:
+            room = max(0, begin + CHUNK - at)
+            chunk[at - begin :][:room] = data[:room]
+            yield chunk.data
+            chunk[:] = 0
+            at, begin, data = at + room, begin + CHUNK, data[room:]
+        chunk[at - begin :][: len(data)] = data
     yield chunk[: end - begin].data
 
 
