@@ -36,31 +36,6 @@ template <int Sub> OP void pairs_of(const Acts& x, int64_t u, int64_t t0, int64_
   }
 }
 
-// Calls f.run<tokens>(t) for tiles of kGemmTile tokens over [0, nt), and smaller ones at the end.
-template <int NB, class F> OP void tail_tile(const F& f, int64_t t, int64_t nt) {
-  if constexpr (NB > 0) {
-    if (nt == NB) return f.template run<NB>(t);
-    tail_tile<NB - 1>(f, t, nt);
-  }
-}
-template <class F> OP void each_tile(const F& f, int64_t nt) {
-  int64_t t = 0;
-  for (; t + kGemmTile <= nt; t += kGemmTile) f.template run<kGemmTile>(t);
-  tail_tile<kGemmTile - 1>(f, t, nt - t);
-}
-
-template <class Code, int J, int END, int NB> OP void unit_dots(I* acc, const uint8_t* w, const int8_t* q) {
-  if constexpr (J < END) {
-    const I v = bload(w + 64 * J);
-    for (int b = 0; b < NB; ++b) {
-      const I x = quad(q + b * kUnitK + 4 * J);
-      acc[b] = Code::kBytes == 512 ? dot4_full(acc[b], v, x) : dot4(acc[b], v, x);
-    }
-    unit_dots<Code, J + 1, END, NB>(acc, w, q);
-  }
-}
-
-// ---- a float scale per 32 inputs -------------------------------------------------------------------------------
 template <class Code, bool Min> struct Groups {                 // where group g of a panel keeps its codes and floats
   OP const uint8_t* codes(const uint8_t* base, int64_t g) {
     return Min ? base + g * (Code::kBytes + 64) : base + g / 2 * (2 * Code::kBytes + 64) + g % 2 * Code::kBytes;
@@ -70,6 +45,52 @@ template <class Code, bool Min> struct Groups {                 // where group g
                                                  : base + g / 2 * (2 * Code::kBytes + 64) + 2 * Code::kBytes + g % 2 * 32);
   }
 };
+
+// The weights a call reads next: the same unit of the next panel, then the next unit of the first. They come from memory,
+// 2 KB at a time from places far apart, so no hardware sees them coming; tokens [t, t + n) of nt ask for their share.
+struct Next {
+  const uint8_t* at;
+  int64_t bytes;
+  void ask(int64_t t, int64_t n, int64_t nt) const {
+    for (int64_t i = bytes * t / nt / 64; i < bytes * (t + n) / nt / 64; ++i) prefetch(at + 64 * i);
+  }
+};
+template <class Code, bool Min> OP Next next_32(const Panels& w, int64_t p0, int64_t p1, int64_t p, int64_t u) {
+  const bool down = p + 1 < p1;
+  return {Groups<Code, Min>::codes(w.data + (down ? p + 1 : p0) * w.panel_bytes, 8 * (down ? u : u + 1)), 8 * (Code::kBytes + (Min ? 64 : 32))};
+}
+OP Next next_i8(const Panels& w, int64_t p0, int64_t p1, int64_t p, int64_t u) {
+  const bool down = p + 1 < p1;
+  return {w.data + (down ? p + 1 : p0) * w.panel_bytes + (down ? u : u + 1) * 8 * (Byte::kBytes + 128), 8 * (Byte::kBytes + 128)};
+}
+template <class B> OP Next next_256(const Panels& w, int64_t p0, int64_t p1, int64_t p, int64_t u) {
+  const bool down = p + 1 < p1;
+  return {B::at(w, down ? p + 1 : p0, down ? u : u + 1), B::S::kUnit};
+}
+
+// Calls f.run<tokens>(t) for tiles of kGemmTile tokens over [0, nt), and smaller ones at the end.
+template <int NB, class F> OP void tail_tile(const F& f, int64_t t, int64_t nt) {
+  if constexpr (NB > 0) {
+    if (nt == NB) return f.template run<NB>(t);
+    tail_tile<NB - 1>(f, t, nt);
+  }
+}
+template <class F> OP void each_tile(const F& f, int64_t nt, const Next& next) {
+  int64_t t = 0;
+  for (; t + kGemmTile <= nt; t += kGemmTile) {
+    next.ask(t, kGemmTile, nt);
+    f.template run<kGemmTile>(t);
+  }
+  tail_tile<kGemmTile - 1>(f, t, nt - t);
+}
+
+constexpr int greatest_code(int bytes) { return bytes == 128 ? 3 : bytes == 256 ? 15 : bytes == 320 ? 31 : bytes == 384 ? 63 : 255; }
+// acc[b] += dots of `Inputs` inputs' unpacked codes at w with token b's activations; `dots` is the ISA's own.
+template <class Code, int Inputs, int NB> OP void unit_dots(I* acc, const uint8_t* w, const int8_t* q) {
+  dots<greatest_code(Code::kBytes), Inputs / 4, NB>(acc, w, q, kUnitK);
+}
+
+// ---- a float scale per 32 inputs -------------------------------------------------------------------------------
 OP int64_t groups_in(const Panels& w, int64_t u) { return w.k - u * kUnitK < kUnitK ? (w.k - u * kUnitK) / 32 : 8; }
 
 template <class Code, int Offset, bool Min> struct Unit32 {
@@ -88,7 +109,7 @@ template <class Code, int Offset, bool Min> struct Unit32 {
     for (int64_t g = 0; g < groups; ++g) {
       I acc[NB];
       for (int b = 0; b < NB; ++b) acc[b] = Offset ? iset(start[(t + b) * 8 + g]) : izero();
-      unit_dots<Code, 0, 8, NB>(acc, w + 512 * g, xq + 32 * g);
+      unit_dots<Code, 32, NB>(acc, w + 512 * g, xq + 32 * g);
       const F scale = fload(d + 16 * g);
       for (int b = 0; b < NB; ++b) sum[b] = fma(to_float(acc[b]), mul(scale, fset(xs[(t + b) * 8 + g])), sum[b]);
       if (Min) {
@@ -114,7 +135,8 @@ static void gemm_32(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Ac
       fstore(d + 16 * g, load_f16(aux));
       if (Min) fstore(m + 16 * g, load_f16(aux + 16));
     }
-    each_tile(Unit32<Code, Offset, Min>{codes, d, m, groups, x.q + at * kUnitK, x.scale + at * 8, x.fsum32 + at * 8, starts.at, y, u == 0}, nt);
+    each_tile(Unit32<Code, Offset, Min>{codes, d, m, groups, x.q + at * kUnitK, x.scale + at * 8, x.fsum32 + at * 8, starts.at, y, u == 0}, nt,
+              next_32<Code, Min>(w, p0, p1, p, u));
   }
 }
 
@@ -134,7 +156,7 @@ struct UnitI8 {
       const uint8_t* p = base + h / 2 * (Byte::kBytes + 128);
       I acc[NB];
       for (int b = 0; b < NB; ++b) acc[b] = iset(start[(t + b) * 16 + h]);
-      unit_dots<Byte, 0, 4, NB>(acc, p + h % 2 * 256, q + t * kUnitK + 16 * h);
+      unit_dots<Byte, 16, NB>(acc, p + h % 2 * 256, q + t * kUnitK + 16 * h);
       const F d = fload(reinterpret_cast<const float*>(p + Byte::kBytes) + h % 2 * 16);
       for (int b = 0; b < NB; ++b) sum[b] = fma(to_float(acc[b]), mul(d, fset(xs[(t + b) * 8 + h / 2])), sum[b]);
     }
@@ -146,7 +168,8 @@ static void gemm_i8(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Ac
   starts_of<16, 128>(x, u, t0, nt, starts);
   const int64_t at = u * x.rows + t0;
   for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows)
-    each_tile(UnitI8{w.data + p * w.panel_bytes + 8 * u * (Byte::kBytes + 128), groups_in(w, u), x.q + at * kUnitK, x.scale + at * 8, starts.at, y, u == 0}, nt);
+    each_tile(UnitI8{w.data + p * w.panel_bytes + 8 * u * (Byte::kBytes + 128), groups_in(w, u), x.q + at * kUnitK, x.scale + at * 8, starts.at, y, u == 0}, nt,
+              next_i8(w, p0, p1, p, u));
 }
 
 // ---- 256-input blocks with integer sub-scales ------------------------------------------------------------------
@@ -193,7 +216,7 @@ template <class Code, int Sub, int Offset, bool Signed, bool Min> struct Unit256
     for (int s = 0; s < kSubs; ++s) {
       I acc[NB];
       for (int b = 0; b < NB; ++b) acc[b] = Offset ? iset(start[(t + b) * kSubs + s]) : izero();
-      unit_dots<Code, 0, Sub / 4, NB>(acc, w + 16 * Sub * s, xq + Sub * s);
+      unit_dots<Code, Sub, NB>(acc, w + 16 * Sub * s, xq + Sub * s);
       const I sub = bload(subs + 64 * s);
       for (int b = 0; b < NB; ++b) dots[b] = iadd(dots[b], imul(acc[b], sub));
     }
@@ -219,7 +242,8 @@ static void gemm_256(const Panels& w, int64_t p0, int64_t p1, int64_t u, const A
     for (int g = 0; g < 8; ++g) unpack_group<Code>(B::codes(unit, g), codes + 512 * g);
     for (int s = 0; s < kSubs; ++s) bstore(subs + 64 * s, B::sub(unit, s));
     if (Min) for (int j = 0; j < kSubs / 2; ++j) bstore(mins + 64 * j, B::min_pair(unit, j));
-    each_tile(Unit256<Code, Sub, Offset, Signed, Min>{codes, subs, mins, B::aux(unit), x.q + at * kUnitK, x.scale + at, starts.at, pairs.at, y, u == 0}, nt);
+    each_tile(Unit256<Code, Sub, Offset, Signed, Min>{codes, subs, mins, B::aux(unit), x.q + at * kUnitK, x.scale + at, starts.at, pairs.at, y, u == 0}, nt,
+              next_256<B>(w, p0, p1, p, u));
   }
 }
 

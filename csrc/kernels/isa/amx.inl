@@ -100,11 +100,13 @@ static void tiles_256(const Panels& w, int64_t p0, int64_t p1, int64_t u, const 
     }
     if (Min) for (int j = 0; j < kSubs / 2; ++j) bstore(mins + 64 * j, B::min_pair(unit, j));
     settle();
+    const Next next = next_256<B>(w, p0, p1, p, u);
     const Ends<kSubs, Min> ends{mins, B::aux(unit), x.scale + at, pairs.at, y, u == 0};
     for (int64_t t = 0; t < nt; t += 32) {
       const int8_t* q = x.q + (at + t) * kUnitK;
       int32_t *now = c[t / 32 % 2], *last = c[(t / 32 + 1) % 2];
       const int64_t some = t ? 8 : 0;
+      next.ask(t, 32, nt);
       _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
       tile_step<0>(q, low, high);
       ends.run(last, t - 32, 0, some);
@@ -149,15 +151,17 @@ template <int Bytes, bool Min> struct Parts {
   const float *xs, *xf;
   float* y;
   bool first;
-  void run(int64_t nt) const {
+  void run(int64_t nt, const Next& next) const {
     alignas(64) int32_t c[4 * kTile];
-    for (int64_t t = 0; t < nt; t += 16)
+    for (int64_t t = 0; t < nt; t += 16) {
+      next.ask(t, 16, nt);
       for (int64_t g = 0; g < parts; g += 4) {     // a last four beyond the unit multiplies what lies there and is not read
         four_tiles<Bytes>(q + t * kUnitK + Bytes * g, w + 16 * Bytes * g, c);
         const int64_t n = nt - t < 16 ? nt - t : 16;
         if (parts - g >= 4) add<4>(c, t, n, g, 4);
         else add<0>(c, t, n, g, parts - g);
       }
+    }
   }
   template <int Fixed> inline __attribute__((always_inline)) void add(const int32_t* c, int64_t t, int64_t n, int64_t g, int64_t count) const {
     for (int64_t i = 0; i < n; ++i) {
@@ -187,7 +191,7 @@ static void tiles_32(const Panels& w, int64_t p0, int64_t p1, int64_t u, const A
       if (Min) fstore(m + 16 * g, load_f16(aux + 16));
     }
     settle();
-    Parts<32, Min>{codes, d, m, groups, x.q + at * kUnitK, x.scale + at * 8, x.fsum32 + at * 8, y, u == 0}.run(nt);
+    Parts<32, Min>{codes, d, m, groups, x.q + at * kUnitK, x.scale + at * 8, x.fsum32 + at * 8, y, u == 0}.run(nt, next_32<Code, Min>(w, p0, p1, p, u));
   }
   _tile_release();
 }
@@ -203,7 +207,7 @@ static void tiles_i8(const Panels& w, int64_t p0, int64_t p1, int64_t u, const A
       for (int h = 0; h < 2; ++h) fstore(d + 32 * g + 16 * h, fload(reinterpret_cast<const float*>(base + Byte::kBytes) + 16 * h));
     }
     settle();
-    Parts<16, false>{codes, d, nullptr, 2 * groups, x.q + at * kUnitK, x.scale + at * 8, nullptr, y, u == 0}.run(nt);
+    Parts<16, false>{codes, d, nullptr, 2 * groups, x.q + at * kUnitK, x.scale + at * 8, nullptr, y, u == 0}.run(nt, next_i8(w, p0, p1, p, u));
   }
   _tile_release();
 }

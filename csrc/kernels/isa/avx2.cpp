@@ -116,6 +116,32 @@ OP __m256i dot8_full(__m256i acc, __m256i w, __m256i x) {
 OP I dot4_full(I acc, I w, I x) { return {dot8_full(acc.a, w.a, x.a), dot8_full(acc.b, w.b, x.b)}; }
 OP I dot2(I acc, I x, I y) { return iadd(acc, I EACH2(_mm256_madd_epi16, x, y)); }   // acc + dot of two int16 a lane
 constexpr int kGemmTile = 4;               // 16 registers: four tokens' sums, two for the quad, the rest for products
+OP I pairs(I w, I x) { return EACH2(_mm256_maddubs_epi16, w, x); }         // int16 sums of two products
+OP I add16(I x, I y) { return EACH2(_mm256_add_epi16, x, y); }
+OP I widen(I acc, I h, int factor) { const __m256i f = _mm256_set1_epi16(static_cast<short>(factor)); return dot2(acc, h, {f, f}); }
+// acc[b] += dots of `Quads` quads at w, codes up to Most, with NB tokens `stride` apart. Sums stay int16 for as many quads
+// as cannot overflow (2 * 128 * Most * Hold < 32768), since widening costs as much as multiplying; whole bytes go as two nibbles.
+template <int Most, int Quads, int NB> OP void dots(I* acc, const uint8_t* w, const int8_t* q, int64_t stride) {
+  constexpr bool kBytes = Most > 63;
+  constexpr int kFits = kBytes || Most <= 15 ? 8 : Most <= 31 ? 4 : 2, kHold = kFits < Quads ? kFits : Quads;
+  constexpr int kTokens = kBytes && NB > 2 ? 2 : NB;           // two sums a token fill the registers with two
+  for (int b0 = 0; b0 < NB; b0 += kTokens)
+    for (int j0 = 0; j0 < Quads; j0 += kHold) {
+      I low[kTokens], high[kTokens];
+      for (int j = j0; j < j0 + kHold; ++j) {
+        const I v = bload(w + 64 * j), v0 = kBytes ? band(v, bset(15)) : v, v1 = kBytes ? band(shr16<4>(v), bset(15)) : v;
+        for (int b = 0; b < kTokens && b0 + b < NB; ++b) {
+          const I x = quad(q + (b0 + b) * stride + 4 * j), h = pairs(v0, x);
+          low[b] = j == j0 ? h : add16(low[b], h);
+          if (kBytes) high[b] = j == j0 ? pairs(v1, x) : add16(high[b], pairs(v1, x));
+        }
+      }
+      for (int b = 0; b < kTokens && b0 + b < NB; ++b) {
+        acc[b0 + b] = widen(acc[b0 + b], low[b], 1);
+        if (kBytes) acc[b0 + b] = widen(acc[b0 + b], high[b], 16);
+      }
+    }
+}
 OP void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 #include "../families.inl"

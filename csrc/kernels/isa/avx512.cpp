@@ -77,6 +77,13 @@ OP I dot4(I acc, I w, I x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
 OP I dot4_full(I acc, I w, I x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
 OP I dot2(I acc, I a, I b) { return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)}; }   // acc + dot of two int16 a lane
 constexpr int kGemmTile = 12;
+// acc[b] += dots of `Quads` quads at w, codes up to Most, with NB tokens `stride` apart.
+template <int Most, int Quads, int NB> OP void dots(I* acc, const uint8_t* w, const int8_t* q, int64_t stride) {
+  for (int j = 0; j < Quads; ++j) {
+    const I v = bload(w + 64 * j);
+    for (int b = 0; b < NB; ++b) acc[b] = dot4_full(acc[b], v, quad(q + b * stride + 4 * j));
+  }
+}
 OP void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 #include "../families.inl"

@@ -74,6 +74,13 @@ OP I dot2(I acc, I a, I b) {
   return acc;
 }
 constexpr int kGemmTile = 4;
+// acc[b] += dots of `Quads` quads at w, codes up to Most, with NB tokens `stride` apart.
+template <int Most, int Quads, int NB> OP void dots(I* acc, const uint8_t* w, const int8_t* q, int64_t stride) {
+  for (int j = 0; j < Quads; ++j) {
+    const I v = bload(w + 64 * j);
+    for (int b = 0; b < NB; ++b) acc[b] = dot4_full(acc[b], v, quad(q + b * stride + 4 * j));
+  }
+}
 OP void prefetch(const void*) {}
 
 #include "../families.inl"
