@@ -79,6 +79,7 @@ OP I dot2(I acc, I a, I b) { return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)}; }   
 constexpr int kGemmTile = 12;
 // acc[b] += dots of `Quads` quads at w, codes up to Most, with NB tokens `stride` apart.
 template <int Most, int Quads, int NB> OP void dots(I* acc, const uint8_t* w, const int8_t* q, int64_t stride) {
+#pragma GCC unroll 8
   for (int j = 0; j < Quads; ++j) {
     const I v = bload(w + 64 * j);
     for (int b = 0; b < NB; ++b) acc[b] = dot4_full(acc[b], v, quad(q + b * stride + 4 * j));
