@@ -71,8 +71,10 @@ struct Threads::Impl {
       s.inside.fetch_sub(1);
     }
   }
+  // Sequentially consistent: notify_one() looks whether anybody sleeps, and a weaker store could still be on its way then.
+  // A worker that fell asleep in that moment would miss the call; the last call, to stop, would be waited for for ever.
   void call(int thread, uint32_t job) {
-    calls[static_cast<size_t>(thread)].number.store(job, std::memory_order_release);
+    calls[static_cast<size_t>(thread)].number.store(job);
     calls[static_cast<size_t>(thread)].number.notify_one();
   }
   static void leave(const Seat& s) {
