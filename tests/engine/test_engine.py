@@ -8,8 +8,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from freehold.engine import Engine, TokenOut
 from freehold.engine import engine as engine_module
@@ -73,31 +71,6 @@ def test_prompt_that_departs_early_reuses_only_what_agrees(model: LoadedModel, e
     hit = engine.generate(other, WARM, max_tokens=10)
     assert ids_of(hit) == ids_of(Engine(model, context=256).generate(other, WARM, max_tokens=10))
     assert hit.usage.cached_tokens == 40
-
-
-@settings(max_examples=15, deadline=None)
-@given(data=st.data())
-def test_interleaved_answers_equal_lonely_ones(model: LoadedModel, data: st.DataObject):
-    """Chunking, batch mix, preemption and prefix hits change no token, in a pool too small for all."""
-    prompts = data.draw(
-        st.lists(st.lists(st.integers(5, 250), min_size=1, max_size=60), min_size=2, max_size=4)
-    )
-    step_rows = data.draw(st.sampled_from([3, 16, 64]))
-    alone = [ids_of(Engine(model, context=96).generate(p, WARM, max_tokens=12)) for p in prompts]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler_module, "STALL_S", 0.0)
-        shared = Engine(model, context=96, step_rows=step_rows)
-        running = {i: shared.generate(p, WARM, max_tokens=12) for i, p in enumerate(prompts)}
-        got: list[list[int]] = [[] for _ in prompts]
-        while running:
-            i = data.draw(st.sampled_from(sorted(running)))
-            out = next(running[i], None)
-            if out is None:
-                del running[i]
-            else:
-                got[i].append(out.id)
-    assert got == alone
-    assert shared.free_blocks == 3
 
 
 def test_answers_to_many_threads_equal_lonely_ones(model: LoadedModel):

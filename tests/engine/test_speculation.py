@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from freehold.engine import Engine, TokenOut
 from freehold.engine import draft as draft_module
-from freehold.engine import scheduler as scheduler_module
 from freehold.engine import speculation as speculation_module
 from freehold.engine.blocks import BlockManager
 from freehold.engine.lookup import Match
@@ -177,55 +176,6 @@ def test_damage_behind_a_right_guess_is_reported_after_the_tokens_before_it(
     assert engine.free_blocks == 5
 
 
-PARAMS = st.builds(
-    SamplingParams,
-    temperature=st.sampled_from([0.0, 0.3, 1.0]),
-    top_p=st.sampled_from([0.8, 1.0]),
-    repetition_penalty=st.sampled_from([1.0, 1.3]),
-    frequency_penalty=st.sampled_from([0.0, 0.5]),
-    seed=st.integers(0, 5),
-)
-PROMPTS = st.lists(st.lists(st.integers(5, 12), min_size=1, max_size=50), min_size=1, max_size=4)
-
-
-@settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_answers_are_the_same_with_guesses_and_without(model: LoadedModel, data: st.DataObject):
-    """Parameters, stops, logprobs, batches, chunks, threads, preemption and drafters drawn together."""
-    prompts = data.draw(PROMPTS)
-    asked = [
-        {
-            "sampling": data.draw(PARAMS),
-            "max_tokens": data.draw(st.integers(1, 40)),
-            "stop_ids": data.draw(st.sets(st.integers(5, 250), max_size=20)),
-            "logprobs": data.draw(st.sampled_from([None, 2])),
-        }
-        for _ in prompts
-    ]
-    alone = [list(plain(model, 96).generate(p, **a)) for p, a in zip(prompts, asked, strict=True)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler_module, "STALL_S", 0.0)
-        eager(patch, data.draw(st.integers(1, 9)))
-        shared = Engine(
-            model,
-            context=96,
-            step_rows=data.draw(st.sampled_from([3, 16, 64])),
-            threads=data.draw(st.sampled_from([1, 2])),
-            draft=data.draw(st.sampled_from([None, model])),
-        )
-        running = {i: shared.generate(p, **a) for i, (p, a) in enumerate(zip(prompts, asked, strict=True))}
-        got: list[list[TokenOut]] = [[] for _ in prompts]
-        while running:
-            i = data.draw(st.sampled_from(sorted(running)))
-            out = next(running[i], None)
-            if out is None:
-                del running[i]
-            else:
-                got[i].append(out)
-    assert got == alone
-    assert shared.free_blocks == 3
-
-
 # --- a draft model -----------------------------------------------------------------------------------
 
 
@@ -258,6 +208,33 @@ def test_model_that_drafts_for_itself_is_always_right(model: LoadedModel, monkey
     job = Engine(model, context=160, draft=model).generate(PROMPT, PENALTIES, max_tokens=80)
     assert list(job) == answer
     assert job.usage.accepted_tokens == job.usage.drafted_tokens > 40
+
+
+def test_damaged_draft_model_is_given_up_and_changes_nothing(
+    model: LoadedModel, other: LoadedModel, monkeypatch: pytest.MonkeyPatch
+):
+    answer = list(plain(model).generate(PROMPT, WARM, max_tokens=40))
+    engine = Engine(model, context=160, draft=other)
+    speculation = engine._speculation
+    assert speculation is not None and speculation._drafter is not None
+    run = speculation._drafter._runner.run
+    monkeypatch.setattr(
+        speculation._drafter._runner,
+        "run",
+        lambda batch, choose: [rows * np.float32("nan") for rows in run(batch, choose)],
+    )
+    eager(monkeypatch)
+    monkeypatch.setattr(Speculation, "_worth_starting", lambda *_: True)
+    assert list(engine.generate(PROMPT, WARM, max_tokens=40)) == answer
+    assert speculation._drafter is None
+
+
+def test_closing_frees_both_caches(model: LoadedModel, other: LoadedModel):
+    engine = Engine(model, context=160, draft=other)
+    assert engine._speculation is not None and engine._speculation._drafter is not None
+    caches = [weakref.ref(r) for r in (engine._runner, engine._speculation._drafter._runner)]
+    engine.close()
+    assert [cache() for cache in caches] == [None, None]
 
 
 def test_draft_model_of_other_tokens_is_refused_with_both_counts(model: LoadedModel):

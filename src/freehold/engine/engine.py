@@ -107,7 +107,7 @@ class Engine:
         """Free the cache; running answers raise EngineClosed. Safe to call twice, and in a fork."""
         if self._pid == os.getpid():
             with self._turn:
-                self._runner = None
+                self._runner = self._speculation = None  # both hold a cache
                 self._turn.notify_all()
 
     # --- requests ----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from freehold.engine.guess import DRAFT_PRIOR, MATCH_PRIOR, Chances, Guess
 from freehold.engine.lookup import MAX_DRAFT, Lookup
 from freehold.engine.scheduler import Scheduler, Work
 from freehold.engine.sequence import Sequence
+from freehold.errors import NonFiniteLogits
 
 BASE_SAMPLES = 2  # plain steps that must be measured first
 ALLOWANCE = 1.5  # plain steps an answer may lose by wrong guesses before some have won,
@@ -79,7 +80,10 @@ class Speculation:
             return batch
         if self._drafter is not None and self._plain <= MOST_DRAFTED:
             started, self._drafter.spent = perf_counter(), 0.0
-            self._draft(self._drafter, batch, hopes)
+            try:
+                self._draft(self._drafter, batch, hopes)
+            except NonFiniteLogits:  # its damage is no fault of the answer: go on without it
+                self._drafter = None
             self._draft_s = perf_counter() - started
         counts = self._shares(hopes, scheduler.budget - self._plain)
         return [
