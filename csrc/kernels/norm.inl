@@ -16,7 +16,6 @@ OP F fexp(F x) {
   q = fma(q, r, fset(0.4999999404f));
   return scale_exp(add(fma(mul(r, r), q, r), fset(1.0f)), to_int(n));
 }
-OP float fexp1(float x) { float t[16]; fstore(t, fexp(fset(x))); return t[0]; }
 
 // tanh to about 2 ulp: an odd polynomial near 0, where 1 - 2/(e^2x + 1) would cancel.
 OP F ftanh(F x) {

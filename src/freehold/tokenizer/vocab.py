@@ -105,7 +105,7 @@ class _Keys:
 def tokenizer_from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     """Build the tokenizer that a GGUF file's metadata describes.
 
-    `metadata` maps GGUF keys to Python values: string arrays as lists, numeric arrays as NumPy arrays.
+    `metadata` maps GGUF keys to Python values: string arrays as lists or native.Strings, numeric ones as NumPy arrays.
     Raise BadModelFile for missing or inconsistent keys, UnsupportedModel for a tokenizer model or a
     byte-level pre-tokenizer that is not known.
     """
