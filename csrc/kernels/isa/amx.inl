@@ -1,4 +1,5 @@
-// AMX tiles for prompts: avx512's table with other `gemm` entries, the same bits. Included by avx512.cpp, in its namespace.
+// AMX tiles for prompts: avx512's table with other `gemm` entries, the same bits, and amx_few.inl's. Included by avx512.cpp, in its
+// namespace.
 //
 // A tile multiply takes sixteen tokens by sixteen weight rows by 64 inputs in sixteen cycles, eight times dpbusd's rate:
 // A: sixteen rows of activations as they lie in a unit; B: sixteen quads of a panel, as gemm.inl unpacks them, but signed;
@@ -20,11 +21,11 @@ struct Shape {
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
 };
-static inline void use_tiles(int bytes) {
+static inline void use_tiles(int bytes, int tokens = 16) {
   Shape s;
   for (int i = 0; i < 8; ++i) {
     s.row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? bytes : 64);
-    s.rows[i] = static_cast<uint8_t>(i >= 6 ? bytes / 4 : 16);
+    s.rows[i] = static_cast<uint8_t>(i >= 6 ? bytes / 4 : tokens);
   }
   __asm__ volatile("" ::"m"(s));
   _tile_loadconfig(&s);
@@ -228,8 +229,11 @@ static int32_t tile_loop(int64_t iterations) {
   return c[0];
 }
 
+#include "amx_few.inl"
+
 static Kernels make_amx() {
   Kernels t = make_table("amx");
+  fill_few(t);
   auto set = [&t](Kind k, Kernels::Gemm f) { t.gemm[static_cast<int>(k)] = f; };
   set(Kind::Q4_0, tiles_32<Nibble, 8, false>);
   set(Kind::Q4_1, tiles_32<Nibble, 0, true>);
