@@ -303,7 +303,12 @@ void bind_vocab(nb::module_& m) {
         if (i < -n || i >= n) throw nb::index_error();
         const std::string_view text = s[static_cast<size_t>(i < 0 ? i + n : i)];
         return nb::str(text.data(), text.size());
-      }, "index"_a);
+      }, "index"_a)
+      .def("index", [](const Strings& s, const std::string& text) {
+        for (size_t i = 0; i < s.size(); ++i)
+          if (s[i] == text) return i;
+        throw nb::value_error("no such string");
+      }, "text"_a);
   nb::class_<Bpe>(m, "Bpe")
       .def("__init__", [](Bpe* self, std::shared_ptr<Strings> tokens, In<uint8_t, 1> reachable, bool byte_level, bool ignore_merges,
                           bool byte_fallback, int32_t unk) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel, UsageError
-from freehold.tokenizer import Detokenizer, TokenKind, tokenizer_from_dir, tokenizer_from_gguf
+from freehold.tokenizer import AddedToken, Detokenizer, TokenKind, tokenizer_from_dir, tokenizer_from_gguf
+from freehold.tokenizer.core import _Cutter
 from tests.tokenizer import toys
 
 BPE = tokenizer_from_gguf(toys.byte_level())
@@ -32,6 +34,22 @@ def test_byte_level_composes_characters_where_the_model_does():
     assert BPE.encode("e\u0301") == BPE.encode("é")
     plain = tokenizer_from_gguf(toys.byte_level("gpt-2"))
     assert plain.encode("e\u0301") != plain.encode("é")
+
+
+@given(
+    st.sets(st.text("<a >b", min_size=1, max_size=4), min_size=1, max_size=8).map(sorted),
+    st.text("<a >b", max_size=20),
+)
+def test_added_tokens_are_cut_leftmost_first_and_longest_at_a_place(tokens, text):
+    pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+    cutter = _Cutter(AddedToken(id, token, control=True) for id, token in enumerate(tokens))
+    expected = [(*m.span(), tokens.index(m.group())) for m in pattern.finditer(text)]
+    assert list(cutter.cut(text)) == expected
+
+
+def test_an_unknown_spelling_has_no_id():
+    assert BPE.token_id("no such token") is None
+    assert BPE.token_text(BPE.token_id("<|im_end|>")) == "<|im_end|>"
 
 
 def test_first_id_that_stands_for_another_token_is_found():

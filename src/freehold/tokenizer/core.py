@@ -10,10 +10,10 @@ Path: ChatTemplate.render -> Tokenizer.encode_rendered -> Engine -> Detokenizer
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 from freehold.errors import BadModelFile, UsageError
 from freehold.tokenizer.encoders import Encode
@@ -75,21 +75,23 @@ def byte_alphabet() -> dict[str, int]:
 
 
 class _Cutter:
-    """Finds added tokens in a text: leftmost first, longest at a place."""
+    """Finds added tokens in a text: leftmost first, longest at a place.
+
+    Lengths by first character, and a dictionary: one pattern of Gemma's 6,414 tokens takes 0.16 s to compile.
+    """
 
     def __init__(self, added: Iterable[AddedToken]) -> None:
         self._by_text = {token.text: token for token in added if token.text}
-        texts = sorted(self._by_text, key=len, reverse=True)
-        self._regex = re.compile("|".join(map(re.escape, texts))) if texts else None
+        lengths: dict[str, set[int]] = {}
+        for text in self._by_text:
+            lengths.setdefault(text[0], set()).add(len(text))
+        self._lengths = {first: sorted(sizes, reverse=True) for first, sizes in lengths.items()}
+        self._first = re.compile("|".join(map(re.escape, lengths))) if lengths else None
 
     def cut(self, text: str) -> Iterable[tuple[int, int, int]]:
         """Yield (start, end, id); start and end include whitespace that the token swallows."""
-        if self._regex is None:
-            return
         last = 0
-        for match in self._regex.finditer(text):
-            start, end = match.span()
-            token = self._by_text[match.group()]
+        for start, end, token in self._found(text):
             if start < last or (token.single_word and _inside_word(text, start, end)):
                 continue
             if token.lstrip:
@@ -98,6 +100,19 @@ class _Cutter:
                 end += len(text[end:]) - len(text[end:].lstrip())
             yield start, end, token.id
             last = end
+
+    def _found(self, text: str) -> Iterator[tuple[int, int, AddedToken]]:
+        """Yield (start, end, token) as they stand, none over another."""
+        at = self._first.search(text) if self._first else None
+        while at is not None and self._first is not None:
+            start = end = at.start()
+            for size in self._lengths[text[start]]:
+                token = self._by_text.get(text[start : start + size])
+                if token is not None:
+                    end = start + len(token.text)  # less than size where the text ends
+                    yield start, end, token
+                    break
+            at = self._first.search(text, max(end, start + 1))
 
 
 def _inside_word(text: str, start: int, end: int) -> bool:
@@ -168,12 +183,14 @@ class Tokenizer:
         return next((id for id, (a, b) in pairs if a != b), shorter)
 
     def token_id(self, text: str) -> int | None:
-        """Return the id of the token spelled exactly `text` in the vocabulary, or None."""
-        return self._ids.get(text)
+        """Return the first id of the token spelled exactly `text` in the vocabulary, or None.
 
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        return {text: id for id, text in enumerate(self._vocabulary.texts)}
+        Searches it: a dictionary of all tokens would cost each start 50 to 90 ms, for two lookups.
+        """
+        try:
+            return self._vocabulary.texts.index(text)
+        except ValueError:
+            return None
 
     def token_text(self, id: int) -> str:
         """Return the vocabulary's own spelling of `id`."""
