@@ -327,6 +327,7 @@ void bind_vocab(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);   // a tokenizer that a module's global holds lives to the interpreter's end, and is no leak
   nb::register_exception_translator(translate);
   m.attr("BLOCK_TOKENS") = kBlockTokens;
   m.attr("LAYOUT") = kLayout;

@@ -21,6 +21,8 @@ class Pace {
     asking_ = trying() ? (pair_ + half_) % 2 == 1 : ask_;      // which goes first alternates: early steps touch new pages
     return asking_ ? kAhead : 0;
   }
+  // For a step that is no like of others: what has proved best so far. No took() afterwards.
+  int64_t settled() const { return ask_ ? kAhead : 0; }
   void took(double seconds) {
     if (!trying()) {
       if (++quiet_ == kQuiet) quiet_ = pair_ = wins_ = 0;

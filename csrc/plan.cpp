@@ -65,7 +65,7 @@ struct Plan::State {
   }
   void assign_slots();
   void validate(const Step& step) const;
-  Run& ready(const Step& step, int seat, int active);
+  Run& ready(const Step& step, int seat, int active, int64_t ahead);
   // Steps whose cost a row is alike: one row, two, ... seven, 8 to 15, 16 to 31, ...
   Crew& crew(int64_t rows) {
     const auto kind = static_cast<size_t>(rows < 8 ? rows : 4 + std::bit_width(static_cast<uint64_t>(rows)));
@@ -325,17 +325,19 @@ void Plan::run(const Step& step) {
   s_->validate(step);
   Threads::Turn turn(*s_->threads);
   Crew& crew = s_->crew(step.rows);
-  Run& r = s_->ready(step, turn.seat(), crew.threads());
+  const bool paced = step.rows < kGemmRows && !crew.trying();
+  const int64_t ahead = step.rows >= kGemmRows ? 0 : paced ? s_->pace.ahead(step.rows) : s_->pace.settled();
+  Run& r = s_->ready(step, turn.seat(), crew.threads(), ahead);
   const auto start = std::chrono::steady_clock::now();
   turn.run([s = s_.get(), &r](int thread) { s->walk(r, thread); }, r.active);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   crew.tell(seconds / static_cast<double>(step.rows), seconds);
-  if (step.rows < kGemmRows) s_->pace.took(seconds);
+  if (paced) s_->pace.took(seconds);
   s_->head->settle(step);
 }
 
 // Fills the seat's Run and counters. A worker late for the step before may still be on its way through the other seat.
-Run& Plan::State::ready(const Step& step, int seat, int active) {
+Run& Plan::State::ready(const Step& step, int seat, int active, int64_t ahead) {
   Run& r = runs[seat];
   steps[seat] = step;
   r.k = kernels();
@@ -345,7 +347,7 @@ Run& Plan::State::ready(const Step& step, int seat, int active) {
   r.segments = segments(step);
   r.active = active;
   r.seat = seat;
-  r.ahead = step.rows < kGemmRows ? pace.ahead(step.rows) : 0;
+  r.ahead = ahead;
   r.buffer.clear();
   for (int s : slot) r.buffer.push_back(s < 0 ? nullptr : slots[static_cast<size_t>(s)].data());
   for (auto& op : ops) {

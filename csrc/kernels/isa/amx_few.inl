@@ -6,7 +6,7 @@
 //
 // A token more costs its floats and a tile row, 28 ns a panel of Q5_0 (K = 896) where the vector tile takes 65; but a step
 // costs about 50 ns before its first token, so eight tokens are the vector tile's. Sixteen inputs a scale need twice
-// the steps and win nothing below fifteen tokens: Q2_K, Q6_K and the head of Q6_KH stay.
+// the steps and win nothing below fifteen tokens: Q6_K and Q6_KH stay, and Q2_K, which was not timed.
 
 // Where a call's activation rows lie: row b is b strides behind the first.
 struct Few {
