@@ -40,6 +40,7 @@ from freehold.models.loader import LoadedModel, Progress, load_model
 from freehold.models.packs import file_identity, open_pack, pack_path, write_pack
 from freehold.store import ModelRef, Store
 from freehold.tokenizer import ChatTemplate, Detokenizer, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
+from freehold.tokenizer.splitters import StopStrings, ThinkingSplitter
 from freehold.tokenizer.template import chat_template_from_dir, chat_template_from_gguf
 from freehold.types import Chunk, Completion, FinishReason, Message, Overflow, SamplingParams, TokenLogprob
 
@@ -76,103 +77,6 @@ class SamplingOptions(TypedDict, total=False):
 
 _SAMPLING = [f.name for f in fields(SamplingParams)]
 _ASKING = ["max_tokens", "sampling", "stop", "logprobs", "think", "overflow"]
-
-
-def held_suffix(text: str, needles: Sequence[str]) -> int:
-    """Return the length of the longest end of `text` that a needle could go on from (never a whole one)."""
-    longest = max((len(n) for n in needles), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(n.startswith(text[-size:]) for n in needles if len(n) > size):
-            return size
-    return 0
-
-
-class StopStrings:
-    """Lets text through up to the first stop string; `hit` tells that one came.
-
-    What could be the beginning of a stop string is held back, so no part of one is ever shown.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        if any(not isinstance(s, str) or not s for s in stops):
-            raise UsageError("a stop string is empty or no text", "leave it out")
-        self._stops, self._held = tuple(stops), ""
-        self.hit = False
-
-    def push(self, text: str) -> str:
-        """Add text; return what can no longer be part of a stop string."""
-        if self.hit:
-            return ""
-        text = self._held + text
-        found = [at for s in self._stops if (at := text.find(s)) >= 0]
-        if found:
-            self.hit, self._held = True, ""
-            return text[: min(found)]
-        cut = len(text) - held_suffix(text, self._stops)
-        self._held = text[cut:]
-        return text[:cut]
-
-    def finish(self) -> str:
-        """Return what was held back: the answer ended before it became a stop string."""
-        held, self._held = self._held, ""
-        return held
-
-
-class ThinkingSplitter:
-    """Splits an answer into reasoning and text at the family's tags, which never show.
-
-    Reasoning opens at the very beginning of an answer only (or the prompt opened it: `inside`), so that an
-    answer about the tags keeps them. Blank space around a tag belongs to it. `tags` None: all is text.
-    """
-
-    def __init__(self, tags: tuple[str, str] | None, *, inside: bool = False) -> None:
-        self._open, self._close = tags or ("", "")
-        self._step = "text" if tags is None else "opened" if inside else "start"
-        self._held = ""
-
-    def push(self, text: str) -> tuple[str, str]:
-        """Add text; return the (reasoning, text) that became certain."""
-        if self._step == "text":
-            return "", text
-        self._held += text
-        thinking = ""
-        if self._step == "start":
-            self._start()
-        if self._step == "opened" and self._held.lstrip():
-            self._held, self._step = self._held.lstrip(), "thinking"
-        if self._step == "thinking":
-            thinking = self._reason()
-        return thinking, self._release()
-
-    def finish(self) -> tuple[str, str]:
-        """Return what was held back, as what it has turned out to be."""
-        held, self._held = self._held, ""
-        return (held.rstrip(), "") if self._step in ("opened", "thinking") else ("", held)
-
-    def _start(self) -> None:
-        begun = self._held.lstrip()
-        if begun.startswith(self._open):
-            self._held, self._step = begun[len(self._open) :], "opened"
-        elif not self._open.startswith(begun):
-            self._step = "text"
-
-    def _reason(self) -> str:
-        thinking, tag, rest = self._held.partition(self._close)
-        if tag:
-            self._held, self._step = rest, "closed"
-            return thinking.rstrip()
-        cut = len(thinking) - held_suffix(thinking, [self._close])
-        cut = len(thinking[:cut].rstrip())
-        self._held = thinking[cut:]
-        return thinking[:cut]
-
-    def _release(self) -> str:
-        if self._step == "closed" and self._held.lstrip():
-            self._held, self._step = self._held.lstrip(), "text"
-        if self._step != "text":
-            return ""
-        text, self._held = self._held, ""
-        return text
 
 
 class LLM:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freehold.errors import UsageError
-from freehold.local import StopStrings, ThinkingSplitter, held_suffix
+from freehold.tokenizer.splitters import StopStrings, ThinkingSplitter, held_suffix
 
 TAGS = ("<think>", "</think>")
 
