@@ -62,6 +62,17 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+// Seconds that the pool takes for part(0) .. part(n - 1), n its size. Parts are claimed: a worker that comes late leaves
+// its own to others.
+template <class Part> double seconds_of_parts(Threads& pool, Part part) {
+  const auto start = std::chrono::steady_clock::now();
+  std::atomic<int> next{0};
+  pool.run([&](int) {
+    for (int t; (t = next++) < pool.size();) part(static_cast<size_t>(t));
+  });
+  return seconds_since(start);
+}
+
 // The best of several readers, three passes each: a ceiling is what the machine can do, not what one loop or a
 // neighbour left of it.
 double measure_read_gb_s(int threads, int megabytes) {
@@ -74,14 +85,8 @@ double measure_read_gb_s(int threads, int megabytes) {
   std::vector<uint64_t> sums(static_cast<size_t>(threads));
   for (int pass = 0; pass < 3; ++pass)
     for (int streams : {1, 2, 4})
-      for (size_t ahead : {0, 512, 1024, 2048, 4096, 8192}) {
-        const auto start = std::chrono::steady_clock::now();
-        std::atomic<size_t> next{0};
-        pool.run([&](int) {
-          for (size_t t; (t = next++) < sums.size();) sums[t] += kernels()->read_loop(memory->data + t * each, each, streams, ahead);
-        });
-        best = std::min(best, seconds_since(start));
-      }
+      for (size_t ahead : {0, 512, 1024, 2048, 4096, 8192})
+        best = std::min(best, seconds_of_parts(pool, [&](size_t t) { sums[t] += kernels()->read_loop(memory->data + t * each, each, streams, ahead); }));
   return static_cast<double>(each) * threads / best / 1e9;
 }
 
@@ -93,14 +98,7 @@ double measure_int8_gops(int threads, bool tiles) {
   double best = 1e30;
   const int64_t iterations = kernels() == kernels_scalar() ? 20'000 : tiles ? 500'000 : 2'000'000;   // about 10-20 ms a pass
   std::vector<int32_t> sums(static_cast<size_t>(threads));
-  for (int pass = 0; pass < 5; ++pass) {
-    const auto start = std::chrono::steady_clock::now();
-    std::atomic<size_t> next{0};
-    pool.run([&](int) {
-      for (size_t t; (t = next++) < sums.size();) sums[t] += loop(iterations);
-    });
-    best = std::min(best, seconds_since(start));
-  }
+  for (int pass = 0; pass < 5; ++pass) best = std::min(best, seconds_of_parts(pool, [&](size_t t) { sums[t] += loop(iterations); }));
   return static_cast<double>(iterations * (tiles ? kTileLoopOps : kDotLoopOps)) * threads / best / 1e9;
 }
 
