@@ -20,6 +20,18 @@ SEQUENCES = 16
 SEQUENCE_ROOM = 128  # tokens a sequence of a batch may hold: SHORT, and those it decodes
 
 
+def used_features(system_info: bytes) -> str:
+    """Name what a library says it uses of the processor: the parts of its system info that end in "= 1"."""
+    parts = system_info.decode().split("|")
+    return " ".join(part.split("=")[0].strip() for part in parts if part.strip().endswith("= 1"))
+
+
+def set_sizes(params: Any, room: int, sequences: int, threads: int) -> None:
+    """Fill the fields of context parameters that both libraries have."""
+    params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = room, BATCH, BATCH, sequences
+    params.n_threads = params.n_threads_batch = threads
+
+
 class Context:
     """One llama_context and the batch it is fed by; knows what each of its sequences holds."""
 

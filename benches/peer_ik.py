@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ik_llama_cpp import _ctypes_api as ik  # pyright: ignore[reportMissingImports]
 
 from benches.driver import main
-from benches.llama_driver import BATCH, LlamaDriver
+from benches.llama_driver import LlamaDriver, set_sizes, used_features
 
 LIBRARY = ik._lib
 # Calls of llama.h that the package leaves unbound; all take and return plain integers and pointers.
@@ -48,9 +48,8 @@ class IkLlama(LlamaDriver):
 
     def version(self) -> str:
         """Name the package, and what the library says it uses of the processor."""
-        info = LIBRARY.llama_print_system_info().decode()
-        used = [part.split("=")[0].strip() for part in info.split("|") if part.strip().endswith("= 1")]
-        return f"ik-llama-cpp-python {version('ik-llama-cpp-python')} ({' '.join(used)})"
+        features = used_features(LIBRARY.llama_print_system_info())
+        return f"ik-llama-cpp-python {version('ik-llama-cpp-python')} ({features})"
 
     def open_model(self, path: bytes, options: dict[str, Any]) -> Any:
         """Load a file; repacking needs memory of its own instead of the mapping."""
@@ -65,8 +64,7 @@ class IkLlama(LlamaDriver):
     ) -> Any:
         """Make a context with an f16 cache."""
         params = ik.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = room, BATCH, BATCH, sequences
-        params.n_threads = params.n_threads_batch = threads
+        set_sizes(params, room, sequences, threads)
         params.flash_attn = options.get("flash", sequences == 1)  # several abort it: GGML_ASSERT(S > 0)
         return ik.llama_init_from_model(model, params)
 

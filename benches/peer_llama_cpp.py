@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import llama_cpp as ll  # pyright: ignore[reportMissingImports]
 
 from benches.driver import main
-from benches.llama_driver import BATCH, LlamaDriver
+from benches.llama_driver import BATCH, LlamaDriver, set_sizes, used_features
 
 KV_TYPES = {"f16": ll.GGML_TYPE_F16, "f32": ll.GGML_TYPE_F32}
 
@@ -42,9 +42,7 @@ class LlamaCpp(LlamaDriver):
 
     def version(self) -> str:
         """Name the package, and what llama.cpp says it uses of the processor."""
-        info = ll.llama_print_system_info().decode()
-        used = [part.split("=")[0].strip() for part in info.split("|") if part.strip().endswith("= 1")]
-        return f"llama-cpp-python {ll.__version__} ({' '.join(used)})"
+        return f"llama-cpp-python {ll.__version__} ({used_features(ll.llama_print_system_info())})"
 
     def open_model(self, path: bytes, options: dict[str, Any]) -> Any:
         """Load a file."""
@@ -58,8 +56,7 @@ class LlamaCpp(LlamaDriver):
     ) -> Any:
         """Make a context with an f16 cache."""
         params = ll.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = room, BATCH, BATCH, sequences
-        params.n_threads = params.n_threads_batch = threads
+        set_sizes(params, room, sequences, threads)
         params.type_k = params.type_v = KV_TYPES[options.get("kv", "f16")]
         params.kv_unified = options.get("unified", False)
         if options.get("logits") and hasattr(params, "n_outputs_max"):
