@@ -14,6 +14,10 @@
     │   └── AccessDenied       the source wants a login, a token or an accepted licence
     ├── Offline                a call out was needed and offline mode forbids it
     ├── StoreError             the local store cannot be read or written
+    ├── Overloaded             the queue is full; says how long the wait would be
+    ├── DeadlineExceeded       a request's own time limit passed
+    ├── EngineLost             an engine process died, and so did the ones that took its place
+    ├── ServerUnreachable      no server answers, or one of another version
     └── EngineClosed           use after close(), or in a forked child
 
 Knows no protocol and no terminal: the CLI prints `message` and `hint` as two lines,
@@ -82,6 +86,26 @@ class Offline(FreeholdError):
 
 class StoreError(FreeholdError):
     """The local store cannot be read or written."""
+
+
+class Overloaded(FreeholdError):
+    """The queue is full. `wait_s`: seconds until a request is expected to be taken again."""
+
+    def __init__(self, message: str, hint: str = "", wait_s: float = 0.0) -> None:
+        super().__init__(message, hint)
+        self.wait_s = wait_s
+
+
+class DeadlineExceeded(FreeholdError):
+    """A request's own time limit passed before its answer was whole."""
+
+
+class EngineLost(FreeholdError):
+    """An engine process died under a request as often as is allowed."""
+
+
+class ServerUnreachable(FreeholdError):
+    """No server answers at the address, or it speaks another version."""
 
 
 class EngineClosed(FreeholdError):

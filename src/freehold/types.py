@@ -12,6 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "cancelled"]
 Overflow = Literal["error", "drop-oldest"]  # what to do with a chat longer than the context
+Priority = Literal["interactive", "batch"]  # whose tokens go first; batch takes what is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class TokenLogprob:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()  # the requested number of alternatives, best first
+    token: bytes = b""  # what the token writes; a part of a character may stand alone
+    top_tokens: tuple[bytes, ...] = ()  # the same for each of `top`
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,83 @@ class Completion:
     thinking: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     dropped_messages: int = 0  # messages an overflow policy removed; never silent
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request to a served model: a chat (`messages`) or a text to continue (`prompt`), never both.
+
+    Crosses the socket between the server and an engine process; the engine's side checks every field.
+    """
+
+    messages: tuple[Message, ...] | None = None
+    prompt: str | tuple[int, ...] | None = None
+    suffix: str | None = None  # with a text prompt: fill in the middle, where the model can
+    n: int = 1  # answers; number i draws with seed + i
+    max_tokens: int | None = None
+    sampling: Mapping[str, object] = field(default_factory=dict)  # fields of SamplingParams that were given
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None  # alternatives per prompt token; with max_tokens 0: the prompt alone
+    think: bool | None = None
+    overflow: Overflow = "error"
+    ignore_eos: bool = False  # go on after the model's own end, to max_tokens: for load generators
+    priority: Priority = "interactive"
+    tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
+    timeout_s: float | None = None  # from its arrival to its last token
+    resume: tuple[tuple[int, ...], ...] = ()  # per answer, tokens that an engine now dead had sent
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """What an engine says when it has taken a job in, before anything is computed."""
+
+    context: int  # tokens there is room for
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams  # as it is used, defaults and seed filled in
+    max_tokens: int  # most an answer may have, by what was asked and by the context
+    dropped_messages: int = 0
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # the first token has none
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model is; `ps` and the server show it."""
+
+    name: str
+    quantization: str
+    context: int
+    trained_context: int
+    kv_tokens: int  # positions the cache holds, for all streams together
+    threads: int
+    load_s: float
+    memory_bytes: int  # weights and cache, as they count against the machine
+    vocab: int
+    can_chat: bool
+    can_fill: bool  # suffix
+    default_sampling: SamplingParams
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """An engine's state after a step; counters only grow."""
+
+    steps: int = 0
+    running: int = 0
+    waiting: int = 0
+    blocks: int = 0
+    blocks_live: int = 0  # held by running sequences
+    blocks_cached: int = 0  # free for the taking, and worth something while they are not taken
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt tokens, taken from memory
+    disk_tokens: int = 0  # and taken from the disk
+    generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    preemptions: int = 0
+    expected_wait_s: float = 0.0  # until a request that came now would get its first token
+    progress_at: float = 0.0  # time.monotonic() of the engine at its latest step
 
 
 @runtime_checkable
