@@ -225,6 +225,19 @@ void bind_plan(nb::module_& m) {
         new (self) KvCache(std::move(shapes), blocks, kv_type_named(type));
       }, "layers"_a, "blocks"_a, "kv_type"_a = "f16")
       .def_prop_ro("blocks", &KvCache::blocks)
+      .def("copy", &KvCache::copy, "pairs"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("read_block", [](const KvCache& cache, int64_t block) {
+        Out<uint8_t> out = array<uint8_t>({static_cast<size_t>(cache.bytes_per_block())});
+        {
+          nb::gil_scoped_release free;
+          cache.read_block(block, out.data());
+        }
+        return out;
+      }, "block"_a)
+      .def("write_block", [](KvCache& cache, int64_t block, In<uint8_t, 1> bytes) {
+        nb::gil_scoped_release free;
+        cache.write_block(block, bytes.data(), bytes.size());
+      }, "block"_a, "bytes"_a)
       .def_prop_ro("bytes_per_block", &KvCache::bytes_per_block);
 
   nb::class_<Plan>(m, "Plan")

@@ -16,6 +16,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -125,7 +126,14 @@ class KvCache {
   int layers() const { return static_cast<int>(layers_.size()); }
   uint8_t* pages(int layer) const;
   int64_t page_bytes(int layer) const;
+  // Whole blocks, over all layers: copied one after the other, in order; read and written as bytes_per_block() bytes, the
+  // layers' pages in a row. Throw Usage for a block that is not there. The caller sees to it that nobody writes what is
+  // read meanwhile.
+  void copy(const std::vector<std::pair<int64_t, int64_t>>& from_to);
+  void read_block(int64_t block, uint8_t* out) const;
+  void write_block(int64_t block, const uint8_t* in, size_t bytes);
  private:
+  void check(int64_t block) const;
   std::vector<KvLayer> layers_;
   std::vector<size_t> offset_;
   int64_t blocks_;

@@ -1,5 +1,6 @@
 // The KV cache's pages: one stretch of lazily touched memory, each layer's pages in a row.
 #include <algorithm>
+#include <cstring>
 
 #include "freehold.h"
 
@@ -43,6 +44,40 @@ int64_t KvCache::bytes_per_block() const {
   int64_t sum = 0;
   for (int i = 0; i < layers(); ++i) sum += page_bytes(i);
   return sum;
+}
+
+void KvCache::check(int64_t block) const {
+  if (block < 0 || block >= blocks_) refuse("no block " + std::to_string(block) + "; there are " + std::to_string(blocks_));
+}
+void KvCache::copy(const std::vector<std::pair<int64_t, int64_t>>& from_to) {
+  for (const auto& [from, to] : from_to) {
+    check(from);
+    check(to);
+  }
+  for (const auto& [from, to] : from_to) {
+    for (int i = 0; i < layers(); ++i) {
+      const auto n = static_cast<size_t>(page_bytes(i));
+      std::memmove(pages(i) + static_cast<size_t>(to) * n, pages(i) + static_cast<size_t>(from) * n, n);   // from may be to
+    }
+  }
+}
+void KvCache::read_block(int64_t block, uint8_t* out) const {
+  check(block);
+  for (int i = 0; i < layers(); ++i) {
+    const auto n = static_cast<size_t>(page_bytes(i));
+    std::memcpy(out, pages(i) + static_cast<size_t>(block) * n, n);
+    out += n;
+  }
+}
+void KvCache::write_block(int64_t block, const uint8_t* in, size_t bytes) {
+  check(block);
+  if (bytes != static_cast<size_t>(bytes_per_block()))
+    refuse("a block has " + std::to_string(bytes_per_block()) + " bytes, got " + std::to_string(bytes));
+  for (int i = 0; i < layers(); ++i) {
+    const auto n = static_cast<size_t>(page_bytes(i));
+    std::memcpy(pages(i) + static_cast<size_t>(block) * n, in, n);
+    in += n;
+  }
 }
 
 }  // namespace fh

@@ -125,6 +125,14 @@ class KvCache:
     def blocks(self) -> int: ...
     @property
     def bytes_per_block(self) -> int: ...
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks over all layers, each (from, to) after the one before it."""
+
+    def read_block(self, block: int) -> U8:
+        """Return a block's bytes, uint8 [bytes_per_block]: the layers' pages in a row."""
+
+    def write_block(self, block: int, bytes: U8) -> None:
+        """Fill a block with what read_block gave."""
 
 class Plan:
     """A traced forward pass. Build it once with the op methods, `finish`, then `run` steps.

@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 
 from freehold.engine import Engine, capacity
-from freehold.engine.blocks import BlockManager, blocks_for, common_prefix
 from freehold.engine.capacity import bytes_per_block, choose_context
-from freehold.engine.sequence import Request, Sequence
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
 from freehold.models import machine
 from freehold.models.loader import LoadedModel
-from freehold.types import SamplingParams
 
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -88,47 +85,3 @@ def test_processor_quota_limits_threads(tmp_path: Path):
     (tmp_path / "cpu.max").write_text("150000 100000")
     assert machine._cpu_quota(tmp_path) == 1.5
     assert machine.default_threads() >= 1
-
-
-# --- blocks ------------------------------------------------------------------------------------------
-
-
-def sequence(tokens: list[int]) -> Sequence:
-    return Sequence(Request(tuple(tokens), SamplingParams(), 0, 10), list(tokens))
-
-
-def test_blocks_are_given_whole_or_not_at_all():
-    blocks = BlockManager(3)
-    a, b = sequence([1] * 40), sequence([2] * 40)
-    assert blocks.grow(a, 40) and len(a.table) == blocks_for(40) == 2
-    assert not blocks.grow(b, 40) and b.table == []
-    blocks.release(a)
-    assert blocks.available == 3 and blocks.grow(b, 40)
-
-
-def test_kept_blocks_pass_to_a_sequence_that_begins_alike_and_only_once():
-    blocks = BlockManager(4)
-    a = sequence([*range(50)])
-    blocks.grow(a, 50)
-    a.computed = 50
-    table = list(a.table)
-    blocks.retire(a)
-    b, c = sequence([*range(40), 99]), sequence([*range(40), 99])
-    blocks.adopt(b)
-    blocks.adopt(c)
-    assert (b.computed, b.cached, b.table) == (40, 40, table) and c.table == []
-    assert blocks.available == 2
-
-
-def test_kept_blocks_yield_to_a_live_sequence():
-    blocks = BlockManager(2)
-    a, b = sequence([1] * 64), sequence([2] * 64)
-    blocks.grow(a, 64)
-    a.computed = 64
-    blocks.retire(a)
-    assert blocks.available == 2 and blocks.grow(b, 64) and blocks.available == 0
-
-
-def test_common_prefix_counts_equal_leading_items():
-    assert common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
-    assert common_prefix([], [1]) == 0

@@ -1,17 +1,20 @@
-"""The pool of cache blocks: who holds which, and what a finished sequence leaves behind.
+"""The pool of cache blocks: who holds which, and what is worth keeping of those that nobody holds.
 
-Knows blocks and token ids; knows no pages and no arithmetic. A sequence owns its blocks alone. The last
-finished one leaves its blocks with the tokens they stand for: a prompt that begins with the same tokens
-takes them over, which equals computing them again bit for bit, since a position's keys depend on the tokens
-up to it alone.
-Path: Scheduler.schedule -> BlockManager.grow; Engine -> BlockManager.retire
+Knows blocks, their holders and token ids; knows no pages and no arithmetic. A block is free, or live (sequences
+hold it), or cached (nobody does, and the tree knows its tokens). Full blocks enter the tree as soon as they are
+computed, so sequences that begin alike share them while they run; nobody writes a block that others may
+read, but into a copy. Taking a block over equals computing it again bit for bit, since a position's keys
+depend on the tokens up to it alone.
+Path: Scheduler.schedule -> BlockManager.adopt, grow; Engine -> publish, retire; ModelRunner.run -> take_copies
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence as Ordered
 
 from freehold._native import BLOCK_TOKENS
+from freehold.engine.prefix import Node, PrefixTree, key_of
 from freehold.engine.sequence import Sequence
 
 
@@ -26,64 +29,218 @@ class BlockManager:
     def __init__(self, count: int) -> None:
         self.count = count
         self._free = list(range(count - 1, -1, -1))
-        self._kept_tokens: list[int] = []
-        self._kept_table: list[int] = []
+        self._holders = [0] * count
+        self._nodes: list[Node | None] = [None] * count
+        self._tree = PrefixTree()
+        # Cached blocks, the longest unused first. A sequence that lets go does so from its end, so a block always
+        # comes before the one it was computed after: the first is a leaf, and evicting costs no search.
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._copies: list[tuple[int, int]] = []
 
     @property
     def available(self) -> int:
         """Blocks no live sequence holds."""
-        return len(self._free) + len(self._kept_table)
+        return len(self._free) + len(self._cached)
+
+    @property
+    def live(self) -> int:
+        """Blocks that live sequences hold, each counted once."""
+        return self.count - self.available
+
+    @property
+    def cached(self) -> int:
+        """Blocks nobody holds and that begin somebody's next prompt, perhaps."""
+        return len(self._cached)
+
+    # --- a sequence's blocks -----------------------------------------------------------------------
+
+    def match(self, seq: Sequence) -> int:
+        """Return how many tokens `adopt` would find in memory now."""
+        salt, limit = seq.request.tenant, len(seq.tokens) - 1
+        path = self._tree.walk(salt, seq.tokens, limit)
+        return len(path) * BLOCK_TOKENS + self._nearest(seq, path, limit)[1]
+
+    def adopt(self, seq: Sequence) -> None:
+        """Let a sequence that has no blocks share those of its tokens that are known, its last one excepted.
+
+        The last token is computed anew, as its logits are wanted. Of a block that agrees in part it gets a copy.
+        """
+        assert not seq.table
+        limit = len(seq.tokens) - 1
+        path = self._tree.walk(seq.request.tenant, seq.tokens, limit)
+        for node in path:
+            self._hold(node.block)
+        seq.table = [node.block for node in path]
+        seq.computed = len(path) * BLOCK_TOKENS
+        source, same = self._nearest(seq, path, limit)
+        if source is not None and self.available:
+            seq.table.append(self._copy_of(source.block))
+            seq.computed += same
+        if not seq.generated:
+            seq.cached = seq.computed
 
     def grow(self, seq: Sequence, tokens: int) -> bool:
-        """Give `seq` blocks for its first `tokens` positions; False, and none given, if too few are left."""
+        """Give `seq` blocks for its first `tokens` positions; False, and none given, if too few are left.
+
+        Positions from its last computed one on are its own to write then, whoever shared that block.
+        """
         need = blocks_for(tokens) - len(seq.table)
-        if need > self.available:
+        if need <= 0 and self._is_private(seq):
+            return True
+        if max(need, 0) + (not self._is_private(seq)) > self.available:
             return False
-        if need > len(self._free):
-            self.forget()
-        seq.table += [self._free.pop() for _ in range(need)]
+        self._make_private(seq)
+        seq.table += [self._take() for _ in range(need)]
         return True
 
     def stretch(self, seq: Sequence, tokens: int) -> int:
-        """Give `seq` free blocks for up to `tokens` positions; return how many of them have room now."""
-        while len(seq.table) < blocks_for(tokens) and self._free:
-            seq.table.append(self._free.pop())
+        """Give `seq` blocks for up to `tokens` positions; return how many of them have room now."""
+        while len(seq.table) < blocks_for(tokens) and self.available:
+            seq.table.append(self._take())
         return min(tokens, len(seq.table) * BLOCK_TOKENS)
 
-    def adopt(self, seq: Sequence) -> None:
-        """Let a new sequence take over the kept blocks as far as its tokens agree, its last one excepted.
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Let `child`, whose tokens are the parent's so far, share all that is computed."""
+        assert not child.table and child.tokens[: parent.computed] == parent.tokens[: parent.computed]
+        child.table = parent.table[: blocks_for(parent.computed)]
+        child.computed = min(parent.computed, len(child.tokens) - 1)
+        for block in child.table:
+            self._hold(block)
 
-        The last token is computed anew, as its logits are wanted.
+    def publish(self, seq: Sequence) -> None:
+        """Let others share the full blocks of `seq` that are computed now.
+
+        A block whose twin is in the tree already makes way for it. Costs a look where no block was completed.
         """
-        same = min(common_prefix(self._kept_tokens, seq.tokens), len(seq.tokens) - 1)
-        if same <= 0:
+        full = seq.computed // BLOCK_TOKENS
+        first = full
+        while first and self._nodes[seq.table[first - 1]] is None:
+            first -= 1
+        if first == full:
             return
-        keep = blocks_for(same)
-        seq.table, self._free = self._kept_table[:keep], self._free + self._kept_table[keep:]
-        seq.computed = same
-        if not seq.generated:
-            seq.cached = same
-        self._kept_tokens, self._kept_table = [], []
+        above = self._nodes[seq.table[first - 1]] if first else self._tree.root(seq.request.tenant)
+        for i in range(first, full):
+            assert above is not None
+            above = self._enter(seq, i, above)
 
     def release(self, seq: Sequence) -> None:
-        """Take all blocks back; the sequence must be computed from its start."""
-        self._free += seq.table
+        """Let go of all blocks; what was published of them stays while there is room."""
+        for block in reversed(seq.table):
+            self._drop(block)
         seq.table, seq.computed = [], 0
 
     def retire(self, seq: Sequence) -> None:
-        """Take the blocks of a sequence that ended; keep what is in them for the next that begins alike."""
-        if seq.computed and seq.table:
-            self.forget()
-            held = blocks_for(seq.computed)
-            self._kept_tokens, self._kept_table = seq.tokens[: seq.computed], seq.table[:held]
-            self._free += seq.table[held:]
-            seq.table = []
+        """Let go of the blocks of a sequence that ended; also its last one stays, as far as it goes."""
+        if seq.table:
+            self.publish(seq)
+            self._enter_rest(seq)
         self.release(seq)
 
-    def forget(self) -> None:
-        """Free the kept blocks."""
-        self._free += self._kept_table
-        self._kept_tokens, self._kept_table = [], []
+    def take_copies(self) -> list[tuple[int, int]]:
+        """Return the copies due before anything is computed, each from a block to a block, in order."""
+        copies, self._copies = self._copies, []
+        return copies
+
+    # --- holders -----------------------------------------------------------------------------------
+
+    def _hold(self, block: int) -> None:
+        if not self._holders[block]:
+            del self._cached[block]
+        self._holders[block] += 1
+
+    def _drop(self, block: int) -> None:
+        self._holders[block] -= 1
+        if self._holders[block]:
+            return
+        if self._nodes[block] is None:
+            self._free.append(block)
+        else:
+            self._cached[block] = None
+
+    def _take(self) -> int:
+        """Take a free block, or the cached one that was unused for longest."""
+        if not self._free:
+            self._forget(next(iter(self._cached)))
+        block = self._free.pop()
+        self._holders[block] = 1
+        return block
+
+    def _forget(self, block: int) -> None:
+        """Take a leaf's block out of the tree."""
+        node = self._nodes[block]
+        assert node is not None
+        self._tree.remove(node)
+        self._nodes[block] = None
+        if not self._holders[block]:
+            del self._cached[block]
+            self._free.append(block)
+
+    def _copy_of(self, source: int) -> int:
+        """Take a block that will hold what `source` does; that may be the very one, if it was the last to be had."""
+        if source in self._cached:
+            self._cached.move_to_end(source)
+        block = self._take()
+        if block != source:
+            self._copies.append((source, block))
+        return block
+
+    # --- writing -----------------------------------------------------------------------------------
+
+    def _is_private(self, seq: Sequence) -> bool:
+        """Tell whether the block that is written next is nobody else's; blocks after it always are."""
+        at = min(seq.computed, len(seq.tokens) - 1) // BLOCK_TOKENS
+        if at >= len(seq.table):
+            return True
+        return self._holders[seq.table[at]] == 1 and self._nodes[seq.table[at]] is None
+
+    def _make_private(self, seq: Sequence) -> None:
+        if self._is_private(seq):
+            return
+        at = min(seq.computed, len(seq.tokens) - 1) // BLOCK_TOKENS
+        block = seq.table[at]
+        node = self._nodes[block]
+        if self._holders[block] == 1 and node is not None and not node.children:
+            self._forget(block)
+        else:
+            seq.table[at] = self._copy_of(block)
+            self._drop(block)
+
+    # --- the tree ----------------------------------------------------------------------------------
+
+    def _nearest(self, seq: Sequence, path: list[Node], limit: int) -> tuple[Node | None, int]:
+        at = len(path) * BLOCK_TOKENS
+        return self._tree.nearest(seq.request.tenant, path, seq.tokens[at : min(at + BLOCK_TOKENS, limit)])
+
+    def _enter(self, seq: Sequence, i: int, above: Node) -> Node:
+        """Put a full block of `seq` under a node, or take the one that is there already."""
+        block = seq.table[i]
+        key = key_of(seq.tokens[i * BLOCK_TOKENS : (i + 1) * BLOCK_TOKENS])
+        twin = above.children.get(key)
+        if twin is not None:
+            self._hold(twin.block)
+            seq.table[i] = twin.block
+            self._drop(block)
+            return twin
+        return self._insert(above, key, block)
+
+    def _enter_rest(self, seq: Sequence) -> None:
+        """Put the part of a block that a sequence ends with into the tree, unless that holds it already."""
+        full, rest = divmod(seq.computed, BLOCK_TOKENS)
+        if not rest or self._nodes[seq.table[full]] is not None:
+            return
+        above = self._nodes[seq.table[full - 1]] if full else self._tree.root(seq.request.tenant)
+        assert above is not None
+        key = key_of(seq.tokens[full * BLOCK_TOKENS : seq.computed])
+        if not self._tree.covers(above, key):
+            self._insert(above, key, seq.table[full])
+
+    def _insert(self, above: Node, key: bytes, block: int) -> Node:
+        """Put a block into the tree; one that holds a part of its tokens has no more to say there."""
+        part = self._tree.part_of(above, key)
+        node = self._nodes[block] = self._tree.insert(above, key, block)
+        if part is not None:
+            self._forget(part.block)
+        return node
 
 
 def common_prefix(a: Ordered[int], b: Ordered[int]) -> int:

@@ -65,8 +65,8 @@ class DraftModel:
             )
         self.model = model
         self._context = min(context, model.context)
-        self._runner = ModelRunner(model, blocks, FIRST_ROWS, threads, kv_type)
         self._blocks = BlockManager(blocks)
+        self._runner = ModelRunner(model, self._blocks, FIRST_ROWS, threads, kv_type)
         self._shadows: dict[Sequence, Sequence] = {}
         self._cost = StepCost()
         self._share = model.bytes_per_token / target.bytes_per_token

@@ -76,8 +76,8 @@ class Engine:
         pool = model.threads if threads in (None, model.threads.size) else native.Threads(threads)
         count = max(blocks or 0, blocks_for(self.context))
         self.threads = pool.size
-        self._runner: ModelRunner | None = ModelRunner(model, count, step_rows, pool, kv_type)
         self._blocks = BlockManager(count)
+        self._runner: ModelRunner | None = ModelRunner(model, self._blocks, step_rows, pool, kv_type)
         self._scheduler = Scheduler(self._blocks, step_rows, time.monotonic)
         drafter = None
         if draft is not None:
@@ -233,6 +233,7 @@ class Engine:
             seq.error, seq.done = e, True
         # A guess that held was computed in its place; rows after one that did not are written again.
         seq.computed = work.first + work.count + max(len(seq.tokens) - known - 1, 0)
+        self._blocks.publish(seq)
         if seq.done:
             self._scheduler.remove(seq)
 

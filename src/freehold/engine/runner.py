@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
+from freehold.engine.blocks import BlockManager
 from freehold.engine.sampler import is_plain
 from freehold.engine.scheduler import Work
 from freehold.models.loader import LoadedModel
@@ -21,21 +22,28 @@ I64 = NDArray[np.int64]
 
 
 class ModelRunner:
-    """A traced plan and the cache it writes."""
+    """A traced plan, the cache it writes, and the blocks that are told apart in it."""
 
     def __init__(
-        self, model: LoadedModel, blocks: int, step_rows: int, threads: native.Threads, kv_type: str = "f16"
+        self,
+        model: LoadedModel,
+        blocks: BlockManager,
+        step_rows: int,
+        threads: native.Threads,
+        kv_type: str = "f16",
     ) -> None:
-        self._cache = native.KvCache(model.kv_layers, blocks, kv_type)
+        self._blocks = blocks
+        self._cache = native.KvCache(model.kv_layers, blocks.count, kv_type)
         self._plan = model.build(self._cache, step_rows, threads)
         self._tokens = model.tokens
 
     def run(self, batch: list[Work], choose: bool = True) -> list[F32 | I64]:
-        """Compute a step; return for each work its logits, float32 [wanted rows, V].
+        """Make the copies due and compute a step; return each work's logits, float32 [wanted rows, V].
 
         With `choose`, a work whose draw is plain gets the tokens the plan chose instead, int64 [wanted rows]:
         see sampler.choose.
         """
+        self._cache.copy(self._blocks.take_copies())
         counts = [work.rows for work in batch]
         tokens = np.array([t for work in batch for t in work.tokens], np.int32)
         positions = [p for w in batch for p in range(w.first, w.first + w.rows)]

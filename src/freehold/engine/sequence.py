@@ -40,6 +40,7 @@ class Request:
     logprobs: int | None = None  # alternatives a token; None: no log-probabilities at all
     # Takes all logits, float32 [rows, V] in order; then nothing is sampled.
     sink: Callable[[F32], None] | None = None
+    tenant: str = ""  # whose cached prefixes it may see
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +51,7 @@ class Sequence:
     tokens: list[int]
     computed: int = 0  # leading tokens whose keys and values lie in the cache
     table: list[int] = field(default_factory=list)  # blocks, in order of position
-    cached: int = 0  # tokens of the prompt taken over from an earlier sequence
+    cached: int = 0  # tokens of the prompt taken over from other sequences
     pending: deque[TokenOut] = field(default_factory=deque)  # made and not yet taken
     paused_at: float = 0.0  # when the first of `pending` was made
     done: bool = False

@@ -1,0 +1,306 @@
+"""Blocks are shared while they live, kept while there is room, and written by one sequence only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from freehold import _native as native
+from freehold.engine import Engine
+from freehold.engine.blocks import BlockManager, blocks_for, common_prefix
+from freehold.engine.runner import ModelRunner
+from freehold.engine.scheduler import Work
+from freehold.engine.sequence import Request, Sequence
+from freehold.models.loader import LoadedModel
+from freehold.types import SamplingParams
+
+SIZE = native.BLOCK_TOKENS
+GREEDY = SamplingParams(temperature=0.0)
+PROMPT = [17 * i % 250 + 5 for i in range(70)]
+
+
+def sequence(tokens: list[int], tenant: str = "") -> Sequence:
+    return Sequence(Request(tuple(tokens), GREEDY, 0, 10, tenant=tenant), list(tokens))
+
+
+def compute(blocks: BlockManager, seq: Sequence, to: int | None = None) -> Sequence:
+    """Pretend that a step computed all tokens of a sequence, or those before `to`."""
+    to = len(seq.tokens) if to is None else to
+    assert blocks.grow(seq, to)
+    seq.computed = to
+    blocks.publish(seq)
+    return seq
+
+
+def run(blocks: BlockManager, tokens: list[int], tenant: str = "") -> Sequence:
+    """Begin a sequence: what is known is shared, the rest computed."""
+    seq = sequence(tokens, tenant)
+    blocks.adopt(seq)
+    return compute(blocks, seq)
+
+
+# --- counting ----------------------------------------------------------------------------------------
+
+
+def test_blocks_are_given_whole_or_not_at_all():
+    blocks = BlockManager(3)
+    a, b = sequence([1] * 40), sequence([2] * 40)
+    assert blocks.grow(a, 40) and len(a.table) == blocks_for(40) == 2
+    assert not blocks.grow(b, 40) and b.table == []
+    blocks.release(a)
+    assert blocks.available == 3 and blocks.grow(b, 40)
+
+
+def test_blocks_are_free_live_or_cached():
+    blocks = BlockManager(6)
+    a = run(blocks, [*range(70)])
+    assert (blocks.available, blocks.live, blocks.cached) == (3, 3, 0)
+    blocks.retire(a)
+    assert (blocks.available, blocks.live, blocks.cached) == (6, 0, 3)
+
+
+def test_common_prefix_counts_equal_leading_items():
+    assert common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
+    assert common_prefix([], [1]) == 0
+
+
+# --- sharing -----------------------------------------------------------------------------------------
+
+
+def test_live_sequences_share_the_full_blocks_of_what_they_begin_with():
+    blocks = BlockManager(10)
+    a = run(blocks, [*range(70)])
+    b = sequence([*range(64), 900, 901])
+    assert blocks.match(b) == 64
+    blocks.adopt(b)
+    assert (b.table, b.computed, b.cached) == (a.table[:2], 64, 64)
+    assert blocks.live == 3
+
+
+def test_part_of_a_block_is_taken_by_copy():
+    blocks = BlockManager(10)
+    a = run(blocks, [*range(64)])
+    b = sequence([*range(50), 900])
+    assert blocks.match(b) == 50
+    blocks.adopt(b)
+    assert b.computed == 50 and b.table[0] == a.table[0] and b.table[1] not in a.table
+    assert blocks.take_copies() == [(a.table[1], b.table[1])] and blocks.take_copies() == []
+
+
+def test_last_token_is_computed_anew():
+    blocks = BlockManager(10)
+    blocks.retire(run(blocks, [*range(64)]))
+    b = sequence([*range(64)])
+    blocks.adopt(b)
+    assert b.computed == 63 and len(b.table) == 2
+
+
+def test_what_a_sequence_ended_with_is_kept_to_the_last_token():
+    blocks = BlockManager(10)
+    blocks.retire(run(blocks, [*range(50)]))
+    b, c = sequence([*range(50), 99]), sequence([*range(40), 99])
+    assert (blocks.match(b), blocks.match(c)) == (50, 40)
+
+
+def test_longer_end_takes_the_place_of_a_shorter_one():
+    blocks = BlockManager(10)
+    for end in (40, 50, 45, 64):
+        blocks.retire(run(blocks, [*range(end)]))
+        assert blocks.cached == 2
+    assert blocks.match(sequence([*range(64), 1])) == 64
+
+
+def test_twins_computed_side_by_side_become_one():
+    blocks = BlockManager(10)
+    a, b = sequence([*range(70)]), sequence([*range(64), 900, 901])
+    assert blocks.grow(a, 70) and blocks.grow(b, 66) and blocks.live == 6
+    a.computed, b.computed = 70, 66
+    blocks.publish(a)
+    blocks.publish(b)
+    assert a.table[:2] == b.table[:2] and a.table[2] != b.table[2] and blocks.live == 4
+    blocks.retire(a)
+    blocks.retire(b)
+    assert blocks.live == 0 and blocks.cached == 4
+
+
+def test_tenants_do_not_see_each_others_blocks():
+    blocks = BlockManager(10)
+    blocks.retire(run(blocks, [*range(64)], "a"))
+    assert blocks.match(sequence([*range(65)], "b")) == 0
+    assert blocks.match(sequence([*range(65)])) == 0
+    assert blocks.match(sequence([*range(65)], "a")) == 64
+
+
+def test_published_blocks_of_a_preempted_sequence_stay():
+    blocks = BlockManager(4)
+    a = run(blocks, [*range(70)])
+    blocks.release(a)
+    assert (a.table, a.computed, blocks.cached) == ([], 0, 2)
+    blocks.adopt(a)
+    assert a.computed == 64
+
+
+def test_resumed_answer_does_not_count_as_cached():
+    blocks = BlockManager(4)
+    a = run(blocks, [*range(70)])
+    a.tokens.append(1)
+    blocks.release(a)
+    a.cached = 5
+    blocks.adopt(a)
+    assert a.computed == 64 and a.cached == 5
+
+
+# --- eviction ----------------------------------------------------------------------------------------
+
+
+def test_cached_blocks_yield_to_a_live_sequence():
+    blocks = BlockManager(2)
+    blocks.retire(run(blocks, [1] * 64))
+    assert blocks.available == 2 and blocks.grow(sequence([2] * 64), 64) and blocks.available == 0
+
+
+def test_longest_unused_end_is_evicted_first():
+    blocks = BlockManager(4)
+    old, new = [*range(64)], [*range(100, 164)]
+    blocks.retire(run(blocks, old))
+    blocks.retire(run(blocks, new))
+    blocks.retire(run(blocks, [*old, 7][:64]))  # used again
+    assert blocks.grow(sequence([9] * 32), 32)
+    assert blocks.match(sequence([*new, 1])) == 32 and blocks.match(sequence([*old, 1])) == 64
+
+
+def test_what_live_sequences_share_is_never_evicted():
+    blocks = BlockManager(3)
+    run(blocks, [*range(64)])
+    assert not blocks.grow(sequence([9] * 64), 64)
+    assert blocks.match(sequence([*range(65)])) == 64
+
+
+def test_last_block_to_be_had_is_taken_over_instead_of_copied():
+    blocks = BlockManager(2)
+    blocks.retire(run(blocks, [*range(50)]))
+    b = sequence([*range(50), 99])
+    blocks.adopt(b)
+    assert b.computed == 50 and blocks.take_copies() == [] and blocks.available == 0
+
+
+def test_guesses_take_blocks_only_while_there_are_some():
+    blocks = BlockManager(3)
+    a = run(blocks, [*range(40)])
+    run(blocks, [900])
+    assert blocks.stretch(a, 200) == 64
+
+
+# --- forks -------------------------------------------------------------------------------------------
+
+
+def forked(blocks: BlockManager, parent: Sequence) -> Sequence:
+    child = sequence(list(parent.tokens))
+    blocks.fork(parent, child)
+    return child
+
+
+def test_fork_shares_all_blocks_and_the_first_to_write_copies_its_own():
+    blocks = BlockManager(10)
+    parent = run(blocks, [*range(70)])
+    child = forked(blocks, parent)
+    assert child.table == parent.table and blocks.live == 3
+    parent.tokens.append(1)
+    child.tokens.append(2)
+    shared = parent.table[2]
+    assert blocks.grow(parent, 71) and blocks.grow(child, 71)
+    assert blocks.take_copies() == [(shared, parent.table[2])] and child.table[2] == shared
+    assert parent.table[:2] == child.table[:2] and blocks.live == 4
+
+
+def test_fork_that_ends_early_leaves_the_shared_block_to_the_other():
+    blocks = BlockManager(10)
+    parent = run(blocks, [*range(70)])
+    child = forked(blocks, parent)
+    blocks.retire(child)
+    assert blocks.live == 3
+    parent.tokens.append(1)
+    compute(blocks, parent, 71)
+    assert blocks.take_copies() == [] and blocks.live == 3
+    blocks.retire(parent)
+    assert (blocks.live, blocks.cached) == (0, 3)
+
+
+def test_no_block_for_a_copy_is_no_block_at_all():
+    blocks = BlockManager(3)
+    parent = run(blocks, [*range(70)])
+    child = forked(blocks, parent)
+    parent.tokens.append(1)
+    assert not blocks.grow(parent, 71) and parent.table == child.table and blocks.take_copies() == []
+
+
+# --- bits --------------------------------------------------------------------------------------------
+
+
+class Rig:
+    """A pool with a model behind it, stepped by hand."""
+
+    def __init__(self, model: LoadedModel, count: int) -> None:
+        self.blocks = BlockManager(count)
+        self.runner = ModelRunner(model, self.blocks, 256, model.threads)
+
+    def step(self, *seqs: Sequence) -> list[np.ndarray]:
+        """Compute all missing tokens; return the logits after each sequence's newest one."""
+        batch = []
+        for seq in seqs:
+            if not seq.table:
+                self.blocks.adopt(seq)
+            assert self.blocks.grow(seq, len(seq.tokens))
+            batch.append(Work(seq, seq.computed, len(seq.tokens) - seq.computed))
+        rows = self.runner.run(batch, choose=False)
+        for work in batch:
+            work.seq.computed = len(work.seq.tokens)
+            self.blocks.publish(work.seq)
+        return [row[-1] for row in rows]
+
+
+@pytest.mark.parametrize("name", ["model", "sliding"])
+def test_forks_go_their_own_ways_to_the_bits_of_a_recompute(name: str, request: pytest.FixtureRequest):
+    model: LoadedModel = request.getfixturevalue(name)
+    rig = Rig(model, 12)
+    parent = sequence(PROMPT[:40])
+    rig.step(parent)
+    children = [forked(rig.blocks, parent) for _ in range(3)]
+    seqs = [parent, *children]
+    for n in range(30):
+        for i, seq in enumerate(seqs):
+            seq.tokens.append(5 + i * 31 + n)
+        rows = rig.step(*seqs)
+    for seq, row in zip(seqs, rows, strict=True):
+        fresh = Rig(model, 12)
+        assert np.array_equal(fresh.step(sequence(list(seq.tokens)))[0], row)
+        rig.blocks.retire(seq)
+    assert rig.blocks.live == 0
+
+
+@pytest.mark.parametrize("shared", [10, 32, 50, 64, 69])
+def test_prefix_of_a_running_sequence_gives_the_bits_of_a_recompute(model: LoadedModel, shared: int):
+    rig, fresh = Rig(model, 12), Rig(model, 12)
+    first, other = sequence(PROMPT), sequence([*PROMPT[:shared], 99, 98])
+    rig.step(first)
+    row = rig.step(other)[0]
+    assert other.cached == min(shared, 64)
+    assert np.array_equal(row, fresh.step(sequence(list(other.tokens)))[0])
+    first.tokens.append(7)  # the sharer's bits are as they were
+    other.tokens.append(8)
+    rows = rig.step(first, other)
+    for seq, row in zip((first, other), rows, strict=True):
+        assert np.array_equal(row, Rig(model, 12).step(sequence(list(seq.tokens)))[0])
+
+
+def test_second_answer_shares_the_prompt_of_one_that_still_runs(model: LoadedModel):
+    engine = Engine(model, context=256)
+    first = engine.generate(PROMPT, GREEDY, max_tokens=30)
+    head = [next(first).id for _ in range(3)]
+    second = engine.generate([*PROMPT, 9], GREEDY, max_tokens=5)
+    made = [out.id for out in second]
+    assert second.usage.cached_tokens == 64
+    assert [*head, *(out.id for out in first)] == [
+        out.id for out in Engine(model, context=256).generate(PROMPT, GREEDY, max_tokens=30)
+    ]
+    assert made == [out.id for out in Engine(model, context=256).generate([*PROMPT, 9], GREEDY, max_tokens=5)]
