@@ -10,6 +10,7 @@
     ├── ContextOverflow        more tokens than the context holds
     ├── CapacityExceeded       memory or disk does not suffice
     ├── NonFiniteLogits        the model computed NaN or infinity (damaged weights)
+    ├── StepFailed             a step of the engine failed; it goes on with other requests
     ├── DownloadFailed         a source cannot be reached, refuses, or sends something else
     │   └── AccessDenied       the source wants a login, a token or an accepted licence
     ├── Offline                a call out was needed and offline mode forbids it
@@ -70,6 +71,10 @@ class CapacityExceeded(FreeholdError):
 
 class NonFiniteLogits(FreeholdError):
     """The model computed NaN or infinity; its weights are damaged."""
+
+
+class StepFailed(FreeholdError):
+    """A step of the engine failed, or what it does for one request; the engine goes on with others."""
 
 
 class DownloadFailed(FreeholdError):

@@ -1,7 +1,8 @@
 """The engine: token ids in, token ids out.
 
 Knows sequences, steps and the one lock around them; knows no text, no template, no protocol.
-Whoever waits for a token drives the steps, for all live sequences at once; there is no thread of our own.
+Whoever waits for a token drives the steps, for all live sequences at once; where one thread pumps, nobody
+else waits. There is no thread of our own. What happens to one sequence ends that sequence alone.
 Path: local.LLM.stream -> Engine.generate -> Engine.step = schedule -> run -> postprocess -> TokenOut
 """
 
@@ -14,7 +15,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ordered
-from typing import Self, cast
+from dataclasses import dataclass, replace
+from typing import Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +25,30 @@ from freehold import _native as native
 from freehold.engine.blocks import BlockManager, blocks_for
 from freehold.engine.capacity import KV_TYPES, MEMORY_SHARE, KvType, bytes_per_block, choose_context
 from freehold.engine.draft import DraftModel
+from freehold.engine.generation import Generation
 from freehold.engine.runner import ModelRunner
-from freehold.engine.sampler import MAX_TOP_LOGPROBS, check_sampling, choose, log_sum_exp, non_finite
+from freehold.engine.sampler import (
+    MAX_SEED,
+    MAX_TOP_LOGPROBS,
+    check_sampling,
+    choose,
+    log_sum_exp,
+    non_finite,
+)
 from freehold.engine.scheduler import MAX_ROWS, Scheduler, Work
 from freehold.engine.sequence import Request, Sequence, TokenOut
 from freehold.engine.speculation import Speculation
-from freehold.errors import ContextOverflow, EngineClosed, FreeholdError, UsageError
+from freehold.errors import (
+    ContextOverflow,
+    DeadlineExceeded,
+    EngineClosed,
+    FreeholdError,
+    Overloaded,
+    StepFailed,
+    UsageError,
+)
 from freehold.models.loader import LoadedModel
-from freehold.types import FinishReason, SamplingParams, Usage
+from freehold.types import EngineStats, Priority, SamplingParams
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -54,6 +72,9 @@ class Engine:
         kv_type: KvType = "f16",
         speculate: bool = True,
         draft: LoadedModel | None = None,
+        target_itl_s: float | None = None,
+        max_queued: int | None = None,
+        max_queued_tokens: int | None = None,
     ) -> None:
         """Reserve the cache for `context` tokens (None: the model's own, cut to `memory_share` of memory).
 
@@ -61,6 +82,9 @@ class Engine:
         takes. `kv_type`: what the cache holds: "f16"; "q8", int8 in half the bytes; "f32", which rounds nothing.
         `speculate`: verify guesses where that pays, from the text itself and from `draft`, a smaller model of
         the same tokens; no answer depends on it.
+        `target_itl_s`: seconds between two tokens of a running answer while prompts are read beside it (None:
+        a multiple of what it takes alone). `max_queued`, `max_queued_tokens`: requests, and tokens of their
+        prompts, that may wait to begin; beyond them Generation.start raises Overloaded (None: no limit).
         Raises UsageError and CapacityExceeded with the numbers.
         """
         if step_rows < 1 or (threads is not None and threads < 1):
@@ -84,7 +108,12 @@ class Engine:
             drafter = DraftModel(draft, model, self.context, count, pool, kv_type)
         self._speculation = Speculation(drafter) if speculate else None
         self._turn = threading.Condition(threading.Lock())
+        self._limits = (max_queued, max_queued_tokens)
+        self._door = threading.Lock()  # one request at a time is weighed against the limits
+        self._entered: deque[Sequence] = deque()
         self._cancelled: deque[Sequence] = deque()
+        self._news = threading.Event()  # set by whoever brings work, cleared before a step looks for it
+        self._counts = _Counts()
         self._pid = os.getpid()
 
     def __enter__(self) -> Self:
@@ -109,6 +138,27 @@ class Engine:
             with self._turn:
                 self._runner = self._speculation = None  # both hold a cache
                 self._turn.notify_all()
+            self._news.set()
+
+    def stats(self) -> EngineStats:
+        """Return counters and the state after the latest step; any thread may ask."""
+        counts, blocks = self._counts, self._blocks
+        return EngineStats(
+            steps=counts.steps,
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting + len(self._entered),
+            blocks=blocks.count,
+            blocks_live=blocks.live,
+            blocks_cached=blocks.cached,
+            prompt_tokens=counts.prompt_tokens,
+            cached_tokens=counts.cached_tokens,
+            generated_tokens=counts.generated_tokens,
+            drafted_tokens=counts.drafted_tokens,
+            accepted_tokens=counts.accepted_tokens,
+            preemptions=self._scheduler.preemptions,
+            expected_wait_s=self._scheduler.expected_wait_s(),
+            progress_at=counts.progress_at,
+        )
 
     # --- requests ----------------------------------------------------------------------------------
 
@@ -119,12 +169,20 @@ class Engine:
         max_tokens: int | None = None,
         stop_ids: Ordered[int] | frozenset[int] = (),
         logprobs: int | None = None,
+        *,
+        priority: Priority = "interactive",
+        tenant: str = "",
+        deadline_s: float | None = None,
+        resume: Ordered[int] = (),
     ) -> Generation:
         """Continue `prompt_ids`; iterate over the result for its tokens, the last of which has a reason.
 
         `max_tokens` None: until a stop token or the context's end ("length"). `logprobs` N: with
         log-probabilities and the N likeliest tokens. Without a seed one is drawn here (Generation.seed).
-        Raises UsageError, ContextOverflow at once; NonFiniteLogits, EngineClosed while iterating.
+        `deadline_s`: seconds from now to the last token. `resume`: tokens of this very answer that were made
+        before, in an engine that died; the answer goes on behind them.
+        Raises UsageError, ContextOverflow at once; Overloaded on entering; NonFiniteLogits, DeadlineExceeded,
+        StepFailed, EngineClosed while iterating.
         """
         self._check_open()
         prompt = self._checked_ids(prompt_ids)
@@ -137,17 +195,107 @@ class Engine:
         params = check_sampling(sampling or SamplingParams(), self.model.tokens)
         seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed
         room = self.context - len(prompt)
-        limit = room if max_tokens is None else min(max_tokens, room)
-        request = Request(tuple(prompt), params, seed, limit, frozenset(stop_ids), logprobs)
-        return Generation(self, Sequence(request, prompt))
+        request = Request(
+            tuple(prompt),
+            params,
+            seed,
+            room if max_tokens is None else min(max_tokens, room),
+            frozenset(stop_ids),
+            logprobs,
+            priority=_checked_priority(priority),
+            tenant=tenant,
+            deadline=_deadline(deadline_s),
+        )
+        return Generation(self, self._resumed(request, self._checked_ids(resume) if resume else []))
 
-    def logit_chunks(self, ids: Ordered[int]) -> Iterator[F32]:
-        """Yield the logits after each of `ids` in pieces float32 [rows, V], so that memory stays bounded."""
+    def generate_many(
+        self,
+        prompt_ids: Ordered[int],
+        n: int,
+        sampling: SamplingParams | None = None,
+        max_tokens: int | None = None,
+        stop_ids: Ordered[int] | frozenset[int] = (),
+        logprobs: int | None = None,
+        *,
+        priority: Priority = "interactive",
+        tenant: str = "",
+        deadline_s: float | None = None,
+        resume: Ordered[Ordered[int]] = (),
+    ) -> list[Generation]:
+        """Continue `prompt_ids` in `n` ways, of which number i draws with seed + i, and goes on behind `resume[i]`.
+
+        The prompt is computed once. Start them in order: once the first is in, the others always are.
+        """
+        if n < 1 or len(resume) > n:
+            raise UsageError(
+                f"n is {n}, and {len(resume)} answers are to be resumed; expected 1 or more, and n at most"
+            )
+        logs = [*resume, *([()] * (n - len(resume)))]
+        first = self.generate(
+            prompt_ids,
+            sampling,
+            max_tokens,
+            stop_ids,
+            logprobs,
+            priority=priority,
+            tenant=tenant,
+            deadline_s=deadline_s,
+            resume=logs[0],
+        )
+        parent = first.sequence
+        others = [
+            self._resumed(
+                replace(parent.request, seed=(parent.request.seed + i) & MAX_SEED),
+                self._checked_ids(log) if log else [],
+                parent,
+            )
+            for i, log in enumerate(logs[1:], 1)
+        ]
+        return [first, *(Generation(self, seq) for seq in others)]
+
+    def _resumed(self, request: Request, log: list[int], parent: Sequence | None = None) -> Sequence:
+        """Return the sequence of a request whose first tokens are known; it may lack nothing."""
+        seq = Sequence(request, [*request.prompt, *log], parent)
+        if log and log[-1] in request.stop_ids:
+            seq.reason = "stop"
+        elif len(log) >= request.max_tokens:
+            seq.reason = "length"
+        seq.done = seq.reason is not None
+        return seq
+
+    def read(
+        self,
+        ids: Ordered[int],
+        sink: Callable[[F32], None],
+        *,
+        priority: Priority = "interactive",
+        tenant: str = "",
+        deadline_s: float | None = None,
+    ) -> Generation:
+        """Hand the logits after each of `ids` to `sink` in pieces float32 [rows, V], in the steps everybody shares.
+
+        The result makes no token; it is done when all were handed over. `sink` runs within a step, so be quick.
+        """
         self._check_open()
         prompt = self._checked_ids(ids)
         if len(prompt) > self.context:
             raise self._overflow(len(prompt), answer=False)
-        return self._chunks(prompt)
+        request = Request(
+            tuple(prompt),
+            SamplingParams(),
+            0,
+            1,
+            sink=sink,
+            priority=_checked_priority(priority),
+            tenant=tenant,
+            deadline=_deadline(deadline_s),
+        )
+        return Generation(self, Sequence(request, prompt))
+
+    def logit_chunks(self, ids: Ordered[int]) -> Iterator[F32]:
+        """Yield the logits after each of `ids` in pieces float32 [rows, V], so that memory stays bounded."""
+        rows: deque[F32] = deque()
+        return self._chunks(self.read(ids, rows.append), rows)
 
     def logits(self, ids: Ordered[int]) -> F32:
         """Return the logits after each of `ids`: float32 [T, V]. Raises as `generate` does."""
@@ -163,17 +311,15 @@ class Engine:
                 scores.append(float(row[token]) - log_sum_exp(row, len(scores) + 1))
         return np.array(scores, np.float32)
 
-    def _chunks(self, prompt: list[int]) -> Iterator[F32]:
-        rows: deque[F32] = deque()
-        seq = Sequence(Request(tuple(prompt), SamplingParams(), 0, 1, sink=rows.append), prompt)
+    def _chunks(self, reading: Generation, rows: deque[F32]) -> Iterator[F32]:
         try:
-            self._enter(seq)
-            while rows or not seq.done:
+            reading.start()
+            while rows or not reading.done:
                 if not rows:
-                    self._advance(seq, lambda: bool(rows))
+                    self.advance(reading.sequence, lambda: bool(rows))
                 yield rows.popleft()
         finally:
-            self._cancel(seq)
+            reading.close()
 
     def _checked_ids(self, ids: Ordered[int]) -> list[int]:
         checked = [int(i) for i in ids]
@@ -199,6 +345,19 @@ class Engine:
 
     # --- steps -------------------------------------------------------------------------------------
 
+    def pump(self, timeout: float) -> bool:
+        """Compute one step for all live sequences and return True; with nothing to do, wait `timeout` for work.
+
+        An error of one sequence never comes out here: its reader gets it.
+        """
+        self._news.clear()
+        with self._turn:
+            self._check_open()
+            if self.step():
+                return True
+        self._news.wait(timeout)
+        return False
+
     def step(self) -> bool:
         """Compute one step for all sequences that can go on; False if none can. The caller holds the turn."""
         self._sweep()
@@ -206,16 +365,42 @@ class Engine:
         if not batch or self._runner is None:
             return False
         started = time.perf_counter()
-        if self._speculation is not None:
-            batch = self._speculation.extend(batch, self._scheduler)
-        results = self._runner.run(batch)
+        try:
+            if self._speculation is not None:
+                batch = self._speculation.extend(batch, self._scheduler)
+            results = self._runner.run(batch)
+        except Exception as e:
+            self._give_up(batch, e)
+            return True
         seconds = time.perf_counter() - started
         self._scheduler.pace(sum(work.rows for work in batch), seconds)
         for work, rows in zip(batch, results, strict=True):
             self._postprocess(work, rows, seconds)
         if self._speculation is not None:
             self._speculation.learn(batch, seconds)
+        self._counts.steps += 1
+        self._counts.progress_at = time.monotonic()
         return True
+
+    def _give_up(self, batch: list[Work], error: Exception) -> None:
+        """End the sequences of a step that failed; what they wrote is not to be trusted, so none of it is kept."""
+        for work in batch:
+            seq = work.seq
+            self._blocks.release(seq)
+            self._drop(seq, _named(error, f"a step with {len(batch)} requests failed"))
+
+    def _end(self, seq: Sequence, error: FreeholdError | None = None) -> None:
+        """Take a sequence out; `done` last, so that a reader who sees it finds the error and all tokens."""
+        seq.error = error
+        self._counts.add(seq)
+        self._scheduler.remove(seq)
+        seq.done = True
+
+    def _drop(self, seq: Sequence, error: FreeholdError | None = None) -> None:
+        """Take a sequence out between steps, or when one failed."""
+        if self._speculation is not None:
+            self._speculation.forget(seq)
+        self._end(seq, error)
 
     def _postprocess(self, work: Work, rows: F32 | I64, seconds: float) -> None:
         """Book what a sequence got, and choose its next token if its newest one was computed."""
@@ -224,55 +409,79 @@ class Engine:
             seq.decode_s += seconds
         else:
             seq.prefill_s += seconds
+        error: FreeholdError | None = None
         try:
             if seq.request.sink is not None:
                 self._deliver(work, cast(F32, rows))  # a sink's draw is never plain
             elif work.last:
                 self._verify(seq, rows, work.draft)
-        except FreeholdError as e:
-            seq.error, seq.done = e, True
+        except Exception as e:
+            error = _named(e, "choosing the next token failed")
         # A guess that held was computed in its place; rows after one that did not are written again.
         seq.computed = work.first + work.count + max(len(seq.tokens) - known - 1, 0)
-        self._blocks.publish(seq)
-        if seq.done:
-            self._scheduler.remove(seq)
+        self._counts.generated_tokens += len(seq.tokens) - known
+        if error is not None:
+            self._blocks.release(seq)  # what NaN came from is nothing to share
+        else:
+            self._blocks.publish(seq)
+        if error is not None or seq.reason is not None:
+            self._end(seq, error)
 
     def _deliver(self, work: Work, logits: F32) -> None:
         if not np.isfinite(logits).all():
             raise non_finite(work.first)
         assert work.seq.request.sink is not None
         work.seq.request.sink(logits)
-        work.seq.done = work.last
+        if work.last:
+            work.seq.reason = "length"
 
     def _verify(self, seq: Sequence, rows: F32 | I64, draft: tuple[int, ...]) -> None:
         """Choose token by token as plain decoding does, as long as each equals the guess computed next."""
         for row, guess in zip(rows, (*draft, None), strict=True):
             self._emit(seq, row)
-            if seq.done or seq.tokens[-1] != guess:
+            if seq.reason is not None or seq.tokens[-1] != guess:
                 return
 
     def _emit(self, seq: Sequence, row: F32 | np.int64) -> None:
         request = seq.request
         out = choose(row, seq.tokens, request.sampling, request.seed, self.model.tokens, request.logprobs)
-        reason: FinishReason | None = None
         if out.id in request.stop_ids:
-            reason = "stop"
+            seq.reason = "stop"
         elif seq.generated + 1 == request.max_tokens:
-            reason = "length"
+            seq.reason = "length"
         seq.tokens.append(out.id)
         if not seq.pending:
             seq.paused_at = time.monotonic()
-        seq.pending.append(TokenOut(out.id, out.logprob, out.top, reason))
-        seq.done = reason is not None  # last: a reader who sees it must find the token
+        seq.pending.append(TokenOut(out.id, out.logprob, out.top, seq.reason))
 
     # --- the turn ----------------------------------------------------------------------------------
 
-    def _enter(self, seq: Sequence) -> None:
-        with self._turn:
-            self._check_open()
-            self._scheduler.add(seq)
+    def enter(self, seq: Sequence) -> None:
+        """Take a sequence in before the next step, or raise Overloaded or DeadlineExceeded; never waits for a step."""
+        self._check_open()
+        with self._door:
+            if seq.parent is None:  # the first answer speaks for its siblings
+                self._check_limits(seq.request)
+            self._entered.append(seq)
+        self._news.set()
 
-    def _advance(self, seq: Sequence, arrived: Callable[[], bool]) -> None:
+    def _check_limits(self, request: Request) -> None:
+        most, most_tokens = self._limits
+        count = self._scheduler.waiting + len(self._entered)
+        tokens = self._scheduler.waiting_tokens + sum(len(s.tokens) for s in self._entered)
+        wait = self._scheduler.expected_wait_s()
+        if (most is not None and count >= most) or (
+            most_tokens is not None and count and tokens + len(request.prompt) > most_tokens
+        ):
+            raise Overloaded(
+                f"{count} requests of {tokens:,} tokens wait already; the limits are {most} and {most_tokens}",
+                f"ask again in {wait:.0f} s",
+                wait,
+            )
+        if request.deadline is not None and time.monotonic() + wait > request.deadline:
+            raise DeadlineExceeded(f"the time limit would pass in the queue; the wait is about {wait:.1f} s")
+
+    def advance(self, seq: Sequence, arrived: Callable[[], bool]) -> None:
         """Drive steps until something has arrived for `seq`; raise its error if it failed."""
         with self._turn:
             while not arrived():
@@ -282,12 +491,13 @@ class Engine:
                 if not self.step():
                     self._turn.wait(WAIT_S)
 
-    def _cancel(self, seq: Sequence) -> None:
+    def cancel(self, seq: Sequence) -> None:
         """Give a sequence's blocks back: now if nobody computes, else before the next step.
 
         Never waits: this may run in a garbage collection inside a step.
         """
         self._cancelled.append(seq)
+        self._news.set()
         if self._turn.acquire(blocking=False):
             try:
                 self._sweep()
@@ -295,12 +505,19 @@ class Engine:
                 self._turn.release()
 
     def _sweep(self) -> None:
+        """Take in who came, let go who was given up or is out of time."""
+        while self._entered:
+            seq = self._entered.popleft()
+            self._counts.prompt_tokens += len(seq.request.prompt)
+            self._scheduler.add(seq)
         while self._cancelled:
             seq = self._cancelled.popleft()
-            seq.done = True
-            self._scheduler.remove(seq)
-            if self._speculation is not None:
-                self._speculation.forget(seq)
+            if not seq.done:
+                self._drop(seq)
+        for seq in self._scheduler.late():
+            self._end(
+                seq, DeadlineExceeded(f"the time limit passed after {seq.generated} tokens of the answer")
+            )
 
     def _check_open(self) -> None:
         if self._pid != os.getpid():
@@ -312,53 +529,43 @@ class Engine:
             raise EngineClosed(f"{self.model.name} is closed", "load it again")
 
 
-class Generation:
-    """An answer under way: iterate over it, or close it to stop within one step."""
+@dataclass(slots=True)
+class _Counts:
+    """What EngineStats counts; it only grows."""
 
-    def __init__(self, engine: Engine, seq: Sequence) -> None:
-        self._engine = engine
-        self._seq = seq
-        self._entered = False
-        self._closed = False
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    progress_at: float = 0.0
 
-    def __iter__(self) -> Iterator[TokenOut]:
-        return self
+    def add(self, seq: Sequence) -> None:
+        """Count in a sequence that ended."""
+        self.cached_tokens += seq.cached
+        self.drafted_tokens += seq.drafted
+        self.accepted_tokens += seq.accepted
 
-    def __next__(self) -> TokenOut:
-        """Return the next token, computing it if need be. An error or an interrupt ends the answer."""
-        seq = self._seq
-        if self._closed or (seq.done and not seq.pending and seq.error is None):
-            raise StopIteration
-        try:
-            if not seq.pending:  # else a step made several, and this one waits for nobody's turn
-                self._go_on(seq)
-            return seq.pending.popleft()
-        except BaseException:
-            self.close()
-            raise
 
-    def _go_on(self, seq: Sequence) -> None:
-        if not self._entered:
-            self._engine._enter(seq)
-            self._entered = True
-        self._engine._advance(seq, lambda: bool(seq.pending))
+def _named(error: Exception, what: str) -> FreeholdError:
+    """Return an error of our own; a stranger becomes one."""
+    if isinstance(error, FreeholdError):
+        return error
+    named = StepFailed(f"{what}: {type(error).__name__}: {error}", "this is a bug; please report it")
+    named.__cause__ = error
+    return named
 
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            self.close()
 
-    def close(self) -> None:
-        """Stop: free the blocks and make no more tokens. Safe to call twice."""
-        if not self._closed:
-            self._closed = True
-            self._engine._cancel(self._seq)
+def _checked_priority(priority: Priority) -> Priority:
+    if priority not in get_args(Priority):
+        raise UsageError(f"priority is {priority!r}; expected {' or '.join(get_args(Priority))}")
+    return priority
 
-    @property
-    def seed(self) -> int:
-        """The seed in use, drawn at the start if none was given."""
-        return self._seq.request.seed
 
-    @property
-    def usage(self) -> Usage:
-        """Counts and seconds so far."""
-        return self._seq.usage
+def _deadline(seconds: float | None) -> float | None:
+    if seconds is None:
+        return None
+    if not seconds > 0:
+        raise UsageError(f"the time limit is {seconds} s; expected more than 0")
+    return time.monotonic() + seconds

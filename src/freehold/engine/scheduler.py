@@ -69,11 +69,36 @@ class Scheduler:
         self.budget = min(FIRST_ROWS, step_rows)
         self._clock = clock
         self._live: list[Sequence] = []
+        self.preemptions = 0
 
     @property
     def live(self) -> int:
         """Sequences that have not ended."""
         return len(self._live)
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold blocks."""
+        return sum(bool(s.table) for s in self._live)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that hold none."""
+        return self.live - self.running
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens that must be computed before those can go on."""
+        return sum(len(s.tokens) for s in self._live if not s.table)
+
+    def expected_wait_s(self) -> float:
+        """Return the seconds until a request that came now would get its first token."""
+        return 0.0
+
+    def late(self) -> list[Sequence]:
+        """Return the sequences whose time is over."""
+        now = self._clock()
+        return [s for s in self._live if s.request.deadline is not None and s.request.deadline < now]
 
     def add(self, seq: Sequence) -> None:
         """Admit a sequence; it gets blocks when a step first takes it."""
@@ -127,6 +152,7 @@ class Scheduler:
             if victim is None:
                 return False
             self._blocks.release(victim)
+            self.preemptions += 1
         return True
 
     def _victim(self, seq: Sequence, batch: list[Work]) -> Sequence | None:

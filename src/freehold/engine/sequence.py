@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.types import FinishReason, SamplingParams, Usage
+from freehold.errors import FreeholdError
+from freehold.types import FinishReason, Priority, SamplingParams, Usage
 
 F32 = NDArray[np.float32]
 
@@ -40,7 +41,9 @@ class Request:
     logprobs: int | None = None  # alternatives a token; None: no log-probabilities at all
     # Takes all logits, float32 [rows, V] in order; then nothing is sampled.
     sink: Callable[[F32], None] | None = None
-    tenant: str = ""  # whose cached prefixes it may see
+    priority: Priority = "interactive"
+    tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
+    deadline: float | None = None  # on the engine's clock, to the last token
 
 
 @dataclass(slots=True, eq=False)
@@ -48,14 +51,16 @@ class Sequence:
     """A request on its way. The scheduler owns `table` and `computed`, the engine the rest."""
 
     request: Request
-    tokens: list[int]
+    tokens: list[int]  # the prompt, what an engine now dead had made of the answer, and what was made here
+    parent: Sequence | None = None  # whose prompt it shares: it is computed once and forked
     computed: int = 0  # leading tokens whose keys and values lie in the cache
     table: list[int] = field(default_factory=list)  # blocks, in order of position
     cached: int = 0  # tokens of the prompt taken over from other sequences
     pending: deque[TokenOut] = field(default_factory=deque)  # made and not yet taken
     paused_at: float = 0.0  # when the first of `pending` was made
     done: bool = False
-    error: Exception | None = None
+    reason: FinishReason | None = None
+    error: FreeholdError | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
     drafted: int = 0  # guesses verified, and those that held; speculation counts them

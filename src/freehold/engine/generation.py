@@ -1,0 +1,108 @@
+"""An answer under way, as the caller holds it.
+
+Knows its sequence and the engine's door; knows no step. Iterated over, it drives the engine; in a served
+engine, where one thread pumps, it is started and its tokens are taken.
+Path: Engine.generate -> Generation -> Engine.enter, Engine.advance, Engine.cancel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from freehold.engine.sequence import Sequence, TokenOut
+from freehold.types import FinishReason, Usage
+
+
+class Door(Protocol):
+    """What a generation sees of its engine."""
+
+    def enter(self, seq: Sequence) -> None:
+        """Take a sequence in."""
+
+    def advance(self, seq: Sequence, arrived: Callable[[], bool]) -> None:
+        """Drive steps until something has arrived."""
+
+    def cancel(self, seq: Sequence) -> None:
+        """Give a sequence up."""
+
+
+class Generation:
+    """An answer under way: iterate over it, or `start` it and `take` its tokens; close it to stop within one step."""
+
+    def __init__(self, door: Door, seq: Sequence) -> None:
+        self._door = door
+        self._seq = seq
+        self._entered = seq.done  # a resumed answer may lack nothing
+        self._closed = False
+
+    def __iter__(self) -> Iterator[TokenOut]:
+        return self
+
+    def __next__(self) -> TokenOut:
+        """Return the next token, computing it if need be. An error or an interrupt ends the answer."""
+        seq = self._seq
+        if self.done:
+            raise StopIteration
+        try:
+            if not seq.pending:  # else a step made several, and this one waits for nobody's turn
+                self.start()
+                self._door.advance(seq, lambda: bool(seq.pending))
+            return seq.pending.popleft()
+        except BaseException:
+            self.close()
+            raise
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def start(self) -> None:
+        """Enter the engine now; the first `__next__` does otherwise. Never waits for a step.
+
+        Raises Overloaded where the engine's queue is full, DeadlineExceeded where the wait alone is too long.
+        """
+        if not self._entered:
+            self._door.enter(self._seq)
+            self._entered = True
+
+    def take(self) -> list[TokenOut]:
+        """Return what was made and not yet taken; never waits. Raises the answer's own error after its last token."""
+        pending = self._seq.pending
+        out = [pending.popleft() for _ in range(len(pending))]
+        if not out and self._seq.error is not None and not self._closed:
+            self.close()
+            raise self._seq.error
+        return out
+
+    def close(self) -> None:
+        """Stop: free the blocks and make no more tokens. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self._door.cancel(self._seq)
+
+    @property
+    def done(self) -> bool:
+        """Tell whether nothing is left to take, not even an error."""
+        seq = self._seq
+        return self._closed or (seq.done and not seq.pending and seq.error is None)
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended, once it did by itself; a resumed answer may have ended before it began."""
+        return self._seq.reason
+
+    @property
+    def sequence(self) -> Sequence:
+        """What it stands for inside the engine."""
+        return self._seq
+
+    @property
+    def seed(self) -> int:
+        """The seed in use, drawn at the start if none was given."""
+        return self._seq.request.seed
+
+    @property
+    def usage(self) -> Usage:
+        """Counts and seconds so far."""
+        return self._seq.usage
