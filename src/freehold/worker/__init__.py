@@ -1,0 +1,1 @@
+"""Models in processes of their own: an engine each behind a socket, and what keeps it alive."""

@@ -1,0 +1,211 @@
+"""The server's end of one engine process: spawn it, greet it, speak to it, see it go.
+
+Knows sockets, frames and a child process; knows no streams, no restarts. The process gets one end of a
+socket pair that nobody else can name; it lives in a session of its own, so that Ctrl-C reaches the server
+alone, and it ends when this end is closed, however that came about.
+Path: Served -> EngineProcess.start -> Open -> Ready; -> send -> process.py -> Frame -> on_frame
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import cast
+
+from freehold import __version__
+from freehold.errors import EngineLost
+from freehold.types import ModelInfo
+from freehold.worker.wire import (
+    PROTOCOL,
+    BadFrame,
+    Failed,
+    Frame,
+    FromEngine,
+    Hello,
+    Loading,
+    Message,
+    Open,
+    Reader,
+    Ready,
+    Writer,
+)
+
+BUFFER = 1 << 20  # bytes of socket buffer, so that a step of 500 streams is sent without waiting for us
+STOP_S = 12.0  # for a process to end by itself, longer than process.LEAVE_S
+HELLO_S = 60.0  # for an interpreter to start, on a machine that is short of everything
+
+
+class EngineDied(Exception):
+    """The process ended without having been asked to; the text says how."""
+
+
+class EngineProcess(asyncio.Protocol):
+    """One process. `gone` holds how it ended, once it has."""
+
+    def __init__(
+        self, on_frame: Callable[[Frame], None], on_loading: Callable[[int, int], None] = lambda *_: None
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_frame, self._on_loading = on_frame, on_loading
+        self._reader, self._writer = Reader(FromEngine), Writer()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._greeted: asyncio.Future[None] = self._loop.create_future()
+        self._ready: asyncio.Future[ModelInfo] = self._loop.create_future()
+        self.gone: asyncio.Future[str] = self._loop.create_future()
+        self._reaping: asyncio.Task[None] | None = None
+        self._out: list[bytes] = []
+        self._fault = ""
+        self.heard = self._loop.time()  # when it last said anything
+
+    @property
+    def pid(self) -> int:
+        """The process's number, 0 before it has one."""
+        return self._process.pid if self._process else 0
+
+    async def start(self, asked: Open) -> ModelInfo:
+        """Spawn the process and load. Raises the error that loading gave, or EngineDied."""
+        await self._spawn()
+        try:
+            await self._greeting()
+            self.send(asked)
+            return await self._ready
+        except BaseException:
+            self.kill()
+            raise
+
+    async def _greeting(self) -> None:
+        try:
+            await asyncio.wait_for(self._greeted, HELLO_S)
+        except TimeoutError:
+            raise EngineLost(f"an engine process said nothing for {HELLO_S:.0f} s after its start") from None
+
+    async def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            for end in (ours, theirs):
+                for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                    end.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+            ours.setblocking(False)
+            # -P: no module is imported from the folder the server happens to run in.
+            command = [sys.executable, "-P", "-m", "freehold.worker.process", str(theirs.fileno())]
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # a library that prints talks to the log, not into the server's data
+                    start_new_session=True,
+                )
+            except OSError as e:
+                ours.close()
+                raise EngineLost(f"no engine process can be started: {e.strerror}") from e
+        await self._loop.create_unix_connection(lambda: self, sock=ours)
+
+    def send(self, message: Message) -> None:
+        """Send a message; those of one turn of the loop go out together. Raises UsageError for one too large."""
+        frame = self._writer.frame(message)
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(frame)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(out))
+
+    def kill(self, why: str = "") -> None:
+        """End the process at once; `gone` will say `why`."""
+        self._fault = self._fault or why
+        if self._process is not None:
+            self._process.kill()
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def stop(self) -> None:
+        """Close the socket, which ends the process, and wait for that."""
+        if self._transport is not None:
+            self._flush()
+            self._transport.close()
+            await asyncio.shield(self.gone)
+
+    # --- what the event loop calls -----------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the way to write."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on what the engine says; end one that speaks nonsense."""
+        self.heard = self._loop.time()
+        try:
+            for message in self._reader.push(data):
+                self._heard(message)
+        except BadFrame as e:
+            self.kill(f"it sent {e}")
+
+    def _heard(self, message: FromEngine) -> None:
+        if isinstance(message, Frame):
+            return self._on_frame(message)
+        if isinstance(message, Hello):
+            return self._greet(message)
+        if isinstance(message, Loading):
+            return self._on_loading(message.done, message.total)
+        if self._ready.done():
+            if isinstance(message, Failed):
+                self._fault = message.message
+            return None
+        if isinstance(message, Ready):
+            return self._ready.set_result(message.info)
+        return self._refused(message.error)
+
+    def _greet(self, hello: Hello) -> None:
+        if (hello.protocol, hello.version) == (PROTOCOL, __version__):
+            if not self._greeted.done():
+                self._greeted.set_result(None)
+            return
+        self._refused(
+            EngineLost(
+                f"this server is freehold {__version__} (protocol {PROTOCOL}) and its engine process "
+                f"{hello.version} (protocol {hello.protocol})",
+                "freehold was replaced while the server ran; start the server again",
+            )
+        )
+
+    def _refused(self, error: Exception) -> None:
+        for waiting in (self._greeted, self._ready):
+            if not waiting.done():
+                waiting.set_exception(error)
+                waiting.exception()  # whoever waits for the other future has heard it
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The process ended, or is about to."""
+        self._reaping = self._loop.create_task(self._reap())
+
+    async def _reap(self) -> None:
+        process = self._process
+        assert process is not None
+        try:
+            code = await self._loop.run_in_executor(None, process.wait, STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = await self._loop.run_in_executor(None, process.wait)
+        how = self._fault or _how(code)
+        self._refused(EngineDied(how))
+        if not self.gone.done():
+            self.gone.set_result(how)
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"it ended with status {code}"
+    name = str(-code)
+    with suppress(ValueError):
+        name = signal.Signals(-code).name
+    memory = "; the kernel does that when memory runs out" if -code == signal.SIGKILL else ""
+    return f"it was ended by {name}{memory}"

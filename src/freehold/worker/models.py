@@ -1,0 +1,262 @@
+"""The models a server has: found by name, loaded when asked for, unloaded when idle or in the way.
+
+Knows names, memory and what is loaded; knows no stream and no protocol. Before a load it counts the bytes and
+takes idle models out, the one used longest ago first; what does not fit then is refused with the numbers.
+Path: server -> Models.use -> Served; Served -> Models._admit -> Open
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from freehold import __version__
+from freehold.engine.capacity import KvType
+from freehold.errors import CapacityExceeded, EngineClosed, ModelNotFound
+from freehold.models.machine import available_bytes, show_bytes
+from freehold.store import ModelRef, Store
+from freehold.store.refs import parse_ref
+from freehold.types import EngineStats, ModelInfo
+from freehold.worker.supervisor import HUNG_S, KEEP_ALIVE_S, Served
+from freehold.worker.wire import PROTOCOL, Open, Script
+
+HEADROOM = 256 << 20  # bytes of an engine beside weights and cache: interpreter, tokenizer, activations
+LEAST_CACHE = 64 << 20  # a model is not worth loading with less
+# Of what memory is left once the weights are in: the cache of the first model takes half, of the next half of
+# the rest. Pages of it count as soon as they are reserved here, though the kernel gives them when first used.
+CACHE_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How engines are started; None leaves the choice to them."""
+
+    context: int | None = None
+    kv_type: KvType = "f16"
+    threads: int | None = None
+    speculate: bool = True
+    draft: str | None = None  # MODEL that guesses; for the models of its family only
+    disk: Path | None = None  # folder for cached prefixes that survive a restart
+    cache_bytes: int | None = None  # of each model's cache
+    max_models: int | None = None  # loaded at once
+    keep_alive_s: float = KEEP_ALIVE_S
+    hung_s: float = HUNG_S
+    engine: Mapping[str, Any] = field(default_factory=dict)  # target_itl_s, max_queued, max_queued_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A model that can be asked for by name."""
+
+    name: str
+    bytes: int
+    created: str  # ISO 8601
+    owner: str
+    digest: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is loaded, or on its way: then `info` is None."""
+
+    name: str
+    info: ModelInfo | None
+    stats: EngineStats
+    expires_at: float | None  # time.time() of its unloading; None: never, or not while it is busy
+    in_flight: int
+    restarts: int
+    slow_readers: int
+    pid: int
+    progress: tuple[int, int]  # bytes loaded, bytes in all
+
+
+class Models:
+    """All models of a server. `paths`: files and folders that may be asked for by their names too.
+
+    `scripts`: models that compute nothing. `available` returns the bytes that may still be taken.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        options: Options = Options(),
+        *,
+        paths: Mapping[str, ModelRef] | None = None,
+        scripts: Mapping[str, Script] | None = None,
+        available: Callable[[], int] = available_bytes,
+    ) -> None:
+        self._store, self._options, self._available = store, options, available
+        self._paths, self._scripts = dict(paths or {}), dict(scripts or {})
+        self._served: dict[str, Served] = {}
+        self._needs: dict[str, int] = {}  # bytes, by name, of what is being loaded
+        self._aliases: dict[str, str] = {}
+        self._room = asyncio.Lock()  # one looks for room at a time
+        self._closed = False
+
+    async def names(self) -> list[Held]:
+        """List what may be asked for."""
+        listed = await asyncio.to_thread(self._store.list)
+        held = {
+            m.name: Held(m.name, m.bytes, m.created, m.owner, m.digest, m.detail)
+            for m in reversed(listed)
+            if m.state in ("ready", "changed")
+        }
+        for name, ref in self._paths.items():
+            held[name] = Held(name, ref.bytes, "", ref.owner, ref.digest, "")
+        for name in self._scripts:
+            held[name] = Held(name, 0, "", "script", "", "")
+        return sorted(held.values(), key=lambda m: m.name)
+
+    async def use(self, name: str, keep_alive: float | None = None) -> Served:
+        """Return the model, loaded. Raises ModelNotFound, CapacityExceeded, and what loading gave."""
+        if self._closed:
+            raise EngineClosed("the server is shutting down", "ask again when it is back")
+        served = self._served.get(self._aliases.get(name, name))
+        if served is None or not served.awake:
+            served = self._known(name, (await self._found(name)).name if name not in self._scripts else name)
+        await served.load(keep_alive)
+        return served
+
+    def loaded(self) -> list[Loaded]:
+        """List what is loaded or being loaded."""
+        return [_loaded(served) for served in self._served.values() if served.awake]
+
+    async def unload(self, name: str) -> None:
+        """Unload a model; its jobs end with EngineClosed. Raises ModelNotFound if it is not loaded."""
+        served = self._served.get(self._aliases.get(name, name))
+        if served is None or not served.awake:
+            raise ModelNotFound(f"{name} is not loaded", self._names_loaded())
+        await served.unload()
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Refuse new jobs, let running ones end for up to `drain_s`, and stop all engines."""
+        self._closed = True
+        await asyncio.gather(*(served.close(drain_s) for served in self._served.values()))
+
+    # --- finding -----------------------------------------------------------------------------------
+
+    async def _found(self, name: str) -> ModelRef:
+        """Look a name up. A request may not name a file of the machine: only what the store or `paths` hold."""
+        if name in self._paths:
+            return self._paths[name]
+        if not name or parse_ref(name).kind == "path":
+            raise ModelNotFound(f"no model is named {name!r}", "GET /v1/models lists the names")
+        return await asyncio.to_thread(self._store.resolve, name)
+
+    def _known(self, asked: str, name: str) -> Served:
+        self._aliases[asked] = name
+        if name not in self._served:
+            self._served[name] = Served(
+                name, self._admit, keep_alive_s=self._options.keep_alive_s, hung_s=self._options.hung_s
+            )
+        return self._served[name]
+
+    # --- room --------------------------------------------------------------------------------------
+
+    async def _admit(self, served: Served) -> Open:
+        """Make room for a model and say how to load it. Raises CapacityExceeded with the numbers."""
+        if served.name in self._scripts:
+            return Open(PROTOCOL, __version__, None, script=self._scripts[served.name])
+        ref = await self._found(served.name)
+        draft = await self._draft(ref)
+        weights = ref.bytes + (draft.bytes if draft else 0)
+        async with self._room:
+            cache = await self._make_room(served, weights)
+            self._needs[served.name] = weights + cache + HEADROOM
+        options = {
+            "context": self._options.context if served.restarts == 0 else served.info.context,
+            "kv_type": self._options.kv_type,
+            "threads": self._options.threads,
+            "speculate": self._options.speculate,
+            "cache_bytes": cache,
+            **self._options.engine,
+        }
+        return Open(
+            PROTOCOL, __version__, ref, options, draft=draft, packs=self._store.packs, disk=self._options.disk
+        )
+
+    async def _draft(self, ref: ModelRef) -> ModelRef | None:
+        if self._options.draft is None:
+            return None
+        draft = await self._found(self._options.draft)
+        return None if draft.name == ref.name else draft
+
+    async def _make_room(self, served: Served, weights: int) -> int:
+        """Unload idle models until `weights` fit; return the bytes the cache may take."""
+        wanted = self._options.cache_bytes
+        need = weights + HEADROOM + (wanted or LEAST_CACHE)
+        while True:
+            free = self._free(served)
+            if need <= free and not self._too_many(served):
+                return wanted or int((free - weights - HEADROOM) * CACHE_SHARE)
+            idle = [s for s in self._served.values() if s is not served and s.loaded and s.idle]
+            if not idle:
+                raise self._no_room(served, need, free)
+            await min(idle, key=lambda s: s.used_at).unload()
+
+    def _too_many(self, served: Served) -> bool:
+        most = self._options.max_models
+        awake = sum(s.awake for s in self._served.values() if s is not served)
+        return most is not None and awake >= most
+
+    def _free(self, served: Served) -> int:
+        """Count the bytes a new engine may take: the machine's, less what loaded ones have yet to touch."""
+        others = [s for s in self._served.values() if s is not served and s.awake]
+        return self._available() - sum(self._untouched(s) for s in others)
+
+    def _untouched(self, served: Served) -> int:
+        promised = served.info.memory_bytes if served.loaded else self._needs.get(served.name, 0)
+        return max(promised - _resident_bytes(served.pid), 0)
+
+    def _no_room(self, served: Served, need: int, free: int) -> CapacityExceeded:
+        hint = "ask again when one of them is idle, or unload one: freehold stop MODEL"
+        if self._too_many(served):
+            message = (
+                f"{served.name} would be one model more than the {self._options.max_models} allowed at once"
+            )
+        else:
+            message = f"{served.name} needs {show_bytes(need)} with its cache; {show_bytes(max(free, 0))} are available"
+        busy = self._names_loaded()
+        if not busy:
+            hint = "free memory, or choose a smaller model"
+        return CapacityExceeded(message + (f"; {busy}" if busy else ""), hint)
+
+    def _names_loaded(self) -> str:
+        shown = []
+        for served in self._served.values():
+            if served.loaded:
+                shown.append(
+                    f"{served.name} ({show_bytes(served.info.memory_bytes)}, {served.in_flight} running)"
+                )
+        return f"loaded: {', '.join(shown)}" if shown else ""
+
+
+def _loaded(served: Served) -> Loaded:
+    return Loaded(
+        served.name,
+        served.info if served.loaded else None,
+        served.stats,
+        served.expires_at,
+        served.in_flight,
+        served.restarts,
+        served.slow_readers,
+        served.pid,
+        served.progress,
+    )
+
+
+def _resident_bytes(pid: int) -> int:
+    """Return what a process holds in memory; 0 for one that is gone."""
+    if not pid or pid == os.getpid():
+        return 0
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return 0

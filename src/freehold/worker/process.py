@@ -1,0 +1,350 @@
+"""The engine process: one model, one socket to the server, until the server closes it.
+
+Knows jobs, steps and frames; knows no web and no other model. Three kinds of threads: the reader takes jobs in
+(long ones in a pool of two, so that a short one need not wait), and the main thread computes steps and sends
+what each gave. It is spawned with the socket as its only way to the world, and ends when that does.
+Path: client.py -> python -m freehold.worker.process FD -> LLM.start, LLM.pump -> Frame
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, Protocol
+
+from freehold import __version__
+from freehold.errors import EngineClosed, EngineLost, UsageError
+from freehold.types import Begin, Chunk, EngineStats, Job, Message, ModelInfo
+from freehold.worker.wire import (
+    PROTOCOL,
+    BadFrame,
+    Began,
+    Call,
+    Cancel,
+    Event,
+    Failed,
+    Frame,
+    FromServer,
+    Hello,
+    Loading,
+    Open,
+    Piece,
+    Reader,
+    Ready,
+    Reply,
+    Submit,
+    Writer,
+    decode,
+)
+from freehold.worker.wire import Message as WireMessage
+
+IDLE_S = 1.0  # between looks at the socket's end while there is nothing to compute
+LOADING_S = 0.1  # between reports of loading
+LEAVE_S = 10.0  # for weights still being packed when the server closes the socket
+SWITCH_S = 0.0005  # a step that ends while a job is taken in waits this long for the interpreter, not 5 ms
+LONG_JOB = 16 << 10  # bytes; rendering and tokenizing more than this would keep the next job waiting
+READ = 1 << 18
+OOM_SCORE = 500  # when memory runs out the kernel takes an engine, which comes back, not the server
+
+
+class Answering(Protocol):
+    """A job under way (local.Answering, or a scripted one)."""
+
+    @property
+    def begin(self) -> Begin | None: ...
+    @property
+    def done(self) -> bool: ...
+    def enter(self) -> None: ...
+    def take(self) -> list[tuple[int, Chunk]]: ...
+    def cancel(self) -> None: ...
+
+
+class Model(Protocol):
+    """What answers here: an LLM, or a script."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+    @property
+    def stats(self) -> EngineStats: ...
+    def start(self, job: Job) -> Answering: ...
+    def pump(self, timeout: float) -> bool: ...
+    def close(self) -> None: ...
+    def tokenize(self, text: str, special: bool = False) -> list[int]: ...
+    def detokenize(self, ids: Sequence[int]) -> str: ...
+    def token_texts(self, ids: Sequence[int]) -> list[bytes]: ...
+    def render(self, messages: Sequence[Message], think: bool | None) -> list[int]: ...
+    def template(self) -> dict[str, Any]: ...
+
+
+class Channel:
+    """The socket's sending end, for all threads."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock, self._writer, self._lock = sock, Writer(), threading.Lock()
+
+    def send(self, message: WireMessage) -> None:
+        """Send one message. Raises UsageError for one too large; a server that is gone ends the process."""
+        with self._lock:
+            frame = self._writer.frame(message)
+            try:
+                self._sock.sendall(frame)
+            except OSError:
+                os._exit(0)
+
+    def send_events(self, events: list[Event], stats: EngineStats | None) -> None:
+        """Send one frame, or one for each event if that would be too large."""
+        try:
+            self.send(Frame(events, stats))
+        except UsageError as e:
+            if len(events) == 1:
+                return self.send(Frame([Failed.of(events[0].id, e)], stats))
+            for event in events:
+                self.send_events([event], stats)
+
+
+class Answers:
+    """The jobs that are answered now, and the events they give."""
+
+    def __init__(self, model: Model, channel: Channel) -> None:
+        self._model, self._channel = model, channel
+        self._live: dict[int, Answering] = {}
+        self._coming: set[int] = set()  # announced and not yet entered; a cancel takes them out
+        # Held from entering a job until it is in `_live`, so that no step's tokens are left lying.
+        self._gate = threading.Lock()
+
+    def expect(self, ids: list[int]) -> None:
+        """Note jobs that are being taken in."""
+        self._coming.update(ids)
+
+    def enter(self, ready: list[tuple[int, Answering]]) -> None:
+        """Let the engine have jobs, and say that they began."""
+        events: list[Event] = []
+        with self._gate:
+            for id, answering in ready:
+                if id in self._coming:
+                    self._coming.discard(id)
+                    events += self._entered(id, answering)
+            if events:
+                self._channel.send_events(events, None)
+
+    def _entered(self, id: int, answering: Answering) -> list[Event]:
+        try:
+            answering.enter()
+        except Exception as e:
+            return [Failed.of(id, e)]
+        self._live[id] = answering
+        return [Began(id, answering.begin)] if answering.begin else []
+
+    def cancel(self, id: int) -> None:
+        """Stop a job wherever it is."""
+        with self._gate:
+            self._coming.discard(id)
+            answering = self._live.pop(id, None)
+        if answering is not None:
+            answering.cancel()
+
+    def refuse(self, id: int, error: Exception) -> None:
+        """Say that a job cannot be answered."""
+        self._coming.discard(id)
+        self._channel.send_events([Failed.of(id, error)], None)
+
+    def deliver(self, stepped: bool) -> None:
+        """Send what the step gave; a step that gave nothing is told too, since it is progress."""
+        events: list[Event] = []
+        with self._gate:
+            for id, answering in list(self._live.items()):
+                self._collect(id, answering, events)
+        if events or stepped:
+            self._channel.send_events(events, self._model.stats)
+
+    def _collect(self, id: int, answering: Answering, events: list[Event]) -> None:
+        had_begun = answering.begin is not None
+        try:
+            pieces = answering.take()
+        except Exception as e:
+            events.append(Failed.of(id, e))
+            del self._live[id]
+            return answering.cancel()
+        if not had_begun and answering.begin is not None:
+            events.append(Began(id, answering.begin))
+        for index, chunk in pieces:
+            events.append(Piece(id, index, chunk))
+        if answering.done:
+            del self._live[id]
+        return None
+
+
+class Intake:
+    """Takes in what the server sends, from the socket's reading thread."""
+
+    def __init__(self, model: Model, answers: Answers, channel: Channel) -> None:
+        self._model, self._answers, self._channel = model, answers, channel
+        self._pool = ThreadPoolExecutor(2, "freehold-intake")
+
+    def take(self, messages: list[FromServer]) -> None:
+        """Handle messages in order; the short jobs among them enter together."""
+        jobs = [m for m in messages if isinstance(m, Submit)]
+        self._answers.expect([m.id for m in jobs])
+        short: list[Submit] = []
+        for message in messages:
+            if isinstance(message, Submit) and len(memoryview(message.job)) <= LONG_JOB:
+                short.append(message)
+            elif isinstance(message, Submit):
+                self._pool.submit(self._start, [message])
+            elif isinstance(message, Call):
+                self._pool.submit(self._answer, message)
+        if short:
+            self._start(short)
+        for message in messages:
+            if isinstance(message, Cancel):
+                self._answers.cancel(message.id)
+
+    def _start(self, jobs: list[Submit]) -> None:
+        ready: list[tuple[int, Answering]] = []
+        for message in jobs:
+            try:
+                ready.append((message.id, self._model.start(decode(message.job, Job))))
+            except Exception as e:
+                self._answers.refuse(message.id, e)
+        self._answers.enter(ready)
+
+    def _answer(self, call: Call) -> None:
+        try:
+            event: Event = Reply(call.id, self._called(call))
+        except Exception as e:
+            event = Failed.of(call.id, e)
+        self._channel.send_events([event], None)
+
+    def _called(self, call: Call) -> Any:
+        model, args = self._model, call.args
+        match call.method:
+            case "tokenize":
+                return model.tokenize(*args)
+            case "detokenize":
+                return model.detokenize(*args)
+            case "token_texts":
+                return model.token_texts(*args)
+            case "render":
+                messages, think = args
+                return model.render([Message(*m) for m in messages], think)
+            case "template":
+                return model.template()
+        raise UsageError(f"no call is named {call.method!r}")
+
+
+class Process:
+    """One engine process from its greeting to its end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock, self._channel = sock, Channel(sock)
+        self._open: queue.SimpleQueue[Open] = queue.SimpleQueue()
+        self._model: Model | None = None
+        self._intake: Intake | None = None
+
+    def run(self) -> None:
+        """Greet, load, answer. Never returns while the server is there, unless loading failed."""
+        self._channel.send(Hello(PROTOCOL, __version__, os.getpid()))
+        threading.Thread(target=self._read, name="freehold-reader", daemon=True).start()
+        try:
+            asked = self._open.get()
+            model = load(asked, self._report())
+        except Exception as e:
+            return self._channel.send(Failed.of(0, e))
+        self._model = model
+        answers = Answers(model, self._channel)
+        self._intake = Intake(model, answers, self._channel)
+        gc.collect()
+        gc.freeze()  # what loading made lives as long as we do
+        self._channel.send(Ready(model.info))
+        while True:
+            try:
+                stepped = model.pump(IDLE_S)
+            except EngineClosed:  # by the reader, which is about to end the process
+                time.sleep(LEAVE_S)
+                return None
+            answers.deliver(stepped)
+
+    def _report(self) -> Callable[[int, int], None]:
+        told = 0.0
+
+        def report(done: int, total: int) -> None:
+            nonlocal told
+            if (now := time.monotonic()) - told >= LOADING_S or done == total:
+                told = now
+                self._channel.send(Loading(done, total))
+
+        return report
+
+    def _read(self) -> None:
+        reader = Reader(FromServer)
+        try:
+            while data := self._sock.recv(READ):
+                messages = reader.push(data)
+                if self._intake is not None:
+                    self._intake.take(messages)
+                else:
+                    for message in messages:
+                        self._first(message)
+        except BadFrame as e:
+            self._channel.send(Failed(0, "EngineLost", f"the server sent {e}"))
+        except OSError:
+            pass  # a server that was killed: as good as its end of file
+        self._leave()
+
+    def _first(self, message: FromServer) -> None:
+        if not isinstance(message, Open):
+            raise BadFrame(f"{type(message).__name__} before the model is loaded")
+        self._open.put(message)
+
+    def _leave(self) -> None:
+        """End the process: give what is being written to disk a moment, and computing none."""
+        if self._model is not None:
+            threading.Timer(LEAVE_S, os._exit, (0,)).start()
+            with suppress(Exception):
+                self._model.close()
+        os._exit(0)
+
+
+def load(asked: Open, report: Callable[[int, int], None]) -> Model:
+    """Open what the server asked for."""
+    if (asked.protocol, asked.version) != (PROTOCOL, __version__):
+        raise EngineLost(
+            f"the server is freehold {asked.version} (protocol {asked.protocol}) and its engine process "
+            f"{__version__} (protocol {PROTOCOL})",
+            "freehold was replaced while the server ran; start the server again",
+        )
+    if asked.script is not None:
+        from freehold.worker.scripted import ScriptedModel
+
+        return ScriptedModel(asked.script)
+    from freehold.local import open_model
+
+    if asked.model is None:
+        raise UsageError("there is nothing to load")
+    return open_model(
+        asked.model, draft=asked.draft, packs=asked.packs, disk=asked.disk, progress=report, **asked.options
+    )
+
+
+def main() -> None:
+    """Run the engine process on the socket whose number is the only argument."""
+    faulthandler.enable()
+    sys.setswitchinterval(SWITCH_S)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(str(OOM_SCORE))
+    with socket.socket(fileno=int(sys.argv[1])) as sock:
+        Process(sock).run()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""A model that computes nothing: the engine process's own path, to be measured and tested without weights.
+
+Knows jobs and the face of an LLM; knows no engine. Token k of answer i is a number made from the seed and the
+place, so that an answer resumed is the answer that would have been.
+Path: process.load -> ScriptedModel.start, pump -> Piece
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from freehold.errors import EngineClosed, UsageError
+from freehold.types import Begin, Chunk, EngineStats, Job, Message, ModelInfo, SamplingParams, Usage
+from freehold.worker.wire import Script
+
+VOCAB = 50_000
+
+
+def scripted_tokens(seed: int, index: int, count: int) -> list[int]:
+    """Return the tokens that answer `index` of a job with `seed` has."""
+    return [((seed + index) * 7919 + place * 104_729) % VOCAB for place in range(count)]
+
+
+class ScriptedModel:
+    """Answers every job with `script.words` words, one a step."""
+
+    def __init__(self, script: Script) -> None:
+        time.sleep(script.load_s)
+        self._script = script
+        self._live: list[ScriptedAnswer] = []
+        self._turn = threading.Condition()
+        self._steps = self._tokens = self._prompts = 0
+        self._progress_at = time.monotonic()
+        self._closed = False
+
+    @property
+    def info(self) -> ModelInfo:
+        """Say what it is."""
+        context = self._script.context
+        return ModelInfo(
+            name="scripted",
+            quantization="",
+            context=context,
+            trained_context=context,
+            kv_tokens=context * 64,
+            threads=1,
+            load_s=self._script.load_s,
+            memory_bytes=0,
+            vocab=VOCAB,
+            can_chat=True,
+            can_fill=False,
+            default_sampling=SamplingParams(),
+        )
+
+    @property
+    def stats(self) -> EngineStats:
+        """Count as an engine does."""
+        return EngineStats(
+            steps=self._steps,
+            running=len(self._live),
+            prompt_tokens=self._prompts,
+            generated_tokens=self._tokens,
+            progress_at=self._progress_at,
+        )
+
+    def start(self, job: Job) -> ScriptedAnswer:
+        """Take a job in; its prompt has a token a word."""
+        if (job.messages is None) == (job.prompt is None):
+            raise UsageError("a job is a chat or a prompt")
+        words = min(job.max_tokens or self._script.words, self._script.words)
+        return ScriptedAnswer(self, job, words, self._script.context)
+
+    def enter(self, answer: ScriptedAnswer) -> None:
+        """Let the steps have it."""
+        with self._turn:
+            self._live.append(answer)
+            self._prompts += answer.prompt_tokens
+            self._turn.notify()
+
+    def leave(self, answer: ScriptedAnswer) -> None:
+        """Take it away from the steps."""
+        with self._turn:
+            if answer in self._live:
+                self._live.remove(answer)
+
+    def pump(self, timeout: float) -> bool:
+        """Make one word for each live answer."""
+        with self._turn:
+            if not self._live:
+                self._turn.wait(timeout)
+            live = list(self._live)
+        if self._closed:
+            raise EngineClosed("the script is closed")
+        if not live:
+            return False
+        if self._script.step_s:
+            time.sleep(self._script.step_s)
+        self._steps += 1
+        self._progress_at = time.monotonic()
+        for answer in live:
+            self._tokens += answer.step()
+            if answer.made == answer.words:
+                self.leave(answer)
+        return True
+
+    def close(self) -> None:
+        """Refuse later steps."""
+        self._closed = True
+        with self._turn:
+            self._turn.notify_all()
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Give each word a number."""
+        return [sum(word.encode()) % VOCAB for word in text.split()]
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Spell numbers."""
+        return "".join(f" w{id}" for id in ids)
+
+    def token_texts(self, ids: Sequence[int]) -> list[bytes]:
+        """Spell each number."""
+        return [f" w{id}".encode() for id in ids]
+
+    def render(self, messages: Sequence[Message], think: bool | None) -> list[int]:
+        """Number all words of a chat."""
+        return [id for m in messages for id in self.tokenize(m.content)]
+
+    def template(self) -> dict[str, Any]:
+        """There is none."""
+        return {}
+
+
+class ScriptedAnswer:
+    """One job's answers, all as far as each other."""
+
+    def __init__(self, model: ScriptedModel, job: Job, words: int, context: int) -> None:
+        self._model, self.words = model, words
+        seed = job.sampling.get("seed")
+        seed = seed if isinstance(seed, int) else 0
+        self._tokens = [scripted_tokens(seed, i, words) for i in range(job.n)]
+        self._sent = [len(job.resume[i]) if i < len(job.resume) else 0 for i in range(job.n)]
+        self.made = min(self._sent)
+        prompt = model.render(job.messages, None) if job.messages is not None else job.prompt
+        ids = model.tokenize(prompt) if isinstance(prompt, str) else list(prompt or ())
+        self.prompt_tokens = len(ids)
+        self.begin = Begin(context, tuple(ids), SamplingParams(seed=seed), words)
+        self.done = False
+
+    def enter(self) -> None:
+        """Begin."""
+        self._model.enter(self)
+
+    def step(self) -> int:
+        """Make the next word of each answer."""
+        self.made = min(self.made + 1, self.words)
+        return len(self._tokens)
+
+    def take(self) -> list[tuple[int, Chunk]]:
+        """Return the words made since."""
+        pieces = []
+        for index, tokens in enumerate(self._tokens):
+            for id in tokens[self._sent[index] : self.made]:
+                pieces.append((index, Chunk(f" w{id}", token_ids=(id,))))
+            self._sent[index] = max(self._sent[index], self.made)
+        if self.made == self.words and not self.done:
+            self.done = True
+            usage = Usage(self.prompt_tokens, self.words)
+            pieces += [(i, Chunk(finish_reason="length", usage=usage)) for i in range(len(self._tokens))]
+        return pieces
+
+    def cancel(self) -> None:
+        """Stop."""
+        self._model.leave(self)

@@ -1,0 +1,147 @@
+"""One job's answers on the server's side: what came and was not read, and the log that outlives an engine.
+
+Knows chunks, tokens and limits; knows no socket and no process.
+Path: Served.start -> Stream <- Piece; server/openai reads it
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Self
+
+from freehold.errors import DeadlineExceeded, FreeholdError, Overloaded
+from freehold.types import Begin, Chunk, Job
+
+MAX_HELD_TOKENS = 4096  # that a reader may be behind; then its stream ends, and nobody else waits for it
+
+
+class Stream:
+    """Iterate for (answer's index, chunk); `aclose` cancels. `begin` is there once `started` returned."""
+
+    def __init__(self, id: int, job: Job, ended: Callable[[Stream, bool], None]) -> None:
+        self.id, self.job, self.deaths = id, job, 0
+        self._loop = asyncio.get_running_loop()
+        self._ended = ended  # called once, with whether the engine still works for it
+        self._over = self.fell_behind = False
+        self._log: list[list[int]] = [[] for _ in range(max(job.n, 1))]
+        self._open = [True] * len(self._log)  # answers whose last chunk has not come
+        self._queue: deque[tuple[int, Chunk]] = deque()
+        self._held = 0
+        self._error: FreeholdError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._begin: Begin | None = None
+        self._until = None if job.timeout_s is None else self._loop.time() + job.timeout_s
+        self._alarm = None if self._until is None else self._loop.call_at(self._until, self._expire)
+
+    @property
+    def begin(self) -> Begin:
+        """What the engine said when it took the job in."""
+        assert self._begin is not None, "read before started() returned"
+        return self._begin
+
+    @property
+    def job_to_go_on(self) -> Job:
+        """The job for an engine that takes another's place: the same seed, and the tokens sent so far."""
+        if self._begin is None:
+            return self._timed(self.job)
+        sampling = {**self.job.sampling, "seed": self._begin.sampling.seed}
+        resume = tuple(tuple(tokens) for tokens in self._log)
+        return self._timed(replace(self.job, sampling=sampling, resume=resume, prompt_logprobs=None))
+
+    def _timed(self, job: Job) -> Job:
+        if self._until is None:
+            return job
+        return replace(job, timeout_s=max(self._until - self._loop.time(), 0.001))
+
+    # --- the reader's side -------------------------------------------------------------------------
+
+    async def started(self) -> None:
+        """Wait until the engine has taken the job in; raise what it was refused with."""
+        while self._begin is None:
+            await self._wait()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[int, Chunk]:
+        """Return the next piece; raise the error the stream ended with."""
+        while not self._queue:
+            if self._over and self._error is None:
+                raise StopAsyncIteration
+            await self._wait()
+        index, chunk = self._queue.popleft()
+        self._held -= len(chunk.token_ids)
+        return index, chunk
+
+    async def _wait(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._waiter = self._loop.create_future()
+        await self._waiter
+
+    async def aclose(self) -> None:
+        """Stop the job, at any phase. Safe to call twice."""
+        self._end(working=any(self._open))
+
+    # --- the engine's side -------------------------------------------------------------------------
+
+    def began(self, begin: Begin) -> None:
+        """Note that the job was taken in; a second engine says the same again."""
+        if self._begin is None:
+            self._begin = begin
+            self._wake()
+
+    def gain(self, index: int, chunk: Chunk) -> None:
+        """Add a piece. What an engine says again of an answer that is over is not passed on."""
+        if self._over or not self._open[index]:
+            return
+        self._log[index] += chunk.token_ids
+        self._held += len(chunk.token_ids)
+        self._queue.append((index, chunk))
+        if self._held > MAX_HELD_TOKENS:
+            self._fall_behind()
+        if chunk.finish_reason is not None:
+            self._open[index] = False
+        self._wake()
+        if not any(self._open):
+            self._end(working=False)
+
+    def fail(self, error: FreeholdError, *, working: bool = False) -> None:
+        """End the stream with an error. What was not read is let go if the engine was `working`."""
+        if self._over:
+            return
+        self._error = error
+        if working:
+            self._queue.clear()
+        self._wake()
+        self._end(working)
+
+    def _fall_behind(self) -> None:
+        self.fell_behind = True
+        message = (
+            f"the reader of this stream fell {self._held:,} tokens behind; the limit is {MAX_HELD_TOKENS:,}"
+        )
+        self.fail(Overloaded(message, "read faster, or ask for fewer tokens at a time"), working=True)
+
+    def _expire(self) -> None:
+        self.fail(
+            DeadlineExceeded(
+                f"the answer was not whole after {self.job.timeout_s:g} s, the request's own limit",
+                "give it more time, or ask for fewer tokens",
+            ),
+            working=True,
+        )
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _end(self, working: bool) -> None:
+        if not self._over:
+            self._over = True
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._ended(self, working)

@@ -1,0 +1,378 @@
+"""One served model: its engine process, the process after that, and the streams that outlive both.
+
+Knows streams, deaths and times; knows no file of a model, no memory and no web. An engine that dies is
+started again; what it was answering goes on from the tokens it had sent, and so from the very next one, since
+a token depends on those before it and on the seed alone.
+Path: Models.use -> Served.start -> EngineProcess.send(Submit); Frame -> Stream
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
+from typing import Any
+
+from freehold.errors import EngineClosed, EngineLost, FreeholdError
+from freehold.types import EngineStats, Job, Message, ModelInfo
+from freehold.worker.client import EngineDied, EngineProcess
+from freehold.worker.stream import Stream
+from freehold.worker.wire import Began, Call, Cancel, Failed, Frame, Open, Piece, Submit, Writer
+
+MAX_DEATHS = 3  # of engines under one job; the next one ends it
+STEADY_S = 5.0  # an engine that lived longer did not die of what killed the one before
+FIRST_WAIT_S, MOST_WAIT_S = (
+    0.5,
+    8.0,
+)  # before the second start in a row; twice that before the next, and so on
+HUNG_S = 120.0  # without a sign while there is work. The longest step is a second; a swapping machine is slow
+KEEP_ALIVE_S = 300.0
+_GAUGES = {"running", "waiting", "blocks", "blocks_live", "blocks_cached", "expected_wait_s", "progress_at"}
+
+log = logging.getLogger("freehold.worker")
+
+
+class _Asked:
+    """A call whose reply is due."""
+
+    def __init__(self, call: Call, reply: asyncio.Future[Any]) -> None:
+        self.call, self.reply, self.deaths = call, reply, 0
+
+
+class Served:
+    """A model by name, loaded or not. What it is asked wakes it; `info` is of its latest load."""
+
+    def __init__(
+        self,
+        name: str,
+        admit: Callable[[Served], Awaitable[Open]],
+        *,
+        keep_alive_s: float = KEEP_ALIVE_S,
+        hung_s: float = HUNG_S,
+    ) -> None:
+        """`admit` makes room for the model and says what to load; its errors go to whoever asked."""
+        self.name = name
+        self._admit, self._hung_s = admit, hung_s
+        self._keep_s = self._default_keep_s = keep_alive_s
+        self._loop = asyncio.get_running_loop()
+        self._writer = Writer()
+        self._life: asyncio.Task[None] | None = None
+        self._engine: EngineProcess | None = None
+        self._loads: list[asyncio.Future[None]] = []
+        self._streams: dict[int, Stream] = {}
+        self._asked: dict[int, _Asked] = {}
+        self._ids = 0
+        self._up = self._closed = False
+        self._info: ModelInfo | None = None
+        self._stats, self._before = EngineStats(), EngineStats()
+        self._timer: asyncio.TimerHandle | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._busy_at = self._loop.time()
+        self.expires_at: float | None = None  # time.time() of its unloading; None: while busy, or never
+        self.used_at = self._loop.time()
+        self.restarts = self.slow_readers = 0
+        self.progress = (0, 0)  # bytes loaded, bytes in all
+
+    # --- state -------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model is, as it was loaded last. Raises EngineClosed before the first time."""
+        if self._info is None:
+            raise EngineClosed(f"{self.name} was never loaded")
+        return self._info
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's latest numbers; counters go on where a dead engine's stopped."""
+        names = (f.name for f in fields(EngineStats) if f.name not in _GAUGES)
+        return replace(self._stats, **{n: getattr(self._stats, n) + getattr(self._before, n) for n in names})
+
+    @property
+    def loaded(self) -> bool:
+        """Whether an engine process has the model and answers."""
+        return self._up
+
+    @property
+    def awake(self) -> bool:
+        """Whether it is loaded, being loaded, or about to be loaded again."""
+        return self._life is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is asked of it."""
+        return not (self._streams or self._asked or self._loads)
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs that are not over."""
+        return len(self._streams)
+
+    @property
+    def pid(self) -> int:
+        """The engine process's number; 0 while there is none."""
+        return self._engine.pid if self._engine else 0
+
+    # --- what is asked of it -----------------------------------------------------------------------
+
+    async def load(self, keep_alive: float | None = None) -> None:
+        """Load the model if it is not; those who wait for one load share it."""
+        self._use(keep_alive)
+        if not self._up:
+            waiting: asyncio.Future[None] = self._loop.create_future()
+            self._loads.append(waiting)
+            self._wake()
+            try:
+                await waiting
+            finally:
+                if waiting in self._loads:
+                    self._loads.remove(waiting)
+        self._rest()
+
+    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
+        """Have a job answered; returns when the engine has taken it in. Raises what it was refused with.
+
+        `keep_alive`: seconds the model stays loaded after its last job; 0 not at all, negative for good.
+        """
+        self._use(keep_alive)
+        self._ids += 1
+        stream = Stream(self._ids, job, self._ended)
+        submit = Submit(stream.id, self._writer.raw(job))
+        self._streams[stream.id] = stream
+        try:
+            self._send(submit)
+            await stream.started()
+        except BaseException:
+            await stream.aclose()
+            raise
+        return stream
+
+    async def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Turn text into ids."""
+        return await self._call("tokenize", text, special)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """Turn ids into text."""
+        return await self._call("detokenize", list(ids))
+
+    async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
+        """Return what each id writes."""
+        return await self._call("token_texts", list(ids))
+
+    async def render(self, messages: Sequence[Message], think: bool | None = None) -> list[int]:
+        """Turn a chat into the ids the model would read."""
+        return await self._call("render", [(m.role, m.content, m.thinking) for m in messages], think)
+
+    async def template(self) -> dict[str, Any]:
+        """Describe the tokenizer and its chat template."""
+        return await self._call("template")
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        self._use(None)
+        self._ids += 1
+        asked = _Asked(Call(self._ids, method, list(args)), self._loop.create_future())
+        self._asked[self._ids] = asked
+        try:
+            self._send(asked.call)
+            return await asked.reply
+        finally:
+            del self._asked[asked.call.id]
+            self._rest()
+
+    def _send(self, message: Submit | Call) -> None:
+        if self._up and self._engine is not None:
+            self._engine.send(message)
+        else:
+            self._wake()  # what waits is sent when the engine is ready
+
+    def _ended(self, stream: Stream, working: bool) -> None:
+        self._streams.pop(stream.id, None)
+        self.slow_readers += stream.fell_behind
+        if working and self._up and self._engine is not None:
+            self._engine.send(Cancel(stream.id))
+        self._rest()
+
+    # --- frames ------------------------------------------------------------------------------------
+
+    def _frame(self, frame: Frame) -> None:
+        for event in frame.events:
+            stream = self._streams.get(event.id)
+            if stream is None:
+                self._replied(event)
+            elif type(event) is Piece:
+                stream.gain(event.index, event.chunk)
+            elif type(event) is Began:
+                stream.began(event.begin)
+            elif type(event) is Failed:
+                stream.fail(event.error)
+        if frame.stats is not None:
+            self._stats = frame.stats
+
+    def _replied(self, event: Any) -> None:
+        asked = self._asked.get(event.id)
+        if asked is None or asked.reply.done():
+            return
+        if isinstance(event, Failed):
+            asked.reply.set_exception(event.error)
+        else:
+            asked.reply.set_result(event.value)
+
+    # --- lives and deaths --------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if self._life is None:
+            self._life = self._loop.create_task(self._live())
+
+    async def _live(self) -> None:
+        """Start the engine, and another when it dies, until it is unloaded or cannot be loaded."""
+        deaths = 0
+        try:
+            while True:
+                started = self._loop.time()
+                how = await self._one_life()
+                deaths = 1 if self._loop.time() - started > STEADY_S else deaths + 1
+                if not self._mourn(how, deaths):
+                    return
+                await asyncio.sleep(min(FIRST_WAIT_S * 2 ** (deaths - 2), MOST_WAIT_S) if deaths > 1 else 0)
+        except FreeholdError as e:
+            log.warning("%s cannot be loaded: %s", self.name, e.message)
+            self._give_up(e)
+        finally:
+            self._up, self._engine, self._life = False, None, None
+            if not self.idle and not self._closed:  # asked in the moment of going
+                self._wake()
+
+    async def _one_life(self) -> str:
+        """Load and serve until the process is gone; return how it went."""
+        asked = await self._admit(self)
+        self._engine = engine = EngineProcess(self._frame, self._loading)
+        watch = self._loop.create_task(self._watch(engine))
+        try:
+            self._info = await engine.start(asked)
+            self._up = True
+            self._resume(engine)
+            return await asyncio.shield(engine.gone)
+        except EngineDied as e:
+            return str(e)
+        finally:
+            self._up = False
+            watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await watch
+
+    def _loading(self, done: int, total: int) -> None:
+        self.progress = (done, total)
+
+    def _resume(self, engine: EngineProcess) -> None:
+        """Give the new engine all that waits, and what the one before was answering."""
+        for stream in list(self._streams.values()):
+            engine.send(Submit(stream.id, self._writer.raw(stream.job_to_go_on)))
+        for asked in self._asked.values():
+            engine.send(asked.call)
+        for waiting in self._loads:
+            if not waiting.done():
+                waiting.set_result(None)
+        self._rest()
+
+    def _mourn(self, how: str, deaths: int) -> bool:
+        """Count a death against all it concerned; tell whether the engine shall be started again."""
+        log.warning("the engine of %s died: %s", self.name, how)
+        self._before, self._stats = self.stats, EngineStats(progress_at=self._stats.progress_at)
+        for stream in list(self._streams.values()):
+            stream.deaths += 1
+            if stream.deaths > MAX_DEATHS:
+                stream.fail(self._lost(how))
+        for asked in self._asked.values():
+            asked.deaths += 1
+            if asked.deaths > MAX_DEATHS and not asked.reply.done():
+                asked.reply.set_exception(self._lost(how))
+        if deaths > MAX_DEATHS:
+            self._end_loads(self._lost(how))
+        if deaths > MAX_DEATHS and self.idle:
+            return False  # nobody waits; the next request tries again
+        self.restarts += 1
+        return True
+
+    def _lost(self, how: str) -> EngineLost:
+        return EngineLost(
+            f"the engine of {self.name} died, and so did {MAX_DEATHS} that took its place: {how}",
+            "other models are not concerned; the server's log tells more",
+        )
+
+    def _give_up(self, error: FreeholdError) -> None:
+        """End everything that waits, with `error`."""
+        for stream in list(self._streams.values()):
+            stream.fail(error)
+        for asked in self._asked.values():
+            if not asked.reply.done():
+                asked.reply.set_exception(error)
+        self._end_loads(error)
+
+    def _end_loads(self, error: FreeholdError) -> None:
+        loads, self._loads = self._loads, []
+        for waiting in loads:
+            if not waiting.done():
+                waiting.set_exception(error)
+
+    async def _watch(self, engine: EngineProcess) -> None:
+        """Kill an engine that gives no sign while something waits for it."""
+        while True:
+            await asyncio.sleep(self._hung_s / 8)
+            quiet = self._loop.time() - max(engine.heard, self._busy_at)
+            if quiet > self._hung_s and not (self._up and self.idle):
+                engine.kill(f"it made no step for {quiet:.0f} s while work waited, and was killed")
+
+    # --- rest --------------------------------------------------------------------------------------
+
+    def _use(self, keep_alive: float | None) -> None:
+        if self._closed:
+            raise EngineClosed("the server is shutting down", "ask again when it is back")
+        if self.idle:
+            self._busy_at = self._loop.time()
+        self.used_at = self._loop.time()
+        self._keep_s = self._default_keep_s if keep_alive is None else keep_alive
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.expires_at = None
+
+    def _rest(self) -> None:
+        """Let the time run after which an idle model is unloaded."""
+        if not self.idle or not self._up or self._closed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.expires_at = None
+        if self._keep_s >= 0:
+            self.expires_at = time.time() + self._keep_s
+            self._timer = self._loop.call_later(self._keep_s, self._expire)
+
+    def _expire(self) -> None:
+        if self.idle and self._life is not None:
+            self._leaving = self._loop.create_task(self.unload())
+
+    async def unload(self) -> None:
+        """Stop the engine process. Jobs under way end with EngineClosed."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.expires_at = None
+        life, engine = self._life, self._engine
+        self._give_up(EngineClosed(f"{self.name} is being unloaded", "ask again; it is loaded on demand"))
+        if life is None:
+            return
+        self._up = False
+        life.cancel()
+        with suppress(asyncio.CancelledError):
+            await life
+        if engine is not None:
+            await engine.stop()
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Take nothing more in, let what runs end for up to `drain_s`, and unload."""
+        self._closed = True
+        until = self._loop.time() + drain_s
+        while not self.idle and self._loop.time() < until:
+            await asyncio.sleep(0.02)
+        await self.unload()

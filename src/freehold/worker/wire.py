@@ -1,0 +1,255 @@
+"""What crosses the socket between a server and an engine process: msgpack frames with a length before them.
+
+Knows the messages, their numbers and their limits; knows no process, no model and no protocol of the web.
+A frame is four bytes of length (little endian) and a message; both ends refuse a length beyond MAX_FRAME
+before they hold any of it, and a message that is none of those below. Nothing here is ever pickled.
+Path: Served.start -> Submit -> process.py -> Frame (one a step, for all streams) -> Stream
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from freehold import errors
+from freehold.errors import FreeholdError, Overloaded, UsageError
+from freehold.store import ModelRef
+from freehold.types import Begin, Chunk, EngineStats, ModelInfo
+
+PROTOCOL = 1  # raise it when a message changes; both ends must name the same
+HEAD = 4  # bytes of length before a message
+# A prompt of a million tokens takes 5 MB, the log-probabilities of one that local.jobs allows 30 MB.
+MAX_FRAME = 64 << 20
+
+
+class Message(msgspec.Struct, array_like=True, tag=True, gc=False):
+    """Written as an array: the class's name, then its fields in order."""
+
+
+# --- from the server ---------------------------------------------------------------------------------
+
+
+class Script(msgspec.Struct, frozen=True):
+    """An engine that computes nothing (scripted.py): `words` a reply, a step of `step_s` for each word."""
+
+    words: int = 16
+    step_s: float = 0.0
+    load_s: float = 0.0
+    context: int = 8192
+
+
+class Open(Message):
+    """First of all: what to load, and how. `options` are open_model's; `script`: nothing to load."""
+
+    protocol: int
+    version: str
+    model: ModelRef | None
+    options: dict[str, Any] = {}
+    script: Script | None = None
+    draft: ModelRef | None = None
+    packs: Path | None = None
+    disk: Path | None = None
+
+
+class Submit(Message):
+    """Answer a job. It is read apart, so that one with a wrong field is refused alone."""
+
+    id: int
+    job: msgspec.Raw
+
+
+class Cancel(Message):
+    """Stop a job; nothing more is said about it."""
+
+    id: int
+
+
+class Call(Message):
+    """Ask for something that no step computes: tokenize, detokenize, token_texts, render, template."""
+
+    id: int
+    method: str
+    args: list[Any]
+
+
+# --- from the engine ---------------------------------------------------------------------------------
+
+
+class Hello(Message):
+    """First of all: who speaks."""
+
+    protocol: int
+    version: str
+    pid: int
+
+
+class Loading(Message):
+    """Bytes loaded so far."""
+
+    done: int
+    total: int
+
+
+class Ready(Message):
+    """The model can be asked."""
+
+    info: ModelInfo
+
+
+class Failed(Message):
+    """An error by its class's name; of a job, or of loading (id 0)."""
+
+    id: int
+    kind: str
+    message: str
+    hint: str = ""
+    wait_s: float = 0.0
+
+    @classmethod
+    def of(cls, id: int, error: BaseException) -> Failed:
+        """Name an error. One of our own mistakes keeps its details on the engine's stderr."""
+        if not isinstance(error, FreeholdError):
+            traceback.print_exception(error)
+            return cls(id, "FreeholdError", f"internal error: {type(error).__name__}", "see the server's log")
+        wait_s = error.wait_s if isinstance(error, Overloaded) else 0.0
+        return cls(id, type(error).__name__, error.message, error.hint, wait_s)
+
+    @property
+    def error(self) -> FreeholdError:
+        """The error as it was raised."""
+        kind = getattr(errors, self.kind, None)
+        if kind is Overloaded:
+            return Overloaded(self.message, self.hint, self.wait_s)
+        if not (isinstance(kind, type) and issubclass(kind, FreeholdError)):
+            kind = FreeholdError
+        return kind(self.message, self.hint)
+
+
+class Began(Message):
+    """A job was taken in."""
+
+    id: int
+    begin: Begin
+
+
+class Piece(Message):
+    """What an answer gained; its last one carries finish_reason."""
+
+    id: int
+    index: int
+    chunk: Chunk
+
+
+class Reply(Message):
+    """The value a call asked for."""
+
+    id: int
+    value: Any
+
+
+Event = Began | Piece | Failed | Reply
+
+
+class Frame(Message):
+    """What one step gave, for all streams."""
+
+    events: list[Event]
+    stats: EngineStats | None = None
+
+
+FromServer = Open | Submit | Cancel | Call
+FromEngine = Hello | Loading | Ready | Failed | Frame
+
+
+class BadFrame(Exception):
+    """The other end sent what is no message; the connection ends."""
+
+
+class Writer:
+    """Turns messages into frames. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
+        self._buffer = bytearray()
+
+    def frame(self, message: Message) -> bytes:
+        """Return the bytes to send. Raises UsageError for a value msgpack has no form for, or too much of it."""
+        try:
+            self._encoder.encode_into(message, self._buffer, HEAD)
+        except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as e:
+            raise UsageError(f"a value cannot be sent to an engine: {e}") from e
+        size = len(self._buffer) - HEAD
+        if size > MAX_FRAME:
+            self._buffer = bytearray()
+            raise UsageError(f"a request of {size:,} bytes is too large; the limit is {MAX_FRAME:,}")
+        self._buffer[:HEAD] = size.to_bytes(HEAD, "little")
+        return bytes(self._buffer)
+
+    def raw(self, value: object) -> msgspec.Raw:
+        """Encode a value that the other end reads apart. Raises UsageError as `frame` does."""
+        try:
+            return msgspec.Raw(self._encoder.encode(value))
+        except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as e:
+            raise UsageError(f"a value cannot be sent to an engine: {e}") from e
+
+
+class Reader:
+    """Turns bytes as they come into messages of the types `expected`."""
+
+    def __init__(self, expected: Any) -> None:
+        self._decoder = msgspec.msgpack.Decoder(expected, dec_hook=_rich)
+        self._held = bytearray()
+
+    def push(self, data: bytes) -> list[Any]:
+        """Return the messages that became whole. Raises BadFrame."""
+        if self._held:
+            self._held += data
+            data = bytes(self._held) if self._whole() else b""
+        messages, at = [], 0
+        while len(data) - at >= HEAD:
+            end = at + HEAD + self._size(data, at)
+            if end > len(data):
+                break
+            messages.append(self._read(data[at + HEAD : end]))
+            at = end
+        if data:
+            self._held = bytearray(data[at:])
+        return messages
+
+    def _whole(self) -> bool:
+        return len(self._held) >= HEAD and len(self._held) >= HEAD + self._size(self._held, 0)
+
+    def _size(self, data: bytes | bytearray, at: int) -> int:
+        size = int.from_bytes(data[at : at + HEAD], "little")
+        if size > MAX_FRAME:
+            raise BadFrame(f"a frame of {size:,} bytes; the limit is {MAX_FRAME:,}")
+        return size
+
+    def _read(self, payload: bytes) -> Any:
+        try:
+            return self._decoder.decode(payload)
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as e:
+            raise BadFrame(f"a frame that is no message: {e}") from e
+
+
+def decode(raw: msgspec.Raw, kind: Any) -> Any:
+    """Read a value that came apart; UsageError names the field that is wrong."""
+    try:
+        return msgspec.msgpack.decode(raw, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as e:
+        raise UsageError(f"not a request: {e}") from e
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form on the wire")
+
+
+def _rich(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"{kind.__name__} has no form on the wire")
