@@ -54,7 +54,7 @@ def python_page() -> str:
     for name in freehold.__all__:
         value = getattr(freehold, name)
         parts += [f"\n## {name}\n", *_described(name, value)]
-        if inspect.isclass(value) and value.__module__ in ("freehold.local", "freehold.fake"):
+        if inspect.isclass(value) and value.__module__ in ("freehold.local.llm", "freehold.fake"):
             for member in _members(value):
                 parts += [
                     f"\n### {name}.{member}\n",

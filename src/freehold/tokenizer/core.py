@@ -88,6 +88,11 @@ class _Cutter:
         self._lengths = {first: sorted(sizes, reverse=True) for first, sizes in lengths.items()}
         self._first = re.compile("|".join(map(re.escape, lengths))) if lengths else None
 
+    def id_of(self, text: str) -> int | None:
+        """Return the id of the token spelled `text`."""
+        token = self._by_text.get(text)
+        return None if token is None else token.id
+
     def cut(self, text: str) -> Iterable[tuple[int, int, int]]:
         """Yield (start, end, id); start and end include whitespace that the token swallows."""
         last = 0
@@ -191,6 +196,11 @@ class Tokenizer:
             return self._vocabulary.texts.index(text)
         except ValueError:
             return None
+
+    def added_id(self, text: str) -> int | None:
+        """Return the id of the added token spelled exactly `text`, or None."""
+        found = self._control.id_of(text)
+        return self._user_defined.id_of(text) if found is None else found
 
     def token_text(self, id: int) -> str:
         """Return the vocabulary's own spelling of `id`."""

@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Held:
 
     name: str
     bytes: int
-    created: str  # ISO 8601
+    modified: float  # seconds since 1970, when it came into the store; 0 where nobody noted it
     owner: str
     digest: str
     detail: str
@@ -64,17 +65,16 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that is loaded, or on its way: then `info` is None."""
+    """A model that an engine process holds, or will again when it is back from the dead."""
 
     name: str
-    info: ModelInfo | None
+    info: ModelInfo
     stats: EngineStats
     expires_at: float | None  # time.time() of its unloading; None: never, or not while it is busy
     in_flight: int
     restarts: int
     slow_readers: int
     pid: int
-    progress: tuple[int, int]  # bytes loaded, bytes in all
 
 
 class Models:
@@ -104,14 +104,14 @@ class Models:
         """List what may be asked for."""
         listed = await asyncio.to_thread(self._store.list)
         held = {
-            m.name: Held(m.name, m.bytes, m.created, m.owner, m.digest, m.detail)
+            m.name: Held(m.name, m.bytes, _seconds(m.created), m.owner, m.digest, m.detail)
             for m in reversed(listed)
             if m.state in ("ready", "changed")
         }
         for name, ref in self._paths.items():
-            held[name] = Held(name, ref.bytes, "", ref.owner, ref.digest, "")
+            held[name] = Held(name, ref.bytes, 0.0, ref.owner, ref.digest, "")
         for name in self._scripts:
-            held[name] = Held(name, 0, "", "script", "", "")
+            held[name] = Held(name, 0, 0.0, "script", "", "")
         return sorted(held.values(), key=lambda m: m.name)
 
     async def use(self, name: str, keep_alive: float | None = None) -> Served:
@@ -125,8 +125,12 @@ class Models:
         return served
 
     def loaded(self) -> list[Loaded]:
-        """List what is loaded or being loaded."""
-        return [_loaded(served) for served in self._served.values() if served.awake]
+        """List what is loaded."""
+        return [_loaded(served) for served in self._served.values() if served.awake and served.was_loaded]
+
+    def loading(self) -> dict[str, tuple[int, int]]:
+        """Tell how far loads are: bytes done and bytes in all, by name."""
+        return {s.name: s.progress for s in self._served.values() if s.awake and not s.loaded}
 
     async def unload(self, name: str) -> None:
         """Unload a model; its jobs end with EngineClosed. Raises ModelNotFound if it is not loaded."""
@@ -241,15 +245,21 @@ class Models:
 def _loaded(served: Served) -> Loaded:
     return Loaded(
         served.name,
-        served.info if served.loaded else None,
+        served.info,
         served.stats,
         served.expires_at,
         served.in_flight,
         served.restarts,
         served.slow_readers,
         served.pid,
-        served.progress,
     )
+
+
+def _seconds(created: str) -> float:
+    try:
+        return datetime.fromisoformat(created).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _resident_bytes(pid: int) -> int:

@@ -330,9 +330,8 @@ def load(asked: Open, report: Callable[[int, int], None]) -> Model:
 
     if asked.model is None:
         raise UsageError("there is nothing to load")
-    return open_model(
-        asked.model, draft=asked.draft, packs=asked.packs, disk=asked.disk, progress=report, **asked.options
-    )
+    options = asked.options if asked.disk is None else {**asked.options, "disk": asked.disk}
+    return open_model(asked.model, draft=asked.draft, packs=asked.packs, progress=report, **options)
 
 
 def main() -> None:

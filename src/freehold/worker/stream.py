@@ -43,6 +43,11 @@ class Stream:
         return self._begin
 
     @property
+    def more(self) -> bool:
+        """Whether the next piece is here, so that nothing waits for it."""
+        return bool(self._queue)
+
+    @property
     def job_to_go_on(self) -> Job:
         """The job for an engine that takes another's place: the same seed, and the tokens sent so far."""
         if self._begin is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -95,6 +96,11 @@ class Served:
     def loaded(self) -> bool:
         """Whether an engine process has the model and answers."""
         return self._up
+
+    @property
+    def was_loaded(self) -> bool:
+        """Whether `info` is there."""
+        return self._info is not None
 
     @property
     def awake(self) -> bool:
@@ -345,7 +351,7 @@ class Served:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.expires_at = None
-        if self._keep_s >= 0:
+        if 0 <= self._keep_s < math.inf:
             self.expires_at = time.time() + self._keep_s
             self._timer = self._loop.call_later(self._keep_s, self._expire)
 

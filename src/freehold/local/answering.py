@@ -1,0 +1,246 @@
+"""From the engine's tokens to the chunks of an answer.
+
+Knows tokens, text in pieces and where an answer ends; knows no template, no step and no socket. There are two
+ways to wait for a token, and one way for it to become a chunk: whoever iterates drives the engine, whoever
+calls `take` gets what others' steps made.
+Path: LLM.stream or LLM.start -> Answering -> Generation -> Answer -> Chunk
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.engine import Engine, Generation, TokenOut
+from freehold.engine.sampler import log_sum_exp, top_logprobs
+from freehold.local.prompt import Prompt
+from freehold.tokenizer import Detokenizer, Tokenizer
+from freehold.tokenizer.splitters import StopStrings, ThinkingSplitter
+from freehold.types import Begin, Chunk, FinishReason, Job, TokenLogprob
+
+F32 = NDArray[np.float32]
+Top = tuple[tuple[int, float], ...]
+
+
+class Answering:
+    """A job under way: `n` answers to one prompt, and the prompt's own log-probabilities where asked for.
+
+    Use either `stream` (one answer; drives the engine) or `enter` and `take` (others drive it).
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, job: Job, prompt: Prompt, begin: Begin) -> None:
+        """Check what the engine checks, and raise its errors; nothing is computed before `enter`."""
+        self._engine, self._job = engine, job
+        spelling = _Spelling(tokenizer)
+        self._scores = None if job.prompt_logprobs is None else _Scores(begin, job.prompt_logprobs, spelling)
+        self._reading: Generation | None = None
+        self._answers: list[Answer] = []
+        self._begin = begin
+        self._over = False
+        if job.max_tokens != 0 or self._scores is None:
+            ends = frozenset() if job.ignore_eos else tokenizer.eos_ids | prompt.ends
+            self._answers = [
+                Answer(generation, _Text(tokenizer, prompt, job.stop), spelling, job.resume[i : i + 1], ends)
+                for i, generation in enumerate(self._generations(begin, ends))
+            ]
+        if self._scores is not None:
+            self._reading = engine.read(begin.prompt_ids, self._scores.add, **self._manners)
+
+    @property
+    def _manners(self) -> dict:
+        job = self._job
+        return {"priority": job.priority, "tenant": job.tenant, "deadline_s": job.timeout_s}
+
+    def _generations(self, begin: Begin, ends: frozenset[int]) -> list[Generation]:
+        job = self._job
+        return self._engine.generate_many(
+            begin.prompt_ids,
+            job.n,
+            begin.sampling,
+            job.max_tokens,
+            ends,
+            job.logprobs,
+            resume=job.resume,
+            **self._manners,
+        )
+
+    @property
+    def begin(self) -> Begin | None:
+        """What was taken in; None until the prompt is scored, where that was asked for."""
+        return self._begin if self._reading is None else None
+
+    @property
+    def done(self) -> bool:
+        """Whether every answer's last chunk was taken, or the job was cancelled."""
+        return self._over or (self._reading is None and all(answer.done for answer in self._answers))
+
+    def enter(self) -> None:
+        """Let the engine have the job. Raises Overloaded, DeadlineExceeded."""
+        if self._reading is not None:
+            self._reading.start()
+        else:
+            for answer in self._answers:
+                answer.enter()
+
+    def take(self) -> list[tuple[int, Chunk]]:
+        """Return (answer's index, chunk) for all that was made and not yet taken; never waits.
+
+        Raises the error that ended the job.
+        """
+        if self._reading is not None:
+            self._reading.take()  # raises what ended it
+            return self._read(self._reading) if self._reading.done else []
+        return [(i, chunk) for i, each in enumerate(self._answers) if not each.done for chunk in each.take()]
+
+    def _read(self, reading: Generation) -> list[tuple[int, Chunk]]:
+        """The prompt is scored: begin, and end at once if nothing more was asked for."""
+        assert self._scores is not None
+        usage = reading.usage
+        reading.close()
+        self._reading = None
+        self._begin = replace(self._begin, prompt_logprobs=tuple(self._scores.entries))
+        if self._answers:
+            self.enter()
+            return []
+        return [(i, Chunk(finish_reason="length", usage=usage)) for i in range(self._job.n)]
+
+    def stream(self) -> Iterator[Chunk]:
+        """Yield the first answer's chunks, computing them; ending the iteration stops the model."""
+        if self._begin.dropped_messages:
+            yield Chunk(dropped_messages=self._begin.dropped_messages)
+        yield from self._answers[0]
+
+    def cancel(self) -> None:
+        """Stop; the engine forgets the job within one step."""
+        self._over = True
+        if self._reading is not None:
+            self._reading.close()
+        for answer in self._answers:
+            answer.close()
+
+
+class Answer:
+    """One answer: tokens in, chunks out; the one with `finish_reason` comes last, however the answer ends."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        text: _Text,
+        spelling: _Spelling,
+        resume: tuple[tuple[int, ...], ...],
+        ends: frozenset[int],
+    ) -> None:
+        """`resume` holds the tokens that were passed on before, if there were any: their text is not repeated."""
+        self._generation, self._text, self._spelling = generation, text, spelling
+        self._reason: FinishReason | None = None
+        self.done = False
+        for id in resume[0] if resume else ():
+            if id not in ends:
+                text.push(id)
+        if text.hit:
+            self._reason = "stop"
+
+    def enter(self) -> None:
+        """Let the engine have it, unless all of it is there."""
+        if self._reason is None and not self._generation.done:
+            self._generation.start()
+
+    def take(self) -> list[Chunk]:
+        """Return what was made and not yet taken."""
+        if self._reason is not None:  # it was whole when it was resumed
+            return [self._last()]
+        done = self._generation.done  # asked first: what is made after the next line is for the next time
+        chunks = list(self._gained(self._generation.take()))
+        if done or self._reason is not None:
+            chunks.append(self._last())
+        return chunks
+
+    def __iter__(self) -> Iterator[Chunk]:
+        try:
+            if self._reason is None:
+                yield from self._gained(self._generation)
+            yield self._last()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Make no more of it."""
+        self._generation.close()
+
+    def _gained(self, outs: Iterable[TokenOut]) -> Iterator[Chunk]:
+        for out in outs:
+            reason = out.finish_reason
+            thinking, text = ("", "") if reason == "stop" else self._text.push(out.id)
+            self._reason = "stop" if self._text.hit else reason
+            yield Chunk(text, thinking, (out.id,), self._spelling.logprobs(out))
+            if self._reason is not None:
+                return
+
+    def _last(self) -> Chunk:
+        generation = self._generation
+        reason = self._reason or generation.finish_reason or "cancelled"
+        usage = generation.usage
+        generation.close()
+        self.done = True
+        thinking, text = self._text.finish()
+        return Chunk(text, thinking, finish_reason=reason, usage=usage)
+
+
+class _Text:
+    """Token ids in, pieces of thinking and text out; `hit` once a stop string came."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, stop: tuple[str, ...]) -> None:
+        self._detokenizer = Detokenizer(tokenizer, at_start=prompt.at_start)
+        self._stops = StopStrings(stop)
+        self._splitter = ThinkingSplitter(prompt.tags, inside=prompt.inside)
+
+    @property
+    def hit(self) -> bool:
+        return self._stops.hit
+
+    def push(self, id: int) -> tuple[str, str]:
+        """Add a token; return the (thinking, text) that became certain."""
+        thinking, text = self._splitter.push(self._detokenizer.push(id))
+        return thinking, self._stops.push(text)
+
+    def finish(self) -> tuple[str, str]:
+        """Return what was held back; nothing after a stop string."""
+        last = self._splitter.push(self._detokenizer.finish())
+        rest = self._splitter.finish()
+        text = self._stops.push(last[1] + rest[1]) + self._stops.finish()
+        return last[0] + rest[0], text
+
+
+class _Spelling:
+    """Log-probabilities with what their tokens write."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def logprobs(self, out: TokenOut) -> tuple[TokenLogprob, ...]:
+        return () if out.logprob is None else (self.logprob(out.id, out.logprob, out.top),)
+
+    def logprob(self, id: int, logprob: float, top: Top) -> TokenLogprob:
+        return TokenLogprob(id, logprob, top, self._bytes(id), tuple(self._bytes(i) for i, _ in top))
+
+    def _bytes(self, id: int) -> bytes:
+        return self._tokenizer.token_bytes(id, special=True) if id < self._tokenizer.vocab_size else b""
+
+
+class _Scores:
+    """What the model thinks of a prompt: each token's log-probability, given those before it."""
+
+    def __init__(self, begin: Begin, alternatives: int, spelling: _Spelling) -> None:
+        self._ids, self._alternatives, self._spelling = begin.prompt_ids, alternatives, spelling
+        self.entries: list[TokenLogprob | None] = [None]
+
+    def add(self, rows: F32) -> None:
+        """Take the logits after the next tokens; runs within the engine's step."""
+        for row in rows[: len(self._ids) - len(self.entries)]:  # nothing follows the last
+            position = len(self.entries)
+            id, total = self._ids[position], log_sum_exp(row, position)
+            top = top_logprobs(row, self._alternatives, total)
+            self.entries.append(self._spelling.logprob(id, float(row[id]) - total, top))

@@ -1,0 +1,78 @@
+"""The limits of a job that comes from elsewhere; every field has one, and it is checked before anything is made.
+
+Knows numbers only; what they mean to a model (ranges of sampling, ids, the context) its own parts check.
+Path: worker/process.py -> LLM.start -> check_job
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from freehold.errors import ContextOverflow, UsageError
+from freehold.types import Job
+
+MAX_ANSWERS = 128
+MAX_STOPS, MAX_STOP_CHARS = 16, 1024
+MAX_JOB_LOGPROBS = 20
+MAX_BIAS_ENTRIES = 1000
+MAX_MESSAGES = 10_000
+MAX_TENANT_CHARS = 256
+MAX_TIMEOUT_S = 7 * 24 * 3600.0
+# Prompt tokens times (1 + alternatives) whose log-probabilities one answer may carry: about 20 bytes each.
+MAX_SCORES = 1 << 20
+# Text longer than this for each token of the context cannot fit, and is refused before it is tokenized: a page
+# of blanks may be one token, ordinary text has four characters to a token. Under drop-oldest it bounds the work.
+MAX_CHARS_PER_TOKEN = 64
+
+
+def check_job(job: Job, context: int) -> None:
+    """Raise UsageError naming the first field beyond its limit, ContextOverflow for a text that cannot fit."""
+    _check("n", job.n, 1, MAX_ANSWERS)
+    _check("max_tokens", job.max_tokens, 1 if job.prompt_logprobs is None else 0)
+    _check("logprobs", job.logprobs, 0, MAX_JOB_LOGPROBS)
+    _check("prompt_logprobs", job.prompt_logprobs, 0, MAX_JOB_LOGPROBS)
+    _check("number of stop strings", len(job.stop), 0, MAX_STOPS)
+    _check("length of a stop string", max(map(len, job.stop), default=1), 1, MAX_STOP_CHARS)
+    _check("length of tenant", len(job.tenant), 0, MAX_TENANT_CHARS)
+    _check("number of messages", len(job.messages or ()), 0, MAX_MESSAGES)
+    _check("number of answers resumed", len(job.resume), 0, job.n)
+    bias = job.sampling.get("logit_bias", {})
+    if not isinstance(bias, Mapping):
+        raise UsageError(f"logit_bias is a {type(bias).__name__}; expected ids with numbers")
+    _check("number of logit_bias entries", len(bias), 0, MAX_BIAS_ENTRIES)
+    _check_timeout(job.timeout_s)
+    _check_size(job, context)
+
+
+def _check(name: str, value: int | None, low: int, high: int | None = None) -> None:
+    if value is None or (low <= value and (high is None or value <= high)):
+        return
+    expected = f"{low} or more" if high is None else f"{low} to {high:,}"
+    raise UsageError(f"{name} is {value:,}; expected {expected}")
+
+
+def _check_timeout(seconds: float | None) -> None:
+    if seconds is not None and not (math.isfinite(seconds) and 0 < seconds <= MAX_TIMEOUT_S):
+        raise UsageError(f"timeout_s is {seconds}; expected more than 0, to {MAX_TIMEOUT_S:.0f}")
+
+
+def _check_size(job: Job, context: int) -> None:
+    chars = sum(len(m.content) + len(m.thinking) for m in job.messages or ())
+    chars += len(job.suffix or "") + (len(job.prompt) if isinstance(job.prompt, str) else 0)
+    if chars > MAX_CHARS_PER_TOKEN * context:
+        raise ContextOverflow(
+            f"the prompt has {chars:,} characters, too many for a context of {context:,} tokens", "shorten it"
+        )
+    tokens = len(job.prompt) if isinstance(job.prompt, tuple) else min(chars, context)
+    if tokens > context:
+        raise ContextOverflow(
+            f"the prompt has {tokens:,} tokens; the context holds {context:,}", "shorten it"
+        )
+    scores = 0 if job.prompt_logprobs is None else tokens * (1 + job.prompt_logprobs)
+    if scores > MAX_SCORES:
+        raise UsageError(
+            f"log-probabilities of {tokens:,} prompt tokens with {job.prompt_logprobs} alternatives each are "
+            f"{scores:,} numbers; the limit is {MAX_SCORES:,}",
+            "ask for fewer alternatives",
+        )

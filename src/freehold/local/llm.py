@@ -1,0 +1,388 @@
+"""A loaded model that answers chats, texts and jobs.
+
+Knows prompts, sampling and the engine's face; knows no weights, no scheduling and no protocol. A job from a
+server and a call from Python walk the same way: Prompter, Engine.generate_many, Answering.
+Path: cli/run or freehold.load -> LLM.stream -> Answering -> Engine -> Answer -> Chunk
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, Self, TypedDict, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from freehold import _native as native
+from freehold.config import nearest
+from freehold.engine import Engine
+from freehold.errors import EngineClosed, FreeholdError, UsageError
+from freehold.local.answering import Answering
+from freehold.local.jobs import check_job
+from freehold.local.prompt import Chat, Prompter, as_messages
+from freehold.tokenizer import ChatTemplate, Tokenizer
+from freehold.types import (
+    Begin,
+    Chunk,
+    Completion,
+    EngineStats,
+    Job,
+    Message,
+    ModelInfo,
+    Overflow,
+    SamplingParams,
+)
+
+F32 = npt.NDArray[np.float32]
+
+SEED_BITS = 63
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of SamplingParams as keywords: `chat("Hi", temperature=0, seed=1)`."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_window: int
+    logit_bias: Mapping[int, float]
+    seed: int | None
+
+
+_SAMPLING = [f.name for f in fields(SamplingParams)]
+_ASKING = ["max_tokens", "sampling", "stop", "logprobs", "think", "overflow"]
+
+
+class LLM:
+    """A loaded model: chat with it, complete text, score tokens. Safe from many threads; close it when done.
+
+    Use it as a context manager. After `close`, or in a forked child, every method raises EngineClosed.
+    Sampling that is not given comes from the model's own metadata (`default_sampling`).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        *,
+        name: str,
+        quantization: str = "",
+        default_sampling: SamplingParams | None = None,
+        weight_bytes: int = 0,
+        load_s: float = 0.0,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self._engine, self._tokenizer, self._weight_bytes = engine, tokenizer, weight_bytes
+        self._prompter = Prompter(tokenizer, template, name, engine.context)
+        self.name, self.quantization = name, quantization
+        self.default_sampling = default_sampling or SamplingParams()
+        self.load_s, self._notes = load_s, list(notes)
+        self._pid, self._closed = os.getpid(), False
+        self._writer: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<LLM {self.name} {self.quantization} context={self.context}>"
+
+    def close(self) -> None:
+        """Free the weights and the cache; safe to call twice."""
+        if not self._closed and self._pid == os.getpid():
+            self._closed = True
+            if self._writer is not None:
+                self._writer.join()
+            self._engine.close()
+
+    def keep_packed(self, write: Callable[[], object]) -> None:
+        """Run `write` in a thread of its own, so that answers need not wait for the disk; `close` does.
+
+        Its failure costs the next load some time and nothing else, so it becomes a note.
+        """
+
+        def noted() -> None:
+            try:
+                write()
+            except FreeholdError as e:
+                self._notes.append(e.message)
+
+        self._writer = threading.Thread(target=noted, name="freehold-pack")
+        self._writer.start()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know: parts left out, a template that is not the file's, a disk too full."""
+        return tuple(self._notes)
+
+    @property
+    def context(self) -> int:
+        """Tokens there is room for, prompt and answer together."""
+        return self._engine.context
+
+    @property
+    def trained_context(self) -> int:
+        """Tokens the model was made for; `context` is less where memory is short."""
+        return self._engine.model.context
+
+    @property
+    def context_note(self) -> str:
+        """Why the context has this size."""
+        return self._engine.context_note
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute."""
+        return self._engine.threads
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights read to compute one token."""
+        return self._engine.model.bytes_per_token
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of keys and values that a token adds, and that every later one reads where no window hides it."""
+        return self._engine.cache_bytes_per_token
+
+    @property
+    def weights_per_token(self) -> int:
+        """Weights multiplied to compute one token: every matrix but an embedding that is no head."""
+        model = self._engine.model
+        unused = 0 if model.weights.head is model.weights.embed else model.cfg.vocab * model.cfg.hidden
+        return sum(m.rows * m.cols for m in model.matrices.values()) - unused
+
+    def check_think(self, think: bool | None) -> None:
+        """Raise UsageError if the model's template has no such switch."""
+        if think is not None:
+            self._prompter.template.render([Message("user", "x")], think=think)
+
+    def chat(
+        self,
+        messages: Chat,
+        *,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        think: bool | None = None,
+        overflow: Overflow = "error",
+        **options: Unpack[SamplingOptions],
+    ) -> Completion:
+        """Answer a chat, or one user message given as text.
+
+        `max_tokens` None: until the model ends or the context is full. `logprobs` N: also the N likeliest
+        tokens of each step. `think`: None leaves reasoning to the template. `options` are fields of
+        SamplingParams and win over `sampling`. Raises ContextOverflow, UsageError, BadTemplate.
+        """
+        params = self._seeded(sampling, options)
+        return _completion(
+            self.stream(
+                messages,
+                max_tokens=max_tokens,
+                sampling=params,
+                stop=stop,
+                logprobs=logprobs,
+                think=think,
+                overflow=overflow,
+            ),
+            params,
+        )
+
+    def stream(
+        self,
+        messages: Chat,
+        *,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        think: bool | None = None,
+        overflow: Overflow = "error",
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Chunk]:
+        """Answer as `chat` does, piece by piece. Closing the iterator stops the model within one step."""
+        self._check_open()
+        job = Job(
+            messages=tuple(as_messages(messages)),
+            max_tokens=max_tokens,
+            stop=tuple(stop),
+            logprobs=logprobs,
+            think=think,
+            overflow=overflow,
+        )
+        return self._answering(job, self._seeded(sampling, options)).stream()
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion:
+        """Continue text or token ids as they are, without a chat template."""
+        params = self._seeded(sampling, options)
+        chunks = self.stream_text(
+            prompt, max_tokens=max_tokens, sampling=params, stop=stop, logprobs=logprobs
+        )
+        return _completion(chunks, params)
+
+    def stream_text(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Chunk]:
+        """Continue as `generate` does, piece by piece."""
+        self._check_open()
+        text = prompt if isinstance(prompt, str) else tuple(self._prompter.checked(prompt))
+        job = Job(prompt=text, max_tokens=max_tokens, stop=tuple(stop), logprobs=logprobs)
+        return self._answering(job, self._seeded(sampling, options)).stream()
+
+    # --- jobs: what a server hands in ----------------------------------------------------------------
+
+    def start(self, job: Job) -> Answering:
+        """Take a job in from somebody who is not trusted; `enter` of the result lets the engine have it.
+
+        Raises UsageError for a field beyond its limit (jobs.py names them), ContextOverflow, BadTemplate.
+        """
+        self._check_open()
+        check_job(job, self.context)
+        return self._answering(job, self._seeded(None, job.sampling))
+
+    def pump(self, timeout: float) -> bool:
+        """Compute one step for all that is under way; with nothing to do wait `timeout` seconds for work."""
+        return self._engine.pump(timeout)
+
+    @property
+    def stats(self) -> EngineStats:
+        """What the engine did so far, and what it is at."""
+        return self._engine.stats()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What was loaded, in one value."""
+        kv_tokens = self.stats.blocks * native.BLOCK_TOKENS
+        return ModelInfo(
+            name=self.name,
+            quantization=self.quantization,
+            context=self.context,
+            trained_context=self.trained_context,
+            kv_tokens=kv_tokens,
+            threads=self.threads,
+            load_s=self.load_s,
+            memory_bytes=self._weight_bytes + kv_tokens * self.cache_bytes_per_token,
+            vocab=self._tokenizer.vocab_size,
+            can_chat=self._prompter.can_chat,
+            can_fill=self._prompter.fill is not None,
+            default_sampling=self.default_sampling,
+            notes=self.notes,
+        )
+
+    def token_texts(self, ids: Sequence[int]) -> list[bytes]:
+        """Return what each id writes; control tokens as they are spelled."""
+        self._check_open()
+        return [self._tokenizer.token_bytes(id, special=True) for id in ids]
+
+    def render(self, messages: Sequence[Message], think: bool | None = None) -> list[int]:
+        """Return the ids the model would read of a chat, up to where its answer begins."""
+        self._check_open()
+        return self._prompter.render(messages, think)
+
+    def template(self) -> dict[str, Any]:
+        """Describe the tokenizer: its size, the tokens that begin and end, and the chat template's source."""
+        tokenizer = self._tokenizer
+        named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+        spelled = {k: None if id is None else tokenizer.token_text(id) for k, id in named.items()}
+        source = self._prompter.template.source if self._prompter.can_chat else None
+        return {
+            "chat_template": source,
+            **spelled,
+            "eos_token_ids": sorted(tokenizer.eos_ids),
+            "vocab_size": tokenizer.vocab_size,
+            "model_max_length": self.context,
+        }
+
+    def _answering(self, job: Job, params: SamplingParams) -> Answering:
+        prompt = self._prompter.prompt(job)
+        room = self.context - len(prompt.ids)
+        begin = Begin(
+            context=self.context,
+            prompt_ids=tuple(prompt.ids),
+            sampling=params,
+            max_tokens=room if job.max_tokens is None else min(job.max_tokens, room),
+            dropped_messages=prompt.dropped,
+        )
+        return Answering(self._engine, self._tokenizer, job, prompt, begin)
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Turn text into token ids. `special` obeys control tokens in it; keep it off for a user's text."""
+        self._check_open()
+        return self._tokenizer.encode(text, special=special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Turn token ids into text; control tokens are left out."""
+        self._check_open()
+        return self._tokenizer.decode(self._prompter.checked(ids))
+
+    def logits(self, ids: Sequence[int]) -> F32:
+        """Return the model's logits after each of `ids`: float32 [T, V]."""
+        self._check_open()
+        return self._engine.logits(self._prompter.checked(ids))
+
+    def score(self, ids: Sequence[int]) -> F32:
+        """Return the log-probability of each of `ids` but the first, given those before: float32 [T - 1]."""
+        self._check_open()
+        return self._engine.score(self._prompter.checked(ids))
+
+    def _check_open(self) -> None:
+        if self._pid != os.getpid():
+            raise EngineClosed(f"{self.name} was loaded by another process", "load it again after fork")
+        if self._closed:
+            raise EngineClosed(f"{self.name} is closed", "load it again")
+
+    def _seeded(self, sampling: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
+        """Merge what was given over the model's defaults, and draw the seed if nobody named one."""
+        for name in options:
+            if name not in _SAMPLING:
+                near = nearest(name, [*_SAMPLING, *_ASKING])
+                hint = f"did you mean {near}?" if near else f"known: {', '.join([*_ASKING, *_SAMPLING])}"
+                raise UsageError(f"unknown option {name!r}", hint)
+        params = replace(sampling or self.default_sampling, **options)
+        return params if params.seed is not None else replace(params, seed=secrets.randbits(SEED_BITS))
+
+
+def _completion(chunks: Iterable[Chunk], params: SamplingParams) -> Completion:
+    got = list(chunks)
+    last = got[-1]
+    if last.finish_reason is None or last.usage is None or params.seed is None:
+        raise RuntimeError("a stream ended without its last chunk")  # our own invariant
+    return Completion(
+        text="".join(c.text for c in got),
+        thinking="".join(c.thinking for c in got),
+        token_ids=tuple(i for c in got for i in c.token_ids),
+        logprobs=tuple(p for c in got for p in c.logprobs),
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        seed=params.seed,
+        dropped_messages=sum(c.dropped_messages for c in got),
+    )

@@ -1,0 +1,216 @@
+"""Open a model: a name or file in, an LLM out.
+
+Knows the store, model files and their text side; knows no request.
+Path: cli/run or freehold.load -> Store.resolve -> open_model -> load_model, Engine, Tokenizer -> LLM
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from freehold import _native as native
+from freehold.config import load_settings
+from freehold.engine import Engine
+from freehold.engine.blocks import blocks_for
+from freehold.engine.capacity import MIN_CONTEXT, KvType, bytes_per_block
+from freehold.errors import CapacityExceeded, UnsupportedModel, UsageError
+from freehold.formats import GGUFFile, ModelFile, open_model_file
+from freehold.local.llm import LLM
+from freehold.models.defaults import sampling_defaults
+from freehold.models.loader import LoadedModel, Progress, load_model
+from freehold.models.machine import show_bytes
+from freehold.models.packs import file_identity, open_pack, pack_path, write_pack
+from freehold.store import ModelRef, Store
+from freehold.tokenizer import ChatTemplate, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
+from freehold.tokenizer.template import chat_template_from_dir, chat_template_from_gguf
+from freehold.types import SamplingParams
+
+# Of a cache whose bytes are given, no more is reserved than this many full contexts take: eight streams at the
+# context's very end, or far more of ordinary length, and what they leave for the next.
+POOL_CONTEXTS = 8
+# GGUF's general.file_type; the gaps are types nobody writes any more.
+_FILE_TYPES = {
+    **dict(enumerate(["F32", "F16", "Q4_0", "Q4_1"])),
+    **dict(enumerate(["Q8_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M"], 7)),
+    **dict(enumerate(["Q5_K_S", "Q5_K_M", "Q6_K", "IQ2_XXS", "IQ2_XS", "Q2_K_S", "IQ3_XS", "IQ3_XXS"], 16)),
+    **dict(enumerate(["IQ1_S", "IQ4_NL", "IQ3_S", "IQ3_M", "IQ2_S", "IQ2_M", "IQ4_XS", "IQ1_M", "BF16"], 24)),
+    **dict(enumerate(["TQ1_0", "TQ2_0", "MXFP4"], 36)),
+}
+
+
+def load(
+    model: str | Path,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    kv_type: KvType = "f16",
+    speculate: bool = True,
+    draft: str | Path | None = None,
+    pull: bool = False,
+) -> LLM:
+    """Load a model by name, hub reference, GGUF file or folder of safetensors; use the result in a `with`.
+
+    `context`: tokens there is room for (default: the model's own, cut to what fits in half the free memory).
+    `threads`: default, the physical cores this process may use. `kv_type`: "f16"; "q8" for a cache of int8 codes
+    in half the memory; "f32" for one of twice the size that rounds nothing. `speculate`: verify guesses at what
+    comes next where that is faster; the answers are the same. `draft`: a smaller model of the same tokens that
+    guesses too. `pull`: fetch what is not here; otherwise the network is never touched.
+    Raises ModelNotFound, BadModelFile, CapacityExceeded, UsageError.
+    """
+    store = Store(load_settings())
+    found = store.pull if pull else store.resolve
+    return open_model(
+        found(str(model)),
+        context=context,
+        threads=threads,
+        kv_type=kv_type,
+        speculate=speculate,
+        draft=None if draft is None else found(str(draft)),
+        packs=store.packs,
+    )
+
+
+def open_model(
+    ref: ModelRef,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    kv_type: KvType = "f16",
+    speculate: bool = True,
+    draft: ModelRef | None = None,
+    packs: Path | None = None,
+    progress: Progress | None = None,
+    cache_bytes: int | None = None,
+    **engine: Any,
+) -> LLM:
+    """Load what the store found; packed weights are mapped from the folder `packs`, or written there.
+
+    `cache_bytes`: what the cache may take, for all streams together (None: one context). `engine`: Engine's other
+    options.
+    """
+    started = time.perf_counter()
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; expected 1 or more")
+    if draft is not None and not speculate:
+        raise UsageError(f"{draft.name} is to draft, but speculation is off", "leave out one of the two")
+    opened = _opened(ref, threads, packs, progress)
+    drafter = None if draft is None else _drafter(draft, opened, packs, progress)
+    loaded = opened.model
+    draft_model = drafter.model if drafter else None
+    if cache_bytes is not None:
+        context, engine["blocks"] = _pool(loaded, draft_model, context, kv_type, cache_bytes)
+    llm = LLM(
+        Engine(loaded, context=context, kv_type=kv_type, speculate=speculate, draft=draft_model, **engine),
+        opened.tokenizer,
+        opened.template,
+        name=ref.name,
+        quantization=opened.quantization,
+        default_sampling=opened.sampling,
+        weight_bytes=sum(sum(m.type_bytes.values()) for m in (loaded, draft_model) if m is not None),
+        load_s=time.perf_counter() - started,
+        notes=(*loaded.notes, *_template_notes(opened.template)),
+    )
+    writes = [each.write for each in (opened, drafter) if each is not None and each.write is not None]
+    if writes:
+        llm.keep_packed(lambda: [write() for write in writes])
+    return llm
+
+
+def _pool(
+    model: LoadedModel, draft: LoadedModel | None, context: int | None, kv_type: KvType, cache_bytes: int
+) -> tuple[int, int]:
+    """Return the context and the cache's blocks that `cache_bytes` hold. Raises CapacityExceeded."""
+    a_block = sum(bytes_per_block(m, kv_type) for m in (model, draft) if m is not None)
+    most = cache_bytes // a_block
+    chosen = context or min(model.context, most * native.BLOCK_TOKENS)
+    need = blocks_for(max(chosen, 1))
+    if need > most or chosen < min(MIN_CONTEXT, model.context):
+        raise CapacityExceeded(
+            f"a context of {context or MIN_CONTEXT:,} tokens takes {show_bytes(max(need, 1) * a_block)}; "
+            f"{show_bytes(cache_bytes)} are free for the cache of {model.name}",
+            "free memory, unload another model, or name a smaller --context",
+        )
+    return chosen, min(most, POOL_CONTEXTS * need)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A model file with its text side."""
+
+    model: LoadedModel
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    quantization: str
+    sampling: SamplingParams
+    write: Callable[[], None] | None  # keeps the packed weights for the next load; None: they lie there
+
+
+def _opened(
+    ref: ModelRef, threads: int | native.Threads | None, packs: Path | None, progress: Progress | None
+) -> _Opened:
+    now = time.time()
+    with closing(open_model_file(ref.path)) as opened:
+        digest = ref.digest or file_identity(opened.paths, now)
+        pack = pack_path(packs, digest) if packs and digest else None
+        mapped = open_pack(pack, digest) if pack else None
+        tokenizer, template = _text_side(opened, ref.path)
+        defaults: dict[str, Any] = {name: value for name, (value, _) in sampling_defaults(opened).items()}
+        loaded = load_model(
+            opened,
+            threads=threads,
+            name=ref.name,
+            tokens=tokenizer.vocab_size,
+            packed=mapped,
+            progress=progress,
+        )
+        quantization = _quantization(opened, loaded.type_bytes)
+    write = None
+    if pack is not None and mapped is None:
+        write = partial(write_pack, pack, digest, loaded.matrices)
+    return _Opened(loaded, tokenizer, template, quantization, SamplingParams(**defaults), write)
+
+
+def _drafter(ref: ModelRef, target: _Opened, packs: Path | None, progress: Progress | None) -> _Opened:
+    """Load a draft model on the target's threads; refuse one whose ids stand for other tokens."""
+    opened = _opened(ref, target.model.threads, packs, progress)
+    wrong = target.tokenizer.first_difference(opened.tokenizer)
+    if wrong is not None:
+        raise UsageError(
+            f"{ref.name} cannot draft for {target.model.name}: token {wrong} differs",
+            "a draft model needs the very same tokens: choose a smaller model of the family",
+        )
+    return opened
+
+
+def _text_side(opened: ModelFile, path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
+    if isinstance(opened, GGUFFile):
+        tokenizer = tokenizer_from_gguf(opened.metadata)
+        made = lambda: chat_template_from_gguf(opened.metadata, tokenizer)  # noqa: E731
+    else:
+        tokenizer = tokenizer_from_dir(path)
+        made = lambda: chat_template_from_dir(path, tokenizer)  # noqa: E731
+    try:
+        return tokenizer, made()
+    except UnsupportedModel:  # a base model: it completes text, and says so when asked to chat
+        return tokenizer, None
+
+
+def _template_notes(template: ChatTemplate | None) -> tuple[str, ...]:
+    """Say that the turns of a chat are not the file's own: such a model was hardly trained to chat."""
+    if template is None or not template.is_fallback:
+        return ()
+    return (f"chat template: {template.origin}; a base model continues text, see --raw",)
+
+
+def _quantization(opened: ModelFile, type_bytes: Mapping[str, int]) -> str:
+    """Name the quantisation as the file does (general.file_type), else the type that most bytes have."""
+    stated = opened.metadata.get("general.file_type") if isinstance(opened, GGUFFile) else None
+    if isinstance(stated, int) and stated in _FILE_TYPES:
+        return _FILE_TYPES[stated]
+    return next(iter(type_bytes), "")

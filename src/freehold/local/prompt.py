@@ -1,0 +1,193 @@
+"""What the model reads: a chat rendered and cut to fit, a text, ids, or a gap between two texts.
+
+Knows messages, templates and token counts; knows no engine and no answer.
+Path: LLM.start -> Prompter.prompt -> Prompt
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from freehold.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
+from freehold.tokenizer import ChatTemplate, Tokenizer
+from freehold.tokenizer.fill import FillTokens, fill_tokens
+from freehold.types import Job, Message, Overflow
+
+Chat = str | Sequence[Message | Mapping[str, str]]
+
+ROOM = 512  # tokens that drop-oldest keeps free for an answer whose length nobody limited
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids, and what the answer's text needs to know of them."""
+
+    ids: list[int]
+    tags: tuple[str, str] | None = None  # around reasoning
+    inside: bool = False  # it ends within an opened thinking block
+    dropped: int = 0  # messages left out
+    at_start: bool = False  # the answer begins a text of its own
+    ends: frozenset[int] = frozenset()  # ids that end this answer beside the model's own
+
+
+class Prompter:
+    """Makes prompts for one model."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, name: str, context: int) -> None:
+        self._tokenizer, self._template = tokenizer, template
+        self._name, self._context = name, context
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template. Raises UnsupportedModel where there is none."""
+        if self._template is None:
+            raise UnsupportedModel(
+                f"{self._name} has no chat template", "complete plain text: --raw, or LLM.generate"
+            )
+        return self._template
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether there is a chat template."""
+        return self._template is not None
+
+    @cached_property
+    def fill(self) -> FillTokens | None:
+        """The tokens around a gap to be filled, or None."""
+        return fill_tokens(self._tokenizer)
+
+    def prompt(self, job: Job) -> Prompt:
+        """Turn what a job asks into ids. Raises UsageError, BadPrompt, BadTemplate, ContextOverflow."""
+        if (job.messages is None) == (job.prompt is None):
+            raise UsageError("a job has either messages or a prompt", "give one of the two")
+        if job.messages is not None:
+            return self._chat(job.messages, job.think, job.overflow, job.max_tokens)
+        if job.think is not None:
+            raise UsageError("think is for chats; a plain prompt has no template to switch")
+        if job.suffix is not None:
+            return self._gap(job.prompt, job.suffix)
+        ids = (
+            self._tokenizer.encode(job.prompt)
+            if isinstance(job.prompt, str)
+            else self.checked(job.prompt or ())
+        )
+        if not ids:
+            raise BadPrompt("the prompt is empty", "give text or token ids")
+        self._check_room(len(ids), answer=job.max_tokens != 0)
+        return Prompt(ids)
+
+    def render(self, messages: Sequence[Message], think: bool | None) -> list[int]:
+        """Return the ids of a chat, whole."""
+        return self._tokenizer.encode_rendered(self.template.render(messages, think=think))
+
+    def checked(self, ids: Sequence[int]) -> list[int]:
+        """Return `ids` as a list. Raises UsageError for one outside the vocabulary, and for none at all."""
+        checked = [int(i) for i in ids]
+        vocabulary = self._tokenizer.vocab_size
+        for id in checked:
+            if not 0 <= id < vocabulary:
+                raise UsageError(f"token id {id} is outside the vocabulary of {vocabulary:,}")
+        if not checked:
+            raise UsageError("there are no token ids", "give at least one")
+        return checked
+
+    def _gap(self, before: str | Sequence[int] | None, after: str) -> Prompt:
+        """Lay out prefix, suffix and the place between as the model was trained to fill it."""
+        if self.fill is None:
+            raise UsageError(f"{self._name} cannot fill a gap: it has no tokens for it", "leave suffix out")
+        if not isinstance(before, str):
+            raise UsageError("suffix goes with a prompt that is text")
+        encode, fill = self._tokenizer.encode, self.fill
+        start = encode("", special=True)
+        ids = [
+            *start,
+            fill.prefix,
+            *encode(before, bos=False),
+            fill.suffix,
+            *encode(after, bos=False),
+            fill.middle,
+        ]
+        self._check_room(len(ids))
+        return Prompt(ids, ends=fill.ends)
+
+    def _chat(
+        self, chat: Sequence[Message], think: bool | None, overflow: Overflow, max_tokens: int | None
+    ) -> Prompt:
+        """Render and tokenize; under drop-oldest leave out as few of the oldest turns as it takes."""
+        if overflow not in ("error", "drop-oldest"):
+            raise UsageError(f"overflow {overflow!r} is unknown", "use 'error' or 'drop-oldest'")
+
+        def fitted(turns: int) -> Prompt:
+            kept = _without_oldest(chat, turns)
+            rendered = template.render(kept, think=think)
+            ids = self._tokenizer.encode_rendered(rendered)
+            dropped = len(chat) - len(kept)
+            return Prompt(ids, template.thinking_tags, rendered.in_thinking, dropped, at_start=True)
+
+        template = self.template
+        whole = fitted(0)
+        room = min(max_tokens or ROOM, self._context // 4) if overflow == "drop-oldest" else 1
+        limit = self._context - room
+        if len(whole.ids) > limit and overflow == "drop-oldest":
+            turns = range(1, _turns(chat))  # the last turn stays
+            fewest = bisect_left(turns, True, key=lambda n: len(fitted(n).ids) <= limit)
+            whole = fitted(min(fewest + 1, len(turns)))
+        self._check_room(len(whole.ids), answer=max_tokens != 0)
+        return whole
+
+    def _check_room(self, tokens: int, answer: bool = True) -> None:
+        if tokens + answer > self._context:
+            raise ContextOverflow(
+                f"prompt has {tokens:,} tokens; {self._name} is loaded with room for {self._context:,}",
+                f"load it with --context {_rounded_up(tokens)}, shorten the prompt, or let "
+                "--overflow drop-oldest leave out old messages of a chat",
+            )
+
+
+def as_messages(prompt: Chat) -> list[Message]:
+    """Return a chat's messages from any of the forms it may be given in."""
+    if isinstance(prompt, str):
+        prompt = [Message("user", prompt)]
+    chat = [m if isinstance(m, Message) else _as_message(m) for m in prompt]
+    if not any(m.content.strip() for m in chat if m.role != "system"):
+        raise BadPrompt("the chat is empty", "give at least one message with text")
+    return chat
+
+
+def _as_message(raw: Mapping[str, str]) -> Message:
+    if not isinstance(raw, Mapping):
+        raise UsageError(
+            f"a message is a {type(raw).__name__}", "give Message, or {'role': ..., 'content': ...}"
+        )
+    unknown = raw.keys() - {"role", "content", "thinking"}
+    role, content = raw.get("role"), raw.get("content")
+    if unknown or role not in ("system", "user", "assistant", "tool") or not isinstance(content, str):
+        shown = {k: v for k, v in raw.items() if k != "content"}
+        raise UsageError(
+            f"not a message: {shown!r}",
+            "it has role (system, user, assistant or tool), content and thinking, as text",
+        )
+    return Message(role, content, raw.get("thinking", ""))
+
+
+def _turns(chat: Sequence[Message]) -> int:
+    """Count the turns: each begins with a user's message."""
+    return max(sum(m.role == "user" for m in chat), 1)
+
+
+def _without_oldest(chat: Sequence[Message], turns: int) -> list[Message]:
+    """Leave out the first `turns` turns, whatever they hold; system messages stay."""
+    kept, seen = [], 0
+    for message in chat:
+        seen += message.role == "user"
+        if message.role == "system" or seen > turns or not turns:
+            kept.append(message)
+    return kept
+
+
+def _rounded_up(tokens: int) -> int:
+    """Return a context that holds `tokens` and a short answer: the next multiple of 1,024."""
+    return (tokens + ROOM + 1023) // 1024 * 1024

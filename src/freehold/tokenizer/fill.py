@@ -1,0 +1,46 @@
+"""The tokens around a gap to be filled: text before it, text after it, and the model writes what lies between.
+
+Knows how families spell them; knows no prompt. They are control tokens, so no user's text contains them.
+Path: local.Prompter -> fill_tokens
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from freehold.tokenizer.core import Tokenizer
+
+# Prefix, suffix, middle, in the order all of these were trained with (arXiv 2207.14255's PSM).
+_SPELLINGS = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen coder, CodeGemma
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
+    (
+        "<\uff5cfim\u2581begin\uff5c>",
+        "<\uff5cfim\u2581hole\uff5c>",
+        "<\uff5cfim\u2581end\uff5c>",
+    ),  # DeepSeek coder
+)
+# What such a model writes when the gap is filled, beside its own end of text.
+_ENDS = ("<|fim_pad|>", "<fim_pad>", "<|repo_name|>", "<|file_sep|>", "<|file_separator|>", "<file_sep>")
+
+
+@dataclass(frozen=True, slots=True)
+class FillTokens:
+    """Ids around a gap, and those that end its filling."""
+
+    prefix: int
+    suffix: int
+    middle: int
+    ends: frozenset[int]
+
+
+def fill_tokens(tokenizer: Tokenizer) -> FillTokens | None:
+    """Return the tokens that mark a gap, or None where the model has none."""
+    for spelled in _SPELLINGS:
+        prefix, suffix, middle = map(tokenizer.added_id, spelled)
+        if prefix is not None and suffix is not None and middle is not None:
+            ends = (tokenizer.added_id(text) for text in _ENDS)
+            found = {id for id in ends if id is not None}
+            return FillTokens(prefix, suffix, middle, frozenset(found | {prefix, suffix, middle}))
+    return None
