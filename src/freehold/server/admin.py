@@ -1,0 +1,104 @@
+"""What only the owner may do, through the Unix socket: greet, look, load, unload, stop.
+
+Knows the models and the running server's door; carries no key, because the socket lies in a folder of 0700.
+Path: cli/ps, cli/stop, cli/run -> Unix socket -> here -> Models
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from starlette.routing import BaseRoute, Route
+
+import freehold
+from freehold.server.call import Call, Endpoint
+from freehold.server.contract import Loaded
+from freehold.server.openai.fields import Name
+from freehold.server.problems import Refused
+
+PROTOCOL = 1  # grows when an older command line could misread an answer
+
+
+class ModelRequest(Struct, kw_only=True):
+    """Which model to load or unload."""
+
+    model: Name
+
+
+class StopRequest(Struct, kw_only=True):
+    """How to stop: `now` cuts streams off."""
+
+    now: bool = False
+
+
+def admin_routes() -> list[BaseRoute]:
+    """Return the routes; only the app behind the Unix socket has them."""
+    return [
+        Route("/admin/hello", Endpoint("/admin/hello", hello), methods=["GET"]),
+        Route("/admin/ps", Endpoint("/admin/ps", ps), methods=["GET"]),
+        Route("/admin/load", Endpoint("/admin/load", load), methods=["POST"]),
+        Route("/admin/unload", Endpoint("/admin/unload", unload), methods=["POST"]),
+        Route("/admin/stop", Endpoint("/admin/stop", stop), methods=["POST"]),
+    ]
+
+
+async def hello(call: Call) -> None:
+    """Say which program and protocol this is."""
+    door = call.server.door
+    await call.answer(
+        {
+            "version": freehold.__version__,
+            "protocol": PROTOCOL,
+            "pid": os.getpid(),
+            "url": door.url if door else "",
+            "started_at": call.server.started_at,
+        }
+    )
+
+
+async def ps(call: Call) -> None:
+    """List the models in memory."""
+    await call.answer({"models": [row(each) for each in call.server.models.loaded()]})
+
+
+async def load(call: Call) -> None:
+    """Bring a model into memory and describe it."""
+    request, _ = await call.struct(ModelRequest)
+
+    async def work() -> None:
+        name = (await call.server.models.use(request.model)).name
+        found = next((each for each in call.server.models.loaded() if each.info.name == name), None)
+        if found is None:
+            raise Refused(409, f"{name} left memory again at once", code="unloaded")
+        await call.answer(row(found))
+
+    await call.while_here(work())
+
+
+async def unload(call: Call) -> None:
+    """Take a model out of memory."""
+    request, _ = await call.struct(ModelRequest)
+    await call.server.models.unload(request.model)
+    await call.answer({})
+
+
+async def stop(call: Call) -> None:
+    """Begin the drain, or end at once."""
+    request, _ = await call.struct(StopRequest)
+    await call.answer({})
+    if call.server.door is not None:
+        call.server.door.stop(now=request.now)
+
+
+def row(each: Loaded) -> dict[str, Any]:
+    """Describe a loaded model: ModelInfo's fields, and how it is used."""
+    return {
+        **msgspec.to_builtins(each.info),
+        "stats": msgspec.to_builtins(each.stats),
+        "in_flight": each.in_flight,
+        "restarts": each.restarts,
+        "expires_at": each.expires_at,
+    }

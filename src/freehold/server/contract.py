@@ -1,0 +1,102 @@
+"""What the HTTP side asks of whoever holds the models: three asynchronous faces.
+
+Structural types only: worker/ implements them and does not know this file; tests/server/fakes.py plays them.
+Path: openai/chat.py -> Models.use -> Served.start -> Stream -> chunks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from freehold.types import Begin, Chunk, EngineStats, Job, Message, ModelInfo
+
+
+class Held(Protocol):
+    """A model that lies in the store, loaded or not."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def modified(self) -> float:
+        """Return when it came into the store, in seconds since 1970."""
+        ...
+
+
+class Loaded(Protocol):
+    """A model that an engine process holds."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+    @property
+    def stats(self) -> EngineStats: ...
+    @property
+    def expires_at(self) -> float | None:
+        """Return when it leaves memory if nobody asks, in seconds since 1970; None: never."""
+        ...
+
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def restarts(self) -> int: ...
+
+
+class Stream(Protocol):
+    """One job's answers while they are made. Ends by itself after each answer's chunk with `finish_reason`.
+
+    Raises FreeholdErrors from `__anext__`. The buffer behind it is bounded: a reader that falls too far behind
+    loses its stream, with an error.
+    """
+
+    @property
+    def begin(self) -> Begin: ...
+    @property
+    def more(self) -> bool:
+        """Return whether the next chunk is here already, so that `__anext__` does not wait."""
+        ...
+
+    def __aiter__(self) -> Stream: ...
+    async def __anext__(self) -> tuple[int, Chunk]:
+        """Return (number of the answer, its next chunk)."""
+        ...
+
+    async def aclose(self) -> None:
+        """Cancel what is unfinished; harmless after the end."""
+        ...
+
+
+class Served(Protocol):
+    """One loaded model."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def info(self) -> ModelInfo: ...
+    @property
+    def stats(self) -> EngineStats: ...
+    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
+        """Hand a job in; return once the engine took it. `keep_alive`: seconds, math.inf for ever, None: as set."""
+        ...
+
+    async def tokenize(self, text: str, special: bool = False) -> list[int]: ...
+    async def detokenize(self, ids: Sequence[int]) -> str: ...
+    async def token_texts(self, ids: Sequence[int]) -> list[bytes]: ...
+    async def render(self, messages: Sequence[Message], think: bool | None) -> list[int]: ...
+    async def template(self) -> dict[str, Any]:
+        """Return what /tokenizer_info shows: chat_template, bos_token, eos_token and so on."""
+        ...
+
+
+class Models(Protocol):
+    """Every model this server may hold, by name."""
+
+    async def names(self) -> Sequence[Held]: ...
+    async def use(self, name: str) -> Served:
+        """Return a model, loading it if need be; ModelNotFound, CapacityExceeded and others say why not."""
+        ...
+
+    def loaded(self) -> Sequence[Loaded]: ...
+    async def unload(self, name: str) -> None: ...
+    async def close(self, drain_s: float) -> None: ...

@@ -1,0 +1,63 @@
+"""Whether the server is alive: an engine that has work and makes no steps is not.
+
+vLLM's /health says 200 while its engine hangs; here progress is watched, once a second, by the step counters.
+Knows stats and seconds; knows no route. Path: app lifespan -> Health.watch; GET /health, /ready -> verdict, ready
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from freehold.server.contract import Loaded, Models
+
+STALL_S = 60.0  # the longest step we know of, a chunk of prompt on a loaded two-core guest, takes under 5
+
+
+class Health:
+    """Watches the loaded models' step counters."""
+
+    def __init__(
+        self, models: Models, stall_s: float = STALL_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._models, self._stall_s, self._clock = models, stall_s, clock
+        self._seen: dict[str, tuple[int, float]] = {}  # model -> (steps, when it last moved or was idle)
+        self.stopping = False
+        self.preload: tuple[str, ...] = ()  # names that must have been loaded once before /ready says so
+
+    async def watch(self) -> None:
+        """Look once a second, until cancelled."""
+        while True:
+            self.look()
+            await asyncio.sleep(1)
+
+    def look(self) -> None:
+        """Note every model's steps."""
+        now = self._clock()
+        loaded = {each.info.name: each for each in self._models.loaded()}
+        self.preload = tuple(name for name in self.preload if name not in loaded)
+        self._seen = {name: self._noted(each, self._seen.get(name), now) for name, each in loaded.items()}
+
+    def stuck(self) -> Sequence[str]:
+        """Return a sentence for each engine that has work and made no step for `stall_s`."""
+        self.look()
+        now = self._clock()
+        stood = ((name, now - since) for name, (_, since) in self._seen.items())
+        return [
+            f"{name} has work and made no step for {s:.0f} seconds" for name, s in stood if s > self._stall_s
+        ]
+
+    def not_ready(self) -> str:
+        """Return why new requests should go elsewhere; "" when they may come."""
+        if self.stopping:
+            return "the server is stopping"
+        self.look()
+        if self.preload:
+            return f"loading {', '.join(self.preload)}"
+        return next(iter(self.stuck()), "")
+
+    def _noted(self, each: Loaded, before: tuple[int, float] | None, now: float) -> tuple[int, float]:
+        stats = each.stats
+        stands = stats.running + stats.waiting > 0 and before is not None and before[0] == stats.steps
+        return (stats.steps, before[1] if stands and before else now)

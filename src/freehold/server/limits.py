@@ -1,0 +1,151 @@
+"""What one client may take of the server, and the reading of a body within it.
+
+Knows bytes, seconds and JSON; knows no field of any protocol. Every cap is checked before what it caps is built.
+Path: Gate -> Call.decode -> read_body -> parse -> a typed struct and warnings
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.types import Receive
+
+from freehold.server.problems import Refused
+
+MAX_DEPTH = 64  # nested lists and objects in a body; nothing we accept needs more than five
+_SHOWN = 60  # characters of a refused value
+_AT = re.compile(r"^(.*?)(?: - at `(?:key in )?\$(.*)`)?$", re.S)
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Gone(Exception):
+    """The client closed its connection; nobody is left to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Caps on connections and bodies, and the seconds that a slow client gets."""
+
+    body_bytes: int = 16 << 20  # a 1M-token prompt as ids is 7 MB
+    header_bytes: int = 64 << 10
+    header_s: float = 15.0  # from the connection, or the request before, to the end of the headers
+    body_s: float = 60.0
+    idle_s: float = 75.0  # a kept-alive connection with no request
+    write_s: float = 60.0  # a client that takes nothing of its stream for so long is dropped
+    connections: int = 2048
+
+
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limits: Limits) -> bytes:
+    """Return the whole body; 413 for one too long (by its header or its bytes), 408 for one too slow."""
+    stated = headers.get(b"content-length", b"")
+    if stated.isdigit() and int(stated[:20]) > limits.body_bytes:
+        raise _too_long(limits)
+    try:
+        async with asyncio.timeout(limits.body_s):
+            return await _whole(receive, limits)
+    except TimeoutError:
+        raise Refused(
+            408,
+            f"the body did not arrive within {limits.body_s:g} seconds",
+            headers=((b"connection", b"close"),),
+        ) from None
+
+
+async def _whole(receive: Receive, limits: Limits) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limits.body_bytes:
+            raise _too_long(limits)
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_long(limits: Limits) -> Refused:
+    return Refused(
+        413,
+        f"the body is longer than {limits.body_bytes:,} bytes",
+        code="body_too_large",
+        headers=((b"connection", b"close"),),
+    )
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in `body`; 400 for anything else and for one nested too deep."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise Refused(400, f"the body is not JSON: {e}", code="invalid_json") from None
+    except RecursionError:
+        raise _too_deep() from None
+    if not isinstance(value, dict):
+        raise Refused(400, f"the body is {_shown(value)}; expected an object", code="invalid_json")
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
+        raise _too_deep()
+    return value
+
+
+def typed(value: dict[str, Any], kind: type[T]) -> T:
+    """Convert `value` to the struct `kind`; 400 names the field, what it is and what was expected."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as e:
+        raise _wrong_field(value, str(e)) from None
+
+
+def _wrong_field(value: dict[str, Any], message: str) -> Refused:
+    found = _AT.match(message)
+    expected, path = (found[1], found[2] or "") if found else (message, "")
+    missing = re.match(r"Object missing required field `(\w+)`", expected)
+    if missing:
+        name = f"{path}.{missing[1]}".lstrip(".")
+        return Refused(400, f"{name} is missing", param=name, code="missing_required_parameter")
+    expected = expected[:1].lower() + expected[1:].replace("`", "")
+    name = path.lstrip(".").replace("[...]", "")
+    shown = _shown(_at(value, path))
+    return Refused(400, f"{name} is {shown}: {expected}", param=name or None, code="invalid_value")
+
+
+def _at(value: Any, path: str) -> Any:
+    """Follow `.a[0].b`; msgspec writes `[...]` for a key or an item of a mapping, where we stop."""
+    for name, index in _STEP.findall(path.split("[...]")[0]):
+        try:
+            value = value[int(index)] if index else value[name]
+        except (LookupError, TypeError):
+            break
+    return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        # Enough to recognise a mistyped value; a prompt is nobody's business in a log.
+        return repr(value if len(value) <= _SHOWN else value[:20] + "...")
+    if isinstance(value, dict | list):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    return "null" if value is None else str(value).lower()[:_SHOWN]
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    here = [value]
+    for _ in range(levels):
+        here = [
+            v for o in here for v in (o.values() if isinstance(o, dict) else o) if isinstance(v, dict | list)
+        ]
+        if not here:
+            return False
+    return True
+
+
+def _too_deep() -> Refused:
+    return Refused(400, f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")

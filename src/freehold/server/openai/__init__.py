@@ -1,0 +1,1 @@
+"""OpenAI's routes under /v1: fields in, jobs out; chunks in, their shapes out."""

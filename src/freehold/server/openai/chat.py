@@ -1,0 +1,118 @@
+"""POST /v1/chat/completions: a chat in, an assistant's message out.
+
+Knows OpenAI's chat shapes; the order of things is answering.py's.
+Path: Gate -> chat -> fields.chat_job -> Answering -> ChatShape
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from freehold.server.call import Call
+from freehold.server.contract import Served
+from freehold.server.openai.answering import Answering, Choice, encode
+from freehold.server.openai.fields import ChatRequest, chat_job, message_strangers, seconds, strangers
+from freehold.types import Begin, Chunk, TokenLogprob
+
+
+async def chat(call: Call) -> None:
+    """Answer a chat."""
+    request, raw = await call.struct(ChatRequest)
+    warnings = strangers(raw, ChatRequest) + message_strangers(raw["messages"])
+    job = chat_job(request, call.tenant, warnings)
+    answering = Answering(
+        call,
+        ChatShape(job.logprobs is not None, bool(request.return_token_ids)),
+        [job],
+        keep_alive=seconds(request.keep_alive),
+        warnings=warnings,
+    )
+    if request.stream:
+        options = request.stream_options
+        await answering.stream(request.model, bool(options and options.include_usage))
+    else:
+        await answering.whole(request.model)
+
+
+class ChatShape:
+    """chat.completion and chat.completion.chunk."""
+
+    object, event, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def __init__(self, logprobs: bool, ids: bool) -> None:
+        self._logprobs, self._ids = logprobs, ids
+        self._head = b""
+
+    def head(self, common: bytes) -> None:
+        self._head = b"data: " + common + b',"choices":[{"index":'
+
+    async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None: ...
+
+    def opened(self, choice: int, begin: Begin, tail: bytes) -> bytes:
+        return self._event(choice, b'{"role":"assistant","content":""}', b"null", tail)
+
+    def piece(self, choice: int, chunk: Chunk) -> bytes:
+        parts = []
+        if chunk.thinking:
+            said = encode(chunk.thinking)
+            parts += [b'"reasoning_content":' + said, b'"reasoning":' + said]
+        more = self._more(chunk)
+        if chunk.text or (more and not parts):
+            parts.append(b'"content":' + encode(chunk.text))
+        return self._event(choice, b"{" + b",".join(parts) + b"}", b"null", b"", more) if parts else b""
+
+    def _more(self, chunk: Chunk) -> bytes:
+        out = b""
+        if self._logprobs and chunk.logprobs:
+            out += b',"logprobs":' + encode(chat_logprobs(chunk.logprobs, self._ids))
+        if self._ids and chunk.token_ids:
+            out += b',"token_ids":' + encode(chunk.token_ids)
+        return out
+
+    def end(self, choice: int, reason: str, tail: bytes) -> bytes:
+        return self._event(choice, b"{}", encode(reason), tail)
+
+    def choice(self, choice: Choice, begin: Begin) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(choice.text), "refusal": None}
+        if choice.thinking:
+            message["reasoning_content"] = message["reasoning"] = "".join(choice.thinking)
+        out = {
+            "index": choice.index,
+            "message": message,
+            "logprobs": chat_logprobs(choice.logprobs, self._ids) if self._logprobs else None,
+            "finish_reason": choice.reason,
+        }
+        return {**out, "token_ids": choice.token_ids} if self._ids else out
+
+    def _event(self, choice: int, delta: bytes, reason: bytes, tail: bytes, more: bytes = b"") -> bytes:
+        return b'%b%d,"delta":%b,"finish_reason":%b%b}]%b}\n\n' % (
+            self._head,
+            choice,
+            delta,
+            reason,
+            more,
+            tail,
+        )
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprob], ids: bool) -> dict[str, Any]:
+    """Return the chat shape: each token with its bytes and its alternatives."""
+    return {"content": [_scored(t, ids) for t in tokens], "refusal": None}
+
+
+def _scored(t: TokenLogprob, ids: bool) -> dict[str, Any]:
+    top = [_token(id if ids else None, s, p) for (id, p), s in zip(t.top, t.top_tokens, strict=True)]
+    return {**_token(t.token_id if ids else None, t.token, t.logprob), "top_logprobs": top}
+
+
+def _token(id: int | None, token: bytes, logprob: float) -> dict[str, Any]:
+    """Describe a token; one that holds a part of a character shows it truly only in `bytes`."""
+    out = {"token": token.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(token)}
+    return out if id is None else {**out, "id": id}
+
+
+def finite(logprob: float) -> float:
+    """Keep to JSON's numbers: a token that a bias forbids has minus infinity, for which vLLM writes this too."""
+    return logprob if math.isfinite(logprob) else -9999.0

@@ -1,0 +1,141 @@
+"""POST /v1/completions: text or token ids in, their continuation out, with echo and OpenAI's old logprobs.
+
+lm-eval's loglikelihoods read `token_logprobs` and `top_logprobs` here: the first prompt token has null in both, and
+a token that is the likeliest has the very number of the best alternative.
+Path: Gate -> completions -> fields.completion_jobs -> Answering -> TextShape
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from freehold.server.call import Call
+from freehold.server.contract import Served
+from freehold.server.openai.answering import Answering, Choice, encode
+from freehold.server.openai.chat import chat_logprobs, finite
+from freehold.server.openai.fields import CompletionRequest, completion_jobs, seconds, strangers
+from freehold.types import Begin, Chunk, Job, TokenLogprob
+
+
+async def completions(call: Call) -> None:
+    """Continue one or many prompts."""
+    request, raw = await call.struct(CompletionRequest)
+    warnings = strangers(raw, CompletionRequest)
+    jobs = completion_jobs(request, call.tenant)
+    shape = TextShape(
+        jobs, bool(request.echo), logprobs=request.logprobs is not None, ids=bool(request.return_token_ids)
+    )
+    answering = Answering(call, shape, jobs, keep_alive=seconds(request.keep_alive), warnings=warnings)
+    if request.stream:
+        options = request.stream_options
+        await answering.stream(request.model, bool(options and options.include_usage))
+    else:
+        await answering.whole(request.model)
+
+
+class TextShape:
+    """text_completion, streamed and whole."""
+
+    object = event = "text_completion"
+    prefix = "cmpl"
+
+    def __init__(self, jobs: Sequence[Job], echo: bool, *, logprobs: bool, ids: bool) -> None:
+        self._jobs, self._echo, self._logprobs, self._ids = jobs, echo, logprobs, ids
+        self._echoes: dict[
+            int, tuple[str, bytes]
+        ] = {}  # choice -> its prompt, and what the first token writes
+        self._offsets: dict[int, int] = {}
+        self._head = b""
+
+    def head(self, common: bytes) -> None:
+        self._head = b"data: " + common + b',"choices":[{"index":'
+
+    async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
+        if not self._echo:
+            return
+        prompt = self._jobs[job].prompt
+        text = prompt if isinstance(prompt, str) else await served.detokenize(begin.prompt_ids)
+        first = b"".join(await served.token_texts(begin.prompt_ids[:1])) if self._logprobs else b""
+        self._echoes |= dict.fromkeys(choices, (text, first))
+
+    def opened(self, choice: int, begin: Begin, tail: bytes) -> bytes:
+        text, _ = self._echoes.get(choice, ("", b""))
+        scored = self._prompt_logprobs(choice, begin) if self._logprobs and self._echo else None
+        return self._event(choice, text, encode(scored), b"null", tail)
+
+    def piece(self, choice: int, chunk: Chunk) -> bytes:
+        scored = self._logprobs and chunk.logprobs
+        ids = b',"token_ids":' + encode(chunk.token_ids) if self._ids and chunk.token_ids else b""
+        text = chunk.thinking + chunk.text
+        if not text and not scored and not ids:
+            return b""
+        logprobs = encode(self._table(choice, chunk.logprobs)) if scored else b"null"
+        return self._event(choice, text, logprobs, b"null", b"", ids)
+
+    def end(self, choice: int, reason: str, tail: bytes) -> bytes:
+        return self._event(choice, "", b"null", encode(reason), tail)
+
+    def choice(self, choice: Choice, begin: Begin) -> dict[str, Any]:
+        text, logprobs = "".join(choice.thinking) + "".join(choice.text), None
+        if self._echo:
+            text = self._echoes[choice.index][0] + text
+        if self._logprobs:
+            asked = self._prompt_logprobs(choice.index, begin) if self._echo else {}
+            made = self._table(choice.index, choice.logprobs)
+            logprobs = {name: asked.get(name, []) + column for name, column in made.items()}
+        out = {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": choice.reason}
+        return {**out, "token_ids": choice.token_ids} if self._ids else out
+
+    def _event(
+        self, choice: int, text: str, logprobs: bytes, reason: bytes, tail: bytes, more: bytes = b""
+    ) -> bytes:
+        return b'%b%d,"text":%b,"logprobs":%b,"finish_reason":%b%b}]%b}\n\n' % (
+            self._head,
+            choice,
+            encode(text),
+            logprobs,
+            reason,
+            more,
+            tail,
+        )
+
+    def _prompt_logprobs(self, choice: int, begin: Begin) -> dict[str, list[Any]]:
+        if not begin.prompt_logprobs:
+            return {}
+        first = TokenLogprob(begin.prompt_ids[0], 0.0, token=self._echoes[choice][1])
+        table = self._table(choice, [first, *(t for t in begin.prompt_logprobs if t is not None)])
+        table["token_logprobs"][0] = table["top_logprobs"][0] = None  # nothing stands before it
+        if self._ids:
+            table["content"][0]["logprob"] = None
+        return table
+
+    def _table(self, choice: int, tokens: Sequence[TokenLogprob]) -> dict[str, list[Any]]:
+        texts = [_text(t.token) for t in tokens]
+        offsets = [*accumulate(map(len, texts), initial=self._offsets.get(choice, 0))]
+        self._offsets[choice] = offsets.pop()
+        table = {
+            "tokens": texts,
+            "token_logprobs": [finite(t.logprob) for t in tokens],
+            "top_logprobs": [_alternatives(t, s) for t, s in zip(tokens, texts, strict=True)],
+            "text_offset": offsets,
+        }
+        return {**table, "content": chat_logprobs(tokens, True)["content"]} if self._ids else table
+
+
+def _alternatives(t: TokenLogprob, text: str) -> dict[str, float]:
+    """Return the best alternatives and the token itself, by text; of two that write the same, the likelier."""
+    out: dict[str, float] = {}
+    for (_, p), s in zip(t.top, t.top_tokens, strict=True):
+        out.setdefault(_text(s), finite(p))
+    out.setdefault(text, finite(t.logprob))
+    return out
+
+
+def _text(token: bytes) -> str:
+    """Return a token's text, or OpenAI's `bytes:\\x..` for a part of a character."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{b:02x}" for b in token)

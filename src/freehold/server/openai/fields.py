@@ -1,0 +1,469 @@
+"""The fields of OpenAI's generating requests: types, ranges, and what becomes of each.
+
+A field is honoured, refused by name because leaving it out would change the answer, or named in `warnings`.
+Knows the wire's fields and Job's; knows no route and no model. docs/reference/http.md is made from these structs.
+Path: Call.struct -> ChatRequest -> chat_job -> Job
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from freehold.config import nearest
+from freehold.server.problems import Refused
+from freehold.types import Job, Message, Overflow, Priority
+
+MAX_N = 64
+MAX_CHOICES = 1024  # prompts x n of one request
+MAX_TOP = 20
+MAX_STOPS, MAX_STOP_CHARS = 16, 1024
+MAX_BIASES = 1024
+MAX_MESSAGES = 10_000
+MAX_SEED = (1 << 63) - 1
+FORCED = 1 << 30  # more tokens than any context holds
+
+Number = Annotated[float, Meta(ge=-100, le=100)]
+Positive = Annotated[float, Meta(gt=0, le=100)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Mass = Annotated[float, Meta(gt=0, le=1)]
+Count = Annotated[int, Meta(ge=0, le=FORCED)]
+Name = Annotated[str, Meta(min_length=1, max_length=512)]
+TokenId = Annotated[int, Meta(ge=0, le=0x7FFFFFFF)]
+
+
+class StreamOptions(Struct, kw_only=True):
+    """What a stream carries besides text."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Generating(Struct, kw_only=True):
+    """Fields that chats and completions share."""
+
+    model: Annotated[Name, Meta(description="The model's name; it is loaded if it is not in memory.")]
+    stream: Annotated[bool | None, Meta(description="Send the answer as server-sent events.")] = None
+    stream_options: Annotated[
+        StreamOptions | None, Meta(description="`include_usage`: a last event with the token counts.")
+    ] = None
+    max_tokens: Annotated[Count | None, Meta(description="Most tokens of an answer.")] = None
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=100)] | None,
+        Meta(description="0 is greedy. Default: the model's own."),
+    ] = None
+    top_p: Annotated[Mass | None, Meta(description="Keep the likeliest tokens whose sum reaches this.")] = (
+        None
+    )
+    top_k: Annotated[
+        Annotated[int, Meta(ge=-1, le=FORCED)] | None, Meta(description="Keep so many tokens; 0 or -1: all.")
+    ] = None
+    min_p: Annotated[
+        Share | None, Meta(description="Drop tokens less likely than this times the likeliest.")
+    ] = None
+    typical_p: Annotated[Mass | None, Meta(description="Keep the most typical mass.")] = None
+    repetition_penalty: Annotated[Positive | None, Meta(description="Divide the logits of seen tokens.")] = (
+        None
+    )
+    presence_penalty: Annotated[Number | None, Meta(description="Subtract once per seen token.")] = None
+    frequency_penalty: Annotated[Number | None, Meta(description="Subtract per time a token was seen.")] = (
+        None
+    )
+    penalty_window: Annotated[
+        Count | None, Meta(description="Last tokens the penalties look at; 0: all. Default 64.")
+    ] = None
+    logit_bias: Annotated[
+        Annotated[dict[str, Number], Meta(max_length=MAX_BIASES)] | None,
+        Meta(description="Token id, as text, to what is added to its logit."),
+    ] = None
+    seed: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_SEED)] | None,
+        Meta(
+            description="The same seed gives the same answer; answer i draws with seed + i. Default: drawn."
+        ),
+    ] = None
+    n: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_N)] | None, Meta(description="Answers to give. Default 1.")
+    ] = None
+    stop: Annotated[
+        str | list[str] | None,
+        Meta(
+            description=f"Texts that end an answer: at most {MAX_STOPS}, each of 1 to {MAX_STOP_CHARS:,} characters."
+        ),
+    ] = None
+    ignore_eos: Annotated[
+        bool | None, Meta(description="Go on after the model's own end, to max_tokens: for load generators.")
+    ] = None
+    priority: Annotated[
+        Literal["interactive", "batch"] | Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)] | None,
+        Meta(description="`batch` takes what interactive requests leave; as a number, more than 0 is batch."),
+    ] = None
+    timeout: Annotated[
+        Annotated[float, Meta(gt=0, le=86400)] | None,
+        Meta(description="Seconds the whole answer may take; then status 504 or an error event."),
+    ] = None
+    keep_alive: Annotated[
+        float | str | None,
+        Meta(
+            description="How long the model stays in memory afterwards: seconds or `10m`; negative: for ever."
+        ),
+    ] = None
+    return_token_ids: Annotated[
+        bool | None,
+        Meta(description="Give `token_ids` with each choice, and `id` with each log-probability."),
+    ] = None
+    user: Annotated[
+        Annotated[str, Meta(max_length=512)] | None, Meta(description="Accepted and not used.")
+    ] = None
+
+
+class Part(Struct, kw_only=True):
+    """A piece of a message's content; only text so far."""
+
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(Struct, kw_only=True):
+    """One turn. `developer` is read as `system`."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[Part], Meta(max_length=1024)] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+_MESSAGE_FIELDS = frozenset(ChatMessage.__struct_fields__)
+
+
+class TemplateOptions(Struct, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's name for what the template is told."""
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+
+
+class ChatRequest(Generating, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[
+        Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
+        Meta(description="The chat: text, or parts of type text."),
+    ]
+    max_completion_tokens: Annotated[
+        Count | None,
+        Meta(description="OpenAI's newer name of max_tokens; wins. Default: what the context leaves."),
+    ] = None
+    logprobs: Annotated[bool | None, Meta(description="Give each token's log-probability.")] = None
+    top_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_TOP)] | None, Meta(description="And those of so many alternatives.")
+    ] = None
+    think: Annotated[
+        bool | None, Meta(description="Reason before the answer, or not, where the model has the switch.")
+    ] = None
+    reasoning_effort: Annotated[
+        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None,
+        Meta(description="`none` is think false; the others say nothing more than think true does."),
+    ] = None
+    chat_template_kwargs: Annotated[
+        TemplateOptions | None, Meta(description="vLLM's way to say think: `enable_thinking`.")
+    ] = None
+    overflow: Annotated[
+        Overflow | None,
+        Meta(
+            description="A chat longer than the context: `error` (default) or `drop-oldest`, counted in the receipt."
+        ),
+    ] = None
+
+
+class CompletionRequest(Generating, kw_only=True):
+    """POST /v1/completions. max_tokens is 16 if it is not given, as OpenAI has it."""
+
+    prompt: Annotated[
+        str | list[str | TokenId | list[TokenId]] | None,
+        Meta(description=f"Text, token ids, or a list of either; at most {MAX_CHOICES:,} answers in all."),
+    ] = None
+    suffix: Annotated[
+        str | None, Meta(description="Fill in between prompt and this, where the model can.")
+    ] = None
+    echo: Annotated[
+        bool | None, Meta(description="Begin with the prompt, with its log-probabilities if asked.")
+    ] = None
+    logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_TOP)] | None,
+        Meta(description="Give each token's log-probability, and those of so many alternatives."),
+    ] = None
+
+
+# Fields we do not honour yet and that change an answer -> values under which they change nothing.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(
+        ["tools", "functions", "documents", "bad_words", "stop_token_ids", "logits_processors"], ([],)
+    ),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    **dict.fromkeys(
+        ["structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"], ()
+    ),
+    **dict.fromkeys(
+        ["grammar", "json_schema", "structural_tag", "audio", "web_search_options", "prefill"], ()
+    ),
+    "modalities": (["text"],),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "min_tokens": (0,),
+    **dict.fromkeys(["allowed_token_ids", "prompt_logprobs", "prompt_embeds", "chat_template", "lora"], ()),
+    **dict.fromkeys(["include_stop_str_in_output", "continue_final_message"], (False,)),
+    **dict.fromkeys(["return_tokens_as_token_ids", "return_prompt_text", "echo"], (False,)),
+    **dict.fromkeys(
+        ["add_generation_prompt", "skip_special_tokens", "spaces_between_special_tokens"], (True,)
+    ),
+    **dict.fromkeys(["truncate_prompt_tokens", "thinking_token_budget", "repetition_detection"], ()),
+    **dict.fromkeys(["mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"], (0, 0.0)),
+    "suffix": ("",),
+}
+# Unknown to us, and silence about them misleads nobody.
+_HARMLESS = {
+    "store": (False,),
+    "metadata": ({},),
+    "service_tier": ("auto", "default"),
+    "parallel_tool_calls": (True, False),
+    "add_special_tokens": (True, False),
+}
+_ALIASES = {
+    "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "penalty_window",
+    "n_predict": "max_tokens",
+}
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "penalty_window",
+    "seed",
+)
+
+
+def strangers(raw: dict[str, Any], kind: type[Struct]) -> list[str]:
+    """Return a warning for each field that `kind` lacks; refuse those that would change the answer."""
+    unknown = raw.keys() - set(kind.__struct_fields__)
+    if not unknown:
+        return []
+    warnings = []
+    for name in sorted(unknown):
+        value = raw[name]
+        if name in _NEUTRAL:
+            if value is not None and value not in _NEUTRAL[name]:
+                raise Refused(
+                    400,
+                    f"{name[:60]} is not supported by this server yet",
+                    param=name,
+                    code="unsupported_parameter",
+                )
+        elif value is not None and value not in _HARMLESS.get(name, ()):
+            near = _ALIASES.get(name) or nearest(name[:60], list(kind.__struct_fields__))
+            warnings.append(
+                f"unknown field {name[:60]!r} was ignored" + (f"; did you mean {near}?" if near else "")
+            )
+    return warnings[:20]
+
+
+# What a message may hold besides, and whether leaving it out changes what the model reads.
+_IN_MESSAGE = {"tool_calls": True, "function_call": True, "audio": True, "name": False, "tool_call_id": False}
+
+
+def message_strangers(messages: list[dict[str, Any]]) -> list[str]:
+    """Do the same for the fields of messages, which must be of the right type already."""
+    warnings: dict[str, None] = {}
+    for i, message in enumerate(messages):
+        for name in message.keys() - _MESSAGE_FIELDS:
+            if not message[name]:
+                continue
+            if _IN_MESSAGE.get(name):
+                where = f"messages[{i}].{name}"
+                raise Refused(
+                    400,
+                    f"{where} is not supported by this server yet",
+                    param=where,
+                    code="unsupported_parameter",
+                )
+            warnings[f"field {name[:60]!r} of messages was ignored"] = None
+    return list(warnings)[:20]
+
+
+def sampling(r: Generating) -> dict[str, object]:
+    """Return the fields of SamplingParams that the request gives."""
+    given: dict[str, object] = {k: v for k in _SAMPLING if (v := getattr(r, k)) is not None}
+    if r.top_k is not None:
+        given["top_k"] = max(r.top_k, 0)
+    if r.logit_bias:
+        given["logit_bias"] = {_token_id(k): v for k, v in r.logit_bias.items()}
+    return given
+
+
+def stops(r: Generating) -> tuple[str, ...]:
+    """Return the stop texts; 400 for too many, an empty one or one too long."""
+    given = [r.stop] if isinstance(r.stop, str) else r.stop or []
+    if len(given) > MAX_STOPS:
+        raise Refused(400, f"stop has {len(given)} texts; expected at most {MAX_STOPS}", param="stop")
+    for text in given:
+        if not 0 < len(text) <= MAX_STOP_CHARS:
+            raise Refused(
+                400,
+                f"a stop text has {len(text):,} characters; expected 1 to {MAX_STOP_CHARS:,}",
+                param="stop",
+            )
+    return tuple(given)
+
+
+def priority(r: Generating) -> Priority:
+    """Read vLLM's numbers too: there a lower one goes first, and 0 is everybody's."""
+    if isinstance(r.priority, int):
+        return "batch" if r.priority > 0 else "interactive"
+    return r.priority or "interactive"
+
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(-?)((?:\d{1,12}(?:\.\d{1,9})?(?:ns|us|µs|ms|s|m|h)){1,8})")
+_PIECE = re.compile(r"([\d.]+)(ns|us|µs|ms|s|m|h)")
+
+
+def seconds(value: float | str | None) -> float | None:
+    """Read keep_alive: seconds, or a duration as Go writes it ("1h30m"); negative means for ever."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value.strip())
+        if found is None:
+            try:
+                value = float(value)
+            except ValueError:
+                raise _bad_duration(value) from None
+        else:
+            value = math.fsum(float(n) * _UNITS[u] for n, u in _PIECE.findall(found[2])) * (
+                -1 if found[1] else 1
+            )
+    if math.isnan(value):
+        raise _bad_duration("nan")
+    return math.inf if value < 0 else value
+
+
+def _bad_duration(value: str) -> Refused:
+    return Refused(
+        400, f"keep_alive is {value[:60]!r}; expected seconds or a duration such as '10m'", param="keep_alive"
+    )
+
+
+def chat_job(r: ChatRequest, tenant: str, warnings: list[str]) -> Job:
+    """Return the job of a chat request."""
+    top = None
+    if r.logprobs:
+        top = r.top_logprobs or 0
+    elif r.top_logprobs:
+        raise Refused(400, "top_logprobs needs logprobs true", param="top_logprobs")
+    limit = r.max_completion_tokens if r.max_completion_tokens is not None else r.max_tokens
+    if limit == 0:
+        raise Refused(400, "max_tokens is 0; expected 1 or more", param="max_tokens")
+    return Job(
+        messages=tuple(read_message(m, i) for i, m in enumerate(r.messages)),
+        n=r.n or 1,
+        max_tokens=limit,
+        sampling=sampling(r),
+        stop=stops(r),
+        logprobs=top,
+        think=_think(r, warnings),
+        overflow=r.overflow or "error",
+        ignore_eos=bool(r.ignore_eos),
+        priority=priority(r),
+        tenant=tenant,
+        timeout_s=r.timeout,
+    )
+
+
+def completion_jobs(r: CompletionRequest, tenant: str) -> list[Job]:
+    """Return one job for each prompt."""
+    prompts = _prompts(r.prompt)
+    limit = 16 if r.max_tokens is None else r.max_tokens
+    scored = r.logprobs if r.echo else None
+    if limit == 0 and scored is None:
+        raise Refused(400, "max_tokens is 0, which needs echo true and logprobs", param="max_tokens")
+    if r.suffix is not None and (r.echo or not all(isinstance(p, str) for p in prompts)):
+        raise Refused(400, "suffix needs a prompt that is text, and no echo", param="suffix")
+    n = r.n or 1
+    if len(prompts) * n > MAX_CHOICES:
+        raise Refused(
+            400, f"{len(prompts):,} prompts x n {n} are more than {MAX_CHOICES:,} answers", param="prompt"
+        )
+    shared = {
+        "suffix": r.suffix or None,
+        "n": n,
+        "max_tokens": limit,
+        "sampling": sampling(r),
+        "stop": stops(r),
+        "logprobs": r.logprobs,
+        "prompt_logprobs": scored,
+        "ignore_eos": bool(r.ignore_eos),
+        "priority": priority(r),
+        "tenant": tenant,
+        "timeout_s": r.timeout,
+    }
+    return [Job(prompt=p, **shared) for p in prompts]
+
+
+def _prompts(prompt: str | list[Any] | None) -> list[str | tuple[int, ...]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise Refused(400, "prompt is missing or empty", param="prompt", code="missing_required_parameter")
+    kinds = {type(p) for p in prompt}
+    if len(kinds) > 1:
+        raise Refused(400, "prompt mixes texts, token ids and lists; expected one of them", param="prompt")
+    if kinds == {int}:
+        return [tuple(prompt)]
+    return [p if isinstance(p, str) else tuple(p) for p in prompt]
+
+
+def _token_id(key: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) <= 10):
+        raise Refused(400, f"logit_bias has the key {key[:20]!r}; expected a token id", param="logit_bias")
+    return int(key)
+
+
+def _think(r: ChatRequest, warnings: list[str]) -> bool | None:
+    if r.think is not None:
+        return r.think
+    told = r.chat_template_kwargs
+    if told is not None and (told.enable_thinking is not None or told.thinking is not None):
+        return told.enable_thinking if told.enable_thinking is not None else told.thinking
+    if r.reasoning_effort == "none":
+        return False
+    if r.reasoning_effort is not None:
+        warnings.append(f"reasoning_effort {r.reasoning_effort!r} was left to the model; think is honoured")
+    return None
+
+
+def read_message(m: ChatMessage, i: int) -> Message:
+    """Return message number `i`, its text parts joined; refuse parts that are no text."""
+    role = "system" if m.role == "developer" else m.role
+    if isinstance(m.content, list):
+        for j, part in enumerate(m.content):
+            if part.type not in ("text", "input_text", "output_text") or part.text is None:
+                raise Refused(
+                    400,
+                    f"messages[{i}].content[{j}] is of type {part.type[:40]!r}; this server reads text so far",
+                    param=f"messages[{i}].content[{j}]",
+                    code="unsupported_content",
+                )
+        content = "".join(p.text or "" for p in m.content)
+    else:
+        content = m.content or ""
+    return Message(role, content, m.reasoning_content or m.reasoning or "")

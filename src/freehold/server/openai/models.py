@@ -1,0 +1,52 @@
+"""GET /v1/models and /v1/models/{id}: what could be asked, and what is in memory.
+
+Knows names and sizes; loads nothing. Path: Gate -> models -> Models.names
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from freehold.errors import ModelNotFound
+from freehold.server.call import Call
+from freehold.server.contract import Held, Loaded
+
+
+async def models(call: Call) -> None:
+    """List every model."""
+    await call.answer({"object": "list", "data": await _described(call)})
+
+
+async def model(call: Call) -> None:
+    """Describe one; its id may hold `/` and `:`."""
+    name = call.scope["path_params"]["id"]
+    for each in await _described(call):
+        if each["id"] == name:
+            await call.answer(each)
+            return
+    raise ModelNotFound(f"there is no model {name[:200]!r}", "GET /v1/models lists what there is")
+
+
+async def _described(call: Call) -> list[dict[str, Any]]:
+    loaded = {each.info.name: each for each in call.server.models.loaded()}
+    held = {each.name: each for each in await call.server.models.names()}
+    return [_model(name, held.get(name), loaded.get(name)) for name in {**held, **loaded}]
+
+
+def _model(name: str, held: Held | None, loaded: Loaded | None) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "id": name,
+        "object": "model",
+        "created": int(held.modified) if held else 0,
+        "owned_by": "freehold",
+        "root": name,
+        "parent": None,
+        "max_model_len": loaded.info.context if loaded else None,
+        "freehold": {"bytes": held.bytes if held else None, "loaded": loaded is not None},
+    }
+    if loaded:
+        out["freehold"] |= {
+            "quantization": loaded.info.quantization,
+            "trained_context": loaded.info.trained_context,
+        }
+    return out

@@ -1,0 +1,111 @@
+"""Turns every failure into a status, a body and headers; decides what a stranger may read of it.
+
+Knows the error tree and HTTP; knows no route. A failure with no name here is a 500 that says nothing but its
+request id: paths, addresses and prompts stay in the log.
+Path: any handler raises -> auth.Gate or sse.EventStream -> problem -> bytes
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import msgspec
+
+from freehold import errors
+from freehold.errors import FreeholdError, Overloaded
+
+INVALID, SERVER = "invalid_request_error", "server_error"
+
+# class -> (status, type, code). The first class that an error is an instance of counts.
+STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
+    errors.ContextOverflow: (400, INVALID, "context_length_exceeded"),
+    errors.UsageError: (400, INVALID, "invalid_value"),
+    errors.BadPrompt: (400, INVALID, "invalid_prompt"),
+    errors.BadTemplate: (400, INVALID, "template_refused"),
+    errors.UnsupportedModel: (400, INVALID, "unsupported_model"),
+    errors.AccessDenied: (403, "permission_error", "access_denied"),
+    errors.ModelNotFound: (404, "not_found_error", "model_not_found"),
+    errors.Overloaded: (429, "rate_limit_error", "overloaded"),
+    errors.NonFiniteLogits: (500, SERVER, "non_finite_logits"),
+    errors.BadModelFile: (500, SERVER, "bad_model_file"),
+    errors.StoreError: (500, SERVER, "store_error"),
+    errors.EngineLost: (502, SERVER, "engine_lost"),
+    errors.CapacityExceeded: (503, SERVER, "capacity_exceeded"),
+    errors.DownloadFailed: (503, SERVER, "download_failed"),
+    errors.Offline: (503, SERVER, "offline"),
+    errors.EngineClosed: (503, SERVER, "stopping"),
+    errors.DeadlineExceeded: (504, "timeout_error", "deadline_exceeded"),
+}
+# Asking again at once meets the same wall; the OpenAI clients obey this header, and would try twice more without.
+_HOPELESS = ("capacity_exceeded", "deadline_exceeded", "engine_lost", "bad_model_file", "non_finite_logits")
+_PATH = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"`]+[/\\])+")
+_SHOWN = 1000  # characters of a message; a value in it may be as long as the request
+
+
+class Refused(Exception):
+    """A request this server turns away before any model sees it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a client gets instead of an answer."""
+
+    status: int
+    body: bytes  # {"error": ...}
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+def problem(e: BaseException) -> Problem:
+    """Describe `e` in OpenAI's error shape."""
+    if isinstance(e, Refused):
+        kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}.get(
+            e.status, INVALID
+        )
+        kind = SERVER if e.status >= 500 else kind
+        return Problem(e.status, _body(e.message, kind, e.param, e.code), list(e.headers))
+    if isinstance(e, FreeholdError):
+        return _named(e)
+    return Problem(
+        500, _body("the server failed at this request; its log says why", SERVER, None, "internal_error")
+    )
+
+
+def _named(e: FreeholdError) -> Problem:
+    status, kind, code = next(
+        (s for c, s in STATUS.items() if isinstance(e, c)), (500, SERVER, "internal_error")
+    )
+    message = without_paths(f"{e.message}; {e.hint}" if e.hint else e.message)
+    headers = [(b"x-should-retry", b"false")] if code in _HOPELESS else []
+    # Our own client raises the same error again from these two.
+    extra: dict[str, object] = {"name": type(e).__name__, "hint": without_paths(e.hint)}
+    if isinstance(e, Overloaded):
+        headers.append((b"retry-after", b"%d" % max(1, round(e.wait_s + 0.5))))
+        extra["expected_wait_s"] = round(e.wait_s, 3)
+    param = "model" if code == "model_not_found" else None
+    return Problem(status, _body(message, kind, param, code, extra), headers)
+
+
+def without_paths(message: str) -> str:
+    """Cut the folders off every path in `message`: what lies where is nobody's business."""
+    return _PATH.sub("", message)
+
+
+def _body(
+    message: str, kind: str, param: str | None, code: str | None, extra: dict[str, object] | None = None
+) -> bytes:
+    shown = message if len(message) <= _SHOWN else message[:_SHOWN] + "..."
+    error = {"message": shown, "type": kind, "param": param, "code": code, **(extra or {})}
+    return msgspec.json.encode({"error": error})

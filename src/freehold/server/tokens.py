@@ -1,0 +1,102 @@
+"""POST /tokenize, POST /detokenize, GET /tokenizer_info, in vLLM's shapes; lm-eval reads them.
+
+Knows texts and ids; the tokenizer lies in the engine process. Path: Gate -> tokenize -> Served.tokenize
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import parse_qs
+
+from msgspec import Meta, Struct
+
+from freehold.server.call import Call
+from freehold.server.contract import Served
+from freehold.server.openai.fields import (
+    MAX_MESSAGES,
+    ChatMessage,
+    Name,
+    TemplateOptions,
+    TokenId,
+    read_message,
+)
+from freehold.server.problems import Refused
+
+
+class TokenizeRequest(Struct, kw_only=True):
+    """POST /tokenize: a text, or a chat as the model's template writes it."""
+
+    model: Annotated[Name | None, Meta(description="Default: the one model in memory.")] = None
+    prompt: Annotated[str | None, Meta(description="A text.")] = None
+    messages: Annotated[
+        Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)] | None,
+        Meta(description="Or a chat."),
+    ] = None
+    add_special_tokens: Annotated[
+        bool | None, Meta(description="Begin a text as the model was trained to. Default true.")
+    ] = None
+    return_token_strs: Annotated[bool | None, Meta(description="Give each token's text too.")] = None
+    chat_template_kwargs: Annotated[TemplateOptions | None, Meta(description="`enable_thinking`.")] = None
+
+
+class DetokenizeRequest(Struct, kw_only=True):
+    """POST /detokenize."""
+
+    tokens: Annotated[list[TokenId], Meta(description="Token ids.")]
+    model: Annotated[Name | None, Meta(description="Default: the one model in memory.")] = None
+
+
+async def tokenize(call: Call) -> None:
+    """Count and list the tokens of a text or a chat."""
+    request, _ = await call.struct(TokenizeRequest)
+    if (request.prompt is None) == (request.messages is None):
+        raise Refused(400, "give either prompt or messages", param="prompt")
+    await call.while_here(_tokenize(call, request))
+
+
+async def _tokenize(call: Call, request: TokenizeRequest) -> None:
+    served = await _model(call, request.model)
+    if request.messages is not None:
+        told = request.chat_template_kwargs
+        chat = [read_message(m, i) for i, m in enumerate(request.messages)]
+        ids = await served.render(chat, told.enable_thinking if told else None)
+    else:
+        ids = await served.tokenize(request.prompt or "", special=request.add_special_tokens is not False)
+    texts: list[str] | None = None
+    if request.return_token_strs:
+        texts = [t.decode("utf-8", "replace") for t in await served.token_texts(ids)]
+    out = {"count": len(ids), "max_model_len": served.info.context, "tokens": ids, "token_strs": texts}
+    await call.answer(out)
+
+
+async def detokenize(call: Call) -> None:
+    """Write token ids as text."""
+    request, _ = await call.struct(DetokenizeRequest)
+
+    async def work() -> None:
+        served = await _model(call, request.model)
+        await call.answer({"prompt": await served.detokenize(request.tokens)})
+
+    await call.while_here(work())
+
+
+async def tokenizer_info(call: Call) -> None:
+    """Show the template and the special tokens; `?model=` names the model."""
+    asked = parse_qs(call.scope["query_string"].decode("latin-1")).get("model", [None])[0]
+
+    async def work() -> None:
+        served = await _model(call, asked)
+        info: dict[str, Any] = {"tokenizer_class": "freehold", "model_max_length": served.info.context}
+        await call.answer({**info, **await served.template()})
+
+    await call.while_here(work())
+
+
+async def _model(call: Call, name: str | None) -> Served:
+    """Return the model asked for, or the only one in memory."""
+    if name is None:
+        loaded = call.server.models.loaded()
+        if len(loaded) != 1:
+            raise Refused(400, f"{len(loaded)} models are in memory; say which", param="model")
+        name = loaded[0].info.name
+    return await call.server.models.use(name)

@@ -1,0 +1,78 @@
+"""A server on loopback in a thread of its own, with scripted models behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from freehold.server.serve import Doors, Settings, bind_tcp, bind_unix
+from tests.server.fakes import FakeModels, Script
+
+
+@dataclass
+class Running:
+    """A server and how to reach it."""
+
+    models: FakeModels
+    doors: Doors
+    loop: asyncio.AbstractEventLoop
+    thread: threading.Thread
+    socket: Path
+    port: int
+
+    @property
+    def url(self) -> str:
+        return self.doors.url
+
+    @property
+    def client(self) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, timeout=20)
+
+    @property
+    def admin(self) -> httpx2.Client:
+        transport = httpx2.HTTPTransport(uds=str(self.socket))
+        return httpx2.Client(base_url="http://freehold", transport=transport, timeout=20)
+
+    def stop(self, *, now: bool = False) -> None:
+        self.loop.call_soon_threadsafe(lambda: self.doors.stop(now=now))
+
+
+def start(folder: Path, script: Script | None = None, **settings: object) -> Running:
+    models = FakeModels(script)
+    tcp, unix = bind_tcp("127.0.0.1", 0), bind_unix(folder / "serve" / "server.sock")
+    port = tcp[0].getsockname()[1]
+    up = threading.Event()
+    made: list[tuple[Doors, asyncio.AbstractEventLoop]] = []
+
+    async def main() -> None:
+        doors = Doors(models, Settings(**{"drain_s": 0.5, **settings}))  # type: ignore[arg-type]
+        made.append((doors, asyncio.get_running_loop()))
+        await doors.open(tcp, unix, up.set)
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    assert up.wait(10)
+    return Running(models, *made[0], thread, folder / "serve" / "server.sock", port)
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Return a function from a script and settings to a running server."""
+    running: list[Running] = []
+
+    def make(script: Script | None = None, **settings: object) -> Running:
+        running.append(start(tmp_path / str(len(running)), script, **settings))
+        return running[-1]
+
+    yield make
+    for each in running:
+        if each.thread.is_alive():
+            each.stop(now=True)
+        each.thread.join(10)
+        assert not each.thread.is_alive()

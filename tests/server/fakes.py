@@ -1,0 +1,253 @@
+"""Models, Served and Stream by script: pieces, pauses, and an error at any phase; no engine, no process.
+
+A word with the space before it is one token; its id is its place in a list that grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from freehold.errors import FreeholdError, ModelNotFound
+from freehold.types import (
+    Begin,
+    Chunk,
+    EngineStats,
+    Job,
+    Message,
+    ModelInfo,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+)
+
+CONTEXT = 4096
+_WORD = re.compile(r"\s*\S+|\s+")
+
+
+@dataclass
+class Script:
+    """What a model does with every job. `fail` is raised at `fail_at`: "use", "start", or before piece number N."""
+
+    text: str = "Hello there, world."
+    thinking: str = ""
+    delay: float = 0.0  # before each piece
+    start_delay: float = 0.0  # before the engine takes a job
+    use_delay: float = 0.0  # before a model is loaded
+    fail: BaseException | None = None
+    fail_at: str | int = "start"
+    cached: int = 0
+    dropped: int = 0
+    together: bool = False  # all pieces are there at once: `more` stays true
+
+
+@dataclass(frozen=True)
+class FakeHeld:
+    name: str
+    bytes: int = 1000
+    modified: float = 1_700_000_000.0
+
+
+@dataclass
+class FakeLoaded:
+    info: ModelInfo
+    stats: EngineStats = field(default_factory=EngineStats)
+    expires_at: float | None = None
+    in_flight: int = 0
+    restarts: int = 0
+
+
+def info_of(name: str) -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        quantization="Q4_0",
+        context=CONTEXT,
+        trained_context=CONTEXT,
+        kv_tokens=CONTEXT,
+        threads=1,
+        load_s=0.1,
+        memory_bytes=10_000,
+        vocab=50_000,
+        can_chat=True,
+        can_fill=True,
+        default_sampling=SamplingParams(temperature=0.7),
+    )
+
+
+class Words:
+    """A tokenizer of words."""
+
+    def __init__(self) -> None:
+        self._words: list[str] = []
+
+    def encode(self, text: str) -> list[int]:
+        return [self._id(w) for w in _WORD.findall(text)]
+
+    def bytes_of(self, id: int) -> bytes:
+        return self._words[id].encode() if id < len(self._words) else b"?"
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(map(self.bytes_of, ids)).decode()
+
+    def _id(self, word: str) -> int:
+        if word not in self._words:
+            self._words.append(word)
+        return self._words.index(word)
+
+
+class FakeStream:
+    def __init__(self, served: FakeServed, job: Job, script: Script) -> None:
+        self._served, self._job, self._script = served, job, script
+        self.closed = self.ended = False
+        prompt = served.prompt_ids(job)
+        params = replace(SamplingParams(temperature=0.7, seed=7), **dict(job.sampling))
+        scored = None
+        if job.prompt_logprobs is not None:
+            scored = (None, *(self._logprob(i, job.prompt_logprobs) for i in prompt[1:]))
+        limit = CONTEXT - len(prompt) if job.max_tokens is None else job.max_tokens
+        self.begin = Begin(CONTEXT, tuple(prompt), params, limit, script.dropped, scored)
+        self._pieces = self._made()
+        self._left = job.n
+        self._queue: list[tuple[int, Chunk]] = []
+
+    @property
+    def more(self) -> bool:
+        return self._script.together and self._left > 0
+
+    def __aiter__(self) -> FakeStream:
+        return self
+
+    async def __anext__(self) -> tuple[int, Chunk]:
+        index, chunk = await anext(self._pieces)
+        self._left -= chunk.finish_reason is not None
+        return index, chunk
+
+    async def aclose(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._served.loaded.in_flight -= 1
+        await self._pieces.aclose()
+
+    async def _made(self) -> AsyncIterator[tuple[int, Chunk]]:
+        script, job = self._script, self._job
+        made = [(w, True) for w in _WORD.findall(script.thinking)]
+        made += [(w, False) for w in _WORD.findall(script.text)]
+        made = made[: self.begin.max_tokens]
+        for i, (word, thought) in enumerate(made):
+            for index in range(job.n):
+                if script.fail is not None and script.fail_at == i and index == 0:
+                    raise script.fail
+                if script.delay:
+                    await asyncio.sleep(script.delay)
+                (id,) = self._served.words.encode(word)
+                logprobs = () if job.logprobs is None else (self._logprob(id, job.logprobs),)
+                text, thinking = ("", word) if thought else (word, "")
+                yield index, Chunk(text, thinking, (id,), logprobs)
+        reason = "length" if job.max_tokens is not None and len(made) == job.max_tokens else "stop"
+        prompt = len(self.begin.prompt_ids)
+        for index in range(job.n):
+            usage = Usage(prompt, len(made), script.cached, 0.01, 0.02)
+            yield index, Chunk(finish_reason=reason, usage=usage)
+        self.ended = True
+
+    def _logprob(self, id: int, alternatives: int) -> TokenLogprob:
+        top = tuple((id + k, -0.5 - k) for k in range(alternatives))
+        words = self._served.words
+        return TokenLogprob(id, -0.5, top, words.bytes_of(id), tuple(words.bytes_of(i) for i, _ in top))
+
+
+class FakeServed:
+    def __init__(self, name: str, script: Script) -> None:
+        self.name, self.script, self.words = name, script, Words()
+        self.loaded = FakeLoaded(info_of(name))
+        self.jobs: list[Job] = []
+        self.keep_alives: list[float | None] = []
+        self.streams: list[FakeStream] = []
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.loaded.info
+
+    @property
+    def stats(self) -> EngineStats:
+        return self.loaded.stats
+
+    async def start(self, job: Job, keep_alive: float | None = None) -> FakeStream:
+        self.jobs.append(job)
+        self.keep_alives.append(keep_alive)
+        if self.script.start_delay:
+            await asyncio.sleep(self.script.start_delay)
+        if self.script.fail is not None and self.script.fail_at == "start":
+            raise self.script.fail
+        self.loaded.in_flight += 1
+        stream = FakeStream(self, job, self.script)
+        self.streams.append(stream)
+        return stream
+
+    def prompt_ids(self, job: Job) -> list[int]:
+        if job.messages is not None:
+            return self.words.encode(" ".join(m.content for m in job.messages))
+        return self.words.encode(job.prompt) if isinstance(job.prompt, str) else list(job.prompt or ())
+
+    async def tokenize(self, text: str, special: bool = False) -> list[int]:
+        return self.words.encode(text)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        return self.words.decode(ids)
+
+    async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
+        return [self.words.bytes_of(i) for i in ids]
+
+    async def render(self, messages: Sequence[Message], think: bool | None) -> list[int]:
+        return self.words.encode(" ".join(m.content for m in messages))
+
+    async def template(self) -> dict[str, Any]:
+        return {"chat_template": "{{ messages }}", "eos_token": "<eos>"}
+
+
+class FakeModels:
+    """`scripts`: model name -> what it does; a name that is not there raises ModelNotFound."""
+
+    def __init__(
+        self, script: Script | None = None, names: Sequence[str] = ("fake:1b", "org/fake:2b")
+    ) -> None:
+        self.script = script or Script()
+        self.served = {name: FakeServed(name, self.script) for name in names}
+        self.in_memory: dict[str, FakeServed] = {}
+        self.closed = False
+        self.used_at = 0.0
+
+    async def names(self) -> list[FakeHeld]:
+        return [FakeHeld(name) for name in self.served]
+
+    async def use(self, name: str) -> FakeServed:
+        self.used_at = time.monotonic()
+        if name not in self.served:
+            raise ModelNotFound(f"there is no model {name!r}", "freehold list shows what there is")
+        if self.script.use_delay and name not in self.in_memory:
+            await asyncio.sleep(self.script.use_delay)
+        if self.script.fail is not None and self.script.fail_at == "use":
+            raise self.script.fail
+        return self.in_memory.setdefault(name, self.served[name])
+
+    def loaded(self) -> list[FakeLoaded]:
+        return [served.loaded for served in self.in_memory.values()]
+
+    async def unload(self, name: str) -> None:
+        if self.in_memory.pop(name, None) is None:
+            raise ModelNotFound(f"{name!r} is not in memory")
+
+    async def close(self, drain_s: float) -> None:
+        self.closed = True
+
+    @property
+    def in_flight(self) -> int:
+        return sum(served.loaded.in_flight for served in self.served.values())
+
+
+def failing(at: str | int, error: FreeholdError | BaseException) -> Script:
+    return Script(fail=error, fail_at=at)
