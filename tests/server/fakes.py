@@ -49,16 +49,19 @@ class Script:
 class FakeHeld:
     name: str
     bytes: int = 1000
-    modified: float = 1_700_000_000.0
+    created: str = "2026-11-01T10:00:00+00:00"
 
 
 @dataclass
 class FakeLoaded:
-    info: ModelInfo
+    name: str
+    info: ModelInfo | None
     stats: EngineStats = field(default_factory=EngineStats)
     expires_at: float | None = None
     in_flight: int = 0
     restarts: int = 0
+    slow_readers: int = 0
+    progress: tuple[int, int] = (0, 0)
 
 
 def info_of(name: str) -> ModelInfo:
@@ -163,13 +166,14 @@ class FakeStream:
 class FakeServed:
     def __init__(self, name: str, script: Script) -> None:
         self.name, self.script, self.words = name, script, Words()
-        self.loaded = FakeLoaded(info_of(name))
+        self.loaded = FakeLoaded(name, info_of(name))
         self.jobs: list[Job] = []
         self.keep_alives: list[float | None] = []
         self.streams: list[FakeStream] = []
 
     @property
     def info(self) -> ModelInfo:
+        assert self.loaded.info is not None
         return self.loaded.info
 
     @property

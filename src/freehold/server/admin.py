@@ -70,7 +70,7 @@ async def load(call: Call) -> None:
 
     async def work() -> None:
         name = (await call.server.models.use(request.model)).name
-        found = next((each for each in call.server.models.loaded() if each.info.name == name), None)
+        found = next((each for each in call.server.models.loaded() if each.name == name), None)
         if found is None:
             raise Refused(409, f"{name} left memory again at once", code="unloaded")
         await call.answer(row(found))
@@ -94,11 +94,14 @@ async def stop(call: Call) -> None:
 
 
 def row(each: Loaded) -> dict[str, Any]:
-    """Describe a loaded model: ModelInfo's fields, and how it is used."""
+    """Describe a loaded model: ModelInfo's fields and how it is used; while it loads, how far it is."""
     return {
-        **msgspec.to_builtins(each.info),
+        **(msgspec.to_builtins(each.info) if each.info else {}),
+        "name": each.name,
+        "loading": None if each.info else {"done": each.progress[0], "total": each.progress[1]},
         "stats": msgspec.to_builtins(each.stats),
         "in_flight": each.in_flight,
         "restarts": each.restarts,
+        "slow_readers": each.slow_readers,
         "expires_at": each.expires_at,
     }

@@ -20,16 +20,18 @@ class Held(Protocol):
     @property
     def bytes(self) -> int: ...
     @property
-    def modified(self) -> float:
-        """Return when it came into the store, in seconds since 1970."""
+    def created(self) -> str:
+        """Return when it came into the store, as ISO 8601 writes it; "" if nobody knows."""
         ...
 
 
 class Loaded(Protocol):
-    """A model that an engine process holds."""
+    """A model that an engine process holds, or is loading: then `info` is None."""
 
     @property
-    def info(self) -> ModelInfo: ...
+    def name(self) -> str: ...
+    @property
+    def info(self) -> ModelInfo | None: ...
     @property
     def stats(self) -> EngineStats: ...
     @property
@@ -41,6 +43,12 @@ class Loaded(Protocol):
     def in_flight(self) -> int: ...
     @property
     def restarts(self) -> int: ...
+    @property
+    def slow_readers(self) -> int: ...
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Return (bytes loaded, bytes in all)."""
+        ...
 
 
 class Stream(Protocol):
@@ -77,7 +85,10 @@ class Served(Protocol):
     @property
     def stats(self) -> EngineStats: ...
     async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
-        """Hand a job in; return once the engine took it. `keep_alive`: seconds, math.inf for ever, None: as set."""
+        """Hand a job in; return once the engine took it. Cancelled while it waits, it drops the job.
+
+        `keep_alive`: seconds the model stays in memory after its last job; negative: for ever; None: as set.
+        """
         ...
 
     async def tokenize(self, text: str, special: bool = False) -> list[int]: ...

@@ -24,7 +24,7 @@ class Health:
         self._models, self._stall_s, self._clock = models, stall_s, clock
         self._seen: dict[str, tuple[int, float]] = {}  # model -> (steps, when it last moved or was idle)
         self.stopping = False
-        self.preload: tuple[str, ...] = ()  # names that must have been loaded once before /ready says so
+        self.preload: dict[str, str] = {}  # models that /ready waits for -> what became of them so far
 
     async def watch(self) -> None:
         """Look once a second, until cancelled."""
@@ -35,8 +35,7 @@ class Health:
     def look(self) -> None:
         """Note every model's steps."""
         now = self._clock()
-        loaded = {each.info.name: each for each in self._models.loaded()}
-        self.preload = tuple(name for name in self.preload if name not in loaded)
+        loaded = {each.name: each for each in self._models.loaded() if each.info}
         self._seen = {name: self._noted(each, self._seen.get(name), now) for name, each in loaded.items()}
 
     def stuck(self) -> Sequence[str]:
@@ -52,9 +51,8 @@ class Health:
         """Return why new requests should go elsewhere; "" when they may come."""
         if self.stopping:
             return "the server is stopping"
-        self.look()
         if self.preload:
-            return f"loading {', '.join(self.preload)}"
+            return "; ".join(f"{name}: {state}" for name, state in self.preload.items())
         return next(iter(self.stuck()), "")
 
     def _noted(self, each: Loaded, before: tuple[int, float] | None, now: float) -> tuple[int, float]:

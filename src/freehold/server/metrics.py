@@ -216,22 +216,26 @@ def _engines(loaded: Sequence[Loaded]) -> Iterator[Metric]:
     restarts = CounterMetricFamily(
         "freehold_engine_restarts", "Engine processes that died.", labels=["model_name"]
     )
+    slow = CounterMetricFamily(
+        "freehold_slow_readers", "Streams whose reader fell behind.", labels=["model_name"]
+    )
     config = GaugeMetricFamily(
         "vllm:cache_config_info",
         "The cache's sizes, as labels.",
         labels=["model_name", "num_gpu_blocks", "kv_tokens"],
     )
     for each in loaded:
-        name, stats = each.info.name, each.stats
+        name, stats, info = each.name, each.stats, each.info
         used.add_metric([name], stats.blocks_live / stats.blocks if stats.blocks else 0.0)
-        memory.add_metric([name], each.info.memory_bytes)
+        memory.add_metric([name], info.memory_bytes if info else 0)
         flight.add_metric([name], each.in_flight)
         restarts.add_metric([name], each.restarts)
-        config.add_metric([name, str(stats.blocks), str(each.info.kv_tokens)], 1)
-    yield from (used, memory, flight, restarts, config)
+        slow.add_metric([name], each.slow_readers)
+        config.add_metric([name, str(stats.blocks), str(info.kv_tokens if info else 0)], 1)
+    yield from (used, memory, flight, restarts, slow, config)
 
 
 def _family(family: Metric, loaded: Sequence[Loaded], field: str) -> Metric:
     for each in loaded:
-        family.add_metric([each.info.name], getattr(each.stats, field))  # type: ignore[attr-defined]
+        family.add_metric([each.name], getattr(each.stats, field))  # type: ignore[attr-defined]
     return family

@@ -21,7 +21,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from freehold.errors import UsageError
+from freehold.errors import FreeholdError, UsageError
 from freehold.server.app import make_app
 from freehold.server.auth import Guard, Keys, host_name
 from freehold.server.call import Server
@@ -29,12 +29,16 @@ from freehold.server.contract import Models
 from freehold.server.health import Health
 from freehold.server.limits import Limits
 from freehold.server.metrics import Metrics
+from freehold.server.problems import without_paths
 
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"
 )
 _LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+Loaded = Callable[[str, FreeholdError | None], None]  # a name that was to be loaded, and what came of it
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Doors:
         self.url = ""
         self.drained = True  # False once an answer was cut off
         health = Health(models)
-        health.preload = tuple(preload)
+        health.preload = dict.fromkeys(preload, "loading")
         guard = Guard(settings.keys, settings.hosts, settings.origins)
         self.server = Server(
             models, guard, settings.limits, Metrics(models), health, settings.keep_alive_s, door=self
@@ -132,6 +136,7 @@ class Doors:
         tcp: Sequence[socket.socket],
         unix: socket.socket | None = None,
         opened: Callable[[], None] | None = None,
+        loaded: Loaded | None = None,
     ) -> None:
         """Serve on bound sockets until stopped; `opened` is called once connections are taken."""
         self.url = url_of(tcp[0]) if tcp else ""
@@ -141,6 +146,7 @@ class Doors:
             trusted = replace(self.server, guard=replace(self.server.guard, trusted=True))
             self._halves.append(_Half(make_app(trusted, admin=True), self.settings, [unix]))
         watch = asyncio.create_task(self.server.health.watch())
+        preload: asyncio.Task[None] | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 for half in self._halves:
@@ -149,9 +155,24 @@ class Doors:
                     await asyncio.sleep(0.005)
                 if opened is not None:
                     opened()
+                preload = asyncio.create_task(self._preload(loaded))
         finally:
-            watch.cancel()
+            for task in (watch, preload):
+                if task is not None:
+                    task.cancel()
             await self.server.models.close(0.0)
+
+    async def _preload(self, loaded: Loaded | None) -> None:
+        waiting = self.server.health.preload
+        for name in list(waiting):
+            error = None
+            try:
+                await self.server.models.use(name)
+                del waiting[name]
+            except FreeholdError as e:
+                error, waiting[name] = e, without_paths(e.message)
+            if loaded is not None:
+                loaded(name, error)
 
     def stop(self, *, now: bool = False) -> None:
         """Take no more connections, let answers end up to drain_s; at once with `now` or the second time."""
@@ -185,10 +206,11 @@ def run(
     *,
     preload: Sequence[str] = (),
     opened: Callable[[Doors], None] | None = None,
+    loaded: Loaded | None = None,
 ) -> bool:
     """Serve until SIGTERM or SIGINT; return whether every answer came to its end.
 
-    `open_models` runs inside the loop. `preload`: names to load once the doors are open.
+    `open_models` runs inside the loop. `preload`: names to load once the doors are open; `loaded` hears of each.
     """
     _allow_many_files(settings.limits.connections)
 
@@ -197,7 +219,7 @@ def run(
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, doors.stop)
-        await doors.open(tcp, unix, lambda: opened(doors) if opened else None)
+        await doors.open(tcp, unix, lambda: opened(doors) if opened else None, loaded)
         return doors.drained
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -98,5 +98,5 @@ async def _model(call: Call, name: str | None) -> Served:
         loaded = call.server.models.loaded()
         if len(loaded) != 1:
             raise Refused(400, f"{len(loaded)} models are in memory; say which", param="model")
-        name = loaded[0].info.name
+        name = loaded[0].name
     return await call.server.models.use(name)

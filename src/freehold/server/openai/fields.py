@@ -338,7 +338,7 @@ _PIECE = re.compile(r"([\d.]+)(ns|us|µs|ms|s|m|h)")
 
 
 def seconds(value: float | str | None) -> float | None:
-    """Read keep_alive: seconds, or a duration as Go writes it ("1h30m"); negative means for ever."""
+    """Read keep_alive: seconds, or a duration as Go writes it ("1h30m"); a negative one means for ever."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -354,7 +354,7 @@ def seconds(value: float | str | None) -> float | None:
             )
     if math.isnan(value):
         raise _bad_duration("nan")
-    return math.inf if value < 0 else value
+    return value
 
 
 def _bad_duration(value: str) -> Refused:

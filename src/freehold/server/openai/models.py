@@ -5,6 +5,7 @@ Knows names and sizes; loads nothing. Path: Gate -> models -> Models.names
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from freehold.errors import ModelNotFound
@@ -28,25 +29,30 @@ async def model(call: Call) -> None:
 
 
 async def _described(call: Call) -> list[dict[str, Any]]:
-    loaded = {each.info.name: each for each in call.server.models.loaded()}
+    loaded = {each.name: each for each in call.server.models.loaded()}
     held = {each.name: each for each in await call.server.models.names()}
     return [_model(name, held.get(name), loaded.get(name)) for name in {**held, **loaded}]
 
 
 def _model(name: str, held: Held | None, loaded: Loaded | None) -> dict[str, Any]:
-    out: dict[str, Any] = {
+    info = loaded.info if loaded else None
+    more: dict[str, Any] = {"bytes": held.bytes if held else None, "loaded": info is not None}
+    if info:
+        more |= {"quantization": info.quantization, "trained_context": info.trained_context}
+    return {
         "id": name,
         "object": "model",
-        "created": int(held.modified) if held else 0,
+        "created": _seconds(held.created) if held else 0,
         "owned_by": "freehold",
         "root": name,
         "parent": None,
-        "max_model_len": loaded.info.context if loaded else None,
-        "freehold": {"bytes": held.bytes if held else None, "loaded": loaded is not None},
+        "max_model_len": info.context if info else None,
+        "freehold": more,
     }
-    if loaded:
-        out["freehold"] |= {
-            "quantization": loaded.info.quantization,
-            "trained_context": loaded.info.trained_context,
-        }
-    return out
+
+
+def _seconds(created: str) -> int:
+    try:
+        return int(datetime.fromisoformat(created).timestamp())
+    except ValueError:
+        return 0
