@@ -19,6 +19,8 @@
     ├── DeadlineExceeded       a request's own time limit passed
     ├── EngineLost             an engine process died, and so did the ones that took its place
     ├── ServerUnreachable      no server answers, or one of another version
+    ├── UpstreamFailed         a server broke an answer off, or sent what is none
+    ├── AddressTaken           another server has the port, or serves this home already
     └── EngineClosed           use after close(), or in a forked child
 
 Knows no protocol and no terminal: the CLI prints `message` and `hint` as two lines,
@@ -111,6 +113,14 @@ class EngineLost(FreeholdError):
 
 class ServerUnreachable(FreeholdError):
     """No server answers at the address, or it speaks another version."""
+
+
+class UpstreamFailed(FreeholdError):
+    """A server ended an answer before it was whole, failed in it, or sent something that is no answer."""
+
+
+class AddressTaken(FreeholdError):
+    """Another process listens at the address, or another server has this home."""
 
 
 class EngineClosed(FreeholdError):

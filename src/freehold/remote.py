@@ -1,0 +1,418 @@
+"""Chat with a model behind HTTP: our own server through its Unix socket, or any API that speaks OpenAI's.
+
+Knows JSON, server-sent events and what a server's errors mean; knows no tokens and no template. It asks once:
+an answer that breaks off is an error, never asked for again in silence.
+Path: cli/run -> RemoteModel.stream -> Api.events -> POST /v1/chat/completions -> Chunk
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, get_args
+
+import msgspec
+
+from freehold import errors
+from freehold.errors import (
+    AccessDenied,
+    ContextOverflow,
+    DeadlineExceeded,
+    EngineClosed,
+    FreeholdError,
+    ModelNotFound,
+    Overloaded,
+    ServerUnreachable,
+    UpstreamFailed,
+    UsageError,
+)
+from freehold.types import (
+    Chunk,
+    FinishReason,
+    Message,
+    ModelInfo,
+    Overflow,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    import httpx2
+
+CONNECT_S = 5.0
+SILENCE_S = 600.0  # over a network; a socket of this machine tells when its server dies
+MAX_ANSWER = 64 << 20  # bytes of a whole JSON answer, or of one event
+MAX_SAID = 2000  # characters of a foreign server's error that are passed on
+
+_OPENAI = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "logit_bias")
+_T = TypeVar("_T")
+
+
+class Api:
+    """One HTTP server, at a URL or a Unix socket. Safe from many threads; close it when done.
+
+    Every failure leaves it as a FreeholdError: the one that the server named, or what its status means.
+    """
+
+    def __init__(self, url: str = "http://localhost", *, key: str = "", socket: Path | None = None) -> None:
+        import httpx2
+
+        self._where = str(socket or url)
+        try:
+            self._client = httpx2.Client(
+                base_url=url.rstrip("/"),
+                headers={"User-Agent": "freehold"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+                transport=httpx2.HTTPTransport(uds=str(socket)) if socket else None,
+                trust_env=socket is None,
+                timeout=httpx2.Timeout(None if socket else SILENCE_S, connect=CONNECT_S),
+            )
+        except httpx2.InvalidURL as e:
+            raise _no_address(self._where, e) from e
+
+    def close(self) -> None:
+        """Close all connections; later calls raise EngineClosed."""
+        self._client.close()
+
+    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, as_: type[_T] = dict) -> _T:
+        """Send JSON and return the answer, read as `as_`."""
+        with self._open(method, path, body) as response:
+            return self._read(_bounded(response, self._where), as_)
+
+    def events(self, path: str, body: Mapping[str, Any], as_: type[_T]) -> Iterator[_T]:
+        """Post JSON and yield the answer's server-sent events until [DONE] or the stream's end.
+
+        An event that tells an error raises it. Comments are skipped: they only keep the line open.
+        """
+        import httpx2
+
+        with self._open("POST", path, body) as response:
+            for event in httpx2.EventSource(response, MAX_ANSWER):
+                if event.data == "[DONE]":
+                    return
+                if event.data:
+                    told = self._read(event.data, _Failure)
+                    if told.error is not None:
+                        raise _named(told.error, 0)
+                    yield self._read(event.data, as_)
+
+    @contextmanager
+    def _open(self, method: str, path: str, body: Mapping[str, Any] | None) -> Iterator[httpx2.Response]:
+        """Send a request; give its response if it is a success, body unread."""
+        import httpx2
+
+        if self._client.is_closed:
+            raise EngineClosed(f"the connection to {self._where} was closed", "open another")
+        try:
+            with self._client.stream(method, path, json=body) as response:
+                if not response.is_success:
+                    raise _refusal(response, _bounded(response, self._where))
+                yield response
+        except httpx2.ConnectError as e:
+            raise ServerUnreachable(f"no server answers at {self._where}: {e}") from e
+        except httpx2.UnsupportedProtocol as e:
+            raise _no_address(self._where, e) from e
+        except httpx2.HTTPError as e:
+            said = str(e) or type(e).__name__
+            raise UpstreamFailed(f"{self._where} broke the answer off: {said}", "ask again") from e
+
+    def _read(self, raw: str | bytes, as_: type[_T]) -> _T:
+        try:
+            return msgspec.json.decode(raw, type=as_)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise UpstreamFailed(f"{self._where} sent something other than was asked for: {e}") from e
+
+
+class RemoteModel:
+    """A ChatModel behind an `Api`.
+
+    `info` is what our own server says of a model that it holds: it then gets every sampling field, ids come back
+    with the text, and `default_sampling` is known. Without it, `name` may be any model of an OpenAI-compatible
+    API, which is sent what such APIs know and whatever else differs from the neutral values.
+    """
+
+    def __init__(self, api: Api, name: str, info: ModelInfo | None = None) -> None:
+        self._api, self.name, self._info = api, name, info
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; an answer under way is cancelled."""
+        self._api.close()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the server told of the model; raises UsageError where it is not ours."""
+        if self._info is None:
+            raise UsageError(f"nothing is known of {self.name} but its name")
+        return self._info
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        think: bool | None = None,
+        overflow: Overflow = "error",
+    ) -> Iterator[Chunk]:
+        """Answer a chat piece by piece; closing the iterator cancels the answer at the server.
+
+        Raises what the server raised, ServerUnreachable, or UpstreamFailed for a stream without an end.
+        """
+        body = {"messages": [_message(m) for m in messages], **self._asked(max_tokens, sampling, stop)}
+        if think is not None:
+            body["think"] = think
+        if overflow != "error":
+            body["overflow"] = overflow
+        if logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": logprobs}
+        return self._chunks("/v1/chat/completions", body)
+
+    def stream_text(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Iterator[Chunk]:
+        """Continue text, or token ids, as they are."""
+        text = prompt if isinstance(prompt, str) else list(prompt)
+        body = {"prompt": text, **self._asked(max_tokens, sampling, stop)}
+        if logprobs is not None:
+            body["logprobs"] = logprobs
+        return self._chunks("/v1/completions", body)
+
+    def _asked(
+        self, max_tokens: int | None, sampling: SamplingParams | None, stop: Sequence[str]
+    ) -> dict[str, Any]:
+        """Build the part of a request that chats and texts share."""
+        body: dict[str, Any] = {"model": self.name, "stream": True, "stream_options": {"include_usage": True}}
+        if self._info is not None:
+            body["return_token_ids"] = True
+        if max_tokens is not None:
+            body["max_tokens"] = max_tokens
+        if stop:
+            body["stop"] = list(stop)
+        return body | _sampling(sampling, everything=self._info is not None)
+
+    def _chunks(self, path: str, body: Mapping[str, Any]) -> Iterator[Chunk]:
+        """Turn events into chunks; the one that ends the answer comes last, with what was counted."""
+        reason: FinishReason | None = None
+        told = _Receipt()
+        dropped = False
+        for event in self._api.events(path, body, _Event):
+            told.add(event)
+            choice = event.choices[0] if event.choices else _Choice()
+            if choice.finish_reason is not None:
+                reason = self._reason(choice.finish_reason)
+            news = 0 if dropped or event.context is None else event.context.dropped
+            dropped = dropped or news > 0
+            chunk = choice.chunk(news)
+            if chunk != Chunk():
+                yield chunk
+        if reason is None:
+            raise UpstreamFailed(f"the answer of {self.name} ended before it was whole", "ask again")
+        yield Chunk(finish_reason=reason, usage=told.usage())
+
+    def _reason(self, said: str) -> FinishReason:
+        if said not in get_args(FinishReason):
+            raise UpstreamFailed(f"{self.name} ended its answer by {said!r}, which is none of ours")
+        return cast(FinishReason, said)
+
+
+def _no_address(where: str, e: Exception) -> UsageError:
+    return UsageError(f"{where} is no address of a server: {e}", "for example http://127.0.0.1:8000")
+
+
+def _message(m: Message) -> dict[str, str]:
+    said = {"role": m.role, "content": m.content}
+    return said | {"reasoning_content": m.thinking} if m.thinking else said
+
+
+def _sampling(sampling: SamplingParams | None, *, everything: bool) -> dict[str, Any]:
+    """Return the sampling as request fields: all of them, or OpenAI's own and those that change anything."""
+    if sampling is None:
+        return {}
+    neutral = SamplingParams()
+    body = {}
+    for name in (f.name for f in fields(SamplingParams)):
+        value = getattr(sampling, name)
+        if everything or name in _OPENAI or value != getattr(neutral, name):
+            body[name] = value
+    body["logit_bias"] = {str(id): bias for id, bias in sampling.logit_bias.items()}
+    return {name: value for name, value in body.items() if value not in (None, {})}
+
+
+# What a server sends. Fields that we do not know are skipped; those that we do must have their type.
+
+
+class _Known(msgspec.Struct):
+    """A token and its log-probability. `id` only comes from our own server."""
+
+    token: str = ""
+    logprob: float = 0.0
+    bytes: list[int] | None = None
+    id: int = -1
+
+    def written(self) -> bytes:
+        """Return the bytes that the token writes."""
+        return self.token.encode() if self.bytes is None else bytes(b & 255 for b in self.bytes)
+
+
+class _Token(_Known):
+    top_logprobs: list[_Known] = []
+
+    def logprob_of(self) -> TokenLogprob:
+        top = self.top_logprobs
+        pairs = tuple((t.id, t.logprob) for t in top)
+        return TokenLogprob(self.id, self.logprob, pairs, self.written(), tuple(t.written() for t in top))
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Token] | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # the other name for it; a server may send both
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta = msgspec.field(default_factory=_Delta)
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+    token_ids: list[int] | None = None
+
+    def chunk(self, dropped: int) -> Chunk:
+        """Return what came; how the answer ended is told later, with the usage."""
+        known = (self.logprobs.content if self.logprobs else None) or []
+        return Chunk(
+            text=self.text or self.delta.content or "",
+            thinking=self.delta.reasoning_content or self.delta.reasoning or "",
+            token_ids=tuple(self.token_ids or ()),
+            logprobs=tuple(t.logprob_of() for t in known),
+            dropped_messages=dropped,
+        )
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Counts(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class _Timings(msgspec.Struct):
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+class _Context(msgspec.Struct):
+    dropped: int = 0
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Counts | None = None
+    timings: _Timings | None = None
+    context: _Context | None = None
+
+
+class _Receipt:
+    """What the events of one answer tell besides the text."""
+
+    def __init__(self) -> None:
+        self._counts: _Counts | None = None
+        self._timings = _Timings()
+
+    def add(self, event: _Event) -> None:
+        self._counts = event.usage or self._counts
+        self._timings = event.timings or self._timings
+
+    def usage(self) -> Usage | None:
+        """Return the counts, or None from a server that does not count."""
+        if self._counts is None:
+            return None
+        details = self._counts.prompt_tokens_details or _Details()
+        return Usage(
+            self._counts.prompt_tokens,
+            self._counts.completion_tokens,
+            details.cached_tokens or 0,
+            **msgspec.structs.asdict(self._timings),
+        )
+
+
+class _Error(msgspec.Struct):
+    """An error object. `name`, `hint` and `wait_s` are ours: the class it had at the server, and its fields."""
+
+    message: str = ""
+    code: str | int | None = None
+    name: str = ""
+    hint: str = ""
+    wait_s: float = 0.0
+
+
+class _Failure(msgspec.Struct):
+    error: _Error | str | None = None
+
+
+def _refusal(response: httpx2.Response, body: bytes) -> FreeholdError:
+    """Read the answer to a request that was refused."""
+    try:
+        told = msgspec.json.decode(body, type=_Failure).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        told = body.decode("utf-8", "replace")
+    error = told if isinstance(told, _Error) else _Error(message=told or "")
+    error.message = error.message[:MAX_SAID] or f"HTTP {response.status_code}"
+    after = response.headers.get("retry-after", "")
+    if not error.wait_s and after.isdigit():
+        error.wait_s = float(after)
+    return _named(error, response.status_code)
+
+
+def _named(told: _Error | str, status: int) -> FreeholdError:
+    """Return the error that the server named, or the nearest of ours to its status."""
+    error = _Error(message=told) if isinstance(told, str) else told
+    kind = getattr(errors, error.name, None)
+    if not (isinstance(kind, type) and issubclass(kind, FreeholdError)):
+        kind = _kind(status, error)
+    if kind is Overloaded:
+        return Overloaded(error.message, error.hint, error.wait_s)
+    return kind(error.message, error.hint)
+
+
+def _kind(status: int, error: _Error) -> type[FreeholdError]:
+    if error.code == "context_length_exceeded":
+        return ContextOverflow
+    by_status: dict[int, type[FreeholdError]] = {
+        400: UsageError, 401: AccessDenied, 403: AccessDenied, 404: ModelNotFound, 408: DeadlineExceeded,
+        413: ContextOverflow, 422: UsageError, 429: Overloaded, 503: Overloaded, 504: DeadlineExceeded,
+    }  # fmt: skip
+    return by_status.get(status, UpstreamFailed)
+
+
+def _bounded(response: httpx2.Response, where: str) -> bytes:
+    body = bytearray()
+    for block in response.iter_bytes():
+        body += block
+        if len(body) > MAX_ANSWER:
+            raise UpstreamFailed(f"{where} answered with more than {MAX_ANSWER:,} bytes of JSON")
+    return bytes(body)
