@@ -1,0 +1,255 @@
+"""Everything that clients do to a server, for half an hour, and what the server must be like afterwards.
+
+`python benches/soak.py MODEL [--minutes 30] [--clients 6] [--seed 1]`: `freehold serve` with eight names for one
+file and room for two of them; whole and streamed answers, cancels, disconnects, slow readers, over-long prompts,
+malformed bodies, unknown names. Ends in a table and one JSON line; exit 1 where a claim does not hold: only
+documented statuses, every answer ended explicitly, each process's memory flat within 3 % after warm-up, no file
+or task left over, the block pool empty.
+Path: soak.py -> Soak.run -> load.ask -> freehold serve
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import psutil
+
+from benches import peers
+from benches.contest import say
+from benches.load import Answer, ask, completion
+from benches.load_text import Prompts, tokenizer_of
+from benches.own_server import ENGINE, admin, names_of, own_server, settle
+
+NAMES, ROOM = 8, 2
+CONTEXT = 1024
+HANG_S = 120.0  # an answer that has not ended by then never will
+GROWTH = 1.03  # of memory, from the first tenth after warm-up to the last tenth
+SLACK_MB = 1.0  # that a small process may grow by all the same: an arena, a page table
+BUSY = {200, 429, 503}
+
+Ask = tuple[str, Any, dict[str, Any]]  # path, body, how it is read
+
+
+@dataclass(frozen=True)
+class Habit:
+    """Something clients do: how often, what it sends, and the statuses that the documents name for it."""
+
+    name: str
+    weight: int
+    make: Callable[[Soak, str], Ask]
+    statuses: set[int] = field(default_factory=lambda: BUSY)
+
+
+def _stream(soak: Soak, model: str, tokens: int = 0, **how: Any) -> Ask:
+    body = completion(model, soak.prompt(), tokens or soak.random.choice((8, 24, 64)))
+    return "/v1/completions", body, how
+
+
+def _chat(soak: Soak, model: str, **fields: Any) -> Ask:
+    messages = [{"role": "user", "content": soak.prompt()}]
+    return "/v1/chat/completions", {"model": model, "messages": messages, "max_tokens": 24, **fields}, {}
+
+
+def _completion(soak: Soak, model: str, **fields: Any) -> Ask:
+    body = {"model": model, "prompt": soak.prompt(), "max_tokens": 16, **fields}
+    return "/v1/completions", body, {}
+
+
+HABITS = (
+    Habit("stream", 20, _stream),
+    Habit("chat", 10, _chat),
+    Habit("chat, streamed", 10, lambda s, m: _chat(s, m, stream=True)),
+    Habit("three answers", 4, lambda s, m: _completion(s, m, n=3, seed=7)),
+    Habit("logprobs", 4, lambda s, m: _completion(s, m, logprobs=3)),
+    Habit("echo scored", 4, lambda s, m: _completion(s, m, echo=True, logprobs=1, max_tokens=0)),
+    Habit("batch priority", 4, lambda s, m: _completion(s, m, priority="batch")),
+    Habit("leave at once", 6, lambda s, m: _stream(s, m, 64, leave_after=0)),
+    Habit("leave midway", 10, lambda s, m: _stream(s, m, 200, leave_after=s.random.randint(1, 20))),
+    Habit("leave a whole answer", 4, lambda s, m: (*_completion(s, m, max_tokens=200)[:2], {"limit_s": 0.5})),
+    Habit("slow reader", 3, lambda s, m: _stream(s, m, 300, pause_s=0.3)),
+    Habit("over-long prompt", 4, lambda s, m: _completion(s, m, prompt="word " * 3 * CONTEXT), {400}),
+    Habit("too many tokens", 3, lambda s, m: _completion(s, m, max_tokens=10**6), {200, 400, 429, 503}),
+    Habit("malformed JSON", 4, lambda s, m: ("/v1/completions", b'{"model": "x", "prompt": [', {}), {400}),
+    Habit("no JSON", 2, lambda s, m: ("/v1/chat/completions", b"\xff\x00\xfe", {}), {400}),
+    Habit("wrong types", 3, lambda s, m: _completion(s, m, temperature="hot", n=[]), {400, 422}),
+    Habit("unknown model", 3, lambda s, m: _chat(s, "no-such-model"), {404}),
+    Habit("unknown route", 2, lambda s, m: ("/v1/nothing", {}, {}), {404}),
+    Habit("tokenize", 3, lambda s, m: ("/tokenize", {"model": m, "prompt": s.prompt()}, {})),
+    Habit("metrics", 3, lambda s, m: ("/metrics", None, {}), {200}),
+    Habit("health", 3, lambda s, m: ("/health", None, {}), {200}),
+)
+
+
+@dataclass
+class Soak:
+    """A server under mixed traffic, and what is noticed."""
+
+    server: Any
+    names: list[str]
+    prompts: list[str]
+    random: random.Random
+    clients: int
+    seen: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    memory: dict[int, list[tuple[float, float]]] = field(default_factory=dict)  # pid -> (time, MB)
+
+    def prompt(self) -> str:
+        """Draw one."""
+        return self.random.choice(self.prompts)
+
+    def model(self) -> str:
+        """Draw a name: two are asked for often, the others now and then."""
+        hot = self.random.random() < 0.96
+        return self.random.choice(self.names[:ROOM] if hot else self.names)
+
+    async def run(self, seconds: float) -> None:
+        """Keep all clients busy; then let what runs end."""
+        end = time.monotonic() + seconds
+        sampling = asyncio.create_task(self._sample())
+        await asyncio.gather(*(self._client(end) for _ in range(self.clients)))
+        sampling.cancel()
+
+    async def _client(self, end: float) -> None:
+        weights = [habit.weight for habit in HABITS]
+        while time.monotonic() < end:
+            (habit,) = self.random.choices(HABITS, weights)
+            path, body, how = habit.make(self, self.model())
+            try:
+                answer = await ask(self.server.port, path, body, **{"limit_s": HANG_S, **how})
+            except OSError as problem:
+                self._problem(f"{habit.name}: {problem!r}")
+                await asyncio.sleep(0.5)
+                continue
+            self._judge(habit, answer, bool(how))
+
+    def _judge(self, habit: Habit, answer: Answer, impatient: bool) -> None:
+        self.seen[f"{habit.name}: {'left' if answer.left else answer.status}"] += 1
+        if answer.left and (impatient or not answer.hung):
+            return
+        if answer.hung:
+            self._problem(f"{habit.name}: no end within {HANG_S:.0f} s")
+        elif answer.status not in habit.statuses:
+            self._problem(f"{habit.name}: status {answer.status}: {answer.body[:200]!r}")
+        elif not answer.explicit and not impatient:
+            self._problem(f"{habit.name}: cut off after {len(answer.pieces)} pieces")
+
+    def _problem(self, text: str) -> None:
+        if text not in self.problems:
+            self.problems.append(text)
+            say(text)
+
+    async def _sample(self) -> None:
+        while True:
+            now = time.monotonic()
+            for process in self.server.family():
+                try:
+                    rss = process.memory_info().rss / 1e6
+                except psutil.NoSuchProcess:
+                    continue
+                self.memory.setdefault(process.pid, []).append((now, rss))
+            await asyncio.sleep(1.0)
+
+    def growth(self, warm_s: float, seconds: float) -> dict[str, list[float]]:
+        """Give memory then and now of every process that lived through both, in MB."""
+        found = {}
+        for pid, samples in self.memory.items():
+            began = min(time for values in self.memory.values() for time, _ in values)
+            part = max((seconds - warm_s) / 10, 2.0)
+            first = [mb for at, mb in samples if began + warm_s <= at < began + warm_s + part]
+            last = [mb for at, mb in samples if at >= began + seconds - part]
+            if first and last:
+                found[str(pid)] = [round(statistics.median(first), 1), round(statistics.median(last), 1)]
+        return found
+
+
+def left_over(server: Any) -> dict[str, int]:
+    """Count what a server at rest holds: files and threads of its HTTP process, sequences and blocks in use."""
+    parent = server.family()[0]
+    held = {"files": parent.num_fds(), "threads": parent.num_threads()}
+    rows = admin(server, "/admin/ps")["models"]
+    stats = [row["stats"] for row in rows]
+    held |= {name: sum(row[name] for row in stats) for name in ("running", "waiting", "blocks_live")}
+    return held | {"in flight": sum(row["in_flight"] for row in rows), "models": len(rows)}
+
+
+async def _warm(soak: Soak, seconds: float) -> dict[str, int]:
+    """Touch every name once, then run the traffic until pools and caches are full."""
+    for name in soak.names[::-1]:
+        await ask(soak.server.port, *_chat(soak, name)[:2])
+    await soak.run(seconds)
+    await settle(soak.server)
+    return left_over(soak.server)
+
+
+def verdict(
+    soak: Soak, before: dict[str, int], after: dict[str, int], growth: dict[str, list[float]]
+) -> list[str]:
+    """List the claims that do not hold."""
+    wrong = list(soak.problems)
+    for pid, (then, now) in growth.items():
+        if now > then * GROWTH + SLACK_MB:
+            wrong.append(f"process {pid} grew from {then} to {now} MB")
+    for name in ("running", "waiting", "blocks_live", "in flight"):
+        if after[name]:
+            wrong.append(f"{after[name]} {name} when all had ended")
+    for name, slack in (("files", 2), ("threads", 2)):
+        if after[name] > before[name] + slack:
+            wrong.append(f"{name} of the server: {before[name]} before, {after[name]} after")
+    if after["models"] > ROOM:
+        wrong.append(f"{after['models']} models loaded where there is room for {ROOM}")
+    return wrong
+
+
+def soak(path: Path, seconds: float, warm_s: float, clients: int, seed: int) -> dict[str, Any]:
+    """Run it all; return the record, its `wrong` empty where every claim holds."""
+    drawn = Prompts(tokenizer_of(path), seed)
+    prompts = [drawn.draw(length) for length in (16, 40, 100, 250, 500) for _ in range(8)]
+    with own_server(path, names=NAMES, room=ROOM, context=CONTEXT) as server:
+        run = Soak(server, names_of(server), prompts, random.Random(seed), clients)
+        before = asyncio.run(_warm(run, warm_s))
+        asyncio.run(run.run(seconds))
+        asyncio.run(settle(server))
+        after = left_over(server)
+        growth = run.growth(warm_s, warm_s + seconds)
+        wrong = verdict(run, before, after, growth)
+        engines = sum(ENGINE in " ".join(p.cmdline()) for p in server.family())
+    record = {"bench": "soak", **peers.machine(path), "seconds": seconds, "requests": run.seen.total()}
+    record |= {"engines": engines, "before": before, "after": after, "memory_mb": growth}
+    return {**record, "seen": dict(sorted(run.seen.items())), "wrong": wrong}
+
+
+def main() -> int:
+    """Soak, print, return 1 where a claim does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--warm", type=float, default=2, help="minutes before memory is judged")
+    parser.add_argument("--clients", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    path = peers.resolve(args.model)
+    record = soak(path, 60 * args.minutes, 60 * args.warm, args.clients, args.seed)
+    for what, count in record["seen"].items():
+        print(f"{count:>7}  {what}")
+    print("\n".join(record["wrong"]) or "every claim holds")
+    print(json.dumps(record))
+    return int(bool(record["wrong"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
