@@ -5,22 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from freehold import _native as native
 from freehold.engine import Engine
 from freehold.engine.blocks import BlockManager, blocks_for, common_prefix
-from freehold.engine.runner import ModelRunner
-from freehold.engine.scheduler import Work
-from freehold.engine.sequence import Request, Sequence
+from freehold.engine.sequence import Sequence
 from freehold.models.loader import LoadedModel
-from freehold.types import SamplingParams
+from tests.engine.rig import GREEDY, Rig, sequence
 
-SIZE = native.BLOCK_TOKENS
-GREEDY = SamplingParams(temperature=0.0)
 PROMPT = [17 * i % 250 + 5 for i in range(70)]
-
-
-def sequence(tokens: list[int], tenant: str = "") -> Sequence:
-    return Sequence(Request(tuple(tokens), GREEDY, 0, 10, tenant=tenant), list(tokens))
 
 
 def compute(blocks: BlockManager, seq: Sequence, to: int | None = None) -> Sequence:
@@ -184,6 +175,16 @@ def test_last_block_to_be_had_is_taken_over_instead_of_copied():
     assert b.computed == 50 and blocks.take_copies() == [] and blocks.available == 0
 
 
+def test_copy_from_a_block_comes_before_the_copy_to_it():
+    blocks = BlockManager(3)
+    for begin in (0, 100):
+        blocks.retire(run(blocks, [*range(begin, begin + 20)]))
+    a, b = sequence([*range(20), 99]), sequence([*range(100, 120), 99])
+    blocks.adopt(a)
+    blocks.adopt(b)  # in the block that `a` is a copy of
+    assert blocks.take_copies() == [(0, 2), (1, 0)] and (a.table, b.table) == ([2], [0])
+
+
 def test_guesses_take_blocks_only_while_there_are_some():
     blocks = BlockManager(3)
     a = run(blocks, [*range(40)])
@@ -235,28 +236,6 @@ def test_no_block_for_a_copy_is_no_block_at_all():
 
 
 # --- bits --------------------------------------------------------------------------------------------
-
-
-class Rig:
-    """A pool with a model behind it, stepped by hand."""
-
-    def __init__(self, model: LoadedModel, count: int) -> None:
-        self.blocks = BlockManager(count)
-        self.runner = ModelRunner(model, self.blocks, 256, model.threads)
-
-    def step(self, *seqs: Sequence) -> list[np.ndarray]:
-        """Compute all missing tokens; return the logits after each sequence's newest one."""
-        batch = []
-        for seq in seqs:
-            if not seq.table:
-                self.blocks.adopt(seq)
-            assert self.blocks.grow(seq, len(seq.tokens))
-            batch.append(Work(seq, seq.computed, len(seq.tokens) - seq.computed))
-        rows = self.runner.run(batch, choose=False)
-        for work in batch:
-            work.seq.computed = len(work.seq.tokens)
-            self.blocks.publish(work.seq)
-        return [row[-1] for row in rows]
 
 
 @pytest.mark.parametrize("name", ["model", "sliding"])

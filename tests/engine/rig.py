@@ -1,0 +1,86 @@
+"""A pool of blocks with a tiny model behind it, stepped by hand, and the books that must always balance."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from freehold._native import BLOCK_TOKENS as SIZE
+from freehold.engine.blocks import BlockManager, blocks_for
+from freehold.engine.prefix import Node
+from freehold.engine.runner import ModelRunner
+from freehold.engine.scheduler import Work
+from freehold.engine.sequence import Request, Sequence
+from freehold.models.loader import LoadedModel
+from freehold.types import SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def sequence(tokens: list[int], tenant: str = "") -> Sequence:
+    return Sequence(Request(tuple(tokens), GREEDY, 0, 10, tenant=tenant), list(tokens))
+
+
+class Rig:
+    """Steps sequences as the engine does, and gives the logits after each one's newest computed token."""
+
+    def __init__(self, model: LoadedModel, count: int) -> None:
+        self.blocks = BlockManager(count)
+        self.runner = ModelRunner(model, self.blocks, 256, model.threads)
+
+    def step(self, *seqs: Sequence) -> list[np.ndarray]:
+        """Compute all missing tokens of sequences that must find room."""
+        for seq in seqs:
+            if not seq.table:
+                self.blocks.adopt(seq)
+            assert self.blocks.grow(seq, len(seq.tokens))
+        rows = self.run([Work(seq, seq.computed, len(seq.tokens) - seq.computed) for seq in seqs])
+        return [row[-1] for row in rows]
+
+    def run(self, batch: list[Work]) -> list[np.ndarray]:
+        """Compute rows that have blocks."""
+        rows = self.runner.run(batch, choose=False)
+        for work in batch:
+            work.seq.computed = work.first + work.count
+            self.blocks.publish(work.seq)
+        return rows
+
+    def alone(self, tokens: list[int]) -> np.ndarray:
+        """Compute tokens from nothing, and leave nothing behind."""
+        seq = sequence(tokens)
+        assert self.blocks.grow(seq, len(tokens))
+        row = self.runner.run([Work(seq, 0, len(tokens))], choose=False)[0][-1]
+        self.blocks.release(seq)
+        return row
+
+
+def check_books(blocks: BlockManager, live: list[Sequence]) -> None:
+    """Every block is free, cached or live; holders are counted right; the tree and the pool agree."""
+    holders = [0] * blocks.count
+    for seq in live:
+        assert len(set(seq.table)) == len(seq.table) >= blocks_for(seq.computed)
+        for block in seq.table:
+            holders[block] += 1
+    assert holders == blocks._holders
+    free, cached = set(blocks._free), set(blocks._cached)
+    assert len(free) == len(blocks._free) and not free & cached
+    assert free | cached == {b for b, n in enumerate(holders) if not n}
+    assert (blocks.live, blocks.cached) == (sum(map(bool, holders)), len(cached))
+    nodes = {node.block: node for root in blocks._tree._roots.values() for node in below(root)}
+    assert len(nodes) == blocks._tree.nodes
+    assert nodes == {b: node for b, node in enumerate(blocks._nodes) if node is not None}
+    assert not free & nodes.keys() and cached <= nodes.keys()
+    assert all(root.children for root in blocks._tree._roots.values())
+    order = {block: i for i, block in enumerate(blocks._cached)}
+    for block in cached:  # a leaf is always first in line
+        assert all(order[child.block] < order[block] for child in nodes[block].children.values())
+
+
+def below(node: Node) -> list[Node]:
+    """List the nodes under one, and check how they hang."""
+    assert node.keys == sorted(node.children)
+    out = []
+    for key, child in node.children.items():
+        assert child.parent is node and child.key == key and 0 < len(key) <= 4 * SIZE
+        assert not child.children or len(key) == 4 * SIZE
+        out += [child, *below(child)]
+    return out

@@ -1,0 +1,184 @@
+"""Whatever sequences do in whatever order, the pool's books balance and shared blocks give a recompute's bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from freehold._native import BLOCK_TOKENS as SIZE
+from freehold.engine.blocks import common_prefix
+from freehold.engine.scheduler import Work
+from freehold.engine.sequence import Sequence
+from freehold.models.loader import LoadedModel
+from tests.engine.rig import Rig, check_books, sequence
+
+POOL, LONGEST = 10, 130  # five blocks at most, so that three sequences are too many
+TOKEN = st.integers(5, 7)  # few, so that prompts agree by chance inside a block
+BEGINNINGS = [[5 + i * k % 11 for i in range(100)] for k in (1, 2)]
+PROMPTS = st.builds(
+    lambda begin, length, own: [*begin[:length], *own],
+    st.sampled_from(BEGINNINGS),
+    st.sampled_from([0, 5, 31, 32, 33, 64, 70, 96]),
+    st.lists(TOKEN, min_size=1, max_size=12),
+)
+
+
+class Pool(RuleBasedStateMachine):
+    """Sequences come, are computed piece by piece, fork, guess, yield and end."""
+
+    model: LoadedModel
+    oracle: Rig
+    rows: dict[tuple[int, ...], np.ndarray]  # what the oracle computed, by tokens
+
+    @initialize()
+    def begin(self) -> None:
+        self.rig = Rig(self.model, POOL)
+        self.live: list[Sequence] = []
+        self.seen: dict[str, list[list[int]]] = {"": [], "a": []}  # what each tenant ever computed
+
+    # --- rules -----------------------------------------------------------------------------------------
+
+    @rule(tokens=PROMPTS, tenant=st.sampled_from(["", "a"]))
+    def come(self, tokens: list[int], tenant: str) -> None:
+        seq = sequence(tokens, tenant)
+        self.check_match(seq)
+        self.live.append(seq)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), rows=st.sampled_from([1, 20, 64, 200]))
+    def step(self, data: st.DataObject, rows: int) -> None:
+        """Compute some rows of some sequences; who finds no room makes the youngest others yield."""
+        chosen = data.draw(st.lists(st.sampled_from(self.live), unique_by=id, min_size=1, max_size=3))
+        batch = [Work(seq, seq.computed, 0) for seq in chosen if self.place(seq, chosen)]
+        batch = [self.cut(work.seq, rows) for work in batch if work.seq.table]
+        if not batch:
+            return
+        for work, logits in zip(batch, self.rig.run(batch), strict=True):
+            self.seen[work.seq.request.tenant].append(work.seq.tokens[: work.seq.computed])
+            if work.last:
+                assert np.array_equal(logits[-1], self.expected(work.seq.tokens))
+
+    @precondition(lambda self: any(self.decodes(s) for s in self.live))
+    @rule(data=st.data(), made=st.lists(TOKEN, min_size=1, max_size=9), wrong=st.integers(0, 40))
+    def guess(self, data: st.DataObject, made: list[int], wrong: int) -> None:
+        """Verify guesses of which the first hold, and the others are garbage left in the blocks."""
+        seq = data.draw(st.sampled_from([s for s in self.live if self.decodes(s)]))
+        if not self.place(seq, [seq]):
+            return
+        room = self.rig.blocks.stretch(seq, len(seq.tokens) + len(made) + wrong) - len(seq.tokens)
+        draft = (*made, *[9] * wrong)[:room]
+        held = min(len(made), room)
+        self.rig.runner.run([Work(seq, seq.computed, 1, draft)], choose=False)
+        seq.tokens += made[:held]
+        seq.computed = len(seq.tokens) - 1 if held else len(seq.tokens)
+        self.rig.blocks.publish(seq)
+        self.seen[seq.request.tenant].append(seq.tokens[: seq.computed])
+
+    @precondition(lambda self: any(self.finished(s) for s in self.live))
+    @rule(data=st.data(), token=TOKEN)
+    def make(self, data: st.DataObject, token: int) -> None:
+        seq = data.draw(st.sampled_from([s for s in self.live if self.finished(s)]))
+        seq.tokens.append(token)
+
+    @precondition(lambda self: any(s.computed for s in self.live))
+    @rule(data=st.data(), token=st.none() | TOKEN)
+    def fork(self, data: st.DataObject, token: int | None) -> None:
+        parent = data.draw(st.sampled_from([s for s in self.live if s.computed]))
+        tokens = parent.tokens if token is None else [*parent.tokens[: parent.computed], token]
+        child = sequence(tokens, parent.request.tenant)
+        self.rig.blocks.fork(parent, child)
+        self.live.append(child)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def yield_blocks(self, data: st.DataObject) -> None:
+        self.rig.blocks.release(data.draw(st.sampled_from(self.live)))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        seq = data.draw(st.sampled_from(self.live))
+        self.live.remove(seq)
+        self.rig.blocks.retire(seq)
+
+    # --- what must hold --------------------------------------------------------------------------------
+
+    @invariant()
+    def books_balance(self) -> None:
+        check_books(self.rig.blocks, self.live)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "live"):
+            return
+        for seq in self.live:
+            self.rig.blocks.retire(seq)
+        check_books(self.rig.blocks, [])
+        assert self.rig.blocks.available == POOL
+
+    def check_match(self, seq: Sequence) -> None:
+        """A tenant finds no more than it ever computed, and all that its live sequences share."""
+        match, tenant = self.rig.blocks.match(seq), seq.request.tenant
+        known = (common_prefix(seq.tokens[:-1], tokens) for tokens in self.seen[tenant])
+        assert match <= max(known, default=0)
+        for other in self.live:
+            if other.request.tenant == tenant:
+                same = common_prefix(seq.tokens[:-1], other.tokens[: other.computed])
+                assert match >= same // SIZE * SIZE
+
+    # --- means -----------------------------------------------------------------------------------------
+
+    def place(self, seq: Sequence, keep: list[Sequence]) -> bool:
+        blocks = self.rig.blocks
+        if not seq.table:
+            expected = blocks.match(seq)
+            blocks.adopt(seq)
+            assert seq.computed in (expected, expected // SIZE * SIZE)
+        while not blocks.grow(seq, len(seq.tokens)):
+            victims = [s for s in self.live if s.table and s not in keep]
+            if not victims:
+                return False
+            blocks.release(victims[-1])
+        return True
+
+    def cut(self, seq: Sequence, rows: int) -> Work:
+        first = min(seq.computed, len(seq.tokens) - 1)
+        return Work(seq, first, min(rows, len(seq.tokens) - first))
+
+    def expected(self, tokens: list[int]) -> np.ndarray:
+        key = tuple(tokens)
+        if key not in self.rows:
+            self.rows[key] = self.oracle.alone(tokens)
+        return self.rows[key]
+
+    @staticmethod
+    def finished(seq: Sequence) -> bool:
+        return seq.computed == len(seq.tokens) < LONGEST
+
+    @staticmethod
+    def decodes(seq: Sequence) -> bool:
+        return seq.computed == len(seq.tokens) - 1 and len(seq.tokens) < LONGEST - 10
+
+
+@pytest.mark.parametrize("name", ["model", "sliding"])
+def test_books_balance_and_hits_are_a_recomputes_bits(name: str, request: pytest.FixtureRequest):
+    loaded: LoadedModel = request.getfixturevalue(name)
+    machine = type("Machine", (Pool,), {"model": loaded, "oracle": Rig(loaded, 8), "rows": {}})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
