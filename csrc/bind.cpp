@@ -342,6 +342,7 @@ NB_MODULE(_native, m) {
   nb::register_exception_translator(translate);
   m.attr("BLOCK_TOKENS") = kBlockTokens;
   m.attr("LAYOUT") = kLayout;
+  m.attr("REVISION") = revision();
   m.def("isas", [] {
     std::vector<std::string> names;
     for (const Kernels* k : runnable_kernels()) names.emplace_back(k->name);

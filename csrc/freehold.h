@@ -29,6 +29,10 @@ struct Error : std::runtime_error {
   ErrorKind kind;
 };
 
+// --- revision.cpp -----------------------------------------------------------------------------------------------
+// The SHA-256 of all native sources, and the compiler: what two modules that compute the same bits have in common.
+const char* revision();
+
 // --- dispatch.cpp -----------------------------------------------------------------------------------------------
 // Tables this machine can run, best first; the one in use: FREEHOLD_ISA's choice, else the first.
 const std::vector<const Kernels*>& runnable_kernels();

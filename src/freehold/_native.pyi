@@ -16,6 +16,9 @@ U8 = NDArray[np.uint8]
 
 BLOCK_TOKENS: int  # positions in a page of the KV cache
 LAYOUT: int  # version of the panels' layout; packed files are keyed by it
+REVISION: (
+    str  # SHA-256 over the native sources, and the compiler; what is cached across restarts is keyed by it
+)
 testing: ModuleType  # single kernels by the name of their table, for tests/csrc; see csrc/bind_kernels.cpp
 
 def isas() -> list[str]:

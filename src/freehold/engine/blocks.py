@@ -10,12 +10,18 @@ Path: Scheduler.schedule -> BlockManager.adopt, grow; Engine -> publish, retire;
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence as Ordered
+from time import monotonic
 
 from freehold._native import BLOCK_TOKENS
+from freehold.engine.disk import DiskCache
 from freehold.engine.prefix import Node, PrefixTree, key_of
 from freehold.engine.sequence import Sequence
+
+LOAD_S = 0.02  # seconds that one sequence may read from disk in a step while others wait
+KEPT_BLOCKS = 8  # full blocks from which on a prompt is kept on disk: shorter ones are computed in a blink
 
 
 def blocks_for(tokens: int) -> int:
@@ -36,6 +42,18 @@ class BlockManager:
         # comes before the one it was computed after: the first is a leaf, and evicting costs no search.
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._copies: list[tuple[int, int]] = []
+        self._disk: DiskCache | None = None
+        self.disk_tokens = 0  # read from disk so far
+
+    def attach(self, disk: DiskCache) -> None:
+        """Keep prompts on a disk too; its pool is the one whose blocks these are."""
+        self._disk = disk
+
+    def close(self) -> None:
+        """Let the disk finish, and let go of its pool."""
+        if self._disk is not None:
+            self._disk.close()
+            self._disk = None
 
     @property
     def available(self) -> int:
@@ -60,24 +78,26 @@ class BlockManager:
         path = self._tree.walk(salt, seq.tokens, limit)
         return len(path) * BLOCK_TOKENS + self._nearest(seq, path, limit)[1]
 
-    def adopt(self, seq: Sequence) -> None:
-        """Let a sequence that has no blocks share those of its tokens that are known, its last one excepted.
+    def adopt(self, seq: Sequence) -> bool:
+        """Let a sequence of which nothing was computed share what is known of its tokens, its last one excepted.
 
         The last token is computed anew, as its logits are wanted. Of a block that agrees in part it gets a copy.
+        False: the disk has more, and others wait; call it again in the next step instead of computing.
         """
-        assert not seq.table
-        limit = len(seq.tokens) - 1
-        path = self._tree.walk(seq.request.tenant, seq.tokens, limit)
-        for node in path:
+        salt, limit = seq.request.tenant, len(seq.tokens) - 1
+        path = self._tree.walk(salt, seq.tokens, limit)
+        for node in path[len(seq.table) :]:  # all of them, unless the disk had more
             self._hold(node.block)
-        seq.table = [node.block for node in path]
+            seq.table.append(node.block)
+        complete = self._load(seq, path, limit // BLOCK_TOKENS)
         seq.computed = len(path) * BLOCK_TOKENS
         source, same = self._nearest(seq, path, limit)
-        if source is not None and self.available:
+        if complete and source is not None and self.available:
             seq.table.append(self._copy_of(source.block))
             seq.computed += same
         if not seq.generated:
             seq.cached = seq.computed
+        return complete
 
     def grow(self, seq: Sequence, tokens: int) -> bool:
         """Give `seq` blocks for its first `tokens` positions; False, and none given, if too few are left.
@@ -122,6 +142,8 @@ class BlockManager:
         for i in range(first, full):
             assert above is not None
             above = self._enter(seq, i, above)
+        if first < len(seq.request.prompt) // BLOCK_TOKENS <= full:
+            self._keep(seq, full)
 
     def release(self, seq: Sequence) -> None:
         """Let go of all blocks; what was published of them stays while there is room."""
@@ -133,6 +155,7 @@ class BlockManager:
         """Let go of the blocks of a sequence that ended; also its last one stays, as far as it goes."""
         if seq.table:
             self.publish(seq)
+            self._keep(seq, seq.computed // BLOCK_TOKENS)
             self._enter_rest(seq)
         self.release(seq)
 
@@ -241,6 +264,42 @@ class BlockManager:
         if part is not None:
             self._forget(part.block)
         return node
+
+    # --- the disk ----------------------------------------------------------------------------------
+
+    def _load(self, seq: Sequence, path: list[Node], whole: int) -> bool:
+        """Read blocks after `path`, which they join, up to `whole`; False if there may be more and others wait."""
+        if self._disk is None or len(path) == whole:
+            return True
+        until = monotonic() + (LOAD_S if self.live > len(seq.table) else math.inf)
+        starts = range(0, whole * BLOCK_TOKENS, BLOCK_TOKENS)
+        keys = (key_of(seq.tokens[at : at + BLOCK_TOKENS]) for at in starts)
+        for content in self._disk.read(seq.request.tenant, keys, len(path)):
+            if not self.available:
+                return True
+            self._disk.pool.copy(self.take_copies())  # before what they are copies of is written over
+            block = self._take()
+            self._disk.pool.write_block(block, content)
+            above = path[-1] if path else self._tree.root(seq.request.tenant)
+            at = len(path) * BLOCK_TOKENS
+            path.append(self._insert(above, key_of(seq.tokens[at : at + BLOCK_TOKENS]), block))
+            path[-1].kept = True
+            seq.table.append(block)
+            self.disk_tokens += BLOCK_TOKENS
+            if monotonic() > until:
+                return len(path) == whole
+        return True
+
+    def _keep(self, seq: Sequence, full: int) -> None:
+        """Have the first `full` blocks of `seq` written unless they are on disk, or too few to matter."""
+        if self._disk is None or full < KEPT_BLOCKS:
+            return
+        nodes = [node for block in seq.table[:full] if (node := self._nodes[block]) is not None]
+        first = full
+        while first and not nodes[first - 1].kept:
+            first -= 1
+        if first < full:
+            self._disk.keep(seq.request.tenant, nodes, first, lambda n: self._nodes[n.block] is n)
 
 
 def common_prefix(a: Ordered[int], b: Ordered[int]) -> int:

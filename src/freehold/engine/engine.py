@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self, cast, get_args
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.engine.blocks import BlockManager, blocks_for
 from freehold.engine.capacity import KV_TYPES, MEMORY_SHARE, KvType, bytes_per_block, choose_context
+from freehold.engine.disk import DiskCache, dependencies
 from freehold.engine.draft import DraftModel
 from freehold.engine.generation import Generation
 from freehold.engine.runner import ModelRunner
@@ -75,6 +77,7 @@ class Engine:
         target_itl_s: float | None = None,
         max_queued: int | None = None,
         max_queued_tokens: int | None = None,
+        disk: Path | None = None,
     ) -> None:
         """Reserve the cache for `context` tokens (None: the model's own, cut to `memory_share` of memory).
 
@@ -85,6 +88,7 @@ class Engine:
         `target_itl_s`: seconds between two tokens of a running answer while prompts are read beside it (None:
         a multiple of what it takes alone). `max_queued`, `max_queued_tokens`: requests, and tokens of their
         prompts, that may wait to begin; beyond them Generation.start raises Overloaded (None: no limit).
+        `disk`: a folder in which the cache of long prompts outlives the engine, if the model's digest is known.
         Raises UsageError and CapacityExceeded with the numbers.
         """
         if step_rows < 1 or (threads is not None and threads < 1):
@@ -102,6 +106,8 @@ class Engine:
         self.threads = pool.size
         self._blocks = BlockManager(count)
         self._runner: ModelRunner | None = ModelRunner(model, self._blocks, step_rows, pool, kv_type)
+        if disk is not None and model.digest:
+            self._blocks.attach(DiskCache(disk, dependencies(model, kv_type), self._runner.cache))
         self._scheduler = Scheduler(self._blocks, step_rows, time.monotonic)
         drafter = None
         if draft is not None:
@@ -139,6 +145,7 @@ class Engine:
                 self._runner = self._speculation = None  # both hold a cache
                 self._turn.notify_all()
             self._news.set()
+            self._blocks.close()
 
     def stats(self) -> EngineStats:
         """Return counters and the state after the latest step; any thread may ask."""
@@ -152,6 +159,7 @@ class Engine:
             blocks_cached=blocks.cached,
             prompt_tokens=counts.prompt_tokens,
             cached_tokens=counts.cached_tokens,
+            disk_tokens=blocks.disk_tokens,
             generated_tokens=counts.generated_tokens,
             drafted_tokens=counts.drafted_tokens,
             accepted_tokens=counts.accepted_tokens,

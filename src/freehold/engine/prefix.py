@@ -36,12 +36,13 @@ def agreeing(a: bytes, b: bytes) -> int:
 class Node:
     """A block, the tokens in it, and the blocks that were computed after it."""
 
-    __slots__ = ("block", "children", "key", "keys", "parent")
+    __slots__ = ("block", "children", "kept", "key", "keys", "parent")
 
     def __init__(self, parent: Node | None, key: bytes, block: int) -> None:
         self.parent = parent  # None at a root, whose key is its salt
         self.key = key
         self.block = block
+        self.kept = False  # it lies on disk too; the thread that writes it says so
         self.children: dict[bytes, Node] = {}
         self.keys: list[
             bytes

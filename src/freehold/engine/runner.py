@@ -33,8 +33,8 @@ class ModelRunner:
         kv_type: str = "f16",
     ) -> None:
         self._blocks = blocks
-        self._cache = native.KvCache(model.kv_layers, blocks.count, kv_type)
-        self._plan = model.build(self._cache, step_rows, threads)
+        self.cache = native.KvCache(model.kv_layers, blocks.count, kv_type)
+        self._plan = model.build(self.cache, step_rows, threads)
         self._tokens = model.tokens
 
     def run(self, batch: list[Work], choose: bool = True) -> list[F32 | I64]:
@@ -43,7 +43,7 @@ class ModelRunner:
         With `choose`, a work whose draw is plain gets the tokens the plan chose instead, int64 [wanted rows]:
         see sampler.choose.
         """
-        self._cache.copy(self._blocks.take_copies())
+        self.cache.copy(self._blocks.take_copies())
         counts = [work.rows for work in batch]
         tokens = np.array([t for work in batch for t in work.tokens], np.int32)
         positions = [p for w in batch for p in range(w.first, w.first + w.rows)]

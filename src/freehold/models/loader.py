@@ -83,6 +83,7 @@ class LoadedModel:
     )  # by tensor name, as packs.write_pack takes them
     type_bytes: Mapping[str, int]  # file bytes by tensor type, the most first
     notes: tuple[str, ...] = ()
+    digest: str = ""  # what tells its file from all others, as far as the caller knows one
 
     @property
     def nbytes(self) -> int:
@@ -137,19 +138,26 @@ def load_model(
     tokens: int | None = None,
     packed: Mapping[str, native.Matrix] | None = None,
     progress: Progress | None = None,
+    digest: str = "",
 ) -> LoadedModel:
     """Load a GGUF file or a directory of safetensors, packing its weights into memory.
 
     `source` is a path or an open model file. `threads` None: as many as help. `name` is what errors and
     status lines call it (default: the file's own name). `tokens` is the tokenizer's size where the file
     does not say it (safetensors). `packed` holds matrices packed before, by tensor name (packs.open_pack),
-    taken as they are.
+    taken as they are. `digest`: the file's; without one nothing that depends on it is kept for another life.
     Raises BadModelFile naming the tensor or key, UnsupportedModel, CapacityExceeded.
     """
     if isinstance(source, str | Path):
         with closing(open_model_file(source)) as opened:
             return load_model(
-                opened, threads=threads, name=name, tokens=tokens, packed=packed, progress=progress
+                opened,
+                threads=threads,
+                name=name,
+                tokens=tokens,
+                packed=packed,
+                progress=progress,
+                digest=digest,
             )
     read = read_source(source, tokens=tokens)
     pool = threads if isinstance(threads, native.Threads) else native.Threads(threads or default_threads())
@@ -173,6 +181,7 @@ def load_model(
         matrices=packer.matrices,
         type_bytes=_type_bytes(read),
         notes=read.notes,
+        digest=digest,
     )
 
 
