@@ -195,7 +195,7 @@ class EngineStats:
 
 @runtime_checkable
 class ChatModel(Protocol):
-    """What can answer a chat: our engine (local.py), somebody's HTTP API (remote.py), a script (fake.py)."""
+    """What can answer a chat: our engine (local), somebody's HTTP API (remote.py), a script (fake.py)."""
 
     @property
     def name(self) -> str:

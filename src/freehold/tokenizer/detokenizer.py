@@ -1,6 +1,6 @@
 """Turns a stream of token ids into text, whole characters only.
 
-Knows bytes and UTF-8; knows no stop strings and no thinking tags (local.py does).
+Knows bytes and UTF-8; knows no stop strings and no thinking tags (local does).
 Path: Engine.step -> Detokenizer.push -> Chunk.text
 """
 

@@ -35,6 +35,8 @@ from freehold.worker.wire import (
     Writer,
 )
 
+# -P: no module is imported from the folder the server happens to run in.
+COMMAND = [sys.executable, "-P", "-m", "freehold.worker.process"]
 BUFFER = 1 << 20  # bytes of socket buffer, so that a step of 500 streams is sent without waiting for us
 STOP_S = 12.0  # for a process to end by itself, longer than process.LEAVE_S
 HELLO_S = 60.0  # for an interpreter to start, on a machine that is short of everything
@@ -77,6 +79,7 @@ class EngineProcess(asyncio.Protocol):
             return await self._ready
         except BaseException:
             self.kill()
+            await asyncio.shield(self.gone)
             raise
 
     async def _greeting(self) -> None:
@@ -92,11 +95,9 @@ class EngineProcess(asyncio.Protocol):
                 for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                     end.setsockopt(socket.SOL_SOCKET, option, BUFFER)
             ours.setblocking(False)
-            # -P: no module is imported from the folder the server happens to run in.
-            command = [sys.executable, "-P", "-m", "freehold.worker.process", str(theirs.fileno())]
             try:
                 self._process = subprocess.Popen(
-                    command,
+                    [*COMMAND, str(theirs.fileno())],
                     pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL,
                     stdout=2,  # a library that prints talks to the log, not into the server's data

@@ -164,26 +164,33 @@ class Models:
 
     # --- room --------------------------------------------------------------------------------------
 
-    async def _admit(self, served: Served) -> Open:
-        """Make room for a model and say how to load it. Raises CapacityExceeded with the numbers."""
+    async def _admit(self, served: Served, refused: CapacityExceeded | None) -> Open:
+        """Make room for a model and say how to load it. Raises CapacityExceeded with the numbers.
+
+        `refused`: the engine's own, which knows what a token costs; then one idle model more has to go.
+        """
         if served.name in self._scripts:
             return Open(PROTOCOL, __version__, None, script=self._scripts[served.name])
         ref = await self._found(served.name)
         draft = await self._draft(ref)
         weights = ref.bytes + (draft.bytes if draft else 0)
         async with self._room:
+            if refused is not None and not await self._unload_one(served):
+                raise refused
             cache = await self._make_room(served, weights)
             self._needs[served.name] = weights + cache + HEADROOM
+        asked = self._options
         options = {
-            "context": self._options.context if served.restarts == 0 else served.info.context,
-            "kv_type": self._options.kv_type,
-            "threads": self._options.threads,
-            "speculate": self._options.speculate,
+            # What goes on in a new engine needs the room it had in the old one.
+            "context": served.info.context if served.in_flight and served.was_loaded else asked.context,
+            "kv_type": asked.kv_type,
+            "threads": asked.threads,
+            "speculate": asked.speculate,
             "cache_bytes": cache,
-            **self._options.engine,
+            **asked.engine,
         }
         return Open(
-            PROTOCOL, __version__, ref, options, draft=draft, packs=self._store.packs, disk=self._options.disk
+            PROTOCOL, __version__, ref, options, draft=draft, packs=self._store.packs, disk=asked.disk
         )
 
     async def _draft(self, ref: ModelRef) -> ModelRef | None:
@@ -200,10 +207,15 @@ class Models:
             free = self._free(served)
             if need <= free and not self._too_many(served):
                 return wanted or int((free - weights - HEADROOM) * CACHE_SHARE)
-            idle = [s for s in self._served.values() if s is not served and s.loaded and s.idle]
-            if not idle:
+            if not await self._unload_one(served):
                 raise self._no_room(served, need, free)
+
+    async def _unload_one(self, served: Served) -> bool:
+        """Unload the idle model that was used longest ago; False if none is idle."""
+        idle = [s for s in self._served.values() if s is not served and s.loaded and s.idle]
+        if idle:
             await min(idle, key=lambda s: s.used_at).unload()
+        return bool(idle)
 
     def _too_many(self, served: Served) -> bool:
         most = self._options.max_models

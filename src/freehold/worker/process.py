@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -47,7 +48,7 @@ from freehold.worker.wire import (
 )
 from freehold.worker.wire import Message as WireMessage
 
-IDLE_S = 1.0  # between looks at the socket's end while there is nothing to compute
+IDLE_S = 0.25  # between looks at whether something changed while there was nothing to compute
 LOADING_S = 0.1  # between reports of loading
 LEAVE_S = 10.0  # for weights still being packed when the server closes the socket
 SWITCH_S = 0.0005  # a step that ends while a job is taken in waits this long for the interpreter, not 5 ms
@@ -117,6 +118,7 @@ class Answers:
     def __init__(self, model: Model, channel: Channel) -> None:
         self._model, self._channel = model, channel
         self._live: dict[int, Answering] = {}
+        self._told = EngineStats()
         self._coming: set[int] = set()  # announced and not yet entered; a cancel takes them out
         # Held from entering a job until it is in `_live`, so that no step's tokens are left lying.
         self._gate = threading.Lock()
@@ -158,13 +160,15 @@ class Answers:
         self._channel.send_events([Failed.of(id, error)], None)
 
     def deliver(self, stepped: bool) -> None:
-        """Send what the step gave; a step that gave nothing is told too, since it is progress."""
+        """Send what the step gave. One that gave nothing is told too, and what a cancelled job gave back."""
         events: list[Event] = []
         with self._gate:
             for id, answering in list(self._live.items()):
                 self._collect(id, answering, events)
-        if events or stepped:
-            self._channel.send_events(events, self._model.stats)
+        stats = self._model.stats
+        if events or stepped or stats != self._told:
+            self._told = stats
+            self._channel.send_events(events, stats)
 
     def _collect(self, id: int, answering: Answering, events: list[Event]) -> None:
         had_begun = answering.begin is not None
@@ -340,8 +344,10 @@ def main() -> None:
     sys.setswitchinterval(SWITCH_S)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(str(OOM_SCORE))
-    with socket.socket(fileno=int(sys.argv[1])) as sock:
-        Process(sock).run()
+    try:
+        Process(socket.socket(fileno=int(sys.argv[1]))).run()
+    except BaseException as e:  # a mistake of ours: the server starts another process, which goes on
+        traceback.print_exception(e)
     os._exit(1)
 
 

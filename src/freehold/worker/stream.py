@@ -7,7 +7,7 @@ Path: Served.start -> Stream <- Piece; server/openai reads it
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Self
@@ -26,14 +26,16 @@ class Stream:
         self._loop = asyncio.get_running_loop()
         self._ended = ended  # called once, with whether the engine still works for it
         self._over = self.fell_behind = False
-        self._log: list[list[int]] = [[] for _ in range(max(job.n, 1))]
-        self._open = [True] * len(self._log)  # answers whose last chunk has not come
+        # By answer, and grown as they come: the job's own numbers are not checked on this side.
+        self._log: defaultdict[int, list[int]] = defaultdict(list)
+        self._whole: set[int] = set()  # answers whose last chunk has come
         self._queue: deque[tuple[int, Chunk]] = deque()
         self._held = 0
         self._error: FreeholdError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._begin: Begin | None = None
-        self._until = None if job.timeout_s is None else self._loop.time() + job.timeout_s
+        limit = job.timeout_s if isinstance(job.timeout_s, int | float) else None
+        self._until = None if limit is None else self._loop.time() + limit
         self._alarm = None if self._until is None else self._loop.call_at(self._until, self._expire)
 
     @property
@@ -53,7 +55,7 @@ class Stream:
         if self._begin is None:
             return self._timed(self.job)
         sampling = {**self.job.sampling, "seed": self._begin.sampling.seed}
-        resume = tuple(tuple(tokens) for tokens in self._log)
+        resume = tuple(tuple(self._log[i]) for i in range(self.job.n))
         return self._timed(replace(self.job, sampling=sampling, resume=resume, prompt_logprobs=None))
 
     def _timed(self, job: Job) -> Job:
@@ -89,7 +91,7 @@ class Stream:
 
     async def aclose(self) -> None:
         """Stop the job, at any phase. Safe to call twice."""
-        self._end(working=any(self._open))
+        self._end(working=True)
 
     # --- the engine's side -------------------------------------------------------------------------
 
@@ -101,7 +103,7 @@ class Stream:
 
     def gain(self, index: int, chunk: Chunk) -> None:
         """Add a piece. What an engine says again of an answer that is over is not passed on."""
-        if self._over or not self._open[index]:
+        if self._over or index in self._whole:
             return
         self._log[index] += chunk.token_ids
         self._held += len(chunk.token_ids)
@@ -109,9 +111,9 @@ class Stream:
         if self._held > MAX_HELD_TOKENS:
             self._fall_behind()
         if chunk.finish_reason is not None:
-            self._open[index] = False
+            self._whole.add(index)
         self._wake()
-        if not any(self._open):
+        if len(self._whole) == self.job.n:
             self._end(working=False)
 
     def fail(self, error: FreeholdError, *, working: bool = False) -> None:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
-from freehold.errors import EngineClosed, EngineLost, FreeholdError
+from freehold.errors import CapacityExceeded, EngineClosed, EngineLost, FreeholdError
 from freehold.types import EngineStats, Job, Message, ModelInfo
 from freehold.worker.client import EngineDied, EngineProcess
 from freehold.worker.stream import Stream
@@ -32,6 +32,8 @@ FIRST_WAIT_S, MOST_WAIT_S = (
 HUNG_S = 120.0  # without a sign while there is work. The longest step is a second; a swapping machine is slow
 KEEP_ALIVE_S = 300.0
 _GAUGES = {"running", "waiting", "blocks", "blocks_live", "blocks_cached", "expected_wait_s", "progress_at"}
+
+Admit = Callable[["Served", CapacityExceeded | None], Awaitable[Open]]
 
 log = logging.getLogger("freehold.worker")
 
@@ -49,12 +51,15 @@ class Served:
     def __init__(
         self,
         name: str,
-        admit: Callable[[Served], Awaitable[Open]],
+        admit: Admit,
         *,
         keep_alive_s: float = KEEP_ALIVE_S,
         hung_s: float = HUNG_S,
     ) -> None:
-        """`admit` makes room for the model and says what to load; its errors go to whoever asked."""
+        """`admit` makes room for the model and says what to load; its errors go to whoever asked.
+
+        It is asked again with the error if the engine found that the room does not do.
+        """
         self.name = name
         self._admit, self._hung_s = admit, hung_s
         self._keep_s = self._default_keep_s = keep_alive_s
@@ -71,6 +76,7 @@ class Served:
         self._stats, self._before = EngineStats(), EngineStats()
         self._timer: asyncio.TimerHandle | None = None
         self._leaving: asyncio.Task[None] | None = None
+        self._up_at = math.inf
         self._busy_at = self._loop.time()
         self.expires_at: float | None = None  # time.time() of its unloading; None: while busy, or never
         self.used_at = self._loop.time()
@@ -237,9 +243,9 @@ class Served:
         deaths = 0
         try:
             while True:
-                started = self._loop.time()
+                self._up_at = math.inf
                 how = await self._one_life()
-                deaths = 1 if self._loop.time() - started > STEADY_S else deaths + 1
+                deaths = 1 if self._loop.time() - self._up_at > STEADY_S else deaths + 1
                 if not self._mourn(how, deaths):
                     return
                 await asyncio.sleep(min(FIRST_WAIT_S * 2 ** (deaths - 2), MOST_WAIT_S) if deaths > 1 else 0)
@@ -251,23 +257,26 @@ class Served:
             if not self.idle and not self._closed:  # asked in the moment of going
                 self._wake()
 
-    async def _one_life(self) -> str:
+    async def _one_life(self, refused: CapacityExceeded | None = None) -> str:
         """Load and serve until the process is gone; return how it went."""
-        asked = await self._admit(self)
+        asked = await self._admit(self, refused)
         self._engine = engine = EngineProcess(self._frame, self._loading)
         watch = self._loop.create_task(self._watch(engine))
         try:
             self._info = await engine.start(asked)
-            self._up = True
+            self._up, self._up_at = True, self._loop.time()
             self._resume(engine)
             return await asyncio.shield(engine.gone)
         except EngineDied as e:
             return str(e)
+        except CapacityExceeded as e:
+            refused = e  # `admit` makes more room, or raises it
         finally:
             self._up = False
             watch.cancel()
             with suppress(asyncio.CancelledError):
                 await watch
+        return await self._one_life(refused)
 
     def _loading(self, done: int, total: int) -> None:
         self.progress = (done, total)

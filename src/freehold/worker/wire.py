@@ -184,7 +184,7 @@ class Writer:
         size = len(self._buffer) - HEAD
         if size > MAX_FRAME:
             self._buffer = bytearray()
-            raise UsageError(f"a request of {size:,} bytes is too large; the limit is {MAX_FRAME:,}")
+            raise UsageError(f"a message of {size:,} bytes is too large; the limit is {MAX_FRAME:,}")
         self._buffer[:HEAD] = size.to_bytes(HEAD, "little")
         return bytes(self._buffer)
 

@@ -1,0 +1,74 @@
+"""A tiny random model in a store of its own, and models made and closed around an asyncio test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from freehold.config import Settings
+from freehold.store import ModelRef, Store
+from freehold.types import Chunk, Job
+from freehold.worker.models import Models, Options
+from freehold.worker.supervisor import Served
+from tests.vectors.files import write_gguf
+
+Body = Callable[[Models], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelRef]:
+    """Two models of a megabyte, as the command line would have named them."""
+    folder = tmp_path_factory.mktemp("worker")
+    refs = {}
+    for name, family in (("tiny", "qwen2"), ("other", "llama")):
+        path = write_gguf(family, folder / f"{name}.gguf", dtype="Q8_0")
+        refs[name] = ModelRef(name, path, "gguf", "", path.stat().st_size, "user", "", "", (path,))
+    return refs
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Callable[..., None]:
+    """Return a function that runs `body(models)` in a loop of its own and closes the models, whatever happens."""
+
+    def run(body: Body, options: Options | None = None, **wanted: Any) -> None:
+        async def main() -> None:
+            models = Models(Store(Settings(tmp_path)), options or Options(), **wanted)
+            try:
+                await asyncio.wait_for(body(models), 60)
+            finally:
+                await models.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+async def answers(served: Served, job: Job, kill_at: Iterable[int] = ()) -> list[list[Chunk]]:
+    """Read a job's answers; kill the engine each time the first one has as many tokens as `kill_at` says."""
+    stream = await served.start(job)
+    got: list[list[Chunk]] = [[] for _ in range(job.n)]
+    kills = sorted(kill_at, reverse=True)
+    async for index, chunk in stream:
+        got[index].append(chunk)
+        if kills and len(tokens(got[0])) >= kills[-1]:
+            kills.pop()
+            os.kill(served.pid, signal.SIGKILL)
+            await asyncio.sleep(0)
+    assert not kills, "the answer was shorter than the deaths planned for it"
+    return got
+
+
+def tokens(chunks: Iterable[Chunk]) -> list[int]:
+    """The token ids of an answer."""
+    return [id for chunk in chunks for id in chunk.token_ids]
+
+
+def text(chunks: Iterable[Chunk]) -> str:
+    """The text of an answer."""
+    return "".join(chunk.text for chunk in chunks)

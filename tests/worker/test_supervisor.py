@@ -1,0 +1,406 @@
+"""One model's lives and deaths, over the very wire, with an engine process that runs a script."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from freehold import __version__
+from freehold.errors import (
+    DeadlineExceeded,
+    EngineClosed,
+    EngineLost,
+    FreeholdError,
+    Overloaded,
+    UsageError,
+)
+from freehold.types import Job
+from freehold.worker import client, supervisor
+from freehold.worker import stream as stream_module
+from freehold.worker.models import Models, Options
+from freehold.worker.scripted import scripted_tokens
+from freehold.worker.supervisor import Served
+from freehold.worker.wire import PROTOCOL, Script
+from tests.worker.conftest import answers, tokens
+
+SCRIPTS = {
+    "fast": Script(words=8),
+    "slow": Script(words=60, step_s=0.005),
+    "endless": Script(words=10**6, step_s=0.001),
+}
+JOB = Job(prompt="a b c", sampling={"seed": 5})
+
+
+async def until(condition, seconds: float = 10.0) -> None:
+    """Wait for what another process does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        await asyncio.sleep(0.01)
+
+
+def test_stream_begins_gives_its_words_and_ends_with_usage(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("fast")
+        stream = await served.start(JOB)
+        assert stream.begin.prompt_ids == tuple(await served.tokenize("a b c"))
+        chunks = [chunk async for _, chunk in stream]
+        assert tokens(chunks) == scripted_tokens(5, 0, 8)
+        assert [c.finish_reason for c in chunks] == [None] * 8 + ["length"]
+        assert chunks[-1].usage is not None and not served.in_flight
+
+    serve(body, scripts=SCRIPTS)
+
+
+@pytest.mark.parametrize("kill_at", [[1], [59], [20, 40], [10, 30, 50]])
+def test_killed_engine_s_streams_go_on_with_the_very_next_token(serve, kill_at: list[int]):
+    async def body(models: Models) -> None:
+        served = await models.use("slow")
+        [chunks] = await answers(served, JOB, kill_at)
+        assert tokens(chunks) == scripted_tokens(5, 0, 60)
+        assert served.restarts == len(kill_at)
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_all_streams_of_a_killed_engine_go_on(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("slow")
+        jobs = [Job(prompt="a", n=2, sampling={"seed": 10 * i}) for i in range(8)]
+        first, *rest = await asyncio.gather(
+            answers(served, jobs[0], [30]), *(answers(served, job) for job in jobs[1:])
+        )
+        for i, got in enumerate([first, *rest]):
+            assert [tokens(chunks) for chunks in got] == [scripted_tokens(10 * i, n, 60) for n in range(2)]
+            assert all(chunks[-1].finish_reason == "length" for chunks in got)
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_fourth_death_ends_a_stream_with_engine_lost(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("slow")
+        with pytest.raises(
+            EngineLost, match="died, and so did 3 that took its place: it was ended by SIGKILL"
+        ):
+            await answers(served, JOB, [5, 10, 15, 20])
+        [chunks] = await answers(served, JOB)  # and the model goes on
+        assert tokens(chunks) == scripted_tokens(5, 0, 60)
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_other_models_never_notice_a_death(serve):
+    async def body(models: Models) -> None:
+        slow, fast = await asyncio.gather(models.use("slow"), models.use("fast"))
+        stream = await slow.start(JOB)
+        os.kill(slow.pid, signal.SIGKILL)
+        for _ in range(20):
+            await answers(fast, JOB)
+        assert fast.restarts == 0
+        assert tokens([chunk async for _, chunk in stream]) == scripted_tokens(5, 0, 60)
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_engine_killed_while_it_loads_is_started_again(serve):
+    async def body(models: Models) -> None:
+        using = asyncio.ensure_future(models.use("late"))
+        await until(lambda: models.loading() and models._served["late"].pid)
+        os.kill(models._served["late"].pid, signal.SIGKILL)
+        served = await using
+        assert served.restarts == 1
+        assert len(await answers(served, JOB)) == 1
+
+    serve(body, scripts={"late": Script(load_s=0.3)})
+
+
+def test_engine_killed_while_idle_comes_back(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("fast")
+        before = served.pid
+        os.kill(before, signal.SIGKILL)
+        await until(lambda: served.restarts == 1 and served.loaded)
+        assert served.pid != before
+        assert len(await answers(served, JOB)) == 1
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_engine_that_dies_of_every_start_is_given_up(serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "dies.py").write_text("import sys; sys.exit(7)")
+    monkeypatch.setattr(client, "COMMAND", [sys.executable, str(tmp_path / "dies.py")])
+    monkeypatch.setattr(supervisor, "FIRST_WAIT_S", 0.01)
+
+    async def body(models: Models) -> None:
+        with pytest.raises(EngineLost, match="it ended with status 7"):
+            await models.use("fast")
+        assert models.loaded() == []
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_hung_engine_is_killed_and_its_streams_go_on(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("slow")
+        stream = await served.start(JOB)
+        os.kill(served.pid, signal.SIGSTOP)
+        assert tokens([chunk async for _, chunk in stream]) == scripted_tokens(5, 0, 60)
+        assert served.restarts == 1
+
+    serve(body, Options(hung_s=0.5), scripts=SCRIPTS)
+
+
+def test_idle_engine_is_not_taken_for_a_hung_one(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("fast")
+        await asyncio.sleep(0.7)
+        await answers(served, JOB)
+        assert served.restarts == 0
+
+    serve(body, Options(hung_s=0.2), scripts=SCRIPTS)
+
+
+def test_counters_go_on_where_a_dead_engine_s_stopped(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("fast")
+        await answers(served, JOB)
+        await until(lambda: served.stats.generated_tokens == 8)
+        os.kill(served.pid, signal.SIGKILL)
+        await until(lambda: served.restarts == 1 and served.loaded)
+        await answers(served, JOB)
+        await until(lambda: served.stats.generated_tokens == 16 and served.stats.running == 0)
+
+    serve(body, scripts=SCRIPTS)
+
+
+# --- readers -------------------------------------------------------------------------------------------
+
+
+def test_slow_reader_loses_its_stream_and_nobody_else_does(serve, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stream_module, "MAX_HELD_TOKENS", 100)
+
+    async def body(models: Models) -> None:
+        served = await models.use("endless")
+        slow, other = await served.start(JOB), await served.start(JOB)
+        for _ in range(500):
+            await anext(other)
+        with pytest.raises(Overloaded, match="fell 101 tokens behind; the limit is 100"):
+            await anext(slow)
+        assert served.slow_readers == 1 and served.in_flight == 1
+        await other.aclose()
+        await until(lambda: served.stats.running == 0)
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_closed_stream_stops_its_job_in_the_engine(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("endless")
+        stream = await served.start(JOB)
+        await anext(stream)
+        await stream.aclose()
+        await stream.aclose()
+        await until(lambda: served.stats.running == 0)
+        steps = served.stats.steps
+        await asyncio.sleep(0.3)
+        assert served.stats.steps == steps
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_start_that_is_cancelled_drops_the_job(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("endless")
+        for wait_s in (0, 0.001):
+            starting = asyncio.ensure_future(served.start(JOB))
+            await asyncio.sleep(wait_s)
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+        await until(lambda: not served.in_flight and served.stats.running == 0)
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_time_limit_ends_a_stream(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("endless")
+        stream = await served.start(Job(prompt="a", timeout_s=0.2))
+        with pytest.raises(DeadlineExceeded, match=r"not whole after 0\.2 s"):
+            async for _ in stream:
+                pass
+        await until(lambda: served.stats.running == 0)
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_job_refused_by_the_engine_raises_in_start(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("fast")
+        with pytest.raises(UsageError, match="a chat or a prompt"):
+            await served.start(Job())
+        with pytest.raises(UsageError, match="not a request"):
+            await served.start(Job(prompt="x", n="three"))  # pyright: ignore[reportArgumentType]
+        with pytest.raises(UsageError, match="cannot be sent"):
+            await served.start(Job(prompt="x", sampling={"seed": 1 << 70}))
+        assert served.idle
+        await answers(served, JOB)
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_calls_are_answered_beside_a_stream_and_after_a_death(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("endless")
+        stream = await served.start(JOB)
+        assert await served.detokenize([1, 2]) == " w1 w2"
+        assert await served.token_texts([1]) == [b" w1"]
+        os.kill(served.pid, signal.SIGKILL)
+        assert len(await served.tokenize("a b")) == 2
+        await stream.aclose()
+
+    serve(body, scripts=SCRIPTS)
+
+
+# --- rest and end --------------------------------------------------------------------------------------
+
+
+def test_idle_model_is_unloaded_and_loaded_again_when_asked(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("fast")
+        await answers(served, JOB)
+        assert served.expires_at is not None
+        await until(lambda: not served.awake)
+        assert models.loaded() == [] and served.pid == 0
+        await answers(served, JOB)  # a face once given stays good
+        assert served.restarts == 0
+
+    serve(body, Options(keep_alive_s=0.1), scripts=SCRIPTS)
+
+
+@pytest.mark.parametrize("keep_alive", [-1.0, float("inf")])
+def test_keep_alive_of_a_request_holds_the_model_for_good(serve, keep_alive: float):
+    async def body(models: Models) -> None:
+        served = await models.use("fast")
+        async for _ in await served.start(JOB, keep_alive):
+            pass
+        await asyncio.sleep(0.3)
+        assert served.loaded and served.expires_at is None
+
+    serve(body, Options(keep_alive_s=0.05), scripts=SCRIPTS)
+
+
+def test_keep_alive_of_zero_waits_for_the_last_job(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("slow")
+        stream = await served.start(JOB, 0)
+        assert tokens([chunk async for _, chunk in stream]) == scripted_tokens(5, 0, 60)
+        await until(lambda: not served.awake)
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_close_lets_running_jobs_end_and_refuses_new_ones(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("slow")
+        stream = await served.start(JOB)
+        closing = asyncio.ensure_future(models.close(10))
+        await asyncio.sleep(0.01)
+        with pytest.raises(EngineClosed, match="shutting down"):
+            await served.start(JOB)
+        with pytest.raises(EngineClosed, match="shutting down"):
+            await models.use("fast")
+        assert tokens([chunk async for _, chunk in stream]) == scripted_tokens(5, 0, 60)
+        await closing
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_close_ends_what_takes_longer_than_it_may(serve):
+    async def body(models: Models) -> None:
+        stream = await (await models.use("endless")).start(JOB)
+        await models.close(0.1)
+        with pytest.raises(EngineClosed):
+            async for _ in stream:
+                pass
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_engine_process_ends_with_the_server_that_is_killed(tmp_path: Path):
+    """The socket is all that holds it: no file, no port, no orphan."""
+    code = (
+        "import asyncio, os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from freehold.config import Settings\n"
+        "from freehold.store import Store\n"
+        "from freehold.worker.models import Models\n"
+        "from freehold.worker.wire import Script\n"
+        "async def main():\n"
+        "    models = Models(Store(Settings(Path(sys.argv[1]))), scripts={'x': Script()})\n"
+        "    print((await models.use('x')).pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    import subprocess
+
+    got = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=30
+    )
+    pid = int(got.stdout)
+
+    def running() -> bool:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        return state != "Z"
+
+    asyncio.run(until(lambda: not running()))
+
+
+# --- an engine that speaks nonsense --------------------------------------------------------------------
+
+
+def impostor(path: Path, then: str) -> list[str]:
+    """A process that greets well and then does `then` with the socket `s`."""
+    path.write_text(
+        "import os, socket, sys, time\n"
+        "from freehold import __version__\n"
+        "from freehold.worker.wire import PROTOCOL, Hello, Writer\n"
+        "s = socket.socket(fileno=int(sys.argv[1])); w = Writer()\n"
+        "hello = lambda p=PROTOCOL, v=__version__: s.sendall(w.frame(Hello(p, v, os.getpid())))\n" + then
+    )
+    return [sys.executable, str(path)]
+
+
+@pytest.mark.parametrize(
+    "then, part",
+    [
+        ("hello(p=99); time.sleep(60)", rf"this server is freehold {__version__} \(protocol {PROTOCOL}\)"),
+        ("hello(v='0.0.1'); time.sleep(60)", r"its engine process 0\.0\.1"),
+        ("s.sendall(b'\\xff' * 8); time.sleep(60)", "a frame of 4,294,967,295 bytes; the limit is"),
+        ("hello(); s.recv(9); s.sendall(b'\\3\\0\\0\\0abc'); time.sleep(60)", "a frame that is no message"),
+        ("hello(); s.close()", "it ended with status 0"),
+    ],
+)
+def test_engine_that_speaks_nonsense_is_a_named_error(
+    serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, part: str
+):
+    monkeypatch.setattr(client, "COMMAND", impostor(tmp_path / "impostor.py", then))
+    monkeypatch.setattr(supervisor, "FIRST_WAIT_S", 0.01)
+
+    async def body(models: Models) -> None:
+        with pytest.raises(FreeholdError, match=part):
+            await models.use("fast")
+        monkeypatch.undo()
+        assert isinstance(await models.use("fast"), Served)  # and the next load is tried anew
+
+    serve(body, scripts=SCRIPTS)
