@@ -170,6 +170,7 @@ class ModelInfo:
     can_fill: bool  # suffix
     default_sampling: SamplingParams
     notes: tuple[str, ...] = ()
+    context_note: str = ""  # why the context has this size
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,6 +296,7 @@ class LLM:
             can_fill=self._prompter.fill is not None,
             default_sampling=self.default_sampling,
             notes=self.notes,
+            context_note=self.context_note,
         )
 
     def token_texts(self, ids: Sequence[int]) -> list[bytes]:

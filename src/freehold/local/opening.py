@@ -34,6 +34,8 @@ from freehold.types import SamplingParams
 # Of a cache whose bytes are given, no more is reserved than this many full contexts take: eight streams at the
 # context's very end, or far more of ordinary length, and what they leave for the next.
 POOL_CONTEXTS = 8
+# Requests that may wait, and prompts that may: what fills the cache four times over would wait for minutes.
+QUEUED, QUEUED_POOLS = 512, 4
 # GGUF's general.file_type; the gaps are types nobody writes any more.
 _FILE_TYPES = {
     **dict(enumerate(["F32", "F16", "Q4_0", "Q4_1"])),
@@ -91,8 +93,8 @@ def open_model(
 ) -> LLM:
     """Load what the store found; packed weights are mapped from the folder `packs`, or written there.
 
-    `cache_bytes`: what the cache may take, for all streams together (None: one context). `engine`: Engine's other
-    options.
+    `cache_bytes`: what the cache may take, for many streams together, and their queue is limited (None: a cache
+    of one context, and no limit). `engine`: Engine's other options.
     """
     started = time.perf_counter()
     if threads is not None and threads < 1:
@@ -104,7 +106,9 @@ def open_model(
     loaded = opened.model
     draft_model = drafter.model if drafter else None
     if cache_bytes is not None:
-        context, engine["blocks"] = _pool(loaded, draft_model, context, kv_type, cache_bytes)
+        context, blocks = _pool(loaded, draft_model, context, kv_type, cache_bytes)
+        queued = {"max_queued": QUEUED, "max_queued_tokens": QUEUED_POOLS * blocks * native.BLOCK_TOKENS}
+        engine = {"blocks": blocks, **queued, **engine}
     llm = LLM(
         Engine(loaded, context=context, kv_type=kv_type, speculate=speculate, draft=draft_model, **engine),
         opened.tokenizer,

@@ -1,0 +1,1 @@
+"""The local model: text and jobs over a tiny random model."""
