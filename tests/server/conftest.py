@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import httpx2
@@ -30,11 +31,11 @@ class Running:
     def url(self) -> str:
         return self.doors.url
 
-    @property
+    @cached_property
     def client(self) -> httpx2.Client:
         return httpx2.Client(base_url=self.url, timeout=20)
 
-    @property
+    @cached_property
     def admin(self) -> httpx2.Client:
         transport = httpx2.HTTPTransport(uds=str(self.socket))
         return httpx2.Client(base_url="http://freehold", transport=transport, timeout=20)
@@ -42,8 +43,19 @@ class Running:
     def stop(self, *, now: bool = False) -> None:
         self.loop.call_soon_threadsafe(lambda: self.doors.stop(now=now))
 
+    def end(self) -> None:
+        for name in ("client", "admin"):
+            if name in self.__dict__:
+                self.__dict__[name].close()
+        if self.thread.is_alive():
+            self.stop(now=True)
+        self.thread.join(10)
+        assert not self.thread.is_alive()
 
-def start(folder: Path, script: Script | None = None, **settings: object) -> Running:
+
+def start(
+    folder: Path, script: Script | None = None, preload: Sequence[str] = (), **settings: object
+) -> Running:
     models = FakeModels(script)
     tcp, unix = bind_tcp("127.0.0.1", 0), bind_unix(folder / "serve" / "server.sock")
     port = tcp[0].getsockname()[1]
@@ -51,7 +63,7 @@ def start(folder: Path, script: Script | None = None, **settings: object) -> Run
     made: list[tuple[Doors, asyncio.AbstractEventLoop]] = []
 
     async def main() -> None:
-        doors = Doors(models, Settings(**{"drain_s": 0.5, **settings}))  # type: ignore[arg-type]
+        doors = Doors(models, Settings(**{"drain_s": 0.5, **settings}), preload=preload)  # type: ignore[arg-type]
         made.append((doors, asyncio.get_running_loop()))
         await doors.open(tcp, unix, up.set)
 
@@ -61,18 +73,26 @@ def start(folder: Path, script: Script | None = None, **settings: object) -> Run
     return Running(models, *made[0], thread, folder / "serve" / "server.sock", port)
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One server with the usual settings for all tests that are content with it."""
+    running = start(tmp_path_factory.mktemp("server"))
+    yield running
+    running.end()
+
+
 @pytest.fixture
-def serving(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """Return a function from a script and settings to a running server."""
+def serving(tmp_path: Path, shared: Running) -> Iterator[Callable[..., Running]]:
+    """Return a function from a script and settings to a running server, its models fresh."""
     running: list[Running] = []
 
     def make(script: Script | None = None, **settings: object) -> Running:
+        if not settings:
+            shared.models.play(script or Script())
+            return shared
         running.append(start(tmp_path / str(len(running)), script, **settings))
         return running[-1]
 
     yield make
     for each in running:
-        if each.thread.is_alive():
-            each.stop(now=True)
-        each.thread.join(10)
-        assert not each.thread.is_alive()
+        each.end()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -159,8 +158,10 @@ class FakeStream:
 
     def _logprob(self, id: int, alternatives: int) -> TokenLogprob:
         top = tuple((id + k, -0.5 - k) for k in range(alternatives))
-        words = self._served.words
-        return TokenLogprob(id, -0.5, top, words.bytes_of(id), tuple(words.bytes_of(i) for i, _ in top))
+        texts = tuple(
+            self._served.words.bytes_of(id) if k == 0 else b"other%d" % k for k in range(alternatives)
+        )
+        return TokenLogprob(id, -0.5, top, self._served.words.bytes_of(id), texts)
 
 
 class FakeServed:
@@ -219,17 +220,19 @@ class FakeModels:
     def __init__(
         self, script: Script | None = None, names: Sequence[str] = ("fake:1b", "org/fake:2b")
     ) -> None:
-        self.script = script or Script()
-        self.served = {name: FakeServed(name, self.script) for name in names}
+        self._names, self.closed = names, False
+        self.play(script or Script())
+
+    def play(self, script: Script) -> None:
+        """Begin anew with another script, and no model in memory."""
+        self.script = script
+        self.served = {name: FakeServed(name, script) for name in self._names}
         self.in_memory: dict[str, FakeServed] = {}
-        self.closed = False
-        self.used_at = 0.0
 
     async def names(self) -> list[FakeHeld]:
         return [FakeHeld(name) for name in self.served]
 
     async def use(self, name: str) -> FakeServed:
-        self.used_at = time.monotonic()
         if name not in self.served:
             raise ModelNotFound(f"there is no model {name!r}", "freehold list shows what there is")
         if self.script.use_delay and name not in self.in_memory:

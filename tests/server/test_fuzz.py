@@ -1,0 +1,85 @@
+"""Whatever a body holds, the answer has a documented status and the server lives on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from freehold.server.openai.fields import ChatRequest, CompletionRequest
+from freehold.server.tokens import DetokenizeRequest, TokenizeRequest
+
+DOCUMENTED = {200, 400, 404, 413}
+ROUTES = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
+BASES = {
+    "/v1/chat/completions": {"model": "fake:1b", "messages": [{"role": "user", "content": "x"}]},
+    "/v1/completions": {"model": "fake:1b", "prompt": "x"},
+    "/tokenize": {"model": "fake:1b", "prompt": "x"},
+    "/detokenize": {"model": "fake:1b", "tokens": [1]},
+}
+numbers = st.integers(-(1 << 70), 1 << 70) | st.floats(allow_nan=False, allow_infinity=False)
+leaves = st.none() | st.booleans() | numbers | st.text(max_size=20)
+values = st.recursive(
+    leaves,
+    lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=8), v, max_size=4),
+    max_leaves=8,
+)
+few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def check(server, route: str, body: bytes) -> None:
+    answer = server.client.post(route, content=body)
+    assert answer.status_code in DOCUMENTED, (answer.status_code, answer.text)
+    if answer.headers["content-type"].startswith("text/event-stream"):
+        assert answer.text.endswith("data: [DONE]\n\n")
+    else:
+        decoded = json.loads(answer.content)
+        assert (answer.status_code == 200) is ("error" not in decoded)
+    assert not server.doors.server.calls and server.models.in_flight == 0
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@given(data=st.data())
+@few
+def test_any_value_of_any_field_is_answered(shared, route, data):
+    known = list(ROUTES[route].__struct_fields__)
+    names = st.sampled_from(known) | st.text(max_size=12)
+    changes = data.draw(st.dictionaries(names, values, max_size=4))
+    check(shared, route, json.dumps({**BASES[route], **changes}).encode())
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@given(body=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+@few
+def test_any_bytes_are_answered(shared, route, body):
+    check(shared, route, body)
+
+
+@given(
+    messages=st.lists(st.dictionaries(st.sampled_from(["role", "content", "name", "x"]), values), max_size=3)
+)
+@few
+def test_any_messages_are_answered(shared, messages):
+    check(shared, "/v1/chat/completions", json.dumps({"model": "fake:1b", "messages": messages}).encode())
+
+
+@given(cut=st.integers(0, 120), flip=st.integers(0, 7))
+@few
+def test_a_damaged_body_is_answered(shared, cut, flip):
+    body = bytearray(json.dumps({**BASES["/v1/completions"], "stream": True, "logprobs": 2, "n": 2}).encode())
+    body[cut % len(body)] ^= 1 << flip
+    check(shared, "/v1/completions", bytes(body))
+
+
+@given(keep=st.text(max_size=12) | st.floats() | st.integers())
+@few
+def test_any_keep_alive_is_answered(shared, keep):
+    body = json.dumps({**BASES["/v1/completions"], "keep_alive": keep})
+    check(shared, "/v1/completions", body.encode())

@@ -1,0 +1,124 @@
+"""What one client may take: bytes, depth, seconds, connections."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import suppress
+
+import pytest
+
+from freehold.server.limits import MAX_DEPTH, Limits
+from tests.server.test_chat import CHAT
+from tests.server.test_streams import connect, eventually, request, until
+
+URL = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"model": NaN}',
+        b'{"a": 1} x',
+        b'{"model": "\\ud800"}',
+    ],
+)
+def test_what_is_no_json_object_is_refused(serving, body):
+    answer = serving().client.post(URL, content=body)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 5000, 200_000])
+@pytest.mark.parametrize("opening, closing", [("[", "]"), ('{"a":', "}")])
+def test_deep_nesting_is_refused(serving, depth, opening, closing):
+    body = '{"x":' + opening * depth + "1" + closing * depth + "}"
+    answer = serving().client.post(URL, content=body)
+    assert answer.status_code == 400 and "deeper" in answer.json()["error"]["message"]
+
+
+def test_broad_bodies_pass_the_depth_check(serving):
+    chat = [{"role": "user", "content": [{"type": "text", "text": "x"}]}] * 200
+    assert serving().client.post(URL, json={**CHAT, "messages": chat}).status_code == 200
+
+
+def test_a_body_too_long_is_refused_by_its_header_before_it_is_read(serving):
+    server = serving(limits=Limits(body_bytes=1000))
+    with connect(server) as sock:
+        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1001\r\n\r\n")
+        assert b" 413 " in until(sock, b"}}")
+    with connect(server) as sock:
+        huge = b"9" * 30
+        sock.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + huge + b"\r\n\r\n"
+        )
+        assert sock.recv(9999)[9:10] == b"4"
+
+
+def test_a_chunked_body_too_long_is_refused_by_its_bytes(serving):
+    server = serving(limits=Limits(body_bytes=1000))
+    with connect(server) as sock:
+        sock.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        for _ in range(3):
+            sock.sendall(b"190\r\n" + b"x" * 400 + b"\r\n")
+        assert b" 413 " in until(sock, b"}}")
+
+
+def test_a_body_that_trickles_is_given_up(serving):
+    server = serving(limits=Limits(body_s=0.3))
+    with connect(server) as sock:
+        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        assert b" 408 " in until(sock, b"}}")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: loc"])
+def test_headers_that_do_not_come_close_the_connection(serving, sent):
+    server = serving(limits=Limits(header_s=0.3))
+    with connect(server) as sock:
+        sock.sendall(sent)
+        start = time.monotonic()
+        with suppress(ConnectionResetError):
+            assert sock.recv(100) == b""
+        assert time.monotonic() - start < 10
+
+
+def test_headers_without_end_are_cut_off(serving):
+    server = serving(limits=Limits(header_bytes=4096))
+    with connect(server) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: yyyyyyyyyyyyyyyy\r\n" % i for i in range(500)))
+        assert b" 431 " in sock.recv(100)
+
+
+def test_a_connection_too_many_is_turned_away_and_the_others_go_on(serving):
+    server = serving(limits=Limits(connections=3))
+    held = [connect(server) for _ in range(3)]
+    assert eventually(lambda: sum(len(h.server_state.connections) for h in server.doors._halves) == 3)
+    with connect(server) as sock:
+        assert b" 503 " in sock.recv(100)
+    held[0].sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert b" 200 " in held[0].recv(1000)
+    for sock in held:
+        sock.close()
+
+
+def test_garbage_instead_of_http_is_answered_and_closed(serving):
+    with connect(serving()) as sock:
+        sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n")
+        assert b" 400 " in until(sock, b"received")
+
+
+def test_a_body_cut_off_ends_quietly(serving):
+    server = serving()
+    sock = connect(server)
+    sock.sendall(request(URL, CHAT)[:-10])
+    sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
+    assert server.client.get("/version").status_code == 200
+    assert not server.models.served["fake:1b"].jobs

@@ -1,0 +1,225 @@
+"""/metrics, /health, /ready, /version, /v1/models and the tokenizer's routes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from freehold.errors import Overloaded
+from freehold.server.health import Health
+from freehold.server.metrics import Histogram
+from freehold.types import EngineStats
+from tests.server.fakes import FakeModels, Script, failing
+from tests.server.test_chat import CHAT
+
+URL = "/v1/chat/completions"
+
+
+def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (s.name, tuple(sorted(s.labels.items()))): s.value
+        for f in text_string_to_metric_families(text)
+        for s in f.samples
+    }
+
+
+def test_every_series_parses_and_vllms_names_are_there(serving):
+    server = serving()
+    server.client.post(URL, json=CHAT)
+    answer = server.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    names = {name for name, _ in samples(answer.text)}
+    assert names >= {
+        "vllm:num_requests_running",
+        "vllm:num_requests_waiting",
+        "vllm:kv_cache_usage_perc",
+        "vllm:prefix_cache_queries_total",
+        "vllm:prefix_cache_hits_total",
+        "vllm:num_preemptions_total",
+        "vllm:prompt_tokens_total",
+        "vllm:generation_tokens_total",
+        "vllm:request_success_total",
+        "vllm:time_to_first_token_seconds_bucket",
+        "vllm:inter_token_latency_seconds_sum",
+        "vllm:request_time_per_output_token_seconds_count",
+        "vllm:e2e_request_latency_seconds_bucket",
+        "vllm:request_prefill_time_seconds_bucket",
+        "vllm:request_decode_time_seconds_bucket",
+        "vllm:cache_config_info",
+        "freehold_http_requests_total",
+        "freehold_streams_open",
+        "freehold_engine_restarts_total",
+    }
+
+
+def test_counts_are_those_of_the_answers(serving):
+    server = serving(None, drain_s=0.5)
+    for _ in range(3):
+        server.client.post(URL, json=CHAT)
+    server.client.post(URL, json={**CHAT, "max_tokens": 1, "stream": True})
+    server.client.post(URL, content=b"{")
+    got = samples(server.client.get("/metrics").text)
+    model = ("model_name", "fake:1b")
+    assert got["vllm:request_success_total", (("finished_reason", "stop"), model)] == 3
+    assert got["vllm:request_success_total", (("finished_reason", "length"), model)] == 1
+    assert got["vllm:time_to_first_token_seconds_count", (model,)] == 4
+    assert got["vllm:inter_token_latency_seconds_count", (model,)] == 6
+    assert got["vllm:request_generation_tokens_sum", (model,)] == 10
+    route = ("route", URL)
+    assert got["freehold_http_requests_total", (route, ("status", "200"))] == 4
+    assert got["freehold_http_requests_total", (route, ("status", "400"))] == 1
+
+
+def test_engines_numbers_come_from_their_stats(serving):
+    server = serving()
+    server.client.post(URL, json=CHAT)
+    server.models.served["fake:1b"].loaded.stats = EngineStats(
+        running=2,
+        waiting=3,
+        blocks=10,
+        blocks_live=4,
+        prompt_tokens=100,
+        cached_tokens=60,
+        generated_tokens=7,
+    )
+    got = samples(server.client.get("/metrics").text)
+    model = (("model_name", "fake:1b"),)
+    assert got["vllm:num_requests_running", model] == 2 and got["vllm:num_requests_waiting", model] == 3
+    assert got["vllm:kv_cache_usage_perc", model] == 0.4
+    assert got["vllm:prefix_cache_hits_total", model] == 60
+    assert got["vllm:generation_tokens_total", model] == 7
+
+
+def test_rejections_are_counted_and_names_from_outside_add_no_series(serving):
+    server = serving(failing("start", Overloaded("full")), drain_s=0.5)
+    server.client.post(URL, json=CHAT)
+    server.client.post(URL, json={**CHAT, "model": "invented/name"})
+    server.client.get("/invented/name")
+    text = server.client.get("/metrics").text
+    rejected = (("model_name", "fake:1b"), ("reason", "queue_full"))
+    assert samples(text)["vllm:admission_rejections_total", rejected] == 1
+    assert "invented" not in text
+
+
+def test_a_histograms_buckets_are_cumulative_and_closed():
+    histogram = Histogram((1, 2, 5))
+    for value in (0.5, 1, 1.5, 5, 9):
+        histogram.observe(value)
+    assert histogram.cumulative() == [("1.0", 2), ("2.0", 3), ("5.0", 4), ("+Inf", 5)]
+    assert histogram.sum == 17
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def watched():
+    models, clock = FakeModels(), Clock()
+    served = models.in_memory["fake:1b"] = models.served["fake:1b"]
+    return Health(models, stall_s=30.0, clock=clock), served.loaded, clock
+
+
+def test_an_idle_engine_is_healthy_for_ever(watched):
+    health, loaded, clock = watched
+    loaded.stats = EngineStats(steps=5)
+    health.look()
+    clock.now += 1e6
+    assert health.stuck() == []
+
+
+def test_a_working_engine_that_stands_still_is_not(watched):
+    health, loaded, clock = watched
+    loaded.stats = EngineStats(steps=5, running=1)
+    health.look()
+    clock.now += 29
+    assert health.stuck() == []
+    clock.now += 2
+    assert health.stuck() == ["fake:1b has work and made no step for 31 seconds"]
+    assert "no step" in health.not_ready()
+    loaded.stats = replace(loaded.stats, steps=6)
+    assert health.stuck() == []
+
+
+def test_work_that_comes_after_a_long_rest_is_given_its_time(watched):
+    health, loaded, clock = watched
+    loaded.stats = EngineStats(steps=5)
+    health.look()
+    clock.now += 1e6
+    health.look()
+    loaded.stats = EngineStats(steps=5, waiting=1)
+    clock.now += 1
+    assert health.stuck() == []
+
+
+def test_health_is_503_with_the_reason(serving):
+    server = serving(None, drain_s=0.5)
+    server.client.post(URL, json=CHAT)
+    server.models.served["fake:1b"].loaded.stats = EngineStats(steps=1, running=1)
+    server.doors.server.health._stall_s = 0.0
+    assert server.client.get("/health").status_code in (200, 503)  # the first look
+    answer = server.client.get("/health")
+    assert answer.status_code == 503 and "no step" in answer.json()["reason"]
+    assert server.client.get("/ready").status_code == 503
+
+
+def test_models_are_listed_with_what_is_known(serving):
+    server = serving()
+    server.client.post(URL, json=CHAT)
+    body = server.client.get("/v1/models").json()
+    assert [m["id"] for m in body["data"]] == ["fake:1b", "org/fake:2b"]
+    assert body["data"][0]["max_model_len"] == 4096 and body["data"][1]["max_model_len"] is None
+    assert body["data"][0]["created"] == 1793527200
+
+
+@pytest.mark.parametrize("id", ["fake:1b", "org/fake:2b", "org%2Ffake%3A2b"])
+def test_a_model_is_found_by_an_id_with_slash_and_colon(serving, id):
+    answer = serving().client.get(f"/v1/models/{id}")
+    assert answer.status_code == 200 and answer.json()["object"] == "model"
+
+
+def test_a_model_that_is_not_there_is_404(serving):
+    answer = serving().client.get("/v1/models/nope")
+    assert answer.status_code == 404 and answer.json()["error"]["code"] == "model_not_found"
+
+
+def test_tokens_go_there_and_back(serving):
+    client = serving().client
+    made = client.post(
+        "/tokenize", json={"model": "fake:1b", "prompt": "a b c", "return_token_strs": True}
+    ).json()
+    assert made["count"] == 3 and made["max_model_len"] == 4096
+    assert made["token_strs"] == ["a", " b", " c"]
+    back = client.post("/detokenize", json={"model": "fake:1b", "tokens": made["tokens"]})
+    assert back.json() == {"prompt": "a b c"}
+
+
+def test_a_chat_is_tokenized_as_the_template_writes_it(serving):
+    asked = {"model": "fake:1b", "messages": CHAT["messages"]}
+    assert serving().client.post("/tokenize", json=asked).json()["count"] == 2
+
+
+def test_the_only_model_in_memory_needs_no_name(serving):
+    server = serving()
+    assert server.client.post("/tokenize", json={"prompt": "a"}).status_code == 400
+    server.client.post(URL, json=CHAT)
+    assert server.client.post("/tokenize", json={"prompt": "a"}).status_code == 200
+    assert server.client.get("/tokenizer_info").json()["eos_token"] == "<eos>"
+    assert server.client.get("/tokenizer_info?model=nope").status_code == 404
+
+
+@pytest.mark.parametrize("body", [{}, {"prompt": "a", "messages": [{"role": "user", "content": "x"}]}])
+def test_tokenize_takes_a_text_or_a_chat(serving, body):
+    answer = serving().client.post("/tokenize", json={"model": "fake:1b", **body})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "prompt"
+
+
+def test_what_streams_hold_is_given_back(serving):
+    server = serving(Script(text="a b"))
+    server.client.post(URL, json={**CHAT, "stream": True})
+    assert "freehold_streams_open 0.0" in server.client.get("/metrics").text

@@ -1,0 +1,143 @@
+"""What happens to a stream over time: comments, disconnects at every phase, readers that take nothing."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+
+from freehold.errors import CapacityExceeded
+from freehold.server.limits import Limits
+from tests.server.conftest import Running
+from tests.server.fakes import Script
+from tests.server.test_chat import CHAT, events
+
+URL = "/v1/chat/completions"
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if holds():
+            return True
+        time.sleep(0.01)
+    return holds()
+
+
+def request(path: str, body: object, headers: str = "") -> bytes:
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}Content-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+def connect(server: Running) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+
+
+def until(sock: socket.socket, mark: bytes) -> bytes:
+    data = b""
+    while mark not in data:
+        got = sock.recv(65536)
+        if not got:
+            break
+        data += got
+    return data
+
+
+@pytest.mark.parametrize("phase", ["use_delay", "start_delay", "delay"])
+def test_comments_fill_every_silence(serving, phase):
+    server = serving(Script(text="a b", **{phase: 0.5}), keep_alive_s=0.1)
+    answer = server.client.post(URL, json={**CHAT, "stream": True})
+    assert answer.status_code == 200 and answer.text.count(": keep-alive\n\n") >= 3
+    pieces = [e["choices"][0]["delta"].get("content", "") for e in events(answer.text)]
+    assert "".join(pieces) == "a b"
+
+
+def test_an_error_after_a_comment_is_an_event(serving):
+    script = Script(use_delay=0.4, fail=CapacityExceeded("needs 9 GB, 3 are free"), fail_at="use")
+    answer = serving(script, keep_alive_s=0.1).client.post(URL, json={**CHAT, "stream": True})
+    assert answer.status_code == 200
+    assert events(answer.text)[-1]["error"]["code"] == "capacity_exceeded"
+
+
+@pytest.mark.parametrize("phase", ["use_delay", "start_delay", "delay"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_frees_its_job_at_once(serving, phase, stream):
+    server = serving(Script(text="a b c", **{phase: 30.0}))
+    served = server.models.served["fake:1b"]
+    sock = connect(server)
+    sock.sendall(request(URL, {**CHAT, "stream": stream}))
+    assert eventually(lambda: bool(server.doors.server.calls))
+    if phase != "use_delay":
+        assert eventually(lambda: bool(served.jobs))
+    if phase == "delay":
+        assert eventually(lambda: server.models.in_flight == 1)
+    sock.close()
+    assert eventually(lambda: not server.doors.server.calls)
+    assert server.models.in_flight == 0 and all(s.closed for s in served.streams)
+    assert server.client.get("/health").status_code == 200
+
+
+def test_a_client_that_goes_frees_all_its_prompts(serving):
+    server = serving(Script(text="a b c", delay=30.0))
+    sock = connect(server)
+    sock.sendall(request("/v1/completions", {"model": "fake:1b", "prompt": ["a", "b", "c", "d"]}))
+    assert eventually(lambda: server.models.in_flight == 4)
+    sock.close()
+    assert eventually(lambda: server.models.in_flight == 0)
+
+
+def test_a_client_that_goes_midstream_is_noticed(serving):
+    server = serving(Script(text="a " * 10_000, delay=0.001))
+    sock = connect(server)
+    sock.sendall(request(URL, {**CHAT, "stream": True}))
+    until(sock, b'"content":" a"')
+    sock.close()
+    assert eventually(lambda: server.models.in_flight == 0)
+    assert not server.models.served["fake:1b"].streams[-1].ended
+
+
+def test_a_reader_that_takes_nothing_is_dropped_and_holds_up_nobody(serving):
+    server = serving(Script(text="word " * 200_000), keep_alive_s=0.1, limits=Limits(write_s=0.3))
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", server.port))
+    sock.sendall(request(URL, {**CHAT, "stream": True}))
+    assert eventually(lambda: server.models.in_flight == 1)
+    assert server.client.get("/version").status_code == 200
+    assert eventually(lambda: server.models.in_flight == 0)
+    assert eventually(lambda: not server.doors.server.calls)
+    sock.close()
+
+
+def test_a_connection_is_used_again_after_a_stream(serving):
+    server = serving()
+    with connect(server) as sock:
+        for _ in range(3):
+            sock.sendall(request(URL, {**CHAT, "stream": True}))
+            assert b"200 OK" in until(sock, b"0\r\n\r\n")
+
+
+def test_pipelined_requests_are_answered_in_order(serving):
+    server = serving()
+    with connect(server) as sock:
+        both = request(URL, {**CHAT, "stream": True}) + b"GET /version HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        sock.sendall(both)
+        data = until(sock, b'"version"')
+    assert data.index(b"[DONE]") < data.index(b'"version"')
+
+
+def test_many_streams_are_open_at_once(serving):
+    server = serving(Script(text="a b", delay=0.3))
+    socks = [connect(server) for _ in range(100)]
+    for sock in socks:
+        sock.sendall(request(URL, {**CHAT, "stream": True}))
+    assert eventually(lambda: server.models.in_flight == 100)
+    assert b"freehold_streams_open 100.0" in server.client.get("/metrics").content
+    for sock in socks:
+        assert b"[DONE]" in until(sock, b"0\r\n\r\n")
+        sock.close()
+    assert server.models.in_flight == 0
