@@ -48,19 +48,18 @@ class Script:
 class FakeHeld:
     name: str
     bytes: int = 1000
-    created: str = "2026-11-01T10:00:00+00:00"
+    modified: float = 1_700_000_000.0
 
 
 @dataclass
 class FakeLoaded:
     name: str
-    info: ModelInfo | None
+    info: ModelInfo
     stats: EngineStats = field(default_factory=EngineStats)
     expires_at: float | None = None
     in_flight: int = 0
     restarts: int = 0
     slow_readers: int = 0
-    progress: tuple[int, int] = (0, 0)
 
 
 def info_of(name: str) -> ModelInfo:
@@ -174,7 +173,6 @@ class FakeServed:
 
     @property
     def info(self) -> ModelInfo:
-        assert self.loaded.info is not None
         return self.loaded.info
 
     @property
@@ -243,6 +241,9 @@ class FakeModels:
 
     def loaded(self) -> list[FakeLoaded]:
         return [served.loaded for served in self.in_memory.values()]
+
+    def loading(self) -> dict[str, tuple[int, int]]:
+        return {}
 
     async def unload(self, name: str) -> None:
         if self.in_memory.pop(name, None) is None:

@@ -84,7 +84,7 @@ def test_messages_carry_no_folders():
     assert without_paths("/home/ann/models/x.gguf is truncated") == "x.gguf is truncated"
     assert without_paths("cannot open '/a/b/c': no") == "cannot open 'c': no"
     assert without_paths("C:\\models\\x.gguf is bad") == "x.gguf is bad"
-    same = "org/model:1b needs 3/4 of http://127.0.0.1:80/v1/models"
+    same = "org/model:1b needs 3/4 of http://127.0.0.1:80/v1/models; GET /v1/models lists them"
     assert without_paths(same) == same
 
 

@@ -174,7 +174,7 @@ def test_models_are_listed_with_what_is_known(serving):
     body = server.client.get("/v1/models").json()
     assert [m["id"] for m in body["data"]] == ["fake:1b", "org/fake:2b"]
     assert body["data"][0]["max_model_len"] == 4096 and body["data"][1]["max_model_len"] is None
-    assert body["data"][0]["created"] == 1793527200
+    assert body["data"][0]["created"] == 1_700_000_000
 
 
 @pytest.mark.parametrize("id", ["fake:1b", "org/fake:2b", "org%2Ffake%3A2b"])

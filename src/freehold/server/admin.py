@@ -60,8 +60,9 @@ async def hello(call: Call) -> None:
 
 
 async def ps(call: Call) -> None:
-    """List the models in memory."""
-    await call.answer({"models": [row(each) for each in call.server.models.loaded()]})
+    """List the models in memory, and those on their way."""
+    loading = {name: {"done": d, "total": t} for name, (d, t) in call.server.models.loading().items()}
+    await call.answer({"models": [row(each) for each in call.server.models.loaded()], "loading": loading})
 
 
 async def load(call: Call) -> None:
@@ -94,11 +95,10 @@ async def stop(call: Call) -> None:
 
 
 def row(each: Loaded) -> dict[str, Any]:
-    """Describe a loaded model: ModelInfo's fields and how it is used; while it loads, how far it is."""
+    """Describe a loaded model: ModelInfo's fields and how it is used."""
     return {
-        **(msgspec.to_builtins(each.info) if each.info else {}),
+        **msgspec.to_builtins(each.info),
         "name": each.name,
-        "loading": None if each.info else {"done": each.progress[0], "total": each.progress[1]},
         "stats": msgspec.to_builtins(each.stats),
         "in_flight": each.in_flight,
         "restarts": each.restarts,

@@ -54,6 +54,7 @@ class Server:
     health: Health
     keep_alive_s: float = 10.0  # an event stream is never silent for longer
     door: Door | None = None  # serve.py fills it in
+    default_model: str = ""  # for the tokenizer's routes, which may come without a name
     started_at: float = field(default_factory=time.time)
     calls: set[Call] = field(default_factory=set)  # those that a model is at work for
 

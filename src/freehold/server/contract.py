@@ -6,7 +6,7 @@ Path: openai/chat.py -> Models.use -> Served.start -> Stream -> chunks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from freehold.types import Begin, Chunk, EngineStats, Job, Message, ModelInfo
@@ -20,18 +20,18 @@ class Held(Protocol):
     @property
     def bytes(self) -> int: ...
     @property
-    def created(self) -> str:
-        """Return when it came into the store, as ISO 8601 writes it; "" if nobody knows."""
+    def modified(self) -> float:
+        """Return when it came into the store, in seconds since 1970; 0 if nobody knows."""
         ...
 
 
 class Loaded(Protocol):
-    """A model that an engine process holds, or is loading: then `info` is None."""
+    """A model that an engine process holds, or will again when it is back from the dead."""
 
     @property
     def name(self) -> str: ...
     @property
-    def info(self) -> ModelInfo | None: ...
+    def info(self) -> ModelInfo: ...
     @property
     def stats(self) -> EngineStats: ...
     @property
@@ -45,10 +45,6 @@ class Loaded(Protocol):
     def restarts(self) -> int: ...
     @property
     def slow_readers(self) -> int: ...
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Return (bytes loaded, bytes in all)."""
-        ...
 
 
 class Stream(Protocol):
@@ -109,5 +105,9 @@ class Models(Protocol):
         ...
 
     def loaded(self) -> Sequence[Loaded]: ...
+    def loading(self) -> Mapping[str, tuple[int, int]]:
+        """Return (bytes done, bytes in all) of each model on its way into memory."""
+        ...
+
     async def unload(self, name: str) -> None: ...
     async def close(self, drain_s: float) -> None: ...

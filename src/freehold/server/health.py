@@ -35,7 +35,7 @@ class Health:
     def look(self) -> None:
         """Note every model's steps."""
         now = self._clock()
-        loaded = {each.name: each for each in self._models.loaded() if each.info}
+        loaded = {each.name: each for each in self._models.loaded()}
         self._seen = {name: self._noted(each, self._seen.get(name), now) for name, each in loaded.items()}
 
     def stuck(self) -> Sequence[str]:

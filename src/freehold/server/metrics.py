@@ -227,11 +227,11 @@ def _engines(loaded: Sequence[Loaded]) -> Iterator[Metric]:
     for each in loaded:
         name, stats, info = each.name, each.stats, each.info
         used.add_metric([name], stats.blocks_live / stats.blocks if stats.blocks else 0.0)
-        memory.add_metric([name], info.memory_bytes if info else 0)
+        memory.add_metric([name], info.memory_bytes)
         flight.add_metric([name], each.in_flight)
         restarts.add_metric([name], each.restarts)
         slow.add_metric([name], each.slow_readers)
-        config.add_metric([name, str(stats.blocks), str(info.kv_tokens if info else 0)], 1)
+        config.add_metric([name, str(stats.blocks), str(info.kv_tokens)], 1)
     yield from (used, memory, flight, restarts, slow, config)
 
 

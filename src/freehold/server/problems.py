@@ -36,10 +36,11 @@ STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
     errors.Offline: (503, SERVER, "offline"),
     errors.EngineClosed: (503, SERVER, "stopping"),
     errors.DeadlineExceeded: (504, "timeout_error", "deadline_exceeded"),
+    FreeholdError: (500, SERVER, "internal_error"),
 }
 # Asking again at once meets the same wall; the OpenAI clients obey this header, and would try twice more without.
 _HOPELESS = ("capacity_exceeded", "deadline_exceeded", "engine_lost", "bad_model_file", "non_finite_logits")
-_PATH = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"`]+[/\\])+")
+_PATH = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?!v1/)(?:[^\s/\\'\"`]+[/\\])+")
 _SHOWN = 1000  # characters of a message; a value in it may be as long as the request
 
 
@@ -84,9 +85,7 @@ def problem(e: BaseException) -> Problem:
 
 
 def _named(e: FreeholdError) -> Problem:
-    status, kind, code = next(
-        (s for c, s in STATUS.items() if isinstance(e, c)), (500, SERVER, "internal_error")
-    )
+    status, kind, code = next(s for c, s in STATUS.items() if isinstance(e, c))
     message = without_paths(f"{e.message}; {e.hint}" if e.hint else e.message)
     headers = [(b"x-should-retry", b"false")] if code in _HOPELESS else []
     # Our own client raises the same error again from these two.

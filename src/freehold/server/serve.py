@@ -127,7 +127,14 @@ class Doors:
         health.preload = dict.fromkeys(preload, "loading")
         guard = Guard(settings.keys, settings.hosts, settings.origins)
         self.server = Server(
-            models, guard, settings.limits, Metrics(models), health, settings.keep_alive_s, door=self
+            models,
+            guard,
+            settings.limits,
+            Metrics(models),
+            health,
+            settings.keep_alive_s,
+            door=self,
+            default_model=next(iter(preload), ""),
         )
         self._halves: list[_Half] = []
 

@@ -26,7 +26,10 @@ from freehold.server.problems import Refused
 class TokenizeRequest(Struct, kw_only=True):
     """POST /tokenize: a text, or a chat as the model's template writes it."""
 
-    model: Annotated[Name | None, Meta(description="Default: the one model in memory.")] = None
+    model: Annotated[
+        Name | None,
+        Meta(description="Default: the model this server was started with, or the only one in memory."),
+    ] = None
     prompt: Annotated[str | None, Meta(description="A text.")] = None
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)] | None,
@@ -43,7 +46,10 @@ class DetokenizeRequest(Struct, kw_only=True):
     """POST /detokenize."""
 
     tokens: Annotated[list[TokenId], Meta(description="Token ids.")]
-    model: Annotated[Name | None, Meta(description="Default: the one model in memory.")] = None
+    model: Annotated[
+        Name | None,
+        Meta(description="Default: the model this server was started with, or the only one in memory."),
+    ] = None
 
 
 async def tokenize(call: Call) -> None:
@@ -93,8 +99,9 @@ async def tokenizer_info(call: Call) -> None:
 
 
 async def _model(call: Call, name: str | None) -> Served:
-    """Return the model asked for, or the only one in memory."""
-    if name is None:
+    """Return the model asked for, or the one this server was started with, or the only one in memory."""
+    name = name or call.server.default_model
+    if not name:
         loaded = call.server.models.loaded()
         if len(loaded) != 1:
             raise Refused(400, f"{len(loaded)} models are in memory; say which", param="model")

@@ -5,7 +5,6 @@ Knows names and sizes; loads nothing. Path: Gate -> models -> Models.names
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from freehold.errors import ModelNotFound
@@ -42,17 +41,10 @@ def _model(name: str, held: Held | None, loaded: Loaded | None) -> dict[str, Any
     return {
         "id": name,
         "object": "model",
-        "created": _seconds(held.created) if held else 0,
+        "created": int(held.modified) if held else 0,
         "owned_by": "freehold",
         "root": name,
         "parent": None,
         "max_model_len": info.context if info else None,
         "freehold": more,
     }
-
-
-def _seconds(created: str) -> int:
-    try:
-        return int(datetime.fromisoformat(created).timestamp())
-    except ValueError:
-        return 0
