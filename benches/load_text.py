@@ -16,11 +16,13 @@ TEXT = ROOT / "tests" / "vectors" / "text.txt"
 
 def tokenizer_of(path: Path) -> Any:
     """Read the tokenizer of a GGUF file."""
-    from freehold.formats import GGUFFile
+    from freehold.formats import open_model_file
     from freehold.tokenizer import tokenizer_from_gguf
 
-    with GGUFFile(path) as file:
-        return tokenizer_from_gguf(file)
+    file: Any = open_model_file(path)
+    tokenizer = tokenizer_from_gguf(file.metadata)
+    file.close()
+    return tokenizer
 
 
 class Prompts:

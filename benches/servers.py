@@ -89,14 +89,12 @@ def _llama(path: Path, port: int, room: Room, options: Options) -> list[str]:
 
 
 def _llama_version() -> str:
-    done = subprocess.run([llama_server(), "--version"], capture_output=True, text=True)
-    lines = (done.stdout + done.stderr).splitlines()
-    return "llama.cpp " + next((line for line in lines if "version" in line), "of unknown version")
+    return f"llama.cpp {llama_server().with_name('version').read_text().strip()}"
 
 
 def _llama_trials(room: Room) -> list[Options]:
     many = {"slots": room.streams}
-    return [many, many | {"unified": True}, many | {"fa": "off"}, many | {"ub": 128}, many | {"ub": 2048}]
+    return [many, many | {"unified": True}, many | {"fa": "off"}]
 
 
 def _vllm(path: Path, port: int, room: Room, options: Options) -> list[str]:
