@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <memory>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -203,6 +204,18 @@ int64_t panel_after(const Op& op, const Run& r, int64_t n, int64_t end) {
 }
 int64_t panel_width(const Matrix& w, int64_t p) { return std::min<int64_t>(kPanelRows, w.w.n - p * kPanelRows); }
 
+// put(y, v, p, width) for each token's sixteen sums (or the last panel's fewer) of panels [p0, p1), which lie in tiles. Token by
+// token: a token's row of y is a page of memory by itself, and one panel of 512 tokens would walk 512 pages.
+template <class Put> void store_panels(const Matrix& m, int64_t p0, int64_t p1, int64_t t0, int64_t nt, const float* tiles, float* y, Put put) {
+  const int64_t whole = std::min(p1, m.w.n / kPanelRows);
+  for (int64_t t = 0; t < nt; ++t) {
+    float* row = y + (t0 + t) * m.w.n;
+    for (int64_t p = p0; p < whole; ++p)
+      put(row + p * kPanelRows, tiles + ((p - p0) * nt + t) * kPanelRows, p, std::integral_constant<int64_t, kPanelRows>());
+    if (whole < p1) put(row + whole * kPanelRows, tiles + ((whole - p0) * nt + t) * kPanelRows, whole, m.w.n % kPanelRows);
+  }
+}
+
 struct Embed final : Op {
   MatrixPtr table; float scale; int out;
   void run(Run& r, int) override {
@@ -261,19 +274,15 @@ struct Linear final : Op {
     });
   }
   void block(const Run& r, size_t i, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* tiles, const uint8_t* next) const {
-    in.multiply(r, *w[i], p0, p1, t0, nt, tiles, next);
-    for (int64_t p = p0; p < p1; ++p, tiles += nt * kPanelRows) store(r, i, p, t0, nt, tiles);
-  }
-  void store(const Run& r, size_t i, int64_t p, int64_t t0, int64_t nt, float* tile) const {
     const Matrix& m = *w[i];
-    const int64_t width = panel_width(m, p);
-    const float* b = bias[i] ? bias[i]->data() + p * kPanelRows : nullptr;
-    for (int64_t t = 0; t < nt; ++t) {
-      float *y = r.buffer[out[i]] + (t0 + t) * m.w.n + p * kPanelRows, *v = tile + t * kPanelRows;
-      if (b) for (int64_t c = 0; c < width; ++c) v[c] += b[c];
-      if (accumulate) for (int64_t c = 0; c < width; ++c) y[c] += v[c];
-      else for (int64_t c = 0; c < width; ++c) y[c] = v[c];
-    }
+    in.multiply(r, m, p0, p1, t0, nt, tiles, next);
+    store_panels(m, p0, p1, t0, nt, tiles, r.buffer[out[i]], [&](float* y, const float* v, int64_t p, auto width) {
+      const float* b = bias[i] ? bias[i]->data() + p * kPanelRows : nullptr;
+      for (int64_t c = 0; c < width; ++c) {
+        const float x = b ? v[c] + b[c] : v[c];
+        y[c] = accumulate ? y[c] + x : x;
+      }
+    });
   }
 };
 
@@ -299,16 +308,13 @@ struct Gated final : Op {
     return n < gate->w.count() ? gate->w.high(n) : following;
   }
   void block(const Run& r, int64_t begin, int64_t end, int64_t last, int64_t t0, int64_t nt, float* g) const {
-    const int64_t tile = nt * kPanelRows, n = (end - begin) * tile;
+    const int64_t n = (end - begin) * nt * kPanelRows;
     float* u = g + n;
     in.multiply(r, *gate, begin, end, t0, nt, g, up->w.high(begin));
     in.multiply(r, *up, begin, end, t0, nt, u, after(r, end - 1, last));
     (gelu ? r.k->gelu_mul : r.k->silu_mul)(g, u, n);
-    for (int64_t p = begin; p < end; ++p, g += tile) {
-      const int64_t width = panel_width(*gate, p);
-      for (int64_t t = 0; t < nt; ++t)
-        std::copy_n(g + t * kPanelRows, width, r.buffer[out] + (t0 + t) * gate->w.n + p * kPanelRows);
-    }
+    store_panels(*gate, begin, end, t0, nt, g, r.buffer[out],
+                 [](float* y, const float* v, int64_t, auto width) { std::copy_n(v, static_cast<int64_t>(width), y); });
   }
 };
 

@@ -74,6 +74,16 @@ OP float hmax(F x) {
   const __m128 d = _mm_max_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps(d, d, 1)));
 }
+// The greater of floats >= 0 by their bits, so that NaN is above infinity and both stay. Of a vector; and of eight, in lanes 0 to 7.
+OP __m256 most8(__m256 a, __m256 b) { return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b))); }
+OP F fmost(F x, F y) { return EACH2(most8, x, y); }
+OP float hmost(F x) {
+  const __m256i h = _mm256_castps_si256(most8(x.a, x.b));
+  const __m128i q = _mm_max_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+  const __m128i d = _mm_max_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(d, _mm_shuffle_epi32(d, 0xb1))));
+}
+OP F hmost8(const F* v) { float t[16] = {}; for (int i = 0; i < 8; ++i) t[i] = hmost(v[i]); return fload(t); }
 OP int32_t hsum(I x) {
   const __m256i h = _mm256_add_epi32(x.a, x.b);
   const __m128i q = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
@@ -114,6 +124,16 @@ OP __m256i dot8_full(__m256i acc, __m256i w, __m256i x) {
   return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(we, xe), _mm256_madd_epi16(wo, xo)));
 }
 OP I dot4_full(I acc, I w, I x) { return {dot8_full(acc.a, w.a, x.a), dot8_full(acc.b, w.b, x.b)}; }
+// Sums of sixteen runs of sixteen int8.
+OP I sums16(const int8_t* q) {
+  alignas(32) int32_t t[16];
+  for (int i = 0; i < 16; ++i) {
+    const __m128i d = _mm_madd_epi16(_mm_maddubs_epi16(_mm_set1_epi8(1), mload16(q + 16 * i)), _mm_set1_epi16(1));
+    const __m128i h = _mm_add_epi32(d, _mm_shuffle_epi32(d, 0x4e));
+    t[i] = _mm_cvtsi128_si32(_mm_add_epi32(h, _mm_shuffle_epi32(h, 0xb1)));
+  }
+  return {mload(t), mload(t + 8)};
+}
 OP I dot2(I acc, I x, I y) { return iadd(acc, I EACH2(_mm256_madd_epi16, x, y)); }   // acc + dot of two int16 a lane
 constexpr int kGemmTile = 4;               // 16 registers: four tokens' sums, two for the quad, the rest for products
 OP I pairs(I w, I x) { return EACH2(_mm256_maddubs_epi16, w, x); }         // int16 sums of two products

@@ -53,6 +53,19 @@ OP float hsum(F a) {
   return _mm_cvtss_f32(_mm_add_ss(d, _mm_shuffle_ps(d, d, 1)));
 }
 OP float hmax(F a) { return _mm512_reduce_max_ps(a.v); }
+// The greater of floats >= 0 by their bits, so that NaN is above infinity and both stay. Of a vector; and of eight, in lanes 0 to 7.
+OP F fmost(F a, F b) { return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))}; }
+OP float hmost(F a) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(_mm512_castps_si512(a.v))))); }
+// Halves of a and of b folded into one vector; then quarters; then pairs.
+OP F fold_halves(F a, F b) { return fmost({_mm512_shuffle_f32x4(a.v, b.v, 0x44)}, {_mm512_shuffle_f32x4(a.v, b.v, 0xee)}); }
+OP F fold_quarters(F a, F b) { return fmost({_mm512_shuffle_f32x4(a.v, b.v, 0x88)}, {_mm512_shuffle_f32x4(a.v, b.v, 0xdd)}); }
+OP F fold_pairs(F a, F b) { return fmost({_mm512_shuffle_ps(a.v, b.v, 0x44)}, {_mm512_shuffle_ps(a.v, b.v, 0xee)}); }
+OP F hmost8(const F* v) {
+  const F a = fold_quarters(fold_halves(v[0], v[1]), fold_halves(v[2], v[3])), b = fold_quarters(fold_halves(v[4], v[5]), fold_halves(v[6], v[7]));
+  F all = fold_pairs(a, b);                          // 128-bit lane i: two of v[i], two of v[4 + i]
+  all = fmost(all, {_mm512_permute_ps(all.v, 0xb1)});
+  return {_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 4, 8, 12, 2, 6, 10, 14), all.v)};
+}
 OP int32_t hsum(I a) { return _mm512_reduce_add_epi32(a.v); }
 OP I izero() { return {_mm512_setzero_si512()}; }
 OP I iset(int32_t x) { return {_mm512_set1_epi32(x)}; }
@@ -75,6 +88,17 @@ OP I quad(const int8_t* p) { int32_t x; memcpy(&x, p, 4); return {_mm512_set1_ep
 // acc + dot of four unsigned codes and four signed activations a lane. dot4: codes < 128; dot4_full: any byte.
 OP I dot4(I acc, I w, I x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
 OP I dot4_full(I acc, I w, I x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
+// Sums of sixteen runs of sixteen int8: quads by dots with ones, then four lanes to one, twice two.
+OP __m512i fold_quads(__m512i a, __m512i b) {
+  const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
+  return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
+}
+OP I sums16(const int8_t* q) {
+  __m512i v[4];
+  for (int i = 0; i < 4; ++i) v[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), _mm512_loadu_si512(q + 64 * i));
+  const __m512i sums = fold_quads(fold_quads(v[0], v[1]), fold_quads(v[2], v[3]));   // 128-bit lane i: run i of each of the four
+  return {_mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), sums)};
+}
 OP I dot2(I acc, I a, I b) { return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)}; }   // acc + dot of two int16 a lane
 constexpr int kGemmTile = 12;
 // acc[b] += dots of `Quads` quads at w, codes up to Most, with NB tokens `stride` apart.

@@ -46,6 +46,10 @@ OP float hsum(F a) {     // the same tree as the vector ISAs
   return a.v[0];
 }
 OP float hmax(F a) { float m = a.v[0]; LANES m = a.v[i] > m ? a.v[i] : m; return m; }
+// The greater of floats >= 0 by their bits, so that NaN is above infinity and both stay. Of a vector; and of eight, in lanes 0 to 7.
+OP F fmost(F a, F b) { LANES b.v[i] = b.v[i] != b.v[i] || b.v[i] > a.v[i] ? b.v[i] : a.v[i]; return b; }
+OP float hmost(F a) { float m = 0.0f; LANES m = a.v[i] != a.v[i] || a.v[i] > m ? a.v[i] : m; return m; }
+OP F hmost8(const F* v) { F r = fzero(); for (int i = 0; i < 8; ++i) r.v[i] = hmost(v[i]); return r; }
 OP int32_t hsum(I a) { int32_t s = 0; LANES s += a.v[i]; return s; }
 OP I iset(int32_t x) { I r; LANES r.v[i] = x; return r; }
 OP I izero() { return iset(0); }
@@ -69,6 +73,11 @@ OP I dot4_full(I acc, I w, I x) {
   return acc;
 }
 OP I dot4(I acc, I w, I x) { return dot4_full(acc, w, x); }
+OP I sums16(const int8_t* q) {     // of sixteen runs of sixteen int8
+  I r = izero();
+  for (int i = 0; i < 256; ++i) r.v[i / 16] += q[i];
+  return r;
+}
 OP I dot2(I acc, I a, I b) {
   LANES for (int j = 0; j < 2; ++j) acc.v[i] += static_cast<int16_t>(a.h[2 * i + j]) * static_cast<int16_t>(b.h[2 * i + j]);
   return acc;
