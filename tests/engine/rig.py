@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from freehold._native import BLOCK_TOKENS as SIZE
 from freehold.engine.blocks import BlockManager, blocks_for
+from freehold.engine.disk import DiskCache, dependencies
 from freehold.engine.prefix import Node
 from freehold.engine.runner import ModelRunner
 from freehold.engine.scheduler import Work
@@ -23,9 +26,13 @@ def sequence(tokens: list[int], tenant: str = "") -> Sequence:
 class Rig:
     """Steps sequences as the engine does, and gives the logits after each one's newest computed token."""
 
-    def __init__(self, model: LoadedModel, count: int) -> None:
+    def __init__(self, model: LoadedModel, count: int, disk: Path | None = None) -> None:
         self.blocks = BlockManager(count)
-        self.runner = ModelRunner(model, self.blocks, 256, model.threads)
+        self.runner = ModelRunner(model, self.blocks, 512, model.threads)
+        self.disk = None
+        if disk is not None:
+            self.disk = DiskCache(disk, dependencies(model, "f16"), self.runner.cache)
+            self.blocks.attach(self.disk)
 
     def step(self, *seqs: Sequence) -> list[np.ndarray]:
         """Compute all missing tokens of sequences that must find room."""

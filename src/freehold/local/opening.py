@@ -172,6 +172,7 @@ def _opened(
             tokens=tokenizer.vocab_size,
             packed=mapped,
             progress=progress,
+            digest=digest,
         )
         quantization = _quantization(opened, loaded.type_bytes)
     write = None
