@@ -1,108 +1,378 @@
-"""The scheduler shares a step's rows out by age, and its size by how long steps take."""
+"""The scheduler shares a step's rows and the blocks out, so that everybody gets on and nobody waits for one."""
 
 from __future__ import annotations
+
+import random
 
 import pytest
 
 from freehold.engine import scheduler as scheduler_module
-from freehold.engine.blocks import BlockManager
-from freehold.engine.scheduler import MIN_ROWS, Scheduler, Work
-from freehold.engine.sequence import Request, Sequence, TokenOut
-from freehold.types import SamplingParams
+from freehold.engine.budget import FIRST_ROWS, ITL_FACTOR, SLOW_STEP_S, STEP_S
+from freehold.engine.scheduler import AGE_S, BYPASS_S, Work
+from freehold.engine.sequence import TokenOut
+from tests.engine.world import LOOK_S, ROW_S, World
 
 
-def sequence(count: int, **fields: object) -> Sequence:
-    request = Request(tuple(range(count)), SamplingParams(), 0, 10, **fields)  # type: ignore[arg-type]
-    return Sequence(request, list(range(count)))
-
-
-def scheduler(blocks: int = 100, rows: int = 64, now: float = 0.0) -> Scheduler:
-    return Scheduler(BlockManager(blocks), rows, lambda: now)
-
-
-def computed(batch: list[Work]) -> list[tuple[int, int]]:
-    for work in batch:
-        work.seq.computed = work.first + work.count
+def cut(batch: list[Work]) -> list[tuple[int, int]]:
     return [(work.first, work.count) for work in batch]
 
 
+def warm(**options: int) -> World:
+    """Return a world that has measured prompts and answers."""
+    world = World(**options)
+    for _ in range(4):
+        world.add(200, answer=8)
+    world.finish()
+    return world
+
+
+# --- what a step holds -------------------------------------------------------------------------------
+
+
 def test_long_prompt_is_cut_into_steps_and_wants_logits_at_its_end_only():
-    s = scheduler(rows=40)
-    s.add(sequence(100))
+    world = World(rows=48)
+    world.add(100)
     wanted = []
-    for expected in ((0, 40), (40, 40), (80, 20)):
-        batch = s.schedule()
+    for expected in ((0, 48), (48, 48), (96, 4)):
+        batch = world.scheduler.schedule()
         wanted.append(list(batch[0].logit_rows))
-        assert computed(batch) == [expected]
-    assert wanted == [[], [], [19]]
+        assert cut(batch) == [expected]
+        batch[0].seq.computed += batch[0].count
+    assert wanted == [[], [], [3]]
 
 
-def test_single_tokens_go_before_prompt_chunks_of_older_sequences():
-    s = scheduler()
-    old, young = sequence(100), sequence(10)
-    s.add(old)
-    s.add(young)
-    assert computed(s.schedule()) == [(0, 64)]
-    assert computed(s.schedule()) == [(64, 36), (0, 10)]
-    old.tokens += range(100)
-    young.tokens.append(1)
-    assert [(w.seq is young, w.count) for w in s.schedule()] == [(True, 1), (False, 63)]
+def test_running_answers_go_on_beside_a_prompt_in_every_step():
+    world = warm()
+    running = [world.add(20, answer=100) for _ in range(4)]
+    world.run(0.2)
+    world.add(2000)
+    for _ in range(20):
+        batch = world.step()
+        assert {work.seq for work in batch} > set(running)
 
 
 def test_token_nobody_took_holds_its_sequence_back():
-    s = scheduler()
-    seq = sequence(5)
-    s.add(seq)
-    computed(s.schedule())
-    seq.tokens.append(1)
+    world = World()
+    seq = world.add(5)
+    world.step()
     seq.pending.append(TokenOut(1))
-    assert s.schedule() == []
+    assert world.step() == []
     seq.pending.popleft()
-    assert computed(s.schedule()) == [(5, 1)]
-
-
-def test_older_sequence_takes_blocks_from_the_youngest_which_starts_again():
-    s = scheduler(blocks=3)
-    old, young = sequence(60), sequence(30)
-    s.add(old)
-    s.add(young)
-    computed(s.schedule())
-    computed(s.schedule())
-    assert (len(old.table), len(young.table)) == (2, 1)
-    young.pending.append(TokenOut(1))
-    old.tokens += range(10)
-    assert [w.seq for w in s.schedule()] == [old]
-    assert (young.table, young.computed) == ([], 0)
-
-
-def test_stalled_reader_is_passed_over_only_after_a_while(monkeypatch: pytest.MonkeyPatch):
-    clock = [0.0]
-    s = Scheduler(BlockManager(2), 64, lambda: clock[0])
-    old, young = sequence(60), sequence(40)
-    s.add(old)
-    computed(s.schedule())
-    old.pending.append(TokenOut(1))
-    s.add(young)
-    assert s.schedule() == []
-    clock[0] = scheduler_module.STALL_S + 0.1
-    assert [w.seq for w in s.schedule()] == [young] and old.table == []
+    assert cut(world.step()) == [(5, 1)]
 
 
 def test_interrupted_step_is_computed_again():
-    s = scheduler()
-    seq = sequence(5)
-    s.add(seq)
-    computed(s.schedule())
-    assert computed(s.schedule()) == [(4, 1)]
+    world = World()
+    seq = world.add(5)
+    assert cut(world.scheduler.schedule()) == [(0, 5)]
+    seq.computed = 5
+    assert cut(world.scheduler.schedule()) == [(4, 1)]
 
 
-def test_step_that_took_long_makes_the_next_ones_smaller_and_a_quick_one_larger():
-    s = scheduler(rows=512)
-    s.pace(s.budget, 10.0)
-    assert s.budget == MIN_ROWS
-    s.pace(s.budget, 0.16)
-    assert s.budget == 400
-    s.pace(1, 10.0)
-    assert s.budget == 400
-    s.pace(400, 0.001)
-    assert s.budget == 512
+def test_more_answers_than_a_step_has_rows_take_turns():
+    world = World(rows=8)
+    seqs = [world.add(4, answer=20) for _ in range(20)]
+    world.finish()
+    assert all(world.logs[seq].ended is not None for seq in seqs)
+
+
+# --- how long a step is ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("running", [1, 4, 16])
+@pytest.mark.parametrize("prompt", [4_000, 30_000])
+def test_running_answers_keep_their_pace_while_a_long_prompt_is_read(running: int, prompt: int):
+    world = warm(blocks=4000)
+    answers = [world.add(20, answer=4000) for _ in range(running)]
+    world.run(1.0)
+    quiet = max(world.logs[answers[0]].gaps[-10:])
+    long = world.add(prompt)
+    started = world.now
+    while world.logs[long].first is None:
+        world.step()
+    during = [
+        g
+        for g, t in zip(world.logs[answers[0]].gaps, world.logs[answers[0]].tokens[1:], strict=True)
+        if t > started
+    ]
+    assert max(during) <= 2.9 * quiet and sorted(during)[-5] < 2.4 * quiet
+    alone = prompt * (ROW_S + LOOK_S * prompt / 2)
+    assert world.logs[long].first < 3 * alone
+
+
+def test_target_for_a_running_answers_pace_is_kept():
+    world = World(target_itl_s=0.1)
+    answer = world.add(20, answer=1000)
+    world.run(1.0)
+    world.add(4000)
+    world.run(2.0)
+    assert 0.08 < sorted(world.logs[answer].gaps)[-5] < 0.11
+
+
+def test_prompts_alone_take_steps_that_whoever_cancels_can_wait_for():
+    world = World(blocks=4000)
+    world.add(30_000)
+    steps = []
+    for _ in range(40):
+        before = world.now
+        world.step()
+        steps.append(world.now - before)
+    assert max(steps) < 1.1 * SLOW_STEP_S and max(steps[:10]) < 1.2 * STEP_S
+    assert min(work.count for work in world.scheduler.schedule()) >= FIRST_ROWS
+
+
+def test_steps_with_prompts_are_whole_tiles():
+    world = warm()
+    for _ in range(3):
+        world.add(20, answer=200)
+    world.run(0.3)
+    world.add(4000)
+    sizes = [sum(work.rows for work in world.step()) for _ in range(20)]
+    assert all(size % 16 == 0 for size in sizes) and ITL_FACTOR > 1
+
+
+def test_disturbed_step_does_not_shrink_the_next_ones():
+    world = warm()
+    for _ in range(4):
+        world.add(20, answer=400)
+    world.run(0.5)
+    world.add(8000)
+    for _ in range(10):
+        usual = sum(work.rows for work in world.step())
+    batch = world.scheduler.schedule()
+    world.scheduler.learn(batch, 3.0)
+    assert sum(work.rows for work in world.scheduler.schedule()) == usual
+
+
+# --- whose prompt is read ----------------------------------------------------------------------------
+
+
+def test_short_prompts_pass_a_long_one_and_it_keeps_a_quarter():
+    world = warm(blocks=4000)
+    long = world.add(20_000, answer=1)
+    shorts = []
+    for _ in range(60):
+        shorts.append(world.add(200, answer=1))
+        world.run(0.2)  # more than the machine can read: 0.14 s each, and the long one
+    waits = [world.logs[s].first for s in shorts]
+    assert sum(w is not None and w < 1.0 for w in waits) > 50
+    assert long.computed > 0.12 * 20_000
+    world.finish()
+    assert world.logs[long].ended is not None
+
+
+def test_tenants_share_the_machine_whatever_they_ask():
+    world = warm(blocks=10_000)
+    for _ in range(200):
+        world.add(400, answer=20, tenant="greedy")
+    for i in range(20):
+        world.add(400, answer=20, tenant="modest")
+        if i == 9:
+            world.run(3.0)
+    world.run(12.0)
+    ended = {
+        tenant: sum(s.request.tenant == tenant and log.ended is not None for s, log in world.logs.items())
+        for tenant in ("greedy", "modest")
+    }
+    assert sum(ended.values()) > 20 and 0.8 < ended["modest"] / ended["greedy"] < 1.3
+
+
+def test_tenant_who_was_away_saved_nothing_up():
+    world = warm(blocks=10_000)
+    for _ in range(100):
+        world.add(400, answer=5, tenant="steady")
+    world.run(5.0)
+    for _ in range(50):
+        world.add(400, answer=5, tenant="late")
+    before = sum(log.ended is not None for s, log in world.logs.items() if s.request.tenant == "steady")
+    world.run(8.0)
+    after = sum(log.ended is not None for s, log in world.logs.items() if s.request.tenant == "steady")
+    late = sum(log.ended is not None for s, log in world.logs.items() if s.request.tenant == "late")
+    assert 0.6 < late / (after - before) < 1.7
+
+
+# --- priorities --------------------------------------------------------------------------------------
+
+
+def test_batch_work_takes_what_interactive_work_leaves():
+    world = warm(blocks=4000)
+    batch = [world.add(400, answer=2000, priority="batch") for _ in range(30)]
+    world.run(15.0)
+    assert all(seq.generated for seq in batch)
+    answer = world.add(100, answer=100)
+    world.run(5.0)
+    assert world.logs[answer].first < 0.3
+    assert max(world.logs[answer].gaps[20:]) < 0.04  # of 16 ms alone, and 74 ms with all the others
+    assert world.logs[answer].ended is not None
+
+
+def test_batch_work_gets_a_turn_under_any_load():
+    world = warm(blocks=4000)
+    batch = world.add(50, answer=10, priority="batch")
+    while world.logs[batch].ended is None:
+        if world.scheduler.live < 6:
+            world.add(4000, answer=5)
+        world.step()
+        assert world.now < 15 * (AGE_S + 1)
+
+
+def test_interactive_work_takes_blocks_from_batch_work_which_ends_all_the_same():
+    world = warm(blocks=20)
+    batch = [world.add(250, answer=60, priority="batch") for _ in range(2)]
+    world.run(1.0)
+    answer = world.add(500, answer=40)
+    world.run(1.5)
+    assert world.logs[answer].first < 1.0
+    world.finish()
+    assert all(world.logs[seq].ended for seq in batch) and world.scheduler.preemptions
+
+
+# --- the same prefix ---------------------------------------------------------------------------------
+
+
+def test_prompts_that_begin_alike_are_read_once():
+    world = warm()
+    system = list(range(10_000, 12_000))
+    for i in range(8):
+        world.add([*system, 50_000 + i, 3, 4])
+    before = world.rows_computed
+    world.finish()
+    assert world.rows_computed - before < 2000 + 8 * (3 + 32 + 10)
+
+
+def test_waiting_for_a_prefix_ends_when_its_reader_goes():
+    world = warm()
+    system = list(range(10_000, 14_000))
+    first, second = world.add([*system, 1]), world.add([*system, 2])
+    world.step()
+    assert not second.table
+    world.cancel(first)
+    world.finish()
+    assert world.logs[second].ended is not None
+
+
+def test_short_prompt_does_not_wait_for_all_of_a_long_one_it_begins_like():
+    world = warm(blocks=4000)
+    system = list(range(10_000, 11_000))
+    long = world.add([*system, *range(20_000, 40_000)])
+    short = world.add([*system, 1, 2, 3])
+    while world.logs[short].first is None:
+        world.step()
+    assert long.computed < 3000
+
+
+def test_answers_to_one_prompt_share_its_blocks():
+    world = warm()
+    parent = world.add(1000, answer=30)
+    children = [world.add(list(parent.request.prompt), answer=30, parent=parent) for _ in range(3)]
+    before = world.rows_computed
+    while not all(child.generated for child in children):
+        world.step()
+    assert world.rows_computed - before < 1000 + 4 * 10
+    assert world.blocks.live < 32 + 4 * 3
+    world.finish()
+    assert world.blocks.live == 0
+
+
+# --- when blocks run out -----------------------------------------------------------------------------
+
+
+def test_older_sequence_takes_blocks_from_the_youngest_which_starts_again():
+    world = World(blocks=6)
+    old, young = world.add(60, answer=80), world.add(60, answer=80)
+    world.finish()
+    assert world.scheduler.preemptions > 0 == old.preempted
+    assert len(young.tokens) == 140 and world.blocks.live == 0
+
+
+def test_two_that_do_not_fit_together_do_not_take_turns_in_starting_again():
+    world = World(blocks=40)
+    for _ in range(4):
+        world.add(200, answer=1000)
+    world.finish()
+    assert world.scheduler.preemptions <= 4 * 5
+    assert world.rows_computed < 4 * 1200 * 2
+
+
+def test_stalled_reader_is_passed_over_only_after_a_while():
+    world = World(blocks=2)
+    old = world.add(60)
+    world.step()
+    old.pending.append(TokenOut(1))
+    young = world.add(40)
+    old.paused_at = world.now
+    assert world.step() == []
+    world.now += scheduler_module.STALL_S + 0.1
+    assert [work.seq for work in world.step()] == [young] and old.table == []
+
+
+def test_small_requests_pass_one_that_finds_no_room_but_not_for_ever():
+    world = warm(blocks=100)
+    world.add(1000, answer=2000)
+    world.run(1.0)
+    big = world.add(2000, answer=10)
+    while world.logs[big].first is None:
+        if world.scheduler.live < 12:
+            world.add(100, answer=100)
+        world.step()
+        assert world.now < 60
+    assert world.logs[big].first > BYPASS_S
+
+
+def test_request_that_fills_the_pool_is_served_under_any_load():
+    world = warm(blocks=64)
+    big = world.add(1500, answer=500)
+    while world.logs[big].ended is None:
+        if world.scheduler.live < 20:
+            world.add(300, answer=200)
+        world.step()
+        assert world.now < 300
+    world.finish(1_000_000)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_admitted_request_ends_and_leaves_nothing(seed: int):
+    draw = random.Random(seed)
+    world = World(blocks=draw.choice([40, 100, 400]), rows=draw.choice([8, 64, 512]))
+    shared = list(range(100_000, 100_400))
+    for _ in range(60):
+        own = [draw.randrange(1 << 20) for _ in range(draw.choice([5, 50, 400]))]
+        seq = world.add(
+            [*shared[: draw.choice([0, 100, 400])], *own],
+            answer=draw.choice([1, 10, 200]),
+            priority=draw.choice(["interactive", "batch"]),
+            tenant=draw.choice(["a", "b", "c"]),
+        )
+        for _ in range(draw.randrange(20)):
+            world.step()
+        if draw.random() < 0.1 and not seq.done:
+            world.cancel(seq)
+    world.finish()
+    assert world.blocks.live == 0 and world.blocks.available == world.blocks.count
+    assert all(seq.done for seq in world.logs)
+
+
+# --- the wait ----------------------------------------------------------------------------------------
+
+
+def test_expected_wait_is_about_what_the_next_one_waits():
+    world = warm(blocks=10_000)
+    for _ in range(30):
+        world.add(1000, answer=5)
+    for _ in range(10):
+        world.step()
+    expected = world.scheduler.wait_s
+    last = world.add(1500, answer=1)  # the longest, so that all others go before
+    world.finish()
+    first = world.logs[last].first
+    assert first is not None and 0.5 < first / expected < 2.0
+
+
+def test_cancelled_sequence_gives_its_blocks_back_at_once():
+    world = warm()
+    before = world.blocks.available
+    seqs = [world.add(1000) for _ in range(3)]
+    world.step()
+    for seq in seqs:
+        world.cancel(seq)
+    assert world.blocks.live == 0 and world.blocks.available == before

@@ -13,6 +13,7 @@ from freehold.engine import Engine, TokenOut
 from freehold.engine import draft as draft_module
 from freehold.engine import speculation as speculation_module
 from freehold.engine.blocks import BlockManager
+from freehold.engine.cost import StepCost
 from freehold.engine.lookup import Match
 from freehold.engine.scheduler import Scheduler, Work
 from freehold.engine.sequence import Request, Sequence
@@ -265,34 +266,36 @@ def run(
 ) -> list[int]:
     """Let sequences become `what` in steps of so many seconds; return the guesses in each."""
     scheduler = Scheduler(BlockManager(100), 64, lambda: 0.0)
+    speculation.cost = scheduler.budget.cost
     for seq in seqs:
         scheduler.add(seq)
     counts = []
     for _ in range(steps):
         batch = speculation.extend(scheduler.schedule(), scheduler)
         counts.append(sum(len(work.draft) for work in batch))
+        scheduler.learn(batch, seconds)
         for work in batch:
             for guess in (*work.draft, None):
                 work.seq.tokens.append(what[len(work.seq.tokens)])
                 if work.seq.tokens[-1] != guess:
                     break
             work.seq.computed = len(work.seq.tokens) - 1
-        speculation.learn(batch, seconds)
+        speculation.learn(batch)
     return counts
 
 
 def test_text_that_repeats_itself_gets_long_drafts():
     text = list(range(100, 170)) * 4
-    assert max(run(Speculation(), [decoding(text[:71])], text, 1.0, 12)) > 20
+    assert max(run(Speculation(StepCost()), [decoding(text[:71])], text, 1.0, 12)) > 20
 
 
 def test_text_that_never_repeats_is_decoded_plainly():
     text = list(range(1000))
-    assert run(Speculation(), [decoding(text[:50])], text, 1.0, 100) == [0] * 100
+    assert run(Speculation(StepCost()), [decoding(text[:50])], text, 1.0, 100) == [0] * 100
 
 
 def test_guesses_that_keep_failing_cost_little():
     """Every pair comes again with another end; whatever the evidence says, losses are bounded."""
     text = [t for i in range(300) for t in (1, 2, 1000 + i)]
-    counts = run(Speculation(), [decoding(text[:51])], text, 1.0, 200)
+    counts = run(Speculation(StepCost()), [decoding(text[:51])], text, 1.0, 200)
     assert sum(map(bool, counts[-100:])) <= 60

@@ -1,8 +1,9 @@
-"""What steps cost on this machine, and how many guessed rows are worth it.
+"""What steps cost on this machine: by their rows, and by how far back the rows of prompts look.
 
-Knows seconds by rows; knows no sequence, no guess, no clock. No shape is assumed: on one machine eight rows
-cost little more than one, on another sixteen cost less than twelve, since another kernel takes over.
-Path: Speculation.learn -> StepCost.add; Speculation.extend -> best_extra
+Knows seconds; knows no sequence, no guess, no clock. No shape is assumed for steps of few rows: on one
+machine eight rows cost little more than one, on another sixteen cost less than twelve, since another kernel
+takes over. Rows of prompts are bound by arithmetic, so each adds its own price to a step.
+Path: Scheduler.learn -> StepCost.add, RowCost.add; Speculation.extend -> best_extra; Scheduler.schedule -> RowCost.rows
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Sequence
+from statistics import median
 
 # Rows of a step that are tried: a tile's widths, then steps of about a third; a cost is soon known for each.
 LADDER = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -49,6 +51,11 @@ class StepCost:
         """Return how many recent steps had so many rows."""
         return len(self._samples.get(rows, ()))
 
+    def near(self, rows: int) -> bool:
+        """Tell whether so many rows, or nearly so many, were measured lately."""
+        at = bisect_left(self._rows, rows - rows // 5)
+        return at < len(self._rows) and self._rows[at] <= rows + rows // 5
+
     def seconds(self, rows: int) -> float:
         """Return the cost of so many rows; between and beyond what was measured, a hopeful guess."""
         known = self._cost.get(rows)
@@ -69,6 +76,128 @@ class StepCost:
         for rows in [r for r in self._rows if self._steps - self._seen[r] >= STALE]:
             del self._samples[rows], self._cost[rows], self._seen[rows]
             self._rows.remove(rows)
+
+
+MOST_ROWS = 4096  # no step is larger
+ROW_SAMPLES = 8  # chunks, of a depth or of any, that say what a row costs
+DEPTH = (
+    512  # positions within which depth is not told apart: nearer chunks differ by noise more than by depth
+)
+
+
+class RowCost:
+    """Seconds that a prompt's row adds to a step: a price, and a price for each position it looks back on.
+
+    The latter from chunks far apart, the former from the latest ones, both by medians (as Theil and Sen have
+    it), which a few disturbed steps do not move.
+    """
+
+    def __init__(self) -> None:
+        self._latest: deque[tuple[float, float]] = deque(maxlen=ROW_SAMPLES)  # mean depth, seconds a row
+        self._at: dict[int, deque[tuple[float, float]]] = {}  # the same by depth
+        self.slope = 0.0  # seconds for each position that a row looks back on
+        self._base = 0.0
+
+    @property
+    def flat(self) -> float:
+        """Seconds of a row that looks back on nothing; 0 while nothing is known."""
+        return self._each(0)
+
+    @property
+    def known(self) -> bool:
+        """Tell whether anything was measured."""
+        return bool(self._latest)
+
+    def add(self, rows: int, first: int, seconds: float) -> None:
+        """Take in what a chunk of `rows` rows from position `first` on added to a step."""
+        sample = (first + rows / 2, seconds / rows)
+        self._latest.append(sample)
+        self._at.setdefault(int(sample[0]) // DEPTH, deque(maxlen=ROW_SAMPLES)).append(sample)
+        if len(self._at) > 1:
+            self.slope = max(self._fitted_slope(), 0.0)
+        prices = [y - self.slope * x for x, y in self._latest]
+        # A rise counts once two of the latest three show it, a fall when half of all do: tokens wait for the former.
+        self._base = max(median(prices), median(prices[-3:]))
+
+    def _fitted_slope(self) -> float:
+        """Return the median slope between depths, each seen as its middle sample."""
+        middles = [(median(x for x, _ in at), median(y for _, y in at)) for at in self._at.values()]
+        return median((y - b) / (x - a) for i, (x, y) in enumerate(middles) for a, b in middles[:i] if x != a)
+
+    def seconds(self, rows: int, first: int) -> float:
+        """Return what so many rows from position `first` on would add; 0 while nothing is known."""
+        return rows * self._each(first + rows / 2)
+
+    def rows(self, seconds: float, first: int) -> int:
+        """Return how many rows from position `first` on fit into so many seconds; 0 while nothing is known."""
+        each = self._each(first)
+        if each <= 0.0 or seconds <= 0.0:
+            return 0
+        # rows * (each + slope * rows / 2) = seconds, solved without the cancellation of the school's formula
+        return int(2 * seconds / (each + (each * each + 2 * self.slope * seconds) ** 0.5))
+
+    def _each(self, depth: float) -> float:
+        """Return the seconds of a row; never less than half of the cheapest seen lately, whatever the line says."""
+        if not self._latest:
+            return 0.0
+        return max(self._base + self.slope * depth, min(y for _, y in self._latest) / 2)
+
+
+TILE = 16  # kernels multiply 16 rows at a time, so a step costs by the tiles it begins
+HOPE = 0.75  # of what a tile of a prompt costs alone: a tile more beside answers, until it was tried
+
+
+class MixedCost:
+    """Seconds of a step of answers' newest tokens and prompts' rows, by its tiles and what the latter look back on."""
+
+    def __init__(self, alone: RowCost) -> None:
+        self._alone = alone
+        self._price = RowCost()  # for its slope
+        self._samples: dict[int, deque[tuple[float, float]]] = {}  # tiles -> (positions seen, seconds)
+
+    @property
+    def slope(self) -> float:
+        """Seconds for each position that a row looks back on."""
+        return self._price.slope or self._alone.slope
+
+    def add(self, rows: int, chunk: int, depth: float, lone: float, seconds: float) -> None:
+        """Take in a step of `rows`, `chunk` of them of prompts at a mean depth, whose answers alone take `lone`."""
+        self._price.add(chunk, max(int(depth - chunk / 2), 0), max(seconds - lone, 0.0))
+        self._samples.setdefault(-(-rows // TILE), deque(maxlen=ROW_SAMPLES)).append((chunk * depth, seconds))
+
+    def flat(self, tiles: int, lone: float) -> float:
+        """Return what a step of so many tiles takes, looking back apart; a hopeful guess until it was tried."""
+        samples = self._samples.get(tiles)
+        if samples:
+            costs = [seconds - self.slope * seen for seen, seconds in samples]
+            return max(median(costs), median(costs[-3:]), lone)
+        each = self._alone.flat * TILE
+        less = max((k for k in self._samples if k < tiles), default=0)
+        if less:
+            return self.flat(less, lone) + HOPE * each * (tiles - less)
+        more = min(self._samples, default=0)
+        return lone + ((self.flat(more, lone) - lone) / more if more else each) * tiles
+
+    def rows(self, spent: int, seen: float, first: int, lone: float, seconds: float) -> int:
+        """Return how many rows of a prompt from position `first` on fit into a step that may take `seconds`.
+
+        It has `spent` rows already, which look back on `seen` positions.
+        """
+        best, tiles = 0, -(-(spent + 1) // TILE)
+        while (room := seconds - self.slope * seen - self.flat(tiles, lone)) > 0.0:
+            fit = tiles * TILE - spent
+            # rows * (first + rows / 2) * slope = room
+            if self.slope * fit * (first + fit / 2) > room:
+                root = (first * first + 2 * room / self.slope) ** 0.5
+                return max(best, int(2 * room / self.slope / (first + root)))
+            best, tiles = fit, tiles + 1
+            if best > MOST_ROWS:
+                break
+        return best
+
+    def seconds(self, rows: int, seen: float, lone: float) -> float:
+        """Return what a step of so many rows takes."""
+        return self.flat(-(-rows // TILE), lone) + self.slope * seen
 
 
 def best_extra(gains: Sequence[float], plain: int, cost: Callable[[int], float]) -> int:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.engine.blocks import BlockManager, common_prefix
+from freehold.engine.budget import FIRST_ROWS
 from freehold.engine.capacity import REQUEST_SHARE, KvType, bytes_per_block
 from freehold.engine.cost import ROW_GUESS, StepCost
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import choose, log_sum_exp
-from freehold.engine.scheduler import FIRST_ROWS, Work
+from freehold.engine.scheduler import Work
 from freehold.engine.sequence import Sequence
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.models.loader import LoadedModel

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.engine.blocks import BlockManager, blocks_for
+from freehold.engine.budget import MAX_ROWS
 from freehold.engine.capacity import KV_TYPES, MEMORY_SHARE, KvType, bytes_per_block, choose_context
 from freehold.engine.disk import DiskCache, dependencies
 from freehold.engine.draft import DraftModel
@@ -37,7 +38,7 @@ from freehold.engine.sampler import (
     log_sum_exp,
     non_finite,
 )
-from freehold.engine.scheduler import MAX_ROWS, Scheduler, Work
+from freehold.engine.scheduler import Scheduler, Work
 from freehold.engine.sequence import Request, Sequence, TokenOut
 from freehold.engine.speculation import Speculation
 from freehold.errors import (
@@ -108,11 +109,11 @@ class Engine:
         self._runner: ModelRunner | None = ModelRunner(model, self._blocks, step_rows, pool, kv_type)
         if disk is not None and model.digest:
             self._blocks.attach(DiskCache(disk, dependencies(model, kv_type), self._runner.cache))
-        self._scheduler = Scheduler(self._blocks, step_rows, time.monotonic)
+        self._scheduler = Scheduler(self._blocks, step_rows, time.monotonic, target_itl_s)
         drafter = None
         if draft is not None:
             drafter = DraftModel(draft, model, self.context, count, pool, kv_type)
-        self._speculation = Speculation(drafter) if speculate else None
+        self._speculation = Speculation(self._scheduler.budget.cost, drafter) if speculate else None
         self._turn = threading.Condition(threading.Lock())
         self._limits = (max_queued, max_queued_tokens)
         self._door = threading.Lock()  # one request at a time is weighed against the limits
@@ -164,7 +165,7 @@ class Engine:
             drafted_tokens=counts.drafted_tokens,
             accepted_tokens=counts.accepted_tokens,
             preemptions=self._scheduler.preemptions,
-            expected_wait_s=self._scheduler.expected_wait_s(),
+            expected_wait_s=self._expected_wait(list(self._entered)),
             progress_at=counts.progress_at,
         )
 
@@ -381,11 +382,17 @@ class Engine:
             self._give_up(batch, e)
             return True
         seconds = time.perf_counter() - started
-        self._scheduler.pace(sum(work.rows for work in batch), seconds)
-        for work, rows in zip(batch, results, strict=True):
-            self._postprocess(work, rows, seconds)
+        self._scheduler.learn(batch, seconds - (self._speculation.draft_s if self._speculation else 0.0))
+        try:
+            for work, rows in zip(batch, results, strict=True):
+                self._postprocess(work, rows, seconds)
+        except BaseException:  # an interrupt: what had ended must not go on
+            for work in batch:
+                if work.seq.reason is not None and not work.seq.done:
+                    self._drop(work.seq)
+            raise
         if self._speculation is not None:
-            self._speculation.learn(batch, seconds)
+            self._speculation.learn(batch)
         self._counts.steps += 1
         self._counts.progress_at = time.monotonic()
         return True
@@ -475,19 +482,25 @@ class Engine:
 
     def _check_limits(self, request: Request) -> None:
         most, most_tokens = self._limits
-        count = self._scheduler.waiting + len(self._entered)
-        tokens = self._scheduler.waiting_tokens + sum(len(s.tokens) for s in self._entered)
-        wait = self._scheduler.expected_wait_s()
+        entered = list(self._entered)
+        count = self._scheduler.waiting + len(entered)
+        tokens = self._scheduler.waiting_tokens + sum(len(s.tokens) for s in entered)
+        wait = self._expected_wait(entered)
         if (most is not None and count >= most) or (
             most_tokens is not None and count and tokens + len(request.prompt) > most_tokens
         ):
             raise Overloaded(
                 f"{count} requests of {tokens:,} tokens wait already; the limits are {most} and {most_tokens}",
-                f"ask again in {wait:.0f} s",
-                wait,
+                f"the wait would be about {wait:.1f} s; try again later",
+                wait / count,  # when the first of them has begun
             )
         if request.deadline is not None and time.monotonic() + wait > request.deadline:
             raise DeadlineExceeded(f"the time limit would pass in the queue; the wait is about {wait:.1f} s")
+
+    def _expected_wait(self, entered: list[Sequence]) -> float:
+        """Return the seconds until a request that came now would begin, behind those that just came."""
+        scheduler = self._scheduler
+        return scheduler.wait_s + sum(scheduler.budget.seconds(0, len(seq.tokens)) for seq in entered)
 
     def advance(self, seq: Sequence, arrived: Callable[[], bool]) -> None:
         """Drive steps until something has arrived for `seq`; raise its error if it failed."""

@@ -1,26 +1,33 @@
 """Decides which rows of which sequences the next step computes.
 
-Knows blocks and token counts; knows no text, no weights. One budget of rows a step, fitted to one
-second: single tokens of running answers first, prompt chunks with what is left. Older sequences go before
-younger ones. When blocks run out, one whose reader has stalled gives its own up, else the youngest; it is
-computed again later, to the same bits.
-Path: Engine.step -> Scheduler.schedule -> ModelRunner.run -> Engine.postprocess
+Knows sequences, blocks, priorities and tenants; knows no text, no weights. One budget a step, no phases: the
+newest tokens of running answers first, rows of prompts with what is left. Of the prompts the tenant who had
+least goes first, of one tenant's the shortest, and a quarter goes to the one that waited longest. Batch work
+gets what interactive work leaves, and a turn now and then. When blocks run out, a sequence whose reader has
+stalled gives its own up, else the youngest; it is computed again later, to the same bits.
+Path: Engine.step -> Scheduler.schedule -> ModelRunner.run -> Engine._postprocess -> Scheduler.learn
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from freehold.engine.blocks import BlockManager
+from freehold._native import BLOCK_TOKENS
+from freehold.engine.blocks import BlockManager, blocks_for, common_prefix
+from freehold.engine.budget import MAX_ROWS, Budget
+from freehold.engine.cost import TILE
 from freehold.engine.sequence import Sequence
+from freehold.engine.shares import Shares
 
 STALL_S = 1.0  # a reader slower than this may lose its place to another; a terminal's user never notices
-# A step is what Ctrl-C and everybody else waits for, so a prompt is cut to a second each. Its size changes
-# no bit of any result. Measured on a 0.5b: 32 rows cost 10 % of the speed, 64 cost 6 %, 128 nothing.
-STEP_S = 1.0
-FIRST_ROWS, MIN_ROWS, MAX_ROWS = 128, 64, 512
-LOGIT_ROWS = 64  # rows a step may take of a sequence that wants all logits: 64 x 262,144 x 4 bytes are 67 MB
+OLDEST_SHARE = 0.25  # of a step's room for prompts: the longest is read at a quarter of the speed at least
+AGE_S = 1.0  # batch work that got nothing for so long goes first for one step,
+PATIENCE_S = 60.0  # and for good once it waited so long to begin
+BYPASS_S = 2.0  # for so long others may pass one that finds no room; then those that came after it make way
+GROWTH = 1  # blocks that each running sequence is expected to need soon; doubled each time it was preempted
+BEGINS = 32  # latest first tokens that tell how fast the queue moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,103 +70,315 @@ class Work:
 class Scheduler:
     """Holds the live sequences, oldest first."""
 
-    def __init__(self, blocks: BlockManager, step_rows: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        blocks: BlockManager,
+        step_rows: int = MAX_ROWS,
+        clock: Callable[[], float] = lambda: 0.0,
+        target_itl_s: float | None = None,
+    ) -> None:
         self._blocks = blocks
-        self._most_rows = step_rows
-        self.budget = min(FIRST_ROWS, step_rows)
         self._clock = clock
-        self._live: list[Sequence] = []
+        self.budget = Budget(step_rows, target_itl_s)
+        self._shares = Shares()
+        self._live: dict[Sequence, None] = {}
+        self._timed: dict[Sequence, float] = {}  # those with a deadline
+        self._batch: dict[Sequence, Work] = {}
+        self._number = 0
+        self._owed = 0.0  # seconds of reading that the oldest prompt has coming
+        self._begins: deque[float] = deque(maxlen=BEGINS)
+        self._now = 0.0
         self.preemptions = 0
+        # What others may read at any time, as of the latest step.
+        self.running = self.waiting = self.waiting_tokens = 0
+        self.wait_s = 0.0
 
     @property
     def live(self) -> int:
         """Sequences that have not ended."""
         return len(self._live)
 
-    @property
-    def running(self) -> int:
-        """Sequences that hold blocks."""
-        return sum(bool(s.table) for s in self._live)
+    def add(self, seq: Sequence) -> None:
+        """Admit a sequence; it gets blocks when a step first takes it."""
+        self._number += 1
+        seq.number, seq.arrived = self._number, self._clock()
+        seq.served_at = seq.arrived
+        self._live[seq] = None
+        self._shares.enter(seq.request.tenant)
+        if seq.request.deadline is not None:
+            self._timed[seq] = seq.request.deadline
+        self.waiting += 1
+        self.waiting_tokens += len(seq.tokens)
 
-    @property
-    def waiting(self) -> int:
-        """Sequences that hold none."""
-        return self.live - self.running
-
-    @property
-    def waiting_tokens(self) -> int:
-        """Tokens that must be computed before those can go on."""
-        return sum(len(s.tokens) for s in self._live if not s.table)
-
-    def expected_wait_s(self) -> float:
-        """Return the seconds until a request that came now would get its first token."""
-        return 0.0
+    def remove(self, seq: Sequence) -> None:
+        """Drop a sequence that ended or was cancelled; what it computed stays while there is room."""
+        if seq in self._live:
+            del self._live[seq]
+            self._timed.pop(seq, None)
+            self._shares.leave(seq.request.tenant)
+            self._blocks.retire(seq)
 
     def late(self) -> list[Sequence]:
         """Return the sequences whose time is over."""
-        now = self._clock()
-        return [s for s in self._live if s.request.deadline is not None and s.request.deadline < now]
+        now = self._clock() if self._timed else 0.0
+        return [seq for seq, deadline in self._timed.items() if deadline < now]
 
-    def add(self, seq: Sequence) -> None:
-        """Admit a sequence; it gets blocks when a step first takes it."""
-        self._live.append(seq)
-
-    def remove(self, seq: Sequence) -> None:
-        """Drop a sequence that ended or was cancelled, and keep its blocks for one that begins alike."""
-        if seq in self._live:
-            self._live.remove(seq)
-            self._blocks.retire(seq)
+    # --- the step ----------------------------------------------------------------------------------
 
     def schedule(self) -> list[Work]:
         """Choose the next step's rows; empty when no sequence can go on."""
-        batch: list[Work] = []
-        budget = self.budget
-        for seq in self._in_turn():
-            if budget == 0:
-                break
-            if not self._place(seq, batch):
-                continue
-            first = min(seq.computed, len(seq.tokens) - 1)
-            limit = budget if seq.request.sink is None else min(budget, LOGIT_ROWS)
-            count = min(len(seq.tokens) - first, limit)
-            batch.append(Work(seq, first, count))
-            budget -= count
-        return batch
+        self._now = self._clock()
+        self._batch = {}
+        self.budget.begin()
+        first, rest = self._ready()
+        if not any(first):
+            first, rest = rest, ([], [])
+        self._decode(first[0])
+        self.budget.open(len(self._batch))
+        self._read(first[1])
+        for seq in sorted(rest[0], key=lambda s: s.served_at):
+            if seq.table and self._holds(seq) and self.budget.add_decode():
+                self._take(seq, len(seq.tokens) - 1, 1)
+        self._read(rest[1])
+        return list(self._batch.values())
 
     def lengthened(self, work: Work, draft: list[int]) -> Work:
         """Let a step verify guesses, as many as find room in blocks that nobody holds or will miss."""
         room = self._blocks.stretch(work.seq, len(work.seq.tokens) + len(draft)) - len(work.seq.tokens)
         return Work(work.seq, work.first, work.count, tuple(draft[:room]))
 
-    def pace(self, rows: int, seconds: float) -> None:
-        """Fit the next steps' rows to STEP_S by how long a full one took."""
-        if rows >= self.budget and seconds > 0:
-            self.budget = min(max(int(rows / seconds * STEP_S), MIN_ROWS), self._most_rows)
+    def learn(self, batch: list[Work], seconds: float) -> None:
+        """Take in how long a step took, before its tokens are chosen: what rows cost, and who has had them."""
+        decodes = [work for work in batch if work.decodes]
+        chunks = [work for work in batch if not work.decodes]
+        cuts = [(work.first, work.count, work.seq.request.sink is not None) for work in chunks]
+        share = self.budget.learn(len(decodes), cuts, sum(len(work.draft) for work in batch), seconds)
+        for group, part in ((decodes, share), (chunks, 1.0 - share)):
+            rows = sum(work.rows for work in group)
+            for work in group:
+                self._shares.charge(work.seq.request.tenant, seconds * part * work.rows / rows)
+                if work.last and work.seq.begun_at == 0.0:
+                    work.seq.begun_at = self._now
+                    self._begins.append(self._now)
 
-    def _in_turn(self) -> Iterator[Sequence]:
-        """Yield ready sequences: those that need one row, then the others."""
-        ready = [s for s in self._live if s.ready]
-        one_row = [s for s in ready if s.table and len(s.tokens) - s.computed <= 1]
-        yield from one_row
-        yield from (s for s in ready if s not in one_row)
+    def _ready(self) -> tuple[tuple[list[Sequence], list[Sequence]], tuple[list[Sequence], list[Sequence]]]:
+        """Sort out who can go on: (newest tokens, prompts) of those who go first, and of the others."""
+        now = self._now
+        decodes, prompts, late_decodes, late_prompts = [], [], [], []
+        self.running = self.waiting = self.waiting_tokens = 0
+        unread = 0.0
+        for seq in self._live:
+            left = len(seq.tokens) - seq.computed
+            if seq.table:
+                self.running += 1
+            else:
+                self.waiting += 1
+                self.waiting_tokens += left
+            if not seq.ready:
+                continue
+            first = not self._yields(seq) or now - seq.served_at > AGE_S
+            if seq.table and left <= 1 and seq.request.sink is None:
+                (decodes if first else late_decodes).append(seq)
+            else:
+                unread += self.budget.seconds(seq.computed, left, seq.request.sink is not None)
+                (prompts if first else late_prompts).append(seq)
+        self.wait_s = self._wait(unread, len(decodes) + len(late_decodes))
+        return (decodes, prompts), (late_decodes, late_prompts)
 
-    def _place(self, seq: Sequence, batch: list[Work]) -> bool:
+    def _yields(self, seq: Sequence) -> bool:
+        """Tell whether interactive work goes before it."""
+        return seq.request.priority == "batch" and (
+            seq.begun_at > 0.0 or self._now - seq.arrived <= PATIENCE_S
+        )
+
+    def _wait(self, unread_s: float, decodes: int) -> float:
+        """Return the seconds until a request that came now would begin, by what must be read before it.
+
+        Where the queue moves more slowly than it could be read, for want of blocks, by how fast it moved.
+        """
+        wait = unread_s
+        if decodes:
+            lone = self.budget.cost.seconds(decodes)
+            limit = self.budget.limit(lone)
+            wait *= limit / max(limit - lone, 0.01 * limit)
+        if self.waiting and len(self._begins) > 1:
+            wait = max(wait, self.waiting * (self._now - self._begins[0]) / len(self._begins))
+        return wait
+
+    # --- newest tokens -----------------------------------------------------------------------------
+
+    def _decode(self, decodes: list[Sequence]) -> None:
+        """Take the newest token of every running answer; of more than a step holds, those who waited longest."""
+        if len(decodes) > self.budget.most_rows:
+            decodes = sorted(decodes, key=lambda s: s.served_at)[: self.budget.most_rows]
+        for seq in decodes:
+            if seq.table and self._holds(seq):
+                self._take(seq, len(seq.tokens) - 1, 1)
+
+    def _take(self, seq: Sequence, first: int, count: int) -> None:
+        known = self._batch.get(seq)
+        if known is not None:
+            first, count = known.first, known.count + count
+        self._batch[seq] = Work(seq, first, count)
+        seq.served_at = self._now
+
+    # --- prompts -----------------------------------------------------------------------------------
+
+    def _read(self, prompts: list[Sequence]) -> None:
+        """Give out the step's room for prompts."""
+        if not prompts:
+            return
+        used = self._shares.used
+        order = sorted(prompts, key=lambda s: (used(s.request.tenant), self._unread(s), s.number))
+        oldest = min(
+            (s for s in order if s.request.tenant == order[0].request.tenant), key=lambda s: s.number
+        )
+        if oldest is not order[0]:
+            self._owed = min(self._owed + OLDEST_SHARE * self.budget.room, self.budget.room)
+            if self._owed >= self.budget.seconds(oldest.computed, TILE) and self._read_some(
+                oldest, self._owed, least=False
+            ):
+                self._owed = 0.0
+        for seq in order:
+            if self.budget.left < 1:
+                return
+            self._read_some(seq, self.budget.room)
+
+    def _unread(self, seq: Sequence) -> int:
+        """Return the rows until it has read its prompt, or what somebody waits for it to read."""
+        end = seq.wanted if seq.wanted > seq.computed else len(seq.tokens)
+        return end - seq.computed
+
+    def _read_some(self, seq: Sequence, seconds: float, least: bool = True) -> bool:
+        """Take as many rows of a prompt as fit into so many seconds; False if none."""
+        budget, logits = self.budget, seq.request.sink is not None
+        taken = self._batch.get(seq)
+        done = taken.first + taken.count if taken else seq.computed
+        if not budget.rows(done, len(seq.tokens) - done, logits, seconds, least) or not self._holds(seq):
+            return False
+        if taken is None:  # others' blocks may have brought it forward, and an interrupt holds it back
+            done = min(seq.computed, len(seq.tokens) - 1)
+        count = budget.rows(done, len(seq.tokens) - done, logits, seconds, least)
+        if count:
+            self._take(seq, done, count)
+            budget.spend(done, count, logits)
+        return count > 0
+
+    def _leader(self, seq: Sequence) -> Sequence | None:
+        """Return a sequence that computes what `seq` begins with, worth waiting for; it then reads up to there."""
+        known = seq.leader
+        if known is not None and known.computed < seq.led and self._leads(known, seq):
+            return known
+        seq.leader = None
+        if seq.parent is not None and self._leads(seq.parent, seq):
+            seq.leader, seq.led = seq.parent, len(seq.parent.request.prompt)
+        if seq.leader is None:
+            seq.led = self._blocks.match(seq)
+            for other in self._reading():
+                if self._leads(other, seq) and other.tokens[:BLOCK_TOKENS] == seq.tokens[:BLOCK_TOKENS]:
+                    same = min(common_prefix(other.tokens, seq.tokens), len(seq.tokens) - 1)
+                    same -= same % BLOCK_TOKENS
+                    if same > max(seq.led, other.computed):
+                        seq.leader, seq.led = other, same
+        if seq.leader is not None:
+            wanted = seq.leader.wanted
+            seq.leader.wanted = min(wanted, seq.led) if wanted > seq.leader.computed else seq.led
+        return seq.leader
+
+    def _reading(self) -> list[Sequence]:
+        return [s for s in self._live if s.table and len(s.tokens) - s.computed > 1]
+
+    def _leads(self, other: Sequence, seq: Sequence) -> bool:
+        """Tell whether `other` is about to read a prompt whose blocks `seq` may share."""
+        return (
+            other is not seq
+            and other in self._live
+            and bool(other.table)
+            and len(other.tokens) - other.computed > 1
+            and other.ready
+            and other.request.sink is None
+            and other.request.tenant == seq.request.tenant
+            and self._yields(other) <= self._yields(seq)
+        )
+
+    # --- blocks ------------------------------------------------------------------------------------
+
+    def _rank(self, seq: Sequence) -> tuple[bool, int]:
+        """Order by who may take another's blocks: a fixed order, so that nobody takes them back."""
+        return self._yields(seq), seq.number
+
+    def _holds(self, seq: Sequence) -> bool:
         """Make sure all tokens of `seq` have blocks, at others' expense if the rules allow it."""
-        if not seq.table and seq.request.sink is None:
+        if not seq.table:
+            return self._admit(seq)
+        if self._blocks.grow(seq, len(seq.tokens)):
+            return True
+        return self._make_room(seq, 1, younger=True) and self._blocks.grow(seq, len(seq.tokens))
+
+    def _admit(self, seq: Sequence) -> bool:
+        """Let a sequence begin if there is room for it and for what the running ones will need soon."""
+        blocks = self._blocks
+        others = sum(bool(s.table) for s in self._live)
+        if seq.refused == (blocks.available, others) and not (self._impatient(seq) or self._unread_tokens()):
+            return False
+        if others >= self.budget.most_decodes() or (others and self._leader(seq) is not None):
+            return False
+        self._share(seq)
+        need = blocks_for(len(seq.tokens)) - len(seq.table)
+        spare = GROWTH * others + min(GROWTH << seq.preempted, blocks_for(seq.left)) if others else 0
+        fits = need + spare <= blocks.available or self._make_room(seq, need, self._impatient(seq))
+        if fits and blocks.grow(seq, len(seq.tokens)):
+            return True
+        blocks.release(seq)
+        seq.refused = blocks.available, others
+        return False
+
+    def _unread_tokens(self) -> bool:
+        return any(s.pending for s in self._live if s.table)
+
+    def _impatient(self, seq: Sequence) -> bool:
+        return self._now - seq.arrived > BYPASS_S
+
+    def _share(self, seq: Sequence) -> None:
+        parent = seq.parent
+        if parent is not None and self._forks(parent, seq):
+            self._blocks.fork(parent, seq)
+            seq.cached = 0 if seq.generated else seq.computed
+        elif seq.request.sink is None:
             self._blocks.adopt(seq)
-        while not self._blocks.grow(seq, len(seq.tokens)):
-            victim = self._victim(seq, batch)
-            if victim is None:
-                return False
-            self._blocks.release(victim)
-            self.preemptions += 1
+
+    def _forks(self, parent: Sequence, seq: Sequence) -> bool:
+        """Tell whether all that `parent` has computed is what `seq` begins with, and its prompt is among it."""
+        done = parent.computed
+        return (
+            parent in self._live
+            and len(parent.request.prompt) <= done <= len(seq.tokens)
+            and parent.tokens[:done] == seq.tokens[:done]
+        )
+
+    def _make_room(self, seq: Sequence, need: int, younger: bool) -> bool:
+        """Have `need` blocks free, at others' expense: of those whose reader stalled, of the youngest batch work, of
+        the youngest after `seq`. False, and nobody is harmed, if all of them do not hold enough."""
+        rank = self._rank(seq)
+        holders = [s for s in self._live if s.table and s is not seq]
+        stalled = {s for s in holders if s.pending and self._now - s.paused_at > STALL_S}
+        behind = [s for s in holders if self._rank(s) > rank and (younger or self._yields(s) > rank[0])]
+        free, victims = self._blocks.available, []
+        held = Counter(block for s in (*holders, seq) for block in s.table)
+        for victim in sorted({*stalled, *behind}, key=lambda s: (s in stalled, self._rank(s)), reverse=True):
+            if free >= need:
+                break
+            victims.append(victim)
+            held.subtract(victim.table)
+            free += sum(not held[block] for block in victim.table)
+        if free < need:
+            return False
+        for victim in victims:
+            self._preempt(victim)
         return True
 
-    def _victim(self, seq: Sequence, batch: list[Work]) -> Sequence | None:
-        taken = [seq, *(work.seq for work in batch)]
-        holders = [s for s in self._live if s.table and s not in taken]
-        now = self._clock()
-        stalled = [s for s in holders if s.pending and now - s.paused_at > STALL_S]
-        younger = [s for s in holders if self._live.index(s) > self._live.index(seq)]
-        choices = stalled or younger
-        return choices[-1] if choices else None
+    def _preempt(self, seq: Sequence) -> None:
+        self._batch.pop(seq, None)
+        self._blocks.release(seq)
+        seq.preempted += 1
+        self.preemptions += 1

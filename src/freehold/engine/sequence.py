@@ -63,6 +63,16 @@ class Sequence:
     error: FreeholdError | None = None
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    # The scheduler's notes.
+    number: int = 0  # in order of arrival, from 1
+    arrived: float = 0.0  # on the engine's clock, as are
+    served_at: float = 0.0  # when a step last took it, and
+    begun_at: float = 0.0  # when its whole prompt was first computed; 0: not yet
+    preempted: int = 0  # times
+    refused: tuple[int, int] = (-1, -1)  # free blocks and others running when it last found no room
+    leader: Sequence | None = None  # computes what this one begins with, so this one waits
+    led: int = 0  # until so many tokens are computed
+    wanted: int = 0  # tokens that some other waits for
     drafted: int = 0  # guesses verified, and those that held; speculation counts them
     accepted: int = 0
 

@@ -52,12 +52,12 @@ class Hopes:
 class Speculation:
     """Guesses for all live sequences; `drafter` joins in where the text does not repeat itself."""
 
-    def __init__(self, drafter: DraftModel | None = None) -> None:
-        self.cost = StepCost()
+    def __init__(self, cost: StepCost, drafter: DraftModel | None = None) -> None:
+        self.cost = cost  # the scheduler learns it
         self._drafter = drafter
         self._hopes: dict[Sequence, Hopes] = {}
         self._plain = 0  # sequences of this step, if it has nothing but their newest tokens and guesses
-        self._draft_s = 0.0  # seconds the draft model took before it
+        self.draft_s = 0.0  # seconds the draft model took before it
 
     def forget(self, seq: Sequence) -> None:
         """Drop what is held for a sequence that ended."""
@@ -69,7 +69,7 @@ class Speculation:
 
     def extend(self, batch: list[Work], scheduler: Scheduler) -> list[Work]:
         """Return the step with guesses to verify; the same step where none would pay, or prompts are in it."""
-        self._plain, self._draft_s = 0, 0.0
+        self._plain, self.draft_s = 0, 0.0
         if not all(work.decodes for work in batch):
             return batch
         self._plain = len(batch)
@@ -84,8 +84,8 @@ class Speculation:
                 self._draft(self._drafter, batch, hopes)
             except NonFiniteLogits:  # its damage is no fault of the answer: go on without it
                 self._drafter = None
-            self._draft_s = perf_counter() - started
-        counts = self._shares(hopes, scheduler.budget - self._plain)
+            self.draft_s = perf_counter() - started
+        counts = self._shares(hopes, scheduler.budget.most_rows - self._plain)
         return [
             scheduler.lengthened(work, hope.guess.tokens[:count]) if count and hope.guess else work
             for work, hope, count in zip(batch, hopes, counts, strict=True)
@@ -161,20 +161,19 @@ class Speculation:
 
     # --- after the step ----------------------------------------------------------------------------
 
-    def learn(self, batch: list[Work], seconds: float) -> None:
-        """Take in what became of the guesses; `seconds`: of the whole step, `extend` included."""
+    def learn(self, batch: list[Work]) -> None:
+        """Take in what became of the guesses, when the step's cost was learnt."""
         if self._plain:
-            self._account(batch, seconds)
+            self._account(batch)
         for work in batch:
             if work.seq.done:
                 self.forget(work.seq)
 
-    def _account(self, batch: list[Work], seconds: float) -> None:
+    def _account(self, batch: list[Work]) -> None:
         rows = sum(work.rows for work in batch)
-        self.cost.add(rows, seconds - self._draft_s)
         lone = self.cost.seconds(self._plain)
         made = [work.seq.tokens[work.first + 1 :] for work in batch]
-        drafting = self._drafter.spent if self._draft_s and self._drafter else 0.0
+        drafting = self._drafter.spent if self.draft_s and self._drafter else 0.0
         won = sum(map(len, made)) / self._plain - (self.cost.seconds(rows) + drafting) / lone
         for work, tokens in zip(batch, made, strict=True):
             hope = self._hopes[work.seq]

@@ -1,0 +1,114 @@
+"""A scheduler with its blocks on a clock of its own: steps take what a made-up machine takes, and are instant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from freehold.engine.blocks import BlockManager
+from freehold.engine.scheduler import Scheduler, Work
+from freehold.engine.sequence import Request, Sequence
+from freehold.types import Priority, SamplingParams
+
+# A 0.5b on two cores, about: seconds of a lone row, of each more, of a prompt's row and of a position it sees.
+LONE_S, MORE_S, ROW_S, LOOK_S = 0.016, 0.002, 0.0008, 4e-7
+
+
+@dataclass
+class Log:
+    """What became of a sequence, in seconds from its arrival."""
+
+    arrived: float
+    first: float | None = None  # token
+    ended: float | None = None
+    tokens: list[float] = field(default_factory=list)  # when each came, on the clock
+
+    @property
+    def gaps(self) -> list[float]:
+        return [b - a for a, b in zip(self.tokens, self.tokens[1:], strict=False)]
+
+
+class World:
+    """Steps, a clock, and everybody's log."""
+
+    def __init__(self, blocks: int = 1000, rows: int = 512, target_itl_s: float | None = None) -> None:
+        self.now = 0.0
+        self.blocks = BlockManager(blocks)
+        self.scheduler = Scheduler(self.blocks, rows, lambda: self.now, target_itl_s)
+        self.logs: dict[Sequence, Log] = {}
+        self.rows_computed = 0
+        self._token = 0
+
+    def add(
+        self,
+        prompt: int | list[int],
+        answer: int = 10,
+        priority: Priority = "interactive",
+        tenant: str = "",
+        parent: Sequence | None = None,
+    ) -> Sequence:
+        """Let a request come; a number stands for so many tokens like nobody else's."""
+        if isinstance(prompt, int):
+            self._token += 1
+            prompt = [self._token] * prompt
+        request = Request(tuple(prompt), SamplingParams(), 0, answer, priority=priority, tenant=tenant)
+        seq = Sequence(request, list(prompt), parent)
+        self.logs[seq] = Log(self.now)
+        self.scheduler.add(seq)
+        return seq
+
+    def cancel(self, seq: Sequence) -> None:
+        """Let a reader go."""
+        seq.done = True
+        self.scheduler.remove(seq)
+
+    def seconds(self, batch: list[Work]) -> float:
+        """Return what the made-up machine takes for a step."""
+        decodes = sum(work.decodes for work in batch)
+        reading = sum(
+            work.count * (ROW_S + LOOK_S * (work.first + work.count / 2))
+            for work in batch
+            if not work.decodes
+        )
+        return max(LONE_S + MORE_S * (decodes - 1) if decodes else 0.0, 0.5 * LONE_S) + reading
+
+    def step(self) -> list[Work]:
+        """Compute a step; an idle one lets a moment pass."""
+        batch = self.scheduler.schedule()
+        assert len({work.seq for work in batch}) == len(batch)
+        seconds = self.seconds(batch) if batch else 0.01
+        self.now += seconds
+        if batch:
+            self.scheduler.learn(batch, seconds)
+        for work in batch:
+            self._after(work)
+        return batch
+
+    def _after(self, work: Work) -> None:
+        seq, log = work.seq, self.logs[work.seq]
+        assert len(seq.table) * 32 >= work.first + work.rows
+        self.rows_computed += work.rows
+        seq.computed = work.first + work.count
+        if seq.computed == len(seq.tokens):
+            self._token += 1
+            seq.tokens.append(self._token)
+            log.tokens.append(self.now)
+            log.first = log.first or self.now - log.arrived
+            seq.done = seq.left == 0
+        self.blocks.publish(seq)
+        if seq.done:
+            log.ended = self.now - log.arrived
+            self.scheduler.remove(seq)
+
+    def run(self, seconds: float) -> None:
+        """Let so much time pass."""
+        end = self.now + seconds
+        while self.now < end:
+            self.step()
+
+    def finish(self, steps: int = 100_000) -> None:
+        """Run until everybody's answer has ended."""
+        for _ in range(steps):
+            if not self.scheduler.live:
+                return
+            self.step()
+        raise AssertionError(f"{self.scheduler.live} sequences never ended")
