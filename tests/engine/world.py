@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 from freehold.engine.blocks import BlockManager
 from freehold.engine.scheduler import Scheduler, Work
@@ -18,8 +19,8 @@ class Log:
     """What became of a sequence, in seconds from its arrival."""
 
     arrived: float
-    first: float | None = None  # token
-    ended: float | None = None
+    first: float = inf  # token
+    ended: float = inf
     tokens: list[float] = field(default_factory=list)  # when each came, on the clock
 
     @property
@@ -92,7 +93,7 @@ class World:
             self._token += 1
             seq.tokens.append(self._token)
             log.tokens.append(self.now)
-            log.first = log.first or self.now - log.arrived
+            log.first = min(log.first, self.now - log.arrived)
             seq.done = seq.left == 0
         self.blocks.publish(seq)
         if seq.done:
