@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from freehold.server.openai.fields import ChatRequest, CompletionRequest
 from freehold.server.tokens import DetokenizeRequest, TokenizeRequest
+from tests.server.test_streams import eventually
 
 DOCUMENTED = {200, 400, 404, 413}
 ROUTES = {
@@ -42,7 +43,7 @@ def check(server, route: str, body: bytes) -> None:
     else:
         decoded = json.loads(answer.content)
         assert (answer.status_code == 200) is ("error" not in decoded)
-    assert not server.doors.server.calls and server.models.in_flight == 0
+    assert eventually(lambda: not server.doors.server.calls) and server.models.in_flight == 0
 
 
 @pytest.mark.parametrize("route", ROUTES)
