@@ -22,6 +22,7 @@ CASES = [
     (errors.Overloaded("no", wait_s=2.2), 429, "overloaded"),
     (errors.BadModelFile("no"), 500, "bad_model_file"),
     (errors.NonFiniteLogits("no"), 500, "non_finite_logits"),
+    (errors.StepFailed("no"), 500, "step_failed"),
     (errors.StoreError("no"), 500, "store_error"),
     (errors.EngineLost("no"), 502, "engine_lost"),
     (errors.CapacityExceeded("no"), 503, "capacity_exceeded"),

@@ -28,6 +28,7 @@ STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
     errors.ModelNotFound: (404, "not_found_error", "model_not_found"),
     errors.Overloaded: (429, "rate_limit_error", "overloaded"),
     errors.NonFiniteLogits: (500, SERVER, "non_finite_logits"),
+    errors.StepFailed: (500, SERVER, "step_failed"),
     errors.BadModelFile: (500, SERVER, "bad_model_file"),
     errors.StoreError: (500, SERVER, "store_error"),
     errors.EngineLost: (502, SERVER, "engine_lost"),

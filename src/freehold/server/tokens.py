@@ -24,7 +24,7 @@ from freehold.server.problems import Refused
 
 
 class TokenizeRequest(Struct, kw_only=True):
-    """POST /tokenize: a text, or a chat as the model's template writes it."""
+    """POST /tokenize: a text to count, or a chat as the model's template writes it."""
 
     model: Annotated[
         Name | None,
@@ -43,7 +43,7 @@ class TokenizeRequest(Struct, kw_only=True):
 
 
 class DetokenizeRequest(Struct, kw_only=True):
-    """POST /detokenize."""
+    """POST /detokenize: ids to write as text."""
 
     tokens: Annotated[list[TokenId], Meta(description="Token ids.")]
     model: Annotated[

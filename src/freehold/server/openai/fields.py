@@ -147,7 +147,7 @@ class TemplateOptions(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ChatRequest(Generating, kw_only=True):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions: a chat to answer."""
 
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
@@ -180,7 +180,7 @@ class ChatRequest(Generating, kw_only=True):
 
 
 class CompletionRequest(Generating, kw_only=True):
-    """POST /v1/completions. max_tokens is 16 if it is not given, as OpenAI has it."""
+    """POST /v1/completions: text to continue. `max_tokens` is 16 if it is not given, as OpenAI has it."""
 
     prompt: Annotated[
         str | list[str | TokenId | list[TokenId]] | None,
