@@ -245,6 +245,7 @@ def test_such_fields_pass_where_they_say_nothing(serving):
         "best_of": 1,
         "functions": None,
         "parallel_tool_calls": True,
+        "add_special_tokens": False,
     }
     body = serving().client.post("/v1/chat/completions", json={**CHAT, **neutral}).json()
     assert body["freehold"]["warnings"] == []

@@ -113,6 +113,7 @@ def test_a_reasoning_models_thinking_is_part_of_the_text(serving):
         ({"prompt": [1], "suffix": "y"}, "suffix"),
         ({"prompt": "x", "logprobs": 21}, "logprobs"),
         ({"prompt": "x", "logprobs": True}, "logprobs"),
+        ({"prompt": "x", "add_special_tokens": False}, "add_special_tokens"),
     ],
 )
 def test_a_wrong_request_is_refused_by_name(serving, fields, param):

@@ -89,6 +89,8 @@ def _named(e: FreeholdError) -> Problem:
     status, kind, code = next(s for c, s in STATUS.items() if isinstance(e, c))
     message = without_paths(f"{e.message}; {e.hint}" if e.hint else e.message)
     headers = [(b"x-should-retry", b"false")] if code in _HOPELESS else []
+    if code == "stopping":
+        headers.append((b"retry-after", b"1"))
     # Our own client raises the same error again from these two.
     extra: dict[str, object] = {"name": type(e).__name__, "hint": without_paths(e.hint)}
     if isinstance(e, Overloaded):

@@ -226,6 +226,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(["truncate_prompt_tokens", "thinking_token_budget", "repetition_detection"], ()),
     **dict.fromkeys(["mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"], (0, 0.0)),
     "suffix": ("",),
+    "add_special_tokens": (True,),
 }
 # Unknown to us, and silence about them misleads nobody.
 _HARMLESS = {
@@ -233,8 +234,8 @@ _HARMLESS = {
     "metadata": ({},),
     "service_tier": ("auto", "default"),
     "parallel_tool_calls": (True, False),
-    "add_special_tokens": (True, False),
 }
+_IN_CHAT = {"add_special_tokens": (False,)}  # there the template writes them
 _ALIASES = {
     "repeat_penalty": "repetition_penalty",
     "repeat_last_n": "penalty_window",
@@ -258,11 +259,12 @@ def strangers(raw: dict[str, Any], kind: type[Struct]) -> list[str]:
     unknown = raw.keys() - set(kind.__struct_fields__)
     if not unknown:
         return []
+    neutral = {**_NEUTRAL, **_IN_CHAT} if kind is ChatRequest else _NEUTRAL
     warnings = []
     for name in sorted(unknown):
         value = raw[name]
-        if name in _NEUTRAL:
-            if value is not None and value not in _NEUTRAL[name]:
+        if name in neutral:
+            if value is not None and value not in neutral[name]:
                 raise Refused(
                     400,
                     f"{name[:60]} is not supported by this server yet",
