@@ -60,6 +60,7 @@ class FakeLoaded:
     in_flight: int = 0
     restarts: int = 0
     slow_readers: int = 0
+    pid: int = 1
 
 
 def info_of(name: str) -> ModelInfo:

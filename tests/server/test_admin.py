@@ -38,7 +38,7 @@ def test_ps_lists_what_is_in_memory(serving):
     server.client.post(URL, json=CHAT)
     (row,) = server.admin.get("/admin/ps").json()["models"]
     assert row["name"] == "fake:1b" and row["context"] == 4096 and row["stats"]["running"] == 0
-    assert row["expires_at"] is None and row["restarts"] == 0
+    assert row["expires_at"] is None and row["restarts"] == 0 and row["pid"] == 1
 
 
 def test_a_model_is_loaded_and_unloaded(serving):

@@ -103,5 +103,6 @@ def row(each: Loaded) -> dict[str, Any]:
         "in_flight": each.in_flight,
         "restarts": each.restarts,
         "slow_readers": each.slow_readers,
+        "pid": each.pid,
         "expires_at": each.expires_at,
     }
