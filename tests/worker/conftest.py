@@ -14,6 +14,7 @@ import pytest
 from freehold.config import Settings
 from freehold.store import ModelRef, Store
 from freehold.types import Chunk, Job
+from freehold.worker import supervisor
 from freehold.worker.models import Models, Options
 from freehold.worker.supervisor import Served
 from tests.vectors.files import write_gguf
@@ -33,8 +34,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelRef]:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Callable[..., None]:
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that runs `body(models)` in a loop of its own and closes the models, whatever happens."""
+    monkeypatch.setattr(supervisor, "FIRST_WAIT_S", 0.01)
 
     def run(body: Body, options: Options | None = None, **wanted: Any) -> None:
         async def main() -> None:

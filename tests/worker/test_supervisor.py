@@ -21,7 +21,7 @@ from freehold.errors import (
     UsageError,
 )
 from freehold.types import Job
-from freehold.worker import client, supervisor
+from freehold.worker import client
 from freehold.worker import stream as stream_module
 from freehold.worker.models import Models, Options
 from freehold.worker.scripted import scripted_tokens
@@ -136,7 +136,6 @@ def test_engine_killed_while_idle_comes_back(serve):
 def test_engine_that_dies_of_every_start_is_given_up(serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "dies.py").write_text("import sys; sys.exit(7)")
     monkeypatch.setattr(client, "COMMAND", [sys.executable, str(tmp_path / "dies.py")])
-    monkeypatch.setattr(supervisor, "FIRST_WAIT_S", 0.01)
 
     async def body(models: Models) -> None:
         with pytest.raises(EngineLost, match="it ended with status 7"):
@@ -394,13 +393,13 @@ def impostor(path: Path, then: str) -> list[str]:
 def test_engine_that_speaks_nonsense_is_a_named_error(
     serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, part: str
 ):
+    good = client.COMMAND
     monkeypatch.setattr(client, "COMMAND", impostor(tmp_path / "impostor.py", then))
-    monkeypatch.setattr(supervisor, "FIRST_WAIT_S", 0.01)
 
     async def body(models: Models) -> None:
         with pytest.raises(FreeholdError, match=part):
             await models.use("fast")
-        monkeypatch.undo()
+        monkeypatch.setattr(client, "COMMAND", good)
         assert isinstance(await models.use("fast"), Served)  # and the next load is tried anew
 
     serve(body, scripts=SCRIPTS)

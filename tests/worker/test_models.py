@@ -1,0 +1,306 @@
+"""Several models in processes of their own: tiny ones, and real ones under the mark `model`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import freehold
+from freehold import _native as native
+from freehold.errors import BadModelFile, CapacityExceeded, ModelNotFound, Overloaded, UsageError
+from freehold.store import ModelRef
+from freehold.types import Job, Message
+from freehold.worker import models as models_module
+from freehold.worker.models import HEADROOM, LEAST_CACHE, Models, Options
+from tests.worker.conftest import answers, text, tokens
+
+OPTIONS = Options(context=256, threads=1, cache_bytes=8 << 20)
+ENDLESS = {"logit_bias": {2: -1e6, 4: -1e6}}  # neither the end of text nor of a turn
+CHAT = Job(messages=(Message("user", "Hi"),), max_tokens=60, sampling={"seed": 3, **ENDLESS})
+
+
+def seeded(seed: int) -> Job:
+    return replace(CHAT, sampling={"seed": seed, **ENDLESS})
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: dict[str, ModelRef]):
+    """Return what the tiny model answers in this process, with nobody beside it."""
+    with freehold.load(tiny["tiny"].path, context=256, threads=1) as llm:
+        yield lambda seed: llm.chat("Hi", max_tokens=60, seed=seed, logit_bias=ENDLESS["logit_bias"])
+
+
+# --- the same tokens -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kill_at", [[], [1], [20, 40]])
+def test_answer_is_the_one_given_alone_whatever_dies(serve, tiny, alone, kill_at: list[int]):
+    async def body(models: Models) -> None:
+        [chunks] = await answers(await models.use("tiny"), CHAT, kill_at)
+        want = alone(3)
+        assert (tuple(tokens(chunks)), text(chunks)) == (want.token_ids, want.text)
+        assert chunks[-1].usage.completion_tokens == want.usage.completion_tokens
+
+    serve(body, OPTIONS, paths=tiny)
+
+
+def test_sixteen_streams_and_one_with_four_answers_are_each_as_alone(serve, tiny, alone):
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        jobs = [seeded(i) for i in range(16)] + [replace(CHAT, n=4)]
+        got = await asyncio.gather(*(answers(served, job) for job in jobs))
+        for seed, [chunks] in enumerate(got[:16]):
+            assert tuple(tokens(chunks)) == alone(seed).token_ids
+        for i, chunks in enumerate(got[16]):
+            assert tuple(tokens(chunks)) == alone(3 + i).token_ids
+
+    serve(body, OPTIONS, paths=tiny)
+
+
+def test_four_answers_of_different_lengths_survive_a_death(serve, tiny):
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        job = replace(CHAT, n=4, stop=("e", "q"))
+        whole = await answers(served, job)
+        assert len({len(tokens(chunks)) for chunks in whole}) > 1
+        longest = max(range(4), key=lambda i: len(tokens(whole[i])))
+        stream, got, killed = await served.start(job), [[] for _ in range(4)], False
+        async for index, chunk in stream:
+            got[index].append(chunk)
+            if not killed and len(tokens(got[longest])) > len(tokens(whole[longest])) // 2:
+                os.kill(served.pid, signal.SIGKILL)
+                killed = True
+        assert [tokens(c) for c in got] == [tokens(c) for c in whole]
+        assert [text(c) for c in got] == [text(c) for c in whole]
+        assert [c[-1].finish_reason for c in got] == [c[-1].finish_reason for c in whole]
+
+    serve(body, OPTIONS, paths=tiny)
+
+
+def test_seed_that_nobody_named_is_kept_over_a_death(serve, tiny, alone):
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        stream = await served.start(replace(CHAT, sampling=ENDLESS))
+        chunks = [(await anext(stream))[1]]
+        os.kill(served.pid, signal.SIGKILL)
+        chunks += [chunk async for _, chunk in stream]
+        assert tuple(tokens(chunks)) == alone(stream.begin.sampling.seed).token_ids
+
+    serve(body, OPTIONS, paths=tiny)
+
+
+def test_prompt_is_scored_over_the_wire(serve, tiny):
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        stream = await served.start(Job(prompt="the end", max_tokens=0, prompt_logprobs=1))
+        scores = stream.begin.prompt_logprobs
+        assert scores is not None and scores[0] is None and len(scores) == len(stream.begin.prompt_ids)
+        [(index, last)] = [piece async for piece in stream]
+        assert (index, last.finish_reason) == (0, "length")
+
+    serve(body, OPTIONS, paths=tiny)
+
+
+def test_calls_answer_as_the_model_in_this_process(serve, tiny):
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        with freehold.load(tiny["tiny"].path, context=64, threads=1) as llm:
+            ids = await served.tokenize("the end é")
+            assert ids == llm.tokenize("the end é")
+            assert await served.detokenize(ids) == "the end é"
+            assert b"".join(await served.token_texts(ids)).decode() == "the end é"
+            assert await served.render(CHAT.messages) == llm.render(CHAT.messages)
+            described = await served.template()
+            assert described["chat_template"] == llm.template()["chat_template"]
+        with pytest.raises(UsageError, match="outside the vocabulary"):
+            await served.detokenize([10**6])
+
+    serve(body, OPTIONS, paths=tiny)
+
+
+def test_cancelled_streams_leave_no_block_behind(serve, tiny):
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        for seed in range(8):
+            stream = await served.start(replace(seeded(seed), n=2))
+            await anext(stream)
+            await stream.aclose()
+        while served.stats.blocks_live or served.stats.running:
+            await asyncio.sleep(0.02)
+
+    serve(body, OPTIONS, paths=tiny)
+
+
+def test_full_queue_refuses_with_the_wait(serve, tiny):
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        with pytest.raises(Overloaded):
+            for _ in range(200):
+                await served.start(replace(CHAT))
+
+    serve(body, replace(OPTIONS, engine={"max_queued": 1}), paths=tiny)
+
+
+# --- finding -------------------------------------------------------------------------------------------
+
+
+def test_request_may_not_name_a_file(serve, tiny):
+    async def body(models: Models) -> None:
+        for name in (str(tiny["tiny"].path), "./tiny.gguf", "../x.gguf", "", "no-such-model"):
+            with pytest.raises(ModelNotFound):
+                await models.use(name)
+        assert [m.name for m in await models.names()] == ["other", "tiny"]
+
+    serve(body, OPTIONS, paths=tiny)
+
+
+def test_damaged_file_is_a_named_error_and_not_tried_in_a_loop(serve, tiny, tmp_path: Path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(tiny["tiny"].path.read_bytes()[:5000])
+    ref = replace(tiny["tiny"], name="broken", path=broken, bytes=5000, files=(broken,))
+
+    async def body(models: Models) -> None:
+        waiting = [models.use("broken") for _ in range(3)]
+        got = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(e) for e in got] == [BadModelFile] * 3
+        assert models.loaded() == [] and not models._served["broken"].restarts
+        await answers(await models.use("tiny"), CHAT)
+
+    serve(body, OPTIONS, paths={**tiny, "broken": ref})
+
+
+def test_requests_for_one_loading_model_share_the_load(serve, tiny):
+    async def body(models: Models) -> None:
+        served = await asyncio.gather(*(models.use("tiny") for _ in range(5)))
+        assert len({s.pid for s in served}) == 1
+
+    serve(body, OPTIONS, paths=tiny)
+
+
+# --- memory --------------------------------------------------------------------------------------------
+
+
+def test_idle_model_makes_room_for_the_next(serve, tiny, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(models_module, "_resident_bytes", lambda pid: 0)
+    monkeypatch.setattr(models_module, "HEADROOM", 0)
+
+    async def body(models: Models) -> None:
+        await answers(await models.use("tiny"), CHAT)
+        await answers(await models.use("other"), CHAT)
+        assert [loaded.name for loaded in models.loaded()] == ["other"]
+        await answers(await models.use("tiny"), CHAT)
+        assert [loaded.name for loaded in models.loaded()] == ["tiny"]
+
+    serve(body, OPTIONS, paths=tiny, available=lambda: 9 << 20)
+
+
+def test_busy_model_is_not_unloaded_and_the_error_has_the_numbers(serve, tiny, monkeypatch):
+    monkeypatch.setattr(models_module, "_resident_bytes", lambda pid: 0)
+    monkeypatch.setattr(models_module, "HEADROOM", 0)
+
+    async def body(models: Models) -> None:
+        stream = await (await models.use("tiny")).start(replace(CHAT, max_tokens=200))
+        with pytest.raises(
+            CapacityExceeded, match=r"other needs .* MB with its cache; .* loaded: tiny \(.*, 1 ru"
+        ) as e:
+            await models.use("other")
+        assert "freehold stop" in e.value.hint
+        assert len([piece async for piece in stream]) == 201
+        await models.use("other")
+
+    serve(body, OPTIONS, paths=tiny, available=lambda: 9 << 20)
+
+
+def test_no_more_models_are_loaded_than_allowed(serve, tiny):
+    async def body(models: Models) -> None:
+        await models.use("tiny")
+        stream = await (await models.use("other")).start(CHAT)
+        assert [loaded.name for loaded in models.loaded()] == ["other"]
+        with pytest.raises(CapacityExceeded, match="one model more than the 1 allowed"):
+            await models.use("tiny")
+        await stream.aclose()
+
+    serve(body, replace(OPTIONS, max_models=1), paths=tiny)
+
+
+def test_model_that_could_never_fit_says_so(serve, tiny):
+    async def body(models: Models) -> None:
+        with pytest.raises(
+            CapacityExceeded, match=r"tiny needs .* MB with its cache; 1\.0 MB are available$"
+        ) as e:
+            await models.use("tiny")
+        assert e.value.hint == "free memory, or choose a smaller model"
+
+    serve(body, Options(), paths=tiny, available=lambda: 1_000_000)
+
+
+def test_cache_takes_half_of_what_the_weights_leave(serve, tiny):
+    free = HEADROOM + tiny["tiny"].bytes + 4 * LEAST_CACHE
+
+    async def body(models: Models) -> None:
+        info = (await models.use("tiny")).info
+        assert info.context == info.trained_context
+        a_token = (info.memory_bytes - tiny["tiny"].bytes) / info.kv_tokens
+        assert info.kv_tokens * a_token <= 2 * LEAST_CACHE
+        assert info.kv_tokens == 8 * info.context  # no more than eight contexts
+
+    serve(body, Options(threads=1), paths=tiny, available=lambda: free)
+
+
+def test_context_that_finds_no_room_unloads_an_idle_model_first(serve, tiny):
+    """The engine alone knows what a token costs, so its refusal is heard before anybody is refused."""
+    a_block = 4 * 2 * 16 * 2 * 2 * native.BLOCK_TOKENS  # layers, heads, width, keys and values, bytes
+    asked: list[int] = []
+
+    async def body(models: Models) -> None:
+        await models.use("other")
+        make_room = models._make_room
+
+        async def scarce(served, weights: int) -> int:
+            cache = await make_room(served, weights)
+            asked.append(cache)
+            return cache if len(asked) > 1 else a_block
+
+        models._make_room = scarce  # pyright: ignore[reportAttributeAccessIssue]
+        served = await models.use("tiny")
+        assert served.info.context == 256 and len(asked) == 2
+        assert [loaded.name for loaded in models.loaded()] == ["tiny"]
+
+    serve(body, OPTIONS, paths=tiny)
+
+
+# --- real models ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(model_path) -> dict[str, ModelRef]:
+    names = {"smollm2": "smollm2:135m", "gemma3": "gemma3:270m"}
+    paths = {name: model_path(model) for name, model in names.items()}
+    return {n: ModelRef(n, p, "gguf", "", p.stat().st_size, "user", "", "", (p,)) for n, p in paths.items()}
+
+
+@pytest.mark.model
+def test_real_streams_of_two_models_are_as_alone_through_two_deaths(serve, real):
+    asked = [f"Tell me a story about the number {i}." for i in range(16)]
+    jobs = [Job(messages=(Message("user", a),), max_tokens=40, sampling={"temperature": 0}) for a in asked]
+    with freehold.load(real["smollm2"].path, context=512) as llm:
+        want = [llm.chat(a, max_tokens=40, temperature=0).token_ids for a in asked]
+    with freehold.load(real["gemma3"].path, context=512) as llm:
+        other = llm.chat(asked[0], max_tokens=40, temperature=0).token_ids
+
+    async def body(models: Models) -> None:
+        small, gemma = await models.use("smollm2"), await models.use("gemma3")
+        beside = asyncio.ensure_future(answers(gemma, jobs[0]))
+        first, *rest = await asyncio.gather(
+            answers(small, jobs[0], [10, 25]), *(answers(small, job) for job in jobs[1:])
+        )
+        assert [tuple(tokens(chunks)) for [chunks] in (first, *rest)] == want
+        assert tuple(tokens((await beside)[0])) == other
+        assert (small.restarts, gemma.restarts) == (2, 0)
+
+    serve(body, Options(context=512), paths=real)
