@@ -74,6 +74,7 @@ def serving(script: Script, listener: socket.socket) -> Iterator[None]:
     app = Starlette(routes=[Route("/{path:path}", script.answer, methods=["GET", "POST"])])
     config = uvicorn.Config(app, log_level="critical", ws="none", lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
+    listener.listen()  # so that nobody is refused before the thread runs
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
@@ -129,7 +130,9 @@ def test_events_become_chunks_and_the_last_one_tells_the_counts(script: Script, 
     counted = {
         "choices": [],
         "usage": {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}},
-        "timings": {"prefill_s": 0.5, "decode_s": 0.25, "drafted_tokens": 3, "accepted_tokens": 1},
+        "freehold": {
+            "timings": {"prefill_s": 0.5, "decode_s": 0.25, "drafted_tokens": 3, "accepted_tokens": 1}
+        },
     }
     script.answers = [[*WHOLE[:3], counted, DONE]]
     assert list(model.stream(HI)) == [
@@ -163,7 +166,7 @@ def test_token_ids_and_logprobs_come_with_the_bytes_of_their_tokens(script: Scri
 
 
 def test_dropped_messages_are_told_once(script: Script, model: RemoteModel):
-    receipt = {"context": {"limit": 10, "used": 5, "cached": 0, "dropped": 3}}
+    receipt = {"freehold": {"context": {"limit": 10, "used": 5, "dropped_messages": 3}}}
     script.answers = [[delta("a") | receipt, delta("b"), delta(end="length") | receipt, DONE]]
     chunks = list(model.stream(HI, overflow="drop-oldest"))
     assert [c.dropped_messages for c in chunks] == [3, 0, 0] and chunks[-1].finish_reason == "length"
@@ -248,7 +251,7 @@ def test_an_error_in_the_stream_is_raised_by_its_own_name(script: Script, model:
 
 @pytest.mark.parametrize("name", [k.__name__ for k in FreeholdError.__subclasses__()])
 def test_every_error_of_ours_survives_the_way(script: Script, model: RemoteModel, name: str):
-    told = {"message": "why", "hint": "way out", "name": name, "wait_s": 2.5}
+    told = {"message": "why; way out", "hint": "way out", "name": name, "expected_wait_s": 2.5}
     script.answers = [JSONResponse({"error": told}, 418)]
     with pytest.raises(getattr(errors, name)) as e:
         list(model.stream(HI))

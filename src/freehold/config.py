@@ -15,6 +15,8 @@ from typing import Any
 from freehold.errors import UsageError
 
 HUB_ENDPOINT = "https://huggingface.co"
+# Beside Ollama's 11434, so that both run on one machine; 8000 and 8080 are everybody's.
+PORT = 11435
 MAX_IN_FLIGHT = 16 << 20  # bytes a killed download may have to fetch again, over all its connections
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
 
@@ -35,6 +37,16 @@ class Settings:
     default_model: str = ""  # empty: the catalogue's
     connections: int = 4
     range_bytes: int = 4 << 20
+    host: str = "127.0.0.1"  # where `serve` listens
+    port: int = PORT
+    keep_alive: str = "5m"  # how long an idle model stays in the server's memory
+    key_file: str = ""  # API keys of `serve`, a line each
+    api_key: str = field(default="", repr=False)  # one more, from the environment
+
+    @property
+    def socket(self) -> Path:
+        """Where the server of this home listens for its owner."""
+        return self.home / "serve" / "server.sock"
 
 
 # key in config.toml -> the type it must have
@@ -45,6 +57,10 @@ _KEYS: dict[str, type] = {
     "default_model": str,
     "connections": int,
     "range_bytes": int,
+    "host": str,
+    "port": int,
+    "keep_alive": str,
+    "key_file": str,
 }
 
 
@@ -66,7 +82,8 @@ def load_settings(env: Mapping[str, str] | None = None, *, offline: bool = False
         values["offline"] = True
     values["hub_endpoint"] = str(values.get("hub_endpoint", HUB_ENDPOINT)).rstrip("/")
     roots = foreign_roots(env) if values.get("adopt", True) else ()
-    return _checked(Settings(home=home, hub_token=_hub_token(env), foreign_roots=roots, **values))
+    tokens = {"hub_token": _hub_token(env), "api_key": env.get("FREEHOLD_API_KEY", "").strip()}
+    return _checked(Settings(home=home, foreign_roots=roots, **tokens, **values))
 
 
 def data_home(env: Mapping[str, str]) -> Path:
@@ -134,6 +151,8 @@ def _checked(s: Settings) -> Settings:
             f"range_bytes = {s.range_bytes:,} is not within 65,536..{MAX_IN_FLIGHT // s.connections:,}",
             f"connections x range_bytes is held to {MAX_IN_FLIGHT:,} so that a kill costs no more",
         )
+    if not 0 <= s.port <= 65535:
+        raise UsageError(f"port = {s.port} is not within 0..65535", "0 takes a free one")
     return s
 
 

@@ -42,6 +42,7 @@ from freehold.types import (
 if TYPE_CHECKING:
     import httpx2
 
+ADMIN_PROTOCOL = 1  # of our server's admin routes: grows when an older command line could misread an answer
 CONNECT_S = 5.0
 SILENCE_S = 600.0  # over a network; a socket of this machine tells when its server dies
 MAX_ANSWER = 64 << 20  # bytes of a whole JSON answer, or of one event
@@ -76,10 +77,18 @@ class Api:
         """Close all connections; later calls raise EngineClosed."""
         self._client.close()
 
-    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, as_: type[_T] = dict) -> _T:
-        """Send JSON and return the answer, read as `as_`."""
-        with self._open(method, path, body) as response:
-            return self._read(_bounded(response, self._where), as_)
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        as_: type[_T] = dict,
+        patience_s: float | None = None,
+    ) -> _T:
+        """Send JSON and return the answer, read as `as_`; it may take `patience_s` between two bytes."""
+        with self._open(method, path, body, patience_s) as response:
+            return self.read(_bounded(response, self._where), as_)
 
     def events(self, path: str, body: Mapping[str, Any], as_: type[_T]) -> Iterator[_T]:
         """Post JSON and yield the answer's server-sent events until [DONE] or the stream's end.
@@ -93,20 +102,23 @@ class Api:
                 if event.data == "[DONE]":
                     return
                 if event.data:
-                    told = self._read(event.data, _Failure)
+                    told = self.read(event.data, _Failure)
                     if told.error is not None:
                         raise _named(told.error, 0)
-                    yield self._read(event.data, as_)
+                    yield self.read(event.data, as_)
 
     @contextmanager
-    def _open(self, method: str, path: str, body: Mapping[str, Any] | None) -> Iterator[httpx2.Response]:
+    def _open(
+        self, method: str, path: str, body: Mapping[str, Any] | None, patience_s: float | None = None
+    ) -> Iterator[httpx2.Response]:
         """Send a request; give its response if it is a success, body unread."""
         import httpx2
 
         if self._client.is_closed:
             raise EngineClosed(f"the connection to {self._where} was closed", "open another")
+        timeout = self._client.timeout if patience_s is None else httpx2.Timeout(patience_s)
         try:
-            with self._client.stream(method, path, json=body) as response:
+            with self._client.stream(method, path, json=body, timeout=timeout) as response:
                 if not response.is_success:
                     raise _refusal(response, _bounded(response, self._where))
                 yield response
@@ -118,7 +130,8 @@ class Api:
             said = str(e) or type(e).__name__
             raise UpstreamFailed(f"{self._where} broke the answer off: {said}", "ask again") from e
 
-    def _read(self, raw: str | bytes, as_: type[_T]) -> _T:
+    def read(self, raw: str | bytes, as_: type[_T]) -> _T:
+        """Read JSON of the server as `as_`; raise UpstreamFailed if it is something else."""
         try:
             return msgspec.json.decode(raw, type=as_)
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
@@ -209,14 +222,14 @@ class RemoteModel:
     def _chunks(self, path: str, body: Mapping[str, Any]) -> Iterator[Chunk]:
         """Turn events into chunks; the one that ends the answer comes last, with what was counted."""
         reason: FinishReason | None = None
-        told = _Receipt()
+        told = _Told()
         dropped = False
         for event in self._api.events(path, body, _Event):
             told.add(event)
             choice = event.choices[0] if event.choices else _Choice()
             if choice.finish_reason is not None:
                 reason = self._reason(choice.finish_reason)
-            news = 0 if dropped or event.context is None else event.context.dropped
+            news = 0 if dropped else event.freehold.context.dropped_messages
             dropped = dropped or news > 0
             chunk = choice.chunk(news)
             if chunk != Chunk():
@@ -326,17 +339,23 @@ class _Timings(msgspec.Struct):
 
 
 class _Context(msgspec.Struct):
-    dropped: int = 0
+    dropped_messages: int = 0
+
+
+class _Receipt(msgspec.Struct):
+    """What our own server adds to the first event and the last."""
+
+    context: _Context = msgspec.field(default_factory=_Context)
+    timings: _Timings | None = None
 
 
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Counts | None = None
-    timings: _Timings | None = None
-    context: _Context | None = None
+    freehold: _Receipt = msgspec.field(default_factory=_Receipt)
 
 
-class _Receipt:
+class _Told:
     """What the events of one answer tell besides the text."""
 
     def __init__(self) -> None:
@@ -345,7 +364,7 @@ class _Receipt:
 
     def add(self, event: _Event) -> None:
         self._counts = event.usage or self._counts
-        self._timings = event.timings or self._timings
+        self._timings = event.freehold.timings or self._timings
 
     def usage(self) -> Usage | None:
         """Return the counts, or None from a server that does not count."""
@@ -361,13 +380,13 @@ class _Receipt:
 
 
 class _Error(msgspec.Struct):
-    """An error object. `name`, `hint` and `wait_s` are ours: the class it had at the server, and its fields."""
+    """An error object. `name` and what follows are ours: the class it had at the server, and its fields."""
 
     message: str = ""
     code: str | int | None = None
     name: str = ""
     hint: str = ""
-    wait_s: float = 0.0
+    expected_wait_s: float = 0.0
 
 
 class _Failure(msgspec.Struct):
@@ -383,8 +402,8 @@ def _refusal(response: httpx2.Response, body: bytes) -> FreeholdError:
     error = told if isinstance(told, _Error) else _Error(message=told or "")
     error.message = error.message[:MAX_SAID] or f"HTTP {response.status_code}"
     after = response.headers.get("retry-after", "")
-    if not error.wait_s and after.isdigit():
-        error.wait_s = float(after)
+    if not error.expected_wait_s and after.isdigit():
+        error.expected_wait_s = float(after)
     return _named(error, response.status_code)
 
 
@@ -394,9 +413,10 @@ def _named(told: _Error | str, status: int) -> FreeholdError:
     kind = getattr(errors, error.name, None)
     if not (isinstance(kind, type) and issubclass(kind, FreeholdError)):
         kind = _kind(status, error)
+    message = error.message.removesuffix(f"; {error.hint}")  # other clients read it there
     if kind is Overloaded:
-        return Overloaded(error.message, error.hint, error.wait_s)
-    return kind(error.message, error.hint)
+        return Overloaded(message, error.hint, error.expected_wait_s)
+    return kind(message, error.hint)
 
 
 def _kind(status: int, error: _Error) -> type[FreeholdError]:

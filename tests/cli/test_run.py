@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,21 @@ from freehold.cli import run as run_module
 from freehold.cli.chat import Answer
 from freehold.cli.sessions import Session, Sessions
 from freehold.fake import FakeModel, Reply
-from freehold.types import Message, SamplingParams, Usage
+from freehold.types import Message, ModelInfo, SamplingParams, Usage
 from tests.vectors.files import write_gguf
 
 
 class FakeLLM(FakeModel):
     """A scripted model with the few facts the command line asks an LLM for."""
 
-    quantization, context, context_note, load_s, threads, notes = "Q4_K_M", 8192, "as asked", 0.5, 2, ()
-    default_sampling = SamplingParams(temperature=0.7)
+    facts = ModelInfo(
+        "", "Q4_K_M", 8192, 8192, 8192, 2, 0.5, 1000, 96, True, False, SamplingParams(temperature=0.7),
+        context_note="as asked",
+    )  # fmt: skip
+
+    @property
+    def info(self):
+        return replace(self.facts, name=self.name)
 
     def check_think(self, think):
         pass
@@ -73,8 +80,7 @@ def scripted(monkeypatch):
 
     def script(*replies, **facts) -> FakeLLM:
         model = FakeLLM(replies)
-        for name, value in facts.items():
-            setattr(model, name, value)
+        model.facts = replace(FakeLLM.facts, **facts)
         monkeypatch.setattr(run_module, "open_llm", lambda store, name, request: model)
         return model
 

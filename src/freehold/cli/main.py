@@ -19,6 +19,9 @@ from freehold.errors import FreeholdError, UsageError
 # verb -> the line that --help shows; the command itself lies in freehold.cli.<verb> as `command`
 VERBS = {
     "run": "Answer a prompt, or chat, with a model.",
+    "serve": "Serve models to every client that speaks OpenAI's API.",
+    "ps": "List the models in the server's memory.",
+    "stop": "Unload a model, or end the server.",
     "pull": "Fetch a model, or reference one already here.",
     "list": "List the models held here.",
     "show": "Show what a model is and where its settings come from.",

@@ -1,7 +1,8 @@
 """`freehold run [MODEL] [PROMPT...]`: one answer, or a chat in the terminal.
 
-Knows options, streams and exit codes; the model is a ChatModel, the chat lives in chat.py.
-Path: main -> run -> open_llm -> LLM.stream -> a renderer -> stdout; without a prompt -> chat.Chat
+Knows options, streams and exit codes; the model is a ChatModel, the chat lives in chat.py. Where a server runs,
+the model is the server's, and answers the very same; otherwise, and with --local, it is loaded in this process.
+Path: main -> run -> attached or open_llm -> LLM.stream -> a renderer -> stdout; without a prompt -> chat.Chat
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,13 +33,24 @@ from freehold.cli.shared import (
     with_offline,
 )
 from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.store import Store
-from freehold.types import Chunk, Message
+from freehold.errors import EngineClosed, FreeholdError, ServerUnreachable, UsageError
+from freehold.store import ModelRef, Store
+from freehold.types import Chunk, Message, ModelInfo, TokenLogprob
 
 if TYPE_CHECKING:
+    from freehold.cli.attach import Running
     from freehold.engine.capacity import KvType
     from freehold.local import LLM
+    from freehold.remote import RemoteModel
+
+# Options that say how a model is loaded, and so are for one that is loaded here.
+_OWN = {
+    "context": "--context",
+    "kv_type": "--kv-type",
+    "speculate": "--no-speculation",
+    "draft": "--draft",
+    "threads": "--threads",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +70,8 @@ class Request:
     logprobs: int | None
     continued: bool
     session: str | None
+    local: bool
+    own: tuple[str, ...] = ()  # options that were given and that no server's model can be asked for
 
 
 @click.command("run")
@@ -80,6 +95,7 @@ class Request:
 @draft_option
 @speculate_option
 @click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
+@click.option("--local", is_flag=True, help="Load the model here, even where a server runs.")
 @click.option("--continue", "continued", is_flag=True, help="Go on with the latest session.")
 @click.option("--session", metavar="NAME", help="Go on with the session NAME, or start it.")
 @click.option("--search", metavar="TEXT", help="Find TEXT in saved sessions; no model is loaded.")
@@ -99,6 +115,9 @@ def command(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
     a space in it, it is the prompt for the default model. A model that is not here yet is fetched first.
 
     Text from stdin goes before the prompt, with a blank line between. stdout gets the answer only.
+
+    Where `freehold serve` runs, its model answers, loaded if need be; --local, and options that say how a model
+    is loaded (--context, --kv-type, --draft, --no-speculation, --threads), load it here instead.
     """
     settings: Settings = with_offline(ctx.obj, given.pop("offline"))
     if given.pop("image"):
@@ -111,8 +130,10 @@ def command(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
         think=given.pop("think"),
         overflow=given.pop("overflow"),
     )
-    names = Request.__dataclass_fields__
-    request = Request(**{name: given[name] for name in names})
+    names = Request.__dataclass_fields__.keys() - {"own"}
+    source = click.core.ParameterSource.COMMANDLINE
+    own = tuple(option for name, option in _OWN.items() if ctx.get_parameter_source(name) is source)
+    request = Request(own=own, **{name: given[name] for name in names})
     sampling = {name: value for name, value in given.items() if name not in names}
     _check(request, asking)
     ctx.exit(_run(settings, words, request, asking, sampling))
@@ -150,9 +171,10 @@ def _run(
         prompt = joined(from_stdin, prompt)
     bias = sampling.pop("logit_bias")
     chosen(asking.sampling, sampling, bias)  # refuse a wrong value before a model is loaded
-    with open_llm(store, model, request) as llm:
-        asking.sampling = chosen(llm.default_sampling, sampling, bias)
-        llm.check_think(asking.think)
+    with attached(settings, store, model, request) or open_llm(store, model, request) as llm:
+        asking.sampling = chosen(llm.info.default_sampling, sampling, bias)
+        if check := getattr(llm, "check_think", None):  # a server checks it when it is asked
+            check(asking.think)
         told = _tell_notes(llm)
         if talking:
             status = _talk(llm, settings, request, asking, session)
@@ -162,11 +184,12 @@ def _run(
     return status
 
 
-def _tell_notes(llm: LLM, told: int = 0) -> int:
+def _tell_notes(llm: LLM | RemoteModel, told: int = 0) -> int:
     """Say on stderr what the user should know of the model, once; return how many notes there are."""
-    for note in llm.notes[told:]:
+    notes = llm.info.notes
+    for note in notes[told:]:
         _tell(f"note: {note}")
-    return len(llm.notes)
+    return len(notes)
 
 
 def _default(settings: Settings, session: Session | None) -> str:
@@ -194,8 +217,62 @@ def _check_terminal(request: Request) -> None:
         raise UsageError("there is no prompt, and stdout is no terminal to chat in", "give a prompt")
 
 
+def attached(settings: Settings, store: Store, model: str, request: Request) -> RemoteModel | None:
+    """Return the model as this home's server has it; None where it is to be loaded here."""
+    if request.local or not settings.socket.exists():
+        return None
+    from freehold.cli.attach import running
+
+    try:
+        server = running(settings)
+    except ServerUnreachable as e:
+        _tell(f"note: {e.message}; the model is loaded here")
+        return None
+    if server is None:
+        return None
+    if request.own:
+        _tell(f"note: {request.own[0]} is for a model that is loaded here: not asking the running server")
+    elif found := _served(server, store, held_or_fetched(store, model), request):
+        return found
+    server.api.close()
+    return None
+
+
+def _served(server: Running, store: Store, ref: ModelRef, request: Request) -> RemoteModel | None:
+    """Have the server load a model; None if it is none of the server's, or the server is ending."""
+    from freehold.remote import RemoteModel
+
+    started = time.perf_counter()
+    if not _is_server_s(server, store, ref):
+        _tell(f"note: the running server does not know {ref.name}; it is loaded here")
+        return None
+    if sys.stderr.isatty() and not any(m.name == ref.name and m.info for m in server.loaded()):
+        _tell(f"the server loads {ref.name} ...")
+    try:
+        info = server.load(ref.name).info
+    except EngineClosed:
+        return None
+    if info is None:  # it left memory again at once
+        return None
+    info = replace(info, load_s=time.perf_counter() - started)
+    if server.note:
+        _tell(f"note: {server.note}")
+    _tell_facts(info, request, f", held by the server at {server.greeting.url}")
+    return RemoteModel(server.api, info.name, info)
+
+
+def _is_server_s(server: Running, store: Store, ref: ModelRef) -> bool:
+    """Return whether the server means the same file by the model's name."""
+    if ref.name not in server.names():
+        return False
+    try:
+        return ref.owner != "user" or store.resolve(ref.name).path == ref.path
+    except FreeholdError:
+        return False
+
+
 def open_llm(store: Store, model: str, request: Request) -> LLM:
-    """Load MODEL, fetching it first if it is not here; say on stderr which context was chosen and why."""
+    """Load MODEL in this process, fetching it first if it is not here."""
     from freehold.local import open_model
 
     ref = held_or_fetched(store, model)
@@ -210,15 +287,20 @@ def open_llm(store: Store, model: str, request: Request) -> LLM:
         packs=store.packs,
         progress=_show_packing if shown else None,
     )
-    cut = request.context is None and llm.context < llm.trained_context  # never in silence
+    _tell_facts(llm.info, request)
+    return llm
+
+
+def _tell_facts(info: ModelInfo, request: Request, where: str = "") -> None:
+    """Say on stderr which context there is and why, and where the model is held if not here."""
+    cut = request.context is None and info.context < info.trained_context  # never in silence
     if request.verbose or cut or sys.stderr.isatty():
         _tell(
-            " ".join(p for p in (llm.name, llm.quantization) if p)
-            + f": context {llm.context:,} tokens ({llm.context_note})"
+            " ".join(p for p in (info.name, info.quantization) if p)
+            + f": context {info.context:,} tokens ({info.context_note}){where}"
         )
     if request.verbose:
-        _tell(f"loaded in {llm.load_s:.2f} s, {llm.threads} threads")
-    return llm
+        _tell(f"loaded in {info.load_s:.2f} s, {info.threads} threads")
 
 
 def _show_packing(done: int, total: int) -> None:
@@ -228,7 +310,12 @@ def _show_packing(done: int, total: int) -> None:
 
 
 def _answer(
-    llm: LLM, settings: Settings, request: Request, asking: Asking, session: Session | None, prompt: str
+    llm: LLM | RemoteModel,
+    settings: Settings,
+    request: Request,
+    asking: Asking,
+    session: Session | None,
+    prompt: str,
 ) -> int:
     """Print one answer; 0, or 130 when Ctrl-C cut it."""
     if asking.sampling.seed is None:
@@ -245,10 +332,11 @@ def _answer(
     else:
         stream = llm.stream(messages, logprobs=request.logprobs, **asking.stream_options())
     answer = _collect(stream, _renderer(request))
-    warnings = _warnings(llm, answer, asking)
+    info = llm.info
+    warnings = _warnings(info, answer, asking)
     if request.as_json:
-        told = [*llm.notes, *warnings]
-        _write(json.dumps(_as_json(llm, answer, asking, told), ensure_ascii=False) + "\n")
+        told = [*info.notes, *warnings]
+        _write(json.dumps(_as_json(info, answer, asking, told), ensure_ascii=False) + "\n")
     for line in warnings:
         _tell(f"warning: {line}")
     if request.verbose and answer.usage:
@@ -279,13 +367,13 @@ def _collect(stream: Iterable[Chunk], renderer: Renderer) -> Answer:
     return answer
 
 
-def _warnings(llm: LLM, answer: Answer, asking: Asking) -> list[str]:
+def _warnings(info: ModelInfo, answer: Answer, asking: Asking) -> list[str]:
     lines = []
     if answer.dropped:
         lines.append(f"context full: the {answer.dropped} oldest messages were left out")
     used = answer.usage.prompt_tokens + answer.usage.completion_tokens if answer.usage else 0
-    if answer.cut and used >= llm.context:
-        lines.append(f"cut: the context of {llm.context:,} tokens is full")
+    if answer.cut and used >= info.context:
+        lines.append(f"cut: the context of {info.context:,} tokens is full")
     elif answer.cut:
         lines.append(f"cut after --max-tokens {asking.max_tokens}")
     return lines
@@ -294,15 +382,15 @@ def _warnings(llm: LLM, answer: Answer, asking: Asking) -> list[str]:
 _COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "drafted_tokens", "accepted_tokens")
 
 
-def _as_json(llm: LLM, answer: Answer, asking: Asking, warnings: list[str]) -> dict[str, Any]:
+def _as_json(info: ModelInfo, answer: Answer, asking: Asking, warnings: list[str]) -> dict[str, Any]:
     usage = answer.usage
-    timings = {"load_s": round(llm.load_s, 4)}
+    timings = {"load_s": round(info.load_s, 4)}
     if usage is not None:
         for name in ("prefill_s", "decode_s", "prefill_tok_s", "decode_tok_s"):
             timings[name] = round(getattr(usage, name), 4)
     used = usage.prompt_tokens + usage.completion_tokens if usage else 0
     plain = {
-        "model": llm.name,
+        "model": info.name,
         "text": answer.text,
         "thinking": answer.thinking,
         "finish_reason": answer.finish_reason,
@@ -310,16 +398,21 @@ def _as_json(llm: LLM, answer: Answer, asking: Asking, warnings: list[str]) -> d
         "usage": {n: getattr(usage, n) for n in _COUNTS} if usage else None,
         "timings": timings,
         "context": {
-            "limit": llm.context,
-            "note": llm.context_note,
+            "limit": info.context,
+            "note": info.context_note,
             "used": used,
             "dropped_messages": answer.dropped,
         },
         "warnings": warnings,
     }
     if answer.logprobs:
-        plain["logprobs"] = [{**asdict(p), "text": llm.detokenize([p.token_id])} for p in answer.logprobs]
+        plain["logprobs"] = [_token_json(p) for p in answer.logprobs]
     return plain
+
+
+def _token_json(p: TokenLogprob) -> dict[str, Any]:
+    text = p.token.decode("utf-8", "replace")
+    return {"token_id": p.token_id, "logprob": p.logprob, "top": p.top, "text": text}
 
 
 def speeds(answer: Answer) -> str:
@@ -340,7 +433,9 @@ def speeds(answer: Answer) -> str:
     )
 
 
-def _talk(llm: LLM, settings: Settings, request: Request, asking: Asking, session: Session | None) -> int:
+def _talk(
+    llm: LLM | RemoteModel, settings: Settings, request: Request, asking: Asking, session: Session | None
+) -> int:
     from freehold.cli.terminal import LineReader, PlainReader
 
     if session is not None and not session.model:
@@ -351,7 +446,7 @@ def _talk(llm: LLM, settings: Settings, request: Request, asking: Asking, sessio
         lambda: _renderer(request),
         _tell,
         asking=asking,
-        facts=Facts(llm.quantization, llm.context),
+        facts=Facts(llm.info.quantization, llm.info.context),
         system=request.system,
         session=session,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,6 +36,45 @@ draft_option = click.option(
 )
 
 
+class Seconds(click.ParamType):
+    """A length of time: 30, 30s, 5m, 1.5h or 2d; `never` where that makes sense, as -1."""
+
+    name = "time"
+    _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # noqa: RUF012
+
+    def __init__(self, *, never: bool = False) -> None:
+        self._never = never
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        if isinstance(value, float):
+            return value
+        text = str(value).strip().lower()
+        if self._never and (text == "never" or text.startswith("-")):
+            return -1.0
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text)
+        if found is None:
+            or_never = ", or never" if self._never else ""
+            self.fail(f"{value!r} is no length of time; write 30s, 5m or 2h{or_never}", param, ctx)
+        return float(found[1]) * self._UNITS[found[2]]
+
+
+class Bytes(click.ParamType):
+    """An amount of memory or disk: 500MB, 4GB, 1.5TB, in powers of 1000 as disks are sold."""
+
+    name = "size"
+    _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}  # noqa: RUF012
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", str(value).strip().lower())
+        if found is None:
+            self.fail(f"{value!r} is no size; write 500MB or 4GB", param, ctx)
+        return int(float(found[1]) * self._UNITS[found[2]])
+
+
 def with_offline(settings: Settings, offline: bool) -> Settings:
     """Return the settings with offline mode on if the verb's own option asks for it."""
     return replace(settings, offline=True) if offline else settings
@@ -56,14 +96,14 @@ def held_or_fetched(store: Store, model: str) -> ModelRef:
 
 
 def check_runs(model: str) -> None:
-    """Raise UnsupportedModel for a catalogue name whose architecture Freehold does not run."""
+    """Raise ModelNotFound for a name that is none, UnsupportedModel for one of an architecture we do not run."""
     from freehold import catalog
     from freehold.models.loader import check_architecture
+    from freehold.store.refs import parse_ref
 
-    try:
-        entry = catalog.find(model)
-    except ModelNotFound:  # a hub reference or URL: the file itself will tell
+    if parse_ref(model).kind != "name":  # of a hub reference or URL the file itself will tell
         return
+    entry = catalog.find(model)
     if entry.architecture:
         check_architecture(entry.architecture)
 

@@ -14,12 +14,11 @@ from msgspec import Struct
 from starlette.routing import BaseRoute, Route
 
 import freehold
+from freehold.remote import ADMIN_PROTOCOL
 from freehold.server.call import Call, Endpoint
 from freehold.server.contract import Loaded
 from freehold.server.openai.fields import Name
 from freehold.server.problems import Refused
-
-PROTOCOL = 1  # grows when an older command line could misread an answer
 
 
 class ModelRequest(Struct, kw_only=True):
@@ -51,7 +50,7 @@ async def hello(call: Call) -> None:
     await call.answer(
         {
             "version": freehold.__version__,
-            "protocol": PROTOCOL,
+            "protocol": ADMIN_PROTOCOL,
             "pid": os.getpid(),
             "url": door.url if door else "",
             "started_at": call.server.started_at,

@@ -1,0 +1,217 @@
+"""Find the server that runs for this home, greet it, and ask it what only its owner may.
+
+Knows the Unix socket and the admin routes; streams are remote.py's. A server of another version is greeted as
+such: one with the same admin protocol is used and named, one with another is an error that names both.
+Path: cli/run, ps, stop -> running -> GET /admin/hello -> Running
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+
+import freehold
+from freehold.config import Settings
+from freehold.errors import ServerUnreachable, UpstreamFailed
+from freehold.remote import ADMIN_PROTOCOL, Api
+from freehold.types import EngineStats, ModelInfo
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+GREETING_S = 10.0  # a server answers in milliseconds; on a machine that swaps, in seconds
+WAY_OUT = "end it (freehold serve said its pid) and start it again"
+
+
+class Greeting(msgspec.Struct):
+    """What a server says of itself."""
+
+    version: str
+    protocol: int
+    pid: int
+    url: str
+    started_at: float = 0.0
+
+
+class _Row(msgspec.Struct):
+    name: str
+    stats: EngineStats
+    in_flight: int
+    restarts: int
+    loading: dict[str, int] | None = None
+    expires_at: float | None = None
+
+
+class _Listing(msgspec.Struct):
+    models: list[msgspec.Raw]
+
+
+class _Name(msgspec.Struct):
+    id: str
+
+
+class _Names(msgspec.Struct):
+    data: list[_Name]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in the server's memory, or on its way there: then `info` is None. `plain` is all that was said."""
+
+    name: str
+    info: ModelInfo | None
+    stats: EngineStats
+    in_flight: int
+    restarts: int
+    loading: float  # the part that is loaded
+    expires_at: float | None  # seconds since 1970; None: never, or not while it is busy
+    plain: dict[str, Any]
+
+
+class Running:
+    """A running server of this version, or of another that speaks the same admin protocol."""
+
+    def __init__(self, api: Api, greeting: Greeting) -> None:
+        self.api, self.greeting = api, greeting
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.api.close()
+
+    @property
+    def note(self) -> str:
+        """What differs between the server and this command; "" if nothing does."""
+        theirs, ours = self.greeting.version, freehold.__version__
+        return "" if theirs == ours else f"the server is freehold {theirs}, this command is {ours}"
+
+    def names(self) -> set[str]:
+        """Return every name that may be asked for."""
+        return {model.id for model in self.api.call("GET", "/v1/models", as_=_Names).data}
+
+    def loaded(self) -> list[Loaded]:
+        """List the models in memory."""
+        listing = self.api.call("GET", "/admin/ps", as_=_Listing)
+        return [self._loaded(row) for row in listing.models]
+
+    def load(self, name: str) -> Loaded:
+        """Bring a model into memory, however long it takes. Raises what loading raised."""
+        return self._loaded(self.api.call("POST", "/admin/load", {"model": name}, as_=msgspec.Raw))
+
+    def unload(self, name: str) -> None:
+        """Take a model out of memory; its answers end. Raises ModelNotFound if it is not there."""
+        self.api.call("POST", "/admin/unload", {"model": name})
+
+    def stop(self, *, now: bool) -> None:
+        """Begin the end: after the answers under way, or at once."""
+        self.api.call("POST", "/admin/stop", {"now": now})
+
+    def _loaded(self, raw: msgspec.Raw) -> Loaded:
+        row = self.api.read(raw, _Row)
+        loading = row.loading or {}
+        return Loaded(
+            row.name,
+            self.api.read(raw, ModelInfo) if row.loading is None else None,
+            row.stats,
+            row.in_flight,
+            row.restarts,
+            loading.get("done", 0) / max(loading.get("total", 0), 1),
+            row.expires_at,
+            self.api.read(raw, dict),
+        )
+
+
+def running(settings: Settings) -> Running | None:
+    """Greet this home's server; None if there is none. Raises ServerUnreachable if it does not greet as ours do."""
+    if not _listens(settings.socket):
+        return None
+    api = Api(socket=settings.socket)
+    try:
+        return Running(api, _greeted(api))
+    except _Ended:
+        api.close()
+        return None
+    except BaseException:
+        api.close()
+        raise
+
+
+def _listens(path: Path) -> bool:
+    """Return whether somebody takes connections there; a server that was killed leaves its socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def found(settings: Settings) -> Running:
+    """Return this home's server; raise ServerUnreachable if there is none that takes connections."""
+    server = running(settings)
+    if server is not None:
+        return server
+    if pid := holder(settings):
+        raise ServerUnreachable(
+            f"the server of {settings.home} (pid {pid}) is starting, or ending",
+            "wait for it; freehold stop --now ends it at once",
+        )
+    raise ServerUnreachable(f"no server runs for {settings.home}", "freehold serve starts one")
+
+
+class _Ended(Exception):
+    """The server shut its doors between two looks."""
+
+
+def _greeted(api: Api) -> Greeting:
+    try:
+        greeting = api.call("GET", "/admin/hello", as_=Greeting, patience_s=GREETING_S)
+    except ServerUnreachable as e:
+        raise _Ended from e
+    except UpstreamFailed as e:
+        raise ServerUnreachable(f"the server of this home does not greet: {e.message}", WAY_OUT) from e
+    if greeting.protocol != ADMIN_PROTOCOL:
+        raise ServerUnreachable(
+            f"the server (freehold {greeting.version}, pid {greeting.pid}) speaks protocol {greeting.protocol}, "
+            f"this command (freehold {freehold.__version__}) protocol {ADMIN_PROTOCOL}",
+            f"end it with its own freehold stop or kill {greeting.pid}, then start freehold serve again",
+        )
+    return greeting
+
+
+def lock_of(settings: Settings) -> BaseFileLock:
+    """Return the lock that this home's server holds for as long as it lives."""
+    from filelock import FileLock
+
+    folder = settings.socket.parent
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return FileLock(folder / "server.lock", thread_local=False)
+
+
+def pid_file(settings: Settings) -> Path:
+    """Return where the holder of the lock writes its pid."""
+    return settings.socket.with_name("server.pid")
+
+
+def holder(settings: Settings) -> int:
+    """Return the pid of this home's server, whether it takes connections or not; 0 if there is none."""
+    from filelock import Timeout
+
+    if not pid_file(settings).exists():
+        return 0
+    try:
+        with lock_of(settings).acquire(timeout=0):
+            return 0
+    except Timeout:
+        return int(pid_file(settings).read_text(encoding="utf-8") or 0)
+
+
+def ended(settings: Settings) -> None:
+    """Wait until this home's server is gone."""
+    with lock_of(settings).acquire(poll_interval=0.05):
+        pass

@@ -1,0 +1,95 @@
+"""`freehold ps`: the models in the running server's memory, and what they are doing.
+
+Path: main -> ps -> attach.found -> GET /admin/ps -> stdout. Loads nothing, touches no network.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import click
+import msgspec
+
+from freehold.cli.attach import Loaded, Running, found
+from freehold.cli.shared import json_option, table
+from freehold.config import Settings
+from freehold.store.space import human
+from freehold.types import EngineStats
+
+SCHEMA = 1
+SAMPLE_S = 0.5
+HEAD = ("NAME", "QUANT", "SIZE", "CONTEXT", "STREAMS", "TOK/S", "CACHE", "UNLOADS", "RESTARTS")
+
+
+@click.command("ps")
+@json_option
+@click.pass_obj
+def command(settings: Settings, as_json: bool) -> None:
+    """List the models that the running server holds in memory.
+
+    TOK/S counts the tokens of all streams together, over half a second. CACHE: the part that running answers
+    fill, and the part that keeps earlier prompts.
+
+    With --json, prints {"schema": 1, "server": ..., "models": [...]}.
+    """
+    with found(settings) as server:
+        models, rates = _looked_twice(server)
+    if as_json:
+        rows = [{**m.plain, "tok_s": rates.get(m.name, 0.0)} for m in models]
+        said = {"schema": SCHEMA, "server": msgspec.to_builtins(server.greeting), "models": rows}
+        click.echo(json.dumps(said, indent=1))
+        return
+    if server.note:
+        click.echo(f"note: {server.note}", err=True)
+    if models:
+        table(HEAD, [_row(m, rates.get(m.name, 0.0)) for m in models], right=(2, 3, 5, 8))
+    else:
+        click.echo(f"no model is loaded; {server.greeting.url} loads one that is asked for", err=True)
+
+
+def _looked_twice(server: Running) -> tuple[list[Loaded], dict[str, float]]:
+    """Return the models, and tokens per second of those at work: what they made between two looks."""
+    before = {m.name: m.stats.generated_tokens for m in server.loaded() if m.stats.running}
+    started = time.monotonic()
+    if before:
+        time.sleep(SAMPLE_S)
+    models, passed = server.loaded(), time.monotonic() - started
+    return models, {
+        m.name: round((m.stats.generated_tokens - before[m.name]) / passed, 1)
+        for m in models
+        if m.name in before
+    }
+
+
+def _row(m: Loaded, rate: float) -> tuple[str, ...]:
+    if m.info is None:
+        return m.name, "", "", "", f"loading, {m.loading:.0%}", "", "", "", str(m.restarts)
+    return (
+        m.name,
+        m.info.quantization,
+        human(m.info.memory_bytes),
+        f"{m.info.context:,}",
+        _streams(m.stats),
+        f"{rate:.1f}" if rate else "",
+        _cache(m.stats),
+        _unloads(m),
+        str(m.restarts),
+    )
+
+
+def _streams(stats: EngineStats) -> str:
+    waiting = f", {stats.waiting} waiting" if stats.waiting else ""
+    return f"{stats.running} running{waiting}" if stats.running or stats.waiting else "idle"
+
+
+def _cache(stats: EngineStats) -> str:
+    live, kept = (n / max(stats.blocks, 1) for n in (stats.blocks_live, stats.blocks_cached))
+    return f"{live:.0%} in use, {kept:.0%} kept"
+
+
+def _unloads(m: Loaded) -> str:
+    if m.expires_at is None:
+        return "" if m.in_flight else "never"
+    left = max(m.expires_at - time.time(), 0)
+    return f"in {left / 60:.0f} min" if left >= 90 else f"in {left:.0f} s"

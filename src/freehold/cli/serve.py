@@ -1,0 +1,374 @@
+"""`freehold serve [MODEL ...]`: an OpenAI-compatible server, one process per model behind it.
+
+Knows options, ports and what to tell the user; the server is server/, the engines are worker/. One server per
+home holds its lock for as long as it lives; `ps`, `stop` and `run` reach it through its Unix socket.
+Path: main -> serve -> bind_tcp, bind_unix -> server.serve.run -> worker.models.Models
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.shared import (
+    Seconds,
+    draft_option,
+    held_or_fetched,
+    json_option,
+    kv_option,
+    offline_option,
+    speculate_option,
+    with_offline,
+)
+from freehold.config import Settings
+from freehold.errors import AddressTaken, FreeholdError, ServerUnreachable, UsageError
+from freehold.store import Store
+from freehold.store.refs import parse_ref
+from freehold.store.space import human
+
+if TYPE_CHECKING:
+    import socket
+
+    from freehold.server.auth import Keys
+    from freehold.server.serve import Doors
+    from freehold.worker.models import Options
+
+PORTS = 20  # how far a free port is looked for beside a taken one
+
+
+@click.command("serve")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option(
+    "--host", metavar="ADDRESS", help="Listen here; other machines' need a key. Default: 127.0.0.1."
+)
+@click.option("--port", type=click.IntRange(0, 65535), help="Default: 11435; 0 takes a free one.")
+@click.option(
+    "--key-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Ask for one of the API keys in FILE: a line each, a name before it if you like.",
+)
+@click.option("--origin", multiple=True, metavar="URL", help="Let web pages of this origin ask; repeatable.")
+@click.option(
+    "--context", type=click.IntRange(1), help="Room for this many tokens; default: the model's, if it fits."
+)
+@kv_option
+@draft_option
+@speculate_option
+@click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
+@click.option(
+    "--keep-alive",
+    type=Seconds(never=True),
+    metavar="TIME",
+    help="Unload a model that is idle for so long, or never. Default: 5m.",
+)
+@click.option("--max-models", type=click.IntRange(1), help="Hold at most so many models at once.")
+@click.option("--max-queued", type=click.IntRange(1), help="Refuse what comes when so many wait (429).")
+@click.option(
+    "--target-itl",
+    type=click.FloatRange(1),
+    metavar="MS",
+    help="Keep running answers at this many milliseconds a token while prompts are read.",
+)
+@click.option(
+    "--drain",
+    type=Seconds(),
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    help="At the end, wait so long for answers under way.",
+)
+@click.option(
+    "--install-service", is_flag=True, help="Write a systemd unit of yours that does this, and stop."
+)
+@click.option("--force", is_flag=True, help="With --install-service: overwrite another unit of that name.")
+@json_option
+@offline_option
+@click.pass_context
+def command(ctx: click.Context, models: tuple[str, ...], **given: Any) -> None:
+    """Serve models over HTTP, to every client that speaks OpenAI's API.
+
+    Each MODEL (a name, a file, org/repo[:quant]) is fetched if it is not here, and loaded at once; any other that
+    is here is loaded when a request names it, and unloaded when it was idle for --keep-alive or memory is needed.
+
+    SIGTERM or Ctrl-C lets answers under way come to their end, at most for --drain; a second one ends at once.
+    With --json, stdout gets one line when all is loaded: {"url": ..., "models": [...], ...}.
+    """
+    settings = with_offline(ctx.obj, given.pop("offline"))
+    force, installing = given.pop("force"), given.pop("install_service")
+    asked = _asked(settings, given)
+    store = Store(settings)
+    if installing:
+        from freehold.cli.service import install
+
+        names = [_named(store, model) for model in models]
+        ctx.exit(install(ctx, settings, names, asked.drain_s, force=force, as_json=asked.as_json))
+    ctx.exit(_serve(settings, store, models, asked))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the command line and the settings ask for, checked."""
+
+    host: str
+    port: int
+    keys: Keys
+    origins: tuple[str, ...]
+    options: Options
+    drain_s: float
+    as_json: bool
+
+
+def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
+    from freehold.server.auth import check_bind
+    from freehold.worker.models import Options
+
+    host = given["host"] or settings.host
+    keys = read_keys(given["key_file"] or settings.key_file, settings.api_key)
+    check_bind(host, keys)
+    kept = Seconds(never=True).convert(settings.keep_alive, None, None)
+    engine = {"max_queued": given["max_queued"]}
+    if given["target_itl"] is not None:
+        engine["target_itl_s"] = given["target_itl"] / 1000
+    if given["draft"] and not given["speculate"]:
+        raise UsageError("--draft guesses, and --no-speculation forbids it", "give one of them")
+    options = Options(
+        context=given["context"],
+        kv_type=given["kv_type"],
+        threads=given["threads"],
+        speculate=given["speculate"],
+        draft=given["draft"],
+        max_models=given["max_models"],
+        keep_alive_s=kept if given["keep_alive"] is None else given["keep_alive"],
+        engine={name: value for name, value in engine.items() if value is not None},
+    )
+    port = settings.port if given["port"] is None else given["port"]
+    return Asked(host, port, keys, given["origin"], options, given["drain"], given["as_json"])
+
+
+def read_keys(path: Path | str, one: str) -> Keys:
+    """Read the API keys: a line `KEY` or `NAME KEY` each, `#` begins a comment; and `one` from the environment."""
+    from freehold.server.auth import Keys
+
+    keys = {"environment": one} if one else {}
+    if path:
+        for number, line in enumerate(_lines_of(Path(path).expanduser()), 1):
+            words = line.partition("#")[0].split()
+            if len(words) > 2:
+                raise UsageError(f"{path}, line {number}: {len(words)} words", "a line is KEY, or NAME KEY")
+            if words:
+                name = words[0] if len(words) == 2 else f"line {number}"
+                if name in keys:
+                    raise UsageError(f"{path}, line {number}: a second key is called {name!r}")
+                keys[name] = words[-1]
+        if not keys:
+            raise UsageError(f"{path} holds no key", "a line is KEY, or NAME KEY")
+    return Keys(keys)
+
+
+def _lines_of(path: Path) -> list[str]:
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"the key file {path} cannot be read: {e}") from e
+    if mode & 0o077:
+        raise UsageError(f"others may read the keys in {path}", f"chmod 600 {path}")
+    return text.splitlines()
+
+
+def _serve(settings: Settings, store: Store, models: Sequence[str], asked: Asked) -> int:
+    from freehold.server import serve as doors
+
+    with ExitStack() as held:
+        held.enter_context(_only_server(settings))
+        tcp = _bound(asked.host, asked.port)
+        for sock in tcp:
+            held.enter_context(closing(sock))
+        names = [_named(store, model) for model in models]
+        unix = held.enter_context(closing(doors.bind_unix(settings.socket)))
+        held.callback(settings.socket.unlink, missing_ok=True)
+        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        return _run(settings, store, names, asked, tcp, unix)
+
+
+def _run(
+    settings: Settings,
+    store: Store,
+    names: Sequence[str],
+    asked: Asked,
+    tcp: Sequence[socket.socket],
+    unix: socket.socket,
+) -> int:
+    from freehold.server import serve as doors
+    from freehold.worker.models import Models
+
+    async def open_models() -> Models:
+        return Models(store, asked.options)
+
+    teller = Teller(settings, store, names, asked)
+    whole = doors.run(
+        open_models,
+        doors.Settings(keys=asked.keys, origins=asked.origins, drain_s=asked.drain_s),
+        tcp,
+        unix,
+        preload=names,
+        opened=teller.opened,
+        loaded=teller.loaded,
+    )
+    if not whole:
+        tell("note: answers were cut off")
+    return 1 if names and teller.failed == len(names) else 0
+
+
+class Teller:
+    """Says what the user should know, as it comes: on stderr, and as JSON on stdout if asked."""
+
+    def __init__(self, settings: Settings, store: Store, names: Sequence[str], asked: Asked) -> None:
+        self._settings, self._store, self._names, self._asked = settings, store, names, asked
+        self._left, self.failed = len(names), 0
+        self._doors: Doors | None = None
+
+    def opened(self, doors: Doors) -> None:
+        """Tell how to reach the server, and how to end it."""
+        self._doors = doors
+        keys = "with a key (Authorization: Bearer KEY)" if self._asked.keys else "without a key"
+        tell(f"serving OpenAI's API at {doors.url}/v1, {keys}")
+        tell(f"owner's socket: {self._settings.socket} (freehold ps, stop, run)")
+        tell(f"pid {os.getpid()}: Ctrl-C or freehold stop ends it")
+        held = [m.name for m in self._store.list() if m.state in ("ready", "changed")]
+        if not held:
+            tell("no models here yet: freehold pull qwen2.5-coder:0.5b brings the first one")
+        elif rest := [name for name in held if name not in self._names]:
+            tell(f"loaded when a request names it: {', '.join(rest)}")
+        if held:
+            tell(f"try: {_example(doors.url, (self._names or held)[0], keyed=bool(self._asked.keys))}")
+        if not self._names:
+            self._ready()
+
+    def loaded(self, name: str, error: FreeholdError | None) -> None:
+        """Tell what came of a model that was to be loaded; a server with none of those it was given ends."""
+        assert self._doors is not None
+        self._left -= 1
+        if error is not None:
+            self.failed += 1
+            tell(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
+        for model in self._doors.server.models.loaded():
+            if model.name == name and model.info is not None:
+                i = model.info
+                tell(
+                    f"loaded {name} {i.quantization} in {i.load_s:.1f} s: context {i.context:,} tokens, "
+                    f"{human(i.memory_bytes)}, {i.threads} threads"
+                )
+                for note in i.notes:
+                    tell(f"note: {name}: {note}")
+        if self._left == 0 and self.failed == len(self._names):
+            self._doors.stop(now=True)
+        elif self._left == 0:
+            self._ready()
+
+    def _ready(self) -> None:
+        if self._asked.as_json:
+            assert self._doors is not None
+            loaded = [m.name for m in self._doors.server.models.loaded() if m.info]
+            said = {"url": self._doors.url, "socket": str(self._settings.socket), "pid": os.getpid()}
+            print(json.dumps({**said, "models": loaded}), flush=True)
+
+
+def tell(text: str) -> None:
+    """Say something on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _example(url: str, model: str, *, keyed: bool) -> str:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hi"}]})
+    key = ' -H "Authorization: Bearer KEY"' if keyed else ""
+    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'"
+
+
+def _named(store: Store, model: str) -> str:
+    """Have the model here, fetched if need be, under a name that requests can use."""
+    if parse_ref(model).kind == "path":
+        return store.pull(model).name  # nothing is copied: the store notes where it lies
+    return held_or_fetched(store, model).name
+
+
+@contextmanager
+def _only_server(settings: Settings) -> Iterator[None]:
+    """Hold this home's lock; raise AddressTaken with the address of whoever holds it."""
+    from filelock import Timeout
+
+    from freehold.cli.attach import lock_of, pid_file
+
+    lock = lock_of(settings)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise AddressTaken(
+            f"{settings.home} has a server: {_whereabouts(settings)}",
+            "freehold stop ends it; another FREEHOLD_HOME and --port give a second one",
+        ) from None
+    try:
+        pid_file(settings).write_text(str(os.getpid()), encoding="utf-8")
+        yield
+    finally:
+        pid_file(settings).unlink(missing_ok=True)
+        lock.release()
+
+
+def _whereabouts(settings: Settings) -> str:
+    from freehold.cli.attach import found
+
+    try:
+        with found(settings) as server:
+            return f"{server.greeting.url} (pid {server.greeting.pid})"
+    except ServerUnreachable as e:
+        return e.message
+
+
+def _bound(host: str, port: int) -> list[socket.socket]:
+    """Bind the port before anything is loaded; if it is taken, say by whom, and which one is free."""
+    import errno
+
+    from freehold.server.serve import bind_tcp
+
+    try:
+        return bind_tcp(host, port)
+    except UsageError as e:
+        if not isinstance(e.__cause__, OSError) or e.__cause__.errno != errno.EADDRINUSE:
+            raise
+    free = next((p for p in range(port + 1, min(port + PORTS, 65535)) if _is_free(host, p)), 0)
+    raise AddressTaken(f"port {port} is taken by {_owner(port)}", f"freehold serve --port {free}")
+
+
+def _is_free(host: str, port: int) -> bool:
+    from freehold.server.serve import bind_tcp
+
+    try:
+        for sock in bind_tcp(host, port):
+            sock.close()
+    except UsageError:
+        return False
+    return True
+
+
+def _owner(port: int) -> str:
+    """Name the process that listens at `port`, as far as this user may know."""
+    import psutil
+
+    try:
+        for c in psutil.net_connections("tcp"):
+            if c.status == psutil.CONN_LISTEN and c.laddr.port == port and c.pid:
+                return f"{psutil.Process(c.pid).name()} (pid {c.pid})"
+    except psutil.Error:
+        pass
+    return "another user's process"

@@ -1,0 +1,133 @@
+"""Write the user's systemd unit that runs `freehold serve` with the options of this command line.
+
+Knows systemd's file format and what a server of ours needs of it; runs no systemctl.
+Path: serve.command -> install -> ~/.config/systemd/user/freehold.service
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from freehold.config import Settings
+from freehold.errors import StoreError, UsageError
+
+NAME = "freehold.service"
+COMMANDS = ("systemctl --user daemon-reload", f"systemctl --user enable --now {NAME}")
+_NOT_OURS = ("install_service", "force", "as_json")
+
+# KillMode=mixed: the SIGTERM that begins the drain goes to the server alone; its engines go on answering.
+# OOMPolicy=continue: an engine that the kernel kills for memory is started again by the server.
+UNIT = """\
+[Unit]
+Description=Freehold: language models on this machine
+StartLimitIntervalSec=120
+StartLimitBurst=5
+
+[Service]
+Type=exec
+ExecStart={command}
+Environment={environment}
+Restart=on-failure
+RestartSec=2
+RestartPreventExitStatus=2
+KillMode=mixed
+TimeoutStopSec={stop_s}
+OOMPolicy=continue
+UMask=0077
+NoNewPrivileges=true
+
+[Install]
+WantedBy=default.target
+"""
+
+
+def install(
+    ctx: click.Context,
+    settings: Settings,
+    models: Sequence[str],
+    drain_s: float,
+    *,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Write the unit and say how to start it; refuse to overwrite one that says something else."""
+    if settings.api_key:
+        raise UsageError(
+            "FREEHOLD_API_KEY would have to stand in the unit, readable", "put the key into a --key-file"
+        )
+    path = unit_path()
+    text = unit([*_program(), "serve", *_options(ctx), *models], settings.home, drain_s)
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    if before not in (None, text) and not force:
+        raise UsageError(f"{path} exists and says something else", "--force overwrites it")
+    _write(path, text)
+    if as_json:
+        said = {"path": str(path), "changed": before != text, "unit": text, "commands": COMMANDS}
+        click.echo(json.dumps(said))
+        return 0
+    click.echo(text, nl=False)
+    told = [f"written: {path}", "it starts with:", *(f"  {c}" for c in COMMANDS)]
+    told += [f"its log: journalctl --user -u {NAME} -f; to run without you logged in: loginctl enable-linger"]
+    if shutil.which("systemctl") is None:
+        told.append("note: there is no systemctl on this machine")
+    click.echo("\n".join(told), err=True)
+    return 0
+
+
+def unit(command: Sequence[str], home: Path, drain_s: float) -> str:
+    """Return the unit's text. Its patience is the drain and what engines take to leave."""
+    return UNIT.format(
+        command=" ".join(map(quoted, command)),
+        environment=quoted(f"FREEHOLD_HOME={home}"),
+        stop_s=round(drain_s) + 15,
+    )
+
+
+def quoted(word: str) -> str:
+    """Write a word so that systemd reads it back as it is: no specifier, no variable, no end of line."""
+    if any(ord(c) < 32 for c in word):
+        raise UsageError(f"{word!r} cannot stand in a unit file")
+    plain = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return plain if plain and not any(c in plain for c in " '\"\\;#") else f'"{plain}"'
+
+
+def unit_path() -> Path:
+    """Return where the user's own units lie."""
+    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(config).expanduser() / "systemd" / "user" / NAME
+
+
+def _program() -> list[str]:
+    return [sys.executable, "-m", "freehold.cli.main"]
+
+
+def _options(ctx: click.Context) -> Iterator[str]:
+    """Yield the options that were given, as words; files by their whole path."""
+    for param in ctx.command.params:
+        given = ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.COMMANDLINE
+        if not given or not isinstance(param, click.Option) or param.name in _NOT_OURS:
+            continue
+        value = ctx.params[param.name or ""]
+        if param.is_flag:
+            yield (param.opts if value else param.secondary_opts)[0]
+            continue
+        for one in value if param.multiple else [value]:
+            yield f"{param.opts[0]}={one.expanduser().absolute() if isinstance(one, Path) else one}"
+
+
+def _write(path: Path, text: str) -> None:
+    """Put the file there whole, or not at all."""
+    new = path.with_suffix(".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+    except OSError as e:
+        raise StoreError(f"{path} cannot be written: {e.strerror}") from e

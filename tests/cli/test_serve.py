@@ -1,0 +1,484 @@
+"""`freehold serve`, `ps`, `stop`, and `run` beside them: whole processes, with a tiny model or a scripted engine."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from starlette.responses import JSONResponse
+
+from freehold.cli import main
+from freehold.cli.serve import read_keys
+from freehold.cli.service import quoted, unit
+from freehold.cli.shared import Bytes, Seconds
+from freehold.errors import UsageError
+from tests.test_remote import Script, serving
+from tests.vectors.files import write_gguf
+
+ROOT = Path(__file__).parents[2]
+KEY = "0123456789abcdef0123"
+
+# `words` > 0: a model called tiny whose answers are scripted, slow enough to be met half-way.
+PROGRAM = """
+import functools, sys
+from freehold.worker import models
+from freehold.worker.wire import Script
+if {words}:
+    models.Models = functools.partial(models.Models, scripts={{"tiny": Script(words={words}, step_s=0.02)}})
+from freehold.cli import main
+sys.exit(main.run({args!r}))
+"""
+
+
+def environment(home: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FREEHOLD_", "HF_", "XDG_"))}
+    return {
+        **kept,
+        "FREEHOLD_HOME": str(home),
+        "HOME": str(home),
+        "FREEHOLD_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+
+
+def program(*args: str, words: int = 0) -> list[str]:
+    return [sys.executable, "-c", PROGRAM.format(words=words, args=list(args))]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command came to."""
+
+    status: int
+    out: str
+    err: str
+
+
+def freehold(home: Path, *args: str, **more: str) -> Done:
+    """Run a command line in this process, with nothing on stdin; `more` goes into its environment."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        wanted = environment(home) | more
+        for name in [n for n in os.environ if n not in wanted]:
+            patch.delenv(name)
+        for name, value in wanted.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "stdin", None)
+        status = main.run(list(args))
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def started(home: Path, *args: str, words: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """Start a command; whatever happens, it is over afterwards."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        program(*args, words=words),
+        env=environment(home),
+        stdout=pipe,
+        stderr=pipe,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def server(home: Path, *args: str, words: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a server on a free port; give its process and its URL once its models are loaded."""
+    with started(home, "serve", "--port", "0", "--json", *args, words=words) as process:
+        assert process.stdout is not None and process.stderr is not None
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        yield process, json.loads(line)["url"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_gguf("llama", tmp_path_factory.mktemp("serve") / "tiny.gguf", dtype="Q8_0"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    (home / "config.toml").write_text("adopt = false\n")
+    return home
+
+
+@pytest.fixture(scope="module")
+def real(home: Path, tiny: str) -> Iterator[str]:
+    """A server that holds the tiny model; its URL."""
+    with server(home, tiny) as (_, url):
+        yield url
+
+
+@pytest.fixture
+def scripted(home: Path, tmp_path: Path, tiny: str) -> Path:
+    """A home of the test's own where `tiny` is known."""
+    (tmp_path / "config.toml").write_text("adopt = false\n")
+    assert freehold(tmp_path, "pull", tiny).status == 0
+    return tmp_path
+
+
+# A running server and its owner.
+
+ASKED = ("Hi", "--max-tokens", "12", "--seed", "5", "--temperature", "0.9")
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("--raw",), ("--json", "--logprobs", "2"), ("--raw", "--json", "--logprobs", "2")]
+)
+def test_run_gives_the_same_bits_attached_and_here(home: Path, tiny: str, real: str, more: tuple[str, ...]):
+    there, here = (freehold(home, "run", tiny, *ASKED, *more, *local) for local in ((), ("--local",)))
+    assert (there.status, here.status) == (0, 0), there.err + here.err
+    if "--json" not in more:
+        assert there.out == here.out and there.out.strip()
+        return
+    got, wanted = json.loads(there.out), json.loads(here.out)
+    assert got["logprobs"] == wanted["logprobs"] and len(got["logprobs"]) == got["usage"]["completion_tokens"]
+    for said in (got, wanted):
+        del said["timings"], said["usage"]["cached_tokens"], said["context"]["note"]
+    assert got == wanted
+
+
+def test_verbose_run_says_where_the_model_is_held(home: Path, tiny: str, real: str):
+    assert f"held by the server at {real}" in freehold(home, "run", tiny, *ASKED, "--verbose").err
+    assert "held by" not in freehold(home, "run", tiny, *ASKED, "--verbose", "--local").err
+
+
+def test_an_option_for_a_model_loaded_here_loads_it_here_and_says_so(home: Path, tiny: str, real: str):
+    done = freehold(home, "run", tiny, *ASKED, "--context", "64", "--json")
+    assert json.loads(done.out)["context"]["limit"] == 64
+    assert "note: --context is for a model that is loaded here" in done.err
+
+
+def test_a_session_goes_on_through_the_server(home: Path, tiny: str, real: str):
+    for _ in range(2):
+        assert freehold(home, "run", tiny, *ASKED, "--session", "s").status == 0
+    assert len((home / "sessions" / "s.jsonl").read_text().splitlines()) >= 4
+
+
+def test_the_server_s_refusal_is_the_command_s_own_error(home: Path, tiny: str, real: str):
+    done = freehold(home, "run", tiny, "x " * 600)
+    assert (done.status, done.out) == (1, "")
+    assert re.match(r"error: prompt has [\d,]+ tokens; tiny is loaded with room for", done.err)
+    assert done.err.count("\n") == 2, done.err
+
+
+def test_ps_lists_what_is_loaded(home: Path, tiny: str, real: str):
+    freehold(home, "run", tiny, *ASKED)
+    said = json.loads(freehold(home, "ps", "--json").out)
+    assert said["schema"] == 1 and said["server"]["url"] == real
+    model = said["models"][0]
+    assert (model["name"], model["restarts"]) == ("tiny", 0)
+    assert model["stats"]["generated_tokens"] > 0 and model["tok_s"] == 0
+    lines = freehold(home, "ps").out.splitlines()
+    assert len(lines) == 2 and lines[1].startswith("tiny") and "idle" in lines[1] and "min" in lines[1]
+
+
+def test_one_home_has_one_server_and_the_second_says_where_the_first_listens(home: Path, real: str):
+    done = freehold(home, "serve", "--port", "0")
+    assert done.status == 1 and f"has a server: {real} (pid " in done.err and "freehold stop" in done.err
+
+
+def test_stop_unloads_a_model_and_run_has_it_loaded_again(home: Path, tiny: str, real: str):
+    freehold(home, "run", tiny, *ASKED)
+    done = freehold(home, "stop", tiny)
+    assert (done.status, done.err) == (0, "tiny is unloaded\n")
+    assert "no model is loaded" in freehold(home, "ps").err
+    again = freehold(home, "stop", "tiny")
+    assert again.status == 1 and "tiny is not loaded" in again.err
+    assert freehold(home, "run", tiny, *ASKED).status == 0
+    assert "tiny" in freehold(home, "ps").out
+
+
+def test_ps_and_stop_without_a_server_say_how_to_start_one(tmp_path: Path):
+    for verb in ("ps", "stop"):
+        done = freehold(tmp_path, verb)
+        assert (
+            (done.status, done.out) == (1, "")
+            and "no server runs for" in done.err
+            and "freehold serve starts one" in done.err
+        )
+
+
+# Ends: drain, cut, kill.
+
+
+def test_sigterm_lets_an_answer_end_and_the_server_exits_0(scripted: Path):
+    with server(scripted, words=40) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
+        assert answer.stdout is not None and answer.stdout.read(1)
+        process.send_signal(signal.SIGTERM)
+        assert len(answer.stdout.read().split()) == 40
+        assert (answer.wait(10), process.wait(10)) == (0, 0)
+    assert not (scripted / "serve" / "server.sock").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_answer_says_so(scripted: Path):
+    with server(scripted, words=4000) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
+        assert answer.stdout is not None and answer.stderr is not None and answer.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+        assert answer.wait(10) == 1
+        err = answer.stderr.read()
+        assert err.startswith("error: ") and "Traceback" not in err
+
+
+def test_stop_waits_for_the_answers_and_stop_now_does_not(scripted: Path):
+    with server(scripted, words=4000) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
+        assert answer.stdout is not None and answer.stdout.read(1)
+        refused = freehold(scripted, "stop", "tiny")
+        assert refused.status == 2 and "tiny has 1 answer under way" in refused.err
+        rows = freehold(scripted, "ps").out
+        assert "1 running" in rows
+        with started(scripted, "stop") as patient:
+            assert patient.stderr is not None
+            assert "waiting for 1 answer to end" in patient.stderr.readline()
+            assert process.poll() is None
+            while (scripted / "serve" / "server.sock").exists() and freehold(scripted, "ps").status == 0:
+                time.sleep(0.05)
+            assert "is starting, or ending" in freehold(scripted, "ps").err
+            assert freehold(scripted, "stop", "--now").status == 0
+            assert patient.wait(10) == 0
+        assert process.wait(10) == 0
+
+
+def test_ctrl_c_on_run_cancels_the_answer_at_the_server(scripted: Path):
+    with server(scripted, words=4000) as _, started(scripted, "run", "tiny", "Hi") as answer:
+        assert answer.stdout is not None and answer.stdout.read(1)
+        answer.send_signal(signal.SIGINT)
+        assert answer.wait(10) == 130
+        for _ in range(100):
+            if json.loads(freehold(scripted, "ps", "--json").out)["models"][0]["in_flight"] == 0:
+                return
+        pytest.fail("the server still answers nobody")
+
+
+def test_a_server_that_is_killed_is_a_named_error_and_leaves_no_trace_that_hinders(scripted: Path, tiny: str):
+    with server(scripted, words=4000) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
+        assert answer.stdout is not None and answer.stderr is not None and answer.stdout.read(1)
+        process.kill()
+        assert answer.wait(10) == 1
+        assert "broke the answer off" in answer.stderr.read()
+    assert (scripted / "serve" / "server.sock").exists()
+    assert "no server runs for" in freehold(scripted, "ps").err
+    done = freehold(scripted, "run", tiny, *ASKED)
+    assert done.status == 0 and done.out.strip() and "note: " not in done.err
+    with server(scripted, words=1):
+        assert freehold(scripted, "ps").status == 0
+
+
+def test_an_engine_that_is_killed_is_no_matter_to_run(scripted: Path, tiny: str):
+    with server(scripted, words=60) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
+        import psutil
+
+        assert answer.stdout is not None and answer.stdout.read(1)
+        for engine in psutil.Process(process.pid).children():
+            engine.kill()
+        assert len(answer.stdout.read().split()) == 60 and answer.wait(30) == 0
+        assert json.loads(freehold(scripted, "ps", "--json").out)["models"][0]["restarts"] == 1
+
+
+# Another version's server: a socket that greets otherwise.
+
+
+@contextmanager
+def greeting(home: Path, **said: object) -> Iterator[Script]:
+    script = Script()
+    hello = {"version": "9.9.9", "protocol": 1, "pid": 7, "url": "http://127.0.0.1:1", **said}
+    script.answers = [JSONResponse(hello)] + [JSONResponse({"models": []})] * 3
+    (home / "serve").mkdir(mode=0o700)
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(home / "serve" / "server.sock"))
+        with serving(script, listener):
+            yield script
+
+
+def test_another_version_of_the_same_protocol_is_named(tmp_path: Path):
+    with greeting(tmp_path):
+        done = freehold(tmp_path, "ps")
+    assert done.status == 0 and "note: the server is freehold 9.9.9, this command is" in done.err
+
+
+@pytest.mark.parametrize("verb", ["ps", "stop"])
+def test_another_protocol_is_an_error_with_both_versions_and_a_way_out(tmp_path: Path, verb: str):
+    with greeting(tmp_path, protocol=2):
+        done = freehold(tmp_path, verb)
+    assert done.status == 1
+    assert "the server (freehold 9.9.9, pid 7) speaks protocol 2, this command (freehold" in done.err
+    assert "hint: " in done.err and "kill 7" in done.err
+
+
+def test_run_beside_a_server_of_another_protocol_loads_the_model_here_and_says_so(tmp_path: Path, tiny: str):
+    with greeting(tmp_path, protocol=2):
+        done = freehold(tmp_path, "run", tiny, *ASKED)
+    assert (
+        done.status == 0
+        and done.out.strip()
+        and "speaks protocol 2" in done.err
+        and "the model is loaded here" in done.err
+    )
+
+
+# What is refused before anything is loaded.
+
+
+def test_a_port_that_is_taken_is_said_with_its_owner_and_a_free_one(tmp_path: Path):
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port = listener.getsockname()[1]
+        done = freehold(tmp_path, "serve", "--port", str(port))
+    assert done.status == 1 and f"port {port} is taken by " in done.err and f"(pid {os.getpid()})" in done.err
+    assert re.search(r"hint: freehold serve --port \d+", done.err)
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "part"),
+    [
+        (["--host", "0.0.0.0", "--port", "0"], 2, "no key is set"),
+        (["--host", "nowhere.invalid", "--key-file", "keys", "--port", "0"], 2, "nowhere.invalid"),
+        (["no-such-model"], 1, "no model is called 'no-such-model'"),
+        (["/no/such/file.gguf"], 1, "cannot be opened"),
+        (["--keep-alive", "soon"], 2, "write 30s, 5m or 2h, or never"),
+        (["--key-file", "absent"], 2, "cannot be read"),
+        (["--draft", "x", "--no-speculation"], 2, "--no-speculation forbids it"),
+        (["--keep-alve", "1m"], 2, "did you mean --keep-alive"),
+    ],
+)
+def test_wrong_usage_is_said_before_anything_is_loaded(tmp_path, monkeypatch, args, status, part):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys").write_text(KEY)
+    (tmp_path / "keys").chmod(0o600)
+    done = freehold(tmp_path, "serve", *args)
+    assert (done.status, done.out) == (status, "") and part in done.err and done.err.count("error:") == 1
+
+
+def test_a_server_none_of_whose_models_can_be_loaded_exits_1(home: Path, tmp_path: Path):
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\0" * 100)
+    with started(tmp_path, "serve", "--port", "0", str(tmp_path / "broken.gguf")) as process:
+        assert process.stderr is not None
+        err = process.stderr.read()
+        assert process.wait(10) == 1 and "error: " in err and "Traceback" not in err
+
+
+def test_keys_have_names_and_are_nobody_else_s_to_read(tmp_path: Path):
+    path = tmp_path / "keys"
+    path.write_text(f"# ours\nalice {KEY}a\n\n{KEY}b  # bob's\n")
+    path.chmod(0o640)
+    with pytest.raises(UsageError, match="others may read"):
+        read_keys(path, "")
+    path.chmod(0o600)
+    keys = read_keys(path, KEY + "c")
+    assert [keys.tenant(KEY.encode() + end) for end in (b"a", b"b", b"c", b"d")] == [
+        "alice", "line 4", "environment", None
+    ]  # fmt: skip
+    for text, part in (("a b c", "3 words"), (f"x {KEY}\nx {KEY}", "second key"), ("#", "holds no key")):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=part):
+            read_keys(path, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("30s", 30), ("5m", 300), ("1.5h", 5400), ("never", -1), ("-1", -1)]
+)
+def test_lengths_of_time_are_read_as_people_write_them(text: str, seconds: float):
+    assert Seconds(never=True).convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5 minutes", "m", "1e3", "never"])
+def test_what_is_no_length_of_time_is_refused(text: str):
+    with pytest.raises(click.BadParameter):
+        Seconds().convert(text, None, None)
+
+
+# The unit.
+
+
+def installed(home: Path, *args: str) -> dict:
+    done = freehold(home, "serve", "--install-service", "--json", *args)
+    assert done.status == 0, done.err
+    return json.loads(done.out)
+
+
+def test_the_unit_runs_this_command_line_and_lets_the_server_drain(tmp_path: Path, tiny: str, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys").write_text(KEY)
+    (tmp_path / "keys").chmod(0o600)
+    said = installed(
+        tmp_path, tiny, "--key-file", "keys", "--drain", "2m", "--no-speculation", "--origin", "http://a b"
+    )
+    path = tmp_path / ".config" / "systemd" / "user" / "freehold.service"
+    assert said["path"] == str(path) and path.read_text() == said["unit"] and said["changed"]
+    command = re.search("^ExecStart=(.*)$", said["unit"], re.M)
+    assert command is not None and command[1].startswith(sys.executable)
+    words = (
+        f"--key-file={tmp_path}/keys",
+        "--no-speculation",
+        "--drain=120",
+        '"--origin=http://a b"',
+        " tiny",
+    )
+    assert all(word in command[1] for word in words)
+    assert f"Environment=FREEHOLD_HOME={tmp_path}" in said["unit"]
+    assert "TimeoutStopSec=135" in said["unit"] and "KillMode=mixed" in said["unit"]
+    assert said["commands"] == [
+        "systemctl --user daemon-reload",
+        "systemctl --user enable --now freehold.service",
+    ]
+
+
+def test_another_unit_is_overwritten_only_by_force(tmp_path: Path):
+    first = installed(tmp_path)
+    assert not installed(tmp_path)["changed"]
+    done = freehold(tmp_path, "serve", "--install-service", "--port", "1234")
+    assert done.status == 2 and "--force overwrites it" in done.err
+    assert Path(first["path"]).read_text() == first["unit"]
+    assert "--port=1234" in installed(tmp_path, "--port", "1234", "--force")["unit"]
+    assert [p.name for p in Path(first["path"]).parent.iterdir()] == ["freehold.service"]
+
+
+def test_a_key_from_the_environment_is_not_written_into_the_unit(tmp_path: Path):
+    done = freehold(tmp_path, "serve", "--install-service", FREEHOLD_API_KEY=KEY)
+    assert (done.status, done.out) == (2, "") and "--key-file" in done.err
+
+
+@pytest.mark.parametrize(
+    ("word", "written"),
+    [
+        ("plain", "plain"),
+        ("/a b/c", '"/a b/c"'),
+        ("100%h", "100%%h"),
+        ("$HOME", "$$HOME"),
+        ('say "x"', '"say \\"x\\""'),
+        ("back\\slash", '"back\\\\slash"'),
+        ("", '""'),
+    ],
+)
+def test_words_reach_the_program_as_they_were(word: str, written: str):
+    assert quoted(word) == written
+    with pytest.raises(UsageError):
+        quoted(word + "\n")
+    assert f"ExecStart={written} x\n" in unit([word, "x"], Path("/h"), 30)
+
+
+def test_sizes_are_powers_of_a_thousand():
+    assert [Bytes().convert(t, None, None) for t in ("500MB", "4GB", "1.5 tb", "12")] == [
+        500 * 10**6, 4 * 10**9, 15 * 10**11, 12
+    ]  # fmt: skip
