@@ -127,12 +127,3 @@ def test_reference_pages_equal_the_program():
 def test_links_between_pages_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
-
-
-def test_files_named_in_the_concepts_exist():
-    """The page that follows a request names files; a moved file must take its name along."""
-    text = (ROOT / "docs" / "concepts" / "one-request.md").read_text(encoding="utf-8")
-    named = re.findall(r"`((?:src|csrc)/[\w./-]+\.(?:py|cpp|inl|h))`", text)
-    assert len(named) > 8
-    for name in named:
-        assert (ROOT / name).is_file(), name

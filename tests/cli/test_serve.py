@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse
 from freehold.cli import main
 from freehold.cli.serve import read_keys
 from freehold.cli.service import quoted, unit
-from freehold.cli.shared import Bytes, Seconds
+from freehold.cli.shared import Seconds
 from freehold.errors import UsageError
 from tests.test_remote import Script, serving
 from tests.vectors.files import write_gguf
@@ -476,9 +476,3 @@ def test_words_reach_the_program_as_they_were(word: str, written: str):
     with pytest.raises(UsageError):
         quoted(word + "\n")
     assert f"ExecStart={written} x\n" in unit([word, "x"], Path("/h"), 30)
-
-
-def test_sizes_are_powers_of_a_thousand():
-    assert [Bytes().convert(t, None, None) for t in ("500MB", "4GB", "1.5 tb", "12")] == [
-        500 * 10**6, 4 * 10**9, 15 * 10**11, 12
-    ]  # fmt: skip

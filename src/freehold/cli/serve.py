@@ -80,6 +80,11 @@ PORTS = 20  # how far a free port is looked for beside a taken one
     help="Keep running answers at this many milliseconds a token while prompts are read.",
 )
 @click.option(
+    "--disk-cache/--no-disk-cache",
+    default=True,
+    help="Keep what long prompts computed in the data folder, for the next server too.",
+)
+@click.option(
     "--drain",
     type=Seconds(),
     default="30s",
@@ -147,6 +152,7 @@ def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
         threads=given["threads"],
         speculate=given["speculate"],
         draft=given["draft"],
+        disk=settings.home / "kv" if given["disk_cache"] else None,
         max_models=given["max_models"],
         keep_alive_s=kept if given["keep_alive"] is None else given["keep_alive"],
         engine={name: value for name, value in engine.items() if value is not None},

@@ -59,22 +59,6 @@ class Seconds(click.ParamType):
         return float(found[1]) * self._UNITS[found[2]]
 
 
-class Bytes(click.ParamType):
-    """An amount of memory or disk: 500MB, 4GB, 1.5TB, in powers of 1000 as disks are sold."""
-
-    name = "size"
-    _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}  # noqa: RUF012
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return bytes."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", str(value).strip().lower())
-        if found is None:
-            self.fail(f"{value!r} is no size; write 500MB or 4GB", param, ctx)
-        return int(float(found[1]) * self._UNITS[found[2]])
-
-
 def with_offline(settings: Settings, offline: bool) -> Settings:
     """Return the settings with offline mode on if the verb's own option asks for it."""
     return replace(settings, offline=True) if offline else settings
