@@ -82,7 +82,7 @@ class Race:
         """Find the setting whose trial has the best headline; one that fails is no candidate."""
         candidates = [{}, *kind.trials(scenario.room)]
         if self._chosen is not None or len(candidates) == 1 or scenario.kind == "drift":
-            return self._chosen or {}
+            return self._chosen if self._chosen and len(candidates) > 1 else {}
         sign = 1 if scenario.headline.endswith(MORE_IS_BETTER) else -1
         found = []
         for options in candidates:

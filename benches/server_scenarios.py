@@ -105,11 +105,12 @@ class Client:
         return await load.start(self.port, ROUTE, completion(self.model, prompt, output))
 
 
+CLIENTS = {1: 4, 4: 2, 16: 1}  # clients -> requests of each: a slow server takes a minute for sixteen
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        *(Scenario(f"short-{n}", "load", n, 32, 128, 4 if n == 1 else 2) for n in (1, 4, 16)),
-        *(Scenario(f"chat-{n}", "load", n, 256, 128, 4 if n == 1 else 2) for n in (1, 4, 16)),
+        *(Scenario(f"short-{n}", "load", n, 32, 128, waves) for n, waves in CLIENTS.items()),
+        *(Scenario(f"chat-{n}", "load", n, 256, 128, waves) for n, waves in CLIENTS.items()),
         Scenario("drift", "drift", 4, 256, 128, minutes=60, headline="last output tok/s"),
         Scenario("prefix", "prefix", 1, 2000, 8, 3, headline="hit % of cold"),
         Scenario("together", "together", 4, 2000, 8, 1, headline="last ttft ms"),
