@@ -119,39 +119,28 @@ class DiskCache:
     # --- reading -----------------------------------------------------------------------------------
 
     def read(self, salt: str, keys: Iterable[bytes], first: int) -> Iterator[U8]:
-        """Yield the content of the blocks from `first` on, as long as they are there; `keys`: each block's tokens."""
+        """Yield the content of the blocks from `first` on, as long as they are there; `keys`: each block's tokens.
+
+        It lies in one buffer: a block's content is good until the next one is asked for.
+        """
+        content = np.empty(self.pool.bytes_per_block, np.uint8)
         for i, name, head in self._names(salt, keys, first):
-            content = self._content(self._folder / name, head, i)
-            if content is None:
+            if not self._fill(content, self._folder / name, head, i):
                 return
             yield content
 
-    def _content(self, path: Path, head: bytes, at: int) -> U8 | None:
-        """Read a file that begins with `head`; None, and the file removed, if anything is not as expected."""
-        try:
+    def _fill(self, content: U8, path: Path, head: bytes, at: int) -> bool:
+        """Read a file that begins with `head`; False, and the file removed, if anything is not as expected."""
+        with suppress(OSError):
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            content = self._checked(fd, head)
-            if content is None:
+            try:
+                if _sound(fd, head, content):
+                    _touch(fd, at)
+                    return True
                 path.unlink(missing_ok=True)
-            else:
-                _touch(fd, at)
-            return content
-        except OSError:
-            return None
-        finally:
-            os.close(fd)
-
-    def _checked(self, fd: int, head: bytes) -> U8 | None:
-        size, facts = self.pool.bytes_per_block, os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size != len(head) + 4 + size:
-            return None
-        begin, content = bytearray(len(head) + 4), np.empty(size, np.uint8)
-        if os.readv(fd, [begin, content.data]) != facts.st_size or begin[: len(head)] != head:
-            return None
-        return content if zlib.crc32(content.data) == int.from_bytes(begin[len(head) :]) else None
+            finally:
+                os.close(fd)
+        return False
 
     def _names(self, salt: str, keys: Iterable[bytes], first: int) -> Iterator[tuple[int, str, bytes]]:
         """Yield each block from `first` on, its file's name and what the file begins with."""
@@ -254,6 +243,17 @@ class DiskCache:
                         yield entry
                     elif entry.name.endswith(PART) and entry.stat().st_mtime < now - STALE_S:
                         os.unlink(entry.path)
+
+
+def _sound(fd: int, head: bytes, content: U8) -> bool:
+    """Read a file into `content`; tell whether it is what was once written."""
+    facts = os.fstat(fd)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size != len(head) + 4 + len(content):
+        return False
+    begin = bytearray(len(head) + 4)
+    if os.readv(fd, [begin, content.data]) != facts.st_size or begin[: len(head)] != head:
+        return False
+    return zlib.crc32(content.data) == int.from_bytes(begin[len(head) :])
 
 
 def _touch(fd: int, at: int) -> None:
