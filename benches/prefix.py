@@ -5,7 +5,8 @@
 Every round is a fresh cache folder: a cold prompt, the same beginning with another end while the first answer still
 runs (its blocks are shared live), then again by a new engine that has the disk alone, from the page cache and after
 its files were dropped from there. All four give the same tokens, or it fails. Also what keeping the prompt took: the
-longest step of another stream meanwhile beside its usual one. Ends in one JSON line.
+longest step of the running answer meanwhile beside its usual one, and what the tree's own work takes. Ends in one
+JSON line.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import argparse
 import itertools
 import json
 import os
+import random
 import statistics
 import sys
 import tempfile
 import time
+import timeit
 from pathlib import Path
 
 from freehold.cli.bench import version
 from freehold.cli.doctor import cpu_name
 from freehold.config import load_settings
 from freehold.engine import Engine
+from freehold.engine.blocks import BlockManager
+from freehold.engine.sequence import Request, Sequence
 from freehold.local.opening import open_model
 from freehold.store import Store
 from freehold.types import SamplingParams
@@ -49,6 +54,7 @@ def main() -> int:
         "tokens": args.tokens,
         "threads": llm.threads,
         "seconds": medians,
+        "tree_us": _tree(),
         "of_cold": {n: round(medians[n] / medians["cold"], 4) for n in ("memory", "disk", "disk_uncached")},
     }
     print(json.dumps(facts))
@@ -99,6 +105,28 @@ def _round(model, args: argparse.Namespace, seed: int) -> dict[str, float]:
     }
     print(*(f"{name} {1000 * value:.1f} ms" for name, value in facts.items()), sep="  ", flush=True)
     return facts
+
+
+def _tree() -> dict[str, float]:
+    """Return microseconds: to match 32,768 tokens, to publish a decoded one, and of a block from birth to eviction."""
+    blocks, rng = BlockManager(4096), random.Random(1)
+
+    def computed(count: int) -> Sequence:
+        tokens = rng.choices(range(150_000), k=count)
+        seq = Sequence(Request(tuple(tokens), GREEDY, 0, 10), tokens)
+        blocks.adopt(seq)
+        assert blocks.grow(seq, count)
+        seq.computed = count
+        blocks.publish(seq)
+        return seq
+
+    long = computed(32_768)
+    again = Sequence(long.request, [*long.tokens, 1])
+    match = min(timeit.repeat(lambda: blocks.match(again), number=1, repeat=5))
+    publish = min(timeit.repeat(lambda: blocks.publish(long), number=1000, repeat=5)) / 1000
+    life = min(timeit.repeat(lambda: blocks.retire(computed(640)), number=100, repeat=5)) / 100 / 20
+    micro = {"match_32k": match, "publish": publish, "block": life}
+    return {name: round(1e6 * value, 2) for name, value in micro.items()}
 
 
 def _gaps(answer) -> list[float]:

@@ -282,6 +282,9 @@ def test_budget_keeps_what_was_used_last_and_the_beginnings_of_the_rest(model: L
     computed(model, tmp_path, first)
     computed(model, tmp_path, second)
     budget = sum(p.stat().st_size for p in files(tmp_path)) * 22 // 18
+    for path in files(tmp_path):  # a minute ago
+        used = path.stat().st_mtime_ns - 60 * 10**9
+        os.utime(path, ns=(used, used))
     found(model, tmp_path, first)  # used again
     rig = Rig(model, 16)
     rig.blocks.attach(DiskCache(tmp_path, dependencies(model, "f16"), rig.runner.cache, budget))

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold import models
+from freehold.engine.kinds import layer_kinds
 from freehold.engine.prefix import TOKEN_BYTES, Node
 from freehold.models.loader import LoadedModel
 
@@ -71,6 +72,7 @@ def dependencies(model: LoadedModel, kv_type: str) -> dict[str, object]:
         "forward": forward.hexdigest(),
         "kv": kv_type,
         "layers": model.kv_layers,
+        "kinds": [kind.value for kind in layer_kinds(model)],
         "tokens": native.BLOCK_TOKENS,
         "adapter": "",
     }
