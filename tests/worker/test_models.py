@@ -146,6 +146,21 @@ def test_full_queue_refuses_with_the_wait(serve, tiny):
     serve(body, replace(OPTIONS, engine={"max_queued": 1}), paths=tiny)
 
 
+def test_death_with_a_queue_too_small_for_all_loses_nobody(serve, tiny, alone):
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        streams, got = [], []
+        for seed in range(6):  # one after the other they never wait
+            streams.append(await served.start(seeded(seed)))
+            got.append([(await anext(streams[-1]))[1]])
+        os.kill(served.pid, signal.SIGKILL)
+        for seed, stream in enumerate(streams):
+            got[seed] += [chunk async for _, chunk in stream]
+            assert tuple(tokens(got[seed])) == alone(seed).token_ids
+
+    serve(body, replace(OPTIONS, engine={"max_queued": 2}), paths=tiny)
+
+
 # --- finding -------------------------------------------------------------------------------------------
 
 

@@ -52,6 +52,7 @@ IDLE_S = 0.25  # between looks at whether something changed while there was noth
 LOADING_S = 0.1  # between reports of loading
 LEAVE_S = 10.0  # for weights still being packed when the server closes the socket
 SWITCH_S = 0.0005  # a step that ends while a job is taken in waits this long for the interpreter, not 5 ms
+TOGETHER_S = 0.002  # jobs that came at once enter at once, if it takes no longer to read them
 LONG_JOB = 16 << 10  # bytes; rendering and tokenizing more than this would keep the next job waiting
 READ = 1 << 18
 OOM_SCORE = 500  # when memory runs out the kernel takes an engine, which comes back, not the server
@@ -126,6 +127,10 @@ class Answers:
     def expect(self, ids: list[int]) -> None:
         """Note jobs that are being taken in."""
         self._coming.update(ids)
+
+    def is_expected(self, id: int) -> bool:
+        """Tell whether nobody has cancelled a job that is being taken in."""
+        return id in self._coming
 
     def enter(self, ready: list[tuple[int, Answering]]) -> None:
         """Let the engine have jobs, and say that they began."""
@@ -214,11 +219,16 @@ class Intake:
 
     def _start(self, jobs: list[Submit]) -> None:
         ready: list[tuple[int, Answering]] = []
+        began = time.monotonic()
         for message in jobs:
             try:
-                ready.append((message.id, self._model.start(decode(message.job, Job))))
+                if self._answers.is_expected(message.id):
+                    ready.append((message.id, self._model.start(decode(message.job, Job))))
             except Exception as e:
                 self._answers.refuse(message.id, e)
+            if time.monotonic() - began > TOGETHER_S:
+                self._answers.enter(ready)
+                ready, began = [], time.monotonic()
         self._answers.enter(ready)
 
     def _answer(self, call: Call) -> None:

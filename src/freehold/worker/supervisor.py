@@ -17,7 +17,14 @@ from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
-from freehold.errors import CapacityExceeded, EngineClosed, EngineLost, FreeholdError
+from freehold.errors import (
+    CapacityExceeded,
+    EngineClosed,
+    EngineLost,
+    FreeholdError,
+    Overloaded,
+    UsageError,
+)
 from freehold.types import EngineStats, Job, Message, ModelInfo
 from freehold.worker.client import EngineDied, EngineProcess
 from freehold.worker.stream import Stream
@@ -29,6 +36,7 @@ FIRST_WAIT_S, MOST_WAIT_S = (
     0.5,
     8.0,
 )  # before the second start in a row; twice that before the next, and so on
+FULL_WAIT_S = 0.5  # before a full queue is asked again
 HUNG_S = 120.0  # without a sign while there is work. The longest step is a second; a swapping machine is slow
 KEEP_ALIVE_S = 300.0
 _GAUGES = {"running", "waiting", "blocks", "blocks_live", "blocks_cached", "expected_wait_s", "progress_at"}
@@ -219,9 +227,20 @@ class Served:
             elif type(event) is Began:
                 stream.began(event.begin)
             elif type(event) is Failed:
-                stream.fail(event.error)
+                self._failed(stream, event.error)
         if frame.stats is not None:
             self._stats = frame.stats
+
+    def _failed(self, stream: Stream, error: FreeholdError) -> None:
+        """End a stream, unless a new engine has no place in its queue yet for what an old one was answering."""
+        if isinstance(error, Overloaded) and stream.has_begun:
+            self._loop.call_later(max(error.wait_s, FULL_WAIT_S), self._resubmit, stream)
+        else:
+            stream.fail(error)
+
+    def _resubmit(self, stream: Stream) -> None:
+        if stream.id in self._streams and self._up and self._engine is not None:
+            self._engine.send(Submit(stream.id, self._writer.raw(stream.job_to_go_on)))
 
     def _replied(self, event: Any) -> None:
         asked = self._asked.get(event.id)
@@ -252,6 +271,9 @@ class Served:
         except FreeholdError as e:
             log.warning("%s cannot be loaded: %s", self.name, e.message)
             self._give_up(e)
+        except Exception as e:
+            log.exception("%s cannot be loaded", self.name)
+            self._give_up(FreeholdError(f"internal error: {type(e).__name__}", "see the server's log"))
         finally:
             self._up, self._engine, self._life = False, None, None
             if not self.idle and not self._closed:  # asked in the moment of going
@@ -284,7 +306,10 @@ class Served:
     def _resume(self, engine: EngineProcess) -> None:
         """Give the new engine all that waits, and what the one before was answering."""
         for stream in list(self._streams.values()):
-            engine.send(Submit(stream.id, self._writer.raw(stream.job_to_go_on)))
+            try:
+                engine.send(Submit(stream.id, self._writer.raw(stream.job_to_go_on)))
+            except UsageError as e:
+                stream.fail(e)
         for asked in self._asked.values():
             engine.send(asked.call)
         for waiting in self._loads:
