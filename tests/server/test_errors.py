@@ -7,7 +7,7 @@ import pytest
 from freehold import errors
 from freehold.errors import FreeholdError
 from freehold.server.problems import STATUS, problem, without_paths
-from tests.server.fakes import failing
+from tests.server.fakes import Script, failing
 from tests.server.test_chat import CHAT, events
 
 URL = "/v1/chat/completions"
@@ -72,6 +72,13 @@ def test_overload_says_how_long_to_wait(serving):
 def test_what_cannot_get_better_at_once_is_not_asked_again(serving):
     server = serving(failing("use", errors.CapacityExceeded("needs 9 GB, 3 are free")))
     assert server.client.post(URL, json=CHAT).headers["x-should-retry"] == "false"
+
+
+def test_a_requests_time_runs_while_its_model_is_loaded(serving):
+    server = serving(Script(use_delay=30.0))
+    answer = server.client.post(URL, json={**CHAT, "timeout": 0.1})
+    assert answer.status_code == 504 and answer.json()["error"]["code"] == "deadline_exceeded"
+    assert not server.models.served["fake:1b"].jobs
 
 
 def test_one_failing_prompt_of_many_fails_the_request_and_frees_the_others(serving):

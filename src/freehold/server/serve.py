@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -220,6 +221,9 @@ def run(
     `open_models` runs inside the loop. `preload`: names to load once the doors are open; `loaded` hears of each.
     """
     _allow_many_files(settings.limits.connections)
+    logging.getLogger("uvicorn.error").setLevel(
+        logging.ERROR
+    )  # each line of garbage sent to us is a warning there
 
     async def main() -> bool:
         doors = Doors(await open_models(), settings, preload=preload)

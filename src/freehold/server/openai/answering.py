@@ -12,14 +12,14 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Protocol
 
 import msgspec
 
 import freehold
-from freehold.errors import EngineClosed, EngineLost, FreeholdError, Overloaded
+from freehold.errors import DeadlineExceeded, EngineClosed, EngineLost, FreeholdError, Overloaded
 from freehold.server.call import Call
 from freehold.server.contract import Served, Stream
 from freehold.server.limits import Gone
@@ -171,7 +171,7 @@ class Answering:
         opened: Callable[[int, Begin], Awaitable[None]],
         sink: Callable[[int, list[tuple[int, Chunk]]], Awaitable[None]],
     ) -> None:
-        served = await self.call.server.models.use(self._model)
+        served = await self._served()
         record = self._record = self.call.server.metrics.of(served.name)
         try:
             if len(self.jobs) == 1:
@@ -187,6 +187,27 @@ class Answering:
             self._count(record, e)
             raise
 
+    async def _served(self) -> Served:
+        """Return the model, loaded within the request's own time."""
+        limit = self.jobs[0].timeout_s
+        if limit is None:
+            return await self.call.server.models.use(self._model)
+        try:
+            async with asyncio.timeout(max(limit - self._passed(), 0)):
+                return await self.call.server.models.use(self._model)
+        except TimeoutError:
+            message = f"{self._model} was not in memory after {limit:g} s, the request's own limit"
+            raise DeadlineExceeded(message, "give it more time, or load the model first") from None
+
+    def _left(self, job: Job) -> Job:
+        """Return the job with what is left of its time: it runs from the request's arrival."""
+        if job.timeout_s is None:
+            return job
+        return replace(job, timeout_s=max(job.timeout_s - self._passed(), 0.001))
+
+    def _passed(self) -> float:
+        return time.monotonic() - self.call.started
+
     async def _follow(
         self,
         served: Served,
@@ -194,7 +215,7 @@ class Answering:
         opened: Callable[[int, Begin], Awaitable[None]],
         sink: Callable[[int, list[tuple[int, Chunk]]], Awaitable[None]],
     ) -> None:
-        stream = await served.start(self.jobs[job], self._keep_alive)
+        stream = await served.start(self._left(self.jobs[job]), self._keep_alive)
         try:
             self.begins[job] = stream.begin
             await self.shape.begun(served, job, self._choices(job), stream.begin)
@@ -304,7 +325,7 @@ class Answering:
             "timings": {
                 "prefill_s": round(max((u.prefill_s for u in usages), default=0.0), 6),
                 "decode_s": round(max((u.decode_s for u in usages), default=0.0), 6),
-                "total_s": round(time.monotonic() - self.call.started, 6),
+                "total_s": round(self._passed(), 6),
                 "drafted_tokens": sum(u.drafted_tokens for u in usages),
                 "accepted_tokens": sum(u.accepted_tokens for u in usages),
             },
