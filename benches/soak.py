@@ -84,7 +84,7 @@ HABITS = (
     Habit("leave at once", 6, lambda s, m: _stream(s, m, 64, leave_after=0)),
     Habit("leave midway", 10, lambda s, m: _stream(s, m, 200, leave_after=s.random.randint(1, 20))),
     Habit("leave a whole answer", 4, lambda s, m: (*_completion(s, m, max_tokens=200)[:2], {"limit_s": 0.5})),
-    Habit("slow reader", 3, lambda s, m: _stream(s, m, 300, pause_s=0.3)),
+    Habit("slow reader", 3, lambda s, m: _stream(s, m, 120, pause_s=0.3)),
     Habit("over-long prompt", 4, lambda s, m: _completion(s, m, prompt="word " * 3 * CONTEXT), REFUSED),
     Habit(
         "too many tokens", 3, lambda s, m: _completion(s, m, max_tokens=10**6, prompt="End."), BUSY | REFUSED
