@@ -118,7 +118,7 @@ def compare(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     """Run everything that was asked for; print the table; return the record."""
     cpu, facts = peers.machine(path), measures.Facts.of(path)
     threads = peers.thread_counts(None)
-    chosen = dict(pair.split("=", 1) for pair in args.option) if args.option else None
+    chosen = dict(map(_option, args.option)) if args.option else None
     race = Race([KINDS[name] for name in args.server or KINDS], path, args.rounds, chosen)
     with Child(sys.executable, environments.FREEHOLD, stops=True) as meter:
         measured = peers.ceilings(meter, threads, {})
@@ -153,6 +153,11 @@ def compare(args: argparse.Namespace, path: Path) -> dict[str, Any]:
 def _medians(entry: Entry) -> dict[str, float]:
     names = entry.rounds[0] if entry.rounds else ()
     return {name: float(f"{statistics.median(entry.values(name)):.4g}") for name in names}
+
+
+def _option(pair: str) -> tuple[str, Any]:
+    name, _, value = pair.partition("=")
+    return name, int(value) if value.isdecimal() else value
 
 
 def options() -> argparse.Namespace:
