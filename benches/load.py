@@ -24,7 +24,7 @@ SMALL_WINDOW = 2048  # bytes the kernel may hold for a reader that is to be slow
 
 @dataclass
 class Answer:
-    """What came back. Times are of time.perf_counter; a piece is an event with text, or with an answer's end."""
+    """What came back. Times are of time.perf_counter; a piece is all the text that arrived at one time."""
 
     sent: float = 0.0
     status: int = 0  # 0: nothing came
@@ -173,7 +173,8 @@ class Call(asyncio.Protocol):
             answer.finish[index] = choice["finish_reason"]
         if text:
             answer.texts.setdefault(index, []).append(text)
-            answer.pieces.append(self._now)
+            if answer.pieces[-1:] != [self._now]:
+                answer.pieces.append(self._now)
             self.first.set()
             if len(answer.pieces) == self._leave_after:
                 self.leave()

@@ -82,7 +82,7 @@ class Race:
         """Find the setting whose trial has the best headline; one that fails is no candidate."""
         candidates = [{}, *kind.trials(scenario.room)]
         if self._chosen is not None or len(candidates) == 1 or scenario.kind == "drift":
-            return self._chosen if self._chosen and len(candidates) > 1 else {}
+            return self._chosen or {}
         sign = 1 if scenario.headline.endswith(MORE_IS_BETTER) else -1
         found = []
         for options in candidates:
@@ -171,7 +171,10 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--option", action="append", metavar="NAME=VALUE", help="of the server, in place of trials"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.option and len(args.server or ()) != 1:
+        parser.error("--option is for one --server")
+    return args
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 A token is what the server's `usage` counts, and every answer is made to have a fixed number of them. TTFT is
 from the request to the first piece of text; TPOT the rest of the answer by the tokens in it; ITL every gap
-between pieces; E2E to the last piece. A figure's last word is its unit.
+between pieces, one or more tokens that arrive together; E2E to the last piece. A figure's last word is its unit.
 Path: server.py -> Scenario.run -> load.ask
 """
 

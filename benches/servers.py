@@ -68,8 +68,9 @@ class Kind:
     weights: str = "as in the file"
 
 
-def _freehold(path: Path, port: int, _room: Room, _options: Options) -> list[str]:
-    return [sys.executable, "-m", "freehold.cli.main", "serve", str(path), "--port", str(port)]
+def _freehold(path: Path, port: int, _room: Room, options: Options) -> list[str]:
+    command = [sys.executable, "-m", "freehold.cli.main", "serve", str(path), "--port", str(port)]
+    return command + [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
 def _freehold_version() -> str:
