@@ -65,6 +65,12 @@ struct Pass {
     return lo < hi ? Range{static_cast<int>(lo), static_cast<int>(hi)} : Range{0, 0};
   }
   float* out(int query) const { return partial + static_cast<int64_t>(query) * (2 + a.dv); }
+  void clear() const {                        // partials that have seen nothing
+    for (int i = 0; i < n; ++i) {
+      out(i)[0] = -__builtin_inff();
+      for (int c = 1; c < 2 + a.dv; ++c) out(i)[c] = 0.0f;
+    }
+  }
   // This kv head's part of a page, numbered from the span's start and perhaps beyond its end.
   const uint8_t* page(int i) const {
     const int64_t block = a.block_table[static_cast<int64_t>(span) * kSpanPages + i];
@@ -169,7 +175,6 @@ OP F fexp2(F t) {
   p = fma(p, r, fset(0.6931470037f));
   return scale_exp(fma(p, r, fset(1.0f)), n);
 }
-OP float fexp2_1(float t) { float x[16]; fstore(x, fexp2(fset(t))); return x[0]; }
 
 OP F capped(const AttnArgs& a, F s) { return a.softcap > 0.0f ? fsoftcap(mul(s, fset(a.scale)), fset(a.softcap)) : s; }
 
@@ -181,27 +186,39 @@ OP F select_seen(Range r, int at, F x, F y) {
   return select_lt(lane, fset(static_cast<float>(r.hi)), select_lt(lane, fset(static_cast<float>(r.lo)), y, x), y);
 }
 
-// Turns a row's scores s into 2^(s * unit - max) and reports max and sum: base 2, so that scaling and the exponential's
-// change of base are one multiply-add. Four sums take vectors by their place in the span; a hidden lane gives 0.
-static void soften(const AttnArgs& a, Range r, float* scores, float* max, float* sum) {
+// What a row's scores s become: 2^(s * unit - max). In base 2, so that scaling and the exponential's change of base are one multiply-add.
+struct Softmax { float unit, max; };
+OP F soft(Softmax x, const float* score) { return fexp2(fma(fload(score), fset(x.unit), fset(-x.max))); }
+
+// Caps a row's scores, hides what it does not see, and finds the greatest.
+OP Softmax hide(const AttnArgs& a, Range r, float* scores) {
   constexpr float kLog2E = 1.44269504f;
   const float unit = a.softcap > 0.0f ? kLog2E : a.scale * kLog2E;
-  const int v0 = r.lo / 16, v1 = (r.hi + 15) / 16;
   const F hidden = fset(-__builtin_inff());
-  F top = hidden;
-  for (int v = v0; v < v1; ++v) {
-    const F s = select_seen(r, 16 * v, capped(a, fload(scores + 16 * v)), hidden);
-    fstore(scores + 16 * v, s);
-    top = fmax(s, top);
-  }
-  const float m = hmax(top) * unit;
+  F top[2] = {hidden, hidden};
+  int v = r.lo / 16;
+  const int end = (r.hi + 15) / 16;
+  auto at = [&](int i) {
+    const F s = select_seen(r, 16 * i, capped(a, fload(scores + 16 * i)), hidden);
+    fstore(scores + 16 * i, s);
+    return s;
+  };
+  for (; v + 2 <= end; v += 2) top[0] = fmax(at(v), top[0]), top[1] = fmax(at(v + 1), top[1]);
+  if (v < end) top[0] = fmax(at(v), top[0]);
+  return {unit, hmax(fmax(top[0], top[1])) * unit};
+}
+
+// Turns a row's scores into what softmax sums, and reports max and sum. Four sums take vectors by their place in the span; a
+// hidden lane gives 0.
+static void soften(const AttnArgs& a, Range r, float* scores, float* max, float* sum) {
+  const Softmax soft_max = hide(a, r, scores);
   F acc[4] = {fzero(), fzero(), fzero(), fzero()};
-  for (int v = v0; v < v1; ++v) {
-    const F p = fexp2(fma(fload(scores + 16 * v), fset(unit), fset(-m)));
+  for (int v = r.lo / 16; v < (r.hi + 15) / 16; ++v) {
+    const F p = soft(soft_max, scores + 16 * v);
     fstore(scores + 16 * v, p);
     acc[v & 3] = add(acc[v & 3], p);
   }
-  *max = m;
+  *max = soft_max.max;
   *sum = hsum(add(add(acc[0], acc[1]), add(acc[2], acc[3])));
 }
 
@@ -345,20 +362,23 @@ static void attend_floats(const Pass& s) {
 
 #include "attention_q8.inl"
 
-static void attend_span(const AttnArgs& a, int kv_head, int row0, int rows, int span, float* partial) {
+// Calls f(pass) for a tile's queries.
+template <class F> OP void each_pass(const AttnArgs& a, int kv_head, int row0, int rows, int span, float* partial, F f) {
   const int queries = rows * (a.heads / a.kv_heads);
   for (int i = 0; i < queries; i += kPassQueries) {
     const Pass s(a, kv_head, span, row0, i, queries - i < kPassQueries ? queries - i : kPassQueries, partial + static_cast<int64_t>(i) * (2 + a.dv));
-    for (int j = 0; j < s.n; ++j) {
-      s.out(j)[0] = -__builtin_inff();
-      for (int c = 1; c < 2 + a.dv; ++c) s.out(j)[c] = 0.0f;
-    }
-    switch (a.type) {
-      case KvType::F16: attend_floats<uint16_t>(s); break;
-      case KvType::F32: attend_floats<float>(s); break;
-      case KvType::Q8: attend_codes(s); break;
-    }
+    f(s);
   }
+}
+static void attend_span(const AttnArgs& a, int kv_head, int row0, int rows, int span, float* partial) {
+  each_pass(a, kv_head, row0, rows, span, partial, [](const Pass& s) {
+    s.clear();
+    switch (s.a.type) {
+      case KvType::F16: return attend_floats<uint16_t>(s);
+      case KvType::F32: return attend_floats<float>(s);
+      case KvType::Q8: return attend_codes(s);
+    }
+  });
 }
 
 // running = running * a + partial * b. One of a and b is 1 exactly, or either is NaN and so is all that follows.
@@ -374,16 +394,26 @@ static void fold(float* running, float a, const float* partial, float b, int64_t
 static void attend_merge(float* running, const float* partial, int count, int dv) {
   const int64_t stride = 2 + static_cast<int64_t>(dv);
   const float none = -__builtin_inff();
-  for (int i = 0; i < count; ++i, running += stride, partial += stride) {
-    if (partial[0] == none && partial[1] == 0.0f) continue;
-    if (running[0] == none && running[1] == 0.0f) {
-      memcpy(running, partial, sizeof(float) * static_cast<size_t>(stride));
-      continue;
+  for (int i = 0; i < count; i += 16) {
+    const int n = count - i < 16 ? count - i : 16;
+    float m[16] = {}, a[16] = {}, b[16] = {};
+    for (int j = 0; j < n; ++j) {
+      const float x = running[j * stride], y = partial[j * stride];
+      m[j] = x > y ? x : y;
+      a[j] = x - m[j];
+      b[j] = y - m[j];
     }
-    const float m = running[0] > partial[0] ? running[0] : partial[0];
-    const float a = fexp2_1(running[0] - m), b = fexp2_1(partial[0] - m);
-    running[0] = m;
-    fold(running + 1, a, partial + 1, b, stride - 1);
+    fstore(a, fexp2(fload(a)));
+    fstore(b, fexp2(fload(b)));
+    for (int j = 0; j < n; ++j, running += stride, partial += stride) {
+      if (partial[0] == none && partial[1] == 0.0f) continue;
+      if (running[0] == none && running[1] == 0.0f) {
+        memcpy(running, partial, sizeof(float) * static_cast<size_t>(stride));
+        continue;
+      }
+      running[0] = m[j];
+      fold(running + 1, a[j], partial + 1, b[j], stride - 1);
+    }
   }
 }
 

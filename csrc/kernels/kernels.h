@@ -183,7 +183,7 @@ constexpr int64_t kTileLoopOps = 4 * 16 * 16 * 64 * 2;   // four products of six
 const Kernels* kernels_scalar();
 const Kernels* kernels_avx2();      // null where the compiler cannot build it
 const Kernels* kernels_avx512();
-const Kernels* kernels_amx();       // avx512's, but for gemm and for panels of nine tokens or more
+const Kernels* kernels_amx();       // avx512's, but for gemm, for panels of nine tokens or more, and for attention over f16 pages
 
 // Half precision in plain C++: exact to float, round to nearest even from it.
 inline float f16_to_f32(uint16_t h) {

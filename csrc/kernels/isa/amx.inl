@@ -1,5 +1,5 @@
-// AMX tiles for prompts: avx512's table with other `gemm` entries, the same bits, and amx_few.inl's. Included by avx512.cpp, in its
-// namespace.
+// AMX tiles for prompts: avx512's table with other `gemm` entries, the same bits; amx_few.inl's; and amx_attention.inl's, whose bits
+// are this table's own. Included by avx512.cpp, in its namespace.
 //
 // A tile multiply takes sixteen tokens by sixteen weight rows by 64 inputs in sixteen cycles, eight times dpbusd's rate:
 // A: sixteen rows of activations as they lie in a unit; B: sixteen quads of a panel, as gemm.inl unpacks them, but signed;
@@ -9,10 +9,10 @@
 // B holds it in two planes, low bytes unsigned and high bytes signed, and C_low + 256 * C_high is the block's exact sum.
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("amx-tile,amx-int8,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("amx-tile,amx-int8,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+#pragma GCC target("amx-tile,amx-int8,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
 #endif
 
 // The eight tiles, set by each call: C 0-3, A 4-5 of `bytes` inputs a token, B 6-7 of as many inputs.
@@ -230,10 +230,12 @@ static int32_t tile_loop(int64_t iterations) {
 }
 
 #include "amx_few.inl"
+#include "amx_attention.inl"
 
 static Kernels make_amx() {
   Kernels t = make_table("amx");
   fill_few(t);
+  t.attend_span = attend_span_tiles;
   auto set = [&t](Kind k, Kernels::Gemm f) { t.gemm[static_cast<int>(k)] = f; };
   set(Kind::Q4_0, tiles_32<Nibble, 8, false>);
   set(Kind::Q4_1, tiles_32<Nibble, 0, true>);
