@@ -159,7 +159,7 @@ class Pool(RuleBasedStateMachine):
         blocks = self.rig.blocks
         if not seq.table:
             expected = blocks.match(seq)
-            while not blocks.adopt(seq):
+            while not blocks.adopt(seq, hurry=True):
                 pass
             assert seq.computed >= expected // SIZE * SIZE
             assert seq.computed <= expected or self.on_disk

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -110,16 +111,32 @@ def test_others_wait_for_a_part_of_it_only(
     rig = Rig(model, 24, tmp_path)
     seq = sequence(PROMPT)
     assert rig.blocks.adopt(seq) and seq.computed == WHOLE * 32  # nobody waits
-    other = sequence([*PROMPT[:290], 9])
-    rig.blocks.release(seq)
-    rig = Rig(model, 24, tmp_path)
-    rig.step(sequence([9] * 40))
+    rig, seq = Rig(model, 24, tmp_path), sequence([*PROMPT[:290], 9])
     steps = 1
-    while not rig.blocks.adopt(other):
-        assert other.computed == 32 * steps
+    while not rig.blocks.adopt(seq, hurry=True):
+        assert seq.computed == 32 * steps
         steps += 1
     assert steps == WHOLE
-    assert np.array_equal(rig.step(other)[0], rig.alone(other.tokens))
+    assert np.array_equal(rig.step(seq)[0], rig.alone(seq.tokens))
+
+
+def test_answer_goes_on_while_the_disk_is_read_for_another(
+    known: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with Engine(known, context=512, disk=tmp_path) as engine:
+        first = [out.id for out in engine.generate(PROMPT, GREEDY, max_tokens=4)]
+    monkeypatch.setattr(blocks_module, "LOAD_S", 0.0)
+    with Engine(known, context=512, blocks=64, speculate=False, disk=tmp_path) as engine:
+        running = engine.generate([9, 8, 7], GREEDY, max_tokens=60)
+        next(running)
+        job = engine.generate(PROMPT, GREEDY, max_tokens=4)
+        job.start()
+        read = [0]
+        while read[-1] < WHOLE * 32:
+            next(running)
+            read.append(engine.stats().disk_tokens)
+        assert {b - a for a, b in pairwise(read)} <= {0, 32}
+        assert [out.id for out in job] == first and job.usage.cached_tokens == WHOLE * 32
 
 
 def test_pool_without_room_takes_what_fits(model: LoadedModel, tmp_path: Path):

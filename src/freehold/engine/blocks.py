@@ -78,18 +78,18 @@ class BlockManager:
         path = self._tree.walk(salt, seq.tokens, limit)
         return len(path) * BLOCK_TOKENS + self._nearest(seq, path, limit)[1]
 
-    def adopt(self, seq: Sequence) -> bool:
+    def adopt(self, seq: Sequence, hurry: bool = False) -> bool:
         """Let a sequence of which nothing was computed share what is known of its tokens, its last one excepted.
 
         The last token is computed anew, as its logits are wanted. Of a block that agrees in part it gets a copy.
-        False: the disk has more, and others wait; call it again in the next step instead of computing.
+        False, only with `hurry`: the disk has more than is read while others wait; call it again in the next step.
         """
         salt, limit = seq.request.tenant, len(seq.tokens) - 1
         path = self._tree.walk(salt, seq.tokens, limit)
         for node in path[len(seq.table) :]:  # all of them, unless the disk had more
             self._hold(node.block)
             seq.table.append(node.block)
-        complete = self._load(seq, path, limit // BLOCK_TOKENS)
+        complete = self._load(seq, path, limit // BLOCK_TOKENS, LOAD_S if hurry else math.inf)
         seq.computed = len(path) * BLOCK_TOKENS
         source, same = self._nearest(seq, path, limit)
         if complete and source is not None and self.available:
@@ -267,11 +267,11 @@ class BlockManager:
 
     # --- the disk ----------------------------------------------------------------------------------
 
-    def _load(self, seq: Sequence, path: list[Node], whole: int) -> bool:
-        """Read blocks after `path`, which they join, up to `whole`; False if there may be more and others wait."""
+    def _load(self, seq: Sequence, path: list[Node], whole: int, seconds: float) -> bool:
+        """Read blocks after `path`, which they join, up to `whole`; False if there may be more and time is up."""
         if self._disk is None or len(path) == whole:
             return True
-        until = monotonic() + (LOAD_S if self.live > len(seq.table) else math.inf)
+        until = monotonic() + seconds
         starts = range(0, whole * BLOCK_TOKENS, BLOCK_TOKENS)
         keys = (key_of(seq.tokens[at : at + BLOCK_TOKENS]) for at in starts)
         for content in self._disk.read(seq.request.tenant, keys, len(path)):

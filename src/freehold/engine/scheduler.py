@@ -309,7 +309,7 @@ class Scheduler:
 
     def _holds(self, seq: Sequence) -> bool:
         """Make sure all tokens of `seq` have blocks, at others' expense if the rules allow it."""
-        if not seq.table:
+        if not seq.table or seq.loading:
             return self._admit(seq)
         if self._blocks.grow(seq, len(seq.tokens)):
             return True
@@ -318,12 +318,16 @@ class Scheduler:
     def _admit(self, seq: Sequence) -> bool:
         """Let a sequence begin if there is room for it and for what the running ones will need soon."""
         blocks = self._blocks
-        others = sum(bool(s.table) for s in self._live)
-        if seq.refused == (blocks.available, others) and not (self._impatient(seq) or self._unread_tokens()):
+        others = sum(bool(s.table) for s in self._live if s is not seq)
+        if not seq.loading:  # else it has begun, and nobody leads it any more
+            if seq.refused == (blocks.available, others) and not (
+                self._impatient(seq) or self._unread_tokens()
+            ):
+                return False
+            if others >= self.budget.most_decodes() or (others and self._leader(seq) is not None):
+                return False
+        if not self._share(seq):
             return False
-        if others >= self.budget.most_decodes() or (others and self._leader(seq) is not None):
-            return False
-        self._share(seq)
         need = blocks_for(len(seq.tokens)) - len(seq.table)
         spare = GROWTH * others + min(GROWTH << seq.preempted, blocks_for(seq.left)) if others else 0
         fits = need + spare <= blocks.available or self._make_room(seq, need, self._impatient(seq))
@@ -339,13 +343,15 @@ class Scheduler:
     def _impatient(self, seq: Sequence) -> bool:
         return self._now - seq.arrived > BYPASS_S
 
-    def _share(self, seq: Sequence) -> None:
-        parent = seq.parent
-        if parent is not None and self._forks(parent, seq):
+    def _share(self, seq: Sequence) -> bool:
+        """Give a sequence what others have computed of it; False if the disk has more, for the next steps to read."""
+        parent, seq.loading = seq.parent, False
+        if parent is not None and not seq.table and self._forks(parent, seq):
             self._blocks.fork(parent, seq)
             seq.cached = 0 if seq.generated else seq.computed
         elif seq.request.sink is None:
-            self._blocks.adopt(seq)
+            seq.loading = not self._blocks.adopt(seq, hurry=bool(self._batch))
+        return not seq.loading
 
     def _forks(self, parent: Sequence, seq: Sequence) -> bool:
         """Tell whether all that `parent` has computed is what `seq` begins with, and its prompt is among it."""

@@ -55,6 +55,7 @@ class Sequence:
     parent: Sequence | None = None  # whose prompt it shares: it is computed once and forked
     computed: int = 0  # leading tokens whose keys and values lie in the cache
     table: list[int] = field(default_factory=list)  # blocks, in order of position
+    loading: bool = False  # it has some of the blocks that the disk holds of it
     cached: int = 0  # tokens of the prompt taken over from other sequences
     pending: deque[TokenOut] = field(default_factory=deque)  # made and not yet taken
     paused_at: float = 0.0  # when the first of `pending` was made
