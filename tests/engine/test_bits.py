@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.engine import Engine, TokenOut
+from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine import scheduler as scheduler_module
 from freehold.engine.capacity import KV_TYPES, KvType
 from freehold.models.loader import LoadedModel
@@ -31,10 +31,12 @@ PARAMS = st.builds(
 
 @dataclass
 class Ask:
-    """One request, and the options of Engine.generate."""
+    """One request, and the options of Engine.generate_many."""
 
     prompt: list[int]
+    n: int
     options: dict[str, Any]
+    sharing: dict[str, Any]  # what decides whose turn it is, and no token
 
 
 @st.composite
@@ -51,33 +53,59 @@ def batches(draw: st.DrawFn) -> list[Ask]:
             "stop_ids": draw(st.sets(st.integers(5, 250), max_size=20)),
             "logprobs": draw(st.sampled_from([None, 2])),
         }
-        asks.append(Ask([*begin, *own], options))
+        sharing = {
+            "priority": draw(st.sampled_from(["interactive", "batch"])),
+            "tenant": draw(st.sampled_from(["", "a"])),
+        }
+        asks.append(Ask([*begin, *own], draw(st.sampled_from([1, 1, 3])), options, sharing))
     return asks
 
 
-def interleaved(engine: Engine, asks: list[Ask], data: st.DataObject) -> list[list[TokenOut]]:
+def lonely(model: LoadedModel, ask: Ask, kv_type: KvType = "f16") -> list[list[TokenOut]]:
+    """Answer it alone, each answer in an engine of its own."""
+    answers = []
+    for i in range(ask.n):
+        params = replace(ask.options["sampling"], seed=ask.options["sampling"].seed + i)
+        engine = Engine(model, context=CONTEXT, kv_type=kv_type, speculate=False)
+        answers.append(list(engine.generate(ask.prompt, **{**ask.options, "sampling": params})))
+    return answers
+
+
+def interleaved(running: list[Generation], data: st.DataObject) -> list[list[TokenOut]]:
     """Let readers take tokens in a drawn order; the batch is whoever waits for one."""
-    running = {i: engine.generate(ask.prompt, **ask.options) for i, ask in enumerate(asks)}
-    got: list[list[TokenOut]] = [[] for _ in asks]
-    while running:
-        i = data.draw(st.sampled_from(sorted(running)))
+    left = list(range(len(running)))
+    got: list[list[TokenOut]] = [[] for _ in running]
+    while left:
+        i = data.draw(st.sampled_from(left))
         out = next(running[i], None)
         if out is None:
-            del running[i]
+            left.remove(i)
         else:
             got[i].append(out)
+    return got
+
+
+def pumped(engine: Engine, running: list[Generation]) -> list[list[TokenOut]]:
+    """Let one thread make everybody's tokens, as a server does."""
+    got: list[list[TokenOut]] = [[] for _ in running]
+    for answer in running:
+        answer.start()
+    while not all(answer.done for answer in running):
+        engine.pump(0.01)
+        for answer, outs in zip(running, got, strict=True):
+            outs += answer.take()
     return got
 
 
 @pytest.mark.parametrize("name", ["model", "sliding"])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), asks=batches(), kv_type=st.sampled_from(KV_TYPES))
-def test_batches_chunks_threads_preemption_hits_and_guesses_change_no_bit(
+def test_batches_chunks_threads_preemption_hits_forks_deaths_and_guesses_change_no_bit(
     name: str, request: pytest.FixtureRequest, data: st.DataObject, asks: list[Ask], kv_type: KvType
 ):
     model: LoadedModel = request.getfixturevalue(name)
-    fresh = [Engine(model, context=CONTEXT, kv_type=kv_type, speculate=False) for _ in asks]
-    alone = [list(engine.generate(a.prompt, **a.options)) for engine, a in zip(fresh, asks, strict=True)]
+    alone = [answer for ask in asks for answer in lonely(model, ask, kv_type)]
+    died = [data.draw(st.integers(0, len(answer))) for answer in alone]  # tokens an engine before had made
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler_module, "STALL_S", 0.0)
         eager(patch, data.draw(st.integers(1, 9)))
@@ -89,7 +117,39 @@ def test_batches_chunks_threads_preemption_hits_and_guesses_change_no_bit(
             threads=data.draw(st.sampled_from([1, 2])),
             draft=data.draw(st.sampled_from([None, model])),
         )
-        assert interleaved(shared, asks, data) == alone
-        assert shared.free_blocks == BLOCKS
+        running: list[Generation] = []
+        for ask in asks:
+            logs = [
+                [out.id for out in alone[i][: died[i]]] for i in range(len(running), len(running) + ask.n)
+            ]
+            running += shared.generate_many(ask.prompt, ask.n, **ask.options, **ask.sharing, resume=logs)
+        served = data.draw(st.booleans())
+        got = pumped(shared, running) if served else interleaved(running, data)
+        assert got == [answer[k:] for answer, k in zip(alone, died, strict=True)]
+        assert [a.finish_reason for a in running] == [answer[-1].finish_reason for answer in alone]
+        assert (shared.free_blocks, shared.stats().blocks_live) == (BLOCKS, 0)
         whole = asks[0].prompt + [out.id for out in alone[0]]
-        assert np.array_equal(shared.logits(whole), fresh[0].logits(whole))
+        fresh = Engine(model, context=CONTEXT, kv_type=kv_type, speculate=False)
+        assert np.array_equal(shared.logits(whole), fresh.logits(whole))
+
+
+@pytest.mark.parametrize("blocks", [40, 8])
+def test_sixteen_greedy_streams_are_what_each_is_alone(model: LoadedModel, blocks: int):
+    prompts = [[5 + (7 * i + j * j) % 200 for j in range(30 + i)] for i in range(16)]
+    greedy = SamplingParams(temperature=0.0)
+    fresh = Engine(model, context=128)
+    alone = [list(fresh.generate(prompt, greedy, max_tokens=40)) for prompt in prompts]
+    engine = Engine(model, context=128, blocks=blocks)  # 3 blocks each
+    assert pumped(engine, [engine.generate(prompt, greedy, max_tokens=40) for prompt in prompts]) == alone
+    assert engine.stats().blocks_live == 0 and (blocks == 40 or engine.stats().preemptions > 0)
+
+
+def test_answer_goes_on_from_any_token_at_which_its_engine_died(model: LoadedModel):
+    params = SamplingParams(seed=3, repetition_penalty=1.2)
+    prompt = list(range(5, 40))
+    whole = list(Engine(model, context=CONTEXT).generate(prompt, params, max_tokens=30, logprobs=1))
+    for made in range(len(whole) + 1):
+        log = [out.id for out in whole[:made]]
+        engine = Engine(model, context=CONTEXT)
+        rest = engine.generate(prompt, params, max_tokens=30, logprobs=1, resume=log)
+        assert list(rest) == whole[made:] and rest.usage.completion_tokens == 30

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from freehold.engine import Engine, TokenOut
+from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine import engine as engine_module
 from freehold.engine import scheduler as scheduler_module
-from freehold.errors import ContextOverflow, EngineClosed, NonFiniteLogits, UsageError
+from freehold.engine.scheduler import Work
+from freehold.errors import (
+    ContextOverflow,
+    DeadlineExceeded,
+    EngineClosed,
+    FreeholdError,
+    NonFiniteLogits,
+    Overloaded,
+    StepFailed,
+    UsageError,
+)
 from freehold.models.loader import LoadedModel
 from freehold.types import SamplingParams
 
@@ -192,7 +204,8 @@ def test_id_out_of_range_is_refused_by_value(engine: Engine, wrong: int):
 
 
 def test_absurd_counts_are_refused(engine: Engine):
-    for options in ({"max_tokens": 0}, {"logprobs": -1}, {"logprobs": 10**6}):
+    wrong: list[dict[str, Any]] = [{"max_tokens": 0}, {"logprobs": -1}, {"logprobs": 10**6}]
+    for options in wrong:
         with pytest.raises(UsageError):
             engine.generate(PROMPT, **options)
 
@@ -211,6 +224,200 @@ def test_damaged_weights_end_in_a_named_error_with_the_position(
     with pytest.raises(NonFiniteLogits):
         engine.logits(PROMPT)
     assert engine.free_blocks == 8
+
+
+# --- what happens to one happens to nobody else --------------------------------------------------------
+
+
+def ended_alone(engine: Engine, damage: Callable[[], None], error: type[FreeholdError]) -> FreeholdError:
+    """Run three answers, the second of which comes to harm; the others are as they are alone. Return its error."""
+    fresh = Engine(engine.model, context=256)
+    alone = [ids_of(fresh.generate(PROMPT[i:], WARM, max_tokens=12)) for i in range(3)]
+    damage()
+    running = [engine.generate(PROMPT[i:], WARM, max_tokens=12) for i in range(3)]
+    for answer in running:
+        answer.start()
+    got: list[list[int]] = [[], [], []]
+    failures: list[FreeholdError] = []
+    while not all(answer.done for answer in running):
+        engine.pump(0.0)
+        for answer, ids in zip(running, got, strict=True):
+            try:
+                ids += ids_of(answer.take())
+            except error as e:
+                failures.append(e)
+    assert [got[0], got[2]] == [alone[0], alone[2]] and len(failures) == 1
+    assert got[1] == alone[1][: len(got[1])] and len(got[1]) < 12
+    assert engine.stats().blocks_live == 0
+    return failures[0]
+
+
+def test_error_in_choosing_one_answers_token_ends_that_answer_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    choose = engine_module.choose
+
+    def broken(logits, history, *rest):  # type: ignore[no-untyped-def]
+        if history[0] == PROMPT[1] and len(history) == len(PROMPT) + 4:
+            raise ZeroDivisionError("a bug of ours")
+        return choose(logits, history, *rest)
+
+    error = ended_alone(engine, lambda: monkeypatch.setattr(engine_module, "choose", broken), StepFailed)
+    assert "ZeroDivisionError: a bug of ours" in error.message
+
+
+def test_logits_that_are_not_finite_end_one_answer_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    assert engine._runner is not None
+    run = engine._runner.run
+
+    def damaged(batch: list[Work]):
+        def harmed(work: Work) -> bool:
+            return work.seq.request.prompt[0] == PROMPT[1] and work.seq.generated == 3
+
+        out = run(batch, choose=False)
+        return [
+            rows * np.float32("nan") if harmed(work) else rows for work, rows in zip(batch, out, strict=True)
+        ]
+
+    error = ended_alone(engine, lambda: monkeypatch.setattr(engine._runner, "run", damaged), NonFiniteLogits)
+    assert "position 72" in error.message
+
+
+def test_native_step_that_fails_ends_its_answers_with_a_name_and_the_engine_goes_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    expected = ids_of(Engine(engine.model, context=256).generate(PROMPT, WARM, max_tokens=6))
+    assert engine._runner is not None
+    run, calls = engine._runner.run, []
+
+    def failing(batch: list[Work]):
+        calls.append(len(batch))
+        if len(calls) == 3:
+            raise RuntimeError("native trouble")
+        return run(batch)
+
+    monkeypatch.setattr(engine._runner, "run", failing)
+    answer = engine.generate(PROMPT, WARM, max_tokens=6)
+    with pytest.raises(StepFailed, match="a step with 1 requests failed: RuntimeError: native trouble"):
+        list(answer)
+    assert engine.stats().blocks_live == 0
+    assert ids_of(engine.generate(PROMPT, WARM, max_tokens=6)) == expected
+
+
+def test_sink_that_fails_ends_its_reading_alone(engine: Engine):
+    def broken(rows: np.ndarray) -> None:
+        raise KeyError("sink")
+
+    reading, answer = engine.read(PROMPT, broken), engine.generate(PROMPT, WARM, max_tokens=4)
+    reading.start()
+    assert len(list(answer)) == 4
+    with pytest.raises(StepFailed, match="KeyError"):
+        reading.take()
+
+
+# --- a served engine ---------------------------------------------------------------------------------
+
+
+def pumped(engine: Engine, running: list[Generation]) -> list[list[int]]:
+    """Start them and pump until all have ended."""
+    got: list[list[int]] = [[] for _ in running]
+    for answer in running:
+        answer.start()
+    while not all(answer.done for answer in running):
+        engine.pump(0.01)
+        for answer, ids in zip(running, got, strict=True):
+            ids += ids_of(answer.take())
+    return got
+
+
+def test_answers_to_one_prompt_draw_with_seeds_that_count_up(model: LoadedModel, engine: Engine):
+    many = pumped(engine, engine.generate_many(PROMPT, 4, WARM, max_tokens=12))
+    seeds = [SamplingParams(temperature=1.0, seed=7 + i) for i in range(4)]
+    fresh = Engine(model, context=256)
+    assert many == [ids_of(fresh.generate(PROMPT, params, max_tokens=12)) for params in seeds]
+    assert engine.stats().cached_tokens == 3 * (len(PROMPT) - 1) and engine.stats().blocks_live == 0
+
+
+def test_answer_whose_log_already_ends_it_is_done_at_once(engine: Engine):
+    whole = list(engine.generate(PROMPT, WARM, max_tokens=6))
+    again = engine.generate(PROMPT, WARM, max_tokens=6, resume=ids_of(whole))
+    again.start()
+    assert again.done and again.take() == [] and again.finish_reason == "length"
+    stopped = engine.generate(PROMPT, WARM, stop_ids=[whole[2].id], resume=ids_of(whole[:3]))
+    assert list(stopped) == [] and stopped.finish_reason == "stop"
+
+
+def test_full_queue_is_refused_with_the_wait_and_what_was_let_in_ends(model: LoadedModel):
+    engine = Engine(model, context=256, max_queued=2, max_queued_tokens=1000)
+    running = [engine.generate(PROMPT, WARM, max_tokens=3) for _ in range(3)]
+    running[0].start()
+    running[1].start()
+    with pytest.raises(Overloaded, match=r"2 requests of 140 tokens wait already; the limits are 2") as error:
+        running[2].start()
+    assert error.value.wait_s >= 0.0
+    assert [len(ids) for ids in pumped(engine, running[:2])] == [3, 3]
+    assert len(list(running[2])) == 3
+
+
+def test_queue_is_limited_by_tokens_too_but_one_request_always_enters(model: LoadedModel):
+    engine = Engine(model, context=256, max_queued_tokens=100)
+    first, second = (engine.generate([9] * 150, WARM, max_tokens=2) for _ in range(2))
+    first.start()
+    with pytest.raises(Overloaded):
+        second.start()
+    assert len(list(first)) == 2
+
+
+def test_time_limit_ends_an_answer_and_frees_its_blocks(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    answer = engine.generate(PROMPT, WARM, deadline_s=0.05)
+    next(answer)
+    with pytest.raises(DeadlineExceeded, match=r"after [0-9]+ tokens"):
+        for _ in answer:
+            time.sleep(0.03)
+    assert engine.stats().blocks_live == 0
+    engine._scheduler.wait_s = 100.0
+    with pytest.raises(DeadlineExceeded, match="the wait is about 100"):
+        engine.generate(PROMPT, WARM, deadline_s=5.0).start()
+
+
+def test_absurd_priorities_and_time_limits_are_refused(engine: Engine):
+    wrong: list[dict[str, Any]] = [{"priority": "urgent"}, {"deadline_s": 0.0}, {"deadline_s": float("nan")}]
+    for options in wrong:
+        with pytest.raises(UsageError):
+            engine.generate(PROMPT, **options)
+    with pytest.raises(UsageError, match="n is 0"):
+        engine.generate_many(PROMPT, 0)
+
+
+def test_readings_share_steps_and_hand_over_all_logits_in_order(engine: Engine):
+    rows: list[np.ndarray] = []
+    reading, answer = engine.read(PROMPT, rows.append), engine.generate(PROMPT, WARM, max_tokens=5)
+    reading.start()
+    answer.start()
+    while not (reading.done and answer.done):
+        engine.pump(0.0)
+        answer.take()
+        assert reading.take() == []
+    assert np.array_equal(np.concatenate(rows), engine.logits(PROMPT))
+
+
+def test_pump_without_work_waits_for_some_and_is_woken_by_it(engine: Engine):
+    answer = engine.generate(PROMPT, WARM, max_tokens=1)
+    waker = threading.Timer(0.05, answer.start)
+    waker.start()
+    while not engine.pump(60.0):
+        pass
+    waker.join()
+    assert len(answer.take()) == 1
+
+
+def test_stats_count_what_was_done(engine: Engine):
+    pumped(engine, [engine.generate(PROMPT, WARM, max_tokens=6)])
+    pumped(engine, [engine.generate(PROMPT, WARM, max_tokens=6)])
+    stats = engine.stats()
+    assert (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens) == (140, 69, 12)
+    assert stats.steps > 0 and stats.progress_at > 0 and stats.blocks == 8
+    assert (stats.running, stats.waiting, stats.blocks_live) == (0, 0, 0) and stats.blocks_cached > 0
 
 
 # --- ends from outside -------------------------------------------------------------------------------

@@ -77,6 +77,16 @@ def test_more_answers_than_a_step_has_rows_take_turns():
     assert all(world.logs[seq].ended < inf for seq in seqs)
 
 
+def test_answers_nobody_reads_do_not_keep_others_from_running():
+    world = World(rows=4)
+    for seq in [world.add(4, answer=20) for _ in range(4)]:
+        world.step()
+        seq.pending.append(TokenOut(1))
+    other = world.add(4, answer=3)
+    world.run(1.0)
+    assert world.logs[other].ended < inf
+
+
 # --- how long a step is ------------------------------------------------------------------------------
 
 

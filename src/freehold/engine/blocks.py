@@ -120,10 +120,13 @@ class BlockManager:
         return min(tokens, len(seq.table) * BLOCK_TOKENS)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
-        """Let `child`, whose tokens are the parent's so far, share all that is computed."""
-        assert not child.table and child.tokens[: parent.computed] == parent.tokens[: parent.computed]
-        child.table = parent.table[: blocks_for(parent.computed)]
-        child.computed = min(parent.computed, len(child.tokens) - 1)
+        """Let `child` share what is computed of the parent, as far as their tokens agree, its last one excepted."""
+        assert not child.table
+        same = parent.computed
+        if child.tokens[:same] != parent.tokens[:same]:
+            same = common_prefix(child.tokens, parent.tokens[:same])
+        child.table = parent.table[: blocks_for(same)]
+        child.computed = min(same, len(child.tokens) - 1)
         for block in child.table:
             self._hold(block)
 

@@ -130,8 +130,12 @@ class Budget:
         return self._price(logits).seconds(rows, first)
 
     def most_decodes(self) -> int:
-        """Return how many answers may run: a row each, and a step of them no longer than the target."""
-        longest, low, high = self._target or LONGEST_S, 1, self.most_rows
+        """Return how many answers may run: a row each, and a step of them no longer than the target or a second.
+
+        Where a lone one takes long already, a few share its step all the same.
+        """
+        longest = self._target or max(LONGEST_S, ITL_FACTOR * self.cost.seconds(1))
+        low, high = 1, self.most_rows
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.cost.seconds(middle) <= longest else (low, middle - 1)

@@ -137,10 +137,10 @@ class RowCost:
         return int(2 * seconds / (each + (each * each + 2 * self.slope * seconds) ** 0.5))
 
     def _each(self, depth: float) -> float:
-        """Return the seconds of a row; never less than half of the cheapest seen lately, whatever the line says."""
+        """Return the seconds of a row; a line fitted to noise may fall below nothing, a row never does."""
         if not self._latest:
             return 0.0
-        return max(self._base + self.slope * depth, min(y for _, y in self._latest) / 2)
+        return max(self._base + self.slope * depth, min(y for _, y in self._latest) / 16)
 
 
 TILE = 16  # kernels multiply 16 rows at a time, so a step costs by the tiles it begins

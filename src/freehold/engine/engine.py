@@ -400,22 +400,20 @@ class Engine:
     def _give_up(self, batch: list[Work], error: Exception) -> None:
         """End the sequences of a step that failed; what they wrote is not to be trusted, so none of it is kept."""
         for work in batch:
-            seq = work.seq
-            self._blocks.release(seq)
-            self._drop(seq, _named(error, f"a step with {len(batch)} requests failed"))
+            self._drop(work.seq, _named(error, f"a step with {len(batch)} requests failed"), keep=False)
 
-    def _end(self, seq: Sequence, error: FreeholdError | None = None) -> None:
+    def _end(self, seq: Sequence, error: FreeholdError | None = None, keep: bool = True) -> None:
         """Take a sequence out; `done` last, so that a reader who sees it finds the error and all tokens."""
         seq.error = error
         self._counts.add(seq)
-        self._scheduler.remove(seq)
+        self._scheduler.remove(seq, keep)
         seq.done = True
 
-    def _drop(self, seq: Sequence, error: FreeholdError | None = None) -> None:
+    def _drop(self, seq: Sequence, error: FreeholdError | None = None, keep: bool = True) -> None:
         """Take a sequence out between steps, or when one failed."""
         if self._speculation is not None:
             self._speculation.forget(seq)
-        self._end(seq, error)
+        self._end(seq, error, keep)
 
     def _postprocess(self, work: Work, rows: F32 | I64, seconds: float) -> None:
         """Book what a sequence got, and choose its next token if its newest one was computed."""
@@ -436,11 +434,11 @@ class Engine:
         seq.computed = work.first + work.count + max(len(seq.tokens) - known - 1, 0)
         self._counts.generated_tokens += len(seq.tokens) - known
         if error is not None:
-            self._blocks.release(seq)  # what NaN came from is nothing to share
-        else:
-            self._blocks.publish(seq)
-        if error is not None or seq.reason is not None:
-            self._end(seq, error)
+            self._end(seq, error, keep=False)  # what NaN came from is nothing to share
+            return
+        self._blocks.publish(seq)
+        if seq.reason is not None:
+            self._end(seq)
 
     def _deliver(self, work: Work, logits: F32) -> None:
         if not np.isfinite(logits).all():

@@ -24,8 +24,9 @@ from freehold.engine.shares import Shares
 STALL_S = 1.0  # a reader slower than this may lose its place to another; a terminal's user never notices
 OLDEST_SHARE = 0.25  # of a step's room for prompts: the longest is read at a quarter of the speed at least
 AGE_S = 1.0  # batch work that got nothing for so long goes first for one step,
-PATIENCE_S = 60.0  # and for good once it waited so long to begin
+PATIENCE_S = 60.0  # and for good after so long, one such sequence at a time
 BYPASS_S = 2.0  # for so long others may pass one that finds no room; then those that came after it make way
+RETRY_S = 0.25  # until one that found no room looks again although no block became free
 GROWTH = 1  # blocks that each running sequence is expected to need soon; doubled each time it was preempted
 BEGINS = 32  # latest first tokens that tell how fast the queue moves
 
@@ -84,9 +85,16 @@ class Scheduler:
         self._live: dict[Sequence, None] = {}
         self._timed: dict[Sequence, float] = {}  # those with a deadline
         self._batch: dict[Sequence, Work] = {}
+        self._promoted: Sequence | None = None  # batch work that counts as interactive to its end
         self._number = 0
+        self._going = 0  # sequences that hold blocks and whose readers keep up
+        self._loading = False  # a sequence takes blocks from disk
+        self._full = False  # no row of the next prompt fits into the step
         self._owed = 0.0  # seconds of reading that the oldest prompt has coming
-        self._begins: deque[float] = deque(maxlen=BEGINS)
+        self._queued_s = 0.0  # seconds of steps while somebody waited to begin,
+        self._begins: deque[float] = deque(
+            [0.0], maxlen=BEGINS
+        )  # and how many those were at the latest first tokens
         self._now = 0.0
         self.preemptions = 0
         # What others may read at any time, as of the latest step.
@@ -107,16 +115,24 @@ class Scheduler:
         self._shares.enter(seq.request.tenant)
         if seq.request.deadline is not None:
             self._timed[seq] = seq.request.deadline
-        self.waiting += 1
-        self.waiting_tokens += len(seq.tokens)
+        self._count(seq, 1)
 
-    def remove(self, seq: Sequence) -> None:
-        """Drop a sequence that ended or was cancelled; what it computed stays while there is room."""
+    def _count(self, seq: Sequence, change: int) -> None:
+        """Count a sequence in where it is now, or out."""
+        if seq.table:
+            self.running += change
+        else:
+            self.waiting += change
+            self.waiting_tokens += change * len(seq.tokens)
+
+    def remove(self, seq: Sequence, keep: bool = True) -> None:
+        """Drop a sequence that ended or was cancelled; `keep`: what it computed stays while there is room."""
         if seq in self._live:
             del self._live[seq]
             self._timed.pop(seq, None)
             self._shares.leave(seq.request.tenant)
-            self._blocks.retire(seq)
+            self._count(seq, -1)
+            (self._blocks.retire if keep else self._blocks.release)(seq)
 
     def late(self) -> list[Sequence]:
         """Return the sequences whose time is over."""
@@ -127,6 +143,13 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """Choose the next step's rows; empty when no sequence can go on."""
+        while True:
+            self._loading = False
+            batch = self._chosen()
+            if batch or not self._loading:
+                return batch
+
+    def _chosen(self) -> list[Work]:
         self._now = self._clock()
         self._batch = {}
         self.budget.begin()
@@ -152,30 +175,28 @@ class Scheduler:
         decodes = [work for work in batch if work.decodes]
         chunks = [work for work in batch if not work.decodes]
         cuts = [(work.first, work.count, work.seq.request.sink is not None) for work in chunks]
+        self._queued_s += seconds if self.waiting else 0.0
         share = self.budget.learn(len(decodes), cuts, sum(len(work.draft) for work in batch), seconds)
         for group, part in ((decodes, share), (chunks, 1.0 - share)):
             rows = sum(work.rows for work in group)
             for work in group:
                 self._shares.charge(work.seq.request.tenant, seconds * part * work.rows / rows)
-                if work.last and work.seq.begun_at == 0.0:
-                    work.seq.begun_at = self._now
-                    self._begins.append(self._now)
+                if work.last and not work.seq.begun:
+                    work.seq.begun = True
+                    self._begins.append(self._queued_s)
 
     def _ready(self) -> tuple[tuple[list[Sequence], list[Sequence]], tuple[list[Sequence], list[Sequence]]]:
         """Sort out who can go on: (newest tokens, prompts) of those who go first, and of the others."""
         now = self._now
         decodes, prompts, late_decodes, late_prompts = [], [], [], []
-        self.running = self.waiting = self.waiting_tokens = 0
-        unread = 0.0
+        unread, self._going = 0.0, 0
         for seq in self._live:
             left = len(seq.tokens) - seq.computed
-            if seq.table:
-                self.running += 1
-            else:
-                self.waiting += 1
-                self.waiting_tokens += left
             if not seq.ready:
                 continue
+            self._going += bool(seq.table)
+            if now - seq.served_at > PATIENCE_S and self._promoted not in self._live and self._yields(seq):
+                self._promoted = seq
             first = not self._yields(seq) or now - seq.served_at > AGE_S
             if seq.table and left <= 1 and seq.request.sink is None:
                 (decodes if first else late_decodes).append(seq)
@@ -187,9 +208,7 @@ class Scheduler:
 
     def _yields(self, seq: Sequence) -> bool:
         """Tell whether interactive work goes before it."""
-        return seq.request.priority == "batch" and (
-            seq.begun_at > 0.0 or self._now - seq.arrived <= PATIENCE_S
-        )
+        return seq.request.priority == "batch" and seq is not self._promoted
 
     def _wait(self, unread_s: float, decodes: int) -> float:
         """Return the seconds until a request that came now would begin, by what must be read before it.
@@ -201,9 +220,7 @@ class Scheduler:
             lone = self.budget.cost.seconds(decodes)
             limit = self.budget.limit(lone)
             wait *= limit / max(limit - lone, 0.01 * limit)
-        if self.waiting and len(self._begins) > 1:
-            wait = max(wait, self.waiting * (self._now - self._begins[0]) / len(self._begins))
-        return wait
+        return max(wait, self.waiting * (self._queued_s - self._begins[0]) / len(self._begins))
 
     # --- newest tokens -----------------------------------------------------------------------------
 
@@ -239,8 +256,9 @@ class Scheduler:
                 oldest, self._owed, least=False
             ):
                 self._owed = 0.0
+        self._full = False
         for seq in order:
-            if self.budget.left < 1:
+            if self._full or self.budget.left < 1:
                 return
             self._read_some(seq, self.budget.room)
 
@@ -254,7 +272,9 @@ class Scheduler:
         budget, logits = self.budget, seq.request.sink is not None
         taken = self._batch.get(seq)
         done = taken.first + taken.count if taken else seq.computed
-        if not budget.rows(done, len(seq.tokens) - done, logits, seconds, least) or not self._holds(seq):
+        left = len(seq.tokens) - done
+        self._full = left > 0 and not budget.rows(done, left, logits, seconds, least)
+        if left < 1 or self._full or not self._holds(seq):
             return False
         if taken is None:  # others' blocks may have brought it forward, and an interrupt holds it back
             done = min(seq.computed, len(seq.tokens) - 1)
@@ -310,7 +330,10 @@ class Scheduler:
     def _holds(self, seq: Sequence) -> bool:
         """Make sure all tokens of `seq` have blocks, at others' expense if the rules allow it."""
         if not seq.table or seq.loading:
-            return self._admit(seq)
+            self._count(seq, -1)
+            held = self._admit(seq)
+            self._count(seq, 1)
+            return held
         if self._blocks.grow(seq, len(seq.tokens)):
             return True
         return self._make_room(seq, 1, younger=True) and self._blocks.grow(seq, len(seq.tokens))
@@ -318,49 +341,42 @@ class Scheduler:
     def _admit(self, seq: Sequence) -> bool:
         """Let a sequence begin if there is room for it and for what the running ones will need soon."""
         blocks = self._blocks
-        others = sum(bool(s.table) for s in self._live if s is not seq)
-        if not seq.loading:  # else it has begun, and nobody leads it any more
-            if seq.refused == (blocks.available, others) and not (
-                self._impatient(seq) or self._unread_tokens()
-            ):
-                return False
-            if others >= self.budget.most_decodes() or (others and self._leader(seq) is not None):
-                return False
-        if not self._share(seq):
+        others = self.running  # it is counted out itself
+        if self._is_hopeless(seq):
+            return False
+        if self._going >= self.budget.most_decodes() or (others and not seq.loading and self._leader(seq)):
+            return False
+        seq.loading = not self._share(seq)
+        if seq.loading:  # others' steps go on meanwhile
+            self._loading = True
             return False
         need = blocks_for(len(seq.tokens)) - len(seq.table)
         spare = GROWTH * others + min(GROWTH << seq.preempted, blocks_for(seq.left)) if others else 0
         fits = need + spare <= blocks.available or self._make_room(seq, need, self._impatient(seq))
         if fits and blocks.grow(seq, len(seq.tokens)):
+            self._going += 1
             return True
         blocks.release(seq)
-        seq.refused = blocks.available, others
+        seq.refused, seq.refused_at = blocks.available, self._now
         return False
 
-    def _unread_tokens(self) -> bool:
-        return any(s.pending for s in self._live if s.table)
+    def _is_hopeless(self, seq: Sequence) -> bool:
+        """Tell whether nothing can have changed since it found no room: looking again costs a walk of the tree."""
+        if self._blocks.available > seq.refused or self._now - seq.refused_at > RETRY_S:
+            return False
+        return not any(s.pending for s in self._live if s.table)
 
     def _impatient(self, seq: Sequence) -> bool:
         return self._now - seq.arrived > BYPASS_S
 
     def _share(self, seq: Sequence) -> bool:
-        """Give a sequence what others have computed of it; False if the disk has more, for the next steps to read."""
-        parent, seq.loading = seq.parent, False
-        if parent is not None and not seq.table and self._forks(parent, seq):
+        """Let a sequence begin behind what is known of its tokens; False if the disk has more of them."""
+        parent = seq.parent
+        if parent in self._live and parent.computed >= len(parent.request.prompt):
             self._blocks.fork(parent, seq)
             seq.cached = 0 if seq.generated else seq.computed
-        elif seq.request.sink is None:
-            seq.loading = not self._blocks.adopt(seq, hurry=bool(self._batch))
-        return not seq.loading
-
-    def _forks(self, parent: Sequence, seq: Sequence) -> bool:
-        """Tell whether all that `parent` has computed is what `seq` begins with, and its prompt is among it."""
-        done = parent.computed
-        return (
-            parent in self._live
-            and len(parent.request.prompt) <= done <= len(seq.tokens)
-            and parent.tokens[:done] == seq.tokens[:done]
-        )
+            return True
+        return seq.request.sink is not None or self._blocks.adopt(seq)
 
     def _make_room(self, seq: Sequence, need: int, younger: bool) -> bool:
         """Have `need` blocks free, at others' expense: of those whose reader stalled, of the youngest batch work, of
@@ -370,6 +386,8 @@ class Scheduler:
         stalled = {s for s in holders if s.pending and self._now - s.paused_at > STALL_S}
         behind = [s for s in holders if self._rank(s) > rank and (younger or self._yields(s) > rank[0])]
         free, victims = self._blocks.available, []
+        if free + sum(len(s.table) for s in {*stalled, *behind}) < need:
+            return False
         held = Counter(block for s in (*holders, seq) for block in s.table)
         for victim in sorted({*stalled, *behind}, key=lambda s: (s in stalled, self._rank(s)), reverse=True):
             if free >= need:
@@ -385,6 +403,9 @@ class Scheduler:
 
     def _preempt(self, seq: Sequence) -> None:
         self._batch.pop(seq, None)
+        self._count(seq, -1)
         self._blocks.release(seq)
+        self._count(seq, 1)
+        seq.loading = False
         seq.preempted += 1
         self.preemptions += 1

@@ -67,10 +67,12 @@ class Sequence:
     # The scheduler's notes.
     number: int = 0  # in order of arrival, from 1
     arrived: float = 0.0  # on the engine's clock, as are
-    served_at: float = 0.0  # when a step last took it, and
-    begun_at: float = 0.0  # when its whole prompt was first computed; 0: not yet
+    served_at: float = 0.0  # when a step last took it
+    begun: bool = False  # its whole prompt was computed once
     preempted: int = 0  # times
-    refused: tuple[int, int] = (-1, -1)  # free blocks and others running when it last found no room
+    refused: int = -1  # free blocks when it last found no room,
+    refused_at: float = 0.0  # and when that was
+    loading: bool = False  # the disk has more of its tokens
     leader: Sequence | None = None  # computes what this one begins with, so this one waits
     led: int = 0  # until so many tokens are computed
     wanted: int = 0  # tokens that some other waits for
