@@ -24,9 +24,10 @@ from freehold.server.call import Call
 from freehold.server.contract import Served, Stream
 from freehold.server.limits import Gone
 from freehold.server.metrics import PerModel
+from freehold.server.openai.receipt import Tally, context
 from freehold.server.problems import Problem, problem
 from freehold.server.sse import DONE, EventStream
-from freehold.types import Begin, Chunk, Job, TokenLogprob, Usage
+from freehold.types import Begin, Chunk, Job, TokenLogprob
 
 FINGERPRINT = f"freehold-{freehold.__version__}"
 _log = logging.getLogger("freehold.server")
@@ -43,7 +44,6 @@ class Choice:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: str | None = None
-    usage: Usage | None = None
 
     def add(self, chunk: Chunk) -> None:
         if chunk.text:
@@ -99,12 +99,11 @@ class Answering:
         warnings: Sequence[str],
     ) -> None:
         self.call, self.shape, self.jobs = call, shape, jobs
-        self._keep_alive, self._warnings = keep_alive, warnings
+        self._keep_alive = keep_alive
         self.id = f"{shape.prefix}-{secrets.token_hex(12)}"
         self.created = int(time.time())
-        self.begins: list[Begin | None] = [None] * len(jobs)
+        self.tally = Tally(len(jobs), call.started, warnings)
         self._open = sum(job.n for job in jobs)
-        self._usages: list[list[Usage]] = [[] for _ in jobs]
         self._first = [0, *accumulate(job.n for job in jobs)]  # number of each job's first choice
         self._model = ""
         self._record: PerModel | None = None
@@ -126,7 +125,7 @@ class Answering:
 
         await self.call.while_here(self._run(ignore, keep))
         made: list[dict[str, Any]] = []
-        for job, begin in enumerate(self.begins):
+        for job, begin in enumerate(self.tally.begins):
             assert begin is not None
             made += [self.shape.choice(c, begin) for c in choices[first[job] : first[job + 1]]]
         await self.call.answer(
@@ -134,8 +133,8 @@ class Answering:
                 **self._common(),
                 "object": self.shape.object,
                 "choices": made,
-                "usage": self._usage(),
-                "freehold": self._receipt(),
+                "usage": self.tally.usage(),
+                "freehold": self.tally.receipt(),
             }
         )
 
@@ -147,7 +146,7 @@ class Answering:
         async with EventStream(self.call) as events:
 
             async def opened(job: int, begin: Begin) -> None:
-                tail = b',"freehold":' + encode({"context": self._context(begin)})
+                tail = b',"freehold":' + encode({"context": context(begin)})
                 await events.send(b"".join(self.shape.opened(i, begin, tail) for i in self._choices(job)))
 
             async def send(job: int, chunks: list[tuple[int, Chunk]]) -> None:
@@ -193,7 +192,7 @@ class Answering:
         if limit is None:
             return await self.call.server.models.use(self._model)
         try:
-            async with asyncio.timeout(max(limit - self._passed(), 0)):
+            async with asyncio.timeout(max(limit - self.tally.passed_s, 0)):
                 return await self.call.server.models.use(self._model)
         except TimeoutError:
             message = f"{self._model} was not in memory after {limit:g} s, the request's own limit"
@@ -203,10 +202,7 @@ class Answering:
         """Return the job with what is left of its time: it runs from the request's arrival."""
         if job.timeout_s is None:
             return job
-        return replace(job, timeout_s=max(job.timeout_s - self._passed(), 0.001))
-
-    def _passed(self) -> float:
-        return time.monotonic() - self.call.started
+        return replace(job, timeout_s=max(job.timeout_s - self.tally.passed_s, 0.001))
 
     async def _follow(
         self,
@@ -217,7 +213,7 @@ class Answering:
     ) -> None:
         stream = await served.start(self._left(self.jobs[job]), self._keep_alive)
         try:
-            self.begins[job] = stream.begin
+            self.tally.begins[job] = stream.begin
             await self.shape.begun(served, job, self._choices(job), stream.begin)
             await opened(job, stream.begin)
             await self._read(stream, job, sink)
@@ -257,7 +253,7 @@ class Answering:
     def _ended(self, record: PerModel, job: int, chunk: Chunk, first_s: float, whole_s: float) -> None:
         if chunk.finish_reason == "cancelled" or chunk.usage is None:
             raise EngineClosed("the answer was cancelled before its end", "ask again")
-        self._usages[job].append(chunk.usage)
+        self.tally.ended(job, chunk.usage)
         record.ended(chunk.finish_reason or "", chunk.usage, first_s, whole_s)
 
     def _events(self, choice: int, chunk: Chunk, include_usage: bool) -> bytes:
@@ -265,7 +261,7 @@ class Answering:
         if chunk.finish_reason is not None:
             self._open -= 1
             last = self._open == 0 and not include_usage
-            tail = b',"freehold":' + encode(self._receipt()) if last else b""
+            tail = b',"freehold":' + encode(self.tally.receipt()) if last else b""
             data += self.shape.end(choice, chunk.finish_reason, tail)
         return data
 
@@ -276,8 +272,8 @@ class Answering:
             **self._common(),
             "object": self.shape.event,
             "choices": [],
-            "usage": self._usage(),
-            "freehold": self._receipt(),
+            "usage": self.tally.usage(),
+            "freehold": self.tally.receipt(),
         }
         return b"data: " + encode(event) + b"\n\n"
 
@@ -290,46 +286,6 @@ class Answering:
             "created": self.created,
             "model": self._model,
             "system_fingerprint": FINGERPRINT,
-        }
-
-    def _usage(self) -> dict[str, Any]:
-        prompt = sum(len(b.prompt_ids) for b in self.begins if b is not None)
-        made = sum(u.completion_tokens for usages in self._usages for u in usages)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": made,
-            "total_tokens": prompt + made,
-            "prompt_tokens_details": {"cached_tokens": self._cached()},
-        }
-
-    def _cached(self) -> int:
-        return sum(max((u.cached_tokens for u in usages), default=0) for usages in self._usages)
-
-    @staticmethod
-    def _context(begin: Begin) -> dict[str, int]:
-        used = len(begin.prompt_ids)
-        return {"limit": begin.context, "used": used, "dropped_messages": begin.dropped_messages}
-
-    def _receipt(self) -> dict[str, Any]:
-        """Return what was really used: the context, the sampling, the time, and what was not understood."""
-        begins = [b for b in self.begins if b is not None]
-        usages = [u for each in self._usages for u in each]
-        return {
-            "context": {
-                **self._context(begins[0]),
-                "used": max((u.prompt_tokens + u.completion_tokens for u in usages), default=0),
-                "cached": self._cached(),
-            },
-            "sampling": msgspec.to_builtins(begins[0].sampling),
-            "max_tokens": begins[0].max_tokens,
-            "timings": {
-                "prefill_s": round(max((u.prefill_s for u in usages), default=0.0), 6),
-                "decode_s": round(max((u.decode_s for u in usages), default=0.0), 6),
-                "total_s": round(self._passed(), 6),
-                "drafted_tokens": sum(u.drafted_tokens for u in usages),
-                "accepted_tokens": sum(u.accepted_tokens for u in usages),
-            },
-            "warnings": self._warnings,
         }
 
     def _failed(self, e: Exception) -> Problem:

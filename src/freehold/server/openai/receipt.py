@@ -1,0 +1,81 @@
+"""What one request really used: tokens, context, sampling, seconds. Every answer carries it.
+
+Knows what engines said at the begin and at the end of each answer; knows no wire but its own two objects.
+Path: Answering -> Tally -> `usage` and `freehold` of an answer or of a stream's last event
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from freehold.types import Begin, Usage
+
+
+class Tally:
+    """Begins and usages of a request's jobs. `started`: time.monotonic() of its arrival."""
+
+    def __init__(self, jobs: int, started: float, warnings: Sequence[str]) -> None:
+        self.begins: list[Begin | None] = [None] * jobs
+        self._usages: list[list[Usage]] = [[] for _ in range(jobs)]
+        self._started, self._warnings = started, warnings
+
+    @property
+    def passed_s(self) -> float:
+        """Seconds since the request came."""
+        return time.monotonic() - self._started
+
+    def ended(self, job: int, usage: Usage) -> None:
+        """Note an answer's end."""
+        self._usages[job].append(usage)
+
+    def usage(self) -> dict[str, Any]:
+        """Return OpenAI's counts, over all jobs and their answers."""
+        prompt = sum(len(b.prompt_ids) for b in self.begins if b is not None)
+        made = sum(u.completion_tokens for usages in self._usages for u in usages)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": made,
+            "total_tokens": prompt + made,
+            "prompt_tokens_details": {"cached_tokens": self._cached()},
+        }
+
+    def receipt(self) -> dict[str, Any]:
+        """Return the whole receipt; with several prompts the first one's context, and the longest answer's use."""
+        begin = next(b for b in self.begins if b is not None)
+        used = max((u.prompt_tokens + u.completion_tokens for u in self._all()), default=0)
+        return {
+            "context": {**context(begin), "used": used, "cached": self._cached()},
+            "sampling": msgspec.to_builtins(begin.sampling),
+            "max_tokens": begin.max_tokens,
+            "timings": self._timings(),
+            "warnings": self._warnings,
+        }
+
+    def _timings(self) -> dict[str, Any]:
+        usages = self._all()
+        return {
+            "prefill_s": round(max((u.prefill_s for u in usages), default=0.0), 6),
+            "decode_s": round(max((u.decode_s for u in usages), default=0.0), 6),
+            "total_s": round(self.passed_s, 6),
+            "drafted_tokens": sum(u.drafted_tokens for u in usages),
+            "accepted_tokens": sum(u.accepted_tokens for u in usages),
+        }
+
+    def _all(self) -> list[Usage]:
+        return [u for usages in self._usages for u in usages]
+
+    def _cached(self) -> int:
+        return sum(max((u.cached_tokens for u in usages), default=0) for usages in self._usages)
+
+
+def context(begin: Begin) -> dict[str, int]:
+    """Return what is known of the context before an answer: a stream's first event has it."""
+    return {
+        "limit": begin.context,
+        "used": len(begin.prompt_ids),
+        "dropped_messages": begin.dropped_messages,
+    }
