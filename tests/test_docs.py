@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,10 +72,24 @@ def run(block: Block, env: dict[str, str], folder: Path) -> None:
         command = ["bash", "-euo", "pipefail", "-c", block.text]
     else:
         command = [sys.executable, "-W", "error", "-c", block.text]
-    done = subprocess.run(
-        command, env=env, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
-    )
-    assert done.returncode == 0, f"{block} exits {done.returncode}:\n{block.text}\n{done.stderr[-2000:]}"
+    with (folder / "said.txt").open("w+", encoding="utf-8") as said:
+        process = subprocess.Popen(
+            command,
+            env=env,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(300)
+        finally:  # what a block starts in the background ends with it
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        said.seek(0)
+        assert status == 0, f"{block} exits {status}:\n{block.text}\n{said.read()[-2000:]}"
 
 
 @pytest.mark.parametrize("block", FAST, ids=str)

@@ -123,19 +123,21 @@ class Api:
                     raise _refusal(response, _bounded(response, self._where))
                 yield response
         except httpx2.ConnectError as e:
-            raise ServerUnreachable(f"no server answers at {self._where}: {e}") from e
+            raise ServerUnreachable(
+                f"no server answers at {self._where}: {e}", "is it running? freehold serve starts one here"
+            ) from e
         except httpx2.UnsupportedProtocol as e:
             raise _no_address(self._where, e) from e
         except httpx2.HTTPError as e:
             said = str(e) or type(e).__name__
-            raise UpstreamFailed(f"{self._where} broke the answer off: {said}", "ask again") from e
+            raise UpstreamFailed(f"the server at {self._where} broke off: {said}", "ask again") from e
 
     def read(self, raw: str | bytes, as_: type[_T]) -> _T:
         """Read JSON of the server as `as_`; raise UpstreamFailed if it is something else."""
         try:
             return msgspec.json.decode(raw, type=as_)
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise UpstreamFailed(f"{self._where} sent something other than was asked for: {e}") from e
+            raise UpstreamFailed(f"the server at {self._where} sent something other: {e}") from e
 
 
 class RemoteModel:

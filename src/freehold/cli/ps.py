@@ -85,7 +85,7 @@ def _streams(stats: EngineStats) -> str:
 
 def _cache(stats: EngineStats) -> str:
     live, kept = (n / max(stats.blocks, 1) for n in (stats.blocks_live, stats.blocks_cached))
-    return f"{live:.0%} in use, {kept:.0%} kept"
+    return f"{live:.1%} in use, {kept:.1%} kept"
 
 
 def _unloads(m: Loaded) -> str:

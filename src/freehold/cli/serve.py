@@ -373,7 +373,7 @@ def _owner(port: int) -> str:
 
     try:
         for c in psutil.net_connections("tcp"):
-            if c.status == psutil.CONN_LISTEN and c.laddr.port == port and c.pid:
+            if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port and c.pid:
                 return f"{psutil.Process(c.pid).name()} (pid {c.pid})"
     except psutil.Error:
         pass

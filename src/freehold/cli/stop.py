@@ -48,13 +48,15 @@ def _ask(settings: Settings, model: str | None, *, now: bool) -> None:
         under_way = sum(m.in_flight for m in server.loaded())
         server.stop(now=now)
     if under_way and not now:
-        click.echo(f"waiting for {_answers(under_way)} to end; freehold stop --now cuts off", err=True)
+        click.echo(f"waiting for {_answers(under_way)} to end (at once: freehold stop --now)", err=True)
 
 
 def _unload(server: Running, name: str, *, now: bool) -> None:
     busy = next((m.in_flight for m in server.loaded() if m.name == name), 0)
     if busy and not now:
-        raise UsageError(f"{name} has {_answers(busy)} under way", f"freehold stop {name} --now cuts off")
+        raise UsageError(
+            f"{name} has {_answers(busy)} under way", f"freehold stop {name} --now does not wait for the end"
+        )
     server.unload(name)
     click.echo(f"{name} is unloaded", err=True)
 
