@@ -124,7 +124,9 @@ def compare(args: argparse.Namespace, path: Path) -> dict[str, Any]:
         measured = peers.ceilings(meter, threads, {})
         raced = []
         for name in args.only or (name for name in SCENARIOS if name != "drift"):
-            scenario = replace(SCENARIOS[name], minutes=args.minutes)
+            scenario = replace(SCENARIOS[name], minutes=args.minutes, temperature=args.temperature)
+            if args.temperature:
+                scenario = replace(scenario, name=f"{name} at {args.temperature:g}")
             raced.append((scenario, race.run(scenario)))
         measured = peers.ceilings(meter, threads, measured)
     gops = max(value for name, values in measured.items() if name.endswith("gops") for value in values)

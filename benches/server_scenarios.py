@@ -48,6 +48,7 @@ class Scenario:
     waves: int = 2
     headline: str = "output tok/s"  # the figure by which a server's settings are chosen
     minutes: float = 0  # that a drift runs
+    temperature: float = 0.0  # greedy text comes to repeat itself, and a server that guesses gains by it
 
     @property
     def room(self) -> Room:
@@ -68,7 +69,7 @@ class Scenario:
         return asyncio.run(self._run(server, prompts))
 
     async def _run(self, server: Server, prompts: Prompts) -> Figures:
-        client = Client(server, model_name(server.port))
+        client = Client(server, model_name(server.port), self.temperature)
         await client.together([prompts.draw(32) for _ in range(self.clients)], 8)
         work: dict[str, Callable[..., Coroutine[Any, Any, Figures]]]
         work = {"load": _load, "prefix": _prefix, "together": _together, "intrusion": _intrusion}
@@ -82,6 +83,7 @@ class Client:
 
     server: Server
     model: str
+    temperature: float
 
     @property
     def port(self) -> int:
@@ -90,7 +92,7 @@ class Client:
 
     async def ask(self, prompt: str, output: int) -> Answer:
         """Get a whole answer of `output` tokens. Raises RuntimeError for anything else."""
-        answer = await ask(self.port, ROUTE, completion(self.model, prompt, output))
+        answer = await ask(self.port, ROUTE, self._body(prompt, output))
         if not answer.ok or answer.tokens != output or not answer.pieces:
             what = answer.error or answer.body[:200] or f"{answer.tokens} tokens of {output}"
             raise RuntimeError(f"status {answer.status}: {what}")
@@ -102,7 +104,10 @@ class Client:
 
     async def begin(self, prompt: str, output: int) -> Call:
         """Start a stream and leave it running."""
-        return await load.start(self.port, ROUTE, completion(self.model, prompt, output))
+        return await load.start(self.port, ROUTE, self._body(prompt, output))
+
+    def _body(self, prompt: str, output: int) -> dict[str, Any]:
+        return completion(self.model, prompt, output, temperature=self.temperature, seed=1)
 
 
 CLIENTS = {1: 4, 4: 2, 16: 1}  # clients -> requests of each: a slow server takes a minute for sixteen
