@@ -376,7 +376,7 @@ class Scheduler:
             self._blocks.fork(parent, seq)
             seq.cached = 0 if seq.generated else seq.computed
             return True
-        return seq.request.sink is not None or self._blocks.adopt(seq)
+        return seq.request.sink is not None or self._blocks.adopt(seq, hurry=bool(self._batch))
 
     def _make_room(self, seq: Sequence, need: int, younger: bool) -> bool:
         """Have `need` blocks free, at others' expense: of those whose reader stalled, of the youngest batch work, of

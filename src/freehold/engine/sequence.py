@@ -72,7 +72,6 @@ class Sequence:
     preempted: int = 0  # times
     refused: int = -1  # free blocks when it last found no room,
     refused_at: float = 0.0  # and when that was
-    loading: bool = False  # the disk has more of its tokens
     leader: Sequence | None = None  # computes what this one begins with, so this one waits
     led: int = 0  # until so many tokens are computed
     wanted: int = 0  # tokens that some other waits for
