@@ -104,14 +104,18 @@ class BlockManager:
 
         Positions from its last computed one on are its own to write then, whoever shared that block.
         """
-        need = blocks_for(tokens) - len(seq.table)
-        if need <= 0 and self._is_private(seq):
+        need = self.missing(seq, tokens)
+        if need == 0:
             return True
-        if max(need, 0) + (not self._is_private(seq)) > self.available:
+        if need > self.available:
             return False
         self._make_private(seq)
-        seq.table += [self._take() for _ in range(need)]
+        seq.table += [self._take() for _ in range(blocks_for(tokens) - len(seq.table))]
         return True
+
+    def missing(self, seq: Sequence, tokens: int) -> int:
+        """Return how many blocks `grow` would take: new ones, and one for the copy of a block that is shared."""
+        return max(blocks_for(tokens) - len(seq.table), 0) + (not self._is_private(seq))
 
     def stretch(self, seq: Sequence, tokens: int) -> int:
         """Give `seq` blocks for up to `tokens` positions; return how many of them have room now."""

@@ -336,7 +336,8 @@ class Scheduler:
             return held
         if self._blocks.grow(seq, len(seq.tokens)):
             return True
-        return self._make_room(seq, 1, younger=True) and self._blocks.grow(seq, len(seq.tokens))
+        need = self._blocks.missing(seq, len(seq.tokens))
+        return self._make_room(seq, need, younger=True) and self._blocks.grow(seq, len(seq.tokens))
 
     def _admit(self, seq: Sequence) -> bool:
         """Let a sequence begin if there is room for it and for what the running ones will need soon."""
@@ -350,7 +351,7 @@ class Scheduler:
         if seq.loading:  # others' steps go on meanwhile
             self._loading = True
             return False
-        need = blocks_for(len(seq.tokens)) - len(seq.table)
+        need = blocks.missing(seq, len(seq.tokens))
         spare = GROWTH * others + min(GROWTH << seq.preempted, blocks_for(seq.left)) if others else 0
         fits = need + spare <= blocks.available or self._make_room(seq, need, self._impatient(seq))
         if fits and blocks.grow(seq, len(seq.tokens)):
