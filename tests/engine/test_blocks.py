@@ -50,6 +50,15 @@ def test_blocks_are_free_live_or_cached():
     assert (blocks.available, blocks.live, blocks.cached) == (6, 0, 3)
 
 
+def test_copy_of_a_shared_block_counts_among_what_is_missing():
+    blocks = BlockManager(4)
+    parent, child = run(blocks, [*range(40)]), sequence([*range(70)])
+    blocks.fork(parent, child)
+    assert blocks.missing(child, 40) == 1 and blocks.missing(child, 70) == 2
+    blocks.grow(sequence([1]), 1)
+    assert not blocks.grow(child, 70) and len(child.table) == 2
+
+
 def test_common_prefix_counts_equal_leading_items():
     assert common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
     assert common_prefix([], [1]) == 0
