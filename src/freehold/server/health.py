@@ -56,6 +56,7 @@ class Health:
         return next(iter(self.stuck()), "")
 
     def _noted(self, each: Loaded, before: tuple[int, float] | None, now: float) -> tuple[int, float]:
-        stats = each.stats
-        stands = stats.running + stats.waiting > 0 and before is not None and before[0] == stats.steps
-        return (stats.steps, before[1] if stands and before else now)
+        # Jobs as this side counts them: an engine that stands still may also have told us something untrue.
+        steps, working = each.stats.steps, each.in_flight > 0
+        stands = working and before is not None and before[0] == steps
+        return (steps, before[1] if stands and before else now)
