@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ from benches.own_server import names_of, own_server, rows_of, settle
 NAMES, ROOM = 8, 2
 CONTEXT = 1024
 BURST_S, BURST_EVERY_S = 15.0, 120.0  # how long all names are asked for, and how often; else two
-FULL = 0.95  # of its blocks in use or cached: an engine's pool has touched its memory
+FULL = 0.99  # of its blocks in use or cached: an engine's pool has touched its memory
+PARTS = 10  # of a process's warm life, the first compared with the last
 HANG_S = 120.0  # an answer that has not ended by then never will
 GROWTH = 1.03  # of memory, from the first tenth after warm-up to the last tenth
 SLACK_MB = 1.0  # that a small process may grow by all the same: an arena, a page table
@@ -173,13 +175,14 @@ class Soak:
             await asyncio.sleep(1.0)
 
     def growth(self) -> dict[str, list[float]]:
-        """Give memory at first and at last, in MB, of every process that was long warm."""
-        long = {pid: samples for pid, samples in self.memory.items() if len(samples) >= 4}
-        parts = {pid: (samples, max(len(samples) // 10, 1)) for pid, samples in long.items()}
-        return {
-            str(pid): [round(statistics.median(part), 1) for part in (samples[:size], samples[-size:])]
-            for pid, (samples, size) in parts.items()
-        }
+        """Give memory in MB, tenth by tenth of its warm life, of every process that was long warm."""
+        found = {}
+        for pid, samples in self.memory.items():
+            if len(samples) >= PARTS:
+                edges = [len(samples) * i // PARTS for i in range(PARTS + 1)]
+                parts = [samples[a:b] for a, b in pairwise(edges)]
+                found[str(pid)] = [round(statistics.median(part), 1) for part in parts]
+        return found
 
 
 def _full(row: dict[str, Any]) -> bool:
@@ -212,7 +215,7 @@ def verdict(
 ) -> list[str]:
     """List the claims that do not hold."""
     wrong = list(soak.problems)
-    for pid, (then, now) in growth.items():
+    for pid, (then, *_, now) in growth.items():
         if now > then * GROWTH + SLACK_MB:
             wrong.append(f"process {pid} grew from {then} to {now} MB")
     for name in ("running", "waiting", "blocks_live", "in flight"):
