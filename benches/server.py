@@ -169,6 +169,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--server", action="append", choices=list(KINDS), help="default: all")
     parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="default: all but drift")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--minutes", type=float, default=60, help="that a drift runs")
     parser.add_argument(
         "--option", action="append", metavar="NAME=VALUE", help="of the server, in place of trials"
