@@ -40,6 +40,7 @@ def test_the_file_is_read_and_the_environment_wins(env: dict[str, str], tmp_path
         ("connections = 99", r"not within 1\.\.16", ""),
         ("range_bytes = 16777216", "not within", "connections x range_bytes"),
         ('hub_endpoint = "ftp://x"', "not an http", ""),
+        ("port = 70000", r"not within 0\.\.65535", "a free one"),
         ("= 3", "not valid TOML", ""),
     ],
 )
@@ -65,6 +66,14 @@ def test_the_token_is_read_where_the_hub_s_tools_keep_it_and_never_shown(env: di
     settings = load_settings({**env, "HF_TOKEN": "from-env"})
     assert settings.hub_token == "from-env"
     assert "from-env" not in repr(settings)
+
+
+def test_the_server_s_place_is_read_and_its_key_never_shown(env: dict[str, str], tmp_path: Path):
+    (tmp_path / "config.toml").write_text('host = "::1"\nport = 1\nkeep_alive = "1h"\nkey_file = "k"\n')
+    settings = load_settings({**env, "FREEHOLD_API_KEY": " secret\n"})
+    assert (settings.host, settings.port, settings.keep_alive, settings.key_file) == ("::1", 1, "1h", "k")
+    assert settings.api_key == "secret" and "secret" not in repr(settings)
+    assert settings.socket == tmp_path / "serve" / "server.sock"
 
 
 def test_adoption_can_be_switched_off(env: dict[str, str], tmp_path: Path):

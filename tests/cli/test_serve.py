@@ -246,8 +246,9 @@ def test_ps_and_stop_without_a_server_say_how_to_start_one(tmp_path: Path):
 
 def test_sigterm_lets_an_answer_end_and_the_server_exits_0(scripted: Path):
     with server(scripted, words=40) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
-        assert answer.stdout is not None and answer.stdout.read(1)
+        assert answer.stdout is not None and answer.stdout.read(1) and process.stderr is not None
         process.send_signal(signal.SIGTERM)
+        assert any("1 under way get 30 s; once more ends at once" in line for line in process.stderr)
         assert len(answer.stdout.read().split()) == 40
         assert (answer.wait(10), process.wait(10)) == (0, 0)
     assert not (scripted / "serve" / "server.sock").exists()

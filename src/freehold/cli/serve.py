@@ -7,9 +7,11 @@ Path: main -> serve -> bind_tcp, bind_unix -> server.serve.run -> worker.models.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -203,6 +205,8 @@ def _serve(settings: Settings, store: Store, models: Sequence[str], asked: Asked
         names = [_named(store, model) for model in models]
         unix = held.enter_context(closing(doors.bind_unix(settings.socket)))
         held.callback(settings.socket.unlink, missing_ok=True)
+        for level in (logging.WARNING, logging.ERROR):
+            logging.addLevelName(level, logging.getLevelName(level).lower())
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         return _run(settings, store, names, asked, tcp, unix)
 
@@ -247,6 +251,8 @@ class Teller:
     def opened(self, doors: Doors) -> None:
         """Tell how to reach the server, and how to end it."""
         self._doors = doors
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(sign, self._stop)
         keys = "with a key (Authorization: Bearer KEY)" if self._asked.keys else "without a key"
         tell(f"serving OpenAI's API at {doors.url}/v1, {keys}")
         tell(f"owner's socket: {self._settings.socket} (freehold ps, stop, run)")
@@ -258,7 +264,9 @@ class Teller:
             tell(f"loaded when a request names it: {', '.join(rest)}")
         if held:
             tell(f"try: {_example(doors.url, (self._names or held)[0], keyed=bool(self._asked.keys))}")
-        if not self._names:
+        if self._names:
+            tell(f"loading {', '.join(self._names)} ...")
+        else:
             self._ready()
 
     def loaded(self, name: str, error: FreeholdError | None) -> None:
@@ -272,7 +280,7 @@ class Teller:
             if model.name == name and model.info is not None:
                 i = model.info
                 tell(
-                    f"loaded {name} {i.quantization} in {i.load_s:.1f} s: context {i.context:,} tokens, "
+                    f"loaded {name} {i.quantization} in {i.load_s:.2f} s: context {i.context:,} tokens, "
                     f"{human(i.memory_bytes)}, {i.threads} threads"
                 )
                 for note in i.notes:
@@ -281,6 +289,14 @@ class Teller:
             self._doors.stop(now=True)
         elif self._left == 0:
             self._ready()
+
+    def _stop(self) -> None:
+        """Begin the end, and say what it waits for; the second time it waits no longer."""
+        assert self._doors is not None
+        under_way = sum(model.in_flight for model in self._doors.server.models.loaded())
+        if under_way and not self._doors.server.health.stopping:
+            tell(f"ending: {under_way} under way get {self._asked.drain_s:g} s; once more ends at once")
+        self._doors.stop()
 
     def _ready(self) -> None:
         if self._asked.as_json:

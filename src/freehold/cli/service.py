@@ -105,7 +105,7 @@ def unit_path() -> Path:
 
 
 def _program() -> list[str]:
-    return [sys.executable, "-m", "freehold.cli.main"]
+    return [sys.executable, "-P", "-m", "freehold.cli.main"]  # -P: nothing is imported from where it starts
 
 
 def _options(ctx: click.Context) -> Iterator[str]:
@@ -119,7 +119,13 @@ def _options(ctx: click.Context) -> Iterator[str]:
             yield (param.opts if value else param.secondary_opts)[0]
             continue
         for one in value if param.multiple else [value]:
-            yield f"{param.opts[0]}={one.expanduser().absolute() if isinstance(one, Path) else one}"
+            yield f"{param.opts[0]}={_word(one)}"
+
+
+def _word(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value.expanduser().absolute())
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _write(path: Path, text: str) -> None:
