@@ -145,14 +145,17 @@ class Answering:
         self.shape.head(encode({**self._common(), "object": self.shape.event})[:-1])
         async with EventStream(self.call) as events:
 
+            # They go out with the first chunk: clients take the first event for the first token, and time it.
+            openings: dict[int, bytes] = {}
+
             async def opened(job: int, begin: Begin) -> None:
                 tail = b',"freehold":' + encode({"context": context(begin)})
-                await events.send(b"".join(self.shape.opened(i, begin, tail) for i in self._choices(job)))
+                openings[job] = b"".join(self.shape.opened(i, begin, tail) for i in self._choices(job))
 
             async def send(job: int, chunks: list[tuple[int, Chunk]]) -> None:
                 data = [self._events(first[job] + index, chunk, include_usage) for index, chunk in chunks]
                 if any(data):
-                    await events.send(b"".join(data))
+                    await events.send(openings.pop(job, b"") + b"".join(data))
 
             try:
                 await self.call.while_here(self._run(opened, send))
