@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.engine.budget import FIRST_ROWS, ITL_FACTOR, LEAST_ROWS, PROBE, Budget
+from freehold.engine.budget import BURST_S, FIRST_ROWS, ITL_FACTOR, LEAST_ROWS, PROBE, Budget
 from freehold.engine.cost import MixedCost, RowCost, StepCost
 
 ROW_S, LOOK_S = 0.001, 4e-7
@@ -81,6 +81,19 @@ def test_running_answers_leave_prompts_a_multiple_of_what_they_take():
     assert (rows + 4) % 16 == 0 and chunk(rows, 0) <= 1.4 * budget.room
     budget.spend(0, rows, False)
     assert budget.room < chunk(16, 0)
+
+
+def test_step_grows_with_those_who_wait_for_a_first_token_over_those_who_read_along():
+    budget = measured()
+    usual = ITL_FACTOR * 0.02
+    assert [budget.limit(0.02, waiting) for waiting in (0.25, 1, 2, 100)] == [
+        usual,
+        usual,
+        2 * usual,
+        BURST_S,
+    ]
+    assert budget.limit(BURST_S, 100) == ITL_FACTOR * BURST_S  # what answers alone take stays the measure
+    assert Budget(target_itl_s=0.05).limit(0.02, 100) == 0.05
 
 
 def test_deep_in_a_prompt_fewer_rows_fit_and_never_none():

@@ -8,7 +8,7 @@ from math import inf
 import pytest
 
 from freehold.engine import scheduler as scheduler_module
-from freehold.engine.budget import FIRST_ROWS, ITL_FACTOR, SLOW_STEP_S, STEP_S
+from freehold.engine.budget import BURST_S, FIRST_ROWS, ITL_FACTOR, SLOW_STEP_S, STEP_S
 from freehold.engine.scheduler import AGE_S, BYPASS_S, Work
 from freehold.engine.sequence import TokenOut
 from tests.engine.world import LOOK_S, ROW_S, World
@@ -109,6 +109,20 @@ def test_running_answers_keep_their_pace_while_a_long_prompt_is_read(running: in
     assert max(during) <= 2.9 * quiet and sorted(during)[-5] < 2.4 * quiet
     alone = prompt * (ROW_S + LOOK_S * prompt / 2)
     assert world.logs[long].first < 3 * alone
+
+
+def test_burst_is_read_in_large_pieces_one_prompt_after_another():
+    world = warm(blocks=4000)
+    answers = [world.add(20, answer=4000) for _ in range(2)]
+    world.run(1.0)
+    burst = [world.add(256, answer=200) for _ in range(16)]
+    steps = []
+    while not burst[-1].begun:
+        steps += [[work.count for work in world.step() if work.count > 1]]
+    assert all(sum(counts) >= 128 for counts in steps[:7] if counts)
+    assert all(len(counts) <= 3 for counts in steps)
+    assert max(world.logs[answers[0]].gaps) < 1.3 * BURST_S
+    assert world.logs[burst[7]].first < 1.5 * 8 * 256 * ROW_S
 
 
 def test_target_for_a_running_answers_pace_is_kept():

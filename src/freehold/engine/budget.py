@@ -14,6 +14,9 @@ from freehold.engine.cost import TILE, MixedCost, RowCost, StepCost
 # What a running answer's step may take beside prompts, over what it takes alone. We promise three times at
 # the worst; the rest is for what a measurement cannot know: a neighbour on the machine, a row that is dearer.
 ITL_FACTOR = 2.2
+# While more wait for a first token than answers run, a step beside the latter grows by the ratio, as one's wait weighs
+# what the other's does, up to this much.
+BURST_S = 0.2
 ITL_FLOOR_S = 0.004  # below this nobody sees a difference, and a step's own overhead counts
 STEP_S = 0.25  # a step without running answers: what Ctrl-C, a cancellation and a newcomer wait for
 # Rows of prompts a step has at least while nobody decodes, as long as they take no more than half a second:
@@ -50,8 +53,8 @@ class Budget:
         self._lone = self._seen = 0.0
         self._begun = False  # with prompts
 
-    def open(self, decodes: int) -> None:
-        """Set the room for prompts beside so many answers' newest tokens.
+    def open(self, decodes: int, newcomers: int = 0) -> None:
+        """Set the room for prompts beside so many answers' newest tokens, while so many wait for their first.
 
         There is none in a step that is wanted to tell what those take alone: it costs no answer anything.
         """
@@ -59,15 +62,19 @@ class Budget:
         self._decodes = decodes
         if decodes:
             self._lone = self.cost.seconds(decodes)
-            self.room = self.limit(self._lone) - self._lone
+            self.room = self.limit(self._lone, newcomers / decodes) - self._lone
             if self._since >= PROBE or not self.cost.near(decodes):
                 self.left = 0
 
-    def limit(self, lone: float) -> float:
-        """Return the seconds of a step whose running answers alone take `lone`."""
+    def limit(self, lone: float, waiting: float = 0.0) -> float:
+        """Return the seconds of a step whose running answers alone take `lone`.
+
+        `waiting`: how many times as many wait for their first token as answers run.
+        """
         if self._target is not None:
             return max(self._target, lone)
-        return max(min(ITL_FACTOR * lone, LONGEST_S), ITL_FLOOR_S, lone)
+        usual = max(min(ITL_FACTOR * lone, LONGEST_S), ITL_FLOOR_S, lone)
+        return max(usual, min(usual * waiting, BURST_S))
 
     def rows(self, first: int, left: int, logits: bool, seconds: float, least: bool) -> int:
         """Return how many of the `left` rows from position `first` on fit into `seconds`.

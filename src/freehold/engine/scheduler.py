@@ -157,7 +157,7 @@ class Scheduler:
         if not any(first):
             first, rest = rest, ([], [])
         self._decode(first[0])
-        self.budget.open(len(self._batch))
+        self.budget.open(len(self._batch), sum(not s.begun for s in first[1]))
         self._read(first[1])
         for seq in sorted(rest[0], key=lambda s: s.served_at):
             if seq.table and self._holds(seq) and self.budget.add_decode():
@@ -218,7 +218,7 @@ class Scheduler:
         wait = unread_s
         if decodes:
             lone = self.budget.cost.seconds(decodes)
-            limit = self.budget.limit(lone)
+            limit = self.budget.limit(lone, self.waiting / decodes)
             wait *= limit / max(limit - lone, 0.01 * limit)
         return max(wait, self.waiting * (self._queued_s - self._begins[0]) / len(self._begins))
 
