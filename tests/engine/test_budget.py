@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from freehold.engine.budget import BURST_S, FIRST_ROWS, ITL_FACTOR, LEAST_ROWS, PROBE, Budget
-from freehold.engine.cost import MixedCost, RowCost, StepCost
+from freehold.engine.cost import FORGET, MixedCost, RowCost, StepCost
 
 ROW_S, LOOK_S = 0.001, 4e-7
 
@@ -70,6 +70,19 @@ def test_step_beside_answers_costs_by_its_tiles():
     cost.add(32, 28, 0.0, 0.020, 0.060)
     assert cost.rows(4, 0.0, 0, 0.020, 0.043) == 12
     assert cost.rows(4, 0.0, 0, 0.020, 0.019) == 0
+
+
+def test_size_that_was_dear_while_others_had_the_machine_is_tried_again():
+    alone = RowCost()
+    alone.add(256, 0, 0.256)
+    cost = MixedCost(alone)
+    for _ in range(8):
+        cost.add(32, 28, 0.0, 0.020, 0.200)
+    for _ in range(FORGET - 1):
+        cost.add(16, 12, 0.0, 0.020, 0.030)
+        assert cost.rows(4, 0.0, 0, 0.020, 0.043) == 12
+    cost.add(16, 12, 0.0, 0.020, 0.030)
+    assert cost.rows(4, 0.0, 0, 0.020, 0.043) == 28
 
 
 def test_running_answers_leave_prompts_a_multiple_of_what_they_take():

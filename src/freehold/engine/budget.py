@@ -25,6 +25,7 @@ FIRST_ROWS, SLOW_STEP_S = 128, 0.5
 MIN_ROWS = 32  # and then whatever they take
 LONGEST_S = 1.0  # a step beside running answers, however slow the model is
 PROBE = 32  # steps with prompts after which one goes without, so that what answers alone take stays known
+STARVED_PROBE = 8  # the same while not even half a tile of a prompt fits: either may have changed
 LEAST_ROWS = 2  # rows of prompts a step has beside running answers, however little room there is
 MAX_ROWS = 512
 LOGIT_ROWS = 64  # rows a step may take of a sequence that wants all logits: 64 x 262,144 x 4 bytes are 67 MB
@@ -62,8 +63,10 @@ class Budget:
         self._decodes = decodes
         if decodes:
             self._lone = self.cost.seconds(decodes)
-            self.room = self.limit(self._lone, newcomers / decodes) - self._lone
-            if self._since >= PROBE or not self.cost.near(decodes):
+            limit = self.limit(self._lone, newcomers / decodes)
+            self.room = limit - self._lone
+            starved = self._mixed.flat(-(-(decodes + TILE // 2) // TILE), self._lone) > limit
+            if self._since >= (STARVED_PROBE if starved else PROBE) or not self.cost.near(decodes):
                 self.left = 0
 
     def limit(self, lone: float, waiting: float = 0.0) -> float:

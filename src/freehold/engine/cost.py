@@ -145,6 +145,9 @@ class RowCost:
 
 TILE = 16  # kernels multiply 16 rows at a time, so a step costs by the tiles it begins
 HOPE = 0.75  # of what a tile of a prompt costs alone: a tile more beside answers, until it was tried
+# Steps beside answers after which a size that none of them had counts as never tried. What was measured while others
+# had the machine would keep it from being tried again: 190 steps of 8 rows, which took two thirds of what 56 take.
+FORGET = 64
 
 
 class MixedCost:
@@ -154,6 +157,8 @@ class MixedCost:
         self._alone = alone
         self._price = RowCost()  # for its slope
         self._samples: dict[int, deque[tuple[float, float]]] = {}  # tiles -> (positions seen, seconds)
+        self._seen: dict[int, int] = {}  # tiles -> step of the latest sample
+        self._steps = 0
 
     @property
     def slope(self) -> float:
@@ -163,7 +168,12 @@ class MixedCost:
     def add(self, rows: int, chunk: int, depth: float, lone: float, seconds: float) -> None:
         """Take in a step of `rows`, `chunk` of them of prompts at a mean depth, whose answers alone take `lone`."""
         self._price.add(chunk, max(int(depth - chunk / 2), 0), max(seconds - lone, 0.0))
-        self._samples.setdefault(-(-rows // TILE), deque(maxlen=ROW_SAMPLES)).append((chunk * depth, seconds))
+        tiles = -(-rows // TILE)
+        self._samples.setdefault(tiles, deque(maxlen=ROW_SAMPLES)).append((chunk * depth, seconds))
+        self._steps += 1
+        self._seen[tiles] = self._steps
+        for old in [k for k, step in self._seen.items() if self._steps - step >= FORGET]:
+            del self._samples[old], self._seen[old]
 
     def flat(self, tiles: int, lone: float) -> float:
         """Return what a step of so many tiles takes, looking back apart; a hopeful guess until it was tried."""
