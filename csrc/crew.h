@@ -12,6 +12,7 @@ class Crew {
  public:
   explicit Crew(int most) : most_(most), now_(most) {}
   int threads() const { return trying_ ? trying_ : now_; }     // for the next step
+  int settled() const { return now_; }                         // for a step that must not be tried with: no tell() afterwards
   bool trying() const { return trying_ > 0; }                  // other steps than the usual: judge nothing else by them
   // A step by threads() threads took `seconds`; `cost` compares it with others like it (seconds a row, say).
   void tell(double cost, double seconds) {

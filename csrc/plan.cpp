@@ -325,13 +325,16 @@ void Plan::run(const Step& step) {
   s_->validate(step);
   Threads::Turn turn(*s_->threads);
   Crew& crew = s_->crew(step.rows);
-  const bool paced = step.rows < kGemmRows && !crew.trying();
+  // Prompts beside answers: at half the threads it would be twice the longest step that those who read along may meet.
+  const int64_t wanted = step.nlogits + step.nchoices;
+  const bool mixed = step.nseqs > 1 && wanted > 0 && wanted < step.rows;
+  const bool paced = step.rows < kGemmRows && (mixed || !crew.trying());
   const int64_t ahead = step.rows >= kGemmRows ? 0 : paced ? s_->pace.ahead(step.rows) : s_->pace.settled();
-  Run& r = s_->ready(step, turn.seat(), crew.threads(), ahead);
+  Run& r = s_->ready(step, turn.seat(), mixed ? crew.settled() : crew.threads(), ahead);
   const auto start = std::chrono::steady_clock::now();
   turn.run([s = s_.get(), &r](int thread) { s->walk(r, thread); }, r.active);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  crew.tell(seconds / static_cast<double>(step.rows), seconds);
+  if (!mixed) crew.tell(seconds / static_cast<double>(step.rows), seconds);
   if (paced) s_->pace.took(seconds);
   s_->head->settle(step);
 }
