@@ -411,6 +411,22 @@ def test_pump_without_work_waits_for_some_and_is_woken_by_it(engine: Engine):
     assert len(answer.take()) == 1
 
 
+def test_engine_says_it_is_idle_as_soon_as_the_last_answer_ends(engine: Engine):
+    left = engine.generate(PROMPT[::-1], WARM, max_tokens=100)
+    left.start()
+    answers = engine.generate_many(PROMPT, 3, WARM, max_tokens=12)
+    for answer in answers:
+        answer.start()
+    while not all(answer.done for answer in answers):
+        assert engine.pump(0.0)
+        if answers[0].take() and not left.done:
+            left.close()
+        for answer in answers:
+            answer.take()
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.blocks_live) == (0, 0, 0)
+
+
 def test_stats_count_what_was_done(engine: Engine):
     pumped(engine, [engine.generate(PROMPT, WARM, max_tokens=6)])
     pumped(engine, [engine.generate(PROMPT, WARM, max_tokens=6)])
