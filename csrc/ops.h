@@ -15,7 +15,7 @@
 namespace fh {
 
 // Panels a thread takes at once in prefill: their sums over 512 tokens are 256 KB of a 1 MB L2. Steps of fewer than
-// kGemmRows rows read weights as a stream: two tiles at most, the second from a panel that still lies in L1 or L2.
+// gemm_rows rows read weights as a stream: two tiles at most, the second from a panel that still lies in L1 or L2.
 constexpr int64_t kGemmPanels = 8;
 constexpr int64_t kUnitInputs = 256, kUnitRoom = 32;          // units of Acts: inputs, and rows that may be read past the last
 
@@ -53,7 +53,7 @@ struct ActScratch {
     scale256.resize(static_cast<size_t>(rows * units(k256)));
     sum256.resize(static_cast<size_t>(rows * units(k256) * 16));
     tiles.resize(static_cast<size_t>(threads));
-    // At least 64 tokens' room: in decode sixteen gate and sixteen up panels share it, of fifteen rows at most.
+    // At least 64 tokens' room: in decode sixteen gate and sixteen up panels share it, of sixteen rows at most.
     for (auto& t : tiles) t.resize(static_cast<size_t>(kGemmPanels * std::clamp<int64_t>(rows, 64, kGemmTokens) * kPanelRows));
   }
   int64_t bytes() const {
@@ -141,7 +141,7 @@ struct Input {
       r.k->rms_norm(src, norm.weight->data(), norm.eps, k, y);
       src = y;
     }
-    if (rows < kGemmRows) return quantize(r, src, t * k, k);
+    if (rows < r.k->gemm_rows) return quantize(r, src, t * k, k);
     for (int64_t u = 0; u * kUnitInputs < k; ++u)
       quantize(r, src + u * kUnitInputs, (u * rows + t) * kUnitInputs, std::min(kUnitInputs, k - u * kUnitInputs));
   }
@@ -175,7 +175,7 @@ struct Input {
   void multiply(const Run& r, const Matrix& w, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* y, const uint8_t* next) const {
     Acts a = acts(r, w, r.buffer[x], next);
     const int kind = static_cast<int>(w.w.kind);
-    if (a.f32 || r.step->rows < kGemmRows) {
+    if (a.f32 || r.step->rows < r.k->gemm_rows) {
       for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows) {
         a.next = p + 1 < p1 ? w.w.high(p + 1) : next;
         r.k->panel[kind](w.w, p, a, t0, nt, y, kPanelRows);
@@ -191,7 +191,7 @@ struct Input {
 // Decode reads weights as a stream; prefill takes up to `most` panels over all tokens of the step, and enough ranges
 // that threads end together.
 template <class Body> void walk(Op& op, const Run& r, int64_t panels, int64_t rows, int64_t most, Body body) {
-  if (rows < kGemmRows) return share_stream(r, op.second, panels, [&](int64_t begin, int64_t end) { body(begin, end, 0, rows); });
+  if (rows < r.k->gemm_rows) return share_stream(r, op.second, panels, [&](int64_t begin, int64_t end) { body(begin, end, 0, rows); });
   const int64_t range = std::clamp<int64_t>(panels / (4 * r.active), 1, most);
   share(r, op.second, panels, range, [&](int64_t begin, int64_t end) {
     for (int64_t t = 0; t < rows; t += kGemmTokens) body(begin, end, t, std::min<int64_t>(kGemmTokens, rows - t));
@@ -289,7 +289,7 @@ struct Linear final : Op {
 // Gate panels first, then up panels: a thread that went to and fro between the two matrices every 14 KB would start
 // the machine's prefetcher anew each time.
 struct Gated final : Op {
-  // Gate values of sixteen panels and fifteen tokens take 15 KB of an L1; in prefill gate and up share a thread's tiles.
+  // Gate values of sixteen panels and sixteen tokens take 16 KB of an L1; in prefill gate and up share a thread's tiles.
   static constexpr int64_t kDecodePanels = 16, kPrefillPanels = kGemmPanels / 2;
   Input in; MatrixPtr gate, up; bool gelu; int out;
   const uint8_t* weights() const override { return gate->w.data; }
@@ -297,7 +297,7 @@ struct Gated final : Op {
     const int64_t rows = r.step->rows;
     each_row(r, first, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t, rows); });
     float* tiles = in.scratch->tiles[static_cast<size_t>(thread)].data();
-    const int64_t most = rows < kGemmRows ? kDecodePanels : kPrefillPanels;
+    const int64_t most = rows < r.k->gemm_rows ? kDecodePanels : kPrefillPanels;
     walk(*this, r, gate->w.count(), rows, most, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
       for (int64_t p = begin; p < end; p += most) block(r, p, std::min(end, p + most), end, t0, nt, tiles);
     });

@@ -328,8 +328,9 @@ void Plan::run(const Step& step) {
   // Prompts beside answers: at half the threads it would be twice the longest step that those who read along may meet.
   const int64_t wanted = step.nlogits + step.nchoices;
   const bool mixed = step.nseqs > 1 && wanted > 0 && wanted < step.rows;
-  const bool paced = step.rows < kGemmRows && (mixed || !crew.trying());
-  const int64_t ahead = step.rows >= kGemmRows ? 0 : paced ? s_->pace.ahead(step.rows) : s_->pace.settled();
+  const bool streams = step.rows < kernels()->gemm_rows;
+  const bool paced = streams && (mixed || !crew.trying());
+  const int64_t ahead = !streams ? 0 : paced ? s_->pace.ahead(step.rows) : s_->pace.settled();
   Run& r = s_->ready(step, turn.seat(), mixed ? crew.settled() : crew.threads(), ahead);
   const auto start = std::chrono::steady_clock::now();
   turn.run([s = s_.get(), &r](int thread) { s->walk(r, thread); }, r.active);

@@ -17,9 +17,9 @@ namespace fh {
 constexpr int kPanelRows = 16;
 // Eight tokens a tile: eight int32 accumulators, the unpacked codes, scales and sums fit 32 registers; twelve spill.
 constexpr int kTileTokens = 8;
-// From sixteen tokens on, a panel is unpacked once for all of a call's tokens (gemm.inl), at most 512 of them: their int8
-// inputs of one unit, 128 KB, stay in a 1 MB L2 beside the sums of eight panels (256 KB).
-constexpr int kGemmRows = 16, kGemmTokens = 512;
+// From an ISA's gemm_rows tokens on, a panel is unpacked once for all of a call's tokens (gemm.inl), at most 512 of them:
+// their int8 inputs of one unit, 128 KB, stay in a 1 MB L2 beside the sums of eight panels (256 KB).
+constexpr int kGemmTokens = 512;
 
 // How a matrix lies in memory. Names follow GGUF where the arithmetic is the same.
 enum class Kind : uint8_t {
@@ -127,6 +127,7 @@ struct SampleParams {
 // What an ISA provides. Chosen once (dispatch.cpp); every member but tile_loop is filled in every table.
 struct Kernels {
   const char* name;
+  int gemm_rows;                // rows of a step from which `gemm` beats `panel`; 17 at most, see ActScratch's tiles
 
   // out[t*ld + r] = dot(row panel*16+r of w, activation row t0+t), t in [0, nt), any nt; r in [0,16).
   using Panel = void (*)(const Panels& w, int64_t panel, const Acts& x, int64_t t0, int64_t nt, float* out, int64_t ld);
@@ -183,7 +184,7 @@ constexpr int64_t kTileLoopOps = 4 * 16 * 16 * 64 * 2;   // four products of six
 const Kernels* kernels_scalar();
 const Kernels* kernels_avx2();      // null where the compiler cannot build it
 const Kernels* kernels_avx512();
-const Kernels* kernels_amx();       // avx512's, but for gemm, for panels of nine tokens or more, and for attention over f16 pages
+const Kernels* kernels_amx();       // avx512's, but for gemm and gemm_rows, for panels of nine tokens or more, and for attention over f16 pages
 
 // Half precision in plain C++: exact to float, round to nearest even from it.
 inline float f16_to_f32(uint16_t h) {

@@ -1,4 +1,4 @@
-// AMX tiles for nine to fifteen tokens: other `panel` entries than avx512's, and one `screen`, the same bits. Included by amx.inl.
+// AMX tiles for nine to sixteen tokens: other `panel` entries than avx512's, and one `screen`, the same bits. Included by amx.inl.
 //
 // Weights are read as matmul.inl reads them, panel by panel and in order, so the stream and what is asked for ahead of it
 // stay; activations lie by rows, which a tile load takes at any stride. Four groups of 32 inputs make a step: unpacked to
@@ -180,6 +180,7 @@ template <class Code> static Kernels::Panel few_of_256() {
   return few_panel<few_256<Code>, 256, panel_rows<Rows256<Code, 32, 0, false, true>>>;
 }
 static void fill_few(Kernels& t) {
+  t.gemm_rows = kFew + 1;                            // sixteen rows fill one tile
   auto set = [&t](Kind k, Kernels::Panel f) { t.panel[static_cast<int>(k)] = f; };
   set(Kind::Q4_0, few_of_32<Nibble, 8, false>());
   set(Kind::Q4_1, few_of_32<Nibble, 0, true>());
