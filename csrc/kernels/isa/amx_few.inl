@@ -39,16 +39,21 @@ OP void few_tiles(const Few& x, int64_t at, int64_t last, const uint8_t* w, int3
 }
 
 // ---- 32 inputs a scale -----------------------------------------------------------------------------------------
-// The floats of `count` groups from g on. Screen: `far` grows beside y, and scales count eightfold: see screen.inl.
+// The floats of `count` groups from g on; d and m are the same for all tokens, and lie in registers meanwhile. Screen: `far`
+// grows beside y, d counts eightfold (see screen.inl), m is its magnitude, and so far does too.
 template <bool Min, bool Screen> OP void few_ends(const Few& x, const int32_t* c, const float* d, const float* m, int64_t g, int count, float* y, float* far) {
+  F scale[4], other[4];
+  for (int j = 0; j < count; ++j) {
+    scale[j] = fload(d + 16 * j);
+    if (Min || Screen) other[j] = fload(m + 16 * j);
+  }
   for (int i = 0; i < x.tokens; ++i) {
     const int64_t s = i * x.step * x.scales + g;
     F sum = fload(y + 16 * i), reach = Screen ? fload(far + 16 * i) : fzero();
     for (int j = 0; j < count; ++j) {
-      const F scale = fload(d + 16 * j);
-      sum = fma(to_float({_mm512_load_si512(c + j * kTile + 16 * i)}), mul(scale, fset(Screen ? 8.0f * x.scale[s + j] : x.scale[s + j])), sum);
-      if (Min) sum = fma(fload(m + 16 * j), fset(x.fsum32[s + j]), sum);
-      if (Screen) reach = fma(fabs(scale), fset(x.reach[i * x.scales + g + j]), reach);
+      sum = fma(to_float({_mm512_load_si512(c + j * kTile + 16 * i)}), mul(scale[j], fset(x.scale[s + j])), sum);
+      if (Min) sum = fma(other[j], fset(x.fsum32[s + j]), sum);
+      if (Screen) reach = fma(other[j], fset(x.reach[i * x.scales + g + j]), reach);
     }
     fstore(y + 16 * i, sum);
     if (Screen) fstore(far + 16 * i, reach);
@@ -76,8 +81,9 @@ static void few_32(const Panels& w, const uint8_t* base, const Acts& acts, const
       ahead.ask<Code::kBytes / 64>(p);
       if (Min || j % 2) ahead.ask<1>(p + Code::kBytes);
       sign_group<Code, Offset>(p, codes + 512 * j);
-      fstore(d[n % 2] + 16 * j, load_f16(aux));
-      if (Min) fstore(m[n % 2] + 16 * j, load_f16(aux + 16));
+      const F scale = Screen ? mul(load_f16(aux), fset(8.0f)) : load_f16(aux);
+      fstore(d[n % 2] + 16 * j, scale);
+      if (Min || Screen) fstore(m[n % 2] + 16 * j, Screen ? fabs(scale) : load_f16(aux + 16));
     }
     settle();
     few_tiles(x, 128 * n, groups - 1 - 4 * n, codes, c[n % 2]);
@@ -86,7 +92,7 @@ static void few_32(const Panels& w, const uint8_t* base, const Acts& acts, const
   ends(steps - 1, static_cast<int>(groups - 4 * (steps - 1)));
   _tile_release();
   const F norm = Screen ? fload(reinterpret_cast<const float*>(base + w.panel_bytes - 64)) : fzero();
-  for (int i = 0; i < x.tokens; ++i) fstore(out + i * ld, Screen ? bounded(fload(y + 16 * i), fload(far + 16 * i), norm) : fload(y + 16 * i));
+  for (int i = 0; i < x.tokens; ++i) fstore(out + i * ld, Screen ? bounded(fload(y + 16 * i), mul(fload(far + 16 * i), fset(0.125f)), norm) : fload(y + 16 * i));
 }
 
 // ---- 256 inputs a scale, integer scales of 32 --------------------------------------------------------------------
