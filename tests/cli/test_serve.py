@@ -37,7 +37,8 @@ import functools, sys
 from freehold.worker import models
 from freehold.worker.wire import Script
 if {words}:
-    models.Models = functools.partial(models.Models, scripts={{"tiny": Script(words={words}, step_s=0.02)}})
+    script = Script(words={words}, step_s=0.02, load_s={load_s})
+    models.Models = functools.partial(models.Models, scripts={{"tiny": script}})
 from freehold.cli import main
 sys.exit(main.run({args!r}))
 """
@@ -54,8 +55,8 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def program(*args: str, words: int = 0) -> list[str]:
-    return [sys.executable, "-c", PROGRAM.format(words=words, args=list(args))]
+def program(*args: str, words: int = 0, load_s: float = 0.0) -> list[str]:
+    return [sys.executable, "-c", PROGRAM.format(words=words, load_s=load_s, args=list(args))]
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,11 @@ def freehold(home: Path, *args: str, **more: str) -> Done:
 
 
 @contextmanager
-def started(home: Path, *args: str, words: int = 0) -> Iterator[subprocess.Popen[str]]:
+def started(home: Path, *args: str, words: int = 0, load_s: float = 0.0) -> Iterator[subprocess.Popen[str]]:
     """Start a command; whatever happens, it is over afterwards."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        program(*args, words=words),
+        program(*args, words=words, load_s=load_s),
         env=environment(home),
         stdout=pipe,
         stderr=pipe,
@@ -100,9 +101,12 @@ def started(home: Path, *args: str, words: int = 0) -> Iterator[subprocess.Popen
 
 
 @contextmanager
-def server(home: Path, *args: str, words: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server(
+    home: Path, *args: str, words: int = 0, load_s: float = 0.0
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run a server on a free port; give its process and its URL once its models are loaded."""
-    with started(home, "serve", "--port", "0", "--json", *args, words=words) as process:
+    command = ("serve", "--port", "0", "--json", *args)
+    with started(home, *command, words=words, load_s=load_s) as process:
         assert process.stdout is not None and process.stderr is not None
         line = process.stdout.readline()
         assert line, process.stderr.read()
@@ -213,6 +217,15 @@ def test_ps_lists_what_is_loaded(home: Path, tiny: str, real: str):
     assert model["stats"]["generated_tokens"] > 0 and model["tok_s"] == 0
     lines = freehold(home, "ps").out.splitlines()
     assert len(lines) == 2 and lines[1].startswith("tiny") and "idle" in lines[1] and "min" in lines[1]
+
+
+def test_ps_shows_a_model_on_its_way(scripted: Path):
+    with server(scripted, words=1, load_s=60), started(scripted, "run", "tiny", "Hi"):
+        while not (said := json.loads(freehold(scripted, "ps", "--json").out)["models"]):
+            time.sleep(0.05)
+        assert said[0]["name"] == "tiny" and said[0]["loading"] == {"done": 0, "total": 0}
+        assert "loading, 0%" in freehold(scripted, "ps").out
+        assert freehold(scripted, "stop", "tiny").err == "tiny is unloaded\n"
 
 
 def test_one_home_has_one_server_and_the_second_says_where_the_first_listens(home: Path, real: str):

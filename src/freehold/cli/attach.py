@@ -42,12 +42,19 @@ class _Row(msgspec.Struct):
     stats: EngineStats
     in_flight: int
     restarts: int
-    loading: dict[str, int] | None = None
     expires_at: float | None = None
+
+
+class _Progress(msgspec.Struct):
+    """Bytes of a model that are in memory, and bytes in all."""
+
+    done: int
+    total: int
 
 
 class _Listing(msgspec.Struct):
     models: list[msgspec.Raw]
+    loading: dict[str, _Progress] = {}
 
 
 class _Name(msgspec.Struct):
@@ -95,9 +102,11 @@ class Running:
         return {model.id for model in self.api.call("GET", "/v1/models", as_=_Names).data}
 
     def loaded(self) -> list[Loaded]:
-        """List the models in memory."""
+        """List the models in memory, then those on their way there for the first time."""
         listing = self.api.call("GET", "/admin/ps", as_=_Listing)
-        return [self._loaded(row) for row in listing.models]
+        here = [self._loaded(row) for row in listing.models]
+        known = {model.name for model in here}
+        return here + [_coming(name, p) for name, p in listing.loading.items() if name not in known]
 
     def load(self, name: str) -> Loaded:
         """Bring a model into memory, however long it takes. Raises what loading raised."""
@@ -113,17 +122,21 @@ class Running:
 
     def _loaded(self, raw: msgspec.Raw) -> Loaded:
         row = self.api.read(raw, _Row)
-        loading = row.loading or {}
         return Loaded(
             row.name,
-            self.api.read(raw, ModelInfo) if row.loading is None else None,
+            self.api.read(raw, ModelInfo),
             row.stats,
             row.in_flight,
             row.restarts,
-            loading.get("done", 0) / max(loading.get("total", 0), 1),
+            1.0,
             row.expires_at,
             self.api.read(raw, dict),
         )
+
+
+def _coming(name: str, progress: _Progress) -> Loaded:
+    plain = {"name": name, "loading": msgspec.to_builtins(progress)}
+    return Loaded(name, None, EngineStats(), 0, 0, progress.done / max(progress.total, 1), None, plain)
 
 
 def running(settings: Settings) -> Running | None:
