@@ -12,11 +12,13 @@ import pytest
 
 import freehold
 from freehold import _native as native
+from freehold.config import Settings
 from freehold.errors import BadModelFile, CapacityExceeded, ModelNotFound, Overloaded, UsageError
-from freehold.store import ModelRef
+from freehold.store import ModelRef, Store
 from freehold.types import Job, Message
 from freehold.worker import models as models_module
 from freehold.worker.models import HEADROOM, LEAST_CACHE, Models, Options
+from tests.vectors.files import write_gguf
 from tests.worker.conftest import answers, text, tokens
 
 OPTIONS = Options(context=256, threads=1, cache_bytes=8 << 20)
@@ -172,6 +174,17 @@ def test_request_may_not_name_a_file(serve, tiny):
         assert [m.name for m in await models.names()] == ["other", "tiny"]
 
     serve(body, OPTIONS, paths=tiny)
+
+
+def test_spellings_of_a_name_reach_one_model_and_do_not_pile_up(serve, tmp_path: Path, monkeypatch):
+    name = Store(Settings(tmp_path)).pull(str(write_gguf("llama", tmp_path / "tiny.gguf"))).name
+    monkeypatch.setattr(models_module, "MAX_SPELLINGS", 8)
+
+    async def body(models: Models) -> None:
+        served = {await models.use(" " * i + name) for i in range(20)}
+        assert [s.name for s in served] == [name] and len(models._aliases) <= 8
+
+    serve(body, OPTIONS)
 
 
 def test_damaged_file_is_a_named_error_and_not_tried_in_a_loop(serve, tiny, tmp_path: Path):

@@ -28,6 +28,7 @@ from freehold.worker.supervisor import HUNG_S, KEEP_ALIVE_S, Served
 from freehold.worker.wire import PROTOCOL, Open, Script
 
 HEADROOM = 256 << 20  # bytes of an engine beside weights and cache: interpreter, tokenizer, activations
+MAX_SPELLINGS = 1024  # of names that are remembered; a client may write one in any mixture of case and blanks
 LEAST_CACHE = 64 << 20  # a model is not worth loading with less
 # Of what memory is left once the weights are in: the cache of the first model takes half, of the next half of
 # the rest. Pages of it count as soon as they are reserved here, though the kernel gives them when first used.
@@ -155,6 +156,8 @@ class Models:
         return await asyncio.to_thread(self._store.resolve, name)
 
     def _known(self, asked: str, name: str) -> Served:
+        if len(self._aliases) >= MAX_SPELLINGS:
+            self._aliases.clear()  # they are looked up again
         self._aliases[asked] = name
         if name not in self._served:
             self._served[name] = Served(
