@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from freehold.errors import CapacityExceeded
+from freehold.server.call import Call
 from freehold.server.limits import Limits
+from freehold.server.sse import COMMENT, DONE, EventStream
 from tests.server.conftest import Running
 from tests.server.fakes import Script
 from tests.server.test_chat import CHAT, events
@@ -45,6 +50,25 @@ def until(sock: socket.socket, mark: bytes) -> bytes:
             break
         data += got
     return data
+
+
+def test_a_comment_that_waited_for_the_last_event_is_not_sent():
+    sent: list[bytes] = []
+
+    async def body(data: bytes, *, more: bool) -> None:
+        sent.append(data)
+        call.complete = not more
+        await asyncio.sleep(0)
+
+    server = SimpleNamespace(keep_alive_s=10, limits=Limits(), metrics=SimpleNamespace(streams=0))
+    call = SimpleNamespace(server=server, status=200, complete=False, body=body)
+
+    async def main() -> None:
+        async with EventStream(cast(Call, call)) as stream:
+            await asyncio.gather(stream.send(DONE, more=False), stream.send(COMMENT))
+
+    asyncio.run(main())
+    assert sent == [DONE]
 
 
 @pytest.mark.parametrize("phase", ["use_delay", "start_delay", "delay"])

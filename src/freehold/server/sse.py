@@ -49,6 +49,8 @@ class EventStream:
     async def send(self, data: bytes, *, more: bool = True) -> None:
         """Send whole events; waits while the client's buffers are full."""
         async with self._lock:
+            if self._call.complete:  # a comment that waited while the last event went out
+                return
             if not self.begun:
                 await self._call.head(200, HEADERS)
             await self._call.body(data, more=more)
