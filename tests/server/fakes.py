@@ -110,7 +110,8 @@ class FakeStream:
         scored = None
         if job.prompt_logprobs is not None:
             scored = (None, *(self._logprob(i, job.prompt_logprobs) for i in prompt[1:]))
-        limit = CONTEXT - len(prompt) if job.max_tokens is None else job.max_tokens
+        room = CONTEXT - len(prompt)
+        limit = room if job.max_tokens is None else min(job.max_tokens, room)
         self.begin = Begin(CONTEXT, tuple(prompt), params, limit, script.dropped, scored)
         self._pieces = self._made()
         self._left = job.n

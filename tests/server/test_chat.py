@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from freehold.local import jobs
+from freehold.server.openai import fields as limits
 from freehold.types import Message
 from tests.server.conftest import Running
 from tests.server.fakes import Script
@@ -22,14 +24,14 @@ def events(text: str) -> list[Any]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def job_of(server: Running, **fields: Any):
-    answer = server.client.post("/v1/chat/completions", json={**CHAT, **fields})
+def job_of(server: Running, **asked: Any):
+    answer = server.client.post("/v1/chat/completions", json={**CHAT, **asked})
     assert answer.status_code == 200, answer.text
     return server.models.served["fake:1b"].jobs[-1]
 
 
-def refusal(server: Running, **fields: Any) -> dict[str, Any]:
-    answer = server.client.post("/v1/chat/completions", json={**CHAT, **fields})
+def refusal(server: Running, **asked: Any) -> dict[str, Any]:
+    answer = server.client.post("/v1/chat/completions", json={**CHAT, **asked})
     assert answer.status_code == 400, answer.text
     return answer.json()["error"]
 
@@ -207,6 +209,23 @@ def test_messages_are_read_in_parts_and_old_roles(serving):
     )
 
 
+def test_no_value_passes_the_server_to_fail_at_the_engine():
+    assert limits.MAX_N <= jobs.MAX_ANSWERS and limits.MAX_TOP <= jobs.MAX_JOB_LOGPROBS
+    assert limits.MAX_STOPS <= jobs.MAX_STOPS and limits.MAX_STOP_CHARS <= jobs.MAX_STOP_CHARS
+    assert limits.MAX_BIASES <= jobs.MAX_BIAS_ENTRIES and limits.MAX_MESSAGES <= jobs.MAX_MESSAGES
+
+
+def test_an_answer_longer_than_the_context_is_cut_with_a_warning(serving):
+    client = serving().client
+    said = "max_tokens was cut to what the context of 4,096 tokens has room for"
+    for limit, warnings in ((9, []), (4094, []), (4095, [said])):
+        body = client.post("/v1/chat/completions", json={**CHAT, "max_tokens": limit}).json()
+        assert body["freehold"]["warnings"] == warnings
+        assert body["freehold"]["max_tokens"] == min(limit, 4094)
+    two = {"model": "fake:1b", "prompt": ["a", "b"], "max_tokens": 5000}
+    assert client.post("/v1/completions", json=two).json()["freehold"]["warnings"] == [said]
+
+
 def test_unknown_fields_are_named_in_warnings_with_the_nearest_name(serving):
     server = serving()
     asked = {**CHAT, "temprature": 0.1, "metadata": {"a": 1}, "repeat_penalty": 1.1, "store": False}
@@ -276,7 +295,7 @@ def test_images_and_tool_calls_in_messages_are_refused(serving):
         ({"stop": [1]}, "stop[0]", ["1", "str"]),
         ({"logit_bias": {"x": 1}}, "logit_bias", ["'x'"]),
         ({"logit_bias": {"5": 101}}, "logit_bias", ["100"]),
-        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", ["1024"]),
+        ({"logit_bias": {str(i): 1 for i in range(1001)}}, "logit_bias", ["1000"]),
         ({"messages": []}, "messages", ["1"]),
         ({"messages": "hi"}, "messages", ["'hi'"]),
         ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", ["'boss'"]),

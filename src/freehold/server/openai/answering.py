@@ -144,7 +144,6 @@ class Answering:
         first = self._first
         self.shape.head(encode({**self._common(), "object": self.shape.event})[:-1])
         async with EventStream(self.call) as events:
-
             # They go out with the first chunk: clients take the first event for the first token, and time it.
             openings: dict[int, bytes] = {}
 
@@ -216,7 +215,7 @@ class Answering:
     ) -> None:
         stream = await served.start(self._left(self.jobs[job]), self._keep_alive)
         try:
-            self.tally.begins[job] = stream.begin
+            self.tally.begun(job, stream.begin, self.jobs[job].max_tokens)
             await self.shape.begun(served, job, self._choices(job), stream.begin)
             await opened(job, stream.begin)
             await self._read(stream, job, sink)

@@ -21,12 +21,19 @@ class Tally:
     def __init__(self, jobs: int, started: float, warnings: Sequence[str]) -> None:
         self.begins: list[Begin | None] = [None] * jobs
         self._usages: list[list[Usage]] = [[] for _ in range(jobs)]
-        self._started, self._warnings = started, warnings
+        self._started, self._warnings = started, list(warnings)
 
     @property
     def passed_s(self) -> float:
         """Seconds since the request came."""
         return time.monotonic() - self._started
+
+    def begun(self, job: int, begin: Begin, asked: int | None) -> None:
+        """Note what the engine took in. `asked`: tokens; the context may have room for fewer, which is told once."""
+        self.begins[job] = begin
+        told = f"max_tokens was cut to what the context of {begin.context:,} tokens has room for"
+        if asked is not None and asked > begin.max_tokens and told not in self._warnings:
+            self._warnings.append(told)
 
     def ended(self, job: int, usage: Usage) -> None:
         """Note an answer's end."""
