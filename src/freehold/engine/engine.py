@@ -487,9 +487,10 @@ class Engine:
         if (most is not None and count >= most) or (
             most_tokens is not None and count and tokens + len(request.prompt) > most_tokens
         ):
+            told = f"would be about {wait:.1f} s" if wait else "is not known before a first prompt was read"
             raise Overloaded(
                 f"{count} requests of {tokens:,} tokens wait already; the limits are {most} and {most_tokens}",
-                f"the wait would be about {wait:.1f} s; try again later",
+                f"the wait {told}; try again later",
                 wait / count,  # when the first of them has begun
             )
         if request.deadline is not None and time.monotonic() + wait > request.deadline:
