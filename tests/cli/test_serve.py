@@ -424,9 +424,13 @@ def test_keys_have_names_and_are_nobody_else_s_to_read(tmp_path: Path):
         read_keys(path, "")
     path.chmod(0o600)
     keys = read_keys(path, KEY + "c")
-    assert [keys.tenant(KEY.encode() + end) for end in (b"a", b"b", b"c", b"d")] == [
-        "alice", "line 4", "environment", None
-    ]  # fmt: skip
+    alice, unnamed, environment, nobody = [
+        keys.tenant(KEY.encode() + end) for end in (b"a", b"b", b"c", b"d")
+    ]
+    assert (alice, environment, nobody) == ("alice", "environment", None)
+    path.write_text(f"\n\n\n{KEY}e")
+    successor = read_keys(path, "").tenant(KEY.encode() + b"e")
+    assert unnamed is not None and unnamed.startswith("line 4 (") and successor != unnamed
     for text, part in (("a b c", "3 words"), (f"x {KEY}\nx {KEY}", "second key"), ("#", "holds no key")):
         path.write_text(text)
         with pytest.raises(UsageError, match=part):

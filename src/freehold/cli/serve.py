@@ -174,13 +174,20 @@ def read_keys(path: Path | str, one: str) -> Keys:
             if len(words) > 2:
                 raise UsageError(f"{path}, line {number}: {len(words)} words", "a line is KEY, or NAME KEY")
             if words:
-                name = words[0] if len(words) == 2 else f"line {number}"
+                name = words[0] if len(words) == 2 else _unnamed(number, words[0])
                 if name in keys:
                     raise UsageError(f"{path}, line {number}: a second key is called {name!r}")
                 keys[name] = words[-1]
         if not keys:
             raise UsageError(f"{path} holds no key", "a line is KEY, or NAME KEY")
     return Keys(keys)
+
+
+def _unnamed(number: int, key: str) -> str:
+    """Name a key after itself too: what another key on that line left in the cache is not its own to see."""
+    import hashlib
+
+    return f"line {number} ({hashlib.sha256(key.encode()).hexdigest()[:8]})"
 
 
 def _lines_of(path: Path) -> list[str]:
