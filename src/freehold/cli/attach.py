@@ -8,6 +8,7 @@ Path: cli/run, ps, stop -> running -> GET /admin/hello -> Running
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -221,7 +222,9 @@ def holder(settings: Settings) -> int:
         with lock_of(settings).acquire(timeout=0):
             return 0
     except Timeout:
-        return int(pid_file(settings).read_text(encoding="utf-8") or 0)
+        with suppress(FileNotFoundError):  # it ended this moment
+            return int(pid_file(settings).read_text(encoding="utf-8") or 0)
+        return 0
 
 
 def ended(settings: Settings) -> None:

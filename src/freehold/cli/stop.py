@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 import click
 
@@ -28,9 +29,9 @@ def command(settings: Settings, model: str | None, now: bool) -> None:
     """
     pid = holder(settings)
     if now and model is None and pid and running(settings) is None:
-        os.kill(
-            pid, signal.SIGTERM
-        )  # its doors are shut: it is ending, and the second signal ends it at once
+        # Its doors are shut: it is ending, and this second signal ends it at once, unless it just has.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     else:
         _ask(settings, model, now=now)
     if model is None:
