@@ -234,13 +234,14 @@ class Served:
     def _failed(self, stream: Stream, error: FreeholdError) -> None:
         """End a stream, unless a new engine has no place in its queue yet for what an old one was answering."""
         if isinstance(error, Overloaded) and stream.has_begun:
-            self._loop.call_later(max(error.wait_s, FULL_WAIT_S), self._resubmit, stream)
+            self._loop.call_later(max(error.wait_s, FULL_WAIT_S), self._resubmit, stream, self._engine)
         else:
             stream.fail(error)
 
-    def _resubmit(self, stream: Stream) -> None:
-        if stream.id in self._streams and self._up and self._engine is not None:
-            self._engine.send(Submit(stream.id, self._writer.raw(stream.job_to_go_on)))
+    def _resubmit(self, stream: Stream, engine: EngineProcess | None) -> None:
+        """Ask the engine whose queue was full again; one that came after it was given the stream as it began."""
+        if stream.id in self._streams and self._up and engine is not None and engine is self._engine:
+            engine.send(Submit(stream.id, self._writer.raw(stream.job_to_go_on)))
 
     def _replied(self, event: Any) -> None:
         asked = self._asked.get(event.id)
