@@ -33,6 +33,8 @@ SCRIPTS = {
     "fast": Script(words=8),
     "slow": Script(words=60, step_s=0.005),
     "endless": Script(words=10**6, step_s=0.001),
+    "early": Script(words=60, step_s=0.005, poison="poison"),
+    "late": Script(words=60, step_s=0.005, poison="poison", poison_at=20),
 }
 JOB = Job(prompt="a b c", sampling={"seed": 5})
 
@@ -190,6 +192,53 @@ def test_counters_go_on_where_a_dead_engine_s_stopped(serve):
         await until(lambda: served.restarts == 1 and served.loaded)
         await answers(served, JOB)
         await until(lambda: served.stats.generated_tokens == 16 and served.stats.running == 0)
+
+    serve(body, scripts=SCRIPTS)
+
+
+@pytest.mark.parametrize("name", ["early", "late"])
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_job_that_kills_every_engine_ends_alone(serve, name: str, place: int):
+    async def body(models: Models) -> None:
+        served = await models.use(name)
+        jobs = [Job(prompt="a", n=2, sampling={"seed": 10 * i}) for i in range(5)]
+        jobs.insert(place, Job(prompt="poison"))
+        got = await asyncio.gather(*(answers(served, job) for job in jobs), return_exceptions=True)
+        assert isinstance(got.pop(place), EngineLost)
+        for i, whole in enumerate(got):
+            assert not isinstance(whole, BaseException), whole
+            assert [tokens(chunks) for chunks in whole] == [scripted_tokens(10 * i, n, 60) for n in range(2)]
+        assert served.restarts == 4 and served.idle
+        await answers(served, JOB)
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_jobs_that_come_during_a_trial_wait_for_its_end(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("early")
+        poison = asyncio.ensure_future(served.start(Job(prompt="poison")))
+        await until(lambda: served._trial is not None)
+        [chunks], words = await asyncio.gather(answers(served, JOB), served.tokenize("a b"))
+        assert tokens(chunks) == scripted_tokens(5, 0, 60) and len(words) == 2
+        stream = await poison
+        with pytest.raises(EngineLost):
+            await anext(stream)
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_suspect_whose_reader_goes_lets_the_next_one_in(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("early")
+        poison, innocent = (
+            await served.start(Job(prompt="poison")),
+            asyncio.ensure_future(answers(served, JOB)),
+        )
+        await until(lambda: served._trial is poison)
+        await poison.aclose()
+        [chunks] = await innocent
+        assert tokens(chunks) == scripted_tokens(5, 0, 60)
 
     serve(body, scripts=SCRIPTS)
 

@@ -7,6 +7,7 @@ Path: process.load -> ScriptedModel.start, pump -> Piece
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -72,6 +73,10 @@ class ScriptedModel:
             raise UsageError("a job is a chat or a prompt")
         words = min(job.max_tokens or self._script.words, self._script.words)
         return ScriptedAnswer(self, job, words, self._script.context)
+
+    def dies_at(self, job: Job) -> int:
+        """Return the word at which a job ends the process, -1 for none."""
+        return self._script.poison_at if self._script.poison and job.prompt == self._script.poison else -1
 
     def enter(self, answer: ScriptedAnswer) -> None:
         """Let the steps have it."""
@@ -140,6 +145,7 @@ class ScriptedAnswer:
         self._model, self.words = model, words
         seed = job.sampling.get("seed")
         seed = seed if isinstance(seed, int) else 0
+        self._dies_at = model.dies_at(job)
         self._tokens = [scripted_tokens(seed, i, words) for i in range(job.n)]
         self._sent = [len(job.resume[i]) if i < len(job.resume) else 0 for i in range(job.n)]
         self.made = min(self._sent)
@@ -155,6 +161,8 @@ class ScriptedAnswer:
 
     def step(self) -> int:
         """Make the next word of each answer."""
+        if self.made == self._dies_at:
+            os._exit(9)
         self.made = min(self.made + 1, self.words)
         return len(self._tokens)
 

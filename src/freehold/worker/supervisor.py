@@ -2,7 +2,8 @@
 
 Knows streams, deaths and times; knows no file of a model, no memory and no web. An engine that dies is
 started again; what it was answering goes on from the tokens it had sent, and so from the very next one, since
-a token depends on those before it and on the seed alone.
+a token depends on those before it and on the seed alone. What keeps on killing engines ends alone: whatever was
+there at two deaths comes back one after another, and the next death counts against the latest only.
 Path: Models.use -> Served.start -> EngineProcess.send(Submit); Frame -> Stream
 """
 
@@ -12,6 +13,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -31,6 +33,7 @@ from freehold.worker.stream import Stream
 from freehold.worker.wire import Began, Call, Cancel, Failed, Frame, Open, Piece, Submit, Writer
 
 MAX_DEATHS = 3  # of engines under one job; the next one ends it
+SUSPECT_DEATHS = 2  # after as many, a job joins the others only when the one before it has moved on
 STEADY_S = 5.0  # an engine that lived longer did not die of what killed the one before
 FIRST_WAIT_S, MOST_WAIT_S = (
     0.5,
@@ -50,7 +53,7 @@ class _Asked:
     """A call whose reply is due."""
 
     def __init__(self, call: Call, reply: asyncio.Future[Any]) -> None:
-        self.call, self.reply, self.deaths = call, reply, 0
+        self.id, self.call, self.reply, self.deaths = call.id, call, reply, 0
 
 
 class Served:
@@ -79,6 +82,9 @@ class Served:
         self._streams: dict[int, Stream] = {}
         self._asked: dict[int, _Asked] = {}
         self._ids = 0
+        self._queue: deque[Stream | _Asked] = deque()  # held back while one is on trial
+        self._trial: Stream | _Asked | None = None
+        self._tried_at = 0.0
         self._up = self._closed = False
         self._info: ModelInfo | None = None
         self._stats, self._before = EngineStats(), EngineStats()
@@ -163,7 +169,7 @@ class Served:
         submit = Submit(stream.id, self._writer.raw(job))
         self._streams[stream.id] = stream
         try:
-            self._send(submit)
+            self._send(stream, submit)
             await stream.started()
         except BaseException:
             await stream.aclose()
@@ -196,23 +202,27 @@ class Served:
         asked = _Asked(Call(self._ids, method, list(args)), self._loop.create_future())
         self._asked[self._ids] = asked
         try:
-            self._send(asked.call)
+            self._send(asked, asked.call)
             return await asked.reply
         finally:
-            del self._asked[asked.call.id]
+            del self._asked[asked.id]
+            self._acquit(asked)
             self._rest()
 
-    def _send(self, message: Submit | Call) -> None:
-        if self._up and self._engine is not None:
-            self._engine.send(message)
-        else:
+    def _send(self, work: Stream | _Asked, message: Submit | Call) -> None:
+        if not self._up or self._engine is None:
             self._wake()  # what waits is sent when the engine is ready
+        elif self._trial is not None:
+            self._queue.append(work)
+        else:
+            self._engine.send(message)
 
     def _ended(self, stream: Stream, working: bool) -> None:
         self._streams.pop(stream.id, None)
         self.slow_readers += stream.fell_behind
         if working and self._up and self._engine is not None:
             self._engine.send(Cancel(stream.id))
+        self._acquit(stream)
         self._rest()
 
     # --- frames ------------------------------------------------------------------------------------
@@ -224,6 +234,8 @@ class Served:
                 self._replied(event)
             elif type(event) is Piece:
                 stream.gain(event.index, event.chunk)
+                if stream is self._trial:
+                    self._moved(stream)
             elif type(event) is Began:
                 stream.began(event.begin)
             elif type(event) is Failed:
@@ -240,8 +252,9 @@ class Served:
 
     def _resubmit(self, stream: Stream, engine: EngineProcess | None) -> None:
         """Ask the engine whose queue was full again; one that came after it was given the stream as it began."""
-        if stream.id in self._streams and self._up and engine is not None and engine is self._engine:
-            engine.send(Submit(stream.id, self._writer.raw(stream.job_to_go_on)))
+        same = engine is not None and engine is self._engine
+        if same and stream.id in self._streams and self._up and stream not in self._queue:
+            self._submit(stream)
 
     def _replied(self, event: Any) -> None:
         asked = self._asked.get(event.id)
@@ -306,30 +319,69 @@ class Served:
 
     def _resume(self, engine: EngineProcess) -> None:
         """Give the new engine all that waits, and what the one before was answering."""
-        for stream in list(self._streams.values()):
-            try:
-                engine.send(Submit(stream.id, self._writer.raw(stream.job_to_go_on)))
-            except UsageError as e:
-                stream.fail(e)
-        for asked in self._asked.values():
-            engine.send(asked.call)
+        self._queue = deque(
+            sorted([*self._streams.values(), *self._asked.values()], key=lambda work: (-work.deaths, work.id))
+        )
+        self._next()
         for waiting in self._loads:
             if not waiting.done():
                 waiting.set_result(None)
         self._rest()
 
+    # --- who it was --------------------------------------------------------------------------------
+
+    def _next(self) -> None:
+        """Send the next suspect, or all that waits once there is none."""
+        self._trial = None
+        while self._queue and self._trial is None:
+            work = self._queue.popleft()
+            if work.id in self._streams or work.id in self._asked:
+                if work.deaths >= SUSPECT_DEATHS:
+                    self._trial, self._tried_at = work, self._loop.time()
+                self._submit(work)
+
+    def _submit(self, work: Stream | _Asked) -> None:
+        assert self._engine is not None, "sent while there was no engine"
+        try:
+            if isinstance(work, Stream):
+                self._engine.send(Submit(work.id, self._writer.raw(work.job_to_go_on)))
+            else:
+                self._engine.send(work.call)
+        except UsageError as e:
+            self._fail(work, e)
+
+    def _moved(self, stream: Stream) -> None:
+        """Let the next one in behind a suspect that made a token; with one death left it proves itself longer."""
+        if stream.deaths < MAX_DEATHS or self._loop.time() - self._tried_at > STEADY_S:
+            self._next()
+
+    def _acquit(self, work: Stream | _Asked) -> None:
+        if work is self._trial:
+            self._next()
+
+    def _fail(self, work: Stream | _Asked, error: FreeholdError) -> None:
+        if isinstance(work, Stream):
+            work.fail(error)
+        elif not work.reply.done():
+            work.reply.set_exception(error)
+
+    def _blamed(self) -> list[Stream | _Asked]:
+        """Return whom a death counts against: the one on trial, else all. An engine that never came up tried nobody."""
+        trial, self._trial = self._trial, None
+        self._queue.clear()
+        if trial is not None:
+            log.warning("job %d of %s was on trial", trial.id, self.name)
+            return [trial]
+        return [*self._streams.values(), *self._asked.values()]
+
     def _mourn(self, how: str, deaths: int) -> bool:
         """Count a death against all it concerned; tell whether the engine shall be started again."""
         log.warning("the engine of %s died: %s", self.name, how)
         self._before, self._stats = self.stats, EngineStats(progress_at=self._stats.progress_at)
-        for stream in list(self._streams.values()):
-            stream.deaths += 1
-            if stream.deaths > MAX_DEATHS:
-                stream.fail(self._lost(how))
-        for asked in self._asked.values():
-            asked.deaths += 1
-            if asked.deaths > MAX_DEATHS and not asked.reply.done():
-                asked.reply.set_exception(self._lost(how))
+        for work in self._blamed():
+            work.deaths += 1
+            if work.deaths > MAX_DEATHS:
+                self._fail(work, self._lost(how))
         if deaths > MAX_DEATHS:
             self._end_loads(self._lost(how))
         if deaths > MAX_DEATHS and self.idle:
@@ -345,11 +397,10 @@ class Served:
 
     def _give_up(self, error: FreeholdError) -> None:
         """End everything that waits, with `error`."""
-        for stream in list(self._streams.values()):
-            stream.fail(error)
-        for asked in self._asked.values():
-            if not asked.reply.done():
-                asked.reply.set_exception(error)
+        self._trial = None
+        self._queue.clear()
+        for work in [*self._streams.values(), *self._asked.values()]:
+            self._fail(work, error)
         self._end_loads(error)
 
     def _end_loads(self, error: FreeholdError) -> None:

@@ -33,12 +33,17 @@ class Message(msgspec.Struct, array_like=True, tag=True, gc=False):
 
 
 class Script(msgspec.Struct, frozen=True):
-    """An engine that computes nothing (scripted.py): `words` a reply, a step of `step_s` for each word."""
+    """An engine that computes nothing (scripted.py): `words` a reply, a step of `step_s` for each word.
+
+    A job whose prompt is `poison` ends the process at word `poison_at`.
+    """
 
     words: int = 16
     step_s: float = 0.0
     load_s: float = 0.0
     context: int = 8192
+    poison: str = ""
+    poison_at: int = 0
 
 
 class Open(Message):
