@@ -187,7 +187,7 @@ def _errors() -> Iterator[str]:
         'The body is `{"error": {"message", "type", "param", "code"}}`, for those below with `name` and `hint`; '
         "429 has `Retry-After` and `expected_wait_s`. `x-should-retry: false` says that asking again at once is in "
         "vain. The server itself says 400 (malformed), 401, 403, 404, 405, 408 (a body too slow), 413 (too long), 431 "
-        "(headers too long) and 503 (connections too many).\n"
+        "(headers too long) and 503 (connections too many, or long bodies).\n"
     )
     yield "| status | code | error | meaning |\n|---|---|---|---|"
     for kind, (status, _, code) in STATUS.items():

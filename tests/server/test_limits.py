@@ -89,6 +89,19 @@ def test_headers_that_do_not_come_close_the_connection(serving, sent):
         assert time.monotonic() - start < 10
 
 
+def test_long_bodies_on_their_way_hold_a_bounded_sum_and_short_ones_pass(serving):
+    server = serving(limits=Limits(body_bytes=1000, bodies_bytes=920, small_bytes=500))
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    bodies = server.doors.server.bodies
+    with connect(server) as first, connect(server) as second:
+        first.sendall(head + b"x" * 900)
+        assert eventually(lambda: bodies.held == 900)
+        second.sendall(head + b"x" * 900)
+        assert b" 503 " in until(second, b"}}")
+        assert server.client.post(URL, json=CHAT).status_code == 200
+    assert eventually(lambda: bodies.held == 0)
+
+
 def test_headers_without_end_are_cut_off(serving):
     server = serving(limits=Limits(header_bytes=4096))
     with connect(server) as sock:

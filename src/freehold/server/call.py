@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from freehold.errors import EngineClosed
 from freehold.server.auth import Guard
 from freehold.server.contract import Models
-from freehold.server.limits import Gone, Limits, parse, read_body, typed
+from freehold.server.limits import Bodies, Gone, Limits, parse, read_body, typed
 from freehold.server.problems import Problem, problem
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Server:
     door: Door | None = None  # serve.py fills it in
     default_model: str = ""  # for the tokenizer's routes, which may come without a name
     started_at: float = field(default_factory=time.time)
+    bodies: Bodies = field(default_factory=Bodies)
     calls: set[Call] = field(default_factory=set)  # those that a model is at work for
 
 
@@ -77,7 +78,7 @@ class Call:
 
     async def struct(self, kind: type[T]) -> tuple[T, dict[str, Any]]:
         """Read the body; return it as `kind`, and as it came."""
-        raw = parse(await read_body(self._receive, self.headers, self.server.limits))
+        raw = parse(await read_body(self._receive, self.headers, self.server.limits, self.server.bodies))
         return typed(raw, kind), raw
 
     async def while_here(self, work: Coroutine[Any, Any, None]) -> None:

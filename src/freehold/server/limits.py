@@ -1,7 +1,7 @@
 """What one client may take of the server, and the reading of a body within it.
 
 Knows bytes, seconds and JSON; knows no field of any protocol. Every cap is checked before what it caps is built.
-Path: Gate -> Call.decode -> read_body -> parse -> a typed struct and warnings
+Path: Gate -> Call.struct -> read_body -> parse -> a typed struct and warnings
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Limits:
     """Caps on connections and bodies, and the seconds that a slow client gets."""
 
     body_bytes: int = 16 << 20  # a 1M-token prompt as ids is 7 MB
+    bodies_bytes: int = 256 << 20  # of all bodies that are on their way at a time,
+    small_bytes: int = 64 << 10  # but one no longer than this always finds room: nobody shuts the others out
     header_bytes: int = 64 << 10
     header_s: float = 15.0  # from the connection, or the request before, to the end of the headers
     body_s: float = 60.0
@@ -41,14 +43,26 @@ class Limits:
     connections: int = 2048
 
 
-async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limits: Limits) -> bytes:
-    """Return the whole body; 413 for one too long (by its header or its bytes), 408 for one too slow."""
+@dataclass(slots=True)
+class Bodies:
+    """What the bodies on their way hold, all together: each client within its limit may still be one of many."""
+
+    held: int = 0  # bytes
+
+
+async def read_body(
+    receive: Receive, headers: Mapping[bytes, bytes], limits: Limits, bodies: Bodies
+) -> bytes:
+    """Return the whole body; 413 for one too long (by its header or its bytes), 408 for one too slow.
+
+    503 for a long one that comes while the others hold all that bodies may.
+    """
     stated = headers.get(b"content-length", b"")
     if stated.isdigit() and int(stated[:20]) > limits.body_bytes:
         raise _too_long(limits)
     try:
         async with asyncio.timeout(limits.body_s):
-            return await _whole(receive, limits)
+            return await _whole(receive, limits, bodies)
     except TimeoutError:
         raise Refused(
             408,
@@ -57,19 +71,34 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limits: Li
         ) from None
 
 
-async def _whole(receive: Receive, limits: Limits) -> bytes:
+async def _whole(receive: Receive, limits: Limits, bodies: Bodies) -> bytes:
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Gone
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limits.body_bytes:
-            raise _too_long(limits)
-        if not message.get("more_body"):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            bodies.held += len(parts[-1])
+            if size > limits.body_bytes:
+                raise _too_long(limits)
+            if bodies.held > limits.bodies_bytes and size > limits.small_bytes:
+                raise _too_many(limits)
+            if not message.get("more_body"):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        bodies.held -= size
+
+
+def _too_many(limits: Limits) -> Refused:
+    return Refused(
+        503,
+        f"the bodies on their way hold more than {limits.bodies_bytes:,} bytes; ask again in a moment",
+        code="bodies_too_many",
+        headers=((b"connection", b"close"), (b"retry-after", b"1")),
+    )
 
 
 def _too_long(limits: Limits) -> Refused:
