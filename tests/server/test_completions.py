@@ -6,7 +6,8 @@ from itertools import chain
 
 import pytest
 
-from tests.server.fakes import Script
+from freehold.server.openai.answering import ABREAST
+from tests.server.fakes import FakeServed, Script
 from tests.server.test_chat import events
 
 URL = "/v1/completions"
@@ -31,6 +32,24 @@ def test_every_kind_of_prompt_becomes_a_job(serving):
         ask(server, prompt=prompt)
     prompts = [job.prompt for job in server.models.served["fake:1b"].jobs]
     assert sorted(map(str, prompts)) == sorted(map(str, ["a b", "a b", "c", (1, 2), (1, 2), (3,)]))
+
+
+def test_many_prompts_of_one_request_do_not_enter_all_at_once(serving):
+    server = serving(Script(delay=0.001))
+    most = 0
+
+    async def start(served, job, keep_alive=None):
+        nonlocal most
+        stream = await begin(served, job, keep_alive)
+        most = max(most, served.loaded.in_flight)
+        return stream
+
+    begin = FakeServed.start
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeServed, "start", start)
+        asked = {"model": "fake:1b", "prompt": [f"item {i}" for i in range(300)], "max_tokens": 2}
+        answer = server.client.post("/v1/completions", json=asked).json()
+    assert len(answer["choices"]) == 300 and most == ABREAST
 
 
 def test_choices_are_numbered_by_prompt_then_by_answer(serving):

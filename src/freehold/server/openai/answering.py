@@ -30,6 +30,9 @@ from freehold.server.sse import DONE, EventStream
 from freehold.types import Begin, Chunk, Job, TokenLogprob
 
 FINGERPRINT = f"freehold-{freehold.__version__}"
+ABREAST = (
+    64  # prompts of one request that are under way at a time: more would fill the queue with one client's
+)
 _log = logging.getLogger("freehold.server")
 encode = msgspec.json.encode
 
@@ -105,6 +108,7 @@ class Answering:
         self.tally = Tally(len(jobs), call.started, warnings)
         self._open = sum(job.n for job in jobs)
         self._first = [0, *accumulate(job.n for job in jobs)]  # number of each job's first choice
+        self._abreast = asyncio.Semaphore(ABREAST)
         self._model = ""
         self._record: PerModel | None = None
 
@@ -180,7 +184,7 @@ class Answering:
             else:
                 async with asyncio.TaskGroup() as group:
                     for i in range(len(self.jobs)):
-                        group.create_task(self._follow(served, i, opened, sink))
+                        group.create_task(self._follow_in_turn(served, i, opened, sink))
         except ExceptionGroup as e:
             self._count(record, e.exceptions[0])
             raise e.exceptions[0] from None
@@ -205,6 +209,16 @@ class Answering:
         if job.timeout_s is None:
             return job
         return replace(job, timeout_s=max(job.timeout_s - self.tally.passed_s, 0.001))
+
+    async def _follow_in_turn(
+        self,
+        served: Served,
+        job: int,
+        opened: Callable[[int, Begin], Awaitable[None]],
+        sink: Callable[[int, list[tuple[int, Chunk]]], Awaitable[None]],
+    ) -> None:
+        async with self._abreast:
+            await self._follow(served, job, opened, sink)
 
     async def _follow(
         self,
