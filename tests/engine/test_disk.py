@@ -54,7 +54,7 @@ def found(model: LoadedModel, folder: Path, tokens: list[int] = PROMPT, tenant: 
 
 def files(folder: Path) -> list[Path]:
     """List the blocks on disk, the beginnings of prompts first."""
-    return sorted(folder.glob("*.kv"), key=lambda p: -p.stat().st_mtime_ns)
+    return sorted(folder.glob("*.kv"), key=lambda p: p.read_bytes()[72:76])  # tokens up to the block's end
 
 
 # --- hits --------------------------------------------------------------------------------------------
