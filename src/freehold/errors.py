@@ -96,7 +96,7 @@ class StoreError(FreeholdError):
 
 
 class Overloaded(FreeholdError):
-    """The queue is full. `wait_s`: seconds until a request is expected to be taken again."""
+    """The queue is full. `wait_s`: seconds until what waits now is expected to have begun."""
 
     def __init__(self, message: str, hint: str = "", wait_s: float = 0.0) -> None:
         super().__init__(message, hint)

@@ -392,6 +392,16 @@ def test_expected_wait_is_about_what_the_next_one_waits():
     assert 0.5 < first / expected < 2.0
 
 
+def test_wait_told_before_anything_was_measured_is_no_shorter_than_the_truth():
+    world = World(blocks=10_000, guess_s=3 * ROW_S)
+    seqs = [world.add(256, answer=1) for _ in range(20)]
+    world.step()
+    expected = world.scheduler.wait_s
+    world.finish()
+    truth = max(world.logs[s].first for s in seqs)
+    assert truth <= expected < 4 * truth
+
+
 def test_cancelled_sequence_gives_its_blocks_back_at_once():
     world = warm()
     before = world.blocks.available

@@ -31,10 +31,12 @@ class Log:
 class World:
     """Steps, a clock, and everybody's log."""
 
-    def __init__(self, blocks: int = 1000, rows: int = 512, target_itl_s: float | None = None) -> None:
+    def __init__(
+        self, blocks: int = 1000, rows: int = 512, target_itl_s: float | None = None, guess_s: float = 0.0
+    ) -> None:
         self.now = 0.0
         self.blocks = BlockManager(blocks)
-        self.scheduler = Scheduler(self.blocks, rows, lambda: self.now, target_itl_s)
+        self.scheduler = Scheduler(self.blocks, rows, lambda: self.now, target_itl_s, guess_s)
         self.logs: dict[Sequence, Log] = {}
         self.rows_computed = 0
         self._token = 0

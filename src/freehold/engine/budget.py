@@ -34,8 +34,11 @@ LOGIT_ROWS = 64  # rows a step may take of a sequence that wants all logits: 64 
 class Budget:
     """One step's seconds, spent row by row; and what was learnt for the next ones."""
 
-    def __init__(self, step_rows: int = MAX_ROWS, target_itl_s: float | None = None) -> None:
-        self.most_rows = step_rows
+    def __init__(
+        self, step_rows: int = MAX_ROWS, target_itl_s: float | None = None, guess_s: float = 0.0
+    ) -> None:
+        """`guess_s`: seconds of a prompt's row, for the waits that are told before any was measured."""
+        self.most_rows, self._guess_s = step_rows, guess_s
         self.cost = StepCost()  # of steps that only decode
         self._target = target_itl_s
         # A row of a prompt has a price alone, another where all its logits are wanted, and one beside answers.
@@ -138,6 +141,10 @@ class Budget:
     def seconds(self, first: int, rows: int, logits: bool = False) -> float:
         """Return what reading so many rows of a prompt takes by itself."""
         return self._price(logits).seconds(rows, first)
+
+    def expected(self, first: int, rows: int, logits: bool = False) -> float:
+        """Return what to tell somebody who waits for so many rows: as `seconds`, and a guess where that knows none."""
+        return self.seconds(first, rows, logits) if self._price(logits).known else rows * self._guess_s
 
     def most_decodes(self) -> int:
         """Return how many answers may run: a row each, and a step of them no longer than the target or a second.

@@ -58,6 +58,9 @@ I64 = NDArray[np.int64]
 
 WAIT_S = 0.02  # between looks at whether others gave blocks back
 SEED_BITS = 63
+# Operations a second of one thread until a prompt was read. A core with 8-bit dots reaches 400e9 in prompts, one with
+# tiles 600e9, so that a wait told before that is too long rather than too short.
+GUESSED_OPS = 200e9
 
 
 class Engine:
@@ -109,7 +112,8 @@ class Engine:
         self._runner: ModelRunner | None = ModelRunner(model, self._blocks, step_rows, pool, kv_type)
         if disk is not None and model.digest:
             self._blocks.attach(DiskCache(disk, dependencies(model, kv_type), self._runner.cache))
-        self._scheduler = Scheduler(self._blocks, step_rows, time.monotonic, target_itl_s)
+        row_s = 2 * model.weights_per_token / (GUESSED_OPS * pool.size)
+        self._scheduler = Scheduler(self._blocks, step_rows, time.monotonic, target_itl_s, row_s)
         drafter = None
         if draft is not None:
             drafter = DraftModel(draft, model, self.context, count, pool, kv_type)
@@ -487,11 +491,10 @@ class Engine:
         if (most is not None and count >= most) or (
             most_tokens is not None and count and tokens + len(request.prompt) > most_tokens
         ):
-            told = f"would be about {wait:.1f} s" if wait else "is not known before a first prompt was read"
             raise Overloaded(
                 f"{count} requests of {tokens:,} tokens wait already; the limits are {most} and {most_tokens}",
-                f"the wait {told}; try again later",
-                wait / count,  # when the first of them has begun
+                f"the wait would be about {wait:.1f} s; try again later",
+                wait,
             )
         if request.deadline is not None and time.monotonic() + wait > request.deadline:
             raise DeadlineExceeded(f"the time limit would pass in the queue; the wait is about {wait:.1f} s")
@@ -499,7 +502,7 @@ class Engine:
     def _expected_wait(self, entered: list[Sequence]) -> float:
         """Return the seconds until a request that came now would begin, behind those that just came."""
         scheduler = self._scheduler
-        return scheduler.wait_s + sum(scheduler.budget.seconds(0, len(seq.tokens)) for seq in entered)
+        return scheduler.wait_s + sum(scheduler.budget.expected(0, len(seq.tokens)) for seq in entered)
 
     def advance(self, seq: Sequence, arrived: Callable[[], bool]) -> None:
         """Drive steps until something has arrived for `seq`; raise its error if it failed."""

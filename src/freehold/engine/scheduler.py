@@ -77,10 +77,11 @@ class Scheduler:
         step_rows: int = MAX_ROWS,
         clock: Callable[[], float] = lambda: 0.0,
         target_itl_s: float | None = None,
+        guess_s: float = 0.0,
     ) -> None:
         self._blocks = blocks
         self._clock = clock
-        self.budget = Budget(step_rows, target_itl_s)
+        self.budget = Budget(step_rows, target_itl_s, guess_s)
         self._shares = Shares()
         self._live: dict[Sequence, None] = {}
         self._timed: dict[Sequence, float] = {}  # those with a deadline
@@ -201,7 +202,7 @@ class Scheduler:
             if seq.table and left <= 1 and seq.request.sink is None:
                 (decodes if first else late_decodes).append(seq)
             else:
-                unread += self.budget.seconds(seq.computed, left, seq.request.sink is not None)
+                unread += self.budget.expected(seq.computed, left, seq.request.sink is not None)
                 (prompts if first else late_prompts).append(seq)
         self.wait_s = self._wait(unread, len(decodes) + len(late_decodes))
         return (decodes, prompts), (late_decodes, late_prompts)

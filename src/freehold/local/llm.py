@@ -160,9 +160,7 @@ class LLM:
     @property
     def weights_per_token(self) -> int:
         """Weights multiplied to compute one token: every matrix but an embedding that is no head."""
-        model = self._engine.model
-        unused = 0 if model.weights.head is model.weights.embed else model.cfg.vocab * model.cfg.hidden
-        return sum(m.rows * m.cols for m in model.matrices.values()) - unused
+        return self._engine.model.weights_per_token
 
     def check_think(self, think: bool | None) -> None:
         """Raise UsageError if the model's template has no such switch."""

@@ -96,6 +96,12 @@ class LoadedModel:
         return self.nbytes - (0 if self.weights.head is self.weights.embed else self.weights.embed.nbytes)
 
     @property
+    def weights_per_token(self) -> int:
+        """Weights multiplied to compute one token: every matrix but an embedding that is no head."""
+        unused = 0 if self.weights.head is self.weights.embed else self.cfg.vocab * self.cfg.hidden
+        return sum(m.rows * m.cols for m in self.matrices.values()) - unused
+
+    @property
     def architecture(self) -> str:
         """The family's name, as GGUF spells it."""
         return self.family.gguf_architecture
