@@ -67,6 +67,7 @@ class Usage:
     decode_s: float = 0.0
     drafted_tokens: int = 0  # guesses that were verified beside ordinary steps
     accepted_tokens: int = 0  # and those that became tokens, each saving a step
+    queue_s: float = 0.0  # until a step first took it
 
     @property
     def prefill_tok_s(self) -> float:
@@ -187,6 +188,7 @@ class EngineStats:
     cached_tokens: int = 0  # of the prompt tokens, taken from memory
     disk_tokens: int = 0  # and taken from the disk
     generated_tokens: int = 0
+    rows: int = 0  # computed: of prompts, newest tokens and guesses
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     preemptions: int = 0

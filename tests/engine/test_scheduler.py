@@ -410,3 +410,11 @@ def test_cancelled_sequence_gives_its_blocks_back_at_once():
     for seq in seqs:
         world.cancel(seq)
     assert world.blocks.live == 0 and world.blocks.available == before
+
+
+def test_time_in_the_queue_ends_when_a_sequence_first_holds_blocks():
+    world = World(blocks=10)
+    first, second = world.add(250, answer=20), world.add(250, answer=20)
+    world.finish()
+    assert first.usage.queue_s == 0.0
+    assert second.usage.queue_s == pytest.approx(world.logs[first].ended, abs=0.3)

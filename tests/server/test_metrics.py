@@ -47,6 +47,10 @@ def test_every_series_parses_and_vllms_names_are_there(serving):
         "vllm:e2e_request_latency_seconds_bucket",
         "vllm:request_prefill_time_seconds_bucket",
         "vllm:request_decode_time_seconds_bucket",
+        "vllm:request_queue_time_seconds_bucket",
+        "vllm:request_inference_time_seconds_sum",
+        "vllm:prompt_tokens_cached_total",
+        "vllm:num_requests_waiting_by_reason",
         "vllm:cache_config_info",
         "freehold_http_requests_total",
         "freehold_streams_open",
@@ -67,6 +71,8 @@ def test_counts_are_those_of_the_answers(serving):
     assert got["vllm:time_to_first_token_seconds_count", (model,)] == 4
     assert got["vllm:inter_token_latency_seconds_count", (model,)] == 6
     assert got["vllm:request_generation_tokens_sum", (model,)] == 10
+    assert got["vllm:request_params_n_count", (model,)] == got["vllm:request_params_n_sum", (model,)] == 4
+    assert got["vllm:request_params_max_tokens_count", (model,)] == 4
     route = ("route", URL)
     assert got["freehold_http_requests_total", (route, ("status", "200"))] == 4
     assert got["freehold_http_requests_total", (route, ("status", "400"))] == 1
@@ -78,6 +84,8 @@ def test_engines_numbers_come_from_their_stats(serving):
     server.models.served["fake:1b"].loaded.stats = EngineStats(
         running=2,
         waiting=3,
+        steps=5,
+        rows=80,
         blocks=10,
         blocks_live=4,
         prompt_tokens=100,
@@ -87,6 +95,9 @@ def test_engines_numbers_come_from_their_stats(serving):
     got = samples(server.client.get("/metrics").text)
     model = (("model_name", "fake:1b"),)
     assert got["vllm:num_requests_running", model] == 2 and got["vllm:num_requests_waiting", model] == 3
+    assert got["vllm:num_requests_waiting_by_reason", (*model, ("reason", "capacity"))] == 3
+    assert got["vllm:iteration_tokens_total_sum", model] == 80
+    assert got["vllm:iteration_tokens_total_count", model] == 5
     assert got["vllm:kv_cache_usage_perc", model] == 0.4
     assert got["vllm:prefix_cache_hits_total", model] == 60
     assert got["vllm:generation_tokens_total", model] == 7

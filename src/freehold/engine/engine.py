@@ -166,6 +166,7 @@ class Engine:
             cached_tokens=counts.cached_tokens,
             disk_tokens=blocks.disk_tokens,
             generated_tokens=counts.generated_tokens,
+            rows=counts.rows,
             drafted_tokens=counts.drafted_tokens,
             accepted_tokens=counts.accepted_tokens,
             preemptions=self._scheduler.preemptions,
@@ -398,6 +399,7 @@ class Engine:
         if self._speculation is not None:
             self._speculation.learn(batch)
         self._counts.steps += 1
+        self._counts.rows += sum(work.rows for work in batch)
         self._counts.progress_at = time.monotonic()
         return True
 
@@ -560,6 +562,7 @@ class _Counts:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    rows: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     progress_at: float = 0.0

@@ -357,6 +357,7 @@ class Scheduler:
         fits = need + spare <= blocks.available or self._make_room(seq, need, self._impatient(seq))
         if fits and blocks.grow(seq, len(seq.tokens)):
             self._going += 1
+            seq.queue_s = seq.queue_s if seq.preempted else self._now - seq.arrived
             return True
         blocks.release(seq)
         seq.refused, seq.refused_at = blocks.available, self._now

@@ -67,6 +67,7 @@ class Sequence:
     # The scheduler's notes.
     number: int = 0  # in order of arrival, from 1
     arrived: float = 0.0  # on the engine's clock, as are
+    queue_s: float = 0.0  # from its arrival until it first held blocks
     served_at: float = 0.0  # when a step last took it
     begun: bool = False  # its whole prompt was computed once
     preempted: int = 0  # times
@@ -104,4 +105,5 @@ class Sequence:
             decode_s=self.decode_s,
             drafted_tokens=self.drafted,
             accepted_tokens=self.accepted,
+            queue_s=self.queue_s,
         )

@@ -45,6 +45,7 @@ FIRST_TOKEN = (
 )
 GAP = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 WHOLE = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+ANSWERS = (1, 2, 5, 10, 20)
 TOKENS = tuple(m * 10**e for e in range(6) for m in (1, 2, 5))
 
 
@@ -79,10 +80,19 @@ _TIMES = (
         "Mean gap within an answer.",
     ),
     ("whole", "vllm:e2e_request_latency_seconds", WHOLE, "From the request to its last chunk."),
+    ("queue", "vllm:request_queue_time_seconds", WHOLE, "Seconds until a step first took the request."),
+    ("inference", "vllm:request_inference_time_seconds", WHOLE, "Seconds of the steps that read and wrote."),
     ("prefill", "vllm:request_prefill_time_seconds", WHOLE, "Seconds an engine read the prompt."),
     ("decode", "vllm:request_decode_time_seconds", WHOLE, "Seconds an engine wrote the answer."),
     ("prompt", "vllm:request_prompt_tokens", TOKENS, "Tokens of a prompt."),
     ("generated", "vllm:request_generation_tokens", TOKENS, "Tokens of an answer."),
+    ("n", "vllm:request_params_n", ANSWERS, "Answers a request asked for."),
+    (
+        "most",
+        "vllm:request_params_max_tokens",
+        TOKENS,
+        "Tokens an answer could have, by request and context.",
+    ),
 )
 # (field of EngineStats, exported name, help)
 _GAUGES = (
@@ -102,6 +112,7 @@ _COUNTERS = (
     ("prompt_tokens", "vllm:prompt_tokens", "Prompt tokens taken in."),
     ("prompt_tokens", "vllm:prefix_cache_queries", "Prompt tokens looked up in the cache."),
     ("cached_tokens", "vllm:prefix_cache_hits", "Prompt tokens found in the cache."),
+    ("cached_tokens", "vllm:prompt_tokens_cached", "Prompt tokens found in the cache."),
     ("disk_tokens", "freehold_disk_cache_tokens", "Prompt tokens found on the disk."),
     ("generated_tokens", "vllm:generation_tokens", "Tokens made."),
     ("preemptions", "vllm:num_preemptions", "Answers set aside and computed again."),
@@ -117,10 +128,14 @@ class PerModel:
     gap: Histogram
     per_token: Histogram
     whole: Histogram
+    queue: Histogram
+    inference: Histogram
     prefill: Histogram
     decode: Histogram
     prompt: Histogram
     generated: Histogram
+    n: Histogram
+    most: Histogram
 
     def __init__(self) -> None:
         for name, _, bounds, _ in _TIMES:
@@ -128,10 +143,17 @@ class PerModel:
         self.reasons: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
 
+    def began(self, n: int, most: int) -> None:
+        """Count a job that an engine took in."""
+        self.n.observe(n)
+        self.most.observe(most)
+
     def ended(self, reason: str, usage: Usage, first_s: float, whole_s: float) -> None:
         """Count a finished answer."""
         self.reasons[reason] += 1
         self.whole.observe(whole_s)
+        self.queue.observe(usage.queue_s)
+        self.inference.observe(usage.prefill_s + usage.decode_s)
         self.prefill.observe(usage.prefill_s)
         self.decode.observe(usage.decode_s)
         self.prompt.observe(usage.prompt_tokens)
@@ -224,15 +246,26 @@ def _engines(loaded: Sequence[Loaded]) -> Iterator[Metric]:
         "The cache's sizes, as labels.",
         labels=["model_name", "num_gpu_blocks", "kv_tokens"],
     )
+    waiting = GaugeMetricFamily(
+        "vllm:num_requests_waiting_by_reason",
+        "Answers that wait for their turn; all for want of capacity.",
+        labels=["model_name", "reason"],
+    )
+    # The mean is what a step's size is watched by; its distribution would have to cross the wire each step.
+    steps = HistogramMetricFamily(
+        "vllm:iteration_tokens_total", "Tokens computed a step; sum and count only.", labels=["model_name"]
+    )
     for each in loaded:
         name, stats, info = each.name, each.stats, each.info
+        waiting.add_metric([name, "capacity"], stats.waiting)
+        steps.add_metric([name], [("+Inf", stats.steps)], stats.rows)
         used.add_metric([name], stats.blocks_live / stats.blocks if stats.blocks else 0.0)
         memory.add_metric([name], info.memory_bytes)
         flight.add_metric([name], each.in_flight)
         restarts.add_metric([name], each.restarts)
         slow.add_metric([name], each.slow_readers)
         config.add_metric([name, str(stats.blocks), str(info.kv_tokens)], 1)
-    yield from (used, memory, flight, restarts, slow, config)
+    yield from (used, memory, flight, restarts, slow, config, waiting, steps)
 
 
 def _family(family: Metric, loaded: Sequence[Loaded], field: str) -> Metric:

@@ -230,6 +230,7 @@ class Answering:
         stream = await served.start(self._left(self.jobs[job]), self._keep_alive)
         try:
             self.tally.begun(job, stream.begin, self.jobs[job].max_tokens)
+            self.call.server.metrics.of(served.name).began(self.jobs[job].n, stream.begin.max_tokens)
             await self.shape.begun(served, job, self._choices(job), stream.begin)
             await opened(job, stream.begin)
             await self._read(stream, job, sink)
