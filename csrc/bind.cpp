@@ -181,13 +181,29 @@ void bind_matrix(nb::module_& m) {
       }, "index"_a);
 }
 
+// A step's logits, in the memory of the step before unless somebody still holds that. Arrays of megabytes, made and freed
+// between small ones that stay, leave holes in the heap: an engine asked for prompts' log-probabilities grew by such an
+// array again and again. What is larger than glibc takes from its heaps is mapped, and given back, by itself.
+constexpr size_t MOST_KEPT = (size_t{32} << 20) / sizeof(float);
+Out<float> logits_array(Plan::Room& room, size_t rows, size_t vocab) {
+  const size_t n = std::max<size_t>(rows * vocab, 1);
+  if (n > MOST_KEPT) return array<float>({rows, vocab});
+  if (room.data.use_count() != 1 || room.floats < n) {
+    room.data.reset();      // first, so that the larger one may lie in its place
+    room = {std::shared_ptr<float[]>(new float[n]), n};
+  }
+  auto* held = new std::shared_ptr<float[]>(room.data);
+  nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::shared_ptr<float[]>*>(p); });
+  return Out<float>(held->get(), {rows, vocab}, owner);
+}
+
 using ChoiceTuple = std::tuple<int32_t, float, uint64_t, int64_t>;
 std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> seqs,
                                              In<int32_t, 2> tables, In<int32_t, 1> logit_rows, const std::vector<ChoiceTuple>& choices,
                                              int64_t tokens_end) {
   if (positions.size() != tokens.size() || seqs.size() != tokens.size())
     throw Error(ErrorKind::Usage, "tokens, positions and seqs must have one length");
-  Out<float> logits = array<float>({logit_rows.size(), static_cast<size_t>(plan.vocab())});
+  Out<float> logits = logits_array(plan.room, logit_rows.size(), static_cast<size_t>(plan.vocab()));
   Out<int64_t> chosen = array<int64_t>({choices.size()});
   std::vector<Choice> wanted;
   for (const auto& [row, temperature, seed, position] : choices) wanted.push_back({row, temperature, seed, position});

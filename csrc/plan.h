@@ -36,6 +36,9 @@ class Plan {
   int64_t buffer_bytes() const;
   void run(const Step& step);      // throws Usage when the step does not fit the plan or the cache
 
+  // Where the logits of one step lay, for the next one to lie in once nobody holds them: kept by whoever calls run.
+  struct Room { std::shared_ptr<float[]> data; size_t floats = 0; } room;
+
  private:
   struct State;
   std::unique_ptr<State> s_;

@@ -28,6 +28,7 @@ from freehold.errors import (
 )
 from freehold.models.loader import LoadedModel
 from freehold.types import SamplingParams
+from tests.engine.rig import Rig
 
 GREEDY = SamplingParams(temperature=0.0)
 WARM = SamplingParams(temperature=1.0, seed=7)
@@ -500,3 +501,19 @@ def test_answer_whose_reader_stalls_gives_its_blocks_to_another(
     assert len(quick) == 10
     rest = ids_of(slow)
     assert [first.id, *rest] == ids_of(engine.generate(PROMPT, WARM, max_tokens=10))
+
+
+# --- memory ------------------------------------------------------------------------------------------
+
+
+def test_logits_take_the_place_of_those_before_unless_somebody_holds_them(model: LoadedModel):
+    rig = Rig(model, 8)
+    held = rig.alone(PROMPT)
+    kept = held.copy()
+    other = rig.alone(PROMPT[1:])
+    assert np.array_equal(held, kept) and not np.array_equal(held, other)
+    place = other.__array_interface__["data"][0]
+    del other
+    for _ in range(4):
+        assert rig.alone(PROMPT).__array_interface__["data"][0] == place
+    assert np.array_equal(rig.alone(PROMPT), kept)
