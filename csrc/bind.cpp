@@ -182,8 +182,8 @@ void bind_matrix(nb::module_& m) {
 }
 
 // A step's logits, in the memory of the step before unless somebody still holds that. Arrays of megabytes, made and freed
-// between small ones that stay, leave holes in the heap: an engine asked for prompts' log-probabilities grew by such an
-// array again and again. What is larger than glibc takes from its heaps is mapped, and given back, by itself.
+// again and again, go to the top of glibc's heap, which keeps up to twice the largest one for good. What is larger than
+// 32 MB never comes from there: it is mapped, and given back, by itself.
 constexpr size_t MOST_KEPT = (size_t{32} << 20) / sizeof(float);
 Out<float> logits_array(Plan::Room& room, size_t rows, size_t vocab) {
   const size_t n = std::max<size_t>(rows * vocab, 1);

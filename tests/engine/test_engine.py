@@ -14,6 +14,7 @@ import pytest
 from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine import engine as engine_module
 from freehold.engine import scheduler as scheduler_module
+from freehold.engine.budget import LOGIT_ROWS
 from freehold.engine.engine import GUESSED_OPS
 from freehold.engine.scheduler import Work
 from freehold.errors import (
@@ -504,6 +505,25 @@ def test_answer_whose_reader_stalls_gives_its_blocks_to_another(
 
 
 # --- memory ------------------------------------------------------------------------------------------
+
+
+def test_step_has_few_rows_of_logits_however_many_read(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    assert engine._runner is not None
+    most, run = 0, engine._runner.run
+
+    def counted(batch: list[Work], choose: bool = True) -> Any:
+        nonlocal most
+        most = max(most, sum(len(work.logit_rows) for work in batch))
+        return run(batch, choose)
+
+    monkeypatch.setattr(engine._runner, "run", counted)
+    got: list[list[np.ndarray]] = [[] for _ in range(5)]
+    readings = [engine.read([i, *PROMPT], rows.append) for i, rows in enumerate(got)]
+    answer = engine.generate([9] * 100, WARM, max_tokens=3)
+    pumped(engine, [*readings, answer])
+    assert most <= LOGIT_ROWS + 1
+    for i, rows in enumerate(got):
+        assert np.array_equal(np.concatenate(rows), engine.logits([i, *PROMPT]))
 
 
 def test_logits_take_the_place_of_those_before_unless_somebody_holds_them(model: LoadedModel):

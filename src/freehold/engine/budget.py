@@ -28,7 +28,9 @@ PROBE = 32  # steps with prompts after which one goes without, so that what answ
 STARVED_PROBE = 8  # the same while not even half a tile of a prompt fits: either may have changed
 LEAST_ROWS = 2  # rows of prompts a step has beside running answers, however little room there is
 MAX_ROWS = 512
-LOGIT_ROWS = 64  # rows a step may take of a sequence that wants all logits: 64 x 262,144 x 4 bytes are 67 MB
+# Rows a step may take of all sequences that want all logits: 64 x 262,144 x 4 bytes are 67 MB. The heap keeps the room
+# of the largest such array it has seen, so an engine would grow with every step that had more of them.
+LOGIT_ROWS = 64
 
 
 class Budget:
@@ -52,6 +54,7 @@ class Budget:
     def begin(self) -> None:
         """Begin a step of which nothing is spent yet."""
         self.left = self.most_rows
+        self.logits_left = LOGIT_ROWS
         self.room = STEP_S  # seconds for prompts
         self._decodes = 0
         self._lone = self._seen = 0.0
@@ -94,7 +97,7 @@ class Budget:
             fit = self._mixed.rows(spent, self._seen, first, self._lone, self._now() + seconds)
         if least and not self._begun:
             fit = max(fit, self._least(self._price(logits), first))
-        fit = min(fit, left, self.left, LOGIT_ROWS if logits else self.left)
+        fit = min(fit, left, self.left, self.logits_left if logits else self.left)
         even = (spent + fit) // TILE * TILE - spent
         return fit if fit == left or even <= 0 or self._decodes else even
 
@@ -110,6 +113,7 @@ class Budget:
         before = self._now()
         self._begun = True
         self.left -= rows
+        self.logits_left -= rows if logits else 0
         if logits or not self._decodes:
             self.room -= self._price(logits).seconds(rows, first)
         else:

@@ -274,6 +274,8 @@ class Scheduler:
         taken = self._batch.get(seq)
         done = taken.first + taken.count if taken else seq.computed
         left = len(seq.tokens) - done
+        if logits and not budget.logits_left:  # others need none
+            return False
         self._full = left > 0 and not budget.rows(done, left, logits, seconds, least)
         if left < 1 or self._full or not self._holds(seq):
             return False
