@@ -1,6 +1,6 @@
 """Values that cross rooms: messages, sampling parameters, results, and the ChatModel protocol.
 
-Frozen dataclasses only; no I/O, no arithmetic, no defaults that belong to a model.
+Frozen dataclasses, and the limits of what strangers send in them; no I/O, no arithmetic, no defaults of a model.
 """
 
 from __future__ import annotations
@@ -115,6 +115,13 @@ class Completion:
     thinking: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     dropped_messages: int = 0  # messages an overflow policy removed; never silent
+
+
+# What one job may hold. The server refuses more in its protocol's words, the engine's side whoever sent it.
+MAX_STOPS, MAX_STOP_CHARS = 16, 1024
+MAX_LOGPROBS = 20  # alternatives of a token
+MAX_BIASES = 1000
+MAX_MESSAGES = 10_000
 
 
 @dataclass(frozen=True, slots=True)

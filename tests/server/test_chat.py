@@ -210,9 +210,9 @@ def test_messages_are_read_in_parts_and_old_roles(serving):
 
 
 def test_no_value_passes_the_server_to_fail_at_the_engine():
-    assert limits.MAX_N <= jobs.MAX_ANSWERS and limits.MAX_TOP <= jobs.MAX_JOB_LOGPROBS
+    assert limits.MAX_N <= jobs.MAX_ANSWERS and limits.MAX_LOGPROBS <= jobs.MAX_LOGPROBS
     assert limits.MAX_STOPS <= jobs.MAX_STOPS and limits.MAX_STOP_CHARS <= jobs.MAX_STOP_CHARS
-    assert limits.MAX_BIASES <= jobs.MAX_BIAS_ENTRIES and limits.MAX_MESSAGES <= jobs.MAX_MESSAGES
+    assert limits.MAX_BIASES <= jobs.MAX_BIASES and limits.MAX_MESSAGES <= jobs.MAX_MESSAGES
 
 
 def test_an_answer_longer_than_the_context_is_cut_with_a_warning(serving):

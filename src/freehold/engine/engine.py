@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self, cast, get_args
+from typing import Any, Self, TypedDict, Unpack, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,14 @@ SEED_BITS = 63
 # Operations a second of one thread until a prompt was read. A core with 8-bit dots reaches 400e9 in prompts, one with
 # tiles 600e9, so that a wait told before that is too long rather than too short.
 GUESSED_OPS = 200e9
+
+
+class Sharing(TypedDict, total=False):
+    """How a request shares the engine with others: how urgent it is, whose it is, seconds until it is worthless."""
+
+    priority: Priority
+    tenant: str
+    deadline_s: float | None
 
 
 class Engine:
@@ -184,10 +192,8 @@ class Engine:
         stop_ids: Ordered[int] | frozenset[int] = (),
         logprobs: int | None = None,
         *,
-        priority: Priority = "interactive",
-        tenant: str = "",
-        deadline_s: float | None = None,
         resume: Ordered[int] = (),
+        **sharing: Unpack[Sharing],
     ) -> Generation:
         """Continue `prompt_ids`; iterate over the result for its tokens, the last of which has a reason.
 
@@ -216,9 +222,7 @@ class Engine:
             room if max_tokens is None else min(max_tokens, room),
             frozenset(stop_ids),
             logprobs,
-            priority=_checked_priority(priority),
-            tenant=tenant,
-            deadline=_deadline(deadline_s),
+            **_shared(**sharing),
         )
         return Generation(self, self._resumed(request, self._checked_ids(resume) if resume else []))
 
@@ -231,10 +235,8 @@ class Engine:
         stop_ids: Ordered[int] | frozenset[int] = (),
         logprobs: int | None = None,
         *,
-        priority: Priority = "interactive",
-        tenant: str = "",
-        deadline_s: float | None = None,
         resume: Ordered[Ordered[int]] = (),
+        **sharing: Unpack[Sharing],
     ) -> list[Generation]:
         """Continue `prompt_ids` in `n` ways, of which number i draws with seed + i, and goes on behind `resume[i]`.
 
@@ -245,17 +247,7 @@ class Engine:
                 f"n is {n}, and {len(resume)} answers are to be resumed; expected 1 or more, and n at most"
             )
         logs = [*resume, *([()] * (n - len(resume)))]
-        first = self.generate(
-            prompt_ids,
-            sampling,
-            max_tokens,
-            stop_ids,
-            logprobs,
-            priority=priority,
-            tenant=tenant,
-            deadline_s=deadline_s,
-            resume=logs[0],
-        )
+        first = self.generate(prompt_ids, sampling, max_tokens, stop_ids, logprobs, resume=logs[0], **sharing)
         parent = first.sequence
         others = [
             self._resumed(
@@ -277,15 +269,7 @@ class Engine:
         seq.done = seq.reason is not None
         return seq
 
-    def read(
-        self,
-        ids: Ordered[int],
-        sink: Callable[[F32], None],
-        *,
-        priority: Priority = "interactive",
-        tenant: str = "",
-        deadline_s: float | None = None,
-    ) -> Generation:
+    def read(self, ids: Ordered[int], sink: Callable[[F32], None], **sharing: Unpack[Sharing]) -> Generation:
         """Hand the logits after each of `ids` to `sink` in pieces float32 [rows, V], in the steps everybody shares.
 
         The result makes no token; it is done when all were handed over. `sink` runs within a step, so be quick.
@@ -300,9 +284,7 @@ class Engine:
             0,
             1,
             sink=sink,
-            priority=_checked_priority(priority),
-            tenant=tenant,
-            deadline=_deadline(deadline_s),
+            **_shared(**sharing),
         )
         return Generation(self, Sequence(request, prompt))
 
@@ -583,15 +565,13 @@ def _named(error: Exception, what: str) -> FreeholdError:
     return named
 
 
-def _checked_priority(priority: Priority) -> Priority:
+def _shared(
+    priority: Priority = "interactive", tenant: str = "", deadline_s: float | None = None
+) -> dict[str, Any]:
+    """Return the fields of a Request that say how it shares the engine."""
     if priority not in get_args(Priority):
         raise UsageError(f"priority is {priority!r}; expected {' or '.join(get_args(Priority))}")
-    return priority
-
-
-def _deadline(seconds: float | None) -> float | None:
-    if seconds is None:
-        return None
-    if not seconds > 0:
-        raise UsageError(f"the time limit is {seconds} s; expected more than 0")
-    return time.monotonic() + seconds
+    if deadline_s is not None and not deadline_s > 0:
+        raise UsageError(f"the time limit is {deadline_s} s; expected more than 0")
+    deadline = None if deadline_s is None else time.monotonic() + deadline_s
+    return {"priority": priority, "tenant": tenant, "deadline": deadline}

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.engine import Engine, Generation, TokenOut
+from freehold.engine.engine import Sharing
 from freehold.engine.sampler import log_sum_exp, top_logprobs
 from freehold.local.prompt import Prompt
 from freehold.tokenizer import Detokenizer, Tokenizer
@@ -47,10 +48,10 @@ class Answering:
                 for i, generation in enumerate(self._generations(begin, ends))
             ]
         if self._scores is not None:
-            self._reading = engine.read(begin.prompt_ids, self._scores.add, **self._manners)
+            self._reading = engine.read(begin.prompt_ids, self._scores.add, **self._sharing)
 
     @property
-    def _manners(self) -> dict:
+    def _sharing(self) -> Sharing:
         job = self._job
         return {"priority": job.priority, "tenant": job.tenant, "deadline_s": job.timeout_s}
 
@@ -64,7 +65,7 @@ class Answering:
             ends,
             job.logprobs,
             resume=job.resume,
-            **self._manners,
+            **self._sharing,
         )
 
     @property

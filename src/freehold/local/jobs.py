@@ -10,13 +10,9 @@ import math
 from collections.abc import Mapping
 
 from freehold.errors import ContextOverflow, UsageError
-from freehold.types import Job
+from freehold.types import MAX_BIASES, MAX_LOGPROBS, MAX_MESSAGES, MAX_STOP_CHARS, MAX_STOPS, Job
 
 MAX_ANSWERS = 128
-MAX_STOPS, MAX_STOP_CHARS = 16, 1024
-MAX_JOB_LOGPROBS = 20
-MAX_BIAS_ENTRIES = 1000
-MAX_MESSAGES = 10_000
 MAX_TENANT_CHARS = 256
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
 # Prompt tokens times (1 + alternatives) whose log-probabilities one answer may carry: about 20 bytes each.
@@ -30,8 +26,8 @@ def check_job(job: Job, context: int) -> None:
     """Raise UsageError naming the first field beyond its limit, ContextOverflow for a text that cannot fit."""
     _check("n", job.n, 1, MAX_ANSWERS)
     _check("max_tokens", job.max_tokens, 1 if job.prompt_logprobs is None else 0)
-    _check("logprobs", job.logprobs, 0, MAX_JOB_LOGPROBS)
-    _check("prompt_logprobs", job.prompt_logprobs, 0, MAX_JOB_LOGPROBS)
+    _check("logprobs", job.logprobs, 0, MAX_LOGPROBS)
+    _check("prompt_logprobs", job.prompt_logprobs, 0, MAX_LOGPROBS)
     _check("number of stop strings", len(job.stop), 0, MAX_STOPS)
     _check("length of a stop string", max(map(len, job.stop), default=1), 1, MAX_STOP_CHARS)
     _check("length of tenant", len(job.tenant), 0, MAX_TENANT_CHARS)
@@ -40,7 +36,7 @@ def check_job(job: Job, context: int) -> None:
     bias = job.sampling.get("logit_bias", {})
     if not isinstance(bias, Mapping):
         raise UsageError(f"logit_bias is a {type(bias).__name__}; expected ids with numbers")
-    _check("number of logit_bias entries", len(bias), 0, MAX_BIAS_ENTRIES)
+    _check("number of logit_bias entries", len(bias), 0, MAX_BIASES)
     _check_timeout(job.timeout_s)
     _check_size(job, context)
 

@@ -15,14 +15,20 @@ from msgspec import Meta, Struct
 
 from freehold.config import nearest
 from freehold.server.problems import Refused
-from freehold.types import Job, Message, Overflow, Priority
+from freehold.types import (
+    MAX_BIASES,
+    MAX_LOGPROBS,
+    MAX_MESSAGES,
+    MAX_STOP_CHARS,
+    MAX_STOPS,
+    Job,
+    Message,
+    Overflow,
+    Priority,
+)
 
 MAX_N = 64
 MAX_CHOICES = 1024  # prompts x n of one request
-MAX_TOP = 20
-MAX_STOPS, MAX_STOP_CHARS = 16, 1024
-MAX_BIASES = 1000
-MAX_MESSAGES = 10_000
 MAX_SEED = (1 << 63) - 1
 FORCED = 1 << 30  # more tokens than any context holds
 
@@ -159,7 +165,8 @@ class ChatRequest(Generating, kw_only=True):
     ] = None
     logprobs: Annotated[bool | None, Meta(description="Give each token's log-probability.")] = None
     top_logprobs: Annotated[
-        Annotated[int, Meta(ge=0, le=MAX_TOP)] | None, Meta(description="And those of so many alternatives.")
+        Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
+        Meta(description="And those of so many alternatives."),
     ] = None
     think: Annotated[
         bool | None, Meta(description="Reason before the answer, or not, where the model has the switch.")
@@ -193,7 +200,7 @@ class CompletionRequest(Generating, kw_only=True):
         bool | None, Meta(description="Begin with the prompt, with its log-probabilities if asked.")
     ] = None
     logprobs: Annotated[
-        Annotated[int, Meta(ge=0, le=MAX_TOP)] | None,
+        Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
         Meta(description="Give each token's log-probability, and those of so many alternatives."),
     ] = None
 
