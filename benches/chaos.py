@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import random
 import signal
 import sys
@@ -28,7 +27,7 @@ import psutil
 from benches import peers
 from benches.load import Answer, ask, completion
 from benches.load_text import Prompts, tokenizer_of
-from benches.own_server import admin, engines, names_of, own_server
+from benches.own_server import admin, engines, names_of, own_server, tell
 from benches.servers import Server
 
 HANG_S = 90.0  # three deaths, three loads and three answers take less
@@ -137,11 +136,7 @@ def main() -> int:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     record = chaos(peers.resolve(args.model), 60 * args.minutes, args.every, args.clients, args.seed)
-    for what, count in record["ends"].items():
-        print(f"{count:>7}  {what}")
-    print("\n".join(record["wrong"]) or "every claim holds")
-    print(json.dumps(record))
-    return int(bool(record["wrong"]))
+    return tell(record, "ends")
 
 
 if __name__ == "__main__":

@@ -98,3 +98,12 @@ async def settle(server: Server) -> None:
         if not any(row["in_flight"] or row["stats"]["blocks_live"] for row in await rows_of(server)):
             return
         await asyncio.sleep(0.2)
+
+
+def tell(record: dict[str, Any], counts: str) -> int:
+    """Print the counts of a record, whether its claims hold, and its JSON line; return 1 where one does not."""
+    for what, count in record[counts].items():
+        print(f"{count:>7}  {what}")
+    print("\n".join(record["wrong"]) or "every claim holds")
+    print(json.dumps(record))
+    return int(bool(record["wrong"]))

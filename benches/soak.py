@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import random
 import signal
 import statistics
@@ -34,7 +33,7 @@ from benches import peers
 from benches.contest import say
 from benches.load import Answer, ask, completion
 from benches.load_text import Prompts, tokenizer_of
-from benches.own_server import names_of, own_server, rows_of, settle
+from benches.own_server import names_of, own_server, rows_of, settle, tell
 
 NAMES, ROOM = 8, 2
 CONTEXT = 1024
@@ -259,11 +258,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     path = peers.resolve(args.model)
     record = soak(path, 60 * args.minutes, 60 * args.warm, args.clients, args.seed)
-    for what, count in record["seen"].items():
-        print(f"{count:>7}  {what}")
-    print("\n".join(record["wrong"]) or "every claim holds")
-    print(json.dumps(record))
-    return int(bool(record["wrong"]))
+    return tell(record, "seen")
 
 
 if __name__ == "__main__":
