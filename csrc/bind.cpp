@@ -281,7 +281,6 @@ void bind_plan(nb::module_& m) {
         p.logits(x, w, {vector_of(norm), eps}, scale, softcap);
       }, "x"_a, "weight"_a, "norm"_a.none(), "eps"_a, "scale"_a = 1.0f, "softcap"_a = 0.0f)
       .def("finish", &Plan::finish)
-      .def_prop_ro("buffer_bytes", &Plan::buffer_bytes)
       .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a,
            "choices"_a = std::vector<ChoiceTuple>(), "tokens_end"_a = 0);
 }

@@ -56,11 +56,6 @@ struct ActScratch {
     // At least 64 tokens' room: in decode sixteen gate and sixteen up panels share it, of sixteen rows at most.
     for (auto& t : tiles) t.resize(static_cast<size_t>(kGemmPanels * std::clamp<int64_t>(rows, 64, kGemmTokens) * kPanelRows));
   }
-  int64_t bytes() const {
-    const size_t sums = tiles.empty() ? 0 : tiles.size() * tiles[0].size();
-    return static_cast<int64_t>(4 * (normed.size() + scale32.size() + sums + fsum32.size() + scale256.size() + sum32.size() + sum256.size()) +
-                                q32.size() + q256.size());
-  }
 };
 
 // A piece of work that must be done before the next begins. Threads wait for the work, not for each other: one that

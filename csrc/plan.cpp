@@ -275,11 +275,6 @@ void Plan::finish() {
 }
 
 int64_t Plan::vocab() const { return s_->head ? s_->head->w->w.n : 0; }
-int64_t Plan::buffer_bytes() const {
-  int64_t sum = s_->scratch.bytes() + (s_->head ? s_->head->scratch.bytes() : 0);
-  for (const auto& s : s_->slots) sum += static_cast<int64_t>(4 * s.size());
-  return sum;
-}
 
 // ---- running ---------------------------------------------------------------------------------------------------
 void Plan::State::validate(const Step& s) const {

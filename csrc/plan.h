@@ -33,7 +33,6 @@ class Plan {
   void finish();
 
   int64_t vocab() const;
-  int64_t buffer_bytes() const;
   void run(const Step& step);      // throws Usage when the step does not fit the plan or the cache
 
   // Where the logits of one step lay, for the next one to lie in once nobody holds them: kept by whoever calls run.

@@ -293,7 +293,7 @@ uint32_t Contest::able(const float* upper, int64_t first, int n) const {
   uint32_t bits = 0;
   if (!(temperature_ > 0.0)) {
     const float least = static_cast<float>(mark);        // exact: the mark is a logit or -infinity
-    int any = 0;                                         // most panels have none, and this loop becomes four vector compares
+    int any = 0;                                         // most panels have none, and need no bits packed
     for (int i = 0; i < n; ++i) any |= !(upper[i] < least);
     if (!any) return 0;
     for (int i = 0; i < n; ++i) bits |= static_cast<uint32_t>(!(upper[i] < least)) << i;

@@ -195,8 +195,6 @@ class Plan:
     def finish(self) -> None:
         """Check the trace and allocate activation buffers."""
 
-    @property
-    def buffer_bytes(self) -> int: ...
     def run(
         self,
         tokens: I32,
