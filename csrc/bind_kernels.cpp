@@ -186,7 +186,7 @@ Out<float> attention(const std::string& isa, In<float, 3> q, In<float, 3> keys, 
   expect(tile_rows >= 1 && tile_rows <= kAttnTileQueries, "a tile has 1 to 64 rows");
   const PagedCache cache(*k, t, shuffle);
   t.a.pages = cache.memory->data;
-  t.a.page_bytes = cache.page_bytes;
+  t.a.block_bytes = cache.page_bytes;
   t.a.block_table = cache.block_table.data();
   for (int head = 0; head < t.a.kv_heads; ++head)
     for (int row = 0; row < t.rows; row += tile_rows) {

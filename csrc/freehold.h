@@ -125,11 +125,10 @@ class KvCache {
   KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type);
   KvType type() const { return type_; }
   int64_t blocks() const { return blocks_; }
-  int64_t bytes_per_block() const;
+  int64_t bytes_per_block() const { return block_bytes_; }
   const KvLayer& layer(int i) const;
   int layers() const { return static_cast<int>(layers_.size()); }
-  uint8_t* pages(int layer) const;
-  int64_t page_bytes(int layer) const;
+  uint8_t* pages(int layer) const;         // its page of block b lies at pages(layer) + b * bytes_per_block()
   // Whole blocks, over all layers: copied one after the other, in order; read and written as bytes_per_block() bytes, the
   // layers' pages in a row. Throw Usage for a block that is not there. The caller sees to it that nobody writes what is
   // read meanwhile.
@@ -138,9 +137,10 @@ class KvCache {
   void write_block(int64_t block, const uint8_t* in, size_t bytes);
  private:
   void check(int64_t block) const;
+  uint8_t* at(int64_t block) const;
   std::vector<KvLayer> layers_;
-  std::vector<size_t> offset_;
-  int64_t blocks_;
+  std::vector<size_t> offset_;             // of a layer's page within a block
+  int64_t block_bytes_ = 0, blocks_;
   KvType type_;
   std::shared_ptr<Memory> memory_;
 };

@@ -1,4 +1,7 @@
-// The KV cache's pages: one stretch of lazily touched memory, each layer's pages in a row.
+// The KV cache's blocks: one stretch of lazily touched memory, each block with all layers' pages in a row.
+// A page of its own for each layer and block would do too, but the kernel gives memory in pieces of 2 MB: with each
+// layer's pages in a row, the block that begins a new piece begins one in every layer at once, and its step waits until
+// all are zeroed (24 layers: 96 MB, 130 ms in one step). With blocks in a row it begins one.
 #include <algorithm>
 #include <cstring>
 
@@ -16,23 +19,19 @@ KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type)
     : layers_(std::move(layers)), blocks_(blocks), type_(type) {
   if (layers_.empty() || layers_.size() > kMaxLayers) refuse("the cache has 1 to 4096 layers, got " + std::to_string(layers_.size()));
   if (blocks < 1 || blocks > INT32_MAX / kBlockTokens) refuse("a cache of " + std::to_string(blocks) + " blocks is out of range");
-  __int128 total = 0;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const KvLayer& l = layers_[i];
     if (l.kv_heads < 1 || l.d < 1 || l.dv < 1 || l.kv_heads > 65536 || l.d > 65536 || l.dv > 65536) refuse("layer " + std::to_string(i) + " has no sane head shape");
     if (type == KvType::Q8 && std::max(l.d, l.dv) > kMaxCodeWidth)
       refuse("heads of " + std::to_string(std::max(l.d, l.dv)) + " do not fit q8, which takes " + std::to_string(kMaxCodeWidth) + "; use f16");
-    offset_.push_back(static_cast<size_t>(total));
-    total += static_cast<__int128>(page_bytes(static_cast<int>(i))) * blocks;
-    if (total > (static_cast<__int128>(1) << 46)) throw Error(ErrorKind::Capacity, "a KV cache of more than 64 TB cannot be reserved");
+    offset_.push_back(static_cast<size_t>(block_bytes_));
+    block_bytes_ += (l.kv_heads * kv_head_bytes(type, l.d, l.dv) + 63) / 64 * 64;
   }
+  const __int128 total = static_cast<__int128>(block_bytes_) * blocks;
+  if (total > (static_cast<__int128>(1) << 46)) throw Error(ErrorKind::Capacity, "a KV cache of more than 64 TB cannot be reserved");
   memory_ = Memory::anonymous(static_cast<size_t>(total));
 }
 const KvLayer& KvCache::layer(int i) const { return layers_.at(static_cast<size_t>(i)); }
-int64_t KvCache::page_bytes(int i) const {
-  const KvLayer& l = layers_[static_cast<size_t>(i)];
-  return (l.kv_heads * kv_head_bytes(type_, l.d, l.dv) + 63) / 64 * 64;
-}
 KvType kv_type_named(std::string_view name) {
   if (name == "f16") return KvType::F16;
   if (name == "f32") return KvType::F32;
@@ -40,11 +39,7 @@ KvType kv_type_named(std::string_view name) {
   refuse("no type " + std::string(name) + "; there are f16, f32 and q8");
 }
 uint8_t* KvCache::pages(int i) const { return memory_->data + offset_[static_cast<size_t>(i)]; }
-int64_t KvCache::bytes_per_block() const {
-  int64_t sum = 0;
-  for (int i = 0; i < layers(); ++i) sum += page_bytes(i);
-  return sum;
-}
+uint8_t* KvCache::at(int64_t block) const { return memory_->data + block * block_bytes_; }
 
 void KvCache::check(int64_t block) const {
   if (block < 0 || block >= blocks_) refuse("no block " + std::to_string(block) + "; there are " + std::to_string(blocks_));
@@ -54,30 +49,17 @@ void KvCache::copy(const std::vector<std::pair<int64_t, int64_t>>& from_to) {
     check(from);
     check(to);
   }
-  for (const auto& [from, to] : from_to) {
-    for (int i = 0; i < layers(); ++i) {
-      const auto n = static_cast<size_t>(page_bytes(i));
-      std::memmove(pages(i) + static_cast<size_t>(to) * n, pages(i) + static_cast<size_t>(from) * n, n);   // from may be to
-    }
-  }
+  for (const auto& [from, to] : from_to) std::memmove(at(to), at(from), static_cast<size_t>(block_bytes_));   // from may be to
 }
 void KvCache::read_block(int64_t block, uint8_t* out) const {
   check(block);
-  for (int i = 0; i < layers(); ++i) {
-    const auto n = static_cast<size_t>(page_bytes(i));
-    std::memcpy(out, pages(i) + static_cast<size_t>(block) * n, n);
-    out += n;
-  }
+  std::memcpy(out, at(block), static_cast<size_t>(block_bytes_));
 }
 void KvCache::write_block(int64_t block, const uint8_t* in, size_t bytes) {
   check(block);
-  if (bytes != static_cast<size_t>(bytes_per_block()))
-    refuse("a block has " + std::to_string(bytes_per_block()) + " bytes, got " + std::to_string(bytes));
-  for (int i = 0; i < layers(); ++i) {
-    const auto n = static_cast<size_t>(page_bytes(i));
-    std::memcpy(pages(i) + static_cast<size_t>(block) * n, in, n);
-    in += n;
-  }
+  if (bytes != static_cast<size_t>(block_bytes_))
+    refuse("a block has " + std::to_string(block_bytes_) + " bytes, got " + std::to_string(bytes));
+  std::memcpy(at(block), in, bytes);
 }
 
 }  // namespace fh

@@ -349,7 +349,7 @@ struct RopeStore final : Op {
       const int pos = s.positions[t];
       const int32_t block = s.block_tables[s.seqs[t] * s.table_width + pos / kBlockTokens];
       r.k->kv_store(kr, r.buffer[v] + t * shape.kv_heads * shape.dv, shape.kv_heads, shape.d, shape.dv, r.cache->type(),
-                    r.cache->pages(layer) + block * r.cache->page_bytes(layer), pos % kBlockTokens);
+                    r.cache->pages(layer) + block * r.cache->bytes_per_block(), pos % kBlockTokens);
     });
   }
 };
@@ -405,7 +405,7 @@ struct Attention final : Op {
     a.q = r.buffer[q] + it.seg.row * a.q_stride;
     a.out = r.buffer[out] + it.seg.row * a.out_stride;
     a.pages = r.cache->pages(layer);
-    a.page_bytes = r.cache->page_bytes(layer);
+    a.block_bytes = r.cache->bytes_per_block();
     a.block_table = r.step->block_tables + it.seg.seq * r.step->table_width;
     a.heads = heads;
     a.kv_heads = shape.kv_heads;

@@ -74,7 +74,7 @@ struct Pass {
   // This kv head's part of a page, numbered from the span's start and perhaps beyond its end.
   const uint8_t* page(int i) const {
     const int64_t block = a.block_table[static_cast<int64_t>(span) * kSpanPages + i];
-    return a.pages + block * a.page_bytes + kv_head * kv_head_bytes(a.type, a.d, a.dv);
+    return a.pages + block * a.block_bytes + kv_head * kv_head_bytes(a.type, a.d, a.dv);
   }
   const uint8_t* values(int i) const { return page(i) + kv_values_at(a.type, a.d); }
   // A span's memory goes by as the keys of its pages, then their values, then the next span's keys: how many bytes

@@ -105,7 +105,7 @@ constexpr int kSpanTokens = 256;
 struct AttnArgs {
   const float* q; int64_t q_stride;      // row r: q + r*q_stride, [heads][d], rotated already
   float* out; int64_t out_stride;        // row r: [heads][dv]
-  uint8_t* pages; int64_t page_bytes;    // this layer's pages; page b at pages + b*page_bytes
+  uint8_t* pages; int64_t block_bytes;   // this layer's pages; the one of block b at pages + b*block_bytes
   const int32_t* block_table;            // of this sequence
   int heads, kv_heads, d, dv;
   float scale, softcap;                  // scale > 0; softcap 0: none; else cap*tanh(x/cap), before the mask

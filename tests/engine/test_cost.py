@@ -23,6 +23,10 @@ def test_certain_guesses_are_verified_by_the_dozen():
     assert best_extra(CERTAIN, 1, linear(0.05)) == 63
 
 
+def test_no_step_is_made_longer_than_it_may_be():
+    assert best_extra(CERTAIN, 1, linear(0.05), longest=linear(0.05)(16)) == 15
+
+
 def test_doubtful_guesses_are_verified_while_they_pay():
     gains = [0.7**i for i in range(1, 32)]
     assert best_extra(gains, 1, linear(0.05)) == 5

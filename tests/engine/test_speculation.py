@@ -65,7 +65,7 @@ def script(monkeypatch: pytest.MonkeyPatch):
 def eager(patch: pytest.MonkeyPatch, count: int = 5) -> None:
     """Verify `count` guesses a step from the first, as many as there are."""
 
-    def some(gains: list[float], plain: int, cost: object) -> int:
+    def some(gains: list[float], plain: int, *_: object) -> int:
         return min(len(gains), plain * count)
 
     patch.setattr(speculation_module, "best_extra", some)
@@ -299,3 +299,28 @@ def test_guesses_that_keep_failing_cost_little():
     text = [t for i in range(300) for t in (1, 2, 1000 + i)]
     counts = run(Speculation(StepCost()), [decoding(text[:51])], text, 1.0, 200)
     assert sum(map(bool, counts[-100:])) <= 60
+
+
+def test_step_that_measures_answers_alone_has_no_guesses():
+    """It leaves waiting prompts out to tell what newest tokens take; guesses would make it long and tell nothing."""
+    speculation, scheduler = Speculation(StepCost()), Scheduler(BlockManager(100), 64, lambda: 0.0)
+    speculation.cost = scheduler.budget.cost
+    text = list(range(100, 120)) * 5
+    scheduler.add(decoding(text))
+    run_alone, measured = 4, 0
+    for step in range(40):
+        if step == run_alone:
+            scheduler.add(Sequence(Request(tuple(range(2500)), GREEDY, 0, 1), list(range(2500))))
+        batch = speculation.extend(scheduler.schedule(), scheduler)
+        guesses = sum(len(work.draft) for work in batch)
+        if scheduler.budget.measuring:
+            measured += 1
+            assert not guesses
+        scheduler.learn(batch, 1.0)
+        for work in batch:
+            work.seq.computed = work.first + work.count
+            if work.decodes:
+                work.seq.tokens.append(text[len(work.seq.tokens) % 20])
+                work.seq.computed = len(work.seq.tokens) - 1
+        speculation.learn(batch)
+    assert measured

@@ -59,6 +59,7 @@ class Budget:
         self._decodes = 0
         self._lone = self._seen = 0.0
         self._begun = False  # with prompts
+        self.measuring = False  # what answers take alone, while prompts wait
 
     def open(self, decodes: int, newcomers: int = 0) -> None:
         """Set the room for prompts beside so many answers' newest tokens, while so many wait for their first.
@@ -73,7 +74,7 @@ class Budget:
             self.room = limit - self._lone
             starved = self._mixed.flat(-(-(decodes + TILE // 2) // TILE), self._lone) > limit
             if self._since >= (STARVED_PROBE if starved else PROBE) or not self.cost.near(decodes):
-                self.left = 0
+                self.measuring, self.left = True, 0
 
     def limit(self, lone: float, waiting: float = 0.0) -> float:
         """Return the seconds of a step whose running answers alone take `lone`.

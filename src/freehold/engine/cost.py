@@ -8,6 +8,7 @@ Path: Scheduler.learn -> StepCost.add, RowCost.add; Speculation.extend -> best_e
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -210,17 +211,23 @@ class MixedCost:
         return self.flat(-(-rows // TILE), lone) + self.slope * seen
 
 
-def best_extra(gains: Sequence[float], plain: int, cost: Callable[[int], float]) -> int:
+def best_extra(
+    gains: Sequence[float], plain: int, cost: Callable[[int], float], longest: float = math.inf
+) -> int:
     """Return how many guesses, likeliest first, give the most tokens a second beside `plain` lone rows.
 
-    `gains` are the chances that each guess becomes a token, falling. 0 when no number promises to pay.
+    `gains` are the chances that each guess becomes a token, falling. 0 when no number promises to pay in a step of
+    at most `longest` seconds.
     """
     best, extra = MARGIN * plain / cost(plain), 0
     expected = float(plain)
     for count, gain in enumerate(gains, 1):
         expected += gain
         if plain + count in _TRIED or count == len(gains):
-            rate = expected / cost(plain + count)
+            seconds = cost(plain + count)
+            if seconds > longest:
+                break
+            rate = expected / seconds
             if rate > best:
                 best, extra = rate, count
     return extra

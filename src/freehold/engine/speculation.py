@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from freehold.engine.budget import ITL_FACTOR, STEP_S
 from freehold.engine.cost import StepCost, best_extra
 from freehold.engine.draft import JOINED, MOST_AHEAD, DraftModel
 from freehold.engine.guess import DRAFT_PRIOR, MATCH_PRIOR, Chances, Guess
@@ -68,9 +69,9 @@ class Speculation:
     # --- before the step ---------------------------------------------------------------------------
 
     def extend(self, batch: list[Work], scheduler: Scheduler) -> list[Work]:
-        """Return the step with guesses to verify; the same step where none would pay, or prompts are in it."""
+        """Return the step with guesses to verify; the same step where none would pay, or prompts are in it or wait."""
         self._plain, self.draft_s = 0, 0.0
-        if not all(work.decodes for work in batch):
+        if scheduler.budget.measuring or not all(work.decodes for work in batch):
             return batch
         self._plain = len(batch)
         hopes = [self._hopes_of(work.seq) for work in batch]
@@ -109,7 +110,8 @@ class Speculation:
         if ranked and most > 0:
             ranked.sort()
             del ranked[most:]
-            extra = best_extra([-gain for gain, _ in ranked], len(hopes), self.cost.seconds)
+            longest = max(STEP_S, ITL_FACTOR * self.cost.seconds(len(hopes)))
+            extra = best_extra([-gain for gain, _ in ranked], len(hopes), self.cost.seconds, longest)
             for _, i in ranked[:extra]:
                 counts[i] += 1
         return counts
