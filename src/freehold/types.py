@@ -10,9 +10,51 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 Role = Literal["system", "user", "assistant", "tool"]
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 Overflow = Literal["error", "drop-oldest"]  # what to do with a chat longer than the context
 Priority = Literal["interactive", "batch"]  # whose tokens go first; batch takes what is left
+ToolChoice = Literal["auto", "none", "required"]
+FormatKind = Literal["json", "json_schema", "regex", "lark", "choice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a model may ask its caller to run. `parameters`: the JSON schema of its arguments."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One use of a tool that an assistant turn asked for."""
+
+    id: str
+    name: str
+    arguments: str  # the text of a JSON object
+
+
+@dataclass(frozen=True, slots=True)
+class ToolPiece:
+    """What a streamed tool call gained: the first piece of a call has id and name, all of them some arguments."""
+
+    index: int  # of the call within the answer
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What an answer's text must be. Thinking is free of it.
+
+    `source`: a JSON schema as text, a regular expression, a Lark grammar, or for a choice a JSON list of texts;
+    nothing for "json", which is any JSON object.
+    """
+
+    kind: FormatKind
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +64,9 @@ class Message:
     role: Role
     content: str
     thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
+    tool_call_id: str = ""  # of a tool's result: the call it answers,
+    name: str = ""  # and the tool that was called
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +135,8 @@ class Usage:
 class Chunk:
     """A piece of a streamed answer. `text` and `thinking` hold whole characters, never half of one.
 
+    A tool call's own text is never part of `text`.
+
     The last chunk carries `finish_reason` and `usage` and may be empty otherwise; the first one says
     how many messages an overflow policy removed.
     """
@@ -101,6 +148,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     dropped_messages: int = 0
+    tool_calls: tuple[ToolPiece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +163,7 @@ class Completion:
     thinking: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     dropped_messages: int = 0  # messages an overflow policy removed; never silent
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 # What one job may hold. The server refuses more in its protocol's words, the engine's side whoever sent it.
@@ -122,6 +171,8 @@ MAX_STOPS, MAX_STOP_CHARS = 16, 1024
 MAX_LOGPROBS = 20  # alternatives of a token
 MAX_BIASES = 1000
 MAX_MESSAGES = 10_000
+MAX_TOOLS = 128
+MAX_FORMAT_CHARS = 1 << 18  # of a schema, a grammar, a regular expression, or of a tool's parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +192,14 @@ class Job:
     logprobs: int | None = None
     prompt_logprobs: int | None = None  # alternatives per prompt token; with max_tokens 0: the prompt alone
     think: bool | None = None
+    think_tokens: int | None = None  # most tokens of reasoning; then it is closed and the answer begins
+    effort: str | None = None  # low, medium, high: for templates that have such a switch
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = "auto"
+    tool_name: str = ""  # with tool_choice "required": this tool and no other
+    parallel_tool_calls: bool = True  # False: one call an answer at most
+    format: Format | None = None
+    adapter: str = ""  # by name, of those the model was opened with
     overflow: Overflow = "error"
     ignore_eos: bool = False  # go on after the model's own end, to max_tokens: for load generators
     priority: Priority = "interactive"
