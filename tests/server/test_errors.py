@@ -107,7 +107,7 @@ def test_every_named_error_has_a_status():
 
 
 def test_a_long_value_is_cut_in_the_message():
-    assert len(problem(errors.UsageError("x" * 5000)).body) < 1500
+    assert len(openai_error(problem(errors.UsageError("x" * 5000)))) < 1500
 
 
 @pytest.mark.parametrize("path, status", [("/nope", 404), ("/v1/models/", 404), ("/admin/ps", 404)])

@@ -19,10 +19,10 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from freehold.errors import EngineClosed
-from freehold.server.auth import Guard
+from freehold.server.auth import Guard, Headers
 from freehold.server.contract import Models
 from freehold.server.limits import Bodies, Gone, Limits, parse, read_body, typed
-from freehold.server.problems import Problem, problem
+from freehold.server.problems import Problem, Wording, openai_error, problem
 
 if TYPE_CHECKING:
     from freehold.server.health import Health
@@ -70,6 +70,7 @@ class Call:
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
         self.tenant = ""
         self.route = "other"
+        self.wording: Wording = openai_error
         self.status = 0  # 0: nothing was sent
         self.complete = False
         self.started = time.monotonic()
@@ -135,8 +136,8 @@ class Call:
         await self.body(data)
 
     async def refuse(self, trouble: Problem) -> None:
-        """Answer with an error."""
-        await self.answer(trouble.body, trouble.status, trouble.headers)
+        """Answer with an error, in the protocol's words."""
+        await self.answer(self.wording(trouble), trouble.status, trouble.headers)
 
     def abort(self) -> None:
         """Drop the connection without waiting for the client to take what is buffered."""
@@ -160,14 +161,21 @@ class Endpoint:
 class Gate:
     """The outermost layer: guard, request id, and an answer to every exception."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], server: Server) -> None:
-        self._app, self._server = app, server
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        server: Server,
+        wording: Callable[[str, Headers], Wording] = lambda *_: openai_error,
+    ) -> None:
+        """`wording` tells by path and headers how errors are worded: some come before any route is found."""
+        self._app, self._server, self._wording = app, server, wording
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         call = scope["freehold.call"] = Call(self._server, scope, receive, send)
+        call.wording = self._wording(scope["path"], call.headers)
         try:
             call.tenant = self._server.guard.check(scope["path"], call.headers)
             await self._app(scope, receive, send)

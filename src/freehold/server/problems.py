@@ -1,13 +1,15 @@
-"""Turns every failure into a status, a body and headers; decides what a stranger may read of it.
+"""Turns every failure into a status, words and headers; decides what a stranger may read of it.
 
-Knows the error tree and HTTP; knows no route. A failure with no name here is a 500 that says nothing but its
+Knows the error tree, HTTP, and OpenAI's way to word an error, which is everybody's but those protocols' that have
+their own; knows no route. A failure with no name here is a 500 that says nothing but its
 request id: paths, addresses and prompts stay in the log.
-Path: any handler raises -> auth.Gate or sse.EventStream -> problem -> bytes
+Path: any handler raises -> auth.Gate or sse.EventStream -> problem -> Wording -> bytes
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -63,26 +65,31 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a client gets instead of an answer."""
+    """What a client gets instead of an answer, before a protocol has words for it."""
 
     status: int
-    body: bytes  # {"error": ...}
+    message: str
+    kind: str  # OpenAI's `type`
+    param: str | None = None
+    code: str | None = None
+    extra: dict[str, object] = field(default_factory=dict)
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
+Wording = Callable[[Problem], bytes]  # a protocol's error body, as JSON
+
+
 def problem(e: BaseException) -> Problem:
-    """Describe `e` in OpenAI's error shape."""
+    """Describe `e`."""
     if isinstance(e, Refused):
         kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}.get(
             e.status, INVALID
         )
         kind = SERVER if e.status >= 500 else kind
-        return Problem(e.status, _body(e.message, kind, e.param, e.code), list(e.headers))
+        return Problem(e.status, _cut(e.message), kind, e.param, e.code, headers=list(e.headers))
     if isinstance(e, FreeholdError):
         return _named(e)
-    return Problem(
-        500, _body("the server failed at this request; its log says why", SERVER, None, "internal_error")
-    )
+    return Problem(500, "the server failed at this request; its log says why", SERVER, code="internal_error")
 
 
 def _named(e: FreeholdError) -> Problem:
@@ -97,7 +104,7 @@ def _named(e: FreeholdError) -> Problem:
         headers.append((b"retry-after", b"%d" % max(1, round(e.wait_s + 0.5))))
         extra["expected_wait_s"] = round(e.wait_s, 3)
     param = "model" if code == "model_not_found" else None
-    return Problem(status, _body(message, kind, param, code, extra), headers)
+    return Problem(status, _cut(message), kind, param, code, extra, headers)
 
 
 def without_paths(message: str) -> str:
@@ -105,9 +112,11 @@ def without_paths(message: str) -> str:
     return _PATH.sub("", message)
 
 
-def _body(
-    message: str, kind: str, param: str | None, code: str | None, extra: dict[str, object] | None = None
-) -> bytes:
-    shown = message if len(message) <= _SHOWN else message[:_SHOWN] + "..."
-    error = {"message": shown, "type": kind, "param": param, "code": code, **(extra or {})}
+def _cut(message: str) -> str:
+    return message if len(message) <= _SHOWN else message[:_SHOWN] + "..."
+
+
+def openai_error(p: Problem) -> bytes:
+    """Word a problem as OpenAI does."""
+    error = {"message": p.message, "type": p.kind, "param": p.param, "code": p.code, **p.extra}
     return msgspec.json.encode({"error": error})

@@ -1,34 +1,37 @@
-"""Server-sent events: one stream to one client, with comments while nothing happens.
+"""One stream to one client, with a sign of life while nothing happens.
 
 Knows bytes and seconds; knows no protocol's events. The response begins late on purpose: an error before the first
-event still gets its own status, unless ten silent seconds passed and a comment had to go out.
-Path: openai/chat.py -> EventStream.send -> Call.body
+event still gets its own status, unless ten silent seconds passed and a beat had to go out.
+Path: Answering.stream -> EventStream.send -> Call.body
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from freehold.server.call import Call
 
+CONTENT_TYPE = b"text/event-stream; charset=utf-8"  # server-sent events
+COMMENT = b": keep-alive\n\n"  # which their readers leave out
 HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold the events back
 ]
-COMMENT = b": keep-alive\n\n"
-DONE = b"data: [DONE]\n\n"
 
 
 class EventStream:
-    """Use in `async with`: the timer for comments runs inside."""
+    """Use in `async with`: the timer for beats runs inside. `beat` writes what a client reads over."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(
+        self, call: Call, content_type: bytes = CONTENT_TYPE, beat: Callable[[], bytes] = lambda: COMMENT
+    ) -> None:
+        self._headers, self._beat = [(b"content-type", content_type), *HEADERS], beat
         self._call, self._lock = call, asyncio.Lock()
         self._every, self._patience = call.server.keep_alive_s, call.server.limits.write_s
         self._sent_at = time.monotonic()
-        self._comment: asyncio.Task[None] | None = None
+        self._beating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> EventStream:
         self._loop = asyncio.get_running_loop()
@@ -38,8 +41,8 @@ class EventStream:
 
     async def __aexit__(self, *_: object) -> None:
         self._timer.cancel()
-        if self._comment is not None:
-            self._comment.cancel()
+        if self._beating is not None:
+            self._beating.cancel()
         self._call.server.metrics.streams -= 1
 
     @property
@@ -49,22 +52,22 @@ class EventStream:
     async def send(self, data: bytes, *, more: bool = True) -> None:
         """Send whole events; waits while the client's buffers are full."""
         async with self._lock:
-            if self._call.complete:  # a comment that waited while the last event went out
+            if self._call.complete:  # a beat that waited while the last event went out
                 return
             if not self.begun:
-                await self._call.head(200, HEADERS)
+                await self._call.head(200, self._headers)
             await self._call.body(data, more=more)
             self._sent_at = time.monotonic()
 
     def _tick(self) -> None:
-        """Send a comment if nothing else went out; drop a client that takes nothing."""
+        """Send a beat if nothing else went out; drop a client that takes nothing."""
         silent = time.monotonic() - self._sent_at
         if self._lock.locked():
             if silent > self._patience:
                 self._call.abort()  # Call.while_here sees the connection go, and ends the work
             wait = 1.0
         elif silent >= self._every:
-            self._comment = self._loop.create_task(self.send(COMMENT))
+            self._beating = self._loop.create_task(self.send(self._beat()))
             wait = self._every
         else:
             wait = self._every - silent

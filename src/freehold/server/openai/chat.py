@@ -10,10 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from freehold.server.answering import Answering, Choice
 from freehold.server.call import Call
-from freehold.server.contract import Served
-from freehold.server.openai.answering import Answering, Choice, encode
-from freehold.server.openai.fields import ChatRequest, chat_job, message_strangers, seconds, strangers
+from freehold.server.durations import seconds
+from freehold.server.openai.fields import ChatRequest, chat_job, message_strangers, strangers
+from freehold.server.openai.shape import OpenAIShape, encode
 from freehold.types import Begin, Chunk, TokenLogprob
 
 
@@ -22,35 +23,26 @@ async def chat(call: Call) -> None:
     request, raw = await call.struct(ChatRequest)
     warnings = strangers(raw, ChatRequest) + message_strangers(raw["messages"])
     job = chat_job(request, call.tenant, warnings)
-    answering = Answering(
-        call,
-        ChatShape(job.logprobs is not None, bool(request.return_token_ids)),
-        [job],
-        keep_alive=seconds(request.keep_alive),
-        warnings=warnings,
+    options = request.stream_options
+    shape = ChatShape(
+        bool(options and options.include_usage),
+        logprobs=job.logprobs is not None,
+        ids=bool(request.return_token_ids),
     )
-    if request.stream:
-        options = request.stream_options
-        await answering.stream(request.model, bool(options and options.include_usage))
-    else:
-        await answering.whole(request.model)
+    answering = Answering(call, shape, [job], keep_alive=seconds(request.keep_alive), warnings=warnings)
+    await (answering.stream if request.stream else answering.whole)(request.model)
 
 
-class ChatShape:
+class ChatShape(OpenAIShape):
     """chat.completion and chat.completion.chunk."""
 
     object, event, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, logprobs: bool, ids: bool) -> None:
+    def __init__(self, include_usage: bool, *, logprobs: bool, ids: bool) -> None:
+        super().__init__(include_usage)
         self._logprobs, self._ids = logprobs, ids
-        self._head = b""
 
-    def head(self, common: bytes) -> None:
-        self._head = b"data: " + common + b',"choices":[{"index":'
-
-    async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None: ...
-
-    def opened(self, choice: int, begin: Begin, tail: bytes) -> bytes:
+    def first(self, choice: int, begin: Begin, tail: bytes) -> bytes:
         return self._event(choice, b'{"role":"assistant","content":""}', b"null", tail)
 
     def piece(self, choice: int, chunk: Chunk) -> bytes:
@@ -71,10 +63,10 @@ class ChatShape:
             out += b',"token_ids":' + encode(chunk.token_ids)
         return out
 
-    def end(self, choice: int, reason: str, tail: bytes) -> bytes:
+    def last(self, choice: int, reason: str, tail: bytes) -> bytes:
         return self._event(choice, b"{}", encode(reason), tail)
 
-    def choice(self, choice: Choice, begin: Begin) -> dict[str, Any]:
+    def choice(self, choice: Choice) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": "".join(choice.text), "refusal": None}
         if choice.thinking:
             message["reasoning_content"] = message["reasoning"] = "".join(choice.thinking)

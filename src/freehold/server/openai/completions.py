@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+from freehold.server.answering import Answering, Choice
 from freehold.server.call import Call
 from freehold.server.contract import Served
-from freehold.server.openai.answering import Answering, Choice, encode
+from freehold.server.durations import seconds
 from freehold.server.openai.chat import chat_logprobs, finite
-from freehold.server.openai.fields import CompletionRequest, completion_jobs, seconds, strangers
+from freehold.server.openai.fields import CompletionRequest, completion_jobs, strangers
+from freehold.server.openai.shape import OpenAIShape, encode
 from freehold.types import Begin, Chunk, Job, TokenLogprob
 
 
@@ -24,33 +26,33 @@ async def completions(call: Call) -> None:
     request, raw = await call.struct(CompletionRequest)
     warnings = strangers(raw, CompletionRequest)
     jobs = completion_jobs(request, call.tenant)
+    options = request.stream_options
     shape = TextShape(
-        jobs, bool(request.echo), logprobs=request.logprobs is not None, ids=bool(request.return_token_ids)
+        bool(options and options.include_usage),
+        jobs,
+        echo=bool(request.echo),
+        logprobs=request.logprobs is not None,
+        ids=bool(request.return_token_ids),
     )
     answering = Answering(call, shape, jobs, keep_alive=seconds(request.keep_alive), warnings=warnings)
-    if request.stream:
-        options = request.stream_options
-        await answering.stream(request.model, bool(options and options.include_usage))
-    else:
-        await answering.whole(request.model)
+    await (answering.stream if request.stream else answering.whole)(request.model)
 
 
-class TextShape:
+class TextShape(OpenAIShape):
     """text_completion, streamed and whole."""
 
     object = event = "text_completion"
     prefix = "cmpl"
 
-    def __init__(self, jobs: Sequence[Job], echo: bool, *, logprobs: bool, ids: bool) -> None:
+    def __init__(
+        self, include_usage: bool, jobs: Sequence[Job], *, echo: bool, logprobs: bool, ids: bool
+    ) -> None:
+        super().__init__(include_usage)
         self._jobs, self._echo, self._logprobs, self._ids = jobs, echo, logprobs, ids
         self._echoes: dict[
             int, tuple[str, bytes]
         ] = {}  # choice -> its prompt, and what the first token writes
         self._offsets: dict[int, int] = {}
-        self._head = b""
-
-    def head(self, common: bytes) -> None:
-        self._head = b"data: " + common + b',"choices":[{"index":'
 
     async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
         if not self._echo:
@@ -60,7 +62,7 @@ class TextShape:
         first = b"".join(await served.token_texts(begin.prompt_ids[:1])) if self._logprobs else b""
         self._echoes |= dict.fromkeys(choices, (text, first))
 
-    def opened(self, choice: int, begin: Begin, tail: bytes) -> bytes:
+    def first(self, choice: int, begin: Begin, tail: bytes) -> bytes:
         text, _ = self._echoes.get(choice, ("", b""))
         scored = self._prompt_logprobs(choice, begin) if self._logprobs and self._echo else None
         return self._event(choice, text, encode(scored), b"null", tail)
@@ -74,15 +76,15 @@ class TextShape:
         logprobs = encode(self._table(choice, chunk.logprobs)) if scored else b"null"
         return self._event(choice, text, logprobs, b"null", b"", ids)
 
-    def end(self, choice: int, reason: str, tail: bytes) -> bytes:
+    def last(self, choice: int, reason: str, tail: bytes) -> bytes:
         return self._event(choice, "", b"null", encode(reason), tail)
 
-    def choice(self, choice: Choice, begin: Begin) -> dict[str, Any]:
+    def choice(self, choice: Choice) -> dict[str, Any]:
         text, logprobs = "".join(choice.thinking) + "".join(choice.text), None
         if self._echo:
             text = self._echoes[choice.index][0] + text
         if self._logprobs:
-            asked = self._prompt_logprobs(choice.index, begin) if self._echo else {}
+            asked = self._prompt_logprobs(choice.index, choice.begin) if self._echo else {}
             made = self._table(choice.index, choice.logprobs)
             logprobs = {name: asked.get(name, []) + column for name, column in made.items()}
         out = {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": choice.reason}

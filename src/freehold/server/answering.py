@@ -1,40 +1,33 @@
 """Takes the jobs of one request through a model, and feeds their chunks to a shape, streamed or whole.
 
-The shape (chat or completion) knows the wire; this file knows order: begin, chunks, end, receipt; and who is told when
-it goes wrong. Knows no field of a request.
-Path: chat.py / completions.py -> Answering.run -> Served.start -> Stream -> Shape -> EventStream or Call
+The shape (a route of one of the protocols) knows the wire; this file knows order: begin, chunks, end; and who is told
+when it goes wrong. Knows no field of a request and no protocol.
+Path: openai/chat.py and its like -> Answering.run -> Served.start -> Stream -> Shape -> EventStream or Call
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Protocol
 
-import msgspec
-
-import freehold
 from freehold.errors import DeadlineExceeded, EngineClosed, EngineLost, FreeholdError, Overloaded
 from freehold.server.call import Call
 from freehold.server.contract import Served, Stream
 from freehold.server.limits import Gone
 from freehold.server.metrics import PerModel
-from freehold.server.openai.receipt import Tally, context
 from freehold.server.problems import Problem, problem
-from freehold.server.sse import DONE, EventStream
-from freehold.types import Begin, Chunk, Job, TokenLogprob
+from freehold.server.receipt import Tally
+from freehold.server.sse import EventStream
+from freehold.types import Begin, Chunk, Job, TokenLogprob, ToolCall
 
-FINGERPRINT = f"freehold-{freehold.__version__}"
-ABREAST = (
-    64  # prompts of one request that are under way at a time: more would fill the queue with one client's
-)
+# Prompts of one request that are under way at a time: more would fill the queue with one client's.
+ABREAST = 64
 _log = logging.getLogger("freehold.server")
-encode = msgspec.json.encode
 
 
 @dataclass(slots=True)
@@ -42,51 +35,74 @@ class Choice:
     """One answer, as far as it has come."""
 
     index: int
+    begin: Begin
     text: list[str] = field(default_factory=list)
     thinking: list[str] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: str | None = None
 
     def add(self, chunk: Chunk) -> None:
+        """Take in what came."""
         if chunk.text:
             self.text.append(chunk.text)
         if chunk.thinking:
             self.thinking.append(chunk.thinking)
+        for piece in chunk.tool_calls:
+            if piece.index == len(self.tool_calls):
+                self.tool_calls.append(ToolCall(piece.id, piece.name, ""))
+            call = self.tool_calls[piece.index]
+            self.tool_calls[piece.index] = replace(call, arguments=call.arguments + piece.arguments)
         self.token_ids += chunk.token_ids
         self.logprobs += chunk.logprobs
+        self.reason = chunk.finish_reason or self.reason
 
 
 class Shape(Protocol):
-    """How a route writes its answers."""
+    """How a route writes its answers. Streams come in pieces, b"" for nothing to show."""
 
-    object: str
-    event: str  # the object of an event
-    prefix: str  # of the id
+    content_type: bytes  # of a stream
 
-    def head(self, common: bytes) -> None:
-        """Take what all events begin with: a JSON object that is not closed."""
+    def bind(self, model: str, tally: Tally) -> None:
+        """Take what every answer names, before anything else. `tally` fills as the answers come."""
         ...
 
     async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
         """Ask the model for what the shape needs before a job's first chunk."""
         ...
 
-    def opened(self, choice: int, begin: Begin, tail: bytes) -> bytes:
-        """Return the events that come before any chunk of a choice; `tail` goes in behind the choices."""
+    def opened(self, choice: int, begin: Begin) -> bytes:
+        """Begin a choice; sent with its first piece."""
         ...
 
     def piece(self, choice: int, chunk: Chunk) -> bytes:
-        """Return the event for a chunk, b"" if it holds nothing to show."""
+        """Write a chunk's text, thinking and tool calls."""
         ...
 
-    def end(self, choice: int, reason: str, tail: bytes) -> bytes:
-        """Return the event that ends a choice; `tail` goes in behind the choices."""
+    def end(self, choice: int, reason: str, last: bool) -> bytes:
+        """End a choice. `last`: the others have ended, and the tally is whole."""
         ...
 
-    def choice(self, choice: Choice, begin: Begin) -> dict[str, Any]:
-        """Return a finished choice of a whole answer."""
+    def closing(self) -> bytes:
+        """End a stream that went well."""
         ...
+
+    def failed(self, trouble: Problem) -> bytes:
+        """End a stream that did not."""
+        ...
+
+    def beat(self) -> bytes:
+        """Write what says nothing, while nothing happens."""
+        ...
+
+    def whole(self, choices: Sequence[Choice]) -> object:
+        """Return the answer as one JSON value."""
+        ...
+
+
+Sink = Callable[[int, list[tuple[int, Chunk]]], Awaitable[None]]
+Opened = Callable[[int, Begin], Awaitable[None]]
 
 
 class Answering:
@@ -103,8 +119,6 @@ class Answering:
     ) -> None:
         self.call, self.shape, self.jobs = call, shape, jobs
         self._keep_alive = keep_alive
-        self.id = f"{shape.prefix}-{secrets.token_hex(12)}"
-        self.created = int(time.time())
         self.tally = Tally(len(jobs), call.started, warnings)
         self._open = sum(job.n for job in jobs)
         self._first = [0, *accumulate(job.n for job in jobs)]  # number of each job's first choice
@@ -113,68 +127,61 @@ class Answering:
         self._record: PerModel | None = None
 
     async def whole(self, model: str) -> None:
-        """Answer with one JSON object."""
-        self._model = model
-        choices = [Choice(i) for i in range(self._open)]
-        first = self._first
+        """Answer with one JSON value."""
+        self._bind(model)
+        choices: dict[int, Choice] = {}
+
+        async def opened(job: int, begin: Begin) -> None:
+            choices.update((i, Choice(i, begin)) for i in self._choices(job))
 
         async def keep(job: int, chunks: list[tuple[int, Chunk]]) -> None:
             for index, chunk in chunks:
-                choice = choices[first[job] + index]
-                choice.add(chunk)
-                if chunk.finish_reason is not None:
-                    choice.reason = chunk.finish_reason
+                choices[self._first[job] + index].add(chunk)
 
-        async def ignore(job: int, begin: Begin) -> None: ...
+        await self.call.while_here(self._run(opened, keep))
+        await self.call.answer(self.shape.whole([choices[i] for i in sorted(choices)]))
 
-        await self.call.while_here(self._run(ignore, keep))
-        made: list[dict[str, Any]] = []
-        for job, begin in enumerate(self.tally.begins):
-            assert begin is not None
-            made += [self.shape.choice(c, begin) for c in choices[first[job] : first[job + 1]]]
-        await self.call.answer(
-            {
-                **self._common(),
-                "object": self.shape.object,
-                "choices": made,
-                "usage": self.tally.usage(),
-                "freehold": self.tally.receipt(),
-            }
-        )
-
-    async def stream(self, model: str, include_usage: bool) -> None:
-        """Answer with server-sent events; whatever happens, the last one says how it ended."""
-        self._model = model
-        first = self._first
-        self.shape.head(encode({**self._common(), "object": self.shape.event})[:-1])
-        async with EventStream(self.call) as events:
+    async def stream(self, model: str) -> None:
+        """Answer in pieces; whatever happens, the last one says how it ended."""
+        self._bind(model)
+        async with EventStream(self.call, self.shape.content_type, self.shape.beat) as events:
             # They go out with the first chunk: clients take the first event for the first token, and time it.
             openings: dict[int, bytes] = {}
 
             async def opened(job: int, begin: Begin) -> None:
-                tail = b',"freehold":' + encode({"context": context(begin)})
-                openings[job] = b"".join(self.shape.opened(i, begin, tail) for i in self._choices(job))
+                openings[job] = b"".join(self.shape.opened(i, begin) for i in self._choices(job))
 
             async def send(job: int, chunks: list[tuple[int, Chunk]]) -> None:
-                data = [self._events(first[job] + index, chunk, include_usage) for index, chunk in chunks]
-                if any(data):
-                    await events.send(openings.pop(job, b"") + b"".join(data))
+                data = b"".join(self._pieces(self._first[job] + index, chunk) for index, chunk in chunks)
+                if data:
+                    await events.send(openings.pop(job, b"") + data)
 
             try:
                 await self.call.while_here(self._run(opened, send))
-                last = self._usage_event(include_usage) + DONE
+                last = self.shape.closing()
             except Gone:
                 raise
             except Exception as e:
                 if not events.begun:
                     raise
-                last = b"data: " + self._failed(e).body + b"\n\n" + DONE
+                last = self.shape.failed(self._trouble(e))
             await events.send(last, more=False)
+
+    def _bind(self, model: str) -> None:
+        self._model = model
+        self.shape.bind(model, self.tally)
+
+    def _pieces(self, choice: int, chunk: Chunk) -> bytes:
+        data = self.shape.piece(choice, chunk)
+        if chunk.finish_reason is not None:
+            self._open -= 1
+            data += self.shape.end(choice, chunk.finish_reason, self._open == 0)
+        return data
 
     async def _run(
         self,
-        opened: Callable[[int, Begin], Awaitable[None]],
-        sink: Callable[[int, list[tuple[int, Chunk]]], Awaitable[None]],
+        opened: Opened,
+        sink: Sink,
     ) -> None:
         served = await self._served()
         record = self._record = self.call.server.metrics.of(served.name)
@@ -214,8 +221,8 @@ class Answering:
         self,
         served: Served,
         job: int,
-        opened: Callable[[int, Begin], Awaitable[None]],
-        sink: Callable[[int, list[tuple[int, Chunk]]], Awaitable[None]],
+        opened: Opened,
+        sink: Sink,
     ) -> None:
         async with self._abreast:
             await self._follow(served, job, opened, sink)
@@ -224,8 +231,8 @@ class Answering:
         self,
         served: Served,
         job: int,
-        opened: Callable[[int, Begin], Awaitable[None]],
-        sink: Callable[[int, list[tuple[int, Chunk]]], Awaitable[None]],
+        opened: Opened,
+        sink: Sink,
     ) -> None:
         stream = await served.start(self._left(self.jobs[job]), self._keep_alive)
         try:
@@ -237,9 +244,7 @@ class Answering:
         finally:
             await stream.aclose()
 
-    async def _read(
-        self, stream: Stream, job: int, sink: Callable[[int, list[tuple[int, Chunk]]], Awaitable[None]]
-    ) -> None:
+    async def _read(self, stream: Stream, job: int, sink: Sink) -> None:
         record, started = self._record, self.call.started
         assert record is not None
         firsts: dict[int, float] = {}
@@ -273,39 +278,10 @@ class Answering:
         self.tally.ended(job, chunk.usage)
         record.ended(chunk.finish_reason or "", chunk.usage, first_s, whole_s)
 
-    def _events(self, choice: int, chunk: Chunk, include_usage: bool) -> bytes:
-        data = self.shape.piece(choice, chunk)
-        if chunk.finish_reason is not None:
-            self._open -= 1
-            last = self._open == 0 and not include_usage
-            tail = b',"freehold":' + encode(self.tally.receipt()) if last else b""
-            data += self.shape.end(choice, chunk.finish_reason, tail)
-        return data
-
-    def _usage_event(self, include_usage: bool) -> bytes:
-        if not include_usage:
-            return b""
-        event = {
-            **self._common(),
-            "object": self.shape.event,
-            "choices": [],
-            "usage": self.tally.usage(),
-            "freehold": self.tally.receipt(),
-        }
-        return b"data: " + encode(event) + b"\n\n"
-
     def _choices(self, job: int) -> range:
         return range(self._first[job], self._first[job + 1])
 
-    def _common(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "created": self.created,
-            "model": self._model,
-            "system_fingerprint": FINGERPRINT,
-        }
-
-    def _failed(self, e: Exception) -> Problem:
+    def _trouble(self, e: Exception) -> Problem:
         trouble = problem(e)
         if trouble.status == 500:
             _log.error("request %s failed", self.call.request_id.decode(), exc_info=e)

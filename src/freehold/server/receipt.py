@@ -1,7 +1,7 @@
 """What one request really used: tokens, context, sampling, seconds. Every answer carries it.
 
-Knows what engines said at the begin and at the end of each answer; knows no wire but its own two objects.
-Path: Answering -> Tally -> `usage` and `freehold` of an answer or of a stream's last event
+Knows what engines said at the begin and at the end of each answer; knows no protocol, only its own receipt.
+Path: Answering -> Tally -> a shape's counts, and the receipt in its answer or in its stream's last event
 """
 
 from __future__ import annotations
@@ -39,23 +39,32 @@ class Tally:
         """Note an answer's end."""
         self._usages[job].append(usage)
 
-    def usage(self) -> dict[str, Any]:
-        """Return OpenAI's counts, over all jobs and their answers."""
-        prompt = sum(len(b.prompt_ids) for b in self.begins if b is not None)
-        made = sum(u.completion_tokens for usages in self._usages for u in usages)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": made,
-            "total_tokens": prompt + made,
-            "prompt_tokens_details": {"cached_tokens": self._cached()},
-        }
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(len(b.prompt_ids) for b in self.begins if b is not None)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(u.completion_tokens for u in self.usages)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompts that were not computed again."""
+        return sum(max((u.cached_tokens for u in usages), default=0) for usages in self._usages)
+
+    @property
+    def usages(self) -> list[Usage]:
+        """What each answer that ended has used."""
+        return [u for usages in self._usages for u in usages]
 
     def receipt(self) -> dict[str, Any]:
         """Return the whole receipt; with several prompts the first one's context, and the longest answer's use."""
         begin = next(b for b in self.begins if b is not None)
-        used = max((u.prompt_tokens + u.completion_tokens for u in self._all()), default=0)
+        used = max((u.prompt_tokens + u.completion_tokens for u in self.usages), default=0)
         return {
-            "context": {**context(begin), "used": used, "cached": self._cached()},
+            "context": {**context(begin), "used": used, "cached": self.cached_tokens},
             "sampling": msgspec.to_builtins(begin.sampling),
             "max_tokens": begin.max_tokens,
             "timings": self._timings(),
@@ -63,7 +72,7 @@ class Tally:
         }
 
     def _timings(self) -> dict[str, Any]:
-        usages = self._all()
+        usages = self.usages
         return {
             "prefill_s": round(max((u.prefill_s for u in usages), default=0.0), 6),
             "decode_s": round(max((u.decode_s for u in usages), default=0.0), 6),
@@ -71,12 +80,6 @@ class Tally:
             "drafted_tokens": sum(u.drafted_tokens for u in usages),
             "accepted_tokens": sum(u.accepted_tokens for u in usages),
         }
-
-    def _all(self) -> list[Usage]:
-        return [u for usages in self._usages for u in usages]
-
-    def _cached(self) -> int:
-        return sum(max((u.cached_tokens for u in usages), default=0) for usages in self._usages)
 
 
 def context(begin: Begin) -> dict[str, int]:

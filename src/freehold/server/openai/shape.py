@@ -1,0 +1,111 @@
+"""What OpenAI's generating answers share: ids, the frame of an event, usage, the receipt, how a stream ends.
+
+Knows JSON and server-sent events; a subclass knows its choices.
+Path: Answering -> ChatShape or TextShape -> bytes
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+import freehold
+from freehold.server import sse
+from freehold.server.answering import Choice
+from freehold.server.contract import Served
+from freehold.server.problems import Problem, openai_error
+from freehold.server.receipt import Tally, context
+from freehold.types import Begin, Chunk
+
+FINGERPRINT = f"freehold-{freehold.__version__}"
+DONE = b"data: [DONE]\n\n"
+encode = msgspec.json.encode
+
+
+class OpenAIShape(ABC):
+    """Implements answering.Shape but for what a choice looks like."""
+
+    object: str  # of a whole answer
+    event: str  # of an event
+    prefix: str  # of the id
+    content_type = sse.CONTENT_TYPE
+
+    def __init__(self, include_usage: bool) -> None:
+        self._include_usage = include_usage
+        self._common: dict[str, Any] = {}
+        self._head = b""
+
+    def bind(self, model: str, tally: Tally) -> None:
+        self._tally = tally
+        self._common = {
+            "id": f"{self.prefix}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": FINGERPRINT,
+        }
+        opened = encode({**self._common, "object": self.event})[:-1]
+        self._head = b"data: " + opened + b',"choices":[{"index":'
+
+    async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
+        """Ask nothing."""
+        return
+
+    def opened(self, choice: int, begin: Begin) -> bytes:
+        return self.first(choice, begin, b',"freehold":' + encode({"context": context(begin)}))
+
+    @abstractmethod
+    def piece(self, choice: int, chunk: Chunk) -> bytes: ...
+
+    def end(self, choice: int, reason: str, last: bool) -> bytes:
+        shown = last and not self._include_usage
+        return self.last(choice, reason, b',"freehold":' + encode(self._tally.receipt()) if shown else b"")
+
+    def closing(self) -> bytes:
+        if not self._include_usage:
+            return DONE
+        return b"data: " + encode({**self._common, "object": self.event, **self._ending([])}) + b"\n\n" + DONE
+
+    def failed(self, trouble: Problem) -> bytes:
+        return b"data: " + openai_error(trouble) + b"\n\n" + DONE
+
+    def beat(self) -> bytes:
+        return sse.COMMENT
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        made = [self.choice(choice) for choice in choices]
+        return {**self._common, "object": self.object, **self._ending(made)}
+
+    def _ending(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"choices": choices, "usage": usage(self._tally), "freehold": self._tally.receipt()}
+
+    # --- what a choice looks like; `tail` goes in behind the choices ----------------------------------
+
+    @abstractmethod
+    def first(self, choice: int, begin: Begin, tail: bytes) -> bytes:
+        """Return the events that come before any chunk of a choice."""
+        ...
+
+    @abstractmethod
+    def last(self, choice: int, reason: str, tail: bytes) -> bytes:
+        """Return the event that ends a choice."""
+        ...
+
+    @abstractmethod
+    def choice(self, choice: Choice) -> dict[str, Any]:
+        """Return a finished choice of a whole answer."""
+        ...
+
+
+def usage(tally: Tally) -> dict[str, Any]:
+    """Return OpenAI's counts, over all jobs and their answers."""
+    return {
+        "prompt_tokens": tally.prompt_tokens,
+        "completion_tokens": tally.completion_tokens,
+        "total_tokens": tally.prompt_tokens + tally.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": tally.cached_tokens},
+    }
