@@ -6,7 +6,7 @@ import pytest
 
 from freehold import errors
 from freehold.errors import FreeholdError
-from freehold.server.problems import STATUS, problem, without_paths
+from freehold.server.problems import STATUS, openai_error, problem, without_paths
 from tests.server.fakes import Script, failing
 from tests.server.test_chat import CHAT, events
 
