@@ -88,8 +88,8 @@ Unix socket that only its owner reaches; an address that others can reach needs 
 `/health` wants `Authorization: Bearer KEY` (or `X-Api-Key`). Without a key, a request whose `Host` or `Origin` is not
 of this machine is refused, so that no web page reaches the server.
 
-A field is honoured, or refused by name because leaving it out would change the answer (`tools`, `response_format`,
-images, ...), or named in `freehold.warnings`. A wrong value is refused with the field, the value and what was
+A field is honoured, or refused by name because leaving it out would change the answer (`tools`, images,
+...), or named in `freehold.warnings`. A wrong value is refused with the field, the value and what was
 expected. `null` means that a field was not given.
 """
 HTTP_ANSWERS = """## Answers

@@ -20,6 +20,7 @@ EXPORTS = [
     "Chunk",
     "Completion",
     "FakeModel",
+    "Format",
     "FreeholdError",
     "Message",
     "SamplingParams",

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from freehold.errors import FreeholdError
     from freehold.fake import FakeModel
     from freehold.local import LLM, load
-    from freehold.types import ChatModel, Chunk, Completion, Message, SamplingParams, TokenLogprob, Usage
+    from freehold.types import (
+        ChatModel,
+        Chunk,
+        Completion,
+        Format,
+        Message,
+        SamplingParams,
+        TokenLogprob,
+        Usage,
+    )
 
 __version__ = "0.1.0"
 
@@ -29,6 +38,7 @@ __all__ = [
     "Chunk",
     "Completion",
     "FakeModel",
+    "Format",
     "FreeholdError",
     "Message",
     "SamplingParams",
@@ -45,6 +55,7 @@ _HOMES = {
         "ChatModel",
         "Chunk",
         "Completion",
+        "Format",
         "Message",
         "SamplingParams",
         "TokenLogprob",

@@ -13,7 +13,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from freehold.errors import EngineClosed, UsageError
-from freehold.types import Chunk, FinishReason, Message, Overflow, SamplingParams, Usage
+from freehold.types import (
+    Chunk,
+    FinishReason,
+    Format,
+    FormatLike,
+    Message,
+    Overflow,
+    SamplingParams,
+    Usage,
+    as_format,
+)
 
 _WORD = re.compile(r"\s*\S+|\s+")
 
@@ -38,6 +48,7 @@ class Call:
     logprobs: int | None
     think: bool | None
     overflow: Overflow
+    format: Format | None = None
 
 
 @dataclass
@@ -66,11 +77,13 @@ class FakeModel:
         logprobs: int | None = None,
         think: bool | None = None,
         overflow: Overflow = "error",
+        format: FormatLike = None,
     ) -> Iterator[Chunk]:
         """Yield the next reply word by word; raise UsageError when the script is over."""
         if self.closed:
             raise EngineClosed(f"{self.name} is closed")
-        self.calls.append(Call(tuple(messages), max_tokens, sampling, tuple(stop), logprobs, think, overflow))
+        asked = (tuple(messages), max_tokens, sampling, tuple(stop), logprobs, think, overflow)
+        self.calls.append(Call(*asked, as_format(format)))
         reply = next(self._script, None)
         if reply is None:
             raise UsageError(f"{self.name} was asked {len(self.calls)} times and has fewer replies")

@@ -31,12 +31,14 @@ from freehold.errors import (
 from freehold.types import (
     Chunk,
     FinishReason,
+    FormatLike,
     Message,
     ModelInfo,
     Overflow,
     SamplingParams,
     TokenLogprob,
     Usage,
+    as_format,
 )
 
 if TYPE_CHECKING:
@@ -178,12 +180,16 @@ class RemoteModel:
         logprobs: int | None = None,
         think: bool | None = None,
         overflow: Overflow = "error",
+        format: FormatLike = None,
     ) -> Iterator[Chunk]:
         """Answer a chat piece by piece; closing the iterator cancels the answer at the server.
 
         Raises what the server raised, ServerUnreachable, or UpstreamFailed for a stream without an end.
         """
-        body = {"messages": [_message(m) for m in messages], **self._asked(max_tokens, sampling, stop)}
+        body = {
+            "messages": [_message(m) for m in messages],
+            **self._asked(max_tokens, sampling, stop, format),
+        }
         if think is not None:
             body["think"] = think
         if overflow != "error":
@@ -200,16 +206,21 @@ class RemoteModel:
         sampling: SamplingParams | None = None,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
+        format: FormatLike = None,
     ) -> Iterator[Chunk]:
         """Continue text, or token ids, as they are."""
         text = prompt if isinstance(prompt, str) else list(prompt)
-        body = {"prompt": text, **self._asked(max_tokens, sampling, stop)}
+        body = {"prompt": text, **self._asked(max_tokens, sampling, stop, format)}
         if logprobs is not None:
             body["logprobs"] = logprobs
         return self._chunks("/v1/completions", body)
 
     def _asked(
-        self, max_tokens: int | None, sampling: SamplingParams | None, stop: Sequence[str]
+        self,
+        max_tokens: int | None,
+        sampling: SamplingParams | None,
+        stop: Sequence[str],
+        format: FormatLike,
     ) -> dict[str, Any]:
         """Build the part of a request that chats and texts share."""
         body: dict[str, Any] = {"model": self.name, "stream": True, "stream_options": {"include_usage": True}}
@@ -219,6 +230,7 @@ class RemoteModel:
             body["max_tokens"] = max_tokens
         if stop:
             body["stop"] = list(stop)
+        body |= _format(format)
         return body | _sampling(sampling, everything=self._info is not None)
 
     def _chunks(self, path: str, body: Mapping[str, Any]) -> Iterator[Chunk]:
@@ -253,6 +265,28 @@ def _no_address(where: str, e: Exception) -> UsageError:
 def _message(m: Message) -> dict[str, str]:
     said = {"role": m.role, "content": m.content}
     return said | {"reasoning_content": m.thinking} if m.thinking else said
+
+
+def _format(given: FormatLike) -> dict[str, Any]:
+    """Return a format as request fields: OpenAI's for JSON, vLLM's for what OpenAI has no name for."""
+    format = as_format(given)
+    if format is None:
+        return {}
+    if format.kind == "json":
+        return {"response_format": {"type": "json_object"}}
+    if format.kind == "json_schema":
+        schema = {"name": "answer", "schema": _parsed(format.source), "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    if format.kind == "choice":
+        return {"structured_outputs": {"choice": _parsed(format.source)}}
+    return {"structured_outputs": {"grammar" if format.kind == "lark" else "regex": format.source}}
+
+
+def _parsed(source: str) -> Any:
+    try:
+        return msgspec.json.decode(source)
+    except msgspec.DecodeError as e:
+        raise UsageError(f"format: {e}") from e
 
 
 def _sampling(sampling: SamplingParams | None, *, everything: bool) -> dict[str, Any]:

@@ -5,9 +5,12 @@ Frozen dataclasses, and the limits of what strangers send in them; no I/O, no ar
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
+
+from freehold.errors import UsageError
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
@@ -55,6 +58,24 @@ class Format:
 
     kind: FormatKind
     source: str = ""
+
+
+# What a caller may give for a format: a JSON schema, "json" for any object, or a Format.
+FormatLike = Format | Mapping[str, object] | Literal["json"] | None
+
+
+def as_format(given: FormatLike) -> Format | None:
+    """Return the format that a caller means. Raises UsageError for what is none."""
+    if given is None or isinstance(given, Format):
+        return given
+    if given == "json":
+        return Format("json")
+    if not isinstance(given, Mapping):
+        raise UsageError(f"format is {given!r}", 'give a JSON schema as a dict, "json", or a freehold.Format')
+    try:
+        return Format("json_schema", json.dumps(given))
+    except (TypeError, ValueError, RecursionError) as e:
+        raise UsageError(f"format is no JSON schema: {e}") from e
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +302,13 @@ class ChatModel(Protocol):
         logprobs: int | None = None,
         think: bool | None = None,
         overflow: Overflow = "error",
+        format: FormatLike = None,
     ) -> Iterator[Chunk]:
         """Answer `messages` piece by piece. `sampling` None: the model's own defaults.
 
         `think` None leaves reasoning to the model's template; True or False raises UsageError where the
-        model has no such switch. Raises ContextOverflow when the chat is too long and `overflow` is "error".
+        model has no such switch. `format`: what the text must be. Raises ContextOverflow when
+        the chat is too long and `overflow` is "error".
         """
         ...
 

@@ -15,6 +15,7 @@ from freehold.engine import scheduler as scheduler_module
 from freehold.engine.capacity import KV_TYPES, KvType
 from freehold.models.loader import LoadedModel
 from freehold.types import SamplingParams
+from tests.engine.formats import FORMATS, TOKENIZER, constraint
 from tests.engine.test_speculation import eager
 
 CONTEXT, BLOCKS = 96, 3  # a pool too small for all, so that sequences are preempted
@@ -53,6 +54,8 @@ def batches(draw: st.DrawFn) -> list[Ask]:
             "stop_ids": draw(st.sets(st.integers(5, 250), max_size=20)),
             "logprobs": draw(st.sampled_from([None, 2])),
         }
+        if (format := draw(st.sampled_from([None, *FORMATS]))) is not None:
+            options |= {"constraint": constraint(format), "stop_ids": TOKENIZER.eos_ids}
         sharing = {
             "priority": draw(st.sampled_from(["interactive", "batch"])),
             "tenant": draw(st.sampled_from(["", "a"])),
@@ -100,7 +103,7 @@ def pumped(engine: Engine, running: list[Generation]) -> list[list[TokenOut]]:
 @pytest.mark.parametrize("name", ["model", "sliding"])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), asks=batches(), kv_type=st.sampled_from(KV_TYPES))
-def test_batches_chunks_threads_preemption_hits_forks_deaths_and_guesses_change_no_bit(
+def test_batches_chunks_threads_preemption_hits_forks_deaths_guesses_and_formats_change_no_bit(
     name: str, request: pytest.FixtureRequest, data: st.DataObject, asks: list[Ask], kv_type: KvType
 ):
     model: LoadedModel = request.getfixturevalue(name)

@@ -10,7 +10,7 @@ import pytest
 
 from freehold.local import jobs
 from freehold.server.openai import fields as limits
-from freehold.types import Message
+from freehold.types import MAX_FORMAT_CHARS, Message
 from tests.server.conftest import Running
 from tests.server.fakes import Script
 
@@ -245,8 +245,7 @@ def test_unknown_fields_are_named_in_warnings_with_the_nearest_name(serving):
     [
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
         {"tool_choice": "required"},
-        {"response_format": {"type": "json_object"}},
-        {"guided_json": {}},
+        {"structural_tag": {}},
         {"best_of": 3},
         {"min_tokens": 4},
         {"prompt_logprobs": 1},
@@ -320,3 +319,56 @@ def test_a_missing_field_is_named(serving):
     answer = serving().client.post("/v1/chat/completions", json={"model": "fake:1b"})
     assert answer.status_code == 400
     assert answer.json()["error"]["message"] == "messages is missing"
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+NAMED = {"name": "x", "schema": SCHEMA, "strict": True}
+
+
+@pytest.mark.parametrize(
+    "fields, kind, source",
+    [
+        ({"response_format": {"type": "json_object"}}, "json", ""),
+        ({"response_format": {"type": "json_schema", "json_schema": NAMED}}, "json_schema", SCHEMA),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, "json_schema", SCHEMA),
+        ({"structured_outputs": {"json": SCHEMA}}, "json_schema", SCHEMA),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, "json_schema", SCHEMA),
+        ({"structured_outputs": {"json_object": True}}, "json", ""),
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
+        ({"structured_outputs": {"choice": ["é", "b"]}}, "choice", ["é", "b"]),
+        ({"structured_outputs": {"grammar": 'start: "a"'}}, "lark", 'start: "a"'),
+        ({"guided_json": SCHEMA}, "json_schema", SCHEMA),
+        ({"guided_regex": "a+"}, "regex", "a+"),
+        ({"guided_choice": ["a"]}, "choice", ["a"]),
+        ({"guided_grammar": 'start: "a"'}, "lark", 'start: "a"'),
+        ({"json_schema": SCHEMA}, "json_schema", SCHEMA),
+        ({"grammar": 'start: "a"'}, "lark", 'start: "a"'),
+        ({"response_format": {"type": "text"}, "guided_regex": "a"}, "regex", "a"),
+    ],
+)  # fmt: skip
+def test_format_is_taken_from_every_name_it_has(serving, fields, kind: str, source: Any):
+    server = serving()
+    format = job_of(server, **fields).format
+    assert format.kind == kind
+    assert (json.loads(format.source) if kind in ("json_schema", "choice") else format.source) == source
+    text = {"model": "fake:1b", "prompt": "x", **fields}
+    assert server.client.post("/v1/completions", json=text).status_code == 200
+    assert server.models.served["fake:1b"].jobs[-1].format == format
+
+
+@pytest.mark.parametrize(
+    "fields, param, words",
+    [
+        ({"guided_regex": "a", "json_schema": {}}, "json_schema", ["guided_regex and json_schema both"]),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.choice", ["both say"]),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs", ["structural_tag"]),
+        ({"response_format": {"type": "json_schema"}}, "response_format", ["json_schema.schema"]),
+        ({"response_format": {"type": "xml"}}, "response_format.type", ["'xml'"]),
+        ({"grammar": 'root ::= "a"'}, "grammar", ["GBNF", "Lark"]),
+        ({"guided_regex": "a" * (MAX_FORMAT_CHARS + 1)}, "guided_regex", ["262144"]),
+        ({"json_schema": {"enum": ["a" * MAX_FORMAT_CHARS]}}, "json_schema", ["262,144"]),
+    ],
+)
+def test_format_that_cannot_be_is_refused_by_what_is_wrong(serving, fields, param: str, words: list[str]):
+    error = refusal(serving(), **fields)
+    assert error["param"] == param and [w for w in words if w not in error["message"]] == []

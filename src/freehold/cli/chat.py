@@ -21,6 +21,7 @@ from freehold.types import (
     ChatModel,
     Chunk,
     FinishReason,
+    Format,
     Message,
     Overflow,
     SamplingParams,
@@ -48,6 +49,7 @@ class Asking:
     stop: tuple[str, ...] = ()
     think: bool | None = None
     overflow: Overflow = "error"
+    format: Format | None = None
 
     def stream_options(self) -> dict[str, Any]:
         """Return the keywords of ChatModel.stream."""

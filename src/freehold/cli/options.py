@@ -1,19 +1,21 @@
 """The sampling options, once: as command-line options of `run` and as `/set NAME VALUE` in a chat.
 
-Knows names, ranges and help texts; knows no model. Path: run.command or chat.Chat -> read_* -> SamplingParams
+Knows names, ranges and help texts, and how a format is given; knows no model.
+Path: run.command or chat.Chat -> chosen, read_format -> SamplingParams, Format
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import click
 
 from freehold.config import nearest
 from freehold.errors import UsageError
-from freehold.types import SamplingParams
+from freehold.types import MAX_FORMAT_CHARS, Format, SamplingParams, as_format
 
 MAX_SEED = (1 << 63) - 1
 
@@ -96,6 +98,24 @@ def parse_setting(name: str, text: str) -> tuple[Knob, Any]:
     except click.BadParameter as e:
         said = e.message.rstrip(".") if text else "a value is missing"
         raise UsageError(f"{name}: {said}", "/set lists the settings") from e
+
+
+def read_format(given: str | None) -> Format | None:
+    """Read --format: `json`, or a file with a JSON schema, or with a Lark grammar if it is named so."""
+    if given is None or given == "json":
+        return as_format(given)
+    path = Path(given)
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_FORMAT_CHARS + 1)
+    except (OSError, UnicodeDecodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else "it is no text"
+        raise UsageError(
+            f"--format {given}: {why}", "give json, or a file with a JSON schema or a Lark grammar (.lark)"
+        ) from e
+    if len(text) > MAX_FORMAT_CHARS:
+        raise UsageError(f"--format {given} has more than {MAX_FORMAT_CHARS:,} characters")
+    return Format("lark" if path.suffix == ".lark" else "json_schema", text)
 
 
 def _bias(text: str) -> tuple[int, float]:

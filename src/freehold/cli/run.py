@@ -21,7 +21,7 @@ import click
 
 from freehold.cli.chat import COMMANDS, Answer, Asking, Chat, Facts, Renderer
 from freehold.cli.markdown import DataRenderer, PlainRenderer, StreamRenderer
-from freehold.cli.options import MAX_SEED, chosen, sampling_options
+from freehold.cli.options import MAX_SEED, chosen, read_format, sampling_options
 from freehold.cli.prompt import joined, read_stdin, split_words
 from freehold.cli.sessions import Session, Sessions
 from freehold.cli.shared import (
@@ -91,6 +91,11 @@ class Request:
     default="error",
     help="Context full: fail, or leave out the oldest messages and say so.",
 )
+@click.option(
+    "--format",
+    metavar="json|FILE",
+    help="The answer must be JSON, fit FILE's JSON schema, or FILE.lark's grammar.",
+)
 @kv_option
 @draft_option
 @speculate_option
@@ -129,6 +134,7 @@ def command(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
         stop=tuple(given.pop("stop")),
         think=given.pop("think"),
         overflow=given.pop("overflow"),
+        format=read_format(given.pop("format")),
     )
     names = Request.__dataclass_fields__.keys() - {"own"}
     source = click.core.ParameterSource.COMMANDLINE
@@ -328,10 +334,11 @@ def _answer(
             sampling=asking.sampling,
             stop=asking.stop,
             logprobs=request.logprobs,
+            format=asking.format,
         )
     else:
         stream = llm.stream(messages, logprobs=request.logprobs, **asking.stream_options())
-    answer = _collect(stream, _renderer(request))
+    answer = _collect(stream, _renderer(request, data=asking.format is not None))
     info = llm.info
     warnings = _warnings(info, answer, asking)
     if request.as_json:
@@ -461,10 +468,10 @@ def _talk(
     return 0
 
 
-def _renderer(request: Request) -> Renderer:
+def _renderer(request: Request, *, data: bool = False) -> Renderer:
     if request.as_json:
         return DataRenderer(lambda text: None)
-    if not sys.stdout.isatty():
+    if data or not sys.stdout.isatty():
         return DataRenderer(_write)
     colour = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
     if request.plain or not colour:

@@ -29,6 +29,7 @@ from freehold.engine.capacity import KV_TYPES, MEMORY_SHARE, KvType, bytes_per_b
 from freehold.engine.disk import DiskCache, dependencies
 from freehold.engine.draft import DraftModel
 from freehold.engine.generation import Generation
+from freehold.engine.guide import Constraint
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import (
     MAX_SEED,
@@ -192,6 +193,7 @@ class Engine:
         stop_ids: Ordered[int] | frozenset[int] = (),
         logprobs: int | None = None,
         *,
+        constraint: Constraint | None = None,
         resume: Ordered[int] = (),
         **sharing: Unpack[Sharing],
     ) -> Generation:
@@ -200,7 +202,7 @@ class Engine:
         `max_tokens` None: until a stop token or the context's end ("length"). `logprobs` N: with
         log-probabilities and the N likeliest tokens. Without a seed one is drawn here (Generation.seed).
         `deadline_s`: seconds from now to the last token. `resume`: tokens of this very answer that were made
-        before, in an engine that died; the answer goes on behind them.
+        before, in an engine that died; the answer goes on behind them. `constraint`: what its text must be.
         Raises UsageError, ContextOverflow at once; Overloaded on entering; NonFiniteLogits, DeadlineExceeded,
         StepFailed, EngineClosed while iterating.
         """
@@ -222,6 +224,7 @@ class Engine:
             room if max_tokens is None else min(max_tokens, room),
             frozenset(stop_ids),
             logprobs,
+            constraint=constraint,
             **_shared(**sharing),
         )
         return Generation(self, self._resumed(request, self._checked_ids(resume) if resume else []))
@@ -235,6 +238,7 @@ class Engine:
         stop_ids: Ordered[int] | frozenset[int] = (),
         logprobs: int | None = None,
         *,
+        constraint: Constraint | None = None,
         resume: Ordered[Ordered[int]] = (),
         **sharing: Unpack[Sharing],
     ) -> list[Generation]:
@@ -247,7 +251,16 @@ class Engine:
                 f"n is {n}, and {len(resume)} answers are to be resumed; expected 1 or more, and n at most"
             )
         logs = [*resume, *([()] * (n - len(resume)))]
-        first = self.generate(prompt_ids, sampling, max_tokens, stop_ids, logprobs, resume=logs[0], **sharing)
+        first = self.generate(
+            prompt_ids,
+            sampling,
+            max_tokens,
+            stop_ids,
+            logprobs,
+            constraint=constraint,
+            resume=logs[0],
+            **sharing,
+        )
         parent = first.sequence
         others = [
             self._resumed(
@@ -267,6 +280,10 @@ class Engine:
         elif len(log) >= request.max_tokens:
             seq.reason = "length"
         seq.done = seq.reason is not None
+        if request.constraint is not None and not seq.done:
+            seq.guide = request.constraint.guide(request.stop_ids)
+            for id in log:
+                seq.guide.advance(id)
         return seq
 
     def read(self, ids: Ordered[int], sink: Callable[[F32], None], **sharing: Unpack[Sharing]) -> Generation:
@@ -444,12 +461,22 @@ class Engine:
                 return
 
     def _emit(self, seq: Sequence, row: F32 | np.int64) -> None:
-        request = seq.request
-        out = choose(row, seq.tokens, request.sampling, request.seed, self.model.tokens, request.logprobs)
+        request, guide = seq.request, seq.guide
+        out = choose(
+            row,
+            seq.tokens,
+            request.sampling,
+            request.seed,
+            self.model.tokens,
+            request.logprobs,
+            guide.allowed() if guide else None,
+        )
         if out.id in request.stop_ids:
             seq.reason = "stop"
         elif seq.generated + 1 == request.max_tokens:
             seq.reason = "length"
+        elif guide:
+            guide.advance(out.id)
         seq.tokens.append(out.id)
         if not seq.pending:
             seq.paused_at = time.monotonic()

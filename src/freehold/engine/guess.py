@@ -17,6 +17,7 @@ MATCH_PRIOR = (0.1, 0.2, 0.35, 0.6, 0.75, 0.88, 0.94, 0.97)
 _KINDS = [min(length.bit_length(), len(MATCH_PRIOR) - 1) for length in range(LONGEST + MAX_DRAFT)]
 DRAFT_PRIOR = (0.2, 0.4, 0.55, 0.7, 0.9)  # by the chance the draft model gave it: up to 0.2, 0.4, ... 1
 ANY_PRIOR = 0.7  # over all kinds
+FORCED_PRIOR = (0.99,)  # a format lets nothing else come
 
 
 class Chances:
@@ -56,6 +57,15 @@ class Guess:
         """Take over what a lookup found."""
         kinds = _KINDS[match.length : match.length + len(match.draft)]
         return cls(chances, list(match.draft), kinds)
+
+    @classmethod
+    def of_format(cls, chances: Chances, tokens: Sequence[int]) -> Guess:
+        """Take over what a format says must come."""
+        return cls(chances, list(tokens), [0] * len(tokens))
+
+    def cut(self, count: int) -> None:
+        """Keep the first tokens only."""
+        del self.tokens[count:], self.kinds[count:]
 
     def gains(self) -> list[float]:
         """Return the chance of each token to be reached and to hold, as far as it is worth a look."""

@@ -1,8 +1,8 @@
 """Chooses a token from one row of logits: a function of logits, history, parameters and seed alone.
 
-Knows requests and their SamplingParams; knows no sequence, no text. Order: penalties, bias, then the native
-draw (temperature, top-k, typical, top-p, min-p, Gumbel noise of seed, position and id). Log-probabilities are
-of the row as it came. A plain draw the plan makes itself, and computes few of the logits.
+Knows requests and their SamplingParams; knows no sequence, no text. Order: penalties, bias, the format's mask,
+then the native draw (temperature, top-k, typical, top-p, min-p, Gumbel noise of seed, position and id).
+Log-probabilities are of the row as it came. A plain draw the plan makes itself, and computes few of the logits.
 Path: Engine.postprocess -> choose -> native.sample
 """
 
@@ -20,12 +20,14 @@ from freehold.errors import NonFiniteLogits, UsageError
 from freehold.types import SamplingParams
 
 F32 = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 MAX_SEED = (1 << 64) - 1
 MAX_TEMPERATURE = 100.0
 MAX_PENALTY = 100.0
 MAX_BIAS = 1e6
 MAX_TOP_LOGPROBS = 1000
+FORBIDDEN = -1e30  # a logit below any that penalties and biases can make, and finite, as the draw wants them
 
 # Field -> (lowest, highest, whether the lowest itself is allowed).
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -74,6 +76,7 @@ def is_plain(request: Request) -> bool:
     unfiltered = (params.top_k, params.typical_p, params.top_p, params.min_p) == (0, 1.0, 1.0, 0.0)
     return (
         request.sink is None
+        and request.constraint is None
         and request.logprobs is None
         and (params.temperature == 0 or unfiltered)
         and not _is_penalised(params)
@@ -88,11 +91,13 @@ def choose(
     seed: int,
     tokens: int,
     logprobs: int | None,
+    allowed: Mask | None = None,
 ) -> TokenOut:
     """Choose the token at position len(history) from float32 logits [V], among ids below `tokens`.
 
     In the place of logits may be what the plan chose from them (is_plain), -1 if they were not finite.
-    `logprobs` N: also report the choice's log-probability and the N likeliest. Raises NonFiniteLogits.
+    `logprobs` N: also report the choice's log-probability and the N likeliest. `allowed`, bool [tokens]: which may
+    come, one at least. Raises NonFiniteLogits.
     """
     position = len(history)
     if isinstance(logits, np.integer):
@@ -100,6 +105,8 @@ def choose(
             raise non_finite(position)
         return TokenOut(int(logits))
     adjusted = _adjusted(np.ascontiguousarray(logits[:tokens]), history, params)
+    if allowed is not None:
+        adjusted = _masked(adjusted, allowed, position)
     chosen = native.sample(
         adjusted,
         params.temperature,
@@ -140,6 +147,15 @@ def _adjusted(logits: F32, history: Sequence[int], params: SamplingParams) -> F3
     for token, bias in params.logit_bias.items():
         logits[token] += bias
     return logits
+
+
+def _masked(logits: F32, allowed: Mask, position: int) -> F32:
+    """Return the row with what is not allowed out of reach; NaN stays to be found."""
+    if not allowed.any():
+        raise UsageError(f"format: no token of the model can go on with the text at position {position}")
+    if not math.isfinite(float(logits.sum())):
+        raise non_finite(position)
+    return np.where(allowed, logits, np.float32(FORBIDDEN))
 
 
 def top_logprobs(logits: F32, count: int, total: float) -> tuple[tuple[int, float], ...]:

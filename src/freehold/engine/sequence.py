@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from freehold.engine.guide import Constraint, Guide
 from freehold.errors import FreeholdError
 from freehold.types import FinishReason, Priority, SamplingParams, Usage
 
@@ -44,6 +45,7 @@ class Request:
     priority: Priority = "interactive"
     tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
     deadline: float | None = None  # on the engine's clock, to the last token
+    constraint: Constraint | None = None  # what its text must be
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +55,7 @@ class Sequence:
     request: Request
     tokens: list[int]  # the prompt, what an engine now dead had made of the answer, and what was made here
     parent: Sequence | None = None  # whose prompt it shares: it is computed once and forked
+    guide: Guide | None = None  # along the request's constraint, as far as `tokens`
     computed: int = 0  # leading tokens whose keys and values lie in the cache
     table: list[int] = field(default_factory=list)  # blocks, in order of position
     loading: bool = False  # it has some of the blocks that the disk holds of it

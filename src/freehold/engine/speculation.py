@@ -14,7 +14,8 @@ from time import perf_counter
 from freehold.engine.budget import ITL_FACTOR, STEP_S
 from freehold.engine.cost import StepCost, best_extra
 from freehold.engine.draft import JOINED, MOST_AHEAD, DraftModel
-from freehold.engine.guess import DRAFT_PRIOR, MATCH_PRIOR, Chances, Guess
+from freehold.engine.guess import DRAFT_PRIOR, FORCED_PRIOR, MATCH_PRIOR, Chances, Guess
+from freehold.engine.guide import Guide
 from freehold.engine.lookup import MAX_DRAFT, Lookup
 from freehold.engine.scheduler import Scheduler, Work
 from freehold.engine.sequence import Sequence
@@ -36,6 +37,7 @@ class Hopes:
     lookup: Lookup
     matched: Chances = field(default_factory=lambda: Chances(MATCH_PRIOR))
     drafted: Chances = field(default_factory=lambda: Chances(DRAFT_PRIOR))
+    forced: Chances = field(default_factory=lambda: Chances(FORCED_PRIOR))
     credit: float = ALLOWANCE  # plain steps it may lose
     guess: Guess | None = None  # of this step, verified or not
 
@@ -44,10 +46,18 @@ class Hopes:
         found = self.lookup.find(most)
         self.guess = None if found is None else Guess.of_match(self.matched, found)
 
+    def fit(self, guide: Guide, most: int) -> None:
+        """Leave out what a format forbids; guess what it forces, where the lookup does not say the same."""
+        forced = guide.forced()[:most]
+        if forced and (self.guess is None or self.guess.tokens[: len(forced)] != forced):
+            self.guess = Guess.of_format(self.forced, forced)
+        elif self.guess is not None:
+            self.guess.cut(guide.fitting(self.guess.tokens))
+
     @property
     def first(self) -> float:
         """The chance that the guess's first token holds."""
-        return self.guess.chances[self.guess.kinds[0]] if self.guess else 0.0
+        return self.guess.chances[self.guess.kinds[0]] if self.guess and self.guess.kinds else 0.0
 
 
 class Speculation:
@@ -76,7 +86,10 @@ class Speculation:
         self._plain = len(batch)
         hopes = [self._hopes_of(work.seq) for work in batch]
         for hope, work in zip(hopes, batch, strict=True):
-            hope.match(min(MAX_DRAFT, work.seq.left - 1))
+            most = min(MAX_DRAFT, work.seq.left - 1)
+            hope.match(most)
+            if work.seq.guide is not None:
+                hope.fit(work.seq.guide, most)
         if self.cost.count(self._plain) < BASE_SAMPLES:  # what plain decoding costs must be known first
             return batch
         if self._drafter is not None and self._plain <= MOST_DRAFTED:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine.engine import Sharing
+from freehold.engine.grammar import Grammar
+from freehold.engine.guide import Constraint
 from freehold.engine.sampler import log_sum_exp, top_logprobs
 from freehold.local.prompt import Prompt
 from freehold.tokenizer import Detokenizer, Tokenizer
@@ -32,8 +34,19 @@ class Answering:
     Use either `stream` (one answer; drives the engine) or `enter` and `take` (others drive it).
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, job: Job, prompt: Prompt, begin: Begin) -> None:
-        """Check what the engine checks, and raise its errors; nothing is computed before `enter`."""
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        job: Job,
+        prompt: Prompt,
+        begin: Begin,
+        grammar: Grammar | None = None,
+    ) -> None:
+        """Check what the engine checks, and raise its errors; nothing is computed before `enter`.
+
+        `grammar`: what job.format says, compiled.
+        """
         self._engine, self._job = engine, job
         spelling = _Spelling(tokenizer)
         self._scores = None if job.prompt_logprobs is None else _Scores(begin, job.prompt_logprobs, spelling)
@@ -43,9 +56,11 @@ class Answering:
         self._over = False
         if job.max_tokens != 0 or self._scores is None:
             ends = frozenset() if job.ignore_eos else tokenizer.eos_ids | prompt.ends
+            tags = None if job.think is False else prompt.tags
+            constraint = grammar and Constraint(grammar, tokenizer, tags, prompt.inside)
             self._answers = [
                 Answer(generation, _Text(tokenizer, prompt, job.stop), spelling, job.resume[i : i + 1], ends)
-                for i, generation in enumerate(self._generations(begin, ends))
+                for i, generation in enumerate(self._generations(begin, ends, constraint))
             ]
         if self._scores is not None:
             self._reading = engine.read(begin.prompt_ids, self._scores.add, **self._sharing)
@@ -55,7 +70,9 @@ class Answering:
         job = self._job
         return {"priority": job.priority, "tenant": job.tenant, "deadline_s": job.timeout_s}
 
-    def _generations(self, begin: Begin, ends: frozenset[int]) -> list[Generation]:
+    def _generations(
+        self, begin: Begin, ends: frozenset[int], constraint: Constraint | None
+    ) -> list[Generation]:
         job = self._job
         return self._engine.generate_many(
             begin.prompt_ids,
@@ -64,6 +81,7 @@ class Answering:
             job.max_tokens,
             ends,
             job.logprobs,
+            constraint=constraint,
             resume=job.resume,
             **self._sharing,
         )

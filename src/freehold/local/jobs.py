@@ -10,7 +10,15 @@ import math
 from collections.abc import Mapping
 
 from freehold.errors import ContextOverflow, UsageError
-from freehold.types import MAX_BIASES, MAX_LOGPROBS, MAX_MESSAGES, MAX_STOP_CHARS, MAX_STOPS, Job
+from freehold.types import (
+    MAX_BIASES,
+    MAX_FORMAT_CHARS,
+    MAX_LOGPROBS,
+    MAX_MESSAGES,
+    MAX_STOP_CHARS,
+    MAX_STOPS,
+    Job,
+)
 
 MAX_ANSWERS = 128
 MAX_TENANT_CHARS = 256
@@ -33,9 +41,10 @@ def check_job(job: Job, context: int) -> None:
     _check("length of tenant", len(job.tenant), 0, MAX_TENANT_CHARS)
     _check("number of messages", len(job.messages or ()), 0, MAX_MESSAGES)
     _check("number of answers resumed", len(job.resume), 0, job.n)
-    for name in ("think_tokens", "effort", "tools", "format", "adapter"):
+    for name in ("think_tokens", "effort", "tools", "adapter"):
         if getattr(job, name):
             raise UsageError(f"{name} is not supported yet")
+    _check_format(job)
     bias = job.sampling.get("logit_bias", {})
     if not isinstance(bias, Mapping):
         raise UsageError(f"logit_bias is a {type(bias).__name__}; expected ids with numbers")
@@ -49,6 +58,14 @@ def _check(name: str, value: int | None, low: int, high: int | None = None) -> N
         return
     expected = f"{low} or more" if high is None else f"{low} to {high:,}"
     raise UsageError(f"{name} is {value:,}; expected {expected}")
+
+
+def _check_format(job: Job) -> None:
+    if job.format is None:
+        return
+    _check("length of format", len(job.format.source), 0, MAX_FORMAT_CHARS)
+    if job.ignore_eos:
+        raise UsageError("ignore_eos goes on after the end of a text, and format has one", "leave one out")
 
 
 def _check_timeout(seconds: float | None) -> None:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from freehold import _native as native
 from freehold.config import nearest
 from freehold.engine import Engine
+from freehold.engine.grammar import Grammars
 from freehold.errors import EngineClosed, FreeholdError, UsageError
 from freehold.local.answering import Answering
 from freehold.local.jobs import check_job
@@ -30,11 +31,13 @@ from freehold.types import (
     Chunk,
     Completion,
     EngineStats,
+    FormatLike,
     Job,
     Message,
     ModelInfo,
     Overflow,
     SamplingParams,
+    as_format,
 )
 
 F32 = npt.NDArray[np.float32]
@@ -59,7 +62,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 _SAMPLING = [f.name for f in fields(SamplingParams)]
-_ASKING = ["max_tokens", "sampling", "stop", "logprobs", "think", "overflow"]
+_ASKING = ["max_tokens", "sampling", "stop", "logprobs", "think", "overflow", "format"]
 
 
 class LLM:
@@ -83,6 +86,7 @@ class LLM:
         notes: Sequence[str] = (),
     ) -> None:
         self._engine, self._tokenizer, self._weight_bytes = engine, tokenizer, weight_bytes
+        self._grammars = Grammars(tokenizer)
         self._prompter = Prompter(tokenizer, template, name, engine.context)
         self.name, self.quantization = name, quantization
         self.default_sampling = default_sampling or SamplingParams()
@@ -177,13 +181,15 @@ class LLM:
         logprobs: int | None = None,
         think: bool | None = None,
         overflow: Overflow = "error",
+        format: FormatLike = None,
         **options: Unpack[SamplingOptions],
     ) -> Completion:
         """Answer a chat, or one user message given as text.
 
         `max_tokens` None: until the model ends or the context is full. `logprobs` N: also the N likeliest
-        tokens of each step. `think`: None leaves reasoning to the template. `options` are fields of
-        SamplingParams and win over `sampling`. Raises ContextOverflow, UsageError, BadTemplate.
+        tokens of each step. `think`: None leaves reasoning to the template. `format`: what the text must be: a
+        JSON schema as a dict, "json" for any JSON object, or a Format. `options` are fields of SamplingParams and
+        win over `sampling`. Raises ContextOverflow, UsageError, BadTemplate.
         """
         params = self._seeded(sampling, options)
         return _completion(
@@ -195,6 +201,7 @@ class LLM:
                 logprobs=logprobs,
                 think=think,
                 overflow=overflow,
+                format=format,
             ),
             params,
         )
@@ -209,6 +216,7 @@ class LLM:
         logprobs: int | None = None,
         think: bool | None = None,
         overflow: Overflow = "error",
+        format: FormatLike = None,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """Answer as `chat` does, piece by piece. Closing the iterator stops the model within one step."""
@@ -220,6 +228,7 @@ class LLM:
             logprobs=logprobs,
             think=think,
             overflow=overflow,
+            format=as_format(format),
         )
         return self._answering(job, self._seeded(sampling, options)).stream()
 
@@ -231,12 +240,13 @@ class LLM:
         sampling: SamplingParams | None = None,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
+        format: FormatLike = None,
         **options: Unpack[SamplingOptions],
     ) -> Completion:
         """Continue text or token ids as they are, without a chat template."""
         params = self._seeded(sampling, options)
         chunks = self.stream_text(
-            prompt, max_tokens=max_tokens, sampling=params, stop=stop, logprobs=logprobs
+            prompt, max_tokens=max_tokens, sampling=params, stop=stop, logprobs=logprobs, format=format
         )
         return _completion(chunks, params)
 
@@ -248,12 +258,19 @@ class LLM:
         sampling: SamplingParams | None = None,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
+        format: FormatLike = None,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """Continue as `generate` does, piece by piece."""
         self._check_open()
         text = prompt if isinstance(prompt, str) else tuple(self._prompter.checked(prompt))
-        job = Job(prompt=text, max_tokens=max_tokens, stop=tuple(stop), logprobs=logprobs)
+        job = Job(
+            prompt=text,
+            max_tokens=max_tokens,
+            stop=tuple(stop),
+            logprobs=logprobs,
+            format=as_format(format),
+        )
         return self._answering(job, self._seeded(sampling, options)).stream()
 
     # --- jobs: what a server hands in ----------------------------------------------------------------
@@ -331,7 +348,8 @@ class LLM:
             max_tokens=room if job.max_tokens is None else min(job.max_tokens, room),
             dropped_messages=prompt.dropped,
         )
-        return Answering(self._engine, self._tokenizer, job, prompt, begin)
+        grammar = job.format and self._grammars.grammar(job.format, at_start=prompt.at_start)
+        return Answering(self._engine, self._tokenizer, job, prompt, begin, grammar)
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """Turn text into token ids. `special` obeys control tokens in it; keep it off for a user's text."""

@@ -1,8 +1,9 @@
 """The engine process: one model, one socket to the server, until the server closes it.
 
 Knows jobs, steps and frames; knows no web and no other model. Three kinds of threads: the reader takes jobs in
-(long ones in a pool of two, so that a short one need not wait), and the main thread computes steps and sends
-what each gave. It is spawned with the socket as its only way to the world, and ends when that does.
+(long ones, and formats to be compiled, in a pool of two, so that a short one need not wait), and the main thread
+computes steps and sends what each gave. It is spawned with the socket as its only way to the world, and ends when
+that does.
 Path: client.py -> python -m freehold.worker.process FD -> LLM.start, LLM.pump -> Frame
 """
 
@@ -20,6 +21,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from freehold import __version__
@@ -205,7 +207,7 @@ class Intake:
         self._answers.expect([m.id for m in jobs])
         short: list[Submit] = []
         for message in messages:
-            if isinstance(message, Submit) and len(memoryview(message.job)) <= LONG_JOB:
+            if isinstance(message, Submit) and not _is_long(message):
                 short.append(message)
             elif isinstance(message, Submit):
                 self._pool.submit(self._start, [message])
@@ -253,6 +255,22 @@ class Intake:
             case "template":
                 return model.template()
         raise UsageError(f"no call is named {call.method!r}")
+
+
+@dataclass(frozen=True)
+class _Peek:
+    """What tells beside its size whether a job takes long to take in."""
+
+    format: object = None
+
+
+def _is_long(message: Submit) -> bool:
+    if len(memoryview(message.job)) > LONG_JOB:
+        return True
+    try:
+        return decode(message.job, _Peek).format is not None
+    except UsageError:  # it is read again, and then refused
+        return False
 
 
 class Process:

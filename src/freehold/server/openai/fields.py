@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from freehold.config import nearest
+from freehold.server.openai.structured import Structured, format_of
 from freehold.server.problems import Refused
 from freehold.types import (
     MAX_BIASES,
@@ -46,7 +47,7 @@ class StreamOptions(Struct, kw_only=True):
     include_obfuscation: bool | None = None
 
 
-class Generating(Struct, kw_only=True):
+class Generating(Structured, kw_only=True):
     """Fields that chats and completions share."""
 
     model: Annotated[Name, Meta(description="The model's name; it is loaded if it is not in memory.")]
@@ -210,13 +211,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     ),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    **dict.fromkeys(
-        ["structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"], ()
-    ),
-    **dict.fromkeys(
-        ["grammar", "json_schema", "structural_tag", "audio", "web_search_options", "prefill"], ()
-    ),
+    **dict.fromkeys(["structural_tag", "audio", "web_search_options", "prefill"], ()),
     "modalities": (["text"],),
     "best_of": (1,),
     "use_beam_search": (False,),
@@ -358,6 +353,7 @@ def chat_job(r: ChatRequest, tenant: str, warnings: list[str]) -> Job:
         logprobs=top,
         think=_think(r, warnings),
         overflow=r.overflow or "error",
+        format=format_of(r),
         ignore_eos=bool(r.ignore_eos),
         priority=priority(r),
         tenant=tenant,
@@ -387,6 +383,7 @@ def completion_jobs(r: CompletionRequest, tenant: str) -> list[Job]:
         "stop": stops(r),
         "logprobs": r.logprobs,
         "prompt_logprobs": scored,
+        "format": format_of(r),
         "ignore_eos": bool(r.ignore_eos),
         "priority": priority(r),
         "tenant": tenant,

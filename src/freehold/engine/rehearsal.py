@@ -1,0 +1,72 @@
+"""Compiles a grammar in a process of its own, which may die of it: a long one is tried here first.
+
+Knows llguidance and one grammar; imports nothing else, so that it starts in some 60 ms. A chain of a few thousand
+rules overflows llguidance's stack, which no caller can catch, and nothing stops a compilation in a thread.
+Path: Grammars.grammar -> rehearse -> python rehearsal.py -> llguidance
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+COMPILE_S = 3.0  # for the whole process; a schema of 100 KB takes 0.3 s
+MEMORY = 2 << 30  # bytes of addresses; the libraries map some 100 MB
+STACK = 8 << 20  # bytes, half of what the compilation gets that counts
+DIED = "it is too deep or too large to compile"
+
+
+def rehearse(source: str, limits: dict[str, Any]) -> str:
+    """Compile `source` elsewhere; return what is wrong, or nothing."""
+    asked = json.dumps({"source": source, "limits": limits})
+    command = [sys.executable, "-P", __file__]
+    try:
+        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=COMPILE_S)
+    except subprocess.TimeoutExpired:
+        return f"it took more than {COMPILE_S:g} s to compile"
+    if done.returncode:
+        return DIED
+    return done.stdout.strip()
+
+
+def main() -> None:
+    """Compile what stdin says and make a first mask; print what is wrong."""
+    import threading
+    from contextlib import suppress
+
+    with suppress(ImportError, ValueError, OSError):  # not on Windows; a lower limit may hold already
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    asked = json.load(sys.stdin)
+    threading.stack_size(STACK)
+    thread = threading.Thread(target=_compile, args=(asked["source"], asked["limits"]))
+    thread.start()
+    thread.join()
+
+
+def _compile(source: str, limits: dict[str, Any]) -> None:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance._tokenizer import TokenizerWrapper
+
+    class Bytes:
+        eos_token_id = 256
+        bos_token_id = None
+        tokens = [*(bytes([b]) for b in range(256)), b"<end>"]  # noqa: RUF012
+        special_token_ids = [256]  # noqa: RUF012
+
+        def __call__(self, text: bytes) -> list[int]:
+            return list(text)
+
+    tokenizer = LLTokenizer(TokenizerWrapper(Bytes()), slices=[])
+    matcher = LLMatcher(tokenizer, source, log_level=0, limits=LLParserLimits(**limits, verbose_errors=False))
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    sys.stdout.write(matcher.get_error())
+
+
+if __name__ == "__main__":
+    main()

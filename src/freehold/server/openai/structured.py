@@ -1,0 +1,145 @@
+"""What an answer's text must be, by every name that OpenAI's clients have for it: one Format comes out.
+
+OpenAI's `response_format`, vLLM's `structured_outputs` and its older `guided_*`, llama.cpp's `json_schema` and
+`grammar`. Knows those fields; knows no grammar, which the engine compiles and refuses in its own words.
+Path: ChatRequest -> fields.chat_job -> format_of -> Job.format
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from freehold.server.problems import Refused
+from freehold.types import MAX_FORMAT_CHARS, Format
+
+Text = Annotated[str, Meta(max_length=MAX_FORMAT_CHARS)]
+Schema = dict[str, Any] | bool
+GBNF = "::="  # what every rule of llama.cpp's grammars has, and no line of Lark outside a string
+
+
+class NamedSchema(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A JSON schema as OpenAI wraps it. It is always enforced, whatever `strict` says."""
+
+    schema: Schema | None = None
+    name: str | None = None
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseFormat(Struct, kw_only=True, forbid_unknown_fields=True):
+    """OpenAI's; `schema` beside `json_object` is llama.cpp's way to give one."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+    schema: Schema | None = None
+
+
+class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's: one of them."""
+
+    json: Schema | Text | None = None
+    json_object: bool | None = None
+    regex: Text | None = None
+    choice: list[str] | None = None
+    grammar: Text | None = None
+
+
+class Structured(Struct, kw_only=True):
+    """The fields of a request that say what the answer's text must be; one of them at most."""
+
+    response_format: Annotated[
+        ResponseFormat | None,
+        Meta(
+            description="What the text must be: `json_object`, or `json_schema` with its `schema`, always enforced."
+        ),
+    ] = None
+    structured_outputs: Annotated[
+        StructuredOutputs | None,
+        Meta(
+            description="vLLM's: `json` (a schema), `json_object`, `regex`, `choice` (texts) or `grammar` (Lark)."
+        ),
+    ] = None
+    guided_json: Annotated[
+        Schema | Text | None, Meta(description="vLLM's older `structured_outputs.json`.")
+    ] = None
+    guided_regex: Annotated[Text | None, Meta(description="And `.regex`.")] = None
+    guided_choice: Annotated[list[str] | None, Meta(description="And `.choice`.")] = None
+    guided_grammar: Annotated[Text | None, Meta(description="And `.grammar`.")] = None
+    json_schema: Annotated[Schema | None, Meta(description="llama.cpp's: a JSON schema.")] = None
+    grammar: Annotated[
+        Text | None, Meta(description="A Lark grammar. llama.cpp's own kind, GBNF, is refused.")
+    ] = None
+
+
+def format_of(r: Structured) -> Format | None:
+    """Return the format that a request asks for; 400 for two of them, one too long, or GBNF."""
+    told = r.structured_outputs or StructuredOutputs()
+    given = {
+        "response_format": _response_format(r.response_format),
+        "structured_outputs.json": _schema(told.json),
+        "structured_outputs.json_object": Format("json") if told.json_object else None,
+        "structured_outputs.regex": _text("regex", told.regex),
+        "structured_outputs.choice": _choice(told.choice),
+        "structured_outputs.grammar": _text("lark", told.grammar),
+        "guided_json": _schema(r.guided_json),
+        "guided_regex": _text("regex", r.guided_regex),
+        "guided_choice": _choice(r.guided_choice),
+        "guided_grammar": _text("lark", r.guided_grammar),
+        "json_schema": _schema(r.json_schema),
+        "grammar": _text("lark", r.grammar),
+    }
+    asked = {name: format for name, format in given.items() if format is not None}
+    if len(asked) > 1:
+        raise Refused(400, f"{' and '.join(asked)} both say what the text must be", param=list(asked)[1])
+    for name, format in asked.items():
+        _check(name, format)
+    return next(iter(asked.values()), None)
+
+
+def schema_format(schema: Schema) -> Format:
+    """Return the format of a JSON schema that came as JSON."""
+    return Format("json_schema", msgspec.json.encode(schema).decode())
+
+
+def _check(name: str, format: Format) -> None:
+    if len(format.source) > MAX_FORMAT_CHARS:
+        raise Refused(
+            400,
+            f"{name} has {len(format.source):,} characters; the limit is {MAX_FORMAT_CHARS:,}",
+            param=name,
+        )
+    if format.kind == "lark" and GBNF in format.source:
+        raise Refused(
+            400,
+            f"{name} is written in GBNF; this server reads Lark grammars (name: expression, one rule a line)",
+            param=name,
+            code="unsupported_parameter",
+        )
+
+
+def _response_format(told: ResponseFormat | None) -> Format | None:
+    if told is None or told.type == "text":
+        return None
+    if told.type == "json_object":
+        return Format("json") if told.schema is None else schema_format(told.schema)
+    schema = told.schema if told.json_schema is None else told.json_schema.schema
+    if schema is None:
+        raise Refused(400, "response_format has no json_schema.schema", param="response_format")
+    return schema_format(schema)
+
+
+def _schema(given: Schema | str | None) -> Format | None:
+    if isinstance(given, str):
+        return Format("json_schema", given)
+    return None if given is None else schema_format(given)
+
+
+def _text(kind: Literal["regex", "lark"], given: str | None) -> Format | None:
+    return None if given is None else Format(kind, given)
+
+
+def _choice(given: list[str] | None) -> Format | None:
+    return None if given is None else Format("choice", msgspec.json.encode(given).decode())

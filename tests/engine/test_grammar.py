@@ -1,0 +1,239 @@
+"""Formats become masks: what may come, what may not, what is refused, and that no format ends the process."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from freehold.engine import grammar as grammar_module
+from freehold.engine import rehearsal
+from freehold.engine.grammar import Grammars
+from freehold.engine.guide import Constraint, Guide
+from freehold.errors import UsageError
+from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
+from freehold.types import MAX_FORMAT_CHARS, Format, FormatKind
+from tests.engine.instances import takes
+from tests.tokenizer import toys
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return tokenizer_from_gguf(toys.byte_level())
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: Tokenizer) -> Grammars:
+    return Grammars(tokenizer)
+
+
+@pytest.mark.parametrize(
+    "kind, source, good, bad",
+    [
+        ("json", "", ['{"a": [1, null]}', "{}"], ["[]", "1", '{"a"}', " {}"]),
+        ("json_schema", json.dumps(PERSON), ['{"name": "é", "age": 3}'], ['{"age": 3}', '{"name": "x", "age": "3"}']),
+        ("json_schema", "true", ["1", "[]"], ["x"]),
+        ("regex", r"[a-c]{2,3}|\d+", ["ab", "abc", "42"], ["a", "abcd", "4a"]),
+        ("lark", 'start: "hello" (" " WORD)*\nWORD: /[a-z]+/', ["hello", "hello hello"], ["hell", "hello "]),
+        ("choice", json.dumps(["yes", 'n"o\\', "é / ☃"]), ["yes", 'n"o\\', "é / ☃"], ["ye", "no", ""]),
+    ],
+)  # fmt: skip
+def test_texts_that_fit_go_through_and_others_do_not(
+    grammars: Grammars, tokenizer: Tokenizer, kind: FormatKind, source: str, good: list[str], bad: list[str]
+):
+    grammar = grammars.grammar(Format(kind, source))
+    assert [t for t in good if not takes(grammar, tokenizer, t)] == []
+    assert [t for t in bad if takes(grammar, tokenizer, t)] == []
+
+
+@pytest.mark.parametrize(
+    "kind, source, words",
+    [
+        ("json_schema", "{", "the JSON schema is not JSON"),
+        ("json_schema", "[1]", "is a list; expected an object"),
+        ("json_schema", "[" * 100_000, "the JSON schema is not JSON"),
+        ("json_schema", '{"a":' * 101 + "1" + "}" * 101, "more than 100 levels"),
+        ("json_schema", '{"not": {}, "unevaluatedItems": false}', 'Unimplemented keys: ["not", "unevaluatedItems"]'),
+        ("json_schema", '{"minimum": 3, "maximum": 2, "type": "number"}', "minimum (3) is greater than maximum (2)"),
+        ("json_schema", '{"$ref": "http://example.com/a"}', "'http://example.com/a' is not present"),
+        ("json_schema", "false", "is false, and nothing fits it"),
+        ("json_schema", " " * (MAX_FORMAT_CHARS + 1), "the limit is 262,144"),
+        ("regex", "[a", "unclosed character class"),
+        ("regex", "", "is empty"),
+        ("regex", "a" * (grammar_module.MAX_REGEX_CHARS + 1), "the limit is 16,384"),
+        ("lark", "start: nothing", 'unknown name: "nothing"'),
+        ("choice", '["a", 1]', "a list of texts"),
+        ("choice", "[]", "a list of texts"),
+        ("choice", json.dumps(["x"] * 10_001), "has 10,001 texts; the limit is 10,000"),
+        ("haiku", "", "'haiku'; expected one of json, json_schema"),
+    ],
+)  # fmt: skip
+def test_what_is_no_format_is_refused_by_what_is_wrong(grammars: Grammars, kind, source: str, words: str):
+    with pytest.raises(UsageError) as e:
+        grammars.grammar(Format(kind, source))
+    assert words in e.value.message and len(e.value.message) < 500 and "\n" not in e.value.message
+
+
+def test_chain_of_rules_that_ends_a_process_ends_another_one(grammars: Grammars):
+    chain = "\n".join(f"r{i}:r{i + 1}" for i in range(5500)) + '\nr5500:"a"\nstart:r0'
+    with pytest.raises(UsageError, match=rehearsal.DIED):
+        grammars.grammar(Format("lark", chain))
+
+
+def test_compilation_that_takes_too_long_is_ended(grammars: Grammars, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rehearsal, "COMPILE_S", 0.01)
+    long = json.dumps({"enum": [f"value {i}" for i in range(500)]})
+    with pytest.raises(UsageError, match=r"it took more than 0\.01 s to compile"):
+        grammars.grammar(Format("json_schema", long))
+
+
+def test_mask_that_takes_too_long_ends_the_answer(grammars: Grammars, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(grammar_module, "MASK_S", 0.0)
+    with pytest.raises(UsageError, match=r"the limit is 0\.0 s"):
+        grammars.grammar(Format("json")).matcher().allowed()
+
+
+def test_panic_of_the_parser_is_an_error_of_the_format():
+    class PanicException(BaseException):
+        pass
+
+    def panic() -> None:
+        raise PanicException("index out of bounds")
+
+    with pytest.raises(UsageError, match="format: index out of bounds"):
+        grammar_module._guarded(panic)
+
+
+def test_token_that_may_not_come_is_refused(grammars: Grammars, tokenizer: Tokenizer):
+    matcher = grammars.grammar(Format("regex", "a")).matcher()
+    with pytest.raises(UsageError, match="format"):
+        matcher.advance(tokenizer.encode("b", bos=False)[0])
+
+
+def test_same_format_is_compiled_once_and_the_oldest_forgotten(tokenizer: Tokenizer):
+    grammars = Grammars(tokenizer)
+    first = grammars.grammar(Format("regex", "a"))
+    assert grammars.grammar(Format("regex", "a")) is first
+    for i in range(grammar_module.KEPT):
+        grammars.grammar(Format("regex", f"a{i}"))
+    assert grammars.grammar(Format("regex", "a")) is not first
+
+
+def test_answers_of_one_grammar_go_their_own_ways(grammars: Grammars, tokenizer: Tokenizer):
+    grammar = grammars.grammar(Format("regex", "ab|cd"))
+    one, other = grammar.matcher(), grammar.matcher()
+    a, b, c, d = tokenizer.encode("abcd", bos=False)
+    one.advance(a)
+    other.advance(c)
+    assert one.allowed()[b] and not one.allowed()[d]
+    assert other.allowed()[d] and not other.allowed()[b]
+
+
+def test_mask_depends_on_the_tokens_alone(grammars: Grammars, tokenizer: Tokenizer):
+    """However often masks, forced tokens and guesses were asked for on the way, and after a log was pushed."""
+    grammar = grammars.grammar(Format("json_schema", json.dumps(PERSON)))
+    ids = tokenizer.encode('{"name": "hello", "age": 12', bos=False)
+    asked, pushed = grammar.matcher(), grammar.matcher()
+    for i, id in enumerate(ids):
+        asked.allowed(), asked.forced(), asked.fitting(ids[i : i + 3])
+        asked.advance(id)
+        pushed.advance(id)
+    assert np.array_equal(asked.allowed(), pushed.allowed()) and asked.forced() == pushed.forced()
+
+
+def test_forced_tokens_are_those_that_must_come(grammars: Grammars, tokenizer: Tokenizer):
+    matcher = grammars.grammar(Format("regex", "hello [ab]")).matcher()
+    ids = tokenizer.encode("hello a", bos=False)
+    assert matcher.forced() == ids[:2]
+    assert matcher.fitting(ids) == len(ids) and matcher.fitting([ids[0], ids[0]]) == 1
+
+
+@pytest.mark.parametrize("format", [Format("choice", '["abc"]'), Format("json_schema", '{"enum": ["abc"]}')])
+def test_space_that_a_tokenizer_takes_from_the_beginning_may_be_written(format: Format):
+    tokenizer = tokenizer_from_gguf(toys.sentencepiece())
+    assert tokenizer.strips_leading_space
+    at_start = Grammars(tokenizer).grammar(format, at_start=True)
+    later = Grammars(tokenizer).grammar(format)
+    text = "abc" if format.kind == "choice" else '"abc"'
+    spaced, plain = (tokenizer.encode(text, bos=False), tokenizer.encode("é" + text, bos=False)[2:])
+    for grammar, ids in ((at_start, spaced), (later, plain)):
+        matcher = grammar.matcher()
+        for id in ids:
+            assert matcher.allowed()[id]
+            matcher.advance(id)
+        assert matcher.allowed()[2]
+    assert not later.matcher().allowed()[spaced[0]]
+
+
+def test_regex_that_begins_with_a_space_keeps_it_where_one_is_taken_away():
+    tokenizer = tokenizer_from_gguf(toys.sentencepiece())
+    matcher = Grammars(tokenizer).grammar(Format("regex", " a"), at_start=True).matcher()
+    space = tokenizer.token_id("<0x20>")
+    matcher.advance(space)
+    assert not matcher.allowed()[tokenizer.token_id("a")]
+    matcher.advance(space)
+    assert matcher.allowed()[tokenizer.token_id("a")]
+
+
+# --- thinking -----------------------------------------------------------------------------------------
+
+
+def guide_of(grammars: Grammars, tokenizer: Tokenizer, tags: tuple[str, str], inside: bool = False) -> Guide:
+    grammar = grammars.grammar(Format("regex", "ab"))
+    return Constraint(grammar, tokenizer, tags, inside).guide(tokenizer.eos_ids)
+
+
+def push(guide: Guide, tokenizer: Tokenizer, text: str) -> None:
+    for id in tokenizer.encode(text, bos=False):
+        assert guide.allowed()[id], text
+        guide.advance(id)
+
+
+def allowed(guide: Guide, tokenizer: Tokenizer) -> set[bytes]:
+    return {tokenizer.token_bytes(int(id), special=True) for id in np.flatnonzero(guide.allowed())}
+
+
+def test_thinking_is_free_and_the_text_behind_it_is_not(grammars: Grammars, tokenizer: Tokenizer):
+    guide = guide_of(grammars, tokenizer, ("<tool>", "</t>"))  # one token, and four
+    assert allowed(guide, tokenizer) == {b"a", b"<tool>"}
+    push(guide, tokenizer, "<tool>hello (anything) é\n")
+    assert b"<|im_end|>" not in allowed(guide, tokenizer) and guide.forced() == []
+    push(guide, tokenizer, "</t>")
+    assert b"a" in allowed(guide, tokenizer) and b"b" not in allowed(guide, tokenizer)
+    push(guide, tokenizer, "\n")  # belongs to the tag
+    assert allowed(guide, tokenizer) == {b"a"}
+    push(guide, tokenizer, "ab")
+    assert allowed(guide, tokenizer) == {b"<|im_end|>"}
+
+
+def test_answer_may_begin_without_thinking(grammars: Grammars, tokenizer: Tokenizer):
+    guide = guide_of(grammars, tokenizer, ("<tool>", "</t>"))
+    push(guide, tokenizer, "ab")
+    assert allowed(guide, tokenizer) == {b"<|im_end|>"}
+
+
+def test_prompt_may_have_opened_thinking(grammars: Grammars, tokenizer: Tokenizer):
+    guide = guide_of(grammars, tokenizer, ("<tool>", "</t>"), inside=True)
+    push(guide, tokenizer, "hmm</t>ab")
+    assert allowed(guide, tokenizer) == {b"<|im_end|>"}
+
+
+def test_token_that_closes_thinking_may_begin_the_text(grammars: Grammars, tokenizer: Tokenizer):
+    guide = guide_of(grammars, tokenizer, ("<tool>", "he"), inside=True)
+    guide._matcher = grammars.grammar(Format("regex", "llo!")).matcher()
+    push(guide, tokenizer, "hello")
+    assert allowed(guide, tokenizer) == {b"!"}
+
+
+def test_format_without_a_token_that_ends_it_is_refused(grammars: Grammars, tokenizer: Tokenizer):
+    constraint = Constraint(grammars.grammar(Format("json")), tokenizer)
+    with pytest.raises(UsageError, match="ends the answer"):
+        constraint.guide(frozenset())
