@@ -83,10 +83,10 @@ def _described(name: str, value: object) -> Iterator[str]:
     yield inspect.getdoc(value) or ""
 
 
-HTTP_INTRO = """`freehold serve` speaks OpenAI's protocol. It listens on 127.0.0.1 unless told otherwise, and on a
-Unix socket that only its owner reaches; an address that others can reach needs a key, and then every route but
-`/health` wants `Authorization: Bearer KEY` (or `X-Api-Key`). Without a key, a request whose `Host` or `Origin` is not
-of this machine is refused, so that no web page reaches the server.
+HTTP_INTRO = """`freehold serve` speaks OpenAI's protocol and Anthropic's. It listens on 127.0.0.1 unless told
+otherwise, and on a Unix socket that only its owner reaches; an address that others can reach needs a key, and then
+every route but `/health` wants `Authorization: Bearer KEY` (or `X-Api-Key`). Without a key, a request whose `Host` or
+`Origin` is not of this machine is refused, so that no web page reaches the server.
 
 A field is honoured, or refused by name because leaving it out would change the answer (`tools`, images,
 ...), or named in `freehold.warnings`. A wrong value is refused with the field, the value and what was
@@ -107,12 +107,28 @@ A stream is server-sent events. Comments (`: keep-alive`) come whenever 10 secon
 is loaded. It ends with an event that has `finish_reason` for each choice, then `data: [DONE]`; when something fails
 midway, with `data: {"error": ...}`, then `data: [DONE]`. An error before the first event has its own status.
 A client that closes its connection cancels its request at once.
+
+### Anthropic's
+
+`/v1/messages` and what comes with an `anthropic-version` header are answered in Anthropic's shapes, errors too:
+
+- `freehold`, the receipt, is a field of the message; in a stream `message_start` has the context and `message_delta`
+  all of it. `usage.cache_read_input_tokens` is what the prefix cache had; `input_tokens` are the others.
+- Events have names: `message_start`, `ping`, `content_block_start`, `content_block_delta`, `content_block_stop`,
+  `message_delta`, `message_stop`. `ping` comes whenever 10 seconds pass in silence. What fails midway ends the stream
+  with `error`.
+- `stop_reason` is `end_turn`, `max_tokens`, `stop_sequence`, `tool_use`, or `model_context_window_exceeded` where the
+  context ended before `max_tokens` did.
+- A `thinking` block's `signature` is a digest of its text. Nothing checks it.
+- An error is `{"type": "error", "error": {"type", "message"}, "request_id", "freehold": {"code", "param"}}`; what is
+  503 elsewhere is 529 here.
 """
 
 
 def http_page() -> str:
     """Describe every route, every field of a request, and every error."""
     from freehold.server import admin, app, tokens
+    from freehold.server.anthropic import fields as anthropic
     from freehold.server.limits import Limits
     from freehold.server.openai import fields
 
@@ -122,6 +138,8 @@ def http_page() -> str:
     for struct in (
         fields.ChatRequest,
         fields.CompletionRequest,
+        anthropic.MessagesRequest,
+        anthropic.CountRequest,
         tokens.TokenizeRequest,
         tokens.DetokenizeRequest,
     ):
@@ -150,22 +168,26 @@ def _fields(struct: type) -> Iterator[str]:
         yield f"| {name} | {_cell(_kind(kind))} | {_cell(text)} |"
 
 
-def _kind(kind: Any) -> str:
-    """Name a type with its bounds: `float 0..100`."""
+def _kind(kind: Any, inside: bool = False) -> str:
+    """Name a type with its bounds: `float 0..100`; an object `inside` another one by its name alone."""
     known = msgspec.inspect
     match kind:
+        case known.AnyType():
+            return "anything"
         case known.UnionType():
-            return " or ".join(_kind(t) for t in kind.types if not isinstance(t, known.NoneType))
+            return " or ".join(_kind(t, inside) for t in kind.types if not isinstance(t, known.NoneType))
         case known.Metadata():
-            return _kind(kind.type)
+            return _kind(kind.type, inside)
         case known.LiteralType():
             return ", ".join(f'"{v}"' for v in kind.values)
         case known.ListType():
-            return f"list of {_kind(kind.item_type)}{_bounds(kind.min_length, kind.max_length)}"
+            return f"list of {_kind(kind.item_type, inside)}{_bounds(kind.min_length, kind.max_length)}"
         case known.DictType():
-            return f"object of {_kind(kind.value_type)}{_bounds(kind.min_length, kind.max_length)}"
+            return f"object of {_kind(kind.value_type, inside)}{_bounds(kind.min_length, kind.max_length)}"
+        case known.StructType() if inside:
+            return kind.cls.__name__
         case known.StructType():
-            return "object: " + ", ".join(f"{f.name} ({_kind(f.type)})" for f in kind.fields)
+            return "object: " + ", ".join(f"{f.name} ({_kind(f.type, True)})" for f in kind.fields)
         case known.StrType():
             return "text" + _bounds(kind.min_length, kind.max_length)
         case known.IntType() | known.FloatType():

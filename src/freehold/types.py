@@ -170,6 +170,7 @@ class Chunk:
     usage: Usage | None = None
     dropped_messages: int = 0
     tool_calls: tuple[ToolPiece, ...] = ()
+    stop: str = ""  # with finish_reason "stop": the stop string that came, if it was one
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +258,7 @@ class ModelInfo:
     can_chat: bool
     can_fill: bool  # suffix
     default_sampling: SamplingParams
+    thinking: Literal["none", "switch", "always"] = "none"
     notes: tuple[str, ...] = ()
     context_note: str = ""  # why the context has this size
 

@@ -145,6 +145,7 @@ def test_answer_that_met_its_stop_string_is_whole(llm: LLM):
     job = replace(TEXT, stop=(free[at : at + 2],))
     whole = answered(llm, job)[0]
     assert text(whole) == free[:at] and whole[-1].finish_reason == "stop"
+    assert whole[-1].stop == free[at : at + 2]
     [again] = answered(llm, replace(job, resume=(ids(whole),)))
     assert [(c.text, c.finish_reason) for c in again] == [("", "stop")]
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from freehold.errors import FreeholdError, ModelNotFound
 from freehold.types import (
@@ -21,6 +21,7 @@ from freehold.types import (
     ModelInfo,
     SamplingParams,
     TokenLogprob,
+    ToolPiece,
     Usage,
 )
 
@@ -34,6 +35,9 @@ class Script:
 
     text: str = "Hello there, world."
     thinking: str = ""
+    thinks: Literal["none", "switch", "always"] = "switch"
+    calls: tuple[tuple[str, str], ...] = ()  # (tool, arguments) of each call, after the text
+    stop: str = ""  # the stop string that ends the answer
     delay: float = 0.0  # before each piece
     start_delay: float = 0.0  # before the engine takes a job
     use_delay: float = 0.0  # before a model is loaded
@@ -137,24 +141,26 @@ class FakeStream:
 
     async def _made(self) -> AsyncIterator[tuple[int, Chunk]]:
         script, job = self._script, self._job
-        made = [(w, True) for w in _WORD.findall(script.thinking)]
-        made += [(w, False) for w in _WORD.findall(script.text)]
-        made = made[: self.begin.max_tokens]
-        for i, (word, thought) in enumerate(made):
+        made = [Chunk(thinking=w) for w in _WORD.findall(script.thinking)]
+        made += [Chunk(w) for w in _WORD.findall(script.text)]
+        made += [Chunk(tool_calls=(piece,)) for piece in _pieces(script.calls)]
+        limit, whole = self.begin.max_tokens, len(made)
+        made = made[:limit]
+        for i, chunk in enumerate(made):
             for index in range(job.n):
                 if script.fail is not None and script.fail_at == i and index == 0:
                     raise script.fail
                 if script.delay:
                     await asyncio.sleep(script.delay)
-                (id,) = self._served.words.encode(word)
+                (id,) = self._served.words.encode(chunk.text or chunk.thinking or "call")
                 logprobs = () if job.logprobs is None else (self._logprob(id, job.logprobs),)
-                text, thinking = ("", word) if thought else (word, "")
-                yield index, Chunk(text, thinking, (id,), logprobs)
-        reason = "length" if job.max_tokens is not None and len(made) == job.max_tokens else "stop"
+                yield index, replace(chunk, token_ids=(id,), logprobs=logprobs)
+        cut = len(made) < whole or (job.max_tokens is not None and len(made) == job.max_tokens)
+        reason = "length" if cut else "tool_calls" if script.calls else "stop"
         prompt = len(self.begin.prompt_ids)
         for index in range(job.n):
             usage = Usage(prompt, len(made), script.cached, 0.01, 0.02)
-            yield index, Chunk(finish_reason=reason, usage=usage)
+            yield index, Chunk(finish_reason=reason, usage=usage, stop="" if cut else script.stop)
         self.ended = True
 
     def _logprob(self, id: int, alternatives: int) -> TokenLogprob:
@@ -165,11 +171,21 @@ class FakeStream:
         return TokenLogprob(id, -0.5, top, self._served.words.bytes_of(id), texts)
 
 
+def _pieces(calls: Sequence[tuple[str, str]]) -> Iterator[ToolPiece]:
+    """Cut each call in three: its name, and two halves of its arguments."""
+    for i, (name, arguments) in enumerate(calls):
+        half = len(arguments) // 2
+        yield ToolPiece(i, f"call_{i}", name)
+        yield ToolPiece(i, arguments=arguments[:half])
+        yield ToolPiece(i, arguments=arguments[half:])
+
+
 class FakeServed:
     def __init__(self, name: str, script: Script) -> None:
         self.name, self.script, self.words = name, script, Words()
-        self.loaded = FakeLoaded(name, info_of(name))
+        self.loaded = FakeLoaded(name, replace(info_of(name), thinking=script.thinks))
         self.jobs: list[Job] = []
+        self.counted: list[Job] = []
         self.keep_alives: list[float | None] = []
         self.streams: list[FakeStream] = []
 
@@ -209,6 +225,10 @@ class FakeServed:
 
     async def render(self, messages: Sequence[Message], think: bool | None) -> list[int]:
         return self.words.encode(" ".join(m.content for m in messages))
+
+    async def count(self, job: Job) -> int:
+        self.counted.append(job)
+        return len(self.prompt_ids(job))
 
     async def template(self) -> dict[str, Any]:
         return {"chat_template": "{{ messages }}", "eos_token": "<eos>"}

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.openai.fields import ChatRequest, CompletionRequest
 from freehold.server.tokens import DetokenizeRequest, TokenizeRequest
 from tests.server.test_streams import eventually
@@ -16,12 +17,16 @@ DOCUMENTED = {200, 400, 404, 413}
 ROUTES = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": CountRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
 BASES = {
     "/v1/chat/completions": {"model": "fake:1b", "messages": [{"role": "user", "content": "x"}]},
     "/v1/completions": {"model": "fake:1b", "prompt": "x"},
+    "/v1/messages": {"model": "fake:1b", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]},
+    "/v1/messages/count_tokens": {"model": "fake:1b", "messages": [{"role": "user", "content": "x"}]},
     "/tokenize": {"model": "fake:1b", "prompt": "x"},
     "/detokenize": {"model": "fake:1b", "tokens": [1]},
 }
@@ -39,10 +44,11 @@ def check(server, route: str, body: bytes) -> None:
     answer = server.client.post(route, content=body)
     assert answer.status_code in DOCUMENTED, (answer.status_code, answer.text)
     if answer.headers["content-type"].startswith("text/event-stream"):
-        assert answer.text.endswith("data: [DONE]\n\n")
+        assert answer.text.endswith(("data: [DONE]\n\n", 'data: {"type":"message_stop"}\n\n'))
     else:
         decoded = json.loads(answer.content)
         assert (answer.status_code == 200) is ("error" not in decoded)
+        assert ("request_id" in decoded) is (answer.status_code != 200 and route.startswith("/v1/messages"))
     assert eventually(lambda: not server.doors.server.calls) and server.models.in_flight == 0
 
 
@@ -84,3 +90,54 @@ def test_a_damaged_body_is_answered(shared, cut, flip):
 def test_any_keep_alive_is_answered(shared, keep):
     body = json.dumps({**BASES["/v1/completions"], "keep_alive": keep})
     check(shared, "/v1/completions", body.encode())
+
+
+kinds = st.sampled_from(
+    ["text", "thinking", "tool_use", "tool_result", "document", "search_result", "mid_conv_system", "image"]
+)
+block_fields = st.fixed_dictionaries(
+    {"type": kinds | st.text(max_size=6)},
+    optional={
+        **dict.fromkeys(["text", "thinking", "title", "context"], st.text(max_size=6) | values),
+        **dict.fromkeys(["id", "tool_use_id", "name"], st.sampled_from(["t1", "t2"]) | values),
+        **dict.fromkeys(["input", "source", "content", "is_error", "cache_control"], values),
+    },
+)
+blocks = block_fields | st.builds(
+    lambda block, inner: {**block, "content": inner}, block_fields, st.lists(block_fields, max_size=3)
+)
+turns = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["user", "assistant", "system"]) | values,
+        "content": st.text(max_size=6) | st.lists(blocks, max_size=4) | values,
+    }
+)
+
+
+@pytest.mark.parametrize("route", ["/v1/messages", "/v1/messages/count_tokens"])
+@given(messages=st.lists(turns, min_size=1, max_size=5), system=st.lists(blocks, max_size=2) | values)
+@few
+def test_any_blocks_are_answered(shared, route, messages, system):
+    check(shared, route, json.dumps({**BASES[route], "messages": messages, "system": system}).encode())
+
+
+@given(
+    tools=st.lists(
+        st.fixed_dictionaries(
+            {"name": st.sampled_from(["a", "b"]) | values},
+            optional={"type": kinds | values, "input_schema": values, "description": values},
+        ),
+        max_size=3,
+    ),
+    choice=st.fixed_dictionaries(
+        {"type": st.sampled_from(["auto", "any", "tool", "none"]) | values}, optional={"name": values}
+    ),
+    thinking=st.fixed_dictionaries(
+        {"type": st.sampled_from(["enabled", "disabled", "adaptive"])}, optional={"budget_tokens": values}
+    ),
+    stream=st.booleans(),
+)
+@few
+def test_any_tools_are_answered(shared, tools, choice, thinking, stream):
+    asked = {"tools": tools, "tool_choice": choice, "thinking": thinking, "stream": stream}
+    check(shared, "/v1/messages", json.dumps({**BASES["/v1/messages"], **asked}).encode())

@@ -40,6 +40,16 @@ def test_the_first_of_several_stop_strings_wins():
     assert stopped(["one END two STOP"], ["STOP", "END"]) == (["one ", ""], True)
 
 
+@pytest.mark.parametrize(
+    "pieces, found", [(["one END two STOP"], "END"), (["a ST", "OP"], "STOP"), (["a"], "")]
+)
+def test_the_stop_string_that_came_is_known(pieces, found):
+    filter = StopStrings(["STOP", "END"])
+    for piece in pieces:
+        filter.push(piece)
+    assert filter.found == found
+
+
 @pytest.mark.parametrize("bad", [[""], [3]])
 def test_empty_stop_string_is_refused(bad):
     with pytest.raises(UsageError, match="stop string"):

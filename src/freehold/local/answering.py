@@ -205,7 +205,7 @@ class Answer:
         generation.close()
         self.done = True
         thinking, text = self._text.finish()
-        return Chunk(text, thinking, finish_reason=reason, usage=usage)
+        return Chunk(text, thinking, finish_reason=reason, usage=usage, stop=self._text.stop)
 
 
 class _Text:
@@ -219,6 +219,11 @@ class _Text:
     @property
     def hit(self) -> bool:
         return self._stops.hit
+
+    @property
+    def stop(self) -> str:
+        """The stop string that came, or nothing."""
+        return self._stops.found
 
     def push(self, id: int) -> tuple[str, str]:
         """Add a token; return the (thinking, text) that became certain."""

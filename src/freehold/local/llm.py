@@ -24,7 +24,7 @@ from freehold.engine.grammar import Grammars
 from freehold.errors import EngineClosed, FreeholdError, UsageError
 from freehold.local.answering import Answering
 from freehold.local.jobs import check_job
-from freehold.local.prompt import Chat, Prompter, as_messages
+from freehold.local.prompt import ANY_LENGTH, Chat, Prompter, as_messages
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.types import (
     Begin,
@@ -310,6 +310,7 @@ class LLM:
             can_chat=self._prompter.can_chat,
             can_fill=self._prompter.fill is not None,
             default_sampling=self.default_sampling,
+            thinking=self._prompter.template.thinking if self._prompter.can_chat else "none",
             notes=self.notes,
             context_note=self.context_note,
         )
@@ -323,6 +324,12 @@ class LLM:
         """Return the ids the model would read of a chat, up to where its answer begins."""
         self._check_open()
         return self._prompter.render(messages, think)
+
+    def count(self, job: Job) -> int:
+        """Return how many tokens a job's prompt has, also where that is more than there is room for."""
+        self._check_open()
+        check_job(job, ANY_LENGTH)
+        return self._prompter.count(job)
 
     def template(self) -> dict[str, Any]:
         """Describe the tokenizer: its size, the tokens that begin and end, and the chat template's source."""

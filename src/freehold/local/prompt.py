@@ -18,6 +18,7 @@ from freehold.types import Job, Message, Overflow
 
 Chat = str | Sequence[Message | Mapping[str, str]]
 
+ANY_LENGTH = 1 << 40  # a context that every prompt fits, for counting
 ROOM = 512  # tokens that drop-oldest keeps free for an answer whose length nobody limited
 
 
@@ -78,6 +79,11 @@ class Prompter:
             raise BadPrompt("the prompt is empty", "give text or token ids")
         self._check_room(len(ids), answer=job.max_tokens != 0)
         return Prompt(ids)
+
+    def count(self, job: Job) -> int:
+        """Return how many tokens the prompt has, whether or not there is room for them."""
+        roomy = Prompter(self._tokenizer, self._template, self._name, ANY_LENGTH)
+        return len(roomy.prompt(job).ids)
 
     def render(self, messages: Sequence[Message], think: bool | None) -> list[int]:
         """Return the ids of a chat, whole."""

@@ -23,7 +23,7 @@ from freehold.server.metrics import PerModel
 from freehold.server.problems import Problem, problem
 from freehold.server.receipt import Tally
 from freehold.server.sse import EventStream
-from freehold.types import Begin, Chunk, Job, TokenLogprob, ToolCall
+from freehold.types import Begin, Chunk, Job, ModelInfo, TokenLogprob, ToolCall
 
 # Prompts of one request that are under way at a time: more would fill the queue with one client's.
 ABREAST = 64
@@ -42,9 +42,11 @@ class Choice:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: str | None = None
+    chunks: list[Chunk] = field(default_factory=list)  # all of it, for shapes in which order matters
 
     def add(self, chunk: Chunk) -> None:
         """Take in what came."""
+        self.chunks.append(chunk)
         if chunk.text:
             self.text.append(chunk.text)
         if chunk.thinking:
@@ -103,6 +105,7 @@ class Shape(Protocol):
 
 Sink = Callable[[int, list[tuple[int, Chunk]]], Awaitable[None]]
 Opened = Callable[[int, Begin], Awaitable[None]]
+Fit = Callable[[Job, ModelInfo, Tally], Job]
 
 
 class Answering:
@@ -116,9 +119,11 @@ class Answering:
         *,
         keep_alive: float | None,
         warnings: Sequence[str],
+        fit: Fit | None = None,
     ) -> None:
+        """`fit` has the last word on a job, once it is known what the model can do; it warns of what it takes out."""
         self.call, self.shape, self.jobs = call, shape, jobs
-        self._keep_alive = keep_alive
+        self._keep_alive, self._fit = keep_alive, fit
         self.tally = Tally(len(jobs), call.started, warnings)
         self._open = sum(job.n for job in jobs)
         self._first = [0, *accumulate(job.n for job in jobs)]  # number of each job's first choice
@@ -184,6 +189,8 @@ class Answering:
         sink: Sink,
     ) -> None:
         served = await self._served()
+        if self._fit is not None:
+            self.jobs = [self._fit(job, served.info, self.tally) for job in self.jobs]
         record = self._record = self.call.server.metrics.of(served.name)
         try:
             if len(self.jobs) == 1:

@@ -15,11 +15,15 @@ from starlette.routing import BaseRoute, Route
 
 import freehold
 from freehold.server.admin import admin_routes
+from freehold.server.anthropic import models as anthropic_models
+from freehold.server.anthropic.errors import anthropic_error, speaks
+from freehold.server.anthropic.messages import count_tokens, messages
+from freehold.server.auth import Headers
 from freehold.server.call import Call, Endpoint, Gate, Server
+from freehold.server.openai import models as openai_models
 from freehold.server.openai.chat import chat
 from freehold.server.openai.completions import completions
-from freehold.server.openai.models import model, models
-from freehold.server.problems import Refused
+from freehold.server.problems import Refused, Wording, openai_error
 from freehold.server.tokens import detokenize, tokenize, tokenizer_info
 
 _EXPOSITION = b"text/plain; version=1.0.0; charset=utf-8"
@@ -28,7 +32,7 @@ _EXPOSITION = b"text/plain; version=1.0.0; charset=utf-8"
 def make_app(server: Server, *, admin: bool = False) -> Starlette:
     """Return the application; `admin` adds what only the owner may do, for a socket only the owner reaches."""
     routes = public_routes() + (admin_routes() if admin else [])
-    layers = [Middleware(Gate, server=server)]
+    layers = [Middleware(Gate, server=server, wording=wording)]
     if server.guard.origins and not admin:
         cors = Middleware(
             CORSMiddleware,
@@ -48,6 +52,8 @@ def public_routes() -> list[BaseRoute]:
     return [
         _route("POST", "/v1/chat/completions", chat),
         _route("POST", "/v1/completions", completions),
+        _route("POST", "/v1/messages", messages),
+        _route("POST", "/v1/messages/count_tokens", count_tokens),
         _route("GET", "/v1/models", models),
         _route("GET", "/v1/models/{id:path}", model),
         _route("POST", "/tokenize", tokenize),
@@ -62,6 +68,23 @@ def public_routes() -> list[BaseRoute]:
 
 def _route(method: str, path: str, handle) -> Route:  # type: ignore[no-untyped-def]
     return Route(path, Endpoint(path, handle), methods=[method])
+
+
+def wording(path: str, headers: Headers) -> Wording:
+    """Return how errors are worded to whoever sent `headers`."""
+    return anthropic_error if speaks(path, headers) else openai_error
+
+
+async def models(call: Call) -> None:
+    """List every model: in Anthropic's shape with an `anthropic-version` header, otherwise in OpenAI's."""
+    of = anthropic_models if speaks(call.scope["path"], call.headers) else openai_models
+    await of.models(call)
+
+
+async def model(call: Call) -> None:
+    """Describe one, in either shape; its id may hold `/` and `:`."""
+    of = anthropic_models if speaks(call.scope["path"], call.headers) else openai_models
+    await of.model(call)
 
 
 async def health(call: Call) -> None:

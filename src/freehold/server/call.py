@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
@@ -71,6 +71,9 @@ class Call:
         self.tenant = ""
         self.route = "other"
         self.wording: Wording = openai_error
+        self.statuses: Mapping[
+            int, int
+        ] = {}  # where a protocol has a number of its own for one of problems.py
         self.status = 0  # 0: nothing was sent
         self.complete = False
         self.started = time.monotonic()
@@ -118,7 +121,8 @@ class Call:
     async def head(self, status: int, headers: RawHeaders) -> None:
         """Send status and headers; the request id goes with every answer."""
         self.status = status
-        all_headers = [*headers, (b"x-request-id", self.request_id)]
+        names = (b"x-request-id", b"request-id")  # OpenAI's clients read the one, Anthropic's the other
+        all_headers = [*headers, *((name, self.request_id) for name in names)]
         await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
 
     async def body(self, data: bytes, *, more: bool = False) -> None:
@@ -137,7 +141,9 @@ class Call:
 
     async def refuse(self, trouble: Problem) -> None:
         """Answer with an error, in the protocol's words."""
-        await self.answer(self.wording(trouble), trouble.status, trouble.headers)
+        trouble = replace(trouble, request_id=self.request_id.decode())
+        status = self.statuses.get(trouble.status, trouble.status)
+        await self.answer(self.wording(trouble), status, trouble.headers)
 
     def abort(self) -> None:
         """Drop the connection without waiting for the client to take what is buffered."""

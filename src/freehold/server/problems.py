@@ -74,6 +74,7 @@ class Problem:
     code: str | None = None
     extra: dict[str, object] = field(default_factory=dict)
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    request_id: str = ""
 
 
 Wording = Callable[[Problem], bytes]  # a protocol's error body, as JSON

@@ -21,7 +21,7 @@ class Tally:
     def __init__(self, jobs: int, started: float, warnings: Sequence[str]) -> None:
         self.begins: list[Begin | None] = [None] * jobs
         self._usages: list[list[Usage]] = [[] for _ in range(jobs)]
-        self._started, self._warnings = started, list(warnings)
+        self._started, self.warnings = started, list(warnings)
 
     @property
     def passed_s(self) -> float:
@@ -31,9 +31,13 @@ class Tally:
     def begun(self, job: int, begin: Begin, asked: int | None) -> None:
         """Note what the engine took in. `asked`: tokens; the context may have room for fewer, which is told once."""
         self.begins[job] = begin
-        told = f"max_tokens was cut to what the context of {begin.context:,} tokens has room for"
-        if asked is not None and asked > begin.max_tokens and told not in self._warnings:
-            self._warnings.append(told)
+        if asked is not None and asked > begin.max_tokens:
+            self.warn(f"max_tokens was cut to what the context of {begin.context:,} tokens has room for")
+
+    def warn(self, told: str) -> None:
+        """Note what the client should know, once."""
+        if told not in self.warnings:
+            self.warnings.append(told)
 
     def ended(self, job: int, usage: Usage) -> None:
         """Note an answer's end."""
@@ -68,7 +72,7 @@ class Tally:
             "sampling": msgspec.to_builtins(begin.sampling),
             "max_tokens": begin.max_tokens,
             "timings": self._timings(),
-            "warnings": self._warnings,
+            "warnings": self.warnings,
         }
 
     def _timings(self) -> dict[str, Any]:

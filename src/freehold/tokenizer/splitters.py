@@ -21,7 +21,7 @@ def held_suffix(text: str, needles: Sequence[str]) -> int:
 
 
 class StopStrings:
-    """Lets text through up to the first stop string; `hit` tells that one came.
+    """Lets text through up to the first stop string; `hit` tells that one came, and `found` which.
 
     What could be the beginning of a stop string is held back, so no part of one is ever shown.
     """
@@ -30,17 +30,18 @@ class StopStrings:
         if any(not isinstance(s, str) or not s for s in stops):
             raise UsageError("a stop string is empty or no text", "leave it out")
         self._stops, self._held = tuple(stops), ""
-        self.hit = False
+        self.hit, self.found = False, ""
 
     def push(self, text: str) -> str:
         """Add text; return what can no longer be part of a stop string."""
         if self.hit:
             return ""
         text = self._held + text
-        found = [at for s in self._stops if (at := text.find(s)) >= 0]
+        found = [(at, s) for s in self._stops if (at := text.find(s)) >= 0]
         if found:
+            first, self.found = min(found)
             self.hit, self._held = True, ""
-            return text[: min(found)]
+            return text[:first]
         cut = len(text) - held_suffix(text, self._stops)
         self._held = text[cut:]
         return text[:cut]

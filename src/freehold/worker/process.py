@@ -47,6 +47,7 @@ from freehold.worker.wire import (
     Submit,
     Writer,
     decode,
+    read,
 )
 from freehold.worker.wire import Message as WireMessage
 
@@ -86,6 +87,7 @@ class Model(Protocol):
     def detokenize(self, ids: Sequence[int]) -> str: ...
     def token_texts(self, ids: Sequence[int]) -> list[bytes]: ...
     def render(self, messages: Sequence[Message], think: bool | None) -> list[int]: ...
+    def count(self, job: Job) -> int: ...
     def template(self) -> dict[str, Any]: ...
 
 
@@ -252,6 +254,8 @@ class Intake:
             case "render":
                 messages, think = args
                 return model.render([Message(*m) for m in messages], think)
+            case "count":
+                return model.count(read(args[0], Job))
             case "template":
                 return model.template()
         raise UsageError(f"no call is named {call.method!r}")

@@ -133,6 +133,10 @@ class ScriptedModel:
         """Number all words of a chat."""
         return [id for m in messages for id in self.tokenize(m.content)]
 
+    def count(self, job: Job) -> int:
+        """Count the words of a chat."""
+        return len(self.render(job.messages or (), None))
+
     def template(self) -> dict[str, Any]:
         """There is none."""
         return {}

@@ -192,6 +192,10 @@ class Served:
         """Turn a chat into the ids the model would read."""
         return await self._call("render", [(m.role, m.content, m.thinking) for m in messages], think)
 
+    async def count(self, job: Job) -> int:
+        """Count the tokens of a job's prompt, whether or not there is room for them."""
+        return await self._call("count", job)
+
     async def template(self) -> dict[str, Any]:
         """Describe the tokenizer and its chat template."""
         return await self._call("template")

@@ -73,7 +73,7 @@ class Cancel(Message):
 
 
 class Call(Message):
-    """Ask for something that no step computes: tokenize, detokenize, token_texts, render, template."""
+    """Ask for something that no step computes: tokenize, detokenize, token_texts, render, count, template."""
 
     id: int
     method: str
@@ -244,6 +244,14 @@ def decode(raw: msgspec.Raw, kind: Any) -> Any:
     """Read a value that came apart; UsageError names the field that is wrong."""
     try:
         return msgspec.msgpack.decode(raw, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as e:
+        raise UsageError(f"not a request: {e}") from e
+
+
+def read(value: object, kind: Any) -> Any:
+    """Read a value that came as an argument of a call; UsageError names the field that is wrong."""
+    try:
+        return msgspec.convert(value, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as e:
         raise UsageError(f"not a request: {e}") from e
 

@@ -1,0 +1,272 @@
+"""Reads Anthropic's messages: blocks in, turns of a chat out, in an order that every chat template takes.
+
+Knows blocks and roles; knows no model. What would change the answer is refused by name, or named in the warnings.
+
+  - Turns of one role in a row become one turn; the chat begins and ends with the user.
+  - Results of tools stand first in the turn after the calls that they answer, each with one of their ids.
+  - A system message within the chat stays where it is, as a tagged part of the user's turn: at the head of the prompt
+    it would change what stands before everything else, and nothing after it could come from the cache.
+
+Path: job.py -> read_chat -> Message
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from freehold.server.anthropic.fields import Block, InputMessage, Part, Source, Text
+from freehold.server.problems import Refused
+from freehold.types import Message, ToolCall
+
+# Claude Code writes a line like it before its system prompt, and another one into every request.
+BILLING = "x-anthropic-billing-header:"
+_BETWEEN = "\n"  # texts of one turn
+_REMINDER = "<system-reminder>\n{}\n</system-reminder>"
+_REMINDED = "a system message within the chat was read as a part of the user's turn"
+# What a server of Anthropic's did within an assistant's turn; nobody here can go on from it.
+_FOREIGN = ("redacted_thinking", "server_tool_use", "compaction", "fallback")
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one side said until the other began, as messages[at] and those after it."""
+
+    role: str  # user or assistant
+    at: int
+    texts: list[str] = field(default_factory=list)
+    thinking: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    results: list[Message] = field(default_factory=list)
+    spoke: bool = False  # it has a text that is its own, not a system message's
+
+    def say(self, text: str) -> None:
+        """Add a text of its own."""
+        self.texts.append(text)
+        self.spoke = True
+
+    def remind(self, text: str) -> None:
+        """Add a system message's text."""
+        self.texts.append(_REMINDER.format(text))
+
+    def messages(self) -> Iterator[Message]:
+        """Write the turn as a template reads it."""
+        if self.role == "assistant":
+            # What one answer said in several blocks is one text again, to the letter: the cache holds it.
+            yield Message("assistant", "".join(self.texts), "".join(self.thinking), tuple(self.calls))
+            return
+        yield from self.results
+        if self.texts or not self.results:
+            yield Message("user", _BETWEEN.join(self.texts))
+
+
+def read_chat(
+    system: str | Sequence[Text] | None, messages: Sequence[InputMessage], warnings: list[str]
+) -> tuple[Message, ...]:
+    """Return the chat; add to `warnings` what was left out of it. Raises Refused."""
+    first = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+    leading = [_system_text(m, i) for i, m in enumerate(messages[:first])]
+    prompt = _BETWEEN.join(t for t in [*_system(system, warnings), *leading] if t)
+    turns: list[Turn] = []
+    reader = _Reader(warnings)
+    for i in range(first, len(messages)):
+        role = "assistant" if messages[i].role == "assistant" else "user"
+        if not turns or turns[-1].role != role:
+            turns.append(Turn(role, i))
+        reader.read(messages[i], i, turns[-1])
+    _check_order(turns)
+    chat = [m for turn in turns for m in turn.messages()]
+    return (Message("system", prompt), *chat) if prompt else tuple(chat)
+
+
+def _system(given: str | Sequence[Text] | None, warnings: list[str]) -> Iterator[str]:
+    blocks = (
+        [given] if isinstance(given, str) else [_text(b, f"system[{i}]") for i, b in enumerate(given or ())]
+    )
+    for text in blocks:
+        if text.startswith(BILLING):
+            text = text.partition("\n")[2].lstrip("\n")
+            warnings.append(
+                f"the line {BILLING} of system was left out of the prompt: it changes with every request, "
+                "and nothing after it would be found in the cache"
+            )
+        yield text
+
+
+def _system_text(message: InputMessage, i: int) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return _BETWEEN.join(_text(b, f"messages[{i}].content[{j}]") for j, b in enumerate(message.content))
+
+
+class _Reader:
+    """Reads message after message into turns. It remembers the calls, which results name by their ids."""
+
+    def __init__(self, warnings: list[str]) -> None:
+        self._warnings = warnings
+        self._names: dict[str, str] = {}  # id of a call -> name of its tool
+
+    def read(self, message: InputMessage, i: int, turn: Turn) -> None:
+        if message.role == "system":
+            turn.remind(_system_text(message, i))
+            return self._warn(_REMINDED)
+        if isinstance(message.content, str):
+            return turn.say(message.content) if message.content else None
+        read = self._said if message.role == "assistant" else self._asked
+        for j, block in enumerate(message.content):
+            read(block, f"messages[{i}].content[{j}]", turn)
+        return None
+
+    def _said(self, block: Block, where: str, turn: Turn) -> None:
+        """Read a block of an assistant's turn."""
+        match block.type:
+            case "text":
+                turn.say(_text(block, where))
+            case "thinking":
+                turn.thinking.append(_given(block.thinking, where, "thinking"))
+            case "tool_use":
+                self._call(block, where, turn)
+            case foreign if foreign in _FOREIGN or foreign.endswith("_tool_result"):
+                self._warn(
+                    f"blocks of type {foreign!r} were left out: only a server of Anthropic's can read them"
+                )
+            case _:
+                raise _unsupported(block, where)
+
+    def _call(self, block: Block, where: str, turn: Turn) -> None:
+        id, name = _given(block.id, where, "id"), _given(block.name, where, "name")
+        if id in self._names:
+            raise _bad(f"{where}.id", f"is {id[:60]!r}, as an earlier tool_use's; expected one of its own")
+        self._names[id] = name
+        arguments = msgspec.json.encode(block.input if block.input is not None else {}).decode()
+        turn.calls.append(ToolCall(id, name, arguments))
+
+    def _asked(self, block: Block, where: str, turn: Turn) -> None:
+        """Read a block of a user's turn."""
+        match block.type:
+            case "tool_result":
+                self._result(block, where, turn)
+            case "text" | "document" | "search_result":
+                turn.say(_content(block, where))
+            case "mid_conv_system":
+                turn.remind(_content(block, where))
+                self._warn(_REMINDED)
+            case _:
+                raise _unsupported(block, where)
+
+    def _result(self, block: Block, where: str, turn: Turn) -> None:
+        id = _given(block.tool_use_id, where, "tool_use_id")
+        if turn.spoke:
+            raise _bad(where, "is a tool_result behind a text of the same turn; expected results first")
+        content = block.content
+        if isinstance(content, list):
+            content = _BETWEEN.join(_content(p, f"{where}.content[{k}]") for k, p in enumerate(content))
+        said = f"Error: {content or ''}" if block.is_error else content or ""
+        turn.results.append(Message("tool", said, tool_call_id=id, name=self._names.get(id, "")))
+
+    def _warn(self, told: str) -> None:
+        if told not in self._warnings:
+            self._warnings.append(told)
+
+
+def _check_order(turns: Sequence[Turn]) -> None:
+    """Refuse a chat whose turns do not fit together."""
+    if not turns or turns[0].role != "user":
+        raise _bad("messages", "does not begin with a user's turn; expected role 'user' first")
+    if turns[-1].role != "user":
+        raise _bad(
+            "messages",
+            "ends with an assistant's turn, which this server does not go on from; end with role 'user'",
+        )
+    calls: list[ToolCall] = []
+    for turn in turns:
+        if turn.role == "user":
+            _check_results(turn, calls)
+        calls = turn.calls
+
+
+def _check_results(turn: Turn, calls: Sequence[ToolCall]) -> None:
+    where, known, given = (
+        f"messages[{turn.at}]",
+        {c.id for c in calls},
+        [r.tool_call_id for r in turn.results],
+    )
+    for id in given:
+        if id not in known:
+            raise _bad(
+                where, f"has a tool_result for {id[:60]!r}, which is no tool_use of the turn before it"
+            )
+        if given.count(id) > 1:
+            raise _bad(where, f"has two tool_results for {id[:60]!r}; expected one")
+    missing = [c.id for c in calls if c.id not in given]
+    if missing:
+        raise _bad(
+            where, f"has no tool_result for {_list(missing)}; expected one for each tool_use before it"
+        )
+    if not given and not any(text.strip() for text in turn.texts):
+        raise _bad(where, "has no content; expected text or tool_results")
+
+
+def _content(block: Block | Part, where: str) -> str:
+    """Return the text of a block that is text or holds it."""
+    if block.type == "text":
+        return _text(block, where)
+    if block.type == "mid_conv_system" and isinstance(block.content, list):
+        return _joined(block.content, f"{where}.content")
+    if block.type == "search_result" and isinstance(block.content, list):
+        named = [block.title or "", block.source if isinstance(block.source, str) else ""]
+        return _BETWEEN.join(t for t in [*named, _joined(block.content, f"{where}.content")] if t)
+    if block.type == "document" and isinstance(block.source, Source):
+        return _document(block, block.source, where)
+    raise _unsupported(block, where)
+
+
+def _document(block: Block | Part, source: Source, where: str) -> str:
+    if source.type == "text" and source.data is not None:
+        text = source.data
+    elif source.type == "content" and source.content is not None:
+        given = source.content
+        text = given if isinstance(given, str) else _joined(given, f"{where}.source.content")
+    else:
+        raise _bad(
+            f"{where}.source", f"is of type {source.type!r}; this server reads documents of text so far"
+        )
+    return _BETWEEN.join(t for t in [block.title or "", block.context or "", text] if t)
+
+
+def _joined(blocks: Iterable[Text | Part], where: str) -> str:
+    return _BETWEEN.join(_text(b, f"{where}[{i}]") for i, b in enumerate(blocks))
+
+
+def _text(block: Text | Part | Block, where: str) -> str:
+    if block.type != "text":
+        raise _unsupported(block, where)
+    return _given(block.text, where, "text")
+
+
+def _given(value: str | None, where: str, name: str) -> str:
+    if value is None:
+        raise Refused(
+            400, f"{where}.{name} is missing", param=f"{where}.{name}", code="missing_required_parameter"
+        )
+    return value
+
+
+def _list(ids: Sequence[str]) -> str:
+    shown = ", ".join(repr(id[:60]) for id in ids[:3])
+    return shown if len(ids) <= 3 else f"{shown} and {len(ids) - 3} more"
+
+
+def _bad(where: str, what: str) -> Refused:
+    return Refused(400, f"{where} {what}", param=where, code="invalid_value")
+
+
+def _unsupported(block: Text | Part | Block, where: str) -> Refused:
+    return Refused(
+        400,
+        f"{where} is of type {block.type!r}, which this server does not read there; it reads text so far",
+        param=where,
+        code="unsupported_content",
+    )

@@ -1,0 +1,213 @@
+"""The fields of Anthropic's requests: types, ranges, and which of them there are.
+
+Knows the wire; chat.py reads the messages and job.py the rest. docs/reference/http.md is made from these structs.
+Path: Call.struct -> MessagesRequest -> job.py -> Job
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from freehold.types import MAX_MESSAGES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOOLS, Overflow, Priority
+
+FORCED = 1 << 30  # more tokens than any context holds
+MAX_BLOCKS = 4096  # of one message
+MAX_SEED = (1 << 63) - 1
+
+Name = Annotated[str, Meta(min_length=1, max_length=512)]
+Id = Annotated[str, Meta(min_length=1, max_length=256)]
+Kind = Annotated[str, Meta(min_length=1, max_length=64)]
+ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
+Tokens = Annotated[int, Meta(ge=1, le=FORCED)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Mass = Annotated[float, Meta(gt=0, le=1)]
+Object = dict[str, Any]
+
+
+class Text(Struct, kw_only=True):
+    """A text block, of a system prompt or within another block."""
+
+    type: Kind
+    text: str | None = None
+
+
+class Source(Struct, kw_only=True):
+    """Where a document's text is."""
+
+    type: Kind
+    data: str | None = None
+    content: str | Annotated[list[Text], Meta(max_length=MAX_BLOCKS)] | None = None
+
+
+class Part(Struct, kw_only=True):
+    """A block within a tool's result: text, or what holds text."""
+
+    type: Kind
+    text: str | None = None
+    title: str | None = None
+    context: str | None = None
+    source: str | Source | None = None
+    content: Annotated[list[Text], Meta(max_length=MAX_BLOCKS)] | None = None
+
+
+class Block(Struct, kw_only=True):
+    """A block of a message; its `type` says which of the fields it has."""
+
+    type: Kind
+    text: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    data: str | None = None
+    id: Id | None = None
+    name: Name | None = None
+    input: Object | None = None
+    tool_use_id: Id | None = None
+    content: str | Annotated[list[Part], Meta(max_length=MAX_BLOCKS)] | None = None
+    is_error: bool | None = None
+    title: str | None = None
+    context: str | None = None
+    source: str | Source | None = None
+
+
+class InputMessage(Struct, kw_only=True):
+    """One turn, or a part of one."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | Annotated[list[Block], Meta(max_length=MAX_BLOCKS)]
+
+
+class ToolParam(Struct, kw_only=True):
+    """A tool. With a `type` other than custom, one that Anthropic describes or runs."""
+
+    name: ToolName
+    type: Kind | None = None
+    description: str | None = None
+    input_schema: Object | None = None
+
+
+class ToolChoice(Struct, kw_only=True):
+    """Whether tools may, must or must not be used."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: ToolName | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(Struct, kw_only=True):
+    """Whether to think first, and for how many tokens at most."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Tokens | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class OutputFormat(Struct, kw_only=True):
+    """What the answer's text must be."""
+
+    type: Literal["json_schema"]
+    schema: Object
+
+
+class OutputConfig(Struct, kw_only=True):
+    """How much to think, and what the text must be."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
+
+
+class CountRequest(Struct, kw_only=True):
+    """POST /v1/messages/count_tokens: a chat to count. The other fields of /v1/messages change nothing here."""
+
+    model: Annotated[Name, Meta(description="The model's name; it is loaded if it is not in memory.")]
+    messages: Annotated[
+        Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
+        Meta(
+            description="The chat, from a user's turn to a user's turn. Blocks: text, thinking, tool_use, tool_result, "
+            "document (text), search_result; turns of one role in a row are one turn."
+        ),
+    ]
+    system: Annotated[
+        str | Annotated[list[Text], Meta(max_length=MAX_BLOCKS)] | None,
+        Meta(description="The system prompt. A line `x-anthropic-billing-header:` before it is left out."),
+    ] = None
+    tools: Annotated[
+        Annotated[list[ToolParam], Meta(max_length=MAX_TOOLS)] | None,
+        Meta(description="Tools the model may call. Those that Anthropic runs are ignored, with a warning."),
+    ] = None
+    tool_choice: Annotated[
+        ToolChoice | None, Meta(description="auto (default), any, none, or tool with its name.")
+    ] = None
+    thinking: Annotated[
+        Thinking | None,
+        Meta(
+            description="enabled with budget_tokens, disabled, or adaptive: the model's own habit, as without it."
+        ),
+    ] = None
+    output_config: Annotated[
+        OutputConfig | None, Meta(description="`effort`, and `format`: a JSON schema of the text.")
+    ] = None
+    output_format: Annotated[
+        OutputFormat | None, Meta(description="The older name of output_config.format.")
+    ] = None
+    cache_control: Annotated[
+        Object | None,
+        Meta(
+            description="Accepted, here and in blocks: all prompts are cached, usage says how much was found."
+        ),
+    ] = None
+
+
+class MessagesRequest(CountRequest, kw_only=True):
+    """POST /v1/messages: a chat to answer."""
+
+    max_tokens: Annotated[Tokens, Meta(description="Most tokens of the answer, thinking included.")]
+    stream: Annotated[bool | None, Meta(description="Send the answer as server-sent events.")] = None
+    stop_sequences: Annotated[
+        Annotated[
+            list[Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]], Meta(max_length=MAX_STOPS)
+        ]
+        | None,
+        Meta(description="Texts that end the answer; `stop_sequence` tells which one came."),
+    ] = None
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=100)] | None,
+        Meta(description="0 is greedy. Default: the model's own."),
+    ] = None
+    top_p: Annotated[Mass | None, Meta(description="Keep the likeliest tokens whose sum reaches this.")] = (
+        None
+    )
+    top_k: Annotated[
+        Annotated[int, Meta(ge=0, le=FORCED)] | None, Meta(description="Keep so many tokens; 0: all.")
+    ] = None
+    metadata: Annotated[Object | None, Meta(description="Accepted and not used.")] = None
+    service_tier: Annotated[
+        Literal["auto", "standard_only"] | None, Meta(description="Accepted: there is one tier.")
+    ] = None
+    min_p: Annotated[
+        Share | None, Meta(description="Ours: drop tokens less likely than this times the likeliest.")
+    ] = None
+    seed: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_SEED)] | None,
+        Meta(description="Ours: the same seed gives the same answer. Default: drawn."),
+    ] = None
+    overflow: Annotated[
+        Overflow | None,
+        Meta(
+            description="Ours: a chat longer than the context: `error` (default) or `drop-oldest`, which is counted."
+        ),
+    ] = None
+    priority: Annotated[
+        Priority | None, Meta(description="Ours: `batch` takes what interactive requests leave.")
+    ] = None
+    timeout: Annotated[
+        Annotated[float, Meta(gt=0, le=86400)] | None,
+        Meta(description="Ours: seconds the whole answer may take."),
+    ] = None
+    keep_alive: Annotated[
+        float | str | None,
+        Meta(
+            description="Ours: how long the model stays in memory afterwards: seconds or `10m`; negative: for ever."
+        ),
+    ] = None

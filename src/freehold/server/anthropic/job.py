@@ -1,0 +1,222 @@
+"""Makes a job of Anthropic's request: tools, choice, thinking, format, sampling; and says what was not understood.
+
+A field is honoured, refused by name because leaving it out would change the answer, or named in the warnings.
+Knows the wire's fields and Job's; knows no route. What only the model can tell (whether it thinks) `fit` decides.
+Path: messages.py -> message_job -> Job; Answering -> fit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from freehold.config import nearest
+from freehold.server.anthropic.chat import read_chat
+from freehold.server.anthropic.fields import (
+    Block,
+    CountRequest,
+    InputMessage,
+    MessagesRequest,
+    OutputFormat,
+    Part,
+    Source,
+    Text,
+    Thinking,
+    ToolChoice,
+    ToolParam,
+)
+from freehold.server.problems import Refused
+from freehold.server.receipt import Tally
+from freehold.types import MAX_FORMAT_CHARS, Format, Job, ModelInfo, Tool
+from freehold.types import ToolChoice as Choice
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
+_CHOICES: dict[str, Choice] = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
+# Leaving these out changes what the answer is made from. The values are those that ask for nothing.
+_REFUSED: dict[str, tuple[object, ...]] = {"mcp_servers": ([],), "container": ()}
+_SHOWN = 20  # warnings about fields
+
+
+def message_job(r: MessagesRequest, tenant: str, warnings: list[str]) -> Job:
+    """Return the job of a request to answer."""
+    thinking = r.thinking
+    if thinking is not None and thinking.budget_tokens is not None and thinking.budget_tokens >= r.max_tokens:
+        raise Refused(
+            400,
+            f"thinking.budget_tokens is {thinking.budget_tokens:,}; expected fewer than max_tokens, {r.max_tokens:,}",
+            param="thinking.budget_tokens",
+        )
+    return replace(
+        counted_job(r, warnings),
+        max_tokens=r.max_tokens,
+        sampling={name: v for name in _SAMPLING if (v := getattr(r, name)) is not None},
+        stop=tuple(r.stop_sequences or ()),
+        overflow=r.overflow or "error",
+        priority=r.priority or "interactive",
+        tenant=tenant,
+        timeout_s=r.timeout,
+    )
+
+
+def counted_job(r: CountRequest, warnings: list[str]) -> Job:
+    """Return the part of a job that says what its prompt is."""
+    tools = _tools(r.tools or (), warnings)
+    choice, name = _choice(r.tool_choice, tools)
+    think, budget = _think(r.thinking)
+    return Job(
+        messages=read_chat(r.system, r.messages, warnings),
+        tools=tools,
+        tool_choice=choice,
+        tool_name=name,
+        parallel_tool_calls=not (r.tool_choice and r.tool_choice.disable_parallel_tool_use),
+        think=think,
+        think_tokens=budget,
+        effort=r.output_config.effort if r.output_config else None,
+        format=_format(r),
+    )
+
+
+def fit(job: Job, info: ModelInfo, tally: Tally) -> Job:
+    """Return the job as a model can do it: clients send one `thinking` to whatever model they are given."""
+    if job.think and info.thinking == "none":
+        tally.warn(f"thinking was left out: {info.name} does not think before it answers")
+        return replace(job, think=None, think_tokens=None)
+    if job.think is False and info.thinking == "always":
+        tally.warn(f"thinking could not be disabled: {info.name} always thinks before it answers")
+        return replace(job, think=None)
+    return job
+
+
+def _tools(given: Sequence[ToolParam], warnings: list[str]) -> tuple[Tool, ...]:
+    tools: list[Tool] = []
+    for i, tool in enumerate(given):
+        where = f"tools[{i}]"
+        if tool.type not in (None, "custom"):
+            warnings.append(f"{where} of type {tool.type!r} was ignored: this server has no tools of its own")
+            continue
+        if tool.input_schema is None:
+            raise Refused(400, f"{where}.input_schema is missing", param=f"{where}.input_schema")
+        if any(tool.name == other.name for other in tools):
+            raise Refused(
+                400, f"{where}.name is {tool.name!r}, as another's; expected one of its own", param=where
+            )
+        _bounded(tool.input_schema, f"{where}.input_schema")
+        tools.append(Tool(tool.name, tool.description or "", tool.input_schema))
+    return tuple(tools)
+
+
+def _choice(given: ToolChoice | None, tools: Sequence[Tool]) -> tuple[Choice, str]:
+    if given is None:
+        return "auto", ""
+    choice, name = _CHOICES[given.type], given.name or ""
+    if choice == "required" and not tools:
+        raise Refused(400, f"tool_choice is {given.type!r}, and there are no tools", param="tool_choice")
+    if given.type != "tool":
+        return choice, ""
+    if name not in {tool.name for tool in tools}:
+        raise Refused(
+            400, f"tool_choice.name is {name!r}; expected one of the tools", param="tool_choice.name"
+        )
+    return choice, name
+
+
+def _think(given: Thinking | None) -> tuple[bool | None, int | None]:
+    if given is None or given.type == "adaptive":
+        return None, None
+    if given.type == "disabled":
+        return False, None
+    if given.budget_tokens is None:
+        raise Refused(400, "thinking.budget_tokens is missing", param="thinking.budget_tokens")
+    return True, given.budget_tokens
+
+
+def _format(r: CountRequest) -> Format | None:
+    given = [("output_config.format", r.output_config.format if r.output_config else None)]
+    given.append(("output_format", r.output_format))
+    found: list[tuple[str, OutputFormat]] = [(name, f) for name, f in given if f is not None]
+    if not found:
+        return None
+    if len(found) == 2 and found[0][1] != found[1][1]:
+        raise Refused(400, "output_config.format and output_format differ; give one", param="output_format")
+    name, format = found[0]
+    return Format("json_schema", _bounded(format.schema, f"{name}.schema"))
+
+
+def _bounded(schema: Mapping[str, object], where: str) -> str:
+    text = msgspec.json.encode(schema).decode()
+    if len(text) > MAX_FORMAT_CHARS:
+        raise Refused(
+            400, f"{where} has {len(text):,} characters; expected at most {MAX_FORMAT_CHARS:,}", param=where
+        )
+    return text
+
+
+# --- what was not understood ---------------------------------------------------------------------------
+
+_SILENT = {"cache_control", "type"}  # of any block or tool
+_OF_BLOCKS = _SILENT | {"citations", "caller"}  # what an answer of Anthropic's has, come back
+# A tool's fields that ask for nothing we could do or leave: calls always follow the schema, in one piece or many.
+_OF_TOOLS = _SILENT | {"strict", "eager_input_streaming", "defer_loading"}
+
+
+def strangers(raw: dict[str, Any], kind: type[CountRequest]) -> list[str]:
+    """Return a warning for each field that nobody reads; refuse those that would change the answer."""
+    warnings: dict[str, None] = {}
+    known = MessagesRequest.__struct_fields__  # a chat to count may come with all that it will be asked with
+    for name in sorted(raw.keys() - set(known)):
+        value = raw[name]
+        if name in _REFUSED and value is not None and value not in _REFUSED[name]:
+            raise Refused(
+                400, f"{name} is not supported by this server", param=name, code="unsupported_parameter"
+            )
+        if value is not None and name not in _REFUSED:
+            near = nearest(name[:60], list(kind.__struct_fields__))
+            warnings[
+                f"unknown field {name[:60]!r} was ignored" + (f"; did you mean {near}?" if near else "")
+            ] = None
+    for place, name in _within(raw):
+        warnings[f"field {name[:60]!r} of {place} was ignored"] = None
+        if len(warnings) > _SHOWN:
+            break
+    return list(warnings)[:_SHOWN]
+
+
+def _within(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (place, name) of each unknown field further in; `raw` has the types of the structs already."""
+    for tool in raw.get("tools") or ():
+        if tool.get("type") in (None, "custom"):
+            yield from _extra(tool, ToolParam, "tools", _OF_TOOLS)
+    for name, kind in (("tool_choice", ToolChoice), ("thinking", Thinking)):
+        yield from _extra(raw.get(name) or {}, kind, name)
+    if not isinstance(system := raw.get("system") or "", str):
+        yield from (found for block in system for found in _extra(block, Text, "system"))
+    for message in raw["messages"]:
+        yield from _extra(message, InputMessage, "messages")
+        if isinstance(message["content"], list):
+            yield from (found for block in message["content"] for found in _in_block(block, Block))
+
+
+def _in_block(block: dict[str, Any], kind: type[Block | Part | Text]) -> Iterator[tuple[str, str]]:
+    yield from _extra(block, kind, "blocks", _SILENT if _cites(block) else _OF_BLOCKS)
+    if isinstance(content := block.get("content"), list) and kind is not Text:
+        inner = Part if kind is Block else Text
+        yield from (found for each in content for found in _in_block(each, inner))
+    if isinstance(source := block.get("source"), dict):
+        yield from _extra(source, Source, "sources", _SILENT | {"media_type", "url", "file_id"})
+
+
+def _cites(block: dict[str, Any]) -> bool:
+    """Return whether a block asks that answers cite it, which nobody here does."""
+    asked = block.get("citations")
+    return isinstance(asked, dict) and bool(asked.get("enabled"))
+
+
+def _extra(
+    value: dict[str, Any], kind: type[msgspec.Struct], place: str, silent: set[str] = _SILENT
+) -> Iterator[tuple[str, str]]:
+    for name in value.keys() - set(kind.__struct_fields__) - silent:
+        if value[name]:
+            yield place, name

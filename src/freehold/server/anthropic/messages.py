@@ -1,0 +1,46 @@
+"""POST /v1/messages and /v1/messages/count_tokens: a chat in, an assistant's message or a number out.
+
+Knows Anthropic's routes; the order of things is answering.py's.
+Path: Gate -> messages -> job.message_job -> Answering -> MessageShape
+"""
+
+from __future__ import annotations
+
+from freehold.server.answering import Answering
+from freehold.server.anthropic.errors import STATUSES
+from freehold.server.anthropic.fields import CountRequest, MessagesRequest
+from freehold.server.anthropic.job import counted_job, fit, message_job, strangers
+from freehold.server.anthropic.shape import MessageShape
+from freehold.server.call import Call
+from freehold.server.durations import seconds
+from freehold.server.receipt import Tally
+
+
+async def messages(call: Call) -> None:
+    """Answer a chat, as Anthropic does."""
+    call.statuses = STATUSES
+    request, raw = await call.struct(MessagesRequest)
+    warnings = strangers(raw, MessagesRequest)
+    job = message_job(request, call.tenant, warnings)
+    hidden = request.thinking is not None and request.thinking.display == "omitted"
+    shape = MessageShape(call.request_id, request.max_tokens, show_thinking=not hidden)
+    keep_alive = seconds(request.keep_alive)
+    answering = Answering(call, shape, [job], keep_alive=keep_alive, warnings=warnings, fit=fit)
+    await (answering.stream if request.stream else answering.whole)(request.model)
+
+
+async def count_tokens(call: Call) -> None:
+    """Count the tokens of a chat with its tools, also of one that is too long to be answered."""
+    call.statuses = STATUSES
+    request, raw = await call.struct(CountRequest)
+    warnings = strangers(raw, CountRequest)
+    job = counted_job(request, warnings)
+    tally = Tally(1, call.started, warnings)
+
+    async def work() -> None:
+        served = await call.server.models.use(request.model)
+        tokens = await served.count(fit(job, served.info, tally))
+        more = {"context": {"limit": served.info.context, "used": tokens}, "warnings": tally.warnings}
+        await call.answer({"input_tokens": tokens, "freehold": more})
+
+    await call.while_here(work())

@@ -1,0 +1,76 @@
+"""GET /v1/models and /v1/models/{id} for clients of Anthropic's, which are told apart by a header.
+
+Knows names, dates and pages; loads nothing. Path: Gate -> app.models -> models -> Models.names
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qsl
+
+from freehold.errors import ModelNotFound
+from freehold.server.call import Call
+from freehold.server.contract import Held, Loaded
+from freehold.server.problems import Refused
+
+PAGE, MAX_PAGE = 20, 1000  # models of an answer
+
+
+async def models(call: Call) -> None:
+    """List the models, a page at a time: `limit`, `after_id`, `before_id`."""
+    asked = dict(parse_qsl(call.scope["query_string"].decode("latin-1")))
+    page, more = _page(await _described(call), asked)
+    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    await call.answer({"data": page, "has_more": more, "first_id": first, "last_id": last})
+
+
+async def model(call: Call) -> None:
+    """Describe one; its id may hold `/` and `:`."""
+    name = call.scope["path_params"]["id"]
+    for each in await _described(call):
+        if each["id"] == name:
+            await call.answer(each)
+            return
+    raise ModelNotFound(f"there is no model {name[:200]!r}", "GET /v1/models lists what there is")
+
+
+def _page(all_: Sequence[dict[str, Any]], asked: Mapping[str, str]) -> tuple[list[dict[str, Any]], bool]:
+    """Return a page of models, and whether there are more in its direction."""
+    limit = asked.get("limit", str(PAGE))
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 4 and 1 <= int(limit) <= MAX_PAGE):
+        raise Refused(400, f"limit is {limit[:20]!r}; expected 1 to {MAX_PAGE:,}", param="limit")
+    ids, size = [each["id"] for each in all_], int(limit)
+    if "after_id" in asked:
+        rest = all_[_place(ids, asked["after_id"], "after_id") + 1 :]
+        return list(rest[:size]), len(rest) > size
+    if "before_id" in asked:
+        rest = all_[: _place(ids, asked["before_id"], "before_id")]
+        return list(rest[-size:]), len(rest) > size
+    return list(all_[:size]), len(all_) > size
+
+
+def _place(ids: Sequence[str], id: str, name: str) -> int:
+    if id not in ids:
+        raise Refused(400, f"{name} is {id[:60]!r}, which is no model here", param=name)
+    return ids.index(id)
+
+
+async def _described(call: Call) -> list[dict[str, Any]]:
+    loaded = {each.name: each for each in call.server.models.loaded()}
+    held = {each.name: each for each in await call.server.models.names()}
+    return [_model(name, held.get(name), loaded.get(name)) for name in {**held, **loaded}]
+
+
+def _model(name: str, held: Held | None, loaded: Loaded | None) -> dict[str, Any]:
+    created = datetime.fromtimestamp(held.modified if held else 0, UTC)
+    context = loaded.info.context if loaded else None
+    return {
+        "type": "model",
+        "id": name,
+        "display_name": name,
+        "created_at": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "max_input_tokens": context,  # known once it is in memory
+        "max_tokens": context,
+    }

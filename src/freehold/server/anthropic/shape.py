@@ -1,0 +1,129 @@
+"""Anthropic's message, whole and as events with names.
+
+Knows JSON and server-sent events; blocks.py knows what is in an answer. `freehold` stands beside what Anthropic has:
+clients leave out what they do not know.
+Path: Answering -> MessageShape -> bytes
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from freehold.server import sse
+from freehold.server.answering import Choice
+from freehold.server.anthropic.blocks import Blocks, Event, folded
+from freehold.server.anthropic.errors import anthropic_error
+from freehold.server.contract import Served
+from freehold.server.problems import Problem
+from freehold.server.receipt import Tally, context
+from freehold.types import Begin, Chunk
+
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+_CUT_SHOWN = 200  # characters of arguments that are no JSON
+
+
+class MessageShape:
+    """Implements answering.Shape for the one answer that a request has. `asked`: its max_tokens."""
+
+    content_type = sse.CONTENT_TYPE
+
+    def __init__(self, request_id: bytes, asked: int, *, show_thinking: bool) -> None:
+        self._request_id, self._asked, self._show = request_id.decode(), asked, show_thinking
+        self._blocks = Blocks(show_thinking=show_thinking)
+        self._stop = ""
+        self._room = asked
+
+    def bind(self, model: str, tally: Tally) -> None:
+        self._model, self._tally = model, tally
+        self._id = f"msg_{secrets.token_hex(12)}"
+
+    async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
+        self._room = begin.max_tokens
+
+    def opened(self, choice: int, begin: Begin) -> bytes:
+        usage = _usage(len(begin.prompt_ids), 0, 0)
+        message = {**self._message([], None, usage), "freehold": {"context": context(begin)}}
+        return _event({"type": "message_start", "message": message}) + PING
+
+    def piece(self, choice: int, chunk: Chunk) -> bytes:
+        self._stop = chunk.stop
+        return _events(self._blocks.push(chunk))
+
+    def end(self, choice: int, reason: str, last: bool) -> bytes:
+        delta = {"stop_reason": self._reason(reason), "stop_sequence": self._stop or None}
+        done = {
+            "type": "message_delta",
+            "delta": delta,
+            "usage": self._used(),
+            "freehold": self._tally.receipt(),
+        }
+        return _events(self._blocks.close()) + _event(done)
+
+    def closing(self) -> bytes:
+        return _event({"type": "message_stop"})
+
+    def failed(self, trouble: Problem) -> bytes:
+        return (
+            b"event: error\ndata: " + anthropic_error(replace(trouble, request_id=self._request_id)) + b"\n\n"
+        )
+
+    def beat(self) -> bytes:
+        return PING
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        (choice,) = choices
+        blocks = Blocks(show_thinking=self._show)
+        events = [event for chunk in choice.chunks for event in blocks.push(chunk)]
+        content, cut = folded([*events, *blocks.close()])
+        for arguments in cut:
+            self._tally.warn(f"the input of a tool_use was cut off: {arguments[:_CUT_SHOWN]}")
+        self._stop = choice.chunks[-1].stop
+        message = self._message(content, self._reason(choice.reason or ""), self._used())
+        return {**message, "freehold": self._tally.receipt()}
+
+    def _message(self, content: list[dict[str, Any]], reason: str | None, usage: dict[str, int]) -> Event:
+        return {
+            "id": self._id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": content,
+            "stop_reason": reason,
+            "stop_sequence": self._stop or None,
+            "usage": usage,
+        }
+
+    def _reason(self, reason: str) -> str:
+        if reason == "stop" and self._stop:
+            return "stop_sequence"
+        if reason == "length" and self._room < self._asked:
+            return "model_context_window_exceeded"
+        return _REASONS[reason]
+
+    def _used(self) -> dict[str, int]:
+        tally = self._tally
+        return _usage(tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens)
+
+
+def _usage(prompt: int, cached: int, made: int) -> dict[str, int]:
+    """Return Anthropic's counts: what was found in the cache is apart from the input. Writing it costs nothing."""
+    return {
+        "input_tokens": prompt - cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": cached,
+        "output_tokens": made,
+    }
+
+
+def _event(event: Event) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event))
+
+
+def _events(events: Iterable[Event]) -> bytes:
+    return b"".join(map(_event, events))
