@@ -239,6 +239,7 @@ def test_tools_that_anthropic_runs_are_ignored_with_a_warning(serving):
     search = {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}
     said = "tools[0] of type 'web_search_20250305' was ignored: this server has no tools of its own"
     assert warnings(server, tools=[search, {**WEATHER, "type": "custom"}]) == [said]
+    assert "'mcp_toolset' was ignored" in warnings(server, tools=[{"type": "mcp_toolset"}, WEATHER])[0]
     assert [t.name for t in server.models.served["fake:1b"].jobs[-1].tools] == ["weather"]
 
 
@@ -388,6 +389,7 @@ def test_a_chat_that_does_not_fit_together_is_refused_by_place(serving, messages
         ),
         ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools[0].name is 'a b'"),
         ({"tools": [{"name": "a"}]}, "tools[0].input_schema is missing"),
+        ({"tools": [{"input_schema": {}}]}, "tools[0].name is missing"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1].name is 'weather', as another's"),
         ({"tools": [{**WEATHER, "name": f"t{i}"} for i in range(129)]}, "tools is a list of 129"),
         ({"tool_choice": {"type": "any"}}, "tool_choice is 'any', and there are no tools"),

@@ -120,6 +120,7 @@ def test_models_are_listed_and_found(client):
     assert [m.id for m in c.models.list()] == ["fake:1b", "org/fake:2b"]
     assert [m.id for m in c.models.list(limit=1)] == ["fake:1b", "org/fake:2b"]
     assert c.models.retrieve("fake:1b").created_at.year == 2023
+    assert c.models.retrieve("org/fake:2b").lifecycle == "active"
 
 
 def test_the_async_client_is_answered(serving):

@@ -248,10 +248,14 @@ def _text(block: Text | Part | Block, where: str) -> str:
 
 def _given(value: str | None, where: str, name: str) -> str:
     if value is None:
-        raise Refused(
-            400, f"{where}.{name} is missing", param=f"{where}.{name}", code="missing_required_parameter"
-        )
+        raise missing(where, name)
     return value
+
+
+def missing(where: str, name: str) -> Refused:
+    """Return the refusal of an object that lacks what its type needs."""
+    path = f"{where}.{name}"
+    return Refused(400, f"{path} is missing", param=path, code="missing_required_parameter")
 
 
 def _list(ids: Sequence[str]) -> str:

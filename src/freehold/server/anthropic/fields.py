@@ -81,7 +81,7 @@ class InputMessage(Struct, kw_only=True):
 class ToolParam(Struct, kw_only=True):
     """A tool. With a `type` other than custom, one that Anthropic describes or runs."""
 
-    name: ToolName
+    name: ToolName | None = None
     type: Kind | None = None
     description: str | None = None
     input_schema: Object | None = None

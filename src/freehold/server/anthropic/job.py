@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from freehold.config import nearest
-from freehold.server.anthropic.chat import read_chat
+from freehold.server.anthropic.chat import missing, read_chat
 from freehold.server.anthropic.fields import (
     Block,
     CountRequest,
@@ -91,21 +91,23 @@ def fit(job: Job, info: ModelInfo, tally: Tally) -> Job:
 
 
 def _tools(given: Sequence[ToolParam], warnings: list[str]) -> tuple[Tool, ...]:
-    tools: list[Tool] = []
+    tools: dict[str, Tool] = {}
     for i, tool in enumerate(given):
         where = f"tools[{i}]"
         if tool.type not in (None, "custom"):
             warnings.append(f"{where} of type {tool.type!r} was ignored: this server has no tools of its own")
             continue
-        if tool.input_schema is None:
-            raise Refused(400, f"{where}.input_schema is missing", param=f"{where}.input_schema")
-        if any(tool.name == other.name for other in tools):
+        for name in ("name", "input_schema"):
+            if getattr(tool, name) is None:
+                raise missing(where, name)
+        assert tool.name is not None and tool.input_schema is not None
+        if tool.name in tools:
             raise Refused(
                 400, f"{where}.name is {tool.name!r}, as another's; expected one of its own", param=where
             )
         _bounded(tool.input_schema, f"{where}.input_schema")
-        tools.append(Tool(tool.name, tool.description or "", tool.input_schema))
-    return tuple(tools)
+        tools[tool.name] = Tool(tool.name, tool.description or "", tool.input_schema)
+    return tuple(tools.values())
 
 
 def _choice(given: ToolChoice | None, tools: Sequence[Tool]) -> tuple[Choice, str]:
@@ -129,7 +131,7 @@ def _think(given: Thinking | None) -> tuple[bool | None, int | None]:
     if given.type == "disabled":
         return False, None
     if given.budget_tokens is None:
-        raise Refused(400, "thinking.budget_tokens is missing", param="thinking.budget_tokens")
+        raise missing("thinking", "budget_tokens")
     return True, given.budget_tokens
 
 

@@ -70,6 +70,7 @@ def _model(name: str, held: Held | None, loaded: Loaded | None) -> dict[str, Any
         "type": "model",
         "id": name,
         "display_name": name,
+        "lifecycle": "active",
         "created_at": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "max_input_tokens": context,  # known once it is in memory
         "max_tokens": context,
