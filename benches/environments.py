@@ -146,6 +146,7 @@ ENVIRONMENTS = {
         ("lm-eval[api]",), "import lm_eval.models.openai_completions", ("--prefer-binary",)
     ),
     "oracle": Environment(
-        ("torch", "transformers>=5.24,<6", "gguf", "sentencepiece"), "import torch, transformers, gguf"
+        ("torch", "transformers>=5.24,<6", "peft", "gguf", "sentencepiece"),
+        "import torch, transformers, peft, gguf",
     ),
 }

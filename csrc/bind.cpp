@@ -200,13 +200,18 @@ Out<float> logits_array(Plan::Room& room, size_t rows, size_t vocab) {
 using ChoiceTuple = std::tuple<int32_t, float, uint64_t, int64_t>;
 std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> seqs,
                                              In<int32_t, 2> tables, In<int32_t, 1> logit_rows, const std::vector<ChoiceTuple>& choices,
-                                             int64_t tokens_end) {
+                                             int64_t tokens_end, const std::vector<std::shared_ptr<Adapter>>& adapters,
+                                             const std::optional<In<int32_t, 1>>& row_adapters) {
+  if (!adapters.empty() && (!row_adapters || row_adapters->size() != tokens.size()))
+    throw Error(ErrorKind::Usage, "adapters need a number for each row");
   if (positions.size() != tokens.size() || seqs.size() != tokens.size())
     throw Error(ErrorKind::Usage, "tokens, positions and seqs must have one length");
   Out<float> logits = logits_array(plan.room, logit_rows.size(), static_cast<size_t>(plan.vocab()));
   Out<int64_t> chosen = array<int64_t>({choices.size()});
   std::vector<Choice> wanted;
   for (const auto& [row, temperature, seed, position] : choices) wanted.push_back({row, temperature, seed, position});
+  std::vector<const Adapter*> named;
+  for (const auto& adapter : adapters) named.push_back(adapter.get());
   Step step;
   step.rows = static_cast<int64_t>(tokens.size());
   step.tokens = tokens.data();
@@ -215,6 +220,9 @@ std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, 
   step.nseqs = static_cast<int64_t>(tables.shape(0));
   step.table_width = static_cast<int64_t>(tables.shape(1));
   step.block_tables = tables.data();
+  step.nadapters = static_cast<int64_t>(named.size());
+  step.adapters = named.data();
+  step.row_adapters = named.empty() ? nullptr : row_adapters->data();
   step.nlogits = static_cast<int64_t>(logit_rows.size());
   step.logit_rows = logit_rows.data();
   step.logits = logits.data();
@@ -256,6 +264,13 @@ void bind_plan(nb::module_& m) {
       }, "block"_a, "bytes"_a)
       .def_prop_ro("bytes_per_block", &KvCache::bytes_per_block);
 
+  nb::class_<Adapter>(m, "Adapter")
+      .def(nb::init<>())
+      .def("add", [](Adapter& self, std::shared_ptr<Matrix> w, std::shared_ptr<Matrix> a, std::shared_ptr<Matrix> b, float scale) {
+        self.add(w, {a, b, scale});
+      }, "weight"_a, "a"_a, "b"_a, "scale"_a)
+      .def_prop_ro("nbytes", &Adapter::bytes);
+
   nb::class_<Plan>(m, "Plan")
       .def(nb::init<std::shared_ptr<Threads>, std::shared_ptr<KvCache>, int64_t>(), "threads"_a, "cache"_a, "max_rows"_a)
       .def("embed", [](Plan& p, std::shared_ptr<Matrix> table, float scale) { return p.embed(table, scale); }, "table"_a, "scale"_a = 1.0f)
@@ -282,7 +297,8 @@ void bind_plan(nb::module_& m) {
       }, "x"_a, "weight"_a, "norm"_a.none(), "eps"_a, "scale"_a = 1.0f, "softcap"_a = 0.0f)
       .def("finish", &Plan::finish)
       .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a,
-           "choices"_a = std::vector<ChoiceTuple>(), "tokens_end"_a = 0);
+           "choices"_a = std::vector<ChoiceTuple>(), "tokens_end"_a = 0, "adapters"_a = std::vector<std::shared_ptr<Adapter>>(),
+           "row_adapters"_a = nb::none());
 }
 
 void bind_sampling(nb::module_& m) {

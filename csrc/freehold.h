@@ -16,6 +16,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -153,6 +154,19 @@ struct Choice {
   int64_t position;
 };
 
+// Low-rank changes of some matrices of a plan: for a row that asks for one, W x becomes W x + scale * B (A x), added before
+// bias and activation. A [rank][K] sees the floats that W's int8 are rounded from; A and B [N][rank] are panels of a float
+// kind, and the products are the float kernels', so a row's bits depend on no other row. Filled before it is used.
+class Adapter {
+ public:
+  struct Pair { MatrixPtr a, b; float scale; };
+  void add(MatrixPtr w, Pair pair);        // throws Usage unless the shapes fit; rank is a multiple of kPanelRows
+  const Pair* find(const MatrixPtr& w) const;
+  int64_t bytes() const;
+ private:
+  std::unordered_map<MatrixPtr, Pair> pairs_;
+};
+
 // One forward step over rows of one or more sequences. Rows of a sequence are consecutive, positions too.
 struct Step {
   int64_t rows = 0;
@@ -161,6 +175,9 @@ struct Step {
   const int32_t* seqs = nullptr;        // [rows], index into block_tables, non-decreasing
   int64_t nseqs = 0, table_width = 0;
   const int32_t* block_tables = nullptr;  // [nseqs][table_width]
+  int64_t nadapters = 0;                // 0: no row has one, and nothing is looked up
+  const Adapter* const* adapters = nullptr;
+  const int32_t* row_adapters = nullptr;  // [rows], index into adapters, -1 for none
   int64_t nlogits = 0;
   const int32_t* logit_rows = nullptr;  // [nlogits], which rows want logits
   float* logits = nullptr;              // [nlogits][vocab]

@@ -22,6 +22,9 @@ constexpr int64_t kUnitInputs = 256, kUnitRoom = 32;          // units of Acts: 
 // Rows of one sequence inside a step.
 struct Segment { int seq; int64_t row, rows; int position; };
 
+// Consecutive rows of a step that one adapter changes.
+struct Adapted { const Adapter* adapter; int64_t row, rows; };
+
 // Everything a running op sees.
 struct Run {
   const Kernels* k;
@@ -29,6 +32,7 @@ struct Run {
   KvCache* cache;
   const Step* step;
   std::vector<Segment> segments;
+  std::vector<Adapted> adapted;               // in order of rows
   std::vector<float*> buffer;                 // by buffer number
   int active = 1;                             // threads the step is offered to
   int seat = 0;                               // which set of counters and lists is this step's
@@ -40,6 +44,7 @@ struct ActScratch {
   std::vector<float> normed, scale32, scale256, fsum32;
   std::vector<int8_t> q32, q256;
   std::vector<int32_t> sum32, sum256;
+  std::vector<float> low;                     // A x of the rows that adapters change: see LowRank
   std::vector<std::vector<float>> tiles;      // by thread: sums of kGemmPanels panels
   int64_t k32 = 0, k256 = 0, kf = 0;          // widest K each form must hold
   void allocate(int64_t rows, int threads) {
@@ -166,6 +171,8 @@ struct Input {
     }
     return a;
   }
+  // The rows as they were before any rounding: [rows][k].
+  const float* floats(const Run& r) const { return norm.weight ? scratch->normed.data() : r.buffer[x]; }
   // Panels [p0, p1) of w times rows [t0, t0 + nt) of the step: y [p1-p0][nt][16]. `next`: what is read after them.
   void multiply(const Run& r, const Matrix& w, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* y, const uint8_t* next) const {
     Acts a = acts(r, w, r.buffer[x], next);
@@ -211,6 +218,71 @@ template <class Put> void store_panels(const Matrix& m, int64_t p0, int64_t p1, 
   }
 }
 
+// What adapters add to an op's products. A x is computed once for all panels, between the op's two phases and by whoever
+// comes, and costs no phase where no row has an adapter; B (A x) joins a panel's sums as soon as they are made.
+struct LowRank {
+  static constexpr int64_t kRows = 16;         // a claim: 16 rows of one panel of A
+  // Rows of the step that a pair changes in matrix number `matrix`; their A x, `rank` floats each, begin at `at`.
+  struct Part { size_t matrix; const Adapter::Pair* pair; int64_t row, rows, at; };
+  struct Item { size_t part; int64_t row, rows, panel; };
+  struct Deal { std::vector<Part> parts; std::vector<Item> items; };   // a step's work, by seat
+  Deal deals[Threads::kSeats];
+  Phase phase;
+
+  void prepare(const Run& r, const Input& in, const std::vector<MatrixPtr>& weights) {
+    Deal& deal = deals[r.seat];
+    deal.parts.clear();
+    deal.items.clear();
+    if (r.adapted.empty()) return;
+    phase.reset(r.seat);
+    int64_t room = 0;
+    for (size_t i = 0; i < weights.size(); ++i)
+      for (const Adapted& a : r.adapted)
+        if (const Adapter::Pair* pair = a.adapter->find(weights[i])) {
+          deal.parts.push_back({i, pair, a.row, a.rows, room});
+          room += a.rows * pair->a->w.n;
+          for (int64_t row = 0; row < a.rows; row += kRows)
+            for (int64_t p = 0; p < pair->a->w.count(); ++p)
+              deal.items.push_back({deal.parts.size() - 1, a.row + row, std::min(kRows, a.rows - row), p});
+        }
+    if (in.scratch->low.size() < static_cast<size_t>(room)) in.scratch->low.resize(static_cast<size_t>(room));
+  }
+  // scale * A x, from rows that are normalised already.
+  void reduce(const Run& r, const Input& in) {
+    const Deal& deal = deals[r.seat];
+    if (deal.items.empty()) return;
+    share(r, phase, static_cast<int64_t>(deal.items.size()), 1, [&](int64_t i, int64_t) {
+      const Item& item = deal.items[static_cast<size_t>(i)];
+      const Part& part = deal.parts[item.part];
+      const Panels& a = part.pair->a->w;
+      float* out = in.scratch->low.data() + part.at + (item.row - part.row) * a.n + item.panel * kPanelRows;
+      Acts x;
+      x.k = in.k;
+      x.f32 = in.floats(r);
+      r.k->panel[static_cast<int>(a.kind)](a, item.panel, x, item.row, item.rows, out, a.n);
+      for (int64_t t = 0; t < item.rows; ++t) r.k->scale(out + t * a.n, part.pair->scale, kPanelRows);
+    });
+  }
+  // Adds to y [p1-p0][nt][16] what adapters change in panels [p0, p1) of a matrix, for rows [t0, t0 + nt).
+  void expand(const Run& r, const Input& in, size_t matrix, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* y) const {
+    for (const Part& part : deals[r.seat].parts) {
+      const int64_t begin = std::max(t0, part.row), end = std::min(t0 + nt, part.row + part.rows);
+      if (part.matrix != matrix || begin >= end) continue;
+      const Panels& b = part.pair->b->w;
+      Acts x;
+      x.k = b.k;
+      x.f32 = in.scratch->low.data() + part.at;
+      alignas(64) float sums[kTileTokens * kPanelRows];
+      for (int64_t p = p0; p < p1; ++p)
+        for (int64_t t = begin; t < end; t += kTileTokens) {
+          const int64_t n = std::min<int64_t>(kTileTokens, end - t);
+          r.k->panel[static_cast<int>(b.kind)](b, p, x, t - part.row, n, sums, kPanelRows);
+          r.k->add(y + ((p - p0) * nt + t - t0) * kPanelRows, sums, n * kPanelRows);
+        }
+    }
+  }
+};
+
 struct Embed final : Op {
   MatrixPtr table; float scale; int out;
   void run(Run& r, int) override {
@@ -243,7 +315,9 @@ struct AddNorm final : Op {
 
 struct Linear final : Op {
   Input in; std::vector<MatrixPtr> w; std::vector<Vector> bias; std::vector<int> out; bool accumulate = false;
+  LowRank low;
   const uint8_t* weights() const override { return w[0]->w.data; }
+  void prepare(const Run& r) override { low.prepare(r, in, w); }
   // Where panel n of all matrices, counted on, lies; behind the last, what the next op begins with.
   const uint8_t* address(int64_t n) const {
     for (const MatrixPtr& m : w) {
@@ -255,6 +329,7 @@ struct Linear final : Op {
   void run(Run& r, int thread) override {
     const int64_t rows = r.step->rows;
     each_row(r, first, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t, rows); });
+    low.reduce(r, in);
     int64_t panels = 0;
     for (const MatrixPtr& m : w) panels += m->w.count();
     float* tiles = in.scratch->tiles[static_cast<size_t>(thread)].data();
@@ -271,6 +346,7 @@ struct Linear final : Op {
   void block(const Run& r, size_t i, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* tiles, const uint8_t* next) const {
     const Matrix& m = *w[i];
     in.multiply(r, m, p0, p1, t0, nt, tiles, next);
+    low.expand(r, in, i, p0, p1, t0, nt, tiles);
     store_panels(m, p0, p1, t0, nt, tiles, r.buffer[out[i]], [&](float* y, const float* v, int64_t p, auto width) {
       const float* b = bias[i] ? bias[i]->data() + p * kPanelRows : nullptr;
       for (int64_t c = 0; c < width; ++c) {
@@ -286,29 +362,34 @@ struct Linear final : Op {
 struct Gated final : Op {
   // Gate values of sixteen panels and sixteen tokens take 16 KB of an L1; in prefill gate and up share a thread's tiles.
   static constexpr int64_t kDecodePanels = 16, kPrefillPanels = kGemmPanels / 2;
-  Input in; MatrixPtr gate, up; bool gelu; int out;
-  const uint8_t* weights() const override { return gate->w.data; }
+  Input in; std::vector<MatrixPtr> w; bool gelu; int out;   // w: gate, up
+  LowRank low;
+  const uint8_t* weights() const override { return w[0]->w.data; }
+  void prepare(const Run& r) override { low.prepare(r, in, w); }
   void run(Run& r, int thread) override {
     const int64_t rows = r.step->rows;
     each_row(r, first, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t, rows); });
+    low.reduce(r, in);
     float* tiles = in.scratch->tiles[static_cast<size_t>(thread)].data();
     const int64_t most = rows < r.k->gemm_rows ? kDecodePanels : kPrefillPanels;
-    walk(*this, r, gate->w.count(), rows, most, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
+    walk(*this, r, w[0]->w.count(), rows, most, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
       for (int64_t p = begin; p < end; p += most) block(r, p, std::min(end, p + most), end, t0, nt, tiles);
     });
   }
   // The gate panel that follows panel p of a range.
   const uint8_t* after(const Run& r, int64_t p, int64_t last) const {
     const int64_t n = panel_after(*this, r, p, last);
-    return n < gate->w.count() ? gate->w.high(n) : following;
+    return n < w[0]->w.count() ? w[0]->w.high(n) : following;
   }
   void block(const Run& r, int64_t begin, int64_t end, int64_t last, int64_t t0, int64_t nt, float* g) const {
     const int64_t n = (end - begin) * nt * kPanelRows;
     float* u = g + n;
-    in.multiply(r, *gate, begin, end, t0, nt, g, up->w.high(begin));
-    in.multiply(r, *up, begin, end, t0, nt, u, after(r, end - 1, last));
+    in.multiply(r, *w[0], begin, end, t0, nt, g, w[1]->w.high(begin));
+    in.multiply(r, *w[1], begin, end, t0, nt, u, after(r, end - 1, last));
+    low.expand(r, in, 0, begin, end, t0, nt, g);
+    low.expand(r, in, 1, begin, end, t0, nt, u);
     (gelu ? r.k->gelu_mul : r.k->silu_mul)(g, u, n);
-    store_panels(*gate, begin, end, t0, nt, g, r.buffer[out],
+    store_panels(*w[0], begin, end, t0, nt, g, r.buffer[out],
                  [](float* y, const float* v, int64_t, auto width) { std::copy_n(v, static_cast<int64_t>(width), y); });
   }
 };

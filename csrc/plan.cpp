@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <cmath>
 #include <mutex>
 
 #include "crew.h"
@@ -16,6 +17,27 @@ namespace {
 [[noreturn]] void refuse(const std::string& what) { throw Error(ErrorKind::Usage, "plan: " + what); }
 
 }  // namespace
+
+void Adapter::add(MatrixPtr w, Pair pair) {
+  const auto shape = [](const Panels& m) { return std::to_string(m.n) + " x " + std::to_string(m.k); };
+  const Panels &m = w->w, &a = pair.a->w, &b = pair.b->w;
+  if (a.k != m.k || b.n != m.n || b.k != a.n || a.n % kPanelRows)
+    refuse("an adapter of " + shape(a) + " and " + shape(b) + " for a matrix of " + shape(m));
+  if (kind_info(a.kind).act != kActF32 || kind_info(b.kind).act != kActF32) refuse("an adapter's matrices are floats");
+  if (!std::isfinite(pair.scale)) refuse("an adapter's scale is not finite");
+  if (!pairs_.emplace(std::move(w), std::move(pair)).second) refuse("an adapter changes one matrix twice");
+}
+
+const Adapter::Pair* Adapter::find(const MatrixPtr& w) const {
+  const auto found = pairs_.find(w);
+  return found == pairs_.end() ? nullptr : &found->second;
+}
+
+int64_t Adapter::bytes() const {
+  int64_t sum = 0;
+  for (const auto& [w, pair] : pairs_) sum += pair.a->bytes() + pair.b->bytes();
+  return sum;
+}
 
 struct Plan::State {
   std::shared_ptr<Threads> threads;
@@ -77,6 +99,7 @@ struct Plan::State {
     for (auto& op : ops) op->run(r, thread);
   }
   std::vector<Segment> segments(const Step& step) const;
+  std::vector<Adapted> adapted(const Step& step) const;
 };
 
 Plan::Plan(std::shared_ptr<Threads> threads, std::shared_ptr<KvCache> cache, int64_t max_rows) : s_(std::make_unique<State>()) {
@@ -144,8 +167,7 @@ int Plan::gated(int x, MatrixPtr gate, MatrixPtr up, bool gelu, Norm norm) {
   auto op = std::make_unique<Gated>();
   op->in = s_->input(x, std::move(norm), {gate, up});
   op->out = s_->buffer(gate->w.n);
-  op->gate = std::move(gate);
-  op->up = std::move(up);
+  op->w = {std::move(gate), std::move(up)};
   op->gelu = gelu;
   op->reads = {x};
   op->writes = {op->out};
@@ -294,6 +316,8 @@ void Plan::State::validate(const Step& s) const {
       const int32_t block = s.block_tables[seg.seq * s.table_width + b];
       if (block < 0 || block >= cache->blocks()) refuse("block " + std::to_string(block) + " is not in the cache");
     }
+  for (int64_t t = 0; s.nadapters && t < s.rows; ++t)
+    if (s.row_adapters[t] < -1 || s.row_adapters[t] >= s.nadapters) refuse("no adapter " + std::to_string(s.row_adapters[t]));
   for (int64_t i = 0; i < s.nlogits; ++i)
     if (s.logit_rows[i] < 0 || s.logit_rows[i] >= s.rows) refuse("no row " + std::to_string(s.logit_rows[i]) + " for logits");
 }
@@ -311,6 +335,17 @@ std::vector<Segment> Plan::State::segments(const Step& s) const {
       if (s.seqs[t] < l.seq) refuse("rows must be in order of sequence");
     }
     out.push_back({s.seqs[t], t, 1, s.positions[t]});
+  }
+  return out;
+}
+
+std::vector<Adapted> Plan::State::adapted(const Step& s) const {
+  std::vector<Adapted> out;
+  for (int64_t t = 0; s.nadapters && t < s.rows; ++t) {
+    if (s.row_adapters[t] < 0) continue;
+    const Adapter* adapter = s.adapters[s.row_adapters[t]];
+    if (!out.empty() && out.back().adapter == adapter && out.back().row + out.back().rows == t) ++out.back().rows;
+    else out.push_back({adapter, t, 1});
   }
   return out;
 }
@@ -344,6 +379,7 @@ Run& Plan::State::ready(const Step& step, int seat, int active, int64_t ahead) {
   r.cache = cache.get();
   r.step = &steps[seat];
   r.segments = segments(step);
+  r.adapted = adapted(step);
   r.active = active;
   r.seat = seat;
   r.ahead = ahead;

@@ -137,6 +137,17 @@ class KvCache:
     def write_block(self, block: int, bytes: U8) -> None:
         """Fill a block with what read_block gave."""
 
+class Adapter:
+    """Low-rank changes of weight matrices, for rows of a step that ask for them. Fill it before any step has it."""
+
+    def __init__(self) -> None: ...
+    def add(self, weight: Matrix, a: Matrix, b: Matrix, scale: float) -> None:
+        """Let W · x become W · x + scale * B · (A · x): A [rank, K], B [N, rank], floats, rank a multiple of 16."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all A and B."""
+
 class Plan:
     """A traced forward pass. Build it once with the op methods, `finish`, then `run` steps.
 
@@ -204,12 +215,15 @@ class Plan:
         logit_rows: I32,
         choices: Sequence[tuple[int, float, int, int]] = (),
         tokens_end: int = 0,
+        adapters: Sequence[Adapter] = (),
+        row_adapters: I32 | None = None,
     ) -> tuple[F32, NDArray[np.int64]]:
         """Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
         logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
         wanted that `sample` would choose among ids below `tokens_end` with every filter off. Return float32
         logits [R, vocab] and the chosen ids (-1 where `sample` gives -1). Rows of one sequence are consecutive
         positions. A step without logit_rows screens: it need not read the whole of a head in two planes.
+        `row_adapters` int32 [rows]: which of `adapters` each row is computed with, -1 for none.
         """
 
 def sample(

@@ -242,6 +242,22 @@ class Begin:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # the first token has none
 
 
+MAX_ADAPTERS = 64  # beside one model
+# A name in `base+adapter`: so that nothing else than the plus stands between the two.
+ADAPTER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """A LoRA adapter beside a loaded model; it answers as `model+name`."""
+
+    name: str
+    rank: int  # the greatest of its modules
+    modules: int
+    memory_bytes: int
+    digest: str  # SHA-256 of its files
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a loaded model is; `ps` and the server show it."""
@@ -253,7 +269,7 @@ class ModelInfo:
     kv_tokens: int  # positions the cache holds, for all streams together
     threads: int
     load_s: float
-    memory_bytes: int  # weights and cache, as they count against the machine
+    memory_bytes: int  # weights, adapters and cache, as they count against the machine
     vocab: int
     can_chat: bool
     can_fill: bool  # suffix
@@ -261,6 +277,7 @@ class ModelInfo:
     thinking: Literal["none", "switch", "always"] = "none"
     notes: tuple[str, ...] = ()
     context_note: str = ""  # why the context has this size
+    adapters: tuple[AdapterInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from freehold.models.adapters import Adapter, load_adapter
 from freehold.models.loader import LoadedModel, load_model
+from tests.vectors.adapters import ATTENTION, Case, write_peft
 from tests.vectors.files import write_gguf
 
 
@@ -20,3 +24,23 @@ def sliding(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A gemma3 with windows of 8."""
     path = write_gguf("gemma3", tmp_path_factory.mktemp("engine") / "gemma3.gguf")
     return load_model(path, threads=1, name="tiny-sliding")
+
+
+@pytest.fixture(scope="session")
+def adapters(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapter, Adapter]:
+    """Two for `model`, of other ranks and modules."""
+    return made(model, "qwen2", tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(scope="session")
+def sliding_adapters(
+    sliding: LoadedModel, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Adapter, Adapter]:
+    """Two for `sliding`."""
+    return made(sliding, "gemma3", tmp_path_factory.mktemp("sliding-adapters"))
+
+
+def made(model: LoadedModel, family: str, folder: Path) -> tuple[Adapter, Adapter]:
+    first = load_adapter(write_peft(Case(family, seed=1), folder / "first"), model, "first")
+    narrow = Case(family, seed=2, r=33, alpha=12, targets=ATTENTION)
+    return first, load_adapter(write_peft(narrow, folder / "other", dtype="F16"), model, "other")

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine import scheduler as scheduler_module
 from freehold.engine.capacity import KV_TYPES, KvType
+from freehold.models.adapters import Adapter
 from freehold.models.loader import LoadedModel
 from freehold.types import SamplingParams
 from tests.engine.formats import FORMATS, TOKENIZER, constraint
 from tests.engine.test_speculation import eager
 
+ADAPTERS = {"model": "adapters", "sliding": "sliding_adapters"}
 CONTEXT, BLOCKS = 96, 3  # a pool too small for all, so that sequences are preempted
 
 PARAMS = st.builds(
@@ -41,7 +43,7 @@ class Ask:
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> list[Ask]:
+def batches(draw: st.DrawFn, adapters: tuple[Adapter, ...]) -> list[Ask]:
     """Draw prompts that begin alike, so that one may take over what another left in the cache."""
     shared = draw(st.lists(st.integers(5, 12), max_size=50))
     asks = []
@@ -53,6 +55,7 @@ def batches(draw: st.DrawFn) -> list[Ask]:
             "max_tokens": draw(st.integers(1, 30)),
             "stop_ids": draw(st.sets(st.integers(5, 250), max_size=20)),
             "logprobs": draw(st.sampled_from([None, 2])),
+            "adapter": draw(st.sampled_from([None, *adapters])),
         }
         if (format := draw(st.sampled_from([None, *FORMATS]))) is not None:
             options |= {"constraint": constraint(format), "stop_ids": TOKENIZER.eos_ids}
@@ -102,11 +105,12 @@ def pumped(engine: Engine, running: list[Generation]) -> list[list[TokenOut]]:
 
 @pytest.mark.parametrize("name", ["model", "sliding"])
 @settings(max_examples=25, deadline=None)
-@given(data=st.data(), asks=batches(), kv_type=st.sampled_from(KV_TYPES))
-def test_batches_chunks_threads_preemption_hits_forks_deaths_guesses_and_formats_change_no_bit(
-    name: str, request: pytest.FixtureRequest, data: st.DataObject, asks: list[Ask], kv_type: KvType
+@given(data=st.data(), kv_type=st.sampled_from(KV_TYPES))
+def test_batches_chunks_threads_preemption_hits_forks_deaths_guesses_formats_and_adapters_change_no_bit(
+    name: str, request: pytest.FixtureRequest, data: st.DataObject, kv_type: KvType
 ):
     model: LoadedModel = request.getfixturevalue(name)
+    asks = data.draw(batches(request.getfixturevalue(ADAPTERS[name])))
     alone = [answer for ask in asks for answer in lonely(model, ask, kv_type)]
     died = [data.draw(st.integers(0, len(answer))) for answer in alone]  # tokens an engine before had made
     with pytest.MonkeyPatch.context() as patch:
@@ -133,7 +137,8 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_guesses_and_formats
         assert (shared.free_blocks, shared.stats().blocks_live) == (BLOCKS, 0)
         whole = asks[0].prompt + [out.id for out in alone[0]]
         fresh = Engine(model, context=CONTEXT, kv_type=kv_type, speculate=False)
-        assert np.array_equal(shared.logits(whole), fresh.logits(whole))
+        adapter = asks[0].options["adapter"]
+        assert np.array_equal(shared.logits(whole, adapter=adapter), fresh.logits(whole, adapter=adapter))
 
 
 @pytest.mark.parametrize("blocks", [40, 8])

@@ -268,11 +268,11 @@ def test_block_that_was_taken_before_its_turn_is_not_written(model: LoadedModel,
     rig = Rig(model, 16, tmp_path)
     assert rig.disk is not None
     nodes = []
-    above = rig.blocks._tree.root("")
+    above = rig.blocks._tree.root("|")
     for i in range(3):
         above = rig.blocks._tree.insert(above, key_of([i] * 32), i)
         nodes.append(above)
-    rig.disk.keep("", nodes, 0, lambda node: node is not nodes[1])
+    rig.disk.keep("|", nodes, 0, lambda node: node is not nodes[1])
     rig.disk.flush()
     assert len(files(tmp_path)) == 1 and rig.disk.dropped == 2
     assert [node.kept for node in nodes] == [True, False, False]

@@ -53,6 +53,7 @@ class FakeHeld:
     name: str
     bytes: int = 1000
     modified: float = 1_700_000_000.0
+    parent: str = ""
 
 
 @dataclass

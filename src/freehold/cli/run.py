@@ -28,6 +28,7 @@ from freehold.cli.shared import (
     draft_option,
     held_or_fetched,
     kv_option,
+    named_adapter,
     offline_option,
     speculate_option,
     with_offline,
@@ -49,6 +50,7 @@ _OWN = {
     "kv_type": "--kv-type",
     "speculate": "--no-speculation",
     "draft": "--draft",
+    "adapter": "--adapter",
     "threads": "--threads",
 }
 
@@ -66,6 +68,7 @@ class Request:
     kv_type: KvType
     speculate: bool
     draft: str | None
+    adapter: str | None
     threads: int | None
     logprobs: int | None
     continued: bool
@@ -99,6 +102,9 @@ class Request:
 @kv_option
 @draft_option
 @speculate_option
+@click.option(
+    "--adapter", metavar="[NAME=]PATH", help="Answer with a LoRA adapter: a PEFT folder or a GGUF file."
+)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
 @click.option("--local", is_flag=True, help="Load the model here, even where a server runs.")
 @click.option("--continue", "continued", is_flag=True, help="Go on with the latest session.")
@@ -122,7 +128,7 @@ def command(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
     Text from stdin goes before the prompt, with a blank line between. stdout gets the answer only.
 
     Where `freehold serve` runs, its model answers, loaded if need be; --local, and options that say how a model
-    is loaded (--context, --kv-type, --draft, --no-speculation, --threads), load it here instead.
+    is loaded (--context, --kv-type, --draft, --no-speculation, --adapter, --threads), load it here instead.
     """
     settings: Settings = with_offline(ctx.obj, given.pop("offline"))
     if given.pop("image"):
@@ -281,6 +287,7 @@ def open_llm(store: Store, model: str, request: Request) -> LLM:
     """Load MODEL in this process, fetching it first if it is not here."""
     from freehold.local import open_model
 
+    _, name, path = named_adapter(request.adapter) if request.adapter else ("", "", None)
     ref = held_or_fetched(store, model)
     shown = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     llm = open_model(
@@ -289,10 +296,12 @@ def open_llm(store: Store, model: str, request: Request) -> LLM:
         kv_type=request.kv_type,
         speculate=request.speculate,
         draft=held_or_fetched(store, request.draft) if request.draft else None,
+        adapters={name: path} if path else None,
         threads=request.threads,
         packs=store.packs,
         progress=_show_packing if shown else None,
     )
+    llm.adapters.default = name
     _tell_facts(llm.info, request)
     return llm
 

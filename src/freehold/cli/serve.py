@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from freehold.cli.shared import (
     held_or_fetched,
     json_option,
     kv_option,
+    named_adapter,
     offline_option,
     speculate_option,
     with_offline,
@@ -66,6 +67,13 @@ PORTS = 20  # how far a free port is looked for beside a taken one
 @kv_option
 @draft_option
 @speculate_option
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="[MODEL+]NAME=PATH",
+    help="Serve a LoRA adapter beside MODEL (the first one), as MODEL+NAME; repeatable.",
+)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
 @click.option(
     "--keep-alive",
@@ -133,6 +141,7 @@ class Asked:
     options: Options
     drain_s: float
     as_json: bool
+    adapters: tuple[str, ...]
 
 
 def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
@@ -160,7 +169,8 @@ def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
         engine={name: value for name, value in engine.items() if value is not None},
     )
     port = settings.port if given["port"] is None else given["port"]
-    return Asked(host, port, keys, given["origin"], options, given["drain"], given["as_json"])
+    said = given["drain"], given["as_json"], given["adapters"]
+    return Asked(host, port, keys, given["origin"], options, *said)
 
 
 def read_keys(path: Path | str, one: str) -> Keys:
@@ -210,6 +220,9 @@ def _serve(settings: Settings, store: Store, models: Sequence[str], asked: Asked
         for sock in tcp:
             held.enter_context(closing(sock))
         names = [_named(store, model) for model in models]
+        asked = replace(
+            asked, options=replace(asked.options, adapters=_adapters(store, names, asked.adapters))
+        )
         unix = held.enter_context(closing(doors.bind_unix(settings.socket)))
         held.callback(settings.socket.unlink, missing_ok=True)
         for level in (logging.WARNING, logging.ERROR):
@@ -290,6 +303,11 @@ class Teller:
                     f"loaded {name} {i.quantization} in {i.load_s:.2f} s: context {i.context:,} tokens, "
                     f"{human(i.memory_bytes)}, {i.threads} threads"
                 )
+                for adapter in i.adapters:
+                    tell(
+                        f"beside it: {name}+{adapter.name}, {adapter.modules} modules of rank "
+                        f"{adapter.rank} at most, {human(adapter.memory_bytes)}"
+                    )
                 for note in i.notes:
                     tell(f"note: {name}: {note}")
         if self._left == 0 and self.failed == len(self._names):
@@ -322,6 +340,20 @@ def _example(url: str, model: str, *, keyed: bool) -> str:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hi"}]})
     key = ' -H "Authorization: Bearer KEY"' if keyed else ""
     return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'"
+
+
+def _adapters(store: Store, names: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Sort --adapter by the models they lie beside; one that names none lies beside the first."""
+    out: dict[str, dict[str, Path]] = {}
+    for each in given:
+        model, name, path = named_adapter(each)
+        if not (model or names):
+            raise UsageError(f"--adapter {each} lies beside no model", "name one: MODEL, or MODEL+NAME=PATH")
+        beside = out.setdefault(_named(store, model) if model else names[0], {})
+        if name in beside:
+            raise UsageError(f"--adapter names {name} twice")
+        beside[name] = path
+    return out
 
 
 def _named(store: Store, model: str) -> str:

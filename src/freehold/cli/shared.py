@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from freehold.config import Settings
-from freehold.errors import ModelNotFound
+from freehold.errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from freehold.store import ModelRef, Store
@@ -34,6 +35,19 @@ speculate_option = click.option(
 draft_option = click.option(
     "--draft", metavar="MODEL", help="Let a smaller model of the same tokens guess, too."
 )
+
+
+def named_adapter(given: str) -> tuple[str, str, Path]:
+    """Part [MODEL+]NAME=PATH; a PATH alone gives the name of its file or folder. Raises UsageError."""
+    from freehold.models.adapters import check_name
+
+    name, equals, path = given.rpartition("=")
+    found = Path(path).expanduser()
+    model, _, name = (name if equals else found.stem).rpartition("+")
+    check_name(name)
+    if not found.exists():
+        raise UsageError(f"--adapter {given}: {found} is not there", "name a PEFT folder or a GGUF adapter")
+    return model, name, found.absolute()
 
 
 class Seconds(click.ParamType):

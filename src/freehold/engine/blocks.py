@@ -74,7 +74,7 @@ class BlockManager:
 
     def match(self, seq: Sequence) -> int:
         """Return how many tokens `adopt` would find in memory now."""
-        salt, limit = seq.request.tenant, len(seq.tokens) - 1
+        salt, limit = seq.request.salt, len(seq.tokens) - 1
         path = self._tree.walk(salt, seq.tokens, limit)
         return len(path) * BLOCK_TOKENS + self._nearest(seq, path, limit)[1]
 
@@ -84,7 +84,7 @@ class BlockManager:
         The last token is computed anew, as its logits are wanted. Of a block that agrees in part it gets a copy.
         False, only with `hurry`: the disk has more than is read while others wait; call it again in the next step.
         """
-        salt, limit = seq.request.tenant, len(seq.tokens) - 1
+        salt, limit = seq.request.salt, len(seq.tokens) - 1
         path = self._tree.walk(salt, seq.tokens, limit)
         for node in path[len(seq.table) :]:  # all of them, unless the disk had more
             self._hold(node.block)
@@ -145,7 +145,7 @@ class BlockManager:
             first -= 1
         if first == full:
             return
-        above = self._nodes[seq.table[first - 1]] if first else self._tree.root(seq.request.tenant)
+        above = self._nodes[seq.table[first - 1]] if first else self._tree.root(seq.request.salt)
         for i in range(first, full):
             assert above is not None
             above = self._enter(seq, i, above)
@@ -239,7 +239,7 @@ class BlockManager:
 
     def _nearest(self, seq: Sequence, path: list[Node], limit: int) -> tuple[Node | None, int]:
         at = len(path) * BLOCK_TOKENS
-        return self._tree.nearest(seq.request.tenant, path, seq.tokens[at : min(at + BLOCK_TOKENS, limit)])
+        return self._tree.nearest(seq.request.salt, path, seq.tokens[at : min(at + BLOCK_TOKENS, limit)])
 
     def _enter(self, seq: Sequence, i: int, above: Node) -> Node:
         """Put a full block of `seq` under a node, or take the one that is there already."""
@@ -258,7 +258,7 @@ class BlockManager:
         full, rest = divmod(seq.computed, BLOCK_TOKENS)
         if not rest or self._nodes[seq.table[full]] is not None:
             return
-        above = self._nodes[seq.table[full - 1]] if full else self._tree.root(seq.request.tenant)
+        above = self._nodes[seq.table[full - 1]] if full else self._tree.root(seq.request.salt)
         assert above is not None
         key = key_of(seq.tokens[full * BLOCK_TOKENS : seq.computed])
         if not self._tree.covers(above, key):
@@ -281,13 +281,13 @@ class BlockManager:
         until = monotonic() + seconds
         starts = range(0, whole * BLOCK_TOKENS, BLOCK_TOKENS)
         keys = (key_of(seq.tokens[at : at + BLOCK_TOKENS]) for at in starts)
-        for content in self._disk.read(seq.request.tenant, keys, len(path)):
+        for content in self._disk.read(seq.request.salt, keys, len(path)):
             if not self.available:
                 return True
             self._disk.pool.copy(self.take_copies())  # before what they are copies of is written over
             block = self._take()
             self._disk.pool.write_block(block, content)
-            above = path[-1] if path else self._tree.root(seq.request.tenant)
+            above = path[-1] if path else self._tree.root(seq.request.salt)
             at = len(path) * BLOCK_TOKENS
             path.append(self._insert(above, key_of(seq.tokens[at : at + BLOCK_TOKENS]), block))
             path[-1].kept = True
@@ -306,7 +306,7 @@ class BlockManager:
         while first and not nodes[first - 1].kept:
             first -= 1
         if first < full:
-            self._disk.keep(seq.request.tenant, nodes, first, lambda n: self._nodes[n.block] is n)
+            self._disk.keep(seq.request.salt, nodes, first, lambda n: self._nodes[n.block] is n)
 
 
 def common_prefix(a: Ordered[int], b: Ordered[int]) -> int:

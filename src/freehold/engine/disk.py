@@ -1,8 +1,8 @@
 """Cached blocks on disk: what this engine, or one before it, has computed of prompts that may come again.
 
 Knows tokens, the bytes of blocks and files; knows no sequence and no tree. A file holds one full block. Its name is
-a hash over the key (model, kernels, KV type: whatever the bytes depend on), the tenant's salt and all tokens up
-to the block's end, so a lookup goes from block to block without an index, and engines that share a
+a hash over the key (model, kernels, KV type: whatever the bytes depend on), the salt (adapter and tenant) and all
+tokens up to the block's end, so a lookup goes from block to block without an index, and engines that share a
 folder write the same bytes under the same name. Nothing read is trusted: a file is as long as expected and begins
 with exactly the bytes that would be written today, tokens included, or it is a miss and removed. Writing happens in a
 thread that lives while there is something to write; what it cannot keep up with is dropped.
@@ -57,7 +57,7 @@ STEP_NS = (
 
 
 def dependencies(model: LoadedModel, kv_type: str) -> dict[str, object]:
-    """List what a block's bytes depend on besides its tokens; an adapter will have its place here.
+    """List what a block's bytes depend on besides its tokens, and an adapter, which is part of the salt.
 
     Forward passes are Python and arithmetic is native: both count by their sources, so no change can be forgotten.
     """
@@ -74,7 +74,6 @@ def dependencies(model: LoadedModel, kv_type: str) -> dict[str, object]:
         "layers": model.kv_layers,
         "kinds": [kind.value for kind in layer_kinds(model)],
         "tokens": native.BLOCK_TOKENS,
-        "adapter": "",
     }
 
 

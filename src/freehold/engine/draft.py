@@ -9,6 +9,7 @@ Path: Speculation -> DraftModel.advance -> ModelRunner.run -> choose -> token an
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from time import perf_counter
 from typing import cast
 
@@ -146,7 +147,8 @@ class DraftModel:
         """Return the shadow of `seq` with its very tokens; guesses that did not hold are taken back."""
         shadow = self._shadows.get(seq)
         if shadow is None:
-            shadow = self._shadows[seq] = Sequence(seq.request, list(seq.tokens))
+            request = replace(seq.request, adapter=None)  # it was trained for the target
+            shadow = self._shadows[seq] = Sequence(request, list(seq.tokens))
             self._blocks.adopt(shadow)
             return shadow
         kept = shadow.computed - RECENT if shadow.computed > RECENT else 0

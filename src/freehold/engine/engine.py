@@ -51,6 +51,7 @@ from freehold.errors import (
     StepFailed,
     UsageError,
 )
+from freehold.models.adapters import Adapter
 from freehold.models.loader import LoadedModel
 from freehold.types import EngineStats, Priority, SamplingParams
 
@@ -65,11 +66,15 @@ GUESSED_OPS = 200e9
 
 
 class Sharing(TypedDict, total=False):
-    """How a request shares the engine with others: how urgent it is, whose it is, seconds until it is worthless."""
+    """How a request shares the engine with others: how urgent it is, whose it is, seconds until it is worthless.
+
+    And the adapter it is computed with, packed for the engine's model.
+    """
 
     priority: Priority
     tenant: str
     deadline_s: float | None
+    adapter: Adapter | None
 
 
 class Engine:
@@ -305,14 +310,14 @@ class Engine:
         )
         return Generation(self, Sequence(request, prompt))
 
-    def logit_chunks(self, ids: Ordered[int]) -> Iterator[F32]:
+    def logit_chunks(self, ids: Ordered[int], **sharing: Unpack[Sharing]) -> Iterator[F32]:
         """Yield the logits after each of `ids` in pieces float32 [rows, V], so that memory stays bounded."""
         rows: deque[F32] = deque()
-        return self._chunks(self.read(ids, rows.append), rows)
+        return self._chunks(self.read(ids, rows.append, **sharing), rows)
 
-    def logits(self, ids: Ordered[int]) -> F32:
+    def logits(self, ids: Ordered[int], **sharing: Unpack[Sharing]) -> F32:
         """Return the logits after each of `ids`: float32 [T, V]. Raises as `generate` does."""
-        return np.concatenate(list(self.logit_chunks(ids)))
+        return np.concatenate(list(self.logit_chunks(ids, **sharing)))
 
     def score(self, ids: Ordered[int]) -> F32:
         """Return the log-probability of each of `ids` after the first, given the earlier: float32 [T - 1]."""
@@ -593,7 +598,10 @@ def _named(error: Exception, what: str) -> FreeholdError:
 
 
 def _shared(
-    priority: Priority = "interactive", tenant: str = "", deadline_s: float | None = None
+    priority: Priority = "interactive",
+    tenant: str = "",
+    deadline_s: float | None = None,
+    adapter: Adapter | None = None,
 ) -> dict[str, Any]:
     """Return the fields of a Request that say how it shares the engine."""
     if priority not in get_args(Priority):
@@ -601,4 +609,4 @@ def _shared(
     if deadline_s is not None and not deadline_s > 0:
         raise UsageError(f"the time limit is {deadline_s} s; expected more than 0")
     deadline = None if deadline_s is None else time.monotonic() + deadline_s
-    return {"priority": priority, "tenant": tenant, "deadline": deadline}
+    return {"priority": priority, "tenant": tenant, "deadline": deadline, "adapter": adapter}

@@ -320,7 +320,7 @@ class Scheduler:
             and len(other.tokens) - other.computed > 1
             and other.ready
             and other.request.sink is None
-            and other.request.tenant == seq.request.tenant
+            and other.request.salt == seq.request.salt
             and self._yields(other) <= self._yields(seq)
         )
 

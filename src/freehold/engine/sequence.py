@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from freehold.engine.guide import Constraint, Guide
 from freehold.errors import FreeholdError
+from freehold.models.adapters import Adapter
 from freehold.types import FinishReason, Priority, SamplingParams, Usage
 
 F32 = NDArray[np.float32]
@@ -46,6 +47,12 @@ class Request:
     tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
     deadline: float | None = None  # on the engine's clock, to the last token
     constraint: Constraint | None = None  # what its text must be
+    adapter: Adapter | None = None  # computed with all of its tokens
+
+    @property
+    def salt(self) -> str:
+        """What cached prefixes are shared within: a tenant's, computed with one adapter. A digest holds no bar."""
+        return f"{self.adapter.digest if self.adapter else ''}|{self.tenant}"
 
 
 @dataclass(slots=True, eq=False)

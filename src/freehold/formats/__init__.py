@@ -2,6 +2,7 @@
 
 from freehold.formats.detect import ModelFile, open_model_file
 from freehold.formats.gguf import GGUFFile, open_gguf
+from freehold.formats.lora import LoraFile, LowRank, open_lora
 from freehold.formats.metadata import Metadata
 from freehold.formats.quant import QuantType, block_layout, dequantize, has_codes, row_bytes, split_codes
 from freehold.formats.safetensors import SafetensorsFile, open_safetensors
@@ -9,6 +10,8 @@ from freehold.formats.tensor import Tensor
 
 __all__ = [
     "GGUFFile",
+    "LoraFile",
+    "LowRank",
     "Metadata",
     "ModelFile",
     "QuantType",
@@ -18,6 +21,7 @@ __all__ = [
     "dequantize",
     "has_codes",
     "open_gguf",
+    "open_lora",
     "open_model_file",
     "open_safetensors",
     "row_bytes",

@@ -64,8 +64,8 @@ class SafetensorsFile(TensorFile):
     def __init__(self, path: Path, paths: tuple[Path, ...], tensors: dict[str, Tensor]) -> None:
         super().__init__(path, paths, tensors)
         directory = path if os.path.isdir(path) else path.parent
-        self.config = _side_json(directory / "config.json")
-        self.generation_config = _side_json(directory / "generation_config.json")
+        self.config = side_json(directory / "config.json")
+        self.generation_config = side_json(directory / "generation_config.json")
         self.tokenizer_json = _if_there(directory / "tokenizer.json")
         self.tokenizer_config = _if_there(directory / "tokenizer_config.json")
         self.chat_template = _if_there(directory / "chat_template.jinja")
@@ -227,7 +227,8 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
     return values
 
 
-def _side_json(path: Path) -> Metadata:
+def side_json(path: Path) -> Metadata:
+    """Read a JSON object of at most MAX_CONFIG_BYTES that lies beside weights; an empty one if it is not there."""
     found = _parse(read_small_file(path, MAX_CONFIG_BYTES), path) if os.path.exists(path) else {}
     return Metadata(found, str(path))
 

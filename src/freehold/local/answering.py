@@ -20,6 +20,7 @@ from freehold.engine.grammar import Grammar
 from freehold.engine.guide import Constraint
 from freehold.engine.sampler import log_sum_exp, top_logprobs
 from freehold.local.prompt import Prompt
+from freehold.models.adapters import Adapter
 from freehold.tokenizer import Detokenizer, Tokenizer
 from freehold.tokenizer.splitters import StopStrings, ThinkingSplitter
 from freehold.types import Begin, Chunk, FinishReason, Job, TokenLogprob
@@ -42,12 +43,13 @@ class Answering:
         prompt: Prompt,
         begin: Begin,
         grammar: Grammar | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         """Check what the engine checks, and raise its errors; nothing is computed before `enter`.
 
-        `grammar`: what job.format says, compiled.
+        `grammar`: what job.format says, compiled. `adapter`: what job.adapter names.
         """
-        self._engine, self._job = engine, job
+        self._engine, self._job, self._adapter = engine, job, adapter
         spelling = _Spelling(tokenizer)
         self._scores = None if job.prompt_logprobs is None else _Scores(begin, job.prompt_logprobs, spelling)
         self._reading: Generation | None = None
@@ -68,7 +70,12 @@ class Answering:
     @property
     def _sharing(self) -> Sharing:
         job = self._job
-        return {"priority": job.priority, "tenant": job.tenant, "deadline_s": job.timeout_s}
+        return {
+            "priority": job.priority,
+            "tenant": job.tenant,
+            "deadline_s": job.timeout_s,
+            "adapter": self._adapter,
+        }
 
     def _generations(
         self, begin: Begin, ends: frozenset[int], constraint: Constraint | None

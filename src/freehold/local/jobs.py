@@ -41,7 +41,7 @@ def check_job(job: Job, context: int) -> None:
     _check("length of tenant", len(job.tenant), 0, MAX_TENANT_CHARS)
     _check("number of messages", len(job.messages or ()), 0, MAX_MESSAGES)
     _check("number of answers resumed", len(job.resume), 0, job.n)
-    for name in ("think_tokens", "effort", "tools", "adapter"):
+    for name in ("think_tokens", "effort", "tools"):
         if getattr(job, name):
             raise UsageError(f"{name} is not supported yet")
     _check_format(job)

@@ -12,6 +12,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
@@ -22,6 +23,7 @@ from freehold.config import nearest
 from freehold.engine import Engine
 from freehold.engine.grammar import Grammars
 from freehold.errors import EngineClosed, FreeholdError, UsageError
+from freehold.local.adapters import Adapters
 from freehold.local.answering import Answering
 from freehold.local.jobs import check_job
 from freehold.local.prompt import ANY_LENGTH, Chat, Prompter, as_messages
@@ -62,7 +64,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 _SAMPLING = [f.name for f in fields(SamplingParams)]
-_ASKING = ["max_tokens", "sampling", "stop", "logprobs", "think", "overflow", "format"]
+_ASKING = ["max_tokens", "sampling", "stop", "logprobs", "think", "overflow", "format", "adapter"]
 
 
 class LLM:
@@ -87,6 +89,7 @@ class LLM:
     ) -> None:
         self._engine, self._tokenizer, self._weight_bytes = engine, tokenizer, weight_bytes
         self._grammars = Grammars(tokenizer)
+        self.adapters = Adapters(engine.model)
         self._prompter = Prompter(tokenizer, template, name, engine.context)
         self.name, self.quantization = name, quantization
         self.default_sampling = default_sampling or SamplingParams()
@@ -182,14 +185,16 @@ class LLM:
         think: bool | None = None,
         overflow: Overflow = "error",
         format: FormatLike = None,
+        adapter: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Completion:
         """Answer a chat, or one user message given as text.
 
         `max_tokens` None: until the model ends or the context is full. `logprobs` N: also the N likeliest
         tokens of each step. `think`: None leaves reasoning to the template. `format`: what the text must be: a
-        JSON schema as a dict, "json" for any JSON object, or a Format. `options` are fields of SamplingParams and
-        win over `sampling`. Raises ContextOverflow, UsageError, BadTemplate.
+        JSON schema as a dict, "json" for any JSON object, or a Format. `adapter`: by its name, "" for none; None
+        leaves it to `adapters.default`. `options` are fields of SamplingParams and win over `sampling`.
+        Raises ContextOverflow, UsageError, BadTemplate, ModelNotFound for an adapter that is not there.
         """
         params = self._seeded(sampling, options)
         return _completion(
@@ -202,6 +207,7 @@ class LLM:
                 think=think,
                 overflow=overflow,
                 format=format,
+                adapter=adapter,
             ),
             params,
         )
@@ -217,6 +223,7 @@ class LLM:
         think: bool | None = None,
         overflow: Overflow = "error",
         format: FormatLike = None,
+        adapter: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """Answer as `chat` does, piece by piece. Closing the iterator stops the model within one step."""
@@ -229,6 +236,7 @@ class LLM:
             think=think,
             overflow=overflow,
             format=as_format(format),
+            adapter=self.adapters.chosen(adapter),
         )
         return self._answering(job, self._seeded(sampling, options)).stream()
 
@@ -241,12 +249,19 @@ class LLM:
         stop: Sequence[str] = (),
         logprobs: int | None = None,
         format: FormatLike = None,
+        adapter: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Completion:
         """Continue text or token ids as they are, without a chat template."""
         params = self._seeded(sampling, options)
         chunks = self.stream_text(
-            prompt, max_tokens=max_tokens, sampling=params, stop=stop, logprobs=logprobs, format=format
+            prompt,
+            max_tokens=max_tokens,
+            sampling=params,
+            stop=stop,
+            logprobs=logprobs,
+            format=format,
+            adapter=adapter,
         )
         return _completion(chunks, params)
 
@@ -259,6 +274,7 @@ class LLM:
         stop: Sequence[str] = (),
         logprobs: int | None = None,
         format: FormatLike = None,
+        adapter: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """Continue as `generate` does, piece by piece."""
@@ -270,6 +286,7 @@ class LLM:
             stop=tuple(stop),
             logprobs=logprobs,
             format=as_format(format),
+            adapter=self.adapters.chosen(adapter),
         )
         return self._answering(job, self._seeded(sampling, options)).stream()
 
@@ -305,7 +322,7 @@ class LLM:
             kv_tokens=kv_tokens,
             threads=self.threads,
             load_s=self.load_s,
-            memory_bytes=self._weight_bytes + kv_tokens * self.cache_bytes_per_token,
+            memory_bytes=self._weight_bytes + self.adapters.nbytes + kv_tokens * self.cache_bytes_per_token,
             vocab=self._tokenizer.vocab_size,
             can_chat=self._prompter.can_chat,
             can_fill=self._prompter.fill is not None,
@@ -313,7 +330,20 @@ class LLM:
             thinking=self._prompter.template.thinking if self._prompter.can_chat else "none",
             notes=self.notes,
             context_note=self.context_note,
+            adapters=self.adapters.infos,
         )
+
+    def add_adapter(self, name: str, path: str | Path) -> ModelInfo:
+        """Load a LoRA adapter beside the model; requests may name it from now on. See Adapters.add."""
+        self._check_open()
+        self.adapters.add(name, path)
+        return self.info
+
+    def remove_adapter(self, name: str) -> ModelInfo:
+        """Forget an adapter; what is under way with it goes on to its end."""
+        self._check_open()
+        self.adapters.remove(name)
+        return self.info
 
     def token_texts(self, ids: Sequence[int]) -> list[bytes]:
         """Return what each id writes; control tokens as they are spelled."""
@@ -346,6 +376,7 @@ class LLM:
         }
 
     def _answering(self, job: Job, params: SamplingParams) -> Answering:
+        adapter = self.adapters.find(job.adapter)
         prompt = self._prompter.prompt(job)
         room = self.context - len(prompt.ids)
         begin = Begin(
@@ -356,7 +387,7 @@ class LLM:
             dropped_messages=prompt.dropped,
         )
         grammar = job.format and self._grammars.grammar(job.format, at_start=prompt.at_start)
-        return Answering(self._engine, self._tokenizer, job, prompt, begin, grammar)
+        return Answering(self._engine, self._tokenizer, job, prompt, begin, grammar, adapter)
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """Turn text into token ids. `special` obeys control tokens in it; keep it off for a user's text."""
@@ -368,10 +399,11 @@ class LLM:
         self._check_open()
         return self._tokenizer.decode(self._prompter.checked(ids))
 
-    def logits(self, ids: Sequence[int]) -> F32:
+    def logits(self, ids: Sequence[int], adapter: str | None = None) -> F32:
         """Return the model's logits after each of `ids`: float32 [T, V]."""
         self._check_open()
-        return self._engine.logits(self._prompter.checked(ids))
+        found = self.adapters.find(self.adapters.chosen(adapter))
+        return self._engine.logits(self._prompter.checked(ids), adapter=found)
 
     def score(self, ids: Sequence[int]) -> F32:
         """Return the log-probability of each of `ids` but the first, given those before: float32 [T - 1]."""

@@ -54,6 +54,7 @@ def load(
     kv_type: KvType = "f16",
     speculate: bool = True,
     draft: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
     pull: bool = False,
 ) -> LLM:
     """Load a model by name, hub reference, GGUF file or folder of safetensors; use the result in a `with`.
@@ -62,7 +63,8 @@ def load(
     `threads`: default, the physical cores this process may use. `kv_type`: "f16"; "q8" for a cache of int8 codes
     in half the memory; "f32" for one of twice the size that rounds nothing. `speculate`: verify guesses at what
     comes next where that is faster; the answers are the same. `draft`: a smaller model of the same tokens that
-    guesses too. `pull`: fetch what is not here; otherwise the network is never touched.
+    guesses too. `adapters`: LoRA adapters by the names that calls choose them by: PEFT folders or GGUF files.
+    `pull`: fetch what is not here; otherwise the network is never touched.
     Raises ModelNotFound, BadModelFile, CapacityExceeded, UsageError.
     """
     store = Store(load_settings())
@@ -74,6 +76,7 @@ def load(
         kv_type=kv_type,
         speculate=speculate,
         draft=None if draft is None else found(str(draft)),
+        adapters=adapters,
         packs=store.packs,
     )
 
@@ -86,6 +89,7 @@ def open_model(
     kv_type: KvType = "f16",
     speculate: bool = True,
     draft: ModelRef | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
     packs: Path | None = None,
     progress: Progress | None = None,
     cache_bytes: int | None = None,
@@ -120,6 +124,12 @@ def open_model(
         load_s=time.perf_counter() - started,
         notes=(*loaded.notes, *_template_notes(opened.template)),
     )
+    try:
+        for name, path in (adapters or {}).items():
+            llm.add_adapter(name, path)
+    except BaseException:
+        llm.close()
+        raise
     writes = [each.write for each in (opened, drafter) if each is not None and each.write is not None]
     if writes:
         llm.keep_packed(lambda: [write() for write in writes])

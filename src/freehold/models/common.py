@@ -247,3 +247,4 @@ class Family:
     block: type[Any]
     ropes: Callable[[Any, F32 | None], Mapping[str, RopeTable]]  # config, rope_freqs.weight -> field -> table
     forward: Callable[[Ops, Any, Any], None]
+    gguf_pairs: bool = False  # a GGUF lays rows of q and k in adjacent rotary pairs, safetensors in halves

@@ -119,4 +119,5 @@ FAMILY = Family(
     block=Block,
     ropes=ropes,
     forward=forward,
+    gguf_pairs=True,
 )

@@ -83,6 +83,7 @@ class LoadedModel:
     )  # by tensor name, as packs.write_pack takes them
     type_bytes: Mapping[str, int]  # file bytes by tensor type, the most first
     notes: tuple[str, ...] = ()
+    gguf: bool = False  # names and the order of rows in its file are a GGUF's
     digest: str = ""  # what tells its file from all others, as far as the caller knows one
 
     @property
@@ -187,6 +188,7 @@ def load_model(
         matrices=packer.matrices,
         type_bytes=_type_bytes(read),
         notes=read.notes,
+        gguf=read.gguf,
         digest=digest,
     )
 
@@ -239,13 +241,17 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
     return _bound(Path(opened.path), _name(opened, {}), family, binder, tokens or cfg.vocab, notes)
 
 
+def plain_name(name: str) -> str:
+    """Return what a tensor of a multimodal model's text half is called in a model of text alone."""
+    return name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
+
+
 def _text_half(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Give a multimodal file's text tensors their plain names; leave the vision parts out, and say so."""
     out = {}
     for name, tensor in tensors.items():
         if not name.startswith(_VISION):
-            plain = name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
-            out[plain] = tensor
+            out[plain_name(name)] = tensor
     note = "the vision parts of this model are left out; it reads text only"
     return out, (note,) if len(out) < len(tensors) else ()
 

@@ -70,12 +70,17 @@ async def load(call: Call) -> None:
 
     async def work() -> None:
         name = (await call.server.models.use(request.model)).name
-        found = next((each for each in call.server.models.loaded() if each.name == name), None)
+        found = next((each for each in call.server.models.loaded() if name in _names(each)), None)
         if found is None:
             raise Refused(409, f"{name} left memory again at once", code="unloaded")
         await call.answer(row(found))
 
     await call.while_here(work())
+
+
+def _names(each: Loaded) -> list[str]:
+    """List what a model in memory answers to."""
+    return [each.name, *(f"{each.name}+{adapter.name}" for adapter in each.info.adapters)]
 
 
 async def unload(call: Call) -> None:

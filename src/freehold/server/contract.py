@@ -24,6 +24,11 @@ class Held(Protocol):
         """Return when it came into the store, in seconds since 1970; 0 if nobody knows."""
         ...
 
+    @property
+    def parent(self) -> str:
+        """Return the model that an adapter's name `base+adapter` begins with; "" for a model."""
+        ...
+
 
 class Loaded(Protocol):
     """A model that an engine process holds, or will again when it is back from the dead."""

@@ -20,10 +20,13 @@ import psutil
 from freehold import __version__
 from freehold.engine.capacity import KvType
 from freehold.errors import CapacityExceeded, EngineClosed, ModelNotFound
+from freehold.formats import open_lora
+from freehold.models.adapters import check_name, unknown_adapter
 from freehold.models.machine import available_bytes, show_bytes
 from freehold.store import ModelRef, Store
 from freehold.store.refs import parse_ref
 from freehold.types import EngineStats, ModelInfo
+from freehold.worker.adapted import Adapted
 from freehold.worker.supervisor import HUNG_S, KEEP_ALIVE_S, Served
 from freehold.worker.wire import PROTOCOL, Open, Script
 
@@ -44,6 +47,9 @@ class Options:
     threads: int | None = None
     speculate: bool = True
     draft: str | None = None  # MODEL that guesses; for the models of its family only
+    adapters: Mapping[str, Mapping[str, Path]] = field(
+        default_factory=dict
+    )  # MODEL -> name -> file or folder
     disk: Path | None = None  # folder for cached prefixes that survive a restart
     cache_bytes: int | None = None  # of each model's cache
     max_models: int | None = None  # loaded at once
@@ -62,6 +68,7 @@ class Held:
     owner: str
     digest: str
     detail: str
+    parent: str = ""  # of an adapter's name: the model it is beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,7 @@ class Models:
         self._store, self._options, self._available = store, options, available
         self._paths, self._scripts = dict(paths or {}), dict(scripts or {})
         self._served: dict[str, Served] = {}
+        self._adapters = {model: dict(held) for model, held in options.adapters.items()}
         self._needs: dict[str, int] = {}  # bytes, by name, of what is being loaded
         self._aliases: dict[str, str] = {}
         self._room = asyncio.Lock()  # one looks for room at a time
@@ -113,17 +121,52 @@ class Models:
             held[name] = Held(name, ref.bytes, 0.0, ref.owner, ref.digest, "")
         for name in self._scripts:
             held[name] = Held(name, 0, 0.0, "script", "", "")
+        for model, adapters in self._adapters.items():
+            for each, path in adapters.items() if model in held else ():
+                name = f"{model}+{each}"
+                held[name] = Held(name, size(path), held[model].modified, "user", "", "", parent=model)
         return sorted(held.values(), key=lambda m: m.name)
 
-    async def use(self, name: str, keep_alive: float | None = None) -> Served:
-        """Return the model, loaded. Raises ModelNotFound, CapacityExceeded, and what loading gave."""
+    async def use(self, name: str, keep_alive: float | None = None) -> Served | Adapted:
+        """Return the model, loaded, `base+adapter` computing with its adapter.
+
+        Raises ModelNotFound, CapacityExceeded, and what loading gave.
+        """
         if self._closed:
             raise EngineClosed("the server is shutting down", "ask again when it is back")
+        name, adapter = await self._parted(name)
         served = self._served.get(self._aliases.get(name, name))
         if served is None or not served.awake:
             served = self._known(name, (await self._found(name)).name if name not in self._scripts else name)
+        if adapter and adapter not in self._adapters.get(served.name, {}):
+            raise unknown_adapter(served.name, adapter, [*self._adapters.get(served.name, {})])
         await served.load(keep_alive)
-        return served
+        return Adapted(served, adapter) if adapter else served
+
+    async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
+        """Put an adapter beside a model: into its engine now if it is loaded, and whenever it is loaded again.
+
+        Raises ModelNotFound, and what open_lora raises, or Adapters.add in an engine that has the model.
+        """
+        check_name(adapter)
+        await asyncio.to_thread(open_lora, path)
+        name = (await self._found(name)).name
+        await self._tell(name, "add_adapter", adapter, str(path.absolute()))
+        self._adapters.setdefault(name, {})[adapter] = path.absolute()
+
+    async def remove_adapter(self, name: str, adapter: str) -> None:
+        """Take an adapter away; jobs under way with it end as they would have. Raises ModelNotFound."""
+        name = (await self._found(name)).name
+        held = self._adapters.get(name, {})
+        if adapter not in held:
+            raise unknown_adapter(name, adapter, [*held])
+        await self._tell(name, "remove_adapter", adapter)
+        held.pop(adapter, None)
+
+    async def _tell(self, name: str, method: str, *args: str) -> None:
+        served = self._served.get(name)
+        if served is not None and served.loaded:
+            await served.change(method, *args)
 
     def loaded(self) -> list[Loaded]:
         """List what is loaded."""
@@ -146,6 +189,18 @@ class Models:
         await asyncio.gather(*(served.close(drain_s) for served in self._served.values()))
 
     # --- finding -----------------------------------------------------------------------------------
+
+    async def _parted(self, name: str) -> tuple[str, str]:
+        """Part `base+adapter`; a name that is a model's as a whole has no adapter."""
+        base, _, adapter = name.rpartition("+")
+        if not (base and adapter) or name in self._aliases or name in self._paths:
+            return name, ""
+        if base not in self._aliases and base not in self._scripts:
+            try:
+                await self._found(base)
+            except ModelNotFound:
+                return name, ""
+        return base, adapter
 
     async def _found(self, name: str) -> ModelRef:
         """Look a name up. A request may not name a file of the machine: only what the store or `paths` hold."""
@@ -176,7 +231,8 @@ class Models:
             return Open(PROTOCOL, __version__, None, script=self._scripts[served.name])
         ref = await self._found(served.name)
         draft = await self._draft(ref)
-        weights = ref.bytes + (draft.bytes if draft else 0)
+        adapters = self._adapters.get(served.name, {})
+        weights = ref.bytes + (draft.bytes if draft else 0) + sum(map(size, adapters.values()))
         async with self._room:
             if refused is not None and not await self._unload_one(served):
                 raise refused
@@ -190,6 +246,7 @@ class Models:
             "threads": asked.threads,
             "speculate": asked.speculate,
             "cache_bytes": cache,
+            "adapters": {name: str(path) for name, path in adapters.items()},
             **asked.engine,
         }
         return Open(
@@ -268,6 +325,15 @@ def _loaded(served: Served) -> Loaded:
         served.slow_readers,
         served.pid,
     )
+
+
+def size(path: Path) -> int:
+    """Return the bytes of an adapter's file or folder; 0 for what is not there, which loading it will tell."""
+    try:
+        files = [each.stat() for each in path.iterdir()] if path.is_dir() else [path.stat()]
+    except OSError:
+        return 0
+    return sum(file.st_size for file in files)
 
 
 def _seconds(created: str) -> float:

@@ -89,6 +89,8 @@ class Model(Protocol):
     def render(self, messages: Sequence[Message], think: bool | None) -> list[int]: ...
     def count(self, job: Job) -> int: ...
     def template(self) -> dict[str, Any]: ...
+    def add_adapter(self, name: str, path: str) -> ModelInfo: ...
+    def remove_adapter(self, name: str) -> ModelInfo: ...
 
 
 class Channel:
@@ -258,6 +260,10 @@ class Intake:
                 return model.count(read(args[0], Job))
             case "template":
                 return model.template()
+            case "add_adapter":
+                return model.add_adapter(*args)
+            case "remove_adapter":
+                return model.remove_adapter(*args)
         raise UsageError(f"no call is named {call.method!r}")
 
 

@@ -141,6 +141,14 @@ class ScriptedModel:
         """There is none."""
         return {}
 
+    def add_adapter(self, name: str, path: str) -> ModelInfo:
+        """Refuse: there is nothing to adapt."""
+        raise UsageError("a script has no adapters")
+
+    def remove_adapter(self, name: str) -> ModelInfo:
+        """Refuse, as there can be none."""
+        raise UsageError("a script has no adapters")
+
 
 class ScriptedAnswer:
     """One job's answers, all as far as each other."""

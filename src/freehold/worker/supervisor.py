@@ -19,6 +19,8 @@ from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
+from msgspec import convert
+
 from freehold.errors import (
     CapacityExceeded,
     EngineClosed,
@@ -199,6 +201,10 @@ class Served:
     async def template(self) -> dict[str, Any]:
         """Describe the tokenizer and its chat template."""
         return await self._call("template")
+
+    async def change(self, method: str, *args: str) -> None:
+        """Have the engine add or remove an adapter; `info` lists what there is then."""
+        self._info = convert(await self._call(method, *args), ModelInfo)
 
     async def _call(self, method: str, *args: Any) -> Any:
         self._use(None)

@@ -73,7 +73,7 @@ class Cancel(Message):
 
 
 class Call(Message):
-    """Ask for something that no step computes: tokenize, detokenize, token_texts, render, count, template."""
+    """Ask for what no step computes: tokenize, detokenize, token_texts, render, count, template; and adapters."""
 
     id: int
     method: str

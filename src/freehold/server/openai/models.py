@@ -5,6 +5,7 @@ Knows names and sizes; loads nothing. Path: Gate -> models -> Models.names
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from freehold.errors import ModelNotFound
@@ -30,11 +31,13 @@ async def model(call: Call) -> None:
 async def _described(call: Call) -> list[dict[str, Any]]:
     loaded = {each.name: each for each in call.server.models.loaded()}
     held = {each.name: each for each in await call.server.models.names()}
-    return [_model(name, held.get(name), loaded.get(name)) for name in {**held, **loaded}]
+    return [_model(name, held.get(name), loaded) for name in {**held, **loaded}]
 
 
-def _model(name: str, held: Held | None, loaded: Loaded | None) -> dict[str, Any]:
-    info = loaded.info if loaded else None
+def _model(name: str, held: Held | None, loaded: Mapping[str, Loaded]) -> dict[str, Any]:
+    parent = held.parent if held else ""
+    each = loaded.get(parent or name)
+    info = each.info if each else None
     more: dict[str, Any] = {"bytes": held.bytes if held else None, "loaded": info is not None}
     if info:
         more |= {"quantization": info.quantization, "trained_context": info.trained_context}
@@ -43,8 +46,8 @@ def _model(name: str, held: Held | None, loaded: Loaded | None) -> dict[str, Any
         "object": "model",
         "created": int(held.modified) if held else 0,
         "owned_by": "freehold",
-        "root": name,
-        "parent": None,
+        "root": parent or name,
+        "parent": parent or None,
         "max_model_len": info.context if info else None,
         "freehold": more,
     }

@@ -1,0 +1,68 @@
+"""The adapters that lie beside one loaded model, by name.
+
+Knows names and how many there may be; knows no request and no arithmetic. Adding and removing is safe while answers are
+made: a request holds its adapter, and keeps it to its end.
+Path: local.opening or worker/process.py -> Adapters.add -> load_adapter; LLM -> Adapters.find -> Request
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from freehold.errors import UsageError
+from freehold.models.adapters import Adapter, check_name, load_adapter, unknown_adapter
+from freehold.models.loader import LoadedModel
+from freehold.types import MAX_ADAPTERS, AdapterInfo
+
+
+class Adapters:
+    """What `model+NAME` stands for. `default`: the one that calls get which name none ("": the model itself)."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._held: dict[str, Adapter] = {}
+        self._lock = threading.Lock()  # one is loaded at a time
+        self.default = ""
+
+    def add(self, name: str, path: str | Path) -> None:
+        """Load an adapter; one of that name makes way for it.
+
+        Raises UsageError for a name that is none, or one too many, and what load_adapter raises.
+        """
+        check_name(name)
+        with self._lock:
+            if name not in self._held and len(self._held) >= MAX_ADAPTERS:
+                raise UsageError(f"{self._model.name} has {MAX_ADAPTERS} adapters", "remove one first")
+            self._held = {**self._held, name: load_adapter(path, self._model, name)}
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter. Raises ModelNotFound."""
+        with self._lock:
+            self.find(name)
+            self._held = {key: adapter for key, adapter in self._held.items() if key != name}
+
+    def chosen(self, name: str | None) -> str:
+        """Return the name that is meant."""
+        return self.default if name is None else name
+
+    def find(self, name: str) -> Adapter | None:
+        """Return an adapter, None for the model itself. Raises ModelNotFound with the names there are."""
+        if not name:
+            return None
+        held = self._held
+        if name not in held:
+            raise unknown_adapter(self._model.name, name, [*held])
+        return held[name]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(adapter.nbytes for adapter in self._held.values())
+
+    @property
+    def infos(self) -> tuple[AdapterInfo, ...]:
+        """What they are, by name."""
+        return tuple(
+            AdapterInfo(a.name, a.rank, a.modules, a.nbytes, a.digest) for _, a in sorted(self._held.items())
+        )

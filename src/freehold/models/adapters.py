@@ -1,0 +1,175 @@
+"""A LoRA adapter meets the model it changes: its modules by name, their shapes checked, packed for the kernels.
+
+Knows how both formats name and order what a family declares; knows no request. A module that the model does not
+have, or that is not computed with adapters (embeddings, the output head), is refused by its name: what is not
+applied must not be ignored.
+Path: local.opening or LLM.add_adapter -> load_adapter -> Adapter -> engine.Request -> native plan
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold import _native as native
+from freehold.config import nearest
+from freehold.errors import BadModelFile, CapacityExceeded, ModelNotFound, UnsupportedModel, UsageError
+from freehold.formats import LoraFile, LowRank, QuantType, Tensor, open_lora
+from freehold.models.common import TensorSpec, declared
+from freehold.models.loader import LoadedModel, plain_name
+from freehold.models.machine import available_bytes, show_bytes
+from freehold.types import ADAPTER_NAME
+
+RANK_STEP = 16  # native.Adapter takes ranks that fill panels; what is added to one is zero
+ALWAYS_16 = {QuantType.F16: "F16", QuantType.BF16: "BF16"}  # types whose bits are packed as they are
+_LAYER = re.compile(r"(?:blk|model\.layers)\.(\d{1,6})\.(.+)")
+_TURNING = ("q", "k")  # fields whose rows come in the order of rotary pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter packed for one model. Immutable, shared by all requests that name it."""
+
+    name: str
+    digest: str  # of its file: what tells cached prefixes of one adapter from another's
+    modules: int
+    rank: int  # the greatest of its modules
+    native: native.Adapter = field(repr=False, compare=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.native.nbytes
+
+
+def load_adapter(path: str | Path, model: LoadedModel, name: str) -> Adapter:
+    """Load an adapter for `model`. Raises what open_lora does, and BadModelFile with numbers where they do not fit."""
+    return pack_adapter(open_lora(path), model, name)
+
+
+def pack_adapter(file: LoraFile, model: LoadedModel, name: str) -> Adapter:
+    """Check every module against the model's, then pack them all."""
+    if file.architecture and file.architecture != model.architecture:
+        raise BadModelFile(
+            f"{file.path} is an adapter for the architecture {file.architecture!r}; "
+            f"{model.name} is {model.architecture!r}",
+            _made_for(file),
+        )
+    found = list(_matched(file, model))
+    need, have = sum(_packed_bytes(pair) for _, _, pair in found), available_bytes()
+    if need > have:
+        raise CapacityExceeded(f"{file.path} needs {show_bytes(need)} of memory; {show_bytes(have)} are free")
+    out = native.Adapter()
+    for field_name, weight, pair in found:
+        b = _rows(pair.b)
+        if field_name in _TURNING and model.family.gguf_pairs and file.gguf != model.gguf:
+            b = _reordered(b, model.cfg.head_dim, to_pairs=model.gguf)
+        a = _pack(_rows(pair.a), pair.a, model.threads, rows=RANK_STEP)
+        out.add(weight, a, _pack(b, pair.b, model.threads, columns=RANK_STEP), pair.scale)
+    return Adapter(name, file.digest, len(found), max(pair.rank for _, _, pair in found), out)
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError for a name that could not stand behind a plus."""
+    if not re.fullmatch(ADAPTER_NAME, name):
+        raise UsageError(
+            f"{name[:80]!r} cannot be an adapter's name", "use up to 64 letters, digits, dots, dashes and _"
+        )
+
+
+def unknown_adapter(model: str, name: str, held: list[str]) -> ModelNotFound:
+    """Build the error for an adapter that a model does not have."""
+    near = nearest(name, held)
+    spelled = ", ".join(f"{model}+{each}" for each in sorted(held)[:10]) or "none"
+    hint = f"did you mean {model}+{near}?" if near else f"adapters of {model}: {spelled}"
+    return ModelNotFound(f"{model} has no adapter {name[:80]!r}; it has {spelled}", hint)
+
+
+# --- finding ---------------------------------------------------------------------------------------
+
+
+def _matched(file: LoraFile, model: LoadedModel) -> Iterator[tuple[str, native.Matrix, LowRank]]:
+    """Yield each module's field, the matrix it changes, and what it gains."""
+    fields = {_name(spec, file.gguf): key for key, spec in declared(model.family.block).items()}
+    for module, pair in file.modules.items():
+        key, layer = _placed(file, model, fields, module)
+        weight: native.Matrix = getattr(model.weights.blocks[layer], key)
+        a, b = pair.a.shape, pair.b.shape
+        if (b[0], a[1]) != (weight.rows, weight.cols):
+            raise BadModelFile(
+                f"{file.path} changes {module} as a matrix of {b[0]:,} x {a[1]:,}; "
+                f"{model.name} has {weight.rows:,} x {weight.cols:,}",
+                _made_for(file),
+            )
+        yield key, weight, pair
+
+
+def _name(spec: TensorSpec, gguf: bool) -> str | None:
+    return spec.gguf if gguf else spec.hf
+
+
+def _placed(
+    file: LoraFile, model: LoadedModel, fields: Mapping[str | None, str], module: str
+) -> tuple[str, int]:
+    """Return the field and the layer that a module's name stands for."""
+    found = _LAYER.fullmatch(module if file.gguf else plain_name(module))
+    key = fields.get(found[2]) if found else None
+    if found is None or key is None or len(declared(model.family.block)[key].shape) != 2:
+        shown = module if len(module) <= 80 else module[:77] + "..."
+        raise UnsupportedModel(
+            f"{file.path} changes {shown}, which is not computed with adapters for {model.name}",
+            "adapters change the matrices of attention and of the gated half of layers: "
+            "train one for those, or merge it into its base",
+        )
+    layer = int(found[1])
+    if layer >= model.cfg.layers:
+        raise BadModelFile(
+            f"{file.path} changes layer {layer}; {model.name} has {model.cfg.layers}, counted from 0",
+            _made_for(file),
+        )
+    return key, layer
+
+
+def _made_for(file: LoraFile) -> str:
+    return f"it was made for {file.base[:120]}" if file.base else "give the model that it was made for"
+
+
+# --- packing ---------------------------------------------------------------------------------------
+
+
+def _rows(tensor: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
+    """Return a matrix's values: half-width floats as their bits, everything else as float32."""
+    if tensor.type in ALWAYS_16:
+        return tensor.raw.view("<u2").reshape(tensor.shape)
+    return tensor.numpy()
+
+
+def _reordered(
+    b: NDArray[np.float32] | NDArray[np.uint16], width: int, *, to_pairs: bool
+) -> NDArray[np.float32] | NDArray[np.uint16]:
+    """Lay each head's rows in adjacent pairs instead of halves, or back."""
+    parts = (2, width // 2) if to_pairs else (width // 2, 2)
+    return b.reshape(-1, *parts, b.shape[1]).swapaxes(1, 2).reshape(b.shape)
+
+
+def _pack(
+    values: NDArray[np.float32] | NDArray[np.uint16],
+    tensor: Tensor,
+    threads: native.Threads,
+    rows: int = 1,
+    columns: int = 1,
+) -> native.Matrix:
+    """Fill up with zeros to multiples of `rows` and `columns`, and lay the panels."""
+    padded = np.pad(values, ((0, -values.shape[0] % rows), (0, -values.shape[1] % columns)))
+    (n, k), type = padded.shape, ALWAYS_16.get(tensor.type, "F32")
+    return native.Matrix.pack(padded.view(np.uint8).reshape(-1), type, n, k, threads)
+
+
+def _packed_bytes(pair: LowRank) -> int:
+    rank = -(-pair.rank // RANK_STEP) * RANK_STEP
+    return 4 * rank * (pair.a.shape[1] + pair.b.shape[0])

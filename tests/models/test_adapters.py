@@ -1,0 +1,198 @@
+"""Adapters: what peft computes from the same files, in both formats on both bases; and what is refused, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from freehold import _native as native
+from freehold.engine import Engine
+from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
+from freehold.formats.lora import MAX_RANK, open_lora
+from freehold.models.adapters import load_adapter
+from freehold.models.loader import LoadedModel, load_model
+from tests.models.test_golden import BOUND, GOLDEN, write_model
+from tests.vectors.adapters import CASES, Case, write_gguf, write_peft
+
+FORMS = [
+    (name, base, form)
+    for name, case in CASES.items()
+    for base in ("hf", "gguf")
+    for form in ("peft", "gguf")
+    if form == "peft" or not case.settings  # a GGUF has one alpha for all ranks
+]
+
+
+def written(case: Case, form: str, folder: Path, dtype: str = "F32") -> Path:
+    if form == "peft":
+        return write_peft(case, folder / "adapter", dtype=dtype)
+    return write_gguf(case, folder / "adapter.gguf", dtype=dtype)
+
+
+def logits(model: LoadedModel, ids: list[int], path: Path, chunk: int = 512) -> np.ndarray:
+    engine = Engine(model, context=64, kv_type="f32", step_rows=chunk, speculate=False)
+    return engine.logits(ids, adapter=load_adapter(path, model, "made-up"))
+
+
+@pytest.mark.parametrize(("name", "base", "form"), FORMS)
+def test_base_and_adapter_compute_what_peft_computes_of_the_merged(
+    name: str, base: str, form: str, tmp_path: Path
+):
+    case = CASES[name]
+    with np.load(GOLDEN / f"lora-{name}.npz") as data:
+        ids, full = data["ids"].tolist(), data["full"]
+    model = load_model(write_model(case.family, base, tmp_path), threads=1)
+    path = written(case, form, tmp_path)
+    whole = logits(model, ids, path)
+    assert np.abs(whole - full).max() <= BOUND
+    assert np.array_equal(logits(model, ids, path, chunk=7), whole)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_narrow_floats_are_taken_as_they_are(dtype: str, tmp_path: Path):
+    model = load_model(write_model("qwen3", "hf", tmp_path), threads=1)
+    wide = logits(model, [5, 6, 7], written(CASES["qwen3"], "peft", tmp_path / "wide"))
+    for form in ("peft", "gguf"):
+        narrow = written(CASES["qwen3"], form, tmp_path / form, dtype)
+        assert np.array_equal(logits(model, [5, 6, 7], narrow), wide)
+
+
+def test_a_quantised_adapter_is_decoded(tmp_path: Path):
+    model = load_model(write_model("qwen2", "gguf", tmp_path), threads=1)
+    case = Case("qwen2", r=32)
+    near = logits(model, [5, 6, 7], write_gguf(case, tmp_path / "q8.gguf", dtype="Q8_0"))
+    far = logits(model, [5, 6, 7], write_gguf(case, tmp_path / "f32.gguf"))
+    assert 0 < np.abs(near - far).max() < 0.1
+
+
+def test_both_formats_of_one_adapter_are_told_apart_by_their_digests(tmp_path: Path):
+    paths = [written(CASES["llama"], form, tmp_path) for form in ("peft", "gguf")]
+    first, other = map(open_lora, paths)
+    stronger = open_lora(write_peft(CASES["llama"], tmp_path / "b", lora_alpha=8))
+    assert len({first.digest, other.digest, stronger.digest}) == 3
+    assert open_lora(tmp_path / "adapter" / "adapter_model.safetensors").digest == first.digest
+    assert len(first.modules) == len(other.modules) == 4 * 7
+
+
+# --- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "lora_only"}, "bias is 'lora_only'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"a_field_of_tomorrow": {"x": 1}}, "a_field_of_tomorrow"),
+        ({"rank_pattern": {".*_proj": 8}}, r"'.*_proj'"),
+        ({"rank_pattern": {"q_proj": 7}}, "rank 7; its tensors have 8"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"lora_alpha": None}, "no lora_alpha"),
+        ({"r": MAX_RANK + 1}, f"r is {MAX_RANK + 1}; expected more than 0, to {MAX_RANK}"),
+        ({"r": 4}, "rank 4; its tensors have 8"),
+    ],
+)
+def test_settings_that_are_not_computed_are_refused_by_name(
+    settings: dict[str, Any], named: str, tmp_path: Path
+):
+    with pytest.raises(BadModelFile) as told:
+        open_lora(write_peft(CASES["llama"], tmp_path, **settings))
+    assert named in told.value.message
+
+
+def renamed(old: str, new: str) -> Callable[[dict[str, np.ndarray]], None]:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        for name in [n for n in tensors if old in n]:
+            tensors[name.replace(old, new)] = tensors.pop(name)
+
+    return change
+
+
+def dropped(tensors: dict[str, np.ndarray]) -> None:
+    del tensors[next(name for name in tensors if "lora_B" in name)]
+
+
+def reranked(tensors: dict[str, np.ndarray]) -> None:
+    name = next(name for name in tensors if "lora_B" in name)
+    tensors[name] = tensors[name][:, :5]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (renamed("layers.0.self_attn.q_proj", "embed_tokens"), "embed_tokens"),
+        (renamed("model.layers.0.self_attn.q_proj", "lm_head"), "lm_head"),
+        (renamed("layers.3.", "layers.4."), "layer 4; tiny has 4, counted from 0"),
+        (renamed("mlp.up_proj", "mlp.experts"), "mlp.experts"),
+        (renamed("layers.0.self_attn.q_proj", "layers.0.self_attn.k_norm"), "k_norm"),
+        (renamed("q_proj.lora_A.weight", "q_proj.lora_magnitude_vector"), "lora_magnitude_vector"),
+        (renamed("q_proj.lora_A", "q_proj.lora_embedding_A"), "lora_embedding_A"),
+        (renamed("layers.0.self_attn.q_proj", "layers.9.mlp.x"), "layers.9.mlp.x"),
+        (dropped, "only one of its two"),
+        (reranked, "B [64, 5]"),
+    ],
+)
+def test_modules_that_are_not_applied_are_refused_by_name(
+    change: Callable[[dict[str, np.ndarray]], None], named: str, tmp_path: Path
+):
+    model = load_model(write_model("llama", "hf", tmp_path), threads=1, name="tiny")
+    with pytest.raises(BadModelFile) as told:
+        load_adapter(write_peft(CASES["llama"], tmp_path / "a", changes=change), model, "x")
+    assert named in told.value.message
+
+
+def test_another_models_adapter_is_refused_with_both_sizes(tmp_path: Path):
+    model = load_model(write_model("llama", "hf", tmp_path), threads=1, name="tiny")
+    with pytest.raises(BadModelFile, match=r"96 x 64; tiny has 64 x 64") as told:
+        load_adapter(write_peft(CASES["qwen3"], tmp_path / "a"), model, "x")
+    assert told.value.hint == "it was made for tiny random qwen3"
+    with pytest.raises(BadModelFile, match="'qwen2'; tiny is 'llama'"):
+        load_adapter(write_gguf(replace(CASES["qwen2"], settings={}), tmp_path / "a.gguf"), model, "x")
+
+
+def test_a_model_is_no_adapter_and_an_adapter_no_other_kind(tmp_path: Path):
+    with pytest.raises(BadModelFile, match="no adapter"):
+        open_lora(write_model("llama", "gguf", tmp_path))
+    with pytest.raises(ModelNotFound, match=r"adapter_config\.json"):
+        open_lora(write_model("llama", "hf", tmp_path))
+    with pytest.raises(UnsupportedModel, match="'ia3'"):
+        open_lora(write_gguf(CASES["llama"], tmp_path / "a.gguf", adapter_type="ia3"))
+    with pytest.raises(BadModelFile, match=r"alpha is 0"):
+        open_lora(write_gguf(CASES["llama"], tmp_path / "b.gguf", alpha=0.0))
+    with pytest.raises(BadModelFile, match="no model file"):
+        (tmp_path / "text").write_text("hello")
+        open_lora(tmp_path / "text")
+
+
+def test_native_refuses_pairs_that_do_not_fit():
+    pool = native.Threads(1)
+
+    def floats(n: int, k: int, type: str = "F32") -> native.Matrix:
+        width = {"F32": 4, "Q8_0": 1.0625}[type]
+        return native.Matrix.pack(np.zeros(int(n * k * width), np.uint8), type, n, k, pool)
+
+    weight, adapter = floats(48, 64, "Q8_0"), native.Adapter()
+    for a, b in (
+        (floats(16, 32), floats(48, 16)),
+        (floats(16, 64), floats(32, 16)),
+        (floats(16, 64), floats(48, 32)),
+        (floats(8, 64), floats(48, 8)),
+        (floats(32, 64, "Q8_0"), floats(48, 32)),
+    ):
+        with pytest.raises(Exception, match="adapter"):
+            adapter.add(weight, a, b, 1.0)
+    with pytest.raises(Exception, match="finite"):
+        adapter.add(weight, floats(16, 64), floats(48, 16), float("inf"))
+    adapter.add(weight, floats(16, 64), floats(48, 16), 1.0)
+    with pytest.raises(Exception, match="twice"):
+        adapter.add(weight, floats(16, 64), floats(48, 16), 1.0)
+    assert adapter.nbytes == 4 * 16 * (64 + 48)
