@@ -145,6 +145,10 @@ ENVIRONMENTS = {
     "lm_eval": Environment(
         ("lm-eval[api]",), "import lm_eval.models.openai_completions", ("--prefer-binary",)
     ),
+    "langchain": Environment(
+        ("langchain-openai>=1.7", "langchain-tests>=1.1"), "import langchain_openai, langchain_tests"
+    ),
+    "llm": Environment(("llm>=0.36",), "import llm"),
     "oracle": Environment(
         ("torch", "transformers>=5.24,<6", "peft", "gguf", "sentencepiece"),
         "import torch, transformers, peft, gguf",

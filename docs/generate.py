@@ -103,6 +103,8 @@ Shapes are OpenAI's. Besides:
 - Log-probabilities in chats have `bytes`; in completions a part of a character is written `bytes:\\xe2`.
 - `X-Request-Id` is taken from the request, or made, and comes back with every answer.
 
+[Responses](../guides/responses.md) are items, and their streams have events of their own. Of all others:
+
 A stream is server-sent events. Comments (`: keep-alive`) come whenever 10 seconds pass in silence, also while a model
 is loaded. It ends with an event that has `finish_reason` for each choice, then `data: [DONE]`; when something fails
 midway, with `data: {"error": ...}`, then `data: [DONE]`. An error before the first event has its own status.
@@ -130,7 +132,8 @@ def http_page() -> str:
     from freehold.server import admin, app, tokens
     from freehold.server.anthropic import fields as anthropic
     from freehold.server.limits import Limits
-    from freehold.server.openai import fields
+    from freehold.server.openai import batches, fields
+    from freehold.server.openai.responses import fields as responses
 
     parts = [HEADER, "# The HTTP API\n", HTTP_INTRO, "## Routes\n"]
     parts += _routes(app.public_routes())
@@ -140,6 +143,8 @@ def http_page() -> str:
         fields.CompletionRequest,
         anthropic.MessagesRequest,
         anthropic.CountRequest,
+        responses.ResponseRequest,
+        batches.BatchRequest,
         tokens.TokenizeRequest,
         tokens.DetokenizeRequest,
     ):
@@ -153,7 +158,7 @@ def http_page() -> str:
 def _routes(routes: Iterable[Any]) -> Iterator[str]:
     yield "| route | what it does |\n|---|---|"
     for route in routes:
-        method = next(m for m in ("POST", "GET") if m in route.methods)
+        method = next(m for m in ("POST", "DELETE", "GET") if m in route.methods)
         yield f"| `{method} {route.path}` | {_cell(inspect.getdoc(route.endpoint.handle) or '')} |"
 
 

@@ -63,7 +63,7 @@ def start(
     made: list[tuple[Doors, asyncio.AbstractEventLoop]] = []
 
     async def main() -> None:
-        doors = Doors(models, Settings(**{"drain_s": 0.5, **settings}), preload=preload)  # type: ignore[arg-type]
+        doors = Doors(models, Settings(**{"drain_s": 0.5, "home": folder, **settings}), preload=preload)  # type: ignore[arg-type]
         made.append((doors, asyncio.get_running_loop()))
         await doors.open(tcp, unix, up.set)
 

@@ -46,6 +46,7 @@ class Script:
     cached: int = 0
     dropped: int = 0
     together: bool = False  # all pieces are there at once: `more` stays true
+    after: str = ""  # text that comes after the calls
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ class FakeStream:
         made = [Chunk(thinking=w) for w in _WORD.findall(script.thinking)]
         made += [Chunk(w) for w in _WORD.findall(script.text)]
         made += [Chunk(tool_calls=(piece,)) for piece in _pieces(script.calls)]
+        made += [Chunk(w) for w in _WORD.findall(script.after)]
         limit, whole = self.begin.max_tokens, len(made)
         made = made[:limit]
         for i, chunk in enumerate(made):

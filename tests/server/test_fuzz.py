@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.openai.fields import ChatRequest, CompletionRequest
+from freehold.server.openai.responses.fields import ResponseRequest
 from freehold.server.tokens import DetokenizeRequest, TokenizeRequest
 from tests.server.fakes import Script
 from tests.server.test_streams import eventually
@@ -20,6 +21,7 @@ ROUTES = {
     "/v1/completions": CompletionRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": CountRequest,
+    "/v1/responses": ResponseRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
@@ -28,9 +30,11 @@ BASES = {
     "/v1/completions": {"model": "fake:1b", "prompt": "x"},
     "/v1/messages": {"model": "fake:1b", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]},
     "/v1/messages/count_tokens": {"model": "fake:1b", "messages": [{"role": "user", "content": "x"}]},
+    "/v1/responses": {"model": "fake:1b", "input": "x"},
     "/tokenize": {"model": "fake:1b", "prompt": "x"},
     "/detokenize": {"model": "fake:1b", "tokens": [1]},
 }
+ENDS = ("data: [DONE]", 'event: message_stop\ndata: {"type":"message_stop"}')
 numbers = st.integers(-(1 << 70), 1 << 70) | st.floats(allow_nan=False, allow_infinity=False)
 leaves = st.none() | st.booleans() | numbers | st.text(max_size=20)
 values = st.recursive(
@@ -51,10 +55,11 @@ def check(server, route: str, body: bytes) -> None:
     answer = server.client.post(route, content=body)
     assert answer.status_code in DOCUMENTED, (answer.status_code, answer.text)
     if answer.headers["content-type"].startswith("text/event-stream"):
-        assert answer.text.endswith(("data: [DONE]\n\n", 'data: {"type":"message_stop"}\n\n'))
+        last = answer.text.rstrip().rsplit("\n\n", 1)[-1]
+        assert last in ENDS or last.startswith(("event: response.completed", "event: response.incomplete"))
     else:
         decoded = json.loads(answer.content)
-        assert (answer.status_code == 200) is ("error" not in decoded)
+        assert (answer.status_code == 200) is (decoded.get("error") is None)
         assert ("request_id" in decoded) is (answer.status_code != 200 and route.startswith("/v1/messages"))
     assert eventually(lambda: not server.doors.server.calls) and server.models.in_flight == 0
 
@@ -82,6 +87,55 @@ def test_any_bytes_are_answered(shared, route, body):
 @few
 def test_any_messages_are_answered(shared, messages):
     check(shared, "/v1/chat/completions", json.dumps({"model": "fake:1b", "messages": messages}).encode())
+
+
+kinds = [
+    "message",
+    "reasoning",
+    "function_call",
+    "function_call_output",
+    "custom_tool_call",
+    "item_reference",
+]
+parts = st.fixed_dictionaries({"type": st.sampled_from(["input_text", "output_text", "refusal", "input_image"])},
+                              optional={"text": values, "refusal": values})  # fmt: skip
+items = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(kinds) | values,
+        "role": st.sampled_from(["user", "assistant", "developer"]) | values,
+        "content": st.text(max_size=9) | st.lists(parts, max_size=3) | values,
+        "summary": st.lists(parts, max_size=2) | values,
+        "call_id": st.sampled_from(["1", "2"]) | values,
+        "name": st.text(max_size=5) | values,
+        "arguments": st.text(max_size=9) | values,
+        "input": st.text(max_size=9) | values,
+        "output": st.text(max_size=9) | st.lists(parts, max_size=2) | values,
+        "id": st.text(max_size=5) | values,
+    },
+)
+tools = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["function", "custom", "web_search"]) | values,
+        "name": st.text(max_size=5) | values,
+        "parameters": values,
+        "function": values,
+        "format": values,
+    },
+)
+
+
+@given(
+    items=st.lists(items | values, max_size=4),
+    more=st.fixed_dictionaries({}, optional={"tools": st.lists(tools | values, max_size=3),
+                                             "tool_choice": tools | values, "text": values,
+                                             "stream": st.booleans()}),
+)  # fmt: skip
+@few
+def test_any_items_and_tools_are_answered(shared, items, more):
+    body = {"model": "fake:1b", "input": items, **more}
+    check(shared, "/v1/responses", json.dumps(body).encode())
 
 
 @given(cut=st.integers(0, 120), flip=st.integers(0, 7))

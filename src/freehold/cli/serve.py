@@ -248,7 +248,7 @@ def _run(
     teller = Teller(settings, store, names, asked)
     whole = doors.run(
         open_models,
-        doors.Settings(keys=asked.keys, origins=asked.origins, drain_s=asked.drain_s),
+        doors.Settings(keys=asked.keys, origins=asked.origins, drain_s=asked.drain_s, home=settings.home),
         tcp,
         unix,
         preload=names,

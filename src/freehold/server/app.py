@@ -20,9 +20,11 @@ from freehold.server.anthropic.errors import anthropic_error, speaks
 from freehold.server.anthropic.messages import count_tokens, messages
 from freehold.server.auth import Headers
 from freehold.server.call import Call, Endpoint, Gate, Server
+from freehold.server.openai import batches, files
 from freehold.server.openai import models as openai_models
 from freehold.server.openai.chat import chat
 from freehold.server.openai.completions import completions
+from freehold.server.openai.responses import routes as responses
 from freehold.server.problems import Refused, Wording, openai_error
 from freehold.server.tokens import detokenize, tokenize, tokenizer_info
 
@@ -37,7 +39,7 @@ def make_app(server: Server, *, admin: bool = False) -> Starlette:
         cors = Middleware(
             CORSMiddleware,
             allow_origins=server.guard.origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
         )
         layers.insert(0, cors)
@@ -54,6 +56,20 @@ def public_routes() -> list[BaseRoute]:
         _route("POST", "/v1/completions", completions),
         _route("POST", "/v1/messages", messages),
         _route("POST", "/v1/messages/count_tokens", count_tokens),
+        _route("POST", "/v1/responses", responses.create),
+        _route("GET", "/v1/responses/{id}", responses.retrieve),
+        _route("DELETE", "/v1/responses/{id}", responses.delete),
+        _route("POST", "/v1/responses/{id}/cancel", responses.cancel),
+        _route("GET", "/v1/responses/{id}/input_items", responses.input_items),
+        _route("POST", "/v1/files", files.upload),
+        _route("GET", "/v1/files", files.files),
+        _route("GET", "/v1/files/{id}", files.file),
+        _route("GET", "/v1/files/{id}/content", files.content),
+        _route("DELETE", "/v1/files/{id}", files.delete),
+        _route("POST", "/v1/batches", batches.create),
+        _route("GET", "/v1/batches", batches.batches),
+        _route("GET", "/v1/batches/{id}", batches.batch),
+        _route("POST", "/v1/batches/{id}/cancel", batches.cancel),
         _route("GET", "/v1/models", models),
         _route("GET", "/v1/models/{id:path}", model),
         _route("POST", "/tokenize", tokenize),
@@ -64,6 +80,13 @@ def public_routes() -> list[BaseRoute]:
         _route("GET", "/metrics", metrics),
         _route("GET", "/version", version),
     ]
+
+
+def endpoints() -> dict[str, Endpoint]:
+    """Return the endpoints that a batch may ask, by path."""
+    found = {r.path: r.endpoint for r in public_routes() if isinstance(r, Route)}
+    asked = {path: found[path] for path in batches.ENDPOINTS}
+    return {path: endpoint for path, endpoint in asked.items() if isinstance(endpoint, Endpoint)}
 
 
 def _route(method: str, path: str, handle) -> Route:  # type: ignore[no-untyped-def]

@@ -11,7 +11,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -21,12 +21,14 @@ from starlette.types import Receive, Scope, Send
 from freehold.errors import EngineClosed
 from freehold.server.auth import Guard, Headers
 from freehold.server.contract import Models
-from freehold.server.limits import Bodies, Gone, Limits, parse, read_body, typed
+from freehold.server.limits import Bodies, Gone, Limits, body_pieces, parse, read_body, typed
+from freehold.server.openai.responses.store import Responses
 from freehold.server.problems import Problem, Wording, openai_error, problem
 
 if TYPE_CHECKING:
     from freehold.server.health import Health
     from freehold.server.metrics import Metrics
+    from freehold.server.openai.batch.desk import Desk
 
 T = TypeVar("T", bound=msgspec.Struct)
 _log = logging.getLogger("freehold.server")
@@ -58,6 +60,8 @@ class Server:
     started_at: float = field(default_factory=time.time)
     bodies: Bodies = field(default_factory=Bodies)
     calls: set[Call] = field(default_factory=set)  # those that a model is at work for
+    responses: Responses = field(default_factory=Responses)
+    desk: Desk | None = None  # files and batches; None: this server has no folder for them
 
 
 class Call:
@@ -84,6 +88,10 @@ class Call:
         """Read the body; return it as `kind`, and as it came."""
         raw = parse(await read_body(self._receive, self.headers, self.server.limits, self.server.bodies))
         return typed(raw, kind), raw
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Give the body as it comes, for an upload."""
+        return body_pieces(self._receive, self.headers, self.server.limits)
 
     async def while_here(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`, but cancel it when the client closes its connection (Gone) or on cut() (EngineClosed)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -38,6 +38,8 @@ class Limits:
     header_bytes: int = 64 << 10
     header_s: float = 15.0  # from the connection, or the request before, to the end of the headers
     body_s: float = 60.0
+    upload_bytes: int = 200 << 20  # a file; it goes to the disk as it comes,
+    upload_pause_s: float = 30.0  # with no longer a pause in it
     idle_s: float = 75.0  # a kept-alive connection with no request
     write_s: float = 60.0  # a client that takes nothing of its stream for so long is dropped
     connections: int = 2048
@@ -57,18 +59,39 @@ async def read_body(
 
     503 for a long one that comes while the others hold all that bodies may.
     """
-    stated = headers.get(b"content-length", b"")
-    if stated.isdigit() and int(stated[:20]) > limits.body_bytes:
-        raise _too_long(limits)
+    _check_stated(headers, limits.body_bytes)
     try:
         async with asyncio.timeout(limits.body_s):
             return await _whole(receive, limits, bodies)
     except TimeoutError:
-        raise Refused(
-            408,
-            f"the body did not arrive within {limits.body_s:g} seconds",
-            headers=((b"connection", b"close"),),
-        ) from None
+        raise _too_slow(f"the body did not arrive within {limits.body_s:g} seconds") from None
+
+
+async def body_pieces(
+    receive: Receive, headers: Mapping[bytes, bytes], limits: Limits
+) -> AsyncIterator[bytes]:
+    """Give a body that is never whole in memory; 413 for one too long, 408 for a pause in it."""
+    most, size, more = limits.upload_bytes, 0, True
+    _check_stated(headers, most)
+    while more:
+        try:
+            async with asyncio.timeout(limits.upload_pause_s):
+                message = await receive()
+        except TimeoutError:
+            raise _too_slow(f"nothing of the body came for {limits.upload_pause_s:g} seconds") from None
+        if message["type"] == "http.disconnect":
+            raise Gone
+        data, more = message.get("body", b""), bool(message.get("more_body"))
+        size += len(data)
+        if size > most:
+            raise _too_long(most)
+        yield data
+
+
+def _check_stated(headers: Mapping[bytes, bytes], most: int) -> None:
+    stated = headers.get(b"content-length", b"")
+    if stated.isdigit() and int(stated[:20]) > most:
+        raise _too_long(most)
 
 
 async def _whole(receive: Receive, limits: Limits, bodies: Bodies) -> bytes:
@@ -83,7 +106,7 @@ async def _whole(receive: Receive, limits: Limits, bodies: Bodies) -> bytes:
             size += len(parts[-1])
             bodies.held += len(parts[-1])
             if size > limits.body_bytes:
-                raise _too_long(limits)
+                raise _too_long(limits.body_bytes)
             if bodies.held > limits.bodies_bytes and size > limits.small_bytes:
                 raise _too_many(limits)
             if not message.get("more_body"):
@@ -101,13 +124,17 @@ def _too_many(limits: Limits) -> Refused:
     )
 
 
-def _too_long(limits: Limits) -> Refused:
+def _too_long(most: int) -> Refused:
     return Refused(
         413,
-        f"the body is longer than {limits.body_bytes:,} bytes",
+        f"the body is longer than {most:,} bytes",
         code="body_too_large",
         headers=((b"connection", b"close"),),
     )
+
+
+def _too_slow(message: str) -> Refused:
+    return Refused(408, message, headers=((b"connection", b"close"),))
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -125,23 +152,26 @@ def parse(body: bytes) -> dict[str, Any]:
     return value
 
 
-def typed(value: dict[str, Any], kind: type[T]) -> T:
-    """Convert `value` to the struct `kind`; 400 names the field, what it is and what was expected."""
+def typed(value: dict[str, Any], kind: type[T], at: str = "") -> T:
+    """Convert `value` to the struct `kind`; 400 names the field, what it is and what was expected.
+
+    `at`: where `value` stands in the body, if it is not all of it.
+    """
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as e:
-        raise _wrong_field(value, str(e)) from None
+        raise _wrong_field(value, str(e), at) from None
 
 
-def _wrong_field(value: dict[str, Any], message: str) -> Refused:
+def _wrong_field(value: dict[str, Any], message: str, at: str) -> Refused:
     found = _AT.match(message)
     expected, path = (found[1], found[2] or "") if found else (message, "")
     missing = re.match(r"Object missing required field `(\w+)`", expected)
     if missing:
-        name = f"{path}.{missing[1]}".lstrip(".")
+        name = f"{at}{path}.{missing[1]}".lstrip(".")
         return Refused(400, f"{name} is missing", param=name, code="missing_required_parameter")
     expected = expected[:1].lower() + expected[1:].replace("`", "")
-    name = path.lstrip(".").replace("[...]", "")
+    name = f"{at}{path}".lstrip(".").replace("[...]", "")
     shown = _shown(_at(value, path))
     return Refused(400, f"{name} is {shown}: {expected}", param=name or None, code="invalid_value")
 

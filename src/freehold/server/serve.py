@@ -23,13 +23,15 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from freehold.errors import FreeholdError, UsageError
-from freehold.server.app import make_app
+from freehold.server.app import endpoints, make_app
 from freehold.server.auth import Guard, Keys, host_name
 from freehold.server.call import Server
 from freehold.server.contract import Models
 from freehold.server.health import Health
 from freehold.server.limits import Limits
 from freehold.server.metrics import Metrics
+from freehold.server.openai.batch.asking import Asker
+from freehold.server.openai.batch.desk import Desk
 from freehold.server.problems import without_paths
 
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go
@@ -52,6 +54,7 @@ class Settings:
     limits: Limits = Limits()  # noqa: RUF009
     drain_s: float = 30.0
     keep_alive_s: float = 10.0  # of event streams; not of models
+    home: Path | None = None  # where files and batches lie; None: there are none
 
 
 def bind_tcp(host: str, port: int) -> list[socket.socket]:
@@ -136,8 +139,10 @@ class Doors:
             settings.keep_alive_s,
             door=self,
             default_model=next(iter(preload), ""),
+            desk=None if settings.home is None else Desk(settings.home),
         )
         self._halves: list[_Half] = []
+        self._batches: asyncio.Task[None] | None = None
 
     async def open(
         self,
@@ -154,6 +159,8 @@ class Doors:
             trusted = replace(self.server, guard=replace(self.server.guard, trusted=True))
             self._halves.append(_Half(make_app(trusted, admin=True), self.settings, [unix]))
         watch = asyncio.create_task(self.server.health.watch())
+        if self.server.desk is not None:
+            self._batches = asyncio.create_task(self.server.desk.run(Asker(self.server, endpoints())))
         preload: asyncio.Task[None] | None = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -165,7 +172,7 @@ class Doors:
                     opened()
                 preload = asyncio.create_task(self._preload(loaded))
         finally:
-            for task in (watch, preload):
+            for task in (watch, preload, self._batches):
                 if task is not None:
                     task.cancel()
             await self.server.models.close(0.0)
@@ -186,6 +193,8 @@ class Doors:
         """Take no more connections, let answers end up to drain_s; at once with `now` or the second time."""
         health, loop = self.server.health, asyncio.get_running_loop()
         again, health.stopping = health.stopping, True
+        if self._batches is not None:  # they go on when the server is back
+            self._batches.cancel()
         for half in self._halves:
             half.should_exit = True
         if now or again:

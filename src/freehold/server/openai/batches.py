@@ -1,0 +1,99 @@
+"""POST /v1/batches and what is asked of batches: list, describe, cancel.
+
+Knows OpenAI's fields; the work is batch/desk.py's. Path: Gate -> create -> Desk.create
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from freehold.server.call import Call
+from freehold.server.durations import seconds
+from freehold.server.openai.batch.desk import Asked, Desk
+from freehold.server.openai.pages import page, query
+from freehold.server.openai.responses.fields import Key, Value
+from freehold.server.problems import Refused
+
+LONGEST_S = 7 * 24 * 3600
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+
+
+class BatchRequest(Struct, kw_only=True):
+    """POST /v1/batches: lines of a file to answer on idle capacity."""
+
+    input_file_id: Annotated[
+        Annotated[str, Meta(max_length=128)], Meta(description="An uploaded file, a request a line.")
+    ]
+    endpoint: Annotated[
+        Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"],
+        Meta(description="What all lines ask."),
+    ]
+    completion_window: Annotated[
+        Annotated[str, Meta(max_length=32)],
+        Meta(description="Time until what is left expires, such as `24h`; at most 7 days."),
+    ]
+    metadata: Annotated[
+        Annotated[dict[Key, Value], Meta(max_length=16)] | None,
+        Meta(description="Comes back with the batch."),
+    ] = None
+
+
+async def create(call: Call) -> None:
+    """Take in a batch."""
+    request, raw = await call.struct(BatchRequest)
+    for name in raw.keys() - set(BatchRequest.__struct_fields__):
+        if raw[name] is not None:
+            raise Refused(
+                400, f"{name[:60]} is not supported here", param=name[:60], code="unsupported_parameter"
+            )
+    asked = Asked(
+        request.endpoint,
+        request.input_file_id,
+        request.completion_window,
+        _window(request.completion_window),
+        request.metadata or {},
+    )
+    await call.answer((await _desk(call).create(call.tenant, asked)).shown())
+
+
+async def batches(call: Call) -> None:
+    """List batches, the newest first."""
+    shown: list[dict[str, Any]] = [batch.shown() for batch in _desk(call).all(call.tenant)]
+    await call.answer(page(shown, query(call)))
+
+
+async def batch(call: Call) -> None:
+    """Describe a batch and how far it is."""
+    await call.answer(_desk(call).get(call.tenant, _id(call)).shown())
+
+
+async def cancel(call: Call) -> None:
+    """End a batch; what it has answered becomes its output."""
+    await call.answer((await _desk(call).cancel(call.tenant, _id(call))).shown())
+
+
+def _window(given: str) -> float:
+    try:
+        window = seconds(given) or 0.0
+    except Refused:
+        window = 0.0
+    if not 1 <= window <= LONGEST_S:
+        raise Refused(
+            400,
+            f"completion_window is {given!r}; expected 1s to {LONGEST_S // 3600}h",
+            param="completion_window",
+            code="invalid_value",
+        )
+    return window
+
+
+def _desk(call: Call) -> Desk:
+    if call.server.desk is None:
+        raise Refused(503, "this server has no folder for batches", code="no_files")
+    return call.server.desk
+
+
+def _id(call: Call) -> str:
+    return call.scope["path_params"]["id"]

@@ -1,0 +1,143 @@
+"""POST /v1/files and what is done with files afterwards: list, describe, read, delete.
+
+The files are the inputs and the outputs of batches. Knows OpenAI's words for them; knows no disk.
+Path: Gate -> upload -> read_form -> Files.add; content -> the file's bytes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import BinaryIO
+
+from freehold.server.call import Call
+from freehold.server.openai.filestore import Files
+from freehold.server.openai.pages import page, query
+from freehold.server.openai.upload import Form, read_form
+from freehold.server.problems import Refused
+from freehold.store.space import full_disk
+
+MAX_PAGE = 10_000
+PIECE = 256 << 10
+_SECONDS = range(3600, 30 * 24 * 3600 + 1)  # OpenAI's bounds of expires_after
+_KNOWN = {"purpose", "expires_after[anchor]", "expires_after[seconds]"}
+
+
+async def upload(call: Call) -> None:
+    """Take a file: a form with `file` and `purpose`, which is `batch`."""
+    files, tenant = _files(call), call.tenant
+    part = await asyncio.to_thread(files.begin, tenant)
+    try:
+        with (
+            full_disk(part.parent, "nothing of the file was kept"),
+            open(part, "wb", opener=_private) as sink,
+        ):
+            form = await read_form(call.headers.get(b"content-type", b""), call.pieces(), sink)
+        seconds = _checked(form)
+        name = form.filename or ""
+        record = await asyncio.to_thread(files.add, tenant, part, name, form.fields["purpose"], seconds)
+    finally:
+        part.unlink(missing_ok=True)
+    await call.answer(record.shown())
+
+
+async def files(call: Call) -> None:
+    """List files, the newest first."""
+    asked = query(call)
+    found = await asyncio.to_thread(_files(call).all, call.tenant)
+    if asked.get("purpose"):
+        found = [f for f in found if f.purpose == asked["purpose"]]
+    if asked.get("order") == "asc":
+        found.reverse()
+    await call.answer(page([f.shown() for f in found], asked, most=MAX_PAGE))
+
+
+async def file(call: Call) -> None:
+    """Describe a file."""
+    await call.answer(_files(call).get(call.tenant, _id(call)).shown())
+
+
+async def content(call: Call) -> None:
+    """Give a file's bytes."""
+    with _files(call).path(call.tenant, _id(call)).open("rb") as source:
+        await call.head(
+            200,
+            [
+                (b"content-type", b"application/octet-stream"),
+                (b"content-length", b"%d" % os.fstat(source.fileno()).st_size),
+                (b"x-content-type-options", b"nosniff"),
+            ],
+        )
+        await _send(call, source)
+
+
+async def delete(call: Call) -> None:
+    """Remove a file; a batch that reads it goes on."""
+    _files(call).delete(call.tenant, _id(call))
+    await call.answer({"id": _id(call), "object": "file", "deleted": True})
+
+
+async def _send(call: Call, source: BinaryIO) -> None:
+    data = source.read(PIECE)
+    while True:
+        following = source.read(PIECE)
+        try:
+            async with asyncio.timeout(call.server.limits.write_s):
+                await call.body(data, more=bool(following))
+        except TimeoutError:
+            call.abort()
+            return
+        if not following:
+            return
+        data = following
+
+
+def _checked(form: Form) -> int | None:
+    """Check a whole form; return the seconds its file shall live, if it says so."""
+    fields = form.fields
+    if form.filename is None:
+        raise Refused(400, "file is missing", param="file", code="missing_required_parameter")
+    purpose = fields.get("purpose")
+    if purpose is None:
+        raise Refused(400, "purpose is missing", param="purpose", code="missing_required_parameter")
+    if purpose != "batch":
+        raise Refused(
+            400,
+            f"purpose is {purpose[:60]!r}; this server has a use for files of purpose 'batch' only",
+            param="purpose",
+            code="unsupported_purpose",
+        )
+    for name in fields.keys() - _KNOWN:
+        raise Refused(400, f"{name[:60]} is not a field of this form", param=name[:60], code="unknown_field")
+    if form.bytes == 0:
+        raise Refused(400, "the file is empty", param="file", code="invalid_value")
+    return _seconds(fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]"))
+
+
+def _seconds(anchor: str | None, seconds: str | None) -> int | None:
+    if anchor is None and seconds is None:
+        return None
+    given = int(seconds) if seconds and seconds.isascii() and seconds.isdigit() and len(seconds) < 9 else 0
+    if anchor != "created_at" or given not in _SECONDS:
+        raise Refused(
+            400,
+            f"expires_after is {anchor!r:.40}, {seconds!r:.40}; expected the anchor created_at and "
+            f"{_SECONDS[0]:,} to {_SECONDS[-1]:,} seconds",
+            param="expires_after",
+            code="invalid_value",
+        )
+    return given
+
+
+def _files(call: Call) -> Files:
+    if call.server.desk is None:
+        raise Refused(503, "this server has no folder for files", code="no_files")
+    return call.server.desk.files
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _id(call: Call) -> str:
+    return call.scope["path_params"]["id"]

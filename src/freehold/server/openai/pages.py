@@ -1,0 +1,39 @@
+"""OpenAI's lists: a page of what there is, behind a named entry.
+
+Knows query strings; knows no route. Path: a route that lists -> query, page -> Call.answer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qsl
+
+from freehold.server.call import Call
+from freehold.server.problems import Refused
+
+
+def query(call: Call) -> dict[str, str]:
+    """Return the query's fields."""
+    try:
+        return dict(parse_qsl(call.scope["query_string"].decode("latin-1"), max_num_fields=32))
+    except ValueError as e:
+        raise Refused(400, f"the query is malformed: {e}", code="invalid_value") from None
+
+
+def page(entries: Sequence[dict[str, Any]], asked: Mapping[str, str], *, most: int = 100) -> dict[str, Any]:
+    """Return `limit` of the entries behind the one named `after`. 400 for a limit beyond `most`."""
+    limit = asked.get("limit", str(min(most, 20)))
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= most):
+        raise Refused(400, f"limit is {limit[:20]!r}; expected 1 to {most:,}", param="limit")
+    after, begin = asked.get("after"), 0
+    if after:
+        begin = next((i for i, entry in enumerate(entries, 1) if entry["id"] == after), len(entries))
+    shown = entries[begin : begin + int(limit)]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": begin + int(limit) < len(entries),
+    }

@@ -1,0 +1,1 @@
+"""OpenAI's Responses API: items in, items out, streamed as events or kept for the next turn."""

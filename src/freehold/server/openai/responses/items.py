@@ -1,0 +1,204 @@
+"""From the items of a request to the turns of a chat.
+
+A call joins the assistant's turn before it, reasoning goes to the turn it led to, and a result finds the call it
+answers. What the chat could not say is refused by name, with the item's place in the list.
+Knows the API's items and Message; knows no request and no store. Path: response_job -> read_items -> messages
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from freehold.server.limits import typed
+from freehold.server.openai.responses.output import INPUT
+from freehold.server.problems import Refused
+from freehold.types import MAX_MESSAGES, Message, ToolCall
+
+MAX_PARTS = 1024
+Id = Annotated[str, Meta(min_length=1, max_length=256)]
+# What an item may hold besides, that is its history and none of the chat.
+_KNOWN = frozenset(
+    ["type", "id", "status", "phase", "annotations", "logprobs", "encrypted_content", "caller"]
+)
+
+
+class Part(Struct, kw_only=True):
+    """A piece of content."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+Content = str | Annotated[list[Part], Meta(max_length=MAX_PARTS)]
+
+
+class MessageItem(Struct, kw_only=True):
+    """A turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+
+
+class ReasoningItem(Struct, kw_only=True):
+    """What the model thought before its next turn."""
+
+    summary: Annotated[list[Part], Meta(max_length=MAX_PARTS)] = []
+    content: Annotated[list[Part], Meta(max_length=MAX_PARTS)] | None = None
+
+
+class CallItem(Struct, kw_only=True):
+    """A function that the model called."""
+
+    call_id: Id
+    name: Id
+    arguments: str
+
+
+class CustomItem(Struct, kw_only=True):
+    """A free-form tool that the model called."""
+
+    call_id: Id
+    name: Id
+    input: str
+
+
+class OutputItem(Struct, kw_only=True):
+    """What came of a call."""
+
+    call_id: Id
+    output: Content
+    name: str | None = None
+
+
+class Reading:
+    """The chat as far as the items were read."""
+
+    def __init__(self, instructions: str | None) -> None:
+        self.messages: list[Message] = [Message("system", instructions)] if instructions else []
+        self.warnings: dict[str, None] = {}
+        self._thinking = ""  # that leads to the next turn of the assistant
+        self._names: dict[str, str] = {}  # of calls, by their ids
+
+    def add(self, item: Any, at: str) -> None:
+        """Take in an item; `at` is its place in the request."""
+        if not isinstance(item, dict):
+            raise Refused(400, f"{at} is no object", param=at, code="invalid_value")
+        kind = item.get("type") or ("message" if "role" in item else None)
+        reader = _READERS.get(kind) if isinstance(kind, str) else None
+        if reader is None:
+            known = ", ".join(_READERS)
+            raise Refused(
+                400,
+                f"{at} is of type {str(kind)[:60]!r}; this server reads {known}",
+                param=f"{at}.type",
+                code="unsupported_item",
+            )
+        self._note_strangers(item, reader.struct)
+        reader.read(self, typed(item, reader.struct, at), at)
+
+    def message(self, item: MessageItem, at: str) -> None:
+        role = "system" if item.role == "developer" else item.role
+        content = _text(item.content, f"{at}.content")
+        if role == "system" and all(m.role == "system" for m in self.messages) and self.messages:
+            # Templates know one system turn, at the start; clients send their rules in several.
+            self.messages[-1] = Message("system", f"{self.messages[-1].content}\n\n{content}")
+            return
+        self.messages.append(Message(role, content, self._thought() if role == "assistant" else ""))
+
+    def reasoning(self, item: ReasoningItem, at: str) -> None:
+        said = "".join(part.text or "" for part in item.content or item.summary)
+        self._thinking = f"{self._thinking}\n\n{said}" if self._thinking and said else self._thinking or said
+
+    def call(self, item: CallItem, at: str) -> None:
+        self._called(ToolCall(item.call_id, item.name, item.arguments), at)
+
+    def custom(self, item: CustomItem, at: str) -> None:
+        arguments = msgspec.json.encode({INPUT: item.input}).decode()
+        self._called(ToolCall(item.call_id, item.name, arguments), at)
+
+    def output(self, item: OutputItem, at: str) -> None:
+        name = self._names.get(item.call_id)
+        if name is None:
+            raise Refused(
+                400,
+                f"{at} answers the call {item.call_id[:60]!r}, which no item before it makes",
+                param=f"{at}.call_id",
+                code="invalid_value",
+            )
+        content = _text(item.output, f"{at}.output")
+        self.messages.append(Message("tool", content, tool_call_id=item.call_id, name=name))
+
+    def _called(self, call: ToolCall, at: str) -> None:
+        if call.id in self._names:
+            raise Refused(
+                400, f"{at} has the call_id {call.id[:60]!r} of an earlier call", param=f"{at}.call_id"
+            )
+        self._names[call.id] = call.name
+        last = self.messages[-1] if self.messages else None
+        if last is not None and last.role == "assistant" and not self._thinking:
+            self.messages[-1] = replace(last, tool_calls=(*last.tool_calls, call))
+        else:
+            self.messages.append(Message("assistant", "", self._thought(), (call,)))
+
+    def _thought(self) -> str:
+        said, self._thinking = self._thinking, ""
+        return said
+
+    def _note_strangers(self, item: dict[str, Any], kind: type[Struct]) -> None:
+        for name in item.keys() - set(kind.__struct_fields__) - _KNOWN:
+            if item[name] is not None:
+                self.warnings[f"field {name[:60]!r} of items was ignored"] = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    struct: type[Struct]
+    read: Callable[[Reading, Any, str], None]
+
+
+_READERS: dict[str, _Reader] = {
+    "message": _Reader(MessageItem, Reading.message),
+    "reasoning": _Reader(ReasoningItem, Reading.reasoning),
+    "function_call": _Reader(CallItem, Reading.call),
+    "function_call_output": _Reader(OutputItem, Reading.output),
+    "custom_tool_call": _Reader(CustomItem, Reading.custom),
+    "custom_tool_call_output": _Reader(OutputItem, Reading.output),
+}
+
+
+def read_items(
+    items: Sequence[Any], instructions: str | None, known: int, warnings: list[str]
+) -> tuple[Message, ...]:
+    """Return the chat. `known`: so many of `items`, at the start, come from earlier responses."""
+    if len(items) > MAX_MESSAGES:
+        raise Refused(
+            400, f"the chat has {len(items):,} items; expected at most {MAX_MESSAGES:,}", param="input"
+        )
+    reading = Reading(instructions)
+    for i, item in enumerate(items):
+        reading.add(item, f"input[{i - known}]" if i >= known else "previous_response_id")
+    warnings += [*reading.warnings][:20]
+    return tuple(reading.messages)
+
+
+def _text(content: Content, at: str) -> str:
+    if isinstance(content, str):
+        return content
+    texts = []
+    for i, part in enumerate(content):
+        text = part.refusal if part.type == "refusal" else part.text
+        if part.type not in ("input_text", "output_text", "text", "refusal") or text is None:
+            raise Refused(
+                400,
+                f"{at}[{i}] is of type {part.type[:40]!r}; this server reads text so far",
+                param=f"{at}[{i}]",
+                code="unsupported_content",
+            )
+        texts.append(text)
+    return "".join(texts)

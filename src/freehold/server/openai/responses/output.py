@@ -1,0 +1,285 @@
+"""The items of a response while they are made: chunks open, extend and close them, and each change is an event.
+
+A whole answer goes the same way and leaves the events unread, so it holds the items that a stream announces.
+Knows the API's items and events; knows no request, no job and no bytes.
+Path: ResponseShape -> Output.add, Output.finish -> events
+"""
+
+from __future__ import annotations
+
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from freehold.server.openai.chat import chat_logprobs
+from freehold.types import Chunk, TokenLogprob, ToolPiece
+
+Event = dict[str, Any]  # `type` and what belongs to it; the shape numbers them
+INPUT = "input"  # the one argument by which a free-form tool is described to the model
+
+
+class Output:
+    """All items of one answer. `custom`: names of free-form tools; `summarize`: reasoning goes by its summary."""
+
+    def __init__(self, *, custom: frozenset[str], summarize: bool) -> None:
+        self._custom, self._summarize = custom, summarize
+        self._items: list[Item] = []
+        self._open: Item | None = None
+        self._calls = 0  # begun
+        self._blank = ""  # text that opens no item before there is more in it
+        self._logprobs: list[TokenLogprob] = []  # of tokens whose text is still to come
+        self.reasoning_tokens = 0
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """Return every item as far as it has come."""
+        return [item.shown() for item in self._items]
+
+    def add(self, chunk: Chunk) -> Iterator[Event]:
+        """Take in a chunk."""
+        if chunk.thinking:
+            self.reasoning_tokens += len(chunk.token_ids) if not chunk.text else 0
+            self._logprobs = []
+            yield from self._thought(chunk.thinking)
+        elif not chunk.tool_calls:
+            self._logprobs += chunk.logprobs
+        if chunk.text:
+            yield from self._said(chunk.text)
+        for piece in chunk.tool_calls:
+            yield from self._called(piece)
+
+    def finish(self, *, whole: bool) -> Iterator[Event]:
+        """Close what is open. `whole` False: the answer was cut, and its last item with it."""
+        if not self._items:  # a client finds a message in every answer, be it an empty one
+            yield from self._begin_text(self._blank)
+        yield from self._close("completed" if whole else "incomplete")
+
+    def cut(self) -> None:
+        """Leave what is open as it is: the answer failed."""
+        for _ in self._close("incomplete"):
+            pass
+
+    def _thought(self, text: str) -> Iterator[Event]:
+        item = self._open
+        if not isinstance(item, Reasoning):
+            item = Reasoning(len(self._items), self._summarize)
+            yield from self._begin(item)
+        yield from item.more(text)
+
+    def _said(self, text: str) -> Iterator[Event]:
+        if isinstance(self._open, Text):
+            yield from self._open.more(text, self._scored())
+            return
+        self._blank += text
+        if not self._blank.isspace():
+            yield from self._begin_text(self._blank)
+
+    def _called(self, piece: ToolPiece) -> Iterator[Event]:
+        item = self._open
+        if piece.index == self._calls or not isinstance(item, Call):
+            kind = Custom if piece.name in self._custom else Call
+            item = kind(len(self._items), piece.id, piece.name)
+            self._calls += 1
+            yield from self._begin(item)
+        yield from item.more(piece.arguments)
+
+    def _begin_text(self, text: str) -> Iterator[Event]:
+        item = Text(len(self._items))
+        yield from self._begin(item)
+        yield from item.more(text, self._scored())
+
+    def _begin(self, item: Item) -> Iterator[Event]:
+        yield from self._close("completed")
+        self._blank = ""
+        self._items.append(item)
+        self._open = item
+        yield from item.begin()
+
+    def _close(self, status: str) -> Iterator[Event]:
+        if self._open is not None:
+            yield from self._open.end(status)
+            self._open = None
+
+    def _scored(self) -> list[dict[str, Any]]:
+        scored, self._logprobs = self._logprobs, []
+        return chat_logprobs(scored, False)["content"] if scored else []
+
+
+class Item(ABC):
+    """One item. `shown` is what the response holds of it."""
+
+    prefix: str  # of its id
+
+    def __init__(self, index: int) -> None:
+        self.id = f"{self.prefix}_{secrets.token_hex(12)}"
+        self.status = "in_progress"
+        self._at = {"item_id": self.id, "output_index": index}
+        self._index = index
+
+    @abstractmethod
+    def shown(self) -> dict[str, Any]: ...
+
+    def begin(self) -> Iterator[Event]:
+        """Announce it, empty."""
+        yield self._whole("added")
+
+    def end(self, status: str) -> Iterator[Event]:
+        """Close it."""
+        self.status = status
+        yield self._whole("done")
+
+    def _whole(self, what: str) -> Event:
+        return {
+            "type": f"response.output_item.{what}",
+            "output_index": self._index,
+            "item": self.shown(),
+        }
+
+
+class Text(Item):
+    """What the assistant says: a message with one part."""
+
+    prefix = "msg"
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self._pieces: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
+        self._begun = False
+        self._at["content_index"] = 0
+
+    def shown(self) -> dict[str, Any]:
+        content = [self._part()] if self._begun else []
+        return {
+            "type": "message",
+            "id": self.id,
+            "status": self.status,
+            "role": "assistant",
+            "content": content,
+        }
+
+    def begin(self) -> Iterator[Event]:
+        yield from super().begin()
+        self._begun = True
+        yield {"type": "response.content_part.added", **self._at, "part": self._part()}
+
+    def more(self, text: str, logprobs: Sequence[dict[str, Any]]) -> Iterator[Event]:
+        if not text:
+            return
+        self._pieces.append(text)
+        self._logprobs += logprobs
+        yield {"type": "response.output_text.delta", **self._at, "delta": text, "logprobs": logprobs}
+
+    def end(self, status: str) -> Iterator[Event]:
+        part = self._part()
+        yield {
+            "type": "response.output_text.done",
+            **self._at,
+            "text": part["text"],
+            "logprobs": part["logprobs"],
+        }
+        yield {"type": "response.content_part.done", **self._at, "part": part}
+        yield from super().end(status)
+
+    def _part(self) -> dict[str, Any]:
+        text = "".join(self._pieces)
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": self._logprobs}
+
+
+class Reasoning(Item):
+    """What the model thought: in the open as `content`, or under the name of a summary for who asked for one."""
+
+    prefix = "rs"
+
+    def __init__(self, index: int, summary: bool) -> None:
+        super().__init__(index)
+        self._pieces: list[str] = []
+        self._begun = False
+        self._in, self._part_type = ("summary", "summary_text") if summary else ("content", "reasoning_text")
+        self._at["summary_index" if summary else "content_index"] = 0
+        self._event = "response.reasoning_summary_text" if summary else "response.reasoning_text"
+        self._part_event = "response.reasoning_summary_part" if summary else "response.content_part"
+
+    def shown(self) -> dict[str, Any]:
+        item = {"type": "reasoning", "id": self.id, "status": self.status, "summary": [], "content": []}
+        return {**item, self._in: [self._part()]} if self._begun else item
+
+    def begin(self) -> Iterator[Event]:
+        yield from super().begin()
+        self._begun = True
+        yield {"type": f"{self._part_event}.added", **self._at, "part": self._part()}
+
+    def more(self, text: str) -> Iterator[Event]:
+        self._pieces.append(text)
+        yield {"type": f"{self._event}.delta", **self._at, "delta": text}
+
+    def end(self, status: str) -> Iterator[Event]:
+        part = self._part()
+        yield {"type": f"{self._event}.done", **self._at, "text": part["text"]}
+        yield {"type": f"{self._part_event}.done", **self._at, "part": part}
+        yield from super().end(status)
+
+    def _part(self) -> dict[str, str]:
+        return {"type": self._part_type, "text": "".join(self._pieces)}
+
+
+class Call(Item):
+    """A function that the model calls."""
+
+    prefix = "fc"
+
+    def __init__(self, index: int, call_id: str, name: str) -> None:
+        super().__init__(index)
+        self._call_id, self._name = call_id or f"call_{secrets.token_hex(12)}", name
+        self._pieces: list[str] = []
+
+    def shown(self) -> dict[str, Any]:
+        return self._named("function_call", "arguments", "".join(self._pieces))
+
+    def more(self, arguments: str) -> Iterator[Event]:
+        if arguments:
+            self._pieces.append(arguments)
+            yield from self._written(arguments)
+
+    def end(self, status: str) -> Iterator[Event]:
+        event = "response.function_call_arguments.done"
+        yield {"type": event, **self._at, "name": self._name, "arguments": "".join(self._pieces)}
+        yield from super().end(status)
+
+    def _written(self, arguments: str) -> Iterator[Event]:
+        yield {"type": "response.function_call_arguments.delta", **self._at, "delta": arguments}
+
+    def _named(self, kind: str, holds: str, value: str) -> dict[str, Any]:
+        known = {"type": kind, "id": self.id, "status": self.status, "call_id": self._call_id}
+        return {**known, "name": self._name, holds: value}
+
+
+class Custom(Call):
+    """A free-form tool that the model calls: its text was the one argument of a function, and comes at its end."""
+
+    prefix = "ctc"
+
+    def shown(self) -> dict[str, Any]:
+        return self._named("custom_tool_call", "input", self._input())
+
+    def end(self, status: str) -> Iterator[Event]:
+        text = self._input()
+        yield {"type": "response.custom_tool_call_input.delta", **self._at, "delta": text}
+        yield {"type": "response.custom_tool_call_input.done", **self._at, "input": text}
+        yield from Item.end(self, status)
+
+    def _written(self, arguments: str) -> Iterator[Event]:
+        yield from ()
+
+    def _input(self) -> str:
+        """Return the text within the arguments; a model that wrote something else is shown as it wrote."""
+        written = "".join(self._pieces)
+        try:
+            value = msgspec.json.decode(written)
+        except (msgspec.DecodeError, RecursionError):
+            return written
+        text = value.get(INPUT) if isinstance(value, dict) else None
+        return text if isinstance(text, str) else written

@@ -1,0 +1,137 @@
+"""POST /v1/responses, and what is kept of its answers: read, list what was asked, delete.
+
+Knows the order: earlier items, own items, job, answer, keep. Knows no field's meaning and no event.
+Path: Gate -> create -> response_job -> Answering -> ResponseShape; retrieve and its like -> Responses
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+from freehold.server.answering import Answering
+from freehold.server.call import Call
+from freehold.server.durations import seconds
+from freehold.server.openai.fields import strangers
+from freehold.server.openai.pages import page, query
+from freehold.server.openai.responses.fields import (
+    ResponseRequest,
+    echo,
+    refuse_unsupported,
+    response_job,
+    summarized,
+)
+from freehold.server.openai.responses.output import Output
+from freehold.server.openai.responses.shape import ResponseShape
+from freehold.server.openai.responses.store import Responses
+from freehold.server.problems import Refused
+
+_PREFIXES = {
+    "reasoning": "rs",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+}
+
+
+async def create(call: Call) -> None:
+    """Answer items with items."""
+    request, raw = await call.struct(ResponseRequest)
+    refuse_unsupported(request, raw)
+    warnings = strangers(raw, ResponseRequest)
+    store, tenant, before = call.server.responses, call.tenant, request.previous_response_id
+    earlier = store.chat(tenant, before)
+    own = list(_own(request.input, store, tenant))
+    job, offered = response_job(request, [*earlier, *own], len(earlier), tenant, warnings)
+
+    def keep(response: dict[str, Any]) -> str:
+        return store.keep(tenant, response, _named(own), before)
+
+    shape = ResponseShape(
+        echo(request, raw),
+        Output(custom=offered.custom, summarize=summarized(request)),
+        keep if request.store is not False else None,
+    )
+    answering = Answering(call, shape, [job], keep_alive=seconds(request.keep_alive), warnings=warnings)
+    await (answering.stream if request.stream else answering.whole)(request.model)
+
+
+async def retrieve(call: Call) -> None:
+    """Give a stored response again."""
+    if query(call).get("stream") == "true":
+        raise Refused(400, "a stored response is given whole; leave stream out", param="stream")
+    await call.answer(call.server.responses.get(call.tenant, _id(call)).response)
+
+
+async def delete(call: Call) -> None:
+    """Forget a stored response; a chat that goes on from it ends there."""
+    call.server.responses.delete(call.tenant, _id(call))
+    await call.answer({"id": _id(call), "object": "response", "deleted": True})
+
+
+async def cancel(call: Call) -> None:
+    """Refuse: a response ends when its client closes the connection, and none runs in the background."""
+    call.server.responses.get(call.tenant, _id(call))
+    raise Refused(
+        400,
+        "only a response in the background can be cancelled, and this one is finished",
+        code="not_in_background",
+    )
+
+
+async def input_items(call: Call) -> None:
+    """List the items that a stored response answered, those of earlier responses included."""
+    store, asked = call.server.responses, query(call)
+    kept = store.get(call.tenant, _id(call))
+    items = [_listed(item) for item in store.chat(call.tenant, kept.previous) + kept.questions()]
+    if asked.get("order", "desc") != "asc":
+        items.reverse()
+    await call.answer(page(items, asked))
+
+
+def _own(given: str | list[Any], store: Responses, tenant: str) -> Iterable[Any]:
+    """Return the request's own items, references replaced by what they name."""
+    if isinstance(given, str):
+        yield {"type": "message", "role": "user", "content": given}
+        return
+    for i, item in enumerate(given):
+        # OpenAI lets a reference leave its type out.
+        if isinstance(item, dict) and (item.get("type") == "item_reference" or item.keys() == {"id"}):
+            id = item.get("id")
+            found = store.item(tenant, id) if isinstance(id, str) else None
+            if found is None:
+                raise Refused(
+                    400,
+                    f"input[{i}] refers to {str(id)[:80]!r}, which no stored response has; send the item itself",
+                    param=f"input[{i}].id",
+                    code="item_not_found",
+                )
+            yield found
+        else:
+            yield item
+
+
+def _named(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give an id to each item that came without one."""
+    return [item if isinstance(item.get("id"), str) else {**item, "id": _new_id(item)} for item in items]
+
+
+def _new_id(item: dict[str, Any]) -> str:
+    return f"{_PREFIXES.get(item.get('type', 'message'), 'msg')}_{secrets.token_hex(12)}"
+
+
+def _listed(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item as lists have it: a message's text in parts."""
+    if item.get("type", "message") != "message":
+        return item
+    content = item.get("content")
+    if isinstance(content, str):
+        kind = "output_text" if item.get("role") == "assistant" else "input_text"
+        content = [{"type": kind, "text": content}]
+    return {"type": "message", "status": "completed", **item, "content": content}
+
+
+def _id(call: Call) -> str:
+    return call.scope["path_params"]["id"]

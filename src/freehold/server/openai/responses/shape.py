@@ -1,0 +1,151 @@
+"""How a response looks: an object with items, or numbered events that end with exactly one that says how.
+
+Knows JSON and server-sent events; the items are output.py's.
+Path: Answering -> ResponseShape -> bytes, and what is to be kept of the answer -> store.py
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from freehold.server import sse
+from freehold.server.answering import Choice
+from freehold.server.contract import Served
+from freehold.server.openai.responses.output import Event, Output
+from freehold.server.problems import Problem
+from freehold.server.receipt import Tally, context
+from freehold.types import Begin, Chunk
+
+encode = msgspec.json.encode
+Keep = Callable[[dict[str, Any]], str]  # takes a finished response; returns why it cannot be kept, or ""
+
+
+class ResponseShape:
+    """Implements answering.Shape for one answer. `echo`: the fields of the request that its answer repeats."""
+
+    content_type = sse.CONTENT_TYPE
+
+    def __init__(self, echo: dict[str, Any], output: Output, keep: Keep | None) -> None:
+        self._echo, self._output, self._keep = echo, output, keep
+        self._begin: Begin | None = None
+        self._reason = ""
+        self._number = 0  # of the next event
+
+    def bind(self, model: str, tally: Tally) -> None:
+        self._tally = tally
+        head = {"id": f"resp_{secrets.token_hex(24)}", "object": "response", "created_at": int(time.time())}
+        self._base = {**head, "model": model, **self._echo}
+
+    async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
+        """Ask nothing."""
+        return
+
+    def opened(self, choice: int, begin: Begin) -> bytes:
+        """Note what the engine took in; whatever event comes first brings the opening ones with it."""
+        self._begin = begin
+        return b""
+
+    def piece(self, choice: int, chunk: Chunk) -> bytes:
+        return self._events(self._output.add(chunk))
+
+    def end(self, choice: int, reason: str, last: bool) -> bytes:
+        self._reason = reason
+        return self._events(self._output.finish(whole=reason != "length"))
+
+    def closing(self) -> bytes:
+        response = self._ended()
+        return self._events([{"type": f"response.{response['status']}", "response": response}])
+
+    def failed(self, trouble: Problem) -> bytes:
+        self._output.cut()
+        error = {"code": _code(trouble), "message": trouble.message, "param": trouble.param}
+        response = self._response("failed", error={**error, "type": trouble.kind, **trouble.extra})
+        return self._events([{"type": "response.failed", "response": response}])
+
+    def beat(self) -> bytes:
+        return sse.COMMENT
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        (choice,) = choices
+        self._begin, self._reason = choice.begin, choice.reason or ""
+        for chunk in choice.chunks:
+            for _ in self._output.add(chunk):
+                pass
+        for _ in self._output.finish(whole=self._reason != "length"):
+            pass
+        return self._ended()
+
+    def _ended(self) -> dict[str, Any]:
+        """Return the finished response, kept if that was asked for."""
+        cut = self._reason == "length"
+        why = {"incomplete_details": {"reason": "max_output_tokens"}} if cut else {}
+        times = {} if cut else {"completed_at": int(time.time())}
+        more = {**why, **times, "usage": self._usage(), "freehold": self._tally.receipt()}
+        response = self._response("incomplete" if cut else "completed", **more)
+        lost = self._keep(response) if self._keep else ""
+        if lost:
+            response["store"] = False
+            response["freehold"]["warnings"] = [*response["freehold"]["warnings"], lost]
+        return response
+
+    def _response(self, status: str, **more: Any) -> dict[str, Any]:
+        used = self._begin.sampling if self._begin else None
+        return {
+            **self._base,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "temperature": used and used.temperature,
+            "top_p": used and used.top_p,
+            "output": self._output.items,
+            "usage": None,
+            **more,
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        read, made = self._tally.prompt_tokens, self._tally.completion_tokens
+        return {
+            "input_tokens": read,
+            "input_tokens_details": {"cached_tokens": self._tally.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": made,
+            "output_tokens_details": {"reasoning_tokens": self._output.reasoning_tokens},
+            "total_tokens": read + made,
+        }
+
+    def _events(self, events: Iterable[Event]) -> bytes:
+        """Number and write events; before the first one, those that open a response."""
+        made = list(events)
+        if not made:
+            return b""
+        return b"".join(self._event(each) for each in [*self._opening(), *made])
+
+    def _opening(self) -> list[Event]:
+        if self._number:
+            return []
+        response = {**self._response("in_progress"), "output": []}
+        if self._begin is not None:
+            response["freehold"] = {"context": context(self._begin)}
+        return [
+            {"type": "response.created", "response": response},
+            {"type": "response.in_progress", "response": response},
+        ]
+
+    def _event(self, event: Event) -> bytes:
+        data = encode({"type": event["type"], "sequence_number": self._number, **event})
+        self._number += 1
+        return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), data)
+
+
+def _code(trouble: Problem) -> str:
+    """Return the code by which clients tell what to do: wait, shorten the chat, or give up."""
+    if trouble.status == 429:
+        return "rate_limit_exceeded"
+    if trouble.status >= 500:
+        return "server_error"
+    return trouble.code if trouble.code == "context_length_exceeded" else "invalid_prompt"

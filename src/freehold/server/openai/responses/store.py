@@ -1,0 +1,155 @@
+"""The responses that clients may come back to: in memory, in bounds, each tenant's its own.
+
+A response is kept as JSON with the items that asked for it; the chat it belongs to is found through the response
+before it. What was used longest ago goes first: a tenant's own, and beyond the sum those of whoever has most.
+Nothing outlives the server. Knows tenants and ids; knows no request. Path: routes.py -> Responses
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from freehold.server.problems import Refused
+
+MAX_CHAIN = 1000  # responses that one chat may go back
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Bytes of JSON."""
+
+    one: int = 8 << 20
+    tenant: int = 32 << 20
+    everybody: int = 128 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One response. `asked`: the items of its own request, each with an id."""
+
+    response: bytes
+    asked: bytes
+    ids: tuple[str, ...]  # of all its items
+    previous: str | None
+
+    @property
+    def bytes(self) -> int:
+        return len(self.response) + len(self.asked)
+
+    def questions(self) -> list[dict[str, Any]]:
+        """Return the items of its own request."""
+        return msgspec.json.decode(self.asked)
+
+    def items(self) -> list[dict[str, Any]]:
+        """Return what was asked, then what was answered."""
+        return self.questions() + msgspec.json.decode(self.response)["output"]
+
+
+class _Shelf:
+    """What one tenant keeps."""
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[str, Kept] = OrderedDict()
+        self.bytes = 0
+        self.where: dict[str, str] = {}  # item -> response
+
+    def put(self, id: str, kept: Kept) -> None:
+        self.kept[id] = kept
+        self.bytes += kept.bytes
+        self.where |= dict.fromkeys(kept.ids, id)
+
+    def drop(self, id: str) -> None:
+        kept = self.kept.pop(id)
+        self.bytes -= kept.bytes
+        for item in kept.ids:
+            if self.where.get(item) == id:
+                del self.where[item]
+
+    def drop_oldest(self) -> None:
+        self.drop(next(iter(self.kept)))
+
+
+class Responses:
+    """All that is kept."""
+
+    def __init__(self, bounds: Bounds | None = None) -> None:
+        self._bounds = bounds or Bounds()
+        self._shelves: dict[str, _Shelf] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all that is kept."""
+        return sum(shelf.bytes for shelf in self._shelves.values())
+
+    def keep(
+        self, tenant: str, response: dict[str, Any], asked: Sequence[dict[str, Any]], previous: str | None
+    ) -> str:
+        """Keep a response; return why not, or ""."""
+        encoded, items = msgspec.json.encode(response), msgspec.json.encode(asked)
+        ids = tuple(item["id"] for item in [*asked, *response["output"]])
+        kept = Kept(encoded, items, ids, previous)
+        if kept.bytes > self._bounds.one:
+            return f"the response was not stored: it has {kept.bytes:,} bytes, more than {self._bounds.one:,}"
+        shelf = self._shelves.setdefault(tenant, _Shelf())
+        shelf.put(response["id"], kept)
+        while shelf.bytes > self._bounds.tenant:
+            shelf.drop_oldest()
+        while self.bytes > self._bounds.everybody:
+            max(self._shelves.values(), key=lambda s: s.bytes).drop_oldest()
+        return ""
+
+    def get(self, tenant: str, id: str) -> Kept:
+        """Return a response, as one just used; 404 if it is not kept for this tenant."""
+        kept = self._find(tenant, id)
+        if kept is None:
+            raise Refused(
+                404,
+                f"no response {id[:80]!r} is kept; they go with the server, and the oldest first",
+                param="response_id",
+                code="response_not_found",
+            )
+        return kept
+
+    def _find(self, tenant: str, id: str) -> Kept | None:
+        shelf = self._shelves.get(tenant)
+        if shelf is None or id not in shelf.kept:
+            return None
+        shelf.kept.move_to_end(id)
+        return shelf.kept[id]
+
+    def delete(self, tenant: str, id: str) -> None:
+        """Forget a response; 404 if there is none."""
+        self.get(tenant, id)
+        self._shelves[tenant].drop(id)
+
+    def chat(self, tenant: str, id: str | None) -> list[dict[str, Any]]:
+        """Return all items up to a response's own, oldest first; 400 where one of the responses is gone."""
+        chain: list[Kept] = []
+        while id is not None:
+            kept = self._find(tenant, id)
+            if kept is None:
+                message = f"the response {id[:80]!r}, whose chat was to go on, is not kept; send its items"
+                raise _broken(message, "previous_response_not_found")
+            chain.append(kept)
+            id = kept.previous
+            if len(chain) > MAX_CHAIN:
+                message = f"the chat goes back more than {MAX_CHAIN:,} responses; send its items instead"
+                raise _broken(message, "chat_too_long")
+        return [item for kept in reversed(chain) for item in kept.items()]
+
+    def item(self, tenant: str, id: str) -> dict[str, Any] | None:
+        """Return the item with this id, if a kept response has it."""
+        shelf = self._shelves.get(tenant)
+        owner = shelf.where.get(id) if shelf else None
+        if owner is None:
+            return None
+        return next(item for item in self.get(tenant, owner).items() if item["id"] == id)
+
+
+def _broken(message: str, code: str) -> Refused:
+    return Refused(400, message, param="previous_response_id", code=code)

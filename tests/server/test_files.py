@@ -1,0 +1,148 @@
+"""/v1/files: uploads in bounds, listed, read, deleted, and each tenant's its own."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import openai
+import pytest
+
+from freehold.server.auth import Keys
+from freehold.server.limits import Limits
+from freehold.server.openai.filestore import FileBounds, Files
+from freehold.server.problems import Refused
+from tests.server.conftest import Running
+
+URL = "/v1/files"
+
+
+def upload(server: Running, content: bytes = b"{}\n", purpose: str = "batch", **more: str):
+    form = {"purpose": purpose, **more}
+    return server.client.post(URL, data=form, files={"file": ("../lines.jsonl", content)})
+
+
+def test_the_openai_client_uploads_lists_reads_and_deletes(serving):
+    server = serving()
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as c:
+        made = c.files.create(file=("a.jsonl", b"one\n"), purpose="batch")
+        assert (made.filename, made.bytes, made.purpose, made.object) == ("a.jsonl", 4, "batch", "file")
+        later = c.files.create(
+            file=b"two", purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
+        )
+        assert later.expires_at == later.created_at + 3600
+        assert {made.id, later.id} <= {f.id for f in c.files.list(purpose="batch", limit=1)}
+        assert c.files.retrieve(made.id) == made
+        assert c.files.content(made.id).read() == b"one\n"
+        assert c.files.delete(made.id).deleted
+        with pytest.raises(openai.NotFoundError):
+            c.files.content(made.id)
+        c.files.delete(later.id)
+
+
+def test_a_file_is_given_back_byte_for_byte(serving):
+    server, content = serving(), os.urandom(700_000)
+    made = upload(server, content).json()
+    assert made["filename"] == "lines.jsonl" and made["bytes"] == len(content)
+    assert server.client.get(f"{URL}/{made['id']}/content").content == content
+    server.client.delete(f"{URL}/{made['id']}")
+
+
+@pytest.mark.parametrize(
+    "form, words",
+    [
+        ({"content": b""}, "empty"),
+        ({"purpose": "fine-tune"}, "'fine-tune'"),
+        ({"expires_after[anchor]": "created_at"}, "expires_after"),
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "5"}, "expires_after"),
+        ({"mood": "good"}, "mood"),
+        ({"purpose": "x" * 5000}, "longer than"),
+    ],
+)
+def test_a_wrong_form_is_refused_and_leaves_nothing(serving, form, words):
+    server = serving()
+    answer = upload(server, **form)
+    assert answer.status_code == 400 and words in answer.json()["error"]["message"], answer.text
+    assert server.client.get(URL).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    "kind, body",
+    [
+        ("application/json", b"{}"),
+        ("multipart/form-data", b"x"),
+        ("multipart/form-data; boundary=b", b""),
+        ("multipart/form-data; boundary=b", b"nonsense"),
+        ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx'),
+        ("multipart/form-data; boundary=b", b"--b\r\n\r\nx\r\n" * 20 + b"--b--\r\n"),
+        ("multipart/form-data; boundary=" + "b" * 300, b"x"),
+    ],
+)
+def test_what_is_no_form_is_refused(serving, kind, body):
+    answer = serving().client.post(URL, content=body, headers={"content-type": kind})
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_form", answer.text
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_an_upload_too_long_is_refused_and_leaves_nothing(serving, tmp_path, stated):
+    server = serving(limits=Limits(upload_bytes=10_000))
+    body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n' + b"x" * 20_000
+    sent = body if stated else (body[i : i + 1000] for i in range(0, len(body), 1000))
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    answer = server.client.post(URL, content=sent, headers=kind)
+    assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
+    assert not list(Path(server.doors.settings.home).rglob("file-*"))
+
+
+def test_files_are_private_and_each_tenants_own(serving):
+    keys = {"ann": "a" * 20, "../bob": "b" * 20}
+    server = serving(keys=Keys(keys))
+    ann, bob = ({"Authorization": f"Bearer {key}"} for key in keys.values())
+    form = {"files": {"file": ("x", b"secret")}, "data": {"purpose": "batch"}}
+    id = server.client.post(URL, headers=ann, **form).json()["id"]
+    for ask in (server.client.get, server.client.delete):
+        assert ask(f"{URL}/{id}", headers=bob).status_code == 404
+    assert server.client.get(f"{URL}/{id}/content", headers=bob).status_code == 404
+    assert server.client.get(URL, headers=bob).json()["data"] == []
+    assert server.client.get(f"{URL}/{id}/content", headers=ann).content == b"secret"
+    root = Path(server.doors.settings.home) / "files"
+    for path in root.rglob("*"):
+        wanted = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+
+
+@pytest.mark.parametrize("id", ["..", "file-x", "%2e%2e%2f%2e%2e", "file-" + "0" * 24])
+def test_an_id_leads_nowhere_else(serving, id):
+    assert serving().client.get(f"{URL}/{id}/content").status_code == 404
+
+
+def test_bounds_expiry_and_what_a_crash_left(tmp_path):
+    clock = [1000.0]
+    files = Files(tmp_path, FileBounds(files=2, bytes=100), now=lambda: clock[0])
+
+    def add(content: bytes, seconds: int | None = None):
+        part = files.begin("ann")
+        part.write_bytes(content)
+        return files.add("ann", part, "x", "batch", seconds)
+
+    first, second = add(b"x" * 60, 3600), add(b"x" * 60)
+    with pytest.raises(Refused, match="2 files"):
+        files.begin("ann")
+    clock[0] += 3600
+    assert [f.id for f in files.all("ann")] == [second.id]
+    add(b"x" * 60)
+    files.delete("ann", second.id)
+    assert files.begin("ann").name.endswith(".part") and files.begin("bob")
+    folder = next(tmp_path.iterdir())
+    for name in ("file-a.part", "file-b.data", ".file-c.json.1.new"):
+        (folder / name).write_bytes(b"x")
+    files.sweep()
+    assert len(files.all("ann")) == 1
+    assert sorted(p.suffix for p in tmp_path.rglob("*.*")) == [".data", ".json"]
+    assert first.expires_at == 4600
+
+
+def test_a_server_without_a_folder_says_so(serving):
+    answer = serving(home=None).client.get(URL)
+    assert answer.status_code == 503 and answer.json()["error"]["code"] == "no_files"
