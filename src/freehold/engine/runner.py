@@ -7,6 +7,7 @@ Path: Engine.step -> ModelRunner.run -> native Plan.run
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,6 @@ from freehold import _native as native
 from freehold.engine.blocks import BlockManager
 from freehold.engine.sampler import is_plain
 from freehold.engine.scheduler import Work
-from freehold.models.adapters import Adapter
 from freehold.models.loader import LoadedModel
 
 F32 = NDArray[np.float32]
@@ -49,7 +49,6 @@ class ModelRunner:
         tokens = np.array([t for work in batch for t in work.tokens], np.int32)
         positions = [p for w in batch for p in range(w.first, w.first + w.rows)]
         seqs = np.array([i for i, count in enumerate(counts) for _ in range(count)], np.int32)
-        adapters, row_adapters = _adapters(batch, counts)
         plain = [choose and is_plain(work.seq.request) for work in batch]
         rows, choices = [], []
         for start, work, chosen in zip(accumulate(counts, initial=0), batch, plain, strict=False):
@@ -66,20 +65,25 @@ class ModelRunner:
             np.array(rows, np.int32),
             choices,
             self._tokens,
-            [adapter.native for adapter in adapters],
-            row_adapters,
+            **_adapters(batch, counts),
         )
         return _dealt(batch, plain, logits, tokens_chosen)
 
 
-def _adapters(batch: list[Work], counts: list[int]) -> tuple[list[Adapter], NDArray[np.int32] | None]:
-    """List the adapters in use, and which of them each row has, -1 for none."""
+class _Adapted(TypedDict, total=False):
+    adapters: list[native.Adapter]
+    row_adapters: NDArray[np.int32]
+
+
+def _adapters(batch: list[Work], counts: list[int]) -> _Adapted:
+    """List the adapters in use, and which of them each row has, -1 for none; nothing where no row has one."""
     asked = [work.seq.request.adapter for work in batch]
     used = list(dict.fromkeys(adapter for adapter in asked if adapter is not None))
     if not used:
-        return used, None
+        return {}
     numbers = [-1 if adapter is None else used.index(adapter) for adapter in asked]
-    return used, np.repeat(np.array(numbers, np.int32), counts)
+    rows = np.repeat(np.array(numbers, np.int32), counts)
+    return {"adapters": [adapter.native for adapter in used], "row_adapters": rows}
 
 
 def _choice(work: Work, row: int, position: int) -> tuple[int, float, int, int]:
