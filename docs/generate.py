@@ -83,10 +83,10 @@ def _described(name: str, value: object) -> Iterator[str]:
     yield inspect.getdoc(value) or ""
 
 
-HTTP_INTRO = """`freehold serve` speaks OpenAI's protocol and Anthropic's. It listens on 127.0.0.1 unless told
-otherwise, and on a Unix socket that only its owner reaches; an address that others can reach needs a key, and then
-every route but `/health` wants `Authorization: Bearer KEY` (or `X-Api-Key`). Without a key, a request whose `Host` or
-`Origin` is not of this machine is refused, so that no web page reaches the server.
+HTTP_INTRO = """`freehold serve` speaks OpenAI's protocol and Anthropic's, and Ollama's under `/api`. It listens on
+127.0.0.1 unless told otherwise, and on a Unix socket that only its owner reaches; an address that others can reach
+needs a key, and then every route but `/health` wants `Authorization: Bearer KEY` (or `X-Api-Key`). Without a key, a
+request whose `Host` or `Origin` is not of this machine is refused, so that no web page reaches the server.
 
 A field is honoured, or refused by name because leaving it out would change the answer (`tools`, images,
 ...), or named in `freehold.warnings`. A wrong value is refused with the field, the value and what was
@@ -101,6 +101,8 @@ Shapes are OpenAI's. Besides:
   In a stream the first event has the context, and the last one all of it.
 - Reasoning is in `reasoning_content` and in `reasoning`, both the same.
 - Log-probabilities in chats have `bytes`; in completions a part of a character is written `bytes:\\xe2`.
+- Under `/api` shapes are Ollama's: lines of JSON, the receipt in the last one, errors `{"error": text}`, in a stream
+  that fails as its last line. Routes that change what is stored want the owner: no keys at all, or the Unix socket.
 - `X-Request-Id` is taken from the request, or made, and comes back with every answer.
 
 [Responses](../guides/responses.md) are items, and their streams have events of their own. Of all others:
@@ -132,11 +134,14 @@ def http_page() -> str:
     from freehold.server import admin, app, tokens
     from freehold.server.anthropic import fields as anthropic
     from freehold.server.limits import Limits
+    from freehold.server.ollama import create, manage, models, pull
+    from freehold.server.ollama import fields as native
+    from freehold.server.ollama.routes import store_routes
     from freehold.server.openai import batches, fields
     from freehold.server.openai.responses import fields as responses
 
     parts = [HEADER, "# The HTTP API\n", HTTP_INTRO, "## Routes\n"]
-    parts += _routes(app.public_routes())
+    parts += _routes([*app.public_routes(), *store_routes()])
     parts += ["\nOnly over the Unix socket:\n", *_routes(admin.admin_routes()), "", HTTP_ANSWERS]
     for struct in (
         fields.ChatRequest,
@@ -147,6 +152,13 @@ def http_page() -> str:
         batches.BatchRequest,
         tokens.TokenizeRequest,
         tokens.DetokenizeRequest,
+        native.ChatRequest,
+        native.GenerateRequest,
+        models.ShowRequest,
+        pull.PullRequest,
+        create.CreateRequest,
+        manage.CopyRequest,
+        manage.DeleteRequest,
     ):
         title, text = inspect.cleandoc(struct.__doc__ or "").split(":", 1)
         parts += [f"\n## {title}\n", text.strip() + "\n", *_fields(struct)]
@@ -158,7 +170,7 @@ def http_page() -> str:
 def _routes(routes: Iterable[Any]) -> Iterator[str]:
     yield "| route | what it does |\n|---|---|"
     for route in routes:
-        method = next(m for m in ("POST", "DELETE", "GET") if m in route.methods)
+        method = next(m for m in ("POST", "GET", "DELETE", "HEAD") if m in route.methods)
         yield f"| `{method} {route.path}` | {_cell(inspect.getdoc(route.endpoint.handle) or '')} |"
 
 
@@ -169,7 +181,7 @@ def _fields(struct: type) -> Iterator[str]:
         kind, text = each.type, ""
         if isinstance(kind, msgspec.inspect.Metadata):
             kind, text = kind.type, (kind.extra_json_schema or {}).get("description", "")
-        name = f"`{each.name}`" + (" (required)" if each.required else "")
+        name = f"`{each.encode_name}`" + (" (required)" if each.required else "")
         yield f"| {name} | {_cell(_kind(kind))} | {_cell(text)} |"
 
 

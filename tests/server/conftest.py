@@ -12,8 +12,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from freehold.config import Settings as Home
 from freehold.server.serve import Doors, Settings, bind_tcp, bind_unix
+from freehold.store import Store
 from tests.server.fakes import FakeModels, Script
+
+NOWHERE = "http://127.0.0.1:9"  # a hub that never answers
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Running:
     thread: threading.Thread
     socket: Path
     port: int
+    store: Store
 
     @property
     def url(self) -> str:
@@ -54,29 +59,36 @@ class Running:
 
 
 def start(
-    folder: Path, script: Script | None = None, preload: Sequence[str] = (), **settings: object
+    folder: Path,
+    script: Script | None = None,
+    preload: Sequence[str] = (),
+    hub: str = NOWHERE,
+    offline: bool = False,
+    **settings: object,
 ) -> Running:
-    models = FakeModels(script)
+    models, store = FakeModels(script), Store(Home(home=folder / "home", hub_endpoint=hub, offline=offline))
     tcp, unix = bind_tcp("127.0.0.1", 0), bind_unix(folder / "serve" / "server.sock")
     port = tcp[0].getsockname()[1]
     up = threading.Event()
     made: list[tuple[Doors, asyncio.AbstractEventLoop]] = []
 
     async def main() -> None:
-        doors = Doors(models, Settings(**{"drain_s": 0.5, "home": folder, **settings}), preload=preload)  # type: ignore[arg-type]
+        doors = Doors(
+            models, Settings(**{"drain_s": 0.5, "home": folder, **settings}), preload=preload, store=store
+        )  # type: ignore[arg-type]
         made.append((doors, asyncio.get_running_loop()))
         await doors.open(tcp, unix, up.set)
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
     assert up.wait(10)
-    return Running(models, *made[0], thread, folder / "serve" / "server.sock", port)
+    return Running(models, *made[0], thread, folder / "serve" / "server.sock", port, store)
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One server with the usual settings for all tests that are content with it."""
-    running = start(tmp_path_factory.mktemp("server"))
+    running = start(tmp_path_factory.mktemp("server"), offline=True)
     yield running
     running.end()
 

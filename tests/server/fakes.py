@@ -55,6 +55,7 @@ class FakeHeld:
     bytes: int = 1000
     modified: float = 1_700_000_000.0
     parent: str = ""
+    digest: str = "d" * 64
 
 
 @dataclass
@@ -251,11 +252,14 @@ class FakeModels:
         self.script = script
         self.served = {name: FakeServed(name, script) for name in self._names}
         self.in_memory: dict[str, FakeServed] = {}
+        self.used: list[tuple[str, float | None]] = []
 
     async def names(self) -> list[FakeHeld]:
         return [FakeHeld(name) for name in self.served]
 
-    async def use(self, name: str) -> FakeServed:
+    async def use(self, name: str, keep_alive: float | None = None) -> FakeServed:
+        name = name.removesuffix(":latest")
+        self.used.append((name, keep_alive))
         if name not in self.served:
             raise ModelNotFound(f"there is no model {name!r}", "freehold list shows what there is")
         if self.script.use_delay and name not in self.in_memory:
@@ -263,6 +267,11 @@ class FakeModels:
         if self.script.fail is not None and self.script.fail_at == "use":
             raise self.script.fail
         return self.in_memory.setdefault(name, self.served[name])
+
+    async def name_of(self, name: str) -> str:
+        if name not in self.served:
+            raise ModelNotFound(f"there is no model {name!r}", "freehold list shows what there is")
+        return name
 
     def loaded(self) -> list[FakeLoaded]:
         return [served.loaded for served in self.in_memory.values()]

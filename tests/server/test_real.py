@@ -60,8 +60,9 @@ def real(model_path) -> Iterator[Real]:
     up, made = threading.Event(), []
 
     async def main() -> None:
-        models = Models(Store(load_settings()), Options(context=2048, max_models=1))
-        doors = Doors(models, Settings(drain_s=0.5), preload=[MODEL])
+        store = Store(load_settings())
+        models = Models(store, Options(context=2048, max_models=1))
+        doors = Doors(models, Settings(drain_s=0.5), preload=[MODEL], store=store)
         made.extend((doors, models, asyncio.get_running_loop()))
         await doors.open(bind_tcp("127.0.0.1", 0), opened=up.set)
 

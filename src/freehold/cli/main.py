@@ -23,6 +23,7 @@ VERBS = {
     "ps": "List the models in the server's memory.",
     "stop": "Unload a model, or end the server.",
     "pull": "Fetch a model, or reference one already here.",
+    "create": "Make a model from another one, out of a Modelfile.",
     "list": "List the models held here.",
     "show": "Show what a model is and where its settings come from.",
     "rm": "Delete a model, or forget another program's.",

@@ -55,6 +55,12 @@ PORTS = 20  # how far a free port is looked for beside a taken one
 )
 @click.option("--port", type=click.IntRange(0, 65535), help="Default: 11435; 0 takes a free one.")
 @click.option(
+    "--ollama-port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Listen there too: 11434 is where Ollama's clients look.",
+)
+@click.option(
     "--key-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -136,6 +142,7 @@ class Asked:
 
     host: str
     port: int
+    ollama_port: int | None
     keys: Keys
     origins: tuple[str, ...]
     options: Options
@@ -170,7 +177,7 @@ def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
     )
     port = settings.port if given["port"] is None else given["port"]
     said = given["drain"], given["as_json"], given["adapters"]
-    return Asked(host, port, keys, given["origin"], options, *said)
+    return Asked(host, port, given["ollama_port"], keys, given["origin"], options, *said)
 
 
 def read_keys(path: Path | str, one: str) -> Keys:
@@ -217,6 +224,8 @@ def _serve(settings: Settings, store: Store, models: Sequence[str], asked: Asked
     with ExitStack() as held:
         held.enter_context(_only_server(settings))
         tcp = _bound(asked.host, asked.port)
+        if asked.ollama_port is not None:
+            tcp += _bound(asked.host, asked.ollama_port, "--ollama-port")
         for sock in tcp:
             held.enter_context(closing(sock))
         names = [_named(store, model) for model in models]
@@ -252,6 +261,7 @@ def _run(
         tcp,
         unix,
         preload=names,
+        store=store,
         opened=teller.opened,
         loaded=teller.loaded,
     )
@@ -275,6 +285,8 @@ class Teller:
             asyncio.get_running_loop().add_signal_handler(sign, self._stop)
         keys = "with a key (Authorization: Bearer KEY)" if self._asked.keys else "without a key"
         tell(f"serving OpenAI's API at {doors.url}/v1, {keys}")
+        if self._asked.ollama_port is not None:
+            tell(f"serving Ollama's at port {self._asked.ollama_port} too")
         tell(f"owner's socket: {self._settings.socket} (freehold ps, stop, run)")
         tell(f"pid {os.getpid()}: Ctrl-C or freehold stop ends it")
         held = [m.name for m in self._store.list() if m.state in ("ready", "changed")]
@@ -396,7 +408,7 @@ def _whereabouts(settings: Settings) -> str:
         return e.message
 
 
-def _bound(host: str, port: int) -> list[socket.socket]:
+def _bound(host: str, port: int, option: str = "--port") -> list[socket.socket]:
     """Bind the port before anything is loaded; if it is taken, say by whom, and which one is free."""
     import errno
 
@@ -408,7 +420,7 @@ def _bound(host: str, port: int) -> list[socket.socket]:
         if not isinstance(e.__cause__, OSError) or e.__cause__.errno != errno.EADDRINUSE:
             raise
     free = next((p for p in range(port + 1, min(port + PORTS, 65535)) if _is_free(host, p)), 0)
-    raise AddressTaken(f"port {port} is taken by {_owner(port)}", f"freehold serve --port {free}")
+    raise AddressTaken(f"port {port} is taken by {_owner(port)}", f"freehold serve {option} {free}")
 
 
 def _is_free(host: str, port: int) -> bool:

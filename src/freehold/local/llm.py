@@ -27,6 +27,7 @@ from freehold.local.adapters import Adapters
 from freehold.local.answering import Answering
 from freehold.local.jobs import check_job
 from freehold.local.prompt import ANY_LENGTH, Chat, Prompter, as_messages
+from freehold.store.overlays import Overlay, overlaid, with_messages
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.types import (
     Begin,
@@ -86,13 +87,16 @@ class LLM:
         weight_bytes: int = 0,
         load_s: float = 0.0,
         notes: Sequence[str] = (),
+        overlay: Overlay | None = None,
     ) -> None:
         self._engine, self._tokenizer, self._weight_bytes = engine, tokenizer, weight_bytes
         self._grammars = Grammars(tokenizer)
         self.adapters = Adapters(engine.model)
         self._prompter = Prompter(tokenizer, template, name, engine.context)
         self.name, self.quantization = name, quantization
-        self.default_sampling = default_sampling or SamplingParams()
+        self._overlay = overlay
+        sampling = overlay.read.sampling if overlay else {}
+        self.default_sampling = replace(default_sampling or SamplingParams(), **sampling)  # type: ignore[arg-type]
         self.load_s, self._notes = load_s, list(notes)
         self._pid, self._closed = os.getpid(), False
         self._writer: threading.Thread | None = None
@@ -353,13 +357,15 @@ class LLM:
     def render(self, messages: Sequence[Message], think: bool | None = None) -> list[int]:
         """Return the ids the model would read of a chat, up to where its answer begins."""
         self._check_open()
+        if self._overlay is not None:
+            messages = with_messages(tuple(messages), self._overlay)
         return self._prompter.render(messages, think)
 
     def count(self, job: Job) -> int:
         """Return how many tokens a job's prompt has, also where that is more than there is room for."""
         self._check_open()
         check_job(job, ANY_LENGTH)
-        return self._prompter.count(job)
+        return self._prompter.count(job if self._overlay is None else overlaid(job, self._overlay))
 
     def template(self) -> dict[str, Any]:
         """Describe the tokenizer: its size, the tokens that begin and end, and the chat template's source."""
@@ -376,6 +382,8 @@ class LLM:
         }
 
     def _answering(self, job: Job, params: SamplingParams) -> Answering:
+        if self._overlay is not None:
+            job = overlaid(job, self._overlay)
         adapter = self.adapters.find(job.adapter)
         prompt = self._prompter.prompt(job)
         room = self.context - len(prompt.ids)

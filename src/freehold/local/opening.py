@@ -123,6 +123,7 @@ def open_model(
         weight_bytes=sum(sum(m.type_bytes.values()) for m in (loaded, draft_model) if m is not None),
         load_s=time.perf_counter() - started,
         notes=(*loaded.notes, *_template_notes(opened.template)),
+        overlay=ref.overlay,
     )
     try:
         for name, path in (adapters or {}).items():
@@ -174,6 +175,9 @@ def _opened(
         pack = pack_path(packs, digest) if packs and digest else None
         mapped = open_pack(pack, digest) if pack else None
         tokenizer, template = _text_side(opened, ref.path)
+        if ref.overlay is not None and ref.overlay.template:
+            origin = f"the owner's, of {ref.overlay.name}"
+            template = ChatTemplate.for_tokenizer(ref.overlay.template, tokenizer, origin=origin)
         defaults: dict[str, Any] = {name: value for name, (value, _) in sampling_defaults(opened).items()}
         loaded = load_model(
             opened,
@@ -184,7 +188,7 @@ def _opened(
             progress=progress,
             digest=digest,
         )
-        quantization = _quantization(opened, loaded.type_bytes)
+        quantization = quantization_of(opened, loaded.type_bytes)
     write = None
     if pack is not None and mapped is None:
         write = partial(write_pack, pack, digest, loaded.matrices)
@@ -223,7 +227,7 @@ def _template_notes(template: ChatTemplate | None) -> tuple[str, ...]:
     return (f"chat template: {template.origin}; a base model continues text, see --raw",)
 
 
-def _quantization(opened: ModelFile, type_bytes: Mapping[str, int]) -> str:
+def quantization_of(opened: ModelFile, type_bytes: Mapping[str, int]) -> str:
     """Name the quantisation as the file does (general.file_type), else the type that most bytes have."""
     stated = opened.metadata.get("general.file_type") if isinstance(opened, GGUFFile) else None
     if isinstance(stated, int) and stated in _FILE_TYPES:

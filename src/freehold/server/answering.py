@@ -189,6 +189,7 @@ class Answering:
         sink: Sink,
     ) -> None:
         served = await self._served()
+        self.tally.load_s = self.tally.passed_s
         if self._fit is not None:
             self.jobs = [self._fit(job, served.info, self.tally) for job in self.jobs]
         record = self._record = self.call.server.metrics.of(served.name)

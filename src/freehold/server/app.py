@@ -20,6 +20,7 @@ from freehold.server.anthropic.errors import anthropic_error, speaks
 from freehold.server.anthropic.messages import count_tokens, messages
 from freehold.server.auth import Headers
 from freehold.server.call import Call, Endpoint, Gate, Server
+from freehold.server.ollama import routes as ollama
 from freehold.server.openai import batches, files
 from freehold.server.openai import models as openai_models
 from freehold.server.openai.chat import chat
@@ -34,6 +35,8 @@ _EXPOSITION = b"text/plain; version=1.0.0; charset=utf-8"
 def make_app(server: Server, *, admin: bool = False) -> Starlette:
     """Return the application; `admin` adds what only the owner may do, for a socket only the owner reaches."""
     routes = public_routes() + (admin_routes() if admin else [])
+    if server.store is not None:
+        routes += ollama.store_routes()
     layers = [Middleware(Gate, server=server, wording=wording)]
     if server.guard.origins and not admin:
         cors = Middleware(
@@ -79,6 +82,7 @@ def public_routes() -> list[BaseRoute]:
         _route("GET", "/ready", ready),
         _route("GET", "/metrics", metrics),
         _route("GET", "/version", version),
+        *ollama.routes(),
     ]
 
 
@@ -95,6 +99,8 @@ def _route(method: str, path: str, handle) -> Route:  # type: ignore[no-untyped-
 
 def wording(path: str, headers: Headers) -> Wording:
     """Return how errors are worded to whoever sent `headers`."""
+    if ollama.is_ours(path):
+        return ollama.ollama_error
     return anthropic_error if speaks(path, headers) else openai_error
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from freehold.server.health import Health
     from freehold.server.metrics import Metrics
     from freehold.server.openai.batch.desk import Desk
+    from freehold.store import Store
 
 T = TypeVar("T", bound=msgspec.Struct)
 _log = logging.getLogger("freehold.server")
@@ -57,6 +58,8 @@ class Server:
     keep_alive_s: float = 10.0  # an event stream is never silent for longer
     door: Door | None = None  # serve.py fills it in
     default_model: str = ""  # for the tokenizer's routes, which may come without a name
+    store: Store | None = None  # what lies on disk; without it nobody can look at it or change it
+    chores: int = 0  # downloads and the like that are under way
     started_at: float = field(default_factory=time.time)
     bodies: Bodies = field(default_factory=Bodies)
     calls: set[Call] = field(default_factory=set)  # those that a model is at work for
@@ -89,9 +92,9 @@ class Call:
         raw = parse(await read_body(self._receive, self.headers, self.server.limits, self.server.bodies))
         return typed(raw, kind), raw
 
-    def pieces(self) -> AsyncIterator[bytes]:
-        """Give the body as it comes, for an upload."""
-        return body_pieces(self._receive, self.headers, self.server.limits)
+    def pieces(self, most: int | None = None) -> AsyncIterator[bytes]:
+        """Give the body as it comes, for an upload; `most`: bytes, where the usual limit is not the one."""
+        return body_pieces(self._receive, self.headers, self.server.limits, most)
 
     async def while_here(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`, but cancel it when the client closes its connection (Gone) or on cut() (EngineClosed)."""

@@ -29,6 +29,11 @@ class Held(Protocol):
         """Return the model that an adapter's name `base+adapter` begins with; "" for a model."""
         ...
 
+    @property
+    def digest(self) -> str:
+        """Return the sha256 of its file, of its files' digests, or of its record; "" if nobody made one."""
+        ...
+
 
 class Loaded(Protocol):
     """A model that an engine process holds, or will again when it is back from the dead."""
@@ -111,8 +116,12 @@ class Models(Protocol):
     """Every model this server may hold, by name."""
 
     async def names(self) -> Sequence[Held]: ...
-    async def use(self, name: str) -> Served:
+    async def use(self, name: str, keep_alive: float | None = None) -> Served:
         """Return a model, loading it if need be; ModelNotFound, CapacityExceeded and others say why not."""
+        ...
+
+    async def name_of(self, name: str) -> str:
+        """Return the name under which a model is loaded when `name` is asked for; raise ModelNotFound."""
         ...
 
     def loaded(self) -> Sequence[Loaded]: ...

@@ -68,10 +68,10 @@ async def read_body(
 
 
 async def body_pieces(
-    receive: Receive, headers: Mapping[bytes, bytes], limits: Limits
+    receive: Receive, headers: Mapping[bytes, bytes], limits: Limits, most: int | None = None
 ) -> AsyncIterator[bytes]:
     """Give a body that is never whole in memory; 413 for one too long, 408 for a pause in it."""
-    most, size, more = limits.upload_bytes, 0, True
+    most, size, more = limits.upload_bytes if most is None else most, 0, True
     _check_stated(headers, most)
     while more:
         try:

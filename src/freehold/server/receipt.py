@@ -22,6 +22,7 @@ class Tally:
         self.begins: list[Begin | None] = [None] * jobs
         self._usages: list[list[Usage]] = [[] for _ in range(jobs)]
         self._started, self.warnings = started, list(warnings)
+        self.load_s = 0.0  # until the model was in memory
 
     @property
     def passed_s(self) -> float:

@@ -33,6 +33,7 @@ from freehold.server.metrics import Metrics
 from freehold.server.openai.batch.asking import Asker
 from freehold.server.openai.batch.desk import Desk
 from freehold.server.problems import without_paths
+from freehold.store import Store
 
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go
 _FULL = (
@@ -123,7 +124,9 @@ def url_of(sock: socket.socket) -> str:
 class Doors:
     """A running server. `stop` drains; a second `stop` ends at once."""
 
-    def __init__(self, models: Models, settings: Settings, *, preload: Sequence[str] = ()) -> None:
+    def __init__(
+        self, models: Models, settings: Settings, *, preload: Sequence[str] = (), store: Store | None = None
+    ) -> None:
         self.settings = settings
         self.url = ""
         self.drained = True  # False once an answer was cut off
@@ -140,6 +143,7 @@ class Doors:
             door=self,
             default_model=next(iter(preload), ""),
             desk=None if settings.home is None else Desk(settings.home),
+            store=store,
         )
         self._halves: list[_Half] = []
         self._batches: asyncio.Task[None] | None = None
@@ -222,6 +226,7 @@ def run(
     unix: socket.socket | None = None,
     *,
     preload: Sequence[str] = (),
+    store: Store | None = None,
     opened: Callable[[Doors], None] | None = None,
     loaded: Loaded | None = None,
 ) -> bool:
@@ -235,7 +240,7 @@ def run(
     )  # each line of garbage sent to us is a warning there
 
     async def main() -> bool:
-        doors = Doors(await open_models(), settings, preload=preload)
+        doors = Doors(await open_models(), settings, preload=preload, store=store)
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, doors.stop)

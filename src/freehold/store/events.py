@@ -23,12 +23,13 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Bytes on disk so far, over all files of the model; `total` 0 when unknown."""
+    """Bytes on disk so far, over all files of the model; `total` 0 when unknown, `sha256` of the file "" then."""
 
     name: str
     file: str
     done: int
     total: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,14 +28,14 @@ def fetch_files(
         on_bytes = _counter(plan, file, sum(h.bytes for h in held), total, on_event)
         say = _speaker(plan.name, on_event)
         held.append(fetch_file(http, file, folder / file.name, settings, on_bytes, say))
-        on_event(Progress(plan.name, file.name, sum(h.bytes for h in held), total))
+        on_event(Progress(plan.name, file.name, sum(h.bytes for h in held), total, file.sha256 or ""))
     return tuple(held)
 
 
 def _counter(
     plan: Plan, file: PlannedFile, base: int, total: int, on_event: OnEvent
 ) -> Callable[[int], None]:
-    return lambda n: on_event(Progress(plan.name, file.name, base + n, total))
+    return lambda n: on_event(Progress(plan.name, file.name, base + n, total, file.sha256 or ""))
 
 
 def _speaker(name: str, on_event: OnEvent) -> Callable[[str], None]:

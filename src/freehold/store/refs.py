@@ -19,8 +19,10 @@ RefKind = Literal["name", "path", "hub", "url"]
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _REVISION = re.compile(r"[\w][\w./-]{0,127}")
 _HUB_HOSTS = ("hf.co/", "huggingface.co/")
+# What Ollama's clients write around a name that needs neither.
+LIBRARY, LATEST = "registry.ollama.ai/library/", ":latest"
 _MAX_LENGTH = 2048
-_MODEL_SUFFIXES = (".gguf", ".safetensors")
+MODEL_SUFFIXES = (".gguf", ".safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Ref:
 
 def parse_ref(text: str) -> Ref:
     """Tell the kinds of MODEL apart; raise UsageError for what can be none of them."""
-    text = text.strip()
+    text = text.strip().removeprefix(LIBRARY)
     if not text or len(text) > _MAX_LENGTH or any(ord(c) < 32 for c in text):
         raise UsageError(f"not a model: {text[:60]!r}", "give a name, a file path or org/repo")
     if text.startswith("file://"):
@@ -52,7 +54,7 @@ def parse_ref(text: str) -> Ref:
         return Ref("path", str(Path(text).expanduser().absolute()))
     if "/" in text:
         return _hub(text, text)
-    return Ref("name", text.lower())
+    return Ref("name", text.lower().removesuffix(LATEST))
 
 
 def slug(name: str) -> str:
@@ -66,7 +68,7 @@ def slug(name: str) -> str:
 def _looks_like_path(text: str) -> bool:
     if text.startswith(("/", "./", "../", "~", ".\\", "..\\")) or re.match(r"[A-Za-z]:\\", text):
         return True
-    is_file_name = text.lower().endswith(_MODEL_SUFFIXES) and ":" not in text
+    is_file_name = text.lower().endswith(MODEL_SUFFIXES) and ":" not in text
     return is_file_name or ("/" in text and Path(text).exists())
 
 

@@ -3,6 +3,7 @@
     <home>/models/<slug>/manifest.json + files     one folder a model; without a manifest it is unfinished
     <home>/packs/<sha256>-*                        packed weights, written by the engine's side
     <home>/locks/<slug>.lock                       one pull of a model at a time
+    <home>/overlays/<slug>.json                    models made from others (overlays.py)
     <home>/forgotten.json                          foreign models the user does not want to see
 
 Path: cli or freehold.load -> Store.resolve(MODEL) -> ModelRef; cli/pull -> Store.pull -> a source.
@@ -26,7 +27,8 @@ from freehold.errors import DownloadFailed, FreeholdError, ModelNotFound, Offlin
 from freehold.store import foreign, space
 from freehold.store.contract import Plan, Source, held_bytes
 from freehold.store.events import Finished, Note, OnEvent, Planned, ignore
-from freehold.store.manifest import Manifest, read_manifest, write_json, write_manifest
+from freehold.store.manifest import HeldFile, Manifest, read_manifest, write_json, write_manifest
+from freehold.store.overlays import Overlay, Overlays
 from freehold.store.records import (
     Listed,
     ModelRef,
@@ -38,8 +40,9 @@ from freehold.store.records import (
     restat,
     root_of,
 )
-from freehold.store.refs import Ref, parse_ref, slug
+from freehold.store.refs import LATEST, Ref, parse_ref, slug
 
+UPLOADED = "blob-"  # begins the name of a file that was sent to a server; its digest follows
 _PENDING = "pull.json"  # what an unfinished pull is after, so that list and rm can name it
 
 
@@ -50,6 +53,7 @@ class Store:
         self.settings = settings
         self.models = settings.home / "models"
         self.packs = settings.home / "packs"
+        self.overlays = Overlays(settings.home)
 
     def resolve(self, ref: str) -> ModelRef:
         """Find a held model by name, path or hub reference, without any network.
@@ -59,6 +63,8 @@ class Store:
         parsed = parse_ref(ref)
         if parsed.kind == "path":
             return model_ref(from_path(Path(parsed.text)), Path())
+        if overlay := self.overlays.find(parsed.text):
+            return replace(self.resolve(overlay.base), name=overlay.name, overlay=overlay)
         manifest = self._find(parsed)
         if manifest is None:
             raise self._not_held(ref, parsed)
@@ -74,6 +80,8 @@ class Store:
         """
         started = time.monotonic()
         parsed = parse_ref(ref)
+        if parsed.kind != "path" and self.overlays.find(parsed.text):
+            return self.resolve(ref)
         if parsed.kind == "path":
             manifest = self._register(Path(parsed.text))
         else:
@@ -88,12 +96,26 @@ class Store:
             on_event(self._finished(manifest, 0, started))
         return self._used(manifest)
 
+    def take_in(self, file: Path, sha256: str) -> ModelRef:
+        """Make a GGUF file whose digest is known a model, named after it; the file moves into the store."""
+        name = f"{UPLOADED}{sha256[:12]}"
+        folder = self.models / slug(name)
+        with space.full_disk(self.settings.home, "the file stays where it is"), self._lock(name, None):
+            held = HeldFile("model.gguf", file.stat().st_size, sha256)
+            folder.mkdir(parents=True, exist_ok=True)
+            file.replace(folder / held.path)
+            manifest = Manifest(name, "gguf", "freehold", f"sent: sha256:{sha256}", (held,), _now())
+            write_manifest(folder, manifest)
+        return model_ref(manifest, folder)
+
     def list(self) -> list[Listed]:
         """Return every model: held, unfinished, and held by other programs, sorted by name."""
         found = [self._listed(m) for m in self._recorded()]
         known = {(m.owner, m.name) for m in found}
         found += [self._listed(m) for m in self._foreign() if (m.owner, m.name) not in known]
         found += [self._unfinished(folder) for folder in self._folders() if not _readable(folder)]
+        bases = {m.name: m for m in found}
+        found += [self._made(o, bases.get(o.base)) for o in self.overlays.list()]
         return sorted(found, key=lambda m: (m.name, m.owner))
 
     def show(self, ref: str) -> Listed:
@@ -101,6 +123,9 @@ class Store:
         parsed = parse_ref(ref)
         if parsed.kind == "path":
             return self._listed(from_path(Path(parsed.text)))
+        if overlay := self.overlays.find(parsed.text):
+            base = self._find(parse_ref(overlay.base))
+            return self._made(overlay, self._listed(base) if base else None)
         if manifest := self._find(parsed):
             return self._listed(manifest)
         for listed in self.list():
@@ -111,9 +136,19 @@ class Store:
     def remove(self, ref: str) -> Removed:
         """Delete a model and its packs, or forget one that another program holds.
 
-        Raises ModelNotFound, and StoreError while a pull of it runs.
+        Raises ModelNotFound, StoreError while a pull of it runs, UsageError while others are made from it.
         """
         listed = self.show(ref)
+        if listed.base:
+            freed = self.overlays.remove(listed.name)
+            if listed.base.startswith(UPLOADED) and not self.overlays.on(listed.base):
+                freed += self.remove(listed.base).freed  # it came for this one, and nobody knows its name
+            return Removed(listed.name, listed.owner, listed.path, freed, False)
+        if names := self.overlays.on(listed.name):
+            raise UsageError(
+                f"{listed.name} is what {', '.join(names[:5])} stand{'s' if len(names) == 1 else ''} on",
+                f"freehold rm {' '.join(names[:5])} first",
+            )
         folder = listed.path if listed.state == "incomplete" else self.models / slug(listed.name)
         if listed.owner == "user" and not folder.exists():
             raise ModelNotFound(f"{ref} is a file of your own that the store keeps no record of")
@@ -227,6 +262,25 @@ class Store:
             detail=manifest.detail,
             aliases=manifest.aliases,
         )
+
+    def _made(self, overlay: Overlay, base: Listed | None) -> Listed:
+        """Describe a model made from `base`: the same file under another name."""
+        path = self.overlays.path(overlay)
+        mine = {
+            "name": overlay.name,
+            "held": path.stat().st_size if path.exists() else 0,
+            "digest": overlay.digest,
+            "created": overlay.created,
+            "detail": f"made from {overlay.base}",
+            "aliases": (),
+            "base": overlay.base,
+        }
+        if base is None:
+            return Listed(
+                state="vanished", owner="freehold", kind="", bytes=0, pack_bytes=0, path=path,
+                source="", licence="", last_used="", **mine,
+            )  # fmt: skip
+        return replace(base, pack_bytes=0, owner="freehold", **mine)
 
     def _unfinished(self, folder: Path) -> Listed:
         try:
@@ -379,6 +433,7 @@ def _spellings(parsed: Ref) -> set[str]:
     """Return every name a reference may be recorded under: its own, the entry's, the entry's repository."""
     names = {parsed.text}
     if parsed.kind == "name":
+        names.add(parsed.text + LATEST)  # Ollama's own models have it in their names
         with suppress(ModelNotFound):
             entry = catalog.find(parsed.text)
             names |= {entry.name, f"{entry.hub_repo}:{entry.hub_quant}" if entry.hub_repo else entry.name}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from freehold.tokenizer.core import Tokenizer
 
 # Prefix, suffix, middle, in the order all of these were trained with (arXiv 2207.14255's PSM).
-_SPELLINGS = (
+SPELLINGS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen coder, CodeGemma
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
@@ -37,7 +37,7 @@ class FillTokens:
 
 def fill_tokens(tokenizer: Tokenizer) -> FillTokens | None:
     """Return the tokens that mark a gap, or None where the model has none."""
-    for spelled in _SPELLINGS:
+    for spelled in SPELLINGS:
         prefix, suffix, middle = map(tokenizer.added_id, spelled)
         if prefix is not None and suffix is not None and middle is not None:
             ends = (tokenizer.added_id(text) for text in _ENDS)

@@ -24,9 +24,11 @@ from freehold.formats import open_lora
 from freehold.models.adapters import check_name, unknown_adapter
 from freehold.models.machine import available_bytes, show_bytes
 from freehold.store import ModelRef, Store
+from freehold.store.overlays import Overlay
 from freehold.store.refs import parse_ref
 from freehold.types import EngineStats, ModelInfo
 from freehold.worker.adapted import Adapted
+from freehold.worker.overlaid import Overlaid
 from freehold.worker.supervisor import HUNG_S, KEEP_ALIVE_S, Served
 from freehold.worker.wire import PROTOCOL, Open, Script
 
@@ -127,13 +129,32 @@ class Models:
                 held[name] = Held(name, size(path), held[model].modified, "user", "", "", parent=model)
         return sorted(held.values(), key=lambda m: m.name)
 
-    async def use(self, name: str, keep_alive: float | None = None) -> Served | Adapted:
-        """Return the model, loaded, `base+adapter` computing with its adapter.
+    async def use(self, name: str, keep_alive: float | None = None) -> Served | Adapted | Overlaid:
+        """Return the model, loaded; `base+adapter` computing with its adapter, one made from another as it says.
 
         Raises ModelNotFound, CapacityExceeded, and what loading gave.
         """
         if self._closed:
             raise EngineClosed("the server is shutting down", "ask again when it is back")
+        overlay = self._shares(name)
+        if overlay is not None:
+            return Overlaid(await self._use(overlay.base, keep_alive), overlay)
+        return await self._use(name, keep_alive)
+
+    async def name_of(self, name: str) -> str:
+        """Return the name under which a model is loaded when `name` is asked for. Raises ModelNotFound."""
+        overlay = self._shares(name)
+        known = self._aliases.get(name, name) if overlay is None else overlay.base
+        if known in self._served or known in self._scripts:
+            return known
+        return (await self._found(known)).name
+
+    def _shares(self, name: str) -> Overlay | None:
+        """Return the record of a model that answers through its base's engine: one without its own template."""
+        overlay = self._store.overlays.find(name)
+        return overlay if overlay is not None and not overlay.template else None
+
+    async def _use(self, name: str, keep_alive: float | None) -> Served | Adapted:
         name, adapter = await self._parted(name)
         served = self._served.get(self._aliases.get(name, name))
         if served is None or not served.awake:
@@ -178,7 +199,9 @@ class Models:
 
     async def unload(self, name: str) -> None:
         """Unload a model; its jobs end with EngineClosed. Raises ModelNotFound if it is not loaded."""
-        served = self._served.get(self._aliases.get(name, name))
+        overlay = self._shares(name)
+        known = self._aliases.get(name, name) if overlay is None else overlay.base
+        served = self._served.get(known)
         if served is None or not served.awake:
             raise ModelNotFound(f"{name} is not loaded", self._names_loaded())
         await served.unload()

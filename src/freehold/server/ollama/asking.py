@@ -1,0 +1,61 @@
+"""What chat and generate share: load, unload, or answer; and failures in this protocol's words.
+
+Knows the order of things and no field of either route. Path: chat, generate -> answer -> Answering -> OllamaShape
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from freehold.errors import ModelNotFound, Overloaded
+from freehold.server.answering import Answering
+from freehold.server.call import Call
+from freehold.server.durations import seconds
+from freehold.server.ollama.fields import Generating
+from freehold.server.ollama.shape import OllamaShape, loaded
+from freehold.server.ollama.wording import refusal
+from freehold.types import Job
+
+
+async def answer(call: Call, r: Generating, job: Job, shape: OllamaShape, warnings: list[str]) -> None:
+    """Answer a job, in lines unless `stream` is false."""
+    answering = Answering(call, shape, [job], keep_alive=seconds(r.keep_alive), warnings=warnings)
+    run = answering.whole if r.stream is False else answering.stream
+    await worded(r.model, lambda: run(r.model))
+
+
+async def load_only(call: Call, r: Generating, said: dict[str, Any]) -> None:
+    """Load the model, or with keep_alive 0 let go of it once it is idle."""
+    kept = seconds(r.keep_alive)
+
+    async def work() -> None:
+        if kept == 0:
+            await _let_go(call, r.model)
+        else:
+            await call.server.models.use(r.model, kept)
+        reason = "unload" if kept == 0 else "load"
+        await call.answer(loaded(r.model, reason, call.started, said))
+
+    await worded(r.model, lambda: call.while_here(work()))
+
+
+async def worded(model: str, work: Callable[[], Awaitable[object]]) -> None:
+    """Do `work`; say of an unknown model and of a full queue what this protocol's clients look for."""
+    try:
+        await work()
+    except (ModelNotFound, Overloaded) as e:
+        raise refusal(e, model) from e
+
+
+async def _let_go(call: Call, model: str) -> None:
+    """Unload an idle model at once; a busy one leaves when its answers have ended. One that is not loaded is gone."""
+    models = call.server.models
+    name = await models.name_of(model)
+    found = next((each for each in models.loaded() if each.name == name), None)
+    if found is None:
+        return
+    if found.in_flight:
+        await models.use(model, 0)
+    else:
+        await models.unload(name)

@@ -1,0 +1,133 @@
+"""HEAD and POST /api/blobs/sha256:HEX: files that a client sends, for create to make a model of.
+
+Knows bytes, digests and one folder: <home>/blobs. A file is written beside and renamed once its digest is right, and
+moves into the store when a model is made of it. Path: Gate -> send -> <home>/blobs/sha256-HEX -> model_of
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from freehold.errors import BadModelFile, ModelNotFound, UsageError
+from freehold.formats import open_model_file
+from freehold.server.call import Call
+from freehold.server.ollama.chores import check_may_change
+from freehold.server.ollama.models import stored
+from freehold.server.problems import Refused
+from freehold.store import ModelRef, Store, space
+from freehold.store.store import UPLOADED
+
+MAX_BYTES = 512 << 30
+BATCH = 4 << 20  # written and hashed at a time, in a thread: about 10 ms
+STALE_S = 24 * 3600.0  # what is left of an upload that broke off so long ago is deleted by the next one
+_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
+
+
+async def has(call: Call) -> None:
+    """Tell whether a file of this digest is here."""
+    digest = _digest(call.scope["path_params"]["digest"])
+    found = await asyncio.to_thread(_is_here, stored(call), digest)
+    await call.answer(b"", 200 if found else 404)
+
+
+async def send(call: Call) -> None:
+    """Take a file in, whole and of the digest it is said to have; only for the owner."""
+    check_may_change(call)
+    digest, store = _digest(call.scope["path_params"]["digest"]), stored(call)
+    stated = call.headers.get(b"content-length", b"")
+    size = int(stated[:20]) if stated.isdigit() else 0
+    if size > MAX_BYTES:
+        message = f"the blob is longer than {MAX_BYTES:,} bytes"
+        raise Refused(413, message, code="body_too_large", headers=((b"connection", b"close"),))
+    if await asyncio.to_thread(_is_here, store, digest):
+        await call.answer(b"", 200)
+        return
+    folder = _folder(store)
+    with space.full_disk(store.settings.home, "nothing of it is kept"):
+        await asyncio.to_thread(_make_room, folder, size, digest)
+        await _write(call, folder, digest)
+    await call.answer(b"", 201)
+
+
+def only_gguf(files: Mapping[str, str]) -> str:
+    """Return the digest of the one file that a model can be made of."""
+    if len(files) != 1:
+        raise Refused(400, f"files has {len(files)}; expected one GGUF file", param="files")
+    return _digest(next(iter(files.values())))
+
+
+def model_of(store: Store, digest: str) -> ModelRef:
+    """Return the model made of a blob; it moves into the store the first time. Raises UsageError for no model."""
+    try:
+        return store.resolve(f"{UPLOADED}{digest[:12]}")
+    except ModelNotFound:
+        pass
+    path = _folder(store) / f"sha256-{digest}"
+    if not path.is_file():
+        raise UsageError(f"no blob sha256:{digest} is here", "POST /api/blobs/sha256:HEX sends it")
+    try:
+        open_model_file(path).close()
+    except BadModelFile as e:
+        raise UsageError(f"the blob sha256:{digest[:12]} is no model this server reads: {e.message}") from e
+    return store.take_in(path, digest)
+
+
+def _digest(given: str) -> str:
+    found = _DIGEST.fullmatch(given)
+    if found is None:
+        raise Refused(
+            400, f"{given[:80]!r} is no digest; expected sha256: and 64 small hex digits", param="digest"
+        )
+    return found[1]
+
+
+def _folder(store: Store) -> Path:
+    return store.settings.home / "blobs"
+
+
+def _is_here(store: Store, digest: str) -> bool:
+    if (_folder(store) / f"sha256-{digest}").is_file():
+        return True
+    return any(listed.digest == digest and listed.state == "ready" for listed in store.list())
+
+
+def _make_room(folder: Path, size: int, digest: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".*.new"):
+        if time.time() - left.stat().st_mtime > STALE_S:
+            left.unlink(missing_ok=True)
+    space.require(folder, size, f"the blob sha256:{digest[:12]}")
+
+
+async def _write(call: Call, folder: Path, digest: str) -> None:
+    beside = folder / f".{digest[:12]}.{secrets.token_hex(4)}.new"
+    hashed = hashlib.sha256()
+    try:
+        with beside.open("wb") as file:
+
+            def keep(data: bytes) -> None:
+                hashed.update(data)
+                file.write(data)
+
+            batch = bytearray()
+            async for piece in call.pieces(MAX_BYTES):
+                batch += piece
+                if len(batch) >= BATCH:
+                    await asyncio.to_thread(keep, bytes(batch))
+                    batch.clear()
+            keep(bytes(batch))
+        if hashed.hexdigest() != digest:
+            raise Refused(
+                400,
+                f"the digest is sha256:{hashed.hexdigest()}, not the one it was sent under",
+                param="digest",
+            )
+        beside.replace(folder / f"sha256-{digest}")
+    finally:
+        beside.unlink(missing_ok=True)

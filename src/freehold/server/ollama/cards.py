@@ -1,0 +1,164 @@
+"""What a model's file says of itself, for tags, ps and show: read once, and again when the file changes.
+
+Knows model files and what clients want to know of them; knows no route and no engine. A file that cannot be read
+has an empty card: a list of models is no place to fail.
+Path: models.py -> Cards.of -> open_model_file -> Card
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freehold.errors import FreeholdError
+from freehold.formats import GGUFFile, ModelFile, open_model_file
+from freehold.local.opening import quantization_of
+from freehold.models.defaults import sampling_defaults
+from freehold.store import Listed
+from freehold.tokenizer.directory import read_json
+from freehold.tokenizer.fill import SPELLINGS
+from freehold.tokenizer.template import templates_from_dir, templates_from_gguf
+
+MAX_CARDS = 512
+MAX_VALUE = 16_384  # characters of a text in model_info; licences and templates have fields of their own
+_ENCODERS = ("bert", "nomic-bert", "jina-bert-v2", "roberta", "xlm-roberta")
+_THINKS = ("enable_thinking", "<think>", "[THINK]", "reasoning_effort")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Facts of one file; empty and 0 where it does not tell."""
+
+    format: str = ""  # gguf | safetensors
+    architecture: str = ""
+    parameters: int = 0
+    quantization: str = ""
+    context: int = 0
+    embedding: int = 0
+    template: str = ""
+    licence: str = ""
+    capabilities: tuple[str, ...] = ()
+    info: Mapping[str, object] = field(default_factory=dict)
+    sampling: Mapping[str, object] = field(default_factory=dict)
+    tensors: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
+
+
+class Cards:
+    """Cards by file, a bounded number of them."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Path, int, int], Card] = {}
+
+    def of(self, listed: Listed) -> Card:
+        """Return a model's card; reads the disk."""
+        try:
+            stat = listed.path.stat()
+            key = (listed.path, stat.st_size, stat.st_mtime_ns)
+            if key not in self._known:
+                if len(self._known) >= MAX_CARDS:
+                    self._known.clear()
+                with open_model_file(listed.path) as file:
+                    self._known[key] = read_card(file, listed.path)
+            return self._known[key]
+        except (FreeholdError, OSError):
+            return Card()
+
+
+def read_card(file: ModelFile, path: Path) -> Card:
+    """Read what a file tells."""
+    tensors = list(file.tensors.values())
+    by_type = Counter[str]()
+    for tensor in tensors:
+        by_type[tensor.type.name] += tensor.nbytes
+    gguf = isinstance(file, GGUFFile)
+    said = _gguf_said(file) if isinstance(file, GGUFFile) else _folder_said(file, path)
+    parameters = sum(math.prod(t.shape) for t in tensors)
+    info = {"general.parameter_count": parameters, **said.info}
+    return Card(
+        format="gguf" if gguf else "safetensors",
+        architecture=said.architecture,
+        parameters=parameters,
+        quantization=quantization_of(file, dict(by_type.most_common())),
+        context=said.context,
+        embedding=said.embedding,
+        template=said.template,
+        licence=str(info.get("general.license", "")) if gguf else "",
+        capabilities=_capabilities(said),
+        info=info,
+        sampling={name: value for name, (value, _) in sampling_defaults(file).items()},
+        tensors=tuple((t.name, t.type.name, tuple(t.shape)) for t in tensors),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the two kinds of file tell in different places."""
+
+    architecture: str
+    context: int
+    embedding: int
+    template: str
+    can_fill: bool
+    info: Mapping[str, object]
+
+
+def _gguf_said(file: GGUFFile) -> _Said:
+    name, metadata = file.architecture, file.metadata
+    tokens = set(metadata.get_strings("tokenizer.ggml.tokens", []))
+    return _Said(
+        architecture=name,
+        context=metadata.get_int(f"{name}.context_length", 0),
+        embedding=metadata.get_int(f"{name}.embedding_length", 0),
+        template=templates_from_gguf(metadata).get("default", ""),
+        can_fill=any(tokens.issuperset(spelled) for spelled in SPELLINGS),
+        info={k: _plain(v) for k, v in metadata.items() if not k.startswith("tokenizer.chat_template")},
+    )
+
+
+def _folder_said(file: Any, path: Path) -> _Said:
+    """Tell the same of a folder of safetensors, under the names GGUF has."""
+    config = file.config
+    name = str(config.get("model_type", ""))
+    context, width = config.get("max_position_embeddings", 0), config.get("hidden_size", 0)
+    added = read_json(path / "tokenizer.json").get("added_tokens", [])
+    tokens = {str(t.get("content")) for t in added if isinstance(t, dict)}
+    return _Said(
+        architecture=name,
+        context=context if isinstance(context, int) else 0,
+        embedding=width if isinstance(width, int) else 0,
+        template=templates_from_dir(path).get("default", ""),
+        can_fill=any(tokens.issuperset(spelled) for spelled in SPELLINGS),
+        info={
+            "general.architecture": name,
+            f"{name}.context_length": context,
+            f"{name}.embedding_length": width,
+        },
+    )
+
+
+def _plain(value: object) -> object:
+    """Return what JSON may hold of a metadata value; null stands for a list, as in Ollama's short answers."""
+    if isinstance(value, bool | int | str):
+        return value if not isinstance(value, str) or len(value) <= MAX_VALUE else None
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return None
+
+
+def _capabilities(said: _Said) -> tuple[str, ...]:
+    if said.architecture in _ENCODERS:
+        return ("embedding",)
+    template = said.template
+    found = {
+        "completion": True,
+        "tools": "tools" in template or "tool_calls" in template,
+        "insert": said.can_fill,
+        "thinking": any(mark in template for mark in _THINKS),
+    }
+    return tuple(name for name, has in found.items() if has)

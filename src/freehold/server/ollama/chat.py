@@ -1,0 +1,22 @@
+"""POST /api/chat: a chat in, an assistant's message out, a line of JSON a piece.
+
+Knows the route; fields.py reads, shape.py writes. Path: Gate -> chat -> fields.chat_job -> asking.answer
+"""
+
+from __future__ import annotations
+
+from freehold.server.call import Call
+from freehold.server.ollama.asking import answer, load_only
+from freehold.server.ollama.fields import ChatRequest, chat_job, is_empty
+from freehold.server.ollama.shape import ChatShape
+
+
+async def chat(call: Call) -> None:
+    """Answer a chat; without messages load the model, or unload it with keep_alive 0."""
+    request, raw = await call.struct(ChatRequest)
+    asked = chat_job(request, raw, call.tenant)
+    if is_empty(request):
+        await load_only(call, request, {"message": {"role": "assistant", "content": ""}})
+        return
+    shape = ChatShape(logprobs=asked.job.logprobs is not None, context=asked.context)
+    await answer(call, request, asked.job, shape, asked.warnings)

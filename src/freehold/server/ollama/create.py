@@ -1,0 +1,114 @@
+"""POST /api/create: a model made from another one, out of fields or of a Modelfile.
+
+Knows the route's fields; making.py checks and keeps. Path: Gate -> create -> chores.run -> making.make
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from freehold.server.call import Call
+from freehold.server.ollama import blobs, chores
+from freehold.server.ollama.asking import worded
+from freehold.server.ollama.fields import strangers
+from freehold.server.ollama.manage import retire
+from freehold.server.ollama.models import stored
+from freehold.server.ollama.pull import fetchable
+from freehold.server.openai.fields import Name
+from freehold.server.problems import Refused
+from freehold.store import parameters
+from freehold.store.making import make
+from freehold.store.modelfile import Recipe, parse
+from freehold.store.overlays import MAX_MESSAGES
+
+Files = Annotated[dict[str, Annotated[str, Meta(max_length=80)]], Meta(max_length=64)]
+
+
+class Said(Struct, kw_only=True):
+    """A message that every chat begins with."""
+
+    role: str
+    content: str = ""
+
+
+class CreateRequest(Struct, kw_only=True, rename={"base": "from"}):
+    """POST /api/create: make a model from another one."""
+
+    model: Annotated[Name | None, Meta(description="The new model's name.")] = None
+    name: Annotated[Name | None, Meta(description="The same, as older clients call it.")] = None
+    base: Annotated[Name | None, Meta(description="What it is made from; fetched if it is not here.")] = None
+    files: Annotated[
+        Files | None, Meta(description="Instead of from: one GGUF file's name and the digest of its blob.")
+    ] = None
+    adapters: Files | None = None
+    template: Annotated[str | None, Meta(description="In Jinja; one in Go's language is ignored.")] = None
+    license: Annotated[str | list[str] | None, Meta(description="The licence's text.")] = None
+    system: Annotated[str | None, Meta(description="System text of chats that have none.")] = None
+    parameters: Annotated[dict[str, Any] | None, Meta(description="Options that requests need not give.")] = (
+        None
+    )
+    messages: Annotated[
+        Annotated[list[Said], Meta(max_length=MAX_MESSAGES)] | None,
+        Meta(description="What every chat begins with."),
+    ] = None
+    modelfile: Annotated[
+        str | None, Meta(description="All of this as a Modelfile, as older clients send it.")
+    ] = None
+    stream: Annotated[bool | None, Meta(description="A line of JSON a step. Default true.")] = None
+    quantize: Annotated[str | None, Meta(description="Refused: models are stored as they come.")] = None
+
+
+async def create(call: Call) -> None:
+    """Make a model from another one, in place of what was made under its name; only for the owner."""
+    chores.check_may_change(call)
+    request, raw = await call.struct(CreateRequest)
+    name = fetchable(request.model or request.name, "model")
+    recipe, digest = _recipe(request)
+    store = stored(call)
+    notes = strangers(raw, CreateRequest)
+
+    def work(tell: chores.Tell) -> None:
+        base = blobs.model_of(store, digest).name if digest else recipe.base
+        made = make(store, name, replace(recipe, base=base), lambda event: chores.told(event, tell))
+        tell({"status": f"using existing layer {made.base}"})
+        for note in (*notes, *made.notes):
+            tell({"status": chores.WARNING + note})
+        tell({"status": "writing manifest"})
+
+    await retire(call, name)  # an engine of its own would go on with the template it has
+    first = {"status": "reading model metadata"}
+    await worded(
+        recipe.base or name,
+        lambda: chores.run(call, name, work, stream=request.stream is not False, first=first),
+    )
+
+
+def _recipe(r: CreateRequest) -> tuple[Recipe, str]:
+    """Return what is to be made, and the digest of the blob it is made from, if it is."""
+    for field in ("quantize", "adapters"):
+        if getattr(r, field):
+            raise Refused(400, f"{field} is not supported", param=field, code="unsupported_parameter")
+    said = parse(r.modelfile) if r.modelfile else Recipe()
+    recipe = Recipe(
+        base=r.base or said.base,
+        parameters={**said.parameters, **(r.parameters or {})},
+        system=said.system if r.system is None else r.system,
+        template=r.template or said.template,
+        messages=tuple((m.role, m.content) for m in r.messages or []) or said.messages,
+        adapter=said.adapter,
+        licence=_licence(r.license) or said.licence,
+        notes=said.notes,
+    )
+    parameters.read(recipe.parameters, strict=True)
+    if r.files and recipe.base:
+        raise Refused(400, "files and from name two bases; expected one of them", param="files")
+    if r.files:
+        return recipe, blobs.only_gguf(r.files)
+    return replace(recipe, base=fetchable(recipe.base, "from")), ""
+
+
+def _licence(given: str | list[str] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) and given else tuple(given or ())

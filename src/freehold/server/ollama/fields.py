@@ -1,0 +1,350 @@
+"""The fields of Ollama's generating requests: types, ranges, and what becomes of each.
+
+A field is honoured, refused by name because leaving it out would change the answer, or named in the answer's
+warnings. Knows the wire's fields and Job's; knows no route and no model.
+Path: Call.struct -> ChatRequest or GenerateRequest -> chat_job, text_job -> Job
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from freehold.config import nearest
+from freehold.server.openai.fields import Name, TokenId
+from freehold.server.problems import Refused
+from freehold.store import parameters
+from freehold.store.parameters import Parameters
+from freehold.types import (
+    MAX_FORMAT_CHARS,
+    MAX_LOGPROBS,
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    Format,
+    Job,
+    Message,
+    Overflow,
+    Tool,
+    ToolCall,
+)
+
+Options = Annotated[
+    dict[str, Any],
+    Meta(
+        description=f"How to sample and how much: {', '.join(parameters.HONOURED)}. Others are named in warnings."
+    ),
+]
+Think = bool | Literal["low", "medium", "high", "max"]
+MAX_CALLS = 128  # of tools in one message
+
+
+class Generating(Struct, kw_only=True):
+    """Fields that chats and texts share."""
+
+    model: Annotated[Name, Meta(description="The model's name; `:latest` may be left out.")]
+    stream: Annotated[bool | None, Meta(description="A line of JSON a piece. Default true.")] = None
+    format: Annotated[
+        str | dict[str, Any] | None,
+        Meta(description='`"json"`, or a JSON schema that the answer must satisfy.'),
+    ] = None
+    options: Options | None = None
+    keep_alive: Annotated[
+        float | str | None,
+        Meta(description="How long the model stays in memory: seconds or `10m`; negative: for ever; 0: not."),
+    ] = None
+    think: Annotated[
+        Think | None,
+        Meta(description="Reason before the answer, or not; or how much, where the model knows."),
+    ] = None
+    truncate: Annotated[
+        bool | None,
+        Meta(
+            description="true: leave out the oldest messages of a chat that is too long, and count them in the "
+            "receipt. Otherwise that is an error with the limit and the count."
+        ),
+    ] = None
+    shift: Annotated[
+        bool | None, Meta(description="An answer ends where the context does, with done_reason length.")
+    ] = None
+    logprobs: Annotated[bool | None, Meta(description="Give each token's log-probability.")] = None
+    top_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
+        Meta(description="And those of so many alternatives."),
+    ] = None
+
+
+class CalledFunction(Struct, kw_only=True):
+    """What an assistant called."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    arguments: dict[str, Any] | None = None
+    index: int | None = None
+
+
+class Called(Struct, kw_only=True):
+    """One use of a tool."""
+
+    function: CalledFunction
+    id: Annotated[str, Meta(max_length=256)] | None = None
+    type: str | None = None
+
+
+class ChatMessage(Struct, kw_only=True):
+    """One turn."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    thinking: str | None = None
+    images: list[Any] | None = None
+    tool_calls: Annotated[list[Called], Meta(max_length=MAX_CALLS)] | None = None
+    tool_name: Annotated[str, Meta(max_length=256)] | None = None
+    tool_call_id: Annotated[str, Meta(max_length=256)] | None = None
+
+
+class Function(Struct, kw_only=True):
+    """What a model may ask to have run."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ToolGiven(Struct, kw_only=True):
+    """A tool; only functions."""
+
+    function: Function
+    type: Literal["function"] | None = None
+
+
+class ChatRequest(Generating, kw_only=True):
+    """POST /api/chat: a chat to answer; without messages the model is loaded, or unloaded with keep_alive 0."""
+
+    messages: Annotated[
+        Annotated[list[ChatMessage], Meta(max_length=MAX_MESSAGES)] | None,
+        Meta(description="The chat, as text."),
+    ] = None
+    tools: Annotated[
+        Annotated[list[ToolGiven], Meta(max_length=MAX_TOOLS)] | None,
+        Meta(description="Functions that the model may ask for."),
+    ] = None
+
+
+class GenerateRequest(Generating, kw_only=True):
+    """POST /api/generate: one prompt to answer; without one the model is loaded, or unloaded with keep_alive 0."""
+
+    prompt: Annotated[str | None, Meta(description="What to answer; with raw or suffix, to continue.")] = None
+    suffix: Annotated[
+        str | None, Meta(description="Fill in between prompt and this, where the model can.")
+    ] = None
+    system: Annotated[str | None, Meta(description="Instead of the model's own system text.")] = None
+    template: Annotated[
+        str | None, Meta(description="Refused: templates come from the model or its owner.")
+    ] = None
+    context: Annotated[
+        Annotated[list[TokenId], Meta(max_length=1 << 20)] | None,
+        Meta(description="What an earlier answer gave as context: the talk goes on from there."),
+    ] = None
+    raw: Annotated[bool | None, Meta(description="Continue the prompt as it is, without a template.")] = None
+    images: Annotated[list[Any] | None, Meta(description="Refused: this server reads text so far.")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, read: what to do, and what to tell."""
+
+    job: Job
+    context: int | None  # the room that was asked for
+    warnings: list[str]
+
+
+def chat_job(r: ChatRequest, raw: Mapping[str, Any], tenant: str) -> Asked:
+    """Return the job of a chat."""
+    warnings = strangers(raw, ChatRequest) + _message_strangers(raw.get("messages") or [])
+    job, given = _shared(r, tenant, warnings)
+    ids = _CallIds()
+    messages = tuple(_message(m, i, ids) for i, m in enumerate(r.messages or []))
+    return Asked(replace(job, messages=messages, tools=_tools(r.tools or [])), given.context, warnings)
+
+
+def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str) -> Asked:
+    """Return the job of a prompt: a chat of one turn, or with raw or suffix a text as it is.
+
+    With `context` its messages are yet to be put behind those ids (generate.py).
+    """
+    warnings = strangers(raw, GenerateRequest)
+    _refuse_text_fields(r)
+    job, given = _shared(r, tenant, warnings)
+    prompt = r.prompt or ""
+    if r.raw or r.suffix:
+        job = replace(job, prompt=prompt, suffix=r.suffix or None, overflow="error", think=None)
+    else:
+        system = (Message("system", r.system),) if r.system else ()
+        job = replace(job, messages=(*system, Message("user", prompt)))
+    return Asked(job, given.context, warnings)
+
+
+def strangers(raw: Mapping[str, Any], kind: type[Struct]) -> list[str]:
+    """Return a warning for each field that `kind` lacks."""
+    warnings = []
+    for name in sorted(raw.keys() - set(kind.__struct_encode_fields__)):
+        if raw[name] is None:
+            continue
+        near = nearest(name[:60], list(kind.__struct_encode_fields__))
+        if name in parameters.HONOURED:
+            near = f"options.{name}"
+        warnings.append(
+            f"unknown field {name[:60]!r} was ignored" + (f"; did you mean {near}?" if near else "")
+        )
+    return warnings[:20]
+
+
+def is_empty(r: ChatRequest | GenerateRequest) -> bool:
+    """Tell whether nothing is asked but that the model be loaded, or unloaded."""
+    return not r.messages if isinstance(r, ChatRequest) else not (r.prompt or r.suffix)
+
+
+def _shared(r: Generating, tenant: str, warnings: list[str]) -> tuple[Job, Parameters]:
+    given = parameters.read(r.options or {})
+    warnings += given.warnings
+    if r.shift:
+        warnings.append("shift was ignored: an answer ends where the context does, with done_reason length")
+    if r.top_logprobs and not r.logprobs:
+        raise Refused(400, "top_logprobs needs logprobs true", param="top_logprobs")
+    think, effort = _think(r.think, warnings)
+    overflow: Overflow = "drop-oldest" if r.truncate else "error"
+    job = Job(
+        max_tokens=given.max_tokens,
+        sampling=given.sampling,
+        stop=given.stop,
+        logprobs=(r.top_logprobs or 0) if r.logprobs else None,
+        think=think,
+        effort=effort,
+        format=_format(r.format),
+        overflow=overflow,
+        tenant=tenant,
+    )
+    return job, given
+
+
+def _think(think: Think | None, warnings: list[str]) -> tuple[bool | None, str | None]:
+    if not isinstance(think, str):
+        return think, None
+    if think == "max":
+        warnings.append("think 'max' is read as 'high', the most that templates know")
+    return True, "high" if think == "max" else think
+
+
+def _format(given: str | dict[str, Any] | None) -> Format | None:
+    if given is None or given == "":
+        return None
+    if isinstance(given, dict):
+        schema = msgspec.json.encode(given).decode()
+        if len(schema) > MAX_FORMAT_CHARS:
+            raise Refused(
+                400,
+                f"format has {len(schema):,} characters; expected at most {MAX_FORMAT_CHARS:,}",
+                param="format",
+            )
+        return Format("json_schema", schema)
+    if given != "json":
+        raise Refused(400, f"format is {given[:60]!r}; expected 'json' or a JSON schema", param="format")
+    return Format("json")
+
+
+def _tools(given: Sequence[ToolGiven]) -> tuple[Tool, ...]:
+    for tool in given:
+        size = len(msgspec.json.encode(tool.function))
+        if size > MAX_FORMAT_CHARS:
+            raise Refused(
+                400,
+                f"the tool {tool.function.name[:60]!r} has {size:,} bytes; expected at most {MAX_FORMAT_CHARS:,}",
+                param="tools",
+            )
+    return tuple(
+        Tool(t.function.name, t.function.description or "", t.function.parameters or {}) for t in given
+    )
+
+
+class _CallIds:
+    """Gives calls that came without an id one, and finds the call that a tool's result without one answers."""
+
+    def __init__(self) -> None:
+        self._open: list[tuple[str, str]] = []  # (tool's name, id) of calls nobody answered yet
+        self._made = 0
+
+    def called(self, name: str, id: str | None) -> str:
+        """Note a call; return its id."""
+        self._made += 1
+        self._open.append((name, id or f"call_{self._made}"))
+        return self._open[-1][1]
+
+    def answered(self, name: str, id: str | None) -> tuple[str, str]:
+        """Return (id, name) of the call that a result answers; results come in the order of calls."""
+        for i, (tool, known) in enumerate(self._open):
+            if (id == known) if id else (not name or name == tool):
+                del self._open[i]
+                return known, name or tool
+        return id or "", name
+
+
+def _message(m: ChatMessage, i: int, ids: _CallIds) -> Message:
+    if m.images:
+        raise _no_images(f"messages[{i}].images")
+    content, thinking = m.content or "", m.thinking or ""
+    if m.role == "tool":
+        id, name = ids.answered(m.tool_name or "", m.tool_call_id)
+        return Message("tool", content, tool_call_id=id, name=name)
+    if m.tool_calls and m.role != "assistant":
+        raise Refused(
+            400, f"messages[{i}] is a {m.role}'s and has tool_calls", param=f"messages[{i}].tool_calls"
+        )
+    calls = tuple(
+        ToolCall(
+            ids.called(c.function.name, c.id),
+            c.function.name,
+            msgspec.json.encode(c.function.arguments or {}).decode(),
+        )
+        for c in m.tool_calls or []
+    )
+    return Message(m.role, content, thinking, calls)
+
+
+_MESSAGE_FIELDS = frozenset(ChatMessage.__struct_fields__)
+
+
+def _message_strangers(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = {name for message in messages for name in message.keys() - _MESSAGE_FIELDS if message[name]}
+    return [f"field {name[:60]!r} of messages was ignored" for name in sorted(names)][:20]
+
+
+def _refuse_text_fields(r: GenerateRequest) -> None:
+    if r.images:
+        raise _no_images("images")
+    if r.template:
+        raise Refused(
+            400,
+            "template is refused: what a model reads is its own template or its owner's (TEMPLATE of a Modelfile)",
+            param="template",
+            code="template_refused",
+        )
+    if r.raw and (r.system or r.context):
+        raise Refused(
+            400, "raw continues a prompt as it is: it goes with neither system nor context", param="raw"
+        )
+    if r.context and r.suffix:
+        raise Refused(400, "context is of a talk; it does not go with suffix", param="context")
+    if r.think and (r.raw or r.suffix):
+        raise Refused(400, "think needs a template; it goes with neither raw nor suffix", param="think")
+
+
+def _no_images(where: str) -> Refused:
+    return Refused(
+        400,
+        f"{where} is not supported: this server reads text so far",
+        param=where,
+        code="unsupported_content",
+    )

@@ -1,0 +1,46 @@
+"""POST /api/generate: a prompt in, its answer or continuation out, a line of JSON a piece.
+
+Knows the route; fields.py reads, shape.py writes. An earlier answer's `context` is ids: the new turn is rendered
+and put behind them. Path: Gate -> generate -> fields.text_job -> asking.answer
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from freehold.server.call import Call
+from freehold.server.ollama.asking import answer, load_only, worded
+from freehold.server.ollama.fields import GenerateRequest, is_empty, text_job
+from freehold.server.ollama.shape import TextShape
+from freehold.types import Job
+
+
+async def generate(call: Call) -> None:
+    """Answer a prompt; without one load the model, or unload it with keep_alive 0."""
+    request, raw = await call.struct(GenerateRequest)
+    asked = text_job(request, raw, call.tenant)
+    if is_empty(request):
+        await load_only(call, request, {"response": ""})
+        return
+    job = asked.job
+    if request.context:
+        job = await _behind(call, request, job)
+    ids = not (request.raw or request.suffix)
+    shape = TextShape(logprobs=job.logprobs is not None, context=asked.context, ids=ids)
+    await answer(call, request, job, shape, asked.warnings)
+
+
+async def _behind(call: Call, r: GenerateRequest, job: Job) -> Job:
+    """Return the job whose prompt is the context's ids and then its messages' own."""
+    turn: list[int] = []
+
+    async def work() -> None:
+        served = await call.server.models.use(r.model)
+        turn.extend(await served.render(job.messages or (), job.think))
+
+    await worded(r.model, lambda: call.while_here(work()))
+    context = r.context or []
+    again = bool(context and turn and context[0] == turn[0])  # the token that begins a text stands once
+    return replace(
+        job, messages=None, prompt=(*context, *turn[again:]), think=None, effort=None, overflow="error"
+    )

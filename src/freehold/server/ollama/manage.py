@@ -1,0 +1,64 @@
+"""POST /api/copy and DELETE /api/delete: another name for a model, and the end of one.
+
+Knows the routes; the store does it. Path: Gate -> copy, delete -> making.copy, Store.remove
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from freehold.server.call import Call
+from freehold.server.ollama.asking import worded
+from freehold.server.ollama.chores import check_may_change
+from freehold.server.ollama.models import look_up, stored
+from freehold.server.ollama.pull import fetchable
+from freehold.server.openai.fields import Name
+from freehold.store.making import copy as make_copy
+from freehold.store.overlays import canonical
+
+
+class CopyRequest(Struct, kw_only=True):
+    """POST /api/copy: give a model another name."""
+
+    source: Annotated[Name, Meta(description="The model.")]
+    destination: Annotated[Name, Meta(description="Its other name; no weights are copied.")]
+
+
+class DeleteRequest(Struct, kw_only=True):
+    """DELETE /api/delete: delete a model, or forget another program's."""
+
+    model: Annotated[Name | None, Meta(description="The model's name.")] = None
+    name: Annotated[Name | None, Meta(description="The same, as older clients call it.")] = None
+
+
+async def copy(call: Call) -> None:
+    """Give a model another name; only for the owner."""
+    check_may_change(call)
+    request, _ = await call.struct(CopyRequest)
+    source, name = fetchable(request.source, "source"), fetchable(request.destination, "destination")
+    await worded(source, lambda: asyncio.to_thread(make_copy, stored(call), source, name))
+    await call.answer(b"")
+
+
+async def delete(call: Call) -> None:
+    """Delete a model, or forget another program's; only for the owner."""
+    check_may_change(call)
+    request, _ = await call.struct(DeleteRequest)
+    name = fetchable(request.model or request.name, "model")
+    found = await asyncio.to_thread(look_up, stored(call), name)
+    await retire(call, found.name)
+    await asyncio.to_thread(stored(call).remove, found.name)
+    await call.answer(b"")
+
+
+async def retire(call: Call, name: str) -> None:
+    """Let a model that is loaded under this very name leave memory: at once, or when its answers have ended."""
+    models = call.server.models
+    found = next((each for each in models.loaded() if canonical(each.name) == canonical(name)), None)
+    if found is not None and found.in_flight:
+        await models.use(found.name, 0)
+    elif found is not None:
+        await models.unload(found.name)

@@ -1,0 +1,69 @@
+"""POST /api/pull and /api/push: fetch a model by name; nothing is ever sent away.
+
+Knows the routes; the store fetches, chores.py tells. Path: Gate -> pull -> chores.run -> Store.pull
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from freehold.server.call import Call
+from freehold.server.ollama import chores
+from freehold.server.ollama.asking import worded
+from freehold.server.ollama.models import stored
+from freehold.server.openai.fields import Name
+from freehold.server.problems import Refused
+from freehold.store.refs import parse_ref
+
+
+class PullRequest(Struct, kw_only=True):
+    """POST /api/pull: fetch a model, and tell how far it is."""
+
+    model: Annotated[Name | None, Meta(description="A name of the catalogue, or org/repo:QUANT.")] = None
+    name: Annotated[Name | None, Meta(description="The same, as older clients call it.")] = None
+    stream: Annotated[bool | None, Meta(description="A line of JSON a step. Default true.")] = None
+    insecure: Annotated[bool | None, Meta(description="Refused when true: downloads are always checked.")] = (
+        None
+    )
+    username: str | None = None
+    password: str | None = None
+
+
+async def pull(call: Call) -> None:
+    """Fetch a model, or reference one that is on this machine; only for the owner."""
+    chores.check_may_change(call)
+    request, _ = await call.struct(PullRequest)
+    name = fetchable(request.model or request.name, "model")
+    for field in ("insecure", "username", "password"):
+        if getattr(request, field):
+            raise Refused(
+                400, f"{field} is not supported: a login for the hub is the server's own", param=field
+            )
+    store = stored(call)
+
+    def work(tell: chores.Tell) -> None:
+        store.pull(name, lambda event: chores.told(event, tell))
+
+    first = {"status": "pulling manifest"}
+    await worded(name, lambda: chores.run(call, name, work, stream=request.stream is not False, first=first))
+
+
+async def push(call: Call) -> None:
+    """Refuse: models are not sent away."""
+    raise Refused(403, "push is refused: Freehold sends no model anywhere", code="push_refused")
+
+
+def fetchable(name: str | None, field: str) -> str:
+    """Return a name the store may look for elsewhere; 400 for a file of this machine, and for an address."""
+    if not name:
+        raise Refused(400, f"{field} is missing", param=field, code="missing_required_parameter")
+    if parse_ref(name).kind in ("path", "url"):
+        raise Refused(
+            400,
+            f"{field} is {name[:100]!r}; expected a name, or org/repo:QUANT "
+            "(files and addresses: freehold pull on the server's machine)",
+            param=field,
+        )
+    return name

@@ -1,0 +1,201 @@
+"""How Ollama's answers are written: an object a line, the last one with counts and nanoseconds.
+
+A client that meets an empty line fails, so a beat is a whole object that says nothing. A tool call is written once
+it is whole, its arguments an object. Knows the wire; knows no route and no model.
+Path: Answering -> OllamaShape -> bytes
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from freehold.server.answering import Choice
+from freehold.server.contract import Served
+from freehold.server.ollama.wording import NDJSON, as_here, ollama_error
+from freehold.server.openai.chat import finite
+from freehold.server.problems import Problem
+from freehold.server.receipt import Tally
+from freehold.types import Begin, Chunk, TokenLogprob, ToolCall
+
+encode = msgspec.json.encode
+
+
+def now() -> str:
+    """Return the time as RFC 3339 has it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def ns(seconds: float) -> int:
+    """Return nanoseconds."""
+    return round(seconds * 1e9)
+
+
+class OllamaShape(ABC):
+    """Implements answering.Shape for one answer; a subclass knows where its text goes."""
+
+    content_type = NDJSON
+
+    def __init__(self, *, logprobs: bool, context: int | None, ids: bool = False) -> None:
+        """`context`: the room that the request asked for. `ids`: end with those of all that was read and written."""
+        self._logprobs, self._context = logprobs, context
+        self._ids: list[int] | None = [] if ids else None
+        self._calls: list[ToolCall] = []
+        self._written = 0  # calls that went out
+
+    def bind(self, model: str, tally: Tally) -> None:
+        self._model, self._tally = model, tally
+
+    async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
+        """Say when the model has less room than was asked for: a longer chat will be refused, not cut."""
+        if self._context is not None and self._context > begin.context:
+            self._tally.warn(
+                f"num_ctx is {self._context:,}, and the model is loaded with room for {begin.context:,} tokens; "
+                "a longer prompt is refused (freehold serve --context)"
+            )
+
+    def opened(self, choice: int, begin: Begin) -> bytes:
+        return b""
+
+    def piece(self, choice: int, chunk: Chunk) -> bytes:
+        if self._ids is not None:
+            self._ids += chunk.token_ids
+        calls = self._gained(chunk)
+        scored = _scored(chunk.logprobs) if self._logprobs and chunk.logprobs else None
+        if not (chunk.text or chunk.thinking or calls or scored):
+            return b""
+        more = {"logprobs": scored} if scored else {}
+        return self._line(**self.said(chunk.text, chunk.thinking, calls), done=False, **more)
+
+    def end(self, choice: int, reason: str, last: bool) -> bytes:
+        calls = [written(c, i) for i, c in enumerate(self._calls) if i >= self._written]
+        self._written = len(self._calls)
+        return self._line(**self.said("", "", [c for c in calls if c]), **self._ending(reason))
+
+    def closing(self) -> bytes:
+        return b""
+
+    def failed(self, trouble: Problem) -> bytes:
+        return ollama_error(as_here(trouble, self._model)) + b"\n"
+
+    def beat(self) -> bytes:
+        return self._line(**self.said("", "", []), done=False)
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        choice = choices[0]
+        if self._ids is not None:
+            self._ids += choice.token_ids
+        self._calls = choice.tool_calls
+        calls = [w for i, call in enumerate(choice.tool_calls) if (w := written(call, i))]
+        said = self.said("".join(choice.text), "".join(choice.thinking), calls)
+        scored = {"logprobs": _scored(choice.logprobs)} if self._logprobs else {}
+        return {**self._head(), **said, **scored, **self._ending(choice.reason or "stop")}
+
+    # --- where a route puts it -----------------------------------------------------------------------
+
+    @abstractmethod
+    def said(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what a line says of the answer."""
+        ...
+
+    # --- lines -------------------------------------------------------------------------------------
+
+    def _head(self) -> dict[str, Any]:
+        return {"model": self._model, "created_at": now()}
+
+    def _line(self, **fields: Any) -> bytes:
+        return encode({**self._head(), **fields}) + b"\n"
+
+    def _gained(self, chunk: Chunk) -> list[dict[str, Any]]:
+        """Take pieces of calls in; return those that are whole because another one began."""
+        for piece in chunk.tool_calls:
+            if piece.index == len(self._calls):
+                self._calls.append(ToolCall(piece.id, piece.name, ""))
+            call = self._calls[piece.index]
+            self._calls[piece.index] = ToolCall(call.id, call.name, call.arguments + piece.arguments)
+        before, self._written = self._written, max(len(self._calls) - 1, self._written)
+        return [w for i in range(before, self._written) if (w := written(self._calls[i], i))]
+
+    def _context_ids(self) -> dict[str, Any]:
+        begin = self._tally.begins[0]
+        return {} if self._ids is None or begin is None else {"context": [*begin.prompt_ids, *self._ids]}
+
+    def _ending(self, reason: str) -> dict[str, Any]:
+        tally = self._tally
+        if any(written(c, i) is None for i, c in enumerate(self._calls)):
+            tally.warn("a tool call was cut off by the answer's end, and left out")
+        return {
+            "done": True,
+            "done_reason": "length" if reason == "length" else "stop",
+            **self._context_ids(),
+            "total_duration": ns(tally.passed_s),
+            "load_duration": ns(tally.load_s),
+            "prompt_eval_count": tally.prompt_tokens,
+            "prompt_eval_duration": ns(sum(u.prefill_s for u in tally.usages)),
+            "eval_count": tally.completion_tokens,
+            "eval_duration": ns(sum(u.decode_s for u in tally.usages)),
+            "freehold": tally.receipt(),
+        }
+
+
+class ChatShape(OllamaShape):
+    """Lines of /api/chat."""
+
+    def said(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if thinking:
+            message["thinking"] = thinking
+        if calls:
+            message["tool_calls"] = calls
+        return {"message": message}
+
+
+class TextShape(OllamaShape):
+    """Lines of /api/generate."""
+
+    def said(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"response": text, **({"thinking": thinking} if thinking else {})}
+
+
+def written(call: ToolCall, index: int) -> dict[str, Any] | None:
+    """Return a call as it is written; None for one whose arguments are no whole object."""
+    try:
+        arguments = msgspec.json.decode(call.arguments or "{}")
+    except msgspec.DecodeError:
+        return None
+    if not isinstance(arguments, dict):
+        return None
+    return {"id": call.id, "function": {"index": index, "name": call.name, "arguments": arguments}}
+
+
+def loaded(model: str, reason: str, started: float, said: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer to a request that only loads or unloads a model."""
+    passed = ns(time.monotonic() - started)
+    return {
+        "model": model,
+        "created_at": now(),
+        **said,
+        "done": True,
+        "done_reason": reason,
+        "total_duration": passed,
+        "load_duration": passed,
+    }
+
+
+def _scored(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    return [
+        {
+            **_token(t.token, t.logprob),
+            "top_logprobs": [_token(s, p) for (_, p), s in zip(t.top, t.top_tokens, strict=True)],
+        }
+        for t in tokens
+    ]
+
+
+def _token(token: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": token.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(token)}

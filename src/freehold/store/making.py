@@ -1,0 +1,92 @@
+"""Makes a model from another one: the recipe checked against its base, and kept as a record.
+
+Knows the store and recipes; knows no route and no terminal.
+Path: cli/create or server/ollama/create.py -> make -> Overlays.write
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from freehold.errors import ModelNotFound, UsageError
+from freehold.store.events import OnEvent
+from freehold.store.modelfile import Recipe
+from freehold.store.overlays import Overlay, canonical, checked
+from freehold.store.records import ModelRef
+from freehold.store.store import Store
+
+# Go's templates name fields with a dot, and close what they open with `end`.
+_GO = re.compile(r"\{\{-?\s*(?:\.|\$|(?:if|range|with|else|end|template|block|define|json|slice)\b)")
+Fetch = Callable[[str, OnEvent], ModelRef]
+
+
+def make(store: Store, name: str, recipe: Recipe, on_event: OnEvent, fetch: Fetch | None = None) -> Overlay:
+    """Keep `recipe` under `name`, in place of what was made under it before; return the record.
+
+    A base that is not here is fetched by `fetch` (the store's own pull). Raises UsageError for a name that a model
+    of its own has, and for what cannot be honoured; BadTemplate, ModelNotFound and what fetching raises.
+    """
+    _check_free(store, name)
+    if recipe.adapter:
+        raise UsageError("ADAPTER is not supported yet", "leave it out")
+    try:
+        base = store.resolve(recipe.base)
+    except ModelNotFound:
+        base = (fetch or store.pull)(recipe.base, on_event)
+    before = base.overlay or Overlay(name="", base=base.name)
+    template, notes = _template(recipe.template)
+    given = {**before.parameters, **recipe.parameters}
+    overlay = Overlay(
+        name=canonical(name),
+        base=before.base,
+        parameters=given,
+        system=before.system if recipe.system is None else recipe.system,
+        template=template or before.template,
+        messages=recipe.messages or before.messages,
+        licence=recipe.licence or before.licence,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    read = checked(overlay).read
+    if read.context is not None:
+        notes = (*notes, "num_ctx is kept and changes nothing: a model gets the room that fits, or --context")
+    return store.overlays.write(replace(overlay, notes=(*recipe.notes, *notes, *read.warnings)))
+
+
+def copy(store: Store, source: str, name: str) -> Overlay:
+    """Give a model another name. Raises ModelNotFound, and UsageError as `make` does."""
+    store.resolve(source)
+    return make(store, name, Recipe(base=source), lambda _: None)
+
+
+def _check_free(store: Store, name: str) -> None:
+    """Refuse a name that belongs to a model of its own."""
+    checked(Overlay(name, "x"))
+    try:
+        taken = store.show(name)
+    except (ModelNotFound, UsageError):
+        return
+    if not taken.base:
+        raise UsageError(
+            f"{taken.name} is a model of its own", "choose another name, or freehold rm it first"
+        )
+
+
+def _template(given: str | None) -> tuple[str, tuple[str, ...]]:
+    """Return a template that can be honoured, and what is to be told of one that cannot."""
+    if not given:
+        return "", ()
+    if "{%" not in given and _GO.search(given):
+        return "", ("TEMPLATE was ignored: it is in Go's language; the model's own chat template is used",)
+    if "messages" not in given:
+        raise UsageError(
+            "TEMPLATE writes no messages", "it is in Jinja, as chat templates of model files are"
+        )
+    from datetime import datetime as clock
+
+    from freehold.tokenizer.sandbox import compile_template
+
+    compile_template(given, clock.now)
+    return given, ()

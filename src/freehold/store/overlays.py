@@ -1,0 +1,183 @@
+"""Models made from other models: a name, the model it stands on, and what it is told besides.
+
+    <home>/overlays/<slug>.json     one record each; it names its base and holds no weights
+
+An overlay without a template of its own shares its base's engine: its jobs are changed before they go in
+(`overlaid`). One with a template is opened as a model of its own over the same file. Knows jobs and records; knows
+no weights and no protocol. Path: Store.resolve -> Overlays.find -> ModelRef.overlay; worker or LLM -> overlaid -> Job
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from freehold.errors import FreeholdError, UsageError
+from freehold.store import parameters, space
+from freehold.store.manifest import write_json
+from freehold.store.parameters import Parameters
+from freehold.store.refs import LATEST, LIBRARY, MODEL_SUFFIXES, slug
+from freehold.types import Job, Message
+
+SCHEMA = 1
+MAX_BYTES = 4 << 20  # of a record
+MAX_TEXT = 1 << 18  # characters of a system text, a template or a licence
+MAX_MESSAGES = 1000
+MAX_OVERLAYS = 10_000
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}(/[a-z0-9][a-z0-9._-]{0,95})?(:[a-z0-9._-]{1,95})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """One record. `parameters` are under Ollama's names, as given; `messages` are (role, text) pairs."""
+
+    name: str
+    base: str  # a model of the store, never an overlay
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    system: str = ""
+    template: str = ""  # Jinja; empty: the model's own
+    messages: tuple[tuple[str, str], ...] = ()
+    adapter: str = ""
+    licence: tuple[str, ...] = ()
+    created: str = ""
+    notes: tuple[str, ...] = ()  # what was given and does nothing here, and why
+    schema: int = SCHEMA
+
+    @property
+    def digest(self) -> str:
+        """Name what the record says: clients that cache by digest see a change."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def read(self) -> Parameters:
+        """The parameters in a Job's terms."""
+        return parameters.read(self.parameters)
+
+
+def checked(overlay: Overlay) -> Overlay:
+    """Return it under the name it is found by; raise UsageError for what no record may hold."""
+    name = canonical(overlay.name)
+    if not _NAME.fullmatch(name) or name.endswith(MODEL_SUFFIXES):
+        raise UsageError(
+            f"{overlay.name[:100]!r} is no name for a model",
+            "letters, digits, '.', '_' and '-', with an owner before a slash and a tag after a colon if you like",
+        )
+    longest = max(map(len, (overlay.system, overlay.template, *overlay.licence)))
+    said = sum(len(text) for _, text in overlay.messages)
+    if longest > MAX_TEXT or said > MAX_TEXT:
+        raise UsageError(f"a text has {max(longest, said):,} characters; expected at most {MAX_TEXT:,}")
+    if len(overlay.messages) > MAX_MESSAGES:
+        raise UsageError(f"there are {len(overlay.messages):,} messages; expected at most {MAX_MESSAGES:,}")
+    for role, _ in overlay.messages:
+        if role not in ("system", "user", "assistant"):
+            raise UsageError(f"a message is of {role[:40]!r}; expected system, user or assistant")
+    parameters.read(overlay.parameters, strict=True)
+    return replace(overlay, name=name)
+
+
+def canonical(name: str) -> str:
+    """Return the spelling that records go by: small letters, no `:latest`, no registry's name before it."""
+    return name.strip().lower().removeprefix(LIBRARY).removesuffix(LATEST)
+
+
+def overlaid(job: Job, overlay: Overlay) -> Job:
+    """Return the job as the overlay has it: what the job says itself wins."""
+    given = overlay.read
+    return replace(
+        job,
+        messages=None if job.messages is None else with_messages(job.messages, overlay),
+        sampling={**given.sampling, **job.sampling},
+        stop=job.stop or given.stop,
+        max_tokens=given.max_tokens if job.max_tokens is None else job.max_tokens,
+        adapter=job.adapter or overlay.adapter,
+    )
+
+
+def with_messages(messages: tuple[Message, ...], overlay: Overlay) -> tuple[Message, ...]:
+    """Put the overlay's messages before a chat, and its system text where the chat has none."""
+    own = tuple(Message(role, text) for role, text in overlay.messages)  # type: ignore[arg-type]
+    if messages and messages[0].role == "system":
+        return (messages[0], *own, *messages[1:])
+    if overlay.system and not (own and own[0].role == "system"):
+        own = (Message("system", overlay.system), *own)
+    return (*own, *messages)
+
+
+class Overlays:
+    """The records below one home. Reading again costs one look at the folder while nothing changed."""
+
+    def __init__(self, home: Path) -> None:
+        self._home, self._folder = home, home / "overlays"
+        self._seen = -1  # the folder's time when its records were read
+        self._known: dict[str, Overlay] = {}
+
+    def find(self, name: str) -> Overlay | None:
+        """Return the record of that name, however it is spelled."""
+        return self._all().get(canonical(name))
+
+    def list(self) -> list[Overlay]:
+        """Return all records by name."""
+        return [overlay for _, overlay in sorted(self._all().items())]
+
+    def on(self, base: str) -> list[str]:
+        """Return the names of those that stand on a model."""
+        return [o.name for o in self.list() if o.base == base]
+
+    def write(self, overlay: Overlay) -> Overlay:
+        """Keep a record, in place of the one of that name."""
+        overlay = checked(overlay)
+        if len(self._all()) >= MAX_OVERLAYS and self.find(overlay.name) is None:
+            raise UsageError(
+                f"there are {MAX_OVERLAYS:,} models made from others", "freehold rm some of them"
+            )
+        with space.full_disk(self._home, "nothing was written"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_json(self._path(overlay.name), asdict(overlay))
+        self._seen = -1
+        return overlay
+
+    def remove(self, name: str) -> int:
+        """Delete a record; return its bytes."""
+        path = self._path(canonical(name))
+        with space.full_disk(self._home, "nothing was lost"):
+            freed = path.stat().st_size if path.exists() else 0
+            path.unlink(missing_ok=True)
+        self._seen = -1
+        return freed
+
+    def path(self, overlay: Overlay) -> Path:
+        """Return where its record lies."""
+        return self._path(overlay.name)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{slug(name)}.json"
+
+    def _all(self) -> dict[str, Overlay]:
+        try:
+            changed = self._folder.stat().st_mtime_ns
+        except OSError:
+            return {}
+        if changed != self._seen:
+            found = (_read(path) for path in sorted(self._folder.glob("*.json")))
+            self._known = {o.name: o for o in found if o is not None}
+            self._seen = changed
+        return self._known
+
+
+def _read(path: Path) -> Overlay | None:
+    """Return a record; a damaged one counts as absent."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return None
+        data = json.loads(path.read_bytes())
+        if data["schema"] != SCHEMA:
+            return None
+        data["messages"] = tuple((str(role), str(text)) for role, text in data["messages"])
+        data["licence"], data["notes"] = tuple(data["licence"]), tuple(data["notes"])
+        return checked(Overlay(**data))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, FreeholdError):
+        return None

@@ -1,0 +1,49 @@
+"""`freehold create`: a Modelfile makes a name that list, show, run and rm know."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import freehold
+from freehold.cli import main
+from freehold.types import Message
+from tests.vectors.files import write_gguf
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FREEHOLD_OFFLINE", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_gguf("llama", tmp_path / "tiny.gguf", dtype="Q8_0")
+    return tmp_path
+
+
+def test_a_modelfile_makes_a_model_beside_its_file(home, capsys):
+    file = home / "Modelfile"
+    file.write_text(
+        "FROM ./tiny.gguf\nPARAMETER num_predict 3\nPARAMETER seed 1\nSYSTEM Be brief.\nREQUIRES 1\n"
+    )
+    assert main.run(["create", "brief", "-f", str(file)]) == 0
+    out = capsys.readouterr()
+    assert out.out == "brief\n" and "note: REQUIRES" in out.err
+    assert main.run(["list", "--json"]) == 0
+    rows = {m["name"]: m for m in json.loads(capsys.readouterr().out)["models"]}
+    assert rows["brief"]["base"] == "tiny"
+    told = {"seed": 1, "max_tokens": 3}
+    with (
+        freehold.load("brief", context=64, threads=1) as made,
+        freehold.load("tiny", context=64, threads=1) as base,
+    ):
+        same = [Message("system", "Be brief."), Message("user", "hi")]
+        assert made.chat("hi").token_ids == base.chat(same, **told).token_ids
+    assert main.run(["rm", "brief"]) == 0 and main.run(["show", "brief"]) == 1
+
+
+def test_a_file_that_is_no_modelfile_is_named(home, capsys):
+    assert main.run(["create", "x", "-f", str(home / "nope")]) == 2
+    (home / "bad").write_text("FROM tiny\nWHAT x\n")
+    assert main.run(["create", "x", "-f", str(home / "bad")]) == 2
+    assert "line 2" in capsys.readouterr().err

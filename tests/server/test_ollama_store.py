@@ -1,0 +1,241 @@
+"""Ollama's routes that look at the store or change it: who may, what is refused, and what a client sees."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from freehold.store.parameters import HONOURED
+from tests.server.ollama_rig import error_of, lines, refused, with_tiny
+from tests.server.test_auth import ANN, KEYS
+from tests.server.test_streams import connect, eventually, until
+from tests.store.standin import Standin
+from tests.store.standin import serving as hub_serving
+from tests.vectors.files import write_gguf
+
+MODELFILE = '''
+# a plumber
+FROM tiny
+PARAMETER temperature 1
+PARAMETER stop END
+system """You are Mario,
+of Brooklyn."""
+MESSAGE user hi
+MESSAGE assistant It's-a me!
+TEMPLATE {{ .Prompt }}
+'''
+CHANGES = {
+    "/api/pull": {"model": "tiny"},
+    "/api/create": {"model": "x", "from": "tiny"},
+    "/api/copy": {"source": "tiny", "destination": "x"},
+    "/api/delete": {"model": "tiny"},
+    f"/api/blobs/sha256:{'0' * 64}": {},
+}
+
+
+@pytest.fixture
+def stocked(serving, tmp_path):
+    server = serving(drain_s=0.1)
+    with_tiny(server.store, tmp_path / "files")
+    return server
+
+
+def create(server, **fields):
+    answer = server.client.post("/api/create", json={"model": "mario", "from": "tiny", **fields})
+    assert answer.status_code == 200, answer.text
+    return lines(answer.text)
+
+
+# --- who may -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", CHANGES)
+def test_a_key_that_may_ask_may_not_change_the_disk(serving, tmp_path, route):
+    server = serving(keys=KEYS)
+    with_tiny(server.store, tmp_path / "files")
+    method = "DELETE" if route.endswith("delete") else "POST"
+    answer = server.client.request(method, route, json=CHANGES[route], headers={"x-api-key": ANN})
+    assert "owner" in error_of(answer, 403) or "server's machine" in error_of(answer, 403)
+    assert [m.name for m in server.store.list()] == ["tiny"]
+
+
+def test_the_owners_socket_may_whatever_keys_there_are(serving, tmp_path):
+    server = serving(keys=KEYS)
+    with_tiny(server.store, tmp_path / "files")
+    answer = server.admin.post("/api/copy", json={"source": "tiny", "destination": "x"})
+    assert answer.status_code == 200, answer.text
+    assert server.store.overlays.find("x").base == "tiny"
+
+
+# --- looking -----------------------------------------------------------------------------------------------
+
+
+def test_show_tells_the_file_and_how_it_is_used(stocked):
+    body = stocked.client.post("/api/show", json={"name": "tiny", "verbose": True}).json()
+    assert body["model_info"]["general.parameter_count"] > 0
+    assert body["model_info"]["tokenizer.ggml.tokens"] is None and body["tensors"]
+    assert set(body["details"]) == {
+        *("parent_model", "format", "family", "families", "parameter_size", "quantization_level")
+    }
+    names = {line.split()[0] for line in body["parameters"].splitlines()}
+    assert names <= set(HONOURED)
+
+
+def test_show_of_a_file_of_this_machine_is_not_found(stocked):
+    for name in ("/etc/passwd", "./tiny.gguf", "nope"):
+        answer = stocked.client.post("/api/show", json={"model": name})
+        assert error_of(answer, 404).startswith(f"model '{name}' not found")
+    assert "missing" in error_of(stocked.client.post("/api/show", json={}), 400)
+    assert "system" in error_of(stocked.client.post("/api/show", json={"model": "tiny", "system": "x"}), 400)
+
+
+def test_ps_tells_when_a_model_leaves(stocked):
+    stocked.client.post("/api/generate", json={"model": "fake:1b"})
+    (row,) = stocked.client.get("/api/ps").json()["models"]
+    assert row["expires_at"].startswith("9999") and row["context_length"] == 4096 and row["size_vram"] == 0
+    stocked.models.in_memory["fake:1b"].loaded.expires_at = 1_700_000_000.0
+    (row,) = stocked.client.get("/api/ps").json()["models"]
+    assert row["expires_at"] == "2023-11-14T22:13:20Z"
+
+
+# --- making ------------------------------------------------------------------------------------------------
+
+
+def test_a_modelfile_makes_what_fields_make(stocked):
+    told = create(stocked, modelfile=MODELFILE)
+    assert told[-1] == {"status": "success"}
+    assert any("Go's language" in t["status"] for t in told)
+    by_file = stocked.store.overlays.find("mario")
+    create(
+        stocked,
+        parameters={"temperature": 1.0, "stop": ["END"]},
+        system="You are Mario,\nof Brooklyn.",
+        messages=[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "It's-a me!"}],
+    )
+    by_fields = stocked.store.overlays.find("mario")
+    for field in ("base", "parameters", "system", "messages"):
+        assert getattr(by_file, field) == getattr(by_fields, field), field
+
+
+def test_what_is_made_of_something_made_stands_on_the_same_model(stocked):
+    create(stocked, system="A", parameters={"top_k": 5, "seed": 1})
+    create(stocked, model="luigi", **{"from": "mario"}, parameters={"seed": 2})
+    made = stocked.store.overlays.find("luigi")
+    assert (made.base, made.system, made.parameters) == ("tiny", "A", {"top_k": 5, "seed": 2})
+
+
+@pytest.mark.parametrize(
+    "fields, part",
+    [
+        ({"model": "tiny"}, "a model of its own"),
+        ({"model": "no good name!"}, "no name for a model"),
+        ({"model": "../x"}, "model is"),
+        ({"from": "/etc/passwd"}, "from is"),
+        ({"from": "http://127.0.0.1:9/x.gguf"}, "from is"),
+        ({"from": None}, "from is missing"),
+        ({"parameters": {"temprature": 1}}, "temprature"),
+        ({"parameters": {"temperature": -1}}, "temperature"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "robot"),
+        ({"template": "no loop over anything"}, "TEMPLATE"),
+        ({"template": "{% for m in messages %}"}, "template"),
+        ({"system": "x" * (1 << 19)}, "characters"),
+        ({"modelfile": "FROM tiny\nPARAMETER seed x"}, "line 2"),
+        ({"modelfile": "ADAPTER x.gguf\nFROM tiny"}, "ADAPTER"),
+        ({"quantize": "q4_0"}, "quantize"),
+        ({"adapters": {"a": "sha256:" + "0" * 64}}, "adapters"),
+        ({"files": {"a": "sha256:" + "0" * 64}, "from": None}, "no blob"),
+        ({"files": {"a": "x"}, "from": None}, "no digest"),
+        ({"files": {"a": "x", "b": "x"}, "from": None}, "one GGUF"),
+        ({"files": {"a": "sha256:" + "0" * 64}}, "two bases"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(stocked, fields, part):
+    said = refused(stocked, "/api/create", **{"model": "mario", "from": "tiny", **fields})
+    assert part in said
+    assert stocked.store.overlays.list() == []
+
+
+def test_a_base_that_is_not_here_is_fetched(serving, tmp_path):
+    path = write_gguf("llama", tmp_path / "x.gguf", dtype="Q8_0")
+    with hub_serving(Standin(files={"tiny-Q8_0.gguf": path.read_bytes()})) as hub:
+        server = serving(hub=hub.url)
+        told = create(server, **{"from": "org/tiny-GGUF"})
+    assert any("completed" in t for t in told)
+    assert server.store.resolve("mario").overlay.base == "org/tiny-GGUF:Q8_0"
+    assert refused(server, "/api/create", 404, model="y", **{"from": "nowhere"}).startswith(
+        "model 'nowhere' not"
+    )
+
+
+# --- deleting ----------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_others_stand_on_stays(stocked):
+    create(stocked)
+    answer = stocked.client.request("DELETE", "/api/delete", json={"model": "tiny"})
+    assert "mario stands on" in error_of(answer, 400)
+    for name in ("mario:latest", "tiny"):
+        assert stocked.client.request("DELETE", "/api/delete", json={"name": name}).status_code == 200
+    assert stocked.store.list() == []
+    error_of(stocked.client.request("DELETE", "/api/delete", json={"model": "tiny"}), 404)
+
+
+def test_copying_what_is_not_there_is_not_found(stocked):
+    answer = stocked.client.post("/api/copy", json={"source": "nope", "destination": "x"})
+    assert error_of(answer, 404).startswith("model 'nope' not found")
+
+
+# --- blobs -------------------------------------------------------------------------------------------------
+
+
+def test_a_blob_is_kept_only_if_its_digest_is_right(stocked):
+    body = b"x" * 9_000_000
+    digest = hashlib.sha256(body).hexdigest()
+    route, wrong = f"/api/blobs/sha256:{digest}", f"/api/blobs/sha256:{'0' * 64}"
+    assert stocked.client.head(route).status_code == 404
+    assert "not the one" in error_of(stocked.client.post(wrong, content=body), 400)
+    assert stocked.client.post(route, content=body).status_code == 201
+    assert stocked.client.post(route, content=body).status_code == 200
+    assert stocked.client.head(route).status_code == 200
+    assert [p.name for p in (stocked.store.settings.home / "blobs").iterdir()] == [f"sha256-{digest}"]
+    said = refused(stocked, "/api/create", model="x", files={"x.gguf": f"sha256:{digest}"})
+    assert "no model" in said
+
+
+@pytest.mark.parametrize("digest", ["sha256:zz", "md5:0", "sha256:" + "0" * 63, "..%2f..%2fx"])
+def test_a_digest_that_is_none_is_refused(stocked, digest):
+    assert stocked.client.post(f"/api/blobs/{digest}", content=b"x").status_code in (400, 404)
+
+
+def test_a_blob_too_large_is_refused_before_it_is_read(stocked):
+    with connect(stocked) as sock:
+        head = f"POST /api/blobs/sha256:{'0' * 64} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {1 << 50}\r\n\r\n"
+        sock.sendall(head.encode())
+        assert b" 413 " in until(sock, b"\r\n")
+
+
+# --- pulling -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "./x.gguf", "http://127.0.0.1:9/x.gguf", ""])
+def test_only_names_are_pulled(stocked, name):
+    assert "model is" in refused(stocked, "/api/pull", model=name) or name == ""
+
+
+def test_a_login_is_refused(stocked):
+    assert "insecure" in refused(stocked, "/api/pull", model="tiny", insecure=True)
+
+
+def test_a_client_that_goes_stops_the_download_and_keeps_what_came(serving):
+    body = b"GGUF" + bytes(4 << 20)
+    with hub_serving(Standin(files={"tiny-Q4_K_M.gguf": body}, throttle_s=0.02)) as hub:
+        server = serving(hub=hub.url)
+        with server.client.stream("POST", "/api/pull", json={"model": "org/tiny-GGUF"}) as answer:
+            next(line for line in answer.iter_lines() if "completed" in line)
+        assert eventually(lambda: server.doors.server.chores == 0)
+        (unfinished,) = server.store.list()
+        assert unfinished.state == "incomplete"
+        hub.throttle_s = 0.0
+        told = lines(server.client.post("/api/pull", json={"model": "org/tiny-GGUF"}).text)
+    assert told[-1] == {"status": "success"} and server.store.resolve("org/tiny-GGUF").bytes == len(body)

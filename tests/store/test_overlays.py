@@ -1,0 +1,133 @@
+"""Models made from others: kept, found under every spelling, and changing jobs as they say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from freehold.config import Settings
+from freehold.errors import ModelNotFound, StoreError, UsageError
+from freehold.store import Store
+from freehold.store.making import copy, make
+from freehold.store.modelfile import Recipe
+from freehold.store.overlays import Overlay, overlaid
+from freehold.types import Job, Message
+from tests.vectors.files import write_gguf
+
+MARIO = Overlay(
+    "mario",
+    "tiny",
+    parameters={"temperature": 0.1, "stop": ["END"], "num_predict": 9, "seed": 4},
+    system="You are Mario.",
+    messages=(("user", "hi"), ("assistant", "It's-a me!")),
+)
+USER, OTHER = Message("user", "who?"), Message("system", "You are Luigi.")
+OWN = tuple(Message(role, text) for role, text in MARIO.messages)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A store with a tiny model, and one made from it."""
+    store = Store(Settings(home=tmp_path / "home", offline=True))
+    store.pull(str(write_gguf("llama", tmp_path / "tiny.gguf", dtype="Q8_0")))
+    store.overlays.write(MARIO)
+    return store
+
+
+def test_a_job_gets_what_it_does_not_say_itself():
+    job = overlaid(Job(messages=(USER,), sampling={"seed": 1}), MARIO)
+    assert job.messages == (Message("system", "You are Mario."), *OWN, USER)
+    assert job.sampling == {"temperature": 0.1, "seed": 1}
+    assert (job.stop, job.max_tokens) == (("END",), 9)
+    said = Job(messages=(OTHER, USER), stop=("X",), max_tokens=3)
+    job = overlaid(said, MARIO)
+    assert job.messages == (OTHER, *OWN, USER) and (job.stop, job.max_tokens) == (("X",), 3)
+
+
+def test_a_text_is_not_given_messages():
+    job = overlaid(Job(prompt="def"), MARIO)
+    assert (job.prompt, job.messages, job.max_tokens) == ("def", None, 9)
+
+
+@pytest.mark.parametrize(
+    "name", ["mario", "Mario", "mario:latest", "registry.ollama.ai/library/mario", " mario "]
+)
+def test_every_spelling_finds_it(made, name):
+    found = made.resolve(name)
+    assert found.name == "mario" and found.overlay == MARIO and found.path == made.resolve("tiny").path
+    assert made.show(name).base == "tiny"
+
+
+def test_models_of_their_own_are_found_with_latest_too(made):
+    assert made.resolve("tiny:latest").name == "tiny"
+
+
+def test_another_process_sees_it_at_once(made):
+    other = Store(made.settings)
+    assert other.overlays.find("mario")
+    made.overlays.write(replace(MARIO, name="luigi"))
+    assert other.overlays.find("luigi")
+    made.overlays.remove("mario")
+    assert other.overlays.find("mario") is None
+
+
+def test_it_is_listed_with_what_it_stands_on(made):
+    rows = {m.name: m for m in made.list()}
+    assert rows["mario"].base == "tiny" and rows["mario"].bytes == rows["tiny"].bytes
+    assert rows["mario"].held < 2000 and rows["mario"].digest not in ("", rows["tiny"].digest)
+    json.dumps(rows["mario"].as_json())
+    json.dumps(made.resolve("mario").as_json())
+
+
+def test_what_others_stand_on_is_not_deleted(made):
+    with pytest.raises(UsageError, match="mario stands on"):
+        made.remove("tiny")
+    removed = made.remove("mario")
+    assert not removed.forgotten and removed.freed > 0
+    made.remove("tiny")
+    with pytest.raises(ModelNotFound):
+        made.resolve("mario")
+
+
+def test_one_whose_base_is_gone_says_so(made):
+    made.overlays.write(replace(MARIO, name="lost", base="nowhere"))
+    assert {m.name: m.state for m in made.list()}["lost"] == "vanished"
+    with pytest.raises((ModelNotFound, StoreError)):
+        made.resolve("lost")
+
+
+def test_a_damaged_record_counts_as_absent(made):
+    path = made.overlays.path(MARIO)
+    for damage in (
+        "{",
+        "[]",
+        '{"schema": 1}',
+        '{"schema": 2}',
+        path.read_text().replace("tiny", "x" * 10)[:-9],
+    ):
+        path.write_text(damage)
+        fresh = Store(made.settings)
+        assert fresh.overlays.find("mario") is None and [m.name for m in fresh.list()] == ["tiny"]
+
+
+def test_making_from_something_made_is_flat(made):
+    overlay = make(made, "Luigi:2", Recipe("mario", {"top_k": 3}, system=""), lambda _: None)
+    assert (overlay.name, overlay.base, overlay.system) == ("luigi:2", "tiny", "")
+    assert overlay.parameters == {**MARIO.parameters, "top_k": 3} and overlay.messages == MARIO.messages
+
+
+def test_a_copy_is_another_name(made):
+    assert copy(made, "mario", "twin").system == MARIO.system
+    assert copy(made, "tiny", "bare").base == "tiny"
+    with pytest.raises(UsageError, match="model of its own"):
+        copy(made, "mario", "tiny")
+    with pytest.raises(ModelNotFound):
+        copy(made, "nope", "x")
+
+
+def test_what_does_nothing_is_noted(made):
+    recipe = Recipe("tiny", {"num_ctx": 2048, "num_gpu": 1}, template="{{ .Prompt }}")
+    notes = "\n".join(make(made, "x", recipe, lambda _: None).notes)
+    assert "num_ctx" in notes and "num_gpu" in notes and "Go's language" in notes
