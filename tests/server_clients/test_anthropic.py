@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,6 +73,32 @@ def test_requests_that_differ_in_the_billing_line_share_the_cache(client, asked)
     assert second.usage.cache_read_input_tokens > 200
     assert second.content == first.content
     assert any("billing" in told for told in second.freehold["warnings"])
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"colours": {"type": "array", "items": {"enum": ["red", "blue"]}, "maxItems": 3}},
+    "required": ["colours"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_text_follows_a_schema(client, asked, stream):
+    asked |= {"max_tokens": 200, "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}
+    if stream:
+        with client.messages.stream(**asked) as answer:
+            message = answer.get_final_message()
+    else:
+        message = client.messages.create(**asked)
+    assert message.stop_reason == "end_turn"
+    assert set(json.loads(message.content[0].text)["colours"]) <= {"red", "blue"}
+
+
+def test_a_bad_schema_is_refused(client, asked):
+    format = {"type": "json_schema", "schema": {"type": "no such type"}}
+    with pytest.raises(anthropic.BadRequestError, match="no such type"):
+        client.messages.create(**asked, output_config={"format": format})
 
 
 def test_models_are_listed_with_their_context(client, served):
