@@ -81,7 +81,7 @@ def test_whole_answer_has_anthropics_shape_and_a_receipt(serving):
     assert text == {"type": "text", "text": "Hello there."}
     assert (body["stop_reason"], body["stop_sequence"]) == ("end_turn", None)
     counts = {"input_tokens": 1, "cache_read_input_tokens": 1, "cache_creation_input_tokens": 0}
-    assert body["usage"] == {**counts, "output_tokens": 3}
+    assert body["usage"] == {**counts, "output_tokens": 3, "output_tokens_details": {"thinking_tokens": 1}}
     receipt = body["freehold"]
     assert receipt["context"] == {"limit": CONTEXT, "used": 5, "cached": 1, "dropped_messages": 0}
     assert receipt["sampling"]["seed"] == 11 and receipt["warnings"] == []
@@ -166,6 +166,17 @@ def test_thinking_that_is_to_be_omitted_has_a_block_without_text(serving):
     assert "secret" not in streamed and "signature_delta" in streamed
 
 
+def test_thinking_that_was_omitted_comes_back_in_its_signature(serving):
+    server = serving(Script(thinking="secret thought é"))
+    omitted = {"thinking": {"type": "adaptive", "display": "omitted"}}
+    thought = ask(server, **omitted)["content"][0]
+    said = assistant(thought, {"type": "text", "text": "b"})
+    assert chat_of(server, user("a"), said, user("c"))[1] == Message("assistant", "b", "secret thought é")
+    for foreign in ("", "ErUB", "text-!", "text-__8=", "text-é"):
+        said["content"][0] = {**thought, "signature": foreign}
+        assert chat_of(server, user("a"), said, user("c"))[1].thinking == ""
+
+
 def test_input_that_was_cut_off_is_named_in_the_warnings(serving):
     body = ask(serving(Script(text="", calls=(("weather", '{"city":"Rome"}'),))), max_tokens=2)
     assert body["content"] == [{"type": "tool_use", "id": "call_0", "name": "weather", "input": {}}]
@@ -243,6 +254,18 @@ def test_tools_that_anthropic_runs_are_ignored_with_a_warning(serving):
     assert [t.name for t in server.models.served["fake:1b"].jobs[-1].tools] == ["weather"]
 
 
+def test_deferred_tools_are_shown_once_a_result_refers_to_them(serving):
+    server = serving()
+    tools = [{**WEATHER, "name": n, "defer_loading": n != "b"} for n in "abcd"]
+    found = {**RESULT, "content": [{"type": "tool_reference", "tool_name": n} for n in "da"]}
+    job = job_of(server, messages=[user("?"), assistant(CALL), user(found)], tools=tools)
+    assert [t.name for t in job.tools] == ["b", "d", "a"]
+    assert job.messages[2].content == "d can be called now.\na can be called now."
+    assert [t.name for t in job_of(server, tools=tools).tools] == ["b"]
+    search = {"type": "tool_search_tool_regex_20251119", "name": "tool_search_tool_regex"}
+    assert [t.name for t in job_of(server, tools=[search, *tools]).tools] == ["b", "a", "c", "d"]
+
+
 @pytest.mark.parametrize("place", ["output_config", "output_format"])
 def test_a_schema_reaches_the_job_by_either_name(serving, place):
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -302,6 +325,9 @@ def test_a_system_message_within_the_chat_stays_at_its_place(serving):
         Message("system", "Be brief.\n5 tokens left"),
         Message("user", "a"),
     )
+    passing = {**between, "clear_at": "next_user_message"}
+    assert len(chat_of(server, user("a"), passing)[0].content) > 1
+    assert chat_of(server, user("a"), passing, user("b")) == (Message("user", "a\nb"),)
     block = {"type": "mid_conv_system", "content": [{"type": "text", "text": "now"}]}
     assert chat_of(server, user({"type": "text", "text": "a"}, block))[0].content.startswith("a\n<system-rem")
 
@@ -348,6 +374,7 @@ def test_what_only_anthropic_can_read_is_left_out_and_told(serving):
             "messages[2].content[1] is a tool_result behind a text",
         ),
         ([user("a"), assistant(CALL, CALL), user(RESULT)], "messages[1].content[1].id is 't1'"),
+        ([{"role": "user"}], "messages[0].content is missing"),
         ([user({"type": "text"})], "messages[0].content[0].text is missing"),
         ([user({"type": "thinking", "thinking": "x"})], "messages[0].content[0] is of type 'thinking'"),
         (

@@ -7,6 +7,7 @@ Path: MessageShape -> Blocks.push -> events -> folded
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,23 +17,24 @@ import msgspec
 from freehold.types import Chunk, ToolPiece
 
 Event = dict[str, Any]
+_CARRIED = "text-"
 
 
 class Blocks:
-    """One answer's blocks. `show_thinking` False: thinking has a block, and its text stays here."""
+    """One answer's blocks. `show_thinking` False: the text of thinking is in its block's signature only."""
 
     def __init__(self, *, show_thinking: bool = True) -> None:
         self._show = show_thinking
         self._index = -1  # of the block that is open or was last
         self._open = ""  # its type, or nothing
         self._call = -1  # index of the call that was last
-        self._digest = hashlib.sha256()
+        self._thought: list[str] = []
 
     def push(self, chunk: Chunk) -> Iterator[Event]:
         """Return what a chunk opens, adds and closes."""
         if chunk.thinking:
             yield from self._in("thinking", {"thinking": "", "signature": ""})
-            self._digest.update(chunk.thinking.encode())
+            self._thought.append(chunk.thinking)
             if self._show:
                 yield self._delta("thinking_delta", thinking=chunk.thinking)
         if chunk.text:
@@ -44,9 +46,8 @@ class Blocks:
     def close(self) -> Iterator[Event]:
         """End the block that is open."""
         if self._open == "thinking":
-            # Clients send the block back as it was and want it signed. Nobody here checks it, for nobody has to.
-            yield self._delta("signature_delta", signature=f"sha256-{self._digest.hexdigest()[:32]}")
-            self._digest = hashlib.sha256()
+            yield self._delta("signature_delta", signature=_signature("".join(self._thought), self._show))
+            self._thought = []
         if self._open:
             yield {"type": "content_block_stop", "index": self._index}
         self._open = ""
@@ -68,6 +69,23 @@ class Blocks:
 
     def _delta(self, kind: str, **gained: str) -> Event:
         return {"type": "content_block_delta", "index": self._index, "delta": {"type": kind, **gained}}
+
+
+def _signature(thought: str, shown: bool) -> str:
+    """Sign a thought, for clients that want it signed: nobody here checks it. One that is not shown goes along."""
+    if shown:
+        return "sha256-" + hashlib.sha256(thought.encode()).hexdigest()[:32]
+    return _CARRIED + base64.urlsafe_b64encode(thought.encode()).decode()
+
+
+def thought_in(signature: str) -> str:
+    """Return the thought that a signature carries, or nothing: a model reads on what it thought before a call."""
+    if not signature.startswith(_CARRIED):
+        return ""
+    try:
+        return base64.urlsafe_b64decode(signature[len(_CARRIED) :].encode()).decode()
+    except ValueError:
+        return ""
 
 
 def folded(events: Iterable[Event]) -> tuple[list[dict[str, Any]], list[str]]:

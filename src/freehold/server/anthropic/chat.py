@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import msgspec
 
+from freehold.server.anthropic.blocks import thought_in
 from freehold.server.anthropic.fields import Block, InputMessage, Part, Source, Text
 from freehold.server.problems import Refused
 from freehold.types import Message, ToolCall
@@ -66,19 +68,26 @@ def read_chat(
     system: str | Sequence[Text] | None, messages: Sequence[InputMessage], warnings: list[str]
 ) -> tuple[Message, ...]:
     """Return the chat; add to `warnings` what was left out of it. Raises Refused."""
-    first = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
-    leading = [_system_text(m, i) for i, m in enumerate(messages[:first])]
-    prompt = _BETWEEN.join(t for t in [*_system(system, warnings), *leading] if t)
+    numbered = _shown(messages)
+    leading = [*takewhile(lambda each: each[1].role == "system", numbered)]
+    texts = [*_system(system, warnings), *(_system_text(m, i) for i, m in leading)]
+    prompt = _BETWEEN.join(text for text in texts if text)
     turns: list[Turn] = []
     reader = _Reader(warnings)
-    for i in range(first, len(messages)):
-        role = "assistant" if messages[i].role == "assistant" else "user"
+    for i, message in numbered[len(leading) :]:
+        role = "assistant" if message.role == "assistant" else "user"
         if not turns or turns[-1].role != role:
             turns.append(Turn(role, i))
-        reader.read(messages[i], i, turns[-1])
+        reader.read(message, i, turns[-1])
     _check_order(turns)
     chat = [m for turn in turns for m in turn.messages()]
     return (Message("system", prompt), *chat) if prompt else tuple(chat)
+
+
+def _shown(messages: Sequence[InputMessage]) -> list[tuple[int, InputMessage]]:
+    """Return the messages that are shown, with their places: some are for one turn of the user's only."""
+    last = max((i for i, m in enumerate(messages) if m.role == "user"), default=-1)
+    return [(i, m) for i, m in enumerate(messages) if m.clear_at != "next_user_message" or i > last]
 
 
 def _system(given: str | Sequence[Text] | None, warnings: list[str]) -> Iterator[str]:
@@ -96,8 +105,8 @@ def _system(given: str | Sequence[Text] | None, warnings: list[str]) -> Iterator
 
 
 def _system_text(message: InputMessage, i: int) -> str:
-    if isinstance(message.content, str):
-        return message.content
+    if not isinstance(message.content, list):
+        return message.content or ""
     return _BETWEEN.join(_text(b, f"messages[{i}].content[{j}]") for j, b in enumerate(message.content))
 
 
@@ -110,10 +119,15 @@ class _Reader:
 
     def read(self, message: InputMessage, i: int, turn: Turn) -> None:
         if message.role == "system":
-            turn.remind(_system_text(message, i))
-            return self._warn(_REMINDED)
+            text = _system_text(message, i)
+            if text:
+                turn.remind(text)
+                self._warn(_REMINDED)
+            return None
         if isinstance(message.content, str):
             return turn.say(message.content) if message.content else None
+        if message.content is None:
+            raise missing(f"messages[{i}]", "content")
         read = self._said if message.role == "assistant" else self._asked
         for j, block in enumerate(message.content):
             read(block, f"messages[{i}].content[{j}]", turn)
@@ -125,7 +139,8 @@ class _Reader:
             case "text":
                 turn.say(_text(block, where))
             case "thinking":
-                turn.thinking.append(_given(block.thinking, where, "thinking"))
+                thinking = _given(block.thinking, where, "thinking")
+                turn.thinking.append(thinking or thought_in(block.signature or ""))
             case "tool_use":
                 self._call(block, where, turn)
             case foreign if foreign in _FOREIGN or foreign.endswith("_tool_result"):
@@ -209,10 +224,19 @@ def _check_results(turn: Turn, calls: Sequence[ToolCall]) -> None:
         raise _bad(where, "has no content; expected text or tool_results")
 
 
+def references(messages: Sequence[InputMessage]) -> list[str]:
+    """Return the names of the tools that results refer to, in order."""
+    lists = (m.content for m in messages if isinstance(m.content, list))
+    parts = (b.content for blocks in lists for b in blocks if isinstance(b.content, list))
+    return [p.tool_name for each in parts for p in each if p.type == "tool_reference" and p.tool_name]
+
+
 def _content(block: Block | Part, where: str) -> str:
     """Return the text of a block that is text or holds it."""
     if block.type == "text":
         return _text(block, where)
+    if isinstance(block, Part) and block.type == "tool_reference":
+        return f"{_given(block.tool_name, where, 'tool_name')} can be called now."
     if block.type == "mid_conv_system" and isinstance(block.content, list):
         return _joined(block.content, f"{where}.content")
     if block.type == "search_result" and isinstance(block.content, list):

@@ -42,10 +42,11 @@ class Source(Struct, kw_only=True):
 
 
 class Part(Struct, kw_only=True):
-    """A block within a tool's result: text, or what holds text."""
+    """A block within a tool's result: text, what holds text, or the name of a tool that was found."""
 
     type: Kind
     text: str | None = None
+    tool_name: Name | None = None
     title: str | None = None
     context: str | None = None
     source: str | Source | None = None
@@ -75,7 +76,8 @@ class InputMessage(Struct, kw_only=True):
     """One turn, or a part of one."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | Annotated[list[Block], Meta(max_length=MAX_BLOCKS)]
+    content: str | Annotated[list[Block], Meta(max_length=MAX_BLOCKS)] | None = None
+    clear_at: Literal["next_user_message", "never"] | None = None  # of a system message
 
 
 class ToolParam(Struct, kw_only=True):
@@ -85,6 +87,7 @@ class ToolParam(Struct, kw_only=True):
     type: Kind | None = None
     description: str | None = None
     input_schema: Object | None = None
+    defer_loading: bool | None = None
 
 
 class ToolChoice(Struct, kw_only=True):
@@ -134,7 +137,10 @@ class CountRequest(Struct, kw_only=True):
     ] = None
     tools: Annotated[
         Annotated[list[ToolParam], Meta(max_length=MAX_TOOLS)] | None,
-        Meta(description="Tools the model may call. Those that Anthropic runs are ignored, with a warning."),
+        Meta(
+            description="Tools the model may call; deferred ones once a result refers to them. Those that Anthropic "
+            "runs are ignored, with a warning."
+        ),
     ] = None
     tool_choice: Annotated[
         ToolChoice | None, Meta(description="auto (default), any, none, or tool with its name.")

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from freehold.config import nearest
-from freehold.server.anthropic.chat import missing, read_chat
+from freehold.server.anthropic.chat import missing, read_chat, references
 from freehold.server.anthropic.fields import (
     Block,
     CountRequest,
@@ -63,7 +63,7 @@ def message_job(r: MessagesRequest, tenant: str, warnings: list[str]) -> Job:
 
 def counted_job(r: CountRequest, warnings: list[str]) -> Job:
     """Return the part of a job that says what its prompt is."""
-    tools = _tools(r.tools or (), warnings)
+    tools = _tools(r, warnings)
     choice, name = _choice(r.tool_choice, tools)
     think, budget = _think(r.thinking)
     return Job(
@@ -90,24 +90,34 @@ def fit(job: Job, info: ModelInfo, tally: Tally) -> Job:
     return job
 
 
-def _tools(given: Sequence[ToolParam], warnings: list[str]) -> tuple[Tool, ...]:
-    tools: dict[str, Tool] = {}
-    for i, tool in enumerate(given):
+def _tools(r: CountRequest, warnings: list[str]) -> tuple[Tool, ...]:
+    """Return the tools that are shown. Deferred ones come last, in the order in which they were found."""
+    shown: dict[str, Tool] = {}
+    deferred: dict[str, Tool] = {}
+    searched = False  # by a tool of Anthropic's, which nobody here runs: then all are shown
+    for i, tool in enumerate(r.tools or ()):
         where = f"tools[{i}]"
         if tool.type not in (None, "custom"):
+            searched = searched or tool.type.startswith("tool_search_tool")
             warnings.append(f"{where} of type {tool.type!r} was ignored: this server has no tools of its own")
             continue
-        for name in ("name", "input_schema"):
-            if getattr(tool, name) is None:
-                raise missing(where, name)
-        assert tool.name is not None and tool.input_schema is not None
-        if tool.name in tools:
+        read = _tool(tool, where)
+        if read.name in {**shown, **deferred}:
             raise Refused(
-                400, f"{where}.name is {tool.name!r}, as another's; expected one of its own", param=where
+                400, f"{where}.name is {read.name!r}, as another's; expected one of its own", param=where
             )
-        _bounded(tool.input_schema, f"{where}.input_schema")
-        tools[tool.name] = Tool(tool.name, tool.description or "", tool.input_schema)
-    return tuple(tools.values())
+        (deferred if tool.defer_loading else shown)[read.name] = read
+    found = list(deferred) if searched else dict.fromkeys(references(r.messages))
+    return (*shown.values(), *(deferred[name] for name in found if name in deferred))
+
+
+def _tool(given: ToolParam, where: str) -> Tool:
+    if given.name is None:
+        raise missing(where, "name")
+    if given.input_schema is None:
+        raise missing(where, "input_schema")
+    _bounded(given.input_schema, f"{where}.input_schema")
+    return Tool(given.name, given.description or "", given.input_schema)
 
 
 def _choice(given: ToolChoice | None, tools: Sequence[Tool]) -> tuple[Choice, str]:
@@ -161,7 +171,7 @@ def _bounded(schema: Mapping[str, object], where: str) -> str:
 _SILENT = {"cache_control", "type"}  # of any block or tool
 _OF_BLOCKS = _SILENT | {"citations", "caller"}  # what an answer of Anthropic's has, come back
 # A tool's fields that ask for nothing we could do or leave: calls always follow the schema, in one piece or many.
-_OF_TOOLS = _SILENT | {"strict", "eager_input_streaming", "defer_loading"}
+_OF_TOOLS = _SILENT | {"strict", "eager_input_streaming"}
 
 
 def strangers(raw: dict[str, Any], kind: type[CountRequest]) -> list[str]:
@@ -197,8 +207,8 @@ def _within(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield from (found for block in system for found in _extra(block, Text, "system"))
     for message in raw["messages"]:
         yield from _extra(message, InputMessage, "messages")
-        if isinstance(message["content"], list):
-            yield from (found for block in message["content"] for found in _in_block(block, Block))
+        if isinstance(content := message.get("content"), list):
+            yield from (found for block in content for found in _in_block(block, Block))
 
 
 def _in_block(block: dict[str, Any], kind: type[Block | Part | Text]) -> Iterator[tuple[str, str]]:

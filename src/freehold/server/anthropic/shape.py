@@ -36,7 +36,7 @@ class MessageShape:
     def __init__(self, request_id: bytes, asked: int, *, show_thinking: bool) -> None:
         self._request_id, self._asked, self._show = request_id.decode(), asked, show_thinking
         self._blocks = Blocks(show_thinking=show_thinking)
-        self._stop = ""
+        self._stop, self._thought = "", 0
         self._room = asked
 
     def bind(self, model: str, tally: Tally) -> None:
@@ -47,12 +47,12 @@ class MessageShape:
         self._room = begin.max_tokens
 
     def opened(self, choice: int, begin: Begin) -> bytes:
-        usage = _usage(len(begin.prompt_ids), 0, 0)
+        usage = _usage(len(begin.prompt_ids))
         message = {**self._message([], None, usage), "freehold": {"context": context(begin)}}
         return _event({"type": "message_start", "message": message}) + PING
 
     def piece(self, choice: int, chunk: Chunk) -> bytes:
-        self._stop = chunk.stop
+        self._note(chunk)
         return _events(self._blocks.push(chunk))
 
     def end(self, choice: int, reason: str, last: bool) -> bytes:
@@ -80,14 +80,20 @@ class MessageShape:
         (choice,) = choices
         blocks = Blocks(show_thinking=self._show)
         events = [event for chunk in choice.chunks for event in blocks.push(chunk)]
+        for chunk in choice.chunks:
+            self._note(chunk)
         content, cut = folded([*events, *blocks.close()])
         for arguments in cut:
             self._tally.warn(f"the input of a tool_use was cut off: {arguments[:_CUT_SHOWN]}")
-        self._stop = choice.chunks[-1].stop
         message = self._message(content, self._reason(choice.reason or ""), self._used())
         return {**message, "freehold": self._tally.receipt()}
 
-    def _message(self, content: list[dict[str, Any]], reason: str | None, usage: dict[str, int]) -> Event:
+    def _note(self, chunk: Chunk) -> None:
+        self._stop = chunk.stop
+        if chunk.thinking:
+            self._thought += len(chunk.token_ids)
+
+    def _message(self, content: list[dict[str, Any]], reason: str | None, usage: dict[str, Any]) -> Event:
         return {
             "id": self._id,
             "type": "message",
@@ -106,18 +112,19 @@ class MessageShape:
             return "model_context_window_exceeded"
         return _REASONS[reason]
 
-    def _used(self) -> dict[str, int]:
+    def _used(self) -> dict[str, Any]:
         tally = self._tally
-        return _usage(tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens)
+        return _usage(tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens, self._thought)
 
 
-def _usage(prompt: int, cached: int, made: int) -> dict[str, int]:
+def _usage(prompt: int, cached: int = 0, made: int = 0, thought: int = 0) -> dict[str, Any]:
     """Return Anthropic's counts: what was found in the cache is apart from the input. Writing it costs nothing."""
     return {
         "input_tokens": prompt - cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
         "output_tokens": made,
+        "output_tokens_details": {"thinking_tokens": thought},
     }
 
 
