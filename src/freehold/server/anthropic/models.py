@@ -60,12 +60,13 @@ def _place(ids: Sequence[str], id: str, name: str) -> int:
 async def _described(call: Call) -> list[dict[str, Any]]:
     loaded = {each.name: each for each in call.server.models.loaded()}
     held = {each.name: each for each in await call.server.models.names()}
-    return [_model(name, held.get(name), loaded.get(name)) for name in {**held, **loaded}]
+    return [_model(name, held.get(name), loaded) for name in {**held, **loaded}]
 
 
-def _model(name: str, held: Held | None, loaded: Loaded | None) -> dict[str, Any]:
+def _model(name: str, held: Held | None, loaded: Mapping[str, Loaded]) -> dict[str, Any]:
     created = datetime.fromtimestamp(held.modified if held else 0, UTC)
-    context = loaded.info.context if loaded else None
+    found = loaded.get(held.parent or name if held else name)
+    context = found.info.context if found else None
     return {
         "type": "model",
         "id": name,
