@@ -214,6 +214,8 @@ def test_fields_reach_the_job(serving):
 def test_thinking_reaches_the_job_with_its_budget(serving, thinking, think, budget):
     job = job_of(serving(), thinking=thinking, output_config={"effort": "high"})
     assert (job.think, job.think_tokens, job.effort) == (think, budget, "high")
+    assert job_of(serving(), output_config={"effort": "max"}).effort == "high"
+    assert job_of(serving(), output_config={"effort": "low"}).effort == "low"
 
 
 @pytest.mark.parametrize(

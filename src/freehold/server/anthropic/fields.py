@@ -152,7 +152,8 @@ class CountRequest(Struct, kw_only=True):
         ),
     ] = None
     output_config: Annotated[
-        OutputConfig | None, Meta(description="`effort`, and `format`: a JSON schema of the text.")
+        OutputConfig | None,
+        Meta(description="`effort` (above high is high), and `format`: a JSON schema of the text."),
     ] = None
     output_format: Annotated[
         OutputFormat | None, Meta(description="The older name of output_config.format.")

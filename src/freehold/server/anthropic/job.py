@@ -35,6 +35,13 @@ from freehold.types import ToolChoice as Choice
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
 _CHOICES: dict[str, Choice] = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
+_EFFORTS = {
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}  # templates know three
 # Leaving these out changes what the answer is made from. The values are those that ask for nothing.
 _REFUSED: dict[str, tuple[object, ...]] = {"mcp_servers": ([],), "container": ()}
 _SHOWN = 20  # warnings about fields
@@ -74,7 +81,7 @@ def counted_job(r: CountRequest, warnings: list[str]) -> Job:
         parallel_tool_calls=not (r.tool_choice and r.tool_choice.disable_parallel_tool_use),
         think=think,
         think_tokens=budget,
-        effort=r.output_config.effort if r.output_config else None,
+        effort=_EFFORTS.get(r.output_config.effort or "") if r.output_config else None,
         format=_format(r),
     )
 

@@ -119,7 +119,8 @@ def _named(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _new_id(item: dict[str, Any]) -> str:
-    return f"{_PREFIXES.get(item.get('type', 'message'), 'msg')}_{secrets.token_hex(12)}"
+    kind = str(item.get("type", "message"))  # of an item that is only kept, it may be anything
+    return f"{_PREFIXES.get(kind, 'msg')}_{secrets.token_hex(12)}"
 
 
 def _listed(item: dict[str, Any]) -> dict[str, Any]:
