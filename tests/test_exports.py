@@ -25,6 +25,8 @@ EXPORTS = [
     "Message",
     "SamplingParams",
     "TokenLogprob",
+    "Tool",
+    "ToolCall",
     "Usage",
     "load",
 ]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         Message,
         SamplingParams,
         TokenLogprob,
+        Tool,
+        ToolCall,
         Usage,
     )
 
@@ -43,6 +45,8 @@ __all__ = [
     "Message",
     "SamplingParams",
     "TokenLogprob",
+    "Tool",
+    "ToolCall",
     "Usage",
     "load",
 ]
@@ -59,6 +63,8 @@ _HOMES = {
         "Message",
         "SamplingParams",
         "TokenLogprob",
+        "Tool",
+        "ToolCall",
         "Usage",
     ),
 }

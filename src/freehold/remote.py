@@ -37,6 +37,8 @@ from freehold.types import (
     Overflow,
     SamplingParams,
     TokenLogprob,
+    Tool,
+    ToolPiece,
     Usage,
     as_format,
 )
@@ -179,6 +181,9 @@ class RemoteModel:
         stop: Sequence[str] = (),
         logprobs: int | None = None,
         think: bool | None = None,
+        tools: Sequence[Tool] = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
         overflow: Overflow = "error",
         format: FormatLike = None,
     ) -> Iterator[Chunk]:
@@ -192,6 +197,8 @@ class RemoteModel:
         }
         if think is not None:
             body["think"] = think
+        if tools:
+            body |= _tools(tools, tool_choice, parallel_tool_calls)
         if overflow != "error":
             body["overflow"] = overflow
         if logprobs is not None:
@@ -262,9 +269,26 @@ def _no_address(where: str, e: Exception) -> UsageError:
     return UsageError(f"{where} is no address of a server: {e}", "for example http://127.0.0.1:8000")
 
 
-def _message(m: Message) -> dict[str, str]:
-    said = {"role": m.role, "content": m.content}
-    return said | {"reasoning_content": m.thinking} if m.thinking else said
+def _message(m: Message) -> dict[str, Any]:
+    said: dict[str, Any] = {"role": m.role, "content": m.content}
+    if m.thinking:
+        said["reasoning_content"] = m.thinking
+    if m.tool_calls:
+        calls = ((c.id, {"name": c.name, "arguments": c.arguments}) for c in m.tool_calls)
+        said["tool_calls"] = [{"id": id, "type": "function", "function": f} for id, f in calls]
+    named = {"tool_call_id": m.tool_call_id, "name": m.name}
+    return said | {key: value for key, value in named.items() if value}
+
+
+def _tools(tools: Sequence[Tool], choice: str, parallel: bool) -> dict[str, Any]:
+    """Return the request's fields for tools; `choice` may be the name of one."""
+    offers = [{"name": t.name, "description": t.description, "parameters": dict(t.parameters)} for t in tools]
+    body: dict[str, Any] = {"tools": [{"type": "function", "function": f} for f in offers]}
+    if choice in ("none", "required"):
+        body["tool_choice"] = choice
+    elif choice != "auto":
+        body["tool_choice"] = {"type": "function", "function": {"name": choice}}
+    return body if parallel else body | {"parallel_tool_calls": False}
 
 
 def _format(given: FormatLike) -> dict[str, Any]:
@@ -332,10 +356,26 @@ class _Logprobs(msgspec.Struct):
     content: list[_Token] | None = None
 
 
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Called(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    function: _Function = msgspec.field(default_factory=_Function)
+
+    def piece(self) -> ToolPiece:
+        function = self.function
+        return ToolPiece(self.index, self.id or "", function.name or "", function.arguments or "")
+
+
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None  # the other name for it; a server may send both
+    tool_calls: list[_Called] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -354,6 +394,7 @@ class _Choice(msgspec.Struct):
             token_ids=tuple(self.token_ids or ()),
             logprobs=tuple(t.logprob_of() for t in known),
             dropped_messages=dropped,
+            tool_calls=tuple(c.piece() for c in self.delta.tool_calls or ()),
         )
 
 

@@ -240,6 +240,7 @@ class Begin:
     max_tokens: int  # most an answer may have, by what was asked and by the context
     dropped_messages: int = 0
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # the first token has none
+    warnings: tuple[str, ...] = ()  # what was asked for and is not honoured, and misleads nobody
 
 
 MAX_ADAPTERS = 64  # beside one model
@@ -274,7 +275,9 @@ class ModelInfo:
     can_chat: bool
     can_fill: bool  # suffix
     default_sampling: SamplingParams
+    can_call: bool = False  # tools can be offered, and its calls are read
     thinking: Literal["none", "switch", "always"] = "none"
+    efforts: tuple[str, ...] = ()  # levels of thinking that its template knows
     notes: tuple[str, ...] = ()
     context_note: str = ""  # why the context has this size
     adapters: tuple[AdapterInfo, ...] = ()

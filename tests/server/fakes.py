@@ -45,6 +45,7 @@ class Script:
     fail_at: str | int = "start"
     cached: int = 0
     dropped: int = 0
+    warnings: tuple[str, ...] = ()
     together: bool = False  # all pieces are there at once: `more` stays true
     after: str = ""  # text that comes after the calls
 
@@ -119,7 +120,9 @@ class FakeStream:
             scored = (None, *(self._logprob(i, job.prompt_logprobs) for i in prompt[1:]))
         room = CONTEXT - len(prompt)
         limit = room if job.max_tokens is None else min(job.max_tokens, room)
-        self.begin = Begin(CONTEXT, tuple(prompt), params, limit, script.dropped, scored)
+        self.begin = Begin(
+            CONTEXT, tuple(prompt), params, limit, script.dropped, scored, warnings=script.warnings
+        )
         self._pieces = self._made()
         self._left = job.n
         self._queue: list[tuple[int, Chunk]] = []

@@ -151,7 +151,7 @@ class Matcher:
     """How far one answer has come in its grammar. One thread at a time."""
 
     def __init__(self, tokens: TokenTable, state: LLMatcher) -> None:
-        self._tokens, self._state = tokens, state
+        self.tokens, self._state = tokens, state
         self._bits = np.zeros((tokens.size + 31) // 32, np.uint32)
 
     def allowed(self) -> Mask:
@@ -164,13 +164,18 @@ class Matcher:
         self._check()
         if (took := time.thread_time() - began) > MASK_S:
             raise _wrong(f"finding the tokens that may come next took {took:.2f} s; the limit is {MASK_S} s")
-        return np.unpackbits(bits.view(np.uint8), count=self._tokens.size, bitorder="little").view(np.bool_)
+        return np.unpackbits(bits.view(np.uint8), count=self.tokens.size, bitorder="little").view(np.bool_)
 
     def advance(self, id: int) -> None:
         """Take in a token. Raises UsageError for one that may not come here."""
         if not _guarded(lambda: self._state.consume_token(id)):
             self._check()
             raise _wrong(f"token {id} may not come here")
+
+    @property
+    def over(self) -> bool:
+        """Tell whether the text is whole and nothing can follow it."""
+        return _guarded(self._state.is_stopped)
 
     def forced(self) -> list[int]:
         """Return tokens that must come next, if some must."""

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine.engine import Sharing
-from freehold.engine.grammar import Grammar
 from freehold.engine.guide import Constraint
 from freehold.engine.sampler import log_sum_exp, top_logprobs
 from freehold.local.prompt import Prompt
+from freehold.local.text import AnswerText, Said
 from freehold.models.adapters import Adapter
-from freehold.tokenizer import Detokenizer, Tokenizer
-from freehold.tokenizer.splitters import StopStrings, ThinkingSplitter
+from freehold.tokenizer import Tokenizer
+from freehold.tokenizer.history import letters
 from freehold.types import Begin, Chunk, FinishReason, Job, TokenLogprob
 
 F32 = NDArray[np.float32]
@@ -42,12 +42,12 @@ class Answering:
         job: Job,
         prompt: Prompt,
         begin: Begin,
-        grammar: Grammar | None = None,
+        constraint: Constraint | None = None,
         adapter: Adapter | None = None,
     ) -> None:
         """Check what the engine checks, and raise its errors; nothing is computed before `enter`.
 
-        `grammar`: what job.format says, compiled. `adapter`: what job.adapter names.
+        `constraint`: what the answers are held to. `adapter`: what job.adapter names.
         """
         self._engine, self._job, self._adapter = engine, job, adapter
         spelling = _Spelling(tokenizer)
@@ -58,14 +58,23 @@ class Answering:
         self._over = False
         if job.max_tokens != 0 or self._scores is None:
             ends = frozenset() if job.ignore_eos else tokenizer.eos_ids | prompt.ends
-            tags = None if job.think is False else prompt.tags
-            constraint = grammar and Constraint(grammar, tokenizer, tags, prompt.inside)
             self._answers = [
-                Answer(generation, _Text(tokenizer, prompt, job.stop), spelling, job.resume[i : i + 1], ends)
+                Answer(generation, self._text(tokenizer, prompt, i), spelling, job.resume[i : i + 1], ends)
                 for i, generation in enumerate(self._generations(begin, ends, constraint))
             ]
         if self._scores is not None:
             self._reading = engine.read(begin.prompt_ids, self._scores.add, **self._sharing)
+
+    def _text(self, tokenizer: Tokenizer, prompt: Prompt, answer: int) -> AnswerText:
+        job, begin = self._job, self._begin
+        short = prompt.dialect is not None and prompt.dialect.short_ids
+        return AnswerText(
+            tokenizer,
+            prompt,
+            job.stop,
+            name_call=lambda call: call_id(begin, answer, call, short=short),
+            many_calls=job.parallel_tool_calls,
+        )
 
     @property
     def _sharing(self) -> Sharing:
@@ -154,20 +163,18 @@ class Answer:
     def __init__(
         self,
         generation: Generation,
-        text: _Text,
+        text: AnswerText,
         spelling: _Spelling,
         resume: tuple[tuple[int, ...], ...],
         ends: frozenset[int],
     ) -> None:
         """`resume` holds the tokens that were passed on before, if there were any: their text is not repeated."""
         self._generation, self._text, self._spelling = generation, text, spelling
-        self._reason: FinishReason | None = None
         self.done = False
         for id in resume[0] if resume else ():
             if id not in ends:
                 text.push(id)
-        if text.hit:
-            self._reason = "stop"
+        self._reason: FinishReason | None = text.over
 
     def enter(self) -> None:
         """Let the engine have it, unless all of it is there."""
@@ -199,9 +206,11 @@ class Answer:
     def _gained(self, outs: Iterable[TokenOut]) -> Iterator[Chunk]:
         for out in outs:
             reason = out.finish_reason
-            thinking, text = ("", "") if reason == "stop" else self._text.push(out.id)
-            self._reason = "stop" if self._text.hit else reason
-            yield Chunk(text, thinking, (out.id,), self._spelling.logprobs(out))
+            said = Said() if reason == "stop" else self._text.push(out.id)
+            self._reason = self._text.over or reason
+            yield Chunk(
+                said.text, said.thinking, (out.id,), self._spelling.logprobs(out), tool_calls=said.calls
+            )
             if self._reason is not None:
                 return
 
@@ -211,38 +220,23 @@ class Answer:
         usage = generation.usage
         generation.close()
         self.done = True
-        thinking, text = self._text.finish()
-        return Chunk(text, thinking, finish_reason=reason, usage=usage, stop=self._text.stop)
+        said = self._text.finish()
+        called = reason == "stop" and self._text.over != "stop" and self._text.calls > 0
+        return Chunk(
+            said.text,
+            said.thinking,
+            finish_reason="tool_calls" if called else reason,
+            usage=usage,
+            stop=self._text.stop,
+            tool_calls=said.calls,
+        )
 
 
-class _Text:
-    """Token ids in, pieces of thinking and text out; `hit` once a stop string came."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, stop: tuple[str, ...]) -> None:
-        self._detokenizer = Detokenizer(tokenizer, at_start=prompt.at_start)
-        self._stops = StopStrings(stop)
-        self._splitter = ThinkingSplitter(prompt.tags, inside=prompt.inside)
-
-    @property
-    def hit(self) -> bool:
-        return self._stops.hit
-
-    @property
-    def stop(self) -> str:
-        """The stop string that came, or nothing."""
-        return self._stops.found
-
-    def push(self, id: int) -> tuple[str, str]:
-        """Add a token; return the (thinking, text) that became certain."""
-        thinking, text = self._splitter.push(self._detokenizer.push(id))
-        return thinking, self._stops.push(text)
-
-    def finish(self) -> tuple[str, str]:
-        """Return what was held back; nothing after a stop string."""
-        last = self._splitter.push(self._detokenizer.finish())
-        rest = self._splitter.finish()
-        text = self._stops.push(last[1] + rest[1]) + self._stops.finish()
-        return last[0] + rest[0], text
+def call_id(begin: Begin, answer: int, call: int, *, short: bool) -> str:
+    """Return the id of an answer's call: a function of prompt and seed, so that a resumed answer repeats it."""
+    prompt = np.array(begin.prompt_ids, np.int64).tobytes()
+    seed = f"{begin.sampling.seed} {answer} {call} ".encode() + prompt
+    return letters(seed, 9) if short else "call_" + letters(seed, 24)
 
 
 class _Spelling:

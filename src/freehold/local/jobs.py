@@ -6,10 +6,13 @@ Path: worker/process.py -> LLM.start -> check_job
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 
 from freehold.errors import ContextOverflow, UsageError
+from freehold.tokenizer.dialects.contract import is_name
+from freehold.tokenizer.dialects.source import loaded
 from freehold.types import (
     MAX_BIASES,
     MAX_FORMAT_CHARS,
@@ -17,11 +20,14 @@ from freehold.types import (
     MAX_MESSAGES,
     MAX_STOP_CHARS,
     MAX_STOPS,
+    MAX_TOOLS,
     Job,
+    Tool,
 )
 
 MAX_ANSWERS = 128
 MAX_TENANT_CHARS = 256
+MAX_EFFORT_CHARS = 32
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
 # Prompt tokens times (1 + alternatives) whose log-probabilities one answer may carry: about 20 bytes each.
 MAX_SCORES = 1 << 20
@@ -41,16 +47,53 @@ def check_job(job: Job, context: int) -> None:
     _check("length of tenant", len(job.tenant), 0, MAX_TENANT_CHARS)
     _check("number of messages", len(job.messages or ()), 0, MAX_MESSAGES)
     _check("number of answers resumed", len(job.resume), 0, job.n)
-    for name in ("think_tokens", "effort", "tools"):
-        if getattr(job, name):
-            raise UsageError(f"{name} is not supported yet")
-    _check_format(job)
+    check_request(job)
+    _check("length of effort", len(job.effort or ""), 0, MAX_EFFORT_CHARS)
     bias = job.sampling.get("logit_bias", {})
     if not isinstance(bias, Mapping):
         raise UsageError(f"logit_bias is a {type(bias).__name__}; expected ids with numbers")
     _check("number of logit_bias entries", len(bias), 0, MAX_BIASES)
     _check_timeout(job.timeout_s)
     _check_size(job, context)
+
+
+def check_request(job: Job) -> None:
+    """Check what callers from Python can get wrong as well: tools, format and think_tokens. Raises UsageError."""
+    _check("think_tokens", job.think_tokens, 0)
+    _check_tools(job)
+    _check_format(job)
+
+
+def _check_tools(job: Job) -> None:
+    """Check the tools, the choice among them, and the calls in the chat's history."""
+    _check("number of tools", len(job.tools), 0, MAX_TOOLS)
+    names = [tool.name for tool in job.tools]
+    for tool in job.tools:
+        if not is_name(tool.name):
+            raise UsageError(
+                f"a tool is called {tool.name[:60]!r}; expected a name without blanks and brackets"
+            )
+        if names.count(tool.name) > 1:
+            raise UsageError(f"two tools are called {tool.name!r}")
+        _check(f"length of {tool.name}'s parameters", _json_size(tool), 0, MAX_FORMAT_CHARS)
+    if job.tool_choice not in ("auto", "none", "required"):
+        raise UsageError(f"tool_choice is {job.tool_choice!r}; expected auto, none or required")
+    if job.tool_choice == "required" and not job.tools:
+        raise UsageError("tool_choice is 'required', and there are no tools", "give tools")
+    if job.tool_name and (job.tool_choice != "required" or job.tool_name not in names):
+        raise UsageError(f"tool_name is {job.tool_name[:60]!r}; expected one of the tools, with 'required'")
+    for i, message in enumerate(job.messages or ()):
+        _check(f"number of tool calls of message {i}", len(message.tool_calls), 0, MAX_TOOLS)
+        for call in message.tool_calls:
+            if not isinstance(loaded(call.arguments), dict):
+                raise UsageError(f"the arguments of {call.name[:60]!r} in message {i} are no JSON object")
+
+
+def _json_size(tool: Tool) -> int:
+    try:
+        return len(json.dumps(tool.parameters))
+    except (TypeError, ValueError, RecursionError):
+        raise UsageError(f"the parameters of tool {tool.name!r} are no JSON") from None
 
 
 def _check(name: str, value: int | None, low: int, high: int | None = None) -> None:
@@ -64,6 +107,8 @@ def _check_format(job: Job) -> None:
     if job.format is None:
         return
     _check("length of format", len(job.format.source), 0, MAX_FORMAT_CHARS)
+    if job.tools and job.tool_choice != "none":
+        raise UsageError("tools and format do not go together", "leave one out, or use tool_choice 'none'")
     if job.ignore_eos:
         raise UsageError("ignore_eos goes on after the end of a text, and format has one", "leave one out")
 
@@ -75,6 +120,8 @@ def _check_timeout(seconds: float | None) -> None:
 
 def _check_size(job: Job, context: int) -> None:
     chars = sum(len(m.content) + len(m.thinking) for m in job.messages or ())
+    chars += sum(len(c.name) + len(c.arguments) for m in job.messages or () for c in m.tool_calls)
+    chars += sum(len(t.name) + len(t.description) + _json_size(t) for t in job.tools)
     chars += len(job.suffix or "") + (len(job.prompt) if isinstance(job.prompt, str) else 0)
     if chars > MAX_CHARS_PER_TOKEN * context:
         raise ContextOverflow(

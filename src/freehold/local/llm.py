@@ -21,12 +21,13 @@ import numpy.typing as npt
 from freehold import _native as native
 from freehold.config import nearest
 from freehold.engine import Engine
-from freehold.engine.grammar import Grammars
 from freehold.errors import EngineClosed, FreeholdError, UsageError
 from freehold.local.adapters import Adapters
 from freehold.local.answering import Answering
-from freehold.local.jobs import check_job
-from freehold.local.prompt import ANY_LENGTH, Chat, Prompter, as_messages
+from freehold.local.chat import Chat, Tools, as_choice, as_messages, as_tools
+from freehold.local.holding import Holds
+from freehold.local.jobs import check_job, check_request
+from freehold.local.prompt import ANY_LENGTH, Prompter
 from freehold.store.overlays import Overlay, overlaid, with_messages
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.types import (
@@ -40,6 +41,8 @@ from freehold.types import (
     ModelInfo,
     Overflow,
     SamplingParams,
+    ToolCall,
+    ToolPiece,
     as_format,
 )
 
@@ -65,7 +68,10 @@ class SamplingOptions(TypedDict, total=False):
 
 
 _SAMPLING = [f.name for f in fields(SamplingParams)]
-_ASKING = ["max_tokens", "sampling", "stop", "logprobs", "think", "overflow", "format", "adapter"]
+_ASKING = [
+    *("max_tokens", "sampling", "stop", "logprobs", "think", "think_tokens", "effort", "overflow"),
+    *("tools", "tool_choice", "parallel_tool_calls", "format", "adapter"),
+]
 
 
 class LLM:
@@ -90,7 +96,7 @@ class LLM:
         overlay: Overlay | None = None,
     ) -> None:
         self._engine, self._tokenizer, self._weight_bytes = engine, tokenizer, weight_bytes
-        self._grammars = Grammars(tokenizer)
+        self._holds = Holds(tokenizer, name)
         self.adapters = Adapters(engine.model)
         self._prompter = Prompter(tokenizer, template, name, engine.context)
         self.name, self.quantization = name, quantization
@@ -187,6 +193,11 @@ class LLM:
         stop: Sequence[str] = (),
         logprobs: int | None = None,
         think: bool | None = None,
+        think_tokens: int | None = None,
+        effort: str | None = None,
+        tools: Tools = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
         overflow: Overflow = "error",
         format: FormatLike = None,
         adapter: str | None = None,
@@ -195,10 +206,13 @@ class LLM:
         """Answer a chat, or one user message given as text.
 
         `max_tokens` None: until the model ends or the context is full. `logprobs` N: also the N likeliest
-        tokens of each step. `think`: None leaves reasoning to the template. `format`: what the text must be: a
-        JSON schema as a dict, "json" for any JSON object, or a Format. `adapter`: by its name, "" for none; None
-        leaves it to `adapters.default`. `options` are fields of SamplingParams and win over `sampling`.
-        Raises ContextOverflow, UsageError, BadTemplate, ModelNotFound for an adapter that is not there.
+        tokens of each step. `think`: None leaves reasoning to the template. `think_tokens`: most tokens of
+        it, then it is closed and the answer begins. `effort`: one of the template's levels.
+        `tools` may be called, and `tool_choice` is "auto", "none", "required" or the name of one.
+        `format`: what the text must be: a JSON schema as a dict, "json" for any JSON object, or a Format.
+        `adapter`: by its name, "" for none; None leaves it to `adapters.default`. `options` are fields of
+        SamplingParams and win over `sampling`. Raises ContextOverflow, UsageError, BadTemplate, ModelNotFound
+        for an adapter that is not there.
         """
         params = self._seeded(sampling, options)
         return _completion(
@@ -209,6 +223,11 @@ class LLM:
                 stop=stop,
                 logprobs=logprobs,
                 think=think,
+                think_tokens=think_tokens,
+                effort=effort,
+                tools=tools,
+                tool_choice=tool_choice,
+                parallel_tool_calls=parallel_tool_calls,
                 overflow=overflow,
                 format=format,
                 adapter=adapter,
@@ -225,6 +244,11 @@ class LLM:
         stop: Sequence[str] = (),
         logprobs: int | None = None,
         think: bool | None = None,
+        think_tokens: int | None = None,
+        effort: str | None = None,
+        tools: Tools = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
         overflow: Overflow = "error",
         format: FormatLike = None,
         adapter: str | None = None,
@@ -232,16 +256,27 @@ class LLM:
     ) -> Iterator[Chunk]:
         """Answer as `chat` does, piece by piece. Closing the iterator stops the model within one step."""
         self._check_open()
+        offered = as_tools(tools)
+        choice, only = as_choice(tool_choice, offered)
         job = Job(
             messages=tuple(as_messages(messages)),
             max_tokens=max_tokens,
             stop=tuple(stop),
             logprobs=logprobs,
             think=think,
+            think_tokens=think_tokens,
+            effort=effort,
+            tools=offered,
+            tool_choice=choice,
+            tool_name=only,
+            parallel_tool_calls=parallel_tool_calls,
             overflow=overflow,
             format=as_format(format),
             adapter=self.adapters.chosen(adapter),
         )
+        check_request(job)
+        if effort is not None and effort not in self._prompter.template.efforts:
+            self._prompter.template.render(job.messages or (), effort=effort)  # says which it knows
         return self._answering(job, self._seeded(sampling, options)).stream()
 
     def generate(
@@ -318,6 +353,7 @@ class LLM:
     def info(self) -> ModelInfo:
         """What was loaded, in one value."""
         kv_tokens = self.stats.blocks * native.BLOCK_TOKENS
+        chats = self._prompter.can_chat
         return ModelInfo(
             name=self.name,
             quantization=self.quantization,
@@ -328,10 +364,12 @@ class LLM:
             load_s=self.load_s,
             memory_bytes=self._weight_bytes + self.adapters.nbytes + kv_tokens * self.cache_bytes_per_token,
             vocab=self._tokenizer.vocab_size,
-            can_chat=self._prompter.can_chat,
+            can_chat=chats,
             can_fill=self._prompter.fill is not None,
+            can_call=chats and self._prompter.template.can_call,
+            thinking=self._prompter.template.thinking if chats else "none",
+            efforts=self._prompter.template.efforts if chats else (),
             default_sampling=self.default_sampling,
-            thinking=self._prompter.template.thinking if self._prompter.can_chat else "none",
             notes=self.notes,
             context_note=self.context_note,
             adapters=self.adapters.infos,
@@ -386,6 +424,7 @@ class LLM:
             job = overlaid(job, self._overlay)
         adapter = self.adapters.find(job.adapter)
         prompt = self._prompter.prompt(job)
+        constraint, left = self._holds.constraint(job, prompt)
         room = self.context - len(prompt.ids)
         begin = Begin(
             context=self.context,
@@ -393,9 +432,9 @@ class LLM:
             sampling=params,
             max_tokens=room if job.max_tokens is None else min(job.max_tokens, room),
             dropped_messages=prompt.dropped,
+            warnings=(*prompt.warnings, *left),
         )
-        grammar = job.format and self._grammars.grammar(job.format, at_start=prompt.at_start)
-        return Answering(self._engine, self._tokenizer, job, prompt, begin, grammar, adapter)
+        return Answering(self._engine, self._tokenizer, job, prompt, begin, constraint, adapter)
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """Turn text into token ids. `special` obeys control tokens in it; keep it off for a user's text."""
@@ -435,6 +474,15 @@ class LLM:
         return params if params.seed is not None else replace(params, seed=secrets.randbits(SEED_BITS))
 
 
+def whole_calls(pieces: Iterable[ToolPiece]) -> tuple[ToolCall, ...]:
+    """Join the pieces of an answer's calls."""
+    calls: dict[int, ToolCall] = {}
+    for piece in pieces:
+        begun = calls.get(piece.index, ToolCall(piece.id, piece.name, ""))
+        calls[piece.index] = replace(begun, arguments=begun.arguments + piece.arguments)
+    return tuple(calls.values())
+
+
 def _completion(chunks: Iterable[Chunk], params: SamplingParams) -> Completion:
     got = list(chunks)
     last = got[-1]
@@ -449,4 +497,5 @@ def _completion(chunks: Iterable[Chunk], params: SamplingParams) -> Completion:
         usage=last.usage,
         seed=params.seed,
         dropped_messages=sum(c.dropped_messages for c in got),
+        tool_calls=whole_calls(p for c in got for p in c.tool_calls),
     )

@@ -7,16 +7,15 @@ Path: LLM.start -> Prompter.prompt -> Prompt
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from freehold.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
 from freehold.tokenizer import ChatTemplate, Tokenizer
+from freehold.tokenizer.dialects import Dialect
 from freehold.tokenizer.fill import FillTokens, fill_tokens
-from freehold.types import Job, Message, Overflow
-
-Chat = str | Sequence[Message | Mapping[str, str]]
+from freehold.types import Job, Message, Tool
 
 ANY_LENGTH = 1 << 40  # a context that every prompt fits, for counting
 ROOM = 512  # tokens that drop-oldest keeps free for an answer whose length nobody limited
@@ -32,6 +31,10 @@ class Prompt:
     dropped: int = 0  # messages left out
     at_start: bool = False  # the answer begins a text of its own
     ends: frozenset[int] = frozenset()  # ids that end this answer beside the model's own
+    tools: tuple[Tool, ...] = ()  # that the model was told of
+    dialect: Dialect | None = None  # in which calls are to be read
+    shown: frozenset[int] = frozenset()  # control tokens that are marks within the answer
+    warnings: tuple[str, ...] = ()  # what was asked for and left out
 
 
 class Prompter:
@@ -65,9 +68,10 @@ class Prompter:
         if (job.messages is None) == (job.prompt is None):
             raise UsageError("a job has either messages or a prompt", "give one of the two")
         if job.messages is not None:
-            return self._chat(job.messages, job.think, job.overflow, job.max_tokens)
-        if job.think is not None:
-            raise UsageError("think is for chats; a plain prompt has no template to switch")
+            return self._chat(job, job.messages)
+        for name in ("think", "think_tokens", "effort", "tools"):
+            if getattr(job, name) not in (None, ()):
+                raise UsageError(f"{name} is for chats; a plain prompt has no template that knows it")
         if job.suffix is not None:
             return self._gap(job.prompt, job.suffix)
         ids = (
@@ -119,30 +123,68 @@ class Prompter:
         self._check_room(len(ids))
         return Prompt(ids, ends=fill.ends)
 
-    def _chat(
-        self, chat: Sequence[Message], think: bool | None, overflow: Overflow, max_tokens: int | None
-    ) -> Prompt:
+    def _chat(self, job: Job, chat: Sequence[Message]) -> Prompt:
         """Render and tokenize; under drop-oldest leave out as few of the oldest turns as it takes."""
-        if overflow not in ("error", "drop-oldest"):
-            raise UsageError(f"overflow {overflow!r} is unknown", "use 'error' or 'drop-oldest'")
+        if job.overflow not in ("error", "drop-oldest"):
+            raise UsageError(f"overflow {job.overflow!r} is unknown", "use 'error' or 'drop-oldest'")
+        template, tools = self.template, self._offered(job)
+        think, effort, warnings = self._levels(job)
+        dialect = template.dialect
+        read = dialect if dialect is not None and (tools or dialect.channels) else None
+        shown = self._marks(read)
 
         def fitted(turns: int) -> Prompt:
             kept = _without_oldest(chat, turns)
-            rendered = template.render(kept, think=think)
-            ids = self._tokenizer.encode_rendered(rendered)
-            dropped = len(chat) - len(kept)
-            return Prompt(ids, template.thinking_tags, rendered.in_thinking, dropped, at_start=True)
+            rendered = template.render(kept, tools=tools or None, think=think, effort=effort)
+            return Prompt(
+                self._tokenizer.encode_rendered(rendered),
+                template.thinking_tags,
+                rendered.in_thinking,
+                len(chat) - len(kept),
+                at_start=True,
+                tools=tools,
+                dialect=read,
+                shown=shown,
+                warnings=warnings,
+            )
 
-        template = self.template
         whole = fitted(0)
-        room = min(max_tokens or ROOM, self._context // 4) if overflow == "drop-oldest" else 1
+        room = min(job.max_tokens or ROOM, self._context // 4) if job.overflow == "drop-oldest" else 1
         limit = self._context - room
-        if len(whole.ids) > limit and overflow == "drop-oldest":
+        if len(whole.ids) > limit and job.overflow == "drop-oldest":
             turns = range(1, _turns(chat))  # the last turn stays
             fewest = bisect_left(turns, True, key=lambda n: len(fitted(n).ids) <= limit)
             whole = fitted(min(fewest + 1, len(turns)))
-        self._check_room(len(whole.ids), answer=max_tokens != 0)
+        self._check_room(len(whole.ids), answer=job.max_tokens != 0)
         return whole
+
+    def _offered(self, job: Job) -> tuple[Tool, ...]:
+        """Return the tools the model is to be told of: none of them where it may call none."""
+        if not job.tools or job.tool_choice == "none":
+            return ()
+        if not self.template.can_call:
+            raise UsageError(
+                f"{self._name} cannot call tools: its chat template ({self.template.origin}) has no place for them",
+                "leave tools out, or use a model that was trained to call them",
+            )
+        return job.tools
+
+    def _levels(self, job: Job) -> tuple[bool | None, str | None, tuple[str, ...]]:
+        """Return think and effort as the template knows them, and what to say of an effort it does not know."""
+        if job.effort is None or job.effort in self.template.efforts:
+            return job.think, job.effort, ()
+        known = ", ".join(self.template.efforts)
+        left = f"effort {job.effort!r} was left out: {self._name} knows " + (known or "no levels of it")
+        think = True if job.think is None and self.template.thinking == "switch" else job.think
+        return think, None, (left,)
+
+    def _marks(self, dialect: Dialect | None) -> frozenset[int]:
+        """Return the control tokens that an answer's thinking and calls are marked with."""
+        texts = [*(self.template.thinking_tags or ())]
+        if dialect is not None:
+            texts += [*(opening.mark for opening in dialect.openings), *dialect.marks]
+        spelled = [token for token in self._tokenizer.control_tokens if any(token in text for text in texts)]
+        return frozenset(id for token in spelled if (id := self._tokenizer.added_id(token)) is not None)
 
     def _check_room(self, tokens: int, answer: bool = True) -> None:
         if tokens + answer > self._context:
@@ -151,32 +193,6 @@ class Prompter:
                 f"load it with --context {_rounded_up(tokens)}, shorten the prompt, or let "
                 "--overflow drop-oldest leave out old messages of a chat",
             )
-
-
-def as_messages(prompt: Chat) -> list[Message]:
-    """Return a chat's messages from any of the forms it may be given in."""
-    if isinstance(prompt, str):
-        prompt = [Message("user", prompt)]
-    chat = [m if isinstance(m, Message) else _as_message(m) for m in prompt]
-    if not any(m.content.strip() for m in chat if m.role != "system"):
-        raise BadPrompt("the chat is empty", "give at least one message with text")
-    return chat
-
-
-def _as_message(raw: Mapping[str, str]) -> Message:
-    if not isinstance(raw, Mapping):
-        raise UsageError(
-            f"a message is a {type(raw).__name__}", "give Message, or {'role': ..., 'content': ...}"
-        )
-    unknown = raw.keys() - {"role", "content", "thinking"}
-    role, content = raw.get("role"), raw.get("content")
-    if unknown or role not in ("system", "user", "assistant", "tool") or not isinstance(content, str):
-        shown = {k: v for k, v in raw.items() if k != "content"}
-        raise UsageError(
-            f"not a message: {shown!r}",
-            "it has role (system, user, assistant or tool), content and thinking, as text",
-        )
-    return Message(role, content, raw.get("thinking", ""))
 
 
 def _turns(chat: Sequence[Message]) -> int:

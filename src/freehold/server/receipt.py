@@ -32,6 +32,8 @@ class Tally:
     def begun(self, job: int, begin: Begin, asked: int | None) -> None:
         """Note what the engine took in. `asked`: tokens; the context may have room for fewer, which is told once."""
         self.begins[job] = begin
+        for left in begin.warnings:
+            self.warn(left)
         if asked is not None and asked > begin.max_tokens:
             self.warn(f"max_tokens was cut to what the context of {begin.context:,} tokens has room for")
 

@@ -16,18 +16,27 @@ class Detokenizer:
 
     A character whose bytes are spread over tokens is held back until it is whole; bytes that can no longer
     become one turn into U+FFFD. `at_start` False: the text continues an earlier one, so a SentencePiece
-    leading space is kept. One instance per stream, one thread at a time.
+    leading space is kept. `shown`: control tokens that are spelled though `special` is False. One instance
+    per stream, one thread at a time.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, special: bool = False, at_start: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        special: bool = False,
+        at_start: bool = True,
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
         self._tokenizer = tokenizer
-        self._special = special
+        self._special, self._shown = special, shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._drop_space = at_start and tokenizer.strips_leading_space
 
     def push(self, id: int) -> str:
         """Add one id and return the text that became certain (often empty)."""
-        return self._trimmed(self._decoder.decode(self._tokenizer.token_bytes(id, special=self._special)))
+        special = self._special or id in self._shown
+        return self._trimmed(self._decoder.decode(self._tokenizer.token_bytes(id, special=special)))
 
     def finish(self) -> str:
         """End the stream and return what was held back, U+FFFD for half a character."""

@@ -28,15 +28,32 @@ from typing import Any, Literal
 from freehold.errors import BadModelFile, BadTemplate, UnsupportedModel, UsageError
 from freehold.tokenizer import sandbox
 from freehold.tokenizer.core import Tokenizer
+from freehold.tokenizer.dialects import Dialect, dialect_of
 from freehold.tokenizer.directory import read_json
+from freehold.tokenizer.history import (
+    FORMS,
+    PROBE_CHAT,
+    PROBE_TOOL,
+    Form,
+    Spelling,
+    shows_call,
+    tool_dict,
+    with_preamble,
+)
 from freehold.tokenizer.rendered import Rendered
-from freehold.types import Message
+from freehold.types import Message, Tool
 
 Thinking = Literal["none", "switch", "always"]
 
 _DEFUSED = "\ue0f1"  # a private-use character: no whitespace, no letter, and nobody's control token
-_TAG_PAIRS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+_TAG_PAIRS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel>thought\n", "<channel|>"),
+)
 _SWITCHES = ("enable_thinking", "thinking")
+_EFFORT = "reasoning_effort"
+EFFORTS = ("low", "medium", "high")
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
@@ -90,22 +107,63 @@ class ChatTemplate:
         messages: Sequence[Message | Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Tool | Mapping[str, Any]] | None = None,
         think: bool | None = None,
+        effort: str | None = None,
         **variables: Any,
     ) -> Rendered:
         """Render `messages` into a prompt.
 
         `think` True or False asks for thinking or none; None leaves it to the template. Raise UsageError when
-        the template has no such switch and `think` contradicts it. Further `variables` reach the template.
+        the template has no such switch and `think` contradicts it, or if `effort` is none of its `efforts`.
+        Further `variables` reach the template.
         """
-        chat = [_as_dict(message) for message in messages]
-        switch = self._think_variables(think)
-        inputs = _plain({"messages": chat, "tools": tools, **switch, **variables})
+        switch = {**self._think_variables(think), **self._effort_variables(effort)}
+        chat = self._spelling.chat(messages)
+        shown = [tool_dict(tool) for tool in tools] if tools else tools
+        inputs = _plain({"messages": chat, "tools": shown, **switch, **variables})
         inputs["add_generation_prompt"] = add_generation_prompt
-        text = self._run(inputs)
-        guarded = self._guard(text, inputs)
+        preamble = self._preamble(tools or ())
+        text = self._run(_prefaced(inputs, preamble))
+        guarded = self._guard(text, inputs, preamble)
         return Rendered(text, guarded, in_thinking=self._ends_in_thinking(text))
+
+    @cached_property
+    def dialect(self) -> Dialect | None:
+        """How the model calls tools, if the template tells and it is a way that is known."""
+        return dialect_of(self.source)
+
+    @cached_property
+    def can_call(self) -> bool:
+        """Whether tools can be offered: they show in a prompt, and the calls can be read."""
+        if self.dialect is None:
+            return False
+        if self.dialect.preamble is None:
+            return self._shows_tools
+        said = {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "x"}]}
+        return self._attempt(said) is not None
+
+    @cached_property
+    def _shows_tools(self) -> bool:
+        shown = self._attempt({"tools": [tool_dict(PROBE_TOOL)]})
+        return shown is not None and PROBE_TOOL.name in shown
+
+    @cached_property
+    def _spelling(self) -> Spelling:
+        """How the template wants calls, found by rendering one."""
+        dialect = self.dialect
+        if dialect is None:
+            return Spelling()
+        tried = (Spelling(form, dialect.short_ids, dialect.as_text) for form in FORMS)
+        fitting = (s for s in tried if shows_call(self._attempt({"messages": s.chat(PROBE_CHAT)})))
+        return next(fitting, Spelling(Form(), dialect.short_ids, dialect.as_text))
+
+    def _preamble(self, tools: Sequence[Tool | Mapping[str, Any]]) -> str:
+        """Say what the tools are where the template does not."""
+        offered = [tool for tool in tools if isinstance(tool, Tool)]
+        if not offered or self.dialect is None or self.dialect.preamble is None or self._shows_tools:
+            return ""
+        return self.dialect.preamble(offered)
 
     @cached_property
     def thinking(self) -> Thinking:
@@ -116,7 +174,7 @@ class ChatTemplate:
         """
         if self._switch:
             return "switch"
-        return "always" if self._ends_in_thinking(self._probe({}) or "") else "none"
+        return "always" if self._ends_in_thinking(self._attempt({}) or "") else "none"
 
     @cached_property
     def thinking_tags(self) -> tuple[str, str] | None:
@@ -130,17 +188,34 @@ class ChatTemplate:
     def _switch(self) -> str | None:
         for name in _SWITCHES:
             if name in self.source:
-                on, off = self._probe({name: True}), self._probe({name: False})
+                on, off = self._attempt({name: True}), self._attempt({name: False})
                 if on is not None and on != off:
                     return name
         return None
 
-    def _probe(self, variables: dict[str, Any]) -> str | None:
-        messages = [{"role": "user", "content": "x"}]
+    @cached_property
+    def efforts(self) -> tuple[str, ...]:
+        """The levels of thinking that the template knows: those that change what it renders."""
+        if _EFFORT not in self.source:
+            return ()
+        rendered = {level: self._attempt({_EFFORT: level}) for level in EFFORTS}
+        known = {level: text for level, text in rendered.items() if text is not None}
+        return tuple(known) if len(set(known.values())) > 1 else ()
+
+    def _effort_variables(self, effort: str | None) -> dict[str, Any]:
+        if effort is None:
+            return {}
+        if effort not in self.efforts:
+            known = ", ".join(self.efforts)
+            hint = f"it knows {known}" if known else "leave it out; think switches thinking where it can be"
+            raise UsageError(f"the model's chat template knows no effort {effort!r}", hint)
+        return {_EFFORT: effort}
+
+    def _attempt(self, variables: dict[str, Any]) -> str | None:
+        """Render a chat of one word, or what `variables` say instead; None where the template refuses."""
+        plain = {"messages": [{"role": "user", "content": "x"}], "tools": None, "add_generation_prompt": True}
         try:
-            return self._run(
-                {"messages": messages, "tools": None, "add_generation_prompt": True, **variables}
-            )
+            return self._run({**plain, **variables})
         except BadTemplate:
             return None
 
@@ -163,13 +238,13 @@ class ChatTemplate:
         variables = {"documents": None, **tokens, **inputs}
         return sandbox.run(self._compiled, variables, seconds=self.seconds, input_size=_size(inputs))
 
-    def _guard(self, text: str, inputs: dict[str, Any]) -> str:
+    def _guard(self, text: str, inputs: dict[str, Any], preamble: str) -> str:
         found: set[str] = set()
         defused = self._defuser.defused(inputs, found)
         if not found:
             return text
         try:
-            second = self._run(defused)
+            second = self._run(_prefaced(defused, preamble))
         except BadTemplate:
             second = ""
         return _twin(text, second, found)
@@ -272,18 +347,8 @@ def _chosen(found: Mapping[str, str], tokenizer: Tokenizer, name: str, origin: s
     return ChatTemplate.default_for(tokenizer)
 
 
-def _as_dict(message: Message | Mapping[str, Any]) -> dict[str, Any]:
-    """Spell a message as templates expect it; past thinking goes under both names in use."""
-    if isinstance(message, Message):
-        plain: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.thinking:
-            plain |= {"reasoning_content": message.thinking, "thinking": message.thinking}
-        return plain
-    plain = {key: value for key, value in message.items() if value is not None}
-    for name in ("reasoning_content", "thinking", "reasoning"):
-        if name in plain:
-            return {"thinking": plain[name], **plain, "reasoning_content": plain[name]}
-    return plain
+def _prefaced(inputs: dict[str, Any], preamble: str) -> dict[str, Any]:
+    return {**inputs, "messages": with_preamble(inputs["messages"], preamble)}
 
 
 def _plain(value: Any) -> Any:

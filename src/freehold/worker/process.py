@@ -272,13 +272,15 @@ class _Peek:
     """What tells beside its size whether a job takes long to take in."""
 
     format: object = None
+    tools: tuple[object, ...] = ()
 
 
 def _is_long(message: Submit) -> bool:
     if len(memoryview(message.job)) > LONG_JOB:
         return True
     try:
-        return decode(message.job, _Peek).format is not None
+        peek = decode(message.job, _Peek)
+        return peek.format is not None or bool(peek.tools)
     except UsageError:  # it is read again, and then refused
         return False
 

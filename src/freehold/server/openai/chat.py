@@ -15,14 +15,16 @@ from freehold.server.call import Call
 from freehold.server.durations import seconds
 from freehold.server.openai.fields import ChatRequest, chat_job, message_strangers, strangers
 from freehold.server.openai.shape import OpenAIShape, encode
-from freehold.types import Begin, Chunk, TokenLogprob
+from freehold.server.openai.tools import tool_strangers
+from freehold.types import Begin, Chunk, TokenLogprob, ToolCall, ToolPiece
 
 
 async def chat(call: Call) -> None:
     """Answer a chat."""
     request, raw = await call.struct(ChatRequest)
     warnings = strangers(raw, ChatRequest) + message_strangers(raw["messages"])
-    job = chat_job(request, call.tenant, warnings)
+    warnings += tool_strangers(raw.get("tools") or ())
+    job = chat_job(request, call.tenant)
     options = request.stream_options
     shape = ChatShape(
         bool(options and options.include_usage),
@@ -50,6 +52,8 @@ class ChatShape(OpenAIShape):
         if chunk.thinking:
             said = encode(chunk.thinking)
             parts += [b'"reasoning_content":' + said, b'"reasoning":' + said]
+        if chunk.tool_calls:
+            parts.append(b'"tool_calls":' + encode([_piece(p) for p in chunk.tool_calls]))
         more = self._more(chunk)
         if chunk.text or (more and not parts):
             parts.append(b'"content":' + encode(chunk.text))
@@ -67,7 +71,11 @@ class ChatShape(OpenAIShape):
         return self._event(choice, b"{}", encode(reason), tail)
 
     def choice(self, choice: Choice) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(choice.text), "refusal": None}
+        text = "".join(choice.text)
+        content = None if choice.tool_calls and not text else text
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if choice.tool_calls:
+            message["tool_calls"] = [_call(c) for c in choice.tool_calls]
         if choice.thinking:
             message["reasoning_content"] = message["reasoning"] = "".join(choice.thinking)
         out = {
@@ -87,6 +95,21 @@ class ChatShape(OpenAIShape):
             more,
             tail,
         )
+
+
+def _piece(piece: ToolPiece) -> dict[str, Any]:
+    """Return a call's delta: id, type and name come with its first piece only."""
+    function: dict[str, Any] = {"name": piece.name} if piece.name else {}
+    begun = {"id": piece.id, "type": "function"} if piece.id else {}
+    return {"index": piece.index, **begun, "function": {**function, "arguments": piece.arguments}}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob], ids: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from freehold.config import nearest
 from freehold.server.openai.structured import Structured, format_of
+from freehold.server.openai.tools import Choice, Offers, Uses, called, chosen, offered
 from freehold.server.problems import Refused
 from freehold.types import (
     MAX_BIASES,
@@ -139,6 +140,9 @@ class ChatMessage(Struct, kw_only=True):
     content: str | Annotated[list[Part], Meta(max_length=1024)] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    tool_calls: Uses | None = None
+    tool_call_id: Annotated[str, Meta(max_length=512)] | None = None
+    name: Annotated[str, Meta(max_length=256)] | None = None
 
 
 _MESSAGE_FIELDS = frozenset(ChatMessage.__struct_fields__)
@@ -172,10 +176,27 @@ class ChatRequest(Generating, kw_only=True):
     ] = None
     reasoning_effort: Annotated[
         Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None,
-        Meta(description="`none` is think false; the others say nothing more than think true does."),
+        Meta(
+            description="`none` is think false; else low, medium or high, where the model's template has levels: "
+            "a warning says where it has none."
+        ),
+    ] = None
+    thinking_token_budget: Annotated[
+        Count | None,
+        Meta(description="Most tokens of reasoning; then it is closed and the answer begins. vLLM's name."),
     ] = None
     chat_template_kwargs: Annotated[
         TemplateOptions | None, Meta(description="vLLM's way to say think: `enable_thinking`.")
+    ] = None
+    tools: Annotated[
+        Offers | None, Meta(description="Functions that the model may ask its caller to run.")
+    ] = None
+    tool_choice: Annotated[
+        Choice | None,
+        Meta(description="`auto` (default), `none`, `required`, or the function that has to be called."),
+    ] = None
+    parallel_tool_calls: Annotated[
+        bool | None, Meta(description="False: an answer ends with its first call. Default true.")
     ] = None
     overflow: Annotated[
         Overflow | None,
@@ -206,10 +227,7 @@ class CompletionRequest(Generating, kw_only=True):
 
 # Fields we do not honour yet and that change an answer -> values under which they change nothing.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    **dict.fromkeys(
-        ["tools", "functions", "documents", "bad_words", "stop_token_ids", "logits_processors"], ([],)
-    ),
-    "tool_choice": ("none", "auto"),
+    **dict.fromkeys(["functions", "documents", "bad_words", "stop_token_ids", "logits_processors"], ([],)),
     "function_call": ("none", "auto"),
     **dict.fromkeys(["structural_tag", "audio", "web_search_options", "prefill"], ()),
     "modalities": (["text"],),
@@ -223,7 +241,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(
         ["add_generation_prompt", "skip_special_tokens", "spaces_between_special_tokens"], (True,)
     ),
-    **dict.fromkeys(["truncate_prompt_tokens", "thinking_token_budget", "repetition_detection"], ()),
+    **dict.fromkeys(["truncate_prompt_tokens", "repetition_detection"], ()),
     **dict.fromkeys(["mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"], (0, 0.0)),
     "suffix": ("",),
     "add_special_tokens": (True,),
@@ -233,8 +251,8 @@ _HARMLESS = {
     "store": (False,),
     "metadata": ({},),
     "service_tier": ("auto", "default"),
-    "parallel_tool_calls": (True, False),
 }
+_INSTEAD = {"functions": "tools", "function_call": "tool_choice"}  # OpenAI's older names
 _IN_CHAT = {"add_special_tokens": (False,)}  # there the template writes them
 _ALIASES = {
     "repeat_penalty": "repetition_penalty",
@@ -265,9 +283,10 @@ def strangers(raw: dict[str, Any], kind: type[Struct]) -> list[str]:
         value = raw[name]
         if name in neutral:
             if value is not None and value not in neutral[name]:
+                instead = f"; send {_INSTEAD[name]}" if name in _INSTEAD else ""
                 raise Refused(
                     400,
-                    f"{name[:60]} is not supported by this server yet",
+                    f"{name[:60]} is not supported by this server{instead or ' yet'}",
                     param=name,
                     code="unsupported_parameter",
                 )
@@ -280,7 +299,7 @@ def strangers(raw: dict[str, Any], kind: type[Struct]) -> list[str]:
 
 
 # What a message may hold besides, and whether leaving it out changes what the model reads.
-_IN_MESSAGE = {"tool_calls": True, "function_call": True, "audio": True, "name": False, "tool_call_id": False}
+_IN_MESSAGE = {"function_call": True, "audio": True}
 
 
 def message_strangers(messages: list[dict[str, Any]]) -> list[str]:
@@ -334,8 +353,9 @@ def priority(r: Generating) -> Priority:
     return r.priority or "interactive"
 
 
-def chat_job(r: ChatRequest, tenant: str, warnings: list[str]) -> Job:
+def chat_job(r: ChatRequest, tenant: str) -> Job:
     """Return the job of a chat request."""
+    choice, only = chosen(r.tool_choice)
     top = None
     if r.logprobs:
         top = r.top_logprobs or 0
@@ -351,7 +371,13 @@ def chat_job(r: ChatRequest, tenant: str, warnings: list[str]) -> Job:
         sampling=sampling(r),
         stop=stops(r),
         logprobs=top,
-        think=_think(r, warnings),
+        think=_think(r),
+        think_tokens=r.thinking_token_budget,
+        effort=_EFFORTS.get(r.reasoning_effort or ""),
+        tools=offered(r.tools or ()),
+        tool_choice=choice,
+        tool_name=only,
+        parallel_tool_calls=r.parallel_tool_calls is not False,
         overflow=r.overflow or "error",
         format=format_of(r),
         ignore_eos=bool(r.ignore_eos),
@@ -411,17 +437,23 @@ def _token_id(key: str) -> int:
     return int(key)
 
 
-def _think(r: ChatRequest, warnings: list[str]) -> bool | None:
+_EFFORTS = {
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
+
+
+def _think(r: ChatRequest) -> bool | None:
     if r.think is not None:
         return r.think
     told = r.chat_template_kwargs
     if told is not None and (told.enable_thinking is not None or told.thinking is not None):
         return told.enable_thinking if told.enable_thinking is not None else told.thinking
-    if r.reasoning_effort == "none":
-        return False
-    if r.reasoning_effort is not None:
-        warnings.append(f"reasoning_effort {r.reasoning_effort!r} was left to the model; think is honoured")
-    return None
+    return False if r.reasoning_effort == "none" else None
 
 
 def read_message(m: ChatMessage, i: int) -> Message:
@@ -439,4 +471,11 @@ def read_message(m: ChatMessage, i: int) -> Message:
         content = "".join(p.text or "" for p in m.content)
     else:
         content = m.content or ""
-    return Message(role, content, m.reasoning_content or m.reasoning or "")
+    return Message(
+        role,
+        content,
+        m.reasoning_content or m.reasoning or "",
+        called(m.tool_calls or ()),
+        m.tool_call_id or "",
+        m.name or "",
+    )

@@ -1,0 +1,94 @@
+"""What an answer is held to: a format, calls of tools, a budget of thinking.
+
+Knows dialects and grammars, and what a job asks; knows no step.
+Path: LLM._answering -> Holds.constraint -> Answering -> Guide
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from freehold.engine.grammar import Grammar, Grammars
+from freehold.engine.guide import Constraint
+from freehold.errors import UsageError
+from freehold.local.prompt import Prompt
+from freehold.tokenizer import Tokenizer
+from freehold.tokenizer.dialects import Dialect
+from freehold.tokenizer.dialects.grammar import Form, lark
+from freehold.types import Format, Job, Tool
+
+
+class Holds:
+    """Makes constraints for one model."""
+
+    def __init__(self, tokenizer: Tokenizer, name: str) -> None:
+        self._tokenizer, self._name = tokenizer, name
+        self._grammars = Grammars(tokenizer)
+
+    def constraint(self, job: Job, prompt: Prompt) -> tuple[Constraint | None, tuple[str, ...]]:
+        """Return what the job's answers are held to, and what could not be, in words. Raises UsageError."""
+        grammar, opening, left = self._grammar(job, prompt)
+        tags = None if job.think is False else prompt.tags
+        budget = job.think_tokens
+        if budget is not None and tags is None:
+            budget, left = None, (*left, f"think_tokens was left out: {self._name} does not think here")
+        if grammar is None and budget is None:
+            return None, left
+        return Constraint(grammar, self._tokenizer, tags, prompt.inside, opening, budget), left
+
+    def _grammar(self, job: Job, prompt: Prompt) -> tuple[Grammar | None, str, tuple[str, ...]]:
+        if job.format is not None:
+            return self._grammars.grammar(job.format, at_start=prompt.at_start), "", ()
+        if prompt.dialect is None or not prompt.tools:
+            return None, "", ()
+        if job.tool_choice == "required":
+            return self._required(job, prompt, prompt.dialect), "", ()
+        return self._opened(job, prompt, prompt.dialect)
+
+    def _required(self, job: Job, prompt: Prompt, dialect: Dialect) -> Grammar:
+        if dialect.form is None:
+            raise UsageError(
+                f"{self._name} cannot be held to a call: there is no grammar for the form {dialect.name}",
+                "use tool_choice 'auto'",
+            )
+        tools = [tool for tool in prompt.tools if job.tool_name in ("", tool.name)]
+        many = job.parallel_tool_calls and not job.tool_name  # who names one wants one call of it
+        source = lark(dialect.form, tools, self._spell, many=many)
+        return self._grammars.grammar(Format("lark", source), at_start=prompt.at_start)
+
+    def _opened(
+        self, job: Job, prompt: Prompt, dialect: Dialect
+    ) -> tuple[Grammar | None, str, tuple[str, ...]]:
+        """Return the grammar of what may follow an opening mark, where the family has one."""
+        form, mark = dialect.form, _mark(dialect)
+        if form is None or not mark:
+            return None, "", ()
+        try:
+            return (
+                self._grammars.grammar(Format("lark", self._behind(form, prompt.tools, mark, job))),
+                mark,
+                (),
+            )
+        except UsageError as e:
+            return None, "", (f"calls are not held to the tools' schemas: {e.message}",)
+
+    def _behind(self, form: Form, tools: tuple[Tool, ...], mark: str, job: Job) -> str:
+        many = bool(form.before) and job.parallel_tool_calls  # else each call has a mark of its own
+        return lark(form, tools, self._spell, many=many, opened=mark)
+
+    def _spell(self, text: str) -> str:
+        """Spell a text for a grammar: a control token by its id, since its characters are not written."""
+        known = sorted(filter(None, self._tokenizer.control_tokens), key=len, reverse=True)
+        used = [token for token in known if token in text]
+        pieces = re.split("(" + "|".join(map(re.escape, used)) + ")", text) if used else [text]
+        ids = {token: self._tokenizer.added_id(token) for token in used}
+        spelled = (f"<[{ids[p]}]>" if p in ids else json.dumps(p, ensure_ascii=False) for p in pieces if p)
+        return " ".join(spelled)
+
+
+def _mark(dialect: Dialect) -> str:
+    """Return the opening that a dialect's form begins with, if it is one that opens anywhere."""
+    begin = dialect.form.before + dialect.form.head if dialect.form else ""
+    marks = [opening.mark for opening in dialect.openings if not opening.at_line]
+    return next((mark for mark in marks if begin.startswith(mark)), "")

@@ -1,0 +1,95 @@
+"""From an answer's tokens to what it says: thinking, text, and calls of tools.
+
+Knows tokens, tags, a dialect and stop strings; knows no engine and no chunk. Everything follows from the tokens, so
+an answer that is resumed comes to the same state by pushing those it had.
+Path: Answer -> AnswerText.push -> Detokenizer -> ThinkingSplitter -> ToolParser -> StopStrings
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from freehold.local.prompt import Prompt
+from freehold.tokenizer import Detokenizer, Tokenizer
+from freehold.tokenizer.dialects import Call, HarmonyParser, Thought, ToolParser
+from freehold.tokenizer.splitters import StopStrings, ThinkingSplitter
+from freehold.types import FinishReason, ToolPiece
+
+Piece = str | Call | Thought
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a token made certain."""
+
+    thinking: str = ""
+    text: str = ""
+    calls: tuple[ToolPiece, ...] = ()
+
+
+class AnswerText:
+    """Token ids in, pieces of thinking, text and calls out; `over` tells why no more is wanted."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        stop: tuple[str, ...],
+        *,
+        name_call: Callable[[int], str],
+        many_calls: bool = True,
+    ) -> None:
+        """`name_call` gives the id of call number i; `many_calls` False: the answer ends with its first."""
+        self._detokenizer = Detokenizer(tokenizer, at_start=prompt.at_start, shown=prompt.shown)
+        self._stops = StopStrings(stop)
+        dialect = prompt.dialect
+        channels = dialect is not None and dialect.channels
+        self._splitter = ThinkingSplitter(None if channels else prompt.tags, inside=prompt.inside)
+        self._parser: HarmonyParser | ToolParser | None = None
+        if dialect is not None:
+            self._parser = HarmonyParser() if channels else ToolParser(dialect, prompt.tools)
+        self._name_call, self._many = name_call, many_calls
+        self.calls = 0
+        self.over: FinishReason | None = None
+
+    @property
+    def stop(self) -> str:
+        """The stop string that came, or nothing."""
+        return self._stops.found
+
+    def push(self, id: int) -> Said:
+        """Add a token."""
+        thinking, text = self._splitter.push(self._detokenizer.push(id))
+        return self._said(thinking, self._parsed(text))
+
+    def finish(self) -> Said:
+        """Return what was held back; nothing after a stop string."""
+        last = self._splitter.push(self._detokenizer.finish())
+        rest = self._splitter.finish()
+        pieces = self._parsed(last[1] + rest[1])
+        if self._parser is not None:
+            pieces = [*pieces, *self._parser.finish()]
+        said = self._said(last[0] + rest[0], pieces)
+        return Said(said.thinking, said.text + self._stops.finish(), said.calls)
+
+    def _parsed(self, text: str) -> Iterable[Piece]:
+        if self._parser is None:
+            return (text,)
+        return self._parser.push(text) if text else ()
+
+    def _said(self, thinking: str, pieces: Iterable[Piece]) -> Said:
+        text, calls = "", []
+        for piece in pieces:
+            if self.over is not None:
+                break
+            if isinstance(piece, Thought):
+                thinking += piece.text
+            elif isinstance(piece, Call):
+                calls.append(ToolPiece(self.calls, self._name_call(self.calls), piece.name, piece.arguments))
+                self.calls += 1
+                self.over = None if self._many else "tool_calls"
+            else:
+                text += self._stops.push(piece)
+                self.over = "stop" if self._stops.hit else None
+        return Said(thinking, text, tuple(calls))

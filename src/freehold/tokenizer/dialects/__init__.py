@@ -1,0 +1,8 @@
+"""Tool calls, family by family: how a model's text spells them, and how they are taken out of it."""
+
+from freehold.tokenizer.dialects.contract import Call, Dialect
+from freehold.tokenizer.dialects.detect import dialect_of
+from freehold.tokenizer.dialects.harmony import HarmonyParser, Thought
+from freehold.tokenizer.dialects.parser import ToolParser
+
+__all__ = ["Call", "Dialect", "HarmonyParser", "Thought", "ToolParser", "dialect_of"]

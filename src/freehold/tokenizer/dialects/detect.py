@@ -1,0 +1,32 @@
+"""Which dialect a chat template speaks: told by the marks in its source, never by a model's name.
+
+Path: ChatTemplate.dialect -> dialect_of
+"""
+
+from __future__ import annotations
+
+from freehold.tokenizer.dialects import deepseek, gemma, harmony, mistral, nemotron, xml
+from freehold.tokenizer.dialects.contract import Dialect
+from freehold.tokenizer.dialects.hermes import HERMES, OPEN
+from freehold.tokenizer.dialects.llama import LLAMA, TAG
+
+# In this order; all texts of a row must occur. A later row's marks may occur in an earlier row's templates.
+_MARKS: tuple[tuple[Dialect, tuple[str, ...]], ...] = (
+    (harmony.HARMONY, (harmony.CHANNEL, "functions.")),
+    (deepseek.DEEPSEEK_V3, (deepseek.CALL, "```json")),
+    (deepseek.DEEPSEEK_V31, (deepseek.CALL,)),
+    (mistral.MISTRAL, (mistral.OPEN, mistral.ARGS)),
+    (mistral.MISTRAL_V3, (mistral.OPEN,)),
+    (nemotron.NEMOTRON, (nemotron.OPEN,)),
+    (gemma.GEMMA4, (gemma.OPEN,)),
+    (xml.XML, (xml.OPEN, xml.FUNCTION)),
+    (HERMES, (OPEN, "arguments")),
+    (LLAMA, (TAG,)),
+    (LLAMA, ("ipython", "parameters")),
+    (gemma.GEMMA3, ("<start_of_turn>",)),
+)
+
+
+def dialect_of(source: str) -> Dialect | None:
+    """Return the dialect whose marks are in a template's source; None where no known one is."""
+    return next((dialect for dialect, marks in _MARKS if all(mark in source for mark in marks)), None)

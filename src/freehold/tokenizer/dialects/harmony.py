@@ -1,0 +1,113 @@
+"""gpt-oss: the answer is a row of messages, each with a channel and perhaps a recipient.
+
+analysis is thinking, final is text, commentary is text too, or a call if it is meant for functions.NAME. The prompt
+ends with <|start|>assistant, so the first message begins with its header.
+Path: Answer -> HarmonyParser.push -> thinking, text, calls
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, arguments_text, is_name
+from freehold.tokenizer.dialects.source import Reading, Source, loaded
+from freehold.tokenizer.splitters import held_suffix
+
+START, CHANNEL, MESSAGE, END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
+CALL, RETURN, CONSTRAIN = "<|call|>", "<|return|>", "<|constrain|>"
+_TO = re.compile(r"to=functions\.([^\s<]+)")
+_CHANNEL = re.compile(r"\s*(\w+)")
+_ROLE = re.compile(r"\w*")
+_ENDS = (END, CALL, RETURN, START)
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """A piece of an analysis message."""
+
+    text: str
+
+
+class HarmonyParser:
+    """Splits an answer into thinking, text and calls. What has no header is text."""
+
+    def __init__(self) -> None:
+        self._source = Source()
+        self._out: list[str | Call | Thought] = []
+        self._said: set[type] = set()  # kinds of which there was a message already
+        self._reading = self._messages()
+
+    def push(self, text: str) -> list[str | Call | Thought]:
+        """Add text; return what became certain."""
+        self._source.text += text
+        next(self._reading, None)
+        out, self._out = self._out, []
+        return out
+
+    def finish(self) -> list[str | Call | Thought]:
+        """Return what was held back."""
+        self._source.ended = True
+        return self.push("")
+
+    def _messages(self) -> Reading[None]:
+        source = self._source
+        while (yield from source.char()):
+            if (yield from source.literal(START)):
+                yield from source.word(_ROLE)
+            begin = source.at
+            header = ""
+            if (yield from source.literal(CHANNEL, MESSAGE, " to=", "to=")):
+                source.at = begin
+                header, mark = yield from source.until(MESSAGE, *_ENDS)
+                if mark != MESSAGE:  # a message that ended within its header says nothing
+                    continue
+            to = _TO.search(header)
+            if to is not None and is_name(to[1]):
+                yield from self._call(to[1])
+            else:
+                channel = _CHANNEL.match(header.partition(CHANNEL)[2])
+                yield from self._stream(Thought if channel is not None and channel[1] == "analysis" else str)
+
+    def _call(self, name: str) -> Reading[None]:
+        """Read a call's arguments; what is no JSON object is text."""
+        begin = self._source.at
+        raw = yield from self._source.json("{")
+        arguments = loaded(raw)
+        if arguments is None:
+            self._source.at = begin
+            yield from self._stream(str)
+            return
+        self._out.append(Call(name, arguments_text(arguments, raw)))
+        yield from self._source.space()
+        yield from self._source.literal(*_ENDS[:3])
+
+    def _stream(self, kind: type) -> Reading[None]:
+        """Give out a message as it comes, up to its end."""
+        source = self._source
+        lead = "\n" if kind in self._said else ""
+        while True:
+            source.text, source.at = source.text[source.at :], 0
+            ends = [at for end in _ENDS if (at := source.text.find(end)) >= 0]
+            cut = min(ends) if ends else len(source.text) - held_suffix(source.text, _ENDS)
+            cut = len(source.text) if source.ended and not ends else cut
+            if cut:
+                self._said.add(kind)
+                self._out.append(kind(lead + source.text[:cut]))
+                lead, source.at = "", cut
+            if ends:
+                yield from source.literal(*_ENDS[:3])
+            if ends or source.ended:
+                return
+            yield
+
+
+def _no_calls(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
+    """Harmony's calls are messages: HarmonyParser reads them."""
+    yield from ()
+    return None
+
+
+HARMONY = Dialect(
+    "harmony", (Opening(CHANNEL),), _no_calls, marks=(START, MESSAGE, CONSTRAIN, END), channels=True
+)

@@ -1,0 +1,142 @@
+"""Spells messages and tools as chat templates expect them.
+
+Knows the dictionaries that templates read, as `transformers` passes them; knows no Jinja. What differs between
+templates is found by rendering a chat with a call in it (`Form`), or is the dialect's.
+Path: ChatTemplate.render -> Spelling.chat
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from freehold.tokenizer.dialects.source import dumped
+from freehold.types import Message, Tool, ToolCall
+
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+PROBE_TOOL = Tool("probe_tool", "probe", {"type": "object", "properties": {"probe_key": {"type": "string"}}})
+PROBE_CALL = ToolCall("probe0000", PROBE_TOOL.name, '{"probe_key": "probe_value"}')
+PROBE_CHAT = (Message("user", "x"), Message("assistant", "", tool_calls=(PROBE_CALL,)))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a template wants an assistant's calls: arguments as an object or as its text, no content as "" or none."""
+
+    as_text: bool = False
+    no_content: bool = False
+
+
+FORMS = tuple(Form(as_text, none) for as_text in (False, True) for none in (False, True))
+
+
+def shows_call(rendered: str | None) -> bool:
+    """Tell whether a rendered PROBE_CHAT shows its call, and not as Python spells a dictionary."""
+    if rendered is None or PROBE_TOOL.name not in rendered:
+        return False
+    return "probe_value" in rendered and "'probe_key'" not in rendered and '\\"' not in rendered
+
+
+def short_id(id: str) -> str:
+    """Return nine letters and digits that stand for `id`; an id of that form stands for itself."""
+    return id if _SHORT_ID.fullmatch(id) else letters(id.encode(), 9)
+
+
+def letters(seed: bytes, count: int) -> str:
+    """Return `count` letters and digits, at most 40, that depend on `seed` alone."""
+    number = int.from_bytes(hashlib.sha256(seed).digest(), "big")
+    return "".join(_LETTERS[number // 62**place % 62] for place in range(count))
+
+
+def tool_dict(tool: Tool | Mapping[str, Any]) -> dict[str, Any]:
+    """Spell a tool as OpenAI's wire and `transformers` do."""
+    if not isinstance(tool, Tool):
+        return dict(tool)
+    parameters = dict(tool.parameters) or {"type": "object", "properties": {}}
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """Spells a chat for one template."""
+
+    form: Form = Form()
+    short_ids: bool = False
+    as_text: bool = False  # the template knows no calls: they are part of what was said
+
+    def chat(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return `messages` as dictionaries; those that are dictionaries already are only tidied."""
+        names: dict[str, str] = {}
+        out: list[dict[str, Any]] = []
+        for message in _told(messages) if self.as_text else messages:
+            if not isinstance(message, Message):
+                out.append(_tidied(message))
+                continue
+            names |= {call.id: call.name for call in message.tool_calls}
+            out.append(self._message(message, names))
+        return out
+
+    def _message(self, message: Message, names: Mapping[str, str]) -> dict[str, Any]:
+        plain: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.thinking:
+            plain |= {"reasoning_content": message.thinking, "thinking": message.thinking}
+        if message.tool_calls:
+            plain["tool_calls"] = [self._call(call) for call in message.tool_calls]
+            if self.form.no_content and not message.content:
+                plain["content"] = None
+        if message.tool_call_id:
+            plain["tool_call_id"] = self._id(message.tool_call_id)
+        name = message.name or names.get(message.tool_call_id, "")
+        return {**plain, "name": name} if name else plain
+
+    def _call(self, call: ToolCall) -> dict[str, Any]:
+        arguments = call.arguments if self.form.as_text else json.loads(call.arguments)
+        function = {"name": call.name, "arguments": arguments}
+        return {"type": "function", "id": self._id(call.id), "function": function}
+
+    def _id(self, id: str) -> str:
+        return short_id(id) if self.short_ids else id
+
+
+def _told(messages: Sequence[Message | Mapping[str, Any]]) -> Iterator[Message | Mapping[str, Any]]:
+    """Turn calls into text of the assistant's, and the results that follow into one turn of the user's."""
+    results: list[str] = []
+    for message in messages:
+        if isinstance(message, Message) and message.role == "tool":
+            results.append(f"```tool_output\n{message.content}\n```")
+            continue
+        if results:
+            yield Message("user", "\n".join(results))
+            results = []
+        if isinstance(message, Message) and message.tool_calls:
+            calls = ({"name": c.name, "parameters": json.loads(c.arguments)} for c in message.tool_calls)
+            lines = [message.content, *map(dumped, calls)]
+            message = Message("assistant", "\n".join(filter(None, lines)), message.thinking)
+        yield message
+    if results:
+        yield Message("user", "\n".join(results))
+
+
+def _tidied(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is none; past thinking goes under both names in use."""
+    plain = {key: value for key, value in message.items() if value is not None}
+    for name in ("reasoning_content", "thinking", "reasoning"):
+        if name in plain:
+            return {"thinking": plain[name], **plain, "reasoning_content": plain[name]}
+    return plain
+
+
+def with_preamble(chat: list[dict[str, Any]], preamble: str) -> list[dict[str, Any]]:
+    """Return `chat` with `preamble` behind what its system message says."""
+    if not preamble:
+        return chat
+    if chat and chat[0].get("role") == "system":
+        said = f"{chat[0].get('content') or ''}\n\n{preamble}"
+        return [{**chat[0], "content": said}, *chat[1:]]
+    return [{"role": "system", "content": preamble}, *chat]

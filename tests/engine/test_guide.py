@@ -1,0 +1,121 @@
+"""Guides of thinking and of calls: the budget closes, an opening mark begins to hold, and what ends sets free."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from freehold.engine.grammar import Grammars
+from freehold.engine.guide import Constraint, Guide
+from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
+from freehold.types import Format
+from tests.tokenizer import toys
+
+TAGS = ("<tool>", "</t>")  # one token, and four
+CLOSE = "\n</t>\n\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return tokenizer_from_gguf(toys.byte_level())
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: Tokenizer) -> Grammars:
+    return Grammars(tokenizer)
+
+
+def push(guide: Guide, tokenizer: Tokenizer, text: str) -> None:
+    for id in tokenizer.encode(text, bos=False):
+        mask = guide.allowed()
+        assert mask is None or mask[id], text
+        guide.advance(id)
+
+
+def allowed(guide: Guide, tokenizer: Tokenizer) -> set[bytes] | None:
+    mask = guide.allowed()
+    return (
+        None if mask is None else {tokenizer.token_bytes(int(i), special=True) for i in np.flatnonzero(mask)}
+    )
+
+
+def forced_text(guide: Guide, tokenizer: Tokenizer) -> str:
+    """Take every token that must come, and return what they write."""
+    ids = guide.forced()
+    for id in ids:
+        assert allowed(guide, tokenizer) == {tokenizer.token_bytes(id, special=True)}
+        guide.advance(id)
+    return tokenizer.decode(ids, special=True)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_budget_of_thinking_that_is_used_up_closes_it(tokenizer: Tokenizer, inside: bool):
+    guide = Constraint(None, tokenizer, TAGS, inside, think_tokens=3).guide(tokenizer.eos_ids)
+    assert guide.allowed() is None
+    push(guide, tokenizer, "abc" if inside else "<tool>abc")
+    close = tokenizer.encode(CLOSE, bos=False)
+    assert guide.fitting([*close[:2], 0]) == 2
+    assert forced_text(guide, tokenizer) == CLOSE
+    assert guide.allowed() is None and guide.forced() == []
+
+
+def test_no_budget_at_all_closes_thinking_at_once(tokenizer: Tokenizer):
+    guide = Constraint(None, tokenizer, TAGS, inside=True, think_tokens=0).guide(tokenizer.eos_ids)
+    assert forced_text(guide, tokenizer) == CLOSE
+
+
+def test_thinking_that_ends_by_itself_is_not_closed_again(tokenizer: Tokenizer):
+    guide = Constraint(None, tokenizer, TAGS, inside=True, think_tokens=6).guide(tokenizer.eos_ids)
+    push(guide, tokenizer, "a</t>bcdefghij")
+    assert guide.allowed() is None
+
+
+def test_budget_and_format_go_together(grammars: Grammars, tokenizer: Tokenizer):
+    grammar = grammars.grammar(Format("regex", "ab"))
+    guide = Constraint(grammar, tokenizer, TAGS, inside=True, think_tokens=2).guide(tokenizer.eos_ids)
+    assert b"<|im_end|>" not in (allowed(guide, tokenizer) or ())
+    push(guide, tokenizer, "xy")
+    assert forced_text(guide, tokenizer) == CLOSE
+    assert allowed(guide, tokenizer) == {b"a"}
+
+
+def test_text_is_free_until_an_opening_mark_and_behind_what_it_began(
+    grammars: Grammars, tokenizer: Tokenizer
+):
+    grammar = grammars.grammar(Format("regex", "1+;"))
+    guide = Constraint(grammar, tokenizer, opening="<<").guide(tokenizer.eos_ids)
+    for _ in range(2):
+        assert guide.allowed() is None
+        push(guide, tokenizer, "so < or <<")
+        assert allowed(guide, tokenizer) == {b"1"}
+        push(guide, tokenizer, "11;")
+    assert guide.allowed() is None
+
+
+def test_token_that_ends_the_mark_may_begin_what_follows(grammars: Grammars, tokenizer: Tokenizer):
+    grammar = grammars.grammar(Format("regex", "llo!"))
+    guide = Constraint(grammar, tokenizer, opening="he").guide(tokenizer.eos_ids)
+    push(guide, tokenizer, "hello")  # one token
+    assert allowed(guide, tokenizer) == {b"!"}
+
+
+def test_mark_that_is_followed_by_something_else_holds_nothing(grammars: Grammars, tokenizer: Tokenizer):
+    guide = Constraint(grammars.grammar(Format("regex", "x")), tokenizer, opening="he").guide(
+        tokenizer.eos_ids
+    )
+    push(guide, tokenizer, "hello")
+    assert guide.allowed() is None
+
+
+def test_guide_is_where_its_tokens_led_it(grammars: Grammars, tokenizer: Tokenizer):
+    """An answer that is resumed pushes the tokens it had, and goes on as it would have."""
+    constraint = Constraint(grammars.grammar(Format("regex", "1+;")), tokenizer, TAGS, True, "<<", 4)
+    first = constraint.guide(tokenizer.eos_ids)
+    ids = tokenizer.encode(f"abcd{CLOSE}so <<1", bos=False)
+    for count, id in enumerate(ids):
+        again = constraint.guide(tokenizer.eos_ids)
+        for earlier in ids[:count]:
+            again.advance(earlier)
+        assert allowed(again, tokenizer) == allowed(first, tokenizer)
+        first.advance(id)
+    assert allowed(first, tokenizer) == {b"1", b";"}

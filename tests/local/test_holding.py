@@ -1,0 +1,178 @@
+"""A random model held to calls, and to a budget of thinking: the whole way but for real weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import freehold
+from freehold import LLM
+from freehold.errors import UsageError
+from freehold.local.prompt import Prompt
+from freehold.tokenizer.dialects import dialect_of
+from freehold.types import Chunk, Format, Job, Message, Tool
+from tests.local.test_jobs import answered, ids, text
+from tests.vectors import files
+from tests.vectors.files import write_gguf
+
+PICK = Tool("pick", "", {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]})
+DROP = Tool("drop", "", {"type": "object", "properties": {"all": {"type": "boolean"}}, "required": ["all"]})
+TEMPLATE = (
+    "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }} "
+    "{{ c.function.arguments | tojson }}</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking %}<think>\n{% endif %}{% endif %}"
+    "{# </think> arguments #}"
+)
+ASKED: dict[str, Any] = {
+    "tools": [PICK, DROP],
+    "tool_choice": "required",
+    "max_tokens": 300,
+    "temperature": 1.0,
+}
+JOB = Job(
+    messages=(Message("user", "Hi"),),
+    max_tokens=300,
+    sampling={"seed": 3, "temperature": 1.0},
+    tools=(PICK, DROP),
+    tool_choice="required",
+    parallel_tool_calls=False,
+)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "CHAT_TEMPLATE", TEMPLATE)
+        path = write_gguf("qwen2", tmp_path_factory.mktemp("held") / "tiny.gguf", dtype="Q8_0")
+    with freehold.load(path, context=512, threads=1) as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_required_answer_is_calls_that_fit_their_schemas(llm: LLM, seed: int):
+    answer = llm.chat("Hi", **ASKED, parallel_tool_calls=False, seed=seed)
+    (call,) = answer.tool_calls
+    arguments = json.loads(call.arguments)
+    assert arguments in ([{"n": 1}, {"n": 2}] if call.name == "pick" else [{"all": True}, {"all": False}])
+    assert (answer.text, answer.finish_reason) == ("", "tool_calls")
+
+
+def test_named_tool_is_the_one_that_is_called(llm: LLM):
+    for name in ("pick", "drop"):
+        answer = llm.chat("Hi", **{**ASKED, "tool_choice": name}, parallel_tool_calls=False, seed=1)
+        assert [call.name for call in answer.tool_calls] == [name]
+
+
+def test_same_seed_makes_the_same_ids(llm: LLM):
+    first, again = (llm.chat("Hi", **ASKED, seed=5, parallel_tool_calls=False) for _ in range(2))
+    assert first.tool_calls == again.tool_calls
+    other = llm.chat("Ho", **ASKED, seed=5, parallel_tool_calls=False)
+    assert other.tool_calls[0].id != first.tool_calls[0].id
+
+
+def calls(chunks: list[Chunk]):
+    return [piece for chunk in chunks for piece in chunk.tool_calls]
+
+
+@pytest.mark.parametrize("sent", [1, 12, 30])
+def test_resumed_answer_makes_the_same_call(llm: LLM, sent: int):
+    (whole,) = answered(llm, JOB)
+    (rest,) = answered(llm, replace(JOB, resume=(ids(whole)[:sent],)))
+    assert ids(rest) == ids(whole)[sent:]
+    assert calls(rest) == calls(whole) and len(calls(whole)) == 1
+    assert rest[-1].finish_reason == whole[-1].finish_reason == "tool_calls"
+
+
+def test_calls_that_were_sent_are_not_sent_again(llm: LLM):
+    (whole,) = answered(llm, JOB)
+    (rest,) = answered(llm, replace(JOB, resume=(ids(whole),)))
+    assert calls(rest) == [] and rest[-1].finish_reason == "tool_calls"
+
+
+def test_none_tells_the_model_of_no_tools(llm: LLM):
+    with_tools = llm.chat("Hi", tools=[PICK], tool_choice="none", max_tokens=8, seed=1)
+    assert with_tools.token_ids == llm.chat("Hi", max_tokens=8, seed=1).token_ids
+
+
+def test_auto_is_held_once_the_mark_was_written(llm: LLM):
+    job = replace(JOB, tool_choice="auto", resume=(tuple(llm.tokenize("Well: <tool_call>")),))
+    (rest,) = answered(llm, job)
+    assert [piece.name in ("pick", "drop") for piece in calls(rest)] == [True]
+
+
+def test_schemas_that_no_grammar_can_hold_are_a_warning_in_auto_and_an_error_in_required(llm: LLM):
+    strange = Tool("strange", "", {"type": "object", "properties": {"a": {"$ref": "http://example.com/a"}}})
+    begun = llm.start(replace(JOB, tools=(strange,), tool_choice="auto")).begin
+    assert begun is not None and "not held to the tools' schemas" in begun.warnings[0]
+    with pytest.raises(UsageError, match="example"):
+        llm.start(replace(JOB, tools=(strange,)))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"tools": (PICK, PICK)}, "two tools are called 'pick'"),
+        ({"tools": (Tool("a b"),)}, "'a b'"),
+        ({"tools": ()}, "there are no tools"),
+        ({"tools": (PICK,) * 129}, "number of tools is 129"),
+        ({"tool_name": "other"}, "tool_name is 'other'"),
+        ({"tool_choice": "maybe"}, "tool_choice is 'maybe'"),
+        ({"format": Format("json")}, "tools and format"),
+        ({"tools": (Tool("x", "", {"a": "b" * (1 << 18)}),)}, "length of x's parameters"),
+        (
+            {"messages": (Message("assistant", "", tool_calls=(freehold.ToolCall("", "x", "[]"),)),)},
+            "no JSON object",
+        ),
+        ({"think_tokens": -1}, "think_tokens is -1"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_by_name(llm: LLM, change: dict[str, Any], words: str):
+    with pytest.raises(UsageError, match=words):
+        llm.start(replace(JOB, **change))
+
+
+# --- thinking -------------------------------------------------------------------------------------------
+
+THINKING = Job(messages=JOB.messages, max_tokens=40, sampling={"seed": 2}, think=True, think_tokens=5)
+
+
+def test_used_up_budget_closes_thinking_and_the_answer_goes_on(llm: LLM):
+    close = llm.tokenize("\n</think>\n\n")
+    (chunks,) = answered(llm, THINKING)
+    assert ids(chunks)[5 : 5 + len(close)] == tuple(close)
+    free = answered(llm, replace(THINKING, think_tokens=None))[0]
+    assert ids(chunks)[:5] == ids(free)[:5]
+    assert text(chunks) == text(chunks).lstrip() and len(ids(chunks)) == 40
+
+
+@pytest.mark.parametrize("sent", [3, 8, 20])
+def test_budget_is_kept_by_a_resumed_answer(llm: LLM, sent: int):
+    (whole,) = answered(llm, THINKING)
+    (rest,) = answered(llm, replace(THINKING, resume=(ids(whole)[:sent],)))
+    assert ids(rest) == ids(whole)[sent:]
+
+
+def test_budget_of_a_model_that_does_not_think_is_a_warning(llm: LLM):
+    begun = llm.start(replace(THINKING, think=False)).begin
+    assert begun is not None and begun.warnings == ("think_tokens was left out: tiny does not think here",)
+
+
+def test_level_of_effort_is_an_error_in_python_and_a_warning_in_a_job(llm: LLM):
+    with pytest.raises(UsageError, match="'low'"):
+        llm.chat("Hi", effort="low")
+    begun = llm.start(replace(THINKING, think=None, effort="low")).begin
+    assert begun is not None and "effort 'low' was left out" in begun.warnings[0]
+
+
+def test_info_tells_what_the_template_can(llm: LLM):
+    assert (llm.info.can_call, llm.info.thinking, llm.info.efforts) == (True, "switch", ())
+
+
+def test_control_tokens_are_spelled_by_their_ids(llm: LLM):
+    eos = llm._tokenizer.added_id("<|im_end|>")
+    assert llm._holds._spell("a<|im_end|>b\n") == f'"a" <[{eos}]> "b\\n"'
+    assert Prompt([], dialect=dialect_of("[TOOL_CALLS]")).dialect is not None

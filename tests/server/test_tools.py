@@ -1,0 +1,106 @@
+"""Tools in OpenAI's chats: what is offered and chosen, calls whole and streamed, and calls in history."""
+
+from __future__ import annotations
+
+import pytest
+
+from freehold.types import Message, Tool, ToolCall
+from tests.server.fakes import Script
+from tests.server.test_chat import CHAT, events, job_of, refusal
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+OFFER = {"type": "function", "function": {"name": "get_weather", "description": "d", "parameters": SCHEMA}}
+CALLING = Script("Let me see.", calls=(("get_weather", '{"city": "Rome"}'),))
+ASKED = {**CHAT, "tools": [OFFER]}
+
+
+def test_tools_and_the_choice_among_them_reach_the_engine(serving):
+    job = job_of(serving(), tools=[OFFER])
+    assert job.tools == (Tool("get_weather", "d", SCHEMA),)
+    assert (job.tool_choice, job.tool_name, job.parallel_tool_calls) == ("auto", "", True)
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    for choice, expected in [
+        ("none", ("none", "")),
+        ("required", ("required", "")),
+        (named, ("required", "get_weather")),
+    ]:
+        job = job_of(serving(), tools=[OFFER], tool_choice=choice, parallel_tool_calls=False)
+        assert (job.tool_choice, job.tool_name) == expected and not job.parallel_tool_calls
+
+
+def test_calls_come_with_the_message_and_end_it(serving):
+    body = serving(CALLING).client.post("/v1/chat/completions", json=ASKED).json()
+    (choice,) = body["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] == "Let me see."
+    function = {"name": "get_weather", "arguments": '{"city": "Rome"}'}
+    assert choice["message"]["tool_calls"] == [{"id": "call_0", "type": "function", "function": function}]
+
+
+def test_message_of_calls_alone_has_no_content(serving):
+    script = Script("", calls=CALLING.calls)
+    body = serving(script).client.post("/v1/chat/completions", json=ASKED).json()
+    assert body["choices"][0]["message"]["content"] is None
+
+
+def test_streamed_call_says_id_and_name_once(serving):
+    server = serving(Script("Hm.", calls=(*CALLING.calls, ("clock", "{}"))))
+    told = events(server.client.post("/v1/chat/completions", json={**ASKED, "stream": True}).text)
+    deltas = [c for e in told for choice in e["choices"] for c in choice["delta"].get("tool_calls", ())]
+    begun = {"type": "function", "id": "call_0", "function": {"name": "get_weather", "arguments": ""}}
+    assert deltas[0] == {"index": 0, **begun}
+    assert [d["index"] for d in deltas] == [0, 0, 0, 1, 1, 1]
+    assert all(d.keys() == {"index", "function"} and "name" not in d["function"] for d in deltas[1:3])
+    assert "".join(d["function"]["arguments"] for d in deltas[:3]) == '{"city": "Rome"}'
+    assert [c["finish_reason"] for e in told for c in e["choices"]][-1] == "tool_calls"
+
+
+def test_calls_and_results_in_history_are_read(serving):
+    use = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+    chat = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [use]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "sunny", "name": "get_weather"},
+    ]
+    assert job_of(serving(), messages=chat).messages == (
+        Message("user", "x"),
+        Message("assistant", "", tool_calls=(ToolCall("call_1", "get_weather", "{}"),)),
+        Message("tool", "sunny", tool_call_id="call_1", name="get_weather"),
+    )
+
+
+@pytest.mark.parametrize(
+    "fields, param",
+    [
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0]"),
+        ({"tools": [OFFER] * 129}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
+        ({"tool_choice": "perhaps"}, "tool_choice"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"function_call": "required"}, "function_call"),
+    ],
+)
+def test_tools_that_are_none_are_refused_by_name(serving, fields, param):
+    assert refusal(serving(), **fields)["param"] == param
+
+
+def test_older_names_say_what_to_send(serving):
+    assert "send tools" in refusal(serving(), functions=[{"name": "f"}])["message"]
+
+
+def test_unknown_fields_of_tools_and_the_engine_s_own_are_warnings(serving):
+    server = serving(Script(warnings=("effort 'high' was left out",)))
+    offer = {**OFFER, "cache_control": {}, "function": {**OFFER["function"], "colour": 1}}
+    body = server.client.post("/v1/chat/completions", json={**CHAT, "tools": [offer]}).json()
+    assert set(body["freehold"]["warnings"]) == {
+        "field 'cache_control' of tools was ignored",
+        "field 'colour' of tools was ignored",
+        "effort 'high' was left out",
+    }
+
+
+@pytest.mark.parametrize(
+    "level, effort", [("minimal", "low"), ("medium", "medium"), ("max", "high"), ("none", None)]
+)
+def test_effort_is_one_of_three(serving, level, effort):
+    assert job_of(serving(), reasoning_effort=level).effort == effort

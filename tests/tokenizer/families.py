@@ -1,0 +1,103 @@
+"""Chat templates of families that call tools: those stored in tests/vectors, and short ones written here.
+
+A short one renders tools and calls in its family's form and nothing else of it; what the forms are is in each
+dialect's docstring. Knows no parser.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+from freehold.tokenizer import ChatTemplate
+
+VECTORS = Path(__file__).parent.parent / "vectors" / "templates"
+
+
+def stored(name: str) -> ChatTemplate:
+    """Return a template of tests/vectors."""
+    data = json.loads((VECTORS / f"{name}.json").read_text())
+    entry = next(e for e in data["templates"] if e["name"] == name)
+    return ChatTemplate(
+        entry["source"], bos_token=entry.get("bos_token", ""), eos_token=entry.get("eos_token", "")
+    )
+
+
+def _turns(tools: str, call: str, *, before: str = "", between: str = "", after: str = "") -> str:
+    """Return a template of ChatML turns whose assistant writes `call` for each call of its own."""
+    return (
+        "{% if tools %}<|im_start|>system\n" + tools + "<|im_end|>\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+        "{% if m.tool_calls %}"
+        + before
+        + "{% for c in m.tool_calls %}{% set f = c.function %}"
+        + call
+        + "{% if not loop.last %}"
+        + between
+        + "{% endif %}{% endfor %}"
+        + after
+        + "{% endif %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+_LISTED = "{% for t in tools %}{{ t | tojson }}\n{% endfor %}"
+_XML = (
+    "\n<tool_call>\n<function={{ f.name }}>\n{% for k, v in f.arguments.items() %}<parameter={{ k }}>\n"
+    "{{ v if v is string else v | tojson }}\n</parameter>\n{% endfor %}</function>\n</tool_call>"
+)
+_COMMA = "{% if not loop.last %},{% endif %}"
+_GEMMA4 = (
+    '{% macro value(v) %}{% if v is string %}<|"|>{{ v }}<|"|>{% elif v is boolean %}'
+    "{{ 'true' if v else 'false' }}{% elif v is mapping %}{{ '{' }}"
+    "{% for k, x in v.items() %}{{ k }}:{{ value(x) }}" + _COMMA + "{% endfor %}{{ '}' }}"
+    "{% elif v is sequence %}[{% for x in v %}{{ value(x) }}" + _COMMA + "{% endfor %}]"
+    "{% else %}{{ v }}{% endif %}{% endmacro %}"
+)
+SHORT = {
+    "xml": _turns(_LISTED, _XML),
+    "nemotron": _turns(
+        _LISTED,
+        '{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}',
+        before="<TOOLCALL>[",
+        between=", ",
+        after="]</TOOLCALL>",
+    ),
+    "mistral-v3": _turns(
+        _LISTED,
+        '{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}, "id": "{{ c.id }}"}',
+        before="[TOOL_CALLS] [",
+        between=", ",
+        after="]",
+    ),
+    "mistral-v13": _turns(_LISTED, "[TOOL_CALLS]{{ f.name }}[ARGS]{{ f.arguments | tojson }}"),
+    "llama": _turns(
+        "Environment: ipython\n" + _LISTED,
+        '{"name": "{{ f.name }}", "parameters": {{ f.arguments | tojson }}}',
+        between="; ",
+    ),
+    "deepseek-v3.1": _turns(
+        _LISTED,
+        "<｜tool▁call▁begin｜>{{ f.name }}<｜tool▁sep｜>{{ f.arguments }}<｜tool▁call▁end｜>",
+        before="<｜tool▁calls▁begin｜>",
+        after="<｜tool▁calls▁end｜>",
+    ),
+    "gemma4": _GEMMA4 + _turns(_LISTED, "<|tool_call>call:{{ f.name }}{{ value(f.arguments) }}<tool_call|>"),
+    "harmony": (
+        "{% if tools %}<|start|>developer<|message|>namespace functions\n"
+        "{% for t in tools %}type {{ t.function.name }}\n{% endfor %}<|end|>{% endif %}"
+        "{% for m in messages %}{% if m.tool_calls %}{% if m.thinking %}"
+        "<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif %}{% for c in m.tool_calls %}"
+        "<|start|>assistant to=functions.{{ c.function.name }}<|channel|>commentary json<|message|>"
+        "{{ c.function.arguments | tojson }}<|call|>{% endfor %}{% else %}"
+        "<|start|>{{ m.role }}<|channel|>final<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    ),
+}
+
+
+@cache
+def template(name: str) -> ChatTemplate:
+    """Return a family's template, stored or short."""
+    return ChatTemplate(SHORT[name]) if name in SHORT else stored(name)

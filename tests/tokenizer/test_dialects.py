@@ -1,0 +1,352 @@
+"""Tool calls: what a family's template renders is read back as it was, however the text is cut."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freehold.tokenizer import ChatTemplate
+from freehold.tokenizer.dialects import Call, HarmonyParser, Thought, ToolParser, dialect_of
+from freehold.tokenizer.dialects.contract import Dialect
+from freehold.tokenizer.dialects.detect import _MARKS
+from freehold.types import Message, Tool, ToolCall
+from tests.tokenizer import families
+
+WEATHER = Tool(
+    "get_weather",
+    "Weather in a city",
+    {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "exact": {"type": "boolean"},
+            "more": {"type": "object"},
+            "places": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["city"],
+    },
+)
+CLOCK = Tool("clock", "The time", {"type": "object", "properties": {}})
+TOOLS = (WEATHER, CLOCK)
+FAMILIES = {
+    "qwen2.5-coder-0.5b": "hermes",
+    "qwen2.5-coder-1.5b": "hermes",
+    "qwen3": "hermes",
+    "deepseek-v3": "deepseek-v3",
+    "gemma3": "gemma3",
+    "xml": "xml",
+    "nemotron": "nemotron",
+    "mistral-v3": "mistral-v3",
+    "mistral-v13": "mistral",
+    "llama": "llama",
+    "deepseek-v3.1": "deepseek-v3.1",
+    "gemma4": "gemma4",
+    "harmony": "harmony",
+}
+DIALECTS = {dialect.name: dialect for dialect, _ in _MARKS}
+ENDS = ("<|im_end|>", "<｜end▁of▁sentence｜>", "<end_of_turn>")
+
+
+def parsed(dialect: Dialect, pieces: list[str], tools=TOOLS) -> tuple[str, list[Call], str]:
+    """Return (text, calls, thinking) of an answer that comes in pieces."""
+    parser = HarmonyParser() if dialect.channels else ToolParser(dialect, tools)
+    got = [x for piece in pieces for x in parser.push(piece)] + parser.finish()
+    return (
+        "".join(x for x in got if isinstance(x, str)),
+        [x for x in got if isinstance(x, Call)],
+        "".join(x.text for x in got if isinstance(x, Thought)),
+    )
+
+
+def cut(text: str, at: list[int]) -> list[str]:
+    at = sorted(i % (len(text) + 1) for i in at)
+    return [text[a:b] for a, b in zip([0, *at], [*at, len(text)], strict=True)]
+
+
+def rendered_answer(template: ChatTemplate, calls: tuple[ToolCall, ...], said: str = "") -> str:
+    """Return what the template writes of an assistant's turn with `calls`, as a model would."""
+    user = Message("user", "x")
+    answer = Message("assistant", said, tool_calls=calls)
+    begin = template.render([user], tools=TOOLS).text
+    whole = template.render([user, answer], tools=TOOLS, add_generation_prompt=False).text
+    assert whole.startswith(begin)
+    for end in ENDS:
+        whole = whole[len(begin) :].partition(end)[0] if end in whole[len(begin) :] else whole
+    return whole.removeprefix(begin).removeprefix("<think>\n\n</think>\n\n")  # the splitter's before it
+
+
+def calls_of(values: list[dict[str, object]]) -> tuple[ToolCall, ...]:
+    return tuple(ToolCall(f"call{i:05}", WEATHER.name, json.dumps(v)) for i, v in enumerate(values))
+
+
+@pytest.mark.parametrize("family, name", FAMILIES.items())
+def test_dialect_is_told_by_the_template_s_source(family, name):
+    template = families.template(family)
+    assert template.dialect is DIALECTS[name]
+    assert template.can_call
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "llama3.1"])
+def test_template_without_tools_offers_none(name):
+    assert families.stored(name).dialect is None
+    assert not families.stored(name).can_call
+
+
+words = st.text(
+    st.characters(codec="utf-8", exclude_characters="\r", exclude_categories=["Cc", "Cs"]), max_size=20
+)
+arguments = st.fixed_dictionaries(
+    {"city": words},
+    optional={
+        "days": st.integers(-(10**12), 10**12),
+        "exact": st.booleans(),
+        "places": st.lists(words, max_size=3),
+        "more": st.dictionaries(st.sampled_from(["a", "b"]), st.booleans() | words, max_size=2),
+    },
+)
+
+
+def fits(family: str, text: str) -> bool:
+    """Leave out what a family's notation cannot spell, or its template trims."""
+    marks = ("<", "[", "{", "`", "｜", "|", ">") if family in ("xml", "gemma4") else ("｜", "<", "[TOOL")
+    return not any(mark in text for mark in marks)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=25, deadline=None)
+@given(values=st.lists(arguments, min_size=1, max_size=2), at=st.lists(st.integers(0, 500), max_size=8))
+def test_rendered_calls_are_read_back_however_the_text_is_cut(family, values, at):
+    template = families.template(family)
+    assert template.dialect is not None
+    spelled = json.dumps(values, ensure_ascii=False)
+    if not fits(family, spelled.replace("[{", "").replace("}]", "").replace("{", "").replace("[", "")):
+        return
+    if family == "xml" and any(v["city"] != v["city"].strip("\n") for v in values):
+        return
+    values = values[:1] if family == "deepseek-v3" else values
+    text = rendered_answer(template, calls_of(values))
+    said, calls, _ = parsed(template.dialect, cut(text, at))
+    assert [json.loads(c.arguments) for c in calls] == values
+    assert {c.name for c in calls} == {WEATHER.name}
+    assert said == ""
+    assert parsed(template.dialect, [text]) == (said, calls, "")
+
+
+ALPHABET = [
+    *(
+        "<tool_call>",
+        "</tool_call>",
+        '{"name": "get_weather", "arguments": ',
+        '{"city": "Rome"}',
+        "}",
+        "\n",
+        "```",
+    ),
+    *(
+        "json",
+        "<function=get_weather>",
+        "<parameter=city>",
+        "</parameter>",
+        "</function>",
+        "Rome",
+        " ",
+        "[",
+        "]",
+    ),
+    *(
+        "<TOOLCALL>",
+        "</TOOLCALL>",
+        "[TOOL_CALLS]",
+        "get_weather",
+        "[ARGS]",
+        "<|python_tag|>",
+        ";",
+        "<|tool_call>",
+    ),
+    *("call:get_weather", "{", 'city:<|"|>Rome<|"|>', "<tool_call|>", "<｜tool▁calls▁begin｜>"),
+    *(
+        "<｜tool▁call▁begin｜>",
+        "<｜tool▁sep｜>",
+        "<｜tool▁call▁end｜>",
+        "<|channel|>",
+        "analysis",
+        "<|message|>",
+    ),
+    *(
+        "<|start|>",
+        "<|end|>",
+        "assistant",
+        "<|call|>",
+        "to=functions.get_weather",
+        '"',
+        "\\",
+        ",",
+        ":",
+        "-1.5e9",
+    ),
+    *("null", "é"),
+]
+broken = st.lists(st.sampled_from(ALPHABET) | st.text(max_size=3), max_size=14).map("".join)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda d: d.name)
+@settings(max_examples=60, deadline=None)
+@given(text=broken, at=st.lists(st.integers(0, 200), max_size=10))
+def test_any_text_is_read_alike_streamed_and_whole_and_nothing_raises(dialect, text, at):
+    whole = parsed(dialect, [text])
+    assert parsed(dialect, cut(text, at)) == whole
+    for call in whole[1]:
+        assert isinstance(json.loads(call.arguments), dict)
+    if not whole[1] and not dialect.channels:
+        assert whole[0] == text
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda d: d.name)
+def test_no_opening_is_the_beginning_of_another(dialect):
+    marks = [o.mark for o in dialect.openings]
+    assert not any(a != b and b.startswith(a) for a in marks for b in marks)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda d: d.name)
+def test_long_hostile_text_takes_no_long_time(dialect):
+    for piece in (
+        "<tool_call>{",
+        "<function=a><parameter=b>",
+        "[TOOL_CALLS][",
+        "<|tool_call>call:a{b:[",
+        '{"name":',
+    ):
+        began = time.perf_counter()
+        parser = HarmonyParser() if dialect.channels else ToolParser(dialect, TOOLS)
+        for _ in range(2000):
+            parser.push(piece)
+        parser.finish()
+        assert time.perf_counter() - began < 2
+
+
+# --- families, by example -------------------------------------------------------------------------------
+
+
+def read(name: str, text: str, tools=TOOLS) -> tuple[str, list[tuple[str, dict]]]:
+    said, calls, _ = parsed(DIALECTS[name], list(text), tools)
+    return said, [(c.name, json.loads(c.arguments)) for c in calls]
+
+
+ROME = ("get_weather", {"city": "Rome"})
+HERMES_CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+BARE = '{"name": "get_weather", "arguments": {"city": "Rome"}}'
+
+
+@pytest.mark.parametrize(
+    "text, said, calls",
+    [
+        (f"Let me see.\n{HERMES_CALL}", "Let me see.", 1),
+        (f"{HERMES_CALL}\n{HERMES_CALL}", "", 2),
+        (f"{HERMES_CALL} Done.", "Done.", 1),
+        (HERMES_CALL.removesuffix("\n</tool_call>"), "", 1),  # the model ended without the mark
+        (BARE, "", 1),
+        (f"```json\n{BARE}\n```", "", 1),
+        (f"Sure:\n```\n{BARE}\n```\n", "Sure:", 1),
+        (BARE.replace("get_weather", "stranger"), BARE.replace("get_weather", "stranger"), 0),
+        (f"Like {BARE}", f"Like {BARE}", 0),
+        ('{"name": "Bob"}', '{"name": "Bob"}', 0),
+        ("```json\n{}\n```\n", "```json\n{}\n```\n", 0),
+        ('<tool_call>{"name": "get_weather"', '<tool_call>{"name": "get_weather"', 0),
+        ("<tool_call>\nget_weather\n</tool_call>", "<tool_call>\nget_weather\n</tool_call>", 0),
+    ],
+)
+def test_hermes(text, said, calls):
+    assert read("hermes", text) == (said, [ROME] * calls)
+
+
+def test_bare_object_is_text_where_no_such_tool_was_given():
+    assert read("hermes", BARE, tools=(CLOCK,)) == (BARE, [])
+
+
+def test_arguments_may_be_the_text_of_an_object():
+    assert read("hermes", '<tool_call>{"name": "get_weather", "arguments": "{\\"city\\": \\"Rome\\"}"}') == (
+        "",
+        [ROME],
+    )
+
+
+def test_line_ends_within_strings_are_forgiven_and_the_arguments_are_json():
+    _, calls, _ = parsed(
+        DIALECTS["hermes"], ['<tool_call>{"name": "clock", "arguments": {"a": "x\ny"}}</tool_call>']
+    )
+    assert calls[0].arguments == '{"a": "x\\ny"}'
+
+
+XML_CALL = "<function=get_weather>\n<parameter=city>\n{}\n</parameter>\n</function>"
+
+
+@pytest.mark.parametrize(
+    "value", ["12", "true", '{"a": 1}', " x ", "a\nb", "</parameter>", "</tool_call>", ""]
+)
+def test_string_of_an_xml_call_stays_a_string(value):
+    text = f"<tool_call>\n{XML_CALL.format(value)}\n</tool_call>"
+    assert read("xml", text) == ("", [("get_weather", {"city": value})])
+
+
+@pytest.mark.parametrize(
+    "key, raw, value",
+    [
+        ("days", "3", 3),
+        ("exact", "True", True),
+        ("exact", "false", False),
+        ("more", '{"a": [1]}', {"a": [1]}),
+        ("places", '["x"]', ["x"]),
+        ("days", "soon", "soon"),
+        ("days", "null", None),
+        ("unknown", "3", "3"),
+    ],
+)
+def test_value_of_an_xml_call_has_the_schema_s_type(key, raw, value):
+    text = f"<function=get_weather><parameter={key}>{raw}</parameter></function>"
+    assert read("xml", text) == ("", [("get_weather", {key: value})])
+
+
+@pytest.mark.parametrize(
+    "name, text, calls",
+    [
+        ("llama", '<|python_tag|>{"name": "get_weather", "parameters": {"city": "Rome"}}', 1),
+        ("llama", '{"name": "get_weather", "parameters": {"city": "Rome"}}; ' + BARE, 2),
+        ("mistral", '[TOOL_CALLS]get_weather[CALL_ID]abcdefghi[ARGS]{"city": "Rome"}', 1),
+        ("mistral", f"[TOOL_CALLS][{BARE}, {BARE}]", 2),
+        ("nemotron", f"<TOOLCALL>[{BARE}]", 1),
+        ("gemma4", '<|tool_call>call:get_weather{<|"|>city<|"|>:<|"|>Rome<|"|>}<tool_call|>', 1),
+        (
+            "deepseek-v3",
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n"
+            '```json\n{"city": "Rome"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+            1,
+        ),
+    ],
+)
+def test_other_families(name, text, calls):
+    assert read(name, text) == ("", [ROME] * calls)
+
+
+def test_harmony_s_channels_are_thinking_text_and_calls():
+    answer = (
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+        "<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+        '{"city": "Rome"}<|call|>'
+    )
+    for pieces in ([answer], list(answer)):
+        said, calls, thought = parsed(DIALECTS["harmony"], pieces)
+        assert (said, thought) == ("I look.", "Hm.")
+        assert [(c.name, json.loads(c.arguments)) for c in calls] == [ROME]
+
+
+def test_harmony_without_a_header_is_text():
+    assert parsed(DIALECTS["harmony"], list("Hello <|end|>"))[0] == "Hello "
+
+
+def test_unknown_ways_to_call_are_no_dialect():
+    assert dialect_of("<|tool_call|>[{{ tools }}]<|/tool_call|>") is None
