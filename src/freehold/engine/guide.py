@@ -69,12 +69,20 @@ class Guide:
         """How it goes on behind thinking."""
         return "text" if self._matcher is not None else "free"
 
+    @property
+    def free(self) -> bool:
+        """Tell whether each token may come next."""
+        led = self._phase == "closing" or (self._phase != "thinking" and self._matcher is not None)
+        return not led and not self._held
+
     def allowed(self) -> Mask | None:
         """Tell for each token whether it may come next; None: each may. Raises UsageError where that costs too much."""
+        if self.free:
+            return None
         if self._phase == "closing":
             return self._only(self._closing[0])
         if self._phase == "thinking" or self._matcher is None:
-            return self._endless() if self._held else None
+            return self._endless()
         mask, tokens = self._matcher.allowed(), self._matcher.tokens
         whole = bool(mask[tokens.ends].any())
         mask[tokens.ends] = False

@@ -49,7 +49,7 @@ class ModelRunner:
         tokens = np.array([t for work in batch for t in work.tokens], np.int32)
         positions = [p for w in batch for p in range(w.first, w.first + w.rows)]
         seqs = np.array([i for i, count in enumerate(counts) for _ in range(count)], np.int32)
-        plain = [choose and is_plain(work.seq.request) for work in batch]
+        plain = [choose and is_plain(work.seq.request) and _is_free(work) for work in batch]
         rows, choices = [], []
         for start, work, chosen in zip(accumulate(counts, initial=0), batch, plain, strict=False):
             wanted = [start + r for r in work.logit_rows]
@@ -73,6 +73,12 @@ class ModelRunner:
 class _Adapted(TypedDict, total=False):
     adapters: list[native.Adapter]
     row_adapters: NDArray[np.int32]
+
+
+def _is_free(work: Work) -> bool:
+    """Tell whether no guide leads the next token; a guess may hold what a guide looks for, so it is led."""
+    guide = work.seq.guide
+    return guide is None or (guide.free and len(work.logit_rows) == 1)
 
 
 def _adapters(batch: list[Work], counts: list[int]) -> _Adapted:

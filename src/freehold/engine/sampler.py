@@ -76,7 +76,6 @@ def is_plain(request: Request) -> bool:
     unfiltered = (params.top_k, params.typical_p, params.top_p, params.min_p) == (0, 1.0, 1.0, 0.0)
     return (
         request.sink is None
-        and request.constraint is None
         and request.logprobs is None
         and (params.temperature == 0 or unfiltered)
         and not _is_penalised(params)
