@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
 import pytest
 
+from benches.own_server import names_of, own_server
 from tests.server_clients.conftest import CONTEXT, Served
 
 pytestmark = pytest.mark.model
@@ -109,3 +111,52 @@ def test_models_are_listed_with_their_context(client, served):
 def test_an_unknown_model_is_not_found(client, asked):
     with pytest.raises(anthropic.NotFoundError, match="no-such-model"):
         client.messages.create(**{**asked, "model": "no-such-model"})
+
+
+@pytest.fixture(scope="module")
+def coder(model_path: Callable[[str], Path]) -> Iterator[dict[str, Any]]:
+    """Serve a model that calls tools; return what each request asks of it, and a client."""
+    with own_server(model_path("qwen2.5-coder-0.5b"), context=CONTEXT) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
+            yield {"client": client, "model": names_of(server)[0]}
+
+
+WEATHER: Any = {
+    "name": "get_weather",
+    "description": "Say what the weather is in a city.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "unit": {"enum": ["C", "F"]}},
+        "required": ["city", "unit"],
+    },
+}
+
+
+def test_a_tool_is_called_streamed_as_whole_and_its_result_read(coder):
+    client: anthropic.Anthropic = coder["client"]
+    messages: Any = [{"role": "user", "content": "What is the weather in Rome, in Celsius?"}]
+    asked: Any = {"model": coder["model"], "max_tokens": 100, "tools": [WEATHER]}
+    asked |= {"extra_body": {"temperature": 0}, "messages": messages}
+    forced: Any = {"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True}
+    whole = client.messages.create(**asked, tool_choice=forced)
+    with client.messages.stream(**asked, tool_choice=forced) as stream:
+        streamed = stream.get_final_message()
+    assert whole.stop_reason == streamed.stop_reason == "tool_use"
+    (call,) = [b for b in whole.content if b.type == "tool_use"]
+    assert call.name == "get_weather" and set(call.input) >= {"city", "unit"}
+    assert [b.input for b in streamed.content if b.type == "tool_use"] == [call.input]
+    result: Any = {"type": "tool_result", "tool_use_id": call.id, "content": "31 degrees, sunny"}
+    asked["messages"] = [
+        *messages,
+        {"role": "assistant", "content": whole.content},
+        {"role": "user", "content": [result]},
+    ]
+    counted = client.messages.count_tokens(
+        model=asked["model"], messages=asked["messages"], tools=[WEATHER], tool_choice={"type": "none"}
+    )
+    plain = client.messages.count_tokens(model=asked["model"], messages=asked["messages"])
+    answer = client.messages.create(**asked)
+    used = answer.usage
+    assert used.input_tokens + used.cache_read_input_tokens > counted.input_tokens == plain.input_tokens
+    assert used.cache_read_input_tokens > 50
