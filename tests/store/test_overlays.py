@@ -14,6 +14,7 @@ from freehold.store.making import copy, make
 from freehold.store.modelfile import Recipe
 from freehold.store.overlays import Overlay, overlaid
 from freehold.types import Job, Message
+from freehold.worker.wire import PROTOCOL, FromServer, Open, Reader, Writer
 from tests.vectors.files import write_gguf
 
 MARIO = Overlay(
@@ -79,6 +80,13 @@ def test_it_is_listed_with_what_it_stands_on(made):
     assert rows["mario"].held < 2000 and rows["mario"].digest not in ("", rows["tiny"].digest)
     json.dumps(rows["mario"].as_json())
     json.dumps(made.resolve("mario").as_json())
+
+
+def test_an_engine_of_its_own_is_told_all_of_it(made):
+    ref = made.resolve("mario")
+    [got] = Reader(FromServer).push(Writer().frame(Open(PROTOCOL, "0", ref)))
+    assert got.model == replace(ref, overlay=got.model.overlay) and got.model.overlay.read == MARIO.read
+    assert (got.model.overlay.system, got.model.overlay.messages) == (MARIO.system, MARIO.messages)
 
 
 def test_what_others_stand_on_is_not_deleted(made):

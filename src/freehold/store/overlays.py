@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from freehold.errors import FreeholdError, UsageError
 from freehold.store import parameters, space
@@ -37,7 +38,7 @@ class Overlay:
 
     name: str
     base: str  # a model of the store, never an overlay
-    parameters: Mapping[str, object] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     system: str = ""
     template: str = ""  # Jinja; empty: the model's own
     messages: tuple[tuple[str, str], ...] = ()
