@@ -149,6 +149,9 @@ ENVIRONMENTS = {
         ("langchain-openai>=1.7", "langchain-tests>=1.1"), "import langchain_openai, langchain_tests"
     ),
     "llm": Environment(("llm>=0.36",), "import llm"),
+    "xgrammar": Environment(("xgrammar", "numpy"), "import xgrammar", WHEELS),
+    "outlines_core": Environment(("outlines-core",), "import outlines_core", WHEELS),
+    "lm_format_enforcer": Environment(("lm-format-enforcer",), "import lmformatenforcer", WHEELS),
     "oracle": Environment(
         ("torch", "transformers>=5.24,<6", "peft", "gguf", "sentencepiece"),
         "import torch, transformers, peft, gguf",

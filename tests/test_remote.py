@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -31,7 +32,19 @@ from freehold.errors import (
     UsageError,
 )
 from freehold.remote import Api, RemoteModel
-from freehold.types import ChatModel, Chunk, Message, ModelInfo, SamplingParams, TokenLogprob, Usage
+from freehold.server.openai.structured import Structured, format_of
+from freehold.types import (
+    ChatModel,
+    Chunk,
+    Format,
+    FormatLike,
+    Message,
+    ModelInfo,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+    as_format,
+)
 
 INFO = ModelInfo("m", "Q8_0", 128, 256, 1024, 2, 0.1, 1000, 96, True, False, SamplingParams(top_k=40))
 HI = [Message("user", "Hi")]
@@ -201,6 +214,33 @@ def test_thinking_of_earlier_turns_goes_back(script: Script, model: RemoteModel)
         "role": "assistant", "content": "4", "reasoning_content": "2+2"
     }  # fmt: skip
     assert script.asked[0][1]["think"] is False
+
+
+@pytest.mark.parametrize("kind", ["chat", "text"])
+@pytest.mark.parametrize(
+    "format, source",
+    [
+        (Format("json"), ""),
+        ({"type": "object"}, {"type": "object"}),
+        (Format("regex", "a+"), "a+"),
+        (Format("lark", 'start: "a"'), 'start: "a"'),
+        (Format("choice", '["é"]'), ["é"]),
+    ],
+)
+def test_our_server_reads_the_format_that_was_meant(
+    script: Script, model: RemoteModel, kind: str, format: FormatLike, source: object
+):
+    script.answers = [WHOLE]
+    ask = model.stream if kind == "chat" else model.stream_text
+    list(ask(HI if kind == "chat" else "Hi", format=format))
+    body = script.asked[0][1]
+    given = {name: body[name] for name in ("response_format", "structured_outputs") if name in body}
+    read = format_of(msgspec.convert(given, Structured))
+    wanted = as_format(format)
+    assert read is not None and wanted is not None and read.kind == wanted.kind
+    assert (
+        msgspec.json.decode(read.source) if read.kind in ("json_schema", "choice") else read.source
+    ) == source
 
 
 def test_text_is_continued_without_a_chat(script: Script, model: RemoteModel):

@@ -22,7 +22,7 @@ from freehold.cli import run as run_module
 from freehold.cli.chat import Answer
 from freehold.cli.sessions import Session, Sessions
 from freehold.fake import FakeModel, Reply
-from freehold.types import Message, ModelInfo, SamplingParams, Usage
+from freehold.types import MAX_FORMAT_CHARS, Format, Message, ModelInfo, SamplingParams, Usage
 from tests.vectors.files import write_gguf
 
 
@@ -279,6 +279,33 @@ def test_think_is_refused_where_the_model_has_no_switch(freehold, tiny):
 
 
 # Whole processes: signals and terminals.
+
+# --- a format ------------------------------------------------------------------------------------------
+
+
+def test_format_is_json_a_schema_in_a_file_or_a_grammar(freehold, scripted, tmp_path: Path):
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    (tmp_path / "short.lark").write_text('start: "a"')
+    for given, format in (
+        ("json", Format("json")),
+        (str(tmp_path / "schema.json"), Format("json_schema", '{"type": "object"}')),
+        (str(tmp_path / "short.lark"), Format("lark", 'start: "a"')),
+    ):
+        model = scripted("{}")
+        status, _, err = freehold("run", "two words", "--format", given)
+        assert status == 0, err
+        assert model.calls[0].format == format
+
+
+def test_format_that_is_no_file_is_refused_before_a_model_is_loaded(freehold, scripted, tmp_path: Path):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "long").write_text("a" * (MAX_FORMAT_CHARS + 1))
+    model = scripted("{}")
+    for name, words in (("none", "No such file"), ("binary", "it is no text"), ("long", "more than 262,144")):
+        status, _, err = freehold("run", "two words", "--format", str(tmp_path / name))
+        assert status == 2 and words in err
+    assert model.calls == []
+
 
 CHAT = """
 import sys

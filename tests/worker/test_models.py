@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from freehold import _native as native
 from freehold.config import Settings
 from freehold.errors import BadModelFile, CapacityExceeded, ModelNotFound, Overloaded, UsageError
 from freehold.store import ModelRef, Store
-from freehold.types import Job, Message
+from freehold.types import Format, Job, Message
 from freehold.worker import models as models_module
 from freehold.worker.models import HEADROOM, LEAST_CACHE, Models, Options
 from tests.vectors.files import write_gguf
@@ -47,6 +48,20 @@ def test_answer_is_the_one_given_alone_whatever_dies(serve, tiny, alone, kill_at
         want = alone(3)
         assert (tuple(tokens(chunks)), text(chunks)) == (want.token_ids, want.text)
         assert chunks[-1].usage.completion_tokens == want.usage.completion_tokens
+
+    serve(body, OPTIONS, paths=tiny)
+
+
+def test_answer_held_to_a_format_is_the_same_whatever_dies(serve, tiny):
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        job = replace(CHAT, sampling={"seed": 3}, format=Format("regex", "[a-z]{30,40}"))
+        [whole] = await answers(served, job)
+        [killed] = await answers(served, job, [12])
+        assert re.fullmatch("[a-z]{30,40}", text(whole)) and whole[-1].finish_reason == "stop"
+        assert (tokens(killed), text(killed)) == (tokens(whole), text(whole))
+        with pytest.raises(UsageError, match="unclosed"):
+            await served.start(replace(job, format=Format("regex", "[")))
 
     serve(body, OPTIONS, paths=tiny)
 

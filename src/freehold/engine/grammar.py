@@ -338,8 +338,17 @@ def _said(message: str) -> str:
     if not lines:
         return "it cannot be compiled"
     wrong = [line for line in lines[1:] if line.startswith("error:")]
-    return " ".join([lines[0], *wrong])[:400]
+    said = " ".join([lines[0], *wrong])[:400]
+    return said.partition(". Enable 'coerce_one_of'")[0]
 
 
 def _wrong(what: str) -> UsageError:
-    return UsageError(f"format: {what}")
+    hint = next((hint for part, hint in _HINTS.items() if part in what), "")
+    return UsageError(f"format: {what}", hint)
+
+
+_HINTS = {
+    "Unimplemented keys": 'leave them out, or let them be ignored: "x-guidance": {"lenient": true}',
+    "Unknown format": 'leave it out, or let it be ignored: "x-guidance": {"lenient": true}',
+    "oneOf": 'use anyOf, or have it taken for that: "x-guidance": {"coerce_one_of": true}',
+}

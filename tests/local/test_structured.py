@@ -1,0 +1,180 @@
+"""Answers held to a format, from the call to the text: the tiny model writes nonsense, and nonsense that fits."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+
+import freehold
+from freehold import LLM
+from freehold.errors import UsageError
+from freehold.tokenizer import ChatTemplate
+from freehold.types import Chunk, Format, Job, Message
+from tests.vectors.files import write_gguf
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "integer", "maximum": 99}, "b": {"enum": ["x", "yy"]}, "c": {"type": "boolean"}},
+    "required": ["a", "b", "c"],
+    "additionalProperties": False,
+}  # fmt: skip
+SHORT = Format("regex", "[a-f]{3,8}")
+CHAT = Job(messages=(Message("user", "Hi"),), max_tokens=40, sampling={"seed": 1}, format=SHORT)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory):
+    path = write_gguf("qwen2", tmp_path_factory.mktemp("structured") / "tiny.gguf", dtype="Q8_0")
+    with freehold.load(path, context=256, threads=1) as loaded:
+        yield loaded
+
+
+def finish(llm: LLM, job: Job) -> list[list[Chunk]]:
+    answering = llm.start(job)
+    answering.enter()
+    got: list[list[Chunk]] = [[] for _ in range(job.n)]
+    while not answering.done:
+        llm.pump(0.01)
+        for index, chunk in answering.take():
+            got[index].append(chunk)
+    return got
+
+
+def text(chunks: list[Chunk]) -> str:
+    return "".join(c.text for c in chunks)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_answer_that_ends_fits_its_schema(llm: LLM, temperature: float):
+    for seed in range(5):
+        answer = llm.chat("Hi", format=SCHEMA, max_tokens=200, temperature=temperature, seed=seed)
+        assert answer.finish_reason == "stop" or answer.usage.completion_tokens == 200
+        if answer.finish_reason == "stop":
+            jsonschema.validate(json.loads(answer.text), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "format, fits",
+    [
+        (Format("choice", '["yes", "no, é"]'), lambda t: t in ("yes", "no, é")),
+        (Format("lark", 'start: "a" ("b" | "c")'), lambda t: t in ("ab", "ac")),
+        (SHORT, lambda t: re.fullmatch("[a-f]{3,8}", t)),
+    ],
+)
+def test_other_formats_hold_in_chats_and_texts(llm: LLM, format: Format, fits: Any):
+    for answer in (llm.chat("Hi", format=format, seed=2), llm.generate("Hi", format=format, seed=2)):
+        assert answer.finish_reason == "stop" and fits(answer.text)
+
+
+def test_cut_answer_says_so_and_holds_the_beginning(llm: LLM):
+    answer = llm.chat("Hi", format=Format("choice", '["abcdefgh"]'), max_tokens=3)
+    assert (answer.text, answer.finish_reason) == ("abc", "length")
+
+
+def test_full_context_cuts_a_format_that_has_no_end(llm: LLM):
+    answer = llm.chat("Hi", format=Format("regex", "a(bc)*d{1000}"), seed=1)
+    assert answer.finish_reason == "length"
+    assert answer.usage.prompt_tokens + answer.usage.completion_tokens == 256
+
+
+def test_logprobs_are_those_without_the_format(llm: LLM):
+    held = llm.chat("Hi", format=SHORT, max_tokens=1, logprobs=3, seed=1)
+    free = llm.chat("Hi", max_tokens=1, logprobs=3, seed=1)
+    assert held.logprobs[0].top == free.logprobs[0].top
+    assert sum(p for _, p in held.logprobs[0].top) < 0
+
+
+def test_answers_of_one_job_are_each_as_alone_with_their_seed(llm: LLM):
+    together = finish(llm, replace(CHAT, n=3))
+    alone = [finish(llm, replace(CHAT, sampling={"seed": 1 + i}))[0] for i in range(3)]
+    assert [text(c) for c in together] == [text(c) for c in alone]
+    assert len({text(c) for c in together}) == 3
+
+
+def test_resumed_answer_goes_on_in_its_format(llm: LLM):
+    whole = [id for chunk in finish(llm, CHAT)[0] for id in chunk.token_ids]
+    for made in range(len(whole) + 1):
+        rest = finish(llm, replace(CHAT, resume=(tuple(whole[:made]),)))[0]
+        assert [id for chunk in rest for id in chunk.token_ids] == whole[made:]
+
+
+@pytest.mark.parametrize(
+    "format, words",
+    [
+        (Format("regex", "["), "unclosed"),
+        ([1], r"format is \[1\]"),
+        ({"a": {1}}, "no JSON schema"),
+        ("yaml", "'yaml'"),
+    ],
+)
+def test_what_is_no_format_is_refused_before_anything_is_computed(llm: LLM, format: Any, words: str):
+    steps = llm.stats.steps
+    with pytest.raises(UsageError, match=words):
+        llm.chat("Hi", format=format)
+    assert llm.stats.steps == steps
+
+
+def test_job_that_is_to_go_on_behind_the_end_cannot_have_a_format(llm: LLM):
+    with pytest.raises(UsageError, match="ignore_eos"):
+        llm.start(replace(CHAT, ignore_eos=True))
+    with pytest.raises(UsageError, match="length of format is 262,145"):
+        llm.start(replace(CHAT, format=Format("regex", "a" * 262_145)))
+
+
+def test_format_that_becomes_too_costly_ends_its_own_answer_only(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+    from freehold.engine import grammar
+
+    held, free = llm.start(CHAT), llm.start(replace(CHAT, format=None))
+    monkeypatch.setattr(grammar, "MASK_S", 0.0)
+    held.enter()
+    free.enter()
+    failed, got = None, []
+    while not free.done:
+        llm.pump(0.01)
+        got += free.take()
+        try:
+            held.take()
+        except UsageError as e:
+            failed = e
+    assert failed is not None and "the limit is 0.0 s" in failed.message
+    assert got[-1][1].finish_reason in ("stop", "length")
+
+
+def test_thinking_that_the_prompt_opened_is_free_and_the_text_behind_it_held(llm: LLM):
+    template = ChatTemplate("{# </think> #}{{ messages[0].content }}<think>", special_tokens={})
+    thinking = LLM(llm._engine, llm._tokenizer, template, name="thinks")
+    log = tuple(thinking.tokenize("hm </think>\n"))
+    assert thinking._prompter.prompt(CHAT).inside
+    for seed in range(3):
+        chunks = finish(thinking, replace(CHAT, sampling={"seed": seed}, resume=(log,)))[0]
+        assert chunks[-1].finish_reason == "stop" and re.fullmatch("[a-f]{3,8}", text(chunks))
+
+
+# --- a real model --------------------------------------------------------------------------------------
+
+
+@pytest.mark.model
+def test_real_model_ends_in_valid_json(model_path):
+    asked = f"Describe a knight. Answer in JSON that fits this schema: {json.dumps(SCHEMA)}"
+    schema = {
+        **SCHEMA,
+        "properties": {**SCHEMA["properties"], "name": {"type": "string"}},
+        "required": ["name", "a"],
+    }
+    with freehold.load(model_path("qwen2.5-coder-0.5b"), context=1024) as llm:
+        got = [
+            finish(
+                llm,
+                Job(messages=(Message("user", asked),), n=8, max_tokens=200, sampling={"seed": 0}, format=f),
+            )
+            for f in (Format("json_schema", json.dumps(schema)), Format("json"))
+        ]
+    ended = [(i, text(c)) for i, answers in enumerate(got) for c in answers if c[-1].finish_reason == "stop"]
+    assert len(ended) >= 15
+    for i, written in ended:
+        jsonschema.validate(json.loads(written), [schema, {"type": "object"}][i])
