@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from freehold.errors import FreeholdError, ModelNotFound
@@ -256,9 +257,10 @@ class FakeModels:
         self.served = {name: FakeServed(name, script) for name in self._names}
         self.in_memory: dict[str, FakeServed] = {}
         self.used: list[tuple[str, float | None]] = []
+        self.adapters: dict[str, FakeHeld] = {}
 
     async def names(self) -> list[FakeHeld]:
-        return [FakeHeld(name) for name in self.served]
+        return [*(FakeHeld(name) for name in self.served), *self.adapters.values()]
 
     async def use(self, name: str, keep_alive: float | None = None) -> FakeServed:
         name = name.removesuffix(":latest")
@@ -285,6 +287,15 @@ class FakeModels:
     async def unload(self, name: str) -> None:
         if self.in_memory.pop(name, None) is None:
             raise ModelNotFound(f"{name!r} is not in memory")
+
+    async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
+        if name not in self.served:
+            raise ModelNotFound(f"there is no model {name!r}")
+        self.adapters[f"{name}+{adapter}"] = FakeHeld(f"{name}+{adapter}", parent=name)
+
+    async def remove_adapter(self, name: str, adapter: str) -> None:
+        if self.adapters.pop(f"{name}+{adapter}", None) is None:
+            raise ModelNotFound(f"{name} has no adapter {adapter!r}")
 
     async def close(self, drain_s: float) -> None:
         self.closed = True

@@ -49,9 +49,23 @@ def test_a_model_is_loaded_and_unloaded(serving):
     assert server.admin.post("/admin/load", json={"model": "nope"}).status_code == 404
 
 
+def test_an_adapter_comes_and_goes_and_is_listed_with_its_base(serving):
+    server = serving()
+    asked = {"model": "fake:1b", "name": "sql"}
+    answer = server.admin.post("/admin/adapters/add", json=asked | {"path": "/somewhere"})
+    assert answer.json() == {"model": "fake:1b+sql"}
+    listed = {each["id"]: each for each in server.client.get("/v1/models").json()["data"]}
+    assert listed["fake:1b+sql"]["parent"] == listed["fake:1b+sql"]["root"] == "fake:1b"
+    assert listed["fake:1b"]["parent"] is None
+    assert server.admin.post("/admin/adapters/add", json=asked | {"path": "here"}).status_code == 400
+    assert server.admin.post("/admin/adapters/remove", json=asked).status_code == 200
+    assert server.admin.post("/admin/adapters/remove", json=asked).status_code == 404
+    assert "fake:1b+sql" not in server.client.get("/v1/models").text
+
+
 def test_the_network_has_no_admin_routes(serving):
     client = serving().client
-    for path in ("hello", "ps", "load", "unload", "stop"):
+    for path in ("hello", "ps", "load", "unload", "adapters/add", "adapters/remove", "stop"):
         assert client.post(f"/admin/{path}", json={}).status_code == 404
 
 

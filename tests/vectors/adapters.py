@@ -15,6 +15,8 @@ from typing import Any
 import gguf
 import numpy as np
 
+from freehold.models.common import declared
+from freehold.models.loader import LoadedModel
 from tests.vectors import files, weights
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
@@ -146,3 +148,35 @@ def _rows_as_in_gguf(family: str, module: str, b: np.ndarray) -> np.ndarray:
     if weights.FAMILIES[family].gguf != "llama" or part not in heads:
         return b
     return files._to_adjacent_pairs(b, heads[part])
+
+
+def write_for(
+    model: LoadedModel,
+    folder: Path | str,
+    *,
+    rank: int = 16,
+    seed: int = 1,
+    dtype: str = "F16",
+    strength: float = 0.05,
+) -> Path:
+    """Write a made-up adapter for any loaded model, of all seven matrices, in PEFT's form.
+
+    A row of A keeps its input's size, and B is `strength` wide: 0.05 changes a matrix's product by about a fifth.
+    """
+    rng, tensors = np.random.default_rng(seed), {}
+    for layer, block in enumerate(model.weights.blocks):
+        for key, spec in declared(model.family.block).items():
+            if len(spec.shape) != 2 or spec.hf is None:
+                continue
+            n, k = getattr(block, key).rows, getattr(block, key).cols
+            name = f"base_model.model.model.layers.{layer}.{spec.hf.removesuffix('.weight')}"
+            tensors[f"{name}.lora_A.weight"] = rng.standard_normal((rank, k), np.float32) / np.float32(k**0.5)
+            tensors[f"{name}.lora_B.weight"] = rng.standard_normal((n, rank), np.float32) * np.float32(
+                strength
+            )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = peft_config(Case(model.name, r=rank, alpha=rank))
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "adapter_model.safetensors").write_bytes(files._safetensors(tensors, dtype))
+    return folder

@@ -44,6 +44,7 @@ def test_names_with_a_plus_answer_with_their_adapters(tiny: Refs, serve: Serve, 
         assert len({tuple(each) for each in said}) == 3
         served = await models.use("tiny+one")
         assert isinstance(served, Adapted) and served.name == "tiny+one"
+        assert await models.name_of("tiny+one") == "tiny"
         assert [a.name for a in served.info.adapters] == ["one", "two"]
         assert served.info.memory_bytes > sum(a.memory_bytes for a in served.info.adapters) > 0
 

@@ -1,4 +1,4 @@
-"""What only the owner may do, through the Unix socket: greet, look, load, unload, stop.
+"""What only the owner may do, through the Unix socket: greet, look, load, unload, add and remove adapters, stop.
 
 Knows the models and the running server's door; carries no key, because the socket lies in a folder of 0700.
 Path: cli/ps, cli/stop, cli/run -> Unix socket -> here -> Models
@@ -7,10 +7,11 @@ Path: cli/ps, cli/stop, cli/run -> Unix socket -> here -> Models
 from __future__ import annotations
 
 import os
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from starlette.routing import BaseRoute, Route
 
 import freehold
@@ -27,6 +28,21 @@ class ModelRequest(Struct, kw_only=True):
     model: Name
 
 
+class AddRequest(Struct, kw_only=True):
+    """Which adapter to put beside a model, from which file or folder of this machine."""
+
+    model: Name
+    name: Name
+    path: Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class RemoveRequest(Struct, kw_only=True):
+    """Which adapter to take away."""
+
+    model: Name
+    name: Name
+
+
 class StopRequest(Struct, kw_only=True):
     """How to stop: `now` cuts streams off."""
 
@@ -40,6 +56,8 @@ def admin_routes() -> list[BaseRoute]:
         Route("/admin/ps", Endpoint("/admin/ps", ps), methods=["GET"]),
         Route("/admin/load", Endpoint("/admin/load", load), methods=["POST"]),
         Route("/admin/unload", Endpoint("/admin/unload", unload), methods=["POST"]),
+        Route("/admin/adapters/add", Endpoint("/admin/adapters/add", add_adapter), methods=["POST"]),
+        Route("/admin/adapters/remove", Endpoint("/admin/adapters/remove", remove_adapter), methods=["POST"]),
         Route("/admin/stop", Endpoint("/admin/stop", stop), methods=["POST"]),
     ]
 
@@ -87,6 +105,27 @@ async def unload(call: Call) -> None:
     """Take a model out of memory."""
     request, _ = await call.struct(ModelRequest)
     await call.server.models.unload(request.model)
+    await call.answer({})
+
+
+async def add_adapter(call: Call) -> None:
+    """Put an adapter beside a model; it answers as `model+name` from now on."""
+    request, _ = await call.struct(AddRequest)
+    path = Path(request.path)
+    if not path.is_absolute():
+        raise Refused(400, f"path is {request.path[:80]!r}; the server needs an absolute one", param="path")
+
+    async def work() -> None:
+        await call.server.models.add_adapter(request.model, request.name, path)
+        await call.answer({"model": f"{request.model}+{request.name}"})
+
+    await call.while_here(work())
+
+
+async def remove_adapter(call: Call) -> None:
+    """Take an adapter away; what is under way with it goes on to its end."""
+    request, _ = await call.struct(RemoveRequest)
+    await call.server.models.remove_adapter(request.model, request.name)
     await call.answer({})
 
 

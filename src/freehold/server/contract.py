@@ -7,6 +7,7 @@ Path: openai/chat.py -> Models.use -> Served.start -> Stream -> chunks
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from freehold.types import Begin, Chunk, EngineStats, Job, Message, ModelInfo
@@ -130,4 +131,9 @@ class Models(Protocol):
         ...
 
     async def unload(self, name: str) -> None: ...
+    async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
+        """Put an adapter beside a model, loaded or not."""
+        ...
+
+    async def remove_adapter(self, name: str, adapter: str) -> None: ...
     async def close(self, drain_s: float) -> None: ...

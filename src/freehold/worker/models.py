@@ -144,7 +144,8 @@ class Models:
     async def name_of(self, name: str) -> str:
         """Return the name under which a model is loaded when `name` is asked for. Raises ModelNotFound."""
         overlay = self._shares(name)
-        known = self._aliases.get(name, name) if overlay is None else overlay.base
+        base, _ = await self._parted(name) if overlay is None else (overlay.base, "")
+        known = self._aliases.get(base, base)
         if known in self._served or known in self._scripts:
             return known
         return (await self._found(known)).name
