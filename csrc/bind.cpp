@@ -164,6 +164,11 @@ void bind_matrix(nb::module_& m) {
         nb::gil_scoped_release free;
         return std::const_pointer_cast<Matrix>(pack_codes(codes.data(), scales.data(), static_cast<int64_t>(n), static_cast<int64_t>(k), threads));
       }, "codes"_a, "scales"_a, "threads"_a)
+      .def_static("pack_wide", [](In<float, 2> values, Threads& threads) {
+        const auto n = static_cast<int64_t>(values.shape(0)), k = static_cast<int64_t>(values.shape(1));
+        nb::gil_scoped_release free;
+        return std::const_pointer_cast<Matrix>(pack_wide(values.data(), n, k, threads));
+      }, "values"_a, "threads"_a)
       .def_static("view", &matrix_view, "panels"_a, "kind"_a, "rows"_a, "cols"_a)
       .def("panels", [](nb::handle self) {
         const Matrix& x = nb::cast<const Matrix&>(self);
@@ -201,7 +206,8 @@ using ChoiceTuple = std::tuple<int32_t, float, uint64_t, int64_t>;
 std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> seqs,
                                              In<int32_t, 2> tables, In<int32_t, 1> logit_rows, const std::vector<ChoiceTuple>& choices,
                                              int64_t tokens_end, const std::vector<std::shared_ptr<Adapter>>& adapters,
-                                             const std::optional<In<int32_t, 1>>& row_adapters) {
+                                             const std::optional<In<int32_t, 1>>& row_adapters, const std::optional<In<int32_t, 1>>& hidden_rows,
+                                             const std::optional<InOut<float, 2>>& hidden) {
   if (!adapters.empty() && (!row_adapters || row_adapters->size() != tokens.size()))
     throw Error(ErrorKind::Usage, "adapters need a number for each row");
   if (positions.size() != tokens.size() || seqs.size() != tokens.size())
@@ -230,6 +236,14 @@ std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, 
   step.choices = wanted.data();
   step.tokens_end = tokens_end;
   step.chosen = chosen.data();
+  if (hidden_rows.has_value() != hidden.has_value() ||
+      (hidden && (hidden->shape(0) != hidden_rows->size() || hidden->shape(1) != static_cast<size_t>(plan.hidden_width()))))
+    throw Error(ErrorKind::Usage, "hidden must be [hidden_rows, " + std::to_string(plan.hidden_width()) + "]");
+  if (hidden) {
+    step.nhidden = static_cast<int64_t>(hidden_rows->size());
+    step.hidden_rows = hidden_rows->data();
+    step.hidden = hidden->data();
+  }
   {
     nb::gil_scoped_release free;
     plan.run(step);
@@ -272,7 +286,7 @@ void bind_plan(nb::module_& m) {
       .def_prop_ro("nbytes", &Adapter::bytes);
 
   nb::class_<Plan>(m, "Plan")
-      .def(nb::init<std::shared_ptr<Threads>, std::shared_ptr<KvCache>, int64_t>(), "threads"_a, "cache"_a, "max_rows"_a)
+      .def(nb::init<std::shared_ptr<Threads>, std::shared_ptr<KvCache>, int64_t>(), "threads"_a, "cache"_a.none(), "max_rows"_a)
       .def("embed", [](Plan& p, std::shared_ptr<Matrix> table, float scale) { return p.embed(table, scale); }, "table"_a, "scale"_a = 1.0f)
       .def("norm", [](Plan& p, int x, In<float, 1> w, float eps) { return p.norm(x, {vector_of(w), eps}); }, "x"_a, "weight"_a, "eps"_a)
       .def("linear", [](Plan& p, int x, const std::vector<std::shared_ptr<Matrix>>& weights, const std::vector<MaybeF32>& biases, const MaybeF32& norm, float eps) {
@@ -295,10 +309,20 @@ void bind_plan(nb::module_& m) {
       .def("logits", [](Plan& p, int x, std::shared_ptr<Matrix> w, const MaybeF32& norm, float eps, float scale, float softcap) {
         p.logits(x, w, {vector_of(norm), eps}, scale, softcap);
       }, "x"_a, "weight"_a, "norm"_a.none(), "eps"_a, "scale"_a = 1.0f, "softcap"_a = 0.0f)
+      .def("embed_sum", [](Plan& p, std::shared_ptr<Matrix> words, std::shared_ptr<Matrix> positions, std::shared_ptr<Matrix> kinds) {
+        return p.embed_sum(words, positions, kinds);
+      }, "words"_a, "positions"_a, "kinds"_a)
+      .def("layer_norm", [](Plan& p, int x, In<float, 1> w, In<float, 1> b, float eps) { p.layer_norm(x, vector_of(w), vector_of(b), eps); },
+           "x"_a, "weight"_a, "bias"_a, "eps"_a)
+      .def("linear_gelu", [](Plan& p, int x, std::shared_ptr<Matrix> w, const MaybeF32& bias) { return p.linear_gelu(x, w, vector_of(bias)); },
+           "x"_a, "weight"_a, "bias"_a = nb::none())
+      .def("attend_both", &Plan::attend_both, "q"_a, "k"_a, "v"_a, "heads"_a, "scale"_a)
+      .def("hidden", &Plan::hidden, "x"_a)
+      .def_prop_ro("hidden_width", &Plan::hidden_width)
       .def("finish", &Plan::finish)
       .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a,
            "choices"_a = std::vector<ChoiceTuple>(), "tokens_end"_a = 0, "adapters"_a = std::vector<std::shared_ptr<Adapter>>(),
-           "row_adapters"_a = nb::none());
+           "row_adapters"_a = nb::none(), "hidden_rows"_a = nb::none(), "hidden"_a = nb::none());
 }
 
 void bind_sampling(nb::module_& m) {
@@ -373,6 +397,7 @@ NB_MODULE(_native, m) {
   nb::register_exception_translator(translate);
   m.attr("BLOCK_TOKENS") = kBlockTokens;
   m.attr("LAYOUT") = kLayout;
+  m.attr("WIDE_UNIT") = kWideUnit;
   m.attr("REVISION") = revision();
   m.def("isas", [] {
     std::vector<std::string> names;

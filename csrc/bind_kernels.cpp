@@ -10,6 +10,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <random>
 #include <thread>
 
@@ -57,6 +58,37 @@ Out<float> rms_norm(const std::string& isa, Row x, Row w, float eps) {
   const Kernels* k = table(isa);
   (k ? k->rms_norm : reference::rms_norm)(x.data(), w.data(), eps, n, y.data());
   return y;
+}
+
+Out<float> layer_norm(const std::string& isa, Row x, Row w, Row b, float eps) {
+  const int64_t n = dim(x, 0);
+  expect(n > 0 && n % 16 == 0 && dim(w, 0) == n && dim(b, 0) == n, "x, w and b need one length, a multiple of 16");
+  Out<float> y = array<float>({n});
+  const Kernels* k = table(isa);
+  (k ? k->layer_norm : reference::layer_norm)(x.data(), w.data(), b.data(), eps, n, y.data());
+  return y;
+}
+
+Out<float> gelu_erf(const std::string& isa, Row x) {
+  const int64_t n = dim(x, 0);
+  expect(n % 16 == 0, "x needs a multiple of 16");
+  Out<float> y = copy<1>(x, {n});
+  const Kernels* k = table(isa);
+  (k ? k->gelu_erf : reference::gelu_erf)(y.data(), n);
+  return y;
+}
+
+Out<float> attend_both(const std::string& isa, In<float, 2> q, In<float, 2> keys, In<float, 2> values, float scale) {
+  const int64_t rows = dim(q, 0), d = dim(q, 1);
+  expect(rows > 0 && d > 0 && d % 16 == 0, "q is [rows, d], d a multiple of 16");
+  expect(dim(keys, 0) == rows && dim(values, 0) == rows && dim(keys, 1) == d && dim(values, 1) == d, "q, keys and values need one shape");
+  Out<float> out = array<float>({rows, d});
+  std::vector<float> scratch(static_cast<size_t>(both_scratch(rows, d)), NAN);
+  const BothArgs a{q.data(), keys.data(), values.data(), out.data(), d, rows, static_cast<int>(d), scale};
+  const Kernels* k = table(isa);
+  if (k) k->attend_both(a, scratch.data());
+  else reference::attend_both(a);
+  return out;
 }
 
 // Kernels of the form y[n] = f(y[n], x[n]).
@@ -196,16 +228,19 @@ Out<float> attention(const std::string& isa, In<float, 3> q, In<float, 3> keys, 
   return t.out;
 }
 
-using Quantized = std::tuple<Out<int8_t>, Out<float>, Out<int32_t>, Out<float>>;
+using Quantized = std::tuple<Out<int16_t>, Out<float>, Out<int32_t>, Out<float>>;
 Quantized quantize(const std::string& isa, Row x, int block) {
   const int64_t k = dim(x, 0);
-  expect((block == 32 || block == 256) && k % block == 0, "block is 32 or 256 and divides the row");
-  Quantized r{array<int8_t>({k}), array<float>({k / block}), array<int32_t>({k / 16}), array<float>({k / 32})};
+  expect((block == 32 || block == kWideUnit || block == 256) && k % block == 0, "block is 32, 128 or 256 and divides the row");
+  Quantized r{array<int16_t>({k}), array<float>({k / block}), array<int32_t>({k / 16}), array<float>({k / 32})};
   auto& [q, scale, sum16, fsum32] = r;
+  std::vector<int8_t> narrow(static_cast<size_t>(k));
   const Kernels* t = table(isa);
   if (!t) reference::quantize(x.data(), k, block, q.data(), scale.data());
-  else if (block == 32) t->quantize32(x.data(), k, q.data(), scale.data(), sum16.data(), fsum32.data());
-  else t->quantize256(x.data(), k, q.data(), scale.data(), sum16.data());
+  else if (block == kWideUnit) t->quantize_wide(x.data(), k, 1, q.data(), scale.data());
+  else if (block == 32) t->quantize32(x.data(), k, narrow.data(), scale.data(), sum16.data(), fsum32.data());
+  else t->quantize256(x.data(), k, narrow.data(), scale.data(), sum16.data());
+  if (t && block != kWideUnit) std::copy(narrow.begin(), narrow.end(), q.data());
   return r;
 }
 
@@ -214,6 +249,7 @@ struct Activations {
   std::vector<int8_t> q;
   std::vector<float> scale, fsum32;
   std::vector<int32_t> sum16;
+  std::vector<int16_t> wide;
   Acts acts;
 
   Activations(const Kernels& t, int form, const float* x, int64_t m, int64_t k) {
@@ -221,6 +257,10 @@ struct Activations {
     acts.k = k;
     acts.f32 = x;
     if (form == kActF32) return;
+    if (form == kActWide) {
+      widen(t, x, m, k);
+      return;
+    }
     q.resize(static_cast<size_t>(m * k));
     scale.resize(static_cast<size_t>(m * k / block));
     sum16.resize(static_cast<size_t>(m * k / 16));
@@ -234,6 +274,14 @@ struct Activations {
     acts.scale = scale.data();
     acts.sum16 = sum16.data();
     acts.fsum32 = form == kAct32 ? fsum32.data() : nullptr;
+  }
+  void widen(const Kernels& t, const float* x, int64_t m, int64_t k) {
+    wide.resize(static_cast<size_t>(m * k));
+    scale.resize(static_cast<size_t>(m * k / kWideUnit));
+    for (int64_t i = 0; i < m; ++i) t.quantize_wide(x + i * k, k, m, wide.data() + i * kWideUnit, scale.data() + i);
+    acts.rows = m;
+    acts.wide = wide.data();
+    acts.scale = scale.data();
   }
 };
 
@@ -280,7 +328,7 @@ Out<float> screen(const std::string& isa, const Matrix& w, In<float, 2> x, In<fl
 Out<float> gemm(const std::string& isa, const Matrix& w, In<float, 2> x, int tokens) {
   const int64_t m = dim(x, 0), k = dim(x, 1), n = w.w.n, units = (k + 255) / 256;
   const int form = kind_info(w.w.kind).act;
-  expect(k == w.w.k && form != kActF32 && tokens >= 1 && tokens <= kGemmTokens, "x [M, K] must have an integer matrix's K; 1 to 512 tokens");
+  expect(k == w.w.k && form != kActF32 && form != kActWide && tokens >= 1 && tokens <= kGemmTokens, "x [M, K] must have an integer matrix's K; 1 to 512 tokens");
   const Kernels& t = *kernels_named(isa);
   std::vector<int8_t> q(static_cast<size_t>((units * m + 32) * 256));
   std::vector<float> scale(static_cast<size_t>(units * m * 8)), fsum32(scale.size());
@@ -292,7 +340,7 @@ Out<float> gemm(const std::string& isa, const Matrix& w, In<float, 2> x, int tok
       if (form == kAct256) t.quantize256(from, some, q.data() + 256 * at, scale.data() + at, sum16.data() + 16 * at);
       else t.quantize32(from, some, q.data() + 256 * at, scale.data() + 8 * at, sum16.data() + 16 * at, fsum32.data() + 8 * at);
     }
-  const Acts acts{k, m, nullptr, q.data(), scale.data(), sum16.data(), fsum32.data(), nullptr, 0};
+  const Acts acts{k, m, nullptr, q.data(), nullptr, scale.data(), sum16.data(), fsum32.data(), nullptr, 0};
   Out<float> out = array<float>({m, n});
   std::vector<float> y(static_cast<size_t>(w.w.count() * tokens * kPanelRows), 7.0f);
   for (int64_t t0 = 0; t0 < m; t0 += tokens) {
@@ -347,6 +395,9 @@ void bind_threads(nb::module_& t) {
 
 void bind_rows(nb::module_& t) {
   t.def("rms_norm", &rms_norm, "isa"_a, "x"_a, "w"_a, "eps"_a);
+  t.def("layer_norm", &layer_norm, "isa"_a, "x"_a, "w"_a, "b"_a, "eps"_a);
+  t.def("gelu_erf", &gelu_erf, "isa"_a, "x"_a);
+  t.def("attend_both", &attend_both, "isa"_a, "q"_a, "keys"_a, "values"_a, "scale"_a);
   t.def("add", [](const std::string& isa, Row y, Row x) { return binary(table(isa), &Kernels::add, add, y, x); });
   t.def("silu_mul", [](const std::string& isa, Row g, Row u) { return binary(table(isa), &Kernels::silu_mul, reference::silu_mul, g, u); });
   t.def("gelu_mul", [](const std::string& isa, Row g, Row u) { return binary(table(isa), &Kernels::gelu_mul, reference::gelu_mul, g, u); });

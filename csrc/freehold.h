@@ -105,6 +105,8 @@ int64_t low_bytes(Kind kind, int64_t k);                            // of a pane
 MatrixPtr pack(const uint8_t* raw, size_t raw_bytes, std::string_view type, int64_t n, int64_t k, Threads& threads, bool head = false);
 // Codebook types: int8 codes [n][k] and one float scale per 16 inputs [n][k/16].
 MatrixPtr pack_codes(const int8_t* codes, const float* scales, int64_t n, int64_t k, Threads& threads);
+// Floats [n][k] to wide codes, each row by itself and each 128 inputs with a scale; k a multiple of 128. Throws for what is not finite.
+MatrixPtr pack_wide(const float* values, int64_t n, int64_t k, Threads& threads);
 // One row back to floats, exactly the value the panels stand for. Embeddings are read this way.
 void decode_row(const Panels& w, int64_t row, float* out);
 // How a GGUF type is run: "own", "re-laid as Q6_K", "codes"; for doctor --kernels.
@@ -180,6 +182,9 @@ struct Step {
   const int32_t* row_adapters = nullptr;  // [rows], index into adapters, -1 for none
   int64_t nlogits = 0;
   const int32_t* logit_rows = nullptr;  // [nlogits], which rows want logits
+  int64_t nhidden = 0;                  // rows whose last activations are wanted, as the head would read them
+  const int32_t* hidden_rows = nullptr; // [nhidden]
+  float* hidden = nullptr;              // [nhidden][the plan's hidden()]
   float* logits = nullptr;              // [nlogits][vocab]
   int64_t nchoices = 0;                 // nlogits + nchoices <= the plan's max_rows
   const Choice* choices = nullptr;

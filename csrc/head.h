@@ -46,7 +46,10 @@ struct Logits final : Op {
   }
   void run(Run& r, int thread) override {
     const Step& s = *r.step;
-    each_row(r, first, s.nlogits + s.nchoices, [&](int64_t t) { row(r, t); });
+    each_row(r, first, s.nlogits + s.nchoices + s.nhidden, [&](int64_t t) {
+      if (t < s.nlogits + s.nchoices) row(r, t);
+      else show(r, t - s.nlogits - s.nchoices);
+    });
     if (screens(s)) return screen(r, thread);
     walk(*this, r, w->w.count(), (s.nlogits + s.nchoices) * parts(), kGemmPanels, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
       for (int64_t p = begin; p < end; ++p) store(r, thread, p, t0, nt, w->w.high(panel_after(*this, r, p, end)));   // t0, nt: multiples of parts()
@@ -62,6 +65,11 @@ struct Logits final : Op {
   }
 
  private:
+  // What the head would read of a row, for whoever wants that instead.
+  void show(Run& r, int64_t t) {
+    const Step& s = *r.step;
+    r.k->rms_norm(r.buffer[in.x] + s.hidden_rows[t] * in.k, in.norm.weight->data(), in.norm.eps, in.k, s.hidden + t * in.k);
+  }
   void row(Run& r, int64_t t) {
     const Step& s = *r.step;
     const int64_t k = in.k, at = t * parts(), from = t < s.nlogits ? s.logit_rows[t] : s.choices[t - s.nlogits].row;

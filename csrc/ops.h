@@ -17,6 +17,7 @@ namespace fh {
 // Panels a thread takes at once in prefill: their sums over 512 tokens are 256 KB of a 1 MB L2. Steps of fewer than
 // gemm_rows rows read weights as a stream: two tiles at most, the second from a panel that still lies in L1 or L2.
 constexpr int64_t kGemmPanels = 8;
+constexpr int64_t kWideTokens = 96;                           // 288 KB of wide codes at 1536 inputs
 constexpr int64_t kUnitInputs = 256, kUnitRoom = 32;          // units of Acts: inputs, and rows that may be read past the last
 
 // Rows of one sequence inside a step.
@@ -45,8 +46,10 @@ struct ActScratch {
   std::vector<int8_t> q32, q256;
   std::vector<int32_t> sum32, sum256;
   std::vector<float> low;                     // A x of the rows that adapters change: see LowRank
+  std::vector<int16_t> wide;
+  std::vector<float> wide_scale;
   std::vector<std::vector<float>> tiles;      // by thread: sums of kGemmPanels panels
-  int64_t k32 = 0, k256 = 0, kf = 0;          // widest K each form must hold
+  int64_t k32 = 0, k256 = 0, kf = 0, kw = 0;  // widest K each form must hold
   void allocate(int64_t rows, int threads) {
     const auto units = [](int64_t k) { return (k + kUnitInputs - 1) / kUnitInputs; };
     normed.resize(static_cast<size_t>(rows * kf));
@@ -57,6 +60,8 @@ struct ActScratch {
     q256.resize(static_cast<size_t>((rows * units(k256) + kUnitRoom) * kUnitInputs));
     scale256.resize(static_cast<size_t>(rows * units(k256)));
     sum256.resize(static_cast<size_t>(rows * units(k256) * 16));
+    wide.resize(static_cast<size_t>(rows * kw));
+    wide_scale.resize(static_cast<size_t>(rows * kw / kWideUnit));
     tiles.resize(static_cast<size_t>(threads));
     // At least 64 tokens' room: in decode sixteen gate and sixteen up panels share it, of sixteen rows at most.
     for (auto& t : tiles) t.resize(static_cast<size_t>(kGemmPanels * std::clamp<int64_t>(rows, 64, kGemmTokens) * kPanelRows));
@@ -124,7 +129,7 @@ struct Input {
   int x;
   Norm norm;
   int64_t k;
-  bool want[3] = {false, false, false};        // kActF32, kAct32, kAct256
+  bool want[kActs] = {};                       // by kActF32, kAct32, ...
   ActScratch* scratch;
 
   void wants(const Matrix& w) {
@@ -132,6 +137,7 @@ struct Input {
     want[act] = true;
     if (act == kAct32) scratch->k32 = std::max(scratch->k32, k);
     if (act == kAct256) scratch->k256 = std::max(scratch->k256, k);
+    if (act == kActWide) scratch->kw = std::max(scratch->kw, k);
     if (norm.weight) scratch->kf = std::max(scratch->kf, k);
   }
   // rows: 0 where row t is to lie by itself, else the number of rows that lie by units.
@@ -141,6 +147,7 @@ struct Input {
       r.k->rms_norm(src, norm.weight->data(), norm.eps, k, y);
       src = y;
     }
+    if (want[kActWide]) r.k->quantize_wide(src, k, rows, scratch->wide.data() + t * kWideUnit, scratch->wide_scale.data() + t);
     if (rows < r.k->gemm_rows) return quantize(r, src, t * k, k);
     for (int64_t u = 0; u * kUnitInputs < k; ++u)
       quantize(r, src + u * kUnitInputs, (u * rows + t) * kUnitInputs, std::min(kUnitInputs, k - u * kUnitInputs));
@@ -167,6 +174,7 @@ struct Input {
       case kAct256:
         a.q = scratch->q256.data(); a.scale = scratch->scale256.data(); a.sum16 = scratch->sum256.data();
         break;
+      case kActWide: a.wide = scratch->wide.data(); a.scale = scratch->wide_scale.data(); a.rows = r.step->rows; break;
       default: a.f32 = norm.weight ? scratch->normed.data() : x_rows;
     }
     return a;
@@ -177,6 +185,7 @@ struct Input {
   void multiply(const Run& r, const Matrix& w, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* y, const uint8_t* next) const {
     Acts a = acts(r, w, r.buffer[x], next);
     const int kind = static_cast<int>(w.w.kind);
+    if (a.wide) return multiply_wide(r, w, p0, p1, t0, nt, a, y);
     if (a.f32 || r.step->rows < r.k->gemm_rows) {
       for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows) {
         a.next = p + 1 < p1 ? w.w.high(p + 1) : next;
@@ -186,6 +195,12 @@ struct Input {
     }
     a.rows = r.step->rows;
     for (int64_t u = 0; u * kUnitInputs < k; ++u) r.k->gemm[kind](w.w, p0, p1, u, a, t0, nt, y);
+  }
+  // Some rows at a time, so that what all panels of a range read of them stays in an L2.
+  void multiply_wide(const Run& r, const Matrix& w, int64_t p0, int64_t p1, int64_t t0, int64_t nt, const Acts& a, float* y) const {
+    for (int64_t t = 0; t < nt; t += kWideTokens)
+      for (int64_t p = p0; p < p1; ++p)
+        r.k->panel[static_cast<int>(w.w.kind)](w.w, p, a, t0 + t, std::min(kWideTokens, nt - t), y + ((p - p0) * nt + t) * kPanelRows, kPanelRows);
   }
 };
 
@@ -314,7 +329,7 @@ struct AddNorm final : Op {
 };
 
 struct Linear final : Op {
-  Input in; std::vector<MatrixPtr> w; std::vector<Vector> bias; std::vector<int> out; bool accumulate = false;
+  Input in; std::vector<MatrixPtr> w; std::vector<Vector> bias; std::vector<int> out; bool accumulate = false, gelu = false;
   LowRank low;
   const uint8_t* weights() const override { return w[0]->w.data; }
   void prepare(const Run& r) override { low.prepare(r, in, w); }
@@ -347,6 +362,7 @@ struct Linear final : Op {
     const Matrix& m = *w[i];
     in.multiply(r, m, p0, p1, t0, nt, tiles, next);
     low.expand(r, in, i, p0, p1, t0, nt, tiles);
+    if (gelu) return activate(r, m, p0, p1, t0, nt, tiles);
     store_panels(m, p0, p1, t0, nt, tiles, r.buffer[out[i]], [&](float* y, const float* v, int64_t p, auto width) {
       const float* b = bias[i] ? bias[i]->data() + p * kPanelRows : nullptr;
       for (int64_t c = 0; c < width; ++c) {
@@ -354,6 +370,13 @@ struct Linear final : Op {
         y[c] = accumulate ? y[c] + x : x;
       }
     });
+  }
+  void activate(const Run& r, const Matrix& m, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* tiles) const {
+    for (int64_t p = p0; bias[0] && p < p1; ++p)
+      for (int64_t t = 0; t < nt; ++t) r.k->add(tiles + ((p - p0) * nt + t) * kPanelRows, bias[0]->data() + p * kPanelRows, panel_width(m, p));
+    r.k->gelu_erf(tiles, (p1 - p0) * nt * kPanelRows);
+    store_panels(m, p0, p1, t0, nt, tiles, r.buffer[out[0]],
+                 [](float* y, const float* v, int64_t, auto width) { std::copy_n(v, static_cast<int64_t>(width), y); });
   }
 };
 

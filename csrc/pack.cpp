@@ -25,6 +25,7 @@ constexpr KindInfo kInfo[kKinds] = {
     {"Q4_K", 256, 2048 + 256, 64, kAct256}, {"Q5_K", 256, 2560 + 256, 64, kAct256},
     {"Q6_K", 256, 3072 + 256, 64, kAct256}, {"I8", 32, 512, 128, kAct32},
     {"Q8_0H", 32, 256, 32, kAct32, 256}, {"Q6_KH", 256, 2048 + 256, 64, kAct256, 1024},
+    {"I16", kWideUnit, 32 * kWideUnit, 64, kActWide},
 };
 
 // Quads: four consecutive inputs' codes of one row as one 32-bit word, the panel's natural unit.
@@ -416,6 +417,15 @@ float half_at(const uint8_t* aux, int slot, int row) {
   memcpy(&h, aux + 32 * slot + 2 * row, 2);
   return f16_to_f32(h);
 }
+void decode_wide(const uint8_t* codes, const uint8_t* aux, int row, float* out) {
+  float scale;
+  memcpy(&scale, aux + 4 * row, 4);
+  for (int i = 0; i < kWideUnit; ++i) {
+    int16_t code;
+    memcpy(&code, codes + 64 * (i / 2) + 4 * row + 2 * (i % 2), 2);
+    out[i] = scale * static_cast<float>(code);
+  }
+}
 void decode_32(const Panels& w, const uint8_t* codes, const uint8_t* low, const uint8_t* aux, int row, float* out) {
   const Quads q = low ? get_planes(w.kind, codes, low, row) : get_codes(w.kind, codes, row);
   uint8_t c[32];
@@ -512,6 +522,29 @@ MatrixPtr pack_codes(const int8_t* codes, const float* scales, int64_t n, int64_
   return m;
 }
 
+MatrixPtr pack_wide(const float* values, int64_t n, int64_t k, Threads& threads) {
+  std::shared_ptr<Matrix> m = make_matrix(Kind::I16, n, k);
+  if (!std::all_of(values, values + n * k, [](float x) { return std::isfinite(x); }))
+    throw Error(ErrorKind::BadModelFile, "a matrix of " + std::to_string(n) + " x " + std::to_string(k) + " holds what is no number");
+  each_panel(*m, threads, [&](int64_t p) {
+    for (int64_t row = p * kPanelRows; row < std::min(n, (p + 1) * kPanelRows); ++row) {
+      const int slot = static_cast<int>(row % kPanelRows);
+      uint8_t* unit = m->memory->data + p * m->w.panel_bytes;
+      for (const float *x = values + row * k, *end = x + k; x < end; x += kWideUnit, unit += kWideUnitBytes) {
+        float most = 0.0f;
+        for (int i = 0; i < kWideUnit; ++i) most = std::max(most, std::fabs(x[i]));
+        const float scale = most / kWideCode, inverse = most > 1e-30f ? kWideCode / most : 0.0f;
+        for (int i = 0; i < kWideUnit; ++i) {
+          const auto code = static_cast<int16_t>(std::nearbyint(x[i] * inverse));
+          memcpy(unit + 64 * (i / 2) + 4 * slot + 2 * (i % 2), &code, 2);
+        }
+        memcpy(unit + 32 * kWideUnit + 4 * slot, &scale, 4);
+      }
+    }
+  });
+  return m;
+}
+
 void decode_row(const Panels& w, int64_t row, float* out) {
   const uint8_t* panel = w.high(row / kPanelRows);
   const int slot = static_cast<int>(row % kPanelRows);
@@ -529,7 +562,8 @@ void decode_row(const Panels& w, int64_t row, float* out) {
   for (int64_t u = 0; u < units; ++u) {
     const uint8_t *codes = panel + place(info, u).codes, *aux = panel + place(info, u).aux;
     const uint8_t* low = info.low_bytes ? w.low(row / kPanelRows) + u * info.low_bytes : nullptr;
-    if (info.unit_k == 32) decode_32(w, codes, low, aux, slot, out + 32 * u);
+    if (w.kind == Kind::I16) decode_wide(codes, aux, slot, out + kWideUnit * u);
+    else if (info.unit_k == 32) decode_32(w, codes, low, aux, slot, out + 32 * u);
     else decode_256(w, codes, low, aux, slot, out + 256 * u);
   }
 }

@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "crew.h"
+#include "encode.h"
 #include "head.h"
 #include "pace.h"
 
@@ -50,8 +51,9 @@ struct Plan::State {
   std::vector<std::unique_ptr<RopeTable>> ropes;
   ActScratch scratch;
   Logits* head = nullptr;
+  Hidden* last = nullptr;                                // of a plan without a head
   Pace pace;
-  int64_t embed_rows = 0;
+  int64_t embed_rows = 0, most_positions = 0;            // the second without a cache
   bool finished = false;
   std::mutex one_step;
   std::vector<Crew> crews;                               // by kind of step: see crew()
@@ -59,7 +61,7 @@ struct Plan::State {
   Step steps[Threads::kSeats];
 
   template <class T> T& add(std::unique_ptr<T> op) {
-    if (finished || head) refuse("no op may follow logits()");
+    if (finished || head || last) refuse("no op may follow logits() or hidden()");
     T& ref = *op;
     ops.push_back(std::move(op));
     return ref;
@@ -72,13 +74,16 @@ struct Plan::State {
   void want_width(int b, int64_t w, const char* what) const {
     if (width_of(b) != w) refuse(std::string(what) + " is " + std::to_string(w) + " wide, its buffer " + std::to_string(width_of(b)));
   }
+  void want_layer(int layer) const {
+    if (!cache || layer < 0 || layer >= cache->layers()) refuse("no layer " + std::to_string(layer) + " in the cache");
+  }
   void check(const Norm& n, int64_t w) const {
     if (n.weight && static_cast<int64_t>(n.weight->size()) != w) refuse("a norm weight of " + std::to_string(n.weight->size()) + " for rows of " + std::to_string(w));
   }
   Input input(int x, Norm norm, const std::vector<MatrixPtr>& weights, ActScratch* own = nullptr) {
     const int64_t k = width_of(x);
     check(norm, k);
-    Input in{x, std::move(norm), k, {false, false, false}, own ? own : &scratch};
+    Input in{x, std::move(norm), k, {}, own ? own : &scratch};
     for (const MatrixPtr& w : weights) {
       if (w->w.k != k) refuse("a weight with " + std::to_string(w->w.k) + " inputs for rows of " + std::to_string(k));
       in.wants(*w);
@@ -175,7 +180,7 @@ int Plan::gated(int x, MatrixPtr gate, MatrixPtr up, bool gelu, Norm norm) {
 }
 
 void Plan::rope_store(int layer, int q, int k, int v, std::shared_ptr<const Rope> rope, Norm q_norm, Norm k_norm) {
-  if (layer < 0 || layer >= s_->cache->layers()) refuse("no layer " + std::to_string(layer) + " in the cache");
+  s_->want_layer(layer);
   const KvLayer shape = s_->cache->layer(layer);
   s_->want_width(k, int64_t{shape.kv_heads} * shape.d, "the keys");
   s_->want_width(v, int64_t{shape.kv_heads} * shape.dv, "the values");
@@ -204,7 +209,7 @@ void Plan::rope_store(int layer, int q, int k, int v, std::shared_ptr<const Rope
 }
 
 int Plan::attention(int layer, int q, float scale, int window, float softcap) {
-  if (layer < 0 || layer >= s_->cache->layers()) refuse("no layer " + std::to_string(layer) + " in the cache");
+  s_->want_layer(layer);
   if (window < 0) refuse("a window must be 0 (none) or positive");
   if (!(scale > 0.0f)) refuse("scores need a scale above 0");
   auto op = std::make_unique<Attention>();
@@ -239,6 +244,7 @@ void Plan::add_norm(int residual, int x, Norm n) {
 void Plan::logits(int x, MatrixPtr weight, Norm norm, float scale, float softcap) {
   if (!norm.weight) refuse("logits() needs a norm");     // gathers rows through it
   auto op = std::make_unique<Logits>();
+  if (kind_info(weight->w.kind).act == kActWide) refuse("a head of wide codes");
   op->in = s_->input(x, std::move(norm), {weight}, &op->scratch);
   op->w = std::move(weight);
   op->scale = scale;
@@ -246,6 +252,75 @@ void Plan::logits(int x, MatrixPtr weight, Norm norm, float scale, float softcap
   op->reads = {x};
   Logits& head = s_->add(std::move(op));
   s_->head = &head;
+}
+
+int Plan::embed_sum(MatrixPtr words, MatrixPtr positions, MatrixPtr kinds) {
+  const int64_t k = words->w.k;
+  if (positions->w.k != k || kinds->w.k != k) refuse("embeddings of different widths");
+  auto op = std::make_unique<EmbedSum>();
+  op->kind.resize(static_cast<size_t>(k));
+  decode_row(kinds->w, 0, op->kind.data());
+  op->rows.assign(static_cast<size_t>(s_->threads->size()), std::vector<float>(static_cast<size_t>(k)));
+  op->out = s_->buffer(k);
+  op->writes = {op->out};
+  s_->embed_rows = words->w.n;
+  s_->most_positions = positions->w.n;
+  op->words = std::move(words);
+  op->positions = std::move(positions);
+  return s_->add(std::move(op)).out;
+}
+
+void Plan::layer_norm(int x, Vector weight, Vector bias, float eps) {
+  const int64_t k = s_->width_of(x);
+  if (!weight || !bias || static_cast<int64_t>(weight->size()) != k || static_cast<int64_t>(bias->size()) != k)
+    refuse("layer_norm() needs a weight and a bias as wide as its rows");
+  if (k % 16) refuse("layer_norm() over rows of " + std::to_string(k) + ", no multiple of 16");
+  auto op = std::make_unique<LayerNorm>();
+  op->x = x;
+  op->weight = std::move(weight);
+  op->bias = std::move(bias);
+  op->eps = eps;
+  op->k = k;
+  op->reads = {x};
+  s_->add(std::move(op));
+}
+
+int Plan::linear_gelu(int x, MatrixPtr weight, Vector bias) {
+  if (bias && static_cast<int64_t>(bias->size()) != weight->w.n) refuse("a bias that does not fit its weight");
+  auto op = std::make_unique<Linear>();
+  op->in = s_->input(x, {}, {weight});
+  op->out = {s_->buffer(weight->w.n)};
+  op->w = {std::move(weight)};
+  op->bias = {std::move(bias)};
+  op->gelu = true;
+  op->reads = {x};
+  op->writes = op->out;
+  return s_->add(std::move(op)).out[0];
+}
+
+int Plan::attend_both(int q, int k, int v, int heads, float scale) {
+  const int64_t width = s_->width_of(q);
+  s_->want_width(k, width, "the keys");
+  s_->want_width(v, width, "the values");
+  if (heads < 1 || width % heads || width / heads % 16) refuse("heads must divide rows of " + std::to_string(width) + " into multiples of 16");
+  if (!(scale > 0.0f)) refuse("scores need a scale above 0");
+  auto op = std::make_unique<AttendBoth>();
+  op->q = q; op->k = k; op->v = v;
+  op->heads = heads;
+  op->d = static_cast<int>(width / heads);
+  op->scale = scale;
+  op->out = s_->buffer(width);
+  op->reads = {q, k, v};
+  op->writes = {op->out};
+  return s_->add(std::move(op)).out;
+}
+
+void Plan::hidden(int x) {
+  auto op = std::make_unique<Hidden>();
+  op->x = x;
+  op->k = s_->width_of(x);
+  op->reads = {x};
+  s_->last = &s_->add(std::move(op));
 }
 
 // A buffer lives from its first op to its last; dead ones lend their memory to later ones of no greater width.
@@ -279,11 +354,11 @@ void Plan::State::assign_slots() {
 }
 
 void Plan::finish() {
-  if (!s_->head) refuse("finish() before logits()");
+  if (!s_->head && !s_->last) refuse("finish() before logits() or hidden()");
   if (s_->finished) return;
   s_->assign_slots();
   s_->scratch.allocate(s_->max_rows, s_->threads->size());
-  s_->head->allocate(s_->max_rows, s_->threads->size());
+  if (s_->head) s_->head->allocate(s_->max_rows, s_->threads->size());
   for (auto& t : s_->ropes) {
     t->cos.resize(static_cast<size_t>(s_->max_rows) * t->rope->inv_freq.size());
     t->sin.resize(t->cos.size());
@@ -297,11 +372,14 @@ void Plan::finish() {
 }
 
 int64_t Plan::vocab() const { return s_->head ? s_->head->w->w.n : 0; }
+int64_t Plan::hidden_width() const { return s_->head ? s_->head->in.k : s_->last ? s_->last->k : 0; }
 
 // ---- running ---------------------------------------------------------------------------------------------------
 void Plan::State::validate(const Step& s) const {
   if (!finished) refuse("run() before finish()");
   if (s.rows < 1 || s.rows > max_rows) refuse("a step takes 1 to " + std::to_string(max_rows) + " rows, got " + std::to_string(s.rows));
+  if (!head && s.nlogits + s.nchoices) refuse("an encoder has no logits");
+  if (s.nhidden > max_rows) refuse("more hidden rows than a step has rows");
   if (s.nlogits + s.nchoices > max_rows) refuse("more rows for logits and choices than a step has rows");
   if (s.nchoices && (s.tokens_end < 1 || s.tokens_end > head->w->w.n)) refuse("choices among " + std::to_string(s.tokens_end) + " tokens of a head of " + std::to_string(head->w->w.n));
   for (int64_t i = 0; i < s.nchoices; ++i)
@@ -309,13 +387,18 @@ void Plan::State::validate(const Step& s) const {
   for (int64_t t = 0; t < s.rows; ++t) {
     if (s.tokens[t] < 0 || s.tokens[t] >= embed_rows) refuse("token " + std::to_string(s.tokens[t]) + " is outside the vocabulary of " + std::to_string(embed_rows));
     if (s.seqs[t] < 0 || s.seqs[t] >= s.nseqs) refuse("no sequence " + std::to_string(s.seqs[t]));
-    if (s.positions[t] < 0 || s.positions[t] >= s.table_width * kBlockTokens) refuse("position " + std::to_string(s.positions[t]) + " is beyond the block table");
+    if (s.positions[t] < 0 || s.positions[t] >= (cache ? s.table_width * kBlockTokens : most_positions))
+      refuse("position " + std::to_string(s.positions[t]) + (cache ? " is beyond the block table" : " is beyond the model's " + std::to_string(most_positions)));
   }
-  for (const Segment& seg : segments(s))      // every page that will be read or written, not only the new rows'
-    for (int64_t b = 0; b <= (seg.position + seg.rows - 1) / kBlockTokens; ++b) {
+  for (int64_t i = 0; i < s.nhidden; ++i)
+    if (s.hidden_rows[i] < 0 || s.hidden_rows[i] >= s.rows) refuse("no row " + std::to_string(s.hidden_rows[i]) + " for hidden");
+  for (const Segment& seg : segments(s)) {    // every page that will be read or written, not only the new rows'
+    if (!cache && seg.position) refuse("a sequence begins at position " + std::to_string(seg.position) + " without a cache");
+    for (int64_t b = 0; cache && b <= (seg.position + seg.rows - 1) / kBlockTokens; ++b) {
       const int32_t block = s.block_tables[seg.seq * s.table_width + b];
       if (block < 0 || block >= cache->blocks()) refuse("block " + std::to_string(block) + " is not in the cache");
     }
+  }
   for (int64_t t = 0; s.nadapters && t < s.rows; ++t)
     if (s.row_adapters[t] < -1 || s.row_adapters[t] >= s.nadapters) refuse("no adapter " + std::to_string(s.row_adapters[t]));
   for (int64_t i = 0; i < s.nlogits; ++i)
@@ -367,7 +450,7 @@ void Plan::run(const Step& step) {
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (!mixed) crew.tell(seconds / static_cast<double>(step.rows), seconds);
   if (paced) s_->pace.took(seconds);
-  s_->head->settle(step);
+  if (s_->head) s_->head->settle(step);
 }
 
 // Fills the seat's Run and counters. A worker late for the step before may still be on its way through the other seat.

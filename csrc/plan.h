@@ -30,9 +30,16 @@ class Plan {
   int attention(int layer, int q, float scale, int window, float softcap);
   void add_norm(int residual, int x, Norm norm);
   void logits(int x, MatrixPtr weight, Norm norm, float scale, float softcap);
+  // An encoder's: rows of a sequence see each other, and the plan needs no cache.
+  int embed_sum(MatrixPtr words, MatrixPtr positions, MatrixPtr kinds);
+  void layer_norm(int x, Vector weight, Vector bias, float eps);
+  int linear_gelu(int x, MatrixPtr weight, Vector bias);
+  int attend_both(int q, int k, int v, int heads, float scale);
+  void hidden(int x);
   void finish();
 
-  int64_t vocab() const;
+  int64_t vocab() const;           // 0: the plan ends in hidden()
+  int64_t hidden_width() const;    // of the rows that a step may ask for
   void run(const Step& step);      // throws Usage when the step does not fit the plan or the cache
 
   // Where the logits of one step lay, for the next one to lie in once nobody holds them: kept by whoever calls run.

@@ -5,6 +5,7 @@
 #include "quant.inl"
 #include "norm.inl"
 #include "rope.inl"
+#include "encoder.inl"
 #include "attention.inl"
 #include "sample.inl"
 #include "ceiling.inl"
@@ -19,6 +20,7 @@ static Kernels make_table(const char* name) {
   fill_quant(t);
   fill_norm(t);
   fill_rope(t);
+  fill_encoder(t);
   fill_attention(t);
   fill_sample(t);
   fill_ceiling(t);

@@ -28,6 +28,7 @@ enum class Kind : uint8_t {
   Q2_K, Q4_K, Q5_K, Q6_K,             // 256 inputs share a float scale; 16 or 32 an integer one
   I8,                                 // int8 codes, one float32 scale per 16 inputs: codebook types re-laid
   Q8_0H, Q6_KH,                       // heads: the same codes in two planes, of which the high one alone can be read
+  I16,                                // int16 codes, one float32 scale per 128 inputs: float weights of encoders
   kCount,
 };
 constexpr int kKinds = static_cast<int>(Kind::kCount);
@@ -41,10 +42,12 @@ struct KindInfo {
   int unit_k;       // inputs a unit covers: 32, 256, or 1 for floats
   int unit_bytes;   // bytes of a unit's codes and sub-scales
   int aux_bytes;    // bytes of its float scales (and minima): 0, 32, 64 or 128
-  int act;          // which activation form it wants: kActF32, kAct32 or kAct256
+  int act;          // which activation form it wants: kActF32, kAct32, kAct256 or kActWide
   int low_bytes = 0;  // bytes of a unit's low plane; 0: all bits lie in the panel
 };
-constexpr int kActF32 = 0, kAct32 = 1, kAct256 = 2;
+constexpr int kActF32 = 0, kAct32 = 1, kAct256 = 2, kActWide = 3, kActs = 4;
+// Wide codes: int16 within +-4095, 128 inputs to a scale; encoder.inl says why. A panel's unit is codes, then sixteen scales.
+constexpr int kWideUnit = 128, kWideCode = 4095, kWideUnitBytes = 32 * kWideUnit + 64;
 const KindInfo& kind_info(Kind kind);
 
 // Weights in panels. Rows beyond n in the last panel are zero. Owned by freehold.h's Matrix.
@@ -72,6 +75,7 @@ struct Acts {
   int64_t k = 0, rows = 0;           // rows: M, by units only
   const float* f32 = nullptr;        // [M][k]
   const int8_t* q = nullptr;         // [M][k]
+  const int16_t* wide = nullptr;     // [k/128][M][128], always by units; its scale is [k/128][M]
   const float* scale = nullptr;      // [M][k/32] or [M][k/256]
   const int32_t* sum16 = nullptr;    // [M][k/16]: sums of q, which turn weight offsets and minima into one term
   const float* fsum32 = nullptr;     // [M][k/32]: scale * sum of q over 32 (kAct32 only)
@@ -117,6 +121,11 @@ struct AttnArgs {
 // a widened page part, 16 KB, stay in an L2.
 constexpr int kAttnTileQueries = 64;
 
+// One head of one sequence whose rows all see each other: rows of q, k, v and out lie `stride` floats apart. d is a
+// multiple of 16. Scratch: see both_scratch.
+struct BothArgs { const float *q, *k, *v; float* out; int64_t stride, rows; int d; float scale; };
+constexpr int64_t both_scratch(int64_t rows, int64_t d) { return (d + 8) * ((rows + 31) / 32 * 32) + 8 * d; }
+
 struct SampleParams {
   float temperature, top_p, min_p, typical_p;
   int32_t top_k;
@@ -146,6 +155,9 @@ struct Kernels {
   void (*quantize32)(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum16, float* fsum32);
   void (*quantize256)(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum16);
 
+  // The same to wide codes, k a multiple of 128; unit u goes to q + u*stride*128, its scale to scale + u*stride.
+  void (*quantize_wide)(const float* x, int64_t k, int64_t stride, int16_t* q, float* scale);
+
   // y = x / sqrt(mean(x^2) + eps) * w. In place allowed.
   void (*rms_norm)(const float* x, const float* w, float eps, int64_t n, float* y);
   void (*add)(float* y, const float* x, int64_t n);                 // y += x
@@ -153,6 +165,10 @@ struct Kernels {
   void (*silu_mul)(float* g, const float* u, int64_t n);            // g = silu(g) * u
   void (*gelu_mul)(float* g, const float* u, int64_t n);            // g = gelu_tanh(g) * u
   void (*softcap)(float* y, float cap, int64_t n);                  // y = cap * tanh(y / cap)
+
+  void (*layer_norm)(const float* x, const float* w, const float* b, float eps, int64_t n, float* y);   // n % 16 == 0; in place allowed
+  void (*gelu_erf)(float* y, int64_t n);                            // y = y * P(normal < y); n % 16 == 0
+  void (*attend_both)(const BothArgs& a, float* scratch);           // softmax(q k' scale) v
 
   // Rotates `heads` heads of d floats in place by cos/sin [rot/2]; rot <= d inputs turn, the rest stay.
   // adjacent: pairs (2i, 2i+1); else halves (i, i + rot/2).

@@ -6,12 +6,12 @@
 
 // Scales and their inverses, from the greatest |x|. A NaN or infinity makes the scale NaN, so the row's outputs are NaN and
 // the sampler names the damage. Below 1e-30 the inverse would overflow: such a block is zero beside anything a norm lets through.
-OP F scale_of(F most) {
-  const F sound = select_lt(fset(1e-30f), most, div(most, fset(127.0f)), fzero());
+template <int Greatest = 127> OP F scale_of(F most) {
+  const F sound = select_lt(fset(1e-30f), most, div(most, fset(static_cast<float>(Greatest))), fzero());
   return select_lt(most, fset(__builtin_inff()), sound, fset(__builtin_nanf("")));
 }
-OP F inverse_of(F most) {
-  const F sound = select_lt(fset(1e-30f), most, div(fset(127.0f), most), fzero());
+template <int Greatest = 127> OP F inverse_of(F most) {
+  const F sound = select_lt(fset(1e-30f), most, div(fset(static_cast<float>(Greatest)), most), fzero());
   return select_lt(most, fset(__builtin_inff()), sound, fzero());
 }
 OP F magnitude(const float* x) { return fabs(fload(x)); }

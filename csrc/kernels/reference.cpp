@@ -45,6 +45,37 @@ void rms_norm(const float* x, const float* w, float eps, int64_t n, float* y) {
   for (int64_t i = 0; i < n; ++i) y[i] = static_cast<float>(x[i] * inverse * w[i]);
 }
 
+void layer_norm(const float* x, const float* w, const float* b, float eps, int64_t n, float* y) {
+  double mean = 0.0, squares = 0.0;
+  for (int64_t i = 0; i < n; ++i) mean += x[i] / static_cast<double>(n);
+  for (int64_t i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
+  const double inverse = 1.0 / std::sqrt(squares / static_cast<double>(n) + eps);
+  for (int64_t i = 0; i < n; ++i) y[i] = static_cast<float>((x[i] - mean) * inverse * w[i] + b[i]);
+}
+
+void gelu_erf(float* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = static_cast<float>(y[i] * 0.5 * std::erfc(-y[i] / std::sqrt(2.0)));
+}
+
+void attend_both(const BothArgs& a) {
+  std::vector<double> p(static_cast<size_t>(a.rows));
+  for (int64_t r = 0; r < a.rows; ++r) {
+    for (int64_t j = 0; j < a.rows; ++j) {
+      double s = 0.0;
+      for (int i = 0; i < a.d; ++i) s += static_cast<double>(a.q[r * a.stride + i]) * a.k[j * a.stride + i];
+      p[static_cast<size_t>(j)] = s * a.scale;
+    }
+    const double top = *std::max_element(p.begin(), p.end());
+    double sum = 0.0;
+    for (double& s : p) sum += s = std::exp(s - top);
+    for (int c = 0; c < a.d; ++c) {
+      double y = 0.0;
+      for (int64_t j = 0; j < a.rows; ++j) y += p[static_cast<size_t>(j)] * a.v[j * a.stride + c];
+      a.out[r * a.stride + c] = static_cast<float>(y / sum);
+    }
+  }
+}
+
 void silu_mul(float* g, const float* u, int64_t n) {
   for (int64_t i = 0; i < n; ++i) g[i] = static_cast<float>(g[i] * sigmoid(g[i]) * u[i]);
 }
@@ -90,7 +121,8 @@ double log_sum_exp(const float* x, int64_t n) {
 
 int64_t argmax(const float* x, int64_t n) { return std::max_element(x, x + n) - x; }
 
-void quantize(const float* x, int64_t k, int block, int8_t* q, float* scale) {
+void quantize(const float* x, int64_t k, int block, int16_t* q, float* scale) {
+  const float greatest = block == kWideUnit ? kWideCode : 127;
   for (int64_t b = 0; b < k / block; ++b, x += block, q += block) {
     float most = 0.0f;
     bool finite = true;
@@ -99,9 +131,9 @@ void quantize(const float* x, int64_t k, int block, int8_t* q, float* scale) {
       finite = finite && std::isfinite(x[i]);
     }
     const bool zero = !finite || most <= 1e-30f;      // as the kernels: the inverse scale must stay finite
-    scale[b] = !finite ? std::numeric_limits<float>::quiet_NaN() : zero ? 0.0f : most / 127.0f;
-    const float inverse = zero ? 0.0f : 127.0f / most;      // in float: a half-way case must round as the kernels round it
-    for (int i = 0; i < block; ++i) q[i] = zero ? int8_t{0} : static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+    scale[b] = !finite ? std::numeric_limits<float>::quiet_NaN() : zero ? 0.0f : most / greatest;
+    const float inverse = zero ? 0.0f : greatest / most;      // in float: a half-way case must round as the kernels round it
+    for (int i = 0; i < block; ++i) q[i] = zero ? int16_t{0} : static_cast<int16_t>(std::nearbyint(x[i] * inverse));
   }
 }
 
@@ -115,9 +147,9 @@ void round_rows(float* x, int64_t rows, int64_t n) {
 }
 
 void matmul(const Panels& w, const float* x, int64_t m, float* out) {
-  const int act = kind_info(w.kind).act, block = act == kAct256 ? 256 : 32;
+  const int act = kind_info(w.kind).act, block = act == kAct256 ? 256 : act == kActWide ? kWideUnit : 32;
   std::vector<double> in(static_cast<size_t>(m * w.k));
-  std::vector<int8_t> q(static_cast<size_t>(w.k));
+  std::vector<int16_t> q(static_cast<size_t>(w.k));
   std::vector<float> scale(static_cast<size_t>(w.k / block) + 1), row(static_cast<size_t>(w.k));
   for (int64_t t = 0; t < m; ++t) {
     double* to = in.data() + t * w.k;

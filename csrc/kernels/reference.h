@@ -7,6 +7,10 @@
 namespace fh::reference {
 
 void rms_norm(const float* x, const float* w, float eps, int64_t n, float* y);
+void layer_norm(const float* x, const float* w, const float* b, float eps, int64_t n, float* y);
+void gelu_erf(float* y, int64_t n);
+// softmax(q k' scale) v for one head of one sequence.
+void attend_both(const BothArgs& a);
 void silu_mul(float* g, const float* u, int64_t n);
 void gelu_mul(float* g, const float* u, int64_t n);
 void softcap(float* y, float cap, int64_t n);
@@ -18,9 +22,9 @@ double log_sum_exp(const float* x, int64_t n);
 int64_t argmax(const float* x, int64_t n);
 // Rows of n floats as a cache of codes keeps them: codes times a scale per row.
 void round_rows(float* x, int64_t rows, int64_t n);
-// x ~ scale[i / block] * q[i]; block 32 or 256; a block with a non-finite input has scale NaN.
-void quantize(const float* x, int64_t k, int block, int8_t* q, float* scale);
-// out [m][n] = x [m][k] times the rows of w, x rounded to int8 first where w's kind wants that.
+// x ~ scale[i / block] * q[i]; int8 with block 32 or 256, wide codes with 128; a block with a non-finite input has scale NaN.
+void quantize(const float* x, int64_t k, int block, int16_t* q, float* scale);
+// out [m][n] = x [m][k] times the rows of w, x rounded to codes first where w's kind wants that.
 void matmul(const Panels& w, const float* x, int64_t m, float* out);
 
 }  // namespace fh::reference

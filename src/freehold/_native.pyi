@@ -14,6 +14,7 @@ F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
 
+WIDE_UNIT: int  # inputs of wide codes that share a scale
 BLOCK_TOKENS: int  # positions in a page of the KV cache
 LAYOUT: int  # version of the panels' layout; packed files are keyed by it
 REVISION: (
@@ -95,6 +96,10 @@ class Matrix:
         """Lay codes int8 [N, K] with scales float32 [N, K/16] (value = scale * code); K a multiple of 32."""
 
     @staticmethod
+    def pack_wide(values: F32, threads: Threads) -> Matrix:
+        """Round float32 [N, K] to int16 codes with a scale for each row's 128 inputs; K a multiple of WIDE_UNIT."""
+
+    @staticmethod
     def view(panels: U8, kind: str, rows: int, cols: int) -> Matrix:
         """Use panels that lie in an array (a mapped packed file): 64-byte aligned, exactly as long as needed."""
 
@@ -154,7 +159,7 @@ class Plan:
     Op methods take and return buffer numbers: float32 activations [rows of the step, width].
     """
 
-    def __init__(self, threads: Threads, cache: KvCache, max_rows: int) -> None: ...
+    def __init__(self, threads: Threads, cache: KvCache | None, max_rows: int) -> None: ...
     def embed(self, table: Matrix, scale: float = 1.0) -> int:
         """x = table[token] * scale."""
 
@@ -203,6 +208,25 @@ class Plan:
     ) -> None:
         """Output head over the rows a step asks for. The last op of a plan."""
 
+    def embed_sum(self, words: Matrix, positions: Matrix, kinds: Matrix) -> int:
+        """x = words[token] + positions[position] + kinds[0]."""
+
+    def layer_norm(self, x: int, weight: F32, bias: F32, eps: float) -> None:
+        """Layer norm of every row, in place."""
+
+    def linear_gelu(self, x: int, weight: Matrix, bias: F32 | None = None) -> int:
+        """gelu(W · x + bias), the exact form."""
+
+    def attend_both(self, q: int, k: int, v: int, heads: int, scale: float) -> int:
+        """Attention of each row over all rows of its sequence in this step; heads of a multiple of 16."""
+
+    def hidden(self, x: int) -> None:
+        """The rows a step asks for, as they are. The last op of an encoder's plan, which needs no cache."""
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of the rows `run` gives as hidden."""
+
     def finish(self) -> None:
         """Check the trace and allocate activation buffers."""
 
@@ -217,6 +241,8 @@ class Plan:
         tokens_end: int = 0,
         adapters: Sequence[Adapter] = (),
         row_adapters: I32 | None = None,
+        hidden_rows: I32 | None = None,
+        hidden: F32 | None = None,
     ) -> tuple[F32, NDArray[np.int64]]:
         """Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
         logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
@@ -224,6 +250,7 @@ class Plan:
         logits [R, vocab] and the chosen ids (-1 where `sample` gives -1). Rows of one sequence are consecutive
         positions. A step without logit_rows screens: it need not read the whole of a head in two planes.
         `row_adapters` int32 [rows]: which of `adapters` each row is computed with, -1 for none.
+        `hidden` float32 [H, hidden_width] is filled with what the head would read of `hidden_rows` int32 [H].
         """
 
 def sample(

@@ -314,7 +314,7 @@ def test_damaged_tokenizer_json_is_a_bad_file(tmp_path, content):
         tokenizer_from_dir(tmp_path)
 
 
-def test_word_piece_is_unsupported(tmp_path):
-    write_directory(tmp_path, model={"type": "WordPiece", "vocab": {"a": 0}})
-    with pytest.raises(UnsupportedModel, match="WordPiece"):
+def test_word_level_is_unsupported(tmp_path):
+    write_directory(tmp_path, model={"type": "WordLevel", "vocab": {"a": 0}})
+    with pytest.raises(UnsupportedModel, match="WordLevel"):
         tokenizer_from_dir(tmp_path)

@@ -65,7 +65,7 @@ def write_safetensors(family: str, folder: Path | str, *, dtype: str = "F32", le
     )
     _write_json(folder / "tokenizer.json", tokenizer_json())
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
-    (folder / "model.safetensors").write_bytes(_safetensors(tensors(family), dtype))
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors(family), dtype))
     return folder
 
 
@@ -89,7 +89,7 @@ def hf_config(family: str, *, legacy: bool = False) -> dict[str, Any]:
     return config
 
 
-def _safetensors(weights: dict[str, np.ndarray], dtype: str) -> bytes:
+def safetensors_bytes(weights: dict[str, np.ndarray], dtype: str) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = bytearray()
     for name, value in weights.items():

@@ -180,10 +180,11 @@ def tensors(name: str) -> dict[str, np.ndarray]:
     """Make the weights of family `name`: Hugging Face name -> float32 array, the same on every machine."""
     family = FAMILIES[name]
     zero_centred = family.config["model_type"] == "gemma3_text"
-    return {key: _tensor(family.seed, key, shape, zero_centred) for key, shape in shapes(name).items()}
+    return {key: tensor(family.seed, key, shape, zero_centred) for key, shape in shapes(name).items()}
 
 
-def _tensor(seed: int, key: str, shape: tuple[int, ...], zero_centred: bool) -> np.ndarray:
+def tensor(seed: int, key: str, shape: tuple[int, ...], zero_centred: bool) -> np.ndarray:
+    """Draw one tensor: a matrix, a bias or the weight of a norm, by its name and shape."""
     noise = _noise(seed, key, math.prod(shape)).reshape(shape)
     if len(shape) == 2:
         return _matrix(noise)

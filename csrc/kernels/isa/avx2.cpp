@@ -102,6 +102,7 @@ OP void store_i8(int8_t* p, I x) {                                          // s
   _mm256_store_si256(reinterpret_cast<__m256i*>(t + 8), x.b);
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(t[i] > 127 ? 127 : t[i] < -128 ? -128 : t[i]);
 }
+OP void store_i16(int16_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8)); }   // saturates
 OP I bload(const uint8_t* p) { return {mload(p), mload(p + 32)}; }
 OP void bstore(uint8_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a); _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.b); }
 OP I bset(int x) { const __m256i v = _mm256_set1_epi8(static_cast<char>(x)); return {v, v}; }

@@ -74,6 +74,7 @@ OP I imul(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 OP I load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
 OP I load_i8(const int8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
 OP void store_i8(int8_t* p, I a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v)); }   // saturates
+OP void store_i16(int16_t* p, I a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(a.v)); }   // saturates
 // Bytes: 64 at a time, lane r holding four codes of row r.
 OP I bload(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 OP void bstore(uint8_t* p, I a) { _mm512_storeu_si512(p, a.v); }

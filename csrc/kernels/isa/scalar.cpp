@@ -58,6 +58,7 @@ OP I imul(I a, I b) { LANES a.v[i] *= b.v[i]; return a; }
 OP I load_u8(const uint8_t* p) { I r; LANES r.v[i] = p[i]; return r; }
 OP I load_i8(const int8_t* p) { I r; LANES r.v[i] = p[i]; return r; }
 OP void store_i8(int8_t* p, I a) { LANES p[i] = static_cast<int8_t>(a.v[i] > 127 ? 127 : a.v[i] < -128 ? -128 : a.v[i]); }
+OP void store_i16(int16_t* p, I a) { LANES p[i] = static_cast<int16_t>(a.v[i] > 32767 ? 32767 : a.v[i] < -32768 ? -32768 : a.v[i]); }
 OP I bload(const uint8_t* p) { I r; memcpy(r.b, p, 64); return r; }
 OP void bstore(uint8_t* p, I a) { memcpy(p, a.b, 64); }
 OP I bset(int x) { I r; memset(r.b, x, 64); return r; }

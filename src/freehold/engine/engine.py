@@ -30,6 +30,7 @@ from freehold.engine.disk import DiskCache, dependencies
 from freehold.engine.draft import DraftModel
 from freehold.engine.generation import Generation
 from freehold.engine.guide import Constraint
+from freehold.engine.pooling import Pool, Pooling, checked_pooling
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import (
     MAX_SEED,
@@ -137,6 +138,7 @@ class Engine:
         self._door = threading.Lock()  # one request at a time is weighed against the limits
         self._entered: deque[Sequence] = deque()
         self._cancelled: deque[Sequence] = deque()
+        self._pumped = False  # by a thread that does nothing else
         self._news = threading.Event()  # set by whoever brings work, cleared before a step looks for it
         self._counts = _Counts()
         self._pid = os.getpid()
@@ -291,8 +293,17 @@ class Engine:
                 seq.guide.advance(id)
         return seq
 
-    def read(self, ids: Ordered[int], sink: Callable[[F32], None], **sharing: Unpack[Sharing]) -> Generation:
+    def read(
+        self,
+        ids: Ordered[int],
+        sink: Callable[[F32], None],
+        *,
+        hidden: bool = False,
+        **sharing: Unpack[Sharing],
+    ) -> Generation:
         """Hand the logits after each of `ids` to `sink` in pieces float32 [rows, V], in the steps everybody shares.
+
+        With `hidden` it is what the head would read, float32 [rows, width].
 
         The result makes no token; it is done when all were handed over. `sink` runs within a step, so be quick.
         """
@@ -306,9 +317,44 @@ class Engine:
             0,
             1,
             sink=sink,
+            hidden=hidden,
             **_shared(**sharing),
         )
         return Generation(self, Sequence(request, prompt))
+
+    def embed(
+        self, texts: Ordered[Ordered[int]], pooling: Pooling = "last", **sharing: Unpack[Sharing]
+    ) -> F32:
+        """Return a vector of unit length for each of `texts`, of what the head would read: float32 [n, width].
+
+        Where one thread pumps, its steps compute them; else this one drives. Raises as `read` does, and on entering
+        as `generate` does.
+        """
+        pools = [Pool(checked_pooling(pooling)) for _ in texts]
+        readings = [
+            self.read(ids, pool.add, hidden=True, **sharing) for ids, pool in zip(texts, pools, strict=True)
+        ]
+        try:
+            for reading in readings:
+                reading.start()
+            for reading in readings:
+                self._finish(reading.sequence)
+        finally:
+            for reading in readings:
+                reading.close()
+        return np.array([pool.vector for pool in pools], np.float32).reshape(len(pools), -1)
+
+    def _finish(self, seq: Sequence) -> None:
+        """Wait until a sequence is done, by others' steps where there is a thread that pumps."""
+        if not self._pumped:
+            return self.advance(seq, lambda: seq.done and seq.error is None)
+        with self._turn:
+            while not seq.done:
+                self._check_open()
+                self._turn.wait(WAIT_S)
+        if seq.error is not None:
+            raise seq.error
+        return None
 
     def logit_chunks(self, ids: Ordered[int], **sharing: Unpack[Sharing]) -> Iterator[F32]:
         """Yield the logits after each of `ids` in pieces float32 [rows, V], so that memory stays bounded."""
@@ -369,9 +415,11 @@ class Engine:
         An error of one sequence never comes out here: its reader gets it.
         """
         self._news.clear()
+        self._pumped = True
         with self._turn:
             self._check_open()
             if self.step():
+                self._turn.notify_all()
                 return True
         self._news.wait(timeout)
         return False
@@ -453,8 +501,12 @@ class Engine:
     def _deliver(self, work: Work, logits: F32) -> None:
         if not (np.isfinite(logits.min()) and np.isfinite(logits.max())):  # NaN is both; no array of its own
             raise non_finite(work.first)
-        assert work.seq.request.sink is not None
-        work.seq.request.sink(logits)
+        seq = work.seq
+        assert seq.request.sink is not None
+        fresh = logits[max(seq.handed - work.first, 0) :]
+        if len(fresh):
+            seq.request.sink(fresh)
+        seq.handed = max(seq.handed, work.first + work.count)
         if work.last:
             work.seq.reason = "length"
 

@@ -50,13 +50,16 @@ class ModelRunner:
         positions = [p for w in batch for p in range(w.first, w.first + w.rows)]
         seqs = np.array([i for i, count in enumerate(counts) for _ in range(count)], np.int32)
         plain = [choose and is_plain(work.seq.request) and _is_free(work) for work in batch]
-        rows, choices = [], []
+        rows, choices, inner = [], [], []
         for start, work, chosen in zip(accumulate(counts, initial=0), batch, plain, strict=False):
             wanted = [start + r for r in work.logit_rows]
             if chosen:
                 choices += [_choice(work, r, positions[r]) for r in wanted]
+            elif work.seq.request.hidden:
+                inner += wanted
             else:
                 rows += wanted
+        inside = self._inside(inner)
         logits, tokens_chosen = self._plan.run(
             tokens,
             np.array(positions, np.int32),
@@ -66,8 +69,23 @@ class ModelRunner:
             choices,
             self._tokens,
             **_adapters(batch, counts),
+            **inside,
         )
-        return _dealt(batch, plain, logits, tokens_chosen)
+        return _dealt(batch, plain, logits, tokens_chosen, inside.get("hidden"))
+
+    def _inside(self, rows: list[int]) -> _Inside:
+        """Say which rows are wanted as the head would read them, and where to; nothing where none is."""
+        if not rows:
+            return {}
+        return {
+            "hidden_rows": np.array(rows, np.int32),
+            "hidden": np.empty((len(rows), self._plan.hidden_width), np.float32),
+        }
+
+
+class _Inside(TypedDict, total=False):
+    hidden_rows: NDArray[np.int32]
+    hidden: F32
 
 
 class _Adapted(TypedDict, total=False):
@@ -97,13 +115,17 @@ def _choice(work: Work, row: int, position: int) -> tuple[int, float, int, int]:
     return row, request.sampling.temperature, request.seed, position + 1
 
 
-def _dealt(batch: list[Work], plain: list[bool], logits: F32, chosen: I64) -> list[F32 | I64]:
-    """Hand each work its rows, which come in the batch's order in both arrays."""
+def _dealt(
+    batch: list[Work], plain: list[bool], logits: F32, chosen: I64, hidden: F32 | None
+) -> list[F32 | I64]:
+    """Hand each work its rows, which come in the batch's order in all arrays."""
     out: list[F32 | I64] = []
     for work, is_chosen in zip(batch, plain, strict=True):
         count = len(work.logit_rows)
         if is_chosen:
             mine, chosen = chosen[:count], chosen[count:]
+        elif hidden is not None and work.seq.request.hidden:
+            mine, hidden = hidden[:count], hidden[count:]
         else:
             mine, logits = logits[:count], logits[count:]
         out.append(mine)

@@ -175,7 +175,7 @@ class Scheduler:
         """Take in how long a step took, before its tokens are chosen: what rows cost, and who has had them."""
         decodes = [work for work in batch if work.decodes]
         chunks = [work for work in batch if not work.decodes]
-        cuts = [(work.first, work.count, work.seq.request.sink is not None) for work in chunks]
+        cuts = [(work.first, work.count, work.seq.request.reads_logits) for work in chunks]
         self._queued_s += seconds if self.waiting else 0.0
         share = self.budget.learn(len(decodes), cuts, sum(len(work.draft) for work in batch), seconds)
         for group, part in ((decodes, share), (chunks, 1.0 - share)):
@@ -202,7 +202,7 @@ class Scheduler:
             if seq.table and left <= 1 and seq.request.sink is None:
                 (decodes if first else late_decodes).append(seq)
             else:
-                unread += self.budget.expected(seq.computed, left, seq.request.sink is not None)
+                unread += self.budget.expected(seq.computed, left, seq.request.reads_logits)
                 (prompts if first else late_prompts).append(seq)
         self.wait_s = self._wait(unread, len(decodes) + len(late_decodes))
         return (decodes, prompts), (late_decodes, late_prompts)
@@ -270,7 +270,7 @@ class Scheduler:
 
     def _read_some(self, seq: Sequence, seconds: float, least: bool = True) -> bool:
         """Take as many rows of a prompt as fit into so many seconds; False if none."""
-        budget, logits = self.budget, seq.request.sink is not None
+        budget, logits = self.budget, seq.request.reads_logits
         taken = self._batch.get(seq)
         done = taken.first + taken.count if taken else seq.computed
         left = len(seq.tokens) - done

@@ -43,6 +43,7 @@ class Request:
     logprobs: int | None = None  # alternatives a token; None: no log-probabilities at all
     # Takes all logits, float32 [rows, V] in order; then nothing is sampled.
     sink: Callable[[F32], None] | None = None
+    hidden: bool = False  # the sink takes what the head would read instead, float32 [rows, width]
     priority: Priority = "interactive"
     tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
     deadline: float | None = None  # on the engine's clock, to the last token
@@ -53,6 +54,11 @@ class Request:
     def salt(self) -> str:
         """What cached prefixes are shared within: a tenant's, computed with one adapter. A digest holds no bar."""
         return f"{self.adapter.digest if self.adapter else ''}|{self.tenant}"
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether every row wants all its logits, of which a step has few."""
+        return self.sink is not None and not self.hidden
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +78,7 @@ class Sequence:
     done: bool = False
     reason: FinishReason | None = None
     error: FreeholdError | None = None
+    handed: int = 0  # rows that the sink has had; one that was preempted computes them again
     prefill_s: float = 0.0
     decode_s: float = 0.0
     # The scheduler's notes.

@@ -71,6 +71,13 @@ class Ops(Protocol):
         softcap: float = 0.0,
     ) -> None: ...
 
+    # An encoder's: rows of a text see each other, and nothing is kept for another step.
+    def embed_sum(self, words: Matrix, positions: Matrix, kinds: Matrix) -> Buffer: ...
+    def layer_norm(self, x: Buffer, weight: F32, bias: F32, eps: float) -> None: ...
+    def linear_gelu(self, x: Buffer, weight: Matrix, bias: F32 | None = None) -> Buffer: ...
+    def attend_both(self, q: Buffer, k: Buffer, v: Buffer, heads: int, scale: float) -> Buffer: ...
+    def hidden(self, x: Buffer) -> None: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dims:
@@ -106,7 +113,7 @@ def gguf_dims(meta: Fields, vocab: int) -> dict[str, Any]:
     if meta.integer("attention.value_length", 1, MAX_WIDTH, head_dim) != head_dim:
         raise UnsupportedModel(f"{meta.name('attention.value_length')} differs from key_length, {head_dim}")
     meta.refuse("expert_count", "a mixture of experts")
-    return _checked(
+    return checked_dims(
         vocab=vocab,
         hidden=hidden,
         inner=meta.integer("feed_forward_length", 1, MAX_WIDTH),
@@ -130,7 +137,7 @@ def hf_dims(config: Fields, *, tied: bool = False, eps: float = 1e-6, **defaults
     heads = size("num_attention_heads", MAX_HEADS)
     default = defaults.get("head_dim") or _default_head(config, hidden, heads)
     config.require("torch_dtype", ("float32", "float16", "bfloat16"), "float32")
-    return _checked(
+    return checked_dims(
         vocab=size("vocab_size", MAX_VOCAB),
         hidden=hidden,
         inner=size("intermediate_size", MAX_WIDTH),
@@ -153,7 +160,7 @@ def _default_head(fields: Fields, hidden: int, heads: int) -> int:
     return max(hidden // heads, 1)
 
 
-def _checked(**dims: Any) -> dict[str, Any]:
+def checked_dims(**dims: Any) -> dict[str, Any]:
     """Return `dims` when they fit together and fit the kernels."""
     if dims["heads"] % dims["kv_heads"]:
         raise BadModelFile(f"{dims['kv_heads']} key/value heads do not divide {dims['heads']} query heads")
@@ -248,3 +255,7 @@ class Family:
     ropes: Callable[[Any, F32 | None], Mapping[str, RopeTable]]  # config, rope_freqs.weight -> field -> table
     forward: Callable[[Ops, Any, Any], None]
     gguf_pairs: bool = False  # a GGUF lays rows of q and k in adjacent rotary pairs, safetensors in halves
+    encoder: bool = False  # makes embeddings of whole texts, and no token
+    hf_layers: str = "model.layers"  # what layers' names begin with in a safetensors
+    gathered: tuple[str, ...] = ("embed",)  # matrices of `weights` read by row; multiplied only as a head
+    left_out: tuple[tuple[str, str], ...] = ()  # prefixes of tensors that are not computed, and what to say

@@ -28,17 +28,17 @@ from freehold.formats import (
     open_model_file,
     split_codes,
 )
-from freehold.models import gemma3, llama, qwen2, qwen3
+from freehold.models import bert, gemma3, llama, qwen2, qwen3
 from freehold.models.common import Dims, Family, TensorSpec, declared
 from freehold.models.fields import Fields
 from freehold.models.machine import available_bytes, default_threads, show_bytes
 from freehold.models.rope import RopeTable
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, gemma3.FAMILY)
+FAMILIES: tuple[Family, ...] = (llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, gemma3.FAMILY, bert.FAMILY)
 HF_WRAPPER = "Gemma3ForConditionalGeneration"  # text and vision; its text half is a Gemma 3
 
 # Stored tables of what the config already says; every reader computes them afresh.
-_DERIVED = re.compile(r"(.*\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weight)")
+_DERIVED = re.compile(r"(.*\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weight|embeddings\.position_ids)")
 _VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 _DIVISORS = "rope_freqs.weight"
 _FLOATS = (QuantType.F32, QuantType.F16, QuantType.BF16, QuantType.F64)
@@ -65,6 +65,21 @@ class Source:
         """Yield every matrix, each once."""
         for fields in (self.top, *self.blocks):
             yield from (t for t in fields.values() if t is not None and len(t.shape) == 2)
+
+    @property
+    def head(self) -> Tensor | None:
+        """The matrix that logits come from; an encoder has none."""
+        return None if self.family.encoder else self.top["head"] or self.top["embed"]
+
+    @property
+    def wide(self) -> frozenset[str]:
+        """Names of the matrices that are rounded to int16 codes: an encoder's own float weights.
+
+        int8 would move an embedding by 4e-4 (one minus cosine); these move it by less than 1e-6.
+        """
+        fields = self.blocks if self.family.encoder else ()
+        found = (t for block in fields for t in block.values() if t is not None and len(t.shape) == 2)
+        return frozenset(t.name for t in found if t.type in _FLOATS and t.shape[1] % native.WIDE_UNIT == 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +109,20 @@ class LoadedModel:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of packed weights read to compute one token: all but an embedding that is no head."""
-        return self.nbytes - (0 if self.weights.head is self.weights.embed else self.weights.embed.nbytes)
+        return self.nbytes - sum(m.nbytes for m in self._rows_only)
 
     @property
     def weights_per_token(self) -> int:
         """Weights multiplied to compute one token: every matrix but an embedding that is no head."""
-        unused = 0 if self.weights.head is self.weights.embed else self.cfg.vocab * self.cfg.hidden
+        unused = sum(m.rows * m.cols for m in self._rows_only)
         return sum(m.rows * m.cols for m in self.matrices.values()) - unused
+
+    @property
+    def _rows_only(self) -> list[native.Matrix]:
+        """Matrices of which a token reads a row, and which are no head beside."""
+        head = getattr(self.weights, "head", None)
+        gathered = (getattr(self.weights, name) for name in self.family.gathered)
+        return [m for m in gathered if m is not head]
 
     @property
     def architecture(self) -> str:
@@ -125,12 +147,13 @@ class LoadedModel:
     @property
     def kv_layers(self) -> list[tuple[int, int, int]]:
         """Each layer's cache shape: key/value heads, key width, value width."""
-        return [(self.cfg.kv_heads, self.cfg.head_dim, self.cfg.head_dim)] * self.cfg.layers
+        count = 0 if self.family.encoder else self.cfg.layers
+        return [(self.cfg.kv_heads, self.cfg.head_dim, self.cfg.head_dim)] * count
 
     def build(
-        self, cache: native.KvCache, max_rows: int, threads: native.Threads | None = None
+        self, cache: native.KvCache | None, max_rows: int, threads: native.Threads | None = None
     ) -> native.Plan:
-        """Trace the forward pass into a plan for steps of at most `max_rows` rows."""
+        """Trace the forward pass into a plan for steps of at most `max_rows` rows; an encoder has no cache."""
         plan = native.Plan(threads or self.threads, cache, max_rows)
         self.family.forward(plan, self.cfg, self.weights)
         plan.finish()
@@ -171,7 +194,8 @@ def load_model(
     packer = _Packer(
         pool,
         sum(t.nbytes for t in read.matrices()),
-        read.top["head"] or read.top["embed"],
+        read.head,
+        read.wide,
         packed or {},
         progress,
     )
@@ -236,8 +260,12 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
     if name == HF_WRAPPER:
         config = config.section("text_config") or Fields({})
         tensors, notes = _text_half(tensors)
+    for prefix, note in family.left_out:
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+        notes = (*notes, note) if len(kept) < len(tensors) else notes
+        tensors = kept
     cfg = family.config_from_hf(config)
-    binder = _Binder(tensors, lambda spec: spec.hf, "model.layers", cfg)
+    binder = _Binder(tensors, lambda spec: spec.hf, family.hf_layers, cfg)
     return _bound(Path(opened.path), _name(opened, {}), family, binder, tokens or cfg.vocab, notes)
 
 
@@ -353,7 +381,7 @@ def assemble(source: Source, matrix: Callable[[Tensor], Any], rope: Callable[[Ro
     divisors = source.divisors.numpy() if source.divisors is not None else None
     ropes = {name: rope(table) for name, table in source.family.ropes(source.cfg, divisors).items()}
     top = _fill(source.family.weights, source.top, matrix, source.gguf)
-    if top["head"] is None:
+    if not source.family.encoder and top["head"] is None:
         top["head"] = top["embed"]
     blocks = tuple(
         source.family.block(**_fill(source.family.block, b, matrix, source.gguf)) for b in source.blocks
@@ -391,6 +419,7 @@ class _Packer:
         threads: native.Threads,
         total: int,
         head: Tensor | None,
+        wide: frozenset[str],
         packed: Mapping[str, native.Matrix],
         progress: Progress | None,
     ) -> None:
@@ -399,6 +428,7 @@ class _Packer:
         self._threads = threads
         self._total = total
         self._head = head
+        self._wide = wide
         self._done = 0
         self._progress = progress
         self._direct = {route[0] for route in native.type_routes()}
@@ -417,6 +447,8 @@ class _Packer:
     def _pack(self, tensor: Tensor) -> native.Matrix:
         """Lay it as it is, through integer codes, or through float32, whichever its type allows."""
         rows, cols = tensor.shape
+        if tensor.name in self._wide:
+            return native.Matrix.pack_wide(np.ascontiguousarray(tensor.numpy(), np.float32), self._threads)
         if tensor.type.name in self._direct:
             return native.Matrix.pack(
                 tensor.raw, tensor.type.name, rows, cols, self._threads, tensor is self._head
@@ -438,6 +470,7 @@ def packed_bytes(source: Source) -> int:
     total = 0.0
     for t in source.matrices():
         width = bits.get(t.type.name, codes if has_codes(t.type) else 32.0)
+        width = 16.25 if t.name in source.wide else width
         total += t.shape[0] * t.shape[1] * width / 8
     return int(total)
 

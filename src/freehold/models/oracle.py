@@ -8,6 +8,7 @@ Path: tests and benches -> Oracle.logits -> models.<family>.forward(NumpyOps, ..
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,23 @@ class NumpyOps:
         out = out * np.float32(scale)
         self.result = (softcap * np.tanh(out / softcap)).astype(np.float32) if softcap else out
 
+    def embed_sum(self, words: DenseMatrix, positions: DenseMatrix, kinds: DenseMatrix) -> F32:
+        return words.take(self._tokens) + positions.take(self._positions) + kinds.take(np.array([0]))
+
+    def layer_norm(self, x: F32, weight: F32, bias: F32, eps: float) -> None:
+        x[:] = layer_norm(x, weight, bias, eps)
+
+    def linear_gelu(self, x: F32, weight: DenseMatrix, bias: F32 | None = None) -> F32:
+        return gelu_erf(_affine(x, weight, bias))
+
+    def attend_both(self, q: F32, k: F32, v: F32, heads: int, scale: float) -> F32:
+        q, k, v = (a.reshape(len(a), heads, -1) for a in (q, k, v))
+        weights = softmax(np.einsum("rhd,khd->hrk", q, k).astype(np.float64) * scale)
+        return np.einsum("hrk,khd->rhd", weights.astype(np.float32), v).reshape(len(q), -1)
+
+    def hidden(self, x: F32) -> None:
+        self.result = x
+
 
 def _affine(x: F32, weight: DenseMatrix, bias: F32 | None) -> F32:
     y = x @ weight.dense().T
@@ -167,6 +185,13 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
     mean = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
     return np.asarray(x / np.sqrt(mean + eps), np.float32) * weight
+
+
+def layer_norm(x: F32, weight: F32, bias: F32, eps: float) -> F32:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
+    centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float64)
+    variance = np.mean(np.square(centred), axis=-1, keepdims=True)
+    return np.asarray(centred / np.sqrt(variance + eps), np.float32) * weight + bias
 
 
 def rotate(heads: F32, positions: NDArray[np.integer], rope: RopeTable) -> F32:
@@ -209,6 +234,12 @@ def gelu_tanh(x: F32) -> F32:
     )
 
 
+def gelu_erf(x: F32) -> F32:
+    """GELU by its definition: x times the share of a normal distribution below x."""
+    share = [0.5 * math.erfc(-v / math.sqrt(2)) for v in x.ravel().tolist()]
+    return x * np.array(share, np.float32).reshape(x.shape)
+
+
 ACTIVATIONS = {"silu": silu, "gelu": gelu_tanh}
 
 
@@ -232,6 +263,10 @@ class Oracle:
         """Compute the logits after every token of `ids`: float32 [T, V]."""
         return self.session().step(ids)
 
+    def hidden(self, ids: Sequence[int]) -> F32:
+        """Compute an encoder's last activations for the text `ids`: float32 [T, hidden]."""
+        return self.session().step(ids)
+
     def session(self) -> Session:
         """Start an empty sequence."""
         return Session(self.source, self._weights, KvStore(self.source.cfg.layers, self._f16_kv))
@@ -246,9 +281,9 @@ class Session:
         self._kv = kv
 
     def step(self, ids: Sequence[int]) -> F32:
-        """Append `ids` and return float32 logits [len(ids), V]."""
+        """Append `ids` and return float32 logits [len(ids), V], or an encoder's last activations."""
         ops = NumpyOps(np.asarray(ids, np.int64), self._kv, self._source.cfg.kv_heads)
         self._source.family.forward(ops, self._source.cfg, self._weights)
         self._kv.length += len(ids)
-        assert ops.result is not None, "a forward pass ends in logits"
+        assert ops.result is not None, "a forward pass ends in logits or hidden"
         return ops.result

@@ -63,6 +63,7 @@ class Vocabulary:
     strips_leading_space: bool  # encoding puts a space before the text, so decoding takes it away
     pad_id: int | None = None
     unk_id: int | None = None
+    word_pieces: bool = False  # a text that begins with ## goes on with the word before it, others begin one
 
 
 @lru_cache(maxsize=1)
@@ -169,6 +170,11 @@ class Tokenizer:
     def pad_id(self) -> int | None:
         """The padding id, if the file names one."""
         return self._vocabulary.pad_id
+
+    @property
+    def suffix_ids(self) -> tuple[int, ...]:
+        """What is put behind a text by the model's own habit."""
+        return self._vocabulary.suffix_ids
 
     @property
     def strips_leading_space(self) -> bool:
@@ -286,6 +292,8 @@ class Tokenizer:
             return text.encode("utf-8", "replace")
         if self._kinds[id] == TokenKind.BYTE and (match := _BYTE_TOKEN.match(text)):
             return bytes([int(match.group(1), 16)])
+        if self._vocabulary.word_pieces and id not in self._added_ids:
+            text = text[2:] if text.startswith("##") else " " + text
         return text.replace(SPACE_MARK, " ").encode("utf-8", "replace")
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:

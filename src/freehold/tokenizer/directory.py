@@ -29,7 +29,7 @@ def tokenizer_from_dir(path: str | Path) -> Tokenizer:
     """Build the tokenizer of a model directory that holds a tokenizer.json.
 
     Raise ModelNotFound without one, BadModelFile if a file is damaged, UnsupportedModel for a tokenizer
-    that is neither BPE nor unigram.
+    that is neither BPE, unigram nor WordPiece.
     """
     folder = Path(path)
     if not (folder / "tokenizer.json").is_file():
@@ -48,28 +48,39 @@ def tokenizer_from_dir(path: str | Path) -> Tokenizer:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in the JSON file `path`, an empty one if there is no such file."""
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise BadModelFile(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_JSON_BYTES:,} are read")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadModelFile(f"{path} is not JSON: {error}") from error
+    data = _read(path) if path.is_file() else {}
     if not isinstance(data, dict):
         raise BadModelFile(f"{path} holds a {type(data).__name__}; an object is needed")
     return data
 
 
+def read_json_list(path: Path) -> list[Any]:
+    """Return the list in the JSON file `path`, an empty one if there is no such file."""
+    data = _read(path) if path.is_file() else []
+    if not isinstance(data, list):
+        raise BadModelFile(f"{path} holds a {type(data).__name__}; a list is needed")
+    return data
+
+
+def _read(path: Path) -> Any:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise BadModelFile(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_JSON_BYTES:,} are read")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadModelFile(f"{path} is not JSON: {error}") from error
+
+
 def _build(data: dict[str, Any], config: Mapping[str, Any], generation: Mapping[str, Any]) -> Tokenizer:
     model = data["model"]
-    if model.get("type", "BPE") not in ("BPE", "Unigram"):
+    if model.get("type", "BPE") not in ("BPE", "Unigram", "WordPiece"):
         raise UnsupportedModel(
-            f"tokenizer.json holds a {model['type']} model", hint="BPE and Unigram are known"
+            f"tokenizer.json holds a {model['type']} model", hint="BPE, Unigram and WordPiece are known"
         )
     added = tuple(_added(entry) for entry in data.get("added_tokens") or ())
     texts = _texts(model["vocab"], added)
     byte_level = _has(data.get("decoder"), "ByteLevel")
+    word_pieces = model.get("type") == "WordPiece"
     kinds = _kinds(texts, added, model, byte_level=byte_level)
     ids = {token.text: token.id for token in added} | _plain_ids(model["vocab"])
     bos = ids.get(_content(config.get("bos_token")))
@@ -88,7 +99,8 @@ def _build(data: dict[str, Any], config: Mapping[str, Any], generation: Mapping[
         eos_id=eos,
         eos_ids=end_ids(added, named),
         marks_are_spaces=False,
-        strips_leading_space=_strips_leading_space(data.get("decoder")),
+        strips_leading_space=word_pieces or _strips_leading_space(data.get("decoder")),
+        word_pieces=word_pieces,
         pad_id=ids.get(_content(config.get("pad_token"))),
         unk_id=ids.get(_content(config.get("unk_token"))),
     )

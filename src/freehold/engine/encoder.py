@@ -1,0 +1,204 @@
+"""The engine of an encoder: whole texts as ids in, one vector a text out. It makes no token and keeps no cache.
+
+Knows ids, rows of a step and pooling; knows no text and no protocol. Who wants vectors puts texts into one queue and
+computes steps until their own are done, so texts of many callers share a step; rows lie one behind the other, none is
+padding. A text's vector is the same bits, whatever shares its step.
+Path: LLM.embed -> Encoder.embed -> native Plan.run -> Pool
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.engine.budget import MAX_ROWS
+from freehold.engine.pooling import Pool, Pooling, checked_pooling
+from freehold.errors import ContextOverflow, EngineClosed, FreeholdError, StepFailed, UsageError
+from freehold.models.loader import LoadedModel
+from freehold.types import EngineStats
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class _Text:
+    """A text on its way; a step fills in the vector or the error, then says so."""
+
+    ids: Ordered[int]
+    pooling: Pooling
+    vector: F32 | None = None
+    error: FreeholdError | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.vector is not None or self.error is not None
+
+    def finish(self, rows: F32) -> None:
+        """Make the vector of the text's last activations."""
+        pool = Pool(self.pooling)
+        pool.add(rows)
+        try:
+            self.vector = pool.vector
+        except StepFailed as e:
+            self.error = e
+
+
+class Encoder:
+    """A loaded encoder, safe from many threads. Close it when done."""
+
+    def __init__(self, model: LoadedModel, *, context: int | None = None, step_rows: int = MAX_ROWS) -> None:
+        """Trace the plan. `context`: tokens of a text (default: the model's positions). Raises ContextOverflow."""
+        if context is not None and not 1 <= context <= model.context:
+            raise ContextOverflow(
+                f"a context of {context:,} tokens was asked for; {model.name} reads texts of 1 to {model.context:,}",
+                f"load it with --context {model.context} or less",
+            )
+        self.model = model
+        self.context = context or model.context
+        self.context_note = "the model's own" if context is None else "as asked"
+        self.threads = model.threads.size
+        self._rows = max(step_rows, self.context)
+        self._plan = model.build(None, self._rows)
+        self._queue: deque[_Text] = deque()
+        self._turn = threading.Lock()
+        self._closed = False
+        self._news = threading.Event()  # set by steps, and by the end
+        self._stats = EngineStats()
+        self._pid = os.getpid()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """None are kept."""
+        return 0
+
+    def close(self) -> None:
+        """Refuse further texts; safe to call twice, and in a fork."""
+        self._closed = True
+        self._news.set()
+
+    def stats(self) -> EngineStats:
+        """Return the counters after the latest step; any thread may ask."""
+        return self._stats
+
+    def pump(self, timeout: float) -> bool:
+        """Tell whether a step was computed, by whoever wanted vectors; wait for one up to `timeout` seconds."""
+        self._check_open()
+        stepped = self._news.wait(timeout)
+        self._news.clear()
+        self._check_open()
+        return stepped
+
+    def embed(self, texts: Ordered[Ordered[int]], pooling: Pooling = "mean") -> F32:
+        """Return a vector of unit length for each of `texts`: float32 [n, width].
+
+        Each text is 1 to `context` ids. Raises UsageError, ContextOverflow naming the text, EngineClosed.
+        """
+        self._check_open()
+        pooling = checked_pooling(pooling)
+        for i, ids in enumerate(texts):
+            self._check(i, ids)
+        mine = [_Text(ids, pooling) for ids in texts]
+        self._queue.extend(mine)
+        for text in mine:
+            while not text.done:
+                with self._turn:
+                    if not text.done:
+                        self._step()
+            if text.error is not None:
+                raise text.error
+        return np.array([text.vector for text in mine], np.float32).reshape(
+            len(mine), self._plan.hidden_width
+        )
+
+    def _check(self, index: int, ids: Ordered[int]) -> None:
+        if not 1 <= len(ids) <= self.context:
+            raise ContextOverflow(
+                f"text {index} has {len(ids):,} tokens; {self.model.name} reads 1 to {self.context:,}",
+                "split it",
+            )
+        wrong = next((id for id in ids if not 0 <= id < self.model.vocab), None)
+        if wrong is not None:
+            raise UsageError(
+                f"token {wrong} is no id of {self.model.name}; ids are 0 to {self.model.vocab - 1}"
+            )
+
+    # --- steps ---------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """Compute as many texts as a step holds. The caller holds the turn."""
+        batch: list[_Text] = []
+        rows = 0
+        while self._queue and rows + len(self._queue[0].ids) <= self._rows:
+            batch.append(self._queue.popleft())
+            rows += len(batch[-1].ids)
+        try:
+            hidden = self._computed(batch, rows)
+        except Exception as e:
+            error = _named(e, f"a step with {len(batch)} texts failed")
+            for text in batch:
+                text.error = error
+            return
+        self._count(rows)
+        end = 0
+        for text in batch:
+            end += len(text.ids)
+            text.finish(hidden[end - len(text.ids) : end])
+
+    def _computed(self, batch: list[_Text], rows: int) -> F32:
+        self._check_open()
+        counts = np.array([len(text.ids) for text in batch])
+        starts = np.cumsum(counts) - counts
+        hidden = np.empty((rows, self._plan.hidden_width), np.float32)
+        self._plan.run(
+            np.array([id for text in batch for id in text.ids], np.int32),
+            (np.arange(rows) - np.repeat(starts, counts)).astype(np.int32),
+            np.repeat(np.arange(len(batch)), counts).astype(np.int32),
+            np.zeros((len(batch), 0), np.int32),
+            np.zeros(0, np.int32),
+            hidden_rows=np.arange(rows, dtype=np.int32),
+            hidden=hidden,
+        )
+        return hidden
+
+    def _count(self, rows: int) -> None:
+        last = self._stats
+        self._stats = EngineStats(
+            steps=last.steps + 1,
+            waiting=len(self._queue),
+            prompt_tokens=last.prompt_tokens + rows,
+            rows=last.rows + rows,
+            progress_at=time.monotonic(),
+        )
+        self._news.set()
+
+    def _check_open(self) -> None:
+        if self._pid != os.getpid():
+            raise EngineClosed(
+                f"{self.model.name} was loaded in process {self._pid}; this is a fork of it",
+                "load the model in this process, or start it with the spawn method",
+            )
+        if self._closed:
+            raise EngineClosed(f"{self.model.name} is closed", "load it again")
+
+
+def _named(error: Exception, what: str) -> FreeholdError:
+    """Return an error of our own; a stranger becomes one."""
+    if isinstance(error, FreeholdError):
+        return error
+    named = StepFailed(f"{what}: {type(error).__name__}: {error}", "this is a bug; please report it")
+    named.__cause__ = error
+    return named
