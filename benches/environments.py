@@ -152,6 +152,9 @@ ENVIRONMENTS = {
     "xgrammar": Environment(("xgrammar", "numpy"), "import xgrammar", WHEELS),
     "outlines_core": Environment(("outlines-core",), "import outlines_core", WHEELS),
     "lm_format_enforcer": Environment(("lm-format-enforcer",), "import lmformatenforcer", WHEELS),
+    "sentence_transformers": Environment(
+        ("torch", "sentence-transformers>=5", "gguf"), "import torch, sentence_transformers, gguf"
+    ),
     "oracle": Environment(
         ("torch", "transformers>=5.24,<6", "peft", "gguf", "sentencepiece"),
         "import torch, transformers, peft, gguf",

@@ -131,13 +131,13 @@ A client that closes its connection cancels its request at once.
 
 def http_page() -> str:
     """Describe every route, every field of a request, and every error."""
-    from freehold.server import admin, app, tokens
+    from freehold.server import admin, app, rerank, tokens
     from freehold.server.anthropic import fields as anthropic
     from freehold.server.limits import Limits
     from freehold.server.ollama import create, manage, models, pull
     from freehold.server.ollama import fields as native
     from freehold.server.ollama.routes import store_routes
-    from freehold.server.openai import batches, fields
+    from freehold.server.openai import batches, embeddings, fields
     from freehold.server.openai.responses import fields as responses
 
     parts = [HEADER, "# The HTTP API\n", HTTP_INTRO, "## Routes\n"]
@@ -148,6 +148,9 @@ def http_page() -> str:
         fields.CompletionRequest,
         anthropic.MessagesRequest,
         anthropic.CountRequest,
+        embeddings.EmbeddingRequest,
+        rerank.RerankRequest,
+        rerank.ScoreRequest,
         responses.ResponseRequest,
         batches.BatchRequest,
         tokens.TokenizeRequest,

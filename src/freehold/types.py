@@ -194,6 +194,7 @@ MAX_LOGPROBS = 20  # alternatives of a token
 MAX_BIASES = 1000
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
+MAX_TEXTS = 2048  # to be embedded
 MAX_FORMAT_CHARS = 1 << 18  # of a schema, a grammar, a regular expression, or of a tool's parameters
 
 
@@ -228,6 +229,32 @@ class Job:
     tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
     timeout_s: float | None = None  # from its arrival to its last token
     resume: tuple[tuple[int, ...], ...] = ()  # per answer, tokens that an engine now dead had sent
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedJob:
+    """Texts to be embedded, at most MAX_TEXTS; the engine's side checks every field.
+
+    `first`: the number of the first text, as errors name it: a long request is asked for in portions.
+    """
+
+    texts: tuple[str | tuple[int, ...], ...]
+    pooling: str | None = None  # mean, last, cls; None: the model's own
+    truncate: bool = False  # cut what is longer than the context, instead of refusing it
+    dimensions: int | None = None  # keep so many numbers, at unit length again
+    tenant: str = ""
+    first: int = 0
+    adapter: str = ""  # by name, of those the model was opened with
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Embeddings on their way from an engine process: unit vectors, one behind the other."""
+
+    data: bytes  # float32, little-endian
+    width: int
+    tokens: tuple[int, ...]  # of each text
+    cut: tuple[int, ...] = ()  # numbers of the texts that were shortened, as asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +308,8 @@ class ModelInfo:
     notes: tuple[str, ...] = ()
     context_note: str = ""  # why the context has this size
     adapters: tuple[AdapterInfo, ...] = ()
+    width: int = 0  # of an embedding
+    embeds_only: bool = False  # an encoder: it makes no text
 
 
 @dataclass(frozen=True, slots=True)

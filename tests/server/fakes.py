@@ -6,7 +6,9 @@ A word with the space before it is one token; its id is its place in a list that
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from freehold.errors import FreeholdError, ModelNotFound
 from freehold.types import (
     Begin,
     Chunk,
+    EmbedJob,
     EngineStats,
     Job,
     Message,
@@ -24,6 +27,7 @@ from freehold.types import (
     TokenLogprob,
     ToolPiece,
     Usage,
+    Vectors,
 )
 
 CONTEXT = 4096
@@ -195,6 +199,7 @@ class FakeServed:
         self.jobs: list[Job] = []
         self.counted: list[Job] = []
         self.keep_alives: list[float | None] = []
+        self.embeddings: list[EmbedJob] = []
         self.streams: list[FakeStream] = []
 
     @property
@@ -237,6 +242,19 @@ class FakeServed:
     async def count(self, job: Job) -> int:
         self.counted.append(job)
         return len(self.prompt_ids(job))
+
+    async def embed(self, job: EmbedJob, keep_alive: float | None = None) -> Vectors:
+        """Count letters: a text's vector has a place for each of a, b and c, at unit length."""
+        self.embeddings.append(job)
+        self.keep_alives.append(keep_alive)
+        if self.script.fail is not None and self.script.fail_at == "embed":
+            raise self.script.fail
+        words = [text if isinstance(text, str) else self.words.decode(text) for text in job.texts]
+        rows = [[text.count(letter) for letter in "abc"][: job.dimensions] for text in words]
+        unit = [[n / (math.hypot(*row) or 1.0) for n in row] for row in rows]
+        data = struct.pack(f"<{len(unit) * len(unit[0])}f", *(n for row in unit for n in row))
+        cut = tuple(i for i, text in enumerate(words) if "long" in text and job.truncate)
+        return Vectors(data, len(unit[0]), tuple(len(self.words.encode(text)) for text in words), cut)
 
     async def template(self) -> dict[str, Any]:
         return {"chat_template": "{{ messages }}", "eos_token": "<eos>"}

@@ -109,7 +109,7 @@ def write_peft(
     if changes is not None:
         changes(tensors)
     (folder / "adapter_config.json").write_text(json.dumps(peft_config(case) | settings), encoding="utf-8")
-    (folder / "adapter_model.safetensors").write_bytes(files._safetensors(tensors, dtype))
+    (folder / "adapter_model.safetensors").write_bytes(files.safetensors_bytes(tensors, dtype))
     return folder
 
 

@@ -20,6 +20,7 @@ from freehold.errors import FreeholdError, UsageError
 VERBS = {
     "run": "Answer a prompt, or chat, with a model.",
     "serve": "Serve models to every client that speaks OpenAI's API.",
+    "embed": "Turn texts into vectors.",
     "ps": "List the models in the server's memory.",
     "stop": "Unload a model, or end the server.",
     "pull": "Fetch a model, or reference one already here.",

@@ -69,6 +69,7 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
     architecture, context, template = (
         _gguf_facts(file) if isinstance(file, GGUFFile) else _directory_facts(file)
     )
+    chats = not _is_encoder(architecture)
     return {
         "architecture": architecture,
         "runs": runs(architecture),
@@ -77,9 +78,16 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
             {"type": t, "bytes": n, "share": round(n / total, 4)} for t, n in by_type.most_common()
         ],
         "context": context,
-        "template": template,
-        "sampling": {k: {"value": v, "origin": o} for k, (v, o) in sampling_defaults(file).items()},
+        "template": template if chats else "none: it makes embeddings, and cannot chat",
+        "sampling": {k: {"value": v, "origin": o} for k, (v, o) in sampling_defaults(file).items() if chats},
     }
+
+
+def _is_encoder(architecture: str) -> bool:
+    """Say whether the architecture makes embeddings alone."""
+    from freehold.models.loader import FAMILIES
+
+    return any(f.encoder for f in FAMILIES if f.gguf_architecture == architecture)
 
 
 def runs(architecture: str) -> bool:

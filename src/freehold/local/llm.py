@@ -13,18 +13,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from freehold import _native as native
 from freehold.config import nearest
-from freehold.engine import Engine
-from freehold.errors import EngineClosed, FreeholdError, UsageError
+from freehold.engine import Encoder, Engine
+from freehold.engine.pooling import Pooling
+from freehold.errors import EngineClosed, FreeholdError, UnsupportedModel, UsageError
 from freehold.local.adapters import Adapters
 from freehold.local.answering import Answering
 from freehold.local.chat import Chat, Tools, as_choice, as_messages, as_tools
+from freehold.local.embedding import Embedder, Embeddings, Text
 from freehold.local.holding import Holds
 from freehold.local.jobs import check_job, check_request
 from freehold.local.prompt import ANY_LENGTH, Prompter
@@ -34,6 +36,7 @@ from freehold.types import (
     Begin,
     Chunk,
     Completion,
+    EmbedJob,
     EngineStats,
     FormatLike,
     Job,
@@ -83,7 +86,7 @@ class LLM:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | Encoder,
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
         *,
@@ -94,11 +97,14 @@ class LLM:
         load_s: float = 0.0,
         notes: Sequence[str] = (),
         overlay: Overlay | None = None,
+        pooling: Pooling = "last",
     ) -> None:
+        """`engine` is an Encoder for a model that makes embeddings alone. `pooling`: the model's own."""
         self._engine, self._tokenizer, self._weight_bytes = engine, tokenizer, weight_bytes
         self._holds = Holds(tokenizer, name)
         self.adapters = Adapters(engine.model)
         self._prompter = Prompter(tokenizer, template, name, engine.context)
+        self._embedder = Embedder(engine, tokenizer, name, pooling)
         self.name, self.quantization = name, quantization
         self._overlay = overlay
         sampling = overlay.read.sampling if overlay else {}
@@ -337,6 +343,7 @@ class LLM:
         Raises UsageError for a field beyond its limit (jobs.py names them), ContextOverflow, BadTemplate.
         """
         self._check_open()
+        self._generating()
         check_job(job, self.context)
         return self._answering(job, self._seeded(None, job.sampling))
 
@@ -373,11 +380,14 @@ class LLM:
             notes=self.notes,
             context_note=self.context_note,
             adapters=self.adapters.infos,
+            width=self._embedder.width,
+            embeds_only=isinstance(self._engine, Encoder),
         )
 
     def add_adapter(self, name: str, path: str | Path) -> ModelInfo:
         """Load a LoRA adapter beside the model; requests may name it from now on. See Adapters.add."""
         self._check_open()
+        self._generating()
         self.adapters.add(name, path)
         return self.info
 
@@ -419,7 +429,45 @@ class LLM:
             "model_max_length": self.context,
         }
 
+    def embed(
+        self,
+        texts: Text | Sequence[Text],
+        *,
+        pooling: str | None = None,
+        truncate: bool = False,
+        dimensions: int | None = None,
+        adapter: str | None = None,
+    ) -> Embeddings:
+        """Return a vector of unit length for each text, given as text or as token ids.
+
+        `pooling`: "mean", "last" or "cls" of the last activations; None is the model's own way, and "last" for a
+        model that generates. `dimensions`: keep so many of a vector's numbers, at unit length again, which is for
+        models that were trained for it. `truncate`: cut texts longer than the context, and say which (Embeddings.cut).
+        `adapter`: as in `chat`. Raises ContextOverflow naming the text that is too long, BadPrompt for an empty one,
+        UsageError.
+        """
+        alone = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], int))
+        listed = [cast(Text, texts)] if alone else cast(Sequence[Text], texts)
+        plain = tuple(text if isinstance(text, str) else tuple(text) for text in listed)
+        chosen = self.adapters.chosen(adapter)
+        return self.embed_job(EmbedJob(plain, pooling, truncate, dimensions, adapter=chosen))
+
+    def embed_job(self, job: EmbedJob) -> Embeddings:
+        """Embed texts of somebody who is not trusted, in the steps of whoever pumps."""
+        self._check_open()
+        return self._embedder.embed(job, self.adapters.find(job.adapter))
+
+    def _generating(self) -> Engine:
+        """Return the engine. Raises UnsupportedModel where it makes no text."""
+        if isinstance(self._engine, Encoder):
+            raise UnsupportedModel(
+                f"{self.name} cannot chat: it makes embeddings",
+                "use LLM.embed, or POST /v1/embeddings of a server",
+            )
+        return self._engine
+
     def _answering(self, job: Job, params: SamplingParams) -> Answering:
+        engine = self._generating()
         if self._overlay is not None:
             job = overlaid(job, self._overlay)
         adapter = self.adapters.find(job.adapter)
@@ -434,7 +482,7 @@ class LLM:
             dropped_messages=prompt.dropped,
             warnings=(*prompt.warnings, *left),
         )
-        return Answering(self._engine, self._tokenizer, job, prompt, begin, constraint, adapter)
+        return Answering(engine, self._tokenizer, job, prompt, begin, constraint, adapter)
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """Turn text into token ids. `special` obeys control tokens in it; keep it off for a user's text."""
@@ -450,12 +498,12 @@ class LLM:
         """Return the model's logits after each of `ids`: float32 [T, V]."""
         self._check_open()
         found = self.adapters.find(self.adapters.chosen(adapter))
-        return self._engine.logits(self._prompter.checked(ids), adapter=found)
+        return self._generating().logits(self._prompter.checked(ids), adapter=found)
 
     def score(self, ids: Sequence[int]) -> F32:
         """Return the log-probability of each of `ids` but the first, given those before: float32 [T - 1]."""
         self._check_open()
-        return self._engine.score(self._prompter.checked(ids))
+        return self._generating().score(self._prompter.checked(ids))
 
     def _check_open(self) -> None:
         if self._pid != os.getpid():

@@ -16,9 +16,10 @@ from typing import Any
 
 from freehold import _native as native
 from freehold.config import load_settings
-from freehold.engine import Engine
+from freehold.engine import Encoder, Engine
 from freehold.engine.blocks import blocks_for
 from freehold.engine.capacity import MIN_CONTEXT, KvType, bytes_per_block
+from freehold.engine.pooling import Pooling, checked_pooling
 from freehold.errors import CapacityExceeded, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.local.llm import LLM
@@ -26,6 +27,7 @@ from freehold.models.defaults import sampling_defaults
 from freehold.models.loader import LoadedModel, Progress, load_model
 from freehold.models.machine import show_bytes
 from freehold.models.packs import file_identity, open_pack, pack_path, write_pack
+from freehold.models.pooling import pooling_from_dir
 from freehold.store import ModelRef, Store
 from freehold.tokenizer import ChatTemplate, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
 from freehold.tokenizer.template import chat_template_from_dir, chat_template_from_gguf
@@ -109,12 +111,12 @@ def open_model(
     drafter = None if draft is None else _drafter(draft, opened, packs, progress)
     loaded = opened.model
     draft_model = drafter.model if drafter else None
-    if cache_bytes is not None:
-        context, blocks = _pool(loaded, draft_model, context, kv_type, cache_bytes)
-        queued = {"max_queued": QUEUED, "max_queued_tokens": QUEUED_POOLS * blocks * native.BLOCK_TOKENS}
-        engine = {"blocks": blocks, **queued, **engine}
+    if loaded.family.encoder:
+        made = Encoder(loaded, context=context)
+    else:
+        made = _engine(loaded, draft_model, context, kv_type, cache_bytes, {"speculate": speculate, **engine})
     llm = LLM(
-        Engine(loaded, context=context, kv_type=kv_type, speculate=speculate, draft=draft_model, **engine),
+        made,
         opened.tokenizer,
         opened.template,
         name=ref.name,
@@ -124,6 +126,7 @@ def open_model(
         load_s=time.perf_counter() - started,
         notes=(*loaded.notes, *_template_notes(opened.template)),
         overlay=ref.overlay,
+        pooling=opened.pooling,
     )
     try:
         for name, path in (adapters or {}).items():
@@ -135,6 +138,22 @@ def open_model(
     if writes:
         llm.keep_packed(lambda: [write() for write in writes])
     return llm
+
+
+def _engine(
+    model: LoadedModel,
+    draft: LoadedModel | None,
+    context: int | None,
+    kv_type: KvType,
+    cache_bytes: int | None,
+    options: dict[str, Any],
+) -> Engine:
+    """Make the engine of a model that generates; with `cache_bytes` it has a cache of that size, and a queue."""
+    if cache_bytes is not None:
+        context, blocks = _pool(model, draft, context, kv_type, cache_bytes)
+        queued = {"max_queued": QUEUED, "max_queued_tokens": QUEUED_POOLS * blocks * native.BLOCK_TOKENS}
+        options = {"blocks": blocks, **queued, **options}
+    return Engine(model, context=context, kv_type=kv_type, draft=draft, **options)
 
 
 def _pool(
@@ -163,6 +182,7 @@ class _Opened:
     template: ChatTemplate | None
     quantization: str
     sampling: SamplingParams
+    pooling: Pooling
     write: Callable[[], None] | None  # keeps the packed weights for the next load; None: they lie there
 
 
@@ -189,10 +209,14 @@ def _opened(
             digest=digest,
         )
         quantization = quantization_of(opened, loaded.type_bytes)
+    if loaded.family.encoder:
+        template = None
+    default = "mean" if loaded.family.encoder else "last"
+    pooling = checked_pooling(default if ref.path.is_file() else pooling_from_dir(ref.path, default))
     write = None
     if pack is not None and mapped is None:
         write = partial(write_pack, pack, digest, loaded.matrices)
-    return _Opened(loaded, tokenizer, template, quantization, SamplingParams(**defaults), write)
+    return _Opened(loaded, tokenizer, template, quantization, SamplingParams(**defaults), pooling, write)
 
 
 def _drafter(ref: ModelRef, target: _Opened, packs: Path | None, progress: Progress | None) -> _Opened:

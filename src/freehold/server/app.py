@@ -25,8 +25,10 @@ from freehold.server.openai import batches, files
 from freehold.server.openai import models as openai_models
 from freehold.server.openai.chat import chat
 from freehold.server.openai.completions import completions
+from freehold.server.openai.embeddings import embeddings
 from freehold.server.openai.responses import routes as responses
 from freehold.server.problems import Refused, Wording, openai_error
+from freehold.server.rerank import rerank, score
 from freehold.server.tokens import detokenize, tokenize, tokenizer_info
 
 _EXPOSITION = b"text/plain; version=1.0.0; charset=utf-8"
@@ -59,6 +61,9 @@ def public_routes() -> list[BaseRoute]:
         _route("POST", "/v1/completions", completions),
         _route("POST", "/v1/messages", messages),
         _route("POST", "/v1/messages/count_tokens", count_tokens),
+        _route("POST", "/v1/embeddings", embeddings),
+        *(_route("POST", path, rerank) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
+        *(_route("POST", path, score) for path in ("/v1/score", "/score")),
         _route("POST", "/v1/responses", responses.create),
         _route("GET", "/v1/responses/{id}", responses.retrieve),
         _route("DELETE", "/v1/responses/{id}", responses.delete),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from freehold.types import Begin, Chunk, EngineStats, Job, Message, ModelInfo
+from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Vectors
 
 
 class Held(Protocol):
@@ -106,6 +106,10 @@ class Served(Protocol):
     async def render(self, messages: Sequence[Message], think: bool | None) -> list[int]: ...
     async def count(self, job: Job) -> int:
         """Return how many tokens a job's prompt has, also where there is no room for them."""
+        ...
+
+    async def embed(self, job: EmbedJob, keep_alive: float | None = None) -> Vectors:
+        """Turn texts into unit vectors; errors name a text by its number from 0."""
         ...
 
     async def template(self) -> dict[str, Any]:

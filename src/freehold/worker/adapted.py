@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from freehold.types import EngineStats, Job, Message, ModelInfo
+from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Vectors
 from freehold.worker.stream import Stream
 from freehold.worker.supervisor import Served
 
@@ -60,6 +60,10 @@ class Adapted:
     async def count(self, job: Job) -> int:
         """Count the tokens of a job's prompt."""
         return await self.served.count(job)
+
+    async def embed(self, job: EmbedJob, keep_alive: float | None = None) -> Vectors:
+        """Turn texts into vectors with the adapter; see Served.embed."""
+        return await self.served.embed(replace(job, adapter=self.adapter), keep_alive)
 
     async def template(self) -> dict[str, Any]:
         """Describe the tokenizer and its chat template."""

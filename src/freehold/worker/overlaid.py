@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from freehold.store.overlays import Overlay, overlaid, with_messages
-from freehold.types import EngineStats, Job, Message, ModelInfo
+from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Vectors
 from freehold.worker.adapted import Adapted
 from freehold.worker.stream import Stream
 from freehold.worker.supervisor import Served
@@ -60,6 +60,10 @@ class Overlaid:
     async def count(self, job: Job) -> int:
         """Return how many tokens a job's prompt has, the overlay's messages among them."""
         return await self._served.count(overlaid(job, self._overlay))
+
+    async def embed(self, job: EmbedJob, keep_alive: float | None = None) -> Vectors:
+        """Turn texts into vectors; an overlay changes nothing about that."""
+        return await self._served.embed(job, keep_alive)
 
     async def template(self) -> dict[str, Any]:
         """Describe the tokenizer and its chat template."""

@@ -1,9 +1,9 @@
 """The engine process: one model, one socket to the server, until the server closes it.
 
 Knows jobs, steps and frames; knows no web and no other model. Three kinds of threads: the reader takes jobs in
-(long ones, and formats to be compiled, in a pool of two, so that a short one need not wait), and the main thread
-computes steps and sends what each gave. It is spawned with the socket as its only way to the world, and ends when
-that does.
+(long ones, and formats to be compiled, in a pool of two, so that a short one need not wait; embeddings in a pool of
+their own, where they wait for their steps), and the main thread computes steps and sends what each gave. It is
+spawned with the socket as its only way to the world, and ends when that does.
 Path: client.py -> python -m freehold.worker.process FD -> LLM.start, LLM.pump -> Frame
 """
 
@@ -24,9 +24,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
 from freehold import __version__
 from freehold.errors import EngineClosed, EngineLost, UsageError
-from freehold.types import Begin, Chunk, EngineStats, Job, Message, ModelInfo
+from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Vectors
 from freehold.worker.wire import (
     PROTOCOL,
     BadFrame,
@@ -56,6 +60,7 @@ LOADING_S = 0.1  # between reports of loading
 LEAVE_S = 10.0  # for weights still being packed when the server closes the socket
 SWITCH_S = 0.0005  # a step that ends while a job is taken in waits this long for the interpreter, not 5 ms
 TOGETHER_S = 0.002  # jobs that came at once enter at once, if it takes no longer to read them
+EMBEDDING = 4  # requests for embeddings that wait for steps together; the texts of all share them
 LONG_JOB = 16 << 10  # bytes; rendering and tokenizing more than this would keep the next job waiting
 READ = 1 << 18
 OOM_SCORE = 500  # when memory runs out the kernel takes an engine, which comes back, not the server
@@ -71,6 +76,17 @@ class Answering(Protocol):
     def enter(self) -> None: ...
     def take(self) -> list[tuple[int, Chunk]]: ...
     def cancel(self) -> None: ...
+
+
+class Embedded(Protocol):
+    """What texts became (local.Embeddings, or a scripted one)."""
+
+    @property
+    def vectors(self) -> NDArray[np.float32]: ...
+    @property
+    def tokens(self) -> tuple[int, ...]: ...
+    @property
+    def cut(self) -> tuple[int, ...]: ...
 
 
 class Model(Protocol):
@@ -91,6 +107,7 @@ class Model(Protocol):
     def template(self) -> dict[str, Any]: ...
     def add_adapter(self, name: str, path: str) -> ModelInfo: ...
     def remove_adapter(self, name: str) -> ModelInfo: ...
+    def embed_job(self, job: EmbedJob) -> Embedded: ...
 
 
 class Channel:
@@ -204,6 +221,7 @@ class Intake:
     def __init__(self, model: Model, answers: Answers, channel: Channel) -> None:
         self._model, self._answers, self._channel = model, answers, channel
         self._pool = ThreadPoolExecutor(2, "freehold-intake")
+        self._embedding = ThreadPoolExecutor(EMBEDDING, "freehold-embed")
 
     def take(self, messages: list[FromServer]) -> None:
         """Handle messages in order; the short jobs among them enter together."""
@@ -216,7 +234,8 @@ class Intake:
             elif isinstance(message, Submit):
                 self._pool.submit(self._start, [message])
             elif isinstance(message, Call):
-                self._pool.submit(self._answer, message)
+                pool = self._embedding if message.method == "embed" else self._pool
+                pool.submit(self._answer, message)
         if short:
             self._start(short)
         for message in messages:
@@ -264,7 +283,14 @@ class Intake:
                 return model.add_adapter(*args)
             case "remove_adapter":
                 return model.remove_adapter(*args)
+            case "embed":
+                return self._embedded(*args)
         raise UsageError(f"no call is named {call.method!r}")
+
+    def _embedded(self, job: Any) -> Vectors:
+        got = self._model.embed_job(msgspec.convert(job, EmbedJob))
+        data = np.ascontiguousarray(got.vectors, "<f4").tobytes()
+        return Vectors(data, got.vectors.shape[1], got.tokens, got.cut)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,14 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from freehold.errors import EngineClosed, UsageError
-from freehold.types import Begin, Chunk, EngineStats, Job, Message, ModelInfo, SamplingParams, Usage
+from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, SamplingParams, Usage
 from freehold.worker.wire import Script
 
 VOCAB = 50_000
@@ -148,6 +152,22 @@ class ScriptedModel:
     def remove_adapter(self, name: str) -> ModelInfo:
         """Refuse, as there can be none."""
         raise UsageError("a script has no adapters")
+
+    def embed_job(self, job: EmbedJob) -> ScriptedVectors:
+        """Point somewhere by a text's first number."""
+        ids = [self.tokenize(text) if isinstance(text, str) else list(text) for text in job.texts]
+        turns = np.array([each[0] if each else 0 for each in ids], np.float64)
+        vectors = np.stack([np.cos(turns), np.sin(turns)], axis=1).astype(np.float32)
+        return ScriptedVectors(vectors, tuple(map(len, ids)))
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedVectors:
+    """What texts became."""
+
+    vectors: NDArray[np.float32]
+    tokens: tuple[int, ...]
+    cut: tuple[int, ...] = ()
 
 
 class ScriptedAnswer:

@@ -14,12 +14,12 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
-from msgspec import convert
+import msgspec
 
 from freehold.errors import (
     CapacityExceeded,
@@ -29,7 +29,7 @@ from freehold.errors import (
     Overloaded,
     UsageError,
 )
-from freehold.types import EngineStats, Job, Message, ModelInfo
+from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Vectors
 from freehold.worker.client import EngineDied, EngineProcess
 from freehold.worker.stream import Stream
 from freehold.worker.wire import Began, Call, Cancel, Failed, Frame, Open, Piece, Submit, Writer
@@ -41,6 +41,10 @@ FIRST_WAIT_S, MOST_WAIT_S = (
     0.5,
     8.0,
 )  # before the second start in a row; twice that before the next, and so on
+PORTION_TEXTS, PORTION_SIZE = (
+    64,
+    1 << 16,
+)  # texts of one call, and their characters and ids, but for a longer one
 FULL_WAIT_S = 0.5  # before a full queue is asked again
 HUNG_S = 120.0  # without a sign while there is work. The longest step is a second; a swapping machine is slow
 KEEP_ALIVE_S = 300.0
@@ -204,10 +208,25 @@ class Served:
 
     async def change(self, method: str, *args: str) -> None:
         """Have the engine add or remove an adapter; `info` lists what there is then."""
-        self._info = convert(await self._call(method, *args), ModelInfo)
+        self._info = msgspec.convert(await self._call(method, *args), ModelInfo)
 
-    async def _call(self, method: str, *args: Any) -> Any:
-        self._use(None)
+    async def embed(self, job: EmbedJob, keep_alive: float | None = None) -> Vectors:
+        """Turn texts into vectors of unit length, a portion at a time: who goes away stops the rest."""
+        parts: list[Vectors] = []
+        cut: list[int] = []
+        for portion in _portions(job):
+            told = await self._call("embed", portion, keep_alive=keep_alive)
+            parts.append(msgspec.convert(told, Vectors))
+            cut += [portion.first - job.first + i for i in parts[-1].cut]
+        return Vectors(
+            b"".join(part.data for part in parts),
+            parts[0].width,
+            tuple(n for part in parts for n in part.tokens),
+            tuple(cut),
+        )
+
+    async def _call(self, method: str, *args: Any, keep_alive: float | None = None) -> Any:
+        self._use(keep_alive)
         self._ids += 1
         asked = _Asked(Call(self._ids, method, list(args)), self._loop.create_future())
         self._asked[self._ids] = asked
@@ -478,3 +497,14 @@ class Served:
         while not self.idle and self._loop.time() < until:
             await asyncio.sleep(0.02)
         await self.unload()
+
+
+def _portions(job: EmbedJob) -> Iterator[EmbedJob]:
+    """Deal a job's texts out into jobs of some tenths of a second."""
+    first = size = 0
+    for i, text in enumerate(job.texts):
+        if i > first and (i - first == PORTION_TEXTS or size + len(text) > PORTION_SIZE):
+            yield replace(job, texts=job.texts[first:i], first=job.first + first)
+            first, size = i, 0
+        size += len(text)
+    yield replace(job, texts=job.texts[first:], first=job.first + first)

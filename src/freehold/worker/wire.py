@@ -73,7 +73,7 @@ class Cancel(Message):
 
 
 class Call(Message):
-    """Ask for what no step computes: tokenize, detokenize, token_texts, render, count, template; and adapters."""
+    """Ask for what is no stream: tokenize, detokenize, token_texts, render, count, template, embed; and adapters."""
 
     id: int
     method: str

@@ -1,0 +1,94 @@
+"""`freehold embed MODEL [TEXT...]`: texts to vectors, one a line.
+
+Knows words, lines and how numbers are written; LLM.embed knows the rest. The model is loaded in this process.
+Path: main -> embed -> open_model -> LLM.embed -> stdout
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import click
+
+from freehold.cli.shared import held_or_fetched, json_option, offline_option, with_offline
+from freehold.config import Settings
+from freehold.errors import UsageError
+from freehold.types import MAX_TEXTS
+
+if TYPE_CHECKING:
+    from freehold.local import LLM
+
+PORTION = 256  # lines of stdin that are read before vectors are written
+
+
+@click.command("embed")
+@click.argument("model")
+@click.argument("texts", nargs=-1)
+@json_option
+@click.option("--pooling", type=click.Choice(["mean", "last", "cls"]), help="Default: the model's own way.")
+@click.option("--dimensions", type=click.IntRange(1), help="Keep so many numbers, at unit length again.")
+@click.option("--truncate", is_flag=True, help="Cut texts longer than the context, and say so.")
+@click.option("--context", type=click.IntRange(1), help="Tokens of a text. Default: the model's own.")
+@click.option("--threads", type=click.IntRange(1), help="Default: the physical cores.")
+@offline_option
+@click.pass_obj
+def command(
+    settings: Settings,
+    model: str,
+    texts: tuple[str, ...],
+    as_json: bool,
+    pooling: str | None,
+    dimensions: int | None,
+    truncate: bool,
+    context: int | None,
+    threads: int | None,
+    offline: bool,
+) -> None:
+    """Turn each TEXT, or each line of stdin, into a vector of unit length.
+
+    Prints a line of numbers for each; with --json an object with index, tokens, cut and embedding.
+    """
+    from freehold.local import open_model
+    from freehold.store import Store
+
+    if not texts and (sys.stdin is None or sys.stdin.isatty()):
+        raise UsageError("there is no text", "give one as an argument, or lines through a pipe")
+    store = Store(with_offline(settings, offline))
+    ref = held_or_fetched(store, model)
+    lines = texts or (line.rstrip("\n") for line in sys.stdin)
+    with open_model(ref, context=context, threads=threads, packs=store.packs) as llm:
+        at = 0
+        for portion in _portions(lines):
+            _write(llm, portion, at, as_json, pooling, dimensions, truncate)
+            at += len(portion)
+
+
+def _portions(lines: Iterable[str]) -> Iterator[list[str]]:
+    rest = iter(lines)
+    while portion := list(islice(rest, min(PORTION, MAX_TEXTS))):
+        yield portion
+
+
+def _write(
+    llm: LLM,
+    texts: list[str],
+    first: int,
+    as_json: bool,
+    pooling: str | None,
+    dimensions: int | None,
+    truncate: bool,
+) -> None:
+    got = llm.embed(texts, pooling=pooling, dimensions=dimensions, truncate=truncate)
+    for i, (vector, tokens) in enumerate(zip(got.vectors.tolist(), got.tokens, strict=True)):
+        numbers = [float(f"{n:.8g}") for n in vector]  # a float32's digits
+        if as_json:
+            row = {"index": first + i, "tokens": tokens, "cut": i in got.cut, "embedding": numbers}
+            click.echo(json.dumps(row))
+        else:
+            click.echo(" ".join(f"{n:.8g}" for n in numbers))
+    for i in got.cut:
+        click.echo(f"warning: text {first + i} was cut to {llm.context:,} tokens", err=True)

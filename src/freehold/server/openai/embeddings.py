@@ -1,0 +1,123 @@
+"""POST /v1/embeddings: texts or token ids in, vectors out, as numbers or as base64 of float32.
+
+Knows OpenAI's shapes; the engine makes the vectors, whatever kind of model it has.
+Path: Gate -> embeddings -> Served.embed -> body
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from freehold.server.call import Call
+from freehold.server.durations import seconds
+from freehold.server.openai.fields import Name, TokenId, strangers
+from freehold.server.problems import Refused
+from freehold.types import MAX_TEXTS, EmbedJob, Vectors
+
+MAX_DIMENSIONS = 1 << 16
+Tokens = Annotated[list[TokenId], Meta(min_length=1)]
+Texts = tuple[str | tuple[int, ...], ...]
+Pooling = Literal["mean", "last", "cls"]
+
+
+class EmbeddingRequest(Struct, kw_only=True):
+    """POST /v1/embeddings: texts to turn into vectors of unit length."""
+
+    model: Annotated[Name, Meta(description="The model's name; any model makes embeddings.")]
+    input: Annotated[
+        str | list[str | TokenId | Tokens],
+        Meta(description=f"A text, token ids, or a list of up to {MAX_TEXTS:,} of either."),
+    ]
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None,
+        Meta(description="Numbers (default), or base64 of little-endian float32."),
+    ] = None
+    dimensions: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_DIMENSIONS)] | None,
+        Meta(description="Keep so many numbers, at unit length again; for models trained for it."),
+    ] = None
+    pooling: Annotated[
+        Pooling | None,
+        Meta(description="How a text's tokens become one vector. Default: the model's own way; else `last`."),
+    ] = None
+    truncate: Annotated[
+        bool | None,
+        Meta(
+            description="Cut texts longer than the context, and say so in `warnings`. Default: refuse them."
+        ),
+    ] = None
+    keep_alive: Annotated[
+        float | str | None, Meta(description="How long the model stays in memory afterwards.")
+    ] = None
+    user: Annotated[
+        Annotated[str, Meta(max_length=512)] | None, Meta(description="Accepted and not used.")
+    ] = None
+
+
+async def embeddings(call: Call) -> None:
+    """Turn texts into vectors."""
+    request, raw = await call.struct(EmbeddingRequest)
+    warnings = strangers(raw, EmbeddingRequest)
+    texts = listed(request.input)
+
+    async def work() -> None:
+        served = await call.server.models.use(request.model)
+        job = EmbedJob(texts, request.pooling, bool(request.truncate), request.dimensions, call.tenant)
+        vectors = await served.embed(job, seconds(request.keep_alive))
+        show = in_base64 if request.encoding_format == "base64" else as_numbers
+        await call.answer(_body(request.model, show(vectors), vectors, [*warnings, *cut_warnings(vectors)]))
+
+    await call.while_here(work())
+
+
+def listed(given: str | list[Any]) -> Texts:
+    """Return the texts of an `input`: one, or many, as text or as ids; 400 for none, for too many and for a mixture."""
+    parts: list[Any] = [given] if isinstance(given, str) else given
+    numbers = sum(isinstance(part, int) for part in parts)
+    if numbers not in (0, len(parts)):
+        raise Refused(400, "input mixes token ids with texts", param="input")
+    texts = [parts] if numbers else parts
+    check_count("input", texts)
+    return tuple(text if isinstance(text, str) else tuple(text) for text in texts)
+
+
+def check_count(name: str, texts: Sequence[object]) -> None:
+    """Raise Refused for no text, and for more than a request may hold."""
+    if not 1 <= len(texts) <= MAX_TEXTS:
+        raise Refused(400, f"{name} has {len(texts):,} texts; expected 1 to {MAX_TEXTS:,}", param=name)
+
+
+def cut_warnings(vectors: Vectors) -> list[str]:
+    """Say which texts were cut."""
+    if not vectors.cut:
+        return []
+    shown = ", ".join(map(str, vectors.cut[:20])) + (", ..." if len(vectors.cut) > 20 else "")
+    return [f"{len(vectors.cut)} texts were cut to the context, as asked: {shown}"]
+
+
+def as_numbers(vectors: Vectors) -> list[tuple[float, ...]]:
+    """Return the vectors as floats."""
+    return list(struct.iter_unpack(f"<{vectors.width}f", vectors.data))
+
+
+def in_base64(vectors: Vectors) -> list[str]:
+    """Return each vector's bytes in base64."""
+    size = 4 * vectors.width
+    rows = range(0, len(vectors.data), size)
+    return [base64.b64encode(vectors.data[at : at + size]).decode("ascii") for at in rows]
+
+
+def _body(model: str, rows: Sequence[object], vectors: Vectors, warnings: list[str]) -> dict[str, Any]:
+    total = sum(vectors.tokens)
+    return {
+        "object": "list",
+        "data": [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)],
+        "model": model,
+        "usage": {"prompt_tokens": total, "total_tokens": total},
+        "freehold": {"dimensions": vectors.width, "warnings": warnings},
+    }
