@@ -39,8 +39,22 @@ def cli_page() -> str:
     for verb in VERBS:
         found = cli.get_command(root, verb)
         if found is not None:
-            parts += [f"\n## freehold {verb}\n", *_command(click.Context(found, root, info_name=verb), found)]
+            parts += [
+                f"\n## freehold {verb}\n",
+                *_command(ctx := click.Context(found, root, info_name=verb), found),
+            ]
+            for name, sub in _verbs_of(found, ctx):
+                title = f"\n### freehold {verb} {name}\n"
+                parts += [title, *_command(click.Context(sub, ctx, info_name=name), sub)]
     return "\n".join(parts) + "\n"
+
+
+def _verbs_of(group: click.Command, ctx: click.Context) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(group, click.Group):
+        for name in group.list_commands(ctx):
+            found = group.get_command(ctx, name)
+            if found is not None:
+                yield name, found
 
 
 def _command(ctx: click.Context, command: click.Command) -> Iterator[str]:
@@ -87,6 +101,11 @@ HTTP_INTRO = """`freehold serve` speaks OpenAI's protocol and Anthropic's, and O
 127.0.0.1 unless told otherwise, and on a Unix socket that only its owner reaches; an address that others can reach
 needs a key, and then every route but `/health` wants `Authorization: Bearer KEY` (or `X-Api-Key`). Without a key, a
 request whose `Host` or `Origin` is not of this machine is refused, so that no web page reaches the server.
+`GET /openapi.json` describes all of it to programs.
+
+Who a route is for: `all`, without a key too; `any`, whoever has a key; `client`, the keys that ask models; `operator`,
+an admin's key, or a client's without a scope; `admin`, an admin's key, or the owner through the
+socket; `manage`, the same, and whoever asks a server of loopback without keys.
 
 A field is honoured, or refused by name because leaving it out would change the answer (`tools`, images,
 ...), or named in `freehold.warnings`. A wrong value is refused with the field, the value and what was
@@ -131,18 +150,16 @@ A client that closes its connection cancels its request at once.
 
 def http_page() -> str:
     """Describe every route, every field of a request, and every error."""
-    from freehold.server import admin, app, rerank, tokens
+    from freehold.server import app, rerank, tokens
     from freehold.server.anthropic import fields as anthropic
     from freehold.server.limits import Limits
     from freehold.server.ollama import create, manage, models, pull
     from freehold.server.ollama import fields as native
-    from freehold.server.ollama.routes import store_routes
     from freehold.server.openai import batches, embeddings, fields
     from freehold.server.openai.responses import fields as responses
 
     parts = [HEADER, "# The HTTP API\n", HTTP_INTRO, "## Routes\n"]
-    parts += _routes([*app.public_routes(), *store_routes()])
-    parts += ["\nOnly over the Unix socket:\n", *_routes(admin.admin_routes()), "", HTTP_ANSWERS]
+    parts += [*_routes(app.routes()), "", HTTP_ANSWERS]
     for struct in (
         fields.ChatRequest,
         fields.CompletionRequest,
@@ -171,10 +188,11 @@ def http_page() -> str:
 
 
 def _routes(routes: Iterable[Any]) -> Iterator[str]:
-    yield "| route | what it does |\n|---|---|"
+    yield "| route | for | what it does |\n|---|---|---|"
     for route in routes:
         method = next(m for m in ("POST", "GET", "DELETE", "HEAD") if m in route.methods)
-        yield f"| `{method} {route.path}` | {_cell(inspect.getdoc(route.endpoint.handle) or '')} |"
+        what = _cell(inspect.getdoc(route.endpoint.handle) or "")
+        yield f"| `{method} {route.path}` | {route.endpoint.audience} | {what} |"
 
 
 def _fields(struct: type) -> Iterator[str]:

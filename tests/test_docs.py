@@ -1,19 +1,22 @@
 """What the documentation says is run: commands, Python, examples; generated pages equal the program.
 
 A fenced block of `sh` or `python` runs with a fresh home, unless the line after (or before) it says why not:
-`<!-- not run: REASON -->`, or `<!-- model -->` for one that needs real weights and runs under `-m model`.
+`<!-- not run: REASON -->`, or `<!-- model -->` for one that needs real weights and runs under `-m model`, or
+`<!-- server -->` for one that asks a server at ADDRESS: it runs under `-m model` beside one that holds MODEL.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,7 @@ PAGES = [
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 BLOCK = re.compile(r"(?:^(<!--.*?-->)\n)?^```(\w+)\n(.*?)^```$(?:\n(<!--.*?-->))?", re.M | re.S)
 NOT_RUN = re.compile(r"<!-- not run: \S.*-->")
+ADDRESS, MODEL = "http://127.0.0.1:11435", "smollm2:135m"
 RUN, SHOWN = ("sh", "python"), ("text", "json", "toml", "cpp")
 
 
@@ -56,6 +60,7 @@ def blocks() -> list[Block]:
 
 ALL = blocks()
 FAST = [b for b in ALL if b.language in RUN and not b.mark]
+WITH_SERVER = [b for b in ALL if b.language in RUN and b.mark == "<!-- server -->"]
 WITH_MODEL = [b for b in ALL if b.language in RUN and b.mark == "<!-- model -->"]
 
 
@@ -107,11 +112,37 @@ def test_documented_block_runs_with_real_weights(block: Block, tmp_path: Path):
     run(block, {}, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server that holds MODEL."""
+    program = [sys.executable, "-P", "-m", "freehold.cli.main", "serve", MODEL, "--port", "0", "--json"]
+    said = tmp_path_factory.mktemp("served") / "said.txt"
+    with (
+        said.open("w") as err,
+        subprocess.Popen(program, stdout=subprocess.PIPE, stderr=err, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, said.read_text()
+            yield json.loads(line)["url"]
+        finally:
+            process.terminate()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("block", WITH_SERVER, ids=str)
+def test_documented_block_runs_beside_a_server(block: Block, url: str, tmp_path: Path):
+    assert ADDRESS in block.text and MODEL in block.text
+    run(replace(block, text=block.text.replace(ADDRESS, url)), {}, tmp_path)
+
+
 @pytest.mark.parametrize("block", ALL, ids=str)
 def test_every_block_runs_or_says_why_not(block: Block):
     assert block.language in (*RUN, *SHOWN), f"{block}: language {block.language!r} is neither run nor shown"
     if block.mark:
-        assert block.mark == "<!-- model -->" or NOT_RUN.fullmatch(block.mark), f"{block}: {block.mark}"
+        known = block.mark in ("<!-- model -->", "<!-- server -->")
+        assert known or NOT_RUN.fullmatch(block.mark), f"{block}: {block.mark}"
 
 
 def needs_model(example: Path) -> bool:

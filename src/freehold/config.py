@@ -40,8 +40,18 @@ class Settings:
     host: str = "127.0.0.1"  # where `serve` listens
     port: int = PORT
     keep_alive: str = "5m"  # how long an idle model stays in the server's memory
-    key_file: str = ""  # API keys of `serve`, a line each
+    key_file: str = ""  # hashes of the API keys of `serve`; empty: keys.json in the home
     api_key: str = field(default="", repr=False)  # one more, from the environment
+
+    @property
+    def keys(self) -> Path:
+        """Where the API keys are kept, as hashes."""
+        return Path(self.key_file).expanduser() if self.key_file else self.home / "keys.json"
+
+    @property
+    def accounts(self) -> Path:
+        """Where the server counts what each key spends."""
+        return self.home / "accounts.sqlite"
 
     @property
     def socket(self) -> Path:

@@ -21,7 +21,6 @@ import pytest
 from starlette.responses import JSONResponse
 
 from freehold.cli import main
-from freehold.cli.serve import read_keys
 from freehold.cli.service import quoted, unit
 from freehold.cli.shared import Seconds
 from freehold.errors import UsageError
@@ -392,18 +391,20 @@ def test_a_port_that_is_taken_is_said_with_its_owner_and_a_free_one(tmp_path: Pa
     [
         (["--host", "0.0.0.0", "--port", "0"], 2, "no key is set"),
         (["--host", "nowhere.invalid", "--key-file", "keys", "--port", "0"], 2, "nowhere.invalid"),
+        (["--host", "0.0.0.0", "--key-file", "keys", "--insecure"], 2, "keys are set"),
+        (["--tls-cert", "keys"], 2, "--tls-key is missing"),
+        (["--tls-cert", "keys", "--tls-key", "keys"], 2, "no certificate"),
         (["no-such-model"], 1, "no model is called 'no-such-model'"),
         (["/no/such/file.gguf"], 1, "cannot be opened"),
         (["--keep-alive", "soon"], 2, "write 30s, 5m or 2h, or never"),
-        (["--key-file", "absent"], 2, "cannot be read"),
+        (["--key-file", "absent"], 2, "holds no key"),
         (["--draft", "x", "--no-speculation"], 2, "--no-speculation forbids it"),
         (["--keep-alve", "1m"], 2, "did you mean --keep-alive"),
     ],
 )
 def test_wrong_usage_is_said_before_anything_is_loaded(tmp_path, monkeypatch, args, status, part):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "keys").write_text(KEY)
-    (tmp_path / "keys").chmod(0o600)
+    assert freehold(tmp_path, "keys", "add", "ann", "--file", "keys").status == 0
     done = freehold(tmp_path, "serve", *args)
     assert (done.status, done.out) == (status, "") and part in done.err and done.err.count("error:") == 1
 
@@ -416,25 +417,13 @@ def test_a_server_none_of_whose_models_can_be_loaded_exits_1(home: Path, tmp_pat
         assert process.wait(10) == 1 and "error: " in err and "Traceback" not in err
 
 
-def test_keys_have_names_and_are_nobody_else_s_to_read(tmp_path: Path):
-    path = tmp_path / "keys"
-    path.write_text(f"# ours\nalice {KEY}a\n\n{KEY}b  # bob's\n")
-    path.chmod(0o640)
-    with pytest.raises(UsageError, match="others may read"):
-        read_keys(path, "")
-    path.chmod(0o600)
-    keys = read_keys(path, KEY + "c")
-    alice, unnamed, environment, nobody = [
-        keys.tenant(KEY.encode() + end) for end in (b"a", b"b", b"c", b"d")
-    ]
-    assert (alice, environment, nobody) == ("alice", "environment", None)
-    path.write_text(f"\n\n\n{KEY}e")
-    successor = read_keys(path, "").tenant(KEY.encode() + b"e")
-    assert unnamed is not None and unnamed.startswith("line 4 (") and successor != unnamed
-    for text, part in (("a b c", "3 words"), (f"x {KEY}\nx {KEY}", "second key"), ("#", "holds no key")):
-        path.write_text(text)
-        with pytest.raises(UsageError, match=part):
-            read_keys(path, "")
+def test_insecure_says_who_reaches_what(tmp_path: Path):
+    with started(tmp_path, "serve", "--host", "0.0.0.0", "--port", "0", "--insecure", "--json") as process:
+        assert process.stdout is not None and process.stderr is not None and process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    assert "INSECURE: anyone who reaches http://" in said and "/v1/chat/completions" in said
+    assert "/admin/* stays shut" in said and "/admin/load" not in said and "freehold keys add" in said
 
 
 @pytest.mark.parametrize(
@@ -461,8 +450,7 @@ def installed(home: Path, *args: str) -> dict:
 
 def test_the_unit_runs_this_command_line_and_lets_the_server_drain(tmp_path: Path, tiny: str, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "keys").write_text(KEY)
-    (tmp_path / "keys").chmod(0o600)
+    assert freehold(tmp_path, "keys", "add", "ann", "--file", "keys").status == 0
     said = installed(
         tmp_path, tiny, "--key-file", "keys", "--drain", "2m", "--no-speculation", "--origin", "http://a b"
     )
@@ -498,7 +486,7 @@ def test_another_unit_is_overwritten_only_by_force(tmp_path: Path):
 
 def test_a_key_from_the_environment_is_not_written_into_the_unit(tmp_path: Path):
     done = freehold(tmp_path, "serve", "--install-service", FREEHOLD_API_KEY=KEY)
-    assert (done.status, done.out) == (2, "") and "--key-file" in done.err
+    assert (done.status, done.out) == (2, "") and "freehold keys add" in done.err
 
 
 @pytest.mark.parametrize(

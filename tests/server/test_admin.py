@@ -63,10 +63,14 @@ def test_an_adapter_comes_and_goes_and_is_listed_with_its_base(serving):
     assert "fake:1b+sql" not in server.client.get("/v1/models").text
 
 
-def test_the_network_has_no_admin_routes(serving):
-    client = serving().client
-    for path in ("hello", "ps", "load", "unload", "adapters/add", "adapters/remove", "stop"):
-        assert client.post(f"/admin/{path}", json={}).status_code == 404
+ADMIN = [("GET", "hello"), ("GET", "ps"), ("POST", "load"), ("POST", "unload"), ("POST", "stop")]
+ADMIN += [("POST", "adapters/add"), ("POST", "adapters/remove")]
+
+
+@pytest.mark.parametrize("method, name", ADMIN)
+def test_the_network_without_keys_does_nothing_of_the_owner_s(serving, method, name):
+    answer = serving().client.request(method, f"/admin/{name}", json={})
+    assert answer.status_code == 403 and "owner" in answer.json()["error"]["message"]
 
 
 def test_the_sockets_folder_is_the_owners_alone(tmp_path):

@@ -593,9 +593,9 @@ def test_a_body_that_is_too_long_or_no_json_is_refused_in_shape(serving):
 
 
 def test_a_key_is_taken_from_either_header_and_a_wrong_one_refused_in_shape(serving):
-    from freehold.server.auth import Keys
+    from freehold.server.keys import Ring, key_of
 
-    server = serving(keys=Keys({"ann": "a" * 20}))
+    server = serving(keys=Ring([key_of("ann", "a" * 20)]))
     for headers in ({"x-api-key": "a" * 20}, {"authorization": f"Bearer {'a' * 20}"}):
         assert server.client.post(URL, json=CHAT, headers=headers).status_code == 200
     answer = server.client.post(URL, json=CHAT, headers={"x-api-key": "b" * 20})

@@ -5,24 +5,14 @@ from __future__ import annotations
 import pytest
 
 from freehold.errors import UsageError
-from freehold.server.auth import Keys, check_bind, host_name, is_loopback
+from freehold.server.app import routes
+from freehold.server.auth import OPEN, check_bind, host_name, is_loopback
+from freehold.server.call import endpoint_of
+from freehold.server.keys import Ring, key_of
 from tests.server.test_chat import CHAT
 
 ANN, BOB = "ann-0123456789abcdef", "bob-0123456789abcdef"
-KEYS = Keys({"ann": ANN, "bob": BOB})
-ROUTES = [
-    ("POST", "/v1/chat/completions"),
-    ("POST", "/v1/completions"),
-    ("GET", "/v1/models"),
-    ("GET", "/v1/models/x"),
-    ("POST", "/tokenize"),
-    ("POST", "/detokenize"),
-    ("GET", "/tokenizer_info"),
-    ("GET", "/ready"),
-    ("GET", "/metrics"),
-    ("GET", "/version"),
-    ("GET", "/nope"),
-]
+KEYS = Ring([key_of("ann", ANN), key_of("bob", BOB)])
 
 
 @pytest.fixture
@@ -31,12 +21,19 @@ def keyed(serving):
 
 
 def test_every_route_but_health_needs_a_key(keyed):
-    for method, path in ROUTES:
-        answer = keyed.client.request(method, path, json={})
+    asked = [(method, route.path) for route in routes() for method in route.methods or ()]
+    for method, path in [*asked, ("GET", "/nope")]:
+        if path in OPEN or method == "HEAD":
+            continue
+        answer = keyed.client.request(method, path.replace("{id:path}", "x"), json={})
         assert answer.status_code == 401, path
         assert answer.headers["www-authenticate"] == "Bearer"
         assert answer.json()["error"]["type"] == "authentication_error"
     assert keyed.client.get("/health").status_code == 200
+
+
+def test_what_needs_no_key_is_liveness_alone():
+    assert [r.path for r in routes() if endpoint_of(r).audience == "all"] == list(OPEN) == ["/health"]
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", f"Bearer {ANN}x", f"Basic {ANN}", "Bearer \xe9"])
@@ -60,19 +57,25 @@ def test_without_keys_there_is_one_tenant(serving):
 @pytest.mark.parametrize("key", ["short", "x" * 15, "with a space in it", "kéy-0123456789abcdef"])
 def test_weak_keys_are_refused(key):
     with pytest.raises(UsageError, match="16"):
-        Keys({"a": key})
+        key_of("a", key)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org", "10.0.0.1", ""])
 def test_an_address_others_reach_needs_a_key(host):
     with pytest.raises(UsageError, match="no key"):
-        check_bind(host, Keys({}))
+        check_bind(host, Ring())
     check_bind(host, KEYS)
+    check_bind(host, Ring(), insecure=True)
+
+
+def test_insecure_beside_keys_is_refused():
+    with pytest.raises(UsageError, match="keys are set"):
+        check_bind("0.0.0.0", KEYS, insecure=True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "[::1]", "localhost", "LOCALHOST."])
 def test_loopback_needs_no_key(host):
-    check_bind(host, Keys({}))
+    check_bind(host, Ring())
 
 
 @pytest.mark.parametrize(
@@ -103,6 +106,17 @@ def test_a_name_rebound_to_loopback_is_refused(serving):
 def test_a_name_the_operator_gave_is_not_foreign(serving):
     server = serving(hosts=("box.lan",))
     assert server.client.get("/v1/models", headers={"Host": "box.lan:80"}).status_code == 200
+
+
+def test_an_insecure_server_is_called_by_its_addresses_and_by_no_foreign_name(serving):
+    client = serving(insecure=True).client
+    for host, status in (
+        ("192.168.1.4:1", 200),
+        ("[fe80::1]:1", 200),
+        ("evil.com", 403),
+        ("1.2.3.4.evil.com", 403),
+    ):
+        assert client.get("/v1/models", headers={"Host": host}).status_code == status, host
 
 
 @pytest.mark.parametrize("origin", ["https://evil.com", "null", "http://localhost.evil.com"])

@@ -18,7 +18,7 @@ import openai
 import pytest
 
 from freehold.errors import ContextOverflow, Overloaded
-from freehold.server.auth import Keys
+from freehold.server.keys import Ring, key_of
 from freehold.server.openai.batch import desk as desks
 from freehold.server.openai.batch.desk import Desk
 from freehold.server.openai.batch.journal import ERRORS, OUTPUT, Journal
@@ -241,7 +241,7 @@ def test_a_file_may_be_deleted_while_its_batch_runs(batches):
 
 def test_no_key_sees_anothers_batches(batches):
     keys = {"ann": "a" * 20, "bob": "b" * 20}
-    server, _ = batches(keys=Keys(keys))
+    server, _ = batches(keys=Ring(key_of(*pair) for pair in keys.items()))
     ann, bob = (Batches(server.url, key) for key in keys.values())
     ended = ann.end(ann.begin([line("a")]))
     assert ended.status == "completed" and server.models.served["fake:1b"].jobs[-1].tenant == "ann"

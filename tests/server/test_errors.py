@@ -110,7 +110,7 @@ def test_a_long_value_is_cut_in_the_message():
     assert len(openai_error(problem(errors.UsageError("x" * 5000)))) < 1500
 
 
-@pytest.mark.parametrize("path, status", [("/nope", 404), ("/v1/models/", 404), ("/admin/ps", 404)])
+@pytest.mark.parametrize("path, status", [("/nope", 404), ("/v1/models/", 404), ("/admin/nope", 404)])
 def test_unknown_routes_answer_in_the_same_shape(serving, path, status):
     answer = serving().client.get(path)
     assert answer.status_code == status and answer.json()["error"]["type"] == "not_found_error"

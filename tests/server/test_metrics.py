@@ -168,14 +168,17 @@ def test_work_that_comes_after_a_long_rest_is_given_its_time(watched):
     assert health.stuck() == []
 
 
-def test_health_is_503_with_the_reason(serving):
+def test_health_is_503_and_ready_has_the_reason(serving):
     server = serving(None, drain_s=0.5)
     server.client.post(URL, json=CHAT)
     server.models.served["fake:1b"].loaded.in_flight = 1
     server.doors.server.health._stall_s = 0.0
     assert server.client.get("/health").status_code in (200, 503)  # the first look
     answer = server.client.get("/health")
-    assert answer.status_code == 503 and "no step" in answer.json()["reason"]
+    assert answer.status_code == 503 and answer.json() == {
+        "status": "stuck"
+    }  # no name of a model for strangers
+    assert "no step" in server.client.get("/ready").json()["reason"]
     assert server.client.get("/ready").status_code == 503
 
 

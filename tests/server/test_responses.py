@@ -459,10 +459,10 @@ def test_what_is_too_large_to_keep_is_said(serving):
 
 
 def test_keys_keep_responses_apart(serving):
-    from freehold.server.auth import Keys
+    from freehold.server.keys import Ring, key_of
 
     keys = {"ann": "a" * 20, "bob": "b" * 20}
-    client = serving(keys=Keys(keys)).client
+    client = serving(keys=Ring(key_of(*pair) for pair in keys.items())).client
     ann, bob = ({"Authorization": f"Bearer {key}"} for key in keys.values())
     id = client.post(URL, json=ASK, headers=ann).json()["id"]
     assert client.get(f"{URL}/{id}", headers=ann).status_code == 200

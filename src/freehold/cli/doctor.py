@@ -24,12 +24,32 @@ _CODE_BITS = 8 + 32 / 16  # an int8 code, and a float32 scale for sixteen
 _PACKAGES = ("freehold", "numpy", "tokenizers", "jinja2", "click", "rich", "prompt-toolkit", "httpx2")
 
 
-@click.command("doctor")
+class _Group(click.Group):
+    """A group whose one verb is imported when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["compat"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "compat":
+            return None
+        from freehold.cli.compat import command as compat
+
+        return compat
+
+
+@click.group("doctor", cls=_Group, invoke_without_command=True)
 @click.option("--kernels", is_flag=True, help="Show each weight format on each kernel table.")
 @json_option
-@click.pass_obj
-def command(settings: Settings, kernels: bool, as_json: bool) -> None:
-    """Show this machine as Freehold sees it; the network is not touched."""
+@click.pass_context
+def command(ctx: click.Context, kernels: bool, as_json: bool) -> None:
+    """Show this machine as Freehold sees it; the network is not touched.
+
+    doctor compat runs the SDKs that are installed here against a server.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    settings: Settings = ctx.obj
     facts = kernel_routes() if kernels else machine(settings)
     if as_json:
         click.echo(json.dumps(facts))

@@ -21,6 +21,8 @@ VERBS = {
     "run": "Answer a prompt, or chat, with a model.",
     "serve": "Serve models to every client that speaks OpenAI's API.",
     "embed": "Turn texts into vectors.",
+    "keys": "Make, list and revoke the server's API keys.",
+    "launch": "Show or write the settings by which another program uses this server.",
     "ps": "List the models in the server's memory.",
     "stop": "Unload a model, or end the server.",
     "pull": "Fetch a model, or reference one already here.",

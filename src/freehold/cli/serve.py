@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.cli.opening import names_here, opening
 from freehold.cli.shared import (
     Seconds,
     draft_option,
@@ -41,8 +42,9 @@ from freehold.store.space import human
 if TYPE_CHECKING:
     import socket
 
-    from freehold.server.auth import Keys
+    from freehold.server.keys import Ring
     from freehold.server.serve import Doors
+    from freehold.server.tls import Tls
     from freehold.worker.models import Options
 
 PORTS = 20  # how far a free port is looked for beside a taken one
@@ -51,7 +53,7 @@ PORTS = 20  # how far a free port is looked for beside a taken one
 @click.command("serve")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option(
-    "--host", metavar="ADDRESS", help="Listen here; other machines' need a key. Default: 127.0.0.1."
+    "--host", metavar="ADDRESS", help="Listen here; what others reach needs a key. Default: 127.0.0.1."
 )
 @click.option("--port", type=click.IntRange(0, 65535), help="Default: 11435; 0 takes a free one.")
 @click.option(
@@ -64,9 +66,20 @@ PORTS = 20  # how far a free port is looked for beside a taken one
     "--key-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Ask for one of the API keys in FILE: a line each, a name before it if you like.",
+    help="Ask for one of the keys whose hashes are in FILE. Default: keys.json of the data folder, once it is there.",
+)
+@click.option("--insecure", is_flag=True, help="Let other machines ask without a key; says what that opens.")
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Without a key: a name this server may be called by, besides this machine's own; repeatable.",
 )
 @click.option("--origin", multiple=True, metavar="URL", help="Let web pages of this origin ask; repeatable.")
+@click.option(
+    "--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="Speak TLS: the certificate, in PEM."
+)
+@click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="And its private key.")
 @click.option(
     "--context", type=click.IntRange(1), help="Room for this many tokens; default: the model's, if it fits."
 )
@@ -143,8 +156,11 @@ class Asked:
     host: str
     port: int
     ollama_port: int | None
-    keys: Keys
+    keys: Ring
+    insecure: bool
+    hosts: tuple[str, ...]
     origins: tuple[str, ...]
+    tls: Tls | None
     options: Options
     drain_s: float
     as_json: bool
@@ -153,11 +169,13 @@ class Asked:
 
 def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
     from freehold.server.auth import check_bind
+    from freehold.server.tls import checked
     from freehold.worker.models import Options
 
     host = given["host"] or settings.host
-    keys = read_keys(given["key_file"] or settings.key_file, settings.api_key)
-    check_bind(host, keys)
+    keys = ring(settings, given["key_file"], host, insecure=given["insecure"])
+    check_bind(host, keys, insecure=given["insecure"])
+    tls = checked(given["tls_cert"], given["tls_key"])
     kept = Seconds(never=True).convert(settings.keep_alive, None, None)
     engine = {"max_queued": given["max_queued"]}
     if given["target_itl"] is not None:
@@ -176,46 +194,40 @@ def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
         engine={name: value for name, value in engine.items() if value is not None},
     )
     port = settings.port if given["port"] is None else given["port"]
-    said = given["drain"], given["as_json"], given["adapters"]
-    return Asked(host, port, given["ollama_port"], keys, given["origin"], options, *said)
+    hosts = (*names_here(), *given["allow_host"]) if given["insecure"] else given["allow_host"]
+    return Asked(
+        host,
+        port,
+        given["ollama_port"],
+        keys,
+        given["insecure"],
+        tuple(name.lower() for name in hosts),
+        given["origin"],
+        tls,
+        options,
+        given["drain"],
+        given["as_json"],
+        given["adapters"],
+    )
 
 
-def read_keys(path: Path | str, one: str) -> Keys:
-    """Read the API keys: a line `KEY` or `NAME KEY` each, `#` begins a comment; and `one` from the environment."""
-    from freehold.server.auth import Keys
+def ring(settings: Settings, file: Path | None, host: str, *, insecure: bool) -> Ring:
+    """Return the keys in force: those of `file`, or of this home's once there are any, and the environment's.
 
-    keys = {"environment": one} if one else {}
-    if path:
-        for number, line in enumerate(_lines_of(Path(path).expanduser()), 1):
-            words = line.partition("#")[0].split()
-            if len(words) > 2:
-                raise UsageError(f"{path}, line {number}: {len(words)} words", "a line is KEY, or NAME KEY")
-            if words:
-                name = words[0] if len(words) == 2 else _unnamed(number, words[0])
-                if name in keys:
-                    raise UsageError(f"{path}, line {number}: a second key is called {name!r}")
-                keys[name] = words[-1]
-        if not keys:
-            raise UsageError(f"{path} holds no key", "a line is KEY, or NAME KEY")
-    return Keys(keys)
+    A key is needed, even if the last one is taken out while the server runs, where the file was named or others reach
+    the address. Raises UsageError for a file that is not there.
+    """
+    from freehold.server.auth import is_loopback
+    from freehold.server.keys import KeyFile, Ring, key_of
 
-
-def _unnamed(number: int, key: str) -> str:
-    """Name a key after itself too: what another key on that line left in the cache is not its own to see."""
-    import hashlib
-
-    return f"line {number} ({hashlib.sha256(key.encode()).hexdigest()[:8]})"
-
-
-def _lines_of(path: Path) -> list[str]:
-    try:
-        mode = path.stat().st_mode
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"the key file {path} cannot be read: {e}") from e
-    if mode & 0o077:
-        raise UsageError(f"others may read the keys in {path}", f"chmod 600 {path}")
-    return text.splitlines()
+    named = bool(file or settings.key_file)
+    kept = KeyFile(file.expanduser() if file else settings.keys)
+    if named and not kept.read():
+        raise UsageError(f"{kept.path} holds no key", f"freehold keys add NAME --file {kept.path}")
+    own = [key_of("environment", settings.api_key)] if settings.api_key else []
+    found = Ring(own, kept)
+    found.needed = named or (bool(found) and not is_loopback(host))
+    return found
 
 
 def _serve(settings: Settings, store: Store, models: Sequence[str], asked: Asked) -> int:
@@ -257,7 +269,16 @@ def _run(
     teller = Teller(settings, store, names, asked)
     whole = doors.run(
         open_models,
-        doors.Settings(keys=asked.keys, origins=asked.origins, drain_s=asked.drain_s, home=settings.home),
+        doors.Settings(
+            keys=asked.keys,
+            insecure=asked.insecure,
+            hosts=asked.hosts,
+            origins=asked.origins,
+            tls=asked.tls,
+            accounts=settings.accounts,
+            drain_s=asked.drain_s,
+            home=settings.home,
+        ),
         tcp,
         unix,
         preload=names,
@@ -287,6 +308,8 @@ class Teller:
         tell(f"serving OpenAI's API at {doors.url}/v1, {keys}")
         if self._asked.ollama_port is not None:
             tell(f"serving Ollama's at port {self._asked.ollama_port} too")
+        for line in opening(self._asked, doors.url):
+            tell(line)
         tell(f"owner's socket: {self._settings.socket} (freehold ps, stop, run)")
         tell(f"pid {os.getpid()}: Ctrl-C or freehold stop ends it")
         held = [m.name for m in self._store.list() if m.state in ("ready", "changed")]

@@ -60,7 +60,8 @@ def install(
     """Write the unit and say how to start it; refuse to overwrite one that says something else."""
     if settings.api_key:
         raise UsageError(
-            "FREEHOLD_API_KEY would have to stand in the unit, readable", "put the key into a --key-file"
+            "FREEHOLD_API_KEY would have to stand in the unit, readable",
+            "freehold keys add NAME keeps a hash instead",
         )
     path = unit_path()
     text = unit([*_program(), "serve", *_options(ctx), *models], settings.home, drain_s)

@@ -1,6 +1,6 @@
-"""What only the owner may do, through the Unix socket: greet, look, load, unload, add and remove adapters, stop.
+"""What only the owner may do: greet, look, load, unload, add and remove adapters, stop.
 
-Knows the models and the running server's door; carries no key, because the socket lies in a folder of 0700.
+Over the network it takes an admin's key, which is of no other use. Knows the models and the running server's door.
 Path: cli/ps, cli/stop, cli/run -> Unix socket -> here -> Models
 """
 
@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 import freehold
 from freehold.remote import ADMIN_PROTOCOL
-from freehold.server.call import Call, Endpoint
+from freehold.server.call import Call, route
 from freehold.server.contract import Loaded
 from freehold.server.openai.fields import Name
 from freehold.server.problems import Refused
@@ -49,16 +49,16 @@ class StopRequest(Struct, kw_only=True):
     now: bool = False
 
 
-def admin_routes() -> list[BaseRoute]:
-    """Return the routes; only the app behind the Unix socket has them."""
+def admin_routes() -> list[Route]:
+    """Return the routes."""
     return [
-        Route("/admin/hello", Endpoint("/admin/hello", hello), methods=["GET"]),
-        Route("/admin/ps", Endpoint("/admin/ps", ps), methods=["GET"]),
-        Route("/admin/load", Endpoint("/admin/load", load), methods=["POST"]),
-        Route("/admin/unload", Endpoint("/admin/unload", unload), methods=["POST"]),
-        Route("/admin/adapters/add", Endpoint("/admin/adapters/add", add_adapter), methods=["POST"]),
-        Route("/admin/adapters/remove", Endpoint("/admin/adapters/remove", remove_adapter), methods=["POST"]),
-        Route("/admin/stop", Endpoint("/admin/stop", stop), methods=["POST"]),
+        route("GET", "/admin/hello", hello, audience="admin"),
+        route("GET", "/admin/ps", ps, audience="admin"),
+        route("POST", "/admin/load", load, ModelRequest, audience="admin"),
+        route("POST", "/admin/unload", unload, ModelRequest, audience="admin"),
+        route("POST", "/admin/adapters/add", add_adapter, AddRequest, audience="admin"),
+        route("POST", "/admin/adapters/remove", remove_adapter, RemoveRequest, audience="admin"),
+        route("POST", "/admin/stop", stop, StopRequest, audience="admin"),
     ]
 
 

@@ -8,7 +8,6 @@ Path: openai/chat.py and its like -> Answering.run -> Served.start -> Stream -> 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,14 +19,13 @@ from freehold.server.call import Call
 from freehold.server.contract import Served, Stream
 from freehold.server.limits import Gone
 from freehold.server.metrics import PerModel
-from freehold.server.problems import Problem, problem
+from freehold.server.problems import Problem
 from freehold.server.receipt import Tally
 from freehold.server.sse import EventStream
 from freehold.types import Begin, Chunk, Job, ModelInfo, TokenLogprob, ToolCall
 
 # Prompts of one request that are under way at a time: more would fill the queue with one client's.
 ABREAST = 64
-_log = logging.getLogger("freehold.server")
 
 
 @dataclass(slots=True)
@@ -169,7 +167,7 @@ class Answering:
             except Exception as e:
                 if not events.begun:
                     raise
-                last = self.shape.failed(self._trouble(e))
+                last = self.shape.failed(self.call.problem(e))
             await events.send(last, more=False)
 
     def _bind(self, model: str) -> None:
@@ -211,10 +209,10 @@ class Answering:
         """Return the model, loaded within the request's own time."""
         limit = self.jobs[0].timeout_s
         if limit is None:
-            return await self.call.server.models.use(self._model)
+            return await self.call.models.use(self._model)
         try:
             async with asyncio.timeout(max(limit - self.tally.passed_s, 0)):
-                return await self.call.server.models.use(self._model)
+                return await self.call.models.use(self._model)
         except TimeoutError:
             message = f"{self._model} was not in memory after {limit:g} s, the request's own limit"
             raise DeadlineExceeded(message, "give it more time, or load the model first") from None
@@ -288,12 +286,6 @@ class Answering:
 
     def _choices(self, job: int) -> range:
         return range(self._first[job], self._first[job + 1])
-
-    def _trouble(self, e: Exception) -> Problem:
-        trouble = problem(e)
-        if trouble.status == 500:
-            _log.error("request %s failed", self.call.request_id.decode(), exc_info=e)
-        return trouble
 
     def _count(self, record: PerModel, e: BaseException) -> None:
         if isinstance(e, Overloaded):

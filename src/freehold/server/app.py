@@ -1,6 +1,6 @@
-"""Puts the routes together: one application for the network, one with admin routes for the Unix socket.
+"""Puts the routes together. A new route is a line here: method, path, handler, the struct it reads, who may ask.
 
-Knows every handler and no protocol. Path: serve.py -> make_apps -> Gate -> Starlette's router -> Endpoint -> handler
+Knows every handler and no protocol. Path: serve.py -> make_app -> Gate -> Starlette's router -> Endpoint -> handler
 """
 
 from __future__ import annotations
@@ -11,36 +11,45 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 import freehold
 from freehold.server.admin import admin_routes
 from freehold.server.anthropic import models as anthropic_models
 from freehold.server.anthropic.errors import anthropic_error, speaks
+from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.anthropic.messages import count_tokens, messages
 from freehold.server.auth import Headers
-from freehold.server.call import Call, Endpoint, Gate, Server
+from freehold.server.call import Call, Endpoint, Gate, Server, endpoint_of, route
 from freehold.server.ollama import routes as ollama
 from freehold.server.openai import batches, files
 from freehold.server.openai import models as openai_models
 from freehold.server.openai.chat import chat
 from freehold.server.openai.completions import completions
-from freehold.server.openai.embeddings import embeddings
+from freehold.server.openai.embeddings import EmbeddingRequest, embeddings
+from freehold.server.openai.fields import ChatRequest, CompletionRequest
 from freehold.server.openai.responses import routes as responses
+from freehold.server.openai.responses.fields import ResponseRequest
+from freehold.server.openapi import document
 from freehold.server.problems import Refused, Wording, openai_error
-from freehold.server.rerank import rerank, score
-from freehold.server.tokens import detokenize, tokenize, tokenizer_info
+from freehold.server.rerank import RerankRequest, ScoreRequest, rerank, score
+from freehold.server.tokens import (
+    DetokenizeRequest,
+    TokenizeRequest,
+    detokenize,
+    tokenize,
+    tokenizer_info,
+)
 
 _EXPOSITION = b"text/plain; version=1.0.0; charset=utf-8"
+_STREAMED = ("application/json", "text/event-stream")
+_PAGE = ("limit", "after", "order")  # of OpenAI's lists
 
 
-def make_app(server: Server, *, admin: bool = False) -> Starlette:
-    """Return the application; `admin` adds what only the owner may do, for a socket only the owner reaches."""
-    routes = public_routes() + (admin_routes() if admin else [])
-    if server.store is not None:
-        routes += ollama.store_routes()
+def make_app(server: Server) -> Starlette:
+    """Return the application; who may do what is its guard's to say."""
     layers = [Middleware(Gate, server=server, wording=wording)]
-    if server.guard.origins and not admin:
+    if server.guard.origins and not server.guard.trusted:
         cors = Middleware(
             CORSMiddleware,
             allow_origins=server.guard.origins,
@@ -49,57 +58,58 @@ def make_app(server: Server, *, admin: bool = False) -> Starlette:
         )
         layers.insert(0, cors)
     # Redirecting /v1/models/ to /v1/models would name the Host header's choice of server.
-    app = Starlette(routes=routes, middleware=layers, exception_handlers={HTTPException: _http_error})
+    app = Starlette(
+        routes=routes(store=server.store is not None),
+        middleware=layers,
+        exception_handlers={HTTPException: _http_error},
+    )
     app.router.redirect_slashes = False
     return app
 
 
-def public_routes() -> list[BaseRoute]:
-    """Return what anybody with a key may ask."""
+def routes(*, store: bool = True) -> list[Route]:
+    """Return every route of a server; `store` False: of one without a store on disk."""
     return [
-        _route("POST", "/v1/chat/completions", chat),
-        _route("POST", "/v1/completions", completions),
-        _route("POST", "/v1/messages", messages),
-        _route("POST", "/v1/messages/count_tokens", count_tokens),
-        _route("POST", "/v1/embeddings", embeddings),
-        *(_route("POST", path, rerank) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
-        *(_route("POST", path, score) for path in ("/v1/score", "/score")),
-        _route("POST", "/v1/responses", responses.create),
-        _route("GET", "/v1/responses/{id}", responses.retrieve),
-        _route("DELETE", "/v1/responses/{id}", responses.delete),
-        _route("POST", "/v1/responses/{id}/cancel", responses.cancel),
-        _route("GET", "/v1/responses/{id}/input_items", responses.input_items),
-        _route("POST", "/v1/files", files.upload),
-        _route("GET", "/v1/files", files.files),
-        _route("GET", "/v1/files/{id}", files.file),
-        _route("GET", "/v1/files/{id}/content", files.content),
-        _route("DELETE", "/v1/files/{id}", files.delete),
-        _route("POST", "/v1/batches", batches.create),
-        _route("GET", "/v1/batches", batches.batches),
-        _route("GET", "/v1/batches/{id}", batches.batch),
-        _route("POST", "/v1/batches/{id}/cancel", batches.cancel),
-        _route("GET", "/v1/models", models),
-        _route("GET", "/v1/models/{id:path}", model),
-        _route("POST", "/tokenize", tokenize),
-        _route("POST", "/detokenize", detokenize),
-        _route("GET", "/tokenizer_info", tokenizer_info),
-        _route("GET", "/health", health),
-        _route("GET", "/ready", ready),
-        _route("GET", "/metrics", metrics),
-        _route("GET", "/version", version),
+        route("POST", "/v1/chat/completions", chat, ChatRequest, answer=_STREAMED),
+        route("POST", "/v1/completions", completions, CompletionRequest, answer=_STREAMED),
+        route("POST", "/v1/messages", messages, MessagesRequest, answer=_STREAMED),
+        route("POST", "/v1/messages/count_tokens", count_tokens, CountRequest),
+        route("POST", "/v1/embeddings", embeddings, EmbeddingRequest),
+        *(route("POST", path, rerank, RerankRequest) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
+        *(route("POST", path, score, ScoreRequest) for path in ("/v1/score", "/score")),
+        route("POST", "/v1/responses", responses.create, ResponseRequest, answer=_STREAMED),
+        route("GET", "/v1/responses/{id}", responses.retrieve),
+        route("DELETE", "/v1/responses/{id}", responses.delete),
+        route("POST", "/v1/responses/{id}/cancel", responses.cancel),
+        route("GET", "/v1/responses/{id}/input_items", responses.input_items, query=_PAGE),
+        route("POST", "/v1/files", files.upload, form=["file", "purpose"]),
+        route("GET", "/v1/files", files.files, query=_PAGE),
+        route("GET", "/v1/files/{id}", files.file),
+        route("GET", "/v1/files/{id}/content", files.content, answer=["application/octet-stream"]),
+        route("DELETE", "/v1/files/{id}", files.delete),
+        route("POST", "/v1/batches", batches.create, batches.BatchRequest),
+        route("GET", "/v1/batches", batches.batches, query=_PAGE),
+        route("GET", "/v1/batches/{id}", batches.batch),
+        route("POST", "/v1/batches/{id}/cancel", batches.cancel),
+        route("GET", "/v1/models", models, audience="any"),
+        route("GET", "/v1/models/{id:path}", model, audience="any"),
+        route("POST", "/tokenize", tokenize, TokenizeRequest),
+        route("POST", "/detokenize", detokenize, DetokenizeRequest),
+        route("GET", "/tokenizer_info", tokenizer_info, query=["model"]),
+        route("GET", "/health", health, audience="all"),
+        route("GET", "/ready", ready, audience="any"),
+        route("GET", "/metrics", metrics, audience="operator", answer=["text/plain"]),
+        route("GET", "/version", version, audience="any"),
+        route("GET", "/openapi.json", openapi, audience="any"),
         *ollama.routes(),
+        *(ollama.store_routes() if store else ()),
+        *admin_routes(),
     ]
 
 
 def endpoints() -> dict[str, Endpoint]:
     """Return the endpoints that a batch may ask, by path."""
-    found = {r.path: r.endpoint for r in public_routes() if isinstance(r, Route)}
-    asked = {path: found[path] for path in batches.ENDPOINTS}
-    return {path: endpoint for path, endpoint in asked.items() if isinstance(endpoint, Endpoint)}
-
-
-def _route(method: str, path: str, handle) -> Route:  # type: ignore[no-untyped-def]
-    return Route(path, Endpoint(path, handle), methods=[method])
+    return {r.path: endpoint_of(r) for r in routes() if r.path in batches.ENDPOINTS}
 
 
 def wording(path: str, headers: Headers) -> Wording:
@@ -122,12 +132,9 @@ async def model(call: Call) -> None:
 
 
 async def health(call: Call) -> None:
-    """Say 200 while idle or while steps progress, 503 with the reason when an engine stands still."""
-    stuck = call.server.health.stuck()
-    if stuck:
-        await call.answer({"status": "stuck", "reason": "; ".join(stuck)}, 503)
-    else:
-        await call.answer({"status": "ok"})
+    """Say 200 while the server lives, also while it drains; 503 when an engine stands still (why: GET /ready)."""
+    stuck = bool(call.server.health.stuck())
+    await call.answer({"status": "stuck" if stuck else "ok"}, 503 if stuck else 200)
 
 
 async def ready(call: Call) -> None:
@@ -146,6 +153,11 @@ async def metrics(call: Call) -> None:
 async def version(call: Call) -> None:
     """Say which version this is."""
     await call.answer({"version": freehold.__version__})
+
+
+async def openapi(call: Call) -> None:
+    """Describe every route to programs (OpenAPI 3.1)."""
+    await call.answer(document(routes(store=call.server.store is not None)))
 
 
 async def _http_error(request: Request, e: Exception) -> Response:

@@ -1,55 +1,36 @@
-"""Who may ask: keys, the rule for binding, and the guard against web pages that reach for loopback.
+"""Who may ask, and what: the rule for binding, keys, kinds of routes, and the guard against web pages.
 
-Knows hashes, names of hosts and the headers of a request; knows no route and no body.
-Path: cli/serve -> check_bind, read_keys; Gate -> Guard.check -> tenant
+Knows names of hosts and the headers of a request; knows no body and no model.
+Path: cli/serve -> check_bind; Gate -> Guard.check -> Key; Endpoint -> Guard.check_audience
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from freehold.errors import UsageError
+from freehold.server.keys import Key, Ring
 from freehold.server.problems import Refused
 
-MIN_KEY = 16  # characters; 16 of base64 hold 96 bits
 Headers = Mapping[bytes, bytes]
+# Who a route is for. all: without a key too. any: whoever has a key. client: those who ask models. operator: those
+# who may know of every model, so a client's key without a scope or an admin's. admin: an admin's key, or the owner.
+# manage: the same, and whoever asks a server of loopback without keys, as Ollama's clients do to pull and delete.
+Audience = Literal["all", "any", "client", "operator", "admin", "manage"]
+OPEN = ("/health",)  # liveness: it says nothing that a stranger could use
 
 
-class Keys:
-    """API keys by name, held as hashes. A key's name is its tenant: shares and cached prefixes go by it."""
-
-    def __init__(self, keys: Mapping[str, str]) -> None:
-        for name, key in keys.items():
-            if len(key) < MIN_KEY or not key.isascii() or not key.isprintable() or " " in key:
-                raise UsageError(
-                    f"the key {name!r} has {len(key)} characters; expected {MIN_KEY} or more, of ASCII and no space",
-                    "make one: python -c 'import secrets; print(secrets.token_urlsafe(24))'",
-                )
-        self._digests = [(hashlib.sha256(key.encode()).digest(), name) for name, key in keys.items()]
-
-    def __bool__(self) -> bool:
-        return bool(self._digests)
-
-    def tenant(self, given: bytes) -> str | None:
-        """Return the name of the key `given`, or None. Takes as long for a right key as for a wrong one."""
-        digest = hashlib.sha256(given).digest()
-        found = None
-        for known, name in self._digests:
-            if hmac.compare_digest(known, digest):
-                found = name
-        return found
-
-
-def check_bind(host: str, keys: Keys) -> None:
-    """Refuse an address that others can reach unless a key guards it."""
-    if not is_loopback(host) and not keys:
+def check_bind(host: str, keys: Ring, *, insecure: bool = False) -> None:
+    """Refuse an address that others can reach unless a key guards it, or `insecure` says that none shall."""
+    if insecure and keys:
+        raise UsageError("--insecure asks for no key, and keys are set", "leave one of the two away")
+    if not is_loopback(host) and not keys and not insecure:
         raise UsageError(
-            f"{host} can be reached from other machines, and no key is set",
-            "name a key file, or bind 127.0.0.1 and reach it through ssh -L",
+            f"{host or 'every address'} can be reached from other machines, and no key is set",
+            "freehold keys add NAME makes one; or bind 127.0.0.1 and reach it through ssh -L",
         )
 
 
@@ -72,31 +53,55 @@ def host_name(host: str) -> str:
     return name.lower().removesuffix(".")
 
 
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Guard:
     """The check every request passes. `origins`: web origins whose pages may ask (CORS)."""
 
-    keys: Keys
-    hosts: tuple[
-        str, ...
-    ] = ()  # names besides loopback's under which this server may be called without a key
+    keys: Ring
+    hosts: tuple[str, ...] = ()  # names besides loopback's that this server may be called without a key
     origins: tuple[str, ...] = ()
     trusted: bool = False  # the Unix socket in a folder of 0700: whoever reaches it is the owner
+    insecure: bool = False  # other machines reach it without a key
 
-    def check(self, path: str, headers: Headers) -> str:
-        """Return the tenant; raise Refused with 401 or 403."""
-        if path == "/health" or self.trusted:
-            return ""
+    def check(self, path: str, headers: Headers) -> Key | None:
+        """Return the key that came, None where none is needed; raise Refused with 401 or 403."""
+        if path in OPEN or self.trusted:
+            return None
         if self.keys:
             return self._keyed(headers)
         self._local(headers)
-        return ""
+        return None
 
-    def _keyed(self, headers: Headers) -> str:
+    def check_audience(self, audience: Audience, key: Key | None) -> None:
+        """Refuse (403) a route that is not for whoever came with `key`."""
+        if self.trusted or audience in ("all", "any"):
+            return
+        if key is None:
+            if audience == "admin" or (audience == "manage" and self.insecure):
+                raise _forbidden(
+                    "this route is the owner's, who has the Unix socket; over the network it wants an admin key"
+                )
+        elif key.kind == "admin":
+            if audience == "client":
+                raise _forbidden(f"the key {key.name} is an admin's, which asks no model; use a client's")
+        elif audience in ("admin", "manage"):
+            raise _forbidden(f"the key {key.name} is a client's; this route wants an admin's")
+        elif audience == "operator" and key.models:
+            raise _forbidden(f"the key {key.name} has a scope; this route tells of every model")
+
+    def _keyed(self, headers: Headers) -> Key:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         given = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        tenant = self.keys.tenant(given) if given else None
-        if tenant is None:
+        key = self.keys.find(given) if given else None
+        if key is None:
             said = "the key is not one of this server's" if given else "this server needs a key"
             raise Refused(
                 401,
@@ -104,13 +109,22 @@ class Guard:
                 code="invalid_api_key",
                 headers=((b"www-authenticate", b"Bearer"),),
             )
-        return tenant
+        return key
 
     def _local(self, headers: Headers) -> None:
-        """Refuse what a page in a browser sends: a name rebound to 127.0.0.1, or a foreign origin."""
+        """Refuse what a page in a browser sends: a name rebound to an address of ours, or a foreign origin."""
         host = headers.get(b"host", b"").decode("latin-1")
-        if host and not is_loopback(host) and host_name(host) not in self.hosts:
+        if host and not self._ours(host):
             raise Refused(403, f"this server is not called {host_name(host)[:100]!r}", code="foreign_host")
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and origin not in self.origins and not is_loopback(origin.partition("://")[2]):
             raise Refused(403, "pages of this origin may not ask this server", code="foreign_origin")
+
+    def _ours(self, host: str) -> bool:
+        name = host_name(host)
+        # A page can have its own name rebound, but an address in the Host header is what the browser was told.
+        return is_loopback(host) or name in self.hosts or (self.insecure and _is_address(name))
+
+
+def _forbidden(message: str) -> Refused:
+    return Refused(403, message, code="not_permitted")

@@ -16,14 +16,18 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from freehold.errors import EngineClosed
-from freehold.server.auth import Guard, Headers
-from freehold.server.contract import Models
+from freehold.server.accounts import Accounts
+from freehold.server.auth import Audience, Guard, Headers
+from freehold.server.contract import Asking, Models
+from freehold.server.keys import Key
 from freehold.server.limits import Bodies, Gone, Limits, body_pieces, parse, read_body, typed
 from freehold.server.openai.responses.store import Responses
 from freehold.server.problems import Problem, Wording, openai_error, problem
+from freehold.server.scope import Scoped
 
 if TYPE_CHECKING:
     from freehold.server.health import Health
@@ -60,6 +64,7 @@ class Server:
     default_model: str = ""  # for the tokenizer's routes, which may come without a name
     store: Store | None = None  # what lies on disk; without it nobody can look at it or change it
     chores: int = 0  # downloads and the like that are under way
+    accounts: Accounts = field(default_factory=Accounts)
     started_at: float = field(default_factory=time.time)
     bodies: Bodies = field(default_factory=Bodies)
     calls: set[Call] = field(default_factory=set)  # those that a model is at work for
@@ -68,27 +73,40 @@ class Server:
 
 
 class Call:
-    """One request. `tenant` is "" without a key; `route` is for the metrics."""
+    """One request. `route` is for the metrics."""
 
     def __init__(self, server: Server, scope: Scope, receive: Receive, send: Send) -> None:
         self.server, self.scope, self._receive, self._send = server, scope, receive, send
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
-        self.tenant = ""
+        self.key: Key | None = None  # Gate fills it in; None where none is needed
         self.route = "other"
         self.wording: Wording = openai_error
         self.statuses: Mapping[
             int, int
         ] = {}  # where a protocol has a number of its own for one of problems.py
+        self.request: type[msgspec.Struct] | None = None  # what the route says its body is
         self.status = 0  # 0: nothing was sent
         self.complete = False
         self.started = time.monotonic()
         self._task: asyncio.Task[None] | None = None
         self._ended: Exception | None = None
 
+    @property
+    def tenant(self) -> str:
+        """Whose request this is; "" without a key."""
+        return self.key.name if self.key else ""
+
+    @property
+    def models(self) -> Asking:
+        """The models this request may ask."""
+        models = self.server.models
+        return models if self.key is None else Scoped(models, self.key, self.server.accounts)
+
     async def struct(self, kind: type[T]) -> tuple[T, dict[str, Any]]:
-        """Read the body; return it as `kind`, and as it came."""
+        """Read the body; return it as `kind`, which the route must have declared, and as it came."""
+        assert kind is self.request, f"{self.route} declares {self.request}, and reads {kind}"
         raw = parse(await read_body(self._receive, self.headers, self.server.limits, self.server.bodies))
         return typed(raw, kind), raw
 
@@ -150,6 +168,13 @@ class Call:
         await self.head(status, [(b"content-type", kind), length, *headers])
         await self.body(data)
 
+    def problem(self, e: Exception) -> Problem:
+        """Describe a failure to whoever asked, and to the log if it is ours."""
+        trouble = problem(e, owner=self.server.guard.trusted)
+        if trouble.status == 500:
+            _log.error("request %s failed", self.request_id.decode(), exc_info=e)
+        return trouble
+
     async def refuse(self, trouble: Problem) -> None:
         """Answer with an error, in the protocol's words."""
         trouble = replace(trouble, request_id=self.request_id.decode())
@@ -163,16 +188,51 @@ class Call:
             drop()
 
 
+@dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An ASGI application around `handle`; starlette calls it as it is."""
+    """An ASGI application around `handle`; starlette calls it as it is. openapi.py describes it by its fields."""
 
-    def __init__(self, name: str, handle: Callable[[Call], Awaitable[None]]) -> None:
-        self.name, self.handle = name, handle
+    path: str
+    handle: Callable[[Call], Awaitable[None]]
+    request: type[msgspec.Struct] | None = None  # of the body
+    audience: Audience = "client"
+    answer: tuple[str, ...] = ("application/json",)  # media types
+    query: tuple[str, ...] = ()  # parameters behind the `?`
+    form: tuple[str, ...] = ()  # fields of a multipart body, the first one a file
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call: Call = scope["freehold.call"]
-        call.route = self.name
+        call.route, call.request = self.path, self.request
+        call.server.guard.check_audience(self.audience, call.key)
+        # A batch's lines have no method and take no part in the rate: they wait for idle capacity as it is.
+        if call.key is not None and self.audience == "client" and scope.get("method") == "POST":
+            call.server.accounts.admit(call.key)
         await self.handle(call)
+
+
+def route(
+    method: str,
+    path: str,
+    handle: Callable[[Call], Awaitable[None]],
+    request: type[msgspec.Struct] | None = None,
+    *,
+    audience: Audience = "client",
+    answer: Sequence[str] = ("application/json",),
+    query: Sequence[str] = (),
+    form: Sequence[str] = (),
+) -> Route:
+    """Return the route of `handle`, whose docstring says what it does; `request` is the struct it reads.
+
+    What stands here is what the OpenAPI document says, and what is enforced.
+    """
+    endpoint = Endpoint(path, handle, request, audience, tuple(answer), tuple(query), tuple(form))
+    return Route(path, endpoint, methods=[method])
+
+
+def endpoint_of(route: Route) -> Endpoint:
+    """Return what a route of ours was made with."""
+    assert isinstance(route.endpoint, Endpoint)
+    return route.endpoint
 
 
 class Gate:
@@ -194,14 +254,12 @@ class Gate:
         call = scope["freehold.call"] = Call(self._server, scope, receive, send)
         call.wording = self._wording(scope["path"], call.headers)
         try:
-            call.tenant = self._server.guard.check(scope["path"], call.headers)
+            call.key = self._server.guard.check(scope["path"], call.headers)
             await self._app(scope, receive, send)
         except Gone:
             call.status = call.status or 499  # never sent: for the metrics
         except Exception as e:
-            trouble = problem(e)
-            if trouble.status == 500:
-                _log.error("request %s failed", call.request_id.decode(), exc_info=e)
+            trouble = call.problem(e)
             if call.status:  # an answer had begun, and cannot be taken back
                 call.abort()
             else:

@@ -117,8 +117,8 @@ class Served(Protocol):
         ...
 
 
-class Models(Protocol):
-    """Every model this server may hold, by name."""
+class Asking(Protocol):
+    """The models that somebody may ask, by name: all of them, or those in a key's scope (scope.py)."""
 
     async def names(self) -> Sequence[Held]: ...
     async def use(self, name: str, keep_alive: float | None = None) -> Served:
@@ -130,6 +130,11 @@ class Models(Protocol):
         ...
 
     def loaded(self) -> Sequence[Loaded]: ...
+
+
+class Models(Asking, Protocol):
+    """Every model this server may hold, and what only its owner may do with them."""
+
     def loading(self) -> Mapping[str, tuple[int, int]]:
         """Return (bytes done, bytes in all) of each model on its way into memory."""
         ...

@@ -18,6 +18,7 @@ from starlette.types import Receive
 from freehold.server.problems import Refused
 
 MAX_DEPTH = 64  # nested lists and objects in a body; nothing we accept needs more than five
+MAX_UNKNOWN = 64  # fields of a body; for each a protocol looks for the nearest known name
 _SHOWN = 60  # characters of a refused value
 _AT = re.compile(r"^(.*?)(?: - at `(?:key in )?\$(.*)`)?$", re.S)
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
@@ -157,6 +158,9 @@ def typed(value: dict[str, Any], kind: type[T], at: str = "") -> T:
 
     `at`: where `value` stands in the body, if it is not all of it.
     """
+    unknown = len(value.keys() - set(kind.__struct_encode_fields__))
+    if unknown > MAX_UNKNOWN:
+        raise Refused(400, f"{unknown:,} fields are unknown; expected at most {MAX_UNKNOWN}")
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as e:

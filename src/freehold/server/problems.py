@@ -16,6 +16,7 @@ import msgspec
 
 from freehold import errors
 from freehold.errors import FreeholdError, Overloaded
+from freehold.server.hints import hint_for
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 
@@ -43,6 +44,12 @@ STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
 }
 # Asking again at once meets the same wall; the OpenAI clients obey this header, and would try twice more without.
 _HOPELESS = ("capacity_exceeded", "deadline_exceeded", "engine_lost", "bad_model_file", "non_finite_logits")
+_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 _PATH = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?!v1/)(?:[^\s/\\'\"`]+[/\\])+")
 _SHOWN = 1000  # characters of a message; a value in it may be as long as the request
 
@@ -80,27 +87,24 @@ class Problem:
 Wording = Callable[[Problem], bytes]  # a protocol's error body, as JSON
 
 
-def problem(e: BaseException) -> Problem:
-    """Describe `e`."""
+def problem(e: BaseException, *, owner: bool = False) -> Problem:
+    """Describe `e`; to the owner with hints for the command line."""
     if isinstance(e, Refused):
-        kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}.get(
-            e.status, INVALID
-        )
-        kind = SERVER if e.status >= 500 else kind
+        kind = SERVER if e.status >= 500 else _KINDS.get(e.status, INVALID)
         return Problem(e.status, _cut(e.message), kind, e.param, e.code, headers=list(e.headers))
     if isinstance(e, FreeholdError):
-        return _named(e)
+        return _named(e, hint_for(e, owner=owner))
     return Problem(500, "the server failed at this request; its log says why", SERVER, code="internal_error")
 
 
-def _named(e: FreeholdError) -> Problem:
+def _named(e: FreeholdError, hint: str) -> Problem:
     status, kind, code = next(s for c, s in STATUS.items() if isinstance(e, c))
-    message = without_paths(f"{e.message}; {e.hint}" if e.hint else e.message)
+    message = without_paths(f"{e.message}; {hint}" if hint else e.message)
     headers = [(b"x-should-retry", b"false")] if code in _HOPELESS else []
     if code == "stopping":
         headers.append((b"retry-after", b"1"))
     # Our own client raises the same error again from these two.
-    extra: dict[str, object] = {"name": type(e).__name__, "hint": without_paths(e.hint)}
+    extra: dict[str, object] = {"name": type(e).__name__, "hint": without_paths(hint)}
     if isinstance(e, Overloaded):
         headers.append((b"retry-after", b"%d" % max(1, round(e.wait_s + 0.5))))
         extra["expected_wait_s"] = round(e.wait_s, 3)

@@ -132,7 +132,7 @@ async def score(call: Call) -> None:
 
 
 async def _vectors(call: Call, request: Scoring, texts: list[str]) -> Vectors:
-    served = await call.server.models.use(request.model)
+    served = await call.models.use(request.model)
     job = EmbedJob(tuple(texts), request.pooling, bool(request.truncate), tenant=call.tenant)
     return await served.embed(job, seconds(request.keep_alive))
 

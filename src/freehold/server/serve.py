@@ -1,7 +1,7 @@
 """Opens the doors, keeps them, and closes them in order: sockets, uvicorn's loop, signals, drain.
 
-Knows sockets, signals and uvicorn; knows no route. The network's sockets get the public application, the Unix
-socket the one with admin routes.
+Knows sockets, signals and uvicorn; knows no route. The network's sockets and the Unix socket get the same
+application, behind a guard that asks and one that trusts.
 Path: cli/serve -> bind_tcp, bind_unix -> run -> Doors.open -> app.py
 """
 
@@ -15,7 +15,7 @@ import signal
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import uvicorn
@@ -23,16 +23,19 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from freehold.errors import FreeholdError, UsageError
+from freehold.server.accounts import Accounts
 from freehold.server.app import endpoints, make_app
-from freehold.server.auth import Guard, Keys, host_name
+from freehold.server.auth import Guard, host_name
 from freehold.server.call import Server
 from freehold.server.contract import Models
 from freehold.server.health import Health
+from freehold.server.keys import Ring
 from freehold.server.limits import Limits
 from freehold.server.metrics import Metrics
 from freehold.server.openai.batch.asking import Asker
 from freehold.server.openai.batch.desk import Desk
 from freehold.server.problems import without_paths
+from freehold.server.tls import Tls
 from freehold.store import Store
 
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go
@@ -49,8 +52,11 @@ Loaded = Callable[[str, FreeholdError | None], None]  # a name that was to be lo
 class Settings:
     """How a server behaves, whatever it serves."""
 
-    keys: Keys = Keys({})  # noqa: RUF009 - immutable
+    keys: Ring = field(default_factory=Ring)
+    insecure: bool = False  # other machines reach it, and need no key
     hosts: tuple[str, ...] = ()
+    tls: Tls | None = None
+    accounts: Path | None = None  # where what keys spend is kept; None: with the process
     origins: tuple[str, ...] = ()
     limits: Limits = Limits()  # noqa: RUF009
     drain_s: float = 30.0
@@ -113,12 +119,12 @@ def _answers(path: Path) -> bool:
         return True
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, scheme: str = "http") -> str:
     """Return the URL that a bound TCP socket is reached at from this machine."""
     address: tuple[str, int] = sock.getsockname()[:2]
     host, port = address
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host) or host
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class Doors:
@@ -132,7 +138,7 @@ class Doors:
         self.drained = True  # False once an answer was cut off
         health = Health(models)
         health.preload = dict.fromkeys(preload, "loading")
-        guard = Guard(settings.keys, settings.hosts, settings.origins)
+        guard = Guard(settings.keys, settings.hosts, settings.origins, insecure=settings.insecure)
         self.server = Server(
             models,
             guard,
@@ -144,6 +150,7 @@ class Doors:
             default_model=next(iter(preload), ""),
             desk=None if settings.home is None else Desk(settings.home),
             store=store,
+            accounts=Accounts(settings.accounts),
         )
         self._halves: list[_Half] = []
         self._batches: asyncio.Task[None] | None = None
@@ -156,12 +163,13 @@ class Doors:
         loaded: Loaded | None = None,
     ) -> None:
         """Serve on bound sockets until stopped; `opened` is called once connections are taken."""
-        self.url = url_of(tcp[0]) if tcp else ""
+        tls = self.settings.tls
+        self.url = url_of(tcp[0], "https" if tls else "http") if tcp else ""
         if tcp:
-            self._halves.append(_Half(make_app(self.server), self.settings, tcp))
+            self._halves.append(_Half(make_app(self.server), self.settings, tcp, tls))
         if unix is not None:
             trusted = replace(self.server, guard=replace(self.server.guard, trusted=True))
-            self._halves.append(_Half(make_app(trusted, admin=True), self.settings, [unix]))
+            self._halves.append(_Half(make_app(trusted), self.settings, [unix]))
         watch = asyncio.create_task(self.server.health.watch())
         if self.server.desk is not None:
             self._batches = asyncio.create_task(self.server.desk.run(Asker(self.server, endpoints())))
@@ -180,6 +188,7 @@ class Doors:
                 if task is not None:
                     task.cancel()
             await self.server.models.close(0.0)
+            self.server.accounts.close()
 
     async def _preload(self, loaded: Loaded | None) -> None:
         waiting = self.server.health.preload
@@ -273,7 +282,9 @@ def _allow_many_files(connections: int) -> None:
 class _Half(uvicorn.Server):
     """uvicorn for one application, leaving the signals alone."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, sockets: Sequence[socket.socket]) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, sockets: Sequence[socket.socket], tls: Tls | None = None
+    ) -> None:
         limits = settings.limits
         protocol = type("Guarded", (_Guarded,), {"limits": limits})
         super().__init__(
@@ -287,6 +298,8 @@ class _Half(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
+                ssl_certfile=tls.cert if tls else None,
+                ssl_keyfile=tls.key if tls else None,
                 timeout_keep_alive=round(limits.idle_s),
                 timeout_graceful_shutdown=round(settings.drain_s) + 5,
             )

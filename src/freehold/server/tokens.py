@@ -22,6 +22,8 @@ from freehold.server.openai.fields import (
 )
 from freehold.server.problems import Refused
 
+MAX_IDS = 1 << 20  # longer than any context
+
 
 class TokenizeRequest(Struct, kw_only=True):
     """POST /tokenize: a text to count, or a chat as the model's template writes it."""
@@ -45,7 +47,7 @@ class TokenizeRequest(Struct, kw_only=True):
 class DetokenizeRequest(Struct, kw_only=True):
     """POST /detokenize: ids to write as text."""
 
-    tokens: Annotated[list[TokenId], Meta(description="Token ids.")]
+    tokens: Annotated[Annotated[list[TokenId], Meta(max_length=MAX_IDS)], Meta(description="Token ids.")]
     model: Annotated[
         Name | None,
         Meta(description="Default: the model this server was started with, or the only one in memory."),
@@ -102,8 +104,8 @@ async def _model(call: Call, name: str | None) -> Served:
     """Return the model asked for, or the one this server was started with, or the only one in memory."""
     name = name or call.server.default_model
     if not name:
-        loaded = call.server.models.loaded()
+        loaded = call.models.loaded()
         if len(loaded) != 1:
             raise Refused(400, f"{len(loaded)} models are in memory; say which", param="model")
         name = loaded[0].name
-    return await call.server.models.use(name)
+    return await call.models.use(name)

@@ -38,7 +38,7 @@ async def count_tokens(call: Call) -> None:
     tally = Tally(1, call.started, warnings)
 
     async def work() -> None:
-        served = await call.server.models.use(request.model)
+        served = await call.models.use(request.model)
         tokens = await served.count(fit(job, served.info, tally))
         more = {"context": {"limit": served.info.context, "used": tokens}, "warnings": tally.warnings}
         await call.answer({"input_tokens": tokens, "freehold": more})

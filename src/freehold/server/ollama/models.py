@@ -44,18 +44,18 @@ class ShowRequest(Struct, kw_only=True):
 
 async def tags(call: Call) -> None:
     """List every model."""
-    held = await call.server.models.names()
+    held = await call.models.names()
     cards = await asyncio.to_thread(_cards_of, call.server.store) if call.server.store else {}
     await call.answer({"models": [_tag(each, *cards.get(each.name, (Card(), ""))) for each in held]})
 
 
 async def ps(call: Call) -> None:
     """List the models in memory."""
-    held = {each.name: each for each in await call.server.models.names()}
+    held = {each.name: each for each in await call.models.names()}
     cards = await asyncio.to_thread(_cards_of, call.server.store) if call.server.store else {}
     rows = [
         _loaded(each, held.get(each.name), cards.get(each.name, (Card(), ""))[0])
-        for each in call.server.models.loaded()
+        for each in call.models.loaded()
     ]
     await call.answer({"models": rows})
 
@@ -71,6 +71,8 @@ async def show(call: Call) -> None:
             raise Refused(
                 400, f"{field} is of a request that answers; show tells what is stored", param=field
             )
+    if call.key is not None and not call.key.may_use(name):
+        raise refusal(ModelNotFound(f"there is no model {name[:200]!r} for the key {call.key.name}"), name)
     found = await asyncio.to_thread(look_up, stored(call), name)
     warnings = strangers(raw, ShowRequest)
     shown = await asyncio.to_thread(_shown, stored(call), found, request.verbose is True)

@@ -5,49 +5,46 @@ Knows every handler of this folder. Path: app.make_app -> routes, store_routes
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from starlette.routing import Route
 
-from starlette.routing import BaseRoute, Route
-
-from freehold.server.call import Call, Endpoint
+from freehold.server.call import route
 from freehold.server.ollama.blobs import has, send
 from freehold.server.ollama.chat import chat
-from freehold.server.ollama.create import create
+from freehold.server.ollama.create import CreateRequest, create
+from freehold.server.ollama.fields import ChatRequest, GenerateRequest
 from freehold.server.ollama.generate import generate
-from freehold.server.ollama.manage import copy, delete
-from freehold.server.ollama.models import ps, show, tags
-from freehold.server.ollama.pull import pull, push
+from freehold.server.ollama.manage import CopyRequest, DeleteRequest, copy, delete
+from freehold.server.ollama.models import ShowRequest, ps, show, tags
+from freehold.server.ollama.pull import PullRequest, pull, push
 from freehold.server.ollama.wording import greeting, is_ours, ollama_error, version
 
+_LINES = ("application/x-ndjson", "application/json")
 
-def routes() -> list[BaseRoute]:
+
+def routes() -> list[Route]:
     """Return what any server answers."""
     return [
-        _route("GET", "/", greeting),
-        _route("POST", "/api/chat", chat),
-        _route("POST", "/api/generate", generate),
-        _route("GET", "/api/tags", tags),
-        _route("GET", "/api/ps", ps),
-        _route("GET", "/api/version", version),
+        route("GET", "/", greeting, audience="any", answer=["text/plain"]),
+        route("POST", "/api/chat", chat, ChatRequest, answer=_LINES),
+        route("POST", "/api/generate", generate, GenerateRequest, answer=_LINES),
+        route("GET", "/api/tags", tags, audience="any"),
+        route("GET", "/api/ps", ps, audience="any"),
+        route("GET", "/api/version", version, audience="any"),
     ]
 
 
-def store_routes() -> list[BaseRoute]:
+def store_routes() -> list[Route]:
     """Return what a server with a store answers besides."""
     return [
-        _route("POST", "/api/show", show),
-        _route("POST", "/api/pull", pull),
-        _route("POST", "/api/push", push),
-        _route("POST", "/api/create", create),
-        _route("POST", "/api/copy", copy),
-        _route("DELETE", "/api/delete", delete),
-        _route("HEAD", "/api/blobs/{digest}", has),
-        _route("POST", "/api/blobs/{digest}", send),
+        route("POST", "/api/show", show, ShowRequest),
+        route("POST", "/api/pull", pull, PullRequest, audience="manage", answer=_LINES),
+        route("POST", "/api/push", push, audience="manage"),
+        route("POST", "/api/create", create, CreateRequest, audience="manage", answer=_LINES),
+        route("POST", "/api/copy", copy, CopyRequest, audience="manage"),
+        route("DELETE", "/api/delete", delete, DeleteRequest, audience="manage"),
+        route("HEAD", "/api/blobs/{digest}", has, audience="manage"),
+        route("POST", "/api/blobs/{digest}", send, audience="manage"),
     ]
-
-
-def _route(method: str, path: str, handle: Callable[[Call], Awaitable[None]]) -> Route:
-    return Route(path, Endpoint(path, handle), methods=[method])
 
 
 __all__ = ["is_ours", "ollama_error", "routes", "store_routes"]

@@ -66,7 +66,7 @@ async def embeddings(call: Call) -> None:
     texts = listed(request.input)
 
     async def work() -> None:
-        served = await call.server.models.use(request.model)
+        served = await call.models.use(request.model)
         job = EmbedJob(texts, request.pooling, bool(request.truncate), request.dimensions, call.tenant)
         vectors = await served.embed(job, seconds(request.keep_alive))
         show = in_base64 if request.encoding_format == "base64" else as_numbers

@@ -29,8 +29,8 @@ async def model(call: Call) -> None:
 
 
 async def _described(call: Call) -> list[dict[str, Any]]:
-    loaded = {each.name: each for each in call.server.models.loaded()}
-    held = {each.name: each for each in await call.server.models.names()}
+    loaded = {each.name: each for each in call.models.loaded()}
+    held = {each.name: each for each in await call.models.names()}
     return [_model(name, held.get(name), loaded) for name in {**held, **loaded}]
 
 

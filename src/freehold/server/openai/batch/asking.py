@@ -7,7 +7,6 @@ Knows ASGI's two functions; knows no file. Path: Desk -> Asker.ask -> Endpoint -
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,8 @@ from typing import Any
 import msgspec
 
 from freehold.server.call import Call, Endpoint, Server
-from freehold.server.problems import Refused, problem
-
-_log = logging.getLogger("freehold.server")
+from freehold.server.keys import Key
+from freehold.server.problems import Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +39,23 @@ class Asker:
         exchange = _Exchange(msgspec.json.encode({**body, "priority": "batch"}))
         scope: dict[str, Any] = {"type": "http", "path": path, "headers": [], "query_string": b""}
         call = scope["freehold.call"] = Call(self.server, scope, exchange.receive, exchange.send)
-        call.tenant = tenant
         try:
+            call.key = self._key(tenant)
             if body.get("stream"):
                 raise Refused(400, "stream is true; a batch has no reader for it", param="stream")
             await self._endpoints[path](scope, exchange.receive, exchange.send)
         except Exception as e:
-            trouble = problem(e)
-            if trouble.status == 500:
-                _log.error("request %s failed", call.request_id.decode(), exc_info=e)
-            await call.refuse(trouble)
+            await call.refuse(call.problem(e))
         finally:
             self.server.metrics.answered(call.route, call.status or 499)
         return exchange.answer(call)
+
+    def _key(self, tenant: str) -> Key | None:
+        """Return the key that a batch was made with, and whose scope and budget hold for its lines too."""
+        key = self.server.guard.keys.named(tenant) if tenant else None
+        if tenant and key is None:
+            raise Refused(401, f"the key {tenant} was revoked", code="invalid_api_key")
+        return key
 
 
 class _Exchange:

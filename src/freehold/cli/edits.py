@@ -1,0 +1,128 @@
+"""Put a few settings into somebody else's file, leaving the rest as it stands, comments too; or refuse.
+
+Text in, text out: JSON objects, YAML of plain `key: value` lines, and a YAML list that gets one more item between two
+comments of ours. What is written in another way is refused, never rewritten: there is no YAML parser here.
+Path: apps.App.edit -> here; UsageError -> launch
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from freehold.errors import UsageError
+
+BEGIN, END = "# freehold launch: begin", "# freehold launch: end"
+_TOP_KEY = re.compile(r"[A-Za-z_][\w.-]*[ \t]*:([ \t]|$)")
+
+
+class NotUnderstood(UsageError):
+    """A file is written in a way that an edit could damage."""
+
+
+def merged_json(old: str, section: str, values: Mapping[str, Any]) -> str:
+    """Return a JSON object with `values` in its object `section`."""
+    try:
+        whole = json.loads(old) if old.strip() else {}
+    except ValueError as e:
+        raise NotUnderstood(f"it is not JSON: {e}") from e
+    if not isinstance(whole, dict) or not isinstance(whole.get(section, {}), dict):
+        raise NotUnderstood(f"it is no JSON object with an object {section!r}")
+    whole[section] = {**whole.get(section, {}), **values}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+
+
+def set_yaml(old: str, values: Mapping[str, str]) -> str:
+    """Return YAML with these top-level keys set to texts; lines of other keys stay as they are."""
+    lines = old.splitlines()
+    _plain_mapping(lines)
+    for key, value in values.items():
+        line = f"{key}: {quoted(value)}"
+        at = [i for i, each in enumerate(lines) if re.match(rf"{re.escape(key)}[ \t]*:([ \t]|$)", each)]
+        if len(at) > 1:
+            raise NotUnderstood(f"{key} stands in it {len(at)} times")
+        if not at:
+            lines.append(line)
+            continue
+        if _continues(lines, at[0]) or re.search(r":[ \t]*([|>&*!{\[]|['\"][^'\"]*$)", lines[at[0]]):
+            raise NotUnderstood(f"{key} in line {at[0] + 1} is more than a text on one line")
+        lines[at[0]] = line
+    return "\n".join(lines) + "\n"
+
+
+def list_item(old: str, key: str, item: Sequence[str]) -> str:
+    """Return YAML with one more item in the top-level list `key`, or with `key` "" in the list the file is.
+
+    `item`: its lines without indentation, the first one after the dash. An item of ours is replaced.
+    """
+    lines = _without_ours(old.splitlines())
+    if key:
+        _plain_mapping(lines)
+        at = _list_under(lines, key)
+        indent = _indent(lines, at)
+    else:
+        if any(line.strip() and not line.startswith(("- ", "#", " ")) for line in lines):
+            raise NotUnderstood("it is no list of items, each beginning with a dash")
+        at, indent = len(lines), ""
+    ours = [
+        f"{indent}{BEGIN}",
+        f"{indent}- {item[0]}",
+        *(f"{indent}  {line}" for line in item[1:]),
+        f"{indent}{END}",
+    ]
+    return "\n".join([*lines[:at], *ours, *lines[at:]]) + "\n"
+
+
+def quoted(text: str) -> str:
+    """Write a text so that YAML reads it as it is."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _without_ours(lines: list[str]) -> list[str]:
+    begins = [i for i, line in enumerate(lines) if line.strip() == BEGIN]
+    ends = [i for i, line in enumerate(lines) if line.strip() == END]
+    if len(begins) != len(ends) or len(begins) > 1 or (begins and begins[0] > ends[0]):
+        raise NotUnderstood("our own comments in it do not match")
+    return lines[: begins[0]] + lines[ends[0] + 1 :] if begins else lines
+
+
+def _plain_mapping(lines: Sequence[str]) -> None:
+    """Refuse what is not keys at the left margin, with what belongs to each indented, or a list under it."""
+    for number, line in enumerate(lines, 1):
+        odd = "\t" in line[: len(line) - len(line.lstrip())]
+        if odd or (line and not line.startswith((" ", "#", "-")) and not _TOP_KEY.match(line)):
+            raise NotUnderstood(f"line {number} is no plain `key: value`: {line[:60]!r}")
+        if line.startswith(("---", "- -", "...")) and number > 1:
+            raise NotUnderstood(f"line {number} begins another document")
+
+
+def _list_under(lines: list[str], key: str) -> int:
+    """Return where an item goes: under the line `key:`, which is added if it is missing."""
+    at = [i for i, line in enumerate(lines) if re.match(rf"{re.escape(key)}[ \t]*:", line)]
+    if not at:
+        lines.append(f"{key}:")
+        return len(lines)
+    if len(at) > 1 or not re.fullmatch(rf"{re.escape(key)}[ \t]*:[ \t]*(\[\])?[ \t]*(#.*)?", lines[at[0]]):
+        raise NotUnderstood(f"{key} in line {at[0] + 1} is no list with an item a line")
+    lines[at[0]] = lines[at[0]].replace("[]", "").rstrip()
+    return at[0] + 1
+
+
+def _indent(lines: Sequence[str], at: int) -> str:
+    """Return the indentation of the list that begins at line `at`; two blanks where it is empty."""
+    for line in lines[at:]:
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if line.lstrip().startswith("- "):
+            return line[: len(line) - len(line.lstrip())]
+        if line.startswith(" "):
+            raise NotUnderstood(f"what stands under it is no list: {line.strip()[:60]!r}")
+        break
+    return "  "
+
+
+def _continues(lines: Sequence[str], at: int) -> bool:
+    after = next((line for line in lines[at + 1 :] if line.strip()), "")
+    return after.startswith((" ", "-"))

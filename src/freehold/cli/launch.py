@@ -1,0 +1,227 @@
+"""`freehold launch APP`: the settings by which another program uses this server; shown, or written and taken back.
+
+Knows files, backups and what to say; the programs are apps.py's, the text edits.py's. A record in the data folder says
+what was written where, so that --restore takes back its own and nothing else.
+Path: main -> launch -> apps.APPS -> file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from freehold.cli.apps import APPS, App, Target
+from freehold.cli.edits import NotUnderstood
+from freehold.cli.shared import json_option
+from freehold.config import Settings, nearest
+from freehold.errors import FreeholdError, StoreError, UsageError
+
+SCHEMA = 1
+BACKUP = ".before-freehold"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a --write left: the file, the backup of what was there before (None: there was none), its digest."""
+
+    path: Path
+    backup: Path | None
+    sha256: str
+
+
+@click.command("launch")
+@click.argument("app", metavar="APP")
+@click.option("--model", metavar="MODEL", help="Default: one that the server holds, or the default model.")
+@click.option("--url", metavar="URL", help="Default: this home's running server, or where it would listen.")
+@click.option("--key", metavar="KEY", help="Default: FREEHOLD_API_KEY; none for a server without keys.")
+@click.option("--write", is_flag=True, help="Put the settings into the program's file, a backup beside it.")
+@click.option("--restore", is_flag=True, help="Put back what stood there before.")
+@click.option("--force", is_flag=True, help="With --restore: also if the file was changed since.")
+@json_option
+@click.pass_obj
+def command(
+    settings: Settings,
+    app: str,
+    model: str | None,
+    url: str | None,
+    key: str | None,
+    write: bool,
+    restore: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Show or write the settings that make APP use this server.
+
+    APP is claude (Claude Code), codex, aider, continue, open-webui or llm. Without --write nothing is changed. A file
+    that is written in a way we do not understand is left alone, and the lines to add are shown.
+    """
+    found = _app(app)
+    if restore:
+        said = _restored(settings, app, force=force)
+        click.echo(
+            json.dumps({"schema": SCHEMA, "app": app, "restored": str(said)}) if as_json else "", nl=as_json
+        )
+        if not as_json:
+            click.echo(f"{said} is as it was", err=True)
+        return
+    target = _target(settings, url, model, key)
+    path = found.file(os.environ, settings.home)
+    text = found.edit("", target)
+    changed = _written(settings, app, found, path, target) if write else False
+    commands = found.start(target, path)
+    if as_json:
+        said = {"schema": SCHEMA, "app": app, "file": str(path), "settings": text, "commands": commands}
+        click.echo(json.dumps({**said, "written": write, "changed": changed, "source": found.source}))
+        return
+    if not write:
+        click.echo(text, nl=False)
+        click.echo(f"these settings belong into {path}; --write puts them there", err=True)
+    elif changed:
+        click.echo(f"written: {path}; freehold launch {app} --restore takes it back", err=True)
+    else:
+        click.echo(f"{path} says so already", err=True)
+    for line in commands:
+        click.echo(f"then: {line}", err=True)
+
+
+def _app(name: str) -> App:
+    if name not in APPS:
+        near = nearest(name, list(APPS))
+        raise UsageError(
+            f"{name!r} is no program that launch knows", f"did you mean {near}?" if near else ", ".join(APPS)
+        )
+    return APPS[name]
+
+
+def _target(settings: Settings, url: str | None, model: str | None, key: str | None) -> Target:
+    """Fill in what was not given from the running server, or from what it would be."""
+    where, held = "", ""
+    if url is None or model is None:
+        where, held = _running(settings)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    base = (url or where or f"http://{host}:{settings.port}").rstrip("/").removesuffix("/v1")
+    chosen = model or held or settings.default_model
+    if not chosen:
+        raise UsageError(
+            "which model? none is loaded, and no default is set", "--model NAME; freehold list names them"
+        )
+    return Target(base, chosen, settings.api_key if key is None else key)
+
+
+def _running(settings: Settings) -> tuple[str, str]:
+    """Return the running server's URL and a model it holds in memory; "" for what there is not."""
+    from freehold.cli.attach import running
+
+    try:
+        server = running(settings)
+    except FreeholdError:
+        return "", ""
+    if server is None:
+        return "", ""
+    with server:
+        return server.greeting.url, next((m.name for m in server.loaded()), "")
+
+
+def _written(settings: Settings, name: str, app: App, path: Path, target: Target) -> bool:
+    """Write the settings; return whether the file changed."""
+    path = path.resolve()  # a link into somebody's dotfiles stays a link
+    old = _read(path)
+    try:
+        new = app.edit(old or "", target)
+    except NotUnderstood as e:
+        lines = app.edit("", target)
+        raise UsageError(
+            f"{path} is left as it is, for {e.message}", f"add this to it yourself:\n{lines}"
+        ) from e
+    if new == old:
+        return False
+    before = _record(settings, name)
+    backup = before.backup if before is not None and before.path == path else _backed_up(path, old)
+    _put(path, new)
+    kept = {"path": str(path), "backup": str(backup) if backup else None, "sha256": _digest(new)}
+    _put(_record_path(settings, name), json.dumps(kept))
+    return True
+
+
+def _restored(settings: Settings, name: str, *, force: bool) -> Path:
+    record = _record(settings, name)
+    if record is None:
+        raise UsageError(f"nothing of {name}'s was written by this home")
+    now = _read(record.path)
+    if now is not None and _digest(now) != record.sha256 and not force:
+        kept = (
+            f"what stood there before is in {record.backup}" if record.backup else "there was no file before"
+        )
+        raise UsageError(f"{record.path} was changed since", f"{kept}; --force puts it back")
+    if record.backup is not None:
+        try:
+            record.backup.replace(record.path)
+        except OSError as e:
+            raise StoreError(f"{record.backup} cannot be put back: {e.strerror}") from e
+    else:
+        record.path.unlink(missing_ok=True)
+    _record_path(settings, name).unlink()
+    return record.path
+
+
+def _backed_up(path: Path, old: str | None) -> Path | None:
+    if old is None:
+        return None
+    backup = path.with_name(path.name + BACKUP)
+    count = 1
+    while backup.exists():
+        count += 1
+        backup = path.with_name(f"{path.name}{BACKUP}-{count}")
+    _put(backup, old, mode=path.stat().st_mode & 0o777)
+    return backup
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"{path} cannot be read: {e}") from e
+
+
+def _put(path: Path, text: str, mode: int | None = None) -> None:
+    """Write a file whole or not at all; a new one is its owner's alone, since it may hold a key."""
+    if mode is None:
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+    new = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(
+            os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8"
+        ) as file:
+            file.write(text)
+        new.chmod(mode)
+        new.replace(path)
+    except OSError as e:
+        raise StoreError(f"{path} cannot be written: {e.strerror}") from e
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _record_path(settings: Settings, name: str) -> Path:
+    return settings.home / "launch" / f"{name}.json"
+
+
+def _record(settings: Settings, name: str) -> Record | None:
+    text = _read(_record_path(settings, name))
+    if text is None:
+        return None
+    try:
+        kept = json.loads(text)
+        backup = kept["backup"]
+        return Record(Path(kept["path"]), Path(backup) if backup else None, kept["sha256"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise StoreError(f"{_record_path(settings, name)} is damaged: {e}") from e

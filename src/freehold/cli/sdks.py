@@ -1,0 +1,337 @@
+"""What `freehold doctor compat` asks of each SDK: one small function a feature, which raises what went wrong.
+
+Knows the SDKs' own calls and what must come back; knows no table and no server of ours. An SDK is imported by the
+checks that use it. Path: compat -> CHECKS -> the SDK -> HTTP
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+PATIENCE_S = 120.0
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"type": "string", "enum": ["red", "green", "blue"]}},
+    "required": ["colour"],
+    "additionalProperties": False,
+}
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 30}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "description": "Tell the weather of a city.", "parameters": PARAMETERS},
+}
+CHAT = [{"role": "user", "content": "Name a colour."}]
+QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The server and the models to ask."""
+
+    url: str
+    key: str
+    model: str
+    embedding: str
+
+
+def _need(condition: object, said: str) -> None:
+    if not condition:
+        raise AssertionError(said)
+
+
+def _need_colour(text: str | None) -> None:
+    value = json.loads(text or "")
+    _need(
+        set(value) == {"colour"} and value["colour"] in ("red", "green", "blue"),
+        f"{text!r} is not of the schema",
+    )
+
+
+def _need_city(name: str, arguments: Any) -> None:
+    value = json.loads(arguments) if isinstance(arguments, str) else arguments
+    _need(
+        name == "weather" and isinstance(value.get("city"), str), f"{name}({arguments!r}) is not of the tool"
+    )
+
+
+# openai
+
+
+def _openai(a: Asked) -> Any:
+    from openai import OpenAI
+
+    return OpenAI(base_url=f"{a.url}/v1", api_key=a.key, max_retries=0, timeout=PATIENCE_S)
+
+
+def openai_models(a: Asked) -> None:
+    _need(a.model in [m.id for m in _openai(a).models.list()], f"{a.model} is not listed")
+
+
+def openai_chat(a: Asked) -> None:
+    answer = _openai(a).chat.completions.create(model=a.model, messages=CHAT, max_tokens=16)
+    _need(answer.choices[0].message.content and answer.usage.total_tokens, "no text, or no usage")
+
+
+def openai_stream(a: Asked) -> None:
+    options = {"include_usage": True}
+    events = list(
+        _openai(a).chat.completions.create(
+            model=a.model, messages=CHAT, max_tokens=16, stream=True, stream_options=options
+        )
+    )
+    _need(any(e.choices and e.choices[0].delta.content for e in events), "no text")
+    _need(events[-1].usage is not None, "no usage at the end")
+
+
+def openai_async(a: Asked) -> None:
+    from openai import AsyncOpenAI
+
+    async def ask() -> Any:
+        async with AsyncOpenAI(
+            base_url=f"{a.url}/v1", api_key=a.key, max_retries=0, timeout=PATIENCE_S
+        ) as client:
+            return await client.chat.completions.create(model=a.model, messages=CHAT, max_tokens=16)  # type: ignore[arg-type]
+
+    _need(asyncio.run(ask()).choices[0].message.content, "no text")
+
+
+def openai_tools(a: Asked) -> None:
+    answer = _openai(a).chat.completions.create(
+        model=a.model, messages=QUESTION, tools=[TOOL], tool_choice="required", max_tokens=128
+    )
+    calls = answer.choices[0].message.tool_calls
+    _need(calls, "no tool was called")
+    _need_city(calls[0].function.name, calls[0].function.arguments)
+
+
+def openai_structured(a: Asked) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "colour", "schema": SCHEMA, "strict": True}}
+    answer = _openai(a).chat.completions.create(
+        model=a.model, messages=CHAT, response_format=form, max_tokens=64
+    )
+    _need_colour(answer.choices[0].message.content)
+
+
+def openai_completions(a: Asked) -> None:
+    answer = _openai(a).completions.create(model=a.model, prompt="One, two,", max_tokens=8)
+    _need(answer.choices[0].text, "no text")
+
+
+def openai_responses(a: Asked) -> None:
+    _need(
+        _openai(a).responses.create(model=a.model, input="Name a colour.", max_output_tokens=16).output_text,
+        "no text",
+    )
+
+
+def openai_responses_stream(a: Asked) -> None:
+    kinds = [
+        e.type
+        for e in _openai(a).responses.create(
+            model=a.model, input="Name a colour.", max_output_tokens=16, stream=True
+        )
+    ]
+    _need("response.output_text.delta" in kinds, "no text")
+    _need(kinds[-1] in ("response.completed", "response.incomplete"), f"the last event is {kinds[-1]}")
+
+
+def openai_embeddings(a: Asked) -> None:
+    made = _openai(a).embeddings.create(model=a.embedding, input=["one", "two"])
+    _need(len(made.data) == 2 and len(made.data[0].embedding) > 1, "not two vectors")
+
+
+# anthropic
+
+
+def _anthropic(a: Asked) -> Any:
+    from anthropic import Anthropic
+
+    return Anthropic(base_url=a.url, api_key=a.key, max_retries=0, timeout=PATIENCE_S)
+
+
+def anthropic_chat(a: Asked) -> None:
+    answer = _anthropic(a).messages.create(model=a.model, messages=CHAT, max_tokens=16)
+    _need(
+        any(b.type == "text" and b.text for b in answer.content) and answer.usage.input_tokens,
+        "no text or usage",
+    )
+
+
+def anthropic_stream(a: Asked) -> None:
+    with _anthropic(a).messages.stream(model=a.model, messages=CHAT, max_tokens=16) as stream:
+        _need("".join(stream.text_stream), "no text")
+        _need(stream.get_final_message().stop_reason, "no stop_reason")
+
+
+def anthropic_async(a: Asked) -> None:
+    from anthropic import AsyncAnthropic
+
+    async def ask() -> Any:
+        async with AsyncAnthropic(base_url=a.url, api_key=a.key, max_retries=0, timeout=PATIENCE_S) as client:
+            return await client.messages.create(model=a.model, messages=CHAT, max_tokens=16)  # type: ignore[arg-type]
+
+    _need(asyncio.run(ask()).content, "no text")
+
+
+def anthropic_tools(a: Asked) -> None:
+    tool = {"name": "weather", "description": "Tell the weather of a city.", "input_schema": PARAMETERS}
+    answer = _anthropic(a).messages.create(
+        model=a.model, messages=QUESTION, tools=[tool], tool_choice={"type": "any"}, max_tokens=128
+    )
+    calls = [b for b in answer.content if b.type == "tool_use"]
+    _need(calls, "no tool was called")
+    _need_city(calls[0].name, calls[0].input)
+
+
+def anthropic_count(a: Asked) -> None:
+    _need(_anthropic(a).messages.count_tokens(model=a.model, messages=CHAT).input_tokens > 1, "no count")
+
+
+# ollama
+
+
+def _ollama(a: Asked) -> Any:
+    from ollama import Client
+
+    return Client(host=a.url, headers={"Authorization": f"Bearer {a.key}"}, timeout=PATIENCE_S)
+
+
+def ollama_list(a: Asked) -> None:
+    _need(a.model in [m.model for m in _ollama(a).list().models], f"{a.model} is not listed")
+
+
+def ollama_chat(a: Asked) -> None:
+    answer = _ollama(a).chat(model=a.model, messages=CHAT, options={"num_predict": 16})
+    _need(answer.message.content and answer.done, "no text, or not done")
+
+
+def ollama_stream(a: Asked) -> None:
+    parts = list(_ollama(a).chat(model=a.model, messages=CHAT, stream=True, options={"num_predict": 16}))
+    _need("".join(p.message.content or "" for p in parts) and parts[-1].done, "no text, or not done")
+
+
+def ollama_generate(a: Asked) -> None:
+    _need(
+        _ollama(a).generate(model=a.model, prompt="One, two,", options={"num_predict": 8}).response, "no text"
+    )
+
+
+def ollama_tools(a: Asked) -> None:
+    answer = _ollama(a).chat(
+        model=a.model, messages=QUESTION, tools=[TOOL], options={"num_predict": 128, "temperature": 0}
+    )
+    _need(
+        answer.done, "not done"
+    )  # Ollama's protocol cannot demand a call, so a small model may answer in words
+    for call in answer.message.tool_calls or ():
+        _need_city(call.function.name, dict(call.function.arguments))
+
+
+def ollama_structured(a: Asked) -> None:
+    answer = _ollama(a).chat(model=a.model, messages=CHAT, format=SCHEMA, options={"num_predict": 64})
+    _need_colour(answer.message.content)
+
+
+def ollama_embeddings(a: Asked) -> None:
+    made = _ollama(a).embed(model=a.embedding, input=["one", "two"]).embeddings
+    _need(len(made) == 2 and len(made[0]) > 1, "not two vectors")
+
+
+# langchain-openai
+
+
+def _langchain(a: Asked, limit: int = 16) -> Any:
+    from langchain_openai import ChatOpenAI
+
+    options: dict[str, Any] = {"max_retries": 0, "timeout": PATIENCE_S, "max_tokens": limit}
+    return ChatOpenAI(model=a.model, base_url=f"{a.url}/v1", api_key=a.key, **options)  # type: ignore[arg-type]
+
+
+def langchain_chat(a: Asked) -> None:
+    _need(_langchain(a).invoke("Name a colour.").content, "no text")
+
+
+def langchain_stream(a: Asked) -> None:
+    _need("".join(str(c.content) for c in _langchain(a).stream("Name a colour.")), "no text")
+
+
+def langchain_tools(a: Asked) -> None:
+    calls = (
+        _langchain(a, 128).bind_tools([TOOL], tool_choice="required").invoke("Weather in Paris?").tool_calls
+    )
+    _need(calls, "no tool was called")
+    _need_city(calls[0]["name"], calls[0]["args"])
+
+
+def langchain_structured(a: Asked) -> None:
+    schema = {"title": "colour", "description": "A colour.", **SCHEMA}
+    made = _langchain(a, 64).with_structured_output(schema, method="json_schema").invoke("Name a colour.")
+    _need_colour(json.dumps(made))
+
+
+# llm
+
+
+def _llm(a: Asked) -> Any:
+    from llm.default_plugins.openai_models import Chat
+
+    model = Chat("freehold", model_name=a.model, api_base=f"{a.url}/v1")
+    model.key = a.key
+    return model
+
+
+def llm_prompt(a: Asked) -> None:
+    _need(_llm(a).prompt("Name a colour.", stream=False, max_tokens=16, key=a.key).text(), "no text")
+
+
+def llm_stream(a: Asked) -> None:
+    _need("".join(_llm(a).prompt("Name a colour.", stream=True, max_tokens=16, key=a.key)), "no text")
+
+
+# distribution -> feature -> check
+CHECKS: dict[str, dict[str, Callable[[Asked], None]]] = {
+    "openai": {
+        "models": openai_models,
+        "chat": openai_chat,
+        "stream": openai_stream,
+        "async": openai_async,
+        "tools": openai_tools,
+        "structured": openai_structured,
+        "completions": openai_completions,
+        "responses": openai_responses,
+        "responses, stream": openai_responses_stream,
+        "embeddings": openai_embeddings,
+    },
+    "anthropic": {
+        "chat": anthropic_chat,
+        "stream": anthropic_stream,
+        "async": anthropic_async,
+        "tools": anthropic_tools,
+        "count tokens": anthropic_count,
+    },
+    "ollama": {
+        "list": ollama_list,
+        "chat": ollama_chat,
+        "stream": ollama_stream,
+        "generate": ollama_generate,
+        "tools": ollama_tools,
+        "structured": ollama_structured,
+        "embeddings": ollama_embeddings,
+    },
+    "langchain-openai": {
+        "chat": langchain_chat,
+        "stream": langchain_stream,
+        "tools": langchain_tools,
+        "structured": langchain_structured,
+    },
+    "llm": {"chat": llm_prompt, "stream": llm_stream},
+}

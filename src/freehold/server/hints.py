@@ -1,0 +1,34 @@
+"""The way out of an error, for somebody who is not at the server's keyboard.
+
+The engine's hints name options of the command line, which is right for the owner behind the Unix socket and of no use
+over the network. Knows the error tree and the requests' fields; knows no route.
+Path: Call.problem -> problems.problem -> hint_for
+"""
+
+from __future__ import annotations
+
+import re
+
+from freehold import errors
+from freehold.errors import FreeholdError
+
+_COMMAND = re.compile(r"(?<![\w-])--[a-z]|\bfreehold [a-z]|\bLLM\.|\bchmod\b")
+# class -> what the one who asked can do. The first class that an error is an instance of counts.
+_WAYS: dict[type[FreeholdError], str] = {
+    errors.ContextOverflow: 'shorten it, or say "overflow": "drop-oldest" in a chat; more context is the operator\'s',
+    errors.ModelNotFound: "GET /v1/models lists what there is",
+    errors.UnsupportedModel: "GET /v1/models lists the others",
+    errors.BadTemplate: "POST /v1/completions takes plain text",
+    errors.AccessDenied: "GET /v1/models lists what is here already",
+    errors.BadModelFile: "GET /v1/models lists the others; this one is the operator's to repair",
+    errors.StoreError: "the operator finds the cause in the server's log",
+    errors.CapacityExceeded: "ask a model that GET /v1/models shows as loaded, or ask again when others are idle",
+    errors.EngineLost: "the operator finds the cause in the server's log",
+}
+
+
+def hint_for(e: FreeholdError, *, owner: bool) -> str:
+    """Return the hint: the error's own for the owner, and where it speaks of no command line; "" for none."""
+    if owner or not _COMMAND.search(e.hint):
+        return e.hint
+    return next((way for kind, way in _WAYS.items() if isinstance(e, kind)), "")

@@ -1,0 +1,106 @@
+"""The OpenAPI document, made of the route table and the structs that handlers read: it cannot say something else.
+
+Knows routes, structs and statuses; knows no handler's insides, so answers are described by their media type alone.
+Path: app.py's routes -> document -> GET /openapi.json
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from starlette.routing import Route
+
+import freehold
+from freehold.server.call import Endpoint, endpoint_of
+
+VERSION = "3.1.0"
+_REFUSALS = {
+    "400": "Malformed: what, where, and what was expected.",
+    "401": "No key, or none of this server's.",
+    "403": "Not for this key, or not for this page.",
+    "404": "No such model, or no such thing.",
+    "413": "The body is too long.",
+    "429": "The key's rate or budget is spent, or too many wait; Retry-After says for how long.",
+    "503": "The server has no room, or is stopping.",
+}
+_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
+
+
+def document(routes: Iterable[Route]) -> dict[str, Any]:
+    """Return the whole document."""
+    table = [(method, route, endpoint_of(route)) for route in routes for method in _methods(route)]
+    structs = {e.request for _, _, e in table if e.request is not None}
+    schemas = msgspec.json.schema_components(
+        sorted(structs, key=lambda s: s.__name__), ref_template="#/components/schemas/{name}"
+    )
+    refs = dict(zip(sorted(structs, key=lambda s: s.__name__), schemas[0], strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for method, route, endpoint in table:
+        path = _PARAMETER.sub(r"{\1}", route.path)
+        paths.setdefault(path, {})[method.lower()] = _operation(method, route, endpoint, refs)
+    return {
+        "openapi": VERSION,
+        "info": {
+            "title": "Freehold",
+            "version": freehold.__version__,
+            "description": "Language models of this machine. Errors are worded by the protocol that was spoken.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas[1],
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+            },
+        },
+    }
+
+
+def _methods(route: Route) -> list[str]:
+    return sorted((route.methods or set()) - {"HEAD"} or {"HEAD"})
+
+
+def _operation(method: str, route: Route, endpoint: Endpoint, refs: dict[Any, Any]) -> dict[str, Any]:
+    said = inspect.getdoc(endpoint.handle) or ""
+    name = re.sub(r"\W+", "_", _PARAMETER.sub(r"\1", route.path)).strip("_")
+    operation: dict[str, Any] = {
+        "operationId": f"{method.lower()}_{name}",
+        "summary": said.splitlines()[0] if said else "",
+        "tags": [endpoint.audience],
+        "responses": _responses(endpoint),
+        "security": [] if endpoint.audience == "all" else [{"bearer": []}, {"header": []}],
+    }
+    parameters = [_parameter(p, "path") for p in _PARAMETER.findall(route.path)]
+    parameters += [_parameter(q, "query") for q in endpoint.query]
+    if parameters:
+        operation["parameters"] = parameters
+    if endpoint.request is not None:
+        content = {"application/json": {"schema": refs[endpoint.request]}}
+        operation["requestBody"] = {"required": True, "content": content}
+    if endpoint.form:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": _form(endpoint)}},
+        }
+    return operation
+
+
+def _form(endpoint: Endpoint) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: {"type": "string"} for name in endpoint.form}
+    fields[endpoint.form[0]] = {"type": "string", "contentMediaType": "application/octet-stream"}
+    return {"type": "object", "properties": fields, "required": list(endpoint.form)}
+
+
+def _parameter(name: str, where: str) -> dict[str, Any]:
+    return {"name": name, "in": where, "required": where == "path", "schema": {"type": "string"}}
+
+
+def _responses(endpoint: Endpoint) -> dict[str, Any]:
+    ok = {"description": "The answer.", "content": {media: {} for media in endpoint.answer}}
+    error = {"application/json": {"schema": {"type": "object"}}}
+    refusals = {status: {"description": text, "content": error} for status, text in _REFUSALS.items()}
+    return {"200": ok, **({} if endpoint.audience == "all" else refusals)}

@@ -1,0 +1,86 @@
+"""`freehold keys`: a key is printed once and kept as a hash; the server's door reads the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from freehold.cli.serve import ring
+from freehold.config import Settings
+from freehold.errors import UsageError
+from freehold.server.accounts import Accounts
+from tests.cli.test_serve import KEY, freehold
+
+
+def settings(home: Path, **more: object) -> Settings:
+    return Settings(home=home, **more)  # type: ignore[arg-type]
+
+
+def test_a_key_is_printed_once_and_opens_the_door(tmp_path: Path):
+    done = freehold(
+        tmp_path, "keys", "add", "ann", "--models", "qwen*, tiny", "--rate", "60/min", "--tokens", "1M/day"
+    )
+    secret = done.out.strip()
+    assert done.status == 0 and secret.startswith("fh-") and len(secret) > 30 and secret not in done.err
+    kept = (tmp_path / "keys.json").read_text()
+    assert secret not in kept and secret[3:] not in kept
+    found = ring(settings(tmp_path), None, "0.0.0.0", insecure=False)
+    key = found.find(secret.encode())
+    assert found.needed and key is not None and (key.models, key.rate) == (("qwen*", "tiny"), "60/min")
+
+
+def test_keys_are_listed_with_what_they_may_and_spent_and_never_themselves(tmp_path: Path):
+    assert "freehold keys add NAME" in freehold(tmp_path, "keys", "list").err
+    secret = freehold(tmp_path, "keys", "add", "ann", "--tokens", "5k/day").out.strip()
+    freehold(tmp_path, "keys", "add", "root", "--admin")
+    accounts = Accounts(settings(tmp_path).accounts)
+    accounts.spend("ann", 1234)
+    accounts.close()
+    out = freehold(tmp_path, "keys", "list").out
+    assert secret not in out and "1,234" in out and "admin" in out and "5k/day" in out
+    rows = json.loads(freehold(tmp_path, "keys", "list", "--json").out)["keys"]
+    assert [(r["name"], r["kind"], r["spent_today"]) for r in rows] == [
+        ("ann", "client", 1234),
+        ("root", "admin", 0),
+    ]
+
+
+def test_a_key_is_revoked_by_name(tmp_path: Path):
+    said = json.loads(freehold(tmp_path, "keys", "add", "ann", "--json").out)
+    assert said["name"] == "ann" and said["key"].startswith("fh-")
+    assert freehold(tmp_path, "keys", "rm", "ann").err == "ann: revoked\n"
+    assert not ring(settings(tmp_path), None, "127.0.0.1", insecure=False)
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["add", "a b"], "no name of a key"),
+        (["add", "x", "--rate", "60"], "no quota"),
+        (["add", "x", "--tokens", "60/min"], "by the day"),
+        (["add", "x", "--admin", "--rate", "1/s"], "asks no model"),
+        (["rm", "x"], "no key 'x'"),
+    ],
+)
+def test_wrong_usage_of_keys_is_said_and_writes_nothing(tmp_path: Path, args: list[str], part: str):
+    done = freehold(tmp_path, "keys", *args)
+    assert (done.status, done.out) == (2, "") and part in done.err
+    assert not (tmp_path / "keys.json").exists()
+
+
+def test_keys_may_lie_elsewhere_and_one_may_come_from_the_environment(tmp_path: Path):
+    file = tmp_path / "other.json"
+    with pytest.raises(UsageError, match="holds no key"):
+        ring(settings(tmp_path), file, "127.0.0.1", insecure=False)
+    secret = freehold(tmp_path, "keys", "add", "ann", "--file", str(file)).out.strip()
+    found = ring(settings(tmp_path, api_key=KEY), file, "127.0.0.1", insecure=False)
+    ann, environment = found.find(secret.encode()), found.find(KEY.encode())
+    assert ann is not None and environment is not None
+    assert (ann.name, environment.name, found.needed) == ("ann", "environment", True)
+
+
+def test_a_loopback_server_without_keys_asks_for_none_until_there_is_one(tmp_path: Path):
+    found = ring(settings(tmp_path), None, "127.0.0.1", insecure=False)
+    assert not found and not found.needed

@@ -1,0 +1,158 @@
+"""`freehold launch`: what it writes into other programs' files, what it leaves alone, and how it takes it back."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from freehold.cli.apps import APPS, Target
+from freehold.cli.edits import NotUnderstood, list_item, merged_json, set_yaml
+from tests.cli.test_serve import freehold
+
+GUIDES = Path(__file__).parents[2] / "docs" / "guides" / "clients"
+PAGES = {
+    "llm": "llm.md",
+    "claude": "claude-code.md",
+    "codex": "codex.md",
+    "aider": "aider.md",
+    "continue": "continue.md",
+    "open-webui": "open-webui.md",
+}
+GIVEN = ("--model", "a:1b", "--url", "http://127.0.0.1:11435", "--key", "fh-secret")
+
+
+def file_of(home: Path, app: str) -> Path:
+    return APPS[app].file({"HOME": str(home), "LLM_USER_PATH": str(home / "llm")}, home)
+
+
+def launch(home: Path, app: str, *args: str):  # type: ignore[no-untyped-def]
+    return freehold(home, "launch", app, *args, LLM_USER_PATH=str(home / "llm"))
+
+
+@pytest.mark.parametrize("app", PAGES)
+def test_a_page_shows_what_the_program_prints(tmp_path: Path, app: str):
+    page = (GUIDES / PAGES[app]).read_text(encoding="utf-8")
+    command = re.search(r"^freehold (launch .*)$", page, re.M)
+    assert command is not None
+    assert f"```\n{freehold(tmp_path, *command[1].split()).out}```" in re.sub(
+        r"```(text|json|toml)\n", "```\n", page
+    )
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_settings_are_written_once_and_taken_back(tmp_path: Path, app: str):
+    shown = launch(tmp_path, app, *GIVEN)
+    path = file_of(tmp_path, app)
+    assert shown.status == 0 and str(path) in shown.err and not path.exists()
+    assert launch(tmp_path, app, *GIVEN, "--write").status == 0
+    assert path.read_text() == shown.out and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert "says so already" in launch(tmp_path, app, *GIVEN, "--write").err
+    assert launch(tmp_path, app, "--restore").status == 0 and not path.exists()
+    assert launch(tmp_path, app, "--restore").status == 2
+
+
+MINE = {
+    "claude": '{"model": "opus", "env": {"EDITOR": "vi", "ANTHROPIC_MODEL": "x"}}',
+    "aider": "# mine\nauto-commits: false\nmodel: gpt-5   # usual\nread:\n  - A.md\n",
+    "continue": "name: Mine\nversion: 1.0.0\nschema: v1\nmodels:\n  # first\n  - name: GPT\n    provider: openai\n"
+    "rules:\n  - Be brief\n",
+    "llm": "- model_id: mine\n  model_name: x\n",
+}
+
+
+@pytest.mark.parametrize("app", MINE)
+def test_what_a_file_holds_already_stays_and_comes_back(tmp_path: Path, app: str):
+    path = file_of(tmp_path, app)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(MINE[app])
+    path.chmod(0o644)
+    for model in ("a:1b", "b:2b"):  # the second one takes the first one's place
+        done = launch(tmp_path, app, *GIVEN, "--model", model, "--write")
+        assert done.status == 0, done.err
+    text = path.read_text()
+    assert text.count("b:2b") >= 1 and "a:1b" not in text and stat.S_IMODE(path.stat().st_mode) == 0o644
+    for kept in re.findall(r"[\w.]+", re.sub(r"(model: gpt-5|\"x\").*", "", MINE[app])):
+        assert kept in text
+    assert path.with_name(path.name + ".before-freehold").read_text() == MINE[app]
+    assert launch(tmp_path, app, "--restore").status == 0 and path.read_text() == MINE[app]
+    assert not list(path.parent.glob("*.before-freehold*"))
+
+
+@pytest.mark.parametrize(
+    ("app", "text"),
+    [
+        ("claude", '{"env": {}, // mine\n}'),
+        ("claude", "[]"),
+        ("claude", '{"env": "x"}'),
+        ("aider", "model: |\n  x\n"),
+        ("aider", "{model: x}"),
+        ("aider", "model: a\nmodel: b\n"),
+        ("continue", "name: x\nmodels: [{name: y}]\n"),
+        ("continue", "name: x\nmodels:\n  a: b\n"),
+        ("continue", "name: x\n\tmodels:\n"),
+        ("llm", "model_id: x\n"),
+    ],
+)
+def test_what_is_not_understood_is_left_alone_and_the_lines_are_shown(tmp_path: Path, app: str, text: str):
+    path = file_of(tmp_path, app)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    done = launch(tmp_path, app, *GIVEN, "--write")
+    assert done.status == 2 and "is left as it is" in done.err and "a:1b" in done.err
+    assert path.read_text() == text and [p.name for p in path.parent.iterdir() if "before" in p.name] == []
+
+
+def test_a_file_that_changed_since_is_not_put_back_unasked(tmp_path: Path):
+    path = file_of(tmp_path, "aider")
+    path.write_text("dark-mode: true\n")
+    launch(tmp_path, "aider", *GIVEN, "--write")
+    path.write_text(path.read_text() + "later: yes\n")
+    done = launch(tmp_path, "aider", "--restore")
+    assert done.status == 2 and "changed since" in done.err and ".before-freehold" in done.err
+    assert launch(tmp_path, "aider", "--restore", "--force").status == 0
+    assert path.read_text() == "dark-mode: true\n"
+
+
+def test_a_link_stays_a_link(tmp_path: Path):
+    path = file_of(tmp_path, "aider")
+    (tmp_path / "dotfiles").write_text("dark-mode: true\n")
+    path.symlink_to(tmp_path / "dotfiles")
+    launch(tmp_path, "aider", *GIVEN, "--write")
+    assert path.is_symlink() and "a:1b" in (tmp_path / "dotfiles").read_text()
+
+
+def test_what_is_written_is_read_as_it_was_meant():
+    t = Target("http://h:1", 'odd "name": #1', "fh-k")
+    assert json.loads(APPS["claude"].edit("", t))["env"]["ANTHROPIC_AUTH_TOKEN"] == "fh-k"
+    codex = tomllib.loads(APPS["codex"].edit("", t))
+    assert codex["model"] == t.model and codex["model_providers"]["freehold"]["env_key"] == "FREEHOLD_API_KEY"
+    yaml = pytest.importorskip("yaml")
+    assert yaml.safe_load(APPS["aider"].edit("", t))["model"] == f"openai/{t.model}"
+    assert yaml.safe_load(APPS["continue"].edit(MINE["continue"], t))["models"][0]["model"] == t.model
+    assert [m["model_id"] for m in yaml.safe_load(APPS["llm"].edit(MINE["llm"], t))] == ["mine", "freehold"]
+
+
+def test_edits_keep_every_other_line():
+    assert set_yaml("# c\na: 1\nb: 'x' # y\n", {"b": "z"}) == '# c\na: 1\nb: "z"\n'
+    assert list_item("models: []\n", "models", ["a: 1"]).startswith("models:\n  # freehold")
+    assert json.loads(merged_json("", "env", {"A": "b"})) == {"env": {"A": "b"}}
+    with pytest.raises(NotUnderstood):
+        list_item("# freehold launch: begin\n", "", ["a: 1"])
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (("cladue",), "did you mean claude"),
+        (("aider",), "which model?"),
+        (("aider", "--restore"), "nothing of aider's was written"),
+    ],
+)
+def test_wrong_usage_of_launch_is_said(tmp_path: Path, args: tuple[str, ...], part: str):
+    done = freehold(tmp_path, "launch", *args)
+    assert done.status == 2 and part in done.err

@@ -1,0 +1,83 @@
+"""The OpenAPI document says what the routes do; a fuzzer that believes it finds no failure of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import msgspec
+import pytest
+from starlette.routing import Route
+
+from freehold.server.app import routes
+from freehold.server.call import endpoint_of
+from freehold.server.openapi import document
+
+DOCUMENT = document(routes())
+
+
+def methods(route: Route) -> list[str]:
+    """Return the methods a route was made for: starlette lets each GET have a HEAD too."""
+    return sorted((route.methods or set()) - {"HEAD"}) or ["HEAD"]
+
+
+def test_the_document_has_each_route_and_no_other():
+    described = {(m, path) for path, item in DOCUMENT["paths"].items() for m in item}
+    served = {(m.lower(), re.sub(r":\w+", "", r.path)) for r in routes() for m in methods(r)}
+    assert described == served
+    names = [op["operationId"] for item in DOCUMENT["paths"].values() for op in item.values()]
+    assert len(names) == len(set(names))
+
+
+def test_each_body_has_the_fields_of_the_struct_that_the_handler_reads():
+    for route in routes():
+        struct, form = endpoint_of(route).request, endpoint_of(route).form
+        method = methods(route)[0].lower()
+        operation = DOCUMENT["paths"][re.sub(r":\w+", "", route.path)][method]
+        assert ("requestBody" in operation) == (struct is not None or bool(form))
+        if struct is not None:
+            name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[
+                2
+            ]
+            fields = {f.encode_name for f in msgspec.structs.fields(struct)}
+            assert set(DOCUMENT["components"]["schemas"][name]["properties"]) == fields
+
+
+def test_every_route_says_what_it_does_and_who_may():
+    for path, item in DOCUMENT["paths"].items():
+        for operation in item.values():
+            assert operation["summary"].endswith("."), path
+            assert (operation["security"] == []) == (path == "/health")
+
+
+def test_every_reference_leads_somewhere():
+    for ref in re.findall(r'"\$ref": "#/components/schemas/([^"]+)"', json.dumps(DOCUMENT)):
+        assert ref in DOCUMENT["components"]["schemas"]
+
+
+def test_the_server_serves_it(serving):
+    server = serving()
+    store = server.doors.server.store is not None
+    assert server.client.get("/openapi.json").json() == document(routes(store=store))
+
+
+@pytest.mark.long
+def test_a_fuzzer_of_the_document_finds_no_failure_of_ours(serving):
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import HealthCheck, given, settings
+
+    server = serving()
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if operation.path == "/admin/stop":
+            continue
+
+        @given(case=operation.as_strategy())
+        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        def no_failure(case) -> None:  # type: ignore[no-untyped-def]
+            answer = case.call(base_url=server.url)
+            assert answer.status_code < 500, (answer.status_code, answer.text, case.as_curl_command())
+
+        no_failure()
+    assert server.client.get("/health").status_code == 200
