@@ -28,7 +28,7 @@ def test_every_route_but_health_needs_a_key(keyed):
         answer = keyed.client.request(method, path.replace("{id:path}", "x"), json={})
         assert answer.status_code == 401, path
         assert answer.headers["www-authenticate"] == "Bearer"
-        assert answer.json()["error"]["type"] == "authentication_error"
+        assert "needs a key" in answer.text
     assert keyed.client.get("/health").status_code == 200
 
 

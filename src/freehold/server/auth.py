@@ -93,7 +93,9 @@ class Guard:
             if audience == "client":
                 raise _forbidden(f"the key {key.name} is an admin's, which asks no model; use a client's")
         elif audience in ("admin", "manage"):
-            raise _forbidden(f"the key {key.name} is a client's; this route wants an admin's")
+            raise _forbidden(
+                f"the key {key.name} is a client's; this route is for an admin's, or the owner's socket"
+            )
         elif audience == "operator" and key.models:
             raise _forbidden(f"the key {key.name} has a scope; this route tells of every model")
 
