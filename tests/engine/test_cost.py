@@ -24,7 +24,15 @@ def test_certain_guesses_are_verified_by_the_dozen():
 
 
 def test_no_step_is_made_longer_than_it_may_be():
-    assert best_extra(CERTAIN, 1, linear(0.05), longest=linear(0.05)(16)) == 15
+    assert best_extra(CERTAIN, 1, linear(0.05), lambda rows: rows <= 16) == 15
+
+
+def test_a_size_that_was_never_tried_is_thought_as_dear_as_the_rows_below_it():
+    cost = StepCost()
+    cost.add(4, 0.02)
+    assert cost.seconds(64) < cost.at_most(64) == pytest.approx(0.32)
+    cost.add(32, 0.05)
+    assert cost.at_most(64) == pytest.approx(0.1) and cost.at_most(32) == 0.05
 
 
 def test_doubtful_guesses_are_verified_while_they_pay():

@@ -8,7 +8,6 @@ Path: Scheduler.learn -> StepCost.add, RowCost.add; Speculation.extend -> best_e
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -72,6 +71,14 @@ class StepCost:
             return self._cost[below] * (1 - share) + self._cost[above] * share
         hope = self._cost[below] + ROW_GUESS * self._cost[self._rows[0]] * (rows - below)
         return hope if above is None else min(hope, self._cost[above])
+
+    def at_most(self, rows: int) -> float:
+        """Return what so many rows will hardly exceed: each no dearer than those of the nearest fewer measured."""
+        at = bisect_left(self._rows, rows + 1)
+        if at == 0:
+            return self.seconds(rows)
+        below = self._rows[at - 1]
+        return self._cost[below] * rows / below
 
     def _drop_stale(self) -> None:
         for rows in [r for r in self._rows if self._steps - self._seen[r] >= STALE]:
@@ -212,22 +219,24 @@ class MixedCost:
 
 
 def best_extra(
-    gains: Sequence[float], plain: int, cost: Callable[[int], float], longest: float = math.inf
+    gains: Sequence[float],
+    plain: int,
+    cost: Callable[[int], float],
+    fits: Callable[[int], bool] = lambda _: True,
 ) -> int:
     """Return how many guesses, likeliest first, give the most tokens a second beside `plain` lone rows.
 
-    `gains` are the chances that each guess becomes a token, falling. 0 when no number promises to pay in a step of
-    at most `longest` seconds.
+    `gains` are the chances that each guess becomes a token, falling. 0 when no number promises to pay; `fits` tells
+    whether a step may have so many rows.
     """
     best, extra = MARGIN * plain / cost(plain), 0
     expected = float(plain)
     for count, gain in enumerate(gains, 1):
         expected += gain
         if plain + count in _TRIED or count == len(gains):
-            seconds = cost(plain + count)
-            if seconds > longest:
+            if not fits(plain + count):
                 break
-            rate = expected / seconds
+            rate = expected / cost(plain + count)
             if rate > best:
                 best, extra = rate, count
     return extra

@@ -124,7 +124,8 @@ class Speculation:
             ranked.sort()
             del ranked[most:]
             longest = max(STEP_S, ITL_FACTOR * self.cost.seconds(len(hopes)))
-            extra = best_extra([-gain for gain, _ in ranked], len(hopes), self.cost.seconds, longest)
+            fits = lambda rows: self.cost.at_most(rows) <= longest  # noqa: E731
+            extra = best_extra([-gain for gain, _ in ranked], len(hopes), self.cost.seconds, fits)
             for _, i in ranked[:extra]:
                 counts[i] += 1
         return counts
