@@ -207,11 +207,14 @@ std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, 
                                              In<int32_t, 2> tables, In<int32_t, 1> logit_rows, const std::vector<ChoiceTuple>& choices,
                                              int64_t tokens_end, const std::vector<std::shared_ptr<Adapter>>& adapters,
                                              const std::optional<In<int32_t, 1>>& row_adapters, const std::optional<In<int32_t, 1>>& hidden_rows,
-                                             const std::optional<InOut<float, 2>>& hidden) {
+                                             const std::optional<InOut<float, 2>>& hidden,
+                                             const std::optional<In<int32_t, 2>>& slots) {
   if (!adapters.empty() && (!row_adapters || row_adapters->size() != tokens.size()))
     throw Error(ErrorKind::Usage, "adapters need a number for each row");
   if (positions.size() != tokens.size() || seqs.size() != tokens.size())
     throw Error(ErrorKind::Usage, "tokens, positions and seqs must have one length");
+  if (slots && (slots->shape(0) != tables.shape(0) || slots->shape(1) != tables.shape(1)))
+    throw Error(ErrorKind::Usage, "tables of blocks and of slots must have one shape");
   Out<float> logits = logits_array(plan.room, logit_rows.size(), static_cast<size_t>(plan.vocab()));
   Out<int64_t> chosen = array<int64_t>({choices.size()});
   std::vector<Choice> wanted;
@@ -229,6 +232,7 @@ std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, 
   step.nadapters = static_cast<int64_t>(named.size());
   step.adapters = named.data();
   step.row_adapters = named.empty() ? nullptr : row_adapters->data();
+  step.slot_tables = slots ? slots->data() : nullptr;
   step.nlogits = static_cast<int64_t>(logit_rows.size());
   step.logit_rows = logit_rows.data();
   step.logits = logits.data();
@@ -257,25 +261,28 @@ void bind_plan(nb::module_& m) {
   }, "inv_freq"_a, "factor"_a = 1.0f, "adjacent"_a = false);
 
   nb::class_<KvCache>(m, "KvCache")
-      .def("__init__", [](KvCache* self, const std::vector<std::tuple<int, int, int>>& layers, int64_t blocks, const std::string& type) {
+      .def("__init__", [](KvCache* self, const std::vector<std::tuple<int, int, int>>& layers, int64_t blocks, const std::string& type,
+                          std::vector<int> windows, int64_t slots) {
         std::vector<KvLayer> shapes;
         for (const auto& [heads, d, dv] : layers) shapes.push_back({heads, d, dv});
-        new (self) KvCache(std::move(shapes), blocks, kv_type_named(type));
-      }, "layers"_a, "blocks"_a, "kv_type"_a = "f16")
+        new (self) KvCache(std::move(shapes), blocks, kv_type_named(type), std::move(windows), slots);
+      }, "layers"_a, "blocks"_a, "kv_type"_a = "f16", "windows"_a = std::vector<int>(), "slots"_a = 0)
       .def_prop_ro("blocks", &KvCache::blocks)
-      .def("copy", &KvCache::copy, "pairs"_a, nb::call_guard<nb::gil_scoped_release>())
-      .def("read_block", [](const KvCache& cache, int64_t block) {
-        Out<uint8_t> out = array<uint8_t>({static_cast<size_t>(cache.bytes_per_block())});
+      .def_prop_ro("slots", &KvCache::slots)
+      .def("copy", &KvCache::copy, "pairs"_a, "slots"_a = std::vector<std::pair<int64_t, int64_t>>(), nb::call_guard<nb::gil_scoped_release>())
+      .def("read_block", [](const KvCache& cache, int64_t block, int64_t slot) {
+        Out<uint8_t> out = array<uint8_t>({static_cast<size_t>(cache.bytes_per_block() + cache.bytes_per_slot())});
         {
           nb::gil_scoped_release free;
-          cache.read_block(block, out.data());
+          cache.read_block(block, slot, out.data());
         }
         return out;
-      }, "block"_a)
-      .def("write_block", [](KvCache& cache, int64_t block, In<uint8_t, 1> bytes) {
+      }, "block"_a, "slot"_a = -1)
+      .def("write_block", [](KvCache& cache, int64_t block, In<uint8_t, 1> bytes, int64_t slot) {
         nb::gil_scoped_release free;
-        cache.write_block(block, bytes.data(), bytes.size());
-      }, "block"_a, "bytes"_a)
+        cache.write_block(block, slot, bytes.data(), bytes.size());
+      }, "block"_a, "bytes"_a, "slot"_a = -1)
+      .def_prop_ro("bytes_per_slot", &KvCache::bytes_per_slot)
       .def_prop_ro("bytes_per_block", &KvCache::bytes_per_block);
 
   nb::class_<Adapter>(m, "Adapter")
@@ -322,7 +329,7 @@ void bind_plan(nb::module_& m) {
       .def("finish", &Plan::finish)
       .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a,
            "choices"_a = std::vector<ChoiceTuple>(), "tokens_end"_a = 0, "adapters"_a = std::vector<std::shared_ptr<Adapter>>(),
-           "row_adapters"_a = nb::none(), "hidden_rows"_a = nb::none(), "hidden"_a = nb::none());
+           "row_adapters"_a = nb::none(), "hidden_rows"_a = nb::none(), "hidden"_a = nb::none(), "slot_tables"_a = nb::none());
 }
 
 void bind_sampling(nb::module_& m) {

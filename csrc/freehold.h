@@ -122,30 +122,43 @@ struct Rope {                     // angles position * inv_freq[i]; cos and sin 
 
 struct KvLayer { int kv_heads, d, dv; };
 KvType kv_type_named(std::string_view name);   // "f16", "f32", "q8"; throws Usage for another
-// Pages for every layer, addressed by one block table. Reserved at once, touched lazily.
+// Pages for every layer, addressed by block. Reserved at once, touched lazily.
+// With `slots`, layers that see a window of positions only (window > 0) keep their pages in so many slots instead: a block
+// has one while somebody may still look at it. Without, they keep all positions, as full layers do.
 class KvCache {
  public:
-  KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type);
+  KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type, std::vector<int> windows = {}, int64_t slots = 0);
   KvType type() const { return type_; }
-  int64_t blocks() const { return blocks_; }
-  int64_t bytes_per_block() const { return block_bytes_; }
+  int64_t blocks() const { return blocks_.count; }
+  int64_t slots() const { return slots_.count; }
+  int64_t bytes_per_block() const { return blocks_.bytes; }
+  int64_t bytes_per_slot() const { return slots_.bytes; }
+  int window() const { return window_; }   // the widest of layers in slots; 0: none are
   const KvLayer& layer(int i) const;
   int layers() const { return static_cast<int>(layers_.size()); }
-  uint8_t* pages(int layer) const;         // its page of block b lies at pages(layer) + b * bytes_per_block()
+  bool in_slots(int layer) const { return layers_[static_cast<size_t>(layer)].in_slots; }
+  uint8_t* pages(int layer) const;         // its page of block (or slot) b lies at pages(layer) + b * stride(layer)
+  int64_t stride(int layer) const { return in_slots(layer) ? slots_.bytes : blocks_.bytes; }
   // Whole blocks, over all layers: copied one after the other, in order; read and written as bytes_per_block() bytes, the
-  // layers' pages in a row. Throw Usage for a block that is not there. The caller sees to it that nobody writes what is
-  // read meanwhile.
-  void copy(const std::vector<std::pair<int64_t, int64_t>>& from_to);
-  void read_block(int64_t block, uint8_t* out) const;
-  void write_block(int64_t block, const uint8_t* in, size_t bytes);
+  // layers' pages in a row, then bytes_per_slot() where there are slots. Throw Usage for a block or slot that is not there.
+  // The caller sees to it that nobody writes what is read meanwhile.
+  void copy(const std::vector<std::pair<int64_t, int64_t>>& blocks, const std::vector<std::pair<int64_t, int64_t>>& slots);
+  void read_block(int64_t block, int64_t slot, uint8_t* out) const;
+  void write_block(int64_t block, int64_t slot, const uint8_t* in, size_t bytes);
  private:
-  void check(int64_t block) const;
-  uint8_t* at(int64_t block) const;
-  std::vector<KvLayer> layers_;
-  std::vector<size_t> offset_;             // of a layer's page within a block
-  int64_t block_bytes_ = 0, blocks_;
+  struct Region {                          // pieces of equal size
+    int64_t count = 0, bytes = 0;
+    std::shared_ptr<Memory> memory;
+    void reserve();
+    void check(int64_t piece, const char* what) const;
+    uint8_t* at(int64_t piece) const { return memory->data + piece * bytes; }
+    void copy(const std::vector<std::pair<int64_t, int64_t>>& from_to, const char* what) const;
+  };
+  struct Place : KvLayer { bool in_slots; size_t offset; };
+  std::vector<Place> layers_;
+  Region blocks_, slots_;
+  int window_ = 0;
   KvType type_;
-  std::shared_ptr<Memory> memory_;
 };
 
 // A row whose next token is wanted and nothing else: the greatest logit (temperature 0), or a plain draw; see sample.h.
@@ -177,6 +190,7 @@ struct Step {
   const int32_t* seqs = nullptr;        // [rows], index into block_tables, non-decreasing
   int64_t nseqs = 0, table_width = 0;
   const int32_t* block_tables = nullptr;  // [nseqs][table_width]
+  const int32_t* slot_tables = nullptr;   // the same for layers in slots, good where a row of the step looks; null where there are none
   int64_t nadapters = 0;                // 0: no row has one, and nothing is looked up
   const Adapter* const* adapters = nullptr;
   const int32_t* row_adapters = nullptr;  // [rows], index into adapters, -1 for none

@@ -15,21 +15,27 @@ constexpr int kMaxLayers = 4096;
 
 }  // namespace
 
-KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type)
-    : layers_(std::move(layers)), blocks_(blocks), type_(type) {
-  if (layers_.empty() || layers_.size() > kMaxLayers) refuse("the cache has 1 to 4096 layers, got " + std::to_string(layers_.size()));
+KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type, std::vector<int> windows, int64_t slots) : type_(type) {
+  if (layers.empty() || layers.size() > kMaxLayers) refuse("the cache has 1 to 4096 layers, got " + std::to_string(layers.size()));
   if (blocks < 1 || blocks > INT32_MAX / kBlockTokens) refuse("a cache of " + std::to_string(blocks) + " blocks is out of range");
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    const KvLayer& l = layers_[i];
+  if (slots < 0 || slots > blocks) refuse(std::to_string(slots) + " slots for " + std::to_string(blocks) + " blocks are out of range");
+  if (slots && windows.size() != layers.size()) refuse("slots need a window for each layer, 0 for none");
+  blocks_.count = blocks;
+  slots_.count = slots;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const KvLayer& l = layers[i];
     if (l.kv_heads < 1 || l.d < 1 || l.dv < 1 || l.kv_heads > 65536 || l.d > 65536 || l.dv > 65536) refuse("layer " + std::to_string(i) + " has no sane head shape");
     if (type == KvType::Q8 && std::max(l.d, l.dv) > kMaxCodeWidth)
       refuse("heads of " + std::to_string(std::max(l.d, l.dv)) + " do not fit q8, which takes " + std::to_string(kMaxCodeWidth) + "; use f16");
-    offset_.push_back(static_cast<size_t>(block_bytes_));
-    block_bytes_ += (l.kv_heads * kv_head_bytes(type, l.d, l.dv) + 63) / 64 * 64;
+    const bool in_slots = slots && windows[i] > 0;
+    if (in_slots) window_ = std::max(window_, windows[i]);
+    Region& r = in_slots ? slots_ : blocks_;
+    layers_.push_back({l, in_slots, static_cast<size_t>(r.bytes)});
+    r.bytes += (l.kv_heads * kv_head_bytes(type, l.d, l.dv) + 63) / 64 * 64;
   }
-  const __int128 total = static_cast<__int128>(block_bytes_) * blocks;
-  if (total > (static_cast<__int128>(1) << 46)) throw Error(ErrorKind::Capacity, "a KV cache of more than 64 TB cannot be reserved");
-  memory_ = Memory::anonymous(static_cast<size_t>(total));
+  if (slots && !window_) refuse("slots, but no layer has a window");
+  blocks_.reserve();
+  slots_.reserve();
 }
 const KvLayer& KvCache::layer(int i) const { return layers_.at(static_cast<size_t>(i)); }
 KvType kv_type_named(std::string_view name) {
@@ -38,28 +44,44 @@ KvType kv_type_named(std::string_view name) {
   if (name == "q8") return KvType::Q8;
   refuse("no type " + std::string(name) + "; there are f16, f32 and q8");
 }
-uint8_t* KvCache::pages(int i) const { return memory_->data + offset_[static_cast<size_t>(i)]; }
-uint8_t* KvCache::at(int64_t block) const { return memory_->data + block * block_bytes_; }
+uint8_t* KvCache::pages(int i) const {
+  const Place& l = layers_[static_cast<size_t>(i)];
+  return (l.in_slots ? slots_ : blocks_).memory->data + l.offset;
+}
 
-void KvCache::check(int64_t block) const {
-  if (block < 0 || block >= blocks_) refuse("no block " + std::to_string(block) + "; there are " + std::to_string(blocks_));
+void KvCache::Region::reserve() {
+  const __int128 total = static_cast<__int128>(bytes) * count;
+  if (total > (static_cast<__int128>(1) << 46)) throw Error(ErrorKind::Capacity, "a KV cache of more than 64 TB cannot be reserved");
+  memory = Memory::anonymous(static_cast<size_t>(std::max<__int128>(total, 1)));   // where all layers have windows, blocks hold nothing
 }
-void KvCache::copy(const std::vector<std::pair<int64_t, int64_t>>& from_to) {
+void KvCache::Region::check(int64_t piece, const char* what) const {
+  if (piece < 0 || piece >= count) refuse("no " + std::string(what) + " " + std::to_string(piece) + "; there are " + std::to_string(count));
+}
+void KvCache::Region::copy(const std::vector<std::pair<int64_t, int64_t>>& from_to, const char* what) const {
   for (const auto& [from, to] : from_to) {
-    check(from);
-    check(to);
+    check(from, what);
+    check(to, what);
   }
-  for (const auto& [from, to] : from_to) std::memmove(at(to), at(from), static_cast<size_t>(block_bytes_));   // from may be to
+  for (const auto& [from, to] : from_to) std::memmove(at(to), at(from), static_cast<size_t>(bytes));   // from may be to
 }
-void KvCache::read_block(int64_t block, uint8_t* out) const {
-  check(block);
-  std::memcpy(out, at(block), static_cast<size_t>(block_bytes_));
+void KvCache::copy(const std::vector<std::pair<int64_t, int64_t>>& blocks, const std::vector<std::pair<int64_t, int64_t>>& slots) {
+  blocks_.copy(blocks, "block");
+  slots_.copy(slots, "slot");
 }
-void KvCache::write_block(int64_t block, const uint8_t* in, size_t bytes) {
-  check(block);
-  if (bytes != static_cast<size_t>(block_bytes_))
-    refuse("a block has " + std::to_string(block_bytes_) + " bytes, got " + std::to_string(bytes));
-  std::memcpy(at(block), in, bytes);
+void KvCache::read_block(int64_t block, int64_t slot, uint8_t* out) const {
+  blocks_.check(block, "block");
+  std::memcpy(out, blocks_.at(block), static_cast<size_t>(blocks_.bytes));
+  if (!slots_.count) return;
+  slots_.check(slot, "slot");
+  std::memcpy(out + blocks_.bytes, slots_.at(slot), static_cast<size_t>(slots_.bytes));
+}
+void KvCache::write_block(int64_t block, int64_t slot, const uint8_t* in, size_t bytes) {
+  blocks_.check(block, "block");
+  if (slots_.count) slots_.check(slot, "slot");
+  if (bytes != static_cast<size_t>(blocks_.bytes + slots_.bytes))
+    refuse("a block has " + std::to_string(blocks_.bytes + slots_.bytes) + " bytes, got " + std::to_string(bytes));
+  std::memcpy(blocks_.at(block), in, static_cast<size_t>(blocks_.bytes));
+  if (slots_.count) std::memcpy(slots_.at(slot), in + blocks_.bytes, static_cast<size_t>(slots_.bytes));
 }
 
 }  // namespace fh

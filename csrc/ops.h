@@ -451,9 +451,10 @@ struct RopeStore final : Op {
       turn(r, qr, heads, q_norm, t);
       turn(r, kr, shape.kv_heads, k_norm, t);
       const int pos = s.positions[t];
-      const int32_t block = s.block_tables[s.seqs[t] * s.table_width + pos / kBlockTokens];
+      const int32_t* table = r.cache->in_slots(layer) ? s.slot_tables : s.block_tables;
+      const int32_t block = table[s.seqs[t] * s.table_width + pos / kBlockTokens];
       r.k->kv_store(kr, r.buffer[v] + t * shape.kv_heads * shape.dv, shape.kv_heads, shape.d, shape.dv, r.cache->type(),
-                    r.cache->pages(layer) + block * r.cache->bytes_per_block(), pos % kBlockTokens);
+                    r.cache->pages(layer) + block * r.cache->stride(layer), pos % kBlockTokens);
     });
   }
 };
@@ -509,8 +510,8 @@ struct Attention final : Op {
     a.q = r.buffer[q] + it.seg.row * a.q_stride;
     a.out = r.buffer[out] + it.seg.row * a.out_stride;
     a.pages = r.cache->pages(layer);
-    a.block_bytes = r.cache->bytes_per_block();
-    a.block_table = r.step->block_tables + it.seg.seq * r.step->table_width;
+    a.block_bytes = r.cache->stride(layer);
+    a.block_table = (r.cache->in_slots(layer) ? r.step->slot_tables : r.step->block_tables) + it.seg.seq * r.step->table_width;
     a.heads = heads;
     a.kv_heads = shape.kv_heads;
     a.d = shape.d;

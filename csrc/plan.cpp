@@ -211,6 +211,7 @@ void Plan::rope_store(int layer, int q, int k, int v, std::shared_ptr<const Rope
 int Plan::attention(int layer, int q, float scale, int window, float softcap) {
   s_->want_layer(layer);
   if (window < 0) refuse("a window must be 0 (none) or positive");
+  if (s_->cache->in_slots(layer) && (!window || window > s_->cache->window())) refuse("layer " + std::to_string(layer) + " looks further back than its slots");
   if (!(scale > 0.0f)) refuse("scores need a scale above 0");
   auto op = std::make_unique<Attention>();
   op->shape = s_->cache->layer(layer);
@@ -392,12 +393,19 @@ void Plan::State::validate(const Step& s) const {
   }
   for (int64_t i = 0; i < s.nhidden; ++i)
     if (s.hidden_rows[i] < 0 || s.hidden_rows[i] >= s.rows) refuse("no row " + std::to_string(s.hidden_rows[i]) + " for hidden");
+  const int window = cache ? cache->window() : 0;
+  if (window && !s.slot_tables) refuse("a cache with slots needs a table of them");
   for (const Segment& seg : segments(s)) {    // every page that will be read or written, not only the new rows'
     if (!cache && seg.position) refuse("a sequence begins at position " + std::to_string(seg.position) + " without a cache");
-    for (int64_t b = 0; cache && b <= (seg.position + seg.rows - 1) / kBlockTokens; ++b) {
-      const int32_t block = s.block_tables[seg.seq * s.table_width + b];
-      if (block < 0 || block >= cache->blocks()) refuse("block " + std::to_string(block) + " is not in the cache");
-    }
+    if (!cache) continue;
+    const int32_t* blocks = s.block_tables + seg.seq * s.table_width;
+    const int64_t end = (seg.position + seg.rows - 1) / kBlockTokens;
+    for (int64_t b = 0; b <= end; ++b)
+      if (blocks[b] < 0 || blocks[b] >= cache->blocks()) refuse("block " + std::to_string(blocks[b]) + " is not in the cache");
+    if (!window) continue;
+    const int32_t* slots = s.slot_tables + seg.seq * s.table_width;
+    for (int64_t b = std::max(0, seg.position - window + 1) / kBlockTokens; b <= end; ++b)
+      if (slots[b] < 0 || slots[b] >= cache->slots()) refuse("slot " + std::to_string(slots[b]) + " is not in the cache");
   }
   for (int64_t t = 0; s.nadapters && t < s.rows; ++t)
     if (s.row_adapters[t] < -1 || s.row_adapters[t] >= s.nadapters) refuse("no adapter " + std::to_string(s.row_adapters[t]));

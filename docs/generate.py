@@ -116,7 +116,8 @@ HTTP_ANSWERS = """## Answers
 Shapes are OpenAI's. Besides:
 
 - Every answer has `freehold`, a receipt: `context` (`limit`, `used`, `cached`, `dropped_messages`), `sampling` (what
-  was really used, with the seed that repeats the answer), `max_tokens`, `timings` (seconds), `warnings`.
+  was really used, with the seed that repeats the answer), `max_tokens`, `n`, `stop`, `priority`, `overflow` and `think`
+  as they were used, `timings` (seconds), `warnings`.
   In a stream the first event has the context, and the last one all of it.
 - Reasoning is in `reasoning_content` and in `reasoning`, both the same.
 - Log-probabilities in chats have `bytes`; in completions a part of a character is written `bytes:\\xe2`.

@@ -126,20 +126,36 @@ class Rope:
     def __init__(self, inv_freq: F32, factor: float = 1.0, adjacent: bool = False) -> None: ...
 
 class KvCache:
-    """Pages of keys and values for all layers, "f16", "f32" or "q8"; layers are (kv_heads, key width, value width)."""
+    """Pages of keys and values for all layers, "f16", "f32" or "q8"; layers are (kv_heads, key width, value width).
 
-    def __init__(self, layers: Sequence[tuple[int, int, int]], blocks: int, kv_type: str = "f16") -> None: ...
+    With `slots`, layers whose entry in `windows` is not 0 lie in so many slots instead of in every block.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[tuple[int, int, int]],
+        blocks: int,
+        kv_type: str = "f16",
+        windows: Sequence[int] = (),
+        slots: int = 0,
+    ) -> None: ...
     @property
     def blocks(self) -> int: ...
     @property
+    def slots(self) -> int: ...
+    @property
     def bytes_per_block(self) -> int: ...
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy blocks over all layers, each (from, to) after the one before it."""
+    @property
+    def bytes_per_slot(self) -> int:
+        """0 without slots."""
 
-    def read_block(self, block: int) -> U8:
-        """Return a block's bytes, uint8 [bytes_per_block]: the layers' pages in a row."""
+    def copy(self, pairs: Sequence[tuple[int, int]], slots: Sequence[tuple[int, int]] = ()) -> None:
+        """Copy blocks, and slots, each (from, to) after the one before it."""
 
-    def write_block(self, block: int, bytes: U8) -> None:
+    def read_block(self, block: int, slot: int = -1) -> U8:
+        """Return a block's bytes: the layers' pages in a row, then those in its slot."""
+
+    def write_block(self, block: int, bytes: U8, slot: int = -1) -> None:
         """Fill a block with what read_block gave."""
 
 class Adapter:
@@ -243,6 +259,7 @@ class Plan:
         row_adapters: I32 | None = None,
         hidden_rows: I32 | None = None,
         hidden: F32 | None = None,
+        slot_tables: I32 | None = None,
     ) -> tuple[F32, NDArray[np.int64]]:
         """Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
         logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
@@ -251,6 +268,7 @@ class Plan:
         positions. A step without logit_rows screens: it need not read the whole of a head in two planes.
         `row_adapters` int32 [rows]: which of `adapters` each row is computed with, -1 for none.
         `hidden` float32 [H, hidden_width] is filled with what the head would read of `hidden_rows` int32 [H].
+        `slot_tables`: as block_tables, for a cache with slots; read where a row of the step looks.
         """
 
 def sample(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import httpx2
 import pytest
 from starlette.responses import JSONResponse
 
@@ -181,6 +182,22 @@ def test_a_real_model_gives_the_same_bits_attached_and_here(tmp_path: Path, mode
     here = json.loads(freehold(tmp_path, "run", *asked, *more).out)
     for name in ("text", "finish_reason", "seed", "logprobs", "warnings"):
         assert there[name] == here[name]
+
+
+@pytest.mark.model
+def test_a_prefix_outlives_the_server_and_the_answer_is_the_same(tmp_path: Path, model_path):
+    path = str(model_path("smollm2:135m"))
+    asked = {"model": path, "prompt": "The fox ran over the hill. " * 60, "max_tokens": 24, "temperature": 0}
+    answers = []
+    for _ in range(2):  # the second time in a server, and an engine, that never saw the prompt
+        with server(tmp_path, path) as (process, url):
+            answers.append(httpx2.post(f"{url}/v1/completions", json=asked, timeout=120).json())
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+    first, second = answers
+    assert first["choices"][0]["text"] == second["choices"][0]["text"]
+    assert first["freehold"]["context"]["cached"] == 0
+    assert second["freehold"]["context"]["cached"] > 0.9 * second["usage"]["prompt_tokens"]
 
 
 def test_verbose_run_says_where_the_model_is_held(home: Path, tiny: str, real: str):

@@ -13,6 +13,7 @@ from freehold.engine.prefix import Node
 from freehold.engine.runner import ModelRunner
 from freehold.engine.scheduler import Work
 from freehold.engine.sequence import Request, Sequence
+from freehold.engine.slots import Slots
 from freehold.models.loader import LoadedModel
 from freehold.types import SamplingParams
 
@@ -26,17 +27,21 @@ def sequence(tokens: list[int], tenant: str = "") -> Sequence:
 class Rig:
     """Steps sequences as the engine does, and gives the logits after each one's newest computed token."""
 
-    def __init__(self, model: LoadedModel, count: int, disk: Path | None = None) -> None:
-        self.blocks = BlockManager(count)
+    def __init__(
+        self, model: LoadedModel, count: int, disk: Path | None = None, slots: int = 0, step_rows: int = 512
+    ) -> None:
+        window = max(model.windows)
+        self.blocks = BlockManager(count, Slots(slots, count, window, step_rows) if slots else None)
         self.runner = ModelRunner(model, self.blocks, 512, model.threads)
         self.disk = None
         if disk is not None:
-            self.disk = DiskCache(disk, dependencies(model, "f16"), self.runner.cache)
+            self.disk = DiskCache(disk, dependencies(model, "f16", bool(slots)), self.runner.cache)
             self.blocks.attach(self.disk)
 
     def step(self, *seqs: Sequence) -> list[np.ndarray]:
         """Compute all missing tokens of sequences that must find room."""
         for seq in seqs:
+            assert not self.blocks.reserve(seq)
             if not seq.table:
                 self.blocks.adopt(seq)
             assert self.blocks.grow(seq, len(seq.tokens))
@@ -45,6 +50,8 @@ class Rig:
 
     def run(self, batch: list[Work]) -> list[np.ndarray]:
         """Compute rows that have blocks."""
+        for work in batch:
+            self.blocks.ready(work.seq, work.first, work.rows)
         rows = self.runner.run(batch, choose=False)
         for work in batch:
             work.seq.computed = work.first + work.count
@@ -80,6 +87,24 @@ def check_books(blocks: BlockManager, live: list[Sequence]) -> None:
     order = {block: i for i, block in enumerate(blocks._cached)}
     for block in cached:  # a leaf is always first in line
         assert all(order[child.block] < order[block] for child in nodes[block].children.values())
+
+    if blocks.slots is not None:
+        check_slots(blocks.slots, live)
+
+
+def check_slots(slots: Slots, live: list[Sequence]) -> None:
+    """Every slot is free or some block's; who looks is counted right, and finds what it looks at."""
+    lookers = [0] * len(slots._lookers)
+    for seq in live:
+        assert seq.looks == ((slots.first(seq.computed), len(seq.table)) if seq.table else (0, 0))
+        for block in seq.table[slice(*seq.looks)]:
+            lookers[block] += 1
+        assert all(slots.of(b) >= 0 for b in seq.table[slots.first(seq.computed) : blocks_for(seq.computed)])
+    assert lookers == slots._lookers
+    held = {block: slots.of(block) for block in range(len(lookers)) if slots.of(block) >= 0}
+    assert sorted([*slots._free, *held.values()]) == list(range(slots.count))
+    assert set(slots._idle) == {block for block in held if not lookers[block]}
+    assert slots._reserved == sum(seq.slots for seq in live) <= slots.count
 
 
 def below(node: Node) -> list[Node]:

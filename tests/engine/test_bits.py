@@ -20,7 +20,11 @@ from tests.engine.formats import FORMATS, TOKENIZER, constraint
 from tests.engine.test_speculation import eager
 
 ADAPTERS = {"model": "adapters", "sliding": "sliding_adapters"}
-CONTEXT, BLOCKS = 96, 3  # a pool too small for all, so that sequences are preempted
+CONTEXT = 96
+BLOCKS = [
+    3,
+    12,
+]  # a pool too small for all, so that sequences are preempted; one whose window layers have few slots
 
 PARAMS = st.builds(
     SamplingParams,
@@ -112,6 +116,7 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_guesses_formats_and
     model: LoadedModel = request.getfixturevalue(name)
     asks = data.draw(batches(request.getfixturevalue(ADAPTERS[name])))
     alone = [answer for ask in asks for answer in lonely(model, ask, kv_type)]
+    blocks = data.draw(st.sampled_from(BLOCKS))
     died = [data.draw(st.integers(0, len(answer))) for answer in alone]  # tokens an engine before had made
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler_module, "STALL_S", 0.0)
@@ -119,6 +124,7 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_guesses_formats_and
         shared = Engine(
             model,
             context=CONTEXT,
+            blocks=blocks,
             kv_type=kv_type,
             step_rows=data.draw(st.sampled_from([3, 16, 64])),
             threads=data.draw(st.sampled_from([1, 2])),
@@ -134,7 +140,7 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_guesses_formats_and
         got = pumped(shared, running) if served else interleaved(running, data)
         assert got == [answer[k:] for answer, k in zip(alone, died, strict=True)]
         assert [a.finish_reason for a in running] == [answer[-1].finish_reason for answer in alone]
-        assert (shared.free_blocks, shared.stats().blocks_live) == (BLOCKS, 0)
+        assert (shared.free_blocks, shared.stats().blocks_live) == (blocks, 0)
         whole = asks[0].prompt + [out.id for out in alone[0]]
         fresh = Engine(model, context=CONTEXT, kv_type=kv_type, speculate=False)
         adapter = asks[0].options["adapter"]

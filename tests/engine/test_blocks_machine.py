@@ -27,6 +27,7 @@ from freehold.models.loader import LoadedModel
 from tests.engine.rig import Rig, check_books, sequence
 
 POOL, LONGEST = 10, 130  # five blocks at most, so that three sequences are too many
+ROWS = 64  # of a step, where window layers have slots
 TOKEN = st.integers(5, 7)  # few, so that prompts agree by chance inside a block
 BEGINNINGS = [[5 + i * k % 11 for i in range(100)] for k in (1, 2)]
 PROMPTS = st.builds(
@@ -44,6 +45,7 @@ class Pool(RuleBasedStateMachine):
     oracle: Rig
     rows: dict[tuple[int, ...], np.ndarray]  # what the oracle computed, by tokens
     on_disk: bool
+    slots: int  # of window layers; 0: they keep all positions
 
     @initialize()
     def begin(self) -> None:
@@ -51,7 +53,7 @@ class Pool(RuleBasedStateMachine):
         self.start()
 
     def start(self) -> None:
-        self.rig = Rig(self.model, POOL, Path(self.folder.name) if self.folder else None)
+        self.rig = Rig(self.model, POOL, Path(self.folder.name) if self.folder else None, self.slots, ROWS)
         self.live: list[Sequence] = []
         self.seen: dict[str, list[list[int]]] = {"": [], "a": []}  # what each tenant ever computed
 
@@ -87,6 +89,7 @@ class Pool(RuleBasedStateMachine):
         room = self.rig.blocks.stretch(seq, len(seq.tokens) + len(made) + wrong) - len(seq.tokens)
         draft = (*made, *[9] * wrong)[:room]
         held = min(len(made), room)
+        self.rig.blocks.ready(seq, seq.computed, 1 + len(draft))
         self.rig.runner.run([Work(seq, seq.computed, 1, draft)], choose=False)
         seq.tokens += made[:held]
         seq.computed = len(seq.tokens) - 1 if held else len(seq.tokens)
@@ -105,8 +108,9 @@ class Pool(RuleBasedStateMachine):
         parent = data.draw(st.sampled_from([s for s in self.live if s.computed]))
         tokens = parent.tokens if token is None else [*parent.tokens[: parent.computed], token]
         child = sequence(tokens, parent.request.tenant)
-        self.rig.blocks.fork(parent, child)
-        self.live.append(child)
+        if not self.rig.blocks.reserve(child):
+            self.rig.blocks.fork(parent, child)
+            self.live.append(child)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -149,7 +153,7 @@ class Pool(RuleBasedStateMachine):
         known = (common_prefix(seq.tokens[:-1], tokens) for tokens in self.seen[tenant])
         assert match <= max(known, default=0)
         for other in self.live:
-            if other.request.tenant == tenant:
+            if other.request.tenant == tenant and not self.slots:
                 same = common_prefix(seq.tokens[:-1], other.tokens[: other.computed])
                 assert match >= same // SIZE * SIZE
 
@@ -157,6 +161,9 @@ class Pool(RuleBasedStateMachine):
 
     def place(self, seq: Sequence, keep: list[Sequence]) -> bool:
         blocks = self.rig.blocks
+        while blocks.reserve(seq):
+            if not self.others_yield(keep):
+                return False
         if not seq.table:
             expected = blocks.match(seq)
             while not blocks.adopt(seq, hurry=True):
@@ -164,15 +171,19 @@ class Pool(RuleBasedStateMachine):
             assert seq.computed >= expected // SIZE * SIZE
             assert seq.computed <= expected or self.on_disk
         while not blocks.grow(seq, len(seq.tokens)):
-            victims = [s for s in self.live if s.table and s not in keep]
-            if not victims:
+            if not self.others_yield(keep):
                 return False
-            blocks.release(victims[-1])
         return True
+
+    def others_yield(self, keep: list[Sequence]) -> bool:
+        victims = [s for s in self.live if s.table and s not in keep]
+        if victims:
+            self.rig.blocks.release(victims[-1])
+        return bool(victims)
 
     def cut(self, seq: Sequence, rows: int) -> Work:
         first = min(seq.computed, len(seq.tokens) - 1)
-        return Work(seq, first, min(rows, len(seq.tokens) - first))
+        return Work(seq, first, min(rows, len(seq.tokens) - first, ROWS if self.slots else rows))
 
     def expected(self, tokens: list[int]) -> np.ndarray:
         key = tuple(tokens)
@@ -189,14 +200,17 @@ class Pool(RuleBasedStateMachine):
         return seq.computed == len(seq.tokens) - 1 and len(seq.tokens) < LONGEST - 10
 
 
-@pytest.mark.parametrize(("name", "on_disk"), [("model", True), ("sliding", False)])
+@pytest.mark.parametrize(
+    ("name", "on_disk", "slots"),
+    [("model", True, 0), ("sliding", False, 0), ("sliding", False, 9), ("sliding", True, 9)],
+)
 def test_books_balance_and_hits_are_a_recomputes_bits(
-    name: str, on_disk: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    name: str, on_disk: bool, slots: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(blocks_module, "KEPT_BLOCKS", 1)
     monkeypatch.setattr(blocks_module, "LOAD_S", 0.0)
     loaded: LoadedModel = request.getfixturevalue(name)
-    facts = {"model": loaded, "oracle": Rig(loaded, 8), "rows": {}, "on_disk": on_disk}
+    facts = {"model": loaded, "oracle": Rig(loaded, 8), "rows": {}, "on_disk": on_disk, "slots": slots}
     run_state_machine_as_test(
         type("Machine", (Pool,), facts),
         settings=settings(

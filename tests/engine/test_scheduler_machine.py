@@ -9,6 +9,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from freehold.engine.blocks import blocks_for
 from freehold.engine.sequence import Sequence, TokenOut
 from freehold.types import Priority
+from tests.engine.rig import check_slots
 from tests.engine.world import World
 
 SHARED = list(range(1_000_000, 1_000_200))
@@ -19,9 +20,13 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     seqs = Bundle("seqs")
 
-    @initialize(blocks=st.sampled_from([16, 30, 100]), rows=st.sampled_from([4, 48, 512]))
-    def begin(self, blocks: int, rows: int) -> None:
-        self.world = World(blocks=blocks, rows=rows)
+    @initialize(
+        blocks=st.sampled_from([16, 30, 100]),
+        rows=st.sampled_from([4, 48, 512]),
+        window=st.sampled_from([0, 40, 100]),
+    )
+    def begin(self, blocks: int, rows: int, window: int) -> None:
+        self.world = World(blocks=blocks, rows=rows, window=window)
         self.stalled: list[Sequence] = []
 
     @rule(
@@ -73,6 +78,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         held = {block for seq in live for block in seq.table}
         assert len(held) == self.world.blocks.live
         assert all(len(seq.table) <= blocks_for(len(seq.tokens)) for seq in live)
+        if self.world.blocks.slots is not None:
+            check_slots(self.world.blocks.slots, list(live))
         assert all(seq.done and not seq.table for seq in self.world.logs if seq not in live)
 
     def teardown(self) -> None:

@@ -8,6 +8,7 @@ from math import inf
 from freehold.engine.blocks import BlockManager
 from freehold.engine.scheduler import Scheduler, Work
 from freehold.engine.sequence import Request, Sequence
+from freehold.engine.slots import Slots, quota
 from freehold.types import Priority, SamplingParams
 
 # A 0.5b on two cores, about: seconds of a lone row, of each more, of a prompt's row and of a position it sees.
@@ -32,10 +33,18 @@ class World:
     """Steps, a clock, and everybody's log."""
 
     def __init__(
-        self, blocks: int = 1000, rows: int = 512, target_itl_s: float | None = None, guess_s: float = 0.0
+        self,
+        blocks: int = 1000,
+        rows: int = 512,
+        target_itl_s: float | None = None,
+        guess_s: float = 0.0,
+        window: int = 0,
     ) -> None:
+        """`window`: of layers that have slots, as few as go."""
         self.now = 0.0
-        self.blocks = BlockManager(blocks)
+        count = quota(window, rows)
+        slots = Slots(count, blocks, window, rows) if window > 0 and count < blocks else None
+        self.blocks = BlockManager(blocks, slots)
         self.scheduler = Scheduler(self.blocks, rows, lambda: self.now, target_itl_s, guess_s)
         self.logs: dict[Sequence, Log] = {}
         self.rows_computed = 0
@@ -78,6 +87,8 @@ class World:
         """Compute a step; an idle one lets a moment pass."""
         batch = self.scheduler.schedule()
         assert len({work.seq for work in batch}) == len(batch)
+        for work in batch:
+            self.blocks.ready(work.seq, work.first, work.rows)
         seconds = self.seconds(batch) if batch else 0.01
         self.now += seconds
         if batch:

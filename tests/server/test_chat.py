@@ -55,6 +55,7 @@ def test_whole_answer_has_openais_shape_and_a_receipt(serving):
     assert receipt["context"] == {"limit": 4096, "used": 5, "cached": 1, "dropped_messages": 2}
     assert receipt["sampling"]["seed"] == 11 and receipt["max_tokens"] == 4094
     assert receipt["warnings"] == [] and receipt["timings"]["total_s"] >= 0
+    assert (receipt["n"], receipt["stop"], receipt["priority"]) == (1, [], "interactive")
 
 
 def test_streamed_pieces_join_to_the_whole_answer(serving):

@@ -56,7 +56,7 @@ STEP_NS = (
 )
 
 
-def dependencies(model: LoadedModel, kv_type: str) -> dict[str, object]:
+def dependencies(model: LoadedModel, kv_type: str, slots: bool = False) -> dict[str, object]:
     """List what a block's bytes depend on besides its tokens, and an adapter, which is part of the salt.
 
     Forward passes are Python and arithmetic is native: both count by their sources, so no change can be forgotten.
@@ -73,6 +73,7 @@ def dependencies(model: LoadedModel, kv_type: str) -> dict[str, object]:
         "kv": kv_type,
         "layers": model.kv_layers,
         "kinds": [kind.value for kind in layer_kinds(model)],
+        "slots": slots,  # then window layers' pages come last
         "tokens": native.BLOCK_TOKENS,
     }
 
@@ -82,9 +83,11 @@ class Pool(Protocol):
 
     @property
     def bytes_per_block(self) -> int: ...
-    def read_block(self, block: int) -> U8: ...
-    def write_block(self, block: int, bytes: U8) -> None: ...
-    def copy(self, pairs: list[tuple[int, int]]) -> None: ...
+    @property
+    def bytes_per_slot(self) -> int: ...
+    def read_block(self, block: int, slot: int = -1) -> U8: ...
+    def write_block(self, block: int, bytes: U8, slot: int = -1) -> None: ...
+    def copy(self, pairs: list[tuple[int, int]], slots: list[tuple[int, int]] = ...) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class _Chain:
     salt: str
     nodes: list[Node]
     first: int  # blocks before it lie on disk already
-    holds: Callable[[Node], bool]
+    read: Callable[[Node], U8 | None]  # the content of its block, if it has that still
 
 
 class DiskCache:
@@ -105,6 +108,7 @@ class DiskCache:
     ) -> None:
         """Use at most `budget` bytes (None: 4 GB or a tenth of what is free)."""
         self.pool = pool
+        self._bytes = pool.bytes_per_block + pool.bytes_per_slot
         self.dropped = (
             0  # blocks that were not written: too many waited, the pool took them back, the disk failed
         )
@@ -124,7 +128,7 @@ class DiskCache:
 
         It lies in one buffer: a block's content is good until the next one is asked for.
         """
-        content = np.empty(self.pool.bytes_per_block, np.uint8)
+        content = np.empty(self._bytes, np.uint8)
         for i, name, head in self._names(salt, keys, first):
             if not self._fill(content, self._folder / name, head, i):
                 return
@@ -151,18 +155,18 @@ class DiskCache:
             name.update(key)
             tokens += key
             if i >= first:
-                counts = struct.pack(">II", len(tokens) // TOKEN_BYTES, self.pool.bytes_per_block)
+                counts = struct.pack(">II", len(tokens) // TOKEN_BYTES, self._bytes)
                 yield i, name.hexdigest() + SUFFIX, MAGIC + salted + counts + tokens
 
     # --- writing -----------------------------------------------------------------------------------
 
-    def keep(self, salt: str, nodes: list[Node], first: int, holds: Callable[[Node], bool]) -> None:
-        """Write a prompt's full blocks from `first` on, soon; `holds` tells whether one has its content still."""
+    def keep(self, salt: str, nodes: list[Node], first: int, read: Callable[[Node], U8 | None]) -> None:
+        """Write a prompt's full blocks from `first` on, soon; `read` gives the content of one that has it still."""
         with self._lock:
             if self._closed or len(self._chains) >= QUEUE:
                 self.dropped += len(nodes) - first
                 return
-            self._chains.append(_Chain(salt, nodes, first, holds))
+            self._chains.append(_Chain(salt, nodes, first, read))
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write_all, name="freehold-disk", daemon=True)
                 self._writer.start()
@@ -197,8 +201,8 @@ class DiskCache:
         for i, name, head in self._names(chain.salt, keys, chain.first):
             node, path = chain.nodes[i], self._folder / name
             if not path.exists():
-                content = self.pool.read_block(node.block)
-                if not chain.holds(node):  # it was taken, perhaps while we read
+                content = chain.read(node)
+                if content is None:
                     return
                 self._make_room(len(head) + 4 + len(content))
                 self._write(path, head, content, i)

@@ -81,6 +81,11 @@ class Encoder:
         self.close()
 
     @property
+    def cache_bytes(self) -> int:
+        """None is kept."""
+        return 0
+
+    @property
     def cache_bytes_per_token(self) -> int:
         """None are kept."""
         return 0

@@ -25,7 +25,14 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.engine.blocks import BlockManager, blocks_for
 from freehold.engine.budget import MAX_ROWS
-from freehold.engine.capacity import KV_TYPES, MEMORY_SHARE, KvType, bytes_per_block, choose_context
+from freehold.engine.capacity import (
+    KV_TYPES,
+    MEMORY_SHARE,
+    CacheBytes,
+    KvType,
+    bytes_per_block,
+    choose_context,
+)
 from freehold.engine.disk import DiskCache, dependencies
 from freehold.engine.draft import DraftModel
 from freehold.engine.generation import Generation
@@ -42,6 +49,7 @@ from freehold.engine.sampler import (
 )
 from freehold.engine.scheduler import Scheduler, Work
 from freehold.engine.sequence import Request, Sequence, TokenOut
+from freehold.engine.slots import Slots
 from freehold.engine.speculation import Speculation
 from freehold.errors import (
     ContextOverflow,
@@ -123,10 +131,14 @@ class Engine:
         pool = model.threads if threads in (None, model.threads.size) else native.Threads(threads)
         count = max(blocks or 0, blocks_for(self.context))
         self.threads = pool.size
-        self._blocks = BlockManager(count)
+        self._cache_bytes = CacheBytes.of(model, kv_type, step_rows)
+        window, slots = max(model.windows, default=0), self._cache_bytes.slots(count)
+        self._blocks = BlockManager(count, Slots(slots, count, window, step_rows) if slots else None)
         self._runner: ModelRunner | None = ModelRunner(model, self._blocks, step_rows, pool, kv_type)
         if disk is not None and model.digest:
-            self._blocks.attach(DiskCache(disk, dependencies(model, kv_type), self._runner.cache))
+            self._blocks.attach(
+                DiskCache(disk, dependencies(model, kv_type, bool(slots)), self._runner.cache)
+            )
         row_s = 2 * model.weights_per_token / (GUESSED_OPS * pool.size)
         self._scheduler = Scheduler(self._blocks, step_rows, time.monotonic, target_itl_s, row_s)
         drafter = None
@@ -153,6 +165,11 @@ class Engine:
     def cache_bytes_per_token(self) -> int:
         """Bytes of keys and values of one position, over all layers."""
         return bytes_per_block(self.model, self._kv_type) // native.BLOCK_TOKENS
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the whole cache, those of a draft model's apart."""
+        return self._cache_bytes.total(self._blocks.count)
 
     @property
     def free_blocks(self) -> int:
@@ -434,6 +451,8 @@ class Engine:
         try:
             if self._speculation is not None:
                 batch = self._speculation.extend(batch, self._scheduler)
+            for work in batch:
+                self._blocks.ready(work.seq, work.first, work.rows)
             results = self._runner.run(batch)
         except Exception as e:
             self._give_up(batch, e)

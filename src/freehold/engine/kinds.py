@@ -1,8 +1,8 @@
 """The kinds of layers by what their cache must still hold for a prefix to be taken over.
 
 Knows a model's layers; knows no block. A hit after p tokens is good when every layer has what it needs to compute
-token p as if it had computed all before it. Today every kind below that a family uses keeps all positions in the
-blocks of one table, so a path through the tree is a hit for all layers.
+token p as if it had computed all before it. Full layers keep all positions in the blocks of one table; window layers
+may lie in slots, which follow the window (slots.py). The families of the other kinds have their place here.
 Path: disk.dependencies -> layer_kinds
 """
 

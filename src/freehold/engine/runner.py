@@ -34,7 +34,8 @@ class ModelRunner:
         kv_type: str = "f16",
     ) -> None:
         self._blocks = blocks
-        self.cache = native.KvCache(model.kv_layers, blocks.count, kv_type)
+        slots = blocks.slots.count if blocks.slots is not None else 0
+        self.cache = native.KvCache(model.kv_layers, blocks.count, kv_type, model.windows, slots)
         self._plan = model.build(self.cache, step_rows, threads)
         self._tokens = model.tokens
 
@@ -44,7 +45,7 @@ class ModelRunner:
         With `choose`, a work whose draw is plain gets the tokens the plan chose instead, int64 [wanted rows]:
         see sampler.choose.
         """
-        self.cache.copy(self._blocks.take_copies())
+        self.cache.copy(*self._blocks.take_copies())
         counts = [work.rows for work in batch]
         tokens = np.array([t for work in batch for t in work.tokens], np.int32)
         positions = [p for w in batch for p in range(w.first, w.first + w.rows)]
@@ -60,16 +61,18 @@ class ModelRunner:
             else:
                 rows += wanted
         inside = self._inside(inner)
+        tables, slots = _tables(batch), self._blocks.slots
         logits, tokens_chosen = self._plan.run(
             tokens,
             np.array(positions, np.int32),
             seqs,
-            _tables(batch),
+            tables,
             np.array(rows, np.int32),
             choices,
             self._tokens,
             **_adapters(batch, counts),
             **inside,
+            slot_tables=None if slots is None else slots.table(tables),
         )
         return _dealt(batch, plain, logits, tokens_chosen, inside.get("hidden"))
 

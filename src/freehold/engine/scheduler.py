@@ -350,6 +350,8 @@ class Scheduler:
             return False
         if self._going >= self.budget.most_decodes() or (others and not seq.loading and self._leader(seq)):
             return False
+        if (lacking := blocks.reserve(seq)) and not self._make_slots(seq, lacking):
+            return False
         seq.loading = not self._share(seq)
         if seq.loading:  # others' steps go on meanwhile
             self._loading = True
@@ -386,24 +388,40 @@ class Scheduler:
     def _make_room(self, seq: Sequence, need: int, younger: bool) -> bool:
         """Have `need` blocks free, at others' expense: of those whose reader stalled, of the youngest batch work, of
         the youngest after `seq`. False, and nobody is harmed, if all of them do not hold enough."""
-        rank = self._rank(seq)
-        holders = [s for s in self._live if s.table and s is not seq]
-        stalled = {s for s in holders if s.pending and self._now - s.paused_at > STALL_S}
-        behind = [s for s in holders if self._rank(s) > rank and (younger or self._yields(s) > rank[0])]
-        free, victims = self._blocks.available, []
-        if free + sum(len(s.table) for s in {*stalled, *behind}) < need:
+        victims, chosen = self._victims(seq, younger), []
+        free = self._blocks.available
+        if free + sum(len(s.table) for s in victims) < need:
             return False
-        held = Counter(block for s in (*holders, seq) for block in s.table)
-        for victim in sorted({*stalled, *behind}, key=lambda s: (s in stalled, self._rank(s)), reverse=True):
+        held = Counter(block for s in self._live for block in s.table)
+        for victim in victims:
             if free >= need:
                 break
-            victims.append(victim)
+            chosen.append(victim)
             held.subtract(victim.table)
             free += sum(not held[block] for block in victim.table)
         if free < need:
             return False
+        for victim in chosen:
+            self._preempt(victim)
+        return True
+
+    def _victims(self, seq: Sequence, younger: bool) -> list[Sequence]:
+        """List at whose expense `seq` may have room, in turn: stalled readers' answers, and those behind it in rank."""
+        rank = self._rank(seq)
+        holders = [s for s in self._live if s.table and s is not seq]
+        stalled = {s for s in holders if s.pending and self._now - s.paused_at > STALL_S}
+        behind = [s for s in holders if self._rank(s) > rank and (younger or self._yields(s) > rank[0])]
+        return sorted({*stalled, *behind}, key=lambda s: (s in stalled, self._rank(s)), reverse=True)
+
+    def _make_slots(self, seq: Sequence, lacking: int) -> bool:
+        """Have room for what window layers keep of `seq`, by the rules of `_make_room`."""
+        victims = self._victims(seq, self._impatient(seq))
+        if sum(s.slots for s in victims) < lacking:
+            return False
         for victim in victims:
             self._preempt(victim)
+            if not self._blocks.reserve(seq):
+                break
         return True
 
     def _preempt(self, seq: Sequence) -> None:

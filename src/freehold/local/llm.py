@@ -369,7 +369,7 @@ class LLM:
             kv_tokens=kv_tokens,
             threads=self.threads,
             load_s=self.load_s,
-            memory_bytes=self._weight_bytes + self.adapters.nbytes + kv_tokens * self.cache_bytes_per_token,
+            memory_bytes=self._weight_bytes + self.adapters.nbytes + self._engine.cache_bytes,
             vocab=self._tokenizer.vocab_size,
             can_chat=chats,
             can_fill=self._prompter.fill is not None,

@@ -18,7 +18,7 @@ from freehold import _native as native
 from freehold.config import load_settings
 from freehold.engine import Encoder, Engine
 from freehold.engine.blocks import blocks_for
-from freehold.engine.capacity import MIN_CONTEXT, KvType, bytes_per_block
+from freehold.engine.capacity import MIN_CONTEXT, CacheBytes, KvType, bytes_per_block
 from freehold.engine.pooling import Pooling, checked_pooling
 from freehold.errors import CapacityExceeded, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
@@ -160,13 +160,13 @@ def _pool(
     model: LoadedModel, draft: LoadedModel | None, context: int | None, kv_type: KvType, cache_bytes: int
 ) -> tuple[int, int]:
     """Return the context and the cache's blocks that `cache_bytes` hold. Raises CapacityExceeded."""
-    a_block = sum(bytes_per_block(m, kv_type) for m in (model, draft) if m is not None)
-    most = cache_bytes // a_block
+    bytes_ = CacheBytes.of(model, kv_type, also=0 if draft is None else bytes_per_block(draft, kv_type))
+    most = bytes_.blocks(cache_bytes)
     chosen = context or min(model.context, most * native.BLOCK_TOKENS)
     need = blocks_for(max(chosen, 1))
     if need > most or chosen < min(MIN_CONTEXT, model.context):
         raise CapacityExceeded(
-            f"a context of {context or MIN_CONTEXT:,} tokens takes {show_bytes(max(need, 1) * a_block)}; "
+            f"a context of {context or MIN_CONTEXT:,} tokens takes {show_bytes(bytes_.total(max(need, 1)))}; "
             f"{show_bytes(cache_bytes)} are free for the cache of {model.name}",
             "free memory, unload another model, or name a smaller --context",
         )

@@ -122,7 +122,7 @@ class Answering:
         """`fit` has the last word on a job, once it is known what the model can do; it warns of what it takes out."""
         self.call, self.shape, self.jobs = call, shape, jobs
         self._keep_alive, self._fit = keep_alive, fit
-        self.tally = Tally(len(jobs), call.started, warnings)
+        self.tally = Tally(jobs, call.started, warnings)
         self._open = sum(job.n for job in jobs)
         self._first = [0, *accumulate(job.n for job in jobs)]  # number of each job's first choice
         self._abreast = asyncio.Semaphore(ABREAST)
@@ -242,7 +242,7 @@ class Answering:
     ) -> None:
         stream = await served.start(self._left(self.jobs[job]), self._keep_alive)
         try:
-            self.tally.begun(job, stream.begin, self.jobs[job].max_tokens)
+            self.tally.begun(job, stream.begin)
             self.call.server.metrics.of(served.name).began(self.jobs[job].n, stream.begin.max_tokens)
             await self.shape.begun(served, job, self._choices(job), stream.begin)
             await opened(job, stream.begin)

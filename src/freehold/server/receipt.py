@@ -12,15 +12,16 @@ from typing import Any
 
 import msgspec
 
-from freehold.types import Begin, Usage
+from freehold.types import Begin, Job, Usage
 
 
 class Tally:
     """Begins and usages of a request's jobs. `started`: time.monotonic() of its arrival."""
 
-    def __init__(self, jobs: int, started: float, warnings: Sequence[str]) -> None:
-        self.begins: list[Begin | None] = [None] * jobs
-        self._usages: list[list[Usage]] = [[] for _ in range(jobs)]
+    def __init__(self, jobs: Sequence[Job], started: float, warnings: Sequence[str]) -> None:
+        self._jobs = jobs
+        self.begins: list[Begin | None] = [None] * len(jobs)
+        self._usages: list[list[Usage]] = [[] for _ in jobs]
         self._started, self.warnings = started, list(warnings)
         self.load_s = 0.0  # until the model was in memory
 
@@ -29,11 +30,12 @@ class Tally:
         """Seconds since the request came."""
         return time.monotonic() - self._started
 
-    def begun(self, job: int, begin: Begin, asked: int | None) -> None:
-        """Note what the engine took in. `asked`: tokens; the context may have room for fewer, which is told once."""
+    def begun(self, job: int, begin: Begin) -> None:
+        """Note what the engine took in; that the context has room for fewer tokens than were asked for is told once."""
         self.begins[job] = begin
         for left in begin.warnings:
             self.warn(left)
+        asked = self._jobs[job].max_tokens
         if asked is not None and asked > begin.max_tokens:
             self.warn(f"max_tokens was cut to what the context of {begin.context:,} tokens has room for")
 
@@ -74,6 +76,7 @@ class Tally:
             "context": {**context(begin), "used": used, "cached": self.cached_tokens},
             "sampling": msgspec.to_builtins(begin.sampling),
             "max_tokens": begin.max_tokens,
+            **_asked(self._jobs[0]),
             "timings": self._timings(),
             "warnings": self.warnings,
         }
@@ -87,6 +90,17 @@ class Tally:
             "drafted_tokens": sum(u.drafted_tokens for u in usages),
             "accepted_tokens": sum(u.accepted_tokens for u in usages),
         }
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    """Return what else of a job decides its answer and its turn; all jobs of a request have it in common."""
+    return {
+        "n": job.n,
+        "stop": job.stop,
+        "priority": job.priority,
+        "overflow": job.overflow,
+        "think": job.think,
+    }
 
 
 def context(begin: Begin) -> dict[str, int]:

@@ -35,7 +35,7 @@ async def count_tokens(call: Call) -> None:
     request, raw = await call.struct(CountRequest)
     warnings = strangers(raw, CountRequest)
     job = counted_job(request, warnings)
-    tally = Tally(1, call.started, warnings)
+    tally = Tally([job], call.started, warnings)
 
     async def work() -> None:
         served = await call.models.use(request.model)
