@@ -18,14 +18,16 @@ PROMPT = list(range(1000, 1080))
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b"])
+@pytest.mark.parametrize(("name", "strength"), [("smollm2-135m", 0.2), ("qwen2.5-coder-0.5b", 0.05)])
 def test_two_adapters_and_the_base_in_one_batch_are_what_each_is_alone(
-    name: str, model_path: Callable[[str], Path], tmp_path: Path
+    name: str, strength: float, model_path: Callable[[str], Path], tmp_path: Path
 ):
     model = load_model(model_path(name), name=name)
     made = [
         load_adapter(
-            write_for(model, tmp_path / str(seed), seed=seed, rank=rank, dtype=dtype), model, str(seed)
+            write_for(model, tmp_path / str(seed), seed=seed, rank=rank, dtype=dtype, strength=strength),
+            model,
+            str(seed),
         )
         for seed, rank, dtype in ((1, 16, "F16"), (2, 8, "F32"))
     ]

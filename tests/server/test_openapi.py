@@ -77,7 +77,14 @@ def test_a_fuzzer_of_the_document_finds_no_failure_of_ours(serving):
         @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         def no_failure(case) -> None:  # type: ignore[no-untyped-def]
             answer = case.call(base_url=server.url)
-            assert answer.status_code < 500, (answer.status_code, answer.text, case.as_curl_command())
+            offline = (
+                answer.status_code == 503 and "offline mode" in answer.text
+            )  # the documented answer to a download
+            assert answer.status_code < 500 or offline, (
+                answer.status_code,
+                answer.text,
+                case.as_curl_command(),
+            )
 
         no_failure()
     assert server.client.get("/health").status_code == 200

@@ -37,6 +37,8 @@ def test_langchains_standard_tests_pass(coder: Served, tmp_path: Path, api: str)
         "-m",
         "pytest",
         "--asyncio-mode=auto",
+        "-oasyncio_default_fixture_loop_scope=session",
+        "-oasyncio_default_test_loop_scope=session",
         "--rootdir",
         str(tmp_path),
     ]

@@ -178,5 +178,5 @@ def write_for(
     folder.mkdir(parents=True, exist_ok=True)
     config = peft_config(Case(model.name, r=rank, alpha=rank))
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    (folder / "adapter_model.safetensors").write_bytes(files._safetensors(tensors, dtype))
+    (folder / "adapter_model.safetensors").write_bytes(files.safetensors_bytes(tensors, dtype))
     return folder
