@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from freehold.errors import UsageError
@@ -46,6 +46,13 @@ class ToolPiece:
     id: str = ""
     name: str = ""
     arguments: str = ""
+
+    def join(self, calls: list[ToolCall]) -> None:
+        """Add it to the calls of its answer, as far as they have come; a call's first piece begins one."""
+        if self.index == len(calls):
+            calls.append(ToolCall(self.id, self.name, ""))
+        call = calls[self.index]
+        calls[self.index] = replace(call, arguments=call.arguments + self.arguments)
 
 
 @dataclass(frozen=True, slots=True)

@@ -360,10 +360,11 @@ class BlockManager:
             return True
         until = monotonic() + seconds
         starts = range(0, whole * BLOCK_TOKENS, BLOCK_TOKENS)
-        keys = [key_of(seq.tokens[at : at + BLOCK_TOKENS]) for at in starts]
+        keys = (key_of(seq.tokens[at : at + BLOCK_TOKENS]) for at in starts)  # as many as the disk has blocks
         for content in self._disk.read(seq.request.salt, keys, len(path)):
             above = path[-1] if path else self._tree.root(seq.request.salt)
-            key = keys[len(path)]
+            at = len(path) * BLOCK_TOKENS
+            key = key_of(seq.tokens[at : at + BLOCK_TOKENS])
             node = above.children.get(key)  # one that lost its slot, and gets it back
             if node is None and not self.available:
                 return True

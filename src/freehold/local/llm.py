@@ -45,7 +45,6 @@ from freehold.types import (
     Overflow,
     SamplingParams,
     ToolCall,
-    ToolPiece,
     as_format,
 )
 
@@ -522,17 +521,11 @@ class LLM:
         return params if params.seed is not None else replace(params, seed=secrets.randbits(SEED_BITS))
 
 
-def whole_calls(pieces: Iterable[ToolPiece]) -> tuple[ToolCall, ...]:
-    """Join the pieces of an answer's calls."""
-    calls: dict[int, ToolCall] = {}
-    for piece in pieces:
-        begun = calls.get(piece.index, ToolCall(piece.id, piece.name, ""))
-        calls[piece.index] = replace(begun, arguments=begun.arguments + piece.arguments)
-    return tuple(calls.values())
-
-
 def _completion(chunks: Iterable[Chunk], params: SamplingParams) -> Completion:
     got = list(chunks)
+    calls: list[ToolCall] = []
+    for piece in (p for c in got for p in c.tool_calls):
+        piece.join(calls)
     last = got[-1]
     if last.finish_reason is None or last.usage is None or params.seed is None:
         raise RuntimeError("a stream ended without its last chunk")  # our own invariant
@@ -545,5 +538,5 @@ def _completion(chunks: Iterable[Chunk], params: SamplingParams) -> Completion:
         usage=last.usage,
         seed=params.seed,
         dropped_messages=sum(c.dropped_messages for c in got),
-        tool_calls=whole_calls(p for c in got for p in c.tool_calls),
+        tool_calls=tuple(calls),
     )

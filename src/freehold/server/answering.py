@@ -50,10 +50,7 @@ class Choice:
         if chunk.thinking:
             self.thinking.append(chunk.thinking)
         for piece in chunk.tool_calls:
-            if piece.index == len(self.tool_calls):
-                self.tool_calls.append(ToolCall(piece.id, piece.name, ""))
-            call = self.tool_calls[piece.index]
-            self.tool_calls[piece.index] = replace(call, arguments=call.arguments + piece.arguments)
+            piece.join(self.tool_calls)
         self.token_ids += chunk.token_ids
         self.logprobs += chunk.logprobs
         self.reason = chunk.finish_reason or self.reason

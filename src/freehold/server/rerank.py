@@ -15,8 +15,8 @@ from msgspec import Meta, Struct
 
 from freehold.server.call import Call
 from freehold.server.durations import seconds
-from freehold.server.openai.embeddings import Pooling, check_count, cut_warnings
-from freehold.server.openai.fields import Name, strangers
+from freehold.server.openai.embeddings import Embedding, check_count, cut_warnings
+from freehold.server.openai.fields import strangers
 from freehold.server.problems import Refused
 from freehold.types import MAX_TEXTS, EmbedJob, Vectors
 
@@ -27,23 +27,7 @@ class Document(Struct, kw_only=True):
     text: str
 
 
-class Scoring(Struct, kw_only=True):
-    """Fields that reranking and scoring share."""
-
-    model: Annotated[Name, Meta(description="The model whose embeddings are compared.")]
-    pooling: Annotated[Pooling | None, Meta(description="As in /v1/embeddings.")] = None
-    truncate: Annotated[
-        bool | None, Meta(description="Cut texts longer than the context. Default: refuse them.")
-    ] = None
-    keep_alive: Annotated[
-        float | str | None, Meta(description="How long the model stays in memory afterwards.")
-    ] = None
-    user: Annotated[
-        Annotated[str, Meta(max_length=512)] | None, Meta(description="Accepted and not used.")
-    ] = None
-
-
-class RerankRequest(Scoring, kw_only=True):
+class RerankRequest(Embedding, kw_only=True):
     """POST /v1/rerank, /v2/rerank, /rerank: documents in order of how near they are to a query."""
 
     query: Annotated[str, Meta(description="What is looked for.")]
@@ -59,7 +43,7 @@ class RerankRequest(Scoring, kw_only=True):
     ] = None
 
 
-class ScoreRequest(Scoring, kw_only=True):
+class ScoreRequest(Embedding, kw_only=True):
     """POST /v1/score, /score: how near texts are to each other, one to one or one to many."""
 
     text_1: Annotated[str | list[str], Meta(description="A text, or as many as text_2 has.")]
@@ -131,7 +115,7 @@ async def score(call: Call) -> None:
     await call.while_here(work())
 
 
-async def _vectors(call: Call, request: Scoring, texts: list[str]) -> Vectors:
+async def _vectors(call: Call, request: Embedding, texts: list[str]) -> Vectors:
     served = await call.models.use(request.model)
     job = EmbedJob(tuple(texts), request.pooling, bool(request.truncate), tenant=call.tenant)
     return await served.embed(job, seconds(request.keep_alive))

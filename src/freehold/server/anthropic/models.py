@@ -1,6 +1,6 @@
 """GET /v1/models and /v1/models/{id} for clients of Anthropic's, which are told apart by a header.
 
-Knows names, dates and pages; loads nothing. Path: Gate -> app.models -> models -> Models.names
+Knows names, dates and pages; loads nothing. Path: Gate -> app.models -> models -> listing.py
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
-from freehold.errors import ModelNotFound
 from freehold.server.call import Call
 from freehold.server.contract import Held, Loaded
+from freehold.server.listing import answer_one, listed
 from freehold.server.problems import Refused
 
 PAGE, MAX_PAGE = 20, 1000  # models of an answer
@@ -21,19 +21,14 @@ PAGE, MAX_PAGE = 20, 1000  # models of an answer
 async def models(call: Call) -> None:
     """List the models, a page at a time: `limit`, `after_id`, `before_id`."""
     asked = dict(parse_qsl(call.scope["query_string"].decode("latin-1")))
-    page, more = _page(await _described(call), asked)
+    page, more = _page(await listed(call, _model), asked)
     first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
     await call.answer({"data": page, "has_more": more, "first_id": first, "last_id": last})
 
 
 async def model(call: Call) -> None:
     """Describe one; its id may hold `/` and `:`."""
-    name = call.scope["path_params"]["id"]
-    for each in await _described(call):
-        if each["id"] == name:
-            await call.answer(each)
-            return
-    raise ModelNotFound(f"there is no model {name[:200]!r}", "GET /v1/models lists what there is")
+    await answer_one(call, _model)
 
 
 def _page(all_: Sequence[dict[str, Any]], asked: Mapping[str, str]) -> tuple[list[dict[str, Any]], bool]:
@@ -55,12 +50,6 @@ def _place(ids: Sequence[str], id: str, name: str) -> int:
     if id not in ids:
         raise Refused(400, f"{name} is {id[:60]!r}, which is no model here", param=name)
     return ids.index(id)
-
-
-async def _described(call: Call) -> list[dict[str, Any]]:
-    loaded = {each.name: each for each in call.models.loaded()}
-    held = {each.name: each for each in await call.models.names()}
-    return [_model(name, held.get(name), loaded) for name in {**held, **loaded}]
 
 
 def _model(name: str, held: Held | None, loaded: Mapping[str, Loaded]) -> dict[str, Any]:

@@ -114,10 +114,7 @@ class OllamaShape(ABC):
     def _gained(self, chunk: Chunk) -> list[dict[str, Any]]:
         """Take pieces of calls in; return those that are whole because another one began."""
         for piece in chunk.tool_calls:
-            if piece.index == len(self._calls):
-                self._calls.append(ToolCall(piece.id, piece.name, ""))
-            call = self._calls[piece.index]
-            self._calls[piece.index] = ToolCall(call.id, call.name, call.arguments + piece.arguments)
+            piece.join(self._calls)
         before, self._written = self._written, max(len(self._calls) - 1, self._written)
         return [w for i in range(before, self._written) if (w := written(self._calls[i], i))]
 

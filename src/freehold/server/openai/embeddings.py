@@ -25,22 +25,10 @@ Texts = tuple[str | tuple[int, ...], ...]
 Pooling = Literal["mean", "last", "cls"]
 
 
-class EmbeddingRequest(Struct, kw_only=True):
-    """POST /v1/embeddings: texts to turn into vectors of unit length."""
+class Embedding(Struct, kw_only=True):
+    """Fields of everything that is made of embeddings."""
 
     model: Annotated[Name, Meta(description="The model's name; any model makes embeddings.")]
-    input: Annotated[
-        str | list[str | TokenId | Tokens],
-        Meta(description=f"A text, token ids, or a list of up to {MAX_TEXTS:,} of either."),
-    ]
-    encoding_format: Annotated[
-        Literal["float", "base64"] | None,
-        Meta(description="Numbers (default), or base64 of little-endian float32."),
-    ] = None
-    dimensions: Annotated[
-        Annotated[int, Meta(ge=1, le=MAX_DIMENSIONS)] | None,
-        Meta(description="Keep so many numbers, at unit length again; for models trained for it."),
-    ] = None
     pooling: Annotated[
         Pooling | None,
         Meta(description="How a text's tokens become one vector. Default: the model's own way; else `last`."),
@@ -56,6 +44,23 @@ class EmbeddingRequest(Struct, kw_only=True):
     ] = None
     user: Annotated[
         Annotated[str, Meta(max_length=512)] | None, Meta(description="Accepted and not used.")
+    ] = None
+
+
+class EmbeddingRequest(Embedding, kw_only=True):
+    """POST /v1/embeddings: texts to turn into vectors of unit length."""
+
+    input: Annotated[
+        str | list[str | TokenId | Tokens],
+        Meta(description=f"A text, token ids, or a list of up to {MAX_TEXTS:,} of either."),
+    ]
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None,
+        Meta(description="Numbers (default), or base64 of little-endian float32."),
+    ] = None
+    dimensions: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_DIMENSIONS)] | None,
+        Meta(description="Keep so many numbers, at unit length again; for models trained for it."),
     ] = None
 
 

@@ -1,6 +1,6 @@
 """GET /v1/models and /v1/models/{id}: what could be asked, and what is in memory.
 
-Knows names and sizes; loads nothing. Path: Gate -> models -> Models.names
+Knows names and sizes; loads nothing. Path: Gate -> models -> listing.py
 """
 
 from __future__ import annotations
@@ -8,30 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from freehold.errors import ModelNotFound
 from freehold.server.call import Call
 from freehold.server.contract import Held, Loaded
+from freehold.server.listing import answer_one, listed
 
 
 async def models(call: Call) -> None:
     """List every model."""
-    await call.answer({"object": "list", "data": await _described(call)})
+    await call.answer({"object": "list", "data": await listed(call, _model)})
 
 
 async def model(call: Call) -> None:
     """Describe one; its id may hold `/` and `:`."""
-    name = call.scope["path_params"]["id"]
-    for each in await _described(call):
-        if each["id"] == name:
-            await call.answer(each)
-            return
-    raise ModelNotFound(f"there is no model {name[:200]!r}", "GET /v1/models lists what there is")
-
-
-async def _described(call: Call) -> list[dict[str, Any]]:
-    loaded = {each.name: each for each in call.models.loaded()}
-    held = {each.name: each for each in await call.models.names()}
-    return [_model(name, held.get(name), loaded) for name in {**held, **loaded}]
+    await answer_one(call, _model)
 
 
 def _model(name: str, held: Held | None, loaded: Mapping[str, Loaded]) -> dict[str, Any]:
