@@ -38,7 +38,19 @@ def test_every_kind_of_model_is_told_apart(text: str, kind: str, canonical: str,
 
 
 @pytest.mark.parametrize(
-    "text", ["", "  ", "a\nb", "a/b/c", "org/..", "org/re po", "https://", "x" * 3000, "https://u:p@h/x.gguf"]
+    "text",
+    [
+        "",
+        "  ",
+        "a\nb",
+        "a/b/c",
+        "org/..",
+        "org/re po",
+        "https://",
+        "x" * 3000,
+        "https://u:p@h/x.gguf",
+        "~nobody/x",
+    ],
 )
 def test_what_is_no_model_is_refused(text: str):
     with pytest.raises(UsageError):

@@ -60,6 +60,15 @@ class LazyGroup(click.Group):
             raise UsageError(f"there is no verb {args[0]!r}", hint)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the verb; whoever reads our output may leave before its end (`| head`), which is no failure."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click would exit 1
+            # keep the interpreter's last flush from complaining
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs from the table, importing none of them."""
         with formatter.section("Verbs"):
@@ -100,10 +109,6 @@ def run(args: list[str]) -> int:
         return e.exit_code
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:
-        # whoever read our output has gone; keep the interpreter's last flush from complaining
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as e:
         if os.environ.get("FREEHOLD_DEBUG") == "1":
             raise

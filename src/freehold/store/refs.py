@@ -51,7 +51,7 @@ def parse_ref(text: str) -> Ref:
         if text.startswith(host):
             return _hub(text, text[len(host) :])
     if _looks_like_path(text):
-        return Ref("path", str(Path(text).expanduser().absolute()))
+        return Ref("path", str(_home(text).absolute()))
     if "/" in text:
         return _hub(text, text)
     return Ref("name", text.lower().removesuffix(LATEST))
@@ -70,6 +70,14 @@ def _looks_like_path(text: str) -> bool:
         return True
     is_file_name = text.lower().endswith(MODEL_SUFFIXES) and ":" not in text
     return is_file_name or ("/" in text and Path(text).exists())
+
+
+def _home(text: str) -> Path:
+    """Resolve a leading ~ or ~user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as e:  # pathlib's word for a user that is not there
+        raise UsageError(f"{text!r} begins with the home of a user that this machine lacks") from e
 
 
 def _from_url(text: str) -> Ref:
