@@ -49,7 +49,7 @@ def test_every_kind_of_model_is_told_apart(text: str, kind: str, canonical: str,
         "https://",
         "x" * 3000,
         "https://u:p@h/x.gguf",
-        "~nobody/x",
+        "~no-such-user/x",
     ],
 )
 def test_what_is_no_model_is_refused(text: str):
