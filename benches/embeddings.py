@@ -17,6 +17,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,12 @@ class Peer:
     def __init__(self, name: str, python: Path, folder: Path, threads: int) -> None:
         script = str(Path(__file__).with_name("embedding_peer.py"))
         self.name, self.threads = name, threads
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  lives as long as the process
         self._process = subprocess.Popen(
             [str(python), script, name, str(folder), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._said,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
         )
@@ -100,7 +102,10 @@ class Peer:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name} ended before it answered")
+            self._process.wait()
+            self._said.seek(0)
+            last = self._said.read().strip().rpartition("\n")[2]
+            raise SystemExit(f"{self.name} ended ({self._process.returncode}) before it answered: {last}")
         return json.loads(line)
 
 
