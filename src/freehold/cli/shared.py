@@ -101,9 +101,9 @@ def check_runs(model: str) -> None:
 
     if parse_ref(model).kind != "name":  # of a hub reference or URL the file itself will tell
         return
-    entry = catalog.find(model)
-    if entry.architecture:
-        check_architecture(entry.architecture)
+    known = catalog.facts(catalog.find(model))
+    if known and known.architecture:
+        check_architecture(known.architecture)
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:

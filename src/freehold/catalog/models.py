@@ -1,0 +1,177 @@
+"""The shelf of models: reads the shipped facts and the user's own, answers by id, short name or file name.
+
+`data/models/*.toml` is one file a publisher, `data/sources.toml` spells the sources out. One model costs
+the reading of one file; all of them are read once. Knows no network; `freehold models refresh` adds to the
+user's file and never to ours.
+Path: catalog.models / catalog.model -> schema.parse -> schema.build -> Model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from dataclasses import replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from freehold.catalog import schema
+from freehold.catalog.entries import Entry, entries, find
+from freehold.catalog.model import Model, Repo
+from freehold.config import data_home
+from freehold.errors import ModelNotFound, StoreError
+
+USER_FILE = "catalogue.toml"
+
+
+def user_file() -> Path:
+    """Return where the user's own facts lie: catalogue.toml in the data home."""
+    return data_home(os.environ) / USER_FILE
+
+
+def models(user: Path | None = None) -> tuple[Model, ...]:
+    """Return every model, sorted by lab and then as its file lists them; `user` replaces the user's own file.
+
+    Raises StoreError naming file and line if the user's file is damaged.
+    """
+    path = user or user_file()
+    return _all(path, _stamp(path))
+
+
+def model(text: str, user: Path | None = None) -> Model:
+    """Return the model called `text`: an id, a short name, a repository of its files, or an id's last part.
+
+    Raises ModelNotFound with the nearest names.
+    """
+    wanted = text.strip()
+    path = user or user_file()
+    with_names = _named(wanted)
+    if (found := _quick(with_names or wanted, path)) is not None:
+        return found
+    everything = models(path)
+    lower = wanted.lower()
+    for m in everything:
+        if lower in (m.id.lower(), m.name) or lower.partition(":")[0] in (r.repo.lower() for r in m.repos):
+            return m
+    tails = [m for m in everything if m.id.rpartition("/")[2].lower() == lower]
+    if len(tails) == 1:
+        return tails[0]
+    raise ModelNotFound(f"the catalogue has no model {text!r}", _hint(wanted, everything))
+
+
+def facts(entry: Entry) -> Model | None:
+    """Return what is known of the model that a short name leads to."""
+    return _quick(entry.model, user_file()) if entry.model else None
+
+
+def _named(text: str) -> str:
+    """Return the id that a short name leads to, or an empty string."""
+    if "/" in text:
+        return ""
+    try:
+        return find(text).model
+    except ModelNotFound:
+        return ""
+
+
+def _quick(wanted: str, path: Path) -> Model | None:
+    """Read the one shipped file that lists `wanted`, and what the user's file says of it."""
+    line = f'id = "{wanted}"\n'
+    own = [f for f in _user_tables(path, _stamp(path)) if f.id == wanted]
+    for name, text in _texts().items():
+        if line in text:
+            tables = [f for f in _tables(name) if f.id == wanted]
+            return _finish(schema.build([*tables, *own]))
+    return _finish(schema.build(own)) if own else None
+
+
+@cache
+def _all(path: Path, stamp: tuple[int, int]) -> tuple[Model, ...]:
+    grouped: dict[str, list[schema.Facts]] = {}
+    shipped = [facts for name in _texts() for facts in _tables(name)]
+    for facts in (*shipped, *_user_tables(path, stamp)):
+        grouped.setdefault(facts.id, []).append(facts)
+    return tuple(sorted((_finish(schema.build(g)) for g in grouped.values()), key=lambda m: m.lab.lower()))
+
+
+@cache
+def _texts() -> dict[str, str]:
+    folder = resources.files("freehold.catalog").joinpath("data", "models")
+    found = sorted(folder.iterdir(), key=lambda p: p.name)
+    return {p.name: p.read_text(encoding="utf-8") for p in found if p.name.endswith(".toml")}
+
+
+@cache
+def _tables(name: str) -> list[schema.Facts]:
+    return schema.parse(f"models/{name}", _texts()[name])
+
+
+@cache
+def _user_tables(path: Path, stamp: tuple[int, int]) -> list[schema.Facts]:
+    if stamp == (0, 0):
+        return []
+    if stamp[1] > schema.MAX_BYTES:
+        raise StoreError(
+            f"{path}: {stamp[1]:,} bytes are more than a catalogue may have ({schema.MAX_BYTES:,})",
+            "move the file away",
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        line = path.read_bytes()[: e.start].count(b"\n") + 1
+        raise StoreError(f"{path}:{line}: is not UTF-8 text", "move the file away, or mend it") from None
+    except OSError as e:
+        raise StoreError(f"{path} cannot be read: {e.strerror}", "check the file's permissions") from None
+    return schema.parse(str(path), text)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what changes when the file does: its time and size; zeros when it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+@cache
+def sources() -> dict[str, str]:
+    """Return the sources that the shipped facts name by a short key."""
+    text = resources.files("freehold.catalog").joinpath("data", "sources.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+@cache
+def _recipes() -> dict[str, tuple[Entry, ...]]:
+    """Return the short names that lead to each id."""
+    found: dict[str, tuple[Entry, ...]] = {}
+    for entry in entries():
+        found[entry.model] = (*found.get(entry.model, ()), entry)
+    return found
+
+
+def _finish(found: Model) -> Model:
+    """Spell the sources out, and add what the short names know: the name and where the files lie."""
+    spelled = sources()
+    recipes = _recipes().get(found.id, ())
+    own = (Repo(found.id, "safetensors"),) if found.hub else ()
+    files = tuple(Repo(e.hub_repo, e.kind, (e.hub_quant,)) for e in recipes if e.hub_repo)
+    return replace(
+        found,
+        name=next((e.name for e in recipes), ""),
+        sources=tuple(spelled.get(s, s) for s in found.sources),
+        scores=tuple(replace(s, source=spelled.get(s.source, s.source)) for s in found.scores),
+        repos=own + files,
+    )
+
+
+def _hint(wanted: str, everything: tuple[Model, ...]) -> str:
+    names = {m.id.rpartition("/")[2].lower(): m.id for m in everything} | {
+        m.id.lower(): m.id for m in everything
+    }
+    names |= {m.name: m.name for m in everything if m.name}
+    near = dict.fromkeys(names[n] for n in difflib.get_close_matches(wanted.lower(), names, n=6, cutoff=0.5))
+    if near:
+        return f"did you mean {' or '.join(list(near)[:3])}?"
+    return f"freehold models lists them; add your own to {user_file()}"

@@ -1,0 +1,233 @@
+"""TOML of model facts into `Model`s: the schema, and the linter that names file, line and key at fault.
+
+A file has `lab`, `country` and [[model]] tables. Tables of one id are dated facts about it: a later
+`checked` wins key by key, so a fact that changes is appended and the older one stays to be read.
+The shipped files and the user's own go through the same checks. Knows no folder and no network.
+Path: models.py -> parse -> tables; models.py -> build -> Model.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import date
+from typing import Any
+
+from freehold.catalog.model import KINDS, THINKING, Layers, Model, Score
+from freehold.config import nearest
+from freehold.errors import StoreError
+
+MAX_BYTES = 4 << 20  # of a catalogue file: tomllib reads about 1 MB/s
+MODALITIES = ("text", "image", "audio", "video")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_RELEASED = re.compile(r"20\d\d-(0[1-9]|1[0-2])(-([0-2]\d|3[01]))?")
+_LICENCE = re.compile(r"[A-Za-z0-9.+-]+( (AND|OR|WITH) [A-Za-z0-9.+-]+)*")
+_LAYER = {f.name for f in fields(Layers)}
+_SCORE = {f.name for f in fields(Score)}
+_NUMBER = (int, float)
+# key -> the TOML type it has
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "id": str,
+    "hub": bool,
+    "checked": date,
+    "sources": list,
+    "family": str,
+    "lab": str,
+    "country": str,
+    "released": str,
+    "params_b": _NUMBER,
+    "active_b": _NUMBER,
+    "kind": str,
+    "architecture": str,
+    "context": int,
+    "modalities": list,
+    "thinking": str,
+    "tools": bool,
+    "gated": bool,
+    "licence": str,
+    "licence_url": str,
+    "base": list,
+    "hidden": int,
+    "vocab": int,
+    "layers": list,
+    "experts": int,
+    "experts_per_token": int,
+    "kv_bytes": int,
+    "scores": list,
+    "note": str,
+}
+_NEEDED = ("id", "checked", "sources")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One [[model]] table: what a source said of `id` on the day it was `checked`."""
+
+    id: str
+    checked: date
+    values: Mapping[str, Any]
+
+
+def parse(where: str, text: str) -> list[Facts]:
+    """Check a file's text and return its tables; raise StoreError "where:line: what is wrong"."""
+    try:
+        data = tomllib.loads(text)
+    except ValueError as e:
+        line = re.search(r"line (\d+)", str(e))
+        at = line[1] if line else str(text.count("\n") + 1)
+        raise _fault(where, at, f"is not valid TOML: {re.sub(r' [(]at .*[)]$', '', str(e))}") from None
+    shared = {key: data.pop(key) for key in ("lab", "country", "family") if key in data}
+    tables = data.pop("model", [])
+    if data:
+        key = next(iter(data))
+        raise _fault(where, _line(text, 0, key), f"unknown key {key!r}", "the tables are called [[model]]")
+    if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+        raise _fault(where, _line(text, 0, "model"), "model is no list of tables", "write [[model]]")
+    found = []
+    for number, table in enumerate(tables, 1):
+        if fault := lint(table):
+            key, message, hint = fault
+            raise _fault(where, _line(text, number, key), f"{_label(table)}: {message}", hint)
+        found.append(Facts(table["id"], table["checked"], shared | table))
+    return found
+
+
+def lint(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Return the key, what is wrong with it and the way out; None for a sound table."""
+    for key, value in table.items():
+        if key not in KEYS:
+            near = nearest(key, list(KEYS))
+            return key, f"unknown key {key!r}", f"did you mean {near}?" if near else ""
+        kind = KEYS[key]
+        exact = kind if kind in (date, bool) else None  # a datetime is a date to Python, true is a number
+        if type(value) is not exact if exact else not isinstance(value, kind) or isinstance(value, bool):
+            return key, f"{key} = {value!r} must be {_type_name(kind)}", ""
+    for key in _NEEDED:
+        if key not in table:
+            return key, f"{key} is missing", "every fact is dated and sourced"
+    return _values(table) or _parts(table)
+
+
+def build(tables: list[Facts]) -> Model:
+    """Make the model of an id out of its tables, the newest word on every key winning."""
+    merged: dict[str, Any] = {}
+    sources: dict[str, None] = {}
+    for facts in sorted(tables, key=lambda f: f.checked):
+        merged |= facts.values
+        sources |= dict.fromkeys(facts.values["sources"])
+    plain = {"family": "", "lab": "", "country": "", **merged, "sources": tuple(sources)}
+    for key in ("modalities", "base"):
+        if key in plain:
+            plain[key] = tuple(plain[key])
+    plain["layers"] = tuple(Layers(**g) for g in plain.get("layers", ()))
+    plain["scores"] = tuple(Score(**s) for s in plain.get("scores", ()))
+    if plain.get("kind", "dense") == "dense":
+        plain.setdefault("active_b", plain.get("params_b", 0.0))
+    return Model(**plain)
+
+
+def _values(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Check what a table says in single values."""
+    for key, value in table.items():
+        if isinstance(value, _NUMBER) and not isinstance(value, bool) and not 0 <= value < 1e9:
+            return key, f"{key} = {value} is not within 0..1e9", ""
+    patterns = {"id": _ID, "released": _RELEASED, "licence": _LICENCE}
+    shapes = {"id": "org/repo", "released": "2025-04-28 or 2025-04", "licence": "an SPDX or LicenseRef- id"}
+    for key, pattern in patterns.items():
+        if table.get(key) and not pattern.fullmatch(table[key]):
+            return key, f"{key} = {table[key]!r} is not {shapes[key]}", ""
+    choices = {"kind": ("dense", "moe"), "thinking": THINKING}
+    for key, allowed in choices.items():
+        if key in table and table[key] not in allowed:
+            return key, f"{key} = {table[key]!r} is none of {', '.join(filter(None, allowed))}", ""
+    if table.get("active_b", 0) > table.get("params_b", table.get("active_b", 0)):
+        return "active_b", f"active_b = {table['active_b']} exceeds params_b = {table['params_b']}", ""
+    if not table["sources"]:
+        return "sources", "sources is empty", "name what the facts were read from"
+    return None
+
+
+def _parts(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Check what a table says in lists."""
+    for key in ("sources", "base", "modalities"):
+        if not all(isinstance(item, str) and item for item in table.get(key, ())):
+            return key, f"{key} holds something other than names", ""
+    if unknown := set(table.get("modalities", ())) - set(MODALITIES):
+        return "modalities", f"modality {sorted(unknown)[0]!r} is none of {', '.join(MODALITIES)}", ""
+    for parent in table.get("base", ()):
+        if not _ID.fullmatch(parent):
+            return "base", f"base names {parent!r}, which is not org/repo", ""
+    for group in table.get("layers", ()):
+        if fault := _layers_fault(group):
+            return "layers", fault, ""
+    for score in table.get("scores", ()):
+        if fault := _score_fault(score):
+            return "scores", fault, ""
+    return None
+
+
+# kind of layer -> the sizes it must state (linear may be known by its count alone)
+_SIZES = {
+    "full": ("kv_heads", "head_dim"),
+    "window": ("kv_heads", "head_dim", "window"),
+    "latent": ("latent",),
+    "mamba2": ("state", "conv"),
+    "deltanet": ("state", "conv"),
+    "linear": (),
+    "plain": (),
+}
+
+
+def _layers_fault(group: Any) -> str:
+    if not isinstance(group, dict) or group.get("kind") not in KINDS:
+        return f"a group of layers needs a kind out of {', '.join(KINDS)}"
+    if unknown := group.keys() - _LAYER:
+        return f"a group of layers has no {sorted(unknown)[0]!r}"
+    sizes = {k: v for k, v in group.items() if k != "kind"}
+    for key, value in sizes.items():
+        if type(value) is not int or not 0 <= value < 1 << 31:
+            return f"{group['kind']} layers: {key} = {value!r} is no size"
+    for key in ("count", *_SIZES[group["kind"]]):
+        if not sizes.get(key):
+            return f"{group['kind']} layers need {key}"
+    return ""
+
+
+def _score_fault(score: Any) -> str:
+    if not isinstance(score, dict) or score.keys() != _SCORE:
+        return f"a score has {', '.join(sorted(_SCORE))}"
+    texts = [score[k] for k in ("benchmark", "setting", "source")]
+    if not all(isinstance(t, str) for t in texts) or not score["benchmark"] or not score["source"]:
+        return "a score needs a benchmark and a source"
+    value = score["value"]
+    if isinstance(value, bool) or not isinstance(value, _NUMBER) or not 0 <= value <= 100:
+        return f"{score['benchmark']} = {value!r} is not within 0..100"
+    return ""
+
+
+def _type_name(kind: type | tuple[type, ...]) -> str:
+    names = {str: "a text", int: "a whole number", bool: "true or false", list: "a list", date: "a date"}
+    return "a number" if isinstance(kind, tuple) else names[kind]
+
+
+def _label(table: Mapping[str, Any]) -> str:
+    return str(table.get("id", "a model without id"))
+
+
+def _line(text: str, number: int, key: str) -> int:
+    """Return the line of `key` in the `number`-th [[model]] table (0: before the first), or the table's own."""
+    seen, at = 0, 1
+    for row, line in enumerate(text.splitlines(), 1):
+        if line.strip().startswith("[["):
+            seen += 1
+            at = row if seen == number else at
+        if seen == number and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+            return row
+    return at
+
+
+def _fault(where: str, line: int | str, message: str, hint: str = "") -> StoreError:
+    way_out = hint or "mend that line, or move the file away: the rest of the catalogue does without it"
+    return StoreError(f"{where}:{line}: {message}", way_out)

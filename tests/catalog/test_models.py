@@ -1,0 +1,160 @@
+"""What the catalogue says of models: the data is linted here, and lookups are claims."""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import date
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from freehold import catalog
+from freehold.catalog.models import sources
+from freehold.catalog.schema import parse
+from freehold.errors import ModelNotFound, StoreError
+
+DATA = sorted(resources.files("freehold.catalog").joinpath("data", "models").iterdir(), key=lambda p: p.name)
+NOWHERE = Path("/nowhere/catalogue.toml")
+MODELS = catalog.models(NOWHERE)
+IDS = {m.id for m in MODELS}
+
+
+@pytest.mark.parametrize("file", DATA, ids=lambda p: p.name)
+def test_every_file_passes_the_linter_and_names_known_sources(file):
+    text = file.read_text(encoding="utf-8")
+    for table in tomllib.loads(text)["model"]:
+        cited = [*table["sources"], *(s["source"] for s in table.get("scores", ()))]
+        assert sources().keys() >= set(cited), table["id"]
+    tables = parse(file.name, text)
+    dated = [(t.id, t.checked) for t in tables]
+    assert len(set(dated)) == len(dated)
+    assert all(date(2026, 1, 1) <= t.checked <= date.today() for t in tables)
+
+
+def test_a_model_lies_in_one_file():
+    owners = [{t.id for t in parse(f.name, f.read_text(encoding="utf-8"))} for f in DATA]
+    assert sum(map(len, owners)) == len(set().union(*owners)) == len(MODELS)
+
+
+def test_at_least_120_models_are_known_with_their_lab_and_family():
+    assert len(MODELS) >= 200
+    assert all(m.lab and m.family for m in MODELS)
+
+
+def test_every_parent_is_in_the_catalogue_so_that_its_licence_can_be_read():
+    assert {parent for m in MODELS for parent in m.base} <= IDS
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("qwen3-8b", "Qwen/Qwen3-8B"),
+        ("qwen3:8b", "Qwen/Qwen3-8B"),
+        ("qwen2.5-coder:0.5b", "Qwen/Qwen2.5-Coder-0.5B-Instruct"),
+        ("qwen2.5-coder", "Qwen/Qwen2.5-Coder-0.5B-Instruct"),
+        ("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF:Q4_K_M", "Qwen/Qwen2.5-Coder-0.5B-Instruct"),
+        ("deepseek-r1:70b", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B"),
+    ],
+)
+def test_a_model_answers_to_its_id_its_short_name_and_its_files(asked: str, found: str):
+    assert catalog.model(asked, NOWHERE).id == found
+
+
+def test_an_unknown_model_names_the_nearest():
+    with pytest.raises(ModelNotFound, match="no model 'Qwen3-9B'") as e:
+        catalog.model("Qwen3-9B", NOWHERE)
+    assert "Qwen/Qwen3-8B" in e.value.hint
+    with pytest.raises(ModelNotFound) as e:
+        catalog.model("zzzz", NOWHERE)
+    assert "freehold models" in e.value.hint
+
+
+def test_one_model_read_alone_is_the_same_as_among_all():
+    for m in MODELS[::10]:
+        assert catalog.model(m.id, NOWHERE) == m
+
+
+OWN = """
+[[model]]
+id = "me/Tuned-8B"
+lab = "Me"
+params_b = 8
+base = ["Qwen/Qwen3-8B"]
+licence = "Apache-2.0"
+sources = ["my own notes"]
+checked = 2026-11-20
+
+[[model]]
+id = "Qwen/Qwen3-8B"
+context = 40960
+sources = ["config.json"]
+checked = 2026-11-25
+"""
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Path:
+    path = tmp_path / "catalogue.toml"
+    path.write_text(OWN, encoding="utf-8")
+    return path
+
+
+def test_the_users_own_models_and_newer_facts_are_read_with_ours(user: Path):
+    assert catalog.model("me/Tuned-8B", user).base == ("Qwen/Qwen3-8B",)
+    newer = catalog.model("Qwen/Qwen3-8B", user)
+    assert newer.context == 40960 and newer.checked == date(2026, 11, 25)
+    assert newer.params_b == 8 and newer.name == "qwen3:8b" and newer.sources[-1] == "config.json"
+    assert len(catalog.models(user)) == len(MODELS) + 1
+
+
+def test_an_older_fact_of_the_user_does_not_win(user: Path):
+    user.write_text(OWN.replace("2026-11-25", "2026-11-01"), encoding="utf-8")
+    assert catalog.model("Qwen/Qwen3-8B", user).context == 131072
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("[[model]]", "[[model", 2, "is not valid TOML"),
+        ("params_b = 8", "params_b = '8'", 5, "params_b = '8' must be a number"),
+        ("params_b = 8", "param_b = 8", 5, "unknown key 'param_b'"),
+        ("context = 40960", "context = true", 13, "must be a whole number"),
+        ("context = 40960", "context = -1", 13, "is not within"),
+        ("checked = 2026-11-25", "", 11, "checked is missing"),
+        ("checked = 2026-11-25", "checked = 2026-11-25T10:00:00", 15, "must be a date"),
+        ('"Apache-2.0"', '"Apache 2"', 7, "is not an SPDX"),
+        ('["Qwen/Qwen3-8B"]', '["qwen3:8b"]', 6, "which is not org/repo"),
+        ("params_b = 8", "active_b = 9\nparams_b = 8", 5, "active_b = 9 exceeds params_b = 8"),
+        ("params_b = 8", 'layers = [{ kind = "full", count = 2 }]', 5, "full layers need kv_heads"),
+        ("params_b = 8", 'layers = [{ kind = "ful" }]', 5, "needs a kind out of full, window"),
+        ("params_b = 8", 'thinking = "often"', 5, "'often' is none of none, switchable, only"),
+        ("params_b = 8", 'modalities = ["smell"]', 5, "modality 'smell'"),
+        ("params_b = 8", 'released = "last May"', 5, "'last May' is not 2025-04-28 or 2025-04"),
+        (
+            "params_b = 8",
+            'scores = [{ benchmark = "mmlu", value = 120, setting = "", source = "me" }]',
+            5,
+            "mmlu = 120 is not within 0..100",
+        ),
+    ],
+)
+def test_a_damaged_user_file_is_named_with_its_line(user: Path, old: str, new: str, line: int, message: str):
+    user.write_text(OWN.replace(old, new), encoding="utf-8")
+    with pytest.raises(StoreError) as e:
+        catalog.models(user)
+    assert e.value.message.startswith(f"{user}:{line}: ") and message in e.value.message
+    assert e.value.hint
+
+
+def test_a_user_file_that_is_no_text_is_named(user: Path):
+    user.write_bytes(b"[[model]]\n\xff\xfe")
+    with pytest.raises(StoreError, match=r"catalogue.toml:2: is not UTF-8"):
+        catalog.models(user)
+
+
+def test_a_huge_user_file_is_refused(user: Path):
+    user.write_bytes(b"#" * (5 << 20))
+    with pytest.raises(StoreError, match="more than a catalogue may have"):
+        catalog.models(user)
