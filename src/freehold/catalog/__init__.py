@@ -6,22 +6,28 @@ Path: store.parse_ref -> catalog.find -> Entry -> the store's sources; catalog.m
 """
 
 from freehold.catalog.entries import Entry, File, default_model, entries, find, suggestions
+from freehold.catalog.hardware import Device, Money, Rig, devices, rig
 from freehold.catalog.model import Layers, Model, Repo, Score
 from freehold.catalog.models import facts, model, models, user_file
 
 __all__ = [
+    "Device",
     "Entry",
     "File",
     "Layers",
     "Model",
+    "Money",
     "Repo",
+    "Rig",
     "Score",
     "default_model",
+    "devices",
     "entries",
     "facts",
     "find",
     "model",
     "models",
+    "rig",
     "suggestions",
     "user_file",
 ]
