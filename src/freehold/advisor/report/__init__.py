@@ -1,0 +1,27 @@
+"""Charts as SVG and a report as one HTML page: nothing in it is fetched from anywhere, and it prints.
+
+Knows shapes, text and two colour schemes; knows no model and no price.
+Path: cli/cost.py, cli/advise.py -> page(sections of figure(chart) and table) -> one file.
+"""
+
+from freehold.advisor.report.bars import Bar, bars
+from freehold.advisor.report.page import Section, figure, page, paragraph, table
+from freehold.advisor.report.scatter import Point, scatter
+from freehold.advisor.report.svg import Axis, standalone
+from freehold.advisor.report.tornado import Swing, tornado
+
+__all__ = [
+    "Axis",
+    "Bar",
+    "Point",
+    "Section",
+    "Swing",
+    "bars",
+    "figure",
+    "page",
+    "paragraph",
+    "scatter",
+    "standalone",
+    "table",
+    "tornado",
+]

@@ -1,0 +1,120 @@
+"""Points in a plane, a third value as their size, groups as colours; labels where they do not touch.
+
+Every point also says its label and values when pointed at. Knows no model.
+Path: cli/advise.py -> scatter -> svg.chart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from freehold.advisor.report.svg import FONT, SERIES, Axis, Scale, chart, element, text, width_of
+
+_SMALL, _LARGE = 5.0, 22.0  # radii
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point: its place, its size (area goes with it), its group by number, and what it says beyond its label."""
+
+    label: str
+    x: float
+    y: float
+    size: float = 1.0
+    group: int = 0
+    note: str = ""
+
+
+def scatter(
+    points: Sequence[Point],
+    x: Axis,
+    y: Axis,
+    *,
+    title: str,
+    groups: Sequence[str] = (),
+    width: float = 720.0,
+    height: float = 430.0,
+) -> str:
+    """Draw points as an <svg>; the first points get their labels first where room is short."""
+    across = x.scale([p.x for p in points], 0, 0)
+    up = y.scale([p.y for p in points], height - 48, 30)
+    left = max((width_of(y.format(t)) for t in up.ticks), default=0.0) + 12
+    across = x.scale([p.x for p in points], left + 14, width - 16)
+    parts = [text(0, FONT, y.label, "soft"), *_legend(groups, width, left + width_of(y.label))]
+    parts += _grid(across, up, left, width, height)
+    largest = max((p.size for p in points), default=1.0) or 1.0
+    taken: list[tuple[float, float, float, float]] = []
+    placed = [(p, across.at(p.x), up.at(p.y), _radius(p.size, largest)) for p in points]
+    for point, px, py, radius in sorted(placed, key=lambda found: -found[3]):
+        said = ": ".join(filter(None, (point.label, point.note)))
+        hint = element("title", escape(said))
+        parts.append(element("circle", hint, class_=f"c{point.group % SERIES}", cx=px, cy=py, r=radius))
+        taken.append((px - 4, py - 4, px + 4, py + 4))
+    for point, px, py, radius in placed:
+        parts += _label(point.label, px, py, radius, taken, (left, 18.0, width, height - 40))
+    return chart(width, height, title, parts)
+
+
+def _radius(size: float, largest: float) -> float:
+    return max(_SMALL, _LARGE * math.sqrt(max(size, 0.0) / largest))
+
+
+def _grid(across: Scale, up: Scale, left: float, width: float, height: float) -> list[str]:
+    parts, bottom, free = [], height - 40, -math.inf
+    for tick in up.ticks:
+        at = up.at(tick)
+        parts.append(element("line", class_="rule", x1=left, x2=width, y1=at, y2=at))
+        parts.append(text(left - 6, at + 4, up.axis.format(tick), "soft", "end"))
+    for tick in across.ticks:
+        at, said = across.at(tick), across.axis.format(tick)
+        half = width_of(said) / 2
+        parts.append(element("line", class_="rule", x1=at, x2=at, y1=26, y2=bottom))
+        if at - half > free and at + half <= width:
+            parts.append(text(at, bottom + 16, said, "soft", "middle"))
+            free = at + half + 6
+    parts.append(text((left + width) / 2, height - 4, across.axis.label, "soft", "middle"))
+    return parts
+
+
+def _label(
+    said: str,
+    x: float,
+    y: float,
+    radius: float,
+    taken: list[tuple[float, float, float, float]],
+    frame: tuple[float, float, float, float],
+) -> list[str]:
+    """Write a label right, left, above or below its point, wherever it touches nothing; else leave it out."""
+    wide, gap = width_of(said), radius + 4
+    tries = (
+        (x + gap, y + 4, "start", x + gap),
+        (x - gap, y + 4, "end", x - gap - wide),
+        (x, y - gap, "middle", x - wide / 2),
+        (x, y + gap + 10, "middle", x - wide / 2),
+    )
+    for tx, ty, anchor, from_x in tries:
+        box = (from_x, ty - 11, from_x + wide, ty + 3)
+        inside = box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
+        if inside and not any(_touch(box, other) for other in taken):
+            taken.append(box)
+            return [text(tx, ty, said, "halo", anchor)]
+    return []
+
+
+def _touch(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _legend(groups: Sequence[str], width: float, start: float) -> list[str]:
+    """Return the groups' names in one line, right-aligned; what finds no room beside the axis is left out."""
+    parts, x = [], width
+    for i, name in reversed(list(enumerate(groups))):
+        x -= 14 + width_of(name) + 14
+        if x < start:
+            break
+        parts.append(element("circle", class_=f"c{i % SERIES}", cx=x + 5, cy=9, r=5))
+        parts.append(text(x + 14, FONT, name, "soft"))
+    return parts
