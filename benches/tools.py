@@ -21,6 +21,7 @@ from typing import Any
 import httpx2
 
 from benches.function_calls import Case, cases
+from benches.server_scenarios import model_name
 from benches.servers import Server, free_port, llama_server
 from freehold.cli.bench import version
 from freehold.cli.doctor import cpu_name
@@ -72,7 +73,7 @@ def main() -> int:
         port = int(command[command.index("--port") + 1])
         with Server(command, port, {}, "/health") as server:
             for choice in args.choices:
-                tally = _ask(server.port, path.stem, asked, choice)
+                tally = _ask(server.port, model_name(server.port), asked, choice)
                 facts[f"{name} {choice}"] = tally.facts()
                 wrong[f"{name} {choice}"] = tally.wrong
                 print(f"{name:10} {choice:9} {tally.facts()}", flush=True)
