@@ -25,6 +25,7 @@ VERBS = {
     "launch": "Show or write the settings by which another program uses this server.",
     "ps": "List the models in the server's memory.",
     "stop": "Unload a model, or end the server.",
+    "models": "Search what is known of open models; refresh it.",
     "pull": "Fetch a model, or reference one already here.",
     "create": "Make a model from another one, out of a Modelfile.",
     "list": "List the models held here.",

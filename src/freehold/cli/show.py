@@ -1,7 +1,7 @@
 """`freehold show MODEL`: one honest card of a model, held or only known by name.
 
-Reads the store's record, the catalogue's entry and the file's own metadata; says where each fact came from.
-Path: main -> show -> Store.show, catalog.find, formats.open_model_file, models.defaults.sampling_defaults.
+Reads the store's record, the catalogue's facts and the file's own metadata; says where each fact came from.
+Path: main -> show -> Store.show, catalog.model, formats.open_model_file, models.defaults.sampling_defaults.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import date
 from typing import Any
 
 import click
 
 from freehold import catalog
+from freehold.cli.facts import facts_json, facts_lines
 from freehold.cli.shared import json_option, pairs
 from freehold.config import Settings
 from freehold.errors import ModelNotFound
@@ -34,8 +36,8 @@ SCHEMA = 1
 def command(settings: Settings, model: str, as_json: bool) -> None:
     """Show what MODEL is: file, digest, quantisation, context, licence, template, sampling defaults.
 
-    A catalogue name that is not held shows what the catalogue knows. With --json, prints
-    {"schema": 1, "model": {...}}.
+    Then what the catalogue knows of it, held or not: lab, sizes, lineage, layers, cache, published scores, each with
+    its source. With --json, prints {"schema": 1, "model": {..., "catalogue": {...}}}.
     """
     card = describe(Store(settings), model)
     if as_json:
@@ -50,7 +52,7 @@ def describe(store: Store, model: str) -> dict[str, Any]:
         listed = store.show(model)
     except ModelNotFound:
         return _from_catalogue(model)
-    card = {**listed.as_json(), **_entry_facts(listed)}
+    card = {**listed.as_json(), **_known(listed)}
     if listed.state in ("ready", "changed"):
         with open_model_file(listed.path) as file:
             card |= file_facts(file)
@@ -115,47 +117,53 @@ def _directory_facts(file: Any) -> tuple[str, int, str]:
     return str(file.config.get("model_type", "")), context if isinstance(context, int) else 0, template
 
 
-def _entry_facts(listed: Listed) -> dict[str, Any]:
+def _known(listed: Listed) -> dict[str, Any]:
+    """Return what the catalogue says of a model that is held: by its short name, or by its repository."""
     for name in (listed.name, *listed.aliases):
         with suppress(ModelNotFound):
-            entry = catalog.find(name)
-            known = catalog.facts(entry)
-            return {"model": entry.model, "lab": known.lab if known else "", "note": entry.note}
-    return {"model": "", "lab": "", "note": ""}
+            known = catalog.model(name)
+            return {"model": known.id, "note": _note(name), "catalogue": facts_json(known, date.today())}
+    return {"model": "", "note": "", "catalogue": None}
 
 
-def _from_catalogue(model: str) -> dict[str, Any]:
-    entry = catalog.find(model)
-    known = catalog.model(entry.model)
-    hub = f"hub: {entry.hub_repo}:{entry.hub_quant}" if entry.hub_repo else ""
-    index = f"package index: {entry.packages[0]}" if entry.packages else ""
+def _note(name: str) -> str:
+    """Return the warning of a short name that misleads."""
+    with suppress(ModelNotFound):
+        return catalog.find(name).note
+    return ""
+
+
+def _from_catalogue(text: str) -> dict[str, Any]:
+    known = catalog.model(text)
+    entry = catalog.find(known.name) if known.name else None
+    hub = f"hub: {entry.hub_repo}:{entry.hub_quant}" if entry and entry.hub_repo else ""
+    index = f"package index: {entry.packages[0]}" if entry and entry.packages else ""
+    elsewhere = f"hub: {known.id}" if known.hub and not hub and not index else ""
     return {
-        "name": entry.name,
+        "name": known.name or known.id,
         "state": "not held",
         "model": known.id,
-        "lab": known.lab,
-        "note": entry.note,
+        "note": entry.note if entry else "",
         "architecture": known.architecture,
         "runs": runs(known.architecture),
         "parameters": round(known.params_b * 1e9),
         "context": known.context,
-        "bytes": entry.bytes,
+        "bytes": entry.bytes if entry else 0,
         "licence": known.licence,
-        "source": ", ".join(s for s in (hub, index) if s),
-        "facts": f"{'; '.join(known.sources)} (checked {known.checked.isoformat()})",
+        "source": ", ".join(s for s in (hub, index, elsewhere) if s),
+        "catalogue": facts_json(known, date.today()),
     }
 
 
 def _lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Lay the card out for people; facts that are not known are left out."""
-    named = f"{card['model']} ({card['lab']})" if card.get("model") else ""
     held = f"{human(card['held'])} of {human(card['bytes'])}" if card["state"] == "incomplete" else ""
     state = {"vanished": "file vanished", "ready": ""}.get(card["state"], card["state"])
     packed = f", packed {human(card['pack_bytes'])}" if card.get("pack_bytes") else ""
     rows = [
         ("name", card["name"]),
         ("", f"note: {card['note']}" if card.get("note") else ""),
-        ("model", named),
+        ("model", card.get("model", "")),
         ("state", " ".join(s for s in (state, held) if s)),
         ("file", card.get("path", "")),
         ("size", f"{card['bytes']:,} bytes ({human(card['bytes'])}){packed}" if card["bytes"] else ""),
@@ -168,7 +176,6 @@ def _lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("owner", card.get("owner", "")),
         ("source", card["source"]),
         ("", card.get("detail", "")),
-        ("facts", card.get("facts", "")),
         ("template", card.get("template", "")),
     ]
     sampling = card.get("sampling", {}).items()
@@ -176,7 +183,8 @@ def _lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("sampling" if not i else "", f"{k} {s['value']} ({s['origin']})")
         for i, (k, s) in enumerate(sampling)
     ]
-    return [(k, v) for k, v in rows if v]
+    known = facts_lines(catalog.model(card["model"]), date.today()) if card.get("model") else []
+    return [(k, v) for k, v in rows if v] + known
 
 
 def _architecture(card: Mapping[str, Any]) -> str:

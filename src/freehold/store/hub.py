@@ -16,6 +16,7 @@ from urllib.parse import quote
 from freehold.catalog import Entry, facts
 from freehold.config import Settings
 from freehold.errors import AccessDenied, DownloadFailed, ModelNotFound
+from freehold.store.card import licence
 from freehold.store.contract import Plan, PlannedFile
 from freehold.store.events import OnEvent
 from freehold.store.fetch import fetch_files
@@ -26,12 +27,6 @@ from freehold.store.refs import Ref
 
 _MAX_FILES = 100_000
 _MAX_SIZE = 1 << 46  # 70 TB: beyond any model, within any file system's arithmetic
-_SPDX = {
-    "apache-2.0": "Apache-2.0",
-    "mit": "MIT",
-    "bsd-3-clause": "BSD-3-Clause",
-    "cc-by-nc-4.0": "CC-BY-NC-4.0",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +61,7 @@ class HubSource:
             kind=kind,
             source=f"hub: {ref.repo}@{commit[:12]}",
             files=tuple(self._planned(path, files[path], commit, flat=kind == "gguf") for path in chosen),
-            licence=self._known_licence() or _licence(info),
+            licence=self._known_licence() or licence(info),
             detail=_detail(kind, quant, chosen, ref),
         )
         self._compare_with_entry(plan)
@@ -145,12 +140,6 @@ def _remote(sibling: dict[str, Any]) -> _Remote:
     if sha256 and not re.fullmatch(r"[0-9a-f]{64}", sha256):
         raise ValueError(f"{sibling['rfilename']!r} has digest {sha256[:80]!r}")
     return _Remote(size, sha256, str(sibling.get("blobId", "")))
-
-
-def _licence(info: dict[str, Any]) -> str:
-    card = info.get("cardData")
-    told = card.get("license") if isinstance(card, dict) else None
-    return _SPDX.get(told, told) if isinstance(told, str) else ""
 
 
 def _detail(kind: str, quant: str, chosen: Sequence[str], ref: Ref) -> str:

@@ -1,0 +1,142 @@
+"""A model's facts as `models`, `show` and their --json print them: values, units, sources and their age.
+
+Knows wording; the facts are the catalogue's. Path: cli/models.py, cli/show.py -> facts_json, facts_lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import date
+from typing import Any
+
+from freehold import catalog
+from freehold.catalog.model import STALE_DAYS, Layers, Model
+from freehold.errors import ModelNotFound
+
+_DEEP = 1 << 40  # tokens after which every window is full
+
+
+def facts_json(model: Model, today: date) -> dict[str, Any]:
+    """Return every fact and what follows from them, as JSON knows it; null where nothing is known."""
+    plain = {k: v.isoformat() if isinstance(v, date) else v for k, v in asdict(model).items()}
+    known = model.cache_known
+    return plain | {
+        "tier": model.tier,
+        "cache_bytes_per_token": model.bytes_per_token(0) if known else None,
+        "cache_bytes_per_token_deep": model.bytes_per_token(_DEEP) if known else None,
+        "state_bytes": model.state_bytes if model.state_known else None,
+        "age_days": model.age_days(today),
+        "stale": model.age_days(today) > STALE_DAYS,
+    }
+
+
+def size(model: Model) -> str:
+    """Word the parameters: 8B, 30B-A3B, 135M."""
+    if not model.params_b:
+        return ""
+    total = _billions(model.params_b)
+    return f"{total}-A{_billions(model.active_b)}" if 0 < model.active_b < model.params_b else total
+
+
+def short_licence(model: Model) -> str:
+    """Word the licence's id for a column."""
+    return model.licence.removeprefix("LicenseRef-").removeprefix("scancode-") or "unknown"
+
+
+def age(model: Model, today: date) -> str:
+    """Word how old facts are that should be read again; empty for fresh ones."""
+    days = model.age_days(today)
+    return f"{days} days old" if days > STALE_DAYS else ""
+
+
+def tokens(count: int) -> str:
+    """Word a context: 128k, 1M; a number that is neither stays whole."""
+    for unit, name in ((1 << 20, "M"), (1 << 10, "k"), (10**6, "M"), (10**3, "k")):
+        if count >= unit and count % unit == 0:
+            return f"{count // unit}{name}"
+    return f"{count:,}" if count else ""
+
+
+def facts_lines(model: Model, today: date) -> list[tuple[str, str]]:
+    """Lay a model's facts out for people; what is not known is left out, but for the licence."""
+    old = age(model, today)
+    checked = f"checked {model.checked.isoformat()}" + (f", {old}: read them again" if old else "")
+    experts = f"{model.experts} experts" if model.experts else ""
+    used = f", {model.experts_per_token} per token" if model.experts_per_token else ""
+    rows = [
+        ("family", f"{model.family}, {model.released}" if model.released else model.family),
+        ("lab", f"{model.lab} ({model.country})" if model.country else model.lab),
+        ("weights", ", ".join(s for s in (size(model), model.tier, experts + used) if s)),
+        ("reads", ", ".join(model.modalities)),
+        ("thinking", model.thinking),
+        ("tools", "yes" if model.tools else ""),
+        ("terms", model.licence_url),
+        ("", "gated: the licence has to be accepted on its page" if model.gated else ""),
+        *_lineage(model),
+        *_layers(model),
+        *_cache(model),
+        *_scores(model),
+        ("about", model.note),
+        ("facts", "; ".join(model.sources)),
+        ("", checked),
+    ]
+    return [(k, v) for k, v in rows if v]
+
+
+def _billions(count: float) -> str:
+    return f"{count:g}B" if count >= 1 or count >= 0.5 else f"{count * 1000:g}M"
+
+
+def _lineage(model: Model) -> list[tuple[str, str]]:
+    rows = []
+    for parent in model.base:
+        try:
+            licence = short_licence(catalog.model(parent))
+        except ModelNotFound:
+            licence = "unknown"
+        rows.append(("made from" if not rows else "", f"{parent} (licence: {licence})"))
+    return rows
+
+
+def _layers(model: Model) -> list[tuple[str, str]]:
+    return [("layers" if not i else "", _group(g)) for i, g in enumerate(model.layers)]
+
+
+def _group(g: Layers) -> str:
+    value_dim = g.head_dim if g.value_dim is None else g.value_dim
+    heads = f"{g.kv_heads} x {g.head_dim}" + (f" and {value_dim}" if value_dim != g.head_dim else "")
+    words = {
+        "full": f"attention, keys and values of {heads}",
+        "window": f"attention over the last {g.window:,} tokens, keys and values of {heads}",
+        "latent": f"latent attention, {g.latent} + {g.rope} values per token",
+        "mamba2": f"Mamba-2, a state of {g.state:,} values",
+        "deltanet": f"gated DeltaNet, a state of {g.state:,} values",
+        "linear": f"linear attention, a state of {g.state:,} values" if g.state else "linear attention",
+        "plain": "without a memory of the sequence",
+    }
+    index = f" and {g.index} to choose by" if g.index else ""
+    return f"{g.count} x {words[g.kind]}{index}"
+
+
+def _cache(model: Model) -> list[tuple[str, str]]:
+    from freehold.store.space import human  # the store costs `models` more than its whole answer
+
+    if not model.cache_known:
+        return []
+    first, deep = model.bytes_per_token(0), model.bytes_per_token(_DEEP)
+    told = "" if model.layers else ", as published"
+    beyond = f", {deep:,} once the windows are full" if deep != first else ""
+    rows = [("cache", f"{first:,} bytes a token at 16 bits{beyond}{told}")]
+    if model.context:
+        rows.append(("", f"{human(model.cache_bytes(model.context))} at {tokens(model.context)} tokens"))
+    if model.state_bytes:
+        rows.append(("", f"{human(model.state_bytes)} of state for each sequence"))
+    return rows
+
+
+def _scores(model: Model) -> list[tuple[str, str]]:
+    rows = [(f"{s.benchmark} {s.value:g}", s.setting, s.source) for s in model.scores]
+    return [
+        ("published" if not i else "", f"{what}{f' ({how})' if how else ''}: {source}")
+        for i, (what, how, source) in enumerate(rows)
+    ]

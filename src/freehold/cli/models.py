@@ -1,0 +1,176 @@
+"""`freehold models`: the catalogue searched, filtered and sorted; `models refresh` asks the hub what changed.
+
+Knows options and columns; the facts are the catalogue's, the questions to the hub store/refresh.py's.
+Path: main -> models -> catalog.models -> catalog.query; models refresh -> store.refresh.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import date
+from typing import Any
+
+import click
+
+from freehold import catalog
+from freehold.catalog.model import THINKING, TIERS
+from freehold.catalog.query import Query, ordered, score, select
+from freehold.catalog.schema import MODALITIES
+from freehold.cli.facts import age, facts_json, short_licence, size, tokens
+from freehold.cli.shared import json_option, table
+from freehold.config import Settings
+
+SCHEMA = 1
+HEAD = ("MODEL", "NAME", "TIER", "SIZE", "CONTEXT", "LICENCE", "FROM", "RELEASED")
+
+
+class Shelf(click.Group):
+    """Lists unless told otherwise: `models qwen coder` searches, `models refresh` is a verb."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `list` where no verb stands."""
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+class Billions(click.ParamType):
+    """A number of parameters: 8, 8b, 0.5B or 270M, in billions."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return billions."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bmt]?)", str(value).strip().lower())
+        if found is None:
+            self.fail(f"{value!r} is no size; write 8b, 0.5b or 270m", param, ctx)
+        return float(found[1]) * {"": 1.0, "b": 1.0, "m": 1e-3, "t": 1e3}[found[2]]
+
+
+class Tokens(click.ParamType):
+    """A number of tokens: 8192, 32k or 1m."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return tokens; k is 1,000, so that 128k is met by 131,072 and by 128,000."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([km]?)", str(value).strip().lower())
+        if found is None:
+            self.fail(f"{value!r} is no number of tokens; write 8192, 32k or 1m", param, ctx)
+        return round(float(found[1]) * {"": 1, "k": 1000, "m": 1_000_000}[found[2]])
+
+
+@click.group("models", cls=Shelf)
+def command() -> None:
+    """Search what is known of open models: size, context, licence, origin, scores, each dated and sourced.
+
+    `freehold models WORDS` lists; your own entries lie in catalogue.toml of the data folder.
+    """
+
+
+@command.command("list")
+@click.argument("words", nargs=-1)
+@click.option(
+    "--licence", "--license", "licence", metavar="ID", default="", help="A part of its id; unknown."
+)
+@click.option("--country", metavar="US", default="", help="Where the lab sits.")
+@click.option("--country-not", metavar="CN", default="", help="Where it does not.")
+@click.option("--lab", metavar="TEXT", default="", help="Who made it.")
+@click.option("--family", metavar="TEXT", default="", help="Such as Qwen3.5.")
+@click.option("--architecture", metavar="NAME", default="", help="GGUF's name for it, such as qwen3moe.")
+@click.option("--tier", type=click.Choice(list(TIERS)), help="Size class.")
+@click.option("--kind", type=click.Choice(["dense", "moe"]), help="Of feed-forward layers.")
+@click.option("--thinking", type=click.Choice(THINKING[1:]), help="Whether it reasons aloud.")
+@click.option("--modality", type=click.Choice(MODALITIES), help="What it reads besides text.")
+@click.option("--min-size", "min_params", type=Billions(), default=0.0, help="Parameters: 8b, 270m.")
+@click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Parameters: 8b, 270m.")
+@click.option("--min-context", type=Tokens(), default=0, help="Tokens: 32k, 1m.")
+@click.option("--tools", is_flag=True, help="Trained to call tools.")
+@click.option(
+    "--sort", metavar="KEY", default="", help="params, released, context, cache, name, mmlu_pro, ..."
+)
+@click.option("--reverse", is_flag=True, help="The other way round.")
+@json_option
+def list_(words: tuple[str, ...], sort: str, reverse: bool, as_json: bool, **given: Any) -> None:
+    """List the models that fit every WORD and option; an unknown fact passes no filter.
+
+    With --json, prints {"schema": 1, "models": [...]} with every fact.
+    """
+    query = Query(words=words, **{k: v for k, v in given.items() if v})
+    everything = catalog.models()
+    found = select(everything, query)
+    if sort:
+        found = ordered(found, sort, reverse=reverse) if found else []
+    elif reverse:
+        found.reverse()
+    today = date.today()
+    if as_json:
+        rows = [facts_json(m, today) for m in found]
+        click.echo(json.dumps({"schema": SCHEMA, "models": rows}, indent=1))
+    elif found:
+        _print(found, sort, today)
+    if not found:
+        click.echo(_relax(everything, query), err=True)
+
+
+@command.command("refresh")
+@click.argument("models", nargs=-1)
+@click.option("--yes", is_flag=True, help="Add what changed to your catalogue.toml without asking.")
+@json_option
+@click.pass_obj
+def refresh(settings: Settings, models: tuple[str, ...], yes: bool, as_json: bool) -> None:
+    """Ask the hub what it says of MODELS today (default: those with a short name), and show what differs.
+
+    Nothing known is overwritten: with your consent a newer, dated fact is added to your own catalogue.toml.
+    With --json, prints {"schema": 1, "changes": [...], "failed": [...], "file": ..., "added": n}.
+    """
+    from freehold.store.refresh import Refresher
+
+    asked = [catalog.model(m) for m in models] or [m for m in catalog.models() if m.name]
+    refresher = Refresher(settings)
+    changes, failed = refresher.ask([m for m in asked if m.hub])
+    if not as_json:
+        for model_id, why in failed:
+            click.echo(f"{model_id}: {why}", err=True)
+        for change in changes:
+            click.echo(f"{change.id}: {change.key} {change.known!r} -> {change.told!r} ({change.source})")
+    file = catalog.user_file()
+    agreed = bool(changes) and (yes or (not as_json and click.confirm(f"add these to {file}?", err=True)))
+    added = refresher.append(changes, file) if agreed else 0
+    if as_json:
+        told = {"changes": [c.as_json() for c in changes], "failed": [list(f) for f in failed]}
+        click.echo(json.dumps({"schema": SCHEMA, **told, "file": str(file), "added": added}, indent=1))
+        return
+    same = len(asked) - len(failed) - len({c.id for c in changes})
+    click.echo(f"{len(asked)} asked, {same} as known, {added} facts added to {file}", err=True)
+
+
+def _print(found: list[catalog.Model], sort: str, today: date) -> None:
+    benchmark = sort if any(s.benchmark == sort for m in found for s in m.scores) else ""
+    stale = any(age(m, today) for m in found)
+    head = HEAD + ((benchmark.upper(),) if benchmark else ()) + (("FACTS",) if stale else ())
+    rows = []
+    for m in found:
+        row = (m.id, m.name, m.tier, size(m), tokens(m.context), short_licence(m), m.country, m.released)
+        row += (f"{score(m, benchmark) or ''}",) if benchmark else ()
+        rows.append(row + ((age(m, today),) if stale else ()))
+    table(head, rows, right=(3, 4))
+
+
+def _relax(everything: tuple[catalog.Model, ...], query: Query) -> str:
+    """Say which part of the question leaves nothing, by what would be found without it."""
+    counts = {name: len(select(everything, query.without(name))) for name in query.given()}
+    found = [f"{count} without {_option(name)}" for name, count in counts.items() if count]
+    if not found:
+        return "no model fits, nor without any one of the conditions"
+    return f"no model fits all conditions: {', '.join(found)}"
+
+
+def _option(name: str) -> str:
+    names = {"words": "the words", "min_params": "--min-size", "max_params": "--max-size"}
+    return names.get(name, "--" + name.replace("_", "-"))
