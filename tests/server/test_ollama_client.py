@@ -241,3 +241,17 @@ def test_pull(connect, serving, stream):
 def test_pull_of_what_is_nowhere_raises(connect, serving, stream):
     with pytest.raises(ollama.ResponseError, match="not found"):
         connect(serving(drain_s=0.1)).pull("no-such-model", stream=stream)
+
+
+# --- embeddings --------------------------------------------------------------------------------------------
+
+
+def test_embeddings_by_both_of_its_calls(connect, serving):
+    client = connect(serving())
+    made = client.embed(MODEL, ["aab b", "c"], truncate=True, dimensions=3, keep_alive="1m")
+    assert made.embeddings[1] == [0, 0, 1] and made.prompt_eval_count == 3
+    assert made.total_duration and made.load_duration is not None
+    assert list(client.embeddings(MODEL, "c", options={"seed": 1}).embedding) == [0, 0, 1]
+    with pytest.raises(ollama.ResponseError, match="2,049") as caught:
+        client.embed(MODEL, ["a"] * 2049)
+    assert caught.value.status_code == 400

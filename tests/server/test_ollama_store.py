@@ -6,9 +6,11 @@ import hashlib
 
 import pytest
 
+from freehold.server.keys import Ring
 from freehold.store.parameters import HONOURED
 from tests.server.ollama_rig import error_of, lines, refused, with_tiny
 from tests.server.test_auth import ANN, KEYS
+from tests.server.test_door import bearer, key
 from tests.server.test_streams import connect, eventually, until
 from tests.store.standin import Standin
 from tests.store.standin import serving as hub_serving
@@ -57,6 +59,25 @@ def test_a_key_that_may_ask_may_not_change_the_disk(serving, tmp_path, route):
     method = "DELETE" if route.endswith("delete") else "POST"
     answer = server.client.request(method, route, json=CHANGES[route], headers={"x-api-key": ANN})
     assert "owner" in error_of(answer, 403) or "server's machine" in error_of(answer, 403)
+    assert [m.name for m in server.store.list()] == ["tiny"]
+
+
+def test_an_admins_key_may_change_the_disk(serving, tmp_path):
+    server = serving(keys=Ring([key("ann"), key("root", kind="admin")]))
+    with_tiny(server.store, tmp_path / "files")
+    copied = {"source": "tiny", "destination": "x"}
+    assert server.client.post("/api/copy", json=copied, headers=bearer("root")).status_code == 200
+    assert server.store.overlays.find("x").base == "tiny"
+    gone = server.client.request("DELETE", "/api/delete", json={"model": "x"}, headers=bearer("root"))
+    assert gone.status_code == 200 and server.store.overlays.find("x") is None
+
+
+@pytest.mark.parametrize("route", CHANGES)
+def test_a_server_that_strangers_reach_without_a_key_changes_nothing_for_them(serving, tmp_path, route):
+    server = serving(insecure=True)
+    with_tiny(server.store, tmp_path / "files")
+    method = "DELETE" if route.endswith("delete") else "POST"
+    assert "admin key" in error_of(server.client.request(method, route, json=CHANGES[route]), 403)
     assert [m.name for m in server.store.list()] == ["tiny"]
 
 

@@ -15,12 +15,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 
 import click
 
-from freehold.cli.sdks import CHECKS, Asked
+from freehold.cli.sdks import CHECKS, CLIENTS, NEEDS, PATIENCE_S, Asked
 from freehold.cli.shared import json_option
 from freehold.config import Settings
 from freehold.errors import ServerUnreachable, UsageError
@@ -31,7 +31,7 @@ _REASON = 200  # characters
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came of one check. `ok` None: the SDK is not installed."""
+    """What came of one check. `ok` None: not asked, for the reason given."""
 
     sdk: str
     version: str
@@ -63,7 +63,8 @@ def command(
     """Run the SDKs that are installed (openai, anthropic, ollama, langchain-openai, llm) against a server.
 
     MODEL: one that the server holds; default: the one in its memory. Where no server runs, one is started on a free
-    port of loopback with MODEL, and ended afterwards. Exits 1 when a row is red.
+    port of loopback with MODEL, and ended afterwards. What MODEL cannot do (tools without a template for them) is no
+    row of either colour. Exits 1 when a row is red.
     """
     settings: Settings = ctx.obj
     wrong = [name for name in only if name not in CHECKS]
@@ -72,6 +73,7 @@ def command(
     rows: list[Row] = []
     with _server(settings, url, settings.api_key if key is None else key, model) as found:
         asked = Asked(found.url, found.key or "none", found.model, embedding or found.model)
+        asked = replace(asked, able=able(asked))
         if not as_json:
             click.echo(f"asking {asked.model} at {asked.url}", err=True)
         for row in checked(asked, only or tuple(CHECKS)):
@@ -89,8 +91,7 @@ def command(
 
 def checked(asked: Asked, sdks: Sequence[str]) -> Iterator[Row]:
     """Yield a row for each feature of each SDK, as it comes."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["LLM_USER_PATH"] = folder  # llm makes a folder of its own wherever it is used
+    with _own_folder():
         for sdk in sdks:
             try:
                 version = metadata.version(sdk)
@@ -98,13 +99,37 @@ def checked(asked: Asked, sdks: Sequence[str]) -> Iterator[Row]:
                 yield Row(sdk, "", "", None, reason="not installed")
                 continue
             for feature in CHECKS[sdk]:
-                yield _checked(asked, sdk, version, feature)
+                need = NEEDS.get(feature, "completion")
+                if need and asked.able is not None and need not in asked.able:
+                    yield Row(sdk, version, feature, None, reason=f"{asked.model} has no {need}")
+                else:
+                    yield _checked(asked, sdk, version, feature)
+
+
+def able(asked: Asked) -> frozenset[str] | None:
+    """Return what a server of ours says the model can do once it is loaded; None of one that does not say.
+
+    Raises ServerUnreachable where nobody answers.
+    """
+    import httpx2
+
+    headers = {"Authorization": f"Bearer {asked.key}"}
+    with httpx2.Client(base_url=asked.url, headers=headers, timeout=PATIENCE_S) as client:
+        try:
+            client.post("/api/generate", json={"model": asked.model})  # without a prompt it only loads
+            said = client.get(f"/v1/models/{asked.model}").json()
+            return frozenset(said["freehold"]["capabilities"])
+        except httpx2.TransportError as e:
+            raise ServerUnreachable(f"nobody answers at {asked.url}: {e}", "freehold serve") from e
+        except (ValueError, KeyError, TypeError, httpx2.HTTPError):
+            return None
 
 
 def _checked(asked: Asked, sdk: str, version: str, feature: str) -> Row:
     started = time.monotonic()
     try:
-        CHECKS[sdk][feature](asked)
+        with CLIENTS[sdk](asked) as client:
+            CHECKS[sdk][feature](asked, client)
     except Exception as e:  # whatever an SDK raises is what its user would see
         said = " ".join(f"{type(e).__name__}: {e}".split())
         return Row(sdk, version, feature, False, round(time.monotonic() - started, 3), said[:_REASON])
@@ -114,9 +139,23 @@ def _checked(asked: Asked, sdk: str, version: str, feature: str) -> Row:
 def _line(row: Row) -> str:
     name = f"{row.sdk} {row.version}".strip()
     if row.ok is None:
-        return f"{name:<26} {'':<18} {row.reason}"
+        return f"{name:<26} {row.feature:<18} -      {row.reason}"
     state = click.style("ok    ", fg="green") if row.ok else click.style("FAILED", fg="red")
     return f"{name:<26} {row.feature:<18} {state} {row.seconds:7.2f} s  {row.reason}".rstrip()
+
+
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """Give llm a folder for the time: it makes one wherever it is used."""
+    before = os.environ.get("LLM_USER_PATH")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LLM_USER_PATH"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("LLM_USER_PATH")
+            if before is not None:
+                os.environ["LLM_USER_PATH"] = before
 
 
 @dataclass(frozen=True, slots=True)

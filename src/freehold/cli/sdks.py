@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +36,13 @@ QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The server and the models to ask."""
+    """The server and the models to ask. `able`: what the model can do; None: the server does not tell."""
 
     url: str
     key: str
     model: str
     embedding: str
+    able: frozenset[str] | None = None
 
 
 def _need(condition: object, said: str) -> None:
@@ -66,25 +68,32 @@ def _need_city(name: str, arguments: Any) -> None:
 # openai
 
 
-def _openai(a: Asked) -> Any:
+@contextmanager
+def _openai(a: Asked) -> Iterator[Any]:
     from openai import OpenAI
 
-    return OpenAI(base_url=f"{a.url}/v1", api_key=a.key, max_retries=0, timeout=PATIENCE_S)
+    with OpenAI(base_url=f"{a.url}/v1", api_key=a.key, max_retries=0, timeout=PATIENCE_S) as client:
+        yield client
 
 
-def openai_models(a: Asked) -> None:
-    _need(a.model in [m.id for m in _openai(a).models.list()], f"{a.model} is not listed")
+def _need_listed(a: Asked, names: Iterable[str]) -> None:
+    # Ollama's protocol gives every name a tag.
+    _need({a.model, f"{a.model}:latest"} & set(names), f"{a.model} is not listed")
 
 
-def openai_chat(a: Asked) -> None:
-    answer = _openai(a).chat.completions.create(model=a.model, messages=CHAT, max_tokens=16)
+def openai_models(a: Asked, client: Any) -> None:
+    _need_listed(a, [m.id for m in client.models.list()])
+
+
+def openai_chat(a: Asked, client: Any) -> None:
+    answer = client.chat.completions.create(model=a.model, messages=CHAT, max_tokens=16)
     _need(answer.choices[0].message.content and answer.usage.total_tokens, "no text, or no usage")
 
 
-def openai_stream(a: Asked) -> None:
+def openai_stream(a: Asked, client: Any) -> None:
     options = {"include_usage": True}
     events = list(
-        _openai(a).chat.completions.create(
+        client.chat.completions.create(
             model=a.model, messages=CHAT, max_tokens=16, stream=True, stream_options=options
         )
     )
@@ -92,7 +101,7 @@ def openai_stream(a: Asked) -> None:
     _need(events[-1].usage is not None, "no usage at the end")
 
 
-def openai_async(a: Asked) -> None:
+def openai_async(a: Asked, client: Any) -> None:
     from openai import AsyncOpenAI
 
     async def ask() -> Any:
@@ -104,8 +113,8 @@ def openai_async(a: Asked) -> None:
     _need(asyncio.run(ask()).choices[0].message.content, "no text")
 
 
-def openai_tools(a: Asked) -> None:
-    answer = _openai(a).chat.completions.create(
+def openai_tools(a: Asked, client: Any) -> None:
+    answer = client.chat.completions.create(
         model=a.model, messages=QUESTION, tools=[TOOL], tool_choice="required", max_tokens=128
     )
     calls = answer.choices[0].message.tool_calls
@@ -113,30 +122,28 @@ def openai_tools(a: Asked) -> None:
     _need_city(calls[0].function.name, calls[0].function.arguments)
 
 
-def openai_structured(a: Asked) -> None:
+def openai_structured(a: Asked, client: Any) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "colour", "schema": SCHEMA, "strict": True}}
-    answer = _openai(a).chat.completions.create(
-        model=a.model, messages=CHAT, response_format=form, max_tokens=64
-    )
+    answer = client.chat.completions.create(model=a.model, messages=CHAT, response_format=form, max_tokens=64)
     _need_colour(answer.choices[0].message.content)
 
 
-def openai_completions(a: Asked) -> None:
-    answer = _openai(a).completions.create(model=a.model, prompt="One, two,", max_tokens=8)
+def openai_completions(a: Asked, client: Any) -> None:
+    answer = client.completions.create(model=a.model, prompt="One, two,", max_tokens=8)
     _need(answer.choices[0].text, "no text")
 
 
-def openai_responses(a: Asked) -> None:
+def openai_responses(a: Asked, client: Any) -> None:
     _need(
-        _openai(a).responses.create(model=a.model, input="Name a colour.", max_output_tokens=16).output_text,
+        client.responses.create(model=a.model, input="Name a colour.", max_output_tokens=16).output_text,
         "no text",
     )
 
 
-def openai_responses_stream(a: Asked) -> None:
+def openai_responses_stream(a: Asked, client: Any) -> None:
     kinds = [
         e.type
-        for e in _openai(a).responses.create(
+        for e in client.responses.create(
             model=a.model, input="Name a colour.", max_output_tokens=16, stream=True
         )
     ]
@@ -144,35 +151,41 @@ def openai_responses_stream(a: Asked) -> None:
     _need(kinds[-1] in ("response.completed", "response.incomplete"), f"the last event is {kinds[-1]}")
 
 
-def openai_embeddings(a: Asked) -> None:
-    made = _openai(a).embeddings.create(model=a.embedding, input=["one", "two"])
+def openai_embeddings(a: Asked, client: Any) -> None:
+    made = client.embeddings.create(model=a.embedding, input=["one", "two"])
     _need(len(made.data) == 2 and len(made.data[0].embedding) > 1, "not two vectors")
 
 
 # anthropic
 
 
-def _anthropic(a: Asked) -> Any:
+@contextmanager
+def _anthropic(a: Asked) -> Iterator[Any]:
     from anthropic import Anthropic
 
-    return Anthropic(base_url=a.url, api_key=a.key, max_retries=0, timeout=PATIENCE_S)
+    with Anthropic(base_url=a.url, api_key=a.key, max_retries=0, timeout=PATIENCE_S) as client:
+        yield client
 
 
-def anthropic_chat(a: Asked) -> None:
-    answer = _anthropic(a).messages.create(model=a.model, messages=CHAT, max_tokens=16)
+def anthropic_models(a: Asked, client: Any) -> None:
+    _need_listed(a, [m.id for m in client.models.list()])
+
+
+def anthropic_chat(a: Asked, client: Any) -> None:
+    answer = client.messages.create(model=a.model, messages=CHAT, max_tokens=16)
     _need(
         any(b.type == "text" and b.text for b in answer.content) and answer.usage.input_tokens,
         "no text or usage",
     )
 
 
-def anthropic_stream(a: Asked) -> None:
-    with _anthropic(a).messages.stream(model=a.model, messages=CHAT, max_tokens=16) as stream:
+def anthropic_stream(a: Asked, client: Any) -> None:
+    with client.messages.stream(model=a.model, messages=CHAT, max_tokens=16) as stream:
         _need("".join(stream.text_stream), "no text")
         _need(stream.get_final_message().stop_reason, "no stop_reason")
 
 
-def anthropic_async(a: Asked) -> None:
+def anthropic_async(a: Asked, client: Any) -> None:
     from anthropic import AsyncAnthropic
 
     async def ask() -> Any:
@@ -182,9 +195,9 @@ def anthropic_async(a: Asked) -> None:
     _need(asyncio.run(ask()).content, "no text")
 
 
-def anthropic_tools(a: Asked) -> None:
+def anthropic_tools(a: Asked, client: Any) -> None:
     tool = {"name": "weather", "description": "Tell the weather of a city.", "input_schema": PARAMETERS}
-    answer = _anthropic(a).messages.create(
+    answer = client.messages.create(
         model=a.model, messages=QUESTION, tools=[tool], tool_choice={"type": "any"}, max_tokens=128
     )
     calls = [b for b in answer.content if b.type == "tool_use"]
@@ -192,113 +205,141 @@ def anthropic_tools(a: Asked) -> None:
     _need_city(calls[0].name, calls[0].input)
 
 
-def anthropic_count(a: Asked) -> None:
-    _need(_anthropic(a).messages.count_tokens(model=a.model, messages=CHAT).input_tokens > 1, "no count")
+def anthropic_count(a: Asked, client: Any) -> None:
+    _need(client.messages.count_tokens(model=a.model, messages=CHAT).input_tokens > 1, "no count")
 
 
 # ollama
 
 
-def _ollama(a: Asked) -> Any:
+@contextmanager
+def _ollama(a: Asked) -> Iterator[Any]:
     from ollama import Client
 
-    return Client(host=a.url, headers={"Authorization": f"Bearer {a.key}"}, timeout=PATIENCE_S)
+    headers = {"Authorization": f"Bearer {a.key}"}
+    with Client(host=a.url, headers=headers, timeout=PATIENCE_S) as client:
+        yield client
 
 
-def ollama_list(a: Asked) -> None:
-    _need(a.model in [m.model for m in _ollama(a).list().models], f"{a.model} is not listed")
+def ollama_list(a: Asked, client: Any) -> None:
+    _need_listed(a, [m.model or "" for m in client.list().models])
 
 
-def ollama_chat(a: Asked) -> None:
-    answer = _ollama(a).chat(model=a.model, messages=CHAT, options={"num_predict": 16})
+def ollama_show(a: Asked, client: Any) -> None:
+    shown = client.show(a.model)
+    _need(shown.capabilities and shown.modelinfo, "no capabilities, or no model_info")
+
+
+def ollama_chat(a: Asked, client: Any) -> None:
+    answer = client.chat(model=a.model, messages=CHAT, options={"num_predict": 16})
     _need(answer.message.content and answer.done, "no text, or not done")
 
 
-def ollama_stream(a: Asked) -> None:
-    parts = list(_ollama(a).chat(model=a.model, messages=CHAT, stream=True, options={"num_predict": 16}))
+def ollama_stream(a: Asked, client: Any) -> None:
+    parts = list(client.chat(model=a.model, messages=CHAT, stream=True, options={"num_predict": 16}))
     _need("".join(p.message.content or "" for p in parts) and parts[-1].done, "no text, or not done")
 
 
-def ollama_generate(a: Asked) -> None:
-    _need(
-        _ollama(a).generate(model=a.model, prompt="One, two,", options={"num_predict": 8}).response, "no text"
-    )
+def ollama_async(a: Asked, client: Any) -> None:
+    from ollama import AsyncClient
+
+    async def ask() -> Any:
+        headers = {"Authorization": f"Bearer {a.key}"}
+        async with AsyncClient(host=a.url, headers=headers, timeout=PATIENCE_S) as client:
+            return await client.chat(model=a.model, messages=CHAT, options={"num_predict": 16})
+
+    _need(asyncio.run(ask()).message.content, "no text")
 
 
-def ollama_tools(a: Asked) -> None:
-    answer = _ollama(a).chat(
+def ollama_generate(a: Asked, client: Any) -> None:
+    _need(client.generate(model=a.model, prompt="One, two,", options={"num_predict": 8}).response, "no text")
+
+
+def ollama_tools(a: Asked, client: Any) -> None:
+    answer = client.chat(
         model=a.model, messages=QUESTION, tools=[TOOL], options={"num_predict": 128, "temperature": 0}
     )
-    _need(
-        answer.done, "not done"
-    )  # Ollama's protocol cannot demand a call, so a small model may answer in words
+    # Ollama's protocol cannot demand a call, so a small model may answer in words.
+    _need(answer.done, "not done")
     for call in answer.message.tool_calls or ():
         _need_city(call.function.name, dict(call.function.arguments))
 
 
-def ollama_structured(a: Asked) -> None:
-    answer = _ollama(a).chat(model=a.model, messages=CHAT, format=SCHEMA, options={"num_predict": 64})
+def ollama_structured(a: Asked, client: Any) -> None:
+    answer = client.chat(model=a.model, messages=CHAT, format=SCHEMA, options={"num_predict": 64})
     _need_colour(answer.message.content)
 
 
-def ollama_embeddings(a: Asked) -> None:
-    made = _ollama(a).embed(model=a.embedding, input=["one", "two"]).embeddings
+def ollama_embeddings(a: Asked, client: Any) -> None:
+    made = client.embed(model=a.embedding, input=["one", "two"]).embeddings
     _need(len(made) == 2 and len(made[0]) > 1, "not two vectors")
 
 
 # langchain-openai
 
 
-def _langchain(a: Asked, limit: int = 16) -> Any:
+@contextmanager
+def _langchain(a: Asked) -> Iterator[Any]:
     from langchain_openai import ChatOpenAI
 
-    options: dict[str, Any] = {"max_retries": 0, "timeout": PATIENCE_S, "max_tokens": limit}
-    return ChatOpenAI(model=a.model, base_url=f"{a.url}/v1", api_key=a.key, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"max_retries": 0, "timeout": PATIENCE_S, "max_tokens": 128}
+    yield ChatOpenAI(model=a.model, base_url=f"{a.url}/v1", api_key=a.key, **options)  # type: ignore[arg-type]
 
 
-def langchain_chat(a: Asked) -> None:
-    _need(_langchain(a).invoke("Name a colour.").content, "no text")
+def langchain_chat(a: Asked, client: Any) -> None:
+    _need(client.invoke("Name a colour.").content, "no text")
 
 
-def langchain_stream(a: Asked) -> None:
-    _need("".join(str(c.content) for c in _langchain(a).stream("Name a colour.")), "no text")
+def langchain_stream(a: Asked, client: Any) -> None:
+    _need("".join(str(c.content) for c in client.stream("Name a colour.")), "no text")
 
 
-def langchain_tools(a: Asked) -> None:
-    calls = (
-        _langchain(a, 128).bind_tools([TOOL], tool_choice="required").invoke("Weather in Paris?").tool_calls
-    )
+def langchain_async(a: Asked, client: Any) -> None:
+    _need(asyncio.run(client.ainvoke("Name a colour.")).content, "no text")
+
+
+def langchain_tools(a: Asked, client: Any) -> None:
+    calls = client.bind_tools([TOOL], tool_choice="required").invoke("Weather in Paris?").tool_calls
     _need(calls, "no tool was called")
     _need_city(calls[0]["name"], calls[0]["args"])
 
 
-def langchain_structured(a: Asked) -> None:
+def langchain_structured(a: Asked, client: Any) -> None:
     schema = {"title": "colour", "description": "A colour.", **SCHEMA}
-    made = _langchain(a, 64).with_structured_output(schema, method="json_schema").invoke("Name a colour.")
+    made = client.with_structured_output(schema, method="json_schema").invoke("Name a colour.")
     _need_colour(json.dumps(made))
 
 
 # llm
 
 
-def _llm(a: Asked) -> Any:
+@contextmanager
+def _llm(a: Asked) -> Iterator[Any]:
     from llm.default_plugins.openai_models import Chat
 
     model = Chat("freehold", model_name=a.model, api_base=f"{a.url}/v1")
     model.key = a.key
-    return model
+    yield model
 
 
-def llm_prompt(a: Asked) -> None:
-    _need(_llm(a).prompt("Name a colour.", stream=False, max_tokens=16, key=a.key).text(), "no text")
+def llm_prompt(a: Asked, client: Any) -> None:
+    _need(client.prompt("Name a colour.", stream=False, max_tokens=16, key=a.key).text(), "no text")
 
 
-def llm_stream(a: Asked) -> None:
-    _need("".join(_llm(a).prompt("Name a colour.", stream=True, max_tokens=16, key=a.key)), "no text")
+def llm_stream(a: Asked, client: Any) -> None:
+    _need("".join(client.prompt("Name a colour.", stream=True, max_tokens=16, key=a.key)), "no text")
 
 
-# distribution -> feature -> check
-CHECKS: dict[str, dict[str, Callable[[Asked], None]]] = {
+# distribution -> what makes a client of it
+CLIENTS: dict[str, Callable[[Asked], AbstractContextManager[Any]]] = {
+    "openai": _openai,
+    "anthropic": _anthropic,
+    "ollama": _ollama,
+    "langchain-openai": _langchain,
+    "llm": _llm,
+}
+# distribution -> feature -> check; the asynchronous ones make a client of their own
+CHECKS: dict[str, dict[str, Callable[[Asked, Any], None]]] = {
     "openai": {
         "models": openai_models,
         "chat": openai_chat,
@@ -312,6 +353,7 @@ CHECKS: dict[str, dict[str, Callable[[Asked], None]]] = {
         "embeddings": openai_embeddings,
     },
     "anthropic": {
+        "models": anthropic_models,
         "chat": anthropic_chat,
         "stream": anthropic_stream,
         "async": anthropic_async,
@@ -320,8 +362,10 @@ CHECKS: dict[str, dict[str, Callable[[Asked], None]]] = {
     },
     "ollama": {
         "list": ollama_list,
+        "show": ollama_show,
         "chat": ollama_chat,
         "stream": ollama_stream,
+        "async": ollama_async,
         "generate": ollama_generate,
         "tools": ollama_tools,
         "structured": ollama_structured,
@@ -330,8 +374,12 @@ CHECKS: dict[str, dict[str, Callable[[Asked], None]]] = {
     "langchain-openai": {
         "chat": langchain_chat,
         "stream": langchain_stream,
+        "async": langchain_async,
         "tools": langchain_tools,
         "structured": langchain_structured,
     },
     "llm": {"chat": llm_prompt, "stream": llm_stream},
 }
+
+# feature -> what a model must be able to do for it; the others want one that makes text
+NEEDS = {"models": "", "list": "", "show": "", "embeddings": "", "tools": "tools"}

@@ -12,9 +12,23 @@ from typing import Any
 from freehold.errors import ModelNotFound
 from freehold.server.call import Call
 from freehold.server.contract import Held, Loaded
+from freehold.types import ModelInfo
 
 # A model's name, what the store has of it, and all that is in memory -> how the protocol describes it, with its `id`.
 Row = Callable[[str, Held | None, Mapping[str, Loaded]], dict[str, Any]]
+
+
+def capabilities(info: ModelInfo) -> list[str]:
+    """Return what a loaded model can do, in the words of Ollama's protocol, which other clients read too."""
+    if info.embeds_only:
+        return ["embedding"]
+    found = {
+        "completion": True,
+        "tools": info.can_call,
+        "insert": info.can_fill,
+        "thinking": info.thinking != "none" or bool(info.efforts),
+    }
+    return [name for name, has in found.items() if has]
 
 
 async def listed(call: Call, row: Row) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ async def load_only(call: Call, r: Generating, said: dict[str, Any]) -> None:
 
     async def work() -> None:
         if kept == 0:
-            await _let_go(call, r.model)
+            await let_go(call, r.model)
         else:
             await call.models.use(r.model, kept)
         reason = "unload" if kept == 0 else "load"
@@ -48,8 +48,12 @@ async def worded(model: str, work: Callable[[], Awaitable[object]]) -> None:
         raise refusal(e, model) from e
 
 
-async def _let_go(call: Call, model: str) -> None:
-    """Unload an idle model at once; a busy one leaves when its answers have ended. One that is not loaded is gone."""
+async def let_go(call: Call, model: str) -> None:
+    """Unload an idle model at once; a busy one leaves when its answers have ended. One that is not loaded is gone.
+
+    Raises Refused (403) for a client's key: the model is there for the others too.
+    """
+    call.server.guard.check_audience("manage", call.key)
     name = await call.models.name_of(model)
     models = call.server.models
     found = next((each for each in models.loaded() if each.name == name), None)

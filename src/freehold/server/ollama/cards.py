@@ -23,12 +23,11 @@ from freehold.models.defaults import sampling_defaults
 from freehold.store import Listed
 from freehold.tokenizer.directory import read_json
 from freehold.tokenizer.fill import SPELLINGS
-from freehold.tokenizer.template import templates_from_dir, templates_from_gguf
+from freehold.tokenizer.template import ChatTemplate, templates_from_dir, templates_from_gguf
 
 MAX_CARDS = 512
 MAX_VALUE = 16_384  # characters of a text in model_info; licences and templates have fields of their own
 _ENCODERS = ("bert", "nomic-bert", "jina-bert-v2", "roberta", "xlm-roberta")
-_THINKS = ("enable_thinking", "<think>", "[THINK]", "reasoning_effort")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +104,7 @@ class _Said:
     embedding: int
     template: str
     can_fill: bool
+    pools: bool  # it says how a text becomes one vector: it was made for that
     info: Mapping[str, object]
 
 
@@ -117,6 +117,7 @@ def _gguf_said(file: GGUFFile) -> _Said:
         embedding=metadata.get_int(f"{name}.embedding_length", 0),
         template=templates_from_gguf(metadata).get("default", ""),
         can_fill=any(tokens.issuperset(spelled) for spelled in SPELLINGS),
+        pools=metadata.get_int(f"{name}.pooling_type", 0) > 0,
         info={k: _plain(v) for k, v in metadata.items() if not k.startswith("tokenizer.chat_template")},
     )
 
@@ -134,6 +135,7 @@ def _folder_said(file: Any, path: Path) -> _Said:
         embedding=width if isinstance(width, int) else 0,
         template=templates_from_dir(path).get("default", ""),
         can_fill=any(tokens.issuperset(spelled) for spelled in SPELLINGS),
+        pools=(path / "modules.json").is_file(),
         info={
             "general.architecture": name,
             f"{name}.context_length": context,
@@ -152,13 +154,25 @@ def _plain(value: object) -> object:
 
 
 def _capabilities(said: _Said) -> tuple[str, ...]:
+    """Return what a model can do. Any decoder makes embeddings; only one that was made for it says so, because
+    clients that choose a model for a chat leave those out that do."""
     if said.architecture in _ENCODERS:
         return ("embedding",)
-    template = said.template
     found = {
         "completion": True,
-        "tools": "tools" in template or "tool_calls" in template,
         "insert": said.can_fill,
-        "thinking": any(mark in template for mark in _THINKS),
+        **of_template(said.template),
+        "embedding": said.pools,
     }
     return tuple(name for name, has in found.items() if has)
+
+
+def of_template(source: str) -> dict[str, bool]:
+    """Tell what a chat template makes possible, found as the engine finds it: by rendering."""
+    if not source:
+        return {}
+    template = ChatTemplate(source)
+    return {
+        "tools": template.can_call,
+        "thinking": template.thinking != "none" or bool(template.efforts),
+    }

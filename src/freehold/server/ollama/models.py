@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from freehold.errors import ModelNotFound
 from freehold.server.call import Call
 from freehold.server.contract import Held, Loaded
-from freehold.server.ollama.cards import Card, Cards
+from freehold.server.ollama.cards import Card, Cards, of_template
 from freehold.server.ollama.fields import strangers
 from freehold.server.ollama.modelfiles import modelfile, parameter_lines
 from freehold.server.ollama.wording import refusal
@@ -162,7 +162,7 @@ def _shown(store: Store, found: Listed, verbose: bool) -> dict[str, Any]:
         "template": template,
         "details": details(card, found.base),
         "model_info": dict(card.info),
-        "capabilities": list(card.capabilities),
+        "capabilities": _capabilities(card, overlay),
         "modified_at": found.created or _time(0.0),
     }
     if overlay is not None:
@@ -173,6 +173,14 @@ def _shown(store: Store, found: Listed, verbose: bool) -> dict[str, Any]:
     if verbose:
         said["tensors"] = [{"name": n, "type": t, "shape": list(s)} for n, t, s in card.tensors]
     return said
+
+
+def _capabilities(card: Card, overlay: Overlay | None) -> list[str]:
+    """Return the file's, less and more what a template of the owner's changes."""
+    if overlay is None or not overlay.template:
+        return list(card.capabilities)
+    own = of_template(overlay.template)
+    return [*(c for c in card.capabilities if c not in own), *(name for name, has in own.items() if has)]
 
 
 def _licence(found: Listed, card: Card, overlay: Overlay | None) -> str:

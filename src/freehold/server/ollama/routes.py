@@ -11,6 +11,7 @@ from freehold.server.call import route
 from freehold.server.ollama.blobs import has, send
 from freehold.server.ollama.chat import chat
 from freehold.server.ollama.create import CreateRequest, create
+from freehold.server.ollama.embed import EmbeddingsRequest, EmbedRequest, embed, embeddings
 from freehold.server.ollama.fields import ChatRequest, GenerateRequest
 from freehold.server.ollama.generate import generate
 from freehold.server.ollama.manage import CopyRequest, DeleteRequest, copy, delete
@@ -27,6 +28,8 @@ def routes() -> list[Route]:
         route("GET", "/", greeting, audience="any", answer=["text/plain"]),
         route("POST", "/api/chat", chat, ChatRequest, answer=_LINES),
         route("POST", "/api/generate", generate, GenerateRequest, answer=_LINES),
+        route("POST", "/api/embed", embed, EmbedRequest),
+        route("POST", "/api/embeddings", embeddings, EmbeddingsRequest),
         route("GET", "/api/tags", tags, audience="any"),
         route("GET", "/api/ps", ps, audience="any"),
         route("GET", "/api/version", version, audience="any"),

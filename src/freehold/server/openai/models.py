@@ -10,7 +10,7 @@ from typing import Any
 
 from freehold.server.call import Call
 from freehold.server.contract import Held, Loaded
-from freehold.server.listing import answer_one, listed
+from freehold.server.listing import answer_one, capabilities, listed
 
 
 async def models(call: Call) -> None:
@@ -30,6 +30,7 @@ def _model(name: str, held: Held | None, loaded: Mapping[str, Loaded]) -> dict[s
     more: dict[str, Any] = {"bytes": held.bytes if held else None, "loaded": info is not None}
     if info:
         more |= {"quantization": info.quantization, "trained_context": info.trained_context}
+        more["capabilities"] = capabilities(info)
     return {
         "id": name,
         "object": "model",

@@ -1,0 +1,123 @@
+"""POST /api/embed and the older /api/embeddings: texts in, vectors of unit length out.
+
+Knows Ollama's shapes; the engine makes the vectors. A text longer than the context is refused unless `truncate` is
+true, and then told. Path: Gate -> embed, embeddings -> Served.embed
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from freehold.server.call import Call
+from freehold.server.durations import seconds
+from freehold.server.ollama.asking import let_go, worded
+from freehold.server.ollama.fields import Options, strangers
+from freehold.server.ollama.shape import ns
+from freehold.server.openai.embeddings import MAX_DIMENSIONS, as_numbers, check_count, cut_warnings
+from freehold.server.openai.fields import Name
+from freehold.store import parameters
+from freehold.types import EmbedJob, Vectors
+
+KeepAlive = Annotated[
+    float | str | None,
+    Meta(description="How long the model stays in memory afterwards; 0 without a text: let go of it now."),
+]
+
+
+class EmbedRequest(Struct, kw_only=True):
+    """POST /api/embed: texts to turn into vectors of unit length; without input the model is loaded."""
+
+    model: Annotated[Name, Meta(description="The model's name; any model makes embeddings.")]
+    input: Annotated[str | list[str] | None, Meta(description="A text, or a list of them.")] = None
+    truncate: Annotated[
+        bool | None,
+        Meta(description="true: cut what is longer than the context, and say so. Otherwise refuse it."),
+    ] = None
+    dimensions: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_DIMENSIONS)] | None,
+        Meta(description="Keep so many numbers, at unit length again; for models trained for it."),
+    ] = None
+    options: Annotated[
+        Options | None, Meta(description="Checked, and named in warnings: none changes a vector.")
+    ] = None
+    keep_alive: KeepAlive = None
+
+
+class EmbeddingsRequest(Struct, kw_only=True):
+    """POST /api/embeddings: one text to turn into a vector, as older clients ask."""
+
+    model: Annotated[Name, Meta(description="The model's name; any model makes embeddings.")]
+    prompt: Annotated[str | None, Meta(description="The text.")] = None
+    truncate: Annotated[bool | None, Meta(description="As in /api/embed.")] = None
+    options: Annotated[Options | None, Meta(description="As in /api/embed.")] = None
+    keep_alive: KeepAlive = None
+
+
+async def embed(call: Call) -> None:
+    """Turn texts into vectors; without input load the model, or with keep_alive 0 let go of it."""
+    request, raw = await call.struct(EmbedRequest)
+    given = [request.input] if isinstance(request.input, str) else request.input or []
+    if given:
+        check_count("input", given)
+    warnings = [*strangers(raw, EmbedRequest), *_idle(request.options)]
+    job = EmbedJob(tuple(given), None, bool(request.truncate), request.dimensions, call.tenant)
+
+    async def work() -> None:
+        load_s, vectors = await _made(call, request, job)
+        body = {
+            "model": request.model,
+            "embeddings": as_numbers(vectors) if vectors else [],
+            "total_duration": ns(_passed_s(call)),
+            "load_duration": ns(load_s),
+            "prompt_eval_count": sum(vectors.tokens) if vectors else 0,
+        }
+        await call.answer({**body, "freehold": {"warnings": _told(warnings, vectors)}})
+
+    await worded(request.model, lambda: call.while_here(work()))
+
+
+async def embeddings(call: Call) -> None:
+    """Turn one text into a vector; without one load the model, or with keep_alive 0 let go of it."""
+    request, raw = await call.struct(EmbeddingsRequest)
+    warnings = [*strangers(raw, EmbeddingsRequest), *_idle(request.options)]
+    texts = (request.prompt,) if request.prompt else ()
+    job = EmbedJob(texts, truncate=bool(request.truncate), tenant=call.tenant)
+
+    async def work() -> None:
+        _, vectors = await _made(call, request, job)
+        row = as_numbers(vectors)[0] if vectors else []
+        await call.answer({"embedding": row, "freehold": {"warnings": _told(warnings, vectors)}})
+
+    await worded(request.model, lambda: call.while_here(work()))
+
+
+async def _made(
+    call: Call, r: EmbedRequest | EmbeddingsRequest, job: EmbedJob
+) -> tuple[float, Vectors | None]:
+    """Return the seconds until the model was in memory, and the vectors; None where nothing was asked for."""
+    kept = seconds(r.keep_alive)
+    if kept == 0 and not job.texts:
+        await let_go(call, r.model)
+        return 0.0, None
+    served = await call.models.use(r.model, kept)
+    load_s = _passed_s(call)
+    return load_s, await served.embed(job, kept) if job.texts else None
+
+
+def _idle(options: Mapping[str, Any] | None) -> list[str]:
+    """Check the options; say of each that it changes no vector."""
+    given = parameters.read(options or {})
+    known = [name for name in parameters.HONOURED if (options or {}).get(name) is not None]
+    return [*given.warnings, *(f"option {name} was ignored: it changes no embedding" for name in known)]
+
+
+def _told(warnings: list[str], vectors: Vectors | None) -> list[str]:
+    return [*warnings, *(cut_warnings(vectors) if vectors else ())]
+
+
+def _passed_s(call: Call) -> float:
+    return time.monotonic() - call.started
