@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freehold.cli.bench import version
-from freehold.cli.doctor import cpu_name
 from freehold.config import load_settings
 from freehold.engine import Engine
+from freehold.machine import cpu_name
 from freehold.models.adapters import Adapter, load_adapter
 from freehold.models.loader import LoadedModel, load_model
 from freehold.store import Store

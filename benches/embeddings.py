@@ -152,7 +152,7 @@ class Machine:
     def of(folder: Path, cores: int) -> Machine:
         """Measure this one; a dot of int16 pairs does half the operations of one of int8 quads."""
         from freehold import _native as native
-        from freehold.cli.doctor import cpu_name
+        from freehold.machine import cpu_name
         from freehold.models.loader import load_model
 
         weights = load_model(folder, tokens=_tokenizer(folder).vocab_size).weights_per_token

@@ -27,11 +27,11 @@ from peer_masks import PEERS, timed
 from schemas import CASES
 
 from freehold.cli.bench import version
-from freehold.cli.doctor import cpu_name
 from freehold.config import load_settings
 from freehold.engine.grammar import Grammar, Grammars, Matcher
 from freehold.engine.sampler import choose
 from freehold.formats.gguf import open_gguf
+from freehold.machine import cpu_name
 from freehold.store import Store
 from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
 from freehold.types import Format, SamplingParams

@@ -46,7 +46,7 @@ QUICK = ("prefill-512", "decode-0", "batch-4")
 
 def machine(path: Path) -> dict[str, Any]:
     """Name what the figures belong to, and how loaded the machine was before."""
-    from freehold.cli.doctor import cpu_name
+    from freehold.machine import cpu_name
 
     command = ["git", "-C", str(environments.ROOT), "describe", "--always", "--dirty"]
     commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
@@ -91,7 +91,7 @@ def ceilings(child: Child, threads: list[int], before: dict[str, list[float]]) -
     """Measure what the machine gives, to one thread and to all; the better of this and `before`."""
     measured = child.ask("ceilings", threads=sorted({1, threads[-1]}))
     return {
-        name: [max(pair) for pair in zip(values, before.get(name, values), strict=True)]
+        name: [max(pair) for pair in zip(values, before.get(name) or values, strict=True)]
         for name, values in measured.items()
     }
 

@@ -24,12 +24,12 @@ import timeit
 from pathlib import Path
 
 from freehold.cli.bench import version
-from freehold.cli.doctor import cpu_name
 from freehold.config import load_settings
 from freehold.engine import Engine
 from freehold.engine.blocks import BlockManager
 from freehold.engine.sequence import Request, Sequence
 from freehold.local.opening import open_model
+from freehold.machine import cpu_name
 from freehold.store import Store
 from freehold.types import SamplingParams
 

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 from freehold.cli.bench import version
-from freehold.cli.doctor import cpu_name
 from freehold.local import LLM, load
+from freehold.machine import cpu_name
 from freehold.types import Completion
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,8 +22,8 @@ import jsonschema
 from schemas import CASES, Case
 
 from freehold.cli.bench import version
-from freehold.cli.doctor import cpu_name
 from freehold.local import LLM, load
+from freehold.machine import cpu_name
 from freehold.types import Chunk, Format, Job, Message
 
 LEAST_ENDED = 0.95

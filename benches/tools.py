@@ -24,8 +24,8 @@ from benches.function_calls import Case, cases
 from benches.server_scenarios import model_name
 from benches.servers import Server, free_port, llama_server
 from freehold.cli.bench import version
-from freehold.cli.doctor import cpu_name
 from freehold.config import load_settings
+from freehold.machine import cpu_name
 from freehold.store import Store
 
 CONTEXT = 4096

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from freehold import machine
 from freehold.engine import Engine, capacity
 from freehold.engine.capacity import bytes_per_block, choose_context
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
-from freehold.models import machine
 from freehold.models.loader import LoadedModel
 
 

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.doctor import cpu_name
 from freehold.cli.shared import held_or_fetched, kv_option, offline_option, with_offline
 from freehold.errors import UsageError
+from freehold.machine import cpu_name
 from freehold.store import ModelRef, Store
 
 if TYPE_CHECKING:

@@ -66,7 +66,7 @@ def machine(settings: Settings) -> dict[str, Any]:
     import psutil
 
     from freehold import _native as native
-    from freehold.models.machine import available_bytes, cgroup_available_bytes, default_threads
+    from freehold.machine import available_bytes, cgroup_available_bytes, cpu_name, default_threads
 
     return {
         "cpu": {"name": cpu_name(), "system": platform.platform()},
@@ -85,17 +85,6 @@ def machine(settings: Settings) -> dict[str, Any]:
         "stores": _stores(settings),
         "versions": {"python": platform.python_version(), **_versions()},
     }
-
-
-def cpu_name() -> str:
-    """Return the processor's name, as /proc/cpuinfo or the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> float | None:

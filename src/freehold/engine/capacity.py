@@ -14,8 +14,8 @@ from freehold.engine.blocks import blocks_for
 from freehold.engine.budget import MAX_ROWS
 from freehold.engine.slots import quota
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
+from freehold.machine import available_bytes, show_bytes
 from freehold.models.loader import LoadedModel
-from freehold.models.machine import available_bytes, show_bytes
 
 MEMORY_SHARE = 0.5  # of available memory the cache may take when nobody asked for a size
 REQUEST_SHARE = 0.9  # and when somebody did; the rest is for activations and everybody else

@@ -26,8 +26,8 @@ from freehold.engine.sampler import choose, log_sum_exp
 from freehold.engine.scheduler import Work
 from freehold.engine.sequence import Sequence
 from freehold.errors import CapacityExceeded, UsageError
+from freehold.machine import available_bytes, show_bytes
 from freehold.models.loader import LoadedModel
-from freehold.models.machine import available_bytes, show_bytes
 
 F32 = NDArray[np.float32]
 

@@ -23,9 +23,9 @@ from freehold.engine.pooling import Pooling, checked_pooling
 from freehold.errors import CapacityExceeded, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.local.llm import LLM
+from freehold.machine import show_bytes
 from freehold.models.defaults import sampling_defaults
 from freehold.models.loader import LoadedModel, Progress, load_model
-from freehold.models.machine import show_bytes
 from freehold.models.packs import file_identity, open_pack, pack_path, write_pack
 from freehold.models.pooling import pooling_from_dir
 from freehold.store import ModelRef, Store

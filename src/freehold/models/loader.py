@@ -28,10 +28,10 @@ from freehold.formats import (
     open_model_file,
     split_codes,
 )
+from freehold.machine import available_bytes, default_threads, show_bytes
 from freehold.models import bert, gemma3, llama, qwen2, qwen3
 from freehold.models.common import Dims, Family, TensorSpec, declared
 from freehold.models.fields import Fields
-from freehold.models.machine import available_bytes, default_threads, show_bytes
 from freehold.models.rope import RopeTable
 
 FAMILIES: tuple[Family, ...] = (llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, gemma3.FAMILY, bert.FAMILY)

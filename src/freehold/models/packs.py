@@ -25,7 +25,7 @@ import numpy as np
 
 from freehold._native import LAYOUT, Matrix, prefault
 from freehold.errors import CapacityExceeded, StoreError
-from freehold.models.machine import available_bytes, show_bytes
+from freehold.machine import available_bytes, show_bytes
 
 MAGIC = b"FREEHOLD"
 ALIGN = 4096

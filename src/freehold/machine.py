@@ -1,13 +1,16 @@
 """What this process may use: memory still free and processors, the machine's and its control group's.
 
 Knows /proc through psutil, /sys and the cgroup files; knows no model.
-Path: loader (may the weights be packed?), engine.capacity (how long a context fits?) -> available_bytes
+Path: loader (may the weights be packed?), engine.capacity (how long a context fits?), advisor -> available_bytes
 """
 
 from __future__ import annotations
 
 import math
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -93,3 +96,18 @@ def _cpu_quota(root: Path = _CGROUP) -> float | None:
         return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
     except ValueError:
         return None
+
+
+def cpu_name() -> str:
+    """Return the processor's name, as /proc/cpuinfo or the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    if sys.platform == "darwin":
+        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        return done.stdout.strip() or platform.machine()
+    return platform.processor() or platform.machine()
