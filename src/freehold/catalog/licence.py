@@ -1,0 +1,238 @@
+"""Licences as data: one entry per text and version, each term with its clause, our wording and a source.
+
+Holds no licence's text: it names where the text is and the digest of the copy that was read. Judges nothing;
+what a term means for somebody is advisor.verdict's. Terms not restated are those of the entry it `extends`.
+Path: catalog.licence(text) -> licences -> data/licences/*.toml -> Licence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from datetime import date
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from freehold.catalog.conditions import Condition, parse
+from freehold.errors import StoreError, UsageError
+
+# What every entry must speak of, in the order of its card; `service` only where a text has such a rule.
+TOPICS = {
+    "commercial": "commercial use",
+    "modify": "modification",
+    "redistribute": "redistribution",
+    "outputs": "training on outputs",
+    "name": "names and notices",
+    "service": "model services",
+    "scale": "users and revenue",
+    "geography": "geography",
+    "use": "acceptable use",
+    "patents": "patents",
+    "termination": "termination",
+    "law": "law",
+}
+EFFECTS = ("grants", "refuses", "requires", "notes", "silent", "unknown")
+CLASSES = ("permissive", "custom", "restricted")
+# How well the entry is founded: the text with its digest, a copy of it, clauses as others quote them, reports.
+EVIDENCE = ("text", "copy", "quoted", "reported")
+DUTIES = (
+    "copy",  # hand on a copy of the licence
+    "notices",  # keep the notices that are there
+    "notice",  # a NOTICE file with the line in `text`
+    "changes",  # mark what was changed
+    "display",  # show the words in `text`
+    "prefix",  # begin the model's name with `text`
+    "credit",  # name the makers
+    "policy",  # keep a use policy; `text`: where it is
+    "pass-on",  # bind your own users by the same restrictions
+    "law",  # lawful use and honest naming
+    "limit",  # what is made stays under the same limit
+    "ask",  # register or tell the licensor
+)
+_KEYS = {"id", "name", "aliases", "extends", "class", "issued", "url", "text", "sha256", "evidence"}
+_KEYS |= {"checked", "covers", "note", "outputs_bind", "term"}
+_TERM_KEYS = {"topic", "effect", "when", "clause", "says", "do", "text", "source"}
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One thing a licence says: about `topic`, with `effect`, where `when` holds, in `clause`.
+
+    `says` is our wording. `duty` and `text` (of a term that requires) tell what to do and with which words.
+    `source` only where it differs from the licence's.
+    """
+
+    topic: str
+    effect: str
+    clause: str
+    says: str
+    when: Condition = Condition()
+    duty: str = ""
+    text: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Licence:
+    """One licence text of one version. `id` is SPDX's, or LicenseRef-... where SPDX has none.
+
+    `outputs_bind`: a model trained on this one's outputs to act like it counts as a derivative, so all
+    terms follow. `covers`: repositories that carry it, as patterns; a fact by itself, of the same date.
+    """
+
+    id: str
+    name: str
+    publisher: str
+    kind: str  # permissive | custom | restricted
+    url: str
+    text: str  # which copy of the text the facts come from
+    evidence: str  # text | copy | quoted | reported
+    checked: date
+    terms: tuple[Term, ...]
+    aliases: tuple[str, ...] = ()
+    issued: date | None = None
+    sha256: str = ""
+    covers: tuple[str, ...] = ()
+    note: str = ""
+    outputs_bind: bool = False
+
+    def about(self, topic: str) -> tuple[Term, ...]:
+        """Return the terms on one topic."""
+        return tuple(t for t in self.terms if t.topic == topic)
+
+
+@cache
+def licences() -> tuple[Licence, ...]:
+    """Return every licence we know, sorted by name."""
+    found: dict[str, Licence] = {}
+    waiting: list[tuple[str, str, dict[str, Any]]] = []
+    folder = resources.files("freehold.catalog").joinpath("data", "licences")
+    for item in sorted(folder.iterdir(), key=lambda p: p.name):
+        if item.name.endswith(".toml"):
+            data = tomllib.loads(item.read_text(encoding="utf-8"))
+            waiting += [(item.name, data["publisher"], raw) for raw in data["licence"]]
+    while waiting:
+        ready = [w for w in waiting if w[2].get("extends", "") in ("", *found)]
+        if not ready:
+            raise StoreError(f"{waiting[0][0]}: {waiting[0][2]['id']} extends a licence that is not there")
+        for where, publisher, raw in ready:
+            found[raw["id"]] = build(where, publisher, raw, found.get(raw.get("extends", "")))
+        waiting = [w for w in waiting if w[2]["id"] not in found]
+    return tuple(sorted(found.values(), key=lambda licence: licence.name))
+
+
+def licence(text: str) -> Licence:
+    """Return the licence of an SPDX identifier, a LicenseRef or a hub's tag such as `llama3.1`.
+
+    Raises UsageError with the nearest names as hint.
+    """
+    if found := find(text):
+        return found
+    near = suggestions(text)
+    hint = f"did you mean {' or '.join(near)}?" if near else "freehold license lists those it knows"
+    raise UsageError(f"no licence is called {text!r}", hint)
+
+
+def find(text: str) -> Licence | None:
+    """Return the licence that `text` names, or None."""
+    return _names().get(_plain(text))
+
+
+def suggestions(text: str) -> list[str]:
+    """Return the identifiers and short names that look most like `text`, best first."""
+    near = difflib.get_close_matches(_plain(text), list(_names()), n=6, cutoff=0.5)
+    shown = dict.fromkeys(_shortest(_names()[name]) for name in near)
+    return list(shown)[:3]
+
+
+def covering(model_id: str) -> Licence | None:
+    """Return the licence whose `covers` names this repository; the longest pattern wins."""
+    hits = [
+        (len(p), one) for one in licences() for p in one.covers if fnmatchcase(model_id.lower(), p.lower())
+    ]
+    return max(hits, key=lambda hit: hit[0])[1] if hits else None
+
+
+def build(where: str, publisher: str, raw: dict[str, Any], parent: Licence | None = None) -> Licence:
+    """Turn one TOML table into a licence; raise StoreError naming the entry and what is wrong with it."""
+    label = f"{where}: {raw.get('id', '(no id)')}"
+    if unknown := raw.keys() - _KEYS:
+        raise StoreError(f"{label}: unknown key {sorted(unknown)[0]!r}")
+    for key in ("id", "name", "class", "url", "text", "evidence", "checked"):
+        if not raw.get(key):
+            raise StoreError(f"{label}: {key} is missing or empty")
+    _one_of(label, "class", raw["class"], CLASSES)
+    _one_of(label, "evidence", raw["evidence"], EVIDENCE)
+    own = tuple(_term(label, t) for t in raw.get("term", []))
+    restated = {t.topic for t in own}
+    inherited = tuple(t for t in parent.terms if t.topic not in restated) if parent else ()
+    order = list(TOPICS)
+    return Licence(
+        id=raw["id"],
+        name=raw["name"],
+        publisher=publisher,
+        kind=raw["class"],
+        url=raw["url"],
+        text=raw["text"],
+        evidence=raw["evidence"],
+        checked=raw["checked"],
+        terms=tuple(sorted((*own, *inherited), key=lambda t: order.index(t.topic))),
+        aliases=tuple(raw.get("aliases", ())),
+        issued=raw.get("issued"),
+        sha256=raw.get("sha256", ""),
+        covers=tuple(raw.get("covers", ())),
+        note=raw.get("note", ""),
+        outputs_bind=raw.get("outputs_bind", False),
+    )
+
+
+def _term(label: str, raw: dict[str, str]) -> Term:
+    if unknown := raw.keys() - _TERM_KEYS:
+        raise StoreError(f"{label}: unknown key {sorted(unknown)[0]!r} in a term")
+    _one_of(label, "topic", raw.get("topic", ""), tuple(TOPICS))
+    _one_of(label, "effect", raw.get("effect", ""), EFFECTS)
+    if (raw["effect"] == "requires") != ("do" in raw):
+        raise StoreError(f"{label}: a term that requires, and no other, says what to `do`")
+    if "do" in raw:
+        _one_of(label, "do", raw["do"], DUTIES)
+    try:
+        when = parse(raw.get("when", ""))
+        return Term(
+            raw["topic"],
+            raw["effect"],
+            raw["clause"],
+            raw["says"],
+            when,
+            raw.get("do", ""),
+            raw.get("text", ""),
+            raw.get("source", ""),
+        )
+    except (KeyError, ValueError) as e:
+        raise StoreError(f"{label}: a term on {raw['topic']}: {e}") from e
+
+
+def _one_of(label: str, key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise StoreError(f"{label}: {key} = {value!r} is none of {', '.join(known)}")
+
+
+@cache
+def _names() -> dict[str, Licence]:
+    """Map every identifier, name and alias, plainly spelled, to its licence."""
+    table: dict[str, Licence] = {}
+    for one in licences():
+        for name in (one.id, one.name, *one.aliases):
+            table.setdefault(_plain(name), one)
+    return table
+
+
+def _plain(text: str) -> str:
+    plain = text.strip().lower().removeprefix("licenseref-").removeprefix("scancode-")
+    return "-".join(plain.replace("_", "-").split())
+
+
+def _shortest(one: Licence) -> str:
+    return one.aliases[0] if one.aliases and one.id.startswith("LicenseRef-") else one.id
