@@ -42,6 +42,9 @@ class Settings:
     keep_alive: str = "5m"  # how long an idle model stays in the server's memory
     key_file: str = ""  # hashes of the API keys of `serve`; empty: keys.json in the home
     api_key: str = field(default="", repr=False)  # one more, from the environment
+    company: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # your facts for licences: advisor.facts reads them
 
     @property
     def keys(self) -> Path:
@@ -71,6 +74,7 @@ _KEYS: dict[str, type] = {
     "port": int,
     "keep_alive": str,
     "key_file": str,
+    "company": dict,
 }
 
 

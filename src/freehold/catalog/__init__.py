@@ -2,11 +2,13 @@
 
 Dated, sourced facts in `data/`, read on the first question; a fact that changes is appended with a new
 date, never overwritten. Knows no network and no disk but its own data and the user's catalogue.toml.
-Path: store.parse_ref -> catalog.find -> Entry -> the store's sources; catalog.models -> Model -> advisor.
+Path: store.parse_ref -> catalog.find -> Entry -> the store's sources;
+      catalog.models -> Model and catalog.licences -> Licence -> advisor.
 """
 
 from freehold.catalog.entries import Entry, File, default_model, entries, find, suggestions
 from freehold.catalog.hardware import Device, Money, Rig, devices, rig
+from freehold.catalog.licence import Licence, licence, licences
 from freehold.catalog.model import Layers, Model, Repo, Score
 from freehold.catalog.models import facts, model, models, user_file
 
@@ -15,6 +17,7 @@ __all__ = [
     "Entry",
     "File",
     "Layers",
+    "Licence",
     "Model",
     "Money",
     "Repo",
@@ -25,6 +28,8 @@ __all__ = [
     "entries",
     "facts",
     "find",
+    "licence",
+    "licences",
     "model",
     "models",
     "rig",

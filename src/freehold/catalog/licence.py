@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from fnmatch import fnmatchcase
 from functools import cache
@@ -69,7 +69,7 @@ class Term:
     effect: str
     clause: str
     says: str
-    when: Condition = Condition()
+    when: Condition = field(default_factory=Condition)
     duty: str = ""
     text: str = ""
     source: str = ""

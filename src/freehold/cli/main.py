@@ -31,10 +31,11 @@ VERBS = {
     "list": "List the models held here.",
     "show": "Show what a model is and where its settings come from.",
     "rm": "Delete a model, or forget another program's.",
+    "license": "Say whether you may use a model, under which conditions, and by which clause.",
     "bench": "Measure prefill, decode and load beside the machine's ceiling.",
     "doctor": "Show what this machine offers and what Freehold makes of it.",
 }
-ALIASES = {"ls": "list"}
+ALIASES = {"ls": "list", "licence": "license"}
 
 
 class LazyGroup(click.Group):

@@ -1,0 +1,108 @@
+"""Which licences a model stands under: its own and those of every model it was made from.
+
+Knows names, parents and licence identifiers; knows no user's facts and judges nothing.
+Path: verdict -> subject -> standing -> catalog.model, catalog.licence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from freehold import catalog
+from freehold.catalog.licence import Licence, covering, find, suggestions
+from freehold.catalog.model import Model
+from freehold.errors import ModelNotFound, UsageError
+
+MAX_DEPTH = 12  # generations; a longer chain is a mistake in somebody's catalogue
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is asked about: a licence by itself, or a model with its licence expression and parents."""
+
+    name: str
+    expression: str  # SPDX identifiers, joined by AND or OR; empty: not known
+    base: tuple[str, ...] = ()
+    multimodal: bool | None = None
+    source: str = ""  # where the licence of the model was read
+    model: Model | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A licence that binds: that of `model`, reached through `via` (empty for the subject itself).
+
+    `choices` are the licences one may choose from (OR); one for each part that AND joins. None: unknown.
+    """
+
+    model: str
+    via: tuple[str, ...]
+    choices: tuple[Licence, ...]
+    expression: str
+    multimodal: bool | None
+
+
+def subject(text: str | Model | Licence) -> Subject:
+    """Find what is meant: a licence's name, a catalogue model, or a repository that a licence covers.
+
+    Raises ModelNotFound with the nearest names of both kinds.
+    """
+    if isinstance(text, Licence):
+        return Subject(text.name, text.id)
+    if isinstance(text, Model):
+        return _of_model(text)
+    if "/" not in text and (found := find(text)):
+        return Subject(found.name, found.id)
+    try:
+        return _of_model(catalog.model(text))
+    except ModelNotFound as e:
+        if (found := covering(text)) is not None:
+            return Subject(text, found.id, source=_covers(found))
+        near = suggestions(text)
+        also = f"; licences: {' or '.join(near)}" if near else ""
+        raise ModelNotFound(f"neither a model nor a licence is called {text!r}", e.hint + also) from None
+
+
+def standing(asked: Subject) -> list[Standing]:
+    """Return the licences a subject stands under, its own first, then those of its ancestors.
+
+    Raises UsageError for a line of descent that bites its own tail.
+    """
+    found: list[Standing] = []
+    _descend(asked, (), found)
+    return found
+
+
+def _descend(one: Subject, via: tuple[str, ...], found: list[Standing]) -> None:
+    if one.name in via or len(via) > MAX_DEPTH:
+        chain = " -> ".join((*via, one.name))
+        raise UsageError(f"the line of descent does not end: {chain}", "mend `base` in your catalogue.toml")
+    for part in one.expression.split(" AND ") if one.expression else [""]:
+        choices = tuple(c for c in map(find, part.strip("()").split(" OR ")) if c)
+        found.append(Standing(one.name, via, choices, part, one.multimodal))
+    for parent in one.base:
+        _descend(_ancestor(parent), (*via, one.name), found)
+
+
+def _ancestor(name: str) -> Subject:
+    """Return a parent as far as it is known; its licence may be unknown, which then counts."""
+    try:
+        return subject(name)
+    except ModelNotFound:
+        return Subject(name, "")
+
+
+def _of_model(model: Model) -> Subject:
+    covered = covering(model.id) if not model.licence else None
+    return Subject(
+        name=model.id,
+        expression=covered.id if covered else model.licence,
+        base=model.base,
+        multimodal=any(m != "text" for m in model.modalities) if model.modalities else None,
+        source=_covers(covered) if covered else model.licence_url or ", ".join(model.sources),
+        model=model,
+    )
+
+
+def _covers(licence: Licence) -> str:
+    return f"{licence.url} (checked {licence.checked.isoformat()})"

@@ -1,0 +1,116 @@
+"""What to do before serving or shipping: the NOTICE lines, names, badges and policies, from a verdict.
+
+The words a licence prescribes are given as it prescribes them; the licence texts themselves are not copied
+but named, with where to get them. Knows no user interface.
+Path: cli/license --pack -> pack -> Pack.notice, Pack.duties.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from freehold.advisor.verdict import DISCLAIMER, Reason, Verdict
+from freehold.catalog.licence import find
+from freehold.errors import UsageError
+
+NOTICE, DUTIES = "NOTICE", "OBLIGATIONS.md"
+_TASKS = {
+    "copy": "hand on a copy of the licence",
+    "notices": "keep all copyright and origin notices that came with the model",
+    "notice": "ship the NOTICE file of this pack",
+    "changes": "mark the files you changed",
+    "display": "show the words",
+    "prefix": "begin the model's name with",
+    "credit": "name the makers as they ask",
+    "policy": "keep the use policy and have your users keep it",
+    "pass-on": "bind your users by the same use restrictions, in your own terms",
+    "law": "stay within the law and name things honestly",
+    "limit": "keep what you make from it under the same limit",
+    "ask": "register with the licensor, or tell it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """One thing to do: `task` with `text` (words to show, or an address), and the clause that asks for it."""
+
+    task: str
+    text: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Everything that a verdict asks for, and what it still waits for."""
+
+    verdict: Verdict
+    duties: tuple[Duty, ...]  # due now
+    later: tuple[Duty, ...]  # due if a fact nobody gave turns out so
+
+    @property
+    def notice_lines(self) -> tuple[str, ...]:
+        """Lines of the NOTICE file; a fact that was not given does not leave one out."""
+        wanted = (
+            d.text for d in (*self.duties, *self.later) if d.reason.term and d.reason.term.duty == "notice"
+        )
+        return tuple(dict.fromkeys(wanted))
+
+    def words(self, duty: str) -> tuple[str, ...]:
+        """Return the words to `display`, or the ones the name begins with (`prefix`)."""
+        wanted = (d.text for d in self.duties if d.reason.term and d.reason.term.duty == duty)
+        return tuple(dict.fromkeys(wanted))
+
+    def files(self) -> dict[str, str]:
+        """Return the pack as file names and contents; NOTICE only where a licence asks for one."""
+        found = {DUTIES: self._duties()}
+        if self.notice_lines:
+            found[NOTICE] = "\n".join(self.notice_lines) + "\n"
+        return found
+
+    def _duties(self) -> str:
+        v = self.verdict
+        lines = [
+            f"# Obligations for {v.subject}",
+            "",
+            DISCLAIMER,
+            f"Answer for the facts given: {v.answer}.",
+            "",
+        ]
+        lines += _section("Do", self.duties) + _section("Do, if it comes to that", self.later)
+        if v.questions:
+            lines += ["## Still open", "", *(f"- {q}" for q in v.questions), ""]
+        texts = [one for one in map(find, v.licences) if one]
+        lines += ["## Licence texts to include", ""]
+        lines += [f"- {one.name}: {one.url}" + _digest(one.sha256) for one in texts]
+        return "\n".join(lines) + "\n"
+
+
+def pack(verdict: Verdict) -> Pack:
+    """Return the duties of a verdict; raise UsageError where it refuses, for there is nothing to prepare."""
+    if verdict.answer == "refused":
+        why = verdict.deciding[0]
+        raise UsageError(
+            f"no pack for {verdict.subject}: {why.says}", f"{why.clause}; ask the licensor for other terms"
+        )
+    due = [_duty(r) for r in verdict.reasons if r.bearing == "requires"]
+    later = [_duty(r) for r in verdict.reasons if r.bearing == "requires if"]
+    return Pack(verdict, tuple(due), tuple(later))
+
+
+def _duty(reason: Reason) -> Duty:
+    assert reason.term is not None  # only terms require
+    return Duty(_TASKS[reason.term.duty], reason.term.text, reason)
+
+
+def _section(title: str, duties: tuple[Duty, ...]) -> list[str]:
+    if not duties:
+        return []
+    lines = [f"## {title}", ""]
+    for d in duties:
+        words = f' "{d.text}"' if d.text and not d.text.startswith("http") else f" {d.text}" if d.text else ""
+        lines.append(f"- {d.task}{words}: {d.reason.says} ({d.reason.clause}; {d.reason.source})")
+    return [*lines, ""]
+
+
+def _digest(sha256: str) -> str:
+    return f" (sha256 of the text that was read: {sha256})" if sha256 else ""

@@ -1,0 +1,186 @@
+"""May I? The user's facts times every licence a model stands under, with the clause that says so.
+
+Refused by one clause is refused; a fact or a licence that nobody knows blocks, and says what would decide.
+Not legal advice: it reads terms as data and cannot weigh them as a lawyer does.
+Path: cli/license, advice -> verdict -> lineage.standing, facts.holds -> Verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from freehold.advisor.facts import Facts, holds, question, undecided
+from freehold.advisor.lineage import Standing, Subject, standing, subject
+from freehold.catalog.licence import Licence, Term
+from freehold.catalog.model import Model
+
+ANSWERS = ("refused", "unknown", "conditions", "allowed")
+DISCLAIMER = "This reads licence terms as data. It is not legal advice."
+# Nobody's use waits for these; where they are not known the card says so.
+_FOOTNOTES = ("patents", "termination", "law")
+# A permission is a reason where somebody wants it: topic -> the flag that says so (empty: everybody does).
+_ASKED = {"commercial": "", "modify": "modifies", "redistribute": "shares", "outputs": "distils"}
+_BEARINGS = ("refuses", "undecided", "unknown", "requires", "requires if", "allows")
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One clause and how it bears on the answer.
+
+    refuses, requires, allows: it does. undecided, requires if: it would, if `waits_for` says so.
+    unknown: the term or the licence itself is not known. `via`: through which models it is inherited.
+    """
+
+    bearing: str
+    topic: str
+    clause: str
+    says: str
+    licence: str  # identifier; empty where the licence is not known
+    source: str
+    model: str = ""
+    via: tuple[str, ...] = ()
+    waits_for: tuple[str, ...] = ()
+    term: Term | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer for a subject: refused, unknown, conditions or allowed; weightiest reasons first."""
+
+    subject: str
+    answer: str
+    reasons: tuple[Reason, ...]
+    licences: tuple[str, ...]
+    facts: Facts
+
+    @property
+    def deciding(self) -> tuple[Reason, ...]:
+        """The reasons that make the answer what it is."""
+        wanted = {
+            "refused": ("refuses",),
+            "unknown": ("undecided", "unknown"),
+            "conditions": ("requires", "requires if"),
+            "allowed": ("allows",),
+        }[self.answer]
+        return tuple(r for r in self.reasons if r.bearing in wanted)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The facts that would decide an unknown answer, by name."""
+        return tuple(dict.fromkeys(w for r in self.reasons if r.bearing == "undecided" for w in r.waits_for))
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """The same as questions."""
+        return tuple(dict.fromkeys(question(word) for word in self.missing))
+
+
+def verdict(
+    asked: str | Model | Licence,
+    facts: Facts,
+    merged: Sequence[str | Model | Licence] = (),
+    teachers: Sequence[str | Model | Licence] = (),
+) -> Verdict:
+    """Judge a model or a licence for these facts.
+
+    `merged`: models that yours is made of besides; all their terms bind it. `teachers`: models on whose
+    outputs it is trained; their rules on outputs bind it, and all their terms where their licence calls such
+    a model a derivative. Raises ModelNotFound for a name nobody knows.
+    """
+    first = subject(asked)
+    made = replace(facts, modifies=True) if merged or teachers else facts
+    reasons = _of(first, made)
+    for other in merged:
+        reasons += _of(subject(other), made)
+    for teacher in teachers:
+        reasons += _taught(subject(teacher), made)
+    unique = _unique(reasons)
+    bearings = {r.bearing for r in unique}
+    if "refuses" in bearings:
+        answer = "refused"
+    elif bearings & {"undecided", "unknown"}:
+        answer = "unknown"
+    else:
+        answer = "conditions" if bearings & {"requires", "requires if"} else "allowed"
+    name = " + ".join([first.name, *(subject(o).name for o in merged)])
+    named = tuple(dict.fromkeys(r.licence for r in unique if r.licence))
+    return Verdict(name, answer, unique, named, made)
+
+
+def _of(asked: Subject, facts: Facts) -> list[Reason]:
+    """Return what every licence of a subject and its ancestors says to these facts."""
+    found: list[Reason] = []
+    for place in standing(asked):
+        choices = [_terms(place, one, one.terms, facts) for one in place.choices]
+        found += _best(choices) if choices else [_nobody(place)]
+    return found
+
+
+def _taught(teacher: Subject, facts: Facts) -> list[Reason]:
+    """Return what binds a model that is trained on a teacher's outputs."""
+    facts = replace(facts, distils=True)
+    found: list[Reason] = []
+    for place in standing(teacher):
+        place = replace(place, via=("outputs of " + place.model, *place.via))
+        per_choice = []
+        for one in place.choices:
+            terms = one.terms if one.outputs_bind else one.about("outputs")
+            per_choice.append(_terms(place, one, terms, facts))
+        found += _best(per_choice) if per_choice else [_nobody(place)]
+    return found
+
+
+def _terms(place: Standing, one: Licence, terms: Sequence[Term], facts: Facts) -> list[Reason]:
+    return [r for t in terms if (r := _bear(place, one, t, facts)) is not None]
+
+
+def _bear(place: Standing, one: Licence, term: Term, facts: Facts) -> Reason | None:
+    """Say how one term bears on the facts; None if it does not."""
+    truth = holds(term.when, facts, place.multimodal)
+    if truth is False or (term.effect == "unknown" and term.topic in _FOOTNOTES):
+        return None
+    waits = undecided(term.when, facts, place.multimodal) if truth is None else ()
+    if term.effect == "refuses":
+        bearing = "refuses" if truth else "undecided"
+    elif term.effect == "unknown":
+        bearing = "unknown" if truth else "undecided"
+    elif term.effect == "requires":
+        bearing = "requires" if truth else "requires if"
+    elif term.topic in _ASKED and truth and (not _ASKED[term.topic] or facts.flag(_ASKED[term.topic])):
+        bearing = "allows"
+    else:
+        return None
+    source = term.source or f"{one.url} (checked {one.checked.isoformat()}, {one.evidence})"
+    return Reason(
+        bearing, term.topic, term.clause, term.says, one.id, source, place.model, place.via, waits, term
+    )
+
+
+def _nobody(place: Standing) -> Reason:
+    """Block on a licence that is not known, and say whose."""
+    said = f"{place.expression!r} is none of the licences known here" if place.expression else "not known"
+    says = f"the licence of {place.model} is {said}"
+    return Reason("unknown", "licence", "no clause", says, "", "the catalogue", place.model, place.via)
+
+
+def _best(choices: list[list[Reason]]) -> list[Reason]:
+    """Of licences to choose from, take the one that allows most."""
+    return min(choices, key=_obstacles)
+
+
+def _obstacles(reasons: list[Reason]) -> tuple[int, int, int]:
+    bearings = [r.bearing for r in reasons]
+    return (
+        bearings.count("refuses"),
+        bearings.count("undecided") + bearings.count("unknown"),
+        bearings.count("requires") + bearings.count("requires if"),
+    )
+
+
+def _unique(reasons: list[Reason]) -> tuple[Reason, ...]:
+    """Drop what several ancestors say alike; order by weight, kept stable within one."""
+    first: dict[tuple[str, str, str, str], Reason] = {}
+    for r in reasons:
+        first.setdefault((r.licence or r.model, r.topic, r.clause, r.says), r)
+    return tuple(sorted(first.values(), key=lambda r: _BEARINGS.index(r.bearing)))

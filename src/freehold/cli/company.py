@@ -1,0 +1,82 @@
+"""Options by which a verb learns the user's own facts, over those in config.toml's [company].
+
+Knows words and numbers, no licence. Path: cli/license -> company_options, company_facts -> advisor.facts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.config import Settings
+
+if TYPE_CHECKING:
+    from freehold.advisor.facts import Facts
+
+_YES_NO = {
+    "offers_access": (
+        "--offers-access/--no-access",
+        "Third parties reach the model itself, by API for instance.",
+    ),
+    "assistant": ("--assistant/--no-assistant", "You sell an AI work assistant."),
+    "redistributes": ("--ships/--no-ships", "Weights leave your house, in a product or by themselves."),
+    "modifies": ("--modifies/--no-modifies", "You fine-tune, merge or requantise it."),
+    "distils": ("--distils/--no-distils", "Its outputs will train another model."),
+}
+
+
+class Amount(click.ParamType):
+    """A number of users or dollars: 700M, 20 million, 1.5bn, 250_000."""
+
+    name = "amount"
+    _UNITS = {"": 1, "k": 10**3, "m": 10**6, "million": 10**6, "bn": 10**9, "b": 10**9, "billion": 10**9}  # noqa: RUF012
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        if isinstance(value, (int, float)):
+            return value
+        text = str(value).strip().lower().lstrip("$").replace("_", "").replace(",", "")
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text)
+        if found is None or found[2] not in self._UNITS:
+            self.fail(f"{value!r} is no amount; write 250000, 20M or 1.5bn", param, ctx)
+        return float(found[1]) * self._UNITS[found[2]]
+
+
+def company_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for the user's facts to a command."""
+    for name, (flags, text) in reversed(_YES_NO.items()):
+        command = click.option(flags, name, default=None, help=text)(command)
+    return _said_by_value(command)
+
+
+def _said_by_value(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = (
+        click.option(
+            "--for", "purpose", metavar="PURPOSE", help="commercial, internal, evaluation or research."
+        ),
+        click.option("--users", type=Amount(), help="Monthly users of all your products."),
+        click.option("--revenue", "revenue_year", type=Amount(), help="Your group's dollars in 12 months."),
+        click.option("--monthly-revenue", "revenue_month", type=Amount(), help="The same in one month."),
+        click.option("--seat", metavar="CC", help="Your country's two letters, or EU."),
+        click.option("--end-user", is_flag=True, default=None, help="You only use somebody else's product."),
+        click.option(
+            "--bypasses-guardrails", is_flag=True, default=None, help="You weaken guardrails in the model."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def company_facts(settings: Settings, given: dict[str, Any]) -> Facts:
+    """Put what the options say over what config.toml says. Raises UsageError for a value that is none."""
+    from freehold.advisor.facts import from_table
+
+    said = {name: value for name, value in given.items() if value is not None}
+    if "users" in said:
+        said["users"] = int(said["users"])
+    return replace(from_table(settings.company, f"{settings.home / 'config.toml'}: [company]"), **said)

@@ -1,0 +1,338 @@
+"""`freehold license [NAME]`: what a licence says, whether you may, and what you then must do.
+
+Lists, shows and compares licences and models; judges where facts are given or a model is named. Words only:
+terms come from the catalogue, the answer from the advisor.
+Path: main -> license -> advisor.verdict, advisor.obligations, advisor.openness.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.company import company_facts, company_options
+from freehold.cli.shared import json_option, pairs, table
+from freehold.config import Settings
+from freehold.errors import UsageError
+
+if TYPE_CHECKING:
+    from freehold.advisor.facts import Facts
+    from freehold.advisor.lineage import Subject
+    from freehold.advisor.obligations import Pack
+    from freehold.advisor.verdict import Reason, Verdict
+    from freehold.catalog.licence import Licence, Term
+
+SCHEMA = 1
+_WORDS = {
+    "allowed": "allowed",
+    "conditions": "allowed, with conditions",
+    "refused": "refused",
+    "unknown": "not decided",
+}
+_BEARING = {
+    "refuses": "no",
+    "undecided": "open",
+    "unknown": "open",
+    "requires": "must",
+    "requires if": "must, if",
+    "allows": "yes",
+}
+_WIDTH = 110
+_FALSE_UNSAID = ("end_user", "bypasses_guardrails")  # who says nothing means no
+
+
+@click.command("license")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@company_options
+@click.option("--merge", "merged", multiple=True, metavar="NAME", help="A model that yours is made of, too.")
+@click.option(
+    "--taught-by", "teachers", multiple=True, metavar="NAME", help="A model whose outputs train yours."
+)
+@click.option("--pack", "folder", metavar="DIR", help="Write NOTICE and OBLIGATIONS.md there; - prints them.")
+@click.option("--check", is_flag=True, help="Exit 1 unless it is allowed.")
+@json_option
+@click.pass_obj
+def command(
+    settings: Settings,
+    names: tuple[str, ...],
+    merged: tuple[str, ...],
+    teachers: tuple[str, ...],
+    folder: str | None,
+    check: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Say whether you may use NAME, a model or a licence; two or more are compared, none lists the licences.
+
+    Facts that you do not give are unknown, and where one of them decides, the answer says which. They may
+    also stand in config.toml under [company], by the names --json shows. This is not legal advice.
+
+    With --json: {"schema": 1, "licences": [...]} for the list, {"schema": 1, "verdicts": [...]} otherwise.
+    """
+    from freehold.advisor.lineage import subject
+    from freehold.advisor.verdict import verdict
+
+    if not names:
+        if merged or teachers or folder or check:
+            raise UsageError("--merge, --taught-by, --pack and --check need a NAME")
+        _print_all(as_json)
+        return
+    if len(names) > 1 and (folder or merged or teachers):
+        raise UsageError("--pack, --merge and --taught-by take one NAME", "name the others with --merge")
+    facts = company_facts(settings, given)
+    found = [(subject(name), verdict(name, facts, merged, teachers)) for name in names]
+    if folder == "-" and as_json:
+        raise UsageError("--pack - and --json both want stdout", "name a folder for the pack")
+    if folder:
+        _write(folder, found[0][1])
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "verdicts": [_as_json(s, v) for s, v in found]}, indent=1))
+    elif len(found) > 1:
+        _print_comparison(found)
+    elif folder != "-":
+        _print_one(*found[0])
+    if check and any(v.answer not in ("allowed", "conditions") for _, v in found):
+        raise click.exceptions.Exit(1)
+
+
+def _print_all(as_json: bool) -> None:
+    """List every licence with what most people ask first."""
+    from freehold.catalog.licence import licences
+
+    if as_json:
+        click.echo(
+            json.dumps({"schema": SCHEMA, "licences": [_licence_json(one) for one in licences()]}, indent=1)
+        )
+        return
+    rows = [
+        (
+            one.aliases[0] if one.aliases and one.id.startswith("LicenseRef-") else one.id,
+            one.kind,
+            *(_in_a_word(one, topic) for topic in ("commercial", "outputs", "scale", "geography")),
+            one.evidence,
+        )
+        for one in licences()
+    ]
+    rank = {"permissive": 0, "custom": 1, "restricted": 2}
+    rows.sort(key=lambda row: (rank[row[1]], row[0].lower()))
+    table(("licence", "class", "commercial", "train on outputs", "scale", "place", "read from"), rows)
+
+
+def _in_a_word(one: Licence, topic: str) -> str:
+    effects = {t.effect for t in (*one.about(topic), *(one.about("service") if topic == "scale" else ()))}
+    for effect, word in (("refuses", "limits"), ("unknown", "?"), ("requires", "conditions")):
+        if effect in effects:
+            plain = topic in ("commercial", "outputs") and effect == "refuses"
+            return "no" if plain else word
+    return "yes" if topic in ("commercial", "outputs") else "-"
+
+
+def _print_one(asked: Subject, found: Verdict) -> None:
+    """Print a licence's card or a model's standing, and the verdict."""
+    from freehold.advisor.openness import openness
+    from freehold.catalog.licence import find
+
+    own = find(asked.expression)
+    if asked.model is None and own is not None and asked.name == own.name:
+        _print_card(own)
+    place = openness(asked)
+    osi = f"; OSI: {place.osi}" if place.osi else ""
+    mof = f" (MOF class {place.mof})" if place.mof else ""
+    pairs(
+        [
+            ("subject", found.subject),
+            ("licence", ", ".join(map(_named, found.licences)) or asked.expression or "not known"),
+            ("openness", f"{place.level} {place.name}{osi}"),
+            ("", place.says + mof),
+            ("answer", f"{_WORDS[found.answer]}, for {_told(found.facts)}"),
+        ]
+    )
+    for reason in found.reasons:
+        _print_reason(reason, several=len(found.licences) > 1)
+    _print_sources(found)
+
+
+def _print_sources(found: Verdict) -> None:
+    from freehold.advisor.verdict import DISCLAIMER
+
+    if found.questions:
+        _fill("would decide it: " + "; ".join(found.questions))
+    for source in dict.fromkeys(r.source for r in found.reasons):
+        click.echo(f"source: {source}")
+    click.echo(DISCLAIMER)
+
+
+def _print_reason(reason: Reason, several: bool) -> None:
+    words = ""
+    if reason.term and reason.term.text:
+        words = f' "{reason.term.text}"'
+    waits = f" ({', '.join(w.replace('_', ' ') for w in reason.waits_for)}?)" if reason.waits_for else ""
+    whose = f", {_named(reason.licence)}" if several and reason.licence else ""
+    through = f", through {' < '.join((reason.model, *reversed(reason.via)))}" if reason.via else ""
+    _fill(f"  {_BEARING[reason.bearing]}{waits}: {reason.says}{words} [{reason.clause}{whose}{through}]")
+
+
+def _fill(text: str) -> None:
+    click.echo(
+        textwrap.fill(
+            text, _WIDTH, subsequent_indent="      ", break_on_hyphens=False, break_long_words=False
+        )
+    )
+
+
+def _print_card(one: Licence) -> None:
+    """Print all that a licence says, topic by topic."""
+    from freehold.catalog.licence import TOPICS
+
+    rows = [
+        ("licence", one.name),
+        ("identifier", one.id),
+        ("class", one.kind),
+        ("issued", one.issued.isoformat() if one.issued else "not known"),
+        ("text", one.url),
+        ("read from", f"{one.text} ({one.evidence}, checked {one.checked.isoformat()})"),
+        ("sha256", one.sha256),
+        ("note", one.note),
+        ("carried by", ", ".join(one.covers)),
+    ]
+    rows += [(TOPICS[t.topic], f"{_effect(t)}{t.says} ({t.clause})") for t in one.terms]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        if value:
+            lead = f"{name.ljust(width)}  "
+            click.echo(textwrap.fill(value, _WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead)))
+    click.echo()
+
+
+def _effect(term: Term) -> str:
+    return {"refuses": "no, where it applies: ", "requires": "must: "}.get(term.effect, "")
+
+
+def _print_comparison(found: list[tuple[Subject, Verdict]]) -> None:
+    from freehold.advisor.openness import openness
+    from freehold.advisor.verdict import DISCLAIMER
+
+    rows = [(v.subject, _WORDS[v.answer], str(openness(asked).level), _because(v)) for asked, v in found]
+    click.echo(f"for {_told(found[0][1].facts)}:")
+    table(("name", "answer", "openness", "because of"), rows)
+    click.echo(DISCLAIMER)
+
+
+def _because(v: Verdict) -> str:
+    """Name the first clause of a no, or what a yes asks for."""
+    if not v.deciding:
+        return ""
+    if v.answer == "conditions":
+        due = [r for r in v.deciding if r.bearing == "requires"]
+        more = len(v.deciding) - len(due)
+        first = f"{due[0].says} [{due[0].clause}]" if due else ""
+        rest = f"{len(due) - 1} more" if len(due) > 1 else ""
+        return "; ".join(filter(None, [first, rest, f"{more} if it comes to that" if more else ""]))
+    first = v.deciding[0]
+    return f"{first.says} [{first.clause}]"
+
+
+def _named(identifier: str) -> str:
+    from freehold.catalog.licence import find
+
+    one = find(identifier)
+    return one.name if one else identifier
+
+
+def _told(facts: Facts) -> str:
+    """Put the facts that were given into words."""
+    said = []
+    for name, value in asdict(facts).items():
+        plain = name.replace("_", " ")
+        if value is None or value == "" or (value is False and name in _FALSE_UNSAID):
+            continue
+        if isinstance(value, bool):
+            said.append(plain if value else f"no {plain}")
+        else:
+            said.append(f"{plain} {value}" if isinstance(value, str) else f"{plain} {value:,.0f}")
+    return ", ".join(said) or "no facts given"
+
+
+def _write(folder: str, found: Verdict) -> None:
+    from freehold.advisor.obligations import pack
+
+    made: Pack = pack(found)
+    if folder == "-":
+        for name, content in sorted(made.files().items()):
+            click.echo(f"==> {name}\n{content}")
+        return
+    target = Path(folder).expanduser()
+    target.mkdir(parents=True, exist_ok=True)
+    for name, content in made.files().items():
+        beside = target / f".{name}.part"
+        beside.write_text(content, encoding="utf-8")
+        beside.replace(target / name)
+        click.echo(f"wrote {target / name}", err=True)
+
+
+def _as_json(asked: Subject, v: Verdict) -> dict[str, Any]:
+    from freehold.advisor.openness import openness
+    from freehold.advisor.verdict import DISCLAIMER
+
+    return {
+        "subject": v.subject,
+        "answer": v.answer,
+        "licences": list(v.licences),
+        "facts": asdict(v.facts),
+        "missing": list(v.missing),
+        "questions": list(v.questions),
+        "reasons": [_reason_json(r) for r in v.reasons],
+        "openness": {**asdict(place := openness(asked)), "name": place.name},
+        "licence_source": asked.source,
+        "disclaimer": DISCLAIMER,
+    }
+
+
+def _reason_json(r: Reason) -> dict[str, Any]:
+    return {
+        "bearing": r.bearing,
+        "topic": r.topic,
+        "clause": r.clause,
+        "says": r.says,
+        "licence": r.licence,
+        "source": r.source,
+        "model": r.model,
+        "via": list(r.via),
+        "waits_for": list(r.waits_for),
+        "do": r.term.duty if r.term else "",
+        "text": r.term.text if r.term else "",
+    }
+
+
+def _licence_json(one: Licence) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "name": one.name,
+        "aliases": list(one.aliases),
+        "publisher": one.publisher,
+        "class": one.kind,
+        "issued": one.issued.isoformat() if one.issued else None,
+        "url": one.url,
+        "text": one.text,
+        "sha256": one.sha256,
+        "evidence": one.evidence,
+        "checked": one.checked.isoformat(),
+        "covers": list(one.covers),
+        "note": one.note,
+        "terms": [
+            {
+                "topic": t.topic,
+                "effect": t.effect,
+                "clause": t.clause,
+                "says": t.says,
+                "do": t.duty,
+                "text": t.text,
+            }
+            for t in one.terms
+        ],
+    }

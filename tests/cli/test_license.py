@@ -1,0 +1,142 @@
+"""freehold license as a user meets it: lists, cards, verdicts, comparisons, packs, and bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from freehold.cli import main as cli_main
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = (
+    "--for",
+    "commercial",
+    "--users",
+    "50k",
+    "--revenue",
+    "3M",
+    "--no-access",
+    "--no-ships",
+    "--seat",
+    "US",
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*args: str) -> tuple[int, str, str]:
+        status = cli_main.run(["license", *args])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_without_a_name_it_lists_every_licence(run: Run):
+    status, out, _ = run()
+    assert status == 0 and len(out.splitlines()) > 40
+    assert next(line for line in out.splitlines() if line.startswith("tongyi")).split()[1:4] == [
+        "custom",
+        "yes",
+        "no",
+    ]
+
+
+def test_a_licence_shows_its_card_with_clauses_and_digest(run: Run):
+    _, out, _ = run("qwen")
+    assert "§4 Restrictions" in out and "c04f7c8d5721b408" in out and "It is not legal advice" in out
+
+
+def test_a_model_is_judged_and_the_clause_is_named(run: Run):
+    status, out, _ = run("Qwen/Qwen2.5-72B-Instruct", "--for", "commercial", "--users", "200M")
+    assert status == 0
+    assert "refused, for purpose commercial, users 200,000,000" in out and "[§4 Restrictions]" in " ".join(
+        out.split()
+    )
+
+
+def test_what_would_decide_is_asked(run: Run):
+    _, out, _ = run("llama3.1:8b")
+    assert "not decided" in out and "would decide it: monthly users of your products" in out
+
+
+def test_the_verb_is_spelled_either_way(capsys: pytest.CaptureFixture[str]):
+    assert cli_main.run(["licence", "MIT"]) == 0
+    assert "MIT License" in capsys.readouterr().out
+
+
+def test_several_names_are_compared(run: Run):
+    _, out, _ = run("qwen3:8b", "mistralai/Codestral-22B-v0.1", *SMALL)
+    assert "Qwen/Qwen3-8B" in out and "refused" in out and "§3.2 Usage Limitation" in out
+
+
+def test_json_has_a_schema_reasons_and_openness(run: Run):
+    _, out, _ = run("tongyi-qianwen", "--distils", "--json")
+    found = json.loads(out)
+    verdict = found["verdicts"][0]
+    assert found["schema"] == 1 and verdict["answer"] == "refused"
+    assert verdict["reasons"][0]["clause"] == "§5(b) Rules of use" and verdict["openness"]["level"] == 3
+    assert json.loads(run("--json")[1])["licences"][0]["terms"]
+
+
+def test_a_merge_and_a_teacher_are_judged(run: Run):
+    assert "refused" in run("qwen3:8b", *SMALL, "--taught-by", "Qwen/Qwen2-72B-Instruct")[1]
+    assert "Gemma Terms of Use" in run("qwen3:8b", *SMALL, "--merge", "google/gemma-2-9b-it")[1]
+
+
+def test_check_makes_the_status_say_no(run: Run):
+    assert run("mrl", *SMALL, "--check")[0] == 1
+    assert run("MIT", *SMALL, "--check")[0] == 0
+
+
+def test_a_pack_is_written_or_printed(run: Run, tmp_path: Path):
+    status, out, err = run("llama3.1", *SMALL[:-4], "--ships", "--pack", str(tmp_path / "pack"))
+    assert status == 0 and "wrote" in err and "wrote" not in out
+    assert sorted(p.name for p in (tmp_path / "pack").iterdir()) == ["NOTICE", "OBLIGATIONS.md"]
+    assert run("llama3.1", "--ships", "--pack", "-")[1].startswith("==> NOTICE\nLlama 3.1 is licensed")
+
+
+def test_facts_may_stand_in_the_settings_and_options_win(run: Run, home: Path):
+    (home / "config.toml").write_text('[company]\npurpose = "commercial"\nusers = 200_000_000\n')
+    assert "refused" in run("qwen")[1]
+    assert "allowed, with conditions" in run("qwen", "--users", "5M")[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "words"),
+    [
+        (("lama3.1",), 1, "licences: llama3.1"),
+        (("qwen", "--for", "fun"), 2, "purpose 'fun' is none of"),
+        (("qwen", "--users", "lots"), 2, "'lots' is no amount"),
+        (("qwen", "--seat", "Germany"), 2, "no country code"),
+        (("mrl", "--for", "commercial", "--pack", "-"), 2, "no pack for"),
+        (("--check",), 2, "need a NAME"),
+        (("qwen", "mrl", "--pack", "-"), 2, "take one NAME"),
+    ],
+)
+def test_bad_input_is_two_lines(run: Run, args: tuple[str, ...], status: int, words: str):
+    got, out, err = run(*args)
+    assert got == status and not out and words in err and len(err.splitlines()) <= 2
+
+
+def test_a_wrong_key_in_the_settings_names_the_nearest(run: Run, home: Path):
+    (home / "config.toml").write_text("[company]\nuser = 5\n")
+    status, _, err = run("qwen")
+    assert status == 2 and "[company]: unknown key 'user'" in err and "did you mean users?" in err
+
+
+def test_no_heavy_library_is_loaded_for_an_answer():
+    code = "import sys; from freehold.cli import main; main.run(['license', 'qwen3:8b']); print(sorted(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"numpy", "rich", "httpx2", "jinja2", "tokenizers"} & set(out.replace("'", "").split(", "))
