@@ -7,6 +7,7 @@ import time
 import pytest
 
 from freehold import errors
+from freehold.server.ollama.fields import MAX_UNANSWERED, _CallIds
 from freehold.store.parameters import HONOURED
 from freehold.types import Format, Message, Tool, ToolCall
 from tests.server.fakes import Script, failing
@@ -191,6 +192,15 @@ def test_calls_and_their_results_find_each_other_without_ids(serving):
     calls = tuple(ToolCall(f"call_{i + 1}", name, '{"x":1}') for i, name in enumerate("aba"))
     assert got[1] == Message("assistant", "", "hm", calls)
     assert [(m.tool_call_id, m.name) for m in got[2:]] == [("call_2", "b"), ("call_1", "a"), ("call_3", "a")]
+
+
+def test_a_result_without_an_id_is_looked_for_among_the_latest_calls():
+    ids = _CallIds()
+    for i in range(MAX_UNANSWERED + 1):
+        ids.called("old" if i == 0 else "new", f"call {i}")
+    assert ids.answered("old", None) == ("", "old")
+    assert ids.answered("old", "call 0") == ("call 0", "old")  # who says the id needs no search
+    assert ids.answered("new", None) == ("call 1", "new")
 
 
 def test_what_a_model_cannot_read_is_refused_by_name(serving):

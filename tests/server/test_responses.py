@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from freehold.errors import BadTemplate, ContextOverflow, EngineLost, Overloaded
 from freehold.server.limits import Limits
-from freehold.server.openai.responses.store import Bounds, Responses
+from freehold.server.openai.responses.items import read_items
+from freehold.server.openai.responses.store import Bounds, Kept, Responses
 from freehold.server.problems import Refused
 from freehold.types import Format, Message, Tool, ToolCall
 from tests.server.conftest import Running
@@ -426,6 +428,30 @@ def test_a_reference_is_replaced_by_the_item_it_names(serving):
     assert job.messages == (Message("assistant", "Yes."), Message("user", "go on"))
 
 
+def test_a_reference_repeated_has_a_bound_and_decodes_its_response_once(serving, monkeypatch):
+    server, decoded = serving(Script(text="Yes.")), []
+    items = Kept.items
+    monkeypatch.setattr(Kept, "items", lambda kept: decoded.append(kept) or items(kept))
+    said = whole(server, input="x" * 100_000)
+    listed = server.client.get(f"{URL}/{said['id']}/input_items").json()["data"]
+    asked = {"type": "item_reference", "id": listed[0]["id"]}
+    assert len(job_of(server, input=[asked] * 100).messages) == 100
+    assert len(decoded) == 1
+    error = refusal(server, input=[asked] * 200)
+    assert error["param"] == "input" and "expected at most 16,777,216" in error["message"]
+
+
+def test_ten_thousand_items_of_one_turn_are_joined_once():
+    rules = [{"role": "system", "content": "x" * 1500}] * 9_998
+    thoughts = [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "y" * 1500}]}] * 9_998
+    began = time.process_time()
+    system, user = read_items([*rules, {"role": "user", "content": "hi"}], "Be brief.", 0, [])
+    assert system.content.startswith("Be brief.\n\nxx") and len(system.content) == 9 + 9_998 * 1502
+    *_, answer = read_items([*thoughts, {"role": "assistant", "content": "A"}], None, 0, [])
+    assert user.content == "hi" and len(answer.thinking) == 9_998 * 1502 - 2
+    assert time.process_time() - began < 3  # seconds; adding one behind the other took 90
+
+
 def response(id: str, size: int) -> dict[str, Any]:
     return {"id": id, "output": [], "text": "x" * size}
 
@@ -436,12 +462,14 @@ def test_tenants_see_only_their_own_and_the_oldest_goes_first():
         assert store.keep("ann", response(id, 800), [{"id": f"item-{id}"}], None) == ""
     with pytest.raises(Refused, match="no response 'a'"):
         store.get("bob", "a")
-    assert store.item("bob", "item-a") is None and store.item("ann", "item-a") == {"id": "item-a"}
+    assert store.named("bob", ["item-a"]) == {} and store.named("ann", ["item-a"]) == {
+        "item-a": {"id": "item-a"}
+    }
     store.get("ann", "a")
     store.keep("ann", response("c", 800), [], None)
     with pytest.raises(Refused, match="'b'"):
         store.get("ann", "b")
-    assert store.item("ann", "item-b") is None and store.get("ann", "a")
+    assert store.named("ann", ["item-b"]) == {} and store.get("ann", "a")
     for id in ("d", "e"):  # the sum is too large: who has most loses
         store.keep("bob", response(id, 900), [], None)
     assert store.bytes <= 4000 and store.get("bob", "e")

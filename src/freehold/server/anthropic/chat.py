@@ -12,6 +12,7 @@ Path: job.py -> read_chat -> Message
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -203,18 +204,15 @@ def _check_order(turns: Sequence[Turn]) -> None:
 
 
 def _check_results(turn: Turn, calls: Sequence[ToolCall]) -> None:
-    where, known, given = (
-        f"messages[{turn.at}]",
-        {c.id for c in calls},
-        [r.tool_call_id for r in turn.results],
-    )
-    for id in given:
+    where, known = f"messages[{turn.at}]", {c.id for c in calls}
+    given = Counter(r.tool_call_id for r in turn.results)
+    for id, results in given.items():
         if id not in known:
             raise _bad(
                 where, f"has a tool_result for {id[:60]!r}, which is no tool_use of the turn before it"
             )
-        if given.count(id) > 1:
-            raise _bad(where, f"has two tool_results for {id[:60]!r}; expected one")
+        if results > 1:
+            raise _bad(where, f"has {results:,} tool_results for {id[:60]!r}; expected one")
     missing = [c.id for c in calls if c.id not in given]
     if missing:
         raise _bad(

@@ -7,6 +7,7 @@ Path: Call.struct -> ChatRequest or GenerateRequest -> chat_job, text_job -> Job
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -40,6 +41,7 @@ Options = Annotated[
 ]
 Think = bool | Literal["low", "medium", "high", "max"]
 MAX_CALLS = 128  # of tools in one message
+MAX_UNANSWERED = 1024  # calls that results without an id are looked for among: the latest
 
 
 class Generating(Struct, kw_only=True):
@@ -273,7 +275,9 @@ class _CallIds:
     """Gives calls that came without an id one, and finds the call that a tool's result without one answers."""
 
     def __init__(self) -> None:
-        self._open: list[tuple[str, str]] = []  # (tool's name, id) of calls nobody answered yet
+        self._open = deque[tuple[str, str]](
+            maxlen=MAX_UNANSWERED
+        )  # (tool's name, id) of calls not answered yet
         self._made = 0
 
     def called(self, name: str, id: str | None) -> str:

@@ -80,10 +80,17 @@ class Reading:
     """The chat as far as the items were read."""
 
     def __init__(self, instructions: str | None) -> None:
-        self.messages: list[Message] = [Message("system", instructions)] if instructions else []
+        # Templates know one system turn, at the start; clients send their rules in several.
+        self._rules = [instructions] if instructions else []
+        self.messages: list[Message] = []  # behind it
         self.warnings: dict[str, None] = {}
-        self._thinking = ""  # that leads to the next turn of the assistant
+        self._thinking: list[str] = []  # that leads to the next turn of the assistant
         self._names: dict[str, str] = {}  # of calls, by their ids
+
+    def chat(self) -> tuple[Message, ...]:
+        """Return the turns."""
+        rules = (Message("system", "\n\n".join(self._rules)),) if self._rules else ()
+        return (*rules, *self.messages)
 
     def add(self, item: Any, at: str) -> None:
         """Take in an item; `at` is its place in the request."""
@@ -105,15 +112,14 @@ class Reading:
     def message(self, item: MessageItem, at: str) -> None:
         role = "system" if item.role == "developer" else item.role
         content = _text(item.content, f"{at}.content")
-        if role == "system" and all(m.role == "system" for m in self.messages) and self.messages:
-            # Templates know one system turn, at the start; clients send their rules in several.
-            self.messages[-1] = Message("system", f"{self.messages[-1].content}\n\n{content}")
+        if role == "system" and not self.messages:
+            self._rules.append(content)
             return
         self.messages.append(Message(role, content, self._thought() if role == "assistant" else ""))
 
     def reasoning(self, item: ReasoningItem, at: str) -> None:
-        said = "".join(part.text or "" for part in item.content or item.summary)
-        self._thinking = f"{self._thinking}\n\n{said}" if self._thinking and said else self._thinking or said
+        if said := "".join(part.text or "" for part in item.content or item.summary):
+            self._thinking.append(said)
 
     def call(self, item: CallItem, at: str) -> None:
         self._called(ToolCall(item.call_id, item.name, item.arguments), at)
@@ -147,8 +153,8 @@ class Reading:
             self.messages.append(Message("assistant", "", self._thought(), (call,)))
 
     def _thought(self) -> str:
-        said, self._thinking = self._thinking, ""
-        return said
+        said, self._thinking = self._thinking, []
+        return "\n\n".join(said)
 
     def _note_strangers(self, item: dict[str, Any], kind: type[Struct]) -> None:
         for name in item.keys() - set(kind.__struct_fields__) - _KNOWN:
@@ -184,7 +190,7 @@ def read_items(
     for i, item in enumerate(items):
         reading.add(item, f"input[{i - known}]" if i >= known else "previous_response_id")
     warnings += [*reading.warnings][:20]
-    return tuple(reading.messages)
+    return reading.chat()
 
 
 def _text(content: Content, at: str) -> str:

@@ -7,8 +7,9 @@ Path: Gate -> create -> response_job -> Answering -> ResponseShape; retrieve and
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
 from typing import Any
+
+import msgspec
 
 from freehold.server.answering import Answering
 from freehold.server.call import Call
@@ -27,6 +28,7 @@ from freehold.server.openai.responses.shape import ResponseShape
 from freehold.server.openai.responses.store import Responses
 from freehold.server.problems import Refused
 
+MAX_REFERRED = 16 << 20  # bytes of the items that references stand for: each may name the same one again
 _PREFIXES = {
     "reasoning": "rs",
     "function_call": "fc",
@@ -43,7 +45,7 @@ async def create(call: Call) -> None:
     warnings = strangers(raw, ResponseRequest)
     store, tenant, before = call.server.responses, call.tenant, request.previous_response_id
     earlier = store.chat(tenant, before)
-    own = list(_own(request.input, store, tenant))
+    own = _own(request.input, store, tenant)
     job, offered = response_job(request, [*earlier, *own], len(earlier), tenant, warnings)
 
     def keep(response: dict[str, Any]) -> str:
@@ -91,26 +93,33 @@ async def input_items(call: Call) -> None:
     await call.answer(page(items, asked))
 
 
-def _own(given: str | list[Any], store: Responses, tenant: str) -> Iterable[Any]:
+def _own(given: str | list[Any], store: Responses, tenant: str) -> list[Any]:
     """Return the request's own items, references replaced by what they name."""
     if isinstance(given, str):
-        yield {"type": "message", "role": "user", "content": given}
-        return
-    for i, item in enumerate(given):
-        # OpenAI lets a reference leave its type out.
-        if isinstance(item, dict) and (item.get("type") == "item_reference" or item.keys() == {"id"}):
-            id = item.get("id")
-            found = store.item(tenant, id) if isinstance(id, str) else None
-            if found is None:
-                raise Refused(
-                    400,
-                    f"input[{i}] refers to {str(id)[:80]!r}, which no stored response has; send the item itself",
-                    param=f"input[{i}].id",
-                    code="item_not_found",
-                )
-            yield found
-        else:
-            yield item
+        return [{"type": "message", "role": "user", "content": given}]
+    ids = {i: str(item.get("id")) for i, item in enumerate(given) if _is_reference(item)}
+    found = store.named(tenant, ids.values())
+    for i, id in ids.items():
+        if id not in found:
+            raise Refused(
+                400,
+                f"input[{i}] refers to {id[:80]!r}, which no stored response has; send the item itself",
+                param=f"input[{i}].id",
+                code="item_not_found",
+            )
+    sizes = {id: len(msgspec.json.encode(item)) for id, item in found.items()}
+    if (size := sum(sizes[id] for id in ids.values())) > MAX_REFERRED:
+        raise Refused(
+            400,
+            f"input refers to items of {size:,} bytes; expected at most {MAX_REFERRED:,}",
+            param="input",
+        )
+    return [found[ids[i]] if i in ids else item for i, item in enumerate(given)]
+
+
+def _is_reference(item: Any) -> bool:
+    """Tell whether an item names another; OpenAI lets it leave its type out."""
+    return isinstance(item, dict) and (item.get("type") == "item_reference" or item.keys() == {"id"})
 
 
 def _named(items: list[dict[str, Any]]) -> list[dict[str, Any]]:

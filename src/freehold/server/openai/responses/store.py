@@ -8,7 +8,7 @@ Nothing outlives the server. Knows tenants and ids; knows no request. Path: rout
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,13 +142,16 @@ class Responses:
                 raise _broken(message, "chat_too_long")
         return [item for kept in reversed(chain) for item in kept.items()]
 
-    def item(self, tenant: str, id: str) -> dict[str, Any] | None:
-        """Return the item with this id, if a kept response has it."""
+    def named(self, tenant: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return by their ids those items that kept responses have; each response is decoded once."""
         shelf = self._shelves.get(tenant)
-        owner = shelf.where.get(id) if shelf else None
-        if owner is None:
-            return None
-        return next(item for item in self.get(tenant, owner).items() if item["id"] == id)
+        where = {id: shelf.where[id] for id in ids if id in shelf.where} if shelf else {}
+        return {
+            item["id"]: item
+            for owner in dict.fromkeys(where.values())
+            for item in self.get(tenant, owner).items()
+            if where.get(item["id"]) == owner
+        }
 
 
 def _broken(message: str, code: str) -> Refused:
