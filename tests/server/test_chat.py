@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import chain
 from typing import Any
 
@@ -173,7 +174,19 @@ def test_priority_is_read_in_words_and_in_vllms_numbers(serving, given, priority
 
 @pytest.mark.parametrize(
     "given, seconds",
-    [(30, 30), ("10m", 600), ("1h30m", 5400), ("500ms", 0.5), (-1, -1), ("-1m", -60), (0, 0), ("90", 90)],
+    [
+        *[
+            (30, 30),
+            ("10m", 600),
+            ("1h30m", 5400),
+            ("500ms", 0.5),
+            (-1, -1),
+            ("-1m", -60),
+            (0, 0),
+            ("90", 90),
+        ],
+        *[("99999999h", math.inf), (1e300, math.inf)],  # no date that far can be written
+    ],
 )
 def test_keep_alive_is_read_as_ollama_reads_it(serving, given, seconds):
     server = serving()

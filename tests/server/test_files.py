@@ -41,6 +41,12 @@ def test_the_openai_client_uploads_lists_reads_and_deletes(serving):
         c.files.delete(later.id)
 
 
+@pytest.mark.parametrize("limit", ["0", "10001", "1e3", "-1", "00000001" + "9" * 5000])
+def test_a_limit_that_is_none_is_refused(serving, limit):
+    answer = serving().client.get(f"{URL}?limit={limit}")
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "limit"
+
+
 def test_a_file_is_given_back_byte_for_byte(serving):
     server, content = serving(), os.urandom(700_000)
     made = upload(server, content).json()

@@ -10,6 +10,7 @@ import re
 
 from freehold.server.problems import Refused
 
+_FOR_EVER = 100 * 365 * 86400.0  # seconds; what is longer ends on no date that can be written
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(-?)((?:\d{1,12}(?:\.\d{1,9})?(?:ns|us|µs|ms|s|m|h)){1,8})")
 _PIECE = re.compile(r"([\d.]+)(ns|us|µs|ms|s|m|h)")
@@ -32,7 +33,7 @@ def seconds(value: float | str | None) -> float | None:
             )
     if math.isnan(value):
         raise _bad_duration("nan")
-    return value
+    return math.inf if value > _FOR_EVER else value
 
 
 def _bad_duration(value: str) -> Refused:

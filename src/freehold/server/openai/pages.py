@@ -24,7 +24,7 @@ def query(call: Call) -> dict[str, str]:
 def page(entries: Sequence[dict[str, Any]], asked: Mapping[str, str], *, most: int = 100) -> dict[str, Any]:
     """Return `limit` of the entries behind the one named `after`. 400 for a limit beyond `most`."""
     limit = asked.get("limit", str(min(most, 20)))
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= most):
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= most):
         raise Refused(400, f"limit is {limit[:20]!r}; expected 1 to {most:,}", param="limit")
     after, begin = asked.get("after"), 0
     if after:
