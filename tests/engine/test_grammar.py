@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import numpy as np
 import pytest
 
 from freehold.engine import grammar as grammar_module
 from freehold.engine import rehearsal
-from freehold.engine.grammar import Grammars
+from freehold.engine.grammar import Grammars, _deep
 from freehold.engine.guide import Constraint, Guide
 from freehold.errors import UsageError
 from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
@@ -237,3 +238,13 @@ def test_format_without_a_token_that_ends_it_is_refused(grammars: Grammars, toke
     constraint = Constraint(grammars.grammar(Format("json")), tokenizer)
     with pytest.raises(UsageError, match="ends the answer"):
         constraint.guide(frozenset())
+
+
+def test_grammars_compiled_at_once_leave_the_threads_stack_as_it_was():
+    before = threading.stack_size()
+    threads = [threading.Thread(target=lambda: [_deep(int) for _ in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert threading.stack_size() == before

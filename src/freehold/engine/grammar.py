@@ -48,6 +48,7 @@ MASK_S = (
 SHORT = 4 << 10  # characters; the smallest source that ends a process has 20 KB
 STACK = 16 << 20  # bytes, for what recurses by the depth of a grammar
 KEPT = 16  # grammars compiled latest
+_stack = threading.Lock()  # the size is the process's: two that change it would restore each other's
 # Blanks between the parts of JSON. Without a bound a small model may write them until its context is full.
 BLANKS = r"[ \n\t]{1,40}"
 
@@ -311,11 +312,12 @@ def _deep(make: Callable[[], _T]) -> _T:
             failed.append(e)
 
     thread = threading.Thread(target=run, name="freehold-grammar")
-    before = threading.stack_size(STACK)
-    try:
-        thread.start()
-    finally:
-        threading.stack_size(before)
+    with _stack:
+        before = threading.stack_size(STACK)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
     thread.join()
     if failed:
         raise failed[0]
