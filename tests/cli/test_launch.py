@@ -128,7 +128,9 @@ def test_a_link_stays_a_link(tmp_path: Path):
 
 def test_what_is_written_is_read_as_it_was_meant():
     t = Target("http://h:1", 'odd "name": #1', "fh-k")
-    assert json.loads(APPS["claude"].edit("", t))["env"]["ANTHROPIC_AUTH_TOKEN"] == "fh-k"
+    claude = json.loads(APPS["claude"].edit("", t))["env"]
+    assert claude["ANTHROPIC_AUTH_TOKEN"] == "fh-k" and claude["CLAUDE_CODE_SUBAGENT_MODEL"] == t.model
+    assert claude["ANTHROPIC_API_KEY"] == ""  # a shell's real one does not go out to this server
     codex = tomllib.loads(APPS["codex"].edit("", t))
     assert codex["model"] == t.model and codex["model_providers"]["freehold"]["env_key"] == "FREEHOLD_API_KEY"
     yaml = pytest.importorskip("yaml")

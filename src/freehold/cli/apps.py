@@ -57,13 +57,15 @@ def _home(env: Environment) -> Path:
 
 
 def _claude(old: str, t: Target) -> str:
-    models = ("ANTHROPIC_MODEL", *(f"ANTHROPIC_DEFAULT_{size}_MODEL" for size in ("OPUS", "SONNET", "HAIKU")))
+    tiers = (f"ANTHROPIC_DEFAULT_{size}_MODEL" for size in ("OPUS", "SONNET", "HAIKU"))
+    models = ("ANTHROPIC_MODEL", *tiers, "CLAUDE_CODE_SUBAGENT_MODEL")
     return merged_json(
         old,
         "env",
         {
             "ANTHROPIC_BASE_URL": t.url,
             "ANTHROPIC_AUTH_TOKEN": t.some_key,
+            "ANTHROPIC_API_KEY": "",  # the shell's own, for Anthropic, would go out beside it
             **dict.fromkeys(models, t.model),
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         },
