@@ -178,6 +178,7 @@ def test_regex_that_begins_with_a_space_keeps_it_where_one_is_taken_away():
     tokenizer = tokenizer_from_gguf(toys.sentencepiece())
     matcher = Grammars(tokenizer).grammar(Format("regex", " a"), at_start=True).matcher()
     space = tokenizer.token_id("<0x20>")
+    assert space is not None
     matcher.advance(space)
     assert not matcher.allowed()[tokenizer.token_id("a")]
     matcher.advance(space)
@@ -194,12 +195,15 @@ def guide_of(grammars: Grammars, tokenizer: Tokenizer, tags: tuple[str, str], in
 
 def push(guide: Guide, tokenizer: Tokenizer, text: str) -> None:
     for id in tokenizer.encode(text, bos=False):
-        assert guide.allowed()[id], text
+        mask = guide.allowed()
+        assert mask is not None and mask[id], text
         guide.advance(id)
 
 
 def allowed(guide: Guide, tokenizer: Tokenizer) -> set[bytes]:
-    return {tokenizer.token_bytes(int(id), special=True) for id in np.flatnonzero(guide.allowed())}
+    mask = guide.allowed()
+    assert mask is not None
+    return {tokenizer.token_bytes(int(id), special=True) for id in np.flatnonzero(mask)}
 
 
 def test_thinking_is_free_and_the_text_behind_it_is_not(grammars: Grammars, tokenizer: Tokenizer):

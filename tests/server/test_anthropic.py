@@ -39,7 +39,7 @@ def ask(server: Running, **asked: Any) -> dict[str, Any]:
     return answer.json()
 
 
-def job_of(server: Running, **asked: Any):
+def job_of(server: Running, **asked: Any) -> Any:
     ask(server, **asked)
     return server.models.served["fake:1b"].jobs[-1]
 

@@ -25,7 +25,7 @@ def events(text: str) -> list[Any]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def job_of(server: Running, **asked: Any):
+def job_of(server: Running, **asked: Any) -> Any:
     answer = server.client.post("/v1/chat/completions", json={**CHAT, **asked})
     assert answer.status_code == 200, answer.text
     return server.models.served["fake:1b"].jobs[-1]

@@ -52,7 +52,7 @@ def whole(server: Running, **asked: Any) -> dict[str, Any]:
     return answer.json()
 
 
-def job_of(server: Running, **asked: Any):
+def job_of(server: Running, **asked: Any) -> Any:
     whole(server, **asked)
     return server.models.served["fake:1b"].jobs[-1]
 
