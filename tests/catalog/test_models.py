@@ -160,3 +160,10 @@ def test_a_huge_user_file_is_refused(user: Path):
     user.write_bytes(b"#" * (5 << 20))
     with pytest.raises(StoreError, match="more than a catalogue may have"):
         catalog.models(user)
+
+
+def test_the_guides_own_entry_is_a_sound_one():
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "models.md"
+    text = guide.read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0]
+    (facts,) = parse("guide", text)
+    assert facts.id == "acme/Helpdesk-8B"
