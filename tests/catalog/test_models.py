@@ -96,6 +96,10 @@ checked = 2026-11-25
 """
 
 
+def score(benchmark: str, value: float, setting: str) -> str:
+    return f'{{ benchmark = "{benchmark}", value = {value}, setting = "{setting}", source = "s" }}'
+
+
 @pytest.fixture
 def user(tmp_path: Path) -> Path:
     path = tmp_path / "catalogue.toml"
@@ -114,6 +118,23 @@ def test_the_users_own_models_and_newer_facts_are_read_with_ours(user: Path):
 def test_an_older_fact_of_the_user_does_not_win(user: Path):
     user.write_text(OWN.replace("2026-11-25", "2026-11-01"), encoding="utf-8")
     assert catalog.model("Qwen/Qwen3-8B", user).context == 131072
+
+
+def test_scores_of_dated_tables_add_up_and_the_newer_replaces_its_own_setting(user: Path):
+    older = [score("humaneval", 60, "instruct"), score("mmlu", 70, "5-shot"), score("mmlu", 71, "chat")]
+    newer = [score("mmlu", 72, "5-shot"), score("mbpp", 50, "")]
+    tables = [("2026-11-26", newer), ("2026-11-20", older), ("2026-11-27", [])]
+    for day, scores in tables:
+        told = f"scores = [{', '.join(scores)}]" if scores else "context = 4096"
+        text = f'\n[[model]]\nid = "me/Scored"\n{told}\nsources = ["s"]\nchecked = {day}\n'
+        user.write_text(user.read_text(encoding="utf-8") + text, encoding="utf-8")
+    found = [(s.benchmark, s.value, s.setting) for s in catalog.model("me/Scored", user).scores]
+    assert found == [
+        ("humaneval", 60, "instruct"),
+        ("mmlu", 72, "5-shot"),
+        ("mmlu", 71, "chat"),
+        ("mbpp", 50, ""),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -136,9 +157,21 @@ def test_an_older_fact_of_the_user_does_not_win(user: Path):
         ("params_b = 8", 'released = "last May"', 5, "'last May' is not 2025-04-28 or 2025-04"),
         (
             "params_b = 8",
-            'scores = [{ benchmark = "mmlu", value = 120, setting = "", source = "me" }]',
+            f"scores = [{score('mmlu', 120, '')}]",
             5,
             "mmlu = 120 is not within 0..100",
+        ),
+        (
+            "params_b = 8",
+            f"scores = [{score('humanevals', 50, '')}]",
+            5,
+            "unknown benchmark 'humanevals'",
+        ),
+        (
+            "params_b = 8",
+            f"scores = [{', '.join(2 * [score('humaneval', 50, 'instruct')])}]",
+            5,
+            "humaneval (instruct) is told twice",
         ),
     ],
 )

@@ -1,7 +1,8 @@
 """TOML of model facts into `Model`s: the schema, and the linter that names file, line and key at fault.
 
 A file has `lab`, `country` and [[model]] tables. Tables of one id are dated facts about it: a later
-`checked` wins key by key, so a fact that changes is appended and the older one stays to be read.
+`checked` wins key by key, so a fact that changes is appended and the older one stays to be read. Scores
+add up: a newer one replaces that of its benchmark and setting alone.
 The shipped files and the user's own go through the same checks. Knows no folder and no network.
 Path: models.py -> parse -> tables; models.py -> build -> Model.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass, fields
 from datetime import date
 from typing import Any
 
+from freehold.catalog.benchmarks import BENCHMARKS
 from freehold.catalog.model import KINDS, THINKING, Layers, Model, Score
 from freehold.config import nearest
 from freehold.errors import StoreError
@@ -111,18 +113,20 @@ def lint(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
 
 
 def build(tables: list[Facts]) -> Model:
-    """Make the model of an id out of its tables, the newest word on every key winning."""
+    """Make the model of an id out of its tables, the newest word on every key and score winning."""
     merged: dict[str, Any] = {}
+    scores: dict[tuple[str, str], Score] = {}
     sources: dict[str, None] = {}
     for facts in sorted(tables, key=lambda f: f.checked):
         merged |= facts.values
+        scores |= {(s["benchmark"], s["setting"]): Score(**s) for s in facts.values.get("scores", ())}
         sources |= dict.fromkeys(facts.values["sources"])
     plain = {"family": "", "lab": "", "country": "", **merged, "sources": tuple(sources)}
     for key in ("modalities", "base"):
         if key in plain:
             plain[key] = tuple(plain[key])
     plain["layers"] = tuple(Layers(**g) for g in plain.get("layers", ()))
-    plain["scores"] = tuple(Score(**s) for s in plain.get("scores", ()))
+    plain["scores"] = tuple(scores.values())
     if plain.get("kind", "dense") == "dense":
         plain.setdefault("active_b", plain.get("params_b", 0.0))
     return Model(**plain)
@@ -162,10 +166,7 @@ def _parts(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
     for group in table.get("layers", ()):
         if fault := _layers_fault(group):
             return "layers", fault, ""
-    for score in table.get("scores", ()):
-        if fault := _score_fault(score):
-            return "scores", fault, ""
-    return None
+    return _scores(table.get("scores", ()))
 
 
 # kind of layer -> the sizes it must state (linear may be known by its count alone)
@@ -193,6 +194,22 @@ def _layers_fault(group: Any) -> str:
         if not sizes.get(key):
             return f"{group['kind']} layers need {key}"
     return ""
+
+
+def _scores(scores: list[Any]) -> tuple[str, str, str] | None:
+    told = set()
+    for score in scores:
+        if fault := _score_fault(score):
+            return "scores", fault, ""
+        benchmark, setting = score["benchmark"], score["setting"]
+        if benchmark not in BENCHMARKS:
+            near = nearest(benchmark, list(BENCHMARKS))
+            known = f"known: {', '.join(BENCHMARKS)}"
+            return "scores", f"unknown benchmark {benchmark!r}", f"did you mean {near}?" if near else known
+        if (benchmark, setting) in told:
+            return "scores", f"{benchmark} ({setting}) is told twice", "tell settings apart"
+        told.add((benchmark, setting))
+    return None
 
 
 def _score_fault(score: Any) -> str:
