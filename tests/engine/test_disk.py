@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -295,7 +296,13 @@ def test_more_prompts_than_can_wait_are_dropped_and_counted(
     assert rig.disk is not None and rig.disk.dropped == 2 * WHOLE and not files(tmp_path)
 
 
-def test_budget_keeps_what_was_used_last_and_the_beginnings_of_the_rest(model: LoadedModel, tmp_path: Path):
+def test_budget_keeps_what_was_used_last_and_the_beginnings_of_the_rest(
+    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    utime = os.utime
+    monkeypatch.setattr(
+        disk_module.os, "utime", lambda *a, **k: (time.sleep(0.002), utime(*a, **k))
+    )  # a busy disk
     first, second, third = PROMPT, PROMPT[::-1], [9] * 256
     computed(model, tmp_path, first)
     computed(model, tmp_path, second)

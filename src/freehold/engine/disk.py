@@ -51,9 +51,9 @@ QUEUE = 64  # prompts that wait to be written; they are lists of blocks, their b
 CLOSE_S = 2.0  # seconds that closing waits for what is being written
 SLACK = 16  # the part of the budget that is written between two looks at the folder, and kept free for that
 STALE_S = 3600.0  # age at which a file nobody finished is rubbish
-STEP_NS = (
-    1_000_000  # a block is this much older than the one before it, so that the end of a prompt goes first
-)
+# A block is said to be this much older than the one before it, however long either took, so that a prompt's end
+# goes first.
+STEP_NS = 1_000_000
 
 
 def dependencies(model: LoadedModel, kv_type: str, slots: bool = False) -> dict[str, object]:
@@ -128,19 +128,19 @@ class DiskCache:
 
         It lies in one buffer: a block's content is good until the next one is asked for.
         """
-        content = np.empty(self._bytes, np.uint8)
+        content, now = np.empty(self._bytes, np.uint8), time.time_ns()
         for i, name, head in self._names(salt, keys, first):
-            if not self._fill(content, self._folder / name, head, i):
+            if not self._fill(content, self._folder / name, head, now - i * STEP_NS):
                 return
             yield content
 
-    def _fill(self, content: U8, path: Path, head: bytes, at: int) -> bool:
+    def _fill(self, content: U8, path: Path, head: bytes, used: int) -> bool:
         """Read a file that begins with `head`; False, and the file removed, if anything is not as expected."""
         with suppress(OSError):
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 if _sound(fd, head, content):
-                    _touch(fd, at)
+                    os.utime(fd, ns=(used, used))
                     return True
                 path.unlink(missing_ok=True)
             finally:
@@ -197,7 +197,7 @@ class DiskCache:
 
     def _write_chain(self, chain: _Chain) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        keys = [node.key for node in chain.nodes]
+        keys, now = [node.key for node in chain.nodes], time.time_ns()
         for i, name, head in self._names(chain.salt, keys, chain.first):
             node, path = chain.nodes[i], self._folder / name
             if not path.exists():
@@ -205,10 +205,10 @@ class DiskCache:
                 if content is None:
                     return
                 self._make_room(len(head) + 4 + len(content))
-                self._write(path, head, content, i)
+                self._write(path, head, content, now - i * STEP_NS)
             node.kept = True
 
-    def _write(self, path: Path, head: bytes, content: U8, at: int) -> None:
+    def _write(self, path: Path, head: bytes, content: U8, used: int) -> None:
         part = path.with_suffix(f".{os.getpid()}{PART}")
         fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
@@ -216,7 +216,7 @@ class DiskCache:
                 file.write(head + zlib.crc32(content.data).to_bytes(4))
                 file.write(content.data)
                 file.flush()
-                _touch(fd, at)
+                os.utime(fd, ns=(used, used))
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -259,9 +259,3 @@ def _sound(fd: int, head: bytes, content: U8) -> bool:
     if os.readv(fd, [begin, content.data]) != facts.st_size or begin[: len(head)] != head:
         return False
     return zlib.crc32(content.data) == int.from_bytes(begin[len(head) :])
-
-
-def _touch(fd: int, at: int) -> None:
-    """Call block `at` of a prompt used now; of two, the later one is called the older."""
-    used = time.time_ns() - at * STEP_NS
-    os.utime(fd, ns=(used, used))
