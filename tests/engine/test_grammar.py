@@ -55,6 +55,18 @@ def test_texts_that_fit_go_through_and_others_do_not(
     assert [t for t in bad if takes(grammar, tokenizer, t)] == []
 
 
+def test_texts_that_fit_any_of_several_formats_go_through(grammars: Grammars, tokenizer: Tokenizer):
+    kinds = [
+        ("json_schema", json.dumps(PERSON)),
+        ("regex", "a+"),
+        ("lark", 'start: "b" | %json {"enum": [3]}'),
+    ]
+    grammar = grammars.grammar(*(Format(kind, source) for kind, source in kinds))
+    good, bad = ['{"name": "x", "age": 3}', "aa", "b", "3"], ["", "ab", '{"name": 3}', "33"]
+    assert [t for t in good if not takes(grammar, tokenizer, t)] == []
+    assert [t for t in bad if takes(grammar, tokenizer, t)] == []
+
+
 @pytest.mark.parametrize(
     "kind, source, words",
     [
@@ -157,13 +169,20 @@ def test_forced_tokens_are_those_that_must_come(grammars: Grammars, tokenizer: T
     assert matcher.fitting(ids) == len(ids) and matcher.fitting([ids[0], ids[0]]) == 1
 
 
-@pytest.mark.parametrize("format", [Format("choice", '["abc"]'), Format("json_schema", '{"enum": ["abc"]}')])
+@pytest.mark.parametrize(
+    "format",
+    [
+        Format("choice", '["abc"]'),
+        Format("json_schema", '{"enum": ["abc"]}'),
+        Format("lark", 'start: "abc"'),
+    ],
+)
 def test_space_that_a_tokenizer_takes_from_the_beginning_may_be_written(format: Format):
     tokenizer = tokenizer_from_gguf(toys.sentencepiece())
     assert tokenizer.strips_leading_space
     at_start = Grammars(tokenizer).grammar(format, at_start=True)
     later = Grammars(tokenizer).grammar(format)
-    text = "abc" if format.kind == "choice" else '"abc"'
+    text = '"abc"' if format.kind == "json_schema" else "abc"
     spaced, plain = (tokenizer.encode(text, bos=False), tokenizer.encode("é" + text, bos=False)[2:])
     for grammar, ids in ((at_start, spaced), (later, plain)):
         matcher = grammar.matcher()

@@ -13,7 +13,7 @@ from freehold import LLM
 from freehold.errors import UsageError
 from freehold.local.prompt import Prompt
 from freehold.tokenizer.dialects import dialect_of
-from freehold.types import Chunk, Format, Job, Message, Tool
+from freehold.types import Chunk, Job, Message, Tool
 from tests.local.test_jobs import answered, ids, text
 from tests.vectors import files
 from tests.vectors.files import write_gguf
@@ -104,6 +104,22 @@ def test_auto_is_held_once_the_mark_was_written(llm: LLM):
     assert [piece.name in ("pick", "drop") for piece in calls(rest)] == [True]
 
 
+def test_answer_beside_a_format_is_calls_or_fits_it(llm: LLM):
+    asked: dict[str, Any] = {**ASKED, "format": {"enum": ["yes", "no"]}, "parallel_tool_calls": False}
+    for name in ("pick", "drop"):  # what must be called leaves no text to hold
+        answer = llm.chat("Hi", **{**asked, "tool_choice": name}, seed=1)
+        assert [call.name for call in answer.tool_calls] == [name] and not answer.text
+    answers = [llm.chat("Hi", **{**asked, "tool_choice": "auto"}, seed=seed) for seed in range(12)]
+    for answer in answers:
+        if answer.tool_calls:
+            assert answer.finish_reason == "tool_calls" and not answer.text
+        else:
+            assert answer.finish_reason == "stop" and answer.text in ('"yes"', '"no"')
+    assert {bool(answer.tool_calls) for answer in answers} == {True, False}
+    told = llm.chat("Hi", **{**asked, "tool_choice": "auto", "think": True, "think_tokens": 4}, seed=1)
+    assert told.thinking and (told.tool_calls or told.text in ('"yes"', '"no"'))
+
+
 def test_schemas_that_no_grammar_can_hold_are_a_warning_in_auto_and_an_error_in_required(llm: LLM):
     strange = Tool("strange", "", {"type": "object", "properties": {"a": {"$ref": "http://example.com/a"}}})
     begun = llm.start(replace(JOB, tools=(strange,), tool_choice="auto")).begin
@@ -121,7 +137,6 @@ def test_schemas_that_no_grammar_can_hold_are_a_warning_in_auto_and_an_error_in_
         ({"tools": (PICK,) * 129}, "number of tools is 129"),
         ({"tool_name": "other"}, "tool_name is 'other'"),
         ({"tool_choice": "maybe"}, "tool_choice is 'maybe'"),
-        ({"format": Format("json")}, "tools and format"),
         ({"tools": (Tool("x", "", {"a": "b" * (1 << 18)}),)}, "length of x's parameters"),
         (
             {"messages": (Message("assistant", "", tool_calls=(freehold.ToolCall("", "x", "[]"),)),)},

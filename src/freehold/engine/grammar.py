@@ -61,23 +61,23 @@ class Grammars:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._table: TokenTable | None = None
-        self._kept: OrderedDict[tuple[Format, bool], Grammar] = OrderedDict()
+        self._kept: OrderedDict[tuple[tuple[Format, ...], bool], Grammar] = OrderedDict()
 
-    def grammar(self, format: Format, *, at_start: bool = False) -> Grammar:
-        """Return a format's grammar. Raises UsageError that says what is wrong with the format.
+    def grammar(self, *formats: Format, at_start: bool = False) -> Grammar:
+        """Return the grammar of a format, or of texts that fit any of several. Raises UsageError for a wrong one.
 
         `at_start`: the text begins a text of its own, so a SentencePiece tokenizer takes a leading space away.
         """
         spaced = at_start and self._tokenizer.strips_leading_space
         with self._lock:
-            found = self._kept.get((format, spaced))
+            found = self._kept.get((formats, spaced))
             if found is not None:
-                self._kept.move_to_end((format, spaced))
+                self._kept.move_to_end((formats, spaced))
                 return found
-        source = source_of(format, spaced)
+        source = source_of(*formats, spaced=spaced)
         grammar = Grammar(self._tokens(), _compiled(self._tokens(), source))
         with self._lock:
-            self._kept[format, spaced] = grammar
+            self._kept[formats, spaced] = grammar
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return grammar
@@ -194,20 +194,27 @@ class Matcher:
 # --- from a format to llguidance's own ------------------------------------------------------------------
 
 
-def source_of(format: Format, spaced: bool = False) -> str:
-    """Return llguidance's source of a format; `spaced`: a space before it may come (JSON) or must.
+def source_of(*formats: Format, spaced: bool = False) -> str:
+    """Return llguidance's source of texts that fit one of `formats`; `spaced`: a space before may come (JSON) or must.
 
     Raises UsageError for what is beyond a limit, and for text that is no JSON where it must be.
     """
+    sources = [_written(format) for format in formats]
+    if len(formats) == 1 and not spaced:
+        return sources[0]
+    uses, grammars = [], []
+    for i, (format, source) in enumerate(zip(formats, sources, strict=True)):
+        space = '" "?' if format.kind in ("json", "json_schema") else '" "'  # a regex may want its own
+        uses.append(f"{space} @inner{i}" if spaced else f"@inner{i}")
+        grammars.append({**json.loads(source)["grammars"][0], "name": f"inner{i}"})
+    return json.dumps({"grammars": [{"lark_grammar": f"start: {' | '.join(uses)}"}, *grammars]})
+
+
+def _written(format: Format) -> str:
     writer = _WRITERS.get(format.kind)
     if writer is None:
         raise UsageError(f"format is {format.kind!r}; expected one of {', '.join(_WRITERS)}")
-    source = writer(format.source)
-    if not spaced:
-        return source
-    inner = json.loads(source)["grammars"][0]
-    space = '" "?' if format.kind in ("json", "json_schema") else '" "'  # a regex may want its own
-    return json.dumps({"grammars": [{"lark_grammar": f"start: {space} @inner"}, {**inner, "name": "inner"}]})
+    return writer(format.source)
 
 
 def _any_object(source: str) -> str:
@@ -236,10 +243,8 @@ def _regex(source: str) -> str:
 
 
 def _lark(source: str) -> str:
-    from llguidance import LLMatcher
-
     _check_chars("the Lark grammar", source, MAX_LARK_CHARS)
-    return _guarded(lambda: LLMatcher.grammar_from_lark(source))
+    return _of_lark(source)
 
 
 def _choice(source: str) -> str:
@@ -248,8 +253,11 @@ def _choice(source: str) -> str:
         raise _wrong("a choice is a list of texts, none of them empty")
     if len(texts) > MAX_CHOICES:
         raise _wrong(f"a choice has {len(texts):,} texts; the limit is {MAX_CHOICES:,}")
-    lark = "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
-    return json.dumps({"grammars": [{"lark_grammar": lark}]})
+    return _of_lark("start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
+
+
+def _of_lark(source: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": source}]})
 
 
 _WRITERS: dict[str, Callable[[str], str]] = {

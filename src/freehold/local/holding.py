@@ -38,24 +38,28 @@ class Holds:
         return Constraint(grammar, self._tokenizer, tags, prompt.inside, opening, budget), left
 
     def _grammar(self, job: Job, prompt: Prompt) -> tuple[Grammar | None, str, tuple[str, ...]]:
-        if job.format is not None:
-            return self._grammars.grammar(job.format, at_start=prompt.at_start), "", ()
         if prompt.dialect is None or not prompt.tools:
-            return None, "", ()
-        if job.tool_choice == "required":
-            return self._required(job, prompt, prompt.dialect), "", ()
-        return self._opened(job, prompt, prompt.dialect)
+            formats = [job.format] if job.format is not None else []
+        elif job.tool_choice == "required":
+            formats = [self._calls(job, prompt, prompt.dialect.form)]
+        elif job.format is not None:  # calls or the text, as the model likes
+            bare = prompt.dialect.bare
+            forms = [prompt.dialect.form, *([bare] if bare else [])]
+            formats = [*(self._calls(job, prompt, form) for form in forms), job.format]
+        else:
+            return self._opened(job, prompt, prompt.dialect)
+        return self._grammars.grammar(*formats, at_start=prompt.at_start) if formats else None, "", ()
 
-    def _required(self, job: Job, prompt: Prompt, dialect: Dialect) -> Grammar:
-        if dialect.form is None:
+    def _calls(self, job: Job, prompt: Prompt, form: Form | None) -> Format:
+        """Return the format of an answer that is calls and nothing else."""
+        if form is None:
             raise UsageError(
-                f"{self._name} cannot be held to a call: there is no grammar for the form {dialect.name}",
-                "use tool_choice 'auto'",
+                f"{self._name} cannot be held to a call: there is no grammar for the form it writes calls in",
+                "leave the format out" if job.format else "use tool_choice 'auto'",
             )
         tools = [tool for tool in prompt.tools if job.tool_name in ("", tool.name)]
         many = job.parallel_tool_calls and not job.tool_name  # who names one wants one call of it
-        source = lark(dialect.form, tools, self._spell, many=many)
-        return self._grammars.grammar(Format("lark", source), at_start=prompt.at_start)
+        return Format("lark", lark(form, tools, self._spell, many=many))
 
     def _opened(
         self, job: Job, prompt: Prompt, dialect: Dialect

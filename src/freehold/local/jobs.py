@@ -107,8 +107,6 @@ def _check_format(job: Job) -> None:
     if job.format is None:
         return
     _check("length of format", len(job.format.source), 0, MAX_FORMAT_CHARS)
-    if job.tools and job.tool_choice != "none":
-        raise UsageError("tools and format do not go together", "leave one out, or use tool_choice 'none'")
     if job.ignore_eos:
         raise UsageError("ignore_eos goes on after the end of a text, and format has one", "leave one out")
 

@@ -54,6 +54,7 @@ class Dialect:
     preamble: Callable[[Sequence[Tool]], str] | None = None
     as_text: bool = False
     form: Form | None = None  # how a grammar writes calls; None where none can
+    bare: Form | None = None  # how small models of the family write one without its marks
     channels: bool = False  # the whole answer is in channels (harmony.py)
 
 

@@ -65,4 +65,4 @@ def named_call(source: Source, offer: Offer) -> Generator[None, None, Call | Non
 
 OBJECT = Form('{"name": "', '", "arguments": ', "}")  # a call as an object
 FORM = Form(f"{OPEN}\n{OBJECT.head}", OBJECT.middle, f"{OBJECT.tail}\n{CLOSE}", between="\n")
-HERMES = Dialect("hermes", (Opening(OPEN), *BARE), read, marks=(CLOSE,), form=FORM)
+HERMES = Dialect("hermes", (Opening(OPEN), *BARE), read, marks=(CLOSE,), form=FORM, bare=OBJECT)
