@@ -7,6 +7,7 @@ Path: catalog.model -> models.py (files) -> schema.py (TOML -> Model) -> Model.c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 
@@ -53,6 +54,16 @@ class Layers:
     def tokens_kept(self, tokens: int) -> int:
         """Return of how many of `tokens` these layers keep anything."""
         return min(tokens, self.window) if self.kind == "window" else tokens
+
+
+def kept_bytes(layers: Iterable[Layers], tokens: int, width: float = 2) -> int:
+    """Return the bytes of keys and values of one sequence of `tokens`, at `width` bytes a value."""
+    return round(width * sum(g.count * g.values_per_token * g.tokens_kept(tokens) for g in layers))
+
+
+def recurrent_bytes(layers: Iterable[Layers]) -> int:
+    """Return the bytes that recurrent layers keep of one sequence, whatever its length."""
+    return sum(g.count * (g.state * _STATE_WIDTH + g.conv * _CONV_WIDTH) for g in layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +146,7 @@ class Model:
     @property
     def state_bytes(self) -> int:
         """Bytes that recurrent layers keep of one sequence, whatever its length."""
-        return sum(g.count * (g.state * _STATE_WIDTH + g.conv * _CONV_WIDTH) for g in self.layers)
+        return recurrent_bytes(self.layers)
 
     def cache_bytes(self, tokens: int, width: float = 2) -> int:
         """Return the bytes of keys and values of one sequence of `tokens`, at `width` bytes a value.
@@ -144,7 +155,7 @@ class Model:
         """
         if not self.layers:
             return round(self.kv_bytes * tokens * width / 2)
-        return round(width * sum(g.count * g.values_per_token * g.tokens_kept(tokens) for g in self.layers))
+        return kept_bytes(self.layers, tokens, width)
 
     def bytes_per_token(self, depth: int, width: float = 2) -> int:
         """Return the bytes that one more token costs after `depth` others; full windows no longer grow."""

@@ -1,0 +1,83 @@
+"""Quantisations by name: of which types a file is made, and how many bits a weight takes in each.
+
+Knows types and shares; knows no model and no file.
+Path: advisor.anatomy.from_catalogue -> mix -> Mix
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from freehold.config import nearest
+from freehold.errors import UsageError
+
+_BLOCK = 256  # weights that K types share scales over; a row must be a multiple of them
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What a quantisation stores in which type: `body` the layers' matrices, by their share of the weights.
+
+    `head` is also the one matrix of a model whose embedding is its head.
+    """
+
+    name: str
+    body: Mapping[str, float]
+    embed: str
+    head: str
+    file_type: int = -1  # a GGUF's number for it; -1: llama.cpp makes no such files
+
+    @property
+    def bits(self) -> float:
+        """Bits of a weight of the layers."""
+        return sum(share * bits(kind) for kind, share in self.body.items())
+
+
+def mix(name: str) -> Mix:
+    """Return the quantisation `name`; a file's own name may carry UD- before and _XL after it.
+
+    Raises UsageError with the nearest name.
+    """
+    wanted = name.strip().upper()
+    known = {m.name: m for m in mixes()}
+    plain = wanted.removeprefix("UD-").replace("_XL", "_M")
+    for text in (wanted, plain, {"FP16": "F16", "FP32": "F32", "AWQ": "INT4", "GPTQ": "INT4"}.get(plain, "")):
+        if text in known:
+            return known[text]
+    near = nearest(wanted, list(known))
+    raise UsageError(
+        f"no quantisation is called {name!r}",
+        f"did you mean {near}?" if near else f"known: {', '.join(known)}",
+    )
+
+
+def of_file(file_type: int) -> str:
+    """Return the name that a GGUF's file type stands for, empty for a number nobody knows."""
+    return next((m.name for m in mixes() if m.file_type == file_type >= 0), "")
+
+
+def bits(kind: str) -> float:
+    """Return the bits that a weight takes in a type, its scales included; `kind` is a key of the data."""
+    return _data()["bits"][kind]
+
+
+def stored(kind: str, columns: int) -> str:
+    """Return the type in which a matrix of so many columns is stored where `kind` was asked for; 0: any."""
+    return _data()["fallback"].get(kind, kind) if columns % _BLOCK else kind
+
+
+@cache
+def mixes() -> tuple[Mix, ...]:
+    """Return every quantisation, those of llama.cpp from the smallest to the largest first."""
+    return tuple(Mix(**raw) for raw in _data()["quant"])
+
+
+@cache
+def _data() -> dict[str, Any]:
+    text = resources.files("freehold.catalog").joinpath("data", "quants.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)

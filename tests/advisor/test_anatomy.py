@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from freehold import catalog
+from freehold.advisor.anatomy import Anatomy, from_catalogue, from_file
+from freehold.advisor.interval import Interval
+from freehold.catalog import quants
+from freehold.catalog.model import Layers, Model
+from freehold.errors import UsageError
+from freehold.formats.quant import LAYOUTS, QuantType, row_bytes
+from tests.formats.gguf_writer import Entry, Value, write_gguf
+
+U32, TEXT = 4, 8
+LLAMA = Model(
+    "a/b", "Llama 3.1", "Meta", "US", date(2026, 1, 1), ("x",), params_b=8.03, hidden=4096, vocab=128256
+)
+# bits a weight of Llama-3.1-8B by llama.cpp's tools/quantize/README.md
+PUBLISHED = {
+    "Q2_K": 3.1593, "Q3_K_S": 3.6429, "Q3_K_L": 4.2979, "IQ4_XS": 4.4597, "IQ4_NL": 4.6818, "Q4_K_S": 4.6672,
+    "Q4_K_M": 4.8944, "Q5_K_S": 5.5704, "Q5_K_M": 5.7036, "Q6_K": 6.5633, "Q8_0": 8.5008, "F16": 16.0005,
+}  # fmt: skip
+
+
+def test_mixes_give_the_bits_a_weight_that_llama_cpp_prints():
+    for quant, bits in PUBLISHED.items():
+        found = from_catalogue(LLAMA, quant)
+        assert found.weight_bytes * 8 / 8.03e9 == pytest.approx(bits, rel=0.003), quant
+
+
+def test_bits_a_weight_are_those_of_the_block_layouts():
+    for mix in quants.mixes():
+        assert sum(mix.body.values()) == pytest.approx(1), mix.name
+        for kind in {*mix.body, mix.embed, mix.head} & set(QuantType.__members__):
+            layout = LAYOUTS[QuantType[kind]]
+            assert quants.bits(kind) == layout.bytes * 8 / layout.elems, kind
+
+
+def test_a_token_reads_a_row_of_the_embedding_and_its_experts_only():
+    dense = from_catalogue(LLAMA, "BF16")
+    assert dense.token_bytes == pytest.approx(2 * (8.03e9 - 4096 * 128256), rel=1e-5)
+    assert dense.head_weights == 4096 * 128256
+    moe = from_catalogue(catalog.model("Qwen/Qwen3-30B-A3B"), "BF16")
+    assert moe.weights == pytest.approx(30e9, rel=1e-6)
+    assert moe.token_weights == pytest.approx(3e9, rel=0.001)
+
+
+def test_a_published_model_and_its_file_agree(tmp_path: Path):
+    """Two layers of hidden 64 and vocab 128, tied, at Q8_0: every byte by hand."""
+    anatomy = from_file(_two_layers(tmp_path / "tiny.gguf"))
+    body = 2 * (64 * 64 + 2 * 32 * 64)
+    assert anatomy.weight_bytes == anatomy.token_bytes == (128 * 64 + body) * 34 // 32
+    assert anatomy.weights == 128 * 64 + body
+    assert (anatomy.quant, anatomy.context, anatomy.queries, anatomy.exact) == ("Q8_0", 512, 64, True)
+    assert anatomy.layers == (Layers("full", 2, 2, 16, 16),)
+    assert anatomy.cache_bytes(100) == 2 * 2 * (16 + 16) * 2 * 100
+
+
+def test_window_state_and_latent_layers_are_counted_by_kind():
+    layers = (
+        Layers("full", 2, 4, 64),
+        Layers("window", 6, 4, 64, window=512),
+        Layers("latent", 1, latent=512, rope=64),
+        Layers("deltanet", 3, state=1000, conv=100),
+    )
+    anatomy = Anatomy("x", "Q8_0", "y", (), layers, 8192, queries=256)
+    assert anatomy.cache_by_kind(4096) == {
+        "full": 2 * 4 * 128 * 4096 * 2,
+        "window": 6 * 4 * 128 * 512 * 2,
+        "latent": 576 * 4096 * 2,
+        "state": 3 * (1000 * 4 + 100 * 2),
+    }
+    assert anatomy.cache_bytes(4096) == sum(anatomy.cache_by_kind(4096).values()) - anatomy.state_bytes
+    assert Anatomy("x", "", "", (), (Layers("window", 1, 1, 1, window=2),), 0, queries=1).attention_ops(
+        3
+    ) == 4 * (1 + 2 + 2)
+
+
+def test_what_nobody_told_is_an_error_with_the_way_out():
+    with pytest.raises(UsageError, match="how many parameters"):
+        from_catalogue(Model("a/b", "", "", "", date(2026, 1, 1), ("x",)), "Q8_0")
+    with pytest.raises(UsageError) as caught:
+        from_catalogue(LLAMA, "Q4_K_X")
+    assert "Q4_K" in caught.value.hint
+
+
+def test_intervals_scale_add_and_turn_over():
+    speed = Interval.within(50, 1.25)
+    assert (speed.low, speed.high, 45 in speed, 39 in speed) == (40, 62.5, True, False)
+    assert str(speed) == "50.0 (40.0 to 62.5)"
+    assert speed.inverse() == Interval(0.016, 0.02, 0.025)
+    assert speed.times(2).plus(Interval.exactly(1)) == Interval(81, 101, 126)
+    assert speed.as_json() == {"low": 40, "mid": 50, "high": 62.5, "level": 0.8}
+    with pytest.raises(ValueError, match="no interval"):
+        Interval(2, 1, 3)
+
+
+def _two_layers(path: Path) -> Path:
+    def matrix(name: str, rows: int) -> Entry:
+        return Entry(name, QuantType.Q8_0, (64, rows), bytes(row_bytes(QuantType.Q8_0, 64) * rows))
+
+    names = [f"blk.{i}.{n}.weight" for i in range(2) for n in ("attn_q", "attn_k", "attn_v")]
+    numbers = {"block_count": 2, "context_length": 512, "embedding_length": 64, "feed_forward_length": 64}
+    numbers |= {"attention.head_count": 4, "attention.head_count_kv": 2}
+    metadata = {"general.architecture": Value(TEXT, "llama"), "general.file_type": Value(U32, 7)}
+    metadata |= {f"llama.{k}": Value(U32, v) for k, v in numbers.items()}
+    tensors = [matrix("token_embd.weight", 128), *(matrix(n, 64 if "_q" in n else 32) for n in names)]
+    return write_gguf(path, metadata, tensors)
