@@ -83,8 +83,8 @@ MMLU = [("nano", 40, 50), ("small", 65, 75), ("medium", 75, 83), ("large", 83, 8
 
 
 def published(tier: str) -> list[float]:
-    """Return the published MMLU results of a tier's models that are known to be of June 2024 or later."""
-    recent = [m for m in MODELS if m.tier == tier and m.released >= "2024-06"]
+    """Return the published MMLU results of a tier's models of June 2024 or later that are not for code alone."""
+    recent = [m for m in MODELS if m.tier == tier and m.released >= "2024-06" and "Coder" not in m.id]
     return [s.value for m in recent for s in m.scores if s.benchmark == "mmlu"]
 
 
@@ -95,7 +95,7 @@ def test_the_middle_of_a_tiers_published_mmlu_lies_in_its_range(tier: str, low: 
 
 def test_micro_models_score_more_than_the_article_gives_them():
     """It says 55-63; the 3B models of late 2024 published 63.4 (Llama 3.2) and 65.6 (Qwen2.5)."""
-    assert sorted(published("micro")) == [63.4, 65.6]
+    assert min(published("micro")) > 63
 
 
 @pytest.mark.parametrize(
