@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import openai
 import pytest
 
 from freehold.errors import ContextOverflow, Overloaded
-from freehold.server.keys import Ring, key_of
+from freehold.server.keys import LOOK_S, KeyFile, Ring, key_of, made
 from freehold.server.openai.batch import desk as desks
 from freehold.server.openai.batch.desk import Desk
 from freehold.server.openai.batch.journal import ERRORS, OUTPUT, Journal
@@ -33,6 +34,7 @@ BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"messages": MESSAGES},
     "/v1/completions": {"prompt": "hi"},
     "/v1/responses": {"input": "hi", "store": False},
+    "/v1/embeddings": {"input": ["hi", "ho"]},
 }
 
 
@@ -107,8 +109,9 @@ def test_every_endpoint_is_answered_as_a_client_is(batches, url):
     assert one["error"] is None and one["response"]["status_code"] == 200 and one["response"]["request_id"]
     asked = server.client.post(url, json=line("", url)["body"]).json()
     assert one["response"]["body"].keys() == asked.keys()
-    jobs = server.models.served["fake:1b"].jobs
-    assert {j.priority for j in jobs[:20]} == {"batch"} and jobs[-1].priority == "interactive"
+    assert not one["response"]["body"].get("freehold", {}).get("warnings")
+    if jobs := server.models.served["fake:1b"].jobs:
+        assert {j.priority for j in jobs[:20]} == {"batch"} and jobs[-1].priority == "interactive"
     assert client.api.files.retrieve(ended.output_file_id).purpose == "batch_output"
 
 
@@ -255,6 +258,24 @@ def test_no_key_sees_anothers_batches(batches):
         bob.api.batches.create(input_file_id=ended.input_file_id, endpoint=CHAT, completion_window="24h")
     ann.api.close()
     bob.api.close()
+
+
+def test_lines_of_a_key_that_was_revoked_meanwhile_are_errors(batches, tmp_path):
+    file, secret = KeyFile(tmp_path / "keys.json"), "a" * 20
+    file.add(made("ann", secret, admin=False, models=(), rate="", tokens=""))
+    ring = Ring(file=file, needed=True, clock=itertools.count(step=LOOK_S).__next__)
+    server, _ = batches(Script(text="a", delay=0.05), keys=ring)
+    ann = Batches(server.url, secret)
+    begun = ann.begin([line(f"n{i}") for i in range(40)])
+    assert eventually(lambda: ann.api.batches.retrieve(begun.id).request_counts.completed > 8)
+    file.remove("ann")
+    ann.api.close()
+    desk = server.doors.server.desk
+    assert eventually(lambda: desk.get("ann", begun.id).over)
+    ended = desk.get("ann", begun.id)
+    assert ended.status == "completed" and ended.completed + ended.failed == 40 and ended.failed > 8
+    refused = desk.files.path("ann", ended.error_file_id).read_text().splitlines()
+    assert {json.loads(each)["response"]["status_code"] for each in refused} == {401}
 
 
 def test_the_client_is_answered_async_too(batches):

@@ -17,7 +17,7 @@ from freehold.server.openai.responses.fields import Key, Value
 from freehold.server.problems import Refused
 
 LONGEST_S = 7 * 24 * 3600
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 
 
 class BatchRequest(Struct, kw_only=True):
@@ -27,7 +27,7 @@ class BatchRequest(Struct, kw_only=True):
         Annotated[str, Meta(max_length=128)], Meta(description="An uploaded file, a request a line.")
     ]
     endpoint: Annotated[
-        Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"],
+        Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"],
         Meta(description="What all lines ask."),
     ]
     completion_window: Annotated[
