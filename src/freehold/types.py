@@ -198,6 +198,9 @@ class Completion:
 # What one job may hold. The server refuses more in its protocol's words, the engine's side whoever sent it.
 MAX_STOPS, MAX_STOP_CHARS = 16, 1024
 MAX_LOGPROBS = 20  # alternatives of a token
+# Tokens times (1 + alternatives) whose log-probabilities one answer may hold: some 500 bytes of memory each until a
+# whole one is sent.
+MAX_SCORES = 1 << 20
 MAX_BIASES = 1000
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 128

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from freehold.server import answering
 from freehold.server.limits import MAX_DEPTH, Limits
 from tests.server.test_chat import CHAT
 from tests.server.test_streams import connect, eventually, request, until
@@ -135,3 +136,22 @@ def test_a_body_cut_off_ends_quietly(serving):
     sock.close()
     assert server.client.get("/version").status_code == 200
     assert not server.models.served["fake:1b"].jobs
+
+
+@pytest.mark.parametrize(
+    "url, body",
+    [
+        (URL, {**CHAT, "logprobs": True, "top_logprobs": 20, "n": 2, "max_tokens": 400}),
+        (URL, {**CHAT, "logprobs": True, "top_logprobs": 20, "n": 1}),  # up to the end of the context
+        ("/v1/completions", {"model": "fake:1b", "prompt": ["a"] * 8, "logprobs": 20, "max_tokens": 100}),
+        ("/v1/completions", {"model": "fake:1b", "prompt": ["a " * 60] * 9, "logprobs": 20, "echo": True}),
+    ],
+)
+def test_log_probabilities_of_a_whole_answer_have_a_joint_limit(serving, monkeypatch, url, body):
+    monkeypatch.setattr(answering, "MAX_SCORES", 10_000)
+    server = serving()
+    answer = server.client.post(url, json=body)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "too_many_logprobs"
+    assert "10,000" in answer.json()["error"]["message"] and eventually(lambda: not server.models.in_flight)
+    less = {"top_logprobs": 0, "n": 1} if url == URL else {"logprobs": 0, "max_tokens": 5}
+    assert server.client.post(url, json={**body, **less}).status_code == 200

@@ -18,6 +18,7 @@ from freehold.types import (
     MAX_FORMAT_CHARS,
     MAX_LOGPROBS,
     MAX_MESSAGES,
+    MAX_SCORES,
     MAX_STOP_CHARS,
     MAX_STOPS,
     MAX_TOOLS,
@@ -29,8 +30,6 @@ MAX_ANSWERS = 128
 MAX_TENANT_CHARS = 256
 MAX_EFFORT_CHARS = 32
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
-# Prompt tokens times (1 + alternatives) whose log-probabilities one answer may carry: about 20 bytes each.
-MAX_SCORES = 1 << 20
 # Text longer than this for each token of the context cannot fit, and is refused before it is tokenized: a page
 # of blanks may be one token, ordinary text has four characters to a token. Under drop-oldest it bounds the work.
 MAX_CHARS_PER_TOKEN = 64

@@ -19,10 +19,10 @@ from freehold.server.call import Call
 from freehold.server.contract import Served, Stream
 from freehold.server.limits import Gone
 from freehold.server.metrics import PerModel
-from freehold.server.problems import Problem
+from freehold.server.problems import Problem, Refused
 from freehold.server.receipt import Tally
 from freehold.server.sse import EventStream
-from freehold.types import Begin, Chunk, Job, ModelInfo, TokenLogprob, ToolCall
+from freehold.types import MAX_SCORES, Begin, Chunk, Job, ModelInfo, TokenLogprob, ToolCall
 
 # Prompts of one request that are under way at a time: more would fill the queue with one client's.
 ABREAST = 64
@@ -123,11 +123,16 @@ class Answering:
         self._open = sum(job.n for job in jobs)
         self._first = [0, *accumulate(job.n for job in jobs)]  # number of each job's first choice
         self._abreast = asyncio.Semaphore(ABREAST)
+        self._keeps, self._scores = (
+            False,
+            0,
+        )  # log-probabilities that are held until all of the answer is sent
         self._model = ""
         self._record: PerModel | None = None
 
     async def whole(self, model: str) -> None:
         """Answer with one JSON value."""
+        self._keeps = True
         self._bind(model)
         choices: dict[int, Choice] = {}
 
@@ -239,6 +244,7 @@ class Answering:
     ) -> None:
         stream = await served.start(self._left(self.jobs[job]), self._keep_alive)
         try:
+            self._check_scores(self.jobs[job], stream.begin)
             self.tally.begun(job, stream.begin)
             self.call.server.metrics.of(served.name).began(self.jobs[job].n, stream.begin.max_tokens)
             await self.shape.begun(served, job, self._choices(job), stream.begin)
@@ -246,6 +252,21 @@ class Answering:
             await self._read(stream, job, sink)
         finally:
             await stream.aclose()
+
+    def _check_scores(self, job: Job, begin: Begin) -> None:
+        """Refuse (400) more log-probabilities than one answer may hold, before any of them is kept."""
+        if self._keeps and job.logprobs is not None:
+            self._scores += job.n * begin.max_tokens * (1 + job.logprobs)
+        if job.prompt_logprobs is not None:
+            self._scores += len(begin.prompt_ids) * (1 + job.prompt_logprobs)
+        if self._scores > MAX_SCORES:
+            raise Refused(
+                400,
+                f"log-probabilities of prompts and of up to {begin.max_tokens:,} tokens in each answer, with "
+                f"{job.logprobs or 0} alternatives, are {self._scores:,} numbers in one answer; the limit is "
+                f"{MAX_SCORES:,}: ask for fewer alternatives, tokens, answers or prompts, or for a stream",
+                code="too_many_logprobs",
+            )
 
     async def _read(self, stream: Stream, job: int, sink: Sink) -> None:
         record, started = self._record, self.call.started
