@@ -109,3 +109,14 @@ def _two_layers(path: Path) -> Path:
     metadata |= {f"llama.{k}": Value(U32, v) for k, v in numbers.items()}
     tensors = [matrix("token_embd.weight", 128), *(matrix(n, 64 if "_q" in n else 32) for n in names)]
     return write_gguf(path, metadata, tensors)
+
+
+@pytest.mark.parametrize(
+    "name, role, share, read_b",
+    [("deepseek-ai/DeepSeek-R1", "experts", 8 / 256, 37), ("gemma4", "embed", 0, 4.5)],
+)
+def test_what_a_token_does_not_read_is_experts_or_tables(name: str, role: str, share: float, read_b: float):
+    found = from_catalogue(catalog.model(name), "Q8_0")
+    rest = [p for p in found.parts if p.role == role and p.weights > 1e9]
+    assert [p.share for p in rest] == pytest.approx([share], abs=1e-4)
+    assert found.token_weights == pytest.approx(read_b * 1e9, rel=1e-3)

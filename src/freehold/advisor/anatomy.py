@@ -163,11 +163,21 @@ def _published_parts(model: Model, mix: quants.Mix) -> Iterable[Part]:
         if not one:
             yield _part("embed", mix.embed, table, model.hidden, 1 / model.vocab)
     left = max(model.params_b * 1e9 - table * (1 if one else 2), 0.0)
-    used = max((model.active_b or model.params_b) * 1e9 - table, 0.0) if model.kind == "moe" else left
-    share = min(used / left, 1.0) if left else 1.0
-    role = "experts" if model.kind == "moe" else "body"
+    used = min(max((model.active_b or model.params_b) * 1e9 - table, 0.0), left)
+    if (
+        model.kind == "dense"
+    ):  # tables by token and layer, as Gemma's E models have: a token reads a row of each
+        role, chosen = "embed", 1 / (model.vocab or 1e5)
+    else:
+        role, chosen = "experts", used / left if left else 1.0
+        chosen = model.experts_per_token / model.experts if model.experts else chosen
+    # a token reads what all share and `chosen` of the rest; what it does not read tells how much the rest is
+    rest = min((left - used) / (1 - chosen), left) if used < left else 0.0
     for kind, part in mix.body.items():
-        yield _part(role, kind, left * part, model.hidden, share)
+        if left > rest:
+            yield _part("body", kind, (left - rest) * part, model.hidden)
+        if rest:
+            yield _part(role, kind, rest * part, model.hidden, chosen)
 
 
 def _part(role: str, kind: str, weights: float, columns: int, share: float = 1.0) -> Part:
