@@ -105,6 +105,9 @@ class Model:
     context: int = 0
     modalities: tuple[str, ...] = ("text",)  # what it reads
     thinking: str = ""  # none | switchable | only
+    instructed: bool | None = (
+        None  # trained to follow instructions; False: a base model, which continues text
+    )
     tools: bool | None = None
     gated: bool | None = None
     licence: str = ""  # SPDX identifier or LicenseRef-...

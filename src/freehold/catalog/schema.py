@@ -46,6 +46,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "context": int,
     "modalities": list,
     "thinking": str,
+    "instructed": bool,
     "tools": bool,
     "gated": bool,
     "licence": str,

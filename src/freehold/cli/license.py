@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.company import company_facts, company_options
-from freehold.cli.shared import json_option, pairs, table
+from freehold.cli.shared import json_option, pairs, table, write_beside
 from freehold.config import Settings
 from freehold.errors import UsageError
 
@@ -269,10 +269,7 @@ def _write(folder: str, found: Verdict) -> None:
     target = Path(folder).expanduser()
     target.mkdir(parents=True, exist_ok=True)
     for name, content in made.files().items():
-        beside = target / f".{name}.part"
-        beside.write_text(content, encoding="utf-8")
-        beside.replace(target / name)
-        click.echo(f"wrote {target / name}", err=True)
+        click.echo(f"wrote {write_beside(target / name, content)}", err=True)
 
 
 def _as_json(asked: Subject, v: Verdict) -> dict[str, Any]:

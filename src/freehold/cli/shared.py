@@ -120,3 +120,18 @@ def pairs(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(f"{name.ljust(width)}  {value}")
+
+
+def write_beside(path: str | Path, text: str) -> Path:
+    """Write a file whole or not at all: beside its place first, then renamed. Raises UsageError if it cannot be."""
+    target = Path(path).expanduser()
+    beside = target.with_name(f".{target.name}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(target)
+    except OSError as e:
+        beside.unlink(missing_ok=True)
+        raise UsageError(
+            f"{target} cannot be written: {e.strerror}", "name a file in a folder that is there"
+        ) from None
+    return target

@@ -1,0 +1,217 @@
+"""Which model for this work, under these conditions, in this place: ranked, with reasons, and what was ruled out.
+
+Every model of the catalogue is held against every rule, so that an answer can say which rule left nothing. What
+remains is ranked by what its results vouch for: the low end of its range, not the middle. Knows no machine and
+no engine: a `Placer` says where a model would run and how fast.
+Path: cli/advise, freehold.advise -> advise(request, models, placer) -> Advice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from freehold.advisor.facts import Facts
+from freehold.advisor.interval import Interval
+from freehold.advisor.quality import Quality, Scale
+from freehold.advisor.verdict import Verdict, verdict
+from freehold.catalog.model import TIERS, Model
+from freehold.catalog.tasks import Task
+from freehold.errors import UsageError
+
+# rule -> the option that relaxes it; an empty one is the task's own and cannot be relaxed
+RULES = {
+    "task": "",
+    "licence": "--licence",
+    "country": "--country-not",
+    "context": "--min-context",
+    "size": "--max-size",
+    "held": "--held",
+    "engine": "--engine",
+    "memory": "--on",
+    "budget": "--budget",
+    "speed": "--min-speed",
+}
+PLACE_RULES = ("engine", "memory", "budget", "speed")  # another machine would lift these
+MOST_CONTEXT = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how a model would run: `quant` on `engine`, `memory` in bytes at `context` tokens.
+
+    `decode`, `prefill`: tokens a second of one user. `month`: dollars of rent, None where nothing is rented.
+    """
+
+    where: str
+    engine: str
+    quant: str
+    memory: int
+    context: int
+    decode: Interval
+    prefill: Interval
+    command: str
+    month: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The rule that rules a model out, and why in words."""
+
+    rule: str
+    why: str
+
+
+Placer = Callable[[Model, int], Placement | Refusal]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked. `facts` None: the licence is not judged. `held`: ids that alone count; None: all do."""
+
+    task: Task
+    facts: Facts | None = None
+    country_not: tuple[str, ...] = ()  # ISO 3166 codes
+    min_context: int = 0  # tokens; 0: what the task needs
+    max_params: float = 0.0  # billions; 0: any
+    min_speed: float | None = None  # tokens a second; None: the task's pace
+    held: Collection[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no country, no context and no speed."""
+        for code in self.country_not:
+            if not (len(code) == 2 and code.isascii() and code.isalpha()):
+                raise UsageError(
+                    f"country {code!r} is no country code", "write two letters, such as CN or US"
+                )
+        if not 0 <= self.min_context <= MOST_CONTEXT:
+            raise UsageError(f"a context of {self.min_context} tokens is not within 0..{MOST_CONTEXT:,}")
+        if self.min_speed is not None and not 0 <= self.min_speed <= 1e6:
+            raise UsageError(f"a speed of {self.min_speed} tokens a second is not within 0..1,000,000")
+
+    @property
+    def context(self) -> int:
+        """The tokens that a conversation must have room for."""
+        return self.min_context or self.task.min_context
+
+    @property
+    def speed(self) -> float:
+        """The tokens a second below which a model is too slow."""
+        return self.task.pace if self.min_speed is None else self.min_speed
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One model held against every rule; without refusals it is a pick."""
+
+    model: Model
+    quality: Quality | None
+    verdict: Verdict | None
+    placement: Placement | None
+    refusals: tuple[Refusal, ...]
+
+    @property
+    def vouched(self) -> float:
+        """What its results vouch for, in per cent; -1 where nothing is known."""
+        return self.quality.range.low if self.quality else -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The answer: `picks` best first, everything that was `ruled_out`, and on which scale quality stands."""
+
+    request: Request
+    benchmark: str
+    picks: tuple[Judged, ...]
+    ruled_out: tuple[Judged, ...]
+
+    @property
+    def relax(self) -> tuple[tuple[str, int], ...]:
+        """Which conditions to drop, as options, and how many models each would bring in; most first.
+
+        Where no single one would do, the smallest sets that would.
+        """
+        sets = Counter(frozenset(r.rule for r in j.refusals) for j in self.ruled_out)
+        able = {s: n for s, n in sets.items() if all(RULES[rule] for rule in s)}
+        least = min(map(len, able), default=0)
+        found = [
+            (" and ".join(RULES[r] for r in RULES if r in s), n) for s, n in able.items() if len(s) == least
+        ]
+        return tuple(sorted(found, key=lambda f: -f[1]))
+
+    @property
+    def by_tier(self) -> dict[str, Judged]:
+        """The best model of each size class that only the place stands against, if anything does."""
+        best: dict[str, Judged] = {}
+        able = [j for j in self.ruled_out if all(r.rule in PLACE_RULES for r in j.refusals)]
+        for judged in sorted((*self.picks, *able), key=_order):
+            best.setdefault(judged.model.tier, judged)
+        return {tier: best[tier] for tier in TIERS if tier in best}
+
+
+def advise(request: Request, models: Iterable[Model], placer: Placer) -> Advice:
+    """Hold every model against the request and rank what remains."""
+    known = [m for m in models if m.params_b]
+    scale = Scale(request.task, known)
+    judged = [_judge(m, request, scale, placer) for m in known if _of_kind(m, request.task)]
+    picks = sorted((j for j in judged if not j.refusals), key=_order)
+    return Advice(request, scale.benchmark, tuple(picks), tuple(j for j in judged if j.refusals))
+
+
+def _order(judged: Judged) -> tuple[float, float, str]:
+    speed = judged.placement.decode.mid if judged.placement else 0.0
+    return -judged.vouched, -speed, judged.model.id
+
+
+def _of_kind(model: Model, task: Task) -> bool:
+    """Say whether a model makes what the task wants at all: vectors, or text."""
+    return task.encoder is (model.architecture == "bert")
+
+
+def _judge(model: Model, request: Request, scale: Scale, placer: Placer) -> Judged:
+    refusals = list(_facts_against(model, request))
+    ruled = None
+    if request.facts is not None:
+        ruled = verdict(model, request.facts)
+        if ruled.answer in ("refused", "unknown"):
+            refusals.append(Refusal("licence", _because(ruled)))
+    context = min(request.context, model.context) if model.context else request.context
+    placed = placer(model, context)
+    if isinstance(placed, Refusal):
+        refusals.append(placed)
+        placed = None
+    elif placed.decode.mid < request.speed:
+        said = f"{placed.decode.mid:.3g} tokens a second, where the work wants {request.speed:g}"
+        refusals.append(Refusal("speed", said))
+    return Judged(model, scale.of(model), ruled, placed, tuple(refusals))
+
+
+def _facts_against(model: Model, request: Request) -> Iterable[Refusal]:
+    """Say which facts of a model stand against the request; an unknown fact does, too."""
+    task = request.task
+    if model.instructed is False and not task.base_too:
+        yield Refusal("task", "a base model: it continues text and follows no instruction")
+    if task.tools and model.tools is not True:
+        yield Refusal("task", "not known to call tools" if model.tools is None else "calls no tools")
+    if request.country_not:
+        barred = {c.upper() for c in request.country_not}
+        if found := barred.intersection(model.countries):
+            yield Refusal("country", f"made in {', '.join(sorted(found))}")
+        elif not model.countries:
+            yield Refusal("country", "where it was made is not known")
+    if request.min_context and model.context < request.min_context:
+        said = f"its context is {model.context:,} tokens" if model.context else "its context is not known"
+        yield Refusal("context", said)
+    if request.max_params and model.params_b > request.max_params:
+        yield Refusal("size", f"{model.params_b:g} billion parameters")
+    if request.held is not None and model.id not in request.held:
+        yield Refusal("held", "not held here")
+
+
+def _because(ruled: Verdict) -> str:
+    """Return why a licence stands against it: the first deciding clause, or the fact that would decide."""
+    first = ruled.deciding[0]
+    waits = f" ({', '.join(w.replace('_', ' ') for w in first.waits_for)}?)" if first.waits_for else ""
+    where = f" [{first.licence}, {first.clause}]" if first.licence else ""
+    return f"{ruled.answer}{waits}: {first.says}{where}"

@@ -1,0 +1,146 @@
+"""Advice: rules, ranking, what to relax, tiers; a made-up place stands for the machine."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from freehold import catalog
+from freehold.advisor.advice import RULES, Advice, Placement, Refusal, Request, advise
+from freehold.advisor.facts import Facts
+from freehold.advisor.interval import Interval
+from freehold.catalog.model import Model, Score
+from freehold.catalog.tasks import task
+from freehold.errors import UsageError
+
+
+def anywhere(model: Model, context: int) -> Placement:
+    """A place that takes everything; what is small is fast."""
+    speed = Interval.within(100 / model.params_b, 1.2)
+    memory = round(model.params_b * 6e8)
+    return Placement("here", "freehold", "Q4_K_M", memory, context, speed, speed, f"freehold run {model.id}")
+
+
+def small(model: Model, context: int) -> Placement | Refusal:
+    """A place with room for 10 billion parameters."""
+    return anywhere(model, context) if model.params_b <= 10 else Refusal("memory", "needs more")
+
+
+def made(name: str, score: float = 0, **facts) -> Model:
+    scores = (Score("mmlu_pro", score, "instruct", "x"),) if score else ()
+    known = {"params_b": 7.0, "context": 32768, "country": "US", "licence": "Apache-2.0", "instructed": True}
+    return Model(
+        f"lab/{name}", "", "lab", sources=("x",), checked=date(2026, 11, 1), scores=scores, **(known | facts)
+    )  # type: ignore[arg-type]
+
+
+def shelf() -> list[Model]:
+    return [made(f"m{i}", 30 + i, params_b=1.0 + i) for i in range(20)]
+
+
+def ask(models, place=anywhere, **conditions) -> Advice:
+    return advise(Request(task("knowledge"), min_speed=0, **conditions), models, place)
+
+
+def test_the_best_vouched_for_comes_first():
+    advice = ask(shelf())
+    assert [j.model.id for j in advice.picks[:2]] == ["lab/m19", "lab/m18"]
+    assert advice.benchmark == "mmlu_pro" and not advice.ruled_out
+
+
+def test_a_known_result_beats_a_likely_one():
+    unknown = made("unknown", params_b=20.0)
+    assert ask([*shelf(), unknown]).picks[0].model.id == "lab/m19"
+
+
+@pytest.mark.parametrize(
+    ("model", "conditions", "rule"),
+    [
+        (made("x", 50, country="CN"), {"country_not": ("CN",)}, "country"),
+        (made("x", 50, country=""), {"country_not": ("CN",)}, "country"),
+        (made("x", 50, context=4096), {"min_context": 32768}, "context"),
+        (made("x", 50, licence=""), {"facts": Facts(purpose="commercial")}, "licence"),
+        (
+            made("x", 50, licence="LicenseRef-scancode-mnpl-0.1"),
+            {"facts": Facts(purpose="commercial")},
+            "licence",
+        ),
+        (made("x", 50, params_b=9.0), {"max_params": 8.0}, "size"),
+        (made("x", 50), {"held": ("lab/m1",)}, "held"),
+        (made("x", 50, instructed=False), {}, "task"),
+    ],
+)
+def test_each_rule_says_why(model, conditions, rule):
+    advice = ask([*shelf(), model], **conditions)
+    judged = next(j for j in advice.ruled_out if j.model.id == "lab/x")
+    assert [r.rule for r in judged.refusals] == [rule] and judged.refusals[0].why
+
+
+def test_the_place_rules_out_what_is_too_large_or_too_slow():
+    advice = advise(Request(task("knowledge"), min_speed=20), shelf(), small)
+    assert {r.rule for j in advice.ruled_out for r in j.refusals} == {"memory", "speed"}
+    assert all(j.placement and j.placement.decode.mid >= 20 for j in advice.picks)
+
+
+def test_impossible_conditions_name_what_to_relax():
+    advice = ask(shelf(), small, country_not=("US",), min_context=4096)
+    assert not advice.picks
+    assert advice.relax == (("--country-not", 10),)
+
+
+def test_two_conditions_are_named_where_one_is_not_enough():
+    advice = ask(shelf(), country_not=("US",), min_context=1_000_000)
+    assert advice.relax == (("--country-not and --min-context", 20),)
+
+
+def test_every_rule_has_a_way_out_or_is_the_tasks_own():
+    assert [rule for rule, option in RULES.items() if not option] == ["task"]
+
+
+def test_tiers_show_what_a_larger_machine_would_run():
+    advice = ask([*shelf(), made("giant", 80, params_b=400.0)], small)
+    assert advice.by_tier["xl"].model.id == "lab/giant"
+    assert advice.by_tier["xl"].refusals[0].rule == "memory"
+    assert not advice.by_tier["small"].refusals
+
+
+def test_embeddings_are_an_encoders_and_nothing_else():
+    advice = advise(Request(task("embeddings")), catalog.models(), anywhere)
+    assert advice.picks and all(j.model.architecture == "bert" for j in advice.picks)
+
+
+def test_a_commercial_user_is_not_offered_a_licence_for_research():
+    request = Request(task("code completion"), Facts(purpose="commercial"), min_context=8000)
+    advice = advise(request, catalog.models(), anywhere)
+    judged = next(j for j in advice.ruled_out if j.model.id == "mistralai/Codestral-22B-v0.1")
+    assert any(r.rule == "licence" and "MNPL" in r.why.upper() for r in judged.refusals)
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [{"country_not": ("China",)}, {"min_context": -1}, {"min_speed": -2.0}, {"min_context": 10**12}],
+)
+def test_a_condition_that_is_none_is_refused(conditions):
+    with pytest.raises(UsageError):
+        Request(task("chat"), **conditions)
+
+
+@given(
+    st.sets(st.sampled_from(["US", "CN", "FR"]), max_size=3),
+    st.integers(0, 200_000),
+    st.floats(0, 100),
+)
+def test_nothing_is_lost_and_nothing_passes_twice(countries, context, speed):
+    request = Request(
+        task("chat"), country_not=tuple(sorted(countries)), min_context=context, min_speed=speed
+    )
+    known = catalog.models()
+    advice = advise(request, known, small)
+    ids = [j.model.id for j in (*advice.picks, *advice.ruled_out)]
+    assert len(ids) == len(set(ids))
+    assert len(ids) == sum(bool(m.params_b) and m.architecture != "bert" for m in known)
+    for judged in advice.picks:
+        assert not countries.intersection(judged.model.countries) and judged.model.context >= context
