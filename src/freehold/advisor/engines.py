@@ -1,0 +1,134 @@
+"""Engines as parameters: where they run, which weights they read, what memory they use, how fast they are.
+
+Two files of data: `engines.toml` is written by hand from each engine's documentation; `speeds.toml` is fitted by
+`benches/published.py --refit` to the rows under benches/published. Knows no model and predicts nothing.
+Path: roofline -> engine, speed -> Engine, Speed
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from freehold.catalog.hardware import Device
+from freehold.config import nearest
+from freehold.errors import UsageError
+
+OLD = frozenset(
+    {"pascal", "maxwell", "volta"}
+)  # GPUs without the tensor units that kernels are made for today
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine at its default settings."""
+
+    name: str
+    title: str
+    kinds: tuple[str, ...]  # of devices: gpu | mac | cpu
+    vendors: tuple[str, ...]  # of devices; empty: all
+    quants: tuple[str, ...]  # the weights it reads, by catalog.quants' names
+    split: str  # over several devices: tensors (all at once) | layers (one after another)
+    cache_widths: tuple[float, ...]  # bytes of a value of keys and values, the default first
+    memory_share: Mapping[str, float]  # of a device's memory that it takes, by the device's kind
+    reserve_gib: float  # of that, on each device, what is neither weights nor cache
+    streams: int  # requests at a time
+    source: str
+    checked: date
+
+    def runs_on(self, device: Device) -> bool:
+        """Say whether it is made for a device."""
+        return device.kind in self.kinds and (not self.vendors or device.vendor in self.vendors)
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How many times its ideal each term of roofline.Terms takes, or seconds a piece, on one class of device."""
+
+    engine: str
+    on: str  # gpu | old | mac | cpu
+    factors: Mapping[str, float]
+    fit: str = ""  # to which published rows: one (user) | many; empty: to none, told by `source`
+    rows: int = 0
+    vendors: tuple[str, ...] = ()  # whose devices the rows are of
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Measured over predicted: the bounds that four of five left-out rows fell between."""
+
+    low: float
+    high: float
+
+    def wider(self) -> Spread:
+        """Return twice the doubt, for what no published row covers."""
+        return Spread(self.low**2, self.high**2)
+
+
+def engine(name: str) -> Engine:
+    """Return the engine called `name`; raise UsageError with the nearest name."""
+    wanted = name.strip().lower()
+    known = {e.name: e for e in engines()}
+    if wanted in known:
+        return known[wanted]
+    near = nearest(wanted, list(known))
+    raise UsageError(
+        f"no engine is called {name!r}", f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+    )
+
+
+@cache
+def engines() -> tuple[Engine, ...]:
+    """Return every engine."""
+    return tuple(_engine(raw) for raw in _data("engines.toml")["engine"])
+
+
+def _engine(raw: dict[str, Any]) -> Engine:
+    lists = {key: tuple(raw[key]) for key in ("kinds", "vendors", "quants", "cache_widths")}
+    return Engine(**{**raw, **lists})
+
+
+def speed(engine: Engine, device: Device) -> Speed:
+    """Return how fast an engine is on a device; raise UsageError where it does not run."""
+    on = device_class(device)
+    for found in speeds():
+        if (found.engine, found.on) == (engine.name, on):
+            return found
+    runs = ", ".join(e.name for e in engines() if e.runs_on(device))
+    raise UsageError(f"{engine.title} does not run on {device.title}", f"engines that do: {runs or 'none'}")
+
+
+@cache
+def speeds() -> tuple[Speed, ...]:
+    """Return every speed; a fitted factor goes before one that is only told."""
+    told = {(raw["engine"], raw["on"]): Speed(**raw) for raw in _data("engines.toml")["told"]}
+    for raw in _data("speeds.toml")["speed"]:
+        key = raw["engine"], raw["on"]
+        more = told[key].factors if key in told else {}
+        told[key] = Speed(**{**raw, "vendors": tuple(raw["vendors"]), "factors": {**more, **raw["factors"]}})
+    return tuple(told.values())
+
+
+@cache
+def spreads() -> Mapping[str, Mapping[str, Spread]]:
+    """Return the spreads by the rows they were measured on (one, many) and by what is predicted."""
+    return {
+        fit: {what: Spread(*bounds) for what, bounds in found.items()}
+        for fit, found in _data("speeds.toml")["spread"].items()
+    }
+
+
+def device_class(device: Device) -> str:
+    """Return under which class of device speeds are kept."""
+    return "old" if device.kind == "gpu" and device.generation in OLD else device.kind
+
+
+@cache
+def _data(name: str) -> dict[str, Any]:
+    return tomllib.loads(resources.files("freehold.advisor").joinpath(name).read_text(encoding="utf-8"))

@@ -1,0 +1,266 @@
+"""How fast an engine answers on named hardware: one user's tokens a second, and many users' at once.
+
+A step's time is a sum of terms: bytes over bandwidth, operations over rate, and pieces that cost something each
+(layers, sums over devices, sequences). `terms` gives them at the limits a vendor publishes; how many times these an
+engine takes is fitted (engines.Speed), and so is how far four of five measurements lay from it (engines.Spread).
+Knows nothing of this machine (advisor/fit.py measures that), of drafts, of split prefill, of layers left to a CPU.
+Path: cli/fit --on, cli/advise --on, cli/cost -> place -> single_stream or serving -> Interval
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+from freehold.advisor.anatomy import Part
+from freehold.advisor.engines import Engine, Speed, Spread, speed, spreads
+from freehold.advisor.interval import Interval
+from freehold.catalog.hardware import Device, Rig
+from freehold.catalog.model import Layers
+from freehold.errors import UsageError
+
+_GIB = 1 << 30
+
+
+class Work(Protocol):
+    """What is read of a model in one quantisation; advisor.anatomy.Anatomy has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def quant(self) -> str: ...
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
+    @property
+    def layers(self) -> tuple[Layers, ...]: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def token_weights(self) -> int: ...
+    @property
+    def state_bytes(self) -> int: ...
+    def cache_bytes(self, tokens: int, width: float = 2) -> int: ...
+    def attention_ops(self, tokens: int) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """One step at the published limits: seconds of each reading and computation, and counts of the rest."""
+
+    weights: float = 0.0  # s: what every token reads
+    experts: float = 0.0  # s: the experts that the step's tokens were sent to
+    cache: float = 0.0  # s: keys, values and states of all sequences
+    compute: float = 0.0  # s: the step's multiplications
+    prompts: float = 0.0  # s: multiplications of prompts that are read meanwhile
+    layers: float = 0.0
+    sparse: float = 0.0  # layers again, where they choose experts
+    reduces: float = 0.0  # layers x log2(devices)
+    steps: float = 0.0
+    sequences: float = 0.0
+
+    def seconds(self, speed: Speed) -> float:
+        """Return what the step takes an engine."""
+        return sum(getattr(self, f.name) * speed.factors.get(f.name, 0.0) for f in fields(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A model on a rig: what its weights leave for the cache, and how many sequences that holds."""
+
+    engine: Engine
+    devices: int
+    weights: int  # bytes on all devices together
+    sequence: int  # bytes of one sequence at the context asked for
+    room: int  # bytes for sequences
+    why: str = ""  # why it does not fit; empty: it does
+
+    @property
+    def fits(self) -> bool:
+        """Whether at least one sequence has room."""
+        return not self.why
+
+    @property
+    def streams(self) -> int:
+        """Sequences at a time, by memory and by the engine's own limit."""
+        most = self.room // self.sequence if self.sequence else self.engine.streams
+        return min(most, self.engine.streams) if self.fits else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """One user. `prompt` is None where nobody published the device's rate of operations."""
+
+    answer: Interval  # tokens a second
+    prompt: Interval | None  # tokens a second
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Many users, each sending the next request when the last is answered."""
+
+    total: Interval  # tokens a second, prompts' and answers'
+    output: Interval  # tokens a second of answers
+    tpot: Interval  # seconds from one token of an answer to the next
+    ttft: Interval  # seconds to the first, in the queue too
+    streams: int  # answered at a time
+
+
+def place(work: Work, rig: Rig, engine: Engine, context: int, width: float = 0) -> Placement:
+    """Say whether a model fits, and for how many sequences of `context` tokens; `width`: bytes of a cached value."""
+    device = rig.device
+    share = engine.memory_share.get(device.kind, 0.0)
+    usable = round(rig.count * (share * device.memory_bytes - engine.reserve_gib * _GIB))
+    copies = rig.count if engine.split == "tensors" else 1
+    each = _cache_bytes(work, context, width or engine.cache_widths[0], copies) + work.state_bytes
+    room = usable - work.weight_bytes
+    return Placement(
+        engine, rig.count, work.weight_bytes, each, room, _why_not(work, rig, engine, room, each)
+    )
+
+
+def single_stream(work: Work, rig: Rig, engine: Engine, context: int, prompt: int = 512) -> Single:
+    """Predict one user's tokens a second: answers after `context` tokens, and reading a prompt of `prompt`.
+
+    Raises UsageError where the engine does not run on the device.
+    """
+    pace = speed(engine, rig.device)
+    answer = _around(
+        1 / step(work, rig, engine, 1, context).seconds(pace), _spread(pace, rig.device, "answer")
+    )
+    if math.isinf(rate(work, rig.device)):
+        return Single(answer, None)
+    reads = prompt / first_s(work, rig, engine, pace, prompt, 1)
+    return Single(answer, _around(reads, _spread(pace, rig.device, "prompt")))
+
+
+def serving(work: Work, rig: Rig, engine: Engine, isl: int, osl: int, concurrency: int) -> Serving:
+    """Predict what `concurrency` users get who each send `isl` tokens and ask for `osl`.
+
+    Raises UsageError where the model does not fit, the engine does not run there, or the device's rate is unknown.
+    """
+    pace, placed = speed(engine, rig.device), place(work, rig, engine, isl + osl)
+    if not placed.fits:
+        raise UsageError(f"{work.name} in {work.quant}: {placed.why}")
+    if math.isinf(rate(work, rig.device)):
+        raise UsageError(
+            f"nobody published the operations a second of {rig.device.title}",
+            "many users need them; one user's speed is known",
+        )
+    together = min(concurrency, placed.streams)
+    tpot = step(work, rig, engine, together, isl + osl // 2, isl, osl).seconds(pace)
+    first = first_s(work, rig, engine, pace, isl, together)
+    asked = first + tpot * (osl - 1)
+    output = _around(together * osl / asked, _spread(pace, rig.device, "output"))
+    queued = first + asked * (concurrency / together - 1)
+    return Serving(
+        total=output.times((isl + osl) / osl),
+        output=output,
+        tpot=_around(tpot, _spread(pace, rig.device, "tpot")),
+        ttft=_around(queued, _spread(pace, rig.device, "ttft")),
+        streams=together,
+    )
+
+
+def candidates(
+    work: Work, rig: Rig, engines: tuple[Engine, ...], context: int
+) -> list[tuple[Engine, Single]]:
+    """Return the engines that run this model on this rig, the one that answers fastest first."""
+    found = [
+        (e, single_stream(work, rig, e, context))
+        for e in engines
+        if e.runs_on(rig.device) and place(work, rig, e, context).fits
+    ]
+    return sorted(found, key=lambda pair: -pair[1].answer.mid)
+
+
+def step(
+    work: Work, rig: Rig, engine: Engine, batch: int, tokens: int, prompt: int = 0, answer: int = 1
+) -> Terms:
+    """Return the terms of one step: `batch` sequences of `tokens` each go on by one.
+
+    Meanwhile prompts are read, one of `prompt` tokens for every `answer` tokens of each sequence.
+    """
+    devices = rig.count if engine.split == "tensors" else 1
+    reads = devices * rig.device.bandwidth_gb_s * 1e9
+    sparse = any(p.role == "experts" for p in work.parts)
+    depth = _depth(work)
+    cached = _cache_bytes(work, tokens, engine.cache_widths[0], devices) + work.state_bytes
+    return Terms(
+        weights=sum(_touched(p, batch) for p in work.parts if p.role != "experts") / reads,
+        experts=sum(_touched(p, batch) for p in work.parts if p.role == "experts") / reads,
+        cache=batch * cached / reads,
+        compute=batch * 2 * work.token_weights / (devices * rate(work, rig.device)),
+        prompts=batch * prompt_s(work, rig, engine, prompt) / answer,
+        layers=depth,
+        sparse=depth if sparse else 0,
+        reduces=depth * math.log2(devices),
+        steps=1,
+        sequences=batch,
+    )
+
+
+def prompt_s(work: Work, rig: Rig, engine: Engine, tokens: int) -> float:
+    """Return the seconds that a prompt's multiplications take at the published rate."""
+    devices = rig.count if engine.split == "tensors" else 1
+    return (2 * work.token_weights * tokens + work.attention_ops(tokens)) / (devices * rate(work, rig.device))
+
+
+def rate(work: Work, device: Device) -> float:
+    """Return operations a second for the type of most weights; infinite where nobody published one.
+
+    Of narrow units if the device has them for this type; otherwise weights are widened to 16 bits.
+    """
+    kind = max(work.parts, key=lambda p: p.bytes).type
+    narrow = {"NVFP4": device.fp4, "MXFP4": device.fp4, "FP8": device.fp8}.get(kind, 0.0)
+    return 1e12 * (narrow or device.bf16) or math.inf
+
+
+def first_s(work: Work, rig: Rig, engine: Engine, pace: Speed, prompt: int, together: int) -> float:
+    """Return the seconds to the first token: the prompt, a share of those that came with it, and a step."""
+    one = pace.factors["prompts"] * prompt_s(work, rig, engine, prompt)
+    waits = one * (pace.factors["own"] + pace.factors["queued"] * (together - 1))
+    return pace.factors["arrival"] + waits + step(work, rig, engine, together, prompt).seconds(pace)
+
+
+def _touched(part: Part, batch: int) -> float:
+    """Return the bytes of a part that a step reads, if its tokens choose independently and all alike."""
+    return part.bytes * (1 - (1 - part.share) ** batch)
+
+
+def _cache_bytes(work: Work, tokens: int, width: float, copies: int) -> int:
+    """Return what a step reads of one sequence; a latent has no heads to split, so each device keeps all of it."""
+    latent = bool(work.layers) and all(g.kind == "latent" for g in work.layers)
+    return work.cache_bytes(tokens, width) * (copies if latent else 1)
+
+
+def _depth(work: Work) -> int:
+    """Return the layers; where nobody told, what models of this size mostly have (32 at 8 billion)."""
+    return work.depth or max(round(32 * (work.token_weights / 8e9) ** 0.3), 8)
+
+
+def _why_not(work: Work, rig: Rig, engine: Engine, room: int, each: int) -> str:
+    if not engine.runs_on(rig.device):
+        return f"{engine.title} does not run on {rig.device.title}"
+    if work.quant not in engine.quants:
+        return f"{engine.title} does not read {work.quant}"
+    heads = max((g.kv_heads for g in work.layers), default=0)
+    if engine.split == "tensors" and heads and heads % rig.count and rig.count % heads:
+        return f"{heads} heads do not divide among {rig.count} devices"
+    if room < each:
+        need, have = (work.weight_bytes + each) / _GIB, (work.weight_bytes + room) / _GIB
+        return f"it needs {need:.1f} GiB with one conversation; {rig.name} has {have:.1f} for it"
+    return ""
+
+
+def _spread(pace: Speed, device: Device, what: str) -> Spread:
+    """Return the measured spread; twice that of engines that serve many, where no published row covers it."""
+    measured = spreads().get(pace.fit, {})
+    covered = what in measured and device.vendor in pace.vendors
+    return measured[what] if covered else spreads()["many"][what].wider()
+
+
+def _around(mid: float, spread: Spread) -> Interval:
+    return Interval(mid * min(spread.low, 1), mid, mid * max(spread.high, 1))

@@ -1,0 +1,192 @@
+"""Speeds on named hardware: held against published rows, and what a rig holds of which engine."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import replace
+
+import pytest
+
+from benches import published
+from freehold import catalog
+from freehold.advisor import roofline
+from freehold.advisor.anatomy import Anatomy, from_catalogue
+from freehold.advisor.engines import device_class, engine, engines, speed, speeds, spreads
+from freehold.catalog.hardware import devices, rig
+from freehold.errors import UsageError
+
+LLAMA, R1, BIG = (
+    "meta-llama/Llama-3.1-8B-Instruct",
+    "deepseek-ai/DeepSeek-R1",
+    "meta-llama/Llama-3.1-70B-Instruct",
+)
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[tuple[str, str], published.Figures]:
+    return published.measure()
+
+
+def weigh(model: str, quant: str) -> Anatomy:
+    return from_catalogue(catalog.model(model), quant)
+
+
+def test_rows_that_no_constant_has_seen_are_predicted_as_well_as_is_claimed(
+    figures: dict[tuple[str, str], published.Figures],
+):
+    assert published.missed(figures) == []
+    assert figures["one", "answer"].rows >= 350 and figures["many", "output"].rows >= 2000
+
+
+def test_the_constants_are_those_that_the_rows_give(figures: dict[tuple[str, str], published.Figures]):
+    kept, made = (
+        tomllib.loads(t)
+        for t in (published.SPEEDS.read_text(encoding="utf-8"), published.speeds_toml(figures))
+    )
+    for fit, found in made["spread"].items():
+        for what, bounds in found.items():
+            assert bounds == pytest.approx(kept["spread"][fit][what], rel=0.03)
+    for old, new in zip(kept["speed"], made["speed"], strict=True):
+        assert {**old, "factors": 0} == {**new, "factors": 0}
+        assert old["factors"]["weights"] == pytest.approx(new["factors"]["weights"], rel=0.05)
+
+
+def test_a_claim_that_does_not_hold_is_said(figures: dict[tuple[str, str], published.Figures]):
+    worse = {key: replace(f, error=0.5, coverage=0.6) for key, f in figures.items()}
+    assert len(published.missed(worse)) == 4
+
+
+def test_published_files_are_small_and_say_where_they_are_from():
+    files = list(published.DATA.glob("*.csv"))
+    assert sum(f.stat().st_size for f in files) < 300_000
+    for file in files:
+        head = file.read_text(encoding="utf-8").split("\n", 5)
+        assert all(line.startswith("# ") for line in head[:3]) and "read 2026-" in " ".join(head[:3]), file
+
+
+@pytest.mark.parametrize(
+    "model, quant, on, name, tok_s, row",
+    [  # one row each of what is published
+        (LLAMA, "Q4_K_M", "rx-7900-xt", "llama.cpp", 114.33, "llmfit"),
+        (LLAMA, "Q4_0", "m4-pro", "mlx", 50.18, "llmfit"),
+        (LLAMA, "Q4_K_M", "dgx-spark", "llama.cpp", 41.2, "llmfit, a fine-tune of the same shape"),
+    ],
+)
+def test_one_users_answers_are_within_the_interval(
+    model: str, quant: str, on: str, name: str, tok_s: float, row: str
+):
+    found = roofline.single_stream(weigh(model, quant), rig(on), engine(name), context=256)
+    assert tok_s in found.answer, row
+    assert found.answer.level == 0.8
+
+
+def test_many_users_get_more_together_and_less_each():
+    one, two = weigh(BIG, "FP8"), rig("2xh100")
+    found = [roofline.serving(one, two, engine("vllm"), 1024, 1024, users) for users in (1, 8, 32)]
+    assert found[0].output.mid < found[1].output.mid < found[2].output.mid
+    assert found[0].tpot.mid < found[1].tpot.mid < found[2].tpot.mid
+    assert found[2].total.mid == pytest.approx(2 * found[2].output.mid)
+
+
+def test_users_beyond_what_the_cache_holds_wait_in_the_queue():
+    one, on = weigh(BIG, "FP8"), rig("2xh100")
+    holds = roofline.place(one, on, engine("vllm"), 16_384).streams
+    few, lots = (roofline.serving(one, on, engine("vllm"), 15_360, 1024, holds * n) for n in (1, 4))
+    assert lots.streams == few.streams == holds
+    assert lots.output == few.output and lots.ttft.mid > 3 * few.ttft.mid
+
+
+def test_a_batch_reads_more_experts_but_never_all_twice():
+    read = [roofline.step(weigh(R1, "FP8"), rig("8xh200"), engine("sglang"), n, 1000) for n in (1, 16, 4096)]
+    assert read[0].experts < 16 * read[0].experts > read[1].experts > 5 * read[0].experts
+    assert read[2].experts == pytest.approx(653.5e9 / (8 * 4.8e12), rel=0.01)
+    assert [t.weights for t in read] == pytest.approx([read[0].weights] * 3, rel=0.05)
+
+
+def test_more_context_is_slower_and_more_devices_faster():
+    one, how = weigh(BIG, "FP8"), engine("vllm")
+    at = [roofline.single_stream(one, rig("4xh100"), how, n).answer.mid for n in (100, 30_000, 100_000)]
+    assert at == sorted(at, reverse=True)
+    by = [roofline.single_stream(one, rig(f"{n}xh100"), how, 100).answer.mid for n in (1, 2, 4, 8)]
+    assert by == sorted(by)
+    alike = [
+        roofline.single_stream(one, rig(f"{n}xh100"), engine("llama.cpp"), 100).answer.mid for n in (1, 4)
+    ]
+    assert alike[0] == alike[1], "layers one after another are no faster"
+
+
+@pytest.mark.parametrize(
+    "model, quant, on, name, why",
+    [
+        (BIG, "FP8", "2xh100", "vllm", ""),
+        (BIG, "BF16", "h100", "vllm", "it needs 132.9 GiB with one conversation; h100 has"),
+        (BIG, "FP8", "3xh100", "vllm", "8 heads do not divide among 3 devices"),
+        (BIG, "Q4_K_M", "h100", "vllm", "does not read Q4_K_M"),
+        (BIG, "Q4_K_M", "m4-max", "vllm", "does not run on Apple M4 Max"),
+        (BIG, "Q4_K_M", "m4-max", "llama.cpp", ""),
+        (BIG, "Q4_K_M", "m4-max:36gb", "llama.cpp", "it needs"),
+        (R1, "FP8", "8xh200", "sglang", ""),
+        (R1, "FP8", "8xh100", "sglang", "it needs 630.9 GiB"),
+        (R1, "NVFP4", "8xmi300x", "tensorrt-llm", "does not run on AMD"),
+    ],
+)
+def test_what_fits_and_why_not(model: str, quant: str, on: str, name: str, why: str):
+    found = roofline.place(weigh(model, quant), rig(on), engine(name), 8192)
+    assert found.fits == (not why) and (found.streams > 0) == found.fits
+    assert re.search(why, found.why)
+
+
+def test_a_latent_cache_is_kept_by_every_device_but_heads_are_split():
+    for model, quant, copies in ((R1, "FP8", 8), (BIG, "FP8", 1)):
+        one = weigh(model, quant)
+        found = roofline.place(one, rig("8xh200"), engine("vllm"), 4096)
+        assert found.sequence == one.cache_bytes(4096) * copies
+
+
+def test_the_fastest_engine_that_fits_comes_first():
+    found = roofline.candidates(weigh(BIG, "FP8"), rig("2xh100"), engines(), 4096)
+    assert {e.name for e, _ in found} == {"vllm", "sglang", "tensorrt-llm"}
+    mids = [s.answer.mid for _, s in found]
+    assert mids == sorted(mids, reverse=True)
+    macs = roofline.candidates(weigh(LLAMA, "Q4_0"), rig("m4-max"), engines(), 4096)
+    assert [e.name for e, _ in macs] == ["mlx", "llama.cpp"]
+
+
+def test_what_no_row_covers_is_said_with_more_doubt():
+    one = weigh(LLAMA, "BF16")
+    on_nvidia, on_amd = (
+        roofline.single_stream(one, rig(on), engine("vllm"), 1000).answer for on in ("h100", "mi300x")
+    )
+    assert on_amd.high / on_amd.low == pytest.approx((on_nvidia.high / on_nvidia.low) ** 2)
+
+
+def test_without_a_published_rate_prompts_are_not_predicted():
+    one, on = weigh(LLAMA, "Q4_K_M"), rig("rtx-2080")
+    assert roofline.single_stream(one, on, engine("llama.cpp"), 1000).prompt is None
+    with pytest.raises(UsageError, match="nobody published the operations"):
+        roofline.serving(one, on, engine("llama.cpp"), 100, 100, 4)
+    with pytest.raises(UsageError, match=r"it needs .* GiB"):
+        roofline.serving(weigh(BIG, "BF16"), rig("h100"), engine("vllm"), 100, 100, 4)
+
+
+def test_every_engine_has_a_speed_where_it_runs_and_every_factor_is_there():
+    need = {"weights", "layers", "steps", "prompts", "cache", "compute", "own", "queued", "arrival"}
+    for how in engines():
+        assert how.source and set(how.kinds) == set(how.memory_share)
+        for device in devices():
+            if how.runs_on(device) and (device_class(device) != "old" or how.name == "llama.cpp"):
+                assert need <= speed(how, device).factors.keys(), (how.name, device.name)
+    for pace in speeds():
+        assert pace.rows or pace.source
+    for found in spreads().values():
+        assert all(s.low < 1 < s.high for s in found.values())
+
+
+def test_unknown_engines_and_pairs_are_refused_with_the_way_out():
+    with pytest.raises(UsageError, match="no engine is called") as raised:
+        engine("vlm")
+    assert "vllm" in str(raised.value.hint)
+    with pytest.raises(UsageError, match="does not run on") as raised:
+        speed(engine("mlx"), rig("h100").device)
+    assert "vllm" in str(raised.value.hint)
