@@ -26,6 +26,7 @@ from freehold.cli.service import quoted, unit
 from freehold.cli.shared import Seconds
 from freehold.errors import UsageError
 from tests.test_remote import LEAKS, Script, serving
+from tests.vectors.adapters import Case, write_peft
 from tests.vectors.files import write_gguf
 
 ROOT = Path(__file__).parents[2]
@@ -126,9 +127,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def real(home: Path, tiny: str) -> Iterator[str]:
-    """A server that holds the tiny model; its URL."""
-    with server(home, tiny) as (_, url):
+def lora(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_peft(Case("llama"), tmp_path_factory.mktemp("lora") / "style"))
+
+
+@pytest.fixture(scope="module")
+def real(home: Path, tiny: str, lora: str) -> Iterator[str]:
+    """A server that holds the tiny model, and an adapter beside it; its URL."""
+    with server(home, tiny, "--adapter", f"style={lora}") as (_, url):
         yield url
 
 
@@ -159,6 +165,36 @@ def test_run_gives_the_same_bits_attached_and_here(home: Path, tiny: str, real: 
     for said in (got, wanted):
         del said["timings"], said["usage"]["cached_tokens"], said["context"]["note"]
     assert got == wanted
+
+
+def test_run_names_an_adapter_of_the_server(home: Path, tiny: str, real: str, lora: str):
+    name = Path(tiny).stem
+    assert freehold(home, "pull", tiny).status == 0
+    asked = ("--max-tokens", "12", "--temperature", "0")
+    plain, there = (freehold(home, "run", each, "Hi", *asked) for each in (name, f"{name}+style"))
+    here = freehold(home, "run", name, "Hi", *asked, "--adapter", lora)
+    assert there.status == here.status == 0 and there.out == here.out != plain.out, there.err + here.err
+    wrong, alone = (
+        freehold(home, "run", f"{name}{end}", "Hi", *local)
+        for end, *local in (("+no",), ("+style", "--local"))
+    )
+    assert wrong.status == alone.status == 1
+    assert (
+        "has no adapter 'no'" in wrong.err and f"{name}+style" in wrong.err and "--adapter PATH" in alone.err
+    )
+
+
+def test_a_made_model_says_the_same_attached_and_here(
+    home: Path, tiny: str, real: str, lora: str, tmp_path: Path
+):
+    (tmp_path / "Modelfile").write_text(
+        f"FROM {tiny}\nADAPTER {lora}\nPARAMETER temperature 0\nPARAMETER num_predict 9\nSYSTEM Be odd.\n"
+    )
+    made = freehold(home, "create", "odd", "-f", str(tmp_path / "Modelfile"))
+    assert made.status == 0, made.err
+    there, here = (freehold(home, "run", "odd", "Hi", *local) for local in ((), ("--local",)))
+    assert there.status == here.status == 0 and there.out == here.out, there.err + here.err
+    assert "not asking" not in there.err and freehold(home, "rm", "odd").status == 0
 
 
 @pytest.mark.model

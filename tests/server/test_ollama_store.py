@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 
+from freehold.formats import open_lora
 from freehold.server.keys import Ring
 from freehold.store.parameters import HONOURED
 from tests.server.ollama_rig import error_of, lines, refused, with_tiny
@@ -14,6 +15,8 @@ from tests.server.test_door import bearer, key
 from tests.server.test_streams import connect, eventually, until
 from tests.store.standin import Standin
 from tests.store.standin import serving as hub_serving
+from tests.vectors.adapters import Case, write_peft
+from tests.vectors.adapters import write_gguf as write_lora
 from tests.vectors.files import write_gguf
 
 MODELFILE = '''
@@ -164,7 +167,8 @@ def test_what_is_made_of_something_made_stands_on_the_same_model(stocked):
         ({"modelfile": "FROM tiny\nPARAMETER seed x"}, "line 2"),
         ({"modelfile": "ADAPTER x.gguf\nFROM tiny"}, "ADAPTER"),
         ({"quantize": "q4_0"}, "quantize"),
-        ({"adapters": {"a": "sha256:" + "0" * 64}}, "adapters"),
+        ({"adapters": {"a": "sha256:" + "0" * 64}}, "no blob"),
+        ({"adapters": {"a": "sha256:" + "0" * 64, "b": "sha256:" + "0" * 64}}, "adapters has 2 files"),
         ({"files": {"a": "sha256:" + "0" * 64}, "from": None}, "no blob"),
         ({"files": {"a": "x"}, "from": None}, "no digest"),
         ({"files": {"a": "x", "b": "x"}, "from": None}, "one GGUF"),
@@ -175,6 +179,24 @@ def test_what_cannot_be_made_is_refused(stocked, fields, part):
     said = refused(stocked, "/api/create", **{"model": "mario", "from": "tiny", **fields})
     assert part in said
     assert stocked.store.overlays.list() == []
+
+
+@pytest.mark.parametrize("form", ["peft", "gguf"])
+def test_an_adapter_comes_in_blobs(stocked, tmp_path, form):
+    case = Case("llama", targets=("q_proj",))
+    path = write_peft(case, tmp_path / "lora") if form == "peft" else write_lora(case, tmp_path / "lora.gguf")
+    sent = {}
+    for file in path.iterdir() if path.is_dir() else [path]:
+        sent[file.name] = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+        assert (
+            stocked.client.post(f"/api/blobs/{sent[file.name]}", content=file.read_bytes()).status_code == 201
+        )
+    assert create(stocked, adapters=sent)[-1] == {"status": "success"}
+    made = stocked.store.overlays.find("mario")
+    assert open_lora(made.adapter).digest == open_lora(path).digest
+    assert not list((stocked.store.settings.home / "blobs").iterdir())
+    shown = stocked.client.post("/api/show", json={"model": "mario"}).json()["modelfile"]
+    assert "ADAPTER" in shown and str(tmp_path) not in shown
 
 
 def test_a_base_that_is_not_here_is_fetched(serving, tmp_path):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from freehold.config import Settings
-from freehold.errors import ModelNotFound, StoreError, UsageError
+from freehold.errors import BadModelFile, ModelNotFound, StoreError, UnsupportedModel, UsageError
+from freehold.formats import open_lora
 from freehold.store import Store
 from freehold.store.making import copy, make
 from freehold.store.modelfile import Recipe
 from freehold.store.overlays import Overlay, overlaid
 from freehold.types import Job, Message
 from freehold.worker.wire import PROTOCOL, FromServer, Open, Reader, Writer
+from tests.vectors.adapters import Case, write_peft
+from tests.vectors.adapters import write_gguf as write_lora
 from tests.vectors.files import write_gguf
 
 MARIO = Overlay(
@@ -139,3 +143,31 @@ def test_what_does_nothing_is_noted(made):
     recipe = Recipe("tiny", {"num_ctx": 2048, "num_gpu": 1}, template="{{ .Prompt }}")
     notes = "\n".join(make(made, "x", recipe, lambda _: None).notes)
     assert "num_ctx" in notes and "num_gpu" in notes and "Go's language" in notes
+
+
+@pytest.mark.parametrize("form", ["peft", "gguf"])
+def test_an_adapter_is_copied_and_goes_with_the_last_that_names_it(made, tmp_path, form):
+    case = Case("llama", targets=("q_proj",))
+    source = (
+        write_peft(case, tmp_path / "lora") if form == "peft" else write_lora(case, tmp_path / "lora.gguf")
+    )
+    sql = make(made, "sql", Recipe("tiny", adapter=str(source)), lambda _: None)
+    kept, again = Path(sql.adapter), Store(made.settings).overlays.find("sql")
+    assert (
+        kept.parent == made.settings.home / "adapters" and open_lora(kept).digest == open_lora(source).digest
+    )
+    assert again == sql and "adapters" not in made.overlays.path(sql).read_text()  # the home may move
+    assert overlaid(Job(prompt="x"), sql).adapter == kept.stem
+    assert copy(made, "sql", "twin").adapter == sql.adapter
+    made.remove("sql")
+    assert kept.exists()
+    assert make(made, "twin", Recipe("tiny"), lambda _: None).adapter == "" and not kept.exists()
+    assert not list(kept.parent.iterdir())
+
+
+def test_what_is_no_adapter_is_refused_and_nothing_is_kept(made, tmp_path):
+    model = tmp_path / "tiny.gguf"
+    for source in (tmp_path / "nope", tmp_path, model):
+        with pytest.raises((ModelNotFound, BadModelFile, UnsupportedModel)):
+            make(made, "x", Recipe("tiny", adapter=str(source)), lambda _: None)
+    assert made.overlays.find("x") is None and not (made.settings.home / "adapters").exists()

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from freehold.config import Settings
 from freehold.errors import BadModelFile, ModelNotFound, UsageError
-from freehold.store import ModelRef
-from freehold.types import Job
+from freehold.store import ModelRef, Store
+from freehold.store.making import make
+from freehold.store.modelfile import Recipe
+from freehold.types import EmbedJob, Job
 from freehold.worker.adapted import Adapted
 from freehold.worker.models import Models, Options
+from freehold.worker.overlaid import Overlaid
 from tests.vectors.adapters import ATTENTION, Case, write_gguf, write_peft
 from tests.worker.conftest import answers, tokens
 
@@ -104,3 +108,28 @@ def test_a_model_whose_adapter_does_not_fit_is_not_loaded(tiny: Refs, serve: Ser
             await models.use("tiny")
 
     serve(body, options(paths, "foreign"), paths=tiny)
+
+
+@pytest.mark.parametrize("template", ["", "{% for m in messages %}{{ m.content }}{% endfor %}"])
+def test_a_model_made_with_an_adapter_computes_with_it(
+    tiny: Refs, serve: Serve, paths: dict[str, Path], tmp_path: Path, template: str
+):
+    store = Store(Settings(tmp_path, offline=True))
+    store.pull(str(tiny["tiny"].path))
+    make(store, "made", Recipe("tiny", adapter=str(paths["one"]), template=template or None), lambda _: None)
+    make(store, "wrong", Recipe("tiny", adapter=str(paths["foreign"])), lambda _: None)
+
+    async def body(models: Models) -> None:
+        spelled = ["tiny+one", "made", "tiny"]
+        said = [tokens((await answers(await models.use(name), JOB))[0]) for name in spelled]
+        assert said[0] == said[1] != said[2]
+        assert [m.name for m in await models.names()] == ["made", "tiny", "tiny+one", "wrong"]
+        with pytest.raises(BadModelFile):
+            await models.use("wrong")
+        served = await models.use("made")
+        if isinstance(served, Overlaid):  # its base's engine comes back with the adapter
+            job = replace(JOB, adapter=sorted(a.name for a in served.info.adapters)[0])
+            assert tokens((await answers(await models.use("tiny"), job, kill_at=[4]))[0]) == said[1]
+        assert len((await served.embed(EmbedJob(("hi",)))).data) == 4 * served.info.width
+
+    serve(body, options(paths, "one"))

@@ -35,8 +35,9 @@ from freehold.store.refs import parse_ref
 def command(settings: Settings, name: str, file: Path, as_json: bool, offline: bool) -> None:
     """Make NAME from the model that the Modelfile names, with its parameters, texts and messages.
 
-    FROM takes what pull takes; a file is looked for beside the Modelfile. NAME answers through the same engine as its
-    base, unless it has a template of its own. Prints NAME; with --json, the record.
+    FROM takes what pull takes, ADAPTER a PEFT folder or a GGUF adapter, of which a copy is kept; files are looked
+    for beside the Modelfile. NAME answers through the same engine as its base, unless it has a template of its own.
+    Prints NAME; with --json, the record.
     """
     from freehold.store.making import make
     from freehold.store.modelfile import MAX_CHARS, parse
@@ -52,6 +53,10 @@ def command(settings: Settings, name: str, file: Path, as_json: bool, offline: b
         if parse_ref(recipe.base).kind == "path":
             beside = (file.parent / Path(recipe.base).expanduser()).absolute()
             recipe = replace(recipe, base=store.pull(str(beside), on_event).name)
+        if recipe.adapter:
+            recipe = replace(
+                recipe, adapter=str((file.parent / Path(recipe.adapter).expanduser()).absolute())
+            )
         made = make(store, name, recipe, on_event)
     for note in made.notes:
         click.echo(f"note: {note}", err=True)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from freehold.cli.shared import parted
 from freehold.errors import BadPrompt, FreeholdError, ModelNotFound, UsageError
 from freehold.store import Store
 
@@ -26,7 +27,7 @@ def split_words(words: Sequence[str], store: Store, default: str) -> tuple[str, 
     if not words:
         return default, ""
     first, rest = words[0], " ".join(words[1:])
-    missing = _missing(first, store)
+    missing = _missing(parted(store, first)[0], store)
     if missing is None:
         return first, rest
     if len(first.split()) != 1:

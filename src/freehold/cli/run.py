@@ -30,11 +30,12 @@ from freehold.cli.shared import (
     kv_option,
     named_adapter,
     offline_option,
+    parted,
     speculate_option,
     with_offline,
 )
 from freehold.config import Settings
-from freehold.errors import EngineClosed, FreeholdError, ServerUnreachable, UsageError
+from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, ServerUnreachable, UsageError
 from freehold.store import ModelRef, Store
 from freehold.types import Chunk, Message, ModelInfo, TokenLogprob
 
@@ -242,19 +243,31 @@ def attached(settings: Settings, store: Store, model: str, request: Request) -> 
         return None
     if server is None:
         return None
-    if request.own:
-        _tell(f"note: {request.own[0]} is for a model that is loaded here: not asking the running server")
-    elif found := _served(server, store, held_or_fetched(store, model), request):
+    found = None
+    try:
+        if request.own:
+            _tell(f"note: {request.own[0]} is for a model that is loaded here: not asking the running server")
+        else:
+            found = _served(server, store, model, request)
         return found
-    server.api.close()
-    return None
+    finally:
+        if found is None:
+            server.api.close()
 
 
-def _served(server: Running, store: Store, ref: ModelRef, request: Request) -> RemoteModel | None:
+def _served(server: Running, store: Store, model: str, request: Request) -> RemoteModel | None:
     """Have the server load a model; None if it is none of the server's, or the server is ending."""
+    from freehold.models.adapters import unknown_adapter
     from freehold.remote import RemoteModel
 
     started = time.perf_counter()
+    base, adapter = parted(store, model)
+    ref = held_or_fetched(store, base)
+    if adapter and f"{ref.name}+{adapter}" not in (names := server.names()):
+        beside = f"{ref.name}+"
+        raise unknown_adapter(
+            ref.name, adapter, [n.removeprefix(beside) for n in names if n.startswith(beside)]
+        )
     if not _is_server_s(server, store, ref):
         _tell(f"note: the running server does not know {ref.name}; it is loaded here")
         return None
@@ -266,11 +279,13 @@ def _served(server: Running, store: Store, ref: ModelRef, request: Request) -> R
         return None
     if info is None:  # it left memory again at once
         return None
-    info = replace(info, load_s=time.perf_counter() - started)
+    made = ref.overlay.read.sampling if ref.overlay else {}
+    sampling = replace(info.default_sampling, **made)  # type: ignore[arg-type]
+    info = replace(info, load_s=time.perf_counter() - started, default_sampling=sampling)
     if server.note:
         _tell(f"note: {server.note}")
     _tell_facts(info, request, f", held by the server at {server.greeting.url}")
-    return RemoteModel(server.api, info.name, info)
+    return RemoteModel(server.api, f"{ref.name}+{adapter}" if adapter else ref.name, info)
 
 
 def _is_server_s(server: Running, store: Store, ref: ModelRef) -> bool:
@@ -288,6 +303,12 @@ def open_llm(store: Store, model: str, request: Request) -> LLM:
     from freehold.local import open_model
 
     _, name, path = named_adapter(request.adapter) if request.adapter else ("", "", None)
+    base, beside = parted(store, model)
+    if beside:
+        raise ModelNotFound(
+            f"{model} is the name of an adapter on a running server, and the model is to be loaded here",
+            f"freehold run {base} --adapter PATH; or freehold serve {base} --adapter {beside}=PATH first",
+        )
     ref = held_or_fetched(store, model)
     shown = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     llm = open_model(

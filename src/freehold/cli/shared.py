@@ -11,6 +11,7 @@ import click
 
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
+from freehold.types import ADAPTER_NAME
 
 if TYPE_CHECKING:
     from freehold.store import ModelRef, Store
@@ -48,6 +49,20 @@ def named_adapter(given: str) -> tuple[str, str, Path]:
     if not found.exists():
         raise UsageError(f"--adapter {given}: {found} is not there", "name a PEFT folder or a GGUF adapter")
     return model, name, found.absolute()
+
+
+def parted(store: Store, model: str) -> tuple[str, str]:
+    """Part `base+adapter`; a MODEL that is one as a whole, or a file, has no adapter."""
+    from freehold.store.refs import parse_ref
+
+    base, plus, adapter = model.rpartition("+")
+    if not (base and plus and re.fullmatch(ADAPTER_NAME, adapter)) or parse_ref(base).kind == "path":
+        return model, ""
+    try:
+        store.resolve(model)
+    except (ModelNotFound, UsageError):
+        return base, adapter
+    return model, ""
 
 
 class Seconds(click.ParamType):

@@ -131,6 +131,8 @@ def open_model(
     try:
         for name, path in (adapters or {}).items():
             llm.add_adapter(name, path)
+        if ref.overlay is not None and ref.overlay.adapter:
+            llm.add_adapter(ref.overlay.adapter_name, ref.overlay.adapter)
     except BaseException:
         llm.close()
         raise

@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from freehold.errors import ModelNotFound, UsageError
+from freehold.store.adapters import keep
 from freehold.store.events import OnEvent
 from freehold.store.modelfile import Recipe
 from freehold.store.overlays import Overlay, canonical, checked
@@ -30,8 +32,6 @@ def make(store: Store, name: str, recipe: Recipe, on_event: OnEvent, fetch: Fetc
     of its own has, and for what cannot be honoured; BadTemplate, ModelNotFound and what fetching raises.
     """
     _check_free(store, name)
-    if recipe.adapter:
-        raise UsageError("ADAPTER is not supported yet", "leave it out")
     try:
         base = store.resolve(recipe.base)
     except ModelNotFound:
@@ -39,6 +39,7 @@ def make(store: Store, name: str, recipe: Recipe, on_event: OnEvent, fetch: Fetc
     before = base.overlay or Overlay(name="", base=base.name)
     template, notes = _template(recipe.template)
     given = {**before.parameters, **recipe.parameters}
+    replaced = store.overlays.find(name)
     overlay = Overlay(
         name=canonical(name),
         base=before.base,
@@ -46,13 +47,17 @@ def make(store: Store, name: str, recipe: Recipe, on_event: OnEvent, fetch: Fetc
         system=before.system if recipe.system is None else recipe.system,
         template=template or before.template,
         messages=recipe.messages or before.messages,
+        adapter=str(keep(store.settings.home, Path(recipe.adapter))) if recipe.adapter else before.adapter,
         licence=recipe.licence or before.licence,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     read = checked(overlay).read
     if read.context is not None:
         notes = (*notes, "num_ctx is kept and changes nothing: a model gets the room that fits, or --context")
-    return store.overlays.write(replace(overlay, notes=(*recipe.notes, *notes, *read.warnings)))
+    made = store.overlays.write(replace(overlay, notes=(*recipe.notes, *notes, *read.warnings)))
+    if replaced is not None:
+        store.overlays.release(replaced.adapter)
+    return made
 
 
 def copy(store: Store, source: str, name: str) -> Overlay:

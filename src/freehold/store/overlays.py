@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from freehold.errors import FreeholdError, UsageError
-from freehold.store import parameters, space
+from freehold.store import adapters, parameters, space
 from freehold.store.manifest import write_json
 from freehold.store.parameters import Parameters
 from freehold.store.refs import LATEST, LIBRARY, MODEL_SUFFIXES, slug
@@ -42,7 +42,7 @@ class Overlay:
     system: str = ""
     template: str = ""  # Jinja; empty: the model's own
     messages: tuple[tuple[str, str], ...] = ()
-    adapter: str = ""
+    adapter: str = ""  # where it lies (adapters.py); the record holds the last part of it
     licence: tuple[str, ...] = ()
     created: str = ""
     notes: tuple[str, ...] = ()  # what was given and does nothing here, and why
@@ -52,6 +52,11 @@ class Overlay:
     def digest(self) -> str:
         """Name what the record says: clients that cache by digest see a change."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def adapter_name(self) -> str:
+        """What the adapter is called in an engine; "" for none."""
+        return Path(self.adapter).stem
 
     @property
     def read(self) -> Parameters:
@@ -94,7 +99,7 @@ def overlaid(job: Job, overlay: Overlay) -> Job:
         sampling={**given.sampling, **job.sampling},
         stop=job.stop or given.stop,
         max_tokens=given.max_tokens if job.max_tokens is None else job.max_tokens,
-        adapter=job.adapter or overlay.adapter,
+        adapter=job.adapter or overlay.adapter_name,
     )
 
 
@@ -137,18 +142,27 @@ class Overlays:
             )
         with space.full_disk(self._home, "nothing was written"):
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_json(self._path(overlay.name), asdict(overlay))
+            kept = asdict(replace(overlay, adapter=Path(overlay.adapter).name))
+            write_json(self._path(overlay.name), kept)
         self._seen = -1
         return overlay
 
     def remove(self, name: str) -> int:
-        """Delete a record; return its bytes."""
-        path = self._path(canonical(name))
+        """Delete a record, and its adapter if no other one names it; return the bytes of both."""
+        path, found = self._path(canonical(name)), self.find(name)
         with space.full_disk(self._home, "nothing was lost"):
             freed = path.stat().st_size if path.exists() else 0
             path.unlink(missing_ok=True)
-        self._seen = -1
+            self._seen = -1
+            if found is not None:
+                freed += self.release(found.adapter)
         return freed
+
+    def release(self, adapter: str) -> int:
+        """Delete an adapter that no record names any more; return its bytes."""
+        if not adapter or any(overlay.adapter == adapter for overlay in self.list()):
+            return 0
+        return adapters.drop(Path(adapter))
 
     def path(self, overlay: Overlay) -> Path:
         """Return where its record lies."""
@@ -163,13 +177,13 @@ class Overlays:
         except OSError:
             return {}
         if changed != self._seen:
-            found = (_read(path) for path in sorted(self._folder.glob("*.json")))
+            found = (_read(path, self._home) for path in sorted(self._folder.glob("*.json")))
             self._known = {o.name: o for o in found if o is not None}
             self._seen = changed
         return self._known
 
 
-def _read(path: Path) -> Overlay | None:
+def _read(path: Path, home: Path) -> Overlay | None:
     """Return a record; a damaged one counts as absent."""
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -179,6 +193,8 @@ def _read(path: Path) -> Overlay | None:
             return None
         data["messages"] = tuple((str(role), str(text)) for role, text in data["messages"])
         data["licence"], data["notes"] = tuple(data["licence"]), tuple(data["notes"])
+        if data["adapter"]:
+            data["adapter"] = str(adapters.folder(home) / Path(data["adapter"]).name)
         return checked(Overlay(**data))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, FreeholdError):
         return None

@@ -4,6 +4,7 @@
     <home>/packs/<sha256>-*                        packed weights, written by the engine's side
     <home>/locks/<slug>.lock                       one pull of a model at a time
     <home>/overlays/<slug>.json                    models made from others (overlays.py)
+    <home>/adapters/<digest>[.gguf]                and the adapters they answer with (adapters.py)
     <home>/forgotten.json                          foreign models the user does not want to see
 
 Path: cli or freehold.load -> Store.resolve(MODEL) -> ModelRef; cli/pull -> Store.pull -> a source.

@@ -106,6 +106,9 @@ class Models:
         self._paths, self._scripts = dict(paths or {}), dict(scripts or {})
         self._served: dict[str, Served] = {}
         self._adapters = {model: dict(held) for model, held in options.adapters.items()}
+        self._lent: dict[
+            str, dict[str, Path]
+        ] = {}  # the same, of models made with one: nobody asks for it by name
         self._needs: dict[str, int] = {}  # bytes, by name, of what is being loaded
         self._aliases: dict[str, str] = {}
         self._room = asyncio.Lock()  # one looks for room at a time
@@ -138,7 +141,10 @@ class Models:
             raise EngineClosed("the server is shutting down", "ask again when it is back")
         overlay = self._shares(name)
         if overlay is not None:
-            return Overlaid(await self._use(overlay.base, keep_alive), overlay)
+            served = await self._use(overlay.base, keep_alive)
+            if overlay.adapter:
+                await self._lend(overlay)
+            return Overlaid(served, overlay)
         return await self._use(name, keep_alive)
 
     async def name_of(self, name: str) -> str:
@@ -164,6 +170,13 @@ class Models:
             raise unknown_adapter(served.name, adapter, [*self._adapters.get(served.name, {})])
         await served.load(keep_alive)
         return Adapted(served, adapter) if adapter else served
+
+    async def _lend(self, overlay: Overlay) -> None:
+        """See that the engine of an overlay's base has its adapter, now and when it is loaded again."""
+        served, name = self._served[self._aliases.get(overlay.base, overlay.base)], overlay.adapter_name
+        if all(adapter.name != name for adapter in served.info.adapters):
+            await served.change("add_adapter", name, overlay.adapter)
+            self._lent.setdefault(served.name, {})[name] = Path(overlay.adapter)
 
     async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
         """Put an adapter beside a model: into its engine now if it is loaded, and whenever it is loaded again.
@@ -255,7 +268,8 @@ class Models:
             return Open(PROTOCOL, __version__, None, script=self._scripts[served.name])
         ref = await self._found(served.name)
         draft = await self._draft(ref)
-        adapters = self._adapters.get(served.name, {})
+        lent = {name: path for name, path in self._lent.get(served.name, {}).items() if path.exists()}
+        adapters = {**self._adapters.get(served.name, {}), **lent}
         weights = ref.bytes + (draft.bytes if draft else 0) + sum(map(size, adapters.values()))
         async with self._room:
             if refused is not None and not await self._unload_one(served):

@@ -7,6 +7,7 @@ Path: Models.use -> Overlaid.start -> overlays.overlaid -> Served.start
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from freehold.store.overlays import Overlay, overlaid, with_messages
@@ -62,7 +63,8 @@ class Overlaid:
         return await self._served.count(overlaid(job, self._overlay))
 
     async def embed(self, job: EmbedJob, keep_alive: float | None = None) -> Vectors:
-        """Turn texts into vectors; an overlay changes nothing about that."""
+        """Turn texts into vectors; an overlay changes nothing about that but the adapter."""
+        job = replace(job, adapter=job.adapter or self._overlay.adapter_name)
         return await self._served.embed(job, keep_alive)
 
     async def template(self) -> dict[str, Any]:

@@ -11,11 +11,14 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from freehold.errors import BadModelFile, ModelNotFound, UsageError
 from freehold.formats import open_model_file
+from freehold.formats.lora import CONFIG, WEIGHTS
 from freehold.server.call import Call
 from freehold.server.ollama.models import stored
 from freehold.server.problems import Refused
@@ -74,6 +77,33 @@ def model_of(store: Store, digest: str) -> ModelRef:
     except BadModelFile as e:
         raise UsageError(f"the blob sha256:{digest[:12]} is no model this server reads: {e.message}") from e
     return store.take_in(path, digest)
+
+
+@contextmanager
+def adapter_of(store: Store, files: Mapping[str, str]) -> Iterator[Path | None]:
+    """Give the adapter that blobs make, for as long as it takes to keep it: then the blobs go. None for no files.
+
+    Raises Refused for names that make none, UsageError for a blob that is not here.
+    """
+    sent = {Path(name).name: _folder(store) / f"sha256-{_digest(digest)}" for name, digest in files.items()}
+    if len(sent) > 1 and sent.keys() != {CONFIG, WEIGHTS}:
+        raise Refused(
+            400,
+            f"adapters has {len(sent)} files; expected one of GGUF, or {CONFIG} and {WEIGHTS}",
+            param="adapters",
+        )
+    for path in sent.values():
+        if not path.is_file():
+            raise UsageError(f"no blob {path.name} is here", "POST /api/blobs/sha256:HEX sends it")
+    if len(sent) < 2:
+        yield next(iter(sent.values()), None)
+    else:
+        with TemporaryDirectory(dir=_folder(store)) as folder:
+            for name, path in sent.items():
+                (Path(folder) / name).symlink_to(path)
+            yield Path(folder)
+    for path in sent.values():
+        path.unlink(missing_ok=True)
 
 
 def _digest(given: str) -> str:

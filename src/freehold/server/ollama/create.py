@@ -43,7 +43,13 @@ class CreateRequest(Struct, kw_only=True, rename={"base": "from"}):
     files: Annotated[
         Files | None, Meta(description="Instead of from: one GGUF file's name and the digest of its blob.")
     ] = None
-    adapters: Files | None = None
+    adapters: Annotated[
+        Files | None,
+        Meta(
+            description="LoRA: a GGUF file's name and the digest of its blob, or those of PEFT's two files, "
+            "`adapter_config.json` and `adapter_model.safetensors`."
+        ),
+    ] = None
     template: Annotated[str | None, Meta(description="In Jinja; one in Go's language is ignored.")] = None
     license: Annotated[str | list[str] | None, Meta(description="The licence's text.")] = None
     system: Annotated[str | None, Meta(description="System text of chats that have none.")] = None
@@ -71,7 +77,9 @@ async def create(call: Call) -> None:
 
     def work(tell: chores.Tell) -> None:
         base = blobs.model_of(store, digest).name if digest else recipe.base
-        made = make(store, name, replace(recipe, base=base), lambda event: chores.told(event, tell))
+        with blobs.adapter_of(store, request.adapters or {}) as adapter:
+            whole = replace(recipe, base=base, adapter=str(adapter or ""))
+            made = make(store, name, whole, lambda event: chores.told(event, tell))
         tell({"status": f"using existing layer {made.base}"})
         for note in (*notes, *made.notes):
             tell({"status": chores.WARNING + note})
@@ -87,17 +95,19 @@ async def create(call: Call) -> None:
 
 def _recipe(r: CreateRequest) -> tuple[Recipe, str]:
     """Return what is to be made, and the digest of the blob it is made from, if it is."""
-    for field in ("quantize", "adapters"):
-        if getattr(r, field):
-            raise Refused(400, f"{field} is not supported", param=field, code="unsupported_parameter")
+    if r.quantize:
+        raise Refused(400, "quantize is not supported", param="quantize", code="unsupported_parameter")
     said = parse(r.modelfile) if r.modelfile else Recipe()
+    if said.adapter:
+        raise Refused(
+            400, "ADAPTER names a file; send it as a blob and name that in adapters", param="modelfile"
+        )
     recipe = Recipe(
         base=r.base or said.base,
         parameters={**said.parameters, **(r.parameters or {})},
         system=said.system if r.system is None else r.system,
         template=r.template or said.template,
         messages=tuple((m.role, m.content) for m in r.messages or []) or said.messages,
-        adapter=said.adapter,
         licence=_licence(r.license) or said.licence,
         notes=said.notes,
     )

@@ -7,6 +7,7 @@ Path: models.show -> modelfile, parameter_lines
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from freehold.server.ollama.cards import Card
 from freehold.store import Listed
@@ -28,7 +29,7 @@ def modelfile(found: Listed, card: Card, overlay: Overlay | None) -> str:
     lines = [f"# {found.name} as freehold create reads it", f"FROM {found.base or found.name}"]
     if overlay is None:
         return "\n".join(lines) + "\n"
-    texts = {"TEMPLATE": overlay.template, "SYSTEM": overlay.system, "ADAPTER": overlay.adapter}
+    texts = {"TEMPLATE": overlay.template, "SYSTEM": overlay.system, "ADAPTER": Path(overlay.adapter).name}
     lines += [f"{word} {_quoted(text)}" for word, text in texts.items() if text]
     lines += [f"PARAMETER {name} {value}" for name, value in as_lines(overlay.parameters)]
     lines += [f"MESSAGE {role} {_quoted(text)}" for role, text in overlay.messages]
