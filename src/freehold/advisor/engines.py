@@ -19,9 +19,7 @@ from freehold.catalog.hardware import Device
 from freehold.config import nearest
 from freehold.errors import UsageError
 
-OLD = frozenset(
-    {"pascal", "maxwell", "volta"}
-)  # GPUs without the tensor units that kernels are made for today
+OLD = frozenset({"pascal", "maxwell"})  # GPUs without the units that kernels are made for today
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ class Terms:
     """One step at the published limits: seconds of each reading and computation, and counts of the rest."""
 
     weights: float = 0.0  # s: what every token reads
+    unpack: float = 0.0  # s: two operations for each weight that is read, on the plain units
     experts: float = 0.0  # s: the experts that the step's tokens were sent to
     cache: float = 0.0  # s: keys, values and states of all sequences
     compute: float = 0.0  # s: the step's multiplications
@@ -185,11 +186,13 @@ def step(
     """
     devices = rig.count if engine.split == "tensors" else 1
     reads = devices * rig.device.bandwidth_gb_s * 1e9
+    plain = rig.device.fp32 * 1e12 or math.inf
     sparse = any(p.role == "experts" for p in work.parts)
     depth = _depth(work)
     cached = _cache_bytes(work, tokens, engine.cache_widths[0], devices) + work.state_bytes
     return Terms(
         weights=sum(_touched(p, batch) for p in work.parts if p.role != "experts") / reads,
+        unpack=sum(2 * _touched(p, batch) * p.weights / p.bytes for p in work.parts) / (devices * plain),
         experts=sum(_touched(p, batch) for p in work.parts if p.role == "experts") / reads,
         cache=batch * cached / reads,
         compute=batch * 2 * work.token_weights / (devices * rate(work, rig.device)),

@@ -56,6 +56,7 @@ class Device:
     watts: float
     source: str
     checked: date
+    fp32: float = 0.0  # of the plain units, which unpack weights
     bf16: float = 0.0
     int8: float = 0.0
     fp8: float = 0.0
