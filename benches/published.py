@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from freehold import catalog  # noqa: E402
 from freehold.advisor import roofline  # noqa: E402
 from freehold.advisor.anatomy import Anatomy, from_catalogue  # noqa: E402
-from freehold.advisor.engines import device_class, engine  # noqa: E402
+from freehold.advisor.engines import device_class, engine, told  # noqa: E402
 from freehold.advisor.interval import Interval  # noqa: E402
 from freehold.catalog.hardware import rig  # noqa: E402
 
@@ -37,7 +37,7 @@ COVERAGE = (0.75, 0.85)  # of the intervals that say 80 %
 # Where the search begins: seconds a piece, or times the ideal (1.5 for what is not named).
 START = {
     "layers": 3e-5, "sparse": 1e-5, "reduces": 1e-5, "steps": 5e-4, "sequences": 2e-5, "arrival": 0.05,
-    "unpack": 5.0, "queued": 0.1,
+    "unpack": 1.0, "queued": 0.1,
 }  # fmt: skip
 # Times the ideal at least: nothing beats 1, but a cache of 8 bits halves its bytes; pieces may cost nothing.
 LEAST = {**dict.fromkeys(START, 0.0), "cache": 0.5, "own": 0.0}
@@ -163,6 +163,25 @@ def matrix(rows: Sequence[Row], of: tuple[Column, ...], bare: bool = False) -> n
     return terms[:, [TERMS.index(term) for term, _ in of]] * has(rows, of)
 
 
+def known(rows: Sequence[Row], of: tuple[Column, ...]) -> np.ndarray:
+    """Return the seconds of terms whose factors are told and not fitted."""
+    free = {(key, term) for term, keys in of for key in keys}
+    return np.array(
+        [
+            sum(
+                t * f
+                for name, t in zip(TERMS, r.terms, strict=True)
+                if (f := _told(r.key, name)) and (r.key, name) not in free
+            )
+            for r in rows
+        ]
+    )
+
+
+def _told(key: Key, term: str) -> float:
+    return told()[key].factors.get(term, 0.0) if key in told() else 0.0
+
+
 def waits(rows: Sequence[Row], of: tuple[Column, ...], fit: Fit) -> np.ndarray:
     """Return what the wait for a first token is made of: the prompt, those that came with it, the arrival."""
     read = np.array([r.prompt_s * fit.factors(r.key)["prompts"] for r in rows])
@@ -230,12 +249,12 @@ class Rows:
         rows, keys = self.rows, sorted({r.key for r in self.rows})
         of = one_columns(keys) if self.kind == "one" else many_columns(keys)
         took = np.array([r.seconds for r in rows])
-        steps = fitted(of, matrix(rows, of), took, weights(rows), np.zeros(len(rows)))
+        steps = fitted(of, matrix(rows, of), took, weights(rows), known(rows, of))
         if self.kind == "one":
             return steps
         wait = columns(keys, "own queued arrival")
         first = np.array([r.first_s for r in rows])
-        after = matrix(rows, of, bare=True) @ steps.values
+        after = known(rows, of) + matrix(rows, of, bare=True) @ steps.values
         found = fitted(wait, waits(rows, wait, steps), first, weights(rows), after)
         return Fit(of + wait, np.concatenate([steps.values, found.values]))
 
@@ -243,7 +262,7 @@ class Rows:
         """Return measured over predicted of all that is predicted; NaN where a row does not tell."""
         rows, cut = self.rows, sum(term in TERMS for term, _ in fit.columns)
         steps = Fit(fit.columns[:cut], fit.values[:cut])
-        tpot = matrix(rows, steps.columns) @ steps.values
+        tpot = known(rows, steps.columns) + matrix(rows, steps.columns) @ steps.values
         took = np.array([r.seconds for r in rows])
         if self.kind == "one":
             return {"answer": tpot / took}

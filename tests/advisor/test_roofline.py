@@ -57,6 +57,18 @@ def test_figures_that_went_into_no_fit_are_predicted_too():
     assert found.rows >= 20 and found.error <= 0.2 and found.coverage >= 0.6
 
 
+def test_what_the_package_says_is_what_was_fitted():
+    raw = next(r for r in published.table("single") if r["rig"] == "rtx-5070" and r["quant"] == "Q4_K_M")
+    tokens = int(raw["isl"]) + int(raw["osl"]) // 2
+    said = roofline.single_stream(
+        weigh(raw["model"], raw["quant"]), rig("rtx-5070"), engine("llama.cpp"), tokens
+    )
+    rows = published.Rows("one", published.singles())
+    row = next(r for r in rows.rows if r.group == "rtx-5070")
+    ratio = published.Rows("one", [row]).ratios(rows.fit())["answer"][0]
+    assert ratio * said.answer.mid == pytest.approx(1 / row.seconds, rel=0.02)
+
+
 def test_a_claim_that_does_not_hold_is_said(figures: dict[tuple[str, str], published.Figures]):
     worse = {key: replace(f, error=0.5, coverage=0.6) for key, f in figures.items()}
     assert len(published.missed(worse)) == 4
@@ -167,12 +179,19 @@ def test_what_no_row_covers_is_said_with_more_doubt():
 
 
 def test_without_a_published_rate_prompts_are_not_predicted():
-    one, on = weigh(LLAMA, "Q4_K_M"), rig("rtx-2080")
+    one, on = weigh(LLAMA, "Q4_K_M"), rig("m5-max")
     assert roofline.single_stream(one, on, engine("llama.cpp"), 1000).prompt is None
     with pytest.raises(UsageError, match="nobody published the operations"):
         roofline.serving(one, on, engine("llama.cpp"), 100, 100, 4)
     with pytest.raises(UsageError, match=r"it needs .* GiB"):
         roofline.serving(weigh(BIG, "BF16"), rig("h100"), engine("vllm"), 100, 100, 4)
+
+
+def test_unpacking_bounds_llama_cpp_where_memory_is_fast():
+    one, how = weigh(BIG, "Q4_K_M"), engine("llama.cpp")
+    slow, fast = (roofline.step(one, rig(on), how, 1, 100) for on in ("dgx-spark", "h200"))
+    assert slow.unpack == 0 and fast.unpack > 0.8 * fast.weights
+    assert roofline.step(one, rig("h200"), engine("vllm"), 1, 100).unpack == 0
 
 
 def test_every_engine_has_a_speed_where_it_runs_and_every_factor_is_there():

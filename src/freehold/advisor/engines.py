@@ -36,6 +36,7 @@ class Engine:
     memory_share: Mapping[str, float]  # of a device's memory that it takes, by the device's kind
     reserve_gib: float  # of that, on each device, what is neither weights nor cache
     streams: int  # requests at a time
+    unpack_ops: float  # for each weight, of kernels that unpack on a GPU's plain units; 0: they do not
     source: str
     checked: date
 
@@ -105,12 +106,18 @@ def speed(engine: Engine, device: Device) -> Speed:
 @cache
 def speeds() -> tuple[Speed, ...]:
     """Return every speed; a fitted factor goes before one that is only told."""
-    told = {(raw["engine"], raw["on"]): Speed(**raw) for raw in _data("engines.toml")["told"]}
+    found = dict(told())
     for raw in _data("speeds.toml")["speed"]:
         key = raw["engine"], raw["on"]
-        more = told[key].factors if key in told else {}
-        told[key] = Speed(**{**raw, "vendors": tuple(raw["vendors"]), "factors": {**more, **raw["factors"]}})
-    return tuple(told.values())
+        more = found[key].factors if key in found else {}
+        found[key] = Speed(**{**raw, "vendors": tuple(raw["vendors"]), "factors": {**more, **raw["factors"]}})
+    return tuple(found.values())
+
+
+@cache
+def told() -> Mapping[tuple[str, str], Speed]:
+    """Return by engine and class of device what no published row tells: documents, single figures, judgement."""
+    return {(raw["engine"], raw["on"]): Speed(**raw) for raw in _data("engines.toml")["told"]}
 
 
 @cache

@@ -51,10 +51,10 @@ class Terms:
     """One step at the published limits: seconds of each reading and computation, and counts of the rest."""
 
     weights: float = 0.0  # s: what every token reads
-    unpack: float = 0.0  # s: two operations for each weight that is read, on the plain units
+    unpack: float = 0.0  # s: by how much unpacking weights on the plain units takes longer than reading them
     experts: float = 0.0  # s: the experts that the step's tokens were sent to
     cache: float = 0.0  # s: keys, values and states of all sequences
-    compute: float = 0.0  # s: the step's multiplications
+    compute: float = 0.0  # s: the step's multiplications but for one token's, which hide behind the reading
     prompts: float = 0.0  # s: multiplications of prompts that are read meanwhile
     layers: float = 0.0
     sparse: float = 0.0  # layers again, where they choose experts
@@ -186,16 +186,18 @@ def step(
     """
     devices = rig.count if engine.split == "tensors" else 1
     reads = devices * rig.device.bandwidth_gb_s * 1e9
-    plain = rig.device.fp32 * 1e12 or math.inf
+    plain = devices * rig.device.fp32 * 1e12 or math.inf
+    read = sum(_touched(p, batch) for p in work.parts)
+    unpacked = sum(_touched(p, batch) * p.weights / p.bytes for p in work.parts)
     sparse = any(p.role == "experts" for p in work.parts)
     depth = _depth(work)
     cached = _cache_bytes(work, tokens, engine.cache_widths[0], devices) + work.state_bytes
     return Terms(
         weights=sum(_touched(p, batch) for p in work.parts if p.role != "experts") / reads,
-        unpack=sum(2 * _touched(p, batch) * p.weights / p.bytes for p in work.parts) / (devices * plain),
+        unpack=max(unpacked * engine.unpack_ops / plain - read / reads, 0.0),
         experts=sum(_touched(p, batch) for p in work.parts if p.role == "experts") / reads,
         cache=batch * cached / reads,
-        compute=batch * 2 * work.token_weights / (devices * rate(work, rig.device)),
+        compute=(batch - 1) * 2 * work.token_weights / (devices * rate(work, rig.device)),
         prompts=batch * prompt_s(work, rig, engine, prompt) / answer,
         layers=depth,
         sparse=depth if sparse else 0,
@@ -214,11 +216,12 @@ def prompt_s(work: Work, rig: Rig, engine: Engine, tokens: int) -> float:
 def rate(work: Work, device: Device) -> float:
     """Return operations a second for the type of most weights; infinite where nobody published one.
 
-    Of narrow units if the device has them for this type; otherwise weights are widened to 16 bits.
+    Of narrow units if the device has them for this type; otherwise weights are widened to 16 bits, or to 32 where
+    no rate of units for 16 is known.
     """
     kind = max(work.parts, key=lambda p: p.bytes).type
     narrow = {"NVFP4": device.fp4, "MXFP4": device.fp4, "FP8": device.fp8}.get(kind, 0.0)
-    return 1e12 * (narrow or device.bf16) or math.inf
+    return 1e12 * (narrow or device.bf16 or device.fp32) or math.inf
 
 
 def first_s(work: Work, rig: Rig, engine: Engine, pace: Speed, prompt: int, together: int) -> float:
