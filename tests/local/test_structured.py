@@ -49,6 +49,23 @@ def text(chunks: list[Chunk]) -> str:
     return "".join(c.text for c in chunks)
 
 
+def test_answer_has_the_properties_that_its_schema_names_and_no_others(llm: LLM):
+    inner = {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]}
+    schema = {
+        "type": "object",
+        "properties": {
+            "one": {"$ref": "#/$defs/inner"},
+            "many": {"type": "array", "items": inner, "maxItems": 2},
+        },
+        "required": ["one", "many"],
+        "$defs": {"inner": inner},
+    }
+    answers = [llm.chat("Hi", format=schema, max_tokens=240, temperature=1.5, seed=seed) for seed in range(4)]
+    ended = [json.loads(a.text) for a in answers if a.finish_reason == "stop"]
+    assert ended and all(value.keys() == {"one", "many"} for value in ended)
+    assert all(each.keys() == {"x"} for value in ended for each in (value["one"], *value["many"]))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_answer_that_ends_fits_its_schema(llm: LLM, temperature: float):
     for seed in range(5):

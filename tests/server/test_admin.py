@@ -129,7 +129,7 @@ def _refused(server: Running) -> bool:
 
 @pytest.mark.parametrize("how", ["deadline", "second stop"])
 def test_streams_that_outlast_the_drain_end_with_an_error(serving, how):
-    server = serving(Script(text="a b", delay=30.0), drain_s=0.2 if how == "deadline" else 60.0)
+    server = serving(Script(text="a b c d", delay=0.5), drain_s=0.2 if how == "deadline" else 60.0)
     with connect(server) as sock:
         sock.sendall(request(URL, {**CHAT, "stream": True}))
         until(sock, b'"role"')

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 
-import pytest
 from langchain_openai import ChatOpenAI  # type: ignore[import-not-found]
 from langchain_tests.integration_tests import ChatModelIntegrationTests  # type: ignore[import-not-found]
 
@@ -36,12 +35,8 @@ class TestFreehold(ChatModelIntegrationTests):
         }
 
     @property
-    def has_tool_calling(self) -> bool:
-        return False  # text and structured output are what is asked here
-
-    @pytest.mark.xfail(reason="LangChain asks for version 1 schemas by a tool, see above", strict=False)
-    def test_structured_output_pydantic_2_v1(self, model: ChatOpenAI) -> None:
-        super().test_structured_output_pydantic_2_v1(model)
+    def supports_json_mode(self) -> bool:
+        return True
 
     @property
     def model_override_value(self) -> str:

@@ -1,14 +1,15 @@
-"""Simon Willison's `llm` against a real server, in an environment of its own."""
+"""Simon Willison's `llm` against a real server, as a command."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from benches.environments import environment
 from tests.server_clients.conftest import Served
 
 pytestmark = pytest.mark.model
@@ -17,14 +18,13 @@ pytestmark = pytest.mark.model
 @pytest.fixture
 def llm(served: Served, tmp_path: Path):
     """Return a function that runs `llm` with a home that knows the server's model as `ours`."""
-    python = environment("llm")
     (tmp_path / "extra-openai-models.yaml").write_text(
         f"- model_id: ours\n  model_name: {served.model}\n  api_base: {served.url}\n  supports_schema: true\n"
     )
 
     def run(*arguments: str, given: str = "") -> str:
         done = subprocess.run(
-            [str(python), "-m", "llm", *arguments],
+            [sys.executable, "-m", "llm", *arguments],
             input=given,
             capture_output=True,
             text=True,
@@ -40,9 +40,8 @@ def llm(served: Served, tmp_path: Path):
 def test_a_prompt_is_answered_and_logged_with_its_tokens(llm, stream):
     answer = llm("-m", "ours", "-o", "temperature", "0", "-o", "max_tokens", "12", *stream, "Name a colour.")
     assert answer.strip()
-    assert '"output"' in llm("logs", "--json", "-n", "1") or '"output_tokens"' in llm(
-        "logs", "--json", "-n", "1"
-    )
+    (logged,) = json.loads(llm("logs", "--json", "-n", "1"))
+    assert logged["output_tokens"] > 0 and logged["response"].strip() == answer.strip()
 
 
 def test_a_chat_goes_on_and_a_pipe_is_read(llm):

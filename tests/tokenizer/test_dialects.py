@@ -13,6 +13,7 @@ from freehold.tokenizer import ChatTemplate
 from freehold.tokenizer.dialects import Call, HarmonyParser, Thought, ToolParser, dialect_of
 from freehold.tokenizer.dialects.contract import Dialect
 from freehold.tokenizer.dialects.detect import _MARKS
+from freehold.tokenizer.dialects.schema import closed
 from freehold.types import Message, Tool, ToolCall
 from tests.tokenizer import families
 
@@ -350,3 +351,21 @@ def test_harmony_without_a_header_is_text():
 
 def test_unknown_ways_to_call_are_no_dialect():
     assert dialect_of("<|tool_call|>[{{ tools }}]<|/tool_call|>") is None
+
+
+def test_a_schema_is_closed_where_it_does_not_speak_of_others():
+    named = {"properties": {"a": {}}}
+    shut = {**named, "additionalProperties": False}
+    cases = [
+        (named, shut),
+        ({"properties": {}}, {"properties": {}}),
+        ({**named, "additionalProperties": True}, {**named, "additionalProperties": True}),
+        ({**named, "patternProperties": {}}, {**named, "patternProperties": {}}),
+        ({"allOf": [named, named]}, {"allOf": [named, named]}),
+        ({"$defs": {"a": named}, "items": named}, {"$defs": {"a": shut}, "items": shut}),
+        ({"$defs": {"a": named}, "allOf": [{"$ref": "#/$defs/a"}, named]}, None),
+        ({"anyOf": [named, True]}, {"anyOf": [shut, True]}),
+        (True, True),
+    ]
+    for schema, wanted in cases:
+        assert closed(schema) == (schema if wanted is None else wanted)

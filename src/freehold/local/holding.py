@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 from freehold.engine.grammar import Grammar, Grammars
 from freehold.engine.guide import Constraint
@@ -16,6 +17,8 @@ from freehold.local.prompt import Prompt
 from freehold.tokenizer import Tokenizer
 from freehold.tokenizer.dialects import Dialect
 from freehold.tokenizer.dialects.grammar import Form, lark
+from freehold.tokenizer.dialects.schema import closed
+from freehold.tokenizer.dialects.source import loaded
 from freehold.types import Format, Job, Tool
 
 
@@ -39,13 +42,13 @@ class Holds:
 
     def _grammar(self, job: Job, prompt: Prompt) -> tuple[Grammar | None, str, tuple[str, ...]]:
         if prompt.dialect is None or not prompt.tools:
-            formats = [job.format] if job.format is not None else []
+            formats = [_closed(job.format)] if job.format is not None else []
         elif job.tool_choice == "required":
             formats = [self._calls(job, prompt, prompt.dialect.form)]
         elif job.format is not None:  # calls or the text, as the model likes
             bare = prompt.dialect.bare
             forms = [prompt.dialect.form, *([bare] if bare else [])]
-            formats = [*(self._calls(job, prompt, form) for form in forms), job.format]
+            formats = [*(self._calls(job, prompt, form) for form in forms), _closed(job.format)]
         else:
             return self._opened(job, prompt, prompt.dialect)
         return self._grammars.grammar(*formats, at_start=prompt.at_start) if formats else None, "", ()
@@ -89,6 +92,15 @@ class Holds:
         ids = {token: self._tokenizer.added_id(token) for token in used}
         spelled = (f"<[{ids[p]}]>" if p in ids else json.dumps(p, ensure_ascii=False) for p in pieces if p)
         return " ".join(spelled)
+
+
+def _closed(format: Format) -> Format:
+    """Hold an answer to the properties that its schema names, where the schema does not speak of others."""
+    schema = loaded(format.source) if format.kind == "json_schema" else None
+    try:
+        return replace(format, source=json.dumps(closed(schema))) if isinstance(schema, dict) else format
+    except RecursionError:
+        return format  # its grammar says how deep it is
 
 
 def _mark(dialect: Dialect) -> str:

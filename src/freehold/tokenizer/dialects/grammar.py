@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from freehold.tokenizer.dialects.schema import types_of
+from freehold.tokenizer.dialects.schema import closed, types_of
 from freehold.types import Tool
 
 Spell = Callable[[str], str]  # a text as a Lark expression: its control tokens by their ids
-MAX_DEPTH = 32  # of schemas that are closed
 
 # JSON as models write it: one blank behind colons and commas. Free blanks cost small models their way.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -63,26 +62,8 @@ def _spelled(spell: Spell, text: str) -> str:
 
 
 def _json(schema: Mapping[str, object]) -> str:
-    whole: Any = _closed(dict(schema) or {"type": "object"})
+    whole: Any = closed(dict(schema) or {"type": "object"})
     return json.dumps({"x-guidance": _STYLE, "type": "object", **whole})
-
-
-def _closed(schema: Any, depth: int = 0) -> Any:
-    """Allow no properties but those that are named, where a schema does not speak of others.
-
-    JSON schema allows all; who describes a function's arguments means these.
-    """
-    if not isinstance(schema, dict) or depth > MAX_DEPTH:
-        return schema
-    out = dict(schema)
-    properties = out.get("properties")
-    if isinstance(properties, dict):
-        out["properties"] = {key: _closed(value, depth + 1) for key, value in properties.items()}
-        if properties:
-            out.setdefault("additionalProperties", False)
-    if isinstance(out.get("items"), dict):
-        out["items"] = _closed(out["items"], depth + 1)
-    return out
 
 
 def _xml(index: int, tool: Tool) -> Iterator[str]:
@@ -106,7 +87,7 @@ def _value(rule: str, schema: Any) -> Iterator[str]:
     choices = schema.get("enum") if isinstance(schema, dict) else None
     types = types_of(schema)
     if types - {"string"} or not types:
-        whole = _closed(schema) if isinstance(schema, dict) and schema else {}
+        whole = closed(schema) if isinstance(schema, dict) and schema else {}
         yield f"{rule}: {rule}_j {json.dumps(end)}"
         yield f"{rule}_j: %json {json.dumps({'x-guidance': _STYLE, **whole})}"
     elif isinstance(choices, list) and choices:

@@ -1,4 +1,7 @@
-"""Gives raw text the type that a tool's schema asks for. Knows JSON schema's types; knows no dialect."""
+"""What a schema says to those who write by it: the types of raw text, and that no other properties are meant.
+
+Knows JSON schema; knows no dialect and no grammar. Path: grammar.lark, Holds.constraint -> closed; readers -> typed
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,38 @@ _WORDS = {
     "object": dict,
     "array": list,
 }
+
+
+MAX_DEPTH = 32  # of schemas that are closed
+# Beside these, `properties` are not all that an object may have.
+_OTHERS = {
+    *("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"),
+    *("patternProperties", "unevaluatedProperties", "additionalProperties"),
+}
+
+
+def closed(schema: Any, depth: int = 0) -> Any:
+    """Allow no properties but those that are named, where a schema does not speak of others.
+
+    JSON schema allows all; who describes an object means these, and a small model adds to them without end. Parts of an
+    `allOf` add up, so they stay open, and so do definitions where there is one.
+    """
+    if not isinstance(schema, dict) or depth > MAX_DEPTH:
+        return schema
+    out: dict[str, Any] = dict(schema)
+    groups = ("properties",) if "allOf" in json.dumps(schema) else ("properties", "$defs", "definitions")
+    for group in groups:
+        members = schema.get(group)
+        if isinstance(members, dict):
+            out[group] = {key: closed(value, depth + 1) for key, value in members.items()}
+    for choice in ("anyOf", "oneOf"):
+        if isinstance(members := schema.get(choice), list):
+            out[choice] = [closed(value, depth + 1) for value in members]
+    if isinstance(schema.get("items"), dict):
+        out["items"] = closed(schema["items"], depth + 1)
+    if schema.get("properties") and not _OTHERS & schema.keys():
+        out["additionalProperties"] = False
+    return out
 
 
 def typed(text: str, key: str, schema: Mapping[str, object]) -> Any:
