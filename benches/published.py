@@ -37,7 +37,7 @@ COVERAGE = (0.75, 0.85)  # of the intervals that say 80 %
 # Where the search begins: seconds a piece, or times the ideal (1.5 for what is not named).
 START = {
     "layers": 3e-5, "sparse": 1e-5, "reduces": 1e-5, "steps": 5e-4, "sequences": 2e-5, "arrival": 0.05,
-    "unpack": 1.0, "queued": 0.1,
+    "unpack": 1.0, "queued": 0.1, "chunks": 0.3,
 }  # fmt: skip
 # Times the ideal at least: nothing beats 1, but a cache of 8 bits halves its bytes; pieces may cost nothing.
 LEAST = {**dict.fromkeys(START, 0.0), "cache": 0.5, "own": 0.0}
@@ -58,9 +58,11 @@ class Row:
     terms: tuple[float, ...]
     seconds: float  # measured, a step
     users: int = 1
+    together: int = 1  # of them, those whose caches fit
     osl: int = 1
     bare: tuple[float, ...] = ()  # terms of the step after a prompt
     prompt_s: float = 0.0  # a prompt at the published rate
+    chunks: float = 0.0  # that it is read in
     first_s: float = 0.0  # measured, to the first token
 
 
@@ -111,23 +113,26 @@ def singles() -> list[Row]:
 
 
 def many(by: str = "model") -> list[Row]:
-    """Return many users' rows, to be left out by model or by device."""
-    return [_served(raw, by) for raw in table("serving")]
+    """Return many users' rows of models that fit, to be left out by model or by device."""
+    return [row for raw in table("serving") if (row := _served(raw, by)).together]
 
 
 def _served(raw: dict[str, str], by: str) -> Row:
     one, on, how = work(raw["model"], raw["quant"]), rig(raw["rig"]), engine(raw["engine"])
     isl, osl, users = int(raw["isl"]), int(raw["osl"]), int(raw["concurrency"])
+    together = min(users, roofline.place(one, on, how, isl + osl).streams)
     return Row(
         group=raw["model"] if by == "model" else on.device.name,
         key=(how.name, device_class(on.device)),
         vendor=on.device.vendor,
-        terms=values(roofline.step(one, on, how, users, isl + osl // 2, isl, osl)),
+        terms=values(roofline.step(one, on, how, together, isl + osl // 2, isl, osl)),
         seconds=float(raw["tpot_ms"]) / 1e3,
         users=users,
+        together=together,
         osl=osl,
+        bare=values(roofline.step(one, on, how, together, isl)),
         prompt_s=roofline.prompt_s(one, on, how, isl),
-        bare=values(roofline.step(one, on, how, users, isl)),
+        chunks=isl / roofline.CHUNK,
         first_s=float(raw["ttft_ms"]) / 1e3,
     )
 
@@ -182,12 +187,18 @@ def _told(key: Key, term: str) -> float:
     return told()[key].factors.get(term, 0.0) if key in told() else 0.0
 
 
-def waits(rows: Sequence[Row], of: tuple[Column, ...], fit: Fit) -> np.ndarray:
-    """Return what the wait for a first token is made of: the prompt, those that came with it, the arrival."""
+def waits(rows: Sequence[Row], of: tuple[Column, ...], fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the wait for a first token is made of, and the step it ends with.
+
+    That is the prompt, those that came with it, the steps between its chunks, and the arrival.
+    """
+    steps = tuple(c for c in fit.columns if c[0] in TERMS)
+    after = known(rows, steps) + matrix(rows, steps, bare=True) @ fit.values[: len(steps)]
     read = np.array([r.prompt_s * fit.factors(r.key)["prompts"] for r in rows])
-    others = np.array([r.users - 1 for r in rows])
-    made = {"own": read, "queued": read * others, "arrival": np.ones(len(rows))}
-    return np.stack([made[term] for term, _ in of], axis=1) * has(rows, of)
+    others = np.array([r.together - 1 for r in rows])
+    chunks = after * np.array([r.chunks for r in rows])
+    made = {"own": read, "queued": read * others, "chunks": chunks, "arrival": np.ones(len(rows))}
+    return np.stack([made[term] for term, _ in of], axis=1) * has(rows, of), after
 
 
 def has(rows: Sequence[Row], of: tuple[Column, ...]) -> np.ndarray:
@@ -245,39 +256,35 @@ class Rows:
         return sorted({r.group for r in self.rows})
 
     def fit(self) -> Fit:
-        """Fit the steps; of many users' rows the waits for a first token too."""
+        """Fit the steps; of many users' rows the waits for a first token too, where nobody waits for a place."""
         rows, keys = self.rows, sorted({r.key for r in self.rows})
         of = one_columns(keys) if self.kind == "one" else many_columns(keys)
         took = np.array([r.seconds for r in rows])
         steps = fitted(of, matrix(rows, of), took, weights(rows), known(rows, of))
         if self.kind == "one":
             return steps
-        wait = columns(keys, "own queued arrival")
-        first = np.array([r.first_s for r in rows])
-        after = known(rows, of) + matrix(rows, of, bare=True) @ steps.values
-        found = fitted(wait, waits(rows, wait, steps), first, weights(rows), after)
+        placed = [r for r in rows if r.together == r.users]
+        wait = columns(keys, "own queued chunks arrival")
+        made, after = waits(placed, wait, steps)
+        found = fitted(wait, made, np.array([r.first_s for r in placed]), weights(placed), after)
         return Fit(of + wait, np.concatenate([steps.values, found.values]))
 
     def ratios(self, fit: Fit) -> dict[str, np.ndarray]:
         """Return measured over predicted of all that is predicted; NaN where a row does not tell."""
         rows, cut = self.rows, sum(term in TERMS for term, _ in fit.columns)
-        steps = Fit(fit.columns[:cut], fit.values[:cut])
-        tpot = known(rows, steps.columns) + matrix(rows, steps.columns) @ steps.values
+        tpot = known(rows, fit.columns[:cut]) + matrix(rows, fit.columns[:cut]) @ fit.values[:cut]
         took = np.array([r.seconds for r in rows])
         if self.kind == "one":
             return {"answer": tpot / took}
-        wait = fit.columns[cut:]
-        ttft = (
-            waits(rows, wait, steps) @ fit.values[cut:]
-            + matrix(rows, steps.columns, bare=True) @ steps.values
-        )
-        first = np.array([r.first_s for r in rows])
-        more = np.array([r.osl - 1 for r in rows])
-        few = np.where([r.users <= FEW for r in rows], 1.0, np.nan)
+        made, after = waits(rows, fit.columns[cut:], fit)
+        ttft = made @ fit.values[cut:] + after
+        first, more = np.array([r.first_s for r in rows]), np.array([r.osl - 1 for r in rows])
+        users, together = np.array([r.users for r in rows]), np.array([r.together for r in rows])
+        few = np.where(users <= FEW, 1.0, np.nan)
         return {
             "tpot": took / tpot,
-            "ttft": first / ttft,
-            "output": (ttft + more * tpot) / (first + more * took),
+            "ttft": np.where(users == together, first / ttft, np.nan),
+            "output": users / together * (ttft + more * tpot) / (first + more * took),
             "answer": few * tpot / took,
             "prompt": few * ttft / first,
         }

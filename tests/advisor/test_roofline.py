@@ -195,7 +195,7 @@ def test_unpacking_bounds_llama_cpp_where_memory_is_fast():
 
 
 def test_every_engine_has_a_speed_where_it_runs_and_every_factor_is_there():
-    need = {"weights", "layers", "steps", "prompts", "cache", "compute", "own", "queued", "arrival"}
+    need = {"weights", "layers", "steps", "prompts", "cache", "compute", "own", "queued", "chunks", "arrival"}
     for how in engines():
         assert how.source and set(how.kinds) == set(how.memory_share)
         for device in devices():

@@ -21,6 +21,7 @@ from freehold.catalog.model import Layers
 from freehold.errors import UsageError
 
 _GIB = 1 << 30
+CHUNK = 2048  # tokens of a prompt that servers read between two steps of answers
 
 
 class Work(Protocol):
@@ -225,10 +226,11 @@ def rate(work: Work, device: Device) -> float:
 
 
 def first_s(work: Work, rig: Rig, engine: Engine, pace: Speed, prompt: int, together: int) -> float:
-    """Return the seconds to the first token: the prompt, a share of those that came with it, and a step."""
+    """Return the seconds to the first token: the prompt in chunks beside others' steps, and those that came with it."""
     one = pace.factors["prompts"] * prompt_s(work, rig, engine, prompt)
     waits = one * (pace.factors["own"] + pace.factors["queued"] * (together - 1))
-    return pace.factors["arrival"] + waits + step(work, rig, engine, together, prompt).seconds(pace)
+    steps = 1 + pace.factors["chunks"] * prompt / CHUNK
+    return pace.factors["arrival"] + waits + steps * step(work, rig, engine, together, prompt).seconds(pace)
 
 
 def _touched(part: Part, batch: int) -> float:
