@@ -86,7 +86,7 @@ class Offer:
         )
         if not batch:
             return self._priced(usage, when)
-        if any(v.when == _BATCH and _active(v, when) for v in self._model.price_variants or ()):
+        if self._batch_listed(when):
             return self._priced(usage, when, _BATCH)
         discount = _discount(self.provider, self.model)
         if discount is None:
@@ -105,6 +105,15 @@ class Offer:
         if not self.hourly:
             return (self.cost(request, noon, batch),) * 24
         return tuple(self.cost(request, noon.replace(hour=h, minute=30), batch) for h in range(24))
+
+    def sells_batch(self, day: date) -> bool:
+        """Say whether a batch price is known."""
+        noon = datetime.combine(day, time(12), UTC)
+        return self._batch_listed(noon) or _discount(self.provider, self.model) is not None
+
+    def _batch_listed(self, when: datetime) -> bool:
+        variants = self._model.price_variants or ()
+        return any(v.when == _BATCH and (v.constraint is None or v.constraint.active(when)) for v in variants)
 
     @property
     def hourly(self) -> bool:
@@ -304,10 +313,6 @@ def _priced_when(model: ModelInfo) -> Iterator[tuple[Any, ModelPrice]]:
         return
     for conditional in model.prices:
         yield conditional.constraint, conditional.prices
-
-
-def _active(variant: Any, when: datetime) -> bool:
-    return variant.constraint is None or variant.constraint.active(when)
 
 
 def _makers(name: str) -> list[str]:

@@ -32,6 +32,7 @@ VERBS = {
     "show": "Show what a model is and where its settings come from.",
     "rm": "Delete a model, or forget another program's.",
     "license": "Say whether you may use a model, under which conditions, and by which clause.",
+    "cost": "Hold the price of APIs against owning a model, and say from where on owning is cheaper.",
     "bench": "Measure prefill, decode and load beside the machine's ceiling.",
     "doctor": "Show what this machine offers and what Freehold makes of it.",
 }

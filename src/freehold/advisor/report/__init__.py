@@ -7,6 +7,7 @@ Path: cli/cost.py, cli/advise.py -> page(sections of figure(chart) and table) ->
 from freehold.advisor.report.bars import Bar, bars
 from freehold.advisor.report.page import Section, figure, page, paragraph, table
 from freehold.advisor.report.scatter import Point, scatter
+from freehold.advisor.report.spans import Span, spans
 from freehold.advisor.report.svg import Axis, standalone
 from freehold.advisor.report.tornado import Swing, tornado
 
@@ -15,12 +16,14 @@ __all__ = [
     "Bar",
     "Point",
     "Section",
+    "Span",
     "Swing",
     "bars",
     "figure",
     "page",
     "paragraph",
     "scatter",
+    "spans",
     "standalone",
     "table",
     "tornado",

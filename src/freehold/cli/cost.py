@@ -1,0 +1,270 @@
+"""`freehold cost [MODEL]`: what an API costs a month, what owning costs, and from where on owning is cheaper.
+
+Knows options and wording; arithmetic is the advisor's, prices are the catalogue's, the page is costpage.py's.
+Path: main -> cost -> advisor.traffic, advisor.hosting -> advisor.breakeven.compare -> table, JSON or page
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.advisor.interval import Interval
+from freehold.advisor.ownership import known
+from freehold.cli.costwords import show, spoken
+from freehold.cli.shared import json_option, write_beside
+from freehold.errors import UsageError
+
+if TYPE_CHECKING:
+    from freehold.advisor.breakeven import Comparison, Even, Swing
+    from freehold.advisor.ownership import Assumption, Owned
+    from freehold.advisor.traffic import Traffic
+    from freehold.catalog import Model
+    from freehold.catalog.prices import Offer
+
+SCHEMA = 1
+MOST_HOSTS = 5  # of the same model, the cheapest
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_AMOUNT = r"(\d+(?:\.\d+)?)\s*([kmbgt]?)"
+
+
+class Amount(click.ParamType):
+    """A number that may end in k, M, B or T."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return it."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(_AMOUNT, str(value).strip().lower().replace(",", ""))
+        if found is None:
+            self.fail(f"{value!r} is no number; write 1500, 10M or 2.5B", param, ctx)
+        return float(found[1]) * _UNITS[found[2]]
+
+
+class Range(click.ParamType):
+    """A value, or what it lies between: 3, 2-4 (the middle is between them) or 2:3:4."""
+
+    name = "range"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Interval:
+        """Return an interval."""
+        if isinstance(value, Interval):
+            return value
+        parts = re.split(r"[-:]", str(value).strip())
+        ends = [Amount().convert(part, param, ctx) for part in parts]
+        if len(ends) == 2:
+            ends.insert(1, math.sqrt(ends[0] * ends[1]) if ends[0] else ends[1] / 2)
+        if len(ends) == 1:
+            ends *= 3
+        if len(ends) != 3 or not ends[0] <= ends[1] <= ends[2]:
+            self.fail(f"{value!r} is no range; write 3, 2-4 or 2:3:4", param, ctx)
+        return Interval(*ends)
+
+
+def assumption_options(command: Callable) -> Callable:
+    """Add an option for every assumption, with its default."""
+    for one in reversed(known()):
+        help_ = f"{one.title[:1].upper()}{one.title[1:]}, {one.unit}: {spoken(one.value)}."
+        command = click.option(f"--{one.key}", type=Range(), help=help_)(command)
+    return command
+
+
+@click.command("cost")
+@click.argument("model", required=False, metavar="[MODEL]")
+@click.option(
+    "--tokens-per-day", "a_day", type=Amount(), default=10e6, help="Read and written; 10M unless told."
+)
+@click.option("--input-share", type=float, default=0.75, show_default=True, help="Of them, those read.")
+@click.option(
+    "--cached", type=float, default=0.3, show_default=True, help="Of those read, those a cache holds."
+)
+@click.option("--request", type=Amount(), default=2000.0, help="Tokens of a request; 2000 unless told.")
+@click.option("--csv", "csv_file", metavar="FILE", help="Take the traffic from a CSV instead.")
+@click.option("--growth", type=float, default=0.0, help="Per cent a month, over --months.")
+@click.option("--on", metavar="HARDWARE", help="Such as 2xh100; otherwise as few H100 as hold the model.")
+@click.option("--buy/--rent", "bought", default=False, help="Buy the hardware, or rent it by the hour.")
+@click.option("--price", type=Range(), help="Dollars to buy it all.")
+@click.option("--hourly", type=Range(), help="Dollars an hour to rent it all.")
+@click.option("--tokens-per-second", "speed", type=Range(), help="Of answers, one machine, all users.")
+@click.option("--engine", default="vllm", show_default=True, help="What answers, for the prediction.")
+@click.option("--quant", metavar="NAME", help="Weights' type, such as FP8, for the prediction.")
+@click.option("--users", type=click.IntRange(1, 4096), default=64, show_default=True, help="At a time.")
+@click.option("--against", multiple=True, metavar="API", help="Such as gpt-5-mini or groq:...; repeatable.")
+@click.option("--batch", is_flag=True, help="Take the APIs' prices for answers within a day.")
+@click.option("--date", "day", type=click.DateTime(["%Y-%m-%d"]), help="Take the prices of that day.")
+@assumption_options
+@json_option
+@click.option("--html", "page", metavar="FILE", help="Write a report as one page.")
+def command(
+    model: str | None, csv_file: str | None, as_json: bool, page: str | None, day: Any, **given: Any
+) -> None:
+    """Hold the price of APIs against owning MODEL: dollars a month, and from how many tokens a day it pays.
+
+    Each assumption has a default with a source and a date, is listed, and has an option that takes one value
+    or a range: 3, 2-4 or 2:3:4. Without MODEL, give --tokens-per-second and --on.
+
+    With --json: {"schema": 1, "traffic": ..., "owned": ..., "bills": [...], "assumptions": [...], ...}.
+    """
+    from freehold import catalog
+    from freehold.advisor.breakeven import compare
+    from freehold.advisor.ownership import assumptions
+
+    today = date.today()
+    when = day.date() if day else today
+    chosen = {one.key: given[one.key] for one in known() if given[one.key] is not None}
+    chosen |= {key: given[key] for key in ("price", "hourly") if given[key] is not None}
+    months = (chosen.get("months") or next(a for a in known() if a.key == "months").value).mid
+    traffic = _traffic(csv_file, given).growing(given["growth"] / 100, months)
+    facts = catalog.model(model) if model else None
+    owned, fast = _owned(facts, traffic, given)
+    assumed = assumptions(owned, fast, traffic, chosen)
+    offers, left_out = _offers(facts, given["against"], traffic, when, given["batch"])
+    found = compare(owned, assumed, traffic, offers, when, given["batch"])
+    if page:
+        from freehold.cli.costpage import report
+
+        text = report(found, facts, today)
+        click.echo(f"wrote {write_beside(page, text)}", err=True)
+    if as_json:
+        click.echo(json.dumps(_as_json(found, facts, when), indent=1))
+    elif not page:
+        show(found, facts, today, left_out)
+
+
+def _traffic(csv_file: str | None, given: Mapping[str, Any]) -> Traffic:
+    from freehold.advisor.traffic import from_csv, from_figures
+    from freehold.catalog import prices
+
+    if csv_file:
+        return from_csv(Path(csv_file).expanduser(), prices.tiers())
+    return from_figures(given["a_day"], given["input_share"], given["cached"], given["request"])
+
+
+def _owned(facts: Model | None, traffic: Traffic, given: Mapping[str, Any]) -> tuple[Owned, Assumption]:
+    """Return the machines and how fast one answers: as told, else as predicted for the model."""
+    from freehold.advisor import hosting, ownership
+    from freehold.catalog import rig
+
+    if given["speed"] is not None:
+        if not given["speed"].low:
+            raise UsageError("--tokens-per-second 0 answers nothing", "give what one machine writes a second")
+        where = rig(given["on"] or hosting.USUAL)
+        return ownership.Owned(where, given["bought"]), ownership.speed(given["speed"])
+    if facts is None:
+        raise UsageError(
+            "how fast would it answer?", "name a MODEL of the catalogue, or give --tokens-per-second and --on"
+        )
+    found = hosting.host(facts, given["on"], traffic, given["engine"], given["quant"], given["users"])
+    return ownership.Owned(found.rig, given["bought"]), found.speed
+
+
+def _offers(
+    facts: Model | None, against: tuple[str, ...], traffic: Traffic, day: date, batch: bool
+) -> tuple[list[tuple[Offer, bool]], list[str]]:
+    """Return what to compare with, and of the unasked ones those that were left out, with why."""
+    from freehold.advisor.breakeven import bill
+    from freehold.catalog import prices
+
+    hosts = prices.hosts(facts) if facts else ()
+    if against:
+        found = {o.name: o for o in map(prices.find, against)}
+        return [(o, o in hosts) for o in found.values()], []
+    left_out = []
+    usual = [prices.find(name) for name in prices.USUAL]
+    if batch:
+        sold = [o for o in (*usual, *hosts) if o.sells_batch(day)]
+        left_out = [f"{o.name}: no batch price" for o in (*usual, *hosts) if o not in sold]
+        usual, hosts = [o for o in usual if o in sold], tuple(o for o in hosts if o in sold)
+    cheapest = sorted(hosts, key=lambda o: bill(o, traffic, day, batch).month.mid)
+    if len(cheapest) > MOST_HOSTS:
+        left_out.append(f"{len(cheapest) - MOST_HOSTS} dearer sellers of {facts.id if facts else ''}")
+    return [(o, False) for o in usual if o not in hosts] + [
+        (o, True) for o in cheapest[:MOST_HOSTS]
+    ], left_out
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+def _as_json(found: Comparison, facts: Model | None, day: date) -> dict[str, Any]:
+    """Return the answer as documented in docs/guides/cost.md; null for what is infinite."""
+    from freehold.catalog import prices
+
+    sheet, t = prices.table(), found.traffic
+    return {
+        "schema": SCHEMA,
+        "day": day.isoformat(),
+        "prices": {
+            "version": sheet.version,
+            "noted": sheet.noted.isoformat(),
+            "age_days": sheet.age_days(date.today()),
+        },
+        "traffic": {
+            "source": t.source,
+            "tokens_per_day": t.tokens,
+            "input": t.input,
+            "cached": t.cached,
+            "output": t.output,
+            "requests": t.requests,
+        },
+        "owned": {
+            "model": facts.id if facts else None,
+            "on": found.owned.rig.name,
+            "bought": found.owned.bought,
+            "machines": found.machines,
+            "utilisation": found.utilisation,
+            "dollars_a_month": _range_json(found.month),
+            "parts": dict(found.parts),
+            "swings": [_swing_json(s) for s in found.swings],
+        },
+        "bills": [_even_json(e) for e in found.evens],
+        "assumptions": [_assumption_json(a) for a in found.assumptions.values()],
+    }
+
+
+def _even_json(even: Even) -> dict[str, Any]:
+    offer = even.bill.offer
+    return {
+        "api": offer.name,
+        "same_model": even.bill.same,
+        "batch": even.bill.batch,
+        "source": offer.source,
+        "noted": offer.noted.isoformat() if offer.noted else None,
+        "dollars_a_month": _range_json(even.bill.month),
+        "break_even_tokens_per_day": _range_json(even.tokens_per_day),
+        "break_even_utilisation": _range_json(even.utilisation),
+        "swings": [_swing_json(s) for s in even.swings],
+    }
+
+
+def _assumption_json(one: Assumption) -> dict[str, Any]:
+    return {
+        "key": one.key,
+        "title": one.title,
+        "unit": one.unit,
+        "value": _range_json(one.value),
+        "source": one.source,
+        "checked": one.checked.isoformat(),
+        "given": one.given,
+    }
+
+
+def _swing_json(swing: Swing) -> dict[str, Any]:
+    return {"key": swing.assumption.key, "at_low": _finite(swing.at_low), "at_high": _finite(swing.at_high)}
+
+
+def _range_json(value: Interval) -> dict[str, Any]:
+    return {key: _finite(v) for key, v in value.as_json().items()}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,230 @@
+"""How a comparison of owning with APIs is worded: its lines, its tables, the tornado of a terminal.
+
+The page uses the same words. Knows no arithmetic.
+Path: cost.command -> show; costpage.report -> about, row, assumption_row
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import date
+from typing import TYPE_CHECKING
+
+import click
+
+from freehold.advisor.interval import Interval
+from freehold.cli.shared import pairs, table
+
+if TYPE_CHECKING:
+    from freehold.advisor.breakeven import Comparison, Even, Swing
+    from freehold.advisor.ownership import Assumption
+    from freehold.catalog import Model
+
+HEAD = ("OPTION", "DOLLARS A MONTH", "PER MILLION", "OWN FROM (TOKENS A DAY)", "OR USED AT")
+ASSUMPTIONS = ("ASSUMPTION", "LOW", "MID", "HIGH", "UNIT", "WHAT")
+MOST_SWINGS = 10
+_BAR = 44  # characters
+
+
+def show(found: Comparison, facts: Model | None, today: date, left_out: Sequence[str]) -> None:
+    """Print a comparison: what was asked, the bills, what moves the answer, what it rests on."""
+    pairs(about(found, facts, today))
+    click.echo()
+    table(HEAD, [own_row(found), *(row(found, e) for e in found.evens)], right=(2,))
+    click.echo(f"\n{verdict(found)}")
+    _show_tornado(found)
+    click.echo()
+    assumed = found.assumptions.values()
+    table(ASSUMPTIONS, [assumption_row(a) for a in assumed], right=(1, 2, 3))
+    click.echo()
+    pairs([(a.key, source(a, today)) for a in assumed])
+    for line in left_out:
+        click.echo(f"left out: {line}", err=True)
+
+
+def verdict(found: Comparison) -> str:
+    """Say in a sentence or two which is cheaper at this traffic, and from where on that turns."""
+    own = dollars(found.month.mid)
+    dearer = [e for e in found.evens if e.bill.month.mid > found.month.mid]
+    count = len(found.evens)
+    if not dearer:
+        said = (
+            f"Owning costs ${own} a month, more than each of the {count} APIs"
+            if count > 1
+            else (f"Owning costs ${own} a month, more than {found.evens[0].bill.offer.name}")
+        )
+    else:
+        said = f"Owning costs ${own} a month, less than {len(dearer)} of {count} APIs"
+    even = headline(found)
+    if even is None:
+        return f"{said}. No traffic makes owning pay under these assumptions."
+    said_from = spoken_tokens(even.tokens_per_day)
+    return f"{said}. It pays from {said_from} tokens a day on against {even.bill.offer.name}, the first to be passed."
+
+
+def about(found: Comparison, facts: Model | None, today: date) -> list[tuple[str, str]]:
+    """Word what was asked and what it rests on."""
+    from freehold.catalog import prices
+
+    t, sheet = found.traffic, prices.table()
+    age = sheet.age_days(today)
+    old = ": update the package genai-prices" if age > prices.STALE_DAYS else ""
+    mix = f"{t.input / t.tokens:.0%} read"
+    if t.cached:
+        mix += f" ({t.cached / t.input:.0%} of it cached)"
+    count, spare = found.machines, round(found.assumptions["spare"].value.mid)
+    machines = f"{count} machine{'s' * (count != 1)}" + (f", {spare} of them to spare" if spare else "")
+    fast = found.assumptions["speed"]
+    rows = [
+        ("traffic", f"{short(t.tokens)} tokens a day: {t.source}; {mix}"),
+        (
+            "owned",
+            f"{f'{facts.id} on ' if facts else ''}{found.owned.name}: {machines}, {found.utilisation:.1%} used",
+        ),
+        ("speed", f"{fast.value} tokens/s of answers a machine: {fast.source}"),
+        ("prices", f"genai-prices {sheet.version}, newest note {sheet.noted}, {age} days old{old}"),
+    ]
+    for even in found.evens:
+        if change := even.bill.offer.next_change(today):
+            rows.append(("", f"{even.bill.offer.name} announces other prices from {change}: see --date"))
+    return rows
+
+
+def own_row(found: Comparison) -> tuple[str, ...]:
+    """Word the line of owning."""
+    return (found.owned.name, spoken_dollars(found.month), per_million(found, found.month.mid), "", "")
+
+
+def row(found: Comparison, even: Even) -> tuple[str, ...]:
+    """Word one API's line of the table."""
+    bill = even.bill
+    marks = ", ".join(["same model"] * bill.same + ["batch"] * bill.batch)
+    return (
+        f"{bill.offer.name}{f' ({marks})' if marks else ''}",
+        spoken_dollars(bill.month),
+        per_million(found, bill.month.mid),
+        spoken_tokens(even.tokens_per_day),
+        spoken_share(even.utilisation),
+    )
+
+
+def assumption_row(one: Assumption) -> tuple[str, ...]:
+    """Word one assumption's range."""
+    value = one.value
+    return (one.key, *map(_figure, (value.low, value.mid, value.high)), one.unit, one.title)
+
+
+def source(one: Assumption, today: date) -> str:
+    """Word who says so and when, with the age of what is old."""
+    from freehold.catalog.model import STALE_DAYS
+
+    if one.given:
+        return one.source
+    age = (today - one.checked).days
+    return f"{one.source} ({one.checked}{f', {age} days old' if age > STALE_DAYS else ''})"
+
+
+def headline(found: Comparison) -> Even | None:
+    """Return the break-even that the tornado explains: of the finite ones the lowest, as it is reached first."""
+    finite = [e for e in found.evens if math.isfinite(e.tokens_per_day.mid)]
+    return min(finite, key=lambda e: e.tokens_per_day.mid, default=None)
+
+
+def tornado_title(found: Comparison, even: Even | None) -> str:
+    """Word what the tornado shows."""
+    if even is None:
+        return f"What moves the {dollars(found.month.mid)} dollars a month of owning"
+    return f"What moves the break-even with {even.bill.offer.name}, {short(even.tokens_per_day.mid)} tokens a day"
+
+
+def ends(swing: Swing) -> tuple[str, str]:
+    """Word an assumption's two ends, with the unit where it is a short one."""
+    value, unit = swing.assumption.value, swing.assumption.unit
+    behind = f" {unit}" if len(unit) < 6 else ""
+    return f"{_figure(value.low)}{behind}", f"{_figure(value.high)}{behind}"
+
+
+def _show_tornado(found: Comparison) -> None:
+    even = headline(found)
+    swings = (even or found).swings[:MOST_SWINGS]
+    if not swings:
+        return
+    mid = even.tokens_per_day.mid if even else found.month.mid
+    click.echo(f"\n{tornado_title(found, even)}:")
+    values = [v for s in swings for v in (s.at_low, s.at_high) if math.isfinite(v)]
+    low, high = min(mid, *values), max(mid, *values) * (1 if _all_finite(swings) else 1.5)
+    width = max(len(s.assumption.title) for s in swings)
+    for swing in swings:
+        value = swing.assumption.value
+        at = sorted([(swing.at_low, value.low), (swing.at_high, value.high)])
+        bar = _bar(at[0][0], mid, at[1][0], low, high)
+        click.echo(
+            f"  {swing.assumption.title:{width}}  {short(at[0][0]):>6} {bar} {short(at[1][0]):6}"
+            f"  {_figure(at[0][1])} … {_figure(at[1][1])} {swing.assumption.unit}"
+        )
+
+
+def _all_finite(swings: Sequence[Swing]) -> bool:
+    """Say whether no end of any swing is infinite."""
+    return all(math.isfinite(v) for s in swings for v in (s.at_low, s.at_high))
+
+
+def _bar(start: float, mid: float, end: float, low: float, high: float) -> str:
+    """Draw one bar on a logarithmic scale, with a mark at the answer itself."""
+
+    def at(value: float) -> int:
+        share = math.log(min(value, high) / low) / math.log(high / low) if high > low else 0.5
+        return round(share * (_BAR - 1))
+
+    a, b, m = at(start), at(end), at(mid)
+    return "".join("|" if i == m else "█" if a <= i <= b else " " for i in range(_BAR))
+
+
+def dollars(value: float) -> str:
+    """Word dollars."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.2f}"
+
+
+def spoken_dollars(value: Interval) -> str:
+    """Word dollars with their bounds."""
+    mid, low, high = (dollars(v) for v in (value.mid, value.low, value.high))
+    return mid if low == high else f"{mid} ({low} to {high})"
+
+
+def spoken_tokens(value: Interval) -> str:
+    """Word tokens a day with their bounds; `never` for what no traffic reaches."""
+    if value.low == value.high:
+        return short(value.mid)
+    return f"{short(value.mid)} ({short(value.low)} to {short(value.high)})"
+
+
+def spoken_share(value: Interval) -> str:
+    """Word how full the paid machines would have to be; what is beyond 100 % cannot be."""
+    low, mid, high = (f"{100 * v:.2g}" if v <= 1 else "100+" for v in (value.low, value.mid, value.high))
+    return f"{mid} %" if low == high else f"{mid} % ({low} to {high})"
+
+
+def per_million(found: Comparison, month: float) -> str:
+    """Word dollars for a million tokens of the mix."""
+    from freehold.advisor.ownership import DAYS
+
+    return f"{month / (found.traffic.tokens * DAYS) * 1e6:,.3g}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def short(value: float) -> str:
+    """Word a large number: 85M, 1.2B; `never` for an infinite one."""
+    if math.isinf(value):
+        return "never"
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= unit * 0.9995:
+            return f"{value / unit:.3g}{name}"
+    return f"{value:.3g}"
+
+
+def spoken(value: Interval) -> str:
+    return f"{value.mid:g}" + ("" if value.low == value.high else f" ({value.low:g} to {value.high:g})")
