@@ -36,6 +36,7 @@ template <int Sub> OP void pairs_of(const Acts& x, int64_t u, int64_t t0, int64_
   }
 }
 
+OP int64_t groups_in(const Panels& w, int64_t u) { return w.k - u * kUnitK < kUnitK ? (w.k - u * kUnitK) / 32 : 8; }
 template <class Code, bool Min> struct Groups {                 // where group g of a panel keeps its codes and floats
   OP const uint8_t* codes(const uint8_t* base, int64_t g) {
     return Min ? base + g * (Code::kBytes + 64) : base + g / 2 * (2 * Code::kBytes + 64) + g % 2 * Code::kBytes;
@@ -46,26 +47,37 @@ template <class Code, bool Min> struct Groups {                 // where group g
   }
 };
 
-// The weights a call reads next: the same unit of the next panel, then the next unit of the first. They come from memory,
-// 2 KB at a time from places far apart, so no hardware sees them coming; tokens [t, t + n) of nt ask for their share.
+// The weights that are asked for while a panel's unit is multiplied: that unit two panels on, then the next unit of the first panels,
+// then what the caller reads after this call. They come from memory, 2 KB at a time from places far apart, so no hardware sees
+// them coming; one panel on, sixteen tokens are done before they are here. Tokens [t, t + n) of nt ask for their share.
 struct Next {
   const uint8_t* at;
   int64_t bytes;
   void ask(int64_t t, int64_t n, int64_t nt) const {
-    for (int64_t i = bytes * t / nt / 64; i < bytes * (t + n) / nt / 64; ++i) prefetch(at + 64 * i);
+    const int64_t end = t + n < nt ? t + n : nt;
+    for (int64_t i = bytes * t / nt / 64; i < bytes * end / nt / 64; ++i) prefetch(at + 64 * i);
   }
 };
-template <class Code, bool Min> OP Next next_32(const Panels& w, int64_t p0, int64_t p1, int64_t p, int64_t u) {
-  const bool down = p + 1 < p1;
-  return {Groups<Code, Min>::codes(w.data + (down ? p + 1 : p0) * w.panel_bytes, 8 * (down ? u : u + 1)), 8 * (Code::kBytes + (Min ? 64 : 32))};
+// `of` gives a unit's bytes: of(panel, unit).
+template <class Of> OP Next next_of(const Panels& w, int64_t p0, int64_t p1, int64_t p, int64_t u, const Acts& x, Of of) {
+  constexpr int64_t kOn = 2;
+  const int64_t n = p - p0 + kOn, panel = n % (p1 - p0), unit = u + n / (p1 - p0);
+  if (unit * kUnitK < w.k) return of(w.data + (p0 + panel) * w.panel_bytes, unit);
+  return x.next ? of(x.next + panel * w.panel_bytes, 0) : Next{nullptr, 0};
 }
-OP Next next_i8(const Panels& w, int64_t p0, int64_t p1, int64_t p, int64_t u) {
-  const bool down = p + 1 < p1;
-  return {w.data + (down ? p + 1 : p0) * w.panel_bytes + (down ? u : u + 1) * 8 * (Byte::kBytes + 128), 8 * (Byte::kBytes + 128)};
+template <class Code, bool Min> OP Next next_32(const Panels& w, int64_t p0, int64_t p1, int64_t p, int64_t u, const Acts& x) {
+  return next_of(w, p0, p1, p, u, x, [&](const uint8_t* panel, int64_t unit) {
+    return Next{Groups<Code, Min>::codes(panel, 8 * unit), groups_in(w, unit) * (Code::kBytes + (Min ? 64 : 32))};
+  });
 }
-template <class B> OP Next next_256(const Panels& w, int64_t p0, int64_t p1, int64_t p, int64_t u) {
-  const bool down = p + 1 < p1;
-  return {B::at(w, down ? p + 1 : p0, down ? u : u + 1), B::S::kUnit};
+OP Next next_i8(const Panels& w, int64_t p0, int64_t p1, int64_t p, int64_t u, const Acts& x) {
+  constexpr int64_t kGroup = Byte::kBytes + 128;
+  return next_of(w, p0, p1, p, u, x, [&](const uint8_t* panel, int64_t unit) {
+    return Next{panel + 8 * unit * kGroup, groups_in(w, unit) * kGroup};
+  });
+}
+template <class S> OP Next next_256(const Panels& w, int64_t p0, int64_t p1, int64_t p, int64_t u, const Acts& x) {
+  return next_of(w, p0, p1, p, u, x, [](const uint8_t* panel, int64_t unit) { return Next{panel + unit * S::kUnit, S::kUnit}; });
 }
 
 // Calls f.run<tokens>(t) for tiles of kGemmTile tokens over [0, nt), and smaller ones at the end.
@@ -81,6 +93,7 @@ template <class F> OP void each_tile(const F& f, int64_t nt, const Next& next) {
     next.ask(t, kGemmTile, nt);
     f.template run<kGemmTile>(t);
   }
+  next.ask(t, kGemmTile, nt);
   tail_tile<kGemmTile - 1>(f, t, nt - t);
 }
 
@@ -91,8 +104,6 @@ template <class Code, int Inputs, int NB> OP void unit_dots(I* acc, const uint8_
 }
 
 // ---- a float scale per 32 inputs -------------------------------------------------------------------------------
-OP int64_t groups_in(const Panels& w, int64_t u) { return w.k - u * kUnitK < kUnitK ? (w.k - u * kUnitK) / 32 : 8; }
-
 template <class Code, int Offset, bool Min> struct Unit32 {
   const uint8_t* w;                                             // unpacked
   const float *d, *m;                                           // [groups][16]
@@ -136,7 +147,7 @@ static void gemm_32(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Ac
       if (Min) fstore(m + 16 * g, load_f16(aux + 16));
     }
     each_tile(Unit32<Code, Offset, Min>{codes, d, m, groups, x.q + at * kUnitK, x.scale + at * 8, x.fsum32 + at * 8, starts.at, y, u == 0}, nt,
-              next_32<Code, Min>(w, p0, p1, p, u));
+              next_32<Code, Min>(w, p0, p1, p, u, x));
   }
 }
 
@@ -169,7 +180,7 @@ static void gemm_i8(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Ac
   const int64_t at = u * x.rows + t0;
   for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows)
     each_tile(UnitI8{w.data + p * w.panel_bytes + 8 * u * (Byte::kBytes + 128), groups_in(w, u), x.q + at * kUnitK, x.scale + at * 8, starts.at, y, u == 0}, nt,
-              next_i8(w, p0, p1, p, u));
+              next_i8(w, p0, p1, p, u, x));
 }
 
 // ---- 256-input blocks with integer sub-scales ------------------------------------------------------------------
@@ -243,7 +254,7 @@ static void gemm_256(const Panels& w, int64_t p0, int64_t p1, int64_t u, const A
     for (int s = 0; s < kSubs; ++s) bstore(subs + 64 * s, B::sub(unit, s));
     if (Min) for (int j = 0; j < kSubs / 2; ++j) bstore(mins + 64 * j, B::min_pair(unit, j));
     each_tile(Unit256<Code, Sub, Offset, Signed, Min>{codes, subs, mins, B::aux(unit), x.q + at * kUnitK, x.scale + at, starts.at, pairs.at, y, u == 0}, nt,
-              next_256<B>(w, p0, p1, p, u));
+              next_256<typename B::S>(w, p0, p1, p, u, x));
   }
 }
 

@@ -101,7 +101,7 @@ static void tiles_256(const Panels& w, int64_t p0, int64_t p1, int64_t u, const 
     }
     if (Min) for (int j = 0; j < kSubs / 2; ++j) bstore(mins + 64 * j, B::min_pair(unit, j));
     settle();
-    const Next next = next_256<B>(w, p0, p1, p, u);
+    const Next next = next_256<typename B::S>(w, p0, p1, p, u, x);
     const Ends<kSubs, Min> ends{mins, B::aux(unit), x.scale + at, pairs.at, y, u == 0};
     for (int64_t t = 0; t < nt; t += 32) {
       const int8_t* q = x.q + (at + t) * kUnitK;
@@ -192,7 +192,7 @@ static void tiles_32(const Panels& w, int64_t p0, int64_t p1, int64_t u, const A
       if (Min) fstore(m + 16 * g, load_f16(aux + 16));
     }
     settle();
-    Parts<32, Min>{codes, d, m, groups, x.q + at * kUnitK, x.scale + at * 8, x.fsum32 + at * 8, y, u == 0}.run(nt, next_32<Code, Min>(w, p0, p1, p, u));
+    Parts<32, Min>{codes, d, m, groups, x.q + at * kUnitK, x.scale + at * 8, x.fsum32 + at * 8, y, u == 0}.run(nt, next_32<Code, Min>(w, p0, p1, p, u, x));
   }
   _tile_release();
 }
@@ -208,7 +208,7 @@ static void tiles_i8(const Panels& w, int64_t p0, int64_t p1, int64_t u, const A
       for (int h = 0; h < 2; ++h) fstore(d + 32 * g + 16 * h, fload(reinterpret_cast<const float*>(base + Byte::kBytes) + 16 * h));
     }
     settle();
-    Parts<16, false>{codes, d, nullptr, 2 * groups, x.q + at * kUnitK, x.scale + at * 8, nullptr, y, u == 0}.run(nt, next_i8(w, p0, p1, p, u));
+    Parts<16, false>{codes, d, nullptr, 2 * groups, x.q + at * kUnitK, x.scale + at * 8, nullptr, y, u == 0}.run(nt, next_i8(w, p0, p1, p, u, x));
   }
   _tile_release();
 }
