@@ -168,19 +168,13 @@ def matrix(rows: Sequence[Row], of: tuple[Column, ...], bare: bool = False) -> n
     return terms[:, [TERMS.index(term) for term, _ in of]] * has(rows, of)
 
 
-def known(rows: Sequence[Row], of: tuple[Column, ...]) -> np.ndarray:
+def known(rows: Sequence[Row], of: tuple[Column, ...], bare: bool = False) -> np.ndarray:
     """Return the seconds of terms whose factors are told and not fitted."""
     free = {(key, term) for term, keys in of for key in keys}
-    return np.array(
-        [
-            sum(
-                t * f
-                for name, t in zip(TERMS, r.terms, strict=True)
-                if (f := _told(r.key, name)) and (r.key, name) not in free
-            )
-            for r in rows
-        ]
-    )
+    factors = {
+        key: [0.0 if (key, t) in free else _told(key, t) for t in TERMS] for key in {r.key for r in rows}
+    }
+    return np.array([np.dot(r.bare if bare else r.terms, factors[r.key]) for r in rows])
 
 
 def _told(key: Key, term: str) -> float:
@@ -193,7 +187,7 @@ def waits(rows: Sequence[Row], of: tuple[Column, ...], fit: Fit) -> tuple[np.nda
     That is the prompt, those that came with it, the steps between its chunks, and the arrival.
     """
     steps = tuple(c for c in fit.columns if c[0] in TERMS)
-    after = known(rows, steps) + matrix(rows, steps, bare=True) @ fit.values[: len(steps)]
+    after = known(rows, steps, bare=True) + matrix(rows, steps, bare=True) @ fit.values[: len(steps)]
     read = np.array([r.prompt_s * fit.factors(r.key)["prompts"] for r in rows])
     others = np.array([r.together - 1 for r in rows])
     chunks = after * np.array([r.chunks for r in rows])

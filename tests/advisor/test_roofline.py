@@ -12,7 +12,7 @@ from benches import published
 from freehold import catalog
 from freehold.advisor import roofline
 from freehold.advisor.anatomy import Anatomy, from_catalogue
-from freehold.advisor.engines import device_class, engine, engines, speed, speeds, spreads
+from freehold.advisor.engines import engine, engines, speed, speeds, spreads
 from freehold.catalog.hardware import devices, rig
 from freehold.errors import UsageError
 
@@ -194,12 +194,25 @@ def test_unpacking_bounds_llama_cpp_where_memory_is_fast():
     assert roofline.step(one, rig("h200"), engine("vllm"), 1, 100).unpack == 0
 
 
+def test_old_gpus_are_llama_cpps_alone():
+    small = weigh("meta-llama/Llama-3.2-1B-Instruct", "F16")
+    found = roofline.candidates(small, rig("gtx-1050-ti"), engines(), 4096)
+    assert [e.name for e, _ in found] == ["llama.cpp"]
+    assert "does not run on" in roofline.place(small, rig("gtx-1050-ti"), engine("vllm"), 4096).why
+
+
+@pytest.mark.parametrize("isl, osl, users", [(-1, 10, 1), (10, 0, 1), (10, 10, 0)])
+def test_users_who_ask_for_nothing_are_refused(isl: int, osl: int, users: int):
+    with pytest.raises(UsageError, match="ask for nothing"):
+        roofline.serving(weigh(LLAMA, "FP8"), rig("h100"), engine("vllm"), isl, osl, users)
+
+
 def test_every_engine_has_a_speed_where_it_runs_and_every_factor_is_there():
     need = {"weights", "layers", "steps", "prompts", "cache", "compute", "own", "queued", "chunks", "arrival"}
     for how in engines():
         assert how.source and set(how.kinds) == set(how.memory_share)
         for device in devices():
-            if how.runs_on(device) and (device_class(device) != "old" or how.name == "llama.cpp"):
+            if how.runs_on(device):
                 assert need <= speed(how, device).factors.keys(), (how.name, device.name)
     for pace in speeds():
         assert pace.rows or pace.source

@@ -42,7 +42,8 @@ class Engine:
 
     def runs_on(self, device: Device) -> bool:
         """Say whether it is made for a device."""
-        return device.kind in self.kinds and (not self.vendors or device.vendor in self.vendors)
+        made = device.kind in self.kinds and (not self.vendors or device.vendor in self.vendors)
+        return made and any((s.engine, s.on) == (self.name, device_class(device)) for s in speeds())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """How fast an engine answers on named hardware: one user's tokens a second, and many users' at once.
 
 A step's time is a sum of terms: bytes over bandwidth, operations over rate, and pieces that cost something each
-(layers, sums over devices, sequences). `terms` gives them at the limits a vendor publishes; how many times these an
+(layers, sums over devices, sequences). `step` gives them at the limits a vendor publishes; how many times these an
 engine takes is fitted (engines.Speed), and so is how far four of five measurements lay from it (engines.Spread).
 Knows nothing of this machine (advisor/fit.py measures that), of drafts, of split prefill, of layers left to a CPU.
 Path: cli/fit --on, cli/advise --on, cli/cost -> place -> single_stream or serving -> Interval
@@ -141,8 +141,13 @@ def single_stream(work: Work, rig: Rig, engine: Engine, context: int, prompt: in
 def serving(work: Work, rig: Rig, engine: Engine, isl: int, osl: int, concurrency: int) -> Serving:
     """Predict what `concurrency` users get who each send `isl` tokens and ask for `osl`.
 
-    Raises UsageError where the model does not fit, the engine does not run there, or the device's rate is unknown.
+    Raises UsageError where the model does not fit, the engine does not run there, the device's rate is unknown, or
+    nobody asks for anything.
     """
+    if isl < 0 or osl < 1 or concurrency < 1:
+        raise UsageError(
+            f"{concurrency} users with prompts of {isl} and answers of {osl} tokens ask for nothing"
+        )
     pace, placed = speed(engine, rig.device), place(work, rig, engine, isl + osl)
     if not placed.fits:
         raise UsageError(f"{work.name} in {work.quant}: {placed.why}")
