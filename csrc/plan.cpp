@@ -50,6 +50,7 @@ struct Plan::State {
   std::vector<std::vector<float>> slots;
   std::vector<std::unique_ptr<RopeTable>> ropes;
   ActScratch scratch;
+  std::vector<float> partials;                           // of attention: see there
   Logits* head = nullptr;
   Hidden* last = nullptr;                                // of a plan without a head
   Pace pace;
@@ -223,6 +224,7 @@ int Plan::attention(int layer, int q, float scale, int window, float softcap) {
   op->scale = scale;
   op->window = window;
   op->softcap = softcap;
+  op->partials = &s_->partials;
   op->reads = {q};
   op->writes = {op->out};
   return s_->add(std::move(op)).out;
