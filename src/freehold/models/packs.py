@@ -78,7 +78,7 @@ def open_pack(path: Path, digest: str) -> dict[str, Matrix] | None:
             mapped.madvise(mmap.MADV_HUGEPAGE)
         panels = np.frombuffer(mapped, np.uint8)
         if panels.size < available_bytes() // 2:  # else the kernel had better choose what stays
-            threading.Thread(target=prefault, args=(panels,), name="freehold-pages", daemon=True).start()
+            threading.Thread(target=_touch, args=(panels,), name="freehold-pages").start()
         os.utime(path)  # the budget drops the least recently used
         return {
             m["name"]: Matrix.view(panels[m["at"] : m["at"] + m["bytes"]], m["kind"], m["rows"], m["cols"])
@@ -86,6 +86,17 @@ def open_pack(path: Path, digest: str) -> dict[str, Matrix] | None:
         }
     except (OSError, struct.error):
         return None
+
+
+def _touch(panels: np.ndarray) -> None:
+    """Bring pages in until all are there or the program ends, which waits for one chunk.
+
+    A daemon would still be in native code then, and the interpreter ends such threads by aborting the process.
+    """
+    for at in range(0, panels.size, CHUNK):
+        if not threading.main_thread().is_alive():
+            return
+        prefault(panels[at : at + CHUNK])
 
 
 def write_pack(path: Path, digest: str, matrices: Mapping[str, Matrix], budget: int = DEFAULT_BUDGET) -> None:
