@@ -1,4 +1,4 @@
-"""Writes a GGUF file's weights as BF16, for peers that cannot read its quantisation. Knows no peer.
+"""Writes a GGUF file's weights in another type: BF16 for peers that cannot read its own. Knows no peer.
 
 A copy lies under .peers/weights/ and is made once. BF16 rounds the dequantised values to 8 bits of mantissa.
 Path: contest.Contest.load -> bf16_copy; servers.py -> hf_copy -> this file as a program, beside transformers
@@ -6,11 +6,14 @@ Path: contest.Contest.load -> bf16_copy; servers.py -> hf_copy -> this file as a
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -19,21 +22,28 @@ from benches.environments import PEERS, NotInstalled, environment
 
 def bf16_copy(path: Path) -> Path:
     """Return the path of the file's BF16 copy, made on first use; vectors stay float32."""
-    import gguf
-    import numpy as np
+    return copy_in(path, "BF16")
 
-    copy = PEERS / "weights" / f"{path.stem}-{path.stat().st_size}-bf16.gguf"
+
+def copy_in(path: Path, kind: str) -> Path:
+    """Return the path of a copy whose matrices are all in `kind` (BF16, Q8_0, Q4_0, ...), made on first use."""
+    import gguf
+
+    copy = PEERS / "weights" / f"{path.stem}-{path.stat().st_size}-{kind.lower()}.gguf"
     if copy.exists():
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)
     reader, part = gguf.GGUFReader(path), copy.with_suffix(".part")
     writer = gguf.GGUFWriter(part, reader.fields["general.architecture"].contents())
-    _copy_metadata(gguf, reader, writer)
-    wide = gguf.GGMLQuantizationType.BF16
+    _copy_metadata(gguf, reader, writer, kind)
+    wide = gguf.GGMLQuantizationType[kind]
     for tensor in reader.tensors:
-        shape = [int(n) for n in reversed(tensor.shape)]
-        kind, size = (None, 4) if len(shape) == 1 else (wide, 2)
-        writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), int(tensor.n_elements) * size, kind)
+        shape, to = [int(n) for n in reversed(tensor.shape)], wide if len(tensor.shape) > 1 else None
+        if to is not None:
+            shape = list(gguf.quants.quant_shape_to_byte_shape(shape, to))
+        size = math.prod(shape) * (1 if to is not None else 4)
+        dtype = np.dtype(np.uint8 if to is not None else np.float32)
+        writer.add_tensor_info(tensor.name, shape, dtype, size, to)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -45,16 +55,16 @@ def bf16_copy(path: Path) -> Path:
     return copy
 
 
-def _copy_metadata(gguf: Any, reader: Any, writer: Any) -> None:
+def _copy_metadata(gguf: Any, reader: Any, writer: Any, kind: str) -> None:
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name == "general.architecture":
             continue
-        kind = field.types[0]
-        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        code = field.types[0]
+        inner = field.types[-1] if code == gguf.GGUFValueType.ARRAY else None
         value = field.contents()
         if field.name == "general.file_type":
-            value = int(gguf.LlamaFileType.MOSTLY_BF16)
-        writer.add_key_value(field.name, value, kind, sub_type=inner)
+            value = int(gguf.LlamaFileType[f"MOSTLY_{kind}"])
+        writer.add_key_value(field.name, value, code, sub_type=inner)
 
 
 def hf_copy(path: Path) -> Path:

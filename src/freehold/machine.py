@@ -31,10 +31,20 @@ def available_bytes() -> int:
 
 def cgroup_available_bytes(root: Path = _CGROUP) -> int | None:
     """Return what the control group leaves, counting its file cache as free; None without a limit."""
-    for (limit_name, usage_name), stat_name in zip(_FILES, _STAT, strict=True):
-        limit, usage = _number(root / limit_name), _number(root / usage_name)
-        if limit is not None and usage is not None and limit < psutil.virtual_memory().total:
+    limit = cgroup_limit_bytes(root)
+    for (_, usage_name), stat_name in zip(_FILES, _STAT, strict=True):
+        usage = _number(root / usage_name)
+        if limit is not None and usage is not None:
             return max(limit - usage + _file_cache(root / stat_name), 0)
+    return None
+
+
+def cgroup_limit_bytes(root: Path = _CGROUP) -> int | None:
+    """Return what the control group may take in all; None where it is not held to less than the machine has."""
+    for limit_name, _ in _FILES:
+        limit = _number(root / limit_name)
+        if limit is not None and limit < psutil.virtual_memory().total:
+            return limit
     return None
 
 

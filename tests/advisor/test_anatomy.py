@@ -50,7 +50,7 @@ def test_a_token_reads_a_row_of_the_embedding_and_its_experts_only():
 
 def test_a_published_model_and_its_file_agree(tmp_path: Path):
     """Two layers of hidden 64 and vocab 128, tied, at Q8_0: every byte by hand."""
-    anatomy = from_file(_two_layers(tmp_path / "tiny.gguf"))
+    anatomy = from_file(two_layers(tmp_path / "tiny.gguf"))
     body = 2 * (64 * 64 + 2 * 32 * 64)
     assert anatomy.weight_bytes == anatomy.token_bytes == (128 * 64 + body) * 34 // 32
     assert anatomy.weights == 128 * 64 + body
@@ -98,7 +98,7 @@ def test_intervals_scale_add_and_turn_over():
         Interval(2, 1, 3)
 
 
-def _two_layers(path: Path) -> Path:
+def two_layers(path: Path) -> Path:
     def matrix(name: str, rows: int) -> Entry:
         return Entry(name, QuantType.Q8_0, (64, rows), bytes(row_bytes(QuantType.Q8_0, 64) * rows))
 

@@ -140,7 +140,7 @@ def from_catalogue(model: Model, quant: str) -> Anatomy:
         name=model.name or model.id,
         quant=found.name,
         architecture=model.architecture,
-        parts=tuple(_published_parts(model, found)),
+        parts=tuple(_mixed(_published(model), found, model.hidden)),
         layers=model.layers,
         context=model.context,
         hidden=model.hidden,
@@ -155,13 +155,24 @@ def tied(model: Model) -> bool:
     return model.params_b < _TIED_BELOW or model.family.startswith(_TIED)
 
 
-def _published_parts(model: Model, mix: quants.Mix) -> Iterable[Part]:
+def in_quant(anatomy: Anatomy, quant: str) -> Anatomy:
+    """Weigh a file's model as it would be in another quantisation: its own matrices, the mix's types."""
+    found = quants.mix(quant)
+    sums: dict[tuple[str, float], float] = {}
+    for part in anatomy.parts:
+        sums[part.role, part.share] = sums.get((part.role, part.share), 0.0) + part.weights
+    parts = _mixed(((role, n, share) for (role, share), n in sums.items()), found, anatomy.hidden)
+    return replace(anatomy, quant=found.name, parts=tuple(parts), exact=False, path=None)
+
+
+def _published(model: Model) -> Iterable[tuple[str, float, float]]:
+    """Yield role, weights and the share of them that a token reads, as far as they are published."""
     table = float(model.hidden * model.vocab)
     one = tied(model)
     if table:
-        yield _part("head", mix.head, table, model.hidden)
+        yield "head", table, 1.0
         if not one:
-            yield _part("embed", mix.embed, table, model.hidden, 1 / model.vocab)
+            yield "embed", table, 1 / model.vocab
     left = max(model.params_b * 1e9 - table * (1 if one else 2), 0.0)
     used = min(max((model.active_b or model.params_b) * 1e9 - table, 0.0), left)
     if (
@@ -173,16 +184,21 @@ def _published_parts(model: Model, mix: quants.Mix) -> Iterable[Part]:
         chosen = model.experts_per_token / model.experts if model.experts else chosen
     # a token reads what all share and `chosen` of the rest; what it does not read tells how much the rest is
     rest = min((left - used) / (1 - chosen), left) if used < left else 0.0
-    for kind, part in mix.body.items():
-        if left > rest:
-            yield _part("body", kind, (left - rest) * part, model.hidden)
-        if rest:
-            yield _part(role, kind, rest * part, model.hidden, chosen)
+    if left > rest:
+        yield "body", left - rest, 1.0
+    if rest:
+        yield role, rest, chosen
 
 
-def _part(role: str, kind: str, weights: float, columns: int, share: float = 1.0) -> Part:
-    kind = quants.stored(kind, columns)
-    return Part(role, kind, weights, weights * quants.bits(kind) / 8, share)
+def _mixed(roles: Iterable[tuple[str, float, float]], mix: quants.Mix, hidden: int) -> Iterable[Part]:
+    """Yield the parts of roles in a mix's types; norms stay what they are."""
+    body = mix.body_of(hidden)
+    types = {"norms": {"F32": 1.0}} | {
+        role: {quants.stored(kind, hidden): 1.0} for role, kind in (("head", mix.head), ("embed", mix.embed))
+    }
+    for role, weights, share in roles:
+        for kind, part in types.get(role, body).items():
+            yield Part(role, kind, weights * part, weights * part * quants.bits(kind) / 8, share)
 
 
 def from_file(path: str | Path) -> Anatomy:

@@ -17,6 +17,7 @@ from freehold.config import nearest
 from freehold.errors import UsageError
 
 _BLOCK = 256  # weights that K types share scales over; a row must be a multiple of them
+_DOWN = 0.29  # of a layer's weights: the MLP's second matrix, whose rows are as wide as the MLP, mostly a multiple
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,18 @@ class Mix:
     def bits(self) -> float:
         """Bits of a weight of the layers."""
         return sum(share * bits(kind) for kind, share in self.body.items())
+
+    def body_of(self, hidden: int) -> dict[str, float]:
+        """Return the types' shares where rows are `hidden` wide (0: any width); rarer types go to the MLP's second."""
+        found: dict[str, float] = {}
+        room = _DOWN if hidden % _BLOCK else 1.0
+        for kind, share in sorted(self.body.items(), key=lambda item: item[1]):
+            kept = min(share, room)
+            room -= kept
+            for name, part in ((kind, kept), (stored(kind, hidden), share - kept)):
+                if part > 0:
+                    found[name] = found.get(name, 0.0) + part
+        return found
 
 
 def mix(name: str) -> Mix:

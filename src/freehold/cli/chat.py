@@ -118,6 +118,7 @@ class Chat:
         if session is not None:
             self._take(session, system)
         self._used, self._speed = 0, 0.0
+        self.usages: list[Usage] = []  # of all answers so far
 
     def run(self, read: Callable[[], str]) -> None:
         """Read and answer until the user leaves; Ctrl-C while typing only empties the line."""
@@ -183,6 +184,7 @@ class Chat:
     def _account(self, answer: Answer) -> None:
         if answer.usage is not None:
             self._used = answer.usage.prompt_tokens + answer.usage.completion_tokens
+            self.usages.append(answer.usage)
         self._speed = answer.tokens_per_second
         if answer.stopped and answer.text:
             self._say("(stopped)")

@@ -26,6 +26,7 @@ VERBS = {
     "ps": "List the models in the server's memory.",
     "stop": "Unload a model, or end the server.",
     "models": "Search what is known of open models; refresh it.",
+    "fit": "Say whether a model fits, here or on named hardware, and how fast it answers.",
     "pull": "Fetch a model, or reference one already here.",
     "create": "Make a model from another one, out of a Modelfile.",
     "list": "List the models held here.",

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,7 +38,7 @@ from freehold.cli.shared import (
 from freehold.config import Settings
 from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, ServerUnreachable, UsageError
 from freehold.store import ModelRef, Store
-from freehold.types import Chunk, Message, ModelInfo, TokenLogprob
+from freehold.types import Chunk, Message, ModelInfo, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from freehold.cli.attach import Running
@@ -190,9 +191,10 @@ def _run(
             check(asking.think)
         told = _tell_notes(llm)
         if talking:
-            status = _talk(llm, settings, request, asking, session)
+            status, usages = _talk(llm, settings, request, asking, session)
         else:
-            status = _answer(llm, settings, request, asking, session, prompt)
+            status, usages = _answer(llm, settings, request, asking, session, prompt)
+        _learn(llm, settings, request, usages)
     _tell_notes(llm, told)  # what came up while it answered
     return status
 
@@ -352,8 +354,8 @@ def _answer(
     asking: Asking,
     session: Session | None,
     prompt: str,
-) -> int:
-    """Print one answer; 0, or 130 when Ctrl-C cut it."""
+) -> tuple[int, list[Usage]]:
+    """Print one answer; return 0, or 130 when Ctrl-C cut it, and what it took."""
     if asking.sampling.seed is None:
         asking.sampling = replace(asking.sampling, seed=secrets.randbelow(MAX_SEED))
     messages = _messages(session, request.system, prompt)
@@ -381,7 +383,17 @@ def _answer(
     if session is not None and answer.text:
         said = Message("assistant", answer.text, answer.thinking)
         Sessions(settings.home).save(replace(session, model=llm.name, messages=(*messages, said)))
-    return 130 if answer.stopped else 0
+    return 130 if answer.stopped else 0, [answer.usage] if answer.usage else []
+
+
+def _learn(llm: LLM | RemoteModel, settings: Settings, request: Request, usages: list[Usage]) -> None:
+    """Keep what answers took that were computed here as `freehold fit` predicts them: plainly."""
+    plain = not (request.draft or request.adapter or request.threads) and request.kv_type == "f16"
+    path: Path | None = getattr(llm, "path", None)  # a server's model has none
+    if usages and plain and path is not None:
+        from freehold.advisor.learning import learn
+
+        learn(settings.home, path, usages)
 
 
 def _messages(session: Session | None, system: str, prompt: str) -> tuple[Message, ...]:
@@ -472,7 +484,8 @@ def speeds(answer: Answer) -> str:
 
 def _talk(
     llm: LLM | RemoteModel, settings: Settings, request: Request, asking: Asking, session: Session | None
-) -> int:
+) -> tuple[int, list[Usage]]:
+    """Chat until the user leaves; return 0 and what the answers took."""
     from freehold.cli.terminal import LineReader, PlainReader
 
     if session is not None and not session.model:
@@ -495,7 +508,7 @@ def _talk(
     chat.run(reader.read)
     if chat.session.messages:
         _tell(f"saved: freehold run --session {chat.session.name} goes on with it")
-    return 0
+    return 0, chat.usages
 
 
 def _renderer(request: Request, *, data: bool = False) -> Renderer:

@@ -150,6 +150,11 @@ class LLM:
         return tuple(self._notes)
 
     @property
+    def path(self) -> Path:
+        """The file or folder that holds its weights."""
+        return self._engine.model.path
+
+    @property
     def context(self) -> int:
         """Tokens there is room for, prompt and answer together."""
         return self._engine.context

@@ -18,10 +18,12 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -30,7 +32,7 @@ from numpy.typing import NDArray
 
 from freehold import __version__
 from freehold.errors import EngineClosed, EngineLost, UsageError
-from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Vectors
+from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Usage, Vectors
 from freehold.worker.wire import (
     PROTOCOL,
     BadFrame,
@@ -62,6 +64,7 @@ SWITCH_S = 0.0005  # a step that ends while a job is taken in waits this long fo
 TOGETHER_S = 0.002  # jobs that came at once enter at once, if it takes no longer to read them
 EMBEDDING = 4  # requests for embeddings that wait for steps together; the texts of all share them
 LONG_JOB = 16 << 10  # bytes; rendering and tokenizing more than this would keep the next job waiting
+LEARNT = 64  # answers whose speed is kept for `freehold fit` when the process ends, the latest ones
 READ = 1 << 18
 OOM_SCORE = 500  # when memory runs out the kernel takes an engine, which comes back, not the server
 
@@ -144,6 +147,8 @@ class Answers:
         self._live: dict[int, Answering] = {}
         self._told = EngineStats()
         self._coming: set[int] = set()  # announced and not yet entered; a cancel takes them out
+        self._alone: int | None = None  # the job that nobody shared a step with so far
+        self.usages: deque[Usage] = deque(maxlen=LEARNT)  # of answers that were alone
         # Held from entering a job until it is in `_live`, so that no step's tokens are left lying.
         self._gate = threading.Lock()
 
@@ -172,6 +177,7 @@ class Answers:
         except Exception as e:
             return [Failed.of(id, e)]
         self._live[id] = answering
+        self._alone = id if len(self._live) == 1 else None
         return [Began(id, answering.begin)] if answering.begin else []
 
     def cancel(self, id: int) -> None:
@@ -210,6 +216,9 @@ class Answers:
             events.append(Began(id, answering.begin))
         for index, chunk in pieces:
             events.append(Piece(id, index, chunk))
+            self._alone = None if index else self._alone
+            if chunk.usage is not None and id == self._alone:
+                self.usages.append(chunk.usage)
         if answering.done:
             del self._live[id]
         return None
@@ -319,6 +328,8 @@ class Process:
         self._open: queue.SimpleQueue[Open] = queue.SimpleQueue()
         self._model: Model | None = None
         self._intake: Intake | None = None
+        self._answers: Answers | None = None
+        self._packs: Path | None = None  # the folder of packs where models are computed plainly
 
     def run(self) -> None:
         """Greet, load, answer. Never returns while the server is there, unless loading failed."""
@@ -330,7 +341,9 @@ class Process:
         except Exception as e:
             return self._channel.send(Failed.of(0, e))
         self._model = model
-        answers = Answers(model, self._channel)
+        self._answers = answers = Answers(model, self._channel)
+        kv_type, threads = (asked.options.get(name) for name in ("kv_type", "threads"))
+        self._packs = asked.packs if kv_type in (None, "f16") and not threads and not asked.draft else None
         self._intake = Intake(model, answers, self._channel)
         gc.collect()
         gc.freeze()  # what loading made lives as long as we do
@@ -380,8 +393,22 @@ class Process:
         if self._model is not None:
             threading.Timer(LEAVE_S, os._exit, (0,)).start()
             with suppress(Exception):
+                self._learn(self._model)
+            with suppress(Exception):
                 self._model.close()
         os._exit(0)
+
+    def _learn(self, model: Model) -> None:
+        """Keep what answers took that were computed alone and plainly, where this is a home's own engine."""
+        path, packs, usages = (
+            getattr(model, "path", None),
+            self._packs,
+            self._answers and self._answers.usages,
+        )
+        if path is not None and packs is not None and usages:
+            from freehold.advisor.learning import learn
+
+            learn(packs.parent, path, usages)
 
 
 def load(asked: Open, report: Callable[[int, int], None]) -> Model:

@@ -1,0 +1,151 @@
+"""Predicted against measured: every real run leaves a line, and the lines correct what is predicted next.
+
+A line of runs.jsonl in the data folder is one run: what the physics said (`raw`), what was told (`told`), and what
+came (`measured`), in tokens a second. The correction is the median of log(measured / raw): over a model's own runs
+where there are enough, else over the models run here, each counted once. Medians do not mind the odd run beside
+somebody else's load. Knows no model and no clock: the caller says which and when.
+Path: cli/run, cli/bench -> record; advisor.fit -> read -> History.correction
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from freehold.advisor.interval import Interval
+
+FILE = "runs.jsonl"
+MOST_BYTES = 1 << 20  # about 4,000 runs; then the older half goes
+LATEST = 24  # runs of a model that count: what an engine or a machine was long ago is no guide
+ENOUGH = 3  # runs of one model that outweigh those of others
+KINDS = ("decode", "prefill")
+UNKNOWN = 0.25  # deviation of log(measured / raw) before anything ran here
+_LEAST = 0.04  # deviation that is always left: a minute later the same run differs by so much
+_MAD = 1.4826  # a normal distribution's deviation over its median absolute deviation
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One measured speed, in tokens a second. `machine`: advisor.machine.Machine.key."""
+
+    kind: str  # decode | prefill
+    machine: str
+    model: str  # the file's digest, or its name where nobody hashed it
+    quant: str
+    depth: int  # tokens before a decode, tokens of a prompt
+    raw: float
+    told: float
+    measured: float
+    at: str  # ISO 8601, UTC
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What to multiply a prediction by, and how far off it then was. `runs`: how many it rests on."""
+
+    factor: float
+    deviation: float  # of the logarithm, after the correction
+    runs: int
+    error: float  # median of |measured / told - 1| over those runs; NaN without any
+    own: bool  # from runs of this very model
+
+    def apply(self, raw: float) -> Interval:
+        """Return the corrected figure with its bounds."""
+        return Interval.lognormal(raw * self.factor, self.deviation)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The runs of one machine, oldest first. `damaged`: lines of the file that could not be read."""
+
+    runs: tuple[Run, ...] = ()
+    damaged: int = 0
+
+    def correction(self, kind: str, model: str) -> Correction:
+        """Return what runs here say of predictions for a model."""
+        runs = [r for r in self.runs if r.kind == kind]
+        own = [r for r in runs if r.model == model][-LATEST:]
+        if len(own) >= ENOUGH:
+            return _corrected(own, [_off(r) for r in own], own=True)
+        by_model: dict[str, list[Run]] = {}
+        for run in runs:
+            by_model.setdefault(run.model, []).append(run)
+        recent = [run for group in by_model.values() for run in group[-LATEST:]]
+        if not recent:
+            return Correction(1.0, UNKNOWN, 0, math.nan, own=False)
+        return _corrected(recent, [median(map(_off, g[-LATEST:])) for g in by_model.values()], own=False)
+
+
+def _off(run: Run) -> float:
+    return math.log(run.measured / run.raw)
+
+
+def _corrected(runs: list[Run], offs: list[float], *, own: bool) -> Correction:
+    """Take the median, and how far the rest lies from it; few runs leave part of the doubt there was before."""
+    middle = median(offs)
+    spread = _MAD * median(abs(x - middle) for x in offs)
+    weight = 1 / len(offs)
+    deviation = math.sqrt((1 - weight) * max(spread, _LEAST) ** 2 + weight * UNKNOWN**2 / (2 if own else 1))
+    error = median(abs(r.measured / r.told - 1) for r in runs)
+    return Correction(math.exp(middle), deviation, len(runs), error, own)
+
+
+def read(home: Path, machine: str) -> History:
+    """Read the runs of a machine; a line that is damaged is counted and left out."""
+    try:
+        text = (home / FILE).read_bytes()
+    except OSError:
+        return History()
+    runs = [_parsed(line) for line in text.splitlines() if line.strip()]
+    found = tuple(r for r in runs if r is not None)
+    return History(tuple(r for r in found if r.machine == machine), len(runs) - len(found))
+
+
+def record(home: Path, runs: Iterable[Run]) -> None:
+    """Append runs; raise OSError where the folder cannot be written."""
+    text = "".join(json.dumps(_plain(run), ensure_ascii=True) + "\n" for run in runs)
+    path = home / FILE
+    home.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:  # one write of whole lines: two processes do not tear each other's
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            text = text if file.read(1) == b"\n" else "\n" + text  # the line before was cut short
+        file.write(text.encode())
+    if size + len(text) > MOST_BYTES:
+        _halve(path)
+
+
+def _halve(path: Path) -> None:
+    """Keep the newer half of a file, written beside it and renamed."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(b"".join(lines[len(lines) // 2 :]))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+_FIELDS = {f.name: {"int": int, "float": float, "str": str}[str(f.type)] for f in fields(Run)}
+
+
+def _plain(run: Run) -> dict[str, Any]:
+    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in asdict(run).items()}
+
+
+def _parsed(line: bytes) -> Run | None:
+    try:
+        raw = json.loads(line)
+        run = Run(**{name: kind(raw[name]) for name, kind in _FIELDS.items()})
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+    rates = (run.raw, run.told, run.measured)
+    sound = run.kind in KINDS and run.depth >= 0 and all(0 < r < 1e9 for r in rates)
+    return run if sound else None

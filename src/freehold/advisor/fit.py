@@ -1,0 +1,288 @@
+"""Whether a model fits somewhere, and how fast it answers there.
+
+    place = place_here(settings)                 # this machine, our own engine; calibrated by what ran here
+    place = place_on(catalog.rig("2xh100"))      # named hardware; engine "" is the fastest that runs the model
+    found = fit(anatomy, place, context)         # Fit, or Misfit with .reason and .hint
+    if isinstance(found, Fit): found.memory, found.longest, found.load_s, found.prefill, found.decode
+
+Speeds are Intervals in tokens a second: `decode` of one answer when the context is full, `prefill` of a prompt that
+fills it. Knows nothing of licences and of quality. Physics of our engine is ours.py's, of others roofline.py's.
+Path: cli/fit, cli/advise -> place_here or place_on -> fit -> Fit | Misfit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from freehold.advisor import calibration, engines, ours, roofline
+from freehold.advisor import machine as machines
+from freehold.advisor.anatomy import Anatomy
+from freehold.advisor.calibration import Correction, History, Run
+from freehold.advisor.interval import Interval
+from freehold.advisor.machine import Machine, Rates
+from freehold.catalog.hardware import Rig
+from freehold.config import Settings
+from freehold.errors import UsageError
+from freehold.machine import show_bytes
+
+OURS = "freehold"
+USUAL_CONTEXT = 4096  # tokens a fit is computed for where nobody names a number
+MOST_CONTEXT = 1 << 30
+_CACHE_SHARE = 0.9  # of free memory that a context somebody asked for may take; the engine's own rule
+_GUESSED = 2.0  # how far off a speed may be on a machine that was never measured
+_LOAD_SPREAD = 1.6  # of a load: whether its file is in memory yet decides more than the machine
+_DISK_GB_S = (1.0, 3.0, 7.0)  # what reads weights into a rig's memory: a disk of a cloud, NVMe, several
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where models would run: this machine with our engine (`machine`), or named hardware (`rig`)."""
+
+    name: str
+    engine: str  # ours, or another's name; empty: the fastest that runs the model there
+    machine: Machine | None = None
+    history: History | None = None  # what ran here before
+    rig: Rig | None = None
+    runs: Callable[[str], bool] | None = None  # whether the engine runs an architecture; None: all
+
+    @property
+    def free(self) -> int:
+        """Bytes that a model may take."""
+        return self.machine.free if self.machine else self.rig.memory_bytes if self.rig else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes by what they are for. `cache`: one conversation of the context's length, by kind of layer."""
+
+    weights: int
+    cache: Mapping[str, int]
+    activations: int
+    overhead: int  # the process; of a rig what its engine keeps back
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.weights + sum(self.cache.values()) + self.activations + self.overhead
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A model that fits. `longest`: tokens of the longest conversation that would; 0: nobody knows."""
+
+    anatomy: Anatomy
+    place: Place
+    engine: str
+    context: int
+    memory: Memory
+    longest: int
+    load_s: Interval
+    prefill: Interval | None  # None: the device's rate of operations was never published
+    decode: Interval
+    basis: str  # what the speeds rest on
+    streams: int = 1  # conversations of this length that fit at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """A model that does not fit, why, and the way out. `longest`: tokens that would fit; 0: none."""
+
+    anatomy: Anatomy
+    place: Place
+    engine: str
+    context: int
+    memory: Memory | None
+    longest: int
+    reason: str
+    hint: str
+
+
+def place_here(
+    settings: Settings,
+    *,
+    measure: bool = True,
+    runs: Callable[[str], bool] | None = None,
+    home: Path | None = None,
+) -> Place:
+    """Return this machine with our own engine; it is measured if it never was and `measure` allows it."""
+    home = home or settings.home
+    machine = machines.here(home, measure=measure)
+    return Place("this machine", OURS, machine, calibration.read(home, machines.name_here()), runs=runs)
+
+
+def place_on(rig: Rig, engine: str = "") -> Place:
+    """Return named hardware with an engine's name; empty: the fastest that runs the model. Raises UsageError."""
+    return Place(rig.name, engines.engine(engine).name if engine else "", rig=rig)
+
+
+def fit(
+    anatomy: Anatomy, place: Place, context: int | None = None, *, kv_type: str = "f16", packed: bool = False
+) -> Fit | Misfit:
+    """Say whether `anatomy` fits with a conversation of `context` tokens, and how fast it is.
+
+    `context` None: 4,096, or what the model was made for if that is less. `kv_type`: what our cache holds.
+    `packed`: our engine has loaded it before, so that its weights need not be laid out again.
+    Raises UsageError for a context that is no number of tokens, and beyond what the model was made for.
+    """
+    most = anatomy.context or MOST_CONTEXT
+    context = min(USUAL_CONTEXT, most) if context is None else context
+    if not 1 <= context <= most:
+        made = f"{anatomy.name} was made for {most:,}" if anatomy.context else f"at most {most:,} are counted"
+        raise UsageError(f"a context of {context:,} tokens: {made}", f"name 1 to {most}")
+    if place.rig is not None:
+        return _on(anatomy, place, place.rig, context)
+    return _here(anatomy, place, context, kv_type, packed)
+
+
+# --- this machine -----------------------------------------------------------------------------------
+
+
+def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bool) -> Fit | Misfit:
+    machine = place.machine
+    assert machine is not None
+    memory = _memory(anatomy, context, kv_type)
+    longest = _longest(anatomy, lambda n: _memory(anatomy, n, kv_type).total <= machine.free * _CACHE_SHARE)
+    misfit = Misfit(anatomy, place, OURS, context, memory, longest, "", "")
+    if place.runs is not None and not place.runs(anatomy.architecture):
+        shown = anatomy.architecture or "of this model, which nobody told,"
+        return replace(
+            misfit,
+            reason=f"Freehold's engine does not run the architecture {shown} yet",
+            hint="--on HARDWARE --engine llama.cpp says how another engine does",
+        )
+    if memory.total > machine.free * _CACHE_SHARE:
+        return replace(misfit, **_too_large(memory, machine.free, context, longest))
+    history = place.history or History()
+    decode, prefill = (history.correction(kind, model_key(anatomy)) for kind in calibration.KINDS)
+    return Fit(
+        anatomy,
+        place,
+        OURS,
+        context,
+        memory,
+        longest,
+        load_s=Interval.within(ours.load_s(anatomy, machine.threads, packed), _LOAD_SPREAD),
+        prefill=_told(prefill, context / ours.prefill_s(anatomy, machine.rates, context), machine),
+        decode=_told(decode, 1 / ours.decode_s(anatomy, machine.rates, context, kv_type), machine),
+        basis=_basis(decode, machine),
+    )
+
+
+def model_key(anatomy: Anatomy) -> str:
+    """Return what runs of a model are kept under: no two models of an architecture have the same bytes of weights."""
+    return f"{anatomy.architecture} {anatomy.weight_bytes}"
+
+
+def observed(
+    anatomy: Anatomy,
+    place: Place,
+    kind: str,
+    depth: int,
+    measured: float,
+    at: str,
+    rates: Rates | None = None,
+) -> Run:
+    """Return what a run here leaves for those to come: `measured` tokens a second beside what was predicted.
+
+    `kind`: decode after `depth` tokens, or prefill of as many. `rates`: of the same run, where they were measured.
+    """
+    machine = place.machine
+    assert machine is not None
+    used = rates or machine.rates
+    if kind == "decode":
+        raw = 1 / ours.decode_s(anatomy, used, depth)
+    else:
+        raw = depth / ours.prefill_s(anatomy, used, depth)
+    told = (place.history or History()).correction(kind, model_key(anatomy)).apply(raw).mid
+    key = machines.name_here()
+    return Run(kind, key, model_key(anatomy), anatomy.quant, depth, raw, told, measured, at)
+
+
+def _memory(anatomy: Anatomy, context: int, kv_type: str) -> Memory:
+    f = ours.footprint(anatomy, context, kv_type)
+    return Memory(f.weights, f.cache, f.activations, f.process)
+
+
+def _told(correction: Correction, raw: float, machine: Machine) -> Interval:
+    told = correction.apply(raw)
+    known = correction.runs or (machine.rates.measured and not machine.rates.busy)
+    return told if known else Interval.within(told.mid, _GUESSED)
+
+
+def _basis(correction: Correction, machine: Machine) -> str:
+    rates = f"{machine.rates.read_gb_s:.0f} GB/s and {machine.rates.int8_gops:,.0f} int8 GOPS"
+    measured = (
+        f"{rates} measured here" if machine.rates.measured else f"{rates}, guessed: never measured here"
+    )
+    if not correction.runs:
+        return f"{measured}; no run here yet"
+    of = "this model" if correction.own else "models"
+    return f"{measured}; last {correction.runs} runs of {of} here: median error {correction.error:.0%}"
+
+
+def _too_large(memory: Memory, free: int, context: int, longest: int) -> dict[str, str]:
+    """Word why it does not fit and what would."""
+    allowed = f"{show_bytes(free * _CACHE_SHARE)} of the {show_bytes(free)} free"
+    if longest:
+        return {
+            "reason": f"a context of {context:,} tokens needs {show_bytes(memory.total)}; {allowed} may be taken",
+            "hint": f"--context {longest} fits; so may a smaller quantisation, or --on larger hardware",
+        }
+    without = memory.total - sum(memory.cache.values())
+    return {
+        "reason": f"it needs {show_bytes(without)} before any context; {allowed} may be taken",
+        "hint": "choose a smaller quantisation or a smaller model, or --on larger hardware",
+    }
+
+
+def _longest(anatomy: Anatomy, fits: Callable[[int], bool]) -> int:
+    """Return the longest context that fits, up to what the model was made for."""
+    if not anatomy.cache_known:
+        return 0
+    low, high = 0, anatomy.context or MOST_CONTEXT
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+# --- named hardware ---------------------------------------------------------------------------------
+
+
+def _on(anatomy: Anatomy, place: Place, rig: Rig, context: int) -> Fit | Misfit:
+    found = engines.engine(place.engine) if place.engine else _fastest(anatomy, rig, context)
+    placed = roofline.place(anatomy, rig, found, context)
+    kinds = anatomy.cache_by_kind(context, found.cache_widths[0])
+    reserved = max(rig.memory_bytes - placed.weights - max(placed.room, 0), 0)
+    memory = Memory(placed.weights, kinds, 0, reserved)
+    longest = _longest(anatomy, lambda n: roofline.place(anatomy, rig, found, n).fits)
+    if not placed.fits:
+        hint = f"--context {longest} fits" if longest else "a smaller quantisation, or more or larger devices"
+        return Misfit(anatomy, place, found.name, context, memory, longest, placed.why, hint)
+    speed = roofline.single_stream(anatomy, rig, found, context, context)
+    low, mid, high = (placed.weights / (rate * 1e9) for rate in reversed(_DISK_GB_S))
+    return Fit(
+        anatomy,
+        place,
+        found.name,
+        context,
+        memory,
+        longest,
+        load_s=Interval(low, mid, high),
+        prefill=speed.prompt,
+        decode=speed.answer,
+        basis=f"{found.title}: published figures of {rig.device.title}, and rows measured by others",
+        streams=placed.streams,
+    )
+
+
+def _fastest(anatomy: Anatomy, rig: Rig, context: int) -> engines.Engine:
+    """Return the engine that answers fastest; where none fits, the first that runs on the device at all."""
+    others = tuple(e for e in engines.engines() if e.runs_on(rig.device))
+    if not others:
+        raise UsageError(f"no engine runs on {rig.device.title}")
+    ranked = roofline.candidates(anatomy, rig, others, context)
+    readers = [e for e in others if anatomy.quant in e.quants]
+    return ranked[0][0] if ranked else (readers or others)[0]

@@ -1,0 +1,62 @@
+"""What answers took, kept for `freehold fit`: each plain one leaves a line of measured beside predicted.
+
+Knows usages and speeds; imports what it needs when there is something to keep, as it stands on the way of answers.
+Path: cli/run, cli/bench, worker.process -> learn or keep -> fit.observed -> calibration.record
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from freehold.types import Usage
+
+if TYPE_CHECKING:
+    from freehold.advisor.machine import Rates
+
+Speed = tuple[str, int, float]  # decode or prefill, tokens before it or of the prompt, tokens a second
+# What is too short to time: a first step's own cost would count as the model's.
+LEAST_ANSWER, LEAST_PROMPT = 24, 64
+_GUESSED = (
+    0.25  # guesses an answer may have had for each of its tokens, beyond which its steps are not one token's
+)
+
+
+def learn(home: Path, path: Path, usages: Iterable[Usage]) -> None:
+    """Keep what answers of the model at `path` took, each alone and plainly computed by our engine."""
+    keep(home, path, [speed for usage in usages for speed in speeds(usage)])
+
+
+def keep(home: Path, path: Path, speeds: list[Speed], rates: Rates | None = None) -> None:
+    """Keep speeds of the model at `path`; a failure to write is no failure here.
+
+    `rates`: of the same minutes, where they were measured; without, those kept, and nothing where none are.
+    """
+    if not speeds:
+        return
+    from freehold.advisor import calibration, machine
+    from freehold.advisor.anatomy import from_file
+    from freehold.advisor.fit import OURS, Place, observed
+    from freehold.errors import FreeholdError
+
+    here = machine.here(home, measure=False)
+    if rates is None and not here.rates.measured:
+        return
+    place = Place("this machine", OURS, here, calibration.read(home, machine.name_here()))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        anatomy = from_file(path)
+        calibration.record(home, [observed(anatomy, place, *speed, now, rates) for speed in speeds])
+    except (OSError, FreeholdError):  # the file went away meanwhile, or the disk is full: the answer is whole
+        return
+
+
+def speeds(usage: Usage) -> Iterable[Speed]:
+    """Yield what an answer tells of its model, by itself."""
+    if usage.completion_tokens >= LEAST_ANSWER and usage.drafted_tokens <= _GUESSED * usage.completion_tokens:
+        depth = usage.prompt_tokens + usage.completion_tokens // 2
+        yield "decode", depth, usage.decode_tok_s / usage.tokens_per_step
+    if not usage.cached_tokens and usage.prompt_tokens >= LEAST_PROMPT:
+        yield "prefill", usage.prompt_tokens, usage.prefill_tok_s

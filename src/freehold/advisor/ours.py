@@ -1,0 +1,123 @@
+"""What our own engine makes of a model on a machine: bytes it takes, and seconds a prompt and a token cost.
+
+Physics with a few constants: a token reads its weights and what is kept of the conversation at a share of the
+machine's bandwidth, and each layer costs something whatever its size; a prompt multiplies its weights at a share of
+the machine's int8 rate, and attention on top. The constants are medians of benches/fit.py; what they miss,
+calibration.py learns. Knows the engine's rules as far as bytes depend on them, and imports none of it (a test
+holds the two together).
+Path: fit.fit -> footprint, decode_s, prefill_s, load_s
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from freehold.advisor.anatomy import Anatomy, Part
+from freehold.advisor.machine import Rates
+
+BLOCK = 32  # tokens of a cache block
+ROWS = 512  # rows of a step at most
+SLOT_SHARE, ROOMS = 4, 2  # window layers hold one slot for so many blocks, and so many quotas at least
+KV_WIDTHS = {"f16": 2.0, "q8": 1.125, "f32": 4.0}  # bytes of a cached value; a q8 head has scales beside
+
+# bytes: the interpreter, its libraries and ours, a tokenizer; and for each token of a vocabulary
+_PROCESS, _PROCESS_TOKEN = 67_000_000, 100
+_SCREEN = 0.6  # of a head in two planes that a choice reads: the other plane only where it could decide
+_SCREENED = ("Q8_0", "Q6_K")
+_WIDER = 10.0  # bits of a weight whose type has no kernel of its own: an int8 code, and a scale for sixteen
+_READ = 0.80  # of the best reader's bandwidth
+_STEP_S, _LAYER_S = 0.4e-3, 30e-6
+_DOTS = 0.52  # of the int8 rate, by matrices of a prompt
+_ATTENTION = 0.15  # of it, by attention, which multiplies floats
+_LOAD_S, _PACK_GB_S = 0.36, 0.3  # a load of packed weights; bytes packed a second by each thread
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes that a process of ours takes. `cache`: by kind of layer, for one conversation of the context's length."""
+
+    weights: int
+    cache: dict[str, int]
+    activations: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.weights + sum(self.cache.values()) + self.activations + self.process
+
+
+def footprint(anatomy: Anatomy, context: int, kv_type: str = "f16") -> Footprint:
+    """Return what a model takes when a conversation of `context` tokens fills its cache."""
+    return Footprint(
+        weights=packed_bytes(anatomy),
+        cache=cache_bytes(anatomy, context, kv_type),
+        activations=activation_bytes(anatomy),
+        process=_PROCESS + _PROCESS_TOKEN * anatomy.vocab,
+    )
+
+
+def packed_bytes(anatomy: Anatomy) -> int:
+    """Return the bytes of the weights as the kernels want them."""
+    return round(sum(_packed(anatomy.parts)))
+
+
+def _packed(parts: Iterable[Part], read: bool = False) -> Iterable[float]:
+    """Yield each part's packed bytes; with `read`, those that a token reads."""
+    from freehold import _native as native
+
+    bits = {name: packed for name, _, _, _, packed in native.type_routes()}
+    for part in parts:
+        used = part.share if read else 1.0
+        if read and part.role == "head" and part.type in _SCREENED:
+            used = _SCREEN
+        yield part.weights * bits.get(part.type, _WIDER) / 8 * used
+
+
+def cache_bytes(anatomy: Anatomy, context: int, kv_type: str = "f16") -> dict[str, int]:
+    """Return what the cache reserves by kind of layer: whole blocks, and slots where layers have a window."""
+    width, blocks = KV_WIDTHS[kv_type], -(-context // BLOCK)
+    window = max((g.window for g in anatomy.layers), default=0)
+    least = ROOMS * (-(-(window + ROWS) // BLOCK) + 2) if window else 0
+    slots = max(least, blocks // SLOT_SHARE)
+    found = anatomy.cache_by_kind(blocks * BLOCK, width)
+    if window:
+        kept = sum(g.count * g.values_per_token for g in anatomy.layers if g.kind == "window")
+        found["window"] = round(kept * width * BLOCK * min(slots, blocks))
+    return found
+
+
+def activation_bytes(anatomy: Anatomy) -> int:
+    """Return what a step of ROWS rows works in: floats of its widest layers' inputs, outputs and codes of them."""
+    return ROWS * 4 * (2 * inner(anatomy) + 3 * anatomy.hidden + 2 * anatomy.queries)
+
+
+def inner(anatomy: Anatomy) -> int:
+    """Return the width of a layer's MLP, out of its weights: what attention's matrices leave, by three."""
+    body = sum(p.weights * p.share for p in anatomy.parts if p.role in ("body", "experts"))
+    if not anatomy.hidden or not anatomy.depth:
+        return 0
+    values = sum(g.count * g.values_per_token for g in anatomy.layers) / anatomy.depth
+    attention = anatomy.hidden * (2 * anatomy.queries + values)
+    return max(round((body / anatomy.depth - attention) / (3 * anatomy.hidden)), 0)
+
+
+def decode_s(anatomy: Anatomy, rates: Rates, depth: int, kv_type: str = "f16") -> float:
+    """Return the seconds of one token after `depth` others."""
+    read = sum(_packed(anatomy.parts, read=True)) + anatomy.state_bytes
+    read += anatomy.cache_bytes(depth, KV_WIDTHS[kv_type])
+    return read / (rates.read_gb_s * 1e9 * _READ) + _STEP_S + _LAYER_S * anatomy.depth
+
+
+def prefill_s(anatomy: Anatomy, rates: Rates, tokens: int) -> float:
+    """Return the seconds of a prompt of `tokens` to its first token; never less than one token's."""
+    peak = rates.int8_gops * 1e9
+    matrices = 2 * (anatomy.token_weights - anatomy.head_weights) * tokens
+    seconds = matrices / (peak * _DOTS) + anatomy.attention_ops(tokens) / (peak * _ATTENTION)
+    return seconds + decode_s(anatomy, rates, 0)
+
+
+def load_s(anatomy: Anatomy, threads: int, packed: bool) -> float:
+    """Return the seconds of a load whose file is in memory; the first one packs the weights."""
+    return _LOAD_S + (0.0 if packed else packed_bytes(anatomy) / (_PACK_GB_S * 1e9 * threads))

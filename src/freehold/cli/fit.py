@@ -1,0 +1,303 @@
+"""`freehold fit MODEL`: does it fit, how long a conversation, how fast; here or on named hardware, per quantisation.
+
+Knows options, columns and the commands that run a model; the answers are advisor/fit.py's.
+Path: main -> fit -> anatomy.from_file or from_catalogue -> advisor.fit.fit
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from freehold import catalog
+from freehold.advisor import fit as fits
+from freehold.advisor.anatomy import Anatomy, from_catalogue, from_file, in_quant
+from freehold.advisor.fit import Fit, Misfit, Place
+from freehold.advisor.interval import Interval, digits
+from freehold.catalog import quants
+from freehold.catalog.model import Model
+from freehold.cli.facts import tokens
+from freehold.cli.models import Tokens
+from freehold.cli.shared import json_option, kv_option, table
+from freehold.config import Settings
+from freehold.errors import ModelNotFound, UsageError
+from freehold.machine import show_bytes
+
+SCHEMA = 1
+HEAD = ("QUANT", "WEIGHTS", "CACHE", "OTHER", "NEEDS", "LONGEST", "LOAD s", "PREFILL tok/s", "DECODE tok/s")
+# What is usually asked about: here and of llama.cpp, and of the engines that serve many.
+USUAL = ("Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
+USUAL_ON = ("Q4_K_M", "Q8_0", "INT4", "NVFP4", "MXFP4", "FP8", "BF16")
+_HELD = "held"  # said of the row whose file is here
+
+
+@click.command("fit")
+@click.argument("model")
+@click.option(
+    "--context",
+    type=Tokens(),
+    help="Tokens of one conversation: 8192, 32k. Default: 4,096, or the model's own.",
+)
+@click.option(
+    "--quant", metavar="Q|all", default="", help="A quantisation, such as Q4_K_M; default: the usual ones."
+)
+@click.option(
+    "--on", "hardware", metavar="HARDWARE", default="", help="Named hardware: h100, 2xh100, m4-max:64gb."
+)
+@click.option(
+    "--engine", metavar="NAME", default="", help="With --on: vllm, sglang, tensorrt-llm, llama.cpp, mlx."
+)
+@kv_option
+@click.option("--measure", is_flag=True, help="Measure this machine again, a second.")
+@json_option
+@click.pass_obj
+def command(
+    settings: Settings,
+    model: str,
+    context: int | None,
+    quant: str,
+    hardware: str,
+    engine: str,
+    kv_type: str,
+    measure: bool,
+    as_json: bool,
+) -> None:
+    """Say whether MODEL fits, the longest conversation that would, and its speed, with bounds that four of five keep.
+
+    Here with Freehold's own engine: the machine is measured once, and every run corrects what is predicted next. A
+    model that is held is weighed by its file, others by published sizes.
+
+    With --json, prints {"schema": 1, "model": ..., "place": {...}, "context": ..., "fits": [...]}.
+    """
+    held, known, packed = _find(settings, model)
+    place = _place(settings, hardware, engine, measure=measure)
+    asked = _anatomies(held, known, quant, place)
+    rows = [fits.fit(a, place, context, kv_type=kv_type, packed=packed and a is held) for a in asked]
+    if as_json:
+        click.echo(json.dumps(_as_json(model, place, rows, held, known), indent=1))
+    else:
+        _print(place, rows, held, known)
+
+
+def _find(settings: Settings, text: str) -> tuple[Anatomy | None, Model | None, bool]:
+    """Return what is held, weighed by its file; what the catalogue knows of it; whether its weights lie packed."""
+    from freehold.store import Store
+
+    store = Store(settings)
+    try:
+        ref = store.resolve(text)
+    except ModelNotFound:
+        return None, catalog.model(text), False  # raises with the nearest names
+    known = None
+    for name in (text, ref.name):
+        with suppress(ModelNotFound):
+            known = known or catalog.model(name)
+    packed = bool(ref.digest) and any(store.packs.glob(f"{ref.digest}-*.pack"))
+    return from_file(ref.path), known, packed
+
+
+def _place(settings: Settings, hardware: str, engine: str, *, measure: bool) -> Place:
+    if hardware:
+        return fits.place_on(catalog.rig(hardware), engine)
+    if engine not in ("", fits.OURS):
+        raise UsageError(f"--engine {engine} needs --on HARDWARE", "such as --on rtx-4090 or --on zen4-2vcpu")
+    if measure:
+        from freehold.advisor import machine
+
+        for _ in range(machine.FIRST):
+            machine.measured(settings.home)
+    return fits.place_here(settings, runs=_runs)
+
+
+def _runs(architecture: str) -> bool:
+    from freehold.cli.show import runs
+
+    return runs(architecture)
+
+
+def _anatomies(held: Anatomy | None, known: Model | None, quant: str, place: Place) -> list[Anatomy]:
+    """Return the quantisations to tell of, the held file's own first; what it would be in others rests on it too."""
+    names = _names(quant, place)
+    if held is not None:
+        own = [held] if quant.upper() in ("", "ALL", held.quant) else []
+        return [*own, *(in_quant(held, name) for name in names if name != held.quant)]
+    return [from_catalogue(known, name) for name in names] if known else []
+
+
+def _names(quant: str, place: Place) -> Iterable[str]:
+    if quant and quant.lower() != "all":
+        return (quants.mix(quant).name,)
+    if quant:
+        return tuple(m.name for m in quants.mixes() if place.rig or m.file_type >= 0)
+    return USUAL_ON if place.rig else USUAL
+
+
+# --- for people ---------------------------------------------------------------------------------------
+
+
+def _print(place: Place, rows: list[Fit | Misfit], held: Anatomy | None, known: Model | None) -> None:
+    name = known.name or known.id if known else held.name if held else ""
+    click.echo(f"{name} on {_where(place)}, a conversation of {rows[0].context:,} tokens")
+    fitting = [row for row in rows if isinstance(row, Fit)]
+    if fitting:
+        several = place.rig is not None and not place.engine
+        head = (*HEAD, "ENGINE") if several else HEAD
+        cells = [_cells(row, held) + ((row.engine,) if several else ()) for row in fitting]
+        table(head, cells, right=tuple(range(1, 7)))
+    misfits = [row for row in rows if isinstance(row, Misfit)]
+    for row in misfits:
+        click.echo(f"{row.anatomy.quant} does not fit: {row.reason}")
+    for hint in dict.fromkeys(row.hint for row in misfits):
+        click.echo(f"  {hint}")
+    for line in _notes(place, fitting, held):
+        click.echo(line)
+    if fitting and (run := run_command(_best(fitting, held), known, held)):
+        click.echo(f"to run it: {run}")
+
+
+def _where(place: Place) -> str:
+    machine = place.machine
+    if machine is None:
+        return place.name
+    free = f"{show_bytes(machine.free)} of {show_bytes(machine.memory)} free"
+    return f"this machine ({machine.cpu}, {machine.threads} threads, {machine.isa}, {free})"
+
+
+def _cells(row: Fit, held: Anatomy | None) -> tuple[str, ...]:
+    memory = row.memory
+    cache, other = sum(memory.cache.values()), memory.activations + memory.overhead
+    return (
+        row.anatomy.quant + (f" ({_HELD})" if row.anatomy is held else ""),
+        show_bytes(memory.weights),
+        show_bytes(cache) if row.anatomy.cache_known else "?",
+        show_bytes(other),
+        show_bytes(memory.total),
+        tokens(row.longest) or "?",
+        digits(row.load_s.mid),
+        _rate(row.prefill),
+        _rate(row.decode),
+    )
+
+
+def _rate(speed: Interval | None) -> str:
+    return "?" if speed is None else str(speed)
+
+
+def _notes(place: Place, fitting: list[Fit], held: Anatomy | None) -> Iterable[str]:
+    if fitting:
+        yield f"speeds: {fitting[0].basis}; four of five lie within the bounds"
+    if any(row.anatomy is not held for row in fitting):
+        yield "sizes are published ones" + (", but for the file that is held" if held else "")
+    unknown = [row for row in fitting if not row.anatomy.cache_known]
+    if unknown:
+        yield "nobody told this model's layers: its cache comes on top, and the speeds are without it"
+    machine = place.machine
+    for gpu in machine.gpus if machine else ():
+        told = f"--on {gpu.device} says what it would do" if gpu.device else "the catalogue does not know it"
+        yield f"this machine has {gpu.title}: {told}"
+    if place.history and place.history.damaged:
+        yield f"note: {place.history.damaged} damaged lines of runs.jsonl were left out"
+
+
+def _best(fitting: list[Fit], held: Anatomy | None) -> Fit:
+    """Return the row to run: the held file's, else the usual quantisation, else the first."""
+    ranked = sorted(
+        fitting, key=lambda row: (row.anatomy is not held, row.anatomy.quant not in ("Q4_K_M", "BF16"))
+    )
+    return ranked[0]
+
+
+def run_command(row: Fit, known: Model | None, held: Anatomy | None = None) -> str:
+    """Return the command that runs a row where it was asked about; empty where nobody knows the files' place."""
+    count = row.place.rig.count if row.place.rig else 1
+    if row.engine in (fits.OURS, "llama.cpp"):
+        name = _gguf(row, known, held)
+        ours, theirs = (
+            f"freehold run {name} --context {row.context}",
+            f"llama-server -hf {name} -c {row.context}",
+        )
+        return "" if not name else ours if row.engine == fits.OURS else theirs
+    model = known.id if known and known.hub else ""
+    words = {
+        "vllm": f"vllm serve {model} --tensor-parallel-size {count} --max-model-len {row.context}",
+        "sglang": f"python -m sglang.launch_server --model-path {model} --tp {count} --context-length {row.context}",
+        "tensorrt-llm": f"trtllm-serve {model} --tp_size {count} --max_seq_len {row.context}",
+        "mlx": f"mlx_lm.server --model {model}",
+    }
+    return words.get(row.engine, "") if model else ""
+
+
+def _gguf(row: Fit, known: Model | None, held: Anatomy | None) -> str:
+    """Return a name by which Freehold finds a quantisation: what is held, a short name, a repository of GGUFs."""
+    if held is not None and row.anatomy is held:
+        return known.name if known and known.name else str(held.path)
+    repos = [r for r in known.repos if r.format == "gguf"] if known else []
+    if repos:
+        return f"{repos[0].repo}:{row.anatomy.quant}"
+    return known.name if known else ""
+
+
+# --- for programs -------------------------------------------------------------------------------------
+
+
+def _as_json(
+    asked: str, place: Place, rows: list[Fit | Misfit], held: Anatomy | None, known: Model | None
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "model": known.id if known else asked,
+        "place": _place_json(place),
+        "context": rows[0].context if rows else None,
+        "fits": [_row_json(row, held, known) for row in rows],
+    }
+
+
+def _place_json(place: Place) -> dict[str, Any]:
+    machine = place.machine
+    if machine is None:
+        return {"name": place.name, "engine": place.engine or None, "memory": place.free, "free": place.free}
+    rates = {"read_gb_s": machine.rates.read_gb_s, "int8_gops": machine.rates.int8_gops}
+    return {
+        "name": place.name,
+        "engine": place.engine,
+        "memory": machine.memory,
+        "free": machine.free,
+        "cpu": machine.cpu,
+        "threads": machine.threads,
+        "isa": machine.isa,
+        "gpus": [{"title": g.title, "memory": g.memory, "device": g.device or None} for g in machine.gpus],
+        **rates,
+        "measured": machine.rates.measured,
+        "damaged_runs": place.history.damaged if place.history else 0,
+    }
+
+
+def _row_json(row: Fit | Misfit, held: Anatomy | None, known: Model | None) -> dict[str, Any]:
+    memory = row.memory
+    parts = None
+    if memory is not None:
+        parts = {"weights": memory.weights, "cache": dict(memory.cache), "activations": memory.activations}
+        parts |= {"overhead": memory.overhead, "total": memory.total}
+    shared = {
+        "quant": row.anatomy.quant,
+        "held": row.anatomy is held,
+        "exact": row.anatomy.exact,
+        "fits": isinstance(row, Fit),
+        "engine": row.engine,
+        "memory": parts,
+        "longest_context": row.longest or None,
+    }
+    if isinstance(row, Misfit):
+        return shared | {"reason": row.reason, "hint": row.hint}
+    return shared | {
+        "load_s": row.load_s.as_json(),
+        "prefill_tok_s": row.prefill.as_json() if row.prefill else None,
+        "decode_tok_s": row.decode.as_json(),
+        "streams": row.streams,
+        "basis": row.basis,
+        "command": run_command(row, known, held) or None,
+    }

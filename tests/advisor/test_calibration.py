@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from freehold.advisor import calibration
+from freehold.advisor.calibration import FILE, UNKNOWN, History, Run, read, record
+
+RUN = Run(
+    "decode", "here", "a", "Q8_0", 100, raw=50.0, told=45.0, measured=40.0, at="2026-11-25T12:00:00+00:00"
+)
+
+
+def runs(*measured: float, model: str = "a", kind: str = "decode") -> tuple[Run, ...]:
+    return tuple(replace(RUN, measured=m, model=model, kind=kind) for m in measured)
+
+
+def test_without_runs_nothing_is_corrected():
+    found = History().correction("decode", "a")
+    assert (found.factor, found.deviation, found.runs) == (1.0, UNKNOWN, 0)
+    assert math.isnan(found.error)
+
+
+def test_a_models_own_runs_go_before_others_and_medians_do_not_mind_an_outlier():
+    history = History((*runs(40, 41, 39, 40, 4), *runs(100, 100, 100, 100, 100, 100, model="b")))
+    own = history.correction("decode", "a")
+    assert (own.factor, own.runs, own.own) == (pytest.approx(0.8), 5, True)
+    other = history.correction("decode", "c")
+    assert (other.factor, other.own) == (pytest.approx(math.sqrt(0.8 * 2)), False)  # a model counts once
+    assert history.correction("prefill", "a").runs == 0
+
+
+def test_bounds_narrow_with_runs_and_hold_what_scatters():
+    few, many = (History(runs(*[40, 42, 38] * n)).correction("decode", "a") for n in (1, 8))
+    assert UNKNOWN > few.deviation > many.deviation
+    wild = History(runs(*[20, 40, 80] * 8)).correction("decode", "a")
+    assert wild.deviation > 0.5
+    assert many.apply(50).mid == pytest.approx(40)
+    assert many.error == pytest.approx(1 - 40 / 45, abs=0.05)
+
+
+def test_runs_are_kept_by_machine(tmp_path: Path):
+    record(tmp_path, [RUN, replace(RUN, machine="there")])
+    record(tmp_path, [replace(RUN, measured=41.0)])
+    assert read(tmp_path, "here").runs == (RUN, replace(RUN, measured=41.0))
+    assert read(tmp_path / "nowhere", "here") == History()
+
+
+def test_damaged_lines_are_counted_and_left_out(tmp_path: Path):
+    record(tmp_path, [RUN])
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(b'not json\n{"kind": "decode"}\n[]\n\xff\xfe\n{"kind": "decode", "raw"')  # cut short
+    record(tmp_path, [RUN])
+    record(tmp_path, [replace(RUN, measured=-1.0), replace(RUN, kind="other")])
+    found = read(tmp_path, "here")
+    assert (found.runs, found.damaged) == ((RUN, RUN), 7)
+
+
+def test_the_file_has_a_bound_and_its_newer_half_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(calibration, "MOST_BYTES", 4000)
+    for i in range(100):
+        record(tmp_path, [replace(RUN, depth=i)])
+    depths = [r.depth for r in read(tmp_path, "here").runs]
+    assert depths == list(range(100 - len(depths), 100))
+    assert (tmp_path / FILE).stat().st_size <= 4000
+    assert not list(tmp_path.glob("*.part"))

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from freehold import catalog
+from freehold.advisor import fit as fits
+from freehold.advisor import ours
+from freehold.advisor.anatomy import Anatomy, Part, from_catalogue, in_quant
+from freehold.advisor.calibration import History
+from freehold.advisor.fit import Fit, Misfit, Place, observed, place_here, place_on
+from freehold.advisor.machine import Machine, Rates
+from freehold.catalog.model import Layers
+from freehold.config import load_settings
+from freehold.engine.budget import MAX_ROWS
+from freehold.engine.capacity import ROOMS, SLOT_SHARE, CacheBytes
+from freehold.errors import UsageError
+
+GB = 10**9
+RATES = Rates(read_gb_s=40.0, int8_gops=1000.0)
+# 24 layers of 896 inputs, 14 heads of 64, 2 of keys, an MLP of 4864; an embedding apart from its head
+BODY, TABLE = 24 * (2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864), 896 * 151936
+SMALL = Anatomy(
+    "small", "Q8_0", "qwen2",
+    (Part("body", "Q8_0", BODY, BODY * 34 / 32), Part("head", "Q4_0", TABLE, TABLE * 18 / 32),
+     Part("embed", "Q8_0", TABLE, TABLE * 34 / 32, 1 / 151936)),
+    (Layers("full", 24, 2, 64),), 32768, hidden=896, vocab=151936, queries=896, exact=True,
+)  # fmt: skip
+WINDOWED = replace(SMALL, layers=(Layers("full", 4, 2, 64), Layers("window", 20, 2, 64, window=512)))
+
+
+def here(free: int = 20 * GB, rates: Rates = RATES, history: History | None = None) -> Place:
+    machine = Machine("a processor", "avx2", 2, 2 * free, free, limited=False, rates=rates)
+    return Place("this machine", fits.OURS, machine, history)
+
+
+def test_memory_is_the_hand_figure():
+    found = fits.fit(SMALL, here(), 4096)
+    assert isinstance(found, Fit)
+    assert found.memory.weights == round(BODY * 8.5 / 8 + TABLE * 4.5 / 8 + TABLE * 8.5 / 8)
+    assert found.memory.cache == {"full": 24 * 2 * (64 + 64) * 2 * 4096}
+    assert ours.inner(SMALL) == 4864
+    assert found.memory.activations == 512 * 4 * (2 * 4864 + 3 * 896 + 2 * 896)
+    assert found.memory.total == sum(
+        (found.memory.weights, *found.memory.cache.values(), found.memory.activations, found.memory.overhead)
+    )
+
+
+def test_cache_is_what_the_engine_reserves():
+    """The rule of slots is the engine's own: its constants, and its arithmetic over the same layers."""
+    assert (ours.ROWS, ours.SLOT_SHARE, ours.ROOMS) == (MAX_ROWS, SLOT_SHARE, ROOMS)
+    kept = {"full": 4 * 2 * 128 * 2 * 32, "window": 20 * 2 * 128 * 2 * 32}
+    engine = CacheBytes(kept["full"], kept["window"], ROOMS * (-(-(512 + MAX_ROWS) // 32) + 2))
+    for context in (100, 1024, 4096, 32768):
+        assert sum(ours.cache_bytes(WINDOWED, context).values()) == engine.total(-(-context // 32)), context
+
+
+def test_time_is_bytes_over_bandwidth_and_operations_over_rate():
+    token = ours.decode_s(SMALL, RATES, 0)
+    read = (BODY * 8.5 + TABLE * 4.5) / 8 + TABLE * 8.5 / 8 / 151936
+    assert read / 40e9 < token < read / 40e9 * 1.5
+    assert ours.decode_s(SMALL, RATES, 8000) - token > 8000 * 12288 / 40e9
+    prompt = ours.prefill_s(SMALL, RATES, 512)
+    assert prompt > 2 * BODY * 512 / 1e12
+    assert ours.prefill_s(SMALL, RATES, 4096) > 8 * prompt  # attention grows with the square
+    twice = Rates(2 * RATES.read_gb_s, 2 * RATES.int8_gops)
+    assert ours.decode_s(SMALL, twice, 0) < token
+
+
+def test_context_that_does_not_fit_says_what_would():
+    free = 900_000_000
+    found = fits.fit(SMALL, here(free), 32768)
+    assert isinstance(found, Misfit)
+    assert "32,768 tokens needs" in found.reason
+    assert f"--context {found.longest}" in found.hint
+    assert isinstance(fits.fit(SMALL, here(free), found.longest), Fit)
+    assert isinstance(fits.fit(SMALL, here(free), found.longest + 32), Misfit)
+    none = fits.fit(SMALL, here(free // 2), 512)
+    assert isinstance(none, Misfit)
+    assert "smaller quantisation" in none.hint
+
+
+def test_what_is_asked_has_limits():
+    with pytest.raises(UsageError, match="made for 32,768"):
+        fits.fit(SMALL, here(), 40000)
+    with pytest.raises(UsageError, match="0 tokens"):
+        fits.fit(SMALL, here(), 0)
+    refused = fits.fit(SMALL, replace(here(), runs=lambda name: name == "llama"))
+    assert isinstance(refused, Misfit)
+    assert "qwen2" in refused.reason
+
+
+def test_runs_here_move_the_figure_and_narrow_its_bounds():
+    before = fits.fit(SMALL, here(), 4096)
+    assert isinstance(before, Fit)
+    slow = before.decode.mid / 2
+    runs = tuple(observed(SMALL, here(), "decode", 4096, slow, "2026-11-25") for _ in range(6))
+    after = fits.fit(SMALL, here(history=History(runs)), 4096)
+    assert isinstance(after, Fit)
+    assert after.decode.mid == pytest.approx(slow)
+    assert after.decode.high / after.decode.low < before.decode.high / before.decode.low
+    assert "last 6 runs of this model here" in after.basis
+    assert before.basis.endswith("no run here yet")
+
+
+def test_doubt_is_wide_where_nothing_was_measured():
+    found = fits.fit(SMALL, here(rates=replace(RATES, measured=False)))
+    assert isinstance(found, Fit)
+    assert found.decode.high == pytest.approx(2 * found.decode.mid)
+    assert "never measured" in found.basis
+
+
+def test_a_file_in_other_quantisations_keeps_its_matrices():
+    other = in_quant(SMALL, "Q4_K_M")
+    assert other.weights == pytest.approx(SMALL.weights)
+    assert (other.exact, other.layers) == (False, SMALL.layers)
+    # 896 is no multiple of 256, so Q4_K falls back to Q5_0 but in the MLP's second matrix
+    assert {p.type for p in other.parts} == {"Q5_0", "Q4_K", "Q6_K", "Q8_0"}
+    body = [p for p in other.parts if p.role == "body"]
+    assert sum(p.bytes for p in body) * 8 / BODY == pytest.approx(5.5, rel=0.02)
+
+
+def test_named_hardware_is_the_other_engines_roofline():
+    model = catalog.model("Qwen/Qwen3-30B-A3B")
+    found = fits.fit(from_catalogue(model, "BF16"), place_on(catalog.rig("2xh100"), "vllm"), 8192)
+    assert isinstance(found, Fit)
+    assert (found.engine, found.memory.weights) == ("vllm", 60_000_000_000)
+    assert 50 < found.decode.mid < 600
+    small = fits.fit(from_catalogue(model, "BF16"), place_on(catalog.rig("rtx-4090"), "vllm"))
+    assert isinstance(small, Misfit)
+    assert small.reason
+    assert small.hint
+    with pytest.raises(UsageError, match="no engine"):
+        place_on(catalog.rig("h100"), "vlm")
+
+
+def test_this_machine_is_a_place(tmp_path: Path):
+    settings = replace(load_settings({"FREEHOLD_HOME": str(tmp_path)}), home=tmp_path)
+    place = place_here(settings, measure=False)
+    assert place.machine is not None
+    assert not place.machine.rates.measured
+    assert place.free > 0
+    assert date.fromisoformat(observed(SMALL, place, "prefill", 512, 10.0, "2026-11-25").at)

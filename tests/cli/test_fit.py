@@ -1,0 +1,109 @@
+"""fit as a user meets it: the table, named hardware, JSON, what does not fit, names nobody knows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from freehold.advisor import calibration, machine
+from freehold.advisor.machine import Rates
+from freehold.cli import main as cli_main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "config.toml").write_text("adopt = false\n")
+    for key in [k for k in os.environ if k.startswith(("HF_", "FREEHOLD_"))]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
+    monkeypatch.setattr("freehold.machine.available_bytes", lambda: 16 * 10**9)
+    for _ in range(machine.FIRST):
+        machine.keep(tmp_path, machine.name_here(), Rates(40.0, 1000.0))
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*args: str) -> tuple[int, str, str]:
+        status = cli_main.run(["fit", *args])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_a_table_of_quantisations_and_the_command_that_runs_one(run: Run):
+    status, out, err = run("qwen3:8b", "--context", "8k")
+    lines = out.splitlines()
+    assert (status, err) == (0, "")
+    assert "a conversation of 8,000 tokens" in lines[0]
+    assert [line.split()[0] for line in lines[2:7]] == ["Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
+    assert "F16 does not fit" in out
+    assert "40 GB/s and 1,000 int8 GOPS measured here; no run here yet" in out
+    assert lines[-1] == "to run it: freehold run Qwen/Qwen3-8B-GGUF:Q4_K_M --context 8000"
+
+
+def test_json_has_every_part(run: Run):
+    status, out, _ = run("qwen3:8b", "--quant", "q4_k_m", "--json")
+    told = json.loads(out)
+    assert (status, told["schema"], told["model"], told["context"]) == (0, 1, "Qwen/Qwen3-8B", 4096)
+    assert told["place"]["read_gb_s"] == 40
+    (row,) = told["fits"]
+    assert row.keys() == {
+        "quant", "held", "exact", "fits", "engine", "memory", "longest_context", "load_s", "prefill_tok_s",
+        "decode_tok_s", "streams", "basis", "command",
+    }  # fmt: skip
+    assert row["memory"]["cache"] == {"full": 36 * 8 * 256 * 2 * 4096}
+    assert row["decode_tok_s"]["low"] < row["decode_tok_s"]["mid"] < row["decode_tok_s"]["high"]
+
+
+def test_what_does_not_fit_says_why_and_what_would(run: Run):
+    status, out, _ = run("qwen3:8b", "--context", "40k", "--quant", "F16")
+    assert status == 0
+    assert "F16 does not fit" in out
+    assert "smaller quantisation" in out
+    (row,) = json.loads(run("meta-llama/Llama-3.1-70B-Instruct", "--quant", "Q8_0", "--json")[1])["fits"]
+    assert (row["fits"], row["longest_context"]) == (False, None)
+    assert "GB before any context" in row["reason"]
+    (row,) = json.loads(run("Qwen/Qwen3-30B-A3B", "--quant", "Q3_K_M", "--json")[1])["fits"]
+    assert "does not run the architecture qwen3moe" in row["reason"]
+
+
+def test_named_hardware_and_engines(run: Run):
+    _, out, _ = run("Qwen/Qwen3-30B-A3B", "--on", "2xh100")
+    assert "ENGINE" in out
+    assert "on 2xh100" in out
+    _, out, _ = run("Qwen/Qwen3-30B-A3B", "--on", "2xh100", "--engine", "vllm", "--quant", "BF16")
+    assert "vllm serve Qwen/Qwen3-30B-A3B --tensor-parallel-size 2 --max-model-len 4096" in out
+    assert "ENGINE" not in out
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "hint"),
+    [
+        (("qwen3:8x",), "no model", "qwen3:8b"),
+        (("qwen3:8b", "--on", "h10"), "h10", "h100"),
+        (("qwen3:8b", "--on", "h100", "--engine", "vlm"), "vlm", "vllm"),
+        (("qwen3:8b", "--engine", "vllm"), "needs --on", "rtx-4090"),
+        (("qwen3:8b", "--quant", "Q4_M"), "Q4_M", "Q4"),
+        (("qwen3:8b", "--context", "200k"), "200,000 tokens", "name 1 to"),
+    ],
+)
+def test_bad_input_is_two_lines(run: Run, args: tuple[str, ...], error: str, hint: str):
+    status, out, err = run(*args)
+    assert (status > 0, out) == (True, "")
+    assert error in err.splitlines()[0]
+    assert hint in err.splitlines()[1]
+
+
+def test_damaged_runs_are_told(run: Run, home: Path):
+    (home / calibration.FILE).write_text("not a run\n")
+    status, out, _ = run("qwen3:8b", "--quant", "Q4_K_M")
+    assert status == 0
+    assert "1 damaged lines of runs.jsonl were left out" in out
