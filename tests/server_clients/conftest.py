@@ -1,4 +1,4 @@
-"""One real server for all tests of real clients: `freehold serve` of the smallest model, started once."""
+"""Real servers for all tests of real clients: `freehold serve`, started once for each model."""
 
 from __future__ import annotations
 
@@ -32,4 +32,12 @@ def served(model_path: Callable[[str], Path]) -> Iterator[Served]:
     """Serve smollm2."""
     path = model_path("smollm2-135m")
     with own_server(path, context=CONTEXT) as server:
+        yield Served(server.port, names_of(server)[0], path)
+
+
+@pytest.fixture(scope="session")
+def coder(model_path: Callable[[str], Path]) -> Iterator[Served]:
+    """Serve a model that was trained to call tools."""
+    path = model_path("qwen2.5-coder-0.5b")
+    with own_server(path, context=4096) as server:
         yield Served(server.port, names_of(server)[0], path)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
 import pytest
 
-from benches.own_server import names_of, own_server
 from tests.server_clients.conftest import CONTEXT, Served
 
 pytestmark = pytest.mark.model
@@ -113,15 +111,6 @@ def test_an_unknown_model_is_not_found(client, asked):
         client.messages.create(**{**asked, "model": "no-such-model"})
 
 
-@pytest.fixture(scope="module")
-def coder(model_path: Callable[[str], Path]) -> Iterator[dict[str, Any]]:
-    """Serve a model that calls tools; return what each request asks of it, and a client."""
-    with own_server(model_path("qwen2.5-coder-0.5b"), context=CONTEXT) as server:
-        url = f"http://127.0.0.1:{server.port}"
-        with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
-            yield {"client": client, "model": names_of(server)[0]}
-
-
 WEATHER: Any = {
     "name": "get_weather",
     "description": "Say what the weather is in a city.",
@@ -133,10 +122,15 @@ WEATHER: Any = {
 }
 
 
-def test_a_tool_is_called_streamed_as_whole_and_its_result_read(coder):
-    client: anthropic.Anthropic = coder["client"]
+def test_a_tool_is_called_streamed_as_whole_and_its_result_read(coder: Served):
+    url = coder.url.removesuffix("/v1")
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
+        _check_round(client, coder.model)
+
+
+def _check_round(client: anthropic.Anthropic, model: str) -> None:
     messages: Any = [{"role": "user", "content": "What is the weather in Rome, in Celsius?"}]
-    asked: Any = {"model": coder["model"], "max_tokens": 100, "tools": [WEATHER]}
+    asked: Any = {"model": model, "max_tokens": 100, "tools": [WEATHER]}
     asked |= {"extra_body": {"temperature": 0}, "messages": messages}
     forced: Any = {"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True}
     whole = client.messages.create(**asked, tool_choice=forced)

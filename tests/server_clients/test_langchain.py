@@ -6,26 +6,16 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from benches.environments import environment
-from benches.own_server import names_of, own_server
 from tests.server_clients.conftest import Served
 
 pytestmark = pytest.mark.model
 
 SUITE = Path(__file__).with_name("langchain_suite.py")
-
-
-@pytest.fixture(scope="module")
-def coder(model_path: Callable[[str], Path]) -> Iterator[Served]:
-    """Serve a model that was trained to call tools."""
-    path = model_path("qwen2.5-coder:0.5b")
-    with own_server(path, context=4096) as server:
-        yield Served(server.port, names_of(server)[0], path)
 
 
 @pytest.mark.parametrize("api", ["chat", "responses"])
