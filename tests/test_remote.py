@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -384,3 +386,35 @@ def test_what_is_no_json_is_a_named_error(script: Script, api: Api):
     script.answers = [Response(b"<html>hello</html>")]
     with pytest.raises(UpstreamFailed, match="something other"):
         api.call("GET", "/health")
+
+
+deltas = st.dictionaries(
+    st.sampled_from(["content", "reasoning", "tool_calls", "role", "x"]),
+    st.none() | st.text(max_size=5) | st.lists(st.none()),
+    max_size=3,
+)
+choices = st.fixed_dictionaries(
+    {},
+    optional={"index": st.integers(-1, 2), "delta": deltas, "finish_reason": st.none() | st.text(max_size=6)},
+)
+streamed = st.fixed_dictionaries(
+    {},
+    optional={"choices": st.lists(choices, max_size=2), "usage": deltas, "error": deltas, "freehold": deltas},
+)
+raw = st.binary(max_size=30) | st.sampled_from(
+    [b": beat\n\n", b"data: [DONE]\n\n", b"data: {\n\n", b"data: []\n\n", b"event: x\n"]
+)
+
+
+@given(st.lists(streamed | raw, max_size=5))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_server_streams_is_an_answer_or_a_named_error(
+    place: tuple[Script, Path], events: list[Any]
+):
+    script, path = place
+    script.answers.append(events)
+    with closing(RemoteModel(Api(socket=path), "m", INFO)) as model:
+        try:
+            assert all(isinstance(chunk, Chunk) for chunk in model.stream(HI))
+        except FreeholdError as e:
+            assert len(e.message) < 5000

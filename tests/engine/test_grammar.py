@@ -7,6 +7,8 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from freehold.engine import grammar as grammar_module
 from freehold.engine import rehearsal
@@ -271,3 +273,44 @@ def test_grammars_compiled_at_once_leave_the_threads_stack_as_it_was():
     for thread in threads:
         thread.join()
     assert threading.stack_size() == before
+
+
+words = st.sampled_from(
+    [
+        *"()[]{}|+*?.:/\\\"'",
+        *(
+            "start: ",
+            "\n",
+            "A: /x/",
+            "%json",
+            "%ignore",
+            "@",
+            "<[1]>",
+            "a{1,9}",
+            "(?i)",
+            "\\u0000",
+            "é",
+            "1e999",
+        ),
+        *('{"type": "string"}', '{"anyOf": []}', '{"pattern": "(a*)*"}', '{"$ref": "#"}', '"enum"', '["a"]'),
+    ]
+)
+sources = st.lists(words | st.text(max_size=4), max_size=14).map("".join)
+
+
+@given(st.sampled_from(["json_schema", "regex", "lark", "choice"]), sources, st.booleans())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_source_is_a_grammar_or_a_named_error(
+    grammars: Grammars, kind: FormatKind, source: str, two: bool
+):
+    formats = [Format(kind, source), *([Format("regex", "a+")] if two else [])]
+    try:
+        matcher = grammars.grammar(*formats).matcher()
+        for _ in range(4):
+            allowed = np.flatnonzero(matcher.allowed())
+            matcher.forced(), matcher.fitting(list(allowed[:3]))
+            if matcher.over or not len(allowed):
+                break
+            matcher.advance(int(allowed[-1]))
+    except UsageError as e:
+        assert e.message.startswith("format") and len(e.message) < 1000

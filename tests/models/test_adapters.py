@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ import pytest
 
 from freehold import _native as native
 from freehold.engine import Engine
-from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
-from freehold.formats.lora import MAX_RANK, open_lora
+from freehold.errors import BadModelFile, FreeholdError, ModelNotFound, UnsupportedModel
+from freehold.formats.lora import CONFIG, MAX_RANK, WEIGHTS, open_lora
 from freehold.models.adapters import load_adapter
 from freehold.models.loader import LoadedModel, load_model
 from tests.models.test_golden import BOUND, GOLDEN, write_model
@@ -196,3 +198,21 @@ def test_native_refuses_pairs_that_do_not_fit():
     with pytest.raises(Exception, match="twice"):
         adapter.add(weight, floats(16, 64), floats(48, 16), 1.0)
     assert adapter.nbytes == 4 * 16 * (64 + 48)
+
+
+def test_a_damaged_adapter_is_refused_or_read_and_never_an_exception_of_ours(tmp_path: Path):
+    case, rng = Case("llama", targets=("q_proj",)), random.Random(1)
+    peft = write_peft(case, tmp_path / "peft")
+    whole = [peft / CONFIG, peft / WEIGHTS, write_gguf(case, tmp_path / "x.gguf")]
+    read = 0
+    for path in whole:
+        data = path.read_bytes()
+        for _ in range(120):
+            changed = bytearray(data[: rng.randrange(len(data))] if rng.random() < 0.2 else data)
+            for _ in range(rng.choice((1, 2, 8)) if changed else 0):
+                changed[rng.randrange(min(len(changed), 2000))] = rng.randrange(256)
+            path.write_bytes(changed)
+            with suppress(FreeholdError):
+                read += bool(open_lora(path if path.suffix == ".gguf" else peft).modules)
+        path.write_bytes(data)
+    assert read > 20  # not every change matters

@@ -17,6 +17,8 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from freehold.errors import ContextOverflow, Overloaded
 from freehold.server.keys import LOOK_S, KeyFile, Ring, key_of, made
@@ -367,3 +369,18 @@ def test_a_batch_whose_server_is_killed_in_the_middle_has_each_line_exactly_once
     assert ended.status == "completed" and ended.request_counts.completed == 80
     Desk(tmp_path)  # a server that starts clears what a kill at the very end left
     assert not list((tmp_path / "batches").rglob("*.jsonl"))
+
+
+good = st.builds(lambda id: json.dumps(line(id)).encode(), st.text(max_size=3))
+bad = st.binary(max_size=40) | st.sampled_from([b"", b"[]", b"{}", b"null", b"[" * 9999, b'{"custom_id": 1}'])
+
+
+@given(st.lists(good | bad, max_size=8).map(b"\n".join))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_file_is_lines_or_named_errors(tmp_path, data):
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    checked = check_lines(path, CHAT)
+    said = [text for text in data.split(b"\n") if text.strip()]
+    assert checked.errors or checked.total == len(said)
+    assert all(wrong.code and wrong.message for wrong in checked.errors)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import os
 import stat
 from pathlib import Path
 
 import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from freehold.server.keys import Ring, key_of
 from freehold.server.limits import Limits
 from freehold.server.openai.filestore import FileBounds, Files
+from freehold.server.openai.upload import read_form
 from freehold.server.problems import Refused
 from tests.server.conftest import Running
 
@@ -152,3 +157,25 @@ def test_bounds_expiry_and_what_a_crash_left(tmp_path):
 def test_a_server_without_a_folder_says_so(serving):
     answer = serving(home=None).client.get(URL)
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "no_files"
+
+
+PART = b'Content-Disposition: form-data; name="%b"; filename="x"\r\n\r\nhello'
+parts = st.sampled_from(
+    [b"--x\r\n", b"\r\n--x--\r\n", b"\r\n", PART % b"file", PART % b"purpose"]
+) | st.binary(max_size=12)
+
+
+@given(st.lists(parts, max_size=8).map(b"".join), st.integers(1, 30))
+@settings(max_examples=200, deadline=None)
+def test_any_body_is_a_form_or_a_named_error(body, size):
+    async def pieces():
+        for at in range(0, len(body), size):
+            yield body[at : at + size]
+
+    sink = io.BytesIO()
+    try:
+        form = asyncio.run(read_form(b"multipart/form-data; boundary=x", pieces(), sink))
+    except Refused as e:
+        assert e.status == 400
+        return
+    assert form.whole and form.bytes == len(sink.getvalue())

@@ -7,6 +7,8 @@ import os
 import stat
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from freehold.errors import UsageError
 from freehold.server.keys import LOOK_S, KeyFile, Quota, Ring, key_of, made, new_secret, quota
@@ -161,3 +163,23 @@ def test_a_scope_is_names_and_patterns(models, name, may):
 )
 def test_quotas_are_read(text, amount, seconds):
     assert quota(text) == Quota(amount, seconds)
+
+
+leaves = (
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.just("a" * 64) | st.just("5/min")
+)
+fields = st.sampled_from(["name", "sha256", "kind", "models", "rate", "tokens", "created", "x"])
+rows = st.dictionaries(fields, leaves | st.lists(st.text(max_size=4), max_size=3), max_size=8)
+held = st.fixed_dictionaries({"keys": st.lists(rows, max_size=3)}, optional={"version": leaves})
+
+
+@given(st.binary(max_size=60) | held.map(lambda value: json.dumps(value).encode()))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_file_holds_keys_or_is_a_named_error(file, data):
+    file.path.parent.mkdir(exist_ok=True)
+    file.path.write_bytes(data)
+    file.path.chmod(0o600)
+    try:
+        assert all(key.sha256 for key in file.read())
+    except UsageError as e:
+        assert len(e.message) < 1000

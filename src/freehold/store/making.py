@@ -53,7 +53,10 @@ def make(store: Store, name: str, recipe: Recipe, on_event: OnEvent, fetch: Fetc
     )
     read = checked(overlay).read
     if read.context is not None:
-        notes = (*notes, "num_ctx is kept and changes nothing: a model gets the room that fits, or --context")
+        notes = (
+            *notes,
+            "num_ctx is kept and changes nothing: a model gets the room that fits, or that it is loaded with",
+        )
     made = store.overlays.write(replace(overlay, notes=(*recipe.notes, *notes, *read.warnings)))
     if replaced is not None:
         store.overlays.release(replaced.adapter)

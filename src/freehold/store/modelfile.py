@@ -24,7 +24,7 @@ _IDLE = {
     "RENDERER": "the model's own chat template is used",
     "PARSER": "tool calls and thinking are read as the model's template has them",
     "REQUIRES": "it names a version of another program",
-    "DRAFT": "a draft model is named when the server starts: freehold serve --draft",
+    "DRAFT": "a draft model is named when the model is loaded",
 }
 _LINE = re.compile(r"[ \t]*([A-Za-z]+)(?:[ \t]+(.*))?", re.DOTALL)
 _ESCAPE = re.compile(r'\\(["\\n])')

@@ -56,7 +56,7 @@ class OllamaShape(ABC):
         if self._context is not None and self._context > begin.context:
             self._tally.warn(
                 f"num_ctx is {self._context:,}, and the model is loaded with room for {begin.context:,} tokens; "
-                "a longer prompt is refused (freehold serve --context)"
+                "a longer prompt is refused, and more room is the operator's to give"
             )
 
     def opened(self, choice: int, begin: Begin) -> bytes:
