@@ -15,12 +15,14 @@ from freehold.advisor.report import (
     Bar,
     Point,
     Section,
+    Span,
     Swing,
     bars,
     figure,
     page,
     paragraph,
     scatter,
+    spans,
     standalone,
     table,
     tornado,
@@ -82,6 +84,19 @@ def test_an_endless_swing_reaches_the_edge():
     ends = [float(str(r.get("x"))) + float(str(r.get("width"))) for r in rects(svg, "high")]
     assert ends[1] >= ends[0] and math.isfinite(ends[1])
     assert "never" in svg
+
+
+def test_a_range_without_end_reaches_the_edge_and_the_mark_lies_on_the_same_axis():
+    items = [Span("a", 1e6, 1e7, 1e8, "10M"), Span("b", 1e8, math.inf, math.inf, "never")]
+    for width in (340.0, 760.0):
+        root = ElementTree.fromstring(spans(items, 1e7, "now", LOG, title="t", width=width))
+        first, second = root.findall(f".//{SVG}rect")
+        ends = [float(bar.get("x", "")) + float(bar.get("width", "")) for bar in (first, second)]
+        assert ends[1] == pytest.approx(max(ends)) and float(second.get("x", "")) == pytest.approx(
+            ends[0], abs=0.2
+        )
+        here, middle = (float(line.get("x1", "")) for line in root.findall(f".//{SVG}line[@class='mid']"))
+        assert here == middle  # the mark is where the first range has its middle; the second has none
 
 
 def test_labels_of_points_never_overlap():

@@ -171,6 +171,13 @@ def test_a_page_is_written_whole_and_fetches_nothing(run: Run, tmp_path: Path):
     assert len(text) < 200_000
 
 
+def test_machines_that_cost_nothing_pay_from_the_first_token(run: Run):
+    free = ("--hourly", "0", "--people", "0", "--migration", "0", "--against", "gpt-5-mini")
+    assert "It pays from 0 tokens a day on." in run(*OWN, *free)[1]
+    status, out, _ = run(*OWN, *free, "--hourly", "0-2")
+    assert status == 0 and "rent of h100" in out
+
+
 def test_old_prices_say_their_age(run: Run, monkeypatch: pytest.MonkeyPatch):
     old = prices.Table("0.2.3", date(2026, 1, 1))
     monkeypatch.setattr(prices, "table", lambda: old)
@@ -198,7 +205,7 @@ def test_old_prices_say_their_age(run: Run, monkeypatch: pytest.MonkeyPatch):
         ((*OWN, "--load", "1.2"), "--load 1.2", "0.7"),
         ((*OWN, "--peak", "0.5"), "--peak 0.5", "3"),
         ((*OWN, "--rack", "100"), "--rack says nothing of rented machines", "--buy"),
-        (("--tokens-per-second", "0", "--on", "h100"), "answers nothing", "writes a second"),
+        (("--tokens-per-second", "0", "--on", "h100"), "answer nothing", "writes a second"),
         (("--tokens-per-second", "10", "--on", "m4-max"), "no price to rent", "--hourly"),
         ((*OWN, "--csv", "/nowhere.csv"), "/nowhere.csv", "takes a file"),
         ((*OWN, "--html", "/nowhere/x.html"), "cannot be written", "folder"),

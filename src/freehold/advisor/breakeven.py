@@ -3,7 +3,7 @@
 Every figure is a range: the answer at every assumption's middle, and what four of five draws of all of them
 lie between, each drawn for itself between its ends (the same draws every time). The tornado moves one alone.
 Knows no table and no page.
-Path: cli/cost.py -> compare(Owned, assumptions, Traffic, offers) -> Comparison
+Path: cost -> compare(Owned, assumptions, Traffic, offers) -> Comparison
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from statistics import NormalDist
 from freehold.advisor.interval import Interval
 from freehold.advisor.ownership import DAYS, Assumption, Owned, Point, people
 from freehold.advisor.traffic import Traffic
+from freehold.catalog.model import Model
 from freehold.catalog.prices import Offer
 
 DRAWS = 1000  # ten times as many move bounds by 1 to 6 %, and more only where `never` is near
@@ -62,10 +63,11 @@ class Even:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Everything the verb prints."""
+    """The whole answer; dollars a month and tokens a day."""
 
     owned: Owned
     traffic: Traffic
+    day: date  # whose prices
     assumptions: Mapping[str, Assumption]
     month: Interval
     parts: Mapping[str, float]
@@ -73,6 +75,8 @@ class Comparison:
     utilisation: float
     swings: tuple[Swing, ...]  # of the month's cost of owning, the widest first
     evens: tuple[Even, ...]  # by the bills' order, the cheapest first
+    model: Model | None = None  # advisor.cost fills this
+    left_out: tuple[str, ...] = ()  # and this: what it did not compare with, and why
 
 
 def compare(
@@ -92,6 +96,7 @@ def compare(
     return Comparison(
         owned,
         traffic,
+        day,
         assumed,
         month,
         owned.month(mid, traffic),

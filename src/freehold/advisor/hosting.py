@@ -2,7 +2,7 @@
 
 What nobody chose is chosen here: the weights' own narrow type or FP8 where the device has units for it, and as
 few devices as hold it. Knows no cost.
-Path: cli/cost.py -> host -> Hosted -> ownership
+Path: cost -> host -> Hosted -> ownership
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A month's cost is a sum over machines and people at one `Point`, a value for every assumption; how sure it is
 comes from moving the assumptions one by one (breakeven.py). Machines run day and night. Knows no API, no
 interest on capital, no tax, and prices prompts by the answers' tokens: a speed holds for the traffic's mix.
-Path: cli/cost.py -> assumptions -> Owned.month(Point, Traffic) -> breakeven
+Path: cost -> assumptions -> Owned.month(Point, Traffic) -> breakeven
 """
 
 from __future__ import annotations

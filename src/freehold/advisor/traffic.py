@@ -89,7 +89,10 @@ class Traffic:
 
 
 def from_figures(
-    tokens_per_day: float, input_share: float, cached_share: float, request_tokens: float
+    tokens_per_day: float = 10e6,
+    input_share: float = 0.75,
+    cached_share: float = 0.3,
+    request_tokens: float = 2000.0,
 ) -> Traffic:
     """Return a day of equal requests; `cached_share` is of the input, `request_tokens` read and written.
 

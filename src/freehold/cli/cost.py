@@ -1,7 +1,7 @@
 """`freehold cost [MODEL]`: what an API costs a month, what owning costs, and from where on owning is cheaper.
 
 Knows options and wording; arithmetic is the advisor's, prices are the catalogue's, the page is costpage.py's.
-Path: main -> cost -> advisor.traffic, advisor.hosting -> advisor.breakeven.compare -> table, JSON or page
+Path: main -> cost -> advisor.cost -> Comparison -> costwords, JSON or costpage
 """
 
 from __future__ import annotations
@@ -20,17 +20,14 @@ from freehold.advisor.interval import Interval
 from freehold.advisor.ownership import known
 from freehold.cli.costwords import show, spoken
 from freehold.cli.shared import json_option, write_beside
-from freehold.errors import UsageError
 
 if TYPE_CHECKING:
     from freehold.advisor.breakeven import Comparison, Even, Swing
-    from freehold.advisor.ownership import Assumption, Owned
+    from freehold.advisor.ownership import Assumption
     from freehold.advisor.traffic import Traffic
-    from freehold.catalog import Model
-    from freehold.catalog.prices import Offer
 
 SCHEMA = 1
-MOST_HOSTS = 5  # of the same model, the cheapest
+FIGURES = ("tokens_per_day", "input_share", "cached_share", "request_tokens")
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 _AMOUNT = r"(\d+(?:\.\d+)?)\s*([kmbgt]?)"
 
@@ -80,14 +77,23 @@ def assumption_options(command: Callable) -> Callable:
 
 @click.command("cost")
 @click.argument("model", required=False, metavar="[MODEL]")
-@click.option(
-    "--tokens-per-day", "a_day", type=Amount(), default=10e6, help="Read and written; 10M unless told."
-)
+@click.option("--tokens-per-day", type=Amount(), default=10e6, help="Read and written; 10M unless told.")
 @click.option("--input-share", type=float, default=0.75, show_default=True, help="Of them, those read.")
 @click.option(
-    "--cached", type=float, default=0.3, show_default=True, help="Of those read, those a cache holds."
+    "--cached",
+    "cached_share",
+    type=float,
+    default=0.3,
+    show_default=True,
+    help="Of those read, those cached.",
 )
-@click.option("--request", type=Amount(), default=2000.0, help="Tokens of a request; 2000 unless told.")
+@click.option(
+    "--request",
+    "request_tokens",
+    type=Amount(),
+    default=2000.0,
+    help="Tokens of one; 2000 unless told.",
+)
 @click.option("--csv", "csv_file", metavar="FILE", help="Take the traffic from a CSV instead.")
 @click.option("--growth", type=float, default=0.0, help="Per cent a month, over --months.")
 @click.option("--on", metavar="HARDWARE", help="Such as 2xh100; otherwise as few H100 as hold the model.")
@@ -114,99 +120,54 @@ def command(
 
     With --json: {"schema": 1, "traffic": ..., "owned": ..., "bills": [...], "assumptions": [...], ...}.
     """
-    from freehold import catalog
-    from freehold.advisor.breakeven import compare
-    from freehold.advisor.ownership import assumptions
+    from freehold.advisor.cost import cost
 
     today = date.today()
-    when = day.date() if day else today
-    chosen = {one.key: given[one.key] for one in known() if given[one.key] is not None}
-    chosen |= {key: given[key] for key in ("price", "hourly") if given[key] is not None}
-    months = (chosen.get("months") or next(a for a in known() if a.key == "months").value).mid
-    traffic = _traffic(csv_file, given).growing(given["growth"] / 100, months)
-    facts = catalog.model(model) if model else None
-    owned, fast = _owned(facts, traffic, given)
-    assumed = assumptions(owned, fast, traffic, chosen)
-    offers, left_out = _offers(facts, given["against"], traffic, when, given["batch"])
-    found = compare(owned, assumed, traffic, offers, when, given["batch"])
+    keys = (*(one.key for one in known()), "price", "hourly")
+    told = {key: given.pop(key) for key in keys}
+    figures = {key: given.pop(key) for key in FIGURES}
+    found = cost(
+        model,
+        _traffic(csv_file, figures),
+        day=day.date() if day else today,
+        growth=given.pop("growth") / 100,
+        **given,
+        **{key: value for key, value in told.items() if value is not None},
+    )
     if page:
         from freehold.cli.costpage import report
 
-        text = report(found, facts, today)
-        click.echo(f"wrote {write_beside(page, text)}", err=True)
+        click.echo(f"wrote {write_beside(page, report(found, today))}", err=True)
     if as_json:
-        click.echo(json.dumps(_as_json(found, facts, when), indent=1))
+        click.echo(json.dumps(_as_json(found, today), indent=1))
     elif not page:
-        show(found, facts, today, left_out)
+        show(found, today)
 
 
-def _traffic(csv_file: str | None, given: Mapping[str, Any]) -> Traffic:
+def _traffic(csv_file: str | None, figures: Mapping[str, float]) -> Traffic:
     from freehold.advisor.traffic import from_csv, from_figures
     from freehold.catalog import prices
 
     if csv_file:
         return from_csv(Path(csv_file).expanduser(), prices.tiers())
-    return from_figures(given["a_day"], given["input_share"], given["cached"], given["request"])
-
-
-def _owned(facts: Model | None, traffic: Traffic, given: Mapping[str, Any]) -> tuple[Owned, Assumption]:
-    """Return the machines and how fast one answers: as told, else as predicted for the model."""
-    from freehold.advisor import hosting, ownership
-    from freehold.catalog import rig
-
-    if given["speed"] is not None:
-        if not given["speed"].low:
-            raise UsageError("--tokens-per-second 0 answers nothing", "give what one machine writes a second")
-        where = rig(given["on"] or hosting.USUAL)
-        return ownership.Owned(where, given["bought"]), ownership.speed(given["speed"])
-    if facts is None:
-        raise UsageError(
-            "how fast would it answer?", "name a MODEL of the catalogue, or give --tokens-per-second and --on"
-        )
-    found = hosting.host(facts, given["on"], traffic, given["engine"], given["quant"], given["users"])
-    return ownership.Owned(found.rig, given["bought"]), found.speed
-
-
-def _offers(
-    facts: Model | None, against: tuple[str, ...], traffic: Traffic, day: date, batch: bool
-) -> tuple[list[tuple[Offer, bool]], list[str]]:
-    """Return what to compare with, and of the unasked ones those that were left out, with why."""
-    from freehold.advisor.breakeven import bill
-    from freehold.catalog import prices
-
-    hosts = prices.hosts(facts) if facts else ()
-    if against:
-        found = {o.name: o for o in map(prices.find, against)}
-        return [(o, o in hosts) for o in found.values()], []
-    left_out = []
-    usual = [prices.find(name) for name in prices.USUAL]
-    if batch:
-        sold = [o for o in (*usual, *hosts) if o.sells_batch(day)]
-        left_out = [f"{o.name}: no batch price" for o in (*usual, *hosts) if o not in sold]
-        usual, hosts = [o for o in usual if o in sold], tuple(o for o in hosts if o in sold)
-    cheapest = sorted(hosts, key=lambda o: bill(o, traffic, day, batch).month.mid)
-    if len(cheapest) > MOST_HOSTS:
-        left_out.append(f"{len(cheapest) - MOST_HOSTS} dearer sellers of {facts.id if facts else ''}")
-    return [(o, False) for o in usual if o not in hosts] + [
-        (o, True) for o in cheapest[:MOST_HOSTS]
-    ], left_out
+    return from_figures(**figures)
 
 
 # --- JSON ----------------------------------------------------------------------------------------
 
 
-def _as_json(found: Comparison, facts: Model | None, day: date) -> dict[str, Any]:
+def _as_json(found: Comparison, today: date) -> dict[str, Any]:
     """Return the answer as documented in docs/guides/cost.md; null for what is infinite."""
     from freehold.catalog import prices
 
     sheet, t = prices.table(), found.traffic
     return {
         "schema": SCHEMA,
-        "day": day.isoformat(),
+        "day": found.day.isoformat(),
         "prices": {
             "version": sheet.version,
             "noted": sheet.noted.isoformat(),
-            "age_days": sheet.age_days(date.today()),
+            "age_days": sheet.age_days(today),
         },
         "traffic": {
             "source": t.source,
@@ -217,7 +178,7 @@ def _as_json(found: Comparison, facts: Model | None, day: date) -> dict[str, Any
             "requests": t.requests,
         },
         "owned": {
-            "model": facts.id if facts else None,
+            "model": found.model.id if found.model else None,
             "on": found.owned.rig.name,
             "bought": found.owned.bought,
             "machines": found.machines,

@@ -45,7 +45,6 @@ from freehold.cli.costwords import (
 
 if TYPE_CHECKING:
     from freehold.advisor.breakeven import Comparison
-    from freehold.catalog import Model
 
 _FOOT = (
     "Ranges hold four of five outcomes, as far as the assumptions' own ranges do. Prices are lists: no contract, "
@@ -53,14 +52,14 @@ _FOOT = (
 )
 
 
-def report(found: Comparison, facts: Model | None, today: date) -> str:
+def report(found: Comparison, today: date) -> str:
     """Return the whole page."""
-    title = f"Own {facts.id if facts else found.owned.rig.name}, or pay by the token?"
+    title = f"Own {found.model.id if found.model else found.owned.rig.name}, or pay by the token?"
     sections = [
         _bills(found),
         _evens(found),
         _moves(found),
-        _asked(found, facts, today),
+        _asked(found, today),
         _rests(found, today),
     ]
     return page(title, verdict(found), [s for s in sections if s], (f"freehold cost, {today}.", *_FOOT))
@@ -130,8 +129,8 @@ def _moves(found: Comparison) -> Section | None:
     return Section(title, (figure(draw, said),))
 
 
-def _asked(found: Comparison, facts: Model | None, today: date) -> Section:
-    return Section("What was asked", (table(("", ""), about(found, facts, today)),))
+def _asked(found: Comparison, today: date) -> Section:
+    return Section("What was asked", (table(("", ""), about(found, today)),))
 
 
 def _rests(found: Comparison, today: date) -> Section:

@@ -7,7 +7,6 @@ Path: cost.command -> show; costpage.report -> about, row, assumption_row
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,6 @@ from freehold.cli.shared import pairs, table
 if TYPE_CHECKING:
     from freehold.advisor.breakeven import Comparison, Even, Swing
     from freehold.advisor.ownership import Assumption
-    from freehold.catalog import Model
 
 HEAD = ("OPTION", "DOLLARS A MONTH", "PER MILLION", "OWN FROM (TOKENS A DAY)", "OR USED AT")
 ASSUMPTIONS = ("ASSUMPTION", "LOW", "MID", "HIGH", "UNIT", "WHAT")
@@ -27,9 +25,9 @@ MOST_SWINGS = 10
 _BAR = 44  # characters
 
 
-def show(found: Comparison, facts: Model | None, today: date, left_out: Sequence[str]) -> None:
+def show(found: Comparison, today: date) -> None:
     """Print a comparison: what was asked, the bills, what moves the answer, what it rests on."""
-    pairs(about(found, facts, today))
+    pairs(about(found, today))
     click.echo()
     table(HEAD, [own_row(found), *(row(found, e) for e in found.evens)], right=(2,))
     click.echo(f"\n{verdict(found)}")
@@ -39,31 +37,27 @@ def show(found: Comparison, facts: Model | None, today: date, left_out: Sequence
     table(ASSUMPTIONS, [assumption_row(a) for a in assumed], right=(1, 2, 3))
     click.echo()
     pairs([(a.key, source(a, today)) for a in assumed])
-    for line in left_out:
+    for line in found.left_out:
         click.echo(f"left out: {line}", err=True)
 
 
 def verdict(found: Comparison) -> str:
     """Say in a sentence or two which is cheaper at this traffic, and from where on that turns."""
-    own = dollars(found.month.mid)
-    dearer = [e for e in found.evens if e.bill.month.mid > found.month.mid]
-    count = len(found.evens)
-    if not dearer:
-        said = (
-            f"Owning costs ${own} a month, more than each of the {count} APIs"
-            if count > 1
-            else (f"Owning costs ${own} a month, more than {found.evens[0].bill.offer.name}")
-        )
+    names = [e.bill.offer.name for e in found.evens]
+    dearer = sum(e.bill.month.mid > found.month.mid for e in found.evens)
+    if len(names) == 1:
+        than = f"{'less' if dearer else 'more'} than {names[0]}"
     else:
-        said = f"Owning costs ${own} a month, less than {len(dearer)} of {count} APIs"
+        than = f"less than {dearer or 'none'} of {len(names)} APIs"
+    said = f"Owning costs ${dollars(found.month.mid)} a month, {than}."
     even = headline(found)
     if even is None:
-        return f"{said}. No traffic makes owning pay under these assumptions."
-    said_from = spoken_tokens(even.tokens_per_day)
-    return f"{said}. It pays from {said_from} tokens a day on against {even.bill.offer.name}, the first to be passed."
+        return f"{said} No traffic makes owning pay under these assumptions."
+    first = f" against {even.bill.offer.name}, the first to be passed" if len(names) > 1 else ""
+    return f"{said} It pays from {spoken_tokens(even.tokens_per_day)} tokens a day on{first}."
 
 
-def about(found: Comparison, facts: Model | None, today: date) -> list[tuple[str, str]]:
+def about(found: Comparison, today: date) -> list[tuple[str, str]]:
     """Word what was asked and what it rests on."""
     from freehold.catalog import prices
 
@@ -75,13 +69,11 @@ def about(found: Comparison, facts: Model | None, today: date) -> list[tuple[str
         mix += f" ({t.cached / t.input:.0%} of it cached)"
     count, spare = found.machines, round(found.assumptions["spare"].value.mid)
     machines = f"{count} machine{'s' * (count != 1)}" + (f", {spare} of them to spare" if spare else "")
+    what = f"{found.model.id} on {found.owned.name}" if found.model else found.owned.name
     fast = found.assumptions["speed"]
     rows = [
         ("traffic", f"{short(t.tokens)} tokens a day: {t.source}; {mix}"),
-        (
-            "owned",
-            f"{f'{facts.id} on ' if facts else ''}{found.owned.name}: {machines}, {found.utilisation:.1%} used",
-        ),
+        ("owned", f"{what}: {machines}, {found.utilisation:.1%} used"),
         ("speed", f"{fast.value} tokens/s of answers a machine: {fast.source}"),
         ("prices", f"genai-prices {sheet.version}, newest note {sheet.noted}, {age} days old{old}"),
     ]
@@ -152,8 +144,9 @@ def _show_tornado(found: Comparison) -> None:
         return
     mid = even.tokens_per_day.mid if even else found.month.mid
     click.echo(f"\n{tornado_title(found, even)}:")
-    values = [v for s in swings for v in (s.at_low, s.at_high) if math.isfinite(v)]
-    low, high = min(mid, *values), max(mid, *values) * (1 if _all_finite(swings) else 1.5)
+    values = [v for s in swings for v in (s.at_low, s.at_high)]
+    shown = [v for v in (mid, *values) if 0 < v < math.inf]
+    low, high = min(shown), max(shown) * (1.5 if math.inf in values else 1)
     width = max(len(s.assumption.title) for s in swings)
     for swing in swings:
         value = swing.assumption.value
@@ -165,16 +158,12 @@ def _show_tornado(found: Comparison) -> None:
         )
 
 
-def _all_finite(swings: Sequence[Swing]) -> bool:
-    """Say whether no end of any swing is infinite."""
-    return all(math.isfinite(v) for s in swings for v in (s.at_low, s.at_high))
-
-
 def _bar(start: float, mid: float, end: float, low: float, high: float) -> str:
     """Draw one bar on a logarithmic scale, with a mark at the answer itself."""
 
     def at(value: float) -> int:
-        share = math.log(min(value, high) / low) / math.log(high / low) if high > low else 0.5
+        held = min(max(value, low), high)
+        share = math.log(held / low) / math.log(high / low) if high > low else 0.5
         return round(share * (_BAR - 1))
 
     a, b, m = at(start), at(end), at(mid)
@@ -227,4 +216,5 @@ def short(value: float) -> str:
 
 
 def spoken(value: Interval) -> str:
+    """Word a range as plain figures."""
     return f"{value.mid:g}" + ("" if value.low == value.high else f" ({value.low:g} to {value.high:g})")

@@ -43,7 +43,7 @@ def spans(
             rows.append(text(room - 8, y + 17, shortened(span.label, room - 8), "", "end"))
         rows += _row(span, scale, y + (_ROW - _THICK) / 2 - 2)
         y += _ROW
-    x, half = scale.at(mark), width_of(said) / 2
+    x, half = scale.at(mark), width_of(said) / 2 + 5  # bold letters are wider
     here = [
         element("line", class_="mid", x1=x, x2=x, y1=18, y2=y),
         text(min(max(x, half), width - half), FONT, said, "strong", "middle"),

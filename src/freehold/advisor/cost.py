@@ -1,0 +1,100 @@
+"""One question of cost, answered: own this model for this traffic, or pay by the token?
+
+Chooses what nobody said: the machines, their speed, the APIs to compare with. Knows no wording.
+Path: cli/cost.py -> cost -> hosting, ownership.assumptions, breakeven.compare -> Comparison
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+
+from freehold import catalog
+from freehold.advisor import hosting, ownership
+from freehold.advisor.breakeven import Comparison, bill, compare
+from freehold.advisor.interval import Interval
+from freehold.advisor.ownership import Assumption, Owned
+from freehold.advisor.traffic import Traffic, from_figures
+from freehold.catalog import Model, prices
+from freehold.catalog.prices import Offer
+from freehold.errors import UsageError
+
+MOST_HOSTS = 5  # of the same model, the cheapest
+
+
+def cost(
+    model: str | None = None,
+    traffic: Traffic | None = None,
+    *,
+    on: str | None = None,
+    bought: bool = False,
+    speed: Interval | float | None = None,
+    engine: str = "vllm",
+    quant: str | None = None,
+    users: int = 64,
+    against: Sequence[str] = (),
+    batch: bool = False,
+    day: date | None = None,
+    growth: float = 0.0,
+    **told: Interval | float,
+) -> Comparison:
+    """Hold owning `model` on hardware `on` against APIs; `told` are assumptions by key, `hourly` and `price` too.
+
+    `speed`: tokens a second of answers of one machine, predicted where None. `growth`: a month, 0.05 is 5 %.
+    `traffic`: 10 million tokens a day where None. Raises UsageError, ModelNotFound.
+    """
+    day = day or date.today()
+    facts = catalog.model(model) if model else None
+    traffic = traffic or from_figures()
+    owned, fast = _owned(facts, traffic, on, bought, speed, engine, quant, users)
+    assumed = ownership.assumptions(owned, fast, traffic, {key: _interval(v) for key, v in told.items()})
+    traffic = traffic.growing(growth, assumed["months"].value.mid)
+    offers, left_out = _offers(facts, against, traffic, day, batch)
+    found = compare(owned, assumed, traffic, offers, day, batch)
+    return replace(found, model=facts, left_out=tuple(left_out))
+
+
+def _owned(
+    facts: Model | None,
+    traffic: Traffic,
+    on: str | None,
+    bought: bool,
+    speed: Interval | float | None,
+    engine: str,
+    quant: str | None,
+    users: int,
+) -> tuple[Owned, Assumption]:
+    """Return the machines and how fast one answers: as told, else as predicted for the model."""
+    if speed is not None:
+        told = _interval(speed)
+        if told.low <= 0:
+            raise UsageError("0 tokens a second answer nothing", "give what one machine writes a second")
+        return Owned(catalog.rig(on or hosting.USUAL), bought), ownership.speed(told)
+    if facts is None:
+        raise UsageError(
+            "how fast would it answer?", "name a MODEL of the catalogue, or give --tokens-per-second and --on"
+        )
+    found = hosting.host(facts, on, traffic, engine, quant, users)
+    return Owned(found.rig, bought), found.speed
+
+
+def _offers(
+    facts: Model | None, against: Sequence[str], traffic: Traffic, day: date, batch: bool
+) -> tuple[list[tuple[Offer, bool]], list[str]]:
+    """Return what to compare with and whether it is the same model; of the unasked ones, what was left out and why."""
+    hosts = prices.hosts(facts) if facts else ()
+    if against:
+        asked = {o.name: o for o in map(prices.find, against)}
+        return [(o, o in hosts) for o in asked.values()], []
+    everything = [*(o for o in map(prices.find, prices.USUAL) if o not in hosts), *hosts]
+    sold = [o for o in everything if not batch or o.sells_batch(day)]
+    left_out = [f"{o.name}: no batch price" for o in everything if o not in sold]
+    same = sorted((o for o in sold if o in hosts), key=lambda o: bill(o, traffic, day, batch).month.mid)
+    if dearer := len(same[MOST_HOSTS:]):
+        left_out.append(f"{dearer} dearer hosts of the same model")
+    return [*((o, False) for o in sold if o not in hosts), *((o, True) for o in same[:MOST_HOSTS])], left_out
+
+
+def _interval(value: Interval | float) -> Interval:
+    return value if isinstance(value, Interval) else Interval.exactly(value)
