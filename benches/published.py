@@ -315,16 +315,19 @@ class Figures:
 
 
 def figures(ratios: Mapping[str, np.ndarray]) -> Figures:
-    """Sum up one predicted thing."""
-    flat = np.concatenate(list(ratios.values()))
-    error = np.abs(1 / flat - 1)
+    """Sum up one predicted thing: what each group's ratios are, and how many the other groups' bounds hold."""
     inside = 0
     for group, found in ratios.items():
         low, high = bounds(ratios, group)
         inside += int(((found >= low) & (found <= high)).sum())
-    return Figures(
-        len(flat), float(np.median(error)), float(np.mean(error <= 0.5)), inside / len(flat), *bounds(ratios)
-    )
+    return _figures(ratios, inside)
+
+
+def _figures(ratios: Mapping[str, np.ndarray], inside: int) -> Figures:
+    flat = np.concatenate(list(ratios.values()))
+    error = np.abs(1 / flat - 1)
+    half = float(np.mean(error <= 0.5))
+    return Figures(len(flat), float(np.median(error)), half, inside / len(flat), *bounds(ratios))
 
 
 def measure() -> dict[tuple[str, str], Figures]:
@@ -346,12 +349,7 @@ def cited() -> Figures:
         said, value = _said(raw), float(raw["value"])
         ratios.append(value / said.mid)
         inside += value in said
-    flat = np.array(ratios)
-    low, high = np.quantile(flat, [0.1, 0.9])
-    error = np.abs(1 / flat - 1)
-    return Figures(
-        len(flat), float(np.median(error)), float(np.mean(error <= 0.5)), inside / len(flat), low, high
-    )
+    return _figures({"all": np.array(ratios)}, inside)
 
 
 def _said(raw: dict[str, str]) -> Interval:
