@@ -28,6 +28,9 @@ EXPORTS = [
     "Tool",
     "ToolCall",
     "Usage",
+    "advise",
+    "fit",
+    "license",
     "load",
 ]
 HEAVY = (

@@ -13,7 +13,7 @@ LEVELS = {
     **dict.fromkeys(["formats", "tokenizer", "catalog"], 1),
     **dict.fromkeys(["store", "models", "advisor"], 2),
     "engine": 3,
-    **dict.fromkeys(["local", "remote", "fake"], 4),
+    **dict.fromkeys(["local", "remote", "fake", "choosing"], 4),
     **dict.fromkeys(["worker", "backends", "router", "evals"], 5),
     "adapt": 6,
     "server": 7,

@@ -1,4 +1,4 @@
-"""Own the language models you use: load one, chat with it, stream, score.
+"""Own the language models you use: choose one, load it, chat with it, stream, score.
 
     import freehold
 
@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from freehold.choosing import advise, fit, license
     from freehold.errors import FreeholdError
     from freehold.fake import FakeModel
     from freehold.local import LLM, load
@@ -48,11 +49,15 @@ __all__ = [
     "Tool",
     "ToolCall",
     "Usage",
+    "advise",
+    "fit",
+    "license",
     "load",
 ]
 
 _HOMES = {
     "freehold.local": ("LLM", "load"),
+    "freehold.choosing": ("advise", "fit", "license"),
     "freehold.errors": ("FreeholdError",),
     "freehold.fake": ("FakeModel",),
     "freehold.types": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold import catalog
@@ -128,6 +128,7 @@ def test_a_condition_that_is_none_is_refused(conditions):
         Request(task("chat"), **conditions)
 
 
+@settings(deadline=None, max_examples=20)
 @given(
     st.sets(st.sampled_from(["US", "CN", "FR"]), max_size=3),
     st.integers(0, 200_000),

@@ -35,13 +35,16 @@ RULES = {
 }
 PLACE_RULES = ("engine", "memory", "budget", "speed")  # another machine would lift these
 MOST_CONTEXT = 100_000_000
+# Tokens a second below which thinking aloud, some 2,400 tokens of it, takes more than a minute: results that took it
+# do not count there, unless the task has the patience.
+THINKING_PACE = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where and how a model would run: `quant` on `engine`, `memory` in bytes at `context` tokens.
 
-    `decode`, `prefill`: tokens a second of one user. `month`: dollars of rent, None where nothing is rented.
+    `decode`, `prefill`: tokens a second of one user; None: not known. `month`: dollars of rent; None: not rented.
     """
 
     where: str
@@ -50,7 +53,7 @@ class Placement:
     memory: int
     context: int
     decode: Interval
-    prefill: Interval
+    prefill: Interval | None
     command: str
     month: float | None = None
 
@@ -153,8 +156,11 @@ class Advice:
 def advise(request: Request, models: Iterable[Model], placer: Placer) -> Advice:
     """Hold every model against the request and rank what remains."""
     known = [m for m in models if m.params_b]
-    scale = Scale(request.task, known)
-    judged = [_judge(m, request, scale, placer) for m in known if _of_kind(m, request.task)]
+    task = request.task
+    scale, quick = Scale(task, known), Scale(task, known, quick=not task.patient)
+    if quick.benchmark != scale.benchmark:
+        scale = quick
+    judged = [_judge(m, request, scale, quick, placer) for m in known if _of_kind(m, task)]
     picks = sorted((j for j in judged if not j.refusals), key=_order)
     return Advice(request, scale.benchmark, tuple(picks), tuple(j for j in judged if j.refusals))
 
@@ -169,7 +175,7 @@ def _of_kind(model: Model, task: Task) -> bool:
     return task.encoder is (model.architecture == "bert")
 
 
-def _judge(model: Model, request: Request, scale: Scale, placer: Placer) -> Judged:
+def _judge(model: Model, request: Request, scale: Scale, quick: Scale, placer: Placer) -> Judged:
     refusals = list(_facts_against(model, request))
     ruled = None
     if request.facts is not None:
@@ -179,12 +185,16 @@ def _judge(model: Model, request: Request, scale: Scale, placer: Placer) -> Judg
     context = min(request.context, model.context) if model.context else request.context
     placed = placer(model, context)
     if isinstance(placed, Refusal):
-        refusals.append(placed)
-        placed = None
-    elif placed.decode.mid < request.speed:
-        said = f"{placed.decode.mid:.3g} tokens a second, where the work wants {request.speed:g}"
+        return Judged(model, scale.of(model), ruled, None, (*refusals, placed))
+    speed = placed.decode.mid
+    hurried = speed < THINKING_PACE and not request.task.patient
+    if speed < request.speed:
+        said = f"{speed:.3g} tokens a second, where the work wants {request.speed:g}"
         refusals.append(Refusal("speed", said))
-    return Judged(model, scale.of(model), ruled, placed, tuple(refusals))
+    elif hurried and model.thinking == "only" and request.min_speed is None:
+        said = f"thinks aloud before it answers: minutes, at {speed:.3g} tokens a second"
+        refusals.append(Refusal("speed", said))
+    return Judged(model, (quick if hurried else scale).of(model), ruled, placed, tuple(refusals))
 
 
 def _facts_against(model: Model, request: Request) -> Iterable[Refusal]:
@@ -192,6 +202,10 @@ def _facts_against(model: Model, request: Request) -> Iterable[Refusal]:
     task = request.task
     if model.instructed is False and not task.base_too:
         yield Refusal("task", "a base model: it continues text and follows no instruction")
+    if task.fills and not model.fills:
+        yield Refusal("task", "not known to fill in the middle, as an editor asks")
+    if task.quick and model.thinking == "only":
+        yield Refusal("task", "thinks aloud before each answer")
     if task.tools and model.tools is not True:
         yield Refusal("task", "not known to call tools" if model.tools is None else "calls no tools")
     if request.country_not:

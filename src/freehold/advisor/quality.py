@@ -27,6 +27,15 @@ NEIGHBOURS = 7
 # Two reports of one model in one benchmark seldom agree: prompts, shots and sampling move a result by some three
 # points at 60, which is 0.13 on the logits; four of five within 0.16. An assumption, not a measurement.
 _HARNESS = 0.16
+# Per cent that guessing gets where answers are chosen from a list: nothing is foreseen below it.
+_CHANCE = {
+    "mmlu": 25.0,
+    "mmlu_redux": 25.0,
+    "mmmlu": 25.0,
+    "gpqa": 25.0,
+    "gpqa_diamond": 25.0,
+    "mmlu_pro": 10.0,
+}
 _FLOOR, _CEILING = 0.5, 99.5  # per cent: a logit needs room
 
 
@@ -59,23 +68,33 @@ def measure(score: Score) -> str:
     return score.benchmark + ("/base" if "base" in score.setting and "instruct" not in score.setting else "")
 
 
-def results(model: Model) -> dict[str, float]:
-    """Return the best published result of a model per measure."""
+def results(model: Model, quick: bool = False) -> dict[str, float]:
+    """Return the best published result of a model per measure; `quick`: of those without thinking aloud first."""
     found: dict[str, float] = {}
     for score in model.scores:
-        key = measure(score)
-        found[key] = max(score.value, found.get(key, 0.0))
+        if not (quick and _thought(score)):
+            key = measure(score)
+            found[key] = max(score.value, found.get(key, 0.0))
     return found
+
+
+def _thought(score: Score) -> bool:
+    said = score.setting.replace("non-thinking", "").replace("no thinking", "")
+    return "thinking" in said or "reasoning on" in said
 
 
 class Scale:
     """One task's ruler: its closest benchmark that enough models have a result in."""
 
-    def __init__(self, task: Task, models: Iterable[Model]) -> None:
-        """Read the results of all `models` once; an empty `benchmark` says that nothing tells of this task."""
+    def __init__(self, task: Task, models: Iterable[Model], *, quick: bool | None = None) -> None:
+        """Read the results of all `models` once; an empty `benchmark` says that nothing tells of this task.
+
+        `quick`: count no result that took thinking aloud; None: as the task says.
+        """
         self.task = task
+        self._quick = task.quick if quick is None else quick
         self._models = [m for m in models if m.scores]
-        self._results = {m.id: results(m) for m in self._models}
+        self._results = {m.id: results(m, self._quick) for m in self._models}
         counts = {b: sum(b in r for r in self._results.values()) for b in task.benchmarks}
         self.benchmark = next((b for b in task.benchmarks if counts[b] >= MIN_KNOWN), "")
         self._lines = {b: self._line(b) for b in task.benchmarks if b != self.benchmark and self.benchmark}
@@ -90,7 +109,7 @@ class Scale:
 
     def _told(self, model: Model) -> Quality | None:
         """Judge by results of the model itself."""
-        found = self._results.get(model.id) or results(model)
+        found = self._results.get(model.id) or results(model, self._quick)
         if self.benchmark in found:
             value = found[self.benchmark]
             return self._quality(_logit(value), _HARNESS, "published", f"{self.benchmark} {value:g}")
@@ -111,7 +130,8 @@ class Scale:
         return self._quality(self._of_near(near), self._near_spread, "similar", f"models like it: {names}")
 
     def _quality(self, logit: float, spread: float, basis: str, evidence: str) -> Quality:
-        low, mid, high = (_per_cent(logit + step * spread) for step in (-1, 0, 1))
+        least = 0.0 if basis == "published" else _CHANCE.get(self.benchmark, 0.0)
+        low, mid, high = (max(_per_cent(logit + step * spread), least) for step in (-1, 0, 1))
         return Quality(self.benchmark, Interval(low, mid, high, LEVEL), basis, evidence)
 
     def _line(self, other: str) -> _Line | None:

@@ -108,6 +108,7 @@ class Model:
     instructed: bool | None = (
         None  # trained to follow instructions; False: a base model, which continues text
     )
+    fills: bool | None = None  # trained to fill in the middle of a text
     tools: bool | None = None
     gated: bool | None = None
     licence: str = ""  # SPDX identifier or LicenseRef-...

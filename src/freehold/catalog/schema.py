@@ -47,6 +47,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "modalities": list,
     "thinking": str,
     "instructed": bool,
+    "fills": bool,
     "tools": bool,
     "gated": bool,
     "licence": str,

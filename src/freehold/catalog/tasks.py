@@ -33,6 +33,9 @@ class Task:
     min_context: int = 4000
     tools: bool = False  # the model has to call tools
     encoder: bool = False  # the work is an embedding model's
+    quick: bool = False  # there is no time to think aloud first, however fast the model
+    patient: bool = False  # there is, however slow
+    fills: bool = False  # the model has to fill in between what stands before and after
     base_too: bool = False  # a model that follows no instructions will do
     specialist: tuple[str, ...] = ()  # parts of names of models made for it
 

@@ -27,6 +27,8 @@ _YES_NO = {
     "modifies": ("--modifies/--no-modifies", "You fine-tune, merge or requantise it."),
     "distils": ("--distils/--no-distils", "Its outputs will train another model."),
 }
+# What the options below tell of the user, the purpose aside.
+FACTS = (*_YES_NO, "users", "revenue_year", "revenue_month", "seat", "end_user", "bypasses_guardrails")
 
 
 class Amount(click.ParamType):

@@ -135,8 +135,10 @@ def _cache(model: Model) -> list[tuple[str, str]]:
 
 
 def _scores(model: Model) -> list[tuple[str, str]]:
-    rows = [(f"{s.benchmark} {s.value:g}", s.setting, s.source) for s in model.scores]
-    return [
-        ("published" if not i else "", f"{what}{f' ({how})' if how else ''}: {source}")
-        for i, (what, how, source) in enumerate(rows)
-    ]
+    """Word the published results, a row for each source."""
+    by_source: dict[str, list[str]] = {}
+    for s in model.scores:
+        how = f" ({s.setting})" if s.setting else ""
+        by_source.setdefault(s.source, []).append(f"{s.benchmark} {s.value:g}{how}")
+    rows = [f"{source}: {', '.join(found)}" for source, found in by_source.items()]
+    return [("published" if not i else "", row) for i, row in enumerate(rows)]

@@ -114,7 +114,7 @@ def _place(settings: Settings, hardware: str, engine: str, *, measure: bool) -> 
 
 
 def _runs(architecture: str) -> bool:
-    from freehold.cli.show import runs
+    from freehold.models.loader import runs
 
     return runs(architecture)
 

@@ -32,6 +32,8 @@ VERBS = {
     "list": "List the models held here.",
     "show": "Show what a model is and where its settings come from.",
     "rm": "Delete a model, or forget another program's.",
+    "advise": "Say which model to use for a task, and why.",
+    "why": "Say all that is known of a model, and what is not.",
     "license": "Say whether you may use a model, under which conditions, and by which clause.",
     "cost": "Hold the price of APIs against owning a model, and say from where on owning is cheaper.",
     "bench": "Measure prefill, decode and load beside the machine's ceiling.",

@@ -43,7 +43,7 @@ def command(settings: Settings, model: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "model": card}, indent=1))
     else:
-        pairs(_lines(card))
+        pairs(card_lines(card))
 
 
 def describe(store: Store, model: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
     chats = not _is_encoder(architecture)
     return {
         "architecture": architecture,
-        "runs": runs(architecture),
+        "runs": _runs(architecture),
         "parameters": sum(math.prod(t.shape) for t in tensors),
         "quantisation": [
             {"type": t, "bytes": n, "share": round(n / total, 4)} for t, n in by_type.most_common()
@@ -92,11 +92,10 @@ def _is_encoder(architecture: str) -> bool:
     return any(f.encoder for f in FAMILIES if f.gguf_architecture == architecture)
 
 
-def runs(architecture: str) -> bool:
-    """Say whether Freehold's own engine runs this architecture (GGUF's name; config.json's model_type is the same)."""
-    from freehold.models.loader import FAMILIES
+def _runs(architecture: str) -> bool:
+    from freehold.models.loader import runs
 
-    return architecture in {f.gguf_architecture for f in FAMILIES} | {"mistral", "gemma3_text"}
+    return runs(architecture)
 
 
 def _gguf_facts(file: GGUFFile) -> tuple[str, int, str]:
@@ -145,7 +144,7 @@ def _from_catalogue(text: str) -> dict[str, Any]:
         "model": known.id,
         "note": entry.note if entry else "",
         "architecture": known.architecture,
-        "runs": runs(known.architecture),
+        "runs": _runs(known.architecture),
         "parameters": round(known.params_b * 1e9),
         "context": known.context,
         "bytes": entry.bytes if entry else 0,
@@ -155,7 +154,7 @@ def _from_catalogue(text: str) -> dict[str, Any]:
     }
 
 
-def _lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Lay the card out for people; facts that are not known are left out."""
     held = f"{human(card['held'])} of {human(card['bytes'])}" if card["state"] == "incomplete" else ""
     state = {"vanished": "file vanished", "ready": ""}.get(card["state"], card["state"])

@@ -269,6 +269,11 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
     return _bound(Path(opened.path), _name(opened, {}), family, binder, tokens or cfg.vocab, notes)
 
 
+def runs(architecture: str) -> bool:
+    """Say whether our engine runs an architecture, by GGUF's name for it or config.json's model_type."""
+    return architecture in {f.gguf_architecture for f in FAMILIES} | {"mistral", "gemma3_text"}
+
+
 def plain_name(name: str) -> str:
     """Return what a tensor of a multimodal model's text half is called in a model of text alone."""
     return name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)

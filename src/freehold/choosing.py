@@ -1,0 +1,157 @@
+"""Choosing with evidence, from Python: which model, may I, does it fit, how fast.
+
+Puts the catalogue, the store's files, this machine and the user's facts together for the advisor, which knows
+none of them by itself. Adds no rule of its own; prints nothing.
+Path: freehold.advise, cli/advise, cli/why -> placer, held -> advisor
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from freehold import catalog
+from freehold.config import Settings, load_settings
+from freehold.errors import ModelNotFound, UsageError
+
+if TYPE_CHECKING:
+    from freehold.advisor.advice import Advice, Placer
+    from freehold.advisor.anatomy import Anatomy
+    from freehold.advisor.facts import Facts
+    from freehold.advisor.fit import Fit, Misfit, Place
+    from freehold.advisor.verdict import Verdict
+
+
+def advise(
+    task: str,
+    *,
+    facts: Facts | None = None,
+    country_not: Sequence[str] = (),
+    min_context: int = 0,
+    max_params: float = 0.0,
+    min_speed: float | None = None,
+    on: str = "",
+    engine: str = "",
+    budget: float | None = None,
+    held: bool = False,
+    settings: Settings | None = None,
+) -> Advice:
+    """Rank the catalogue's models for `task`, a few words or a task's id, under conditions, in a place.
+
+    `facts`: yours, for the licence; without a purpose in them or in config.toml's [company] it is not judged.
+    `min_context`: tokens; `max_params`: billions; `min_speed`: tokens a second, the task's own pace if None.
+    `on`: hardware such as "2xh100" with `engine`; `budget`: dollars of rent a month; neither: this machine. `held`:
+    only models whose files are here. Raises UsageError for a task, hardware or engine that nobody knows.
+    """
+    from freehold.advisor.advice import Request
+    from freehold.advisor.advice import advise as answered
+    from freehold.advisor.facts import from_table
+    from freehold.catalog.tasks import task as named
+
+    settings = settings or load_settings()
+    told = facts or from_table(settings.company, f"{settings.home / 'config.toml'}: [company]")
+    request = Request(
+        task=named(task),
+        facts=told if told.purpose else None,
+        country_not=tuple(country_not),
+        min_context=min_context,
+        max_params=max_params,
+        min_speed=min_speed,
+        held=files_held(settings) if held else None,
+    )
+    return answered(request, catalog.models(), _placer(settings, on, engine, budget, request.speed))
+
+
+def fit(
+    model: str,
+    context: int | None = None,
+    *,
+    quant: str = "",
+    on: str = "",
+    engine: str = "",
+    settings: Settings | None = None,
+) -> Fit | Misfit:
+    """Say whether a model fits and how fast it answers, here or on named hardware: `on="2xh100"`.
+
+    A model that is held is weighed by its file, unless `quant` names another quantisation; any other by what is
+    published. Raises ModelNotFound with the nearest names, UsageError for an unknown quantisation, hardware or engine.
+    """
+    from freehold.advisor.fit import fit as fitted
+    from freehold.advisor.fit import place_on
+
+    settings = settings or load_settings()
+    place = place_on(catalog.rig(on), engine) if on else place_here(settings)
+    return fitted(weighed(settings, model, quant), place, context)
+
+
+def license(name: str, **facts: Any) -> Verdict:
+    """Say whether a model or a licence may be used for your facts: `license("qwen3:8b", purpose="commercial")`.
+
+    Facts are the fields of advisor.facts.Facts, over those in config.toml's [company]. Not legal advice. Raises
+    ModelNotFound for a name nobody knows, UsageError for a fact that is none.
+    """
+    from freehold.advisor.facts import from_table
+    from freehold.advisor.verdict import verdict
+
+    settings = load_settings()
+    from_table(facts, "license")  # names an unknown fact
+    return verdict(name, replace(from_table(settings.company, "config.toml: [company]"), **facts))
+
+
+def place_here(settings: Settings) -> Place:
+    """Return this machine, measured if it never was, with our own engine and the architectures that it runs."""
+    from freehold.advisor.fit import place_here
+    from freehold.models.loader import runs
+
+    return place_here(settings, runs=runs)
+
+
+def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:
+    """Weigh a model: by its file where it is held, by published sizes where not, or where `quant` is another one."""
+    from freehold.advisor.anatomy import from_catalogue, from_file
+    from freehold.advisor.places import quant_of
+    from freehold.store import Store
+
+    with suppress(ModelNotFound):
+        found = from_file(Store(settings).resolve(model).path)
+        if quant.upper() in ("", found.quant):
+            return found
+    known = catalog.model(model)
+    return from_catalogue(known, quant or quant_of(known))
+
+
+def files_held(settings: Settings) -> dict[str, Path]:
+    """Return the files of the models held here, by the catalogue's id; what it does not know is left out."""
+    from freehold.store import Store
+
+    found: dict[str, Path] = {}
+    for listed in Store(settings).list():
+        for name in (listed.name, *listed.aliases):
+            with suppress(ModelNotFound):
+                if listed.state == "ready":
+                    found.setdefault(catalog.model(name).id, listed.path)
+    return found
+
+
+def _placer(settings: Settings, hardware: str, engine: str, budget: float | None, speed: float) -> Placer:
+    from freehold.advisor import places
+
+    if hardware:
+        rig = catalog.rig(hardware)
+        month = places.month_of(rig)
+        if budget is not None and month > budget:
+            said = f"${month:,.0f} a month" if rig.rent else "not known to be rented out"
+            raise UsageError(
+                f"{rig.name} is {said}, beyond a budget of {budget:g}", "leave out one of the two"
+            )
+        return places.on_rigs([rig], engine, speed)
+    if budget is not None:
+        return places.on_rigs(places.rented_for(budget), engine, speed)
+    if engine not in ("", "freehold"):
+        raise UsageError(
+            f"the engine {engine} needs named hardware: --on", "here it is Freehold's own engine"
+        )
+    return places.here(place_here(settings), files_held(settings))

@@ -1,0 +1,164 @@
+"""The advice in words, as a chart and as one HTML page. Knows columns; the drawing is advisor.report's.
+
+Path: cli/advise -> chart, report -> a file's text.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import TYPE_CHECKING
+
+from freehold.advisor.report import Axis, Point, Section, figure, page, paragraph, scatter, standalone, table
+from freehold.cli.facts import short_licence, size
+from freehold.store.space import human
+
+if TYPE_CHECKING:
+    from freehold.advisor.advice import Advice, Judged
+    from freehold.advisor.quality import Quality
+    from freehold.catalog import Model
+
+_BASES = ("published", "converted", "similar")
+_MOST_RULED_OUT = 400
+
+
+def chart(advice: Advice, shown: tuple[Judged, ...]) -> str:
+    """Return speed against quality as an SVG file; a point's size is the memory it needs."""
+    return standalone(_scatter(advice, shown, 760.0))
+
+
+def report(advice: Advice, shown: tuple[Judged, ...]) -> str:
+    """Return the whole answer as an HTML page that fetches nothing."""
+    task = advice.request.task
+    first = f"First: {name(shown[0].model)}. " if shown else "No model is left. "
+    lead = (
+        f"{first}{len(advice.picks)} models fit, {len(advice.ruled_out)} are ruled out; "
+        f"{advice.request.speed:g} tokens a second or more, {advice.request.context:,} tokens of context."
+    )
+    sections = [_ranking(advice, shown)] if shown else []
+    if advice.by_tier:
+        sections.append(_tiers(advice))
+    sections.append(_ruled_out(advice))
+    footer = (
+        "Quality: published results of full-precision weights, brought onto one scale; ranges hold four of five "
+        "known results. Nothing was measured here, and a quantised file loses a little.",
+        "Speed and memory are predictions with 80 % ranges. Licence answers are no legal advice.",
+        f"Made by freehold advise on {date.today().isoformat()}.",
+    )
+    return page(f"Models for {task.title}", lead, sections, footer)
+
+
+def _ranking(advice: Advice, shown: tuple[Judged, ...]) -> Section:
+    rows = [_row(i, j) for i, j in enumerate(shown, 1)]
+    head = (
+        "",
+        "model",
+        "size",
+        "quant",
+        "memory",
+        "tokens/s",
+        advice.benchmark or "quality",
+        "said by",
+        "licence",
+    )
+    parts = [table(head, rows, right=(2, 4, 5, 6), strong=(0,))]
+    if any(j.quality for j in shown):
+        parts.append(
+            figure(
+                lambda width: _scatter(advice, shown, width),
+                "Up and to the right is better. A point's area is the memory it needs.",
+            )
+        )
+    parts += [paragraph(line.strip()) for line in reasons(shown[0])]
+    return Section("Ranking", tuple(parts))
+
+
+def _row(number: int, judged: Judged) -> tuple[str, ...]:
+    place, quality = judged.placement, judged.quality
+    assert place is not None  # a pick has one
+    return (
+        f"{number}",
+        name(judged.model),
+        size(judged.model),
+        place.quant,
+        human(place.memory),
+        str(place.decode),
+        per_cent(quality),
+        quality.basis if quality else "",
+        short_licence(judged.model),
+    )
+
+
+def _tiers(advice: Advice) -> Section:
+    rows = [
+        (
+            tier,
+            name(j.model),
+            size(j.model),
+            per_cent(j.quality),
+            "; ".join(r.why for r in j.refusals) or (f"{j.placement.decode} tokens/s" if j.placement else ""),
+        )
+        for tier, j in advice.by_tier.items()
+    ]
+    head = ("tier", "best of it", "size", advice.benchmark or "quality", "there")
+    return Section("By size", (table(head, rows, right=(2, 3)),))
+
+
+def _ruled_out(advice: Advice) -> Section:
+    ranked = sorted(advice.ruled_out, key=lambda j: -j.vouched)
+    rows = [(j.model.id, r.rule, r.why) for j in ranked for r in j.refusals]
+    parts = [table(("model", "rule", "why"), rows[:_MOST_RULED_OUT])]
+    if len(rows) > _MOST_RULED_OUT:
+        parts.append(paragraph(f"and {len(rows) - _MOST_RULED_OUT} more reasons: --json has all", note=True))
+    return Section("Ruled out", tuple(parts))
+
+
+def _scatter(advice: Advice, shown: tuple[Judged, ...], width: float) -> str:
+    points = [
+        Point(
+            name(j.model),
+            j.placement.decode.mid,
+            j.quality.range.mid,
+            float(j.placement.memory),
+            _BASES.index(j.quality.basis),
+            f"{j.placement.decode} tokens/s, {per_cent(j.quality)}, {human(j.placement.memory)}",
+        )
+        for j in shown
+        if j.placement and j.quality
+    ]
+    across, up = Axis("tokens a second", log=True), Axis(advice.benchmark)
+    return scatter(points, across, up, title="Speed against quality", groups=_BASES, width=width)
+
+
+def name(model: Model) -> str:
+    """Return what to call a model: its short name, or the last part of its id."""
+    return model.name or model.id.rpartition("/")[2]
+
+
+def reasons(judged: Judged) -> list[str]:
+    """Return why a pick is one, a line each: quality, speed and memory, licence."""
+    model, place = judged.model, judged.placement
+    lines = [f"why {name(model)}:"]
+    if judged.quality:
+        said = judged.quality
+        lines.append(f"  {said.benchmark} {per_cent(said)} {said.basis}: {said.evidence}")
+    if place:
+        rent = f", ${place.month:,.0f} a month" if place.month is not None else ""
+        lines.append(
+            f"  {place.decode} tokens a second, {human(place.memory)} at {place.context:,} tokens, "
+            f"by {place.engine} on {place.where}{rent}"
+        )
+    if judged.verdict:
+        clause = judged.verdict.deciding[:1]
+        because = f": {clause[0].says} [{clause[0].clause}]" if clause else ""
+        lines.append(
+            f"  licence {', '.join(judged.verdict.licences) or 'not known'}: {judged.verdict.answer}{because}"
+        )
+    return lines
+
+
+def per_cent(quality: Quality | None) -> str:
+    """Word a quality: 71 (67 to 74)."""
+    if quality is None:
+        return "not known"
+    r = quality.range
+    return f"{r.mid:.0f} ({r.low:.0f} to {r.high:.0f})"

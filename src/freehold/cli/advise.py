@@ -1,0 +1,290 @@
+"""`freehold advise TASK`: which open model for this work, ranked, with reasons and the command that runs it.
+
+Words, tables and files; the rules and the ranking are the advisor's, where a model would run is placing.py's.
+Path: main -> advise -> advisor.advice.advise -> terminal, JSON, or advice_report.py's page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.advice_report import chart, name, per_cent, reasons, report
+from freehold.cli.company import FACTS, company_facts, company_options
+from freehold.cli.facts import short_licence, size
+from freehold.cli.models import Billions, Tokens
+from freehold.cli.shared import json_option, table, write_beside
+from freehold.config import Settings
+from freehold.errors import FreeholdError, UsageError
+
+if TYPE_CHECKING:
+    from freehold.advisor.advice import Advice, Judged
+
+SCHEMA = 1
+LETTERS = "123456789abcdefghijklmnopqrstuvwxyz"
+_NAMED = 3  # models named of each rule that ruled some out
+
+
+@click.command("advise")
+@click.argument("task")
+@click.option(
+    "--licence", "--license", "licence", metavar="PURPOSE", help="commercial, internal, evaluation, research."
+)
+@click.option("--country-not", metavar="CC", multiple=True, help="Not made there: CN; repeatable.")
+@click.option("--min-context", type=Tokens(), default=0, help="Tokens: 32k, 1m.")
+@click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Parameters: 8b, 270m.")
+@click.option("--min-speed", type=click.FloatRange(0, 1e6), help="Tokens a second; default: the task's pace.")
+@click.option(
+    "--on", "hardware", metavar="HARDWARE", default="", help="2xh100, rtx4090, m3-max:64; default: here."
+)
+@click.option("--engine", metavar="NAME", default="", help="With --on: vllm, sglang, llama.cpp, ...")
+@click.option("--budget", type=click.FloatRange(0, 1e9), metavar="DOLLARS", help="Rent at most this a month.")
+@click.option("--held", is_flag=True, help="Only models that are held here.")
+@company_options
+@click.option("--top", type=click.IntRange(1, 1000), default=8, show_default=True, help="Show this many.")
+@click.option("--all", "everything", is_flag=True, help="Name everything that was ruled out, and why.")
+@click.option("--plot", "plotted", is_flag=True, help="Draw speed against quality.")
+@click.option("--html", "html", metavar="FILE", help="Write a report with charts.")
+@click.option("--svg", "svg", metavar="FILE", help="Write the chart alone.")
+@click.option("--run", "run", is_flag=True, help="Run the first, and hold its speed against the prediction.")
+@json_option
+@click.pass_obj
+def command(
+    settings: Settings, task: str, top: int, everything: bool, run: bool, as_json: bool, **given: Any
+) -> None:
+    """Say which open model to use for TASK, such as "code completion", and why.
+
+    Quality is what makers published, brought onto one benchmark's scale, with the range that four of five known
+    results fall into; ranked by the range's low end. Speed and memory are predicted for this machine, or for
+    HARDWARE. A licence is judged when a purpose is given, here or in config.toml's [company]; other facts of yours
+    as for `freehold license`. What is not known never passes a condition.
+
+    With --json: {"schema": 1, "task", "benchmark", "picks": [...], "tiers": {...}, "ruled_out": [...], "relax": [...]}.
+    """
+    advice = _advice(settings, task, given)
+    shown = advice.picks[:top]
+    if as_json:
+        click.echo(json.dumps(as_plain(advice), indent=1))
+    else:
+        _print(advice, shown, everything=everything, plotted=given["plotted"])
+    for option, draw in (("svg", chart), ("html", report)):
+        if path := given[option]:
+            click.echo(f"wrote {write_beside(path, draw(advice, shown))}", err=True)
+    if not advice.picks:
+        click.echo(relaxed(advice), err=True)
+        raise click.exceptions.Exit(1)
+    if run:
+        _run(settings, advice, quiet=as_json)
+
+
+def _advice(settings: Settings, task: str, given: dict[str, Any]) -> Advice:
+    """Put the options into a request and have it answered."""
+    from freehold.choosing import advise
+
+    purpose, licence = given["purpose"], given["licence"]
+    if purpose and licence and purpose != licence:
+        raise UsageError(f"--licence {licence} and --for {purpose} are two purposes", "give one of them")
+    facts = company_facts(settings, {"purpose": purpose or licence, **{name: given[name] for name in FACTS}})
+    return advise(
+        task,
+        facts=facts,
+        country_not=given["country_not"],
+        min_context=given["min_context"],
+        max_params=given["max_params"],
+        min_speed=given["min_speed"],
+        on=given["hardware"],
+        engine=given["engine"],
+        budget=given["budget"],
+        held=given["held"],
+        settings=settings,
+    )
+
+
+def _print(advice: Advice, shown: tuple[Judged, ...], *, everything: bool, plotted: bool) -> None:
+    task = advice.request.task
+    scale = f", on the scale of {advice.benchmark}" if advice.benchmark else ""
+    click.echo(f"{task.id}: {task.title}; {advice.request.speed:g} tokens a second or more{scale}")
+    if shown:
+        _print_picks(advice, shown)
+        if plotted:
+            _print_plot(advice, shown)
+        _print_tiers(advice)
+    _print_ruled_out(advice, everything)
+    if advice.request.facts is None:
+        click.echo("licences were not judged: --licence commercial does (not legal advice)")
+
+
+def _print_picks(advice: Advice, shown: tuple[Judged, ...]) -> None:
+    """Print the ranking, then the first one's reasons and command."""
+    from freehold.store.space import human
+
+    head = (
+        "",
+        "MODEL",
+        "SIZE",
+        "QUANT",
+        "MEMORY",
+        "TOK/S",
+        advice.benchmark.upper() or "QUALITY",
+        "SAID BY",
+        "LICENCE",
+    )
+    rows = []
+    for mark, judged in zip(LETTERS, shown, strict=False):
+        place, model = judged.placement, judged.model
+        assert place is not None  # a pick has one
+        quality = judged.quality
+        rows.append(
+            (
+                mark,
+                name(model),
+                size(model),
+                place.quant,
+                human(place.memory),
+                str(place.decode),
+                per_cent(quality),
+                quality.basis if quality else "",
+                short_licence(model),
+            )
+        )
+    table(head, rows, right=(2, 4))
+    if len(advice.picks) > len(shown):
+        click.echo(f"and {len(advice.picks) - len(shown)} more: --top {len(advice.picks)}")
+    click.echo("")
+    for line in reasons(shown[0]):
+        click.echo(line)
+    click.echo(f"  {shown[0].placement.command}" if shown[0].placement else "")
+
+
+def _print_plot(advice: Advice, shown: tuple[Judged, ...]) -> None:
+    from freehold.advisor.report import Axis
+    from freehold.cli.plot import Mark, plot
+
+    marks = [
+        Mark(j.placement.decode.mid, j.quality.range.mid, letter)
+        for letter, j in zip(LETTERS, shown, strict=False)
+        if j.placement and j.quality
+    ]
+    if marks:
+        click.echo("")
+        for line in plot(marks, Axis("tokens a second", log=True), Axis(advice.benchmark)):
+            click.echo(line)
+
+
+def _print_tiers(advice: Advice) -> None:
+    """Print the best model of each size class, those that only the place stands against included."""
+    rows = []
+    for tier, judged in advice.by_tier.items():
+        there = str(judged.placement.decode) + " tok/s" if judged.placement else ""
+        against = "; ".join(r.why for r in judged.refusals)
+        quality = per_cent(judged.quality)
+        rows.append((tier, name(judged.model), size(judged.model), quality, against or there))
+    click.echo("")
+    table(("TIER", "BEST OF IT", "SIZE", advice.benchmark.upper() or "QUALITY", "THERE"), rows, right=(2,))
+
+
+def _print_ruled_out(advice: Advice, everything: bool) -> None:
+    from freehold.advisor.advice import RULES
+
+    click.echo("")
+    if everything:
+        rows = [(j.model.id, r.rule, r.why) for j in advice.ruled_out for r in j.refusals]
+        table(("RULED OUT", "BY", "WHY"), rows)
+        return
+    counts = Counter(r.rule for j in advice.ruled_out for r in j.refusals)
+    ranked = sorted(advice.ruled_out, key=lambda j: -j.vouched)
+    for rule in RULES:
+        if rule in counts:
+            found = [name(j.model) for j in ranked if any(r.rule == rule for r in j.refusals)]
+            more = ", ..." if len(found) > _NAMED else ""
+            click.echo(f"ruled out by {rule}: {counts[rule]} ({', '.join(found[:_NAMED])}{more})")
+    click.echo("each with its reason: --all")
+
+
+def relaxed(advice: Advice) -> str:
+    """Say which condition to drop, by how many models each would bring in."""
+    ways = [f"{count} without {option}" for option, count in advice.relax[:4]]
+    return "no model is left: " + (", ".join(ways) if ways else "the task itself rules every model out")
+
+
+def as_plain(advice: Advice) -> dict[str, Any]:
+    """Return the answer as JSON has it."""
+    return {
+        "schema": SCHEMA,
+        "task": advice.request.task.id,
+        "benchmark": advice.benchmark,
+        "speed": advice.request.speed,
+        "context": advice.request.context,
+        "picks": [_plain(j) for j in advice.picks],
+        "tiers": {tier: j.model.id for tier, j in advice.by_tier.items()},
+        "ruled_out": [_plain(j) for j in advice.ruled_out],
+        "relax": [{"without": option, "models": count} for option, count in advice.relax],
+    }
+
+
+def _plain(judged: Judged) -> dict[str, Any]:
+    model, place, quality = judged.model, judged.placement, judged.quality
+    return {
+        "id": model.id,
+        "name": model.name,
+        "tier": model.tier,
+        "params_b": model.params_b,
+        "quality": quality
+        and {
+            "benchmark": quality.benchmark,
+            **quality.range.as_json(),
+            "basis": quality.basis,
+            "evidence": quality.evidence,
+        },
+        "licence": {"id": model.licence, "answer": judged.verdict.answer if judged.verdict else None},
+        "placement": place
+        and asdict(place)
+        | {"decode": place.decode.as_json(), "prefill": place.prefill and place.prefill.as_json()},
+        "refusals": [asdict(r) for r in judged.refusals],
+    }
+
+
+def _run(settings: Settings, advice: Advice, *, quiet: bool) -> None:
+    """Run the first pick that can be had with the task's sample, and say whether its speed was foreseen."""
+    for judged in advice.picks:
+        place = judged.placement
+        if place is None or place.engine != "freehold" or advice.request.task.encoder:
+            raise UsageError("--run has a model of this machine answer", "run the command above instead")
+        try:
+            tried = _try(settings, judged, advice.request.task.sample, quiet=quiet)
+        except FreeholdError as e:
+            click.echo(f"{name(judged.model)} cannot be run: {e.message}; the next one", err=True)
+            continue
+        inside = "inside" if tried in place.decode else "outside"
+        click.echo(f"decode {tried:.1f} tokens a second; foreseen {place.decode}: {inside}", err=True)
+        return
+    raise UsageError("none of these models can be had from here", "--held asks for those that are here")
+
+
+def _try(settings: Settings, judged: Judged, sample: str, *, quiet: bool) -> float:
+    """Answer the sample without guesses, which the prediction leaves out; return tokens a second."""
+    from freehold.cli.shared import held_or_fetched
+    from freehold.local import open_model
+    from freehold.store import Store
+
+    store = Store(settings)
+    ref = held_or_fetched(store, name(judged.model))
+    with open_model(
+        ref,
+        context=judged.placement.context if judged.placement else None,
+        speculate=False,
+        packs=store.packs,
+    ) as llm:
+        speed = 0.0
+        for chunk in llm.stream(sample, max_tokens=128, temperature=0):
+            if chunk.usage:
+                speed = chunk.usage.decode_tok_s
+            if not quiet:
+                click.echo(chunk.text, nl=False)
+        if not quiet:
+            click.echo("")
+    return speed

@@ -1,0 +1,212 @@
+"""`freehold why MODEL`: one honest card. What it is, whether you may, how good, how fast here, and what nobody knows.
+
+Puts the card of `show`, the verdict of `license`, published results and this machine's own measurements on one
+page; adds no fact of its own. Knows columns and words.
+Path: main -> why -> show.describe, advisor.{verdict, openness, quality, fit, calibration} -> stdout.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold import catalog
+from freehold.cli.company import company_facts, company_options
+from freehold.cli.shared import json_option, pairs
+from freehold.cli.show import card_lines, describe
+from freehold.config import Settings
+from freehold.errors import FreeholdError, ModelNotFound
+
+if TYPE_CHECKING:
+    from freehold.advisor.calibration import Run
+    from freehold.advisor.fit import Fit, Misfit
+    from freehold.advisor.quality import Quality
+    from freehold.advisor.verdict import Verdict
+    from freehold.catalog import Model
+
+SCHEMA = 1
+_MOST_REASONS = 6
+_CONTEXT = 4096  # tokens, at which a model is placed here
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What is foreseen of a model here, and what its latest runs here measured."""
+
+    foreseen: Fit | Misfit | None
+    measured: tuple[Run, ...]
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return it as rows of a card."""
+        from freehold.advisor.fit import Fit
+        from freehold.advisor.interval import digits
+        from freehold.store.space import human
+
+        rows = []
+        if isinstance(self.foreseen, Fit):
+            f = self.foreseen
+            rows.append(
+                ("here", f"{human(f.memory.total)} at {f.context:,} tokens; up to {f.longest:,} tokens fit")
+            )
+            rows.append(("", f"foreseen {f.decode} tokens a second, prompts {f.prefill}; {f.basis}"))
+        elif self.foreseen:
+            rows.append(("here", f"does not run: {self.foreseen.reason}"))
+        for run in self.measured[-3:]:
+            said = f"measured {digits(run.measured)} tokens a second, {run.kind} at {run.depth:,} tokens"
+            rows.append(("" if rows else "here", f"{said}, {run.at[:10]}"))
+        return rows
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        from freehold.advisor.fit import Fit
+
+        f = self.foreseen
+        told: dict[str, Any] = {
+            "fits": isinstance(f, Fit),
+            "reason": "" if f is None or isinstance(f, Fit) else f.reason,
+        }
+        if isinstance(f, Fit):
+            told |= {"context": f.context, "memory": f.memory.total, "longest": f.longest, "basis": f.basis}
+            told |= {"decode": f.decode.as_json(), "prefill": f.prefill and f.prefill.as_json()}
+        runs = [
+            {"kind": r.kind, "depth": r.depth, "measured": r.measured, "told": r.told, "at": r.at}
+            for r in self.measured
+        ]
+        return {**told, "measured": runs}
+
+
+@click.command("why")
+@click.argument("model")
+@company_options
+@json_option
+@click.pass_obj
+def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None:
+    """Say everything that is known of MODEL, where each fact comes from, and what is not known.
+
+    File, digest, template and defaults with their origins; the licence's answer to your facts (as for `freehold
+    license`); quality by task out of published results; memory and speed foreseen here beside what was measured
+    here. With --json: {"schema": 1, "model", "licence", "quality", "here", "unknown"}.
+    """
+    from freehold.store import Store
+
+    card = describe(Store(settings), model)
+    known = _catalogued(card)
+    ruled = _verdict(known, card, settings, given)
+    quality = _quality(known)
+    here = _speed_here(settings, card)
+    gaps = _unknown(card, known, quality, here)
+    if as_json:
+        told = {
+            "model": card,
+            "licence": ruled
+            and {"answer": ruled.answer, "reasons": [asdict(r) | {"term": None} for r in ruled.reasons]},
+            "quality": [{"tasks": names, **_plain(q)} for names, q in quality],
+            "here": here.as_json(),
+            "unknown": gaps,
+        }
+        click.echo(json.dumps({"schema": SCHEMA, **told}, indent=1))
+        return
+    rows = card_lines(card) + _licence_lines(ruled) + _quality_lines(quality) + here.lines()
+    rows += [("not known" if not i else "", gap) for i, gap in enumerate(gaps)]
+    pairs(rows)
+
+
+def _catalogued(card: dict[str, Any]) -> Model | None:
+    try:
+        return catalog.model(card["model"]) if card.get("model") else None
+    except ModelNotFound:
+        return None
+
+
+def _verdict(
+    known: Model | None, card: dict[str, Any], settings: Settings, given: dict[str, Any]
+) -> Verdict | None:
+    """Judge the model, or the licence that its file names; None where neither is known to anybody."""
+    from freehold.advisor.verdict import verdict
+
+    facts = company_facts(settings, given)
+    try:
+        return verdict(known or card["licence"], facts) if known or card["licence"] else None
+    except ModelNotFound:
+        return None
+
+
+def _quality(known: Model | None) -> list[tuple[list[str], Quality]]:
+    """Return the model's quality for every task, tasks that share a benchmark together."""
+    from freehold.advisor.quality import Scale
+    from freehold.catalog.tasks import tasks
+
+    found: dict[str, tuple[list[str], Quality]] = {}
+    everything = catalog.models()
+    for task in tasks():
+        quality = Scale(task, everything).of(known) if known else None
+        if quality:
+            found.setdefault(quality.benchmark, ([], quality))[0].append(task.id)
+    return list(found.values())
+
+
+def _licence_lines(ruled: Verdict | None) -> list[tuple[str, str]]:
+    from freehold.advisor.verdict import DISCLAIMER
+
+    if ruled is None:
+        return [("may I", "not decided: no licence is known")]
+    rows = [("may I", f"{ruled.answer}, by {', '.join(ruled.licences) or 'no known licence'}")]
+    rows += [("", f"{r.bearing}: {r.says} [{r.clause}]") for r in ruled.reasons[:_MOST_REASONS]]
+    if ruled.questions:
+        rows.append(("", "would decide it: " + "; ".join(ruled.questions)))
+    return [*rows, ("", DISCLAIMER)]
+
+
+def _quality_lines(quality: list[tuple[list[str], Quality]]) -> list[tuple[str, str]]:
+    rows = []
+    for names, q in quality:
+        r = q.range
+        likely = f"{q.benchmark} {r.mid:.0f} ({r.low:.0f} to {r.high:.0f})"
+        said = f"{likely}, {q.basis}: {q.evidence}; for {', '.join(names)}"
+        rows.append(("how good" if not rows else "", said))
+    return rows
+
+
+def _unknown(
+    card: dict[str, Any], known: Model | None, quality: list[tuple[list[str], Quality]], here: Speed
+) -> list[str]:
+    """Say what a reader might take for granted and nobody told."""
+    gaps = []
+    if known is None:
+        gaps.append("lab, lineage and published results: the catalogue does not have it")
+    elif not known.cache_known:
+        gaps.append("its layers, so that the cache's bytes are a guess")
+    if not card.get("licence") and not (known and known.licence):
+        gaps.append("its licence")
+    if card["state"] == "not held":
+        gaps.append("digest, template and defaults of the file: it is not held here")
+    if known and not known.scores:
+        gaps.append("any result of its own in a benchmark")
+    if quality:
+        gaps.append("what quantisation costs it: published results are of full precision")
+    if not here.measured:
+        gaps.append("its speed here: no answer of it was timed yet")
+    gaps.append("its quality on your own work: nothing here has measured that")
+    return gaps
+
+
+def _plain(q: Quality) -> dict[str, Any]:
+    return {"benchmark": q.benchmark, "basis": q.basis, "evidence": q.evidence, **q.range.as_json()}
+
+
+def _speed_here(settings: Settings, card: dict[str, Any]) -> Speed:
+    """Foresee a model here, and look up what its runs here measured."""
+    from freehold.advisor.fit import fit, model_key
+    from freehold.choosing import place_here, weighed
+
+    try:
+        anatomy, place = weighed(settings, card["name"]), place_here(settings)
+        most = min(_CONTEXT, anatomy.context or _CONTEXT)
+        past = place.history.runs if place.history else ()
+        mine = tuple(r for r in past if r.model == model_key(anatomy))
+        return Speed(fit(anatomy, place, most), mine)
+    except FreeholdError:
+        return Speed(None, ())

@@ -1,0 +1,141 @@
+"""freehold advise and why as a user meets them: tables, JSON, reports, what to relax, and bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import freehold
+from freehold.advisor import machine
+from freehold.advisor.facts import Facts
+from freehold.cli import main as cli_main
+
+Run = Callable[..., tuple[int, str, str]]
+COMPANY = ("--licence", "commercial", "--users", "2000", "--revenue", "3M", "--no-access")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home whose machine was measured: what these verbs say then rests on data alone."""
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
+    machine.keep(tmp_path, machine.name_here(), machine.Rates(30.0, 900.0))
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*args: str) -> tuple[int, str, str]:
+        status = cli_main.run(list(args))
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_a_task_is_answered_with_models_reasons_and_a_command(run: Run):
+    status, out, err = run("advise", "code completion", *COMPANY)
+    assert status == 0 and not err
+    assert "code-completion: completing code as it is typed" in out
+    assert "qwen2.5-coder:1.5b" in out and "why qwen2.5-coder" in out
+    assert "  freehold run qwen2.5-coder" in out
+    assert "ruled out by licence" in out and "ruled out by engine" in out
+
+
+def test_json_has_picks_and_what_was_ruled_out(run: Run):
+    status, out, _ = run("advise", "chat", "--country-not", "CN", "--min-context", "32k", "--json")
+    told = json.loads(out)
+    assert status == 0 and told["schema"] == 1 and told["task"] == "chat" and told["context"] == 32000
+    assert told["picks"] and told["ruled_out"]
+    first = told["picks"][0]
+    assert first["placement"]["decode"]["low"] <= first["placement"]["decode"]["high"]
+    assert first["quality"]["benchmark"] == told["benchmark"]
+    by_country = [j for j in told["ruled_out"] if any(r["rule"] == "country" for r in j["refusals"])]
+    assert any(j["id"].startswith("Qwen/") for j in by_country)
+
+
+def test_named_hardware_and_a_budget_are_places(run: Run):
+    _, here, _ = run("advise", "chat", "--json")
+    _, there, _ = run("advise", "chat", "--on", "2xh100", "--json")
+    _, rented, _ = run("advise", "chat", "--budget", "800", "--json")
+    here, there, rented = (json.loads(x)["picks"] for x in (here, there, rented))
+    assert there[0]["params_b"] > here[0]["params_b"]
+    assert there[0]["placement"]["where"] == "2xh100"
+    assert all(p["placement"]["month"] <= 800 for p in rented)
+
+
+def test_plot_report_and_chart(run: Run, tmp_path: Path):
+    page, chart = tmp_path / "advice.html", tmp_path / "advice.svg"
+    status, out, err = run("advise", "chat", "--plot", "--html", str(page), "--svg", str(chart))
+    assert status == 0 and "tokens a second" in out and "wrote" in err
+    text = page.read_text()
+    assert (
+        "<h1>Models for talking and helping in general</h1>" in text
+        and " src=" not in text
+        and " href=" not in text
+    )
+    assert chart.read_text().startswith("<svg")
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_what_to_relax_is_told_and_the_exit_is_1(run: Run):
+    status, _, err = run("advise", "chat", "--min-context", "90m")
+    assert status == 1 and "without --min-context" in err
+
+
+def test_all_names_every_reason(run: Run):
+    _, out, _ = run("advise", "code completion", *COMPANY, "--all")
+    line = next(
+        x for x in out.splitlines() if x.startswith("mistralai/Codestral-22B-v0.1") and "licence" in x
+    )
+    assert "refused" in line
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("advise", "zzz"), "nothing is known of the task"),
+        (("advise", "chat", "--on", "h1000"), "no hardware is called"),
+        (("advise", "chat", "--on", "h100", "--engine", "vlm"), "no engine is called"),
+        (("advise", "chat", "--on", "h100", "--engine", "mlx"), "does not run on"),
+        (("advise", "chat", "--engine", "vllm"), "needs named hardware"),
+        (("advise", "chat", "--budget", "1"), "rents no hardware"),
+        (("advise", "chat", "--on", "h100", "--budget", "10"), "beyond a budget"),
+        (("advise", "chat", "--country-not", "China"), "no country code"),
+        (("advise", "chat", "--licence", "fun"), "is none of"),
+        (("advise", "chat", "--licence", "research", "--for", "commercial"), "two purposes"),
+        (("advise", "chat", "--html", "/nowhere/x.html"), "cannot be written"),
+        (("advise", "chat", "--on", "h100", "--run"), "this machine"),
+        (("why", "qwen2.5-codr:1.5b"), "did you mean"),
+    ],
+)
+def test_bad_input_says_what_and_the_way_out(run: Run, args: tuple[str, ...], said: str):
+    status, _, err = run(*args)
+    assert status == 2 if said != "did you mean" else status != 0
+    assert said in err
+
+
+def test_why_is_one_card_with_what_is_not_known(run: Run):
+    status, out, _ = run("why", "qwen2.5-coder:1.5b", *COMPANY[2:], "--for", "commercial")
+    assert status == 0
+    assert "humaneval 71" in out and "may I" in out and "Apache-2.0" in out
+    assert "foreseen" in out
+    assert "not known" in out and "it is not held here" in out
+
+
+def test_why_as_json(run: Run):
+    _, out, _ = run("why", "Qwen/Qwen3-8B", "--json")
+    told = json.loads(out)
+    assert told["schema"] == 1 and told["here"]["fits"] is True
+    assert {q["basis"] for q in told["quality"]} <= {"published", "converted", "similar"}
+
+
+def test_the_same_in_python(home: Path):
+    advice = freehold.advise("code completion", facts=Facts(purpose="research"), min_context=8000)
+    assert advice.picks and all(j.placement and j.verdict for j in advice.picks)
+    assert freehold.fit("qwen2.5-coder:1.5b", 4096).memory.total > 1e9  # type: ignore[union-attr]
+    assert freehold.license("qwen3:8b", purpose="commercial", redistributes=False).answer == "allowed"
+    with pytest.raises(freehold.FreeholdError, match="unknown key"):
+        freehold.license("qwen3:8b", purpos="commercial")
