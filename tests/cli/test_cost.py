@@ -79,6 +79,7 @@ SCHEMA = closed(
             swings=SWINGS,
         ),
     },
+    left_out={"type": "array", "items": TEXT},
     assumptions={
         "type": "array",
         "items": closed(
@@ -171,6 +172,13 @@ def test_a_page_is_written_whole_and_fetches_nothing(run: Run, tmp_path: Path):
     assert len(text) < 200_000
 
 
+def test_what_takes_no_such_request_or_no_batch_is_left_out_with_its_reason(run: Run):
+    _, out, err = run(*OWN, "--request", "500k", "--batch")
+    assert "left out: openai:gpt-5-mini takes 400,000 tokens, and requests have 500,000" in err
+    assert "left out: deepseek:deepseek-flash has no batch price" in err
+    assert "gpt-5-mini" not in out and "openai:gpt-6.2-sol (batch)" in out
+
+
 def test_machines_that_cost_nothing_pay_from_the_first_token(run: Run):
     free = ("--hourly", "0", "--people", "0", "--migration", "0", "--against", "gpt-5-mini")
     assert "It pays from 0 tokens a day on." in run(*OWN, *free)[1]
@@ -195,7 +203,8 @@ def test_old_prices_say_their_age(run: Run, monkeypatch: pytest.MonkeyPatch):
         (("qwen3:8b", "--engine", "vlm"), "no engine is called 'vlm'", "vllm"),
         (("deepseek-ai/DeepSeek-V3", "--on", "rtx-4090"), "rtx-4090", "--on 8xh200"),
         ((*OWN, "--against", "gpt-5-minni"), "no price is known for 'gpt-5-minni'", "gpt-5-mini"),
-        ((*OWN, "--against", "deepseek-flash", "--batch"), "no batch price", "--batch"),
+        ((*OWN, "--against", "deepseek-flash", "--batch"), "no batch price", "--against"),
+        ((*OWN, "--against", "gpt-5-mini", "--request", "500k"), "takes 400,000 tokens", "request"),
         ((*OWN, "--tokens-per-day", "0"), "0 tokens a day", "nothing to compare"),
         ((*OWN, "--tokens-per-day", "many"), "'many' is no number", "help"),
         ((*OWN, "--input-share", "1"), "leaves no answers", "0.75"),

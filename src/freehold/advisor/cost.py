@@ -75,8 +75,8 @@ def _owned(
         raise UsageError(
             "how fast would it answer?", "name a MODEL of the catalogue, or give --tokens-per-second and --on"
         )
-    found = hosting.host(facts, on, traffic, engine, quant, users)
-    return Owned(found.rig, bought), found.speed
+    rig, fast = hosting.host(facts, on, traffic, engine, quant, users)
+    return Owned(rig, bought), fast
 
 
 def _offers(
@@ -86,14 +86,26 @@ def _offers(
     hosts = prices.hosts(facts) if facts else ()
     if against:
         asked = {o.name: o for o in map(prices.find, against)}
+        for why in filter(None, (_why_not(o, traffic, day, batch) for o in asked.values())):
+            raise UsageError(why, "leave it out of --against, or change the request")
         return [(o, o in hosts) for o in asked.values()], []
-    everything = [*(o for o in map(prices.find, prices.USUAL) if o not in hosts), *hosts]
-    sold = [o for o in everything if not batch or o.sells_batch(day)]
-    left_out = [f"{o.name}: no batch price" for o in everything if o not in sold]
+    everything = {o: _why_not(o, traffic, day, batch) for o in (*prices.usual(), *hosts)}
+    left_out = [why for why in everything.values() if why]
+    sold = [o for o, why in everything.items() if not why]
     same = sorted((o for o in sold if o in hosts), key=lambda o: bill(o, traffic, day, batch).month.mid)
     if dearer := len(same[MOST_HOSTS:]):
         left_out.append(f"{dearer} dearer hosts of the same model")
     return [*((o, False) for o in sold if o not in hosts), *((o, True) for o in same[:MOST_HOSTS])], left_out
+
+
+def _why_not(offer: Offer, traffic: Traffic, day: date, batch: bool) -> str:
+    """Say why the traffic cannot go there; empty: it can."""
+    longest = max(s.request.input + s.request.output for s in traffic.shapes)
+    if 0 < offer.context < longest:
+        return f"{offer.name} takes {offer.context:,} tokens, and requests have {longest:,.0f}"
+    if batch and not offer.sells_batch(day):
+        return f"{offer.name} has no batch price that we know of"
+    return ""
 
 
 def _interval(value: Interval | float) -> Interval:

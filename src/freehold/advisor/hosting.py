@@ -2,12 +2,10 @@
 
 What nobody chose is chosen here: the weights' own narrow type or FP8 where the device has units for it, and as
 few devices as hold it. Knows no cost.
-Path: cost -> host -> Hosted -> ownership
+Path: cost -> host -> Rig, Assumption -> ownership
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from freehold.advisor import ownership, roofline
 from freehold.advisor.anatomy import from_catalogue
@@ -22,21 +20,10 @@ USUAL = "h100"  # what most rent: the most sellers have it
 _COUNTS = (1, 2, 4, 8)
 
 
-@dataclass(frozen=True, slots=True)
-class Hosted:
-    """A model on a rig, with the speed predicted for the traffic's mean request."""
-
-    rig: Rig
-    engine: Engine
-    quant: str
-    streams: int  # requests answered at a time
-    speed: Assumption
-
-
 def host(
     model: Model, on: str | None, traffic: Traffic, engine_name: str, quant: str | None, users: int
-) -> Hosted:
-    """Place `model` on the hardware `on` names, or on as few of the usual devices as hold it, and predict.
+) -> tuple[Rig, Assumption]:
+    """Place `model` on the hardware `on` names, or on as few of the usual devices as hold it; predict its speed.
 
     Raises UsageError where it does not fit or nothing is known to predict from.
     """
@@ -50,7 +37,7 @@ def host(
         f"predicted for {runs.title}, {kind}, {together} requests of {read:,} + {written:,} tokens at a time, "
         "prompts read in full"
     )
-    return Hosted(found, runs, kind, together, ownership.speed(serves.output, source, runs.checked))
+    return found, ownership.speed(serves.output, source, runs.checked)
 
 
 def _place(

@@ -40,6 +40,7 @@ _BATCH = {"processing": "batch"}
 _BUNDLES = frozenset({"cursor", "github-copilot", "typesafe"})  # sold with a subscription, not by themselves
 # Words of a host's name for a model that do not change whose weights it runs.
 _HOST_WORDS = re.compile("instruct|it|chat|hf|turbo|instant|versatile|meta|fp[48]|nvfp4|bf16|awq|maas|basic")
+_UNLISTED = re.compile("No longer listed|Imported from OpenRouter")  # as the table's comments begin then
 _DAY = re.compile(r"20\d\d-\d\d-\d\d|date\(20\d\d, \d+, \d+\)")  # in a comment, or a condition's repr
 
 
@@ -91,7 +92,7 @@ class Offer:
         discount = _discount(self.provider, self.model)
         if discount is None:
             raise UsageError(f"{self.name} has no batch price that we know of", "leave --batch away")
-        plain = self._priced(usage, when)
+        plain = self._priced(usage, when)  # nothing with a discount of ours has tiers
         if discount.cached == discount.share or not request.cached:
             return plain * discount.share
         rest = Usage(input_tokens=request.input, output_tokens=request.output)
@@ -114,6 +115,11 @@ class Offer:
     def _batch_listed(self, when: datetime) -> bool:
         variants = self._model.price_variants or ()
         return any(v.when == _BATCH and (v.constraint is None or v.constraint.active(when)) for v in variants)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the table says that the seller does not list it, or never did."""
+        return bool(_UNLISTED.match(self._model.price_comments or ""))
 
     @property
     def hourly(self) -> bool:
@@ -172,9 +178,18 @@ def find(name: str) -> Offer:
 def hosts(model: Model) -> tuple[Offer, ...]:
     """Return who sells the same open weights by tokens: names equal but for words such as -instruct or -turbo."""
     wanted = _weights(model.id)
-    sold = (o for o in offers() if ":" not in o.model and not o._model.deprecated)
+    sold = (o for o in offers() if ":" not in o.model and not o._model.deprecated and not o.gone)
     found = {o.provider: o for o in sold if _weights(o.model) == wanted}
     return tuple(o for p, o in found.items() if p.removeprefix("huggingface_") not in found.keys() - {p})
+
+
+def usual() -> tuple[Offer, ...]:
+    """Return what is sold of USUAL: a newer table may have dropped some."""
+    found = []
+    for name in USUAL:
+        with suppress(UsageError):
+            found.append(find(name))
+    return tuple(found)
 
 
 def table() -> Table:

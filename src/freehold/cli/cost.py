@@ -188,6 +188,7 @@ def _as_json(found: Comparison, today: date) -> dict[str, Any]:
             "swings": [_swing_json(s) for s in found.swings],
         },
         "bills": [_even_json(e) for e in found.evens],
+        "left_out": list(found.left_out),
         "assumptions": [_assumption_json(a) for a in found.assumptions.values()],
     }
 

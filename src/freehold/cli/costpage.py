@@ -104,8 +104,9 @@ def _evens(found: Comparison) -> Section:
         "“Used at” is how full the machines that this traffic needs would have to be, of their full speed day "
         "and night, for owning to cost as much. “Never”: each further machine costs more than it saves."
     )
+    missing = [paragraph(f"Left out: {line}.", note=True) for line in found.left_out]
     lines = table([h.capitalize() for h in HEAD], rows, right=(2,), strong=(0,))
-    return Section("From where on owning is cheaper", (chart, lines, paragraph(said, note=True)))
+    return Section("From where on owning is cheaper", (chart, lines, paragraph(said, note=True), *missing))
 
 
 def _bounds(value: Interval) -> tuple[float, float, float]:
