@@ -42,6 +42,7 @@ START = {
 # Times the ideal at least: nothing beats 1, but a cache of 8 bits halves its bytes; pieces may cost nothing.
 LEAST = {**dict.fromkeys(START, 0.0), "cache": 0.5, "own": 0.0}
 CAP = 0.7  # |log| beyond which a row pulls no harder: off by a factor of two, it is not what it says it is
+MANY = ["answer", "output", "prompt", "tpot", "ttft"]  # what many users' rows tell of
 FEW = 4  # users up to which a row also tells of one user's prompt and answer
 
 Key = tuple[str, str]  # engine, class of device
@@ -55,6 +56,7 @@ class Row:
     group: str  # what is left out together: the device, or the model
     key: Key
     vendor: str  # of the device
+    what: str  # answer | prompt | many
     terms: tuple[float, ...]
     seconds: float  # measured, a step
     users: int = 1
@@ -101,15 +103,25 @@ def values(terms: roofline.Terms) -> tuple[float, ...]:
 def singles() -> list[Row]:
     """Return one user's rows whose weights fit the device; elsewhere layers run on a CPU, which nobody predicts."""
     found = []
-    for raw in table("single") + [r for r in table("figures") if r["what"] == "answer"]:
+    for raw in table("single") + [r for r in table("figures") if _ours(r)]:
         one, on, how = work(raw["model"], raw["quant"]), rig(raw["rig"]), engine(raw["engine"])
         if how.name in ("llama.cpp", "mlx") and roofline.place(one, on, how, 1024).room > 0:
-            tokens = int(raw["isl"]) + int(raw["osl"]) // 2  # half of the answer on average
-            terms = values(roofline.step(one, on, how, 1, tokens))
-            group = on.device.name.split(":")[0]
             key = how.name, device_class(on.device)
-            found.append(Row(group, key, on.device.vendor, terms, 1 / float(raw["value"])))
+            group, what = on.device.name.split(":")[0], raw.get("what", "answer")
+            read, tokens = (
+                int(raw["isl"]),
+                int(raw["isl"]) + int(raw["osl"]) // 2,
+            )  # half of the answer on average
+            prompt = read if what == "prompt" else 0
+            terms = values(roofline.step(one, on, how, 1, tokens, prompt))
+            seconds = max(prompt, 1) / float(raw["value"])
+            found.append(Row(group, key, on.device.vendor, what, terms, seconds))
     return found
+
+
+def _ours(raw: dict[str, str]) -> bool:
+    """Say whether a cited figure is one user's, of an engine that is fitted to such."""
+    return raw["what"] in ("answer", "prompt") and raw["engine"] != "vllm"
 
 
 def many(by: str = "model") -> list[Row]:
@@ -125,6 +137,7 @@ def _served(raw: dict[str, str], by: str) -> Row:
         group=raw["model"] if by == "model" else on.device.name,
         key=(how.name, device_class(on.device)),
         vendor=on.device.vendor,
+        what="many",
         terms=values(roofline.step(one, on, how, together, isl + osl // 2, isl, osl)),
         seconds=float(raw["tpot_ms"]) / 1e3,
         users=users,
@@ -154,6 +167,7 @@ def one_columns(keys: Sequence[Key]) -> tuple[Column, ...]:
         columns(keys, "weights", "experts")
         + columns(gpus, "", f"unpack {pieces}")
         + columns(macs, "", pieces)
+        + columns([("llama.cpp", "gpu"), ("llama.cpp", "mac")], "prompts")
     )
 
 
@@ -269,7 +283,8 @@ class Rows:
         tpot = known(rows, fit.columns[:cut]) + matrix(rows, fit.columns[:cut]) @ fit.values[:cut]
         took = np.array([r.seconds for r in rows])
         if self.kind == "one":
-            return {"answer": tpot / took}
+            kinds = np.array([r.what for r in rows])
+            return {what: np.where(kinds == what, tpot / took, np.nan) for what in ("answer", "prompt")}
         made, after = waits(rows, fit.columns[cut:], fit)
         ttft = made @ fit.values[cut:] + after
         first, more = np.array([r.first_s for r in rows]), np.array([r.osl - 1 for r in rows])
@@ -341,11 +356,11 @@ def measure() -> dict[tuple[str, str], Figures]:
 
 
 def cited() -> Figures:
-    """Hold the kept constants against single figures that went into no fit: vLLM's, SGLang's, and prompts."""
+    """Hold the kept constants against single figures that went into no fit: vLLM's and SGLang's."""
     ratios, inside = [], 0
     for raw in table("figures"):
-        if raw["what"] == "answer" and raw["engine"] != "vllm":
-            continue  # of llama.cpp: among the one user's rows
+        if _ours(raw):
+            continue
         said, value = _said(raw), float(raw["value"])
         ratios.append(value / said.mid)
         inside += value in said
@@ -356,11 +371,8 @@ def _said(raw: dict[str, str]) -> Interval:
     """Return what is predicted of a cited figure, in its unit."""
     one, on, how = work(raw["model"], raw["quant"]), rig(raw["rig"]), engine(raw["engine"])
     isl, osl = int(raw["isl"]), int(raw["osl"])
-    if raw["what"] in ("answer", "prompt"):
-        found = roofline.single_stream(one, on, how, isl + osl // 2, isl)
-        said = found.answer if raw["what"] == "answer" else found.prompt
-        assert said, f"nobody published the operations a second of {raw['rig']}"
-        return said
+    if raw["what"] == "answer":
+        return roofline.single_stream(one, on, how, isl + osl // 2).answer
     served = roofline.serving(one, on, how, isl, osl, int(raw["users"]))
     return served.output if raw["what"] == "output" else served.tpot.times(1e3)
 
@@ -386,7 +398,9 @@ def speeds_toml(found: Mapping[tuple[str, str], Figures]) -> str:
             made = [r for r in rows.rows if r.key == key]
             factors = ", ".join(f"{k} = {v:.3g}" for k, v in fit.factors(key).items())
             lines += ["", "[[speed]]", f'engine = "{key[0]}"', f'on = "{key[1]}"', f'fit = "{rows.kind}"']
-            lines += [f"rows = {len(made)}", f"vendors = {json.dumps(sorted({r.vendor for r in made}))}"]
+            tells = MANY if rows.kind == "many" else sorted({r.what for r in made})
+            lines += [f"rows = {len(made)}", f"covers = {json.dumps(tells)}"]
+            lines += [f"vendors = {json.dumps(sorted({r.vendor for r in made}))}"]
             lines += [f"factors = {{ {factors} }}"]
         lines += [
             "",

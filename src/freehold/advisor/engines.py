@@ -55,7 +55,8 @@ class Speed:
     factors: Mapping[str, float]
     fit: str = ""  # to which published rows: one (user) | many; empty: to none, told by `source`
     rows: int = 0
-    vendors: tuple[str, ...] = ()  # whose devices the rows are of
+    covers: tuple[str, ...] = ()  # what the rows tell of: answer, prompt, tpot, ttft, output
+    vendors: tuple[str, ...] = ()  # whose devices they are of
     source: str = ""
 
 
@@ -111,7 +112,8 @@ def speeds() -> tuple[Speed, ...]:
     for raw in _data("speeds.toml")["speed"]:
         key = raw["engine"], raw["on"]
         more = found[key].factors if key in found else {}
-        found[key] = Speed(**{**raw, "vendors": tuple(raw["vendors"]), "factors": {**more, **raw["factors"]}})
+        lists = {name: tuple(raw[name]) for name in ("covers", "vendors")}
+        found[key] = Speed(**{**raw, **lists, "factors": {**more, **raw["factors"]}})
     return tuple(found.values())
 
 

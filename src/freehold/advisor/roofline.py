@@ -132,7 +132,7 @@ def single_stream(work: Work, rig: Rig, engine: Engine, context: int, prompt: in
     answer = _around(
         1 / step(work, rig, engine, 1, context).seconds(pace), _spread(pace, rig.device, "answer")
     )
-    if math.isinf(rate(work, rig.device)):
+    if math.isinf(rate(work, rig.device, engine)):
         return Single(answer, None)
     reads = prompt / first_s(work, rig, engine, pace, prompt, 1)
     return Single(answer, _around(reads, _spread(pace, rig.device, "prompt")))
@@ -151,7 +151,7 @@ def serving(work: Work, rig: Rig, engine: Engine, isl: int, osl: int, concurrenc
     pace, placed = speed(engine, rig.device), place(work, rig, engine, isl + osl)
     if not placed.fits:
         raise UsageError(f"{work.name} in {work.quant}: {placed.why}")
-    if math.isinf(rate(work, rig.device)):
+    if math.isinf(rate(work, rig.device, engine)):
         raise UsageError(
             f"nobody published the operations a second of {rig.device.title}",
             "many users need them; one user's speed is known",
@@ -203,7 +203,7 @@ def step(
         unpack=max(unpacked * engine.unpack_ops / plain - read / reads, 0.0),
         experts=sum(_touched(p, batch) for p in work.parts if p.role == "experts") / reads,
         cache=batch * cached / reads,
-        compute=(batch - 1) * 2 * work.token_weights / (devices * rate(work, rig.device)),
+        compute=(batch - 1) * 2 * work.token_weights / (devices * rate(work, rig.device, engine)),
         prompts=batch * prompt_s(work, rig, engine, prompt) / answer,
         layers=depth,
         sparse=depth if sparse else 0,
@@ -216,18 +216,23 @@ def step(
 def prompt_s(work: Work, rig: Rig, engine: Engine, tokens: int) -> float:
     """Return the seconds that a prompt's multiplications take at the published rate."""
     devices = rig.count if engine.split == "tensors" else 1
-    return (2 * work.token_weights * tokens + work.attention_ops(tokens)) / (devices * rate(work, rig.device))
+    return (2 * work.token_weights * tokens + work.attention_ops(tokens)) / (
+        devices * rate(work, rig.device, engine)
+    )
 
 
-def rate(work: Work, device: Device) -> float:
+def rate(work: Work, device: Device, engine: Engine) -> float:
     """Return operations a second for the type of most weights; infinite where nobody published one.
 
     Of narrow units if the device has them for this type; otherwise weights are widened to 16 bits, or to 32 where
-    no rate of units for 16 is known.
+    no rate of units for 16 is known. Kernels that unpack weights feed units for 16 at twice the plain units' rate.
     """
     kind = max(work.parts, key=lambda p: p.bytes).type
     narrow = {"NVFP4": device.fp4, "MXFP4": device.fp4, "FP8": device.fp8}.get(kind, 0.0)
-    return 1e12 * (narrow or device.bf16 or device.fp32) or math.inf
+    wide = device.bf16 or device.fp32
+    if engine.unpack_ops and device.bf16:
+        narrow, wide = 0.0, min(wide, 2 * device.fp32 or math.inf)
+    return 1e12 * (narrow or wide) or math.inf
 
 
 def first_s(work: Work, rig: Rig, engine: Engine, pace: Speed, prompt: int, together: int) -> float:
@@ -270,9 +275,8 @@ def _why_not(work: Work, rig: Rig, engine: Engine, room: int, each: int) -> str:
 
 def _spread(pace: Speed, device: Device, what: str) -> Spread:
     """Return the measured spread; twice that of engines that serve many, where no published row covers it."""
-    measured = spreads().get(pace.fit, {})
-    covered = what in measured and device.vendor in pace.vendors
-    return measured[what] if covered else spreads()["many"][what].wider()
+    covered = what in pace.covers and device.vendor in pace.vendors
+    return spreads()[pace.fit][what] if covered else spreads()["many"][what].wider()
 
 
 def _around(mid: float, spread: Spread) -> Interval:
