@@ -29,6 +29,7 @@ EXPORTS = [
     "ToolCall",
     "Usage",
     "advise",
+    "cost",
     "fit",
     "license",
     "load",

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from freehold.advisor.cost import cost
     from freehold.choosing import advise, fit, license
     from freehold.errors import FreeholdError
     from freehold.fake import FakeModel
@@ -50,6 +51,7 @@ __all__ = [
     "ToolCall",
     "Usage",
     "advise",
+    "cost",
     "fit",
     "license",
     "load",
@@ -57,6 +59,7 @@ __all__ = [
 
 _HOMES = {
     "freehold.local": ("LLM", "load"),
+    "freehold.advisor.cost": ("cost",),
     "freehold.choosing": ("advise", "fit", "license"),
     "freehold.errors": ("FreeholdError",),
     "freehold.fake": ("FakeModel",),

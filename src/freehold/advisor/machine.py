@@ -98,14 +98,21 @@ def name_here() -> str:
 
 
 def measured(home: Path) -> Rates:
-    """Measure now, a quarter of a second, and keep it; return what is known now."""
+    """Measure now and keep it; return what is known now."""
+    now = rates_now()
+    keep(home, name_here(), now)
+    return kept(home, name_here()) or now
+
+
+def rates_now() -> Rates:
+    """Measure what the machine gives at this moment, a quarter of a second."""
     from freehold import _native as native
 
     threads = system.default_threads()
     busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > threads / 2
-    now = Rates(native.measure_read_gb_s(threads, _megabytes()), native.measure_int8_gops(threads), busy=busy)
-    keep(home, name_here(), now)
-    return kept(home, name_here()) or now
+    return Rates(
+        native.measure_read_gb_s(threads, _megabytes()), native.measure_int8_gops(threads), busy=busy
+    )
 
 
 def kept(home: Path, name: str) -> Rates | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,7 +22,9 @@ from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
 
 if TYPE_CHECKING:
-    from freehold.advisor.advice import Advice, Judged
+    from freehold.advisor.advice import Advice, Judged, Placement
+    from freehold.advisor.interval import Interval
+    from freehold.catalog import Model
 
 SCHEMA = 1
 LETTERS = "123456789abcdefghijklmnopqrstuvwxyz"
@@ -255,36 +257,49 @@ def _run(settings: Settings, advice: Advice, *, quiet: bool) -> None:
         if place is None or place.engine != "freehold" or advice.request.task.encoder:
             raise UsageError("--run has a model of this machine answer", "run the command above instead")
         try:
-            tried = _try(settings, judged, advice.request.task.sample, quiet=quiet)
+            tried = _try(settings, judged.model, place, advice.request.task.sample, quiet=quiet)
         except FreeholdError as e:
             click.echo(f"{name(judged.model)} cannot be run: {e.message}; the next one", err=True)
             continue
-        inside = "inside" if tried in place.decode else "outside"
-        click.echo(f"decode {tried:.1f} tokens a second; foreseen {place.decode}: {inside}", err=True)
+        click.echo(f"decode {tried:.1f} tokens a second; foreseen {_held(tried, place.decode)}", err=True)
+        if tried not in place.decode:
+            then = _foreseen_now(settings, judged.model, place)
+            click.echo(f"with what the machine gives at the moment, foreseen {_held(tried, then)}", err=True)
         return
     raise UsageError("none of these models can be had from here", "--held asks for those that are here")
 
 
-def _try(settings: Settings, judged: Judged, sample: str, *, quiet: bool) -> float:
+def _held(tried: float, foreseen: Interval) -> str:
+    return f"{foreseen}: {'inside' if tried in foreseen else 'outside'}"
+
+
+def _try(settings: Settings, model: Model, place: Placement, sample: str, *, quiet: bool) -> float:
     """Answer the sample without guesses, which the prediction leaves out; return tokens a second."""
     from freehold.cli.shared import held_or_fetched
     from freehold.local import open_model
     from freehold.store import Store
 
     store = Store(settings)
-    ref = held_or_fetched(store, name(judged.model))
-    with open_model(
-        ref,
-        context=judged.placement.context if judged.placement else None,
-        speculate=False,
-        packs=store.packs,
-    ) as llm:
-        speed = 0.0
+    ref = held_or_fetched(store, model.name or model.id)
+    speed = 0.0
+    with open_model(ref, context=place.context, speculate=False, packs=store.packs) as llm:
         for chunk in llm.stream(sample, max_tokens=128, temperature=0):
-            if chunk.usage:
-                speed = chunk.usage.decode_tok_s
+            speed = chunk.usage.decode_tok_s if chunk.usage else speed
             if not quiet:
                 click.echo(chunk.text, nl=False)
-        if not quiet:
-            click.echo("")
+    if not quiet:
+        click.echo("")
     return speed
+
+
+def _foreseen_now(settings: Settings, model: Model, place: Placement) -> Interval:
+    """Foresee the speed again from rates measured now: others may share the machine, and a guest's clock changes."""
+    from freehold.advisor.fit import Fit, fit
+    from freehold.advisor.machine import rates_now
+    from freehold.choosing import place_here, weighed
+
+    here = place_here(settings)
+    assert here.machine is not None  # it is this machine
+    then = replace(here, machine=replace(here.machine, rates=rates_now()))
+    found = fit(weighed(settings, model.name or model.id), then, place.context)
+    return found.decode if isinstance(found, Fit) else place.decode
