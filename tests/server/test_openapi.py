@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +13,10 @@ from starlette.routing import Route
 from freehold.server.app import routes
 from freehold.server.call import endpoint_of
 from freehold.server.openapi import document
+from tests.server.fakes import Script
+from tests.server.ollama_rig import with_tiny
+from tests.server.test_chat import CHAT
+from tests.server.test_tools import OFFER
 
 DOCUMENT = document(routes())
 
@@ -61,10 +66,38 @@ def test_the_server_serves_it(serving):
     assert server.client.get("/openapi.json").json() == document(routes(store=store))
 
 
+ASKED = {"model": "fake:1b", "max_tokens": 9, "return_token_ids": True, "n": 2}
+ASKS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {**ASKED, **CHAT, "logprobs": True, "top_logprobs": 2, "tools": [OFFER]},
+    "/v1/completions": {**ASKED, "prompt": ["a b", "c"], "logprobs": 2, "echo": True},
+    "/v1/embeddings": {"model": "fake:1b", "input": ["a"], "encoding_format": "base64"},
+}
+
+
+PLAIN = dict.fromkeys(["logprobs", "top_logprobs", "return_token_ids", "tools"])
+CALLING = Script(text="a b", thinking="hm", calls=(("get_weather", "{}"),))
+
+
+def test_whole_answers_have_the_fields_that_the_document_names_and_no_others(serving, tmp_path):
+    server = serving(drain_s=0.1)
+    with_tiny(server.store, tmp_path)
+    replies = {r.path: reply for r in routes() if (reply := endpoint_of(r).reply) is not None}
+    for path, reply in replies.items():
+        asked = ASKS.get(path)
+        server.models.play(CALLING if "tools" in (asked or {}) else Script(text="a b"))
+        path = path.replace("{id:path}", "fake:1b")
+        for body in (asked, {**asked, **PLAIN}) if asked else (None,):
+            given = server.client.get(path) if body is None else server.client.post(path, json=body)
+            assert given.status_code == 200, (path, given.text)
+            msgspec.convert(given.json(), reply)
+    assert len(replies) >= 11
+
+
 @pytest.mark.long
 def test_a_fuzzer_of_the_document_finds_no_failure_of_ours(serving):
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, given, settings
+    from schemathesis.specs.openapi.checks import response_schema_conformance
 
     server = serving()
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -74,7 +107,7 @@ def test_a_fuzzer_of_the_document_finds_no_failure_of_ours(serving):
             continue
 
         @given(case=operation.as_strategy())
-        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         def no_failure(case) -> None:  # type: ignore[no-untyped-def]
             answer = case.call(base_url=server.url)
             offline = (
@@ -85,6 +118,7 @@ def test_a_fuzzer_of_the_document_finds_no_failure_of_ours(serving):
                 answer.text,
                 case.as_curl_command(),
             )
+            case.validate_response(answer, checks=[response_schema_conformance])
 
         no_failure()
     assert server.client.get("/health").status_code == 200

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import freehold
+from freehold.server import replies
 from freehold.server.admin import admin_routes
 from freehold.server.anthropic import models as anthropic_models
 from freehold.server.anthropic.errors import anthropic_error, speaks
@@ -70,11 +71,20 @@ def make_app(server: Server) -> Starlette:
 def routes(*, store: bool = True) -> list[Route]:
     """Return every route of a server; `store` False: of one without a store on disk."""
     return [
-        route("POST", "/v1/chat/completions", chat, ChatRequest, answer=_STREAMED),
-        route("POST", "/v1/completions", completions, CompletionRequest, answer=_STREAMED),
+        route(
+            "POST", "/v1/chat/completions", chat, ChatRequest, answer=_STREAMED, reply=replies.ChatCompletion
+        ),
+        route(
+            "POST",
+            "/v1/completions",
+            completions,
+            CompletionRequest,
+            answer=_STREAMED,
+            reply=replies.TextCompletion,
+        ),
         route("POST", "/v1/messages", messages, MessagesRequest, answer=_STREAMED),
         route("POST", "/v1/messages/count_tokens", count_tokens, CountRequest),
-        route("POST", "/v1/embeddings", embeddings, EmbeddingRequest),
+        route("POST", "/v1/embeddings", embeddings, EmbeddingRequest, reply=replies.EmbeddingList),
         *(route("POST", path, rerank, RerankRequest) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
         *(route("POST", path, score, ScoreRequest) for path in ("/v1/score", "/score")),
         route("POST", "/v1/responses", responses.create, ResponseRequest, answer=_STREAMED),
@@ -91,15 +101,15 @@ def routes(*, store: bool = True) -> list[Route]:
         route("GET", "/v1/batches", batches.batches, query=_PAGE),
         route("GET", "/v1/batches/{id}", batches.batch),
         route("POST", "/v1/batches/{id}/cancel", batches.cancel),
-        route("GET", "/v1/models", models, audience="any"),
-        route("GET", "/v1/models/{id:path}", model, audience="any"),
+        route("GET", "/v1/models", models, audience="any", reply=replies.ModelList),
+        route("GET", "/v1/models/{id:path}", model, audience="any", reply=replies.ModelCard),
         route("POST", "/tokenize", tokenize, TokenizeRequest),
         route("POST", "/detokenize", detokenize, DetokenizeRequest),
         route("GET", "/tokenizer_info", tokenizer_info, query=["model"]),
-        route("GET", "/health", health, audience="all"),
-        route("GET", "/ready", ready, audience="any"),
+        route("GET", "/health", health, audience="all", reply=replies.Health),
+        route("GET", "/ready", ready, audience="any", reply=replies.Ready),
         route("GET", "/metrics", metrics, audience="operator", answer=["text/plain"]),
-        route("GET", "/version", version, audience="any"),
+        route("GET", "/version", version, audience="any", reply=replies.Version),
         route("GET", "/openapi.json", openapi, audience="any"),
         *ollama.routes(),
         *(ollama.store_routes() if store else ()),

@@ -199,6 +199,7 @@ class Endpoint:
     answer: tuple[str, ...] = ("application/json",)  # media types
     query: tuple[str, ...] = ()  # parameters behind the `?`
     form: tuple[str, ...] = ()  # fields of a multipart body, the first one a file
+    reply: type[msgspec.Struct] | None = None  # what a whole answer in JSON looks like
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call: Call = scope["freehold.call"]
@@ -220,12 +221,13 @@ def route(
     answer: Sequence[str] = ("application/json",),
     query: Sequence[str] = (),
     form: Sequence[str] = (),
+    reply: type[msgspec.Struct] | None = None,
 ) -> Route:
     """Return the route of `handle`, whose docstring says what it does; `request` is the struct it reads.
 
     What stands here is what the OpenAPI document says, and what is enforced.
     """
-    endpoint = Endpoint(path, handle, request, audience, tuple(answer), tuple(query), tuple(form))
+    endpoint = Endpoint(path, handle, request, audience, tuple(answer), tuple(query), tuple(form), reply)
     return Route(path, endpoint, methods=[method])
 
 

@@ -1,6 +1,7 @@
 """The OpenAPI document, made of the route table and the structs that handlers read: it cannot say something else.
 
-Knows routes, structs and statuses; knows no handler's insides, so answers are described by their media type alone.
+Knows routes, structs and statuses; knows no handler's insides. Answers without a struct (replies.py), and all streams,
+are described by their media type alone.
 Path: app.py's routes -> document -> GET /openapi.json
 """
 
@@ -33,11 +34,10 @@ _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 def document(routes: Iterable[Route]) -> dict[str, Any]:
     """Return the whole document."""
     table = [(method, route, endpoint_of(route)) for route in routes for method in _methods(route)]
-    structs = {e.request for _, _, e in table if e.request is not None}
-    schemas = msgspec.json.schema_components(
-        sorted(structs, key=lambda s: s.__name__), ref_template="#/components/schemas/{name}"
-    )
-    refs = dict(zip(sorted(structs, key=lambda s: s.__name__), schemas[0], strict=True))
+    named = {each for _, _, e in table for each in (e.request, e.reply) if each is not None}
+    structs = sorted(named, key=lambda s: s.__name__)
+    schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    refs = dict(zip(structs, schemas[0], strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for method, route, endpoint in table:
         path = _PARAMETER.sub(r"{\1}", route.path)
@@ -71,7 +71,7 @@ def _operation(method: str, route: Route, endpoint: Endpoint, refs: dict[Any, An
         "operationId": f"{method.lower()}_{name}",
         "summary": said.splitlines()[0] if said else "",
         "tags": [endpoint.audience],
-        "responses": _responses(endpoint),
+        "responses": _responses(endpoint, refs),
         "security": [] if endpoint.audience == "all" else [{"bearer": []}, {"header": []}],
     }
     parameters = [_parameter(p, "path") for p in _PARAMETER.findall(route.path)]
@@ -99,8 +99,11 @@ def _parameter(name: str, where: str) -> dict[str, Any]:
     return {"name": name, "in": where, "required": where == "path", "schema": {"type": "string"}}
 
 
-def _responses(endpoint: Endpoint) -> dict[str, Any]:
-    ok = {"description": "The answer.", "content": {media: {} for media in endpoint.answer}}
+def _responses(endpoint: Endpoint, refs: dict[Any, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {media: {} for media in endpoint.answer}
+    if endpoint.reply is not None:
+        content["application/json"] = {"schema": refs[endpoint.reply]}
+    ok = {"description": "The answer.", "content": content}
     error = {"application/json": {"schema": {"type": "object"}}}
     refusals = {status: {"description": text, "content": error} for status, text in _REFUSALS.items()}
     return {"200": ok, **({} if endpoint.audience == "all" else refusals)}

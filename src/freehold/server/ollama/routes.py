@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
+from freehold.server import replies
 from freehold.server.call import route
 from freehold.server.ollama.blobs import has, send
 from freehold.server.ollama.chat import chat
@@ -30,9 +31,9 @@ def routes() -> list[Route]:
         route("POST", "/api/generate", generate, GenerateRequest, answer=_LINES),
         route("POST", "/api/embed", embed, EmbedRequest),
         route("POST", "/api/embeddings", embeddings, EmbeddingsRequest),
-        route("GET", "/api/tags", tags, audience="any"),
-        route("GET", "/api/ps", ps, audience="any"),
-        route("GET", "/api/version", version, audience="any"),
+        route("GET", "/api/tags", tags, audience="any", reply=replies.Tags),
+        route("GET", "/api/ps", ps, audience="any", reply=replies.RunningList),
+        route("GET", "/api/version", version, audience="any", reply=replies.OllamaVersion),
     ]
 
 

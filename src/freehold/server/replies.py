@@ -1,0 +1,235 @@
+"""What whole answers look like, for the OpenAPI document: fields and types, as handlers write them.
+
+Handlers build plain objects and do not know this file; tests/server/test_openapi.py holds them to it, field by field.
+Path: app.py's routes -> openapi.document
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+
+class Reply(Struct, kw_only=True, forbid_unknown_fields=True):
+    """An object with these fields and no others."""
+
+
+class Usage(Reply):
+    """Tokens that were read and made."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int | None = None
+    prompt_tokens_details: dict[str, int] | None = None
+
+
+class Function(Reply):
+    """A tool's name, and its arguments as the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class ToolUse(Reply):
+    """One call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: Function
+
+
+class Answer(Reply):
+    """What the assistant says; `content` is null where it only calls tools."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    tool_calls: list[ToolUse] | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class Scored(Reply):
+    """A token and its log-probability."""
+
+    token: str
+    logprob: float | None  # null: nothing stands before it
+    bytes: list[int]
+    top_logprobs: list[Scored] | None = None
+    id: int | None = None
+
+
+class ChatLogprobs(Reply):
+    """Those of a whole answer."""
+
+    content: list[Scored]
+    refusal: None
+
+
+class ChatChoice(Reply):
+    """One answer of a chat."""
+
+    index: int
+    message: Answer
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    token_ids: list[int] | None = None
+
+
+class TextLogprobs(Reply):
+    """Those of a text, with the place of each token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+    content: list[Scored] | None = None  # with return_token_ids
+
+
+class TextChoice(Reply):
+    """One continuation of a prompt."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: Literal["stop", "length"]
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class _Completion(Reply):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    usage: Usage
+    freehold: dict[str, Any]  # the receipt: context, sampling, timings, warnings
+
+
+class ChatCompletion(_Completion):
+    """A whole answer of /v1/chat/completions."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class TextCompletion(_Completion):
+    """A whole answer of /v1/completions."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+class EmbeddingRow(Reply):
+    """One text's vector: numbers, or base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(Reply):
+    """What /v1/embeddings answers."""
+
+    object: Literal["list"]
+    data: list[EmbeddingRow]
+    model: str
+    usage: Usage
+    freehold: dict[str, Any]
+
+
+class ModelCard(Reply):
+    """One model, in OpenAI's shape; with an anthropic-version header it is Anthropic's."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+    max_model_len: int | None
+    freehold: dict[str, Any]
+
+
+class ModelList(Reply):
+    """Every model that may be asked, in OpenAI's shape."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Details(Reply):
+    """What Ollama's clients show of a model."""
+
+    parent_model: str
+    format: str
+    family: str
+    families: list[str] | None
+    parameter_size: str
+    quantization_level: str
+    context_length: int | None = None
+    embedding_length: int | None = None
+
+
+class Tag(Reply):
+    """A model that lies in the store."""
+
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: Details
+    capabilities: list[str]
+
+
+class Tags(Reply):
+    """What /api/tags answers."""
+
+    models: list[Tag]
+
+
+class Running(Reply):
+    """A model in memory."""
+
+    name: str
+    model: str
+    size: int
+    size_vram: int
+    digest: str
+    details: Details
+    expires_at: str
+    context_length: int
+
+
+class RunningList(Reply):
+    """What /api/ps answers."""
+
+    models: list[Running]
+
+
+class OllamaVersion(Reply):
+    """The version of Ollama's API that is spoken, and Freehold's own."""
+
+    version: str
+    freehold: str
+
+
+class Version(Reply):
+    """Freehold's version."""
+
+    version: str
+
+
+class Health(Reply):
+    """Whether the server lives."""
+
+    status: Literal["ok", "stuck"]
+
+
+class Ready(Reply):
+    """Whether new requests may come, or why not."""
+
+    status: Literal["ready", "not ready"]
+    reason: str | None = None
