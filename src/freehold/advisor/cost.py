@@ -30,7 +30,7 @@ def cost(
     on: str | None = None,
     bought: bool = False,
     speed: Interval | float | None = None,
-    engine: str = "vllm",
+    engine: str | None = None,
     quant: str | None = None,
     users: int = 64,
     against: Sequence[str] = (),
@@ -61,7 +61,7 @@ def _owned(
     on: str | None,
     bought: bool,
     speed: Interval | float | None,
-    engine: str,
+    engine: str | None,
     quant: str | None,
     users: int,
 ) -> tuple[Owned, Assumption]:

@@ -101,7 +101,7 @@ def on_rigs(rigs: Sequence[Rig], engine: str, speed: float) -> Placer:
 def _on(model: Model, context: int, rig: Rig, chosen: Sequence[Engine]) -> Iterator[Placement | str]:
     """Yield a model's placements on a rig, what rounds least first; or once why there is none."""
     why, fits = f"no engine reads it on {rig.name}", False
-    for quant in _NATIVE.get(model.family, QUANTS):
+    for quant in quants_of(model):
         able = tuple(e for e in chosen if quant in e.quants and e.runs_on(rig.device))
         if not able:
             continue
@@ -126,6 +126,11 @@ def _on(model: Model, context: int, rig: Rig, chosen: Sequence[Engine]) -> Itera
         )
     if not fits:
         yield why
+
+
+def quants_of(model: Model) -> tuple[str, ...]:
+    """Return the quantisations to think of, what rounds least first."""
+    return _NATIVE.get(model.family, QUANTS)
 
 
 def month_of(rig: Rig) -> float:

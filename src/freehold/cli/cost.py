@@ -101,7 +101,7 @@ def assumption_options(command: Callable) -> Callable:
 @click.option("--price", type=Range(), help="Dollars to buy it all.")
 @click.option("--hourly", type=Range(), help="Dollars an hour to rent it all.")
 @click.option("--tokens-per-second", "speed", type=Range(), help="Of answers, one machine, all users.")
-@click.option("--engine", default="vllm", show_default=True, help="What answers, for the prediction.")
+@click.option("--engine", metavar="NAME", help="What answers, for the prediction; vllm where it runs.")
 @click.option("--quant", metavar="NAME", help="Weights' type, such as FP8, for the prediction.")
 @click.option("--users", type=click.IntRange(1, 4096), default=64, show_default=True, help="At a time.")
 @click.option("--against", multiple=True, metavar="API", help="Such as gpt-5-mini or groq:...; repeatable.")
