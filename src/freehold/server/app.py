@@ -142,7 +142,7 @@ async def model(call: Call) -> None:
 
 
 async def health(call: Call) -> None:
-    """Say 200 while the server lives, also while it drains; 503 when an engine stands still (why: GET /ready)."""
+    """Say 200 while the server lives, 503 when an engine stands still (why: GET /ready)."""
     stuck = bool(call.server.health.stuck())
     await call.answer({"status": "stuck" if stuck else "ok"}, 503 if stuck else 200)
 
