@@ -14,6 +14,29 @@ CALLING = Script("Let me see.", calls=(("get_weather", '{"city": "Rome"}'),))
 ASKED = {**CHAT, "tools": [OFFER]}
 
 
+CALL = {
+    "role": "assistant",
+    "tool_calls": [{"id": "c1", "function": {"name": "get_weather", "arguments": "{}"}}],
+}
+
+
+@pytest.mark.parametrize(
+    "messages, status",
+    [
+        ([{"role": "tool", "content": "sunny", "tool_call_id": "c1"}], 400),
+        ([{"role": "tool", "content": "sunny", "tool_call_id": "c1"}, CALL], 400),
+        ([CALL, {"role": "tool", "content": "sunny", "tool_call_id": "c2"}], 400),
+        ([CALL, {"role": "tool", "content": "sunny"}], 200),
+        ([CALL, {"role": "tool", "content": "sunny", "tool_call_id": "c1"}], 200),
+    ],
+)
+def test_a_result_stands_behind_its_call(serving, messages, status):
+    answer = serving().client.post("/v1/chat/completions", json={**CHAT, "messages": messages})
+    assert answer.status_code == status, answer.text
+    if status == 400:
+        assert answer.json()["error"]["param"].endswith(".tool_call_id")
+
+
 def test_tools_and_the_choice_among_them_reach_the_engine(serving):
     job = job_of(serving(), tools=[OFFER])
     assert job.tools == (Tool("get_weather", "d", SCHEMA),)

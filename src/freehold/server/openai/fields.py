@@ -7,6 +7,7 @@ Path: Call.struct -> ChatRequest -> chat_job -> Job
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -364,8 +365,10 @@ def chat_job(r: ChatRequest, tenant: str) -> Job:
     limit = r.max_completion_tokens if r.max_completion_tokens is not None else r.max_tokens
     if limit == 0:
         raise Refused(400, "max_tokens is 0; expected 1 or more", param="max_tokens")
+    messages = tuple(read_message(m, i) for i, m in enumerate(r.messages))
+    _check_order(messages)
     return Job(
-        messages=tuple(read_message(m, i) for i, m in enumerate(r.messages)),
+        messages=messages,
         n=r.n or 1,
         max_tokens=limit,
         sampling=sampling(r),
@@ -454,6 +457,21 @@ def _think(r: ChatRequest) -> bool | None:
     if told is not None and (told.enable_thinking is not None or told.thinking is not None):
         return told.enable_thinking if told.enable_thinking is not None else told.thinking
     return False if r.reasoning_effort == "none" else None
+
+
+def _check_order(messages: Sequence[Message]) -> None:
+    """Refuse (400) a tool's result that no call asked for, as OpenAI does: a template would drop it or say nonsense."""
+    called: set[str] = set()
+    for i, message in enumerate(messages):
+        called.update(call.id for call in message.tool_calls)
+        if message.role == "tool" and (
+            not called or (message.tool_call_id or next(iter(called))) not in called
+        ):
+            raise Refused(
+                400,
+                f"messages[{i}] answers the call {message.tool_call_id[:60]!r}, which no message before it makes",
+                param=f"messages[{i}].tool_call_id",
+            )
 
 
 def read_message(m: ChatMessage, i: int) -> Message:
