@@ -212,10 +212,9 @@ def _told(correction: Correction, raw: float, machine: Machine) -> Interval:
 
 
 def _basis(correction: Correction, machine: Machine) -> str:
-    rates = f"{machine.rates.read_gb_s:.0f} GB/s and {machine.rates.int8_gops:,.0f} int8 GOPS"
-    measured = (
-        f"{rates} measured here" if machine.rates.measured else f"{rates}, guessed: never measured here"
-    )
+    how = "measured here" if machine.rates.measured else "guessed: never measured here"
+    how = "measured while others computed: see --measure" if machine.rates.busy else how
+    measured = f"{machine.rates.read_gb_s:.0f} GB/s and {machine.rates.int8_gops:,.0f} int8 GOPS, {how}"
     if not correction.runs:
         return f"{measured}; no run here yet"
     of = "this model" if correction.own else "models"

@@ -1,16 +1,16 @@
 """What our own engine makes of a model on a machine: bytes it takes, and seconds a prompt and a token cost.
 
-Physics with a few constants: a token reads its weights and what is kept of the conversation at a share of the
-machine's bandwidth, and each layer costs something whatever its size; a prompt multiplies its weights at a share of
-the machine's int8 rate, and attention on top. The constants are medians of benches/fit.py; what they miss,
-calibration.py learns. Knows the engine's rules as far as bytes depend on them, and imports none of it (a test
+Physics with a few constants: a token reads its weights and what is kept of the conversation at the machine's
+bandwidth, while its cores unpack and multiply them at a small share of their int8 rate; neither hides the other
+entirely, so the two add up like the sides of a right angle. A prompt multiplies its weights at a larger share, and
+attention on top. The constants are fitted to benches/fit.py; what they miss, calibration.py learns. Knows the engine's rules as far as bytes depend on them, and imports none of it (a test
 holds the two together).
 Path: fit.fit -> footprint, decode_s, prefill_s, load_s
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass
 
 from freehold.advisor.anatomy import Anatomy, Part
@@ -23,13 +23,15 @@ KV_WIDTHS = {"f16": 2.0, "q8": 1.125, "f32": 4.0}  # bytes of a cached value; a 
 
 # bytes: the interpreter, its libraries and ours, a tokenizer; and for each token of a vocabulary
 _PROCESS, _PROCESS_TOKEN = 67_000_000, 100
-_SCREEN = 0.6  # of a head in two planes that a choice reads: the other plane only where it could decide
-_SCREENED = ("Q8_0", "Q6_K")
 _WIDER = 10.0  # bits of a weight whose type has no kernel of its own: an int8 code, and a scale for sixteen
-_READ = 0.80  # of the best reader's bandwidth
-_STEP_S, _LAYER_S = 0.4e-3, 30e-6
-_DOTS = 0.52  # of the int8 rate, by matrices of a prompt
-_ATTENTION = 0.15  # of it, by attention, which multiplies floats
+# Shares of the int8 rate: of a prompt's matrices, of attention over it, which multiplies floats, and of the matrices of
+# one token, each of whose weights is unpacked for two operations.
+_DOTS, _ATTENTION, _LONE = 0.52, 0.15, 0.095
+_LOOK = 0.0235  # bytes of cache that a lone token looks at in the time of one operation
+_STEP, _LAYER = (
+    2e8,
+    2e7,
+)  # operations that would take as long as what a step and a layer cost whatever their size
 _LOAD_S, _PACK_GB_S = 0.36, 0.3  # a load of packed weights; bytes packed a second by each thread
 
 
@@ -60,19 +62,14 @@ def footprint(anatomy: Anatomy, context: int, kv_type: str = "f16") -> Footprint
 
 def packed_bytes(anatomy: Anatomy) -> int:
     """Return the bytes of the weights as the kernels want them."""
-    return round(sum(_packed(anatomy.parts)))
+    return round(sum(part.weights * _bits(part) / 8 for part in anatomy.parts))
 
 
-def _packed(parts: Iterable[Part], read: bool = False) -> Iterable[float]:
-    """Yield each part's packed bytes; with `read`, those that a token reads."""
+def _bits(part: Part) -> float:
+    """Return what a weight takes when it is packed."""
     from freehold import _native as native
 
-    bits = {name: packed for name, _, _, _, packed in native.type_routes()}
-    for part in parts:
-        used = part.share if read else 1.0
-        if read and part.role == "head" and part.type in _SCREENED:
-            used = _SCREEN
-        yield part.weights * bits.get(part.type, _WIDER) / 8 * used
+    return next((packed for name, _, _, _, packed in native.type_routes() if name == part.type), _WIDER)
 
 
 def cache_bytes(anatomy: Anatomy, context: int, kv_type: str = "f16") -> dict[str, int]:
@@ -105,9 +102,11 @@ def inner(anatomy: Anatomy) -> int:
 
 def decode_s(anatomy: Anatomy, rates: Rates, depth: int, kv_type: str = "f16") -> float:
     """Return the seconds of one token after `depth` others."""
-    read = sum(_packed(anatomy.parts, read=True)) + anatomy.state_bytes
-    read += anatomy.cache_bytes(depth, KV_WIDTHS[kv_type])
-    return read / (rates.read_gb_s * 1e9 * _READ) + _STEP_S + _LAYER_S * anatomy.depth
+    peak, kept = rates.int8_gops * 1e9, anatomy.cache_bytes(depth, KV_WIDTHS[kv_type])
+    read = sum(p.weights * p.share * _bits(p) / 8 for p in anatomy.parts) + anatomy.state_bytes + kept
+    cores = 2 * anatomy.token_weights / (peak * _LONE) + kept / (peak * _LOOK)
+    fixed = (_STEP + _LAYER * anatomy.depth) / peak
+    return math.hypot(read / (rates.read_gb_s * 1e9), cores) + fixed
 
 
 def prefill_s(anatomy: Anatomy, rates: Rates, tokens: int) -> float:
