@@ -80,7 +80,7 @@ def fit(
     published. Raises ModelNotFound with the nearest names, UsageError for an unknown quantisation, hardware or engine.
     """
     from freehold.advisor.fit import fit as fitted
-    from freehold.advisor.fit import place_on
+    from freehold.advisor.fit import place_here, place_on
 
     settings = settings or load_settings()
     place = place_on(catalog.rig(on), engine) if on else place_here(settings)
@@ -99,14 +99,6 @@ def license(name: str, **facts: Any) -> Verdict:
     settings = load_settings()
     from_table(facts, "license")  # names an unknown fact
     return verdict(name, replace(from_table(settings.company, "config.toml: [company]"), **facts))
-
-
-def place_here(settings: Settings) -> Place:
-    """Return this machine, measured if it never was, with our own engine and the architectures that it runs."""
-    from freehold.advisor.fit import place_here
-    from freehold.models.loader import runs
-
-    return place_here(settings, runs=runs)
 
 
 def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:
@@ -138,6 +130,7 @@ def files_held(settings: Settings) -> dict[str, Path]:
 
 def _placer(settings: Settings, hardware: str, engine: str, budget: float | None, speed: float) -> Placer:
     from freehold.advisor import places
+    from freehold.advisor.fit import place_here
 
     if hardware:
         rig = catalog.rig(hardware)

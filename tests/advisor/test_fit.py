@@ -3,9 +3,11 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from freehold import _native as native
 from freehold import catalog
 from freehold.advisor import fit as fits
 from freehold.advisor import ours
@@ -14,10 +16,13 @@ from freehold.advisor.calibration import History
 from freehold.advisor.fit import Fit, Misfit, Place, observed, place_here, place_on
 from freehold.advisor.machine import Machine, Rates
 from freehold.catalog.model import Layers
+from freehold.cli.show import runs
 from freehold.config import load_settings
 from freehold.engine.budget import MAX_ROWS
-from freehold.engine.capacity import ROOMS, SLOT_SHARE, CacheBytes
+from freehold.engine.capacity import ROOMS, SLOT_SHARE, CacheBytes, KvType
+from freehold.engine.slots import quota
 from freehold.errors import UsageError
+from freehold.models.loader import FAMILIES
 
 GB = 10**9
 RATES = Rates(read_gb_s=40.0, int8_gops=1000.0)
@@ -52,10 +57,14 @@ def test_memory_is_the_hand_figure():
 def test_cache_is_what_the_engine_reserves():
     """The rule of slots is the engine's own: its constants, and its arithmetic over the same layers."""
     assert (ours.ROWS, ours.SLOT_SHARE, ours.ROOMS) == (MAX_ROWS, SLOT_SHARE, ROOMS)
-    kept = {"full": 4 * 2 * 128 * 2 * 32, "window": 20 * 2 * 128 * 2 * 32}
-    engine = CacheBytes(kept["full"], kept["window"], ROOMS * (-(-(512 + MAX_ROWS) // 32) + 2))
+    assert ours.BLOCK == native.BLOCK_TOKENS
+    cache = native.KvCache([(2, 64, 64)] * 24, 1, "f16", [0] * 4 + [512] * 20, 1)
+    engine = CacheBytes(cache.bytes_per_block, cache.bytes_per_slot, ROOMS * quota(512, MAX_ROWS))
     for context in (100, 1024, 4096, 32768):
         assert sum(ours.cache_bytes(WINDOWED, context).values()) == engine.total(-(-context // 32)), context
+    for kv_type in get_args(KvType):
+        block = native.KvCache([(2, 64, 64)] * 24, 1, kv_type).bytes_per_block
+        assert ours.cache_bytes(SMALL, 64, kv_type)["full"] == pytest.approx(2 * block, rel=0.04), kv_type
 
 
 def test_time_is_bytes_over_bandwidth_beside_operations_over_rate():
@@ -99,9 +108,15 @@ def test_what_is_asked_has_limits():
         fits.fit(SMALL, here(), 40000)
     with pytest.raises(UsageError, match="0 tokens"):
         fits.fit(SMALL, here(), 0)
-    refused = fits.fit(SMALL, replace(here(), runs=lambda name: name == "llama"))
+    refused = fits.fit(replace(SMALL, architecture="qwen3moe"), here())
     assert isinstance(refused, Misfit)
-    assert "qwen2" in refused.reason
+    assert "qwen3moe" in refused.reason
+
+
+def test_architectures_are_those_that_the_engine_runs():
+    made = {f.gguf_architecture for f in FAMILIES if not f.encoder}
+    assert made <= ours.ARCHITECTURES
+    assert all(runs(name) for name in ours.ARCHITECTURES)
 
 
 def test_runs_here_move_the_figure_and_narrow_its_bounds():

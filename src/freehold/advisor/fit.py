@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from freehold.advisor import calibration, engines, ours, roofline
 from freehold.advisor import machine as machines
@@ -45,7 +44,6 @@ class Place:
     machine: Machine | None = None
     history: History | None = None  # what ran here before
     rig: Rig | None = None
-    runs: Callable[[str], bool] | None = None  # whether the engine runs an architecture; None: all
 
     @property
     def free(self) -> int:
@@ -99,17 +97,10 @@ class Misfit:
     hint: str
 
 
-def place_here(
-    settings: Settings,
-    *,
-    measure: bool = True,
-    runs: Callable[[str], bool] | None = None,
-    home: Path | None = None,
-) -> Place:
+def place_here(settings: Settings, *, measure: bool = True) -> Place:
     """Return this machine with our own engine; it is measured if it never was and `measure` allows it."""
-    home = home or settings.home
-    machine = machines.here(home, measure=measure)
-    return Place("this machine", OURS, machine, calibration.read(home, machines.name_here()), runs=runs)
+    machine = machines.here(settings.home, measure=measure)
+    return Place("this machine", OURS, machine, calibration.read(settings.home, machines.name_here()))
 
 
 def place_on(rig: Rig, engine: str = "") -> Place:
@@ -145,13 +136,10 @@ def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bo
     memory = _memory(anatomy, context, kv_type)
     longest = _longest(anatomy, lambda n: _memory(anatomy, n, kv_type).total <= machine.free * _CACHE_SHARE)
     misfit = Misfit(anatomy, place, OURS, context, memory, longest, "", "")
-    if place.runs is not None and not place.runs(anatomy.architecture):
+    if anatomy.architecture not in ours.ARCHITECTURES:
         shown = anatomy.architecture or "of this model, which nobody told,"
-        return replace(
-            misfit,
-            reason=f"Freehold's engine does not run the architecture {shown} yet",
-            hint="--on HARDWARE --engine llama.cpp says how another engine does",
-        )
+        reason = f"Freehold's engine does not run the architecture {shown} yet"
+        return replace(misfit, reason=reason, hint="--on HARDWARE says how other engines do")
     if memory.total > machine.free * _CACHE_SHARE:
         return replace(misfit, **_too_large(memory, machine.free, context, longest))
     history = place.history or History()

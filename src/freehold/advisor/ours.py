@@ -3,8 +3,8 @@
 Physics with a few constants: a token reads its weights and what is kept of the conversation at the machine's
 bandwidth, while its cores unpack and multiply them at a small share of their int8 rate; neither hides the other
 entirely, so the two add up like the sides of a right angle. A prompt multiplies its weights at a larger share, and
-attention on top. The constants are fitted to benches/fit.py; what they miss, calibration.py learns. Knows the engine's rules as far as bytes depend on them, and imports none of it (a test
-holds the two together).
+attention on top. The constants are fitted to benches/fit.py; what they miss, calibration.py learns.
+Knows the engine's rules as far as bytes depend on them, and imports none of it (a test holds the two together).
 Path: fit.fit -> footprint, decode_s, prefill_s, load_s
 """
 
@@ -16,10 +16,16 @@ from dataclasses import dataclass
 from freehold.advisor.anatomy import Anatomy, Part
 from freehold.advisor.machine import Rates
 
+# GGUF's names of what the engine runs and makes text with, and config.json's where they differ
+ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text"})
 BLOCK = 32  # tokens of a cache block
 ROWS = 512  # rows of a step at most
 SLOT_SHARE, ROOMS = 4, 2  # window layers hold one slot for so many blocks, and so many quotas at least
-KV_WIDTHS = {"f16": 2.0, "q8": 1.125, "f32": 4.0}  # bytes of a cached value; a q8 head has scales beside
+KV_WIDTHS = {
+    "f16": 2.0,
+    "q8": 1.03,
+    "f32": 4.0,
+}  # bytes of a cached value; q8 has a float for each token's head beside
 
 # bytes: the interpreter, its libraries and ours, a tokenizer; and for each token of a vocabulary
 _PROCESS, _PROCESS_TOKEN = 67_000_000, 100
@@ -28,10 +34,8 @@ _WIDER = 10.0  # bits of a weight whose type has no kernel of its own: an int8 c
 # one token, each of whose weights is unpacked for two operations.
 _DOTS, _ATTENTION, _LONE = 0.52, 0.15, 0.095
 _LOOK = 0.0235  # bytes of cache that a lone token looks at in the time of one operation
-_STEP, _LAYER = (
-    2e8,
-    2e7,
-)  # operations that would take as long as what a step and a layer cost whatever their size
+# operations that would take as long as what a step and a layer cost whatever their size
+_STEP, _LAYER = 2e8, 2e7
 _LOAD_S, _PACK_GB_S = 0.36, 0.3  # a load of packed weights; bytes packed a second by each thread
 
 

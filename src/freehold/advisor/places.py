@@ -16,6 +16,7 @@ from freehold.advisor.anatomy import from_catalogue, from_file
 from freehold.advisor.engines import Engine, engines
 from freehold.advisor.engines import engine as engine_called
 from freehold.advisor.fit import Misfit, Place, fit
+from freehold.advisor.ours import ARCHITECTURES
 from freehold.catalog.hardware import Rig, devices
 from freehold.catalog.model import Model
 from freehold.errors import UsageError
@@ -34,8 +35,8 @@ def here(place: Place, held: Mapping[str, Path]) -> Placer:
         anatomy = from_file(held[model.id]) if model.id in held else from_catalogue(model, quant_of(model))
         found = fit(anatomy, place, context)
         if isinstance(found, Misfit):
-            runs = place.runs is None or place.runs(anatomy.architecture)
-            return Refusal("memory" if runs else "engine", found.reason)
+            rule = "memory" if anatomy.architecture in ARCHITECTURES else "engine"
+            return Refusal(rule, found.reason)
         return Placement(
             where=place.name,
             engine=found.engine,

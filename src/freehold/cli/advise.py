@@ -294,9 +294,9 @@ def _try(settings: Settings, model: Model, place: Placement, sample: str, *, qui
 
 def _foreseen_now(settings: Settings, model: Model, place: Placement) -> Interval:
     """Foresee the speed again from rates measured now: others may share the machine, and a guest's clock changes."""
-    from freehold.advisor.fit import Fit, fit
+    from freehold.advisor.fit import Fit, fit, place_here
     from freehold.advisor.machine import rates_now
-    from freehold.choosing import place_here, weighed
+    from freehold.choosing import weighed
 
     here = place_here(settings)
     assert here.machine is not None  # it is this machine

@@ -110,13 +110,7 @@ def _place(settings: Settings, hardware: str, engine: str, *, measure: bool) -> 
 
         for _ in range(machine.FIRST):
             machine.measured(settings.home)
-    return fits.place_here(settings, runs=_runs)
-
-
-def _runs(architecture: str) -> bool:
-    from freehold.models.loader import runs
-
-    return runs(architecture)
+    return fits.place_here(settings)
 
 
 def _anatomies(held: Anatomy | None, known: Model | None, quant: str, place: Place) -> list[Anatomy]:

@@ -199,8 +199,8 @@ def _plain(q: Quality) -> dict[str, Any]:
 
 def _speed_here(settings: Settings, card: dict[str, Any]) -> Speed:
     """Foresee a model here, and look up what its runs here measured."""
-    from freehold.advisor.fit import fit, model_key
-    from freehold.choosing import place_here, weighed
+    from freehold.advisor.fit import fit, model_key, place_here
+    from freehold.choosing import weighed
 
     try:
         anatomy, place = weighed(settings, card["name"]), place_here(settings)

@@ -12,8 +12,6 @@ import secrets
 import shutil
 from pathlib import Path
 
-from freehold.formats import open_lora
-from freehold.formats.lora import CONFIG, WEIGHTS
 from freehold.store import space
 
 DIGITS = 24  # of the digest: it is the adapter's name in an engine, and in its folder
@@ -26,6 +24,9 @@ def folder(home: Path) -> Path:
 
 def keep(home: Path, source: Path) -> Path:
     """Copy an adapter there, once; return its path. Raises what open_lora does, and StoreError for a full disk."""
+    # here, as NumPy would be half of every verb's start
+    from freehold.formats.lora import CONFIG, WEIGHTS, open_lora
+
     source = open_lora(source).path
     files = [source / CONFIG, source / WEIGHTS] if source.is_dir() else [source]
     with space.full_disk(home, "nothing of it is kept"):
