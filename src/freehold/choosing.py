@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from freehold.advisor.advice import Advice, Placer
     from freehold.advisor.anatomy import Anatomy
     from freehold.advisor.facts import Facts
-    from freehold.advisor.fit import Fit, Misfit, Place
+    from freehold.advisor.fit import Fit, Misfit
     from freehold.advisor.verdict import Verdict
 
 
