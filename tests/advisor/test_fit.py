@@ -16,13 +16,12 @@ from freehold.advisor.calibration import History
 from freehold.advisor.fit import Fit, Misfit, Place, observed, place_here, place_on
 from freehold.advisor.machine import Machine, Rates
 from freehold.catalog.model import Layers
-from freehold.cli.show import runs
 from freehold.config import load_settings
 from freehold.engine.budget import MAX_ROWS
 from freehold.engine.capacity import ROOMS, SLOT_SHARE, CacheBytes, KvType
 from freehold.engine.slots import quota
 from freehold.errors import UsageError
-from freehold.models.loader import FAMILIES
+from freehold.models.loader import FAMILIES, runs
 
 GB = 10**9
 RATES = Rates(read_gb_s=40.0, int8_gops=1000.0)
