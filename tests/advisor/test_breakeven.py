@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import date
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -177,7 +178,7 @@ def test_a_thousand_draws_are_enough(monkeypatch: pytest.MonkeyPatch):
 # --- bills ---------------------------------------------------------------------------------------
 
 
-def test_each_length_of_request_is_priced_apart(tmp_path):
+def test_each_length_of_request_is_priced_apart(tmp_path: Path):
     """A day priced as one request would lie beyond every tier."""
     path = tmp_path / "use.csv"
     path.write_text(
@@ -188,6 +189,17 @@ def test_each_length_of_request_is_priced_apart(tmp_path):
     bill = breakeven.bill(prices.find("claude-haiku-5-5"), traffic, DAY)
     by_hand = (1_000_000 * 0.10 + 10_000 * 0.50 + 150_000 * 0.50 + 1_000 * 2.50) / 1e6
     assert bill.month.mid == pytest.approx(by_hand * ownership.DAYS)
+
+
+def test_a_csv_of_one_busy_hour_in_many_days_gives_the_peak_it_has(tmp_path: Path):
+    path = tmp_path / "use.csv"
+    path.write_text(
+        "time,input_tokens,output_tokens\n2026-11-01T09:00,90000,9000\n2026-11-30T09:00,1,1\n",
+        encoding="utf-8",
+    )
+    traffic = from_csv(path, prices.tiers())
+    found = held("h100", 1000, "gpt-5-mini", traffic=traffic)
+    assert found.assumptions["peak"].value.mid == pytest.approx(24 * 30, rel=0.01)
 
 
 def test_hours_are_priced_by_their_share_of_the_traffic():

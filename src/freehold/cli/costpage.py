@@ -67,20 +67,17 @@ def report(found: Comparison, today: date) -> str:
 
 def _bills(found: Comparison) -> Section:
     """Draw what each option costs a month."""
-    own = Bar(
-        found.owned.name,
-        (*(found.parts[part] for part in PARTS), 0.0),
-        dollars(found.month.mid),
-        strong=True,
-    )
+    parts = [part for part in PARTS if found.parts[part]]
+    ours = (*(found.parts[part] for part in parts), 0.0)
+    own = Bar(found.owned.name, ours, dollars(found.month.mid), strong=True)
     apis = [
-        Bar(e.bill.offer.name, (*(0.0 for _ in PARTS), e.bill.month.mid), dollars(e.bill.month.mid))
+        Bar(e.bill.offer.name, (*(0.0 for _ in parts), e.bill.month.mid), dollars(e.bill.month.mid))
         for e in found.evens
     ]
     both = sorted([own, *apis], key=lambda b: b.total)
 
     def draw(width: float) -> str:
-        return bars(both, title="Dollars a month", series=(*PARTS, "API"), width=width)
+        return bars(both, title="Dollars a month", series=(*parts, "API"), width=width)
 
     said = f"At {short(found.traffic.tokens)} tokens a day. Ranges are in the table below."
     return Section("Dollars a month", (figure(draw, said),))

@@ -48,7 +48,9 @@ def verdict(found: Comparison) -> str:
     if len(names) == 1:
         than = f"{'less' if dearer else 'more'} than {names[0]}"
     else:
-        than = f"less than {dearer or 'none'} of {len(names)} APIs"
+        than = (
+            f"less than {dearer} of {len(names)} APIs" if dearer else f"more than each of {len(names)} APIs"
+        )
     said = f"Owning costs ${dollars(found.month.mid)} a month, {than}."
     even = headline(found)
     if even is None:
