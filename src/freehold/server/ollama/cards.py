@@ -79,6 +79,7 @@ def read_card(file: ModelFile, path: Path) -> Card:
     said = _gguf_said(file) if isinstance(file, GGUFFile) else _folder_said(file, path)
     parameters = sum(math.prod(t.shape) for t in tensors)
     info = {"general.parameter_count": parameters, **said.info}
+    sampling = {} if said.architecture in _ENCODERS else sampling_defaults(file)  # encoders make no tokens
     return Card(
         format="gguf" if gguf else "safetensors",
         architecture=said.architecture,
@@ -90,7 +91,7 @@ def read_card(file: ModelFile, path: Path) -> Card:
         licence=str(info.get("general.license", "")) if gguf else "",
         capabilities=_capabilities(said),
         info=info,
-        sampling={name: value for name, (value, _) in sampling_defaults(file).items()},
+        sampling={name: value for name, (value, _) in sampling.items()},
         tensors=tuple((t.name, t.type.name, tuple(t.shape)) for t in tensors),
     )
 

@@ -1,0 +1,37 @@
+"""What a model can do, read from its file: what clients choose by, and what they must not be offered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from freehold.formats import open_model_file
+from freehold.server.ollama.cards import Card, read_card
+from tests.local.test_holding import TEMPLATE
+from tests.vectors import files
+from tests.vectors.encoders import write_encoder
+from tests.vectors.files import write_gguf
+
+PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def card(path: Path) -> Card:
+    with open_model_file(path) as file:
+        return read_card(file, path)
+
+
+def test_an_encoder_makes_embeddings_and_nothing_else(tmp_path: Path):
+    found = card(write_encoder("bert", tmp_path / "bert"))
+    assert found.capabilities == ("embedding",) and not found.sampling
+    assert found.architecture == "bert" and found.embedding > 0 and found.context > 0
+
+
+@pytest.mark.parametrize("template, more", [(PLAIN, ()), (TEMPLATE, ("tools", "thinking"))])
+def test_a_template_tells_of_tools_and_thinking_by_what_it_renders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, more: tuple[str, ...]
+):
+    monkeypatch.setattr(files, "CHAT_TEMPLATE", template)
+    found = card(write_gguf("qwen2", tmp_path / "tiny.gguf", dtype="Q8_0"))
+    assert found.capabilities == ("completion", *more)
+    assert found.sampling["temperature"] and found.format == "gguf"
