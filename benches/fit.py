@@ -68,18 +68,16 @@ class Cell:
     load_s: float
     timings: tuple[Timing, ...]
 
-    def place(self, rates: Rates, history: History) -> fits.Place:
+    def place(self, rates: Rates) -> fits.Place:
         """Return this machine at these ceilings."""
         machine = replace(here(load_settings().home, measure=False), rates=rates)
-        return fits.Place("here", fits.OURS, machine, history)
+        return fits.Place("here", fits.OURS, machine)
 
     def runs(self) -> list[Run]:
         """Return what each timing leaves, as `freehold bench` records it."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return [
-            fits.observed(
-                self.anatomy, self.place(t.rates, History()), t.kind, self.prompt, t.speed, now, t.rates
-            )
+            fits.observed(self.anatomy, self.place(t.rates), t.kind, self.prompt, t.speed, now, t.rates)
             for t in self.timings
         ]
 
@@ -147,14 +145,15 @@ def _report(cells: list[Cell]) -> int:
     facts: dict[str, Any] = {"bench": "fit", "machine": here(load_settings().home).cpu, "version": version()}
     rows, errors, inside = [], {(k, when): [] for k in KINDS for when in ("before", "after")}, []
     for cell, own in zip(cells, every, strict=True):
-        others = History(tuple(run for runs in every if runs is not own for run in runs))
+        others = History(Rates(1, 1), tuple(run for runs in every if runs is not own for run in runs))
         row = {"cell": f"{cell.name} {cell.context}", **_memory_row(cell)}
         for kind in KINDS:
             runs = [run for run in own if run.kind == kind]
             if not runs:
                 print(f"{cell.name} {cell.context}: the machine was never steady for a {kind}")
                 continue
-            measured, raw = (statistics.median(getattr(r, f) for r in runs) for f in ("measured", "raw"))
+            measured = statistics.median(run.measured for run in runs)
+            raw = statistics.median(run.raw(others.rates) for run in runs)
             told = others.correction(kind, runs[0].model).apply(raw)
             row |= {
                 kind: measured,
@@ -190,7 +189,7 @@ def _report(cells: list[Cell]) -> int:
 
 
 def _memory_row(cell: Cell) -> dict[str, float]:
-    found = fits.fit(cell.anatomy, cell.place(Rates(1, 1), History()), cell.context)
+    found = fits.fit(cell.anatomy, cell.place(Rates(1, 1)), cell.context)
     assert isinstance(found, fits.Fit)
     predicted = found.memory.total
     return {"memory": cell.peak / 1e6, "memory error": predicted / cell.peak - 1, "load": cell.load_s}

@@ -69,14 +69,14 @@ def test_cache_is_what_the_engine_reserves():
 def test_time_is_bytes_over_bandwidth_beside_operations_over_rate():
     read = ((BODY * 8.5 + TABLE * 4.5) / 8 + TABLE * 8.5 / 8 / 151936) / 40e9
     fast = Rates(40.0, 1e6)  # cores without a limit: bytes are all
-    assert read < ours.decode_s(SMALL, fast, 0) < 1.01 * read
-    assert ours.decode_s(SMALL, fast, 8000) - read == pytest.approx(8000 * 12288 / 40e9, rel=0.05)
-    assert ours.decode_s(SMALL, RATES, 0) > 1.2 * read
-    prompt = ours.prefill_s(SMALL, RATES, 512)
+    assert read < ours.decode_cost(SMALL, 0).seconds(fast) < 1.01 * read
+    assert ours.decode_cost(SMALL, 8000).seconds(fast) - read == pytest.approx(8000 * 12288 / 40e9, rel=0.05)
+    assert ours.decode_cost(SMALL, 0).seconds(RATES) > 1.2 * read
+    prompt = ours.prefill_cost(SMALL, 512).seconds(RATES)
     assert prompt > 2 * BODY * 512 / 1e12
-    assert ours.prefill_s(SMALL, RATES, 4096) > 8 * prompt  # attention grows with the square
+    assert ours.prefill_cost(SMALL, 4096).seconds(RATES) > 8 * prompt  # attention grows with the square
     for more in (Rates(80.0, 1000.0), Rates(40.0, 2000.0)):
-        assert ours.decode_s(SMALL, more, 0) < ours.decode_s(SMALL, RATES, 0)
+        assert ours.decode_cost(SMALL, 0).seconds(more) < ours.decode_cost(SMALL, 0).seconds(RATES)
 
 
 def test_constants_hold_on_another_processor():
@@ -84,9 +84,9 @@ def test_constants_hold_on_another_processor():
     intel = Rates(37.0, 1790.0)
     parts = (Part("body", "Q6_K", BODY, BODY * 6.5625 / 8), Part("head", "Q8_0", TABLE, TABLE * 34 / 32))
     mixed = replace(SMALL, parts=parts)
-    assert 1 / ours.decode_s(mixed, intel, 300) == pytest.approx(76.3, rel=0.12)
-    assert 1 / ours.decode_s(mixed, intel, 8000) == pytest.approx(52.0, rel=0.25)
-    assert 512 / ours.prefill_s(mixed, intel, 512) == pytest.approx(1188, rel=0.15)
+    assert 1 / ours.decode_cost(mixed, 300).seconds(intel) == pytest.approx(76.3, rel=0.12)
+    assert 1 / ours.decode_cost(mixed, 8000).seconds(intel) == pytest.approx(52.0, rel=0.25)
+    assert 512 / ours.prefill_cost(mixed, 512).seconds(intel) == pytest.approx(1188, rel=0.15)
 
 
 def test_context_that_does_not_fit_says_what_would():
@@ -123,7 +123,7 @@ def test_runs_here_move_the_figure_and_narrow_its_bounds():
     assert isinstance(before, Fit)
     slow = before.decode.mid / 2
     runs = tuple(observed(SMALL, here(), "decode", 4096, slow, "2026-11-25") for _ in range(6))
-    after = fits.fit(SMALL, here(history=History(runs)), 4096)
+    after = fits.fit(SMALL, here(history=History(RATES, runs)), 4096)
     assert isinstance(after, Fit)
     assert after.decode.mid == pytest.approx(slow)
     assert after.decode.high / after.decode.low < before.decode.high / before.decode.low

@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from freehold.advisor import calibration, machine
 from freehold.advisor.learning import LEAST_ANSWER, learn, speeds
 from freehold.advisor.machine import Rates
@@ -10,6 +12,7 @@ from freehold.types import Usage
 
 from .test_anatomy import two_layers
 
+RATES = Rates(40.0, 1000.0)
 PLAIN = Usage(prompt_tokens=200, completion_tokens=101, prefill_s=0.5, decode_s=2.0)
 
 
@@ -28,17 +31,17 @@ def test_what_was_cached_guessed_or_short_tells_nothing():
 def test_runs_are_kept_beside_what_was_predicted(tmp_path: Path):
     path, key = two_layers(tmp_path / "tiny.gguf"), machine.name_here()
     learn(tmp_path, path, [PLAIN])
-    assert calibration.read(tmp_path, key).runs == ()  # this machine was never measured
-    machine.keep(tmp_path, key, Rates(40.0, 1000.0))
+    assert calibration.read(tmp_path, key, RATES).runs == ()  # this machine was never measured
+    machine.keep(tmp_path, key, RATES)
     learn(tmp_path, path, [PLAIN, PLAIN])
-    runs = calibration.read(tmp_path, key).runs
+    runs = calibration.read(tmp_path, key, RATES).runs
     assert [(r.kind, r.depth, r.measured, r.quant) for r in runs[:2]] == [
         ("decode", 250, 50.0, "Q8_0"),
         ("prefill", 200, 400.0, "Q8_0"),
     ]
-    assert runs[0].raw == runs[0].told > 50
+    assert runs[0].told == pytest.approx(runs[0].raw(RATES), rel=1e-3)
     learn(tmp_path, path, [PLAIN])
-    assert calibration.read(tmp_path, key).runs[-2].told < runs[0].told  # by now it knows better
+    assert calibration.read(tmp_path, key, RATES).runs[-2].told < runs[0].told  # by now it knows better
 
 
 def test_a_failure_to_keep_is_none_of_the_answer(tmp_path: Path):

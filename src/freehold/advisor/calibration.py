@@ -1,9 +1,11 @@
 """Predicted against measured: every real run leaves a line, and the lines correct what is predicted next.
 
-A line of runs.jsonl in the data folder is one run: what the physics said (`raw`), what was told (`told`), and what
-came (`measured`), in tokens a second. The correction is the median of log(measured / raw): over a model's own runs
-where there are enough, else over the models run here, each counted once. Medians do not mind the odd run beside
-somebody else's load. Knows no model and no clock: the caller says which and when.
+A line of runs.jsonl in the data folder is one run: what it asked of the machine, what was told, and what came
+(`measured`), in tokens a second. What physics says of it follows from the machine's rates, those of the same minutes
+where they were measured, else those known today, so that a better measurement mends what is past too. The correction
+is the median of log(measured / physics): over a model's own runs where there are enough, else over the models run
+here, each counted once. Medians do not mind the odd run beside somebody else's load. Knows no model and no clock: the
+caller says which and when.
 Path: cli/run, cli/bench -> record; advisor.fit -> read -> History.correction
 """
 
@@ -19,6 +21,7 @@ from statistics import median
 from typing import Any
 
 from freehold.advisor.interval import Interval
+from freehold.advisor.machine import Cost, Rates
 
 FILE = "runs.jsonl"
 MOST_BYTES = 1 << 20  # about 4,000 runs; then the older half goes
@@ -39,10 +42,20 @@ class Run:
     model: str  # the file's digest, or its name where nobody hashed it
     quant: str
     depth: int  # tokens before a decode, tokens of a prompt
-    raw: float
+    read: float  # bytes and operations, as machine.Cost has them
+    cores: float
+    rest: float
+    read_gb_s: float  # rates of the same minutes; 0: not measured then
+    int8_gops: float
     told: float
     measured: float
     at: str  # ISO 8601, UTC
+
+    def raw(self, rates: Rates) -> float:
+        """Return what physics says, in tokens a second; `rates` where the run has none of its own."""
+        own = Rates(self.read_gb_s, self.int8_gops) if self.read_gb_s and self.int8_gops else rates
+        tokens = 1 if self.kind == "decode" else self.depth
+        return tokens / Cost(self.read, self.cores, self.rest).seconds(own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +77,7 @@ class Correction:
 class History:
     """The runs of one machine, oldest first. `damaged`: lines of the file that could not be read."""
 
+    rates: Rates  # the machine's, for runs without their own
     runs: tuple[Run, ...] = ()
     damaged: int = 0
 
@@ -72,18 +86,18 @@ class History:
         runs = [r for r in self.runs if r.kind == kind]
         own = [r for r in runs if r.model == model][-LATEST:]
         if len(own) >= ENOUGH:
-            return _corrected(own, [_off(r) for r in own], own=True)
+            return _corrected(own, [self._off(r) for r in own], own=True)
         by_model: dict[str, list[Run]] = {}
         for run in runs:
             by_model.setdefault(run.model, []).append(run)
         recent = [run for group in by_model.values() for run in group[-LATEST:]]
         if not recent:
             return Correction(1.0, UNKNOWN, 0, math.nan, own=False)
-        return _corrected(recent, [median(map(_off, g[-LATEST:])) for g in by_model.values()], own=False)
+        offs = [median(map(self._off, group[-LATEST:])) for group in by_model.values()]
+        return _corrected(recent, offs, own=False)
 
-
-def _off(run: Run) -> float:
-    return math.log(run.measured / run.raw)
+    def _off(self, run: Run) -> float:
+        return math.log(run.measured / run.raw(self.rates))
 
 
 def _corrected(runs: list[Run], offs: list[float], *, own: bool) -> Correction:
@@ -96,15 +110,15 @@ def _corrected(runs: list[Run], offs: list[float], *, own: bool) -> Correction:
     return Correction(math.exp(middle), deviation, len(runs), error, own)
 
 
-def read(home: Path, machine: str) -> History:
+def read(home: Path, machine: str, rates: Rates) -> History:
     """Read the runs of a machine; a line that is damaged is counted and left out."""
     try:
         text = (home / FILE).read_bytes()
     except OSError:
-        return History()
+        return History(rates)
     runs = [_parsed(line) for line in text.splitlines() if line.strip()]
     found = tuple(r for r in runs if r is not None)
-    return History(tuple(r for r in found if r.machine == machine), len(runs) - len(found))
+    return History(rates, tuple(r for r in found if r.machine == machine), len(runs) - len(found))
 
 
 def record(home: Path, runs: Iterable[Run]) -> None:
@@ -146,6 +160,9 @@ def _parsed(line: bytes) -> Run | None:
         run = Run(**{name: kind(raw[name]) for name, kind in _FIELDS.items()})
     except (ValueError, KeyError, TypeError, OverflowError):
         return None
-    rates = (run.raw, run.told, run.measured)
-    sound = run.kind in KINDS and run.depth >= 0 and all(0 < r < 1e9 for r in rates)
+    speeds, asked = (run.told, run.measured), (run.read, run.cores, run.rest)
+    sound = run.kind in KINDS and run.depth > 0 and all(0 < x < 1e9 for x in speeds)
+    sound = (
+        sound and all(0 < x < 1e24 for x in asked) and 0 <= run.read_gb_s < 1e9 and 0 <= run.int8_gops < 1e9
+    )
     return run if sound else None

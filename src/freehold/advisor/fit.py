@@ -100,7 +100,9 @@ class Misfit:
 def place_here(settings: Settings, *, measure: bool = True) -> Place:
     """Return this machine with our own engine; it is measured if it never was and `measure` allows it."""
     machine = machines.here(settings.home, measure=measure)
-    return Place("this machine", OURS, machine, calibration.read(settings.home, machines.name_here()))
+    return Place(
+        "this machine", OURS, machine, calibration.read(settings.home, machines.name_here(), machine.rates)
+    )
 
 
 def place_on(rig: Rig, engine: str = "") -> Place:
@@ -142,8 +144,9 @@ def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bo
         return replace(misfit, reason=reason, hint="--on HARDWARE says how other engines do")
     if memory.total > machine.free * _CACHE_SHARE:
         return replace(misfit, **_too_large(memory, machine.free, context, longest))
-    history = place.history or History()
+    history = place.history or History(machine.rates)
     decode, prefill = (history.correction(kind, model_key(anatomy)) for kind in calibration.KINDS)
+    one, prompt = ours.decode_cost(anatomy, context, kv_type), ours.prefill_cost(anatomy, context)
     return Fit(
         anatomy,
         place,
@@ -152,8 +155,8 @@ def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bo
         memory,
         longest,
         load_s=Interval.within(ours.load_s(anatomy, machine.threads, packed), _LOAD_SPREAD),
-        prefill=_told(prefill, context / ours.prefill_s(anatomy, machine.rates, context), machine),
-        decode=_told(decode, 1 / ours.decode_s(anatomy, machine.rates, context, kv_type), machine),
+        prefill=_told(prefill, context / prompt.seconds(machine.rates), machine),
+        decode=_told(decode, 1 / one.seconds(machine.rates), machine),
         basis=_basis(decode, machine),
     )
 
@@ -176,16 +179,26 @@ def observed(
 
     `kind`: decode after `depth` tokens, or prefill of as many. `rates`: of the same run, where they were measured.
     """
-    machine = place.machine
+    machine, key = place.machine, model_key(anatomy)
     assert machine is not None
-    used = rates or machine.rates
-    if kind == "decode":
-        raw = 1 / ours.decode_s(anatomy, used, depth)
-    else:
-        raw = depth / ours.prefill_s(anatomy, used, depth)
-    told = (place.history or History()).correction(kind, model_key(anatomy)).apply(raw).mid
-    key = machines.name_here()
-    return Run(kind, key, model_key(anatomy), anatomy.quant, depth, raw, told, measured, at)
+    cost = ours.decode_cost(anatomy, depth) if kind == "decode" else ours.prefill_cost(anatomy, depth)
+    run = Run(
+        kind,
+        machine=machines.name_here(),
+        model=key,
+        quant=anatomy.quant,
+        depth=depth,
+        read=cost.read,
+        cores=cost.cores,
+        rest=cost.rest,
+        read_gb_s=rates.read_gb_s if rates else 0.0,
+        int8_gops=rates.int8_gops if rates else 0.0,
+        told=0.0,
+        measured=measured,
+        at=at,
+    )
+    correction = (place.history or History(machine.rates)).correction(kind, key)
+    return replace(run, told=run.raw(machine.rates) * correction.factor)
 
 
 def _memory(anatomy: Anatomy, context: int, kv_type: str) -> Memory:

@@ -44,7 +44,7 @@ def keep(home: Path, path: Path, speeds: list[Speed], rates: Rates | None = None
     here = machine.here(home, measure=False)
     if rates is None and not here.rates.measured:
         return
-    place = Place("this machine", OURS, here, calibration.read(home, machine.name_here()))
+    place = Place("this machine", OURS, here, calibration.read(home, machine.name_here(), here.rates))
     now = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         anatomy = from_file(path)

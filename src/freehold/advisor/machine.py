@@ -9,6 +9,7 @@ Path: advisor.fit.place_here -> here -> Machine
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -39,6 +40,23 @@ class Rates:
     int8_gops: float  # two operations for a multiplication and addition; vectors alone, no matrix unit
     measured: bool = True
     busy: bool = False  # others computed meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What work asks of a machine: `read` bytes while cores do `cores` operations, then `rest` operations more.
+
+    Neither of the first two hides the other entirely, so they add up like the sides of a right angle.
+    """
+
+    read: float
+    cores: float
+    rest: float
+
+    def seconds(self, rates: Rates) -> float:
+        """Return how long it takes at these rates."""
+        peak = rates.int8_gops * 1e9
+        return math.hypot(self.read / (rates.read_gb_s * 1e9), self.cores / peak) + self.rest / peak
 
 
 @dataclass(frozen=True, slots=True)

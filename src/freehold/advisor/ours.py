@@ -1,20 +1,19 @@
 """What our own engine makes of a model on a machine: bytes it takes, and seconds a prompt and a token cost.
 
 Physics with a few constants: a token reads its weights and what is kept of the conversation at the machine's
-bandwidth, while its cores unpack and multiply them at a small share of their int8 rate; neither hides the other
-entirely, so the two add up like the sides of a right angle. A prompt multiplies its weights at a larger share, and
-attention on top. The constants are fitted to benches/fit.py; what they miss, calibration.py learns.
+bandwidth, while its cores unpack and multiply them at a small share of their int8 rate; a prompt multiplies its
+weights at a larger share, and attention on top. machine.Cost says what seconds that makes. The constants are fitted
+to benches/fit.py; what they miss, calibration.py learns.
 Knows the engine's rules as far as bytes depend on them, and imports none of it (a test holds the two together).
-Path: fit.fit -> footprint, decode_s, prefill_s, load_s
+Path: fit.fit -> footprint, decode_cost, prefill_cost, load_s
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from freehold.advisor.anatomy import Anatomy, Part
-from freehold.advisor.machine import Rates
+from freehold.advisor.machine import Cost
 
 # GGUF's names of what the engine runs and makes text with, and config.json's where they differ
 ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text"})
@@ -104,21 +103,21 @@ def inner(anatomy: Anatomy) -> int:
     return max(round((body / anatomy.depth - attention) / (3 * anatomy.hidden)), 0)
 
 
-def decode_s(anatomy: Anatomy, rates: Rates, depth: int, kv_type: str = "f16") -> float:
-    """Return the seconds of one token after `depth` others."""
-    peak, kept = rates.int8_gops * 1e9, anatomy.cache_bytes(depth, KV_WIDTHS[kv_type])
-    read = sum(p.weights * p.share * _bits(p) / 8 for p in anatomy.parts) + anatomy.state_bytes + kept
-    cores = 2 * anatomy.token_weights / (peak * _LONE) + kept / (peak * _LOOK)
-    fixed = (_STEP + _LAYER * anatomy.depth) / peak
-    return math.hypot(read / (rates.read_gb_s * 1e9), cores) + fixed
+def decode_cost(anatomy: Anatomy, depth: int, kv_type: str = "f16") -> Cost:
+    """Return what one token after `depth` others asks of a machine."""
+    kept = anatomy.cache_bytes(depth, KV_WIDTHS[kv_type])
+    return Cost(
+        read=sum(p.weights * p.share * _bits(p) / 8 for p in anatomy.parts) + anatomy.state_bytes + kept,
+        cores=2 * anatomy.token_weights / _LONE + kept / _LOOK,
+        rest=_STEP + _LAYER * anatomy.depth,
+    )
 
 
-def prefill_s(anatomy: Anatomy, rates: Rates, tokens: int) -> float:
-    """Return the seconds of a prompt of `tokens` to its first token; never less than one token's."""
-    peak = rates.int8_gops * 1e9
+def prefill_cost(anatomy: Anatomy, tokens: int) -> Cost:
+    """Return what a prompt of `tokens` asks to its first token; never less than one token does."""
     matrices = 2 * (anatomy.token_weights - anatomy.head_weights) * tokens
-    seconds = matrices / (peak * _DOTS) + anatomy.attention_ops(tokens) / (peak * _ATTENTION)
-    return seconds + decode_s(anatomy, rates, 0)
+    one = decode_cost(anatomy, 0)
+    return replace(one, rest=one.rest + matrices / _DOTS + anatomy.attention_ops(tokens) / _ATTENTION)
 
 
 def load_s(anatomy: Anatomy, threads: int, packed: bool) -> float:

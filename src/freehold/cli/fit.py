@@ -184,8 +184,10 @@ def _rate(speed: Interval | None) -> str:
 def _notes(place: Place, fitting: list[Fit], held: Anatomy | None) -> Iterable[str]:
     if fitting:
         yield f"speeds: {fitting[0].basis}; four of five lie within the bounds"
-    if any(row.anatomy is not held for row in fitting):
-        yield "sizes are published ones" + (", but for the file that is held" if held else "")
+    if held is not None and len(fitting) > 1:
+        yield "sizes: exact for the file that is held; the others are its matrices in a quantisation's usual types"
+    elif held is None and fitting:
+        yield "sizes: published ones, and a quantisation's usual types"
     unknown = [row for row in fitting if not row.anatomy.cache_known]
     if unknown:
         yield "nobody told this model's layers: its cache comes on top, and the speeds are without it"
