@@ -169,8 +169,8 @@ def test_full_queue_is_a_rate_limit_that_the_clients_retries_outlast(served: Ser
         async def together(retries: int) -> list[Any]:
             async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=retries) as made:
                 asked = [
-                    made.completions.create(model=model, prompt=f"{i} sheep", max_tokens=48)
-                    for i in range(24)
+                    made.completions.create(model=model, prompt=f"{i} sheep", max_tokens=32)
+                    for i in range(12)
                 ]
                 return await asyncio.gather(*asked, return_exceptions=True)
 
