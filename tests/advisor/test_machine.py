@@ -26,6 +26,13 @@ def test_what_is_kept_has_a_bound(tmp_path: Path):
     assert [row["read_gb_s"] for row in rows] == list(range(5, KEPT + 5))
 
 
+def test_measurements_beside_others_go_first(tmp_path: Path):
+    machine.keep(tmp_path, "a", Rates(40, 400))
+    for _ in range(KEPT):
+        machine.keep(tmp_path, "a", Rates(9, 90, busy=True))
+    assert machine.kept(tmp_path, "a") == Rates(40, 400)
+
+
 @pytest.mark.parametrize(
     "damage", ["", "{", "[]", '{"a": [{"read_gb_s": -1, "int8_gops": 5}, 3]}', '{"a": 5}', "\0\0"]
 )

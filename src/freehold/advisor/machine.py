@@ -148,12 +148,11 @@ def keep(home: Path, name: str, rates: Rates) -> None:
     path = home / FILE
     rows = _read(path)
     row = {"read_gb_s": round(rates.read_gb_s, 2), "int8_gops": round(rates.int8_gops, 1), "busy": rates.busy}
+    own = sorted([*rows.get(name, []), row], key=lambda r: not r.get("busy"))  # those beside others go first
     part = path.with_name(f"{FILE}.{os.getpid()}.part")
     try:
         home.mkdir(parents=True, exist_ok=True)
-        part.write_text(
-            json.dumps(rows | {name: [*rows.get(name, []), row][-KEPT:]}, indent=1), encoding="utf-8"
-        )
+        part.write_text(json.dumps(rows | {name: own[-KEPT:]}, indent=1), encoding="utf-8")
         part.replace(path)
     except OSError:
         with suppress(OSError):

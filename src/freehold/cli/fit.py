@@ -158,6 +158,7 @@ def _where(place: Place) -> str:
     if machine is None:
         return place.name
     free = f"{show_bytes(machine.free)} of {show_bytes(machine.memory)} free"
+    free += " in its control group" if machine.limited else ""
     return f"this machine ({machine.cpu}, {machine.threads} threads, {machine.isa}, {free})"
 
 
@@ -195,6 +196,8 @@ def _notes(place: Place, fitting: list[Fit], held: Anatomy | None) -> Iterable[s
     for gpu in machine.gpus if machine else ():
         told = f"--on {gpu.device} says what it would do" if gpu.device else "the catalogue does not know it"
         yield f"this machine has {gpu.title}: {told}"
+    if machine and machine.device:
+        yield f"other engines use this machine's GPU: --on {machine.device} says what they would do"
     if place.history and place.history.damaged:
         yield f"note: {place.history.damaged} damaged lines of runs.jsonl were left out"
 
