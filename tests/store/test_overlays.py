@@ -118,6 +118,7 @@ def test_a_damaged_record_counts_as_absent(made):
         '{"schema": 1}',
         '{"schema": 2}',
         path.read_text().replace("tiny", "x" * 10)[:-9],
+        path.read_text().replace('"adapter": ""', '"adapter": ".."'),
     ):
         path.write_text(damage)
         fresh = Store(made.settings)

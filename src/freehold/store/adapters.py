@@ -8,6 +8,7 @@ Path: making.make -> keep; Store.remove -> drop
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -15,11 +16,19 @@ from pathlib import Path
 from freehold.store import space
 
 DIGITS = 24  # of the digest: it is the adapter's name in an engine, and in its folder
+_NAME = re.compile(rf"[0-9a-f]{{{DIGITS}}}(\.gguf)?")
 
 
 def folder(home: Path) -> Path:
     """Return where they lie."""
     return home / "adapters"
+
+
+def located(home: Path, name: str) -> Path:
+    """Return where the adapter of this name lies, there or not. Raises ValueError for a name that `keep` gives none."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name[:60]!r} is no adapter's name")
+    return folder(home) / name
 
 
 def keep(home: Path, source: Path) -> Path:

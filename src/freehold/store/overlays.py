@@ -194,7 +194,7 @@ def _read(path: Path, home: Path) -> Overlay | None:
         data["messages"] = tuple((str(role), str(text)) for role, text in data["messages"])
         data["licence"], data["notes"] = tuple(data["licence"]), tuple(data["notes"])
         if data["adapter"]:
-            data["adapter"] = str(adapters.folder(home) / Path(data["adapter"]).name)
+            data["adapter"] = str(adapters.located(home, data["adapter"]))
         return checked(Overlay(**data))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, FreeholdError):
         return None
