@@ -67,7 +67,7 @@ def test_a_named_failure_is_two_lines_and_exit_1(capsys):
     assert cli_main.run(["show", "smolm2:135m"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == ["error: no model is called 'smolm2:135m'", err.splitlines()[1]]
+    assert err.splitlines() == ["error: the catalogue has no model 'smolm2:135m'", err.splitlines()[1]]
     assert err.splitlines()[1].startswith("hint: did you mean smollm2:135m")
 
 
