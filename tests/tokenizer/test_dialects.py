@@ -362,6 +362,8 @@ def test_a_schema_is_closed_where_it_does_not_speak_of_others():
         ({**named, "additionalProperties": True}, {**named, "additionalProperties": True}),
         ({**named, "patternProperties": {}}, {**named, "patternProperties": {}}),
         ({"allOf": [named, named]}, {"allOf": [named, named]}),
+        ({**named, "required": ["a"]}, {**shut, "required": ["a"]}),
+        ({**named, "required": ["b"]}, {**named, "required": ["b"]}),
         ({"$defs": {"a": named}, "items": named}, {"$defs": {"a": shut}, "items": shut}),
         ({"$defs": {"a": named}, "allOf": [{"$ref": "#/$defs/a"}, named]}, None),
         ({"anyOf": [named, True]}, {"anyOf": [shut, True]}),

@@ -47,7 +47,9 @@ def closed(schema: Any, depth: int = 0) -> Any:
             out[choice] = [closed(value, depth + 1) for value in members]
     if isinstance(schema.get("items"), dict):
         out["items"] = closed(schema["items"], depth + 1)
-    if schema.get("properties") and not _OTHERS & schema.keys():
+    named, needed = schema.get("properties"), schema.get("required", [])
+    others = _OTHERS & schema.keys() or not isinstance(needed, list)
+    if isinstance(named, dict) and named and not others and all(str(name) in named for name in needed):
         out["additionalProperties"] = False
     return out
 
