@@ -130,7 +130,9 @@ struct Logits final : Op {
   }
   void screen_panel(const Run& r, int thread, int64_t p, const uint8_t* next, int64_t t0, int64_t nt) {
     alignas(64) float upper[kScreenRows * kPanelRows];
-    r.k->screen[static_cast<int>(w->w.kind)](w->w, p, in.acts(r, *w, nullptr, next), reach.data(), t0, nt, upper);
+    Acts high = in.acts(r, *w, nullptr, next);
+    if (r.step->rows >= r.k->gemm_rows) high.ahead = w->w.panel_bytes;   // all of `next`: two tiles or more are long enough for it to come
+    r.k->screen[static_cast<int>(w->w.kind)](w->w, p, high, reach.data(), t0, nt, upper);
     const int64_t id = p * kPanelRows;
     const int width = static_cast<int>(std::min<int64_t>(kPanelRows, r.step->tokens_end - id));
     for (int64_t t = 0; t < nt; ++t) {

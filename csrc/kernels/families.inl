@@ -13,7 +13,7 @@
 static Kernels make_table(const char* name) {
   Kernels t{};
   t.name = name;
-  t.gemm_rows = 2 * kTileTokens;
+  t.gemm_rows = kGemmRows;
   fill_matmul(t);
   fill_screen(t);
   fill_gemm(t);

@@ -136,7 +136,8 @@ OP I sums16(const int8_t* q) {
   return {mload(t), mload(t + 8)};
 }
 OP I dot2(I acc, I x, I y) { return iadd(acc, I EACH2(_mm256_madd_epi16, x, y)); }   // acc + dot of two int16 a lane
-constexpr int kGemmTile = 4;               // 16 registers: four tokens' sums, two for the quad, the rest for products
+constexpr int kGemmTile = 4;
+constexpr int kGemmRows = 2 * kTileTokens;               // 16 registers: four tokens' sums, two for the quad, the rest for products
 OP I pairs(I w, I x) { return EACH2(_mm256_maddubs_epi16, w, x); }         // int16 sums of two products
 OP I add16(I x, I y) { return EACH2(_mm256_add_epi16, x, y); }
 OP I widen(I acc, I h, int factor) { const __m256i f = _mm256_set1_epi16(static_cast<short>(factor)); return dot2(acc, h, {f, f}); }

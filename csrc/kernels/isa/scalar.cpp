@@ -84,6 +84,7 @@ OP I dot2(I acc, I a, I b) {
   return acc;
 }
 constexpr int kGemmTile = 4;
+constexpr int kGemmRows = 2 * kTileTokens;
 // acc[b] += dots of `Quads` quads at w, codes up to Most, with NB tokens `stride` apart.
 template <int Most, int Quads, int NB> OP void dots(I* acc, const uint8_t* w, const int8_t* q, int64_t stride) {
   for (int j = 0; j < Quads; ++j) {
