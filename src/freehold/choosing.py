@@ -17,6 +17,8 @@ from freehold import catalog
 from freehold.config import Settings, load_settings
 from freehold.errors import ModelNotFound, UsageError
 
+MOST_DOLLARS = 1_000_000_000  # of a budget a month
+
 if TYPE_CHECKING:
     from freehold.advisor.advice import Advice, Placer
     from freehold.advisor.anatomy import Anatomy
@@ -132,6 +134,8 @@ def _placer(settings: Settings, hardware: str, engine: str, budget: float | None
     from freehold.advisor import places
     from freehold.advisor.fit import place_here
 
+    if budget is not None and not 0 <= budget <= MOST_DOLLARS:
+        raise UsageError(f"a budget of {budget:g} dollars a month is not within 0..{MOST_DOLLARS:,}")
     if hardware:
         rig = catalog.rig(hardware)
         month = places.month_of(rig)

@@ -108,6 +108,7 @@ def test_all_names_every_reason(run: Run):
         (("advise", "chat", "--licence", "research", "--for", "commercial"), "two purposes"),
         (("advise", "chat", "--html", "/nowhere/x.html"), "cannot be written"),
         (("advise", "chat", "--on", "h100", "--run"), "this machine"),
+        (("advise", "chat", "--budget", "nan"), "is not within"),
         (("why", "qwen2.5-codr:1.5b"), "did you mean"),
     ],
 )

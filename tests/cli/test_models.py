@@ -188,3 +188,15 @@ def test_the_first_answer_costs_less_than_half_a_second_of_processor(home: Path)
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     assert spent < 0.5
+
+
+def test_words_that_name_nothing_get_the_nearest_names(run: Run):
+    _, _, err = run("models", "qwen2.5-codr:7b")
+    assert "or did you mean qwen2.5-coder:7b" in err
+
+
+@pytest.mark.parametrize("verb", ["show", "license", "why", "fit"])
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_names_no_model(run: Run, verb: str, name: str):
+    status, out, err = run(verb, name)
+    assert status != 0 and not out and "error:" in err

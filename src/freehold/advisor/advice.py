@@ -214,7 +214,7 @@ def _facts_against(model: Model, request: Request) -> Iterable[Refusal]:
             yield Refusal("country", f"made in {', '.join(sorted(found))}")
         elif not model.countries:
             yield Refusal("country", "where it was made is not known")
-    if request.min_context and model.context < request.min_context:
+    if model.context < request.context and (model.context or request.min_context):
         said = f"its context is {model.context:,} tokens" if model.context else "its context is not known"
         yield Refusal("context", said)
     if request.max_params and model.params_b > request.max_params:

@@ -46,6 +46,8 @@ def model(text: str, user: Path | None = None) -> Model:
     """
     wanted = text.strip()
     path = user or user_file()
+    if not wanted:
+        raise ModelNotFound("an empty name names no model", "freehold models lists them")
     with_names = _named(wanted)
     if (found := _quick(with_names or wanted, path)) is not None:
         return found
@@ -166,12 +168,17 @@ def _finish(found: Model) -> Model:
     )
 
 
-def _hint(wanted: str, everything: tuple[Model, ...]) -> str:
+def nearest_names(wanted: str, everything: tuple[Model, ...]) -> list[str]:
+    """Return the names and ids most like `wanted`, three at most."""
     names = {m.id.rpartition("/")[2].lower(): m.id for m in everything} | {
         m.id.lower(): m.id for m in everything
     }
     names |= {m.name: m.name for m in everything if m.name}
-    near = dict.fromkeys(names[n] for n in difflib.get_close_matches(wanted.lower(), names, n=6, cutoff=0.5))
-    if near:
-        return f"did you mean {' or '.join(list(near)[:3])}?"
+    near = difflib.get_close_matches(wanted.lower(), names, n=6, cutoff=0.5)
+    return list(dict.fromkeys(names[n] for n in near))[:3]
+
+
+def _hint(wanted: str, everything: tuple[Model, ...]) -> str:
+    if near := nearest_names(wanted, everything):
+        return f"did you mean {' or '.join(near)}?"
     return f"freehold models lists them; add your own to {user_file()}"

@@ -48,19 +48,8 @@ def report(advice: Advice, shown: tuple[Judged, ...]) -> str:
 
 
 def _ranking(advice: Advice, shown: tuple[Judged, ...]) -> Section:
-    rows = [_row(i, j) for i, j in enumerate(shown, 1)]
-    head = (
-        "",
-        "model",
-        "size",
-        "quant",
-        "memory",
-        "tokens/s",
-        advice.benchmark or "quality",
-        "said by",
-        "licence",
-    )
-    parts = [table(head, rows, right=(2, 4, 5, 6), strong=(0,))]
+    rows = [(f"{i}", *row(j)) for i, j in enumerate(shown, 1)]
+    parts = [table(head(advice), rows, right=(2, 4, 5, 6), strong=(0,))]
     if any(j.quality for j in shown):
         parts.append(
             figure(
@@ -72,11 +61,26 @@ def _ranking(advice: Advice, shown: tuple[Judged, ...]) -> Section:
     return Section("Ranking", tuple(parts))
 
 
-def _row(number: int, judged: Judged) -> tuple[str, ...]:
+def head(advice: Advice) -> tuple[str, ...]:
+    """Return the columns of a ranking: a mark, then those of `row`."""
+    return (
+        "",
+        "model",
+        "size",
+        "quant",
+        "memory",
+        "tok/s",
+        advice.benchmark or "quality",
+        "said by",
+        "licence",
+    )
+
+
+def row(judged: Judged) -> tuple[str, ...]:
+    """Return a pick's cells."""
     place, quality = judged.placement, judged.quality
     assert place is not None  # a pick has one
     return (
-        f"{number}",
         name(judged.model),
         size(judged.model),
         place.quant,
@@ -99,8 +103,8 @@ def _tiers(advice: Advice) -> Section:
         )
         for tier, j in advice.by_tier.items()
     ]
-    head = ("tier", "best of it", "size", advice.benchmark or "quality", "there")
-    return Section("By size", (table(head, rows, right=(2, 3)),))
+    columns = ("tier", "best of it", "size", advice.benchmark or "quality", "there")
+    return Section("By size", (table(columns, rows, right=(2, 3)),))
 
 
 def _ruled_out(advice: Advice) -> Section:

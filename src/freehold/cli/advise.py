@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.advice_report import chart, name, per_cent, reasons, report
+from freehold.cli.advice_report import chart, head, name, per_cent, reasons, report, row
 from freehold.cli.company import FACTS, company_facts, company_options
-from freehold.cli.facts import short_licence, size
+from freehold.cli.facts import size
 from freehold.cli.models import Billions, Tokens
 from freehold.cli.shared import json_option, table, write_beside
 from freehold.config import Settings
@@ -65,7 +65,8 @@ def command(
     HARDWARE. A licence is judged when a purpose is given, here or in config.toml's [company]; other facts of yours
     as for `freehold license`. What is not known never passes a condition.
 
-    With --json: {"schema": 1, "task", "benchmark", "picks": [...], "tiers": {...}, "ruled_out": [...], "relax": [...]}.
+    With --json: {"schema": 1, "task", "benchmark", "speed", "context", "picks": [...], "tiers": {...},
+    "ruled_out": [...], "relax": [...]}.
     """
     advice = _advice(settings, task, given)
     shown = advice.picks[:top]
@@ -122,38 +123,9 @@ def _print(advice: Advice, shown: tuple[Judged, ...], *, everything: bool, plott
 
 def _print_picks(advice: Advice, shown: tuple[Judged, ...]) -> None:
     """Print the ranking, then the first one's reasons and command."""
-    from freehold.store.space import human
-
-    head = (
-        "",
-        "MODEL",
-        "SIZE",
-        "QUANT",
-        "MEMORY",
-        "TOK/S",
-        advice.benchmark.upper() or "QUALITY",
-        "SAID BY",
-        "LICENCE",
-    )
-    rows = []
-    for mark, judged in zip(LETTERS, shown, strict=False):
-        place, model = judged.placement, judged.model
-        assert place is not None  # a pick has one
-        quality = judged.quality
-        rows.append(
-            (
-                mark,
-                name(model),
-                size(model),
-                place.quant,
-                human(place.memory),
-                str(place.decode),
-                per_cent(quality),
-                quality.basis if quality else "",
-                short_licence(model),
-            )
-        )
-    table(head, rows, right=(2, 4))
+    marks = (LETTERS[i] if i < len(LETTERS) else f"{i + 1}" for i in range(len(shown)))
+    rows = [(mark, *row(judged)) for mark, judged in zip(marks, shown, strict=True)]
+    table(tuple(h.upper() for h in head(advice)), rows, right=(2, 4))
     if len(advice.picks) > len(shown):
         click.echo(f"and {len(advice.picks) - len(shown)} more: --top {len(advice.picks)}")
     click.echo("")

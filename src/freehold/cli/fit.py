@@ -32,6 +32,7 @@ HEAD = ("QUANT", "WEIGHTS", "CACHE", "OTHER", "NEEDS", "LONGEST", "LOAD s", "PRE
 # What is usually asked about: here and of llama.cpp, and of the engines that serve many.
 USUAL = ("Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
 USUAL_ON = ("Q4_K_M", "Q8_0", "INT4", "NVFP4", "MXFP4", "FP8", "BF16")
+_WIDER = 1.15  # times the file's bytes that weights may take here before it is told
 _HELD = "held"  # said of the row whose file is here
 
 
@@ -189,6 +190,9 @@ def _notes(place: Place, fitting: list[Fit], held: Anatomy | None) -> Iterable[s
         yield "sizes: exact for the file that is held; the others are its matrices in a quantisation's usual types"
     elif held is None and fitting:
         yield "sizes: published ones, and a quantisation's usual types"
+    wider = [r.anatomy.quant for r in fitting if r.memory.weights > _WIDER * r.anatomy.weight_bytes]
+    if wider:
+        yield f"{', '.join(wider)}: held wider than in the file, as our engine has no kernel of that type's own"
     unknown = [row for row in fitting if not row.anatomy.cache_known]
     if unknown:
         yield "nobody told this model's layers: its cache comes on top, and the speeds are without it"

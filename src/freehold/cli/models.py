@@ -15,6 +15,7 @@ import click
 
 from freehold import catalog
 from freehold.catalog.model import THINKING, TIERS
+from freehold.catalog.models import nearest_names
 from freehold.catalog.query import Query, ordered, score, select
 from freehold.catalog.schema import MODALITIES
 from freehold.cli.facts import age, facts_json, short_licence, size, tokens
@@ -166,6 +167,8 @@ def _relax(everything: tuple[catalog.Model, ...], query: Query) -> str:
     """Say which part of the question leaves nothing, by what would be found without it."""
     counts = {name: len(select(everything, query.without(name))) for name in query.given()}
     found = [f"{count} without {_option(name)}" for name, count in counts.items() if count]
+    if near := nearest_names(" ".join(query.words), everything) if query.words else []:
+        found.append(f"or did you mean {' or '.join(near)}?")
     if not found:
         return "no model fits, nor without any one of the conditions"
     return f"no model fits all conditions: {', '.join(found)}"

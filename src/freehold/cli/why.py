@@ -65,7 +65,7 @@ class Speed:
 
         f = self.foreseen
         told: dict[str, Any] = {
-            "fits": isinstance(f, Fit),
+            "fits": None if f is None else isinstance(f, Fit),
             "reason": "" if f is None or isinstance(f, Fit) else f.reason,
         }
         if isinstance(f, Fit):
@@ -102,7 +102,10 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
         told = {
             "model": card,
             "licence": ruled
-            and {"answer": ruled.answer, "reasons": [asdict(r) | {"term": None} for r in ruled.reasons]},
+            and {
+                "answer": ruled.answer,
+                "reasons": [{k: v for k, v in asdict(r).items() if k != "term"} for r in ruled.reasons],
+            },
             "quality": [{"tasks": names, **_plain(q)} for names, q in quality],
             "here": here.as_json(),
             "unknown": gaps,
