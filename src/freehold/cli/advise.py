@@ -247,20 +247,24 @@ def _held(tried: float, foreseen: Interval) -> str:
 
 def _try(settings: Settings, model: Model, place: Placement, sample: str, *, quiet: bool) -> float:
     """Answer the sample without guesses, which the prediction leaves out; return tokens a second."""
+    from freehold.advisor.learning import learn
     from freehold.cli.shared import held_or_fetched
     from freehold.local import open_model
     from freehold.store import Store
 
     store = Store(settings)
     ref = held_or_fetched(store, model.name or model.id)
-    speed = 0.0
+    speed, usages = 0.0, []
     with open_model(ref, context=place.context, speculate=False, packs=store.packs) as llm:
         for chunk in llm.stream(sample, max_tokens=128, temperature=0):
-            speed = chunk.usage.decode_tok_s if chunk.usage else speed
+            if chunk.usage:
+                speed = chunk.usage.decode_tok_s
+                usages.append(chunk.usage)
             if not quiet:
                 click.echo(chunk.text, nl=False)
     if not quiet:
         click.echo("")
+    learn(settings.home, ref.path, usages)
     return speed
 
 

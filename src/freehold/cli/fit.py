@@ -235,13 +235,13 @@ def run_command(row: Fit, known: Model | None, held: Anatomy | None = None) -> s
 
 
 def _gguf(row: Fit, known: Model | None, held: Anatomy | None) -> str:
-    """Return a name by which Freehold finds a quantisation: what is held, a short name, a repository of GGUFs."""
-    if held is not None and row.anatomy is held:
+    """Return the name of a quantisation's file: what is held or a short name for us, else a repository of GGUFs."""
+    if held is not None and row.anatomy is held and row.engine == fits.OURS:
         return known.name if known and known.name else str(held.path)
     repos = [r for r in known.repos if r.format == "gguf"] if known else []
     if repos:
         return f"{repos[0].repo}:{row.anatomy.quant}"
-    return known.name if known else ""
+    return known.name if known and row.engine == fits.OURS else ""
 
 
 # --- for programs -------------------------------------------------------------------------------------
