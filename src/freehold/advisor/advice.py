@@ -157,7 +157,8 @@ def advise(request: Request, models: Iterable[Model], placer: Placer) -> Advice:
     """Hold every model against the request and rank what remains."""
     known = [m for m in models if m.params_b]
     task = request.task
-    scale, quick = Scale(task, known), Scale(task, known, quick=not task.patient)
+    scale = Scale(task, known)
+    quick = scale if task.quick or task.patient else Scale(task, known, quick=True)
     if quick.benchmark != scale.benchmark:
         scale = quick
     judged = [_judge(m, request, scale, quick, placer) for m in known if _of_kind(m, task)]

@@ -17,11 +17,11 @@ from freehold.advisor.engines import Engine, engines
 from freehold.advisor.engines import engine as engine_called
 from freehold.advisor.fit import Misfit, Place, fit
 from freehold.advisor.ours import ARCHITECTURES
+from freehold.advisor.ownership import HOURS
 from freehold.catalog.hardware import Rig, devices
 from freehold.catalog.model import Model
 from freehold.errors import UsageError
 
-HOURS = 730  # of a month
 # What rounds less stands first; below four bits a smaller model is the better choice.
 QUANTS = ("BF16", "FP8", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "INT4")
 _NATIVE = {"gpt-oss": ("MXFP4",)}  # families that are published in four bits, and in nothing finer
