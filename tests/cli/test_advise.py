@@ -11,7 +11,6 @@ import pytest
 import freehold
 from freehold.advisor import machine
 from freehold.advisor.facts import Facts
-from freehold.cli import main as cli_main
 
 Run = Callable[..., tuple[int, str, str]]
 COMPANY = ("--licence", "commercial", "--users", "2000", "--revenue", "3M", "--no-access")
@@ -23,16 +22,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
     machine.keep(tmp_path, machine.name_here(), machine.Rates(30.0, 900.0))
     return tmp_path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*args: str) -> tuple[int, str, str]:
-        status = cli_main.run(list(args))
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 def test_a_task_is_answered_with_models_reasons_and_a_command(run: Run):

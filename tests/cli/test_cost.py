@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import jsonschema
 import pytest
 
 from freehold.catalog import prices
-from freehold.cli import main as cli_main
 
 Run = Callable[..., tuple[int, str, str]]
 OWN = ("--on", "h100", "--tokens-per-second", "1500-2500")
@@ -96,13 +96,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*args: str) -> tuple[int, str, str]:
-        status = cli_main.run(["cost", *args])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
+def run(run: Run) -> Run:
+    return partial(run, "cost")
 
 
 def test_the_table_names_every_option_what_moves_it_and_every_assumption(run: Run):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from freehold.advisor import calibration, machine
 from freehold.advisor.machine import Rates
-from freehold.cli import main as cli_main
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -29,13 +29,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*args: str) -> tuple[int, str, str]:
-        status = cli_main.run(["fit", *args])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
+def run(run: Run) -> Run:
+    return partial(run, "fit")
 
 
 def test_a_table_of_quantisations_and_the_command_that_runs_one(run: Run):

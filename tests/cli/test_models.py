@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from freehold.cli import main as cli_main
 from tests.store.standin import COMMIT, Standin, serving
 
 Run = Callable[..., tuple[int, str, str]]
@@ -34,16 +33,6 @@ def home(tmp_path: Path, hub: Standin, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*args: str) -> tuple[int, str, str]:
-        status = cli_main.run(list(args))
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 def ids(out: str) -> list[str]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from freehold.cli import main as cli_main
 from freehold.cli.progress import Bar, Lines
 from freehold.store import Planned, Progress
 from tests.store.conftest import UNIT, noise
@@ -44,16 +43,6 @@ def home(tmp_path: Path, hub: Standin, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*args: str) -> tuple[int, str, str]:
-        status = cli_main.run(list(args))
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 def test_pull_prints_the_path_on_stdout_and_talk_on_stderr(run: Run):
