@@ -114,7 +114,7 @@ def test_facts_may_stand_in_the_settings_and_options_win(run: Run, home: Path):
     [
         (("lama3.1",), 1, "licences: llama3.1"),
         (("qwen", "--for", "fun"), 2, "purpose 'fun' is none of"),
-        (("qwen", "--users", "lots"), 2, "'lots' is no amount"),
+        (("qwen", "--users", "lots"), 2, "'lots' is no number"),
         (("qwen", "--seat", "Germany"), 2, "no country code"),
         (("mrl", "--for", "commercial", "--pack", "-"), 2, "no pack for"),
         (("--check",), 2, "need a NAME"),

@@ -11,6 +11,7 @@ import click
 import pytest
 
 from freehold.cli import main as cli_main
+from freehold.cli.shared import Amount
 from freehold.errors import CapacityExceeded, UsageError
 
 SOURCES = str(Path(__file__).parents[2] / "src")
@@ -112,3 +113,28 @@ def test_a_wrong_config_is_one_line(home: Path, capsys):
     (home / "config.toml").write_text("ofline = true")
     assert cli_main.run(["list"]) == 2
     assert "unknown key 'ofline'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("8192", 8192),
+        ("32k", 32_000),
+        ("1.5 bn", 1.5e9),
+        ("20 million", 20e6),
+        ("$3M", 3e6),
+        ("250_000", 250_000),
+        ("1,000", 1000),
+        ("2T", 2e12),
+    ],
+)
+def test_amounts_are_read_as_people_write_them(text: str, number: float):
+    assert Amount().convert(text, None, None) == number
+    whole = Amount(whole=True).convert(text, None, None)
+    assert whole == number and isinstance(whole, int)
+
+
+@pytest.mark.parametrize("text", ["", "many", "k", "-5", "1e3", "3 apples", "9" * 400])
+def test_what_is_no_amount_is_refused_with_an_example(text: str):
+    with pytest.raises(click.BadParameter, match=f"'{text}' is no number; write 8192, 32k, 20M or 1.5bn"):
+        Amount(whole=True).convert(text, None, None)

@@ -97,7 +97,7 @@ def test_a_wrong_key_or_size_is_refused_with_the_right_ones(run: Run):
     status, _, err = run("models", "--sort", "beauty")
     assert status == 2 and "cannot be sorted by 'beauty'" in err and "swe_bench_verified" in err
     assert "write 8b, 0.5b or 270m" in run("models", "--min-size", "big")[2]
-    assert "write 8192, 32k or 1m" in run("models", "--min-context", "long")[2]
+    assert "'long' is no number; write 8192, 32k" in run("models", "--min-context", "long")[2]
 
 
 def own(home: Path, text: str) -> None:

@@ -16,8 +16,8 @@ import click
 from freehold.cli.advice_report import chart, head, name, per_cent, reasons, report, row
 from freehold.cli.company import FACTS, company_facts, company_options
 from freehold.cli.facts import size
-from freehold.cli.models import Billions, Tokens
-from freehold.cli.shared import json_option, table, write_beside
+from freehold.cli.models import Billions
+from freehold.cli.shared import Amount, json_option, table, write_beside
 from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
 
@@ -37,7 +37,7 @@ _NAMED = 3  # models named of each rule that ruled some out
     "--licence", "--license", "licence", metavar="PURPOSE", help="commercial, internal, evaluation, research."
 )
 @click.option("--country-not", metavar="CC", multiple=True, help="Not made there: CN; repeatable.")
-@click.option("--min-context", type=Tokens(), default=0, help="Tokens: 32k, 1m.")
+@click.option("--min-context", type=Amount(whole=True), default=0, help="Tokens: 32k, 1m.")
 @click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Parameters: 8b, 270m.")
 @click.option("--min-speed", type=click.FloatRange(0, 1e6), help="Tokens a second; default: the task's pace.")
 @click.option(

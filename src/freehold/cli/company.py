@@ -5,13 +5,13 @@ Knows words and numbers, no licence. Path: cli/license -> company_options, compa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.cli.shared import Amount
 from freehold.config import Settings
 
 if TYPE_CHECKING:
@@ -31,23 +31,6 @@ _YES_NO = {
 FACTS = (*_YES_NO, "users", "revenue_year", "revenue_month", "seat", "end_user", "bypasses_guardrails")
 
 
-class Amount(click.ParamType):
-    """A number of users or dollars: 700M, 20 million, 1.5bn, 250_000."""
-
-    name = "amount"
-    _UNITS = {"": 1, "k": 10**3, "m": 10**6, "million": 10**6, "bn": 10**9, "b": 10**9, "billion": 10**9}  # noqa: RUF012
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number."""
-        if isinstance(value, (int, float)):
-            return value
-        text = str(value).strip().lower().lstrip("$").replace("_", "").replace(",", "")
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text)
-        if found is None or found[2] not in self._UNITS:
-            self.fail(f"{value!r} is no amount; write 250000, 20M or 1.5bn", param, ctx)
-        return float(found[1]) * self._UNITS[found[2]]
-
-
 def company_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for the user's facts to a command."""
     for name, (flags, text) in reversed(_YES_NO.items()):
@@ -60,7 +43,7 @@ def _said_by_value(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--for", "purpose", metavar="PURPOSE", help="commercial, internal, evaluation or research."
         ),
-        click.option("--users", type=Amount(), help="Monthly users of all your products."),
+        click.option("--users", type=Amount(whole=True), help="Monthly users of all your products."),
         click.option("--revenue", "revenue_year", type=Amount(), help="Your group's dollars in 12 months."),
         click.option("--monthly-revenue", "revenue_month", type=Amount(), help="The same in one month."),
         click.option("--seat", metavar="CC", help="Your country's two letters, or EU."),
@@ -79,6 +62,4 @@ def company_facts(settings: Settings, given: dict[str, Any]) -> Facts:
     from freehold.advisor.facts import from_table
 
     said = {name: value for name, value in given.items() if value is not None}
-    if "users" in said:
-        said["users"] = int(said["users"])
     return replace(from_table(settings.company, f"{settings.home / 'config.toml'}: [company]"), **said)

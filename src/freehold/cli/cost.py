@@ -19,7 +19,7 @@ import click
 from freehold.advisor.interval import Interval
 from freehold.advisor.ownership import known
 from freehold.cli.costwords import show, spoken
-from freehold.cli.shared import json_option, write_beside
+from freehold.cli.shared import Amount, json_option, write_beside
 
 if TYPE_CHECKING:
     from freehold.advisor.breakeven import Comparison, Even, Swing
@@ -28,23 +28,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 FIGURES = ("tokens_per_day", "input_share", "cached_share", "request_tokens")
-_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-_AMOUNT = r"(\d+(?:\.\d+)?)\s*([kmbgt]?)"
-
-
-class Amount(click.ParamType):
-    """A number that may end in k, M, B or T."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return it."""
-        if isinstance(value, float):
-            return value
-        found = re.fullmatch(_AMOUNT, str(value).strip().lower().replace(",", ""))
-        if found is None:
-            self.fail(f"{value!r} is no number; write 1500, 10M or 2.5B", param, ctx)
-        return float(found[1]) * _UNITS[found[2]]
 
 
 class Range(click.ParamType):

@@ -21,8 +21,7 @@ from freehold.advisor.interval import Interval, digits
 from freehold.catalog import quants
 from freehold.catalog.model import Model
 from freehold.cli.facts import tokens
-from freehold.cli.models import Tokens
-from freehold.cli.shared import json_option, kv_option, table
+from freehold.cli.shared import Amount, json_option, kv_option, table
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
 from freehold.machine import show_bytes
@@ -40,7 +39,7 @@ _HELD = "held"  # said of the row whose file is here
 @click.argument("model")
 @click.option(
     "--context",
-    type=Tokens(),
+    type=Amount(whole=True),
     help="Tokens of one conversation: 8192, 32k. Default: 4,096, or the model's own.",
 )
 @click.option(

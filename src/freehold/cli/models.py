@@ -19,7 +19,7 @@ from freehold.catalog.models import nearest_names
 from freehold.catalog.query import Query, ordered, score, select
 from freehold.catalog.schema import MODALITIES
 from freehold.cli.facts import age, facts_json, short_licence, size, tokens
-from freehold.cli.shared import json_option, table
+from freehold.cli.shared import Amount, json_option, table
 from freehold.config import Settings
 
 SCHEMA = 1
@@ -51,21 +51,6 @@ class Billions(click.ParamType):
         return float(found[1]) * {"": 1.0, "b": 1.0, "m": 1e-3, "t": 1e3}[found[2]]
 
 
-class Tokens(click.ParamType):
-    """A number of tokens: 8192, 32k or 1m."""
-
-    name = "tokens"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return tokens; k is 1,000, so that 128k is met by 131,072 and by 128,000."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([km]?)", str(value).strip().lower())
-        if found is None:
-            self.fail(f"{value!r} is no number of tokens; write 8192, 32k or 1m", param, ctx)
-        return round(float(found[1]) * {"": 1, "k": 1000, "m": 1_000_000}[found[2]])
-
-
 @click.group("models", cls=Shelf)
 def command() -> None:
     """Search what is known of open models: size, context, licence, origin, scores, each dated and sourced.
@@ -90,7 +75,7 @@ def command() -> None:
 @click.option("--modality", type=click.Choice(MODALITIES), help="What it reads besides text.")
 @click.option("--min-size", "min_params", type=Billions(), default=0.0, help="Parameters: 8b, 270m.")
 @click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Parameters: 8b, 270m.")
-@click.option("--min-context", type=Tokens(), default=0, help="Tokens: 32k, 1m.")
+@click.option("--min-context", type=Amount(whole=True), default=0, help="Tokens: 32k, 1m.")
 @click.option("--tools", is_flag=True, help="Trained to call tools.")
 @click.option(
     "--sort", metavar="KEY", default="", help="params, released, context, cache, name, mmlu_pro, ..."

@@ -88,6 +88,28 @@ class Seconds(click.ParamType):
         return float(found[1]) * self._UNITS[found[2]]
 
 
+class Amount(click.ParamType):
+    """A number of tokens, users or dollars: 8192, 250_000, 32k, 1.5bn, "20 million"; k is 1,000."""
+
+    name = "number"
+    _BILLION = ("b", "bn", "billion", "g")
+    _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "million": 1e6, "t": 1e12} | dict.fromkeys(_BILLION, 1e9)
+
+    def __init__(self, *, whole: bool = False) -> None:
+        self._whole = whole
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number; an int if it is to be whole."""
+        if isinstance(value, (int, float)):
+            return value
+        text = re.sub(r"[_,]", "", str(value).strip().lower().removeprefix("$"))
+        found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([a-z]*)", text)
+        if found is None or found[2] not in self._UNITS:
+            self.fail(f"{value!r} is no number; write 8192, 32k, 20M or 1.5bn", param, ctx)
+        number = float(found[1]) * self._UNITS[found[2]]
+        return round(number) if self._whole else number
+
+
 def with_offline(settings: Settings, offline: bool) -> Settings:
     """Return the settings with offline mode on if the verb's own option asks for it."""
     return replace(settings, offline=True) if offline else settings
