@@ -90,6 +90,7 @@ def test_messages_carry_no_folders():
     assert without_paths("C:\\models\\x.gguf is bad") == "x.gguf is bad"
     same = "org/model:1b needs 3/4 of http://127.0.0.1:80/v1/models; GET /v1/models lists them"
     assert without_paths(same) == same
+    assert without_paths("POST /api/blobs/sha256:HEX sends it") == "POST /api/blobs/sha256:HEX sends it"
 
 
 def test_every_named_error_has_a_status():

@@ -50,7 +50,7 @@ _KINDS = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
-_PATH = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?!v1/)(?:[^\s/\\'\"`]+[/\\])+")
+_PATH = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?!v1/|api/)(?:[^\s/\\'\"`]+[/\\])+")
 _SHOWN = 1000  # characters of a message; a value in it may be as long as the request
 
 
