@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 import freehold.server
+from freehold import catalog
 from freehold.errors import CapacityExceeded, ContextOverflow, ModelNotFound, UsageError
 from freehold.server.accounts import Accounts
 from freehold.server.hints import hint_for
@@ -247,6 +248,12 @@ def test_a_hint_over_the_network_names_no_command_and_the_owner_gets_his_own(ser
 
 def test_a_hint_that_speaks_of_no_command_is_passed_on():
     assert hint_for(ModelNotFound("x", "ask for another"), owner=False) == "ask for another"
+
+
+def test_a_name_nobody_knows_is_not_answered_with_a_file_that_no_request_may_name():
+    with pytest.raises(ModelNotFound) as told:
+        catalog.find("nobody-knows-it")
+    assert hint_for(told.value, owner=False) == "GET /v1/models lists what there is"
 
 
 def test_protocols_ask_models_through_the_key_s_view_of_them():

@@ -100,7 +100,7 @@ def find(name: str) -> Entry:
     hint = (
         f"did you mean {' or '.join(near[:4])}?"
         if near
-        else "give a hub repository (org/repo) or a file path"
+        else "freehold models lists the names; a hub repository (org/repo) or a file path does too"
     )
     raise ModelNotFound(f"no model is called {name!r}", hint)
 
