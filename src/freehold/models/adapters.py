@@ -86,7 +86,7 @@ def unknown_adapter(model: str, name: str, held: list[str]) -> ModelNotFound:
     """Build the error for an adapter that a model does not have."""
     near = nearest(name, held)
     spelled = ", ".join(f"{model}+{each}" for each in sorted(held)[:10]) or "none"
-    hint = f"did you mean {model}+{near}?" if near else f"adapters of {model}: {spelled}"
+    hint = f"did you mean {model}+{near}?" if near else ""
     return ModelNotFound(f"{model} has no adapter {name[:80]!r}; it has {spelled}", hint)
 
 
