@@ -80,7 +80,7 @@ def _check_tools(job: Job) -> None:
     if job.tool_choice == "required" and not job.tools:
         raise UsageError("tool_choice is 'required', and there are no tools", "give tools")
     if job.tool_name and (job.tool_choice != "required" or job.tool_name not in names):
-        raise UsageError(f"tool_name is {job.tool_name[:60]!r}; expected one of the tools, with 'required'")
+        raise UsageError(f"tool_choice names {job.tool_name[:60]!r}, which is none of the tools")
     for i, message in enumerate(job.messages or ()):
         _check(f"number of tool calls of message {i}", len(message.tool_calls), 0, MAX_TOOLS)
         for call in message.tool_calls:
