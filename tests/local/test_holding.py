@@ -136,6 +136,7 @@ def test_schemas_that_no_grammar_can_hold_are_a_warning_in_auto_and_an_error_in_
         ({"tools": ()}, "there are no tools"),
         ({"tools": (PICK,) * 129}, "number of tools is 129"),
         ({"tool_name": "other"}, "tool_choice names 'other'"),
+        ({"tools": (Tool("x", "", {"type": "array"}),)}, "of type array; expected object"),
         ({"tool_choice": "maybe"}, "tool_choice is 'maybe'"),
         ({"tools": (Tool("x", "", {"a": "b" * (1 << 18)}),)}, "length of x's parameters"),
         (

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from freehold.errors import ContextOverflow, UsageError
 from freehold.tokenizer.dialects.contract import is_name
+from freehold.tokenizer.dialects.schema import types_of
 from freehold.tokenizer.dialects.source import loaded
 from freehold.types import (
     MAX_BIASES,
@@ -75,6 +76,11 @@ def _check_tools(job: Job) -> None:
         if names.count(tool.name) > 1:
             raise UsageError(f"two tools are called {tool.name!r}")
         _check(f"length of {tool.name}'s parameters", _json_size(tool), 0, MAX_FORMAT_CHARS)
+        kinds = types_of(tool.parameters)
+        if kinds and "object" not in kinds:  # a call held to it would be read as text
+            raise UsageError(
+                f"the parameters of tool {tool.name!r} are of type {', '.join(sorted(kinds))}; expected object"
+            )
     if job.tool_choice not in ("auto", "none", "required"):
         raise UsageError(f"tool_choice is {job.tool_choice!r}; expected auto, none or required")
     if job.tool_choice == "required" and not job.tools:
