@@ -28,6 +28,7 @@ def test_every_device_is_dated_sourced_and_plausible(device: Device):
         ("h100", "h100", 1),
         ("2xH100", "h100", 2),
         ("8 x b200", "b200", 8),
+        ("72xgb200", "gb200", 72),
         ("RTX 4090", "rtx-4090", 1),
         ("4090", "rtx-4090", 1),
         ("NVIDIA GeForce GTX 1050 Ti", "gtx-1050-ti", 1),
@@ -55,7 +56,14 @@ def test_a_mac_is_taken_with_the_memory_it_was_bought_with():
 
 
 @pytest.mark.parametrize(
-    "text, says", [("h1000", "did you mean h100"), ("0xh100", ""), ("!!", "write a device"), ("", "write")]
+    "text, says",
+    [
+        ("h1000", "did you mean h100"),
+        ("0xh100", "such as 8xh100"),
+        ("73xh100", "such as 8xh100"),
+        ("!!", "write a device"),
+        ("", "write"),
+    ],
 )
 def test_what_is_no_hardware_is_refused_with_the_way_out(text: str, says: str):
     with pytest.raises(UsageError) as e:

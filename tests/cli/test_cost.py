@@ -194,6 +194,8 @@ def test_old_prices_say_their_age(run: Run, monkeypatch: pytest.MonkeyPatch):
         ((), "how fast would it answer", "--tokens-per-second and --on"),
         (("qwen3:8bb",), "qwen3:8bb", "qwen3:8b"),
         (("qwen3:8b", "--on", "h10"), "no hardware is called 'h10'", "h100"),
+        (("qwen3:8b", "--on", "1024xh100"), "1,024 devices are not within 1..72", "one machine"),
+        (("--tokens-per-second", "9", "--on", "1024xh100"), "1,024 devices are not within 1..72", ""),
         (("qwen3:8b", "--on", "m4-max"), "no price to rent Apple", "--hourly"),
         (("qwen3:8b", "--on", "m4-max", "--engine", "vllm"), "does not run on", "--on"),
         (("qwen3:8b", "--on", "c8g.8xlarge", "--engine", "freehold"), "nobody", "--tokens-per-second"),

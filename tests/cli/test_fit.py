@@ -84,6 +84,7 @@ def test_named_hardware_and_engines(run: Run):
     [
         (("qwen3:8x",), "no model", "qwen3:8b"),
         (("qwen3:8b", "--on", "h10"), "h10", "h100"),
+        (("qwen3:8b", "--on", "1024xh100"), "'1024xh100': 1,024 devices are not within 1..72", "8xh100"),
         (("qwen3:8b", "--on", "h100", "--engine", "vlm"), "vlm", "vllm"),
         (("qwen3:8b", "--engine", "vllm"), "needs --on", "rtx-4090"),
         (("qwen3:8b", "--quant", "Q4_M"), "Q4_M", "Q4"),

@@ -19,7 +19,7 @@ from freehold.config import nearest
 from freehold.errors import StoreError, UsageError
 
 KINDS = ("gpu", "mac", "cpu")
-MOST_DEVICES = 1024
+MOST_DEVICES = 72  # of one machine, a rack of NVL72; nothing here predicts a network between machines
 _GIB = 1 << 30
 _RIG = re.compile(
     r"(?:(\d{1,4})\s*[x×*]\s*)?([a-z0-9][a-z0-9 ._+-]*?)(?::(\d{1,5})(?:\s*gi?b)?)?", re.IGNORECASE
@@ -156,7 +156,10 @@ def rig(text: str) -> Rig:
         )
     count = int(found[1] or 1)
     if not 1 <= count <= MOST_DEVICES:
-        raise UsageError(f"{text!r}: {count} devices are not within 1..{MOST_DEVICES:,}")
+        raise UsageError(
+            f"{text!r}: {count:,} devices are not within 1..{MOST_DEVICES}, what one machine has",
+            f"name one machine, such as 8x{found[2]}; several answer side by side, so many times as much",
+        )
     return Rig(_sized(device(found[2]), found[3], text), count)
 
 
