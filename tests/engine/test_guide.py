@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from freehold.engine.grammar import Grammars
-from freehold.engine.guide import Constraint, Guide
+from freehold.engine.guide import Constraint, Guide, Opening
 from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
 from freehold.types import Format
 from tests.tokenizer import toys
@@ -23,6 +26,12 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def grammars(tokenizer: Tokenizer) -> Grammars:
     return Grammars(tokenizer)
+
+
+def opened(grammars: Grammars, tokenizer: Tokenizer, *openings: tuple[bytes, str]) -> Constraint:
+    """Free text that holds to a regular expression behind each match of a pattern."""
+    held = (Opening(re.compile(p), grammars.grammar(Format("regex", regex))) for p, regex in openings)
+    return Constraint(None, tokenizer, openings=tuple(held))
 
 
 def push(guide: Guide, tokenizer: Tokenizer, text: str) -> None:
@@ -82,8 +91,7 @@ def test_budget_and_format_go_together(grammars: Grammars, tokenizer: Tokenizer)
 def test_text_is_free_until_an_opening_mark_and_behind_what_it_began(
     grammars: Grammars, tokenizer: Tokenizer
 ):
-    grammar = grammars.grammar(Format("regex", "1+;"))
-    guide = Constraint(grammar, tokenizer, opening="<<").guide(tokenizer.eos_ids)
+    guide = opened(grammars, tokenizer, (b"<<", "1+;")).guide(tokenizer.eos_ids)
     for _ in range(2):
         assert guide.allowed() is None
         push(guide, tokenizer, "so < or <<")
@@ -93,23 +101,34 @@ def test_text_is_free_until_an_opening_mark_and_behind_what_it_began(
 
 
 def test_token_that_ends_the_mark_may_begin_what_follows(grammars: Grammars, tokenizer: Tokenizer):
-    grammar = grammars.grammar(Format("regex", "llo!"))
-    guide = Constraint(grammar, tokenizer, opening="he").guide(tokenizer.eos_ids)
+    guide = opened(grammars, tokenizer, (b"he", "llo!")).guide(tokenizer.eos_ids)
     push(guide, tokenizer, "hello")  # one token
     assert allowed(guide, tokenizer) == {b"!"}
 
 
 def test_mark_that_is_followed_by_something_else_holds_nothing(grammars: Grammars, tokenizer: Tokenizer):
-    guide = Constraint(grammars.grammar(Format("regex", "x")), tokenizer, opening="he").guide(
-        tokenizer.eos_ids
-    )
+    guide = opened(grammars, tokenizer, (b"he", "x")).guide(tokenizer.eos_ids)
     push(guide, tokenizer, "hello")
     assert guide.allowed() is None
 
 
+def test_each_opening_has_its_own_grammar_and_may_ask_for_a_line(grammars: Grammars, tokenizer: Tokenizer):
+    constraint = opened(grammars, tokenizer, (b"<<", "1;"), (rb"\n *\[(?=a)", "ab"))
+    guide = constraint.guide(tokenizer.eos_ids)
+    push(guide, tokenizer, "  [a")  # the text's beginning is a line's
+    assert allowed(guide, tokenizer) == {b"b"}
+    push(guide, tokenizer, "b x [a")
+    assert guide.allowed() is None
+    push(guide, tokenizer, "\n[a")
+    assert allowed(guide, tokenizer) == {b"b"}
+    push(guide, tokenizer, "b<<")
+    assert allowed(guide, tokenizer) == {b"1"}
+
+
 def test_guide_is_where_its_tokens_led_it(grammars: Grammars, tokenizer: Tokenizer):
     """An answer that is resumed pushes the tokens it had, and goes on as it would have."""
-    constraint = Constraint(grammars.grammar(Format("regex", "1+;")), tokenizer, TAGS, True, "<<", 4)
+    free = opened(grammars, tokenizer, (b"<<", "1+;"))
+    constraint = replace(free, tags=TAGS, inside=True, think_tokens=4)
     first = constraint.guide(tokenizer.eos_ids)
     ids = tokenizer.encode(f"abcd{CLOSE}so <<1", bos=False)
     for count, id in enumerate(ids):

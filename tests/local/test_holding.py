@@ -104,6 +104,21 @@ def test_auto_is_held_once_the_mark_was_written(llm: LLM):
     assert [piece.name in ("pick", "drop") for piece in calls(rest)] == [True]
 
 
+@pytest.mark.parametrize(
+    "begun",
+    [
+        '{"name": "pick", "arguments": {',
+        'Well:\n```json\n{\n  "name": "drop",\n  "parameters": {\n    "',
+    ],
+)
+def test_auto_is_held_once_a_bare_call_has_come_to_its_arguments(llm: LLM, begun: str):
+    job = replace(JOB, tool_choice="auto", resume=(tuple(llm.tokenize(begun)),))
+    (rest,) = answered(llm, job)
+    (call, *_) = calls(rest)
+    arguments = json.loads(call.arguments)
+    assert arguments in ([{"n": 1}, {"n": 2}] if call.name == "pick" else [{"all": True}, {"all": False}])
+
+
 def test_answer_beside_a_format_is_calls_or_fits_it(llm: LLM):
     asked: dict[str, Any] = {**ASKED, "format": {"enum": ["yes", "no"]}, "parallel_tool_calls": False}
     for name in ("pick", "drop"):  # what must be called leaves no text to hold

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from freehold.tokenizer import ChatTemplate
 from freehold.tokenizer.dialects import Call, HarmonyParser, Thought, ToolParser, dialect_of
 from freehold.tokenizer.dialects.contract import Dialect
 from freehold.tokenizer.dialects.detect import _MARKS
+from freehold.tokenizer.dialects.grammar import pattern_of_bare
 from freehold.tokenizer.dialects.schema import closed
 from freehold.types import Message, Tool, ToolCall
 from tests.tokenizer import families
@@ -267,6 +269,23 @@ def test_hermes(text, said, calls):
 
 def test_bare_object_is_text_where_no_such_tool_was_given():
     assert read("hermes", BARE, tools=(CLOCK,)) == (BARE, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"name": "clock", "arguments": {', "clock"),
+        ('So:\n```json\n{\n  "name": "get_weather",\n  "parameters": {\n', "get_weather"),
+        ('{"name": "clock", "about": "', ""),
+        ('{"name": "clocks", "arguments": {', ""),
+        ('So {"name": "clock", "arguments": {', ""),
+        ('```python\nx = {"name": "clock", "arguments": {', ""),
+    ],
+)
+def test_bare_call_is_known_before_it_is_whole_and_nothing_else_is_taken_for_one(text: str, name: str):
+    found = re.search(pattern_of_bare(TOOLS).encode(), b"\n" + text.encode())
+    assert (found is not None) == bool(name)
+    assert found is None or (b"\n" + text.encode())[found.end() :].startswith(f'"{name}"'.encode())
 
 
 def test_arguments_may_be_the_text_of_an_object():

@@ -1,13 +1,14 @@
 """Leads one answer along what was asked of it, token by token: a format, calls of tools, a budget of thinking.
 
 Thinking is free, but for its budget: when that is used up, the tag that closes it must come. The text behind it is
-held to a grammar from its beginning, or from an opening mark on that the model writes if it likes. Knows a grammar,
-the tags around thinking and the ids that end an answer; knows no logits. All of it follows from the tokens.
+held to a grammar from its beginning, or from openings on that the model writes if it likes. Knows grammars, the
+tags around thinking and the ids that end an answer; knows no logits. All of it follows from the tokens.
 Path: Engine.generate -> Constraint.guide -> Engine._emit -> Guide.allowed, sampler.choose, Guide.advance
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -21,23 +22,36 @@ from freehold.tokenizer import Tokenizer
 
 Phase = Literal["start", "thinking", "closing", "closed", "free", "text"]
 
+LOOKBACK = 1024  # bytes of free text in which an opening is searched for
+_LINE = (
+    b"\n"  # what free text is taken to stand behind, so that an opening may ask for the beginning of a line
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What free text may come to; each time that it does, the text behind is held to `grammar` until that is whole."""
+
+    pattern: re.Pattern[
+        bytes
+    ]  # its match ends where the grammar begins; what it looked ahead at counts as written
+    grammar: Grammar
+
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """What an answer must be, before there is any of it; the answers of one request share it."""
 
-    grammar: Grammar | None  # None: the text is free
+    grammar: Grammar | None  # of the text from its beginning; None: it is free, but for openings
     tokenizer: Tokenizer
     tags: tuple[str, str] | None = None  # around thinking; None where there is none to come
     inside: bool = False  # the prompt has opened it
-    opening: str = (
-        ""  # the grammar holds behind this only, each time that the text writes it; "": from the beginning
-    )
+    openings: tuple[Opening, ...] = ()  # where there is no grammar
     think_tokens: int | None = None  # most of them; then the thinking is closed
 
     def guide(self, ends: frozenset[int]) -> Guide:
         """Return a guide for one answer, at its beginning; `ends`: ids that end it. Raises UsageError for none."""
-        if not ends and self.grammar is not None and not self.opening:
+        if not ends and self.grammar is not None:
             raise UsageError("a format needs a token that ends the answer, and there is none")
         return Guide(self, ends)
 
@@ -49,11 +63,9 @@ class Guide:
         self._constraint, self._tokenizer = constraint, constraint.tokenizer
         self._size = constraint.tokenizer.vocab_size
         self._ends = [id for id in ends if id < self._size]
-        self._held = constraint.grammar is not None and not constraint.opening  # from the beginning
-        self._matcher: Matcher | None = (
-            constraint.grammar.matcher() if constraint.grammar and self._held else None
-        )
-        self._tail = b""  # of what was thought, or of free text
+        self._held = constraint.grammar is not None  # from the beginning
+        self._matcher: Matcher | None = constraint.grammar.matcher() if constraint.grammar else None
+        self._tail = _LINE  # of what was thought, or of free text
         self._close = constraint.tags[1].encode() if constraint.tags else b""
         self._opener = _opener(constraint)
         self._thought = 0
@@ -155,7 +167,7 @@ class Guide:
             self._tail = self._tail[-len(self._close) :]
             self._spend(1)
             return
-        self._phase, self._tail = "closed", b""
+        self._phase, self._tail = "closed", _LINE
         if text := rest.lstrip():  # one token wrote the tag's end and the text's beginning
             self._phase = self._behind
             self._feed(text)
@@ -166,26 +178,25 @@ class Guide:
         if self._matcher is not None:
             self._matcher.advance(id)
             self._release()
-        elif opening := self._constraint.opening.encode():
-            self._tail += self._written(id)
-            _, mark, rest = self._tail.partition(opening)
-            self._tail = rest if mark else self._tail[-len(opening) :]
-            if mark:
-                self._hold(rest)
+        else:
+            self._tail = (self._tail + self._written(id))[-LOOKBACK:]
+            for opening in self._constraint.openings:
+                if found := opening.pattern.search(self._tail):
+                    self._hold(opening, self._tail[found.end() :])
+                    break
 
-    def _hold(self, rest: bytes) -> None:
-        """Begin to lead: the opening mark was written, and perhaps `rest` in the same token."""
-        assert self._constraint.grammar is not None
-        self._matcher, self._phase, self._tail = self._constraint.grammar.matcher(), "text", b""
+    def _hold(self, opening: Opening, rest: bytes) -> None:
+        """Begin to lead behind an opening; `rest` was written behind it already."""
+        self._matcher, self._phase, self._tail = opening.grammar.matcher(), "text", b""
         try:
             self._feed(rest)
         except UsageError:  # what stands there already is no call
             self._matcher, self._phase = None, "free"
 
     def _release(self) -> None:
-        """Leave the text free again behind what an opening mark began."""
+        """Leave the text free again behind what an opening began."""
         if not self._held and self._matcher is not None and self._matcher.over:
-            self._matcher, self._phase = None, "free"
+            self._matcher, self._phase, self._tail = None, "free", _LINE
 
     def _feed(self, text: bytes) -> None:
         if text:

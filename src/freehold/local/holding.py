@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from freehold.engine.grammar import Grammar, Grammars
-from freehold.engine.guide import Constraint
+from freehold.engine.guide import Constraint, Opening
 from freehold.errors import UsageError
 from freehold.local.prompt import Prompt
 from freehold.tokenizer import Tokenizer
 from freehold.tokenizer.dialects import Dialect
-from freehold.tokenizer.dialects.grammar import Form, lark
+from freehold.tokenizer.dialects.grammar import Form, lark, lark_of_bare, pattern_of_bare
 from freehold.tokenizer.dialects.schema import closed
 from freehold.tokenizer.dialects.source import loaded
 from freehold.types import Format, Job, Tool
@@ -31,16 +32,17 @@ class Holds:
 
     def constraint(self, job: Job, prompt: Prompt) -> tuple[Constraint | None, tuple[str, ...]]:
         """Return what the job's answers are held to, and what could not be, in words. Raises UsageError."""
-        grammar, opening, left = self._grammar(job, prompt)
+        grammar, openings, left = self._text(job, prompt)
         tags = None if job.think is False else prompt.tags
         budget = job.think_tokens
         if budget is not None and tags is None:
             budget, left = None, (*left, f"think_tokens was left out: {self._name} does not think here")
-        if grammar is None and budget is None:
+        if grammar is None and not openings and budget is None:
             return None, left
-        return Constraint(grammar, self._tokenizer, tags, prompt.inside, opening, budget), left
+        return Constraint(grammar, self._tokenizer, tags, prompt.inside, openings, budget), left
 
-    def _grammar(self, job: Job, prompt: Prompt) -> tuple[Grammar | None, str, tuple[str, ...]]:
+    def _text(self, job: Job, prompt: Prompt) -> tuple[Grammar | None, tuple[Opening, ...], tuple[str, ...]]:
+        """Return what the text is held to from its beginning, or from where on, and what could not be."""
         if prompt.dialect is None or not prompt.tools:
             formats = [_closed(job.format)] if job.format is not None else []
         elif job.tool_choice == "required":
@@ -50,8 +52,11 @@ class Holds:
             forms = [prompt.dialect.form, *([bare] if bare else [])]
             formats = [*(self._calls(job, prompt, form) for form in forms), _closed(job.format)]
         else:
-            return self._opened(job, prompt, prompt.dialect)
-        return self._grammars.grammar(*formats, at_start=prompt.at_start) if formats else None, "", ()
+            try:
+                return None, tuple(self._openings(job, prompt.tools, prompt.dialect)), ()
+            except UsageError as e:
+                return None, (), (f"calls are not held to the tools' schemas: {e.message}",)
+        return self._grammars.grammar(*formats, at_start=prompt.at_start) if formats else None, (), ()
 
     def _calls(self, job: Job, prompt: Prompt, form: Form | None) -> Format:
         """Return the format of an answer that is calls and nothing else."""
@@ -64,25 +69,18 @@ class Holds:
         many = job.parallel_tool_calls and not job.tool_name  # who names one wants one call of it
         return Format("lark", lark(form, tools, self._spell, many=many))
 
-    def _opened(
-        self, job: Job, prompt: Prompt, dialect: Dialect
-    ) -> tuple[Grammar | None, str, tuple[str, ...]]:
-        """Return the grammar of what may follow an opening mark, where the family has one."""
+    def _openings(self, job: Job, tools: tuple[Tool, ...], dialect: Dialect) -> Iterator[Opening]:
+        """Yield what begins a call: the family's mark, and a bare object where the family may write one."""
         form, mark = dialect.form, _mark(dialect)
-        if form is None or not mark:
-            return None, "", ()
-        try:
-            return (
-                self._grammars.grammar(Format("lark", self._behind(form, prompt.tools, mark, job))),
-                mark,
-                (),
-            )
-        except UsageError as e:
-            return None, "", (f"calls are not held to the tools' schemas: {e.message}",)
+        if form is not None and mark:
+            many = bool(form.before) and job.parallel_tool_calls  # else each call has a mark of its own
+            behind = lark(form, tools, self._spell, many=many, opened=mark)
+            yield self._opening(re.escape(mark), behind)
+        if any(opening.mark == "{" for opening in dialect.openings):
+            yield self._opening(pattern_of_bare(tools), lark_of_bare(tools))
 
-    def _behind(self, form: Form, tools: tuple[Tool, ...], mark: str, job: Job) -> str:
-        many = bool(form.before) and job.parallel_tool_calls  # else each call has a mark of its own
-        return lark(form, tools, self._spell, many=many, opened=mark)
+    def _opening(self, pattern: str, behind: str) -> Opening:
+        return Opening(re.compile(pattern.encode()), self._grammars.grammar(Format("lark", behind)))
 
     def _spell(self, text: str) -> str:
         """Spell a text for a grammar: a control token by its id, since its characters are not written."""

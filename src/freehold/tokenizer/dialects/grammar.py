@@ -2,12 +2,13 @@
 
 A call begins as the family's templates write it, names a tool that was given, and has arguments by that tool's own
 schema. Knows forms and schemas; knows no tokens but how a mark is spelled, which its caller says.
-Path: Prompter -> lark -> Format
+Path: Holds.constraint -> lark, lark_of_bare -> Format
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +20,9 @@ Spell = Callable[[str], str]  # a text as a Lark expression: its control tokens 
 
 # JSON as models write it: one blank behind colons and commas. Free blanks cost small models their way.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Of an object that a model began by itself, in its own style: as many blanks as indented JSON needs.
+_BLANKS = r"[ \n\t]{0,40}"
+_FREE_STYLE = {"whitespace_pattern": r"[ \n\t]{1,40}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +61,34 @@ def lark(form: Form, tools: Sequence[Tool], spell: Spell, *, many: bool, opened:
     return "\n".join(lines) + "\n"
 
 
+def lark_of_bare(tools: Sequence[Tool]) -> str:
+    """Return the grammar of a call without marks from the tool's name on, whatever blanks it is laid out with."""
+    lines = ["start: " + " | ".join(f"call_{i}" for i in range(len(tools)))]
+    for i, tool in enumerate(tools):
+        name = json.dumps(f'"{tool.name}"', ensure_ascii=False)
+        lines.append(f"call_{i}: {name} key arguments_{i} close")
+        lines.append(f"arguments_{i}: %json {_json(tool.parameters, _FREE_STYLE)}")
+    between = f'/{_BLANKS},{_BLANKS}"(arguments|parameters)"{_BLANKS}:{_BLANKS}/'
+    return "\n".join([*lines, f"key: {between}", f"close: /{_BLANKS}\\}}/"]) + "\n"
+
+
+def pattern_of_bare(tools: Sequence[Tool]) -> str:
+    """Return a regular expression that finds a call without marks, begun so far that its arguments are due.
+
+    Its match ends before the tool's name. An object that has a tool's name and then something else is none.
+    """
+    names = "|".join(re.escape(f'"{tool.name}"') for tool in tools)
+    behind = rf'(?:{names}){_BLANKS},{_BLANKS}"(?:arguments|parameters)"{_BLANKS}:{_BLANKS}\{{'
+    return rf'\n[ \t]*(?:```\w*{_BLANKS})?\{{{_BLANKS}"name"{_BLANKS}:{_BLANKS}(?={behind})'
+
+
 def _spelled(spell: Spell, text: str) -> str:
     return spell(text) if text else '""'
 
 
-def _json(schema: Mapping[str, object]) -> str:
+def _json(schema: Mapping[str, object], style: Mapping[str, object] = _STYLE) -> str:
     whole: Any = closed(dict(schema) or {"type": "object"})
-    return json.dumps({"x-guidance": _STYLE, "type": "object", **whole})
+    return json.dumps({"x-guidance": style, "type": "object", **whole})
 
 
 def _xml(index: int, tool: Tool) -> Iterator[str]:
