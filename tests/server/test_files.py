@@ -52,6 +52,11 @@ def test_a_limit_that_is_none_is_refused(serving, limit):
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "limit"
 
 
+def test_a_page_behind_no_entry_is_refused(serving):
+    answer = serving().client.get(f"{URL}?after=file-gone")
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "after"
+
+
 def test_a_file_is_given_back_byte_for_byte(serving):
     server, content = serving(), os.urandom(700_000)
     made = upload(server, content).json()

@@ -22,13 +22,15 @@ def query(call: Call) -> dict[str, str]:
 
 
 def page(entries: Sequence[dict[str, Any]], asked: Mapping[str, str], *, most: int = 100) -> dict[str, Any]:
-    """Return `limit` of the entries behind the one named `after`. 400 for a limit beyond `most`."""
+    """Return `limit` of the entries behind the one named `after`. 400 for a limit beyond `most`, and for no entry."""
     limit = asked.get("limit", str(min(most, 20)))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= most):
         raise Refused(400, f"limit is {limit[:20]!r}; expected 1 to {most:,}", param="limit")
     after, begin = asked.get("after"), 0
     if after:
-        begin = next((i for i, entry in enumerate(entries, 1) if entry["id"] == after), len(entries))
+        begin = next((i for i, entry in enumerate(entries, 1) if entry["id"] == after), 0)
+        if not begin:  # an empty page would end a client's walk as if it had seen all
+            raise Refused(400, f"after is {after[:80]!r}, which is no entry of this list", param="after")
     shown = entries[begin : begin + int(limit)]
     return {
         "object": "list",
