@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import stat
 import tomllib
 from pathlib import Path
@@ -116,6 +117,14 @@ def test_a_file_that_changed_since_is_not_put_back_unasked(tmp_path: Path):
     assert done.status == 2 and "changed since" in done.err and ".before-freehold" in done.err
     assert launch(tmp_path, "aider", "--restore", "--force").status == 0
     assert path.read_text() == "dark-mode: true\n"
+
+
+@pytest.mark.parametrize(
+    "app, word", [("codex", "KEY=a b$(c)"), ("llm", "a b$(c)"), ("open-webui", "/a b/$c;")]
+)
+def test_a_shell_reads_the_commands_as_they_are_meant(app: str, word: str):
+    commands = APPS[app].start(Target("http://127.0.0.1:1", "a:1b", "a b$(c)"), Path("/a b/$c"))
+    assert any(each.endswith(word) for each in shlex.split(commands[0]))
 
 
 def test_a_link_stays_a_link(tmp_path: Path):

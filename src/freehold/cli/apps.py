@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -133,7 +134,10 @@ APPS: dict[str, App] = {
         "Codex CLI, 0.134 and later",
         lambda env, _: Path(env.get("CODEX_HOME") or _home(env) / ".codex") / "freehold.config.toml",
         _codex,
-        lambda t, _: [*([f"export FREEHOLD_API_KEY={t.key}"] if t.key else []), "codex --profile freehold"],
+        lambda t, _: [
+            *([f"export FREEHOLD_API_KEY={quote(t.key)}"] if t.key else []),
+            "codex --profile freehold",
+        ],
         "developers.openai.com/codex/config-advanced, read 2026-11-25",
         "OpenAI responses",
     ),
@@ -157,7 +161,7 @@ APPS: dict[str, App] = {
         "Open WebUI",
         lambda _, home: home / "launch" / "open-webui.env",
         _open_webui,
-        lambda t, path: [f"set -a; . {path}; set +a; open-webui serve --port 8080"],
+        lambda t, path: [f"set -a; . {quote(str(path))}; set +a; open-webui serve --port 8080"],
         "docs.openwebui.com/reference/env-configuration, read 2026-11-25",
         "OpenAI",
     ),
@@ -166,7 +170,7 @@ APPS: dict[str, App] = {
         lambda env, _: _llm_folder(env) / "extra-openai-models.yaml",
         _llm,
         lambda t, _: [
-            *([f"llm keys set freehold --value {t.key}"] if t.key else []),
+            *([f"llm keys set freehold --value {quote(t.key)}"] if t.key else []),
             "llm -m freehold 'Hello'",
         ],
         "llm.datasette.io/en/stable/other-models.html and llm 0.36 itself, read 2026-11-25",
