@@ -149,6 +149,13 @@ def test_more_context_is_slower_and_more_devices_faster():
         (R1, "FP8", "8xh200", "sglang", ""),
         (R1, "FP8", "8xh100", "sglang", "it needs 630.9 GiB"),
         (R1, "NVFP4", "8xmi300x", "tensorrt-llm", "does not run on AMD"),
+        (LLAMA, "FP8", "t4", "sglang", "SGLang does not read FP8 on NVIDIA T4"),
+        (LLAMA, "FP8", "t4", "vllm", ""),
+        (LLAMA, "MXFP4", "t4", "vllm", "does not read MXFP4 on NVIDIA T4"),
+        (LLAMA, "INT4", "t4", "tensorrt-llm", "does not run on NVIDIA T4"),
+        (LLAMA, "FP8", "a100", "tensorrt-llm", "does not read FP8 on NVIDIA A100"),
+        (LLAMA, "NVFP4", "h100", "tensorrt-llm", "does not read NVFP4 on NVIDIA H100"),
+        (LLAMA, "FP8", "mi300x", "vllm", ""),
     ],
 )
 def test_what_fits_and_why_not(model: str, quant: str, on: str, name: str, why: str):
@@ -195,6 +202,19 @@ def test_unpacking_bounds_llama_cpp_where_memory_is_fast():
     slow, fast = (roofline.step(one, rig(on), how, 1, 100) for on in ("dgx-spark", "h200"))
     assert slow.unpack == 0 and fast.unpack > 0.8 * fast.weights
     assert roofline.step(one, rig("h200"), engine("vllm"), 1, 100).unpack == 0
+
+
+def test_weights_without_units_for_them_are_multiplied_in_16_bits():
+    one = weigh(LLAMA, "FP8")
+    assert roofline.rate(one, rig("t4").device, engine("vllm")) == 65e12
+    assert roofline.rate(one, rig("l4").device, engine("vllm")) == 242e12
+
+
+def test_no_published_row_contradicts_what_engines_need():
+    for name in ("single", "serving", "figures"):
+        for row in published.table(name):
+            how, on = engine(row["engine"]), rig(row["rig"]).device
+            assert how.reads(row["quant"], on) == (row["quant"] in how.quants), row
 
 
 def test_old_gpus_are_llama_cpps_alone():

@@ -17,6 +17,7 @@ def test_every_device_is_dated_sourced_and_plausible(device: Device):
     assert date(2026, 1, 1) <= device.checked <= date.today()
     # a byte of memory is read between once and a thousand times a second on everything that is sold
     assert 0.2 <= device.bandwidth_gb_s / device.memory_gib <= 1000
+    assert (device.capability >= 6) == (device.vendor == "NVIDIA")
     for money in (*device.rents, *device.prices):
         assert money.source and money.checked <= date.today()
     assert not device.rents or device.rent.mid < 20  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
 from importlib import resources
@@ -39,11 +39,18 @@ class Engine:
     unpack_ops: float  # for each weight, of kernels that unpack on a GPU's plain units; 0: they do not
     source: str
     checked: date
+    capability: float = 0.0  # of CUDA, the least it runs on
+    needs: Mapping[str, float] = field(default_factory=dict)  # of CUDA, by weights that need more
 
     def runs_on(self, device: Device) -> bool:
         """Say whether it is made for a device."""
         made = device.kind in self.kinds and (not self.vendors or device.vendor in self.vendors)
+        made = made and _reaches(device, self.capability)
         return made and any((s.engine, s.on) == (self.name, device_class(device)) for s in speeds())
+
+    def reads(self, quant: str, device: Device) -> bool:
+        """Say whether it has kernels for such weights on a device; of devices without CUDA nobody told more."""
+        return quant in self.quants and _reaches(device, self.needs.get(quant, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,10 @@ def spreads() -> Mapping[str, Mapping[str, Spread]]:
         fit: {what: Spread(*bounds) for what, bounds in found.items()}
         for fit, found in _data("speeds.toml")["spread"].items()
     }
+
+
+def _reaches(device: Device, capability: float) -> bool:
+    return not device.capability or device.capability >= capability
 
 
 def device_class(device: Device) -> str:

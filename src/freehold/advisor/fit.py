@@ -284,5 +284,5 @@ def _fastest(anatomy: Anatomy, rig: Rig, context: int) -> engines.Engine:
     if not others:
         raise UsageError(f"no engine runs on {rig.device.title}")
     ranked = roofline.candidates(anatomy, rig, others, context)
-    readers = [e for e in others if anatomy.quant in e.quants]
+    readers = [e for e in others if e.reads(anatomy.quant, rig.device)]
     return ranked[0][0] if ranked else (readers or others)[0]

@@ -66,5 +66,5 @@ def _ways(model: Model, device: Device, named: str | None, quant: str | None) ->
     kinds = [quant] if quant else sorted(quants_of(model), key=lambda q: q != "FP8" or not device.fp8)
     for runs in able or engines()[:1]:
         for kind in kinds:
-            if quant or kind in runs.quants:
+            if quant or runs.reads(kind, device):
                 yield runs, kind

@@ -103,7 +103,7 @@ def _on(model: Model, context: int, rig: Rig, chosen: Sequence[Engine]) -> Itera
     """Yield a model's placements on a rig, what rounds least first; or once why there is none."""
     why, fits = f"no engine reads it on {rig.name}", False
     for quant in quants_of(model):
-        able = tuple(e for e in chosen if quant in e.quants and e.runs_on(rig.device))
+        able = tuple(e for e in chosen if e.reads(quant, rig.device) and e.runs_on(rig.device))
         if not able:
             continue
         work = from_catalogue(model, quant)

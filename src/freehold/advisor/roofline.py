@@ -262,8 +262,9 @@ def _depth(work: Work) -> int:
 def _why_not(work: Work, rig: Rig, engine: Engine, room: int, each: int) -> str:
     if not engine.runs_on(rig.device):
         return f"{engine.title} does not run on {rig.device.title}"
-    if work.quant not in engine.quants:
-        return f"{engine.title} does not read {work.quant}"
+    if not engine.reads(work.quant, rig.device):
+        where = f" on {rig.device.title}" if work.quant in engine.quants else ""
+        return f"{engine.title} does not read {work.quant}{where}"
     heads = max((g.kv_heads for g in work.layers), default=0)
     if engine.split == "tensors" and heads and heads % rig.count and rig.count % heads:
         return f"{heads} heads do not divide among {rig.count} devices"

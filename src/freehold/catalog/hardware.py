@@ -63,6 +63,7 @@ class Device:
     fp4: float = 0.0
     link: str = ""
     link_gb_s: float = 0.0
+    capability: float = 0.0  # CUDA's compute capability, which kernels are written for; 0: no CUDA
     cores: int = 0
     memories_gib: tuple[float, ...] = ()  # the sizes it is sold with; `memory_gib` is the largest
     aliases: tuple[str, ...] = ()
