@@ -242,12 +242,13 @@ def test_an_answer_longer_than_the_context_is_cut_with_a_warning(serving):
 
 def test_unknown_fields_are_named_in_warnings_with_the_nearest_name(serving):
     server = serving()
-    asked = {**CHAT, "temprature": 0.1, "metadata": {"a": 1}, "repeat_penalty": 1.1, "store": False}
+    asked = {**CHAT, "temprature": 0.1, "verbosity": "low", "repeat_penalty": 1.1, "store": False}
+    asked |= dict.fromkeys(("service_tier", "safety_identifier", "prompt_cache_key"), "x")
     warnings = server.client.post("/v1/chat/completions", json=asked).json()["freehold"]["warnings"]
     assert warnings == [
-        "unknown field 'metadata' was ignored",
         "unknown field 'repeat_penalty' was ignored; did you mean repetition_penalty?",
         "unknown field 'temprature' was ignored; did you mean temperature?",
+        "field 'verbosity' was ignored: this server does not use it",
     ]
     coloured = {"role": "user", "content": "x", "colour": "red"}
     body = server.client.post("/v1/chat/completions", json={**CHAT, "messages": [coloured]}).json()

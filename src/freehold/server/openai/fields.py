@@ -39,6 +39,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Mass = Annotated[float, Meta(gt=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=FORCED)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
+Label = Annotated[str, Meta(max_length=512)]
 TokenId = Annotated[int, Meta(ge=0, le=0x7FFFFFFF)]
 
 
@@ -122,9 +123,13 @@ class Generating(Structured, kw_only=True):
         bool | None,
         Meta(description="Give `token_ids` with each choice, and `id` with each log-probability."),
     ] = None
-    user: Annotated[
-        Annotated[str, Meta(max_length=512)] | None, Meta(description="Accepted and not used.")
+    user: Annotated[Label | None, Meta(description="Accepted and not used.")] = None
+    service_tier: Annotated[Label | None, Meta(description="Accepted and not used.")] = None
+    safety_identifier: Annotated[Label | None, Meta(description="Accepted and not used.")] = None
+    prompt_cache_key: Annotated[
+        Label | None, Meta(description="Accepted and not used: prompts are cached by what they hold.")
     ] = None
+    prompt_cache_retention: Annotated[Label | None, Meta(description="Accepted and not used.")] = None
 
 
 class Part(Struct, kw_only=True):
@@ -247,11 +252,12 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "suffix": ("",),
     "add_special_tokens": (True,),
 }
-# Unknown to us, and silence about them misleads nobody.
-_HARMLESS = {
+# OpenAI's own, not used here -> values that ask for nothing.
+_UNUSED: dict[str, tuple[object, ...]] = {
     "store": (False,),
     "metadata": ({},),
-    "service_tier": ("auto", "default"),
+    "verbosity": ("medium",),
+    "prediction": (),
 }
 _INSTEAD = {"functions": "tools", "function_call": "tool_choice"}  # OpenAI's older names
 _IN_CHAT = {"add_special_tokens": (False,)}  # there the template writes them
@@ -291,7 +297,10 @@ def strangers(raw: dict[str, Any], kind: type[Struct]) -> list[str]:
                     param=name,
                     code="unsupported_parameter",
                 )
-        elif value is not None and value not in _HARMLESS.get(name, ()):
+        elif name in _UNUSED:
+            if value is not None and value not in _UNUSED[name]:
+                warnings.append(f"field {name!r} was ignored: this server does not use it")
+        elif value is not None:
             near = _ALIASES.get(name) or nearest(name[:60], list(kind.__struct_fields__))
             warnings.append(
                 f"unknown field {name[:60]!r} was ignored" + (f"; did you mean {near}?" if near else "")

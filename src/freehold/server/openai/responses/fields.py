@@ -24,7 +24,6 @@ LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
 Key = Annotated[str, Meta(min_length=1, max_length=64)]
 Value = Annotated[str, Meta(max_length=512)]
-Label = Annotated[str, Meta(max_length=512)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -123,12 +122,6 @@ class ResponseRequest(Generating, kw_only=True):
     background: Annotated[
         bool | None, Meta(description="true is refused: /v1/batches runs what need not be waited for.")
     ] = None
-    service_tier: Annotated[Label | None, Meta(description="Accepted and not used.")] = None
-    safety_identifier: Annotated[Label | None, Meta(description="Accepted and not used.")] = None
-    prompt_cache_key: Annotated[
-        Label | None, Meta(description="Accepted and not used: prompts are cached by what they hold.")
-    ] = None
-    prompt_cache_retention: Annotated[Label | None, Meta(description="Accepted and not used.")] = None
 
 
 # Of OpenAI's fields, those that would change the answer.
