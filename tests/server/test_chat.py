@@ -305,7 +305,7 @@ def test_images_in_messages_are_refused(serving):
         ({"stop": ""}, "stop", ["0", "1,024"]),
         ({"stop": [1]}, "stop[0]", ["1", "str"]),
         ({"logit_bias": {"x": 1}}, "logit_bias", ["'x'"]),
-        ({"logit_bias": {"5": 101}}, "logit_bias", ["100"]),
+        ({"logit_bias": {"5": 101}}, "logit_bias", ["an entry of logit_bias is wrong", "100"]),
         ({"logit_bias": {str(i): 1 for i in range(1001)}}, "logit_bias", ["1000"]),
         ({"messages": []}, "messages", ["1"]),
         ({"messages": "hi"}, "messages", ["'hi'"]),

@@ -176,13 +176,14 @@ def _wrong_field(value: dict[str, Any], message: str, at: str) -> Refused:
         return Refused(400, f"{name} is missing", param=name, code="missing_required_parameter")
     expected = expected[:1].lower() + expected[1:].replace("`", "")
     name = f"{at}{path}".lstrip(".").replace("[...]", "")
-    shown = _shown(_at(value, path))
-    return Refused(400, f"{name} is {shown}: {expected}", param=name or None, code="invalid_value")
+    # msgspec does not say which entry of a mapping it means.
+    said = f"an entry of {name} is wrong" if "[...]" in path else f"{name} is {_shown(_at(value, path))}"
+    return Refused(400, f"{said}: {expected}", param=name or None, code="invalid_value")
 
 
 def _at(value: Any, path: str) -> Any:
-    """Follow `.a[0].b`; msgspec writes `[...]` for a key or an item of a mapping, where we stop."""
-    for name, index in _STEP.findall(path.split("[...]")[0]):
+    """Follow `.a[0].b`."""
+    for name, index in _STEP.findall(path):
         try:
             value = value[int(index)] if index else value[name]
         except (LookupError, TypeError):
