@@ -78,7 +78,7 @@ def fit(
 ) -> Fit | Misfit:
     """Say whether a model fits and how fast it answers, here or on named hardware: `on="2xh100"`.
 
-    A model that is held is weighed by its file, unless `quant` names another quantisation; any other by what is
+    A model that is held is weighed by its file, in `quant` if that names another quantisation; any other by what is
     published. Raises ModelNotFound with the nearest names, UsageError for an unknown quantisation, hardware or engine.
     """
     from freehold.advisor.fit import fit as fitted
@@ -104,17 +104,17 @@ def license(name: str, **facts: Any) -> Verdict:
 
 
 def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:
-    """Weigh a model: by its file where it is held, by published sizes where not, or where `quant` is another one."""
-    from freehold.advisor.anatomy import from_catalogue, from_file
+    """Weigh a model: by its file where it is held, in `quant` if that is another one; by published sizes where not."""
+    from freehold.advisor.anatomy import from_catalogue, from_file, in_quant
     from freehold.advisor.places import quant_of
     from freehold.store import Store
 
-    with suppress(ModelNotFound):
-        found = from_file(Store(settings).resolve(model).path)
-        if quant.upper() in ("", found.quant):
-            return found
-    known = catalog.model(model)
-    return from_catalogue(known, quant or quant_of(known))
+    try:
+        held = from_file(Store(settings).resolve(model).path)
+    except ModelNotFound:
+        known = catalog.model(model)  # raises with the nearest names
+        return from_catalogue(known, quant or quant_of(known))
+    return held if quant.upper() in ("", held.quant) else in_quant(held, quant)
 
 
 def files_held(settings: Settings) -> dict[str, Path]:

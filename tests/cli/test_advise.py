@@ -11,6 +11,7 @@ import pytest
 import freehold
 from freehold.advisor import machine
 from freehold.advisor.facts import Facts
+from tests.vectors.files import write_gguf
 
 Run = Callable[..., tuple[int, str, str]]
 COMPANY = ("--licence", "commercial", "--users", "2000", "--revenue", "3M", "--no-access")
@@ -129,3 +130,11 @@ def test_the_same_in_python(home: Path):
     assert freehold.license("qwen3:8b", purpose="commercial", redistributes=False).answer == "allowed"
     with pytest.raises(freehold.FreeholdError, match="unknown key"):
         freehold.license("qwen3:8b", purpos="commercial")
+
+
+def test_python_and_the_verb_weigh_a_file_in_another_quantisation_alike(run: Run, tmp_path: Path):
+    path = str(write_gguf("llama", tmp_path / "mine.gguf"))
+    found = freehold.fit(path, quant="q8_0")
+    (row,) = json.loads(run("fit", path, "--quant", "Q8_0", "--json")[1])["fits"]
+    assert found.memory and (found.anatomy.quant, found.memory.weights) == ("Q8_0", row["memory"]["weights"])
+    assert freehold.fit(path).anatomy.exact and not found.anatomy.exact
