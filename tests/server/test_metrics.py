@@ -210,12 +210,22 @@ def test_tokens_go_there_and_back(serving):
     assert made["count"] == 3 and made["max_model_len"] == 4096
     assert made["token_strs"] == ["a", " b", " c"]
     back = client.post("/detokenize", json={"model": "fake:1b", "tokens": made["tokens"]})
-    assert back.json() == {"prompt": "a b c"}
+    assert back.json()["prompt"] == "a b c"
 
 
 def test_a_chat_is_tokenized_as_the_template_writes_it(serving):
     asked = {"model": "fake:1b", "messages": CHAT["messages"]}
     assert serving().client.post("/tokenize", json=asked).json()["count"] == 2
+
+
+def test_what_changes_no_count_is_named_and_what_would_is_refused(serving):
+    client = serving().client
+    asked = {"prompt": "a b", "model": "fake:1b"}
+    body = client.post("/tokenize", json={**asked, "colour": "red"}).json()
+    assert body["freehold"]["warnings"] == ["unknown field 'colour' was ignored"]
+    assert client.post("/tokenize", json={**asked, "add_generation_prompt": False}).status_code == 400
+    body = client.post("/detokenize", json={"tokens": body["tokens"], "colour": "red"}).json()
+    assert body["freehold"]["warnings"] == ["unknown field 'colour' was ignored"]
 
 
 def test_the_only_model_in_memory_needs_no_name(serving):

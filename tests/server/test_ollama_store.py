@@ -270,6 +270,12 @@ def test_a_login_is_refused(stocked):
     assert "insecure" in refused(stocked, "/api/pull", model="tiny", insecure=True)
 
 
+def test_an_unknown_field_of_a_pull_is_named(stocked):
+    asked = {"model": "tiny", "stream": False, "colour": "red"}
+    said = stocked.client.post("/api/pull", json=asked).json()
+    assert said["freehold"]["warnings"] == ["unknown field 'colour' was ignored"]
+
+
 def test_a_client_that_goes_stops_the_download_and_keeps_what_came(serving):
     body = b"GGUF" + bytes(4 << 20)
     with hub_serving(Standin(files={"tiny-Q4_K_M.gguf": body}, throttle_s=0.02)) as hub:

@@ -18,7 +18,9 @@ from freehold.server.openai.fields import (
     Name,
     TemplateOptions,
     TokenId,
+    message_strangers,
     read_message,
+    strangers,
 )
 from freehold.server.problems import Refused
 
@@ -56,13 +58,14 @@ class DetokenizeRequest(Struct, kw_only=True):
 
 async def tokenize(call: Call) -> None:
     """Count and list the tokens of a text or a chat."""
-    request, _ = await call.struct(TokenizeRequest)
+    request, raw = await call.struct(TokenizeRequest)
     if (request.prompt is None) == (request.messages is None):
         raise Refused(400, "give either prompt or messages", param="prompt")
-    await call.while_here(_tokenize(call, request))
+    warnings = strangers(raw, TokenizeRequest) + message_strangers(raw.get("messages") or [])
+    await call.while_here(_tokenize(call, request, warnings))
 
 
-async def _tokenize(call: Call, request: TokenizeRequest) -> None:
+async def _tokenize(call: Call, request: TokenizeRequest, warnings: list[str]) -> None:
     served = await _model(call, request.model)
     if request.messages is not None:
         told = request.chat_template_kwargs
@@ -74,16 +77,18 @@ async def _tokenize(call: Call, request: TokenizeRequest) -> None:
     if request.return_token_strs:
         texts = [t.decode("utf-8", "replace") for t in await served.token_texts(ids)]
     out = {"count": len(ids), "max_model_len": served.info.context, "tokens": ids, "token_strs": texts}
-    await call.answer(out)
+    await call.answer({**out, "freehold": {"warnings": warnings}})
 
 
 async def detokenize(call: Call) -> None:
     """Write token ids as text."""
-    request, _ = await call.struct(DetokenizeRequest)
+    request, raw = await call.struct(DetokenizeRequest)
+    warnings = strangers(raw, DetokenizeRequest)
 
     async def work() -> None:
         served = await _model(call, request.model)
-        await call.answer({"prompt": await served.detokenize(request.tokens)})
+        text = await served.detokenize(request.tokens)
+        await call.answer({"prompt": text, "freehold": {"warnings": warnings}})
 
     await call.while_here(work())
 

@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from freehold.server.call import Call
 from freehold.server.ollama import chores
 from freehold.server.ollama.asking import worded
+from freehold.server.ollama.fields import strangers
 from freehold.server.ollama.models import stored
 from freehold.server.openai.fields import Name
 from freehold.server.problems import Refused
@@ -33,16 +34,18 @@ class PullRequest(Struct, kw_only=True):
 
 async def pull(call: Call) -> None:
     """Fetch a model, or reference one that is on this machine; only for the owner."""
-    request, _ = await call.struct(PullRequest)
+    request, raw = await call.struct(PullRequest)
     name = fetchable(request.model or request.name, "model")
     for field in ("insecure", "username", "password"):
         if getattr(request, field):
             raise Refused(
                 400, f"{field} is not supported: a login for the hub is the server's own", param=field
             )
-    store = stored(call)
+    store, notes = stored(call), strangers(raw, PullRequest)
 
     def work(tell: chores.Tell) -> None:
+        for note in notes:
+            tell({"status": chores.WARNING + note})
         store.pull(name, lambda event: chores.told(event, tell))
 
     first = {"status": "pulling manifest"}
