@@ -76,11 +76,13 @@ def test_what_a_file_holds_already_stays_and_comes_back(tmp_path: Path, app: str
         done = launch(tmp_path, app, *GIVEN, "--model", model, "--write")
         assert done.status == 0, done.err
     text = path.read_text()
-    assert text.count("b:2b") >= 1 and "a:1b" not in text and stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert text.count("b:2b") >= 1 and "a:1b" not in text
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600  # there is a key in it now
     for kept in re.findall(r"[\w.]+", re.sub(r"(model: gpt-5|\"x\").*", "", MINE[app])):
         assert kept in text
     assert path.with_name(path.name + ".before-freehold").read_text() == MINE[app]
     assert launch(tmp_path, app, "--restore").status == 0 and path.read_text() == MINE[app]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert not list(path.parent.glob("*.before-freehold*"))
 
 

@@ -191,9 +191,9 @@ def _read(path: Path) -> str | None:
 
 
 def _put(path: Path, text: str, mode: int | None = None) -> None:
-    """Write a file whole or not at all; a new one is its owner's alone, since it may hold a key."""
+    """Write a file whole or not at all, by default for its owner alone: it may hold a key."""
     if mode is None:
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+        mode = path.stat().st_mode & 0o700 if path.exists() else 0o600
     new = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
