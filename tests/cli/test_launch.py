@@ -129,6 +129,14 @@ def test_a_shell_reads_the_commands_as_they_are_meant(app: str, word: str):
     assert any(each.endswith(word) for each in shlex.split(commands[0]))
 
 
+def test_a_key_that_is_missing_is_told(tmp_path: Path):
+    said = "the server asks for a key"
+    assert said not in launch(tmp_path, "aider", "--model", "a:1b").err
+    assert freehold(tmp_path, "keys", "add", "me").status == 0
+    assert said in launch(tmp_path, "aider", "--model", "a:1b").err
+    assert said not in launch(tmp_path, "aider", "--model", "a:1b", "--key", "fh-secret").err
+
+
 def test_a_link_stays_a_link(tmp_path: Path):
     path = file_of(tmp_path, "aider")
     (tmp_path / "dotfiles").write_text("dark-mode: true\n")

@@ -70,6 +70,8 @@ def command(
             click.echo(f"{said} is as it was", err=True)
         return
     target = _target(settings, url, model, key)
+    if not target.key and url is None and _keyed(settings):
+        click.echo("note: the server asks for a key, and none is given: --key, or FREEHOLD_API_KEY", err=True)
     path = found.file(os.environ, settings.home)
     text = found.edit("", target)
     changed = _written(settings, app, found, path, target) if write else False
@@ -111,6 +113,13 @@ def _target(settings: Settings, url: str | None, model: str | None, key: str | N
             "which model? none is loaded, and no default is set", "--model NAME; freehold list names them"
         )
     return Target(base, chosen, settings.api_key if key is None else key)
+
+
+def _keyed(settings: Settings) -> bool:
+    """Tell whether a server of this home asks for a key."""
+    from freehold.server.keys import KeyFile
+
+    return bool(KeyFile(settings.keys).read())
 
 
 def _running(settings: Settings) -> tuple[str, str]:
