@@ -51,6 +51,7 @@ def test_whole_answer_has_openais_shape_and_a_receipt(serving):
         "completion_tokens": 3,
         "total_tokens": 5,
         "prompt_tokens_details": {"cached_tokens": 1},
+        "completion_tokens_details": {"reasoning_tokens": 1},
     }
     receipt = body["freehold"]
     assert receipt["context"] == {"limit": 4096, "used": 5, "cached": 1, "dropped_messages": 2}

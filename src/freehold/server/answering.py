@@ -277,6 +277,7 @@ class Answering:
         left = self.jobs[job].n
         async for index, chunk in stream:
             now = time.monotonic()
+            self.tally.came(chunk)
             if chunk.token_ids:
                 if index in lasts:
                     record.gap.observe((now - lasts[index]) / len(chunk.token_ids))

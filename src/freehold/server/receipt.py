@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.types import Begin, Job, Usage
+from freehold.types import Begin, Chunk, Job, Usage
 
 
 class Tally:
@@ -24,6 +24,7 @@ class Tally:
         self._usages: list[list[Usage]] = [[] for _ in jobs]
         self._started, self.warnings = started, list(warnings)
         self.load_s = 0.0  # until the model was in memory
+        self.thought_tokens = 0  # of all answers, spent on thinking
 
     @property
     def passed_s(self) -> float:
@@ -43,6 +44,11 @@ class Tally:
         """Note what the client should know, once."""
         if told not in self.warnings:
             self.warnings.append(told)
+
+    def came(self, chunk: Chunk) -> None:
+        """Note what a chunk's tokens were spent on."""
+        if chunk.thinking and not chunk.text:
+            self.thought_tokens += len(chunk.token_ids)
 
     def ended(self, job: int, usage: Usage) -> None:
         """Note an answer's end."""

@@ -22,6 +22,7 @@ class Usage(Reply):
     total_tokens: int
     completion_tokens: int | None = None
     prompt_tokens_details: dict[str, int] | None = None
+    completion_tokens_details: dict[str, int] | None = None
 
 
 class Function(Reply):

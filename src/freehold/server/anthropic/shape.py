@@ -36,7 +36,7 @@ class MessageShape:
     def __init__(self, request_id: bytes, asked: int, *, show_thinking: bool) -> None:
         self._request_id, self._asked, self._show = request_id.decode(), asked, show_thinking
         self._blocks = Blocks(show_thinking=show_thinking)
-        self._stop, self._thought = "", 0
+        self._stop = ""
         self._room = asked
 
     def bind(self, model: str, tally: Tally) -> None:
@@ -52,7 +52,7 @@ class MessageShape:
         return _event({"type": "message_start", "message": message}) + PING
 
     def piece(self, choice: int, chunk: Chunk) -> bytes:
-        self._note(chunk)
+        self._stop = chunk.stop
         return _events(self._blocks.push(chunk))
 
     def end(self, choice: int, reason: str, last: bool) -> bytes:
@@ -80,18 +80,12 @@ class MessageShape:
         (choice,) = choices
         blocks = Blocks(show_thinking=self._show)
         events = [event for chunk in choice.chunks for event in blocks.push(chunk)]
-        for chunk in choice.chunks:
-            self._note(chunk)
+        self._stop = choice.chunks[-1].stop
         content, cut = folded([*events, *blocks.close()])
         for arguments in cut:
             self._tally.warn(f"the input of a tool_use was cut off: {arguments[:_CUT_SHOWN]}")
         message = self._message(content, self._reason(choice.reason or ""), self._used())
         return {**message, "freehold": self._tally.receipt()}
-
-    def _note(self, chunk: Chunk) -> None:
-        self._stop = chunk.stop
-        if chunk.thinking:
-            self._thought += len(chunk.token_ids)
 
     def _message(self, content: list[dict[str, Any]], reason: str | None, usage: dict[str, Any]) -> Event:
         return {
@@ -114,7 +108,7 @@ class MessageShape:
 
     def _used(self) -> dict[str, Any]:
         tally = self._tally
-        return _usage(tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens, self._thought)
+        return _usage(tally.prompt_tokens, tally.cached_tokens, tally.completion_tokens, tally.thought_tokens)
 
 
 def _usage(prompt: int, cached: int = 0, made: int = 0, thought: int = 0) -> dict[str, Any]:

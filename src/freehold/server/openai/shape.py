@@ -108,4 +108,5 @@ def usage(tally: Tally) -> dict[str, Any]:
         "completion_tokens": tally.completion_tokens,
         "total_tokens": tally.prompt_tokens + tally.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": tally.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": tally.thought_tokens},
     }

@@ -31,7 +31,6 @@ class Output:
         self._calls = 0  # begun
         self._blank = ""  # text that opens no item before there is more in it
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text is still to come
-        self.reasoning_tokens = 0
 
     @property
     def items(self) -> list[dict[str, Any]]:
@@ -41,7 +40,6 @@ class Output:
     def add(self, chunk: Chunk) -> Iterator[Event]:
         """Take in a chunk."""
         if chunk.thinking:
-            self.reasoning_tokens += len(chunk.token_ids) if not chunk.text else 0
             self._logprobs = []
             yield from self._thought(chunk.thinking)
         elif not chunk.tool_calls:

@@ -114,7 +114,7 @@ class ResponseShape:
             "input_tokens": read,
             "input_tokens_details": {"cached_tokens": self._tally.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": made,
-            "output_tokens_details": {"reasoning_tokens": self._output.reasoning_tokens},
+            "output_tokens_details": {"reasoning_tokens": self._tally.thought_tokens},
             "total_tokens": read + made,
         }
 
