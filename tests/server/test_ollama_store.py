@@ -8,6 +8,7 @@ import pytest
 
 from freehold.formats import open_lora
 from freehold.server.keys import Ring
+from freehold.store.modelfile import parse
 from freehold.store.parameters import HONOURED
 from tests.server.ollama_rig import error_of, lines, refused, with_tiny
 from tests.server.test_auth import ANN, KEYS
@@ -197,6 +198,15 @@ def test_an_adapter_comes_in_blobs(stocked, tmp_path, form):
     assert not list((stocked.store.settings.home / "blobs").iterdir())
     shown = stocked.client.post("/api/show", json={"model": "mario"}).json()["modelfile"]
     assert "ADAPTER" in shown and str(tmp_path) not in shown
+
+
+@pytest.mark.parametrize(
+    "text", ['say """hi"""\nand "bye"', 'a "word"', '"', "two\nlines", '\\n is """no\\" end"""']
+)
+def test_a_shown_modelfile_makes_the_model_again(stocked, text):
+    create(stocked, system=text)
+    shown = stocked.client.post("/api/show", json={"model": "mario"}).json()["modelfile"]
+    assert parse(shown).system == text
 
 
 def test_a_base_that_is_not_here_is_fetched(serving, tmp_path):

@@ -43,4 +43,7 @@ def _defaults(card: Card) -> Mapping[str, object]:
 
 
 def _quoted(text: str) -> str:
-    return f'"""{text}"""'
+    if '"""' not in text:
+        return f'"""{text}"""'
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
