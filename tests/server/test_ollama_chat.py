@@ -144,6 +144,15 @@ def test_a_chat_is_cut_only_when_that_is_asked_for(serving):
     )
 
 
+def test_a_chat_that_is_too_long_is_told_the_field_of_this_protocol(serving):
+    long = errors.ContextOverflow("prompt has 9 tokens", "load it with --context 16384, shorten the prompt")
+    told = error_of(serving(failing("start", long)).client.post(ROUTE, json=CHAT), 400)
+    assert '"truncate": true' in told and "overflow" not in told
+    long = errors.ContextOverflow("text 0 has 9 tokens", "ask for it to be cut (truncate)")
+    told = error_of(serving(failing("start", long)).client.post(ROUTE, json=CHAT), 400)
+    assert told == "text 0 has 9 tokens; ask for it to be cut (truncate)"
+
+
 @pytest.mark.parametrize(
     "think, want",
     [(None, (None, None)), (True, (True, None)), (False, (False, None)), ("low", (True, "low"))],

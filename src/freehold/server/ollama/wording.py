@@ -27,8 +27,8 @@ def is_ours(path: str) -> bool:
 
 def ollama_error(p: Problem) -> bytes:
     """Word a problem as Ollama does: one text."""
-    message = p.message
-    if p.code == "context_length_exceeded":
+    message = p.message.replace('"overflow": "drop-oldest"', '"truncate": true')  # its name in this protocol
+    if p.code == "context_length_exceeded" and "truncate" not in message:
         message += '; in a request "truncate": true leaves out the oldest messages'
     return msgspec.json.encode({"error": message})
 
