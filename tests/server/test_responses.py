@@ -325,6 +325,7 @@ def test_items_become_the_turns_of_a_chat(serving):
     [
         ({"input": [{"type": "web_search_call"}]}, "input[0].type", "unsupported_item"),
         ({"input": [3]}, "input[0]", "invalid_value"),
+        ({"input": []}, "input", None),
         ({"input": [{"role": "boss", "content": "x"}]}, "input[0].role", "invalid_value"),
         ({"input": [{"role": "user"}]}, "input[0].content", "missing_required_parameter"),
         ({"input": [IMAGE]}, "input[0].content[0]", "unsupported_content"),

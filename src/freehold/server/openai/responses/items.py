@@ -186,6 +186,8 @@ def read_items(
         raise Refused(
             400, f"the chat has {len(items):,} items; expected at most {MAX_MESSAGES:,}", param="input"
         )
+    if not items:
+        raise Refused(400, "input is empty; expected a text, or items", param="input")
     reading = Reading(instructions)
     for i, item in enumerate(items):
         reading.add(item, f"input[{i - known}]" if i >= known else "previous_response_id")
