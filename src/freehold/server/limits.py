@@ -17,7 +17,7 @@ from starlette.types import Receive
 
 from freehold.server.problems import Refused
 
-MAX_DEPTH = 64  # nested lists and objects in a body; nothing we accept needs more than five
+MAX_DEPTH = 64  # nested lists and objects in a body: a schema has two a level, all else at most five
 MAX_UNKNOWN = 64  # fields of a body; for each a protocol looks for the nearest known name
 _SHOWN = 60  # characters of a refused value
 _AT = re.compile(r"^(.*?)(?: - at `(?:key in )?\$(.*)`)?$", re.S)
