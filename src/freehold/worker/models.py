@@ -330,17 +330,19 @@ class Models:
         return max(promised - _resident_bytes(served.pid), 0)
 
     def _no_room(self, served: Served, need: int, free: int) -> CapacityExceeded:
-        hint = "ask again when one of them is idle, or unload one: freehold stop MODEL"
         if self._too_many(served):
             message = (
                 f"{served.name} would be one model more than the {self._options.max_models} allowed at once"
             )
         else:
             message = f"{served.name} needs {show_bytes(need)} with its cache; {show_bytes(max(free, 0))} are available"
+        # In the hint, which a client's key never sees: its scope may not hold them.
         busy = self._names_loaded()
         if not busy:
-            hint = "free memory, or choose a smaller model"
-        return CapacityExceeded(message + (f"; {busy}" if busy else ""), hint)
+            return CapacityExceeded(message, "free memory, or choose a smaller model")
+        return CapacityExceeded(
+            message, f"{busy}; ask again when one is idle, or unload one: freehold stop MODEL"
+        )
 
     def _names_loaded(self) -> str:
         shown = []
