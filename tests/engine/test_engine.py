@@ -379,6 +379,7 @@ def test_time_limit_ends_an_answer_and_frees_its_blocks(engine: Engine, monkeypa
         for _ in answer:
             time.sleep(0.03)
     assert engine.stats().blocks_live == 0
+    assert engine._speculation is not None and not engine._speculation._hopes
     engine._scheduler.wait_s = 100.0
     with pytest.raises(DeadlineExceeded, match="the wait is about 100"):
         engine.generate(PROMPT, WARM, deadline_s=5.0).start()

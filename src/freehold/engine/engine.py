@@ -487,7 +487,7 @@ class Engine:
         seq.done = True
 
     def _drop(self, seq: Sequence, error: FreeholdError | None = None, keep: bool = True) -> None:
-        """Take a sequence out between steps, or when one failed."""
+        """Take a sequence out between steps, or when one failed: no step tells speculation that it ended."""
         if self._speculation is not None:
             self._speculation.forget(seq)
         self._end(seq, error, keep)
@@ -625,7 +625,7 @@ class Engine:
             if not seq.done:
                 self._drop(seq)
         for seq in self._scheduler.late():
-            self._end(
+            self._drop(
                 seq, DeadlineExceeded(f"the time limit passed after {seq.generated} tokens of the answer")
             )
 
