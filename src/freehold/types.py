@@ -253,6 +253,7 @@ class EmbedJob:
     truncate: bool = False  # cut what is longer than the context, instead of refusing it
     dimensions: int | None = None  # keep so many numbers, at unit length again
     tenant: str = ""
+    priority: Priority = "interactive"
     first: int = 0
     adapter: str = ""  # by name, of those the model was opened with
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,39 @@ def test_one_thread_gives_the_bits_of_two(folder: Path, encoder: Encoder):
     texts = [ids.tolist() for ids in sequences("bert")]
     with Encoder(load_model(folder, threads=1, tokens=256)) as other:
         assert other.embed(texts).tobytes() == encoder.embed(texts).tobytes()
+
+
+def test_a_batch_lets_interactive_texts_go_first_and_home_at_once(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+):
+    """The batch's thread computes every step; what another thread's step needs is only to be taken home."""
+    begun, asked, home = threading.Event(), threading.Event(), threading.Event()
+    steps: list[set[int]] = []
+    compute = encoder._computed
+
+    def computed(batch, rows):
+        steps.append({text.ids[0] for text in batch})
+        begun.set()
+        assert asked.wait(10) and (len(steps) < 3 or home.wait(10))
+        return compute(batch, rows)
+
+    monkeypatch.setattr(encoder, "_computed", computed)
+    batch = threading.Thread(target=encoder.embed, args=([[5] * 60] * 40, "mean", "batch"))
+    batch.start()
+    assert begun.wait(10)
+
+    def ask() -> None:
+        encoder.embed([[6]])
+        home.set()
+
+    interactive = threading.Thread(target=ask)
+    interactive.start()
+    while not encoder._queues["interactive"]:
+        pass
+    asked.set()
+    interactive.join(10)
+    batch.join(10)
+    assert steps[0] == {5} and steps[1] == {6} and len(steps) > 3 and home.is_set()
 
 
 def test_texts_that_do_not_fit_are_named(encoder: Encoder):

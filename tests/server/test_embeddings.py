@@ -61,6 +61,14 @@ def test_options_reach_the_engine(serving):
     assert body["freehold"]["warnings"] == ["1 texts were cut to the context, as asked: 0"]
 
 
+@pytest.mark.parametrize("given, priority", [(None, "interactive"), ("batch", "batch"), (1, "batch")])
+def test_priority_is_read_as_in_chats(serving, given, priority):
+    server = serving()
+    ask(server, input="a", priority=given)
+    ask(server, "/rerank", query="a", documents=["b"], priority=given)
+    assert [job.priority for job in server.models.served["fake:1b"].embeddings] == [priority] * 2
+
+
 def test_unknown_fields_are_named(serving):
     body = ask(serving(), input="a", colour="red", input_type="query")
     assert len(body["freehold"]["warnings"]) == 2

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import signal
-from dataclasses import replace
+import threading
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,8 +20,10 @@ from freehold.errors import ContextOverflow, UnsupportedModel, UsageError
 from freehold.store import ModelRef
 from freehold.types import EmbedJob, Job, Message, Vectors
 from freehold.worker.models import Models, Options
+from freehold.worker.process import EMBEDDING, Answers, Intake
+from freehold.worker.scripted import ScriptedModel
 from freehold.worker.supervisor import PORTION_TEXTS
-from freehold.worker.wire import Script
+from freehold.worker.wire import Call, Script
 from tests.vectors.encoders import write_encoder
 from tests.worker.conftest import answers, tokens
 
@@ -91,6 +97,24 @@ def test_a_request_outlives_its_engine(serve, encoder):
         assert (await asking).data == want.data
 
     serve(body, OPTIONS, paths=encoder)
+
+
+def test_batches_that_wait_for_their_steps_hold_up_no_interactive_request():
+    over, replied = threading.Event(), queue.SimpleQueue[int]()
+
+    class Waiting(ScriptedModel):
+        def embed_job(self, job: EmbedJob):
+            assert job.priority == "interactive" or over.wait(10)
+            return super().embed_job(job)
+
+    channel = cast(Any, SimpleNamespace(send_events=lambda events, stats: replied.put(events[0].id)))
+    model = Waiting(Script())
+    intake = Intake(model, Answers(model, channel), channel)
+    batch, urgent = asdict(EmbedJob(("a",), priority="batch")), asdict(EmbedJob(("a",)))
+    intake.take([*(Call(i, "embed", [batch]) for i in range(2 * EMBEDDING)), Call(99, "embed", [urgent])])
+    assert replied.get(timeout=10) == 99
+    over.set()
+    assert {replied.get(timeout=10) for _ in range(2 * EMBEDDING)} == set(range(2 * EMBEDDING))
 
 
 def test_a_script_embeds_too(serve):

@@ -1,8 +1,9 @@
 """The engine of an encoder: whole texts as ids in, one vector a text out. It makes no token and keeps no cache.
 
-Knows ids, rows of a step and pooling; knows no text and no protocol. Who wants vectors puts texts into one queue and
+Knows ids, rows of a step and pooling; knows no text and no protocol. Who wants vectors puts texts into a queue and
 computes steps until their own are done, so texts of many callers share a step; rows lie one behind the other, none is
-padding. A text's vector is the same bits, whatever shares its step.
+padding. A text's vector is the same bits, whatever shares its step. Batch texts are computed in steps of their own, and
+only while no interactive one waits: in an interactive step they would lengthen it.
 Path: LLM.embed -> Encoder.embed -> native Plan.run -> Pool
 """
 
@@ -14,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from freehold.engine.budget import MAX_ROWS
 from freehold.engine.pooling import Pool, Pooling, checked_pooling
 from freehold.errors import ContextOverflow, EngineClosed, FreeholdError, StepFailed, UsageError
 from freehold.models.loader import LoadedModel
-from freehold.types import EngineStats
+from freehold.types import EngineStats, Priority
 
 F32 = NDArray[np.float32]
 
@@ -67,8 +68,11 @@ class Encoder:
         self.threads = model.threads.size
         self._rows = max(step_rows, self.context)
         self._plan = model.build(None, self._rows)
-        self._queue: deque[_Text] = deque()
-        self._turn = threading.Lock()
+        self._queues: dict[Priority, deque[_Text]] = {each: deque() for each in get_args(Priority)}
+        # Held between steps and not in one, so that whoever's texts a step finished goes at once: a thread that
+        # computes one step after another would win a plain lock each time.
+        self._turn = threading.Condition()
+        self._stepping = False
         self._closed = False
         self._news = threading.Event()  # set by steps, and by the end
         self._stats = EngineStats()
@@ -107,7 +111,12 @@ class Encoder:
         self._check_open()
         return stepped
 
-    def embed(self, texts: Ordered[Ordered[int]], pooling: Pooling = "mean") -> F32:
+    def embed(
+        self,
+        texts: Ordered[Ordered[int]],
+        pooling: Pooling = "mean",
+        priority: Priority = "interactive",
+    ) -> F32:
         """Return a vector of unit length for each of `texts`: float32 [n, width].
 
         Each text is 1 to `context` ids. Raises UsageError, ContextOverflow naming the text, EngineClosed.
@@ -117,12 +126,9 @@ class Encoder:
         for i, ids in enumerate(texts):
             self._check(i, ids)
         mine = [_Text(ids, pooling) for ids in texts]
-        self._queue.extend(mine)
+        self._queues[priority].extend(mine)
         for text in mine:
-            while not text.done:
-                with self._turn:
-                    if not text.done:
-                        self._step()
+            self._advance(text)
             if text.error is not None:
                 raise text.error
         return np.array([text.vector for text in mine], np.float32).reshape(
@@ -143,12 +149,29 @@ class Encoder:
 
     # --- steps ---------------------------------------------------------------------------------------
 
+    def _advance(self, text: _Text) -> None:
+        """Compute steps, or wait for those of others, until a text is done."""
+        with self._turn:
+            while not text.done:
+                if self._stepping:
+                    self._turn.wait()
+                    continue
+                self._stepping = True
+                self._turn.release()
+                try:
+                    self._step()
+                finally:
+                    self._turn.acquire()
+                    self._stepping = False
+                    self._turn.notify_all()
+
     def _step(self) -> None:
-        """Compute as many texts as a step holds. The caller holds the turn."""
+        """Compute as many texts of one priority as a step holds."""
+        queue = self._queues["interactive"] or self._queues["batch"]
         batch: list[_Text] = []
         rows = 0
-        while self._queue and rows + len(self._queue[0].ids) <= self._rows:
-            batch.append(self._queue.popleft())
+        while queue and rows + len(queue[0].ids) <= self._rows:
+            batch.append(queue.popleft())
             rows += len(batch[-1].ids)
         try:
             hidden = self._computed(batch, rows)
@@ -183,7 +206,7 @@ class Encoder:
         last = self._stats
         self._stats = EngineStats(
             steps=last.steps + 1,
-            waiting=len(self._queue),
+            waiting=sum(map(len, self._queues.values())),
             prompt_tokens=last.prompt_tokens + rows,
             rows=last.rows + rows,
             progress_at=time.monotonic(),

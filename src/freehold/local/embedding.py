@@ -56,9 +56,11 @@ class Embedder:
         read = [self._ids(f"text {i}", text, job.truncate) for i, text in enumerate(job.texts, job.first)]
         ids = [each for each, _ in read]
         if isinstance(self._engine, Encoder):
-            vectors = self._engine.embed(ids, pooling)
+            vectors = self._engine.embed(ids, pooling, job.priority)
         else:
-            vectors = self._engine.embed(ids, pooling, tenant=job.tenant, adapter=adapter)
+            vectors = self._engine.embed(
+                ids, pooling, priority=job.priority, tenant=job.tenant, adapter=adapter
+            )
         cut = tuple(i for i, (_, shortened) in enumerate(read) if shortened)
         return Embeddings(_first(vectors, job.dimensions), tuple(map(len, ids)), cut)
 

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from freehold.server.call import Call
 from freehold.server.durations import seconds
 from freehold.server.openai.embeddings import Embedding, check_count, cut_warnings
-from freehold.server.openai.fields import strangers
+from freehold.server.openai.fields import priority, strangers
 from freehold.server.problems import Refused
 from freehold.types import MAX_TEXTS, EmbedJob, Vectors
 
@@ -117,7 +117,13 @@ async def score(call: Call) -> None:
 
 async def _vectors(call: Call, request: Embedding, texts: list[str]) -> Vectors:
     served = await call.models.use(request.model)
-    job = EmbedJob(tuple(texts), request.pooling, bool(request.truncate), tenant=call.tenant)
+    job = EmbedJob(
+        tuple(texts),
+        request.pooling,
+        bool(request.truncate),
+        tenant=call.tenant,
+        priority=priority(request.priority),
+    )
     return await served.embed(job, seconds(request.keep_alive))
 
 

@@ -1,7 +1,7 @@
 """The engine process: one model, one socket to the server, until the server closes it.
 
 Knows jobs, steps and frames; knows no web and no other model. Three kinds of threads: the reader takes jobs in
-(long ones, and formats to be compiled, in a pool of two, so that a short one need not wait; embeddings in a pool of
+(long ones, and formats to be compiled, in a pool of two, so that a short one need not wait; embeddings in pools of
 their own, where they wait for their steps), and the main thread computes steps and sends what each gave. It is
 spawned with the socket as its only way to the world, and ends when that does.
 Path: client.py -> python -m freehold.worker.process FD -> LLM.start, LLM.pump -> Frame
@@ -62,7 +62,7 @@ LOADING_S = 0.1  # between reports of loading
 LEAVE_S = 10.0  # for weights still being packed when the server closes the socket
 SWITCH_S = 0.0005  # a step that ends while a job is taken in waits this long for the interpreter, not 5 ms
 TOGETHER_S = 0.002  # jobs that came at once enter at once, if it takes no longer to read them
-EMBEDDING = 4  # requests for embeddings that wait for steps together; the texts of all share them
+EMBEDDING = 4  # requests for embeddings, of each priority, that wait for steps together and share them
 LONG_JOB = 16 << 10  # bytes; rendering and tokenizing more than this would keep the next job waiting
 LEARNT = 64  # answers whose speed is kept for `freehold fit` when the process ends, the latest ones
 READ = 1 << 18
@@ -230,7 +230,8 @@ class Intake:
     def __init__(self, model: Model, answers: Answers, channel: Channel) -> None:
         self._model, self._answers, self._channel = model, answers, channel
         self._pool = ThreadPoolExecutor(2, "freehold-intake")
-        self._embedding = ThreadPoolExecutor(EMBEDDING, "freehold-embed")
+        # One for each priority: a batch that holds all threads of the only one would hold up everybody.
+        self._embedding, self._batch = (ThreadPoolExecutor(EMBEDDING, "freehold-embed") for _ in range(2))
 
     def take(self, messages: list[FromServer]) -> None:
         """Handle messages in order; the short jobs among them enter together."""
@@ -243,13 +244,20 @@ class Intake:
             elif isinstance(message, Submit):
                 self._pool.submit(self._start, [message])
             elif isinstance(message, Call):
-                pool = self._embedding if message.method == "embed" else self._pool
-                pool.submit(self._answer, message)
+                self._pool_for(message).submit(self._answer, message)
         if short:
             self._start(short)
         for message in messages:
             if isinstance(message, Cancel):
                 self._answers.cancel(message.id)
+
+    def _pool_for(self, call: Call) -> ThreadPoolExecutor:
+        match call:
+            case Call(method="embed", args=[{"priority": "batch"}]):
+                return self._batch
+            case Call(method="embed"):
+                return self._embedding
+        return self._pool
 
     def _start(self, jobs: list[Submit]) -> None:
         ready: list[tuple[int, Answering]] = []

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from freehold.server.call import Call
 from freehold.server.durations import seconds
-from freehold.server.openai.fields import Name, TokenId, strangers
+from freehold.server.openai.fields import Name, Rank, TokenId, priority, strangers
 from freehold.server.problems import Refused
 from freehold.types import MAX_TEXTS, EmbedJob, Vectors
 
@@ -39,6 +39,7 @@ class Embedding(Struct, kw_only=True):
             description="Cut texts longer than the context, and say so in `warnings`. Default: refuse them."
         ),
     ] = None
+    priority: Rank = None
     keep_alive: Annotated[
         float | str | None, Meta(description="How long the model stays in memory afterwards.")
     ] = None
@@ -72,7 +73,14 @@ async def embeddings(call: Call) -> None:
 
     async def work() -> None:
         served = await call.models.use(request.model)
-        job = EmbedJob(texts, request.pooling, bool(request.truncate), request.dimensions, call.tenant)
+        job = EmbedJob(
+            texts,
+            request.pooling,
+            bool(request.truncate),
+            request.dimensions,
+            call.tenant,
+            priority(request.priority),
+        )
         vectors = await served.embed(job, seconds(request.keep_alive))
         show = in_base64 if request.encoding_format == "base64" else as_numbers
         await call.answer(_body(request.model, show(vectors), vectors, [*warnings, *cut_warnings(vectors)]))

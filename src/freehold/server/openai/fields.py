@@ -41,6 +41,10 @@ Count = Annotated[int, Meta(ge=0, le=FORCED)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 Label = Annotated[str, Meta(max_length=512)]
 TokenId = Annotated[int, Meta(ge=0, le=0x7FFFFFFF)]
+Rank = Annotated[
+    Priority | Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)] | None,
+    Meta(description="`batch` takes what interactive requests leave; as a number, more than 0 is batch."),
+]
 
 
 class StreamOptions(Struct, kw_only=True):
@@ -105,10 +109,7 @@ class Generating(Structured, kw_only=True):
     ignore_eos: Annotated[
         bool | None, Meta(description="Go on after the model's own end, to max_tokens: for load generators.")
     ] = None
-    priority: Annotated[
-        Literal["interactive", "batch"] | Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)] | None,
-        Meta(description="`batch` takes what interactive requests leave; as a number, more than 0 is batch."),
-    ] = None
+    priority: Rank = None
     timeout: Annotated[
         Annotated[float, Meta(gt=0, le=86400)] | None,
         Meta(description="Seconds the whole answer may take; then status 504 or an error event."),
@@ -356,11 +357,11 @@ def stops(r: Generating) -> tuple[str, ...]:
     return tuple(given)
 
 
-def priority(r: Generating) -> Priority:
+def priority(given: Priority | int | None) -> Priority:
     """Read vLLM's numbers too: there a lower one goes first, and 0 is everybody's."""
-    if isinstance(r.priority, int):
-        return "batch" if r.priority > 0 else "interactive"
-    return r.priority or "interactive"
+    if isinstance(given, int):
+        return "batch" if given > 0 else "interactive"
+    return given or "interactive"
 
 
 def chat_job(r: ChatRequest, tenant: str) -> Job:
@@ -393,7 +394,7 @@ def chat_job(r: ChatRequest, tenant: str) -> Job:
         overflow=r.overflow or "error",
         format=format_of(r),
         ignore_eos=bool(r.ignore_eos),
-        priority=priority(r),
+        priority=priority(r.priority),
         tenant=tenant,
         timeout_s=r.timeout,
     )
@@ -423,7 +424,7 @@ def completion_jobs(r: CompletionRequest, tenant: str) -> list[Job]:
         "prompt_logprobs": scored,
         "format": format_of(r),
         "ignore_eos": bool(r.ignore_eos),
-        "priority": priority(r),
+        "priority": priority(r.priority),
         "tenant": tenant,
         "timeout_s": r.timeout,
     }

@@ -36,16 +36,14 @@ class Asker:
 
     async def ask(self, tenant: str, path: str, body: Mapping[str, Any]) -> Answer:
         """Ask `path` for a tenant, after everybody who waits for an answer."""
-        endpoint = self._endpoints[path]
-        ranked = endpoint.request is not None and "priority" in endpoint.request.__struct_fields__
-        exchange = _Exchange(msgspec.json.encode({**body, "priority": "batch"} if ranked else body))
+        exchange = _Exchange(msgspec.json.encode({**body, "priority": "batch"}))
         scope: dict[str, Any] = {"type": "http", "path": path, "headers": [], "query_string": b""}
         call = scope["freehold.call"] = Call(self.server, scope, exchange.receive, exchange.send)
         try:
             call.key = self._key(tenant)
             if body.get("stream"):
                 raise Refused(400, "stream is true; a batch has no reader for it", param="stream")
-            await endpoint(scope, exchange.receive, exchange.send)
+            await self._endpoints[path](scope, exchange.receive, exchange.send)
         except Exception as e:
             await call.refuse(call.problem(e))
         finally:

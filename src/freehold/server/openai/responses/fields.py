@@ -169,7 +169,7 @@ def response_job(
         format=_format(r, warnings),
         overflow=r.overflow or ("drop-oldest" if r.truncation == "auto" else "error"),
         ignore_eos=bool(r.ignore_eos),
-        priority=priority(r),
+        priority=priority(r.priority),
         tenant=tenant,
         timeout_s=r.timeout,
     )
