@@ -103,6 +103,12 @@ def test_chain_of_rules_that_ends_a_process_ends_another_one(grammars: Grammars)
         grammars.grammar(Format("lark", chain))
 
 
+def test_long_grammar_that_names_tokens_is_tried_as_any():
+    rules = "\n".join(f'r{i}: "{"x" * 100}"' for i in range(50))
+    source = json.dumps({"grammars": [{"lark_grammar": f"start: <[151657]> r0 <[3-9]>\n{rules}\n"}]})
+    assert len(source) > grammar_module.SHORT and rehearsal.rehearse(source, grammar_module.LIMITS) == ""
+
+
 def test_compilation_that_takes_too_long_is_ended(grammars: Grammars, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rehearsal, "COMPILE_S", 0.01)
     long = json.dumps({"enum": [f"value {i}" for i in range(500)]})
