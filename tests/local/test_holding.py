@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from random import Random
 from typing import Any
 
+import jsonschema
+import numpy as np
 import pytest
 
 import freehold
 from freehold import LLM
 from freehold.errors import UsageError
-from freehold.local.prompt import Prompt
+from freehold.local.holding import Holds
+from freehold.local.prompt import Prompt, Prompter
+from freehold.local.text import AnswerText, Said
+from freehold.tokenizer import Tokenizer, TokenKind, tokenizer_from_gguf
 from freehold.tokenizer.dialects import dialect_of
 from freehold.types import Chunk, Job, Message, Tool
 from tests.local.test_jobs import answered, ids, text
+from tests.tokenizer import families
 from tests.vectors import files
-from tests.vectors.files import write_gguf
+from tests.vectors.files import EOS, MERGES, SPECIAL, vocabulary, write_gguf
 
 PICK = Tool("pick", "", {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]})
 DROP = Tool("drop", "", {"type": "object", "properties": {"all": {"type": "boolean"}}, "required": ["all"]})
@@ -207,3 +214,134 @@ def test_control_tokens_are_spelled_by_their_ids(llm: LLM):
     eos = llm._tokenizer.added_id("<|im_end|>")
     assert llm._holds._spell("a<|im_end|>b\n") == f'"a" <[{eos}]> "b\\n"'
     assert Prompt([], dialect=dialect_of("[TOOL_CALLS]")).dialect is not None
+
+
+# --- every call that a grammar admits -------------------------------------------------------------------
+
+RICH = Tool(
+    "rich",
+    "",
+    {
+        "type": "object",
+        "properties": {
+            "Name": {"type": "string"},
+            "code": {"type": "string", "pattern": "^[A-Z]{2}/[0-9]+$", "maxLength": 6},
+            "has_a": {"type": "string", "pattern": "a|b", "minLength": 2},
+            "size": {"enum": ["s", 'm"<', 3, None, True, {"a": [1.5]}]},
+            "count": {"type": "integer", "minimum": 2, "exclusiveMaximum": 90},
+            "ratio": {"type": ["number", "null"]},
+            "tags": {
+                "type": "array",
+                "items": {"type": "string", "maxLength": 3},
+                "minItems": 1,
+                "maxItems": 3,
+            },
+            "pair": {"minItems": 2, "items": {"type": "boolean"}},
+            "odd key:": {"type": "boolean"},
+            "place": {"$ref": "#/$defs/place", "description": "where"},
+            "either": {
+                "oneOf": [
+                    {"type": "object", "properties": {"is": {"const": "x"}, "v": {}}, "required": ["is"]},
+                    {"type": "object", "properties": {"is": {"const": "y"}}, "required": ["is"]},
+                    {"type": "integer"},
+                ]
+            },
+            "maybe": {"anyOf": [{"type": "string", "maxLength": 3}, {"type": "null"}], "default": None},
+            "more": {"properties": {"own": {"type": "null"}}, "additionalProperties": {"type": "integer"}},
+            "both": {"allOf": [{"$ref": "#/$defs/place"}], "required": ["within"]},
+        },
+        "required": ["count", "place", "either"],
+        "$defs": {
+            "place": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "within": {"$ref": "#/$defs/place"}},
+                "required": ["city"],
+            }
+        },
+    },
+)
+FREE = Tool("free")
+GEMMA_MARKS = ("<|tool_call>", "<tool_call|>", '<|"|>')
+HARMONY_MARKS = (
+    *("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>"),
+    *("<|call|>", "<|return|>"),
+)
+
+
+def vocabulary_with(marks: tuple[str, ...], kind: TokenKind) -> Tokenizer:
+    tokens = [*vocabulary(), *marks]
+    kinds = [TokenKind.CONTROL if t in SPECIAL else kind if t in marks else TokenKind.NORMAL for t in tokens]
+    return tokenizer_from_gguf(
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "gpt-2",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+            "tokenizer.ggml.merges": MERGES,
+            "tokenizer.ggml.eos_token_id": np.uint32(EOS),
+        }
+    )
+
+
+# Files of Gemma 4 have its marks as control tokens or as tokens of the user's own; gpt-oss has control tokens.
+VOCABULARIES = {
+    "gemma4": ("gemma4", vocabulary_with(GEMMA_MARKS, TokenKind.CONTROL)),
+    "gemma4, plain": ("gemma4", vocabulary_with(GEMMA_MARKS, TokenKind.USER_DEFINED)),
+    "harmony": ("harmony", vocabulary_with(HARMONY_MARKS, TokenKind.CONTROL)),
+}
+
+
+def by_chance(family: str, tokenizer: Tokenizer, job: Job, seed: int, begun: str = "") -> list[Said]:
+    """Draw an answer of any tokens that may come, and return what is read of it up to where it is free."""
+    prompt = Prompter(tokenizer, families.template(family), "tiny", 1 << 20).prompt(job)
+    constraint, left = Holds(tokenizer, "tiny").constraint(job, prompt)
+    assert constraint is not None and not left
+    guide, random = constraint.guide(tokenizer.eos_ids), Random(seed)
+    answer, said = AnswerText(tokenizer, prompt, (), name_call=str), []
+    for id in tokenizer.encode(begun, special=True, bos=False):
+        guide.advance(id)
+        said.append(answer.push(id))
+    for _ in range(20_000):
+        mask = guide.allowed()
+        id = None if mask is None else random.choice(np.flatnonzero(mask).tolist())
+        if id is None or id in tokenizer.eos_ids:
+            return [*said, answer.finish()]
+        guide.advance(id)
+        said.append(answer.push(id))
+    raise AssertionError("it has no end")
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("tool", [RICH, FREE], ids=["rich", "free"])
+@pytest.mark.parametrize("family, tokenizer", VOCABULARIES.values(), ids=VOCABULARIES)
+def test_every_call_that_is_admitted_is_read_and_fits(
+    family: str, tokenizer: Tokenizer, tool: Tool, seed: int
+):
+    said = by_chance(family, tokenizer, replace(JOB, tools=(tool, PICK), parallel_tool_calls=True), seed)
+    called = [call for each in said for call in each.calls]
+    assert called and not any(each.text for each in said)
+    for call in called:
+        wanted = {tool.name: tool, PICK.name: PICK}[call.name]
+        jsonschema.validate(json.loads(call.arguments), {"type": "object", **wanted.parameters})
+
+
+BEGUN = {
+    "gemma4": "Well:<|tool_call>",
+    "harmony": "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.",
+}
+
+
+@pytest.mark.parametrize("family, tokenizer", VOCABULARIES.values(), ids=VOCABULARIES)
+def test_call_behind_a_family_s_own_mark_is_held(family: str, tokenizer: Tokenizer):
+    said = by_chance(family, tokenizer, replace(JOB, tool_choice="auto"), 1, BEGUN[family])
+    (call,) = [call for each in said for call in each.calls]
+    assert (call.name, json.loads(call.arguments)) in [
+        *(("pick", {"n": n}) for n in (1, 2)),
+        *(("drop", {"all": value}) for value in (True, False)),
+    ]
+
+
+def test_required_call_may_come_behind_thinking_and_nothing_else():
+    family, tokenizer = VOCABULARIES["harmony"]
+    answers = [by_chance(family, tokenizer, JOB, seed) for seed in range(12)]
+    assert {bool("".join(each.thinking for each in said)) for said in answers} == {True, False}

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from freehold.errors import UsageError
 from freehold.tokenizer import ChatTemplate
-from freehold.tokenizer.dialects import Call, HarmonyParser, Thought, ToolParser, dialect_of
+from freehold.tokenizer.dialects import Call, HarmonyParser, Thought, ToolParser, dialect_of, notation
 from freehold.tokenizer.dialects.contract import Dialect
 from freehold.tokenizer.dialects.detect import _MARKS
 from freehold.tokenizer.dialects.grammar import pattern_of_bare
@@ -362,6 +363,39 @@ def test_harmony_s_channels_are_thinking_text_and_calls():
         said, calls, thought = parsed(DIALECTS["harmony"], pieces)
         assert (said, thought) == ("I look.", "Hm.")
         assert [(c.name, json.loads(c.arguments)) for c in calls] == [ROME]
+
+
+@pytest.mark.parametrize(
+    "schema, words",
+    [
+        ({"uniqueItems": True}, "'uniqueItems' cannot be kept"),
+        ({"not": False}, "'not' cannot be kept"),
+        ({"$ref": "http://example.com/a"}, "not within the schema"),
+        ({"$ref": "#/$defs/none"}, "not within the schema"),
+        (False, "nothing fits False"),
+        ({"enum": ['<|"|>']}, "would end it"),
+        ({"type": "string", "enum": [1]}, "nothing fits"),
+        ({"enum": ["a", "b"], "maxLength": 1}, "'maxLength' beside constants"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "may fit two of 'oneOf'"),
+        ({"type": "string", "anyOf": [{"type": "null"}]}, "'type' is said twice"),
+        ({"type": "what"}, "no type 'what'"),
+        ({"minItems": 5000}, "the limit is 1,000"),
+        ({"properties": [1]}, "no JSON schema"),
+        ({"anyOf": []}, "expected schemas"),
+        ({"type": "string", "minLength": "x"}, "no JSON schema"),
+    ],
+)
+def test_schema_that_gemma_s_notation_cannot_keep_is_refused_by_name(schema, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        notation.arguments("a", {"properties": {"x": schema}, "required": ["x"]}, json.dumps)
+
+
+def test_schema_of_choices_within_choices_is_refused_before_it_fills_memory():
+    schema: dict[str, object] = {"type": "integer"}
+    for _ in range(14):
+        schema = {"anyOf": [{"items": schema}, {"items": schema}]}
+    with pytest.raises(UsageError, match="more than 4,096 rules"):
+        notation.arguments("a", {"properties": {"x": schema}}, json.dumps)
 
 
 def test_harmony_without_a_header_is_text():

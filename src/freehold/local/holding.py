@@ -58,13 +58,8 @@ class Holds:
                 return None, (), (f"calls are not held to the tools' schemas: {e.message}",)
         return self._grammars.grammar(*formats, at_start=prompt.at_start) if formats else None, (), ()
 
-    def _calls(self, job: Job, prompt: Prompt, form: Form | None) -> Format:
+    def _calls(self, job: Job, prompt: Prompt, form: Form) -> Format:
         """Return the format of an answer that is calls and nothing else."""
-        if form is None:
-            raise UsageError(
-                f"{self._name} cannot be held to a call: there is no grammar for the form it writes calls in",
-                "leave the format out" if job.format else "use tool_choice 'auto'",
-            )
         tools = [tool for tool in prompt.tools if job.tool_name in ("", tool.name)]
         many = job.parallel_tool_calls and not job.tool_name  # who names one wants one call of it
         return Format("lark", lark(form, tools, self._spell, many=many))
@@ -72,7 +67,7 @@ class Holds:
     def _openings(self, job: Job, tools: tuple[Tool, ...], dialect: Dialect) -> Iterator[Opening]:
         """Yield what begins a call: the family's mark, and a bare object where the family may write one."""
         form, mark = dialect.form, _mark(dialect)
-        if form is not None and mark:
+        if mark:
             many = bool(form.before) and job.parallel_tool_calls  # else each call has a mark of its own
             behind = lark(form, tools, self._spell, many=many, opened=mark)
             yield self._opening(re.escape(mark), behind)
@@ -103,6 +98,6 @@ def _closed(format: Format) -> Format:
 
 def _mark(dialect: Dialect) -> str:
     """Return the opening that a dialect's form begins with, if it is one that opens anywhere."""
-    begin = dialect.form.before + dialect.form.head if dialect.form else ""
+    begin = dialect.form.before + dialect.form.head
     marks = [opening.mark for opening in dialect.openings if not opening.at_line]
     return next((mark for mark in marks if begin.startswith(mark)), "")

@@ -48,12 +48,12 @@ class Dialect:
     name: str
     openings: tuple[Opening, ...]
     read: Read
+    form: Form  # how a grammar writes calls
     marks: tuple[str, ...] = ()  # further texts that may be control tokens and must reach `read`
     short_ids: bool = False  # ids of nine letters and digits, which the family's templates insist on
     # For templates that show no tools: what the system text says of them, and whether history is text too.
     preamble: Callable[[Sequence[Tool]], str] | None = None
     as_text: bool = False
-    form: Form | None = None  # how a grammar writes calls; None where none can
     bare: Form | None = None  # how small models of the family write one without its marks
     channels: bool = False  # the whole answer is in channels (harmony.py)
 

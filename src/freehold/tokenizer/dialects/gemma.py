@@ -9,13 +9,24 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, is_name, listed
+from freehold.tokenizer.dialects.contract import (
+    Call,
+    Calls,
+    Dialect,
+    Offer,
+    Opening,
+    arguments_text,
+    is_name,
+    listed,
+)
+from freehold.tokenizer.dialects.grammar import Form
 from freehold.tokenizer.dialects.hermes import BARE, read_bare
 from freehold.tokenizer.dialects.llama import FORM as LLAMA_FORM
-from freehold.tokenizer.dialects.source import MAX_DEPTH, Reading, Source, dumped, loaded
+from freehold.tokenizer.dialects.notation import QUOTE, arguments
+from freehold.tokenizer.dialects.source import MAX_DEPTH, Reading, Source, loaded
 from freehold.types import Tool
 
-OPEN, CLOSE, QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
+OPEN, CLOSE = "<|tool_call>", "<tool_call|>"
 _BROKEN = object()
 _SCALAR = re.compile(r"[-+.\w]*")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
@@ -30,11 +41,11 @@ def read(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
     if not is_name(name):
         return None
     source.at -= 1
-    arguments = yield from _value(source, 0)
-    if not isinstance(arguments, dict):
+    given = yield from _value(source, 0)
+    if not isinstance(given, dict):
         return None
     yield from source.optional(CLOSE)
-    return [Call(name, dumped(arguments))]
+    return [Call(name, arguments_text(given))]
 
 
 def _value(source: Source, depth: int) -> Reading[Any]:
@@ -66,11 +77,12 @@ def _object(source: Source, depth: int) -> Reading[Any]:
             mark = mark and (yield from source.literal(":"))
         else:
             key, mark = yield from source.until(":", "}", "\n")
+            key = key.strip()
         value = (yield from _value(source, depth + 1)) if mark in (":", QUOTE) else _BROKEN
         yield from source.space()
         if value is _BROKEN or not ((yield from source.literal(",")) or (yield from source.char()) == "}"):
             return _BROKEN
-        out[key.strip()] = value
+        out[key] = value
         yield from source.space()
     return out
 
@@ -97,4 +109,5 @@ def _preamble(tools: Sequence[Tool]) -> str:
 
 
 GEMMA3 = Dialect("gemma3", BARE, read_bare, preamble=_preamble, as_text=True, form=LLAMA_FORM)
-GEMMA4 = Dialect("gemma4", (Opening(OPEN),), read, marks=(CLOSE, QUOTE))
+FORM = Form(f"{OPEN}call:", "", CLOSE, between="", arguments=arguments)
+GEMMA4 = Dialect("gemma4", (Opening(OPEN),), read, marks=(CLOSE, QUOTE), form=FORM)

@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from freehold.tokenizer.dialects.schema import closed, types_of
 from freehold.types import Tool
 
 Spell = Callable[[str], str]  # a text as a Lark expression: its control tokens by their ids
+Arguments = Callable[
+    [str, Mapping[str, object], Spell], Iterable[str]
+]  # (rule, a tool's schema, spell): its rules
 
 # JSON as models write it: one blank behind colons and commas. Free blanks cost small models their way.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Of an object that a model began by itself, in its own style: as many blanks as indented JSON needs.
 _BLANKS = r"[ \n\t]{0,40}"
 _FREE_STYLE = {"whitespace_pattern": r"[ \n\t]{1,40}"}
+
+
+def json_arguments(rule: str, parameters: Mapping[str, object], spell: Spell) -> list[str]:
+    """Return the rule of arguments that are a JSON object."""
+    return [f"{rule}: {_json(parameters)}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,10 @@ class Form:
     before: str = ""  # once, before the first call
     between: str | None = None  # None: one call is all
     after: str = ""  # once, behind the last call
-    arguments: Literal["json", "xml"] = "json"
+    arguments: Arguments = json_arguments
+    # Thinking that may come before all, as messages: how one begins, what it has none of but at its end (the first of
+    # these), and what follows it.
+    thought: tuple[str, tuple[str, ...], str] | None = None
 
 
 def lark(form: Form, tools: Sequence[Tool], spell: Spell, *, many: bool, opened: str = "") -> str:
@@ -48,16 +59,19 @@ def lark(form: Form, tools: Sequence[Tool], spell: Spell, *, many: bool, opened:
     behind = _spelled(spell, form.after)
     if repeated and not form.after and (form.between or "").isspace():
         behind = f"between? {behind}"  # a model that went on to the next line may still end
-    lines = [f"start: {_spelled(spell, rest)} call{repeated} {behind}"]
+    thought = "thought* " if form.thought and not opened else ""
+    lines = [f"start: {thought}{_spelled(spell, rest)} call{repeated} {behind}"]
+    if form.thought and thought:
+        head, marks, follows = form.thought
+        lines.append(f"thought: {spell(head)} thinking {spell(follows)}")
+        lines += text_until("thinking", marks, spell)
     if repeated:
         lines.append(f"between: {_spelled(spell, form.between or '')}")
     lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
     for i, tool in enumerate(tools):
         parts = [spell(tool.name + form.middle), f"arguments_{i}", _spelled(spell, form.tail)]
         lines.append(f"call_{i}: {' '.join(filter(None, parts))}")
-        lines += (
-            _xml(i, tool) if form.arguments == "xml" else [f"arguments_{i}: %json {_json(tool.parameters)}"]
-        )
+        lines += form.arguments(f"arguments_{i}", tool.parameters, spell)
     return "\n".join(lines) + "\n"
 
 
@@ -67,7 +81,7 @@ def lark_of_bare(tools: Sequence[Tool]) -> str:
     for i, tool in enumerate(tools):
         name = json.dumps(f'"{tool.name}"', ensure_ascii=False)
         lines.append(f"call_{i}: {name} key arguments_{i} close")
-        lines.append(f"arguments_{i}: %json {_json(tool.parameters, _FREE_STYLE)}")
+        lines.append(f"arguments_{i}: {_json(tool.parameters, _FREE_STYLE)}")
     between = f'/{_BLANKS},{_BLANKS}"(arguments|parameters)"{_BLANKS}:{_BLANKS}/'
     return "\n".join([*lines, f"key: {between}", f"close: /{_BLANKS}\\}}/"]) + "\n"
 
@@ -87,23 +101,39 @@ def _spelled(spell: Spell, text: str) -> str:
 
 
 def _json(schema: Mapping[str, object], style: Mapping[str, object] = _STYLE) -> str:
-    whole: Any = closed(dict(schema) or {"type": "object"})
-    return json.dumps({"x-guidance": style, "type": "object", **whole})
+    return f"%json {json.dumps({'x-guidance': style, **whole(schema)})}"
 
 
-def _xml(index: int, tool: Tool) -> Iterator[str]:
-    """Yield the rules of a tool's parameters as marked text, in the schema's order, required ones always."""
-    properties = tool.parameters.get("properties")
-    required = tool.parameters.get("required")
+def whole(parameters: Mapping[str, object]) -> dict[str, Any]:
+    """Return the schema of a tool's arguments: of an object, and of no properties that a tool does not name."""
+    return {**closed(dict(parameters)), "type": "object"}
+
+
+def text_until(rule: str, marks: Sequence[str], spell: Spell, *also: str) -> list[str]:
+    """Return `rule`, of a text and the first of `marks`: the text has none of them, and is of each terminal in `also`.
+
+    A control token ends any terminal. What is none must end its own, or would be taken for more of the text.
+    """
+    free = "/(?s:.*)/"
+    text = " & ".join([free, *(f"~({free} {json.dumps(mark)} {free})" for mark in marks), *also])
+    end, terminal = spell(marks[0]), rule.upper()
+    if end.startswith("<["):
+        return [f"{rule}: {terminal} {end}", f"{terminal}: {text}"]
+    return [f"{rule}: {terminal}", f"{terminal}: ({text}) {end}"]
+
+
+def xml_arguments(rule: str, parameters: Mapping[str, object], spell: Spell) -> Iterator[str]:
+    """Yield the rules of arguments as marked text, in the schema's order, required ones always."""
+    properties = parameters.get("properties")
+    required = parameters.get("required")
     names = list(properties) if isinstance(properties, Mapping) else []
     needed = required if isinstance(required, list) else []
-    uses = [f"p_{index}_{i}" + ("" if name in needed else "?") for i, name in enumerate(names)]
-    yield f"arguments_{index}: " + (" ".join(uses) or '""')
+    uses = [f"{rule}_{i}" + ("" if name in needed else "?") for i, name in enumerate(names)]
+    yield f"{rule}: " + (" ".join(uses) or '""')
     for i, name in enumerate(names):
         schema = properties[name] if isinstance(properties, Mapping) else {}
-        rule = f"p_{index}_{i}"
-        yield f"{rule}: {json.dumps(f'<parameter={name}>' + chr(10))} {rule}_v"
-        yield from _value(f"{rule}_v", schema)
+        yield f"{rule}_{i}: {json.dumps(f'<parameter={name}>' + chr(10))} {rule}_{i}_v"
+        yield from _value(f"{rule}_{i}_v", schema)
 
 
 def _value(rule: str, schema: Any) -> Iterator[str]:

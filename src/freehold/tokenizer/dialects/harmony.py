@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, arguments_text, is_name
+from freehold.tokenizer.dialects.grammar import Form
 from freehold.tokenizer.dialects.source import Reading, Source, loaded
 from freehold.tokenizer.splitters import held_suffix
 
@@ -108,6 +109,18 @@ def _no_calls(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
     return None
 
 
+# <|call|> is the end of the answer, so the form has it not, and one call is all.
+FORM = Form(
+    f"{CHANNEL}commentary to=functions.",
+    f" {CONSTRAIN}json{MESSAGE}",
+    "",
+    thought=(f"{CHANNEL}analysis{MESSAGE}", _ENDS, f"{START}assistant"),
+)
 HARMONY = Dialect(
-    "harmony", (Opening(CHANNEL),), _no_calls, marks=(START, MESSAGE, CONSTRAIN, END), channels=True
+    "harmony",
+    (Opening(FORM.head),),
+    _no_calls,
+    marks=(START, MESSAGE, CONSTRAIN, END),
+    form=FORM,
+    channels=True,
 )

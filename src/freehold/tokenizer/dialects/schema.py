@@ -64,8 +64,8 @@ def typed(text: str, key: str, schema: Mapping[str, object]) -> Any:
     if value is None:
         return None if "null" in wanted or "string" not in wanted else text
     if "string" in wanted and not isinstance(value, (dict, list)):
-        return value if _is_of(value, wanted) and not isinstance(value, str) else text
-    return value if _is_of(value, wanted) else text
+        return value if is_of(value, wanted) and not isinstance(value, str) else text
+    return value if is_of(value, wanted) else text
 
 
 def types_of(schema: object, depth: int = 0) -> frozenset[str]:
@@ -84,6 +84,21 @@ def types_of(schema: object, depth: int = 0) -> frozenset[str]:
     return frozenset(name for name in found if isinstance(name, str))
 
 
+def apart(one: object, other: object) -> bool:
+    """Tell whether types, constants or a property that both need show that nothing fits both schemas."""
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return False
+    values = [[s["const"]] if "const" in s else s.get("enum") for s in (one, other)]
+    if isinstance(values[0], list) and isinstance(values[1], list):
+        return not any(value in values[1] for value in values[0])
+    kinds = [types_of(s) | ({"integer"} if "number" in types_of(s) else set()) for s in (one, other)]
+    if all(kinds) and values == [None, None] and not kinds[0] & kinds[1]:
+        return True
+    named = [s.get("properties", {}) for s in (one, other)]
+    needed = set(one.get("required", [])) & set(other.get("required", []))
+    return any(apart(named[0].get(name), named[1].get(name)) for name in needed)
+
+
 def _read(text: str) -> Any:
     """Return the value of JSON text, or of Python's words for true, false and null; the text itself otherwise."""
     if text in _AS_PYTHON:
@@ -95,9 +110,10 @@ def _read(text: str) -> Any:
     return text if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
 
 
-def _is_of(value: Any, wanted: frozenset[str]) -> bool:
-    if isinstance(value, bool):
-        return "boolean" in wanted
+def is_of(value: Any, wanted: frozenset[str]) -> bool:
+    """Tell whether a value is of one of the types."""
+    if value is None or isinstance(value, bool):
+        return ("null" if value is None else "boolean") in wanted
     if isinstance(value, float) and value.is_integer() and "integer" in wanted:
         return True
     return any(isinstance(value, kind) for name, kind in _WORDS.items() if name in wanted)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, is_name
-from freehold.tokenizer.dialects.grammar import Form
+from freehold.tokenizer.dialects.grammar import Form, xml_arguments
 from freehold.tokenizer.dialects.schema import typed
 from freehold.tokenizer.dialects.source import Reading, Source, dumped
 
@@ -64,5 +64,5 @@ def _value(source: Source) -> Reading[str | None]:
     return value.removeprefix("\n").removesuffix("\n")
 
 
-FORM = Form(f"{OPEN}\n{FUNCTION}", ">\n", f"{FUNCTION_END}\n{CLOSE}", between="\n", arguments="xml")
+FORM = Form(f"{OPEN}\n{FUNCTION}", ">\n", f"{FUNCTION_END}\n{CLOSE}", between="\n", arguments=xml_arguments)
 XML = Dialect("xml", (Opening(OPEN), Opening(FUNCTION)), read, marks=(CLOSE,), form=FORM)
