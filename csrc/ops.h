@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -363,11 +364,18 @@ struct Linear final : Op {
     in.multiply(r, m, p0, p1, t0, nt, tiles, next);
     low.expand(r, in, i, p0, p1, t0, nt, tiles);
     if (gelu) return activate(r, m, p0, p1, t0, nt, tiles);
-    store_panels(m, p0, p1, t0, nt, tiles, r.buffer[out[i]], [&](float* y, const float* v, int64_t p, auto width) {
-      const float* b = bias[i] ? bias[i]->data() + p * kPanelRows : nullptr;
+    if (bias[i]) {
+      accumulate ? store<true, true>(r, i, p0, p1, t0, nt, tiles) : store<true, false>(r, i, p0, p1, t0, nt, tiles);
+    } else {
+      accumulate ? store<false, true>(r, i, p0, p1, t0, nt, tiles) : store<false, false>(r, i, p0, p1, t0, nt, tiles);
+    }
+  }
+  template <bool Bias, bool Accumulate> void store(const Run& r, size_t i, int64_t p0, int64_t p1, int64_t t0, int64_t nt, const float* tiles) const {
+    const float* b = Bias ? bias[i]->data() : nullptr;
+    store_panels(*w[i], p0, p1, t0, nt, tiles, r.buffer[out[i]], [b](float* y, const float* v, int64_t p, auto width) {
       for (int64_t c = 0; c < width; ++c) {
-        const float x = b ? v[c] + b[c] : v[c];
-        y[c] = accumulate ? y[c] + x : x;
+        const float x = Bias ? v[c] + b[p * kPanelRows + c] : v[c];
+        y[c] = Accumulate ? y[c] + x : x;
       }
     });
   }
@@ -376,7 +384,7 @@ struct Linear final : Op {
       for (int64_t t = 0; t < nt; ++t) r.k->add(tiles + ((p - p0) * nt + t) * kPanelRows, bias[0]->data() + p * kPanelRows, panel_width(m, p));
     r.k->gelu_erf(tiles, (p1 - p0) * nt * kPanelRows);
     store_panels(m, p0, p1, t0, nt, tiles, r.buffer[out[0]],
-                 [](float* y, const float* v, int64_t, auto width) { std::copy_n(v, static_cast<int64_t>(width), y); });
+                 [](float* y, const float* v, int64_t, auto width) { std::memcpy(y, v, static_cast<size_t>(width) * sizeof(float)); });
   }
 };
 
@@ -413,7 +421,7 @@ struct Gated final : Op {
     low.expand(r, in, 1, begin, end, t0, nt, u);
     (gelu ? r.k->gelu_mul : r.k->silu_mul)(g, u, n);
     store_panels(*w[0], begin, end, t0, nt, g, r.buffer[out],
-                 [](float* y, const float* v, int64_t, auto width) { std::copy_n(v, static_cast<int64_t>(width), y); });
+                 [](float* y, const float* v, int64_t, auto width) { std::memcpy(y, v, static_cast<size_t>(width) * sizeof(float)); });
   }
 };
 
