@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from freehold.config import load_settings
+from freehold.config import load_settings, nearest
 from freehold.errors import UsageError
 
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
     return {"FREEHOLD_HOME": str(tmp_path), "HOME": str(tmp_path)}
+
+
+def test_a_name_that_only_shares_a_few_letters_is_not_guessed():
+    assert nearest("foo", ["tools", "format", "model"]) == ""
+    assert nearest("temprature", ["tools", "temperature"]) == "temperature"
 
 
 def test_defaults_need_no_file(env: dict[str, str], tmp_path: Path):

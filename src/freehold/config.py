@@ -113,7 +113,7 @@ def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return the known name that looks most like `name`, or an empty string."""
     import difflib
 
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return found[0] if found else ""
 
 
