@@ -250,10 +250,13 @@ def test_a_hint_that_speaks_of_no_command_is_passed_on():
     assert hint_for(ModelNotFound("x", "ask for another"), owner=False) == "ask for another"
 
 
-def test_a_name_nobody_knows_is_not_answered_with_a_file_that_no_request_may_name():
+@pytest.mark.parametrize("name", ["nobody-knows-it", "smollm2:136m"])
+def test_a_name_nobody_knows_is_answered_with_what_can_be_asked(name):
+    """Neither with a file, which no request may name, nor with a model of the catalogue that is not here."""
     with pytest.raises(ModelNotFound) as told:
-        catalog.find("nobody-knows-it")
+        catalog.find(name)
     assert hint_for(told.value, owner=False) == "GET /v1/models lists what there is"
+    assert hint_for(told.value, owner=True) == told.value.hint
 
 
 def test_protocols_ask_models_through_the_key_s_view_of_them():

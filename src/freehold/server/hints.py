@@ -1,7 +1,7 @@
 """The way out of an error, for somebody who is not at the server's keyboard.
 
-The engine's hints name options of the command line, which is right for the owner behind the Unix socket and of no use
-over the network. Knows the error tree and the requests' fields; knows no route.
+The engine's hints name options of the command line and models to fetch, which is right for the owner behind the Unix
+socket and of no use over the network. Knows the error tree and the requests' fields; knows no route.
 Path: Call.problem -> problems.problem -> hint_for
 """
 
@@ -28,7 +28,9 @@ _WAYS: dict[type[FreeholdError], str] = {
 
 
 def hint_for(e: FreeholdError, *, owner: bool) -> str:
-    """Return the hint: the error's own for the owner, and where it speaks of no command line; "" for none."""
-    if owner or not _COMMAND.search(e.hint):
+    """Return the hint: the error's own for the owner, and where a stranger can follow it; "" for none."""
+    # A model's name may be near to one of the catalogue that is not here, or to one beyond the key's scope.
+    guess = isinstance(e, errors.ModelNotFound) and e.hint.startswith("did you mean")
+    if owner or not (guess or _COMMAND.search(e.hint)):
         return e.hint
     return next((way for kind, way in _WAYS.items() if isinstance(e, kind)), "")
