@@ -77,6 +77,16 @@ def test_a_requests_time_runs_while_its_model_is_loaded(serving):
     assert not server.models.served["fake:1b"].jobs
 
 
+@pytest.mark.parametrize("prompt", ["a", ["a", "b"]])
+def test_who_ran_out_of_time_is_told_the_limit_he_gave(serving, prompt):
+    late = errors.DeadlineExceeded("the time limit passed after 3 tokens", "give it more time")
+    asked = {"model": "fake:1b", "prompt": prompt, "timeout": 2.5}
+    answer = serving(failing("start", late)).client.post("/v1/completions", json=asked)
+    assert answer.status_code == 504
+    message = answer.json()["error"]["message"]
+    assert message.endswith("after 3 tokens; the request's own limit is 2.5 s; give it more time")
+
+
 def test_one_failing_prompt_of_many_fails_the_request_and_frees_the_others(serving):
     server = serving(failing(1, errors.NonFiniteLogits("damaged weights")))
     answer = server.client.post("/v1/completions", json={"model": "fake:1b", "prompt": ["a", "b", "c"]})

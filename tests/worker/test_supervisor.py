@@ -295,7 +295,7 @@ def test_start_that_is_cancelled_drops_the_job(serve):
 def test_time_limit_ends_a_stream(serve):
     async def body(models: Models) -> None:
         served = await models.use("endless")
-        with pytest.raises(DeadlineExceeded, match=r"not whole after 0\.2 s"):
+        with pytest.raises(DeadlineExceeded, match="not whole in its time"):
             async for _ in await served.start(Job(prompt="a", timeout_s=0.2)):
                 pass
         await until(lambda: served.stats.running == 0)

@@ -195,7 +195,7 @@ class Answering:
         record = self._record = self.call.server.metrics.of(served.name)
         try:
             if len(self.jobs) == 1:
-                await self._follow(served, 0, opened, sink)
+                await self._follow_in_turn(served, 0, opened, sink)
             else:
                 async with asyncio.TaskGroup() as group:
                     for i in range(len(self.jobs)):
@@ -232,8 +232,14 @@ class Answering:
         opened: Opened,
         sink: Sink,
     ) -> None:
-        async with self._abreast:
-            await self._follow(served, job, opened, sink)
+        limit = self.jobs[job].timeout_s
+        try:
+            async with self._abreast:
+                await self._follow(served, job, opened, sink)
+        except DeadlineExceeded as e:  # by somebody who knows what was left of the limit, and not the limit
+            if limit is None:
+                raise
+            raise DeadlineExceeded(f"{e.message}; the request's own limit is {limit:g} s", e.hint) from None
 
     async def _follow(
         self,

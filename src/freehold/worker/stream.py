@@ -141,7 +141,7 @@ class Stream:
     def _expire(self) -> None:
         self.fail(
             DeadlineExceeded(
-                f"the answer was not whole after {self.job.timeout_s:g} s, the request's own limit",
+                "the answer was not whole in its time",
                 "give it more time, or ask for fewer tokens",
             ),
             working=True,
