@@ -91,6 +91,14 @@ def test_include_usage_adds_an_event_without_choices(serving):
     assert "freehold" not in got[-2]
 
 
+def test_options_of_a_stream_say_nothing_without_one_and_that_is_said(serving):
+    for options, streamed in (({"include_usage": True}, False), ({"include_usage": True}, None), ({}, None)):
+        asked = {**CHAT, "stream_options": options, "stream": streamed}
+        body = serving().client.post("/v1/chat/completions", json=asked).json()
+        said = ["field 'stream_options' was ignored: stream is not true"] if options else []
+        assert body["freehold"]["warnings"] == said
+
+
 def test_n_answers_are_interleaved_under_their_index(serving):
     server = serving()
     got = events(server.client.post("/v1/chat/completions", json={**CHAT, "stream": True, "n": 3}).text)

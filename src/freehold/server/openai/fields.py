@@ -281,12 +281,12 @@ _SAMPLING = (
 
 
 def strangers(raw: dict[str, Any], kind: type[Struct]) -> list[str]:
-    """Return a warning for each field that `kind` lacks; refuse those that would change the answer."""
+    """Return a warning for each field that means nothing here; refuse those that would change the answer."""
     unknown = raw.keys() - set(kind.__struct_fields__)
-    if not unknown:
-        return []
     neutral = {**_NEUTRAL, **_IN_CHAT} if kind is ChatRequest else _NEUTRAL
     warnings = []
+    if issubclass(kind, Generating) and raw.get("stream_options") and not raw.get("stream"):
+        warnings.append("field 'stream_options' was ignored: stream is not true")
     for name in sorted(unknown):
         value = raw[name]
         if name in neutral:
