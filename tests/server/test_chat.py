@@ -161,6 +161,11 @@ def test_sampling_fields_reach_the_job_and_only_those_given(serving):
     assert dict(job.sampling) == {**given, "top_k": 0, "logit_bias": {12: -100}}
 
 
+@pytest.mark.parametrize("given, used", [(-1, None), (-2, (1 << 63) - 2), (-(1 << 63), 0)])
+def test_a_negative_seed_is_one_too_but_for_the_one_that_asks_for_chance(serving, given, used):
+    assert job_of(serving(), seed=given).sampling.get("seed") == used
+
+
 def test_other_fields_reach_the_job(serving):
     server = serving()
     job = job_of(server, stop="END", max_tokens=5, max_completion_tokens=9, ignore_eos=True, timeout=25)
@@ -308,7 +313,7 @@ def test_images_in_messages_are_refused(serving):
         ({"n": 1000}, "n", ["1000", "<= 64"]),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", ["21", "<= 20"]),
         ({"top_logprobs": 2}, "top_logprobs", ["logprobs"]),
-        ({"seed": -1}, "seed", ["-1"]),
+        ({"seed": -(1 << 63) - 1}, "seed", [str(-(1 << 63))]),
         ({"seed": 1.5}, "seed", ["1.5", "int"]),
         ({"stop": ["x"] * 17}, "stop", ["17", "16"]),
         ({"stop": ""}, "stop", ["0", "1,024"]),

@@ -92,9 +92,9 @@ class Generating(Structured, kw_only=True):
         Meta(description="Token id, as text, to what is added to its logit."),
     ] = None
     seed: Annotated[
-        Annotated[int, Meta(ge=0, le=MAX_SEED)] | None,
+        Annotated[int, Meta(ge=-MAX_SEED - 1, le=MAX_SEED)] | None,
         Meta(
-            description="The same seed gives the same answer; answer i draws with seed + i. Default: drawn."
+            description="The same seed gives the same answer; answer i draws with seed + i. Default, and -1: drawn."
         ),
     ] = None
     n: Annotated[
@@ -276,7 +276,6 @@ _SAMPLING = (
     "presence_penalty",
     "frequency_penalty",
     "penalty_window",
-    "seed",
 )
 
 
@@ -335,6 +334,8 @@ def message_strangers(messages: list[dict[str, Any]]) -> list[str]:
 def sampling(r: Generating) -> dict[str, object]:
     """Return the fields of SamplingParams that the request gives."""
     given: dict[str, object] = {k: v for k in _SAMPLING if (v := getattr(r, k)) is not None}
+    if r.seed not in (None, -1):  # which vLLM and llama.cpp read as no seed
+        given["seed"] = r.seed & MAX_SEED
     if r.top_k is not None:
         given["top_k"] = max(r.top_k, 0)
     if r.logit_bias:
