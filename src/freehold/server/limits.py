@@ -21,6 +21,7 @@ MAX_DEPTH = 64  # nested lists and objects in a body: a schema has two a level, 
 MAX_UNKNOWN = 64  # fields of a body; for each a protocol looks for the nearest known name
 _SHOWN = 60  # characters of a refused value
 _AT = re.compile(r"^(.*?)(?: - at `(?:key in )?\$(.*)`)?$", re.S)
+_HALF = re.compile(rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])")  # of a surrogate pair
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -143,7 +144,9 @@ def parse(body: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise Refused(400, f"the body is not JSON: {e}", code="invalid_json") from None
+        # Where the other half would run over the body's end msgspec calls the body truncated.
+        why = "half a surrogate pair is no character" if _HALF.search(body) else e
+        raise Refused(400, f"the body is not JSON: {why}", code="invalid_json") from None
     except RecursionError:
         raise _too_deep() from None
     if not isinstance(value, dict):
