@@ -142,7 +142,7 @@ def test_bounds_expiry_and_what_a_crash_left(tmp_path):
         part.write_bytes(content)
         return files.add("ann", part, "x", "batch", seconds)
 
-    first, second = add(b"x" * 60, 3600), add(b"x" * 60)
+    first, second = add(b"x" * 60, 3600), add(b"x" * 40)
     with pytest.raises(Refused, match="2 files"):
         files.begin("ann")
     clock[0] += 3600
@@ -157,6 +157,19 @@ def test_bounds_expiry_and_what_a_crash_left(tmp_path):
     assert len(files.all("ann")) == 1
     assert sorted(p.suffix for p in tmp_path.rglob("*.*")) == [".data", ".json"]
     assert first.expires_at == 4600
+
+
+def test_uploads_that_come_together_share_one_bound(tmp_path):
+    files = Files(tmp_path, FileBounds(files=3, bytes=100))
+    first, second, third = (files.begin("ann") for _ in range(3))
+    for part, size in ((first, 60), (second, 60), (third, 40)):
+        part.write_bytes(b"x" * size)
+    files.add("ann", first, "x", "batch")
+    with pytest.raises(Refused, match="would hold 120 bytes; expected at most 100"):
+        files.add("ann", second, "x", "batch")
+    files.add("ann", third, "x", "batch")
+    with pytest.raises(Refused, match="would hold 101 bytes"):
+        files.begin("ann")
 
 
 def test_a_server_without_a_folder_says_so(serving):

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -58,6 +59,7 @@ class Files:
         self, root: Path, bounds: FileBounds | None = None, now: Callable[[], float] = time.time
     ) -> None:
         self._root, self._bounds, self._now = root, bounds or FileBounds(), now
+        self._adding = threading.Lock()  # held while a file finds room, and takes it
         private_folder(root)
 
     def sweep(self) -> None:
@@ -72,19 +74,16 @@ class Files:
 
     def begin(self, tenant: str) -> Path:
         """Return where a new file's bytes are to be written; 400 where the tenant has too much already."""
-        held = self.all(tenant)
-        if len(held) >= self._bounds.files:
-            raise _full(f"there are {len(held):,} files; expected at most {self._bounds.files:,}")
-        used = sum(each.bytes for each in held)
-        if used >= self._bounds.bytes:
-            raise _full(f"files hold {used:,} bytes; expected at most {self._bounds.bytes:,}")
+        self._check_room(tenant, 1)
         return self._folder(tenant) / f"{new_id()}.part"
 
     def add(
         self, tenant: str, part: Path, filename: str, purpose: str, seconds: int | None = None
     ) -> FileRecord:
-        """Make a file of what was written to `part`, which `begin` named."""
-        return self._record(tenant, part, part.stem, filename, purpose, seconds)
+        """Make a file of what was written to `part`, which `begin` named; 400 where others took the room since."""
+        with self._adding:
+            self._check_room(tenant, part.stat().st_size)
+            return self._record(tenant, part, part.stem, filename, purpose, seconds)
 
     def adopt(self, tenant: str, source: Path, id: str, filename: str, purpose: str) -> FileRecord:
         """Make a file of `source`, which stays where it is. Does nothing where it was done before."""
@@ -120,6 +119,14 @@ class Files:
     def delete(self, tenant: str, id: str) -> None:
         """Remove a file; 404 if there is none."""
         self._remove(tenant, self.get(tenant, id).id)
+
+    def _check_room(self, tenant: str, more: int) -> None:
+        held = self.all(tenant)
+        if len(held) >= self._bounds.files:
+            raise _full(f"there are {len(held):,} files; expected at most {self._bounds.files:,}")
+        size = sum(each.bytes for each in held) + more
+        if size > self._bounds.bytes:
+            raise _full(f"files would hold {size:,} bytes; expected at most {self._bounds.bytes:,}")
 
     def _record(
         self, tenant: str, part: Path, id: str, filename: str, purpose: str, seconds: int | None
