@@ -35,6 +35,12 @@ def test_what_is_no_json_object_is_refused(serving, body):
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_json"
 
 
+@pytest.mark.parametrize("rest", [b"", b" and more", b"\\u0041"])
+def test_half_a_character_is_called_that(serving, rest):
+    answer = serving().client.post(URL, content=b'{"model": "\\ud800' + rest + b'"}')
+    assert answer.status_code == 400 and "half a surrogate pair" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 5000, 200_000])
 @pytest.mark.parametrize("opening, closing", [("[", "]"), ('{"a":', "}")])
 def test_deep_nesting_is_refused(serving, depth, opening, closing):

@@ -55,6 +55,12 @@ def test_every_route_says_what_it_does_and_who_may():
             assert (operation["security"] == []) == (path == "/health")
 
 
+def test_an_upload_is_said_to_be_made_or_known():
+    said = DOCUMENT["paths"]["/api/blobs/{digest}"]["post"]["responses"]
+    assert {"200", "201"} <= said.keys()
+    assert "201" not in DOCUMENT["paths"]["/v1/files"]["post"]["responses"]
+
+
 def test_every_reference_leads_somewhere():
     for ref in re.findall(r'"\$ref": "#/components/schemas/([^"]+)"', json.dumps(DOCUMENT)):
         assert ref in DOCUMENT["components"]["schemas"]

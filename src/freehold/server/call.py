@@ -200,6 +200,7 @@ class Endpoint:
     query: tuple[str, ...] = ()  # parameters behind the `?`
     form: tuple[str, ...] = ()  # fields of a multipart body, the first one a file
     reply: type[msgspec.Struct] | None = None  # what a whole answer in JSON looks like
+    status: tuple[int, ...] = (200,)  # of an answer that is no refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call: Call = scope["freehold.call"]
@@ -222,12 +223,15 @@ def route(
     query: Sequence[str] = (),
     form: Sequence[str] = (),
     reply: type[msgspec.Struct] | None = None,
+    status: Sequence[int] = (200,),
 ) -> Route:
     """Return the route of `handle`, whose docstring says what it does; `request` is the struct it reads.
 
     What stands here is what the OpenAPI document says, and what is enforced.
     """
-    endpoint = Endpoint(path, handle, request, audience, tuple(answer), tuple(query), tuple(form), reply)
+    endpoint = Endpoint(
+        path, handle, request, audience, tuple(answer), tuple(query), tuple(form), reply, tuple(status)
+    )
     return Route(path, endpoint, methods=[method])
 
 

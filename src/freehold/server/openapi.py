@@ -106,4 +106,5 @@ def _responses(endpoint: Endpoint, refs: dict[Any, Any]) -> dict[str, Any]:
     ok = {"description": "The answer.", "content": content}
     error = {"application/json": {"schema": {"type": "object"}}}
     refusals = {status: {"description": text, "content": error} for status, text in _REFUSALS.items()}
-    return {"200": ok, **({} if endpoint.audience == "all" else refusals)}
+    answers = dict.fromkeys(map(str, endpoint.status), ok)
+    return {**answers, **({} if endpoint.audience == "all" else refusals)}

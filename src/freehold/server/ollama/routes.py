@@ -47,7 +47,7 @@ def store_routes() -> list[Route]:
         route("POST", "/api/copy", copy, CopyRequest, audience="manage"),
         route("DELETE", "/api/delete", delete, DeleteRequest, audience="manage"),
         route("HEAD", "/api/blobs/{digest}", has, audience="manage"),
-        route("POST", "/api/blobs/{digest}", send, audience="manage"),
+        route("POST", "/api/blobs/{digest}", send, audience="manage", status=[200, 201]),
     ]
 
 
