@@ -10,9 +10,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from freehold.cli.apps import APPS, Target
-from freehold.cli.edits import NotUnderstood, list_item, merged_json, set_yaml
+from freehold.cli.edits import BEGIN, END, NotUnderstood, list_item, merged_json, set_yaml
 from tests.cli.test_serve import freehold
 
 GUIDES = Path(__file__).parents[2] / "docs" / "guides" / "clients"
@@ -164,6 +166,53 @@ def test_edits_keep_every_other_line():
     assert json.loads(merged_json("", "env", {"A": "b"})) == {"env": {"A": "b"}}
     with pytest.raises(NotUnderstood):
         list_item("# freehold launch: begin\n", "", ["a: 1"])
+
+
+lines = st.sampled_from(
+    ["a: 1", "key: x", "key:", "models:", "models: []", "  - y: 1", "- y", "  y: 2", "# c", "", "key: |", "---",
+     "key: 'x", "a: 'x'  # c", "a: [x, y]", "key: {a: b}", f"  {BEGIN}", f"  {END}", BEGIN, END]
+) | st.text(max_size=6)  # fmt: skip
+texts = st.builds(
+    lambda lines, end: end.join(lines), st.lists(lines, max_size=8), st.sampled_from(["\n", "\r\n"])
+)
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+values = st.recursive(leaves, lambda v: st.lists(v) | st.dictionaries(st.text(max_size=3), v), max_leaves=5)
+objects = st.dictionaries(st.sampled_from(["env", "x"]) | st.text(max_size=3), values, max_size=3)
+many = settings(max_examples=200, deadline=None)
+
+
+@given(texts, st.text(max_size=5))
+@many
+def test_any_yaml_gets_its_key_and_keeps_its_other_lines_or_is_refused(text, value):
+    try:
+        new = set_yaml(text, {"key": value})
+    except NotUnderstood:
+        return
+    others = [line for line in re.split("\r\n|\r|\n", text) if not re.match("key[ \t]*:", line)]
+    kept = [line for line in new.split("\n") if not re.match("key[ \t]*:", line)]
+    assert "\n".join(kept).strip("\n") == "\n".join(others).strip("\n")
+    assert set_yaml(new, {"key": value}) == new
+
+
+@given(texts, st.sampled_from(["", "models"]))
+@many
+def test_any_yaml_gets_one_item_of_ours_or_is_refused(text, key):
+    try:
+        new = list_item(text, key, ["a: 1", "b: 2"])
+    except NotUnderstood:
+        return
+    assert new.count(BEGIN) == 1 and list_item(new, key, ["a: 1", "b: 2"]) == new
+
+
+@given(objects.map(json.dumps) | texts | st.sampled_from(["[" * 100_000, '{"x": "\\ud800"}']))
+@many
+def test_any_json_gets_its_values_and_keeps_the_others_or_is_refused(text):
+    try:
+        new = merged_json(text, "env", {"A": "b"})
+    except NotUnderstood:
+        return
+    old = json.loads(text) if text.strip() else {}
+    assert json.loads(new.encode()) == {**old, "env": {**old.get("env", {}), "A": "b"}}
 
 
 @pytest.mark.parametrize(

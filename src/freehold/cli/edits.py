@@ -26,27 +26,31 @@ def merged_json(old: str, section: str, values: Mapping[str, Any]) -> str:
     """Return a JSON object with `values` in its object `section`."""
     try:
         whole = json.loads(old) if old.strip() else {}
-    except ValueError as e:
+        if not isinstance(whole, dict) or not isinstance(whole.get(section, {}), dict):
+            raise NotUnderstood(f"it is no JSON object with an object {section!r}")
+        whole[section] = {**whole.get(section, {}), **values}
+        new = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+        new.encode()  # half a surrogate pair can be read, and not be written
+    except (ValueError, RecursionError) as e:
         raise NotUnderstood(f"it is not JSON: {e}") from e
-    if not isinstance(whole, dict) or not isinstance(whole.get(section, {}), dict):
-        raise NotUnderstood(f"it is no JSON object with an object {section!r}")
-    whole[section] = {**whole.get(section, {}), **values}
-    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    return new
 
 
 def set_yaml(old: str, values: Mapping[str, str]) -> str:
     """Return YAML with these top-level keys set to texts; lines of other keys stay as they are."""
-    lines = old.splitlines()
+    lines = _lines(old)
     _plain_mapping(lines)
     for key, value in values.items():
         line = f"{key}: {quoted(value)}"
-        at = [i for i, each in enumerate(lines) if re.match(rf"{re.escape(key)}[ \t]*:([ \t]|$)", each)]
+        named = re.escape(key) + r"[ \t]*:"
+        at = [i for i, each in enumerate(lines) if re.match(rf"{named}([ \t]|$)", each)]
         if len(at) > 1:
             raise NotUnderstood(f"{key} stands in it {len(at)} times")
         if not at:
             lines.append(line)
             continue
-        if _continues(lines, at[0]) or re.search(r":[ \t]*([|>&*!{\[]|['\"][^'\"]*$)", lines[at[0]]):
+        open_ended = re.match(named + r"[ \t]*([|>&*!{\[]|['\"][^'\"]*$)", lines[at[0]])
+        if open_ended or _continues(lines, at[0]):
             raise NotUnderstood(f"{key} in line {at[0] + 1} is more than a text on one line")
         lines[at[0]] = line
     return "\n".join(lines) + "\n"
@@ -57,7 +61,7 @@ def list_item(old: str, key: str, item: Sequence[str]) -> str:
 
     `item`: its lines without indentation, the first one after the dash. An item of ours is replaced.
     """
-    lines = _without_ours(old.splitlines())
+    lines = _without_ours(_lines(old))
     if key:
         _plain_mapping(lines)
         at = _list_under(lines, key)
@@ -78,6 +82,12 @@ def list_item(old: str, key: str, item: Sequence[str]) -> str:
 def quoted(text: str) -> str:
     """Write a text so that YAML reads it as it is."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _lines(text: str) -> list[str]:
+    """Split where YAML ends a line; str.splitlines would cut at what may stand in a text."""
+    lines = re.split(r"\r\n|\r|\n", text)
+    return lines if lines[-1] else lines[:-1]
 
 
 def _without_ours(lines: list[str]) -> list[str]:
