@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from freehold import errors
 from freehold.server.ollama.fields import MAX_UNANSWERED, _CallIds
@@ -210,6 +212,24 @@ def test_a_result_without_an_id_is_looked_for_among_the_latest_calls():
     assert ids.answered("old", None) == ("", "old")
     assert ids.answered("old", "call 0") == ("call 0", "old")  # who says the id needs no search
     assert ids.answered("new", None) == ("call 1", "new")
+
+
+ids, names = st.sampled_from([None, "", "x", "y"]), st.sampled_from(["a", "b"])
+
+
+@given(st.lists(st.tuples(st.booleans(), names | st.just(""), ids), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_any_results_answer_the_open_calls_in_their_order_each_once(turns):
+    known, waiting = _CallIds(), []
+    for is_call, name, id in turns:
+        if is_call:
+            waiting.append((name, known.called(name, id)))
+            assert waiting[-1][1] == id if id else waiting[-1][1].startswith("call_")
+            continue
+        fits = [call for call in waiting if (call[1] == id if id else name in ("", call[0]))]
+        assert known.answered(name, id) == ((fits[0][1], name or fits[0][0]) if fits else (id or "", name))
+        if fits:
+            waiting.remove(fits[0])
 
 
 def test_what_a_model_cannot_read_is_refused_by_name(serving):
