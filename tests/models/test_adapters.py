@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,15 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from freehold import _native as native
 from freehold.engine import Engine
-from freehold.errors import BadModelFile, FreeholdError, ModelNotFound, UnsupportedModel
+from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.formats.lora import CONFIG, MAX_RANK, WEIGHTS, open_lora
 from freehold.models.adapters import load_adapter
 from freehold.models.loader import LoadedModel, load_model
 from tests.models.test_golden import BOUND, GOLDEN, write_model
-from tests.vectors.adapters import CASES, Case, write_gguf, write_peft
+from tests.vectors.adapters import CASES, Case, peft_config, write_gguf, write_peft
 
 FORMS = [
     (name, base, form)
@@ -200,6 +203,24 @@ def test_native_refuses_pairs_that_do_not_fit():
     assert adapter.nbytes == 4 * 16 * (64 + 48)
 
 
+keys = st.sampled_from(
+    [*peft_config(CASES["qwen2"]), "alpha_pattern", "rank_pattern", "use_rslora", "eva_config"]
+)
+leaves = st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats() | st.text(max_size=5)
+values = st.recursive(leaves, lambda v: st.lists(v) | st.dictionaries(st.text(max_size=9), v), max_leaves=4)
+patterns = st.dictionaries(st.sampled_from(["q_proj", "^model"]) | st.text(max_size=5), leaves)
+
+
+@given(st.dictionaries(keys, values | patterns, max_size=3))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_settings_of_an_adapter_are_taken_or_refused(tmp_path: Path, changed: dict[str, Any]):
+    case = Case("llama", targets=("q_proj",))
+    folder = tmp_path if (tmp_path / WEIGHTS).exists() else write_peft(case, tmp_path)
+    (folder / CONFIG).write_text(json.dumps(peft_config(case) | changed))
+    with suppress(BadModelFile):
+        assert all(0 < pair.scale < float("inf") for pair in open_lora(folder).modules.values())
+
+
 def test_a_damaged_adapter_is_refused_or_read_and_never_an_exception_of_ours(tmp_path: Path):
     case, rng = Case("llama", targets=("q_proj",)), random.Random(1)
     peft = write_peft(case, tmp_path / "peft")
@@ -212,7 +233,7 @@ def test_a_damaged_adapter_is_refused_or_read_and_never_an_exception_of_ours(tmp
             for _ in range(rng.choice((1, 2, 8)) if changed else 0):
                 changed[rng.randrange(min(len(changed), 2000))] = rng.randrange(256)
             path.write_bytes(changed)
-            with suppress(FreeholdError):
+            with suppress(BadModelFile):
                 read += bool(open_lora(path if path.suffix == ".gguf" else peft).modules)
         path.write_bytes(data)
     assert read > 20  # not every change matters

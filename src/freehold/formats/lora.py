@@ -143,7 +143,7 @@ class _Scales:
         self._root = config.get_bool("use_rslora", False)
         empty = Metadata({}, where)
         ranks, alphas = config.get_map("rank_pattern", empty), config.get_map("alpha_pattern", empty)
-        self._ranks = _patterns({key: float(ranks.get_int(key)) for key in ranks}, MAX_RANK, where)
+        self._ranks = _patterns({key: ranks.get_int(key) for key in ranks}, MAX_RANK, where)
         self._alphas = _patterns({key: alphas.get_float(key) for key in alphas}, MAX_ALPHA, where)
 
     def of(self, module: str, rank: int) -> float:
@@ -252,8 +252,10 @@ def _holds_weights(type: QuantType) -> bool:
 
 def _bounded(value: float, most: float, name: str) -> float:
     """Return a number above 0 and up to `most`."""
-    if not (math.isfinite(value) and 0 < value <= most):
-        raise BadModelFile(f"{name} is {value:g}; expected more than 0, to {most:g}")
+    if not 0 < value <= most:
+        raise BadModelFile(
+            f"{name} is {value!s:.40}; expected more than 0, to {most:g}"
+        )  # of an integer of any length
     return value
 
 
