@@ -12,7 +12,6 @@ from freehold import errors
 from freehold.server.anthropic.chat import BILLING, read_chat
 from freehold.server.anthropic.errors import anthropic_error
 from freehold.server.anthropic.fields import Block, InputMessage
-from freehold.server.limits import Limits
 from freehold.server.problems import problem
 from freehold.types import Format, Message, Tool, ToolCall
 from tests.server.conftest import Running
@@ -587,21 +586,17 @@ def test_the_routers_own_refusals_come_in_anthropics_shape(serving, method, path
     assert answer.status_code == status and answer.json()["error"]["type"] == kind
 
 
-def test_a_body_that_is_too_long_or_no_json_is_refused_in_shape(serving):
-    server = serving(limits=Limits(body_bytes=2000))
-    assert "2,000 bytes" in refusal(server, status=413, system="x" * 3000)
-    answer = server.client.post(URL, content=b"{")
+def test_a_body_that_is_no_json_is_refused_in_shape(serving):
+    answer = serving().client.post(URL, content=b"{")
     assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_a_key_is_taken_from_either_header_and_a_wrong_one_refused_in_shape(serving):
+def test_a_key_is_taken_from_either_header(serving):
     from freehold.server.keys import Ring, key_of
 
     server = serving(keys=Ring([key_of("ann", "a" * 20)]))
     for headers in ({"x-api-key": "a" * 20}, {"authorization": f"Bearer {'a' * 20}"}):
         assert server.client.post(URL, json=CHAT, headers=headers).status_code == 200
-    answer = server.client.post(URL, json=CHAT, headers={"x-api-key": "b" * 20})
-    assert answer.status_code == 401 and answer.json()["error"]["type"] == "authentication_error"
 
 
 def test_a_turn_of_twenty_thousand_results_is_read_in_one_pass():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from freehold import errors
 from freehold.errors import FreeholdError
+from freehold.server.keys import Ring, key_of
+from freehold.server.limits import Limits
 from freehold.server.problems import STATUS, openai_error, problem, without_paths
 from tests.server.fakes import Script, failing
 from tests.server.test_chat import CHAT, events
@@ -33,6 +37,103 @@ CASES = [
     (FreeholdError("no"), 500, "internal_error"),
     (RuntimeError("secret /etc/passwd"), 500, "internal_error"),
 ]
+
+
+# protocol -> its route, and what a sound request has besides a model and messages
+ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
+    "openai": (URL, {}),
+    "ollama": ("/api/chat", {"stream": False}),
+    "anthropic": ("/v1/messages", {"max_tokens": 9}),
+}
+OVERFLOW = errors.ContextOverflow(
+    "prompt has 5,000 tokens; fake:1b is loaded with room for 4,096",
+    "load it with --context 8192, or shorten the prompt",
+)
+# case -> the server that refuses it, where the usual one would not
+SERVERS: dict[str, dict[str, Any]] = {
+    "overflow": {"script": failing("start", OVERFLOW)},
+    "schema": {"script": failing("start", errors.UsageError("the JSON schema has the type 'hue'"))},
+    "alternation": {"script": failing("start", errors.BadTemplate("the template refuses: roles alternate"))},
+    "key": {"keys": Ring([key_of("ann", "a" * 20)])},
+    "body": {"limits": Limits(body_bytes=1000)},
+}
+HUE = {"type": "hue"}
+TURNED = [{"role": "assistant", "content": "hi"}, {"role": "user", "content": "hi"}]
+TOOL = [{"role": "tool", "tool_call_id": "c1", "content": "x"}]
+ROBOT = [{"role": "robot", "content": "x"}]
+# (case, protocol, what is asked, status, OpenAI's code or Anthropic's type, words of the text)
+REFUSALS: list[tuple[str, str, dict[str, Any], int, str | None, list[str]]] = [
+    ("model", "openai", {"model": "nope"}, 404, "model_not_found", ["'nope'", "GET /v1/models"]),
+    ("model", "ollama", {"model": "nope"}, 404, None, ["model 'nope' not found", "GET /v1/models"]),
+    ("model", "anthropic", {"model": "nope"}, 404, "not_found_error", ["'nope'", "GET /v1/models"]),
+    ("overflow", "openai", {}, 400, "context_length_exceeded", ["5,000", "4,096", '"overflow": "drop-oldest"']),
+    ("overflow", "ollama", {}, 400, None, ["5,000", "4,096", '"truncate": true']),
+    ("overflow", "anthropic", {}, 400, "invalid_request_error", ["prompt is too long: 5000 tokens > 4096 maximum"]),
+    ("schema", "openai", {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": HUE}}},
+     400, "invalid_value", ["'hue'"]),
+    ("schema", "ollama", {"format": HUE}, 400, None, ["'hue'"]),
+    ("schema", "anthropic", {"output_config": {"format": {"type": "json_schema", "schema": HUE}}},
+     400, "invalid_request_error", ["'hue'"]),
+    ("no schema", "openai", {"response_format": {"type": "json_schema"}}, 400, None, ["json_schema.schema"]),
+    ("no schema", "ollama", {"format": "yaml"}, 400, None, ["format is 'yaml'"]),
+    ("no schema", "anthropic", {"output_config": {"format": {"type": "json_schema", "schema": []}}},
+     400, "invalid_request_error", ["output_config.format.schema"]),
+    ("alternation", "openai", {"messages": TURNED}, 400, "template_refused", ["roles alternate"]),
+    ("alternation", "ollama", {"messages": TURNED}, 400, None, ["roles alternate"]),
+    ("alternation", "anthropic", {"messages": TURNED}, 400, "invalid_request_error",
+     ["messages does not begin with a user's turn"]),
+    ("order", "openai", {"messages": TOOL}, 400, None, ["messages[0]"]),
+    ("order", "anthropic", {"messages": TOOL}, 400, "invalid_request_error", ["messages[0].role is 'tool'"]),
+    ("role", "openai", {"messages": ROBOT}, 400, "invalid_value", ["messages[0].role is 'robot'"]),
+    ("role", "ollama", {"messages": ROBOT}, 400, None, ["messages[0].role is 'robot'"]),
+    ("role", "anthropic", {"messages": ROBOT}, 400, "invalid_request_error", ["messages[0].role is 'robot'"]),
+    ("n", "openai", {"n": 1000}, 400, "invalid_value", ["n is 1000", "<= 64"]),
+    ("key", "openai", {}, 401, "invalid_api_key", ["key"]),
+    ("key", "ollama", {}, 401, None, ["key"]),
+    ("key", "anthropic", {}, 401, "authentication_error", ["key"]),
+    ("body", "openai", {"x": "y" * 1000}, 413, "body_too_large", ["longer than 1,000 bytes"]),
+    ("body", "ollama", {"x": "y" * 1000}, 413, None, ["longer than 1,000 bytes"]),
+    ("body", "anthropic", {"x": "y" * 1000}, 413, "request_too_large", ["longer than 1,000 bytes"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case, protocol, asked, status, kind, words", REFUSALS)
+def test_a_refusal_has_the_status_and_the_body_of_its_protocol(
+    serving, case, protocol, asked, status, kind, words
+):
+    route, more = ROUTES[protocol]
+    headers = {"Authorization": f"Bearer {'b' * 20}"}  # which only a server with keys reads
+    server = serving(**SERVERS.get(case, {}))
+    answer = server.client.post(route, json={**CHAT, **more, **asked}, headers=headers)
+    body = answer.json()
+    assert answer.status_code == status, answer.text
+    if protocol == "ollama":
+        assert list(body) == ["error"]
+        message = body["error"]
+    elif protocol == "openai":
+        assert list(body) == ["error"] and body["error"].keys() >= {"message", "type", "param"}
+        assert body["error"]["code"] == kind
+        message = body["error"]["message"]
+    else:
+        assert body["type"] == "error" and body["request_id"] == answer.headers["request-id"]
+        assert body["error"].keys() == {"type", "message"} and body["error"]["type"] == kind
+        message = body["error"]["message"]
+    assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize("protocol", ROUTES)
+def test_a_field_that_nobody_knows_is_named_in_the_warnings_of_every_protocol(serving, protocol):
+    route, more = ROUTES[protocol]
+    answer = serving().client.post(route, json={**CHAT, **more, "colour": "red"})
+    assert answer.json()["freehold"]["warnings"] == ["unknown field 'colour' was ignored"]
+
+
+@pytest.mark.parametrize("protocol", ["ollama", "anthropic"])
+def test_many_answers_are_of_openais_protocol_alone(serving, protocol):
+    route, more = ROUTES[protocol]
+    server = serving()
+    said = server.client.post(route, json={**CHAT, **more, "n": 1000}).json()["freehold"]["warnings"]
+    assert said == ["unknown field 'n' was ignored"] and server.models.served["fake:1b"].jobs[-1].n == 1
 
 
 @pytest.mark.parametrize("error, status, code", CASES, ids=lambda v: type(v).__name__)
