@@ -19,7 +19,7 @@ from freehold.local.prompt import Prompt, Prompter
 from freehold.local.text import AnswerText, Said
 from freehold.tokenizer import Tokenizer, TokenKind, tokenizer_from_gguf
 from freehold.tokenizer.dialects import dialect_of
-from freehold.types import Chunk, Job, Message, Tool
+from freehold.types import Chunk, Format, Job, Message, Tool
 from tests.local.test_jobs import answered, ids, text
 from tests.tokenizer import families
 from tests.vectors import files
@@ -144,10 +144,15 @@ def test_answer_beside_a_format_is_calls_or_fits_it(llm: LLM):
 
 def test_schemas_that_no_grammar_can_hold_are_a_warning_in_auto_and_an_error_in_required(llm: LLM):
     strange = Tool("strange", "", {"type": "object", "properties": {"a": {"$ref": "http://example.com/a"}}})
-    begun = llm.start(replace(JOB, tools=(strange,), tool_choice="auto")).begin
-    assert begun is not None and "not held to the tools' schemas" in begun.warnings[0]
-    with pytest.raises(UsageError, match="example"):
-        llm.start(replace(JOB, tools=(strange,)))
+    told = "the parameters of tool 'strange': "
+    begun = llm.start(replace(JOB, tools=(PICK, strange), tool_choice="auto")).begin
+    assert begun is not None and f"not held to the tools' schemas: {told}" in begun.warnings[0]
+    for change in ({}, {"tool_choice": "auto", "format": Format("json")}):
+        with pytest.raises(UsageError, match=rf"^{told}(?!at \d).*example"):
+            llm.start(replace(JOB, tools=(PICK, strange), **change))
+    with pytest.raises(UsageError, match=r"^format: "):
+        llm.start(replace(JOB, tool_choice="auto", format=Format("regex", "(")))
+    llm.start(replace(JOB, tools=(PICK, strange), tool_name="pick"))
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,27 @@ class Holds:
 
     def _text(self, job: Job, prompt: Prompt) -> tuple[Grammar | None, tuple[Opening, ...], tuple[str, ...]]:
         """Return what the text is held to from its beginning, or from where on, and what could not be."""
+        try:
+            return (*self._led(job, prompt), ())
+        except UsageError as e:
+            named = self._named(e, job, prompt)
+            if job.format is None and job.tool_choice != "required":
+                return None, (), (f"calls are not held to the tools' schemas: {named.message}",)
+            raise named from e
+
+    def _named(self, error: UsageError, job: Job, prompt: Prompt) -> UsageError:
+        """Return the error with the name of the tool that raises one alone; it is the format's where none does."""
+        for tool in prompt.tools:
+            if job.tool_name in ("", tool.name):
+                try:
+                    self._led(replace(job, format=None), replace(prompt, tools=(tool,)))
+                except UsageError as e:
+                    return UsageError(f"the parameters of tool {tool.name!r}: {_what(e)}", e.hint)
+        if job.format is not None or not prompt.tools:
+            return error
+        return UsageError(f"the parameters of all tools together: {_what(error)}", error.hint)
+
+    def _led(self, job: Job, prompt: Prompt) -> tuple[Grammar | None, tuple[Opening, ...]]:
         if prompt.dialect is None or not prompt.tools:
             formats = [_closed(job.format)] if job.format is not None else []
         elif job.tool_choice == "required":
@@ -52,11 +73,8 @@ class Holds:
             forms = [prompt.dialect.form, *([bare] if bare else [])]
             formats = [*(self._calls(job, prompt, form) for form in forms), _closed(job.format)]
         else:
-            try:
-                return None, tuple(self._openings(job, prompt.tools, prompt.dialect)), ()
-            except UsageError as e:
-                return None, (), (f"calls are not held to the tools' schemas: {e.message}",)
-        return self._grammars.grammar(*formats, at_start=prompt.at_start) if formats else None, (), ()
+            return None, tuple(self._openings(job, prompt.tools, prompt.dialect))
+        return self._grammars.grammar(*formats, at_start=prompt.at_start) if formats else None, ()
 
     def _calls(self, job: Job, prompt: Prompt, form: Form) -> Format:
         """Return the format of an answer that is calls and nothing else."""
@@ -85,6 +103,11 @@ class Holds:
         ids = {token: self._tokenizer.added_id(token) for token in used}
         spelled = (f"<[{ids[p]}]>" if p in ids else json.dumps(p, ensure_ascii=False) for p in pieces if p)
         return " ".join(spelled)
+
+
+def _what(error: UsageError) -> str:
+    """Return what is wrong, without the place in a grammar that nobody wrote."""
+    return re.sub(r"^format: (at \d+\(\d+\): )?", "", error.message)
 
 
 def _closed(format: Format) -> Format:
