@@ -10,8 +10,15 @@ from tests.server.test_chat import CHAT, events, job_of, refusal
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 OFFER = {"type": "function", "function": {"name": "get_weather", "description": "d", "parameters": SCHEMA}}
+GRAMMAR = {"type": "grammar", "grammar": {"syntax": "lark", "definition": "start: /x+/"}}
+PATCH = {"type": "custom", "custom": {"name": "apply_patch", "description": "d", "format": GRAMMAR}}
 CALLING = Script("Let me see.", calls=(("get_weather", '{"city": "Rome"}'),))
 ASKED = {**CHAT, "tools": [OFFER]}
+
+
+def allowed(mode: str, *names: str) -> dict[str, object]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
 
 
 CALL = {
@@ -51,6 +58,43 @@ def test_tools_and_the_choice_among_them_reach_the_engine(serving):
         assert (job.tool_choice, job.tool_name) == expected and not job.parallel_tool_calls
 
 
+@pytest.mark.parametrize(
+    "choice, mode, name, offered",
+    [
+        ({"type": "custom", "custom": {"name": "apply_patch"}}, "required", "apply_patch", 2),
+        (allowed("auto", "get_weather"), "auto", "", 1),
+        (allowed("required", "apply_patch", "get_weather"), "required", "", 2),
+    ],
+)
+def test_choice_of_tools_is_read_as_in_responses(serving, choice, mode, name, offered):
+    job = job_of(serving(), tools=[OFFER, PATCH], tool_choice=choice)
+    assert (job.tool_choice, job.tool_name, len(job.tools)) == (mode, name, offered)
+
+
+def test_free_form_tool_is_told_of_as_a_function_of_one_text(serving):
+    server = serving()
+    (tool,) = job_of(server, tools=[PATCH]).tools
+    assert tool.parameters["required"] == ["input"] and "lark grammar:\nstart: /x+/" in tool.description
+    body = server.client.post("/v1/chat/completions", json={**CHAT, "tools": [PATCH]}).json()
+    assert body["freehold"]["warnings"] == [
+        "the grammar of 'apply_patch' is shown to the model and not enforced"
+    ]
+
+
+def test_call_of_a_free_form_tool_comes_as_its_text(serving):
+    script = Script("", calls=(("apply_patch", '{"input": "a\\nb"}'), *CALLING.calls))
+    asked = {**CHAT, "tools": [OFFER, PATCH]}
+    body = serving(script).client.post("/v1/chat/completions", json=asked).json()
+    custom, function = body["choices"][0]["message"]["tool_calls"]
+    assert custom == {"id": "call_0", "type": "custom", "custom": {"name": "apply_patch", "input": "a\nb"}}
+    assert function["function"]["arguments"] == '{"city": "Rome"}'
+    told = events(serving(script).client.post("/v1/chat/completions", json={**asked, "stream": True}).text)
+    deltas = [c for e in told for choice in e["choices"] for c in choice["delta"].get("tool_calls", ())]
+    begun, *_, ended = [delta for delta in deltas if delta["index"] == 0]
+    assert begun == {"index": 0, **custom, "custom": {"name": "apply_patch", "input": ""}}
+    assert ended == {"index": 0, "custom": {"input": "a\nb"}}
+
+
 def test_calls_come_with_the_message_and_end_it(serving):
     body = serving(CALLING).client.post("/v1/chat/completions", json=ASKED).json()
     (choice,) = body["choices"]
@@ -78,24 +122,48 @@ def test_streamed_call_says_id_and_name_once(serving):
     assert [c["finish_reason"] for e in told for c in e["choices"]][-1] == "tool_calls"
 
 
-def test_calls_and_results_in_history_are_read(serving):
+def test_calls_results_and_refusals_in_history_are_read(serving):
     use = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+    patch = {"id": "call_2", "type": "custom", "custom": {"name": "apply_patch", "input": "p"}}
     chat = [
         {"role": "user", "content": "x"},
-        {"role": "assistant", "content": None, "tool_calls": [use]},
+        {"role": "assistant", "content": None, "tool_calls": [use, patch]},
         {"role": "tool", "tool_call_id": "call_1", "content": "sunny", "name": "get_weather"},
+        {"role": "tool", "tool_call_id": "call_2", "content": "done"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+        {"role": "assistant", "content": None, "refusal": "No, no."},
     ]
     assert job_of(serving(), messages=chat).messages == (
         Message("user", "x"),
-        Message("assistant", "", tool_calls=(ToolCall("call_1", "get_weather", "{}"),)),
+        Message(
+            "assistant",
+            "",
+            tool_calls=(
+                ToolCall("call_1", "get_weather", "{}"),
+                ToolCall("call_2", "apply_patch", '{"input":"p"}'),
+            ),
+        ),
         Message("tool", "sunny", tool_call_id="call_1", name="get_weather"),
+        Message("tool", "done", tool_call_id="call_2"),
+        Message("assistant", "No."),
+        Message("assistant", "No, no."),
     )
 
 
 @pytest.mark.parametrize(
     "fields, param",
     [
-        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0]"),
+        ({"tools": [{"type": "custom"}]}, "tools[0]"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": [OFFER, OFFER]}, "tools[1].name"),
+        ({"tools": [PATCH], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tools": [PATCH], "tool_choice": {"type": "custom"}}, "tool_choice.custom"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"type": "custom"}]}]},
+            "messages[0].tool_calls[0].custom",
+        ),
         ({"tools": [OFFER] * 129}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
         ({"tool_choice": "perhaps"}, "tool_choice"),

@@ -14,6 +14,7 @@ from freehold.server.answering import Answering, Choice
 from freehold.server.call import Call
 from freehold.server.durations import seconds
 from freehold.server.openai.fields import ChatRequest, chat_job, message_strangers, strangers
+from freehold.server.openai.offers import input_of
 from freehold.server.openai.shape import OpenAIShape, encode
 from freehold.server.openai.tools import tool_strangers
 from freehold.types import Begin, Chunk, TokenLogprob, ToolCall, ToolPiece
@@ -24,25 +25,27 @@ async def chat(call: Call) -> None:
     request, raw = await call.struct(ChatRequest)
     warnings = strangers(raw, ChatRequest) + message_strangers(raw["messages"])
     warnings += tool_strangers(raw.get("tools") or ())
-    job = chat_job(request, call.tenant)
+    job, offered = chat_job(request, call.tenant, warnings)
     options = request.stream_options
     shape = ChatShape(
         bool(options and options.include_usage),
         logprobs=job.logprobs is not None,
         ids=bool(request.return_token_ids),
+        custom=offered.custom,
     )
     answering = Answering(call, shape, [job], keep_alive=seconds(request.keep_alive), warnings=warnings)
     await (answering.stream if request.stream else answering.whole)(request.model)
 
 
 class ChatShape(OpenAIShape):
-    """chat.completion and chat.completion.chunk."""
+    """chat.completion and chat.completion.chunk. `custom`: names of free-form tools."""
 
     object, event, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, include_usage: bool, *, logprobs: bool, ids: bool) -> None:
+    def __init__(self, include_usage: bool, *, logprobs: bool, ids: bool, custom: frozenset[str]) -> None:
         super().__init__(include_usage)
-        self._logprobs, self._ids = logprobs, ids
+        self._logprobs, self._ids, self._custom = logprobs, ids, custom
+        self._written: dict[tuple[int, int], str] = {}  # arguments of free-form calls, by choice and call
 
     def first(self, choice: int, begin: Begin, tail: bytes) -> bytes:
         return self._event(choice, b'{"role":"assistant","content":""}', b"null", tail)
@@ -53,11 +56,27 @@ class ChatShape(OpenAIShape):
             said = encode(chunk.thinking)
             parts += [b'"reasoning_content":' + said, b'"reasoning":' + said]
         if chunk.tool_calls:
-            parts.append(b'"tool_calls":' + encode([_piece(p) for p in chunk.tool_calls]))
+            parts.append(b'"tool_calls":' + encode([self._piece(choice, p) for p in chunk.tool_calls]))
         more = self._more(chunk)
         if chunk.text or (more and not parts):
             parts.append(b'"content":' + encode(chunk.text))
         return self._event(choice, b"{" + b",".join(parts) + b"}", b"null", b"", more) if parts else b""
+
+    def _piece(self, choice: int, piece: ToolPiece) -> dict[str, Any]:
+        """Return a call's delta: id, type and name come with its first piece only, a free-form text with the end."""
+        kind = (
+            "custom" if piece.name in self._custom or (choice, piece.index) in self._written else "function"
+        )
+        begun = {"id": piece.id, "type": kind} if piece.id else {}
+        told: dict[str, Any] = {"name": piece.name} if piece.name else {}
+        if kind == "custom":
+            self._written[choice, piece.index] = (
+                self._written.get((choice, piece.index), "") + piece.arguments
+            )
+            told["input"] = ""
+        else:
+            told["arguments"] = piece.arguments
+        return {"index": piece.index, **begun, kind: told}
 
     def _more(self, chunk: Chunk) -> bytes:
         out = b""
@@ -68,14 +87,16 @@ class ChatShape(OpenAIShape):
         return out
 
     def last(self, choice: int, reason: str, tail: bytes) -> bytes:
-        return self._event(choice, b"{}", encode(reason), tail)
+        texts = {call: input_of(text) for (of, call), text in self._written.items() if of == choice}
+        calls = [{"index": call, "custom": {"input": text}} for call, text in texts.items()]
+        return self._event(choice, encode({"tool_calls": calls} if calls else {}), encode(reason), tail)
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         text = "".join(choice.text)
         content = None if choice.tool_calls and not text else text
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if choice.tool_calls:
-            message["tool_calls"] = [_call(c) for c in choice.tool_calls]
+            message["tool_calls"] = [_call(c, self._custom) for c in choice.tool_calls]
         if choice.thinking:
             message["reasoning_content"] = message["reasoning"] = "".join(choice.thinking)
         out = {
@@ -97,14 +118,10 @@ class ChatShape(OpenAIShape):
         )
 
 
-def _piece(piece: ToolPiece) -> dict[str, Any]:
-    """Return a call's delta: id, type and name come with its first piece only."""
-    function: dict[str, Any] = {"name": piece.name} if piece.name else {}
-    begun = {"id": piece.id, "type": "function"} if piece.id else {}
-    return {"index": piece.index, **begun, "function": {**function, "arguments": piece.arguments}}
-
-
-def _call(call: ToolCall) -> dict[str, Any]:
+def _call(call: ToolCall, custom: frozenset[str]) -> dict[str, Any]:
+    if call.name in custom:
+        text = {"name": call.name, "input": input_of(call.arguments)}
+        return {"id": call.id, "type": "custom", "custom": text}
     return {
         "id": call.id,
         "type": "function",

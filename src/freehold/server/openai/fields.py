@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from freehold.config import nearest
+from freehold.server.openai.offers import Offered
 from freehold.server.openai.structured import Structured, format_of
-from freehold.server.openai.tools import Choice, Offers, Uses, called, chosen, offered
+from freehold.server.openai.tools import Choice, Offers, Uses, called, offered
 from freehold.server.problems import Refused
 from freehold.types import (
     MAX_BIASES,
@@ -134,17 +135,22 @@ class Generating(Structured, kw_only=True):
 
 
 class Part(Struct, kw_only=True):
-    """A piece of a message's content; only text so far."""
+    """A piece of a message's content: text, or an assistant's refusal."""
 
     type: str
     text: str | None = None
+    refusal: str | None = None
+
+
+Content = str | Annotated[list[Part], Meta(max_length=1024)]
 
 
 class ChatMessage(Struct, kw_only=True):
     """One turn. `developer` is read as `system`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[Part], Meta(max_length=1024)] | None = None
+    content: Content | None = None
+    refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: Uses | None = None
@@ -196,11 +202,14 @@ class ChatRequest(Generating, kw_only=True):
         TemplateOptions | None, Meta(description="vLLM's way to say think: `enable_thinking`.")
     ] = None
     tools: Annotated[
-        Offers | None, Meta(description="Functions that the model may ask its caller to run.")
+        Offers | None,
+        Meta(description="Functions, or free-form tools, that the model may ask its caller to run."),
     ] = None
     tool_choice: Annotated[
         Choice | None,
-        Meta(description="`auto` (default), `none`, `required`, or the function that has to be called."),
+        Meta(
+            description="`auto` (default), `none`, `required`, the tool that has to be called, or `allowed_tools`."
+        ),
     ] = None
     parallel_tool_calls: Annotated[
         bool | None, Meta(description="False: an answer ends with its first call. Default true.")
@@ -365,9 +374,9 @@ def priority(given: Priority | int | None) -> Priority:
     return given or "interactive"
 
 
-def chat_job(r: ChatRequest, tenant: str) -> Job:
-    """Return the job of a chat request."""
-    choice, only = chosen(r.tool_choice)
+def chat_job(r: ChatRequest, tenant: str, warnings: list[str]) -> tuple[Job, Offered]:
+    """Return the job of a chat request, and what it offers."""
+    tools = offered(r.tools or (), r.tool_choice, warnings)
     top = None
     if r.logprobs:
         top = r.top_logprobs or 0
@@ -378,7 +387,7 @@ def chat_job(r: ChatRequest, tenant: str) -> Job:
         raise Refused(400, "max_tokens is 0; expected 1 or more", param="max_tokens")
     messages = tuple(read_message(m, i) for i, m in enumerate(r.messages))
     _check_order(messages)
-    return Job(
+    job = Job(
         messages=messages,
         n=r.n or 1,
         max_tokens=limit,
@@ -388,9 +397,9 @@ def chat_job(r: ChatRequest, tenant: str) -> Job:
         think=_think(r),
         think_tokens=r.thinking_token_budget,
         effort=_EFFORTS.get(r.reasoning_effort or ""),
-        tools=offered(r.tools or ()),
-        tool_choice=choice,
-        tool_name=only,
+        tools=tools.tools,
+        tool_choice=tools.choice,
+        tool_name=tools.name,
         parallel_tool_calls=r.parallel_tool_calls is not False,
         overflow=r.overflow or "error",
         format=format_of(r),
@@ -399,6 +408,7 @@ def chat_job(r: ChatRequest, tenant: str) -> Job:
         tenant=tenant,
         timeout_s=r.timeout,
     )
+    return job, tools
 
 
 def completion_jobs(r: CompletionRequest, tenant: str) -> list[Job]:
@@ -487,24 +497,29 @@ def _check_order(messages: Sequence[Message]) -> None:
 
 def read_message(m: ChatMessage, i: int) -> Message:
     """Return message number `i`, its text parts joined; refuse parts that are no text."""
-    role = "system" if m.role == "developer" else m.role
-    if isinstance(m.content, list):
-        for j, part in enumerate(m.content):
-            if part.type not in ("text", "input_text", "output_text") or part.text is None:
-                raise Refused(
-                    400,
-                    f"messages[{i}].content[{j}] is of type {part.type[:40]!r}; this server reads text so far",
-                    param=f"messages[{i}].content[{j}]",
-                    code="unsupported_content",
-                )
-        content = "".join(p.text or "" for p in m.content)
-    else:
-        content = m.content or ""
     return Message(
-        role,
-        content,
+        "system" if m.role == "developer" else m.role,
+        text_of(m.content or m.refusal or "", f"messages[{i}].content"),
         m.reasoning_content or m.reasoning or "",
-        called(m.tool_calls or ()),
+        called(m.tool_calls or (), f"messages[{i}].tool_calls"),
         m.tool_call_id or "",
         m.name or "",
     )
+
+
+def text_of(content: Content, at: str) -> str:
+    """Return the text of a message, its parts joined; refuse parts that are no text."""
+    if isinstance(content, str):
+        return content
+    texts = []
+    for i, part in enumerate(content):
+        text = part.refusal if part.type == "refusal" else part.text
+        if part.type not in ("text", "input_text", "output_text", "refusal") or text is None:
+            raise Refused(
+                400,
+                f"{at}[{i}] is of type {part.type[:40]!r}; this server reads text so far",
+                param=f"{at}[{i}]",
+                code="unsupported_content",
+            )
+        texts.append(text)
+    return "".join(texts)

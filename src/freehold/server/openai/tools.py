@@ -1,7 +1,7 @@
 """Tools in OpenAI's chats: what is offered, what is chosen, what an assistant called.
 
-Knows the wire's shapes and ours; knows no dialect. docs/reference/http.md is made from these structs.
-Path: ChatRequest -> offered, choice, called -> Job
+Knows the wire's shapes and ours; what they come to is offers.py's. docs/reference/http.md is made from these structs.
+Path: ChatRequest -> offered, called -> Job
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
+from freehold.server.openai.offers import Name, Offered, as_arguments, read_tools
 from freehold.server.problems import Refused
-from freehold.types import MAX_TOOLS, Tool, ToolCall, ToolChoice
-
-Name = Annotated[str, Meta(min_length=1, max_length=256)]
+from freehold.types import MAX_TOOLS, ToolCall
 
 
 class FunctionOffer(Struct, kw_only=True):
@@ -26,24 +26,42 @@ class FunctionOffer(Struct, kw_only=True):
     strict: bool | None = None  # a call always fits its schema here where it is constrained
 
 
+class CustomOffer(Struct, kw_only=True):
+    """A free-form tool, which takes a text; a grammar in `format` is shown to the model and not enforced."""
+
+    name: Name
+    description: str | None = None
+    format: dict[str, Any] | None = None
+
+
 class ToolOffer(Struct, kw_only=True):
-    """A tool; only functions so far."""
+    """A tool: what it is lies under the name of its type."""
 
     type: str = "function"
     function: FunctionOffer | None = None
+    custom: CustomOffer | None = None
 
 
-class FunctionName(Struct, kw_only=True):
-    """Which function."""
+class ToolName(Struct, kw_only=True):
+    """Which tool."""
 
     name: Name
 
 
-class NamedChoice(Struct, kw_only=True, forbid_unknown_fields=True):
-    """The one function that has to be called."""
+class AllowedTools(Struct, kw_only=True):
+    """The tools that the model is told of, and whether it must call one of them."""
 
-    type: Literal["function"] = "function"
-    function: FunctionName
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=1024)]
+
+
+class NamedChoice(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The one tool that has to be called, or several that are allowed."""
+
+    type: Literal["function", "custom", "allowed_tools"] = "function"
+    function: ToolName | None = None
+    custom: ToolName | None = None
+    allowed_tools: AllowedTools | None = None
 
 
 class FunctionUse(Struct, kw_only=True):
@@ -53,12 +71,20 @@ class FunctionUse(Struct, kw_only=True):
     arguments: str = "{}"
 
 
+class CustomUse(Struct, kw_only=True):
+    """A free-form tool that was called, and its text."""
+
+    name: Name
+    input: str
+
+
 class ToolUse(Struct, kw_only=True):
     """A call of an assistant's turn."""
 
     id: Annotated[str, Meta(max_length=512)] = ""
-    type: Literal["function"] = "function"
-    function: FunctionUse
+    type: Literal["function", "custom"] = "function"
+    function: FunctionUse | None = None
+    custom: CustomUse | None = None
 
 
 Offers = Annotated[list[ToolOffer], Meta(max_length=MAX_TOOLS)]
@@ -66,40 +92,42 @@ Uses = Annotated[list[ToolUse], Meta(max_length=MAX_TOOLS)]
 Choice = Literal["auto", "none", "required"] | NamedChoice
 
 
-def offered(tools: Sequence[ToolOffer]) -> tuple[Tool, ...]:
-    """Return the tools; refuse those that are no functions."""
-    out = []
+def offered(tools: Sequence[ToolOffer], choice: Choice | None, warnings: list[str]) -> Offered:
+    """Return what the request offers; refuse tools and choices that are nothing by their own type."""
     for i, tool in enumerate(tools):
-        function = tool.function
-        if tool.type != "function" or function is None:
+        if tool.type not in ("function", "custom") or getattr(tool, tool.type) is None:
             raise Refused(
                 400,
-                f"tools[{i}] is of type {tool.type[:40]!r}; this server calls functions",
+                f"tools[{i}] is of type {tool.type[:40]!r}; expected function or custom, and an object of that name",
                 param=f"tools[{i}]",
                 code="unsupported_parameter",
             )
-        out.append(Tool(function.name, function.description or "", function.parameters or {}))
-    return tuple(out)
+    if isinstance(choice, NamedChoice) and getattr(choice, choice.type) is None:
+        at = f"tool_choice.{choice.type}"
+        raise Refused(400, f"{at} is missing", param=at, code="missing_required_parameter")
+    return read_tools(msgspec.to_builtins(tools), msgspec.to_builtins(choice), warnings)
 
 
-def chosen(choice: Choice | None) -> tuple[ToolChoice, str]:
-    """Return (tool_choice, tool_name) of a job."""
-    if isinstance(choice, NamedChoice):
-        return "required", choice.function.name
-    return choice or "auto", ""
-
-
-def called(uses: Sequence[ToolUse]) -> tuple[ToolCall, ...]:
+def called(uses: Sequence[ToolUse], at: str) -> tuple[ToolCall, ...]:
     """Return the calls of an assistant's turn."""
-    return tuple(ToolCall(use.id, use.function.name, use.function.arguments or "{}") for use in uses)
+    calls = []
+    for i, use in enumerate(uses):
+        if use.type == "function" and use.function is not None:
+            calls.append(ToolCall(use.id, use.function.name, use.function.arguments or "{}"))
+        elif use.type == "custom" and use.custom is not None:
+            calls.append(ToolCall(use.id, use.custom.name, as_arguments(use.custom.input)))
+        else:
+            where = f"{at}[{i}].{use.type}"
+            raise Refused(400, f"{where} is missing", param=where, code="missing_required_parameter")
+    return tuple(calls)
 
 
 def tool_strangers(tools: Sequence[Any]) -> list[str]:
     """Return a warning for each field of tools that is not known."""
-    known = (set(ToolOffer.__struct_fields__), set(FunctionOffer.__struct_fields__))
+    known = {"function": set(FunctionOffer.__struct_fields__), "custom": set(CustomOffer.__struct_fields__)}
     found: dict[str, None] = {}
     for tool in tools:
-        function = tool.get("function") or {}
-        for name in [*(tool.keys() - known[0]), *(function.keys() - known[1])]:
+        within = [name for kind in known for name in (tool.get(kind) or {}).keys() - known[kind]]
+        for name in [*(tool.keys() - set(ToolOffer.__struct_fields__)), *within]:
             found[f"field {name[:60]!r} of tools was ignored"] = None
     return list(found)[:20]

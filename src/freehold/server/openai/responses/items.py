@@ -11,31 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from freehold.server.limits import typed
-from freehold.server.openai.responses.output import INPUT
+from freehold.server.openai.fields import Content, Part, text_of
+from freehold.server.openai.offers import as_arguments
 from freehold.server.problems import Refused
 from freehold.types import MAX_MESSAGES, Message, ToolCall
 
-MAX_PARTS = 1024
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 # What an item may hold besides, that is its history and none of the chat.
 _KNOWN = frozenset(
     ["type", "id", "status", "phase", "annotations", "logprobs", "encrypted_content", "caller"]
 )
-
-
-class Part(Struct, kw_only=True):
-    """A piece of content."""
-
-    type: str
-    text: str | None = None
-    refusal: str | None = None
-
-
-Content = str | Annotated[list[Part], Meta(max_length=MAX_PARTS)]
 
 
 class MessageItem(Struct, kw_only=True):
@@ -48,8 +36,8 @@ class MessageItem(Struct, kw_only=True):
 class ReasoningItem(Struct, kw_only=True):
     """What the model thought before its next turn."""
 
-    summary: Annotated[list[Part], Meta(max_length=MAX_PARTS)] = []
-    content: Annotated[list[Part], Meta(max_length=MAX_PARTS)] | None = None
+    summary: Annotated[list[Part], Meta(max_length=1024)] = []
+    content: Annotated[list[Part], Meta(max_length=1024)] | None = None
 
 
 class CallItem(Struct, kw_only=True):
@@ -111,7 +99,7 @@ class Reading:
 
     def message(self, item: MessageItem, at: str) -> None:
         role = "system" if item.role == "developer" else item.role
-        content = _text(item.content, f"{at}.content")
+        content = text_of(item.content, f"{at}.content")
         if role == "system" and not self.messages:
             self._rules.append(content)
             return
@@ -125,8 +113,7 @@ class Reading:
         self._called(ToolCall(item.call_id, item.name, item.arguments), at)
 
     def custom(self, item: CustomItem, at: str) -> None:
-        arguments = msgspec.json.encode({INPUT: item.input}).decode()
-        self._called(ToolCall(item.call_id, item.name, arguments), at)
+        self._called(ToolCall(item.call_id, item.name, as_arguments(item.input)), at)
 
     def output(self, item: OutputItem, at: str) -> None:
         name = self._names.get(item.call_id)
@@ -137,7 +124,7 @@ class Reading:
                 param=f"{at}.call_id",
                 code="invalid_value",
             )
-        content = _text(item.output, f"{at}.output")
+        content = text_of(item.output, f"{at}.output")
         self.messages.append(Message("tool", content, tool_call_id=item.call_id, name=name))
 
     def _called(self, call: ToolCall, at: str) -> None:
@@ -193,20 +180,3 @@ def read_items(
         reading.add(item, f"input[{i - known}]" if i >= known else "previous_response_id")
     warnings += [*reading.warnings][:20]
     return reading.chat()
-
-
-def _text(content: Content, at: str) -> str:
-    if isinstance(content, str):
-        return content
-    texts = []
-    for i, part in enumerate(content):
-        text = part.refusal if part.type == "refusal" else part.text
-        if part.type not in ("input_text", "output_text", "text", "refusal") or text is None:
-            raise Refused(
-                400,
-                f"{at}[{i}] is of type {part.type[:40]!r}; this server reads text so far",
-                param=f"{at}[{i}]",
-                code="unsupported_content",
-            )
-        texts.append(text)
-    return "".join(texts)

@@ -12,13 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import msgspec
-
 from freehold.server.openai.chat import chat_logprobs
+from freehold.server.openai.offers import input_of
 from freehold.types import Chunk, TokenLogprob, ToolPiece
 
 Event = dict[str, Any]  # `type` and what belongs to it; the shape numbers them
-INPUT = "input"  # the one argument by which a free-form tool is described to the model
 
 
 class Output:
@@ -261,23 +259,13 @@ class Custom(Call):
     prefix = "ctc"
 
     def shown(self) -> dict[str, Any]:
-        return self._named("custom_tool_call", "input", self._input())
+        return self._named("custom_tool_call", "input", input_of("".join(self._pieces)))
 
     def end(self, status: str) -> Iterator[Event]:
-        text = self._input()
+        text = input_of("".join(self._pieces))
         yield {"type": "response.custom_tool_call_input.delta", **self._at, "delta": text}
         yield {"type": "response.custom_tool_call_input.done", **self._at, "input": text}
         yield from Item.end(self, status)
 
     def _written(self, arguments: str) -> Iterator[Event]:
         yield from ()
-
-    def _input(self) -> str:
-        """Return the text within the arguments; a model that wrote something else is shown as it wrote."""
-        written = "".join(self._pieces)
-        try:
-            value = msgspec.json.decode(written)
-        except (msgspec.DecodeError, RecursionError):
-            return written
-        text = value.get(INPUT) if isinstance(value, dict) else None
-        return text if isinstance(text, str) else written

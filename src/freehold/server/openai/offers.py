@@ -1,8 +1,9 @@
-"""From the tools of a request to those a model is told of, and the choice among them.
+"""From the tools of a request to those a model is told of, and the choice among them: of responses and of chats.
 
 A free-form tool (`custom`) is told of as a function with one text argument. Tools that a provider would run itself
 (web search, MCP servers, ...) are left out, with a warning each: agents send them to whoever answers.
-Knows the API's flat tools and Tool; knows no template. Path: response_job -> read_tools -> Offered
+Responses have tools and choices flat, chats have what is in them under the name of their type. Knows both and Tool;
+knows no template. Path: response_job, chat_job -> read_tools -> Offered
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ import msgspec
 from msgspec import Meta, Struct
 
 from freehold.server.limits import typed
-from freehold.server.openai.responses.output import INPUT
 from freehold.server.problems import Refused
 from freehold.types import MAX_FORMAT_CHARS, Tool, ToolChoice
 
-ToolName = Annotated[str, Meta(min_length=1, max_length=128)]
+INPUT = "input"  # the one argument by which a free-form tool is described to the model
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class FunctionTool(Struct, kw_only=True):
     """A function: its name, what it does, and the JSON schema of its arguments."""
 
-    name: ToolName
+    name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -42,7 +43,7 @@ class CustomFormat(Struct, kw_only=True):
 class CustomTool(Struct, kw_only=True):
     """A tool that takes a text, such as a patch."""
 
-    name: ToolName
+    name: Name
     description: str | None = None
     format: CustomFormat | None = None
 
@@ -51,7 +52,7 @@ class Chosen(Struct, kw_only=True):
     """A choice that names tools: one, or several that are allowed."""
 
     type: str
-    name: ToolName | None = None
+    name: Name | None = None
     mode: str | None = None
     tools: Annotated[list[dict[str, Any]], Meta(max_length=1024)] = []
 
@@ -77,7 +78,7 @@ def read_tools(tools: Sequence[Any], choice: Any, warnings: list[str]) -> Offere
             raise Refused(400, f"{at} is no object", param=at, code="invalid_value")
         kind = raw.get("type")
         if kind == "custom":
-            tool = _custom(typed(raw, CustomTool, at), warnings)
+            tool = _custom(typed(_flat(raw), CustomTool, at), warnings)
             custom.add(tool.name)
         elif kind == "function":
             tool = _function(typed(_flat(raw), FunctionTool, at), at)
@@ -91,9 +92,26 @@ def read_tools(tools: Sequence[Any], choice: Any, warnings: list[str]) -> Offere
     return _chosen(made, frozenset(custom), choice)
 
 
+def as_arguments(text: str) -> str:
+    """Return the arguments of a call of a free-form tool."""
+    return msgspec.json.encode({INPUT: text}).decode()
+
+
+def input_of(arguments: str) -> str:
+    """Return the text within such arguments; a model that wrote something else is shown as it wrote."""
+    try:
+        value = msgspec.json.decode(arguments)
+    except (msgspec.DecodeError, RecursionError):
+        return arguments
+    text = value.get(INPUT) if isinstance(value, dict) else None
+    return text if isinstance(text, str) else arguments
+
+
 def _flat(raw: dict[str, Any]) -> dict[str, Any]:
-    """Read the shape of chat completions too, where the function is an object within."""
-    return raw["function"] if isinstance(raw.get("function"), dict) else raw
+    """Lift what lies under the name of the type, in a tool's format too."""
+    inner = raw.get(str(raw.get("type")))
+    flat = {**raw, **inner} if isinstance(inner, dict) else raw
+    return {**flat, "format": _flat(flat["format"])} if isinstance(flat.get("format"), dict) else flat
 
 
 def _function(tool: FunctionTool, at: str) -> Tool:
@@ -135,14 +153,14 @@ def _chosen(made: dict[str, Tool], custom: frozenset[str], choice: Any) -> Offer
         return Offered(_some(tools), custom, "required")
     if not isinstance(choice, dict):
         raise _wrong(f"tool_choice is {str(choice)[:60]!r}; expected auto, none, required or an object")
-    named = typed(choice, Chosen, "tool_choice")
+    named = typed(_flat(choice), Chosen, "tool_choice")
     if named.type in ("function", "custom"):
         return Offered(tools, custom, "required", _known(named.name, made))
     if named.type == "allowed_tools":
         mode = named.mode or "auto"
         if mode not in ("auto", "required"):
             raise _wrong(f"tool_choice.mode is {mode[:60]!r}; expected auto or required")
-        names = [each.get("name") for each in named.tools]
+        names = [_flat(each).get("name") for each in named.tools]
         allowed = tuple(tool for tool in tools if tool.name in names)
         return Offered(_some(allowed) if mode == "required" else allowed, custom, mode)
     raise _wrong(f"tool_choice names a tool of type {named.type[:60]!r}, which this server does not run")
