@@ -204,6 +204,14 @@ def test_calls_and_their_results_find_each_other_without_ids(serving):
     assert [(m.tool_call_id, m.name) for m in got[2:]] == [("call_2", "b"), ("call_1", "a"), ("call_3", "a")]
 
 
+@pytest.mark.parametrize("id", [{}, {"tool_call_id": "c9"}])
+def test_results_and_calls_stand_where_they_like_as_in_ollama(serving, id):
+    stray = {"role": "tool", "tool_name": "a", "content": "A", **id}
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "b"}}]}
+    messages = [stray, call, {"role": "user", "content": "go"}]
+    assert [m.role for m in job_of(serving(), messages=messages).messages] == ["tool", "assistant", "user"]
+
+
 def test_a_result_without_an_id_is_looked_for_among_the_latest_calls():
     ids = _CallIds()
     for i in range(MAX_UNANSWERED + 1):

@@ -22,6 +22,7 @@ ASK = {"model": "fake:1b", "input": "hi you"}
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
 PATCH = {"type": "custom", "name": "apply_patch", "description": "Patch files."}
 IMAGE = {"role": "user", "content": [{"type": "input_image", "image_url": "data:"}]}
+UNANSWERED = {"type": "function_call", "call_id": "9", "name": "weather", "arguments": "{}"}
 UNASKED = {"type": "function_call_output", "call_id": "9", "output": ""}
 LAST = ("response.completed", "response.incomplete", "response.failed")
 
@@ -330,6 +331,7 @@ def test_items_become_the_turns_of_a_chat(serving):
         ({"input": [{"role": "user"}]}, "input[0].content", "missing_required_parameter"),
         ({"input": [IMAGE]}, "input[0].content[0]", "unsupported_content"),
         ({"input": [UNASKED]}, "input[0].call_id", "invalid_value"),
+        ({"input": [UNANSWERED, {"role": "user", "content": "x"}]}, "input", "invalid_value"),
         ({"input": [{"type": "item_reference", "id": "msg_9"}]}, "input[0].id", "item_not_found"),
         ({"previous_response_id": "resp_9"}, "previous_response_id", "previous_response_not_found"),
         ({"background": True}, "background", "unsupported_parameter"),

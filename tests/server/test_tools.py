@@ -25,6 +25,8 @@ CALL = {
     "role": "assistant",
     "tool_calls": [{"id": "c1", "function": {"name": "get_weather", "arguments": "{}"}}],
 }
+CALLS = {**CALL, "tool_calls": [{"id": id, "function": {"name": "get_weather"}} for id in ("c1", "c2")]}
+RESULT = {"role": "tool", "content": "sunny", "tool_call_id": "c1"}
 
 
 @pytest.mark.parametrize(
@@ -35,13 +37,23 @@ CALL = {
         ([CALL, {"role": "tool", "content": "sunny", "tool_call_id": "c2"}], 400),
         ([CALL, {"role": "tool", "content": "sunny"}], 200),
         ([CALL, {"role": "tool", "content": "sunny", "tool_call_id": "c1"}], 200),
+        ([CALL, RESULT, RESULT], 200),
+        ([CALL], 400),
+        ([CALL, {"role": "user", "content": "x"}], 400),
+        ([CALL, {"role": "user", "content": "x"}, RESULT], 400),
+        ([CALL, RESULT, {"role": "user", "content": "x"}, RESULT], 400),
+        ([CALL, RESULT, CALL], 400),
+        ([CALLS, RESULT], 400),
+        ([CALLS, {**RESULT, "tool_call_id": "c2"}, RESULT, {"role": "user", "content": "x"}], 200),
+        ([CALLS, {"role": "tool", "content": "a"}, {"role": "tool", "content": "b"}], 200),
+        ([{**CALL, "tool_calls": [{"function": {"name": "f"}}]}, RESULT], 200),
     ],
 )
-def test_a_result_stands_behind_its_call(serving, messages, status):
+def test_a_result_stands_behind_its_call_and_each_call_has_one(serving, messages, status):
     answer = serving().client.post("/v1/chat/completions", json={**CHAT, "messages": messages})
     assert answer.status_code == status, answer.text
     if status == 400:
-        assert answer.json()["error"]["param"].endswith(".tool_call_id")
+        assert answer.json()["error"]["param"].endswith((".tool_call_id", ".role"))
 
 
 def test_tools_and_the_choice_among_them_reach_the_engine(serving):

@@ -481,18 +481,37 @@ def _think(r: ChatRequest) -> bool | None:
 
 
 def _check_order(messages: Sequence[Message]) -> None:
-    """Refuse (400) a tool's result that no call asked for, as OpenAI does: a template would drop it or say nonsense."""
-    called: set[str] = set()
+    """Refuse (400) what OpenAI refuses: a result for no call of the turn before it, and a call without a result.
+
+    Ids may be left out, as many clients of other servers do: a result without one is the next call's.
+    """
+    asked: list[str] = []  # ids of the calls that results may answer here
+    due: list[str] = []  # of those, what has no result yet
     for i, message in enumerate(messages):
-        called.update(call.id for call in message.tool_calls)
-        if message.role == "tool" and (
-            not called or (message.tool_call_id or next(iter(called))) not in called
-        ):
+        if message.role != "tool":
+            _check_answered(due, i)
+            asked = [call.id for call in message.tool_calls]
+            due = [*asked]
+        elif not asked or (message.tool_call_id and not {message.tool_call_id, ""} & {*asked}):
             raise Refused(
                 400,
-                f"messages[{i}] answers the call {message.tool_call_id[:60]!r}, which no message before it makes",
+                f"messages[{i}] answers the call {message.tool_call_id[:60]!r}, which the turn before it does not make",
                 param=f"messages[{i}].tool_call_id",
             )
+        elif message.tool_call_id in due:
+            due.remove(message.tool_call_id)
+        elif message.tool_call_id not in asked:
+            del due[:1]
+    _check_answered(due, len(messages))
+
+
+def _check_answered(due: Sequence[str], i: int) -> None:
+    if due:
+        raise Refused(
+            400,
+            f"the call {due[0][:60]!r} has no result before messages[{i}]; expected a tool message for each",
+            param=f"messages[{i}].role",
+        )
 
 
 def read_message(m: ChatMessage, i: int) -> Message:

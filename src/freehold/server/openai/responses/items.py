@@ -74,9 +74,18 @@ class Reading:
         self.warnings: dict[str, None] = {}
         self._thinking: list[str] = []  # that leads to the next turn of the assistant
         self._names: dict[str, str] = {}  # of calls, by their ids
+        self._due: dict[str, None] = {}  # ids of calls without an output so far
 
     def chat(self) -> tuple[Message, ...]:
-        """Return the turns."""
+        """Return the turns. Raises Refused for a call without an output, which OpenAI takes no turn behind."""
+        if self._due:
+            id = next(iter(self._due))
+            raise Refused(
+                400,
+                f"no item answers the call {id[:60]!r}; expected an output of each",
+                param="input",
+                code="invalid_value",
+            )
         rules = (Message("system", "\n\n".join(self._rules)),) if self._rules else ()
         return (*rules, *self.messages)
 
@@ -124,6 +133,7 @@ class Reading:
                 param=f"{at}.call_id",
                 code="invalid_value",
             )
+        self._due.pop(item.call_id, None)
         content = text_of(item.output, f"{at}.output")
         self.messages.append(Message("tool", content, tool_call_id=item.call_id, name=name))
 
@@ -133,6 +143,7 @@ class Reading:
                 400, f"{at} has the call_id {call.id[:60]!r} of an earlier call", param=f"{at}.call_id"
             )
         self._names[call.id] = call.name
+        self._due[call.id] = None
         last = self.messages[-1] if self.messages else None
         if last is not None and last.role == "assistant" and not self._thinking:
             self.messages[-1] = replace(last, tool_calls=(*last.tool_calls, call))
