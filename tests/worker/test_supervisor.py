@@ -369,6 +369,20 @@ def test_keep_alive_of_zero_waits_for_the_last_job(serve):
     serve(body, scripts=SCRIPTS)
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_job_that_comes_in_the_moment_of_unloading_is_answered(serve, turns: int):
+    async def body(models: Models) -> None:
+        served = await models.use("fast")
+        async for _ in await served.start(JOB, 0):
+            pass
+        for _ in range(turns):  # in one of them the timer has run, and the unloading has not begun
+            await asyncio.sleep(0)
+        [answer] = await answers(served, JOB)
+        assert tokens(answer) == scripted_tokens(5, 0, 8)
+
+    serve(body, scripts=SCRIPTS)
+
+
 def test_close_lets_running_jobs_end_and_refuses_new_ones(serve):
     async def body(models: Models) -> None:
         served = await models.use("slow")

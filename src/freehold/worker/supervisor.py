@@ -471,8 +471,11 @@ class Served:
             self._timer = self._loop.call_later(self._keep_s, self._expire)
 
     def _expire(self) -> None:
-        if self.idle and self._life is not None:
-            self._leaving = self._loop.create_task(self.unload())
+        self._leaving = self._loop.create_task(self._leave())
+
+    async def _leave(self) -> None:
+        if self.idle:  # nobody came between the timer and this task
+            await self.unload()
 
     async def unload(self) -> None:
         """Stop the engine process. Jobs under way end with EngineClosed."""
