@@ -383,6 +383,18 @@ def test_job_that_comes_in_the_moment_of_unloading_is_answered(serve, turns: int
     serve(body, scripts=SCRIPTS)
 
 
+def test_model_is_used_until_its_last_job_has_ended(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("slow")
+        stream = await served.start(JOB)
+        begun = served.used_at
+        async for _ in stream:
+            pass
+        assert served.used_at > begun + 0.1
+
+    serve(body, scripts=SCRIPTS)
+
+
 def test_close_lets_running_jobs_end_and_refuses_new_ones(serve):
     async def body(models: Models) -> None:
         served = await models.use("slow")

@@ -463,6 +463,7 @@ class Served:
         """Let the time run after which an idle model is unloaded."""
         if not self.idle or not self._up or self._closed:
             return
+        self.used_at = self._loop.time()
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.expires_at = None
