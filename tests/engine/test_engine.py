@@ -355,7 +355,8 @@ def test_full_queue_is_refused_with_the_wait_and_what_was_let_in_ends(model: Loa
     running = [engine.generate(PROMPT, WARM, max_tokens=3) for _ in range(3)]
     running[0].start()
     running[1].start()
-    with pytest.raises(Overloaded, match=r"2 requests of 140 tokens wait already; the limits are 2") as error:
+    refusal = r"requests that wait already: 2, of 140 tokens; the limit is 2 requests$"
+    with pytest.raises(Overloaded, match=refusal) as error:
         running[2].start()
     assert error.value.wait_s == pytest.approx(140 * 2 * model.weights_per_token / GUESSED_OPS)
     assert f"about {error.value.wait_s:.1f} s" in error.value.hint
@@ -380,9 +381,21 @@ def test_time_limit_ends_an_answer_and_frees_its_blocks(engine: Engine, monkeypa
             time.sleep(0.03)
     assert engine.stats().blocks_live == 0
     assert engine._speculation is not None and not engine._speculation._hopes
-    engine._scheduler.wait_s = 100.0
+    monkeypatch.setattr(engine._scheduler, "wait", lambda request, entered: 100.0)
     with pytest.raises(DeadlineExceeded, match="the wait is about 100"):
         engine.generate(PROMPT, WARM, deadline_s=5.0).start()
+
+
+def test_batch_work_in_the_queue_refuses_nobody_who_goes_before_it(model: LoadedModel):
+    engine = Engine(model, context=256, max_queued=2)
+    running = [engine.generate(PROMPT, WARM, max_tokens=3, priority="batch") for _ in range(3)]
+    running[0].start()
+    running[1].start()
+    with pytest.raises(Overloaded):
+        running[2].start()
+    urgent = engine.generate(PROMPT, WARM, max_tokens=3)
+    urgent.start()
+    assert [len(ids) for ids in pumped(engine, [*running[:2], urgent])] == [3, 3, 3]
 
 
 def test_absurd_priorities_and_time_limits_are_refused(engine: Engine):

@@ -10,7 +10,8 @@ import pytest
 from freehold.engine import scheduler as scheduler_module
 from freehold.engine.budget import BURST_S, FIRST_ROWS, ITL_FACTOR, SLOW_STEP_S, STEP_S
 from freehold.engine.scheduler import AGE_S, BYPASS_S, Work
-from freehold.engine.sequence import TokenOut
+from freehold.engine.sequence import Request, TokenOut
+from freehold.types import Priority, SamplingParams
 from tests.engine.world import LOOK_S, ROW_S, World
 
 
@@ -385,7 +386,7 @@ def test_expected_wait_is_about_what_the_next_one_waits():
         world.add(1000, answer=5)
     for _ in range(10):
         world.step()
-    expected = world.scheduler.wait_s
+    expected = world.scheduler.wait()
     last = world.add(1500, answer=1)  # the longest, so that all others go before
     world.finish()
     first = world.logs[last].first
@@ -396,10 +397,24 @@ def test_wait_told_before_anything_was_measured_is_no_shorter_than_the_truth():
     world = World(blocks=10_000, guess_s=3 * ROW_S)
     seqs = [world.add(256, answer=1) for _ in range(20)]
     world.step()
-    expected = world.scheduler.wait_s
+    expected = world.scheduler.wait()
     world.finish()
     truth = max(world.logs[s].first for s in seqs)
     assert truth <= expected < 4 * truth
+
+
+@pytest.mark.parametrize(
+    ("others", "prompt", "tenant"),
+    [("interactive", 20, ""), ("interactive", 1500, "other"), ("batch", 1500, "")],
+)
+def test_request_whose_turn_is_first_is_told_no_wait(others: Priority, prompt: int, tenant: str):
+    world = warm(blocks=10_000)
+    for _ in range(10):
+        world.add(1000, answer=5, priority=others)
+    for _ in range(3):
+        world.step()
+    asked = Request((1,) * prompt, SamplingParams(), 0, 1, tenant=tenant)
+    assert world.scheduler.wait(asked) == 0.0 and world.scheduler.wait() > 5.0
 
 
 def test_cancelled_sequence_gives_its_blocks_back_at_once():

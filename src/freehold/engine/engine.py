@@ -203,7 +203,7 @@ class Engine:
             drafted_tokens=counts.drafted_tokens,
             accepted_tokens=counts.accepted_tokens,
             preemptions=self._scheduler.preemptions,
-            expected_wait_s=self._expected_wait(list(self._entered)),
+            expected_wait_s=self._scheduler.wait(entered=list(self._entered)),
             progress_at=counts.progress_at,
         )
 
@@ -571,25 +571,28 @@ class Engine:
 
     def _check_limits(self, request: Request) -> None:
         most, most_tokens = self._limits
-        entered = list(self._entered)
-        count = self._scheduler.waiting + len(entered)
-        tokens = self._scheduler.waiting_tokens + sum(len(s.tokens) for s in entered)
-        wait = self._expected_wait(entered)
-        if (most is not None and count >= most) or (
-            most_tokens is not None and count and tokens + len(request.prompt) > most_tokens
-        ):
+        entered = [s for s in list(self._entered) if s.request.priority in ("interactive", request.priority)]
+        count, tokens = self._scheduler.queued(request.priority)
+        count, tokens = count + len(entered), tokens + sum(len(s.tokens) for s in entered)
+        limits = []
+        if most is not None and count >= most:
+            limits.append(f"{most:,} requests")
+        if most_tokens is not None and count and tokens + len(request.prompt) > most_tokens:
+            limits.append(f"{most_tokens:,} tokens")
+        if not limits and request.deadline is None:
+            return
+        wait = self._scheduler.wait(request, entered)
+        if limits:
             raise Overloaded(
-                f"{count} requests of {tokens:,} tokens wait already; the limits are {most} and {most_tokens}",
+                f"requests that wait already: {count:,}, of {tokens:,} tokens; the limit is {' and '.join(limits)}",
                 f"the wait would be about {wait:.1f} s; try again later",
                 wait,
             )
         if request.deadline is not None and time.monotonic() + wait > request.deadline:
-            raise DeadlineExceeded(f"the time limit would pass in the queue; the wait is about {wait:.1f} s")
-
-    def _expected_wait(self, entered: list[Sequence]) -> float:
-        """Return the seconds until a request that came now would begin, behind those that just came."""
-        scheduler = self._scheduler
-        return scheduler.wait_s + sum(scheduler.budget.expected(0, len(seq.tokens)) for seq in entered)
+            raise DeadlineExceeded(
+                f"the time limit would pass in the queue, where the wait is about {wait:.1f} s",
+                "give it more time, or ask later",
+            )
 
     def advance(self, seq: Sequence, arrived: Callable[[], bool]) -> None:
         """Drive steps until something has arrived for `seq`; raise its error if it failed."""

@@ -11,15 +11,17 @@ Path: Engine.step -> Scheduler.schedule -> ModelRunner.run -> Engine._postproces
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from freehold._native import BLOCK_TOKENS
 from freehold.engine.blocks import BlockManager, blocks_for, common_prefix
 from freehold.engine.budget import MAX_ROWS, Budget
 from freehold.engine.cost import TILE
-from freehold.engine.sequence import Sequence
+from freehold.engine.sequence import Request, Sequence
 from freehold.engine.shares import Shares
+from freehold.types import Priority
 
 STALL_S = 1.0  # a reader slower than this may lose its place to another; a terminal's user never notices
 OLDEST_SHARE = 0.25  # of a step's room for prompts: the longest is read at a quarter of the speed at least
@@ -68,6 +70,15 @@ class Work:
         return range(self.count - 1, self.rows) if self.last else range(0)
 
 
+class Unread(NamedTuple):
+    """What is left to read of a prompt, and by what its turn is decided."""
+
+    batch: bool
+    tenant: str
+    rows: int
+    seconds: float
+
+
 class Scheduler:
     """Holds the live sequences, oldest first."""
 
@@ -99,13 +110,25 @@ class Scheduler:
         self._now = 0.0
         self.preemptions = 0
         # What others may read at any time, as of the latest step.
-        self.running = self.waiting = self.waiting_tokens = 0
-        self.wait_s = 0.0
+        self.running = 0
+        self._queues: dict[Priority, list[int]] = {"interactive": [0, 0], "batch": [0, 0]}
+        self._ahead: list[Unread] = []
+        self._slowed = 1.0  # how many times longer reading takes for the answers that run beside it
 
     @property
     def live(self) -> int:
         """Sequences that have not ended."""
         return len(self._live)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that hold no block."""
+        return sum(count for count, _ in self._queues.values())
+
+    def queued(self, priority: Priority) -> tuple[int, int]:
+        """Return how many sequences hold no block, and their tokens; to interactive work the batch work is no queue."""
+        queues = [*self._queues.values()] if priority == "batch" else [self._queues[priority]]
+        return sum(count for count, _ in queues), sum(tokens for _, tokens in queues)
 
     def add(self, seq: Sequence) -> None:
         """Admit a sequence; it gets blocks when a step first takes it."""
@@ -123,8 +146,9 @@ class Scheduler:
         if seq.table:
             self.running += change
         else:
-            self.waiting += change
-            self.waiting_tokens += change * len(seq.tokens)
+            queue = self._queues[seq.request.priority]
+            queue[0] += change
+            queue[1] += change * len(seq.tokens)
 
     def remove(self, seq: Sequence, keep: bool = True) -> None:
         """Drop a sequence that ended or was cancelled; `keep`: what it computed stays while there is room."""
@@ -190,7 +214,8 @@ class Scheduler:
         """Sort out who can go on: (newest tokens, prompts) of those who go first, and of the others."""
         now = self._now
         decodes, prompts, late_decodes, late_prompts = [], [], [], []
-        unread, self._going = 0.0, 0
+        ahead: list[Unread] = []
+        self._going = 0
         for seq in self._live:
             left = len(seq.tokens) - seq.computed
             if not seq.ready:
@@ -202,26 +227,42 @@ class Scheduler:
             if seq.table and left <= 1 and seq.request.sink is None:
                 (decodes if first else late_decodes).append(seq)
             else:
-                unread += self.budget.expected(seq.computed, left, seq.request.reads_logits)
+                ahead.append(self._left_of(seq))
                 (prompts if first else late_prompts).append(seq)
-        self.wait_s = self._wait(unread, len(decodes) + len(late_decodes))
+        self._ahead, self._slowed = ahead, self._slowing(len(decodes) + len(late_decodes))
         return (decodes, prompts), (late_decodes, late_prompts)
 
     def _yields(self, seq: Sequence) -> bool:
         """Tell whether interactive work goes before it."""
         return seq.request.priority == "batch" and seq is not self._promoted
 
-    def _wait(self, unread_s: float, decodes: int) -> float:
-        """Return the seconds until a request that came now would begin, by what must be read before it.
+    def _left_of(self, seq: Sequence) -> Unread:
+        rows = len(seq.tokens) - seq.computed
+        seconds = self.budget.expected(seq.computed, rows, seq.request.reads_logits)
+        return Unread(self._yields(seq), seq.request.tenant, rows, seconds)
 
-        Where the queue moves more slowly than it could be read, for want of blocks, by how fast it moved.
+    def _slowing(self, decodes: int) -> float:
+        if not decodes:
+            return 1.0
+        lone = self.budget.cost.seconds(decodes)
+        limit = self.budget.limit(lone, self.waiting / decodes)
+        return limit / max(limit - lone, 0.01 * limit)
+
+    # --- the wait ----------------------------------------------------------------------------------
+
+    def wait(self, request: Request | None = None, entered: Iterable[Sequence] = ()) -> float:
+        """Return the seconds until a request that came now would begin, by what is read before it; None: behind all.
+
+        `entered`: those that came since the latest step. Where the queue moves more slowly than it could be read, for
+        want of blocks, by how fast it moved.
         """
-        wait = unread_s
-        if decodes:
-            lone = self.budget.cost.seconds(decodes)
-            limit = self.budget.limit(lone, self.waiting / decodes)
-            wait *= limit / max(limit - lone, 0.01 * limit)
-        return max(wait, self.waiting * (self._queued_s - self._begins[0]) / len(self._begins))
+        ahead = [*self._ahead, *map(self._left_of, entered)]
+        if request is not None:
+            batch, tenant, rows = request.priority == "batch", request.tenant, len(request.prompt)
+            turn = (batch, self._shares.used(tenant), rows)
+            ahead = [u for u in ahead if (u.batch, self._shares.used(u.tenant), u.rows) <= turn]
+        each = (self._queued_s - self._begins[0]) / len(self._begins)
+        return max(sum(u.seconds for u in ahead) * self._slowed, min(len(ahead), self.waiting) * each)
 
     # --- newest tokens -----------------------------------------------------------------------------
 
