@@ -312,7 +312,7 @@ def test_job_refused_by_the_engine_raises_in_start(serve):
             await served.start(Job(prompt="x", n="three"))  # pyright: ignore[reportArgumentType]
         with pytest.raises(UsageError, match="cannot be sent"):
             await served.start(Job(prompt="x", sampling={"seed": 1 << 70}))
-        assert served.idle
+        assert served.idle and served.expires_at is not None
         await answers(served, JOB)
 
     serve(body, scripts=SCRIPTS)

@@ -171,11 +171,9 @@ class Served:
         """
         self._use(keep_alive)
         self._ids += 1
-        stream = Stream(self._ids, job, self._ended)
-        submit = Submit(stream.id, self._writer.raw(job))
-        self._streams[stream.id] = stream
+        stream = self._streams[self._ids] = Stream(self._ids, job, self._ended)
         try:
-            self._send(stream, submit)
+            self._send(stream, Submit(stream.id, self._writer.raw(job)))
             await stream.started()
         except BaseException:
             await stream.aclose()
