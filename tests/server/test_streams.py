@@ -93,6 +93,8 @@ def test_an_error_after_a_comment_is_an_event(serving):
 def test_a_client_that_goes_frees_its_job_at_once(serving, phase, stream):
     server = serving(Script(text="a b c", **{phase: 30.0}))
     served = server.models.served["fake:1b"]
+    reasons = server.doors.server.metrics.of("fake:1b").reasons
+    before = reasons["abort"]
     sock = connect(server)
     sock.sendall(request(URL, {**CHAT, "stream": stream}))
     assert eventually(lambda: bool(server.doors.server.calls))
@@ -103,6 +105,7 @@ def test_a_client_that_goes_frees_its_job_at_once(serving, phase, stream):
     sock.close()
     assert eventually(lambda: not server.doors.server.calls)
     assert server.models.in_flight == 0 and all(s.closed for s in served.streams)
+    assert reasons["abort"] - before == (phase != "use_delay")
     assert server.client.get("/health").status_code == 200
 
 

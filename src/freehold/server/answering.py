@@ -200,6 +200,9 @@ class Answering:
                 async with asyncio.TaskGroup() as group:
                     for i in range(len(self.jobs)):
                         group.create_task(self._follow_in_turn(served, i, opened, sink))
+        except asyncio.CancelledError:
+            record.reasons["abort"] += 1
+            raise
         except ExceptionGroup as e:
             self._count(record, e.exceptions[0])
             raise e.exceptions[0] from None
