@@ -6,6 +6,8 @@ from itertools import chain
 
 import pytest
 
+from freehold.errors import Overloaded
+from freehold.server import answering
 from freehold.server.answering import ABREAST
 from tests.server.fakes import FakeServed, Script
 from tests.server.test_chat import events
@@ -50,6 +52,21 @@ def test_many_prompts_of_one_request_do_not_enter_all_at_once(serving):
         asked = {"model": "fake:1b", "prompt": [f"item {i}" for i in range(300)], "max_tokens": 2}
         answer = server.client.post("/v1/completions", json=asked).json()
     assert len(answer["choices"]) == 300 and most == ABREAST
+
+
+def test_prompts_of_one_request_wait_for_each_other_where_the_queue_is_short(serving, monkeypatch):
+    async def start(served, job, keep_alive=None):
+        if served.loaded.in_flight >= 2:
+            raise Overloaded("the queue is full", wait_s=0.01)
+        return await begin(served, job, keep_alive)
+
+    server, begin = serving(Script(delay=0.001)), FakeServed.start
+    monkeypatch.setattr(FakeServed, "start", start)
+    monkeypatch.setattr(answering, "FULL_WAIT_S", 0.0)
+    assert len(ask(server, prompt=["a", "b", "c", "d", "e"])["choices"]) == 5
+    server.models.served["fake:1b"].loaded.in_flight = 2  # others'
+    asked = {"model": "fake:1b", "prompt": ["a", "b"]}
+    assert server.client.post(URL, json=asked).status_code == 429
 
 
 def test_choices_are_numbered_by_prompt_then_by_answer(serving):

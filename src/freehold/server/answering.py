@@ -26,6 +26,7 @@ from freehold.types import MAX_SCORES, Begin, Chunk, Job, ModelInfo, TokenLogpro
 
 # Prompts of one request that are under way at a time: more would fill the queue with one client's.
 ABREAST = 64
+FULL_WAIT_S = 0.5  # at least, before a queue that is full of the request's own prompts is asked again
 
 
 @dataclass(slots=True)
@@ -251,7 +252,7 @@ class Answering:
         opened: Opened,
         sink: Sink,
     ) -> None:
-        stream = await served.start(self._left(self.jobs[job]), self._keep_alive)
+        stream = await self._started(served, job)
         try:
             self._check_scores(self.jobs[job], stream.begin)
             self.tally.begun(job, stream.begin)
@@ -261,6 +262,16 @@ class Answering:
             await self._read(stream, job, sink)
         finally:
             await stream.aclose()
+
+    async def _started(self, served: Served, job: int) -> Stream:
+        """Hand a job in; one that finds the queue full of others of this request waits for them."""
+        while True:
+            try:
+                return await served.start(self._left(self.jobs[job]), self._keep_alive)
+            except Overloaded as e:
+                if not any(self.tally.begins):
+                    raise
+                await asyncio.sleep(max(e.wait_s, FULL_WAIT_S))
 
     def _check_scores(self, job: Job, begin: Begin) -> None:
         """Refuse (400) more log-probabilities than one answer may hold, before any of them is kept."""
