@@ -327,6 +327,7 @@ def test_images_in_messages_are_refused(serving):
         ({"model": 3}, "model", ["3", "str"]),
         ({"model": ""}, "model", ["''"]),
         ({"max_tokens": 0}, "max_tokens", ["0"]),
+        ({"max_completion_tokens": 0}, "max_completion_tokens", ["0"]),
         ({"stream": "yes"}, "stream", ["'yes'", "bool"]),
         ({"keep_alive": "soon"}, "keep_alive", ["'soon'"]),
         ({"timeout": 0}, "timeout", ["0"]),

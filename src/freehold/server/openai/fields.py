@@ -382,9 +382,10 @@ def chat_job(r: ChatRequest, tenant: str, warnings: list[str]) -> tuple[Job, Off
         top = r.top_logprobs or 0
     elif r.top_logprobs:
         raise Refused(400, "top_logprobs needs logprobs true", param="top_logprobs")
-    limit = r.max_completion_tokens if r.max_completion_tokens is not None else r.max_tokens
+    limited = "max_tokens" if r.max_completion_tokens is None else "max_completion_tokens"
+    limit = getattr(r, limited)
     if limit == 0:
-        raise Refused(400, "max_tokens is 0; expected 1 or more", param="max_tokens")
+        raise Refused(400, f"{limited} is 0; expected 1 or more", param=limited)
     messages = tuple(read_message(m, i) for i, m in enumerate(r.messages))
     _check_order(messages)
     job = Job(
