@@ -129,6 +129,10 @@ def test_suffix_and_stop_reach_the_job(serving):
     assert (job.prompt, job.suffix, job.stop) == ("def f(", "return x", ("\n\n",))
 
 
+def test_empty_suffix_is_none(serving):
+    assert ask(serving(), prompt="a", suffix="", echo=True)["choices"][0]["text"].startswith("a")
+
+
 def test_a_reasoning_models_thinking_is_part_of_the_text(serving):
     assert ask(serving(Script(text=" b", thinking="a")), prompt="x")["choices"][0]["text"] == "a b"
 

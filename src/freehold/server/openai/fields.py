@@ -419,7 +419,7 @@ def completion_jobs(r: CompletionRequest, tenant: str) -> list[Job]:
     scored = r.logprobs if r.echo else None
     if limit == 0 and scored is None:
         raise Refused(400, "max_tokens is 0, which needs echo true and logprobs", param="max_tokens")
-    if r.suffix is not None and (r.echo or not all(isinstance(p, str) for p in prompts)):
+    if r.suffix and (r.echo or not all(isinstance(p, str) for p in prompts)):
         raise Refused(400, "suffix needs a prompt that is text, and no echo", param="suffix")
     n = r.n or 1
     if len(prompts) * n > MAX_CHOICES:
