@@ -267,6 +267,13 @@ def test_unknown_fields_are_named_in_warnings_with_the_nearest_name(serving):
     coloured = {"role": "user", "content": "x", "colour": "red"}
     body = server.client.post("/v1/chat/completions", json={**CHAT, "messages": [coloured]}).json()
     assert body["freehold"]["warnings"] == ["field 'colour' of messages was ignored"]
+    asked = {
+        **CHAT,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    }
+    got = events(server.client.post("/v1/chat/completions", json=asked).text)
+    assert got[-1]["freehold"]["warnings"] == ["field 'continuous_usage_stats' of stream_options was ignored"]
 
 
 @pytest.mark.parametrize(

@@ -290,12 +290,15 @@ _SAMPLING = (
 
 def strangers(raw: dict[str, Any], kind: type[Struct]) -> list[str]:
     """Return a warning for each field that means nothing here; refuse those that would change the answer."""
-    unknown = raw.keys() - set(kind.__struct_fields__)
     neutral = {**_NEUTRAL, **_IN_CHAT} if kind is ChatRequest else _NEUTRAL
     warnings = []
-    if issubclass(kind, Generating) and raw.get("stream_options") and not raw.get("stream"):
+    options = raw.get("stream_options") if issubclass(kind, Generating) else None
+    if options and not raw.get("stream"):
         warnings.append("field 'stream_options' was ignored: stream is not true")
-    for name in sorted(unknown):
+    elif options:
+        lost = sorted(options.keys() - set(StreamOptions.__struct_fields__))
+        warnings += [f"field {name[:60]!r} of stream_options was ignored" for name in lost]
+    for name in sorted(raw.keys() - set(kind.__struct_fields__)):
         value = raw[name]
         if name in neutral:
             if value is not None and value not in neutral[name]:
