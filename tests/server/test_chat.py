@@ -329,7 +329,11 @@ def test_images_in_messages_are_refused(serving):
         ({"logit_bias": {str(i): 1 for i in range(1001)}}, "logit_bias", ["1000"]),
         ({"messages": []}, "messages", ["1"]),
         ({"messages": "hi"}, "messages", ["'hi'"]),
-        ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", ["'boss'"]),
+        (
+            {"messages": [{"role": "boss", "content": "x"}]},
+            "messages[0].role",
+            ["'boss': expected assistant"],
+        ),
         ({"messages": [{"content": "x"}]}, "messages[0].role", ["missing"]),
         ({"model": 3}, "model", ["3", "str"]),
         ({"model": ""}, "model", ["''"]),
@@ -338,7 +342,8 @@ def test_images_in_messages_are_refused(serving):
         ({"stream": "yes"}, "stream", ["'yes'", "bool"]),
         ({"keep_alive": "soon"}, "keep_alive", ["'soon'"]),
         ({"timeout": 0}, "timeout", ["0"]),
-        ({"overflow": "cut"}, "overflow", ["'cut'"]),
+        ({"overflow": "cut"}, "overflow", ["overflow is 'cut': expected drop-oldest or error"]),
+        ({"priority": "high"}, "priority", ["priority is 'high': expected batch or interactive"]),
         ({"user": "x" * 513}, "user", ["512"]),
     ],
 )

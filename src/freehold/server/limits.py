@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import inspect
 from starlette.types import Receive
 
 from freehold.server.problems import Refused
@@ -167,12 +168,14 @@ def typed(value: dict[str, Any], kind: type[T], at: str = "") -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as e:
-        raise _wrong_field(value, str(e), at) from None
+        raise _wrong_field(value, kind, str(e), at) from None
 
 
-def _wrong_field(value: dict[str, Any], message: str, at: str) -> Refused:
+def _wrong_field(value: dict[str, Any], kind: type[msgspec.Struct], message: str, at: str) -> Refused:
     found = _AT.match(message)
     expected, path = (found[1], found[2] or "") if found else (message, "")
+    if expected.startswith("Invalid enum value") and (words := _words(kind, path)):
+        expected = f"expected {', '.join(words[:-1])} or {words[-1]}"
     missing = re.match(r"Object missing required field `(\w+)`", expected)
     if missing:
         name = f"{at}{path}.{missing[1]}".lstrip(".")
@@ -182,6 +185,29 @@ def _wrong_field(value: dict[str, Any], message: str, at: str) -> Refused:
     # msgspec does not say which entry of a mapping it means.
     said = f"an entry of {name} is wrong" if "[...]" in path else f"{name} is {_shown(_at(value, path))}"
     return Refused(400, f"{said}: {expected}", param=name or None, code="invalid_value")
+
+
+def _words(kind: type[msgspec.Struct], path: str) -> list[str]:
+    """Return the words that the type of the field at `path` allows; none where it has no one list of them."""
+    types = [inspect.type_info(kind)]
+    for name, _ in _STEP.findall(path):
+        under = [field.type for t in types for field in getattr(t, "fields", ()) if field.name == name]
+        types = _alternatives(
+            under if name else [t.item_type for t in types if isinstance(t, inspect.ListType)]
+        )
+    return [str(word) for t in types if isinstance(t, inspect.LiteralType) for word in t.values]
+
+
+def _alternatives(types: list[inspect.Type]) -> list[inspect.Type]:
+    out: list[inspect.Type] = []
+    for t in types:
+        if isinstance(t, inspect.Metadata):
+            out += _alternatives([t.type])
+        elif isinstance(t, inspect.UnionType):
+            out += _alternatives([*t.types])
+        else:
+            out.append(t)
+    return out
 
 
 def _at(value: Any, path: str) -> Any:
