@@ -197,6 +197,16 @@ def test_a_model_is_found_by_an_id_with_slash_and_colon(serving, id):
     assert answer.status_code == 200 and answer.json()["object"] == "model"
 
 
+def test_a_model_is_described_under_every_spelling_that_it_answers_to(serving, monkeypatch):
+    async def name_of(name: str) -> str:
+        return name.lower()
+
+    server = serving()
+    monkeypatch.setattr(server.models, "name_of", name_of)
+    assert server.client.get("/v1/models/FAKE:1B").json()["id"] == "fake:1b"
+    assert server.client.get("/v1/models/FAKE").status_code == 404
+
+
 def test_a_model_that_is_not_there_is_404(serving):
     answer = serving().client.get("/v1/models/nope")
     assert answer.status_code == 404 and answer.json()["error"]["code"] == "model_not_found"

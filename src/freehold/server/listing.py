@@ -41,8 +41,8 @@ async def listed(call: Call, row: Row) -> list[dict[str, Any]]:
 async def answer_one(call: Call, row: Row) -> None:
     """Describe the model that the path names; its id may hold `/` and `:`. Raises ModelNotFound."""
     name = call.scope["path_params"]["id"]
-    for each in await listed(call, row):
-        if each["id"] == name:
-            await call.answer(each)
-            return
-    raise ModelNotFound(f"there is no model {name[:200]!r}", "GET /v1/models lists what there is")
+    rows = {each["id"]: each for each in await listed(call, row)}
+    found = rows.get(name) or rows.get(await call.models.name_of(name))
+    if found is None:
+        raise ModelNotFound(f"there is no model {name[:200]!r}", "GET /v1/models lists what there is")
+    await call.answer(found)
