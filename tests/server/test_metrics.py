@@ -168,6 +168,17 @@ def test_work_that_comes_after_a_long_rest_is_given_its_time(watched):
     assert health.stuck() == []
 
 
+def test_an_engine_that_is_loaded_again_has_time_while_its_load_goes_on(watched, monkeypatch):
+    health, loaded, clock = watched
+    loaded.stats, loaded.in_flight = EngineStats(steps=5), 1
+    for done in range(4):
+        monkeypatch.setattr(health._models, "loading", lambda done=done: {"fake:1b": (done, 9)})
+        clock.now += 29
+        assert health.stuck() == []
+    clock.now += 31
+    assert len(health.stuck()) == 1
+
+
 def test_health_is_503_and_ready_has_the_reason(serving):
     server = serving(None, drain_s=0.5)
     server.client.post(URL, json=CHAT)

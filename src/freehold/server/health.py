@@ -14,6 +14,9 @@ from freehold.server.contract import Loaded, Models
 
 STALL_S = 60.0  # the longest step we know of, a chunk of prompt on a loaded two-core guest, takes under 5
 
+Progress = tuple[int, int]  # bytes loaded, of how many: an engine that died may take minutes to load again
+Mark = tuple[int, Progress | None]  # steps made, and the progress of a load
+
 
 class Health:
     """Watches the loaded models' step counters."""
@@ -22,7 +25,7 @@ class Health:
         self, models: Models, stall_s: float = STALL_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._models, self._stall_s, self._clock = models, stall_s, clock
-        self._seen: dict[str, tuple[int, float]] = {}  # model -> (steps, when it last moved or was idle)
+        self._seen: dict[str, tuple[Mark, float]] = {}  # model -> (mark, when that last moved or it was idle)
         self.stopping = False
         self.preload: dict[str, str] = {}  # models that /ready waits for -> what became of them so far
 
@@ -34,9 +37,11 @@ class Health:
 
     def look(self) -> None:
         """Note every model's steps."""
-        now = self._clock()
-        loaded = {each.name: each for each in self._models.loaded()}
-        self._seen = {name: self._noted(each, self._seen.get(name), now) for name, each in loaded.items()}
+        now, loading = self._clock(), self._models.loading()
+        self._seen = {
+            each.name: self._noted(each, loading.get(each.name), self._seen.get(each.name), now)
+            for each in self._models.loaded()
+        }
 
     def stuck(self) -> Sequence[str]:
         """Return a sentence for each engine that has work and made no step for `stall_s`."""
@@ -55,8 +60,10 @@ class Health:
             return "; ".join(f"{name}: {state}" for name, state in self.preload.items())
         return next(iter(self.stuck()), "")
 
-    def _noted(self, each: Loaded, before: tuple[int, float] | None, now: float) -> tuple[int, float]:
+    def _noted(
+        self, each: Loaded, loading: Progress | None, before: tuple[Mark, float] | None, now: float
+    ) -> tuple[Mark, float]:
         # Jobs as this side counts them: an engine that stands still may also have told us something untrue.
-        steps, working = each.stats.steps, each.in_flight > 0
-        stands = working and before is not None and before[0] == steps
-        return (steps, before[1] if stands and before else now)
+        mark, working = (each.stats.steps, loading), each.in_flight > 0
+        stands = working and before is not None and before[0] == mark
+        return (mark, before[1] if stands and before else now)
