@@ -231,6 +231,17 @@ def test_batch_work_takes_what_interactive_work_leaves():
     assert world.logs[answer].ended < inf
 
 
+def test_many_batch_prompts_that_wait_take_no_more_turns_than_one():
+    world = warm(blocks=10_000)
+    for _ in range(10):
+        world.add(1000, answer=5, priority="batch")
+    world.run(1.0)
+    seq = world.add(1500, answer=1)
+    alone = 1500 * (ROW_S + LOOK_S * 750)
+    world.finish()
+    assert world.logs[seq].first < 2 * alone
+
+
 def test_batch_work_gets_a_turn_under_any_load():
     world = warm(blocks=4000)
     batch = world.add(50, answer=10, priority="batch")

@@ -98,6 +98,7 @@ class Scheduler:
         self._timed: dict[Sequence, float] = {}  # those with a deadline
         self._batch: dict[Sequence, Work] = {}
         self._promoted: Sequence | None = None  # batch work that counts as interactive to its end
+        self._lent_at = 0.0  # when a prompt of batch work was last read: ten that wait get one turn, not ten
         self._number = 0
         self._going = 0  # sequences that hold blocks and whose readers keep up
         self._loading = False  # a sequence takes blocks from disk
@@ -216,6 +217,7 @@ class Scheduler:
         decodes, prompts, late_decodes, late_prompts = [], [], [], []
         ahead: list[Unread] = []
         self._going = 0
+        lent_at = 0.0 if all(map(self._yields, self._live)) else self._lent_at
         for seq in self._live:
             left = len(seq.tokens) - seq.computed
             if not seq.ready:
@@ -223,10 +225,12 @@ class Scheduler:
             self._going += bool(seq.table)
             if now - seq.served_at > PATIENCE_S and self._promoted not in self._live and self._yields(seq):
                 self._promoted = seq
-            first = not self._yields(seq) or now - seq.served_at > AGE_S
+            first = not self._yields(seq)
             if seq.table and left <= 1 and seq.request.sink is None:
+                first = first or now - seq.served_at > AGE_S
                 (decodes if first else late_decodes).append(seq)
             else:
+                first = first or now - max(seq.served_at, lent_at) > AGE_S
                 ahead.append(self._left_of(seq))
                 (prompts if first else late_prompts).append(seq)
         self._ahead, self._slowed = ahead, self._slowing(len(decodes) + len(late_decodes))
@@ -326,6 +330,7 @@ class Scheduler:
         if count:
             self._take(seq, done, count)
             budget.spend(done, count, logits)
+            self._lent_at = self._now if self._yields(seq) else self._lent_at
         return count > 0
 
     def _leader(self, seq: Sequence) -> Sequence | None:
