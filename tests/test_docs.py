@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from freehold.advisor import machine
+
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
@@ -99,11 +101,12 @@ def run(block: Block, env: dict[str, str], folder: Path) -> None:
 
 @pytest.mark.parametrize("block", FAST, ids=str)
 def test_documented_block_runs(block: Block, tmp_path: Path):
-    run(
-        block,
-        {"HOME": str(tmp_path), "FREEHOLD_HOME": str(tmp_path / "home"), "FREEHOLD_OFFLINE": "1"},
-        tmp_path,
-    )
+    home = tmp_path / "home"
+    for _ in range(
+        machine.FIRST
+    ):  # what a page advises must not hang on who else computes here: quiet two cores
+        machine.keep(home, machine.name_here(), machine.Rates(35.0, 1500.0))
+    run(block, {"HOME": str(tmp_path), "FREEHOLD_HOME": str(home), "FREEHOLD_OFFLINE": "1"}, tmp_path)
 
 
 @pytest.mark.model
