@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from freehold.engine.rehearsal import rehearse
 from freehold.errors import FreeholdError, UsageError
 from freehold.tokenizer import Tokenizer, TokenKind
+from freehold.tokenizer.dialects.schema import BLANKS
 from freehold.types import MAX_FORMAT_CHARS, Format
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ SHORT = 4 << 10  # characters; the smallest source that ends a process has 20 KB
 STACK = 16 << 20  # bytes, for what recurses by the depth of a grammar
 KEPT = 16  # grammars compiled latest
 _stack = threading.Lock()  # the size is the process's: two that change it would restore each other's
-# Blanks between the parts of JSON. Without a bound a small model may write them until its context is full.
-BLANKS = r"[ \n\t]{1,40}"
 
 
 class Grammars:

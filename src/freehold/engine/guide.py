@@ -23,18 +23,16 @@ from freehold.tokenizer import Tokenizer
 Phase = Literal["start", "thinking", "closing", "closed", "free", "text"]
 
 LOOKBACK = 1024  # bytes of free text in which an opening is searched for
-_LINE = (
-    b"\n"  # what free text is taken to stand behind, so that an opening may ask for the beginning of a line
-)
+# What free text is taken to stand behind, so that an opening may ask for the beginning of a line.
+_LINE = b"\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
     """What free text may come to; each time that it does, the text behind is held to `grammar` until that is whole."""
 
-    pattern: re.Pattern[
-        bytes
-    ]  # its match ends where the grammar begins; what it looked ahead at counts as written
+    # Its match ends where the grammar begins; what it looked ahead at counts as written.
+    pattern: re.Pattern[bytes]
     grammar: Grammar
 
 

@@ -253,9 +253,8 @@ def _holds_weights(type: QuantType) -> bool:
 def _bounded(value: float, most: float, name: str) -> float:
     """Return a number above 0 and up to `most`."""
     if not 0 < value <= most:
-        raise BadModelFile(
-            f"{name} is {value!s:.40}; expected more than 0, to {most:g}"
-        )  # of an integer of any length
+        # An integer of any length is no float, and too long to show.
+        raise BadModelFile(f"{name} is {value!s:.40}; expected more than 0, to {most:g}")
     return value
 
 

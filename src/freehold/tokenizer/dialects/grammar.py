@@ -13,19 +13,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from freehold.tokenizer.dialects.schema import closed, types_of
+from freehold.tokenizer.dialects.schema import BLANKS, closed, types_of
 from freehold.types import Tool
 
 Spell = Callable[[str], str]  # a text as a Lark expression: its control tokens by their ids
-Arguments = Callable[
-    [str, Mapping[str, object], Spell], Iterable[str]
-]  # (rule, a tool's schema, spell): its rules
+# (rule, a tool's schema, spell): its rules
+Arguments = Callable[[str, Mapping[str, object], Spell], Iterable[str]]
 
 # JSON as models write it: one blank behind colons and commas. Free blanks cost small models their way.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Of an object that a model began by itself, in its own style: as many blanks as indented JSON needs.
-_BLANKS = r"[ \n\t]{0,40}"
-_FREE_STYLE = {"whitespace_pattern": r"[ \n\t]{1,40}"}
+_BLANKS = f"(?:{BLANKS})?"
+_FREE_STYLE = {"whitespace_pattern": BLANKS}
 
 
 def json_arguments(rule: str, parameters: Mapping[str, object], spell: Spell) -> list[str]:

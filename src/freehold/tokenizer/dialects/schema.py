@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+# Blanks between the parts of JSON. Without a bound a small model may write them until its context is full.
+BLANKS = r"[ \n\t]{1,40}"
 _AS_PYTHON = {"True": True, "False": False, "None": None}  # as templates that print values write them
 _WORDS = {
     "string": str,
