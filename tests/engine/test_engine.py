@@ -364,6 +364,16 @@ def test_full_queue_is_refused_with_the_wait_and_what_was_let_in_ends(model: Loa
     assert len(list(running[2])) == 3
 
 
+def test_full_queue_refuses_nobody_whom_an_engine_that_died_had_let_in(model: LoadedModel):
+    engine = Engine(model, context=256, max_queued=1)
+    fresh = engine.generate(PROMPT, WARM, max_tokens=3)
+    fresh.start()
+    again = engine.generate_many(PROMPT, 2, WARM, max_tokens=3, resume=[[5], []], admitted=True)
+    for answer in again:
+        answer.start()
+    assert [len(ids) for ids in pumped(engine, [fresh, *again])] == [3, 2, 3]
+
+
 def test_queue_is_limited_by_tokens_too_but_one_request_always_enters(model: LoadedModel):
     engine = Engine(model, context=256, max_queued_tokens=100)
     first, second = (engine.generate([9] * 150, WARM, max_tokens=2) for _ in range(2))

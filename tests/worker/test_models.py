@@ -20,6 +20,8 @@ from freehold.store import ModelRef, Store
 from freehold.types import Format, Job, Message
 from freehold.worker import models as models_module
 from freehold.worker.models import HEADROOM, LEAST_CACHE, Models, Options
+from freehold.worker.supervisor import Served
+from freehold.worker.wire import Event, Failed, Frame
 from tests.vectors.files import write_gguf
 from tests.worker.conftest import answers, text, tokens
 
@@ -167,7 +169,16 @@ def test_full_queue_refuses_with_the_wait(serve, tiny):
     serve(body, replace(OPTIONS, engine={"max_queued": 1}), paths=tiny)
 
 
-def test_death_with_a_queue_too_small_for_all_loses_nobody(serve, tiny, alone):
+def test_death_with_a_queue_too_small_for_all_refuses_nobody(serve, tiny, alone, monkeypatch):
+    told = Served._frame
+    refusals: list[Event] = []
+
+    def told_apart(served: Served, frame: Frame) -> None:
+        refusals.extend(event for event in frame.events if isinstance(event, Failed))
+        told(served, frame)
+
+    monkeypatch.setattr(Served, "_frame", told_apart)
+
     async def body(models: Models) -> None:
         served = await models.use("tiny")
         streams, got = [], []
@@ -178,6 +189,7 @@ def test_death_with_a_queue_too_small_for_all_loses_nobody(serve, tiny, alone):
         for seed, stream in enumerate(streams):
             got[seed] += [chunk async for _, chunk in stream]
             assert tuple(tokens(got[seed])) == alone(seed).token_ids
+        assert refusals == []
 
     serve(body, replace(OPTIONS, engine={"max_queued": 2}), paths=tiny)
 

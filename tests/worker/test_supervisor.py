@@ -98,21 +98,6 @@ def test_fourth_death_ends_a_stream_with_engine_lost(serve):
     serve(body, scripts=SCRIPTS)
 
 
-def test_engine_that_came_after_a_full_one_is_not_given_a_stream_twice(serve):
-    async def body(models: Models) -> None:
-        served = await models.use("slow")
-        stream = await served.start(JOB)
-        full = served._engine
-        os.kill(served.pid, signal.SIGKILL)
-        await until(lambda: served.loaded and served._engine is not full)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(served._engine, "send", lambda message: pytest.fail(f"sent again: {message}"))
-            served._resubmit(stream, full)
-        assert tokens([chunk async for _, chunk in stream]) == scripted_tokens(5, 0, 60)
-
-    serve(body, scripts=SCRIPTS)
-
-
 def test_other_models_never_notice_a_death(serve):
     async def body(models: Models) -> None:
         slow, fast = await asyncio.gather(models.use("slow"), models.use("fast"))

@@ -77,12 +77,13 @@ GUESSED_OPS = 200e9
 class Sharing(TypedDict, total=False):
     """How a request shares the engine with others: how urgent it is, whose it is, seconds until it is worthless.
 
-    And the adapter it is computed with, packed for the engine's model.
+    And whether an engine that died had let it in, and the adapter it is computed with, packed for the engine's model.
     """
 
     priority: Priority
     tenant: str
     deadline_s: float | None
+    admitted: bool
     adapter: Adapter | None
 
 
@@ -564,7 +565,7 @@ class Engine:
         """Take a sequence in before the next step, or raise Overloaded or DeadlineExceeded; never waits for a step."""
         self._check_open()
         with self._door:
-            if seq.parent is None:  # the first answer speaks for its siblings
+            if seq.parent is None and not seq.request.admitted:  # the first answer speaks for its siblings
                 self._check_limits(seq.request)
             self._entered.append(seq)
         self._news.set()
@@ -675,6 +676,7 @@ def _shared(
     priority: Priority = "interactive",
     tenant: str = "",
     deadline_s: float | None = None,
+    admitted: bool = False,
     adapter: Adapter | None = None,
 ) -> dict[str, Any]:
     """Return the fields of a Request that say how it shares the engine."""
@@ -683,4 +685,10 @@ def _shared(
     if deadline_s is not None and not deadline_s > 0:
         raise UsageError(f"the time limit is {deadline_s} s; expected more than 0")
     deadline = None if deadline_s is None else time.monotonic() + deadline_s
-    return {"priority": priority, "tenant": tenant, "deadline": deadline, "adapter": adapter}
+    return {
+        "priority": priority,
+        "tenant": tenant,
+        "deadline": deadline,
+        "admitted": admitted,
+        "adapter": adapter,
+    }

@@ -83,6 +83,7 @@ class Answering:
             "priority": job.priority,
             "tenant": job.tenant,
             "deadline_s": job.timeout_s,
+            "admitted": bool(job.resume),
             "adapter": self._adapter,
         }
 
@@ -113,7 +114,7 @@ class Answering:
         return self._over or (self._reading is None and all(answer.done for answer in self._answers))
 
     def enter(self) -> None:
-        """Let the engine have the job. Raises Overloaded, DeadlineExceeded."""
+        """Let the engine have the job. Raises Overloaded, DeadlineExceeded, but for one that is resumed."""
         if self._reading is not None:
             self._reading.start()
         else:

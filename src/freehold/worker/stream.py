@@ -45,11 +45,6 @@ class Stream:
         return self._begin
 
     @property
-    def has_begun(self) -> bool:
-        """Whether some engine has taken the job in."""
-        return self._begin is not None
-
-    @property
     def more(self) -> bool:
         """Whether the next piece is here, so that nothing waits for it."""
         return bool(self._queue)

@@ -26,7 +26,6 @@ from freehold.errors import (
     EngineClosed,
     EngineLost,
     FreeholdError,
-    Overloaded,
     UsageError,
 )
 from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Vectors
@@ -45,7 +44,6 @@ PORTION_TEXTS, PORTION_SIZE = (
     64,
     1 << 16,
 )  # texts of one call, and their characters and ids, but for a longer one
-FULL_WAIT_S = 0.5  # before a full queue is asked again
 HUNG_S = 120.0  # without a sign while there is work. The longest step is a second; a swapping machine is slow
 KEEP_ALIVE_S = 300.0
 _GAUGES = {"running", "waiting", "blocks", "blocks_live", "blocks_cached", "expected_wait_s", "progress_at"}
@@ -266,22 +264,9 @@ class Served:
             elif type(event) is Began:
                 stream.began(event.begin)
             elif type(event) is Failed:
-                self._failed(stream, event.error)
+                stream.fail(event.error)
         if frame.stats is not None:
             self._stats = frame.stats
-
-    def _failed(self, stream: Stream, error: FreeholdError) -> None:
-        """End a stream, unless a new engine has no place in its queue yet for what an old one was answering."""
-        if isinstance(error, Overloaded) and stream.has_begun:
-            self._loop.call_later(max(error.wait_s, FULL_WAIT_S), self._resubmit, stream, self._engine)
-        else:
-            stream.fail(error)
-
-    def _resubmit(self, stream: Stream, engine: EngineProcess | None) -> None:
-        """Ask the engine whose queue was full again; one that came after it was given the stream as it began."""
-        same = engine is not None and engine is self._engine
-        if same and stream.id in self._streams and self._up and stream not in self._queue:
-            self._submit(stream)
 
     def _replied(self, event: Any) -> None:
         asked = self._asked.get(event.id)
