@@ -10,8 +10,17 @@ import pytest
 
 import freehold
 from freehold import LLM
-from freehold.errors import BadPrompt, ContextOverflow, DeadlineExceeded, FreeholdError, UsageError
+from freehold.errors import (
+    BadPrompt,
+    ContextOverflow,
+    DeadlineExceeded,
+    FreeholdError,
+    Overloaded,
+    UsageError,
+)
+from freehold.local import open_model
 from freehold.local.answering import Answering
+from freehold.store import ModelRef
 from freehold.types import Chunk, Job, Message
 from tests.vectors import files
 from tests.vectors.files import write_gguf
@@ -177,6 +186,22 @@ def test_scored_prompt_goes_on_to_its_answer_beside_others(llm: LLM):
     got = finish(llm, scored, plain)
     assert ids(got[0][0]) == ids(got[1][0]) == alone
     assert scored.begin.prompt_logprobs[1].top == ()
+
+
+def test_scored_prompt_goes_on_to_its_answer_past_a_queue_that_filled_meanwhile(tmp_path: Path):
+    path = write_gguf("qwen2", tmp_path / "tiny.gguf", dtype="Q8_0")
+    ref = ModelRef("tiny", path, "gguf", "d" * 64, path.stat().st_size, "user", "", "", (path,))
+    with open_model(ref, context=CONTEXT, threads=1, max_queued=1) as llm:
+        scored, waiting = llm.start(replace(TEXT, prompt_logprobs=0)), llm.start(CHAT)
+        scored.enter()
+        while llm.stats.steps == 0:
+            llm.pump(0.01)
+        waiting.enter()
+        with pytest.raises(Overloaded):
+            llm.start(CHAT).enter()
+        assert scored.take() == [] and scored.begin is not None
+        got = finish(llm, scored, waiting)
+        assert [len(ids(answers[0])) for answers in got] == [20, 20]
 
 
 def test_prompt_that_fills_the_context_can_be_scored_but_not_answered(llm: LLM):

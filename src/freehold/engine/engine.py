@@ -77,7 +77,7 @@ GUESSED_OPS = 200e9
 class Sharing(TypedDict, total=False):
     """How a request shares the engine with others: how urgent it is, whose it is, seconds until it is worthless.
 
-    And whether an engine that died had let it in, and the adapter it is computed with, packed for the engine's model.
+    And whether what it goes on with was let in already, and the adapter it is computed with, packed for the model.
     """
 
     priority: Priority

@@ -47,7 +47,7 @@ class Request:
     priority: Priority = "interactive"
     tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
     deadline: float | None = None  # on the engine's clock, to the last token
-    admitted: bool = False  # by an engine that died: it has waited, and no queue refuses it
+    admitted: bool = False  # it goes on with what has waited already, and no queue refuses it
     constraint: Constraint | None = None  # what its text must be
     adapter: Adapter | None = None  # computed with all of its tokens
 

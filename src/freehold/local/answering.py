@@ -63,7 +63,7 @@ class Answering:
                 for i, generation in enumerate(self._generations(begin, ends, constraint))
             ]
         if self._scores is not None:
-            self._reading = engine.read(begin.prompt_ids, self._scores.add, **self._sharing)
+            self._reading = engine.read(begin.prompt_ids, self._scores.add, **self._sharing(bool(job.resume)))
 
     def _text(self, tokenizer: Tokenizer, prompt: Prompt, answer: int) -> AnswerText:
         job, begin = self._job, self._begin
@@ -76,14 +76,13 @@ class Answering:
             many_calls=job.parallel_tool_calls,
         )
 
-    @property
-    def _sharing(self) -> Sharing:
+    def _sharing(self, admitted: bool) -> Sharing:
         job = self._job
         return {
             "priority": job.priority,
             "tenant": job.tenant,
             "deadline_s": job.timeout_s,
-            "admitted": bool(job.resume),
+            "admitted": admitted,
             "adapter": self._adapter,
         }
 
@@ -100,7 +99,7 @@ class Answering:
             job.logprobs,
             constraint=constraint,
             resume=job.resume,
-            **self._sharing,
+            **self._sharing(bool(job.resume) or self._scores is not None),  # whose scoring stood in the queue
         )
 
     @property
