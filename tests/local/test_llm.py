@@ -124,14 +124,21 @@ def test_logits_and_scores_agree(llm: LLM):
 
 def test_tokenize_and_detokenize_are_inverse(llm: LLM):
     assert llm.detokenize(llm.tokenize("the café 🙂")) == "the café 🙂"
+    assert llm.detokenize([]) == ""
     assert llm.tokenize("<|im_end|>") != llm.tokenize("<|im_end|>", special=True)
 
 
-@pytest.mark.parametrize("ids", [[-1], [10**9], []])
+@pytest.mark.parametrize("ids", [[-1], [10**9]])
 def test_ids_outside_the_vocabulary_are_refused(llm: LLM, ids):
     for call in (llm.generate, llm.detokenize, llm.logits, llm.score):
         with pytest.raises(UsageError):
             call(ids)
+
+
+def test_no_ids_at_all_are_nothing_to_compute_on(llm: LLM):
+    for call in (llm.generate, llm.logits, llm.score):
+        with pytest.raises(UsageError, match="at least one|no token ids"):
+            call([])
 
 
 def test_long_prompt_is_an_error_with_the_numbers(llm: LLM):

@@ -496,7 +496,7 @@ class LLM:
     def detokenize(self, ids: Sequence[int]) -> str:
         """Turn token ids into text; control tokens are left out."""
         self._check_open()
-        return self._tokenizer.decode(self._prompter.checked(ids))
+        return self._tokenizer.decode(self._prompter.known(ids))
 
     def logits(self, ids: Sequence[int], adapter: str | None = None) -> F32:
         """Return the model's logits after each of `ids`: float32 [T, V]."""

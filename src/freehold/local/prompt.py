@@ -95,14 +95,19 @@ class Prompter:
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Return `ids` as a list. Raises UsageError for one outside the vocabulary, and for none at all."""
-        checked = [int(i) for i in ids]
-        vocabulary = self._tokenizer.vocab_size
-        for id in checked:
-            if not 0 <= id < vocabulary:
-                raise UsageError(f"token id {id} is outside the vocabulary of {vocabulary:,}")
+        checked = self.known(ids)
         if not checked:
             raise UsageError("there are no token ids", "give at least one")
         return checked
+
+    def known(self, ids: Sequence[int]) -> list[int]:
+        """Return `ids` as a list. Raises UsageError for one outside the vocabulary."""
+        known = [int(i) for i in ids]
+        vocabulary = self._tokenizer.vocab_size
+        for id in known:
+            if not 0 <= id < vocabulary:
+                raise UsageError(f"token id {id} is outside the vocabulary of {vocabulary:,}")
+        return known
 
     def _gap(self, before: str | Sequence[int] | None, after: str) -> Prompt:
         """Lay out prefix, suffix and the place between as the model was trained to fill it."""
