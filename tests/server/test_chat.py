@@ -89,6 +89,7 @@ def test_include_usage_adds_an_event_without_choices(serving):
     assert got[-1]["choices"] == [] and got[-1]["usage"]["completion_tokens"] == 3
     assert got[-1]["freehold"]["sampling"]["seed"] == 7
     assert "freehold" not in got[-2]
+    assert [e["usage"] for e in got[:-1]] == [None] * (len(got) - 1)
 
 
 def test_options_of_a_stream_say_nothing_without_one_and_that_is_said(serving):
@@ -335,6 +336,8 @@ def test_images_in_messages_are_refused(serving):
             ["'boss': expected assistant"],
         ),
         ({"messages": [{"content": "x"}]}, "messages[0].role", ["missing"]),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", ["missing", "user"]),
+        ({"messages": [{"role": "system", "content": None}]}, "messages[0].content", ["missing"]),
         ({"model": 3}, "model", ["3", "str"]),
         ({"model": ""}, "model", ["''"]),
         ({"max_tokens": 0}, "max_tokens", ["0"]),

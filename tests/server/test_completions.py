@@ -106,6 +106,17 @@ def test_the_prompt_alone_is_scored_with_max_tokens_0(serving):
     assert [len(c["logprobs"]["tokens"]) for c in body["choices"]] == [2, 3]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_prompt_alone_is_echoed_without_logprobs_too(serving, stream):
+    asked = {"model": "fake:1b", "prompt": ["a b", "c"], "echo": True, "max_tokens": 0, "stream": stream}
+    answer = serving().client.post(URL, json=asked)
+    got = [e["choices"][0] for e in events(answer.text)] if stream else answer.json()["choices"]
+    assert "".join(c["text"] for c in got if c["index"] == 0) == "a b"
+    assert "".join(c["text"] for c in got if c["index"] == 1) == "c"
+    assert {c["finish_reason"] for c in got} - {None} == {"length"}
+    assert all(c["logprobs"] is None for c in got)
+
+
 def test_echo_of_token_ids_is_their_text(serving):
     server = serving()
     ids = server.client.post("/tokenize", json={"model": "fake:1b", "prompt": "x y z"}).json()["tokens"]

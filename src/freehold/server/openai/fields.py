@@ -158,6 +158,7 @@ class ChatMessage(Struct, kw_only=True):
     name: Annotated[str, Meta(max_length=256)] | None = None
 
 
+_SPEAKERS = ("system", "developer", "user")  # of whom content is all there is
 _MESSAGE_FIELDS = frozenset(ChatMessage.__struct_fields__)
 
 
@@ -420,8 +421,10 @@ def completion_jobs(r: CompletionRequest, tenant: str) -> list[Job]:
     prompts = _prompts(r.prompt)
     limit = 16 if r.max_tokens is None else r.max_tokens
     scored = r.logprobs if r.echo else None
+    if limit == 0 and not r.echo:
+        raise Refused(400, "max_tokens is 0, which needs echo true; expected 1 or more", param="max_tokens")
     if limit == 0 and scored is None:
-        raise Refused(400, "max_tokens is 0, which needs echo true and logprobs", param="max_tokens")
+        scored = 0  # an engine reads a prompt for a token or for scores; these are not shown
     if r.suffix and (r.echo or not all(isinstance(p, str) for p in prompts)):
         raise Refused(400, "suffix needs a prompt that is text, and no echo", param="suffix")
     n = r.n or 1
@@ -519,7 +522,15 @@ def _check_answered(due: Sequence[str], i: int) -> None:
 
 
 def read_message(m: ChatMessage, i: int) -> Message:
-    """Return message number `i`, its text parts joined; refuse parts that are no text."""
+    """Return message number `i`, its text parts joined; refuse parts that are no text, and what says nothing."""
+    if m.content is None and m.role in _SPEAKERS:
+        where = f"messages[{i}].content"
+        raise Refused(
+            400,
+            f"{where} is missing or null; expected the text of the {m.role} message",
+            param=where,
+            code="missing_required_parameter",
+        )
     return Message(
         "system" if m.role == "developer" else m.role,
         text_of(m.content or m.refusal or "", f"messages[{i}].content"),

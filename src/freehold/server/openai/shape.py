@@ -49,7 +49,8 @@ class OpenAIShape(ABC):
             "system_fingerprint": FINGERPRINT,
         }
         opened = encode({**self._common, "object": self.event})[:-1]
-        self._head = b"data: " + opened + b',"choices":[{"index":'
+        unknown = b',"usage":null' if self._include_usage else b""  # it comes with the last event
+        self._head = b"data: " + opened + unknown + b',"choices":[{"index":'
 
     async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
         """Ask nothing."""
