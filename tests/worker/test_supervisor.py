@@ -147,6 +147,44 @@ def test_engine_that_dies_of_every_start_is_given_up(serve, tmp_path: Path, monk
     serve(body, scripts=SCRIPTS)
 
 
+GONE = ["/nonexistent/freehold-engine"]
+MUTE = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.mark.parametrize(
+    "command, how",
+    [(GONE, "it could not be started: No such file"), (MUTE, "it said nothing for 0 s after its start")],
+)
+def test_engine_that_never_comes_to_life_counts_as_a_death(
+    serve, monkeypatch: pytest.MonkeyPatch, command: list[str], how: str
+):
+    good, hello_s = client.COMMAND, client.HELLO_S
+
+    def spawn_with(command: list[str], hello_s: float) -> None:
+        monkeypatch.setattr(client, "COMMAND", command)
+        monkeypatch.setattr(client, "HELLO_S", hello_s)
+
+    async def body(models: Models) -> None:
+        served = await models.use("slow")
+        stream = await served.start(JOB)
+        spawn_with(command, 0.3)
+        os.kill(served.pid, signal.SIGKILL)
+        await until(lambda: served.restarts == 2)
+        spawn_with(good, hello_s)
+        assert tokens([chunk async for _, chunk in stream]) == scripted_tokens(5, 0, 60)
+        stream = await served.start(JOB)
+        spawn_with(command, 0.3)
+        os.kill(served.pid, signal.SIGKILL)
+        with pytest.raises(EngineLost, match=f"died, and so did 3 that took its place: {how}"):
+            async for _ in stream:
+                pass
+        with pytest.raises(EngineLost, match=how):
+            await models.use("fast")
+        spawn_with(good, hello_s)
+
+    serve(body, scripts=SCRIPTS)
+
+
 def test_hung_engine_is_killed_and_its_streams_go_on(serve):
     async def body(models: Models) -> None:
         served = await models.use("slow")

@@ -43,7 +43,7 @@ HELLO_S = 60.0  # for an interpreter to start, on a machine that is short of eve
 
 
 class EngineDied(Exception):
-    """The process ended without having been asked to; the text says how."""
+    """The process ended without having been asked to, or never came to life; the text says how."""
 
 
 class EngineProcess(asyncio.Protocol):
@@ -86,26 +86,15 @@ class EngineProcess(asyncio.Protocol):
         try:
             await asyncio.wait_for(self._greeted, HELLO_S)
         except TimeoutError:
-            raise EngineLost(f"an engine process said nothing for {HELLO_S:.0f} s after its start") from None
+            raise EngineDied(f"it said nothing for {HELLO_S:.0f} s after its start, and was killed") from None
 
     async def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            for end in (ours, theirs):
-                for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                    end.setsockopt(socket.SOL_SOCKET, option, BUFFER)
-            ours.setblocking(False)
-            try:
-                self._process = subprocess.Popen(
-                    [*COMMAND, str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                    stdout=2,  # a library that prints talks to the log, not into the server's data
-                    start_new_session=True,
-                )
-            except OSError as e:
-                ours.close()
-                raise EngineLost(f"no engine process can be started: {e.strerror}") from e
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._process = _process_with(ours, theirs)
+        except OSError as e:  # of memory, processes or files there may be enough again in a moment
+            raise EngineDied(f"it could not be started: {e.strerror}") from e
         await self._loop.create_unix_connection(lambda: self, sock=ours)
 
     def send(self, message: Message) -> None:
@@ -200,6 +189,25 @@ class EngineProcess(asyncio.Protocol):
         self._refused(EngineDied(how))
         if not self.gone.done():
             self.gone.set_result(how)
+
+
+def _process_with(ours: socket.socket, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    """Start a process that has the other end of our socket. Raises OSError, and closes ours then."""
+    try:
+        for end in (ours, theirs):
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                end.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        ours.setblocking(False)
+        return subprocess.Popen(
+            [*COMMAND, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # a library that prints talks to the log, not into the server's data
+            start_new_session=True,
+        )
+    except OSError:
+        ours.close()
+        raise
 
 
 def _how(code: int) -> str:
