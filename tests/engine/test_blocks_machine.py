@@ -50,6 +50,7 @@ class Pool(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = TemporaryDirectory() if self.on_disk else None
+        self.gone: list[Rig] = []
         self.start()
 
     def start(self) -> None:
@@ -127,7 +128,8 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.on_disk)
     @rule()
     def restart(self) -> None:
-        """Lose all but the disk, what is being written to it included."""
+        """Lose all but the disk; what is still being written to it arrives at any time, as from another engine."""
+        self.gone.append(self.rig)
         self.start()
 
     # --- what must hold --------------------------------------------------------------------------------
@@ -145,6 +147,9 @@ class Pool(RuleBasedStateMachine):
         assert self.rig.blocks.available == POOL
         self.rig.blocks.close()
         if self.folder:
+            for rig in [*self.gone, self.rig]:
+                if rig.disk:
+                    rig.disk.flush(60)  # or it writes into a folder that is being removed
             self.folder.cleanup()
 
     def check_match(self, seq: Sequence) -> None:
