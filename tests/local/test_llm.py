@@ -137,7 +137,7 @@ def test_ids_outside_the_vocabulary_are_refused(llm: LLM, ids):
 
 def test_no_ids_at_all_are_nothing_to_compute_on(llm: LLM):
     for call in (llm.generate, llm.logits, llm.score):
-        with pytest.raises(UsageError, match="at least one|no token ids"):
+        with pytest.raises(UsageError, match=r"at least one|no token ids"):
             call([])
 
 
