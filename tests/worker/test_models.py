@@ -18,6 +18,7 @@ from freehold.errors import BadModelFile, CapacityExceeded, ModelNotFound, Overl
 from freehold.server.hints import hint_for
 from freehold.store import ModelRef, Store
 from freehold.types import Format, Job, Message
+from freehold.worker import client
 from freehold.worker import models as models_module
 from freehold.worker.models import HEADROOM, LEAST_CACHE, Models, Options
 from freehold.worker.supervisor import Served
@@ -258,6 +259,26 @@ def test_idle_model_makes_room_for_the_next(serve, tiny, monkeypatch: pytest.Mon
     serve(body, OPTIONS, paths=tiny, available=lambda: 9 << 20)
 
 
+def test_model_that_is_leaving_is_waited_for_where_its_memory_is_needed(serve, tiny, monkeypatch):
+    monkeypatch.setattr(models_module, "HEADROOM", 0)
+    monkeypatch.setattr(client, "STOP_S", 0.5)
+    held: list[Served] = []
+
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        held.append(served)
+        os.kill(served.pid, signal.SIGSTOP)
+        unloading = asyncio.ensure_future(models.unload("tiny"))
+        await asyncio.sleep(0)
+        await answers(await models.use("other"), CHAT)
+        await unloading
+
+    def available() -> int:
+        return 0 if held and held[0].pid else 9 << 20
+
+    serve(body, OPTIONS, paths=tiny, available=available)
+
+
 def test_busy_model_is_not_unloaded_and_the_error_has_the_numbers(serve, tiny, monkeypatch):
     monkeypatch.setattr(models_module, "_resident_bytes", lambda pid: 0)
     monkeypatch.setattr(models_module, "HEADROOM", 0)
@@ -280,7 +301,7 @@ def test_busy_model_is_not_unloaded_and_the_error_has_the_numbers(serve, tiny, m
 def test_no_more_models_are_loaded_than_allowed(serve, tiny):
     async def body(models: Models) -> None:
         await models.use("tiny")
-        stream = await (await models.use("other")).start(CHAT)
+        stream = await (await models.use("other")).start(replace(CHAT, max_tokens=200))
         assert [loaded.name for loaded in models.loaded()] == ["other"]
         with pytest.raises(CapacityExceeded, match="one model more than the 1 allowed"):
             await models.use("tiny")

@@ -20,13 +20,13 @@ from freehold.errors import (
     Overloaded,
     UsageError,
 )
-from freehold.types import Job
+from freehold.types import Job, ModelInfo
 from freehold.worker import client
 from freehold.worker import stream as stream_module
 from freehold.worker.models import Models, Options
 from freehold.worker.scripted import scripted_tokens
 from freehold.worker.supervisor import Served
-from freehold.worker.wire import PROTOCOL, Script
+from freehold.worker.wire import PROTOCOL, Open, Script
 from tests.worker.conftest import answers, tokens
 
 SCRIPTS = {
@@ -45,6 +45,15 @@ async def until(condition, seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it never happened"
         await asyncio.sleep(0.01)
+
+
+def exists(pid: int) -> bool:
+    """Whether there is such a process, if only to be waited for."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_stream_begins_gives_its_words_and_ends_with_usage(serve):
@@ -363,11 +372,49 @@ def test_idle_model_is_unloaded_and_loaded_again_when_asked(serve):
         await answers(served, JOB)
         assert served.expires_at is not None
         await until(lambda: not served.awake)
-        assert models.loaded() == [] and served.pid == 0
+        assert models.loaded() == []
+        await until(lambda: served.pid == 0)
         await answers(served, JOB)  # a face once given stays good
         assert served.restarts == 0
 
     serve(body, Options(keep_alive_s=0.1), scripts=SCRIPTS)
+
+
+def test_next_load_waits_for_the_end_of_a_process_that_does_not_leave(serve, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(client, "STOP_S", 0.5)
+
+    async def body(models: Models) -> None:
+        served = await models.use("fast")
+        old, start = served.pid, client.EngineProcess.start
+
+        async def start_alone(engine: client.EngineProcess, asked: Open) -> ModelInfo:
+            assert not exists(old), "two processes of one model"
+            return await start(engine, asked)
+
+        monkeypatch.setattr(client.EngineProcess, "start", start_alone)
+        os.kill(old, signal.SIGSTOP)
+        unloading = asyncio.ensure_future(models.unload("fast"))
+        await asyncio.sleep(0)
+        assert not models.loaded() and not served.loaded and exists(old)
+        [chunks] = await answers(served, JOB)
+        assert tokens(chunks) == scripted_tokens(5, 0, 8) and served.restarts == 0
+        await unloading
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_model_unloaded_before_its_load_began_is_loaded_when_asked_again(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("fast")
+        await models.unload("fast")
+        asking = asyncio.ensure_future(served.load())
+        await asyncio.sleep(0)
+        await served.unload()
+        with pytest.raises(EngineClosed):
+            await asking
+        await answers(served, JOB)
+
+    serve(body, scripts=SCRIPTS)
 
 
 @pytest.mark.parametrize("keep_alive", [-1.0, float("inf")])

@@ -118,11 +118,13 @@ class EngineProcess(asyncio.Protocol):
             self._transport.abort()
 
     async def stop(self) -> None:
-        """Close the socket, which ends the process, and wait for that."""
+        """Close the socket, which ends the process, and wait for that; kill one that takes longer than STOP_S."""
         if self._transport is not None:
             self._flush()
-            self._transport.close()
+            self._transport.close()  # only when all is written, and one that stands still reads nothing
+            late = self._loop.call_later(STOP_S, self.kill)
             await asyncio.shield(self.gone)
+            late.cancel()
 
     # --- what the event loop calls -----------------------------------------------------------------
 

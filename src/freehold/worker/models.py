@@ -309,11 +309,15 @@ class Models:
                 raise self._no_room(served, need, free)
 
     async def _unload_one(self, served: Served) -> bool:
-        """Unload the idle model that was used longest ago; False if none is idle."""
-        idle = [s for s in self._served.values() if s is not served and s.loaded and s.idle]
-        if idle:
+        """Wait for a model that is leaving, else unload the idle one used longest ago; False if there is neither."""
+        others = [s for s in self._served.values() if s is not served]
+        leaving = [s for s in others if s.leaving]
+        idle = [s for s in others if s.loaded and s.idle]
+        if leaving:
+            await leaving[0].left()
+        elif idle:
             await min(idle, key=lambda s: s.used_at).unload()
-        return bool(idle)
+        return bool(leaving or idle)
 
     def _too_many(self, served: Served) -> bool:
         most = self._options.max_models

@@ -129,7 +129,12 @@ class Served:
     @property
     def awake(self) -> bool:
         """Whether it is loaded, being loaded, or about to be loaded again."""
-        return self._life is not None
+        return self._life is not None and not self.leaving
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is being unloaded: its process may still hold memory."""
+        return self._life is not None and self._life.cancelling() > 0
 
     @property
     def idle(self) -> bool:
@@ -282,6 +287,13 @@ class Served:
     def _wake(self) -> None:
         if self._life is None:
             self._life = self._loop.create_task(self._live())
+            self._life.add_done_callback(self._lived)
+
+    def _lived(self, _: asyncio.Task[None]) -> None:
+        """Note the end of a life, be it that it was cancelled before its first turn."""
+        self._up, self._engine, self._life = False, None, None
+        if not self.idle and not self._closed:  # asked in the moment of going
+            self._wake()
 
     async def _live(self) -> None:
         """Start the engine, and another when it dies, until it is unloaded or cannot be loaded."""
@@ -300,10 +312,6 @@ class Served:
         except Exception as e:
             log.exception("%s cannot be loaded", self.name)
             self._give_up(FreeholdError(f"internal error: {type(e).__name__}", "see the server's log"))
-        finally:
-            self._up, self._engine, self._life = False, None, None
-            if not self.idle and not self._closed:  # asked in the moment of going
-                self._wake()
 
     async def _one_life(self, refused: CapacityExceeded | None = None) -> str:
         """Load and serve until the process is gone; return how it went."""
@@ -324,6 +332,7 @@ class Served:
             watch.cancel()
             with suppress(asyncio.CancelledError):
                 await watch
+            await engine.stop()  # a life ends with its process, so that the next finds its memory free
         return await self._one_life(refused)
 
     def _loading(self, done: int, total: int) -> None:
@@ -462,20 +471,20 @@ class Served:
             await self.unload()
 
     async def unload(self) -> None:
-        """Stop the engine process. Jobs under way end with EngineClosed."""
+        """Stop the engine process and wait for its end. Jobs under way end with EngineClosed."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.expires_at = None
-        life, engine = self._life, self._engine
-        self._give_up(EngineClosed(f"{self.name} is being unloaded", "ask again; it is loaded on demand"))
-        if life is None:
-            return
         self._up = False
-        life.cancel()
-        with suppress(asyncio.CancelledError):
-            await life
-        if engine is not None:
-            await engine.stop()
+        self._give_up(EngineClosed(f"{self.name} is being unloaded", "ask again; it is loaded on demand"))
+        if self._life is not None and not self.leaving:
+            self._life.cancel()
+        await self.left()
+
+    async def left(self) -> None:
+        """Wait until a model that is being unloaded has left its memory."""
+        if self._life is not None and self.leaving:
+            await asyncio.wait([self._life])
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Take nothing more in, let what runs end for up to `drain_s`, and unload."""
