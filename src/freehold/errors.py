@@ -16,6 +16,7 @@
     ├── Offline                a call out was needed and offline mode forbids it
     ├── StoreError             the local store cannot be read or written
     ├── Overloaded             the queue is full; says how long the wait would be
+    ├── SlowReader             a stream was not read, and its reader lost it
     ├── DeadlineExceeded       a request's own time limit passed
     ├── EngineLost             an engine process died, and so did the ones that took its place
     ├── ServerUnreachable      no server answers, or one of another version
@@ -101,6 +102,10 @@ class Overloaded(FreeholdError):
     def __init__(self, message: str, hint: str = "", wait_s: float = 0.0) -> None:
         super().__init__(message, hint)
         self.wait_s = wait_s
+
+
+class SlowReader(FreeholdError):
+    """The reader of a stream fell too far behind what was made, and lost it."""
 
 
 class DeadlineExceeded(FreeholdError):

@@ -23,6 +23,7 @@ CASES = [
     (errors.UnsupportedModel("no"), 400, "unsupported_model"),
     (errors.AccessDenied("no"), 403, "access_denied"),
     (errors.ModelNotFound("no"), 404, "model_not_found"),
+    (errors.SlowReader("no"), 408, "slow_reader"),
     (errors.Overloaded("no", wait_s=2.2), 429, "overloaded"),
     (errors.BadModelFile("no"), 500, "bad_model_file"),
     (errors.NonFiniteLogits("no"), 500, "non_finite_logits"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from freehold.errors import Overloaded
+from freehold.errors import ContextOverflow, EngineLost, Overloaded, SlowReader
 from freehold.server.health import Health
 from freehold.server.metrics import Histogram
 from freehold.types import EngineStats
@@ -112,6 +112,22 @@ def test_rejections_are_counted_and_names_from_outside_add_no_series(serving):
     rejected = (("model_name", "fake:1b"), ("reason", "queue_full"))
     assert samples(text)["vllm:admission_rejections_total", rejected] == 1
     assert "invented" not in text
+
+
+@pytest.mark.parametrize(
+    "error, at, reason",
+    [
+        (SlowReader("the reader fell behind"), 1, "slow_reader"),
+        (EngineLost("the engine died"), 1, "error"),
+        (RuntimeError("a fault of ours"), "start", "error"),
+        (ContextOverflow("the prompt is too long"), "start", None),
+    ],
+)
+def test_only_what_failed_here_counts_as_an_error(serving, error, at, reason):
+    server = serving(failing(at, error), drain_s=0.5)
+    server.client.post(URL, json={**CHAT, "stream": True})
+    record = server.doors.server.metrics.of("fake:1b")
+    assert record.reasons == ({reason: 1} if reason else {}) and not record.rejected
 
 
 def test_a_histograms_buckets_are_cumulative_and_closed():

@@ -17,7 +17,7 @@ from freehold.errors import (
     EngineClosed,
     EngineLost,
     FreeholdError,
-    Overloaded,
+    SlowReader,
     UsageError,
 )
 from freehold.types import Job, ModelInfo
@@ -286,7 +286,7 @@ def test_slow_reader_loses_its_stream_and_nobody_else_does(serve, monkeypatch: p
         slow, other = await served.start(JOB), await served.start(JOB)
         for _ in range(500):
             await anext(other)
-        with pytest.raises(Overloaded, match="fell 101 tokens behind; the limit is 100"):
+        with pytest.raises(SlowReader, match="fell 101 tokens behind; the limit is 100"):
             await anext(slow)
         assert served.slow_readers == 1 and served.in_flight == 1
         await other.aclose()

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Protocol
 
-from freehold.errors import DeadlineExceeded, EngineClosed, EngineLost, FreeholdError, Overloaded
+from freehold.errors import DeadlineExceeded, EngineClosed, EngineLost, Overloaded, SlowReader
 from freehold.server.call import Call
 from freehold.server.contract import Served, Stream
 from freehold.server.limits import Gone
 from freehold.server.metrics import PerModel
-from freehold.server.problems import Problem, Refused
+from freehold.server.problems import Problem, Refused, problem
 from freehold.server.receipt import Tally
 from freehold.server.sse import EventStream
 from freehold.types import MAX_SCORES, Begin, Chunk, Job, ModelInfo, TokenLogprob, ToolCall
@@ -329,5 +329,7 @@ class Answering:
     def _count(self, record: PerModel, e: BaseException) -> None:
         if isinstance(e, Overloaded):
             record.rejected["queue_full"] += 1
-        elif isinstance(e, FreeholdError):
+        elif isinstance(e, SlowReader):
+            record.reasons["slow_reader"] += 1
+        elif problem(e).status >= 500:  # a request that was wrong is no failure of the server's
             record.reasons["error"] += 1

@@ -29,6 +29,7 @@ STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
     errors.UnsupportedModel: (400, INVALID, "unsupported_model"),
     errors.AccessDenied: (403, "permission_error", "access_denied"),
     errors.ModelNotFound: (404, "not_found_error", "model_not_found"),
+    errors.SlowReader: (408, "timeout_error", "slow_reader"),
     errors.Overloaded: (429, "rate_limit_error", "overloaded"),
     errors.NonFiniteLogits: (500, SERVER, "non_finite_logits"),
     errors.StepFailed: (500, SERVER, "step_failed"),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Self
 
-from freehold.errors import DeadlineExceeded, FreeholdError, Overloaded
+from freehold.errors import DeadlineExceeded, FreeholdError, SlowReader
 from freehold.types import Begin, Chunk, Job
 
 MAX_HELD_TOKENS = 4096  # that a reader may be behind; then its stream ends, and nobody else waits for it
@@ -131,7 +131,7 @@ class Stream:
         message = (
             f"the reader of this stream fell {self._held:,} tokens behind; the limit is {MAX_HELD_TOKENS:,}"
         )
-        self.fail(Overloaded(message, "read faster, or ask for fewer tokens at a time"), working=True)
+        self.fail(SlowReader(message, "read faster, or ask for fewer tokens at a time"), working=True)
 
     def _expire(self) -> None:
         self.fail(
