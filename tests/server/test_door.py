@@ -12,10 +12,11 @@ import pytest
 import freehold.server
 from freehold import catalog
 from freehold.errors import CapacityExceeded, ContextOverflow, ModelNotFound, UsageError
+from freehold.models.adapters import unknown_adapter
 from freehold.server.accounts import Accounts
 from freehold.server.hints import hint_for
 from freehold.server.keys import Key, Ring, hashed
-from freehold.server.problems import Refused
+from freehold.server.problems import Refused, problem
 from freehold.server.tls import checked
 from tests.server.fakes import Script, failing
 from tests.server.test_chat import CHAT
@@ -257,6 +258,16 @@ def test_a_name_nobody_knows_is_answered_with_what_can_be_asked(name):
         catalog.find(name)
     assert hint_for(told.value, owner=False) == "GET /v1/models lists what there is"
     assert hint_for(told.value, owner=True) == told.value.hint
+
+
+@pytest.mark.parametrize("name", ["style", "x"])
+def test_a_key_learns_no_adapter_from_the_error_for_another(name):
+    """It may ask for `name` by a pattern that holds only some of what the model has."""
+    error = unknown_adapter("tiny", name, ["payroll", "stylish"])
+    told = problem(error)
+    said = f"{told.message} {told.extra}"
+    assert "payroll" not in said and "stylish" not in said and "GET /v1/models" in told.message
+    assert "tiny+stylish" in problem(error, owner=True).message
 
 
 def test_protocols_ask_models_through_the_key_s_view_of_them():

@@ -85,9 +85,11 @@ def check_name(name: str) -> None:
 def unknown_adapter(model: str, name: str, held: list[str]) -> ModelNotFound:
     """Build the error for an adapter that a model does not have."""
     near = nearest(name, held)
-    spelled = ", ".join(f"{model}+{each}" for each in sorted(held)[:10]) or "none"
-    hint = f"did you mean {model}+{near}?" if near else ""
-    return ModelNotFound(f"{model} has no adapter {name[:80]!r}; it has {spelled}", hint)
+    spelled = ", ".join(f"{model}+{each}" for each in sorted(held)[:10])
+    known = f"its adapters: {spelled}" if held else "it has none at all"
+    # Others are named in the hint alone: a key whose scope does not hold them is told another (server/hints.py).
+    hint = f"did you mean {model}+{near}?" if near else known
+    return ModelNotFound(f"{model} has no adapter {name[:80]!r}", hint)
 
 
 # --- finding ---------------------------------------------------------------------------------------

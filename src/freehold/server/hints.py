@@ -29,8 +29,8 @@ _WAYS: dict[type[FreeholdError], str] = {
 
 def hint_for(e: FreeholdError, *, owner: bool) -> str:
     """Return the hint: the error's own for the owner, and where a stranger can follow it; "" for none."""
-    # A model's name may be near to one of the catalogue that is not here, or to one beyond the key's scope.
-    guess = isinstance(e, errors.ModelNotFound) and e.hint.startswith("did you mean")
-    if owner or not (guess or _COMMAND.search(e.hint)):
+    # A model's name may be near to one of the catalogue that is not here; those told may lie beyond the key's scope.
+    names = isinstance(e, errors.ModelNotFound) and e.hint.startswith(("did you mean", "its adapters"))
+    if owner or not (names or _COMMAND.search(e.hint)):
         return e.hint
     return next((way for kind, way in _WAYS.items() if isinstance(e, kind)), "")
