@@ -13,6 +13,7 @@ import pytest
 from freehold.cli import main as cli_main
 from freehold.cli.shared import Amount
 from freehold.errors import CapacityExceeded, UsageError
+from freehold.local.opening import QUEUED
 
 SOURCES = str(Path(__file__).parents[2] / "src")
 
@@ -32,6 +33,11 @@ def test_every_verb_of_the_store_has_a_command_and_help(verb: str, capsys):
     assert isinstance(command, click.Command)
     assert cli_main.run([verb, "--help"]) == 0
     assert "Usage: freehold" in capsys.readouterr().out
+
+
+def test_help_of_serve_names_the_queues_own_limit(capsys):
+    assert cli_main.run(["serve", "--help"]) == 0
+    assert f"(429). Default: {QUEUED}." in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_lists_every_verb_without_importing_one():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from contextlib import suppress
@@ -113,7 +114,8 @@ def test_headers_without_end_are_cut_off(serving):
     server = serving(limits=Limits(header_bytes=4096))
     with connect(server) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: yyyyyyyyyyyyyyyy\r\n" % i for i in range(500)))
-        assert b" 431 " in sock.recv(100)
+        told = until(sock, b"}}")
+        assert b" 431 " in told and b"longer than 4,096 bytes" in told
 
 
 def test_a_connection_too_many_is_turned_away_and_the_others_go_on(serving):
@@ -121,7 +123,12 @@ def test_a_connection_too_many_is_turned_away_and_the_others_go_on(serving):
     held = [connect(server) for _ in range(3)]
     assert eventually(lambda: sum(len(h.server_state.connections) for h in server.doors._halves) == 3)
     with connect(server) as sock:
-        assert b" 503 " in sock.recv(100)
+        head, _, body = until(sock, b"}}").partition(b"\r\n\r\n")
+        assert (
+            b" 503 " in head and b"retry-after: 1" in head and b"content-length: %d\r\n" % len(body) in head
+        )
+        error = json.loads(body)["error"]
+        assert error["code"] == "connections_too_many" and "limit is 3" in error["message"]
     held[0].sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert b" 200 " in held[0].recv(1000)
     for sock in held:

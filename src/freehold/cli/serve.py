@@ -101,7 +101,9 @@ PORTS = 20  # how far a free port is looked for beside a taken one
     help="Unload a model that is idle for so long, or never. Default: 5m.",
 )
 @click.option("--max-models", type=click.IntRange(1), help="Hold at most so many models at once.")
-@click.option("--max-queued", type=click.IntRange(1), help="Refuse what comes when so many wait (429).")
+@click.option(
+    "--max-queued", type=click.IntRange(1), help="Refuse what comes when so many wait (429). Default: 512."
+)
 @click.option(
     "--target-itl",
     type=click.FloatRange(1),

@@ -16,6 +16,7 @@ import socket
 import stat
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from pathlib import Path
 
 import uvicorn
@@ -34,16 +35,11 @@ from freehold.server.limits import Limits
 from freehold.server.metrics import Metrics
 from freehold.server.openai.batch.asking import Asker
 from freehold.server.openai.batch.desk import Desk
-from freehold.server.problems import without_paths
+from freehold.server.problems import Refused, openai_error, problem, without_paths
 from freehold.server.tls import Tls
 from freehold.store import Store
 
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"
-)
-_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-
 
 Loaded = Callable[[str, FreeholdError | None], None]  # a name that was to be loaded, and what came of it
 
@@ -322,8 +318,7 @@ class _Guarded(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
-            transport.write(_FULL)
-            transport.close()
+            self._turn_away(_too_many(self.limits.connections))
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -337,8 +332,7 @@ class _Guarded(HttpToolsProtocol):
             return
         self._head_bytes += len(data)
         if self._head_bytes > self.limits.header_bytes and not self.transport.is_closing():
-            self.transport.write(_LONG)
-            self.transport.close()
+            self._turn_away(_too_long(self.limits.header_bytes))
         elif self._timer is None:
             self._arm()
 
@@ -350,6 +344,11 @@ class _Guarded(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._heading = False
         super().on_headers_complete()
+
+    def _turn_away(self, e: Refused) -> None:
+        """Answer before there is a request, whose path would tell a protocol: in OpenAI's words."""
+        self.transport.write(_answer(e))
+        self.transport.close()
 
     def timeout_keep_alive_handler(self) -> None:
         self.transport.abort()
@@ -365,3 +364,32 @@ class _Guarded(HttpToolsProtocol):
     def _late(self) -> None:
         self._timer = None
         self.transport.abort()
+
+
+def _too_many(most: int) -> Refused:
+    return Refused(
+        503,
+        f"too many connections are open; the limit is {most:,}: ask again in a moment, over fewer of them",
+        code="connections_too_many",
+        headers=((b"retry-after", b"1"),),
+    )
+
+
+def _too_long(most: int) -> Refused:
+    return Refused(
+        431,
+        f"the headers are longer than {most:,} bytes; send fewer or shorter ones",
+        code="headers_too_large",
+    )
+
+
+def _answer(e: Refused) -> bytes:
+    body = openai_error(problem(e))
+    headers = (
+        (b"connection", b"close"),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        *e.headers,
+    )
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (e.status, HTTPStatus(e.status).phrase.encode(), lines, body)
