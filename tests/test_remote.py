@@ -146,14 +146,20 @@ def test_events_become_chunks_and_the_last_one_tells_the_counts(script: Script, 
         "choices": [],
         "usage": {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}},
         "freehold": {
-            "timings": {"prefill_s": 0.5, "decode_s": 0.25, "drafted_tokens": 3, "accepted_tokens": 1}
+            "timings": {
+                "prefill_s": 0.5,
+                "decode_s": 0.25,
+                "drafted_tokens": 3,
+                "accepted_tokens": 1,
+                "resumed_tokens": 1,
+            }
         },
     }
     script.answers = [[*WHOLE[:3], counted, DONE]]
     assert list(model.stream(HI)) == [
         Chunk("Hello"),
         Chunk(" you"),
-        Chunk(finish_reason="stop", usage=Usage(9, 2, 4, 0.5, 0.25, 3, 1)),
+        Chunk(finish_reason="stop", usage=Usage(9, 2, 4, 0.5, 0.25, 3, 1, resumed_tokens=1)),
     ]
 
 

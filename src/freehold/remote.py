@@ -413,6 +413,7 @@ class _Timings(msgspec.Struct):
     decode_s: float = 0.0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    resumed_tokens: int = 0
 
 
 class _Context(msgspec.Struct):

@@ -141,22 +141,27 @@ class Usage:
     drafted_tokens: int = 0  # guesses that were verified beside ordinary steps
     accepted_tokens: int = 0  # and those that became tokens, each saving a step
     queue_s: float = 0.0  # until a step first took it
+    resumed_tokens: int = 0  # of the answer, made by an engine that died: here they were read with the prompt
 
     @property
     def prefill_tok_s(self) -> float:
         """Prompt tokens computed per second (cached ones excluded)."""
-        return (self.prompt_tokens - self.cached_tokens) / self.prefill_s if self.prefill_s > 0 else 0.0
+        read = self.prompt_tokens - self.cached_tokens + self.resumed_tokens
+        return read / self.prefill_s if self.prefill_s > 0 else 0.0
 
     @property
     def tokens_per_step(self) -> float:
         """Generated tokens after the first per step that made them: 1.0 without speculation."""
-        after = max(self.completion_tokens - 1, 0)
-        return after / max(after - self.accepted_tokens, 1)
+        return self._decoded / max(self._decoded - self.accepted_tokens, 1)
 
     @property
     def decode_tok_s(self) -> float:
         """Generated tokens per second after the first, which prefill pays for."""
-        return max(self.completion_tokens - 1, 0) / self.decode_s if self.decode_s > 0 else 0.0
+        return self._decoded / self.decode_s if self.decode_s > 0 else 0.0
+
+    @property
+    def _decoded(self) -> int:
+        return max(self.completion_tokens - self.resumed_tokens - 1, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ def test_a_plain_answer_tells_two_speeds():
     assert list(speeds(PLAIN)) == [("decode", 250, 50.0), ("prefill", 200, 400.0)]
 
 
-def test_what_was_cached_guessed_or_short_tells_nothing():
+def test_what_was_cached_guessed_resumed_or_short_tells_nothing():
+    assert list(speeds(replace(PLAIN, resumed_tokens=1))) == []
     assert [s[0] for s in speeds(replace(PLAIN, cached_tokens=8))] == ["decode"]
     assert [s[0] for s in speeds(replace(PLAIN, drafted_tokens=60, accepted_tokens=50))] == ["prefill"]
     assert list(speeds(replace(PLAIN, prompt_tokens=10, completion_tokens=LEAST_ANSWER - 1))) == []

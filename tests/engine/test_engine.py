@@ -350,6 +350,27 @@ def test_answer_whose_log_already_ends_it_is_done_at_once(engine: Engine):
     assert list(stopped) == [] and stopped.finish_reason == "stop"
 
 
+def test_resumed_answer_reads_its_log_with_the_prompt_and_counts_only_its_own_tokens_as_decoded(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    now = 0.0
+
+    def perf_counter() -> float:
+        nonlocal now
+        now += 1.0  # so that every step takes a second
+        return now
+
+    whole = list(engine.generate(PROMPT, WARM, max_tokens=6))
+    monkeypatch.setattr(time, "perf_counter", perf_counter)
+    for made, prefill_s, decode_s in [(0, 1, 5), (4, 1, 1), (5, 1, 0)]:
+        fresh = Engine(engine.model, context=256, speculate=False)
+        rest = fresh.generate(PROMPT, WARM, max_tokens=6, resume=ids_of(whole[:made]))
+        assert ids_of(rest) == ids_of(whole[made:])
+        usage = rest.usage
+        assert (usage.prefill_s, usage.decode_s, usage.resumed_tokens) == (prefill_s, decode_s, made)
+        assert (usage.prefill_tok_s, usage.decode_tok_s) == (len(PROMPT) + made, 1.0 if decode_s else 0.0)
+
+
 def test_full_queue_is_refused_with_the_wait_and_what_was_let_in_ends(model: LoadedModel):
     engine = Engine(model, context=256, max_queued=2, max_queued_tokens=1000)
     running = [engine.generate(PROMPT, WARM, max_tokens=3) for _ in range(3)]

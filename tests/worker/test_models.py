@@ -51,7 +51,9 @@ def test_answer_is_the_one_given_alone_whatever_dies(serve, tiny, alone, kill_at
         [chunks] = await answers(await models.use("tiny"), CHAT, kill_at)
         want = alone(3)
         assert (tuple(tokens(chunks)), text(chunks)) == (want.token_ids, want.text)
-        assert chunks[-1].usage.completion_tokens == want.usage.completion_tokens
+        usage = chunks[-1].usage
+        assert usage.completion_tokens == want.usage.completion_tokens
+        assert usage.resumed_tokens >= max(kill_at, default=0) and usage.prefill_s > 0
 
     serve(body, OPTIONS, paths=tiny)
 

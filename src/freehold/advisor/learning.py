@@ -54,7 +54,9 @@ def keep(home: Path, path: Path, speeds: list[Speed], rates: Rates | None = None
 
 
 def speeds(usage: Usage) -> Iterable[Speed]:
-    """Yield what an answer tells of its model, by itself."""
+    """Yield what an answer tells of its model, by itself; one that was resumed took its seconds in two engines."""
+    if usage.resumed_tokens:
+        return
     if usage.completion_tokens >= LEAST_ANSWER and usage.drafted_tokens <= _GUESSED * usage.completion_tokens:
         depth = usage.prompt_tokens + usage.completion_tokens // 2
         yield "decode", depth, usage.decode_tok_s / usage.tokens_per_step

@@ -299,7 +299,7 @@ class Engine:
 
     def _resumed(self, request: Request, log: list[int], parent: Sequence | None = None) -> Sequence:
         """Return the sequence of a request whose first tokens are known; it may lack nothing."""
-        seq = Sequence(request, [*request.prompt, *log], parent)
+        seq = Sequence(request, [*request.prompt, *log], parent, resumed=len(log))
         if log and log[-1] in request.stop_ids:
             seq.reason = "stop"
         elif len(log) >= request.max_tokens:
@@ -496,7 +496,7 @@ class Engine:
     def _postprocess(self, work: Work, rows: F32 | I64, seconds: float) -> None:
         """Book what a sequence got, and choose its next token if its newest one was computed."""
         seq, known = work.seq, len(work.seq.tokens)
-        if seq.generated:
+        if seq.generated > seq.resumed:
             seq.decode_s += seconds
         else:
             seq.prefill_s += seconds

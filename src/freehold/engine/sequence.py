@@ -69,6 +69,7 @@ class Sequence:
     request: Request
     tokens: list[int]  # the prompt, what an engine now dead had made of the answer, and what was made here
     parent: Sequence | None = None  # whose prompt it shares: it is computed once and forked
+    resumed: int = 0  # of `tokens`, what the dead engine had made: read with the prompt
     guide: Guide | None = None  # along the request's constraint, as far as `tokens`
     computed: int = 0  # leading tokens whose keys and values lie in the cache
     table: list[int] = field(default_factory=list)  # blocks, in order of position
@@ -126,4 +127,5 @@ class Sequence:
             drafted_tokens=self.drafted,
             accepted_tokens=self.accepted,
             queue_s=self.queue_s,
+            resumed_tokens=self.resumed,
         )

@@ -95,6 +95,7 @@ class Tally:
             "total_s": round(self.passed_s, 6),
             "drafted_tokens": sum(u.drafted_tokens for u in usages),
             "accepted_tokens": sum(u.accepted_tokens for u in usages),
+            "resumed_tokens": sum(u.resumed_tokens for u in usages),
         }
 
 
