@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from freehold.errors import (
     UsageError,
 )
 from freehold.types import Job, ModelInfo
-from freehold.worker import client
+from freehold.worker import client, supervisor
 from freehold.worker import stream as stream_module
 from freehold.worker.models import Models, Options
 from freehold.worker.scripted import scripted_tokens
@@ -256,6 +258,36 @@ def test_jobs_that_come_during_a_trial_wait_for_its_end(serve):
         stream = await poison
         with pytest.raises(EngineLost):
             await anext(stream)
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_trial_that_lasts_holds_up_no_innocent_and_its_death_counts_against_none(
+    serve, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        supervisor, "STEADY_S", math.inf
+    )  # so that a suspect with one death left is never cleared
+    monkeypatch.setattr(supervisor, "ALONE_S", 0.3)
+
+    async def body(models: Models) -> None:
+        served = await models.use("endless")
+        suspect, other = await served.start(JOB), await served.start(JOB)
+        suspect.deaths, other.deaths = 2, 1
+        os.kill(served.pid, signal.SIGKILL)
+        await until(lambda: served._trial is suspect)
+        job = replace(JOB, max_tokens=8)
+        [waited], words = await asyncio.gather(answers(served, job), served.tokenize("a b"))
+        [late] = await answers(served, job)
+        assert tokens(waited) == tokens(late) == scripted_tokens(5, 0, 8) and len(words) == 2
+        assert served._trial is suspect and [*served._queue] == [other]
+        beside = await served.start(JOB)
+        os.kill(served.pid, signal.SIGKILL)
+        with pytest.raises(EngineLost):
+            async for _ in suspect:
+                pass
+        await until(lambda: served.restarts == 2 and served._trial is other)
+        assert (beside.deaths, other.deaths) == (0, 2)
 
     serve(body, scripts=SCRIPTS)
 

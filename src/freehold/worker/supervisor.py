@@ -35,6 +35,7 @@ from freehold.worker.wire import Began, Call, Cancel, Failed, Frame, Open, Piece
 
 MAX_DEATHS = 3  # of engines under one job; the next one ends it
 SUSPECT_DEATHS = 2  # after as many, a job joins the others only when the one before it has moved on
+ALONE_S = 10.0  # others wait so long for all suspects; the prompt of one may take minutes to read
 STEADY_S = 5.0  # an engine that lived longer did not die of what killed the one before
 FIRST_WAIT_S, MOST_WAIT_S = (
     0.5,
@@ -86,9 +87,10 @@ class Served:
         self._streams: dict[int, Stream] = {}
         self._asked: dict[int, _Asked] = {}
         self._ids = 0
-        self._queue: deque[Stream | _Asked] = deque()  # held back while one is on trial
+        self._queue: deque[Stream | _Asked] = deque()  # held back by a trial
         self._trial: Stream | _Asked | None = None
         self._tried_at = 0.0
+        self._alone: asyncio.TimerHandle | None = None  # while nobody is let in beside a trial
         self._up = self._closed = False
         self._info: ModelInfo | None = None
         self._stats, self._before = EngineStats(), EngineStats()
@@ -242,7 +244,7 @@ class Served:
     def _send(self, work: Stream | _Asked, message: Submit | Call) -> None:
         if not self._up or self._engine is None:
             self._wake()  # what waits is sent when the engine is ready
-        elif self._trial is not None:
+        elif self._alone is not None:
             self._queue.append(work)
         else:
             self._engine.send(message)
@@ -344,6 +346,8 @@ class Served:
             sorted([*self._streams.values(), *self._asked.values()], key=lambda work: (-work.deaths, work.id))
         )
         self._next()
+        if self._trial is not None:
+            self._alone = self._loop.call_later(ALONE_S, self._join)
         for waiting in self._loads:
             if not waiting.done():
                 waiting.set_result(None)
@@ -360,6 +364,27 @@ class Served:
                 if work.deaths >= SUSPECT_DEATHS:
                     self._trial, self._tried_at = work, self._loop.time()
                 self._submit(work)
+        if self._trial is None:
+            self._end_trials()
+
+    def _join(self) -> None:
+        """Let in all but suspects beside trials that last: a death still counts against the one on trial alone.
+
+        Another suspect waits on: it may be the one that kills, and then the wrong one would be blamed.
+        """
+        self._alone = None
+        waiting, self._queue = self._queue, deque()
+        for work in waiting:
+            if work.deaths >= SUSPECT_DEATHS:
+                self._queue.append(work)
+            elif work.id in self._streams or work.id in self._asked:
+                self._submit(work)
+
+    def _end_trials(self) -> None:
+        self._trial = None
+        if self._alone is not None:
+            self._alone.cancel()
+        self._alone = None
 
     def _submit(self, work: Stream | _Asked) -> None:
         assert self._engine is not None, "sent while there was no engine"
@@ -388,7 +413,8 @@ class Served:
 
     def _blamed(self) -> list[Stream | _Asked]:
         """Return whom a death counts against: the one on trial, else all. An engine that never came up tried nobody."""
-        trial, self._trial = self._trial, None
+        trial = self._trial
+        self._end_trials()
         self._queue.clear()
         if trial is not None:
             log.warning("job %d of %s was on trial", trial.id, self.name)
@@ -418,7 +444,7 @@ class Served:
 
     def _give_up(self, error: FreeholdError) -> None:
         """End everything that waits, with `error`."""
-        self._trial = None
+        self._end_trials()
         self._queue.clear()
         for work in [*self._streams.values(), *self._asked.values()]:
             self._fail(work, error)
