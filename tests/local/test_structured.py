@@ -136,6 +136,12 @@ def test_what_is_no_format_is_refused_before_anything_is_computed(llm: LLM, form
     assert llm.stats.steps == steps
 
 
+def test_refusal_of_what_the_engine_cannot_compile_names_the_field(llm: LLM):
+    with pytest.raises(UsageError) as told:
+        llm.chat("Hi", format=Format("regex", "["))
+    assert told.value.field == "format"
+
+
 def test_job_that_is_to_go_on_behind_the_end_cannot_have_a_format(llm: LLM):
     with pytest.raises(UsageError, match="ignore_eos"):
         llm.start(replace(CHAT, ignore_eos=True))

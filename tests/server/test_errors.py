@@ -122,6 +122,27 @@ def test_a_refusal_has_the_status_and_the_body_of_its_protocol(
     assert [word for word in words if word not in message] == [], message
 
 
+@pytest.mark.parametrize(
+    "route, asked, param",
+    [
+        (
+            URL,
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": HUE}}},
+            "response_format",
+        ),
+        (URL, {"response_format": {"type": "text"}, "guided_json": HUE}, "guided_json"),
+        ("/v1/completions", {"prompt": "x", "structured_outputs": {"json": HUE}}, "structured_outputs"),
+        ("/v1/responses", {"input": "x", "text": {"format": {"type": "json_object"}}}, "text.format"),
+        ("/v1/responses", {"input": "x", "guided_json": HUE}, "guided_json"),
+    ],
+)
+def test_a_format_that_the_engine_refuses_is_named_as_the_request_named_it(serving, route, asked, param):
+    error = errors.UsageError("format: the type 'hue' is unknown", field="format")
+    asked = asked if route != URL else {**CHAT, **asked}
+    answer = serving(failing("start", error)).client.post(route, json={"model": "fake:1b", **asked})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+
+
 @pytest.mark.parametrize("protocol", ROUTES)
 def test_a_field_that_nobody_knows_is_named_in_the_warnings_of_every_protocol(serving, protocol):
     route, more = ROUTES[protocol]

@@ -101,7 +101,9 @@ class TokenTable:
     def of(cls, tokenizer: Tokenizer) -> TokenTable:
         """Lay the vocabulary out. Control tokens write nothing, so no grammar takes one but as its end."""
         if not tokenizer.eos_ids:
-            raise UsageError("a format needs a token that ends the answer, and the model has none")
+            raise UsageError(
+                "a format needs a token that ends the answer, and the model has none", field="format"
+            )
         from llguidance import LLTokenizer
         from llguidance._tokenizer import TokenizerWrapper
 
@@ -212,7 +214,7 @@ def source_of(*formats: Format, spaced: bool = False) -> str:
 def _written(format: Format) -> str:
     writer = _WRITERS.get(format.kind)
     if writer is None:
-        raise UsageError(f"format is {format.kind!r}; expected one of {', '.join(_WRITERS)}")
+        raise UsageError(f"format is {format.kind!r}; expected one of {', '.join(_WRITERS)}", field="format")
     return writer(format.source)
 
 
@@ -353,7 +355,7 @@ def _said(message: str) -> str:
 
 def _wrong(what: str) -> UsageError:
     hint = next((hint for part, hint in _HINTS.items() if part in what), "")
-    return UsageError(f"format: {what}", hint)
+    return UsageError(f"format: {what}", hint, field="format")
 
 
 _HINTS = {

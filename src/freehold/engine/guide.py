@@ -50,7 +50,7 @@ class Constraint:
     def guide(self, ends: frozenset[int]) -> Guide:
         """Return a guide for one answer, at its beginning; `ends`: ids that end it. Raises UsageError for none."""
         if not ends and self.grammar is not None:
-            raise UsageError("a format needs a token that ends the answer, and there is none")
+            raise UsageError("a format needs a token that ends the answer, and there is none", field="format")
         return Guide(self, ends)
 
 

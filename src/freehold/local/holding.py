@@ -58,10 +58,10 @@ class Holds:
                 try:
                     self._led(replace(job, format=None), replace(prompt, tools=(tool,)))
                 except UsageError as e:
-                    return UsageError(f"the parameters of tool {tool.name!r}: {_what(e)}", e.hint)
+                    return UsageError(f"the parameters of tool {tool.name!r}: {_what(e)}", e.hint, "tools")
         if job.format is not None or not prompt.tools:
             return error
-        return UsageError(f"the parameters of all tools together: {_what(error)}", error.hint)
+        return UsageError(f"the parameters of all tools together: {_what(error)}", error.hint, "tools")
 
     def _led(self, job: Job, prompt: Prompt) -> tuple[Grammar | None, tuple[Opening, ...]]:
         if prompt.dialect is None or not prompt.tools:

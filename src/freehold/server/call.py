@@ -19,7 +19,7 @@ import msgspec
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from freehold.errors import EngineClosed
+from freehold.errors import EngineClosed, UsageError
 from freehold.server.accounts import Accounts
 from freehold.server.auth import Audience, Guard, Headers
 from freehold.server.contract import Asking, Models
@@ -86,6 +86,7 @@ class Call:
         self.statuses: Mapping[
             int, int
         ] = {}  # where a protocol has a number of its own for one of problems.py
+        self.fields: Mapping[str, str] = {}  # a Job's field -> what this request calls it, for errors
         self.request: type[msgspec.Struct] | None = None  # what the route says its body is
         self.status = 0  # 0: nothing was sent
         self.complete = False
@@ -171,6 +172,8 @@ class Call:
     def problem(self, e: Exception) -> Problem:
         """Describe a failure to whoever asked, and to the log if it is ours."""
         trouble = problem(e, owner=self.server.guard.trusted)
+        if isinstance(e, UsageError):
+            trouble = replace(trouble, param=self.fields.get(e.field))
         if trouble.status == 500:
             _log.error("request %s failed", self.request_id.decode(), exc_info=e)
         return trouble

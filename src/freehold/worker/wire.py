@@ -112,6 +112,7 @@ class Failed(Message):
     message: str
     hint: str = ""
     wait_s: float = 0.0
+    field: str = ""
 
     @classmethod
     def of(cls, id: int, error: BaseException) -> Failed:
@@ -120,7 +121,8 @@ class Failed(Message):
             traceback.print_exception(error)
             return cls(id, "FreeholdError", f"internal error: {type(error).__name__}", "see the server's log")
         wait_s = error.wait_s if isinstance(error, Overloaded) else 0.0
-        return cls(id, type(error).__name__, error.message, error.hint, wait_s)
+        field = error.field if isinstance(error, UsageError) else ""
+        return cls(id, type(error).__name__, error.message, error.hint, wait_s, field)
 
     @property
     def error(self) -> FreeholdError:
@@ -128,6 +130,8 @@ class Failed(Message):
         kind = getattr(errors, self.kind, None)
         if kind is Overloaded:
             return Overloaded(self.message, self.hint, self.wait_s)
+        if kind is UsageError:
+            return UsageError(self.message, self.hint, self.field)
         if not (isinstance(kind, type) and issubclass(kind, FreeholdError)):
             kind = FreeholdError
         return kind(self.message, self.hint)

@@ -16,6 +16,7 @@ from freehold.server.durations import seconds
 from freehold.server.openai.fields import ChatRequest, chat_job, message_strangers, strangers
 from freehold.server.openai.offers import input_of
 from freehold.server.openai.shape import OpenAIShape, encode
+from freehold.server.openai.structured import format_field
 from freehold.server.openai.tools import tool_strangers
 from freehold.types import Begin, Chunk, TokenLogprob, ToolCall, ToolPiece
 
@@ -26,6 +27,7 @@ async def chat(call: Call) -> None:
     warnings = strangers(raw, ChatRequest) + message_strangers(raw["messages"])
     warnings += tool_strangers(raw.get("tools") or ())
     job, offered = chat_job(request, call.tenant, warnings)
+    call.fields = {"format": format_field(request), "tools": "tools"}
     options = request.stream_options
     shape = ChatShape(
         bool(options and options.include_usage),

@@ -18,6 +18,7 @@ from freehold.server.durations import seconds
 from freehold.server.openai.chat import chat_logprobs, finite
 from freehold.server.openai.fields import CompletionRequest, completion_jobs, strangers
 from freehold.server.openai.shape import OpenAIShape, encode
+from freehold.server.openai.structured import format_field
 from freehold.types import Begin, Chunk, Job, TokenLogprob
 
 
@@ -26,6 +27,7 @@ async def completions(call: Call) -> None:
     request, raw = await call.struct(CompletionRequest)
     warnings = strangers(raw, CompletionRequest)
     jobs = completion_jobs(request, call.tenant)
+    call.fields = {"format": format_field(request)}
     options = request.stream_options
     shape = TextShape(
         bool(options and options.include_usage),

@@ -99,6 +99,12 @@ def format_of(r: Structured) -> Format | None:
     return next(iter(asked.values()), None)
 
 
+def format_field(r: Structured) -> str:
+    """Return the name of the field that says what the text must be; "" where none does."""
+    given = [name for name in Structured.__struct_fields__ if getattr(r, name) is not None]
+    return given[-1] if given else ""  # another may stand beside response_format if that is of type text
+
+
 def schema_format(schema: Schema) -> Format:
     """Return the format of a JSON schema that came as JSON."""
     return Format("json_schema", msgspec.json.encode(schema).decode())

@@ -26,6 +26,7 @@ from freehold.server.openai.responses.fields import (
 from freehold.server.openai.responses.output import Output
 from freehold.server.openai.responses.shape import ResponseShape
 from freehold.server.openai.responses.store import Responses
+from freehold.server.openai.structured import format_field
 from freehold.server.problems import Refused
 
 MAX_REFERRED = 16 << 20  # bytes of the items that references stand for: each may name the same one again
@@ -47,6 +48,7 @@ async def create(call: Call) -> None:
     earlier = store.chat(tenant, before)
     own = _own(request.input, store, tenant)
     job, offered = response_job(request, [*earlier, *own], len(earlier), tenant, warnings)
+    call.fields = {"format": format_field(request) or "text.format", "tools": "tools"}
 
     def keep(response: dict[str, Any]) -> str:
         return store.keep(tenant, response, _named(own), before)
