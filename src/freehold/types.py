@@ -142,6 +142,7 @@ class Usage:
     accepted_tokens: int = 0  # and those that became tokens, each saving a step
     queue_s: float = 0.0  # until a step first took it
     resumed_tokens: int = 0  # of the answer, made by an engine that died: here they were read with the prompt
+    preemptions: int = 0  # times it was set aside, and computed again
 
     @property
     def prefill_tok_s(self) -> float:
@@ -287,6 +288,21 @@ class Begin:
 
 
 MAX_ADAPTERS = 64  # beside one model
+STEP_ROWS = (
+    1,
+    8,
+    16,
+    32,
+    64,
+    128,
+    256,
+    512,
+    1024,
+    2048,
+    4096,
+    8192,
+    16384,
+)  # vLLM's, by which steps are counted
 # A name in `base+adapter`: so that nothing else than the plus stands between the two.
 ADAPTER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
@@ -339,12 +355,16 @@ class EngineStats:
     blocks_live: int = 0  # held by running sequences
     blocks_cached: int = 0  # free for the taking, and worth something while they are not taken
     prompt_tokens: int = 0
-    cached_tokens: int = 0  # of the prompt tokens, taken from memory
-    disk_tokens: int = 0  # and taken from the disk
+    cached_tokens: int = 0  # of the prompts that were read to their ends: found in memory or on the disk,
+    computed_tokens: int = 0  # and all others
+    disk_tokens: int = 0  # taken from the disk
     generated_tokens: int = 0
     rows: int = 0  # computed: of prompts, newest tokens and guesses
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
+    sizes: tuple[int, ...] = ()  # steps by their rows: up to each of STEP_ROWS, and beyond
+    drafts: int = 0  # guesses that were verified,
+    drafted_tokens: int = 0  # their tokens,
+    accepted_tokens: int = 0  # those that held,
+    accepted_at: tuple[int, ...] = ()  # and how many held as their guess's first token, second, and so on
     preemptions: int = 0
     expected_wait_s: float = 0.0  # until a request that came now would get its first token
     progress_at: float = 0.0  # time.monotonic() of the engine at its latest step

@@ -481,8 +481,22 @@ def test_stats_count_what_was_done(engine: Engine):
     pumped(engine, [engine.generate(PROMPT, WARM, max_tokens=6)])
     stats = engine.stats()
     assert (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens) == (140, 69, 12)
-    assert stats.steps > 0 and stats.progress_at > 0 and stats.blocks == 8
+    assert stats.computed_tokens + stats.cached_tokens == stats.prompt_tokens
+    assert stats.steps == sum(stats.sizes) > 0 and stats.progress_at > 0 and stats.blocks == 8
+    assert stats.sizes[0] >= 10  # steps of the newest token alone
     assert (stats.running, stats.waiting, stats.blocks_live) == (0, 0, 0) and stats.blocks_cached > 0
+
+
+def test_a_prompt_counts_by_its_source_once_it_is_read_and_never_less(engine: Engine):
+    list(engine.generate(PROMPT, WARM, max_tokens=2))
+    before = engine.stats()
+    engine.generate([*PROMPT, 7], WARM, max_tokens=2).close()
+    assert engine.stats().computed_tokens == before.computed_tokens
+    answer = engine.generate(PROMPT, WARM, max_tokens=9)
+    next(answer)
+    after = engine.stats()
+    assert after.cached_tokens - before.cached_tokens == answer.usage.cached_tokens > 0
+    assert after.computed_tokens - before.computed_tokens == len(PROMPT) - answer.usage.cached_tokens
 
 
 # --- ends from outside -------------------------------------------------------------------------------

@@ -83,17 +83,23 @@ def test_right_guesses_save_steps_and_change_nothing(
 ):
     answer = list(plain(model).generate(PROMPT, params, max_tokens=60, logprobs=logprobs))
     script(PROMPT + ids_of(answer))
-    job = Engine(model, context=160).generate(PROMPT, params, max_tokens=60, logprobs=logprobs)
+    engine = Engine(model, context=160)
+    job = engine.generate(PROMPT, params, max_tokens=60, logprobs=logprobs)
     assert list(job) == answer
     assert job.usage.accepted_tokens == job.usage.drafted_tokens >= 40
+    stats = engine.stats()
+    assert stats.accepted_tokens == stats.drafted_tokens == job.usage.drafted_tokens == sum(stats.accepted_at)
+    assert stats.accepted_at[0] == stats.drafts
 
 
 def test_wrong_guesses_change_nothing_either(model: LoadedModel, script):
     answer = list(plain(model).generate(PROMPT, WARM, max_tokens=60, logprobs=2))
     script(PROMPT + [(out.id + 1) % 250 for out in answer])
-    job = Engine(model, context=160).generate(PROMPT, WARM, max_tokens=60, logprobs=2)
+    engine = Engine(model, context=160)
+    job = engine.generate(PROMPT, WARM, max_tokens=60, logprobs=2)
     assert list(job) == answer
     assert job.usage.accepted_tokens == 0 < job.usage.drafted_tokens
+    assert engine.stats().accepted_at == () and engine.stats().drafts > 0
 
 
 def test_guesses_change_nothing_behind_a_sliding_window(sliding: LoadedModel, script):

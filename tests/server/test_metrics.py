@@ -15,6 +15,7 @@ from tests.server.fakes import FakeModels, Script, failing
 from tests.server.test_chat import CHAT
 
 URL = "/v1/chat/completions"
+OF = (("engine", "0"), ("model_name", "fake:1b"))
 
 
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -65,14 +66,17 @@ def test_counts_are_those_of_the_answers(serving):
     server.client.post(URL, json={**CHAT, "max_tokens": 1, "stream": True})
     server.client.post(URL, content=b"{")
     got = samples(server.client.get("/metrics").text)
-    model = ("model_name", "fake:1b")
-    assert got["vllm:request_success_total", (("finished_reason", "stop"), model)] == 3
-    assert got["vllm:request_success_total", (("finished_reason", "length"), model)] == 1
-    assert got["vllm:time_to_first_token_seconds_count", (model,)] == 4
-    assert got["vllm:inter_token_latency_seconds_count", (model,)] == 6
-    assert got["vllm:request_generation_tokens_sum", (model,)] == 10
-    assert got["vllm:request_params_n_count", (model,)] == got["vllm:request_params_n_sum", (model,)] == 4
-    assert got["vllm:request_params_max_tokens_count", (model,)] == 4
+    engine, model = OF
+    assert got["vllm:request_success_total", (engine, ("finished_reason", "stop"), model)] == 3
+    assert got["vllm:request_success_total", (engine, ("finished_reason", "length"), model)] == 1
+    assert got["vllm:time_to_first_token_seconds_count", OF] == 4
+    assert got["vllm:inter_token_latency_seconds_count", OF] == 6
+    assert got["vllm:request_generation_tokens_sum", OF] == 10
+    assert got["vllm:request_params_n_count", OF] == got["vllm:request_params_n_sum", OF] == 4
+    assert got["vllm:request_params_max_tokens_count", OF] == 4
+    assert got["vllm:request_max_num_generation_tokens_sum", OF] == 10
+    assert got["vllm:request_num_preemptions_bucket", (engine, ("le", "1.0"), model)] == 4
+    assert got["vllm:request_prefill_kv_computed_tokens_sum", OF] == 4 * 2
     route = ("route", URL)
     assert got["freehold_http_requests_total", (route, ("status", "200"))] == 4
     assert got["freehold_http_requests_total", (route, ("status", "400"))] == 1
@@ -90,17 +94,44 @@ def test_engines_numbers_come_from_their_stats(serving):
         blocks_live=4,
         prompt_tokens=100,
         cached_tokens=60,
+        computed_tokens=40,
         generated_tokens=7,
+        sizes=(3, 0, 0, 1, *(0,) * 9, 1),
+        drafts=9,
+        accepted_at=(6, 4),
     )
     got = samples(server.client.get("/metrics").text)
-    model = (("model_name", "fake:1b"),)
-    assert got["vllm:num_requests_running", model] == 2 and got["vllm:num_requests_waiting", model] == 3
-    assert got["vllm:num_requests_waiting_by_reason", (*model, ("reason", "capacity"))] == 3
-    assert got["vllm:iteration_tokens_total_sum", model] == 80
-    assert got["vllm:iteration_tokens_total_count", model] == 5
-    assert got["vllm:kv_cache_usage_perc", model] == 0.4
-    assert got["vllm:prefix_cache_hits_total", model] == 60
-    assert got["vllm:generation_tokens_total", model] == 7
+    assert got["vllm:num_requests_running", OF] == 2 and got["vllm:num_requests_waiting", OF] == 3
+    assert got["vllm:num_requests_waiting_by_reason", (*OF, ("reason", "capacity"))] == 3
+    assert got["vllm:iteration_tokens_total_sum", OF] == 80
+    assert got["vllm:iteration_tokens_total_count", OF] == 5
+    steps = [got["vllm:iteration_tokens_total_bucket", (OF[0], ("le", le), OF[1])] for le in ("1.0", "32.0")]
+    assert steps == [3, 4]
+    assert got["vllm:kv_cache_usage_perc", OF] == 0.4
+    assert got["vllm:prefix_cache_hits_total", OF] == 60
+    assert got["vllm:generation_tokens_total", OF] == 7
+    sources = ("local_compute", "local_cache_hit")
+    assert [got["vllm:prompt_tokens_by_source_total", (*OF, ("source", s))] for s in sources] == [40, 60]
+    held = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+    assert [got[held, (*OF, ("position", str(i)))] for i in range(2)] == [6, 4]
+    assert got["vllm:spec_decode_num_drafts_total", OF] == 9
+
+
+def test_every_series_of_a_model_has_vllms_two_labels(serving):
+    server = serving()
+    server.client.post(URL, json=CHAT)
+    of_models = [
+        labels for _, labels in samples(server.client.get("/metrics").text) if dict(labels).get(OF[1][0])
+    ]
+    assert of_models and all({*OF} <= {*labels} for labels in of_models)
+
+
+def test_an_engine_that_has_told_nothing_yet_is_scraped_as_zeros(serving):
+    server = serving()
+    server.client.post(URL, json=CHAT)
+    got = samples(server.client.get("/metrics").text)
+    assert got["vllm:iteration_tokens_total_count", OF] == got["vllm:spec_decode_num_drafts_total", OF] == 0
+    assert not [name for name, _ in got if "per_pos" in name]
 
 
 def test_rejections_are_counted_and_names_from_outside_add_no_series(serving):
@@ -109,7 +140,7 @@ def test_rejections_are_counted_and_names_from_outside_add_no_series(serving):
     server.client.post(URL, json={**CHAT, "model": "invented/name"})
     server.client.get("/invented/name")
     text = server.client.get("/metrics").text
-    rejected = (("model_name", "fake:1b"), ("reason", "queue_full"))
+    rejected = (*OF, ("reason", "queue_full"))
     assert samples(text)["vllm:admission_rejections_total", rejected] == 1
     assert "invented" not in text
 

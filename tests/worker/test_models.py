@@ -193,6 +193,7 @@ def test_death_with_a_queue_too_small_for_all_refuses_nobody(serve, tiny, alone,
             got[seed] += [chunk async for _, chunk in stream]
             assert tuple(tokens(got[seed])) == alone(seed).token_ids
         assert refusals == []
+        assert sum(served.stats.sizes) == served.stats.steps  # of both engines
 
     serve(body, replace(OPTIONS, engine={"max_queued": 2}), paths=tiny)
 

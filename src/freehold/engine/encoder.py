@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.engine.budget import MAX_ROWS
+from freehold.engine.counts import Counts
 from freehold.engine.pooling import Pool, Pooling, checked_pooling
 from freehold.errors import ContextOverflow, EngineClosed, FreeholdError, StepFailed, UsageError
 from freehold.models.loader import LoadedModel
@@ -75,7 +75,7 @@ class Encoder:
         self._stepping = False
         self._closed = False
         self._news = threading.Event()  # set by steps, and by the end
-        self._stats = EngineStats()
+        self._counts, self._stats = Counts(), EngineStats()
         self._pid = os.getpid()
 
     def __enter__(self) -> Self:
@@ -203,14 +203,10 @@ class Encoder:
         return hidden
 
     def _count(self, rows: int) -> None:
-        last = self._stats
-        self._stats = EngineStats(
-            steps=last.steps + 1,
-            waiting=sum(map(len, self._queues.values())),
-            prompt_tokens=last.prompt_tokens + rows,
-            rows=last.rows + rows,
-            progress_at=time.monotonic(),
-        )
+        self._counts.prompt_tokens += rows
+        self._counts.computed_tokens += rows
+        self._counts.stepped(rows, ())
+        self._stats = self._counts.stats(waiting=sum(map(len, self._queues.values())))
         self._news.set()
 
     def _check_open(self) -> None:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack, cast, get_args
 
@@ -33,6 +33,7 @@ from freehold.engine.capacity import (
     bytes_per_block,
     choose_context,
 )
+from freehold.engine.counts import Counts
 from freehold.engine.disk import DiskCache, dependencies
 from freehold.engine.draft import DraftModel
 from freehold.engine.generation import Generation
@@ -153,7 +154,7 @@ class Engine:
         self._cancelled: deque[Sequence] = deque()
         self._pumped = False  # by a thread that does nothing else
         self._news = threading.Event()  # set by whoever brings work, cleared before a step looks for it
-        self._counts = _Counts()
+        self._counts = Counts()
         self._pid = os.getpid()
 
     def __enter__(self) -> Self:
@@ -188,24 +189,16 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return counters and the state after the latest step; any thread may ask."""
-        counts, blocks = self._counts, self._blocks
-        return EngineStats(
-            steps=counts.steps,
+        blocks = self._blocks
+        return self._counts.stats(
             running=self._scheduler.running,
             waiting=self._scheduler.waiting + len(self._entered),
             blocks=blocks.count,
             blocks_live=blocks.live,
             blocks_cached=blocks.cached,
-            prompt_tokens=counts.prompt_tokens,
-            cached_tokens=counts.cached_tokens,
             disk_tokens=blocks.disk_tokens,
-            generated_tokens=counts.generated_tokens,
-            rows=counts.rows,
-            drafted_tokens=counts.drafted_tokens,
-            accepted_tokens=counts.accepted_tokens,
             preemptions=self._scheduler.preemptions,
             expected_wait_s=self._scheduler.wait(entered=list(self._entered)),
-            progress_at=counts.progress_at,
         )
 
     # --- requests ----------------------------------------------------------------------------------
@@ -459,6 +452,7 @@ class Engine:
             self._give_up(batch, e)
             return True
         seconds = time.perf_counter() - started
+        read = [work.seq for work in batch if work.last and not work.seq.begun]
         self._scheduler.learn(batch, seconds - (self._speculation.draft_s if self._speculation else 0.0))
         try:
             for work, rows in zip(batch, results, strict=True):
@@ -470,9 +464,7 @@ class Engine:
             raise
         if self._speculation is not None:
             self._speculation.learn(batch)
-        self._counts.steps += 1
-        self._counts.rows += sum(work.rows for work in batch)
-        self._counts.progress_at = time.monotonic()
+        self._counts.stepped(sum(work.rows for work in batch), read)
         return True
 
     def _give_up(self, batch: list[Work], error: Exception) -> None:
@@ -483,7 +475,6 @@ class Engine:
     def _end(self, seq: Sequence, error: FreeholdError | None = None, keep: bool = True) -> None:
         """Take a sequence out; `done` last, so that a reader who sees it finds the error and all tokens."""
         seq.error = error
-        self._counts.add(seq)
         self._scheduler.remove(seq, keep)
         seq.done = True
 
@@ -511,6 +502,8 @@ class Engine:
         # A guess that held was computed in its place; rows after one that did not are written again.
         seq.computed = work.first + work.count + max(len(seq.tokens) - known - 1, 0)
         self._counts.generated_tokens += len(seq.tokens) - known
+        if work.draft:
+            self._counts.guessed(len(work.draft), max(len(seq.tokens) - known - 1, 0))
         if error is not None:
             self._end(seq, error, keep=False)  # what NaN came from is nothing to share
             return
@@ -641,26 +634,6 @@ class Engine:
             )
         if self._runner is None:
             raise EngineClosed(f"{self.model.name} is closed", "load it again")
-
-
-@dataclass(slots=True)
-class _Counts:
-    """What EngineStats counts; it only grows."""
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    rows: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    progress_at: float = 0.0
-
-    def add(self, seq: Sequence) -> None:
-        """Count in a sequence that ended."""
-        self.cached_tokens += seq.cached
-        self.drafted_tokens += seq.drafted
-        self.accepted_tokens += seq.accepted
 
 
 def _named(error: Exception, what: str) -> FreeholdError:

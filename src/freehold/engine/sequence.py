@@ -128,4 +128,5 @@ class Sequence:
             accepted_tokens=self.accepted,
             queue_s=self.queue_s,
             resumed_tokens=self.resumed,
+            preemptions=self.preempted,
         )

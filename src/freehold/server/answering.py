@@ -316,6 +316,7 @@ class Answering:
             await sink(job, ready)
         if left:
             raise EngineLost("the engine's stream ended before its answers did")
+        record.longest.observe(self.tally.longest(job))
 
     def _ended(self, record: PerModel, job: int, chunk: Chunk, first_s: float, whole_s: float) -> None:
         if chunk.finish_reason == "cancelled" or chunk.usage is None:

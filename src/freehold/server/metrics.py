@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -18,7 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from freehold.server.contract import Loaded, Models
-from freehold.types import Usage
+from freehold.types import STEP_ROWS, Usage
 
 # vLLM's own bounds, so that its dashboards' quantiles mean the same here.
 FIRST_TOKEN = (
@@ -42,11 +43,16 @@ FIRST_TOKEN = (
     40,
     80,
     160,
+    640,
+    2560,
 )
 GAP = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 WHOLE = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 ANSWERS = (1, 2, 5, 10, 20)
 TOKENS = tuple(m * 10**e for e in range(6) for m in (1, 2, 5))
+TIMES = (1, 2, 3, 4, 5, 10, 20)
+OF = ("model_name", "engine")
+ENGINE = "0"  # vLLM numbers the engines that share a model's requests; here a model has one
 
 
 class Histogram:
@@ -62,11 +68,13 @@ class Histogram:
 
     def cumulative(self) -> list[tuple[str, float]]:
         """Return (upper bound, how many were at most that), the last one "+Inf"."""
-        total, out = 0, []
-        for bound, count in zip((*map(float, self.bounds), "+Inf"), self._counts, strict=True):
-            total += count
-            out.append((str(bound), float(total)))
-        return out
+        return _cumulative(self.bounds, self._counts)
+
+
+def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Return (upper bound, how many were at most that); an engine that counted nothing has no `counts`."""
+    names = (*map(str, map(float, bounds)), "+Inf")
+    return [*zip(names, accumulate(map(float, counts or [0] * len(names))), strict=True)]
 
 
 # (attribute of PerModel, exported name, bounds, help)
@@ -86,6 +94,14 @@ _TIMES = (
     ("decode", "vllm:request_decode_time_seconds", WHOLE, "Seconds an engine wrote the answer."),
     ("prompt", "vllm:request_prompt_tokens", TOKENS, "Tokens of a prompt."),
     ("generated", "vllm:request_generation_tokens", TOKENS, "Tokens of an answer."),
+    (
+        "computed",
+        "vllm:request_prefill_kv_computed_tokens",
+        TOKENS,
+        "Tokens of a prompt that no cache had.",
+    ),
+    ("longest", "vllm:request_max_num_generation_tokens", TOKENS, "Tokens of a request's longest answer."),
+    ("preemptions", "vllm:request_num_preemptions", TIMES, "Times an answer was set aside."),
     ("n", "vllm:request_params_n", ANSWERS, "Answers a request asked for."),
     (
         "most",
@@ -116,8 +132,36 @@ _COUNTERS = (
     ("disk_tokens", "freehold_disk_cache_tokens", "Prompt tokens found on the disk."),
     ("generated_tokens", "vllm:generation_tokens", "Tokens made."),
     ("preemptions", "vllm:num_preemptions", "Answers set aside and computed again."),
+    ("drafts", "vllm:spec_decode_num_drafts", "Guesses that were verified, of one token or more."),
     ("drafted_tokens", "vllm:spec_decode_num_draft_tokens", "Guessed tokens that were verified."),
     ("accepted_tokens", "vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right."),
+)
+
+
+_OTHERS: tuple[
+    tuple[str, str, type[GaugeMetricFamily] | type[CounterMetricFamily], Callable[[Loaded], float]], ...
+]
+_OTHERS = (
+    (
+        "vllm:kv_cache_usage_perc",
+        "Share of the cache held, 0 to 1.",
+        GaugeMetricFamily,
+        lambda m: m.stats.blocks_live / m.stats.blocks if m.stats.blocks else 0.0,
+    ),
+    (
+        "freehold_model_memory_bytes",
+        "Weights and cache.",
+        GaugeMetricFamily,
+        lambda m: m.info.memory_bytes,
+    ),
+    ("freehold_requests_in_flight", "Requests not ended yet.", GaugeMetricFamily, lambda m: m.in_flight),
+    ("freehold_engine_restarts", "Engine processes that died.", CounterMetricFamily, lambda m: m.restarts),
+    (
+        "freehold_slow_readers",
+        "Streams whose reader fell behind.",
+        CounterMetricFamily,
+        lambda m: m.slow_readers,
+    ),
 )
 
 
@@ -134,6 +178,9 @@ class PerModel:
     decode: Histogram
     prompt: Histogram
     generated: Histogram
+    computed: Histogram
+    longest: Histogram
+    preemptions: Histogram
     n: Histogram
     most: Histogram
 
@@ -158,6 +205,8 @@ class PerModel:
         self.decode.observe(usage.decode_s)
         self.prompt.observe(usage.prompt_tokens)
         self.generated.observe(usage.completion_tokens)
+        self.computed.observe(usage.prompt_tokens - usage.cached_tokens)
+        self.preemptions.observe(usage.preemptions)
         if usage.completion_tokens > 1:
             self.per_token.observe((whole_s - first_s) / (usage.completion_tokens - 1))
 
@@ -203,72 +252,80 @@ class Metrics(Collector):
 
     def _answers_of_models(self) -> Iterator[Metric]:
         for attribute, name, _, help in _TIMES:
-            family = HistogramMetricFamily(name, help, labels=["model_name"])
+            family = HistogramMetricFamily(name, help, labels=OF)
             for model, record in self._per_model.items():
                 histogram: Histogram = getattr(record, attribute)
-                family.add_metric([model], histogram.cumulative(), histogram.sum)
+                family.add_metric([model, ENGINE], histogram.cumulative(), histogram.sum)
             yield family
         success = CounterMetricFamily(
-            "vllm:request_success", "Finished answers.", labels=["model_name", "finished_reason"]
+            "vllm:request_success", "Finished answers.", labels=[*OF, "finished_reason"]
         )
         rejected = CounterMetricFamily(
-            "vllm:admission_rejections", "Requests turned away.", labels=["model_name", "reason"]
+            "vllm:admission_rejections", "Requests turned away.", labels=[*OF, "reason"]
         )
         for model, record in self._per_model.items():
             for reason, count in record.reasons.items():
-                success.add_metric([model, reason], count)
+                success.add_metric([model, ENGINE, reason], count)
             for reason, count in record.rejected.items():
-                rejected.add_metric([model, reason], count)
+                rejected.add_metric([model, ENGINE, reason], count)
         yield success
         yield rejected
 
 
 def _engines(loaded: Sequence[Loaded]) -> Iterator[Metric]:
     for field, name, help in _GAUGES:
-        yield _family(GaugeMetricFamily(name, help, labels=["model_name"]), loaded, field)
+        yield _told(GaugeMetricFamily(name, help, labels=OF), loaded, lambda m, f=field: getattr(m.stats, f))
     for field, name, help in _COUNTERS:
-        yield _family(CounterMetricFamily(name, help, labels=["model_name"]), loaded, field)
-    used = GaugeMetricFamily(
-        "vllm:kv_cache_usage_perc", "Share of the cache held, 0 to 1.", labels=["model_name"]
-    )
-    memory = GaugeMetricFamily("freehold_model_memory_bytes", "Weights and cache.", labels=["model_name"])
-    flight = GaugeMetricFamily(
-        "freehold_requests_in_flight", "Requests not ended yet.", labels=["model_name"]
-    )
-    restarts = CounterMetricFamily(
-        "freehold_engine_restarts", "Engine processes that died.", labels=["model_name"]
-    )
-    slow = CounterMetricFamily(
-        "freehold_slow_readers", "Streams whose reader fell behind.", labels=["model_name"]
-    )
+        yield _told(
+            CounterMetricFamily(name, help, labels=OF), loaded, lambda m, f=field: getattr(m.stats, f)
+        )
+    for name, help, kind, value in _OTHERS:
+        yield _told(kind(name, help, labels=OF), loaded, value)
+    yield from _parts(loaded)
+    yield _steps(loaded)
+
+
+def _told(family: Metric, loaded: Sequence[Loaded], value: Callable[[Loaded], float]) -> Metric:
+    for each in loaded:
+        family.add_metric([each.name, ENGINE], value(each))  # type: ignore[attr-defined]
+    return family
+
+
+def _parts(loaded: Sequence[Loaded]) -> Iterator[Metric]:
+    """Yield what has a label more."""
     config = GaugeMetricFamily(
-        "vllm:cache_config_info",
-        "The cache's sizes, as labels.",
-        labels=["model_name", "num_gpu_blocks", "kv_tokens"],
+        "vllm:cache_config_info", "The cache's sizes, as labels.", labels=[*OF, "num_gpu_blocks", "kv_tokens"]
     )
     waiting = GaugeMetricFamily(
         "vllm:num_requests_waiting_by_reason",
         "Answers that wait for their turn; all for want of capacity.",
-        labels=["model_name", "reason"],
+        labels=[*OF, "reason"],
     )
-    # The mean is what a step's size is watched by; its distribution would have to cross the wire each step.
-    steps = HistogramMetricFamily(
-        "vllm:iteration_tokens_total", "Tokens computed a step; sum and count only.", labels=["model_name"]
+    sources = CounterMetricFamily(
+        "vllm:prompt_tokens_by_source",
+        "Tokens of prompts read to their ends: computed, or found in memory or on the disk.",
+        labels=[*OF, "source"],
+    )
+    positions = CounterMetricFamily(
+        "vllm:spec_decode_num_accepted_tokens_per_pos",
+        "Guessed tokens that were right, by their place in the guess.",
+        labels=[*OF, "position"],
     )
     for each in loaded:
-        name, stats, info = each.name, each.stats, each.info
-        waiting.add_metric([name, "capacity"], stats.waiting)
-        steps.add_metric([name], [("+Inf", stats.steps)], stats.rows)
-        used.add_metric([name], stats.blocks_live / stats.blocks if stats.blocks else 0.0)
-        memory.add_metric([name], info.memory_bytes)
-        flight.add_metric([name], each.in_flight)
-        restarts.add_metric([name], each.restarts)
-        slow.add_metric([name], each.slow_readers)
-        config.add_metric([name, str(stats.blocks), str(info.kv_tokens)], 1)
-    yield from (used, memory, flight, restarts, slow, config, waiting, steps)
+        of, stats = (each.name, ENGINE), each.stats
+        config.add_metric([*of, str(stats.blocks), str(each.info.kv_tokens)], 1)
+        waiting.add_metric([*of, "capacity"], stats.waiting)
+        sources.add_metric([*of, "local_compute"], stats.computed_tokens)
+        sources.add_metric([*of, "local_cache_hit"], stats.cached_tokens)
+        for position, count in enumerate(stats.accepted_at):
+            positions.add_metric([*of, str(position)], count)
+    yield from (config, waiting, sources, positions)
 
 
-def _family(family: Metric, loaded: Sequence[Loaded], field: str) -> Metric:
+def _steps(loaded: Sequence[Loaded]) -> Metric:
+    family = HistogramMetricFamily(
+        "vllm:iteration_tokens_total", "Tokens computed a step, wrong guesses too.", labels=OF
+    )
     for each in loaded:
-        family.add_metric([each.name], getattr(each.stats, field))  # type: ignore[attr-defined]
+        family.add_metric([each.name, ENGINE], _cumulative(STEP_ROWS, each.stats.sizes), each.stats.rows)
     return family

@@ -54,6 +54,10 @@ class Tally:
         """Note an answer's end."""
         self._usages[job].append(usage)
 
+    def longest(self, job: int) -> int:
+        """Return how many tokens the longest of a job's answers had."""
+        return max(usage.completion_tokens for usage in self._usages[job])
+
     @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts."""

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -116,7 +117,8 @@ class Served:
     def stats(self) -> EngineStats:
         """The engine's latest numbers; counters go on where a dead engine's stopped."""
         names = (f.name for f in fields(EngineStats) if f.name not in _GAUGES)
-        return replace(self._stats, **{n: getattr(self._stats, n) + getattr(self._before, n) for n in names})
+        sums = {n: _sum(getattr(self._stats, n), getattr(self._before, n)) for n in names}
+        return replace(self._stats, **sums)
 
     @property
     def loaded(self) -> bool:
@@ -519,6 +521,13 @@ class Served:
         while not self.idle and self._loop.time() < until:
             await asyncio.sleep(0.02)
         await self.unload()
+
+
+def _sum(now: Any, before: Any) -> Any:
+    """Add two counters, or two rows of them."""
+    if isinstance(now, tuple):
+        return tuple(map(sum, zip_longest(now, before, fillvalue=0)))
+    return now + before
 
 
 def _portions(job: EmbedJob) -> Iterator[EmbedJob]:

@@ -1,0 +1,61 @@
+"""What an engine did since it was made: sums that only grow.
+
+Knows sequences and rows; knows no block, no model, no clock but the one of its last step.
+Path: Engine.step -> Counts -> Engine.stats -> EngineStats
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from freehold.engine.sequence import Sequence
+from freehold.types import STEP_ROWS, EngineStats
+
+
+@dataclass(slots=True)
+class Counts:
+    """The fields of EngineStats that this engine's steps add to."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    computed_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    rows: int = 0
+    drafts: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    progress_at: float = 0.0
+    sizes: list[int] = field(default_factory=lambda: [0] * (len(STEP_ROWS) + 1))
+    accepted_at: list[int] = field(default_factory=list)
+
+    def stepped(self, rows: int, read: Iterable[Sequence]) -> None:
+        """Count a step of so many rows; `read`: those of whose prompts it computed the last token."""
+        self.steps += 1
+        self.rows += rows
+        self.sizes[bisect_left(STEP_ROWS, rows)] += 1
+        for (
+            seq
+        ) in read:  # not before: what is preempted meanwhile is looked up again, and a sum may not shrink
+            self.cached_tokens += seq.cached
+            self.computed_tokens += len(seq.request.prompt) - seq.cached
+        self.progress_at = time.monotonic()
+
+    def stats(self, **state: Any) -> EngineStats:
+        """Return the sums beside what the engine says of its present state."""
+        sums = {f.name: getattr(self, f.name) for f in fields(self)}
+        sums |= {"sizes": tuple(self.sizes), "accepted_at": tuple(self.accepted_at)}
+        return EngineStats(**sums, **state)
+
+    def guessed(self, drafted: int, held: int) -> None:
+        """Count a guess at `drafted` tokens, of which the first `held` came true."""
+        self.drafts += 1
+        self.drafted_tokens += drafted
+        self.accepted_tokens += held
+        self.accepted_at += [0] * (held - len(self.accepted_at))
+        for i in range(held):
+            self.accepted_at[i] += 1
