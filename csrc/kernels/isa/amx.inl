@@ -153,28 +153,51 @@ template <int Bytes, bool Min> struct Parts {
   float* y;
   bool first;
   void run(int64_t nt, const Next& next) const {
-    alignas(64) int32_t c[4 * kTile];
-    for (int64_t t = 0; t < nt; t += 16) {
+    int64_t t = 0;
+    for (; t + 16 <= nt; t += 16) {
       next.ask(t, 16, nt);
-      for (int64_t g = 0; g < parts; g += 4) {     // a last four beyond the unit multiplies what lies there and is not read
-        four_tiles<Bytes>(q + t * kUnitK + Bytes * g, w + 16 * Bytes * g, c);
-        const int64_t n = nt - t < 16 ? nt - t : 16;
-        if (parts - g >= 4) add<4>(c, t, n, g, 4);
-        else add<0>(c, t, n, g, parts - g);
-      }
+      sixteen(t);
+    }
+    if (t == nt) return;
+    next.ask(t, 16, nt);
+    alignas(64) int32_t c[4 * kTile];
+    for (int64_t g = 0; g < parts; g += 4) {
+      multiply(t, g, c);
+      few(c, t, nt - t, g, parts - g < 4 ? parts - g : 4);
     }
   }
-  template <int Fixed> inline __attribute__((always_inline)) void add(const int32_t* c, int64_t t, int64_t n, int64_t g, int64_t count) const {
+  // A last four beyond the unit multiplies what lies there and is not read.
+  void multiply(int64_t t, int64_t g, int32_t* c) const { four_tiles<Bytes>(q + t * kUnitK + Bytes * g, w + 16 * Bytes * g, c); }
+  // Sums of sixteen tokens stay in registers for the unit, and a part's floats are loaded once for all of them.
+  void sixteen(int64_t t) const {
+    alignas(64) int32_t c[4 * kTile];
+    float* out = y + t * kPanelRows;
+    F sums[16];
+    UNROLL for (int i = 0; i < 16; ++i) sums[i] = first ? fzero() : fload(out + 16 * i);
+    for (int64_t g = 0; g < parts; g += 4) {
+      multiply(t, g, c);
+      const int64_t count = parts - g < 4 ? parts - g : 4;
+      for (int64_t j = 0; j < count; ++j) {
+        const F scale = fload(d + 16 * (g + j)), least = Min ? fload(m + 16 * (g + j)) : fzero();
+        const int64_t s = t * 8 + (g + j) * Bytes / 32;
+        UNROLL for (int i = 0; i < 16; ++i) sums[i] = end(c + j * kTile + 16 * i, scale, least, s + 8 * i, sums[i]);
+      }
+    }
+    UNROLL for (int i = 0; i < 16; ++i) fstore(out + 16 * i, sums[i]);
+  }
+  // A prompt's last tokens, fewer than a tile has rows.
+  void few(const int32_t* c, int64_t t, int64_t n, int64_t g, int64_t count) const {
     for (int64_t i = 0; i < n; ++i) {
       float* out = y + (t + i) * kPanelRows;
       F sum = first && g == 0 ? fzero() : fload(out);
-      for (int64_t j = 0; j < (Fixed ? Fixed : count); ++j) {
-        const int64_t s = (t + i) * 8 + (g + j) * Bytes / 32;
-        sum = fma(to_float({_mm512_load_si512(c + j * kTile + 16 * i)}), mul(fload(d + 16 * (g + j)), fset(xs[s])), sum);
-        if (Min) sum = fma(fload(m + 16 * (g + j)), fset(xf[s]), sum);
-      }
+      for (int64_t j = 0; j < count; ++j)
+        sum = end(c + j * kTile + 16 * i, fload(d + 16 * (g + j)), Min ? fload(m + 16 * (g + j)) : fzero(), (t + i) * 8 + (g + j) * Bytes / 32, sum);
       fstore(out, sum);
     }
+  }
+  inline __attribute__((always_inline)) F end(const int32_t* c, F scale, F least, int64_t s, F sum) const {
+    sum = fma(to_float({_mm512_load_si512(c)}), mul(scale, fset(xs[s])), sum);
+    return Min ? fma(least, fset(xf[s]), sum) : sum;
   }
 };
 template <class Code, int Offset, bool Min>
