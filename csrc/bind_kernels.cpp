@@ -3,6 +3,7 @@
 // Checks shapes and calls, as bind.cpp does; the product's path does not come through here.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
@@ -11,6 +12,7 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <optional>
 #include <random>
 #include <thread>
 
@@ -102,6 +104,36 @@ Out<float> binary(const Kernels* k, Binary Kernels::* member, Binary oracle, Row
 }
 void add(float* y, const float* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] += x[i];
+}
+
+// Panels' sums [panels, rows, 16] put into rows [rows, width].
+int64_t rows_of(In<float, 3> sums, int64_t width) {
+  expect(dim(sums, 2) == kPanelRows && width > 0 && (width + kPanelRows - 1) / kPanelRows == dim(sums, 0), "sums are [panels, rows, 16], as many panels as width needs");
+  return dim(sums, 1);
+}
+Out<float> store_rows(const std::string& isa, In<float, 3> sums, In<float, 2> y, std::optional<Row> bias, bool grow) {
+  const int64_t width = dim(y, 1), rows = rows_of(sums, width);
+  expect(dim(y, 0) == rows && (!bias || dim(*bias, 0) == width), "y is [rows, width], bias [width]");
+  Out<float> out = copy<2>(y, {rows, width});
+  expect(table(isa), "store_rows has no reference: its sums are plain additions");
+  table(isa)->store_rows(sums.data(), width, rows, bias ? bias->data() : nullptr, grow, out.data(), width);
+  return out;
+}
+Out<float> gate_rows(const std::string& isa, Kernels::Gate Kernels::* member, Binary oracle, In<float, 3> g, In<float, 3> u, int64_t width) {
+  const int64_t rows = rows_of(g, width);
+  expect(rows_of(u, width) == rows, "g and u need one shape");
+  Out<float> y = array<float>({rows, width});
+  if (const Kernels* k = table(isa)) {
+    (k->*member)(g.data(), u.data(), width, rows, y.data(), width);
+    return y;
+  }
+  for (int64_t t = 0; t < rows; ++t)
+    for (int64_t c = 0; c < width; c += kPanelRows) {
+      const int64_t at = c * rows + t * kPanelRows, n = std::min<int64_t>(kPanelRows, width - c);
+      std::copy_n(g.data() + at, n, y.data() + t * width + c);
+      oracle(y.data() + t * width + c, u.data() + at, n);
+    }
+  return y;
 }
 
 // Kernels of the form y[n] = f(y[n], s).
@@ -399,8 +431,9 @@ void bind_rows(nb::module_& t) {
   t.def("gelu_erf", &gelu_erf, "isa"_a, "x"_a);
   t.def("attend_both", &attend_both, "isa"_a, "q"_a, "keys"_a, "values"_a, "scale"_a);
   t.def("add", [](const std::string& isa, Row y, Row x) { return binary(table(isa), &Kernels::add, add, y, x); });
-  t.def("silu_mul", [](const std::string& isa, Row g, Row u) { return binary(table(isa), &Kernels::silu_mul, reference::silu_mul, g, u); });
-  t.def("gelu_mul", [](const std::string& isa, Row g, Row u) { return binary(table(isa), &Kernels::gelu_mul, reference::gelu_mul, g, u); });
+  t.def("silu_rows", [](const std::string& isa, In<float, 3> g, In<float, 3> u, int64_t width) { return gate_rows(isa, &Kernels::silu_rows, reference::silu_mul, g, u, width); });
+  t.def("gelu_rows", [](const std::string& isa, In<float, 3> g, In<float, 3> u, int64_t width) { return gate_rows(isa, &Kernels::gelu_rows, reference::gelu_mul, g, u, width); });
+  t.def("store_rows", &store_rows, "isa"_a, "sums"_a, "y"_a, "bias"_a.none(), "grow"_a);
   t.def("scale", [](const std::string& isa, Row y, float s) { return unary(table(isa), &Kernels::scale, scale, y, s); });
   t.def("softcap", [](const std::string& isa, Row y, float cap) { return unary(table(isa), &Kernels::softcap, reference::softcap, y, cap); });
   t.def("log_sum_exp", [](const std::string& isa, Row x) {

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -222,17 +221,13 @@ int64_t panel_after(const Op& op, const Run& r, int64_t n, int64_t end) {
 }
 int64_t panel_width(const Matrix& w, int64_t p) { return std::min<int64_t>(kPanelRows, w.w.n - p * kPanelRows); }
 
-// put(y, v, p, width) for each token's sixteen sums (or the last panel's fewer) of panels [p0, p1), which lie in tiles. Token by
-// token: a token's row of y is a page of memory by itself, and one panel of 512 tokens would walk 512 pages.
-template <class Put> void store_panels(const Matrix& m, int64_t p0, int64_t p1, int64_t t0, int64_t nt, const float* tiles, float* y, Put put) {
-  const int64_t whole = std::min(p1, m.w.n / kPanelRows);
-  for (int64_t t = 0; t < nt; ++t) {
-    float* row = y + (t0 + t) * m.w.n;
-    for (int64_t p = p0; p < whole; ++p)
-      put(row + p * kPanelRows, tiles + ((p - p0) * nt + t) * kPanelRows, p, std::integral_constant<int64_t, kPanelRows>());
-    if (whole < p1) put(row + whole * kPanelRows, tiles + ((whole - p0) * nt + t) * kPanelRows, whole, m.w.n % kPanelRows);
-  }
-}
+// Rows [t0, ..) of a matrix's output y, from panel p0 on; and the columns of its panels [p0, p1).
+struct Place {
+  float* y;
+  int64_t width, ld;
+  Place(const Matrix& m, int64_t p0, int64_t p1, int64_t t0, float* y)
+      : y(y + t0 * m.w.n + p0 * kPanelRows), width(std::min(p1 * kPanelRows, m.w.n) - p0 * kPanelRows), ld(m.w.n) {}
+};
 
 // What adapters add to an op's products. A x is computed once for all panels, between the op's two phases and by whoever
 // comes, and costs no phase where no row has an adapter; B (A x) joins a panel's sums as soon as they are made.
@@ -364,27 +359,15 @@ struct Linear final : Op {
     in.multiply(r, m, p0, p1, t0, nt, tiles, next);
     low.expand(r, in, i, p0, p1, t0, nt, tiles);
     if (gelu) return activate(r, m, p0, p1, t0, nt, tiles);
-    if (bias[i]) {
-      accumulate ? store<true, true>(r, i, p0, p1, t0, nt, tiles) : store<true, false>(r, i, p0, p1, t0, nt, tiles);
-    } else {
-      accumulate ? store<false, true>(r, i, p0, p1, t0, nt, tiles) : store<false, false>(r, i, p0, p1, t0, nt, tiles);
-    }
-  }
-  template <bool Bias, bool Accumulate> void store(const Run& r, size_t i, int64_t p0, int64_t p1, int64_t t0, int64_t nt, const float* tiles) const {
-    const float* b = Bias ? bias[i]->data() : nullptr;
-    store_panels(*w[i], p0, p1, t0, nt, tiles, r.buffer[out[i]], [b](float* y, const float* v, int64_t p, auto width) {
-      for (int64_t c = 0; c < width; ++c) {
-        const float x = Bias ? v[c] + b[p * kPanelRows + c] : v[c];
-        y[c] = Accumulate ? y[c] + x : x;
-      }
-    });
+    const Place to(m, p0, p1, t0, r.buffer[out[i]]);
+    r.k->store_rows(tiles, to.width, nt, bias[i] ? bias[i]->data() + p0 * kPanelRows : nullptr, accumulate, to.y, to.ld);
   }
   void activate(const Run& r, const Matrix& m, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* tiles) const {
     for (int64_t p = p0; bias[0] && p < p1; ++p)
       for (int64_t t = 0; t < nt; ++t) r.k->add(tiles + ((p - p0) * nt + t) * kPanelRows, bias[0]->data() + p * kPanelRows, panel_width(m, p));
     r.k->gelu_erf(tiles, (p1 - p0) * nt * kPanelRows);
-    store_panels(m, p0, p1, t0, nt, tiles, r.buffer[out[0]],
-                 [](float* y, const float* v, int64_t, auto width) { std::memcpy(y, v, static_cast<size_t>(width) * sizeof(float)); });
+    const Place to(m, p0, p1, t0, r.buffer[out[0]]);
+    r.k->store_rows(tiles, to.width, nt, nullptr, false, to.y, to.ld);
   }
 };
 
@@ -419,9 +402,8 @@ struct Gated final : Op {
     in.multiply(r, *w[1], begin, end, t0, nt, u, after(r, end - 1, last));
     low.expand(r, in, 0, begin, end, t0, nt, g);
     low.expand(r, in, 1, begin, end, t0, nt, u);
-    (gelu ? r.k->gelu_mul : r.k->silu_mul)(g, u, n);
-    store_panels(*w[0], begin, end, t0, nt, g, r.buffer[out],
-                 [](float* y, const float* v, int64_t, auto width) { std::memcpy(y, v, static_cast<size_t>(width) * sizeof(float)); });
+    const Place to(*w[0], begin, end, t0, r.buffer[out]);
+    (gelu ? r.k->gelu_rows : r.k->silu_rows)(g, u, to.width, nt, to.y, to.ld);
   }
 };
 

@@ -162,8 +162,11 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* w, float eps, int64_t n, float* y);
   void (*add)(float* y, const float* x, int64_t n);                 // y += x
   void (*scale)(float* y, float s, int64_t n);                      // y *= s
-  void (*silu_mul)(float* g, const float* u, int64_t n);            // g = silu(g) * u
-  void (*gelu_mul)(float* g, const float* u, int64_t n);            // g = gelu_tanh(g) * u
+  // Panels' sums [panels][nt][16], `width` columns of them, to the rows they belong to, ld apart: y = sums (+ bias), or y += that.
+  void (*store_rows)(const float* sums, int64_t width, int64_t nt, const float* bias, bool grow, float* y, int64_t ld);
+  // The same of gates and what they let through: y = silu(g) * u, or gelu_tanh(g) * u.
+  using Gate = void (*)(const float* g, const float* u, int64_t width, int64_t nt, float* y, int64_t ld);
+  Gate silu_rows, gelu_rows;
   void (*softcap)(float* y, float cap, int64_t n);                  // y = cap * tanh(y / cap)
 
   void (*layer_norm)(const float* x, const float* w, const float* b, float eps, int64_t n, float* y);   // n % 16 == 0; in place allowed

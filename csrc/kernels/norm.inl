@@ -1,4 +1,4 @@
-// Row arithmetic between matrix products: norm, sums, gates, softcap; and the exponential they and attention share.
+// Row arithmetic between matrix products: norm, sums, gates, softcap, and panels' sums put into rows; and the exponential they and attention share.
 // Knows one row of floats; memory bandwidth bounds all of it.
 
 // exp(x) = 2^n * (1 + r + r^2 q(r)), n = round(x / ln 2), |r| <= ln2/2. Under 2 ulp (q alone errs by 3e-9).
@@ -83,18 +83,33 @@ static void scale_row(float* y, float s, int64_t n) {
   if (rest) fstore_n(y + i, mul(fload_n(y + i, rest), f), rest);
 }
 
-static void silu_mul(float* g, const float* u, int64_t n) {
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) fstore(g + i, mul(fsilu(fload(g + i)), fload(u + i)));
-  const int rest = static_cast<int>(n - i);
-  if (rest) fstore_n(g + i, mul(fsilu(fload_n(g + i, rest)), fload_n(u + i, rest)), rest);
+// Stores what sum(at, row, c, n) gives for columns [c, c + n) of each row, whose sums lie at `at`. Row by row: a row of y is
+// a page of memory by itself, and one panel of 512 tokens would walk 512 pages.
+template <class Sum> OP void each_sum(int64_t width, int64_t nt, float* y, int64_t ld, Sum sum) {
+  for (int64_t t = 0; t < nt; ++t, y += ld) {
+    int64_t c = 0;
+    for (; c + 16 <= width; c += 16) fstore(y + c, sum(c * nt + 16 * t, y + c, c, 16));
+    const int rest = static_cast<int>(width - c);
+    if (rest) fstore_n(y + c, sum(c * nt + 16 * t, y + c, c, rest), rest);
+  }
 }
-
-static void gelu_mul(float* g, const float* u, int64_t n) {
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) fstore(g + i, mul(fgelu(fload(g + i)), fload(u + i)));
-  const int rest = static_cast<int>(n - i);
-  if (rest) fstore_n(g + i, mul(fgelu(fload_n(g + i, rest)), fload_n(u + i, rest)), rest);
+template <bool Bias, bool Grow> static void store_as(const float* sums, int64_t width, int64_t nt, const float* bias, float* y, int64_t ld) {
+  each_sum(width, nt, y, ld, [=](int64_t at, const float* row, int64_t c, int n) {
+    const auto load = [n](const float* p) { return n < 16 ? fload_n(p, n) : fload(p); };
+    F x = fload(sums + at);
+    if (Bias) x = add(x, load(bias + c));
+    return Grow ? add(load(row), x) : x;
+  });
+}
+static void store_rows(const float* sums, int64_t width, int64_t nt, const float* bias, bool grow, float* y, int64_t ld) {
+  if (bias) grow ? store_as<true, true>(sums, width, nt, bias, y, ld) : store_as<true, false>(sums, width, nt, bias, y, ld);
+  else grow ? store_as<false, true>(sums, width, nt, bias, y, ld) : store_as<false, false>(sums, width, nt, bias, y, ld);
+}
+static void silu_rows(const float* g, const float* u, int64_t width, int64_t nt, float* y, int64_t ld) {
+  each_sum(width, nt, y, ld, [=](int64_t at, const float*, int64_t, int) { return mul(fsilu(fload(g + at)), fload(u + at)); });
+}
+static void gelu_rows(const float* g, const float* u, int64_t width, int64_t nt, float* y, int64_t ld) {
+  each_sum(width, nt, y, ld, [=](int64_t at, const float*, int64_t, int) { return mul(fgelu(fload(g + at)), fload(u + at)); });
 }
 
 // A division by the cap, not a product with its inverse: a second rounding would show in the last bit.
@@ -112,7 +127,8 @@ static void fill_norm(Kernels& t) {
   t.rms_norm = rms_norm;
   t.add = add_rows;
   t.scale = scale_row;
-  t.silu_mul = silu_mul;
-  t.gelu_mul = gelu_mul;
+  t.store_rows = store_rows;
+  t.silu_rows = silu_rows;
+  t.gelu_rows = gelu_rows;
   t.softcap = softcap_row;
 }

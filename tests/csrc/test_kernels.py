@@ -53,23 +53,47 @@ def test_add_and_scale_are_exact(isa, n):
 
 
 @every_isa
-@pytest.mark.parametrize("name", ["silu_mul", "gelu_mul"])
-@pytest.mark.parametrize("n", LENGTHS)
-def test_gates_agree_with_reference(isa, name, n):
+@pytest.mark.parametrize("width", [1, 16, 23, 80])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_panels_sums_go_into_their_rows(isa, width, rows):
+    sums, y, bias = panels(1, width, rows), normal(2, rows, width), normal(3, width)
+    mine = in_rows(sums, width)
+    assert same_bits(kernels.store_rows(isa, sums, y, None, False), mine)
+    assert same_bits(kernels.store_rows(isa, sums, y, bias, False), mine + bias)
+    assert same_bits(kernels.store_rows(isa, sums, y, None, True), y + mine)
+    assert same_bits(kernels.store_rows(isa, sums, y, bias, True), y + (mine + bias))
+
+
+@every_isa
+@pytest.mark.parametrize("name", ["silu_rows", "gelu_rows"])
+@pytest.mark.parametrize("width", LENGTHS)
+def test_gates_agree_with_reference(isa, name, width):
     """exp errs by 2 ulp and by its argument's rounding (|z| half-ulps, z to 50 here); then five roundings."""
     gate = getattr(kernels, name)
-    g, u = np.linspace(-8, 8, n, dtype=np.float32), normal(n, n)
-    np.testing.assert_allclose(gate(isa, g, u), gate("reference", g, u), rtol=60 * ULP, atol=1e-38)
+    g, u = panels(1, width, 3), panels(2, width, 3)
+    g *= 3
+    np.testing.assert_allclose(
+        gate(isa, g, u, width), gate("reference", g, u, width), rtol=60 * ULP, atol=1e-38
+    )
 
 
 @every_isa
 def test_gates_survive_huge_inputs(isa):
-    g = np.array([1e30, -1e30, 200, -200, 88.9, -88.9, 0.0], np.float32)
-    one = np.ones_like(g)
-    for gate in (kernels.silu_mul, kernels.gelu_mul):
-        got = gate(isa, g, one)
-        np.testing.assert_allclose(got, np.maximum(g, 0), rtol=ULP, atol=1e-30)
-        assert np.isnan(gate(isa, np.array([np.nan], np.float32), one[:1])).all()
+    g = np.zeros((1, 1, 16), np.float32)
+    g[0, 0, :7] = [1e30, -1e30, 200, -200, 88.9, -88.9, 0.0]
+    for gate in (kernels.silu_rows, kernels.gelu_rows):
+        got = gate(isa, g, np.ones_like(g), 7)
+        np.testing.assert_allclose(got[0], np.maximum(g[0, 0, :7], 0), rtol=ULP, atol=1e-30)
+        assert np.isnan(gate(isa, np.full_like(g, np.nan), np.ones_like(g), 16)).all()
+
+
+def panels(seed, width, rows):
+    """Sums of random panels, [panels, rows, 16]; what lies behind `width` is garbage."""
+    return normal(seed, -(-width // 16), rows, 16)
+
+
+def in_rows(sums, width):
+    return np.ascontiguousarray(sums.transpose(1, 0, 2).reshape(sums.shape[1], -1)[:, :width])
 
 
 @every_isa
