@@ -288,21 +288,7 @@ class Begin:
 
 
 MAX_ADAPTERS = 64  # beside one model
-STEP_ROWS = (
-    1,
-    8,
-    16,
-    32,
-    64,
-    128,
-    256,
-    512,
-    1024,
-    2048,
-    4096,
-    8192,
-    16384,
-)  # vLLM's, by which steps are counted
+STEP_ROWS = (1, 8, *(2**i for i in range(4, 15)))  # vLLM's bounds, by which steps are counted
 # A name in `base+adapter`: so that nothing else than the plus stands between the two.
 ADAPTER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 

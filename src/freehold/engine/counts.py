@@ -38,9 +38,7 @@ class Counts:
         self.steps += 1
         self.rows += rows
         self.sizes[bisect_left(STEP_ROWS, rows)] += 1
-        for (
-            seq
-        ) in read:  # not before: what is preempted meanwhile is looked up again, and a sum may not shrink
+        for seq in read:  # not before: who is preempted meanwhile is looked up again, and no sum may shrink
             self.cached_tokens += seq.cached
             self.computed_tokens += len(seq.request.prompt) - seq.cached
         self.progress_at = time.monotonic()

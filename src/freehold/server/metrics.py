@@ -136,12 +136,8 @@ _COUNTERS = (
     ("drafted_tokens", "vllm:spec_decode_num_draft_tokens", "Guessed tokens that were verified."),
     ("accepted_tokens", "vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right."),
 )
-
-
-_OTHERS: tuple[
-    tuple[str, str, type[GaugeMetricFamily] | type[CounterMetricFamily], Callable[[Loaded], float]], ...
-]
-_OTHERS = (
+_Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
+_OTHERS: tuple[tuple[str, str, _Kind, Callable[[Loaded], float]], ...] = (
     (
         "vllm:kv_cache_usage_perc",
         "Share of the cache held, 0 to 1.",
