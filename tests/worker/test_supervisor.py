@@ -28,7 +28,7 @@ from freehold.worker import stream as stream_module
 from freehold.worker.models import Models, Options
 from freehold.worker.scripted import scripted_tokens
 from freehold.worker.supervisor import Served
-from freehold.worker.wire import PROTOCOL, Open, Script
+from freehold.worker.wire import PROTOCOL, Hello, Open, Script
 from tests.worker.conftest import answers, tokens
 
 SCRIPTS = {
@@ -445,6 +445,46 @@ def test_model_unloaded_before_its_load_began_is_loaded_when_asked_again(serve):
         with pytest.raises(EngineClosed):
             await asking
         await answers(served, JOB)
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_unloading_in_the_turn_of_a_greeting_ends_the_life(serve, monkeypatch: pytest.MonkeyPatch):
+    greet, unloading = client.EngineProcess._greet, []
+
+    async def body(models: Models) -> None:
+        served = models._known("fast", "fast")
+
+        def greet_and_unload(engine: client.EngineProcess, hello: Hello) -> None:
+            greet(engine, hello)
+            unloading.append(asyncio.ensure_future(served.unload()))
+
+        monkeypatch.setattr(client.EngineProcess, "_greet", greet_and_unload)
+        with pytest.raises(EngineClosed):
+            await served.load()
+        await asyncio.wait_for(unloading[0], 10)
+        assert served.pid == 0 and not served.leaving
+
+    serve(body, scripts=SCRIPTS)
+
+
+def test_unloading_in_the_turn_of_a_death_ends_the_life(serve, monkeypatch: pytest.MonkeyPatch):
+    watch, unloading = Served._watch, []
+
+    async def watch_and_unload(served: Served, engine: client.EngineProcess) -> None:
+        try:
+            await watch(served, engine)
+        finally:
+            unloading.append(asyncio.ensure_future(served.unload()))
+
+    monkeypatch.setattr(Served, "_watch", watch_and_unload)
+
+    async def body(models: Models) -> None:
+        served = await models.use("fast")
+        os.kill(served.pid, signal.SIGKILL)
+        await until(lambda: unloading)
+        await asyncio.wait_for(unloading[0], 10)
+        assert served.pid == 0 and not served.leaving
 
     serve(body, scripts=SCRIPTS)
 

@@ -83,10 +83,10 @@ class EngineProcess(asyncio.Protocol):
             raise
 
     async def _greeting(self) -> None:
-        try:
-            await asyncio.wait_for(self._greeted, HELLO_S)
-        except TimeoutError:
-            raise EngineDied(f"it said nothing for {HELLO_S:.0f} s after its start, and was killed") from None
+        # Not wait_for: until Python 3.12 it swallows a cancellation that comes in one turn with the greeting.
+        if not (await asyncio.wait([self._greeted], timeout=HELLO_S))[0]:
+            raise EngineDied(f"it said nothing for {HELLO_S:.0f} s after its start, and was killed")
+        await self._greeted
 
     async def _spawn(self) -> None:
         try:

@@ -15,7 +15,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import fields, replace
 from itertools import zip_longest
 from typing import Any
@@ -296,6 +295,7 @@ class Served:
     def _lived(self, _: asyncio.Task[None]) -> None:
         """Note the end of a life, be it that it was cancelled before its first turn."""
         self._up, self._engine, self._life = False, None, None
+        self._before, self._stats = self.stats, EngineStats(progress_at=self._stats.progress_at)
         if not self.idle and not self._closed:  # asked in the moment of going
             self._wake()
 
@@ -333,9 +333,7 @@ class Served:
             refused = e  # `admit` makes more room, or raises it
         finally:
             self._up = False
-            watch.cancel()
-            with suppress(asyncio.CancelledError):
-                await watch
+            watch.cancel()  # and not awaited: that would swallow the cancellation of an unload in the same turn
             await engine.stop()  # a life ends with its process, so that the next finds its memory free
         return await self._one_life(refused)
 
