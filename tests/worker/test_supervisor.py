@@ -449,6 +449,18 @@ def test_model_unloaded_before_its_load_began_is_loaded_when_asked_again(serve):
     serve(body, scripts=SCRIPTS)
 
 
+def test_counters_go_on_over_an_unloading(serve):
+    async def body(models: Models) -> None:
+        served = await models.use("fast")
+        for made in (8, 16):
+            await answers(served, JOB)
+            await until(lambda made=made: served.stats.generated_tokens == made)
+            await served.unload()
+            assert (served.stats.generated_tokens, served.stats.blocks) == (made, 0)
+
+    serve(body, scripts=SCRIPTS)
+
+
 def test_unloading_in_the_turn_of_a_greeting_ends_the_life(serve, monkeypatch: pytest.MonkeyPatch):
     greet, unloading = client.EngineProcess._greet, []
 

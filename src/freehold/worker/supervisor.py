@@ -114,7 +114,7 @@ class Served:
 
     @property
     def stats(self) -> EngineStats:
-        """The engine's latest numbers; counters go on where a dead engine's stopped."""
+        """The engine's latest numbers; counters go on where those of the engines before it stopped."""
         names = (f.name for f in fields(EngineStats) if f.name not in _GAUGES)
         sums = {n: _sum(getattr(self._stats, n), getattr(self._before, n)) for n in names}
         return replace(self._stats, **sums)
@@ -295,7 +295,7 @@ class Served:
     def _lived(self, _: asyncio.Task[None]) -> None:
         """Note the end of a life, be it that it was cancelled before its first turn."""
         self._up, self._engine, self._life = False, None, None
-        self._before, self._stats = self.stats, EngineStats(progress_at=self._stats.progress_at)
+        self._sum_up()
         if not self.idle and not self._closed:  # asked in the moment of going
             self._wake()
 
@@ -424,7 +424,7 @@ class Served:
     def _mourn(self, how: str, deaths: int) -> bool:
         """Count a death against all it concerned; tell whether the engine shall be started again."""
         log.warning("the engine of %s died: %s", self.name, how)
-        self._before, self._stats = self.stats, EngineStats(progress_at=self._stats.progress_at)
+        self._sum_up()
         for work in self._blamed():
             work.deaths += 1
             if work.deaths > MAX_DEATHS:
@@ -435,6 +435,10 @@ class Served:
             return False  # nobody waits; the next request tries again
         self.restarts += 1
         return True
+
+    def _sum_up(self) -> None:
+        """Keep what an engine that is gone has counted: the next one begins at nothing, and no sum may shrink."""
+        self._before, self._stats = self.stats, EngineStats(progress_at=self._stats.progress_at)
 
     def _lost(self, how: str) -> EngineLost:
         return EngineLost(
