@@ -131,6 +131,7 @@ def test_a_refusal_has_the_status_and_the_body_of_its_protocol(
             "response_format",
         ),
         (URL, {"response_format": {"type": "text"}, "guided_json": HUE}, "guided_json"),
+        (URL, {}, None),  # its tools asked for one
         ("/v1/completions", {"prompt": "x", "structured_outputs": {"json": HUE}}, "structured_outputs"),
         ("/v1/responses", {"input": "x", "text": {"format": {"type": "json_object"}}}, "text.format"),
         ("/v1/responses", {"input": "x", "guided_json": HUE}, "guided_json"),

@@ -86,7 +86,7 @@ class Call:
         self.statuses: Mapping[
             int, int
         ] = {}  # where a protocol has a number of its own for one of problems.py
-        self.fields: Mapping[str, str] = {}  # a Job's field -> what this request calls it, for errors
+        self.fields: Mapping[str, str] = {}  # a Job's field -> the name it has here, if any, for errors
         self.request: type[msgspec.Struct] | None = None  # what the route says its body is
         self.status = 0  # 0: nothing was sent
         self.complete = False
@@ -173,7 +173,7 @@ class Call:
         """Describe a failure to whoever asked, and to the log if it is ours."""
         trouble = problem(e, owner=self.server.guard.trusted)
         if isinstance(e, UsageError):
-            trouble = replace(trouble, param=self.fields.get(e.field))
+            trouble = replace(trouble, param=self.fields.get(e.field) or None)
         if trouble.status == 500:
             _log.error("request %s failed", self.request_id.decode(), exc_info=e)
         return trouble
