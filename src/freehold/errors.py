@@ -41,11 +41,11 @@ class FreeholdError(Exception):
 
 
 class UsageError(FreeholdError):
-    """An argument or option is wrong. `field`: which one of a Job's, where that is known."""
+    """An argument or option is wrong."""
 
     def __init__(self, message: str, hint: str = "", field: str = "") -> None:
         super().__init__(message, hint)
-        self.field = field
+        self.field = field  # which one of a Job's, where that is known
 
 
 class BadPrompt(FreeholdError):

@@ -151,7 +151,12 @@ _OTHERS: tuple[tuple[str, str, _Kind, Callable[[Loaded], float]], ...] = (
         lambda m: m.info.memory_bytes,
     ),
     ("freehold_requests_in_flight", "Requests not ended yet.", GaugeMetricFamily, lambda m: m.in_flight),
-    ("freehold_engine_restarts", "Engine processes that died.", CounterMetricFamily, lambda m: m.restarts),
+    (
+        "freehold_engine_restarts",
+        "Times an engine process died and was started again.",
+        CounterMetricFamily,
+        lambda m: m.restarts,
+    ),
     (
         "freehold_slow_readers",
         "Streams whose reader fell behind.",
