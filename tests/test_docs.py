@@ -102,9 +102,8 @@ def run(block: Block, env: dict[str, str], folder: Path) -> None:
 @pytest.mark.parametrize("block", FAST, ids=str)
 def test_documented_block_runs(block: Block, tmp_path: Path):
     home = tmp_path / "home"
-    for _ in range(
-        machine.FIRST
-    ):  # what a page advises must not hang on who else computes here: quiet two cores
+    # What a page advises must not hang on who else computes here: two quiet cores.
+    for _ in range(machine.FIRST):
         machine.keep(home, machine.name_here(), machine.Rates(35.0, 1500.0))
     run(block, {"HOME": str(tmp_path), "FREEHOLD_HOME": str(home), "FREEHOLD_OFFLINE": "1"}, tmp_path)
 

@@ -500,10 +500,11 @@ class Engine:
         except Exception as e:
             error = _named(e, "choosing the next token failed")
         # A guess that held was computed in its place; rows after one that did not are written again.
-        seq.computed = work.first + work.count + max(len(seq.tokens) - known - 1, 0)
+        held = max(len(seq.tokens) - known - 1, 0)
+        seq.computed = work.first + work.count + held
         self._counts.generated_tokens += len(seq.tokens) - known
         if work.draft:
-            self._counts.guessed(len(work.draft), max(len(seq.tokens) - known - 1, 0))
+            self._counts.guessed(len(work.draft), held)
         if error is not None:
             self._end(seq, error, keep=False)  # what NaN came from is nothing to share
             return

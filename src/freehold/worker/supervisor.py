@@ -381,6 +381,8 @@ class Served:
                 self._submit(work)
 
     def _end_trials(self) -> None:
+        """Forget who is on trial and who waits for that."""
+        self._queue.clear()
         self._trial = None
         if self._alone is not None:
             self._alone.cancel()
@@ -415,7 +417,6 @@ class Served:
         """Return whom a death counts against: the one on trial, else all. An engine that never came up tried nobody."""
         trial = self._trial
         self._end_trials()
-        self._queue.clear()
         if trial is not None:
             log.warning("job %d of %s was on trial", trial.id, self.name)
             return [trial]
@@ -449,7 +450,6 @@ class Served:
     def _give_up(self, error: FreeholdError) -> None:
         """End everything that waits, with `error`."""
         self._end_trials()
-        self._queue.clear()
         for work in [*self._streams.values(), *self._asked.values()]:
             self._fail(work, error)
         self._end_loads(error)
