@@ -34,6 +34,7 @@ struct Run {
   std::vector<Segment> segments;
   std::vector<Adapted> adapted;               // in order of rows
   std::vector<float*> buffer;                 // by buffer number
+  const std::vector<int64_t>* wanted;         // rows that go on after the last keys are stored: see Narrow
   int active = 1;                             // threads the step is offered to
   int seat = 0;                               // which set of counters and lists is this step's
   int64_t ahead = 0;                          // bytes of weights to ask for early; 0 where rows, not bytes, bound a step

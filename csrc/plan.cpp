@@ -10,6 +10,7 @@
 #include "crew.h"
 #include "encode.h"
 #include "head.h"
+#include "narrow.h"
 #include "pace.h"
 
 namespace fh {
@@ -58,8 +59,10 @@ struct Plan::State {
   bool finished = false;
   std::mutex one_step;
   std::vector<Crew> crews;                               // by kind of step: see crew()
-  Run runs[Threads::kSeats];
-  Step steps[Threads::kSeats];
+  // A step in one seat: as it came, and what is left of it from op number `narrow` on.
+  struct Seat { Step step; Run run; Narrowed narrowed; Run rest; };
+  Seat seats[Threads::kSeats];
+  size_t narrow = 0;                                     // 0: all rows go all the way
 
   template <class T> T& add(std::unique_ptr<T> op) {
     if (finished || head || last) refuse("no op may follow logits() or hidden()");
@@ -93,17 +96,24 @@ struct Plan::State {
   }
   void assign_slots();
   void validate(const Step& step) const;
-  Run& ready(const Step& step, int seat, int active, int64_t ahead);
+  void insert_narrow();
+  Seat& ready(const Step& step, int seat, int active, int64_t ahead);
+  void fill(Run& r, const Step& step, int seat, int active, int64_t ahead);
   // Steps whose cost a row is alike: one row, two, ... seven, 8 to 15, 16 to 31, ...
   Crew& crew(int64_t rows) {
     const auto kind = static_cast<size_t>(rows < 8 ? rows : 4 + std::bit_width(static_cast<uint64_t>(rows)));
     while (crews.size() <= kind) crews.emplace_back(threads->size());
     return crews[kind];
   }
-  void walk(Run& r, int thread) {
-    for (auto& t : ropes) t->fill(r);
-    for (auto& op : ops) op->run(r, thread);
+  void walk(Seat& seat, int thread) {
+    for (auto& t : ropes) t->fill(seat.run);
+    for (size_t i = 0; i < ops.size(); ++i) {
+      Run& r = part(seat, i);
+      if (!r.step->rows) return;
+      ops[i]->run(r, thread);
+    }
   }
+  Run& part(Seat& seat, size_t op) const { return narrow && op > narrow ? seat.rest : seat.run; }
   std::vector<Segment> segments(const Step& step) const;
   std::vector<Adapted> adapted(const Step& step) const;
 };
@@ -356,9 +366,26 @@ void Plan::State::assign_slots() {
   for (int64_t w : slot_width) slots.emplace_back(static_cast<size_t>(w * max_rows));
 }
 
+// Behind the last op that stores keys and values, where there is one: an encoder's rows all see each other to the end.
+void Plan::State::insert_narrow() {
+  for (size_t i = 0; i < ops.size(); ++i)
+    if (dynamic_cast<RopeStore*>(ops[i].get())) narrow = i + 1;
+  if (!narrow) return;
+  auto op = std::make_unique<Narrow>();
+  const auto uses = [&](size_t begin, size_t end, int buffer) {
+    return std::any_of(ops.begin() + static_cast<int64_t>(begin), ops.begin() + static_cast<int64_t>(end), [&](const auto& o) {
+      return std::count(o->reads.begin(), o->reads.end(), buffer) || std::count(o->writes.begin(), o->writes.end(), buffer);
+    });
+  };
+  for (int b = 0; b < static_cast<int>(width.size()); ++b)
+    if (uses(0, narrow, b) && uses(narrow, ops.size(), b)) op->kept.push_back({b, width_of(b)});
+  ops.insert(ops.begin() + static_cast<int64_t>(narrow), std::move(op));
+}
+
 void Plan::finish() {
   if (!s_->head && !s_->last) refuse("finish() before logits() or hidden()");
   if (s_->finished) return;
+  s_->insert_narrow();
   s_->assign_slots();
   s_->scratch.allocate(s_->max_rows, s_->threads->size());
   if (s_->head) s_->head->allocate(s_->max_rows, s_->threads->size());
@@ -395,6 +422,10 @@ void Plan::State::validate(const Step& s) const {
   }
   for (int64_t i = 0; i < s.nhidden; ++i)
     if (s.hidden_rows[i] < 0 || s.hidden_rows[i] >= s.rows) refuse("no row " + std::to_string(s.hidden_rows[i]) + " for hidden");
+  for (int64_t t = 1; t < s.rows; ++t) {
+    if (s.seqs[t] < s.seqs[t - 1]) refuse("rows must be in order of sequence");
+    if (s.seqs[t] == s.seqs[t - 1] && s.positions[t] != s.positions[t - 1] + 1) refuse("rows of one sequence must be consecutive positions");
+  }
   const int window = cache ? cache->window() : 0;
   if (window && !s.slot_tables) refuse("a cache with slots needs a table of them");
   for (const Segment& seg : segments(s)) {    // every page that will be read or written, not only the new rows'
@@ -420,12 +451,10 @@ std::vector<Segment> Plan::State::segments(const Step& s) const {
   for (int64_t t = 0; t < s.rows; ++t) {
     if (!out.empty()) {
       Segment& l = out.back();
-      if (l.seq == s.seqs[t]) {
-        if (s.positions[t] != l.position + l.rows) refuse("rows of one sequence must be consecutive positions");
+      if (l.seq == s.seqs[t] && s.positions[t] == l.position + l.rows) {
         ++l.rows;
         continue;
       }
-      if (s.seqs[t] < l.seq) refuse("rows must be in order of sequence");
     }
     out.push_back({s.seqs[t], t, 1, s.positions[t]});
   }
@@ -454,23 +483,38 @@ void Plan::run(const Step& step) {
   const bool streams = step.rows < kernels()->gemm_rows;
   const bool paced = streams && (mixed || !crew.trying());
   const int64_t ahead = !streams ? 0 : paced ? s_->pace.ahead(step.rows) : s_->pace.settled();
-  Run& r = s_->ready(step, turn.seat(), mixed ? crew.settled() : crew.threads(), ahead);
+  State::Seat& seat = s_->ready(step, turn.seat(), mixed ? crew.settled() : crew.threads(), ahead);
   const auto start = std::chrono::steady_clock::now();
-  turn.run([s = s_.get(), &r](int thread) { s->walk(r, thread); }, r.active);
+  turn.run([s = s_.get(), &seat](int thread) { s->walk(seat, thread); }, seat.run.active);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (!mixed) crew.tell(seconds / static_cast<double>(step.rows), seconds);
   if (paced) s_->pace.took(seconds);
   if (s_->head) s_->head->settle(step);
 }
 
-// Fills the seat's Run and counters. A worker late for the step before may still be on its way through the other seat.
-Run& Plan::State::ready(const Step& step, int seat, int active, int64_t ahead) {
-  Run& r = runs[seat];
-  steps[seat] = step;
+// Fills the seat and its counters. A worker late for the step before may still be on its way through the other seat.
+Plan::State::Seat& Plan::State::ready(const Step& step, int number, int active, int64_t ahead) {
+  Seat& seat = seats[number];
+  seat.step = step;
+  seat.narrowed.take(step);
+  fill(seat.run, seat.step, number, active, ahead);
+  seat.run.wanted = &seat.narrowed.rows;
+  const bool streams = seat.narrowed.step.rows < kernels()->gemm_rows;
+  fill(seat.rest, seat.narrowed.step, number, active, streams && step.rows >= kernels()->gemm_rows ? pace.settled() : ahead);
+  for (size_t i = 0; i < ops.size(); ++i) {
+    ops[i]->first.reset(number);
+    ops[i]->second.reset(number);
+    ops[i]->prepare(part(seat, i));
+  }
+  for (auto& t : ropes) t->first.reset(number);
+  return seat;
+}
+
+void Plan::State::fill(Run& r, const Step& step, int seat, int active, int64_t ahead) {
   r.k = kernels();
   r.threads = threads.get();
   r.cache = cache.get();
-  r.step = &steps[seat];
+  r.step = &step;
   r.segments = segments(step);
   r.adapted = adapted(step);
   r.active = active;
@@ -478,13 +522,6 @@ Run& Plan::State::ready(const Step& step, int seat, int active, int64_t ahead) {
   r.ahead = ahead;
   r.buffer.clear();
   for (int s : slot) r.buffer.push_back(s < 0 ? nullptr : slots[static_cast<size_t>(s)].data());
-  for (auto& op : ops) {
-    op->first.reset(seat);
-    op->second.reset(seat);
-    op->prepare(r);
-  }
-  for (auto& t : ropes) t->first.reset(seat);
-  return r;
 }
 
 }  // namespace fh
