@@ -18,6 +18,7 @@
 
 #include "crew.h"
 #include "freehold.h"
+#include "screen.h"
 #include "kernels/reference.h"
 #include "sample.h"
 
@@ -337,19 +338,19 @@ Out<float> matmul(const std::string& isa, const Matrix& w, In<float, 2> x, int t
   return out;
 }
 
-// Upper bounds [M/2][N] of a head's products with rows 2t and 2t+1 of x together; reach [M/2][K/32 or K/256].
-Out<float> screen(const std::string& isa, const Matrix& w, In<float, 2> x, In<float, 2> reach, int tile) {
-  const int64_t m = dim(x, 0) / 2, k = dim(x, 1), n = w.w.n;
-  const Kernels* t = kernels_named(isa);
-  const Kernels::Screen run = t->screen[static_cast<int>(w.w.kind)];
-  expect(run && k == w.w.k && tile >= 1, "x [2M, K] must have the K of a head in planes; tile is at least 1");
-  expect(dim(reach, 0) == m && dim(reach, 1) * kind_info(w.w.kind).unit_k == k, "reach must be [M, K/unit]");
-  const Activations in(*t, kind_info(w.w.kind).act, x.data(), 2 * m, k);
+// Upper bounds [M][N] of a head's products with the rows of x, whatever their parts.
+Out<float> screen(const std::string& isa, const Matrix& w, In<float, 2> x, int tile) {
+  const int64_t m = dim(x, 0), k = dim(x, 1), n = w.w.n;
+  const Kernels::Screen run = kernels_named(isa)->screen[static_cast<int>(w.w.kind)];
+  expect(run && k == w.w.k && tile >= 1, "x [M, K] must have the K of a head in planes; tile is at least 1");
+  ScreenRows rows;
+  rows.allocate(w.w.kind, k, m);
+  for (int64_t t = 0; t < m; ++t) rows.set(t, [&](int64_t i) { return x.data()[t * k + i]; });
   Out<float> out = array<float>({m, n});
   std::vector<float> y(static_cast<size_t>(m) * kPanelRows);
   for (int64_t p = 0; p < w.w.count(); ++p) {
     for (int64_t t0 = 0; t0 < m; t0 += tile)
-      run(w.w, p, in.acts, reach.data(), t0, std::min<int64_t>(tile, m - t0), y.data() + t0 * kPanelRows);
+      run(w.w, p, rows.acts(), rows.reach.data(), t0, std::min<int64_t>(tile, m - t0), y.data() + t0 * kPanelRows);
     for (int64_t i = 0; i < m; ++i)
       std::copy_n(y.data() + i * kPanelRows, std::min<int64_t>(kPanelRows, n - p * kPanelRows), out.data() + i * n + p * kPanelRows);
   }
@@ -460,6 +461,6 @@ void bind_kernels(nb::module_& m) {
         "window"_a = 0, "tile_rows"_a = 8, "shuffle"_a = 0, "skip_spans"_a = false, "kv_type"_a = "f16");
   t.def("quantize", &quantize, "isa"_a, "x"_a, "block"_a);
   t.def("matmul", &matmul, "isa"_a, "matrix"_a, "x"_a, "tile"_a = kTileTokens);
-  t.def("screen", &screen, "isa"_a, "matrix"_a, "x"_a, "reach"_a, "tile"_a = kTileTokens);
+  t.def("screen", &screen, "isa"_a, "matrix"_a, "x"_a, "tile"_a = kTileTokens);
   t.def("gemm", &gemm, "isa"_a, "matrix"_a, "x"_a, "tokens"_a = kGemmTokens);
 }

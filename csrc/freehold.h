@@ -97,7 +97,7 @@ struct Matrix {
 using MatrixPtr = std::shared_ptr<const Matrix>;
 
 // The version of the panels' layout, which packed files are keyed by: raise it whenever pack() lays them differently.
-constexpr int kLayout = 4;
+constexpr int kLayout = 5;
 int64_t panel_bytes(Kind kind, int64_t k);                          // throws BadModelFile when k does not fit the kind
 int64_t low_bytes(Kind kind, int64_t k);                            // of a panel of the low plane; 0 for most kinds
 // Re-lays GGUF rows (or float rows) of `type` (a GGUF type name, "Q4_K") into panels; raw must hold n rows exactly.

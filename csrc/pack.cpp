@@ -24,7 +24,7 @@ constexpr KindInfo kInfo[kKinds] = {
     {"Q5_1", 32, 320, 64, kAct32},       {"Q8_0", 32, 512, 32, kAct32},       {"Q2_K", 256, 1024 + 512, 64, kAct256},
     {"Q4_K", 256, 2048 + 256, 64, kAct256}, {"Q5_K", 256, 2560 + 256, 64, kAct256},
     {"Q6_K", 256, 3072 + 256, 64, kAct256}, {"I8", 32, 512, 128, kAct32},
-    {"Q8_0H", 32, 256, 32, kAct32, 256}, {"Q6_KH", 256, 2048 + 256, 64, kAct256, 1024},
+    {"Q8_0H", 32, 256, 32, kAct32, 256}, {"Q6_KH", 256, 2048 + 256, 32, kAct256, 1024},
     {"I16", kWideUnit, 32 * kWideUnit, 64, kActWide},
 };
 
@@ -321,17 +321,13 @@ void each_panel(const Matrix& m, Threads& threads, const std::function<void(int6
 // ---- a head's two planes ----------------------------------------------------------------------------------------
 Kind in_planes(Kind kind) { return kind == Kind::Q8_0 ? Kind::Q8_0H : kind == Kind::Q6_K ? Kind::Q6_KH : kind; }
 
-// What a row's product can differ by from the screen's for each unit of the activations' reach, for blocks whose low
-// parts have norm `low` and whose codes have norm `code`, both with the block's integer scales in them. By Cauchy and
-// Schwarz; and the rounding of three float sums over k inputs, each term of which is within code * reach.
+// What a row's product can differ by from the screen's for each unit of the activations' reach, where the row's low parts
+// have norm `low` and its codes have norm `code`, both times the scales. By Cauchy and Schwarz over the whole row, so a
+// bound costs the screen nothing a block; and the rounding of three float sums over k inputs, each term of which is
+// within code * reach.
 double reach_of(double low, double code, int64_t k) {
   const double terms = 2.0 * static_cast<double>(k) / 32 + 16;
   return std::max(low, code / kRestShare) * (1 + 0x1p-8) + terms * 0x1p-23 * code;
-}
-uint16_t f16_above(double x) {
-  uint16_t h = f32_to_f16(static_cast<float>(x));
-  if (f16_to_f32(h) < x) ++h;
-  return h;
 }
 // Squared norms of 16 inputs: of the codes less their offset, and of low parts less their middle.
 struct Norms { double code = 0, low = 0; };
@@ -345,27 +341,45 @@ Norms norms_of(const uint8_t* c, int bits) {
   return n;
 }
 
+// A row's norms over its blocks, each with its scale; the row's reach lies behind the panel.
+struct RowNorms {
+  Norms sum;
+  void add(const Norms& n, double scale) {
+    sum.code += scale * scale * n.code;
+    sum.low += scale * scale * n.low;
+  }
+  void store(Kind kind, int64_t k, uint8_t* high, int row) const {
+    const auto above = std::nextafter(static_cast<float>(reach_of(std::sqrt(sum.low), std::sqrt(sum.code), k)), HUGE_VALF);
+    memcpy(high + panel_bytes(kind, k) - 64 + 4 * row, &above, 4);
+  }
+};
+float copy_scale(const uint8_t* from, uint8_t* to, int row) {
+  uint16_t d;
+  memcpy(&d, from + 2 * row, 2);
+  memcpy(to + 2 * row, &d, 2);
+  return f16_to_f32(d);
+}
+
 void split_32(int64_t k, const uint8_t* whole, uint8_t* high, uint8_t* low, int row) {
   const KindInfo &from = kInfo[static_cast<int>(Kind::Q8_0)], &to = kInfo[static_cast<int>(Kind::Q8_0H)];
-  double reach = 0;
+  RowNorms norms;
   for (int64_t u = 0; u < k / 32; ++u) {
     const Quads q = get_codes(Kind::Q8_0, whole + place(from, u).codes, row);
     put_planes(Kind::Q8_0H, high + place(to, u).codes, low + u * to.low_bytes, row, q);
-    memcpy(high + place(to, u).aux + 2 * row, whole + place(from, u).aux + 2 * row, 2);
+    const double d = copy_scale(whole + place(from, u).aux, high + place(to, u).aux, row);
     uint8_t c[32];
     memcpy(c, q.data(), 32);
-    const Norms a = norms_of(c, 4), b = norms_of(c + 16, 4);
-    reach = std::max(reach, reach_of(std::sqrt(a.low + b.low), std::sqrt(a.code + b.code), k));
+    for (int h = 0; h < 2; ++h) norms.add(norms_of(c + 16 * h, 4), d);
   }
-  const float above = std::nextafter(static_cast<float>(reach), HUGE_VALF);
-  memcpy(high + panel_bytes(Kind::Q8_0H, k) - 64 + 4 * row, &above, 4);
+  norms.store(Kind::Q8_0H, k, high, row);
 }
 void split_256(int64_t k, const uint8_t* whole, uint8_t* high, uint8_t* low, int row) {
   const KindInfo &from = kInfo[static_cast<int>(Kind::Q6_K)], &to = kInfo[static_cast<int>(Kind::Q6_KH)];
+  RowNorms norms;
   for (int64_t u = 0; u < k / 256; ++u) {
-    const uint8_t *codes = whole + place(from, u).codes, *aux = whole + place(from, u).aux;
-    uint8_t *p = high + place(to, u).codes, *to_aux = high + place(to, u).aux;
-    Norms sum;
+    const uint8_t* codes = whole + place(from, u).codes;
+    uint8_t* p = high + place(to, u).codes;
+    const double d = copy_scale(whole + place(from, u).aux, high + place(to, u).aux, row);
     for (int g = 0; g < 8; ++g) {
       const Quads q = get_codes(Kind::Q6_K, codes + g * code_bytes(Kind::Q6_K), row);
       put_planes(Kind::Q6_KH, p + g * code_bytes(Kind::Q6_KH), low + u * to.low_bytes + g * 128, row, q);
@@ -373,19 +387,12 @@ void split_256(int64_t k, const uint8_t* whole, uint8_t* high, uint8_t* low, int
       memcpy(c, q.data(), 32);
       for (int h = 0; h < 2; ++h) {
         const uint8_t sub = codes[8 * code_bytes(Kind::Q6_K) + 16 * (2 * g + h) + row];
-        const double s = static_cast<int8_t>(sub);
         p[8 * code_bytes(Kind::Q6_KH) + 16 * (2 * g + h) + row] = sub;
-        const Norms n = norms_of(c + 16 * h, 2);
-        sum.code += s * s * n.code;
-        sum.low += s * s * n.low;
+        norms.add(norms_of(c + 16 * h, 2), d * static_cast<int8_t>(sub));
       }
     }
-    memcpy(to_aux + 2 * row, aux + 2 * row, 2);
-    uint16_t d;
-    memcpy(&d, aux + 2 * row, 2);
-    const uint16_t reach = f16_above(std::fabs(f16_to_f32(d)) * reach_of(std::sqrt(sum.low), std::sqrt(sum.code), k));
-    memcpy(to_aux + 32 + 2 * row, &reach, 2);
   }
+  norms.store(Kind::Q6_KH, k, high, row);
 }
 
 class Anonymous final : public Memory {
@@ -479,7 +486,7 @@ int64_t panel_bytes(Kind kind, int64_t k) {
                                              " inputs, got " + std::to_string(k));
   const int64_t units = k / info.unit_k;
   const int64_t bytes = info.aux_bytes == 32 ? (units + 1) / 2 * (2 * info.unit_bytes + 64) : units * (info.unit_bytes + info.aux_bytes);
-  return (bytes + 63) / 64 * 64 + (kind == Kind::Q8_0H ? 64 : 0);       // the rows' reach lies behind
+  return (bytes + 63) / 64 * 64 + (kind_info(kind).low_bytes ? 64 : 0);       // the rows' reach lies behind
 }
 int64_t low_bytes(Kind kind, int64_t k) { return k / kind_info(kind).unit_k * kind_info(kind).low_bytes; }
 

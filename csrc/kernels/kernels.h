@@ -65,8 +65,9 @@ struct Panels {
 };
 // What the planes of a head stand for: code = 16 * high + low (Q8_0H), 4 * high + low (Q6_KH). The screen takes low for
 // its middle, 8 or 1.5; `reach` is how far the rest can move a row's product for each unit of the activations' reach:
-// float32 [16] at the end of a Q8_0H panel, f16 [16] beside each unit's scale in a Q6_KH one.
-constexpr float kRestShare = 16.0f;           // a row's second activation row counts this much of its codes' norm
+// float32 [16] at the end of a panel of the high plane.
+constexpr float kRestShare = 10.0f;           // what rounding left of a row counts so much: codes are about so much longer than low parts
+constexpr int64_t screen_inputs(Kind kind) { return kind == Kind::Q8_0H ? 128 : 256; }   // that share a scale in a screen's rows
 
 // M rows of activations, ready to multiply. The int8 forms: x ~ scale * q, one scale per 32 or 256 inputs.
 // For `gemm` the same by units of 256 inputs: q [K/256][M][256], scale [K/256][M][8] or [K/256][M], sum16 [K/256][M][16],
@@ -141,9 +142,8 @@ struct Kernels {
   // out[t*ld + r] = dot(row panel*16+r of w, activation row t0+t), t in [0, nt), any nt; r in [0,16).
   using Panel = void (*)(const Panels& w, int64_t panel, const Acts& x, int64_t t0, int64_t nt, float* out, int64_t ld);
   Panel panel[kKinds];
-  // upper[t*16 + r] >= the greatest that row's product with activation rows 2t and 2t+1 together can be, read from the
-  // high plane and row 2t alone; infinite where either may not be finite. reach: [t][k/32] or [t][k/256]; see head.h.
-  // Null but for kinds in two planes.
+  // upper[t*16 + r] >= the greatest that row's product with row t can be before it was rounded for the screen, read from the
+  // high plane alone; infinite where it may not be finite. x, reach: see screen.h. Null but for kinds in two planes.
   using Screen = void (*)(const Panels& w, int64_t panel, const Acts& x, const float* reach, int64_t t0, int64_t nt, float* upper);
   Screen screen[kKinds];
   // The same bits for a prompt: panels [p0, p1), tokens [t0, t0+nt), nt <= kGemmTokens, inputs [256u, 256u + 256), from

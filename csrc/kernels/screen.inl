@@ -5,8 +5,9 @@
 // codes that the kind in one plane has and goes on in its order, so its bits are that kind's.
 //
 // The bound: with low's middle m, sum code*x = sum (2^s*high + m)*x + sum (low - m)*x, and the last is at most
-// |low - m| * |x|, block by block (Cauchy and Schwarz). Of the two activation rows a head sees, the second goes into the
-// bound too: it is what rounding the first left. pack.cpp's reach_of has the norms and the room for float rounding.
+// |low - m| * |x|, scales and all, over the whole row (Cauchy and Schwarz): one product a token and row, where block by
+// block it were a tenth tighter and cost as much as the sums. x is rounded more coarsely here than for the products (see
+// screen.h), and code * |what that lost| joins the bound. pack.cpp's reach_of has the norms and the room for float rounding.
 
 // Quad J of 32 inputs as the codes themselves, from both planes.
 struct Head8 {
@@ -54,27 +55,28 @@ OP void plane_half(I* acc, const uint8_t* p, const uint8_t* low, const int8_t* c
   plane_quad<Code, Full, 4 * H + 3, NB>(acc, p, low, x);
 }
 
-// Activation rows t0, t0 + Step, ... of a tile.
+// Activation rows t0, t0 + 1, ... of a tile, with a scale for each `unit` inputs.
 template <int NB> struct HeadRows {
   const int8_t* q[NB];
   const float* scale[NB];
   const int32_t* sum[NB];
-  OP void take(HeadRows& r, const Acts& x, int64_t unit, int64_t t0, int step) {
+  OP void take(HeadRows& r, const Acts& x, int64_t unit, int64_t t0) {
     for (int b = 0; b < NB; ++b) {
-      const int64_t t = t0 + b * step;
+      const int64_t t = t0 + b;
       r.q[b] = x.q + t * x.k;
-      r.scale[b] = x.scale + t * (x.k / unit);
+      r.scale[b] = x.scale + t * ((x.k + unit - 1) / unit);
       r.sum[b] = x.sum16 + t * (x.k / 16);
     }
   }
 };
 
 // Where a bound may not be finite nothing can be said: such a row is always looked at.
-OP F bounded(F y, F reach, F norm) {
-  return select_lt(reach, fset(1e30f), fma(reach, norm, y), fset(__builtin_inff()));
+OP F bounded(F y, float reach, const Panels& w, const uint8_t* base) {
+  const F far = mul(fset(reach), fload(reinterpret_cast<const float*>(base + w.panel_bytes - 64)));
+  return select_lt(far, fset(1e30f), add(y, far), fset(__builtin_inff()));
 }
 
-// Q8_0H. Exact: rows t0, t0+1, ... into out[b*ld]. Screen: rows 2*t0, 2*t0+2, ... into upper.
+// Q8_0H: rows t0, t0+1, ... into out[b*ld], products or bounds of them. Four groups of a screen share an activation scale.
 template <bool Exact, int NB>
 static void head_32(const Panels& w, int64_t panel, const Acts& x, const float* reach, int64_t t0, float* out, int64_t ld) {
   using Code = typename Pick<Exact, Head8, High8>::T;
@@ -83,9 +85,9 @@ static void head_32(const Panels& w, int64_t panel, const Acts& x, const float* 
   const uint8_t *base = w.high(panel), *low = w.low(panel);
   const Ahead ahead = Ahead::at(w, base, x);
   HeadRows<NB> r;
-  HeadRows<NB>::take(r, x, 32, Exact ? t0 : 2 * t0, Exact ? 1 : 2);
-  F y[NB], far[NB];
-  for (int b = 0; b < NB; ++b) y[b] = far[b] = fzero();
+  HeadRows<NB>::take(r, x, Exact ? 32 : screen_inputs(Kind::Q8_0H), t0);
+  F y[NB], four[NB];
+  for (int b = 0; b < NB; ++b) y[b] = four[b] = fzero();
   for (int64_t g = 0; g < groups; ++g) {
     const uint8_t* p = base + g / 2 * kPair + g % 2 * kUnit;
     const uint16_t* aux = reinterpret_cast<const uint16_t*>(base + g / 2 * kPair + 2 * kUnit + g % 2 * 32);
@@ -98,32 +100,37 @@ static void head_32(const Panels& w, int64_t panel, const Acts& x, const float* 
     plane_half<Code, Exact, 1, NB>(acc, p, low + g * Head8::kLow, r.q);
     const F d = load_f16(aux);
     for (int b = 0; b < NB; ++b) {
-      y[b] = fma(to_float(acc[b]), mul(d, fset(Exact ? r.scale[b][g] : 8.0f * r.scale[b][g])), y[b]);
-      if (!Exact) far[b] = fma(fabs(d), fset(reach[(t0 + b) * groups + g]), far[b]);
+      if (Exact) y[b] = fma(to_float(acc[b]), mul(d, fset(r.scale[b][g])), y[b]);
+      else four[b] = fma(to_float(acc[b]), d, four[b]);
       r.q[b] += 32;
     }
+    if (Exact || (g % 4 < 3 && g + 1 < groups)) continue;
+    for (int b = 0; b < NB; ++b) {
+      y[b] = fma(four[b], fset(8.0f * r.scale[b][g / 4]), y[b]);
+      four[b] = fzero();
+    }
   }
-  const F norm = Exact ? fzero() : fload(reinterpret_cast<const float*>(base + w.panel_bytes - 64));
-  for (int b = 0; b < NB; ++b) fstore(out + b * ld, Exact ? y[b] : bounded(y[b], far[b], norm));
+  for (int b = 0; b < NB; ++b) fstore(out + b * ld, Exact ? y[b] : bounded(y[b], reach[t0 + b], w, base));
 }
 
-// Q6_KH, likewise. Scales of sixteen inputs are integers; the block's reach lies beside its float scale.
+// Q6_KH, likewise. Scales of sixteen inputs are integers.
 template <bool Exact, int NB>
 static void head_256(const Panels& w, int64_t panel, const Acts& x, const float* reach, int64_t t0, float* out, int64_t ld) {
   using Code = typename Pick<Exact, Head6, High6>::T;
-  constexpr int kOffset = Exact ? 32 : 61, kGroup = 256, kUnit = 8 * kGroup + 256 + 64;
+  constexpr int kOffset = Exact ? 32 : 61, kGroup = 256, kUnit = 8 * kGroup + 256, kPair = 2 * kUnit + 64;
   const int64_t blocks = w.k / 256;
-  const uint8_t* low = w.low(panel);
-  const Ahead ahead = Ahead::at(w, w.high(panel), x);
+  const uint8_t *base = w.high(panel), *low = w.low(panel);
+  const Ahead ahead = Ahead::at(w, base, x);
   HeadRows<NB> r;
-  HeadRows<NB>::take(r, x, 256, Exact ? t0 : 2 * t0, Exact ? 1 : 2);
-  F y[NB], far[NB];
-  for (int b = 0; b < NB; ++b) y[b] = far[b] = fzero();
+  HeadRows<NB>::take(r, x, 256, t0);
+  F y[NB];
+  for (int b = 0; b < NB; ++b) y[b] = fzero();
   for (int64_t i = 0; i < blocks; ++i) {
-    const uint8_t* p = w.high(panel) + i * kUnit;
+    const uint8_t* p = base + i / 2 * kPair + i % 2 * kUnit;
     const int8_t* subs = reinterpret_cast<const int8_t*>(p + 8 * kGroup);
-    const uint16_t* aux = reinterpret_cast<const uint16_t*>(p + 8 * kGroup + 256);
+    const uint16_t* aux = reinterpret_cast<const uint16_t*>(base + i / 2 * kPair + 2 * kUnit + i % 2 * 32);
     ahead.ask<(kUnit - 8 * kGroup) / 64>(p + 8 * kGroup);
+    if (i % 2) ahead.ask<1>(p + kUnit);
     I dots[NB];
     for (int b = 0; b < NB; ++b) dots[b] = izero();
     for (int g = 0; g < 8; ++g, p += kGroup, low += Head6::kLow) {
@@ -143,11 +150,10 @@ static void head_256(const Panels& w, int64_t panel, const Acts& x, const float*
     const F d = load_f16(aux);
     for (int b = 0; b < NB; ++b) {
       y[b] = fma(mul(d, to_float(dots[b])), fset(Exact ? r.scale[b][i] : 0.5f * r.scale[b][i]), y[b]);
-      if (!Exact) far[b] = fma(load_f16(aux + 16), fset(reach[(t0 + b) * blocks + i]), far[b]);
       r.sum[b] += 16;
     }
   }
-  for (int b = 0; b < NB; ++b) fstore(out + b * ld, Exact ? y[b] : bounded(y[b], far[b], fset(1.0f)));
+  for (int b = 0; b < NB; ++b) fstore(out + b * ld, Exact ? y[b] : bounded(y[b], reach[t0 + b], w, base));
 }
 
 template <bool Exact, int NB> struct Head32 {

@@ -253,11 +253,13 @@ static int32_t tile_loop(int64_t iterations) {
 }
 
 #include "amx_few.inl"
+#include "amx_screen.inl"
 #include "amx_attention.inl"
 
 static Kernels make_amx() {
   Kernels t = make_table("amx");
   fill_few(t);
+  t.screen[static_cast<int>(Kind::Q8_0H)] = screen_tiles;
   t.attend_span = attend_span_tiles;
   auto set = [&t](Kind k, Kernels::Gemm f) { t.gemm[static_cast<int>(k)] = f; };
   set(Kind::Q4_0, tiles_32<Nibble, 8, false>);

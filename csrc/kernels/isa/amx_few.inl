@@ -1,4 +1,4 @@
-// AMX tiles for nine to sixteen tokens: other `panel` entries than avx512's, and one `screen`, the same bits. Included by amx.inl.
+// AMX tiles for nine to sixteen tokens: other `panel` entries than avx512's, the same bits. Included by amx.inl.
 //
 // Weights are read as matmul.inl reads them, panel by panel and in order, so the stream and what is asked for ahead of it
 // stay; activations lie by rows, which a tile load takes at any stride. Four groups of 32 inputs make a step: unpacked to
@@ -8,25 +8,24 @@
 // costs about 50 ns before its first token, so eight tokens are the vector tile's. Sixteen inputs a scale need twice
 // the steps and win nothing below fifteen tokens: Q6_K and Q6_KH stay, and Q2_K, which was not timed.
 
-// Where a call's activation rows lie: row b is b strides behind the first.
+// Where a call's activation rows lie.
 struct Few {
   const int8_t* q;
   const float* scale;
   const int32_t* sum16;
-  const float *fsum32, *reach;
-  int64_t k, scales, step;                         // inputs a row, scales a row, rows from one token to the next
+  const float* fsum32;
+  int64_t k, scales;                               // inputs a row, scales a row
   int tokens;
-  OP Few of(const Acts& x, int64_t unit, int64_t t0, int64_t step, int tokens, const float* reach) {
-    const int64_t scales = x.k / unit, row = t0 * step;
-    return {x.q + row * x.k, x.scale + row * scales, x.sum16 + row * (x.k / 16), x.fsum32 ? x.fsum32 + row * scales : nullptr,
-            reach ? reach + t0 * scales : nullptr, x.k, scales, step, tokens};
+  OP Few of(const Acts& x, int64_t unit, int64_t t0, int tokens) {
+    const int64_t scales = (x.k + unit - 1) / unit;
+    return {x.q + t0 * x.k, x.scale + t0 * scales, x.sum16 + t0 * (x.k / 16), x.fsum32 ? x.fsum32 + t0 * scales : nullptr, x.k, scales, tokens};
   }
 };
 constexpr int kFew = 16;                           // rows of a tile
 // Four C of the rows, [4][16 tokens][16]: groups whose B lie at w, one behind the other, and whose A begin with input `at`.
 // Groups beyond `last` multiply its inputs once more and are not read.
 OP void few_tiles(const Few& x, int64_t at, int64_t last, const uint8_t* w, int32_t* c) {
-  const int64_t stride = x.k * x.step;
+  const int64_t stride = x.k;
   const int8_t* q = x.q + at;
   const int64_t one = last < 1 ? last : 1, two = last < 2 ? last : 2, three = last < 3 ? last : 3;
   _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
@@ -39,41 +38,35 @@ OP void few_tiles(const Few& x, int64_t at, int64_t last, const uint8_t* w, int3
 }
 
 // ---- 32 inputs a scale -----------------------------------------------------------------------------------------
-// The floats of `count` groups from g on; d and m are the same for all tokens, and lie in registers meanwhile. Screen: `far`
-// grows beside y, d counts eightfold (see screen.inl), m is its magnitude, and so far does too.
-template <bool Min, bool Screen> OP void few_ends(const Few& x, const int32_t* c, const float* d, const float* m, int64_t g, int count, float* y, float* far) {
-  F scale[4], other[4];
+// The floats of `count` groups from g on; d and m are the same for all tokens, and lie in registers meanwhile.
+template <bool Min> OP void few_ends(const Few& x, const int32_t* c, const float* d, const float* m, int64_t g, int count, float* y) {
+  F scale[4], low[4];
   for (int j = 0; j < count; ++j) {
     scale[j] = fload(d + 16 * j);
-    if (Min || Screen) other[j] = fload(m + 16 * j);
+    if (Min) low[j] = fload(m + 16 * j);
   }
   for (int i = 0; i < x.tokens; ++i) {
-    const int64_t s = i * x.step * x.scales + g;
-    F sum = fload(y + 16 * i), reach = Screen ? fload(far + 16 * i) : fzero();
+    const int64_t s = i * x.scales + g;
+    F sum = fload(y + 16 * i);
     for (int j = 0; j < count; ++j) {
       sum = fma(to_float({_mm512_load_si512(c + j * kTile + 16 * i)}), mul(scale[j], fset(x.scale[s + j])), sum);
-      if (Min) sum = fma(other[j], fset(x.fsum32[s + j]), sum);
-      if (Screen) reach = fma(other[j], fset(x.reach[i * x.scales + g + j]), reach);
+      if (Min) sum = fma(low[j], fset(x.fsum32[s + j]), sum);
     }
     fstore(y + 16 * i, sum);
-    if (Screen) fstore(far + 16 * i, reach);
   }
 }
-template <class Code, int Offset, bool Min, bool Screen>
+template <class Code, int Offset, bool Min>
 static void few_32(const Panels& w, const uint8_t* base, const Acts& acts, const Few& x, float* out, int64_t ld) {
   alignas(64) uint8_t codes[4 * 512];
-  alignas(64) float d[2][4 * kPanelRows], m[2][4 * kPanelRows], y[kFew * kPanelRows], far[kFew * kPanelRows];
+  alignas(64) float d[2][4 * kPanelRows], m[2][4 * kPanelRows], y[kFew * kPanelRows];
   alignas(64) int32_t c[2][4 * kTile];
   const int64_t groups = w.k / 32, steps = (groups + 3) / 4;
   const Ahead ahead = Ahead::at(w, base, acts);
   const auto ends = [&](int64_t n, int count) __attribute__((always_inline)) {
-    few_ends<Min, Screen>(x, c[n % 2], d[n % 2], m[n % 2], 4 * n, count, y, far);
+    few_ends<Min>(x, c[n % 2], d[n % 2], m[n % 2], 4 * n, count, y);
   };
   use_tiles(32, x.tokens);
-  for (int i = 0; i < x.tokens; ++i) {
-    fstore(y + 16 * i, fzero());
-    if (Screen) fstore(far + 16 * i, fzero());
-  }
+  for (int i = 0; i < x.tokens; ++i) fstore(y + 16 * i, fzero());
   for (int64_t n = 0; n < steps; ++n) {
     for (int64_t j = 0, g = 4 * n; j < 4 && g < groups; ++j, ++g) {
       const uint8_t* p = Groups<Code, Min>::codes(base, g);
@@ -81,9 +74,8 @@ static void few_32(const Panels& w, const uint8_t* base, const Acts& acts, const
       ahead.ask<Code::kBytes / 64>(p);
       if (Min || j % 2) ahead.ask<1>(p + Code::kBytes);
       sign_group<Code, Offset>(p, codes + 512 * j);
-      const F scale = Screen ? mul(load_f16(aux), fset(8.0f)) : load_f16(aux);
-      fstore(d[n % 2] + 16 * j, scale);
-      if (Min || Screen) fstore(m[n % 2] + 16 * j, Screen ? fabs(scale) : load_f16(aux + 16));
+      fstore(d[n % 2] + 16 * j, load_f16(aux));
+      if (Min) fstore(m[n % 2] + 16 * j, load_f16(aux + 16));
     }
     settle();
     few_tiles(x, 128 * n, groups - 1 - 4 * n, codes, c[n % 2]);
@@ -91,8 +83,7 @@ static void few_32(const Panels& w, const uint8_t* base, const Acts& acts, const
   }
   ends(steps - 1, static_cast<int>(groups - 4 * (steps - 1)));
   _tile_release();
-  const F norm = Screen ? fload(reinterpret_cast<const float*>(base + w.panel_bytes - 64)) : fzero();
-  for (int i = 0; i < x.tokens; ++i) fstore(out + i * ld, Screen ? bounded(fload(y + 16 * i), mul(fload(far + 16 * i), fset(0.125f)), norm) : fload(y + 16 * i));
+  for (int i = 0; i < x.tokens; ++i) fstore(out + i * ld, fload(y + 16 * i));
 }
 
 // ---- 256 inputs a scale, integer scales of 32 --------------------------------------------------------------------
@@ -165,22 +156,11 @@ using FewTile = void (*)(const Panels& w, const uint8_t* base, const Acts& acts,
 template <FewTile Tile, int Unit, Kernels::Panel Vector>
 static void few_panel(const Panels& w, int64_t panel, const Acts& x, int64_t t0, int64_t nt, float* out, int64_t ld) {
   for (; nt >= kFewFrom; nt -= kFew, t0 += kFew, out += kFew * ld)
-    Tile(w, w.high(panel), x, Few::of(x, Unit, t0, 1, static_cast<int>(nt < kFew ? nt : kFew), nullptr), out, ld);
+    Tile(w, w.high(panel), x, Few::of(x, Unit, t0, static_cast<int>(nt < kFew ? nt : kFew)), out, ld);
   if (nt > 0) Vector(w, panel, x, t0, nt, out, ld);
 }
-// Q8_0H's high plane, as codes of four bits that lie like any other's.
-struct Top8 {
-  static constexpr int kBytes = 256;
-  template <int J> OP I quad_at(const uint8_t* p) { return High8::quad_at<J>(p, nullptr); }
-};
-static void few_screen(const Panels& w, int64_t panel, const Acts& x, const float* reach, int64_t t0, int64_t nt, float* upper) {
-  for (; nt >= kFewFrom; nt -= kFew, t0 += kFew, upper += kFew * kPanelRows)
-    few_32<Top8, 15, false, true>(w, w.high(panel), x, Few::of(x, 32, t0, 2, static_cast<int>(nt < kFew ? nt : kFew), reach), upper, kPanelRows);
-  if (nt > 0) head_screen<Head32>(w, panel, x, reach, t0, nt, upper);
-}
-
 template <class Code, int Offset, bool Min> static Kernels::Panel few_of_32() {
-  return few_panel<few_32<Code, Offset, Min, false>, 32, panel_rows<Rows32<Code, Offset, Min>>>;
+  return few_panel<few_32<Code, Offset, Min>, 32, panel_rows<Rows32<Code, Offset, Min>>>;
 }
 template <class Code> static Kernels::Panel few_of_256() {
   return few_panel<few_256<Code>, 256, panel_rows<Rows256<Code, 32, 0, false, true>>>;
@@ -195,5 +175,4 @@ static void fill_few(Kernels& t) {
   set(Kind::Q8_0, few_of_32<Byte, 128, false>());
   set(Kind::Q4_K, few_of_256<Nibble>());
   set(Kind::Q5_K, few_of_256<Nibble1>());
-  t.screen[static_cast<int>(Kind::Q8_0H)] = few_screen;
 }
