@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.engine.budget import BURST_S, BURST_WEIGHT, FIRST_ROWS, ITL_FACTOR, LEAST_ROWS, PROBE, Budget
+from freehold.engine.budget import BURST_S, FIRST_ROWS, ITL_FACTOR, LEAST_ROWS, PROBE, Budget
 from freehold.engine.cost import FORGET, MixedCost, RowCost, StepCost
 
 ROW_S, LOOK_S = 0.001, 4e-7
@@ -99,16 +99,9 @@ def test_running_answers_leave_prompts_a_multiple_of_what_they_take():
 def test_step_grows_with_a_burst_and_never_with_one_prompt():
     budget = measured()
     usual = ITL_FACTOR * 0.02
-    assert [budget.limit(0.02, 4, newcomers) for newcomers in (0, 1, 2, 3, 100)] == [
-        usual,
-        usual,
-        usual,
-        usual * BURST_WEIGHT * 2 / 4,
-        BURST_S,
-    ]
-    assert budget.limit(0.02, 1, 1) == usual
-    assert budget.limit(BURST_S, 4, 100) == ITL_FACTOR * BURST_S  # what answers alone take stays the measure
-    assert Budget(target_itl_s=0.05).limit(0.02, 4, 100) == 0.05
+    assert [budget.limit(0.02, newcomers) for newcomers in (0, 1, 2, 100)] == [usual, usual, BURST_S, BURST_S]
+    assert budget.limit(BURST_S, 100) == ITL_FACTOR * BURST_S  # what answers alone take stays the measure
+    assert Budget(target_itl_s=0.05).limit(0.02, 100) == 0.05
 
 
 def test_deep_in_a_prompt_fewer_rows_fit_and_never_none():

@@ -14,10 +14,10 @@ from freehold.engine.cost import TILE, MixedCost, RowCost, StepCost
 # What a running answer's step may take beside prompts, over what it takes alone. We promise three times at
 # the worst; the rest is for what a measurement cannot know: a neighbour on the machine, a row that is dearer.
 ITL_FACTOR = 2.2
-# A burst is read in steps of up to so many seconds. A running answer ends no later for it: it makes fewer tokens while
-# prompts are read, for a time that is as much shorter. Those who wait begin earlier, so each of them weighs more than
-# one who reads along; one alone, however long its prompt, is no burst.
-BURST_S, BURST_WEIGHT = 0.2, 3.0
+# A burst, two or more who wait for a first token, is read in steps of so many seconds. A running answer ends no later
+# for it: it makes fewer tokens while prompts are read, for a time that is as much shorter. One prompt alone, however
+# long, is no burst.
+BURST_S = 0.2
 ITL_FLOOR_S = 0.004  # below this nobody sees a difference, and a step's own overhead counts
 STEP_S = 0.25  # a step without running answers: what Ctrl-C, a cancellation and a newcomer wait for
 # Rows of prompts a step has at least while nobody decodes, as long as they take no more than half a second:
@@ -71,21 +71,21 @@ class Budget:
         self._decodes = decodes
         if decodes:
             self._lone = self.cost.seconds(decodes)
-            limit = self.limit(self._lone, decodes, newcomers)
+            limit = self.limit(self._lone, newcomers)
             self.room = limit - self._lone
             starved = self._mixed.flat(-(-(decodes + TILE // 2) // TILE), self._lone) > limit
             if self._since >= (STARVED_PROBE if starved else PROBE) or not self.cost.near(decodes):
                 self.measuring, self.left = True, 0
 
-    def limit(self, lone: float, decodes: int = 1, newcomers: int = 0) -> float:
-        """Return the seconds of a step whose `decodes` running answers alone take `lone`.
+    def limit(self, lone: float, newcomers: int = 0) -> float:
+        """Return the seconds of a step whose running answers alone take `lone`.
 
         `newcomers`: how many wait for their first token meanwhile.
         """
         if self._target is not None:
             return max(self._target, lone)
         usual = max(min(ITL_FACTOR * lone, LONGEST_S), ITL_FLOOR_S, lone)
-        return max(usual, min(usual * BURST_WEIGHT * (newcomers - 1) / decodes, BURST_S))
+        return max(usual, BURST_S) if newcomers > 1 else usual
 
     def rows(self, first: int, left: int, logits: bool, seconds: float, least: bool) -> int:
         """Return how many of the `left` rows from position `first` on fit into `seconds`.

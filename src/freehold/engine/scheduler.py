@@ -249,7 +249,7 @@ class Scheduler:
         if not decodes:
             return 1.0
         lone = self.budget.cost.seconds(decodes)
-        limit = self.budget.limit(lone, decodes, self.waiting)
+        limit = self.budget.limit(lone, self.waiting)
         return limit / max(limit - lone, 0.01 * limit)
 
     # --- the wait ----------------------------------------------------------------------------------
