@@ -116,6 +116,8 @@ SCENARIOS = {
     for scenario in (
         *(Scenario(f"short-{n}", "load", n, 32, 128, waves) for n, waves in CLIENTS.items()),
         *(Scenario(f"chat-{n}", "load", n, 256, 128, waves) for n, waves in CLIENTS.items()),
+        # The same clients, who ask again: what goes on, not a burst with its beginning and its end.
+        Scenario("steady-16", "load", 16, 256, 128, waves=3),
         Scenario("drift", "drift", 4, 256, 128, minutes=60, headline="last output tok/s"),
         Scenario("prefix", "prefix", 1, 2000, 8, 3, headline="hit % of cold"),
         Scenario("together", "together", 4, 2000, 8, 1, headline="last ttft ms"),

@@ -14,7 +14,6 @@ from tests.vectors.files import Dtype, write_gguf
 
 FIRST, SECOND, WIDTH = 45, 20, 4  # rows of two sequences in a step, and blocks of each
 ROWS = FIRST + SECOND
-NOBODY = np.zeros(0, np.int32)
 
 
 class Step:
@@ -27,15 +26,14 @@ class Step:
         self.tokens = np.random.default_rng(3).integers(5, 200, ROWS + 2).astype(np.int32)
         self.tables = np.arange(2 * WIDTH, dtype=np.int32).reshape(2, WIDTH)
 
-    def read(self, wanted, choices=(), hidden=None):
-        """Return the logits of `wanted` rows and what was chosen; `hidden`: rows whose last activations are wanted."""
+    def read(self, wanted, choices=(), hidden=()):
+        """Return the logits of `wanted` rows, what was chosen, and the last activations of `hidden` rows."""
         positions = np.concatenate([np.arange(FIRST), np.arange(SECOND)]).astype(np.int32)
         seqs = np.repeat([0, 1], [FIRST, SECOND]).astype(np.int32)
-        shown = None if hidden is None else np.zeros((len(hidden), self.plan.hidden_width), np.float32)
-        rows = None if hidden is None else np.array(hidden, np.int32)
+        shown = np.zeros((len(hidden), self.plan.hidden_width), np.float32)
         logits, chosen = self.plan.run(
             self.tokens[:ROWS], positions, seqs, self.tables, np.array(wanted, np.int32), list(choices), self.vocab,
-            hidden_rows=rows, hidden=shown,
+            hidden_rows=np.array(hidden, np.int32), hidden=shown,
         )  # fmt: skip
         return logits, chosen, shown
 
