@@ -345,7 +345,7 @@ Out<float> screen(const std::string& isa, const Matrix& w, In<float, 2> x, int t
   expect(run && k == w.w.k && tile >= 1, "x [M, K] must have the K of a head in planes; tile is at least 1");
   ScreenRows rows;
   rows.allocate(w.w.kind, k, m);
-  for (int64_t t = 0; t < m; ++t) rows.set(t, [&](int64_t i) { return x.data()[t * k + i]; });
+  for (int64_t t = 0; t < m; ++t) rows.set(t, x.data() + t * k);
   Out<float> out = array<float>({m, n});
   std::vector<float> y(static_cast<size_t>(m) * kPanelRows);
   for (int64_t p = 0; p < w.w.count(); ++p) {

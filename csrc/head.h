@@ -84,14 +84,17 @@ struct Logits final : Op {
     for (int64_t i = 0; i < k; ++i) rest[i] = x[i] - d[i / n] * static_cast<float>(q[i]);
     in.quantize(r, rest, (at + 1) * k, k);
     if (!screens(s)) return;
-    seen.set(t, [&](int64_t i) { return d[i / n] * static_cast<float>(q[i]) + d[(k + i) / n] * static_cast<float>(q[k + i]); });
+    for (int64_t i = 0; i < k; i += n)         // what the products see of the row: both roundings of it together
+      for (int64_t j = i; j < i + n; ++j) rest[j] = d[i / n] * static_cast<float>(q[j]) + d[(k + i) / n] * static_cast<float>(q[k + j]);
+    seen.set(t, rest);
     const int32_t guess = guessed(s, s.choices[t].row);
     if (guess >= 0 && guess < s.tokens_end) finish(r, thread, t, guess / kPanelRows, ~uint32_t{0});
   }
   // The token behind a row in its sequence: somebody guessed what the row will choose. Most guesses are right, and a
   // contest that begins with its winner finishes 18 panels where it would finish 330 (0.5b, sixteen answers).
   static int32_t guessed(const Step& s, int64_t row) {
-    return row + 1 < s.rows && s.seqs[row + 1] == s.seqs[row] ? s.tokens[row + 1] : -1;
+    const bool follows = row + 1 < s.rows && s.seqs[row + 1] == s.seqs[row] && s.positions[row + 1] == s.positions[row] + 1;
+    return follows ? s.tokens[row + 1] : -1;
   }
   // Products of panel p with rows t0 .. t0+nt of the scratch, the parts of a row added up: [nt / parts()][16].
   void product(const Run& r, const Acts& acts, int64_t p, int64_t t0, int64_t nt, float* tile) const {

@@ -19,7 +19,7 @@ constexpr int64_t kGemmPanels = 8;
 constexpr int64_t kWideTokens = 96;                           // 288 KB of wide codes at 1536 inputs
 constexpr int64_t kUnitInputs = 256, kUnitRoom = 32;          // units of Acts: inputs, and rows that may be read past the last
 
-// Rows of one sequence inside a step.
+// Rows of one sequence inside a step, at consecutive positions.
 struct Segment { int seq; int64_t row, rows; int position; };
 
 // Consecutive rows of a step that one adapter changes.
@@ -34,7 +34,7 @@ struct Run {
   std::vector<Segment> segments;
   std::vector<Adapted> adapted;               // in order of rows
   std::vector<float*> buffer;                 // by buffer number
-  const std::vector<int64_t>* wanted;         // rows that go on after the last keys are stored: see Narrow
+  const std::vector<int64_t>* wanted = nullptr;   // rows that go on after the last keys are stored: see Narrow
   int active = 1;                             // threads the step is offered to
   int seat = 0;                               // which set of counters and lists is this step's
   int64_t ahead = 0;                          // bytes of weights to ask for early; 0 where rows, not bytes, bound a step

@@ -59,7 +59,7 @@ struct Plan::State {
   bool finished = false;
   std::mutex one_step;
   std::vector<Crew> crews;                               // by kind of step: see crew()
-  // A step in one seat: as it came, and what is left of it from op number `narrow` on.
+  // A step in one seat: as it came, and what is left of it behind op number `narrow`.
   struct Seat { Step step; Run run; Narrowed narrowed; Run rest; };
   Seat seats[Threads::kSeats];
   size_t narrow = 0;                                     // 0: all rows go all the way
@@ -97,7 +97,7 @@ struct Plan::State {
   void assign_slots();
   void validate(const Step& step) const;
   void insert_narrow();
-  Seat& ready(const Step& step, int seat, int active, int64_t ahead);
+  Seat& ready(const Step& step, int number, int active, int64_t ahead);
   void fill(Run& r, const Step& step, int seat, int active, int64_t ahead);
   // Steps whose cost a row is alike: one row, two, ... seven, 8 to 15, 16 to 31, ...
   Crew& crew(int64_t rows) {
@@ -496,11 +496,13 @@ void Plan::run(const Step& step) {
 Plan::State::Seat& Plan::State::ready(const Step& step, int number, int active, int64_t ahead) {
   Seat& seat = seats[number];
   seat.step = step;
-  seat.narrowed.take(step);
   fill(seat.run, seat.step, number, active, ahead);
-  seat.run.wanted = &seat.narrowed.rows;
-  const bool streams = seat.narrowed.step.rows < kernels()->gemm_rows;
-  fill(seat.rest, seat.narrowed.step, number, active, streams && step.rows >= kernels()->gemm_rows ? pace.settled() : ahead);
+  if (narrow) {
+    seat.narrowed.take(step);
+    seat.run.wanted = &seat.narrowed.rows;
+    const bool streams = seat.narrowed.step.rows < kernels()->gemm_rows;
+    fill(seat.rest, seat.narrowed.step, number, active, streams && step.rows >= kernels()->gemm_rows ? pace.settled() : ahead);
+  }
   for (size_t i = 0; i < ops.size(); ++i) {
     ops[i]->first.reset(number);
     ops[i]->second.reset(number);

@@ -12,7 +12,7 @@ namespace fh {
 // Rows for a screen, rounded a second time: to int8 with one scale for screen_inputs() inputs, so that sums of four groups
 // of weights share it. What that loses is known, and goes into the bound with the low plane.
 struct ScreenRows {
-  static constexpr int64_t kSpare = 16;        // rows that may be read past the last
+  static constexpr int64_t kSpare = 16;        // rows that may be read past the last: AMX multiplies sixteen at a time
   int64_t k = 0, block = 0;
   std::vector<int8_t> q;
   std::vector<float> scale, reach;             // [row][blocks]; [row]: |row| + kRestShare * |what rounding left|
@@ -35,22 +35,22 @@ struct ScreenRows {
     a.sum16 = sum16.data();
     return a;
   }
-  // Row t is value(0), .., value(k - 1). What is not finite has no bound.
-  template <class Value> void set(int64_t t, Value value) {
+  // Row t is x[0], .., x[k - 1]. What is not finite has no bound.
+  void set(int64_t t, const float* x) {
     double seen = 0.0, left = 0.0;
     for (int64_t b = 0; b < blocks(); ++b) {
       const int64_t begin = b * block, end = std::min(k, begin + block);
       float most = 0.0f;
       bool sound = true;
       for (int64_t i = begin; i < end; ++i) {
-        most = std::max(most, std::fabs(value(i)));
-        sound &= std::isfinite(value(i));
+        most = std::max(most, std::fabs(x[i]));
+        sound &= std::isfinite(x[i]);
       }
       if (!sound) left = HUGE_VAL;
       const float step = sound ? most / 127.0f : 0.0f, inverse = step > 1e-30f ? 1.0f / step : 0.0f;
       scale[static_cast<size_t>(t * blocks() + b)] = step;
       for (int64_t i = begin; i < end; ++i) {
-        const float exact = sound ? value(i) : 0.0f, steps = exact * inverse;
+        const float exact = sound ? x[i] : 0.0f, steps = exact * inverse;
         const int code = std::clamp(static_cast<int>(steps + std::copysign(0.5f, steps)), -127, 127);
         const double rounded = static_cast<double>(step) * code, rest = exact - rounded;
         q[static_cast<size_t>(t * k + i)] = static_cast<int8_t>(code);

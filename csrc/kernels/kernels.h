@@ -66,7 +66,8 @@ struct Panels {
 // What the planes of a head stand for: code = 16 * high + low (Q8_0H), 4 * high + low (Q6_KH). The screen takes low for
 // its middle, 8 or 1.5; `reach` is how far the rest can move a row's product for each unit of the activations' reach:
 // float32 [16] at the end of a panel of the high plane.
-constexpr float kRestShare = 10.0f;           // what rounding left of a row counts so much: codes are about so much longer than low parts
+constexpr float kRestShare = 12.0f;           // what rounding left of a row counts so much: codes are about so much longer than low parts.
+                                              // Packed files hold norms by it: see kLayout
 constexpr int64_t screen_inputs(Kind kind) { return kind == Kind::Q8_0H ? 128 : 256; }   // that share a scale in a screen's rows
 
 // M rows of activations, ready to multiply. The int8 forms: x ~ scale * q, one scale per 32 or 256 inputs.
@@ -77,7 +78,7 @@ struct Acts {
   const float* f32 = nullptr;        // [M][k]
   const int8_t* q = nullptr;         // [M][k]
   const int16_t* wide = nullptr;     // [k/128][M][128], always by units; its scale is [k/128][M]
-  const float* scale = nullptr;      // [M][k/32] or [M][k/256]
+  const float* scale = nullptr;      // [M][k/32] or [M][k/256]; for a screen [M][k/128 rounded up] or [M][k/256]
   const int32_t* sum16 = nullptr;    // [M][k/16]: sums of q, which turn weight offsets and minima into one term
   const float* fsum32 = nullptr;     // [M][k/32]: scale * sum of q over 32 (kAct32 only)
   // Where weights are read as a stream: the panel this thread reads next, and how many bytes ahead of the one in hand
@@ -203,7 +204,7 @@ constexpr int64_t kTileLoopOps = 4 * 16 * 16 * 64 * 2;   // four products of six
 const Kernels* kernels_scalar();
 const Kernels* kernels_avx2();      // null where the compiler cannot build it
 const Kernels* kernels_avx512();
-const Kernels* kernels_amx();       // avx512's, but for gemm and gemm_rows, for panels of nine tokens or more, and for attention over f16 pages
+const Kernels* kernels_amx();       // avx512's, but for gemm and gemm_rows, for panels and a screen of nine tokens or more, and for attention over f16 pages
 
 // Half precision in plain C++: exact to float, round to nearest even from it.
 inline float f16_to_f32(uint16_t h) {

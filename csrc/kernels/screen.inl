@@ -117,7 +117,7 @@ static void head_32(const Panels& w, int64_t panel, const Acts& x, const float* 
 template <bool Exact, int NB>
 static void head_256(const Panels& w, int64_t panel, const Acts& x, const float* reach, int64_t t0, float* out, int64_t ld) {
   using Code = typename Pick<Exact, Head6, High6>::T;
-  constexpr int kOffset = Exact ? 32 : 61, kGroup = 256, kUnit = 8 * kGroup + 256, kPair = 2 * kUnit + 64;
+  constexpr int kOffset = Exact ? 32 : 61, kGroup = 256, kUnit = 8 * kGroup + 256 + 64;
   const int64_t blocks = w.k / 256;
   const uint8_t *base = w.high(panel), *low = w.low(panel);
   const Ahead ahead = Ahead::at(w, base, x);
@@ -126,11 +126,10 @@ static void head_256(const Panels& w, int64_t panel, const Acts& x, const float*
   F y[NB];
   for (int b = 0; b < NB; ++b) y[b] = fzero();
   for (int64_t i = 0; i < blocks; ++i) {
-    const uint8_t* p = base + i / 2 * kPair + i % 2 * kUnit;
+    const uint8_t* p = base + i * kUnit;
     const int8_t* subs = reinterpret_cast<const int8_t*>(p + 8 * kGroup);
-    const uint16_t* aux = reinterpret_cast<const uint16_t*>(base + i / 2 * kPair + 2 * kUnit + i % 2 * 32);
+    const uint16_t* aux = reinterpret_cast<const uint16_t*>(p + 8 * kGroup + 256);
     ahead.ask<(kUnit - 8 * kGroup) / 64>(p + 8 * kGroup);
-    if (i % 2) ahead.ask<1>(p + kUnit);
     I dots[NB];
     for (int b = 0; b < NB; ++b) dots[b] = izero();
     for (int g = 0; g < 8; ++g, p += kGroup, low += Head6::kLow) {

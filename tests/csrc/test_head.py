@@ -26,7 +26,9 @@ def planes(name: str, raw: np.ndarray, k: int) -> tuple[native.Matrix, native.Ma
 
 def shapes(name: str) -> list[tuple[int, int]]:
     return (
-        [(1, 256), (17, 512), (40, 768)] if BLOCK[name] == 256 else [(1, 32), (17, 96), (40, 576), (16, 896)]
+        [(1, 256), (17, 512), (40, 768)]
+        if BLOCK[name] == 256
+        else [(1, 32), (17, 96), (40, 576), (16, 896), (17, 1056)]
     )
 
 
@@ -90,6 +92,21 @@ def test_no_product_exceeds_its_bound(isa, name):
             for tile in (1, 3, 8, 9, 24, 40):
                 upper = native.testing.screen(isa, head, both(x), tile=tile)
                 assert (upper >= y[::2] + y[1::2]).all()
+
+
+@every_isa
+@pytest.mark.parametrize("tile", [1, 20])
+def test_what_the_screen_rounds_away_is_in_the_bound(isa, tile):
+    """Codes that all pull the way of activations just short of half a step: the other half of the bound alone."""
+    k = 1056
+    x = np.random.default_rng(4).choice(np.float32([-0.49, 0.49]), (20, k))
+    x[:, ::128] = 127
+    raw = raw_rows("Q8_0", 20, k).reshape(20, -1, row_bytes(QuantType.Q8_0, 32))
+    raw[..., 2:] = np.where(x.reshape(20, -1, 32) > 0, 120, 136)  # low parts at their middle
+    _, head = planes("Q8_0", raw, k)
+    weights = np.stack([head.row(i) for i in range(20)]).astype(np.float64)
+    upper = native.testing.screen(isa, head, x, tile=tile)
+    assert (upper >= x.astype(np.float64) @ weights.T).all()
 
 
 @every_isa

@@ -12,7 +12,7 @@ from freehold.formats import open_model_file
 from freehold.models.loader import load_model
 from tests.vectors.files import Dtype, write_gguf
 
-FIRST, SECOND, WIDTH = 45, 20, 4  # rows of two sequences in a step, and blocks of each
+FIRST, SECOND, WIDTH = 280, 20, 20  # rows of two sequences in a step, and blocks of each
 ROWS = FIRST + SECOND
 
 

@@ -8,7 +8,7 @@ from math import inf
 import pytest
 
 from freehold.engine import scheduler as scheduler_module
-from freehold.engine.budget import BURST_S, FIRST_ROWS, ITL_FACTOR, SLOW_STEP_S, STEP_S
+from freehold.engine.budget import BRIEF_S, BURST_S, FIRST_ROWS, ITL_FACTOR, SLOW_STEP_S, STEP_S
 from freehold.engine.scheduler import AGE_S, BYPASS_S, Work
 from freehold.engine.sequence import Request, TokenOut
 from freehold.types import Priority, SamplingParams
@@ -110,6 +110,18 @@ def test_running_answers_keep_their_pace_while_a_long_prompt_is_read(running: in
     assert max(during) <= 2.9 * quiet and sorted(during)[-5] < 2.4 * quiet
     alone = prompt * (ROW_S + LOOK_S * prompt / 2)
     assert world.logs[long].first < 3 * alone
+
+
+def test_long_prompts_are_no_burst():
+    world = warm(blocks=8000)
+    answers = [world.add(20, answer=4000) for _ in range(4)]
+    world.run(1.0)
+    quiet = max(world.logs[answers[0]].gaps[-10:])
+    length = int(2 * BRIEF_S / ROW_S)
+    for _ in range(3):
+        world.add(length, answer=4)
+    world.run(1.0)
+    assert max(world.logs[answers[0]].gaps) < 2.9 * quiet < BURST_S
 
 
 def test_burst_is_read_in_large_pieces_one_prompt_after_another():

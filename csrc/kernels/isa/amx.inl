@@ -1,4 +1,4 @@
-// AMX tiles for prompts: avx512's table with other `gemm` entries, the same bits; amx_few.inl's; and amx_attention.inl's, whose bits
+// AMX tiles for prompts: avx512's table with other `gemm` entries, the same bits; amx_few.inl's; amx_screen.inl's; and amx_attention.inl's, whose bits
 // are this table's own. Included by avx512.cpp, in its namespace.
 //
 // A tile multiply takes sixteen tokens by sixteen weight rows by 64 inputs in sixteen cycles, eight times dpbusd's rate:

@@ -14,10 +14,10 @@ from freehold.engine.cost import TILE, MixedCost, RowCost, StepCost
 # What a running answer's step may take beside prompts, over what it takes alone. We promise three times at
 # the worst; the rest is for what a measurement cannot know: a neighbour on the machine, a row that is dearer.
 ITL_FACTOR = 2.2
-# A burst, two or more who wait for a first token, is read in steps of so many seconds. A running answer ends no later
-# for it: it makes fewer tokens while prompts are read, for a time that is as much shorter. One prompt alone, however
-# long, is no burst.
-BURST_S = 0.2
+# A burst is two or more who wait for a first token and can be read within BRIEF_S each; it is read in steps of BURST_S.
+# A running answer ends no later for it: it makes fewer tokens while prompts are read, for a time that is as much
+# shorter. But whoever reads along sees the gaps, so long prompts, and one alone, are read in small pieces.
+BURST_S, BRIEF_S = 0.2, 1.0
 ITL_FLOOR_S = 0.004  # below this nobody sees a difference, and a step's own overhead counts
 STEP_S = 0.25  # a step without running answers: what Ctrl-C, a cancellation and a newcomer wait for
 # Rows of prompts a step has at least while nobody decodes, as long as they take no more than half a second:
@@ -80,7 +80,7 @@ class Budget:
     def limit(self, lone: float, newcomers: int = 0) -> float:
         """Return the seconds of a step whose running answers alone take `lone`.
 
-        `newcomers`: how many wait for their first token meanwhile.
+        `newcomers`: how many wait for their first token meanwhile, with little to read.
         """
         if self._target is not None:
             return max(self._target, lone)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from freehold._native import BLOCK_TOKENS
 from freehold.engine.blocks import BlockManager, blocks_for, common_prefix
-from freehold.engine.budget import MAX_ROWS, Budget
+from freehold.engine.budget import BRIEF_S, MAX_ROWS, Budget
 from freehold.engine.cost import TILE
 from freehold.engine.sequence import Request, Sequence
 from freehold.engine.shares import Shares
@@ -183,7 +183,7 @@ class Scheduler:
         if not any(first):
             first, rest = rest, ([], [])
         self._decode(first[0])
-        self.budget.open(len(self._batch), sum(not s.begun for s in first[1]))
+        self.budget.open(len(self._batch), self._newcomers(first[1]))
         self._read(first[1])
         for seq in sorted(rest[0], key=lambda s: s.served_at):
             if seq.table and self._holds(seq) and self.budget.add_decode():
@@ -233,7 +233,10 @@ class Scheduler:
                 first = first or now - max(seq.served_at, lent_at) > AGE_S
                 ahead.append(self._left_of(seq))
                 (prompts if first else late_prompts).append(seq)
-        self._ahead, self._slowed = ahead, self._slowing(len(decodes) + len(late_decodes))
+        self._ahead = ahead
+        self._slowed = self._slowing(
+            len(decodes) + len(late_decodes), self._newcomers(prompts or late_prompts)
+        )
         return (decodes, prompts), (late_decodes, late_prompts)
 
     def _yields(self, seq: Sequence) -> bool:
@@ -245,11 +248,15 @@ class Scheduler:
         seconds = self.budget.expected(seq.computed, rows, seq.request.reads_logits)
         return Unread(self._yields(seq), seq.request.tenant, rows, seconds)
 
-    def _slowing(self, decodes: int) -> float:
+    def _newcomers(self, prompts: list[Sequence]) -> int:
+        """Count those who wait for a first token and can soon have it: long prompts make no burst."""
+        return sum(not s.begun and self._left_of(s).seconds <= BRIEF_S for s in prompts)
+
+    def _slowing(self, decodes: int, newcomers: int) -> float:
         if not decodes:
             return 1.0
         lone = self.budget.cost.seconds(decodes)
-        limit = self.budget.limit(lone, self.waiting)
+        limit = self.budget.limit(lone, newcomers)
         return limit / max(limit - lone, 0.01 * limit)
 
     # --- the wait ----------------------------------------------------------------------------------
