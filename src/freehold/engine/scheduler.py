@@ -114,6 +114,8 @@ class Scheduler:
         self.running = 0
         self._queues: dict[Priority, list[int]] = {"interactive": [0, 0], "batch": [0, 0]}
         self._ahead: list[Unread] = []
+        # Who waits for a first token with little to read, of those who go first and of the others: they make a burst.
+        self._brief = [0, 0]
         self._slowed = 1.0  # how many times longer reading takes for the answers that run beside it
 
     @property
@@ -180,10 +182,11 @@ class Scheduler:
         self._batch = {}
         self.budget.begin()
         first, rest = self._ready()
+        newcomers, late = self._brief
         if not any(first):
-            first, rest = rest, ([], [])
+            first, rest, newcomers = rest, ([], []), late
         self._decode(first[0])
-        self.budget.open(len(self._batch), self._newcomers(first[1]))
+        self.budget.open(len(self._batch), newcomers)
         self._read(first[1])
         for seq in sorted(rest[0], key=lambda s: s.served_at):
             if seq.table and self._holds(seq) and self.budget.add_decode():
@@ -216,6 +219,7 @@ class Scheduler:
         now = self._now
         decodes, prompts, late_decodes, late_prompts = [], [], [], []
         ahead: list[Unread] = []
+        brief = [0, 0]
         self._going = 0
         lent_at = 0.0 if all(map(self._yields, self._live)) else self._lent_at
         for seq in self._live:
@@ -232,11 +236,10 @@ class Scheduler:
             else:
                 first = first or now - max(seq.served_at, lent_at) > AGE_S
                 ahead.append(self._left_of(seq))
+                brief[not first] += not seq.begun and ahead[-1].seconds <= BRIEF_S
                 (prompts if first else late_prompts).append(seq)
-        self._ahead = ahead
-        self._slowed = self._slowing(
-            len(decodes) + len(late_decodes), self._newcomers(prompts or late_prompts)
-        )
+        self._ahead, self._brief = ahead, brief
+        self._slowed = self._slowing(len(decodes) + len(late_decodes), brief[not prompts])
         return (decodes, prompts), (late_decodes, late_prompts)
 
     def _yields(self, seq: Sequence) -> bool:
@@ -247,10 +250,6 @@ class Scheduler:
         rows = len(seq.tokens) - seq.computed
         seconds = self.budget.expected(seq.computed, rows, seq.request.reads_logits)
         return Unread(self._yields(seq), seq.request.tenant, rows, seconds)
-
-    def _newcomers(self, prompts: list[Sequence]) -> int:
-        """Count those who wait for a first token and can soon have it: long prompts make no burst."""
-        return sum(not s.begun and self._left_of(s).seconds <= BRIEF_S for s in prompts)
 
     def _slowing(self, decodes: int, newcomers: int) -> float:
         if not decodes:
