@@ -14,7 +14,7 @@ from freehold.advisor.facts import Facts
 from tests.vectors.files import write_gguf
 
 Run = Callable[..., tuple[int, str, str]]
-COMPANY = ("--licence", "commercial", "--users", "2000", "--revenue", "3M", "--no-access")
+COMPANY = ("--licence", "commercial", "--monthly-users", "2000", "--revenue", "3M", "--no-access")
 
 
 @pytest.fixture(autouse=True)

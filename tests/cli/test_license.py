@@ -17,7 +17,7 @@ Run = Callable[..., tuple[int, str, str]]
 SMALL = (
     "--for",
     "commercial",
-    "--users",
+    "--monthly-users",
     "50k",
     "--revenue",
     "3M",
@@ -55,7 +55,7 @@ def test_a_licence_shows_its_card_with_clauses_and_digest(run: Run):
 
 
 def test_a_model_is_judged_and_the_clause_is_named(run: Run):
-    status, out, _ = run("Qwen/Qwen2.5-72B-Instruct", "--for", "commercial", "--users", "200M")
+    status, out, _ = run("Qwen/Qwen2.5-72B-Instruct", "--for", "commercial", "--monthly-users", "200M")
     assert status == 0
     assert "refused, for purpose commercial, users 200,000,000" in out and "[§4 Restrictions]" in " ".join(
         out.split()
@@ -106,7 +106,7 @@ def test_a_pack_is_written_or_printed(run: Run, tmp_path: Path):
 def test_facts_may_stand_in_the_settings_and_options_win(run: Run, home: Path):
     (home / "config.toml").write_text('[company]\npurpose = "commercial"\nusers = 200_000_000\n')
     assert "refused" in run("qwen")[1]
-    assert "allowed, with conditions" in run("qwen", "--users", "5M")[1]
+    assert "allowed, with conditions" in run("qwen", "--monthly-users", "5M")[1]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_facts_may_stand_in_the_settings_and_options_win(run: Run, home: Path):
     [
         (("lama3.1",), 1, "licences: llama3.1"),
         (("qwen", "--for", "fun"), 2, "purpose 'fun' is none of"),
-        (("qwen", "--users", "lots"), 2, "'lots' is no number"),
+        (("qwen", "--monthly-users", "lots"), 2, "'lots' is no number"),
         (("qwen", "--seat", "Germany"), 2, "no country code"),
         (("mrl", "--for", "commercial", "--pack", "-"), 2, "no pack for"),
         (("--check",), 2, "need a NAME"),
