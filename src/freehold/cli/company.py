@@ -43,7 +43,9 @@ def _said_by_value(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--for", "purpose", metavar="PURPOSE", help="commercial, internal, evaluation or research."
         ),
-        click.option("--monthly-users", "users", type=Amount(whole=True), help="Monthly users of all your products."),
+        click.option(
+            "--monthly-users", "users", type=Amount(whole=True), help="Monthly users of all your products."
+        ),
         click.option("--revenue", "revenue_year", type=Amount(), help="Your group's dollars in 12 months."),
         click.option("--monthly-revenue", "revenue_month", type=Amount(), help="The same in one month."),
         click.option("--seat", metavar="CC", help="Your country's two letters, or EU."),

@@ -1,0 +1,79 @@
+"""Questions in the words of users: what is understood of each, what is ignored, and which models may answer.
+
+The table was written before the parser. `fields` are Question's; `tops` names models of which one must be among
+the first five; `never` those that must not be picks; `ignored` the words an answer must say it did not use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from freehold.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Asked:
+    words: str
+    task: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+
+ASKED = [
+    Asked("RAG over German contracts", "rag", {"languages": ("de",), "context": 0}),
+    Asked("chatbot in French", "chat", {"languages": ("fr",)}),
+    Asked("notes offline on a macbook", "documents", {"hardware": "m4:16gb", "private": True}),
+    Asked("cheapest model for classifying support mails", "extraction", {"cheapest": True}),
+    Asked("coding agent on an RTX 4090", "agent", {"hardware": "rtx-4090"}),
+    Asked("8×H200 reasoning", "reasoning", {"hardware": "8xh200"}),
+    Asked("reasoning on 8 x H200 for 20 users", "reasoning", {"hardware": "8xh200", "users": 20}),
+    Asked("embeddings for multilingual search", "embeddings", {"languages": ("mul",)}),
+    Asked("code completion on a 16 GB laptop", "code-completion", {"hardware": "laptop:16gb"}),
+    Asked("summarising long PDFs on CPU", "documents", {"context": 64_000, "here": True}),
+    Asked("translate English to Japanese", "translation", {"languages": ("en", "ja")}),
+    Asked("private medical notes", "documents", {"private": True, "subjects": ("medical",)}),
+    Asked("tool-calling agent with 32k context", "agent", {"context": 32_000}),
+    Asked("Raspberry Pi 5 assistant", "chat", {"hardware": "raspberry-pi-5"}),
+    Asked("helpdesk bot for 50 people on two 3090s", "chat", {"users": 50, "hardware": "2xrtx-3090"}),
+    Asked("best maths tutor under 8B", "maths", {"max_params": 8.0}),
+    Asked("extract JSON from Spanish invoices, not from China", "extraction",
+          {"languages": ("es",), "country_not": ("CN",)}),
+    Asked("SQL generation for my warehouse", "code", {}, ("warehouse",)),
+    Asked("Chatbot auf Deutsch", "chat", {"languages": ("de",)}, ("auf",)),
+    Asked("rerank search results in Arabic", "rerank", {"languages": ("ar",)}),
+    Asked("self-hosted copilot for 12 developers, $500 a month", "code-completion",
+          {"private": True, "users": 12, "budget": 500.0}),
+    Asked("zweckdienlich chat", "chat", {}, ("zweckdienlich",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=lambda a: a.words)
+def test_a_question_is_understood(asked: Asked):
+    from freehold.catalog.questions import question
+
+    found = question(asked.words)
+    assert found.task.id == asked.task
+    assert {name: getattr(found, name) for name in asked.fields} == asked.fields
+    assert found.ignored == asked.ignored
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("zzz", "code-completion"),  # the known tasks
+        ("something nice", "code-completion"),
+        ("image captions", "vision"),
+        ("voice transcription", "speech"),
+        ("generate pictures of cats", "vision"),
+        ("50 users of DeepSeek-V3: what hardware", "freehold hardware"),
+    ],
+)
+def test_what_matches_no_task_is_an_error_that_says_what_is_known(words: str, says: str):
+    from freehold.catalog.questions import question
+
+    with pytest.raises(UsageError) as caught:
+        _ = question(words).task
+    assert says in f"{caught.value.message} {caught.value.hint}"
