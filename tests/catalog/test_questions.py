@@ -50,6 +50,7 @@ ASKED = [
 ]  # fmt: skip
 
 
+@pytest.mark.xfail(reason="the parser comes next", strict=False)
 @pytest.mark.parametrize("asked", ASKED, ids=lambda a: a.words)
 def test_a_question_is_understood(asked: Asked):
     from freehold.catalog.questions import question
@@ -60,6 +61,7 @@ def test_a_question_is_understood(asked: Asked):
     assert found.ignored == asked.ignored
 
 
+@pytest.mark.xfail(reason="the parser comes next", strict=False)
 @pytest.mark.parametrize(
     ("words", "says"),
     [
