@@ -46,6 +46,8 @@ from freehold.types import Message, Tool
 Thinking = Literal["none", "switch", "always"]
 
 _DEFUSED = "\ue0f1"  # a private-use character: no whitespace, no letter, and nobody's control token
+# Marks where the last message ends. The space behind it tells whether the template trims what it writes.
+_LEFT_OPEN = "\ue0f2\ue0f3\ue0f2 "
 _TAG_PAIRS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
@@ -107,6 +109,7 @@ class ChatTemplate:
         messages: Sequence[Message | Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final: bool = False,
         tools: Sequence[Tool | Mapping[str, Any]] | None = None,
         think: bool | None = None,
         effort: str | None = None,
@@ -114,6 +117,8 @@ class ChatTemplate:
     ) -> Rendered:
         """Render `messages` into a prompt.
 
+        `continue_final`: the prompt ends where the last message does, an assistant's with text or thinking, so that
+        the answer goes on from it (there is no generation prompt then). Raise UsageError for any other last message.
         `think` True or False asks for thinking or none; None leaves it to the template. Raise UsageError when
         the template has no such switch and `think` contradicts it, or if `effort` is none of its `efforts`.
         Further `variables` reach the template.
@@ -122,11 +127,15 @@ class ChatTemplate:
         chat = self._spelling.chat(messages)
         shown = [tool_dict(tool) for tool in tools] if tools else tools
         inputs = _plain({"messages": chat, "tools": shown, **switch, **variables})
-        inputs["add_generation_prompt"] = add_generation_prompt
+        inputs["add_generation_prompt"] = add_generation_prompt and not continue_final
+        said = _left_open(inputs["messages"]) if continue_final else None
         preamble = self._preamble(tools or ())
         text = self._run(_prefaced(inputs, preamble))
         guarded = self._guard(text, inputs, preamble)
-        return Rendered(text, guarded, in_thinking=self._ends_in_thinking(text))
+        if said is None:
+            return Rendered(text, guarded, in_thinking=self._ends_in_thinking(text))
+        end = _end_of_last(text, said)
+        return Rendered(text[:end], guarded[:end], in_thinking=self._left_in_thinking(text[:end], said))
 
     @cached_property
     def dialect(self) -> Dialect | None:
@@ -232,6 +241,17 @@ class ChatTemplate:
     def _ends_in_thinking(self, text: str) -> bool:
         tags = self.thinking_tags
         return tags is not None and text.rstrip().endswith(tags[0])
+
+    def _left_in_thinking(self, text: str, said: str) -> bool:
+        """Tell whether `text`, which ends with what the last message said, ends within an opened thinking block."""
+        tags = self.thinking_tags
+        if tags is None:
+            return False
+        opened, closed = said.rfind(tags[0]), said.rfind(tags[1])
+        if opened == closed:  # the message has neither: what the template wrote before it tells
+            whole = text.rstrip()
+            return self._ends_in_thinking(whole[: len(whole) - len(said.strip())])
+        return opened > closed
 
     def _run(self, inputs: Mapping[str, Any]) -> str:
         tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token, **(self.special_tokens or {})}
@@ -349,6 +369,38 @@ def _chosen(found: Mapping[str, str], tokenizer: Tokenizer, name: str, origin: s
 
 def _prefaced(inputs: dict[str, Any], preamble: str) -> dict[str, Any]:
     return {**inputs, "messages": with_preamble(inputs["messages"], preamble)}
+
+
+def _left_open(chat: list[dict[str, Any]]) -> str:
+    """Mark the end of the last message of `chat`; return what it says. Raise UsageError for one not to go on from."""
+    last = chat[-1] if chat else {}
+    if last.get("role") != "assistant" or last.get("tool_calls"):
+        raise UsageError(
+            "the last message cannot be continued: expected an assistant's, without tool calls",
+            "end the chat with the beginning of the answer, or leave it out",
+        )
+    thought = last.get("reasoning_content") if not last.get("content") else None
+    names = ("reasoning_content", "thinking") if thought else ("content",)
+    said = last.get(names[0]) or ""
+    if not isinstance(said, str):
+        raise UsageError("the last message cannot be continued: its content is no text")
+    chat[-1] = {**last, **dict.fromkeys(names, said + _LEFT_OPEN)}
+    return said
+
+
+def _end_of_last(text: str, said: str) -> int:
+    """Return where the last message ends in a rendered chat: at its mark, or before the space the template trims."""
+    mark = _LEFT_OPEN.rstrip()
+    end = text.find(mark)
+    if end < 0 or mark in text[end + 1 :]:
+        why = "leaves it out" if end < 0 else "writes it more than once"
+        raise UsageError(
+            f"the last message cannot be continued: the model's chat template {why}",
+            "end the chat with a user's message",
+        )
+    if text.startswith(_LEFT_OPEN, end) or not said.strip():
+        return end
+    return len(text[:end].rstrip())
 
 
 def _plain(value: Any) -> Any:
