@@ -22,8 +22,11 @@ import jsonschema
 from schemas import CASES, Case
 
 from freehold.cli.bench import version
-from freehold.local import LLM, load
+from freehold.config import load_settings
+from freehold.local import open_served
+from freehold.local.served import ServedModel
 from freehold.machine import cpu_name
+from freehold.store import Store
 from freehold.types import Chunk, Format, Job, Message
 
 LEAST_ENDED = 0.95
@@ -44,7 +47,9 @@ def main() -> int:
     """Measure, print a row for each schema, then the facts."""
     args = _arguments()
     rows = []
-    with load(args.model, context=args.context, threads=args.threads) as llm:
+    with open_served(
+        Store(load_settings()).resolve(args.model), context=args.context, threads=args.threads
+    ) as llm:
         _answers(
             llm, CASES[0], args, held=True
         )  # makes the vocabulary's table, and reads what all prompts share
@@ -70,7 +75,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measure(llm: LLM, case: Case, args: argparse.Namespace) -> dict[str, Any]:
+def _measure(llm: ServedModel, case: Case, args: argparse.Namespace) -> dict[str, Any]:
     held, held_s = _answers(llm, case, args, held=True)
     free, free_s = _answers(llm, case, args, held=False)
     ended = [got for got in held if got.reason == "stop"]
@@ -87,7 +92,9 @@ def _measure(llm: LLM, case: Case, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _answers(llm: LLM, case: Case, args: argparse.Namespace, *, held: bool) -> tuple[list[Got], float]:
+def _answers(
+    llm: ServedModel, case: Case, args: argparse.Namespace, *, held: bool
+) -> tuple[list[Got], float]:
     """Answer a case in one batch; return the answers and the seconds they took."""
     asked = f"{case.question} Answer in JSON that fits this schema:\n{json.dumps(case.schema)}"
     job = Job(

@@ -11,6 +11,7 @@ import pytest
 import freehold
 from freehold import LLM
 from freehold.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
+from tests.serving import served
 from tests.vectors.encoders import SPECIAL, TEXTS, write_encoder
 from tests.vectors.files import write_gguf
 
@@ -126,7 +127,7 @@ def test_a_decoders_vector_is_the_same_bits_beside_answers_and_others(decoder: L
 
 def test_embedding_while_another_thread_pumps_waits_for_its_steps(tmp_path: Path):
     path = write_gguf("qwen2", tmp_path / "tiny.gguf", dtype="Q8_0")
-    with freehold.load(path, context=256, threads=1) as llm:
+    with served(path, context=256, threads=1) as llm:
         want = llm.embed(["a b c", "d"]).vectors
         over = threading.Event()
 

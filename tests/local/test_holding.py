@@ -21,6 +21,7 @@ from freehold.tokenizer import Tokenizer, TokenKind, tokenizer_from_gguf
 from freehold.tokenizer.dialects import dialect_of
 from freehold.types import Chunk, Format, Job, Message, Tool
 from tests.local.test_jobs import answered, ids, text
+from tests.serving import served
 from tests.tokenizer import families
 from tests.vectors import files
 from tests.vectors.files import EOS, MERGES, SPECIAL, vocabulary, write_gguf
@@ -55,7 +56,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "CHAT_TEMPLATE", TEMPLATE)
         path = write_gguf("qwen2", tmp_path_factory.mktemp("held") / "tiny.gguf", dtype="Q8_0")
-    with freehold.load(path, context=512, threads=1) as loaded:
+    with served(path, context=512, threads=1) as loaded:
         yield loaded
 
 

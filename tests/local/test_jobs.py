@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import freehold
 from freehold import LLM
 from freehold.errors import (
     BadPrompt,
@@ -18,10 +17,11 @@ from freehold.errors import (
     Overloaded,
     UsageError,
 )
-from freehold.local import open_model
+from freehold.local import open_served
 from freehold.local.answering import Answering
 from freehold.store import ModelRef
 from freehold.types import Chunk, Job, Message
+from tests.serving import served
 from tests.vectors import files
 from tests.vectors.files import write_gguf
 
@@ -33,7 +33,7 @@ TEXT = Job(prompt="abc", max_tokens=20, sampling={"seed": 5})
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory):
     path = write_gguf("qwen2", tmp_path_factory.mktemp("jobs") / "tiny.gguf", dtype="Q8_0")
-    with freehold.load(path, context=CONTEXT, threads=1) as loaded:
+    with served(path, context=CONTEXT, threads=1) as loaded:
         yield loaded
 
 
@@ -191,7 +191,7 @@ def test_scored_prompt_goes_on_to_its_answer_beside_others(llm: LLM):
 def test_scored_prompt_goes_on_to_its_answer_past_a_queue_that_filled_meanwhile(tmp_path: Path):
     path = write_gguf("qwen2", tmp_path / "tiny.gguf", dtype="Q8_0")
     ref = ModelRef("tiny", path, "gguf", "d" * 64, path.stat().st_size, "user", "", "", (path,))
-    with open_model(ref, context=CONTEXT, threads=1, max_queued=1) as llm:
+    with open_served(ref, context=CONTEXT, threads=1, max_queued=1) as llm:
         scored, waiting = llm.start(replace(TEXT, prompt_logprobs=0)), llm.start(CHAT)
         scored.enter()
         while llm.stats.steps == 0:
@@ -236,7 +236,7 @@ def filler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(files.gguf.GGUFWriter, "add_token_types", typed)
     monkeypatch.setattr(files, "MERGES", files.MERGES[:-3])
-    with freehold.load(write_gguf("qwen2", tmp_path / "fim.gguf"), context=CONTEXT, threads=1) as loaded:
+    with served(write_gguf("qwen2", tmp_path / "fim.gguf"), context=CONTEXT, threads=1) as loaded:
         yield loaded
 
 
@@ -343,6 +343,6 @@ def test_coder_fills_a_gap(model_path):
         max_tokens=24,
         sampling={"temperature": 0},
     )
-    with freehold.load(model_path("qwen2.5-coder:0.5b"), context=512) as llm:
+    with served(model_path("qwen2.5-coder:0.5b"), context=512) as llm:
         [chunks] = answered(llm, job)
     assert text(chunks).strip().startswith("return a + b") and chunks[-1].finish_reason == "stop"

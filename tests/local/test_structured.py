@@ -10,11 +10,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-import freehold
-from freehold import LLM
 from freehold.errors import UsageError
+from freehold.local.served import ServedModel
 from freehold.tokenizer import ChatTemplate
 from freehold.types import Chunk, Format, Job, Message
+from tests.serving import served
 from tests.vectors.files import write_gguf
 
 SCHEMA = {
@@ -30,11 +30,11 @@ CHAT = Job(messages=(Message("user", "Hi"),), max_tokens=40, sampling={"seed": 1
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory):
     path = write_gguf("qwen2", tmp_path_factory.mktemp("structured") / "tiny.gguf", dtype="Q8_0")
-    with freehold.load(path, context=256, threads=1) as loaded:
+    with served(path, context=256, threads=1) as loaded:
         yield loaded
 
 
-def finish(llm: LLM, job: Job) -> list[list[Chunk]]:
+def finish(llm: ServedModel, job: Job) -> list[list[Chunk]]:
     answering = llm.start(job)
     answering.enter()
     got: list[list[Chunk]] = [[] for _ in range(job.n)]
@@ -49,7 +49,7 @@ def text(chunks: list[Chunk]) -> str:
     return "".join(c.text for c in chunks)
 
 
-def test_answer_has_the_properties_that_its_schema_names_and_no_others(llm: LLM):
+def test_answer_has_the_properties_that_its_schema_names_and_no_others(llm: ServedModel):
     inner = {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]}
     schema = {
         "type": "object",
@@ -67,7 +67,7 @@ def test_answer_has_the_properties_that_its_schema_names_and_no_others(llm: LLM)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_answer_that_ends_fits_its_schema(llm: LLM, temperature: float):
+def test_answer_that_ends_fits_its_schema(llm: ServedModel, temperature: float):
     for seed in range(5):
         answer = llm.chat("Hi", format=SCHEMA, max_tokens=200, temperature=temperature, seed=seed)
         assert answer.finish_reason == "stop" or answer.usage.completion_tokens == 200
@@ -83,37 +83,37 @@ def test_answer_that_ends_fits_its_schema(llm: LLM, temperature: float):
         (SHORT, lambda t: re.fullmatch("[a-f]{3,8}", t)),
     ],
 )
-def test_other_formats_hold_in_chats_and_texts(llm: LLM, format: Format, fits: Any):
+def test_other_formats_hold_in_chats_and_texts(llm: ServedModel, format: Format, fits: Any):
     for answer in (llm.chat("Hi", format=format, seed=2), llm.generate("Hi", format=format, seed=2)):
         assert answer.finish_reason == "stop" and fits(answer.text)
 
 
-def test_cut_answer_says_so_and_holds_the_beginning(llm: LLM):
+def test_cut_answer_says_so_and_holds_the_beginning(llm: ServedModel):
     answer = llm.chat("Hi", format=Format("choice", '["abcdefgh"]'), max_tokens=3)
     assert (answer.text, answer.finish_reason) == ("abc", "length")
 
 
-def test_full_context_cuts_a_format_that_has_no_end(llm: LLM):
+def test_full_context_cuts_a_format_that_has_no_end(llm: ServedModel):
     answer = llm.chat("Hi", format=Format("regex", "a(bc)*d{1000}"), seed=1)
     assert answer.finish_reason == "length"
     assert answer.usage.prompt_tokens + answer.usage.completion_tokens == 256
 
 
-def test_logprobs_are_those_without_the_format(llm: LLM):
+def test_logprobs_are_those_without_the_format(llm: ServedModel):
     held = llm.chat("Hi", format=SHORT, max_tokens=1, logprobs=3, seed=1)
     free = llm.chat("Hi", max_tokens=1, logprobs=3, seed=1)
     assert held.logprobs[0].top == free.logprobs[0].top
     assert sum(p for _, p in held.logprobs[0].top) < 0
 
 
-def test_answers_of_one_job_are_each_as_alone_with_their_seed(llm: LLM):
+def test_answers_of_one_job_are_each_as_alone_with_their_seed(llm: ServedModel):
     together = finish(llm, replace(CHAT, n=3))
     alone = [finish(llm, replace(CHAT, sampling={"seed": 1 + i}))[0] for i in range(3)]
     assert [text(c) for c in together] == [text(c) for c in alone]
     assert len({text(c) for c in together}) == 3
 
 
-def test_resumed_answer_goes_on_in_its_format(llm: LLM):
+def test_resumed_answer_goes_on_in_its_format(llm: ServedModel):
     whole = [id for chunk in finish(llm, CHAT)[0] for id in chunk.token_ids]
     for made in range(len(whole) + 1):
         rest = finish(llm, replace(CHAT, resume=(tuple(whole[:made]),)))[0]
@@ -129,27 +129,29 @@ def test_resumed_answer_goes_on_in_its_format(llm: LLM):
         ("yaml", "'yaml'"),
     ],
 )
-def test_what_is_no_format_is_refused_before_anything_is_computed(llm: LLM, format: Any, words: str):
+def test_what_is_no_format_is_refused_before_anything_is_computed(llm: ServedModel, format: Any, words: str):
     steps = llm.stats.steps
     with pytest.raises(UsageError, match=words):
         llm.chat("Hi", format=format)
     assert llm.stats.steps == steps
 
 
-def test_refusal_of_what_the_engine_cannot_compile_names_the_field(llm: LLM):
+def test_refusal_of_what_the_engine_cannot_compile_names_the_field(llm: ServedModel):
     with pytest.raises(UsageError) as told:
         llm.chat("Hi", format=Format("regex", "["))
     assert told.value.field == "format"
 
 
-def test_job_that_is_to_go_on_behind_the_end_cannot_have_a_format(llm: LLM):
+def test_job_that_is_to_go_on_behind_the_end_cannot_have_a_format(llm: ServedModel):
     with pytest.raises(UsageError, match="ignore_eos"):
         llm.start(replace(CHAT, ignore_eos=True))
     with pytest.raises(UsageError, match="length of format is 262,145"):
         llm.start(replace(CHAT, format=Format("regex", "a" * 262_145)))
 
 
-def test_format_that_becomes_too_costly_ends_its_own_answer_only(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+def test_format_that_becomes_too_costly_ends_its_own_answer_only(
+    llm: ServedModel, monkeypatch: pytest.MonkeyPatch
+):
     from freehold.engine import grammar
 
     held, free = llm.start(CHAT), llm.start(replace(CHAT, format=None))
@@ -168,9 +170,9 @@ def test_format_that_becomes_too_costly_ends_its_own_answer_only(llm: LLM, monke
     assert got[-1][1].finish_reason in ("stop", "length")
 
 
-def test_thinking_that_the_prompt_opened_is_free_and_the_text_behind_it_held(llm: LLM):
+def test_thinking_that_the_prompt_opened_is_free_and_the_text_behind_it_held(llm: ServedModel):
     template = ChatTemplate("{# </think> #}{{ messages[0].content }}<think>", special_tokens={})
-    thinking = LLM(llm._engine, llm._tokenizer, template, name="thinks")
+    thinking = ServedModel(llm._engine, llm._tokenizer, template, name="thinks")
     log = tuple(thinking.tokenize("hm </think>\n"))
     assert thinking._prompter.prompt(CHAT).inside
     for seed in range(3):
@@ -189,7 +191,7 @@ def test_real_model_ends_in_valid_json(model_path):
         "properties": {**SCHEMA["properties"], "name": {"type": "string"}},
         "required": ["name", "a"],
     }
-    with freehold.load(model_path("qwen2.5-coder-0.5b"), context=1024) as llm:
+    with served(model_path("qwen2.5-coder-0.5b"), context=1024) as llm:
         got = [
             finish(
                 llm,

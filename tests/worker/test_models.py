@@ -24,6 +24,7 @@ from freehold.worker.models import HEADROOM, LEAST_CACHE, Models, Options
 from freehold.worker.stream import Stream
 from freehold.worker.supervisor import Served
 from freehold.worker.wire import Event, Failed, Frame
+from tests.serving import served as open_tiny
 from tests.vectors.files import write_gguf
 from tests.worker.conftest import answers, text, tokens
 
@@ -143,7 +144,7 @@ def test_prompt_is_scored_over_the_wire(serve, tiny):
 def test_calls_answer_as_the_model_in_this_process(serve, tiny):
     async def body(models: Models) -> None:
         served = await models.use("tiny")
-        with freehold.load(tiny["tiny"].path, context=64, threads=1) as llm:
+        with open_tiny(tiny["tiny"].path, context=64, threads=1) as llm:
             ids = await served.tokenize("the end é")
             assert ids == llm.tokenize("the end é")
             assert await served.detokenize(ids) == "the end é"

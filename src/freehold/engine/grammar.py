@@ -2,7 +2,7 @@
 
 Knows a tokenizer's bytes and llguidance, which does the parsing; knows no logits, no request and no thinking.
 Whatever goes wrong in a grammar comes out as an error of ours, for the one answer it belongs to.
-Path: LLM.start -> Grammars.grammar -> Grammar.matcher -> Guide -> Matcher.allowed, Matcher.advance
+Path: ServedModel.start -> Grammars.grammar -> Grammar.matcher -> Guide -> Matcher.allowed, Matcher.advance
 """
 
 from __future__ import annotations

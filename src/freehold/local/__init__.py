@@ -5,6 +5,6 @@ DESIGN.md calls local.LocalModel, and the class `freehold.load` returns.
 """
 
 from freehold.local.llm import LLM
-from freehold.local.opening import load, open_model
+from freehold.local.opening import load, open_model, open_served
 
-__all__ = ["LLM", "load", "open_model"]
+__all__ = ["LLM", "load", "open_model", "open_served"]

@@ -3,7 +3,7 @@
 Knows tokens, text in pieces and where an answer ends; knows no template, no step and no socket. There are two
 ways to wait for a token, and one way for it to become a chunk: whoever iterates drives the engine, whoever
 calls `take` gets what others' steps made.
-Path: LLM.stream or LLM.start -> Answering -> Generation -> Answer -> Chunk
+Path: LLM.stream or ServedModel.start -> Answering -> Generation -> Answer -> Chunk
 """
 
 from __future__ import annotations

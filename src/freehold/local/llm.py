@@ -1,7 +1,7 @@
 """A loaded model that answers chats, texts and jobs.
 
-Knows prompts, sampling and the engine's face; knows no weights, no scheduling and no protocol. A job from a
-server and a call from Python walk the same way: Prompter, Engine.generate_many, Answering.
+Knows prompts, sampling and the engine's interface; knows no weights, no scheduling and no protocol. A call from
+Python and a job from a server (served.py) take the same path: Prompter, Engine.generate_many, Answering.
 Path: cli/run or freehold.load -> LLM.stream -> Answering -> Engine -> Answer -> Chunk
 """
 
@@ -28,8 +28,8 @@ from freehold.local.answering import Answering
 from freehold.local.chat import Chat, Tools, as_choice, as_messages, as_tools
 from freehold.local.embedding import Embedder, Embeddings, Text
 from freehold.local.holding import Holds
-from freehold.local.jobs import check_job, check_request
-from freehold.local.prompt import ANY_LENGTH, Prompter
+from freehold.local.jobs import check_request
+from freehold.local.prompt import Prompter
 from freehold.store.overlays import Overlay, overlaid, with_messages
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.types import (
@@ -129,7 +129,7 @@ class LLM:
                 self._writer.join()
             self._engine.close()
 
-    def keep_packed(self, write: Callable[[], object]) -> None:
+    def _keep_packed(self, write: Callable[[], object]) -> None:
         """Run `write` in a thread of its own, so that answers need not wait for the disk; `close` does.
 
         Its failure costs the next load some time and nothing else, so it becomes a note.
@@ -339,22 +339,6 @@ class LLM:
         )
         return self._answering(job, self._seeded(sampling, options)).stream()
 
-    # --- jobs: what a server hands in ----------------------------------------------------------------
-
-    def start(self, job: Job) -> Answering:
-        """Take a job in from somebody who is not trusted; `enter` of the result lets the engine have it.
-
-        Raises UsageError for a field beyond its limit (jobs.py names them), ContextOverflow, BadTemplate.
-        """
-        self._check_open()
-        self._generating()
-        check_job(job, self.context)
-        return self._answering(job, self._seeded(None, job.sampling))
-
-    def pump(self, timeout: float) -> bool:
-        """Compute one step for all that is under way; with nothing to do wait `timeout` seconds for work."""
-        return self._engine.pump(timeout)
-
     @property
     def stats(self) -> EngineStats:
         """What the engine did so far, and what it is at."""
@@ -401,37 +385,12 @@ class LLM:
         self.adapters.remove(name)
         return self.info
 
-    def token_texts(self, ids: Sequence[int]) -> list[bytes]:
-        """Return what each id writes; control tokens as they are spelled."""
-        self._check_open()
-        return [self._tokenizer.token_bytes(id, special=True) for id in ids]
-
     def render(self, messages: Sequence[Message], think: bool | None = None) -> list[int]:
         """Return the ids the model would read of a chat, up to where its answer begins."""
         self._check_open()
         if self._overlay is not None:
             messages = with_messages(tuple(messages), self._overlay)
         return self._prompter.render(messages, think)
-
-    def count(self, job: Job) -> int:
-        """Return how many tokens a job's prompt has, also where that is more than there is room for."""
-        self._check_open()
-        check_job(job, ANY_LENGTH)
-        return self._prompter.count(job if self._overlay is None else overlaid(job, self._overlay))
-
-    def template(self) -> dict[str, Any]:
-        """Describe the tokenizer: its size, the tokens that begin and end, and the chat template's source."""
-        tokenizer = self._tokenizer
-        named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
-        spelled = {k: None if id is None else tokenizer.token_text(id) for k, id in named.items()}
-        source = self._prompter.template.source if self._prompter.can_chat else None
-        return {
-            "chat_template": source,
-            **spelled,
-            "eos_token_ids": sorted(tokenizer.eos_ids),
-            "vocab_size": tokenizer.vocab_size,
-            "model_max_length": self.context,
-        }
 
     def embed(
         self,
@@ -454,10 +413,9 @@ class LLM:
         listed = [cast(Text, texts)] if alone else cast(Sequence[Text], texts)
         plain = tuple(text if isinstance(text, str) else tuple(text) for text in listed)
         chosen = self.adapters.chosen(adapter)
-        return self.embed_job(EmbedJob(plain, pooling, truncate, dimensions, adapter=chosen))
+        return self._embedded(EmbedJob(plain, pooling, truncate, dimensions, adapter=chosen))
 
-    def embed_job(self, job: EmbedJob) -> Embeddings:
-        """Embed texts of somebody who is not trusted, in the steps of whoever pumps."""
+    def _embedded(self, job: EmbedJob) -> Embeddings:
         self._check_open()
         return self._embedder.embed(job, self.adapters.find(job.adapter))
 

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from freehold import _native as native
 from freehold.config import load_settings
@@ -23,6 +23,7 @@ from freehold.engine.pooling import Pooling, checked_pooling
 from freehold.errors import CapacityExceeded, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.local.llm import LLM
+from freehold.local.served import ServedModel
 from freehold.machine import show_bytes
 from freehold.models.defaults import sampling_defaults
 from freehold.models.loader import LoadedModel, Progress, load_model
@@ -95,12 +96,13 @@ def open_model(
     packs: Path | None = None,
     progress: Progress | None = None,
     cache_bytes: int | None = None,
+    kind: type[LLM] = LLM,
     **engine: Any,
 ) -> LLM:
     """Load what the store found; packed weights are mapped from the folder `packs`, or written there.
 
     `cache_bytes`: what the cache may take, for many streams together, and their queue is limited (None: a cache
-    of one context, and no limit). `engine`: Engine's other options.
+    of one context, and no limit). `kind`: the class to make. `engine`: Engine's other options.
     """
     started = time.perf_counter()
     if threads is not None and threads < 1:
@@ -115,7 +117,7 @@ def open_model(
         made = Encoder(loaded, context=context)
     else:
         made = _engine(loaded, draft_model, context, kv_type, cache_bytes, {"speculate": speculate, **engine})
-    llm = LLM(
+    llm = kind(
         made,
         opened.tokenizer,
         opened.template,
@@ -138,8 +140,13 @@ def open_model(
         raise
     writes = [each.write for each in (opened, drafter) if each is not None and each.write is not None]
     if writes:
-        llm.keep_packed(lambda: [write() for write in writes])
+        llm._keep_packed(lambda: [write() for write in writes])
     return llm
+
+
+def open_served(ref: ModelRef, **options: Any) -> ServedModel:
+    """Load a model for an engine process, with the options of `open_model`."""
+    return cast(ServedModel, open_model(ref, kind=ServedModel, **options))
 
 
 def _engine(

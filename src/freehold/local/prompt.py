@@ -1,7 +1,7 @@
 """What the model reads: a chat rendered and cut to fit, a text, ids, or a gap between two texts.
 
 Knows messages, templates and token counts; knows no engine and no answer.
-Path: LLM.start -> Prompter.prompt -> Prompt
+Path: ServedModel.start -> Prompter.prompt -> Prompt
 """
 
 from __future__ import annotations

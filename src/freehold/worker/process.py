@@ -4,7 +4,7 @@ Knows jobs, steps and frames; knows no web and no other model. Three kinds of th
 (long ones, and formats to be compiled, in a pool of two, so that a short one need not wait; embeddings in pools of
 their own, where they wait for their steps), and the main thread computes steps and sends what each gave. It is
 spawned with the socket as its only way to the world, and ends when that does.
-Path: client.py -> python -m freehold.worker.process FD -> LLM.start, LLM.pump -> Frame
+Path: client.py -> python -m freehold.worker.process FD -> ServedModel.start, ServedModel.pump -> Frame
 """
 
 from __future__ import annotations
@@ -431,12 +431,12 @@ def load(asked: Open, report: Callable[[int, int], None]) -> Model:
         from freehold.worker.scripted import ScriptedModel
 
         return ScriptedModel(asked.script)
-    from freehold.local import open_model
+    from freehold.local import open_served
 
     if asked.model is None:
         raise UsageError("there is nothing to load")
     options = asked.options if asked.disk is None else {**asked.options, "disk": asked.disk}
-    return open_model(asked.model, draft=asked.draft, packs=asked.packs, progress=report, **options)
+    return open_served(asked.model, draft=asked.draft, packs=asked.packs, progress=report, **options)
 
 
 def main() -> None:

@@ -1,0 +1,66 @@
+"""A loaded model as an engine process holds it: jobs in, chunks out, one thread that computes steps.
+
+Knows the job a server sends and checks every field of it; knows no protocol and no socket. A program that loads a
+model for itself has no use for it: that is LLM.
+Path: worker/process.py -> ServedModel.start -> Answering.enter; ServedModel.pump -> Answering.take
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from freehold.local.answering import Answering
+from freehold.local.embedding import Embeddings
+from freehold.local.jobs import check_job
+from freehold.local.llm import LLM
+from freehold.local.prompt import ANY_LENGTH
+from freehold.store.overlays import overlaid
+from freehold.types import EmbedJob, Job
+
+
+class ServedModel(LLM):
+    """An LLM whose requests come as jobs from callers that are not trusted, and whose steps `pump` computes."""
+
+    def start(self, job: Job) -> Answering:
+        """Check a job and prepare its answers; `enter` of the result queues them in the engine.
+
+        Raises UsageError for a field beyond its limit (jobs.py names them), ContextOverflow, BadTemplate.
+        """
+        self._check_open()
+        self._generating()
+        check_job(job, self.context)
+        return self._answering(job, self._seeded(None, job.sampling))
+
+    def pump(self, timeout: float) -> bool:
+        """Compute one step for all running requests; without any, wait up to `timeout` seconds for one."""
+        return self._engine.pump(timeout)
+
+    def embed_job(self, job: EmbedJob) -> Embeddings:
+        """Embed the texts of a request, in the steps that `pump` computes."""
+        return self._embedded(job)
+
+    def token_texts(self, ids: Sequence[int]) -> list[bytes]:
+        """Return the bytes of each id; control tokens as they are spelled."""
+        self._check_open()
+        return [self._tokenizer.token_bytes(id, special=True) for id in ids]
+
+    def count(self, job: Job) -> int:
+        """Return the number of tokens in a job's prompt, also where it exceeds the context."""
+        self._check_open()
+        check_job(job, ANY_LENGTH)
+        return self._prompter.count(job if self._overlay is None else overlaid(job, self._overlay))
+
+    def template(self) -> dict[str, Any]:
+        """Describe the tokenizer: vocabulary size, begin and end tokens, and the source of the chat template."""
+        tokenizer = self._tokenizer
+        named = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+        spelled = {k: None if id is None else tokenizer.token_text(id) for k, id in named.items()}
+        source = self._prompter.template.source if self._prompter.can_chat else None
+        return {
+            "chat_template": source,
+            **spelled,
+            "eos_token_ids": sorted(tokenizer.eos_ids),
+            "vocab_size": tokenizer.vocab_size,
+            "model_max_length": self.context,
+        }
