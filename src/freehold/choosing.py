@@ -51,12 +51,12 @@ def advise(
     from freehold.advisor.advice import Request
     from freehold.advisor.advice import advise as answered
     from freehold.advisor.facts import from_table
-    from freehold.catalog.tasks import task as named
+    from freehold.catalog.questions import question
 
     settings = settings or load_settings()
     told = facts or from_table(settings.company, f"{settings.home / 'config.toml'}: [company]")
     request = Request(
-        task=named(task),
+        task=question(task).task,
         facts=told if told.purpose else None,
         country_not=tuple(country_not),
         min_context=min_context,

@@ -11,7 +11,6 @@ from freehold.advisor.quality import LEVEL, Quality, Scale, line, measure, quant
 from freehold.catalog import models
 from freehold.catalog.model import Model, Score
 from freehold.catalog.tasks import task, tasks
-from freehold.errors import UsageError
 
 
 @cache
@@ -76,30 +75,6 @@ def test_a_line_is_not_moved_by_a_third_of_wrong_points():
 def test_quantile_counts_the_new_value_too():
     assert quantile([1, 2, 3, 4], 0.8) == 4
     assert quantile(list(range(1, 100)), 0.8) == 80
-
-
-@pytest.mark.parametrize(
-    ("said", "kind"),
-    [
-        ("code completion", "code-completion"),
-        ("autocomplete in my editor", "code-completion"),
-        ("a chatbot for customer support", "chat"),
-        ("Summarise long PDF reports", "documents"),
-        ("translate German to English", "translation"),
-        ("extract JSON from invoices", "extraction"),
-        ("embeddings", "embeddings"),
-    ],
-)
-def test_words_name_a_task(said, kind):
-    assert task(said).id == kind
-
-
-def test_an_unknown_task_lists_the_known_ones():
-    with pytest.raises(UsageError, match="nothing is known of the task 'zzz'") as caught:
-        task("zzz")
-    assert "code-completion" in (caught.value.hint or "")
-    with pytest.raises(UsageError, match="over 400"):
-        task("x" * 401)
 
 
 def test_every_tasks_benchmarks_are_known():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from freehold.catalog.questions import question
 from freehold.errors import UsageError
 
 
@@ -46,22 +47,23 @@ ASKED = [
     Asked("rerank search results in Arabic", "rerank", {"languages": ("ar",)}),
     Asked("self-hosted copilot for 12 developers, $500 a month", "code-completion",
           {"private": True, "users": 12, "budget": 500.0}),
+    Asked("Summarise 200-page legal contracts in Polish on an M4 Max 64GB", "documents",
+          {"context": 120_000, "hardware": "m4-max:64gb", "subjects": ("legal",), "languages": ("pl",)}),
+    Asked("chat for our team of 1,000 users", "chat", {"users": 1000}),
+    Asked("a 24 GB GPU for a coding assistant", "code", {"hardware": "rtx-4090"}),
+    Asked("macbook pro with 48 GB for writing", "chat", {"hardware": "m4-pro:48gb"}),
     Asked("zweckdienlich chat", "chat", {}, ("zweckdienlich",)),
 ]  # fmt: skip
 
 
-@pytest.mark.xfail(reason="the parser comes next", strict=False)
 @pytest.mark.parametrize("asked", ASKED, ids=lambda a: a.words)
 def test_a_question_is_understood(asked: Asked):
-    from freehold.catalog.questions import question
-
     found = question(asked.words)
     assert found.task.id == asked.task
     assert {name: getattr(found, name) for name in asked.fields} == asked.fields
     assert found.ignored == asked.ignored
 
 
-@pytest.mark.xfail(reason="the parser comes next", strict=False)
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -74,8 +76,27 @@ def test_a_question_is_understood(asked: Asked):
     ],
 )
 def test_what_matches_no_task_is_an_error_that_says_what_is_known(words: str, says: str):
-    from freehold.catalog.questions import question
-
     with pytest.raises(UsageError) as caught:
         _ = question(words).task
     assert says in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_words_of_another_task_are_named_and_not_ranked_for():
+    parts = {(p.what, p.words) for p in question("coding assistant").parts}
+    assert ("task", "coding") in parts and ("beside", "assistant") in parts
+
+
+def test_a_question_names_the_model_whose_hardware_it_asks_for():
+    found = question("What hardware do I need for Llama 3.3 70B with 20 users?")
+    assert (found.model, found.users, found.asks_hardware) == ("llama3.3:70b", 20, True)
+
+
+def test_a_question_is_a_few_words():
+    with pytest.raises(UsageError, match="over 400"):
+        question("x" * 401)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "?!", "8x", "$", "16", "16 GB", "x x x", "١٢ users", "🦙" * 50])
+def test_odd_text_is_no_task(text: str):
+    with pytest.raises(UsageError):
+        _ = question(text).task

@@ -86,7 +86,7 @@ def test_all_names_every_reason(run: Run):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("advise", "zzz"), "nothing is known of the task"),
+        (("advise", "zzz"), "names a kind of work"),
         (("advise", "chat", "--on", "h1000"), "no hardware is called"),
         (("advise", "chat", "--on", "h100", "--engine", "vlm"), "no engine is called"),
         (("advise", "chat", "--on", "h100", "--engine", "mlx"), "does not run on"),

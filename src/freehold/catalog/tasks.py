@@ -1,12 +1,11 @@
 """What people want of a model, and which published results say something about it.
 
 Knows words and benchmarks; knows no model's score (advisor/quality.py puts the two together).
-Path: cli/advise -> task("code completion") -> Task -> advisor.
+Path: questions.question -> tasks -> Task -> advisor.
 """
 
 from __future__ import annotations
 
-import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -15,8 +14,6 @@ from typing import Any
 
 from freehold.errors import UsageError
 
-MOST_CHARS = 400  # of a description of a task
-
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -24,15 +21,18 @@ class Task:
 
     id: str
     title: str
-    words: tuple[str, ...]
+    words: tuple[str, ...]  # that name it
     benchmarks: tuple[str, ...]
-    pace: float  # tokens a second below which somebody waits
+    pace: float  # tokens a second below which a user waits
     prompt: int  # tokens of a usual request
     answer: int
     sample: str  # a request to try a model with
+    hints: tuple[str, ...] = ()  # words that go with it, and name it where nothing else does
     min_context: int = 4000
     tools: bool = False  # the model has to call tools
     encoder: bool = False  # the work is an embedding model's
+    reranker: bool = False  # the work is a reranker's
+    finder: bool = False  # an embedding model finds the texts that it answers from
     quick: bool = False  # there is no time to think aloud first, however fast the model
     patient: bool = False  # there is, however slow
     fills: bool = False  # the model has to fill in between what stands before and after
@@ -52,20 +52,18 @@ def _task(table: dict[str, Any]) -> Task:
     return Task(**(table | lists))
 
 
-def task(said: str) -> Task:
-    """Return the kind of work that a description names: an id, or the one with most of its words in it.
+def task(name: str) -> Task:
+    """Return a kind of work by its id; spaces stand for hyphens. Raises UsageError with the ids there are.
 
-    Earlier kinds win a draw. Raises UsageError when no word is known, and lists the kinds there are.
+    A question in a user's words is questions.question's.
     """
-    if len(said) > MOST_CHARS:
-        raise UsageError(f"a task of {len(said):,} characters is over {MOST_CHARS}", "say it in a few words")
-    asked = "-".join(said.lower().split())
+    wanted = "-".join(name.lower().split())
     for one in tasks():
-        if asked == one.id:
+        if one.id == wanted:
             return one
-    words = set(re.findall(r"[a-z]+", said.lower()))
-    best = max(tasks(), key=lambda one: len(words & set(one.words)))
-    if not words & set(best.words):
-        kinds = ", ".join(one.id for one in tasks())
-        raise UsageError(f"nothing is known of the task {said!r}", f"name one of {kinds}")
-    return best
+    raise UsageError(f"there is no task {name!r}", f"name one of {kinds()}")
+
+
+def kinds() -> str:
+    """Return the ids of all kinds of work, as an error lists them."""
+    return ", ".join(one.id for one in tasks())

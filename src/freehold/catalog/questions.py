@@ -1,0 +1,464 @@
+"""A question about models in a user's words: what is understood of it, and which words were not.
+
+Tables of words (data/questions.toml, tasks.toml, the names of devices and models), matched from the left, the longest
+phrase first. No word is dropped in silence: it is understood, filler, or listed as ignored. Knows no score and no
+machine; what an answer makes of it is choosing.py's.
+Path: cli/advise, freehold.advise -> question -> Question -> advice.Request
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from freehold.catalog.entries import entries
+from freehold.catalog.hardware import devices
+from freehold.catalog.models import models
+from freehold.catalog.tasks import Task, kinds, tasks
+from freehold.errors import UsageError
+
+MOST_CHARS = 400  # of a question
+_NAMED, _HINTED = 100, 1  # a word that names a kind of work outweighs any number that only go with it
+_ATOM = re.compile(r"[$]?[^\W_]+(?:[.][^\W_]+)*(?:[+]+)?")
+_NUMBER = re.compile(r"(\d+(?:[.]\d+)?)(k|m|b|gb|gib|g)?")
+_SCALE = {"": 1.0, "k": 1e3, "m": 1e6}
+_LONGEST = 5  # words of a phrase
+_TUNED = re.compile(r"-(instruct|chat|it|hf|bf16)+$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something understood: `what` it is (task, language, hardware, ...), its value, and the words that said so."""
+
+    what: str
+    value: str
+    words: str
+    says: str = ""  # what it was taken as, or what an answer makes of it, where that is not plain
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question in parts. Empty and zero: it does not say."""
+
+    text: str
+    found: Task | None
+    parts: tuple[Part, ...]
+    ignored: tuple[str, ...]
+    unanswered: tuple[Unanswered, ...] = ()
+
+    @property
+    def task(self) -> Task:
+        """The kind of work. Raises UsageError, with the kinds there are, where no word names one."""
+        if self.asks_hardware:
+            users = f" --users {self.users}" if self.users else ""
+            raise UsageError(
+                f"{self.text!r} asks what hardware {self.model} needs",
+                f"freehold hardware {self.model}{users} answers that",
+            )
+        if self.found is not None:
+            return self.found
+        if self.unanswered:
+            raise UsageError(self.unanswered[0].says, self.unanswered[0].hint)
+        raise UsageError(f"no word of {self.text!r} names a kind of work", f"say one of {kinds()}")
+
+    def _values(self, what: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(p.value for p in self.parts if p.what == what))
+
+    def _number(self, what: str) -> float:
+        return max((float(v) for v in self._values(what)), default=0.0)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """ISO 639-1 codes, and "mul" for several languages at once."""
+        return self._values("language")
+
+    @property
+    def hardware(self) -> str:
+        """What --on would be given; empty: this machine, or nothing was said."""
+        return next((v for v in self._values("hardware") if v), "")
+
+    @property
+    def here(self) -> bool:
+        """Whether it says this machine."""
+        return any(p.what == "hardware" and not p.value for p in self.parts)
+
+    @property
+    def users(self) -> int:
+        """How many ask at a time."""
+        return int(self._number("users"))
+
+    @property
+    def context(self) -> int:
+        """Tokens of a conversation; 0: the task's."""
+        return int(self._number("context"))
+
+    @property
+    def max_params(self) -> float:
+        """Billions of parameters at most; 0: any."""
+        return self._number("size")
+
+    @property
+    def budget(self) -> float:
+        """Dollars a month; 0: none was named."""
+        return self._number("budget")
+
+    @property
+    def cheapest(self) -> bool:
+        """Whether it asks for what costs least."""
+        return bool(self._values("cheapest"))
+
+    @property
+    def private(self) -> bool:
+        """Whether nothing may leave."""
+        return bool(self._values("private"))
+
+    @property
+    def commercial(self) -> bool:
+        """Whether it names a commercial purpose."""
+        return bool(self._values("purpose"))
+
+    @property
+    def country_not(self) -> tuple[str, ...]:
+        """ISO 3166 codes of countries where it must not be made."""
+        return self._values("country_not")
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """What the work is about."""
+        return self._values("subject")
+
+    @property
+    def model(self) -> str:
+        """The model that it names."""
+        return next(iter(self._values("model")), "")
+
+    @property
+    def asks_hardware(self) -> bool:
+        """Whether it asks which hardware a model needs, and for no model."""
+        return bool(self.model and self._values("hardware needed"))
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """What no model is judged for, and the answer to it. `reads`: a modality that models can be asked to read."""
+
+    name: str
+    words: tuple[str, ...]
+    says: str
+    hint: str
+    reads: str = ""
+
+
+def question(text: str) -> Question:
+    """Read a question. Raises UsageError where it is too long; a missing task is raised by `Question.task`."""
+    if len(text) > MOST_CHARS:
+        raise UsageError(f"a task of {len(text):,} characters is over {MOST_CHARS}", "say it in a few words")
+    exact = next((t for t in tasks() if t.id == "-".join(text.lower().split())), None)
+    if exact:
+        return Question(text, exact, (Part("task", exact.id, text),), ())
+    parts, ignored = _read(_atoms(text))
+    found = _task(parts)
+    kept = tuple(_settled(parts, found))
+    unanswered = tuple(u for u in _unanswered() if any(p.what == u.name for p in kept))
+    return Question(text, found, kept, tuple(dict.fromkeys(ignored)), unanswered)
+
+
+def _atoms(text: str) -> list[str]:
+    """Return the words: hyphens, slashes and colons part them, points inside do not; 8xh200 is three."""
+    plain = re.sub(r"(?<=\d),(?=\d{3})", "", text.lower().replace("×", "x"))  # 1,000
+    plain = re.sub(r"(?<=\d)\s*[x*]\s*(?=[a-z])", " x ", plain)
+    return _ATOM.findall(plain)
+
+
+def _read(atoms: list[str]) -> tuple[list[Part], list[str]]:
+    parts: list[Part] = []
+    ignored: list[str] = []
+    at = 0
+    while at < len(atoms):
+        taken, found = _next(atoms, at)
+        words = " ".join(atoms[at : at + taken])
+        parts += [Part(p.what, p.value, words, p.says) for p in found]
+        if not taken:
+            ignored.append(atoms[at])
+        at += max(taken, 1)
+    return parts, ignored
+
+
+def _next(atoms: list[str], at: int) -> tuple[int, list[Part]]:
+    """Return how many words from `at` on are understood together, and as what; the longest reading wins."""
+    best: tuple[int, list[Part]] = (0, [])
+    for reader in (_phrase, _counted_device, _quantity, _team):
+        taken, found = reader(atoms, at)
+        if taken > best[0]:
+            best = taken, found
+    return best
+
+
+def _phrase(atoms: list[str], at: int) -> tuple[int, list[Part]]:
+    """Return the longest known phrase."""
+    known = _phrases()
+    for length in range(min(_LONGEST, len(atoms) - at), 0, -1):
+        found = known.get(tuple(atoms[at : at + length]))
+        if found is not None:  # filler says nothing
+            return length, found
+    return 0, []
+
+
+def _counted_device(atoms: list[str], at: int) -> tuple[int, list[Part]]:
+    """Return a device with how many there are: 8 x h200, two 3090s, m4-max:64gb."""
+    start, count = at, 1
+    words = _words()
+    if at + 1 < len(atoms) and (atoms[at].isdigit() or atoms[at] in words["numbers"]):
+        count = int(words["numbers"].get(atoms[at]) or atoms[at])
+        start += 1 + (atoms[at + 1] == "x")
+    for length in range(min(_LONGEST, len(atoms) - start), 0, -1):
+        name = _device_names().get(tuple(a for a in atoms[start : start + length]))
+        if name:
+            end = start + length
+            sized = re.fullmatch(r"(\d+)gi?b", atoms[end]) if end < len(atoms) else None
+            sizes = next(d.memories_gib for d in devices() if d.name == name)
+            if sized and float(sized[1]) in sizes:
+                name, end = f"{name}:{sized[1]}gb", end + 1
+            return end - at, [Part("hardware", name if count == 1 else f"{count}x{name}", "")]
+    return 0, []
+
+
+def _quantity(atoms: list[str], at: int) -> tuple[int, list[Part]]:
+    """Return a number with its unit: users, tokens, pages, gigabytes, parameters, dollars."""
+    found = _NUMBER.fullmatch(atoms[at].removeprefix("$"))
+    if found is None:
+        return 0, []
+    number, suffix = float(found[1]), found[2] or ""
+    rest = tuple(atoms[at + 1 : at + 3])
+    if atoms[at].startswith("$") or rest[:1] in (("dollars",), ("usd",)):
+        return _budget(atoms, at, number * _SCALE.get(suffix, 1.0))
+    if not suffix and rest[:1] in (("gb",), ("gib",)):
+        return _gigabytes(atoms, at, number, 2)
+    if suffix in _SCALE:
+        return _counted(number * _SCALE[suffix], suffix, rest)
+    if suffix == "b":
+        return 1 + (rest[:1] == ("parameters",)), [
+            Part("size", f"{number:g}", "", "at most so many billions")
+        ]
+    return _gigabytes(atoms, at, number, 1)
+
+
+def _counted(number: float, suffix: str, rest: tuple[str, ...]) -> tuple[int, list[Part]]:
+    words = _words()
+    for length in (2, 1):
+        unit = " ".join(rest[:length])
+        if unit in words["users"]:
+            return 1 + length, [Part("users", f"{number:.0f}", "", "who ask at the same time")]
+        if unit in words["page"]["words"]:
+            tokens = number * words["page"]["tokens"]
+            return 1 + length, [Part("context", f"{tokens:.0f}", "", f"{tokens:,.0f} tokens")]
+    if rest[:1] in (("tokens",), ("token",), ("context",)):
+        window = rest[1:] in (("context",), ("window",))
+        return 2 + window, [Part("context", f"{number:.0f}", "")]
+    billions = {"billion": 1.0, "bn": 1.0}.get(rest[0] if rest else "", 0.0)
+    if billions:
+        return 2, [Part("size", f"{number:g}", "", "at most so many billions")]
+    if suffix:
+        return 1, [Part("context", f"{number:.0f}", "", f"{number:,.0f} tokens of context")]
+    return 0, []
+
+
+def _team(atoms: list[str], at: int) -> tuple[int, list[Part]]:
+    """Return a team of 30."""
+    team = len(atoms) > at + 2 and atoms[at] in _words()["teams"] and atoms[at + 1] == "of"
+    if team and atoms[at + 2].isdigit():
+        unit = len(atoms) > at + 3 and atoms[at + 3] in _words()["users"]
+        return 3 + unit, [Part("users", f"{int(atoms[at + 2])}", "", "who ask at the same time")]
+    return 0, []
+
+
+def _budget(atoms: list[str], at: int, dollars: float) -> tuple[int, list[Part]]:
+    end = at + 1
+    while end < len(atoms) and atoms[end] in ("dollars", "usd", "a", "per", "month", "monthly"):
+        end += 1
+    return end - at, [Part("budget", f"{dollars:g}", "", "dollars of rent a month")]
+
+
+def _gigabytes(atoms: list[str], at: int, number: float, taken: int) -> tuple[int, list[Part]]:
+    """Return hardware by its memory: a 16 GB laptop, a GPU with 24 GB."""
+    words, end = _words(), at + taken
+    while end < len(atoms) and atoms[end] in ("of", "memory", "ram"):
+        end += 1
+    taken, found = _phrase(atoms, end) if end < len(atoms) else (0, [])
+    on = next((p for p in found if p.what == "hardware" and p.value), None)
+    if on:
+        name, says = _resized(on, number)
+        return end + taken - at, [Part("hardware", name, "", says)]
+    if end < len(atoms) and (atoms[end] in words["gpu"]["words"]):
+        return end + 1 - at, [_gpu(number)]
+    return end - at, [Part("memory", f"{number:g}", "", "gigabytes of memory")]
+
+
+def _resized(part: Part, gib: float) -> tuple[str, str]:
+    """Return a device in general words with the size that was named, and what it is taken as."""
+    base = part.value.partition(":")[0]
+    device = next(d for d in devices() if d.name == base)
+    if gib not in device.memories_gib:
+        sizes = ", ".join(f"{m:g}" for m in device.memories_gib)
+        return part.value, f"{part.says}; {device.title} is sold with {sizes} GB"
+    return f"{base}:{gib:g}gb", f"{device.title}, with {gib:g} GB"
+
+
+def _gpu(gib: float = 0.0) -> Part:
+    """Return the usual GPU of a size; without one, the first of the table."""
+    table = {float(k): v for k, v in _words()["gpu"].items() if k != "words"}
+    if not gib:
+        name = next(iter(table.values()))
+        return Part("hardware", name, "", f"which GPU is not said; taken as {name}, --on says otherwise")
+    name = table.get(max((m for m in table if m <= gib), default=min(table)), "")
+    return Part("hardware", name, "", f"taken as {name}, --on says otherwise")
+
+
+# --- what is settled when all was seen --------------------------------------------------------------
+
+
+def _task(parts: list[Part]) -> Task | None:
+    """Return the kind of work whose words weigh most; of a draw the earlier."""
+    weights = {t.id: 0 for t in tasks()}
+    for part in parts:
+        if part.what in ("task", "hint"):
+            for name in part.value.split():
+                weights[name] += _NAMED if part.what == "task" else _HINTED
+    best = max(tasks(), key=lambda t: weights[t.id])
+    return best if weights[best.id] else None
+
+
+def _settled(parts: list[Part], found: Task | None) -> Iterator[Part]:
+    """Yield the parts, memory joined with the hardware, and task words by whether they are of the chosen kind."""
+    memory = next((float(p.value) for p in parts if p.what == "memory"), 0.0)
+    hardware = [p for p in parts if p.what == "hardware" and p.value]
+    for part in parts:
+        if part.what in ("task", "hint"):
+            yield from _task_word(part, found)
+        elif part.what == "hardware" and part.value and memory:
+            name, says = _resized(part, memory)
+            yield Part("hardware", name, part.words, says)
+        elif part.what == "memory" and not hardware:
+            yield Part("note", part.value, part.words, "memory of what? --on names hardware")
+        elif part.what != "memory":
+            yield part
+
+
+def _task_word(part: Part, found: Task | None) -> Iterator[Part]:
+    names = part.value.split()
+    if found and found.id in names:
+        yield Part("task", found.id, part.words)
+    elif part.what == "task":
+        yield Part("beside", names[0], part.words, f"belongs to {names[0]}, which is not what is ranked for")
+    else:
+        yield Part("matter", part.words, part.words)
+
+
+# --- the tables ---------------------------------------------------------------------------------------
+
+
+@cache
+def _words() -> dict[str, Any]:
+    text = resources.files("freehold.catalog").joinpath("data", "questions.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+@cache
+def _unanswered() -> tuple[Unanswered, ...]:
+    return tuple(Unanswered(**{**u, "words": tuple(u["words"])}) for u in _words()["unanswered"])
+
+
+@cache
+def _device_names() -> Mapping[tuple[str, ...], str]:
+    """Return the devices by the words of their names, in the plural too."""
+    found: dict[tuple[str, ...], str] = {}
+    for device in devices():
+        for name in (device.name, *device.aliases):
+            words = tuple(_atoms(name))
+            found[words] = device.name
+            found.setdefault((*words[:-1], f"{words[-1]}s"), device.name)
+    return found
+
+
+@cache
+def _phrases() -> Mapping[tuple[str, ...], list[Part]]:
+    """Return every known phrase and what it says."""
+    words = _words()
+    found: dict[tuple[str, ...], list[Part]] = {}
+
+    def add(phrase: str, part: Part | None) -> None:
+        known = found.setdefault(tuple(_atoms(phrase)), [])
+        known += [part] if part else []
+
+    for phrase in words["filler"]:
+        add(phrase, None)
+    _add_plain(words, add)
+    for one in tasks():
+        for phrase in (*one.words, one.id):
+            add(phrase, Part("task", one.id, ""))
+        for phrase in one.hints:
+            add(phrase, Part("hint", one.id, ""))
+    for other in _unanswered():
+        for phrase in other.words:
+            add(phrase, Part(other.name, other.name, "", other.says))
+    for name, model_id in _model_names().items():
+        found.setdefault(name, [Part("model", model_id, "")])
+    return {phrase: _joined(parts) for phrase, parts in found.items()}
+
+
+def _add_plain(words: Mapping[str, Any], add: Callable[[str, Part | None], None]) -> None:
+    """Add what stands in questions.toml as lists of words."""
+    for phrase in words["private"]:
+        add(phrase, Part("private", "yes", "", "an open model on hardware of yours sends nothing out"))
+    for phrase in words["cheapest"]:
+        add(phrase, Part("cheapest", "yes", ""))
+    for phrase in words["commercial"]:
+        add(phrase, Part("purpose", "commercial", ""))
+    for phrase in words["hardware_asked"]:
+        add(phrase, Part("hardware needed", "yes", ""))
+    for what, table in (("language", "languages"), ("country_not", "country_not"), ("subject", "subjects")):
+        for code, phrases in words[table].items():
+            for phrase in phrases:
+                add(phrase, Part(what, code, "", _SAYS.get(what, "")))
+    for phrase, tokens in words["context"].items():
+        add(phrase, Part("context", f"{tokens}", "", f"{tokens:,} tokens"))
+    for place in words["hardware"]:
+        for phrase in place["words"]:
+            add(phrase, Part("hardware", place["on"], "", f"taken as {place['says']}"))
+    for phrase in words["gpu"]["words"]:
+        add(phrase, _gpu())
+
+
+_SAYS = {
+    "subject": "no published result of the catalogue is of this subject: measure your own cases with --try"
+}
+
+
+def _joined(parts: list[Part]) -> list[Part]:
+    """Return a phrase's parts; the kinds of work it names as one."""
+    others = [p for p in parts if p.what not in ("task", "hint")]
+    for what in ("task", "hint"):
+        names = " ".join(dict.fromkeys(p.value for p in parts if p.what == what))
+        others += [Part(what, names, "")] if names else []
+    return others
+
+
+@cache
+def _model_names() -> Mapping[tuple[str, ...], str]:
+    """Return models by the words of their names, with and without what says that they are tuned."""
+    found: dict[tuple[str, ...], str] = {}
+    for model in models():
+        tail = model.id.rpartition("/")[2]
+        for name in (tail, _TUNED.sub("", tail), model.name):
+            words = tuple(_atoms(name))
+            if words and (len(words) > 1 or any(c.isdigit() for c in words[0])) and len(words) <= _LONGEST:
+                found.setdefault(words, model.name or model.id)
+    for entry in entries():
+        if entry.default and any(c.isdigit() for c in entry.family):
+            found.setdefault(tuple(_atoms(entry.family)), entry.name)
+    return found
