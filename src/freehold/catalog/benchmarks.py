@@ -1,36 +1,139 @@
-"""The benchmarks whose published results the catalogue holds, and what each measures.
+"""The benchmarks whose published results the catalogue holds: what each measures, of how many items, in which skill.
 
 Knows names; knows no model, no result and no task (advisor/quality.py says what a task asks for).
-Path: schema.lint -> BENCHMARKS.
+Path: schema.lint, boards, advisor.evidence -> BENCHMARKS.
 """
 
 from __future__ import annotations
 
-# name -> what a model is asked, and what is counted; all in per cent
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """What a model is asked and what is counted, in per cent.
+
+    `skill`: general, code, maths, tools or documents. `items`: questions a run asks, which bound how well a repeat
+    agrees. `chance`: per cent that guessing gets.
+    """
+
+    about: str
+    skill: str
+    items: int
+    chance: float = 0.0
+
+
+def _arena(of: str) -> Benchmark:
+    # Ratings rest on thousands of votes; ratings of snapshots ten months apart differ by about 12 points (1.7 %).
+    return Benchmark(f"share of votes expected against a model rated 1300 on LMArena, {of}", "general", 3000)
+
+
 BENCHMARKS = {
-    "aider_polyglot": "exercises in six programming languages by edits to files, solved after two tries",
-    "aime24": "competition mathematics of 2024, 30 problems with whole numbers as answers",
-    "aime25": "competition mathematics of 2025, 30 problems with whole numbers as answers",
-    "bfcl": "calls of functions, chosen and filled in rightly (version 3 unless the setting says otherwise)",
-    "bigcodebench": "Python tasks that need several libraries, tests passed",
-    "gpqa": "questions of graduate biology, physics and chemistry, multiple choice",
-    "gpqa_diamond": "the 198 questions of gpqa on which experts agree",
-    "gsm8k": "school arithmetic told in words",
-    "humaneval": "164 Python functions from their docstrings, tests passed at the first try",
-    "humaneval_fim": "lines of those functions taken out and filled in from both sides",
-    "humaneval_plus": "humaneval with eighty times the tests",
-    "ifeval": "instructions whose keeping a program can check",
-    "livecodebench": "contest programs newer than the training data, of the dates or version in the setting",
-    "math": "competition mathematics of secondary school, 5,000 problems",
-    "math_500": "500 problems out of math",
-    "mbpp": "short Python functions from one sentence, tests passed at the first try",
-    "mbpp_plus": "mbpp with 35 times the tests",
-    "mgsm": "250 problems of gsm8k in ten or eleven languages",
-    "mmlu": "57 subjects from school to profession, four choices",
-    "mmlu_pro": "14 subjects, harder and with ten choices",
-    "mmlu_redux": "mmlu with its wrong questions mended",
-    "mmmlu": "mmlu translated by people into 14 languages",
-    "multipl_e": "humaneval translated into other programming languages, tests passed",
-    "ruler": "finding, tracing and counting in long texts of the length in the setting",
-    "swe_bench_verified": "500 issues of Python projects mended in their repository, tests passed",
+    "aider_polyglot": Benchmark(
+        "exercises in six programming languages by edits to files, solved after two tries", "code", 225
+    ),
+    "aime24": Benchmark(
+        "competition mathematics of 2024, 30 problems with whole numbers as answers", "maths", 30
+    ),
+    "aime25": Benchmark(
+        "competition mathematics of 2025, 30 problems with whole numbers as answers", "maths", 30
+    ),
+    "aime26": Benchmark(
+        "competition mathematics of 2026, 30 problems with whole numbers as answers", "maths", 30
+    ),
+    "arena": _arena("all prompts"),
+    "arena_chinese": _arena("prompts in Chinese"),
+    "arena_coding": Benchmark(
+        "share of votes expected against a model rated 1300 on LMArena, prompts about code", "code", 3000
+    ),
+    "arena_french": _arena("prompts in French"),
+    "arena_german": _arena("prompts in German"),
+    "arena_instructions": _arena("prompts with several instructions"),
+    "arena_japanese": _arena("prompts in Japanese"),
+    "arena_korean": _arena("prompts in Korean"),
+    "arena_maths": Benchmark(
+        "share of votes expected against a model rated 1300 on LMArena, prompts about mathematics",
+        "maths",
+        3000,
+    ),
+    "arena_russian": _arena("prompts in Russian"),
+    "arena_spanish": _arena("prompts in Spanish"),
+    "bfcl": Benchmark(
+        "calls of functions, chosen and filled in rightly (version 3 unless the setting says otherwise)",
+        "tools",
+        4000,
+    ),
+    "bigcodebench": Benchmark("Python tasks that need several libraries, tests passed", "code", 1140),
+    "gpqa": Benchmark(
+        "questions of graduate biology, physics and chemistry, multiple choice", "general", 448, 25
+    ),
+    "gpqa_diamond": Benchmark("the 198 questions of gpqa on which experts agree", "general", 198, 25),
+    "gsm8k": Benchmark("school arithmetic told in words", "maths", 1319),
+    "humaneval": Benchmark(
+        "164 Python functions from their docstrings, tests passed at the first try", "code", 164
+    ),
+    "humaneval_fim": Benchmark(
+        "lines of those functions taken out and filled in from both sides", "code", 1033
+    ),
+    "humaneval_plus": Benchmark("humaneval with eighty times the tests", "code", 164),
+    "ifeval": Benchmark("instructions whose keeping a program can check", "general", 541),
+    "livebench": Benchmark("LiveBench's questions of 2026-01, mean of its categories", "general", 1000),
+    "livebench_2024": Benchmark("LiveBench's questions of 2024-11, mean of its categories", "general", 1000),
+    "livebench_agentic": Benchmark(
+        "issues of repositories mended by an agent (LiveBench 2026-01)", "code", 60
+    ),
+    "livebench_coding": Benchmark("programs written and completed (LiveBench 2026-01)", "code", 120),
+    "livebench_instructions": Benchmark(
+        "news articles summarised, paraphrased and simplified under instructions (LiveBench 2026-01)",
+        "general",
+        200,
+    ),
+    "livebench_language": Benchmark("puzzles of words, plots and typos (LiveBench 2026-01)", "general", 140),
+    "livebench_maths": Benchmark("mathematics (LiveBench 2026-01)", "maths", 350),
+    "livebench_reasoning": Benchmark("puzzles of logic (LiveBench 2026-01)", "general", 250),
+    "livecodebench": Benchmark(
+        "contest programs newer than the training data, of the dates or version in the setting", "code", 175
+    ),
+    "math": Benchmark("competition mathematics of secondary school, 5,000 problems", "maths", 5000),
+    "math_500": Benchmark("500 problems out of math", "maths", 500),
+    "math_level_5": Benchmark("the 1,324 hardest problems of math", "maths", 1324),
+    "mbpp": Benchmark("short Python functions from one sentence, tests passed at the first try", "code", 500),
+    "mbpp_plus": Benchmark("mbpp with 35 times the tests", "code", 378),
+    "mgsm": Benchmark("250 problems of gsm8k in ten or eleven languages", "maths", 2500),
+    "mmlu": Benchmark("57 subjects from school to profession, four choices", "general", 14042, 25),
+    "mmlu_pro": Benchmark("14 subjects, harder and with ten choices", "general", 12032, 10),
+    "mmlu_redux": Benchmark("mmlu with its wrong questions mended", "general", 5700, 25),
+    "mmmlu": Benchmark("mmlu translated by people into 14 languages", "general", 14042, 25),
+    "multipl_e": Benchmark(
+        "humaneval translated into other programming languages, tests passed", "code", 1300
+    ),
+    "open_llm_bbh": Benchmark(
+        "23 hard tasks of BIG-bench, choices by likelihood, as the Open LLM Leaderboard runs them",
+        "general",
+        6511,
+        25,
+    ),
+    "open_llm_ifeval": Benchmark(
+        "ifeval as the Open LLM Leaderboard runs it: strict, mean of prompts and instructions", "general", 541
+    ),
+    "open_llm_mmlu_pro": Benchmark(
+        "mmlu_pro as the Open LLM Leaderboard runs it: five examples, choices by likelihood, no thinking",
+        "general",
+        12032,
+        10,
+    ),
+    "ruler": Benchmark(
+        "finding, tracing and counting in long texts of the length in the setting", "documents", 6500
+    ),
+    "swe_bench_bash": Benchmark(
+        "swe_bench_verified by one agent that has a shell and nothing else", "code", 500
+    ),
+    "swe_bench_verified": Benchmark(
+        "500 issues of Python projects mended in their repository, tests passed", "code", 500
+    ),
+    "vectara_faithful": Benchmark(
+        "summaries of articles that say nothing the article does not say, as a model judges it",
+        "documents",
+        7700,
+    ),
 }

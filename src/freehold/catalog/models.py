@@ -1,8 +1,8 @@
 """The shelf of models: reads the shipped facts and the user's own, answers by id, short name or file name.
 
-`data/models/*.toml` is one file a publisher, `data/sources.toml` spells the sources out. One model costs
-the reading of one file; all of them are read once. Knows no network; `freehold models refresh` adds to the
-user's file and never to ours.
+`data/models/*.toml` is one file a publisher, `data/sources.toml` spells the sources out, boards.py adds results. One
+model costs the reading of one file; all of them are read once. Knows no network; `freehold models refresh` adds to
+the user's file and never to ours.
 Path: catalog.models / catalog.model -> schema.parse -> schema.build -> Model.
 """
 
@@ -16,7 +16,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from freehold.catalog import schema
+from freehold.catalog import boards, schema
 from freehold.catalog.entries import Entry, entries, find
 from freehold.catalog.model import Model, Repo
 from freehold.config import data_home
@@ -154,7 +154,7 @@ def _recipes() -> dict[str, tuple[Entry, ...]]:
 
 
 def _finish(found: Model) -> Model:
-    """Spell the sources out, and add what the short names know: the name and where the files lie."""
+    """Spell the sources out, and add the boards' results and what the short names know: name and files."""
     spelled = sources()
     recipes = _recipes().get(found.id, ())
     own = (Repo(found.id, "safetensors"),) if found.hub else ()
@@ -163,7 +163,8 @@ def _finish(found: Model) -> Model:
         found,
         name=next((e.name for e in recipes), ""),
         sources=tuple(spelled.get(s, s) for s in found.sources),
-        scores=tuple(replace(s, source=spelled.get(s.source, s.source)) for s in found.scores),
+        scores=tuple(replace(s, source=spelled.get(s.source, s.source)) for s in found.scores)
+        + boards.of(found.id),
         repos=own + files,
     )
 
