@@ -109,7 +109,7 @@ def test_tiers_show_what_a_larger_machine_would_run():
 
 def test_embeddings_are_an_encoders_and_nothing_else():
     advice = advise(Request(task("embeddings")), catalog.models(), anywhere)
-    assert advice.picks and all(j.model.architecture == "bert" for j in advice.picks)
+    assert advice.picks and all(j.model.role == "embedder" for j in advice.picks)
 
 
 def test_a_commercial_user_is_not_offered_a_licence_for_research():
@@ -142,6 +142,6 @@ def test_nothing_is_lost_and_nothing_passes_twice(countries, context, speed):
     advice = advise(request, known, small)
     ids = [j.model.id for j in (*advice.picks, *advice.ruled_out)]
     assert len(ids) == len(set(ids))
-    assert len(ids) == sum(bool(m.params_b) and m.architecture != "bert" for m in known)
+    assert len(ids) == sum(bool(m.params_b) and m.role == "generator" for m in known)
     for judged in advice.picks:
         assert not countries.intersection(judged.model.countries) and judged.model.context >= context

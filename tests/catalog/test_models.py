@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from freehold import catalog
+from freehold.catalog import languages
 from freehold.catalog.licence import covering
 from freehold.catalog.models import sources
 from freehold.catalog.schema import parse
@@ -19,6 +20,7 @@ DATA = sorted(resources.files("freehold.catalog").joinpath("data", "models").ite
 NOWHERE = Path("/nowhere/catalogue.toml")
 MODELS = catalog.models(NOWHERE)
 IDS = {m.id for m in MODELS}
+SHARED = ("lab", "country", "family")
 
 
 @pytest.mark.parametrize("file", DATA, ids=lambda p: p.name)
@@ -28,8 +30,12 @@ def test_every_file_passes_the_linter_and_names_known_sources(file):
         cited = [*table["sources"], *(s["source"] for s in table.get("scores", ()))]
         assert sources().keys() >= set(cited), table["id"]
     tables = parse(file.name, text)
-    dated = [(t.id, t.checked) for t in tables]
-    assert len(set(dated)) == len(dated)
+    told = [
+        (t.id, t.checked, key)
+        for t in tables
+        for key in t.values.keys() - {"id", "checked", "sources", *SHARED}
+    ]
+    assert len(set(told)) == len(told), "two tables of one id and day say the same key"
     assert all(date(2026, 1, 1) <= t.checked <= date.today() for t in tables)
 
 
@@ -41,6 +47,44 @@ def test_a_model_lies_in_one_file():
 def test_at_least_120_models_are_known_with_their_lab_and_family():
     assert len(MODELS) >= 200
     assert all(m.lab and m.family for m in MODELS)
+
+
+def test_embedders_and_rerankers_are_known_with_what_choosing_one_needs():
+    found = [m for m in MODELS if m.role != "generator"]
+    assert sum(m.role == "embedder" for m in found) >= 20 and sum(m.role == "reranker" for m in found) >= 8
+    for m in found:
+        assert m.context and m.licence and m.languages and m.parameters and m.native and m.layers, m.id
+        assert bool(m.dimensions) is (m.role == "embedder"), m.id
+
+
+def test_no_generator_is_asked_for_vectors_and_no_embedder_for_text():
+    roles = {m.id: m.role for m in MODELS}
+    assert roles["BAAI/bge-m3"] == roles["Qwen/Qwen3-Embedding-8B"] == "embedder"
+    assert roles["BAAI/bge-reranker-v2-m3"] == "reranker" and roles["Qwen/Qwen3-8B"] == "generator"
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("Qwen/Qwen3-8B", "de", True),
+        ("Qwen/Qwen3-8B", "no", True),  # named as Bokmal and Nynorsk
+        ("HuggingFaceTB/SmolLM2-1.7B-Instruct", "de", False),
+        ("google/gemma-3-27b-it", "de", None),  # over 140 are claimed and none is named
+        ("MiniMaxAI/MiniMax-M2", "de", None),  # nothing is stated
+        ("meta-llama/Llama-3.3-70B-Instruct", "ja", False),
+        ("BAAI/bge-m3", "mul", True),
+        ("mixedbread-ai/mxbai-embed-large-v1", "mul", False),
+    ],
+)
+def test_a_language_is_stated_denied_or_unknown(name: str, code: str, said: bool | None):
+    assert catalog.model(name, NOWHERE).speaks(code) is said
+
+
+def test_every_set_of_languages_names_codes_and_a_source_that_is_spelled_out():
+    for found in languages.sets().values():
+        assert found.codes and len(set(found.codes)) == len(found.codes)
+        assert all(languages.CODE.fullmatch(code) for code in found.codes)
+        assert sources().keys() >= set(found.sources)
 
 
 def test_every_parents_licence_can_be_read_from_its_entry_or_from_a_licence_that_covers_it():
@@ -92,7 +136,7 @@ checked = 2026-11-20
 id = "Qwen/Qwen3-8B"
 context = 40960
 sources = ["config.json"]
-checked = 2026-11-25
+checked = 2027-01-25
 """
 
 
@@ -110,13 +154,13 @@ def user(tmp_path: Path) -> Path:
 def test_the_users_own_models_and_newer_facts_are_read_with_ours(user: Path):
     assert catalog.model("me/Tuned-8B", user).base == ("Qwen/Qwen3-8B",)
     newer = catalog.model("Qwen/Qwen3-8B", user)
-    assert newer.context == 40960 and newer.checked == date(2026, 11, 25)
+    assert newer.context == 40960 and newer.checked == date(2027, 1, 25)
     assert newer.params_b == 8 and newer.name == "qwen3:8b" and newer.sources[-1] == "config.json"
     assert len(catalog.models(user)) == len(MODELS) + 1
 
 
 def test_an_older_fact_of_the_user_does_not_win(user: Path):
-    user.write_text(OWN.replace("2026-11-25", "2026-11-01"), encoding="utf-8")
+    user.write_text(OWN.replace("2027-01-25", "2026-11-01"), encoding="utf-8")
     assert catalog.model("Qwen/Qwen3-8B", user).context == 131072
 
 
@@ -145,8 +189,8 @@ def test_scores_of_dated_tables_add_up_and_the_newer_replaces_its_own_setting(us
         ("params_b = 8", "param_b = 8", 5, "unknown key 'param_b'"),
         ("context = 40960", "context = true", 13, "must be a whole number"),
         ("context = 40960", "context = -1", 13, "is not within"),
-        ("checked = 2026-11-25", "", 11, "checked is missing"),
-        ("checked = 2026-11-25", "checked = 2026-11-25T10:00:00", 15, "must be a date"),
+        ("checked = 2027-01-25", "", 11, "checked is missing"),
+        ("checked = 2027-01-25", "checked = 2027-01-25T10:00:00", 15, "must be a date"),
         ('"Apache-2.0"', '"Apache 2"', 7, "is not an SPDX"),
         ('["Qwen/Qwen3-8B"]', '["qwen3:8b"]', 6, "which is not org/repo"),
         ("params_b = 8", "active_b = 9\nparams_b = 8", 5, "active_b = 9 exceeds params_b = 8"),

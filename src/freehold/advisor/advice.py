@@ -173,7 +173,7 @@ def _order(judged: Judged) -> tuple[float, float, str]:
 
 def _of_kind(model: Model, task: Task) -> bool:
     """Say whether a model makes what the task wants at all: vectors, or text."""
-    return task.encoder is (model.architecture == "bert")
+    return model.role == ("embedder" if task.encoder else "generator")
 
 
 def _judge(model: Model, request: Request, scale: Scale, quick: Scale, placer: Placer) -> Judged:

@@ -13,10 +13,13 @@ from datetime import date
 
 KINDS = ("full", "window", "latent", "mamba2", "deltanet", "linear", "plain")
 THINKING = ("", "none", "switchable", "only")
+ROLES = ("generator", "embedder", "reranker")
 # The smallest billions of parameters of each tier. A bound is the geometric mean of the sizes that the
 # tiers beside it name (1.5 and 3, 4 and 7, 8 and 14, 32 and 100); xl begins at 200 as its row says.
 TIERS = {"nano": 0.0, "micro": 2.1, "small": 5.3, "medium": 10.6, "large": 56.6, "xl": 200.0}
 STALE_DAYS = 180  # a fact older than this is shown with its age: half a year is two model generations
+MULTILINGUAL = 10  # languages from which a model counts as multilingual
+_VARIETIES = {"no": ("nb", "nn"), "nb": ("no",), "nn": ("no",), "fil": ("tl",), "tl": ("fil",)}
 _STATE_WIDTH, _CONV_WIDTH = (
     4,
     2,
@@ -100,10 +103,19 @@ class Model:
     released: str = ""  # ISO date, or its year and month
     params_b: float = 0.0  # billions of parameters in all
     active_b: float = 0.0  # billions used per token
+    # Weights in the published files, counted: towers for images, draft layers and a head stored twice included.
+    parameters: int = 0
+    text_parameters: int = 0  # of them those that text needs, an embedding that is the head once; 0: all
+    native: str = ""  # the quantisation in which its lab publishes it, as catalog.quants names it
+    tensor_bytes: int = 0  # of the tensors in the published files
     kind: str = "dense"  # dense | moe
-    architecture: str = ""  # GGUF's name for it
+    role: str = "generator"  # what it returns: text, vectors (embedder), or a score of a pair (reranker)
+    dimensions: int = 0  # of an embedder's vectors
+    architecture: str = ""  # GGUF's name for it; config.json's model_type where GGUF has one name for several
     context: int = 0
     modalities: tuple[str, ...] = ("text",)  # what it reads
+    languages: tuple[str, ...] = ()  # ISO 639 codes of those that its card or its lab names
+    languages_stated: int = 0  # how many they claim, where they name fewer
     thinking: str = ""  # none | switchable | only
     instructed: bool | None = (
         None  # trained to follow instructions; False: a base model, which continues text
@@ -124,6 +136,7 @@ class Model:
     repos: tuple[Repo, ...] = ()
     scores: tuple[Score, ...] = ()
     note: str = ""
+    not_published: tuple[tuple[str, str], ...] = ()  # a fact that was looked for, and the source without it
 
     @property
     def tier(self) -> str:
@@ -135,6 +148,17 @@ class Model:
     def countries(self) -> tuple[str, ...]:
         """The lab's seats, one code each."""
         return tuple(self.country.split("/")) if self.country else ()
+
+    def speaks(self, code: str) -> bool | None:
+        """Say whether its card or its lab names a language, by ISO 639 code; "mul" asks for ten or more.
+
+        None: nothing is stated, or more languages are claimed than are named.
+        """
+        if code == "mul":
+            return max(len(self.languages), self.languages_stated) >= MULTILINGUAL if self.languages else None
+        if code in self.languages or any(variety in self.languages for variety in _VARIETIES.get(code, ())):
+            return True
+        return None if self.languages_stated > len(self.languages) or not self.languages else False
 
     @property
     def cache_known(self) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from freehold.catalog import boards, schema
 from freehold.catalog.entries import Entry, entries, find
+from freehold.catalog.languages import spelled as languages_spelled
 from freehold.catalog.model import Model, Repo
 from freehold.config import data_home
 from freehold.errors import ModelNotFound, StoreError
@@ -154,15 +155,18 @@ def _recipes() -> dict[str, tuple[Entry, ...]]:
 
 
 def _finish(found: Model) -> Model:
-    """Spell the sources out, and add the boards' results and what the short names know: name and files."""
+    """Spell sources and languages out; add the boards' results, and what the short names know: name and files."""
     spelled = sources()
+    stated = languages_spelled(found.languages)
     recipes = _recipes().get(found.id, ())
     own = (Repo(found.id, "safetensors"),) if found.hub else ()
     files = tuple(Repo(e.hub_repo, e.kind, (e.hub_quant,)) for e in recipes if e.hub_repo)
     return replace(
         found,
         name=next((e.name for e in recipes), ""),
-        sources=tuple(spelled.get(s, s) for s in found.sources),
+        sources=tuple(dict.fromkeys(spelled.get(s, s) for s in (*found.sources, *stated.sources))),
+        languages=stated.codes,
+        languages_stated=max(found.languages_stated, stated.stated),
         scores=tuple(replace(s, source=spelled.get(s.source, s.source)) for s in found.scores)
         + boards.of(found.id),
         repos=own + files,

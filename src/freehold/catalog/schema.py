@@ -17,7 +17,8 @@ from datetime import date
 from typing import Any
 
 from freehold.catalog.benchmarks import BENCHMARKS
-from freehold.catalog.model import KINDS, THINKING, Layers, Model, Score
+from freehold.catalog.languages import CODE, sets
+from freehold.catalog.model import KINDS, ROLES, THINKING, Layers, Model, Score
 from freehold.config import nearest
 from freehold.errors import StoreError
 
@@ -41,10 +42,18 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "released": str,
     "params_b": _NUMBER,
     "active_b": _NUMBER,
+    "parameters": int,
+    "text_parameters": int,
+    "native": str,
+    "tensor_bytes": int,
     "kind": str,
+    "role": str,
+    "dimensions": int,
     "architecture": str,
     "context": int,
     "modalities": list,
+    "languages": list,
+    "languages_stated": int,
     "thinking": str,
     "instructed": bool,
     "fills": bool,
@@ -61,7 +70,9 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "kv_bytes": int,
     "scores": list,
     "note": str,
+    "not_published": dict,
 }
+_MOST = {"parameters": 1e14, "text_parameters": 1e14, "tensor_bytes": 1e15}  # of other numbers: 1e9
 _NEEDED = ("id", "checked", "sources")
 
 
@@ -124,9 +135,11 @@ def build(tables: list[Facts]) -> Model:
         scores |= {(s["benchmark"], s["setting"]): Score(**s) for s in facts.values.get("scores", ())}
         sources |= dict.fromkeys(facts.values["sources"])
     plain = {"family": "", "lab": "", "country": "", **merged, "sources": tuple(sources)}
-    for key in ("modalities", "base"):
+    for key in ("modalities", "base", "languages"):
         if key in plain:
             plain[key] = tuple(plain[key])
+    missing = {k: v for f in tables for k, v in f.values.get("not_published", {}).items() if k not in merged}
+    plain["not_published"] = tuple(missing.items())
     plain["layers"] = tuple(Layers(**g) for g in plain.get("layers", ()))
     plain["scores"] = tuple(scores.values())
     if plain.get("kind", "dense") == "dense":
@@ -137,14 +150,19 @@ def build(tables: list[Facts]) -> Model:
 def _values(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """Check what a table says in single values."""
     for key, value in table.items():
-        if isinstance(value, _NUMBER) and not isinstance(value, bool) and not 0 <= value < 1e9:
-            return key, f"{key} = {value} is not within 0..1e9", ""
+        most = _MOST.get(key, 1e9)
+        if isinstance(value, _NUMBER) and not isinstance(value, bool) and not 0 <= value < most:
+            return (
+                key,
+                f"{key} = {value} is not within 0..{most:.0e}".replace("e+0", "e").replace("e+", "e"),
+                "",
+            )
     patterns = {"id": _ID, "released": _RELEASED, "licence": _LICENCE}
     shapes = {"id": "org/repo", "released": "2025-04-28 or 2025-04", "licence": "an SPDX or LicenseRef- id"}
     for key, pattern in patterns.items():
         if table.get(key) and not pattern.fullmatch(table[key]):
             return key, f"{key} = {table[key]!r} is not {shapes[key]}", ""
-    choices = {"kind": ("dense", "moe"), "thinking": THINKING}
+    choices = {"kind": ("dense", "moe"), "role": ROLES, "thinking": THINKING}
     for key, allowed in choices.items():
         if key in table and table[key] not in allowed:
             return key, f"{key} = {table[key]!r} is none of {', '.join(filter(None, allowed))}", ""
@@ -157,11 +175,17 @@ def _values(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
 
 def _parts(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """Check what a table says in lists."""
-    for key in ("sources", "base", "modalities"):
+    for key in ("sources", "base", "modalities", "languages"):
         if not all(isinstance(item, str) and item for item in table.get(key, ())):
             return key, f"{key} holds something other than names", ""
     if unknown := set(table.get("modalities", ())) - set(MODALITIES):
         return "modalities", f"modality {sorted(unknown)[0]!r} is none of {', '.join(MODALITIES)}", ""
+    for name in table.get("languages", ()):
+        if not CODE.fullmatch(name) and name not in sets():
+            return "languages", f"{name!r} is no ISO 639 code and no set of languages", ""
+    for key, source in table.get("not_published", {}).items():
+        if key not in KEYS or not isinstance(source, str) or not source:
+            return "not_published", f"not_published: {key} needs to be a fact with a source", ""
     for parent in table.get("base", ()):
         if not _ID.fullmatch(parent):
             return "base", f"base names {parent!r}, which is not org/repo", ""
@@ -228,7 +252,7 @@ def _score_fault(score: Any) -> str:
 
 def _type_name(kind: type | tuple[type, ...]) -> str:
     names = {str: "a text", int: "a whole number", bool: "true or false", list: "a list", date: "a date"}
-    return "a number" if isinstance(kind, tuple) else names[kind]
+    return "a number" if isinstance(kind, tuple) else names.get(kind, "a table")
 
 
 def _label(table: Mapping[str, Any]) -> str:

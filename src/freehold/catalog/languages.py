@@ -1,0 +1,52 @@
+"""Sets of languages that models' cards and labs name, by the key under which data/models cites them.
+
+Knows ISO 639 codes; knows no model. What a set claims beyond the codes it names is a number, never a guess.
+Path: models._finish -> spelled -> Model.languages -> Model.speaks.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+CODE = re.compile(r"[a-z]{2,3}")
+
+
+@dataclass(frozen=True, slots=True)
+class Languages:
+    """What is stated: the codes named, how many are claimed (0: those named), and the keys of the sources."""
+
+    codes: tuple[str, ...]
+    stated: int = 0
+    sources: tuple[str, ...] = ()
+
+
+def spelled(names: Iterable[str]) -> Languages:
+    """Return the languages behind `names`, each an ISO code or a set's key; raise KeyError for neither."""
+    codes: dict[str, None] = {}
+    stated, sources = 0, []
+    for name in names:
+        if CODE.fullmatch(name):
+            codes[name] = None
+            continue
+        found = sets()[name]
+        codes |= dict.fromkeys(found.codes)
+        stated = max(stated, found.stated)
+        sources += found.sources
+    return Languages(tuple(codes), stated, tuple(sources))
+
+
+@cache
+def sets() -> dict[str, Languages]:
+    """Return the sets that the shipped data names."""
+    text = resources.files("freehold.catalog").joinpath("data", "languages.toml").read_text(encoding="utf-8")
+    return {
+        name: Languages(
+            tuple(raw["codes"].split()), raw.get("stated", 0), (raw["source"],) if "source" in raw else ()
+        )
+        for name, raw in tomllib.loads(text)["sets"].items()
+    }
