@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from freehold.advisor.anatomy import Anatomy
     from freehold.advisor.facts import Facts
     from freehold.advisor.fit import Fit, Misfit
+    from freehold.advisor.places import Load
     from freehold.advisor.verdict import Verdict
 
 
@@ -39,32 +40,58 @@ def advise(
     engine: str = "",
     budget: float | None = None,
     held: bool = False,
+    users: int | None = None,
+    cheapest: bool = False,
+    languages: Sequence[str] = (),
     settings: Settings | None = None,
 ) -> Advice:
-    """Rank the catalogue's models for `task`, a few words or a task's id, under conditions, in a place.
+    """Rank the catalogue's models for `task`, a question in a few words or a task's id, under conditions, in a place.
+
+    Whatever the words say beside the task (languages, hardware, users, context, a budget) counts where no argument
+    says it; the answer's `asked` names what was understood, what was ignored, and where the two differ.
 
     `facts`: yours, for the licence; without a purpose in them or in config.toml's [company] it is not judged.
     `min_context`: tokens; `max_params`: billions; `min_speed`: tokens a second, the task's own pace if None.
     `on`: hardware such as "2xh100" with `engine`; `budget`: dollars of rent a month; neither: this machine. `held`:
-    only models whose files are here. Raises UsageError for a task, hardware or engine that nobody knows.
+    only models whose files are here. `users`: who ask at a time. `cheapest`: of those not shown to be worse than the
+    best, what costs least comes first. `languages`: ISO 639 codes.
+    Raises UsageError for a question that names no task, and for hardware and engines that are not known.
     """
     from freehold.advisor.advice import Request
     from freehold.advisor.advice import advise as answered
+    from freehold.advisor.asking import join
     from freehold.advisor.facts import from_table
+    from freehold.advisor.places import Load
     from freehold.catalog.questions import question
 
     settings = settings or load_settings()
-    told = facts or from_table(settings.company, f"{settings.home / 'config.toml'}: [company]")
-    request = Request(
-        task=question(task).task,
-        facts=told if told.purpose else None,
-        country_not=tuple(country_not),
-        min_context=min_context,
+    asked = join(
+        question(task),
+        on=on,
+        users=users,
+        context=min_context,
         max_params=max_params,
+        budget=budget,
+        country_not=country_not,
+        languages=languages,
+        cheapest=cheapest,
+    )
+    told = facts or from_table(settings.company, f"{settings.home / 'config.toml'}: [company]")
+    told = replace(told, purpose=told.purpose or asked.purpose)
+    request = Request(
+        task=asked.task,
+        facts=told if told.purpose else None,
+        country_not=asked.country_not,
+        min_context=asked.context,
+        max_params=asked.max_params,
         min_speed=min_speed,
         held=files_held(settings) if held else None,
+        reads=asked.reads,
+        cheapest=asked.cheapest,
     )
-    return answered(request, catalog.models(), _placer(settings, on, engine, budget, request.speed))
+    load = Load(asked.users, asked.task.prompt, asked.task.answer)
+    placer = _placer(settings, asked.on, engine, asked.budget, request.speed, load)
+    return replace(answered(request, catalog.models(), placer), asked=asked)
 
 
 def fit(
@@ -130,7 +157,9 @@ def files_held(settings: Settings) -> dict[str, Path]:
     return found
 
 
-def _placer(settings: Settings, hardware: str, engine: str, budget: float | None, speed: float) -> Placer:
+def _placer(
+    settings: Settings, hardware: str, engine: str, budget: float | None, speed: float, load: Load
+) -> Placer:
     from freehold.advisor import places
     from freehold.advisor.fit import place_here
 
@@ -144,11 +173,11 @@ def _placer(settings: Settings, hardware: str, engine: str, budget: float | None
             raise UsageError(
                 f"{rig.name} is {said}, beyond a budget of {budget:g}", "leave out one of the two"
             )
-        return places.on_rigs([rig], engine, speed)
+        return places.on_rigs([rig], engine, speed, load)
     if budget is not None:
-        return places.on_rigs(places.rented_for(budget), engine, speed)
+        return places.on_rigs(places.rented_for(budget), engine, speed, load)
     if engine not in ("", "freehold"):
         raise UsageError(
             f"the engine {engine} needs named hardware: --on", "here it is Freehold's own engine"
         )
-    return places.here(place_here(settings), files_held(settings))
+    return places.here(place_here(settings), files_held(settings), load)

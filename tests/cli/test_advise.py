@@ -138,3 +138,45 @@ def test_python_and_the_verb_weigh_a_file_in_another_quantisation_alike(run: Run
     (row,) = json.loads(run("fit", path, "--quant", "Q8_0", "--json")[1])["fits"]
     assert found.memory and (found.anatomy.quant, found.memory.weights) == ("Q8_0", row["memory"]["weights"])
     assert freehold.fit(path).anatomy.exact and not found.anatomy.exact
+
+
+def test_an_answer_names_what_it_understood_and_what_it_ignored(run: Run, tmp_path: Path):
+    page = tmp_path / "advice.html"
+    status, out, _ = run("advise", "RAG over German contracts in vim", "--html", str(page))
+    assert status == 0
+    assert "understood: task rag (rag, contracts); language de (german)" in out and "ignored: vim" in out
+    assert "ignored: vim" in page.read_text()
+    told = json.loads(run("advise", "RAG over German contracts in vim", "--json")[1])
+    assert {"what": "language", "value": "de", "words": "german", "says": ""} in told["understood"]
+    assert told["ignored"] == ["vim"] and told["context"] == 16000
+
+
+def test_hardware_in_words_is_the_place_and_an_option_beats_it(run: Run):
+    told = json.loads(run("advise", "coding agent on an RTX 4090", "--json")[1])
+    assert {p["placement"]["where"] for p in told["picks"]} == {"rtx-4090"}
+    told = json.loads(run("advise", "coding agent on an RTX 4090", "--on", "h100", "--json")[1])
+    assert {p["placement"]["where"] for p in told["picks"]} == {"h100"}
+    assert any("rtx-4090" in note and "the option counts" in note for note in told["notes"])
+
+
+def test_many_users_at_a_time_need_room_for_all(run: Run):
+    one = json.loads(run("advise", "chat", "--on", "h100", "--json")[1])["picks"][0]["placement"]
+    told = json.loads(run("advise", "chat for 50 users", "--on", "h100", "--json")[1])
+    many = told["picks"][0]["placement"]
+    assert many["users"] == 50 and many["engine"] != "llama.cpp"
+    assert one["users"] == 1 and any(r["rule"] == "users" for j in told["ruled_out"] for r in j["refusals"])
+
+
+def test_the_cheapest_comes_first_among_those_not_shown_to_be_worse(run: Run):
+    best = json.loads(run("advise", "classifying support mails", "--json")[1])["picks"]
+    told = json.loads(run("advise", "cheapest model for classifying support mails", "--json")[1])["picks"]
+    able = [p for p in told if p["quality"]["high"] >= best[0]["quality"]["low"]]
+    assert told[: len(able)] == able
+    assert [p["placement"]["memory"] for p in able] == sorted(p["placement"]["memory"] for p in able)
+    assert able[0]["placement"]["memory"] < best[0]["placement"]["memory"]
+
+
+def test_pictures_beside_a_task_ask_for_models_that_read_them(run: Run):
+    told = json.loads(run("advise", "chatbot that can read screenshots", "--on", "h100", "--json")[1])
+    assert any("vision is not answered" in note for note in told["notes"])
+    assert not any(p["id"] == "Qwen/Qwen3-32B" for p in told["picks"])

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
+from freehold.advisor.asking import Asked
 from freehold.advisor.facts import Facts
 from freehold.advisor.interval import Interval
 from freehold.advisor.quality import Quality, Scale
@@ -31,9 +32,10 @@ RULES = {
     "engine": "--engine",
     "memory": "--on",
     "budget": "--budget",
+    "users": "--users",
     "speed": "--min-speed",
 }
-PLACE_RULES = ("engine", "memory", "budget", "speed")  # another machine would lift these
+PLACE_RULES = ("engine", "memory", "budget", "users", "speed")  # another machine would lift these
 MOST_CONTEXT = 100_000_000
 # Tokens a second below which thinking aloud, some 2,400 tokens of it, takes more than a minute: results that took it
 # do not count there, unless the task has the patience.
@@ -44,7 +46,8 @@ THINKING_PACE = 40
 class Placement:
     """Where and how a model would run: `quant` on `engine`, `memory` in bytes at `context` tokens.
 
-    `decode`, `prefill`: tokens a second of one user; None: not known. `month`: dollars of rent; None: not rented.
+    `decode`, `prefill`: tokens a second of each user, `users` at a time; None: not known. `month`: dollars of rent;
+    None: not rented. `command` is empty where none is known to run, and `why_none` says why.
     """
 
     where: str
@@ -56,6 +59,8 @@ class Placement:
     prefill: Interval | None
     command: str
     month: float | None = None
+    users: int = 1
+    why_none: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,8 @@ class Request:
     max_params: float = 0.0  # billions; 0: any
     min_speed: float | None = None  # tokens a second; None: the task's pace
     held: Collection[str] | None = None
+    reads: tuple[str, ...] = ()  # modalities beside text
+    cheapest: bool = False  # of those not shown to be worse than the best, what costs least comes first
 
     def __post_init__(self) -> None:
         """Refuse what is no country, no context and no speed."""
@@ -128,6 +135,7 @@ class Advice:
     benchmark: str
     picks: tuple[Judged, ...]
     ruled_out: tuple[Judged, ...]
+    asked: Asked | None = None  # what was understood of the question; choosing.py fills it
 
     @property
     def relax(self) -> tuple[tuple[str, int], ...]:
@@ -163,12 +171,30 @@ def advise(request: Request, models: Iterable[Model], placer: Placer) -> Advice:
         scale = quick
     judged = [_judge(m, request, scale, quick, placer) for m in known if _of_kind(m, task)]
     picks = sorted((j for j in judged if not j.refusals), key=_order)
+    picks = cheapest_first(picks) if request.cheapest else picks
     return Advice(request, scale.benchmark, tuple(picks), tuple(j for j in judged if j.refusals))
 
 
 def _order(judged: Judged) -> tuple[float, float, str]:
     speed = judged.placement.decode.mid if judged.placement else 0.0
     return -judged.vouched, -speed, judged.model.id
+
+
+def cheapest_first(picks: list[Judged]) -> list[Judged]:
+    """Order by cost those whose range reaches the best one's low end: none of them is shown to be worse.
+
+    Cost is a month's rent, then memory. The others follow as they stood.
+    """
+    if not picks:
+        return picks
+    able = [j for j in picks if j.quality is None or j.quality.range.high >= picks[0].vouched]
+    return sorted(able, key=_cost) + [j for j in picks if j not in able]
+
+
+def _cost(judged: Judged) -> tuple[float, int, float]:
+    place = judged.placement
+    assert place is not None  # a pick has one
+    return (place.month or 0.0), place.memory, -judged.vouched
 
 
 def _of_kind(model: Model, task: Task) -> bool:
@@ -207,6 +233,8 @@ def _facts_against(model: Model, request: Request) -> Iterable[Refusal]:
         yield Refusal("task", "not known to fill in the middle, as an editor asks")
     if task.quick and model.thinking == "only":
         yield Refusal("task", "thinks aloud before each answer")
+    if missing := [m for m in request.reads if m not in model.modalities]:
+        yield Refusal("task", f"does not read {' and '.join(missing)}s")
     if task.tools and model.tools is not True:
         yield Refusal("task", "not known to call tools" if model.tools is None else "calls no tools")
     if request.country_not:

@@ -29,7 +29,7 @@ from freehold.machine import show_bytes
 OURS = "freehold"
 USUAL_CONTEXT = 4096  # tokens a fit is computed for where nobody names a number
 MOST_CONTEXT = 1 << 30
-_CACHE_SHARE = 0.9  # of free memory that a context somebody asked for may take; the engine's own rule
+CACHE_SHARE = 0.9  # of free memory that a context somebody asked for may take; the engine's own rule
 _GUESSED = 2.0  # how far off a speed may be on a machine that was never measured
 _LOAD_SPREAD = 1.6  # of a load: whether its file is in memory yet decides more than the machine
 _DISK_GB_S = (1.0, 3.0, 7.0)  # what reads weights into a rig's memory: a disk of a cloud, NVMe, several
@@ -136,13 +136,13 @@ def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bo
     machine = place.machine
     assert machine is not None
     memory = _memory(anatomy, context, kv_type)
-    longest = _longest(anatomy, lambda n: _memory(anatomy, n, kv_type).total <= machine.free * _CACHE_SHARE)
+    longest = _longest(anatomy, lambda n: _memory(anatomy, n, kv_type).total <= machine.free * CACHE_SHARE)
     misfit = Misfit(anatomy, place, OURS, context, memory, longest, "", "")
     if anatomy.architecture not in ours.ARCHITECTURES:
         shown = anatomy.architecture or "of this model, which nobody told,"
         reason = f"Freehold's engine does not run the architecture {shown} yet"
         return replace(misfit, reason=reason, hint="--on HARDWARE says how other engines do")
-    if memory.total > machine.free * _CACHE_SHARE:
+    if memory.total > machine.free * CACHE_SHARE:
         return replace(misfit, **_too_large(memory, machine.free, context, longest))
     history = place.history or History(machine.rates)
     decode, prefill = (history.correction(kind, model_key(anatomy)) for kind in calibration.KINDS)
@@ -224,7 +224,7 @@ def _basis(correction: Correction, machine: Machine) -> str:
 
 def _too_large(memory: Memory, free: int, context: int, longest: int) -> dict[str, str]:
     """Word why it does not fit and what would."""
-    allowed = f"{show_bytes(free * _CACHE_SHARE)} of the {show_bytes(free)} free"
+    allowed = f"{show_bytes(free * CACHE_SHARE)} of the {show_bytes(free)} free"
     if longest:
         return {
             "reason": f"a context of {context:,} tokens needs {show_bytes(memory.total)}; {allowed} may be taken",

@@ -113,6 +113,17 @@ def decode_cost(anatomy: Anatomy, depth: int, kv_type: str = "f16") -> Cost:
     )
 
 
+def batch_cost(anatomy: Anatomy, depth: int, sequences: int) -> Cost:
+    """Return what a step asks in which so many sequences go on by one token each.
+
+    Weights are read once; from some three rows on they are multiplied as a prompt's are.
+    """
+    kept = anatomy.cache_bytes(depth, KV_WIDTHS["f16"]) + anatomy.state_bytes
+    one = decode_cost(anatomy, 0)
+    dots = 2 * anatomy.token_weights * max(1 / _LONE, sequences / _DOTS)
+    return Cost(one.read + sequences * kept, dots + sequences * kept / _LOOK, one.rest)
+
+
 def prefill_cost(anatomy: Anatomy, tokens: int) -> Cost:
     """Return what a prompt of `tokens` asks to its first token; never less than one token does."""
     matrices = 2 * (anatomy.token_weights - anatomy.head_weights) * tokens

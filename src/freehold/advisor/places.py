@@ -8,14 +8,17 @@ Path: cli/advise -> here or on_rigs -> fit, roofline -> advice.Placement or Refu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from freehold.advisor import roofline
+from freehold.advisor import ours, roofline
 from freehold.advisor.advice import Placement, Placer, Refusal
-from freehold.advisor.anatomy import from_catalogue, from_file
+from freehold.advisor.anatomy import Anatomy, from_catalogue, from_file
+from freehold.advisor.commands import line
 from freehold.advisor.engines import Engine, engines
 from freehold.advisor.engines import engine as engine_called
-from freehold.advisor.fit import Misfit, Place, fit
+from freehold.advisor.fit import CACHE_SHARE, OURS, Fit, Misfit, Place, fit
+from freehold.advisor.interval import Interval
 from freehold.advisor.ours import ARCHITECTURES
 from freehold.advisor.ownership import HOURS
 from freehold.catalog.hardware import Rig, devices
@@ -26,9 +29,22 @@ from freehold.errors import UsageError
 QUANTS = ("BF16", "FP8", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "INT4")
 _NATIVE = {"gpt-oss": ("MXFP4",)}  # families that are published in four bits, and in nothing finer
 _COUNTS = (1, 2, 4, 8)  # devices of one kind that are rented as one box
+_UNMEASURED_BATCH = 2.0  # how far off many users' speed may be on our engine, of which no row was fitted
 
 
-def here(place: Place, held: Mapping[str, Path]) -> Placer:
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is asked at a time: `users`, each with a prompt and an answer of so many tokens."""
+
+    users: int = 1
+    prompt: int = 512
+    answer: int = 256
+
+
+ALONE = Load()
+
+
+def here(place: Place, held: Mapping[str, Path], load: Load = ALONE) -> Placer:
     """Return a Placer over this machine (fit.place_here's); `held`: the files of models that are here, by id."""
 
     def placed(model: Model, context: int) -> Placement | Refusal:
@@ -37,18 +53,46 @@ def here(place: Place, held: Mapping[str, Path]) -> Placer:
         if isinstance(found, Misfit):
             rule = "memory" if anatomy.architecture in ARCHITECTURES else "engine"
             return Refusal(rule, found.reason)
+        if why := _crowded(found, load.users):
+            return Refusal("users", why)
+        name = model.name or str(held[model.id]) if model.id in held else ""
+        made = line(model, anatomy.quant, OURS, context=context, held=name)
         return Placement(
             where=place.name,
             engine=found.engine,
             quant=anatomy.quant,
-            memory=found.memory.total,
+            memory=found.memory.total + (load.users - 1) * sum(found.memory.cache.values()),
             context=context,
-            decode=found.decode,
+            decode=_shared(found, anatomy, load.users),
             prefill=found.prefill,
-            command=f"freehold run {model.name or model.id}",
+            command=made.command,
+            users=load.users,
+            why_none=made.why_none,
         )
 
     return placed
+
+
+def _crowded(found: Fit, users: int) -> str:
+    """Say why this machine cannot hold so many conversations at a time; empty: it can."""
+    machine, cache = found.place.machine, sum(found.memory.cache.values())
+    assert machine is not None
+    most = engine_called(OURS).streams
+    room = machine.free * CACHE_SHARE - found.memory.total
+    fitting = min(1 + int(room // cache) if cache else most, most)
+    return (
+        "" if users <= fitting else f"room for {fitting} conversations of {found.context:,} tokens at a time"
+    )
+
+
+def _shared(found: Fit, anatomy: Anatomy, users: int) -> Interval:
+    """Return each user's speed where a step answers all: weights are read once, caches and dots are each one's own."""
+    machine = found.place.machine
+    if users == 1 or machine is None:
+        return found.decode
+    one = ours.decode_cost(anatomy, found.context).seconds(machine.rates)
+    step = ours.batch_cost(anatomy, found.context, users).seconds(machine.rates)
+    return Interval.within(found.decode.mid * one / step, _UNMEASURED_BATCH)
 
 
 def quant_of(model: Model) -> str:
@@ -70,13 +114,14 @@ def rented_for(budget: float) -> list[Rig]:
     return sorted(found, key=month_of)
 
 
-def on_rigs(rigs: Sequence[Rig], engine: str, speed: float) -> Placer:
+def on_rigs(rigs: Sequence[Rig], engine: str, speed: float, load: Load = ALONE) -> Placer:
     """Return a Placer over hardware: the first rig on which a model fits and reaches `speed` tokens a second.
 
-    `engine` empty: whichever answers fastest. Where no rig reaches the speed, the fastest placement is the answer.
+    `engine` empty: whichever answers fastest. What a command is known for goes before what has none. Where no rig
+    reaches the speed, the fastest placement is the answer.
     Raises UsageError for an engine that nobody knows or that runs on none of the rigs.
     """
-    chosen = (engine_called(engine),) if engine else tuple(e for e in engines() if e.name != "freehold")
+    chosen = (engine_called(engine),) if engine else engines()
     if not any(e.runs_on(r.device) for e in chosen for r in rigs):
         ours = ", ".join(e.name for e in engines() if any(e.runs_on(r.device) for r in rigs))
         raise UsageError(
@@ -84,49 +129,87 @@ def on_rigs(rigs: Sequence[Rig], engine: str, speed: float) -> Placer:
         )
 
     def place(model: Model, context: int) -> Placement | Refusal:
-        best: Placement | None = None
-        why = ""
+        found: list[Placement] = []
+        why = Refusal("memory", "")
         for rig in rigs:
-            for found in _on(model, context, rig, chosen):
-                if isinstance(found, str):
-                    why = found
-                elif found.decode.mid >= speed:
-                    return found
-                elif best is None or found.decode.mid > best.decode.mid:
-                    best = found
-        return best or Refusal("memory", why)
+            for one in _on(model, context, rig, chosen, load):
+                if isinstance(one, Refusal):
+                    why = one
+                elif one.decode.mid >= speed and one.command:
+                    return one
+                else:
+                    found.append(one)
+        quick = [p for p in found if p.decode.mid >= speed]
+        return quick[0] if quick else max(found, key=lambda p: p.decode.mid, default=why)
 
     return place
 
 
-def _on(model: Model, context: int, rig: Rig, chosen: Sequence[Engine]) -> Iterator[Placement | str]:
+def _on(
+    model: Model, context: int, rig: Rig, chosen: Sequence[Engine], load: Load
+) -> Iterator[Placement | Refusal]:
     """Yield a model's placements on a rig, what rounds least first; or once why there is none."""
-    why, fits = f"no engine reads it on {rig.name}", False
+    why, fits = Refusal("memory", f"no engine reads it on {rig.name}"), False
     for quant in quants_of(model):
-        able = tuple(e for e in chosen if e.reads(quant, rig.device) and e.runs_on(rig.device))
+        able = tuple(e for e in chosen if _runs(e, model, quant, rig))
         if not able:
             continue
         work = from_catalogue(model, quant)
         ranked = roofline.candidates(work, rig, able, context)
         if not ranked:
-            why = roofline.place(work, rig, able[0], context).why
+            why = Refusal("memory", roofline.place(work, rig, able[0], context).why)
             continue
-        fits = True
-        engine, single = ranked[0]
-        placed = roofline.place(work, rig, engine, context)
-        yield Placement(
-            where=rig.name,
-            engine=engine.name,
-            quant=quant,
-            memory=placed.weights + placed.sequence,
-            context=context,
-            decode=single.answer,
-            prefill=single.prompt,
-            command=_command(model, quant, engine, rig),
-            month=month_of(rig) if rig.rent else None,
-        )
+        for engine, single in ranked:
+            made = _placement(model, work, rig, engine, context, load, single)
+            if isinstance(made, str):
+                why = Refusal("users", made)
+            else:
+                fits = True
+                yield made
     if not fits:
         yield why
+
+
+def _runs(engine: Engine, model: Model, quant: str, rig: Rig) -> bool:
+    """Say whether an engine runs a model there at all; of others' architectures nothing is known."""
+    known = engine.name != OURS or model.architecture in ARCHITECTURES
+    return known and engine.reads(quant, rig.device) and engine.runs_on(rig.device)
+
+
+def _placement(
+    model: Model,
+    work: Anatomy,
+    rig: Rig,
+    engine: Engine,
+    context: int,
+    load: Load,
+    single: roofline.Single,
+) -> Placement | str:
+    """Return the placement on one engine, or why it does not answer so many users."""
+    placed = roofline.place(work, rig, engine, context)
+    answer = single.answer
+    if load.users > 1:
+        if placed.streams < load.users:
+            return f"{engine.title} on {rig.name} has room for {placed.streams} conversations of {context:,} tokens"
+        try:
+            many = roofline.serving(work, rig, engine, load.prompt, max(load.answer, 1), load.users)
+        except UsageError as e:
+            return e.message
+        answer = many.tpot.inverse()
+    made = line(model, work.quant, engine.name, devices=rig.count, context=context)
+    return Placement(
+        where=rig.name,
+        engine=engine.name,
+        quant=work.quant,
+        memory=placed.weights + load.users * placed.sequence,
+        context=context,
+        decode=answer,
+        prefill=single.prompt,
+        command=made.command,
+        month=month_of(rig) if rig.rent else None,
+        users=load.users,
+        why_none=made.why_none,
+    )
 
 
 def quants_of(model: Model) -> tuple[str, ...]:
@@ -137,19 +220,3 @@ def quants_of(model: Model) -> tuple[str, ...]:
 def month_of(rig: Rig) -> float:
     """Return a month's rent in dollars; infinite where nobody is known to rent it out."""
     return rig.rent.mid * HOURS if rig.rent else float("inf")
-
-
-def _command(model: Model, quant: str, engine: Engine, rig: Rig) -> str:
-    """Return the line that serves a model there; where the weights must be had quantised, it says so."""
-    gguf = next((r.repo for r in model.repos if r.format == "gguf"), "")
-    if engine.name == "llama.cpp":
-        return f"llama-server -hf {gguf or model.id}:{quant}"
-    line = {
-        "vllm": f"vllm serve {model.id} --tensor-parallel-size {rig.count}",
-        "sglang": f"python -m sglang.launch_server --model-path {model.id} --tp {rig.count}",
-        "tensorrt-llm": f"trtllm-serve {model.id} --tp_size {rig.count}",
-        "mlx": f"mlx_lm.server --model {model.id}",
-    }[engine.name]
-    if quant == "FP8" and engine.name in ("vllm", "sglang"):
-        return f"{line} --quantization fp8"
-    return line if quant in ("BF16", "MXFP4") else f"{line}  # a copy of the weights in {quant}"

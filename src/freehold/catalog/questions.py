@@ -370,7 +370,10 @@ def _words() -> dict[str, Any]:
 
 @cache
 def _unanswered() -> tuple[Unanswered, ...]:
-    return tuple(Unanswered(**{**u, "words": tuple(u["words"])}) for u in _words()["unanswered"])
+    return tuple(
+        Unanswered(u["name"], tuple(u["words"]), u["says"], u["hint"], u.get("reads", ""))
+        for u in _words()["unanswered"]
+    )
 
 
 @cache
@@ -381,7 +384,7 @@ def _device_names() -> Mapping[tuple[str, ...], str]:
         for name in (device.name, *device.aliases):
             words = tuple(_atoms(name))
             found[words] = device.name
-            found.setdefault((*words[:-1], f"{words[-1]}s"), device.name)
+            found.setdefault(tuple(_atoms(f"{name}s")), device.name)
     return found
 
 
@@ -456,7 +459,8 @@ def _model_names() -> Mapping[tuple[str, ...], str]:
         tail = model.id.rpartition("/")[2]
         for name in (tail, _TUNED.sub("", tail), model.name):
             words = tuple(_atoms(name))
-            if words and (len(words) > 1 or any(c.isdigit() for c in words[0])) and len(words) <= _LONGEST:
+            known_apart = len(words) > 1 or any(c.isdigit() for word in words for c in word)
+            if words and known_apart and len(words) <= _LONGEST:
                 found.setdefault(words, model.name or model.id)
     for entry in entries():
         if entry.default and any(c.isdigit() for c in entry.family):

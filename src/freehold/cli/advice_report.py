@@ -34,7 +34,8 @@ def report(advice: Advice, shown: tuple[Judged, ...]) -> str:
         f"{first}{len(advice.picks)} models fit, {len(advice.ruled_out)} are ruled out; "
         f"{advice.request.speed:g} tokens a second or more, {advice.request.context:,} tokens of context."
     )
-    sections = [_ranking(advice, shown)] if shown else []
+    sections = [_question(advice)]
+    sections += [_ranking(advice, shown)] if shown else []
     if advice.by_tier:
         sections.append(_tiers(advice))
     sections.append(_ruled_out(advice))
@@ -45,6 +46,31 @@ def report(advice: Advice, shown: tuple[Judged, ...]) -> str:
         f"Made by freehold advise on {date.today().isoformat()}.",
     )
     return page(f"Models for {task.title}", lead, sections, footer)
+
+
+def _question(advice: Advice) -> Section:
+    return Section("The question", tuple(paragraph(line) for line in understood(advice)))
+
+
+def understood(advice: Advice) -> list[str]:
+    """Return what was understood of the question, what was ignored, and what else is to be said of it, a line each."""
+    asked = advice.asked
+    if asked is None:
+        return []
+    said: dict[tuple[str, str, str], list[str]] = {}
+    for part in asked.understood:
+        said.setdefault((part.what, part.value, part.says), []).append(part.words)
+    lines = ["understood: " + "; ".join(_part(*key, words) for key, words in said.items())]
+    if asked.question.ignored:
+        lines.append(f"ignored: {', '.join(asked.question.ignored)}")
+    return lines + [f"note: {note}" for note in asked.notes]
+
+
+def _part(what: str, value: str, says: str, words: list[str]) -> str:
+    """Word one thing that was understood: language de (German); hardware m4:16gb (macbook: taken as an Apple M4)."""
+    shown = "" if value in ("yes", "") else f" {value}"
+    because = f"{', '.join(words)}: {says}" if says else ", ".join(words)
+    return f"{what}{shown} ({because})"
 
 
 def _ranking(advice: Advice, shown: tuple[Judged, ...]) -> Section:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.advice_report import chart, head, name, per_cent, reasons, report, row
+from freehold.cli.advice_report import chart, head, name, per_cent, reasons, report, row, understood
 from freehold.cli.company import FACTS, company_facts, company_options
 from freehold.cli.facts import size
 from freehold.cli.models import Billions
@@ -45,6 +45,11 @@ _NAMED = 3  # models named of each rule that ruled some out
 )
 @click.option("--engine", metavar="NAME", default="", help="With --on: vllm, sglang, llama.cpp, ...")
 @click.option("--budget", type=click.FloatRange(0, 1e9), metavar="DOLLARS", help="Rent at most this a month.")
+@click.option("--users", "users_at_once", type=click.IntRange(1, 4096), help="So many ask at a time.")
+@click.option(
+    "--language", "languages", metavar="CC", multiple=True, help="de, fr, ja; mul: many; repeatable."
+)
+@click.option("--cheapest", is_flag=True, help="Of those not shown to be worse, what costs least first.")
 @click.option("--held", is_flag=True, help="Only models that are held here.")
 @company_options
 @click.option("--top", type=click.IntRange(1, 1000), default=8, show_default=True, help="Show this many.")
@@ -58,17 +63,21 @@ _NAMED = 3  # models named of each rule that ruled some out
 def command(
     settings: Settings, task: str, top: int, everything: bool, run: bool, as_json: bool, **given: Any
 ) -> None:
-    """Say which open model to use for TASK, such as "code completion", and why.
+    """Say which open model to use for TASK, such as "code completion" or "RAG over German contracts", and why.
+
+    What the words say counts unless an option says it: task, languages, hardware, users, context, privacy, a budget.
+    What was understood and what was ignored is named; words that name no task are an error.
 
     Quality is what makers published, brought onto one benchmark's scale, with the range that four of five known
     results fall into; ranked by the range's low end. Speed and memory are predicted for this machine, or for
     HARDWARE. A licence is judged when a purpose is given, here or in config.toml's [company]; other facts of yours
     as for `freehold license`. What is not known never passes a condition.
 
-    With --json: {"schema": 1, "task", "benchmark", "speed", "context", "picks": [...], "tiers": {...},
-    "ruled_out": [...], "relax": [...]}.
+    With --json: {"schema": 1, "task", "understood", "ignored", "notes", "benchmark", "speed", "context",
+    "picks": [...], "tiers": {...}, "ruled_out": [...], "relax": [...]}.
     """
     advice = _advice(settings, task, given)
+    assert advice.asked is not None  # choosing fills it
     shown = advice.picks[:top]
     if as_json:
         click.echo(json.dumps(as_plain(advice), indent=1))
@@ -103,6 +112,9 @@ def _advice(settings: Settings, task: str, given: dict[str, Any]) -> Advice:
         engine=given["engine"],
         budget=given["budget"],
         held=given["held"],
+        users=given["users_at_once"],
+        languages=given["languages"],
+        cheapest=given["cheapest"],
         settings=settings,
     )
 
@@ -110,7 +122,10 @@ def _advice(settings: Settings, task: str, given: dict[str, Any]) -> Advice:
 def _print(advice: Advice, shown: tuple[Judged, ...], *, everything: bool, plotted: bool) -> None:
     task = advice.request.task
     scale = f", on the scale of {advice.benchmark}" if advice.benchmark else ""
-    click.echo(f"{task.id}: {task.title}; {advice.request.speed:g} tokens a second or more{scale}")
+    needs = f"{advice.request.speed:g} tokens a second or more, {advice.request.context:,} tokens of context"
+    click.echo(f"{task.id}: {task.title}; {needs}{scale}")
+    for line in understood(advice):
+        click.echo(line)
     if shown:
         _print_picks(advice, shown)
         if plotted:
@@ -131,7 +146,8 @@ def _print_picks(advice: Advice, shown: tuple[Judged, ...]) -> None:
     click.echo("")
     for line in reasons(shown[0]):
         click.echo(line)
-    click.echo(f"  {shown[0].placement.command}" if shown[0].placement else "")
+    if place := shown[0].placement:
+        click.echo(f"  {place.command}" if place.command else f"  no command is known: {place.why_none}")
 
 
 def _print_plot(advice: Advice, shown: tuple[Judged, ...]) -> None:
@@ -190,6 +206,9 @@ def as_plain(advice: Advice) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "task": advice.request.task.id,
+        "understood": [asdict(p) for p in advice.asked.understood] if advice.asked else [],
+        "ignored": list(advice.asked.question.ignored) if advice.asked else [],
+        "notes": list(advice.asked.notes) if advice.asked else [],
         "benchmark": advice.benchmark,
         "speed": advice.request.speed,
         "context": advice.request.context,

@@ -1,0 +1,111 @@
+"""A question joined with the options beside it: which of two counts, and what an answer must say about that.
+
+An option counts over the same thing said in words; where they differ, a note says so. Knows no model.
+Path: choosing.advise -> join -> Asked -> advice.Request, Advice.asked
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from freehold.catalog.questions import Part, Question
+from freehold.catalog.tasks import Task
+from freehold.errors import UsageError
+
+_Said = TypeVar("_Said")
+MOST_USERS = 4096  # at a time; no published row is of more
+_CODES = 4  # letters of a language code at most
+SHOWN = ("beside", "matter", "note")  # parts that an answer names apart from what it rests on
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an answer rests on. Empty and zero: neither the question nor an option says."""
+
+    question: Question
+    task: Task
+    languages: tuple[str, ...] = ()  # ISO 639-1 codes but English, and "mul"
+    reads: tuple[str, ...] = ()  # modalities that a model must read
+    on: str = ""
+    users: int = 1
+    context: int = 0
+    max_params: float = 0.0
+    budget: float | None = None
+    country_not: tuple[str, ...] = ()
+    cheapest: bool = False
+    purpose: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def understood(self) -> tuple[Part, ...]:
+        """The parts of the question that the answer rests on."""
+        return tuple(p for p in self.question.parts if p.what not in SHOWN)
+
+
+def join(
+    question: Question,
+    *,
+    on: str = "",
+    users: int | None = None,
+    context: int = 0,
+    max_params: float = 0.0,
+    budget: float | None = None,
+    country_not: Sequence[str] = (),
+    languages: Sequence[str] = (),
+    cheapest: bool = False,
+) -> Asked:
+    """Join a question with options. Raises UsageError where no task is named, and for values that are none."""
+    task = question.task  # raises
+    notes = [f"{u.name} beside it: {u.says}" for u in question.unanswered]
+    notes += [f"{p.words}: {p.says}" for p in question.parts if p.what in ("note", "beside")]
+    if users is not None and not 1 <= users <= MOST_USERS:
+        raise UsageError(f"{users:,} users at a time are not within 1..{MOST_USERS:,}")
+    said_users = min(question.users, MOST_USERS)
+    if question.users > MOST_USERS:
+        notes.append(f"{question.users:,} users: answered for {MOST_USERS:,} at a time, the most")
+    found = Asked(
+        question,
+        task,
+        languages=_languages(question, languages),
+        reads=tuple(u.reads for u in question.unanswered if u.reads),
+        on=_one("hardware", on, "" if budget is not None else question.hardware, notes),
+        users=int(_one("users", users or 0, said_users, notes)) or 1,
+        context=int(_one("context", context, question.context, notes)),
+        max_params=_one("size", max_params, question.max_params, notes),
+        budget=_one("budget", budget, question.budget or None, notes),
+        country_not=tuple(dict.fromkeys((*country_not, *question.country_not))),
+        cheapest=cheapest or question.cheapest,
+        purpose="commercial" if question.commercial else "",
+    )
+    return _with_notes(found, notes, budget)
+
+
+def _with_notes(found: Asked, notes: list[str], budget: float | None) -> Asked:
+    question = found.question
+    if budget is not None and question.hardware:
+        notes.append(f"the question says {question.hardware}, --budget says rented hardware: --budget counts")
+    if question.private and (found.budget is not None):
+        notes.append("private: rented hardware is another's; leave the budget out to stay on your own")
+    if question.model:
+        notes.append(f"{question.model}: freehold why {question.model} tells of this one model")
+    return replace(found, notes=tuple(notes))
+
+
+def _languages(question: Question, given: Sequence[str]) -> tuple[str, ...]:
+    """Return the languages asked for but English, which every benchmark is in."""
+    for code in given:
+        if not (code.isascii() and code.isalpha() and 2 <= len(code) < _CODES):
+            raise UsageError(
+                f"language {code!r} is no code of a language", "write ISO 639: de, fr, ja; mul: many"
+            )
+    wanted = (*(c.lower() for c in given), *question.languages)
+    return tuple(code for code in dict.fromkeys(wanted) if code != "en")
+
+
+def _one(what: str, option: _Said, said: _Said, notes: list[str]) -> _Said:
+    """Return the option where it is given, else what the question says; note where both are and differ."""
+    if option and said and option != said:
+        notes.append(f"the question says {what} {said}, the option says {option}: the option counts")
+    return option or said

@@ -1,0 +1,115 @@
+"""The line that runs a model on an engine; where none is known to run, the reason.
+
+A line is given for files that are known to be there: a repository of GGUFs with that quantisation, the weights as
+published, or what an engine makes of them while it loads. Knows no memory and no speed.
+Path: places, cli/fit -> line -> Line
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from freehold.advisor.ours import ARCHITECTURES
+from freehold.catalog.model import Model
+
+_FLOAT = ("BF16", "F16")
+_MLX_BITS = {"Q4_0": 4, "Q8_0": 8}  # what mlx_lm.convert makes, by the names that these widths have here
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A command; or an empty one, and why."""
+
+    command: str
+    why_none: str = ""
+
+
+def line(
+    model: Model, quant: str, engine: str, *, devices: int = 1, context: int = 0, held: str = ""
+) -> Line:
+    """Return what runs `model` in `quant` on `engine` over so many devices; `held`: a file that is here.
+
+    `context` 0: the engine's default.
+    """
+    if engine == "freehold":
+        return _ours(model, quant, context, held)
+    if engine == "llama.cpp":
+        return _llama_cpp(model, quant, context)
+    if not model.hub:
+        return Line("", f"{model.id} is no repository on the hub: its lab hands the weights out elsewhere")
+    if engine == "mlx":
+        return _mlx(model, quant)
+    return _server(model, quant, engine, devices, context)
+
+
+def published(model: Model) -> tuple[str, ...]:
+    """Return the quantisations in which the weights of a model's own repository are."""
+    return ("MXFP4",) if model.family == "gpt-oss" else _FLOAT
+
+
+def gguf(model: Model, quant: str = "") -> str:
+    """Return a repository of GGUFs known to have a quantisation, or any where that is empty; else an empty string."""
+    found = (r.repo for r in model.repos if r.format == "gguf" and (not quant or quant in r.quants))
+    return next(found, "")
+
+
+def _ours(model: Model, quant: str, context: int, held: str) -> Line:
+    if model.architecture not in ARCHITECTURES:
+        shown = model.architecture or "which is not known"
+        return Line("", f"Freehold's engine does not run its architecture, {shown}")
+    room = f" --context {context}" if context else ""
+    repo = gguf(model, quant)
+    own = model.id if model.hub and quant in published(model) else ""
+    name = held or (model.name if model.name and quant == _fetched(model) else "")
+    name = name or (f"{repo}:{quant}" if repo else own)
+    if name:
+        return Line(f"freehold run {name}{room}")
+    return Line("", _no_gguf(model, quant))
+
+
+def _fetched(model: Model) -> str:
+    """Return the quantisation that the short name fetches; without a hub's repository, whatever the file is."""
+    found = [r.quants[0] for r in model.repos if r.format == "gguf" and r.quants]
+    return found[0] if found else "BF16"
+
+
+def _llama_cpp(model: Model, quant: str, context: int) -> Line:
+    repo = gguf(model, quant)
+    if not repo:
+        return Line("", _no_gguf(model, quant))
+    return Line(f"llama-server -hf {repo}:{quant}" + (f" -c {context}" if context else ""))
+
+
+def _no_gguf(model: Model, quant: str) -> str:
+    any_repo = gguf(model)
+    if any_repo:
+        has = ", ".join(q for r in model.repos if r.repo == any_repo for q in r.quants)
+        return f"{any_repo} has {has} for certain; whether it has {quant} is not known here"
+    return f"no repository with a GGUF in {quant} is known here"
+
+
+def _mlx(model: Model, quant: str) -> Line:
+    if quant in published(model):
+        return Line(f"mlx_lm.server --model {model.id}")
+    if quant in _MLX_BITS:
+        made = f"mlx_lm.convert --hf-path {model.id} -q --q-bits {_MLX_BITS[quant]} --mlx-path mlx_model"
+        return Line(f"{made} && mlx_lm.server --model mlx_model")
+    return Line("", f"no copy of the weights in {quant} is known here")
+
+
+def _server(model: Model, quant: str, engine: str, devices: int, context: int) -> Line:
+    """Return the line of an engine for many users; vLLM and SGLang round to FP8 while they load."""
+    rounded = quant == "FP8" and quant not in published(model)
+    if quant not in published(model) and not (rounded and engine in ("vllm", "sglang")):
+        return Line("", f"no copy of the weights in {quant} is known here")
+    start, several, room = {
+        "vllm": (f"vllm serve {model.id}", "--tensor-parallel-size", "--max-model-len"),
+        "sglang": (
+            f"python -m sglang.launch_server --model-path {model.id}",
+            "--tp-size",
+            "--context-length",
+        ),
+        "tensorrt-llm": (f"trtllm-serve {model.id}", "--tp_size", "--max_seq_len"),
+    }[engine]
+    parts = [start, f"{several} {devices}" if devices > 1 else "", f"{room} {context}" if context else ""]
+    return Line(" ".join(p for p in (*parts, "--quantization fp8" if rounded else "") if p))
