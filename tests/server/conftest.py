@@ -17,6 +17,7 @@ from freehold.server.serve import Doors, Settings, bind_tcp, bind_unix
 from freehold.store import Store
 from tests.server.fakes import FakeModels, Script
 
+JSON = {"Content-Type": "application/json"}
 NOWHERE = "http://127.0.0.1:9"  # a hub that never answers
 
 

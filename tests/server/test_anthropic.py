@@ -14,7 +14,7 @@ from freehold.server.anthropic.errors import anthropic_error
 from freehold.server.anthropic.fields import Block, InputMessage
 from freehold.server.problems import problem
 from freehold.types import Format, Message, Tool, ToolCall
-from tests.server.conftest import Running
+from tests.server.conftest import JSON, Running
 from tests.server.fakes import CONTEXT, Script, failing
 
 URL = "/v1/messages"
@@ -587,7 +587,7 @@ def test_the_routers_own_refusals_come_in_anthropics_shape(serving, method, path
 
 
 def test_a_body_that_is_no_json_is_refused_in_shape(serving):
-    answer = serving().client.post(URL, content=b"{")
+    answer = serving().client.post(URL, content=b"{", headers=JSON)
     assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
 
 

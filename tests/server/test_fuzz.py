@@ -12,6 +12,7 @@ from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.openai.fields import ChatRequest, CompletionRequest
 from freehold.server.openai.responses.fields import ResponseRequest
 from freehold.server.tokens import DetokenizeRequest, TokenizeRequest
+from tests.server.conftest import JSON
 from tests.server.fakes import Script
 from tests.server.test_streams import eventually
 
@@ -52,7 +53,7 @@ def _usual(shared):
 
 
 def check(server, route: str, body: bytes) -> None:
-    answer = server.client.post(route, content=body)
+    answer = server.client.post(route, content=body, headers=JSON)
     assert answer.status_code in DOCUMENTED, (answer.status_code, answer.text)
     if answer.headers["content-type"].startswith("text/event-stream"):
         last = answer.text.rstrip().rsplit("\n\n", 1)[-1]

@@ -11,10 +11,12 @@ import pytest
 
 from freehold.server import answering
 from freehold.server.limits import MAX_DEPTH, Limits
+from tests.server.conftest import JSON
 from tests.server.test_chat import CHAT
 from tests.server.test_streams import connect, eventually, request, until
 
 URL = "/v1/chat/completions"
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 @pytest.mark.parametrize(
@@ -32,21 +34,21 @@ URL = "/v1/chat/completions"
     ],
 )
 def test_what_is_no_json_object_is_refused(serving, body):
-    answer = serving().client.post(URL, content=body)
+    answer = serving().client.post(URL, content=body, headers=JSON)
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_json"
 
 
 @pytest.mark.parametrize("rest", [b"", b" and more", b"\\u0041"])
 def test_half_a_character_is_called_that(serving, rest):
-    answer = serving().client.post(URL, content=b'{"model": "\\ud800' + rest + b'"}')
+    answer = serving().client.post(URL, content=b'{"model": "\\ud800' + rest + b'"}', headers=JSON)
     assert answer.status_code == 400 and "half a surrogate pair" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 5000, 200_000])
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 5000, 60_000])
 @pytest.mark.parametrize("opening, closing", [("[", "]"), ('{"a":', "}")])
 def test_deep_nesting_is_refused(serving, depth, opening, closing):
     body = '{"x":' + opening * depth + "1" + closing * depth + "}"
-    answer = serving().client.post(URL, content=body)
+    answer = serving().client.post(URL, content=body, headers=JSON)
     assert answer.status_code == 400 and "deeper" in answer.json()["error"]["message"]
 
 
@@ -58,22 +60,18 @@ def test_broad_bodies_pass_the_depth_check(serving):
 def test_a_body_too_long_is_refused_by_its_header_before_it_is_read(serving):
     server = serving(limits=Limits(body_bytes=1000))
     with connect(server) as sock:
-        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1001\r\n\r\n")
+        sock.sendall(POST + b"Content-Length: 1001\r\n\r\n")
         assert b" 413 " in until(sock, b"}}")
     with connect(server) as sock:
         huge = b"9" * 30
-        sock.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + huge + b"\r\n\r\n"
-        )
+        sock.sendall(POST + b"Content-Length: " + huge + b"\r\n\r\n")
         assert sock.recv(9999)[9:10] == b"4"
 
 
 def test_a_chunked_body_too_long_is_refused_by_its_bytes(serving):
     server = serving(limits=Limits(body_bytes=1000))
     with connect(server) as sock:
-        sock.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-        )
+        sock.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n")
         for _ in range(3):
             sock.sendall(b"190\r\n" + b"x" * 400 + b"\r\n")
         assert b" 413 " in until(sock, b"}}")
@@ -82,7 +80,7 @@ def test_a_chunked_body_too_long_is_refused_by_its_bytes(serving):
 def test_a_body_that_trickles_is_given_up(serving):
     server = serving(limits=Limits(body_s=0.3))
     with connect(server) as sock:
-        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        sock.sendall(POST + b"Content-Length: 100\r\n\r\n{")
         assert b" 408 " in until(sock, b"}}")
 
 
@@ -99,7 +97,7 @@ def test_headers_that_do_not_come_close_the_connection(serving, sent):
 
 def test_long_bodies_on_their_way_hold_a_bounded_sum_and_short_ones_pass(serving):
     server = serving(limits=Limits(body_bytes=1000, bodies_bytes=920, small_bytes=500))
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    head = POST + b"Content-Length: 1000\r\n\r\n"
     bodies = server.doors.server.bodies
     with connect(server) as first, connect(server) as second:
         first.sendall(head + b"x" * 900)

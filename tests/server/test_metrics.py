@@ -11,6 +11,7 @@ from freehold.errors import ContextOverflow, EngineLost, Overloaded, SlowReader
 from freehold.server.health import Health
 from freehold.server.metrics import Histogram
 from freehold.types import EngineStats
+from tests.server.conftest import JSON
 from tests.server.fakes import FakeModels, Script, failing
 from tests.server.test_chat import CHAT
 
@@ -64,7 +65,7 @@ def test_counts_are_those_of_the_answers(serving):
     for _ in range(3):
         server.client.post(URL, json=CHAT)
     server.client.post(URL, json={**CHAT, "max_tokens": 1, "stream": True})
-    server.client.post(URL, content=b"{")
+    server.client.post(URL, content=b"{", headers=JSON)
     got = samples(server.client.get("/metrics").text)
     engine, model = OF
     assert got["vllm:request_success_total", (engine, ("finished_reason", "stop"), model)] == 3

@@ -12,6 +12,7 @@ from freehold import errors
 from freehold.server.ollama.fields import MAX_UNANSWERED, _CallIds
 from freehold.store.parameters import HONOURED
 from freehold.types import Format, Message, Tool, ToolCall
+from tests.server.conftest import JSON
 from tests.server.fakes import Script, failing
 from tests.server.ollama_rig import CHAT, ask, error_of, job_of, lines, refused
 
@@ -344,7 +345,7 @@ def test_a_wrong_value_is_refused_with_its_name(serving, fields, part):
 
 def test_errors_before_any_route_are_in_this_protocols_words(serving):
     server = serving()
-    error_of(server.client.post(ROUTE, content=b"{"), 400)
+    error_of(server.client.post(ROUTE, content=b"{", headers=JSON), 400)
     error_of(server.client.get(ROUTE), 405)
     error_of(server.client.post("/api/nothing", json={}), 404)
     error_of(server.client.post(ROUTE, json=CHAT, headers={"host": "evil.example"}), 403)

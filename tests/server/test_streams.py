@@ -35,8 +35,8 @@ def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 def request(path: str, body: object, headers: str = "") -> bytes:
     data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}Content-Length: {len(data)}\r\n\r\n"
-    return head.encode() + data
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}Content-Length: {len(data)}\r\n"
+    return head.encode() + b"Content-Type: application/json\r\n\r\n" + data
 
 
 def connect(server: Running) -> socket.socket:

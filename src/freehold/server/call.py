@@ -22,9 +22,10 @@ from starlette.types import Receive, Scope, Send
 from freehold.errors import EngineClosed, UsageError
 from freehold.server.accounts import Accounts
 from freehold.server.auth import Audience, Guard, Headers
+from freehold.server.bodies import Bodies, Holding, body_pieces, json_body
 from freehold.server.contract import Asking, Models
 from freehold.server.keys import Key
-from freehold.server.limits import Bodies, Gone, Limits, body_pieces, parse, read_body, typed
+from freehold.server.limits import Gone, Limits
 from freehold.server.openai.responses.store import Responses
 from freehold.server.problems import Problem, Wording, openai_error, problem
 from freehold.server.scope import Scoped
@@ -93,11 +94,20 @@ class Call:
         self.started = time.monotonic()
         self._task: asyncio.Task[None] | None = None
         self._ended: Exception | None = None
+        self._holding: Holding | None = None  # of the body, once it is on its way
 
     @property
     def tenant(self) -> str:
         """Whose request this is; "" without a key."""
         return self.key.name if self.key else ""
+
+    @property
+    def caller(self) -> str:
+        """Who shares limits with this request: those of its key, or of its address where there is none."""
+        if self.key is not None:
+            return f"key {self.key.name}"
+        client = self.scope.get("client")
+        return f"address {client[0]}" if client else "owner"
 
     @property
     def models(self) -> Asking:
@@ -108,8 +118,9 @@ class Call:
     async def struct(self, kind: type[T]) -> tuple[T, dict[str, Any]]:
         """Read the body; return it as `kind`, which the route must have declared, and as it came."""
         assert kind is self.request, f"{self.route} declares {self.request}, and reads {kind}"
-        raw = parse(await read_body(self._receive, self.headers, self.server.limits, self.server.bodies))
-        return typed(raw, kind), raw
+        server = self.server
+        self._holding = Holding(server.bodies, self.caller, server.limits)
+        return await json_body(self._receive, self.headers, server.limits, self._holding, kind)
 
     def pieces(self, most: int | None = None) -> AsyncIterator[bytes]:
         """Give the body as it comes, for an upload; `most`: bytes, where the usual limit is not the one."""
@@ -183,6 +194,11 @@ class Call:
         trouble = replace(trouble, request_id=self.request_id.decode())
         status = self.statuses.get(trouble.status, trouble.status)
         await self.answer(self.wording(trouble), status, trouble.headers)
+
+    def close(self) -> None:
+        """Let go of what the request held."""
+        if self._holding is not None:
+            self._holding.close()
 
     def abort(self) -> None:
         """Drop the connection without waiting for the client to take what is buffered."""
@@ -274,4 +290,5 @@ class Gate:
             else:
                 await call.refuse(trouble)
         finally:
+            call.close()
             self._server.metrics.answered(call.route, call.status)

@@ -1,20 +1,17 @@
-"""What one client may take of the server, and the reading of a body within it.
+"""What one client may take of the server, and how a body that is whole becomes a struct.
 
 Knows bytes, seconds and JSON; knows no field of any protocol. Every cap is checked before what it caps is built.
-Path: Gate -> Call.struct -> read_body -> parse -> a typed struct and warnings
+Path: Gate -> Call.struct -> bodies.json_body -> parse -> a typed struct and warnings
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import inspect
-from starlette.types import Receive
 
 from freehold.server.problems import Refused
 
@@ -36,108 +33,22 @@ class Limits:
     """Caps on connections and bodies, and the seconds that a slow client gets."""
 
     body_bytes: int = 16 << 20  # a 1M-token prompt as ids is 7 MB
-    bodies_bytes: int = 256 << 20  # of all bodies that are on their way at a time,
-    small_bytes: int = 64 << 10  # but one no longer than this always finds room: nobody shuts the others out
+    body_containers: int = 1 << 16  # lists and objects; 10,000 messages with pictures and calls have 50,000
+    body_names: int = 1 << 17  # of fields: two a list or object
+    body_values: int = (1 << 20) + 1024  # a 1M-token prompt as ids, and the fields beside it
+    bodies_bytes: int = 512 << 20  # of memory, for all bodies of requests under way,
+    caller_bytes: int = 128 << 20  # and for those of one key, or of one address where there are no keys;
+    small_bytes: int = 64 << 10  # but one no longer than this, which takes
+    small_weight: int = 1 << 20  # no more than this of memory, always finds room: nobody shuts the others out
     header_bytes: int = 64 << 10
     header_s: float = 15.0  # from the connection, or the request before, to the end of the headers
     body_s: float = 60.0
     upload_bytes: int = 200 << 20  # a file; it goes to the disk as it comes,
-    upload_pause_s: float = 30.0  # with no longer a pause in it
+    upload_pause_s: float = 30.0  # with no longer a pause in it,
+    upload_rate: int = 4096  # and after body_s no slower than so many bytes a second
     idle_s: float = 75.0  # a kept-alive connection with no request
     write_s: float = 60.0  # a client that takes nothing of its stream for so long is dropped
     connections: int = 2048
-
-
-@dataclass(slots=True)
-class Bodies:
-    """What the bodies on their way hold, all together: each client within its limit may still be one of many."""
-
-    held: int = 0  # bytes
-
-
-async def read_body(
-    receive: Receive, headers: Mapping[bytes, bytes], limits: Limits, bodies: Bodies
-) -> bytes:
-    """Return the whole body; 413 for one too long (by its header or its bytes), 408 for one too slow.
-
-    503 for a long one that comes while the others hold all that bodies may.
-    """
-    _check_stated(headers, limits.body_bytes)
-    try:
-        async with asyncio.timeout(limits.body_s):
-            return await _whole(receive, limits, bodies)
-    except TimeoutError:
-        raise _too_slow(f"the body did not arrive within {limits.body_s:g} seconds") from None
-
-
-async def body_pieces(
-    receive: Receive, headers: Mapping[bytes, bytes], limits: Limits, most: int | None = None
-) -> AsyncIterator[bytes]:
-    """Give a body that is never whole in memory; 413 for one too long, 408 for a pause in it."""
-    most, size, more = limits.upload_bytes if most is None else most, 0, True
-    _check_stated(headers, most)
-    while more:
-        try:
-            async with asyncio.timeout(limits.upload_pause_s):
-                message = await receive()
-        except TimeoutError:
-            raise _too_slow(f"nothing of the body came for {limits.upload_pause_s:g} seconds") from None
-        if message["type"] == "http.disconnect":
-            raise Gone
-        data, more = message.get("body", b""), bool(message.get("more_body"))
-        size += len(data)
-        if size > most:
-            raise _too_long(most)
-        yield data
-
-
-def _check_stated(headers: Mapping[bytes, bytes], most: int) -> None:
-    stated = headers.get(b"content-length", b"")
-    if stated.isdigit() and int(stated[:20]) > most:
-        raise _too_long(most)
-
-
-async def _whole(receive: Receive, limits: Limits, bodies: Bodies) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    try:
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            bodies.held += len(parts[-1])
-            if size > limits.body_bytes:
-                raise _too_long(limits.body_bytes)
-            if bodies.held > limits.bodies_bytes and size > limits.small_bytes:
-                raise _too_many(limits)
-            if not message.get("more_body"):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-    finally:
-        bodies.held -= size
-
-
-def _too_many(limits: Limits) -> Refused:
-    return Refused(
-        503,
-        f"the bodies on their way hold more than {limits.bodies_bytes:,} bytes; ask again in a moment",
-        code="bodies_too_many",
-        headers=((b"connection", b"close"), (b"retry-after", b"1")),
-    )
-
-
-def _too_long(most: int) -> Refused:
-    return Refused(
-        413,
-        f"the body is longer than {most:,} bytes",
-        code="body_too_large",
-        headers=((b"connection", b"close"),),
-    )
-
-
-def _too_slow(message: str) -> Refused:
-    return Refused(408, message, headers=((b"connection", b"close"),))
 
 
 def parse(body: bytes) -> dict[str, Any]:

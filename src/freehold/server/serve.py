@@ -185,6 +185,7 @@ class Doors:
                     task.cancel()
             await self.server.models.close(0.0)
             self.server.accounts.close()
+            self.server.bodies.close()
 
     async def _preload(self, loaded: Loaded | None) -> None:
         waiting = self.server.health.preload

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.server.call import Call, Endpoint, Server
+from freehold.server.call import JSON, Call, Endpoint, Server
 from freehold.server.keys import Key
 from freehold.server.problems import Refused
 
@@ -37,7 +37,7 @@ class Asker:
     async def ask(self, tenant: str, path: str, body: Mapping[str, Any]) -> Answer:
         """Ask `path` for a tenant, after everybody who waits for an answer."""
         exchange = _Exchange(msgspec.json.encode({**body, "priority": "batch"}))
-        scope: dict[str, Any] = {"type": "http", "path": path, "headers": [], "query_string": b""}
+        scope: dict[str, Any] = {"type": "http", "path": path, "headers": [JSON], "query_string": b""}
         call = scope["freehold.call"] = Call(self.server, scope, exchange.receive, exchange.send)
         try:
             call.key = self._key(tenant)
@@ -47,6 +47,7 @@ class Asker:
         except Exception as e:
             await call.refuse(call.problem(e))
         finally:
+            call.close()
             self.server.metrics.answered(call.route, call.status or 499)
         return exchange.answer(call)
 

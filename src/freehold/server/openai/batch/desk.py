@@ -197,10 +197,14 @@ class Desk:
 
     async def _answer_all(self, batch: Batch, journal: Journal, asker: Asker) -> None:
         """Answer every line that has no result; then the batch is finalizing, or its time is over."""
-        lines = self._unfinished(batch, journal)
+        lines, reading = self._unfinished(batch, journal), asyncio.Lock()
+
+        async def following() -> Line | None:
+            async with reading:  # a line may have 16 MB, which the loop shall not parse
+                return await asyncio.to_thread(next, lines, None)
 
         async def work() -> None:
-            for line in lines:
+            while (line := await following()) is not None:
                 await self._answer(batch, line, journal, asker)
 
         try:

@@ -13,6 +13,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from freehold.server.bodies import weigh
+from freehold.server.limits import Limits
+from freehold.server.problems import Refused
+
 MAX_LINES = 50_000
 MAX_LINE = 16 << 20  # bytes; the body of a request has no more
 MAX_ERRORS = 50  # named of one file
@@ -57,7 +61,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, Line | Wrong]]:
             if raw.isspace():
                 continue
             try:
+                weigh(raw, Limits())
                 yield number, decoder.decode(raw)
+            except Refused as e:
+                yield number, Wrong(e.code or "", e.message, number)
             except msgspec.ValidationError as e:
                 yield number, Wrong("invalid_request", str(e), number)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
