@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from freehold import __version__
 from freehold.errors import EngineClosed, EngineLost, UsageError
-from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Usage, Vectors
+from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Usage, Vectors
 from freehold.worker.wire import (
     PROTOCOL,
     BadFrame,
@@ -105,7 +105,7 @@ class Model(Protocol):
     def tokenize(self, text: str, special: bool = False) -> list[int]: ...
     def detokenize(self, ids: Sequence[int]) -> str: ...
     def token_texts(self, ids: Sequence[int]) -> list[bytes]: ...
-    def render(self, messages: Sequence[Message], think: bool | None) -> list[int]: ...
+    def render(self, messages: Sequence[Message], think: bool | None, turn: Turn) -> list[int]: ...
     def count(self, job: Job) -> int: ...
     def template(self) -> dict[str, Any]: ...
     def add_adapter(self, name: str, path: str) -> ModelInfo: ...
@@ -290,8 +290,8 @@ class Intake:
             case "token_texts":
                 return model.token_texts(*args)
             case "render":
-                messages, think = args
-                return model.render([Message(*m) for m in messages], think)
+                messages, think, turn = args
+                return model.render([Message(*m) for m in messages], think, read(turn, Turn))
             case "count":
                 return model.count(read(args[0], Job))
             case "template":
