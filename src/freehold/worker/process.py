@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from freehold import __version__
 from freehold.errors import EngineClosed, EngineLost, UsageError
+from freehold.machine import CROWDED, Crowd
 from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Usage, Vectors
 from freehold.worker.wire import (
     PROTOCOL,
@@ -148,6 +149,7 @@ class Answers:
         self._told = EngineStats()
         self._coming: set[int] = set()  # announced and not yet entered; a cancel takes them out
         self._alone: int | None = None  # the job that nobody shared a step with so far
+        self._crowd = Crowd()  # since that job came
         self.usages: deque[Usage] = deque(maxlen=LEARNT)  # of answers that were alone
         # Held from entering a job until it is in `_live`, so that no step's tokens are left lying.
         self._gate = threading.Lock()
@@ -178,6 +180,7 @@ class Answers:
             return [Failed.of(id, e)]
         self._live[id] = answering
         self._alone = id if len(self._live) == 1 else None
+        self._crowd = Crowd() if self._alone is not None else self._crowd
         return [Began(id, answering.begin)] if answering.begin else []
 
     def cancel(self, id: int) -> None:
@@ -217,7 +220,7 @@ class Answers:
         for index, chunk in pieces:
             events.append(Piece(id, index, chunk))
             self._alone = None if index else self._alone
-            if chunk.usage is not None and id == self._alone:
+            if chunk.usage is not None and id == self._alone and self._crowd.share() <= CROWDED:
                 self.usages.append(chunk.usage)
         if answering.done:
             del self._live[id]
