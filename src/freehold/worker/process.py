@@ -24,14 +24,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from freehold import __version__
-from freehold.errors import EngineClosed, EngineLost, UsageError
+from freehold.errors import DamagedPack, EngineClosed, EngineLost, UsageError
 from freehold.machine import CROWDED, Crowd
 from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Usage, Vectors
 from freehold.worker.wire import (
@@ -119,6 +119,11 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock, self._writer, self._lock = sock, Writer(), threading.Lock()
+
+    def give_up(self, error: DamagedPack) -> NoReturn:
+        """End the process, whose weights are not the model's; the next one packs them anew and takes the jobs over."""
+        self.send(Failed.of(0, error))
+        os._exit(1)
 
     def send(self, message: WireMessage) -> None:
         """Send one message. Raises UsageError for one too large; a server that is gone ends the process."""
@@ -211,6 +216,8 @@ class Answers:
         had_begun = answering.begin is not None
         try:
             pieces = answering.take()
+        except DamagedPack as e:
+            self._channel.give_up(e)
         except Exception as e:
             events.append(Failed.of(id, e))
             del self._live[id]
@@ -279,6 +286,8 @@ class Intake:
     def _answer(self, call: Call) -> None:
         try:
             event: Event = Reply(call.id, self._called(call))
+        except DamagedPack as e:
+            self._channel.give_up(e)
         except Exception as e:
             event = Failed.of(call.id, e)
         self._channel.send_events([event], None)
