@@ -1,0 +1,78 @@
+"""How models compare on the same cases: shares with bounds, differences case by case, and what so few cases decide.
+
+Pairs decide more than shares: a case that both models pass, or neither, tells nothing of which is better. Knows
+zeros and ones; knows no model.
+Path: trial.run -> marks -> share, compared
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from freehold.advisor.interval import LEVEL, Interval
+
+_RESAMPLES = 2000
+_Z = 1.2816  # standard deviations that hold 80 % of a normal distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One model beside another on the same cases: cases that only the one passed, only the other, and the rest.
+
+    `difference`: of the shares passed, resampled by cases, as (low, mid, high) with 80 % between. `p`: the chance of a
+    split at least so uneven between equals (McNemar's exact test).
+    """
+
+    wins: int
+    losses: int
+    ties: int
+    difference: tuple[float, float, float]
+    p: float
+
+
+def share(marks: Sequence[bool]) -> Interval:
+    """Return the share passed in per cent with 80 % bounds (Wilson 1927), which hold for a few cases too."""
+    n = len(marks)
+    if not n:
+        raise ValueError("no cases")
+    passed = sum(marks) / n
+    middle = (passed + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(passed * (1 - passed) / n + _Z**2 / (4 * n**2))
+    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+    return Interval(100 * min(low, passed), 100 * passed, 100 * max(high, passed), LEVEL)
+
+
+def compared(one: Sequence[bool], other: Sequence[bool]) -> Compared:
+    """Compare two models' marks of the same cases, in the same order."""
+    if len(one) != len(other) or not one:
+        raise ValueError(f"{len(one)} and {len(other)} marks are no pairs")
+    steps = [int(a) - int(b) for a, b in zip(one, other, strict=True)]
+    wins, losses = steps.count(1), steps.count(-1)
+    return Compared(wins, losses, len(steps) - wins - losses, _resampled(steps), _uneven(wins, losses))
+
+
+def resolution(cases: int) -> float:
+    """Return the difference in per cent that so many cases can tell from none, if half of them differ between models.
+
+    The half-width of an 80 % interval: 1.28 x sqrt(0.5 / n).
+    """
+    return 100 * _Z * math.sqrt(0.5 / cases)
+
+
+def _resampled(steps: Sequence[int]) -> tuple[float, float, float]:
+    """Return the mean step with bounds from cases drawn with replacement; the same cases give the same bounds."""
+    draw = random.Random(0)
+    n = len(steps)
+    means = sorted(sum(draw.choices(steps, k=n)) / n for _ in range(_RESAMPLES))
+    edge = round((1 - LEVEL) / 2 * _RESAMPLES)
+    mid = sum(steps) / n
+    return 100 * min(means[edge], mid), 100 * mid, 100 * max(means[-edge - 1], mid)
+
+
+def _uneven(wins: int, losses: int) -> float:
+    n = wins + losses
+    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
+    return min(2 * tail, 1.0)

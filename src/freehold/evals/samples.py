@@ -1,0 +1,153 @@
+"""A user's own cases: one JSON object a line, each a prompt and one judge of the answer.
+
+    {"prompt": "Capital of France? One word.", "exact": "Paris"}
+    {"messages": [{"role": "user", "content": "..."}], "contains": ["refund", "14 days"]}
+    {"prompt": "...", "regex": "^\\d{4}-\\d{2}-\\d{2}$"}
+    {"prompt": "...", "json_schema": {"type": "object", "required": ["name"]}}
+    {"prompt": "...", "judge": "The reply is friendly and asks for a photograph."}
+
+Every bad line is named with its number; none is left out. Knows no model.
+Path: cli/trying -> read -> Samples -> trial.run
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from freehold.config import nearest
+from freehold.errors import FreeholdError, UsageError
+from freehold.evals.judges import JUDGES, Judge, judge
+from freehold.types import Message
+
+MOST_BYTES = 16 << 20
+MOST_CASES = 2000
+MOST_LINE = 256 << 10  # bytes of one case
+MOST_TOKENS = 4096  # of an answer
+USUAL_TOKENS = 256
+_SHOWN = 5  # bad lines that an error spells out
+_KEYS = ("prompt", "messages", "max_tokens", *JUDGES)
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One case. `digest` names what is asked and how it is judged: another line, another digest."""
+
+    line: int
+    messages: tuple[Message, ...]
+    judge: Judge
+    max_tokens: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """A file's cases. `digest` is of all of them, in any order."""
+
+    name: str
+    cases: tuple[Case, ...]
+    digest: str
+
+    @property
+    def needs_judge(self) -> bool:
+        """Whether some case is judged by a model."""
+        return any(c.judge.kind == "judge" for c in self.cases)
+
+
+def read(path: Path, by: str = "") -> Samples:
+    """Read a file of cases. `by` names the model that judges where a case asks for one; it is part of the digests.
+
+    Raises UsageError for a file that cannot be read or is too large, and for bad lines, each with its number.
+    """
+    cases: dict[str, Case] = {}
+    bad: list[str] = []
+    for number, line in _lines(path):
+        try:
+            case = _case(number, line, by)
+            if case.digest in cases:
+                raise UsageError(f"the same as line {cases[case.digest].line}")
+            cases[case.digest] = case
+        except FreeholdError as e:
+            bad.append(f"line {number}: {e.message}" + (f" ({e.hint})" if e.hint else ""))
+    if bad:
+        more = f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
+        raise UsageError(f"{path}: {'; '.join(bad[:_SHOWN])}{more}", "mend or remove these lines")
+    if not cases:
+        raise UsageError(f"{path} has no case", 'write one a line: {"prompt": "...", "exact": "..."}')
+    whole = hashlib.sha256("".join(sorted(cases)).encode()).hexdigest()
+    return Samples(path.name, tuple(cases.values()), whole)
+
+
+def _lines(path: Path) -> list[tuple[int, bytes]]:
+    """Return the lines that are not empty, with their numbers."""
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise UsageError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}", "take fewer cases")
+        raw = path.read_bytes()
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror}", "--try takes a file of JSON lines") from e
+    found = [(i, line) for i, line in enumerate(raw.split(b"\n"), 1) if line.strip()]
+    if len(found) > MOST_CASES:
+        raise UsageError(f"{path} has {len(found):,} cases, more than {MOST_CASES:,}", "take a part of them")
+    return found
+
+
+def _case(number: int, line: bytes, by: str) -> Case:
+    table = _parsed(line)
+    for key in table:
+        if key not in _KEYS:
+            near = nearest(key, list(_KEYS))
+            raise UsageError(f"unknown key {key!r}", f"did you mean {near}?" if near else "")
+    kinds = [key for key in JUDGES if key in table]
+    if len(kinds) != 1:
+        named = " and ".join(kinds) or "no judge"
+        raise UsageError(f"{named}; a case has one", f"one of {', '.join(JUDGES)}")
+    messages = _messages(table)
+    tokens = table.get("max_tokens", USUAL_TOKENS)
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or not 1 <= tokens <= MOST_TOKENS:
+        raise UsageError(f"max_tokens = {tokens!r} is not within 1..{MOST_TOKENS:,}")
+    made = judge(kinds[0], table[kinds[0]], by)
+    said = json.dumps([[(m.role, m.content) for m in messages], made.key, tokens], sort_keys=True)
+    return Case(number, messages, made, tokens, hashlib.sha256(said.encode()).hexdigest())
+
+
+def _parsed(line: bytes) -> Mapping[str, Any]:
+    if len(line) > MOST_LINE:
+        raise UsageError(f"{len(line):,} bytes are more than a case may have ({MOST_LINE:,})")
+    try:
+        table = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        raise UsageError(f"is not JSON: {e}"[:120]) from None
+    if not isinstance(table, dict):
+        raise UsageError("is no JSON object")
+    return table
+
+
+def _messages(table: Mapping[str, Any]) -> tuple[Message, ...]:
+    if ("prompt" in table) == ("messages" in table):
+        raise UsageError("a case has either prompt or messages")
+    if "prompt" in table:
+        return (Message("user", _text(table["prompt"], "prompt")),)
+    found = table["messages"]
+    if not isinstance(found, list) or not found:
+        raise UsageError("messages is no list of messages")
+    made = []
+    for one in found:
+        if not isinstance(one, dict) or set(one) != {"role", "content"} or one["role"] not in _ROLES:
+            raise UsageError(f"a message has role ({', '.join(_ROLES)}) and content, and nothing else")
+        made.append(Message(one["role"], _text(one["content"], "content")))
+    if made[-1].role != "user":
+        raise UsageError("the last message must be the user's")
+    return tuple(made)
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"{what} is empty or no text")
+    return value
