@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
+import click
 import pytest
 
-from freehold.advisor.facts import Facts, from_table, holds, undecided
-from freehold.catalog.conditions import parse
+from freehold import catalog
+from freehold.advisor.facts import QUESTIONS, Facts, behind, from_table, holds, undecided
+from freehold.catalog.conditions import AMOUNTS, FLAGS, parse
+from freehold.cli.company import OPTIONS
+from freehold.cli.license import command
 from freehold.errors import UsageError
 
 
@@ -42,7 +48,7 @@ def test_a_condition_over_what_was_said(text: str, said: dict, truth: bool | Non
 
 def test_only_facts_that_could_still_decide_are_asked_for():
     condition = parse("commercial and users > 100 or offers_access and revenue_year > 5")
-    assert undecided(condition, Facts(offers_access=False)) == ("commercial", "users")
+    assert undecided(condition, Facts(offers_access=False)) == ("purpose", "users")
     assert undecided(condition, Facts(users=1, revenue_year=9)) == ("offers_access",)
 
 
@@ -65,3 +71,39 @@ def test_a_wrong_table_names_the_key_and_the_nearest(table: dict, hint: str):
     with pytest.raises(UsageError, match=next(iter(table))) as e:
         from_table(table, "config.toml: [company]")
     assert e.value.hint == hint
+
+
+def test_every_condition_in_the_licences_can_be_answered_by_an_option():
+    """No card may ask `(shares?)` of somebody who has no option to answer it with."""
+    asked = {
+        fact
+        for one in catalog.licences()
+        for term in one.terms
+        for way in term.when.ways
+        for atom in way
+        for fact in behind(atom.word)
+    }
+    assert asked <= {f.name for f in fields(Facts)}
+    assert asked <= OPTIONS.keys() and asked <= QUESTIONS.keys()
+    known = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert {OPTIONS[fact] for fact in asked} <= {flag for option in known for flag in option.opts}
+
+
+def test_every_word_of_a_condition_leads_to_facts_with_a_question():
+    assert {fact for word in (*FLAGS, *AMOUNTS) for fact in behind(word)} == QUESTIONS.keys()
+
+
+def test_what_is_shared_is_asked_for_by_the_facts_behind_it():
+    condition = parse("supplies")
+    assert undecided(condition, Facts()) == ("redistributes", "offers_access", "embeds")
+    assert undecided(condition, Facts(offers_access=False, redistributes=False)) == ("embeds",)
+    assert holds(condition, Facts(embeds=True)) is True
+    assert holds(condition, Facts(purpose="internal")) is False
+
+
+def test_who_offers_this_model_sells_model_services_unless_said_otherwise():
+    condition = parse("model_service")
+    assert holds(condition, Facts(offers_access=True)) is True
+    assert holds(condition, Facts(offers_access=False)) is False
+    assert holds(condition, Facts(offers_access=False, model_service=True)) is True
+    assert holds(condition, Facts()) is None

@@ -18,6 +18,8 @@ DEEP = 1 << 40
 GQA = {
     "meta-llama/Llama-3.1-8B-Instruct": 32 * 8 * (128 + 128) * 2,
     "meta-llama/Llama-3.1-405B-Instruct": 126 * 8 * (128 + 128) * 2,
+    # 8 of its 40 layers attend to the image alone
+    "meta-llama/Llama-3.2-11B-Vision-Instruct": 32 * 8 * (128 + 128) * 2,
     "meta-llama/Llama-2-7b-chat-hf": 32 * 32 * (128 + 128) * 2,
     "HuggingFaceTB/SmolLM2-135M-Instruct": 30 * 3 * (64 + 64) * 2,
     "mistralai/Ministral-3-14B-Instruct-2512": 40 * 8 * 256 * 2,

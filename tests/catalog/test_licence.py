@@ -9,7 +9,7 @@ import pytest
 
 from freehold import catalog
 from freehold.catalog.conditions import parse
-from freehold.catalog.licence import TOPICS, Licence, build, covering, find
+from freehold.catalog.licence import TOPICS, Licence, build, covering, expand, find, serving, unpacked
 from freehold.errors import StoreError, UsageError
 
 RAW = {
@@ -105,11 +105,90 @@ def test_a_licence_is_found_by_identifier_and_by_the_hubs_tag(said: str, meant: 
         ("zai-org/GLM-5.3-Flash", "MIT"),
         ("nobody/nothing", None),
         ("mistralai/Codestral-22B-v0.1", "LicenseRef-MNPL-0.1"),
+        ("stabilityai/stablelm-3b-4e1t", "CC-BY-SA-4.0"),
+        ("stabilityai/stablelm-2-12b", "LicenseRef-scancode-stability-ai-nc-2023-12-06"),
+        ("stabilityai/stablelm-9-1t", None),
+        ("Qwen/Qwen1.5-4B", "LicenseRef-tongyi-qianwen-research-2023"),
+        ("Qwen/Qwen1.5-14B", "LicenseRef-scancode-tongyi-qianwen-2023"),
+        ("Qwen/Qwen-1_8B-Chat", "LicenseRef-tongyi-qianwen-research-2023"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "Apache-2.0"),
+        ("Qwen/Qwen2.5-VL-72B-Instruct", "LicenseRef-scancode-qwen-2024"),
+        ("nvidia/Nemotron-H-8B-Base-8K", "LicenseRef-nvidia-internal-research"),
+        ("CohereLabs/aya-101", "Apache-2.0"),
+        ("CohereLabs/aya-expanse-8b", "LicenseRef-cohere-cc-by-nc-4.0"),
+        ("deepseek-ai/deepseek-coder-6.7b-instruct", "LicenseRef-scancode-deepseek-la-1.0"),
+        ("deepseek-coder-6.7b-instruct", "LicenseRef-scancode-deepseek-la-1.0"),
+        ("mosaicml/mpt-7b-chat", "CC-BY-NC-SA-4.0"),
+        ("mosaicml/mpt-7b", "Apache-2.0"),
+        ("moonshotai/Kimi-K2-Instruct-0905", "LicenseRef-scancode-moonshot-ai-modified-mit-2025"),
     ],
 )
 def test_a_generation_is_split_by_repository(repository: str, meant: str | None):
     found = covering(repository)
     assert (found.id if found else None) == meant
+
+
+def test_a_licence_names_its_repositories_whole_and_each_belongs_to_one():
+    owners: dict[str, set[str]] = {}
+    for one in catalog.licences():
+        for repository in one.covers:
+            owners.setdefault(repository.lower(), set()).add(one.id)
+    assert not {name for name in owners if "*" in name}
+    assert not {name: ids for name, ids in owners.items() if len(ids) > 1}
+
+
+def test_what_a_licence_covers_agrees_with_the_entry_of_the_same_model():
+    differing = {
+        m.id: (m.licence, found.id)
+        for m in catalog.models()
+        if m.licence and (found := covering(m.id)) and found.id not in m.licence
+    }
+    assert not differing
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("gpt-4o-2024-08-06", "LicenseRef-openai-services"),
+        ("openai/gpt-5.6-sol", "LicenseRef-openai-services"),
+        ("o3", "LicenseRef-openai-services"),
+        ("claude-opus-4-8", "LicenseRef-anthropic-commercial"),
+        ("anthropic/claude-sonnet-5", "LicenseRef-anthropic-commercial"),
+        ("gemini-3.1-pro-preview", "LicenseRef-google-gemini-api"),
+        ("grok-4.5", "LicenseRef-xai-services"),
+        ("magistral-medium-2506", "LicenseRef-mistral-services"),
+        ("deepseek-chat", "LicenseRef-deepseek-open-platform"),
+        ("qwen3.7-max", "LicenseRef-alibaba-model-studio"),
+        ("gpt-oss-safeguard-20b", None),
+        ("grok-2", None),
+    ],
+)
+def test_a_model_behind_an_api_stands_under_the_terms_of_the_service(name: str, meant: str | None):
+    found = serving(name)
+    assert (found.id if found else None) == meant
+
+
+def test_a_pattern_of_names_never_grants_training():
+    raw = RAW | {"class": "service", "serves": ["x-*"], "term": [_term("outputs", "free")]}
+    with pytest.raises(StoreError, match="serves has a pattern"):
+        build("x.toml", "X", raw)
+
+
+@pytest.mark.parametrize(
+    ("packed", "plain"),
+    [
+        ("Qwen/Qwen3-8B-AWQ", "Qwen/Qwen3-8B"),
+        ("Qwen/Qwen1.5-4B-Chat-GPTQ-Int4", "Qwen/Qwen1.5-4B-Chat"),
+        ("zai-org/GLM-5.3-FP8", "zai-org/GLM-5.3"),
+        ("zai-org/GLM-5.3-Flash", "zai-org/GLM-5.3-Flash"),
+    ],
+)
+def test_how_weights_are_packed_does_not_change_their_licence(packed: str, plain: str):
+    assert unpacked(packed) == plain
+
+
+def test_braces_spell_out_every_name():
+    assert expand("a/{b,c}-{1,2}{,-x}") == [f"a/{m}-{n}{x}" for m in "bc" for n in "12" for x in ("", "-x")]
 
 
 def test_an_unknown_licence_names_the_nearest():
@@ -123,6 +202,8 @@ def test_an_unknown_licence_names_the_nearest():
     [
         ({"colour": "red"}, "unknown key 'colour'"),
         ({"url": ""}, "url is missing"),
+        ({"covers": ["org/model-*"]}, "covers names 'org/model-*'"),
+        ({"covers": ["model"]}, "covers names 'model'"),
         ({"class": "free"}, "class = 'free' is none of"),
         (
             {"term": [{"topic": "weather", "effect": "grants", "clause": "1", "says": "x"}]},

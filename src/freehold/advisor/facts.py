@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from freehold.catalog.conditions import AMOUNTS, FLAGS, Atom, Condition
+from freehold.catalog.conditions import AMOUNTS, Atom, Condition
 from freehold.config import nearest
 from freehold.errors import UsageError
 
@@ -19,6 +19,38 @@ PURPOSES = {
     "internal": "work inside a firm; nothing of the model leaves it",
     "evaluation": "tests in a firm that serve no user",
     "research": "personal or academic, with no business behind it",
+}
+# What each fact asks of the user, so that an undecided verdict can name what would decide it.
+QUESTIONS = {
+    "purpose": "what the model is for (commercial, internal, evaluation or research)",
+    "users": "monthly users of your products",
+    "revenue_month": "your group's revenue in a month, in dollars",
+    "revenue_year": "your group's revenue in 12 months, in dollars",
+    "offers_access": "whether third parties get access to the model itself",
+    "embeds": "whether customers use a product or service built on it",
+    "model_service": "whether your group sells inference or fine-tuning of language models",
+    "assistant": "whether you sell an AI work assistant",
+    "redistributes": "whether you pass the weights on",
+    "modifies": "whether you change or fine-tune the model",
+    "distils": "whether outputs will train another model",
+    "seat": "where your principal seat is",
+    "multimodal": "whether this model takes more than text",
+    "same_family": "whether the model you train is of the same family",
+    "narrow": "whether the model you train only sorts or extracts, as a classifier does",
+    "end_user": "whether you only use somebody else's product",
+    "bypasses_guardrails": "whether you weaken guardrails in the model",
+}
+# The facts behind a word of a condition, where they are not the fact of that name.
+BEHIND = {
+    "commercial": ("purpose",),
+    "production": ("purpose",),
+    "internal": ("purpose",),
+    "shares": ("redistributes", "offers_access"),
+    "supplies": ("redistributes", "offers_access", "embeds"),
+    "model_service": ("model_service", "offers_access"),
+    "eu": ("seat",),
+    "uk": ("seat",),
+    "korea": ("seat",),
 }
 # fmt: off
 EU = frozenset({
@@ -33,8 +65,9 @@ class Facts:
     """The user's facts; None and empty: not said.
 
     A firm's use that stays inside it (internal, evaluation) means no access for others, no weights passed on,
-    nothing sold, unless said otherwise. One of month's and year's revenue stands in for the other, at a
-    twelfth or twelvefold. Raises UsageError for a value that is none.
+    nothing sold, unless said otherwise. Whoever offers access to this model sells model services, unless
+    said otherwise. One of month's and year's revenue stands in for the other, at a twelfth or twelvefold.
+    Raises UsageError for a value that is none.
     """
 
     purpose: str = ""  # one of PURPOSES
@@ -42,11 +75,16 @@ class Facts:
     revenue_month: float | None = None  # of the whole group, in dollars
     revenue_year: float | None = None
     offers_access: bool | None = None  # third parties reach the model itself, by API for instance
+    embeds: bool | None = None  # customers use a product or service built on it
+    model_service: bool | None = None  # your group sells inference or fine-tuning, of whatever model
     assistant: bool | None = None  # you sell an AI work assistant
     redistributes: bool | None = None  # weights leave your house
     modifies: bool | None = None  # fine-tuned, merged, requantised
     distils: bool | None = None  # outputs train another model
     seat: str = ""  # ISO 3166 code of your country, or EU
+    multimodal: bool | None = None  # the model takes more than text; a catalogue model says so itself
+    same_family: bool = False  # the model trained on outputs is of the family the licence covers
+    narrow: bool = False  # the model trained on outputs only sorts or extracts
     end_user: bool = False  # you only use a product of others; who runs a model does not
     bypasses_guardrails: bool = False  # you weaken guardrails in the model
 
@@ -66,14 +104,16 @@ class Facts:
     def flag(self, word: str, multimodal: bool | None = None) -> bool | None:
         """Say whether a word of a condition holds; None if that was not said."""
         if word == "multimodal":
-            return multimodal
+            return self.multimodal if multimodal is None else multimodal
         if word in ("commercial", "production", "internal"):
             return self._purpose(word)
         if word in ("eu", "uk", "korea"):
             seats = {"eu": EU, "uk": frozenset({"GB", "UK"}), "korea": frozenset({"KR"})}[word]
             return self.seat.upper() in seats if self.seat else None
-        if word == "shares":
-            return _either(self.flag("redistributes"), self.flag("offers_access"))
+        if word in ("shares", "supplies"):
+            return _any([self.flag(fact) for fact in BEHIND[word]])
+        if word == "model_service" and self.model_service is None:
+            return self.flag("offers_access")
         value: bool | None = getattr(self, word)
         inside = self.purpose in ("internal", "evaluation")
         return False if value is None and inside and word in _OUTWARD else value
@@ -97,7 +137,7 @@ class Facts:
         }[word]
 
 
-_OUTWARD = ("offers_access", "assistant", "redistributes")
+_OUTWARD = ("offers_access", "embeds", "assistant", "redistributes")
 
 
 def holds(condition: Condition, facts: Facts, multimodal: bool | None = None) -> bool | None:
@@ -105,22 +145,34 @@ def holds(condition: Condition, facts: Facts, multimodal: bool | None = None) ->
     if not condition.ways:
         return True
     ways = [_all([_atom(a, facts, multimodal) for a in way]) for way in condition.ways]
-    return True if True in ways else (None if None in ways else False)
+    return _any(ways)
 
 
 def undecided(condition: Condition, facts: Facts, multimodal: bool | None = None) -> tuple[str, ...]:
-    """Return the words of a condition that nobody answered and that could still decide it."""
-    words: dict[str, None] = {}
+    """Return the facts that were not given and could still decide a condition."""
+    missing: dict[str, None] = {}
     for way in condition.ways:
         values = [_atom(a, facts, multimodal) for a in way]
         if False not in values:
-            words |= {a.word: None for a, value in zip(way, values, strict=True) if value is None}
-    return tuple(words)
+            open_words = [a.word for a, value in zip(way, values, strict=True) if value is None]
+            missing |= {fact: None for word in open_words for fact in _unanswered(word, facts)}
+    return tuple(missing)
 
 
-def question(word: str) -> str:
-    """Return what a word of a condition asks of the user."""
-    return FLAGS.get(word) or AMOUNTS[word]
+def behind(word: str) -> tuple[str, ...]:
+    """Return the facts that decide a word of a condition."""
+    return BEHIND.get(word, (word,))
+
+
+def question(fact: str) -> str:
+    """Return what a fact asks of the user."""
+    return QUESTIONS[fact]
+
+
+def _unanswered(word: str, facts: Facts) -> list[str]:
+    if word in AMOUNTS:
+        return [word]
+    return [f for f in behind(word) if f in ("purpose", "seat", "multimodal") or facts.flag(f) is None]
 
 
 def from_table(table: Mapping[str, Any], where: str) -> Facts:
@@ -152,5 +204,5 @@ def _all(values: list[bool | None]) -> bool | None:
     return False if False in values else (None if None in values else True)
 
 
-def _either(a: bool | None, b: bool | None) -> bool | None:
-    return True if a or b else (None if a is None or b is None else False)
+def _any(values: list[bool | None]) -> bool | None:
+    return True if True in values else (None if None in values else False)

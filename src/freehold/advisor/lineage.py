@@ -6,10 +6,10 @@ Path: verdict -> subject -> standing -> catalog.model, catalog.licence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from freehold import catalog
-from freehold.catalog.licence import Licence, covering, find, suggestions
+from freehold.catalog.licence import Licence, covering, find, serving, suggestions, unpacked
 from freehold.catalog.model import Model
 from freehold.errors import ModelNotFound, UsageError
 
@@ -56,11 +56,24 @@ def subject(text: str | Model | Licence) -> Subject:
     try:
         return _of_model(catalog.model(text))
     except ModelNotFound as e:
-        if (found := covering(text)) is not None:
-            return Subject(text, found.id, source=_covers(found))
+        if (found := _elsewhere(text)) is not None:
+            return found
         near = suggestions(text)
         also = f"; licences: {' or '.join(near)}" if near else ""
         raise ModelNotFound(f"neither a model nor a licence is called {text!r}", e.hint + also) from None
+
+
+def _elsewhere(text: str) -> Subject | None:
+    """Find a model outside the catalogue: one that a licence names, a packed copy of a known one, an API's."""
+    if (found := covering(text)) is not None:
+        return Subject(text, found.id, source=_covers(found))
+    if (plain := unpacked(text)) != text:
+        try:
+            return replace(subject(plain), name=text)
+        except ModelNotFound:
+            return None
+    served = serving(text)
+    return Subject(text, served.id, source=_covers(served)) if served is not None else None
 
 
 def standing(asked: Subject) -> list[Standing]:
@@ -93,13 +106,12 @@ def _ancestor(name: str) -> Subject:
 
 
 def _of_model(model: Model) -> Subject:
-    covered = covering(model.id) if not model.licence else None
     return Subject(
         name=model.id,
-        expression=covered.id if covered else model.licence,
+        expression=model.licence,
         base=model.base,
         multimodal=any(m != "text" for m in model.modalities) if model.modalities else None,
-        source=_covers(covered) if covered else model.licence_url or ", ".join(model.sources),
+        source=model.licence_url or ", ".join(model.sources),
         model=model,
     )
 

@@ -21,9 +21,10 @@ LEVELS = {
     2: "open weights, permissive licence",
     3: "open weights, custom licence",
     4: "open weights, significant restrictions",
+    5: "closed: an API, no weights",
     0: "not known",
 }
-_KIND = {"permissive": 2, "custom": 3, "restricted": 4}
+_KIND = {"permissive": 2, "custom": 3, "restricted": 4, "service": 5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def openness(asked: Subject) -> Openness:
     least = 0 if 0 in levels else max(levels)
     entry, source = _entry(asked.name)
     level = 1 if entry.get("level") == 1 and least in (1, 2) else least
-    osi = entry.get("osi", "fails" if least in (3, 4) else "")
+    osi = entry.get("osi", "fails" if least in (3, 4, 5) else "")
     mof = entry.get("mof", "")
     says = entry.get("says") or _says(least)
     return Openness(level, osi, mof, says, source)
@@ -57,6 +58,8 @@ def openness(asked: Subject) -> Openness:
 def _says(level: int) -> str:
     if level == 2:
         return "the licence is free; whether data and code are there, as the OSI asks, nobody stated here"
+    if level == 5:
+        return "the weights are not published; the terms are those of the service"
     if level in (3, 4):
         return "the licence limits use, so it is no open source licence in the OSI's sense"
     return "a licence in its line of descent is not known"

@@ -72,8 +72,8 @@ class Verdict:
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """The same as questions."""
-        return tuple(dict.fromkeys(question(word) for word in self.missing))
+        """The same as questions, one for each."""
+        return tuple(question(fact) for fact in self.missing)
 
 
 def verdict(
@@ -85,16 +85,18 @@ def verdict(
     """Judge a model or a licence for these facts.
 
     `merged`: models that yours is made of besides; all their terms bind it. `teachers`: models on whose
-    outputs it is trained; their rules on outputs bind it, and all their terms where their licence calls such
-    a model a derivative. Raises ModelNotFound for a name nobody knows.
+    outputs it is trained. Making those outputs is a use of the teacher for your purpose, so its limits of use
+    bind, and its rules on outputs; all its terms where its licence calls such a model a derivative. Raises
+    ModelNotFound for a name nobody knows.
     """
     first = subject(asked)
     made = replace(facts, modifies=True) if merged or teachers else facts
     reasons = _of(first, made)
     for other in merged:
         reasons += _of(subject(other), made)
+    family = _licences(first, *map(subject, merged))
     for teacher in teachers:
-        reasons += _taught(subject(teacher), made)
+        reasons += _taught(subject(teacher), made, family)
     unique = _unique(reasons)
     bearings = {r.bearing for r in unique}
     if "refuses" in bearings:
@@ -117,18 +119,39 @@ def _of(asked: Subject, facts: Facts) -> list[Reason]:
     return found
 
 
-def _taught(teacher: Subject, facts: Facts) -> list[Reason]:
-    """Return what binds a model that is trained on a teacher's outputs."""
+def _taught(teacher: Subject, facts: Facts, family: frozenset[str]) -> list[Reason]:
+    """Return what binds a model that is trained on a teacher's outputs; `family`: the licences it stands under."""
     facts = replace(facts, distils=True)
     found: list[Reason] = []
     for place in standing(teacher):
-        place = replace(place, via=("outputs of " + place.model, *place.via))
-        per_choice = []
-        for one in place.choices:
-            terms = one.terms if one.outputs_bind else one.about("outputs")
-            per_choice.append(_terms(place, one, terms, facts))
+        place = replace(place, via=("outputs of " + teacher.name, *place.via[1:]))
+        per_choice = [_as_teacher(place, one, facts, one.id in family) for one in place.choices]
         found += _best(per_choice) if per_choice else [_nobody(place)]
     return found
+
+
+def _as_teacher(place: Standing, one: Licence, facts: Facts, related: bool) -> list[Reason]:
+    """Judge a teacher's terms: the ones on outputs for the model that is trained, the others for running it.
+
+    Nobody gets the teacher itself, unless its licence counts the trained model as a derivative of it.
+    """
+    trained = replace(facts, same_family=facts.same_family or related)
+    if one.outputs_bind:
+        return _terms(place, one, one.terms, trained)
+    run = replace(
+        trained,
+        redistributes=False,
+        offers_access=False,
+        embeds=False,
+        modifies=False,
+        model_service=facts.flag("model_service"),
+    )
+    others = [t for t in one.terms if t.topic != "outputs"]
+    return _terms(place, one, one.about("outputs"), trained) + _terms(place, one, others, run)
+
+
+def _licences(*subjects: Subject) -> frozenset[str]:
+    return frozenset(one.id for s in subjects for place in standing(s) for one in place.choices)
 
 
 def _terms(place: Standing, one: Licence, terms: Sequence[Term], facts: Facts) -> list[Reason]:
@@ -179,8 +202,8 @@ def _obstacles(reasons: list[Reason]) -> tuple[int, int, int]:
 
 
 def _unique(reasons: list[Reason]) -> tuple[Reason, ...]:
-    """Drop what several ancestors say alike; order by weight, kept stable within one."""
+    """Order by weight, kept stable within one, and drop what several ancestors say alike: the weightiest stays."""
     first: dict[tuple[str, str, str, str], Reason] = {}
-    for r in reasons:
+    for r in sorted(reasons, key=lambda r: _BEARINGS.index(r.bearing)):
         first.setdefault((r.licence or r.model, r.topic, r.clause, r.says), r)
-    return tuple(sorted(first.values(), key=lambda r: _BEARINGS.index(r.bearing)))
+    return tuple(first.values())

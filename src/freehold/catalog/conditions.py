@@ -10,28 +10,33 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# What each word asks, so that an undecided verdict can name the fact that would decide.
+# What each word means. Which of the user's facts decide it is the advisor's to know.
 FLAGS = {
-    "commercial": "what the model is for (purpose)",
-    "production": "what the model is for (purpose)",
-    "internal": "what the model is for (purpose)",
-    "offers_access": "whether third parties get access to the model itself",
-    "assistant": "whether you sell an AI work assistant",
-    "redistributes": "whether you pass the weights on",
-    "shares": "whether you pass the weights on or offer access to them",
-    "modifies": "whether you change or fine-tune the model",
-    "distils": "whether outputs will train another model",
-    "end_user": "whether you only use somebody else's product",
-    "bypasses_guardrails": "whether you weaken guardrails in the model",
-    "eu": "where your principal seat is",
-    "uk": "where your principal seat is",
-    "korea": "where your principal seat is",
-    "multimodal": "whether this model takes more than text",
+    "commercial": "the purpose is not personal or academic research",
+    "production": "it serves a product or the work inside a firm, beyond tests",
+    "internal": "nothing of the model leaves the firm",
+    "offers_access": "third parties get access to the model itself",
+    "embeds": "customers use a product or service built on it",
+    "model_service": "the group sells inference or fine-tuning of language models",
+    "assistant": "the group sells an AI work assistant",
+    "redistributes": "weights are passed on",
+    "shares": "weights are passed on, or access to the model is offered",
+    "supplies": "others get the weights, access to the model, or a product built on it",
+    "modifies": "the model is changed or fine-tuned",
+    "distils": "outputs train another model",
+    "same_family": "the trained model is of the family the licence itself covers",
+    "narrow": "the trained model only sorts or extracts, as a classifier does",
+    "end_user": "the model is only used inside somebody else's product",
+    "bypasses_guardrails": "guardrails in the model are weakened",
+    "eu": "the principal seat is in the European Union",
+    "uk": "the principal seat is in the United Kingdom",
+    "korea": "the principal seat is in South Korea",
+    "multimodal": "the model takes more than text",
 }
 AMOUNTS = {
-    "users": "monthly users of your products",
-    "revenue_month": "your group's revenue in a month, in dollars",
-    "revenue_year": "your group's revenue in 12 months, in dollars",
+    "users": "monthly users of all products",
+    "revenue_month": "the group's revenue in a month, in dollars",
+    "revenue_year": "the group's revenue in 12 months, in dollars",
 }
 _ATOM = re.compile(r"(not )?([a-z_]+)(?: > ([0-9_]+))?")
 

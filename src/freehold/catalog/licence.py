@@ -8,6 +8,7 @@ Path: catalog.licence(text) -> licences -> data/licences/*.toml -> Licence.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from dataclasses import dataclass, field
 from datetime import date
@@ -35,7 +36,7 @@ TOPICS = {
     "law": "law",
 }
 EFFECTS = ("grants", "refuses", "requires", "notes", "silent", "unknown")
-CLASSES = ("permissive", "custom", "restricted")
+CLASSES = ("permissive", "custom", "restricted", "service")  # service: an API's terms, no weights
 # How well the entry is founded: the text with its digest, a copy of it, clauses as others quote them, reports.
 EVIDENCE = ("text", "copy", "quoted", "reported")
 DUTIES = (
@@ -53,7 +54,12 @@ DUTIES = (
     "ask",  # register or tell the licensor
 )
 _KEYS = {"id", "name", "aliases", "extends", "class", "issued", "url", "text", "sha256", "evidence"}
-_KEYS |= {"checked", "covers", "note", "outputs_bind", "term"}
+_KEYS |= {"checked", "covers", "serves", "note", "outputs_bind", "term"}
+# How a copy's name says that it is packed otherwise; the licence stays that of the model.
+_PACKED = re.compile(
+    r"(-(gguf|awq|gptq(-int[48])?|int[48]|fp8(-dynamic|-block)?|bf16|nvfp4|mxfp4|w4a16|w8a8|mlx(-\w+)?|onnx|bnb-4bit))+$",
+    re.I,
+)
 _TERM_KEYS = {"topic", "effect", "when", "clause", "says", "do", "text", "source"}
 
 
@@ -80,13 +86,14 @@ class Licence:
     """One licence text of one version. `id` is SPDX's, or LicenseRef-... where SPDX has none.
 
     `outputs_bind`: a model trained on this one's outputs to act like it counts as a derivative, so all
-    terms follow. `covers`: repositories that carry it, as patterns; a fact by itself, of the same date.
+    terms follow. `covers`: repositories that carry it, each named whole: a fact by itself, of the same date.
+    `serves`: names of models behind an API whose terms these are; a pattern only where they refuse training.
     """
 
     id: str
     name: str
     publisher: str
-    kind: str  # permissive | custom | restricted
+    kind: str  # permissive | custom | restricted | service
     url: str
     text: str  # which copy of the text the facts come from
     evidence: str  # text | copy | quoted | reported
@@ -96,6 +103,7 @@ class Licence:
     issued: date | None = None
     sha256: str = ""
     covers: tuple[str, ...] = ()
+    serves: tuple[str, ...] = ()
     note: str = ""
     outputs_bind: bool = False
 
@@ -149,11 +157,20 @@ def suggestions(text: str) -> list[str]:
 
 
 def covering(model_id: str) -> Licence | None:
-    """Return the licence whose `covers` names this repository; the longest pattern wins."""
-    hits = [
-        (len(p), one) for one in licences() for p in one.covers if fnmatchcase(model_id.lower(), p.lower())
-    ]
+    """Return the licence that names this repository, by its id or its last part alone."""
+    return _covered().get(model_id.strip().lower())
+
+
+def serving(name: str) -> Licence | None:
+    """Return the terms of the API behind which a model of this name is run; the longest pattern wins."""
+    plain = name.strip().lower().rpartition("/")[2]
+    hits = [(len(p), one) for one in licences() for p in one.serves if fnmatchcase(plain, p)]
     return max(hits, key=lambda hit: hit[0])[1] if hits else None
+
+
+def unpacked(model_id: str) -> str:
+    """Return the id without what only says how its weights are packed: `-GGUF`, `-AWQ`, `-FP8` and the like."""
+    return _PACKED.sub("", model_id)
 
 
 def build(where: str, publisher: str, raw: dict[str, Any], parent: Licence | None = None) -> Licence:
@@ -166,10 +183,16 @@ def build(where: str, publisher: str, raw: dict[str, Any], parent: Licence | Non
             raise StoreError(f"{label}: {key} is missing or empty")
     _one_of(label, "class", raw["class"], CLASSES)
     _one_of(label, "evidence", raw["evidence"], EVIDENCE)
+    covers = tuple(name for listed in raw.get("covers", ()) for name in expand(listed))
+    if wild := next((c for c in covers if re.search(r"[*?\[{}]", c) or c.count("/") != 1), ""):
+        raise StoreError(f"{label}: covers names {wild!r}; a repository is named whole, org/name")
     own = tuple(_term(label, t) for t in raw.get("term", []))
     restated = {t.topic for t in own}
     inherited = tuple(t for t in parent.terms if t.topic not in restated) if parent else ()
     order = list(TOPICS)
+    terms = tuple(sorted((*own, *inherited), key=lambda t: order.index(t.topic)))
+    if any("*" in name for name in raw.get("serves", ())) and not _refuses_training(terms):
+        raise StoreError(f"{label}: serves has a pattern, but the terms do not refuse training on outputs")
     return Licence(
         id=raw["id"],
         name=raw["name"],
@@ -179,14 +202,29 @@ def build(where: str, publisher: str, raw: dict[str, Any], parent: Licence | Non
         text=raw["text"],
         evidence=raw["evidence"],
         checked=raw["checked"],
-        terms=tuple(sorted((*own, *inherited), key=lambda t: order.index(t.topic))),
+        terms=terms,
         aliases=tuple(raw.get("aliases", ())),
         issued=raw.get("issued"),
         sha256=raw.get("sha256", ""),
-        covers=tuple(raw.get("covers", ())),
+        covers=covers,
+        serves=tuple(raw.get("serves", ())),
         note=raw.get("note", ""),
         outputs_bind=raw.get("outputs_bind", False),
     )
+
+
+def expand(text: str) -> list[str]:
+    """Spell out `a{b,c}d` as abd and acd, for each pair of braces."""
+    found = re.search(r"\{([^{}]*)\}", text)
+    if found is None:
+        return [text]
+    return [
+        n for part in found[1].split(",") for n in expand(text[: found.start()] + part + text[found.end() :])
+    ]
+
+
+def _refuses_training(terms: tuple[Term, ...]) -> bool:
+    return any(t.topic == "outputs" and t.effect == "refuses" for t in terms)
 
 
 def _term(label: str, raw: dict[str, str]) -> Term:
@@ -217,6 +255,17 @@ def _term(label: str, raw: dict[str, str]) -> Term:
 def _one_of(label: str, key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise StoreError(f"{label}: {key} = {value!r} is none of {', '.join(known)}")
+
+
+@cache
+def _covered() -> dict[str, Licence]:
+    """Map every repository that a licence names to it, and its last part where that is not shared."""
+    whole = {name.lower(): one for one in licences() for name in one.covers}
+    tails: dict[str, set[str]] = {}
+    for name, one in whole.items():
+        tails.setdefault(name.rpartition("/")[2], set()).add(one.id)
+    lone = {name.rpartition("/")[2]: one for name, one in whole.items()}
+    return {tail: one for tail, one in lone.items() if len(tails[tail]) == 1} | whole
 
 
 @cache

@@ -22,19 +22,49 @@ _YES_NO = {
         "--offers-access/--no-access",
         "Third parties reach the model itself, by API for instance.",
     ),
+    "embeds": ("--product/--no-product", "Customers use a product or service of yours that is built on it."),
+    "model_service": (
+        "--model-service/--no-model-service",
+        "Your group sells inference or fine-tuning of any language model.",
+    ),
     "assistant": ("--assistant/--no-assistant", "You sell an AI work assistant."),
     "redistributes": ("--ships/--no-ships", "Weights leave your house, in a product or by themselves."),
     "modifies": ("--modifies/--no-modifies", "You fine-tune, merge or requantise it."),
     "distils": ("--distils/--no-distils", "Its outputs will train another model."),
+    "multimodal": (
+        "--multimodal/--text-only",
+        "The model takes more than text; one of the catalogue says so itself.",
+    ),
 }
+_SAID = {
+    "same_family": ("--same-family", "The model trained on outputs is of the family the licence covers."),
+    "narrow": ("--narrow", "The model trained on outputs only sorts or extracts, as a classifier does."),
+    "end_user": ("--end-user", "You only use somebody else's product."),
+    "bypasses_guardrails": ("--bypasses-guardrails", "You weaken guardrails in the model."),
+}
+_BY_VALUE = {
+    "purpose": "--for",
+    "users": "--monthly-users",
+    "revenue_year": "--revenue",
+    "revenue_month": "--monthly-revenue",
+    "seat": "--seat",
+}
+# Each fact and the option that gives it: what an undecided verdict asks for.
+OPTIONS = (
+    _BY_VALUE
+    | {name: flags.partition("/")[0] for name, (flags, _) in _YES_NO.items()}
+    | {name: flag for name, (flag, _) in _SAID.items()}
+)
 # What the options below tell of the user, the purpose aside.
-FACTS = (*_YES_NO, "users", "revenue_year", "revenue_month", "seat", "end_user", "bypasses_guardrails")
+FACTS = tuple(name for name in OPTIONS if name != "purpose")
 
 
 def company_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for the user's facts to a command."""
     for name, (flags, text) in reversed(_YES_NO.items()):
         command = click.option(flags, name, default=None, help=text)(command)
+    for name, (flag, text) in reversed(_SAID.items()):
+        command = click.option(flag, name, is_flag=True, default=None, help=text)(command)
     return _said_by_value(command)
 
 
@@ -49,10 +79,6 @@ def _said_by_value(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--revenue", "revenue_year", type=Amount(), help="Your group's dollars in 12 months."),
         click.option("--monthly-revenue", "revenue_month", type=Amount(), help="The same in one month."),
         click.option("--seat", metavar="CC", help="Your country's two letters, or EU."),
-        click.option("--end-user", is_flag=True, default=None, help="You only use somebody else's product."),
-        click.option(
-            "--bypasses-guardrails", is_flag=True, default=None, help="You weaken guardrails in the model."
-        ),
     )
     for option in reversed(options):
         command = option(command)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.company import company_facts, company_options
+from freehold.cli.company import OPTIONS, company_facts, company_options
 from freehold.cli.shared import json_option, pairs, table, write_beside
 from freehold.config import Settings
 from freehold.errors import UsageError
@@ -43,7 +43,7 @@ _BEARING = {
     "allows": "yes",
 }
 _WIDTH = 110
-_FALSE_UNSAID = ("end_user", "bypasses_guardrails")  # who says nothing means no
+_FALSE_UNSAID = ("end_user", "bypasses_guardrails", "same_family", "narrow")  # who says nothing means no
 
 
 @click.command("license")
@@ -118,7 +118,7 @@ def _print_all(as_json: bool) -> None:
         )
         for one in licences()
     ]
-    rank = {"permissive": 0, "custom": 1, "restricted": 2}
+    rank = {"permissive": 0, "custom": 1, "restricted": 2, "service": 3}
     rows.sort(key=lambda row: (rank[row[1]], row[0].lower()))
     table(("licence", "class", "commercial", "train on outputs", "scale", "place", "read from"), rows)
 
@@ -161,7 +161,8 @@ def _print_sources(found: Verdict) -> None:
     from freehold.advisor.verdict import DISCLAIMER
 
     if found.questions:
-        _fill("would decide it: " + "; ".join(found.questions))
+        asked = zip(found.missing, found.questions, strict=True)
+        _fill("would decide it: " + "; ".join(f"{text} ({OPTIONS[fact]})" for fact, text in asked))
     for source in dict.fromkeys(r.source for r in found.reasons):
         click.echo(f"source: {source}")
     click.echo(DISCLAIMER)
@@ -171,9 +172,11 @@ def _print_reason(reason: Reason, several: bool) -> None:
     words = ""
     if reason.term and reason.term.text:
         words = f' "{reason.term.text}"'
-    waits = f" ({', '.join(w.replace('_', ' ') for w in reason.waits_for)}?)" if reason.waits_for else ""
+    waits = f" ({', '.join(OPTIONS[fact] for fact in reason.waits_for)}?)" if reason.waits_for else ""
     whose = f", {_named(reason.licence)}" if several and reason.licence else ""
-    through = f", through {' < '.join((reason.model, *reversed(reason.via)))}" if reason.via else ""
+    chain = (reason.model, *reversed(reason.via))
+    chain = chain[1:] if chain[1:] == (f"outputs of {reason.model}",) else chain
+    through = f", through {' < '.join(chain)}" if reason.via else ""
     _fill(f"  {_BEARING[reason.bearing]}{waits}: {reason.says}{words} [{reason.clause}{whose}{through}]")
 
 

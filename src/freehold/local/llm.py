@@ -45,7 +45,6 @@ from freehold.types import (
     Overflow,
     SamplingParams,
     ToolCall,
-    Turn,
     as_format,
 )
 
@@ -386,12 +385,12 @@ class LLM:
         self.adapters.remove(name)
         return self.info
 
-    def render(self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new") -> list[int]:
-        """Return the ids the model would read of a chat, up to where its answer begins or goes on (`turn`)."""
+    def render(self, messages: Sequence[Message], think: bool | None = None) -> list[int]:
+        """Return the ids the model would read of a chat, up to where its answer begins."""
         self._check_open()
         if self._overlay is not None:
             messages = with_messages(tuple(messages), self._overlay)
-        return self._prompter.render(messages, think, turn)
+        return self._prompter.render(messages, think)
 
     def embed(
         self,

@@ -10,13 +10,12 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypedDict
 
 from freehold.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.tokenizer.dialects import Dialect
 from freehold.tokenizer.fill import FillTokens, fill_tokens
-from freehold.types import Job, Message, Tool, Turn
+from freehold.types import Job, Message, Tool
 
 ANY_LENGTH = 1 << 40  # a context that every prompt fits, for counting
 ROOM = 512  # tokens that drop-oldest keeps free for an answer whose length nobody limited
@@ -73,10 +72,6 @@ class Prompter:
         for name in ("think", "think_tokens", "effort", "tools"):
             if getattr(job, name) not in (None, ()):
                 raise UsageError(f"{name} is for chats; a plain prompt has no template that knows it")
-        if job.turn != "new":
-            raise UsageError(
-                "only a chat has a last message to go on from; a plain prompt is continued anyway"
-            )
         if job.suffix is not None:
             return self._gap(job.prompt, job.suffix)
         ids = (
@@ -94,10 +89,9 @@ class Prompter:
         roomy = Prompter(self._tokenizer, self._template, self._name, ANY_LENGTH)
         return len(roomy.prompt(job).ids)
 
-    def render(self, messages: Sequence[Message], think: bool | None, turn: Turn = "new") -> list[int]:
+    def render(self, messages: Sequence[Message], think: bool | None) -> list[int]:
         """Return the ids of a chat, whole."""
-        rendered = self.template.render(messages, think=think, **_ending(turn))
-        return self._tokenizer.encode_rendered(rendered)
+        return self._tokenizer.encode_rendered(self.template.render(messages, think=think))
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Return `ids` as a list. Raises UsageError for one outside the vocabulary, and for none at all."""
@@ -146,17 +140,13 @@ class Prompter:
 
         def fitted(turns: int) -> Prompt:
             kept = _without_oldest(chat, turns)
-            rendered = template.render(
-                kept, tools=tools or None, think=think, effort=effort, **_ending(job.turn)
-            )
-            # Thinking opens at the beginning of an answer only, and this one began before.
-            begun = job.turn == "continue" and not rendered.in_thinking
+            rendered = template.render(kept, tools=tools or None, think=think, effort=effort)
             return Prompt(
                 self._tokenizer.encode_rendered(rendered),
-                None if begun else template.thinking_tags,
+                template.thinking_tags,
                 rendered.in_thinking,
                 len(chat) - len(kept),
-                at_start=job.turn != "continue",
+                at_start=True,
                 tools=tools,
                 dialect=read,
                 shown=shown,
@@ -208,15 +198,6 @@ class Prompter:
                 f"load it with --context {_rounded_up(tokens)}, shorten the prompt, or let "
                 "--overflow drop-oldest leave out old messages of a chat",
             )
-
-
-class _Ending(TypedDict):
-    add_generation_prompt: bool
-    continue_final: bool
-
-
-def _ending(turn: Turn) -> _Ending:
-    return {"add_generation_prompt": turn == "new", "continue_final": turn == "continue"}
 
 
 def _turns(chat: Sequence[Message]) -> int:
