@@ -149,6 +149,21 @@ void prefault(In<uint8_t, 1> array) {
 #endif
 }
 
+Out<const uint8_t> mapped_array(int fd, bool huge) {
+  auto* held = new std::shared_ptr<Memory>(map_file(fd, huge));
+  nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::shared_ptr<Memory>*>(p); });
+  return Out<const uint8_t>((*held)->data, {(*held)->bytes}, owner);
+}
+
+void bind_mapped(nb::module_& m) {
+  m.def("map_file", &mapped_array, "fd"_a, "huge"_a = false);
+  m.def("is_lost", [](In<uint8_t, 1> array) { return is_lost(array.data()); }, "array"_a);
+  m.def("checksum", [](In<uint8_t, 1> array) {
+    nb::gil_scoped_release free;
+    return checksum(array.data(), array.size());
+  }, "array"_a);
+}
+
 void bind_matrix(nb::module_& m) {
   m.def("prefault", &prefault, "array"_a, nb::call_guard<nb::gil_scoped_release>());
   nb::class_<Threads>(m, "Threads").def(nb::init<int>(), "n"_a).def_prop_ro("size", &Threads::size);
@@ -417,6 +432,7 @@ NB_MODULE(_native, m) {
     for (const TypeRoute& r : type_routes()) rows.emplace_back(r.type, r.kind, r.route, r.bits_file, r.bits_packed);
     return rows;
   });
+  bind_mapped(m);
   bind_matrix(m);
   bind_plan(m);
   bind_sampling(m);

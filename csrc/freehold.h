@@ -89,6 +89,13 @@ class Memory {
   size_t bytes = 0;
 };
 
+// --- mapped.cpp -------------------------------------------------------------------------------------------------
+// The whole of a regular file, read-only, as long as it is held; `huge`: in huge pages, where the file lies in such.
+// What is lost while it is mapped (the file is cut short, the disk fails) is zero from then on: ask is_lost().
+std::shared_ptr<Memory> map_file(int fd, bool huge = false);       // throws BadModelFile, Capacity
+bool is_lost(const void* p);                                        // whether anything of the mapping that p lies in was
+uint64_t checksum(const uint8_t* p, size_t n);                      // XXH64, seed 0
+
 struct Matrix {
   Panels w;
   std::shared_ptr<Memory> memory;

@@ -28,6 +28,19 @@ def isas() -> list[str]:
 def prefault(array: U8) -> None:
     """Map all pages of a memory-mapped array, in order, without holding the GIL; a hint."""
 
+def map_file(fd: int, huge: bool = False) -> U8:
+    """Map a regular file read-only, as long as any view of the array lives; `huge`: in huge pages.
+
+    What is lost meanwhile (the file is cut short, the disk fails) reads as zeros instead of killing the process:
+    ask `is_lost` after reading. Raises BadModelFile, CapacityExceeded.
+    """
+
+def is_lost(array: U8) -> bool:
+    """Tell whether any part of the mapping that the array begins in was lost; False for other arrays."""
+
+def checksum(array: U8) -> int:
+    """Return the XXH64 of the bytes, without holding the GIL."""
+
 def isa() -> str:
     """Name the table in use (the best, or FREEHOLD_ISA's choice)."""
 

@@ -6,10 +6,11 @@
     ├── ModelNotFound          a name, path or hub reference leads nowhere
     ├── BadModelFile           a file is truncated, inconsistent, or not what it claims
     │   └── UnsupportedModel   a sound file whose architecture, type or tokenizer we do not run
+    ├── DamagedPack            the packed copy of a model's weights is not what was written
     ├── BadTemplate            a chat template fails, loops, or refuses the messages
     ├── ContextOverflow        more tokens than the context holds
     ├── CapacityExceeded       memory or disk does not suffice
-    ├── NonFiniteLogits        the model computed NaN or infinity (damaged weights)
+    ├── NonFiniteLogits        the model, or an adapter of it, computed NaN or infinity (damaged weights)
     ├── StepFailed             a step of the engine failed; it goes on with other requests
     ├── DownloadFailed         a source cannot be reached, refuses, or sends something else
     │   └── AccessDenied       the source wants a login, a token or an accepted licence
@@ -64,6 +65,10 @@ class UnsupportedModel(BadModelFile):
     """A sound file that needs an architecture, tensor type or tokenizer Freehold does not run."""
 
 
+class DamagedPack(FreeholdError):
+    """The packed copy of a model's weights is not what was written; it was removed, the model's file is sound."""
+
+
 class BadTemplate(FreeholdError):
     """A chat template does not parse, runs too long, or refuses the messages."""
 
@@ -77,7 +82,7 @@ class CapacityExceeded(FreeholdError):
 
 
 class NonFiniteLogits(FreeholdError):
-    """The model computed NaN or infinity; its weights are damaged."""
+    """The model computed NaN or infinity; its weights are damaged, or those of an adapter."""
 
 
 class StepFailed(FreeholdError):

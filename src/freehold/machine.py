@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,37 @@ _CPU = Path("/sys/devices/system/cpu")
 # Limit and usage files of version 2 and version 1; "max" and absurdly large numbers mean none.
 _FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 _STAT = ("memory.stat", "memory/memory.stat")
+
+
+CROWDED = (
+    0.25  # cores that others took of those that our threads want, from which a timing tells of the others
+)
+
+
+class Crowd:
+    """What other processes took of the processors since this was made."""
+
+    def __init__(self) -> None:
+        self._at, self._own, self._all = time.monotonic(), time.process_time(), _busy_seconds()
+
+    def share(self) -> float:
+        """Return how many of the cores that our threads want others took, as a share of them; 0: none.
+
+        Cores that nobody used are others' to take: on 64 cores, 16 busy ones do not slow 16 threads down.
+        """
+        wall = time.monotonic() - self._at
+        if wall <= 0:
+            return 0.0
+        others = (_busy_seconds() - self._all - (time.process_time() - self._own)) / wall
+        threads = default_threads()
+        spare = (psutil.cpu_count() or threads) - threads
+        return max(others - spare, 0.0) / threads
+
+
+def _busy_seconds() -> float:
+    """Return the seconds that all processors together have computed, a host's share taken from a guest included."""
+    t = psutil.cpu_times()
+    return sum(getattr(t, name, 0.0) for name in ("user", "system", "nice", "irq", "softirq", "steal"))
 
 
 def available_bytes() -> int:

@@ -17,6 +17,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 Overflow = Literal["error", "drop-oldest"]  # what to do with a chat longer than the context
 Priority = Literal["interactive", "batch"]  # whose tokens go first; batch takes what is left
 ToolChoice = Literal["auto", "none", "required"]
+Turn = Literal["new", "continue", "none"]  # how the prompt of a chat ends; see Job.turn
 FormatKind = Literal["json", "json_schema", "regex", "lark", "choice"]
 
 
@@ -240,6 +241,7 @@ class Job:
     format: Format | None = None
     adapter: str = ""  # by name, of those the model was opened with
     overflow: Overflow = "error"
+    turn: Turn = "new"  # a chat's prompt opens a new answer, leaves its last message open, or does neither
     ignore_eos: bool = False  # go on after the model's own end, to max_tokens: for load generators
     priority: Priority = "interactive"
     tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see

@@ -50,3 +50,13 @@ def test_a_failure_to_keep_is_none_of_the_answer(tmp_path: Path):
     learn(tmp_path, tmp_path / "gone.gguf", [PLAIN])
     (tmp_path / calibration.FILE).mkdir()
     learn(tmp_path, two_layers(tmp_path / "tiny.gguf"), [PLAIN])
+
+
+def test_runs_beside_others_are_kept_and_do_not_count(tmp_path: Path):
+    path, key = two_layers(tmp_path / "tiny.gguf"), machine.name_here()
+    machine.keep(tmp_path, key, RATES)
+    learn(tmp_path, path, [PLAIN], load=1.5)
+    found = calibration.read(tmp_path, key, RATES)
+    assert (found.runs, found.crowded, found.damaged) == ((), 2, 0)
+    learn(tmp_path, path, [PLAIN], load=0.1)
+    assert len(calibration.read(tmp_path, key, RATES).runs) == 2

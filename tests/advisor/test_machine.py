@@ -75,3 +75,28 @@ def test_drivers_names_lead_to_the_catalogue():
         assert machine.gpu_device(title, size * gib) == name, title
     assert machine.mac_device("Apple M4 Max") == "m4-max"
     assert machine.mac_device("Apple M9") == ""
+
+
+def test_the_best_of_crowded_measurements_counts(tmp_path: Path):
+    for gb_s in (3, 9, 5):
+        machine.keep(tmp_path, "a", Rates(gb_s, 10 * gb_s, busy=True))
+    assert machine.kept(tmp_path, "a") == Rates(9, 90, busy=True)
+
+
+def test_a_crowd_is_what_others_take_of_the_cores_that_we_want(monkeypatch: pytest.MonkeyPatch):
+    from freehold import machine as system
+
+    clock = {"wall": 0.0, "own": 0.0, "all": 0.0}
+    monkeypatch.setattr(system.time, "monotonic", lambda: clock["wall"])
+    monkeypatch.setattr(system.time, "process_time", lambda: clock["own"])
+    monkeypatch.setattr(system, "_busy_seconds", lambda: clock["all"])
+    monkeypatch.setattr(system, "default_threads", lambda: 4)
+    monkeypatch.setattr(system.psutil, "cpu_count", lambda: 8)
+    crowd = system.Crowd()
+    assert crowd.share() == 0.0
+    clock.update(wall=10.0, own=40.0, all=40.0)
+    assert crowd.share() == 0.0
+    clock.update(all=80.0)  # four others on the four cores that are left
+    assert crowd.share() == 0.0
+    clock.update(own=20.0)  # six of eight are others'
+    assert crowd.share() == pytest.approx(0.5)

@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from freehold import _native as native
 from freehold.engine import Engine, Generation
+from freehold.errors import NonFiniteLogits
 from freehold.models.adapters import Adapter
 from freehold.models.loader import LoadedModel
 from freehold.types import SamplingParams
@@ -58,6 +61,25 @@ def test_answers_to_one_prompt_share_it_with_their_adapter(model: LoadedModel, a
             PROMPT, SamplingParams(seed=7 + i), max_tokens=10, adapter=adapters[0]
         )
         assert [out.id for out in outs] == ids(lone)
+
+
+def test_nan_that_an_adapter_makes_is_the_adapters_and_the_base_answers_on(
+    model: LoadedModel, adapters: Both
+):
+    high = np.full((16, model.cfg.hidden), 3e38, np.float32)
+    weight = model.weights.blocks[0].q
+    a, b = (
+        native.Matrix.pack(values.view(np.uint8).reshape(-1), "F32", *values.shape, model.threads)
+        for values in (high, np.full((weight.rows, 16), 3e38, np.float32))
+    )
+    made = native.Adapter()
+    made.add(weight, a, b, 1.0)
+    wild = replace(adapters[0], name="wild", digest="ff", native=made)
+    engine = Engine(model, context=128, blocks=40)
+    with pytest.raises(NonFiniteLogits, match="the adapter 'wild'") as error:
+        ids(answer(engine, wild))
+    assert "its weights are damaged" not in error.value.hint
+    assert ids(answer(engine, None)) == ids(answer(Engine(model, context=128), None))
 
 
 def test_a_cached_prefix_is_found_by_its_own_adapter_alone(model: LoadedModel, adapters: Both):

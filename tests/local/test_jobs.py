@@ -346,3 +346,37 @@ def test_coder_fills_a_gap(model_path):
     with served(model_path("qwen2.5-coder:0.5b"), context=512) as llm:
         [chunks] = answered(llm, job)
     assert text(chunks).strip().startswith("return a + b") and chunks[-1].finish_reason == "stop"
+
+
+# --- a last message that stays open ------------------------------------------------------------------------
+
+
+def test_answer_goes_on_from_the_last_message_and_repeats_none_of_it(llm: LLM):
+    job = replace(CHAT, sampling={"temperature": 0})
+    whole = answered(llm, job)[0]
+    prompt = llm.start(job).begin.prompt_ids
+    size = next(n for n in range(4, 20) if _same_again(llm, ids(whole)[:n]))
+    said = llm.detokenize(ids(whole)[:size])
+    begun = replace(job, messages=(*job.messages, Message("assistant", said)), turn="continue")
+    assert llm.start(begun).begin.prompt_ids == (*prompt, *ids(whole)[:size])
+    assert llm.count(begun) == len(prompt) + size
+    assert text(answered(llm, replace(begun, max_tokens=20 - size))[0]) == text(whole)[len(said) :]
+
+
+def _same_again(llm: LLM, some: tuple[int, ...]) -> bool:
+    said = llm.detokenize(some)
+    return bool(said) and said[-1] != "\ufffd" and tuple(llm.tokenize(said)) == some
+
+
+def test_prompt_may_end_with_its_last_message(llm: LLM):
+    bare = llm.start(replace(CHAT, turn="none")).begin.prompt_ids
+    whole = llm.start(CHAT).begin.prompt_ids
+    assert len(bare) < len(whole) and whole[: len(bare)] == bare
+    assert llm.render(CHAT.messages, turn="none") == list(bare)
+
+
+def test_only_a_chat_that_ends_with_the_assistant_is_continued(llm: LLM):
+    with pytest.raises(UsageError, match="cannot be continued"):
+        llm.start(replace(CHAT, turn="continue"))
+    with pytest.raises(UsageError, match="only a chat"):
+        llm.start(replace(TEXT, turn="continue"))

@@ -164,6 +164,18 @@ def test_another_models_adapter_is_refused_with_both_sizes(tmp_path: Path):
         load_adapter(write_gguf(replace(CASES["qwen2"], settings={}), tmp_path / "a.gguf"), model, "x")
 
 
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_an_adapter_that_holds_nan_is_refused_by_its_name(dtype: str, tmp_path: Path):
+    def spoil(tensors: dict[str, np.ndarray]) -> None:
+        next(iter(tensors.values()))[1, 2] = np.nan
+
+    model = load_model(write_model("llama", "hf", tmp_path), threads=1)
+    path = write_peft(CASES["llama"], tmp_path / "a", dtype=dtype, changes=spoil)
+    with pytest.raises(BadModelFile, match="holds NaN or infinity") as error:
+        load_adapter(path, model, "x")
+    assert str(path) in error.value.message
+
+
 def test_a_model_is_no_adapter_and_an_adapter_no_other_kind(tmp_path: Path):
     with pytest.raises(BadModelFile, match="no adapter"):
         open_lora(write_model("llama", "gguf", tmp_path))

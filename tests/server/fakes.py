@@ -26,6 +26,7 @@ from freehold.types import (
     SamplingParams,
     TokenLogprob,
     ToolPiece,
+    Turn,
     Usage,
     Vectors,
 )
@@ -198,6 +199,7 @@ class FakeServed:
         self.loaded = FakeLoaded(name, replace(info_of(name), thinking=script.thinks))
         self.jobs: list[Job] = []
         self.counted: list[Job] = []
+        self.turns: list[Turn] = []
         self.keep_alives: list[float | None] = []
         self.embeddings: list[EmbedJob] = []
         self.streams: list[FakeStream] = []
@@ -236,7 +238,10 @@ class FakeServed:
     async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
         return [self.words.bytes_of(i) for i in ids]
 
-    async def render(self, messages: Sequence[Message], think: bool | None) -> list[int]:
+    async def render(
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+    ) -> list[int]:
+        self.turns.append(turn)
         return self.words.encode(" ".join(m.content for m in messages))
 
     async def count(self, job: Job) -> int:

@@ -191,6 +191,47 @@ def test_ping_is_the_sign_of_life_while_a_model_loads(serving):
     assert [name for name, _ in got[:2]] == ["ping", "ping"] and got[-1][0] == "message_stop"
 
 
+# --- an answer that is begun ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "last", [assistant("The best colour is"), assistant({"type": "text", "text": "The best colour is"})]
+)
+def test_assistants_turn_at_the_end_is_continued(serving, last):
+    server = serving()
+    job = job_of(server, messages=[user("Name one."), last], tools=[{"name": "f", "input_schema": {}}])
+    assert job.turn == "continue" and job.messages[-1] == Message("assistant", "The best colour is")
+    assert job_of(server).turn == "new"
+    server.client.post(URL + "/count_tokens", json={"model": "fake:1b", "messages": [user("a"), last]})
+    assert server.models.served["fake:1b"].counted[-1].turn == "continue"
+
+
+def test_answer_begun_with_nothing_is_a_new_one(serving):
+    for last in (assistant(""), {"role": "assistant", "content": []}):
+        job = job_of(serving(), messages=[user("a"), last])
+        assert job.turn == "new" and job.messages == (Message("user", "a"),)
+
+
+def test_thinking_goes_before_an_answer_that_is_begun(serving):
+    thinks = {"thinking": {"type": "enabled", "budget_tokens": 10}}
+    thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    begun = assistant(thought, {"type": "text", "text": "b"})
+    assert job_of(serving(), messages=[user("a"), begun], **thinks).turn == "continue"
+    said = refusal(serving(), messages=[user("a"), assistant("b")], **thinks)
+    assert "must start with a thinking block" in said
+    shaped = {"output_config": {"format": {"type": "json_schema", "schema": {}}}}
+    assert "format" in refusal(serving(), messages=[user("a"), assistant("b")], **shaped)
+
+
+@pytest.mark.parametrize(
+    "field, wrong, right",
+    [("temperature", 1.1, 1), ("temperature", -0.1, 0), ("top_p", 1.1, 0), ("stop_sequences", [" "], ["a"])],
+)
+def test_ranges_are_anthropics(serving, field, wrong, right):
+    assert field in refusal(serving(), **{field: wrong})
+    assert job_of(serving(), **{field: right}) is not None
+
+
 # --- fields to jobs -------------------------------------------------------------------------------------
 
 
@@ -362,7 +403,9 @@ def test_what_only_anthropic_can_read_is_left_out_and_told(serving):
     "messages, said",
     [
         ([assistant("a"), user("b")], "messages does not begin with a user's turn"),
-        ([user("a"), assistant("b")], "messages ends with an assistant's turn"),
+        ([user("a"), assistant("b ")], "messages: final assistant content cannot end with trailing white"),
+        ([user("a"), assistant({"type": "thinking", "thinking": "b"})], "messages: the final block in an"),
+        ([user("a"), assistant(CALL)], "messages ends with a tool_use"),
         ([{"role": "system", "content": "a"}], "messages does not begin with a user's turn"),
         ([{"role": "tool", "content": "a"}], "messages[0].role is 'tool'"),
         ([user("")], "messages[0] has no content"),

@@ -413,3 +413,55 @@ def test_format_is_taken_from_every_name_it_has(serving, fields, kind: str, sour
 def test_format_that_cannot_be_is_refused_by_what_is_wrong(serving, fields, param: str, words: list[str]):
     error = refusal(serving(), **fields)
     assert error["param"] == param and [w for w in words if w not in error["message"]] == []
+
+
+# A last message that is the assistant's.
+
+BEGUN = {**CHAT, "messages": [*CHAT["messages"], {"role": "assistant", "content": "The colour is"}]}
+
+
+@pytest.mark.parametrize(
+    "fields, turn",
+    [
+        ({}, "new"),  # OpenAI answers anew
+        ({"continue_final_message": False, "add_generation_prompt": True}, "new"),
+        ({"continue_final_message": True, "add_generation_prompt": False}, "continue"),
+        ({"continue_final_message": True}, "continue"),
+        ({"add_generation_prompt": False}, "none"),
+    ],
+)
+def test_last_message_is_continued_where_vllms_fields_say_so(serving, fields, turn):
+    server = serving()
+    answer = server.client.post("/v1/chat/completions", json={**BEGUN, **fields})
+    assert answer.json()["freehold"]["warnings"] == []
+    job = server.models.served["fake:1b"].jobs[-1]
+    assert job.turn == turn and job.messages[-1].content == "The colour is"
+
+
+def test_last_message_is_not_continued_and_opened_at_once(serving):
+    both = {**BEGUN, "continue_final_message": True, "add_generation_prompt": True}
+    error = serving().client.post("/v1/chat/completions", json=both).json()["error"]
+    assert error["param"] == "continue_final_message" and error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "field, low, high, beyond",
+    [
+        ("temperature", 0, 2, (-0.1, 2.1)),
+        ("top_p", 0, 1, (-0.1, 1.1)),
+        ("presence_penalty", -2, 2, (-2.1, 2.1)),
+        ("frequency_penalty", -2, 2, (-2.1, 2.1)),
+        ("n", 1, 128, (0, 129)),
+    ],
+)
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/completions"])
+def test_ranges_are_openais(serving, route, field, low, high, beyond):
+    client = serving(Script(text="a")).client
+    asked = CHAT if "chat" in route else {"model": "fake:1b", "prompt": "x"}
+    for value in (low, high):
+        answer = client.post(route, json={**asked, field: value})
+        assert answer.status_code == 200, answer.text
+    for value in beyond:
+        answer = client.post(route, json={**asked, field: value})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == field
+        assert f"{value}" in answer.json()["error"]["message"]

@@ -88,7 +88,7 @@ REFUSALS: list[tuple[str, str, dict[str, Any], int, str | None, list[str]]] = [
     ("role", "openai", {"messages": ROBOT}, 400, "invalid_value", ["messages[0].role is 'robot'"]),
     ("role", "ollama", {"messages": ROBOT}, 400, None, ["messages[0].role is 'robot'"]),
     ("role", "anthropic", {"messages": ROBOT}, 400, "invalid_request_error", ["messages[0].role is 'robot'"]),
-    ("n", "openai", {"n": 1000}, 400, "invalid_value", ["n is 1000", "<= 64"]),
+    ("n", "openai", {"n": 1000}, 400, "invalid_value", ["n is 1000", "<= 128"]),
     ("key", "openai", {}, 401, "invalid_api_key", ["key"]),
     ("key", "ollama", {}, 401, None, ["key"]),
     ("key", "anthropic", {}, 401, "authentication_error", ["key"]),

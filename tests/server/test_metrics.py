@@ -287,12 +287,20 @@ def test_a_chat_is_tokenized_as_the_template_writes_it(serving):
     assert serving().client.post("/tokenize", json=asked).json()["count"] == 2
 
 
+def test_a_chats_end_is_tokenized_as_it_is_asked_for(serving):
+    server = serving()
+    chat = {"model": "fake:1b", "messages": [*CHAT["messages"], {"role": "assistant", "content": "It is"}]}
+    for more in ({}, {"add_generation_prompt": False}, {"continue_final_message": True}):
+        assert server.client.post("/tokenize", json={**chat, **more}).status_code == 200
+    assert server.models.served["fake:1b"].turns == ["new", "none", "continue"]
+
+
 def test_what_changes_no_count_is_named_and_what_would_is_refused(serving):
     client = serving().client
     asked = {"prompt": "a b", "model": "fake:1b"}
     body = client.post("/tokenize", json={**asked, "colour": "red"}).json()
     assert body["freehold"]["warnings"] == ["unknown field 'colour' was ignored"]
-    assert client.post("/tokenize", json={**asked, "add_generation_prompt": False}).status_code == 400
+    assert client.post("/tokenize", json={**asked, "echo": True}).status_code == 400
     body = client.post("/detokenize", json={"tokens": body["tokens"], "colour": "red"}).json()
     assert body["freehold"]["warnings"] == ["unknown field 'colour' was ignored"]
 

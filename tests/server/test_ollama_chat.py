@@ -361,3 +361,35 @@ def test_silence_is_filled_with_whole_objects(serving):
     assert time.monotonic() - began > 0.3
     beats = [p for p in got if not p["done"] and not p["message"]["content"]]
     assert len(beats) >= 2 and all(b["message"]["role"] == "assistant" for b in beats)
+
+
+# --- a last message that is the assistant's ---------------------------------------------------------------
+
+
+def test_last_message_of_the_assistant_is_continued(serving):
+    asked = {"role": "user", "content": "Name a colour."}
+    begun = {"role": "assistant", "content": "The colour is"}
+    job = job_of(serving(), messages=[asked, begun])
+    assert job.turn == "continue" and job.messages[-1].content == "The colour is"
+    thought = {"role": "assistant", "content": "", "thinking": "The sky"}
+    assert job_of(serving(), messages=[asked, thought]).turn == "continue"
+    empty = job_of(serving(), messages=[asked, {"role": "assistant", "content": ""}])
+    assert empty.turn == "new" and len(empty.messages) == 1
+    called = {**begun, "tool_calls": [{"function": {"name": "clock", "arguments": {}}}]}
+    assert job_of(serving(), messages=[asked, called]).turn == "new"
+
+
+def test_numbers_beyond_their_range_are_the_nearest_and_told(serving):
+    options = {"temperature": -1, "top_p": 1.5, "min_p": -0.5, "typical_p": 0, "repeat_penalty": 0}
+    server = serving()
+    told = ask(server, ROUTE, options=options)["freehold"]["warnings"]
+    sampling = server.models.served["fake:1b"].jobs[-1].sampling
+    assert sampling == {
+        "temperature": 0,
+        "top_p": 1,
+        "min_p": 0,
+        "typical_p": 1e-6,
+        "repetition_penalty": 1,
+    }
+    assert len(told) == 5 and told[0] == "option temperature is -1; 0 was used"
+    assert "top_p is 'x'" in refused(server, ROUTE, options={"top_p": "x"})

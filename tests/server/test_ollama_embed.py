@@ -55,7 +55,7 @@ def test_what_changes_no_vector_is_named(serving, route, field):
 @pytest.mark.parametrize("route, field", ROUTES.items())
 def test_without_a_text_the_model_is_loaded_or_let_go(serving, route, field):
     server = serving()
-    for nothing in ({}, {field: ""} if field == "prompt" else {field: []}):
+    for nothing in ({}, {field: ""}, *([{field: []}] if field == "input" else [])):
         body = ask(server, route, **nothing)
         assert body.get("embeddings", body.get("embedding")) == [] and "fake:1b" in server.models.in_memory
     ask(server, route, keep_alive=0)

@@ -179,3 +179,21 @@ def test_the_openai_client_chats(real):
         )
         chunks = list(stream)
     assert chunks[-1].usage.completion_tokens == 8 or chunks[-2].choices[0].finish_reason == "stop"
+
+
+def test_every_protocol_goes_on_from_the_same_beginning(real):
+    chat = [
+        {"role": "user", "content": "Count from one to ten in words."},
+        {"role": "assistant", "content": "one, two, three,"},
+    ]
+    vllm = {"continue_final_message": True, "add_generation_prompt": False}
+    openai = real.ask(CHAT, messages=chat, temperature=0, max_tokens=8, **vllm)
+    claude = real.ask("/v1/messages", messages=chat, temperature=0, max_tokens=8)
+    options = {"temperature": 0, "num_predict": 8}
+    ollama = real.ask("/api/chat", messages=chat, stream=False, options=options)
+    said = openai["choices"][0]["message"]["content"]
+    assert said.startswith(" four, five") and "one, two" not in said
+    assert claude["content"] == [{"type": "text", "text": said}] and ollama["message"]["content"] == said
+    again = real.ask("/tokenize", messages=chat, **vllm)["count"]
+    assert openai["usage"]["prompt_tokens"] == again
+    assert real.ask(CHAT, messages=chat, temperature=0, max_tokens=8)["usage"]["prompt_tokens"] > again

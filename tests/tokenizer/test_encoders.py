@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import models
+from tokenizers import models, normalizers
 
 from freehold._native import Bpe, Strings
 from freehold.errors import BadModelFile, UsageError
-from freehold.tokenizer import pretokenizers
+from freehold.stopping import Stopped, stops_when
+from freehold.tokenizer import encoders, pretokenizers
 from freehold.tokenizer.core import byte_alphabet
-from freehold.tokenizer.encoders import library_encoder, merging_encoder
+from freehold.tokenizer.encoders import library_encoder, marking_encoder, merging_encoder
 
 LETTERS = "abcdeé€ "
 
@@ -96,6 +97,63 @@ def test_character_merges_give_the_librarys_ids(seed: int, fallback: bool, score
     )
     texts = [text(rng, LETTERS + "xyz漢", n) for n in (0, 1, 9, 70, 500)]
     assert merging_encoder(bpe, None, None, None)(texts) == library_encoder(inner)(texts)
+
+
+LIVELY = [*"abZ'.,!19²½_/-", *"   \n\n\r\t\u00a0", *"don't I'LL'", *"漢字か한é€𝄞ßǅ؟", "\n  ", "، ", "ก็"]
+LIVELY += ["e\u0301", "q\u0323\u0301", "q\u0301\u0323", "\u1112", "\u1161", "\u11ab", "\u200d", "👩\u200d👧"]
+
+
+def byte_pairs(seed: int) -> Bpe:
+    """A vocabulary of all bytes and of some merges of what lively texts hold."""
+    rng = random.Random(seed)
+    spelled = {b: c for c, b in byte_alphabet().items()}
+    common = [spelled[b] for b in "ab 1\n'é漢".encode()]
+    tokens = [spelled[b] for b in range(256)]
+    merges = [pair for pair in dict.fromkeys((rng.choice(common), rng.choice(common)) for _ in range(30))]
+    tokens += dict.fromkeys("".join(m) for m in merges)
+    bpe = Bpe(Strings(tokens), every(tokens), byte_level=True)
+    assert bpe.merge_by_lines(Strings([" ".join(m) for m in merges])) == -1
+    return bpe
+
+
+@pytest.mark.parametrize("name", sorted(set(pretokenizers.KNOWN) - {"gemma4"}))
+def test_windows_give_the_ids_of_the_whole_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, rng = pretokenizers.lookup(name), random.Random(name)
+    ours = merging_encoder(byte_pairs(1), byte_alphabet(), spec.normalizer(), spec.pre_tokenizer())
+    texts = ["".join(rng.choices(LIVELY, k=rng.randrange(1, 300))) for _ in range(20)]
+    texts += [
+        "a" * 200,
+        " " * 200,
+        "1" * 200,
+        "e\u0301" * 100,
+        "\u0301" * 100,
+        "\n" * 100 + "x",
+        "don't" * 40,
+    ]
+    whole = ours(texts)
+    for window in (7, 16, 50):
+        monkeypatch.setattr(encoders, "WINDOW", window)
+        assert [ours([text])[0] for text in texts] == whole
+
+
+def test_marks_for_spaces_are_what_the_library_writes() -> None:
+    steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    tokens = ["<unk>", "▁", "a", "▁a", "aa", *(f"<0x{b:02X}>" for b in range(256))]
+    bpe = Bpe(Strings(tokens), every(tokens), byte_level=False, byte_fallback=True, unk=0)
+    bpe.merge_by_rank(np.arange(len(tokens), dtype=np.int32))
+    texts = ["", "a", " a", "a  aa ", "漢\na", "▁a"]
+    for prefix in (True, False):
+        library = merging_encoder(bpe, None, normalizers.Sequence(steps[not prefix :]), None)
+        assert marking_encoder(bpe, "▁", prefix=prefix)(texts) == library(texts)
+
+
+def test_long_text_stops_between_windows() -> None:
+    spec = pretokenizers.lookup("qwen2")
+    ours = merging_encoder(byte_pairs(1), byte_alphabet(), spec.normalizer(), spec.pre_tokenizer())
+    looks = iter([False, False, True])
+    with stops_when(lambda: next(looks)), pytest.raises(Stopped):
+        ours(["some words " * 10_000])
+    assert next(looks, "over") == "over"
 
 
 def test_of_equal_tokens_the_first_that_text_may_become_stands() -> None:

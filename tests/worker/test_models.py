@@ -249,6 +249,43 @@ def test_damaged_file_is_a_named_error_and_not_tried_in_a_loop(serve, tiny, tmp_
     serve(body, OPTIONS, paths={**tiny, "broken": ref})
 
 
+def test_damaged_pack_costs_a_load_and_no_answer_a_token(serve, tiny, alone, tmp_path: Path, caplog):
+    """The engine ends before a token leaves, names the file, and the next one packs the weights anew."""
+    ref = replace(tiny["tiny"], digest="ab" * 32)
+
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        await answers(served, CHAT)
+        await served.unload()
+        (pack,) = (tmp_path / "packs").iterdir()
+        whole = pack.read_bytes()
+        pack.write_bytes(whole[:-40_000] + bytes(20_000) + whole[-20_000:])
+        [chunks] = await answers(await models.use("tiny"), CHAT)
+        assert tokens(chunks) == list(alone(3).token_ids)
+        assert served.restarts == 1 and served.was_loaded
+        assert "packed copy of the weights" in caplog.text and pack.name in caplog.text
+        await served.unload()
+        assert pack.read_bytes() == whole
+
+    serve(body, OPTIONS, paths={"tiny": ref})
+
+
+def test_pack_cut_short_under_a_running_engine_ends_no_answer(serve, tiny, alone, tmp_path: Path, caplog):
+    ref = replace(tiny["tiny"], digest="ab" * 32)
+
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        await served.unload()
+        await models.use("tiny")
+        (pack,) = (tmp_path / "packs").iterdir()
+        os.truncate(pack, 4096)
+        [chunks] = await answers(served, CHAT)
+        assert tokens(chunks) == list(alone(3).token_ids)
+        assert served.restarts == 1 and "was cut short" in caplog.text
+
+    serve(body, OPTIONS, paths={"tiny": ref})
+
+
 def test_requests_for_one_loading_model_share_the_load(serve, tiny):
     async def body(models: Models) -> None:
         served = await asyncio.gather(*(models.use("tiny") for _ in range(5)))

@@ -60,6 +60,9 @@ class Placement:
     command: str
     month: float | None = None
     users: int = 1
+    sure: bool = (
+        True  # whether the speeds rest on quiet measurements; if not, only their upper bound rules out
+    )
     why_none: str = ""
 
 
@@ -213,7 +216,7 @@ def _judge(model: Model, request: Request, scale: Scale, quick: Scale, placer: P
     placed = placer(model, context)
     if isinstance(placed, Refusal):
         return Judged(model, scale.of(model), ruled, None, (*refusals, placed))
-    speed = placed.decode.mid
+    speed = placed.decode.mid if placed.sure else placed.decode.high
     hurried = speed < THINKING_PACE and not request.task.patient
     if speed < request.speed:
         said = f"{speed:.3g} tokens a second, where the work wants {request.speed:g}"

@@ -4,8 +4,8 @@ A line of runs.jsonl in the data folder is one run: what it asked of the machine
 (`measured`), in tokens a second. What physics says of it follows from the machine's rates, those of the same minutes
 where they were measured, else those known today, so that a better measurement mends what is past too. The correction
 is the median of log(measured / physics): over a model's own runs where there are enough, else over the models run
-here, each counted once. Medians do not mind the odd run beside somebody else's load. Knows no model and no clock: the
-caller says which and when.
+here, each counted once. Runs beside others' load are kept and do not count. Knows no model and no clock: the caller
+says which and when.
 Path: cli/run, cli/bench -> record; advisor.fit -> read -> History.correction
 """
 
@@ -22,6 +22,7 @@ from typing import Any
 
 from freehold.advisor.interval import Interval
 from freehold.advisor.machine import Cost, Rates
+from freehold.machine import CROWDED
 
 FILE = "runs.jsonl"
 MOST_BYTES = 1 << 20  # about 4,000 runs; then the older half goes
@@ -50,6 +51,7 @@ class Run:
     told: float
     measured: float
     at: str  # ISO 8601, UTC
+    load: float = 0.0  # cores that others took of those wanted here, as a share
 
     def raw(self, rates: Rates) -> float:
         """Return what physics says, in tokens a second; `rates` where the run has none of its own."""
@@ -75,11 +77,15 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The runs of one machine, oldest first. `damaged`: lines of the file that could not be read."""
+    """The runs of one machine, oldest first. `damaged`: lines of the file that could not be read.
+
+    `crowded`: runs beside others' load, which are left out.
+    """
 
     rates: Rates  # the machine's, for runs without their own
     runs: tuple[Run, ...] = ()
     damaged: int = 0
+    crowded: int = 0
 
     def correction(self, kind: str, model: str) -> Correction:
         """Return what runs here say of predictions for a model."""
@@ -118,7 +124,9 @@ def read(home: Path, machine: str, rates: Rates) -> History:
         return History(rates)
     runs = [_parsed(line) for line in text.splitlines() if line.strip()]
     found = tuple(r for r in runs if r is not None)
-    return History(rates, tuple(r for r in found if r.machine == machine), len(runs) - len(found))
+    mine = [r for r in found if r.machine == machine]
+    quiet = tuple(r for r in mine if r.load <= CROWDED)
+    return History(rates, quiet, len(runs) - len(found), len(mine) - len(quiet))
 
 
 def record(home: Path, runs: Iterable[Run]) -> None:
@@ -157,11 +165,11 @@ def _plain(run: Run) -> dict[str, Any]:
 def _parsed(line: bytes) -> Run | None:
     try:
         raw = json.loads(line)
-        run = Run(**{name: kind(raw[name]) for name, kind in _FIELDS.items()})
+        run = Run(**{name: kind(raw[name]) for name, kind in _FIELDS.items() if name in raw})
     except (ValueError, KeyError, TypeError, OverflowError):
         return None
     speeds, asked = (run.told, run.measured), (run.read, run.cores, run.rest)
-    sound = run.kind in KINDS and run.depth > 0 and all(0 < x < 1e9 for x in speeds)
+    sound = run.kind in KINDS and 0 <= run.load < 1e6 and run.depth > 0 and all(0 < x < 1e9 for x in speeds)
     sound = (
         sound and all(0 < x < 1e24 for x in asked) and 0 <= run.read_gb_s < 1e9 and 0 <= run.int8_gops < 1e9
     )

@@ -20,7 +20,7 @@ from freehold.advisor import machine as machines
 from freehold.advisor.anatomy import Anatomy
 from freehold.advisor.calibration import Correction, History, Run
 from freehold.advisor.interval import Interval
-from freehold.advisor.machine import Machine, Rates
+from freehold.advisor.machine import Cost, Machine, Rates
 from freehold.catalog.hardware import Rig
 from freehold.config import Settings
 from freehold.errors import UsageError
@@ -31,6 +31,7 @@ USUAL_CONTEXT = 4096  # tokens a fit is computed for where nobody names a number
 MOST_CONTEXT = 1 << 30
 CACHE_SHARE = 0.9  # of free memory that a context somebody asked for may take; the engine's own rule
 _GUESSED = 2.0  # how far off a speed may be on a machine that was never measured
+_CROWDED = 4.0  # how much more a machine may give alone than the best that was measured beside others
 _LOAD_SPREAD = 1.6  # of a load: whether its file is in memory yet decides more than the machine
 _DISK_GB_S = (1.0, 3.0, 7.0)  # what reads weights into a rig's memory: a disk of a cloud, NVMe, several
 
@@ -81,6 +82,7 @@ class Fit:
     decode: Interval
     basis: str  # what the speeds rest on
     streams: int = 1  # conversations of this length that fit at a time
+    sure: bool = True  # whether the speeds rest on quiet measurements, or on published ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +157,10 @@ def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bo
         memory,
         longest,
         load_s=Interval.within(ours.load_s(anatomy, machine.threads, packed), _LOAD_SPREAD),
-        prefill=_told(prefill, context / prompt.seconds(machine.rates), machine),
-        decode=_told(decode, 1 / one.seconds(machine.rates), machine),
+        prefill=_told(prefill, prompt, context, machine),
+        decode=_told(decode, one, 1, machine),
         basis=_basis(decode, machine),
+        sure=machine.rates.measured and not machine.rates.busy,
     )
 
 
@@ -174,10 +177,12 @@ def observed(
     measured: float,
     at: str,
     rates: Rates | None = None,
+    load: float = 0.0,
 ) -> Run:
     """Return what a run here leaves for those to come: `measured` tokens a second beside what was predicted.
 
     `kind`: decode after `depth` tokens, or prefill of as many. `rates`: of the same run, where they were measured.
+    `load`: what others took meanwhile, as Crowd.share has it.
     """
     machine, key = place.machine, model_key(anatomy)
     assert machine is not None
@@ -196,6 +201,7 @@ def observed(
         told=0.0,
         measured=measured,
         at=at,
+        load=load,
     )
     correction = (place.history or History(machine.rates)).correction(kind, key)
     return replace(run, told=run.raw(machine.rates) * correction.factor)
@@ -206,9 +212,13 @@ def _memory(anatomy: Anatomy, context: int, kv_type: str) -> Memory:
     return Memory(f.weights, f.cache, f.activations, f.process)
 
 
-def _told(correction: Correction, raw: float, machine: Machine) -> Interval:
-    told = correction.apply(raw)
-    known = correction.runs or (machine.rates.measured and not machine.rates.busy)
+def _told(correction: Correction, cost: Cost, tokens: int, machine: Machine) -> Interval:
+    """Return the corrected speed; where rates were measured in a crowd, up to what the machine may give alone."""
+    told = correction.apply(tokens / cost.seconds(machine.rates))
+    if machine.rates.busy:
+        alone = correction.factor * tokens / cost.seconds(machines.unmeasured(machine.threads))
+        return Interval(told.mid / _GUESSED, told.mid, max(told.mid * _CROWDED, alone * _GUESSED))
+    known = correction.runs or machine.rates.measured
     return told if known else Interval.within(told.mid, _GUESSED)
 
 

@@ -24,12 +24,15 @@ _GUESSED = (
 )
 
 
-def learn(home: Path, path: Path, usages: Iterable[Usage]) -> None:
-    """Keep what answers of the model at `path` took, each alone and plainly computed by our engine."""
-    keep(home, path, [speed for usage in usages for speed in speeds(usage)])
+def learn(home: Path, path: Path, usages: Iterable[Usage], load: float = 0.0) -> None:
+    """Keep what answers of the model at `path` took, each alone and plainly computed by our engine, and whole.
+
+    `load`: what others took of the processors meanwhile, as machine.Crowd.share has it.
+    """
+    keep(home, path, [speed for usage in usages for speed in speeds(usage)], load=load)
 
 
-def keep(home: Path, path: Path, speeds: list[Speed], rates: Rates | None = None) -> None:
+def keep(home: Path, path: Path, speeds: list[Speed], rates: Rates | None = None, load: float = 0.0) -> None:
     """Keep speeds of the model at `path`; a failure to write is no failure here.
 
     `rates`: of the same minutes, where they were measured; without, those kept, and nothing where none are.
@@ -48,7 +51,7 @@ def keep(home: Path, path: Path, speeds: list[Speed], rates: Rates | None = None
     now = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         anatomy = from_file(path)
-        calibration.record(home, [observed(anatomy, place, *speed, now, rates) for speed in speeds])
+        calibration.record(home, [observed(anatomy, place, *speed, now, rates, load) for speed in speeds])
     except (OSError, FreeholdError):  # the file went away meanwhile, or the disk is full: the answer is whole
         return
 

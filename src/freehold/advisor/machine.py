@@ -28,7 +28,7 @@ from freehold.catalog.hardware import devices
 FILE = "machine.json"
 KEPT = 8  # measurements of one processor that are kept
 FIRST = 5  # so many are taken one by one, each time rates are asked for: one allocation may be read half as fast again
-_GUESS = (10.0, 60.0)  # GB/s and 1e9 int8 operations a second of one thread, where nothing may be measured
+GUESS = (10.0, 60.0)  # GB/s and 1e9 int8 operations a second of one thread, where nothing may be measured
 _VARIANTS = {"ti", "super", "laptop", "mobile"}  # words that make a name another device's
 
 
@@ -99,7 +99,7 @@ def here(home: Path, *, measure: bool = True) -> Machine:
         memory=min(total, limit or total),
         free=system.available_bytes(),
         limited=limit is not None,
-        rates=rates or Rates(_GUESS[0] * threads, _GUESS[1] * threads, measured=False),
+        rates=rates or unmeasured(threads),
         gpus=tuple(nvidia()),
         device=mac_device(cpu) if sys.platform == "darwin" else "",
     )
@@ -110,6 +110,11 @@ def name_here() -> str:
     from freehold import _native as native
 
     return f"{system.cpu_name()} | {system.default_threads()} threads | {native.isa()}"
+
+
+def unmeasured(threads: int) -> Rates:
+    """Return what so many threads usually get, where nothing was measured."""
+    return Rates(GUESS[0] * threads, GUESS[1] * threads, measured=False)
 
 
 # --- rates ------------------------------------------------------------------------------------------
@@ -126,21 +131,24 @@ def rates_now() -> Rates:
     """Measure what the machine gives at this moment, a quarter of a second."""
     from freehold import _native as native
 
-    threads = system.default_threads()
-    busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > threads / 2
-    return Rates(
-        native.measure_read_gb_s(threads, _megabytes()), native.measure_int8_gops(threads), busy=busy
-    )
+    threads, crowd = system.default_threads(), system.Crowd()
+    waited = hasattr(os, "getloadavg") and os.getloadavg()[0] > threads / 2
+    read, dots = native.measure_read_gb_s(threads, _megabytes()), native.measure_int8_gops(threads)
+    return Rates(read, dots, busy=waited or crowd.share() > system.CROWDED)
 
 
 def kept(home: Path, name: str) -> Rates | None:
-    """Return the median of what was measured on a machine, alone if ever; None where nothing was."""
+    """Return the median of what was measured on a machine, alone if ever; None where nothing was.
+
+    Of measurements beside others the best counts: the machine gives that much at least.
+    """
     rows = _read(home / FILE).get(name, [])
     alone = [r for r in rows if not r.get("busy")]
     rows = alone or rows
     if not rows:
         return None
-    return Rates(median(r["read_gb_s"] for r in rows), median(r["int8_gops"] for r in rows), busy=not alone)
+    of = median if alone else max
+    return Rates(of(r["read_gb_s"] for r in rows), of(r["int8_gops"] for r in rows), busy=not alone)
 
 
 def keep(home: Path, name: str, rates: Rates) -> None:

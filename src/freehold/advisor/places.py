@@ -67,6 +67,7 @@ def here(place: Place, held: Mapping[str, Path], load: Load = ALONE) -> Placer:
             prefill=found.prefill,
             command=made.command,
             users=load.users,
+            sure=found.sure,
             why_none=made.why_none,
         )
 

@@ -131,6 +131,8 @@ def _print(advice: Advice, shown: tuple[Judged, ...], *, everything: bool, plott
         if plotted:
             _print_plot(advice, shown)
         _print_tiers(advice)
+        if any(j.placement and not j.placement.sure for j in shown):
+            click.echo("measured while others computed: a speed rules out only by its upper bound")
     _print_ruled_out(advice, everything)
     if advice.request.facts is None:
         click.echo("licences were not judged: --licence commercial does (not legal advice)")
@@ -269,11 +271,12 @@ def _try(settings: Settings, model: Model, place: Placement, sample: str, *, qui
     from freehold.advisor.learning import learn
     from freehold.cli.shared import held_or_fetched
     from freehold.local import open_model
+    from freehold.machine import Crowd
     from freehold.store import Store
 
     store = Store(settings)
     ref = held_or_fetched(store, model.name or model.id)
-    speed, usages = 0.0, []
+    speed, usages, crowd = 0.0, [], Crowd()
     with open_model(ref, context=place.context, speculate=False, packs=store.packs) as llm:
         for chunk in llm.stream(sample, max_tokens=128, temperature=0):
             if chunk.usage:
@@ -283,7 +286,7 @@ def _try(settings: Settings, model: Model, place: Placement, sample: str, *, qui
                 click.echo(chunk.text, nl=False)
     if not quiet:
         click.echo("")
-    learn(settings.home, ref.path, usages)
+    learn(settings.home, ref.path, usages, crowd.share())
     return speed
 
 

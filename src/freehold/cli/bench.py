@@ -23,7 +23,7 @@ import click
 
 from freehold.cli.shared import held_or_fetched, kv_option, offline_option, with_offline
 from freehold.errors import UsageError
-from freehold.machine import cpu_name
+from freehold.machine import CROWDED, Crowd, cpu_name
 from freehold.store import ModelRef, Store
 
 if TYPE_CHECKING:
@@ -82,20 +82,23 @@ def command(
     ref = held_or_fetched(store, model)
     if peers:
         ctx.exit(_peers(ref, rounds, threads, as_json))
+    crowd = Crowd()
     facts = measure(ref, store.packs, prompt, tokens, depth, rounds, threads, kv_type)
     if threads is None and kv_type == "f16":
-        _keep(ctx.obj.home, ref.path, facts)
+        _keep(ctx.obj.home, ref.path, facts, crowd.share())
     if not as_json:
         _print(facts)
     click.echo(json.dumps(facts))
 
 
-def _keep(home: Path, path: Path, facts: dict[str, Any]) -> None:
+def _keep(home: Path, path: Path, facts: dict[str, Any], load: float) -> None:
     """Keep the ceilings and the speeds for `freehold fit`."""
     from freehold.advisor import machine
     from freehold.advisor.learning import keep
 
-    busy = (facts["load_average"] or 0) > 1.5 * facts["threads"]  # our own threads are in it
+    busy = (
+        load > CROWDED or (facts["load_average"] or 0) > 1.5 * facts["threads"]
+    )  # our own threads are in it
     rates = machine.Rates(facts["read_gb_s"], facts["int8_gops"], busy=busy)
     machine.keep(home, machine.name_here(), rates)
     depth = facts["decode_depth"] + DECODE_PROMPT + facts["decode_tokens"] // 2
@@ -103,7 +106,7 @@ def _keep(home: Path, path: Path, facts: dict[str, Any]) -> None:
         ("decode", depth, facts["decode_tok_s"]),
         ("prefill", facts["prompt_tokens"], facts["prefill_tok_s"]),
     ]
-    keep(home, path, timed, rates)
+    keep(home, path, timed, rates, load)
 
 
 def measure(

@@ -184,7 +184,7 @@ class Chat:
     def _account(self, answer: Answer) -> None:
         if answer.usage is not None:
             self._used = answer.usage.prompt_tokens + answer.usage.completion_tokens
-            self.usages.append(answer.usage)
+            self.usages += [] if answer.stopped else [answer.usage]
         self._speed = answer.tokens_per_second
         if answer.stopped and answer.text:
             self._say("(stopped)")

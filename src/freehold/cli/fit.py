@@ -201,6 +201,8 @@ def _notes(place: Place, fitting: list[Fit], held: Anatomy | None) -> Iterable[s
         yield f"this machine has {gpu.title}: {told}"
     if machine and machine.device:
         yield f"other engines use this machine's GPU: --on {machine.device} says what they would do"
+    if place.history and place.history.crowded:
+        yield f"note: {place.history.crowded} runs beside others' load do not count"
     if place.history and place.history.damaged:
         yield f"note: {place.history.damaged} damaged lines of runs.jsonl were left out"
 

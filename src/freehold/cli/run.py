@@ -37,6 +37,7 @@ from freehold.cli.shared import (
 )
 from freehold.config import Settings
 from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, ServerUnreachable, UsageError
+from freehold.machine import Crowd
 from freehold.store import ModelRef, Store
 from freehold.types import Chunk, Message, ModelInfo, TokenLogprob, Usage
 
@@ -189,12 +190,12 @@ def _run(
         asking.sampling = chosen(llm.info.default_sampling, sampling, bias)
         if check := getattr(llm, "check_think", None):  # a server checks it when it is asked
             check(asking.think)
-        told = _tell_notes(llm)
+        told, crowd = _tell_notes(llm), Crowd()
         if talking:
             status, usages = _talk(llm, settings, request, asking, session)
         else:
             status, usages = _answer(llm, settings, request, asking, session, prompt)
-        _learn(llm, settings, request, usages)
+        _learn(llm, settings, request, usages, crowd)
     _tell_notes(llm, told)  # what came up while it answered
     return status
 
@@ -383,17 +384,19 @@ def _answer(
     if session is not None and answer.text:
         said = Message("assistant", answer.text, answer.thinking)
         Sessions(settings.home).save(replace(session, model=llm.name, messages=(*messages, said)))
-    return 130 if answer.stopped else 0, [answer.usage] if answer.usage else []
+    return (130, []) if answer.stopped else (0, [answer.usage] if answer.usage else [])
 
 
-def _learn(llm: LLM | RemoteModel, settings: Settings, request: Request, usages: list[Usage]) -> None:
+def _learn(
+    llm: LLM | RemoteModel, settings: Settings, request: Request, usages: list[Usage], crowd: Crowd
+) -> None:
     """Keep what answers took that were computed here as `freehold fit` predicts them: plainly."""
     plain = not (request.draft or request.adapter or request.threads) and request.kv_type == "f16"
     path: Path | None = getattr(llm, "path", None)  # a server's model has none
     if usages and plain and path is not None:
         from freehold.advisor.learning import learn
 
-        learn(settings.home, path, usages)
+        learn(settings.home, path, usages, crowd.share())
 
 
 def _messages(session: Session | None, system: str, prompt: str) -> tuple[Message, ...]:

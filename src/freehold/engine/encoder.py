@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 from freehold.engine.budget import MAX_ROWS
 from freehold.engine.counts import Counts
 from freehold.engine.pooling import Pool, Pooling, checked_pooling
-from freehold.errors import ContextOverflow, EngineClosed, FreeholdError, StepFailed, UsageError
+from freehold.errors import (
+    ContextOverflow,
+    DamagedPack,
+    EngineClosed,
+    FreeholdError,
+    StepFailed,
+    UsageError,
+)
 from freehold.models.loader import LoadedModel
 from freehold.types import EngineStats, Priority
 
@@ -185,6 +192,17 @@ class Encoder:
         for text in batch:
             end += len(text.ids)
             text.finish(hidden[end - len(text.ids) : end])
+            if text.error is not None:
+                text.error = self._traced(text.error)
+
+    def _traced(self, error: FreeholdError) -> FreeholdError:
+        """Say whether a vector that is not finite is the packed copy's fault."""
+        try:
+            if self.model.pack is not None:
+                self.model.pack.suspect()
+        except DamagedPack as damage:
+            return damage
+        return error
 
     def _computed(self, batch: list[_Text], rows: int) -> F32:
         self._check_open()
@@ -200,6 +218,7 @@ class Encoder:
             hidden_rows=np.arange(rows, dtype=np.int32),
             hidden=hidden,
         )
+        self.model.check()
         return hidden
 
     def _count(self, rows: int) -> None:

@@ -54,9 +54,11 @@ from freehold.engine.slots import Slots
 from freehold.engine.speculation import Speculation
 from freehold.errors import (
     ContextOverflow,
+    DamagedPack,
     DeadlineExceeded,
     EngineClosed,
     FreeholdError,
+    NonFiniteLogits,
     Overloaded,
     StepFailed,
     UsageError,
@@ -498,7 +500,7 @@ class Engine:
             elif work.last:
                 self._verify(seq, rows, work.draft)
         except Exception as e:
-            error = _named(e, "choosing the next token failed")
+            error = self._traced(seq, _named(e, "choosing the next token failed"))
         # A guess that held was computed in its place; rows after one that did not are written again.
         held = max(len(seq.tokens) - known - 1, 0)
         seq.computed = work.first + work.count + held
@@ -511,6 +513,23 @@ class Engine:
         self._blocks.publish(seq)
         if seq.reason is not None:
             self._end(seq)
+
+    def _traced(self, seq: Sequence, error: FreeholdError) -> FreeholdError:
+        """Say whose fault NaN or infinity is: the packed copy's, the adapter's, or else the model's own."""
+        if not isinstance(error, NonFiniteLogits):
+            return error
+        try:
+            if self.model.pack is not None:
+                self.model.pack.suspect()
+        except DamagedPack as damage:
+            return damage
+        if seq.request.adapter is None:
+            return error
+        return NonFiniteLogits(
+            f"{self.model.name} with the adapter {seq.request.adapter.name!r} computed NaN or infinity "
+            f"for the token at position {len(seq.tokens)}",
+            "the adapter is damaged, or was made for another model: ask without it",
+        )
 
     def _deliver(self, work: Work, logits: F32) -> None:
         if not (np.isfinite(logits.min()) and np.isfinite(logits.max())):  # NaN is both; no array of its own

@@ -38,12 +38,13 @@ class ModelRunner:
         self.cache = native.KvCache(model.kv_layers, blocks.count, kv_type, model.windows, slots)
         self._plan = model.build(self.cache, step_rows, threads)
         self._tokens = model.tokens
+        self._check = model.check
 
     def run(self, batch: list[Work], choose: bool = True) -> list[F32 | I64]:
         """Make the copies due and compute a step; return each work's logits, float32 [wanted rows, V].
 
         With `choose`, a work whose draw is plain gets the tokens the plan chose instead, int64 [wanted rows]:
-        see sampler.choose.
+        see sampler.choose. Raises DamagedPack when the weights are not what was packed.
         """
         self.cache.copy(*self._blocks.take_copies())
         counts = [work.rows for work in batch]
@@ -74,6 +75,7 @@ class ModelRunner:
             **inside,
             slot_tables=None if slots is None else slots.table(tables),
         )
+        self._check()
         return _dealt(batch, plain, logits, tokens_chosen, inside.get("hidden"))
 
     def _inside(self, rows: list[int]) -> _Inside:

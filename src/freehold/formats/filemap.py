@@ -3,13 +3,12 @@
 Knows paths, bytes and magic numbers; knows no format beyond its first bytes.
 Path: gguf.open_gguf or safetensors.open_safetensors -> map_file
 
-A file truncated while it is mapped kills the process with SIGBUS when a lost page is touched; nothing here
-can prevent that. The store therefore never writes in place: it replaces a file by renaming another over it.
+A file that is cut short while it is mapped reads as zeros from there on (csrc/mapped.cpp), so whoever has read
+one asks `check_whole` afterwards. The store never writes in place: it replaces a file by renaming another over it.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import stat
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from freehold import _native as native
 from freehold.errors import BadModelFile, ModelNotFound
 
 HEAD_BYTES = 256
@@ -64,7 +64,7 @@ def map_file(path: Path) -> npt.NDArray[np.uint8]:
             raise BadModelFile(f"{path} is {kind}", "give the path of a .gguf or .safetensors file")
         if info.st_size == 0:
             raise not_a_model(path, b"")
-        return np.frombuffer(mmap.mmap(fd, 0, access=mmap.ACCESS_READ), np.uint8)
+        return native.map_file(fd)
     except OSError as error:
         raise cannot_read(path, error) from error
     finally:
@@ -76,7 +76,18 @@ def read_small_file(path: Path, limit: int) -> bytes:
     data = map_file(path)
     if data.size > limit:
         raise BadModelFile(f"{path} has {data.size:,} bytes; at most {limit:,} are read")
-    return data.tobytes()
+    whole = data.tobytes()
+    check_whole(path, data)
+    return whole
+
+
+def check_whole(path: Path, data: npt.NDArray[np.uint8]) -> None:
+    """Raise BadModelFile if what was read of a mapped file may be zeros that were never in it."""
+    if native.is_lost(data):
+        raise BadModelFile(
+            f"{path} was cut short, or the disk failed, while it was read",
+            "wait until nothing writes to it; if it is damaged, fetch it again",
+        )
 
 
 def read_head(path: Path) -> bytes:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
-from freehold.formats.filemap import map_file, not_a_model, read_head, shown
+from freehold.formats.filemap import check_whole, map_file, not_a_model, read_head, shown
 from freehold.formats.gguf import MAGIC, open_gguf
 from freehold.formats.metadata import Metadata
 from freehold.formats.quant import QuantType
@@ -70,6 +70,12 @@ class LoraFile:
     base: str  # what the file calls the model it was made for; "" where it does not
     modules: Mapping[str, LowRank]
     digest: str  # SHA-256 of all that was read
+
+    def check_whole(self) -> None:
+        """Raise BadModelFile if the file was cut short since it was opened: what was read of it may be zeros."""
+        for pair in self.modules.values():
+            for half in (pair.a, pair.b):
+                check_whole(self.path, half.raw)
 
 
 def open_lora(path: str | Path) -> LoraFile:
@@ -271,4 +277,5 @@ def _digest(*paths: Path) -> str:
         data = map_file(path)
         total.update(len(data).to_bytes(8))
         total.update(data.data)
+        check_whole(path, data)
     return total.hexdigest()

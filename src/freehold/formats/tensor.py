@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from freehold.formats.filemap import check_whole
 from freehold.formats.quant import QuantType, dequantize, row_bytes
 
 
@@ -59,6 +60,11 @@ class TensorFile:
         self.path = path
         self.paths = paths
         self.tensors: Mapping[str, Tensor] = MappingProxyType(tensors)
+
+    def check_whole(self) -> None:
+        """Raise BadModelFile if a file was cut short since it was opened: what was read of it may be zeros."""
+        for tensor in self.tensors.values():
+            check_whole(self.path, tensor.raw)
 
     def close(self) -> None:
         """Let go of the tensors; the files are unmapped once no array of them is in use."""

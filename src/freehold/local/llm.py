@@ -45,6 +45,7 @@ from freehold.types import (
     Overflow,
     SamplingParams,
     ToolCall,
+    Turn,
     as_format,
 )
 
@@ -385,12 +386,12 @@ class LLM:
         self.adapters.remove(name)
         return self.info
 
-    def render(self, messages: Sequence[Message], think: bool | None = None) -> list[int]:
-        """Return the ids the model would read of a chat, up to where its answer begins."""
+    def render(self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new") -> list[int]:
+        """Return the ids the model would read of a chat, up to where its answer begins or goes on (`turn`)."""
         self._check_open()
         if self._overlay is not None:
             messages = with_messages(tuple(messages), self._overlay)
-        return self._prompter.render(messages, think)
+        return self._prompter.render(messages, think, turn)
 
     def embed(
         self,

@@ -10,12 +10,13 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypedDict
 
 from freehold.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.tokenizer.dialects import Dialect
 from freehold.tokenizer.fill import FillTokens, fill_tokens
-from freehold.types import Job, Message, Tool
+from freehold.types import Job, Message, Tool, Turn
 
 ANY_LENGTH = 1 << 40  # a context that every prompt fits, for counting
 ROOM = 512  # tokens that drop-oldest keeps free for an answer whose length nobody limited
@@ -72,6 +73,10 @@ class Prompter:
         for name in ("think", "think_tokens", "effort", "tools"):
             if getattr(job, name) not in (None, ()):
                 raise UsageError(f"{name} is for chats; a plain prompt has no template that knows it")
+        if job.turn != "new":
+            raise UsageError(
+                "only a chat has a last message to go on from; a plain prompt is continued anyway"
+            )
         if job.suffix is not None:
             return self._gap(job.prompt, job.suffix)
         ids = (
@@ -89,9 +94,10 @@ class Prompter:
         roomy = Prompter(self._tokenizer, self._template, self._name, ANY_LENGTH)
         return len(roomy.prompt(job).ids)
 
-    def render(self, messages: Sequence[Message], think: bool | None) -> list[int]:
+    def render(self, messages: Sequence[Message], think: bool | None, turn: Turn = "new") -> list[int]:
         """Return the ids of a chat, whole."""
-        return self._tokenizer.encode_rendered(self.template.render(messages, think=think))
+        rendered = self.template.render(messages, think=think, **_ending(turn))
+        return self._tokenizer.encode_rendered(rendered)
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Return `ids` as a list. Raises UsageError for one outside the vocabulary, and for none at all."""
@@ -140,13 +146,17 @@ class Prompter:
 
         def fitted(turns: int) -> Prompt:
             kept = _without_oldest(chat, turns)
-            rendered = template.render(kept, tools=tools or None, think=think, effort=effort)
+            rendered = template.render(
+                kept, tools=tools or None, think=think, effort=effort, **_ending(job.turn)
+            )
+            # Thinking opens at the beginning of an answer only, and this one began before.
+            begun = job.turn == "continue" and not rendered.in_thinking
             return Prompt(
                 self._tokenizer.encode_rendered(rendered),
-                template.thinking_tags,
+                None if begun else template.thinking_tags,
                 rendered.in_thinking,
                 len(chat) - len(kept),
-                at_start=True,
+                at_start=job.turn != "continue",
                 tools=tools,
                 dialect=read,
                 shown=shown,
@@ -198,6 +208,15 @@ class Prompter:
                 f"load it with --context {_rounded_up(tokens)}, shorten the prompt, or let "
                 "--overflow drop-oldest leave out old messages of a chat",
             )
+
+
+class _Ending(TypedDict):
+    add_generation_prompt: bool
+    continue_final: bool
+
+
+def _ending(turn: Turn) -> _Ending:
+    return {"add_generation_prompt": turn == "new", "continue_final": turn == "continue"}
 
 
 def _turns(chat: Sequence[Message]) -> int:

@@ -27,6 +27,7 @@ from freehold.types import ADAPTER_NAME
 
 RANK_STEP = 16  # native.Adapter takes ranks that fill panels; what is added to one is zero
 ALWAYS_16 = {QuantType.F16: "F16", QuantType.BF16: "BF16"}  # types whose bits are packed as they are
+_EXPONENT = {QuantType.F16: 0x7C00, QuantType.BF16: 0x7F80}  # all of its bits are set in NaN and infinity
 _LAYER = re.compile(r"(?:blk|model\.layers)\.(\d{1,6})\.(.+)")
 _TURNING = ("q", "k")  # fields whose rows come in the order of rotary pairs
 
@@ -66,11 +67,12 @@ def pack_adapter(file: LoraFile, model: LoadedModel, name: str) -> Adapter:
         raise CapacityExceeded(f"{file.path} needs {show_bytes(need)} of memory; {show_bytes(have)} are free")
     out = native.Adapter()
     for field_name, weight, pair in found:
-        b = _rows(pair.b)
+        b = _rows(file, pair.b)
         if field_name in _TURNING and model.family.gguf_pairs and file.gguf != model.gguf:
             b = _reordered(b, model.cfg.head_dim, to_pairs=model.gguf)
-        a = _pack(_rows(pair.a), pair.a, model.threads, rows=RANK_STEP)
+        a = _pack(_rows(file, pair.a), pair.a, model.threads, rows=RANK_STEP)
         out.add(weight, a, _pack(b, pair.b, model.threads, columns=RANK_STEP), pair.scale)
+    file.check_whole()
     return Adapter(name, file.digest, len(found), max(pair.rank for _, _, pair in found), out)
 
 
@@ -144,11 +146,21 @@ def _made_for(file: LoraFile) -> str:
 # --- packing ---------------------------------------------------------------------------------------
 
 
-def _rows(tensor: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
-    """Return a matrix's values: half-width floats as their bits, everything else as float32."""
-    if tensor.type in ALWAYS_16:
-        return tensor.raw.view("<u2").reshape(tensor.shape)
-    return tensor.numpy()
+def _rows(file: LoraFile, tensor: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
+    """Return a matrix's values: half-width floats as their bits, everything else as float32. Raises BadModelFile."""
+    if tensor.type not in ALWAYS_16:
+        values = tensor.numpy()
+        finite = bool(np.isfinite(values).all())
+    else:
+        values = tensor.raw.view("<u2").reshape(tensor.shape)
+        exponent = np.uint16(_EXPONENT[tensor.type])
+        finite = not (values & exponent == exponent).any()
+    if not finite:
+        raise BadModelFile(
+            f"{file.path} holds NaN or infinity in {tensor.name[:80]}",
+            "its training failed, or it is damaged",
+        )
+    return values
 
 
 def _reordered(

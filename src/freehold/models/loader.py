@@ -32,6 +32,7 @@ from freehold.machine import available_bytes, default_threads, show_bytes
 from freehold.models import bert, gemma3, llama, qwen2, qwen3
 from freehold.models.common import Dims, Family, TensorSpec, declared
 from freehold.models.fields import Fields
+from freehold.models.pack import Pack
 from freehold.models.rope import RopeTable
 
 FAMILIES: tuple[Family, ...] = (llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, gemma3.FAMILY, bert.FAMILY)
@@ -100,6 +101,14 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
     gguf: bool = False  # names and the order of rows in its file are a GGUF's
     digest: str = ""  # what tells its file from all others, as far as the caller knows one
+    pack: Pack | None = field(
+        default=None, repr=False
+    )  # the mapped file that the matrices lie in, if they do
+
+    def check(self) -> None:
+        """Raise DamagedPack unless what was computed up to now came from the weights as they were packed."""
+        if self.pack is not None:
+            self.pack.check()
 
     @property
     def nbytes(self) -> int:
@@ -201,6 +210,7 @@ def load_model(
     )
     _check_memory(read, packed or {})
     weights = assemble(read, packer.matrix, _native_rope)
+    source.check_whole()
     return LoadedModel(
         name=name or read.name,
         path=read.path,
@@ -214,6 +224,7 @@ def load_model(
         notes=read.notes,
         gguf=read.gguf,
         digest=digest,
+        pack=packed if isinstance(packed, Pack) else None,
     )
 
 

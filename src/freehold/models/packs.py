@@ -1,11 +1,12 @@
 """Packed files: a model's matrices as panels on disk, so that loading again maps them instead of re-laying.
 
 Knows panels and files; knows no architecture and no store (the caller says where packs lie and which digest a
-model has). A pack is only ever a copy: a damaged or foreign one is ignored and written anew.
+model has). A pack is only ever a copy: one that is foreign, or damaged at first sight, is ignored and written anew,
+and pack.py notices damage of its panels. Packs and their folder are their owner's alone, whatever the umask.
 
 Layout, little-endian: `FREEHOLD` (8 bytes), header length (u32), SHA-256 of the header (32 bytes), header (JSON:
-layout version, model digest, matrices with kind, rows, columns, offset, bytes), then panels at 4096-byte offsets.
-Panels are the same for every ISA, so the key is the model's digest and the layout version alone.
+layout version, model digest, matrices with kind, rows, columns, offset, bytes, XXH64), then panels at 4096-byte
+offsets. Panels are the same for every ISA, so the key is the model's digest and the layout version alone.
 """
 
 from __future__ import annotations
@@ -13,26 +14,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import struct
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from freehold._native import LAYOUT, Matrix, prefault
-from freehold.errors import CapacityExceeded, StoreError
-from freehold.machine import available_bytes, show_bytes
+from freehold._native import LAYOUT, Matrix, checksum, map_file
+from freehold.errors import CapacityExceeded, FreeholdError, StoreError
+from freehold.machine import show_bytes
+from freehold.models.pack import CHUNK, Pack, Placed
 
 MAGIC = b"FREEHOLD"
 ALIGN = 4096
-# Files written and read in pieces of whole huge pages lie in the page cache as huge pages, and are mapped so (Linux
-# 6.x on ext4): a decoded token of a 0.5b takes 14.5 ms from huge pages and 16.8 from pages of 4 KB.
-CHUNK = 16 << 20
-MAX_HEADER = 16 << 20  # 100,000 matrices at 160 bytes each
+MAX_HEADER = 20 << 20  # 100,000 matrices at 200 bytes each
 _COST = "free some space: freehold list shows what packs take"
 RACY_S = 2.0  # the coarsest clock of a file system in use (FAT)
 DEFAULT_BUDGET = 64 << 30  # bytes all packs may take together
@@ -59,44 +58,64 @@ def file_identity(paths: Iterable[Path], before: float) -> str:
     return hashlib.sha256(f"freehold file identity {facts}".encode()).hexdigest()
 
 
-def open_pack(path: Path, digest: str) -> dict[str, Matrix] | None:
-    """Map a pack's matrices by name; None when there is none, or it is damaged or for another model."""
-    try:
-        with path.open("rb") as file:
-            prefix = file.read(len(MAGIC) + 4 + 32)
-            magic, length, checksum = struct.unpack("<8sI32s", prefix)
-            if magic != MAGIC or length > MAX_HEADER:
-                return None
-            header = file.read(length)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if hashlib.sha256(header).digest() != checksum:
-            return None
-        facts = json.loads(header)
-        if facts["layout"] != LAYOUT or facts["digest"] != digest or facts["bytes"] != path.stat().st_size:
-            return None
-        with contextlib.suppress(AttributeError, OSError):  # where the system knows no huge pages
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-        panels = np.frombuffer(mapped, np.uint8)
-        if panels.size < available_bytes() // 2:  # else the kernel had better choose what stays
-            threading.Thread(target=_touch, args=(panels,), name="freehold-pages").start()
-        os.utime(path)  # the budget drops the least recently used
-        return {
-            m["name"]: Matrix.view(panels[m["at"] : m["at"] + m["bytes"]], m["kind"], m["rows"], m["cols"])
-            for m in facts["matrices"]
-        }
-    except (OSError, struct.error):
-        return None
+def open_pack(path: Path, digest: str) -> Pack | None:
+    """Map a pack; None when there is none, or it is for another model, of another layout, or damaged at first sight.
 
-
-def _touch(panels: np.ndarray) -> None:
-    """Bring pages in until all are there or the program ends, which waits for one chunk.
-
-    A daemon would still be in native code then, and the interpreter ends such threads by aborting the process.
+    Damage of its panels is found while they are read for the first time: see Pack.check.
     """
-    for at in range(0, panels.size, CHUNK):
-        if not threading.main_thread().is_alive():
-            return
-        prefault(panels[at : at + CHUNK])
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        facts = _read_header(fd)
+        if facts is None or facts["layout"] != LAYOUT or facts["digest"] != digest:
+            return None
+        # The budget drops the least recently used. The time of reading alone: a new time of writing looks like damage.
+        with contextlib.suppress(OSError):
+            os.utime(path, ns=(time.time_ns(), os.fstat(fd).st_mtime_ns))
+        return Pack(path, os.dup(fd), map_file(fd, huge=True), [Placed(**m) for m in facts["matrices"]])
+    except (OSError, TypeError, FreeholdError):  # a header of another version, panels of another size
+        return None
+    finally:
+        os.close(fd)
+
+
+def _read_header(fd: int) -> dict[str, Any] | None:
+    """Return what an open pack says of itself, None unless its beginning and its length are as they were written."""
+    prefix = os.pread(fd, len(MAGIC) + 4 + 32, 0)
+    if len(prefix) < len(MAGIC) + 4 + 32:
+        return None
+    magic, length, digest = struct.unpack("<8sI32s", prefix)
+    if magic != MAGIC or length > MAX_HEADER:
+        return None
+    header = os.pread(fd, length, len(prefix))
+    if hashlib.sha256(header).digest() != digest:
+        return None
+    facts = json.loads(header)
+    return facts if facts["bytes"] == os.fstat(fd).st_size else None
+
+
+def damage_of(path: Path, seen: Callable[[int], None] = lambda _: None) -> str:
+    """Say what of a pack is not as it was written, "" if all is; `seen` is told how many bytes were compared.
+
+    A pack of another layout, or from before matrices had checksums, is sound: it is never used. Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        facts = _read_header(fd)
+        if facts is None:
+            return "its header or its length is not what was written"
+        if facts["layout"] != LAYOUT or "sum" not in (facts["matrices"] or [{}])[0]:
+            return ""
+        mapped = map_file(fd)
+        for placed in (Placed(**m) for m in facts["matrices"]):
+            if checksum(placed.panels(mapped)) != placed.sum:
+                return f"{placed.name} is not what was written"
+            seen(placed.bytes)
+        return ""
+    finally:
+        os.close(fd)
 
 
 def write_pack(path: Path, digest: str, matrices: Mapping[str, Matrix], budget: int = DEFAULT_BUDGET) -> None:
@@ -114,8 +133,9 @@ def write_pack(path: Path, digest: str, matrices: Mapping[str, Matrix], budget: 
 
 def _write(path: Path, header: bytes, end: int, matrices: Mapping[str, Matrix]) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
+    part.unlink(missing_ok=True)  # of a process that had our number; whoever made it may still have it open
     try:
-        with part.open("wb") as file:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             for chunk in _chunks(_pieces(header, matrices), end):
                 file.write(chunk)
             file.flush()
@@ -161,12 +181,11 @@ def _check_room(folder: Path, want: int, budget: int) -> None:
 
 def _header(digest: str, matrices: Mapping[str, Matrix]) -> tuple[bytes, int]:
     """Lay the file out: the header's bytes and the file's length. Offsets leave room for the longest header."""
-    at = _aligned(len(MAGIC) + 36 + 512 + sum(len(json.dumps(name)) + 160 for name in matrices))
+    at = _aligned(len(MAGIC) + 36 + 512 + sum(len(json.dumps(name)) + 200 for name in matrices))
     entries = []
     for name, m in matrices.items():
-        entries.append(
-            {"name": name, "kind": m.kind, "rows": m.rows, "cols": m.cols, "at": at, "bytes": m.nbytes}
-        )
+        where = {"name": name, "kind": m.kind, "rows": m.rows, "cols": m.cols, "at": at, "bytes": m.nbytes}
+        entries.append(where | {"sum": checksum(m.panels())})
         at = _aligned(at + m.nbytes)
     facts = {"layout": LAYOUT, "digest": digest, "bytes": at, "matrices": entries}
     return json.dumps(facts).encode(), at
@@ -178,14 +197,15 @@ def _aligned(n: int) -> int:
 
 def _make_room(folder: Path, want: int, budget: int) -> int:
     """Drop packs of other layouts, then the least recently used, until `want` fits; return the disk's free bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)  # of an earlier version, or cut by no umask
     packs = []
     for p in folder.glob("*.pack"):
         if not p.stem.endswith(f"-v{LAYOUT}"):
             p.unlink(missing_ok=True)
             continue
         with contextlib.suppress(FileNotFoundError):  # another process removed it first
-            packs.append((p.stat().st_mtime, p.stat().st_size, p))
+            packs.append((max(p.stat().st_atime, p.stat().st_mtime), p.stat().st_size, p))
     held = sum(size for _, size, _ in packs)
     for _, size, old in sorted(packs):
         if held + want <= budget:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Vectors
+from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Vectors
 
 
 class Held(Protocol):
@@ -103,7 +103,9 @@ class Served(Protocol):
     async def tokenize(self, text: str, special: bool = False) -> list[int]: ...
     async def detokenize(self, ids: Sequence[int]) -> str: ...
     async def token_texts(self, ids: Sequence[int]) -> list[bytes]: ...
-    async def render(self, messages: Sequence[Message], think: bool | None) -> list[int]: ...
+    async def render(
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+    ) -> list[int]: ...
     async def count(self, job: Job) -> int:
         """Return how many tokens a job's prompt has, also where there is no room for them."""
         ...

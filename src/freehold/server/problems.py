@@ -34,6 +34,7 @@ STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
     errors.NonFiniteLogits: (500, SERVER, "non_finite_logits"),
     errors.StepFailed: (500, SERVER, "step_failed"),
     errors.BadModelFile: (500, SERVER, "bad_model_file"),
+    errors.DamagedPack: (503, SERVER, "damaged_pack"),
     errors.StoreError: (500, SERVER, "store_error"),
     errors.EngineLost: (502, SERVER, "engine_lost"),
     errors.CapacityExceeded: (503, SERVER, "capacity_exceeded"),

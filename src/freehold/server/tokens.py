@@ -21,6 +21,7 @@ from freehold.server.openai.fields import (
     message_strangers,
     read_message,
     strangers,
+    turn_of,
 )
 from freehold.server.problems import Refused
 
@@ -41,6 +42,12 @@ class TokenizeRequest(Struct, kw_only=True):
     ] = None
     add_special_tokens: Annotated[
         bool | None, Meta(description="Begin a text as the model was trained to. Default true.")
+    ] = None
+    add_generation_prompt: Annotated[
+        bool | None, Meta(description="Of a chat: as in /v1/chat/completions. Default true.")
+    ] = None
+    continue_final_message: Annotated[
+        bool | None, Meta(description="Of a chat: as in /v1/chat/completions. Default false.")
     ] = None
     return_token_strs: Annotated[bool | None, Meta(description="Give each token's text too.")] = None
     chat_template_kwargs: Annotated[TemplateOptions | None, Meta(description="`enable_thinking`.")] = None
@@ -70,7 +77,8 @@ async def _tokenize(call: Call, request: TokenizeRequest, warnings: list[str]) -
     if request.messages is not None:
         told = request.chat_template_kwargs
         chat = [read_message(m, i) for i, m in enumerate(request.messages)]
-        ids = await served.render(chat, told.enable_thinking if told else None)
+        turn = turn_of(request.add_generation_prompt, request.continue_final_message)
+        ids = await served.render(chat, told.enable_thinking if told else None, turn)
     else:
         ids = await served.tokenize(request.prompt or "", special=request.add_special_tokens is not False)
     texts: list[str] | None = None

@@ -29,6 +29,8 @@ _NUMBERS: dict[str, tuple[str, float, float]] = {
     "frequency_penalty": ("frequency_penalty", -100.0, 100.0),
 }
 _POSITIVE = frozenset({"top_p", "typical_p", "repeat_penalty"})
+# Of a request Ollama takes a number beyond these as the nearest one that means something.
+_CLAMPED = {"temperature": 0.0, "top_p": 1e-6, "min_p": 0.0, "typical_p": 1e-6}  # name -> the lowest
 _COUNTS: dict[str, tuple[int, int]] = {
     "top_k": (-1, MAX_COUNT),
     "repeat_last_n": (-1, MAX_COUNT),
@@ -74,6 +76,8 @@ def read(given: Mapping[str, object], *, strict: bool = False) -> Parameters:
     if len(given) > MAX_GIVEN:
         raise UsageError(f"there are {len(given)} options; expected at most {MAX_GIVEN}")
     values = {name: value for name, value in given.items() if value is not None}
+    clamped = {} if strict else _clamped(values)
+    values |= clamped
     numbers = {name: _number(name, values[name]) for name in _NUMBERS if name in values}
     counts = {name: _count(name, values[name]) for name in _COUNTS if name in values}
     limit = counts.get("num_predict", -1)
@@ -82,7 +86,10 @@ def read(given: Mapping[str, object], *, strict: bool = False) -> Parameters:
         stop=_stops(values.get("stop", ())),
         max_tokens=limit if limit > 0 else None,
         context=counts.get("num_ctx"),
-        warnings=tuple(_strangers(values, strict)),
+        warnings=(
+            *(f"option {name} is {_shown(given[name])}; {used:g} was used" for name, used in clamped.items()),
+            *_strangers(values, strict),
+        ),
     )
 
 
@@ -128,6 +135,19 @@ def _counted(counts: Mapping[str, int]) -> dict[str, object]:
         out |= _OFF
     elif window is not None:
         out["penalty_window"] = max(window, 0)
+    return out
+
+
+def _clamped(values: Mapping[str, object]) -> dict[str, float]:
+    """Return what is used for the numbers that are beyond their range."""
+    out: dict[str, float] = {}
+    for name, low in _CLAMPED.items():
+        value, high = values.get(name), _NUMBERS[name][2]
+        if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
+            out[name] = low if value < low else high
+    factor = values.get("repeat_penalty")
+    if isinstance(factor, int | float) and not isinstance(factor, bool) and factor <= 0:
+        out["repeat_penalty"] = 1.0
     return out
 
 

@@ -16,10 +16,12 @@ from enum import IntEnum
 from functools import lru_cache
 
 from freehold.errors import BadModelFile, UsageError
+from freehold.stopping import check_stopped
 from freehold.tokenizer.encoders import Encode
 from freehold.tokenizer.rendered import Rendered
 
 SPACE_MARK = "\u2581"
+LOOKS = 4096  # places where an added token could begin, a few milliseconds of work
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
 
 
@@ -110,7 +112,11 @@ class _Cutter:
     def _found(self, text: str) -> Iterator[tuple[int, int, AddedToken]]:
         """Yield (start, end, token) as they stand, none over another."""
         at = self._first.search(text) if self._first else None
+        looks = 0
         while at is not None and self._first is not None:
+            looks += 1
+            if looks % LOOKS == 0:
+                check_stopped()
             start = end = at.start()
             for size in self._lengths[text[start]]:
                 token = self._by_text.get(text[start : start + size])

@@ -28,7 +28,7 @@ from freehold.tokenizer.core import (
     byte_alphabet,
     check_ids,
 )
-from freehold.tokenizer.encoders import library_encoder, merging_encoder
+from freehold.tokenizer.encoders import library_encoder, marking_encoder, merging_encoder
 
 _PREFIX = "tokenizer.ggml."
 MAX_TOKENS = 4_000_000  # fifteen times the largest vocabulary in use
@@ -141,7 +141,7 @@ def _gemma4(keys: _Keys) -> Tokenizer:
     kinds = _kinds(keys, texts)
     bpe = Bpe(texts, _reachable(kinds), byte_level=False, byte_fallback=True, unk=_unknown(keys, len(texts)))
     _merge_lines(bpe, keys)
-    encode = merging_encoder(bpe, None, normalizers.Replace(" ", SPACE_MARK), None)
+    encode = marking_encoder(bpe, SPACE_MARK, prefix=False)
     facts = _facts(keys, texts, kinds, add_bos=True, add_eos=False)
     return Tokenizer(
         encode, Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=False)
@@ -163,7 +163,10 @@ def _sentencepiece_bpe(keys: _Keys) -> Tokenizer:
     )
     bpe.merge_by_rank(_ranks(scores))
     prefix = keys.flag("add_space_prefix") is not False
-    encode = merging_encoder(bpe, None, _spaces_as_marks(keys, prefix=prefix), None)
+    if keys.charsmap() or keys.flag("remove_extra_whitespaces"):
+        encode = merging_encoder(bpe, None, _spaces_as_marks(keys, prefix=prefix), None)
+    else:
+        encode = marking_encoder(bpe, SPACE_MARK, prefix=prefix)
     facts = _facts(keys, texts, kinds, add_bos=True, add_eos=False)
     return Tokenizer(
         encode, Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=prefix)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Vectors
+from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Vectors
 from freehold.worker.stream import Stream
 from freehold.worker.supervisor import Served
 
@@ -53,9 +53,11 @@ class Adapted:
         """Return what each id writes."""
         return await self.served.token_texts(ids)
 
-    async def render(self, messages: Sequence[Message], think: bool | None = None) -> list[int]:
+    async def render(
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+    ) -> list[int]:
         """Turn a chat into the ids the model would read."""
-        return await self.served.render(messages, think)
+        return await self.served.render(messages, think, turn)
 
     async def count(self, job: Job) -> int:
         """Count the tokens of a job's prompt."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from freehold.store.overlays import Overlay, overlaid, with_messages
-from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Vectors
+from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Vectors
 from freehold.worker.adapted import Adapted
 from freehold.worker.stream import Stream
 from freehold.worker.supervisor import Served
@@ -54,9 +54,11 @@ class Overlaid:
         """Return what each id writes."""
         return await self._served.token_texts(ids)
 
-    async def render(self, messages: Sequence[Message], think: bool | None = None) -> list[int]:
+    async def render(
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+    ) -> list[int]:
         """Turn a chat into the ids the model would read, the overlay's messages before it."""
-        return await self._served.render(with_messages(tuple(messages), self._overlay), think)
+        return await self._served.render(with_messages(tuple(messages), self._overlay), think, turn)
 
     async def count(self, job: Job) -> int:
         """Return how many tokens a job's prompt has, the overlay's messages among them."""

@@ -24,15 +24,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from freehold import __version__
-from freehold.errors import EngineClosed, EngineLost, UsageError
-from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Usage, Vectors
+from freehold.errors import DamagedPack, EngineClosed, EngineLost, UsageError
+from freehold.machine import CROWDED, Crowd
+from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Usage, Vectors
 from freehold.worker.wire import (
     PROTOCOL,
     BadFrame,
@@ -105,7 +106,7 @@ class Model(Protocol):
     def tokenize(self, text: str, special: bool = False) -> list[int]: ...
     def detokenize(self, ids: Sequence[int]) -> str: ...
     def token_texts(self, ids: Sequence[int]) -> list[bytes]: ...
-    def render(self, messages: Sequence[Message], think: bool | None) -> list[int]: ...
+    def render(self, messages: Sequence[Message], think: bool | None, turn: Turn) -> list[int]: ...
     def count(self, job: Job) -> int: ...
     def template(self) -> dict[str, Any]: ...
     def add_adapter(self, name: str, path: str) -> ModelInfo: ...
@@ -118,6 +119,11 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock, self._writer, self._lock = sock, Writer(), threading.Lock()
+
+    def give_up(self, error: DamagedPack) -> NoReturn:
+        """End the process, whose weights are not the model's; the next one packs them anew and takes the jobs over."""
+        self.send(Failed.of(0, error))
+        os._exit(1)
 
     def send(self, message: WireMessage) -> None:
         """Send one message. Raises UsageError for one too large; a server that is gone ends the process."""
@@ -148,6 +154,7 @@ class Answers:
         self._told = EngineStats()
         self._coming: set[int] = set()  # announced and not yet entered; a cancel takes them out
         self._alone: int | None = None  # the job that nobody shared a step with so far
+        self._crowd = Crowd()  # since that job came
         self.usages: deque[Usage] = deque(maxlen=LEARNT)  # of answers that were alone
         # Held from entering a job until it is in `_live`, so that no step's tokens are left lying.
         self._gate = threading.Lock()
@@ -178,6 +185,7 @@ class Answers:
             return [Failed.of(id, e)]
         self._live[id] = answering
         self._alone = id if len(self._live) == 1 else None
+        self._crowd = Crowd() if self._alone is not None else self._crowd
         return [Began(id, answering.begin)] if answering.begin else []
 
     def cancel(self, id: int) -> None:
@@ -208,6 +216,8 @@ class Answers:
         had_begun = answering.begin is not None
         try:
             pieces = answering.take()
+        except DamagedPack as e:
+            self._channel.give_up(e)
         except Exception as e:
             events.append(Failed.of(id, e))
             del self._live[id]
@@ -217,7 +227,7 @@ class Answers:
         for index, chunk in pieces:
             events.append(Piece(id, index, chunk))
             self._alone = None if index else self._alone
-            if chunk.usage is not None and id == self._alone:
+            if chunk.usage is not None and id == self._alone and self._crowd.share() <= CROWDED:
                 self.usages.append(chunk.usage)
         if answering.done:
             del self._live[id]
@@ -276,6 +286,8 @@ class Intake:
     def _answer(self, call: Call) -> None:
         try:
             event: Event = Reply(call.id, self._called(call))
+        except DamagedPack as e:
+            self._channel.give_up(e)
         except Exception as e:
             event = Failed.of(call.id, e)
         self._channel.send_events([event], None)
@@ -290,8 +302,8 @@ class Intake:
             case "token_texts":
                 return model.token_texts(*args)
             case "render":
-                messages, think = args
-                return model.render([Message(*m) for m in messages], think)
+                messages, think, turn = args
+                return model.render([Message(*m) for m in messages], think, read(turn, Turn))
             case "count":
                 return model.count(read(args[0], Job))
             case "template":

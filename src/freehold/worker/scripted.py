@@ -18,7 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.errors import EngineClosed, UsageError
-from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, SamplingParams, Usage
+from freehold.types import (
+    Begin,
+    Chunk,
+    EmbedJob,
+    EngineStats,
+    Job,
+    Message,
+    ModelInfo,
+    SamplingParams,
+    Turn,
+    Usage,
+)
 from freehold.worker.wire import Script
 
 VOCAB = 50_000
@@ -133,7 +144,7 @@ class ScriptedModel:
         """Spell each number."""
         return [f" w{id}".encode() for id in ids]
 
-    def render(self, messages: Sequence[Message], think: bool | None) -> list[int]:
+    def render(self, messages: Sequence[Message], think: bool | None, turn: Turn = "new") -> list[int]:
         """Number all words of a chat."""
         return [id for m in messages for id in self.tokenize(m.content)]
 

@@ -28,7 +28,7 @@ from freehold.errors import (
     FreeholdError,
     UsageError,
 )
-from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Vectors
+from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Vectors
 from freehold.worker.client import EngineDied, EngineProcess
 from freehold.worker.stream import Stream
 from freehold.worker.wire import Began, Call, Cancel, Failed, Frame, Open, Piece, Submit, Writer
@@ -198,9 +198,11 @@ class Served:
         """Return what each id writes."""
         return await self._call("token_texts", list(ids))
 
-    async def render(self, messages: Sequence[Message], think: bool | None = None) -> list[int]:
+    async def render(
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+    ) -> list[int]:
         """Turn a chat into the ids the model would read."""
-        return await self._call("render", [(m.role, m.content, m.thinking) for m in messages], think)
+        return await self._call("render", [(m.role, m.content, m.thinking) for m in messages], think, turn)
 
     async def count(self, job: Job) -> int:
         """Count the tokens of a job's prompt, whether or not there is room for them."""

@@ -19,7 +19,7 @@ from freehold.errors import FreeholdError, Overloaded, UsageError
 from freehold.store import ModelRef
 from freehold.types import Begin, Chunk, EngineStats, ModelInfo
 
-PROTOCOL = 1  # raise it when a message changes; both ends must name the same
+PROTOCOL = 2  # raise it when a message changes; both ends must name the same
 HEAD = 4  # bytes of length before a message
 # A prompt of a million tokens takes 5 MB, the log-probabilities of one that local.jobs allows 30 MB.
 MAX_FRAME = 64 << 20

@@ -2,7 +2,8 @@
 
 Knows blocks and roles; knows no model. What would change the answer is refused by name, or named in the warnings.
 
-  - Turns of one role in a row become one turn; the chat begins and ends with the user.
+  - Turns of one role in a row become one turn; the chat begins with the user. An assistant's turn at its end is the
+    beginning of the answer.
   - Results of tools stand first in the turn after the calls that they answer, each with one of their ids.
   - A system message within the chat stays where it is, as a tagged part of the user's turn: at the head of the prompt
     it would change what stands before everything else, and nothing after it could come from the cache.
@@ -54,6 +55,11 @@ class Turn:
         """Add a system message's text."""
         self.texts.append(_REMINDER.format(text))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is an assistant's that says nothing."""
+        return self.role == "assistant" and not (any(self.texts) or any(self.thinking) or self.calls)
+
     def messages(self) -> Iterator[Message]:
         """Write the turn as a template reads it."""
         if self.role == "assistant":
@@ -80,6 +86,8 @@ def read_chat(
         if not turns or turns[-1].role != role:
             turns.append(Turn(role, i))
         reader.read(message, i, turns[-1])
+    if turns and turns[-1].is_empty:  # an answer that is begun with nothing is a new one
+        turns.pop()
     _check_order(turns)
     chat = [m for turn in turns for m in turn.messages()]
     return (Message("system", prompt), *chat) if prompt else tuple(chat)
@@ -191,11 +199,8 @@ def _check_order(turns: Sequence[Turn]) -> None:
     """Refuse a chat whose turns do not fit together."""
     if not turns or turns[0].role != "user":
         raise _bad("messages", "does not begin with a user's turn; expected role 'user' first")
-    if turns[-1].role != "user":
-        raise _bad(
-            "messages",
-            "ends with an assistant's turn, which this server does not go on from; end with role 'user'",
-        )
+    if turns[-1].calls:
+        raise _bad("messages", "ends with a tool_use; expected a tool_result for it, in a user's turn")
     calls: list[ToolCall] = []
     for turn in turns:
         if turn.role == "user":

@@ -22,7 +22,6 @@ Kind = Annotated[str, Meta(min_length=1, max_length=64)]
 ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 Tokens = Annotated[int, Meta(ge=1, le=FORCED)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Mass = Annotated[float, Meta(gt=0, le=1)]
 Object = dict[str, Any]
 
 
@@ -127,7 +126,8 @@ class CountRequest(Struct, kw_only=True):
     messages: Annotated[
         Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
         Meta(
-            description="The chat, from a user's turn to a user's turn. Blocks: text, thinking, tool_use, tool_result, "
+            description="The chat, which begins with a user's turn; the answer goes on from an assistant's turn at "
+            "its end. Blocks: text, thinking, tool_use, tool_result, "
             "document (text), search_result; turns of one role in a row are one turn."
         ),
     ]
@@ -179,10 +179,10 @@ class MessagesRequest(CountRequest, kw_only=True):
         Meta(description="Texts that end the answer; `stop_sequence` tells which one came."),
     ] = None
     temperature: Annotated[
-        Annotated[float, Meta(ge=0, le=100)] | None,
+        Annotated[float, Meta(ge=0, le=1)] | None,
         Meta(description="0 is greedy. Default: the model's own."),
     ] = None
-    top_p: Annotated[Mass | None, Meta(description="Keep the likeliest tokens whose sum reaches this.")] = (
+    top_p: Annotated[Share | None, Meta(description="Keep the likeliest tokens whose sum reaches this.")] = (
         None
     )
     top_k: Annotated[

@@ -28,9 +28,10 @@ from freehold.server.anthropic.fields import (
     ToolChoice,
     ToolParam,
 )
+from freehold.server.openai.fields import LEAST_MASS
 from freehold.server.problems import Refused
 from freehold.server.receipt import Tally
-from freehold.types import MAX_FORMAT_CHARS, Format, Job, ModelInfo, Tool
+from freehold.types import MAX_FORMAT_CHARS, Format, Job, Message, ModelInfo, Tool
 from freehold.types import ToolChoice as Choice
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
@@ -59,8 +60,8 @@ def message_job(r: MessagesRequest, tenant: str, warnings: list[str]) -> Job:
     return replace(
         counted_job(r, warnings),
         max_tokens=r.max_tokens,
-        sampling={name: v for name in _SAMPLING if (v := getattr(r, name)) is not None},
-        stop=tuple(r.stop_sequences or ()),
+        sampling=_sampling(r),
+        stop=_stops(r.stop_sequences or ()),
         overflow=r.overflow or "error",
         priority=r.priority or "interactive",
         tenant=tenant,
@@ -73,8 +74,13 @@ def counted_job(r: CountRequest, warnings: list[str]) -> Job:
     tools = _tools(r, warnings)
     choice, name = _choice(r.tool_choice, tools)
     think, budget = _think(r.thinking)
+    format, chat = _format(r), read_chat(r.system, r.messages, warnings)
+    begun = chat[-1].role == "assistant"
+    if begun:
+        _check_begun(chat[-1], think=think, format=format)
     return Job(
-        messages=read_chat(r.system, r.messages, warnings),
+        messages=chat,
+        turn="continue" if begun else "new",
         tools=tools,
         tool_choice=choice,
         tool_name=name,
@@ -82,8 +88,38 @@ def counted_job(r: CountRequest, warnings: list[str]) -> Job:
         think=think,
         think_tokens=budget,
         effort=_EFFORTS.get(r.output_config.effort or "") if r.output_config else None,
-        format=_format(r),
+        format=format,
     )
+
+
+def _check_begun(last: Message, *, think: bool | None, format: Format | None) -> None:
+    """Refuse (400), as Anthropic does, an answer that was begun and that none can go on from."""
+    why = ""
+    if not last.content:
+        why = "the final block in an assistant message cannot be `thinking`"
+    elif last.content[-1].isspace():
+        why = "final assistant content cannot end with trailing whitespace"
+    elif think and not last.thinking:
+        why = "when thinking is enabled, a final assistant message must start with a thinking block"
+    elif format is not None:
+        why = "an answer that is begun cannot be held to a format; leave out one of the two"
+    if why:
+        raise Refused(400, f"messages: {why}", param="messages", code="invalid_value")
+
+
+def _sampling(r: MessagesRequest) -> dict[str, object]:
+    given = {name: v for name in _SAMPLING if (v := getattr(r, name)) is not None}
+    return {**given, "top_p": LEAST_MASS} if r.top_p == 0 else given
+
+
+def _stops(given: Sequence[str]) -> tuple[str, ...]:
+    for i, text in enumerate(given):
+        if not text.strip():
+            where = f"stop_sequences[{i}]"
+            raise Refused(
+                400, f"{where} is blank; each stop sequence must contain non-whitespace", param=where
+            )
+    return tuple(given)
 
 
 def fit(job: Job, info: ModelInfo, tally: Tally) -> Job:

@@ -60,7 +60,7 @@ class EmbeddingsRequest(Struct, kw_only=True):
 async def embed(call: Call) -> None:
     """Turn texts into vectors; without input load the model, or with keep_alive 0 let go of it."""
     request, raw = await call.struct(EmbedRequest)
-    given = [request.input] if isinstance(request.input, str) else request.input or []
+    given = [request.input] if request.input and isinstance(request.input, str) else request.input or []
     if given:
         check_count("input", given)
     warnings = [*strangers(raw, EmbedRequest), *_idle(request.options)]

@@ -31,6 +31,7 @@ from freehold.types import (
     Overflow,
     Tool,
     ToolCall,
+    Turn,
 )
 
 Options = Annotated[
@@ -127,7 +128,7 @@ class ChatRequest(Generating, kw_only=True):
 
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(max_length=MAX_MESSAGES)] | None,
-        Meta(description="The chat, as text."),
+        Meta(description="The chat, as text; the answer goes on from an assistant's message at its end."),
     ] = None
     tools: Annotated[
         Annotated[list[ToolGiven], Meta(max_length=MAX_TOOLS)] | None,
@@ -168,8 +169,15 @@ def chat_job(r: ChatRequest, raw: Mapping[str, Any], tenant: str) -> Asked:
     warnings = strangers(raw, ChatRequest) + _message_strangers(raw.get("messages") or [])
     job, given = _shared(r, tenant, warnings)
     ids = _CallIds()
-    messages = tuple(_message(m, i, ids) for i, m in enumerate(r.messages or []))
-    return Asked(replace(job, messages=messages, tools=_tools(r.tools or [])), given.context, warnings)
+    messages = [_message(m, i, ids) for i, m in enumerate(r.messages or [])]
+    turn: Turn = "new"
+    if messages and messages[-1].role == "assistant" and not messages[-1].tool_calls:
+        if messages[-1].content or messages[-1].thinking:
+            turn = "continue"
+        else:  # an answer that is begun with nothing is a new one
+            messages.pop()
+    job = replace(job, messages=tuple(messages), turn=turn, tools=_tools(r.tools or []))
+    return Asked(job, given.context, warnings)
 
 
 def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str) -> Asked:

@@ -27,17 +27,20 @@ from freehold.types import (
     Message,
     Overflow,
     Priority,
+    Turn,
 )
 
-MAX_N = 64
+MAX_N = 128
 MAX_CHOICES = 1024  # prompts x n of one request
 MAX_SEED = (1 << 63) - 1
 FORCED = 1 << 30  # more tokens than any context holds
 
-Number = Annotated[float, Meta(ge=-100, le=100)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Positive = Annotated[float, Meta(gt=0, le=100)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Mass = Annotated[float, Meta(gt=0, le=1)]
+LEAST_MASS = 1e-6  # what a top_p of 0 asks for: the likeliest token alone
 Count = Annotated[int, Meta(ge=0, le=FORCED)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 Label = Annotated[str, Meta(max_length=512)]
@@ -65,10 +68,10 @@ class Generating(Structured, kw_only=True):
     ] = None
     max_tokens: Annotated[Count | None, Meta(description="Most tokens of an answer.")] = None
     temperature: Annotated[
-        Annotated[float, Meta(ge=0, le=100)] | None,
+        Annotated[float, Meta(ge=0, le=2)] | None,
         Meta(description="0 is greedy. Default: the model's own."),
     ] = None
-    top_p: Annotated[Mass | None, Meta(description="Keep the likeliest tokens whose sum reaches this.")] = (
+    top_p: Annotated[Share | None, Meta(description="Keep the likeliest tokens whose sum reaches this.")] = (
         None
     )
     top_k: Annotated[
@@ -81,15 +84,15 @@ class Generating(Structured, kw_only=True):
     repetition_penalty: Annotated[Positive | None, Meta(description="Divide the logits of seen tokens.")] = (
         None
     )
-    presence_penalty: Annotated[Number | None, Meta(description="Subtract once per seen token.")] = None
-    frequency_penalty: Annotated[Number | None, Meta(description="Subtract per time a token was seen.")] = (
+    presence_penalty: Annotated[Penalty | None, Meta(description="Subtract once per seen token.")] = None
+    frequency_penalty: Annotated[Penalty | None, Meta(description="Subtract per time a token was seen.")] = (
         None
     )
     penalty_window: Annotated[
         Count | None, Meta(description="Last tokens the penalties look at; 0: all. Default 64.")
     ] = None
     logit_bias: Annotated[
-        Annotated[dict[str, Number], Meta(max_length=MAX_BIASES)] | None,
+        Annotated[dict[str, Bias], Meta(max_length=MAX_BIASES)] | None,
         Meta(description="Token id, as text, to what is added to its logit."),
     ] = None
     seed: Annotated[
@@ -201,6 +204,20 @@ class ChatRequest(Generating, kw_only=True):
     ] = None
     chat_template_kwargs: Annotated[
         TemplateOptions | None, Meta(description="vLLM's way to say think: `enable_thinking`.")
+    ] = None
+    add_generation_prompt: Annotated[
+        bool | None,
+        Meta(
+            description="vLLM's: false leaves out what the template writes to open an answer. Default true, or "
+            "false with continue_final_message."
+        ),
+    ] = None
+    continue_final_message: Annotated[
+        bool | None,
+        Meta(
+            description="vLLM's: the answer goes on from the last message, an assistant's, and gives what comes after "
+            "it alone. Default false: a new answer, as OpenAI gives."
+        ),
     ] = None
     tools: Annotated[
         Offers | None,
@@ -349,6 +366,8 @@ def sampling(r: Generating) -> dict[str, object]:
     given: dict[str, object] = {k: v for k in _SAMPLING if (v := getattr(r, k)) is not None}
     if r.seed not in (None, -1):  # which vLLM and llama.cpp read as no seed
         given["seed"] = r.seed & MAX_SEED
+    if r.top_p == 0:
+        given["top_p"] = LEAST_MASS
     if r.top_k is not None:
         given["top_k"] = max(r.top_k, 0)
     if r.logit_bias:
@@ -407,6 +426,7 @@ def chat_job(r: ChatRequest, tenant: str, warnings: list[str]) -> tuple[Job, Off
         tool_name=tools.name,
         parallel_tool_calls=r.parallel_tool_calls is not False,
         overflow=r.overflow or "error",
+        turn=turn_of(r.add_generation_prompt, r.continue_final_message),
         format=format_of(r),
         ignore_eos=bool(r.ignore_eos),
         priority=priority(r.priority),
@@ -414,6 +434,17 @@ def chat_job(r: ChatRequest, tenant: str, warnings: list[str]) -> tuple[Job, Off
         timeout_s=r.timeout,
     )
     return job, tools
+
+
+def turn_of(opens: bool | None, continues: bool | None) -> Turn:
+    """Return how a prompt ends by vLLM's two fields; 400 for both."""
+    if continues and opens:
+        raise Refused(
+            400,
+            "continue_final_message and add_generation_prompt are both true; expected at most one of them",
+            param="continue_final_message",
+        )
+    return "continue" if continues else "none" if opens is False else "new"
 
 
 def completion_jobs(r: CompletionRequest, tenant: str) -> list[Job]:
