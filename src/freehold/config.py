@@ -18,6 +18,8 @@ HUB_ENDPOINT = "https://huggingface.co"
 # Beside Ollama's 11434, so that both run on one machine; 8000 and 8080 are everybody's.
 PORT = 11435
 MAX_IN_FLIGHT = 16 << 20  # bytes a killed download may have to fetch again, over all its connections
+# Environment variables that are read, here and where they are used.
+VARIABLES = ("FREEHOLD_HOME", "FREEHOLD_OFFLINE", "FREEHOLD_API_KEY", "FREEHOLD_ISA", "FREEHOLD_DEBUG")
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
 
 
@@ -50,6 +52,11 @@ class Settings:
     def keys(self) -> Path:
         """Where the API keys are kept, as hashes."""
         return Path(self.key_file).expanduser() if self.key_file else self.home / "keys.json"
+
+    @property
+    def owner_token(self) -> Path:
+        """Where the token lies that opens the owner's routes to other programs of this user."""
+        return self.home / "owner.token"
 
     @property
     def accounts(self) -> Path:
@@ -107,6 +114,15 @@ def data_home(env: Mapping[str, str]) -> Path:
     import platformdirs
 
     return Path(platformdirs.user_data_dir("freehold", appauthor=False))
+
+
+def strange_variables(env: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each variable that is called like ours and is none."""
+    out = []
+    for name in sorted(name for name in env if name.startswith("FREEHOLD_") and name not in VARIABLES):
+        near = nearest(name, VARIABLES)
+        out.append(f"{name} is not read" + (f"; did you mean {near}?" if near else ""))
+    return out
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:

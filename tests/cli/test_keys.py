@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from freehold.cli.attach import lock_of, pid_file
 from freehold.cli.serve import ring
 from freehold.config import Settings
 from freehold.errors import UsageError
@@ -50,8 +53,46 @@ def test_keys_are_listed_with_what_they_may_and_spent_and_never_themselves(tmp_p
 def test_a_key_is_revoked_by_name(tmp_path: Path):
     said = json.loads(freehold(tmp_path, "keys", "add", "ann", "--json").out)
     assert said["name"] == "ann" and said["key"].startswith("fh-")
+    freehold(tmp_path, "keys", "add", "bob")
     assert freehold(tmp_path, "keys", "rm", "ann").err == "ann: revoked\n"
+    assert [r["name"] for r in json.loads(freehold(tmp_path, "keys", "list", "--json").out)["keys"]] == [
+        "bob"
+    ]
+
+
+def test_a_home_whose_last_key_was_revoked_starts_no_open_server(tmp_path: Path):
+    freehold(tmp_path, "keys", "add", "ann")
+    said = freehold(tmp_path, "keys", "rm", "ann").err
+    assert "no key is left" in said and "running" not in said
+    done = freehold(tmp_path, "serve", "--port", "0")
+    assert (
+        done.status == 2
+        and "has held keys and holds none" in done.err
+        and "freehold keys add NAME" in done.err
+    )
+    (tmp_path / "keys.json").unlink()
     assert not ring(settings(tmp_path), None, "127.0.0.1", insecure=False)
+
+
+def test_keys_say_what_they_do_to_a_server_that_runs(tmp_path: Path):
+    with lock_of(settings(tmp_path)):
+        pid_file(settings(tmp_path)).write_text("4711")
+        assert "4711" in (added := freehold(tmp_path, "keys", "add", "ann").err) and "needs a key" in added
+        assert "4711" in (gone := freehold(tmp_path, "keys", "rm", "ann").err) and "owner's socket" in gone
+
+
+def test_a_variable_that_is_no_key_of_ours_does_not_stop_the_server(tmp_path: Path, monkeypatch, capsys):
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = str(taken.getsockname()[1])
+        more = {"FREEHOLD_API_KEY": "ollama", "FREEHOLD_API_KY": "x", "FREEHOLD_ZZZ": "1"}
+        err = freehold(tmp_path, "serve", "--port", port, **more).err
+    assert f"port {port} is taken" in err  # it went on to bind
+    assert "warning: FREEHOLD_API_KEY is not a key of this server" in err and "ollama" not in err
+    assert (
+        "FREEHOLD_API_KY is not read; did you mean FREEHOLD_API_KEY?" in err and "FREEHOLD_ZZZ is not" in err
+    )
+    refused = freehold(tmp_path, "serve", "--host", "0.0.0.0", "--port", "0", FREEHOLD_API_KEY="ollama")
+    assert refused.status == 2 and "no key is set" in refused.err
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from freehold.store import Store
 from tests.server.fakes import FakeModels, Script
 
 JSON = {"Content-Type": "application/json"}
+TOKEN = "fh-owner-0123456789abcdefghijklmnopqrstuv"
 NOWHERE = "http://127.0.0.1:9"  # a hub that never answers
 
 
@@ -42,6 +43,12 @@ class Running:
         return httpx2.Client(base_url=self.url, timeout=20)
 
     @cached_property
+    def owner(self) -> httpx2.Client:
+        """Return a client that comes over the network with the owner's token."""
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        return httpx2.Client(base_url=self.url, timeout=20, headers=headers)
+
+    @cached_property
     def admin(self) -> httpx2.Client:
         transport = httpx2.HTTPTransport(uds=str(self.socket))
         return httpx2.Client(base_url="http://freehold", transport=transport, timeout=20)
@@ -50,7 +57,7 @@ class Running:
         self.loop.call_soon_threadsafe(lambda: self.doors.stop(now=now))
 
     def end(self) -> None:
-        for name in ("client", "admin"):
+        for name in ("client", "owner", "admin"):
             if name in self.__dict__:
                 self.__dict__[name].close()
         if self.thread.is_alive():
@@ -75,7 +82,10 @@ def start(
 
     async def main() -> None:
         doors = Doors(
-            models, Settings(**{"drain_s": 0.5, "home": folder, **settings}), preload=preload, store=store
+            models,
+            Settings(**{"drain_s": 0.5, "home": folder, "owner": TOKEN, **settings}),
+            preload=preload,
+            store=store,
         )  # type: ignore[arg-type]
         made.append((doors, asyncio.get_running_loop()))
         await doors.open(tcp, unix, up.set)

@@ -38,8 +38,8 @@ def job_of(server: Any, route: str = "/api/chat", **fields: Any) -> Any:
 def refused(server: Any, route: str, status: int = 400, **fields: Any) -> str:
     """Return the words of a refusal."""
     base = CHAT if route == "/api/chat" else TEXT if route == "/api/generate" else {}
-    answer = server.client.post(route, json={**base, **fields})
-    return error_of(answer, status)
+    client = server.client if base else server.owner
+    return error_of(client.post(route, json={**base, **fields}), status)
 
 
 def error_of(answer: httpx2.Response, status: int) -> str:

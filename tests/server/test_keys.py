@@ -110,7 +110,40 @@ def test_a_ring_sees_a_key_come_and_go(file):
     assert ring and found is not None and found.name == "ann"
     file.remove("ann")
     clock.now += LOOK_S
-    assert ring.find(secret) is None and not ring
+    assert ring.find(secret) is None
+
+
+def test_a_ring_whose_last_key_was_revoked_stays_shut(file):
+    clock = Clock()
+    secret = add(file, "ann").encode()
+    for begun_with_keys in (True, False):
+        ring = Ring(file=file, clock=clock) if begun_with_keys else Ring(clock=clock)
+        if not begun_with_keys:
+            file.path.unlink()
+            ring = Ring(file=file, clock=clock)
+            assert not ring
+            secret = add(file, "ann").encode()
+            clock.now += LOOK_S
+        assert ring.find(secret)
+        file.remove("ann")
+        clock.now += LOOK_S
+        assert ring and len(ring) == 0 and ring.find(secret) is None
+
+
+def test_revoking_the_last_key_leaves_nothing_open(serving, file):
+    clock = Clock()
+    secret = add(file, "ann")
+    server = serving(keys=Ring(file=file, clock=clock))
+    bearer = {"Authorization": f"Bearer {secret}"}
+    assert server.client.get("/v1/models", headers=bearer).status_code == 200
+    file.remove("ann")
+    clock.now += LOOK_S
+    for path in ("/v1/models", "/api/tags", "/admin/ps"):
+        assert server.client.get(path, headers=bearer).status_code == 401
+        assert server.client.get(path).status_code == 401
+    delete = {"model": "tiny"}
+    assert server.client.request("DELETE", "/api/delete", json=delete).status_code == 401
+    assert server.admin.get("/v1/models").status_code == 200
 
 
 def test_a_ring_that_is_needed_stays_shut_when_its_file_is_gone(file):

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from freehold import errors
 from freehold.types import Format, Message, Tool
+from tests.server.conftest import TOKEN
 from tests.server.fakes import Script, failing
 from tests.server.ollama_rig import with_tiny
 from tests.store.standin import Standin
@@ -51,7 +52,8 @@ class Client:
 
 
 @pytest.fixture(params=["sync", "async"])
-def connect(request):
+def connect(request, monkeypatch):
+    monkeypatch.setenv("OLLAMA_API_KEY", TOKEN)  # which the client sends as Authorization: Bearer
     made: list[Client] = []
 
     def to(server) -> Client:

@@ -33,7 +33,7 @@ FETCHING = {"/api/pull", "/api/create"}  # the server of these tests is offline:
 
 def check(server, route: str, body: bytes) -> None:
     method = "DELETE" if route.endswith("delete") else "POST"
-    answer = server.client.request(method, route, content=body, headers=JSON)
+    answer = server.owner.request(method, route, content=body, headers=JSON)
     documented = DOCUMENTED | ({503} if route in FETCHING else set())
     assert answer.status_code in documented, (answer.status_code, answer.text)
     objects = [json.loads(line) for line in answer.text.splitlines()]

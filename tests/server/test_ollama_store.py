@@ -10,6 +10,7 @@ from freehold.formats import open_lora
 from freehold.server.keys import Ring
 from freehold.store.modelfile import parse
 from freehold.store.parameters import HONOURED
+from tests.server.conftest import TOKEN
 from tests.server.ollama_rig import error_of, lines, refused, with_tiny
 from tests.server.test_auth import ANN, KEYS
 from tests.server.test_door import bearer, key
@@ -48,7 +49,7 @@ def stocked(serving, tmp_path):
 
 
 def create(server, **fields):
-    answer = server.client.post("/api/create", json={"model": "mario", "from": "tiny", **fields})
+    answer = server.owner.post("/api/create", json={"model": "mario", "from": "tiny", **fields})
     assert answer.status_code == 200, answer.text
     return lines(answer.text)
 
@@ -190,7 +191,7 @@ def test_an_adapter_comes_in_blobs(stocked, tmp_path, form):
     for file in path.iterdir() if path.is_dir() else [path]:
         sent[file.name] = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
         assert (
-            stocked.client.post(f"/api/blobs/{sent[file.name]}", content=file.read_bytes()).status_code == 201
+            stocked.owner.post(f"/api/blobs/{sent[file.name]}", content=file.read_bytes()).status_code == 201
         )
     assert create(stocked, adapters=sent)[-1] == {"status": "success"}
     made = stocked.store.overlays.find("mario")
@@ -226,16 +227,16 @@ def test_a_base_that_is_not_here_is_fetched(serving, tmp_path):
 
 def test_a_model_that_others_stand_on_stays(stocked):
     create(stocked)
-    answer = stocked.client.request("DELETE", "/api/delete", json={"model": "tiny"})
+    answer = stocked.owner.request("DELETE", "/api/delete", json={"model": "tiny"})
     assert "mario stands on" in error_of(answer, 400)
     for name in ("mario:latest", "tiny"):
-        assert stocked.client.request("DELETE", "/api/delete", json={"name": name}).status_code == 200
+        assert stocked.owner.request("DELETE", "/api/delete", json={"name": name}).status_code == 200
     assert stocked.store.list() == []
-    error_of(stocked.client.request("DELETE", "/api/delete", json={"model": "tiny"}), 404)
+    error_of(stocked.owner.request("DELETE", "/api/delete", json={"model": "tiny"}), 404)
 
 
 def test_copying_what_is_not_there_is_not_found(stocked):
-    answer = stocked.client.post("/api/copy", json={"source": "nope", "destination": "x"})
+    answer = stocked.owner.post("/api/copy", json={"source": "nope", "destination": "x"})
     assert error_of(answer, 404).startswith("model 'nope' not found")
 
 
@@ -246,11 +247,11 @@ def test_a_blob_is_kept_only_if_its_digest_is_right(stocked):
     body = b"x" * 9_000_000
     digest = hashlib.sha256(body).hexdigest()
     route, wrong = f"/api/blobs/sha256:{digest}", f"/api/blobs/sha256:{'0' * 64}"
-    assert stocked.client.head(route).status_code == 404
-    assert "not the one" in error_of(stocked.client.post(wrong, content=body), 400)
-    assert stocked.client.post(route, content=body).status_code == 201
-    assert stocked.client.post(route, content=body).status_code == 200
-    assert stocked.client.head(route).status_code == 200
+    assert stocked.owner.head(route).status_code == 404
+    assert "not the one" in error_of(stocked.owner.post(wrong, content=body), 400)
+    assert stocked.owner.post(route, content=body).status_code == 201
+    assert stocked.owner.post(route, content=body).status_code == 200
+    assert stocked.owner.head(route).status_code == 200
     assert [p.name for p in (stocked.store.settings.home / "blobs").iterdir()] == [f"sha256-{digest}"]
     said = refused(stocked, "/api/create", model="x", files={"x.gguf": f"sha256:{digest}"})
     assert "no model" in said
@@ -258,13 +259,13 @@ def test_a_blob_is_kept_only_if_its_digest_is_right(stocked):
 
 @pytest.mark.parametrize("digest", ["sha256:zz", "md5:0", "sha256:" + "0" * 63, "..%2f..%2fx"])
 def test_a_digest_that_is_none_is_refused(stocked, digest):
-    assert stocked.client.post(f"/api/blobs/{digest}", content=b"x").status_code in (400, 404)
+    assert stocked.owner.post(f"/api/blobs/{digest}", content=b"x").status_code in (400, 404)
 
 
 def test_a_blob_too_large_is_refused_before_it_is_read(stocked):
     with connect(stocked) as sock:
-        head = f"POST /api/blobs/sha256:{'0' * 64} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {1 << 50}\r\n\r\n"
-        sock.sendall(head.encode())
+        lines = f"authorization: Bearer {TOKEN}\r\nhost: localhost\r\ncontent-length: {1 << 50}\r\n\r\n"
+        sock.sendall(f"POST /api/blobs/sha256:{'0' * 64} HTTP/1.1\r\n{lines}".encode())
         assert b" 413 " in until(sock, b"\r\n")
 
 
@@ -282,7 +283,7 @@ def test_a_login_is_refused(stocked):
 
 def test_an_unknown_field_of_a_pull_is_named(stocked):
     asked = {"model": "tiny", "stream": False, "colour": "red"}
-    said = stocked.client.post("/api/pull", json=asked).json()
+    said = stocked.owner.post("/api/pull", json=asked).json()
     assert said["freehold"]["warnings"] == ["unknown field 'colour' was ignored"]
 
 
@@ -290,11 +291,11 @@ def test_a_client_that_goes_stops_the_download_and_keeps_what_came(serving):
     body = b"GGUF" + bytes(4 << 20)
     with hub_serving(Standin(files={"tiny-Q4_K_M.gguf": body}, throttle_s=0.02)) as hub:
         server = serving(hub=hub.url)
-        with server.client.stream("POST", "/api/pull", json={"model": "org/tiny-GGUF"}) as answer:
+        with server.owner.stream("POST", "/api/pull", json={"model": "org/tiny-GGUF"}) as answer:
             next(line for line in answer.iter_lines() if "completed" in line)
         assert eventually(lambda: server.doors.server.chores == 0)
         (unfinished,) = server.store.list()
         assert unfinished.state == "incomplete"
         hub.throttle_s = 0.0
-        told = lines(server.client.post("/api/pull", json={"model": "org/tiny-GGUF"}).text)
+        told = lines(server.owner.post("/api/pull", json={"model": "org/tiny-GGUF"}).text)
     assert told[-1] == {"status": "success"} and server.store.resolve("org/tiny-GGUF").bytes == len(body)

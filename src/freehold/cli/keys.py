@@ -61,6 +61,7 @@ def add(settings: Settings, name: str, file: Path | None, as_json: bool, **given
         return
     click.echo(secret)
     click.echo(f"the key of {name}, shown this once; its hash is in {kept.path}", err=True)
+    _tell(settings, file, "needs a key from now on, this one too: requests without one are refused")
 
 
 @command.command("list")
@@ -125,6 +126,19 @@ def rm(settings: Settings, names: tuple[str, ...], file: Path | None, as_json: b
         return
     for name in dict.fromkeys(names):
         click.echo(f"{name}: revoked", err=True)
+    if kept.emptied():
+        click.echo(
+            f"no key is left: the next server will not start without one (or without {kept.path})", err=True
+        )
+        _tell(settings, file, "still needs a key and has none: only the owner's socket and token come in")
+
+
+def _tell(settings: Settings, file: Path | None, what: str) -> None:
+    """Say what a change does to the server that runs for this home, if it reads this file."""
+    from freehold.cli.attach import holder
+
+    if file is None and (pid := holder(settings)):
+        click.echo(f"the server that runs (pid {pid}; not if it has a --key-file) {what}", err=True)
 
 
 def _spent(settings: Settings) -> dict[str, int]:

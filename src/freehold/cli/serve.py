@@ -33,7 +33,7 @@ from freehold.cli.shared import (
     speculate_option,
     with_offline,
 )
-from freehold.config import Settings
+from freehold.config import Settings, strange_variables
 from freehold.errors import AddressTaken, FreeholdError, ServerUnreachable, UsageError
 from freehold.store import Store
 from freehold.store.refs import parse_ref
@@ -42,7 +42,7 @@ from freehold.store.space import human
 if TYPE_CHECKING:
     import socket
 
-    from freehold.server.keys import Ring
+    from freehold.server.keys import Key, Ring
     from freehold.server.serve import Doors
     from freehold.server.tls import Tls
     from freehold.worker.models import Options
@@ -140,6 +140,8 @@ def command(ctx: click.Context, models: tuple[str, ...], **given: Any) -> None:
     With --json, stdout gets one line when all is loaded: {"url": ..., "models": [...], ...}.
     """
     settings = with_offline(ctx.obj, given.pop("offline"))
+    for note in strange_variables(os.environ):
+        tell(f"warning: {note}")
     force, installing = given.pop("force"), given.pop("install_service")
     asked = _asked(settings, given)
     store = Store(settings)
@@ -220,16 +222,32 @@ def ring(settings: Settings, file: Path | None, host: str, *, insecure: bool) ->
     the address. Raises UsageError for a file that is not there.
     """
     from freehold.server.auth import is_loopback
-    from freehold.server.keys import KeyFile, Ring, key_of
+    from freehold.server.keys import KeyFile, Ring
 
     named = bool(file or settings.key_file)
     kept = KeyFile(file.expanduser() if file else settings.keys)
     if named and not kept.read():
         raise UsageError(f"{kept.path} holds no key", f"freehold keys add NAME --file {kept.path}")
-    own = [key_of("environment", settings.api_key)] if settings.api_key else []
+    own = _from_environment(settings.api_key)
+    if kept.emptied() and not own and not insecure:
+        raise UsageError(
+            f"{kept.path} has held keys and holds none: without one every program here could ask",
+            f"freehold keys add NAME makes one; rm {kept.path} serves without keys again",
+        )
     found = Ring(own, kept)
     found.needed = named or (bool(found) and not is_loopback(host))
     return found
+
+
+def _from_environment(secret: str) -> list[Key]:
+    """Return the key in FREEHOLD_API_KEY; a value that is none may be meant for a client, and is named."""
+    from freehold.server.keys import key_of
+
+    try:
+        return [key_of("environment", secret)] if secret else []
+    except UsageError as e:
+        tell(f"warning: FREEHOLD_API_KEY is not a key of this server: {e.message}")
+        return []
 
 
 def _serve(settings: Settings, store: Store, models: Sequence[str], asked: Asked) -> int:
@@ -263,16 +281,19 @@ def _run(
     unix: socket.socket,
 ) -> int:
     from freehold.server import serve as doors
+    from freehold.server.owner import owner_token
     from freehold.worker.models import Models
 
     async def open_models() -> Models:
         return Models(store, asked.options)
 
+    token = owner_token(settings.owner_token)
     teller = Teller(settings, store, names, asked)
     whole = doors.run(
         open_models,
         doors.Settings(
             keys=asked.keys,
+            owner=token,
             insecure=asked.insecure,
             hosts=asked.hosts,
             origins=asked.origins,
@@ -313,6 +334,7 @@ class Teller:
         for line in opening(self._asked, doors.url):
             tell(line)
         tell(f"owner's socket: {self._settings.socket} (freehold ps, stop, run)")
+        tell(f"owner's token, for pull, create, copy and delete over HTTP: {self._settings.owner_token}")
         tell(f"pid {os.getpid()}: Ctrl-C or freehold stop ends it")
         held = [m.name for m in self._store.list() if m.state in ("ready", "changed")]
         if not held:

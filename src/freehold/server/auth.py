@@ -9,17 +9,18 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hmac import compare_digest
 from typing import Literal
 
 from freehold.errors import UsageError
-from freehold.server.keys import Key, Ring
+from freehold.server.keys import Key, Ring, hashed
 from freehold.server.problems import Refused
 
 Headers = Mapping[bytes, bytes]
 # Who a route is for. all: without a key too. any: whoever has a key. client: those who ask models. operator: those
-# who may know of every model, so a client's key without a scope or an admin's. admin: an admin's key, or the owner.
-# manage: the same, and whoever asks a server of loopback without keys, as Ollama's clients do to pull and delete.
-Audience = Literal["all", "any", "client", "operator", "admin", "manage"]
+# who may know of every model, so a client's key without a scope or an admin's. admin: an admin's key, or the owner, who
+# has the Unix socket and the token: a program of this machine that may ask without a key may not change the disk.
+Audience = Literal["all", "any", "client", "operator", "admin"]
 OPEN = ("/health",)  # liveness: it says nothing that a stranger could use
 
 
@@ -70,38 +71,59 @@ class Guard:
     origins: tuple[str, ...] = ()
     trusted: bool = False  # the Unix socket in a folder of 0700: whoever reaches it is the owner
     insecure: bool = False  # other machines reach it without a key
+    owner: str = ""  # the hash of the owner's token; "": there is none
+
+    def owns(self, headers: Headers) -> bool:
+        """Return whether the owner asks: through the Unix socket, or with the owner's token."""
+        return self.trusted or (bool(self.owner) and compare_digest(hashed(_given(headers)), self.owner))
 
     def check(self, path: str, headers: Headers) -> Key | None:
         """Return the key that came, None where none is needed; raise Refused with 401 or 403."""
-        if path in OPEN or self.trusted:
+        if path in OPEN or self.owns(headers):
             return None
         if self.keys:
             return self._keyed(headers)
         self._local(headers)
         return None
 
-    def check_audience(self, audience: Audience, key: Key | None) -> None:
-        """Refuse (403) a route that is not for whoever came with `key`."""
-        if self.trusted or audience in ("all", "any"):
+    def check_audience(self, audience: Audience, key: Key | None, *, owner: bool = False) -> None:
+        """Refuse (403) a route that is not for whoever came with `key`, unless that is the owner."""
+        if owner or self.trusted or audience in ("all", "any"):
             return
         if key is None:
-            if audience == "admin" or (audience == "manage" and self.insecure):
+            if audience == "admin":
                 raise _forbidden(
-                    "this route is the owner's, who has the Unix socket; over the network it wants an admin key"
+                    "this route is the owner's: it wants Authorization: Bearer TOKEN with the token in owner.token "
+                    "of the server's data folder, an admin key, or the Unix socket"
                 )
         elif key.kind == "admin":
             if audience == "client":
                 raise _forbidden(f"the key {key.name} is an admin's, which asks no model; use a client's")
-        elif audience in ("admin", "manage"):
+        elif audience == "admin":
             raise _forbidden(
                 f"the key {key.name} is a client's; this route is for an admin's, or the owner's socket"
             )
         elif audience == "operator" and key.models:
             raise _forbidden(f"the key {key.name} has a scope; this route tells of every model")
 
+    def check_unload(self, key: Key | None, *, owner: bool = False) -> None:
+        """Refuse (403) to take a model out of memory for a key that shares it, and for strangers."""
+        if key is not None or self.insecure:
+            self.check_audience("admin", key, owner=owner)
+
+    def check_upload(self, headers: Headers) -> None:
+        """Refuse (403) a body that is no JSON from a page that this server neither made nor was told of.
+
+        A browser sends a form to another origin unasked, and JSON only if that origin allows it; a page of another
+        port of this machine is another origin.
+        """
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        own = origin.partition("://")[2] == headers.get(b"host", b"").decode("latin-1")
+        if origin and not own and origin not in self.origins:
+            raise Refused(403, "pages of this origin may not upload to this server", code="foreign_origin")
+
     def _keyed(self, headers: Headers) -> Key:
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        given = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        given = _given(headers)
         key = self.keys.find(given) if given else None
         if key is None:
             said = "the key is not one of this server's" if given else "this server needs a key"
@@ -126,6 +148,12 @@ class Guard:
         name = host_name(host)
         # A page can have its own name rebound, but an address in the Host header is what the browser was told.
         return is_loopback(host) or name in self.hosts or (self.insecure and _is_address(name))
+
+
+def _given(headers: Headers) -> bytes:
+    """Return the secret that came; b"" for none."""
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
 
 
 def _forbidden(message: str) -> Refused:

@@ -82,6 +82,7 @@ class Call:
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
         self.key: Key | None = None  # Gate fills it in; None where none is needed
+        self.owner = False  # Gate fills it in
         self.route = "other"
         self.wording: Wording = openai_error
         self.statuses: Mapping[
@@ -106,6 +107,8 @@ class Call:
         """Who shares limits with this request: those of its key, or of its address where there is none."""
         if self.key is not None:
             return f"key {self.key.name}"
+        if self.owner:
+            return "owner"
         client = self.scope.get("client")
         return f"address {client[0]}" if client else "owner"
 
@@ -124,6 +127,8 @@ class Call:
 
     def pieces(self, most: int | None = None) -> AsyncIterator[bytes]:
         """Give the body as it comes, for an upload; `most`: bytes, where the usual limit is not the one."""
+        if self.key is None and not self.owner:
+            self.server.guard.check_upload(self.headers)
         return body_pieces(self._receive, self.headers, self.server.limits, most)
 
     async def while_here(self, work: Coroutine[Any, Any, None]) -> None:
@@ -224,7 +229,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call: Call = scope["freehold.call"]
         call.route, call.request = self.path, self.request
-        call.server.guard.check_audience(self.audience, call.key)
+        call.server.guard.check_audience(self.audience, call.key, owner=call.owner)
         # A batch's lines have no method and take no part in the rate: they wait for idle capacity as it is.
         if call.key is not None and self.audience == "client" and scope.get("method") == "POST":
             call.server.accounts.admit(call.key)
@@ -280,6 +285,7 @@ class Gate:
         call.wording = self._wording(scope["path"], call.headers)
         try:
             call.key = self._server.guard.check(scope["path"], call.headers)
+            call.owner = self._server.guard.owns(call.headers)
             await self._app(scope, receive, send)
         except Gone:
             call.status = call.status or 499  # never sent: for the metrics

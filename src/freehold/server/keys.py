@@ -123,6 +123,10 @@ class KeyFile:
             return ()
         return found.st_mtime_ns, found.st_ino, found.st_size, found.st_mode
 
+    def emptied(self) -> bool:
+        """Return whether the file is there and holds no key, so that it has held some."""
+        return bool(self.mark()) and not self.read()
+
     def read(self) -> tuple[Key, ...]:
         """Return the keys. Raises UsageError for a file that others may write, or that holds something else."""
         try:
@@ -205,8 +209,9 @@ def made(name: str, secret: str, *, admin: bool, models: Iterable[str], rate: st
 class Ring:
     """The keys in force: those of a file, which is looked at again and again, and others that stay.
 
-    `needed`: nobody comes in without a key, even while there is none. A file that cannot be read any more leaves
-    its last keys in force, and the log says so; one that is gone has none.
+    `needed`: no request comes in without a key, even while there is none. Once there was a key, that is so for as long
+    as the process lives: revoking the last one shuts the server, and does not open it. A file that cannot be read any
+    more leaves its last keys in force, and the log says so; one that is gone has none.
     """
 
     def __init__(
@@ -225,7 +230,7 @@ class Ring:
 
     def __bool__(self) -> bool:
         self._look()
-        return self.needed or bool(self._known)
+        return self.needed
 
     def __len__(self) -> int:
         self._look()
@@ -243,6 +248,9 @@ class Ring:
 
     def _take(self, keys: Iterable[Key]) -> None:
         self._known = {key.sha256: key for key in (*self._own, *keys)}
+        if self.needed and not self._known:
+            _log.warning("no key is left, and requests need one: freehold keys add NAME makes one")
+        self.needed = self.needed or bool(self._known)
 
     def _look(self) -> None:
         now = self._clock()

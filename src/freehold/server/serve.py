@@ -30,7 +30,7 @@ from freehold.server.auth import Guard, host_name
 from freehold.server.call import Server
 from freehold.server.contract import Models
 from freehold.server.health import Health
-from freehold.server.keys import Ring
+from freehold.server.keys import Ring, hashed
 from freehold.server.limits import Limits
 from freehold.server.metrics import Metrics
 from freehold.server.openai.batch.asking import Asker
@@ -49,6 +49,7 @@ class Settings:
     """How a server behaves, whatever it serves."""
 
     keys: Ring = field(default_factory=Ring)
+    owner: str = field(default="", repr=False)  # the owner's token
     insecure: bool = False  # other machines reach it, and need no key
     hosts: tuple[str, ...] = ()
     tls: Tls | None = None
@@ -134,7 +135,13 @@ class Doors:
         self.drained = True  # False once an answer was cut off
         health = Health(models)
         health.preload = dict.fromkeys(preload, "loading")
-        guard = Guard(settings.keys, settings.hosts, settings.origins, insecure=settings.insecure)
+        guard = Guard(
+            settings.keys,
+            settings.hosts,
+            settings.origins,
+            insecure=settings.insecure,
+            owner=hashed(settings.owner.encode()) if settings.owner else "",
+        )
         self.server = Server(
             models,
             guard,

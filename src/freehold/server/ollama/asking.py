@@ -53,7 +53,7 @@ async def let_go(call: Call, model: str) -> None:
 
     Raises Refused (403) for a client's key: the model is there for the others too.
     """
-    call.server.guard.check_audience("manage", call.key)
+    call.server.guard.check_unload(call.key, owner=call.owner)
     name = await call.models.name_of(model)
     models = call.server.models
     found = next((each for each in models.loaded() if each.name == name), None)

@@ -41,13 +41,13 @@ def store_routes() -> list[Route]:
     """Return what a server with a store answers besides."""
     return [
         route("POST", "/api/show", show, ShowRequest),
-        route("POST", "/api/pull", pull, PullRequest, audience="manage", answer=_LINES),
-        route("POST", "/api/push", push, audience="manage"),
-        route("POST", "/api/create", create, CreateRequest, audience="manage", answer=_LINES),
-        route("POST", "/api/copy", copy, CopyRequest, audience="manage"),
-        route("DELETE", "/api/delete", delete, DeleteRequest, audience="manage"),
-        route("HEAD", "/api/blobs/{digest}", has, audience="manage"),
-        route("POST", "/api/blobs/{digest}", send, audience="manage", status=[200, 201]),
+        route("POST", "/api/pull", pull, PullRequest, audience="admin", answer=_LINES),
+        route("POST", "/api/push", push, audience="admin"),
+        route("POST", "/api/create", create, CreateRequest, audience="admin", answer=_LINES),
+        route("POST", "/api/copy", copy, CopyRequest, audience="admin"),
+        route("DELETE", "/api/delete", delete, DeleteRequest, audience="admin"),
+        route("HEAD", "/api/blobs/{digest}", has, audience="admin"),
+        route("POST", "/api/blobs/{digest}", send, audience="admin", status=[200, 201]),
     ]
 
 
