@@ -72,7 +72,7 @@ def test_the_least_open_ancestor_counts():
 
 
 def test_a_model_of_unknown_licence_has_no_level():
-    assert openness(subject("tencent/Hy4-preview")).level == 0
+    assert openness(subject("mistralai/Mistral-Large-4-1T-A52B")).level == 0
 
 
 @pytest.mark.parametrize("name", ["meta-llama/Llama-2-7b-chat-hf", "xai-org/grok-2"])

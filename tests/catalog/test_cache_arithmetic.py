@@ -24,6 +24,17 @@ GQA = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": 30 * 3 * (64 + 64) * 2,
     "mistralai/Ministral-3-14B-Instruct-2512": 40 * 8 * 256 * 2,
     "mistralai/Mixtral-8x7B-Instruct-v0.1": 32 * 8 * 256 * 2,
+    "databricks/dbrx-instruct": 40 * 8 * 256 * 2,
+    "mosaicml/mpt-30b": 48 * 64 * (112 + 112) * 2,
+    "baidu/ERNIE-4.5-0.3B-PT": 18 * 2 * 256 * 2,
+    "baidu/ERNIE-4.5-300B-A47B-PT": 54 * 8 * 256 * 2,
+    "tiiuae/falcon-40b": 60 * 8 * (64 + 64) * 2,
+    "facebook/opt-6.7b": 32 * 32 * 256 * 2,
+    "microsoft/phi-2": 32 * 32 * (80 + 80) * 2,
+    "google/gemma-7b-it": 28 * 16 * (256 + 256) * 2,
+    "zai-org/chatglm2-6b": 28 * 2 * 256 * 2,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 28 * 4 * 256 * 2,
+    "nvidia/Nemotron-Mini-4B-Instruct": 32 * 8 * 256 * 2,
     "Qwen/Qwen2.5-Coder-0.5B-Instruct": 24 * 2 * 128 * 2,
     "Qwen/Qwen2.5-72B-Instruct": 80 * 8 * 256 * 2,
     "Qwen/Qwen1.5-MoE-A2.7B-Chat": 24 * 16 * 256 * 2,
@@ -56,6 +67,10 @@ SLIDING = {
     # globals of 512 with keys and values apart; the last 18 of E4B's 42 layers keep nothing of their own
     "google/gemma-4-31B-it": (10 * 4 * (512 + 512) * 2, 50 * 16 * (256 + 256) * 2),
     "google/gemma-4-E4B-it": (4 * 2 * (512 + 512) * 2, 20 * 2 * (256 + 256) * 2),
+    "LGAI-EXAONE/EXAONE-4.0-32B": (16 * 8 * 256 * 2, 48 * 8 * 256 * 2),
+    "CohereLabs/command-a-reasoning-08-2025": (16 * 8 * 256 * 2, 48 * 8 * 256 * 2),
+    # the last 15 of its 35 layers read what earlier ones keep
+    "google/gemma-3n-E4B-it": (4 * 2 * 512 * 2, 16 * 2 * 512 * 2),
     "allenai/Olmo-3-32B-Think": (16 * 8 * 256 * 2, 48 * 8 * 256 * 2),
     "meta-llama/Llama-4-Scout-17B-16E-Instruct": (12 * 8 * 256 * 2, 36 * 8 * 256 * 2),
     "meta-models/Muse-Glimmer-30B": (13 * 2 * 256 * 2, 39 * 2 * 256 * 2),
@@ -104,6 +119,11 @@ DELTANET = {
     "LiquidAI/LFM2.5-8B-A1B": (6 * 8 * 128 * 2, 18 * 2 * 2048 * 2),
 }
 MAMBA = {
+    # Mamba 1: twice the width, 16 values each; the last 3 inputs of its convolution
+    "ai21labs/Jamba-v0.1": (4 * 8 * 256 * 2, 28 * (8192 * 16 * 4 + 3 * 8192 * 2)),
+    "mistralai/Mamba-Codestral-7B-v0.1": (0, 64 * (128 * 64 * 128 * 4 + 3 * (8192 + 2 * 8 * 128) * 2)),
+    # lightning attention: 64 heads x 128 x 128, no convolution
+    "MiniMaxAI/MiniMax-M1-80k": (10 * 8 * 256 * 2, 70 * 64 * 128 * 128 * 4),
     # state: heads x head size x 128; convolution over x and over B and C of 8 groups
     "nvidia/NVIDIA-Nemotron-Nano-9B-v2": (
         4 * 8 * 256 * 2,
