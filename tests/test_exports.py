@@ -16,13 +16,16 @@ import freehold
 ROOT = Path(__file__).parent.parent
 EXPORTS = [
     "LLM",
+    "AsyncLLM",
     "ChatModel",
     "Chunk",
     "Completion",
     "FakeModel",
     "Format",
     "FreeholdError",
+    "Listed",
     "Message",
+    "ModelRef",
     "SamplingParams",
     "TokenLogprob",
     "Tool",
@@ -32,7 +35,9 @@ EXPORTS = [
     "cost",
     "fit",
     "license",
+    "list",
     "load",
+    "pull",
 ]
 HEAVY = (
     "numpy",

@@ -2,7 +2,7 @@
 
     import freehold
 
-    with freehold.load("qwen2.5-coder:0.5b") as llm:
+    with freehold.load("qwen2.5-coder:0.5b", pull=True) as llm:
         print(llm.chat("Reverse a string in Python.").text)
 
 This is the whole public API; everything else may move. Names are imported on first use, so that
@@ -12,6 +12,7 @@ Path: freehold.load -> local.load -> engine
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from freehold.errors import FreeholdError
     from freehold.fake import FakeModel
     from freehold.local import LLM, load
+    from freehold.local.asynchronous import AsyncLLM
+    from freehold.local.models import list, pull
+    from freehold.store import Listed, ModelRef
     from freehold.types import (
         ChatModel,
         Chunk,
@@ -38,13 +42,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "ChatModel",
     "Chunk",
     "Completion",
     "FakeModel",
     "Format",
     "FreeholdError",
+    "Listed",
     "Message",
+    "ModelRef",
     "SamplingParams",
     "TokenLogprob",
     "Tool",
@@ -54,11 +61,16 @@ __all__ = [
     "cost",
     "fit",
     "license",
+    "list",
     "load",
+    "pull",
 ]
 
 _HOMES = {
     "freehold.local": ("LLM", "load"),
+    "freehold.local.asynchronous": ("AsyncLLM",),
+    "freehold.local.models": ("list", "pull"),
+    "freehold.store": ("Listed", "ModelRef"),
     "freehold.advisor.cost": ("cost",),
     "freehold.choosing": ("advise", "fit", "license"),
     "freehold.errors": ("FreeholdError",),
@@ -87,5 +99,5 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def __dir__() -> list[str]:
+def __dir__() -> Sequence[str]:
     return sorted([*__all__, "__version__"])

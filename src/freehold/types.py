@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from freehold.errors import UsageError
 
@@ -68,22 +68,44 @@ class Format:
     source: str = ""
 
 
-# What a caller may give for a format: a JSON schema, "json" for any object, or a Format.
-FormatLike = Format | Mapping[str, object] | Literal["json"] | None
+@runtime_checkable
+class SchemaClass(Protocol):
+    """A class that states its own JSON schema, as pydantic's models do."""
+
+    @classmethod
+    def model_json_schema(cls) -> dict[str, Any]:
+        """Return the JSON schema of an instance."""
+        ...
+
+
+# What a caller may give for a format: a JSON schema, a pydantic model, "json" for any object, or a Format.
+FormatLike = Format | Mapping[str, object] | type[SchemaClass] | Literal["json"] | None
 
 
 def as_format(given: FormatLike) -> Format | None:
-    """Return the format that a caller means. Raises UsageError for what is none."""
+    """Return the format a caller gave. Raises UsageError for a value that is none of the kinds above."""
     if given is None or isinstance(given, Format):
         return given
     if given == "json":
         return Format("json")
+    if isinstance(given, type) and callable(getattr(given, "model_json_schema", None)):
+        given = _stated_schema(given)
     if not isinstance(given, Mapping):
-        raise UsageError(f"format is {given!r}", 'give a JSON schema as a dict, "json", or a freehold.Format')
+        raise UsageError(
+            f"format is {given!r}",
+            'give a JSON schema as a dict, a pydantic model, "json", or a freehold.Format',
+        )
     try:
         return Format("json_schema", json.dumps(given))
     except (TypeError, ValueError, RecursionError) as e:
-        raise UsageError(f"format is no JSON schema: {e}") from e
+        raise UsageError(f"format is not a JSON schema: {e}") from e
+
+
+def _stated_schema(given: type[SchemaClass]) -> Mapping[str, object]:
+    try:
+        return given.model_json_schema()
+    except Exception as e:  # the caller's own class: whatever it raises, the format is what failed
+        raise UsageError(f"{given.__name__} cannot state its JSON schema: {e}") from e
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.cli.progress import Bar, Lines
 from freehold.store import Planned, Progress
+from freehold.store.progress import Bar, Lines
 from tests.store.conftest import UNIT, noise
 from tests.store.standin import Standin, serving
 

@@ -313,3 +313,36 @@ def test_draft_model_whose_ids_stand_for_other_tokens_is_refused(
 def test_draft_model_without_speculation_is_refused(path: Path, sibling: Path):
     with pytest.raises(UsageError, match="speculation is off"):
         freehold.load(path, context=CONTEXT, draft=sibling, speculate=False)
+
+
+def test_a_list_of_prompts_is_one_batch_of_the_answers_each_gets_alone(llm: LLM):
+    prompts = ["a", "b c", "the end"]
+    alone = [llm.generate(p, max_tokens=20, seed=5) for p in prompts]
+    before = llm.stats.steps
+    batch = llm.generate(prompts, max_tokens=20, seed=5)
+    assert [c.token_ids for c in batch] == [c.token_ids for c in alone]
+    assert [c.seed for c in batch] == [5, 5, 5]
+    assert llm.stats.steps - before < sum(c.usage.completion_tokens for c in batch)
+    ids = [llm.tokenize(p) for p in prompts]
+    assert [c.text for c in llm.generate(ids, max_tokens=20, seed=5)] == [c.text for c in alone]
+
+
+def test_batch_larger_than_the_cache_is_answered_whole(llm: LLM):
+    prompts = [f"a b {i}" for i in range(40)]
+    got = llm.generate(prompts, max_tokens=30, seed=1)
+    assert got[-1].token_ids == llm.generate(prompts[-1], max_tokens=30, seed=1).token_ids
+    assert llm.stats.running == llm.stats.waiting == 0
+
+
+def test_error_in_a_batch_names_the_prompt_and_computes_nothing(llm: LLM):
+    before = llm.stats.steps
+    with pytest.raises(ContextOverflow, match=r"^prompt 1: "):
+        llm.generate(["a", "a b c " * CONTEXT])
+    with pytest.raises(BadPrompt, match=r"^prompt 0: the prompt is empty"):
+        llm.generate(["", "a"])
+    assert llm.stats.steps == before
+
+
+def test_embedding_works_after_a_batch(llm: LLM):
+    llm.generate(["a", "b"], max_tokens=2)
+    assert llm.embed("a").vectors.shape[0] == 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import pytest
+from pydantic import BaseModel, Field
 
 from freehold.errors import UsageError
 from freehold.local.served import ServedModel
@@ -125,7 +127,7 @@ def test_resumed_answer_goes_on_in_its_format(llm: ServedModel):
     [
         (Format("regex", "["), "unclosed"),
         ([1], r"format is \[1\]"),
-        ({"a": {1}}, "no JSON schema"),
+        ({"a": {1}}, "not a JSON schema"),
         ("yaml", "'yaml'"),
     ],
 )
@@ -203,3 +205,30 @@ def test_real_model_ends_in_valid_json(model_path):
     assert len(ended) >= 15
     for i, written in ended:
         jsonschema.validate(json.loads(written), [schema, {"type": "object"}][i])
+
+
+class Point(BaseModel):
+    x: int = Field(ge=0, le=99)
+    kind: Literal["dot", "cross"]
+
+
+class Nested(BaseModel):
+    at: Point
+    tags: list[Literal["a", "b"]] = Field(max_length=2)
+
+
+class NoSchema(BaseModel):
+    call: Callable[[], int]
+
+
+@pytest.mark.parametrize("model", [Point, Nested])
+def test_pydantic_model_as_format_gives_text_that_it_parses(llm: ServedModel, model: type[BaseModel]):
+    answer = llm.chat("Hi", format=model, seed=3, max_tokens=240, temperature=1.0)
+    assert answer.finish_reason == "stop" and model.model_validate_json(answer.text)
+
+
+@pytest.mark.parametrize("given, says", [(NoSchema, "NoSchema cannot state"), (int, "give a JSON schema")])
+def test_class_without_a_schema_is_refused(llm: ServedModel, given: type, says: str):
+    with pytest.raises(UsageError) as raised:
+        llm.chat("Hi", format=given)
+    assert says in f"{raised.value.message} {raised.value.hint}"

@@ -71,6 +71,7 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 WAIT_S = 0.02  # between looks at whether others gave blocks back
+YIELD_S = 0.0003  # until a thread that waits for the turn has woken
 SEED_BITS = 63
 # Operations a second of one thread until a prompt was read. A core with 8-bit dots reaches 400e9 in prompts, one with
 # tiles 600e9, so that a wait told before that is too long rather than too short.
@@ -154,6 +155,8 @@ class Engine:
         self._door = threading.Lock()  # one request at a time is weighed against the limits
         self._entered: deque[Sequence] = deque()
         self._cancelled: deque[Sequence] = deque()
+        self._closing = False
+        self._wanting: deque[Sequence] = deque()  # of threads that want a turn, or have it, in `advance`
         self._pumped = False  # by a thread that does nothing else
         self._news = threading.Event()  # set by whoever brings work, cleared before a step looks for it
         self._counts = Counts()
@@ -183,6 +186,7 @@ class Engine:
     def close(self) -> None:
         """Free the cache; running answers raise EngineClosed. Safe to call twice, and in a fork."""
         if self._pid == os.getpid():
+            self._closing = True  # a thread that takes turn after turn would not let this one in
             with self._turn:
                 self._runner = self._speculation = None  # both hold a cache
                 self._turn.notify_all()
@@ -423,19 +427,26 @@ class Engine:
     # --- steps -------------------------------------------------------------------------------------
 
     def pump(self, timeout: float) -> bool:
-        """Compute one step for all live sequences and return True; with nothing to do, wait `timeout` for work.
+        """Compute one step as `drive` does, in the one thread that computes all of them from now on."""
+        self._pumped = True
+        return self.drive(timeout)
 
-        An error of one sequence never comes out here: its reader gets it.
+    def drive(self, timeout: float) -> bool:
+        """Compute one step for all live sequences and return True; without any, wait up to `timeout` s for one.
+
+        Any thread may drive. An error of one sequence is not raised here: its generation raises it.
         """
         self._news.clear()
-        self._pumped = True
         with self._turn:
             self._check_open()
-            if self.step():
+            stepped = self.step()
+            if stepped:
                 self._turn.notify_all()
-                return True
-        self._news.wait(timeout)
-        return False
+        if self._wanting:  # a thread that takes the lock again at once would win it from all that wait
+            time.sleep(YIELD_S)
+        elif not stepped:
+            self._news.wait(timeout)
+        return stepped
 
     def step(self) -> bool:
         """Compute one step for all sequences that can go on; False if none can. The caller holds the turn."""
@@ -610,13 +621,17 @@ class Engine:
 
     def advance(self, seq: Sequence, arrived: Callable[[], bool]) -> None:
         """Drive steps until something has arrived for `seq`; raise its error if it failed."""
-        with self._turn:
-            while not arrived():
-                if seq.error is not None:
-                    raise seq.error
-                self._check_open()
-                if not self.step():
-                    self._turn.wait(WAIT_S)
+        self._wanting.append(seq)
+        try:
+            with self._turn:
+                while not arrived():
+                    if seq.error is not None:
+                        raise seq.error
+                    self._check_open()
+                    if not self.step():
+                        self._turn.wait(WAIT_S)
+        finally:
+            self._wanting.remove(seq)
 
     def cancel(self, seq: Sequence) -> None:
         """Give a sequence's blocks back: now if nobody computes, else before the next step.
@@ -652,7 +667,7 @@ class Engine:
                 f"{self.model.name} was loaded in process {self._pid}; this is a fork of it",
                 "load the model in this process, or start it with the spawn method",
             )
-        if self._runner is None:
+        if self._closing:
             raise EngineClosed(f"{self.model.name} is closed", "load it again")
 
 

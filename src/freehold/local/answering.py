@@ -108,6 +108,12 @@ class Answering:
         return self._begin if self._reading is None else None
 
     @property
+    def seed(self) -> int:
+        """The seed of its first answer; LLM drew one where none was given."""
+        assert self._begin.sampling.seed is not None
+        return self._begin.sampling.seed
+
+    @property
     def done(self) -> bool:
         """Whether every answer's last chunk was taken, or the job was cancelled."""
         return self._over or (self._reading is None and all(answer.done for answer in self._answers))

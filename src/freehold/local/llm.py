@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack, cast
+from typing import Any, Self, TypedDict, TypeGuard, Unpack, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,33 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     seed: int | None
 
+
+class TextOptions(SamplingOptions, total=False):
+    """What `LLM.generate` takes besides the prompt; `LLM.chat` says what each means."""
+
+    max_tokens: int | None
+    sampling: SamplingParams | None
+    stop: Sequence[str]
+    logprobs: int | None
+    format: FormatLike
+    adapter: str | None
+
+
+class ChatOptions(TextOptions, total=False):
+    """What `LLM.chat` and `LLM.stream` take besides the messages."""
+
+    think: bool | None
+    think_tokens: int | None
+    effort: str | None
+    tools: Tools
+    tool_choice: str
+    parallel_tool_calls: bool
+    overflow: Overflow
+
+
+# Several prompts, as `LLM.generate` takes them: texts, or lists of token ids.
+Prompts = list[str] | list[list[int]] | tuple[str, ...] | tuple[Sequence[int], ...]
+DRIVE_S = 1.0  # how long a batch waits for a step that another thread computes before it looks again
 
 _SAMPLING = [f.name for f in fields(SamplingParams)]
 _ASKING = [
@@ -225,26 +252,23 @@ class LLM:
         SamplingParams and win over `sampling`. Raises ContextOverflow, UsageError, BadTemplate, ModelNotFound
         for an adapter that is not there.
         """
-        params = self._seeded(sampling, options)
-        return _completion(
-            self.stream(
-                messages,
-                max_tokens=max_tokens,
-                sampling=params,
-                stop=stop,
-                logprobs=logprobs,
-                think=think,
-                think_tokens=think_tokens,
-                effort=effort,
-                tools=tools,
-                tool_choice=tool_choice,
-                parallel_tool_calls=parallel_tool_calls,
-                overflow=overflow,
-                format=format,
-                adapter=adapter,
-            ),
-            params,
-        )
+        asked: ChatOptions = {
+            "max_tokens": max_tokens,
+            "sampling": sampling,
+            "stop": stop,
+            "logprobs": logprobs,
+            "think": think,
+            "think_tokens": think_tokens,
+            "effort": effort,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "parallel_tool_calls": parallel_tool_calls,
+            "overflow": overflow,
+            "format": format,
+            "adapter": adapter,
+            **options,
+        }
+        return complete(self._asked(messages, asked))
 
     def stream(
         self,
@@ -266,33 +290,31 @@ class LLM:
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """Answer as `chat` does, piece by piece. Closing the iterator stops the model within one step."""
-        self._check_open()
-        offered = as_tools(tools)
-        choice, only = as_choice(tool_choice, offered)
-        job = Job(
-            messages=tuple(as_messages(messages)),
-            max_tokens=max_tokens,
-            stop=tuple(stop),
-            logprobs=logprobs,
-            think=think,
-            think_tokens=think_tokens,
-            effort=effort,
-            tools=offered,
-            tool_choice=choice,
-            tool_name=only,
-            parallel_tool_calls=parallel_tool_calls,
-            overflow=overflow,
-            format=as_format(format),
-            adapter=self.adapters.chosen(adapter),
-        )
-        check_request(job)
-        if effort is not None and effort not in self._prompter.template.efforts:
-            self._prompter.template.render(job.messages or (), effort=effort)  # says which it knows
-        return self._answering(job, self._seeded(sampling, options)).stream()
+        asked: ChatOptions = {
+            "max_tokens": max_tokens,
+            "sampling": sampling,
+            "stop": stop,
+            "logprobs": logprobs,
+            "think": think,
+            "think_tokens": think_tokens,
+            "effort": effort,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "parallel_tool_calls": parallel_tool_calls,
+            "overflow": overflow,
+            "format": format,
+            "adapter": adapter,
+            **options,
+        }
+        return self._asked(messages, asked).stream()
 
+    @overload
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[TextOptions]) -> Completion: ...
+    @overload
+    def generate(self, prompt: Prompts, **options: Unpack[TextOptions]) -> list[Completion]: ...
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Prompts,
         *,
         max_tokens: int | None = None,
         sampling: SamplingParams | None = None,
@@ -301,19 +323,24 @@ class LLM:
         format: FormatLike = None,
         adapter: str | None = None,
         **options: Unpack[SamplingOptions],
-    ) -> Completion:
-        """Continue text or token ids as they are, without a chat template."""
-        params = self._seeded(sampling, options)
-        chunks = self.stream_text(
-            prompt,
-            max_tokens=max_tokens,
-            sampling=params,
-            stop=stop,
-            logprobs=logprobs,
-            format=format,
-            adapter=adapter,
-        )
-        return _completion(chunks, params)
+    ) -> Completion | list[Completion]:
+        """Continue text or token ids as they are, without a chat template; a list of prompts as one batch.
+
+        A batch shares the steps of the engine, and each of its answers is the one that prompt gets alone: a `seed`
+        that is given holds for every prompt. An error names the prompt by its index, and then none is answered.
+        """
+        asked: TextOptions = {
+            "max_tokens": max_tokens,
+            "sampling": sampling,
+            "stop": stop,
+            "logprobs": logprobs,
+            "format": format,
+            "adapter": adapter,
+            **options,
+        }
+        if not is_batch(prompt):
+            return complete(self._continued(cast(str, prompt), asked))
+        return self._together([self._numbered(i, each, asked) for i, each in enumerate(prompt)])
 
     def stream_text(
         self,
@@ -327,18 +354,84 @@ class LLM:
         adapter: str | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
-        """Continue as `generate` does, piece by piece."""
+        """Continue one prompt as `generate` does, piece by piece."""
+        asked: TextOptions = {
+            "max_tokens": max_tokens,
+            "sampling": sampling,
+            "stop": stop,
+            "logprobs": logprobs,
+            "format": format,
+            "adapter": adapter,
+            **options,
+        }
+        return self._continued(prompt, asked).stream()
+
+    def _asked(self, messages: Chat, options: ChatOptions) -> Answering:
+        """Prepare the answer to a chat; nothing is computed before it is streamed or entered."""
+        self._check_open()
+        effort, tools = options.get("effort"), as_tools(options.get("tools", ()))
+        choice, only = as_choice(options.get("tool_choice", "auto"), tools)
+        job = Job(
+            messages=tuple(as_messages(messages)),
+            think=options.get("think"),
+            think_tokens=options.get("think_tokens"),
+            effort=effort,
+            tools=tools,
+            tool_choice=choice,
+            tool_name=only,
+            parallel_tool_calls=options.get("parallel_tool_calls", True),
+            overflow=options.get("overflow", "error"),
+            **self._common(options),
+        )
+        check_request(job)
+        if effort is not None and effort not in self._prompter.template.efforts:
+            self._prompter.template.render(job.messages or (), effort=effort)  # raises with the levels it has
+        return self._answering(job, self._sampling(options))
+
+    def _continued(self, prompt: str | Sequence[int], options: TextOptions) -> Answering:
+        """Prepare the continuation of a text or of token ids."""
         self._check_open()
         text = prompt if isinstance(prompt, str) else tuple(self._prompter.checked(prompt))
-        job = Job(
-            prompt=text,
-            max_tokens=max_tokens,
-            stop=tuple(stop),
-            logprobs=logprobs,
-            format=as_format(format),
-            adapter=self.adapters.chosen(adapter),
-        )
-        return self._answering(job, self._seeded(sampling, options)).stream()
+        return self._answering(Job(prompt=text, **self._common(options)), self._sampling(options))
+
+    def _common(self, options: TextOptions) -> dict[str, Any]:
+        """Return the fields of a Job that chats and texts share."""
+        return {
+            "max_tokens": options.get("max_tokens"),
+            "stop": tuple(options.get("stop", ())),
+            "logprobs": options.get("logprobs"),
+            "format": as_format(options.get("format")),
+            "adapter": self.adapters.chosen(options.get("adapter")),
+        }
+
+    def _sampling(self, options: TextOptions) -> SamplingParams:
+        named = {name: value for name, value in options.items() if name not in _ASKING}
+        return self._seeded(options.get("sampling"), named)
+
+    def _numbered(self, index: int, prompt: str | Sequence[int], options: TextOptions) -> Answering:
+        """Prepare one prompt of a batch; an error says which."""
+        try:
+            return self._continued(prompt, options)
+        except FreeholdError as e:
+            e.message = f"prompt {index}: {e.message}"
+            e.args = (e.message,)
+            raise
+
+    def _together(self, batch: list[Answering]) -> list[Completion]:
+        """Compute a batch to its end in this thread; an interrupt ends all of it."""
+        chunks: list[list[Chunk]] = [[] for _ in batch]
+        engine = self._generating()
+        try:
+            for answering in batch:
+                answering.enter()
+            while not all(answering.done for answering in batch):
+                engine.drive(DRIVE_S)
+                for got, answering in zip(chunks, batch, strict=True):
+                    got.extend(chunk for _, chunk in answering.take())
+        finally:
+            for answering in batch:
+                answering.cancel()
+        return [completion(got, each.seed) for got, each in zip(chunks, batch, strict=True)]
 
     @property
     def stats(self) -> EngineStats:
@@ -485,13 +578,26 @@ class LLM:
         return params if params.seed is not None else replace(params, seed=secrets.randbits(SEED_BITS))
 
 
-def _completion(chunks: Iterable[Chunk], params: SamplingParams) -> Completion:
+def is_batch(prompt: object) -> TypeGuard[Prompts]:
+    """Tell a list of prompts from one prompt of token ids."""
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence) or len(prompt) == 0:
+        return False
+    return isinstance(prompt[0], str) or hasattr(prompt[0], "__len__")
+
+
+def complete(answering: Answering) -> Completion:
+    """Compute an answer to its end."""
+    return completion(answering.stream(), answering.seed)
+
+
+def completion(chunks: Iterable[Chunk], seed: int) -> Completion:
+    """Join the chunks of a whole answer."""
     got = list(chunks)
     calls: list[ToolCall] = []
     for piece in (p for c in got for p in c.tool_calls):
         piece.join(calls)
     last = got[-1]
-    if last.finish_reason is None or last.usage is None or params.seed is None:
+    if last.finish_reason is None or last.usage is None:
         raise RuntimeError("a stream ended without its last chunk")  # our own invariant
     return Completion(
         text="".join(c.text for c in got),
@@ -500,7 +606,7 @@ def _completion(chunks: Iterable[Chunk], params: SamplingParams) -> Completion:
         logprobs=tuple(p for c in got for p in c.logprobs),
         finish_reason=last.finish_reason,
         usage=last.usage,
-        seed=params.seed,
+        seed=seed,
         dropped_messages=sum(c.dropped_messages for c in got),
         tool_calls=tuple(calls),
     )

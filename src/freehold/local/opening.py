@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from freehold import _native as native
 from freehold.config import load_settings
@@ -30,6 +30,7 @@ from freehold.models.loader import LoadedModel, Progress, load_model
 from freehold.models.packs import file_identity, open_pack, pack_path, write_pack
 from freehold.models.pooling import pooling_from_dir
 from freehold.store import ModelRef, Store
+from freehold.store.progress import ProgressLike, watching
 from freehold.tokenizer import ChatTemplate, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
 from freehold.tokenizer.template import chat_template_from_dir, chat_template_from_gguf
 from freehold.types import SamplingParams
@@ -49,6 +50,19 @@ _FILE_TYPES = {
 }
 
 
+class LoadOptions(TypedDict, total=False):
+    """What `load` takes besides the model."""
+
+    context: int | None
+    threads: int | None
+    kv_type: KvType
+    speculate: bool
+    draft: str | Path | None
+    adapters: Mapping[str, str | Path] | None
+    pull: bool
+    progress: ProgressLike
+
+
 def load(
     model: str | Path,
     *,
@@ -59,6 +73,7 @@ def load(
     draft: str | Path | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     pull: bool = False,
+    progress: ProgressLike = None,
 ) -> LLM:
     """Load a model by name, hub reference, GGUF file or folder of safetensors; use the result in a `with`.
 
@@ -67,18 +82,20 @@ def load(
     in half the memory; "f32" for one of twice the size that rounds nothing. `speculate`: verify guesses at what
     comes next where that is faster; the answers are the same. `draft`: a smaller model of the same tokens that
     guesses too. `adapters`: LoRA adapters by the names that calls choose them by: PEFT folders or GGUF files.
-    `pull`: fetch what is not here; otherwise the network is never touched.
+    `pull`: fetch what is not here; otherwise the network is never touched. `progress`: as for `freehold.pull`.
     Raises ModelNotFound, BadModelFile, CapacityExceeded, UsageError.
     """
     store = Store(load_settings())
-    found = store.pull if pull else store.resolve
+    with watching(progress) as on_event:
+        found = partial(store.pull, on_event=on_event) if pull else store.resolve
+        ref, drafter = found(str(model)), None if draft is None else found(str(draft))
     return open_model(
-        found(str(model)),
+        ref,
         context=context,
         threads=threads,
         kv_type=kv_type,
         speculate=speculate,
-        draft=None if draft is None else found(str(draft)),
+        draft=drafter,
         adapters=adapters,
         packs=store.packs,
     )

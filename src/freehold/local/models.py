@@ -1,0 +1,29 @@
+"""The models on this machine, from Python: fetch one, list them.
+
+Knows the store; loads nothing.
+Path: freehold.pull, freehold.list -> Store
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from freehold.config import load_settings
+from freehold.store import Listed, ModelRef, Store
+from freehold.store.progress import ProgressLike, watching
+
+
+def pull(model: str, *, progress: ProgressLike = None) -> ModelRef:
+    """Fetch a model, or reference it where another program keeps it; `path` of the result is what `load` opens.
+
+    `progress`: None shows a bar in a terminal and a line in a notebook, and nothing where nobody looks; True shows
+    lines there too, False nothing anywhere; a function gets each event of the pull. An interrupted pull keeps its
+    bytes, and the same call resumes it. Raises ModelNotFound, AccessDenied, DownloadFailed, CapacityExceeded, Offline.
+    """
+    with watching(progress) as on_event:
+        return Store(load_settings()).pull(model, on_event)
+
+
+def list() -> Sequence[Listed]:
+    """Return the models on this machine, sorted by name: pulled ones, unfinished pulls, and those of other programs."""
+    return Store(load_settings()).list()
