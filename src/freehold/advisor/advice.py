@@ -9,12 +9,13 @@ Path: cli/advise, freehold.advise -> advise(request, models, placer) -> Advice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from freehold.advisor.asking import Asked
 from freehold.advisor.facts import Facts
 from freehold.advisor.interval import Interval
+from freehold.advisor.own import Own
 from freehold.advisor.quality import Quality, Scale
 from freehold.advisor.verdict import Verdict, verdict
 from freehold.catalog.model import TIERS, Model
@@ -123,6 +124,7 @@ class Judged:
     verdict: Verdict | None
     placement: Placement | None
     refusals: tuple[Refusal, ...]
+    doubtful: bool = False  # fast enough only by the upper bound of what was measured beside others
 
     @property
     def vouched(self) -> float:
@@ -139,6 +141,9 @@ class Advice:
     picks: tuple[Judged, ...]
     ruled_out: tuple[Judged, ...]
     asked: Asked | None = None  # what was understood of the question; choosing.py fills it
+    own: Mapping[str, Own] = field(
+        default_factory=dict
+    )  # by id, what a user's cases said; own.by_own fills it
 
     @property
     def relax(self) -> tuple[tuple[str, int], ...]:
@@ -178,9 +183,9 @@ def advise(request: Request, models: Iterable[Model], placer: Placer) -> Advice:
     return Advice(request, scale.benchmark, tuple(picks), tuple(j for j in judged if j.refusals))
 
 
-def _order(judged: Judged) -> tuple[float, float, str]:
+def _order(judged: Judged) -> tuple[bool, float, float, str]:
     speed = judged.placement.decode.mid if judged.placement else 0.0
-    return -judged.vouched, -speed, judged.model.id
+    return judged.doubtful, -judged.vouched, -speed, judged.model.id
 
 
 def cheapest_first(picks: list[Judged]) -> list[Judged]:
@@ -224,7 +229,8 @@ def _judge(model: Model, request: Request, scale: Scale, quick: Scale, placer: P
     elif hurried and model.thinking == "only" and request.min_speed is None:
         said = f"thinks aloud before it answers: minutes, at {speed:.3g} tokens a second"
         refusals.append(Refusal("speed", said))
-    return Judged(model, (quick if hurried else scale).of(model), ruled, placed, tuple(refusals))
+    doubtful = placed.decode.mid < request.speed <= speed
+    return Judged(model, (quick if hurried else scale).of(model), ruled, placed, tuple(refusals), doubtful)
 
 
 def _facts_against(model: Model, request: Request) -> Iterable[Refusal]:

@@ -74,7 +74,7 @@ def _part(what: str, value: str, says: str, words: list[str]) -> str:
 
 
 def _ranking(advice: Advice, shown: tuple[Judged, ...]) -> Section:
-    rows = [(f"{i}", *row(j)) for i, j in enumerate(shown, 1)]
+    rows = [(f"{i}", *row(advice, j)) for i, j in enumerate(shown, 1)]
     parts = [table(head(advice), rows, right=(2, 4, 5, 6), strong=(0,))]
     if any(j.quality for j in shown):
         parts.append(
@@ -83,7 +83,7 @@ def _ranking(advice: Advice, shown: tuple[Judged, ...]) -> Section:
                 "Up and to the right is better. A point's area is the memory it needs.",
             )
         )
-    parts += [paragraph(line.strip()) for line in reasons(shown[0])]
+    parts += [paragraph(line.strip()) for line in reasons(advice, shown[0])]
     return Section("Ranking", tuple(parts))
 
 
@@ -99,10 +99,11 @@ def head(advice: Advice) -> tuple[str, ...]:
         advice.benchmark or "quality",
         "said by",
         "licence",
+        *(("yours",) if advice.own else ()),
     )
 
 
-def row(judged: Judged) -> tuple[str, ...]:
+def row(advice: Advice, judged: Judged) -> tuple[str, ...]:
     """Return a pick's cells."""
     place, quality = judged.placement, judged.quality
     assert place is not None  # a pick has one
@@ -115,7 +116,14 @@ def row(judged: Judged) -> tuple[str, ...]:
         per_cent(quality),
         quality.basis if quality else "",
         short_licence(judged.model),
+        *((own_words(advice, judged),) if advice.own else ()),
     )
+
+
+def own_words(advice: Advice, judged: Judged) -> str:
+    """Word what a model did with the user's own cases: 4 of 4 (71 to 100 %); empty where it was not tried."""
+    own = advice.own.get(judged.model.id)
+    return f"{own.passed} of {own.cases} ({own.range.low:.0f} to {own.range.high:.0f} %)" if own else ""
 
 
 def _tiers(advice: Advice) -> Section:
@@ -164,10 +172,12 @@ def name(model: Model) -> str:
     return model.name or model.id.rpartition("/")[2]
 
 
-def reasons(judged: Judged) -> list[str]:
+def reasons(advice: Advice, judged: Judged) -> list[str]:
     """Return why a pick is one, a line each: quality, speed and memory, licence."""
     model, place = judged.model, judged.placement
     lines = [f"why {name(model)}:"]
+    if own := own_words(advice, judged):
+        lines.append(f"  passed {own} of your own cases, the most of those tried")
     if judged.quality:
         said = judged.quality
         lines.append(f"  {said.benchmark} {per_cent(said)} {said.basis}: {said.evidence}")

@@ -24,15 +24,18 @@ from freehold.errors import FreeholdError, UsageError
 if TYPE_CHECKING:
     from freehold.advisor.advice import Advice, Judged, Placement
     from freehold.advisor.interval import Interval
+    from freehold.advisor.own import Own
     from freehold.catalog import Model
+    from freehold.cli.trying import Tried
 
 SCHEMA = 1
 LETTERS = "123456789abcdefghijklmnopqrstuvwxyz"
+SHOWN = 8  # models of a ranking
 _NAMED = 3  # models named of each rule that ruled some out
 
 
 @click.command("advise")
-@click.argument("task")
+@click.argument("task", required=False, metavar="[TASK]")
 @click.option(
     "--licence", "--license", "licence", metavar="PURPOSE", help="commercial, internal, evaluation, research."
 )
@@ -52,7 +55,14 @@ _NAMED = 3  # models named of each rule that ruled some out
 @click.option("--cheapest", is_flag=True, help="Of those not shown to be worse, what costs least first.")
 @click.option("--held", is_flag=True, help="Only models that are held here.")
 @company_options
-@click.option("--top", type=click.IntRange(1, 1000), default=8, show_default=True, help="Show this many.")
+@click.option(
+    "--top", type=click.IntRange(1, 1000), help="Show this many, 8 by default; with --try, try as many, 5."
+)
+@click.option("--try", "samples", metavar="FILE", help="Try the shortlist on your own cases, JSON lines.")
+@click.option("--judge", metavar="MODEL", default="", help="With --try: grades the cases that have a rubric.")
+@click.option(
+    "--yes", "fetch", is_flag=True, help="With --try: pull models of the shortlist that are not held."
+)
 @click.option("--all", "everything", is_flag=True, help="Name everything that was ruled out, and why.")
 @click.option("--plot", "plotted", is_flag=True, help="Draw speed against quality.")
 @click.option("--html", "html", metavar="FILE", help="Write a report with charts.")
@@ -61,7 +71,13 @@ _NAMED = 3  # models named of each rule that ruled some out
 @json_option
 @click.pass_obj
 def command(
-    settings: Settings, task: str, top: int, everything: bool, run: bool, as_json: bool, **given: Any
+    settings: Settings,
+    task: str | None,
+    top: int | None,
+    everything: bool,
+    run: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Say which open model to use for TASK, such as "code completion" or "RAG over German contracts", and why.
 
@@ -73,16 +89,23 @@ def command(
     HARDWARE. A licence is judged when a purpose is given, here or in config.toml's [company]; other facts of yours
     as for `freehold license`. What is not known never passes a condition.
 
+    --try runs the models of the ranking that are held here on your own cases, the same for each, and lets those
+    results go before published ones; docs/guides/advise.md has the file's form. Answers are kept, so that a run
+    that was stopped goes on.
+
     With --json: {"schema": 1, "task", "understood", "ignored", "notes", "benchmark", "speed", "context",
-    "picks": [...], "tiers": {...}, "ruled_out": [...], "relax": [...]}.
+    "picks": [...], "tiers": {...}, "ruled_out": [...], "relax": [...], "tried": {...}}.
     """
-    advice = _advice(settings, task, given)
-    assert advice.asked is not None  # choosing fills it
-    shown = advice.picks[:top]
+    advice = _advice(settings, _task(task, given["samples"]), given)
+    trial = _trial(settings, advice, given, top)
+    advice = trial.advice if trial else advice
+    shown = advice.picks[: top or SHOWN]
     if as_json:
-        click.echo(json.dumps(as_plain(advice), indent=1))
+        click.echo(json.dumps(as_plain(advice) | {"tried": trial and trial.as_plain()}, indent=1))
     else:
         _print(advice, shown, everything=everything, plotted=given["plotted"])
+        for line in trial.lines() if trial else ():
+            click.echo(line)
     for option, draw in (("svg", chart), ("html", report)):
         if path := given[option]:
             click.echo(f"wrote {write_beside(path, draw(advice, shown))}", err=True)
@@ -91,6 +114,27 @@ def command(
         raise click.exceptions.Exit(1)
     if run:
         _run(settings, advice, quiet=as_json)
+
+
+def _task(task: str | None, samples: str | None) -> str:
+    if task is None and not samples:
+        raise UsageError("which task?", 'say it in a few words: freehold advise "code completion"')
+    return task or "chat"
+
+
+def _trial(settings: Settings, advice: Advice, given: dict[str, Any], top: int | None) -> Tried | None:
+    """Try the shortlist where --try names cases."""
+    if not given["samples"]:
+        if given["judge"] or given["fetch"]:
+            raise UsageError("--judge and --yes go with --try", "name a file of cases: --try samples.jsonl")
+        return None
+    from freehold.cli.trying import tried
+
+    try:
+        return tried(settings, advice, given["samples"], top=top, judge=given["judge"], fetch=given["fetch"])
+    except KeyboardInterrupt:
+        click.echo("stopped; every answer is kept, and the same command goes on", err=True)
+        raise click.exceptions.Exit(130) from None
 
 
 def _advice(settings: Settings, task: str, given: dict[str, Any]) -> Advice:
@@ -141,12 +185,12 @@ def _print(advice: Advice, shown: tuple[Judged, ...], *, everything: bool, plott
 def _print_picks(advice: Advice, shown: tuple[Judged, ...]) -> None:
     """Print the ranking, then the first one's reasons and command."""
     marks = (LETTERS[i] if i < len(LETTERS) else f"{i + 1}" for i in range(len(shown)))
-    rows = [(mark, *row(judged)) for mark, judged in zip(marks, shown, strict=True)]
+    rows = [(mark, *row(advice, judged)) for mark, judged in zip(marks, shown, strict=True)]
     table(tuple(h.upper() for h in head(advice)), rows, right=(2, 4))
     if len(advice.picks) > len(shown):
         click.echo(f"and {len(advice.picks) - len(shown)} more: --top {len(advice.picks)}")
     click.echo("")
-    for line in reasons(shown[0]):
+    for line in reasons(advice, shown[0]):
         click.echo(line)
     if place := shown[0].placement:
         click.echo(f"  {place.command}" if place.command else f"  no command is known: {place.why_none}")
@@ -214,14 +258,14 @@ def as_plain(advice: Advice) -> dict[str, Any]:
         "benchmark": advice.benchmark,
         "speed": advice.request.speed,
         "context": advice.request.context,
-        "picks": [_plain(j) for j in advice.picks],
+        "picks": [_plain(j, advice.own.get(j.model.id)) for j in advice.picks],
         "tiers": {tier: j.model.id for tier, j in advice.by_tier.items()},
         "ruled_out": [_plain(j) for j in advice.ruled_out],
         "relax": [{"without": option, "models": count} for option, count in advice.relax],
     }
 
 
-def _plain(judged: Judged) -> dict[str, Any]:
+def _plain(judged: Judged, own: Own | None = None) -> dict[str, Any]:
     model, place, quality = judged.model, judged.placement, judged.quality
     return {
         "id": model.id,
@@ -235,6 +279,7 @@ def _plain(judged: Judged) -> dict[str, Any]:
             "basis": quality.basis,
             "evidence": quality.evidence,
         },
+        "own": own and {"cases": own.cases, "passed": own.passed, **own.range.as_json()},
         "licence": {"id": model.licence, "answer": judged.verdict.answer if judged.verdict else None},
         "placement": place
         and asdict(place)

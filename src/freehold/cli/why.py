@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from freehold.advisor.quality import Quality
     from freehold.advisor.verdict import Verdict
     from freehold.catalog import Model
+    from freehold.evals.trial import Kept
 
 SCHEMA = 1
 _MOST_REASONS = 6
@@ -88,7 +89,7 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
 
     File, digest, template and defaults with their origins; the licence's answer to your facts (as for `freehold
     license`); quality by task out of published results; memory and speed foreseen here beside what was measured
-    here. With --json: {"schema": 1, "model", "licence", "quality", "here", "unknown"}.
+    here. With --json: {"schema": 1, "model", "licence", "quality", "own", "here", "unknown"}.
     """
     from freehold.store import Store
 
@@ -97,7 +98,8 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
     ruled = _verdict(known, card, settings, given)
     quality = _quality(known)
     here = _speed_here(settings, card)
-    gaps = _unknown(card, known, quality, here)
+    own = _own(settings, card)
+    gaps = _unknown(card, known, quality, here, own)
     if as_json:
         told = {
             "model": card,
@@ -107,12 +109,15 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
                 "reasons": [{k: v for k, v in asdict(r).items() if k != "term"} for r in ruled.reasons],
             },
             "quality": [{"tasks": names, **_plain(q)} for names, q in quality],
+            "own": [asdict(k) for k in own],
             "here": here.as_json(),
             "unknown": gaps,
         }
         click.echo(json.dumps({"schema": SCHEMA, **told}, indent=1))
         return
-    rows = card_lines(card) + _licence_lines(ruled) + _quality_lines(quality) + here.lines()
+    rows = card_lines(card) + _licence_lines(ruled) + _quality_lines(quality)
+    rows += [("on your cases" if not i else "", line) for i, line in enumerate(map(_own_line, own))]
+    rows += here.lines()
     rows += [("not known" if not i else "", gap) for i, gap in enumerate(gaps)]
     pairs(rows)
 
@@ -174,7 +179,11 @@ def _quality_lines(quality: list[tuple[list[str], Quality]]) -> list[tuple[str, 
 
 
 def _unknown(
-    card: dict[str, Any], known: Model | None, quality: list[tuple[list[str], Quality]], here: Speed
+    card: dict[str, Any],
+    known: Model | None,
+    quality: list[tuple[list[str], Quality]],
+    here: Speed,
+    own: list[Kept],
 ) -> list[str]:
     """Say what a reader might take for granted and nobody told."""
     gaps = []
@@ -192,8 +201,31 @@ def _unknown(
         gaps.append("what quantisation costs it: published results are of full precision")
     if not here.measured:
         gaps.append("its speed here: no answer of it was timed yet")
-    gaps.append("its quality on your own work: nothing here has measured that")
+    if not own:
+        gaps.append("its quality on your own work: freehold advise --try samples.jsonl measures that")
     return gaps
+
+
+def _own(settings: Settings, card: dict[str, Any]) -> list[Kept]:
+    """Return what `advise --try` kept of this very file."""
+    from freehold.cli.trying import digest
+    from freehold.evals.trial import kept
+    from freehold.store import Store
+
+    try:
+        return kept(settings.home, digest(Store(settings).resolve(card["name"])))
+    except FreeholdError:
+        return []
+
+
+def _own_line(kept: Kept) -> str:
+    from freehold.evals.paired import share
+
+    answered = f"{kept.samples}: passed {kept.passed} of {kept.answered}"
+    r = share([True] * kept.passed + [False] * (kept.answered - kept.passed)) if kept.answered else None
+    bounds = f", {r.mid:.0f} % ({r.low:.0f} to {r.high:.0f})" if r else ""
+    rest = f"; {kept.cases - kept.answered} wait" if kept.answered < kept.cases else ""
+    return f"{answered}{bounds}{rest}, {kept.at[:10]}"
 
 
 def _plain(q: Quality) -> dict[str, Any]:
