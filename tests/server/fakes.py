@@ -9,7 +9,7 @@ import asyncio
 import math
 import re
 import struct
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,7 @@ class Script:
     stop: str = ""  # the stop string that ends the answer
     delay: float = 0.0  # before each piece
     start_delay: float = 0.0  # before the engine takes a job
+    count_delay: float = 0.0  # before tokens are counted, and after texts were embedded
     use_delay: float = 0.0  # before a model is loaded
     fail: BaseException | None = None
     fail_at: str | int = "start"
@@ -229,7 +230,12 @@ class FakeServed:
             return self.words.encode(" ".join(m.content for m in job.messages))
         return self.words.encode(job.prompt) if isinstance(job.prompt, str) else list(job.prompt or ())
 
+    async def _lingers(self) -> None:
+        if self.script.count_delay:
+            await asyncio.sleep(self.script.count_delay)
+
     async def tokenize(self, text: str, special: bool = False) -> list[int]:
+        await self._lingers()
         return self.words.encode(text)
 
     async def detokenize(self, ids: Sequence[int]) -> str:
@@ -248,7 +254,9 @@ class FakeServed:
         self.counted.append(job)
         return len(self.prompt_ids(job))
 
-    async def embed(self, job: EmbedJob, keep_alive: float | None = None) -> Vectors:
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, read: Callable[[int], None] | None = None
+    ) -> Vectors:
         """Count letters: a text's vector has a place for each of a, b and c, at unit length."""
         self.embeddings.append(job)
         self.keep_alives.append(keep_alive)
@@ -258,6 +266,9 @@ class FakeServed:
         rows = [[text.count(letter) for letter in "abc"][: job.dimensions] for text in words]
         unit = [[n / (math.hypot(*row) or 1.0) for n in row] for row in rows]
         data = struct.pack(f"<{len(unit) * len(unit[0])}f", *(n for row in unit for n in row))
+        if read is not None:
+            read(sum(len(self.words.encode(text)) for text in words))
+        await self._lingers()
         cut = tuple(i for i, text in enumerate(words) if "long" in text and job.truncate)
         return Vectors(data, len(unit[0]), tuple(len(self.words.encode(text)) for text in words), cut)
 

@@ -31,6 +31,7 @@ from freehold.errors import (
     UsageError,
 )
 from freehold.models.loader import LoadedModel
+from freehold.stopping import check_stopped
 from freehold.types import EngineStats, Priority
 
 F32 = NDArray[np.float32]
@@ -42,6 +43,7 @@ class _Text:
 
     ids: Ordered[int]
     pooling: Pooling
+    wanted: bool = True
     vector: F32 | None = None
     error: FreeholdError | None = None
 
@@ -134,10 +136,15 @@ class Encoder:
             self._check(i, ids)
         mine = [_Text(ids, pooling) for ids in texts]
         self._queues[priority].extend(mine)
-        for text in mine:
-            self._advance(text)
-            if text.error is not None:
-                raise text.error
+        try:
+            for text in mine:
+                check_stopped()
+                self._advance(text)
+                if text.error is not None:
+                    raise text.error
+        finally:
+            for text in mine:
+                text.wanted = False  # those not computed yet: their caller left, or one of them failed
         return np.array([text.vector for text in mine], np.float32).reshape(
             len(mine), self._plan.hidden_width
         )
@@ -178,8 +185,12 @@ class Encoder:
         batch: list[_Text] = []
         rows = 0
         while queue and rows + len(queue[0].ids) <= self._rows:
-            batch.append(queue.popleft())
-            rows += len(batch[-1].ids)
+            text = queue.popleft()
+            if text.wanted:
+                batch.append(text)
+                rows += len(text.ids)
+        if not batch:
+            return
         try:
             hidden = self._computed(batch, rows)
         except Exception as e:

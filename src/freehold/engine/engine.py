@@ -65,6 +65,7 @@ from freehold.errors import (
 )
 from freehold.models.adapters import Adapter
 from freehold.models.loader import LoadedModel
+from freehold.stopping import check_stopped
 from freehold.types import EngineStats, Priority, SamplingParams
 
 F32 = NDArray[np.float32]
@@ -368,6 +369,7 @@ class Engine:
         with self._turn:
             while not seq.done:
                 self._check_open()
+                check_stopped()
                 self._turn.wait(WAIT_S)
         if seq.error is not None:
             raise seq.error

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from freehold.engine import Encoder, Engine
 from freehold.engine.pooling import Pooling, checked_pooling
 from freehold.errors import BadPrompt, ContextOverflow, UsageError
-from freehold.local.jobs import MAX_CHARS_PER_TOKEN
+from freehold.local.jobs import most_chars
 from freehold.models.adapters import Adapter
+from freehold.stopping import check_stopped
 from freehold.tokenizer import Tokenizer
 from freehold.types import MAX_TEXTS, EmbedJob
 
@@ -66,12 +67,13 @@ class Embedder:
 
     def _ids(self, name: str, text: Text, truncate: bool) -> tuple[list[int], bool]:
         """Return a text's ids, and whether it was cut."""
+        check_stopped()
         room = self._engine.context
-        most = MAX_CHARS_PER_TOKEN * room
+        most = most_chars(len(text), room, self._tokenizer.longest)
         far = isinstance(text, str) and len(text) > most
         if far and not truncate:
             raise self._too_long(
-                f"{name} has {len(text):,} characters, too many for the {room:,} tokens that"
+                f"{name} has {len(text):,} characters, more than the {most:,} in the {room:,} tokens that"
             )
         ids = self._tokenizer.encode(text[:most]) if isinstance(text, str) else self._checked(name, text)
         if not ids:

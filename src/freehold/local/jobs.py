@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from freehold.errors import ContextOverflow, UsageError
 from freehold.tokenizer.dialects.contract import is_name
@@ -31,13 +31,16 @@ MAX_ANSWERS = 128
 MAX_TENANT_CHARS = 256
 MAX_EFFORT_CHARS = 32
 MAX_TIMEOUT_S = 7 * 24 * 3600.0
-# Text longer than this for each token of the context cannot fit, and is refused before it is tokenized: a page
-# of blanks may be one token, ordinary text has four characters to a token. Under drop-oldest it bounds the work.
-MAX_CHARS_PER_TOKEN = 64
+# No text up to this for each token of the context is refused by its length; ordinary text has four characters to a
+# token. A longer one is, before it is tokenized, where even the vocabulary's longest token would leave it too long.
+CHARS_PER_TOKEN = 64
 
 
-def check_job(job: Job, context: int) -> None:
-    """Raise UsageError naming the first field beyond its limit, ContextOverflow for a text that cannot fit."""
+def check_job(job: Job, context: int, longest: Callable[[], int], *, counted: bool = False) -> None:
+    """Raise UsageError naming the first field beyond its limit, ContextOverflow for a text that cannot fit.
+
+    `longest`: see most_chars. `counted`: the prompt is counted only, and may have more tokens than there is room for.
+    """
     _check("n", job.n, 1, MAX_ANSWERS)
     _check("max_tokens", job.max_tokens, 1 if job.prompt_logprobs is None else 0)
     _check("logprobs", job.logprobs, 0, MAX_LOGPROBS)
@@ -54,7 +57,7 @@ def check_job(job: Job, context: int) -> None:
         raise UsageError(f"logit_bias is a {type(bias).__name__}; expected ids with numbers")
     _check("number of logit_bias entries", len(bias), 0, MAX_BIASES)
     _check_timeout(job.timeout_s)
-    _check_size(job, context)
+    _check_size(job, context, longest, counted=counted)
 
 
 def check_request(job: Job) -> None:
@@ -121,17 +124,31 @@ def _check_timeout(seconds: float | None) -> None:
         raise UsageError(f"timeout_s is {seconds}; expected more than 0, to {MAX_TIMEOUT_S:.0f}")
 
 
-def _check_size(job: Job, context: int) -> None:
+def most_chars(chars: int, context: int, longest: Callable[[], int]) -> int:
+    """Return how many characters `context` tokens hold at most. `longest`: those of the longest token, which takes
+    30 ms to find and is looked for only where `chars` make it necessary."""
+    plenty = CHARS_PER_TOKEN * context
+    return plenty if chars <= plenty else max(plenty, longest() * context)
+
+
+def check_chars(what: str, chars: int, context: int, longest: Callable[[], int]) -> None:
+    """Raise ContextOverflow for a text of so many characters that `context` tokens cannot hold it."""
+    most = most_chars(chars, context, longest)
+    if chars > most:
+        raise ContextOverflow(
+            f"{what} has {chars:,} characters; the context of {context:,} tokens holds {most:,} at most",
+            "shorten it, or split it",
+        )
+
+
+def _check_size(job: Job, context: int, longest: Callable[[], int], *, counted: bool) -> None:
     chars = sum(len(m.content) + len(m.thinking) for m in job.messages or ())
     chars += sum(len(c.name) + len(c.arguments) for m in job.messages or () for c in m.tool_calls)
     chars += sum(len(t.name) + len(t.description) + _json_size(t) for t in job.tools)
     chars += len(job.suffix or "") + (len(job.prompt) if isinstance(job.prompt, str) else 0)
-    if chars > MAX_CHARS_PER_TOKEN * context:
-        raise ContextOverflow(
-            f"the prompt has {chars:,} characters, too many for a context of {context:,} tokens", "shorten it"
-        )
+    check_chars("the prompt", chars, context, longest)
     tokens = len(job.prompt) if isinstance(job.prompt, tuple) else min(chars, context)
-    if tokens > context:
+    if tokens > context and not counted:
         raise ContextOverflow(
             f"the prompt has {tokens:,} tokens; the context holds {context:,}", "shorten it"
         )

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from freehold.errors import ContextOverflow, UsageError
 from freehold.local.answering import Answering
 from freehold.local.embedding import Embeddings
-from freehold.local.jobs import check_job
+from freehold.local.jobs import check_chars, check_job
 from freehold.local.llm import LLM
-from freehold.local.prompt import ANY_LENGTH
 from freehold.store.overlays import overlaid
-from freehold.types import EmbedJob, Job
+from freehold.types import EmbedJob, Job, Message, Turn
+
+MAX_LISTED = 1 << 20  # ids of one reply: more would hold up the server, which writes them out
 
 
 class ServedModel(LLM):
@@ -29,7 +31,7 @@ class ServedModel(LLM):
         """
         self._check_open()
         self._generating()
-        check_job(job, self.context)
+        check_job(job, self.context, self._tokenizer.longest)
         return self._answering(job, self._seeded(None, job.sampling))
 
     def pump(self, timeout: float) -> bool:
@@ -40,15 +42,36 @@ class ServedModel(LLM):
         """Embed the texts of a request, in the steps that `pump` computes."""
         return self._embedded(job)
 
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Return the ids of a text. Raises ContextOverflow for one that no context of this size holds."""
+        self._check_chars("the text", len(text))
+        return _listable(super().tokenize(text, special))
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, of no more than the context holds."""
+        if len(ids) > self.context:
+            raise ContextOverflow(
+                f"there are {len(ids):,} token ids; the context holds {self.context:,}", "split them"
+            )
+        return super().detokenize(ids)
+
     def token_texts(self, ids: Sequence[int]) -> list[bytes]:
         """Return the bytes of each id; control tokens as they are spelled."""
         self._check_open()
         return [self._tokenizer.token_bytes(id, special=True) for id in ids]
 
+    def render(self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new") -> list[int]:
+        """Return the ids of a chat. Raises ContextOverflow for one that no context of this size holds."""
+        self._check_chars("the chat", sum(len(m.content) + len(m.thinking) for m in messages))
+        return _listable(super().render(messages, think, turn))
+
+    def _check_chars(self, what: str, chars: int) -> None:
+        check_chars(what, chars, self.context, self._tokenizer.longest)
+
     def count(self, job: Job) -> int:
         """Return the number of tokens in a job's prompt, also where it exceeds the context."""
         self._check_open()
-        check_job(job, ANY_LENGTH)
+        check_job(job, self.context, self._tokenizer.longest, counted=True)
         return self._prompter.count(job if self._overlay is None else overlaid(job, self._overlay))
 
     def template(self) -> dict[str, Any]:
@@ -64,3 +87,11 @@ class ServedModel(LLM):
             "vocab_size": tokenizer.vocab_size,
             "model_max_length": self.context,
         }
+
+
+def _listable(ids: list[int]) -> list[int]:
+    if len(ids) > MAX_LISTED:
+        raise UsageError(
+            f"the text has {len(ids):,} tokens; at most {MAX_LISTED:,} are listed", "split the text"
+        )
+    return ids

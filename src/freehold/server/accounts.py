@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,10 @@ from freehold.server.problems import Refused
 
 DAY_S = 86400
 KEPT_DAYS = 400
+# Text that is only tokenized costs the machine a hundredth of a prompt's: a megabyte of it takes a second, as much as
+# some thousand tokens of a small model.
+COUNTED_PER_TOKEN = 100
+MAX_COUNTING = 16  # requests of one key that count tokens at a time: a quarter of what waits for a model
 
 
 @dataclass(slots=True)
@@ -41,6 +47,7 @@ class Accounts:
     ) -> None:
         self._clock, self._now = clock, now
         self._buckets: dict[str, Bucket] = {}
+        self._counting: Counter[str] = Counter()
         self._db = _opened(path)
         self._db.execute("DELETE FROM spent WHERE day < ?", (self._day() - KEPT_DAYS,))
 
@@ -79,6 +86,26 @@ class Accounts:
                 "insufficient_quota",
                 wait,
             )
+
+    @contextmanager
+    def counting(self, key: Key, size: int) -> Iterator[None]:
+        """Let a key count the tokens of `size` characters or ids, and book them; 429 beyond MAX_COUNTING at a time.
+
+        Booked by size, four characters a token, so that a client that hangs up is booked too.
+        """
+        self.check(key)
+        if self._counting[key.name] >= MAX_COUNTING:
+            raise _too_many(
+                f"the key {key.name} has {MAX_COUNTING} requests that count tokens, as many as it may",
+                "too_many_counts",
+                1.0,
+            )
+        self._counting[key.name] += 1
+        try:
+            yield
+        finally:
+            self._counting[key.name] -= 1
+            self.spend(key.name, -(-size // (4 * COUNTED_PER_TOKEN)))
 
     def spend(self, name: str, tokens: int) -> None:
         """Book an answer's tokens, its prompt's among them."""

@@ -6,7 +6,7 @@ Path: openai/chat.py -> Models.use -> Served.start -> Stream -> chunks
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,8 +110,13 @@ class Served(Protocol):
         """Return how many tokens a job's prompt has, also where there is no room for them."""
         ...
 
-    async def embed(self, job: EmbedJob, keep_alive: float | None = None) -> Vectors:
-        """Turn texts into unit vectors; errors name a text by its number from 0."""
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, read: Callable[[int], None] | None = None
+    ) -> Vectors:
+        """Turn texts into unit vectors; errors name a text by its number from 0.
+
+        `read` is called with tokens as they are computed: a caller that is cancelled has had those.
+        """
         ...
 
     async def template(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from freehold.errors import ModelNotFound
 from freehold.server.accounts import Accounts
 from freehold.server.contract import Asking, Held, Loaded, Served, Stream
 from freehold.server.keys import Key
-from freehold.types import Begin, Chunk, EmbedJob, Job, Vectors
+from freehold.types import Begin, Chunk, EmbedJob, Job, Message, Turn, Vectors
 
 
 class Scoped:
@@ -60,9 +60,32 @@ class Metered:
 
     async def embed(self, job: EmbedJob, keep_alive: float | None = None) -> Vectors:
         self._accounts.check(self._key)
-        vectors = await self._served.embed(job, keep_alive)
-        self._accounts.spend(self._key.name, sum(vectors.tokens))
-        return vectors
+        return await self._served.embed(job, keep_alive, lambda n: self._accounts.spend(self._key.name, n))
+
+    async def tokenize(self, text: str, special: bool = False) -> list[int]:
+        with self._accounts.counting(self._key, len(text)):
+            return await self._served.tokenize(text, special)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        with self._accounts.counting(self._key, len(ids)):
+            return await self._served.detokenize(ids)
+
+    async def render(
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+    ) -> list[int]:
+        with self._accounts.counting(self._key, chars_of(messages)):
+            return await self._served.render(messages, think, turn)
+
+    async def count(self, job: Job) -> int:
+        with self._accounts.counting(self._key, chars_of(job.messages or ())):
+            return await self._served.count(job)
+
+
+def chars_of(messages: Sequence[Message]) -> int:
+    """Return how many characters a chat has."""
+    return sum(
+        len(m.content) + len(m.thinking) + sum(len(c.arguments) for c in m.tool_calls) for m in messages
+    )
 
 
 class MeteredStream:

@@ -25,7 +25,7 @@ from freehold.server.openai.fields import (
 )
 from freehold.server.problems import Refused
 
-MAX_IDS = 1 << 20  # longer than any context
+MAX_IDS = 1 << 20  # longer than any context; the model's own is the limit
 
 
 class TokenizeRequest(Struct, kw_only=True):

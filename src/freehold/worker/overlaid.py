@@ -6,7 +6,7 @@ Path: Models.use -> Overlaid.start -> overlays.overlaid -> Served.start
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,10 +64,12 @@ class Overlaid:
         """Return how many tokens a job's prompt has, the overlay's messages among them."""
         return await self._served.count(overlaid(job, self._overlay))
 
-    async def embed(self, job: EmbedJob, keep_alive: float | None = None) -> Vectors:
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, read: Callable[[int], None] | None = None
+    ) -> Vectors:
         """Turn texts into vectors; an overlay changes nothing about that but the adapter."""
         job = replace(job, adapter=job.adapter or self._overlay.adapter_name)
-        return await self._served.embed(job, keep_alive)
+        return await self._served.embed(job, keep_alive, read)
 
     async def template(self) -> dict[str, Any]:
         """Describe the tokenizer and its chat template."""

@@ -1,8 +1,9 @@
 """The engine process: one model, one socket to the server, until the server closes it.
 
 Knows jobs, steps and frames; knows no web and no other model. Three kinds of threads: the reader takes jobs in
-(long ones, and formats to be compiled, in a pool of two, so that a short one need not wait; embeddings in pools of
-their own, where they wait for their steps), and the main thread computes steps and sends what each gave. It is
+(long ones, and formats to be compiled, in two threads, so that a short one need not wait; what only counts tokens in
+two of their own, one for long texts; embeddings in threads of their own, where they wait for their steps), and the
+main thread computes steps and sends what each gave. It is
 spawned with the socket as its only way to the world, and ends when that does.
 Path: client.py -> python -m freehold.worker.process FD -> ServedModel.start, ServedModel.pump -> Frame
 """
@@ -20,7 +21,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,9 @@ from numpy.typing import NDArray
 from freehold import __version__
 from freehold.errors import DamagedPack, EngineClosed, EngineLost, UsageError
 from freehold.machine import CROWDED, Crowd
+from freehold.stopping import Stopped
 from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Usage, Vectors
+from freehold.worker.intake import Work
 from freehold.worker.wire import (
     PROTOCOL,
     BadFrame,
@@ -55,6 +57,7 @@ from freehold.worker.wire import (
     Writer,
     decode,
     read,
+    size,
 )
 from freehold.worker.wire import Message as WireMessage
 
@@ -239,9 +242,11 @@ class Intake:
 
     def __init__(self, model: Model, answers: Answers, channel: Channel) -> None:
         self._model, self._answers, self._channel = model, answers, channel
-        self._pool = ThreadPoolExecutor(2, "freehold-intake")
+        self._long_jobs = Work[Submit]("intake", 2, lambda job: self._start([job]))
+        # A long text never keeps a short one waiting, and neither keeps a prompt or a format.
+        self._calls, self._long_calls = (Work("tokens", 1, self._answer) for _ in range(2))
         # One for each priority: a batch that holds all threads of the only one would hold up everybody.
-        self._embedding, self._batch = (ThreadPoolExecutor(EMBEDDING, "freehold-embed") for _ in range(2))
+        self._embedding, self._batch = (Work("embed", EMBEDDING, self._answer) for _ in range(2))
 
     def take(self, messages: list[FromServer]) -> None:
         """Handle messages in order; the short jobs among them enter together."""
@@ -252,22 +257,27 @@ class Intake:
             if isinstance(message, Submit) and not _is_long(message):
                 short.append(message)
             elif isinstance(message, Submit):
-                self._pool.submit(self._start, [message])
+                self._long_jobs.put(message.id, message)
             elif isinstance(message, Call):
-                self._pool_for(message).submit(self._answer, message)
+                self._threads_for(message).put(message.id, message)
         if short:
             self._start(short)
         for message in messages:
             if isinstance(message, Cancel):
-                self._answers.cancel(message.id)
+                self._cancel(message.id)
 
-    def _pool_for(self, call: Call) -> ThreadPoolExecutor:
+    def _cancel(self, id: int) -> None:
+        self._answers.cancel(id)
+        for work in (self._long_jobs, self._calls, self._long_calls, self._embedding, self._batch):
+            work.cancel(id)
+
+    def _threads_for(self, call: Call) -> Work[Call]:
         match call:
             case Call(method="embed", args=[{"priority": "batch"}]):
                 return self._batch
             case Call(method="embed"):
                 return self._embedding
-        return self._pool
+        return self._long_calls if size(call.args) > LONG_JOB else self._calls
 
     def _start(self, jobs: list[Submit]) -> None:
         ready: list[tuple[int, Answering]] = []
@@ -276,6 +286,8 @@ class Intake:
             try:
                 if self._answers.is_expected(message.id):
                     ready.append((message.id, self._model.start(decode(message.job, Job))))
+            except Stopped:
+                continue
             except Exception as e:
                 self._answers.refuse(message.id, e)
             if time.monotonic() - began > TOGETHER_S:
@@ -288,6 +300,8 @@ class Intake:
             event: Event = Reply(call.id, self._called(call))
         except DamagedPack as e:
             self._channel.give_up(e)
+        except Stopped:
+            raise
         except Exception as e:
             event = Failed.of(call.id, e)
         self._channel.send_events([event], None)

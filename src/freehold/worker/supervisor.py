@@ -26,12 +26,13 @@ from freehold.errors import (
     EngineClosed,
     EngineLost,
     FreeholdError,
+    Overloaded,
     UsageError,
 )
 from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Vectors
 from freehold.worker.client import EngineDied, EngineProcess
 from freehold.worker.stream import Stream
-from freehold.worker.wire import Began, Call, Cancel, Failed, Frame, Open, Piece, Submit, Writer
+from freehold.worker.wire import Began, Call, Cancel, Failed, Frame, Open, Piece, Submit, Writer, size
 
 MAX_DEATHS = 3  # of engines under one job; the next one ends it
 SUSPECT_DEATHS = 2  # after as many, a job joins the others only when the one before it has moved on
@@ -47,6 +48,10 @@ PORTION_TEXTS, PORTION_SIZE = (
 )  # texts of one call, and their characters and ids, but for a longer one
 HUNG_S = 120.0  # without a sign while there is work. The longest step is a second; a swapping machine is slow
 KEEP_ALIVE_S = 300.0
+# Calls of a model that wait for their replies. What only counts tokens holds its text until then, and two threads
+# read a megabyte of it a second; a portion of texts to embed takes some tenths of a second of steps.
+MOST_CALLS: dict[str, int] = {"tokens": 64, "embed": 256}
+MOST_CALLS_SIZE, SIZE_PER_S = 32 << 20, 1e6
 _GAUGES = {"running", "waiting", "blocks", "blocks_live", "blocks_cached", "expected_wait_s", "progress_at"}
 
 Admit = Callable[["Served", CapacityExceeded | None], Awaitable[Open]]
@@ -54,11 +59,16 @@ Admit = Callable[["Served", CapacityExceeded | None], Awaitable[Open]]
 log = logging.getLogger("freehold.worker")
 
 
+_KINDS: dict[str, str] = dict.fromkeys(["tokenize", "detokenize", "token_texts", "render", "count"], "tokens")
+
+
 class _Asked:
     """A call whose reply is due."""
 
     def __init__(self, call: Call, reply: asyncio.Future[Any]) -> None:
         self.id, self.call, self.reply, self.deaths = call.id, call, reply, 0
+        self.kind = _KINDS.get(call.method, call.method)
+        self.size = size(call.args) if self.kind in MOST_CALLS else 0
 
 
 class Served:
@@ -216,13 +226,20 @@ class Served:
         """Have the engine add or remove an adapter; `info` lists what there is then."""
         self._info = msgspec.convert(await self._call(method, *args), ModelInfo)
 
-    async def embed(self, job: EmbedJob, keep_alive: float | None = None) -> Vectors:
-        """Turn texts into vectors of unit length, a portion at a time: who goes away stops the rest."""
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, read: Callable[[int], None] | None = None
+    ) -> Vectors:
+        """Turn texts into vectors of unit length, a portion at a time: who goes away stops the rest.
+
+        `read` is called with the tokens of each portion, once they are computed.
+        """
         parts: list[Vectors] = []
         cut: list[int] = []
         for portion in _portions(job):
             told = await self._call("embed", portion, keep_alive=keep_alive)
             parts.append(msgspec.convert(told, Vectors))
+            if read is not None:
+                read(sum(parts[-1].tokens))
             cut += [portion.first - job.first + i for i in parts[-1].cut]
         return Vectors(
             b"".join(part.data for part in parts),
@@ -235,14 +252,33 @@ class Served:
         self._use(keep_alive)
         self._ids += 1
         asked = _Asked(Call(self._ids, method, list(args)), self._loop.create_future())
+        self._check_calls(asked)
         self._asked[self._ids] = asked
         try:
             self._send(asked, asked.call)
             return await asked.reply
         finally:
             del self._asked[asked.id]
+            if asked.reply.cancelled() and self._up and self._engine is not None:
+                self._engine.send(Cancel(asked.id))
             self._acquit(asked)
             self._rest()
+
+    def _check_calls(self, new: _Asked) -> None:
+        """Raise Overloaded where as many calls of its kind wait as may, or they hold as much as they may."""
+        waiting = [asked.size for asked in self._asked.values() if asked.kind == new.kind]
+        most = MOST_CALLS.get(new.kind)
+        if most is None or not waiting:
+            return
+        total = sum(waiting)
+        if len(waiting) >= most or total + new.size > MOST_CALLS_SIZE:
+            what = "count tokens" if new.kind == "tokens" else "be embedded"
+            raise Overloaded(
+                f"{len(waiting):,} requests with {total:,} characters wait to {what} by {self.name}; at most {most:,} "
+                f"with {MOST_CALLS_SIZE:,} may",
+                "ask again in a moment",
+                total / SIZE_PER_S,
+            )
 
     def _send(self, work: Stream | _Asked, message: Submit | Call) -> None:
         if not self._up or self._engine is None:

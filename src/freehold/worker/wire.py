@@ -9,6 +9,8 @@ Path: Served.start -> Submit -> process.py -> Frame (one a step, for all streams
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,7 @@ class Submit(Message):
 
 
 class Cancel(Message):
-    """Stop a job; nothing more is said about it."""
+    """Stop a job or a call; nothing more is said about it."""
 
     id: int
 
@@ -258,6 +260,19 @@ def read(value: object, kind: Any) -> Any:
         return msgspec.convert(value, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as e:
         raise UsageError(f"not a request: {e}") from e
+
+
+def size(value: object) -> int:
+    """Return how much text and how many ids a call's arguments hold, in characters, bytes and ids together."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(size, value.values()))
+    if isinstance(value, list | tuple):
+        return len(value) if value and isinstance(value[0], int) else sum(map(size, value))
+    if is_dataclass(value):
+        return sum(size(getattr(value, field.name)) for field in fields(value))
+    return 0
 
 
 def _plain(value: object) -> object:

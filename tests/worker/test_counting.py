@@ -1,0 +1,214 @@
+"""Calls that only count tokens: their size, their end with their caller, and what they keep waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from freehold.errors import ContextOverflow, Overloaded, UsageError
+from freehold.local import served as served_model
+from freehold.stopping import check_stopped
+from freehold.types import EmbedJob, Format, Job, Message
+from freehold.worker import supervisor
+from freehold.worker.models import Models, Options
+from freehold.worker.process import LONG_JOB, Answers, Intake
+from freehold.worker.scripted import ScriptedModel
+from freehold.worker.wire import Call, Cancel, Script, Submit, Writer, size
+from tests.worker.conftest import answers
+
+OPTIONS = Options(threads=1, cache_bytes=8 << 20)
+CHAT = Job(messages=(Message("user", "Hi"),), max_tokens=2)
+LONG = "x" * (LONG_JOB + 1)
+
+
+class Counting(ScriptedModel):
+    """A script whose token counts take until they are stopped, and say that they were."""
+
+    def __init__(self) -> None:
+        super().__init__(Script())
+        self.begun, self.stopped = queue.SimpleQueue[str](), queue.SimpleQueue[str]()
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        if not text.startswith("x"):
+            return super().tokenize(text)
+        self.begun.put(text)
+        try:
+            while True:
+                check_stopped()
+                time.sleep(0.001)
+        finally:
+            self.stopped.put(text)
+
+    def embed_job(self, job: EmbedJob):
+        self.tokenize(cast(str, job.texts[0]))
+        return super().embed_job(job)
+
+
+def engine() -> tuple[Counting, Intake, queue.SimpleQueue[Any]]:
+    replied = queue.SimpleQueue[Any]()
+    channel = cast(Any, SimpleNamespace(send_events=lambda events, stats: replied.put(events[0])))
+    model = Counting()
+    return model, Intake(model, Answers(model, channel), channel), replied
+
+
+def submitted(id: int, job: Job) -> Submit:
+    return Submit(id, Writer().raw(job))
+
+
+@pytest.mark.parametrize(
+    "job", [replace(CHAT, format=Format("json")), Job(prompt=LONG)], ids=["format", "long"]
+)
+def test_counting_keeps_no_format_and_no_long_prompt_waiting(job: Job):
+    _model, intake, replied = engine()
+    intake.take([Call(i, "tokenize", ["x" if i % 2 else LONG]) for i in range(24)])
+    intake.take([submitted(99, replace(job, prompt="y" * len(job.prompt or "")) if job.prompt else job)])
+    assert replied.get(timeout=10).id == 99
+    intake.take([Cancel(i) for i in range(24)])
+
+
+def test_long_texts_keep_no_short_one_waiting():
+    _model, intake, replied = engine()
+    intake.take([Call(1, "tokenize", [LONG]), Call(2, "tokenize", [LONG]), Call(3, "tokenize", ["a b"])])
+    assert replied.get(timeout=10).id == 3
+    intake.take([Cancel(1), Cancel(2)])
+
+
+def test_cancelled_counts_leave_their_queue_or_stop():
+    model, intake, replied = engine()
+    intake.take([Call(i, "tokenize", [f"x{i}"]) for i in range(24)])
+    assert model.begun.get(timeout=10) == "x0"
+    intake.take([Cancel(i) for i in range(23)])
+    assert model.stopped.get(timeout=10) == "x0"
+    assert model.begun.get(timeout=10) == "x23"  # those between were never begun
+    intake.take([Cancel(23), Call(24, "tokenize", ["a"])])
+    assert replied.get(timeout=10).id == 24 and replied.empty()
+
+
+def test_cancelled_embeddings_stop():
+    model, intake, _replied = engine()
+    intake.take([Call(1, "embed", [asdict(EmbedJob(("x",)))])])
+    assert model.begun.get(timeout=10) == "x"
+    intake.take([Cancel(1)])
+    assert model.stopped.get(timeout=10) == "x"
+
+
+def test_cancelled_long_prompt_stops():
+    class Reading(Counting):
+        def start(self, job: Job):
+            self.tokenize(cast(str, job.prompt))
+            return super().start(job)
+
+    model = Reading()
+    channel = cast(Any, SimpleNamespace(send_events=lambda events, stats: None))
+    intake = Intake(model, Answers(model, channel), channel)
+    intake.take([submitted(1, Job(prompt=LONG))])
+    assert model.begun.get(timeout=10) == LONG
+    intake.take([Cancel(1)])
+    assert model.stopped.get(timeout=10) == LONG
+
+
+# The engine's limits.
+
+
+def test_text_no_context_holds_is_refused_before_it_is_tokenized(serve, tiny, monkeypatch):
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        context = served.info.context
+        words = "ab " * context * 22  # 66 characters for each token, more than any token of this vocabulary
+        calls = [
+            served.tokenize(words),
+            served.render((Message("user", words),)),
+            served.count(replace(CHAT, messages=(Message("user", words),))),
+        ]
+        for call in calls:
+            with pytest.raises(ContextOverflow, match=f"has [0-9,]+ characters; the context of {context:,}"):
+                await call
+        with pytest.raises(ContextOverflow, match=f"; the context holds {context:,}"):
+            await served.detokenize([1] * (context + 1))
+        assert len(await served.tokenize("ab " * context)) > context  # counting goes beyond the context
+
+    serve(body, OPTIONS, paths=tiny)
+
+
+def test_no_reply_lists_more_ids_than_the_server_can_write_at_once(monkeypatch):
+    monkeypatch.setattr(served_model, "MAX_LISTED", 3)
+    with pytest.raises(UsageError, match="has 4 tokens; at most 3"):
+        served_model._listable([1, 2, 3, 4])
+
+
+# The server's side.
+
+
+def test_callers_that_leave_take_their_calls_along(serve, monkeypatch):
+    async def body(models: Models) -> None:
+        served = await models.use("script")
+        sent: list[object] = []
+        engine = served._engine
+        monkeypatch.setattr(engine, "send", sent.append)
+        tasks = [asyncio.create_task(served.tokenize("x")) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        asked = [m.id for m in sent if isinstance(m, Call)]
+        assert [m.id for m in sent if isinstance(m, Cancel)] == asked and len(asked) == 3
+        assert served.idle
+
+    serve(body, scripts={"script": Script()})
+
+
+@pytest.mark.parametrize("limit", ["calls", "characters"])
+def test_more_than_may_wait_is_refused_with_a_time(serve, monkeypatch, limit):
+    most = {"calls": 2, "characters": 64}[limit]
+    monkeypatch.setitem(supervisor.MOST_CALLS, "tokens", most)
+    monkeypatch.setattr(supervisor, "MOST_CALLS_SIZE", 2_000_000 if limit == "characters" else 1 << 30)
+
+    async def body(models: Models) -> None:
+        model = await models.use("script")
+        monkeypatch.setattr(model._engine, "send", lambda message: None)
+        waiting = [asyncio.create_task(model.tokenize("x" * 1_000_000)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="2 requests with 2,000,000 characters wait to count") as refused:
+            await model.tokenize("x")
+        assert refused.value.wait_s == 2.0
+        assert model.in_flight == 0
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    serve(body, scripts={"script": Script()})
+
+
+def test_tokens_of_texts_are_told_as_they_are_computed(serve, tiny):
+    async def body(models: Models) -> None:
+        served = await models.use("tiny")
+        told: list[int] = []
+        job = EmbedJob(tuple(["the cat"] * (supervisor.PORTION_TEXTS + 1)))
+        got = await served.embed(job, read=told.append)
+        assert len(told) == 2 and sum(told) == sum(got.tokens)
+        assert await answers(served, CHAT)
+
+    serve(body, OPTIONS, paths=tiny)
+
+
+@pytest.mark.parametrize(
+    "args, want",
+    [
+        (["abc", True], 3),
+        ([[1, 2, 3]], 3),
+        ([[("user", "abc", "de")], None, "new"], 12),
+        ([replace(CHAT, stop=("ab",))], size(CHAT) + 2),
+        ([asdict(EmbedJob(("ab", (1, 2, 3))))], size(asdict(EmbedJob(()))) + 5),
+    ],
+)
+def test_size_of_a_call_is_what_it_holds(args: Sequence[Any], want: int):
+    assert size(args) == want
+    assert msgspec.msgpack.encode(args)
