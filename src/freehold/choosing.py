@@ -116,18 +116,24 @@ def fit(
     return fitted(weighed(settings, model, quant), place, context)
 
 
-def license(name: str, **facts: Any) -> Verdict:
+def license(name: str, *, merge: Sequence[str] = (), taught_by: Sequence[str] = (), **facts: Any) -> Verdict:
     """Say whether a model or a licence may be used for your facts: `license("qwen3:8b", purpose="commercial")`.
 
-    Facts are the fields of advisor.facts.Facts, over those in config.toml's [company]. Not legal advice. Raises
-    ModelNotFound for a name nobody knows, UsageError for a fact that is none.
+    Facts are the fields of advisor.facts.Facts, over those in config.toml's [company]. `merge` names models that
+    yours is made of besides, `taught_by` those whose outputs train it. Not legal advice. Raises ModelNotFound for a
+    name that is not known, UsageError for a fact that is none.
     """
     from freehold.advisor.facts import from_table
     from freehold.advisor.verdict import verdict
 
     settings = load_settings()
     from_table(facts, "license")  # names an unknown fact
-    return verdict(name, replace(from_table(settings.company, "config.toml: [company]"), **facts))
+    given = replace(from_table(settings.company, "config.toml: [company]"), **facts)
+    return verdict(name, given, _names(merge), _names(taught_by))
+
+
+def _names(given: Sequence[str]) -> Sequence[str]:
+    return (given,) if isinstance(given, str) else given
 
 
 def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:

@@ -128,6 +128,8 @@ def test_the_same_in_python(home: Path):
     assert advice.picks and all(j.placement and j.verdict for j in advice.picks)
     assert freehold.fit("qwen2.5-coder:1.5b", 4096).memory.total > 1e9  # type: ignore[union-attr]
     assert freehold.license("qwen3:8b", purpose="commercial", redistributes=False).answer == "allowed"
+    assert freehold.license("qwen3:8b", taught_by="gpt-4o", purpose="commercial").answer == "refused"
+    assert freehold.license("qwen3:8b", merge=["CC-BY-NC-4.0"], purpose="commercial").answer == "refused"
     with pytest.raises(freehold.FreeholdError, match="unknown key"):
         freehold.license("qwen3:8b", purpos="commercial")
 

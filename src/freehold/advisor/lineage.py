@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from freehold import catalog
 from freehold.catalog.licence import Licence, covering, find, serving, suggestions, unpacked
 from freehold.catalog.model import Model
+from freehold.catalog.spelling import spelled
 from freehold.errors import ModelNotFound, UsageError
 
 MAX_DEPTH = 12  # generations; a longer chain is a mistake in somebody's catalogue
@@ -53,20 +54,28 @@ def subject(text: str | Model | Licence) -> Subject:
         return _of_model(text)
     if "/" not in text and (found := find(text)):
         return Subject(found.name, found.id)
+    if "/" not in text and (served := serving(text)):
+        return Subject(text, served.id, source=_covers(served))
     try:
         return _of_model(catalog.model(text))
     except ModelNotFound as e:
-        if (found := _elsewhere(text)) is not None:
-            return found
+        if (meant := _elsewhere(text)) is not None:
+            return meant
         near = suggestions(text)
         also = f"; licences: {' or '.join(near)}" if near else ""
         raise ModelNotFound(f"neither a model nor a licence is called {text!r}", e.hint + also) from None
 
 
 def _elsewhere(text: str) -> Subject | None:
-    """Find a model outside the catalogue: one that a licence names, a packed copy of a known one, an API's."""
+    """Find what the catalogue does not name as one model.
+
+    A repository that a licence names, a family under one licence, a packed copy of a known model, a model behind
+    an API.
+    """
     if (found := covering(text)) is not None:
         return Subject(text, found.id, source=_covers(found))
+    if family := spelled(text, catalog.models()):
+        return _family(text, family)
     if (plain := unpacked(text)) != text:
         try:
             return replace(subject(plain), name=text)
@@ -74,6 +83,24 @@ def _elsewhere(text: str) -> Subject | None:
             return None
     served = serving(text)
     return Subject(text, served.id, source=_covers(served)) if served is not None else None
+
+
+def _family(text: str, models: list[Model]) -> Subject:
+    """Return one subject for several models that stand under the same licences.
+
+    Raises ModelNotFound naming each with its licence where they do not.
+    """
+    kinds = {(_licences_of(m), _of_model(m).multimodal) for m in models}
+    if len(kinds) > 1:
+        each = ", ".join(f"{m.id} ({m.licence or 'not known'})" for m in models[:8])
+        raise ModelNotFound(
+            f"{text!r} may be {len(models)} models under different licences", f"say which: {each}"
+        )
+    return replace(_of_model(models[0]), name=f"{text} ({len(models)} models)")
+
+
+def _licences_of(model: Model) -> frozenset[tuple[str, ...]]:
+    return frozenset(tuple(c.id for c in place.choices) for place in standing(_of_model(model)))
 
 
 def standing(asked: Subject) -> list[Standing]:

@@ -163,7 +163,7 @@ def covering(model_id: str) -> Licence | None:
 
 def serving(name: str) -> Licence | None:
     """Return the terms of the API behind which a model of this name is run; the longest pattern wins."""
-    plain = name.strip().lower().rpartition("/")[2]
+    plain = "-".join(name.strip().lower().rpartition("/")[2].split())
     hits = [(len(p), one) for one in licences() for p in one.serves if fnmatchcase(plain, p)]
     return max(hits, key=lambda hit: hit[0])[1] if hits else None
 

@@ -20,6 +20,7 @@ from freehold.catalog import boards, schema
 from freehold.catalog.entries import Entry, entries, find
 from freehold.catalog.languages import spelled as languages_spelled
 from freehold.catalog.model import Model, Repo
+from freehold.catalog.spelling import spelled
 from freehold.config import data_home
 from freehold.errors import ModelNotFound, StoreError
 
@@ -41,9 +42,10 @@ def models(user: Path | None = None) -> tuple[Model, ...]:
 
 
 def model(text: str, user: Path | None = None) -> Model:
-    """Return the model called `text`: an id, a short name, a repository of its files, or an id's last part.
+    """Return the model called `text`: an id, a short name, a repository of its files, an id's last part, or the
+    same as people spell it (`Mistral Small 4`).
 
-    Raises ModelNotFound with the nearest names.
+    Raises ModelNotFound with the nearest names, or with the sizes that the name leaves open.
     """
     wanted = text.strip()
     path = user or user_file()
@@ -60,6 +62,12 @@ def model(text: str, user: Path | None = None) -> Model:
     tails = [m for m in everything if m.id.rpartition("/")[2].lower() == lower]
     if len(tails) == 1:
         return tails[0]
+    meant = spelled(wanted, everything)
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        sizes = ", ".join(m.id for m in meant[:8])
+        raise ModelNotFound(f"{text!r} may be {len(meant)} models of the catalogue", f"say which: {sizes}")
     raise ModelNotFound(f"the catalogue has no model {text!r}", _hint(wanted, everything))
 
 

@@ -1,0 +1,103 @@
+"""Finds the model that a name means when it is spelled as people type it: `Mistral Small 4`, `qwen2.5vl:7b`, `tulu3`.
+
+Compares words, sizes and versions in whatever order; what only says how a model is packed, dated or trained to talk
+may be left out. Knows names alone. A name that fits several sizes of a family returns all of them, never a guess.
+Path: catalog.model, advisor.lineage -> spelled -> Models.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from freehold.catalog.model import Model
+
+# words that may be missing or added: how it talks, how it is packed
+_FLUFF = frozenset(
+    {
+        "instruct",
+        "instruction",
+        "chat",
+        "it",
+        "hf",
+        "pt",
+        "base",
+        "latest",
+        "preview",
+        "text",
+        "release",
+        "gguf",
+    }
+)
+# words that stand for a size: `deepseek-coder-v2:16b` is the Lite one
+_SIZE_WORDS = frozenset({"lite", "mini", "small", "medium", "large", "tiny", "nano", "super", "ultra"})
+_QUANT = re.compile(r"[-_: ](i?q\d[\w.]*|fp?16|bf16|fp8|int[48]|mxfp4|nvfp4)$")
+# 08-2025, 2512, 0528, v0.3; a generation such as v3 stays
+_DATE = re.compile(r"[- ](\d\d-20\d\d|2[3-9](?:0[1-9]|1[0-2])|(?:0[1-9]|1[0-2])[0-3]\d|v0\.\d)(?=$|[- ])")
+_WORD = re.compile(r"a\d+(?:\.\d+)?b(?![a-z])|\d+(?:\.\d+)*(?:[a-z](?![a-z]))?|[a-z]+")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([mbt])")
+_ACTIVE = re.compile(r"a\d+(?:\.\d+)?b")
+_BILLIONS = {"m": 1e-3, "b": 1.0, "t": 1e3}
+_NEAR = 0.08  # of a model's weights that the size in a name may be off
+
+
+def spelled(text: str, models: Iterable[Model]) -> list[Model]:
+    """Return the models that `text` may mean: one where it is plain, several where it leaves the size open."""
+    asked = words(text)
+    if "/" in text or not asked:
+        return []
+    fits = [(cost, m) for m in models if (cost := _left_out(asked, m)) is not None]
+    least = min((cost for cost, _ in fits), default=0)
+    best = [m for cost, m in fits if cost == least]
+    talking = _newest([m for m in best if m.instructed is not False] or best)
+    closest = min((len(_tail(m) & _FLUFF - asked) for m in talking), default=0)
+    nearest = [m for m in talking if len(_tail(m) & _FLUFF - asked) == closest]
+    return nearest if len(nearest) == 1 else talking
+
+
+def words(text: str) -> frozenset[str]:
+    """Return a name's words, versions and sizes, without accents, dates and quantisations."""
+    plain = unicodedata.normalize("NFKD", text.strip().lower())
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    plain = re.sub(r"(?<=\d)_(?=\d)", ".", _QUANT.sub("", plain)).replace("_", "-").replace(":", "-")
+    return frozenset(re.sub(r"\.0(?=[a-z]?$)", "", w) for w in _WORD.findall(_DATE.sub("", plain)))
+
+
+def _tail(model: Model) -> frozenset[str]:
+    return words(model.id.rpartition("/")[2])
+
+
+def _left_out(asked: frozenset[str], model: Model) -> int | None:
+    """Return how many sizes and versions a name leaves out; None where it is another model's."""
+    tail = _tail(model)
+    sizes = {w for w in asked if _is_size(w, model)}
+    if any(_SIZE.fullmatch(w) for w in asked - tail - sizes):
+        return None
+    ignored = _FLUFF | sizes | words(model.lab) | words(model.id.partition("/")[0])
+    ignored |= _SIZE_WORDS if sizes - tail else frozenset()
+    missing = {w for w in tail - asked - ignored if not _ACTIVE.fullmatch(w)}
+    open_sizes = {w for w in missing if _SIZE.fullmatch(w)}
+    if not asked - tail - ignored and missing == open_sizes:
+        return len(open_sizes)
+    family = words(model.family) - ignored
+    if family and asked - ignored == family:
+        return int(not sizes)
+    unnumbered = {w for w in family if not w[0].isdigit()}
+    return 2 if unnumbered and asked == unnumbered else None
+
+
+def _is_size(word: str, model: Model) -> bool:
+    """Say whether a word is the model's size: `16b` of 15.7 billion weights."""
+    found = _SIZE.fullmatch(word)
+    if found is None or not model.params_b:
+        return False
+    return abs(float(found[1]) * _BILLIONS[found[2]] / model.params_b - 1) <= _NEAR
+
+
+def _newest(models: list[Model]) -> list[Model]:
+    """Of models whose names differ in their dates alone, keep the one without a date, or else the newest."""
+    kept: dict[frozenset[str], Model] = {}
+    for m in sorted(models, key=lambda m: (not _DATE.search(m.id), m.released)):
+        kept[_tail(m)] = m
+    return [m for m in models if m in kept.values()]

@@ -1,0 +1,88 @@
+"""Names as people type them lead to one model, to a family under one licence, or to the choice they leave open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from freehold import catalog
+from freehold.advisor.lineage import subject
+from freehold.catalog.spelling import spelled, words
+from freehold.errors import ModelNotFound
+
+NOWHERE = Path("/nowhere/catalogue.toml")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("Mistral Small 4", "mistralai/Mistral-Small-4-119B-2603"),
+        ("Mistral Large 3", "mistralai/Mistral-Large-3-675B-Instruct-2512"),
+        ("mistral large 2411", "mistralai/Mistral-Large-Instruct-2411"),
+        ("DBRX Instruct", "databricks/dbrx-instruct"),
+        ("Jamba 1.7 Large", "ai21labs/AI21-Jamba-Large-1.7"),
+        ("yi:34b", "01-ai/Yi-34B-Chat"),
+        ("Yi 1.5 34B", "01-ai/Yi-1.5-34B-Chat"),
+        ("ERNIE 4.5 300B", "baidu/ERNIE-4.5-300B-A47B-PT"),
+        ("chatglm2", "zai-org/chatglm2-6b"),
+        ("mpt-7b", "mosaicml/mpt-7b"),
+        ("tulu3:8b", "allenai/Llama-3.1-Tulu-3-8B"),
+        ("falcon3:10b", "tiiuae/Falcon3-10B-Instruct"),
+        ("falcon:40b", "tiiuae/falcon-40b-instruct"),
+        ("exaone4:32b", "LGAI-EXAONE/EXAONE-4.0-32B"),
+        ("opt-6.7b", "facebook/opt-6.7b"),
+        ("command-a-reasoning", "CohereLabs/command-a-reasoning-08-2025"),
+        ("qwen2.5vl:7b", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("deepseek-coder:6.7b", "deepseek-ai/deepseek-coder-6.7b-instruct"),
+        ("deepseek-coder-v2:16b", "deepseek-ai/DeepSeek-Coder-V2-Lite-Instruct"),
+        ("codestral-mamba", "mistralai/Mamba-Codestral-7B-v0.1"),
+        ("nemotron-4", "nvidia/Nemotron-4-340B-Instruct"),
+        ("r1-zero", "deepseek-ai/DeepSeek-R1-Zero"),
+        ("deepseek-r1-0528", "deepseek-ai/DeepSeek-R1-0528"),
+        ("phi-2", "microsoft/phi-2"),
+        ("gemma:7b", "google/gemma-7b-it"),
+        ("gemma3n:e4b", "google/gemma-3n-E4B-it"),
+        ("qwen3.8-2.4t", "Qwen/Qwen3.8-2.4T-A95B"),
+        ("llama3.2-vision:11b", "meta-llama/Llama-3.2-11B-Vision-Instruct"),
+        ("qwen3:30b-a3b", "Qwen/Qwen3-30B-A3B"),
+        ("kimi-k2", "moonshotai/Kimi-K2-Instruct"),
+        ("DeepSeek V3", "deepseek-ai/DeepSeek-V3"),
+        ("llama3.1:70b-instruct-q4_K_M", "meta-llama/Llama-3.1-70B-Instruct"),
+        ("qwen2.5:7b-instruct-q8_0", "Qwen/Qwen2.5-7B-Instruct"),
+    ],
+)
+def test_a_model_is_found_as_people_spell_it(typed: str, meant: str):
+    assert catalog.model(typed, NOWHERE).id == meant
+
+
+@pytest.mark.parametrize(
+    "typed", ["qwen3:9b", "llama 9", "mistral small 5", "gpt", "", "qwen/qwen3 8b", "phi-2b"]
+)
+def test_another_size_or_version_is_another_model(typed: str):
+    assert not spelled(typed, catalog.models(NOWHERE))
+
+
+def test_a_name_without_its_size_lists_the_sizes():
+    with pytest.raises(ModelNotFound) as e:
+        catalog.model("falcon3", NOWHERE)
+    assert "4 models" in str(e.value) and "tiiuae/Falcon3-7B-Instruct" in e.value.hint
+
+
+def test_a_family_under_one_licence_is_one_subject():
+    found = subject("falcon3")
+    assert (found.name, found.expression) == ("falcon3 (4 models)", "LicenseRef-falcon-3-2024")
+    assert subject("llama3.2-vision").multimodal is True
+
+
+@pytest.mark.parametrize("typed", ["vicuna", "mpt", "mpt:7b"])
+def test_a_family_under_several_licences_is_asked_back(typed: str):
+    with pytest.raises(ModelNotFound) as e:
+        subject(typed)
+    assert "say which" in e.value.hint and "(" in e.value.hint
+
+
+def test_words_leave_out_accents_dates_and_quantisations():
+    assert words("Tülu-3:8b-Q4_K_M") == {"tulu", "3", "8b"}
+    assert words("command-a-reasoning-08-2025") == {"command", "a", "reasoning"}
+    assert words("Qwen3-30B-A3B-Instruct-2507") == {"qwen", "3", "30b", "a3b", "instruct"}
