@@ -152,7 +152,8 @@ def test_deepseek_v2_has_160_experts_and_nemotron_3_a_million_tokens():
 
 def test_the_distills_of_r1_go_from_1_to_70_billion_and_name_their_parents():
     distills = [m for m in MODELS if m.id.startswith("deepseek-ai/DeepSeek-R1-Distill-")]
-    assert (min(m.params_b for m in distills), max(m.params_b for m in distills)) == (1.54, 70)
+    # 1.78 counted: its head is a matrix of its own, which Qwen2.5-1.5B's is not
+    assert (min(m.params_b for m in distills), max(m.params_b for m in distills)) == (1.78, 70)
     assert all("deepseek-ai/DeepSeek-R1" in m.base and len(m.base) == 2 for m in distills)
 
 

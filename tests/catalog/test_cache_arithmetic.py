@@ -55,6 +55,9 @@ GQA = {
     # 57 of 60 layers choose blocks by one index key of 128 besides
     "MiniMaxAI/MiniMax-M3": (60 * 4 * 256 + 57 * 128) * 2,
     "meta-models/Muse-Spark-Open-816B-A42B": 62 * 16 * (64 + 64) * 2,
+    "mistralai/Mistral-Medium-3.5-128B": 88 * 8 * 256 * 2,
+    # linear attention on 3 layers of 4, of a state whose size is not known
+    "upstage/Solar-Open2-250B": 12 * 8 * 256 * 2,
     "sentence-transformers/all-MiniLM-L6-v2": 0,
 }
 # full layers, window layers; both keep the first token, only the full ones a late one
@@ -78,6 +81,9 @@ SLIDING = {
     "CohereLabs/command-a-plus-05-2026-w4a4": (8 * 8 * 256 * 2, 24 * 8 * 256 * 2),
     # keys of 192, values of 128; 4 heads globally, 8 in windows
     "XiaomiMiMo/MiMo-V2-Flash": (9 * 4 * (192 + 128) * 2, 39 * 8 * (192 + 128) * 2),
+    "XiaomiMiMo/MiMo-V2.5-Pro": (10 * 8 * (192 + 128) * 2, 60 * 8 * (192 + 128) * 2),
+    "stepfun-ai/Step-3.5-Flash": (12 * 8 * 256 * 2, 33 * 8 * 256 * 2),
+    "arcee-ai/Trinity-Large-Base": (15 * 8 * 256 * 2, 45 * 8 * 256 * 2),
     "thinkingmachines/Inkling": (11 * 8 * 256 * 2, 55 * 16 * 256 * 2),
 }
 # one latent vector and one rotated key part per token and layer, whatever the number of heads
@@ -86,6 +92,7 @@ MLA = {
     "deepseek-ai/DeepSeek-V2-Lite-Chat": 27 * (512 + 64) * 2,
     "mistralai/Mistral-Large-3-675B-Instruct-2512": 61 * (512 + 64) * 2,
     "mistralai/Mistral-Small-4-119B-2603": 36 * (256 + 64) * 2,
+    "mistralai/Leanstral-1.5-119B-A6B": 36 * (256 + 64) * 2,
     "moonshotai/Kimi-K2-Instruct": 61 * (512 + 64) * 2,
     "zai-org/GLM-4.7-Flash": 47 * (512 + 64) * 2,
     # layers share caches in pairs, so this is an upper bound, as its note says
@@ -114,9 +121,16 @@ DELTANET = {
     "moonshotai/Kimi-K3": (24 * 576 * 2, 69 * (96 * 128 * 128 * 4 + 3 * 3 * 96 * 128 * 2)),
     "zai-org/GLM-5.3-Flash": (11 * (512 + 128 // 16) * 2, 34 * (64 * 128 * 128 * 4 + 3 * 3 * 64 * 128 * 2)),
     "inclusionAI/Ling-3.0-flash": (7 * 576 * 2, 35 * (32 * 128 * 128 * 4 + 3 * 3 * 32 * 128 * 2)),
+    # lightning attention: heads x 128 x 128, no convolution; MLA on every 8th layer
+    "inclusionAI/Ling-2.6-1T": (10 * 576 * 2, 70 * 64 * 128 * 128 * 4),
     # gated short convolutions of width 2048 and kernel 3
     "LiquidAI/LFM2.5-1.2B-Thinking": (6 * 8 * 128 * 2, 10 * 2 * 2048 * 2),
     "LiquidAI/LFM2.5-8B-A1B": (6 * 8 * 128 * 2, 18 * 2 * 2048 * 2),
+}
+# once its windows of 128 tokens are full: layers whose entries stand for 4 tokens, with an index key; and for 128
+COMPRESSED = {
+    "deepseek-ai/DeepSeek-V4-Flash": (21 * (512 + 128) / 4 + 20 * 512 / 128) * 2,
+    "deepseek-ai/DeepSeek-V4-Pro": (30 * (512 + 128) / 4 + 31 * 512 / 128) * 2,
 }
 MAMBA = {
     # Mamba 1: twice the width, 16 values each; the last 3 inputs of its convolution
@@ -173,8 +187,18 @@ def test_recurrent_layers_cost_a_state_and_no_tokens(model_id: str, expected: tu
     assert m.state_known and m.state_bytes == state
 
 
+@pytest.mark.parametrize(("model_id", "expected"), COMPRESSED.items(), ids=list(COMPRESSED))
+def test_compressed_layers_keep_an_entry_for_several_tokens_and_a_window_besides(
+    model_id: str, expected: float
+):
+    m = known(model_id)
+    assert m.bytes_per_token(DEEP) == pytest.approx(expected, abs=1)
+    layers = sum(g.count for g in m.layers)
+    assert m.cache_bytes(1 << 20) == pytest.approx((1 << 20) * expected + layers * 128 * 512 * 2, rel=1e-6)
+
+
 def test_every_architecture_with_known_layers_is_checked_by_hand():
-    checked = {known(i).architecture or i for i in GQA | MLA | SLIDING | DELTANET | MAMBA}
+    checked = {known(i).architecture or i for i in GQA | MLA | SLIDING | COMPRESSED | DELTANET | MAMBA}
     keeping = [m for m in catalog.models(NOWHERE) if any(g.kind != "plain" for g in m.layers)]
     present = {m.architecture or m.id for m in keeping}
     assert present <= checked
@@ -198,6 +222,6 @@ def test_values_that_are_read_out_of_the_keys_are_counted_once():
 
 
 def test_a_published_figure_stands_in_where_no_layer_is_known():
-    m = known("deepseek-ai/DeepSeek-V4-Flash")
-    assert m.layers == () and m.cache_known and m.bytes_per_token(0) == 5530
-    assert not known("mistralai/Mistral-Medium-3.5-128B").cache_known
+    m = known("tencent/Hy4-preview")
+    assert m.layers == () and m.cache_known and m.bytes_per_token(0) == 89907
+    assert not Model("a/b", "", "", "", m.checked, ("s",)).cache_known

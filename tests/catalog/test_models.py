@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from datetime import date
 from importlib import resources
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from freehold import catalog
 from freehold.catalog import languages
+from freehold.catalog.completeness import gaps
 from freehold.catalog.licence import covering
 from freehold.catalog.models import sources
 from freehold.catalog.schema import parse
@@ -47,6 +49,41 @@ def test_a_model_lies_in_one_file():
 def test_at_least_120_models_are_known_with_their_lab_and_family():
     assert len(MODELS) >= 200
     assert all(m.lab and m.family for m in MODELS)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.id)
+def test_every_entry_has_layers_context_weights_and_precision_or_says_where_they_were_looked_for(model):
+    assert gaps(model) == ()
+
+
+def test_few_facts_are_excused():
+    excused = [key for m in MODELS for key, _ in m.not_published]
+    assert len(excused) <= 25 and excused.count("layers") <= 2 and "context" not in excused
+
+
+@pytest.mark.parametrize(
+    ("change", "gap"),
+    [
+        ({"layers": ()}, "layers is missing"),
+        ({"context": 0}, "context is missing"),
+        ({"parameters": 0}, "parameters is missing"),
+        ({"native": ""}, "native is missing"),
+        ({"text_parameters": 8_200_000_000}, "exceed parameters"),
+        ({"active_parameters": 10**12}, "active_parameters"),
+        ({"params_b": 9.0}, "params_b = 9.0 is far from 8.191"),
+        ({"not_published": (("context", "card"),)}, "not_published names context, which is known"),
+        ({"role": "embedder"}, "dimensions is missing"),
+        ({"kind": "moe"}, "experts is missing"),
+    ],
+)
+def test_an_entry_with_a_gap_is_named(change: dict, gap: str):
+    (found,) = gaps(replace(catalog.model("Qwen/Qwen3-8B", NOWHERE), **change))
+    assert gap in found
+
+
+def test_a_gap_is_excused_by_a_source_that_was_looked_through():
+    known = catalog.model("Qwen/Qwen3-8B", NOWHERE)
+    assert gaps(replace(known, native="", not_published=(("native", "its card"),))) == ()
 
 
 def test_embedders_and_rerankers_are_known_with_what_choosing_one_needs():

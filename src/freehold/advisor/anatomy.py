@@ -31,7 +31,7 @@ _OUTSIDE = ("mtp.", "vision_", "model.vision", "visual.", "multi_modal", "audio_
 class Part:
     """Weights of one role and one type."""
 
-    role: str  # body | experts | embed | head | norms
+    role: str  # body | experts | embed | head | norms | towers (for images) | drafts (layers that guess ahead)
     type: str  # a type's name, as catalog.quants has it
     weights: float
     bytes: float
@@ -116,9 +116,9 @@ class Anatomy:
         """
         total = 0.0
         for group in self.layers:
-            if group.kind not in ("full", "window", "latent"):
+            if group.kind not in ("full", "window", "latent", "compressed"):
                 continue
-            seen = min(tokens, group.window) if group.kind == "window" else tokens
+            seen = min(tokens, group.window) if group.kind == "window" else tokens // group.stride
             pairs = seen * (seen + 1) / 2 + (tokens - seen) * seen
             total += group.count * pairs * 4 * self.queries
         return total
@@ -127,20 +127,25 @@ class Anatomy:
 def from_catalogue(model: Model, quant: str) -> Anatomy:
     """Weigh a model by what is published of it, in a quantisation that catalog.quants knows.
 
-    Sizes are as exact as the parameters' count, which labs round; without the width of the embedding, it counts
-    as a layer's. Raises UsageError for a quantisation nobody knows, and where the number of parameters is unknown.
+    A GGUF is weighed by the text half alone; what servers load from the hub also has its towers and draft layers.
+    As exact as the count of weights, which is a label's round number where no count is known; without the width of
+    the embedding, it counts as a layer's. Raises UsageError for a quantisation nobody knows, and where the number
+    of parameters is unknown.
     """
     found = quants.mix(quant)
-    if not model.params_b:
+    if not _text_weights(model):
         raise UsageError(
             f"nobody told how many parameters {model.id} has",
             "freehold models refresh asks; or name its file",
         )
+    roles = list(_published(model))
+    if (beside := _beside(model)) and (found.file_type < 0 or found.name in ("BF16", model.native)):
+        roles.append(("towers" if len(model.modalities) > 1 else "drafts", beside, 0.0))
     return Anatomy(
         name=model.name or model.id,
         quant=found.name,
         architecture=model.architecture,
-        parts=tuple(_mixed(_published(model), found, model.hidden)),
+        parts=tuple(_mixed(roles, found, model.hidden)),
         layers=model.layers,
         context=model.context,
         hidden=model.hidden,
@@ -151,8 +156,21 @@ def from_catalogue(model: Model, quant: str) -> Anatomy:
 
 
 def tied(model: Model) -> bool:
-    """Say whether a model's head is its embedding: no catalogue fact, but by size and family hardly ever wrong."""
+    """Say whether a model's head is its embedding; where no source says so, by size and family."""
+    if model.tied is not None:
+        return model.tied
     return model.params_b < _TIED_BELOW or model.family.startswith(_TIED)
+
+
+def _text_weights(model: Model) -> float:
+    return model.text_parameters or model.parameters or model.params_b * 1e9
+
+
+def _beside(model: Model) -> float:
+    """Return the weights of towers and draft layers; a second copy of a tied head is loaded once."""
+    rest = model.parameters - model.text_parameters if model.text_parameters else 0
+    copy = model.hidden * model.vocab if tied(model) else 0
+    return max(rest - copy if 0 < copy <= rest < 1.01 * copy else rest, 0)
 
 
 def in_quant(anatomy: Anatomy, quant: str) -> Anatomy:
@@ -168,13 +186,15 @@ def in_quant(anatomy: Anatomy, quant: str) -> Anatomy:
 def _published(model: Model) -> Iterable[tuple[str, float, float]]:
     """Yield role, weights and the share of them that a token reads, as far as they are published."""
     table = float(model.hidden * model.vocab)
-    one = tied(model)
-    if table:
+    makes_text = model.role == "generator"
+    one = tied(model) or not makes_text
+    if table and makes_text:
         yield "head", table, 1.0
-        if not one:
-            yield "embed", table, 1 / model.vocab
-    left = max(model.params_b * 1e9 - table * (1 if one else 2), 0.0)
-    used = min(max((model.active_b or model.params_b) * 1e9 - table, 0.0), left)
+    if table and not (one and makes_text):
+        yield "embed", table, 1 / model.vocab
+    total = _text_weights(model)
+    left = max(total - table * (1 if one else 2), 0.0)
+    used = min(max(_active_weights(model, total) - (table if makes_text else 0.0), 0.0), left)
     if (
         model.kind == "dense"
     ):  # tables by token and layer, as Gemma's E models have: a token reads a row of each
@@ -190,11 +210,22 @@ def _published(model: Model) -> Iterable[tuple[str, float, float]]:
         yield role, rest, chosen
 
 
+def _active_weights(model: Model, total: float) -> float:
+    """Return the weights that a token is multiplied with; a dense model's are all, whatever its label rounds to."""
+    if model.active_parameters:
+        return float(model.active_parameters)
+    whole = model.kind == "dense" and model.active_b >= model.params_b
+    return total if whole or not model.active_b else model.active_b * 1e9
+
+
 def _mixed(roles: Iterable[tuple[str, float, float]], mix: quants.Mix, hidden: int) -> Iterable[Part]:
-    """Yield the parts of roles in a mix's types; norms stay what they are."""
+    """Yield the parts of roles in a mix's types; norms and towers stay what they are."""
+    roles = list(roles)
     body = mix.body_of(hidden)
+    moe = any(role == "experts" for role, _, _ in roles)
+    whole = {"head": mix.head, "embed": mix.embed, "towers": "BF16"} | ({"body": mix.shared} if moe else {})
     types = {"norms": {"F32": 1.0}} | {
-        role: {quants.stored(kind, hidden): 1.0} for role, kind in (("head", mix.head), ("embed", mix.embed))
+        role: {quants.stored(kind, hidden): 1.0} for role, kind in whole.items() if kind
     }
     for role, weights, share in roles:
         for kind, part in types.get(role, body).items():

@@ -44,7 +44,7 @@ def line(
 
 def published(model: Model) -> tuple[str, ...]:
     """Return the quantisations in which the weights of a model's own repository are."""
-    return ("MXFP4",) if model.family == "gpt-oss" else _FLOAT
+    return _FLOAT if model.native in ("", "F32", *_FLOAT) else (model.native,)
 
 
 def gguf(model: Model, quant: str = "") -> str:

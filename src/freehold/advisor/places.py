@@ -21,13 +21,14 @@ from freehold.advisor.fit import CACHE_SHARE, OURS, Fit, Misfit, Place, fit
 from freehold.advisor.interval import Interval
 from freehold.advisor.ours import ARCHITECTURES
 from freehold.advisor.ownership import HOURS
+from freehold.catalog import quants
 from freehold.catalog.hardware import Rig, devices
 from freehold.catalog.model import Model
 from freehold.errors import UsageError
 
 # What rounds less stands first; below four bits a smaller model is the better choice.
 QUANTS = ("BF16", "FP8", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "INT4")
-_NATIVE = {"gpt-oss": ("MXFP4",)}  # families that are published in four bits, and in nothing finer
+_FOUR_BITS = 5.0  # bits a weight below which what a lab publishes is kept as it is
 _COUNTS = (1, 2, 4, 8)  # devices of one kind that are rented as one box
 _UNMEASURED_BATCH = 2.0  # how far off many users' speed may be on our engine, of which no row was fitted
 
@@ -214,8 +215,14 @@ def _placement(
 
 
 def quants_of(model: Model) -> tuple[str, ...]:
-    """Return the quantisations to think of, what rounds least first."""
-    return _NATIVE.get(model.family, QUANTS)
+    """Return the quantisations to think of, what rounds least first; none that is finer than what is published."""
+    if not model.native:
+        return QUANTS
+    published = quants.mix(model.native)
+    if published.bits < _FOUR_BITS:
+        files = () if published.name == "MXFP4" else ("Q4_K_M",)  # GGUFs of it are in another four bits
+        return (published.name, *files)
+    return tuple(q for q in QUANTS if quants.mix(q).bits < published.bits + 1)
 
 
 def month_of(rig: Rig) -> float:

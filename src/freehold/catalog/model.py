@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 
-KINDS = ("full", "window", "latent", "mamba2", "deltanet", "linear", "plain")
+KINDS = ("full", "window", "latent", "compressed", "mamba2", "deltanet", "linear", "plain")
 THINKING = ("", "none", "switchable", "only")
 ROLES = ("generator", "embedder", "reranker")
 # The smallest billions of parameters of each tier. A bound is the geometric mean of the sizes that the
@@ -32,6 +32,7 @@ class Layers:
 
     full, window: a key of `head_dim` and a value of `value_dim` per head and token, of the last `window` tokens.
     latent: one vector of `latent` and one of `rope` per token (MLA), and `index` for what picks the tokens.
+    compressed: what `full` keeps, and `index`, once for `stride` tokens; and of the last `window` tokens besides.
     mamba2, deltanet, linear: `state` and `conv` values per sequence, whatever its length.
     plain: nothing (an MLP or experts where other models would have attention too).
     """
@@ -42,6 +43,7 @@ class Layers:
     head_dim: int = 0
     value_dim: int | None = None  # None: as head_dim; 0: the values are read out of the keys
     window: int = 0
+    stride: int = 1
     latent: int = 0
     rope: int = 0
     index: int = 0
@@ -51,17 +53,26 @@ class Layers:
     @property
     def values_per_token(self) -> int:
         """Values that one of these layers keeps of a token it still sees."""
-        value_dim = self.head_dim if self.value_dim is None else self.value_dim
-        return self.kv_heads * (self.head_dim + value_dim) + self.latent + self.rope + self.index
+        return self._attended + self.latent + self.rope + self.index
+
+    @property
+    def _attended(self) -> int:
+        return self.kv_heads * (self.head_dim + (self.head_dim if self.value_dim is None else self.value_dim))
 
     def tokens_kept(self, tokens: int) -> int:
         """Return of how many of `tokens` these layers keep anything."""
         return min(tokens, self.window) if self.kind == "window" else tokens
 
+    def values_kept(self, tokens: int) -> float:
+        """Return the values that one of these layers keeps of a sequence of `tokens`."""
+        if self.kind == "compressed":
+            return self.values_per_token * tokens / self.stride + self._attended * min(tokens, self.window)
+        return self.values_per_token * self.tokens_kept(tokens)
+
 
 def kept_bytes(layers: Iterable[Layers], tokens: int, width: float = 2) -> int:
     """Return the bytes of keys and values of one sequence of `tokens`, at `width` bytes a value."""
-    return round(width * sum(g.count * g.values_per_token * g.tokens_kept(tokens) for g in layers))
+    return round(width * sum(g.count * g.values_kept(tokens) for g in layers))
 
 
 def recurrent_bytes(layers: Iterable[Layers]) -> int:
@@ -106,6 +117,8 @@ class Model:
     # Weights in the published files, counted: towers for images, draft layers and a head stored twice included.
     parameters: int = 0
     text_parameters: int = 0  # of them those that text needs, an embedding that is the head once; 0: all
+    active_parameters: int = 0  # those that one token is multiplied with, where that is known exactly
+    tied: bool | None = None  # whether the head is the embedding
     native: str = ""  # the quantisation in which its lab publishes it, as catalog.quants names it
     tensor_bytes: int = 0  # of the tensors in the published files
     kind: str = "dense"  # dense | moe

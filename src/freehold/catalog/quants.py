@@ -31,6 +31,7 @@ class Mix:
     body: Mapping[str, float]
     embed: str
     head: str
+    shared: str = ""  # of matrices beside experts, in a model that has some; empty: as the body
     file_type: int = -1  # a GGUF's number for it; -1: llama.cpp makes no such files
 
     @property

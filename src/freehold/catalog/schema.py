@@ -44,6 +44,8 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "active_b": _NUMBER,
     "parameters": int,
     "text_parameters": int,
+    "active_parameters": int,
+    "tied": bool,
     "native": str,
     "tensor_bytes": int,
     "kind": str,
@@ -72,7 +74,12 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "note": str,
     "not_published": dict,
 }
-_MOST = {"parameters": 1e14, "text_parameters": 1e14, "tensor_bytes": 1e15}  # of other numbers: 1e9
+_MOST = {
+    "parameters": 1e14,
+    "text_parameters": 1e14,
+    "active_parameters": 1e14,
+    "tensor_bytes": 1e15,
+}  # of other numbers: 1e9
 _NEEDED = ("id", "checked", "sources")
 
 
@@ -200,6 +207,7 @@ _SIZES = {
     "full": ("kv_heads", "head_dim"),
     "window": ("kv_heads", "head_dim", "window"),
     "latent": ("latent",),
+    "compressed": ("kv_heads", "head_dim", "stride"),
     "mamba2": ("state", "conv"),
     "deltanet": ("state", "conv"),
     "linear": (),

@@ -109,6 +109,7 @@ def _group(g: Layers) -> str:
         "full": f"attention, keys and values of {heads}",
         "window": f"attention over the last {g.window:,} tokens, keys and values of {heads}",
         "latent": f"latent attention, {g.latent} + {g.rope} values per token",
+        "compressed": f"compressed attention, one entry of {heads} for {g.stride} tokens",
         "mamba2": f"Mamba-2, a state of {g.state:,} values",
         "deltanet": f"gated DeltaNet, a state of {g.state:,} values",
         "linear": f"linear attention, a state of {g.state:,} values" if g.state else "linear attention",
