@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "freehold"
 LEVELS = {
-    **dict.fromkeys(["errors", "types", "config", "machine", "stopping", "_native"], 0),
+    **dict.fromkeys(["errors", "types", "config", "machine", "sandbox", "stopping", "_native"], 0),
     **dict.fromkeys(["formats", "tokenizer", "catalog"], 1),
     **dict.fromkeys(["store", "models", "advisor"], 2),
     "engine": 3,
@@ -19,8 +19,8 @@ LEVELS = {
     "server": 7,
     "cli": 8,
 }
-# On level 0 config reads errors, and types and _native read nothing.
-FOUNDATION = {("config", "errors"), ("types", "errors")}
+# On level 0 config, types and sandbox read errors, and _native reads nothing.
+FOUNDATION = {("config", "errors"), ("types", "errors"), ("sandbox", "errors")}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 

@@ -98,6 +98,15 @@ def _file_cache(path: Path) -> int:
     )
 
 
+def memory_kills() -> int | None:
+    """Return how many processes the kernel has ended for want of memory since it started; None if it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
+
 def show_bytes(count: float) -> str:
     """Write a byte count for people, in units of 1000: "3.2 GB"."""
     for unit in ("bytes", "kB", "MB", "GB"):

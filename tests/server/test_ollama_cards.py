@@ -18,7 +18,7 @@ PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 def card(path: Path) -> Card:
     with open_model_file(path) as file:
-        return read_card(file, path)
+        return read_card(file, path, path.parent)
 
 
 def test_an_encoder_makes_embeddings_and_nothing_else(tmp_path: Path):

@@ -24,6 +24,7 @@ from freehold.cli.sdks import CHECKS, CLIENTS, NEEDS, PATIENCE_S, Asked
 from freehold.cli.shared import json_option
 from freehold.config import Settings
 from freehold.errors import ServerUnreachable, UsageError
+from freehold.sandbox.children import spawn
 
 SCHEMA = 1
 _REASON = 200  # characters
@@ -197,13 +198,12 @@ def _server(settings: Settings, url: str | None, key: str, model: str | None) ->
 def _started(settings: Settings, model: str) -> Iterator[Found]:
     """Run a server of this home on a free port until the checks are done, with a key of its own."""
     key = secrets.token_urlsafe(24)
-    command = [sys.executable, "-P", "-m", "freehold.cli.main", "serve", model, "--port", "0", "--json"]
+    program = [sys.executable, "-P", "-m", "freehold.sandbox.leash", "freehold.cli.main"]
+    command = [*program, "serve", model, "--port", "0", "--json", "--host", "127.0.0.1"]
     env = {**os.environ, "FREEHOLD_HOME": str(settings.home), "FREEHOLD_API_KEY": key}
     with (
         tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(
-            [*command, "--host", "127.0.0.1"], env=env, stdout=subprocess.PIPE, stderr=log, text=True
-        ) as process,
+        spawn(command, env=env, stdout=subprocess.PIPE, stderr=log) as process,
     ):
         try:
             assert process.stdout is not None

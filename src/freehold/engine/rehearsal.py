@@ -1,8 +1,8 @@
 """Compiles a grammar in a process of its own, which may die of it: a long one is tried here first.
 
-Knows llguidance and one grammar; imports nothing else, so that it starts in some 60 ms. A chain of a few thousand
-rules overflows llguidance's stack, which no caller can catch, and nothing stops a compilation in a thread.
-Path: Grammars.grammar -> rehearse -> python rehearsal.py -> llguidance
+Knows llguidance and one grammar; imports next to nothing else, so that it starts in some 60 ms. A chain of a few
+thousand rules overflows llguidance's stack, which no caller can catch, and nothing stops a compilation in a thread.
+Path: Grammars.grammar -> rehearse -> python rehearsal.py PARENT -> llguidance
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import subprocess
 import sys
 from typing import Any
 
+from freehold.sandbox.children import follow_parent, spawn
+
 COMPILE_S = 3.0  # for the whole process; a schema of 100 KB takes 0.3 s
+CPU_S = 2 + int(COMPILE_S)  # for a process that its parent cannot end any more
 MEMORY = 2 << 30  # bytes of addresses; the libraries map some 100 MB
 STACK = 8 << 20  # bytes, half of what the compilation gets that counts
 DIED = "it is too deep or too large to compile"
@@ -23,14 +26,15 @@ _TOKEN = re.compile(r"<\[\^?[\d,-]+\]>")  # by ids, of which the vocabulary here
 def rehearse(source: str, limits: dict[str, Any]) -> str:
     """Compile `source` elsewhere; return what is wrong, or nothing."""
     asked = json.dumps({"source": _TOKEN.sub("<[256]>", source), "limits": limits})
-    command = [sys.executable, "-P", __file__]
-    try:
-        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=COMPILE_S)
-    except subprocess.TimeoutExpired:
-        return f"it took more than {COMPILE_S:g} s to compile"
-    if done.returncode:
-        return DIED
-    return done.stdout.strip()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with spawn([sys.executable, "-P", __file__], **pipes) as child:
+        try:
+            said, _ = child.communicate(asked.encode(), COMPILE_S)
+        except subprocess.TimeoutExpired:
+            return f"it took more than {COMPILE_S:g} s to compile"
+        finally:
+            child.kill()
+    return DIED if child.returncode else said.decode(errors="replace").strip()
 
 
 def main() -> None:
@@ -38,11 +42,13 @@ def main() -> None:
     import threading
     from contextlib import suppress
 
+    follow_parent(int(sys.argv[1]))
     with suppress(ImportError, ValueError, OSError):  # not on Windows; a lower limit may hold already
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     asked = json.load(sys.stdin)
     threading.stack_size(STACK)
     thread = threading.Thread(target=_compile, args=(asked["source"], asked["limits"]))

@@ -224,6 +224,8 @@ def _opened(
         if ref.overlay is not None and ref.overlay.template:
             origin = f"the owner's, of {ref.overlay.name}"
             template = ChatTemplate.for_tokenizer(ref.overlay.template, tokenizer, origin=origin)
+        if template is not None:
+            template.prepare()
         defaults: dict[str, Any] = {name: value for name, (value, _) in sampling_defaults(opened).items()}
         loaded = load_model(
             opened,

@@ -39,6 +39,7 @@ from freehold.server.problems import Refused, openai_error, problem, without_pat
 from freehold.server.tls import Tls
 from freehold.store import Store
 
+STOP_S = 5.0  # from the end of the drain to the end of the process
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go
 
 Loaded = Callable[[str, FreeholdError | None], None]  # a name that was to be loaded, and what came of it
@@ -155,6 +156,7 @@ class Doors:
             store=store,
             accounts=Accounts(settings.accounts),
         )
+        self.at_latest: Callable[[float], object] = lambda _: None  # ends the process in so many seconds
         self._halves: list[_Half] = []
         self._batches: asyncio.Task[None] | None = None
 
@@ -214,6 +216,7 @@ class Doors:
             self._batches.cancel()
         for half in self._halves:
             half.should_exit = True
+        self.at_latest(STOP_S if now or again else self.settings.drain_s + STOP_S)
         if now or again:
             self._cut()
         else:
@@ -254,6 +257,7 @@ def run(
 
     async def main() -> bool:
         doors = Doors(await open_models(), settings, preload=preload, store=store)
+        doors.at_latest = _end_by_alarm
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, doors.stop)
@@ -262,6 +266,12 @@ def run(
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(main())
+
+
+def _end_by_alarm(seconds: float) -> None:
+    """Have the kernel end this process, and so its engines: whatever hangs by then, in Python or below, cannot stop it."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from freehold.errors import ModelNotFound, UsageError
+from freehold.sandbox.rendering import shared
 from freehold.store.adapters import keep
 from freehold.store.events import OnEvent
 from freehold.store.modelfile import Recipe
@@ -92,9 +93,5 @@ def _template(given: str | None) -> tuple[str, tuple[str, ...]]:
         raise UsageError(
             "TEMPLATE writes no messages", "it is in Jinja, as chat templates of model files are"
         )
-    from datetime import datetime as clock
-
-    from freehold.tokenizer.sandbox import compile_template
-
-    compile_template(given, clock.now)
+    shared.check(given)
     return given, ()

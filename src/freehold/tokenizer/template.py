@@ -19,28 +19,24 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
-from freehold.errors import BadModelFile, BadTemplate, UnsupportedModel, UsageError
-from freehold.tokenizer import sandbox
+from freehold.errors import BadModelFile, BadTemplate, FreeholdError, UnsupportedModel, UsageError
+from freehold.sandbox.limits import MAX_SECONDS, MAX_SOURCE, MAX_TEXT
+from freehold.sandbox.rendering import Asked, shared
+from freehold.tokenizer import traits
 from freehold.tokenizer.core import Tokenizer
 from freehold.tokenizer.dialects import Dialect, dialect_of
 from freehold.tokenizer.directory import read_json
-from freehold.tokenizer.history import (
-    FORMS,
-    PROBE_CHAT,
-    PROBE_TOOL,
-    Form,
-    Spelling,
-    shows_call,
-    tool_dict,
-    with_preamble,
-)
+from freehold.tokenizer.history import Spelling, tool_dict, with_preamble
 from freehold.tokenizer.rendered import Rendered
+from freehold.tokenizer.traits import Traits, traits_of
 from freehold.types import Message, Tool
 
 Thinking = Literal["none", "switch", "always"]
@@ -53,9 +49,6 @@ _TAG_PAIRS = (
     ("[THINK]", "[/THINK]"),
     ("<|channel>thought\n", "<channel|>"),
 )
-_SWITCHES = ("enable_thinking", "thinking")
-_EFFORT = "reasoning_effort"
-EFFORTS = ("low", "medium", "high")
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
@@ -89,16 +82,12 @@ class ChatTemplate:
     control_tokens: frozenset[str] = frozenset()
     vocabulary_tags: tuple[str, str] | None = None
     clock: Callable[[], datetime] = datetime.now
-    seconds: float = sandbox.MAX_SECONDS
+    seconds: float = MAX_SECONDS  # of processor, for a render
 
     @property
     def is_fallback(self) -> bool:
         """Whether the file has no template and its vocabulary chose one of ours."""
         return self.source in (CHATML, GEMMA)
-
-    @cached_property
-    def _compiled(self):
-        return sandbox.compile_template(self.source, self.clock)
 
     @cached_property
     def _defuser(self) -> _Defuser:
@@ -147,30 +136,36 @@ class ChatTemplate:
         """Whether tools can be offered: they show in a prompt, and the calls can be read."""
         if self.dialect is None:
             return False
-        if self.dialect.preamble is None:
-            return self._shows_tools
-        said = {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "x"}]}
-        return self._attempt(said) is not None
+        return self.traits.shows_tools if self.dialect.preamble is None else self.traits.takes_system
 
     @cached_property
-    def _shows_tools(self) -> bool:
-        shown = self._attempt({"tools": [tool_dict(PROBE_TOOL)]})
-        return shown is not None and PROBE_TOOL.name in shown
+    def traits(self) -> Traits:
+        """What probes of the template show; nothing where it does not compile, or not end."""
+        try:
+            return traits_of(self.source, self.dialect, self._probed)
+        except BadTemplate:
+            return Traits()
 
-    @cached_property
+    def prepare(self) -> None:
+        """Have the probes rendered while the caller does something else, such as loading weights."""
+        Thread(target=self._prepare, name="freehold-template", daemon=True).start()
+
+    def _prepare(self) -> None:
+        with suppress(FreeholdError):  # whoever asks next meets it again
+            _ = self.traits
+
+    @property
     def _spelling(self) -> Spelling:
         """How the template wants calls, found by rendering one."""
         dialect = self.dialect
         if dialect is None:
             return Spelling()
-        tried = (Spelling(form, dialect.short_ids, dialect.as_text) for form in FORMS)
-        fitting = (s for s in tried if shows_call(self._attempt({"messages": s.chat(PROBE_CHAT)})))
-        return next(fitting, Spelling(Form(), dialect.short_ids, dialect.as_text))
+        return Spelling(self.traits.form, dialect.short_ids, dialect.as_text)
 
     def _preamble(self, tools: Sequence[Tool | Mapping[str, Any]]) -> str:
         """Say what the tools are where the template does not."""
         offered = [tool for tool in tools if isinstance(tool, Tool)]
-        if not offered or self.dialect is None or self.dialect.preamble is None or self._shows_tools:
+        if not offered or self.dialect is None or self.dialect.preamble is None or self.traits.shows_tools:
             return ""
         return self.dialect.preamble(offered)
 
@@ -181,9 +176,9 @@ class ChatTemplate:
         Found by rendering with `enable_thinking` (then `thinking`) on and off and comparing; a template that
         opens a thinking block in every prompt has no switch and always thinks.
         """
-        if self._switch:
+        if self.traits.switch:
             return "switch"
-        return "always" if self._ends_in_thinking(self._attempt({}) or "") else "none"
+        return "always" if self._ends_in_thinking(self.traits.plain) else "none"
 
     @cached_property
     def thinking_tags(self) -> tuple[str, str] | None:
@@ -193,23 +188,10 @@ class ChatTemplate:
                 return tags
         return self.vocabulary_tags
 
-    @cached_property
-    def _switch(self) -> str | None:
-        for name in _SWITCHES:
-            if name in self.source:
-                on, off = self._attempt({name: True}), self._attempt({name: False})
-                if on is not None and on != off:
-                    return name
-        return None
-
-    @cached_property
+    @property
     def efforts(self) -> tuple[str, ...]:
         """The levels of thinking that the template knows: those that change what it renders."""
-        if _EFFORT not in self.source:
-            return ()
-        rendered = {level: self._attempt({_EFFORT: level}) for level in EFFORTS}
-        known = {level: text for level, text in rendered.items() if text is not None}
-        return tuple(known) if len(set(known.values())) > 1 else ()
+        return self.traits.efforts
 
     def _effort_variables(self, effort: str | None) -> dict[str, Any]:
         if effort is None:
@@ -218,21 +200,13 @@ class ChatTemplate:
             known = ", ".join(self.efforts)
             hint = f"it knows {known}" if known else "leave it out; think switches thinking where it can be"
             raise UsageError(f"the model's chat template knows no effort {effort!r}", hint)
-        return {_EFFORT: effort}
-
-    def _attempt(self, variables: dict[str, Any]) -> str | None:
-        """Render a chat of one word, or what `variables` say instead; None where the template refuses."""
-        plain = {"messages": [{"role": "user", "content": "x"}], "tools": None, "add_generation_prompt": True}
-        try:
-            return self._run({**plain, **variables})
-        except BadTemplate:
-            return None
+        return {traits.EFFORT: effort}
 
     def _think_variables(self, think: bool | None) -> dict[str, Any]:
         if think is None:
             return {}
-        if self._switch:
-            return {self._switch: think}
+        if self.traits.switch:
+            return {self.traits.switch: think}
         if think != (self.thinking == "always"):
             habit = "always thinks" if self.thinking == "always" else "has no thinking switch"
             raise UsageError(f"the model's chat template {habit}", hint="leave --think and --no-think out")
@@ -254,9 +228,28 @@ class ChatTemplate:
         return opened > closed
 
     def _run(self, inputs: Mapping[str, Any]) -> str:
+        result = self._results([inputs], max(MAX_TEXT, 4 * _size(inputs)))[0]
+        if isinstance(result, BadTemplate):
+            raise result
+        return result
+
+    def _probed(self, probes: Sequence[Mapping[str, Any]]) -> Sequence[str | BadTemplate]:
+        return self._results(probes, traits.MAX_TEXT)
+
+    def _results(self, inputs: Sequence[Mapping[str, Any]], text: int) -> Sequence[str | BadTemplate]:
+        """Render each of `inputs` within one limit of time, and no string beyond `text` characters.
+
+        A template of a file is rendered in a process that can be killed. Ours join the messages' texts in a loop,
+        which takes no longer than sending them would.
+        """
         tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token, **(self.special_tokens or {})}
-        variables = {"documents": None, **tokens, **inputs}
-        return sandbox.run(self._compiled, variables, seconds=self.seconds, input_size=_size(inputs))
+        renders = [{"documents": None, **tokens, **each} for each in inputs]
+        asked = Asked(self.source, renders, self.clock(), self.seconds, text)
+        if not self.is_fallback:
+            return shared.run(asked)
+        from freehold.sandbox.jinja import render
+
+        return render(asked.source, asked.renders, asked.seconds, asked.text, asked.now)
 
     def _guard(self, text: str, inputs: dict[str, Any], preamble: str) -> str:
         found: set[str] = set()
@@ -328,7 +321,7 @@ def templates_from_dir(path: str | Path) -> dict[str, str]:
         named = [entry for entry in config if isinstance(entry, dict)]
         found |= {str(entry.get("name")): str(entry.get("template")) for entry in named}
     for name, file in _template_files(folder):
-        if file.stat().st_size > 4 * sandbox.MAX_SOURCE:
+        if file.stat().st_size > 4 * MAX_SOURCE:
             raise BadModelFile(f"{file} has {file.stat().st_size:,} bytes, too many for a chat template")
         try:
             found[name] = file.read_text(encoding="utf-8")

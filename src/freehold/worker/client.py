@@ -2,7 +2,7 @@
 
 Knows sockets, frames and a child process; knows no streams, no restarts. The process gets one end of a
 socket pair that nobody else can name; it lives in a session of its own, so that Ctrl-C reaches the server
-alone, and it ends when this end is closed, however that came about.
+alone, and it ends when this end is closed, and when this process does, however that came about.
 Path: Served -> EngineProcess.start -> Open -> Ready; -> send -> process.py -> Frame -> on_frame
 """
 
@@ -19,6 +19,8 @@ from typing import cast
 
 from freehold import __version__
 from freehold.errors import EngineLost
+from freehold.machine import memory_kills
+from freehold.sandbox.children import spawn
 from freehold.types import ModelInfo
 from freehold.worker.wire import (
     PROTOCOL,
@@ -64,6 +66,7 @@ class EngineProcess(asyncio.Protocol):
         self._out: list[bytes] = []
         self._fault = ""
         self.heard = self._loop.time()  # when it last said anything
+        self._memory_kills = memory_kills()
 
     @property
     def pid(self) -> int:
@@ -117,12 +120,12 @@ class EngineProcess(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def stop(self) -> None:
-        """Close the socket, which ends the process, and wait for that; kill one that takes longer than STOP_S."""
+    async def stop(self, within: float = STOP_S) -> None:
+        """Close the socket, which ends the process, and wait for that; kill one that takes longer than `within`."""
         if self._transport is not None:
             self._flush()
             self._transport.close()  # only when all is written, and one that stands still reads nothing
-            late = self._loop.call_later(STOP_S, self.kill)
+            late = self._loop.call_later(within, self.kill)
             await asyncio.shield(self.gone)
             late.cancel()
 
@@ -187,7 +190,7 @@ class EngineProcess(asyncio.Protocol):
         except subprocess.TimeoutExpired:
             process.kill()
             code = await self._loop.run_in_executor(None, process.wait)
-        how = self._fault or _how(code)
+        how = self._fault or ended_by(code, self._memory_kills, memory_kills())
         self._refused(EngineDied(how))
         if not self.gone.done():
             self.gone.set_result(how)
@@ -200,7 +203,7 @@ def _process_with(ours: socket.socket, theirs: socket.socket) -> subprocess.Pope
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 end.setsockopt(socket.SOL_SOCKET, option, BUFFER)
         ours.setblocking(False)
-        return subprocess.Popen(
+        return spawn(
             [*COMMAND, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
@@ -212,11 +215,17 @@ def _process_with(ours: socket.socket, theirs: socket.socket) -> subprocess.Pope
         raise
 
 
-def _how(code: int) -> str:
+def ended_by(code: int, kills_before: int | None, kills_now: int | None) -> str:
+    """Say how a process ended, by its status and the kernel's count of processes ended for want of memory."""
     if code >= 0:
         return f"it ended with status {code}"
     name = str(-code)
     with suppress(ValueError):
         name = signal.Signals(-code).name
-    memory = "; the kernel does that when memory runs out" if -code == signal.SIGKILL else ""
-    return f"it was ended by {name}{memory}"
+    if -code != signal.SIGKILL:
+        return f"it was ended by {name}"
+    if kills_before is None or kills_now is None:
+        return f"it was ended by {name}: by the kernel for want of memory, or by another process"
+    if kills_now > kills_before:
+        return f"it was ended by {name}, and the kernel ended {kills_now - kills_before} for want of memory meanwhile"
+    return f"it was ended by {name}, by another process: the kernel ended none for want of memory meanwhile"

@@ -3,9 +3,9 @@
 Knows jobs, steps and frames; knows no web and no other model. Three kinds of threads: the reader takes jobs in
 (long ones, and formats to be compiled, in two threads, so that a short one need not wait; what only counts tokens in
 two of their own, one for long texts; embeddings in threads of their own, where they wait for their steps), and the
-main thread computes steps and sends what each gave. It is
-spawned with the socket as its only way to the world, and ends when that does.
-Path: client.py -> python -m freehold.worker.process FD -> ServedModel.start, ServedModel.pump -> Frame
+main thread computes steps and sends what each gave. It is spawned with the socket as its only way to the world, and
+ends when that or the server's process does.
+Path: client.py -> python -m freehold.worker.process FD SERVER -> ServedModel.start, ServedModel.pump -> Frame
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from freehold import __version__
 from freehold.errors import DamagedPack, EngineClosed, EngineLost, UsageError
 from freehold.machine import CROWDED, Crowd
+from freehold.sandbox.children import follow_parent
 from freehold.stopping import Stopped
 from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Usage, Vectors
 from freehold.worker.intake import Work
@@ -466,7 +467,8 @@ def load(asked: Open, report: Callable[[int, int], None]) -> Model:
 
 
 def main() -> None:
-    """Run the engine process on the socket whose number is the only argument."""
+    """Run the engine process on the socket whose number is the first argument; the second is the server's process."""
+    follow_parent(int(sys.argv[2]))
     faulthandler.enable()
     sys.setswitchinterval(SWITCH_S)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:

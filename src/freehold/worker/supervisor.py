@@ -30,7 +30,7 @@ from freehold.errors import (
     UsageError,
 )
 from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Vectors
-from freehold.worker.client import EngineDied, EngineProcess
+from freehold.worker.client import STOP_S, EngineDied, EngineProcess
 from freehold.worker.stream import Stream
 from freehold.worker.wire import Began, Call, Cancel, Failed, Frame, Open, Piece, Submit, Writer, size
 
@@ -48,6 +48,7 @@ PORTION_TEXTS, PORTION_SIZE = (
 )  # texts of one call, and their characters and ids, but for a longer one
 HUNG_S = 120.0  # without a sign while there is work. The longest step is a second; a swapping machine is slow
 KEEP_ALIVE_S = 300.0
+CLOSE_S = 3.0  # for an engine to end when the server does; weights it is packing are packed another time
 # Calls of a model that wait for their replies. What only counts tokens holds its text until then, and two threads
 # read a megabyte of it a second; a portion of texts to embed takes some tenths of a second of steps.
 MOST_CALLS: dict[str, int] = {"tokens": 64, "embed": 256}
@@ -372,7 +373,9 @@ class Served:
         finally:
             self._up = False
             watch.cancel()  # and not awaited: that would swallow the cancellation of an unload in the same turn
-            await engine.stop()  # a life ends with its process, so that the next finds its memory free
+            await engine.stop(
+                CLOSE_S if self._closed else STOP_S
+            )  # a life ends with its process, so that the next finds its memory free
         return await self._one_life(refused)
 
     def _loading(self, done: int, total: int) -> None:

@@ -20,10 +20,11 @@ from freehold.errors import FreeholdError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.local.opening import quantization_of
 from freehold.models.defaults import sampling_defaults
+from freehold.server.ollama.abilities import of_template
 from freehold.store import Listed
 from freehold.tokenizer.directory import read_json
 from freehold.tokenizer.fill import SPELLINGS
-from freehold.tokenizer.template import ChatTemplate, templates_from_dir, templates_from_gguf
+from freehold.tokenizer.template import templates_from_dir, templates_from_gguf
 
 MAX_CARDS = 512
 MAX_VALUE = 16_384  # characters of a text in model_info; licences and templates have fields of their own
@@ -54,8 +55,8 @@ class Cards:
     def __init__(self) -> None:
         self._known: dict[tuple[Path, int, int], Card] = {}
 
-    def of(self, listed: Listed) -> Card:
-        """Return a model's card; reads the disk."""
+    def of(self, listed: Listed, home: Path) -> Card:
+        """Return a model's card; reads the disk, and keeps below `home` what its template makes possible."""
         try:
             stat = listed.path.stat()
             key = (listed.path, stat.st_size, stat.st_mtime_ns)
@@ -63,13 +64,13 @@ class Cards:
                 if len(self._known) >= MAX_CARDS:
                     self._known.clear()
                 with open_model_file(listed.path) as file:
-                    self._known[key] = read_card(file, listed.path)
+                    self._known[key] = read_card(file, listed.path, home)
             return self._known[key]
         except (FreeholdError, OSError):
             return Card()
 
 
-def read_card(file: ModelFile, path: Path) -> Card:
+def read_card(file: ModelFile, path: Path, home: Path) -> Card:
     """Read what a file tells."""
     tensors = list(file.tensors.values())
     by_type = Counter[str]()
@@ -89,7 +90,7 @@ def read_card(file: ModelFile, path: Path) -> Card:
         embedding=said.embedding,
         template=said.template,
         licence=str(info.get("general.license", "")) if gguf else "",
-        capabilities=_capabilities(said),
+        capabilities=_capabilities(said, home),
         info=info,
         sampling={name: value for name, (value, _) in sampling.items()},
         tensors=tuple((t.name, t.type.name, tuple(t.shape)) for t in tensors),
@@ -154,7 +155,7 @@ def _plain(value: object) -> object:
     return None
 
 
-def _capabilities(said: _Said) -> tuple[str, ...]:
+def _capabilities(said: _Said, home: Path) -> tuple[str, ...]:
     """Return what a model can do. Any decoder makes embeddings; only one that was made for it says so, because
     clients that choose a model for a chat leave those out that do."""
     if said.architecture in _ENCODERS:
@@ -162,18 +163,7 @@ def _capabilities(said: _Said) -> tuple[str, ...]:
     found = {
         "completion": True,
         "insert": said.can_fill,
-        **of_template(said.template),
+        **of_template(said.template, home),
         "embedding": said.pools,
     }
     return tuple(name for name, has in found.items() if has)
-
-
-def of_template(source: str) -> dict[str, bool]:
-    """Tell what a chat template makes possible, found as the engine finds it: by rendering."""
-    if not source:
-        return {}
-    template = ChatTemplate(source)
-    return {
-        "tools": template.can_call,
-        "thinking": template.thinking != "none" or bool(template.efforts),
-    }

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
@@ -15,7 +17,8 @@ from msgspec import Meta, Struct
 from freehold.errors import ModelNotFound
 from freehold.server.call import Call
 from freehold.server.contract import Held, Loaded
-from freehold.server.ollama.cards import Card, Cards, of_template
+from freehold.server.ollama.abilities import of_template
+from freehold.server.ollama.cards import Card, Cards
 from freehold.server.ollama.fields import strangers
 from freehold.server.ollama.modelfiles import modelfile, parameter_lines
 from freehold.server.ollama.wording import refusal
@@ -29,6 +32,7 @@ NEVER = "9999-12-31T23:59:59Z"  # clients parse it as a date
 # Continue offers to fill in the middle where a template mentions it.
 _FILLS = "{# .Suffix: text between prompt and suffix is filled in, without this template #}"
 _cards = Cards()
+_reader = ThreadPoolExecutor(1, "freehold-cards")
 
 
 class ShowRequest(Struct, kw_only=True):
@@ -45,14 +49,14 @@ class ShowRequest(Struct, kw_only=True):
 async def tags(call: Call) -> None:
     """List every model."""
     held = await call.models.names()
-    cards = await asyncio.to_thread(_cards_of, call.server.store) if call.server.store else {}
+    cards = await _cards_of(call.server.store)
     await call.answer({"models": [_tag(each, *cards.get(each.name, (Card(), ""))) for each in held]})
 
 
 async def ps(call: Call) -> None:
     """List the models in memory."""
     held = {each.name: each for each in await call.models.names()}
-    cards = await asyncio.to_thread(_cards_of, call.server.store) if call.server.store else {}
+    cards = await _cards_of(call.server.store)
     rows = [
         _loaded(each, held.get(each.name), cards.get(each.name, (Card(), ""))[0])
         for each in call.models.loaded()
@@ -100,9 +104,16 @@ def shown_name(name: str) -> str:
     return name if ":" in name else name + LATEST
 
 
-def _cards_of(store: Store) -> dict[str, tuple[Card, str]]:
-    """Return card and base of every model in the store."""
-    return {m.name: (_cards.of(m), m.base) for m in store.list() if m.state in ("ready", "changed")}
+async def _cards_of(store: Store | None) -> dict[str, tuple[Card, str]]:
+    """Return card and base of every model in the store. One listing at a time reads; the next finds it done."""
+    if store is None:
+        return {}
+    return await asyncio.get_running_loop().run_in_executor(_reader, _read_cards, store)
+
+
+def _read_cards(store: Store) -> dict[str, tuple[Card, str]]:
+    home = store.settings.home
+    return {m.name: (_cards.of(m, home), m.base) for m in store.list() if m.state in ("ready", "changed")}
 
 
 def _tag(held: Held, card: Card, base: str) -> dict[str, Any]:
@@ -150,7 +161,8 @@ def details(card: Card, base: str) -> dict[str, Any]:
 
 
 def _shown(store: Store, found: Listed, verbose: bool) -> dict[str, Any]:
-    card = _cards.of(found)
+    home = store.settings.home
+    card = _cards.of(found, home)
     overlay = store.overlays.find(found.name) if found.base else None
     template = (overlay.template if overlay else "") or card.template
     if "insert" in card.capabilities:
@@ -162,7 +174,7 @@ def _shown(store: Store, found: Listed, verbose: bool) -> dict[str, Any]:
         "template": template,
         "details": details(card, found.base),
         "model_info": dict(card.info),
-        "capabilities": _capabilities(card, overlay),
+        "capabilities": _capabilities(card, overlay, home),
         "modified_at": found.created or _time(0.0),
     }
     if overlay is not None:
@@ -175,11 +187,11 @@ def _shown(store: Store, found: Listed, verbose: bool) -> dict[str, Any]:
     return said
 
 
-def _capabilities(card: Card, overlay: Overlay | None) -> list[str]:
+def _capabilities(card: Card, overlay: Overlay | None, home: Path) -> list[str]:
     """Return the file's, less and more what a template of the owner's changes."""
     if overlay is None or not overlay.template:
         return list(card.capabilities)
-    own = of_template(overlay.template)
+    own = of_template(overlay.template, home)
     return [*(c for c in card.capabilities if c not in own), *(name for name, has in own.items() if has)]
 
 

@@ -1,10 +1,11 @@
-"""A Jinja environment for templates nobody here wrote: it stops in time and stays within its memory.
+"""A Jinja environment for templates of strangers: what they may use, and limits that give a message.
 
-Knows Jinja; knows no chat and no token. Jinja's own sandbox keeps a template away from Python; it bounds
-neither loops in loops nor recursion nor the size of strings. Here every loop step, call and filter looks at a
-deadline, every operator, filter, method and join that can multiply text looks at sizes *before* it
-allocates, and the output is bounded. A template that would exceed a limit ends in BadTemplate.
-Path: ChatTemplate.render -> sandbox.compile_template, sandbox.run
+Knows Jinja; knows no chat and no token. Jinja's own sandbox keeps a template away from Python; it bounds neither
+loops in loops nor recursion nor the size of strings. Here filters, tests, globals and methods are those of a list,
+every loop step, call and filter looks at a deadline, and every operator, filter, method and join that can multiply
+text looks at sizes *before* it allocates. A template that would exceed a limit ends in BadTemplate. What one
+operation does inside is beyond these limits, so a stranger's template is run where it can be killed (renderer.py).
+Path: renderer -> render
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import jinja2
@@ -26,28 +29,55 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from freehold.errors import BadTemplate
+from freehold.sandbox.limits import MAX_INT_BITS, MAX_ITEMS, MAX_TAGS, MAX_TIME_FORMAT
 
-MAX_SOURCE = 1_000_000  # characters; the largest template in use has some 20,000
-MAX_TAGS = 10_000  # compiling takes some 0.1 ms a tag
-MAX_SECONDS = 2.0
-MAX_TEXT = 16_000_000  # characters of one string; at least four times what the caller passes in
-MAX_ITEMS = 1_000_000  # of a list built by an operator, and the largest number a filter or method takes
-MAX_INT_BITS = 4096
+KEPT = 16  # templates compiled latest
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# What templates may use: what those of released models do, with some room. A name that is missing here is an error
+# that says so. Each is linear in what it is given, or a comparison.
+FILTERS = _names(
+    "abs capitalize count d default dictsort e escape first float format indent int items join last length list "
+    "lower map max min reject rejectattr replace reverse round safe select selectattr sort string title tojson "
+    "trim truncate unique upper wordcount"
+)
+TESTS = _names(
+    "boolean callable defined divisibleby eq equalto even false float ge greaterthan gt in integer iterable le "
+    "lessthan lower lt mapping ne none number odd sameas sequence string true undefined upper == != > >= < <="
+)
+METHODS: dict[type, frozenset[str]] = {
+    str: _names(
+        "capitalize count endswith expandtabs find format index isalnum isalpha isascii isdecimal isdigit islower "
+        "isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind "
+        "rindex rpartition rsplit rstrip split splitlines startswith strip title upper"
+    ),
+    dict: _names("copy get items keys values"),
+    list: _names("copy count index"),
+    tuple: _names("count index"),
+}
 
 _LONG_NUMBER = re.compile(r"\d{5,}")
 
 
-class _Limits:
-    """What one render may still use."""
+class Limits:
+    """What one job may still use, and what time it is there.
 
-    def __init__(self, seconds: float, text: int) -> None:
-        self.deadline = time.monotonic() + seconds
+    `seconds` of processor from now on, `text` characters of one string.
+    """
+
+    def __init__(self, seconds: float, text: int, now: datetime) -> None:
+        self.deadline = time.thread_time() + seconds
         self.seconds = seconds
         self.text = text
+        self.now = now
 
     def tick(self) -> None:
         """Raise BadTemplate when time is up."""
-        if time.monotonic() > self.deadline:
+        if time.thread_time() > self.deadline:
             raise BadTemplate(
                 f"the chat template ran longer than {self.seconds:g} s", hint="use another template, or --raw"
             )
@@ -58,13 +88,21 @@ class _Limits:
             raise BadTemplate(f"the chat template builds more than {self.text:,} characters")
 
 
-# Constants in a template are folded while it compiles; that runs under these limits too.
-_LIMITS: contextvars.ContextVar[_Limits | None] = contextvars.ContextVar("template_limits", default=None)
+_LIMITS: contextvars.ContextVar[Limits] = contextvars.ContextVar("template_limits")
 
 
-def _limits() -> _Limits:
-    found = _LIMITS.get()
-    return found if found is not None else _Limits(MAX_SECONDS, MAX_TEXT)
+@contextmanager
+def _limited(limits: Limits) -> Iterator[None]:
+    """Compile and run within `limits`; compiling computes what is constant in a template."""
+    token = _LIMITS.set(limits)
+    try:
+        yield
+    finally:
+        _LIMITS.reset(token)
+
+
+def _limits() -> Limits:
+    return _LIMITS.get()
 
 
 def _check_count(value: int) -> None:
@@ -144,6 +182,9 @@ def _check_joined(parts: Any, separator: str) -> None:
 
 
 def _check_method(value: Any, name: str, arguments: tuple[Any, ...]) -> None:
+    kind = next((kind for kind in METHODS if isinstance(value, kind)), None)
+    if kind is None or name not in METHODS[kind]:
+        raise BadTemplate(f"the chat template calls {type(value).__name__}.{name}, which is not allowed")
     for argument in arguments:
         if isinstance(argument, int):
             _check_count(argument)
@@ -156,8 +197,6 @@ def _check_method(value: Any, name: str, arguments: tuple[Any, ...]) -> None:
     elif name == "expandtabs":
         width = arguments[0] if arguments and isinstance(arguments[0], int) else 8
         _limits().check_text(len(value) + value.count("\t") * max(0, width))
-    elif name == "translate":
-        raise BadTemplate("the chat template calls str.translate, which is not allowed")
 
 
 def _check_filter(name: str, arguments: list[Any], keywords: Mapping[str, Any]) -> None:
@@ -185,36 +224,9 @@ def _listed(parts: Any) -> Any:
 
 
 # These filters pass items on; every other one may spell its subject out.
-_KEEPS_ITEMS = frozenset(
-    (
-        *(
-            "length",
-            "count",
-            "first",
-            "last",
-            "list",
-            "sort",
-            "unique",
-            "batch",
-            "slice",
-            "items",
-            "dictsort",
-        ),
-        *(
-            "map",
-            "select",
-            "reject",
-            "selectattr",
-            "rejectattr",
-            "default",
-            "d",
-            "min",
-            "max",
-            "sum",
-            "reverse",
-        ),
-        *("groupby", "random", "attr"),
-    )
+_KEEPS_ITEMS = _names(
+    "length count first last list sort unique items dictsort map select reject selectattr rejectattr default d min "
+    "max reverse"
 )
 
 
@@ -311,7 +323,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner = getattr(obj, "__self__", None)
         if isinstance(owner, str) and getattr(obj, "__name__", "") == "join" and args:
             args = (_listed(args[0]), *args[1:])
-        if isinstance(owner, (str, bytes, list, dict, tuple, int)):
+        if isinstance(owner, (str, bytes, list, dict, tuple, int, float)):
             _check_method(owner, getattr(obj, "__name__", ""), (*args, *kwargs.values()))
         return _check_value(super().call(context, obj, *args, **kwargs))
 
@@ -374,48 +386,66 @@ def _raise_exception(message: str) -> None:
     raise jinja2.exceptions.TemplateError(message)
 
 
-def _environment(clock: Callable[[], datetime]) -> _Environment:
+def _strftime_now(format: str) -> str:
+    """Write the time of the job. The C library knows widths (%999999d), and no limit of a result's length."""
+    if len(format) > MAX_TIME_FORMAT or _LONG_NUMBER.search(format):
+        raise BadTemplate(
+            f"the chat template formats the time by {len(format):,} characters; "
+            f"at most {MAX_TIME_FORMAT}, and no width of five digits, are allowed"
+        )
+    return _limits().now.strftime(format)
+
+
+def _environment() -> _Environment:
     environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=_check_spelled
     )
-    del environment.filters["urlize"], environment.globals["lipsum"]  # slow, and no chat needs them
-    environment.filters["tojson"] = _tojson
-    for name, function in list(environment.filters.items()):
-        environment.filters[name] = _guard_filter(name, function)
+    filters = {**environment.filters, "tojson": _tojson}
+    environment.filters = {name: _guard_filter(name, filters[name]) for name in sorted(FILTERS)}
     environment.filters["_loop"] = _loop
     environment.filters["_concat"] = _join
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda format: clock().strftime(format)
-    environment.globals["namespace"] = _Namespace
-    environment.globals["dict"] = _Dict()
+    environment.tests = {name: environment.tests[name] for name in sorted(TESTS)}
+    environment.globals = {
+        **{name: environment.globals[name] for name in ("range", "joiner", "cycler")},
+        "raise_exception": _raise_exception,
+        "strftime_now": _strftime_now,
+        "namespace": _Namespace,
+        "dict": _Dict(),
+    }
     return environment
 
 
-def compile_template(source: str, clock: Callable[[], datetime]) -> jinja2.Template:
-    """Compile `source`; raise BadTemplate if it is too large or does not parse."""
-    if len(source) > MAX_SOURCE:
-        raise BadTemplate(
-            f"the chat template has {len(source):,} characters; at most {MAX_SOURCE:,} are read"
-        )
+def render(
+    source: str, renders: Sequence[Mapping[str, Any]], seconds: float, text: int, now: datetime
+) -> list[str | BadTemplate]:
+    """Return a text, or why there is none, for each of `renders`. Raises BadTemplate if `source` does not compile."""
+    with _limited(Limits(seconds, text, now)):
+        template = _compiled(source)
+        return [_rendered(template, variables) for variables in renders]
+
+
+@lru_cache(KEPT)
+def _compiled(source: str) -> jinja2.Template:
     tags = source.count("{%") + source.count("{{")
     if tags > MAX_TAGS:
         raise BadTemplate(f"the chat template has {tags:,} tags; at most {MAX_TAGS:,} are compiled")
     with _NamedFailures():
-        return _environment(clock).from_string(source)
+        return _environment().from_string(source)
 
 
-def run(template: jinja2.Template, variables: Mapping[str, Any], *, seconds: float, input_size: int) -> str:
-    """Render `template` under limits; raise BadTemplate if it fails, refuses, or exceeds one.
-
-    `input_size` is the number of characters in `variables`: long chats may make long prompts.
-    """
-    limits = _Limits(seconds, max(MAX_TEXT, 4 * input_size))
-    token = _LIMITS.set(limits)
+def _rendered(template: jinja2.Template, variables: Mapping[str, Any]) -> str | BadTemplate:
     try:
         with _NamedFailures():
             return template.render(variables)
-    finally:
-        _LIMITS.reset(token)
+    except BadTemplate as e:
+        return e
+
+
+def out_of_memory() -> BadTemplate:
+    """Return what to say of a template that was refused memory."""
+    return BadTemplate(
+        "the chat template needs more memory than it may have", "use another template, or --raw"
+    )
 
 
 class _NamedFailures:
@@ -427,6 +457,8 @@ class _NamedFailures:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None or not isinstance(error, Exception) or isinstance(error, BadTemplate):
             return
+        if isinstance(error, MemoryError) and "stack" not in str(error):  # the parser has one of its own
+            raise out_of_memory() from error
         if isinstance(error, (RecursionError, MemoryError)):
             raise BadTemplate("the chat template is nested or recurses too deeply") from error
         if isinstance(error, jinja2.TemplateSyntaxError):

@@ -1,0 +1,91 @@
+"""Child processes that end when their parent does, however the parent ended.
+
+Knows processes and signals; knows nothing of what a child computes. Two mechanisms, because each has a hole:
+
+  - Linux sends the child a SIGKILL when the *thread* that started it ends (PR_SET_PDEATHSIG). So every child is
+    started by one thread that lives as long as the process, and a caller's thread may come and go.
+  - Elsewhere a thread of the child looks once a second whether it has been adopted. It needs the interpreter
+    lock, so a child that works on a stranger's file limits its own processor time as well (renderer.py).
+
+Path: worker/client, rendering, rehearsal -> spawn; the child's main -> follow_parent
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_LOOK_S = 1.0
+
+
+def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start `command` with this process's id as its last argument, which `follow_parent` takes.
+
+    `options` are Popen's. Raises OSError.
+    """
+    return _starter().start([*command, str(os.getpid())], options)
+
+
+def follow_parent(parent: int) -> None:
+    """End this process when the process `parent` ends; at once if it is gone already."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    else:
+        threading.Thread(target=_watch, args=(parent,), name="freehold-parent", daemon=True).start()
+    if os.getppid() != parent:  # it ended before the call above
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)
+
+
+class _Starter:
+    """A thread that starts processes for all others."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._asked: queue.SimpleQueue[tuple[Sequence[str], dict[str, Any], Future[Any]]] = (
+            queue.SimpleQueue()
+        )
+        threading.Thread(target=self._run, name="freehold-children", daemon=True).start()
+
+    def start(self, command: Sequence[str], options: dict[str, Any]) -> subprocess.Popen[bytes]:
+        done: Future[subprocess.Popen[bytes]] = Future()
+        self._asked.put((command, options, done))
+        return done.result()
+
+    def _run(self) -> None:
+        while True:
+            command, options, done = self._asked.get()
+            try:
+                done.set_result(subprocess.Popen(command, **options))
+            except BaseException as e:
+                done.set_exception(e)
+            del command, options, done
+
+
+_lock = threading.Lock()
+_started: _Starter | None = None
+
+
+def _starter() -> _Starter:
+    """Return this process's thread; a forked child has none of its parent's."""
+    global _started
+    with _lock:
+        if _started is None or _started.pid != os.getpid():
+            _started = _Starter()
+        return _started

@@ -1,0 +1,100 @@
+"""The process that renders chat templates of strangers: one job after another, until the parent closes the socket.
+
+Knows Jinja and its own limits; knows no chat. Nothing inside one operation looks at a clock (a comparison of lists
+that share their parts, a sort, a regular expression), so the kernel does: a timer of processor time ends the process
+by SIGPROF, and an allocation beyond the limit of addresses fails. It imports as little as it can, and is there in
+some 60 ms.
+Path: rendering.Renderers -> python -m freehold.sandbox.renderer FD PARENT -> jinja.render
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import Any
+
+from freehold.errors import BadTemplate
+from freehold.sandbox import jinja
+from freehold.sandbox.children import follow_parent
+from freehold.sandbox.wire import receive, send
+
+GRACE_S = 0.2  # of processor behind the template's own clock, whose message is the better one
+MEMORY = 512 << 20  # bytes of addresses; interpreter and Jinja map some 60 MB
+MEMORY_PER_BYTE = 48  # of the input: up to 4 bytes each, decoded, rendered, joined, encoded and sent
+IDLE_S = 300.0  # without a job the process gives its 20 MB back; the next job starts another
+
+
+def main() -> None:
+    """Render what comes through the socket whose number is the first argument."""
+    follow_parent(int(sys.argv[2]))
+    with suppress(AttributeError, ValueError):  # a parent may ignore or block it, and children inherit that
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+    _limit("RLIMIT_CORE", 0)
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    sock.sendall(b"+")
+    while select.select([sock], [], [], IDLE_S)[0]:
+        asked = receive(sock)
+        if not asked:
+            return
+        send(sock, _done(asked))
+
+
+@contextmanager
+def _within(seconds: float, memory: int) -> Iterator[None]:
+    """End this process by SIGPROF after `seconds` of processor; fail allocations beyond `memory`."""
+    _limit("RLIMIT_AS", memory)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _limit("RLIMIT_AS", None)  # the next message may be a long one
+
+
+def _limit(name: str, value: int | None) -> None:
+    """Set a soft limit, within the hard one, or lift it."""
+    with suppress(ImportError, AttributeError, ValueError, OSError):
+        import resource
+
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        lower = value is not None and (hard == resource.RLIM_INFINITY or value < hard)
+        resource.setrlimit(kind, (value if lower else hard, hard))
+
+
+def _done(asked: bytes) -> bytes:
+    """Do a job, its decoding and encoding included, within limits."""
+    job = json.loads(asked.decode("utf-8", "surrogatepass"))
+    with _within(job["seconds"] + GRACE_S, MEMORY + MEMORY_PER_BYTE * len(asked)):
+        try:
+            return json.dumps(_results(job), ensure_ascii=False).encode("utf-8", "surrogatepass")
+        except MemoryError:
+            return json.dumps([_refusal(jinja.out_of_memory())]).encode()
+
+
+def _results(job: dict[str, Any]) -> list[dict[str, str]]:
+    """Return a text, or why there is none, for each of the job's renders; one refusal if nothing compiles."""
+    now = datetime.fromisoformat(job["now"])
+    try:
+        made = jinja.render(job["source"], job["renders"], job["seconds"], job["text"], now)
+    except BadTemplate as e:
+        return [_refusal(e)]
+    return [_refusal(each) if isinstance(each, BadTemplate) else {"text": each} for each in made]
+
+
+def _refusal(error: BadTemplate) -> dict[str, str]:
+    return {"error": error.message, "hint": error.hint}
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt, OSError):
+        main()
+    os._exit(0)
