@@ -152,7 +152,7 @@ class _Child:
         try:
             self._sock, theirs = socket.socketpair()
             with theirs:
-                self._process = _process(theirs)
+                self._process = _process(self._sock, theirs)
         except OSError as e:
             raise CapacityExceeded(
                 f"no process could be started to render the chat template: {e.strerror}"
@@ -185,14 +185,19 @@ class _Child:
         return self._process.wait()
 
 
-def _process(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    return spawn(
-        [*COMMAND, str(theirs.fileno())],
-        pass_fds=(theirs.fileno(),),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def _process(ours: socket.socket, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    """Start a process that has the other end of our socket. Raises OSError, and closes ours then."""
+    try:
+        return spawn(
+            [*COMMAND, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError:
+        ours.close()
+        raise
 
 
 def _most_bytes(asked: Asked) -> int:

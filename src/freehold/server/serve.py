@@ -269,7 +269,7 @@ def run(
 
 
 def _end_by_alarm(seconds: float) -> None:
-    """Have the kernel end this process, and so its engines: whatever hangs by then, in Python or below, cannot stop it."""
+    """Have the kernel end this process, and so its engines: nothing that hangs, in Python or below, can stop that."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
 

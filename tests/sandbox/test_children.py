@@ -1,0 +1,134 @@
+"""Children end with their parent, not with the thread that wanted them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from datetime import datetime
+
+import psutil
+import pytest
+
+from freehold.errors import BadTemplate, CapacityExceeded
+from freehold.sandbox import rendering
+from freehold.sandbox.children import spawn
+from freehold.sandbox.rendering import Asked, Renderers
+from tests.sandbox.conftest import all_end
+
+NOW = datetime(2026, 1, 2, 3, 4, 5)
+FOLLOW = (
+    "import sys, time; from freehold.sandbox.children import follow_parent; follow_parent(int(sys.argv[1]))"
+)
+SPIN = f"{FOLLOW}; print(flush=True)\nwhile True: pass"
+
+
+@pytest.fixture
+def renderers():
+    made = Renderers()
+    yield made
+    made.close()
+
+
+def asked(source: str, *renders: dict) -> Asked:
+    return Asked(source, renders or ({},), NOW, 1.0)
+
+
+def test_a_child_outlives_the_thread_that_wanted_it():
+    started: list[subprocess.Popen[bytes]] = []
+    thread = threading.Thread(
+        target=lambda: started.append(spawn([sys.executable, "-c", SPIN], stdout=subprocess.PIPE))
+    )
+    thread.start()
+    thread.join()
+    with started[0] as child:
+        assert child.stdout is not None and child.stdout.readline()  # it follows its parent by now
+        assert child.poll() is None
+        child.kill()
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_child_that_spins_ends_with_a_parent_that_is_killed(platform: str):
+    """By the kernel where it is Linux, by a thread that looks elsewhere."""
+    spin = f"import sys; sys.platform = {platform!r}; {SPIN}"
+    parent = (
+        "import subprocess, sys; from freehold.sandbox.children import spawn\n"
+        f"child = spawn([sys.executable, '-c', {spin!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); print(child.pid, flush=True); input()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", parent], **pipes) as process:
+        child = psutil.Process(int(process.stdout.readline()))
+        assert child.is_running()
+        process.kill()
+    assert all_end([child])
+
+
+def test_a_child_whose_parent_is_gone_before_it_looks_ends_at_once():
+    code = f"{FOLLOW}; print('lived')"
+    done = subprocess.run([sys.executable, "-c", code, "1"], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_each_render_has_a_text_or_a_reason(renderers: Renderers):
+    source = "{% if x == 1 %}{{ raise_exception('no one') }}{% endif %}{{ x }}{{ strftime_now('%Y') }}"
+    texts = renderers.run(asked(source, {"x": 1}, {"x": "\ud800"}))
+    assert isinstance(texts[0], BadTemplate) and "no one" in texts[0].message
+    assert texts[1] == "\ud8002026"
+
+
+def test_a_renderer_that_is_killed_from_outside_is_replaced(renderers: Renderers):
+    assert renderers.run(asked("a")) == ["a"]
+    renderers._idle[0]._process.kill()
+    assert renderers.run(asked("b")) == ["b"]
+
+
+def test_threads_that_render_at_once_get_their_own_texts(renderers: Renderers):
+    got: dict[int, list] = {}
+    source = "{% for i in range(2000) %}{% endfor %}{{ x }}"
+    threads = [
+        threading.Thread(target=lambda i=i: got.update({i: renderers.run(asked(source, {"x": i}))}))
+        for i in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == {i: [str(i)] for i in range(20)}
+
+
+def test_an_interrupted_render_leaves_no_answer_behind_for_the_next(renderers: Renderers, monkeypatch):
+    def interrupted(*_: object, **__: object) -> bytes:
+        raise KeyboardInterrupt
+
+    receive = rendering.receive
+    monkeypatch.setattr(rendering, "receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        renderers.run(asked("first"))
+    monkeypatch.setattr(rendering, "receive", receive)
+    assert renderers.run(asked("second")) == ["second"]
+
+
+def test_a_renderer_that_does_not_come_to_life_is_no_fault_of_the_template(renderers: Renderers, monkeypatch):
+    monkeypatch.setattr(rendering, "COMMAND", (sys.executable, "-c", "import sys; sys.exit(3)"))
+    with pytest.raises(CapacityExceeded, match="ended twice"):
+        renderers.run(asked("x"))
+    monkeypatch.setattr(rendering, "COMMAND", ("/nonexistent/python",))
+    with pytest.raises(CapacityExceeded, match="No such file"):
+        renderers.run(asked("x"))
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ x | pprint }}", "{{ 'x'.encode() }}", "{{ x is filter }}", "{{ lipsum() }}"]
+)
+def test_what_is_on_no_list_is_refused_by_name(renderers: Renderers, source: str):
+    with pytest.raises(BadTemplate):
+        raise renderers.run(asked(source, {}, {}))[0]  # type: ignore[misc]
+
+
+def test_messages_nested_too_deeply_are_an_error_of_the_request(renderers: Renderers):
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(BadTemplate, match="nested too deeply"):
+        renderers.run(asked("x", {"messages": deep}))

@@ -1,0 +1,95 @@
+"""A real server beside templates that never end, and what is left when it is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.sandbox.bombs import LISTS
+from tests.sandbox.conftest import all_end, write_model
+from tests.vectors import files
+
+BOMB = LISTS + "{{ n.a == n.b }}"
+PLAIN = files.CHAT_TEMPLATE
+STOP_S = 9.0  # from SIGTERM to the end with --drain 0: five seconds, and some for a machine that is busy
+
+
+def in_ollamas_folder(root: Path, template: str) -> Path:
+    """Put a model where Ollama would; the server is never told of it."""
+    model = write_model(root / "model.gguf", template)
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    (root / "blobs").mkdir()
+    model.rename(root / "blobs" / f"sha256-{digest}")
+    manifest = root / "manifests" / "registry.ollama.ai" / "library" / "bomb" / "1m"
+    manifest.parent.mkdir(parents=True)
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}"}
+    manifest.write_text(json.dumps({"layers": [layer]}))
+    return root
+
+
+def test_a_template_that_never_ends_in_another_programs_folder_holds_nobody_up(serve, tmp_path: Path):
+    server = serve("--drain", "0", OLLAMA_MODELS=str(in_ollamas_folder(tmp_path / "ollama", BOMB)))
+    listed: list[dict] = []
+    asking = threading.Thread(target=lambda: listed.append(server.client.get("/api/tags").json()))
+    asking.start()
+    healthy = 0
+    while asking.is_alive():
+        assert server.client.get("/health", timeout=5).status_code == 200
+        healthy += 1
+        asking.join(0.02)
+    assert healthy > 10
+    found = {m["name"]: m["capabilities"] for m in listed[0]["models"]}
+    assert found == {"bomb:1m": ["completion"]}
+    kept = [json.loads(record.read_bytes()) for record in (server.home / "templates").iterdir()]
+    assert kept == [{"tools": False, "thinking": False}]
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(STOP_S)
+
+
+def test_a_chat_with_such_a_template_is_refused_and_the_next_model_answers(serve, tmp_path: Path):
+    bomb, good = (write_model(tmp_path / f"{name}.gguf", t) for name, t in (("bomb", BOMB), ("good", PLAIN)))
+    server = serve(str(bomb), str(good), "--drain", "0")
+    answer = server.chat("bomb")
+    assert answer.status_code == 400 and "ran longer than 2 s" in answer.text
+    assert server.chat("good").status_code == 200
+    assert server.client.get("/health").status_code == 200
+
+
+def test_what_a_killed_server_had_started_ends_too(serve, tmp_path: Path):
+    bomb, good = (write_model(tmp_path / f"{name}.gguf", t) for name, t in (("bomb", BOMB), ("good", PLAIN)))
+    server = serve(str(bomb), str(good))
+    assert server.chat("good").status_code == 200
+
+    def ask() -> None:
+        with suppress(httpx2.HTTPError):
+            server.chat("bomb")
+
+    busy = threading.Thread(target=ask)
+    busy.start()
+    started = server.descendants()
+    assert len(started) >= 3  # two engines and a renderer
+    server.process.kill()
+    server.process.wait()
+    busy.join()
+    assert all_end(started)
+
+
+@pytest.mark.parametrize("stopped", ["engine", "renderer"])
+def test_sigterm_ends_a_server_whose_children_do_not_move(serve, tmp_path: Path, stopped: str):
+    server = serve(str(write_model(tmp_path / "good.gguf", PLAIN)), "--drain", "0")
+    assert server.chat("good").status_code == 200
+    started = server.descendants()
+    for process in started:
+        if stopped in ("engine" if "worker" in " ".join(process.cmdline()) else "renderer"):
+            os.kill(process.pid, signal.SIGSTOP)
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(STOP_S)
+    assert all_end(started)
