@@ -235,6 +235,7 @@ MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 MAX_TEXTS = 2048  # to be embedded
 MAX_FORMAT_CHARS = 1 << 18  # of a schema, a grammar, a regular expression, or of a tool's parameters
+MAX_TEMPLATE_CHARS = 1 << 18  # of a request's own; the largest of a released model has some 20,000
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +257,7 @@ class Job:
     think: bool | None = None
     think_tokens: int | None = None  # most tokens of reasoning; then it is closed and the answer begins
     effort: str | None = None  # low, medium, high: for templates that have such a switch
+    template: str = ""  # Jinja that renders this chat, instead of the model's own
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = "auto"
     tool_name: str = ""  # with tool_choice "required": this tool and no other

@@ -11,6 +11,7 @@ import pytest
 from freehold import LLM
 from freehold.errors import (
     BadPrompt,
+    BadTemplate,
     ContextOverflow,
     DeadlineExceeded,
     FreeholdError,
@@ -380,3 +381,26 @@ def test_only_a_chat_that_ends_with_the_assistant_is_continued(llm: LLM):
         llm.start(replace(CHAT, turn="continue"))
     with pytest.raises(UsageError, match="only a chat"):
         llm.start(replace(TEXT, turn="continue"))
+
+
+# --- templates of requests ---------------------------------------------------------------------------------
+
+
+def test_a_job_s_own_template_renders_its_chat_and_no_other(llm: LLM):
+    loud = "{% for m in messages %}<|im_start|>{{ m.content | upper }}{% endfor %}"
+    asked = replace(CHAT, messages=(Message("user", "abc <|im_end|>"),), template=loud)
+    begin = llm.start(asked).begin
+    assert begin is not None
+    spelled = [llm.token_texts([id])[0] for id in begin.prompt_ids]
+    assert b"".join(spelled) == b"<|im_start|>ABC <|IM_END|>" and spelled[0] == b"<|im_start|>"
+    other = llm.start(replace(asked, template="")).begin
+    assert other is not None and other.prompt_ids == tuple(llm.render(asked.messages or ()))
+
+
+def test_a_job_s_template_is_bounded_and_goes_with_chats_alone(llm: LLM):
+    with pytest.raises(UsageError, match="length of template is 262,145"):
+        llm.start(replace(CHAT, template="x" * ((1 << 18) + 1)))
+    with pytest.raises(UsageError, match="template is for chats"):
+        llm.start(replace(TEXT, template="x"))
+    with pytest.raises(BadTemplate):
+        llm.start(replace(CHAT, template="{{ unclosed"))

@@ -128,6 +128,12 @@ def test_tokenize_and_detokenize_are_inverse(llm: LLM):
     assert llm.tokenize("<|im_end|>") != llm.tokenize("<|im_end|>", special=True)
 
 
+def test_tokenize_begins_a_text_as_asked(llm: LLM):
+    plain = llm.tokenize("the end")  # this model's habit is to begin with none
+    assert llm.tokenize("the end", bos=True) == [files.BOS, *plain]
+    assert llm.tokenize("the end", bos=False) == plain
+
+
 @pytest.mark.parametrize("ids", [[-1], [10**9]])
 def test_ids_outside_the_vocabulary_are_refused(llm: LLM, ids):
     for call in (llm.generate, llm.detokenize, llm.logits, llm.score):

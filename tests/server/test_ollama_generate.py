@@ -42,6 +42,18 @@ def test_a_talk_goes_on_from_the_ids_an_answer_gave(serving):
     assert second["context"][: len(first)] == first
 
 
+def test_a_template_of_the_request_goes_with_its_chat(serving):
+    server = serving()
+    go = job(server, system="Be brief.", template="{{ .System }}{{ .Prompt }}")
+    assert "{{- p -}}" in go.template and go.messages == (
+        Message("system", "Be brief."),
+        Message("user", "hi you"),
+    )
+    jinja = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert job(server, template=jinja).template == jinja
+    assert job(server).template == job(server, template="").template == ""
+
+
 def test_raw_is_the_prompt_itself_and_gives_no_ids(serving):
     server = serving()
     assert "context" not in ask(server, ROUTE, raw=True)
@@ -66,7 +78,11 @@ def test_without_a_prompt_the_model_is_loaded_or_unloaded(serving):
     "fields, part",
     [
         ({"images": ["aGk="]}, "images"),
-        ({"template": "{{ .Prompt }}"}, "template"),
+        ({"template": "{{ range .Messages }}{{ end }}"}, "range .Messages"),
+        ({"template": "{{ .Prompt }}", "raw": True}, "template"),
+        ({"template": "{{ .Prompt }}", "suffix": "x"}, "suffix"),
+        ({"template": "{{ .Prompt }}", "context": [1]}, "context"),
+        ({"template": "x" * (1 << 18) + "x"}, "262,145 characters"),
         ({"raw": True, "system": "x"}, "raw"),
         ({"raw": True, "context": [1]}, "raw"),
         ({"suffix": "x", "context": [1]}, "suffix"),

@@ -22,6 +22,7 @@ from freehold.types import (
     MAX_SCORES,
     MAX_STOP_CHARS,
     MAX_STOPS,
+    MAX_TEMPLATE_CHARS,
     MAX_TOOLS,
     Job,
     Tool,
@@ -51,6 +52,7 @@ def check_job(job: Job, context: int, longest: Callable[[], int], *, counted: bo
     _check("number of messages", len(job.messages or ()), 0, MAX_MESSAGES)
     _check("number of answers resumed", len(job.resume), 0, job.n)
     check_request(job)
+    _check("length of template", len(job.template), 0, MAX_TEMPLATE_CHARS)
     _check("length of effort", len(job.effort or ""), 0, MAX_EFFORT_CHARS)
     bias = job.sampling.get("logit_bias", {})
     if not isinstance(bias, Mapping):

@@ -540,10 +540,14 @@ class LLM:
         )
         return Answering(engine, self._tokenizer, job, prompt, begin, constraint, adapter)
 
-    def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """Turn text into token ids. `special` obeys control tokens in it; keep it off for a user's text."""
+    def tokenize(self, text: str, special: bool = False, *, bos: bool | None = None) -> list[int]:
+        """Turn text into token ids. `special` obeys control tokens in it; keep it off for a user's text.
+
+        `bos`: begin with the model's beginning-of-sequence token, or do not; None is the model's own habit, which
+        prompts follow. A model without such a token begins with none. Raises UsageError for lone surrogates.
+        """
         self._check_open()
-        return self._tokenizer.encode(text, special=special)
+        return self._tokenizer.encode(text, special=special, bos=bos)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Turn token ids into text; control tokens are left out."""

@@ -7,9 +7,11 @@ Path: ServedModel.start -> Prompter.prompt -> Prompt
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import TypedDict
 
 from freehold.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
@@ -19,6 +21,7 @@ from freehold.tokenizer.fill import FillTokens, fill_tokens
 from freehold.types import Job, Message, Tool, Turn
 
 ANY_LENGTH = 1 << 40  # a context that every prompt fits, for counting
+KEPT = 8  # templates of requests
 ROOM = 512  # tokens that drop-oldest keeps free for an answer whose length nobody limited
 
 
@@ -44,6 +47,8 @@ class Prompter:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, name: str, context: int) -> None:
         self._tokenizer, self._template = tokenizer, template
         self._name, self._context = name, context
+        self._asked: OrderedDict[str, ChatTemplate] = OrderedDict()  # of requests, the latest
+        self._lock = Lock()
 
     @property
     def template(self) -> ChatTemplate:
@@ -70,8 +75,8 @@ class Prompter:
             raise UsageError("a job has either messages or a prompt", "give one of the two")
         if job.messages is not None:
             return self._chat(job, job.messages)
-        for name in ("think", "think_tokens", "effort", "tools"):
-            if getattr(job, name) not in (None, ()):
+        for name in ("think", "think_tokens", "effort", "template", "tools"):
+            if getattr(job, name) not in (None, (), ""):
                 raise UsageError(f"{name} is for chats; a plain prompt has no template that knows it")
         if job.turn != "new":
             raise UsageError(
@@ -138,11 +143,12 @@ class Prompter:
         """Render and tokenize; under drop-oldest leave out as few of the oldest turns as it takes."""
         if job.overflow not in ("error", "drop-oldest"):
             raise UsageError(f"overflow {job.overflow!r} is unknown", "use 'error' or 'drop-oldest'")
-        template, tools = self.template, self._offered(job)
-        think, effort, warnings = self._levels(job)
+        template = self._of(job)
+        tools = self._offered(job, template)
+        think, effort, warnings = self._levels(job, template)
         dialect = template.dialect
         read = dialect if dialect is not None and (tools or dialect.channels) else None
-        shown = self._marks(read)
+        shown = self._marks(template, read)
 
         def fitted(turns: int) -> Prompt:
             kept = _without_oldest(chat, turns)
@@ -173,29 +179,42 @@ class Prompter:
         self._check_room(len(whole.ids), answer=job.max_tokens != 0)
         return whole
 
-    def _offered(self, job: Job) -> tuple[Tool, ...]:
+    def _of(self, job: Job) -> ChatTemplate:
+        """Return the template that renders a job: its own, or the model's."""
+        if not job.template:
+            return self.template
+        with self._lock:
+            found = self._asked.pop(job.template, None)
+            if found is None:
+                found = ChatTemplate.for_tokenizer(job.template, self._tokenizer, origin="the request's own")
+            self._asked[job.template] = found
+            while len(self._asked) > KEPT:
+                self._asked.popitem(last=False)
+        return found
+
+    def _offered(self, job: Job, template: ChatTemplate) -> tuple[Tool, ...]:
         """Return the tools the model is to be told of: none of them where it may call none."""
         if not job.tools or job.tool_choice == "none":
             return ()
-        if not self.template.can_call:
+        if not template.can_call:
             raise UsageError(
-                f"{self._name} cannot call tools: its chat template ({self.template.origin}) has no place for them",
+                f"{self._name} cannot call tools: its chat template ({template.origin}) has no place for them",
                 "leave tools out, or use a model that was trained to call them",
             )
         return job.tools
 
-    def _levels(self, job: Job) -> tuple[bool | None, str | None, tuple[str, ...]]:
+    def _levels(self, job: Job, template: ChatTemplate) -> tuple[bool | None, str | None, tuple[str, ...]]:
         """Return think and effort as the template knows them, and what to say of an effort it does not know."""
-        if job.effort is None or job.effort in self.template.efforts:
+        if job.effort is None or job.effort in template.efforts:
             return job.think, job.effort, ()
-        known = ", ".join(self.template.efforts)
+        known = ", ".join(template.efforts)
         left = f"effort {job.effort!r} was left out: {self._name} knows " + (known or "no levels of it")
-        think = True if job.think is None and self.template.thinking == "switch" else job.think
+        think = True if job.think is None and template.thinking == "switch" else job.think
         return think, None, (left,)
 
-    def _marks(self, dialect: Dialect | None) -> frozenset[int]:
+    def _marks(self, template: ChatTemplate, dialect: Dialect | None) -> frozenset[int]:
         """Return the control tokens that an answer's thinking and calls are marked with."""
-        texts = [*(self.template.thinking_tags or ())]
+        texts = [*(template.thinking_tags or ())]
         if dialect is not None:
             texts += [*(opening.mark for opening in dialect.openings), *dialect.marks]
         spelled = [token for token in self._tokenizer.control_tokens if any(token in text for text in texts)]

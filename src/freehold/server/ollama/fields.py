@@ -16,14 +16,17 @@ import msgspec
 from msgspec import Meta, Struct
 
 from freehold.config import nearest
+from freehold.errors import BadTemplate
 from freehold.server.openai.fields import Name, TokenId
 from freehold.server.problems import Refused
 from freehold.store import parameters
 from freehold.store.parameters import Parameters
+from freehold.tokenizer.gotemplate import is_go, to_jinja
 from freehold.types import (
     MAX_FORMAT_CHARS,
     MAX_LOGPROBS,
     MAX_MESSAGES,
+    MAX_TEMPLATE_CHARS,
     MAX_TOOLS,
     Format,
     Job,
@@ -145,7 +148,11 @@ class GenerateRequest(Generating, kw_only=True):
     ] = None
     system: Annotated[str | None, Meta(description="Instead of the model's own system text.")] = None
     template: Annotated[
-        str | None, Meta(description="Refused: templates come from the model or its owner.")
+        str | None,
+        Meta(
+            description="Instead of the model's own template: Go's language with .System, .Prompt, .Response, if, "
+            "and, or, not; or Jinja over messages. Not with raw, suffix or context."
+        ),
     ] = None
     context: Annotated[
         Annotated[list[TokenId], Meta(max_length=1 << 20)] | None,
@@ -193,7 +200,7 @@ def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str) -> Asked:
         job = replace(job, prompt=prompt, suffix=r.suffix or None, overflow="error", think=None)
     else:
         system = (Message("system", r.system),) if r.system else ()
-        job = replace(job, messages=(*system, Message("user", prompt)))
+        job = replace(job, messages=(*system, Message("user", prompt)), template=_template(r.template))
     return Asked(job, given.context, warnings)
 
 
@@ -336,21 +343,35 @@ def _message_strangers(messages: Sequence[Mapping[str, Any]]) -> list[str]:
 def _refuse_text_fields(r: GenerateRequest) -> None:
     if r.images:
         raise _no_images("images")
-    if r.template:
+    if r.raw and (r.system or r.context or r.template):
         raise Refused(
             400,
-            "template is refused: what a model reads is its own template or its owner's (TEMPLATE of a Modelfile)",
-            param="template",
-            code="template_refused",
+            "raw continues a prompt as it is: it goes with none of system, template and context",
+            param="raw",
         )
-    if r.raw and (r.system or r.context):
-        raise Refused(
-            400, "raw continues a prompt as it is: it goes with neither system nor context", param="raw"
-        )
+    for name in ("suffix", "context"):
+        if r.template and getattr(r, name):
+            raise Refused(
+                400, f"template lays out a chat of its own; it does not go with {name}", param="template"
+            )
     if r.context and r.suffix:
         raise Refused(400, "context is of a talk; it does not go with suffix", param="context")
     if r.think and (r.raw or r.suffix):
         raise Refused(400, "think needs a template; it goes with neither raw nor suffix", param="think")
+
+
+def _template(given: str | None) -> str:
+    """Return a request's template in Jinja. Raises Refused for what cannot be honoured exactly."""
+    if given and len(given) > MAX_TEMPLATE_CHARS:
+        raise Refused(
+            400,
+            f"template has {len(given):,} characters; expected at most {MAX_TEMPLATE_CHARS:,}",
+            param="template",
+        )
+    try:
+        return to_jinja(given) if given and is_go(given) else given or ""
+    except BadTemplate as e:
+        raise Refused(400, f"{e.message}; {e.hint}", param="template", code="template_refused") from e
 
 
 def _no_images(where: str) -> Refused:
