@@ -58,6 +58,7 @@ def test_a_child_that_spins_ends_with_a_parent_that_is_killed(platform: str):
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", parent], **pipes) as process:
+        assert process.stdout is not None
         child = psutil.Process(int(process.stdout.readline()))
         assert child.is_running()
         process.kill()

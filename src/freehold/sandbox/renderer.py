@@ -66,8 +66,8 @@ def _limit(name: str, value: int | None) -> None:
 
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
-        lower = value is not None and (hard == resource.RLIM_INFINITY or value < hard)
-        resource.setrlimit(kind, (value if lower else hard, hard))
+        soft = hard if value is None or resource.RLIM_INFINITY != hard < value else value
+        resource.setrlimit(kind, (soft, hard))
 
 
 def _done(asked: bytes) -> bytes:
