@@ -150,6 +150,7 @@ def test_a_teachers_limits_and_rules_on_outputs_bind_its_pupil(
         ("llama2", "meta-llama/Meta-Llama-3-70B-Instruct", "refused"),
         ("Qwen/Qwen1.5-7B-Chat", "Qwen/Qwen2-72B-Instruct", "conditions"),
         ("Qwen/Qwen3-8B", "Qwen/Qwen2-72B-Instruct", "refused"),
+        ("Qwen/Qwen1.5-7B-Chat", "Qwen/Qwen1.5-4B-Chat", "refused"),  # research terms, for a product
         ("databricks/dbrx-base", "databricks/dbrx-instruct", "conditions"),
     ],
 )
@@ -157,6 +158,11 @@ def test_a_pupil_under_the_teachers_own_licence_is_excepted_where_the_text_says_
     pupil: str, teacher: str, answer: str
 ):
     assert verdict(pupil, SHOP, teachers=[teacher]).answer == answer
+
+
+def test_two_texts_of_one_model_except_each_others_models():
+    found = verdict("Qwen/Qwen1.5-7B-Chat", facts(purpose="research"), teachers=["Qwen/Qwen1.5-4B-Chat"])
+    assert found.answer == "conditions"
 
 
 def test_nobody_gets_the_teacher_itself_so_its_rules_for_passing_it_on_stay_out():

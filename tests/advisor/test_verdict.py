@@ -268,5 +268,10 @@ def test_a_repository_outside_the_catalogue_is_known_by_the_licence_that_covers_
     assert verdict("Qwen/Qwen2.5-VL-3B-Instruct", SHOP).answer == "refused"
 
 
+def test_a_service_waits_for_no_answer_about_weights_that_nobody_has():
+    found = verdict("gpt-5", Facts(purpose="commercial", distils=False))
+    assert (found.answer, found.missing) == ("conditions", ())
+
+
 def test_it_says_that_it_is_no_legal_advice():
     assert "not legal advice" in DISCLAIMER

@@ -19,6 +19,8 @@ ANSWERS = ("refused", "unknown", "conditions", "allowed")
 DISCLAIMER = "This reads licence terms as data. It is not legal advice."
 # Nobody's use waits for these; where they are not known the card says so.
 _FOOTNOTES = ("patents", "termination", "law")
+# Nobody has the weights of a service, so these wait for no answer there.
+_NEEDS_WEIGHTS = ("modify", "redistribute")
 # A permission is a reason where somebody wants it: topic -> the flag that says so (empty: everybody does).
 _ASKED = {"commercial": "", "modify": "modifies", "redistribute": "shares", "outputs": "distils"}
 _BEARINGS = ("refuses", "undecided", "unknown", "requires", "requires if", "allows")
@@ -94,7 +96,7 @@ def verdict(
     reasons = _of(first, made)
     for other in merged:
         reasons += _of(subject(other), made)
-    family = _licences(first, *map(subject, merged))
+    family = _families(first, *map(subject, merged))
     for teacher in teachers:
         reasons += _taught(subject(teacher), made, family)
     unique = _unique(reasons)
@@ -120,12 +122,12 @@ def _of(asked: Subject, facts: Facts) -> list[Reason]:
 
 
 def _taught(teacher: Subject, facts: Facts, family: frozenset[str]) -> list[Reason]:
-    """Return what binds a model that is trained on a teacher's outputs; `family`: the licences it stands under."""
+    """Return what binds a model that is trained on a teacher's outputs; `family`: what its own licences cover."""
     facts = replace(facts, distils=True)
     found: list[Reason] = []
     for place in standing(teacher):
         place = replace(place, via=("outputs of " + teacher.name, *place.via[1:]))
-        per_choice = [_as_teacher(place, one, facts, one.id in family) for one in place.choices]
+        per_choice = [_as_teacher(place, one, facts, one.family in family) for one in place.choices]
         found += _best(per_choice) if per_choice else [_nobody(place)]
     return found
 
@@ -150,8 +152,8 @@ def _as_teacher(place: Standing, one: Licence, facts: Facts, related: bool) -> l
     return _terms(place, one, one.about("outputs"), trained) + _terms(place, one, others, run)
 
 
-def _licences(*subjects: Subject) -> frozenset[str]:
-    return frozenset(one.id for s in subjects for place in standing(s) for one in place.choices)
+def _families(*subjects: Subject) -> frozenset[str]:
+    return frozenset(one.family for s in subjects for place in standing(s) for one in place.choices)
 
 
 def _terms(place: Standing, one: Licence, terms: Sequence[Term], facts: Facts) -> list[Reason]:
@@ -162,6 +164,8 @@ def _bear(place: Standing, one: Licence, term: Term, facts: Facts) -> Reason | N
     """Say how one term bears on the facts; None if it does not."""
     truth = holds(term.when, facts, place.multimodal)
     if truth is False or (term.effect == "unknown" and term.topic in _FOOTNOTES):
+        return None
+    if truth is None and one.kind == "service" and term.topic in _NEEDS_WEIGHTS:
         return None
     waits = undecided(term.when, facts, place.multimodal) if truth is None else ()
     if term.effect == "refuses":

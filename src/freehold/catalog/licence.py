@@ -54,7 +54,7 @@ DUTIES = (
     "ask",  # register or tell the licensor
 )
 _KEYS = {"id", "name", "aliases", "extends", "class", "issued", "url", "text", "sha256", "evidence"}
-_KEYS |= {"checked", "covers", "serves", "note", "outputs_bind", "term"}
+_KEYS |= {"checked", "covers", "serves", "note", "outputs_bind", "family", "term"}
 # How a copy's name says that it is packed otherwise; the licence stays that of the model.
 _PACKED = re.compile(
     r"(-(gguf|awq|gptq(-int[48])?|int[48]|fp8(-dynamic|-block)?|bf16|nvfp4|mxfp4|w4a16|w8a8|mlx(-\w+)?|onnx|bnb-4bit))+$",
@@ -87,6 +87,8 @@ class Licence:
 
     `outputs_bind`: a model trained on this one's outputs to act like it counts as a derivative, so all
     terms follow. `covers`: repositories that carry it, each named whole: a fact by itself, of the same date.
+    `family`: what the text calls its own model where it excepts it ("excluding Tongyi Qianwen"), shared with the
+    other texts of that model; the identifier unless stated.
     `serves`: names of models behind an API whose terms these are; a pattern only where they refuse training.
     """
 
@@ -106,6 +108,7 @@ class Licence:
     serves: tuple[str, ...] = ()
     note: str = ""
     outputs_bind: bool = False
+    family: str = ""
 
     def about(self, topic: str) -> tuple[Term, ...]:
         """Return the terms on one topic."""
@@ -210,6 +213,7 @@ def build(where: str, publisher: str, raw: dict[str, Any], parent: Licence | Non
         serves=tuple(raw.get("serves", ())),
         note=raw.get("note", ""),
         outputs_bind=raw.get("outputs_bind", False),
+        family=raw.get("family", raw["id"]),
     )
 
 
