@@ -74,6 +74,12 @@ def test_a_home_whose_last_key_was_revoked_starts_no_open_server(tmp_path: Path)
     assert not ring(settings(tmp_path), None, "127.0.0.1", insecure=False)
 
 
+def test_the_owner_s_token_is_printed_and_stays(tmp_path: Path):
+    token = freehold(tmp_path / "new", "keys", "owner").out.strip()
+    said = json.loads(freehold(tmp_path / "new", "keys", "owner", "--json").out)
+    assert said["token"] == token and Path(said["file"]).read_text().strip() == token
+
+
 def test_keys_say_what_they_do_to_a_server_that_runs(tmp_path: Path):
     with lock_of(settings(tmp_path)):
         pid_file(settings(tmp_path)).write_text("4711")

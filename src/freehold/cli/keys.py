@@ -133,6 +133,23 @@ def rm(settings: Settings, names: tuple[str, ...], file: Path | None, as_json: b
         _tell(settings, file, "still needs a key and has none: only the owner's socket and token come in")
 
 
+@command.command("owner")
+@json_option
+@click.pass_obj
+def owner(settings: Settings, as_json: bool) -> None:
+    """Print the owner's token, which opens to other programs of yours what changes the disk, as the socket does.
+
+    For Ollama's clients: OLLAMA_API_KEY=$(freehold keys owner). It is kept in owner.token of the data folder.
+    """
+    from freehold.server.owner import owner_token
+
+    token = owner_token(settings.owner_token)
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "token": token, "file": str(settings.owner_token)}))
+    else:
+        click.echo(token)
+
+
 def _tell(settings: Settings, file: Path | None, what: str) -> None:
     """Say what a change does to the server that runs for this home, if it reads this file."""
     from freehold.cli.attach import holder

@@ -334,7 +334,7 @@ class Teller:
         for line in opening(self._asked, doors.url):
             tell(line)
         tell(f"owner's socket: {self._settings.socket} (freehold ps, stop, run)")
-        tell(f"owner's token, for pull, create, copy and delete over HTTP: {self._settings.owner_token}")
+        tell("owner's token, for pull, create, copy and delete over HTTP: freehold keys owner")
         tell(f"pid {os.getpid()}: Ctrl-C or freehold stop ends it")
         held = [m.name for m in self._store.list() if m.state in ("ready", "changed")]
         if not held:

@@ -93,8 +93,8 @@ class Guard:
         if key is None:
             if audience == "admin":
                 raise _forbidden(
-                    "this route is the owner's: it wants Authorization: Bearer TOKEN with the token in owner.token "
-                    "of the server's data folder, an admin key, or the Unix socket"
+                    "this route is the owner's: it wants Authorization: Bearer TOKEN, which freehold keys owner "
+                    "prints on the server's machine, an admin key, or the Unix socket"
                 )
         elif key.kind == "admin":
             if audience == "client":
