@@ -6,13 +6,14 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,8 +85,10 @@ def freehold(home: Path, *args: str, **more: str) -> Done:
 
 
 @contextmanager
-def started(home: Path, *args: str, words: int = 0, load_s: float = 0.0) -> Iterator[subprocess.Popen[str]]:
-    """Start a command; whatever happens, it is over afterwards."""
+def started(
+    home: Path, *args: str, words: int = 0, load_s: float = 0.0, files: int = 0
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a command that may open so many `files`; whatever happens, it is over afterwards."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
         program(*args, words=words, load_s=load_s),
@@ -94,6 +97,7 @@ def started(home: Path, *args: str, words: int = 0, load_s: float = 0.0) -> Iter
         stderr=pipe,
         stdin=subprocess.DEVNULL,
         text=True,
+        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))) if files else None,
     ) as process:
         try:
             yield process
@@ -103,11 +107,11 @@ def started(home: Path, *args: str, words: int = 0, load_s: float = 0.0) -> Iter
 
 @contextmanager
 def server(
-    home: Path, *args: str, words: int = 0, load_s: float = 0.0
+    home: Path, *args: str, words: int = 0, load_s: float = 0.0, files: int = 0
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run a server on a free port; give its process and its URL once its models are loaded."""
     command = ("serve", "--port", "0", "--json", *args)
-    with started(home, *command, words=words, load_s=load_s) as process:
+    with started(home, *command, words=words, load_s=load_s, files=files) as process:
         assert process.stdout is not None and process.stderr is not None
         line = process.stdout.readline()
         assert line, process.stderr.read()
@@ -469,6 +473,24 @@ def test_a_server_none_of_whose_models_can_be_loaded_exits_1(home: Path, tmp_pat
         assert process.stderr is not None
         err = process.stderr.read()
         assert process.wait(10) == 1 and "error: " in err and "Traceback" not in err
+
+
+def test_a_server_that_may_open_few_files_answers_all_who_come(tmp_path: Path):
+    with server(tmp_path, files=64) as (process, url), ExitStack() as held:
+        address = ("127.0.0.1", httpx2.URL(url).port or 0)
+        socks = [held.enter_context(socket.create_connection(address, timeout=10)) for _ in range(100)]
+        with httpx2.Client(base_url=url) as client:
+            for path in ("/health", "/version"):
+                assert client.get(path).status_code == 200
+        answered = 0
+        for sock in socks:  # the older ones went for the newer ones
+            with suppress(ConnectionError):
+                sock.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                answered += b" 200 " in sock.recv(1000)
+        assert answered >= 8
+        process.terminate()
+        assert process.wait(10) == 0 and process.stderr is not None
+        assert "this process may open 64 files (ulimit -n)" in process.stderr.read()
 
 
 def test_insecure_says_who_reaches_what(tmp_path: Path):

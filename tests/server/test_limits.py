@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from contextlib import suppress
@@ -106,37 +105,6 @@ def test_long_bodies_on_their_way_hold_a_bounded_sum_and_short_ones_pass(serving
         assert b" 503 " in until(second, b"}}")
         assert server.client.post(URL, json=CHAT).status_code == 200
     assert eventually(lambda: bodies.held == 0)
-
-
-def test_headers_without_end_are_cut_off(serving):
-    server = serving(limits=Limits(header_bytes=4096))
-    with connect(server) as sock:
-        sock.sendall(b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: yyyyyyyyyyyyyyyy\r\n" % i for i in range(500)))
-        told = until(sock, b"}}")
-        assert b" 431 " in told and b"longer than 4,096 bytes" in told
-
-
-def test_a_connection_too_many_is_turned_away_and_the_others_go_on(serving):
-    server = serving(limits=Limits(connections=3))
-    held = [connect(server) for _ in range(3)]
-    assert eventually(lambda: sum(len(h.server_state.connections) for h in server.doors._halves) == 3)
-    with connect(server) as sock:
-        head, _, body = until(sock, b"}}").partition(b"\r\n\r\n")
-        assert (
-            b" 503 " in head and b"retry-after: 1" in head and b"content-length: %d\r\n" % len(body) in head
-        )
-        error = json.loads(body)["error"]
-        assert error["code"] == "connections_too_many" and "limit is 3" in error["message"]
-    held[0].sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert b" 200 " in held[0].recv(1000)
-    for sock in held:
-        sock.close()
-
-
-def test_garbage_instead_of_http_is_answered_and_closed(serving):
-    with connect(serving()) as sock:
-        sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n")
-        assert b" 400 " in until(sock, b"received")
 
 
 def test_a_body_cut_off_ends_quietly(serving):

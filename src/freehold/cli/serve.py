@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import socket
 
     from freehold.server.keys import Key, Ring
+    from freehold.server.limits import Limits
     from freehold.server.serve import Doors
     from freehold.server.tls import Tls
     from freehold.worker.models import Options
@@ -103,6 +104,12 @@ PORTS = 20  # how far a free port is looked for beside a taken one
 @click.option("--max-models", type=click.IntRange(1), help="Hold at most so many models at once.")
 @click.option(
     "--max-queued", type=click.IntRange(1), help="Refuse what comes when so many wait (429). Default: 512."
+)
+@click.option(
+    "--max-requests",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    help="Requests under way of one key, or one address without keys (429). Default: 256.",
 )
 @click.option(
     "--target-itl",
@@ -166,6 +173,7 @@ class Asked:
     origins: tuple[str, ...]
     tls: Tls | None
     options: Options
+    limits: Limits
     drain_s: float
     as_json: bool
     adapters: tuple[str, ...]
@@ -173,6 +181,7 @@ class Asked:
 
 def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
     from freehold.server.auth import check_bind
+    from freehold.server.limits import Limits
     from freehold.server.tls import checked
     from freehold.worker.models import Options
 
@@ -209,6 +218,7 @@ def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
         given["origin"],
         tls,
         options,
+        Limits() if given["max_requests"] is None else Limits(caller_requests=given["max_requests"]),
         given["drain"],
         given["as_json"],
         given["adapters"],
@@ -299,6 +309,7 @@ def _run(
             origins=asked.origins,
             tls=asked.tls,
             accounts=settings.accounts,
+            limits=asked.limits,
             drain_s=asked.drain_s,
             home=settings.home,
         ),

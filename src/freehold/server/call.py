@@ -11,7 +11,9 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -27,7 +29,7 @@ from freehold.server.contract import Asking, Models
 from freehold.server.keys import Key
 from freehold.server.limits import Gone, Limits
 from freehold.server.openai.responses.store import Responses
-from freehold.server.problems import Problem, Wording, openai_error, problem
+from freehold.server.problems import Problem, Refused, Wording, openai_error, problem
 from freehold.server.scope import Scoped
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 _log = logging.getLogger("freehold.server")
 RawHeaders = Sequence[tuple[bytes, bytes]]
 _REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
+PROBES = ("/health", "/ready")  # answered whatever else is under way
 JSON = (b"content-type", b"application/json")
 
 
@@ -68,6 +71,7 @@ class Server:
     accounts: Accounts = field(default_factory=Accounts)
     started_at: float = field(default_factory=time.time)
     bodies: Bodies = field(default_factory=Bodies)
+    requests: Counter[str] = field(default_factory=Counter)  # caller -> its requests under way
     calls: set[Call] = field(default_factory=set)  # those that a model is at work for
     responses: Responses = field(default_factory=Responses)
     desk: Desk | None = None  # files and batches; None: this server has no folder for them
@@ -284,9 +288,11 @@ class Gate:
         call = scope["freehold.call"] = Call(self._server, scope, receive, send)
         call.wording = self._wording(scope["path"], call.headers)
         try:
+            _check_spare(scope)
             call.key = self._server.guard.check(scope["path"], call.headers)
             call.owner = self._server.guard.owns(call.headers)
-            await self._app(scope, receive, send)
+            with self._one_of_few(call):
+                await self._app(scope, receive, send)
         except Gone:
             call.status = call.status or 499  # never sent: for the metrics
         except Exception as e:
@@ -298,3 +304,37 @@ class Gate:
         finally:
             call.close()
             self._server.metrics.answered(call.route, call.status)
+
+    @contextmanager
+    def _one_of_few(self, call: Call) -> Iterator[None]:
+        """Count a request as its caller's while it is under way; 429 where those are too many."""
+        if call.owner or call.scope["path"] in PROBES:
+            yield
+            return
+        under_way, caller, most = self._server.requests, call.caller, self._server.limits.caller_requests
+        if under_way[caller] >= most:
+            raise Refused(
+                429,
+                f"{most:,} requests of this {caller.partition(' ')[0]} are under way, and no more may be; "
+                "ask again when one has ended",
+                code="requests_too_many",
+                headers=((b"retry-after", b"1"),),
+            )
+        under_way[caller] += 1
+        try:
+            yield
+        finally:
+            under_way[caller] -= 1
+            if not under_way[caller]:
+                del under_way[caller]
+
+
+def _check_spare(scope: Scope) -> None:
+    """Refuse all but probes on a connection that was let in for them."""
+    if scope.get("extensions", {}).get("freehold.spare") and scope["path"] not in PROBES:
+        raise Refused(
+            503,
+            "too many connections are open; this one may ask for /health and /ready: try again in a moment",
+            code="connections_too_many",
+            headers=((b"retry-after", b"1"),),
+        )

@@ -41,6 +41,7 @@ class Limits:
     small_bytes: int = 64 << 10  # but one no longer than this, which takes
     small_weight: int = 1 << 20  # no more than this of memory, always finds room: nobody shuts the others out
     header_bytes: int = 64 << 10
+    headers: int = 256
     header_s: float = 15.0  # from the connection, or the request before, to the end of the headers
     body_s: float = 60.0
     upload_bytes: int = 200 << 20  # a file; it goes to the disk as it comes,
@@ -48,7 +49,13 @@ class Limits:
     upload_rate: int = 4096  # and after body_s no slower than so many bytes a second
     idle_s: float = 75.0  # a kept-alive connection with no request
     write_s: float = 60.0  # a client that takes nothing of its stream for so long is dropped
-    connections: int = 2048
+    connections: int = 2048  # where none is idle, one more is let in to ask for /health and /ready alone,
+    held_back: int = 16  # and so many of those;
+    address_connections: int = 512  # of one address: beyond, its oldest idle one is closed
+    backlog: int = 2048  # that the kernel holds until they are taken
+    caller_requests: int = (
+        256  # under way, of one key or of one address without keys: half of a model's queue
+    )
 
 
 def parse(body: bytes) -> dict[str, Any]:

@@ -16,18 +16,17 @@ import socket
 import stat
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from http import HTTPStatus
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from freehold.errors import FreeholdError, UsageError
 from freehold.server.accounts import Accounts
-from freehold.server.app import endpoints, make_app
+from freehold.server.app import endpoints, make_app, wording
 from freehold.server.auth import Guard, host_name
 from freehold.server.call import Server
+from freehold.server.connections import Connections, Guarded
 from freehold.server.contract import Models
 from freehold.server.health import Health
 from freehold.server.keys import Ring, hashed
@@ -35,11 +34,14 @@ from freehold.server.limits import Limits
 from freehold.server.metrics import Metrics
 from freehold.server.openai.batch.asking import Asker
 from freehold.server.openai.batch.desk import Desk
-from freehold.server.problems import Refused, openai_error, problem, without_paths
+from freehold.server.problems import without_paths
 from freehold.server.tls import Tls
 from freehold.store import Store
 
 STOP_S = 5.0  # from the end of the drain to the end of the process
+OTHER_FILES = 256  # that a server opens besides connections: engines, models, uploads, the accounts
+FEWEST = 8  # connections worth serving
+_log = logging.getLogger("freehold.server")
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go
 
 Loaded = Callable[[str, FreeholdError | None], None]  # a name that was to be loaded, and what came of it
@@ -250,7 +252,7 @@ def run(
 
     `open_models` runs inside the loop. `preload`: names to load once the doors are open; `loaded` hears of each.
     """
-    _allow_many_files(settings.limits.connections)
+    settings = replace(settings, limits=fitted(settings.limits))
     logging.getLogger("uvicorn.error").setLevel(
         logging.ERROR
     )  # each line of garbage sent to us is a warning there
@@ -282,15 +284,38 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _allow_many_files(connections: int) -> None:
-    """Raise the soft limit of open files to what the connections need, within the hard one."""
+def fitted(limits: Limits) -> Limits:
+    """Return `limits` with no more connections than there can be open files, after asking for more of those.
+
+    Raises UsageError where there is room for next to none.
+    """
+    import psutil
+
+    used, wanted = psutil.Process().num_fds(), limits.connections + limits.held_back
+    soft = _open_files(wanted + used + OTHER_FILES)
+    room = soft - used - min(OTHER_FILES, soft // 4)
+    if room >= wanted:
+        return limits
+    if room < FEWEST:
+        raise UsageError(
+            f"this process may open {soft:,} files, and {used} are open: too few to serve", "ulimit -n 1024"
+        )
+    held_back = min(limits.held_back, room // 4)
+    _log.warning("%d connections at most: this process may open %d files (ulimit -n)", room - held_back, soft)
+    return replace(limits, connections=room - held_back, held_back=held_back, backlog=room // 2)
+
+
+def _open_files(wanted: int) -> int:
+    """Raise the soft limit of open files to `wanted`, within the hard one, and return it."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        top = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft
 
 
 class _Half(uvicorn.Server):
@@ -300,7 +325,8 @@ class _Half(uvicorn.Server):
         self, app: ASGIApp, settings: Settings, sockets: Sequence[socket.socket], tls: Tls | None = None
     ) -> None:
         limits = settings.limits
-        protocol = type("Guarded", (_Guarded,), {"limits": limits})
+        kept = {"door": Connections(limits), "wording": staticmethod(wording)}
+        protocol = type("Kept", (Guarded,), kept)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -314,6 +340,7 @@ class _Half(uvicorn.Server):
                 server_header=False,
                 ssl_certfile=tls.cert if tls else None,
                 ssl_keyfile=tls.key if tls else None,
+                backlog=limits.backlog,
                 timeout_keep_alive=round(limits.idle_s),
                 timeout_graceful_shutdown=round(settings.drain_s) + 5,
             )
@@ -323,91 +350,3 @@ class _Half(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
-
-
-class _Guarded(HttpToolsProtocol):
-    """A connection whose headers come in time and in bounds, one of not too many."""
-
-    limits: Limits
-    _heading = True  # the headers of a request are not whole yet
-    _head_bytes = 0
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > self.limits.connections:
-            self._turn_away(_too_many(self.limits.connections))
-        self._arm()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if not self._heading:
-            self._disarm()
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > self.limits.header_bytes and not self.transport.is_closing():
-            self._turn_away(_too_long(self.limits.header_bytes))
-        elif self._timer is None:
-            self._arm()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = {"freehold.abort": self.transport.abort}  # type: ignore[dict-item]
-        self._heading, self._head_bytes = True, 0
-
-    def on_headers_complete(self) -> None:
-        self._heading = False
-        super().on_headers_complete()
-
-    def _turn_away(self, e: Refused) -> None:
-        """Answer before there is a request, whose path would tell a protocol: in OpenAI's words."""
-        self.transport.write(_answer(e))
-        self.transport.close()
-
-    def timeout_keep_alive_handler(self) -> None:
-        self.transport.abort()
-
-    def _arm(self) -> None:
-        self._timer = self.loop.call_later(self.limits.header_s, self._late)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _late(self) -> None:
-        self._timer = None
-        self.transport.abort()
-
-
-def _too_many(most: int) -> Refused:
-    return Refused(
-        503,
-        f"too many connections are open; the limit is {most:,}: ask again in a moment, over fewer of them",
-        code="connections_too_many",
-        headers=((b"retry-after", b"1"),),
-    )
-
-
-def _too_long(most: int) -> Refused:
-    return Refused(
-        431,
-        f"the headers are longer than {most:,} bytes; send fewer or shorter ones",
-        code="headers_too_large",
-    )
-
-
-def _answer(e: Refused) -> bytes:
-    body = openai_error(problem(e))
-    headers = (
-        (b"connection", b"close"),
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        *e.headers,
-    )
-    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (e.status, HTTPStatus(e.status).phrase.encode(), lines, body)
