@@ -17,6 +17,7 @@ from freehold import catalog
 from freehold.config import Settings, load_settings
 from freehold.errors import ModelNotFound, UsageError
 
+USUAL_ROOM = 8192  # tokens of a conversation that hardware is sized for where nobody names a number
 MOST_DOLLARS = 1_000_000_000  # of a budget a month
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from freehold.advisor.facts import Facts
     from freehold.advisor.fit import Fit, Misfit
     from freehold.advisor.places import Load
+    from freehold.advisor.sizing import Sizing
     from freehold.advisor.verdict import Verdict
 
 
@@ -114,6 +116,48 @@ def fit(
     settings = settings or load_settings()
     place = place_on(catalog.rig(on), engine) if on else place_here(settings)
     return fitted(weighed(settings, model, quant), place, context)
+
+
+def hardware(
+    model: str,
+    *,
+    users: int = 1,
+    context: int | None = None,
+    prompt: int = 1000,
+    answer: int = 300,
+    min_speed: float | None = None,
+    quant: str = "",
+    engine: str = "",
+) -> Sizing:
+    """Say which hardware a model of the catalogue needs for so many users at a time, and why other does not do.
+
+    `context`: tokens of each conversation, 8,192 or the model's own if that is less; `prompt`, `answer`: tokens of a
+    request; `min_speed`: tokens a second of each user. Raises ModelNotFound with the nearest names, UsageError for
+    numbers that cannot be and for an unknown quantisation or engine.
+    """
+    from freehold.advisor import engines, sizing
+    from freehold.advisor.places import Load
+    from freehold.catalog import quants
+
+    for what, number in (("users", users), ("prompt", prompt), ("answer", answer)):
+        if not 1 <= number <= 10_000_000:
+            raise UsageError(f"{what} = {number:,} is not within 1..10,000,000")
+    known = catalog.model(model)
+    least = max(USUAL_ROOM, prompt + answer)
+    room = context or (min(least, known.context) if known.context else least)
+    if prompt + answer > room:
+        raise UsageError(
+            f"{prompt:,} + {answer:,} tokens a request are more than a context of {room:,}",
+            "a shorter --prompt, or a longer --context",
+        )
+    return sizing.size(
+        known,
+        Load(users, prompt, answer),
+        context=room,
+        pace=sizing.PACE if min_speed is None else min_speed,
+        quant=quants.mix(quant).name if quant else "",
+        engine=engines.engine(engine).name if engine else "",
+    )
 
 
 def license(name: str, *, merge: Sequence[str] = (), taught_by: Sequence[str] = (), **facts: Any) -> Verdict:

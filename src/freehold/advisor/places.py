@@ -153,7 +153,7 @@ def _on(
     """Yield a model's placements on a rig, what rounds least first; or once why there is none."""
     why, fits = Refusal("memory", f"no engine reads it on {rig.name}"), False
     for quant in quants_of(model):
-        able = tuple(e for e in chosen if _runs(e, model, quant, rig))
+        able = tuple(e for e in chosen if runs(e, model, quant, rig))
         if not able:
             continue
         work = from_catalogue(model, quant)
@@ -172,7 +172,7 @@ def _on(
         yield why
 
 
-def _runs(engine: Engine, model: Model, quant: str, rig: Rig) -> bool:
+def runs(engine: Engine, model: Model, quant: str, rig: Rig) -> bool:
     """Say whether an engine runs a model there at all; of others' architectures nothing is known."""
     known = engine.name != OURS or model.architecture in ARCHITECTURES
     return known and engine.reads(quant, rig.device) and engine.runs_on(rig.device)

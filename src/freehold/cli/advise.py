@@ -96,6 +96,11 @@ def command(
     With --json: {"schema": 1, "task", "understood", "ignored", "notes", "benchmark", "speed", "context",
     "picks": [...], "tiers": {...}, "ruled_out": [...], "relax": [...], "tried": {...}}.
     """
+    if asks := _asks_hardware(task):
+        from freehold.cli.hardware import for_question
+
+        for_question(*asks, as_json=as_json)
+        return
     advice = _advice(settings, _task(task, given["samples"]), given)
     trial = _trial(settings, advice, given, top)
     advice = trial.advice if trial else advice
@@ -114,6 +119,14 @@ def command(
         raise click.exceptions.Exit(1)
     if run:
         _run(settings, advice, quiet=as_json)
+
+
+def _asks_hardware(task: str | None) -> tuple[str, int] | None:
+    """Return the model and the users of a question that asks which hardware a model needs."""
+    from freehold.catalog.questions import question
+
+    asked = question(task) if task else None
+    return (asked.model, asked.users) if asked and asked.asks_hardware else None
 
 
 def _task(task: str | None, samples: str | None) -> str:

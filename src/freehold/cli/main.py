@@ -35,6 +35,7 @@ VERBS = {
     "advise": "Say which model to use for a task, and why.",
     "why": "Say all that is known of a model, and what is not.",
     "license": "Say whether you may use a model, under which conditions, and by which clause.",
+    "hardware": "Say which hardware a model needs for so many users, and what it costs.",
     "cost": "Hold the price of APIs against owning a model, and say from where on owning is cheaper.",
     "bench": "Measure prefill, decode and load beside the machine's ceiling.",
     "doctor": "Show what this machine offers and what Freehold makes of it.",

@@ -1,0 +1,166 @@
+"""`freehold hardware MODEL --users N`: which hardware answers so many users, what it costs, and why other does not.
+
+Knows options and columns; the sizing is advisor/sizing.py's. Path: main -> hardware -> choosing.hardware -> Sizing
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.shared import Amount, json_option, table
+from freehold.errors import UsageError
+from freehold.machine import show_bytes
+
+if TYPE_CHECKING:
+    from freehold.advisor.sizing import Option, Sizing
+    from freehold.catalog.hardware import Money
+
+SCHEMA = 1
+_SHOWN, _FAILED = 8, 5  # rows without --all
+_HEAD = ("HARDWARE", "QUANT", "ENGINE", "NEEDS", "OF", "TOK/S EACH", "FIRST s", "$ AN HOUR", "$ TO BUY")
+
+
+@click.command("hardware")
+@click.argument("model")
+@click.option(
+    "--users", type=click.IntRange(1, 4096), default=1, show_default=True, help="So many at a time."
+)
+@click.option("--context", type=Amount(whole=True), help="Tokens of each conversation; 8,192 unless told.")
+@click.option(
+    "--prompt", type=Amount(whole=True), default=1000, help="Tokens of a request; 1,000 unless told."
+)
+@click.option("--answer", type=Amount(whole=True), default=300, help="Tokens of an answer; 300 unless told.")
+@click.option(
+    "--min-speed", type=click.FloatRange(0, 1e6), help="Tokens a second of each user; 10 unless told."
+)
+@click.option("--quant", metavar="Q", default="", help="Only in this quantisation, such as FP8.")
+@click.option(
+    "--engine", metavar="NAME", default="", help="Only on this engine: vllm, sglang, llama.cpp, ..."
+)
+@click.option("--all", "everything", is_flag=True, help="Name all hardware, and why each does not do.")
+@json_option
+def command(model: str, everything: bool, as_json: bool, **given: Any) -> None:
+    """Say which hardware MODEL needs for N users at a time, each with the speed asked for, and what it costs.
+
+    Of each device the fewest that do, the cheapest to rent first; speeds of each user with bounds that four of five
+    keep, all users asking at the same moment. What does not do says why.
+
+    With --json: {"schema": 1, "model", "users", "context", "options": [...], "failures": [...]}.
+    """
+    from freehold.choosing import hardware
+
+    found = hardware(model, **{key: value for key, value in given.items() if value is not None})
+    if as_json:
+        click.echo(json.dumps(as_plain(found), indent=1))
+    else:
+        show(found, everything=everything)
+    if not found.options:
+        raise click.exceptions.Exit(1)
+
+
+def show(found: Sizing, *, everything: bool = False) -> None:
+    """Print the options, the first one's command, and why others do not do."""
+    load = found.load
+    each = f"{load.prompt:,} + {load.answer:,} tokens a request, room for {found.context:,} each"
+    name = found.model.name or found.model.id
+    click.echo(f"{name} for {load.users} at a time, {found.pace:g} tokens a second or more; {each}")
+    shown = found.options if everything else found.options[:_SHOWN]
+    if shown:
+        table(_HEAD, [_cells(o) for o in shown], right=(3, 4, 6))
+        if len(found.options) > len(shown):
+            click.echo(f"and {len(found.options) - len(shown)} more: --all")
+        first = shown[0]
+        click.echo(f"  {first.line.command or f'no command is known: {first.line.why_none}'}")
+    else:
+        click.echo("no hardware known here does")
+        for way in _ways_out(found):
+            click.echo(f"hint: {way}", err=True)
+    failed = found.failures if everything else found.failures[:_FAILED]
+    for one in failed:
+        click.echo(f"not {one.rig.name}: {one.why}")
+    if len(found.failures) > len(failed):
+        click.echo(f"and {len(found.failures) - len(failed)} more that do not do: --all")
+
+
+def _ways_out(found: Sizing) -> list[str]:
+    from freehold.advisor.sizing import boxes
+
+    return [*boxes(found), "a shorter --context, a lower --min-speed or a smaller model may fit"]
+
+
+def _cells(option: Option) -> tuple[str, ...]:
+    return (
+        option.rig.name,
+        option.quant,
+        option.engine,
+        show_bytes(option.memory),
+        show_bytes(option.rig.memory_bytes),
+        str(option.answer),
+        f"{option.first.mid:.2g}" if option.first else "?",
+        _money(option.rent),
+        _money(option.price),
+    )
+
+
+def _money(money: Money | None) -> str:
+    if money is None:
+        return "?"
+    digits = 2 if money.mid < 100 else 0
+    return f"{money.mid:,.{digits}f} ({money.low:,.{digits}f} to {money.high:,.{digits}f})"
+
+
+def as_plain(found: Sizing) -> dict[str, Any]:
+    """Return the answer as JSON has it."""
+    return {
+        "schema": SCHEMA,
+        "model": found.model.id,
+        "users": found.load.users,
+        "prompt": found.load.prompt,
+        "answer": found.load.answer,
+        "context": found.context,
+        "min_speed": found.pace,
+        "options": [_plain(o) for o in found.options],
+        "failures": [{"hardware": f.rig.name, "why": f.why} for f in found.failures],
+    }
+
+
+def _plain(option: Option) -> dict[str, Any]:
+    return {
+        "hardware": option.rig.name,
+        "devices": option.rig.count,
+        "quant": option.quant,
+        "engine": option.engine,
+        "memory": option.memory,
+        "has": option.rig.memory_bytes,
+        "streams": option.streams,
+        "tok_s_each": option.answer.as_json(),
+        "first_token_s": option.first and option.first.as_json(),
+        "rent_hour": _money_json(option.rent),
+        "price": _money_json(option.price),
+        "command": option.line.command or None,
+        "why_no_command": option.line.why_none or None,
+    }
+
+
+def _money_json(money: Money | None) -> dict[str, Any] | None:
+    if money is None:
+        return None
+    told = {"low": money.low, "mid": money.mid, "high": money.high}
+    return told | {"checked": money.checked.isoformat(), "source": money.source}
+
+
+def for_question(model: str, users: int, *, as_json: bool) -> None:
+    """Answer a question about hardware that was put to `advise`. Raises UsageError where nothing does."""
+    from freehold.choosing import hardware
+
+    found = hardware(model, users=users or 1)
+    if as_json:
+        click.echo(json.dumps(as_plain(found), indent=1))
+    else:
+        click.echo(f"understood: hardware for {found.model.id}, {found.load.users} at a time")
+        show(found)
+    if not found.options:
+        raise UsageError(f"no hardware known here answers {users} users of {model}")
