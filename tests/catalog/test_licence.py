@@ -9,7 +9,18 @@ import pytest
 
 from freehold import catalog
 from freehold.catalog.conditions import parse
-from freehold.catalog.licence import TOPICS, Licence, build, covering, expand, find, serving, unpacked
+from freehold.catalog.licence import (
+    TOPICS,
+    Licence,
+    _tags,
+    build,
+    covering,
+    expand,
+    find,
+    serving,
+    tag_source,
+    unpacked,
+)
 from freehold.errors import StoreError, UsageError
 
 RAW = {
@@ -135,6 +146,21 @@ def test_a_licence_names_its_repositories_whole_and_each_belongs_to_one():
             owners.setdefault(repository.lower(), set()).add(one.id)
     assert not {name for name in owners if "*" in name}
     assert not {name: ids for name, ids in owners.items() if len(ids) > 1}
+
+
+def test_a_publishers_tag_names_a_known_licence_and_a_repository_that_nothing_else_names():
+    known = {one.id for one in catalog.licences()}
+    named = {name.lower() for one in catalog.licences() for name in one.covers}
+    assert set(_tags().names.values()) <= known
+    assert not _tags().names.keys() & named
+    assert not _tags().names.keys() & {m.id.lower() for m in catalog.models()}
+
+
+def test_a_licence_known_by_its_tag_alone_says_so():
+    found = covering("openai/gpt-oss-safeguard-20b")
+    assert found is not None and found.id == "Apache-2.0"
+    assert "tags on the hub" in tag_source("openai/gpt-oss-safeguard-20b")
+    assert tag_source("Qwen/Qwen1.5-4B") == ""
 
 
 def test_what_a_licence_covers_agrees_with_the_entry_of_the_same_model():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from freehold import catalog
-from freehold.catalog.licence import Licence, covering, find, serving, suggestions, unpacked
+from freehold.catalog.licence import Licence, covering, find, serving, suggestions, tag_source, unpacked
 from freehold.catalog.model import Model
 from freehold.catalog.spelling import spelled
 from freehold.errors import ModelNotFound, UsageError
@@ -73,7 +73,7 @@ def _elsewhere(text: str) -> Subject | None:
     an API.
     """
     if (found := covering(text)) is not None:
-        return Subject(text, found.id, source=_covers(found))
+        return Subject(text, found.id, source=tag_source(text) or _covers(found))
     if family := spelled(text, catalog.models()):
         return _family(text, family)
     if (plain := unpacked(text)) != text:

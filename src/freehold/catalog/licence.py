@@ -1,6 +1,7 @@
 """Licences as data: one entry per text and version, each term with its clause, our wording and a source.
 
-Holds no licence's text: it names where the text is and the digest of the copy that was read. Judges nothing;
+Holds no licence's text: it names where the text is and the digest of the copy that was read. Repositories are named
+by the licences and in data/repositories.toml, whole, never by a pattern. Judges nothing;
 what a term means for somebody is advisor.verdict's. Terms not restated are those of the entry it `extends`.
 Path: catalog.licence(text) -> licences -> data/licences/*.toml -> Licence.
 """
@@ -160,8 +161,21 @@ def suggestions(text: str) -> list[str]:
 
 
 def covering(model_id: str) -> Licence | None:
-    """Return the licence that names this repository, by its id or its last part alone."""
+    """Return the licence of a repository outside the catalogue, by its id or its last part alone.
+
+    A licence's own list comes before the publisher's tag.
+    """
     return _covered().get(model_id.strip().lower())
+
+
+def tag_source(model_id: str) -> str:
+    """Return what a repository's licence was read from where that is its publisher's tag alone; else nothing."""
+    found = _tags()
+    return (
+        f"{found.source} (checked {found.checked.isoformat()})"
+        if model_id.strip().lower() in found.names
+        else ""
+    )
 
 
 def serving(name: str) -> Licence | None:
@@ -261,10 +275,35 @@ def _one_of(label: str, key: str, value: str, known: tuple[str, ...]) -> None:
         raise StoreError(f"{label}: {key} = {value!r} is none of {', '.join(known)}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Tags:
+    """Repositories by their publisher's own licence tag: lower-case names and the licence's identifier."""
+
+    names: dict[str, str]
+    source: str
+    checked: date
+
+
+@cache
+def _tags() -> _Tags:
+    path = resources.files("freehold.catalog").joinpath("data", "repositories.toml")
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    source, checked = data.pop("source"), data.pop("checked")
+    names = {
+        f"{publisher}/{name}".lower(): identifier
+        for identifier, publishers in data.items()
+        for publisher, listed in publishers.items()
+        for name in listed
+    }
+    return _Tags(names, source, checked)
+
+
 @cache
 def _covered() -> dict[str, Licence]:
-    """Map every repository that a licence names to it, and its last part where that is not shared."""
-    whole = {name.lower(): one for one in licences() for name in one.covers}
+    """Map every repository that a licence or a tag names to its licence, and its last part where that is not shared."""
+    by_id = {one.id: one for one in licences()}
+    whole = {name: by_id[identifier] for name, identifier in _tags().names.items()}
+    whole |= {name.lower(): one for one in licences() for name in one.covers}
     tails: dict[str, set[str]] = {}
     for name, one in whole.items():
         tails.setdefault(name.rpartition("/")[2], set()).add(one.id)
