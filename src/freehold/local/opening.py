@@ -143,7 +143,7 @@ def open_model(
         default_sampling=opened.sampling,
         weight_bytes=sum(sum(m.type_bytes.values()) for m in (loaded, draft_model) if m is not None),
         load_s=time.perf_counter() - started,
-        notes=(*loaded.notes, *_template_notes(opened.template)),
+        notes=(*ref.notes, *loaded.notes, *_template_notes(opened.template)),
         overlay=ref.overlay,
         pooling=opened.pooling,
     )

@@ -40,6 +40,7 @@ class ModelRef:
     files: tuple[Path, ...]
     extras: Mapping[str, Path] = field(default_factory=dict)
     overlay: Overlay | None = None
+    notes: tuple[str, ...] = ()  # what the user should know before it is loaded
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values under stable names."""
@@ -153,6 +154,6 @@ def restat(file: HeldFile) -> HeldFile:
 def _plain(value: ModelRef | Listed | Removed) -> dict[str, Any]:
     plain: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(value).items()}
     if isinstance(value, ModelRef):
-        plain["files"] = [str(p) for p in value.files]
+        plain["files"], plain["notes"] = [str(p) for p in value.files], list(value.notes)
         plain["extras"] = {k: str(p) for k, p in value.extras.items()}
     return plain

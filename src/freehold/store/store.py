@@ -42,6 +42,7 @@ from freehold.store.records import (
     root_of,
 )
 from freehold.store.refs import LATEST, Ref, parse_ref, slug
+from freehold.store.replaced import dated, is_touched, notes_of, verified
 
 UPLOADED = "blob-"  # begins the name of a file that was sent to a server; its digest follows
 _PENDING = "pull.json"  # what an unfinished pull is after, so that list and rm can name it
@@ -90,9 +91,13 @@ class Store:
         if manifest is None or self._state(manifest) == "vanished":
             manifest = self._fetch(parsed, on_event, started)
         else:
-            if manifest.owner != "freehold":
+            if manifest.owner == "freehold":
+                manifest = verified(manifest, self._folder(manifest))
+            else:
                 where = f"{manifest.owner} at {root_of(manifest, self._folder(manifest))}"
                 on_event(Note(manifest.name, f"held by {where}: referenced in place, not copied"))
+                if self._state(manifest) == "changed":
+                    manifest = replace(manifest, files=tuple(restat(f) for f in manifest.files))
             self._forget(manifest, forgotten=False)
             on_event(self._finished(manifest, 0, started))
         return self._used(manifest)
@@ -105,7 +110,8 @@ class Store:
             held = HeldFile("model.gguf", file.stat().st_size, sha256)
             folder.mkdir(parents=True, exist_ok=True)
             file.replace(folder / held.path)
-            manifest = Manifest(name, "gguf", "freehold", f"sent: sha256:{sha256}", (held,), _now())
+            files = dated((held,), folder)
+            manifest = Manifest(name, "gguf", "freehold", f"sent: sha256:{sha256}", files, _now())
             write_manifest(folder, manifest)
         return model_ref(manifest, folder)
 
@@ -209,7 +215,7 @@ class Store:
         return self.models / slug(manifest.name)
 
     def _state(self, manifest: Manifest) -> State:
-        """Compare the record with the disk: sizes for our own files, times too for others'."""
+        """Compare the record with the disk: sizes and times."""
         state: State = "ready"
         for file in manifest.files:
             try:
@@ -218,19 +224,26 @@ class Store:
                 return "vanished"
             if stat.st_size != file.bytes:
                 state = "vanished" if manifest.owner == "freehold" else "changed"
-            elif file.mtime_ns and stat.st_mtime_ns != file.mtime_ns:
+            elif is_touched(file, stat.st_mtime_ns, manifest.created):
                 state = "changed"
         return state
 
     def _used(self, manifest: Manifest) -> ModelRef:
-        """Note the use and hand the model out; a foreign file that changed loses its stale digest."""
-        folder = self._folder(manifest)
-        if self._state(manifest) == "changed":
-            manifest = replace(manifest, files=tuple(restat(f) for f in manifest.files))
+        """Note the use and hand the model out. A file that changed loses its stale digest, and a note says so.
+
+        Raises StoreError for a file of ours that was replaced.
+        """
+        folder, notes = self._folder(manifest), ()
+        found = manifest
+        if manifest.owner == "freehold":
+            found = manifest = verified(manifest, folder)
+        elif self._state(manifest) == "changed":  # the record stays, and so does the note, until it is pulled
+            notes = notes_of(manifest)
+            found = replace(manifest, files=tuple(restat(f) for f in manifest.files))
         with suppress(OSError):  # a read-only home still serves its models; only `last_used` is lost
             folder.mkdir(parents=True, exist_ok=True)
             write_manifest(folder, replace(manifest, last_used=_now()), durable=False)
-        return model_ref(manifest, folder)
+        return replace(model_ref(found, folder), notes=notes)
 
     def _register(self, path: Path) -> Manifest:
         """Record a file of the user's own under its stem, so that `list` shows it; it stays where it is."""
@@ -357,7 +370,7 @@ class Store:
             kind=plan.kind,
             owner="freehold",
             source=plan.source,
-            files=files,
+            files=dated(files, folder),
             created=_now(),
             licence=plan.licence,
             detail=plan.detail,
@@ -460,13 +473,19 @@ def _known_digests(parsed: Ref) -> set[str]:
 
 
 def _vanished(manifest: Manifest, folder: Path) -> StoreError:
-    missing = next(
-        (f.path for f in manifest.files if not (folder / f.path).is_file()), manifest.files[0].path
-    )
-    return StoreError(
-        f"{manifest.name}: file vanished: {folder / missing} (owner: {manifest.owner})",
-        f"freehold pull {manifest.name} fetches it again, freehold rm {manifest.name} forgets it",
-    )
+    """Name the first file that is missing, or has another size than the record says."""
+    hint = f"freehold pull {manifest.name} fetches it again, freehold rm {manifest.name} forgets it"
+    for file in manifest.files:
+        path = folder / file.path
+        if not path.is_file():
+            return StoreError(f"{manifest.name}: file vanished: {path} (owner: {manifest.owner})", hint)
+        if (size := path.stat().st_size) != file.bytes:
+            return StoreError(
+                f"{manifest.name}: {path} has {size:,} bytes and not the {file.bytes:,} that came: it was cut off "
+                "or replaced",
+                hint,
+            )
+    return StoreError(f"{manifest.name}: its files cannot be read", hint)
 
 
 def _readable(folder: Path) -> Manifest | None:

@@ -8,6 +8,7 @@ Path: server -> Models.use -> Served; Served -> Models._admit -> Open
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ LEAST_CACHE = 64 << 20  # a model is not worth loading with less
 # Of what memory is left once the weights are in: the cache of the first model takes half, of the next half of
 # the rest. Pages of it count as soon as they are reserved here, though the kernel gives them when first used.
 CACHE_SHARE = 0.5
+
+log = logging.getLogger("freehold.worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +270,8 @@ class Models:
         if served.name in self._scripts:
             return Open(PROTOCOL, __version__, None, script=self._scripts[served.name])
         ref = await self._found(served.name)
+        for note in ref.notes:
+            log.warning("%s", note)
         draft = await self._draft(ref)
         lent = {name: path for name, path in self._lent.get(served.name, {}).items() if path.exists()}
         adapters = {**self._adapters.get(served.name, {}), **lent}
