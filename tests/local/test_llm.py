@@ -256,6 +256,12 @@ def test_packed_weights_are_mapped_the_second_time(path: Path, tmp_path: Path):
         assert second.generate("abc", max_tokens=8, seed=1).token_ids == answer
 
 
+def test_what_the_store_says_of_a_file_is_among_the_notes(path: Path):
+    ref = ModelRef("t", path, "gguf", "", 1, "user", "", "", (path,), notes=("t: it was replaced",))
+    with open_model(ref, context=64, threads=1) as llm:
+        assert llm.info.notes[0] == "t: it was replaced"
+
+
 def test_packed_weights_that_find_no_room_are_noted(path: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
     ref = ModelRef("tiny", path, "gguf", "d" * 64, path.stat().st_size, "user", "", "", (path,))
