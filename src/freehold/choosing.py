@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from freehold.advisor.advice import Advice, Placer
     from freehold.advisor.anatomy import Anatomy
     from freehold.advisor.facts import Facts
-    from freehold.advisor.fit import Fit, Misfit
+    from freehold.advisor.fit import Fit, Misfit, Place
     from freehold.advisor.places import Load
     from freehold.advisor.sizing import Sizing
     from freehold.advisor.verdict import Verdict
+    from freehold.catalog.model import Structure
 
 
 def advise(
@@ -111,10 +112,10 @@ def fit(
     published. Raises ModelNotFound with the nearest names, UsageError for an unknown quantisation, hardware or engine.
     """
     from freehold.advisor.fit import fit as fitted
-    from freehold.advisor.fit import place_here, place_on
+    from freehold.advisor.fit import place_on
 
     settings = settings or load_settings()
-    place = place_on(catalog.rig(on), engine) if on else place_here(settings)
+    place = place_on(catalog.rig(on), engine) if on else here(settings)
     return fitted(weighed(settings, model, quant), place, context)
 
 
@@ -157,6 +158,7 @@ def hardware(
         pace=sizing.PACE if min_speed is None else min_speed,
         quant=quants.mix(quant).name if quant else "",
         engine=engines.engine(engine).name if engine else "",
+        refuses=refusal,
     )
 
 
@@ -178,6 +180,20 @@ def license(name: str, *, merge: Sequence[str] = (), taught_by: Sequence[str] = 
 
 def _names(given: Sequence[str]) -> Sequence[str]:
     return (given,) if isinstance(given, str) else given
+
+
+def here(settings: Settings) -> Place:
+    """Return this machine with our own engine, which says by its registry what it does not run."""
+    from freehold.advisor.fit import place_here
+
+    return place_here(settings, refusal)
+
+
+def refusal(asked: Structure) -> str:
+    """Return why our engine does not run a model of such a structure; empty: it does."""
+    from freehold.models.loader import refusal as registered
+
+    return registered(asked)
 
 
 def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:
@@ -211,7 +227,6 @@ def _placer(
     settings: Settings, hardware: str, engine: str, budget: float | None, speed: float, load: Load
 ) -> Placer:
     from freehold.advisor import places
-    from freehold.advisor.fit import place_here
 
     if budget is not None and not 0 <= budget <= MOST_DOLLARS:
         raise UsageError(f"a budget of {budget:g} dollars a month is not within 0..{MOST_DOLLARS:,}")
@@ -223,11 +238,11 @@ def _placer(
             raise UsageError(
                 f"{rig.name} is {said}, beyond a budget of {budget:g}", "leave out one of the two"
             )
-        return places.on_rigs([rig], engine, speed, load)
+        return places.on_rigs([rig], engine, speed, load, refusal)
     if budget is not None:
-        return places.on_rigs(places.rented_for(budget), engine, speed, load)
+        return places.on_rigs(places.rented_for(budget), engine, speed, load, refusal)
     if engine not in ("", "freehold"):
         raise UsageError(
             f"the engine {engine} needs named hardware: --on", "here it is Freehold's own engine"
         )
-    return places.here(place_here(settings), files_held(settings), load)
+    return places.here(here(settings), files_held(settings), load)

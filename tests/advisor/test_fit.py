@@ -15,13 +15,13 @@ from freehold.advisor.anatomy import Anatomy, Part, from_catalogue, in_quant
 from freehold.advisor.calibration import History
 from freehold.advisor.fit import Fit, Misfit, Place, observed, place_here, place_on
 from freehold.advisor.machine import Machine, Rates
-from freehold.catalog.model import Layers
+from freehold.catalog.model import Layers, Structure
 from freehold.config import load_settings
 from freehold.engine.budget import MAX_ROWS
 from freehold.engine.capacity import ROOMS, SLOT_SHARE, CacheBytes, KvType
 from freehold.engine.slots import quota
 from freehold.errors import UsageError
-from freehold.models.loader import FAMILIES, runs
+from freehold.models.loader import refusal
 
 GB = 10**9
 RATES = Rates(read_gb_s=40.0, int8_gops=1000.0)
@@ -107,15 +107,22 @@ def test_what_is_asked_has_limits():
         fits.fit(SMALL, here(), 40000)
     with pytest.raises(UsageError, match="0 tokens"):
         fits.fit(SMALL, here(), 0)
-    refused = fits.fit(replace(SMALL, architecture="qwen3moe"), here())
+    refused = fits.fit(replace(SMALL, architecture="qwen3moe"), replace(here(), refuses=refusal))
     assert isinstance(refused, Misfit)
     assert "qwen3moe" in refused.reason
 
 
-def test_architectures_are_those_that_the_engine_runs():
-    made = {f.gguf_architecture for f in FAMILIES if not f.encoder}
-    assert made <= ours.ARCHITECTURES
-    assert all(runs(name) for name in ours.ARCHITECTURES)
+def test_what_runs_here_is_asked_of_the_engines_registry():
+    asked = []
+
+    def nothing(structure: Structure) -> str:
+        asked.append(structure)
+        return "not today"
+
+    refused = fits.fit(SMALL, replace(here(), refuses=nothing))
+    assert isinstance(refused, Misfit) and refused.reason == "not today"
+    assert asked == [SMALL.structure]
+    assert isinstance(fits.fit(SMALL, replace(here(), refuses=lambda _: "")), Fit)
 
 
 def test_runs_here_move_the_figure_and_narrow_its_bounds():
@@ -164,7 +171,7 @@ def test_named_hardware_is_the_other_engines_roofline():
 
 def test_this_machine_is_a_place(tmp_path: Path):
     settings = replace(load_settings({"FREEHOLD_HOME": str(tmp_path)}), home=tmp_path)
-    place = place_here(settings, measure=False)
+    place = place_here(settings, refusal, measure=False)
     assert place.machine is not None
     assert not place.machine.rates.measured
     assert place.free > 0

@@ -39,6 +39,7 @@ GQA = {
     "Qwen/Qwen2.5-72B-Instruct": 80 * 8 * 256 * 2,
     "Qwen/Qwen1.5-MoE-A2.7B-Chat": 24 * 16 * 256 * 2,
     "Qwen/Qwen3-8B": 36 * 8 * 256 * 2,
+    "jinaai/jina-embeddings-v5-text-small": 28 * 8 * 256 * 2,
     "Qwen/Qwen3-235B-A22B": 94 * 4 * 256 * 2,
     "microsoft/phi-4": 40 * 10 * 256 * 2,
     "microsoft/Phi-3.5-MoE-instruct": 32 * 8 * 256 * 2,
@@ -58,6 +59,8 @@ GQA = {
     "mistralai/Mistral-Medium-3.5-128B": 88 * 8 * 256 * 2,
     # linear attention on 3 layers of 4, of a state whose size is not known
     "upstage/Solar-Open2-250B": 12 * 8 * 256 * 2,
+    # attention on 49 blocks of 80, by its block_configs
+    "nvidia/Llama-3_3-Nemotron-Super-49B-v1": 49 * 8 * 256 * 2,
     "sentence-transformers/all-MiniLM-L6-v2": 0,
 }
 # full layers, window layers; both keep the first token, only the full ones a late one

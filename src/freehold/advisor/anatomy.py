@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freehold.catalog import quants
-from freehold.catalog.model import Layers, Model, kept_bytes, recurrent_bytes
+from freehold.catalog.model import Layers, Model, Structure, kept_bytes, recurrent_bytes
 from freehold.errors import BadModelFile, UsageError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Anatomy:
     vocab: int = 0
     queries: int = 0  # query heads x their width, of a layer with attention; 0: not known
     kv_bytes: int = 0  # published cache bytes per token at 16 bits, where `layers` are not known
+    role: str = "generator"  # as the catalogue has it; a file does not say
     exact: bool = False
     path: Path | None = None
 
@@ -81,6 +82,12 @@ class Anatomy:
     def head_weights(self) -> int:
         """Weights of the head alone, which a prompt needs for its last token only."""
         return round(sum(p.weights for p in self.parts if p.role == "head"))
+
+    @property
+    def structure(self) -> Structure:
+        """What an engine is asked by whether it runs this model."""
+        kinds = frozenset(g.kind for g in self.layers)
+        return Structure(self.architecture, kinds, any(p.role == "experts" for p in self.parts), self.role)
 
     @property
     def depth(self) -> int:
@@ -154,6 +161,7 @@ def from_catalogue(model: Model, quant: str) -> Anatomy:
         vocab=model.vocab,
         queries=model.hidden,  # most models' heads are together as wide as they are
         kv_bytes=model.kv_bytes,
+        role=model.role,
     )
 
 
@@ -367,6 +375,20 @@ def _config_head_dim(keys: _Keys) -> int:
     return keys.number("head_dim") or (keys.number("hidden_size") // heads if heads else 0)
 
 
+# Architectures that read whole texts and keep nothing of them, by GGUF's names and config.json's.
+_ENCODERS = frozenset(
+    (
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "distilbert",
+        "mpnet",
+        "nomic-bert",
+        "nomic_bert",
+        "jina-bert-v2",
+        "modernbert",
+    )
+)
 # Architectures in which only every so many layers see all positions, where files do not say which.
 _EVERY = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "llama4": 4, "olmo2": 4}
 _RECURRENT = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}
@@ -375,6 +397,8 @@ _RECURRENT = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}
 def _gguf_layers(architecture: str, meta: _Keys) -> tuple[Layers, ...]:
     """Group an architecture's layers by what they keep, by a GGUF's keys."""
     depth = meta.number("block_count")
+    if architecture in _ENCODERS:
+        return (Layers("plain", depth),)
     if latent := meta.number("attention.kv_lora_rank"):
         return (Layers("latent", depth, latent=latent, rope=meta.number("rope.dimension_count")),)
     head_dim = _head_dim(meta)
@@ -408,6 +432,8 @@ def _recurrent(meta: _Keys, architecture: str) -> Layers:
 def _config_layers(keys: _Keys) -> tuple[Layers, ...]:
     """Group layers by what they keep, by the keys of a config.json."""
     depth = keys.number("num_hidden_layers")
+    if keys.get("model_type") in _ENCODERS:
+        return (Layers("plain", depth),)
     if latent := keys.number("kv_lora_rank"):
         return (Layers("latent", depth, latent=latent, rope=keys.number("qk_rope_head_dim")),)
     kv_heads = keys.number("num_key_value_heads", "num_attention_heads")

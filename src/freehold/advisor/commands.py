@@ -1,7 +1,8 @@
 """The line that runs a model on an engine; where none is known to run, the reason.
 
 A line is given for files that are known to be there: a repository of GGUFs with that quantisation, the weights as
-published, or what an engine makes of them while it loads. Knows no memory and no speed.
+published, or what an engine makes of them while it loads. Knows no memory, no speed, and not what our engine runs:
+places asks for models that it does.
 Path: places, cli/fit -> line -> Line
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from freehold.advisor.ours import ARCHITECTURES
 from freehold.catalog.model import Model
 
 _FLOAT = ("BF16", "F16")
@@ -54,9 +54,6 @@ def gguf(model: Model, quant: str = "") -> str:
 
 
 def _ours(model: Model, quant: str, context: int, held: str) -> Line:
-    if model.architecture not in ARCHITECTURES:
-        shown = model.architecture or "which is not known"
-        return Line("", f"Freehold's engine does not run its architecture, {shown}")
     room = f" --context {context}" if context else ""
     repo = gguf(model, quant)
     own = model.id if model.hub and quant in published(model) else ""

@@ -1,6 +1,6 @@
 """Whether a model fits somewhere, and how fast it answers there.
 
-    place = place_here(settings)                 # this machine, our own engine; calibrated by what ran here
+    place = place_here(settings, refuses)        # this machine, our own engine; calibrated by what ran here
     place = place_on(catalog.rig("2xh100"))      # named hardware; engine "" is the fastest that runs the model
     found = fit(anatomy, place, context)         # Fit, or Misfit with .reason and .hint
     if isinstance(found, Fit): found.memory, found.longest, found.load_s, found.prefill, found.decode
@@ -21,6 +21,7 @@ from freehold.advisor.anatomy import Anatomy
 from freehold.advisor.calibration import Correction, History, Run
 from freehold.advisor.interval import Interval
 from freehold.advisor.machine import Cost, Machine, Rates
+from freehold.advisor.ours import Refuses
 from freehold.catalog.hardware import Rig
 from freehold.config import Settings
 from freehold.errors import UsageError
@@ -45,6 +46,7 @@ class Place:
     machine: Machine | None = None
     history: History | None = None  # what ran here before
     rig: Rig | None = None
+    refuses: Refuses | None = None  # of this machine: what our engine does not run, by its registry
 
     @property
     def free(self) -> int:
@@ -99,12 +101,14 @@ class Misfit:
     hint: str
 
 
-def place_here(settings: Settings, *, measure: bool = True) -> Place:
-    """Return this machine with our own engine; it is measured if it never was and `measure` allows it."""
+def place_here(settings: Settings, refuses: Refuses, *, measure: bool = True) -> Place:
+    """Return this machine with our own engine; it is measured if it never was and `measure` allows it.
+
+    `refuses` asks the engine's registry, which this room does not know: choosing.here gives it.
+    """
     machine = machines.here(settings.home, measure=measure)
-    return Place(
-        "this machine", OURS, machine, calibration.read(settings.home, machines.name_here(), machine.rates)
-    )
+    history = calibration.read(settings.home, machines.name_here(), machine.rates)
+    return Place("this machine", OURS, machine, history, refuses=refuses)
 
 
 def place_on(rig: Rig, engine: str = "") -> Place:
@@ -140,9 +144,7 @@ def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bo
     memory = _memory(anatomy, context, kv_type)
     longest = _longest(anatomy, lambda n: _memory(anatomy, n, kv_type).total <= machine.free * CACHE_SHARE)
     misfit = Misfit(anatomy, place, OURS, context, memory, longest, "", "")
-    if anatomy.architecture not in ours.ARCHITECTURES:
-        shown = anatomy.architecture or "of this model, which nobody told,"
-        reason = f"Freehold's engine does not run the architecture {shown} yet"
+    if place.refuses is not None and (reason := place.refuses(anatomy.structure)):
         return replace(misfit, reason=reason, hint="--on HARDWARE says how other engines do")
     if memory.total > machine.free * CACHE_SHARE:
         return replace(misfit, **_too_large(memory, machine.free, context, longest))

@@ -10,13 +10,14 @@ Path: fit.fit -> footprint, decode_cost, prefill_cost, load_s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from freehold.advisor.anatomy import Anatomy, Part
 from freehold.advisor.machine import Cost
+from freehold.catalog.model import Structure
 
-# GGUF's names of what the engine runs and makes text with, and config.json's where they differ
-ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text"})
+Refuses = Callable[[Structure], str]  # why our engine does not run such a model; empty: it does
 BLOCK = 32  # tokens of a cache block
 ROWS = 512  # rows of a step at most
 SLOT_SHARE, ROOMS = 4, 2  # window layers hold one slot for so many blocks, and so many quotas at least

@@ -19,7 +19,7 @@ from freehold.advisor.engines import Engine, engines
 from freehold.advisor.engines import engine as engine_called
 from freehold.advisor.fit import CACHE_SHARE, OURS, Fit, Misfit, Place, fit
 from freehold.advisor.interval import Interval
-from freehold.advisor.ours import ARCHITECTURES
+from freehold.advisor.ours import Refuses
 from freehold.advisor.ownership import HOURS
 from freehold.catalog import quants
 from freehold.catalog.hardware import Rig, devices
@@ -52,8 +52,8 @@ def here(place: Place, held: Mapping[str, Path], load: Load = ALONE) -> Placer:
         anatomy = from_file(held[model.id]) if model.id in held else from_catalogue(model, quant_of(model))
         found = fit(anatomy, place, context)
         if isinstance(found, Misfit):
-            rule = "memory" if anatomy.architecture in ARCHITECTURES else "engine"
-            return Refusal(rule, found.reason)
+            unfit = place.refuses is not None and place.refuses(anatomy.structure)
+            return Refusal("engine" if unfit else "memory", found.reason)
         if why := _crowded(found, load.users):
             return Refusal("users", why)
         name = model.name or str(held[model.id]) if model.id in held else ""
@@ -116,11 +116,14 @@ def rented_for(budget: float) -> list[Rig]:
     return sorted(found, key=month_of)
 
 
-def on_rigs(rigs: Sequence[Rig], engine: str, speed: float, load: Load = ALONE) -> Placer:
+def on_rigs(
+    rigs: Sequence[Rig], engine: str, speed: float, load: Load = ALONE, refuses: Refuses | None = None
+) -> Placer:
     """Return a Placer over hardware: the first rig on which a model fits and reaches `speed` tokens a second.
 
     `engine` empty: whichever answers fastest. What a command is known for goes before what has none. Where no rig
-    reaches the speed, the fastest placement is the answer.
+    reaches the speed, the fastest placement is the answer. `refuses` says what our own engine does not run; of
+    others' architectures nothing is known.
     Raises UsageError for an engine that nobody knows or that runs on none of the rigs.
     """
     chosen = (engine_called(engine),) if engine else engines()
@@ -132,9 +135,11 @@ def on_rigs(rigs: Sequence[Rig], engine: str, speed: float, load: Load = ALONE) 
 
     def place(model: Model, context: int) -> Placement | Refusal:
         found: list[Placement] = []
-        why = Refusal("memory", "")
-        for rig in rigs:
-            for one in _on(model, context, rig, chosen, load):
+        refused = refuses(model.structure) if refuses else ""
+        able = tuple(e for e in chosen if e.name != OURS or not refused)
+        why = Refusal("memory", "") if able else Refusal("engine", refused)
+        for rig in rigs if able else ():
+            for one in _on(model, context, rig, able, load):
                 if isinstance(one, Refusal):
                     why = one
                 elif one.decode.mid >= speed and one.command:
@@ -153,7 +158,7 @@ def _on(
     """Yield a model's placements on a rig, what rounds least first; or once why there is none."""
     why, fits = Refusal("memory", f"no engine reads it on {rig.name}"), False
     for quant in quants_of(model):
-        able = tuple(e for e in chosen if runs(e, model, quant, rig))
+        able = tuple(e for e in chosen if e.reads(quant, rig.device) and e.runs_on(rig.device))
         if not able:
             continue
         work = from_catalogue(model, quant)
@@ -170,12 +175,6 @@ def _on(
                 yield made
     if not fits:
         yield why
-
-
-def runs(engine: Engine, model: Model, quant: str, rig: Rig) -> bool:
-    """Say whether an engine runs a model there at all; of others' architectures nothing is known."""
-    known = engine.name != OURS or model.architecture in ARCHITECTURES
-    return known and engine.reads(quant, rig.device) and engine.runs_on(rig.device)
 
 
 def _placement(

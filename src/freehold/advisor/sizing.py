@@ -14,8 +14,10 @@ from freehold.advisor import roofline
 from freehold.advisor.anatomy import from_catalogue
 from freehold.advisor.commands import Line, line
 from freehold.advisor.engines import Engine, engines
+from freehold.advisor.fit import OURS
 from freehold.advisor.interval import Interval
-from freehold.advisor.places import Load, quants_of, runs
+from freehold.advisor.ours import Refuses
+from freehold.advisor.places import Load, quants_of
 from freehold.catalog.hardware import Device, Money, Rig, devices
 from freehold.catalog.model import Model
 from freehold.errors import UsageError
@@ -72,11 +74,19 @@ class Sizing:
 
 
 def size(
-    model: Model, load: Load, *, context: int, pace: float = PACE, quant: str = "", engine: str = ""
+    model: Model,
+    load: Load,
+    *,
+    context: int,
+    pace: float = PACE,
+    quant: str = "",
+    engine: str = "",
+    refuses: Refuses | None = None,
 ) -> Sizing:
     """Size hardware for `load`, each conversation of `context` tokens and at least `pace` tokens a second.
 
-    `quant`, `engine` empty: any. Raises UsageError for numbers that cannot be, and a context beyond the model's.
+    `quant`, `engine` empty: any; `refuses` says what our own engine does not run. Raises UsageError for numbers that
+    cannot be, and a context beyond the model's.
     """
     if model.role != "generator":
         raise UsageError(
@@ -90,8 +100,10 @@ def size(
         )
     options: list[Option] = []
     failures: list[Failure] = []
+    ours = not (refuses and refuses(model.structure))
+    chosen = [e for e in engines() if engine in ("", e.name) and (ours or e.name != OURS)]
     for device in devices():
-        found = _least(model, device, load, context, pace, quant, engine)
+        found = _least(model, device, load, context, pace, quant, chosen)
         if isinstance(found, Option):
             options.append(found)
         elif found is not None:
@@ -112,13 +124,13 @@ def _cost(option: Option) -> tuple[bool, float, float, int]:
 
 
 def _least(
-    model: Model, device: Device, load: Load, context: int, pace: float, quant: str, engine: str
+    model: Model, device: Device, load: Load, context: int, pace: float, quant: str, chosen: Sequence[Engine]
 ) -> Option | Failure | None:
     """Return the fewest devices that do, of those for which a command is known if there are any.
 
     Where none do, the most that were tried and why not; None: no engine runs there.
     """
-    able = [e for e in engines() if e.runs_on(device) and engine in ("", e.name)]
+    able = [e for e in chosen if e.runs_on(device)]
     if not able:
         return None
     bare: Option | None = None
@@ -151,7 +163,7 @@ def _tried(
     model: Model, rig: Rig, quant: str, engine: Engine, load: Load, context: int, pace: float
 ) -> Option | str:
     """Return the option, or why this engine with this quantisation does not do."""
-    if not runs(engine, model, quant, rig):
+    if not engine.reads(quant, rig.device):
         return f"{engine.title} does not read {quant} there"
     work = from_catalogue(model, quant)
     placed = roofline.place(work, rig, engine, context)

@@ -81,6 +81,16 @@ def recurrent_bytes(layers: Iterable[Layers]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Structure:
+    """What decides whether an engine's code fits a model: its architecture alone does not."""
+
+    architecture: str  # GGUF's name for it, or config.json's model_type
+    kinds: frozenset[str] = frozenset()  # of its layers; empty: not known
+    experts: bool = False
+    role: str = "generator"
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """A published result: `value` in per cent, `setting` as the source words it (shots, base or chat)."""
 
@@ -156,6 +166,12 @@ class Model:
         """nano, micro, small, medium, large or xl, by all parameters; empty if their number is not known."""
         fitting = [tier for tier, least in TIERS.items() if self.params_b >= least]
         return fitting[-1] if self.params_b else ""
+
+    @property
+    def structure(self) -> Structure:
+        """What an engine is asked by whether it runs this model."""
+        kinds = frozenset(g.kind for g in self.layers)
+        return Structure(self.architecture, kinds, self.kind == "moe", self.role)
 
     @property
     def countries(self) -> tuple[str, ...]:

@@ -350,11 +350,12 @@ def _try(settings: Settings, model: Model, place: Placement, sample: str, *, qui
 
 def _foreseen_now(settings: Settings, model: Model, place: Placement) -> Interval:
     """Foresee the speed again from rates measured now: others may share the machine, and a guest's clock changes."""
-    from freehold.advisor.fit import Fit, fit, place_here
+    from freehold.advisor.fit import Fit, fit
     from freehold.advisor.machine import rates_now
+    from freehold.choosing import here as this_machine
     from freehold.choosing import weighed
 
-    here = place_here(settings)
+    here = this_machine(settings)
     assert here.machine is not None  # it is this machine
     then = replace(here, machine=replace(here.machine, rates=rates_now()))
     found = fit(weighed(settings, model.name or model.id), then, place.context)

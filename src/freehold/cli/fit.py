@@ -110,7 +110,9 @@ def _place(settings: Settings, hardware: str, engine: str, *, measure: bool) -> 
 
         for _ in range(machine.FIRST):
             machine.measured(settings.home)
-    return fits.place_here(settings)
+    from freehold.choosing import here
+
+    return here(settings)
 
 
 def _anatomies(held: Anatomy | None, known: Model | None, quant: str, place: Place) -> list[Anatomy]:

@@ -133,14 +133,14 @@ def held_or_fetched(store: Store, model: str) -> ModelRef:
 def check_runs(model: str) -> None:
     """Raise ModelNotFound for a name that is none, UnsupportedModel for one of an architecture we do not run."""
     from freehold import catalog
-    from freehold.models.loader import check_architecture
+    from freehold.models.loader import check_structure
     from freehold.store.refs import parse_ref
 
     if parse_ref(model).kind != "name":  # of a hub reference or URL the file itself will tell
         return
     known = catalog.facts(catalog.find(model))
     if known and known.architecture:
-        check_architecture(known.architecture)
+        check_structure(known.structure)
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:

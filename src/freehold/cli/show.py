@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from freehold import catalog
+from freehold.catalog.model import Structure
 from freehold.cli.facts import facts_json, facts_lines
 from freehold.cli.shared import json_option, pairs
 from freehold.config import Settings
@@ -74,7 +75,7 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
     chats = not _is_encoder(architecture)
     return {
         "architecture": architecture,
-        "runs": _runs(architecture),
+        "runs": _runs(Structure(architecture, experts=any(_of_expert(t.name) for t in tensors))),
         "parameters": sum(math.prod(t.shape) for t in tensors),
         "quantisation": [
             {"type": t, "bytes": n, "share": round(n / total, 4)} for t, n in by_type.most_common()
@@ -85,6 +86,10 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
     }
 
 
+def _of_expert(name: str) -> bool:
+    return "exps." in name or ".experts." in name
+
+
 def _is_encoder(architecture: str) -> bool:
     """Say whether the architecture makes embeddings alone."""
     from freehold.models.loader import FAMILIES
@@ -92,10 +97,10 @@ def _is_encoder(architecture: str) -> bool:
     return any(f.encoder for f in FAMILIES if f.gguf_architecture == architecture)
 
 
-def _runs(architecture: str) -> bool:
-    from freehold.models.loader import runs
+def _runs(asked: Structure) -> bool:
+    from freehold.models.loader import refusal
 
-    return runs(architecture)
+    return not refusal(asked)
 
 
 def _gguf_facts(file: GGUFFile) -> tuple[str, int, str]:
@@ -144,7 +149,7 @@ def _from_catalogue(text: str) -> dict[str, Any]:
         "model": known.id,
         "note": entry.note if entry else "",
         "architecture": known.architecture,
-        "runs": _runs(known.architecture),
+        "runs": _runs(known.structure),
         "parameters": round(known.params_b * 1e9),
         "context": known.context,
         "bytes": entry.bytes if entry else 0,

@@ -234,11 +234,12 @@ def _plain(q: Quality) -> dict[str, Any]:
 
 def _speed_here(settings: Settings, card: dict[str, Any]) -> Speed:
     """Foresee a model here, and look up what its runs here measured."""
-    from freehold.advisor.fit import fit, model_key, place_here
+    from freehold.advisor.fit import fit, model_key
+    from freehold.choosing import here as this_machine
     from freehold.choosing import weighed
 
     try:
-        anatomy, place = weighed(settings, card["name"]), place_here(settings)
+        anatomy, place = weighed(settings, card["name"]), this_machine(settings)
         most = min(_CONTEXT, anatomy.context or _CONTEXT)
         past = place.history.runs if place.history else ()
         mine = tuple(r for r in past if r.model == model_key(anatomy))

@@ -131,6 +131,7 @@ FAMILY = Family(
     block=Block,
     ropes=ropes,
     forward=forward,
+    keeps=frozenset({"plain"}),
     encoder=True,
     hf_layers="encoder.layer",
     gathered=("embed", "positions", "kinds"),

@@ -255,6 +255,8 @@ class Family:
     ropes: Callable[[Any, F32 | None], Mapping[str, RopeTable]]  # config, rope_freqs.weight -> field -> table
     forward: Callable[[Ops, Any, Any], None]
     gguf_pairs: bool = False  # a GGUF lays rows of q and k in adjacent rotary pairs, safetensors in halves
+    model_types: tuple[str, ...] = ()  # config.json's names for it beside the GGUF's
+    keeps: frozenset[str] = frozenset({"full", "window"})  # kinds of layers, as the catalogue has them
     encoder: bool = False  # makes embeddings of whole texts, and no token
     hf_layers: str = "model.layers"  # what layers' names begin with in a safetensors
     gathered: tuple[str, ...] = ("embed",)  # matrices of `weights` read by row; multiplied only as a head

@@ -176,6 +176,7 @@ def forward(ops: Ops, cfg: Config, w: Weights) -> None:
 FAMILY = Family(
     gguf_architecture="gemma3",
     hf_classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    model_types=("gemma3_text",),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     weights=Weights,

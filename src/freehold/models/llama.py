@@ -113,6 +113,7 @@ def forward(ops: Ops, cfg: Config, w: Weights) -> None:
 FAMILY = Family(
     gguf_architecture="llama",
     hf_classes=("LlamaForCausalLM", "MistralForCausalLM"),
+    model_types=("mistral",),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     weights=Weights,

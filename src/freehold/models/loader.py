@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from freehold import _native as native
+from freehold.catalog.model import Structure
 from freehold.errors import BadModelFile, CapacityExceeded, UnsupportedModel
 from freehold.formats import (
     GGUFFile,
@@ -280,9 +281,22 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
     return _bound(Path(opened.path), _name(opened, {}), family, binder, tokens or cfg.vocab, notes)
 
 
-def runs(architecture: str) -> bool:
-    """Say whether our engine runs an architecture, by GGUF's name for it or config.json's model_type."""
-    return architecture in {f.gguf_architecture for f in FAMILIES} | {"mistral", "gemma3_text"}
+def refusal(asked: Structure) -> str:
+    """Return why no family here computes a model of such a structure; empty: one does.
+
+    The one answer to what runs: its architecture, what its layers keep, experts, and what it is asked to return.
+    """
+    family = next((f for f in FAMILIES if asked.architecture in (f.gguf_architecture, *f.model_types)), None)
+    if family is None:
+        shown = asked.architecture or "of this model, which is not known,"
+        return f"Freehold's engine does not run the architecture {shown} yet"
+    if asked.experts:
+        return f"Freehold's engine does not run experts yet, which this {asked.architecture} has"
+    if strange := asked.kinds - family.keeps:
+        return f"Freehold's engine does not run layers of kind {', '.join(sorted(strange))} yet"
+    if asked.role == "reranker":
+        return "Freehold's engine does not score pairs of texts yet; it reranks by an embedder's vectors"
+    return ""
 
 
 def plain_name(name: str) -> str:
@@ -306,10 +320,11 @@ def _name(opened: ModelFile, meta: Mapping[str, Any]) -> str:
     return name if isinstance(name, str) and name else (path.stem or path.name)
 
 
-def check_architecture(name: str) -> None:
-    """Raise UnsupportedModel unless a family runs the GGUF architecture `name`; no file is needed."""
-    if name not in {f.gguf_architecture for f in FAMILIES}:
-        raise _unknown_architecture(name)
+def check_structure(asked: Structure) -> None:
+    """Raise UnsupportedModel unless a family computes such a model; no file is needed."""
+    if why := refusal(asked):
+        known = sorted(f.gguf_architecture for f in FAMILIES)
+        raise UnsupportedModel(why, f"it runs models of {', '.join(known)}")
 
 
 def _unknown_architecture(name: str) -> UnsupportedModel:

@@ -1,0 +1,68 @@
+"""What the engine runs is asked of its families, of the whole structure and never of a list of names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from freehold import catalog
+from freehold.catalog.model import Structure
+from freehold.errors import UnsupportedModel
+from freehold.models.loader import FAMILIES, check_structure, refusal
+
+NOWHERE = Path("/nowhere/catalogue.toml")
+
+
+@pytest.mark.parametrize(
+    ("model_id", "why"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", ""),
+        ("mistralai/Mistral-7B-Instruct-v0.1", ""),  # a window on every layer
+        ("mistralai/Mistral-Nemo-Instruct-2407", ""),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", ""),
+        ("Qwen/Qwen3-8B", ""),
+        ("google/gemma-3-12b-it", ""),
+        ("sentence-transformers/all-MiniLM-L6-v2", ""),
+        ("BAAI/bge-large-en-v1.5", ""),
+        ("Qwen/Qwen3-Embedding-4B", ""),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", "experts"),  # GGUF calls it llama
+        ("mistralai/Mixtral-8x22B-Instruct-v0.1", "experts"),
+        ("Qwen/Qwen3-30B-A3B", "architecture qwen3moe"),
+        ("Qwen/Qwen3.5-9B", "architecture qwen35"),
+        ("openai/gpt-oss-20b", "architecture gpt-oss"),
+        ("google/gemma-2-9b-it", "architecture gemma2"),
+        ("BAAI/bge-m3", "architecture xlm-roberta"),
+        ("google/embeddinggemma-300m", "architecture gemma-embedding"),
+        ("Qwen/Qwen3-Reranker-4B", "pairs of texts"),
+        ("mixedbread-ai/mxbai-rerank-base-v2", "pairs of texts"),
+    ],
+)
+def test_a_model_runs_or_is_refused_for_what_it_is(model_id: str, why: str):
+    found = refusal(catalog.model(model_id, NOWHERE).structure)
+    assert why in found and bool(found) is bool(why)
+
+
+def test_no_mixture_of_experts_is_called_runnable():
+    wrong = [m.id for m in catalog.models(NOWHERE) if m.kind == "moe" and not refusal(m.structure)]
+    assert wrong == []
+
+
+def test_every_family_runs_what_it_says_of_itself():
+    for family in FAMILIES:
+        for name in (family.gguf_architecture, *family.model_types):
+            assert refusal(Structure(name, family.keeps)) == ""
+            assert "experts" in refusal(Structure(name, family.keeps, experts=True))
+
+
+@pytest.mark.parametrize("kind", ["latent", "deltanet", "mamba2", "compressed"])
+def test_a_hybrid_under_a_known_name_is_refused(kind: str):
+    assert kind in refusal(Structure("llama", frozenset({"full", kind})))
+
+
+def test_a_download_that_would_not_run_is_refused_with_what_does():
+    with pytest.raises(UnsupportedModel, match="experts") as e:
+        check_structure(catalog.model("mistralai/Mixtral-8x7B-Instruct-v0.1", NOWHERE).structure)
+    assert "llama, qwen2, qwen3" in e.value.hint.replace("gemma3, ", "")
+    with pytest.raises(UnsupportedModel, match="which is not known"):
+        check_structure(Structure(""))
