@@ -61,7 +61,7 @@ class Settings:
     @property
     def accounts(self) -> Path:
         """Where the server counts what each key spends."""
-        return self.home / "accounts.sqlite"
+        return self.home / "accounts"
 
     @property
     def socket(self) -> Path:

@@ -117,6 +117,7 @@ def test_a_budget_counts_prompt_and_answer_and_a_restart_remembers(serving, tmp_
     first = serving(Script(text="one two three"), keys=keys, accounts=tmp_path / "spent")
     used = first.client.post(URL, json=CHAT, headers=bearer("ann")).json()["usage"]["total_tokens"]
     assert used >= 5
+    first.end()
     again = serving(Script(text="one two three"), keys=keys, accounts=tmp_path / "spent")
     for stream in (False, True):
         refused = again.client.post(URL, json={**CHAT, "stream": stream}, headers=bearer("ann"))

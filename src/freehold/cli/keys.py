@@ -159,11 +159,6 @@ def _tell(settings: Settings, file: Path | None, what: str) -> None:
 
 
 def _spent(settings: Settings) -> dict[str, int]:
-    if not settings.accounts.exists():
-        return {}
-    from contextlib import closing
-
     from freehold.server.accounts import Accounts
 
-    with closing(Accounts(settings.accounts)) as accounts:
-        return dict(accounts.today())
+    return dict(Accounts(settings.accounts).today())

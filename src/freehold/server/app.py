@@ -142,9 +142,10 @@ async def model(call: Call) -> None:
 
 
 async def health(call: Call) -> None:
-    """Say 200 while the server lives, 503 when an engine stands still (why: GET /ready)."""
-    stuck = bool(call.server.health.stuck())
-    await call.answer({"status": "stuck" if stuck else "ok"}, 503 if stuck else 200)
+    """Say 200 while the server lives, 503 when an engine stands still (why: GET /ready); warn of a disk that fails."""
+    stuck, troubles = bool(call.server.health.stuck()), call.server.troubles()
+    more = {"warnings": troubles} if troubles else {}
+    await call.answer({"status": "stuck" if stuck else "ok", **more}, 503 if stuck else 200)
 
 
 async def ready(call: Call) -> None:

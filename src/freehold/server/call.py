@@ -76,6 +76,18 @@ class Server:
     responses: Responses = field(default_factory=Responses)
     desk: Desk | None = None  # files and batches; None: this server has no folder for them
 
+    def troubles(self) -> list[str]:
+        """Return what goes wrong behind answers that are right, a sentence each."""
+        found = []
+        if self.accounts.trouble:
+            found.append(
+                f"what keys spend cannot be saved ({self.accounts.trouble}) for {self.accounts.failing_s:.0f} s; "
+                "it is kept in memory and saved when the disk takes it"
+            )
+        if self.desk is not None and self.desk.trouble:
+            found.append(f"batches wait for the disk: {self.desk.trouble}")
+        return found
+
 
 class Call:
     """One request. `route` is for the metrics."""
@@ -194,7 +206,7 @@ class Call:
         trouble = problem(e, owner=self.server.guard.trusted)
         if isinstance(e, UsageError):
             trouble = replace(trouble, param=self.fields.get(e.field) or None)
-        if trouble.status == 500:
+        if trouble.status in (500, 507):
             _log.error("request %s failed", self.request_id.decode(), exc_info=e)
         return trouble
 

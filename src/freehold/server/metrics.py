@@ -220,6 +220,7 @@ class Metrics(Collector):
         self._per_model: dict[str, PerModel] = {}
         self._answers: Counter[tuple[str, int]] = Counter()
         self.streams = 0  # event streams open now
+        self._watched: list[tuple[str, str, Callable[[], float]]] = []
         self._started = time.time()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -230,6 +231,10 @@ class Metrics(Collector):
         if found is None:
             found = self._per_model[model] = PerModel()
         return found
+
+    def watch(self, name: str, help: str, value: Callable[[], float]) -> None:
+        """Show a gauge whose value is asked for at each scrape."""
+        self._watched.append((name, help, value))
 
     def answered(self, route: str, status: int) -> None:
         """Count an HTTP answer; 499: the client went before it got one."""
@@ -248,6 +253,8 @@ class Metrics(Collector):
         for (route, status), count in sorted(self._answers.items()):
             http.add_metric([route, str(status)], count)
         yield http
+        for name, help, value in self._watched:
+            yield GaugeMetricFamily(name, help, value())
         yield GaugeMetricFamily("freehold_streams_open", "Event streams open now.", self.streams)
         yield GaugeMetricFamily("freehold_start_time_seconds", "When the server started.", self._started)
 

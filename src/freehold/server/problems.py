@@ -8,6 +8,7 @@ Path: any handler raises -> auth.Gate or sse.EventStream -> problem -> Wording -
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ _KINDS = {
     429: "rate_limit_error",
 }
 _PATH = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?!v1/|api/)(?:[^\s/\\'\"`]+[/\\])+")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHOWN = 1000  # characters of a message; a value in it may be as long as the request
 
 
@@ -96,6 +98,9 @@ def problem(e: BaseException, *, owner: bool = False) -> Problem:
         return Problem(e.status, _cut(e.message), kind, e.param, e.code, headers=list(e.headers))
     if isinstance(e, FreeholdError):
         return _named(e, hint_for(e, owner=owner))
+    if isinstance(e, OSError) and e.errno in _FULL:
+        message = "the server's disk is full; ask again when its owner has made room"
+        return Problem(507, message, SERVER, code="disk_full")
     return Problem(500, "the server failed at this request; its log says why", SERVER, code="internal_error")
 
 

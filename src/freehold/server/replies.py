@@ -227,6 +227,7 @@ class Health(Reply):
     """Whether the server lives."""
 
     status: Literal["ok", "stuck"]
+    warnings: list[str] | None = None  # of what fails behind answers that are right: a full disk
 
 
 class Ready(Reply):

@@ -161,6 +161,11 @@ class Doors:
         self.at_latest: Callable[[float], object] = lambda _: None  # ends the process in so many seconds
         self._halves: list[_Half] = []
         self._batches: asyncio.Task[None] | None = None
+        self.server.metrics.watch(
+            "freehold_accounts_unsaved_seconds",
+            "Since when what keys spend cannot be saved; 0 while it can.",
+            lambda: self.server.accounts.failing_s,
+        )
 
     async def open(
         self,
@@ -178,6 +183,7 @@ class Doors:
             trusted = replace(self.server, guard=replace(self.server.guard, trusted=True))
             self._halves.append(_Half(make_app(trusted), self.settings, [unix]))
         watch = asyncio.create_task(self.server.health.watch())
+        keep = asyncio.create_task(self.server.accounts.keep())
         if self.server.desk is not None:
             self._batches = asyncio.create_task(self.server.desk.run(Asker(self.server, endpoints())))
         preload: asyncio.Task[None] | None = None
@@ -191,7 +197,7 @@ class Doors:
                     opened()
                 preload = asyncio.create_task(self._preload(loaded))
         finally:
-            for task in (watch, preload, self._batches):
+            for task in (watch, keep, preload, self._batches):
                 if task is not None:
                     task.cancel()
             await self.server.models.close(0.0)

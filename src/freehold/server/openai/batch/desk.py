@@ -14,6 +14,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,27 @@ class Desk:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._abreast, self._saving = asyncio.Semaphore(ABREAST), asyncio.Lock()
         self._asker: Asker | None = None
+        self._waiting: dict[str, str] = {}  # batch -> why it waits for the disk
+
+    @property
+    def trouble(self) -> str:
+        """Why batches wait for the disk; "" while none does."""
+        return next(iter(self._waiting.values()), "")
+
+    def _told(self, batch: Batch, e: OSError | None) -> None:
+        """Tell a batch's owner that the disk takes nothing of it, or that it does again."""
+        if e is None:
+            if self._waiting.pop(batch.id, None):
+                batch.errors = ()
+                _log.warning("batch %s goes on", batch.id)
+            return
+        if batch.id not in self._waiting:
+            _log.error("batch %s waits for the disk: %s", batch.id, e)
+        self._waiting[batch.id] = why = e.strerror or str(e)
+        said = (
+            f"the server's disk takes no results ({why}); the batch waits, loses none, and goes on by itself"
+        )
+        batch.errors = (Wrong("disk_failed", said),)
 
     async def run(self, asker: Asker) -> None:
         """Go on with what an earlier server left, and work until cancelled."""
@@ -125,7 +147,10 @@ class Desk:
         if batch.over:
             raise Refused(400, f"the batch is {batch.status}", param="batch_id", code="batch_over")
         if batch.status != "cancelling":
-            await self._enter(batch, "cancelling")
+            try:
+                await self._enter(batch, "cancelling")
+            except OSError as e:  # it is cancelled all the same, and its record follows
+                self._told(batch, e)
             if batch.id in self._tasks:
                 self._tasks[batch.id].cancel()
             else:
@@ -147,6 +172,7 @@ class Desk:
 
     def _ended(self, id: str) -> None:
         del self._tasks[id]
+        self._waiting.pop(id, None)
         self._begin_more()
 
     async def _work(self, batch: Batch, asker: Asker) -> None:
@@ -159,7 +185,7 @@ class Desk:
             except FileNotFoundError as e:
                 await self._fail(batch, "folder_damaged", e)
             except OSError as e:
-                _log.warning("batch %s waits: %s", batch.id, e)
+                self._told(batch, e)
                 await asyncio.sleep(DISK_PAUSE_S)
             except asyncio.CancelledError:
                 if batch.status != "cancelling" or self._asker is None:
@@ -171,7 +197,8 @@ class Desk:
     async def _fail(self, batch: Batch, code: str, e: Exception) -> None:
         _log.error("batch %s failed", batch.id, exc_info=e)
         batch.errors = (Wrong(code, "the server failed at this batch; its log says why"),)
-        await self._enter(batch, "failed")
+        with suppress(OSError):  # then the next server tries it again
+            await self._enter(batch, "failed")
 
     async def _advance(self, batch: Batch, asker: Asker) -> None:
         folder = self._folder(batch)
@@ -182,7 +209,7 @@ class Desk:
             if checked.errors:
                 _clear(folder)
                 return
-        journal = await asyncio.to_thread(Journal, folder)
+        journal = await asyncio.to_thread(Journal, folder, lambda e: self._told(batch, e))
         try:
             self._count(batch, journal)
             if batch.status == "in_progress":
@@ -293,9 +320,17 @@ class Desk:
         """Note a new status, and write it. One that is to be cancelled is on no other way."""
         if batch.status == "cancelling" and status in ("in_progress", "finalizing"):
             return
+        before = batch.status
         batch.status = status
         batch.times.setdefault(status, int(self._now()))
-        await asyncio.shield(self._save(batch))
+        try:
+            await asyncio.shield(self._save(batch))
+        except OSError:
+            if status in ("completed", "expired", "cancelled"):
+                batch.status = before  # it ends once its record can say so
+            raise
+        if status != "failed":
+            self._told(batch, None)
 
     async def _save(self, batch: Batch) -> None:
         async with self._saving:
