@@ -94,7 +94,8 @@ def advise(
     )
     load = Load(asked.users, asked.task.prompt, asked.task.answer)
     placer = _placer(settings, asked.on, engine, asked.budget, request.speed, load)
-    return replace(answered(request, catalog.models(), placer), asked=asked)
+    found = answered(request, catalog.models(), placer, lambda: _rented(request.speed, load))
+    return replace(found, asked=asked)
 
 
 def fit(
@@ -221,6 +222,13 @@ def files_held(settings: Settings) -> dict[str, Path]:
                 if listed.state == "ready":
                     found.setdefault(catalog.model(name).id, listed.path)
     return found
+
+
+def _rented(speed: float, load: Load) -> Placer:
+    """Return a placer over all hardware that is rented out, cheapest first."""
+    from freehold.advisor import places
+
+    return places.on_rigs(places.rented_for(MOST_DOLLARS), "", speed, load)
 
 
 def _placer(

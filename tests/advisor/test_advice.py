@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -140,8 +141,45 @@ def test_nothing_is_lost_and_nothing_passes_twice(countries, context, speed):
     )
     known = catalog.models()
     advice = advise(request, known, small)
-    ids = [j.model.id for j in (*advice.picks, *advice.ruled_out)]
-    assert len(ids) == len(set(ids))
+    ids = [j.model.id for j in (*advice.picks, *advice.below, *advice.unproven, *advice.ruled_out)]
+    assert len(ids) == len(set(ids)) == advice.considered
     assert len(ids) == sum(bool(m.params_b) and m.role == "generator" for m in known)
     for judged in advice.picks:
         assert not countries.intersection(judged.model.countries) and judged.model.context >= context
+
+
+def test_nothing_good_enough_is_an_answer_with_what_would_be():
+    poor = [j for j in shelf() if j.scores[0].value < 38]
+    advice = advise(Request(task("knowledge"), min_speed=0), [*poor, *shelf()[12:]], small, lambda: anywhere)
+    assert not advice.picks and advice.bar == 40
+    assert advice.below[0].model.id == "lab/m7"
+    assert [j.model.id for j in advice.instead] == ["lab/m12", "lab/m13", "lab/m14"]
+    assert all(j.placement and j.vouched >= advice.bar for j in advice.instead)
+
+
+def test_models_without_evidence_stand_apart_and_are_never_ranked():
+    advice = ask([*shelf(), made("bare")])
+    assert [j.model.id for j in advice.unproven] == ["lab/bare"]
+    assert "lab/bare" not in [j.model.id for j in (*advice.picks, *advice.below)]
+    assert all(j.vouched >= advice.bar > k.vouched for j in advice.picks for k in advice.below)
+
+
+def test_a_published_result_beats_a_wider_one_carried_over():
+    """Ranked by what is published as it is, and what is carried over by its low end."""
+    carried = replace(made("carried"), scores=(Score("mmlu", 70, "instruct", "x"),))
+    both = [
+        replace(m, scores=(*m.scores, Score("mmlu", 40 + 2 * i, "instruct", "x")))
+        for i, m in enumerate(shelf())
+    ]
+    ids = [j.model.id for j in ask([*both, carried]).picks]
+    quality = next(j.quality for j in ask([*both, carried]).picks if j.model.id == "lab/carried")
+    assert quality and quality.basis == "converted"
+    above = [j for j in ask([*both, carried]).picks if j.quality and j.quality.range.mid >= quality.range.low]
+    assert ids.index("lab/carried") == len(above) - 1
+
+
+def test_every_model_is_counted_once_whatever_rules_stand_against_it():
+    """The answer said that 247 of 229 were ruled out: it counted rules."""
+    advice = ask(catalog.models(), small, country_not=("US", "CN"), min_context=100_000)
+    assert len(advice.ruled_out) <= advice.considered
+    assert sum(len(j.refusals) for j in advice.ruled_out) > advice.considered

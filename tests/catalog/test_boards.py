@@ -22,7 +22,7 @@ def test_every_row_is_of_a_known_model_and_told_once(file):
     text = file.read_text(encoding="utf-8")
     rows = boards.parse(file.name, text)
     told = [(model, s.benchmark, s.setting) for model, s in rows]
-    assert len(rows) >= 10 and len(set(told)) == len(told)
+    assert rows and len(set(told)) == len(told)
     assert {model for model, _ in rows} <= {m.id for m in MODELS}
     comments = "".join(line for line in text.splitlines() if line.startswith("#"))
     assert re.search(r"20\d\d-\d\d", comments) and "github.com/" in comments

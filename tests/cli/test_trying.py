@@ -48,15 +48,20 @@ def held(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str | BaseException]
     return scripts
 
 
+def standing(told: dict) -> list[str]:
+    return [j["id"] for kind in ("picks", "below", "unproven") for j in told[kind]]
+
+
 def test_own_cases_beat_published_results_between_the_tried(run: Run, held: object, home: Path):
-    plain = [p["id"] for p in json.loads(run("advise", "chat", "--json")[1])["picks"]]
+    plain = standing(json.loads(run("advise", "chat", "--json")[1]))
     status, out, err = run("advise", "chat", "--try", str(home / "mine.jsonl"), "--json")
     told = json.loads(out)
     good, bad = "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"
     assert status == 0 and told["tried"]["before"] == [bad, good] and f"{GOOD}: 6 of 6 cases" in err
-    after = [p["id"] for p in told["picks"]]
-    assert after.index(good) == plain.index(bad) and after.index(bad) == plain.index(good)
+    after = standing(told)
+    assert after.index(good) < after.index(bad) and plain.index(bad) < plain.index(good)
     assert [i for i in after if i not in (good, bad)] == [i for i in plain if i not in (good, bad)]
+    assert {good, bad} <= {p["id"] for p in told["picks"]}  # own cases are evidence that the bar asks for
     (pair,) = told["tried"]["pairs"]
     assert (pair["wins"], pair["losses"]) == (5, 0)
     assert told["tried"]["models"][0]["answers"][0] | {"seconds": 0} == {

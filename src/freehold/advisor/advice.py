@@ -1,8 +1,9 @@
 """Which model for this work, under these conditions, in this place: ranked, with reasons, and what was ruled out.
 
-Every model of the catalogue is held against every rule, so that an answer can say which rule left nothing. What
-remains is ranked by what its results vouch for: the low end of its range, not the middle. Knows no machine and
-no engine: a `Placer` says where a model would run and how fast.
+Every model of the catalogue is held against every rule, so that an answer can say which rule left nothing. Of what
+remains, those whose results vouch for the task's bar are ranked; those below it, and those without any published
+result, stand apart. "Nothing here is good enough" is an answer, with what would be. Knows no machine and no engine: a
+`Placer` says where a model would run and how fast.
 Path: cli/advise, freehold.advise -> advise(request, models, placer) -> Advice.
 """
 
@@ -16,7 +17,7 @@ from freehold.advisor.asking import Asked
 from freehold.advisor.facts import Facts
 from freehold.advisor.interval import Interval
 from freehold.advisor.own import Own
-from freehold.advisor.quality import Quality, Scale
+from freehold.advisor.quality import Quality, Scale, rounded
 from freehold.advisor.verdict import Verdict, verdict
 from freehold.catalog.model import TIERS, Model
 from freehold.catalog.tasks import Task
@@ -38,6 +39,7 @@ RULES = {
 }
 PLACE_RULES = ("engine", "memory", "budget", "users", "speed")  # another machine would lift these
 MOST_CONTEXT = 100_000_000
+_INSTEAD, _TRIED = 3, 12  # models named where nothing here is good enough, and tried elsewhere to find them
 # Tokens a second below which thinking aloud, some 2,400 tokens of it, takes more than a minute: results that took it
 # do not count there, unless the task has the patience.
 THINKING_PACE = 40
@@ -134,16 +136,39 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The answer: `picks` best first, everything that was `ruled_out`, and on which scale quality stands."""
+    """The answer: `picks` best first, and on which scale quality stands.
+
+    What is no pick: `below`, whose results do not vouch for the task's bar; `unproven`, of which no published result
+    tells of this work; `ruled_out` by a rule. `instead`: where there is no pick, the smallest models that pass the
+    bar on other hardware, placed there. Every model stands in one of the first four, once.
+    """
 
     request: Request
     benchmark: str
     picks: tuple[Judged, ...]
     ruled_out: tuple[Judged, ...]
+    below: tuple[Judged, ...] = ()
+    unproven: tuple[Judged, ...] = ()
+    instead: tuple[Judged, ...] = ()
     asked: Asked | None = None  # what was understood of the question; choosing.py fills it
     own: Mapping[str, Own] = field(
         default_factory=dict
     )  # by id, what a user's cases said; own.by_own fills it
+
+    @property
+    def runnable(self) -> tuple[Judged, ...]:
+        """What no rule stands against, good enough or not: picks, then below, then unproven."""
+        return (*self.picks, *self.below, *self.unproven)
+
+    @property
+    def considered(self) -> int:
+        """How many models were held against the request."""
+        return len(self.runnable) + len(self.ruled_out)
+
+    @property
+    def bar(self) -> float:
+        """Per cent on the scale that a pick's range must lie above; 0: none is set."""
+        return self.request.task.bar if self.benchmark else 0.0
 
     @property
     def relax(self) -> tuple[tuple[str, int], ...]:
@@ -164,28 +189,56 @@ class Advice:
         """The best model of each size class that only the place stands against, if anything does."""
         best: dict[str, Judged] = {}
         able = [j for j in self.ruled_out if all(r.rule in PLACE_RULES for r in j.refusals)]
-        for judged in sorted((*self.picks, *able), key=_order):
+        for judged in sorted((j for j in (*self.picks, *self.below, *able)), key=_order):
             best.setdefault(judged.model.tier, judged)
         return {tier: best[tier] for tier in TIERS if tier in best}
 
 
-def advise(request: Request, models: Iterable[Model], placer: Placer) -> Advice:
-    """Hold every model against the request and rank what remains."""
+def advise(
+    request: Request,
+    models: Iterable[Model],
+    placer: Placer,
+    elsewhere: Callable[[], Placer] | None = None,
+) -> Advice:
+    """Hold every model against the request and rank what remains.
+
+    `elsewhere`: where to place models that pass the bar, if none does here; None: they are not looked for.
+    """
     known = [m for m in models if m.params_b]
     task = request.task
     scale = Scale(task, known)
-    quick = scale if task.quick or task.patient else Scale(task, known, quick=True)
-    if quick.benchmark != scale.benchmark:
-        scale = quick
+    quick = scale if task.quick or task.patient else Scale(task, known, quick=True, ruler=scale.benchmark)
     judged = [_judge(m, request, scale, quick, placer) for m in known if _of_kind(m, task)]
-    picks = sorted((j for j in judged if not j.refusals), key=_order)
+    able = sorted((j for j in judged if not j.refusals), key=_order)
+    bar = task.bar if scale.benchmark else 0.0
+    picks = [j for j in able if j.vouched >= bar] if scale.benchmark else able
+    below = tuple(j for j in able if scale.benchmark and j.quality and j.vouched < bar)
+    unproven = tuple(j for j in able if scale.benchmark and not j.quality)
+    ruled_out = tuple(j for j in judged if j.refusals)
+    instead = _instead(request, scale, (*below, *ruled_out), elsewhere()) if elsewhere and not picks else ()
     picks = cheapest_first(picks) if request.cheapest else picks
-    return Advice(request, scale.benchmark, tuple(picks), tuple(j for j in judged if j.refusals))
+    return Advice(request, scale.benchmark, tuple(picks), ruled_out, below, unproven, instead)
+
+
+def _instead(
+    request: Request, scale: Scale, judged: Iterable[Judged], elsewhere: Placer
+) -> tuple[Judged, ...]:
+    """Return the smallest models that pass the bar on other hardware, of those that only the place stands against."""
+    found: list[Judged] = []
+    able = [j for j in judged if all(r.rule in PLACE_RULES for r in j.refusals)]
+    passing = [j for j in able if (q := scale.of(j.model)) and q.range.low >= request.task.bar]
+    for one in sorted(passing, key=lambda j: j.model.params_b)[:_TRIED]:
+        there = _judge(one.model, request, scale, scale, elsewhere)
+        if not there.refusals and there.vouched >= request.task.bar and len(found) < _INSTEAD:
+            found.append(there)
+    return tuple(found)
 
 
 def _order(judged: Judged) -> tuple[bool, float, float, str]:
+    """Order by published results, or the low end of what is carried over; then by speed."""
+    standing = judged.quality.standing if judged.quality else -1.0
     speed = judged.placement.decode.mid if judged.placement else 0.0
-    return judged.doubtful, -judged.vouched, -speed, judged.model.id
+    return judged.doubtful, -standing, -speed, judged.model.id
 
 
 def cheapest_first(picks: list[Judged]) -> list[Judged]:
@@ -230,7 +283,9 @@ def _judge(model: Model, request: Request, scale: Scale, quick: Scale, placer: P
         said = f"thinks aloud before it answers: minutes, at {speed:.3g} tokens a second"
         refusals.append(Refusal("speed", said))
     doubtful = placed.decode.mid < request.speed <= speed
-    return Judged(model, (quick if hurried else scale).of(model), ruled, placed, tuple(refusals), doubtful)
+    quality = (quick if hurried else scale).of(model)
+    quality = quality and rounded(quality, placed.quant, model)
+    return Judged(model, quality, ruled, placed, tuple(refusals), doubtful)
 
 
 def _facts_against(model: Model, request: Request) -> Iterable[Refusal]:

@@ -1,50 +1,53 @@
 """How good a model is at a kind of work, out of published results alone: a range on one benchmark's scale.
 
-A result in the task's own benchmark counts as it stands. Else one in a neighbouring benchmark is carried over
-along a line through the models that have both (Theil and Sen's, on the logits). Else the models nearest in
-size, age and purpose speak for it. Each way's range is what would have held four of five known results.
-Published results are their makers' claims about full-precision weights; nothing is measured here.
-Path: advice, cli/why -> Scale(task, models) -> Scale.of(model) -> Quality.
+A result in the task's own benchmark counts as published, no narrower than a repeat of it would be. Else results in
+neighbouring benchmarks are carried over along lines through the models that have both (Theil and Sen's, on the
+logits), within bounds: nothing beyond the values and sizes that a line was laid through, nothing above what models
+up to twice as large or a larger sibling reach, and never from a skill that a model was made for to another skill.
+Else there is no evidence, and nothing is said. Published results are their makers' claims about full-precision
+weights; nothing is measured here.
+Path: advice, cli/why -> Scale(task, models) -> Scale.of(model) -> Quality; rounded(quality, quant) for a file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import median
 
+from freehold.advisor.evidence import (
+    WIDTH,
+    Evidence,
+    Result,
+    benchmark,
+    logit,
+    made_for,
+    per_cent,
+    says_something,
+)
 from freehold.advisor.interval import Interval
-from freehold.catalog.model import Model, Score
+from freehold.catalog.benchmarks import BENCHMARKS
+from freehold.catalog.model import Model
+from freehold.catalog.quants import loss, mix
 from freehold.catalog.tasks import Task
 
 LEVEL = 0.8  # share of known results that a range would have held
 MIN_KNOWN = 12  # models with a result, before a benchmark can be the scale
 MIN_PAIRS = 8  # models with results in both, before a line is drawn
-NEIGHBOURS = 7
-# Two reports of one model in one benchmark seldom agree: prompts, shots and sampling move a result by some three
-# points at 60, which is 0.13 on the logits; four of five within 0.16. An assumption, not a measurement.
-_HARNESS = 0.16
-# Per cent that guessing gets where answers are chosen from a list: nothing is foreseen below it.
-_CHANCE = {
-    "mmlu": 25.0,
-    "mmlu_redux": 25.0,
-    "mmmlu": 25.0,
-    "gpqa": 25.0,
-    "gpqa_diamond": 25.0,
-    "mmlu_pro": 10.0,
-}
-_FLOOR, _CEILING = 0.5, 99.5  # per cent: a logit needs room
+MOST_SPREAD = 1.0  # on the logits: 27 to 73 at 50 %; a line that holds no better than this is no evidence
+LARGER = 2.0  # times a model's size, up to which others' results bound what is carried over to it
+# Models of other families and later months stray further from a line than those that it was drawn through: times the
+# spread, with which benches/published_quality.py finds four of five of the models since 2025-12 inside.
+FORESIGHT = 1.3
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
     """Per cent in `benchmark`: the likely result and its range.
 
-    `basis`: published, converted (another benchmark's result carried over) or similar (models like it).
-    `evidence` says from what, in words.
+    `basis`: published, or converted (other benchmarks' results carried over). `evidence` says from what, in words.
     """
 
     benchmark: str
@@ -52,125 +55,171 @@ class Quality:
     basis: str
     evidence: str
 
+    @property
+    def standing(self) -> float:
+        """The figure that a ranking goes by: a published one as it is, one carried over by its low end."""
+        return self.range.mid if self.basis == "published" else self.range.low
+
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """From logits of one benchmark to logits of another; `spread` is how far four of five stood from it."""
+    """From logits of one measure to logits of another; `spread` is how far four of five stood from it.
+
+    It holds between `low` and `high` on the logits, and `small` and `large` billions of parameters.
+    """
 
     slope: float
     offset: float
     spread: float
     pairs: int
+    low: float = -math.inf
+    high: float = math.inf
+    small: float = 0.0
+    large: float = math.inf
+
+    def reaches(self, at: float, params: float) -> bool:
+        """Say whether a result and a size lie where the line was laid."""
+        return self.low <= at <= self.high and self.small <= params <= self.large
 
 
-def measure(score: Score) -> str:
-    """Return the benchmark of a result; that of a base model is another measure than that of a tuned one."""
-    return score.benchmark + ("/base" if "base" in score.setting and "instruct" not in score.setting else "")
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A model with a published result on the scale."""
 
-
-def results(model: Model, quick: bool = False) -> dict[str, float]:
-    """Return the best published result of a model per measure; `quick`: of those without thinking aloud first."""
-    found: dict[str, float] = {}
-    for score in model.scores:
-        if not (quick and _thought(score)):
-            key = measure(score)
-            found[key] = max(score.value, found.get(key, 0.0))
-    return found
-
-
-def _thought(score: Score) -> bool:
-    said = score.setting.replace("non-thinking", "").replace("no thinking", "")
-    return "thinking" in said or "reasoning on" in said
+    params: float
+    family: str
+    at: float
 
 
 class Scale:
-    """One task's ruler: its closest benchmark that enough models have a result in."""
+    """One task's ruler: its first benchmark that enough models have a result in."""
 
-    def __init__(self, task: Task, models: Iterable[Model], *, quick: bool | None = None) -> None:
+    def __init__(
+        self, task: Task, models: Iterable[Model], *, quick: bool | None = None, ruler: str = ""
+    ) -> None:
         """Read the results of all `models` once; an empty `benchmark` says that nothing tells of this task.
 
-        `quick`: count no result that took thinking aloud; None: as the task says.
+        `quick`: count no result on the scale that took thinking aloud; None: as the task says. `ruler`: the scale;
+        empty: the task's first benchmark that enough models have a result in.
         """
         self.task = task
         self._quick = task.quick if quick is None else quick
         self._models = [m for m in models if m.scores]
-        self._results = {m.id: results(m, self._quick) for m in self._models}
+        self._evidence = Evidence(self._models)
+        self._results = {m.id: self._collapsed(m) for m in self._models}
         counts = {b: sum(b in r for r in self._results.values()) for b in task.benchmarks}
-        self.benchmark = next((b for b in task.benchmarks if counts[b] >= MIN_KNOWN), "")
-        self._lines = {b: self._line(b) for b in task.benchmarks if b != self.benchmark and self.benchmark}
-        self._known = {m.id: q for m in self._models if (q := self._told(m)) is not None}
-        self._near_spread = self._similar_spread()
+        self.benchmark = ruler or next((b for b in task.benchmarks if counts[b] >= MIN_KNOWN), "")
+        self._points = self._published() if self.benchmark else []
+        sources = {(key, r[key].aloud) for r in self._results.values() for key in r if self._tells(key)}
+        self._lines = {s: line for s in sorted(sources) if (line := self._line(*s)) is not None}
 
     def of(self, model: Model) -> Quality | None:
-        """Return how good a model is likely to be; None if the task has no scale or the model no size."""
+        """Return how good a model is; None if no published result says so."""
         if not self.benchmark:
             return None
-        return self._told(model) or self._similar(model)
-
-    def _told(self, model: Model) -> Quality | None:
-        """Judge by results of the model itself."""
-        found = self._results.get(model.id) or results(model, self._quick)
+        found = self._collapsed(model)
         if self.benchmark in found:
-            value = found[self.benchmark]
-            return self._quality(_logit(value), _HARNESS, "published", f"{self.benchmark} {value:g}")
-        carried = [(line, b) for b, line in self._lines.items() if b in found and line is not None]
+            result = found[self.benchmark]
+            said = f"{self.benchmark} {result.value:.3g}"
+            said += f", the mean of {result.sources} sources" if result.sources > 1 else ""
+            return self._quality(logit(self.benchmark, result.value), result.spread, "published", said)
+        return self._carried(model, found)
+
+    def _collapsed(self, model: Model) -> Mapping[str, Result]:
+        """Return a model's results, those with thinking aloud as the model's own where there is time for it."""
+        found = self._evidence.of(model)
+        if self._quick:
+            return found
+        plain = {key: result for key, result in found.items() if not key.endswith("/thinking")}
+        return plain | {
+            key.removesuffix("/thinking"): r for key, r in found.items() if key.endswith("/thinking")
+        }
+
+    def _tells(self, key: str) -> bool:
+        """Say whether a measure is one of the task's, other than its scale."""
+        return key != self.benchmark and key.removesuffix("/thinking") in self.task.benchmarks
+
+    def _carried(self, model: Model, found: Mapping[str, Result]) -> Quality | None:
+        """Carry a model's other results over; the best line's spread stands for all of them."""
+        carried = []
+        for (key, aloud), line in self._lines.items():
+            if key in found and found[key].aloud is aloud and self._may(model, key):
+                at = logit(key, found[key].value)
+                if says_something(key, found[key].value) and line.reaches(at, model.params_b):
+                    carried.append((line.spread, line.offset + line.slope * at, key, line.pairs))
         if not carried:
             return None
-        line, by = min(carried, key=lambda pair: pair[0].spread)
-        at = line.offset + line.slope * _logit(found[by])
-        said = f"{by} {found[by]:g}, as {line.pairs} models with both compare"
-        return self._quality(at, line.spread, "converted", said)
+        carried.sort()
+        weights = [1 / spread**2 for spread, *_ in carried]
+        mid = sum(w * at for w, (_, at, *_) in zip(weights, carried, strict=True)) / sum(weights)
+        told = ", ".join(f"{key} {found[key].value:.3g}" for _, _, key, _ in carried[:3])
+        said = f"{told}, as {carried[0][3]} models with both compare"
+        least = WIDTH * self._evidence.between(benchmark(self.benchmark))
+        return self._quality(mid, max(carried[0][0], least), "converted", said, self._bound(model))
 
-    def _similar(self, model: Model) -> Quality | None:
-        """Judge by the nearest models."""
-        near = self._nearest(model)
-        if not near:
-            return None
-        names = ", ".join(m.id.rpartition("/")[2] for m in near[:3])
-        return self._quality(self._of_near(near), self._near_spread, "similar", f"models like it: {names}")
+    def _may(self, model: Model, key: str) -> bool:
+        """Say whether a result may be carried over: a specialist's only within one skill."""
+        source, target = BENCHMARKS[benchmark(key)].skill, BENCHMARKS[benchmark(self.benchmark)].skill
+        return source == target or not made_for(model)
 
-    def _quality(self, logit: float, spread: float, basis: str, evidence: str) -> Quality:
-        least = 0.0 if basis == "published" else _CHANCE.get(self.benchmark, 0.0)
-        low, mid, high = (max(_per_cent(logit + step * spread), least) for step in (-1, 0, 1))
+    def _bound(self, model: Model) -> float:
+        """Return what is carried over to a model at most, on the logits: the best of its siblings and of its size."""
+        near = [p.at for p in self._points if p.params <= LARGER * model.params_b]
+        kin = [p.at for p in self._points if p.family == model.family and p.params > model.params_b]
+        return min(max(near, default=math.inf), max(kin, default=math.inf))
+
+    def _quality(
+        self, at: float, spread: float, basis: str, evidence: str, bound: float = math.inf
+    ) -> Quality:
+        mid = min(at, bound)
+        low, mid, high = (per_cent(self.benchmark, x) for x in (mid - spread, mid, at + spread))
         return Quality(self.benchmark, Interval(low, mid, high, LEVEL), basis, evidence)
 
-    def _line(self, other: str) -> _Line | None:
-        both = [r for r in self._results.values() if other in r and self.benchmark in r]
+    def _published(self) -> list[_Point]:
+        return [
+            _Point(m.params_b, m.family, logit(self.benchmark, self._results[m.id][self.benchmark].value))
+            for m in self._models
+            if self.benchmark in self._results[m.id] and m.params_b
+        ]
+
+    def _line(self, key: str, aloud: bool) -> _Line | None:
+        """Draw the line from a measure to the scale, through models that guessing does not explain.
+
+        Results with thinking aloud compare otherwise than those without: a line is drawn through one of the two.
+        """
+        both = []
+        for m in self._models:
+            x, y = self._results[m.id].get(key), self._results[m.id].get(self.benchmark)
+            if x and y and x.aloud is aloud and y.aloud is (aloud and not self._quick):
+                told = says_something(key, x.value) and says_something(self.benchmark, y.value)
+                if told and m.params_b and self._may(m, key):
+                    both.append((m.params_b, logit(key, x.value), logit(self.benchmark, y.value)))
         if len(both) < MIN_PAIRS:
             return None
-        return line([(_logit(r[other]), _logit(r[self.benchmark])) for r in both])
+        drawn = line([(x, y) for _, x, y in both])
+        if drawn.spread > MOST_SPREAD:
+            return None
+        sizes, at = [size for size, *_ in both], [x for _, x, _ in both]
+        return replace(drawn, low=min(at), high=max(at), small=min(sizes), large=max(sizes))
 
-    def _nearest(self, model: Model) -> list[Model]:
-        """Return the models most like this one among those with a result of their own, nearest first."""
-        if not model.params_b:
-            return []
-        others = [m for m in self._models if m.id in self._known and m.id != model.id and m.params_b]
-        return sorted(others, key=lambda m: self._distance(m, model))[:NEIGHBOURS]
 
-    def _of_near(self, near: Sequence[Model]) -> float:
-        return median(_logit(self._known[m.id].range.mid) for m in near)
+def rounded(quality: Quality, quant: str, model: Model) -> Quality:
+    """Return the quality of a model in a quantisation, which costs some of it; the evidence says how much.
 
-    def _distance(self, one: Model, other: Model) -> float:
-        """Return how unlike two models are: doublings of size, years of age, and what they are made for."""
-        size = abs(math.log2(one.params_b / other.params_b))
-        active = abs(math.log2((one.active_b or one.params_b) / (other.active_b or other.params_b)))
-        age = abs(_year(one) - _year(other))
-        purpose = self._made_for(one) != self._made_for(other)
-        thinks = ("only" in one.thinking) != ("only" in other.thinking)
-        based = (one.instructed is False) != (other.instructed is False)
-        return size + active / 2 + 1.5 * age + 2 * purpose + thinks + based
-
-    def _made_for(self, model: Model) -> bool:
-        name = f"{model.id} {model.family}".lower()
-        return any(part in name for part in self.task.specialist)
-
-    def _similar_spread(self) -> float:
-        """Return how far the nearest models' word stood from what is known, for four of five."""
-        misses = []
-        for m in self._models:
-            if m.id in self._known and (near := self._nearest(m)):
-                misses.append(abs(_logit(self._known[m.id].range.mid) - self._of_near(near)))
-        return quantile(misses, LEVEL) if misses else 0.0
+    What a lab publishes in a coarse format costs nothing in that format: its results were had with it.
+    """
+    native = mix(model.native).bits if model.native else 16.0
+    cost = loss(quant, model.params_b)
+    if not cost or mix(quant).bits >= native:
+        return quality
+    scale = quality.benchmark
+    low, mid, high = (
+        per_cent(scale, logit(scale, x) - cost)
+        for x in (quality.range.low, quality.range.mid, quality.range.high)
+    )
+    less = quality.range.mid - mid
+    said = f"{quality.evidence}; less {less:.1f} for {quant}"
+    return replace(quality, range=Interval(low, mid, high, LEVEL), evidence=said)
 
 
 def line(points: Sequence[tuple[float, float]]) -> _Line:
@@ -185,7 +234,7 @@ def line(points: Sequence[tuple[float, float]]) -> _Line:
     misses = [abs(y - offset - slope * x) for x, y in points]
     n = len(points)
     spread = quantile(misses, LEVEL) * math.sqrt((n + 2) / (n - 2))
-    return _Line(slope, offset, math.hypot(spread, _HARNESS / 2), n)
+    return _Line(slope, offset, FORESIGHT * spread, n)
 
 
 def quantile(values: Sequence[float], level: float) -> float:
@@ -193,23 +242,3 @@ def quantile(values: Sequence[float], level: float) -> float:
     ranked = sorted(values)
     rank = math.ceil(level * (len(ranked) + 1))
     return ranked[min(rank, len(ranked)) - 1]
-
-
-def _logit(per_cent: float) -> float:
-    share = min(max(per_cent, _FLOOR), _CEILING) / 100
-    return math.log(share / (1 - share))
-
-
-def _per_cent(logit: float) -> float:
-    return 100 / (1 + math.exp(-logit))
-
-
-@cache
-def _released_year(released: str) -> float:
-    year, _, rest = released.partition("-")
-    return int(year) + (int(rest[:2]) - 1) / 12 if rest else float(year)
-
-
-def _year(model: Model) -> float:
-    """Return the year of release with its months; the middle of what is known where nobody told."""
-    return _released_year(model.released) if model.released else 2024.5

@@ -14,18 +14,21 @@ class Benchmark:
     """What a model is asked and what is counted, in per cent.
 
     `skill`: general, code, maths, tools or documents. `items`: questions a run asks, which bound how well a repeat
-    agrees. `chance`: per cent that guessing gets.
+    agrees. `chance`: per cent that guessing gets. `one_runner`: one party runs all models alike.
     """
 
     about: str
     skill: str
     items: int
     chance: float = 0.0
+    one_runner: bool = False
 
 
-def _arena(of: str) -> Benchmark:
+def _arena(of: str, skill: str = "general") -> Benchmark:
     # Ratings rest on thousands of votes; ratings of snapshots ten months apart differ by about 12 points (1.7 %).
-    return Benchmark(f"share of votes expected against a model rated 1300 on LMArena, {of}", "general", 3000)
+    return Benchmark(
+        f"share of votes expected against a model rated 1300 on LMArena, {of}", skill, 3000, one_runner=True
+    )
 
 
 BENCHMARKS = {
@@ -43,19 +46,13 @@ BENCHMARKS = {
     ),
     "arena": _arena("all prompts"),
     "arena_chinese": _arena("prompts in Chinese"),
-    "arena_coding": Benchmark(
-        "share of votes expected against a model rated 1300 on LMArena, prompts about code", "code", 3000
-    ),
+    "arena_coding": _arena("prompts about code", "code"),
     "arena_french": _arena("prompts in French"),
     "arena_german": _arena("prompts in German"),
     "arena_instructions": _arena("prompts with several instructions"),
     "arena_japanese": _arena("prompts in Japanese"),
     "arena_korean": _arena("prompts in Korean"),
-    "arena_maths": Benchmark(
-        "share of votes expected against a model rated 1300 on LMArena, prompts about mathematics",
-        "maths",
-        3000,
-    ),
+    "arena_maths": _arena("prompts about mathematics", "maths"),
     "arena_russian": _arena("prompts in Russian"),
     "arena_spanish": _arena("prompts in Spanish"),
     "bfcl": Benchmark(
@@ -77,26 +74,35 @@ BENCHMARKS = {
     ),
     "humaneval_plus": Benchmark("humaneval with eighty times the tests", "code", 164),
     "ifeval": Benchmark("instructions whose keeping a program can check", "general", 541),
-    "livebench": Benchmark("LiveBench's questions of 2026-01, mean of its categories", "general", 1000),
-    "livebench_2024": Benchmark("LiveBench's questions of 2024-11, mean of its categories", "general", 1000),
-    "livebench_agentic": Benchmark(
-        "issues of repositories mended by an agent (LiveBench 2026-01)", "code", 60
+    "livebench": Benchmark(
+        "LiveBench's questions of 2026-01, mean of its categories", "general", 1000, one_runner=True
     ),
-    "livebench_coding": Benchmark("programs written and completed (LiveBench 2026-01)", "code", 120),
+    "livebench_2024": Benchmark(
+        "LiveBench's questions of 2024-11, mean of its categories", "general", 1000, one_runner=True
+    ),
+    "livebench_agentic": Benchmark(
+        "issues of repositories mended by an agent (LiveBench 2026-01)", "code", 60, one_runner=True
+    ),
+    "livebench_coding": Benchmark(
+        "programs written and completed (LiveBench 2026-01)", "code", 120, one_runner=True
+    ),
     "livebench_instructions": Benchmark(
         "news articles summarised, paraphrased and simplified under instructions (LiveBench 2026-01)",
         "general",
         200,
+        one_runner=True,
     ),
-    "livebench_language": Benchmark("puzzles of words, plots and typos (LiveBench 2026-01)", "general", 140),
-    "livebench_maths": Benchmark("mathematics (LiveBench 2026-01)", "maths", 350),
-    "livebench_reasoning": Benchmark("puzzles of logic (LiveBench 2026-01)", "general", 250),
+    "livebench_language": Benchmark(
+        "puzzles of words, plots and typos (LiveBench 2026-01)", "general", 140, one_runner=True
+    ),
+    "livebench_maths": Benchmark("mathematics (LiveBench 2026-01)", "maths", 350, one_runner=True),
+    "livebench_reasoning": Benchmark("puzzles of logic (LiveBench 2026-01)", "general", 250, one_runner=True),
     "livecodebench": Benchmark(
         "contest programs newer than the training data, of the dates or version in the setting", "code", 175
     ),
     "math": Benchmark("competition mathematics of secondary school, 5,000 problems", "maths", 5000),
     "math_500": Benchmark("500 problems out of math", "maths", 500),
-    "math_level_5": Benchmark("the 1,324 hardest problems of math", "maths", 1324),
+    "math_level_5": Benchmark("the 1,324 hardest problems of math", "maths", 1324, one_runner=True),
     "mbpp": Benchmark("short Python functions from one sentence, tests passed at the first try", "code", 500),
     "mbpp_plus": Benchmark("mbpp with 35 times the tests", "code", 378),
     "mgsm": Benchmark("250 problems of gsm8k in ten or eleven languages", "maths", 2500),
@@ -112,28 +118,34 @@ BENCHMARKS = {
         "general",
         6511,
         25,
+        one_runner=True,
     ),
     "open_llm_ifeval": Benchmark(
-        "ifeval as the Open LLM Leaderboard runs it: strict, mean of prompts and instructions", "general", 541
+        "ifeval as the Open LLM Leaderboard runs it: strict, mean of prompts and instructions",
+        "general",
+        541,
+        one_runner=True,
     ),
     "open_llm_mmlu_pro": Benchmark(
         "mmlu_pro as the Open LLM Leaderboard runs it: five examples, choices by likelihood, no thinking",
         "general",
         12032,
         10,
+        one_runner=True,
     ),
     "ruler": Benchmark(
         "finding, tracing and counting in long texts of the length in the setting", "documents", 6500
     ),
     "swe_bench_bash": Benchmark(
-        "swe_bench_verified by one agent that has a shell and nothing else", "code", 500
+        "swe_bench_verified by one agent that has a shell and nothing else", "code", 500, one_runner=True
     ),
     "swe_bench_verified": Benchmark(
         "500 issues of Python projects mended in their repository, tests passed", "code", 500
     ),
     "vectara_faithful": Benchmark(
-        "summaries of articles that say nothing the article does not say, as a model judges it",
+        "articles answered with a summary that says nothing the article does not say, as a model judges it",
         "documents",
         7700,
+        one_runner=True,
     ),
 }

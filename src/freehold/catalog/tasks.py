@@ -17,7 +17,7 @@ from freehold.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A kind of work. `benchmarks`: the closest first; one that ends in "/base" is of base models alone."""
+    """A kind of work. `benchmarks`: the scale first, then what is carried over to it (advisor.evidence's measures)."""
 
     id: str
     title: str
@@ -37,7 +37,7 @@ class Task:
     patient: bool = False  # there is, however slow
     fills: bool = False  # the model has to fill in between what stands before and after
     base_too: bool = False  # a model that follows no instructions will do
-    specialist: tuple[str, ...] = ()  # parts of names of models made for it
+    bar: float = 0.0  # per cent on the first benchmark below which answers are seldom usable; 0: none is set
 
 
 @cache

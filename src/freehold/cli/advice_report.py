@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from freehold.advisor.quality import Quality
     from freehold.catalog import Model
 
-_BASES = ("published", "converted", "similar")
+_BASES = ("published", "converted")
 _MOST_RULED_OUT = 400
+_NAMED = 4  # models named of those that are not ranked
 
 
 def chart(advice: Advice, shown: tuple[Judged, ...]) -> str:
@@ -29,19 +30,22 @@ def chart(advice: Advice, shown: tuple[Judged, ...]) -> str:
 def report(advice: Advice, shown: tuple[Judged, ...]) -> str:
     """Return the whole answer as an HTML page that fetches nothing."""
     task = advice.request.task
-    first = f"First: {name(shown[0].model)}. " if shown else "No model is left. "
+    first = f"First: {name(shown[0].model)}. " if shown else "Nothing here is good enough. "
     lead = (
-        f"{first}{len(advice.picks)} models fit, {len(advice.ruled_out)} are ruled out; "
+        f"{first}Of {advice.considered} models, {len(advice.picks)} are good enough, {len(advice.below)} run and are "
+        f"not, {len(advice.unproven)} run and have no published result, {len(advice.ruled_out)} are ruled out; "
         f"{advice.request.speed:g} tokens a second or more, {advice.request.context:,} tokens of context."
     )
     sections = [_question(advice)]
     sections += [_ranking(advice, shown)] if shown else []
+    if lines := apart(advice):
+        sections.append(Section("Not ranked", tuple(paragraph(line) for line in lines)))
     if advice.by_tier:
         sections.append(_tiers(advice))
     sections.append(_ruled_out(advice))
     footer = (
-        "Quality: published results of full-precision weights, brought onto one scale; ranges hold four of five "
-        "known results. Nothing was measured here, and a quantised file loses a little.",
+        "Quality: published results, less what the quantisation costs; ranges hold four of five known results. "
+        "Nothing was measured here.",
         "Speed and memory are predictions with 80 % ranges. Licence answers are no legal advice.",
         f"Made by freehold advise on {date.today().isoformat()}.",
     )
@@ -64,6 +68,32 @@ def understood(advice: Advice) -> list[str]:
     if asked.question.ignored:
         lines.append(f"ignored: {', '.join(asked.question.ignored)}")
     return lines + [f"note: {note}" for note in asked.notes]
+
+
+def apart(advice: Advice) -> list[str]:
+    """Return a line each on what runs here and is not ranked, and on what would be good enough elsewhere."""
+    lines = []
+    if advice.below:
+        best = advice.below[0]
+        lines.append(
+            f"below the bar of {advice.bar:g} on {advice.benchmark}: {_names(advice.below)}; "
+            f"the best of them, {name(best.model)}, has {per_cent(best.quality)}"
+        )
+    if advice.unproven:
+        lines.append(f"no published result tells of this work, so not ranked: {_names(advice.unproven)}")
+    for judged in advice.instead:
+        place, quality = judged.placement, judged.quality
+        assert place is not None and quality is not None  # elsewhere it has both
+        rent = f", ${place.month:,.0f} a month of rent" if place.month is not None else ""
+        said = f"{name(judged.model)}, {per_cent(quality)} {quality.basis}, on {place.where}{rent}"
+        lines.append(f"good enough: {said}")
+    return lines
+
+
+def _names(judged: tuple[Judged, ...]) -> str:
+    """Count models and name the first few."""
+    shown = ", ".join(name(j.model) for j in judged[:_NAMED])
+    return f"{len(judged)} ({shown}{', ...' if len(judged) > _NAMED else ''})"
 
 
 def _part(what: str, value: str, says: str, words: list[str]) -> str:

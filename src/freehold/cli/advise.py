@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.advice_report import chart, head, name, per_cent, reasons, report, row, understood
+from freehold.cli.advice_report import apart, chart, head, name, per_cent, reasons, report, row, understood
 from freehold.cli.company import FACTS, company_facts, company_options
 from freehold.cli.facts import size
 from freehold.cli.models import Billions
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from freehold.cli.trying import Tried
 
 SCHEMA = 1
+NOT_GOOD_ENOUGH = 3  # exit status where models run and none is good enough
 LETTERS = "123456789abcdefghijklmnopqrstuvwxyz"
 SHOWN = 8  # models of a ranking
 _NAMED = 3  # models named of each rule that ruled some out
@@ -84,8 +85,9 @@ def command(
     What the words say counts unless an option says it: task, languages, hardware, users, context, privacy, a budget.
     What was understood and what was ignored is named; words that name no task are an error.
 
-    Quality is what makers published, brought onto one benchmark's scale, with the range that four of five known
-    results fall into; ranked by the range's low end. Speed and memory are predicted for this machine, or for
+    Quality is what makers and public boards published, on one benchmark's scale, with the range that four of five
+    known results fall into, less what the quantisation costs. Models whose range does not lie above the task's bar
+    are not ranked, nor those without a published result. Speed and memory are predicted for this machine, or for
     HARDWARE. A licence is judged when a purpose is given, here or in config.toml's [company]; other facts of yours
     as for `freehold license`. What is not known never passes a condition.
 
@@ -93,8 +95,11 @@ def command(
     results go before published ones; docs/guides/advise.md has the file's form. Answers are kept, so that a run
     that was stopped goes on.
 
-    With --json: {"schema": 1, "task", "understood", "ignored", "notes", "benchmark", "speed", "context",
-    "picks": [...], "tiers": {...}, "ruled_out": [...], "relax": [...], "tried": {...}}.
+    Exit status: 0 with a pick, 1 where the conditions leave no model, 3 where models run and none is good enough.
+
+    With --json: {"schema": 1, "task", "understood", "ignored", "notes", "benchmark", "bar", "good_enough", "speed",
+    "context", "considered", "picks": [...], "below": [...], "unproven": [...], "instead": [...], "tiers": {...},
+    "ruled_out": [...], "relax": [...], "tried": {...}}.
     """
     if asks := _asks_hardware(task):
         from freehold.cli.hardware import for_question
@@ -116,7 +121,7 @@ def command(
             click.echo(f"wrote {write_beside(path, draw(advice, shown))}", err=True)
     if not advice.picks:
         click.echo(relaxed(advice), err=True)
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(NOT_GOOD_ENOUGH if advice.below or advice.unproven else 1)
     if run:
         _run(settings, advice, quiet=as_json)
 
@@ -190,6 +195,10 @@ def _print(advice: Advice, shown: tuple[Judged, ...], *, everything: bool, plott
         _print_tiers(advice)
         if any(j.placement and not j.placement.sure for j in shown):
             click.echo("measured while others computed: a speed rules out only by its upper bound")
+    if lines := apart(advice):
+        click.echo("")
+        for line in lines:
+            click.echo(line)
     _print_ruled_out(advice, everything)
     if advice.request.facts is None:
         click.echo("licences were not judged: --licence commercial does (not legal advice)")
@@ -244,20 +253,32 @@ def _print_ruled_out(advice: Advice, everything: bool) -> None:
         rows = [(j.model.id, r.rule, r.why) for j in advice.ruled_out for r in j.refusals]
         table(("RULED OUT", "BY", "WHY"), rows)
         return
-    counts = Counter(r.rule for j in advice.ruled_out for r in j.refusals)
+    counts = Counter(rule for j in advice.ruled_out for rule in {r.rule for r in j.refusals})
+    several = " (some by several rules)" if counts.total() > len(advice.ruled_out) else ""
+    click.echo(f"ruled out: {len(advice.ruled_out)} of {advice.considered} models{several}")
     ranked = sorted(advice.ruled_out, key=lambda j: -j.vouched)
     for rule in RULES:
         if rule in counts:
             found = [name(j.model) for j in ranked if any(r.rule == rule for r in j.refusals)]
             more = ", ..." if len(found) > _NAMED else ""
-            click.echo(f"ruled out by {rule}: {counts[rule]} ({', '.join(found[:_NAMED])}{more})")
+            click.echo(f"  by {rule}: {counts[rule]} ({', '.join(found[:_NAMED])}{more})")
     click.echo("each with its reason: --all")
 
 
 def relaxed(advice: Advice) -> str:
-    """Say which condition to drop, by how many models each would bring in."""
+    """Say that nothing is good enough, or which condition to drop, by how many models each would bring in."""
+    if advice.below or advice.unproven:
+        said = f"nothing here is good enough for {advice.request.task.id}: {_best(advice)}"
+        return said + ("; see what would be, above" if advice.instead else "")
     ways = [f"{count} without {option}" for option, count in advice.relax[:4]]
     return "no model is left: " + (", ".join(ways) if ways else "the task itself rules every model out")
+
+
+def _best(advice: Advice) -> str:
+    if not advice.below:
+        return f"of the {len(advice.unproven)} models that run, no published result tells of this work"
+    best = advice.below[0]
+    return f"the best that runs has {per_cent(best.quality)} on {advice.benchmark}, the bar is {advice.bar:g}"
 
 
 def as_plain(advice: Advice) -> dict[str, Any]:
@@ -269,9 +290,15 @@ def as_plain(advice: Advice) -> dict[str, Any]:
         "ignored": list(advice.asked.question.ignored) if advice.asked else [],
         "notes": list(advice.asked.notes) if advice.asked else [],
         "benchmark": advice.benchmark,
+        "bar": advice.bar,
+        "good_enough": bool(advice.picks),
+        "considered": advice.considered,
         "speed": advice.request.speed,
         "context": advice.request.context,
         "picks": [_plain(j, advice.own.get(j.model.id)) for j in advice.picks],
+        "below": [_plain(j) for j in advice.below],
+        "unproven": [_plain(j) for j in advice.unproven],
+        "instead": [_plain(j) for j in advice.instead],
         "tiers": {tier: j.model.id for tier, j in advice.by_tier.items()},
         "ruled_out": [_plain(j) for j in advice.ruled_out],
         "relax": [{"without": option, "models": count} for option, count in advice.relax],

@@ -161,7 +161,7 @@ def tried(
     if grader:
         results = _judged(samples, results, settings.home, opened, grader.name)
     own = {model: _own(r) for model, r in results.items()}
-    before = tuple(j.model.id for j in advice.picks if j.model.id in own)
+    before = tuple(j.model.id for j in advice.runnable if j.model.id in own)
     ranked = by_own(advice, own)
     return Tried(ranked, before, samples, own, results, tuple(_pairs(ranked, results)), tuple(left_out))
 
@@ -180,10 +180,10 @@ def _check(advice: Advice) -> None:
     task = advice.request.task
     if task.encoder or task.reranker:
         raise UsageError(f"--try judges answers in text, and {task.id} have none", "leave --try out")
-    places = {j.placement.engine for j in advice.picks if j.placement}
+    places = {j.placement.engine for j in advice.runnable if j.placement}
     if places - {"freehold"}:
         raise UsageError("--try runs models on this machine", "leave --on, --budget and --engine out")
-    if not advice.picks:
+    if not advice.runnable:
         raise UsageError(
             "no model is left to try", "freehold advise without --try says which condition to drop"
         )
@@ -195,7 +195,7 @@ def _shortlist(
     """Return the first models that are held, or can be fetched, and who before the last of them is left out."""
     chosen: list[tuple[ModelRef, Judged]] = []
     left_out: list[tuple[str, str]] = []
-    for judged in advice.picks:
+    for judged in advice.runnable:
         if len(chosen) == most:
             break
         wanted = judged.model.name or judged.model.id
@@ -238,7 +238,7 @@ def _own(result: Result) -> Own:
 def _pairs(advice: Advice, results: Mapping[str, Result]) -> list[tuple[str, str, Compared]]:
     from freehold.evals.paired import compared
 
-    order = [j.model.id for j in advice.picks if j.model.id in results]
+    order = [j.model.id for j in advice.runnable if j.model.id in results]
     return [(order[0], other, compared(results[order[0]].marks, results[other].marks)) for other in order[1:]]
 
 
