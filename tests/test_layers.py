@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "freehold"
 LEVELS = {
-    **dict.fromkeys(["errors", "types", "config", "machine", "sandbox", "stopping", "_native"], 0),
+    **dict.fromkeys(["errors", "types", "config", "machine", "private", "sandbox", "stopping", "_native"], 0),
     **dict.fromkeys(["formats", "tokenizer", "catalog"], 1),
     **dict.fromkeys(["store", "models", "advisor"], 2),
     "engine": 3,

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from freehold import private
 from freehold.advisor.interval import Interval
 from freehold.advisor.machine import Cost, Rates
 from freehold.machine import CROWDED
@@ -133,8 +134,9 @@ def record(home: Path, runs: Iterable[Run]) -> None:
     """Append runs; raise OSError where the folder cannot be written."""
     text = "".join(json.dumps(_plain(run), ensure_ascii=True) + "\n" for run in runs)
     path = home / FILE
-    home.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:  # one write of whole lines: two processes do not tear each other's
+    private.folder(home)
+    # One write of whole lines: two processes do not tear each other's.
+    with open(path, "a+b", opener=private.opener) as file:
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(size - 1)
@@ -149,7 +151,8 @@ def _halve(path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(b"".join(lines[len(lines) // 2 :]))
+        with open(part, "wb", opener=private.opener) as file:
+            file.writelines(lines[len(lines) // 2 :])
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from freehold import machine as system
+from freehold import private
 from freehold.catalog.hardware import devices
 
 FILE = "machine.json"
@@ -159,8 +160,9 @@ def keep(home: Path, name: str, rates: Rates) -> None:
     own = sorted([*rows.get(name, []), row], key=lambda r: not r.get("busy"))  # those beside others go first
     part = path.with_name(f"{FILE}.{os.getpid()}.part")
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(rows | {name: own[-KEPT:]}, indent=1), encoding="utf-8")
+        private.folder(home)
+        with open(part, "w", encoding="utf-8", opener=private.opener) as file:
+            file.write(json.dumps(rows | {name: own[-KEPT:]}, indent=1))
         part.replace(path)
     except OSError:
         with suppress(OSError):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 import freehold
+from freehold import private
 from freehold.config import Settings
 from freehold.errors import ServerUnreachable, UpstreamFailed
 from freehold.remote import ADMIN_PROTOCOL, Api
@@ -203,8 +204,8 @@ def lock_of(settings: Settings) -> BaseFileLock:
     from filelock import FileLock
 
     folder = settings.socket.parent
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return FileLock(folder / "server.lock", thread_local=False)
+    private.folder(folder, settings.home)
+    return FileLock(private.file(folder / "server.lock"), thread_local=False)
 
 
 def pid_file(settings: Settings) -> Path:

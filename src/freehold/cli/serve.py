@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold import private
 from freehold.cli.opening import names_here, opening
 from freehold.cli.shared import (
     Seconds,
@@ -449,7 +450,8 @@ def _only_server(settings: Settings) -> Iterator[None]:
             "freehold stop ends it; another FREEHOLD_HOME and --port give a second one",
         ) from None
     try:
-        pid_file(settings).write_text(str(os.getpid()), encoding="utf-8")
+        with open(pid_file(settings), "w", encoding="utf-8", opener=private.opener) as file:
+            file.write(str(os.getpid()))
         yield
     finally:
         pid_file(settings).unlink(missing_ok=True)

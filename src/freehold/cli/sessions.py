@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+from freehold import private
 from freehold.config import nearest
 from freehold.errors import StoreError, UsageError
 from freehold.types import Message
@@ -73,7 +74,7 @@ class Sessions:
         lines = [head, *(asdict(m) for m in session.messages)]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private.folder(self.folder)
             handle, aside = tempfile.mkstemp(dir=self.folder, prefix=".saving-")  # mode 0600
             with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as f:
                 f.write(text)

@@ -18,6 +18,8 @@ from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
+from freehold import private
+
 QUOTES = '"""'
 
 
@@ -75,8 +77,8 @@ def _history(path: Path | None) -> History:
     if path is None:
         return InMemoryHistory()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_CREAT | os.O_APPEND, 0o600))
+        private.folder(path.parent)
+        os.close(private.opener(str(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND))
     except OSError:  # a read-only home costs the history, not the chat
         return InMemoryHistory()
     return FileHistory(str(path))

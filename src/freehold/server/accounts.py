@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from freehold import private
 from freehold.errors import StoreError
 from freehold.server.keys import Key, quota
 from freehold.server.problems import Refused
@@ -102,7 +103,7 @@ class Accounts:
 
     def _write(self, day: int, spent: dict[str, int]) -> None:
         path = self._file(day)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.folder(path.parent)
         write_json(path, spent)
 
     def _failed(self, e: OSError) -> None:

@@ -23,6 +23,7 @@ from typing import Literal
 
 import msgspec
 
+from freehold import private
 from freehold.errors import StoreError, UsageError
 
 MIN_KEY = 16  # characters of a key somebody else made; 16 of base64 hold 96 bits
@@ -174,8 +175,9 @@ class KeyFile:
     def _locked(self):  # type: ignore[no-untyped-def]
         from filelock import FileLock
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.path.with_name(self.path.name + ".lock"), timeout=10)
+        if not self.path.parent.is_dir():
+            private.folder(self.path.parent)  # one that is there may be /etc
+        return FileLock(private.file(self.path.with_name(self.path.name + ".lock")), timeout=10)
 
     def _write(self, keys: tuple[Key, ...]) -> None:
         """Put the file there whole, readable by its owner alone, or not at all."""

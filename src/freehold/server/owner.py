@@ -11,6 +11,7 @@ import os
 import secrets
 from pathlib import Path
 
+from freehold import private
 from freehold.errors import StoreError, UsageError
 
 PREFIX = "fh-owner-"
@@ -20,7 +21,7 @@ _MAX = 256  # bytes of the file
 def owner_token(path: Path) -> str:
     """Return the token in `path`, made where there is none; UsageError for a file that others can read."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.folder(path.parent)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(f"{PREFIX}{secrets.token_urlsafe(24)}\n")
     except FileExistsError:

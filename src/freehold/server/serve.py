@@ -21,6 +21,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
+from freehold import private
 from freehold.errors import FreeholdError, UsageError
 from freehold.server.accounts import Accounts
 from freehold.server.app import endpoints, make_app, wording
@@ -93,8 +94,7 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
 def bind_unix(path: Path) -> socket.socket:
     """Bind a socket in a folder that only this user enters. Raises UsageError if another server listens there."""
     folder = path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    private.folder(folder)
     found = folder.stat()
     if stat.S_IMODE(found.st_mode) != 0o700 or found.st_uid != os.geteuid():
         raise UsageError(f"{folder} is open to others", "it must belong to you alone: chmod 700")

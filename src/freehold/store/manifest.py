@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from freehold import private
 from freehold.errors import StoreError
 
 NAME = "manifest.json"
@@ -94,7 +95,7 @@ def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     """Write JSON beside `path` and rename it into place; `durable`: flushed to disk first."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with beside.open("w", encoding="utf-8") as f:
+        with open(beside, "w", encoding="utf-8", opener=private.opener) as f:
             json.dump(value, f, indent=1)
             f.flush()
             if durable:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from freehold import private
 from freehold.errors import FreeholdError, UsageError
 from freehold.store import adapters, parameters, space
 from freehold.store.manifest import write_json
@@ -141,7 +142,7 @@ class Overlays:
                 f"there are {MAX_OVERLAYS:,} models made from others", "freehold rm some of them"
             )
         with space.full_disk(self._home, "nothing was written"):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            private.folder(self._folder, self._home)
             kept = asdict(replace(overlay, adapter=Path(overlay.adapter).name))
             write_json(self._path(overlay.name), kept)
         self._seen = -1

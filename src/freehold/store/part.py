@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from freehold import private
 from freehold.store.manifest import sync_folder, write_json
 
 _READ = 1 << 20
@@ -56,9 +57,9 @@ class Part:
         self._users = 1
         self.restarted = False
         self.done = self._resume()
-        target.parent.mkdir(parents=True, exist_ok=True)
+        private.folder(target.parent)
         mode = "r+b" if any(self.done) else "w+b"
-        self._file = part_path(target).open(mode, buffering=0)
+        self._file = private.file(part_path(target)).open(mode, buffering=0)
         self._file.truncate(size)
 
     def bounds(self, i: int) -> tuple[int, int]:

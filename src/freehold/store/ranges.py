@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 import httpx2
 
+from freehold import private
 from freehold.config import Settings
 from freehold.errors import CapacityExceeded, DownloadFailed
 from freehold.store import space
@@ -298,14 +299,14 @@ class _Ranges:
 def _fetch_unsized(http: Http, file: PlannedFile, target: Path, on_bytes: OnBytes) -> HeldFile:
     """Fetch a file whose length the server does not tell: one stream, from the start each time."""
     backoff = Backoff(http.retry_s)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    private.folder(target.parent)
     while True:
         try:
             with (
                 space.full_disk(
                     target.parent, "nothing of this file is kept: its server does not tell its length"
                 ),
-                part_path(target).open("wb") as out,
+                open(part_path(target), "wb", opener=private.opener) as out,
                 http.stream(file.url) as response,
             ):
                 check(response, file.url)

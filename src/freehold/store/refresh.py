@@ -17,6 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from freehold import private
 from freehold.catalog import Model
 from freehold.catalog.schema import MAX_BYTES, parse
 from freehold.config import Settings
@@ -82,10 +83,11 @@ class Refresher:
                 f"{path} would hold more than {MAX_BYTES:,} bytes", "drop what is older than what you need"
             )
         parse(str(path), text)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private.folder(path.parent)
         aside = path.with_name(f"{path.name}.{os.getpid()}")
         try:
-            aside.write_text(text, encoding="utf-8")
+            with open(aside, "w", encoding="utf-8", opener=private.opener) as file:
+                file.write(text)
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
-from freehold import catalog
+from freehold import catalog, private
 from freehold.config import Settings, nearest
 from freehold.errors import DownloadFailed, FreeholdError, ModelNotFound, Offline, StoreError, UsageError
 from freehold.store import foreign, space
@@ -108,7 +108,7 @@ class Store:
         folder = self.models / slug(name)
         with space.full_disk(self.settings.home, "the file stays where it is"), self._lock(name, None):
             held = HeldFile("model.gguf", file.stat().st_size, sha256)
-            folder.mkdir(parents=True, exist_ok=True)
+            private.folder(folder, self.settings.home)
             file.replace(folder / held.path)
             files = dated((held,), folder)
             manifest = Manifest(name, "gguf", "freehold", f"sent: sha256:{sha256}", files, _now())
@@ -241,7 +241,7 @@ class Store:
             notes = notes_of(manifest)
             found = replace(manifest, files=tuple(restat(f) for f in manifest.files))
         with suppress(OSError):  # a read-only home still serves its models; only `last_used` is lost
-            folder.mkdir(parents=True, exist_ok=True)
+            private.folder(folder, self.settings.home)
             write_manifest(folder, replace(manifest, last_used=_now()), durable=False)
         return replace(model_ref(found, folder), notes=notes)
 
@@ -327,7 +327,7 @@ class Store:
         names = self._forgotten()
         wanted = names | {_key(manifest)} if forgotten else names - {_key(manifest)}
         if wanted != names:
-            self.settings.home.mkdir(parents=True, exist_ok=True)
+            private.folder(self.settings.home)
             write_json(self.settings.home / "forgotten.json", sorted(wanted))
 
     # Fetching
@@ -342,7 +342,7 @@ class Store:
             source, plan = self._plan(parsed, on_event, stack)
             folder = self.models / slug(plan.name)
             stack.enter_context(space.full_disk(self.settings.home, "what was fetched is kept"))
-            folder.mkdir(parents=True, exist_ok=True)
+            private.folder(folder, self.settings.home)
             stack.enter_context(self._lock(plan.name, lambda text: on_event(Note(plan.name, text))))
             return self._fetch_locked(source, plan, folder, parsed, on_event, started)
 
@@ -353,7 +353,7 @@ class Store:
         if held and self._state(held) == "ready":
             on_event(self._finished(held, 0, started))  # another process brought it while we waited
             return held.with_alias(parsed.text)
-        folder.mkdir(parents=True, exist_ok=True)
+        private.folder(folder, self.settings.home)
         for stale in folder.glob(".*.new"):  # what a kill left of a half-written record
             stale.unlink(missing_ok=True)
         before = held_bytes(plan, folder)
@@ -425,8 +425,8 @@ class Store:
         from filelock import FileLock, Timeout
 
         locks = self.settings.home / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / f"{slug(name)}.lock", thread_local=False)
+        private.folder(locks, self.settings.home)
+        lock = FileLock(private.file(locks / f"{slug(name)}.lock"), thread_local=False)
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -14,7 +14,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from freehold import __version__
+from freehold import __version__, private
 from freehold.store.manifest import write_json
 from freehold.tokenizer.template import ChatTemplate
 
@@ -50,7 +50,7 @@ def _kept(path: Path) -> dict[str, bool] | None:
 def _keep(path: Path, found: dict[str, bool]) -> dict[str, bool]:
     """Write a record, and drop the oldest where there are too many; a home that cannot be written is no error."""
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private.folder(path.parent)
         write_json(path, found, durable=False)
         records = sorted(path.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)
         for old in records[:-MAX_KEPT]:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from freehold import private
 from freehold.errors import BadModelFile, ModelNotFound, UsageError
 from freehold.formats import open_model_file
 from freehold.formats.lora import CONFIG, WEIGHTS
@@ -126,7 +127,7 @@ def _is_here(store: Store, digest: str) -> bool:
 
 
 def _make_room(folder: Path, size: int, digest: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    private.folder(folder)
     for left in folder.glob(".*.new"):
         if time.time() - left.stat().st_mtime > STALE_S:
             left.unlink(missing_ok=True)
@@ -137,7 +138,7 @@ async def _write(call: Call, folder: Path, digest: str) -> None:
     beside = folder / f".{digest[:12]}.{secrets.token_hex(4)}.new"
     hashed = hashlib.sha256()
     try:
-        with beside.open("wb") as file:
+        with open(beside, "wb", opener=private.opener) as file:
 
             def keep(data: bytes) -> None:
                 hashed.update(data)

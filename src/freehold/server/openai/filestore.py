@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from freehold import private
 from freehold.server.problems import Refused
 from freehold.store.manifest import sync_folder, write_json
 
@@ -171,8 +172,7 @@ def tenant_folder(tenant: str) -> str:
 
 def private_folder(path: Path) -> Path:
     """Make a folder that only this user enters."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
+    return private.folder(path)
 
 
 def write_private(path: Path, record: Struct) -> None:
