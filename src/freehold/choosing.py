@@ -163,20 +163,25 @@ def hardware(
     )
 
 
-def license(name: str, *, merge: Sequence[str] = (), taught_by: Sequence[str] = (), **facts: Any) -> Verdict:
+def license(
+    name: str = "", *, merge: Sequence[str] = (), taught_by: Sequence[str] = (), **facts: Any
+) -> Verdict:
     """Say whether a model or a licence may be used for your facts: `license("qwen3:8b", purpose="commercial")`.
 
     Facts are the fields of advisor.facts.Facts, over those in config.toml's [company]. `merge` names models that
-    yours is made of besides, `taught_by` those whose outputs train it. Not legal advice. Raises ModelNotFound for a
-    name that is not known, UsageError for a fact that is none.
+    yours is made of besides, `taught_by` those whose outputs train it; with these `name` may be left out. Not legal
+    advice. Raises ModelNotFound for a name that is not known, UsageError for a fact that is none.
     """
     from freehold.advisor.facts import from_table
+    from freehold.advisor.lineage import OWN
     from freehold.advisor.verdict import verdict
 
     settings = load_settings()
     from_table(facts, "license")  # names an unknown fact
     given = replace(from_table(settings.company, "config.toml: [company]"), **facts)
-    return verdict(name, given, _names(merge), _names(taught_by))
+    if not name and (merge or not taught_by):
+        raise UsageError("license needs a name", "a model's, a licence's, or taught_by")
+    return verdict(name or OWN, given, _names(merge), _names(taught_by))
 
 
 def _names(given: Sequence[str]) -> Sequence[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from freehold import catalog
 from freehold.advisor.lineage import subject
-from freehold.catalog.spelling import spelled, words
+from freehold.catalog.spelling import alike, spelled, words
 from freehold.errors import ModelNotFound
 
 NOWHERE = Path("/nowhere/catalogue.toml")
@@ -50,6 +50,8 @@ NOWHERE = Path("/nowhere/catalogue.toml")
         ("DeepSeek V3", "deepseek-ai/DeepSeek-V3"),
         ("llama3.1:70b-instruct-q4_K_M", "meta-llama/Llama-3.1-70B-Instruct"),
         ("qwen2.5:7b-instruct-q8_0", "Qwen/Qwen2.5-7B-Instruct"),
+        ("qwen:0.5b", "Qwen/Qwen1.5-0.5B-Chat"),
+        ("qwen:4b-chat-q4_0", "Qwen/Qwen1.5-4B-Chat"),
     ],
 )
 def test_a_model_is_found_as_people_spell_it(typed: str, meant: str):
@@ -80,6 +82,37 @@ def test_a_family_under_several_licences_is_asked_back(typed: str):
     with pytest.raises(ModelNotFound) as e:
         subject(typed)
     assert "say which" in e.value.hint and "(" in e.value.hint
+
+
+@pytest.mark.parametrize(
+    ("typed", "licence"),
+    [
+        ("starcoder2:15b", "LicenseRef-scancode-bigcode-open-rail-m-v1"),
+        ("starcoder2", "LicenseRef-scancode-bigcode-open-rail-m-v1"),
+        ("codegemma:7b", "LicenseRef-scancode-gemma-tou-2025-03-24"),
+        ("phi3:mini", "MIT"),
+        ("llama4:maverick", "LicenseRef-scancode-llama-4-cla-2025"),
+        ("llama-guard3:8b", "LicenseRef-scancode-llama-3.1-license-2024"),
+        ("command-r", "LicenseRef-cohere-cc-by-nc-4.0"),
+        ("granite-code:20b", "Apache-2.0"),
+    ],
+)
+def test_a_repository_outside_the_catalogue_is_found_as_people_spell_it(typed: str, licence: str):
+    assert subject(typed).expression == licence and subject(typed).source
+
+
+@pytest.mark.parametrize("typed", ["glm4:9b", "solar:10.7b", "qwen2.5-math", "stable-code:3b"])
+def test_repositories_under_several_licences_are_asked_back(typed: str):
+    with pytest.raises(ModelNotFound, match="under different licences") as e:
+        subject(typed)
+    assert "say which" in e.value.hint
+
+
+def test_no_word_that_means_something_is_added_to_a_name():
+    names = ["bigcode/starcoder2-15b-instruct-v0.1", "x/starcoder2-vision-15b", "x/Starcoder2-3b"]
+    assert alike("starcoder2:15b", names) == ["bigcode/starcoder2-15b-instruct-v0.1"]
+    assert alike("starcoder2", names) == ["bigcode/starcoder2-15b-instruct-v0.1", "x/Starcoder2-3b"]
+    assert alike("chat", names) == alike("starcoder2:7b", names) == []
 
 
 def test_words_leave_out_accents_dates_and_quantisations():

@@ -135,8 +135,11 @@ def test_the_same_in_python(home: Path):
     assert freehold.license("qwen3:8b", purpose="commercial", redistributes=False).answer == "allowed"
     assert freehold.license("qwen3:8b", taught_by="gpt-4o", purpose="commercial").answer == "refused"
     assert freehold.license("qwen3:8b", merge=["CC-BY-NC-4.0"], purpose="commercial").answer == "refused"
+    assert freehold.license(taught_by="gemini-2.5-pro", purpose="commercial").answer == "refused"
     with pytest.raises(freehold.FreeholdError, match="unknown key"):
         freehold.license("qwen3:8b", purpos="commercial")
+    with pytest.raises(freehold.FreeholdError, match="needs a name"):
+        freehold.license(merge=["qwen3:8b"])
 
 
 def test_python_and_the_verb_weigh_a_file_in_another_quantisation_alike(run: Run, tmp_path: Path):

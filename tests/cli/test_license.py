@@ -91,6 +91,17 @@ def test_a_merge_and_a_teacher_are_judged(run: Run):
     assert "Gemma Terms of Use" in run("qwen3:8b", *SMALL, "--merge", "google/gemma-2-9b-it")[1]
 
 
+def test_a_teacher_alone_is_asked_for_a_model_of_your_own(run: Run):
+    _, out, _ = run("--taught-by", "claude", *SMALL)
+    assert "your own model" in out and "refused" in out and "D.4 Use Restrictions" in " ".join(out.split())
+    assert run("--taught-by", "gpt-5", *SMALL, "--check")[0] == 1
+    assert run("--taught-by", "deepseek-ai/DeepSeek-R1", *SMALL, "--check")[0] == 0
+    _, out, _ = run("--taught-by", "Llama-3.1-405B", *SMALL, "--ships", "--distils", "--pack", "-")
+    assert "Llama" in out
+    status, _, err = run("--merge", "qwen3:8b", "--taught-by", "gpt-5")
+    assert status == 2 and "--merge needs a NAME" in err
+
+
 def test_check_makes_the_status_say_no(run: Run):
     assert run("mrl", *SMALL, "--check")[0] == 1
     assert run("MIT", *SMALL, "--check")[0] == 0

@@ -9,9 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from freehold import catalog
-from freehold.catalog.licence import Licence, covering, find, serving, suggestions, tag_source, unpacked
+from freehold.catalog.licence import (
+    Licence,
+    covered,
+    covering,
+    find,
+    serving,
+    suggestions,
+    tag_source,
+    unpacked,
+)
 from freehold.catalog.model import Model
-from freehold.catalog.spelling import spelled
+from freehold.catalog.spelling import alike, spelled
 from freehold.errors import ModelNotFound, UsageError
 
 MAX_DEPTH = 12  # generations; a longer chain is a mistake in somebody's catalogue
@@ -27,6 +36,10 @@ class Subject:
     multimodal: bool | None = None
     source: str = ""  # where the licence of the model was read
     model: Model | None = None
+    yours: bool = False  # a model of your own, which no licence of others binds
+
+
+OWN = Subject("your own model", "", yours=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +56,13 @@ class Standing:
     multimodal: bool | None
 
 
-def subject(text: str | Model | Licence) -> Subject:
+def subject(text: str | Model | Licence | Subject) -> Subject:
     """Find what is meant: a licence's name, a catalogue model, or a repository that a licence covers.
 
     Raises ModelNotFound with the nearest names of both kinds.
     """
+    if isinstance(text, Subject):
+        return text
     if isinstance(text, Licence):
         return Subject(text.name, text.id)
     if isinstance(text, Model):
@@ -73,9 +88,11 @@ def _elsewhere(text: str) -> Subject | None:
     an API.
     """
     if (found := covering(text)) is not None:
-        return Subject(text, found.id, source=tag_source(text) or _covers(found))
+        return _tagged(text, text, found)
     if family := spelled(text, catalog.models()):
         return _family(text, family)
+    if "/" not in text and (repositories := alike(text, covered())):
+        return _repositories(text, repositories)
     if (plain := unpacked(text)) != text:
         try:
             return replace(subject(plain), name=text)
@@ -99,6 +116,22 @@ def _family(text: str, models: list[Model]) -> Subject:
     return replace(_of_model(models[0]), name=f"{text} ({len(models)} models)")
 
 
+def _repositories(text: str, repositories: list[str]) -> Subject:
+    """Return one subject for repositories outside the catalogue, as `_family` does for models in it."""
+    found = {name: one for name in repositories if (one := covering(name)) is not None}
+    if len({one.id for one in found.values()}) > 1:
+        each = ", ".join(f"{name} ({one.name})" for name, one in list(found.items())[:8])
+        raise ModelNotFound(
+            f"{text!r} may be {len(found)} models under different licences", f"say which: {each}"
+        )
+    first = repositories[0]
+    return _tagged(first if len(found) == 1 else f"{text} ({len(found)} models)", first, found[first])
+
+
+def _tagged(name: str, repository: str, licence: Licence) -> Subject:
+    return Subject(name, licence.id, source=tag_source(repository) or _covers(licence))
+
+
 def _licences_of(model: Model) -> frozenset[tuple[str, ...]]:
     return frozenset(tuple(c.id for c in place.choices) for place in standing(_of_model(model)))
 
@@ -109,6 +142,8 @@ def standing(asked: Subject) -> list[Standing]:
     Raises UsageError for a line of descent that bites its own tail.
     """
     found: list[Standing] = []
+    if asked.yours:
+        return found
     _descend(asked, (), found)
     return found
 

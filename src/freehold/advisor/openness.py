@@ -45,6 +45,8 @@ class Openness:
 
 def openness(asked: Subject) -> Openness:
     """Place a subject; the least open of its own and its ancestors' licences counts."""
+    if asked.yours:
+        return Openness(0, "", "", "its weights are yours, and so is the choice", "")
     levels = [min((_KIND[c.kind] for c in s.choices), default=0) for s in standing(asked)]
     least = 0 if 0 in levels else max(levels)
     entry, source = _entry(asked.name)

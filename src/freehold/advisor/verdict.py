@@ -79,12 +79,12 @@ class Verdict:
 
 
 def verdict(
-    asked: str | Model | Licence,
+    asked: str | Model | Licence | Subject,
     facts: Facts,
     merged: Sequence[str | Model | Licence] = (),
     teachers: Sequence[str | Model | Licence] = (),
 ) -> Verdict:
-    """Judge a model or a licence for these facts.
+    """Judge a model or a licence for these facts; lineage.OWN where only teachers bind.
 
     `merged`: models that yours is made of besides; all their terms bind it. `teachers`: models on whose
     outputs it is trained. Making those outputs is a use of the teacher for your purpose, so its limits of use

@@ -168,6 +168,11 @@ def covering(model_id: str) -> Licence | None:
     return _covered().get(model_id.strip().lower())
 
 
+def covered() -> tuple[str, ...]:
+    """Return every repository that a licence or a publisher's tag names, as publisher/name in small letters."""
+    return tuple(name for name in _covered() if "/" in name)
+
+
 def tag_source(model_id: str) -> str:
     """Return what a repository's licence was read from where that is its publisher's tag alone; else nothing."""
     found = _tags()

@@ -36,6 +36,8 @@ _QUANT = re.compile(r"[-_: ](i?q\d[\w.]*|fp?16|bf16|fp8|int[48]|mxfp4|nvfp4)$")
 # 08-2025, 2512, 0528, v0.3; a generation such as v3 stays
 _DATE = re.compile(r"[- ](\d\d-20\d\d|2[3-9](?:0[1-9]|1[0-2])|(?:0[1-9]|1[0-2])[0-3]\d|v0\.\d)(?=$|[- ])")
 _WORD = re.compile(r"a\d+(?:\.\d+)?b(?![a-z])|\d+(?:\.\d+)*(?:[a-z](?![a-z]))?|[a-z]+")
+# what a repository's name may add to the one people type: experts, context, a version of its own, its size
+_UNSAID = re.compile(r"a?\d+(?:\.\d+)?[ekmbt]|v|1|01|02|release")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([mbt])")
 _ACTIVE = re.compile(r"a\d+(?:\.\d+)?b")
 _BILLIONS = {"m": 1e-3, "b": 1.0, "t": 1e3}
@@ -56,9 +58,28 @@ def spelled(text: str, models: Iterable[Model]) -> list[Model]:
     return nearest if len(nearest) == 1 else talking
 
 
+def alike(text: str, repositories: Iterable[str]) -> list[str]:
+    """Return the repositories that `text` may mean: whose names add nothing to it but how they talk and were packed.
+
+    Sizes count: a name that leaves one out returns every size there is.
+    """
+    asked = words(text)
+    if not asked - _FLUFF:
+        return []
+    fits: dict[str, frozenset[str]] = {}
+    for repository in repositories:
+        tail = words(repository.rpartition("/")[2].removeprefix("c4ai-"))
+        if asked - _FLUFF <= tail and not {w for w in tail - asked - _FLUFF if not _UNSAID.fullmatch(w)}:
+            fits[repository] = tail
+    exact = {name for name, tail in fits.items() if not {w for w in tail - asked if _SIZE.fullmatch(w)}}
+    return sorted(exact or fits)
+
+
 def words(text: str) -> frozenset[str]:
     """Return a name's words, versions and sizes, without accents, dates and quantisations."""
     plain = unicodedata.normalize("NFKD", text.strip().lower())
+    if plain.startswith("qwen:"):  # in Ollama's library the name without a version is Qwen1.5
+        plain = plain.replace("qwen", "qwen1.5", 1)
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     plain = re.sub(r"(?<=\d)_(?=\d)", ".", _QUANT.sub("", plain)).replace("_", "-").replace(":", "-")
     return frozenset(re.sub(r"\.0(?=[a-z]?$)", "", w) for w in _WORD.findall(_DATE.sub("", plain)))

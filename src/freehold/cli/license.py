@@ -69,23 +69,28 @@ def command(
 ) -> None:
     """Say whether you may use NAME, a model or a licence; two or more are compared, none lists the licences.
 
+    --taught-by without a NAME asks for a model of your own that is trained on the outputs of others.
+
     Facts that you do not give are unknown, and where one of them decides, the answer says which. They may
     also stand in config.toml under [company], by the names --json shows. This is not legal advice.
 
     With --json: {"schema": 1, "licences": [...]} for the list, {"schema": 1, "verdicts": [...]} otherwise.
     """
-    from freehold.advisor.lineage import subject
+    from freehold.advisor.lineage import OWN, subject
     from freehold.advisor.verdict import verdict
 
-    if not names:
-        if merged or teachers or folder or check:
-            raise UsageError("--merge, --taught-by, --pack and --check need a NAME")
+    if not names and not teachers:
+        if merged or folder or check:
+            raise UsageError("--merge, --pack and --check need a NAME")
         _print_all(as_json)
         return
+    if not names and merged:
+        raise UsageError("--merge needs a NAME", "the model that yours is made of")
     if len(names) > 1 and (folder or merged or teachers):
         raise UsageError("--pack, --merge and --taught-by take one NAME", "name the others with --merge")
     facts = company_facts(settings, given)
-    found = [(subject(name), verdict(name, facts, merged, teachers)) for name in names]
+    asked = [subject(name) for name in names] or [OWN]
+    found = [(one, verdict(one, facts, merged, teachers)) for one in asked]
     if folder == "-" and as_json:
         raise UsageError("--pack - and --json both want stdout", "name a folder for the pack")
     if folder:
