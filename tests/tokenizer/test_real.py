@@ -49,6 +49,17 @@ def test_ids_equal_the_reference_on_nasty_strings(model):
             assert (len(found), digest) == (ids["count"], ids["sha256"]), repr(text[:40])
 
 
+def test_space_marks_in_a_users_text_are_read_as_sentencepiece_reads_them(model_path):
+    with open_gguf(model_path("gemma3-270m")) as file:
+        tokenizer = tokenizer_from_gguf(dict(file.metadata))
+    template = chat_template_from_gguf({}, tokenizer)
+    for text, ids in json.loads((VECTORS / "gemma3-270m-marks.json").read_text()).items():
+        assert tokenizer.encode(text, bos=False) == ids, repr(text)
+        prompt = tokenizer.encode_rendered(template.render([Message("user", f"x{text}x")]))
+        inner = tokenizer.encode(f"user\nx{text}x", bos=False)
+        assert prompt[2 : 2 + len(inner)] == inner, repr(text)
+
+
 def test_chat_prompt_keeps_control_tokens_out_of_user_text(model):
     _, metadata, tokenizer = model
     template = chat_template_from_gguf(metadata, tokenizer)

@@ -195,6 +195,15 @@ def test_two_messages_side_by_side_cannot_complete_a_control_token():
     assert TOKENIZER.token_id("<|im_end|>") not in TOKENIZER.encode_rendered(rendered)
 
 
+def test_a_file_of_a_hundred_thousand_control_tokens_holds_up_no_message():
+    """One regular expression of them would take minutes here, and nothing else would run meanwhile."""
+    control = frozenset(f"<|{n}|>" for n in range(100_000))
+    template = ChatTemplate(TURNS, control_tokens=control)
+    rendered = template.render([Message("user", "<|" * 200_000 + "<|77|>")])
+    assert "<|77|>" in rendered.text and "<|77|>" not in rendered.guarded
+    assert len(rendered.text) == len(rendered.guarded)
+
+
 def test_ordinary_chat_gets_the_ids_of_its_whole_text():
     template = ChatTemplate.for_tokenizer(TURNS, TOKENIZER)
     rendered = template.render([Message("system", "hello "), Message("user", " hello\n\n")])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel, UsageError
 from freehold.tokenizer import AddedToken, Detokenizer, TokenKind, tokenizer_from_dir, tokenizer_from_gguf
-from freehold.tokenizer.core import _Cutter
+from freehold.tokenizer.core import Cutter
 from tests.tokenizer import toys
 
 BPE = tokenizer_from_gguf(toys.byte_level())
@@ -42,7 +45,7 @@ def test_byte_level_composes_characters_where_the_model_does():
 )
 def test_added_tokens_are_cut_leftmost_first_and_longest_at_a_place(tokens, text):
     pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
-    cutter = _Cutter(AddedToken(id, token, control=True) for id, token in enumerate(tokens))
+    cutter = Cutter(AddedToken(id, token, control=True) for id, token in enumerate(tokens))
     expected = [(*m.span(), tokens.index(m.group())) for m in pattern.finditer(text)]
     assert list(cutter.cut(text)) == expected
 
@@ -318,3 +321,29 @@ def test_word_level_is_unsupported(tmp_path):
     write_directory(tmp_path, model={"type": "WordLevel", "vocab": {"a": 0}})
     with pytest.raises(UnsupportedModel, match="WordLevel"):
         tokenizer_from_dir(tmp_path)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_space_marks_in_a_users_text_are_read_as_the_models_own_file_has_them(
+    tmp_path: Path, normalized: bool
+):
+    """Gemma's tokens of several spaces are matched in text whose spaces are marks already, or are typed as such."""
+    vocab = {t: i for i, t in enumerate(["<unk>", "▁", "a", "b", "▁▁", "▁▁▁", "▁a", "ab", "▁ab"])}
+    merges = [("▁", "a"), ("a", "b"), ("▁", "ab")]
+    own = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, unk_token="<unk>"))
+    own.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    own.add_tokens([tokenizers.AddedToken("▁" * n, normalized=normalized) for n in (2, 3)])
+    own.save(str(tmp_path / "tokenizer.json"))
+    ours = tokenizer_from_dir(tmp_path)
+    for letters in (c for size in range(1, 6) for c in itertools.product("▁ ab", repeat=size)):
+        text = "".join(letters)
+        assert ours.encode(text, bos=False) == own.encode(text, add_special_tokens=False).ids, repr(text)
+    assert ours.added_id("▁▁") == 4
+
+
+def test_an_added_token_that_is_too_long_to_look_for_is_refused():
+    data = toys.unigram()
+    texts = list(data["tokenizer.ggml.tokens"])
+    texts[int(data["tokenizer.ggml.eos_token_id"])] = "<" * 1025
+    with pytest.raises(BadModelFile, match="has 1,025 characters"):
+        tokenizer_from_gguf(data | {"tokenizer.ggml.tokens": texts})

@@ -22,6 +22,7 @@ from freehold.tokenizer.rendered import Rendered
 
 SPACE_MARK = "\u2581"
 LOOKS = 4096  # places where an added token could begin, a few milliseconds of work
+MAX_ADDED_CHARS = 1024  # of an added token; the longest in use has some 130, all of them spaces
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
 
 
@@ -46,6 +47,9 @@ class AddedToken:
     lstrip: bool = False
     rstrip: bool = False
     single_word: bool = False
+    normalized: bool = (
+        False  # matched in normalised text, where U+2581 stands for a space: the encoder does that
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ def byte_alphabet() -> dict[str, int]:
     return table | {chr(0x100 + n): b for n, b in enumerate(rest)}
 
 
-class _Cutter:
+class Cutter:
     """Finds added tokens in a text: leftmost first, longest at a place.
 
     Lengths by first character, and a dictionary: one pattern of Gemma's 6,414 tokens takes 0.16 s to compile.
@@ -99,7 +103,7 @@ class _Cutter:
     def cut(self, text: str) -> Iterable[tuple[int, int, int]]:
         """Yield (start, end, id); start and end include whitespace that the token swallows."""
         last = 0
-        for start, end, token in self._found(text):
+        for start, end, token in self.found(text):
             if start < last or (token.single_word and _inside_word(text, start, end)):
                 continue
             if token.lstrip:
@@ -109,7 +113,7 @@ class _Cutter:
             yield start, end, token.id
             last = end
 
-    def _found(self, text: str) -> Iterator[tuple[int, int, AddedToken]]:
+    def found(self, text: str) -> Iterator[tuple[int, int, AddedToken]]:
         """Yield (start, end, token) as they stand, none over another."""
         at = self._first.search(text) if self._first else None
         looks = 0
@@ -139,12 +143,15 @@ class Tokenizer:
     """
 
     def __init__(self, encode: Encode, vocabulary: Vocabulary) -> None:
+        _check_added(vocabulary.added)
         self._encode_stretches = encode
         self._vocabulary = vocabulary
         self._kinds = vocabulary.kinds
         self._bytes: list[bytes | None] = [None] * len(vocabulary.texts)
-        self._control = _Cutter(token for token in vocabulary.added if token.control)
-        self._user_defined = _Cutter(token for token in vocabulary.added if not token.control)
+        self._control = Cutter(token for token in vocabulary.added if token.control)
+        plain = [token for token in vocabulary.added if not token.control]
+        self._user_defined = Cutter(token for token in plain if not token.normalized)
+        self._normalized = Cutter(token for token in plain if token.normalized)
         self._longest: int | None = None
         self._added_ids = frozenset(token.id for token in vocabulary.added)
 
@@ -218,8 +225,10 @@ class Tokenizer:
 
     def added_id(self, text: str) -> int | None:
         """Return the id of the added token spelled exactly `text`, or None."""
-        found = self._control.id_of(text)
-        return self._user_defined.id_of(text) if found is None else found
+        for cutter in (self._control, self._user_defined, self._normalized):
+            if (found := cutter.id_of(text)) is not None:
+                return found
+        return None
 
     def token_text(self, id: int) -> str:
         """Return the vocabulary's own spelling of `id`."""
@@ -322,6 +331,16 @@ class Tokenizer:
 
 
 _SILENT = frozenset((TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.UNUSED))
+
+
+def _check_added(added: Iterable[AddedToken]) -> None:
+    """Raise BadModelFile for a token so long that looking for it at each place of a text would take too long."""
+    longest = max(added, key=lambda token: len(token.text), default=None)
+    if longest is not None and len(longest.text) > MAX_ADDED_CHARS:
+        raise BadModelFile(
+            f"the added token {longest.text[:20]!r}... (id {longest.id}) has {len(longest.text):,} characters; "
+            f"at most {MAX_ADDED_CHARS:,} are looked for"
+        )
 
 
 def _refuse_surrogates(text: str) -> None:

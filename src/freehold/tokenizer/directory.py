@@ -77,7 +77,7 @@ def _build(data: dict[str, Any], config: Mapping[str, Any], generation: Mapping[
         raise UnsupportedModel(
             f"tokenizer.json holds a {model['type']} model", hint="BPE, Unigram and WordPiece are known"
         )
-    added = tuple(_added(entry) for entry in data.get("added_tokens") or ())
+    added = tuple(_added(entry, data) for entry in data.get("added_tokens") or ())
     texts = _texts(model["vocab"], added)
     byte_level = _has(data.get("decoder"), "ByteLevel")
     word_pieces = model.get("type") == "WordPiece"
@@ -108,15 +108,16 @@ def _build(data: dict[str, Any], config: Mapping[str, Any], generation: Mapping[
 
 
 def _inner(data: dict[str, Any]) -> tokenizers.Tokenizer:
-    """Load the pipeline alone: added tokens, padding and BOS/EOS are this package's own work."""
-    bare = {**data, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    """Load the pipeline: padding, BOS, EOS and most added tokens are this package's own work."""
+    kept = [entry for entry in data.get("added_tokens") or () if _is_normalized(entry, data)]
+    bare = {**data, "added_tokens": kept, "post_processor": None, "truncation": None, "padding": None}
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(bare))
     except Exception as error:  # the library raises a bare Exception
         raise BadModelFile(f"tokenizer.json cannot be loaded: {error}") from error
 
 
-def _added(entry: Mapping[str, Any]) -> AddedToken:
+def _added(entry: Mapping[str, Any], data: Mapping[str, Any]) -> AddedToken:
     return AddedToken(
         id=int(entry["id"]),
         text=str(entry["content"]),
@@ -124,7 +125,19 @@ def _added(entry: Mapping[str, Any]) -> AddedToken:
         lstrip=bool(entry.get("lstrip")),
         rstrip=bool(entry.get("rstrip")),
         single_word=bool(entry.get("single_word")),
+        normalized=_is_normalized(entry, data),
     )
+
+
+def _is_normalized(entry: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    """Tell whether the library matches a token in text it has normalised, which makes a difference there.
+
+    A control token is always matched as the template wrote it. The library gives a token outside the model's own
+    vocabulary an id by its place in the list, so such a one is matched here.
+    """
+    wanted = bool(entry.get("normalized")) and not entry.get("special") and data.get("normalizer") is not None
+    vocabulary = data["model"]["vocab"]
+    return wanted and isinstance(vocabulary, dict) and vocabulary.get(entry["content"]) == entry["id"]
 
 
 def _plain_ids(vocab: Any) -> dict[str, int]:

@@ -17,10 +17,10 @@ Path: LocalModel.chat -> ChatTemplate.render -> Tokenizer.encode_rendered
 from __future__ import annotations
 
 import os
-import re
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from freehold.errors import BadModelFile, BadTemplate, FreeholdError, Unsupporte
 from freehold.sandbox.limits import MAX_SECONDS, MAX_SOURCE, MAX_TEXT
 from freehold.sandbox.rendering import Asked, shared
 from freehold.tokenizer import traits
-from freehold.tokenizer.core import Tokenizer
+from freehold.tokenizer.core import AddedToken, Cutter, Tokenizer
 from freehold.tokenizer.dialects import Dialect, dialect_of
 from freehold.tokenizer.directory import read_json
 from freehold.tokenizer.history import Spelling, tool_dict, with_preamble
@@ -252,7 +252,7 @@ class ChatTemplate:
         return render(asked.source, asked.renders, asked.seconds, asked.text, asked.now)
 
     def _guard(self, text: str, inputs: dict[str, Any], preamble: str) -> str:
-        found: set[str] = set()
+        found = _Found()
         defused = self._defuser.defused(inputs, found)
         if not found:
             return text
@@ -260,7 +260,7 @@ class ChatTemplate:
             second = self._run(_prefaced(defused, preamble))
         except BadTemplate:
             second = ""
-        return _twin(text, second, found)
+        return _twin(text, second, found, self._defuser)
 
     @classmethod
     def for_tokenizer(cls, source: str, tokenizer: Tokenizer, *, origin: str = "given") -> ChatTemplate:
@@ -419,50 +419,75 @@ def _size(value: Any) -> int:
 
 
 class _Defuser:
-    """Replaces a character of every control token in a structure of strings."""
+    """Replaces a character of every control token in a structure of strings.
+
+    A file may name a hundred thousand of them: one regular expression of all would take seconds for a long message,
+    and nothing could interrupt it.
+    """
 
     def __init__(self, control_tokens: frozenset[str]) -> None:
-        self._tokens = sorted((token for token in control_tokens if token), key=len, reverse=True)
-        self._regex = re.compile("|".join(map(re.escape, self._tokens)) or r"(?!)")
-        self._beginnings = {token[:size] for token in self._tokens for size in range(1, len(token))}
+        self._tokens = sorted(token for token in control_tokens if token)
+        self._cutter = Cutter(AddedToken(0, token, control=True) for token in self._tokens)
         self._longest = max(map(len, self._tokens), default=0)
 
-    def defused(self, value: Any, found: set[str]) -> Any:
-        """Return a copy of `value` with every string in it defused; add the tokens met to `found`."""
+    def defused(self, value: Any, found: _Found) -> Any:
+        """Return a copy of `value` with every string in it defused; note in `found` what was met."""
         if isinstance(value, str):
-            return self._unfinished(
-                self._regex.sub(lambda match: _defuse(match.group(), found), value), found
-            )
+            return self._unfinished(self.without(value, found), found)
         if isinstance(value, dict):
             return {self.defused(key, found): self.defused(item, found) for key, item in value.items()}
         return [self.defused(item, found) for item in value] if isinstance(value, list) else value
 
-    def _unfinished(self, text: str, found: set[str]) -> str:
+    def without(self, text: str, found: _Found, known: _Found | None = None) -> str:
+        """Return `text` with its control tokens defused, or those among them that are `known`."""
+        parts: list[str] = []
+        last = 0
+        for start, _, token in self._cutter.found(text):
+            if known is None or known.covers(token.text):
+                found.tokens.add(token.text)
+                parts += (text[last:start], _DEFUSED)
+                last = start + 1
+        return "".join((*parts, text[last:])) if parts else text
+
+    def _unfinished(self, text: str, found: _Found) -> str:
         """Defuse the beginning of a control token at the end: the next message could complete it."""
         end = len(text.rstrip())
         for size in range(min(self._longest - 1, end), 0, -1):
             beginning = text[end - size : end]
-            if beginning in self._beginnings:
-                found.update(token for token in self._tokens if token.startswith(beginning))
+            if self._begins_one(beginning):
+                found.beginnings.add(beginning)
                 return text[: end - size] + _DEFUSED + text[end - size + 1 :]
         return text
 
+    def _begins_one(self, beginning: str) -> bool:
+        at = bisect_right(self._tokens, beginning)  # longer tokens that begin so come right behind it
+        return at < len(self._tokens) and self._tokens[at].startswith(beginning)
 
-def _defuse(token: str, found: set[str]) -> str:
-    found.add(token)
-    return _DEFUSED + token[1:]
+
+@dataclass(slots=True)
+class _Found:
+    """What messages spell of control tokens: whole ones, and the beginnings of some."""
+
+    tokens: set[str] = field(default_factory=set)
+    beginnings: set[str] = field(default_factory=set)
+
+    def covers(self, token: str) -> bool:
+        """Tell whether messages may have written `token`."""
+        begun = any(token.startswith(beginning) for beginning in self.beginnings)
+        return begun or token in self.tokens
+
+    def __bool__(self) -> bool:
+        return bool(self.tokens or self.beginnings)
 
 
-def _twin(text: str, second: str, found: set[str]) -> str:
+def _twin(text: str, second: str, found: _Found, defuser: _Defuser) -> str:
     """Return the guarded twin of `text`, given the second render and the tokens that messages spell."""
     if len(second) == len(text) and all(a == b or b == _DEFUSED for a, b in zip(text, second, strict=True)):
         return second
     head = _common(text, second)
     tail = _common(text[head:][::-1], second[head:][::-1])
     middle = text[head : len(text) - tail]
-    for token in sorted(found, key=len, reverse=True):
-        middle = middle.replace(token, _DEFUSED + token[1:])
-    return text[:head] + middle + text[len(text) - tail :]
+    return text[:head] + defuser.without(middle, _Found(), found) + text[len(text) - tail :]
 
 
 def _common(left: str, right: str) -> int:
