@@ -39,6 +39,7 @@ GQA = {
     "Qwen/Qwen2.5-72B-Instruct": 80 * 8 * 256 * 2,
     "Qwen/Qwen1.5-MoE-A2.7B-Chat": 24 * 16 * 256 * 2,
     "Qwen/Qwen3-8B": 36 * 8 * 256 * 2,
+    "CohereLabs/aya-expanse-8b": 32 * 8 * 256 * 2,
     "jinaai/jina-embeddings-v5-text-small": 28 * 8 * 256 * 2,
     "Qwen/Qwen3-235B-A22B": 94 * 4 * 256 * 2,
     "microsoft/phi-4": 40 * 10 * 256 * 2,
@@ -145,6 +146,15 @@ MAMBA = {
     "nvidia/NVIDIA-Nemotron-Nano-9B-v2": (
         4 * 8 * 256 * 2,
         27 * (128 * 80 * 128 * 4 + 3 * (128 * 80 + 2 * 8 * 128) * 2),
+    ),
+    # one group
+    "ibm-granite/granite-4.0-h-tiny": (
+        4 * 4 * 256 * 2,
+        36 * (48 * 64 * 128 * 4 + 3 * (48 * 64 + 2 * 128) * 2),
+    ),
+    "ibm-granite/granite-4.0-h-small": (
+        4 * 8 * 256 * 2,
+        36 * (128 * 64 * 128 * 4 + 3 * (128 * 64 + 2 * 128) * 2),
     ),
     "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": (
         6 * 2 * 256 * 2,

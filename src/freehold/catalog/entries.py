@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache
 from importlib import resources
 
+from freehold.catalog.tags import TUNED, packing, plain, tagged
 from freehold.errors import ModelNotFound, StoreError
 
 _DEFAULT = "qwen2.5-coder:0.5b"
@@ -86,14 +87,17 @@ def parse(where: str, text: str) -> list[Entry]:
 
 
 def find(name: str) -> Entry:
-    """Return the entry of `name`; a bare family means its default tag.
+    """Return the entry of `name`; a bare family means its default tag, and a tag of Ollama's the same model.
 
+    `llama3.1:8b-instruct-q8_0` is the entry of `llama3.1:8b` in another quantisation of the same repository.
     Raises ModelNotFound with the nearest names as hint.
     """
     wanted = name.strip().lower()
     for entry in entries():
         if entry.name == wanted or (entry.default and entry.family == wanted):
             return entry
+    if (found := _by_tag(wanted)) is not None:
+        return found
     family = [e.name for e in entries() if e.family == wanted.partition(":")[0]]
     tags = difflib.get_close_matches(wanted, family, n=4, cutoff=0.0)
     near = tags or suggestions(wanted)
@@ -103,6 +107,24 @@ def find(name: str) -> Entry:
         else "freehold models lists the names; a hub repository (org/repo) or a file path does too"
     )
     raise ModelNotFound(f"no model is called {name!r}", hint)
+
+
+def _by_tag(wanted: str) -> Entry | None:
+    """Return the entry that a tag of Ollama's means, in the type of weights that it asks for."""
+    stem, model, quant = plain(wanted), tagged(wanted), packing(wanted)
+    stems = {stem, *(stem.removesuffix(tuned) for tuned in TUNED)}
+    for entry in entries():
+        named = entry.name in stems or (entry.default and entry.family in stems)
+        if not named and entry.model != model:
+            continue
+        if quant in ("", entry.hub_quant):
+            return entry
+        if entry.hub_repo and entry.kind == "gguf":
+            other = f"{entry.name}-{quant.lower()}"
+            return replace(
+                entry, name=other, hub_quant=quant, files=(), packages=(), member="", largest_part=0
+            )
+    return None
 
 
 def suggestions(name: str) -> list[str]:

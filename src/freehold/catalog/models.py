@@ -21,6 +21,7 @@ from freehold.catalog.entries import Entry, entries, find
 from freehold.catalog.languages import spelled as languages_spelled
 from freehold.catalog.model import Model, Repo
 from freehold.catalog.spelling import spelled
+from freehold.catalog.tags import plain, repacked, repacks, tagged
 from freehold.config import data_home
 from freehold.errors import ModelNotFound, StoreError
 
@@ -51,24 +52,39 @@ def model(text: str, user: Path | None = None) -> Model:
     path = user or user_file()
     if not wanted:
         raise ModelNotFound("an empty name names no model", "freehold models lists them")
-    with_names = _named(wanted)
-    if (found := _quick(with_names or wanted, path)) is not None:
-        return found
+    name = plain(wanted)
+    for asked in (_named(wanted), wanted, tagged(wanted), _named(name), name):
+        if asked and (found := _quick(asked, path)) is not None:
+            return found
     everything = models(path)
-    lower = wanted.lower()
+    lower = name.lower()
     for m in everything:
         if lower in (m.id.lower(), m.name) or lower.partition(":")[0] in (r.repo.lower() for r in m.repos):
             return m
     tails = [m for m in everything if m.id.rpartition("/")[2].lower() == lower]
     if len(tails) == 1:
         return tails[0]
-    meant = spelled(wanted, everything)
+    if (copied := _copied(name, everything)) is not None:
+        return copied
+    meant = spelled(name, everything)
     if len(meant) == 1:
         return meant[0]
     if meant:
         sizes = ", ".join(m.id for m in meant[:8])
         raise ModelNotFound(f"{text!r} may be {len(meant)} models of the catalogue", f"say which: {sizes}")
     raise ModelNotFound(f"the catalogue has no model {text!r}", _hint(wanted, everything))
+
+
+def _copied(name: str, everything: tuple[Model, ...]) -> Model | None:
+    """Return the model that a repository only packs otherwise; None where its owner may have changed it."""
+    owner, tail = name.partition("/")[0], _bare(repacked(name))
+    found = [m for m in everything if tail and _bare(m.id.rpartition("/")[2]) == tail]
+    return next((m for m in found if repacks(owner, m.id.partition("/")[0])), None)
+
+
+def _bare(tail: str) -> str:
+    """Return the last part of an id without the `Meta-` that some call Llama 3 and 3.1 with."""
+    return tail.lower().removeprefix("meta-")
 
 
 def facts(entry: Entry) -> Model | None:

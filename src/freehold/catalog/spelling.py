@@ -30,6 +30,8 @@ _FLUFF = frozenset(
         "gguf",
     }
 )
+_UNTUNED = frozenset({"base", "pt", "text"})
+_MODES = frozenset({"reasoning", "thinking"})
 # words that stand for a size: `deepseek-coder-v2:16b` is the Lite one
 _SIZE_WORDS = frozenset({"lite", "mini", "small", "medium", "large", "tiny", "nano", "super", "ultra"})
 _QUANT = re.compile(r"[-_: ](i?q\d[\w.]*|fp?16|bf16|fp8|int[48]|mxfp4|nvfp4)$")
@@ -46,15 +48,16 @@ _NEAR = 0.08  # of a model's weights that the size in a name may be off
 
 def spelled(text: str, models: Iterable[Model]) -> list[Model]:
     """Return the models that `text` may mean: one where it is plain, several where it leaves the size open."""
-    asked = words(text)
+    asked, dates = words(text), _dates(text)
     if "/" in text or not asked:
         return []
-    fits = [(cost, m) for m in models if (cost := _left_out(asked, m)) is not None]
+    dated = [m for m in models if dates <= _dates(m.id) and (not asked & _UNTUNED or _continues(m))]
+    fits = [(cost, m) for m in dated if (cost := _left_out(asked, m)) is not None]
     least = min((cost for cost, _ in fits), default=0)
     best = [m for cost, m in fits if cost == least]
     talking = _newest([m for m in best if m.instructed is not False] or best)
-    closest = min((len(_tail(m) & _FLUFF - asked) for m in talking), default=0)
-    nearest = [m for m in talking if len(_tail(m) & _FLUFF - asked) == closest]
+    closest = min((_unasked(m, asked) for m in talking), default=(0, 0))
+    nearest = [m for m in talking if _unasked(m, asked) == closest]
     return nearest if len(nearest) == 1 else talking
 
 
@@ -73,6 +76,22 @@ def alike(text: str, repositories: Iterable[str]) -> list[str]:
             fits[repository] = tail
     exact = {name for name, tail in fits.items() if not {w for w in tail - asked if _SIZE.fullmatch(w)}}
     return sorted(exact or fits)
+
+
+def _continues(model: Model) -> bool:
+    """Say whether a model continues text and answers nobody, or is called by such a word anyhow."""
+    return model.instructed is False or bool(_tail(model) & _UNTUNED)
+
+
+def _unasked(model: Model, asked: frozenset[str]) -> tuple[int, int]:
+    """Return how many words of a model's name say more than was asked: of how it thinks, then of how it talks."""
+    rest = _tail(model) - asked
+    return len(rest & _MODES), len(rest & _FLUFF)
+
+
+def _dates(text: str) -> set[str]:
+    """Return the dates and versions in a name: of two models that differ in them alone, they choose one."""
+    return set(_DATE.findall(text.strip().lower().replace("_", "-").replace(":", "-")))
 
 
 def words(text: str) -> frozenset[str]:

@@ -1,0 +1,79 @@
+"""Takes names apart that other tools use: Ollama's tags, links to the hub, repositories that only repack a model.
+
+`plain` leaves out what says where a file lies and how it is packed; `tagged` knows what a tag of Ollama's library
+means. Knows names alone; who repacks without changing a weight is a list, since a repository of anybody else may
+hold anything.
+Path: catalog.model, entries.find -> plain, tagged, repacked -> an id.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from functools import cache
+from importlib import resources
+
+_HOSTS = re.compile(r"^(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
+_OLLAMA = re.compile(
+    r"^(?:(?:https?://)?(?:www\.)?ollama\.com/|registry\.ollama\.ai/)?library/", re.IGNORECASE
+)
+# behind a tag or a repository's name: the type of its weights, or the tool that wrote them
+_TYPE = r"(?:ud-)?(?:i?q\d(?:_[a-z0-9]+)*|tq\d_\d|fp?16|fp?32|bf16|mxfp[48]|nvfp4|int[48])"
+_PACKED_TAG = re.compile(rf"[-:]{_TYPE}$", re.IGNORECASE)
+_PACKED_REPO = re.compile(
+    r"-(?:(?:i1-)?gguf|awq(?:-int4)?|gptq(?:-int[48])?|fp8(?:-dynamic)?|nvfp4|mxfp4|[348]bit|bf16|"
+    r"unsloth-bnb-4bit|bnb-4bit|mlx(?:-[348]bit)?|w4a16|w8a8)$",
+    re.IGNORECASE,
+)
+# who converts and quantises, and trains nothing
+_REPACKERS = frozenset({
+    "amd", "bartowski", "ggml-org", "lmstudio-community", "maziyarpanahi", "mlx-community", "mradermacher",
+    "neuralmagic", "nvidia", "quantfactory", "redhatai", "thebloke", "unsloth",
+})  # fmt: skip
+TUNED = ("-instruct", "-chat", "-it")
+
+
+def plain(text: str) -> str:
+    """Return a name without a hub's address, `:latest`, and a type of weights behind a tag."""
+    name = _OLLAMA.sub("", _HOSTS.sub("", text.strip())).removesuffix("/").removesuffix(":latest")
+    return _PACKED_TAG.sub("", name)
+
+
+def packing(text: str) -> str:
+    """Return the type of weights that a tag asks for, as GGUFs spell it; empty: none."""
+    found = _PACKED_TAG.search(text.strip())
+    return found[0][1:].upper().replace("FP16", "F16").replace("FP32", "F32") if found else ""
+
+
+def tagged(text: str) -> str:
+    """Return the id that a tag of Ollama's library means, with or without a type behind it; empty: not known."""
+    name = "-".join(plain(text).lower().split())
+    for wanted in (name, *(name.removesuffix(t) for t in TUNED if name.endswith(t))):
+        if found := _tags().get(wanted, ""):
+            return found
+    return ""
+
+
+def repacked(text: str) -> str:
+    """Return the last part of the id that a repository repacks: `gemma-3-27b-it` of bartowski's; empty: unknown.
+
+    The repacker may be the lab itself; `google_gemma-3-27b-it` names both, and so is taken at its second half.
+    """
+    owner, _, name = plain(text).partition("/")
+    name = plain(name.partition(":")[0])
+    stripped = _PACKED_REPO.sub("", name)
+    if not name or (owner.lower() not in _REPACKERS and stripped == name):
+        return ""
+    lab, _, rest = stripped.partition("_")
+    return rest if owner.lower() in _REPACKERS and rest and lab.isalnum() else stripped
+
+
+def repacks(owner: str, lab: str) -> bool:
+    """Say whether `owner` may hold a packed copy of a model whose id begins with `lab`."""
+    return owner.lower() in _REPACKERS or owner.lower() == lab.lower()
+
+
+@cache
+def _tags() -> dict[str, str]:
+    text = resources.files("freehold.catalog").joinpath("data", "tags.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)["tags"]
