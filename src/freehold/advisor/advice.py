@@ -207,7 +207,7 @@ def advise(
     known = [m for m in models if m.params_b]
     task = request.task
     scale = Scale(task, known)
-    quick = scale if task.quick or task.patient else Scale(task, known, quick=True, ruler=scale.benchmark)
+    quick = scale if task.quick else Scale(task, known, quick=True, ruler=scale.benchmark)
     judged = [_judge(m, request, scale, quick, placer) for m in known if _of_kind(m, task)]
     able = sorted((j for j in judged if not j.refusals), key=_order)
     bar = task.bar if scale.benchmark else 0.0
@@ -283,7 +283,7 @@ def _judge(model: Model, request: Request, scale: Scale, quick: Scale, placer: P
         said = f"thinks aloud before it answers: minutes, at {speed:.3g} tokens a second"
         refusals.append(Refusal("speed", said))
     doubtful = placed.decode.mid < request.speed <= speed
-    quality = (quick if hurried else scale).of(model)
+    quality = (None if hurried else scale.of(model)) or quick.of(model)
     quality = quality and rounded(quality, placed.quant, model)
     return Judged(model, quality, ruled, placed, tuple(refusals), doubtful)
 

@@ -96,7 +96,7 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
     card = describe(Store(settings), model)
     known = _catalogued(card)
     ruled = _verdict(known, card, settings, given)
-    quality = _quality(known)
+    quality = _quality(settings, known, card["name"])
     here = _speed_here(settings, card)
     own = _own(settings, card)
     gaps = _unknown(card, known, quality, here, own)
@@ -142,18 +142,32 @@ def _verdict(
         return None
 
 
-def _quality(known: Model | None) -> list[tuple[list[str], Quality]]:
-    """Return the model's quality for every task, tasks that share a benchmark together."""
-    from freehold.advisor.quality import Scale
+def _quality(settings: Settings, known: Model | None, name: str) -> list[tuple[list[str], Quality]]:
+    """Return the model's quality for every task, in the file's quantisation, tasks that share a benchmark together."""
+    from freehold.advisor.quality import Scale, rounded
     from freehold.catalog.tasks import tasks
+    from freehold.choosing import weighed
 
     found: dict[str, tuple[list[str], Quality]] = {}
-    everything = catalog.models()
+    if known is None:
+        return []
+    everything, quant = catalog.models(), weighed(settings, name).quant
     for task in tasks():
-        quality = Scale(task, everything).of(known) if known else None
-        if quality:
-            found.setdefault(quality.benchmark, ([], quality))[0].append(task.id)
+        scale = Scale(task, everything)
+        quick = Scale(task, everything, quick=True, ruler=scale.benchmark)
+        if quality := scale.of(known) or quick.of(known):
+            quality = rounded(quality, quant, known)
+            below = f" (below its bar of {task.bar:g})" if quality.range.low < task.bar else ""
+            found.setdefault(quality.benchmark, ([], quality))[0].append(task.id + below)
     return list(found.values())
+
+
+def _untold(quality: list[tuple[list[str], Quality]]) -> list[str]:
+    """Return the tasks of which no published result tells."""
+    from freehold.catalog.tasks import tasks
+
+    told = {name.partition(" ")[0] for names, _ in quality for name in names}
+    return [t.id for t in tasks() if t.benchmarks and t.id not in told]
 
 
 def _licence_lines(ruled: Verdict | None) -> list[tuple[str, str]]:
@@ -197,8 +211,8 @@ def _unknown(
         gaps.append("digest, template and defaults of the file: it is not held here")
     if known and not known.scores:
         gaps.append("any result of its own in a benchmark")
-    if quality:
-        gaps.append("what quantisation costs it: published results are of full precision")
+    elif known and known.role == "generator" and (untold := _untold(quality)):
+        gaps.append(f"how good it is for {', '.join(untold)}: no published result tells")
     if not here.measured:
         gaps.append("its speed here: no answer of it was timed yet")
     if not own:
