@@ -222,6 +222,11 @@ class RemoteModel:
             body["logprobs"] = logprobs
         return self._chunks("/v1/completions", body)
 
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Return how many tokens a model of our own server reads of a chat."""
+        body = {"model": self.name, "messages": [_message(m) for m in messages]}
+        return self._api.call("POST", "/tokenize", body, as_=_Counted).count
+
     def _asked(
         self,
         max_tokens: int | None,
@@ -341,6 +346,10 @@ class _Known(msgspec.Struct):
     def written(self) -> bytes:
         """Return the bytes that the token writes."""
         return self.token.encode() if self.bytes is None else bytes(b & 255 for b in self.bytes)
+
+
+class _Counted(msgspec.Struct):
+    count: int
 
 
 class _Token(_Known):

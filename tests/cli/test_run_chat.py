@@ -314,3 +314,109 @@ def test_unwritable_home_is_a_named_error(home):
     home.write_text("a file in the way", encoding="utf-8")
     with pytest.raises(StoreError, match="cannot be saved"):
         Sessions(home).save(Session("x", "fake"))
+
+
+class Counting(FakeModel):
+    """Counts a token for each character."""
+
+    def count_tokens(self, messages: list[Message]) -> int:
+        return sum(len(m.content) for m in messages)
+
+
+def test_resumed_session_shows_its_last_messages_and_what_it_takes(home):
+    session = Session(
+        "trip", "m", tuple(Message(r, f"{r}{i}") for i in range(3) for r in ("user", "assistant"))
+    )
+    desk = Desk(home, Counting([]), session=session)
+    shown: list[str] = []
+    desk.chat.resumed(lambda m: shown.append(m.content))
+    assert shown == ["user2", "assistant2"]
+    assert "trip, held with m; the last 2 of 6 messages:" in desk.said
+    assert f"{3 * 15}/8,192 tokens" in desk.chat.status()
+
+
+def test_new_session_shows_nothing(home):
+    desk = Desk(home)
+    desk.chat.resumed(lambda m: pytest.fail("there is no message"))
+    assert desk.said == ""
+
+
+def test_file_goes_before_the_next_message_alone(home, tmp_path):
+    (tmp_path / "notes.txt").write_text("buy milk\n")
+    desk = Desk(home, "A", "B").type(f"/file {tmp_path / 'notes.txt'}", "What is to do?", "And now?")
+    asked = [m.content for m in desk.model.calls[1].messages if m.role == "user"]
+    assert asked == ["File notes.txt:\n```\nbuy milk\n```\n\nWhat is to do?", "And now?"]
+
+
+def test_file_stays_when_the_answer_fails(home, tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    desk = Desk(home, ContextOverflow("too long"), "A").type(f"/file {tmp_path / 'a.txt'}", "one", "two")
+    assert desk.model.calls[1].messages[0].content.startswith("File a.txt:")
+
+
+@pytest.mark.parametrize("raw, says", [(b"\x00\x01", "is binary"), (None, "cannot be read")])
+def test_file_that_is_no_text_is_refused(home, tmp_path, raw, says):
+    path = tmp_path / "x.bin"
+    if raw is not None:
+        path.write_bytes(raw)
+    assert says in Desk(home).type(f"/file {path}").said
+
+
+def test_copy_hands_the_last_answer_to_a_clipboard_program(home, tmp_path, monkeypatch):
+    program = tmp_path / "pbcopy"
+    program.write_text(f"#!/bin/sh\ncat > {tmp_path / 'board'}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    desk = Desk(home, "first", "sécond").type("one", "two", "/copy")
+    assert (tmp_path / "board").read_text() == "sécond" and "copied 6 characters by pbcopy" in desk.said
+
+
+def test_copy_without_a_clipboard_says_what_helps(home, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert "install wl-copy or xclip" in Desk(home, "A").type("one", "/copy").said
+    assert "there is no answer yet" in Desk(home).type("/copy").said
+
+
+def editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    program = tmp_path / "editor"
+    program.write_text(f"#!/bin/sh\nprintf '{text}' > \"$1\"\ntouch -d '+5 seconds' \"$1\"\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("VISUAL", str(program))
+
+
+def test_edit_asks_the_changed_message_in_place_of_the_last(home, tmp_path, monkeypatch):
+    editor(tmp_path, monkeypatch, "uno")
+    desk = Desk(home, "A", "B").type("one", "/edit")
+    assert [m.content for m in desk.chat.messages] == ["uno", "B"]
+
+
+def test_edit_that_fails_keeps_the_earlier_turn(home, tmp_path, monkeypatch):
+    editor(tmp_path, monkeypatch, "uno")
+    desk = Desk(home, "A", ContextOverflow("too long")).type("one", "/edit")
+    assert [m.content for m in desk.chat.messages] == ["one", "A"]
+
+
+def test_model_switches_and_keeps_the_messages(home):
+    other = FakeModel(["B"], name="other")
+    desk = Desk(home, "A", switch=lambda name: (other, Facts("Q8_0", 100))).type("one", "/model other", "two")
+    assert [m.content for m in other.calls[0].messages] == ["one", "A", "two"]
+    assert desk.chat.session.model == "other" and "other  Q8_0" in desk.chat.status()
+
+
+def test_wrong_model_leaves_the_present_one(home):
+    def missing(name: str):
+        raise UsageError(f"no {name}")
+
+    desk = Desk(home, "A", "B", switch=missing).type("one", "/model nope", "two")
+    assert "error: no nope" in desk.said and desk.chat.messages[-1].content == "B"
+
+
+def test_answer_that_repeats_itself_is_stopped_and_kept(home):
+    desk = Desk(home, "again and " * 400).type("go on")
+    assert "the answer repeats itself" in desk.said
+    assert 1_000 < len(desk.chat.messages[-1].content) < 3_000
+
+
+def test_guard_can_be_off(home):
+    desk = Desk(home, "again and " * 400, guard=False).type("go on")
+    assert len(desk.chat.messages[-1].content) == 4_000 and "repeats" not in desk.said

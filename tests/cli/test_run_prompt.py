@@ -51,10 +51,16 @@ def test_file_whose_name_looks_like_no_path_is_pointed_to(store, tmp_path, monke
     assert e.value.hint == "for the file of that name, write ./model.bin"
 
 
-def test_unquoted_prose_is_an_error_with_the_quoted_command(store):
-    with pytest.raises(FreeholdError) as e:
-        split_words(["tell", "me", "a", "joke"], store, DEFAULT)
-    assert f'freehold run {DEFAULT} "tell me a joke"' in e.value.hint
+@pytest.mark.parametrize("words", [["hello"], ["tell", "me", "a", "joke"], ["Warum?"]])
+def test_words_that_look_like_no_name_ask_the_default_model(store, words: list[str], capsys):
+    assert split_words(words, store, DEFAULT) == (DEFAULT, " ".join(words))
+    assert f"no model is called {words[0]!r}: asking {DEFAULT}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["smolm2", "my-model", "model:7b", "gpt9"])
+def test_word_that_looks_like_a_name_is_never_a_prompt(store, word: str):
+    with pytest.raises(FreeholdError):
+        split_words([word, "Hi"], store, DEFAULT)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,16 @@ Path: run.talk -> Chat.run -> Chat.handle -> ChatModel.stream -> renderer; Sessi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
+from freehold.cli import clipboard
+from freehold.cli.loops import ADVICE, LoopGuard
 from freehold.cli.markdown import DataRenderer, PlainRenderer, StreamRenderer
 from freehold.cli.options import OTHER, SAMPLING, parse_setting
+from freehold.cli.prompt import read_text_file
 from freehold.cli.sessions import Session, Sessions
 from freehold.config import nearest
 from freehold.errors import FreeholdError, UsageError
@@ -70,9 +74,13 @@ class Answer:
     pieces: int = 0
     first: float = 0.0
     last: float = 0.0
+    guard: LoopGuard | None = None
+    looped: bool = False  # it repeats itself, and the guard ended it
 
     def add(self, chunk: Chunk) -> None:
         """Take a chunk in."""
+        if self.guard is not None:
+            self.looped = self.guard.add(chunk.thinking + chunk.text)
         self.last = time.monotonic()
         self.first = self.first or self.last
         self.pieces += len(chunk.token_ids)
@@ -86,7 +94,7 @@ class Answer:
     @property
     def finish_reason(self) -> FinishReason:
         """Say how it ended."""
-        return "cancelled" if self.stopped else "length" if self.cut else "stop"
+        return "cancelled" if self.stopped or self.looped else "length" if self.cut else "stop"
 
     @property
     def tokens_per_second(self) -> float:
@@ -96,8 +104,36 @@ class Answer:
         return (self.pieces - 1) / (self.last - self.first) if self.last > self.first else 0.0
 
 
+def collect(
+    stream: Iterable[Chunk],
+    answer: Answer,
+    renderer: Renderer,
+    dropped: Callable[[int], None] = lambda _: None,
+) -> Answer:
+    """Take an answer in and show it as it arrives; Ctrl-C and the loop guard end it. `dropped`: messages left out."""
+    try:
+        for chunk in stream:
+            answer.add(chunk)
+            if chunk.dropped_messages:
+                dropped(chunk.dropped_messages)
+            renderer.think(chunk.thinking)
+            renderer.feed(chunk.text)
+            if answer.looped:
+                break
+    except KeyboardInterrupt:
+        answer.stopped = True
+    finally:
+        renderer.finish()
+        if close := getattr(stream, "close", None):
+            close()
+    return answer
+
+
 class Chat:
-    """A conversation with one model. `say` gets notes for the user, `renderer` makes one per answer."""
+    """A conversation. `say` gets notes for the user, `renderer` makes one per answer.
+
+    `switch`: opens the model of a name instead of the present one, and closes that.
+    """
 
     def __init__(
         self,
@@ -110,7 +146,11 @@ class Chat:
         facts: Facts | None = None,
         system: str = "",
         session: Session | None = None,
+        guard: bool = True,
+        switch: Callable[[str], tuple[ChatModel, Facts]] | None = None,
     ) -> None:
+        self._guard, self._switch = guard, switch
+        self._files: list[tuple[str, str]] = []  # name and text, for the next message
         self.model, self._sessions, self._renderer, self._say = model, sessions, renderer, say
         self.asking, self.facts = asking or Asking(), facts or Facts()
         self.messages: list[Message] = [Message("system", system)] if system else []
@@ -139,7 +179,8 @@ class Chat:
             if text.lstrip().startswith("/"):
                 return self._obey(text.strip())
             if text.strip():
-                self._ask(Message("user", text))
+                self._ask(Message("user", self._with_files(text)))
+                self._files = []
         except FreeholdError as e:
             self._say(f"error: {e.message}" + (f"\nhint: {e.hint}" if e.hint else ""))
         return True
@@ -166,27 +207,23 @@ class Chat:
         self._save()
 
     def _answer(self) -> Answer:
-        answer, renderer = Answer(), self._renderer()
-        try:
-            for chunk in self.model.stream(self.messages, **self.asking.stream_options()):
-                answer.add(chunk)
-                if chunk.dropped_messages:
-                    self._say(f"context full: the {chunk.dropped_messages} oldest messages were left out")
-                renderer.think(chunk.thinking)
-                renderer.feed(chunk.text)
-        except KeyboardInterrupt:
-            answer.stopped = True
-        finally:
-            renderer.finish()
+        answer = Answer(guard=LoopGuard() if self._guard else None)
+        stream = self.model.stream(self.messages, **self.asking.stream_options())
+        collect(stream, answer, self._renderer(), self._dropped)
         self._account(answer)
         return answer
+
+    def _dropped(self, count: int) -> None:
+        self._say(f"context full: the {count} oldest messages were left out")
 
     def _account(self, answer: Answer) -> None:
         if answer.usage is not None:
             self._used = answer.usage.prompt_tokens + answer.usage.completion_tokens
             self.usages += [] if answer.stopped else [answer.usage]
         self._speed = answer.tokens_per_second
-        if answer.stopped and answer.text:
+        if answer.looped:
+            self._say(f"(stopped: the answer repeats itself; {ADVICE})")
+        elif answer.stopped and answer.text:
             self._say("(stopped)")
         elif answer.cut:
             self._say("(cut: the limit of tokens is reached)")
@@ -199,6 +236,28 @@ class Chat:
         self.session, self.messages = session, list(session.messages)
         if system:
             self._set_system(system)
+
+    def _with_files(self, text: str) -> str:
+        parts = [f"File {name}:\n```\n{content.rstrip()}\n```\n\n" for name, content in self._files]
+        return "".join([*parts, text])
+
+    def resumed(self, show: Callable[[Message], None], last: int = 2) -> None:
+        """Show the last messages of a session that goes on, and count what it takes of the context."""
+        said = [m for m in self.messages if m.role != "system"]
+        if not said:
+            return
+        left_out = len(said) - len(said[-last:])
+        earlier = f"; the last {last} of {len(said)} messages:" if left_out else ":"
+        self._say(f"{self.session.name}, held with {self.session.model}{earlier}")
+        for message in said[-last:]:
+            show(message)
+        self._measure()
+
+    def _measure(self) -> None:
+        """Count the tokens of the chat, where the model can."""
+        count = getattr(self.model, "count_tokens", None)
+        if count is not None and self.messages:
+            self._used = count(self.messages)
 
     def _set_system(self, text: str) -> None:
         rest = [m for m in self.messages if m.role != "system"]
@@ -253,11 +312,15 @@ class Chat:
     def retry(self, _: str) -> None:
         """Ask the last message again."""
         last = self._last_user()
-        kept, self.messages = self.messages, self.messages[:last]
+        self._ask_again(last, self.messages[last])
+
+    def _ask_again(self, place: int, message: Message) -> None:
+        """Ask a message in the place of an earlier one; if that fails or is stopped, the earlier answer stays."""
+        kept, self.messages = self.messages, self.messages[:place]
         try:
-            self._ask(kept[last])
+            self._ask(message)
         finally:
-            if len(self.messages) == last:  # failed or stopped: the earlier answer stays
+            if len(self.messages) == place:
                 self.messages = kept
 
     def undo(self, _: str) -> None:
@@ -294,6 +357,46 @@ class Chat:
         self._take(session)
         note = "" if session.model == self.model.name else f" (it was held with {session.model})"
         self._say(f"loaded {session.name}: {self._turns()} messages of yours{note}")
+        self._measure()
+
+    def switch(self, name: str) -> None:
+        """Go on with another model, or say which this one is."""
+        if not name or self._switch is None:
+            self._say(f"model: {self.model.name} {self.facts.quantization}".rstrip())
+            return
+        self.model, self.facts = self._switch(name)
+        self.session = replace(self.session, model=self.model.name)
+        self.usages, self._speed = [], 0.0
+        self._measure()
+        self._say(f"model: {self.model.name} {self.facts.quantization}".rstrip())
+
+    def file(self, path: str) -> None:
+        """Put a text file before your next message, or list those that are."""
+        if path:
+            found = Path(path).expanduser()
+            self._files.append((found.name, read_text_file(found)))
+        for name, content in self._files:
+            self._say(f"{name}: {len(content):,} characters go before your next message")
+        if not self._files:
+            self._say("no file; /file PATH puts one before your next message")
+
+    def copy(self, _: str) -> None:
+        """Copy the last answer to the clipboard."""
+        answers = [m.content for m in self.messages if m.role == "assistant"]
+        if not answers:
+            raise UsageError("there is no answer yet")
+        self._say(f"copied {len(answers[-1]):,} characters {clipboard.copy(answers[-1])}")
+
+    def edit(self, _: str) -> None:
+        """Change your last message in $EDITOR and ask again, or write one there."""
+        users = [i for i, m in enumerate(self.messages) if m.role == "user"]
+        place = users[-1] if users else len(self.messages)
+        before = self.messages[place].content if users else ""
+        text = clipboard.edited(before)
+        if text is None or not text.strip() or text == before:
+            self._say("nothing was changed")
+        else:
+            self._ask_again(place, Message("user", text))
 
     def ctx(self, _: str) -> None:
         """Say how full the context is."""
@@ -337,6 +440,10 @@ class Command:
 
 
 COMMANDS = {
+    "model": Command(Chat.switch, "[NAME]"),
+    "file": Command(Chat.file, "[PATH]"),
+    "copy": Command(Chat.copy),
+    "edit": Command(Chat.edit),
     "set": Command(Chat.set_option, "[NAME VALUE]"),
     "system": Command(Chat.system, "[TEXT]"),
     "think": Command(Chat.think, "on|off|auto"),

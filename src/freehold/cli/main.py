@@ -1,6 +1,6 @@
 """The `freehold` command: find the verb, import only its file, turn failures into two lines.
 
-Knows the verbs' names and one-line helps, nothing of what they do; importing it costs click and no more.
+Knows the verbs' names and one-line helps (verbs.py), nothing of what they do; importing it costs click and no more.
 Path: freehold VERB ... -> main -> cli/<verb>.py.
 """
 
@@ -8,39 +8,41 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
+from freehold.cli.verbs import ALIASES, GROUPS, VERBS
 from freehold.config import load_settings, nearest
 from freehold.errors import FreeholdError, UsageError
 
-# verb -> the line that --help shows; the command itself lies in freehold.cli.<verb> as `command`
-VERBS = {
-    "run": "Answer a prompt, or chat, with a model.",
-    "serve": "Serve models to every client that speaks OpenAI's API.",
-    "embed": "Turn texts into vectors.",
-    "keys": "Make, list and revoke the server's API keys.",
-    "launch": "Show or write the settings by which another program uses this server.",
-    "ps": "List the models in the server's memory.",
-    "stop": "Unload a model, or end the server.",
-    "models": "Search what is known of open models; refresh it.",
-    "fit": "Say whether a model fits, here or on named hardware, and how fast it answers.",
-    "pull": "Fetch a model, or reference one already here.",
-    "create": "Make a model from another one, out of a Modelfile.",
-    "list": "List the models held here.",
-    "show": "Show what a model is and where its settings come from.",
-    "rm": "Delete a model, or forget another program's.",
-    "advise": "Say which model to use for a task, and why.",
-    "why": "Say all that is known of a model, and what is not.",
-    "license": "Say whether you may use a model, under which conditions, and by which clause.",
-    "hardware": "Say which hardware a model needs for so many users, and what it costs.",
-    "cost": "Hold the price of APIs against owning a model, and say from where on owning is cheaper.",
-    "bench": "Measure prefill, decode and load beside the machine's ceiling.",
-    "doctor": "Show what this machine offers and what Freehold makes of it.",
-}
-ALIASES = {"ls": "list", "licence": "license"}
+COMPLETING = "_FREEHOLD_COMPLETE"  # a shell sets it to ask what Tab may offer
+
+
+class Formatter(click.HelpFormatter):
+    """click's help with its headings in bold and its first column in colour; click drops both outside a terminal."""
+
+    def write_heading(self, heading: str) -> None:
+        """Write a heading."""
+        self.write(f"{'':>{self.current_indent}}{styled(f'{heading}:', bold=True)}\n")
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Write names with their meanings."""
+        super().write_dl([(styled(name, fg="cyan"), text) for name, text in rows], col_max, col_spacing)
+
+
+class Context(click.Context):
+    """A context whose help is ours."""
+
+    formatter_class = Formatter
+
+
+def styled(text: str, **style: Any) -> str:
+    """Style text for a terminal that has colours (NO_COLOR and TERM=dumb are obeyed); click strips it elsewhere."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return text if plain else click.style(text, **style)
 
 
 class LazyGroup(click.Group):
@@ -55,7 +57,13 @@ class LazyGroup(click.Group):
         verb = ALIASES.get(cmd_name, cmd_name)
         if verb not in VERBS:
             return None
-        return import_module(f"freehold.cli.{verb}").command
+        command = import_module(f"freehold.cli.{verb}").command
+        command.epilog = f"Example: {VERBS[verb].example}"
+        if COMPLETING in os.environ:
+            from freehold.cli.complete import with_names
+
+            with_names(command)
+        return _with_help(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -77,9 +85,28 @@ class LazyGroup(click.Group):
             return 0
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the verbs from the table, importing none of them."""
-        with formatter.section("Verbs"):
-            formatter.write_dl(list(VERBS.items()))
+        """List the verbs from the table in their groups, importing none of them."""
+        width = max(map(len, VERBS))
+        for title, verbs in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), verb.help) for name, verb in verbs.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Say where to begin."""
+        formatter.write_paragraph()
+        formatter.write('Start with: freehold run "Reverse a string in Python."\n')
+        formatter.write("More on a verb, with an example: freehold help VERB\n")
+
+
+def _with_help(command: click.Command) -> click.Command:
+    """Let a verb, and the verbs under it, show their help as we do."""
+    command.context_class = Context
+    for sub in command.commands.values() if isinstance(command, click.Group) else ():
+        _with_help(sub)
+    return command
+
+
+LazyGroup.context_class = Context
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

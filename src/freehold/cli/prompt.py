@@ -6,6 +6,7 @@ Path: run.command -> split_words, read_stdin -> the prompt
 
 from __future__ import annotations
 
+import re
 import select
 import sys
 from collections.abc import Sequence
@@ -21,8 +22,8 @@ PATIENCE_S = 3.0  # a silent pipe is mentioned after this long
 
 
 def split_words(words: Sequence[str], store: Store, default: str) -> tuple[str, str]:
-    """Return (MODEL, prompt). The first word is MODEL if it names something; a first word with a space in it
-    that names nothing begins the prompt for the default model; any other first word is an error.
+    """Return (MODEL, prompt). The first word is MODEL if it names something. A first word that names nothing begins
+    the prompt for the default model if it has a space in it, or looks like no name and is near none (`hello`).
     """
     if not words:
         return default, ""
@@ -34,12 +35,15 @@ def split_words(words: Sequence[str], store: Store, default: str) -> tuple[str, 
         return default, " ".join(words)
     if Path(first).exists():
         raise ModelNotFound(missing.message, f"for the file of that name, write ./{first}")
-    if ":" in first or "did you mean" in missing.hint:
+    if "did you mean" in missing.hint or not _is_word(first):
         raise ModelNotFound(missing.message, missing.hint)
-    quoted = " ".join(words).replace('"', '\\"')
-    raise ModelNotFound(
-        missing.message, f'as a prompt for the default model: freehold run {default} "{quoted}"'
-    )
+    print(f"no model is called {first!r}: asking {default}", file=sys.stderr)
+    return default, " ".join(words)
+
+
+def _is_word(text: str) -> bool:
+    """Tell a word of a sentence from a name: models' names have digits, hyphens, colons or slashes."""
+    return not re.search(r"[\d:/\\_-]", text)
 
 
 def _missing(word: str, store: Store) -> FreeholdError | None:
@@ -75,6 +79,18 @@ def read_stdin(stream: BinaryIO | None = None) -> str:
             f"stdin holds more than {MAX_STDIN >> 20} MiB", "send less: no context holds that much"
         )
     return decoded(raw, "stdin")
+
+
+def read_text_file(path: Path) -> str:
+    """Read a text file whole; raise BadPrompt for other bytes, UsageError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_STDIN + 1)
+    except OSError as e:
+        raise UsageError(f"{path} cannot be read: {e.strerror}", "check the path") from e
+    if len(raw) > MAX_STDIN:
+        raise BadPrompt(f"{path} holds more than {MAX_STDIN >> 20} MiB", "no context holds that much")
+    return decoded(raw, str(path))
 
 
 def decoded(raw: bytes, where: str) -> str:

@@ -13,14 +13,14 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from freehold.cli.chat import COMMANDS, Answer, Asking, Chat, Facts, Renderer
+from freehold.cli.chat import COMMANDS, Answer, Asking, Chat, Facts, Renderer, collect
+from freehold.cli.loops import ADVICE, LoopGuard
 from freehold.cli.markdown import DataRenderer, PlainRenderer, StreamRenderer
 from freehold.cli.options import MAX_SEED, chosen, read_format, sampling_options
 from freehold.cli.prompt import joined, read_stdin, split_words
@@ -39,7 +39,7 @@ from freehold.config import Settings
 from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, ServerUnreachable, UsageError
 from freehold.machine import Crowd
 from freehold.store import ModelRef, Store
-from freehold.types import Chunk, Message, ModelInfo, TokenLogprob, Usage
+from freehold.types import Message, ModelInfo, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from freehold.cli.attach import Running
@@ -77,6 +77,7 @@ class Request:
     continued: bool
     session: str | None
     local: bool
+    loop_guard: bool
     own: tuple[str, ...] = ()  # options that were given and that no server's model can be asked for
 
 
@@ -109,6 +110,9 @@ class Request:
     "--adapter", metavar="[NAME=]PATH", help="Answer with a LoRA adapter: a PEFT folder or a GGUF file."
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
+@click.option(
+    "--loop-guard/--no-loop-guard", default=True, help="Stop an answer that repeats itself without end."
+)
 @click.option("--local", is_flag=True, help="Load the model here, even where a server runs.")
 @click.option("--continue", "continued", is_flag=True, help="Go on with the latest session.")
 @click.option("--session", metavar="NAME", help="Go on with the session NAME, or start it.")
@@ -125,8 +129,9 @@ class Request:
 def command(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
     """Answer PROMPT, or chat in the terminal when there is none.
 
-    The first word is MODEL if it names one: a short name, a file, org/repo[:quant] or a URL. If it has
-    a space in it, it is the prompt for the default model. A model that is not here yet is fetched first.
+    The first word is MODEL if it names one: a short name, a file, org/repo[:quant] or a URL. If it is a word
+    or a sentence that names none, it begins the prompt for the default model. A model that is not here yet is
+    fetched first.
 
     Text from stdin goes before the prompt, with a blank line between. stdout gets the answer only.
 
@@ -186,16 +191,17 @@ def _run(
         prompt = joined(from_stdin, prompt)
     bias = sampling.pop("logit_bias")
     chosen(asking.sampling, sampling, bias)  # refuse a wrong value before a model is loaded
-    with attached(settings, store, model, request) or open_llm(store, model, request) as llm:
+    with Opened(settings, store, request, model) as opened:
+        llm = opened.model
         asking.sampling = chosen(llm.info.default_sampling, sampling, bias)
         if check := getattr(llm, "check_think", None):  # a server checks it when it is asked
             check(asking.think)
         told, crowd = _tell_notes(llm), Crowd()
         if talking:
-            status, usages = _talk(llm, settings, request, asking, session)
+            status, usages = _talk(opened, settings, request, asking, session)
         else:
             status, usages = _answer(llm, settings, request, asking, session, prompt)
-        _learn(llm, settings, request, usages, crowd)
+        _learn(opened.model, settings, request, usages, crowd)
     _tell_notes(llm, told)  # what came up while it answered
     return status
 
@@ -231,6 +237,41 @@ def _check_terminal(request: Request) -> None:
             raise UsageError(f"{option} needs a prompt", "give one as an argument or through a pipe")
     if not sys.stdout.isatty():
         raise UsageError("there is no prompt, and stdout is no terminal to chat in", "give a prompt")
+
+
+class Opened:
+    """The model of this run, on the server or in this process; a chat may put another in its place."""
+
+    def __init__(self, settings: Settings, store: Store, request: Request, name: str) -> None:
+        self._settings, self._store, self._request = settings, store, request
+        self.model = self._open(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.model.close()
+
+    def switch(self, name: str) -> tuple[LLM | RemoteModel, Facts]:
+        """Close the model and open another; if that fails, the first is opened again."""
+        held_or_fetched(self._store, parted(self._store, name)[0])  # a wrong name costs nothing
+        before, self._request = self.model.name, replace(self._request, draft=None, adapter=None)
+        self.model.close()
+        try:
+            self.model = self._open(name)
+        except FreeholdError:
+            self.model = self._open(before)
+            raise
+        return self.model, self.facts
+
+    @property
+    def facts(self) -> Facts:
+        """What a chat's status line says of it."""
+        return Facts(self.model.info.quantization, self.model.info.context)
+
+    def _open(self, name: str) -> LLM | RemoteModel:
+        found = attached(self._settings, self._store, name, self._request)
+        return found or open_llm(self._store, name, self._request)
 
 
 def attached(settings: Settings, store: Store, model: str, request: Request) -> RemoteModel | None:
@@ -371,7 +412,8 @@ def _answer(
         )
     else:
         stream = llm.stream(messages, logprobs=request.logprobs, **asking.stream_options())
-    answer = _collect(stream, _renderer(request, data=asking.format is not None))
+    answer = Answer(guard=LoopGuard() if request.loop_guard else None)
+    collect(stream, answer, _renderer(request, data=asking.format is not None))
     info = llm.info
     warnings = _warnings(info, answer, asking)
     if request.as_json:
@@ -406,23 +448,12 @@ def _messages(session: Session | None, system: str, prompt: str) -> tuple[Messag
     return (*before, Message("user", prompt))
 
 
-def _collect(stream: Iterable[Chunk], renderer: Renderer) -> Answer:
-    answer = Answer()
-    try:
-        for chunk in stream:
-            answer.add(chunk)
-            renderer.think(chunk.thinking)
-            renderer.feed(chunk.text)
-    except KeyboardInterrupt:
-        answer.stopped = True
-    renderer.finish()
-    return answer
-
-
 def _warnings(info: ModelInfo, answer: Answer, asking: Asking) -> list[str]:
     lines = []
     if answer.dropped:
         lines.append(f"context full: the {answer.dropped} oldest messages were left out")
+    if answer.looped:
+        lines.append(f"stopped: the answer repeats itself; {ADVICE}")
     used = answer.usage.prompt_tokens + answer.usage.completion_tokens if answer.usage else 0
     if answer.cut and used >= info.context:
         lines.append(f"cut: the context of {info.context:,} tokens is full")
@@ -486,23 +517,26 @@ def speeds(answer: Answer) -> str:
 
 
 def _talk(
-    llm: LLM | RemoteModel, settings: Settings, request: Request, asking: Asking, session: Session | None
+    opened: Opened, settings: Settings, request: Request, asking: Asking, session: Session | None
 ) -> tuple[int, list[Usage]]:
-    """Chat until the user leaves; return 0 and what the answers took."""
+    """Chat until the user leaves; return 0 and what the answers of the last model took."""
     from freehold.cli.terminal import LineReader, PlainReader
 
     if session is not None and not session.model:
-        session = replace(session, model=llm.name)
+        session = replace(session, model=opened.model.name)
     chat = Chat(
-        llm,
+        opened.model,
         Sessions(settings.home),
         lambda: _renderer(request),
         _tell,
         asking=asking,
-        facts=Facts(llm.info.quantization, llm.info.context),
+        facts=opened.facts,
         system=request.system,
         session=session,
+        guard=request.loop_guard,
+        switch=opened.switch,
     )
+    chat.resumed(lambda message: _show(message, request))
     _tell("/help lists the commands; Ctrl-D leaves")
     if os.environ.get("TERM", "dumb") == "dumb":
         reader = PlainReader()
@@ -512,6 +546,16 @@ def _talk(
     if chat.session.messages:
         _tell(f"saved: freehold run --session {chat.session.name} goes on with it")
     return 0, chat.usages
+
+
+def _show(message: Message, request: Request) -> None:
+    """Show a message of a session that goes on, as it was shown before."""
+    if message.role == "user":
+        _tell(f">>> {message.content}")
+        return
+    renderer = _renderer(request)
+    renderer.feed(message.content)
+    renderer.finish()
 
 
 def _renderer(request: Request, *, data: bool = False) -> Renderer:

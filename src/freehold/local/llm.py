@@ -486,6 +486,10 @@ class LLM:
             messages = with_messages(tuple(messages), self._overlay)
         return self._prompter.render(messages, think, turn)
 
+    def count_tokens(self, messages: Chat) -> int:
+        """Return how many tokens the model reads of a chat, also where that exceeds the context."""
+        return len(self.render(as_messages(messages)))
+
     def embed(
         self,
         texts: Text | Sequence[Text],

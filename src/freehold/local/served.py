@@ -42,10 +42,10 @@ class ServedModel(LLM):
         """Embed the texts of a request, in the steps that `pump` computes."""
         return self._embedded(job)
 
-    def tokenize(self, text: str, special: bool = False) -> list[int]:
+    def tokenize(self, text: str, special: bool = False, *, bos: bool | None = None) -> list[int]:
         """Return the ids of a text. Raises ContextOverflow for one that no context of this size holds."""
         self._check_chars("the text", len(text))
-        return _listable(super().tokenize(text, special))
+        return _listable(super().tokenize(text, special, bos=bos))
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of ids, of no more than the context holds."""

@@ -1,0 +1,114 @@
+"""What Tab offers for a MODEL, for hardware, for a task: names from the store and the catalogue.
+
+Knows which parameter of which verb takes which kind of name; touches no network. A source that cannot be read offers
+nothing: a shell in the middle of a line has no place for an error.
+Path: the shell -> main -> LazyGroup.get_command -> with_names -> click's completion -> names
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import click
+from click.shell_completion import CompletionItem
+
+from freehold.config import Settings, load_settings
+from freehold.errors import FreeholdError
+
+Names = Callable[[Settings], Iterable[tuple[str, str]]]
+
+
+def with_names(command: click.Command) -> click.Command:
+    """Let a verb's parameters complete what they name, those of its own verbs too."""
+    for param in command.params:
+        names = NAMES.get(_kind(command, param))
+        if names is not None:
+            param._custom_shell_complete = _completer(names)
+    if isinstance(command, click.Group):
+        for sub in command.commands.values():
+            with_names(sub)
+    return command
+
+
+def _kind(command: click.Command, param: click.Parameter) -> str:
+    if param.metavar == "HARDWARE":
+        return "hardware"
+    return f"{command.name} {param.name}"
+
+
+def _completer(names: Names) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    def complete(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
+        try:
+            offered = dict(names(load_settings()))
+        except FreeholdError:
+            return []
+        return [
+            CompletionItem(name, help=what)
+            for name, what in offered.items()
+            if name.lower().startswith(typed.lower())
+        ]
+
+    return complete
+
+
+def held(settings: Settings) -> Iterable[tuple[str, str]]:
+    """Models that lie here."""
+    from freehold.store import Store
+    from freehold.store.space import human
+
+    return [(m.name, human(m.bytes)) for m in Store(settings).list()]
+
+
+def fetchable(settings: Settings) -> Iterable[tuple[str, str]]:
+    """Models that lie here, then those that can be fetched by a short name."""
+    from freehold import catalog
+
+    return [*((e.name, "to be fetched") for e in catalog.entries()), *held(settings)]
+
+
+def known(settings: Settings) -> Iterable[tuple[str, str]]:
+    """Models that the catalogue has facts of."""
+    from freehold import catalog
+
+    return [*((m.id, "") for m in catalog.models()), *fetchable(settings)]
+
+
+def hardware(_: Settings) -> Iterable[tuple[str, str]]:
+    """Devices that the catalogue knows."""
+    from freehold import catalog
+
+    return [(device.name, device.title) for device in catalog.devices()]
+
+
+def verbs(_: Settings) -> Iterable[tuple[str, str]]:
+    """The verbs."""
+    from freehold.cli.verbs import VERBS
+
+    return [(name, verb.help) for name, verb in VERBS.items()]
+
+
+def tasks(_: Settings) -> Iterable[tuple[str, str]]:
+    """Tasks that advice is given for."""
+    from freehold.catalog.tasks import tasks as known_tasks
+
+    return [(task.id, task.title) for task in known_tasks()]
+
+
+def apps(_: Settings) -> Iterable[tuple[str, str]]:
+    """Programs that `launch` has settings for."""
+    from freehold.cli.apps import APPS
+
+    return [(name, "") for name in APPS]
+
+
+NAMES: dict[str, Names] = {
+    **dict.fromkeys(
+        ["run words", "run draft", "pull model", "bench model", "embed model", "serve models"], fetchable
+    ),
+    **dict.fromkeys(["rm models", "stop model", "compat model"], held),
+    **dict.fromkeys(["fit model", "cost model", "why model", "show model", "license names"], known),
+    "hardware": hardware,
+    "help words": verbs,
+    "advise task": tasks,
+    "launch app": apps,
+}

@@ -1,0 +1,28 @@
+"""`freehold help [VERB...]`: what --help says. Path: main -> help -> click."""
+
+from __future__ import annotations
+
+import click
+
+from freehold.errors import UsageError
+
+
+@click.command("help")
+@click.argument("words", nargs=-1, metavar="[VERB]...")
+@click.pass_context
+def command(ctx: click.Context, words: tuple[str, ...]) -> None:
+    """Show the help of VERB, or the list of verbs."""
+    found: click.Command = ctx.find_root().command
+    shown = found.context_class(found, info_name="freehold", **found.context_settings)
+    for word in words:
+        if not isinstance(found, click.Group):
+            raise UsageError(
+                f"{shown.command_path} has no verb {word!r}", f"{shown.command_path} --help shows it"
+            )
+        name, sub, _ = found.resolve_command(shown, [word])
+        if sub is None:
+            raise UsageError(
+                f"{shown.command_path} has no verb {word!r}", f"{shown.command_path} --help lists them"
+            )
+        found, shown = sub, sub.context_class(sub, parent=shown, info_name=name)
+    click.echo(found.get_help(shown))

@@ -1,0 +1,83 @@
+"""The verbs of `freehold`, by group: what --help says of each, and an example.
+
+Data alone: the command of a verb lies in freehold.cli.<verb> as `command`, and is imported when it is used.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """`help`: the line in the list of verbs. `example`: a command line that does something useful at once."""
+
+    help: str
+    example: str
+
+
+GROUPS: dict[str, dict[str, Verb]] = {
+    "Use a model": {
+        "run": Verb(
+            "Answer a prompt, or chat, with a model.",
+            'freehold run qwen2.5-coder:0.5b "Reverse a string in Python."',
+        ),
+        "embed": Verb("Turn texts into vectors.", 'freehold embed all-minilm:22m "a cat" "a dog"'),
+    },
+    "Choose a model": {
+        "advise": Verb("Say which model to use for a task, and why.", 'freehold advise "code completion"'),
+        "fit": Verb(
+            "Say whether a model fits, here or on named hardware, and how fast it answers.",
+            "freehold fit qwen3:8b --context 32k --on rtx-4090",
+        ),
+        "license": Verb(
+            "Say whether you may use a model, under which conditions, and by which clause.",
+            "freehold license llama3.1:8b --for commercial",
+        ),
+        "hardware": Verb(
+            "Say which hardware a model needs for so many users, and what it costs.",
+            "freehold hardware deepseek-v3 --users 50",
+        ),
+        "cost": Verb(
+            "Compare the price of APIs with owning a model, and say where owning becomes cheaper.",
+            "freehold cost qwen3:8b --on rtx-4090 --tokens-per-day 20M --against gpt-5-mini",
+        ),
+        "why": Verb("Say all that is known of a model, and what is not.", "freehold why qwen2.5-coder:0.5b"),
+        "models": Verb("Search what is known of open models; refresh it.", "freehold models --country FR"),
+    },
+    "Keep models": {
+        "pull": Verb("Fetch a model, or reference one already here.", "freehold pull smollm2:135m"),
+        "list": Verb("List the models held here.", "freehold list"),
+        "show": Verb("Show what a model is and where its settings come from.", "freehold show smollm2:135m"),
+        "create": Verb(
+            "Make a model from another one, out of a Modelfile.", "freehold create mine -f Modelfile"
+        ),
+        "rm": Verb("Delete a model, or forget another program's.", "freehold rm smollm2:135m"),
+    },
+    "Serve models": {
+        "serve": Verb(
+            "Serve models to clients of OpenAI, Anthropic and Ollama.", "freehold serve smollm2:135m"
+        ),
+        "keys": Verb("Make, list and revoke the server's API keys.", "freehold keys add alice --rate 60/min"),
+        "launch": Verb(
+            "Show or write the settings by which another program uses this server.",
+            "freehold launch codex",
+        ),
+        "ps": Verb("List the models in the server's memory.", "freehold ps"),
+        "stop": Verb("Unload a model, or end the server.", "freehold stop smollm2:135m"),
+    },
+    "Know the machine": {
+        "bench": Verb(
+            "Measure prefill, decode and load beside the machine's ceiling.", "freehold bench smollm2:135m"
+        ),
+        "doctor": Verb("Show CPU, memory, kernels and model stores in use.", "freehold doctor"),
+    },
+    "Help": {
+        "help": Verb("Show the help of a verb.", "freehold help run"),
+        "completion": Verb(
+            "Print a script that completes verbs, options, models and hardware with Tab.",
+            'eval "$(freehold completion bash)"',
+        ),
+    },
+}
+VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}
+ALIASES = {"ls": "list", "licence": "license"}
