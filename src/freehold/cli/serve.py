@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold import private
+from freehold.cli.logs import LEVELS, Form, is_logging, logging_to
 from freehold.cli.opening import names_here, opening
 from freehold.cli.shared import (
     Seconds,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from freehold.server.tls import Tls
     from freehold.worker.models import Options
 
+_talk = logging.getLogger("freehold.serve")
 PORTS = 20  # how far a free port is looked for beside a taken one
 
 
@@ -132,6 +134,20 @@ PORTS = 20  # how far a free port is looked for beside a taken one
     help="At the end, wait so long for answers under way.",
 )
 @click.option(
+    "--log-level",
+    type=click.Choice(LEVELS),
+    default="info",
+    show_default=True,
+    help="Of the log on stderr: info has a line a request, warning none but of failures.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: an object a line. Never a word of a prompt or an answer.",
+)
+@click.option(
     "--install-service", is_flag=True, help="Write a systemd unit of yours that does this, and stop."
 )
 @click.option("--force", is_flag=True, help="With --install-service: overwrite another unit of that name.")
@@ -178,6 +194,8 @@ class Asked:
     drain_s: float
     as_json: bool
     adapters: tuple[str, ...]
+    log_level: str
+    log_format: Form
 
 
 def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
@@ -223,6 +241,8 @@ def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
         given["drain"],
         given["as_json"],
         given["adapters"],
+        given["log_level"],
+        given["log_format"],
     )
 
 
@@ -277,9 +297,7 @@ def _serve(settings: Settings, store: Store, models: Sequence[str], asked: Asked
         )
         unix = held.enter_context(closing(doors.bind_unix(settings.socket)))
         held.callback(settings.socket.unlink, missing_ok=True)
-        for level in (logging.WARNING, logging.ERROR):
-            logging.addLevelName(level, logging.getLevelName(level).lower())
-        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        held.enter_context(logging_to(None, asked.log_level, asked.log_format))
         return _run(settings, store, names, asked, tcp, unix)
 
 
@@ -403,8 +421,12 @@ class Teller:
 
 
 def tell(text: str) -> None:
-    """Say something on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Say something on stderr: in the log, once there is one."""
+    if not is_logging():
+        return print(text, file=sys.stderr, flush=True)
+    level, _, rest = text.partition(": ")
+    known = {"error": logging.ERROR, "warning": logging.WARNING}
+    return _talk.log(known.get(level, logging.INFO), "%s", rest if level in known else text)
 
 
 def _example(url: str, model: str, *, keyed: bool) -> str:

@@ -174,7 +174,7 @@ class Answering:
             await events.send(last, more=False)
 
     def _bind(self, model: str) -> None:
-        self._model = model
+        self._model = self.call.work.model = model
         self.shape.bind(model, self.tally)
 
     def _pieces(self, choice: int, chunk: Chunk) -> bytes:
@@ -256,6 +256,8 @@ class Answering:
         try:
             self._check_scores(self.jobs[job], stream.begin)
             self.tally.begun(job, stream.begin)
+            self.call.work.prompt_tokens += len(stream.begin.prompt_ids)
+            self.call.work.answers += self.jobs[job].n
             self.call.server.metrics.of(served.name).began(self.jobs[job].n, stream.begin.max_tokens)
             await self.shape.begun(served, job, self._choices(job), stream.begin)
             await opened(job, stream.begin)
@@ -289,7 +291,7 @@ class Answering:
             )
 
     async def _read(self, stream: Stream, job: int, sink: Sink) -> None:
-        record, started = self._record, self.call.started
+        record, started, work = self._record, self.call.started, self.call.work
         assert record is not None
         firsts: dict[int, float] = {}
         lasts: dict[int, float] = {}
@@ -299,6 +301,7 @@ class Answering:
             now = time.monotonic()
             self.tally.came(chunk)
             if chunk.token_ids:
+                work.came(len(chunk.token_ids), now - started)
                 if index in lasts:
                     record.gap.observe((now - lasts[index]) / len(chunk.token_ids))
                 else:
@@ -322,6 +325,7 @@ class Answering:
         if chunk.finish_reason == "cancelled" or chunk.usage is None:
             raise EngineClosed("the answer was cancelled before its end", "ask again")
         self.tally.ended(job, chunk.usage)
+        self.call.work.cached_tokens = self.tally.cached_tokens
         record.ended(chunk.finish_reason or "", chunk.usage, first_s, whole_s)
 
     def _choices(self, job: int) -> range:

@@ -30,6 +30,7 @@ from freehold.server.keys import Key
 from freehold.server.limits import Gone, Limits
 from freehold.server.openai.responses.store import Responses
 from freehold.server.problems import Problem, Refused, Wording, openai_error, problem
+from freehold.server.requestlog import Work, log_request
 from freehold.server.scope import Scoped
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class Call:
         self.fields: Mapping[str, str] = {}  # a Job's field -> the name it has here, if any, for errors
         self.request: type[msgspec.Struct] | None = None  # what the route says its body is
         self.status = 0  # 0: nothing was sent
+        self.code = ""  # of the error it was answered with
+        self.work = Work()  # for the log; handlers fill it in
         self.complete = False
         self.started = time.monotonic()
         self._task: asyncio.Task[None] | None = None
@@ -204,6 +207,7 @@ class Call:
     def problem(self, e: Exception) -> Problem:
         """Describe a failure to whoever asked, and to the log if it is ours."""
         trouble = problem(e, owner=self.server.guard.trusted)
+        self.code = trouble.code or ""
         if isinstance(e, UsageError):
             trouble = replace(trouble, param=self.fields.get(e.field) or None)
         if trouble.status in (500, 507):
@@ -316,6 +320,7 @@ class Gate:
         finally:
             call.close()
             self._server.metrics.answered(call.route, call.status)
+            log_request(call)
 
     @contextmanager
     def _one_of_few(self, call: Call) -> Iterator[None]:

@@ -116,6 +116,7 @@ async def score(call: Call) -> None:
 
 
 async def _vectors(call: Call, request: Embedding, texts: list[str]) -> Vectors:
+    call.work.model = request.model
     served = await call.models.use(request.model)
     job = EmbedJob(
         tuple(texts),
@@ -124,7 +125,9 @@ async def _vectors(call: Call, request: Embedding, texts: list[str]) -> Vectors:
         tenant=call.tenant,
         priority=priority(request.priority),
     )
-    return await served.embed(job, seconds(request.keep_alive))
+    vectors = await served.embed(job, seconds(request.keep_alive))
+    call.work.prompt_tokens = sum(vectors.tokens)
+    return vectors
 
 
 def cosines(vectors: Vectors, left: Any, right: Any) -> list[float]:

@@ -81,6 +81,7 @@ async def _tokenize(call: Call, request: TokenizeRequest, warnings: list[str]) -
         ids = await served.render(chat, told.enable_thinking if told else None, turn)
     else:
         ids = await served.tokenize(request.prompt or "", special=request.add_special_tokens is not False)
+    call.work.prompt_tokens = len(ids)
     texts: list[str] | None = None
     if request.return_token_strs:
         texts = [t.decode("utf-8", "replace") for t in await served.token_texts(ids)]
@@ -121,4 +122,5 @@ async def _model(call: Call, name: str | None) -> Served:
         if len(loaded) != 1:
             raise Refused(400, f"{len(loaded)} models are in memory; say which", param="model")
         name = loaded[0].name
+    call.work.model = name
     return await call.models.use(name)

@@ -36,10 +36,12 @@ async def count_tokens(call: Call) -> None:
     warnings = strangers(raw, CountRequest)
     job = counted_job(request, warnings)
     tally = Tally([job], call.started, warnings)
+    call.work.model = request.model
 
     async def work() -> None:
         served = await call.models.use(request.model)
         tokens = await served.count(fit(job, served.info, tally))
+        call.work.prompt_tokens = tokens
         more = {"context": {"limit": served.info.context, "used": tokens}, "warnings": tally.warnings}
         await call.answer({"input_tokens": tokens, "freehold": more})
 

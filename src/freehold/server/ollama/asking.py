@@ -28,6 +28,7 @@ async def answer(call: Call, r: Generating, job: Job, shape: OllamaShape, warnin
 async def load_only(call: Call, r: Generating, said: dict[str, Any]) -> None:
     """Load the model, or with keep_alive 0 let go of it once it is idle."""
     kept = seconds(r.keep_alive)
+    call.work.model = r.model
 
     async def work() -> None:
         if kept == 0:

@@ -100,12 +100,15 @@ async def _made(
 ) -> tuple[float, Vectors | None]:
     """Return the seconds until the model was in memory, and the vectors; None where nothing was asked for."""
     kept = seconds(r.keep_alive)
+    call.work.model = r.model
     if kept == 0 and not job.texts:
         await let_go(call, r.model)
         return 0.0, None
     served = await call.models.use(r.model, kept)
     load_s = _passed_s(call)
-    return load_s, await served.embed(job, kept) if job.texts else None
+    vectors = await served.embed(job, kept) if job.texts else None
+    call.work.prompt_tokens = sum(vectors.tokens) if vectors else 0
+    return load_s, vectors
 
 
 def _idle(options: Mapping[str, Any] | None) -> list[str]:

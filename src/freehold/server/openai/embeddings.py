@@ -72,6 +72,7 @@ async def embeddings(call: Call) -> None:
     texts = listed(request.input)
 
     async def work() -> None:
+        call.work.model = request.model
         served = await call.models.use(request.model)
         job = EmbedJob(
             texts,
@@ -82,6 +83,7 @@ async def embeddings(call: Call) -> None:
             priority(request.priority),
         )
         vectors = await served.embed(job, seconds(request.keep_alive))
+        call.work.prompt_tokens = sum(vectors.tokens)
         show = in_base64 if request.encoding_format == "base64" else as_numbers
         await call.answer(_body(request.model, show(vectors), vectors, [*warnings, *cut_warnings(vectors)]))
 
