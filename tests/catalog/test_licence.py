@@ -14,6 +14,7 @@ from freehold.catalog.licence import (
     Licence,
     _tags,
     build,
+    covered,
     covering,
     expand,
     find,
@@ -186,13 +187,26 @@ def test_what_a_licence_covers_agrees_with_the_entry_of_the_same_model():
         ("magistral-medium-2506", "LicenseRef-mistral-services"),
         ("deepseek-chat", "LicenseRef-deepseek-open-platform"),
         ("qwen3.7-max", "LicenseRef-alibaba-model-studio"),
+        ("GPT4o", "LicenseRef-openai-services"),
+        ("Opus 4.1", "LicenseRef-anthropic-commercial"),
+        ("kimi-k2-0905-preview", "LicenseRef-moonshot-open-platform"),
+        ("glm-4-flash", "LicenseRef-zai-api"),
         ("gpt-oss-safeguard-20b", None),
+        ("gpt4all-j", None),
+        ("opus-mt-en-de", None),
+        ("glm-4.5-air", None),
         ("grok-2", None),
     ],
 )
 def test_a_model_behind_an_api_stands_under_the_terms_of_the_service(name: str, meant: str | None):
     found = serving(name)
     assert (found.id if found else None) == meant
+
+
+def test_no_model_with_weights_is_taken_for_a_service():
+    short = {name for m in catalog.models() for name in (m.name, m.id.rpartition("/")[2]) if name}
+    tails = {name.rpartition("/")[2] for name in covered()}
+    assert not {name: found.id for name in short | tails if (found := serving(name))}
 
 
 def test_a_pattern_of_names_never_grants_training():
