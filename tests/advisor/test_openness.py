@@ -14,7 +14,7 @@ from freehold.advisor.openness import openness
 HOLDS = [
     # 1 fully open (weights, training code, data, evaluation code): OLMo
     ("allenai/Olmo-3-7B-Instruct", 1),
-    ("allenai/OLMo-2-1124-13B-Instruct", 1),
+    ("allenai/OLMo-2-1124-13B", 1),
     # 2 open weights, permissive: Mistral 7B and Mixtral (Apache-2.0), DeepSeek (MIT), Nemotron (NVIDIA's)
     ("mistralai/Mistral-7B-Instruct-v0.3", 2),
     ("mistralai/Mixtral-8x7B-Instruct-v0.1", 2),
@@ -35,6 +35,8 @@ CONTRADICTED = [
     ("deepseek-ai/DeepSeek-V3", 2, 3, "LicenseRef-scancode-deepseek-la-1.0"),
     # "DeepSeek (MIT)" of a distilled model: Llama's terms come along
     ("deepseek-ai/DeepSeek-R1-Distill-Llama-70B", 2, 3, "LicenseRef-scancode-llama-3.3-license-2024"),
+    # "OLMo: fully open": the instructed OLMo 2 adds Gemma's terms for the outputs that trained it
+    ("allenai/OLMo-2-1124-13B-Instruct", 1, 3, "LicenseRef-ai2-apache-with-gemma"),
     # "larger Qwen: Qwen licence": since Qwen3 the largest are Apache-2.0
     ("Qwen/Qwen3-235B-A22B", 3, 2, "Apache-2.0"),
     # "smaller ones Apache-2.0": the 3B of Qwen2.5 is for research only

@@ -35,6 +35,17 @@ CASES = [
     ("CC-BY-4.0", {"redistributes": True}, "conditions", "§3(a)(1)(A) Attribution"),
     ("CC-BY-NC-4.0", {}, "refused", "§2(a)(1) License grant, §1(i) NonCommercial"),
     ("CC-BY-NC-4.0", {"purpose": "research"}, "allowed", "§2(a)(1) License grant"),
+    # terms that a card adds, because others' models taught it
+    (
+        "allenai/Llama-3.1-Tulu-3-8B",
+        {"embeds": True},
+        "conditions",
+        "§3.1 Distribution and Redistribution, §1.1(b)",
+    ),
+    ("allenai/Llama-3.1-Tulu-3-70B", {"users": 100_000_001}, "refused", "§4 Restrictions"),
+    ("allenai/OLMo-2-1124-7B-Instruct", {}, "conditions", "§3.2 Use Restrictions"),
+    ("allenai/OLMo-2-0325-32B-Instruct", {"distils": True}, "conditions", "§1.1(e) Model Derivatives"),
+    ("allenai/OLMo-2-0325-32B", {}, "allowed", "§2 Grant of Copyright License"),
     # Qwen: 100 million users, "Built with Qwen", research, services
     (QWEN, {}, "conditions", "§5(a) Rules of use"),
     (QWEN, {"users": 100_000_000}, "conditions", "§5(a) Rules of use"),

@@ -50,6 +50,8 @@ def openness(asked: Subject) -> Openness:
     levels = [min((_KIND[c.kind] for c in s.choices), default=0) for s in standing(asked)]
     least = 0 if 0 in levels else max(levels)
     entry, source = _entry(asked.name)
+    if entry.get("level") == 1 and least > 2:
+        entry = {}  # what is open in all its parts is not so under others' terms
     level = 1 if entry.get("level") == 1 and least in (1, 2) else least
     osi = entry.get("osi", "fails" if least in (3, 4, 5) else "")
     mof = entry.get("mof", "")
