@@ -67,6 +67,33 @@ def test_models_are_searched_and_filtered(run: Run, args: tuple[str, ...], among
     assert among in ids(out) and not_among not in ids(out)
 
 
+def test_models_are_filtered_by_what_they_make_and_the_languages_their_cards_name(run: Run):
+    embedders = ids(run("models", "--role", "embedder", "--language", "de")[1])
+    assert "Qwen/Qwen3-Embedding-0.6B" in embedders and "mixedbread-ai/mxbai-embed-large-v1" not in embedders
+    assert "BAAI/bge-m3" not in embedders  # claims over 100 and names none
+    assert "BAAI/bge-m3" in ids(run("models", "--role", "embedder", "--language", "mul")[1])
+    assert "BAAI/bge-reranker-v2-m3" in ids(run("models", "--role", "reranker")[1])
+
+
+def test_lint_names_the_gaps_of_ones_own_entries_and_finds_none_in_ours(run: Run, home: Path):
+    status, out, err = run("models", "lint")
+    assert (status, out) == (0, "") and err.endswith(" 0 gaps\n")
+    own(home, MINE)
+    status, out, _ = run("models", "lint")
+    assert status == 1 and out.splitlines()[0].startswith("me/Mine-8B: layers is missing")
+    told = json.loads(run("models", "lint", "--json")[1])
+    assert {row["id"] for row in told["gaps"]} == {"me/Mine-8B"} and told["models"] > 300
+
+
+def test_show_words_exact_weights_languages_and_what_is_not_known(run: Run):
+    out = run("show", "google/gemma-3-4b-it")[1]
+    assert "4,300,079,472 counted, of them 3,880,263,168 for text, published in BF16" in out
+    assert "en (named, of 140 claimed)" in out
+    out = run("show", "BAAI/bge-m3")[1]
+    assert "vectors of 1,024 dimensions" in out
+    assert "native: looked for in" in run("show", "xai-org/grok-2")[1]
+
+
 def test_models_are_sorted_by_sizes_dates_and_published_scores(run: Run):
     by_size = ids(run("models", "--family", "qwen2.5-coder", "--sort", "params")[1])
     assert by_size[0].endswith("0.5B-Instruct") and by_size[-1].endswith("32B-Instruct")

@@ -36,6 +36,8 @@ class Query:
     max_params: float = 0.0
     min_context: int = 0
     tools: bool = False
+    role: str = ""
+    language: str = ""  # ISO 639 code that its card names
 
     def given(self) -> list[str]:
         """Return the names of the fields that ask something."""
@@ -112,4 +114,6 @@ _TESTS: dict[str, Callable[[Query], Callable[[Model], bool]]] = {
     "max_params": lambda q: lambda m: 0 < m.params_b <= q.max_params,
     "min_context": lambda q: lambda m: m.context >= q.min_context,
     "tools": lambda q: lambda m: m.tools is True,
+    "role": lambda q: lambda m: q.role == m.role,
+    "language": lambda q: lambda m: m.speaks(q.language.lower()) is True,
 }

@@ -67,7 +67,10 @@ def facts_lines(model: Model, today: date) -> list[tuple[str, str]]:
         ("family", f"{model.family}, {model.released}" if model.released else model.family),
         ("lab", f"{model.lab} ({model.country})" if model.country else model.lab),
         ("weights", ", ".join(s for s in (size(model), model.tier, experts + used) if s)),
+        *_counted(model),
         ("reads", ", ".join(model.modalities)),
+        ("makes", _makes(model)),
+        ("languages", _languages(model)),
         ("thinking", model.thinking),
         ("tools", "yes" if model.tools else ""),
         ("terms", model.licence_url),
@@ -77,10 +80,38 @@ def facts_lines(model: Model, today: date) -> list[tuple[str, str]]:
         *_cache(model),
         *_scores(model),
         ("about", model.note),
+        *_unknown(model),
         ("facts", "; ".join(model.sources)),
         ("", checked),
     ]
     return [(k, v) for k, v in rows if v]
+
+
+def _counted(model: Model) -> list[tuple[str, str]]:
+    """Word the weights as they are counted: all of them, those of text, and the precision they come in."""
+    if not model.parameters:
+        return [("", f"published in {model.native}")] if model.native else []
+    text = f", of them {model.text_parameters:,} for text" if model.text_parameters else ""
+    precision = f", published in {model.native}" if model.native else ""
+    return [("", f"{model.parameters:,} counted{text}{precision}")]
+
+
+def _makes(model: Model) -> str:
+    """Word what an embedder or a reranker returns; of a generator it needs no word."""
+    vectors = f"vectors of {model.dimensions:,} dimensions" if model.dimensions else "vectors"
+    return {"embedder": vectors, "reranker": "scores of pairs of texts"}.get(model.role, "")
+
+
+def _languages(model: Model) -> str:
+    named = " ".join(model.languages)
+    more = model.languages_stated > len(model.languages)
+    return f"{named} (named, of {model.languages_stated} claimed)" if more else named
+
+
+def _unknown(model: Model) -> list[tuple[str, str]]:
+    """Word which facts were looked for, and where they were not."""
+    rows = [f"{key}: looked for in {source}" for key, source in model.not_published]
+    return [("not known" if not i else "", row) for i, row in enumerate(rows)]
 
 
 def _billions(count: float) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from freehold import catalog
-from freehold.catalog.model import THINKING, TIERS
+from freehold.catalog.completeness import gaps
+from freehold.catalog.model import ROLES, THINKING, TIERS
 from freehold.catalog.models import nearest_names
 from freehold.catalog.query import Query, ordered, score, select
 from freehold.catalog.schema import MODALITIES
@@ -77,6 +78,8 @@ def command() -> None:
 @click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Parameters: 8b, 270m.")
 @click.option("--min-context", type=Amount(whole=True), default=0, help="Tokens: 32k, 1m.")
 @click.option("--tools", is_flag=True, help="Trained to call tools.")
+@click.option("--role", type=click.Choice(ROLES), help="Makes text, vectors, or scores of pairs.")
+@click.option("--language", metavar="de", default="", help="Its card names it; mul: ten or more.")
 @click.option(
     "--sort", metavar="KEY", default="", help="params, released, context, cache, name, mmlu_pro, ..."
 )
@@ -102,6 +105,27 @@ def list_(words: tuple[str, ...], sort: str, reverse: bool, as_json: bool, **giv
         _print(found, sort, today)
     if not found:
         click.echo(_relax(everything, query), err=True)
+
+
+@command.command("lint")
+@json_option
+def lint(as_json: bool) -> None:
+    """Name every entry that lacks layers, context, weights or their precision, and your own with them; exit 1 then.
+
+    An entry may lack one whose `not_published` names the source that was looked through. With --json, prints
+    {"schema": 1, "models": n, "gaps": [{"id": ..., "gap": ...}]}.
+    """
+    everything = catalog.models()
+    found = [(m.id, gap) for m in everything for gap in gaps(m)]
+    if as_json:
+        rows = [{"id": model_id, "gap": gap} for model_id, gap in found]
+        click.echo(json.dumps({"schema": SCHEMA, "models": len(everything), "gaps": rows}, indent=1))
+    else:
+        for model_id, gap in found:
+            click.echo(f"{model_id}: {gap}")
+        click.echo(f"{len(everything)} models, {len(found)} gaps", err=True)
+    if found:
+        raise click.exceptions.Exit(1)
 
 
 @command.command("refresh")

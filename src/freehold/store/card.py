@@ -57,7 +57,7 @@ def known_licence(word: str) -> bool:
 
 
 def card_facts(info: Any, repo: str) -> dict[str, Any]:
-    """Return what the hub's answer says of `repo`: licence, gated, params_b, base (parents of other labs)."""
+    """Return what the hub's answer says of `repo`: licence, gated, parameters, base (parents of other labs)."""
     facts: dict[str, Any] = {}
     if word := licence(info):
         facts["licence"] = word
@@ -66,7 +66,7 @@ def card_facts(info: Any, repo: str) -> dict[str, Any]:
     tensors = info.get("safetensors")
     total = tensors.get("total") if isinstance(tensors, dict) else None
     if type(total) is int and 0 < total < 10**14:
-        facts["params_b"] = round(total / 1e9, 3)
+        facts["parameters"] = total
     org = repo.partition("/")[0]
     parents = [p for p in _parents(info.get("cardData")) if p.partition("/")[0] != org]
     if parents:

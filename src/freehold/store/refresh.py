@@ -25,8 +25,6 @@ from freehold.errors import AccessDenied, DownloadFailed, ModelNotFound, Offline
 from freehold.store.card import card_facts, config_facts, known_licence
 from freehold.store.http import Http
 
-# A checkpoint's tensors may count more than the card's round number says: tied heads stored twice, buffers.
-_SAME_SIZE = 0.04
 TRIES = 3  # in a row, of a hub that does not answer
 
 
@@ -100,6 +98,8 @@ class Refresher:
         if not re.fullmatch(r"[0-9a-f]{6,64}", str(commit)):
             raise DownloadFailed(f"the hub's answer about {model.id} names no commit")
         told = card_facts(info, model.id)
+        if "parameters" in told and not model.params_b:
+            told["params_b"] = round(told["parameters"] / 1e9, 3)
         # a gated repository, or one with files of another kind: its card has to do
         with suppress(AccessDenied, ModelNotFound):
             config = f"{endpoint}/{model.id}/resolve/{commit}/config.json"
@@ -113,8 +113,6 @@ class Refresher:
 
 
 def _differs(key: str, known: Any, told: Any) -> bool:
-    if key == "params_b":
-        return not known or abs(told - known) > _SAME_SIZE * max(known, told)
     if key == "licence" and known and not known_licence(told):
         return False  # a name of the card's own contradicts nothing that was read in the text
     if key == "context" and known:
