@@ -55,7 +55,7 @@ class Case:
 
 
 def rulers(known: Iterable[Model]) -> Iterator[tuple[Task, str, bool]]:
-    """Yield each scale once, with a task that it is the scale of, and whether that task has no time to think."""
+    """Yield each scale once, with the first task that it is the scale of, and whether there is no time to think."""
     told: set[tuple[str, bool]] = set()
     for task in tasks():
         name = Scale(task, known).benchmark if task.benchmarks else ""
@@ -103,8 +103,10 @@ def by_time(known: list[Model], since: str) -> Iterator[Case]:
 
 
 def row(name: str, cases: list[Case]) -> str:
-    """Return one line of the table."""
+    """Return one line of the table; a scale's names the tasks that it judges."""
     seen = [c for c in cases if c.foreseen]
+    judges = ", ".join(t.id for t in tasks() if name in t.benchmarks[:1])
+    name = f"{judges}: {name}" if judges else name
     if not seen:
         return f"| {name} | {len(cases)} | 0 | | |"
     off = median(c.error for c in seen)

@@ -183,3 +183,11 @@ def test_every_model_is_counted_once_whatever_rules_stand_against_it():
     advice = ask(catalog.models(), small, country_not=("US", "CN"), min_context=100_000)
     assert len(advice.ruled_out) <= advice.considered
     assert sum(len(j.refusals) for j in advice.ruled_out) > advice.considered
+
+
+def test_what_to_relax_for_a_good_one_counts_those_that_pass_the_bar():
+    barred = [replace(m, country="CN") for m in shelf()]
+    advice = ask([*barred, made("weak", 20)], country_not=("CN",))
+    assert not advice.picks and [j.model.id for j in advice.below] == ["lab/weak"]
+    ((option, good),) = advice.relax_to_good
+    assert option == "--country-not" and 0 < good < dict(advice.relax)[option] == 20

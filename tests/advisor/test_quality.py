@@ -54,6 +54,15 @@ def test_a_published_result_stands_as_it_is():
     assert found is not None and found.basis == "published" and found.standing == found.range.mid
 
 
+@pytest.mark.parametrize("value", [0.0, 4.0, 99.9, 100.0])
+def test_a_result_below_guessing_or_at_the_top_is_shown_as_it_is(value):
+    model = made("odd", 7.0, ("mmlu_pro", value))
+    found = of(model)
+    assert found is not None and found.range.mid == value and value in found.range
+    less = rounded(found, "Q4_K_M", model)
+    assert less.range.mid <= value and less.range.low <= less.range.mid <= less.range.high
+
+
 def test_one_carried_over_stands_by_its_low_end():
     found = of(made("new", 10.0, ("mmlu", 65)))
     assert found is not None and found.basis == "converted"

@@ -176,13 +176,12 @@ class Advice:
 
         Where no single one would do, the smallest sets that would.
         """
-        sets = Counter(frozenset(r.rule for r in j.refusals) for j in self.ruled_out)
-        able = {s: n for s, n in sets.items() if all(RULES[rule] for rule in s)}
-        least = min(map(len, able), default=0)
-        found = [
-            (" and ".join(RULES[r] for r in RULES if r in s), n) for s, n in able.items() if len(s) == least
-        ]
-        return tuple(sorted(found, key=lambda f: -f[1]))
+        return _ways(self.ruled_out)
+
+    @property
+    def relax_to_good(self) -> tuple[tuple[str, int], ...]:
+        """The same of models whose results vouch for the bar."""
+        return _ways(j for j in self.ruled_out if j.vouched >= self.bar)
 
     @property
     def by_tier(self) -> dict[str, Judged]:
@@ -192,6 +191,14 @@ class Advice:
         for judged in sorted((j for j in (*self.picks, *self.below, *able)), key=_order):
             best.setdefault(judged.model.tier, judged)
         return {tier: best[tier] for tier in TIERS if tier in best}
+
+
+def _ways(ruled_out: Iterable[Judged]) -> tuple[tuple[str, int], ...]:
+    sets = Counter(frozenset(r.rule for r in j.refusals) for j in ruled_out)
+    able = {s: n for s, n in sets.items() if all(RULES[rule] for rule in s)}
+    least = min(map(len, able), default=0)
+    found = [(" and ".join(RULES[r] for r in RULES if r in s), n) for s, n in able.items() if len(s) == least]
+    return tuple(sorted(found, key=lambda f: -f[1]))
 
 
 def advise(

@@ -122,7 +122,11 @@ class Scale:
             result = found[self.benchmark]
             said = f"{self.benchmark} {result.value:.3g}"
             said += f", the mean of {result.sources} sources" if result.sources > 1 else ""
-            return self._quality(logit(self.benchmark, result.value), result.spread, "published", said)
+            told = self._quality(logit(self.benchmark, result.value), result.spread, "published", said)
+            low, high = min(told.range.low, result.value), max(told.range.high, result.value)
+            return replace(
+                told, range=Interval(low, result.value, high, LEVEL)
+            )  # below guessing, or 100 %, too
         return self._carried(model, found)
 
     def _collapsed(self, model: Model) -> Mapping[str, Result]:
@@ -212,13 +216,9 @@ def rounded(quality: Quality, quant: str, model: Model) -> Quality:
     cost = loss(quant, model.params_b)
     if not cost or mix(quant).bits >= native:
         return quality
-    scale = quality.benchmark
-    low, mid, high = (
-        per_cent(scale, logit(scale, x) - cost)
-        for x in (quality.range.low, quality.range.mid, quality.range.high)
-    )
-    less = quality.range.mid - mid
-    said = f"{quality.evidence}; less {less:.1f} for {quant}"
+    scale, was = quality.benchmark, quality.range
+    low, mid, high = (min(x, per_cent(scale, logit(scale, x) - cost)) for x in (was.low, was.mid, was.high))
+    said = f"{quality.evidence}; less {was.mid - mid:.1f} for {quant}"
     return replace(quality, range=Interval(low, mid, high, LEVEL), evidence=said)
 
 

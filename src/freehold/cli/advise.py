@@ -269,7 +269,9 @@ def relaxed(advice: Advice) -> str:
     """Say that nothing is good enough, or which condition to drop, by how many models each would bring in."""
     if advice.below or advice.unproven:
         said = f"nothing here is good enough for {advice.request.task.id}: {_best(advice)}"
-        return said + ("; see what would be, above" if advice.instead else "")
+        good = [f"{n} without {option}" for option, n in advice.relax_to_good[:3]]
+        said += f"; good enough would be {', '.join(good)}" if good else ""
+        return said + ("; on other hardware: see above" if advice.instead else "")
     ways = [f"{count} without {option}" for option, count in advice.relax[:4]]
     return "no model is left: " + (", ".join(ways) if ways else "the task itself rules every model out")
 
