@@ -93,3 +93,21 @@ def test_sigterm_ends_a_server_whose_children_do_not_move(serve, tmp_path: Path,
     server.process.send_signal(signal.SIGTERM)
     server.process.wait(STOP_S)
     assert all_end(started)
+
+
+def test_requests_with_such_templates_hold_up_none_that_have_their_own(serve, tmp_path: Path):
+    server = serve(str(write_model(tmp_path / "good.gguf", PLAIN)), "--drain", "0")
+    asked = {"model": "good", "prompt": "x", "stream": False, "template": "{% if true %}{% endif %}" + BOMB}
+    answers: list[httpx2.Response] = []
+    askers = [
+        threading.Thread(target=lambda: answers.append(server.client.post("/api/generate", json=asked)))
+        for _ in range(6)
+    ]
+    for asker in askers:
+        asker.start()
+    assert server.chat("good").status_code == 200
+    assert len(answers) < 6  # six such requests take three seconds of one renderer
+    for asker in askers:
+        asker.join()
+    assert {answer.status_code for answer in answers} == {400}
+    assert all("ran longer than 0.5 s" in answer.json()["error"] for answer in answers)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
 from typing import TypedDict
 
 from freehold.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
+from freehold.sandbox.rendering import requested
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.tokenizer.dialects import Dialect
 from freehold.tokenizer.fill import FillTokens, fill_tokens
@@ -22,6 +23,7 @@ from freehold.types import Job, Message, Tool, Turn
 
 ANY_LENGTH = 1 << 40  # a context that every prompt fits, for counting
 KEPT = 8  # templates of requests
+REQUEST_S = 0.5  # of processor for one of their renders; a file's template takes some milliseconds
 ROOM = 512  # tokens that drop-oldest keeps free for an answer whose length nobody limited
 
 
@@ -187,6 +189,7 @@ class Prompter:
             found = self._asked.pop(job.template, None)
             if found is None:
                 found = ChatTemplate.for_tokenizer(job.template, self._tokenizer, origin="the request's own")
+                found = replace(found, seconds=REQUEST_S, renderers=requested)
             self._asked[job.template] = found
             while len(self._asked) > KEPT:
                 self._asked.popitem(last=False)

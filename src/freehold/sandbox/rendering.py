@@ -218,5 +218,7 @@ def _blamed(code: int, late: bool, asked: Asked) -> BadTemplate:
     return BadTemplate(f"the chat template ended the process that rendered it ({how})", HINT)
 
 
-shared = Renderers()
-atexit.register(shared.close)
+shared = Renderers()  # for the templates of files
+requested = Renderers(most=1)  # for those of requests, which may run to their limits again and again
+for _renderers in (shared, requested):
+    atexit.register(_renderers.close)

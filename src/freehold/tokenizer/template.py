@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from freehold.errors import BadModelFile, BadTemplate, FreeholdError, UnsupportedModel, UsageError
 from freehold.sandbox.limits import MAX_SECONDS, MAX_SOURCE, MAX_TEXT
-from freehold.sandbox.rendering import Asked, shared
+from freehold.sandbox.rendering import Asked, Renderers, shared
 from freehold.tokenizer import traits
 from freehold.tokenizer.core import AddedToken, Cutter, Tokenizer
 from freehold.tokenizer.dialects import Dialect, dialect_of
@@ -83,6 +83,7 @@ class ChatTemplate:
     vocabulary_tags: tuple[str, str] | None = None
     clock: Callable[[], datetime] = datetime.now
     seconds: float = MAX_SECONDS  # of processor, for a render
+    renderers: Renderers = shared
 
     @property
     def is_fallback(self) -> bool:
@@ -239,14 +240,14 @@ class ChatTemplate:
     def _results(self, inputs: Sequence[Mapping[str, Any]], text: int) -> Sequence[str | BadTemplate]:
         """Render each of `inputs` within one limit of time, and no string beyond `text` characters.
 
-        A template of a file is rendered in a process that can be killed. Ours join the messages' texts in a loop,
-        which takes no longer than sending them would.
+        A template of a file or a request is rendered in a process that can be killed. Ours join the messages' texts
+        in a loop, which takes no longer than sending them would.
         """
         tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token, **(self.special_tokens or {})}
         renders = [{"documents": None, **tokens, **each} for each in inputs]
         asked = Asked(self.source, renders, self.clock(), self.seconds, text)
         if not self.is_fallback:
-            return shared.run(asked)
+            return self.renderers.run(asked)
         from freehold.sandbox.jinja import render
 
         return render(asked.source, asked.renders, asked.seconds, asked.text, asked.now)

@@ -244,6 +244,8 @@ class Intake:
     def __init__(self, model: Model, answers: Answers, channel: Channel) -> None:
         self._model, self._answers, self._channel = model, answers, channel
         self._long_jobs = Work[Submit]("intake", 2, lambda job: self._start([job]))
+        # A request's own template may run to its limit, and holds up none but such requests.
+        self._templated = Work[Submit]("template", 1, lambda job: self._start([job]))
         # A long text never keeps a short one waiting, and neither keeps a prompt or a format.
         self._calls, self._long_calls = (Work("tokens", 1, self._answer) for _ in range(2))
         # One for each priority: a batch that holds all threads of the only one would hold up everybody.
@@ -255,12 +257,12 @@ class Intake:
         self._answers.expect([m.id for m in jobs])
         short: list[Submit] = []
         for message in messages:
-            if isinstance(message, Submit) and not _is_long(message):
-                short.append(message)
-            elif isinstance(message, Submit):
-                self._long_jobs.put(message.id, message)
-            elif isinstance(message, Call):
+            if isinstance(message, Call):
                 self._threads_for(message).put(message.id, message)
+            elif isinstance(message, Submit) and (work := self._work_for(message)):
+                work.put(message.id, message)
+            elif isinstance(message, Submit):
+                short.append(message)
         if short:
             self._start(short)
         for message in messages:
@@ -269,8 +271,26 @@ class Intake:
 
     def _cancel(self, id: int) -> None:
         self._answers.cancel(id)
-        for work in (self._long_jobs, self._calls, self._long_calls, self._embedding, self._batch):
+        for work in (
+            self._long_jobs,
+            self._templated,
+            self._calls,
+            self._long_calls,
+            self._embedding,
+            self._batch,
+        ):
             work.cancel(id)
+
+    def _work_for(self, message: Submit) -> Work[Submit] | None:
+        """Return the threads that take a job in, or None for one that takes no time."""
+        try:
+            peek = decode(message.job, _Peek)
+        except UsageError:  # it is read again, and then refused
+            return None
+        if peek.template:
+            return self._templated
+        is_long = len(memoryview(message.job)) > LONG_JOB or peek.format is not None or bool(peek.tools)
+        return self._long_jobs if is_long else None
 
     def _threads_for(self, call: Call) -> Work[Call]:
         match call:
@@ -342,17 +362,8 @@ class _Peek:
     """What tells beside its size whether a job takes long to take in."""
 
     format: object = None
+    template: str = ""
     tools: tuple[object, ...] = ()
-
-
-def _is_long(message: Submit) -> bool:
-    if len(memoryview(message.job)) > LONG_JOB:
-        return True
-    try:
-        peek = decode(message.job, _Peek)
-        return peek.format is not None or bool(peek.tools)
-    except UsageError:  # it is read again, and then refused
-        return False
 
 
 class Process:
