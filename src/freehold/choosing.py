@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from freehold.advisor.advice import Advice, Placer
     from freehold.advisor.anatomy import Anatomy
     from freehold.advisor.facts import Facts
+    from freehold.advisor.finders import Beside
     from freehold.advisor.fit import Fit, Misfit, Place
     from freehold.advisor.places import Load
     from freehold.advisor.sizing import Sizing
@@ -90,12 +91,14 @@ def advise(
         min_speed=min_speed,
         held=files_held(settings) if held else None,
         reads=asked.reads,
+        languages=asked.languages,
         cheapest=asked.cheapest,
     )
     load = Load(asked.users, asked.task.prompt, asked.task.answer)
     placer = _placer(settings, asked.on, engine, asked.budget, request.speed, load)
     found = answered(request, catalog.models(), placer, lambda: _rented(request.speed, load))
-    return replace(found, asked=asked)
+    found = replace(found, asked=asked)
+    return replace(found, beside=_beside(found, settings)) if asked.task.finder else found
 
 
 def fit(
@@ -234,6 +237,19 @@ def _rented(speed: float, load: Load) -> Placer:
     from freehold.advisor import places
 
     return places.on_rigs(places.rented_for(MOST_DOLLARS), "", speed, load)
+
+
+def _beside(advice: Advice, settings: Settings) -> Beside:
+    """Choose what finds the texts for the first pick, where that one runs."""
+    from freehold.advisor.finders import beside
+    from freehold.advisor.fit import OURS
+    from freehold.models.loader import refusal
+
+    place = advice.picks[0].placement if advice.picks else None
+    codes = advice.request.languages
+    if place is None or place.engine == OURS:
+        return beside(catalog.models(), codes, memory=here(settings).free, refuses=refusal)
+    return beside(catalog.models(), codes, memory=catalog.rig(place.where).memory_bytes)
 
 
 def _placer(

@@ -58,7 +58,7 @@ def test_our_own_lines_name_what_the_store_finds():
     assert found
     for model, _, command in found:
         words, _ = split_flags(shlex.split(command), {"--context": True})
-        assert words[:2] == ["freehold", "run"]
+        assert words[:2] == ["freehold", "run" if model.role == "generator" else "embed"]
         name = words[2]
         if "/" not in name:
             assert catalog.find(name).model == model.id

@@ -226,3 +226,33 @@ def test_counts_are_of_models_and_what_a_quantisation_costs_is_said(run: Run):
     assert status == 0 and total < of
     assert re.search(r"less 0\.\d for Q4_K_M", out)
     assert "no published result tells of this work" in out
+
+
+def test_rag_names_an_embedder_and_where_it_pays_a_reranker(run: Run):
+    here = json.loads(run("advise", "RAG over German contracts", "--json")[1])["beside"]
+    assert here["embedder"]["command"].startswith("freehold embed ") and here["reranker"] is None
+    there = json.loads(run("advise", "RAG over German contracts", "--on", "h100", "--json")[1])["beside"]
+    assert there["embedder"]["command"].startswith("vllm serve ") and there["reranker"]
+    assert "embeddings: " in run("advise", "RAG over German contracts")[1]
+    assert json.loads(run("advise", "chat", "--json")[1])["beside"] is None
+
+
+def test_a_language_is_evidence_asked_for_and_none_is_said(run: Run):
+    told = json.loads(run("advise", "chatbot in French", "--on", "h100", "--json")[1])
+    levels = [p["languages"][0]["level"] for p in told["picks"]]
+    known = [level in ("result", "stated") for level in levels]
+    assert known == sorted(known, reverse=True) and set(levels) >= {"result", "stated", "unknown"}
+    assert any(r["rule"] == "language" for j in told["ruled_out"] for r in j["refusals"])
+    assert (
+        "no evidence for French"
+        in run("advise", "chat", "--language", "fr", "--on", "h100", "--top", "999")[1]
+    )
+
+
+def test_embeddings_and_rerankers_are_ranked_by_their_own_results(run: Run):
+    told = json.loads(run("advise", "embeddings for multilingual search", "--on", "h100", "--json")[1])
+    assert [p["id"] for p in told["picks"][:3]] == [f"Qwen/Qwen3-Embedding-{s}" for s in ("8B", "4B", "0.6B")]
+    told = json.loads(run("advise", "rerank search results in Arabic", "--on", "h100", "--json")[1])
+    assert told["picks"] and all("rerank" in p["id"].lower() for p in told["picks"])
+    status, out, _ = run("advise", "embeddings")
+    assert status == 0 and "  freehold embed " in out

@@ -13,11 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from freehold.advisor import finders, tongues
 from freehold.advisor.asking import Asked
 from freehold.advisor.facts import Facts
+from freehold.advisor.finders import Beside
 from freehold.advisor.interval import Interval
 from freehold.advisor.own import Own
 from freehold.advisor.quality import Quality, Scale, rounded
+from freehold.advisor.tongues import Tongue
 from freehold.advisor.verdict import Verdict, verdict
 from freehold.catalog.model import TIERS, Model
 from freehold.catalog.tasks import Task
@@ -28,6 +31,7 @@ RULES = {
     "task": "",
     "licence": "--licence",
     "country": "--country-not",
+    "language": "--language",
     "context": "--min-context",
     "size": "--max-size",
     "held": "--held",
@@ -49,7 +53,8 @@ THINKING_PACE = 40
 class Placement:
     """Where and how a model would run: `quant` on `engine`, `memory` in bytes at `context` tokens.
 
-    `decode`, `prefill`: tokens a second of each user, `users` at a time; None: not known. `month`: dollars of rent;
+    `decode`, `prefill`: tokens a second of each user, `users` at a time, of what finds texts both those read; None: not
+    known. `month`: dollars of rent;
     None: not rented. `command` is empty where none is known to run, and `why_none` says why.
     """
 
@@ -92,6 +97,7 @@ class Request:
     min_speed: float | None = None  # tokens a second; None: the task's pace
     held: Collection[str] | None = None
     reads: tuple[str, ...] = ()  # modalities beside text
+    languages: tuple[str, ...] = ()  # ISO 639 codes of those asked for beside English; "mul": many
     cheapest: bool = False  # of those not shown to be worse than the best, what costs least comes first
 
     def __post_init__(self) -> None:
@@ -126,6 +132,7 @@ class Judged:
     verdict: Verdict | None
     placement: Placement | None
     refusals: tuple[Refusal, ...]
+    tongues: tuple[Tongue, ...] = ()  # what is known of it in each language asked for
     doubtful: bool = False  # fast enough only by the upper bound of what was measured beside others
 
     @property
@@ -151,6 +158,7 @@ class Advice:
     unproven: tuple[Judged, ...] = ()
     instead: tuple[Judged, ...] = ()
     asked: Asked | None = None  # what was understood of the question; choosing.py fills it
+    beside: Beside | None = None  # what finds the texts of a RAG model; choosing.py fills it
     own: Mapping[str, Own] = field(
         default_factory=dict
     )  # by id, what a user's cases said; own.by_own fills it
@@ -216,7 +224,7 @@ def advise(
     scale = Scale(task, known)
     quick = scale if task.quick else Scale(task, known, quick=True, ruler=scale.benchmark)
     judged = [_judge(m, request, scale, quick, placer) for m in known if _of_kind(m, task)]
-    able = sorted((j for j in judged if not j.refusals), key=_order)
+    able = sorted((j for j in judged if not j.refusals), key=_order if _makes_text(task) else _finder_order)
     bar = task.bar if scale.benchmark else 0.0
     picks = [j for j in able if j.vouched >= bar] if scale.benchmark else able
     below = tuple(j for j in able if scale.benchmark and j.quality and j.vouched < bar)
@@ -241,11 +249,22 @@ def _instead(
     return tuple(found)
 
 
-def _order(judged: Judged) -> tuple[bool, float, float, str]:
-    """Order by published results, or the low end of what is carried over; then by speed."""
+def _makes_text(task: Task) -> bool:
+    return not (task.encoder or task.reranker)
+
+
+def _finder_order(judged: Judged) -> tuple[bool, int, float, float, str]:
+    return finders.order(judged.model, [t.code for t in judged.tongues])
+
+
+def _order(judged: Judged) -> tuple[bool, bool, float, float, str]:
+    """Order by published results, or the low end of what is carried over; then by speed.
+
+    Models of which nothing is known in a language that was asked for come after those of which something is.
+    """
     standing = judged.quality.standing if judged.quality else -1.0
     speed = judged.placement.decode.mid if judged.placement else 0.0
-    return judged.doubtful, -standing, -speed, judged.model.id
+    return judged.doubtful, not tongues.known(judged.tongues), -standing, -speed, judged.model.id
 
 
 def cheapest_first(picks: list[Judged]) -> list[Judged]:
@@ -267,11 +286,12 @@ def _cost(judged: Judged) -> tuple[float, int, float]:
 
 def _of_kind(model: Model, task: Task) -> bool:
     """Say whether a model makes what the task wants at all: vectors, or text."""
-    return model.role == ("embedder" if task.encoder else "generator")
+    return model.role == ("embedder" if task.encoder else "reranker" if task.reranker else "generator")
 
 
 def _judge(model: Model, request: Request, scale: Scale, quick: Scale, placer: Placer) -> Judged:
-    refusals = list(_facts_against(model, request))
+    told = tongues.evidence(model, request.languages)
+    refusals = [*_facts_against(model, request), *(_language(t) for t in told if t.level == tongues.DENIED)]
     ruled = None
     if request.facts is not None:
         ruled = verdict(model, request.facts)
@@ -280,7 +300,7 @@ def _judge(model: Model, request: Request, scale: Scale, quick: Scale, placer: P
     context = min(request.context, model.context) if model.context else request.context
     placed = placer(model, context)
     if isinstance(placed, Refusal):
-        return Judged(model, scale.of(model), ruled, None, (*refusals, placed))
+        return Judged(model, scale.of(model), ruled, None, (*refusals, placed), told)
     speed = placed.decode.mid if placed.sure else placed.decode.high
     hurried = speed < THINKING_PACE and not request.task.patient
     if speed < request.speed:
@@ -292,7 +312,11 @@ def _judge(model: Model, request: Request, scale: Scale, quick: Scale, placer: P
     doubtful = placed.decode.mid < request.speed <= speed
     quality = (None if hurried else scale.of(model)) or quick.of(model)
     quality = quality and rounded(quality, placed.quant, model)
-    return Judged(model, quality, ruled, placed, tuple(refusals), doubtful)
+    return Judged(model, quality, ruled, placed, tuple(refusals), told, doubtful)
+
+
+def _language(denied: Tongue) -> Refusal:
+    return Refusal("language", denied.says)
 
 
 def _facts_against(model: Model, request: Request) -> Iterable[Refusal]:

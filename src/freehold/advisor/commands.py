@@ -12,6 +12,13 @@ from dataclasses import dataclass
 
 from freehold.catalog.model import Model
 
+# GGUF's or config.json's names of what vLLM's page on pooling models lists
+_POOLED = frozenset({"bert", "xlm-roberta", "qwen3", "modernbert", "gemma-embedding", "gte", "nomic-bert"})
+# Qwen3's rerankers are language models that say yes or no; vLLM's page makes classifiers of them so.
+_CLASSIFIER = (
+    '{"architectures": ["Qwen3ForSequenceClassification"], "classifier_from_token": ["no", "yes"], '
+    '"is_original_qwen3_reranker": true}'
+)
 _FLOAT = ("BF16", "F16")
 _MLX_BITS = {"Q4_0": 4, "Q8_0": 8}  # what mlx_lm.convert makes, by the names that these widths have here
 
@@ -31,6 +38,10 @@ def line(
 
     `context` 0: the engine's default.
     """
+    if model.role != "generator":
+        known = engine in ("freehold", "vllm")
+        none = Line("", f"no line of {engine} is known here for what finds texts")
+        return finder_line(model, here=engine == "freehold") if known else none
     if engine == "freehold":
         return _ours(model, quant, context, held)
     if engine == "llama.cpp":
@@ -40,6 +51,23 @@ def line(
     if engine == "mlx":
         return _mlx(model, quant)
     return _server(model, quant, engine, devices, context)
+
+
+def finder_line(model: Model, *, here: bool) -> Line:
+    """Return what runs an embedder or a reranker: our engine here, vLLM elsewhere."""
+    if here:
+        known = model.role == "embedder" and model.hub
+        return (
+            Line(f"freehold embed {model.name or model.id}")
+            if known
+            else Line("", "our engine ranks no pairs")
+        )
+    if model.architecture not in _POOLED or not model.hub:
+        return Line("", f"vLLM is not known to serve {model.architecture or 'its architecture'}")
+    classified = model.role == "reranker" and model.architecture == "qwen3"
+    return Line(
+        f"vllm serve {model.id} --runner pooling" + (f" --hf-overrides '{_CLASSIFIER}'" if classified else "")
+    )
 
 
 def published(model: Model) -> tuple[str, ...]:

@@ -64,7 +64,9 @@ def here(place: Place, held: Mapping[str, Path], load: Load = ALONE) -> Placer:
             quant=anatomy.quant,
             memory=found.memory.total + (load.users - 1) * sum(found.memory.cache.values()),
             context=context,
-            decode=_shared(found, anatomy, load.users),
+            decode=_shared(found, anatomy, load.users)
+            if model.role == "generator"
+            else found.prefill or found.decode,
             prefill=found.prefill,
             command=made.command,
             users=load.users,
@@ -137,6 +139,8 @@ def on_rigs(
         found: list[Placement] = []
         refused = refuses(model.structure) if refuses else ""
         able = tuple(e for e in chosen if e.name != OURS or not refused)
+        if model.role != "generator":  # of other engines it is not known what they run of these
+            able = tuple(e for e in able if e.name in (OURS, "vllm"))
         why = Refusal("memory", "") if able else Refusal("engine", refused)
         for rig in rigs if able else ():
             for one in _on(model, context, rig, able, load):
@@ -188,8 +192,8 @@ def _placement(
 ) -> Placement | str:
     """Return the placement on one engine, or why it does not answer so many users."""
     placed = roofline.place(work, rig, engine, context)
-    answer = single.answer
-    if load.users > 1:
+    answer = single.answer if model.role == "generator" else single.prompt or single.answer
+    if load.users > 1 and model.role == "generator":
         if placed.streams < load.users:
             return f"{engine.title} on {rig.name} has room for {placed.streams} conversations of {context:,} tokens"
         try:

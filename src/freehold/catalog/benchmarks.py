@@ -109,6 +109,17 @@ BENCHMARKS = {
     "mmlu": Benchmark("57 subjects from school to profession, four choices", "general", 14042, 25),
     "mmlu_pro": Benchmark("14 subjects, harder and with ten choices", "general", 12032, 10),
     "mmlu_redux": Benchmark("mmlu with its wrong questions mended", "general", 5700, 25),
+    "mmteb_reranked": Benchmark(
+        "texts found in many languages after a reranker ordered them, nDCG@10 (MTEB Multilingual v2)",
+        "documents",
+        5000,
+    ),
+    "mmteb_retrieval": Benchmark(
+        "texts found in many languages by an embedder, nDCG@10 (MTEB Multilingual v2)", "documents", 5000
+    ),
+    "mteb_en_retrieval": Benchmark(
+        "English texts found by an embedder, nDCG@10 (MTEB English v1)", "documents", 5000
+    ),
     "mmmlu": Benchmark("mmlu translated by people into 14 languages", "general", 14042, 25),
     "multipl_e": Benchmark(
         "humaneval translated into other programming languages, tests passed", "code", 1300

@@ -368,6 +368,19 @@ def _words() -> dict[str, Any]:
     return tomllib.loads(text)
 
 
+def language_name(code: str) -> str:
+    """Return a language's English name; the code where the tables have none."""
+    if code == "mul":
+        return "many languages"
+    words = _words()["languages"].get(code)
+    return words[0].capitalize() if words else code
+
+
+def results_in(code: str) -> list[str]:
+    """Return the benchmarks whose results are of a language, the closest first."""
+    return [name for name, codes in _words()["results"].items() if code in codes]
+
+
 @cache
 def _unanswered() -> tuple[Unanswered, ...]:
     return tuple(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING
 
+from freehold.advisor.finders import result
 from freehold.advisor.report import Axis, Point, Section, figure, page, paragraph, scatter, standalone, table
 from freehold.cli.facts import short_licence, size
 from freehold.store.space import human
@@ -113,7 +114,7 @@ def _ranking(advice: Advice, shown: tuple[Judged, ...]) -> Section:
                 "Up and to the right is better. A point's area is the memory it needs.",
             )
         )
-    parts += [paragraph(line.strip()) for line in reasons(advice, shown[0])]
+    parts += [paragraph(line.strip()) for line in (*reasons(advice, shown[0]), *beside_lines(advice))]
     return Section("Ranking", tuple(parts))
 
 
@@ -129,13 +130,14 @@ def head(advice: Advice) -> tuple[str, ...]:
         advice.benchmark or "quality",
         "said by",
         "licence",
+        *(("languages",) if advice.request.languages else ()),
         *(("yours",) if advice.own else ()),
     )
 
 
 def row(advice: Advice, judged: Judged) -> tuple[str, ...]:
     """Return a pick's cells."""
-    place, quality = judged.placement, judged.quality
+    place = judged.placement
     assert place is not None  # a pick has one
     return (
         name(judged.model),
@@ -143,11 +145,35 @@ def row(advice: Advice, judged: Judged) -> tuple[str, ...]:
         place.quant,
         human(place.memory),
         str(place.decode),
-        per_cent(quality),
-        quality.basis if quality else "",
+        *_vouched(judged),
         short_licence(judged.model),
+        *(("; ".join(t.says for t in judged.tongues),) if advice.request.languages else ()),
         *((own_words(advice, judged),) if advice.own else ()),
     )
+
+
+def _vouched(judged: Judged) -> tuple[str, str]:
+    """Return a result and what it rests on; of what finds texts, with its benchmark, as there are several."""
+    if judged.model.role == "generator":
+        return per_cent(judged.quality), judged.quality.basis if judged.quality else ""
+    score = result(judged.model)
+    return (f"{score.benchmark} {score.value:g}", "published") if score else ("not known", "")
+
+
+def beside_lines(advice: Advice) -> list[str]:
+    """Return what finds the texts beside a RAG model, a line each with its command."""
+    found = advice.beside
+    if found is None:
+        return []
+    lines = []
+    for what, one in (("embeddings", found.embedder), ("reranker", found.reranker)):
+        if one:
+            lines += [f"{what}: {name(one.model)} ({size(one.model)}): {one.says}", f"  {one.line.command}"]
+    if found.embedder is None:
+        lines.append("embeddings: no embedder of the catalogue runs there and may know the languages")
+    if found.reranker is None and found.no_reranker:
+        lines.append(f"no reranker: {found.no_reranker}")
+    return lines
 
 
 def own_words(advice: Advice, judged: Judged) -> str:
@@ -217,6 +243,7 @@ def reasons(advice: Advice, judged: Judged) -> list[str]:
             f"  {place.decode} tokens a second, {human(place.memory)} at {place.context:,} tokens, "
             f"by {place.engine} on {place.where}{rent}"
         )
+    lines += [f"  {t.says}" for t in judged.tongues]
     if judged.verdict:
         clause = judged.verdict.deciding[:1]
         because = f": {clause[0].says} [{clause[0].clause}]" if clause else ""

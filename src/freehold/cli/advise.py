@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.advice_report import apart, chart, head, name, per_cent, reasons, report, row, understood
+from freehold.cli.advice_report import (
+    apart,
+    beside_lines,
+    chart,
+    head,
+    name,
+    per_cent,
+    reasons,
+    report,
+    row,
+    understood,
+)
 from freehold.cli.company import FACTS, company_facts, company_options
 from freehold.cli.facts import size
 from freehold.cli.models import Billions
@@ -195,6 +206,8 @@ def _print(advice: Advice, shown: tuple[Judged, ...], *, everything: bool, plott
         _print_tiers(advice)
         if any(j.placement and not j.placement.sure for j in shown):
             click.echo("measured while others computed: a speed rules out only by its upper bound")
+    for line in beside_lines(advice):
+        click.echo(line)
     if lines := apart(advice):
         click.echo("")
         for line in lines:
@@ -297,6 +310,7 @@ def as_plain(advice: Advice) -> dict[str, Any]:
         "considered": advice.considered,
         "speed": advice.request.speed,
         "context": advice.request.context,
+        "beside": _beside(advice),
         "picks": [_plain(j, advice.own.get(j.model.id)) for j in advice.picks],
         "below": [_plain(j) for j in advice.below],
         "unproven": [_plain(j) for j in advice.unproven],
@@ -304,6 +318,17 @@ def as_plain(advice: Advice) -> dict[str, Any]:
         "tiers": {tier: j.model.id for tier, j in advice.by_tier.items()},
         "ruled_out": [_plain(j) for j in advice.ruled_out],
         "relax": [{"without": option, "models": count} for option, count in advice.relax],
+    }
+
+
+def _beside(advice: Advice) -> dict[str, Any] | None:
+    found = advice.beside
+    return found and {
+        **{
+            key: one and {"id": one.model.id, "says": one.says, "command": one.line.command}
+            for key, one in (("embedder", found.embedder), ("reranker", found.reranker))
+        },
+        "no_reranker": found.no_reranker,
     }
 
 
@@ -321,6 +346,7 @@ def _plain(judged: Judged, own: Own | None = None) -> dict[str, Any]:
             "basis": quality.basis,
             "evidence": quality.evidence,
         },
+        "languages": [asdict(t) for t in judged.tongues],
         "own": own and {"cases": own.cases, "passed": own.passed, **own.range.as_json()},
         "licence": {"id": model.licence, "answer": judged.verdict.answer if judged.verdict else None},
         "placement": place

@@ -1,0 +1,52 @@
+"""What is known of a model in a language: its own published results in it, what its card states, or nothing.
+
+A result in a benchmark of several languages counts for each of them. Nothing is carried over from English.
+Knows codes and benchmarks; knows no text. Path: advice -> evidence -> Tongue -> Judged
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from freehold.catalog.model import Model
+from freehold.catalog.questions import language_name, results_in
+
+RESULT, STATED, UNKNOWN, DENIED = "result", "stated", "unknown", "denied"
+_RANK = (RESULT, STATED, UNKNOWN, DENIED)
+
+
+@dataclass(frozen=True, slots=True)
+class Tongue:
+    """A language and what is known of a model in it: a result, stated, unknown, or denied (others are stated)."""
+
+    code: str
+    level: str
+    says: str
+
+
+def evidence(model: Model, codes: Iterable[str]) -> tuple[Tongue, ...]:
+    """Return what is known of a model in each language."""
+    return tuple(_one(model, code) for code in codes)
+
+
+def known(tongues: Iterable[Tongue]) -> bool:
+    """Say whether something is known in every language."""
+    return all(t.level in (RESULT, STATED) for t in tongues)
+
+
+def _one(model: Model, code: str) -> Tongue:
+    name = language_name(code)
+    found = [s for s in model.scores if s.benchmark in results_in(code)]
+    if found:
+        order = results_in(code)
+        first = min(found, key=lambda s: (order.index(s.benchmark), -s.value))
+        return Tongue(code, RESULT, f"{name}: {first.benchmark} {first.value:g}")
+    speaks = model.speaks(code)
+    if speaks:
+        return Tongue(code, STATED, f"{name}: stated, no result")
+    if speaks is None:
+        return Tongue(code, UNKNOWN, f"no evidence for {name}")
+    return Tongue(
+        code, DENIED, f"its lab states {len(model.languages)} languages, and {name} is none of them"
+    )
