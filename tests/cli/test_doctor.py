@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import pytest
 from freehold import _native as native
 from freehold.cli import main
 from freehold.cli.doctor import cgroup_cpus
-from freehold.local import load
+from freehold.config import load_settings
+from freehold.local import load, open_model
+from freehold.store import Store
 from tests.vectors.files import write_gguf
 
 
@@ -106,3 +110,60 @@ def test_peers_need_a_checkout(capsys, monkeypatch, tmp_path):
     path = write_gguf("llama", tmp_path / "tiny.gguf")
     assert main.run(["bench", str(path), "--peers"]) == 2
     assert "benches/" in capsys.readouterr().err
+
+
+# --- doctor --verify -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(home: Path) -> tuple[Path, Path]:
+    """A model of the store's own and its pack."""
+    store = Store(load_settings())
+    made = write_gguf("qwen2", home / "made.gguf", dtype="Q8_0")
+    ref = store.take_in(made, hashlib.sha256(made.read_bytes()).hexdigest())
+    with open_model(ref, context=64, threads=1, packs=store.packs):
+        pass
+    (pack,) = store.packs.iterdir()
+    return ref.path, pack
+
+
+def verified(capsys) -> tuple[int, dict[str, dict]]:
+    capsys.readouterr()
+    code = main.run(["doctor", "--verify", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["sound"] == (code == 0)
+    return code, {f["kind"]: f for f in facts["files"]}
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-20_000] ^= 4
+    path.write_bytes(data)
+
+
+def test_verify_finds_sound_files_sound(held, capsys):
+    code, found = verified(capsys)
+    assert code == 0 and {f["state"] for f in found.values()} == {"sound"} and len(found) == 2
+
+
+@pytest.mark.parametrize("which", ["model", "pack"])
+def test_verify_names_a_flipped_bit_and_the_way_out(which: str, held, capsys):
+    path = held[which == "pack"]
+    flip(path)
+    code, found = verified(capsys)
+    other = {"model": "pack", "pack": "model"}[which]
+    assert code == 1 and (found[which]["state"], found[other]["state"]) == ("damaged", "sound")
+    assert found[which]["path"] == str(path)
+    assert ("freehold rm" if which == "model" else f"remove {path}") in found[which]["hint"]
+    assert main.run(["doctor", "--verify"]) == 1
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("damaged"))
+    assert line.endswith(str(path))
+    assert path.exists(), "doctor only looks"
+
+
+def test_verify_names_a_file_that_is_gone_or_cut_short(held, capsys):
+    model, pack = held
+    os.truncate(pack, 5000)
+    model.unlink()
+    code, found = verified(capsys)
+    assert code == 1 and (found["model"]["state"], found["pack"]["state"]) == ("missing", "damaged")

@@ -1,7 +1,8 @@
 """`freehold doctor`: what this machine offers, and what Freehold makes of it. Calls no network.
 
 Only looks: CPU, kernel table, threads, memory, stores, versions. With --kernels: each weight format on each
-kernel table. Path: main -> doctor -> native.isas, psutil, Store.list -> stdout
+kernel table. With --verify: every model file and pack against its checksums.
+Path: main -> doctor -> native.isas, psutil, Store.list -> stdout
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ class _Group(click.Group):
 
 @click.group("doctor", cls=_Group, invoke_without_command=True)
 @click.option("--kernels", is_flag=True, help="Show each weight format on each kernel table.")
+@click.option(
+    "--verify", is_flag=True, help="Compare all model files and packs with their checksums; exit 1 on damage."
+)
 @json_option
 @click.pass_context
-def command(ctx: click.Context, kernels: bool, as_json: bool) -> None:
+def command(ctx: click.Context, kernels: bool, verify: bool, as_json: bool) -> None:
     """Show this machine as Freehold sees it; the network is not touched.
 
     doctor compat runs the SDKs that are installed here against a server.
@@ -50,6 +54,11 @@ def command(ctx: click.Context, kernels: bool, as_json: bool) -> None:
     if ctx.invoked_subcommand is not None:
         return
     settings: Settings = ctx.obj
+    if verify:
+        from freehold.cli.verify import verify as compare
+
+        compare(settings, as_json)
+        return
     facts = kernel_routes() if kernels else machine(settings)
     if as_json:
         click.echo(json.dumps(facts))

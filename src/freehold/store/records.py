@@ -78,6 +78,17 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedFile:
+    """One file of a model as it was recorded. `sha256` may be empty for a file that another program holds."""
+
+    model: str
+    owner: str
+    path: Path
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Removed:
     """What `remove` did. `forgotten`: the files belong to another program and lie where they lay."""
 

@@ -33,6 +33,7 @@ from freehold.store.overlays import Overlay, Overlays
 from freehold.store.records import (
     Listed,
     ModelRef,
+    RecordedFile,
     Removed,
     State,
     digest_of,
@@ -124,6 +125,16 @@ class Store:
         bases = {m.name: m for m in found}
         found += [self._made(o, bases.get(o.base)) for o in self.overlays.list()]
         return sorted(found, key=lambda m: (m.name, m.owner))
+
+    def files(self) -> list[RecordedFile]:
+        """Return each file of every model once, ours first, as it was recorded."""
+        found: dict[Path, RecordedFile] = {}
+        for manifest in chain(self._recorded(), self._foreign()):
+            for file in manifest.files:
+                path = self._folder(manifest) / file.path
+                known = RecordedFile(manifest.name, manifest.owner, path, file.bytes, file.sha256)
+                found.setdefault(path, known)
+        return [*found.values()]
 
     def show(self, ref: str) -> Listed:
         """Return one model's record, vanished and unfinished ones included; raise ModelNotFound."""

@@ -1,0 +1,161 @@
+"""Compare every model file with its recorded SHA-256 and every pack with its checksums, for `doctor --verify`.
+
+Only looks: what is damaged is named, with the command that mends it. Knows files and digests; knows no format.
+Path: doctor -> verify -> Store.files, packs.damage_of -> rows on stdout, progress on stderr, exit 1 on damage
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from freehold.config import Settings
+from freehold.store import Store
+from freehold.store.records import RecordedFile
+from freehold.store.space import human
+
+READ = 4 << 20
+LINE_EVERY_S = 5.0
+Seen = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What became of one file. `state`: sound, damaged, missing, or unknown where no digest is recorded."""
+
+    kind: str  # model | pack
+    name: str
+    path: str
+    bytes: int
+    state: str
+    problem: str = ""
+    hint: str = ""
+
+
+def verify(settings: Settings, as_json: bool) -> None:
+    """Check all files, print what was found, and exit with 1 if anything is damaged or missing."""
+    store = Store(settings)
+    files, packs = store.files(), sorted(store.packs.glob("*.pack")) if store.packs.is_dir() else []
+    progress = _Progress(sum(f.bytes for f in files) + sum(_size(p) for p in packs))
+    found: list[Found] = []
+    for each in _checked(files, packs, progress.seen):
+        found.append(each)
+        if not as_json:
+            progress.clear()
+            _print(each)
+    progress.clear()
+    bad = [f for f in found if f.state in ("damaged", "missing")]
+    if as_json:
+        click.echo(json.dumps({"sound": not bad, "files": [asdict(f) for f in found]}))
+    else:
+        unknown = sum(f.state == "unknown" for f in found)
+        also = f", {unknown} without a recorded digest" if unknown else ""
+        click.echo(
+            f"{len(found)} files, {human(progress.done)} read: {len(bad)} damaged or missing{also}", err=True
+        )
+    if bad:
+        raise click.exceptions.Exit(1)
+
+
+def _checked(files: list[RecordedFile], packs: list[Path], seen: Seen) -> Iterator[Found]:
+    for file in files:
+        yield _file(file, seen)
+    for pack in packs:
+        yield _pack(pack, seen)
+
+
+def _file(file: RecordedFile, seen: Seen) -> Found:
+    state, problem = "sound", ""
+    try:
+        size = file.path.stat().st_size
+        if size != file.bytes:
+            state, problem = "damaged", f"it has {size:,} bytes; {file.bytes:,} are recorded"
+        elif not file.sha256:
+            state, problem = "unknown", "no digest is recorded for it"
+        elif (digest := _sha256(file.path, seen)) != file.sha256:
+            state, problem = "damaged", f"its SHA-256 is {digest}; {file.sha256} is recorded"
+    except OSError as e:
+        missing = isinstance(e, FileNotFoundError)
+        state, problem = (
+            ("missing", "it is gone") if missing else ("damaged", f"it cannot be read: {e.strerror}")
+        )
+    hint = _way_out(file) if state in ("damaged", "missing") else ""
+    return Found("model", file.model, str(file.path), file.bytes, state, problem, hint)
+
+
+def _way_out(file: RecordedFile) -> str:
+    if file.owner == "freehold":
+        return f"freehold rm {file.model}, then freehold pull {file.model}"
+    if file.owner == "user":
+        return f"fetch {file.path} again from where it came"
+    return f"remove it with {file.owner}, which holds it, and fetch it there again"
+
+
+def _pack(path: Path, seen: Seen) -> Found:
+    from freehold.models.packs import damage_of
+
+    size = _size(path)
+    try:
+        problem = damage_of(path, seen)
+    except FileNotFoundError:  # another process packed its model anew
+        problem = ""
+    except OSError as e:
+        problem = f"it cannot be read: {e.strerror}"
+    hint = f"remove {path}: the weights are packed anew at the next load" if problem else ""
+    return Found("pack", path.stem, str(path), size, "damaged" if problem else "sound", problem, hint)
+
+
+def _sha256(path: Path, seen: Seen) -> str:
+    total = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while data := file.read(READ):
+            total.update(data)
+            seen(len(data))
+    return total.hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _print(found: Found) -> None:
+    click.echo(f"{found.state:<8} {human(found.bytes):>9}  {found.name}  {found.path}")
+    if found.problem:
+        click.echo(f"{'':<8} {found.problem}")
+    if found.hint:
+        click.echo(f"{'':<8} {found.hint}")
+
+
+class _Progress:
+    """How much was read, on stderr: one line that changes in a terminal, one every five seconds elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self.done = 0
+        self._total, self._live = max(total, 1), sys.stderr.isatty()
+        self._at = time.monotonic()
+
+    def seen(self, count: int) -> None:
+        """Count bytes, and show them if it is time."""
+        self.done += count
+        now = time.monotonic()
+        if now - self._at >= (0.1 if self._live else LINE_EVERY_S):
+            self._at = now
+            line = (
+                f"verifying: {human(self.done)} of {human(self._total)}, {100 * self.done // self._total} %"
+            )
+            click.echo(f"\r\x1b[K{line}" if self._live else line, err=True, nl=not self._live)
+
+    def clear(self) -> None:
+        """Make room for a line of the result."""
+        if self._live:
+            click.echo("\r\x1b[K", err=True, nl=False)
