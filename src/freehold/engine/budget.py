@@ -171,7 +171,7 @@ class Budget:
         """
         self._since = self._since + 1 if chunks and decodes else 0
         if not chunks:
-            self.cost.add(decodes + extra, seconds)
+            self.cost.add(decodes + extra, seconds, guessed=extra > 0)
             return 1.0
         lone = min(self.cost.seconds(decodes), seconds) if decodes else 0.0
         rows = sum(count for _, count, _ in chunks)

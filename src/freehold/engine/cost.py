@@ -20,6 +20,10 @@ _TRIED = frozenset(LADDER)
 # step takes while it is left alone, which is what rows must be compared by.
 SAMPLES = 16
 STALE = 500  # steps after which a cost counts as unknown: depth and neighbours change it
+# The same for a size that guesses were tried with. Newest tokens alone are measured again and again, but a size that
+# looked dear is left alone, and what was measured while others had the machine would keep it from being tried: after a
+# pack was written beside the first answers, sixteen of them made a tenth of their guesses.
+FORGET = 64
 ROW_GUESS = 0.06  # cost of one more row over a lone one's, until it was measured
 MARGIN = 1.05  # guesses must promise this much more than plain decoding
 
@@ -30,12 +34,12 @@ class StepCost:
     def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {}
         self._cost: dict[int, float] = {}
-        self._seen: dict[int, int] = {}  # rows -> step of the latest sample
+        self._until: dict[int, int] = {}  # rows -> step at which their cost is forgotten
         self._rows: list[int] = []  # sorted
         self._steps = 0
 
-    def add(self, rows: int, seconds: float) -> None:
-        """Take in how long a step took."""
+    def add(self, rows: int, seconds: float, guessed: bool = False) -> None:
+        """Take in how long a step took; `guessed`: some of its rows were guesses."""
         self._steps += 1
         if rows not in self._samples:
             self._samples[rows] = deque(maxlen=SAMPLES)
@@ -43,9 +47,8 @@ class StepCost:
         samples = self._samples[rows]
         samples.append(seconds)
         self._cost[rows] = sorted(samples)[(len(samples) - 1) // 4]
-        self._seen[rows] = self._steps
-        if self._steps % STALE == 0:
-            self._drop_stale()
+        self._until[rows] = max(self._until.get(rows, 0), self._steps + (FORGET if guessed else STALE))
+        self._drop_stale()
 
     def count(self, rows: int) -> int:
         """Return how many recent steps had so many rows."""
@@ -81,8 +84,8 @@ class StepCost:
         return self._cost[below] * rows / below
 
     def _drop_stale(self) -> None:
-        for rows in [r for r in self._rows if self._steps - self._seen[r] >= STALE]:
-            del self._samples[rows], self._cost[rows], self._seen[rows]
+        for rows in [r for r in self._rows if self._until[r] <= self._steps]:
+            del self._samples[rows], self._cost[rows], self._until[rows]
             self._rows.remove(rows)
 
 
