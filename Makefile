@@ -7,10 +7,14 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Every package of a test run by version and hash, for all Pythons and systems; "make test LOCK=" takes the newest instead.
+LOCK ?= requirements/ci.txt
+UV := $(BIN)/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --quiet --upgrade
+MINUTES ?= 10
 QUESTION := What does the Python expression sorted(words, key=len, reverse=True) do? Give an example.
 MODELS := smollm2:135m qwen2.5-coder:0.5b
 
-.PHONY: help run test check lint bench native docs clean
+.PHONY: help run test check lint bench native docs lock sbom sanitize fuzz clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -35,12 +39,29 @@ bench: $(VENV)/.tested ## Measure this machine: start-up, then a model beside it
 	$(BIN)/freehold bench qwen2.5-coder:0.5b
 
 native: $(VENV)/.tested ## Build the C++ again, only what changed
-	$(PIP) "scikit-build-core>=1.0" "nanobind>=2.9" "cmake>=3.24" ninja
+	$(PIP) --requirement requirements/build.in
 	$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $(VENV)/.installed $(VENV)/.tested
 
 docs: $(VENV)/.installed ## Generate the reference pages
 	$(BIN)/python docs/generate.py
+
+lock: $(BIN)/python ## Resolve requirements/*.txt again, to the newest releases that go together
+	$(PIP) "uv>=0.9"
+	$(UV) pyproject.toml requirements/build.in --extra test --output-file requirements/ci.txt
+	$(UV) pyproject.toml --constraint requirements/ci.txt --output-file requirements/run.txt
+
+sbom: $(BIN)/python ## Write build/sbom.json: what an installed Freehold consists of (CycloneDX)
+	$(BIN)/python tools/sbom.py build/sbom.json
+
+sanitize: $(VENV)/.tested ## Test csrc under AddressSanitizer and UndefinedBehaviorSanitizer; ARGS=--short: a part
+	$(PIP) --requirement requirements/build.in
+	$(BIN)/python tools/sanitize.py $(ARGS)
+
+fuzz: $(VENV)/.tested ## Fuzz the readers of model files for MINUTES each, where atheris is to be had
+	$(PIP) "atheris>=2.3"
+	for target in gguf safetensors lora; do \
+		$(BIN)/python -m tests.fuzz $$target --seconds $$((60 * $(MINUTES))) || exit; done
 
 clean: ## Remove what was built here; models stay in the data folder
 	rm -rf $(VENV) build
@@ -55,6 +76,11 @@ $(VENV)/.installed: $(BIN)/python $(NATIVE)
 	@touch $@
 
 # Not after .installed: each install builds the C++ anew, and one of them is enough.
-$(VENV)/.tested: $(BIN)/python $(NATIVE)
+$(VENV)/.tested: $(BIN)/python $(NATIVE) $(LOCK)
+ifeq ($(LOCK),)
 	$(PIP) --editable ".[test]"
+else
+	$(PIP) --require-hashes --requirement $(LOCK)
+	$(PIP) --no-build-isolation --no-deps --editable .
+endif
 	@touch $(VENV)/.installed $@
