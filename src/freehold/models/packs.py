@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from freehold import private
 from freehold._native import LAYOUT, Matrix, checksum, map_file
 from freehold.errors import CapacityExceeded, FreeholdError, StoreError
 from freehold.machine import show_bytes
@@ -135,7 +136,7 @@ def _write(path: Path, header: bytes, end: int, matrices: Mapping[str, Matrix]) 
     part = path.with_suffix(f".{os.getpid()}.part")
     part.unlink(missing_ok=True)  # of a process that had our number; whoever made it may still have it open
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with open(part, "xb", opener=private.opener) as file:
             for chunk in _chunks(_pieces(header, matrices), end):
                 file.write(chunk)
             file.flush()
@@ -197,8 +198,7 @@ def _aligned(n: int) -> int:
 
 def _make_room(folder: Path, want: int, budget: int) -> int:
     """Drop packs of other layouts, then the least recently used, until `want` fits; return the disk's free bytes."""
-    folder.mkdir(0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)  # of an earlier version, or cut by no umask
+    private.folder(folder)
     packs = []
     for p in folder.glob("*.pack"):
         if not p.stem.endswith(f"-v{LAYOUT}"):
