@@ -33,7 +33,7 @@ def test_every_route_but_health_needs_a_key(keyed):
 
 
 def test_what_needs_no_key_is_liveness_alone():
-    assert [r.path for r in routes() if endpoint_of(r).audience == "all"] == list(OPEN) == ["/health"]
+    assert [r.path for r in routes() if endpoint_of(r).audience == "all"] == list(OPEN) == ["/health", "/"]
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", f"Bearer {ANN}x", f"Basic {ANN}", "Bearer \xe9"])

@@ -21,7 +21,8 @@ Headers = Mapping[bytes, bytes]
 # who may know of every model, so a client's key without a scope or an admin's. admin: an admin's key, or the owner, who
 # has the Unix socket and the token: a program of this machine that may ask without a key may not change the disk.
 Audience = Literal["all", "any", "client", "operator", "admin"]
-OPEN = ("/health",)  # liveness: it says nothing that a stranger could use
+# Liveness, and what this is: they say nothing that a stranger could use.
+OPEN = ("/health", "/")
 
 
 def check_bind(host: str, keys: Ring, *, insecure: bool = False) -> None:

@@ -26,7 +26,7 @@ _LINES = ("application/x-ndjson", "application/json")
 def routes() -> list[Route]:
     """Return what any server answers."""
     return [
-        route("GET", "/", greeting, audience="any", answer=["text/plain"]),
+        route("GET", "/", greeting, audience="all", answer=["text/plain", "text/html"]),
         route("POST", "/api/chat", chat, ChatRequest, answer=_LINES),
         route("POST", "/api/generate", generate, GenerateRequest, answer=_LINES),
         route("POST", "/api/embed", embed, EmbedRequest),

@@ -12,6 +12,7 @@ import msgspec
 import freehold
 from freehold.errors import ModelNotFound, Overloaded
 from freehold.server.call import Call
+from freehold.server.page import page
 from freehold.server.problems import Problem, Refused, problem
 
 NDJSON = b"application/x-ndjson"
@@ -49,8 +50,10 @@ def refusal(e: Overloaded | ModelNotFound, model: str) -> Refused:
 
 
 async def greeting(call: Call) -> None:
-    """Say what some clients look for before they speak Ollama's protocol."""
-    await call.answer(b"Ollama is running", kind=b"text/plain; charset=utf-8")
+    """Say what some clients look for before they speak Ollama's protocol; show a browser a page."""
+    if b"text/html" in call.headers.get(b"accept", b""):
+        return await page(call)
+    return await call.answer(b"Ollama is running", kind=b"text/plain; charset=utf-8")
 
 
 async def version(call: Call) -> None:
