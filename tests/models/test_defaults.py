@@ -41,3 +41,33 @@ def test_gguf_sampling_keys_are_read(tmp_path: Path):
     assert sampling_defaults(opened)["temperature"] == (FREEHOLD_DEFAULTS["temperature"], FREEHOLD)
     opened.metadata = Metadata({**opened.metadata, "general.sampling.temp": 0.5}, "model.gguf")
     assert sampling_defaults(opened)["temperature"] == (0.5, "general.sampling.temp")
+
+
+@pytest.mark.parametrize(
+    "name, temperature, penalty",
+    [
+        ({"general.basename": "Qwen2.5-Coder", "general.size_label": "0.5B"}, 0.7, 1.1),
+        ({"general.basename": "Qwen2.5-Coder", "general.size_label": "7B"}, 0.7, 1.05),
+        ({"general.name": "Gemma 3 270m", "general.basename": "gemma-3"}, 1.0, 1.0),
+        ({"general.name": "Meta Llama 3.1 8B Instruct"}, 0.6, 1.0),
+        ({"general.name": "Somebody's own"}, FREEHOLD_DEFAULTS["temperature"], 1.0),
+    ],
+)
+def test_family_s_recommendation_fills_a_file_that_states_nothing(
+    tmp_path: Path, name: dict[str, str], temperature: float, penalty: float
+):
+    opened = open_gguf(write_gguf("qwen2", tmp_path / "model.gguf"))
+    rest = {k: v for k, v in opened.metadata.items() if k not in ("general.name", "general.basename")}
+    opened.metadata = Metadata({**rest, **name}, "model.gguf")
+    found = sampling_defaults(opened)
+    assert found["temperature"][0] == temperature and found["repetition_penalty"][0] == penalty
+    origin = found["temperature"][1]
+    assert (origin == FREEHOLD) == (name == {"general.name": "Somebody's own"})
+
+
+def test_a_file_s_own_word_wins_over_its_family(tmp_path: Path):
+    opened = open_gguf(write_gguf("qwen2", tmp_path / "model.gguf"))
+    own = {"general.name": "Gemma 3 270m", "general.sampling.temp": 0.3}
+    opened.metadata = Metadata({**opened.metadata, **own}, "model.gguf")
+    found = sampling_defaults(opened)
+    assert found["temperature"] == (0.3, "general.sampling.temp") and found["top_k"][1] == FREEHOLD

@@ -1,6 +1,6 @@
 """How a model's author wants it sampled, and what Freehold does where the author says nothing.
 
-Knows generation metadata in both file formats; knows no sampling and no text.
+Knows generation metadata in both file formats, and the catalogue's word for files without; knows no sampler.
 Path: open model file -> sampling_defaults -> local.load (SamplingParams), cli/show (where each came from)
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from freehold.catalog.sampling import recommended
 from freehold.formats import GGUFFile, ModelFile
 from freehold.models.fields import Fields
 
@@ -50,15 +51,24 @@ _READERS: dict[str, Callable[[Fields, str], object]] = {
 
 
 def sampling_defaults(source: ModelFile) -> dict[str, tuple[object, str]]:
-    """Return each field of SamplingParams but seed and bias, with its origin: a key of the file, or Freehold.
+    """Return each field of SamplingParams but seed and bias, with its origin.
 
+    That is a key of the file; where the file states nothing at all, its family's own recommendation; else Freehold.
     Raises BadModelFile when the file states a value out of range.
     """
     if isinstance(source, GGUFFile):
-        stated = _stated(source.metadata, _GGUF_KEYS, "")
+        stated = _stated(source.metadata, _GGUF_KEYS, "") or _recommended(source.metadata)
     else:
         stated = _hf_stated(source.generation_config)
     return {name: stated.get(name, (value, FREEHOLD)) for name, value in FREEHOLD_DEFAULTS.items()}
+
+
+def _recommended(metadata: Mapping[str, Any]) -> dict[str, tuple[object, str]]:
+    """Look the family up by the name that a GGUF states."""
+    name, size = metadata.get("general.basename"), metadata.get("general.size_label")
+    names = (f"{name} {size}" if name and size else name, metadata.get("general.name"))
+    fields, source = recommended(*(each for each in names if isinstance(each, str)))
+    return {field: (value, source) for field, value in fields.items()}
 
 
 def _hf_stated(config: Mapping[str, Any]) -> dict[str, tuple[object, str]]:
