@@ -286,3 +286,9 @@ def test_a_service_waits_for_no_answer_about_weights_that_nobody_has():
 
 def test_it_says_that_it_is_no_legal_advice():
     assert "not legal advice" in DISCLAIMER
+
+
+def test_what_is_refused_waits_for_no_fact():
+    found = verdict("Codestral-22B", Facts(purpose="commercial"))
+    assert found.answer == "refused" and not found.missing and not found.questions
+    assert "redistributes" in verdict("Codestral-22B", Facts()).missing
