@@ -84,6 +84,27 @@ def test_a_renderer_that_is_killed_from_outside_is_replaced(renderers: Renderers
     assert renderers.run(asked("b")) == ["b"]
 
 
+def test_renderers_that_left_while_nobody_asked_are_replaced(renderers: Renderers):
+    both = threading.Barrier(2)
+    source = "{% for i in range(99999) %}{% endfor %}x"
+    threads = [threading.Thread(target=lambda: (both.wait(), renderers.run(asked(source)))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for child in renderers._idle:
+        child._process.kill()
+        child._process.wait()
+    assert renderers.run(asked("y")) == ["y"] and len(renderers._idle) == 1
+
+
+def test_a_renderer_knows_no_secret_of_the_environment(renderers: Renderers, monkeypatch):
+    monkeypatch.setenv("FREEHOLD_API_KEY", "secret")
+    renderers.run(asked("x"))
+    environment = psutil.Process(renderers._idle[0]._process.pid).environ()
+    assert "FREEHOLD_API_KEY" not in environment and "HOME" not in environment
+
+
 def test_threads_that_render_at_once_get_their_own_texts(renderers: Renderers):
     got: dict[int, list] = {}
     source = "{% for i in range(2000) %}{% endfor %}{{ x }}"

@@ -32,6 +32,14 @@ START_S = 60.0  # for an interpreter to start, on a machine that is short of eve
 # The child's clock counts processor time. This one counts all time and only ends a child that does not run at all.
 WALL_FACTOR, WALL_S = 4.0, 5.0
 _OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # by no limit of ours: another try
+_PASSED_ON = (
+    "PYTHON",
+    "LD_",
+    "DYLD_",
+    "LC_",
+    "LANG",
+    "COV_",
+)  # of the environment: what is secret stays here
 HINT = "use another template, or --raw"
 
 
@@ -130,9 +138,13 @@ class Renderers:
         return results
 
     def _take(self) -> _Child:
+        """Return a child that waits for work, or a new one; those that left meanwhile are put away."""
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
+            while self._idle:
+                child = self._idle.pop()
+                if child.is_there():
+                    return child
+                child.end()
         return _Child()
 
 
@@ -176,6 +188,10 @@ class _Child:
             raise _Gone
         return [_read(each) for each in json.loads(reply.decode("utf-8", "surrogatepass"))]
 
+    def is_there(self) -> bool:
+        """Tell whether it has not ended."""
+        return self._process.poll() is None
+
     def end(self, at_once: bool = False) -> int:
         """Kill it if it runs, and return how it ended."""
         self._sock.close()
@@ -194,6 +210,7 @@ def _process(ours: socket.socket, theirs: socket.socket) -> subprocess.Popen[byt
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
+            env={name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)},
         )
     except OSError:
         ours.close()
