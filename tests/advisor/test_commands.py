@@ -11,6 +11,7 @@ import pytest
 from freehold import catalog
 from freehold.advisor.commands import line
 from freehold.advisor.engines import engines
+from freehold.advisor.places import quants_of
 from freehold.catalog import quants
 from freehold.catalog.model import Model
 from freehold.errors import ModelNotFound
@@ -98,3 +99,17 @@ def test_a_line_of_a_model_without_a_gguf_says_so():
     assert not made.command and "no repository with a GGUF" in made.why_none
     with pytest.raises(ModelNotFound):
         catalog.find(model.id)
+
+
+@pytest.mark.parametrize(
+    ("model_id", "tried"),
+    [
+        ("openai/gpt-oss-120b", ("MXFP4",)),
+        ("moonshotai/Kimi-K2.6", ("INT4-32", "Q4_K_M")),
+        ("deepseek-ai/DeepSeek-V4-Pro", ("MXFP4-FP8", "Q4_K_M")),
+        ("deepseek-ai/DeepSeek-V3.1", ("FP8", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "INT4")),
+        ("Qwen/Qwen3-8B", ("BF16", "FP8", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "INT4")),
+    ],
+)
+def test_advice_begins_with_what_the_lab_publishes(model_id: str, tried: tuple[str, ...]):
+    assert quants_of(catalog.model(model_id)) == tried

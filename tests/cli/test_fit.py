@@ -103,3 +103,19 @@ def test_damaged_runs_are_told(run: Run, home: Path):
     status, out, _ = run("qwen3:8b", "--quant", "Q4_K_M")
     assert status == 0
     assert "1 damaged lines of runs.jsonl were left out" in out
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "never"),
+    [
+        ("gpt-oss:20b", "Q4_K_M", {"Q8_0", "FP8", "BF16"}),
+        ("moonshotai/Kimi-K2.6", "INT4-32", {"Q8_0", "FP8", "BF16"}),
+        ("deepseek-ai/DeepSeek-R1", "Q4_K_M", {"BF16"}),
+        ("qwen3:8b", "Q4_K_M", set()),
+    ],
+)
+def test_nothing_finer_than_what_is_published_is_told_of(run: Run, model: str, first: str, never: set[str]):
+    told = json.loads(run(model, "--on", "8xh200", "--json")[1])
+    quants = [row["quant"] for row in told["fits"]]
+    assert quants[0] == first and not never & set(quants) and "MXFP4" in quants
+    assert ("BF16" in quants) is (model == "qwen3:8b")

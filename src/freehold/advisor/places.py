@@ -219,13 +219,12 @@ def _placement(
 
 def quants_of(model: Model) -> tuple[str, ...]:
     """Return the quantisations to think of, what rounds least first; none that is finer than what is published."""
-    if not model.native:
-        return QUANTS
-    published = quants.mix(model.native)
-    if published.bits < _FOUR_BITS:
-        files = () if published.name == "MXFP4" else ("Q4_K_M",)  # GGUFs of it are in another four bits
-        return (published.name, *files)
-    return tuple(q for q in QUANTS if quants.mix(q).bits < published.bits + 1)
+    native = model.native
+    if native and quants.mix(native).bits < _FOUR_BITS:
+        return (
+            (native,) if native == "MXFP4" else (native, "Q4_K_M")
+        )  # GGUFs of others are in another four bits
+    return tuple(q for q in QUANTS if not quants.finer(q, native))
 
 
 def month_of(rig: Rig) -> float:

@@ -18,6 +18,9 @@ from freehold.errors import UsageError
 
 _BLOCK = 256  # weights that K types share scales over; a row must be a multiple of them
 _KLD_SIZE = 8.0  # billions of weights of the model that the divergences were measured on
+_SPARE = (
+    1.0  # bits a weight: FP8's weights come as Q8_0, but not as BF16; MXFP4's as Q4_K_M, but not as Q5_K_M
+)
 _DOWN = 0.29  # of a layer's weights: the MLP's second matrix, whose rows are as wide as the MLP, mostly a multiple
 
 
@@ -69,6 +72,11 @@ def mix(name: str) -> Mix:
         f"no quantisation is called {name!r}",
         f"did you mean {near}?" if near else f"known: {', '.join(known)}",
     )
+
+
+def finer(name: str, published: str) -> bool:
+    """Say whether a quantisation has bits to spare over the one that a lab publishes; empty: that is not known."""
+    return bool(published) and mix(name).bits >= mix(published).bits + _SPARE
 
 
 def of_file(file_type: int) -> str:

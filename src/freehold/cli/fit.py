@@ -117,19 +117,23 @@ def _place(settings: Settings, hardware: str, engine: str, *, measure: bool) -> 
 
 def _anatomies(held: Anatomy | None, known: Model | None, quant: str, place: Place) -> list[Anatomy]:
     """Return the quantisations to tell of, the held file's own first; what it would be in others rests on it too."""
-    names = _names(quant, place)
+    names = _names(quant, place, known.native if known else "")
     if held is not None:
         own = [held] if quant.upper() in ("", "ALL", held.quant) else []
         return [*own, *(in_quant(held, name) for name in names if name != held.quant)]
     return [from_catalogue(known, name) for name in names] if known else []
 
 
-def _names(quant: str, place: Place) -> Iterable[str]:
+def _names(quant: str, place: Place, native: str) -> Iterable[str]:
+    """Return the quantisations to tell of; of the usual ones none that is finer than what the lab publishes."""
     if quant and quant.lower() != "all":
         return (quants.mix(quant).name,)
     if quant:
         return tuple(m.name for m in quants.mixes() if place.rig or m.file_type >= 0)
-    return USUAL_ON if place.rig else USUAL
+    if place.rig is None:
+        return USUAL
+    own = () if native in ("", *USUAL_ON, "F16", "F32") else (native,)
+    return (*own, *(name for name in USUAL_ON if not quants.finer(name, native)))
 
 
 # --- for people ---------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def _from_catalogue(text: str) -> dict[str, Any]:
         "note": entry.note if entry else "",
         "architecture": known.architecture,
         "runs": _runs(known.structure),
-        "parameters": round(known.params_b * 1e9),
+        "parameters": known.parameters or round(known.params_b * 1e9),
         "context": known.context,
         "bytes": entry.bytes if entry else 0,
         "licence": known.licence,

@@ -291,7 +291,7 @@ def refusal(asked: Structure) -> str:
         shown = asked.architecture or "of this model, which is not known,"
         return f"Freehold's engine does not run the architecture {shown} yet"
     if asked.experts:
-        return f"Freehold's engine does not run experts yet, which this {asked.architecture} has"
+        return f"Freehold's engine does not run mixtures of experts yet, and this one of {asked.architecture} is one"
     if strange := asked.kinds - family.keeps:
         return f"Freehold's engine does not run layers of kind {', '.join(sorted(strange))} yet"
     if asked.role == "reranker":
