@@ -42,6 +42,7 @@ wrk.body = '%s'
 def serve(port: int) -> None:
     """Be the server: two scripted models, each in an engine process of its own."""
     from freehold.config import load_settings
+    from freehold.server.limits import Limits
     from freehold.server.serve import Settings, bind_tcp, run
     from freehold.store import Store
     from freehold.worker.models import Models
@@ -51,7 +52,7 @@ def serve(port: int) -> None:
         scripts = {"quick": Script(words=WORDS), "slow": Script(words=SLOW_WORDS, step_s=STEP_S)}
         return Models(Store(load_settings()), scripts=scripts)
 
-    run(models, Settings(), bind_tcp("127.0.0.1", port), preload=["quick", "slow"])
+    run(models, Settings(limits=Limits(caller_requests=4096)), bind_tcp("127.0.0.1", port), preload=["quick", "slow"])
 
 
 @contextlib.contextmanager

@@ -114,7 +114,7 @@ def made(rng: random.Random, depth: int) -> Any:
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("ascii", [True, False])
 def test_an_exact_count_is_that_of_what_is_parsed(monkeypatch, seed, ascii):
-    monkeypatch.setattr("freehold.server.structure.PIECE", 1 + seed)
+    monkeypatch.setattr("freehold.server.structure.PIECE", 2 + seed)
     value = made(random.Random(seed), 5)
     body = json.dumps(value, ensure_ascii=ascii).encode()
     assert structure._exact(body, Structure(1 << 30, 1 << 30, 1 << 30)) == true_structure(value)

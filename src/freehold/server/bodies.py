@@ -96,12 +96,15 @@ async def json_body(
 ) -> tuple[T, dict[str, Any]]:
     """Return the body as `kind`, and as it came. Raises Refused: 415 for what is not called JSON, 413, 408, 400."""
     _check_kind(headers)
-    body = await read_body(receive, headers, limits, holding)
-    if len(body) <= limits.small_bytes:
+    parts = await read_body(receive, headers, limits, holding)
+    if sum(map(len, parts)) <= limits.small_bytes:
+        body = b"".join(parts)
         holding.set(weigh(body, limits), limits.small_weight)
         return _read(body, kind)
     loop = asyncio.get_running_loop()
     async with holding.bodies.turn(holding.caller) as pool:
+        body = await loop.run_in_executor(pool, b"".join, parts)
+        parts.clear()
         holding.set(await loop.run_in_executor(pool, weigh, body, limits), limits.small_weight)
         return await loop.run_in_executor(pool, _read, body, kind)
 
@@ -126,8 +129,8 @@ def _read(body: bytes, kind: type[T]) -> tuple[T, dict[str, Any]]:
     return typed(raw, kind), raw
 
 
-async def read_body(receive: Receive, headers: Headers, limits: Limits, holding: Holding) -> bytes:
-    """Return the whole body; 413 for one too long (by its header or its bytes), 408 for one too slow.
+async def read_body(receive: Receive, headers: Headers, limits: Limits, holding: Holding) -> list[bytes]:
+    """Return the whole body in its pieces; 413 for one too long (by its header or its bytes), 408 for one too slow.
 
     503 or 429 for a long one that comes while others hold all that bodies may.
     """
@@ -196,7 +199,7 @@ def _check_stated(headers: Headers, most: int) -> None:
         raise _too_long(most)
 
 
-async def _whole(receive: Receive, limits: Limits, holding: Holding) -> bytes:
+async def _whole(receive: Receive, limits: Limits, holding: Holding) -> list[bytes]:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -209,7 +212,7 @@ async def _whole(receive: Receive, limits: Limits, holding: Holding) -> bytes:
             raise _too_long(limits.body_bytes)
         holding.set(size, limits.small_bytes)
         if not message.get("more_body"):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            return parts
 
 
 def _no_room(status: int, why: str) -> Refused:
@@ -217,7 +220,7 @@ def _no_room(status: int, why: str) -> Refused:
         status,
         f"{why}; ask again in a moment",
         code="bodies_too_many",
-        headers=((b"connection", b"close"), (b"retry-after", b"1")),
+        headers=((b"retry-after", b"1"),),  # not closed: what still comes would reset it before this is read
     )
 
 

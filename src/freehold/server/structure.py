@@ -1,9 +1,9 @@
 """Counts what a JSON body will become before anything is made of it: lists, objects, names, values, bytes.
 
 The parser makes an object of some 56 bytes from every two bytes of `[[],[],...`, and holds the interpreter until it is
-done, so a body is counted first, by its punctuation: C counts 16 MB in a few milliseconds. Punctuation inside strings
-counts too at first, which can only be too much; what is then beyond a limit is counted again without its strings.
-Knows JSON's punctuation; knows no field, no protocol and no limit's words. Path: bodies.parsed -> structure_of
+done, so a body is counted first, by its punctuation, in pieces between which other threads run. Punctuation inside
+strings counts too at first, which can only be too much; what is then beyond a limit is counted again without them.
+Knows JSON's punctuation; knows no field, no protocol and no limit's words. Path: bodies.weigh -> structure_of
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from dataclasses import dataclass
 CONTAINER, NAME, VALUE = 250, 100, 64
 WIDEST = 4  # bytes of a character in a string that holds one beyond U+FFFF
 PIECE = 32 << 10  # bytes counted at a time: about a millisecond in which no other thread runs
-_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_ONE = re.compile(_STRING, re.S)
-_WHOLE = re.compile(rb'(?:[^"]++|' + _STRING + rb")*+", re.S)
+_INNER = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'
+_REST = re.compile(_INNER, re.S)  # of a string, behind its first quote
+_ONE = re.compile(b'"' + _INNER + b'"', re.S)
+_WHOLE = re.compile(rb'(?:[^"]++|"' + _INNER + rb'")*+', re.S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,43 +34,53 @@ class Structure:
         """Return whether no count is beyond that of `most`."""
         return self.containers <= most.containers and self.names <= most.names and self.values <= most.values
 
+    def __add__(self, other: Structure) -> Structure:
+        return Structure(
+            self.containers + other.containers, self.names + other.names, self.values + other.values
+        )
+
+
+NOTHING = Structure(0, 0, 0)
+
 
 def structure_of(body: bytes, most: Structure) -> Structure:
     """Count `body`; the result is exact, or all of it is within `most`, or some count beyond `most` was reached."""
-    found = _counted(body)
+    found = NOTHING
+    for at in range(0, len(body), PIECE):
+        found += _counted(body, at, at + PIECE)
     return found if found.within(most) else _exact(body, most)
 
 
 def weight(body: bytes, found: Structure) -> int:
     """Return about how many bytes of memory `body` takes once it is parsed, itself included."""
-    narrow = body.isascii() and b"\\u" not in body
+    pieces = range(0, len(body), PIECE)
+    narrow = body.isascii() and all(body.find(b"\\u", at, at + PIECE + 1) < 0 for at in pieces)
     text = len(body) if narrow else WIDEST * len(body)
     return len(body) + text + CONTAINER * found.containers + NAME * found.names + VALUE * found.values
 
 
-def _counted(text: bytes) -> Structure:
-    containers = text.count(b"[") + text.count(b"{")
-    return Structure(containers, text.count(b":"), text.count(b",") + containers)
+def _counted(text: bytes, start: int = 0, end: int | None = None) -> Structure:
+    containers = text.count(b"[", start, end) + text.count(b"{", start, end)
+    return Structure(containers, text.count(b":", start, end), text.count(b",", start, end) + containers)
 
 
 def _exact(body: bytes, most: Structure) -> Structure:
     """Count outside strings, piece by piece, and stop where it is too much already."""
-    containers = names = values = at = 0
-    while at < len(body):
-        prefix = _WHOLE.match(body, at, min(at + PIECE, len(body)))
+    found, at = NOTHING, 0
+    while at < len(body) and found.within(most):
+        stop = min(at + PIECE, len(body))
+        prefix = _WHOLE.match(body, at, stop)
         end = prefix.end() if prefix else at
-        here = _counted(_ONE.sub(b"", body[at:end]))
-        containers, names, values = (
-            containers + here.containers,
-            names + here.names,
-            values + here.values,
-        )
-        if end < min(at + PIECE, len(body)):  # in the midst of a string
-            string = _ONE.match(body, end)
-            if string is None:  # without an end, which the parser will say
-                break
-            end = string.end()
-        at = end
-        if not (found := Structure(containers, names, values)).within(most):
-            return found
-    return Structure(containers, names, values)
+        found += _counted(_ONE.sub(b"", body[at:end]))
+        at = end if end == stop else _string_end(body, end)
+    return found
+
+
+def _string_end(body: bytes, start: int) -> int:
+    """Return where the string that begins at `start` ends, or the end of the body: the parser will say so."""
+    at = start + 1
+    while at < len(body) and body[at] != ord('"'):
+        rest = _REST.match(body, at, at + PIECE)
+        end = rest.end() if rest else at
+        at = end if end > at else len(body)  # only a backslash is left
+    return at + 1
