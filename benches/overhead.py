@@ -52,7 +52,12 @@ def serve(port: int) -> None:
         scripts = {"quick": Script(words=WORDS), "slow": Script(words=SLOW_WORDS, step_s=STEP_S)}
         return Models(Store(load_settings()), scripts=scripts)
 
-    run(models, Settings(limits=Limits(caller_requests=4096)), bind_tcp("127.0.0.1", port), preload=["quick", "slow"])
+    run(
+        models,
+        Settings(limits=Limits(caller_requests=4096)),
+        bind_tcp("127.0.0.1", port),
+        preload=["quick", "slow"],
+    )
 
 
 @contextlib.contextmanager

@@ -52,7 +52,10 @@ class Limits:
     connections: int = 2048  # where none is idle, one more is let in to ask for /health and /ready alone,
     held_back: int = 16  # and so many of those;
     address_connections: int = 512  # of one address: beyond, its oldest idle one is closed
-    backlog: int = 4096  # that the kernel holds until they are taken
+    waiting: int = (
+        1024  # accepted, until the loop comes to them; beyond, the oldest of the address with most goes
+    )
+    backlog: int = 4096  # that the kernel holds until they are accepted
     caller_requests: int = (
         256  # under way, of one key or of one address without keys: half of a model's queue
     )

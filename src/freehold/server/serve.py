@@ -14,15 +14,18 @@ import os
 import signal
 import socket
 import stat
+import sys
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from freehold import private
 from freehold.errors import FreeholdError, UsageError
+from freehold.server.accepting import Acceptor
 from freehold.server.accounts import Accounts
 from freehold.server.app import endpoints, make_app, wording
 from freehold.server.auth import Guard, host_name
@@ -41,6 +44,7 @@ from freehold.store import Store
 
 STOP_S = 5.0  # from the end of the drain to the end of the process
 OTHER_FILES = 256  # that a server opens besides connections: engines, models, uploads, the accounts
+SWITCH_S = 0.001  # that a thread which parses a body computes before the loop goes on; Python's own is 0.005
 FEWEST = 8  # connections worth serving
 _log = logging.getLogger("freehold.server")
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go
@@ -259,6 +263,7 @@ def run(
     `open_models` runs inside the loop. `preload`: names to load once the doors are open; `loaded` hears of each.
     """
     settings = replace(settings, limits=fitted(settings.limits))
+    sys.setswitchinterval(SWITCH_S)
     logging.getLogger("uvicorn.error").setLevel(
         logging.ERROR
     )  # each line of garbage sent to us is a warning there
@@ -297,7 +302,7 @@ def fitted(limits: Limits) -> Limits:
     """
     import psutil
 
-    used, wanted = psutil.Process().num_fds(), limits.connections + limits.held_back
+    used, wanted = psutil.Process().num_fds(), limits.connections + limits.held_back + limits.waiting
     soft = _open_files(wanted + used + OTHER_FILES)
     room = soft - used - min(OTHER_FILES, soft // 4)
     if room >= wanted:
@@ -306,9 +311,10 @@ def fitted(limits: Limits) -> Limits:
         raise UsageError(
             f"this process may open {soft:,} files, and {used} are open: too few to serve", "ulimit -n 1024"
         )
-    held_back = min(limits.held_back, room // 4)
-    _log.warning("%d connections at most: this process may open %d files (ulimit -n)", room - held_back, soft)
-    return replace(limits, connections=room - held_back, held_back=held_back, backlog=room // 2)
+    held_back, waiting = min(limits.held_back, room // 4), min(limits.waiting, room // 4)
+    most = room - held_back - waiting
+    _log.warning("%d connections at most: this process may open %d files (ulimit -n)", most, soft)
+    return replace(limits, connections=most, held_back=held_back, waiting=waiting)
 
 
 def _open_files(wanted: int) -> int:
@@ -346,12 +352,25 @@ class _Half(uvicorn.Server):
                 server_header=False,
                 ssl_certfile=tls.cert if tls else None,
                 ssl_keyfile=tls.key if tls else None,
-                backlog=limits.backlog,
                 timeout_keep_alive=round(limits.idle_s),
                 timeout_graceful_shutdown=round(settings.drain_s) + 5,
             )
         )
-        self.sockets = list(sockets)
+        self.sockets, self._limits = list(sockets), limits
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen as uvicorn does, but through Acceptors."""
+        await self.lifespan.startup()
+        # As far as uvicorn knows them: they close, and wait until they are.
+        self.servers = cast(
+            list[Any],
+            [Acceptor(each, self._protocol, self._limits, self.config.ssl) for each in sockets or ()],
+        )
+        self.started = True
+
+    def _protocol(self) -> asyncio.Protocol:
+        make = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
