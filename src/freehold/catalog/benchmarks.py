@@ -100,6 +100,12 @@ BENCHMARKS = {
     "livecodebench": Benchmark(
         "contest programs newer than the training data, of the dates or version in the setting", "code", 175
     ),
+    "livecodebench_aa": Benchmark(
+        "its 315 problems of 2024-07 to 2025-01 as Artificial Analysis runs them",
+        "code",
+        315,
+        one_runner=True,
+    ),
     "math": Benchmark("competition mathematics of secondary school, 5,000 problems", "maths", 5000),
     "math_500": Benchmark("500 problems out of math", "maths", 500),
     "math_level_5": Benchmark("the 1,324 hardest problems of math", "maths", 1324, one_runner=True),
