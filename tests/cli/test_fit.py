@@ -41,7 +41,7 @@ def test_a_table_of_quantisations_and_the_command_that_runs_one(run: Run):
     assert [line.split()[0] for line in lines[2:7]] == ["Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
     assert "F16 does not fit" in out
     assert "40 GB/s and 1,000 int8 GOPS, measured here; no run here yet" in out
-    assert lines[-1] == "to run it: freehold run Qwen/Qwen3-8B-GGUF:Q4_K_M --context 8000"
+    assert lines[-1] == "to run it: freehold run qwen3:8b --context 8000"
 
 
 def test_json_has_every_part(run: Run):
@@ -119,3 +119,12 @@ def test_nothing_finer_than_what_is_published_is_told_of(run: Run, model: str, f
     quants = [row["quant"] for row in told["fits"]]
     assert quants[0] == first and not never & set(quants) and "MXFP4" in quants
     assert ("BF16" in quants) is (model == "qwen3:8b")
+
+
+def test_commands_name_files_that_are_known_to_be_there(run: Run):
+    """llama-server gets no repository without GGUF, and no quantisation that none is known to hold."""
+    for model in ("qwen3:8b", "allenai/OLMo-7B-Instruct-hf"):
+        status, out, _ = run(model, "--on", "h200", "--engine", "llama.cpp", "--json")
+        commands = {row["quant"]: row["command"] for row in json.loads(out)["fits"] if row.get("command")}
+        assert status == 0 and set(commands) <= {"Q4_K_M"}
+        assert all("GGUF" in command for command in commands.values())

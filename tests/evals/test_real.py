@@ -24,9 +24,9 @@ QUIZ = {
 }
 CODE = {
     "Write a Python expression that reverses the string s.": "[::-1]",
-    "Write an SQL query for the names in table users where age is over 30.": "WHERE age > 30",
     "Write a Python list comprehension of the squares of 0 to 9.": "range(10)",
-    "Write a Python function is_even(n).": "% 2 == 0",
+    "Write a regular expression that matches one or more digits.": "\\d+",
+    "Write a bash command that prints the current directory.": "pwd",
 }
 
 

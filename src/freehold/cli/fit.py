@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from freehold import catalog
+from freehold.advisor import commands
 from freehold.advisor import fit as fits
 from freehold.advisor.anatomy import Anatomy, from_catalogue, from_file, in_quant
 from freehold.advisor.fit import Fit, Misfit, Place
@@ -222,33 +223,15 @@ def _best(fitting: list[Fit], held: Anatomy | None) -> Fit:
 
 
 def run_command(row: Fit, known: Model | None, held: Anatomy | None = None) -> str:
-    """Return the command that runs a row where it was asked about; empty where nobody knows the files' place."""
+    """Return the command that runs a row where it was asked about; empty where no files are known to be there."""
+    own = held is not None and row.anatomy is held
+    if known is None:
+        here = held is not None and own and row.engine == fits.OURS
+        return f"freehold run {held.path} --context {row.context}" if held and here else ""
+    name = (known.name or str(held.path)) if held is not None and own else ""
     count = row.place.rig.count if row.place.rig else 1
-    if row.engine in (fits.OURS, "llama.cpp"):
-        name = _gguf(row, known, held)
-        ours, theirs = (
-            f"freehold run {name} --context {row.context}",
-            f"llama-server -hf {name} -c {row.context}",
-        )
-        return "" if not name else ours if row.engine == fits.OURS else theirs
-    model = known.id if known and known.hub else ""
-    words = {
-        "vllm": f"vllm serve {model} --tensor-parallel-size {count} --max-model-len {row.context}",
-        "sglang": f"python -m sglang.launch_server --model-path {model} --tp {count} --context-length {row.context}",
-        "tensorrt-llm": f"trtllm-serve {model} --tp_size {count} --max_seq_len {row.context}",
-        "mlx": f"mlx_lm.server --model {model}",
-    }
-    return words.get(row.engine, "") if model else ""
-
-
-def _gguf(row: Fit, known: Model | None, held: Anatomy | None) -> str:
-    """Return the name of a quantisation's file: what is held or a short name for us, else a repository of GGUFs."""
-    if held is not None and row.anatomy is held and row.engine == fits.OURS:
-        return known.name if known and known.name else str(held.path)
-    repos = [r for r in known.repos if r.format == "gguf"] if known else []
-    if repos:
-        return f"{repos[0].repo}:{row.anatomy.quant}"
-    return known.name if known and row.engine == fits.OURS else ""
+    quant = row.anatomy.quant
+    return commands.line(known, quant, row.engine, devices=count, context=row.context, held=name).command
 
 
 # --- for programs -------------------------------------------------------------------------------------
