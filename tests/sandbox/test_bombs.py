@@ -23,3 +23,20 @@ def test_bomb_ends_within_its_limits(name: str):
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert spent < SECONDS + GRACE_S + 1.0
     assert after.ru_maxrss * 1024 < MEMORY
+
+
+def test_a_template_that_probes_found_dead_is_not_tried_again():
+    template = ChatTemplate(BOMBS["equal lists"], seconds=SECONDS)
+    assert template.thinking == "none" and not template.can_call
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    for _ in range(20):
+        with pytest.raises(BadTemplate, match=r"ran longer than 0\.1 s"):
+            template.render([{"role": "user", "content": "x"}])
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime == before
+
+
+def test_a_template_whose_tools_never_end_still_renders_a_chat():
+    source = "{% if tools %}" + BOMBS["equal lists"] + "{% endif %}{{ messages[0].content }}"
+    template = ChatTemplate(source, seconds=SECONDS)
+    assert not template.can_call
+    assert template.render([{"role": "user", "content": "hi"}]).text == "hi"

@@ -154,3 +154,12 @@ def test_messages_nested_too_deeply_are_an_error_of_the_request(renderers: Rende
         deep = [deep]
     with pytest.raises(BadTemplate, match="nested too deeply"):
         renderers.run(asked("x", {"messages": deep}))
+
+
+def test_neither_server_nor_engine_has_jinja_in_it():
+    code = (
+        "import sys, freehold.server.serve, freehold.server.ollama.models, freehold.worker.process, freehold.local\n"
+        "from freehold.local import opening; print('jinja2' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -145,7 +145,15 @@ class ChatTemplate:
         try:
             return traits_of(self.source, self.dialect, self._probed)
         except BadTemplate:
-            return Traits()
+            return Traits(dead=self._death())
+
+    def _death(self) -> BadTemplate | None:
+        """Return what keeps a chat of one word from being rendered at all; None if only other probes fail."""
+        try:
+            self._probed([traits.PLAIN])
+        except BadTemplate as e:
+            return e
+        return None
 
     def prepare(self) -> None:
         """Have the probes rendered while the caller does something else, such as loading weights."""
@@ -229,6 +237,10 @@ class ChatTemplate:
         return opened > closed
 
     def _run(self, inputs: Mapping[str, Any]) -> str:
+        """Render, unless probes showed that the template cannot: each try would take its whole limit."""
+        dead = self.traits.dead if "traits" in self.__dict__ else None
+        if dead is not None:
+            raise BadTemplate(dead.message, dead.hint)
         result = self._results([inputs], max(MAX_TEXT, 4 * _size(inputs)))[0]
         if isinstance(result, BadTemplate):
             raise result

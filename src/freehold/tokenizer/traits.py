@@ -20,6 +20,12 @@ EFFORTS = ("low", "medium", "high")
 SWITCHES = ("enable_thinking", "thinking")
 MAX_TEXT = 1_000_000  # characters that one probe may become
 
+PLAIN: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "x"}],
+    "tools": None,
+    "add_generation_prompt": True,
+}
+
 Variables = Mapping[str, Any]
 Run = Callable[[Sequence[Variables]], Sequence[str | BadTemplate]]
 
@@ -34,6 +40,7 @@ class Traits:
     shows_tools: bool = False
     takes_system: bool = False
     form: Form = FORMS[0]  # how it wants calls
+    dead: BadTemplate | None = None  # it does not compile, or not even a chat of one word ends
 
 
 def traits_of(source: str, dialect: Dialect | None, run: Run) -> Traits:
@@ -53,7 +60,7 @@ def traits_of(source: str, dialect: Dialect | None, run: Run) -> Traits:
 
 
 def _probes(source: str, dialect: Dialect | None) -> dict[str, Variables]:
-    chat = [{"role": "user", "content": "x"}]
+    chat = PLAIN["messages"]
     found: dict[str, Variables] = {
         "plain": {},
         "tools": {"tools": [tool_dict(PROBE_TOOL)]},
@@ -67,8 +74,7 @@ def _probes(source: str, dialect: Dialect | None) -> dict[str, Variables]:
         for form in FORMS:
             spelling = Spelling(form, dialect.short_ids, dialect.as_text)
             found[f"call {form}"] = {"messages": spelling.chat(PROBE_CHAT)}
-    plain = {"messages": chat, "tools": None, "add_generation_prompt": True}
-    return {name: {**plain, **variables} for name, variables in found.items()}
+    return {name: {**PLAIN, **variables} for name, variables in found.items()}
 
 
 def _text(result: str | BadTemplate) -> str | None:
