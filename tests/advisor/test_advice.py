@@ -129,7 +129,7 @@ def test_a_condition_that_is_none_is_refused(conditions):
         Request(task("chat"), **conditions)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(
     st.sets(st.sampled_from(["US", "CN", "FR"]), max_size=3),
     st.integers(0, 200_000),

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from statistics import fmean, median
 
@@ -62,26 +63,30 @@ def made_for(model: Model) -> frozenset[str]:
 
 def measure(score: Score, model: Model) -> str:
     """Return what a result is a result of: livecodebench@old/thinking, mmlu/base, gpqa_diamond."""
-    return _version(score, model) + _mode(score, model)
+    return _measure(score.benchmark, score.setting, model.instructed, model.thinking, model.released)
 
 
-def _mode(score: Score, model: Model) -> str:
-    setting = score.setting.lower()
-    if model.instructed is False or ("base" in setting and "instruct" not in setting):
+@cache
+def _measure(name: str, said: str, instructed: bool | None, thinking: str, released: str) -> str:
+    setting = said.lower()
+    return _version(name, setting, released) + _mode(name, setting, instructed, thinking, released)
+
+
+def _mode(name: str, setting: str, instructed: bool | None, thinking: str, released: str) -> str:
+    if instructed is False or ("base" in setting and "instruct" not in setting):
         return "/base"
     aloud = bool(_ALOUD.search(_PLAIN.sub("", setting)))
-    if _PLAIN.search(setting) or (BENCHMARKS[score.benchmark].skill == "documents" and not aloud):
+    if _PLAIN.search(setting) or (BENCHMARKS[name].skill == "documents" and not aloud):
         return ""  # what a text says is found as well without
-    if aloud or model.thinking in ("only", "switchable"):
+    if aloud or thinking in ("only", "switchable"):
         return "/thinking"  # a maker who does not say publishes the better of the two
-    return "/thinking" if not model.thinking and model.released >= _RECENT else ""
+    return "/thinking" if not thinking and released >= _RECENT else ""
 
 
-def _version(score: Score, model: Model) -> str:
-    name, setting = score.benchmark, score.setting.lower()
+def _version(name: str, setting: str, released: str) -> str:
     if name == "livecodebench":
         told = re.search(r"\bv\d\b", setting)
-        new = told[0] == "v6" if told else model.released >= _RECENT
+        new = told[0] == "v6" if told else released >= _RECENT
         return name if new else f"{name}@old"
     if name == "bfcl":
         return name if "v3" in setting else f"{name}@v4" if "v4" in setting else f"{name}@old"
@@ -92,6 +97,7 @@ def _version(score: Score, model: Model) -> str:
     return name
 
 
+@cache
 def benchmark(measured: str) -> str:
     """Return the benchmark that a measure is of."""
     return re.split("[@/]", measured, maxsplit=1)[0]
