@@ -30,6 +30,7 @@ from benches.servers import free_port, get  # noqa: E402
 
 ROUTE = "/v1/chat/completions"
 WORDS, SLOW_WORDS, STEP_S = 4, 30, 0.1  # of a short answer; of a slow one, and seconds for each word
+LOG_LEVEL = os.environ.get("LOG_LEVEL", "info")  # warning: no line a request
 TARGETS = {"p50_ms": 1.0, "requests_s": 1500.0}
 UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 LUA = """
@@ -40,7 +41,8 @@ wrk.body = '%s'
 
 
 def serve(port: int) -> None:
-    """Be the server: two scripted models, each in an engine process of its own."""
+    """Be the server: two scripted models, each in an engine process of its own, and the log that `serve` writes."""
+    from freehold.cli.logs import logging_to
     from freehold.config import load_settings
     from freehold.server.limits import Limits
     from freehold.server.serve import Settings, bind_tcp, run
@@ -52,12 +54,9 @@ def serve(port: int) -> None:
         scripts = {"quick": Script(words=WORDS), "slow": Script(words=SLOW_WORDS, step_s=STEP_S)}
         return Models(Store(load_settings()), scripts=scripts)
 
-    run(
-        models,
-        Settings(limits=Limits(caller_requests=4096)),
-        bind_tcp("127.0.0.1", port),
-        preload=["quick", "slow"],
-    )
+    settings = Settings(limits=Limits(caller_requests=4096))
+    with open(os.devnull, "w", encoding="utf-8") as log, logging_to(log, LOG_LEVEL, "text"):
+        run(models, settings, bind_tcp("127.0.0.1", port), preload=["quick", "slow"])
 
 
 @contextlib.contextmanager

@@ -174,11 +174,16 @@ def test_more_than_may_wait_is_refused_with_a_time(serve, monkeypatch, limit):
     async def body(models: Models) -> None:
         model = await models.use("script")
         monkeypatch.setattr(model._engine, "send", lambda message: None)
-        waiting = [asyncio.create_task(model.tokenize("x" * 1_000_000)) for _ in range(2)]
+        waiting: list[asyncio.Task[Any]] = []
+        waiting += [asyncio.create_task(model.tokenize("x" * 1_000_000)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="2 requests with 2,000,000 characters wait to count") as refused:
             await model.tokenize("x")
         assert refused.value.wait_s == 2.0
+        texts = asyncio.create_task(model.token_texts([1]))  # of an answer that is under way
+        await asyncio.sleep(0)
+        assert not texts.done()
+        waiting.append(texts)
         assert model.in_flight == 0
         for task in waiting:
             task.cancel()

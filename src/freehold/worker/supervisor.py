@@ -60,7 +60,8 @@ Admit = Callable[["Served", CapacityExceeded | None], Awaitable[Open]]
 log = logging.getLogger("freehold.worker")
 
 
-_KINDS: dict[str, str] = dict.fromkeys(["tokenize", "detokenize", "token_texts", "render", "count"], "tokens")
+# token_texts is not among them: it completes a request that was let in already.
+_KINDS: dict[str, str] = dict.fromkeys(["tokenize", "detokenize", "render", "count"], "tokens")
 
 
 class _Asked:
