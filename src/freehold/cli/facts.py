@@ -115,7 +115,8 @@ def _unknown(model: Model) -> list[tuple[str, str]]:
 
 
 def _billions(count: float) -> str:
-    return f"{count:g}B" if count >= 1 or count >= 0.5 else f"{count * 1000:g}M"
+    short = float(f"{count:.3g}") if count < 10 else count  # 7.57B of 7.5673, but 120.6B as it is called
+    return f"{short:g}B" if count >= 0.5 else f"{short * 1000:g}M"
 
 
 def _lineage(model: Model) -> list[tuple[str, str]]:

@@ -19,12 +19,14 @@ from typing import Any
 
 from freehold import private
 from freehold.catalog import Model
+from freehold.catalog.counting import count
 from freehold.catalog.schema import MAX_BYTES, parse
 from freehold.config import Settings
-from freehold.errors import AccessDenied, DownloadFailed, ModelNotFound, Offline, StoreError
+from freehold.errors import AccessDenied, DownloadFailed, ModelNotFound, Offline, StoreError, UnsupportedModel
 from freehold.store.card import card_facts, config_facts, known_licence
 from freehold.store.http import Http
 
+_BUFFERS = 1e-5  # of a checkpoint's tensors: tables of frequencies and the like, which are no weights
 TRIES = 3  # in a row, of a hub that does not answer
 
 
@@ -103,13 +105,25 @@ class Refresher:
         # a gated repository, or one with files of another kind: its card has to do
         with suppress(AccessDenied, ModelNotFound):
             config = f"{endpoint}/{model.id}/resolve/{commit}/config.json"
-            told |= config_facts(http.get_json(config, TRIES))
+            read = http.get_json(config, TRIES)
+            told |= config_facts(read) | text_half(read, told.get("parameters", 0))
         source = f"hub: {model.id}@{commit[:12]}"
         return [
             Change(model.id, key, known, value, source)
             for key, value in told.items()
             if _differs(key, known := _plain(getattr(model, key)), value)
         ]
+
+
+def text_half(config: Any, whole: int) -> dict[str, int]:
+    """Return the count of a model's text half, where its configuration can be counted and files hold more."""
+    if not isinstance(config, dict):
+        return {}
+    try:
+        found = count(config).total
+    except UnsupportedModel:
+        return {}
+    return {"text_parameters": found} if 0 < found < whole * (1 - _BUFFERS) else {}
 
 
 def _differs(key: str, known: Any, told: Any) -> bool:
