@@ -7,11 +7,13 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/python tools/install.py
 # Every package of a test run by version and hash, for all Pythons and systems; "make test LOCK=" takes the newest instead.
 LOCK ?= requirements/ci.txt
 UV := $(BIN)/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --quiet --upgrade
 MINUTES ?= 10
-QUESTION := What does the Python expression sorted(words, key=len, reverse=True) do? Give an example.
+# At temperature 0 the 0.5b's answer is right; tests/test_showcase.py holds it to that.
+QUESTION := Write a Python function that reverses a string, and show one call with its result.
 MODELS := smollm2:135m qwen2.5-coder:0.5b
 
 .PHONY: help run test check lint bench native docs lock sbom sanitize fuzz clean
@@ -20,7 +22,7 @@ help: ## Show these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 run: $(VENV)/.installed ## Fetch a model, ask it a real question, say how fast it answered
-	$(BIN)/freehold run qwen2.5-coder:0.5b "$(QUESTION)" --max-tokens 200 --verbose
+	$(BIN)/freehold run qwen2.5-coder:0.5b "$(QUESTION)" --temperature 0 --seed 1 --max-tokens 250 --verbose
 
 test: check ## Lint, types, and every test, those that need weights included
 	for model in $(MODELS); do $(BIN)/freehold pull $$model || exit; done
@@ -72,15 +74,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python $(NATIVE)
-	$(PIP) --editable .
+	$(INSTALL) --editable .
 	@touch $@
 
 # Not after .installed: each install builds the C++ anew, and one of them is enough.
 $(VENV)/.tested: $(BIN)/python $(NATIVE) $(LOCK)
 ifeq ($(LOCK),)
-	$(PIP) --editable ".[test]"
+	$(INSTALL) --editable ".[test]"
 else
-	$(PIP) --require-hashes --requirement $(LOCK)
-	$(PIP) --no-build-isolation --no-deps --editable .
+	$(INSTALL) --require-hashes --requirement $(LOCK)
+	$(INSTALL) --no-build-isolation --no-deps --editable .
 endif
 	@touch $(VENV)/.installed $@
