@@ -69,7 +69,15 @@ def test_a_base_model_or_a_size_that_is_none_is_not_fetched_as_another(typed: st
         ("unsloth/X-GGUF:UD-Q4_K_XL", "unsloth/X-GGUF"),
         ("gpt-oss:20b", "gpt-oss:20b"),
         ("phi-2", "phi-2"),
+        ("nvidia/X-30B-A3B-BF16", "nvidia/X-30B-A3B-BF16"),
     ],
 )
 def test_what_says_where_a_file_lies_and_how_it_is_packed_is_left_out(typed: str, plain: str):
     assert tags.plain(typed) == plain
+
+
+def test_every_id_is_found_in_any_case_and_as_a_link():
+    for model in catalog.models(NOWHERE)[::7]:
+        if model.hub:
+            assert catalog.model(model.id.lower(), NOWHERE).id == model.id
+            assert catalog.model(f"https://huggingface.co/{model.id}", NOWHERE).id == model.id

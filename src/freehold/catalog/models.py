@@ -57,11 +57,11 @@ def model(text: str, user: Path | None = None) -> Model:
         if asked and (found := _quick(asked, path)) is not None:
             return found
     everything = models(path)
-    lower = name.lower()
+    lower, lowers = name.lower(), {name.lower(), wanted.lower()}
     for m in everything:
-        if lower in (m.id.lower(), m.name) or lower.partition(":")[0] in (r.repo.lower() for r in m.repos):
+        if lowers & {m.id.lower(), m.name} or lower.partition(":")[0] in (r.repo.lower() for r in m.repos):
             return m
-    tails = [m for m in everything if m.id.rpartition("/")[2].lower() == lower]
+    tails = [m for m in everything if m.id.rpartition("/")[2].lower() in lowers]
     if len(tails) == 1:
         return tails[0]
     if (copied := _copied(name, everything)) is not None:

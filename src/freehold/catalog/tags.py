@@ -20,6 +20,7 @@ _OLLAMA = re.compile(
 # behind a tag or a repository's name: the type of its weights, or the tool that wrote them
 _TYPE = r"(?:ud-)?(?:i?q\d(?:_[a-z0-9]+)*|tq\d_\d|fp?16|fp?32|bf16|mxfp[48]|nvfp4|int[48])"
 _PACKED_TAG = re.compile(rf"[-:]{_TYPE}$", re.IGNORECASE)
+_PACKED_FILE = re.compile(rf":{_TYPE}$", re.IGNORECASE)
 _PACKED_REPO = re.compile(
     r"-(?:(?:i1-)?gguf|awq(?:-int4)?|gptq(?:-int[48])?|fp8(?:-dynamic)?|nvfp4|mxfp4|[348]bit|bf16|"
     r"unsloth-bnb-4bit|bnb-4bit|mlx(?:-[348]bit)?|w4a16|w8a8)$",
@@ -34,9 +35,12 @@ TUNED = ("-instruct", "-chat", "-it")
 
 
 def plain(text: str) -> str:
-    """Return a name without a hub's address, `:latest`, and a type of weights behind a tag."""
+    """Return a name without a hub's address, `:latest`, and a type of weights behind a tag.
+
+    A repository keeps a type that is part of its own name: `Nemotron-3-Nano-30B-A3B-BF16`.
+    """
     name = _OLLAMA.sub("", _HOSTS.sub("", text.strip())).removesuffix("/").removesuffix(":latest")
-    return _PACKED_TAG.sub("", name)
+    return (_PACKED_FILE if "/" in name else _PACKED_TAG).sub("", name)
 
 
 def packing(text: str) -> str:
