@@ -14,7 +14,7 @@ from datetime import date
 from functools import cache
 from importlib import resources
 
-from freehold.catalog.tags import TUNED, packing, plain, tagged
+from freehold.catalog.tags import packing, plain, tagged, untuned
 from freehold.errors import ModelNotFound, StoreError
 
 _DEFAULT = "qwen2.5-coder:0.5b"
@@ -111,8 +111,7 @@ def find(name: str) -> Entry:
 
 def _by_tag(wanted: str) -> Entry | None:
     """Return the entry that a tag of Ollama's means, in the type of weights that it asks for."""
-    stem, model, quant = plain(wanted), tagged(wanted), packing(wanted)
-    stems = {stem, *(stem.removesuffix(tuned) for tuned in TUNED)}
+    stems, model, quant = untuned(plain(wanted)), tagged(wanted), packing(wanted)
     for entry in entries():
         named = entry.name in stems or (entry.default and entry.family in stems)
         if not named and entry.model != model:

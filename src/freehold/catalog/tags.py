@@ -31,7 +31,7 @@ _REPACKERS = frozenset({
     "amd", "bartowski", "ggml-org", "lmstudio-community", "maziyarpanahi", "mlx-community", "mradermacher",
     "neuralmagic", "nvidia", "quantfactory", "redhatai", "thebloke", "unsloth",
 })  # fmt: skip
-TUNED = ("-instruct", "-chat", "-it")
+_TUNED = ("-instruct", "-chat", "-it")
 
 
 def plain(text: str) -> str:
@@ -52,10 +52,13 @@ def packing(text: str) -> str:
 def tagged(text: str) -> str:
     """Return the id that a tag of Ollama's library means, with or without a type behind it; empty: not known."""
     name = "-".join(plain(text).lower().split())
-    for wanted in (name, *(name.removesuffix(t) for t in TUNED if name.endswith(t))):
-        if found := _tags().get(wanted, ""):
-            return found
-    return ""
+    return next((found for wanted in untuned(name) if (found := _tags().get(wanted, ""))), "")
+
+
+def untuned(tag: str) -> tuple[str, ...]:
+    """Return a tag, and it without what says that its model is tuned: `8b-instruct` is `8b`, a name has no tags."""
+    shorter = (tag.removesuffix(word) for word in _TUNED if ":" in tag and tag.endswith(word))
+    return tag, *shorter
 
 
 def repacked(text: str) -> str:
