@@ -27,6 +27,8 @@ run: $(VENV)/.installed ## Fetch a model, ask it a real question, say how fast i
 test: check ## Lint, types, and every test, those that need weights included
 	for model in $(MODELS); do $(BIN)/freehold pull $$model || exit; done
 	$(BIN)/python -m pytest -m "model or not model"
+	$(PIP) --requirement requirements/build.in
+	$(BIN)/python tools/sanitize.py --short
 
 check: lint ## Lint and types only
 	$(BIN)/pyright

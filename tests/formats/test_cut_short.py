@@ -77,6 +77,10 @@ def test_fault_of_another_mapping_ends_the_process_as_without_us(when: str, tmp_
         text=True,
         timeout=60,
     )
+    if (
+        "AddressSanitizer: BUS" in child.stderr
+    ):  # tools/sanitize.py: it had the signal before us, and has it back
+        return
     assert child.returncode < 0
     assert child.stderr.count("Fatal Python error: Bus error") == (when != "never")
 
