@@ -418,7 +418,10 @@ def _environment() -> _Environment:
 def render(
     source: str, renders: Sequence[Mapping[str, Any]], seconds: float, text: int, now: datetime
 ) -> list[str | BadTemplate]:
-    """Return a text, or why there is none, for each of `renders`. Raises BadTemplate if `source` does not compile."""
+    """Return a text, or why there is none, for each of `renders`.
+
+    Raises BadTemplate if `source` does not compile, or if the time is over: there is none left for the others.
+    """
     with _limited(Limits(seconds, text, now)):
         template = _compiled(source)
         return [_rendered(template, variables) for variables in renders]
@@ -438,6 +441,7 @@ def _rendered(template: jinja2.Template, variables: Mapping[str, Any]) -> str | 
         with _NamedFailures():
             return template.render(variables)
     except BadTemplate as e:
+        _limits().tick()
         return e
 
 

@@ -77,16 +77,16 @@ def _done(asked: bytes) -> bytes:
         try:
             return json.dumps(_results(job), ensure_ascii=False).encode("utf-8", "surrogatepass")
         except MemoryError:
-            return json.dumps([_refusal(jinja.out_of_memory())]).encode()
+            return json.dumps(_refusal(jinja.out_of_memory())).encode()
 
 
-def _results(job: dict[str, Any]) -> list[dict[str, str]]:
-    """Return a text, or why there is none, for each of the job's renders; one refusal if nothing compiles."""
+def _results(job: dict[str, Any]) -> list[dict[str, str]] | dict[str, str]:
+    """Return a text, or why there is none, for each of the job's renders; or one refusal of them all."""
     now = datetime.fromisoformat(job["now"])
     try:
         made = jinja.render(job["source"], job["renders"], job["seconds"], job["text"], now)
     except BadTemplate as e:
-        return [_refusal(e)]
+        return _refusal(e)
     return [_refusal(each) if isinstance(each, BadTemplate) else {"text": each} for each in made]
 
 

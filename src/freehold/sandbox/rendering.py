@@ -45,7 +45,7 @@ HINT = "use another template, or --raw"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A template and the variables of each render; one refusal answers for all if the source does not compile."""
+    """A template and the variables of each render."""
 
     source: str
     renders: Sequence[Mapping[str, Any]]
@@ -88,8 +88,8 @@ class Renderers:
     def run(self, asked: Asked) -> list[Result]:
         """Return a text or the reason for none for each render, in order.
 
-        Raises BadTemplate if the source does not compile, or if the process died of it; CapacityExceeded where
-        the machine lets no process live.
+        Raises BadTemplate if the source does not compile, time or memory does not suffice, or the process died of it;
+        CapacityExceeded where the machine lets no process live.
         """
         if self._pid != os.getpid():  # the parent's children answer the parent
             self._forget()
@@ -103,8 +103,8 @@ class Renderers:
                 "the process that renders chat templates ended twice, by no limit of its own",
                 "the kernel kills processes when memory runs out",
             )
-        if len(results) != len(asked.renders):  # it compiled to nothing, which one refusal says
-            raise next(r for r in results if isinstance(r, BadTemplate))
+        if isinstance(results, BadTemplate):
+            raise results
         return results
 
     def check(self, source: str) -> None:
@@ -120,7 +120,7 @@ class Renderers:
         for child in idle:
             child.end(at_once=True)
 
-    def _tried(self, asked: Asked, job: bytes) -> list[Result] | None:
+    def _tried(self, asked: Asked, job: bytes) -> list[Result] | BadTemplate | None:
         """Let a child try it; None if it ended for a reason that is not the template's."""
         child = self._take()
         try:
@@ -171,8 +171,8 @@ class _Child:
             ) from e
         self.greeted = False
 
-    def answer(self, job: bytes, asked: Asked) -> list[Result]:
-        """Have it do a job. Raises _Gone."""
+    def answer(self, job: bytes, asked: Asked) -> list[Result] | BadTemplate:
+        """Have it do a job; one error may answer for all of it. Raises _Gone."""
         try:
             if not self.greeted:
                 self._sock.settimeout(START_S)
@@ -186,7 +186,8 @@ class _Child:
             raise _Gone from None
         if not reply:
             raise _Gone
-        return [_read(each) for each in json.loads(reply.decode("utf-8", "surrogatepass"))]
+        said = json.loads(reply.decode("utf-8", "surrogatepass"))
+        return [_read(each) for each in said] if isinstance(said, list) else _refused(said)
 
     def is_there(self) -> bool:
         """Tell whether it has not ended."""
@@ -223,9 +224,11 @@ def _most_bytes(asked: Asked) -> int:
 
 
 def _read(result: Mapping[str, str]) -> Result:
-    if "error" in result:
-        return BadTemplate(result["error"], result["hint"])
-    return result["text"]
+    return result["text"] if "text" in result else _refused(result)
+
+
+def _refused(result: Mapping[str, str]) -> BadTemplate:
+    return BadTemplate(result["error"], result["hint"])
 
 
 def _blamed(code: int, late: bool, asked: Asked) -> BadTemplate:
