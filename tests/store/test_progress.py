@@ -66,9 +66,15 @@ def test_terminal_gets_a_bar_and_false_silences_it(monkeypatch: pytest.MonkeyPat
 def test_notebook_gets_one_output_that_is_replaced(notebook: CapturingDisplayPublisher):
     show()
     assert len({out["transient"]["display_id"] for out in notebook.outputs}) == 1
-    assert [out["update"] for out in notebook.outputs] == [False, True, True, True]
+    assert [out["update"] for out in notebook.outputs] == [False, True, True]
     texts = [out["data"]["text/plain"] for out in notebook.outputs]
-    assert "1.0 MB of 2.0 MB (50 %)" in texts[2] and "2.0 MB in 1.0 s" in texts[3]
+    assert "1.0 MB of 2.0 MB (50 %)" in texts[1] and "2.0 MB in 1.0 s" in texts[2]
+
+
+def test_notebook_shows_nothing_for_a_model_that_is_here(notebook: CapturingDisplayPublisher):
+    with watching() as on_event:
+        on_event(Finished("m", "m.gguf", 2_000_000, 0, 0.0))
+    assert notebook.outputs == []
 
 
 def test_function_gets_the_events():

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 from freehold.store.events import Event, Finished, Note, OnEvent, Planned, Progress, ignore
 from freehold.store.space import human
@@ -136,10 +137,9 @@ class NotebookLine(Reporter):
 
     def __init__(self) -> None:
         super().__init__()
-        display = import_module("IPython.display").display  # a kernel is running, so it is installed
         self._text: list[str] = []
         self._moved = 0.0
-        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+        self._handle: Any = None  # the output, from the first event on
 
     def show(self, event: Event) -> None:
         """Replace the line."""
@@ -149,7 +149,14 @@ class NotebookLine(Reporter):
             self._moved = time.monotonic()
         self._text += described(event)
         moving = [self.line()] if isinstance(event, Progress) else []
-        self._handle.update({"text/plain": "\n".join([*self._text, *moving])}, raw=True)
+        self._put({"text/plain": "\n".join([*self._text, *moving])})
+
+    def _put(self, data: dict[str, str]) -> None:
+        if self._handle is not None:
+            self._handle.update(data, raw=True)
+        elif any(data.values()):
+            display = import_module("IPython.display").display  # a kernel is running, so it is installed
+            self._handle = display(data, raw=True, display_id=True)
 
 
 def described(event: Event) -> list[str]:
