@@ -154,6 +154,7 @@ def test_verify_names_a_flipped_bit_and_the_way_out(which: str, held, capsys):
     other = {"model": "pack", "pack": "model"}[which]
     assert code == 1 and (found[which]["state"], found[other]["state"]) == ("damaged", "sound")
     assert found[which]["path"] == str(path)
+    assert found["pack"]["name"] == found["model"]["name"] != ""
     assert ("freehold rm" if which == "model" else f"remove {path}") in found[which]["hint"]
     assert main.run(["doctor", "--verify"]) == 1
     (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("damaged"))

@@ -60,6 +60,20 @@ def test_vectors_are_those_of_this_process(serve, encoder):
     serve(body, OPTIONS, paths=encoder)
 
 
+def test_damaged_pack_of_an_encoder_costs_a_load_and_no_vector_a_bit(serve, encoder, tmp_path: Path, caplog):
+    async def body(models: Models) -> None:
+        served = await models.use("bert")
+        want = await served.embed(JOB)
+        await served.unload()
+        (pack,) = (tmp_path / "packs").iterdir()
+        whole = pack.read_bytes()
+        pack.write_bytes(whole[:-60_000] + bytes(30_000) + whole[-30_000:])
+        got = await (await models.use("bert")).embed(JOB)
+        assert got.data == want.data and served.restarts == 1 and pack.name in caplog.text
+
+    serve(body, OPTIONS, paths={"bert": replace(encoder["bert"], digest="ab" * 32)})
+
+
 def test_errors_and_what_was_cut_name_the_text(serve, encoder):
     async def body(models: Models) -> None:
         served = await models.use("bert")

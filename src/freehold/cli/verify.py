@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +28,10 @@ Seen = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What became of one file. `state`: sound, damaged, missing, or unknown where no digest is recorded."""
+    """What became of one file. `name`: the model's, "" for a pack of a file that no model names.
+
+    `state`: sound, damaged, missing, or unknown where no digest is recorded.
+    """
 
     kind: str  # model | pack
     name: str
@@ -45,7 +48,8 @@ def verify(settings: Settings, as_json: bool) -> None:
     files, packs = store.files(), sorted(store.packs.glob("*.pack")) if store.packs.is_dir() else []
     progress = _Progress(sum(f.bytes for f in files) + sum(_size(p) for p in packs))
     found: list[Found] = []
-    for each in _checked(files, packs, progress.seen):
+    names = {m.digest: m.name for m in store.list() if m.digest and not m.base}
+    for each in _checked(files, packs, names, progress.seen):
         found.append(each)
         if not as_json:
             progress.clear()
@@ -64,11 +68,13 @@ def verify(settings: Settings, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _checked(files: list[RecordedFile], packs: list[Path], seen: Seen) -> Iterator[Found]:
+def _checked(
+    files: list[RecordedFile], packs: list[Path], names: Mapping[str, str], seen: Seen
+) -> Iterator[Found]:
     for file in files:
         yield _file(file, seen)
     for pack in packs:
-        yield _pack(pack, seen)
+        yield _pack(pack, names.get(pack.stem.rpartition("-")[0], ""), seen)
 
 
 def _file(file: RecordedFile, seen: Seen) -> Found:
@@ -98,7 +104,7 @@ def _way_out(file: RecordedFile) -> str:
     return f"remove it with {file.owner}, which holds it, and fetch it there again"
 
 
-def _pack(path: Path, seen: Seen) -> Found:
+def _pack(path: Path, model: str, seen: Seen) -> Found:
     from freehold.models.packs import damage_of
 
     size = _size(path)
@@ -109,7 +115,7 @@ def _pack(path: Path, seen: Seen) -> Found:
     except OSError as e:
         problem = f"it cannot be read: {e.strerror}"
     hint = f"remove {path}: the weights are packed anew at the next load" if problem else ""
-    return Found("pack", path.stem, str(path), size, "damaged" if problem else "sound", problem, hint)
+    return Found("pack", model, str(path), size, "damaged" if problem else "sound", problem, hint)
 
 
 def _sha256(path: Path, seen: Seen) -> str:
@@ -129,7 +135,8 @@ def _size(path: Path) -> int:
 
 
 def _print(found: Found) -> None:
-    click.echo(f"{found.state:<8} {human(found.bytes):>9}  {found.name}  {found.path}")
+    name = f"{found.name or 'a file no model names'}{' (packed)' if found.kind == 'pack' else ''}"
+    click.echo(f"{found.state:<8} {human(found.bytes):>9}  {name}  {found.path}")
     if found.problem:
         click.echo(f"{'':<8} {found.problem}")
     if found.hint:
