@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 HEAD = ("OPTION", "DOLLARS A MONTH", "PER MILLION", "OWN FROM (TOKENS A DAY)", "OR USED AT")
 ASSUMPTIONS = ("ASSUMPTION", "LOW", "MID", "HIGH", "UNIT", "WHAT")
+SHORT = {"hours a month": "h/month", "hours": "h", "tokens/s": "tok/s", "$/kW a month": "$/kW/month"}
 MOST_SWINGS = 10
 _BAR = 44  # characters
 
@@ -133,10 +134,12 @@ def tornado_title(found: Comparison, even: Even | None) -> str:
 
 
 def ends(swing: Swing) -> tuple[str, str]:
-    """Word an assumption's two ends, with the unit where it is a short one."""
+    """Word an assumption's two ends, each with its unit; a share as a percentage."""
     value, unit = swing.assumption.value, swing.assumption.unit
-    behind = f" {unit}" if len(unit) < 6 else ""
-    return f"{_figure(value.low)}{behind}", f"{_figure(value.high)}{behind}"
+    if unit.startswith("of "):
+        return f"{_figure(100 * value.low)} %", f"{_figure(100 * value.high)} %"
+    behind = SHORT.get(unit, unit)
+    return f"{_figure(value.low)} {behind}", f"{_figure(value.high)} {behind}"
 
 
 def _show_tornado(found: Comparison) -> None:

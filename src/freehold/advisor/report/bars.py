@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from freehold.advisor.report.svg import (
     FONT,
     SERIES,
+    SLACK,
     Axis,
     chart,
     element,
@@ -42,7 +43,7 @@ def bars(items: Sequence[Bar], *, title: str, series: Sequence[str] = (), width:
     """Draw bars as an <svg>; `series` names the parts and makes a legend. Under 520 px labels stand above."""
     above = width < _NARROW
     room = 0.0 if above else min(0.42 * width, max((width_of(b.label) for b in items), default=0.0) + 12)
-    behind = max((width_of(b.text) for b in items), default=0.0) + 10
+    behind = max((width_of(b.text) for b in items), default=0.0) + 10 + SLACK
     scale = Axis("").scale([b.total for b in items], room, width - behind, zero=True)
     full = max((b.total for b in items), default=0.0)
     parts, y = _legend(series, width)

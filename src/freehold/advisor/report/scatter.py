@@ -14,6 +14,7 @@ from html import escape
 from freehold.advisor.report.svg import FONT, SERIES, Axis, Scale, chart, element, text, width_of
 
 _SMALL, _LARGE = 5.0, 22.0  # radii
+_HELD = 0.85  # of a radius: the square that no label enters; its corners lie outside the circle
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ def scatter(
         said = ": ".join(filter(None, (point.label, point.note)))
         hint = element("title", escape(said))
         parts.append(element("circle", hint, class_=f"c{point.group % SERIES}", cx=px, cy=py, r=radius))
-        taken.append((px - 4, py - 4, px + 4, py + 4))
+        held = _HELD * radius
+        taken.append((px - held, py - held, px + held, py + held))
     for point, px, py, radius in placed:
         parts += _label(point.label, px, py, radius, taken, (left, 18.0, width, height - 40))
     return chart(width, height, title, parts)
@@ -87,13 +89,17 @@ def _label(
     taken: list[tuple[float, float, float, float]],
     frame: tuple[float, float, float, float],
 ) -> list[str]:
-    """Write a label right, left, above or below its point, wherever it touches nothing; else leave it out."""
-    wide, gap = width_of(said), radius + 4
+    """Write a label beside its point, above or below it, wherever it touches nothing; else leave it out."""
+    wide, gap, slant = width_of(said), radius + 4, 0.72 * radius + 4
     tries = (
         (x + gap, y + 4, "start", x + gap),
         (x - gap, y + 4, "end", x - gap - wide),
         (x, y - gap, "middle", x - wide / 2),
         (x, y + gap + 10, "middle", x - wide / 2),
+        (x + slant, y - slant, "start", x + slant),
+        (x + slant, y + slant + 8, "start", x + slant),
+        (x - slant, y - slant, "end", x - slant - wide),
+        (x - slant, y + slant + 8, "end", x - slant - wide),
     )
     for tx, ty, anchor, from_x in tries:
         box = (from_x, ty - 11, from_x + wide, ty + 3)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from freehold.advisor.report.svg import FONT, Axis, Scale, chart, element, shortened, text, width_of
+from freehold.advisor.report.svg import FONT, SLACK, Axis, Scale, chart, element, shortened, text, width_of
 
 _ROW, _THICK, _NARROW = 30.0, 14.0, 520.0
 
@@ -32,7 +32,7 @@ def spans(
     """Draw ranges as an <svg>, with a line at `mark` that says `said`. Under 520 px labels stand above."""
     above = width < _NARROW
     room = 0.0 if above else min(0.36 * width, max((width_of(s.label) for s in items), default=0.0) + 14)
-    behind = max((width_of(s.text) for s in items), default=0.0) + 10
+    behind = max((width_of(s.text) for s in items), default=0.0) + 10 + SLACK
     scale = axis.scale([mark, *(v for s in items for v in (s.low, s.mid, s.high))], room, width - behind)
     rows, y = [], 22.0
     for span in items:

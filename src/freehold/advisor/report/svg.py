@@ -36,6 +36,9 @@ svg.chart { display: block; font: 13px system-ui, sans-serif; font-variant-numer
 .chart .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round }
 """.strip()
 SERIES = 6  # c0 to c5
+SLACK = (
+    8.0  # pixels kept free behind text at an edge: bold letters and capitals are wider than `width_of` says
+)
 
 
 def element(name: str, content: str = "", **attributes: object) -> str:

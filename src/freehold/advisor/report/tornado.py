@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from freehold.advisor.report.svg import FONT, Axis, Scale, chart, element, shortened, text, width_of
+from freehold.advisor.report.svg import FONT, SLACK, Axis, Scale, chart, element, shortened, text, width_of
 
 _ROW, _THICK, _NARROW = 34.0, 15.0, 520.0
 
@@ -31,14 +31,16 @@ def tornado(swings: Sequence[Swing], mid: float, axis: Axis, *, title: str, widt
     """Draw each swing as a bar around the answer `mid`; green goes to the low end's answer."""
     above = width < _NARROW
     room = 0.0 if above else min(0.36 * width, max((width_of(s.label) for s in swings), default=0.0) + 14)
-    beside = max((width_of(said) for s in swings for said in (s.low_text, s.high_text)), default=0.0) + 8
+    beside = (
+        max((width_of(said) for s in swings for said in (s.low_text, s.high_text)), default=0.0) + 8 + SLACK
+    )
     values = [mid, *(v for s in swings for v in (s.at_low, s.at_high))]
     scale = axis.scale(values, room + beside, width - beside)
     parts, y = [], 0.0
     rows: list[str] = []
     for swing in swings:
         if above:
-            rows.append(text(0.0, y + FONT, shortened(swing.label, width), "strong"))
+            rows.append(text(0.0, y + FONT, shortened(swing.label, width), "strong halo"))
             y += FONT + 6
         else:
             rows.append(text(room - 8, y + 20, shortened(swing.label, room - 8), "", "end"))
@@ -47,10 +49,10 @@ def tornado(swings: Sequence[Swing], mid: float, axis: Axis, *, title: str, widt
     for tick in scale.ticks:
         x = scale.at(tick)
         parts.append(element("line", class_="rule", x1=x, x2=x, y1=0, y2=y))
-    parts += [*rows, *_ticks(scale, y + 16, width)]
     if math.isfinite(mid):
         x = scale.at(mid)
         parts.append(element("line", class_="mid", x1=x, x2=x, y1=0, y2=y))
+    parts += [*rows, *_ticks(scale, y + 16, width)]
     parts.append(text((scale.start + scale.end) / 2, y + 38, axis.label, "soft", "middle"))
     return chart(width, y + 46, title, parts)
 
