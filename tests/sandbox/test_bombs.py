@@ -8,6 +8,7 @@ import pytest
 
 from freehold.errors import BadTemplate
 from freehold.sandbox.renderer import GRACE_S, MEMORY
+from freehold.sandbox.rendering import Asked, Renderers
 from freehold.tokenizer import ChatTemplate
 from tests.sandbox.bombs import BOMBS
 
@@ -25,15 +26,29 @@ def test_bomb_ends_within_its_limits(name: str):
     assert after.ru_maxrss * 1024 < MEMORY
 
 
-@pytest.mark.parametrize("source", [BOMBS["equal lists"], BOMBS["kept strings"]])
+class Counting(Renderers):
+    """Renderers that count the jobs they were given."""
+
+    jobs = 0
+
+    def run(self, asked: Asked) -> list[str | BadTemplate]:
+        self.jobs += 1
+        return super().run(asked)
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("source", [BOMBS["equal lists"], BOMBS["kept ranges"], LOOPS, "{{ unclosed"])
 def test_a_template_that_probes_found_dead_is_not_tried_again(source: str):
-    template = ChatTemplate(source, seconds=SECONDS)
-    assert template.thinking == "none" and not template.can_call
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    renderers = Counting()
+    template = ChatTemplate(source, seconds=SECONDS, renderers=renderers)
+    assert template.thinking == "none" and not template.can_call and renderers.jobs == 2
     for _ in range(20):
         with pytest.raises(BadTemplate):
             template.render([{"role": "user", "content": "x"}])
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime == before
+    assert renderers.jobs == 2
+    renderers.close()
 
 
 def test_a_template_that_refuses_a_chat_of_one_word_is_not_dead():

@@ -105,6 +105,17 @@ def test_a_renderer_knows_no_secret_of_the_environment(renderers: Renderers, mon
     assert "FREEHOLD_API_KEY" not in environment and "HOME" not in environment
 
 
+def test_a_template_that_used_up_its_memory_leaves_enough_for_the_next(renderers: Renderers):
+    grow = "{% set n.a = [n.a, 'x' * 1000000 ~ i] %}"
+    hoard = "{% set n = namespace(a=[]) %}{% for i in range(9999) %}" + grow + "{% endfor %}"
+    kept = "{{ range(99999) | map('string') | list | length }}"
+    for _ in range(2):
+        with pytest.raises(BadTemplate, match="more memory"):
+            renderers.run(asked(hoard, {}, {}))
+        assert renderers.run(asked("{{ 'x' * 15000000 }}"))[0] == "x" * 15_000_000
+    assert isinstance(renderers.run(asked(kept))[0], str)
+
+
 def test_threads_that_render_at_once_get_their_own_texts(renderers: Renderers):
     got: dict[int, list] = {}
     source = "{% for i in range(2000) %}{% endfor %}{{ x }}"

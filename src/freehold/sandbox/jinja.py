@@ -29,7 +29,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from freehold.errors import BadTemplate
-from freehold.sandbox.limits import MAX_INT_BITS, MAX_ITEMS, MAX_TAGS, MAX_TIME_FORMAT
+from freehold.sandbox.limits import HINT, MAX_INT_BITS, MAX_ITEMS, MAX_TAGS, MAX_TIME_FORMAT
 
 KEPT = 16  # templates compiled latest
 
@@ -78,9 +78,7 @@ class Limits:
     def tick(self) -> None:
         """Raise BadTemplate when time is up."""
         if time.thread_time() > self.deadline:
-            raise BadTemplate(
-                f"the chat template ran longer than {self.seconds:g} s", hint="use another template, or --raw"
-            )
+            raise BadTemplate(f"the chat template ran longer than {self.seconds:g} s", HINT)
 
     def check_text(self, size: int) -> None:
         """Raise BadTemplate for a string of `size` characters that is too long."""
@@ -421,6 +419,7 @@ def render(
     """Return a text, or why there is none, for each of `renders`.
 
     Raises BadTemplate if `source` does not compile, or if the time is over: there is none left for the others.
+    Raises MemoryError.
     """
     with _limited(Limits(seconds, text, now)):
         template = _compiled(source)
@@ -445,13 +444,6 @@ def _rendered(template: jinja2.Template, variables: Mapping[str, Any]) -> str | 
         return e
 
 
-def out_of_memory() -> BadTemplate:
-    """Return what to say of a template that was refused memory."""
-    return BadTemplate(
-        "the chat template needs more memory than it may have", "use another template, or --raw"
-    )
-
-
 class _NamedFailures:
     """Turn whatever a template can raise into BadTemplate with one line of reason."""
 
@@ -459,11 +451,9 @@ class _NamedFailures:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or not isinstance(error, Exception) or isinstance(error, BadTemplate):
-            return
-        if isinstance(error, MemoryError) and "stack" not in str(error):  # the parser has one of its own
-            raise out_of_memory() from error
-        if isinstance(error, (RecursionError, MemoryError)):
+        if error is None or not isinstance(error, Exception) or isinstance(error, (BadTemplate, MemoryError)):
+            return  # without memory no other render can be tried
+        if isinstance(error, RecursionError):
             raise BadTemplate("the chat template is nested or recurses too deeply") from error
         if isinstance(error, jinja2.TemplateSyntaxError):
             raise BadTemplate(

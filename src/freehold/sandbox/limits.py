@@ -7,3 +7,4 @@ MAX_TEXT = 16_000_000  # characters of one string; at least four times what the 
 MAX_ITEMS = 1_000_000  # of a list built by an operator, and the largest number a filter or method takes
 MAX_INT_BITS = 4096
 MAX_TIME_FORMAT = 200  # characters
+HINT = "use another template, or --raw"

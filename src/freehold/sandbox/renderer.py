@@ -23,11 +23,13 @@ from typing import Any
 from freehold.errors import BadTemplate
 from freehold.sandbox import jinja
 from freehold.sandbox.children import follow_parent
+from freehold.sandbox.limits import HINT
 from freehold.sandbox.wire import receive, send
 
 GRACE_S = 0.2  # of processor behind the template's own clock, whose message is the better one
 MEMORY = 512 << 20  # bytes of addresses; interpreter and Jinja map some 60 MB
 MEMORY_PER_BYTE = 48  # of the input: up to 4 bytes each, decoded, rendered, joined, encoded and sent
+WORN = 192 << 20  # bytes; a chat of two megabytes stays below
 IDLE_S = 300.0  # without a job the process gives its 20 MB back; the next job starts another
 
 
@@ -44,7 +46,10 @@ def main() -> None:
         asked = receive(sock)
         if not asked:
             return
-        send(sock, _done(asked))
+        answer = _done(asked)
+        send(sock, json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        if answer["last"]:
+            return
 
 
 @contextmanager
@@ -70,24 +75,39 @@ def _limit(name: str, value: int | None) -> None:
         resource.setrlimit(kind, (soft, hard))
 
 
-def _done(asked: bytes) -> bytes:
-    """Do a job, its decoding and encoding included, within limits."""
+def _done(asked: bytes) -> dict[str, Any]:
+    """Do a job, its decoding included, within limits; `last` says that this process ends.
+
+    What a job had is not all given back: the heap keeps its size where something lies at its end, and the limit is
+    of addresses. So a process that was once large does no other job.
+    """
     job = json.loads(asked.decode("utf-8", "surrogatepass"))
     with _within(job["seconds"] + GRACE_S, MEMORY + MEMORY_PER_BYTE * len(asked)):
         try:
-            return json.dumps(_results(job), ensure_ascii=False).encode("utf-8", "surrogatepass")
+            return {**_results(job), "last": _peak() > WORN}
         except MemoryError:
-            return json.dumps(_refusal(jinja.out_of_memory())).encode()
+            refusal = _refusal(BadTemplate("the chat template needs more memory than it may have", HINT))
+    return {**refusal, "last": True}
 
 
-def _results(job: dict[str, Any]) -> list[dict[str, str]] | dict[str, str]:
+def _peak() -> int:
+    """Return the most bytes of memory this process had."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _results(job: dict[str, Any]) -> dict[str, Any]:
     """Return a text, or why there is none, for each of the job's renders; or one refusal of them all."""
     now = datetime.fromisoformat(job["now"])
     try:
         made = jinja.render(job["source"], job["renders"], job["seconds"], job["text"], now)
     except BadTemplate as e:
         return _refusal(e)
-    return [_refusal(each) if isinstance(each, BadTemplate) else {"text": each} for each in made]
+    return {"results": [_refusal(each) if isinstance(each, BadTemplate) else {"text": each} for each in made]}
 
 
 def _refusal(error: BadTemplate) -> dict[str, str]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from freehold.errors import BadTemplate, CapacityExceeded
 from freehold.sandbox.children import spawn
-from freehold.sandbox.limits import MAX_SECONDS, MAX_SOURCE, MAX_TEXT
+from freehold.sandbox.limits import HINT, MAX_SECONDS, MAX_SOURCE, MAX_TEXT
 from freehold.sandbox.wire import receive, send
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.sandbox.renderer")
@@ -40,7 +40,6 @@ _PASSED_ON = (
     "LANG",
     "COV_",
 )  # of the environment: what is secret stays here
-HINT = "use another template, or --raw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +132,11 @@ class Renderers:
         except BaseException:  # of ours, or an interrupt: its next answer would be this one's
             child.end()
             raise
-        with self._lock:
-            self._idle.append(child)
+        if child.is_done:
+            child.end(at_once=True)
+        else:
+            with self._lock:
+                self._idle.append(child)
         return results
 
     def _take(self) -> _Child:
@@ -169,7 +171,7 @@ class _Child:
             raise CapacityExceeded(
                 f"no process could be started to render the chat template: {e.strerror}"
             ) from e
-        self.greeted = False
+        self.greeted = self.is_done = False
 
     def answer(self, job: bytes, asked: Asked) -> list[Result] | BadTemplate:
         """Have it do a job; one error may answer for all of it. Raises _Gone."""
@@ -187,7 +189,8 @@ class _Child:
         if not reply:
             raise _Gone
         said = json.loads(reply.decode("utf-8", "surrogatepass"))
-        return [_read(each) for each in said] if isinstance(said, list) else _refused(said)
+        self.is_done = said["last"]
+        return [_read(each) for each in said["results"]] if "results" in said else _refused(said)
 
     def is_there(self) -> bool:
         """Tell whether it has not ended."""
