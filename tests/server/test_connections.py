@@ -12,7 +12,7 @@ import pytest
 from freehold.errors import UsageError
 from freehold.server import serve
 from freehold.server.keys import Ring
-from freehold.server.limits import Limits
+from freehold.server.limits import Limits, one_address
 from tests.server.conftest import TOKEN, Running
 from tests.server.fakes import Script
 from tests.server.test_chat import CHAT
@@ -128,6 +128,19 @@ def test_beyond_an_address_s_limit_its_own_oldest_go(serving):
         assert eventually(lambda: open_connections(server) == 4)
         assert [sock.recv(10) for sock in mine[:3]] == [b""] * 3
         assert b" 200 " in ask(mine[-1]) and b" 200 " in ask(other)
+
+
+@pytest.mark.parametrize(
+    "host, one",
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_of_ipv6_a_whole_network_is_one_address(host, one):
+    assert one_address(host) == one
 
 
 # Requests of one caller.

@@ -16,7 +16,7 @@ import ssl
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 
-from freehold.server.limits import Limits
+from freehold.server.limits import Limits, one_address
 
 ACCEPTED = 256  # in one turn of the loop: about 2 ms
 STARTED = 32  # handed over in one turn: about 3 ms
@@ -76,7 +76,7 @@ class Acceptor:
             except OSError as e:
                 self._cannot(e)
                 break
-            self._keep(one, address[0] if isinstance(address, tuple) else "")
+            self._keep(one, one_address(address[0]) if isinstance(address, tuple) else "")
         if self._waits and self._handing is None:
             self._handing = self._loop.call_soon(self._hand)
 

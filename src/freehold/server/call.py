@@ -27,7 +27,7 @@ from freehold.server.auth import Audience, Guard, Headers
 from freehold.server.bodies import Bodies, Holding, body_pieces, json_body
 from freehold.server.contract import Asking, Models
 from freehold.server.keys import Key
-from freehold.server.limits import Gone, Limits
+from freehold.server.limits import Gone, Limits, one_address
 from freehold.server.openai.responses.store import Responses
 from freehold.server.problems import Problem, Refused, Wording, openai_error, problem
 from freehold.server.requestlog import Work, log_request
@@ -129,7 +129,7 @@ class Call:
         if self.owner:
             return "owner"
         client = self.scope.get("client")
-        return f"address {client[0]}" if client else "owner"
+        return f"address {one_address(client[0])}" if client else "owner"
 
     @property
     def models(self) -> Asking:

@@ -17,7 +17,7 @@ from http import HTTPStatus
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from freehold.server.auth import Headers
-from freehold.server.limits import Limits
+from freehold.server.limits import Limits, one_address
 from freehold.server.problems import Refused, Wording, openai_error, problem
 
 # Two of them contradict each other, and what is checked might not be what is used.
@@ -27,9 +27,7 @@ SINGLE = {
 }
 SPARE = "spare"  # no address: the group of those that are let in for probes
 CLOSE_S = 1.0  # for a client to take an answer that ends its connection, and with TLS its leave
-TRIM_S = (
-    0.05  # from a connection too many of its address to the end of its oldest idle one: time to ask something
-)
+TRIM_S = 0.05  # from a connection too many of an address to the end of its oldest idle one: time to ask
 
 
 class Connections:
@@ -112,7 +110,7 @@ class Guarded(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.address = self.client[0] if self.client else ""
+        self.address = one_address(self.client[0]) if self.client else ""
         if not self.door.enter(self):
             self._turn_away(too_many(self.door.limits.connections))
         self._arm()

@@ -6,6 +6,7 @@ Path: Gate -> Call.struct -> bodies.json_body -> parse -> a typed struct and war
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,6 +23,13 @@ _AT = re.compile(r"^(.*?)(?: - at `(?:key in )?\$(.*)`)?$", re.S)
 _HALF = re.compile(rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])")  # of a surrogate pair
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 T = TypeVar("T", bound=msgspec.Struct)
+
+
+def one_address(host: str) -> str:
+    """Return what counts as one address: of IPv6 all of a /64, for a client is given that many."""
+    if ":" not in host:
+        return host
+    return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
 
 
 class Gone(Exception):

@@ -91,7 +91,7 @@ def _fields(call: Call) -> dict[str, Any]:
     work, first = call.work, call.work.first_s
     return {
         "request_id": call.request_id.decode(),
-        "key": call.key.name if call.key else "owner" if call.server.guard.trusted else "",
+        "key": call.key.name if call.key else "owner" if call.owner else "",
         "protocol": _protocol(call.scope["path"]),
         "method": call.scope.get("method", "POST"),
         "route": call.route,
