@@ -256,3 +256,10 @@ def test_embeddings_and_rerankers_are_ranked_by_their_own_results(run: Run):
     assert told["picks"] and all("rerank" in p["id"].lower() for p in told["picks"])
     status, out, _ = run("advise", "embeddings")
     assert status == 0 and "  freehold embed " in out
+
+
+def test_a_chat_in_one_language_is_ranked_by_votes_in_it(run: Run):
+    told = json.loads(run("advise", "chatbot in French", "--on", "h100", "--json")[1])
+    assert told["benchmark"] == "arena_french" and told["bar"] == 28
+    assert told["picks"][0]["quality"]["basis"] == "published"
+    assert json.loads(run("advise", "chatbot in Polish", "--on", "h100", "--json")[1])["benchmark"] == "arena"

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from freehold.catalog.questions import Part, Question
+from freehold.catalog.questions import Part, Question, results_in
 from freehold.catalog.tasks import Task
 from freehold.errors import UsageError
 
 _Said = TypeVar("_Said")
 MOST_USERS = 4096  # at a time; no published row is of more
+_VOTES = "arena"  # the board whose votes are also counted by the prompt's language, on one scale
 _CODES = 4  # letters of a language code at most
 SHOWN = ("beside", "matter", "note")  # parts that an answer names apart from what it rests on
 
@@ -57,7 +58,8 @@ def join(
     cheapest: bool = False,
 ) -> Asked:
     """Join a question with options. Raises UsageError where no task is named, and for values that are none."""
-    task = question.task  # raises
+    asked_in = _languages(question, languages)
+    task = _in_language(question.task, asked_in)  # raises
     notes = [f"{u.name} beside it: {u.says}" for u in question.unanswered]
     notes += [f"{p.words}: {p.says}" for p in question.parts if p.what in ("note", "beside")]
     if users is not None and not 1 <= users <= MOST_USERS:
@@ -68,7 +70,7 @@ def join(
     found = Asked(
         question,
         task,
-        languages=_languages(question, languages),
+        languages=asked_in,
         reads=tuple(u.reads for u in question.unanswered if u.reads),
         on=_one("hardware", on, "" if budget is not None else question.hardware, notes),
         users=int(_one("users", users or 0, said_users, notes)) or 1,
@@ -91,6 +93,14 @@ def _with_notes(found: Asked, notes: list[str], budget: float | None) -> Asked:
     if question.model:
         notes.append(f"{question.model}: freehold why {question.model} tells of this one model")
     return replace(found, notes=tuple(notes))
+
+
+def _in_language(task: Task, codes: Sequence[str]) -> Task:
+    """Return a task whose scale is votes with the board in the one language asked for, where there is one."""
+    boards = [b for b in results_in(codes[0]) if b.startswith(f"{_VOTES}_")] if len(codes) == 1 else []
+    if task.benchmarks[:1] != (_VOTES,) or not boards:
+        return task
+    return replace(task, benchmarks=(boards[0], *task.benchmarks))
 
 
 def _languages(question: Question, given: Sequence[str]) -> tuple[str, ...]:
