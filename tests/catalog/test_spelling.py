@@ -77,7 +77,7 @@ def test_a_family_under_one_licence_is_one_subject():
     assert subject("llama3.2-vision").multimodal is True
 
 
-@pytest.mark.parametrize("typed", ["vicuna", "mpt", "mpt:7b"])
+@pytest.mark.parametrize("typed", ["vicuna", "mpt", "mpt:7b", "qwen2.5", "Qwen2.5-Coder", "deepseek-r1"])
 def test_a_family_under_several_licences_is_asked_back(typed: str):
     with pytest.raises(ModelNotFound) as e:
         subject(typed)
@@ -99,6 +99,38 @@ def test_a_family_under_several_licences_is_asked_back(typed: str):
 )
 def test_a_repository_outside_the_catalogue_is_found_as_people_spell_it(typed: str, licence: str):
     assert subject(typed).expression == licence and subject(typed).source
+
+
+def test_a_family_asked_back_lists_what_its_members_inherit():
+    with pytest.raises(ModelNotFound) as e:
+        subject("deepseek-r1")
+    assert "DeepSeek-R1-Distill-Llama-70B (MIT, llama3.3)" in e.value.hint
+
+
+@pytest.mark.parametrize("typed", ["qwen2.5:7b", "qwen3", "olmo2", "gemma3"])
+def test_a_tag_or_a_family_under_one_licence_is_not_asked_back(typed: str):
+    assert subject(typed).model is not None
+
+
+@pytest.mark.parametrize(
+    ("typed", "licence"),
+    [
+        ("TheBloke/Llama-2-13B-chat-GGUF", "LicenseRef-scancode-llama-2-license-2023"),
+        ("TheBloke/CodeLlama-34B-Instruct-GPTQ", "LicenseRef-scancode-llama-2-license-2023"),
+        ("TheBloke/Orca-2-13B-GGUF", "LicenseRef-microsoft-research"),
+        ("TheBloke/mpt-30B-chat-GGML", "CC-BY-NC-SA-4.0"),
+    ],
+)
+def test_a_packed_copy_by_a_repacker_keeps_the_licence(typed: str, licence: str):
+    assert subject(typed).expression == licence
+
+
+@pytest.mark.parametrize(
+    "typed", ["someone/Orca-2-13B-GGUF", "TheBloke/Orca-2-13B", "TheBloke/SomeMix-13B-GGUF", "4"]
+)
+def test_a_copy_by_anybody_else_is_not_known(typed: str):
+    with pytest.raises(ModelNotFound):
+        subject(typed)
 
 
 @pytest.mark.parametrize("typed", ["glm4:9b", "solar:10.7b", "qwen2.5-math", "stable-code:3b"])

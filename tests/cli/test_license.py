@@ -102,6 +102,22 @@ def test_a_teacher_alone_is_asked_for_a_model_of_your_own(run: Run):
     assert status == 2 and "--merge needs a NAME" in err
 
 
+def test_a_years_revenue_is_at_least_a_months(run: Run):
+    _, out, _ = run("stabilityai/stablelm-2-1_6b", *SMALL, "--revenue", "1k", "--monthly-revenue", "5M")
+    assert "refused" in out
+
+
+@pytest.mark.parametrize(
+    ("seat", "answer"),
+    [("EL", "refused"), ("RE", "refused"), ("de", "refused"), ("UK", "allowed"), ("CH", "allowed")],
+)
+def test_greece_and_the_parts_of_france_with_their_own_codes_lie_in_the_union(
+    run: Run, seat: str, answer: str
+):
+    _, out, _ = run("llama4:scout", *SMALL, "--product", "--no-modifies", "--no-distils", "--seat", seat)
+    assert f"answer    {answer}" in out
+
+
 def test_check_makes_the_status_say_no(run: Run):
     assert run("mrl", *SMALL, "--check")[0] == 1
     assert run("MIT", *SMALL, "--check")[0] == 0
@@ -126,9 +142,15 @@ def test_facts_may_stand_in_the_settings_and_options_win(run: Run, home: Path):
         (("lama3.1",), 1, "licences: llama3.1"),
         (("qwen", "--for", "fun"), 2, "purpose 'fun' is none of"),
         (("qwen", "--monthly-users", "lots"), 2, "'lots' is no number"),
-        (("qwen", "--seat", "Germany"), 2, "no country code"),
+        (("qwen", "--seat", "Germany"), 2, "not a country code"),
+        (("qwen", "--seat", "XX"), 2, "not a country code"),
+        (("mistral", "small", "4"), 2, "quote it: freehold license 'mistral small 4'"),
+        (("4",), 1, "neither a model nor a licence"),
+        (("qwen3:8b", "--no-modifies", "--taught-by", "qwen3:32b"), 2, "--no-modifies cannot hold"),
         (("mrl", "--for", "commercial", "--pack", "-"), 2, "no pack for"),
         (("--check",), 2, "need a NAME"),
+        (("--for", "commercial"), 2, "--for needs a NAME"),
+        (("--narrow", "--json"), 2, "--narrow needs a NAME"),
         (("qwen", "mrl", "--pack", "-"), 2, "take one NAME"),
     ],
 )

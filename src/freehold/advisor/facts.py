@@ -56,8 +56,25 @@ BEHIND = {
 EU = frozenset({
     "AT", "BE", "BG", "CY", "CZ", "DE", "DK", "EE", "ES", "EU", "FI", "FR", "GR", "HR", "HU", "IE", "IT", "LT",
     "LU", "LV", "MT", "NL", "PL", "PT", "RO", "SE", "SI", "SK",
+    "AX", "GF", "GP", "MF", "MQ", "RE", "YT",  # parts of Finland and France with codes of their own
 })
+# ISO 3166-1; whatever else is typed lies nowhere, and would pass every limit by place
+COUNTRIES = EU | {
+    "AD", "AE", "AF", "AG", "AI", "AL", "AM", "AO", "AQ", "AR", "AS", "AU", "AW", "AZ", "BA", "BB", "BD", "BF",
+    "BH", "BI", "BJ", "BL", "BM", "BN", "BO", "BQ", "BR", "BS", "BT", "BV", "BW", "BY", "BZ", "CA", "CC", "CD",
+    "CF", "CG", "CH", "CI", "CK", "CL", "CM", "CN", "CO", "CR", "CU", "CV", "CW", "CX", "DJ", "DM", "DO", "DZ",
+    "EC", "EG", "EH", "ER", "ET", "FJ", "FK", "FM", "FO", "GA", "GB", "GD", "GE", "GG", "GH", "GI", "GL", "GM",
+    "GN", "GQ", "GS", "GT", "GU", "GW", "GY", "HK", "HM", "HN", "HT", "ID", "IL", "IM", "IN", "IO", "IQ", "IR",
+    "IS", "JE", "JM", "JO", "JP", "KE", "KG", "KH", "KI", "KM", "KN", "KP", "KR", "KW", "KY", "KZ", "LA", "LB",
+    "LC", "LI", "LK", "LR", "LS", "LY", "MA", "MC", "MD", "ME", "MG", "MH", "MK", "ML", "MM", "MN", "MO", "MP",
+    "MR", "MS", "MU", "MV", "MW", "MX", "MY", "MZ", "NA", "NC", "NE", "NF", "NG", "NI", "NP", "NR", "NU", "NZ",
+    "OM", "PA", "PE", "PF", "PG", "PH", "PK", "PM", "PN", "PR", "PS", "PW", "PY", "QA", "RS", "RU", "RW", "SA",
+    "SB", "SC", "SD", "SG", "SH", "SJ", "SL", "SM", "SN", "SO", "SR", "SS", "ST", "SV", "SX", "SY", "SZ", "TC",
+    "TD", "TF", "TG", "TH", "TJ", "TK", "TL", "TM", "TN", "TO", "TR", "TT", "TV", "TW", "TZ", "UA", "UG", "UM",
+    "US", "UY", "UZ", "VA", "VC", "VE", "VG", "VI", "VN", "VU", "WF", "WS", "YE", "ZA", "ZM", "ZW",
+}
 # fmt: on
+_CALLED = {"EL": "GR", "UK": "GB"}  # as the Union's own institutions call them, and most people
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +83,8 @@ class Facts:
 
     A firm's use that stays inside it (internal, evaluation) means no access for others, no weights passed on,
     nothing sold, unless said otherwise. Whoever offers access to this model sells model services, unless
-    said otherwise. One of month's and year's revenue stands in for the other, at a twelfth or twelvefold.
+    said otherwise. One of month's and year's revenue stands in for the other, at a twelfth or twelvefold; a year's
+    is at least a month's.
     Raises UsageError for a value that is none.
     """
 
@@ -92,9 +110,10 @@ class Facts:
         """Refuse what is no purpose, no country and no amount."""
         if self.purpose and self.purpose not in PURPOSES:
             raise UsageError(f"purpose {self.purpose!r} is none of {', '.join(PURPOSES)}")
-        if self.seat and not (len(self.seat) == 2 and self.seat.isascii() and self.seat.isalpha()):
+        if self.seat and self._country() not in COUNTRIES:
             raise UsageError(
-                f"seat {self.seat!r} is no country code", "write two letters, such as DE, US or EU"
+                f"seat {self.seat!r} is not a country code",
+                "write ISO 3166's two letters, such as DE, US or GB, or EU",
             )
         for name in AMOUNTS:
             value = getattr(self, name)
@@ -108,8 +127,8 @@ class Facts:
         if word in ("commercial", "production", "internal"):
             return self._purpose(word)
         if word in ("eu", "uk", "korea"):
-            seats = {"eu": EU, "uk": frozenset({"GB", "UK"}), "korea": frozenset({"KR"})}[word]
-            return self.seat.upper() in seats if self.seat else None
+            seats = {"eu": EU, "uk": {"GB"}, "korea": {"KR"}}[word]
+            return self._country() in seats if self.seat else None
         if word in ("shares", "supplies"):
             return _any([self.flag(fact) for fact in BEHIND[word]])
         if word == "model_service" and self.model_service is None:
@@ -125,7 +144,12 @@ class Facts:
         month, year = self.revenue_month, self.revenue_year
         if word == "revenue_month":
             return year / 12 if month is None and year is not None else month
-        return month * 12 if year is None and month is not None else year
+        if month is None or year is None:
+            return year if month is None else month * 12
+        return max(month, year)
+
+    def _country(self) -> str:
+        return _CALLED.get(self.seat.upper(), self.seat.upper())
 
     def _purpose(self, word: str) -> bool | None:
         if not self.purpose:

@@ -9,18 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from freehold import catalog
+from freehold.catalog.entries import entries
 from freehold.catalog.licence import (
     Licence,
     covered,
     covering,
     find,
     serving,
+    short_name,
     suggestions,
     tag_source,
     unpacked,
 )
 from freehold.catalog.model import Model
 from freehold.catalog.spelling import alike, spelled
+from freehold.catalog.tags import packed_by_others, tags_of
 from freehold.errors import ModelNotFound, UsageError
 
 MAX_DEPTH = 12  # generations; a longer chain is a mistake in somebody's catalogue
@@ -71,6 +74,7 @@ def subject(text: str | Model | Licence | Subject) -> Subject:
         return Subject(found.name, found.id)
     if "/" not in text and (served := serving(text)):
         return Subject(text, served.id, source=_covers(served))
+    _ask_for_a_tag(text)
     try:
         return _of_model(catalog.model(text))
     except ModelNotFound as e:
@@ -81,6 +85,20 @@ def subject(text: str | Model | Licence | Subject) -> Subject:
         raise ModelNotFound(f"neither a model nor a licence is called {text!r}", e.hint + also) from None
 
 
+def _ask_for_a_tag(text: str) -> None:
+    """Refuse a name that leaves out its tag where the tags stand under different licences.
+
+    To run one, `qwen2.5` means its 7b; who asks what is allowed may hold the 3b, which is for research alone.
+    Raises ModelNotFound naming each with its licences.
+    """
+    if ":" in text or "/" in text:
+        return
+    ids = (*tags_of(text), *(e.model for e in entries() if e.family == text.strip().lower() and e.model))
+    tagged = [catalog.model(one) for one in dict.fromkeys(ids)]
+    if len({_licences_of(m) for m in tagged}) > 1:
+        _family(text, sorted({*tagged, *spelled(text, catalog.models())}, key=lambda m: m.params_b or 0))
+
+
 def _elsewhere(text: str) -> Subject | None:
     """Find what the catalogue does not name as one model.
 
@@ -89,6 +107,8 @@ def _elsewhere(text: str) -> Subject | None:
     """
     if (found := covering(text)) is not None:
         return _tagged(text, text, found)
+    if (packs := packed_by_others(text)) and (found := covering(packs)) is not None:
+        return _tagged(text, packs, found)
     if family := spelled(text, catalog.models()):
         return _family(text, family)
     if "/" not in text and (repositories := alike(text, covered())):
@@ -109,7 +129,7 @@ def _family(text: str, models: list[Model]) -> Subject:
     """
     kinds = {(_licences_of(m), _of_model(m).multimodal) for m in models}
     if len(kinds) > 1:
-        each = ", ".join(f"{m.id} ({m.licence or 'not known'})" for m in models[:8])
+        each = ", ".join(f"{m.id} ({_listed(m)})" for m in models[:8])
         raise ModelNotFound(
             f"{text!r} may be {len(models)} models under different licences", f"say which: {each}"
         )
@@ -130,6 +150,13 @@ def _repositories(text: str, repositories: list[str]) -> Subject:
 
 def _tagged(name: str, repository: str, licence: Licence) -> Subject:
     return Subject(name, licence.id, source=tag_source(repository) or _covers(licence))
+
+
+def _listed(model: Model) -> str:
+    """Return the short names of all licences a model stands under, its ancestors' too."""
+    places = standing(_of_model(model))
+    named = dict.fromkeys(short_name(one) for place in places for one in place.choices)
+    return ", ".join(named) or "not known"
 
 
 def _licences_of(model: Model) -> frozenset[tuple[str, ...]]:

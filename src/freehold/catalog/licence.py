@@ -156,7 +156,7 @@ def find(text: str) -> Licence | None:
 def suggestions(text: str) -> list[str]:
     """Return the identifiers and short names that look most like `text`, best first."""
     near = difflib.get_close_matches(_plain(text), list(_names()), n=6, cutoff=0.5)
-    shown = dict.fromkeys(_shortest(_names()[name]) for name in near)
+    shown = dict.fromkeys(short_name(_names()[name]) for name in near)
     return list(shown)[:3]
 
 
@@ -331,5 +331,6 @@ def _plain(text: str) -> str:
     return "-".join(plain.replace("_", "-").split())
 
 
-def _shortest(one: Licence) -> str:
+def short_name(one: Licence) -> str:
+    """Return what people call a licence: its hub's tag where SPDX has no identifier for it."""
     return one.aliases[0] if one.aliases and one.id.startswith("LicenseRef-") else one.id

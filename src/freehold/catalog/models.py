@@ -83,8 +83,8 @@ def _copied(name: str, everything: tuple[Model, ...]) -> Model | None:
 
 
 def _bare(tail: str) -> str:
-    """Return the last part of an id without the `Meta-` that some call Llama 3 and 3.1 with."""
-    return tail.lower().removeprefix("meta-")
+    """Return the last part of an id without the `Meta-` and `-hf` that are left out of Llamas' names."""
+    return tail.lower().removeprefix("meta-").removesuffix("-hf")
 
 
 def facts(entry: Entry) -> Model | None:

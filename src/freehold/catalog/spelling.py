@@ -49,7 +49,7 @@ _NEAR = 0.08  # of a model's weights that the size in a name may be off
 def spelled(text: str, models: Iterable[Model]) -> list[Model]:
     """Return the models that `text` may mean: one where it is plain, several where it leaves the size open."""
     asked, dates = words(text), _dates(text)
-    if "/" in text or not asked:
+    if "/" in text or not _is_name(asked):
         return []
     dated = [m for m in models if dates <= _dates(m.id) and (not asked & _UNTUNED or _continues(m))]
     fits = [(cost, m) for m in dated if (cost := _left_out(asked, m)) is not None]
@@ -67,7 +67,7 @@ def alike(text: str, repositories: Iterable[str]) -> list[str]:
     Sizes count: a name that leaves one out returns every size there is.
     """
     asked = words(text)
-    if not asked - _FLUFF:
+    if not _is_name(asked - _FLUFF):
         return []
     fits: dict[str, frozenset[str]] = {}
     for repository in repositories:
@@ -76,6 +76,11 @@ def alike(text: str, repositories: Iterable[str]) -> list[str]:
             fits[repository] = tail
     exact = {name for name, tail in fits.items() if not {w for w in tail - asked if _SIZE.fullmatch(w)}}
     return sorted(exact or fits)
+
+
+def _is_name(asked: frozenset[str]) -> bool:
+    """Say whether words name anything: sizes and versions alone do not."""
+    return any(w[0].isalpha() for w in asked)
 
 
 def _continues(model: Model) -> bool:

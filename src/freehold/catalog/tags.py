@@ -22,7 +22,7 @@ _TYPE = r"(?:ud-)?(?:i?q\d(?:_[a-z0-9]+)*|tq\d_\d|fp?16|fp?32|bf16|mxfp[48]|nvfp
 _PACKED_TAG = re.compile(rf"[-:]{_TYPE}$", re.IGNORECASE)
 _PACKED_FILE = re.compile(rf":{_TYPE}$", re.IGNORECASE)
 _PACKED_REPO = re.compile(
-    r"-(?:(?:i1-)?gguf|awq(?:-int4)?|gptq(?:-int[48])?|fp8(?:-dynamic)?|nvfp4|mxfp4|[348]bit|bf16|"
+    r"-(?:(?:i1-)?gguf|ggml|awq(?:-int4)?|gptq(?:-int[48])?|fp8(?:-dynamic)?|nvfp4|mxfp4|[348]bit|bf16|"
     r"unsloth-bnb-4bit|bnb-4bit|mlx(?:-[348]bit)?|w4a16|w8a8)$",
     re.IGNORECASE,
 )
@@ -78,6 +78,19 @@ def repacked(text: str) -> str:
 def repacks(owner: str, lab: str) -> bool:
     """Say whether `owner` may hold a packed copy of a model whose id begins with `lab`."""
     return owner.lower() in _REPACKERS or owner.lower() == lab.lower()
+
+
+def packed_by_others(text: str) -> str:
+    """Return the last part of the id of which a known repacker holds a packed copy, by its name; empty: none."""
+    owner, _, name = plain(text).partition("/")
+    tail = repacked(text)
+    return tail if owner.lower() in _REPACKERS and tail.lower() != name.partition(":")[0].lower() else ""
+
+
+def tags_of(name: str) -> tuple[str, ...]:
+    """Return the ids that a name's tags in Ollama's library mean: `deepseek-r1:70b` and the others of `deepseek-r1`."""
+    family = "-".join(plain(name).lower().split()) + ":"
+    return tuple(dict.fromkeys(found for tag, found in _tags().items() if tag.startswith(family)))
 
 
 @cache

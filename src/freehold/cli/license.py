@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ import click
 from freehold.cli.company import OPTIONS, company_facts, company_options
 from freehold.cli.shared import json_option, pairs, table, write_beside
 from freehold.config import Settings
-from freehold.errors import UsageError
+from freehold.errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from freehold.advisor.facts import Facts
@@ -76,20 +77,23 @@ def command(
 
     With --json: {"schema": 1, "licences": [...]} for the list, {"schema": 1, "verdicts": [...]} otherwise.
     """
-    from freehold.advisor.lineage import OWN, subject
+    from freehold.advisor.lineage import OWN
     from freehold.advisor.verdict import verdict
 
     if not names and not teachers:
-        if merged or folder or check:
-            raise UsageError("--merge, --pack and --check need a NAME")
+        _nothing_to_judge(given, merged, folder, check)
         _print_all(as_json)
         return
     if not names and merged:
         raise UsageError("--merge needs a NAME", "the model that yours is made of")
     if len(names) > 1 and (folder or merged or teachers):
         raise UsageError("--pack, --merge and --taught-by take one NAME", "name the others with --merge")
+    if names and (merged or teachers) and given["modifies"] is False:
+        raise UsageError(
+            "--no-modifies cannot hold: --merge and --taught-by change the model", "leave it out"
+        )
     facts = company_facts(settings, given)
-    asked = [subject(name) for name in names] or [OWN]
+    asked = _subjects(names) or [OWN]
     found = [(one, verdict(one, facts, merged, teachers)) for one in asked]
     if folder == "-" and as_json:
         raise UsageError("--pack - and --json both want stdout", "name a folder for the pack")
@@ -103,6 +107,36 @@ def command(
         _print_one(*found[0])
     if check and any(v.answer not in ("allowed", "conditions") for _, v in found):
         raise click.exceptions.Exit(1)
+
+
+def _nothing_to_judge(
+    given: dict[str, Any], merged: tuple[str, ...], folder: str | None, check: bool
+) -> None:
+    """Refuse options that the list of licences would drop."""
+    if merged or folder or check:
+        raise UsageError("--merge, --pack and --check need a NAME")
+    if said := [OPTIONS[fact] for fact, value in given.items() if value not in (None, "")]:
+        raise UsageError(
+            f"{said[0]} needs a NAME to judge",
+            "freehold license qwen3:8b --for commercial; alone it lists licences",
+        )
+
+
+def _subjects(names: tuple[str, ...]) -> list[Subject]:
+    """Find what each name means; one with spaces that was not quoted comes as several."""
+    from freehold.advisor.lineage import subject
+
+    try:
+        return [subject(name) for name in names]
+    except ModelNotFound as e:
+        found, whole = None, " ".join(names)
+        with suppress(ModelNotFound):
+            found = subject(whole)
+        if len(names) < 2 or found is None:
+            raise
+        raise UsageError(
+            f"{whole!r} comes as {len(names)} names", f"quote it: freehold license '{whole}'"
+        ) from e
 
 
 def _print_all(as_json: bool) -> None:
