@@ -23,7 +23,8 @@ def test_bomb_ends_within_its_limits(name: str):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of children that ended
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert spent < SECONDS + GRACE_S + 1.0
-    assert after.ru_maxrss * 1024 < MEMORY
+    grown = after.ru_maxrss > before.ru_maxrss  # the largest of all children so far, other tests' too
+    assert not grown or after.ru_maxrss * 1024 < MEMORY
 
 
 class Counting(Renderers):

@@ -8,7 +8,7 @@ Path: run.talk -> Chat.run -> Chat.handle -> ChatModel.stream -> renderer; Sessi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,13 @@ class Answer:
         self.logprobs += chunk.logprobs
         self.cut = self.cut or chunk.finish_reason == "length"
 
+    def shown(self, chunk: Chunk, renderer: Renderer) -> bool:
+        """Take a chunk in and show it; return whether the answer has become a loop and is to end."""
+        self.add(chunk)
+        renderer.think(chunk.thinking)
+        renderer.feed(chunk.text)
+        return self.looped
+
     @property
     def finish_reason(self) -> FinishReason:
         """Say how it ended."""
@@ -104,29 +111,10 @@ class Answer:
         return (self.pieces - 1) / (self.last - self.first) if self.last > self.first else 0.0
 
 
-def collect(
-    stream: Iterable[Chunk],
-    answer: Answer,
-    renderer: Renderer,
-    dropped: Callable[[int], None] = lambda _: None,
-) -> Answer:
-    """Take an answer in and show it as it arrives; Ctrl-C and the loop guard end it. `dropped`: messages left out."""
-    try:
-        for chunk in stream:
-            answer.add(chunk)
-            if chunk.dropped_messages:
-                dropped(chunk.dropped_messages)
-            renderer.think(chunk.thinking)
-            renderer.feed(chunk.text)
-            if answer.looped:
-                break
-    except KeyboardInterrupt:
-        answer.stopped = True
-    finally:
-        renderer.finish()
-        if close := getattr(stream, "close", None):
-            close()
-    return answer
+def stop(stream: Iterator[Chunk]) -> None:
+    """End a stream that is left early: closing it stops the model within one step."""
+    if isinstance(stream, Generator):
+        stream.close()
 
 
 class Chat:
@@ -208,13 +196,21 @@ class Chat:
 
     def _answer(self) -> Answer:
         answer = Answer(guard=LoopGuard() if self._guard else None)
+        renderer = self._renderer()
         stream = self.model.stream(self.messages, **self.asking.stream_options())
-        collect(stream, answer, self._renderer(), self._dropped)
+        try:
+            for chunk in stream:
+                if chunk.dropped_messages:
+                    self._say(f"context full: the {chunk.dropped_messages} oldest messages were left out")
+                if answer.shown(chunk, renderer):
+                    break
+        except KeyboardInterrupt:
+            answer.stopped = True
+        finally:
+            stop(stream)
+            renderer.finish()
         self._account(answer)
         return answer
-
-    def _dropped(self, count: int) -> None:
-        self._say(f"context full: the {count} oldest messages were left out")
 
     def _account(self, answer: Answer) -> None:
         if answer.usage is not None:

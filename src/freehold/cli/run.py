@@ -13,13 +13,14 @@ import secrets
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from freehold.cli.chat import COMMANDS, Answer, Asking, Chat, Facts, Renderer, collect
+from freehold.cli.chat import COMMANDS, Answer, Asking, Chat, Facts, Renderer, stop
 from freehold.cli.loops import ADVICE, LoopGuard
 from freehold.cli.markdown import DataRenderer, PlainRenderer, StreamRenderer
 from freehold.cli.options import MAX_SEED, chosen, read_format, sampling_options
@@ -39,7 +40,7 @@ from freehold.config import Settings
 from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, ServerUnreachable, UsageError
 from freehold.machine import Crowd
 from freehold.store import ModelRef, Store
-from freehold.types import Message, ModelInfo, TokenLogprob, Usage
+from freehold.types import Chunk, Message, ModelInfo, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from freehold.cli.attach import Running
@@ -413,7 +414,7 @@ def _answer(
     else:
         stream = llm.stream(messages, logprobs=request.logprobs, **asking.stream_options())
     answer = Answer(guard=LoopGuard() if request.loop_guard else None)
-    collect(stream, answer, _renderer(request, data=asking.format is not None))
+    _collect(stream, answer, _renderer(request, data=asking.format is not None))
     info = llm.info
     warnings = _warnings(info, answer, asking)
     if request.as_json:
@@ -446,6 +447,18 @@ def _messages(session: Session | None, system: str, prompt: str) -> tuple[Messag
     if system:
         before = (Message("system", system), *(m for m in before if m.role != "system"))
     return (*before, Message("user", prompt))
+
+
+def _collect(stream: Iterator[Chunk], answer: Answer, renderer: Renderer) -> None:
+    """Take an answer in and show it as it arrives; Ctrl-C and the loop guard end it."""
+    try:
+        for chunk in stream:
+            if answer.shown(chunk, renderer):
+                break
+    except KeyboardInterrupt:
+        answer.stopped = True
+    stop(stream)
+    renderer.finish()
 
 
 def _warnings(info: ModelInfo, answer: Answer, asking: Asking) -> list[str]:
