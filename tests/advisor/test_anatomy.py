@@ -88,6 +88,15 @@ def test_a_model_published_in_few_bits_is_weighed_in_them():
         assert from_catalogue(model, model.native).weight_bytes / 1e9 == pytest.approx(gigabytes, rel=0.01)
 
 
+def test_experts_that_no_block_divides_are_stored_in_larger_types():
+    """Gemma 4 26B's are 704 wide: its Q4_K_M has 15.63 GiB. Qwen3's are 768 wide, which blocks of 256 divide."""
+    gemma = from_catalogue(catalog.model("google/gemma-4-26B-A4B-it"), "Q4_K_M")
+    assert gemma.weight_bytes == pytest.approx(15.63 * 2**30, rel=0.01)
+    assert {p.type for p in gemma.parts if p.role == "experts"} == {"Q4_K", "Q5_0", "Q8_0"}
+    qwen = from_catalogue(catalog.model("Qwen/Qwen3-30B-A3B"), "Q4_K_M")
+    assert {p.type for p in qwen.parts if p.role == "experts"} == {"Q4_K", "Q6_K"}
+
+
 def test_a_gguf_is_weighed_without_towers_and_a_servers_weights_with_them():
     model = catalog.model("google/gemma-3-4b-it")
     assert from_catalogue(model, "Q8_0").weights == model.text_parameters

@@ -154,7 +154,7 @@ def from_catalogue(model: Model, quant: str) -> Anatomy:
         name=model.name or model.id,
         quant=found.name,
         architecture=model.architecture,
-        parts=tuple(_mixed(roles, found, model.hidden)),
+        parts=tuple(_mixed(roles, found, model.hidden, _expert_width(model, roles))),
         layers=model.layers,
         context=model.context,
         hidden=model.hidden,
@@ -228,13 +228,26 @@ def _active_weights(model: Model, total: float) -> float:
     return total if whole or not model.active_b else model.active_b * 1e9
 
 
-def _mixed(roles: Iterable[tuple[str, float, float]], mix: quants.Mix, hidden: int) -> Iterable[Part]:
-    """Yield the parts of roles in a mix's types; norms and towers stay what they are."""
+def _expert_width(model: Model, roles: Iterable[tuple[str, float, float]]) -> int:
+    """Return how wide experts of three matrices in every layer are; 0 where the counts of weights give no whole number.
+
+    Gemma 4 26B's are 704 wide, no multiple of a K type's block: its Q4_K_M holds a third of them in larger types.
+    """
+    each = 3 * model.hidden * model.experts * sum(g.count for g in model.layers)
+    width = sum(n for role, n, _ in roles if role == "experts") / each if each else 0.0
+    whole = round(width)
+    return whole if whole and abs(width - whole) < 1e-4 * whole and whole % 32 == 0 else 0
+
+
+def _mixed(
+    roles: Iterable[tuple[str, float, float]], mix: quants.Mix, hidden: int, width: int = 0
+) -> Iterable[Part]:
+    """Yield the parts of roles in a mix's types, experts `width` wide; norms and towers stay what they are."""
     roles = list(roles)
     body = mix.body_of(hidden)
     moe = any(role == "experts" for role, _, _ in roles)
     whole = {"head": mix.head, "embed": mix.embed, "towers": "BF16"} | ({"body": mix.shared} if moe else {})
-    types = {"norms": {"F32": 1.0}} | {
+    types = {"norms": {"F32": 1.0}, "experts": mix.body_of(hidden, width)} | {
         role: {quants.stored(kind, hidden): 1.0} for role, kind in whole.items() if kind
     }
     for role, weights, share in roles:

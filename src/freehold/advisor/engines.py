@@ -41,6 +41,8 @@ class Engine:
     checked: date
     capability: float = 0.0  # of CUDA, the least it runs on
     needs: Mapping[str, float] = field(default_factory=dict)  # of CUDA, by weights that need more
+    # By quantisation: the type in which this engine's files hold what is beside the experts, if not as on the hub.
+    beside: Mapping[str, str] = field(default_factory=dict)
 
     def runs_on(self, device: Device) -> bool:
         """Say whether it is made for a device."""
@@ -51,6 +53,18 @@ class Engine:
     def reads(self, quant: str, device: Device) -> bool:
         """Say whether it has kernels for such weights on a device; of devices without CUDA nobody told more."""
         return quant in self.quants and _reaches(device, self.needs.get(quant, 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Measured over predicted: the bounds that four of five left-out rows fell between."""
+
+    low: float
+    high: float
+
+    def wider(self) -> Spread:
+        """Return twice the doubt, for what no published row covers."""
+        return Spread(self.low**2, self.high**2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +79,9 @@ class Speed:
     covers: tuple[str, ...] = ()  # what the rows tell of: answer, prompt, tpot, ttft, output
     vendors: tuple[str, ...] = ()  # whose devices they are of
     source: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Measured over predicted: the bounds that four of five left-out rows fell between."""
-
-    low: float
-    high: float
-
-    def wider(self) -> Spread:
-        """Return twice the doubt, for what no published row covers."""
-        return Spread(self.low**2, self.high**2)
+    spread: Mapping[str, Spread] = field(
+        default_factory=dict
+    )  # by what is predicted, for what `covers` names
 
 
 def engine(name: str) -> Engine:
@@ -120,7 +125,9 @@ def speeds() -> tuple[Speed, ...]:
         key = raw["engine"], raw["on"]
         more = found[key].factors if key in found else {}
         lists = {name: tuple(raw[name]) for name in ("covers", "vendors")}
-        found[key] = Speed(**{**raw, **lists, "factors": {**more, **raw["factors"]}})
+        own = {what: Spread(*bounds) for what, bounds in raw.get("spread", {}).items()}
+        made = {"factors": {**more, **raw["factors"]}, "spread": own or spreads()}
+        found[key] = Speed(**{**raw, **lists, **made})
     return tuple(found.values())
 
 
@@ -131,12 +138,15 @@ def told() -> Mapping[tuple[str, str], Speed]:
 
 
 @cache
-def spreads() -> Mapping[str, Mapping[str, Spread]]:
-    """Return the spreads by the rows they were measured on (one, many) and by what is predicted."""
-    return {
-        fit: {what: Spread(*bounds) for what, bounds in found.items()}
-        for fit, found in _data("speeds.toml")["spread"].items()
-    }
+def spreads() -> Mapping[str, Spread]:
+    """Return the spreads of engines that serve many, by what is predicted; one user's are each speed's own."""
+    return {what: Spread(*bounds) for what, bounds in _data("speeds.toml")["spread"]["many"].items()}
+
+
+def forget() -> None:
+    """Read the data again when it is next asked for: a refit has written it."""
+    for kept in (_data, engines, speeds, told, spreads):
+        kept.cache_clear()
 
 
 def _reaches(device: Device, capability: float) -> bool:

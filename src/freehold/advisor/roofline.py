@@ -2,7 +2,7 @@
 
 A step's time is a sum of terms: bytes over bandwidth, operations over rate, and pieces that cost something each
 (layers, sums over devices, sequences). `step` gives them at the limits a vendor publishes; how many times these an
-engine takes is fitted (engines.Speed), and so is how far four of five measurements lay from it (engines.Spread).
+engine takes is fitted (engines.Speed), and so is how far four of five measurements lay from it (Speed.spread).
 Knows nothing of this machine (advisor/fit.py measures that), of drafts, of split prefill, of layers left to a CPU.
 Path: cli/fit --on, cli/advise --on, cli/cost -> place -> single_stream or serving -> Interval
 """
@@ -10,12 +10,13 @@ Path: cli/fit --on, cli/advise --on, cli/cost -> place -> single_stream or servi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 from freehold.advisor.anatomy import Part
 from freehold.advisor.engines import Engine, Speed, Spread, speed, spreads
 from freehold.advisor.interval import Interval
+from freehold.catalog import quants
 from freehold.catalog.hardware import Device, Rig
 from freehold.catalog.model import Layers
 from freehold.errors import UsageError
@@ -32,6 +33,8 @@ class Work(Protocol):
     @property
     def quant(self) -> str: ...
     @property
+    def architecture(self) -> str: ...
+    @property
     def parts(self) -> tuple[Part, ...]: ...
     @property
     def layers(self) -> tuple[Layers, ...]: ...
@@ -43,6 +46,8 @@ class Work(Protocol):
     def token_weights(self) -> int: ...
     @property
     def state_bytes(self) -> int: ...
+    @property
+    def exact(self) -> bool: ...
     def cache_bytes(self, tokens: int, width: float = 2) -> int: ...
     def attention_ops(self, tokens: int) -> float: ...
 
@@ -59,6 +64,10 @@ class Terms:
     prompts: float = 0.0  # s: multiplications of prompts that are read meanwhile
     layers: float = 0.0
     sparse: float = 0.0  # layers again, where they choose experts
+    recurrent: float = (
+        0.0  # layers again, of those that keep a state (gated DeltaNet, Mamba): many small kernels
+    )
+    normed: float = 0.0  # layers again, of families with norms before and behind attention and MLP (Gemmas)
     reduces: float = 0.0  # layers x log2(devices)
     steps: float = 0.0
     sequences: float = 0.0
@@ -117,10 +126,9 @@ def place(work: Work, rig: Rig, engine: Engine, context: int, width: float = 0) 
     usable = round(rig.count * (share * device.memory_bytes - engine.reserve_gib * _GIB))
     copies = rig.count if engine.split == "tensors" else 1
     each = _cache_bytes(work, context, width or engine.cache_widths[0], copies) + work.state_bytes
-    room = usable - work.weight_bytes
-    return Placement(
-        engine, rig.count, work.weight_bytes, each, room, _why_not(work, rig, engine, room, each)
-    )
+    weights = round(sum(p.bytes for p in stored(work, engine)))
+    room = usable - weights
+    return Placement(engine, rig.count, weights, each, room, _why_not(work, rig, engine, weights, room, each))
 
 
 def single_stream(work: Work, rig: Rig, engine: Engine, context: int, prompt: int = 512) -> Single:
@@ -193,23 +201,44 @@ def step(
     devices = rig.count if engine.split == "tensors" else 1
     reads = devices * rig.device.bandwidth_gb_s * 1e9
     plain = devices * rig.device.fp32 * 1e12 or math.inf
-    read = sum(_touched(p, batch) for p in work.parts)
-    unpacked = sum(_touched(p, batch) * p.weights / p.bytes for p in work.parts)
-    sparse = any(p.role == "experts" for p in work.parts)
+    parts = stored(work, engine)
+    read = sum(_touched(p, batch) for p in parts)
+    unpacked = sum(_touched(p, batch) * p.weights / p.bytes for p in parts)
+    sparse = any(p.role == "experts" for p in parts)
     depth = _depth(work)
     cached = _cache_bytes(work, tokens, engine.cache_widths[0], devices) + work.state_bytes
     return Terms(
-        weights=sum(_touched(p, batch) for p in work.parts if p.role != "experts") / reads,
+        weights=sum(_touched(p, batch) for p in parts if p.role != "experts") / reads,
         unpack=max(unpacked * engine.unpack_ops / plain - read / reads, 0.0),
-        experts=sum(_touched(p, batch) for p in work.parts if p.role == "experts") / reads,
+        experts=sum(_touched(p, batch) for p in parts if p.role == "experts") / reads,
         cache=batch * cached / reads,
         compute=(batch - 1) * 2 * work.token_weights / (devices * rate(work, rig.device, engine)),
         prompts=batch * prompt_s(work, rig, engine, prompt) / answer,
         layers=depth,
         sparse=depth if sparse else 0,
+        recurrent=sum(g.count for g in work.layers if g.kind in ("deltanet", "mamba2", "linear")),
+        normed=depth if work.architecture.startswith("gemma") else 0,
         reduces=depth * math.log2(devices),
         steps=1,
         sequences=batch,
+    )
+
+
+def stored(work: Work, engine: Engine) -> tuple[Part, ...]:
+    """Return the weights as an engine's own files hold them; a file that was weighed itself is as it is.
+
+    Labs publish the weights beside MXFP4 experts in 16 bits; GGUFs and MLX's folders hold them in eight, and no
+    towers or draft layers.
+    """
+    kind = engine.beside.get(work.quant, "")
+    if not kind or work.exact:
+        return work.parts
+    return tuple(
+        p
+        if p.role in ("experts", "norms")
+        else replace(p, type=kind, bytes=p.weights * quants.bits(kind) / 8)
+        for p in work.parts
+        if p.role not in ("towers", "drafts")
     )
 
 
@@ -259,7 +288,7 @@ def _depth(work: Work) -> int:
     return work.depth or max(round(32 * (work.token_weights / 8e9) ** 0.3), 8)
 
 
-def _why_not(work: Work, rig: Rig, engine: Engine, room: int, each: int) -> str:
+def _why_not(work: Work, rig: Rig, engine: Engine, weights: int, room: int, each: int) -> str:
     if not engine.runs_on(rig.device):
         return f"{engine.title} does not run on {rig.device.title}"
     if not engine.reads(work.quant, rig.device):
@@ -269,7 +298,7 @@ def _why_not(work: Work, rig: Rig, engine: Engine, room: int, each: int) -> str:
     if engine.split == "tensors" and heads and heads % rig.count and rig.count % heads:
         return f"{heads} heads do not divide among {rig.count} devices"
     if room < each:
-        need, have = (work.weight_bytes + each) / _GIB, (work.weight_bytes + room) / _GIB
+        need, have = (weights + each) / _GIB, (weights + room) / _GIB
         return f"it needs {need:.1f} GiB with one conversation; {rig.name} has {have:.1f} for it"
     return ""
 
@@ -277,7 +306,7 @@ def _why_not(work: Work, rig: Rig, engine: Engine, room: int, each: int) -> str:
 def _spread(pace: Speed, device: Device, what: str) -> Spread:
     """Return the measured spread; twice that of engines that serve many, where no published row covers it."""
     covered = what in pace.covers and device.vendor in pace.vendors
-    return spreads()[pace.fit][what] if covered else spreads()["many"][what].wider()
+    return pace.spread[what] if covered else spreads()[what].wider()
 
 
 def _around(mid: float, spread: Spread) -> Interval:

@@ -43,14 +43,17 @@ class Mix:
         """Bits of a weight of the layers."""
         return sum(share * bits(kind) for kind, share in self.body.items())
 
-    def body_of(self, hidden: int) -> dict[str, float]:
-        """Return the types' shares where rows are `hidden` wide (0: any width); rarer types go to the MLP's second."""
+    def body_of(self, hidden: int, inner: int = 0) -> dict[str, float]:
+        """Return the types' shares where rows are `hidden` wide, and `inner` of the MLP's second matrix (0: any width).
+
+        Rarer types go to the second, which is a third of an expert's weights.
+        """
         found: dict[str, float] = {}
-        room = _DOWN if hidden % _BLOCK else 1.0
+        room = 1 / 3 if inner else _DOWN if hidden % _BLOCK else 1.0
         for kind, share in sorted(self.body.items(), key=lambda item: item[1]):
-            kept = min(share, room)
-            room -= kept
-            for name, part in ((kind, kept), (stored(kind, hidden), share - kept)):
+            second = min(share, room)
+            room -= second
+            for name, part in ((stored(kind, inner), second), (stored(kind, hidden), share - second)):
                 if part > 0:
                     found[name] = found.get(name, 0.0) + part
         return found
