@@ -203,7 +203,7 @@ def test_wrong_usage_is_one_line_and_exit_2(freehold, args, part):
 def test_model_that_could_not_be_run_is_not_fetched(freehold, monkeypatch, verb):
     monkeypatch.setattr("freehold.store.Store.pull", lambda *_: pytest.fail("fetched"))
     status, _, err = freehold(*verb)
-    assert status == 1 and "'gpt-oss' is not supported" in err
+    assert status == 1 and "does not run the architecture gpt-oss" in err
 
 
 def test_pull_says_beforehand_that_a_model_cannot_be_run(freehold):
