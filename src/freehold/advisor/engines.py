@@ -81,7 +81,7 @@ class Speed:
     source: str = ""
     spread: Mapping[str, Spread] = field(
         default_factory=dict
-    )  # by what is predicted, for what `covers` names
+    )  # by what is predicted; has all that `covers` has
 
 
 def engine(name: str) -> Engine:

@@ -22,6 +22,7 @@ from freehold.catalog.model import Layers
 from freehold.errors import UsageError
 
 _GIB = 1 << 30
+_NORMED = ("gemma2", "gemma3", "gemma4")  # architectures with norms before and behind attention and MLP
 CHUNK = 2048  # tokens of a prompt that servers read between two steps of answers
 
 
@@ -64,10 +65,8 @@ class Terms:
     prompts: float = 0.0  # s: multiplications of prompts that are read meanwhile
     layers: float = 0.0
     sparse: float = 0.0  # layers again, where they choose experts
-    recurrent: float = (
-        0.0  # layers again, of those that keep a state (gated DeltaNet, Mamba): many small kernels
-    )
-    normed: float = 0.0  # layers again, of families with norms before and behind attention and MLP (Gemmas)
+    recurrent: float = 0.0  # layers again, of those that keep a state (gated DeltaNet, Mamba): more kernels
+    normed: float = 0.0  # layers again, of those with norms before and behind attention and MLP (Gemmas)
     reduces: float = 0.0  # layers x log2(devices)
     steps: float = 0.0
     sequences: float = 0.0
@@ -217,7 +216,7 @@ def step(
         layers=depth,
         sparse=depth if sparse else 0,
         recurrent=sum(g.count for g in work.layers if g.kind in ("deltanet", "mamba2", "linear")),
-        normed=depth if work.architecture.startswith("gemma") else 0,
+        normed=depth if work.architecture.startswith(_NORMED) else 0,
         reduces=depth * math.log2(devices),
         steps=1,
         sequences=batch,
