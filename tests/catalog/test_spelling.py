@@ -95,6 +95,10 @@ def test_a_family_under_several_licences_is_asked_back(typed: str):
         ("llama-guard3:8b", "LicenseRef-scancode-llama-3.1-license-2024"),
         ("command-r", "LicenseRef-cohere-cc-by-nc-4.0"),
         ("granite-code:20b", "Apache-2.0"),
+        ("nv-embed-v2", "CC-BY-NC-4.0"),
+        ("sfr-embedding-mistral", "CC-BY-NC-4.0"),
+        ("jina-embeddings-v4", "LicenseRef-qwen-research-2024"),
+        ("codegen-16b-mono", "BSD-3-Clause"),
     ],
 )
 def test_a_repository_outside_the_catalogue_is_found_as_people_spell_it(typed: str, licence: str):
