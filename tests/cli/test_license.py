@@ -75,6 +75,8 @@ def test_the_verb_is_spelled_either_way(capsys: pytest.CaptureFixture[str]):
 def test_several_names_are_compared(run: Run):
     _, out, _ = run("qwen3:8b", "mistralai/Codestral-22B-v0.1", *SMALL)
     assert "Qwen/Qwen3-8B" in out and "refused" in out and "§3.2 Usage Limitation" in out
+    _, out, _ = run("qwen3:8b", "mit")
+    assert "3 duties if --modifies or --ships" in out and "1 duty if --ships" in out
 
 
 def test_json_has_a_schema_reasons_and_openness(run: Run):
@@ -148,6 +150,8 @@ def test_facts_may_stand_in_the_settings_and_options_win(run: Run, home: Path):
         (("4",), 1, "neither a model nor a licence"),
         (("qwen3:8b", "--no-modifies", "--taught-by", "qwen3:32b"), 2, "--no-modifies cannot hold"),
         (("mrl", "--for", "commercial", "--pack", "-"), 2, "no pack for"),
+        (("llama3.2:3b", "--multimodal"), 2, "--multimodal cannot hold"),
+        (("llama4:scout", "--text-only", "--seat", "DE"), 2, "--text-only cannot hold"),
         (("--check",), 2, "need a NAME"),
         (("--for", "commercial"), 2, "--for needs a NAME"),
         (("--narrow", "--json"), 2, "--narrow needs a NAME"),

@@ -94,6 +94,7 @@ def command(
         )
     facts = company_facts(settings, given)
     asked = _subjects(names) or [OWN]
+    _no_other_input(asked, given["multimodal"])
     found = [(one, verdict(one, facts, merged, teachers)) for one in asked]
     if folder == "-" and as_json:
         raise UsageError("--pack - and --json both want stdout", "name a folder for the pack")
@@ -120,6 +121,14 @@ def _nothing_to_judge(
             f"{said[0]} needs a NAME to judge",
             "freehold license qwen3:8b --for commercial; alone it lists licences",
         )
+
+
+def _no_other_input(asked: list[Subject], said: bool | None) -> None:
+    """Refuse --multimodal or --text-only of a model that the catalogue knows to be otherwise: it would not count."""
+    for one in asked:
+        if said is not None and one.multimodal is (not said):
+            option, takes = ("--multimodal", "text alone") if said else ("--text-only", "more than text")
+            raise UsageError(f"{option} cannot hold: {one.name} takes {takes}", "leave it out")
 
 
 def _subjects(names: tuple[str, ...]) -> list[Subject]:
@@ -271,12 +280,18 @@ def _because(v: Verdict) -> str:
         return ""
     if v.answer == "conditions":
         due = [r for r in v.deciding if r.bearing == "requires"]
-        more = len(v.deciding) - len(due)
+        waiting = [r for r in v.deciding if r.bearing != "requires"]
+        options = dict.fromkeys(OPTIONS[fact] for r in waiting for fact in r.waits_for)
         first = f"{due[0].says} [{due[0].clause}]" if due else ""
         rest = f"{len(due) - 1} more" if len(due) > 1 else ""
-        return "; ".join(filter(None, [first, rest, f"{more} if it comes to that" if more else ""]))
+        depends = f"{_duties(len(waiting))} if {' or '.join(options)}" if waiting else ""
+        return "; ".join(filter(None, [first, rest, depends]))
     first = v.deciding[0]
     return f"{first.says} [{first.clause}]"
+
+
+def _duties(count: int) -> str:
+    return f"{count} dut{'y' if count == 1 else 'ies'}"
 
 
 def _named(identifier: str) -> str:
