@@ -270,43 +270,12 @@ class LLM:
         }
         return complete(self._asked(messages, asked))
 
-    def stream(
-        self,
-        messages: Chat,
-        *,
-        max_tokens: int | None = None,
-        sampling: SamplingParams | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-        think: bool | None = None,
-        think_tokens: int | None = None,
-        effort: str | None = None,
-        tools: Tools = (),
-        tool_choice: str = "auto",
-        parallel_tool_calls: bool = True,
-        overflow: Overflow = "error",
-        format: FormatLike = None,
-        adapter: str | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Iterator[Chunk]:
-        """Answer as `chat` does, piece by piece. Closing the iterator stops the model within one step."""
-        asked: ChatOptions = {
-            "max_tokens": max_tokens,
-            "sampling": sampling,
-            "stop": stop,
-            "logprobs": logprobs,
-            "think": think,
-            "think_tokens": think_tokens,
-            "effort": effort,
-            "tools": tools,
-            "tool_choice": tool_choice,
-            "parallel_tool_calls": parallel_tool_calls,
-            "overflow": overflow,
-            "format": format,
-            "adapter": adapter,
-            **options,
-        }
-        return self._asked(messages, asked).stream()
+    def stream(self, messages: Chat, **options: Unpack[ChatOptions]) -> Iterator[Chunk]:
+        """Answer as `chat` does, with its keywords, piece by piece.
+
+        Closing the iterator stops the model within one step.
+        """
+        return self._asked(messages, options).stream()
 
     @overload
     def generate(self, prompt: str | Sequence[int], **options: Unpack[TextOptions]) -> Completion: ...
@@ -342,29 +311,9 @@ class LLM:
             return complete(self._continued(cast(str, prompt), asked))
         return self._together([self._numbered(i, each, asked) for i, each in enumerate(prompt)])
 
-    def stream_text(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int | None = None,
-        sampling: SamplingParams | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-        format: FormatLike = None,
-        adapter: str | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Iterator[Chunk]:
-        """Continue one prompt as `generate` does, piece by piece."""
-        asked: TextOptions = {
-            "max_tokens": max_tokens,
-            "sampling": sampling,
-            "stop": stop,
-            "logprobs": logprobs,
-            "format": format,
-            "adapter": adapter,
-            **options,
-        }
-        return self._continued(prompt, asked).stream()
+    def stream_text(self, prompt: str | Sequence[int], **options: Unpack[TextOptions]) -> Iterator[Chunk]:
+        """Continue one prompt as `generate` does, with its keywords, piece by piece."""
+        return self._continued(prompt, options).stream()
 
     def _asked(self, messages: Chat, options: ChatOptions) -> Answering:
         """Prepare the answer to a chat; nothing is computed before it is streamed or entered."""
