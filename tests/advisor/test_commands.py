@@ -113,3 +113,12 @@ def test_a_line_of_a_model_without_a_gguf_says_so():
 )
 def test_advice_begins_with_what_the_lab_publishes(model_id: str, tried: tuple[str, ...]):
     assert quants_of(catalog.model(model_id)) == tried
+
+
+def test_a_command_for_many_users_has_room_for_each():
+    model = catalog.model("qwen3:8b")
+    one = line(model, "Q4_K_M", "llama.cpp", context=8192).command
+    many = line(model, "Q4_K_M", "llama.cpp", context=8192, users=10).command
+    assert one.endswith(" -c 8192") and many.endswith(" -c 81920 -np 10")
+    ours = line(model, "Q4_K_M", "freehold", context=8192, users=10).command
+    assert ours == "freehold serve qwen3:8b --context 8192"

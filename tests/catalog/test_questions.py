@@ -52,6 +52,9 @@ ASKED = [
     Asked("chat for our team of 1,000 users", "chat", {"users": 1000}),
     Asked("a 24 GB GPU for a coding assistant", "code", {"hardware": "rtx-4090"}),
     Asked("macbook pro with 48 GB for writing", "chat", {"hardware": "m4-pro:48gb"}),
+    Asked("classify tickets, 100k a day", "extraction", {"context": 0}),
+    Asked("chatbot for 20M tokens per month, 12 users", "chat", {"context": 0, "users": 12}),
+    Asked("agent at 30 tokens/s with 64k context", "agent", {"context": 64_000}),
     Asked("zweckdienlich chat", "chat", {}, ("zweckdienlich",)),
 ]  # fmt: skip
 

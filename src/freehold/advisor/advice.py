@@ -196,7 +196,7 @@ class Advice:
         """The best model of each size class that only the place stands against, if anything does."""
         best: dict[str, Judged] = {}
         able = [j for j in self.ruled_out if all(r.rule in PLACE_RULES for r in j.refusals)]
-        for judged in sorted((j for j in (*self.picks, *self.below, *able)), key=_order):
+        for judged in sorted((*self.picks, *self.below, *able), key=_ordering(self.request.task)):
             best.setdefault(judged.model.tier, judged)
         return {tier: best[tier] for tier in TIERS if tier in best}
 
@@ -224,7 +224,7 @@ def advise(
     scale = Scale(task, known)
     quick = scale if task.quick else Scale(task, known, quick=True, ruler=scale.benchmark)
     judged = [_judge(m, request, scale, quick, placer) for m in known if _of_kind(m, task)]
-    able = sorted((j for j in judged if not j.refusals), key=_order if _makes_text(task) else _finder_order)
+    able = sorted((j for j in judged if not j.refusals), key=_ordering(task))
     bar = task.bar if scale.benchmark else 0.0
     picks = [j for j in able if j.vouched >= bar] if scale.benchmark else able
     below = tuple(j for j in able if scale.benchmark and j.quality and j.vouched < bar)
@@ -251,6 +251,10 @@ def _instead(
 
 def _makes_text(task: Task) -> bool:
     return not (task.encoder or task.reranker)
+
+
+def _ordering(task: Task) -> Callable[[Judged], tuple[bool, int | bool, float, float, str]]:
+    return _order if _makes_text(task) else _finder_order
 
 
 def _finder_order(judged: Judged) -> tuple[bool, int, float, float, str]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from freehold.catalog.languages import known
 from freehold.catalog.questions import Part, Question, results_in
 from freehold.catalog.tasks import Task
 from freehold.errors import UsageError
@@ -17,7 +18,6 @@ from freehold.errors import UsageError
 _Said = TypeVar("_Said")
 MOST_USERS = 4096  # at a time; no published row is of more
 _VOTES = "arena"  # the board whose votes are also counted by the prompt's language, on one scale
-_CODES = 4  # letters of a language code at most
 SHOWN = ("beside", "matter", "note")  # parts that an answer names apart from what it rests on
 
 
@@ -91,7 +91,7 @@ def _with_notes(found: Asked, notes: list[str], budget: float | None) -> Asked:
     if question.private and (found.budget is not None):
         notes.append("private: rented hardware is another's; leave the budget out to stay on your own")
     if question.model:
-        notes.append(f"{question.model}: freehold why {question.model} tells of this one model")
+        notes.append(f"{question.model}: freehold why {question.model} answers for this one model")
     return replace(found, notes=tuple(notes))
 
 
@@ -106,9 +106,9 @@ def _in_language(task: Task, codes: Sequence[str]) -> Task:
 def _languages(question: Question, given: Sequence[str]) -> tuple[str, ...]:
     """Return the languages asked for but English, which every benchmark is in."""
     for code in given:
-        if not (code.isascii() and code.isalpha() and 2 <= len(code) < _CODES):
+        if not known(code.lower()):
             raise UsageError(
-                f"language {code!r} is no code of a language", "write ISO 639: de, fr, ja; mul: many"
+                f"{code!r} is not a language code of ISO 639", "two letters: de, fr, ja; mul: many languages"
             )
     wanted = (*(c.lower() for c in given), *question.languages)
     return tuple(code for code in dict.fromkeys(wanted) if code != "en")

@@ -32,20 +32,27 @@ class Line:
 
 
 def line(
-    model: Model, quant: str, engine: str, *, devices: int = 1, context: int = 0, held: str = ""
+    model: Model,
+    quant: str,
+    engine: str,
+    *,
+    devices: int = 1,
+    context: int = 0,
+    users: int = 1,
+    held: str = "",
 ) -> Line:
     """Return what runs `model` in `quant` on `engine` over so many devices; `held`: a file that is here.
 
-    `context` 0: the engine's default.
+    `context` is each conversation's, 0: the engine's default. `users`: conversations at a time.
     """
     if model.role != "generator":
         known = engine in ("freehold", "vllm")
         none = Line("", f"no line of {engine} is known here for what finds texts")
         return finder_line(model, here=engine == "freehold") if known else none
     if engine == "freehold":
-        return _ours(model, quant, context, held)
+        return _ours(model, quant, context, users, held)
     if engine == "llama.cpp":
-        return _llama_cpp(model, quant, context)
+        return _llama_cpp(model, quant, context, users)
     if not model.hub:
         return Line("", f"{model.id} is no repository on the hub: its lab hands the weights out elsewhere")
     if engine == "mlx":
@@ -81,14 +88,14 @@ def gguf(model: Model, quant: str = "") -> str:
     return next(found, "")
 
 
-def _ours(model: Model, quant: str, context: int, held: str) -> Line:
+def _ours(model: Model, quant: str, context: int, users: int, held: str) -> Line:
     room = f" --context {context}" if context else ""
     repo = gguf(model, quant)
     own = model.id if model.hub and quant in published(model) else ""
     name = held or (model.name if model.name and quant == _fetched(model) else "")
     name = name or (f"{repo}:{quant}" if repo else own)
     if name:
-        return Line(f"freehold run {name}{room}")
+        return Line(f"freehold {'run' if users == 1 else 'serve'} {name}{room}")
     return Line("", _no_gguf(model, quant))
 
 
@@ -98,11 +105,12 @@ def _fetched(model: Model) -> str:
     return found[0] if found else "BF16"
 
 
-def _llama_cpp(model: Model, quant: str, context: int) -> Line:
+def _llama_cpp(model: Model, quant: str, context: int, users: int) -> Line:
     repo = gguf(model, quant)
     if not repo:
         return Line("", _no_gguf(model, quant))
-    return Line(f"llama-server -hf {repo}:{quant}" + (f" -c {context}" if context else ""))
+    room = f" -c {context * users}" if context else ""  # llama-server divides -c among its slots
+    return Line(f"llama-server -hf {repo}:{quant}{room}" + (f" -np {users}" if users > 1 else ""))
 
 
 def _no_gguf(model: Model, quant: str) -> str:

@@ -57,7 +57,7 @@ def here(place: Place, held: Mapping[str, Path], load: Load = ALONE) -> Placer:
         if why := _crowded(found, load.users):
             return Refusal("users", why)
         name = model.name or str(held[model.id]) if model.id in held else ""
-        made = line(model, anatomy.quant, OURS, context=context, held=name)
+        made = line(model, anatomy.quant, OURS, context=context, users=load.users, held=name)
         return Placement(
             where=place.name,
             engine=found.engine,
@@ -201,7 +201,7 @@ def _placement(
         except UsageError as e:
             return e.message
         answer = many.tpot.inverse()
-    made = line(model, work.quant, engine.name, devices=rig.count, context=context)
+    made = line(model, work.quant, engine.name, devices=rig.count, context=context, users=load.users)
     return Placement(
         where=rig.name,
         engine=engine.name,
@@ -228,5 +228,5 @@ def quants_of(model: Model) -> tuple[str, ...]:
 
 
 def month_of(rig: Rig) -> float:
-    """Return a month's rent in dollars; infinite where nobody is known to rent it out."""
+    """Return a month's rent in dollars; infinite where no rent is known."""
     return rig.rent.mid * HOURS if rig.rent else float("inf")

@@ -55,7 +55,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Hardware that does not do, in the largest number that was tried, and why."""
+    """Hardware that is too small or too slow, in the largest number that was tried, and why."""
 
     rig: Rig
     why: str
@@ -177,7 +177,7 @@ def _tried(
         return e.message
     if answer.mid < pace:
         return f"{engine.title} in {quant}: {answer} tokens a second for each user, where {pace:g} are asked"
-    made = line(model, quant, engine.name, devices=rig.count, context=context)
+    made = line(model, quant, engine.name, devices=rig.count, context=context, users=load.users)
     memory = placed.weights + load.users * placed.sequence
     return Option(rig, engine.name, quant, memory, placed.streams, answer, first, made)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 CODE = re.compile(r"[a-z]{2,3}")
 
@@ -40,13 +41,25 @@ def spelled(names: Iterable[str]) -> Languages:
     return Languages(tuple(codes), stated, tuple(sources))
 
 
+def known(code: str) -> bool:
+    """Return whether a code names a language: one of ISO 639-1, "mul", or a longer one that a set names."""
+    return (
+        code in _raw()["iso639_1"].split() or code == "mul" or any(code in s.codes for s in sets().values())
+    )
+
+
 @cache
 def sets() -> dict[str, Languages]:
     """Return the sets that the shipped data names."""
-    text = resources.files("freehold.catalog").joinpath("data", "languages.toml").read_text(encoding="utf-8")
     return {
         name: Languages(
             tuple(raw["codes"].split()), raw.get("stated", 0), (raw["source"],) if "source" in raw else ()
         )
-        for name, raw in tomllib.loads(text)["sets"].items()
+        for name, raw in _raw()["sets"].items()
     }
+
+
+@cache
+def _raw() -> dict[str, Any]:
+    text = resources.files("freehold.catalog").joinpath("data", "languages.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)

@@ -192,7 +192,7 @@ def _read(atoms: list[str]) -> tuple[list[Part], list[str]]:
 def _next(atoms: list[str], at: int) -> tuple[int, list[Part]]:
     """Return how many words from `at` on are understood together, and as what; the longest reading wins."""
     best: tuple[int, list[Part]] = (0, [])
-    for reader in (_phrase, _counted_device, _quantity, _team):
+    for reader in (_phrase, _counted_device, _rate, _quantity, _team):
         taken, found = reader(atoms, at)
         if taken > best[0]:
             best = taken, found
@@ -225,6 +225,24 @@ def _counted_device(atoms: list[str], at: int) -> tuple[int, list[Part]]:
             if sized and float(sized[1]) in sizes:
                 name, end = f"{name}:{sized[1]}gb", end + 1
             return end - at, [Part("hardware", name if count == 1 else f"{count}x{name}", "")]
+    return 0, []
+
+
+def _rate(atoms: list[str], at: int) -> tuple[int, list[Part]]:
+    """Return an amount of a time: 100k a day, 20M tokens per month, 30 tokens/s. It is no context and no users."""
+    found = _NUMBER.fullmatch(atoms[at])
+    if found is None or found[2] not in (None, "k", "m"):
+        return 0, []
+    for things in range(_LONGEST - 2):
+        end = at + 1 + things
+        if any(c in "$0123456789" for word in atoms[at + 1 : end] for c in word):
+            break  # the next amount begins
+        end += atoms[end : end + 1] in (["a"], ["an"], ["per"], ["each"], ["every"])
+        if atoms[end : end + 1] and atoms[end] in _words()["periods"]:
+            says = (
+                "a rate is not used here: --min-speed asks for a speed, freehold cost takes --tokens-per-day"
+            )
+            return end + 1 - at, [Part("note", atoms[at], "", says)]
     return 0, []
 
 
@@ -354,7 +372,7 @@ def _task_word(part: Part, found: Task | None) -> Iterator[Part]:
     if found and found.id in names:
         yield Part("task", found.id, part.words)
     elif part.what == "task":
-        yield Part("beside", names[0], part.words, f"belongs to {names[0]}, which is not what is ranked for")
+        yield Part("beside", names[0], part.words, f"names the task {names[0]}; one task is ranked at a time")
     else:
         yield Part("matter", part.words, part.words)
 

@@ -35,7 +35,7 @@ def report(advice: Advice, shown: tuple[Judged, ...]) -> str:
     lead = (
         f"{first}Of {advice.considered} models, {len(advice.picks)} are good enough, {len(advice.below)} run and are "
         f"not, {len(advice.unproven)} run and have no published result, {len(advice.ruled_out)} are ruled out; "
-        f"{advice.request.speed:g} tokens a second or more, {advice.request.context:,} tokens of context."
+        f"{needs(advice)}."
     )
     sections = [_question(advice)]
     sections += [_ranking(advice, shown)] if shown else []
@@ -51,6 +51,13 @@ def report(advice: Advice, shown: tuple[Judged, ...]) -> str:
         f"Made by freehold advise on {date.today().isoformat()}.",
     )
     return page(f"Models for {task.title}", lead, sections, footer)
+
+
+def needs(advice: Advice) -> str:
+    """Word the speed and the context that a pick must have; a task without a pace has no speed."""
+    speed = advice.request.speed
+    paced = f"{speed:g} tokens a second or more, " if speed else ""
+    return f"{paced}{advice.request.context:,} tokens of context"
 
 
 def _question(advice: Advice) -> Section:
@@ -77,11 +84,11 @@ def apart(advice: Advice) -> list[str]:
     if advice.below:
         best = advice.below[0]
         lines.append(
-            f"below the bar of {advice.bar:g} on {advice.benchmark}: {_names(advice.below)}; "
-            f"the best of them, {name(best.model)}, has {per_cent(best.quality)}"
+            f"range begins below the bar of {advice.bar:g} on {advice.benchmark}, so not ranked: "
+            f"{_names(advice.below)}; the best of them, {name(best.model)}, has {per_cent(best.quality)}"
         )
     if advice.unproven:
-        lines.append(f"no published result tells of this work, so not ranked: {_names(advice.unproven)}")
+        lines.append(f"no published result for this kind of work, so not ranked: {_names(advice.unproven)}")
     for judged in advice.instead:
         place, quality = judged.placement, judged.quality
         assert place is not None and quality is not None  # elsewhere it has both
@@ -145,14 +152,14 @@ def row(advice: Advice, judged: Judged) -> tuple[str, ...]:
         place.quant,
         human(place.memory),
         str(place.decode),
-        *_vouched(judged),
+        *vouched(judged),
         short_licence(judged.model),
         *(("; ".join(t.says for t in judged.tongues),) if advice.request.languages else ()),
         *((own_words(advice, judged),) if advice.own else ()),
     )
 
 
-def _vouched(judged: Judged) -> tuple[str, str]:
+def vouched(judged: Judged) -> tuple[str, str]:
     """Return a result and what it rests on; of what finds texts, with its benchmark, as there are several."""
     if judged.model.role == "generator":
         return per_cent(judged.quality), judged.quality.basis if judged.quality else ""
@@ -188,7 +195,7 @@ def _tiers(advice: Advice) -> Section:
             tier,
             name(j.model),
             size(j.model),
-            per_cent(j.quality),
+            vouched(j)[0],
             "; ".join(r.why for r in j.refusals) or (f"{j.placement.decode} tokens/s" if j.placement else ""),
         )
         for tier, j in advice.by_tier.items()

@@ -19,11 +19,13 @@ from freehold.cli.advice_report import (
     chart,
     head,
     name,
+    needs,
     per_cent,
     reasons,
     report,
     row,
     understood,
+    vouched,
 )
 from freehold.cli.company import FACTS, company_facts, company_options
 from freehold.cli.facts import size
@@ -146,7 +148,7 @@ def _asks_hardware(task: str | None) -> tuple[str, int] | None:
 
 
 def _task(task: str | None, samples: str | None) -> str:
-    if task is None and not samples:
+    if not (task or "").strip() and not samples:
         raise UsageError("which task?", 'say it in a few words: freehold advise "code completion"')
     return task or "chat"
 
@@ -195,8 +197,7 @@ def _advice(settings: Settings, task: str, given: dict[str, Any]) -> Advice:
 def _print(advice: Advice, shown: tuple[Judged, ...], *, everything: bool, plotted: bool) -> None:
     task = advice.request.task
     scale = f", on the scale of {advice.benchmark}" if advice.benchmark else ""
-    needs = f"{advice.request.speed:g} tokens a second or more, {advice.request.context:,} tokens of context"
-    click.echo(f"{task.id}: {task.title}; {needs}{scale}")
+    click.echo(f"{task.id}: {task.title}; {needs(advice)}{scale}")
     for line in understood(advice):
         click.echo(line)
     if shown:
@@ -205,7 +206,9 @@ def _print(advice: Advice, shown: tuple[Judged, ...], *, everything: bool, plott
             _print_plot(advice, shown)
         _print_tiers(advice)
         if any(j.placement and not j.placement.sure for j in shown):
-            click.echo("measured while others computed: a speed rules out only by its upper bound")
+            click.echo(
+                "this machine was busy when it was measured: only the upper end of a speed rules a model out"
+            )
     for line in beside_lines(advice):
         click.echo(line)
     if lines := apart(advice):
@@ -252,8 +255,7 @@ def _print_tiers(advice: Advice) -> None:
     for tier, judged in advice.by_tier.items():
         there = str(judged.placement.decode) + " tok/s" if judged.placement else ""
         against = "; ".join(r.why for r in judged.refusals)
-        quality = per_cent(judged.quality)
-        rows.append((tier, name(judged.model), size(judged.model), quality, against or there))
+        rows.append((tier, name(judged.model), size(judged.model), vouched(judged)[0], against or there))
     click.echo("")
     table(("TIER", "BEST OF IT", "SIZE", advice.benchmark.upper() or "QUALITY", "THERE"), rows, right=(2,))
 
@@ -282,18 +284,38 @@ def relaxed(advice: Advice) -> str:
     """Say that nothing is good enough, or which condition to drop, by how many models each would bring in."""
     if advice.below or advice.unproven:
         said = f"nothing here is good enough for {advice.request.task.id}: {_best(advice)}"
-        good = [f"{n} without {option}" for option, n in advice.relax_to_good[:3]]
+        good = [f"{n} {_with(option)}" for option, n in advice.relax_to_good[:3]]
         said += f"; good enough would be {', '.join(good)}" if good else ""
         return said + ("; on other hardware: see above" if advice.instead else "")
-    ways = [f"{count} without {option}" for option, count in advice.relax[:4]]
-    return "no model is left: " + (", ".join(ways) if ways else "the task itself rules every model out")
+    ways = [f"{count} {_with(option)}" for option, count in advice.relax[:4]]
+    return "no model is left: " + (
+        f"there would be {', '.join(ways)}" if ways else "the task itself rules all out"
+    )
+
+
+# What changes a condition that stands although its option was not given: the place's, the task's, the question's.
+_CHANGES = {
+    "--engine": "on another engine (--on HARDWARE --engine NAME)",
+    "--on": "with more memory (--on HARDWARE)",
+    "--budget": "with a higher --budget",
+    "--users": "for fewer --users",
+    "--min-speed": "at a lower --min-speed",
+}
+
+
+def _with(options: str) -> str:
+    """Word how conditions are relaxed: without --language and for fewer --users."""
+    return " and ".join(_CHANGES.get(option, f"without {option}") for option in options.split(" and "))
 
 
 def _best(advice: Advice) -> str:
     if not advice.below:
-        return f"of the {len(advice.unproven)} models that run, no published result tells of this work"
+        return f"the {len(advice.unproven)} models that run have no published result for this kind of work"
     best = advice.below[0]
-    return f"the best that runs has {per_cent(best.quality)} on {advice.benchmark}, the bar is {advice.bar:g}"
+    return (
+        f"the best that runs has {per_cent(best.quality)} on {advice.benchmark}, and its range begins below "
+        f"the bar of {advice.bar:g}"
+    )
 
 
 def as_plain(advice: Advice) -> dict[str, Any]:

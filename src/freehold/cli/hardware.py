@@ -1,4 +1,4 @@
-"""`freehold hardware MODEL --users N`: which hardware answers so many users, what it costs, and why other does not.
+"""`freehold hardware MODEL --users N`: which hardware serves so many users, what it costs, and why others do not.
 
 Knows options and columns; the sizing is advisor/sizing.py's. Path: main -> hardware -> choosing.hardware -> Sizing
 """
@@ -28,25 +28,21 @@ _HEAD = ("HARDWARE", "QUANT", "ENGINE", "NEEDS", "OF", "TOK/S EACH", "FIRST s", 
 @click.option(
     "--users", type=click.IntRange(1, 4096), default=1, show_default=True, help="So many at a time."
 )
-@click.option("--context", type=Amount(whole=True), help="Tokens of each conversation; 8,192 unless told.")
-@click.option(
-    "--prompt", type=Amount(whole=True), default=1000, help="Tokens of a request; 1,000 unless told."
-)
-@click.option("--answer", type=Amount(whole=True), default=300, help="Tokens of an answer; 300 unless told.")
-@click.option(
-    "--min-speed", type=click.FloatRange(0, 1e6), help="Tokens a second of each user; 10 unless told."
-)
+@click.option("--context", type=Amount(whole=True), help="Tokens of each conversation; default: 8,192.")
+@click.option("--prompt", type=Amount(whole=True), default=1000, help="Tokens of a request; default: 1,000.")
+@click.option("--answer", type=Amount(whole=True), default=300, help="Tokens of an answer; default: 300.")
+@click.option("--min-speed", type=click.FloatRange(0, 1e6), help="Tokens a second of each user; default: 10.")
 @click.option("--quant", metavar="Q", default="", help="Only in this quantisation, such as FP8.")
 @click.option(
     "--engine", metavar="NAME", default="", help="Only on this engine: vllm, sglang, llama.cpp, ..."
 )
-@click.option("--all", "everything", is_flag=True, help="Name all hardware, and why each does not do.")
+@click.option("--all", "everything", is_flag=True, help="Name all hardware, and why each does not suffice.")
 @json_option
 def command(model: str, everything: bool, as_json: bool, **given: Any) -> None:
     """Say which hardware MODEL needs for N users at a time, each with the speed asked for, and what it costs.
 
     Of each device the fewest that do, the cheapest to rent first; speeds of each user with bounds that four of five
-    keep, all users asking at the same moment. What does not do says why.
+    keep, all users asking at the same moment. Hardware that does not suffice is named with the reason.
 
     With --json: {"schema": 1, "model", "users", "context", "options": [...], "failures": [...]}.
     """
@@ -62,7 +58,7 @@ def command(model: str, everything: bool, as_json: bool, **given: Any) -> None:
 
 
 def show(found: Sizing, *, everything: bool = False) -> None:
-    """Print the options, the first one's command, and why others do not do."""
+    """Print the options, the first one's command, and why others do not suffice."""
     load = found.load
     each = f"{load.prompt:,} + {load.answer:,} tokens a request, room for {found.context:,} each"
     name = found.model.name or found.model.id
@@ -73,16 +69,18 @@ def show(found: Sizing, *, everything: bool = False) -> None:
         if len(found.options) > len(shown):
             click.echo(f"and {len(found.options) - len(shown)} more: --all")
         first = shown[0]
-        click.echo(f"  {first.line.command or f'no command is known: {first.line.why_none}'}")
+        click.echo(
+            f"on {first.rig.name}: {first.line.command or f'no command is known: {first.line.why_none}'}"
+        )
     else:
-        click.echo("no hardware known here does")
+        click.echo("no hardware of the catalogue suffices")
         for way in _ways_out(found):
             click.echo(f"hint: {way}", err=True)
     failed = found.failures if everything else found.failures[:_FAILED]
     for one in failed:
         click.echo(f"not {one.rig.name}: {one.why}")
     if len(found.failures) > len(failed):
-        click.echo(f"and {len(found.failures) - len(failed)} more that do not do: --all")
+        click.echo(f"and {len(found.failures) - len(failed)} more that do not suffice: --all")
 
 
 def _ways_out(found: Sizing) -> list[str]:
@@ -148,8 +146,8 @@ def _plain(option: Option) -> dict[str, Any]:
 def _money_json(money: Money | None) -> dict[str, Any] | None:
     if money is None:
         return None
-    told = {"low": money.low, "mid": money.mid, "high": money.high}
-    return told | {"checked": money.checked.isoformat(), "source": money.source}
+    found = {"low": money.low, "mid": money.mid, "high": money.high}
+    return found | {"checked": money.checked.isoformat(), "source": money.source}
 
 
 def for_question(model: str, users: int, *, as_json: bool) -> None:
@@ -163,4 +161,4 @@ def for_question(model: str, users: int, *, as_json: bool) -> None:
         click.echo(f"understood: hardware for {found.model.id}, {found.load.users} at a time")
         show(found)
     if not found.options:
-        raise UsageError(f"no hardware known here answers {users} users of {model}")
+        raise UsageError(f"no hardware of the catalogue serves {users} users of {model}")
