@@ -14,6 +14,8 @@ from freehold.cli.serve import ring
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.server.accounts import Accounts
+from freehold.server.auth import Guard
+from freehold.server.problems import Refused
 from tests.cli.test_serve import KEY, freehold
 
 
@@ -29,7 +31,7 @@ def test_a_key_is_printed_once_and_opens_the_door(tmp_path: Path):
     assert done.status == 0 and secret.startswith("fh-") and len(secret) > 30 and secret not in done.err
     kept = (tmp_path / "keys.json").read_text()
     assert secret not in kept and secret[3:] not in kept
-    found = ring(settings(tmp_path), None, "0.0.0.0", insecure=False)
+    found = ring(settings(tmp_path), None, insecure=False)
     key = found.find(secret.encode())
     assert found.needed and key is not None and (key.models, key.rate) == (("qwen*", "tiny"), "60/min")
 
@@ -71,7 +73,7 @@ def test_a_home_whose_last_key_was_revoked_starts_no_open_server(tmp_path: Path)
         and "freehold keys add NAME" in done.err
     )
     (tmp_path / "keys.json").unlink()
-    assert not ring(settings(tmp_path), None, "127.0.0.1", insecure=False)
+    assert not ring(settings(tmp_path), None, insecure=False)
 
 
 def test_the_owner_s_token_is_printed_and_stays(tmp_path: Path):
@@ -120,14 +122,28 @@ def test_wrong_usage_of_keys_is_said_and_writes_nothing(tmp_path: Path, args: li
 def test_keys_may_lie_elsewhere_and_one_may_come_from_the_environment(tmp_path: Path):
     file = tmp_path / "other.json"
     with pytest.raises(UsageError, match="holds no key"):
-        ring(settings(tmp_path), file, "127.0.0.1", insecure=False)
+        ring(settings(tmp_path), file, insecure=False)
     secret = freehold(tmp_path, "keys", "add", "ann", "--file", str(file)).out.strip()
-    found = ring(settings(tmp_path, api_key=KEY), file, "127.0.0.1", insecure=False)
+    found = ring(settings(tmp_path, api_key=KEY), file, insecure=False)
     ann, environment = found.find(secret.encode()), found.find(KEY.encode())
     assert ann is not None and environment is not None
     assert (ann.name, environment.name, found.needed) == ("ann", "environment", True)
 
 
+@pytest.mark.parametrize("from_environment", [False, True])
+def test_the_keys_of_a_home_and_of_the_environment_are_needed_on_loopback_too(
+    tmp_path: Path, from_environment: bool
+):
+    if from_environment:
+        found = ring(settings(tmp_path, api_key=KEY), None, insecure=False)
+    else:
+        freehold(tmp_path, "keys", "add", "ann")
+        found = ring(settings(tmp_path), None, insecure=False)
+    assert found and found.needed
+    with pytest.raises(Refused, match="needs a key"):
+        Guard(found).check("/v1/models", {b"host": b"localhost"})
+
+
 def test_a_loopback_server_without_keys_asks_for_none_until_there_is_one(tmp_path: Path):
-    found = ring(settings(tmp_path), None, "127.0.0.1", insecure=False)
+    found = ring(settings(tmp_path), None, insecure=False)
     assert not found and not found.needed

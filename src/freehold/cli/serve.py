@@ -205,7 +205,7 @@ def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
     from freehold.worker.models import Options
 
     host = given["host"] or settings.host
-    keys = ring(settings, given["key_file"], host, insecure=given["insecure"])
+    keys = ring(settings, given["key_file"], insecure=given["insecure"])
     check_bind(host, keys, insecure=given["insecure"])
     tls = checked(given["tls_cert"], given["tls_key"])
     kept = Seconds(never=True).convert(settings.keep_alive, None, None)
@@ -246,13 +246,12 @@ def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
     )
 
 
-def ring(settings: Settings, file: Path | None, host: str, *, insecure: bool) -> Ring:
+def ring(settings: Settings, file: Path | None, *, insecure: bool) -> Ring:
     """Return the keys in force: those of `file`, or of this home's once there are any, and the environment's.
 
-    A key is needed, even if the last one is taken out while the server runs, where the file was named or others reach
-    the address. Raises UsageError for a file that is not there.
+    Once there is a key, requests need one for as long as the server runs. Raises UsageError for a named file without
+    keys, and for this home's if it is empty.
     """
-    from freehold.server.auth import is_loopback
     from freehold.server.keys import KeyFile, Ring
 
     named = bool(file or settings.key_file)
@@ -265,9 +264,7 @@ def ring(settings: Settings, file: Path | None, host: str, *, insecure: bool) ->
             f"{kept.path} has held keys and holds none: without one every program here could ask",
             f"freehold keys add NAME makes one; rm {kept.path} serves without keys again",
         )
-    found = Ring(own, kept)
-    found.needed = named or (bool(found) and not is_loopback(host))
-    return found
+    return Ring(own, kept, needed=named)
 
 
 def _from_environment(secret: str) -> list[Key]:
