@@ -136,3 +136,18 @@ def test_any_chart_is_well_formed(ends: list[tuple[float, float]], label: str):
         ElementTree.fromstring(bars([Bar(said, (a, b), said) for a, b in ends], title=said, width=width))
         points = [Point(said, a, b) for a, b in ends]
         ElementTree.fromstring(scatter(points, Axis("x"), LOG, title=said, width=width))
+
+
+@pytest.mark.parametrize("width", [340.0, 760.0])
+def test_the_legend_names_every_group_that_is_drawn_and_no_other(width: float):
+    points = [Point("a", 1, 2, group=0), Point("b", 2, 3, group=2)]
+    svg = scatter(
+        points,
+        Axis("x"),
+        Axis("a long axis's label"),
+        title="t",
+        groups=("published", "x", "converted too"),
+        width=width,
+    )
+    said = [t.text for t in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    assert "published" in said and "converted too" in said and said.count("x") == 1  # the axis

@@ -134,6 +134,17 @@ def test_tokenize_begins_a_text_as_asked(llm: LLM):
     assert llm.tokenize("the end", bos=False) == plain
 
 
+@pytest.mark.parametrize("ids", [[1, 2, "a"], [1.5], 7])
+def test_what_is_no_token_id_is_refused_by_name(llm: LLM, ids):
+    with pytest.raises(UsageError, match="not token ids"):
+        llm.generate(ids, max_tokens=1)
+
+
+def test_only_a_text_is_tokenised(llm: LLM):
+    with pytest.raises(UsageError, match="text is a int"):
+        llm.tokenize(5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("ids", [[-1], [10**9]])
 def test_ids_outside_the_vocabulary_are_refused(llm: LLM, ids):
     for call in (llm.generate, llm.detokenize, llm.logits, llm.score):

@@ -240,7 +240,7 @@ def reasons(advice: Advice, judged: Judged) -> list[str]:
     model, place = judged.model, judged.placement
     lines = [f"why {name(model)}:"]
     if own := own_words(advice, judged):
-        lines.append(f"  passed {own} of your own cases, the most of those tried")
+        lines.append(f"  passed {own} of your own cases; no model that was tried passed more")
     if judged.quality:
         said = judged.quality
         lines.append(f"  {said.benchmark} {per_cent(said)} {said.basis}: {said.evidence}")

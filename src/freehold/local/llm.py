@@ -500,6 +500,8 @@ class LLM:
         prompts follow. A model without such a token begins with none. Raises UsageError for lone surrogates.
         """
         self._check_open()
+        if not isinstance(text, str):
+            raise UsageError(f"text is a {type(text).__name__}; expected a str")
         return self._tokenizer.encode(text, special=special, bos=bos)
 
     def detokenize(self, ids: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import index
 from threading import Lock
 from typing import TypedDict
 
@@ -114,8 +115,13 @@ class Prompter:
         return checked
 
     def known(self, ids: Sequence[int]) -> list[int]:
-        """Return `ids` as a list. Raises UsageError for one outside the vocabulary."""
-        known = [int(i) for i in ids]
+        """Return `ids` as a list. Raises UsageError for what is no integer, and for one outside the vocabulary."""
+        try:
+            known = [index(i) for i in ids]
+        except TypeError:
+            raise UsageError(
+                f"not token ids: {str(ids)[:60]}", "give integers, as tokenize returns them, or a text"
+            ) from None
         vocabulary = self._tokenizer.vocab_size
         for id in known:
             if not 0 <= id < vocabulary:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from html import escape
 
 from freehold.advisor.report.svg import FONT, SERIES, Axis, Scale, chart, element, text, width_of
 
 _SMALL, _LARGE = 5.0, 22.0  # radii
+_LINE = 20.0  # pixels of a line of text
 _HELD = 0.85  # of a radius: the square that no label enters; its corners lie outside the circle
 
 
@@ -41,11 +43,11 @@ def scatter(
 ) -> str:
     """Draw points as an <svg>; the first points get their labels first where room is short."""
     across = x.scale([p.x for p in points], 0, 0)
-    up = y.scale([p.y for p in points], height - 48, 30)
+    legend, top = _legend(groups, {p.group for p in points}, width, width_of(y.label))
+    up = y.scale([p.y for p in points], height - 48, top + 4)
     left = max((width_of(y.format(t)) for t in up.ticks), default=0.0) + 12
     across = x.scale([p.x for p in points], left + 14, width - 16)
-    parts = [text(0, FONT, y.label, "soft"), *_legend(groups, width, left + width_of(y.label))]
-    parts += _grid(across, up, left, width, height)
+    parts = [text(0, FONT, y.label, "soft"), *legend, *_grid(across, up, left, top, width, height)]
     largest = max((p.size for p in points), default=1.0) or 1.0
     taken: list[tuple[float, float, float, float]] = []
     placed = [(p, across.at(p.x), up.at(p.y), _radius(p.size, largest)) for p in points]
@@ -56,7 +58,7 @@ def scatter(
         held = _HELD * radius
         taken.append((px - held, py - held, px + held, py + held))
     for point, px, py, radius in placed:
-        parts += _label(point.label, px, py, radius, taken, (left, 18.0, width, height - 40))
+        parts += _label(point.label, px, py, radius, taken, (left, top - 8, width, height - 40))
     return chart(width, height, title, parts)
 
 
@@ -64,7 +66,7 @@ def _radius(size: float, largest: float) -> float:
     return max(_SMALL, _LARGE * math.sqrt(max(size, 0.0) / largest))
 
 
-def _grid(across: Scale, up: Scale, left: float, width: float, height: float) -> list[str]:
+def _grid(across: Scale, up: Scale, left: float, top: float, width: float, height: float) -> list[str]:
     parts, bottom, free = [], height - 40, -math.inf
     for tick in up.ticks:
         at = up.at(tick)
@@ -73,10 +75,10 @@ def _grid(across: Scale, up: Scale, left: float, width: float, height: float) ->
     for tick in across.ticks:
         at, said = across.at(tick), across.axis.format(tick)
         half = width_of(said) / 2
-        parts.append(element("line", class_="rule", x1=at, x2=at, y1=26, y2=bottom))
+        parts.append(element("line", class_="rule", x1=at, x2=at, y1=top, y2=bottom))
         if at - half > free and at + half <= width:
             parts.append(text(at, bottom + 16, said, "soft", "middle"))
-            free = at + half + 6
+            free = at + half + 10
     parts.append(text((left + width) / 2, height - 4, across.axis.label, "soft", "middle"))
     return parts
 
@@ -114,13 +116,19 @@ def _touch(a: tuple[float, float, float, float], b: tuple[float, float, float, f
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _legend(groups: Sequence[str], width: float, start: float) -> list[str]:
-    """Return the groups' names in one line, right-aligned; what finds no room beside the axis is left out."""
-    parts, x = [], width
-    for i, name in reversed(list(enumerate(groups))):
-        x -= 14 + width_of(name) + 14
-        if x < start:
-            break
-        parts.append(element("circle", class_=f"c{i % SERIES}", cx=x + 5, cy=9, r=5))
-        parts.append(text(x + 14, FONT, name, "soft"))
-    return parts
+def _legend(
+    groups: Sequence[str], drawn: AbstractSet[int], width: float, axis: float
+) -> tuple[list[str], float]:
+    """Return the names of the groups that have points, right-aligned, and where the plot may begin.
+
+    They stand beside the axis's label, `axis` wide, or below it where there is no room.
+    """
+    named = [(i, name) for i, name in enumerate(groups) if i in drawn]
+    wide = sum(28 + width_of(name) for _, name in named)
+    line = _LINE if axis + wide > width else 0.0
+    parts, x = [], width - wide
+    for i, name in named:
+        parts.append(element("circle", class_=f"c{i % SERIES}", cx=x + 19, cy=line + 9, r=5))
+        parts.append(text(x + 28, line + FONT, name, "soft"))
+        x += 28 + width_of(name)
+    return parts, line + 26

@@ -74,5 +74,5 @@ def _grid(scale: Scale, y: float, width: float) -> list[str]:
         parts.append(element("line", class_="rule", x1=at, x2=at, y1=20, y2=y))
         if x - half > free:
             parts.append(text(x, y + 16, said, "soft", "middle"))
-            free = x + half + 6
+            free = x + half + 10
     return parts

@@ -83,5 +83,5 @@ def _ticks(scale: Scale, y: float, width: float) -> list[str]:
         x = min(max(scale.at(tick), half), width - half)
         if x - half > free:
             parts.append(text(x, y, said, "soft", "middle"))
-            free = x + half + 6
+            free = x + half + 10
     return parts
