@@ -21,7 +21,9 @@ from pathlib import Path
 
 import pytest
 
+from freehold import catalog
 from freehold.advisor import machine
+from freehold.catalog.licence import licences
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -176,3 +178,19 @@ def test_reference_pages_equal_the_program():
 def test_links_between_pages_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_numbers_that_pages_give_of_the_catalogue_are_true():
+    """They are rounded down, and fewer than twenty behind."""
+    known = catalog.models()
+    counts = {
+        "models": len(known),
+        "open models": len(known),
+        "licences": len(licences()),
+        "models and": sum(bool(m.scores) for m in known),
+    }
+    said = "".join((ROOT / page).read_text() for page in ("README.md", "docs/guides/models.md"))
+    found = re.findall(r"(?:some |, )([0-9]+) (open models|models and|models|licences)", said)
+    assert {what for _, what in found} == set(counts)
+    for number, what in found:
+        assert 0 <= counts[what] - int(number) < 20, (what, counts[what])

@@ -252,7 +252,7 @@ def test_scores_of_dated_tables_add_up_and_the_newer_replaces_its_own_setting(us
             "params_b = 8",
             f"scores = [{', '.join(2 * [score('humaneval', 50, 'instruct')])}]",
             5,
-            "humaneval (instruct) is told twice",
+            "humaneval (instruct) is given twice",
         ),
     ],
 )

@@ -119,7 +119,7 @@ def test_why_is_one_card_with_what_is_not_known(run: Run):
     assert (
         "bigcodebench 28 (" in out and "less 1.5 for Q4_K_M" in out and "may I" in out and "Apache-2.0" in out
     )
-    assert "foreseen" in out
+    assert "predicted" in out
     assert "not known" in out and "it is not held here" in out
 
 

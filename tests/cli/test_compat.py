@@ -126,7 +126,7 @@ def test_the_table_for_people_has_a_line_a_row_and_the_sum_behind_it(serving, ca
     "args, status, part",
     [
         (["--url", "http://127.0.0.1:9"], 2, "which model of that server?"),
-        ([MODEL, "--url", "http://127.0.0.1:9"], 1, "nobody answers at http://127.0.0.1:9"),
+        ([MODEL, "--url", "http://127.0.0.1:9"], 1, "no server answers at http://127.0.0.1:9"),
         ([MODEL, "--only", "opnai"], 2, "'opnai' is no SDK that is checked"),
     ],
 )

@@ -198,7 +198,11 @@ def test_old_prices_say_their_age(run: Run, monkeypatch: pytest.MonkeyPatch):
         (("--tokens-per-second", "9", "--on", "1024xh100"), "1,024 devices are not within 1..72", ""),
         (("qwen3:8b", "--on", "m4-max"), "no price to rent Apple", "--hourly"),
         (("qwen3:8b", "--on", "m4-max", "--engine", "vllm"), "does not run on", "--on"),
-        (("qwen3:8b", "--on", "c8g.8xlarge", "--engine", "freehold"), "nobody", "--tokens-per-second"),
+        (
+            ("qwen3:8b", "--on", "c8g.8xlarge", "--engine", "freehold"),
+            "no operations a second",
+            "--tokens-per-second",
+        ),
         (("qwen3:8b", "--engine", "vlm"), "no engine is called 'vlm'", "vllm"),
         (("deepseek-ai/DeepSeek-V3", "--on", "rtx-4090"), "rtx-4090", "--on 8xh200"),
         ((*OWN, "--against", "gpt-5-minni"), "no price is known for 'gpt-5-minni'", "gpt-5-mini"),

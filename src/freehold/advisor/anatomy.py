@@ -138,13 +138,13 @@ def from_catalogue(model: Model, quant: str) -> Anatomy:
 
     A GGUF is weighed by the text half alone; what servers load from the hub also has its towers and draft layers.
     As exact as the count of weights, which is a label's round number where no count is known; without the width of
-    the embedding, it counts as a layer's. Raises UsageError for a quantisation nobody knows, and where the number
+    the embedding, it counts as a layer's. Raises UsageError for an unknown quantisation, and where the number
     of parameters is unknown.
     """
     found = quants.mix(quant)
     if not _text_weights(model):
         raise UsageError(
-            f"nobody told how many parameters {model.id} has",
+            f"the number of parameters of {model.id} is not known",
             "freehold models refresh asks; or name its file",
         )
     roles = list(_published(model))

@@ -51,7 +51,7 @@ class Engine:
         return made and any((s.engine, s.on) == (self.name, device_class(device)) for s in speeds())
 
     def reads(self, quant: str, device: Device) -> bool:
-        """Say whether it has kernels for such weights on a device; of devices without CUDA nobody told more."""
+        """Say whether it has kernels for such weights on a device; for devices without CUDA no more is known."""
         return quant in self.quants and _reaches(device, self.needs.get(quant, 0.0))
 
 

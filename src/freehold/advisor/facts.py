@@ -1,4 +1,4 @@
-"""What somebody says of themselves: purpose, users, revenue, seat, and what they will do with a model.
+"""What a user states about themselves: purpose, users, revenue, seat, and what they will do with a model.
 
 What was not said is unknown, and stays so: a condition over it has three values. Knows no licence.
 Path: cli/license or freehold.licence -> Facts -> holds(condition) -> verdict.
@@ -37,7 +37,7 @@ QUESTIONS = {
     "multimodal": "whether this model takes more than text",
     "same_family": "whether the model you train is of the same family",
     "narrow": "whether the model you train only sorts or extracts, as a classifier does",
-    "end_user": "whether you only use somebody else's product",
+    "end_user": "whether you only use another company's product",
     "bypasses_guardrails": "whether you weaken guardrails in the model",
 }
 # The facts behind a word of a condition, where they are not the fact of that name.

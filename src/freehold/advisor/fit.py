@@ -28,7 +28,7 @@ from freehold.errors import UsageError
 from freehold.machine import show_bytes
 
 OURS = "freehold"
-USUAL_CONTEXT = 4096  # tokens a fit is computed for where nobody names a number
+USUAL_CONTEXT = 4096  # tokens a fit is computed for where no number is given
 MOST_CONTEXT = 1 << 30
 CACHE_SHARE = 0.9  # of free memory that a context somebody asked for may take; the engine's own rule
 _GUESSED = 2.0  # how far off a speed may be on a machine that was never measured
@@ -71,7 +71,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A model that fits. `longest`: tokens of the longest conversation that would; 0: nobody knows."""
+    """A model that fits. `longest`: tokens of the longest conversation that would; 0: not known."""
 
     anatomy: Anatomy
     place: Place

@@ -61,7 +61,7 @@ def openness(asked: Subject) -> Openness:
 
 def _says(level: int) -> str:
     if level == 2:
-        return "the licence is free; whether data and code are there, as the OSI asks, nobody stated here"
+        return "the licence is free; whether data and code are published, as the OSI asks, is not stated"
     if level == 5:
         return "the weights are not published; the terms are those of the service"
     if level in (3, 4):

@@ -101,7 +101,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Single:
-    """One user. `prompt` is None where nobody published the device's rate of operations."""
+    """One user. `prompt` is None where no rate of operations is published."""
 
     answer: Interval  # tokens a second
     prompt: Interval | None  # tokens a second
@@ -160,7 +160,7 @@ def serving(work: Work, rig: Rig, engine: Engine, isl: int, osl: int, concurrenc
         raise UsageError(f"{work.name} in {work.quant}: {placed.why}")
     if math.isinf(rate(work, rig.device, engine)):
         raise UsageError(
-            f"nobody published the operations a second of {rig.device.title}",
+            f"no operations a second are published for {rig.device.title}",
             "many users need them; one user's speed is known",
         )
     together = min(concurrency, placed.streams)
@@ -250,7 +250,7 @@ def prompt_s(work: Work, rig: Rig, engine: Engine, tokens: int) -> float:
 
 
 def rate(work: Work, device: Device, engine: Engine) -> float:
-    """Return operations a second for the type of most weights; infinite where nobody published one.
+    """Return operations a second for the type of most weights; infinite where none is published.
 
     Of narrow units if the device has them for this type; otherwise weights are widened to 16 bits, or to 32 where
     no rate of units for 16 is known. Kernels that unpack weights feed units for 16 at twice the plain units' rate.
@@ -283,7 +283,7 @@ def _cache_bytes(work: Work, tokens: int, width: float, copies: int) -> int:
 
 
 def _depth(work: Work) -> int:
-    """Return the layers; where nobody told, what models of this size mostly have (32 at 8 billion)."""
+    """Return the layers; where they are not known, what models of this size mostly have (32 at 8 billion)."""
     return work.depth or max(round(32 * (work.token_weights / 8e9) ** 0.3), 8)
 
 

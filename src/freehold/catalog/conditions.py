@@ -26,7 +26,7 @@ FLAGS = {
     "distils": "outputs train another model",
     "same_family": "the trained model is of the family the licence itself covers",
     "narrow": "the trained model only sorts or extracts, as a classifier does",
-    "end_user": "the model is only used inside somebody else's product",
+    "end_user": "the model is only used inside another company's product",
     "bypasses_guardrails": "guardrails in the model are weakened",
     "eu": "the principal seat is in the European Union",
     "uk": "the principal seat is in the United Kingdom",

@@ -241,7 +241,7 @@ def _scores(scores: list[Any]) -> tuple[str, str, str] | None:
             known = f"known: {', '.join(BENCHMARKS)}"
             return "scores", f"unknown benchmark {benchmark!r}", f"did you mean {near}?" if near else known
         if (benchmark, setting) in told:
-            return "scores", f"{benchmark} ({setting}) is told twice", "tell settings apart"
+            return "scores", f"{benchmark} ({setting}) is given twice", "tell settings apart"
         told.add((benchmark, setting))
     return None
 

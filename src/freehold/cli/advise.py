@@ -81,7 +81,7 @@ _NAMED = 3  # models named of each rule that ruled some out
 @click.option("--plot", "plotted", is_flag=True, help="Draw speed against quality.")
 @click.option("--html", "html", metavar="FILE", help="Write a report with charts.")
 @click.option("--svg", "svg", metavar="FILE", help="Write the chart alone.")
-@click.option("--run", "run", is_flag=True, help="Run the first, and hold its speed against the prediction.")
+@click.option("--run", "run", is_flag=True, help="Run the first, and compare its speed with the prediction.")
 @json_option
 @click.pass_obj
 def command(
@@ -389,10 +389,10 @@ def _run(settings: Settings, advice: Advice, *, quiet: bool) -> None:
         except FreeholdError as e:
             click.echo(f"{name(judged.model)} cannot be run: {e.message}; the next one", err=True)
             continue
-        click.echo(f"decode {tried:.1f} tokens a second; foreseen {_held(tried, place.decode)}", err=True)
+        click.echo(f"decode {tried:.1f} tokens a second; predicted {_held(tried, place.decode)}", err=True)
         if tried not in place.decode:
             then = _foreseen_now(settings, judged.model, place)
-            click.echo(f"with what the machine gives at the moment, foreseen {_held(tried, then)}", err=True)
+            click.echo(f"with the machine as busy as it is now, predicted {_held(tried, then)}", err=True)
         return
     raise UsageError("none of these models can be had from here", "--held asks for those that are here")
 

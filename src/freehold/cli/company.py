@@ -39,7 +39,7 @@ _YES_NO = {
 _SAID = {
     "same_family": ("--same-family", "The model trained on outputs is of the family the licence covers."),
     "narrow": ("--narrow", "The model trained on outputs only sorts or extracts, as a classifier does."),
-    "end_user": ("--end-user", "You only use somebody else's product."),
+    "end_user": ("--end-user", "You only use another company's product."),
     "bypasses_guardrails": ("--bypasses-guardrails", "You weaken guardrails in the model."),
 }
 _BY_VALUE = {

@@ -121,7 +121,7 @@ def able(asked: Asked) -> frozenset[str] | None:
             said = client.get(f"/v1/models/{asked.model}").json()
             return frozenset(said["freehold"]["capabilities"])
         except httpx2.TransportError as e:
-            raise ServerUnreachable(f"nobody answers at {asked.url}: {e}", "freehold serve") from e
+            raise ServerUnreachable(f"no server answers at {asked.url}: {e}", "freehold serve") from e
         except (ValueError, KeyError, TypeError, httpx2.HTTPError):
             return None
 

@@ -60,22 +60,24 @@ def assumption_options(command: Callable) -> Callable:
 
 @click.command("cost")
 @click.argument("model", required=False, metavar="[MODEL]")
-@click.option("--tokens-per-day", type=Amount(), default=10e6, help="Read and written; 10M unless told.")
-@click.option("--input-share", type=float, default=0.75, show_default=True, help="Of them, those read.")
+@click.option("--tokens-per-day", type=Amount(), default=10e6, help="Of prompts and answers; default: 10M.")
+@click.option(
+    "--input-share", type=float, default=0.75, show_default=True, help="Share of them that are prompts."
+)
 @click.option(
     "--cached",
     "cached_share",
     type=float,
     default=0.3,
     show_default=True,
-    help="Of those read, those cached.",
+    help="Share of prompt tokens that are cached.",
 )
 @click.option(
     "--request",
     "request_tokens",
     type=Amount(),
     default=2000.0,
-    help="Tokens of one; 2000 unless told.",
+    help="Tokens of a request; default: 2,000.",
 )
 @click.option("--csv", "csv_file", metavar="FILE", help="Take the traffic from a CSV instead.")
 @click.option("--growth", type=float, default=0.0, help="Per cent a month, over --months.")
@@ -84,9 +86,11 @@ def assumption_options(command: Callable) -> Callable:
 @click.option("--price", type=Range(), help="Dollars to buy it all.")
 @click.option("--hourly", type=Range(), help="Dollars an hour to rent it all.")
 @click.option("--tokens-per-second", "speed", type=Range(), help="Of answers, one machine, all users.")
-@click.option("--engine", metavar="NAME", help="What answers, for the prediction; vllm where it runs.")
-@click.option("--quant", metavar="NAME", help="Weights' type, such as FP8, for the prediction.")
-@click.option("--users", type=click.IntRange(1, 4096), default=64, show_default=True, help="At a time.")
+@click.option("--engine", metavar="NAME", help="Engine that is predicted; default: vllm where it runs.")
+@click.option("--quant", metavar="NAME", help="Weights' type that is predicted, such as FP8.")
+@click.option(
+    "--users", type=click.IntRange(1, 4096), default=64, show_default=True, help="Who ask at a time."
+)
 @click.option("--against", multiple=True, metavar="API", help="Such as gpt-5-mini or groq:...; repeatable.")
 @click.option("--batch", is_flag=True, help="Take the APIs' prices for answers within a day.")
 @click.option("--date", "day", type=click.DateTime(["%Y-%m-%d"]), help="Take the prices of that day.")
@@ -96,7 +100,7 @@ def assumption_options(command: Callable) -> Callable:
 def command(
     model: str | None, csv_file: str | None, as_json: bool, page: str | None, day: Any, **given: Any
 ) -> None:
-    """Hold the price of APIs against owning MODEL: dollars a month, and from how many tokens a day it pays.
+    """Compare the price of APIs with owning MODEL: dollars a month, and from how many tokens a day it pays.
 
     Each assumption has a default with a source and a date, is listed, and has an option that takes one value
     or a range: 3, 2-4 or 2:3:4. Without MODEL, give --tokens-per-second and --on.

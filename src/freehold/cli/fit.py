@@ -201,7 +201,7 @@ def _notes(place: Place, fitting: list[Fit], held: Anatomy | None) -> Iterable[s
         yield f"{', '.join(wider)}: held wider than in the file, as our engine has no kernel of that type's own"
     unknown = [row for row in fitting if not row.anatomy.cache_known]
     if unknown:
-        yield "nobody told this model's layers: its cache comes on top, and the speeds are without it"
+        yield "this model's layers are not known: its cache comes on top, and the speeds leave it out"
     machine = place.machine
     for gpu in machine.gpus if machine else ():
         told = f"--on {gpu.device} says what it would do" if gpu.device else "the catalogue does not know it"

@@ -28,7 +28,7 @@ HEAD = ("MODEL", "NAME", "TIER", "SIZE", "CONTEXT", "LICENCE", "FROM", "RELEASED
 
 
 class Shelf(click.Group):
-    """Lists unless told otherwise: `models qwen coder` searches, `models refresh` is a verb."""
+    """Lists by default: `models qwen coder` searches, `models refresh` is a verb."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `list` where no verb stands."""

@@ -25,7 +25,7 @@ def opening(asked: Asked, url: str) -> Iterator[str]:
         if asked.tls.days_left < _SOON_DAYS:
             yield f"warning: the certificate ends in {ends}; restart the server with its successor"
     elif _reached(asked.host) and asked.keys:
-        yield "note: without TLS whoever hears the network reads keys and chats; --tls-cert and --tls-key encrypt it"
+        yield "note: without TLS anyone on the way can read keys and chats; --tls-cert and --tls-key encrypt it"
 
 
 def _insecure(asked: Asked, url: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ def command(settings: Settings, models: tuple[str, ...], as_json: bool) -> None:
     """Delete each MODEL and its packed files; forget a MODEL whose file belongs to another program."""
     store = Store(settings)
     for model in models:
-        store.show(model)  # a name nobody knows is refused before anything is deleted
+        store.show(model)  # an unknown name is refused before anything is deleted
     removed = [store.remove(model) for model in dict.fromkeys(models)]
     if as_json:
         click.echo(json.dumps({"schema": 1, "removed": [r.as_json() for r in removed]}, indent=1))

@@ -123,7 +123,7 @@ class Request:
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object: text, usage, timings, seed, ..."
 )
-@click.option("--verbose", is_flag=True, help="Tell load time and speeds on stderr.")
+@click.option("--verbose", is_flag=True, help="Print load time and speeds on stderr.")
 @click.option("--image", multiple=True, metavar="FILE", help="Not possible yet; refused.")
 @offline_option
 @click.pass_context

@@ -201,4 +201,6 @@ def _mix(parts: list[dict[str, Any]]) -> str:
 
 
 def _licence(name: str) -> str:
-    return {"": "not told by the source", "NOASSERTION": "not told by a source we read"}.get(name, name)
+    return {"": "not stated by the source", "NOASSERTION": "NOASSERTION: its source does not state one"}.get(
+        name, name
+    )

@@ -62,7 +62,9 @@ class Tried:
         for what, why in self.left_out:
             why_not.setdefault(why, []).append(what)
         said += [f"  left out, {why}: {_few(names)}" for why, names in why_not.items()]
-        said.append(f"  {n} cases: differences below {resolution(n):.0f} points decide little")
+        said.append(
+            f"  {n} {'case' if n == 1 else 'cases'}: differences below {resolution(n):.0f} points decide little"
+        )
         return [*said, f"  {self.change()}"]
 
     def change(self) -> str:

@@ -1,4 +1,4 @@
-"""`freehold why MODEL`: one honest card. What it is, whether you may, how good, how fast here, and what nobody knows.
+"""`freehold why MODEL`: one honest card. What it is, whether you may, how good, how fast here, and what is not known.
 
 Puts the card of `show`, the verdict of `license`, published results and this machine's own measurements on one
 page; adds no fact of its own. Knows columns and words.
@@ -35,7 +35,7 @@ _CONTEXT = 4096  # tokens, at which a model is placed here
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What is foreseen of a model here, and what its latest runs here measured."""
+    """What is predicted of a model here, and what its latest runs here measured."""
 
     foreseen: Fit | Misfit | None
     measured: tuple[Run, ...]
@@ -52,7 +52,7 @@ class Speed:
             rows.append(
                 ("here", f"{human(f.memory.total)} at {f.context:,} tokens; up to {f.longest:,} tokens fit")
             )
-            rows.append(("", f"foreseen {f.decode} tokens a second, prompts {f.prefill}; {f.basis}"))
+            rows.append(("", f"predicted {f.decode} tokens a second, prompts {f.prefill}; {f.basis}"))
         elif self.foreseen:
             rows.append(("here", f"does not run: {self.foreseen.reason}"))
         for run in self.measured[-3:]:
@@ -88,7 +88,7 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
     """Say everything that is known of MODEL, where each fact comes from, and what is not known.
 
     File, digest, template and defaults with their origins; the licence's answer to your facts (as for `freehold
-    license`); quality by task out of published results; memory and speed foreseen here beside what was measured
+    license`); quality by task out of published results; memory and speed predicted here beside what was measured
     here. With --json: {"schema": 1, "model", "licence", "quality", "own", "here", "unknown"}.
     """
     from freehold.store import Store
@@ -163,7 +163,7 @@ def _quality(settings: Settings, known: Model | None, name: str) -> list[tuple[l
 
 
 def _untold(quality: list[tuple[list[str], Quality]]) -> list[str]:
-    """Return the tasks of which no published result tells."""
+    """Return the tasks without a published result."""
     from freehold.catalog.tasks import tasks
 
     told = {name.partition(" ")[0] for names, _ in quality for name in names}
@@ -199,7 +199,7 @@ def _unknown(
     here: Speed,
     own: list[Kept],
 ) -> list[str]:
-    """Say what a reader might take for granted and nobody told."""
+    """Say what a reader might take for granted and no source states."""
     gaps = []
     if known is None:
         gaps.append("lab, lineage and published results: the catalogue does not have it")
@@ -212,7 +212,7 @@ def _unknown(
     if known and not known.scores:
         gaps.append("any result of its own in a benchmark")
     elif known and known.role == "generator" and (untold := _untold(quality)):
-        gaps.append(f"how good it is for {', '.join(untold)}: no published result tells")
+        gaps.append(f"how good it is for {', '.join(untold)}: no published result")
     if not here.measured:
         gaps.append("its speed here: no answer of it was timed yet")
     if not own:
