@@ -147,8 +147,8 @@ def test_window_state_and_latent_layers_are_counted_by_kind():
     ) == 4 * (1 + 2 + 2)
 
 
-def test_what_nobody_told_is_an_error_with_the_way_out():
-    with pytest.raises(UsageError, match="how many parameters"):
+def test_unknown_sizes_are_an_error_with_the_way_out():
+    with pytest.raises(UsageError, match="number of parameters of a/b is not known"):
         from_catalogue(Model("a/b", "", "", "", date(2026, 1, 1), ("x",)), "Q8_0")
     with pytest.raises(UsageError) as caught:
         from_catalogue(LLAMA, "Q4_K_X")
