@@ -14,6 +14,7 @@ import pytest
 
 from freehold.server import accepting
 from freehold.server.accepting import Acceptor
+from freehold.server.connections import full
 from freehold.server.limits import Limits
 from freehold.server.tls import checked
 from tests.server.test_door import make
@@ -71,12 +72,12 @@ def test_of_too_many_that_wait_the_oldest_of_the_address_with_most_go():
         with closing(listening()) as sock, ExitStack() as held:
             many = [held.enter_context(closing(come(sock, "127.0.0.2"))) for _ in range(10)]
             held.enter_context(closing(come(sock, "127.0.0.1")))
-            acceptor = Acceptor(sock, lambda: Noted(seen), Limits(waiting=4))
+            acceptor = Acceptor(sock, lambda: Noted(seen), Limits(waiting=4), refusal=full(Limits()))
             assert await until(lambda: len(seen) == 4)
             acceptor.close()
-            return [each.recv(1) for each in many[:7]]
+            return [each.recv(12) + each.recv(1000)[-1:] + each.recv(1) for each in many[:7]]
 
-    assert asyncio.run(main()) == [b""] * 7  # closed; the last three are served
+    assert asyncio.run(main()) == [b"HTTP/1.1 503}"] * 7  # and closed; the last three are served
     assert sorted(seen) == ["127.0.0.1", *["127.0.0.2"] * 3]
 
 

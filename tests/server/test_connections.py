@@ -202,6 +202,17 @@ def test_a_head_too_long_is_refused_however_it_arrives(serving, head, in_one):
         assert b" 431 " in told and b"longer than 65,536 bytes" in told
 
 
+def test_a_head_that_comes_behind_a_long_body_is_not_charged_for_it(serving):
+    chat = request(URL, {**CHAT, "user": "x" * 100_000})
+    second = GET % b"/version"
+    with closing(connect(serving())) as sock:
+        sock.sendall(chat + second[:10])
+        time.sleep(0.05)
+        sock.sendall(second[10:])
+        told = until(sock, b'"version"')
+        assert told.count(b"HTTP/1.1 ") == 2 and b" 431 " not in told
+
+
 def test_headers_too_many_are_refused(serving):
     with closing(connect(serving())) as sock:
         sock.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n" + b"A:\r\n" * 300 + b"\r\n")

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from freehold.formats import open_model_file
+from freehold.server.ollama import cards
 from freehold.server.ollama.cards import Card, read_card
+from freehold.store import Listed
 from tests.local.test_holding import TEMPLATE
 from tests.vectors import files
 from tests.vectors.encoders import write_encoder
@@ -35,3 +37,13 @@ def test_a_template_tells_of_tools_and_thinking_by_what_it_renders(
     found = card(write_gguf("qwen2", tmp_path / "tiny.gguf", dtype="Q8_0"))
     assert found.capabilities == ("completion", *more)
     assert found.sampling["temperature"] and found.format == "gguf"
+
+
+def test_a_card_without_time_for_its_template_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "CHAT_TEMPLATE", TEMPLATE)
+    path = write_gguf("qwen2", tmp_path / "tiny.gguf", dtype="Q8_0")
+    listed = Listed("tiny", "ready", "you", "file", *(path.stat().st_size,) * 2, 0, "", path, "", "", "", "")
+    known = cards.Cards()
+    assert known.of(listed, tmp_path, until=0.0).capabilities == ("completion",)
+    assert known.of(listed, tmp_path).capabilities == ("completion", "tools", "thinking")
+    assert cards.Cards().of(listed, tmp_path, until=0.0).capabilities == ("completion", "tools", "thinking")

@@ -15,6 +15,7 @@ import socket
 import ssl
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from freehold.server.limits import Limits, one_address
 
@@ -35,7 +36,10 @@ class Acceptor:
         make: Callable[[], asyncio.Protocol],
         limits: Limits,
         context: ssl.SSLContext | None = None,
+        refusal: bytes = b"",
     ) -> None:
+        """Take the connections of `sock`; one that is closed before its turn is sent `refusal`, without TLS."""
+        self._refusal = b"" if context else refusal
         self._sock, self._make, self._limits, self._context = sock, make, limits, context
         self._loop = asyncio.get_running_loop()
         self._waiting: OrderedDict[str, deque[socket.socket]] = (
@@ -99,7 +103,11 @@ class Acceptor:
         self._waits += 1
         if self._waits > self._limits.waiting:  # of the address that has most
             address = max(self._waiting, key=lambda each: len(self._waiting[each]))
-            self._next(address).close()
+            self._turn_away(self._next(address))
+
+    def _turn_away(self, one: socket.socket) -> None:
+        with one, suppress(OSError):  # the client left, or has no room for an answer
+            one.send(self._refusal)
 
     def _next(self, address: str) -> socket.socket:
         """Take the oldest of `address` out, and let the other addresses go first the next time."""

@@ -103,7 +103,8 @@ class Guarded(HttpToolsProtocol):
     address = ""
     spare = False  # for /health and /ready, where all else is taken
     _heading = True  # the head of a request is not whole yet
-    _received = 0  # bytes since it began
+    _begun = 0  # heads
+    _received = 0  # bytes of reads since the one that a head began in
     _head_bytes = 0  # of it, as far as it is parsed
     _refusal: Refused | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -123,11 +124,13 @@ class Guarded(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        begun = self._begun
         super().data_received(data)
         if not self._heading:
             self._disarm()
             return
-        self._received += len(data)
+        # Of a read that a head began in, the rest may be a body, or heads before it: _count sees its size in the end.
+        self._received += len(data) if self._begun == begun else 1
         if self._received > self.door.limits.header_bytes and not self.transport.is_closing():
             self._turn_away(_too_long(self.door.limits.header_bytes))
         elif self._timer is None:
@@ -139,6 +142,7 @@ class Guarded(HttpToolsProtocol):
             "freehold.abort": self.transport.abort,
             "freehold.spare": self.spare,
         }
+        self._begun += 1
         self._heading, self._received, self._head_bytes = True, 0, 0
 
     def on_url(self, url: bytes) -> None:
@@ -230,6 +234,11 @@ def too_many(most: int) -> Refused:
         code="connections_too_many",
         headers=((b"retry-after", b"1"),),
     )
+
+
+def full(limits: Limits) -> bytes:
+    """Return the whole answer to a connection that is closed before anything of it was read."""
+    return _answer(too_many(limits.connections))
 
 
 def _too_long(most: int) -> Refused:

@@ -30,7 +30,7 @@ from freehold.server.accounts import Accounts
 from freehold.server.app import endpoints, make_app, wording
 from freehold.server.auth import Guard, host_name
 from freehold.server.call import Server
-from freehold.server.connections import Connections, Guarded
+from freehold.server.connections import Connections, Guarded, full
 from freehold.server.contract import Models
 from freehold.server.health import Health
 from freehold.server.keys import Ring, hashed
@@ -364,7 +364,10 @@ class _Half(uvicorn.Server):
         # As far as uvicorn knows them: they close, and wait until they are.
         self.servers = cast(
             list[Any],
-            [Acceptor(each, self._protocol, self._limits, self.config.ssl) for each in sockets or ()],
+            [
+                Acceptor(each, self._protocol, self._limits, self.config.ssl, full(self._limits))
+                for each in sockets or ()
+            ],
         )
         self.started = True
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,13 +24,19 @@ MAX_KEPT = 2048  # records of 40 bytes; as many as other programs' folders may h
 NAMES = ("tools", "thinking")
 
 
-def of_template(source: str, home: Path) -> dict[str, bool]:
-    """Tell for each of NAMES whether a template makes it possible; nothing without a template."""
+def of_template(source: str, home: Path, until: float = math.inf) -> dict[str, bool] | None:
+    """Tell for each of NAMES whether a template makes it possible; nothing without a template.
+
+    None where no record tells and time.monotonic() is past `until`: rendering may take seconds.
+    """
     if not source:
         return {}
     digest = hashlib.sha256(f"{__version__}\n{source}".encode("utf-8", "surrogatepass")).hexdigest()
     path = home / "templates" / f"{digest}.json"
-    return _kept(path) or _keep(path, _found(source))
+    kept = _kept(path)
+    if kept is None and time.monotonic() > until:
+        return None
+    return kept or _keep(path, _found(source))
 
 
 def _found(source: str) -> dict[str, bool]:

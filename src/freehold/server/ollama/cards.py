@@ -47,6 +47,7 @@ class Card:
     info: Mapping[str, object] = field(default_factory=dict)
     sampling: Mapping[str, object] = field(default_factory=dict)
     tensors: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
+    is_whole: bool = True  # False: there was no time to look for what its template makes possible
 
 
 class Cards:
@@ -55,8 +56,11 @@ class Cards:
     def __init__(self) -> None:
         self._known: dict[tuple[Path, int, int], Card] = {}
 
-    def of(self, listed: Listed, home: Path) -> Card:
-        """Return a model's card; reads the disk, and keeps below `home` what its template makes possible."""
+    def of(self, listed: Listed, home: Path, until: float = math.inf) -> Card:
+        """Return a model's card; reads the disk, and keeps below `home` what its template makes possible.
+
+        After `until`, of time.monotonic(), no template is rendered: what is not known then is left out of the card.
+        """
         try:
             stat = listed.path.stat()
             key = (listed.path, stat.st_size, stat.st_mtime_ns)
@@ -64,14 +68,17 @@ class Cards:
                 if len(self._known) >= MAX_CARDS:
                     self._known.clear()
                 with open_model_file(listed.path) as file:
-                    self._known[key] = read_card(file, listed.path, home)
+                    card = read_card(file, listed.path, home, until)
+                if not card.is_whole:
+                    return card
+                self._known[key] = card
             return self._known[key]
         except (FreeholdError, OSError):
             return Card()
 
 
-def read_card(file: ModelFile, path: Path, home: Path) -> Card:
-    """Read what a file tells."""
+def read_card(file: ModelFile, path: Path, home: Path, until: float = math.inf) -> Card:
+    """Read what a file tells, and what its template makes possible, unless it is too late to render."""
     tensors = list(file.tensors.values())
     by_type = Counter[str]()
     for tensor in tensors:
@@ -80,6 +87,7 @@ def read_card(file: ModelFile, path: Path, home: Path) -> Card:
     said = _gguf_said(file) if isinstance(file, GGUFFile) else _folder_said(file, path)
     parameters = sum(math.prod(t.shape) for t in tensors)
     info = {"general.parameter_count": parameters, **said.info}
+    capabilities, is_whole = _capabilities(said, home, until)
     sampling = {} if said.architecture in _ENCODERS else sampling_defaults(file)  # encoders make no tokens
     return Card(
         format="gguf" if gguf else "safetensors",
@@ -90,10 +98,11 @@ def read_card(file: ModelFile, path: Path, home: Path) -> Card:
         embedding=said.embedding,
         template=said.template,
         licence=str(info.get("general.license", "")) if gguf else "",
-        capabilities=_capabilities(said, home),
+        capabilities=capabilities,
         info=info,
         sampling={name: value for name, (value, _) in sampling.items()},
         tensors=tuple((t.name, t.type.name, tuple(t.shape)) for t in tensors),
+        is_whole=is_whole,
     )
 
 
@@ -155,15 +164,14 @@ def _plain(value: object) -> object:
     return None
 
 
-def _capabilities(said: _Said, home: Path) -> tuple[str, ...]:
-    """Return what a model can do. Any decoder makes embeddings; only one that was made for it says so, because
-    clients that choose a model for a chat leave those out that do."""
+def _capabilities(said: _Said, home: Path, until: float) -> tuple[tuple[str, ...], bool]:
+    """Return what a model can do, and whether that is all.
+
+    Any decoder makes embeddings; only one that was made for it says so, because clients that choose a model for a chat
+    leave those out that do.
+    """
     if said.architecture in _ENCODERS:
-        return ("embedding",)
-    found = {
-        "completion": True,
-        "insert": said.can_fill,
-        **of_template(said.template, home),
-        "embedding": said.pools,
-    }
-    return tuple(name for name, has in found.items() if has)
+        return ("embedding",), True
+    abilities = of_template(said.template, home, until)
+    found = {"completion": True, "insert": said.can_fill, **(abilities or {}), "embedding": said.pools}
+    return tuple(name for name, has in found.items() if has), abilities is not None

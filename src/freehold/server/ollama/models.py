@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,9 @@ from freehold.store.refs import LATEST, parse_ref
 NEVER = "9999-12-31T23:59:59Z"  # clients parse it as a date
 # Continue offers to fill in the middle where a template mentions it.
 _FILLS = "{# .Suffix: text between prompt and suffix is filled in, without this template #}"
+# Of a listing, for templates that are met for the first time: one that never ends takes three, and a folder may hold
+# hundreds. The next listing goes on where this one stopped.
+RENDERING_S = 5.0
 _cards = Cards()
 _reader = ThreadPoolExecutor(1, "freehold-cards")
 
@@ -112,8 +116,9 @@ async def _cards_of(store: Store | None) -> dict[str, tuple[Card, str]]:
 
 
 def _read_cards(store: Store) -> dict[str, tuple[Card, str]]:
-    home = store.settings.home
-    return {m.name: (_cards.of(m, home), m.base) for m in store.list() if m.state in ("ready", "changed")}
+    home, until = store.settings.home, time.monotonic() + RENDERING_S
+    ready = (m for m in store.list() if m.state in ("ready", "changed"))
+    return {m.name: (_cards.of(m, home, until), m.base) for m in ready}
 
 
 def _tag(held: Held, card: Card, base: str) -> dict[str, Any]:
@@ -191,7 +196,7 @@ def _capabilities(card: Card, overlay: Overlay | None, home: Path) -> list[str]:
     """Return the file's, less and more what a template of the owner's changes."""
     if overlay is None or not overlay.template:
         return list(card.capabilities)
-    own = of_template(overlay.template, home)
+    own = of_template(overlay.template, home) or {}
     return [*(c for c in card.capabilities if c not in own), *(name for name, has in own.items() if has)]
 
 
