@@ -55,6 +55,8 @@ ASKED = [
     Asked("classify tickets, 100k a day", "extraction", {"context": 0}),
     Asked("chatbot for 20M tokens per month, 12 users", "chat", {"context": 0, "users": 12}),
     Asked("agent at 30 tokens/s with 64k context", "agent", {"context": 64_000}),
+    Asked("coding on a 3060 with 12 GB", "code", {"hardware": "rtx-3060"}),
+    Asked("agents on a 4090 for 5 people", "agent", {"hardware": "rtx-4090", "users": 5}),
     Asked("zweckdienlich chat", "chat", {}, ("zweckdienlich",)),
 ]  # fmt: skip
 
@@ -92,6 +94,14 @@ def test_words_of_another_task_are_named_and_not_ranked_for():
 def test_a_question_names_the_model_whose_hardware_it_asks_for():
     found = question("What hardware do I need for Llama 3.3 70B with 20 users?")
     assert (found.model, found.users, found.asks_hardware) == ("llama3.3:70b", 20, True)
+
+
+def test_users_of_a_model_alone_ask_for_hardware():
+    found = question("serve DeepSeek-V3 to 50 users")
+    assert (found.model, found.users, found.asks_hardware) == ("deepseek-ai/DeepSeek-V3", 50, True)
+    assert not question("DeepSeek-V3 on 8xh200 for 50 users").asks_hardware
+    with pytest.raises(UsageError, match="names qwen3:8b and no kind of work"):
+        _ = question("compare qwen3:8b and llama3.1:8b").task
 
 
 def test_a_question_is_a_few_words():

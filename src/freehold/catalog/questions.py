@@ -64,6 +64,12 @@ class Question:
             return self.found
         if self.unanswered:
             raise UsageError(self.unanswered[0].says, self.unanswered[0].hint)
+        if self.model:
+            raise UsageError(
+                f"{self.text!r} names {self.model} and no kind of work",
+                f"freehold why {self.model} says what is known of it, freehold fit and freehold license the rest; "
+                f"kinds of work: {kinds()}",
+            )
         raise UsageError(f"no word of {self.text!r} names a kind of work", f"say one of {kinds()}")
 
     def _values(self, what: str) -> tuple[str, ...]:
@@ -139,8 +145,9 @@ class Question:
 
     @property
     def asks_hardware(self) -> bool:
-        """Whether it asks which hardware a model needs, and for no model."""
-        return bool(self.model and self._values("hardware needed"))
+        """Whether it asks which hardware a model needs, and for no model: in words, or by users of a model alone."""
+        alone = bool(self.users) and self.found is None and not self.hardware
+        return bool(self.model) and (bool(self._values("hardware needed")) or alone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,22 +217,29 @@ def _phrase(atoms: list[str], at: int) -> tuple[int, list[Part]]:
 
 
 def _counted_device(atoms: list[str], at: int) -> tuple[int, list[Part]]:
-    """Return a device with how many there are: 8 x h200, two 3090s, m4-max:64gb."""
-    start, count = at, 1
-    words = _words()
-    if at + 1 < len(atoms) and (atoms[at].isdigit() or atoms[at] in words["numbers"]):
-        count = int(words["numbers"].get(atoms[at]) or atoms[at])
-        start += 1 + (atoms[at + 1] == "x")
+    """Return a device with how many there are: 8 x h200, two 3090s, m4-max:64gb. A number may be its name: 4090."""
+    words = _words()["numbers"]
+    if at + 1 < len(atoms) and (atoms[at].isdigit() or atoms[at] in words):
+        taken, name = _device(atoms, at + 1 + (atoms[at + 1] == "x"))
+        if name:
+            count = int(words.get(atoms[at]) or atoms[at])
+            return taken - at, [Part("hardware", name if count == 1 else f"{count}x{name}", "")]
+    taken, name = _device(atoms, at)
+    return (taken - at, [Part("hardware", name, "")]) if name else (0, [])
+
+
+def _device(atoms: list[str], start: int) -> tuple[int, str]:
+    """Return where the device named from `start` on ends, and its name; empty: none is named there."""
     for length in range(min(_LONGEST, len(atoms) - start), 0, -1):
-        name = _device_names().get(tuple(a for a in atoms[start : start + length]))
+        name = _device_names().get(tuple(atoms[start : start + length]))
         if name:
             end = start + length
             sized = re.fullmatch(r"(\d+)gi?b", atoms[end]) if end < len(atoms) else None
             sizes = next(d.memories_gib for d in devices() if d.name == name)
             if sized and float(sized[1]) in sizes:
                 name, end = f"{name}:{sized[1]}gb", end + 1
-            return end - at, [Part("hardware", name if count == 1 else f"{count}x{name}", "")]
-    return 0, []
+            return end, name
+    return start, ""
 
 
 def _rate(atoms: list[str], at: int) -> tuple[int, list[Part]]:

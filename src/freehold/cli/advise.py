@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from freehold.advisor.interval import Interval
     from freehold.advisor.own import Own
     from freehold.catalog import Model
+    from freehold.catalog.questions import Question
     from freehold.cli.trying import Tried
 
 SCHEMA = 1
@@ -114,10 +115,10 @@ def command(
     "context", "considered", "picks": [...], "below": [...], "unproven": [...], "instead": [...], "tiers": {...},
     "ruled_out": [...], "relax": [...], "tried": {...}}.
     """
-    if asks := _asks_hardware(task):
+    if asked := _asks_hardware(task):
         from freehold.cli.hardware import for_question
 
-        for_question(*asks, as_json=as_json)
+        for_question(asked, users=given["users_at_once"], context=given["min_context"], as_json=as_json)
         return
     advice = _advice(settings, _task(task, given["samples"]), given)
     trial = _trial(settings, advice, given, top)
@@ -139,12 +140,12 @@ def command(
         _run(settings, advice, quiet=as_json)
 
 
-def _asks_hardware(task: str | None) -> tuple[str, int] | None:
-    """Return the model and the users of a question that asks which hardware a model needs."""
+def _asks_hardware(task: str | None) -> Question | None:
+    """Return a question that asks which hardware a model needs."""
     from freehold.catalog.questions import question
 
     asked = question(task) if task else None
-    return (asked.model, asked.users) if asked and asked.asks_hardware else None
+    return asked if asked and asked.asks_hardware else None
 
 
 def _task(task: str | None, samples: str | None) -> str:

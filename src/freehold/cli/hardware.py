@@ -17,8 +17,10 @@ from freehold.machine import show_bytes
 if TYPE_CHECKING:
     from freehold.advisor.sizing import Option, Sizing
     from freehold.catalog.hardware import Money
+    from freehold.catalog.questions import Question
 
 SCHEMA = 1
+_ANSWERED = ("model", "users", "context", "hardware needed")  # parts of a question that `hardware` answers to
 _SHOWN, _FAILED = 8, 5  # rows without --all
 _HEAD = ("HARDWARE", "QUANT", "ENGINE", "NEEDS", "OF", "TOK/S EACH", "FIRST s", "$ AN HOUR", "$ TO BUY")
 
@@ -150,15 +152,23 @@ def _money_json(money: Money | None) -> dict[str, Any] | None:
     return found | {"checked": money.checked.isoformat(), "source": money.source}
 
 
-def for_question(model: str, users: int, *, as_json: bool) -> None:
-    """Answer a question about hardware that was put to `advise`. Raises UsageError where nothing does."""
+def for_question(asked: Question, *, users: int | None, context: int | None, as_json: bool) -> None:
+    """Answer a question about hardware that was put to `advise`; options count over its words.
+
+    Raises UsageError where no hardware suffices.
+    """
     from freehold.choosing import hardware
 
-    found = hardware(model, users=users or 1)
+    room = context or asked.context or None
+    found = hardware(asked.model, users=users or asked.users or 1, context=room)
     if as_json:
         click.echo(json.dumps(as_plain(found), indent=1))
     else:
-        click.echo(f"understood: hardware for {found.model.id}, {found.load.users} at a time")
+        said = f", {found.context:,} tokens of context" if room else ""
+        click.echo(f"understood: hardware for {found.model.id}, {found.load.users} at a time{said}")
+        unused = [p.words for p in asked.parts if p.what not in _ANSWERED]
+        if ignored := [*asked.ignored, *unused]:
+            click.echo(f"ignored: {', '.join(ignored)}")
         show(found)
     if not found.options:
-        raise UsageError(f"no hardware of the catalogue serves {users} users of {model}")
+        raise UsageError(f"no hardware of the catalogue serves {found.load.users} users of {asked.model}")
