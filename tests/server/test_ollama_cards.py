@@ -42,7 +42,8 @@ def test_a_template_tells_of_tools_and_thinking_by_what_it_renders(
 def test_a_card_without_time_for_its_template_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(files, "CHAT_TEMPLATE", TEMPLATE)
     path = write_gguf("qwen2", tmp_path / "tiny.gguf", dtype="Q8_0")
-    listed = Listed("tiny", "ready", "you", "file", *(path.stat().st_size,) * 2, 0, "", path, "", "", "", "")
+    size = path.stat().st_size
+    listed = Listed("tiny", "ready", "you", "file", size, size, 0, "", path, "", "", "", "")
     known = cards.Cards()
     assert known.of(listed, tmp_path, until=0.0).capabilities == ("completion",)
     assert known.of(listed, tmp_path).capabilities == ("completion", "tools", "thinking")
