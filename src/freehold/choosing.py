@@ -134,7 +134,7 @@ def hardware(
     quant: str = "",
     engine: str = "",
 ) -> Sizing:
-    """Say which hardware a model of the catalogue needs for so many users at a time, and why other does not do.
+    """Say which hardware a model of the catalogue needs for so many users, and why other hardware does not suffice.
 
     `context`: tokens of each conversation, 8,192 or the model's own if that is less; `prompt`, `answer`: tokens of a
     request; `min_speed`: tokens a second of each user. Raises ModelNotFound with the nearest names, UsageError for
@@ -150,7 +150,7 @@ def hardware(
     known = catalog.model(model)
     least = max(USUAL_ROOM, prompt + answer)
     room = context or (min(least, known.context) if known.context else least)
-    if prompt + answer > room:
+    if known.role == "generator" and prompt + answer > room:  # of others `size` says why not
         raise UsageError(
             f"{prompt:,} + {answer:,} tokens a request are more than a context of {room:,}",
             "a shorter --prompt, or a longer --context",

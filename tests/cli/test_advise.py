@@ -284,3 +284,10 @@ def test_the_best_embedder_of_a_size_is_the_first_ranked_of_it(run: Run):
     found = json.loads(run("advise", "embeddings", "--json")[1])
     for tier, best in found["tiers"].items():
         assert best == next(p["id"] for p in found["picks"] if p["tier"] == tier), tier
+
+
+def test_what_rounds_to_the_bar_is_shown_below_it(run: Run):
+    _, out, _ = run("advise", "agents", "--on", "rtx-4090")
+    bar, rest = re.search(r"range begins below the bar of (\d+) .*?has (.*)", out).groups()  # type: ignore[union-attr]
+    low, exact = re.search(r"\((\d+) to \d+\)(?:, beginning at ([0-9.]+))?", rest).groups()  # type: ignore[union-attr]
+    assert float(exact or low) < float(bar)

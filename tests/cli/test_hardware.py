@@ -40,3 +40,8 @@ def test_a_question_in_words_drops_nothing_in_silence(run: Run):
     assert "5 at a time, 16,000 tokens of context" in out and "room for 16,000 each" in out
     assert "ignored: zoo, german" in out
     assert "hardware for deepseek-ai/DeepSeek-V3, 50 at a time" in run("advise", "50 users of DeepSeek-V3")[1]
+
+
+def test_hardware_for_an_embedder_is_refused_for_what_it_is(run: Run):
+    status, _, err = run("hardware", "all-minilm:22m")
+    assert status == 2 and "makes no text" in err

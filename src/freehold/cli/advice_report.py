@@ -85,7 +85,7 @@ def apart(advice: Advice) -> list[str]:
         best = advice.below[0]
         lines.append(
             f"range begins below the bar of {advice.bar:g} on {advice.benchmark}, so not ranked: "
-            f"{_names(advice.below)}; the best of them, {name(best.model)}, has {per_cent(best.quality)}"
+            f"{_names(advice.below)}; the best of them, {name(best.model)}, has {short_of(advice, best)}"
         )
     if advice.unproven:
         lines.append(f"no published result for this kind of work, so not ranked: {_names(advice.unproven)}")
@@ -96,6 +96,15 @@ def apart(advice: Advice) -> list[str]:
         said = f"{name(judged.model)}, {per_cent(quality)} {quality.basis}, on {place.where}{rent}"
         lines.append(f"good enough: {said}")
     return lines
+
+
+def short_of(advice: Advice, judged: Judged) -> str:
+    """Word a quality below the bar, with decimals of its low end where rounding would put it at the bar."""
+    low = judged.vouched
+    if round(low) < advice.bar:
+        return per_cent(judged.quality)
+    digits = next((d for d in (1, 2) if round(low, d) < advice.bar), 3)
+    return f"{per_cent(judged.quality)}, beginning at {low:.{digits}f}"
 
 
 def _names(judged: tuple[Judged, ...]) -> str:
@@ -121,7 +130,8 @@ def _ranking(advice: Advice, shown: tuple[Judged, ...]) -> Section:
                 "Up and to the right is better. A point's area is the memory it needs.",
             )
         )
-    parts += [paragraph(line.strip()) for line in (*reasons(advice, shown[0]), *beside_lines(advice))]
+    lines = (*reasons(advice, shown[0]), command_of(shown[0]), *beside_lines(advice))
+    parts += [paragraph(line.strip()) for line in lines]
     return Section("Ranking", tuple(parts))
 
 
@@ -233,6 +243,13 @@ def _scatter(advice: Advice, shown: tuple[Judged, ...], width: float) -> str:
 def name(model: Model) -> str:
     """Return what to call a model: its short name, or the last part of its id."""
     return model.name or model.id.rpartition("/")[2]
+
+
+def command_of(judged: Judged) -> str:
+    """Return the command that runs a pick, or why none is known."""
+    place = judged.placement
+    assert place is not None  # a pick has one
+    return f"  {place.command}" if place.command else f"  no command is known: {place.why_none}"
 
 
 def reasons(advice: Advice, judged: Judged) -> list[str]:

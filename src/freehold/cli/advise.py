@@ -17,13 +17,14 @@ from freehold.cli.advice_report import (
     apart,
     beside_lines,
     chart,
+    command_of,
     head,
     name,
     needs,
-    per_cent,
     reasons,
     report,
     row,
+    short_of,
     understood,
     vouched,
 )
@@ -231,8 +232,7 @@ def _print_picks(advice: Advice, shown: tuple[Judged, ...]) -> None:
     click.echo("")
     for line in reasons(advice, shown[0]):
         click.echo(line)
-    if place := shown[0].placement:
-        click.echo(f"  {place.command}" if place.command else f"  no command is known: {place.why_none}")
+    click.echo(command_of(shown[0]))
 
 
 def _print_plot(advice: Advice, shown: tuple[Judged, ...]) -> None:
@@ -314,7 +314,7 @@ def _best(advice: Advice) -> str:
         return f"the {len(advice.unproven)} models that run have no published result for this kind of work"
     best = advice.below[0]
     return (
-        f"the best that runs has {per_cent(best.quality)} on {advice.benchmark}, and its range begins below "
+        f"the best that runs has {short_of(advice, best)} on {advice.benchmark}, and its range begins below "
         f"the bar of {advice.bar:g}"
     )
 

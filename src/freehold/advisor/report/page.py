@@ -37,7 +37,7 @@ footer { margin-top: 3em; padding-top: 1em; border-top: 1px solid var(--rule) }
   thead { display: none } tr { display: block; padding: .6em 0; border-bottom: 1px solid var(--rule) }
   td, td.n { display: block; border: 0; padding: .1em 0; text-align: left; white-space: normal }
   td { overflow-wrap: anywhere }
-  td[data-head] { display: grid; grid-template-columns: 8.5em 1fr; gap: .6em }
+  td[data-head] { display: grid; grid-template-columns: 9.5em 1fr; gap: .6em }
   td[data-head]::before { content: attr(data-head); color: var(--soft); font-weight: 400 } td:empty { display: none } }
 @media print { main { padding: 0; max-width: none } figure, tr { break-inside: avoid } h2 { break-after: avoid }
   .wide { display: block } .slim { display: none } @page { margin: 18mm 16mm } }
