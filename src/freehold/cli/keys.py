@@ -44,9 +44,10 @@ def _file(f: Callable[..., Any]) -> Callable[..., Any]:
 @json_option
 @click.pass_obj
 def add(settings: Settings, name: str, file: Path | None, as_json: bool, **given: Any) -> None:
-    """Make a key called NAME and print it, once: it is kept nowhere.
+    """Make a key called NAME and print it, once.
 
-    NAME is the tenant: its requests share the machine and the cache under it.
+    The key itself is not stored, only its hash. NAME is the tenant: its requests share the machine and the cache
+    under it.
     """
     from freehold.server.keys import KeyFile, made, new_secret
 
@@ -115,7 +116,10 @@ def list_(settings: Settings, file: Path | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def rm(settings: Settings, names: tuple[str, ...], file: Path | None, as_json: bool) -> None:
-    """Revoke keys: from the next second on, the server knows them no more. What they spent stays counted."""
+    """Revoke keys.
+
+    A running server refuses them within a second. What they spent stays counted.
+    """
     from freehold.server.keys import KeyFile
 
     kept = KeyFile(file or settings.keys)
@@ -137,9 +141,10 @@ def rm(settings: Settings, names: tuple[str, ...], file: Path | None, as_json: b
 @json_option
 @click.pass_obj
 def owner(settings: Settings, as_json: bool) -> None:
-    """Print the owner's token, which opens to other programs of yours what changes the disk, as the socket does.
+    """Print the token of the owner's routes.
 
-    For Ollama's clients: OLLAMA_API_KEY=$(freehold keys owner). It is kept in owner.token of the data folder.
+    Programs of yours that send it may pull, create, copy and delete models, as over the owner's socket. For
+    Ollama's clients: OLLAMA_API_KEY=$(freehold keys owner). It is kept in owner.token of the data folder.
     """
     from freehold.server.owner import owner_token
 

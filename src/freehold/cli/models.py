@@ -63,7 +63,12 @@ def command() -> None:
 @command.command("list")
 @click.argument("words", nargs=-1)
 @click.option(
-    "--licence", "--license", "licence", metavar="ID", default="", help="A part of its id; unknown."
+    "--licence",
+    "--license",
+    "licence",
+    metavar="ID",
+    default="",
+    help="Its id or a part of it; 'unknown': none is stated.",
 )
 @click.option("--country", metavar="US", default="", help="Where the lab sits.")
 @click.option("--country-not", metavar="CN", default="", help="Where it does not.")
@@ -86,9 +91,9 @@ def command() -> None:
 @click.option("--reverse", is_flag=True, help="The other way round.")
 @json_option
 def list_(words: tuple[str, ...], sort: str, reverse: bool, as_json: bool, **given: Any) -> None:
-    """List the models that fit every WORD and option; an unknown fact passes no filter.
+    """List the models that fit every WORD and option.
 
-    With --json, prints {"schema": 1, "models": [...]} with every fact.
+    An unknown fact passes no filter. With --json, prints {"schema": 1, "models": [...]} with every fact.
     """
     query = Query(words=words, **{k: v for k, v in given.items() if v})
     everything = catalog.models()
@@ -110,10 +115,11 @@ def list_(words: tuple[str, ...], sort: str, reverse: bool, as_json: bool, **giv
 @command.command("lint")
 @json_option
 def lint(as_json: bool) -> None:
-    """Name every entry that lacks layers, context, weights or their precision, and your own with them; exit 1 then.
+    """Name the entries that lack a fact; exit 1 then.
 
-    An entry may lack one whose `not_published` names the source that was looked through. With --json, prints
-    {"schema": 1, "models": n, "gaps": [{"id": ..., "gap": ...}]}.
+    Facts are layers, context, weights and their precision; your own entries are checked too. An entry may lack one
+    whose `not_published` names the source that was looked through. With --json, prints {"schema": 1, "models": n,
+    "gaps": [{"id": ..., "gap": ...}]}.
     """
     everything = catalog.models()
     found = [(m.id, gap) for m in everything for gap in gaps(m)]
@@ -134,10 +140,11 @@ def lint(as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def refresh(settings: Settings, models: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """Ask the hub what it says of MODELS today (default: those with a short name), and show what differs.
+    """Compare MODELS with what the hub says today.
 
-    Nothing known is overwritten: with your consent a newer, dated fact is added to your own catalogue.toml.
-    With --json, prints {"schema": 1, "changes": [...], "failed": [...], "file": ..., "added": n}.
+    Without MODELS, those with a short name. Nothing known is overwritten: with your consent a newer, dated fact is
+    added to your own catalogue.toml. With --json, prints {"schema": 1, "changes": [...], "failed": [...], "file":
+    ..., "added": n}.
     """
     from freehold.store.refresh import Refresher
 
