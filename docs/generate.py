@@ -108,7 +108,7 @@ needs a key, and then every route but `/health` wants `Authorization: Bearer KEY
 request whose `Host` or `Origin` is not of this machine is refused, so that no web page reaches the server.
 `GET /openapi.json` describes all of it to programs.
 
-Who a route is for: `all`, without a key too; `any`, whoever has a key; `client`, the keys that ask models; `operator`,
+Who a route is for: `all`, without a key too; `any`, anyone with a key; `client`, the keys that ask models; `operator`,
 an admin's key, or a client's without a scope; `admin`, an admin's key, or the owner through the
 socket; `manage`, the same, and whoever asks a server of loopback without keys.
 

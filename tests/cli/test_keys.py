@@ -106,8 +106,8 @@ def test_a_variable_that_is_no_key_of_ours_does_not_stop_the_server(tmp_path: Pa
 @pytest.mark.parametrize(
     ("args", "part"),
     [
-        (["add", "a b"], "no name of a key"),
-        (["add", "x", "--rate", "60"], "no quota"),
+        (["add", "a b"], "not a valid name for a key"),
+        (["add", "x", "--rate", "60"], "not a valid quota"),
         (["add", "x", "--tokens", "60/min"], "by the day"),
         (["add", "x", "--admin", "--rate", "1/s"], "asks no model"),
         (["rm", "x"], "no key 'x'"),

@@ -63,7 +63,7 @@ def test_a_file_that_others_may_write_is_refused_and_one_they_may_read_is_not(fi
     file.path.chmod(0o444)
     assert file.read()
     file.path.chmod(0o620)
-    with pytest.raises(UsageError, match="others may write"):
+    with pytest.raises(UsageError, match="writable by others"):
         file.read()
 
 

@@ -119,11 +119,11 @@ def test_the_token_is_made_once_and_for_its_user_alone(tmp_path):
 @pytest.mark.parametrize(
     "content, mode, part",
     [
-        (f"{PREFIX}{'x' * 32}", 0o644, "others may have read"),
-        (f"{PREFIX}{'x' * 32}", 0o620, "others may have read"),
-        (f"{PREFIX}short", 0o600, "holds no owner's token"),
-        ("", 0o600, "holds no owner's token"),
-        (f"{PREFIX}{'x' * 999}", 0o600, "holds no owner's token"),
+        (f"{PREFIX}{'x' * 32}", 0o644, "others can read"),
+        (f"{PREFIX}{'x' * 32}", 0o620, "others can read"),
+        (f"{PREFIX}short", 0o600, "does not hold an owner's token"),
+        ("", 0o600, "does not hold an owner's token"),
+        (f"{PREFIX}{'x' * 999}", 0o600, "does not hold an owner's token"),
     ],
 )
 def test_a_token_that_others_may_know_is_refused(tmp_path, content, mode, part):

@@ -17,7 +17,7 @@ from freehold.server.keys import Key, Ring, hashed
 from freehold.server.problems import Refused
 
 Headers = Mapping[bytes, bytes]
-# Who a route is for. all: without a key too. any: whoever has a key. client: those who ask models. operator: those
+# Who a route is for. all: without a key too. any: anyone with a key. client: those who ask models. operator: those
 # who may know of every model, so a client's key without a scope or an admin's. admin: an admin's key, or the owner, who
 # has the Unix socket and the token: a program of this machine that may ask without a key may not change the disk.
 Audience = Literal["all", "any", "client", "operator", "admin"]
@@ -88,13 +88,13 @@ class Guard:
         return None
 
     def check_audience(self, audience: Audience, key: Key | None, *, owner: bool = False) -> None:
-        """Refuse (403) a route that is not for whoever came with `key`, unless that is the owner."""
+        """Refuse (403) a route that `key` does not open, unless the owner asks."""
         if owner or self.trusted or audience in ("all", "any"):
             return
         if key is None:
             if audience == "admin":
                 raise _forbidden(
-                    "this route is the owner's: it wants Authorization: Bearer TOKEN, which freehold keys owner "
+                    "this route is the owner's: it needs Authorization: Bearer TOKEN, which freehold keys owner "
                     "prints on the server's machine, an admin key, or the Unix socket"
                 )
         elif key.kind == "admin":
@@ -105,7 +105,7 @@ class Guard:
                 f"the key {key.name} is a client's; this route is for an admin's, or the owner's socket"
             )
         elif audience == "operator" and key.models:
-            raise _forbidden(f"the key {key.name} has a scope; this route tells of every model")
+            raise _forbidden(f"the key {key.name} has a scope; this route lists every model")
 
     def check_unload(self, key: Key | None, *, owner: bool = False) -> None:
         """Refuse (403) to take a model out of memory for a key that shares it, and for strangers."""

@@ -34,7 +34,7 @@ class Bodies:
     by_caller: dict[str, int] = field(default_factory=dict)
     _turns: dict[str, tuple[asyncio.Lock, int]] = field(
         default_factory=dict
-    )  # caller -> (lock, who wants it)
+    )  # caller -> (lock, requests that hold or await it)
     _pool: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="freehold-bodies")
     )

@@ -205,7 +205,7 @@ class Call:
         await self.body(data)
 
     def problem(self, e: Exception) -> Problem:
-        """Describe a failure to whoever asked, and to the log if it is ours."""
+        """Describe a failure for the client, and log it if it is ours."""
         trouble = problem(e, owner=self.server.guard.trusted)
         self.code = trouble.code or ""
         if isinstance(e, UsageError):

@@ -1,7 +1,7 @@
 """Holds connections: how many there may be, whose go first when room is needed, and how long heads may take.
 
 A connection without a whole request is idle and may be closed for a newer one: the oldest of the address that has most,
-so that thousands of silent ones shut nobody out. Where none is idle, a few more are let in that may ask for /health and
+so thousands of silent ones shut no client out. Where none is idle, a few more are let in that may ask for /health and
 /ready alone; the next ones are answered 503 at once. Requests are counted apart (call.Gate), by their key.
 Knows uvicorn's protocol, bytes of a head, addresses and the clock; knows no route but those two.
 Path: serve._Half -> Guarded -> on_headers_complete -> uvicorn's cycle -> app
@@ -169,10 +169,8 @@ class Guarded(HttpToolsProtocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, or what a callback refused, in the words of the path's protocol."""
-        refusal = self._refusal or Refused(
-            400, "the request is no HTTP that this server reads", code="bad_request"
-        )
+        """Answer bytes that are not HTTP, or what a callback refused, in the error format of the path's protocol."""
+        refusal = self._refusal or Refused(400, "the request is not valid HTTP/1.1", code="bad_request")
         self._turn_away(refusal)
 
     def make_room(self) -> None:

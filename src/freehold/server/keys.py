@@ -48,7 +48,7 @@ def quota(text: str) -> Quota:
     """Read `60/min`, `2.5/s` or `1M/day`; raises UsageError."""
     found = _QUOTA.fullmatch(text)
     if found is None or float(found[1]) == 0:
-        raise UsageError(f"{text[:40]!r} is no quota", "write 60/min, 10/s, 5000/h or 1M/day")
+        raise UsageError(f"{text[:40]!r} is not a valid quota", "write 60/min, 10/s, 5000/h or 1M/day")
     return Quota(float(found[1]) * _SCALE[found[2]], _SECONDS[found[3]])
 
 
@@ -66,7 +66,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise UsageError(
-                f"{self.name[:80]!r} is no name of a key", "letters, digits and . _ @ + - only, 64"
+                f"{self.name[:80]!r} is not a valid name for a key", "letters, digits and . _ @ + - only, 64"
             )
         if not re.fullmatch("[0-9a-f]{64}", self.sha256):
             raise UsageError(
@@ -75,7 +75,9 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         if self.rate:
             quota(self.rate)
         if self.tokens and quota(self.tokens).seconds != _SECONDS["day"]:
-            raise UsageError(f"{self.tokens!r} is no budget of tokens", "it is counted by the day: 1M/day")
+            raise UsageError(
+                f"{self.tokens!r} is not a valid token budget", "it is counted by the day: 1M/day"
+            )
 
     def may_use(self, model: str) -> bool:
         """Return whether the key's scope holds a model of this name."""
@@ -139,7 +141,9 @@ class KeyFile:
         except OSError as e:
             raise UsageError(f"the key file {self.path} cannot be read: {e.strerror}") from e
         if found.st_mode & 0o022 or found.st_uid not in (os.geteuid(), 0):
-            raise UsageError(f"others may write {self.path}, and let themselves in", f"chmod 600 {self.path}")
+            raise UsageError(
+                f"{self.path} is writable by others, who could add keys", f"chmod 600 {self.path}"
+            )
         return self._decoded(data)
 
     def _decoded(self, data: bytes) -> tuple[Key, ...]:
@@ -149,7 +153,7 @@ class KeyFile:
             keys = msgspec.json.decode(data, type=_Kept).keys
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
             raise UsageError(
-                f"{self.path} is no file of keys: {e}", "freehold keys add NAME writes one"
+                f"{self.path} is not a key file: {e}", "freehold keys add NAME writes one"
             ) from e
         names = [key.name for key in keys]
         if twice := next((n for n in names if names.count(n) > 1), ""):

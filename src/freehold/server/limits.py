@@ -33,7 +33,7 @@ def one_address(host: str) -> str:
 
 
 class Gone(Exception):
-    """The client closed its connection; nobody is left to answer."""
+    """The client closed its connection; no answer is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Limits:
     bodies_bytes: int = 512 << 20  # of memory, for all bodies of requests under way,
     caller_bytes: int = 128 << 20  # and for those of one key, or of one address where there are no keys;
     small_bytes: int = 64 << 10  # but one no longer than this, which takes
-    small_weight: int = 1 << 20  # no more than this of memory, always finds room: nobody shuts the others out
+    small_weight: int = 1 << 20  # no more than this of memory, always finds room beside any other caller's
     header_bytes: int = 64 << 10
     headers: int = 256
     header_s: float = 15.0  # from the connection, or the request before, to the end of the headers
@@ -75,7 +75,7 @@ def parse(body: bytes) -> dict[str, Any]:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         # Where the other half would run over the body's end msgspec calls the body truncated.
-        why = "half a surrogate pair is no character" if _HALF.search(body) else e
+        why = "half a surrogate pair is not a character" if _HALF.search(body) else e
         raise Refused(400, f"the body is not JSON: {why}", code="invalid_json") from None
     except RecursionError:
         raise _too_deep() from None
@@ -151,7 +151,7 @@ def _at(value: Any, path: str) -> Any:
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        # Enough to recognise a mistyped value; a prompt is nobody's business in a log.
+        # Enough to recognise a mistyped value; a prompt does not belong in a log.
         return repr(value if len(value) <= _SHOWN else value[:20] + "...")
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"

@@ -39,8 +39,8 @@ def _read(path: Path) -> str:
     except OSError as e:
         raise UsageError(f"the owner's token {path} cannot be read: {e.strerror}", way_out) from e
     if found.st_mode & 0o077 or found.st_uid != os.geteuid():
-        raise UsageError(f"others may have read the owner's token {path}", way_out)
+        raise UsageError(f"others can read or replace the owner's token {path}", way_out)
     token = data.decode("ascii", "replace").strip()
     if not token.startswith(PREFIX) or len(token) < len(PREFIX) + 32 or len(data) > _MAX:
-        raise UsageError(f"{path} holds no owner's token", way_out)
+        raise UsageError(f"{path} does not hold an owner's token", way_out)
     return token

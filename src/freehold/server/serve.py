@@ -75,7 +75,7 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as e:
-        raise UsageError(f"{name} is no address of this machine: {e.strerror}") from e
+        raise UsageError(f"{name} is not an address of this machine: {e.strerror}") from e
     out: list[socket.socket] = []
     for family, kind, proto, _, address in dict.fromkeys(found):
         sock = socket.socket(family, kind, proto)

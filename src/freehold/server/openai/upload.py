@@ -103,7 +103,9 @@ async def read_form(content_type: bytes, pieces: AsyncIterator[bytes], sink: Bin
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not boundary:
-        raise Refused(400, "the body is no form; send multipart/form-data with a file", code="invalid_form")
+        raise Refused(
+            400, "the body is not a form; send multipart/form-data with a file", code="invalid_form"
+        )
     try:
         form = Form(boundary, sink)
     except FormParserError as e:
