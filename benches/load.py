@@ -250,7 +250,4 @@ async def ask(port: int, path: str, body: Any = None, *, limit_s: float = LIMIT_
 def completion(model: str, prompt: Any, max_tokens: int, **fields: Any) -> dict[str, Any]:
     """Make the body of a streamed greedy completion of exactly `max_tokens` tokens."""
     body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "stream": True}
-    plain = {
-        "repetition_penalty": 1.0
-    }  # whatever a model's own recommendation says: the peers sample plainly
-    return {**body, **plain, "ignore_eos": True, "stream_options": {"include_usage": True}, **fields}
+    return {**body, "ignore_eos": True, "stream_options": {"include_usage": True}, **fields}

@@ -92,9 +92,7 @@ def _measure(plain: LLM, guessing: LLM, task: str, args: argparse.Namespace) -> 
 
 
 def _answer(llm: LLM, task: str, seed: int, args: argparse.Namespace) -> Completion:
-    return llm.chat(
-        TASKS[task], max_tokens=args.tokens, temperature=args.temperature, seed=seed, repetition_penalty=1.0
-    )
+    return llm.chat(TASKS[task], max_tokens=args.tokens, temperature=args.temperature, seed=seed)
 
 
 if __name__ == "__main__":

@@ -44,23 +44,23 @@ def test_gguf_sampling_keys_are_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "name, temperature, penalty",
+    "name, temperature, top_k",
     [
-        ({"general.basename": "Qwen2.5-Coder", "general.size_label": "0.5B"}, 0.7, 1.1),
-        ({"general.basename": "Qwen2.5-Coder", "general.size_label": "7B"}, 0.7, 1.05),
-        ({"general.name": "Gemma 3 270m", "general.basename": "gemma-3"}, 1.0, 1.0),
-        ({"general.name": "Meta Llama 3.1 8B Instruct"}, 0.6, 1.0),
-        ({"general.name": "Somebody's own"}, FREEHOLD_DEFAULTS["temperature"], 1.0),
+        ({"general.basename": "Qwen2.5-Coder", "general.size_label": "0.5B"}, 0.7, 20),
+        ({"general.name": "Gemma 3 270m", "general.basename": "gemma-3"}, 1.0, 64),
+        ({"general.name": "Meta Llama 3.1 8B Instruct"}, 0.6, 0),
+        ({"general.name": "Somebody's own"}, FREEHOLD_DEFAULTS["temperature"], 0),
     ],
 )
 def test_family_s_recommendation_fills_a_file_that_states_nothing(
-    tmp_path: Path, name: dict[str, str], temperature: float, penalty: float
+    tmp_path: Path, name: dict[str, str], temperature: float, top_k: int
 ):
     opened = open_gguf(write_gguf("qwen2", tmp_path / "model.gguf"))
     rest = {k: v for k, v in opened.metadata.items() if k not in ("general.name", "general.basename")}
     opened.metadata = Metadata({**rest, **name}, "model.gguf")
     found = sampling_defaults(opened)
-    assert found["temperature"][0] == temperature and found["repetition_penalty"][0] == penalty
+    assert found["temperature"][0] == temperature and found["top_k"][0] == top_k
+    assert found["repetition_penalty"] == (1.0, FREEHOLD)
     origin = found["temperature"][1]
     assert (origin == FREEHOLD) == (name == {"general.name": "Somebody's own"})
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import ollama
 import pytest
 
+from tests.server.conftest import TOKEN
 from tests.server.test_real import MODEL, Real, real
 
 pytestmark = pytest.mark.model
@@ -17,7 +18,7 @@ USER = [{"role": "user", "content": "Name a colour."}]
 
 @pytest.fixture(scope="module")
 def client(real: Real) -> Iterator[ollama.Client]:
-    with ollama.Client(real.url) as client:
+    with ollama.Client(real.url, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
         yield client
 
 

@@ -16,6 +16,7 @@ import httpx2
 import openai
 import pytest
 
+from tests.server.conftest import TOKEN
 from tests.server.test_chat import events
 from tests.server.test_streams import eventually, request, until
 
@@ -62,7 +63,7 @@ def real(model_path) -> Iterator[Real]:
     async def main() -> None:
         store = Store(load_settings())
         models = Models(store, Options(context=2048, max_models=1))
-        doors = Doors(models, Settings(drain_s=0.5), preload=[MODEL], store=store)
+        doors = Doors(models, Settings(drain_s=0.5, owner=TOKEN), preload=[MODEL], store=store)
         made.extend((doors, models, asyncio.get_running_loop()))
         await doors.open(bind_tcp("127.0.0.1", 0), opened=up.set)
 

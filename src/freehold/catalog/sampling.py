@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+FIELDS = ("temperature", "top_k", "top_p", "min_p")
 
 
 def recommended(*names: str) -> tuple[dict[str, Any], str]:

@@ -176,7 +176,7 @@ class _Timer:
         return self._random.choices(self._words, k=count)
 
     def _generate(self, ids: list[int], tokens: int) -> Usage:
-        return self._llm.generate(ids, max_tokens=tokens, temperature=0, repetition_penalty=1.0).usage
+        return self._llm.generate(ids, max_tokens=tokens, temperature=0).usage
 
     def prefill(self, tokens: int) -> float:
         """Return tokens per second of a prompt of `tokens`."""
