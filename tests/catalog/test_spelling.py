@@ -84,6 +84,10 @@ def test_a_family_under_several_licences_is_asked_back(typed: str):
     assert "say which" in e.value.hint and "(" in e.value.hint
 
 
+def test_a_repository_s_very_name_is_not_asked_back():
+    assert subject("DeepSeek-R1").expression == "MIT"
+
+
 @pytest.mark.parametrize(
     ("typed", "licence"),
     [

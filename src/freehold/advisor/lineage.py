@@ -74,6 +74,8 @@ def subject(text: str | Model | Licence | Subject) -> Subject:
         return Subject(found.name, found.id)
     if "/" not in text and (served := serving(text)):
         return Subject(text, served.id, source=_covers(served))
+    if (repository := _named_exactly(text)) is not None:
+        return _of_model(repository)
     _ask_for_a_tag(text)
     try:
         return _of_model(catalog.model(text))
@@ -83,6 +85,14 @@ def subject(text: str | Model | Licence | Subject) -> Subject:
         near = suggestions(text)
         also = f"; licences: {' or '.join(near)}" if near else ""
         raise ModelNotFound(f"neither a model nor a licence is called {text!r}", e.hint + also) from None
+
+
+def _named_exactly(text: str) -> Model | None:
+    """Return the one model whose repository has this very name, capitals included: DeepSeek-R1, not deepseek-r1."""
+    if text == text.lower():  # the spelling of tags, which may mean another size
+        return None
+    found = [model for model in catalog.models() if model.id.rpartition("/")[2] == text]
+    return found[0] if len(found) == 1 else None
 
 
 def _ask_for_a_tag(text: str) -> None:
