@@ -21,6 +21,7 @@ from freehold.cli import main
 from freehold.cli import run as run_module
 from freehold.cli.chat import Answer
 from freehold.cli.sessions import Session, Sessions
+from freehold.errors import UsageError
 from freehold.fake import FakeModel, Reply
 from freehold.types import MAX_FORMAT_CHARS, Format, Message, ModelInfo, SamplingParams, Usage
 from tests.vectors.files import write_gguf
@@ -422,3 +423,24 @@ def test_ctrl_c_stops_an_answer_in_a_terminal_and_keeps_the_chat(home):
     terminal.expect(">>>")
     terminal.send("\x04")
     assert terminal.wait() == 0
+
+
+def test_model_that_cannot_be_opened_leaves_the_chats_own_open(monkeypatch):
+    first, second = FakeModel([]), FakeModel([])
+    answers = iter([first, UsageError("no room"), second])
+
+    def opened(*_: object) -> FakeModel:
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(run_module.Opened, "_open", opened)
+    monkeypatch.setattr(run_module.Opened, "facts", None)
+    request = run_module.Request(**dict.fromkeys(run_module.Request.__dataclass_fields__))
+    with run_module.Opened(None, None, request, "a") as held:
+        with pytest.raises(UsageError):
+            held.switch("b")
+        assert held.model is first and not first.closed
+        assert held.switch("c")[0] is second and first.closed
+    assert second.closed

@@ -96,9 +96,8 @@ def _keep(home: Path, path: Path, facts: dict[str, Any], load: float) -> None:
     from freehold.advisor import machine
     from freehold.advisor.learning import keep
 
-    busy = (
-        load > CROWDED or (facts["load_average"] or 0) > 1.5 * facts["threads"]
-    )  # our own threads are in it
+    loaded = (facts["load_average"] or 0) > 1.5 * facts["threads"]  # our own threads are in it
+    busy = load > CROWDED or loaded
     rates = machine.Rates(facts["read_gb_s"], facts["int8_gops"], busy=busy)
     machine.keep(home, machine.name_here(), rates)
     depth = facts["decode_depth"] + DECODE_PROMPT + facts["decode_tokens"] // 2

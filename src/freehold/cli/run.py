@@ -245,7 +245,7 @@ class Opened:
 
     def __init__(self, settings: Settings, store: Store, request: Request, name: str) -> None:
         self._settings, self._store, self._request = settings, store, request
-        self.model = self._open(name)
+        self.model = self._open(name, request)
 
     def __enter__(self) -> Self:
         return self
@@ -254,15 +254,11 @@ class Opened:
         self.model.close()
 
     def switch(self, name: str) -> tuple[LLM | RemoteModel, Facts]:
-        """Close the model and open another; if that fails, the first is opened again."""
-        held_or_fetched(self._store, parted(self._store, name)[0])  # a wrong name costs nothing
-        before, self._request = self.model.name, replace(self._request, draft=None, adapter=None)
+        """Open another model, then close this one; if the other cannot be opened, this one stays as it is."""
+        request = replace(self._request, draft=None, adapter=None)  # they belong to the model before
+        other = self._open(name, request)
         self.model.close()
-        try:
-            self.model = self._open(name)
-        except FreeholdError:
-            self.model = self._open(before)
-            raise
+        self.model, self._request = other, request
         return self.model, self.facts
 
     @property
@@ -270,9 +266,8 @@ class Opened:
         """What a chat's status line says of it."""
         return Facts(self.model.info.quantization, self.model.info.context)
 
-    def _open(self, name: str) -> LLM | RemoteModel:
-        found = attached(self._settings, self._store, name, self._request)
-        return found or open_llm(self._store, name, self._request)
+    def _open(self, name: str, request: Request) -> LLM | RemoteModel:
+        return attached(self._settings, self._store, name, request) or open_llm(self._store, name, request)
 
 
 def attached(settings: Settings, store: Store, model: str, request: Request) -> RemoteModel | None:
