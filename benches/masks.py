@@ -28,7 +28,7 @@ from schemas import CASES
 
 from freehold.cli.bench import version
 from freehold.config import load_settings
-from freehold.engine.grammar import Grammar, Grammars, Matcher
+from freehold.engine.constrain.grammar import Grammar, Grammars, Matcher
 from freehold.engine.sampler import choose
 from freehold.formats.gguf import open_gguf
 from freehold.machine import cpu_name

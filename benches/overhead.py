@@ -42,9 +42,9 @@ wrk.body = '%s'
 
 def serve(port: int) -> None:
     """Be the server: two scripted models, each in an engine process of its own, and the log that `serve` writes."""
-    from freehold.cli.logs import logging_to
+    from freehold.cli.serving.logs import logging_to
     from freehold.config import load_settings
-    from freehold.server.limits import Limits
+    from freehold.server.core.limits import Limits
     from freehold.server.serve import Settings, bind_tcp, run
     from freehold.store import Store
     from freehold.worker.models import Models

@@ -26,7 +26,7 @@ from pathlib import Path
 from freehold.cli.bench import version
 from freehold.config import load_settings
 from freehold.engine import Engine
-from freehold.engine.blocks import BlockManager
+from freehold.engine.cache.blocks import BlockManager
 from freehold.engine.sequence import Request, Sequence
 from freehold.local.opening import open_model
 from freehold.machine import cpu_name

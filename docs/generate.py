@@ -158,7 +158,7 @@ def http_page() -> str:
     """Describe every route, every field of a request, and every error."""
     from freehold.server import app, rerank, tokens
     from freehold.server.anthropic import fields as anthropic
-    from freehold.server.limits import Limits
+    from freehold.server.core.limits import Limits
     from freehold.server.ollama import create, manage, models, pull
     from freehold.server.ollama import fields as native
     from freehold.server.openai import batches, embeddings, fields
@@ -247,7 +247,7 @@ def _bounds(low: Any, high: Any) -> str:
 
 
 def _errors() -> Iterator[str]:
-    from freehold.server.problems import STATUS
+    from freehold.server.core.problems import STATUS
 
     yield (
         'The body is `{"error": {"message", "type", "param", "code"}}`, for those below with `name` and `hint`; '

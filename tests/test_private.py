@@ -11,10 +11,10 @@ import pytest
 from freehold import private
 from freehold.advisor import calibration
 from freehold.config import Settings
-from freehold.server.accounts import Accounts
-from freehold.server.keys import KeyFile, made
-from freehold.server.openai.batch.desk import Desk
-from freehold.server.owner import owner_token
+from freehold.server.batches.desk import Desk
+from freehold.server.core.accounts import Accounts
+from freehold.server.core.keys import KeyFile, made
+from freehold.server.core.owner import owner_token
 from freehold.server.serve import bind_unix
 from freehold.store import Store
 from freehold.store.making import copy

@@ -17,9 +17,9 @@ from freehold.advisor.fit import Fit, Misfit, Place, observed, place_here, place
 from freehold.advisor.machine import Machine, Rates
 from freehold.catalog.model import Layers, Structure
 from freehold.config import load_settings
-from freehold.engine.budget import MAX_ROWS
-from freehold.engine.capacity import ROOMS, SLOT_SHARE, CacheBytes, KvType
-from freehold.engine.slots import quota
+from freehold.engine.cache.capacity import ROOMS, SLOT_SHARE, CacheBytes, KvType
+from freehold.engine.cache.windows import quota
+from freehold.engine.schedule.budget import MAX_ROWS
 from freehold.errors import UsageError
 from freehold.models.loader import refusal
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from freehold.cli import compat, main
-from freehold.cli.sdks import CHECKS
+from freehold.cli import main
+from freehold.cli.clients import compat
+from freehold.cli.clients.sdks import CHECKS
 from freehold.errors import EngineLost
-from freehold.server.keys import Ring
+from freehold.server.core.keys import Ring
 from freehold.store.making import copy
 from tests.cli.test_serve import environment
 from tests.server.conftest import Running, start

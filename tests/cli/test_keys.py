@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from freehold.cli.attach import lock_of, pid_file
 from freehold.cli.serve import ring
+from freehold.cli.serving.attach import lock_of, pid_file
 from freehold.config import Settings
 from freehold.errors import UsageError
-from freehold.server.accounts import Accounts
-from freehold.server.auth import Guard
-from freehold.server.problems import Refused
+from freehold.server.core.accounts import Accounts
+from freehold.server.core.auth import Guard
+from freehold.server.core.problems import Refused
 from tests.cli.test_serve import KEY, freehold
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.cli.apps import APPS, Target
-from freehold.cli.edits import BEGIN, END, NotUnderstood, list_item, merged_json, set_yaml
+from freehold.cli.clients.apps import APPS, Target
+from freehold.cli.clients.edits import BEGIN, END, NotUnderstood, list_item, merged_json, set_yaml
 from tests.cli.test_serve import freehold
 
 GUIDES = Path(__file__).parents[2] / "docs" / "guides" / "clients"

@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
-from freehold.cli import logs
-from freehold.cli.logs import Lines, logging_to
-from freehold.server.requestlog import Line
+from freehold.cli.serving import logs
+from freehold.cli.serving.logs import Lines, logging_to
+from freehold.server.core.requestlog import Line
 
 REQUESTS, SERVE = logging.getLogger("freehold.requests"), logging.getLogger("freehold.serve")
 FIELDS = {

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.cli.markdown import PlainRenderer, StreamRenderer, clean
+from freehold.cli.chat.markdown import PlainRenderer, StreamRenderer, clean
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 

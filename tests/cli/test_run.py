@@ -19,8 +19,8 @@ import pytest
 
 from freehold.cli import main
 from freehold.cli import run as run_module
-from freehold.cli.chat import Answer
-from freehold.cli.sessions import Session, Sessions
+from freehold.cli.chat.chat import Answer
+from freehold.cli.chat.sessions import Session, Sessions
 from freehold.errors import UsageError
 from freehold.fake import FakeModel, Reply
 from freehold.types import MAX_FORMAT_CHARS, Format, Message, ModelInfo, SamplingParams, Usage
@@ -244,13 +244,13 @@ def test_model_may_draft_for_itself(freehold, tiny):
 
 
 def test_context_that_memory_cuts_is_said_without_verbose(freehold, tiny, monkeypatch):
-    monkeypatch.setattr("freehold.engine.capacity.available_bytes", lambda: 400_000)
+    monkeypatch.setattr("freehold.engine.cache.capacity.available_bytes", lambda: 400_000)
     status, _, err = freehold("run", tiny, "Hi", "--max-tokens", "2")
     assert status == 0 and "cut from the model's" in err
 
 
 def test_f32_cache_takes_twice_the_memory(freehold, tiny, monkeypatch):
-    monkeypatch.setattr("freehold.engine.capacity.available_bytes", lambda: 600_000)
+    monkeypatch.setattr("freehold.engine.cache.capacity.available_bytes", lambda: 600_000)
     sizes = {}
     for kind in ("f16", "f32"):
         out = freehold("run", tiny, "Hi", "--max-tokens", "2", "--json", "--kv-type", kind)[1]

@@ -9,10 +9,10 @@ import pytest
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from freehold.cli.chat import COMMANDS, Asking, Chat, Facts
-from freehold.cli.markdown import PlainRenderer
-from freehold.cli.sessions import Session, Sessions
-from freehold.cli.terminal import LineReader, is_open_block, unquoted
+from freehold.cli.chat.chat import COMMANDS, Asking, Chat, Facts
+from freehold.cli.chat.markdown import PlainRenderer
+from freehold.cli.chat.sessions import Session, Sessions
+from freehold.cli.chat.terminal import LineReader, is_open_block, unquoted
 from freehold.errors import ContextOverflow, StoreError, UsageError
 from freehold.fake import FakeModel, Reply
 from freehold.types import Chunk, Message

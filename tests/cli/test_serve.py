@@ -23,7 +23,7 @@ import pytest
 from starlette.responses import JSONResponse
 
 from freehold.cli import main
-from freehold.cli.service import quoted, unit
+from freehold.cli.serving.service import quoted, unit
 from freehold.cli.shared import Seconds
 from freehold.errors import UsageError
 from tests.test_remote import LEAKS, Script, serving

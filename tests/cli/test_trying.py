@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from freehold.advisor import machine
-from freehold.cli import trying
+from freehold.cli.report import trying
 from freehold.errors import ModelNotFound
 from freehold.fake import FakeModel
 from freehold.store import ModelRef

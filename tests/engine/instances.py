@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import islice, permutations, product
 from typing import Any
 
-from freehold.engine.grammar import Grammar
+from freehold.engine.constrain.grammar import Grammar
 from freehold.tokenizer import Tokenizer
 
 SPELLINGS = 720  # tried of one value: six properties in every order

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from freehold._native import BLOCK_TOKENS as SIZE
-from freehold.engine.blocks import BlockManager, blocks_for
-from freehold.engine.disk import DiskCache, dependencies
-from freehold.engine.prefix import Node
+from freehold.engine.cache.blocks import BlockManager, blocks_for
+from freehold.engine.cache.disk import DiskCache, dependencies
+from freehold.engine.cache.prefix import Node
+from freehold.engine.cache.windows import Slots
 from freehold.engine.runner import ModelRunner
-from freehold.engine.scheduler import Work
+from freehold.engine.schedule.scheduler import Work
 from freehold.engine.sequence import Request, Sequence
-from freehold.engine.slots import Slots
 from freehold.models.loader import LoadedModel
 from freehold.types import SamplingParams
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.engine import Engine, Generation, TokenOut
-from freehold.engine import scheduler as scheduler_module
-from freehold.engine.capacity import KV_TYPES, KvType
+from freehold.engine.cache.capacity import KV_TYPES, KvType
+from freehold.engine.schedule import scheduler as scheduler_module
 from freehold.models.adapters import Adapter
 from freehold.models.loader import LoadedModel
 from freehold.types import SamplingParams

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from freehold.engine import Engine
-from freehold.engine.blocks import BlockManager, blocks_for, common_prefix
+from freehold.engine.cache.blocks import BlockManager, blocks_for, common_prefix
 from freehold.engine.sequence import Sequence
 from freehold.models.loader import LoadedModel
 from tests.engine.rig import GREEDY, Rig, sequence

@@ -19,9 +19,9 @@ from hypothesis.stateful import (
 )
 
 from freehold._native import BLOCK_TOKENS as SIZE
-from freehold.engine import blocks as blocks_module
-from freehold.engine.blocks import common_prefix
-from freehold.engine.scheduler import Work
+from freehold.engine.cache import blocks as blocks_module
+from freehold.engine.cache.blocks import common_prefix
+from freehold.engine.schedule.scheduler import Work
 from freehold.engine.sequence import Sequence
 from freehold.models.loader import LoadedModel
 from tests.engine.rig import Rig, check_books, sequence

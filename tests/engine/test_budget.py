@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.engine.budget import BURST_S, FIRST_ROWS, ITL_FACTOR, LEAST_ROWS, PROBE, Budget
-from freehold.engine.cost import FORGET, MixedCost, RowCost, StepCost
+from freehold.engine.schedule.budget import BURST_S, FIRST_ROWS, ITL_FACTOR, LEAST_ROWS, PROBE, Budget
+from freehold.engine.schedule.cost import FORGET, MixedCost, RowCost, StepCost
 
 ROW_S, LOOK_S = 0.001, 4e-7
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from freehold import machine
-from freehold.engine import Engine, capacity
-from freehold.engine.capacity import bytes_per_block, choose_context
+from freehold.engine import Engine
+from freehold.engine.cache import capacity
+from freehold.engine.cache.capacity import bytes_per_block, choose_context
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
 from freehold.models.loader import LoadedModel
 

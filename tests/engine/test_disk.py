@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from freehold.engine import Engine
-from freehold.engine import blocks as blocks_module
-from freehold.engine import disk as disk_module
-from freehold.engine.capacity import KV_TYPES, KvType
-from freehold.engine.disk import DiskCache, dependencies
-from freehold.engine.prefix import key_of
+from freehold.engine.cache import blocks as blocks_module
+from freehold.engine.cache import disk as disk_module
+from freehold.engine.cache.capacity import KV_TYPES, KvType
+from freehold.engine.cache.disk import DiskCache, dependencies
+from freehold.engine.cache.prefix import key_of
 from freehold.models.loader import LoadedModel
 from tests.engine.rig import GREEDY, Rig, check_books, sequence
 

@@ -13,10 +13,10 @@ import pytest
 
 from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine import engine as engine_module
-from freehold.engine import scheduler as scheduler_module
-from freehold.engine.budget import LOGIT_ROWS
 from freehold.engine.engine import GUESSED_OPS
-from freehold.engine.scheduler import Work
+from freehold.engine.schedule import scheduler as scheduler_module
+from freehold.engine.schedule.budget import LOGIT_ROWS
+from freehold.engine.schedule.scheduler import Work
 from freehold.errors import (
     ContextOverflow,
     DeadlineExceeded,

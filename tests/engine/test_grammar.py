@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from freehold.engine import grammar as grammar_module
-from freehold.engine import rehearsal
-from freehold.engine.grammar import Grammars, _deep
-from freehold.engine.guide import Constraint, Guide
+from freehold.engine.constrain import grammar as grammar_module
+from freehold.engine.constrain import rehearsal
+from freehold.engine.constrain.grammar import Grammars, _deep
+from freehold.engine.constrain.guide import Constraint, Guide
 from freehold.errors import UsageError
 from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
 from freehold.types import MAX_FORMAT_CHARS, Format, FormatKind

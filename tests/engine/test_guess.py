@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.engine.guess import DRAFT_PRIOR, MATCH_PRIOR, Chances, Guess
-from freehold.engine.lookup import LONGEST, MAX_DRAFT, Match
+from freehold.engine.speculate.guess import DRAFT_PRIOR, MATCH_PRIOR, Chances, Guess
+from freehold.engine.speculate.lookup import LONGEST, MAX_DRAFT, Match
 
 
 def test_gains_fall_by_the_chance_of_each_token():

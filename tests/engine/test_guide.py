@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from freehold.engine.grammar import Grammars
-from freehold.engine.guide import Constraint, Guide, Opening
+from freehold.engine.constrain.grammar import Grammars
+from freehold.engine.constrain.guide import Constraint, Guide, Opening
 from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
 from freehold.types import Format
 from tests.tokenizer import toys

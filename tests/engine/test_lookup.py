@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.engine.lookup import LONGEST, Lookup
+from freehold.engine.speculate.lookup import LONGEST, Lookup
 
 
 def test_what_followed_the_longest_match_is_proposed():

@@ -7,9 +7,9 @@ from math import inf
 
 import pytest
 
-from freehold.engine import scheduler as scheduler_module
-from freehold.engine.budget import BRIEF_S, BURST_S, FIRST_ROWS, ITL_FACTOR, SLOW_STEP_S, STEP_S
-from freehold.engine.scheduler import AGE_S, BYPASS_S, Work
+from freehold.engine.schedule import scheduler as scheduler_module
+from freehold.engine.schedule.budget import BRIEF_S, BURST_S, FIRST_ROWS, ITL_FACTOR, SLOW_STEP_S, STEP_S
+from freehold.engine.schedule.scheduler import AGE_S, BYPASS_S, Work
 from freehold.engine.sequence import Request, TokenOut
 from freehold.types import Priority, SamplingParams
 from tests.engine.world import LOOK_S, ROW_S, World

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from freehold.engine.blocks import blocks_for
+from freehold.engine.cache.blocks import blocks_for
 from freehold.engine.sequence import Sequence, TokenOut
 from freehold.types import Priority
 from tests.engine.rig import check_slots

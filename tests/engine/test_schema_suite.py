@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from freehold.engine.grammar import Grammars
+from freehold.engine.constrain.grammar import Grammars
 from freehold.errors import UsageError
 from freehold.tokenizer import tokenizer_from_gguf
 from freehold.types import Format

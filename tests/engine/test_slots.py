@@ -7,8 +7,8 @@ import pytest
 
 from freehold._native import BLOCK_TOKENS as SIZE
 from freehold.engine import Engine
-from freehold.engine.capacity import CacheBytes
-from freehold.engine.slots import Slots, quota
+from freehold.engine.cache.capacity import CacheBytes
+from freehold.engine.cache.windows import Slots, quota
 from freehold.models.loader import LoadedModel
 from freehold.types import SamplingParams
 from tests.engine.rig import Rig, sequence

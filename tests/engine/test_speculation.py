@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from freehold.engine import Engine, TokenOut
-from freehold.engine import draft as draft_module
-from freehold.engine import speculation as speculation_module
-from freehold.engine.blocks import BlockManager
-from freehold.engine.cost import StepCost
-from freehold.engine.lookup import Match
-from freehold.engine.scheduler import Scheduler, Work
+from freehold.engine.cache.blocks import BlockManager
+from freehold.engine.schedule.cost import StepCost
+from freehold.engine.schedule.scheduler import Scheduler, Work
 from freehold.engine.sequence import Request, Sequence
-from freehold.engine.speculation import Speculation
+from freehold.engine.speculate import draft as draft_module
+from freehold.engine.speculate import speculation as speculation_module
+from freehold.engine.speculate.lookup import Match
+from freehold.engine.speculate.speculation import Speculation
 from freehold.errors import CapacityExceeded, NonFiniteLogits, UsageError
 from freehold.models.loader import LoadedModel, load_model
 from freehold.types import SamplingParams

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import inf
 
-from freehold.engine.blocks import BlockManager
-from freehold.engine.scheduler import Scheduler, Work
+from freehold.engine.cache.blocks import BlockManager
+from freehold.engine.cache.windows import Slots, quota
+from freehold.engine.schedule.scheduler import Scheduler, Work
 from freehold.engine.sequence import Request, Sequence
-from freehold.engine.slots import Slots, quota
 from freehold.types import Priority, SamplingParams
 
 # A 0.5b on two cores, about: seconds of a lone row, of each more, of a prompt's row and of a position it sees.

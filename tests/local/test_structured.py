@@ -154,7 +154,7 @@ def test_job_that_is_to_go_on_behind_the_end_cannot_have_a_format(llm: ServedMod
 def test_format_that_becomes_too_costly_ends_its_own_answer_only(
     llm: ServedModel, monkeypatch: pytest.MonkeyPatch
 ):
-    from freehold.engine import grammar
+    from freehold.engine.constrain import grammar
 
     held, free = llm.start(CHAT), llm.start(replace(CHAT, format=None))
     monkeypatch.setattr(grammar, "MASK_S", 0.0)

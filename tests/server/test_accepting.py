@@ -12,11 +12,11 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from freehold.server import accepting
-from freehold.server.accepting import Acceptor
-from freehold.server.connections import full
-from freehold.server.limits import Limits
-from freehold.server.tls import checked
+from freehold.server.core import accepting
+from freehold.server.core.accepting import Acceptor
+from freehold.server.core.connections import full
+from freehold.server.core.limits import Limits
+from freehold.server.core.tls import checked
 from tests.server.test_door import make
 
 

@@ -12,7 +12,7 @@ from freehold import errors
 from freehold.server.anthropic.chat import BILLING, read_chat
 from freehold.server.anthropic.errors import anthropic_error
 from freehold.server.anthropic.fields import Block, InputMessage
-from freehold.server.problems import problem
+from freehold.server.core.problems import problem
 from freehold.types import Format, Message, Tool, ToolCall
 from tests.server.conftest import JSON, Running
 from tests.server.fakes import CONTEXT, Script, failing
@@ -635,7 +635,7 @@ def test_a_body_that_is_no_json_is_refused_in_shape(serving):
 
 
 def test_a_key_is_taken_from_either_header(serving):
-    from freehold.server.keys import Ring, key_of
+    from freehold.server.core.keys import Ring, key_of
 
     server = serving(keys=Ring([key_of("ann", "a" * 20)]))
     for headers in ({"x-api-key": "a" * 20}, {"authorization": f"Bearer {'a' * 20}"}):

@@ -163,8 +163,8 @@ def test_a_full_server_is_overloaded(client):
 
 
 def test_a_wrong_key_and_a_long_body_are_named(client, serving):
-    from freehold.server.keys import Ring, key_of
-    from freehold.server.limits import Limits
+    from freehold.server.core.keys import Ring, key_of
+    from freehold.server.core.limits import Limits
 
     with pytest.raises(anthropic.AuthenticationError):
         client(keys=Ring([key_of("ann", "a" * 20)])).messages.create(**ASKED)

@@ -6,9 +6,9 @@ import pytest
 
 from freehold.errors import UsageError
 from freehold.server.app import routes
-from freehold.server.auth import OPEN, check_bind, host_name, is_loopback
-from freehold.server.call import endpoint_of
-from freehold.server.keys import Ring, key_of
+from freehold.server.core.auth import OPEN, check_bind, host_name, is_loopback
+from freehold.server.core.call import endpoint_of
+from freehold.server.core.keys import Ring, key_of
 from tests.server.test_chat import CHAT
 
 ANN, BOB = "ann-0123456789abcdef", "bob-0123456789abcdef"

@@ -21,11 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freehold.errors import ContextOverflow, Overloaded
-from freehold.server.keys import LOOK_S, KeyFile, Ring, key_of, made
-from freehold.server.openai.batch import desk as desks
-from freehold.server.openai.batch.desk import Desk
-from freehold.server.openai.batch.journal import ERRORS, OUTPUT, Journal
-from freehold.server.openai.batch.lines import check_lines
+from freehold.server.batches import desk as desks
+from freehold.server.batches.desk import Desk
+from freehold.server.batches.journal import ERRORS, OUTPUT, Journal
+from freehold.server.batches.lines import check_lines
+from freehold.server.core.keys import LOOK_S, KeyFile, Ring, key_of, made
 from tests.server.conftest import Running
 from tests.server.fakes import Script, failing
 from tests.server.test_streams import eventually
@@ -159,7 +159,7 @@ def test_a_file_with_wrong_lines_fails_whole_and_says_where(batches, content, co
 
 
 def test_bounds_on_lines_hold(tmp_path, monkeypatch):
-    from freehold.server.openai.batch import lines as bounds
+    from freehold.server.batches import lines as bounds
 
     path = tmp_path / "x"
     path.write_bytes(jsonl([line(str(i)) for i in range(5)]))

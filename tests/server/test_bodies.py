@@ -13,14 +13,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from freehold.server import bodies, structure
 from freehold.server.app import routes
-from freehold.server.bodies import Bodies, Holding, body_pieces
-from freehold.server.call import endpoint_of
-from freehold.server.keys import Ring
-from freehold.server.limits import Limits
-from freehold.server.problems import Refused
-from freehold.server.structure import Structure, structure_of, weight
+from freehold.server.core import bodies, structure
+from freehold.server.core.bodies import Bodies, Holding, body_pieces
+from freehold.server.core.call import endpoint_of
+from freehold.server.core.keys import Ring
+from freehold.server.core.limits import Limits
+from freehold.server.core.problems import Refused
+from freehold.server.core.structure import Structure, structure_of, weight
 from tests.server.conftest import JSON
 from tests.server.fakes import Script
 from tests.server.test_chat import CHAT
@@ -114,7 +114,7 @@ def made(rng: random.Random, depth: int) -> Any:
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("ascii", [True, False])
 def test_an_exact_count_is_that_of_what_is_parsed(monkeypatch, seed, ascii):
-    monkeypatch.setattr("freehold.server.structure.PIECE", 2 + seed)
+    monkeypatch.setattr("freehold.server.core.structure.PIECE", 2 + seed)
     value = made(random.Random(seed), 5)
     body = json.dumps(value, ensure_ascii=ascii).encode()
     assert structure._exact(body, Structure(1 << 30, 1 << 30, 1 << 30)) == true_structure(value)
@@ -278,7 +278,7 @@ def test_an_upload_that_trickles_is_given_up():
 
 
 def test_a_line_of_a_batch_has_the_limits_of_a_body(serving, tmp_path):
-    from freehold.server.openai.batch.lines import check_lines
+    from freehold.server.batches.lines import check_lines
 
     line = b'{"custom_id":"%d","method":"POST","url":"/v1/completions","body":{"model":"m","x":%b}}\n'
     (tmp_path / "lines").write_bytes(line % (1, b"[]") + line % (2, lists(MOST.body_containers)))

@@ -11,8 +11,8 @@ import pytest
 
 from freehold.errors import UsageError
 from freehold.server import serve
-from freehold.server.keys import Ring
-from freehold.server.limits import Limits, one_address
+from freehold.server.core.keys import Ring
+from freehold.server.core.limits import Limits, one_address
 from tests.server.conftest import TOKEN, Running
 from tests.server.fakes import Script
 from tests.server.test_chat import CHAT

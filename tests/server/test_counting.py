@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from freehold.errors import ContextOverflow, Overloaded
-from freehold.server.accounts import COUNTED_PER_TOKEN, MAX_COUNTING
-from freehold.server.keys import Ring
+from freehold.server.core.accounts import COUNTED_PER_TOKEN, MAX_COUNTING
+from freehold.server.core.keys import Ring
 from tests.server.fakes import Script, failing
 from tests.server.test_door import bearer, key
 from tests.server.test_streams import connect, eventually, request

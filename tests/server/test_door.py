@@ -13,11 +13,11 @@ import freehold.server
 from freehold import catalog
 from freehold.errors import CapacityExceeded, ContextOverflow, ModelNotFound, UsageError
 from freehold.models.adapters import unknown_adapter
-from freehold.server.accounts import Accounts
-from freehold.server.hints import hint_for
-from freehold.server.keys import Key, Ring, hashed
-from freehold.server.problems import Refused, problem
-from freehold.server.tls import checked
+from freehold.server.core.accounts import Accounts
+from freehold.server.core.hints import hint_for
+from freehold.server.core.keys import Key, Ring, hashed
+from freehold.server.core.problems import Refused, problem
+from freehold.server.core.tls import checked
 from tests.server.fakes import Script, failing
 from tests.server.test_chat import CHAT
 from tests.server.test_streams import eventually

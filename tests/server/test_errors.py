@@ -8,9 +8,9 @@ import pytest
 
 from freehold import errors
 from freehold.errors import FreeholdError
-from freehold.server.keys import Ring, key_of
-from freehold.server.limits import Limits
-from freehold.server.problems import STATUS, openai_error, problem, without_paths
+from freehold.server.core.keys import Ring, key_of
+from freehold.server.core.limits import Limits
+from freehold.server.core.problems import STATUS, openai_error, problem, without_paths
 from tests.server.fakes import Script, failing
 from tests.server.test_chat import CHAT, events
 

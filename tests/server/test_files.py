@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.server.keys import Ring, key_of
-from freehold.server.limits import Limits
-from freehold.server.openai.filestore import FileBounds, Files
+from freehold.server.batches.filestore import FileBounds, Files
+from freehold.server.core.keys import Ring, key_of
+from freehold.server.core.limits import Limits
+from freehold.server.core.problems import Refused
 from freehold.server.openai.upload import read_form
-from freehold.server.problems import Refused
 from tests.server.conftest import Running
 
 URL = "/v1/files"

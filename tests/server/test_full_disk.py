@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from freehold.server import accounts as ledger
-from freehold.server.accounts import Accounts
-from freehold.server.keys import Ring
-from freehold.server.openai.batch import desk as desks
-from freehold.server.openai.batch import journal as journals
+from freehold.server.batches import desk as desks
+from freehold.server.batches import journal as journals
+from freehold.server.core import accounts as ledger
+from freehold.server.core.accounts import Accounts
+from freehold.server.core.keys import Ring
 from tests.server.fakes import Script
 from tests.server.test_batches import Batches, jsonl, line
 from tests.server.test_door import bearer, key, secret

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freehold.errors import UsageError
-from freehold.server.keys import LOOK_S, KeyFile, Quota, Ring, key_of, made, new_secret, quota
+from freehold.server.core.keys import LOOK_S, KeyFile, Quota, Ring, key_of, made, new_secret, quota
 
 
 def add(file: KeyFile, name: str, **more: object) -> str:

@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import pytest
 
-from freehold.server import answering
-from freehold.server.limits import MAX_DEPTH, Limits
+from freehold.server.core import answering
+from freehold.server.core.limits import MAX_DEPTH, Limits
 from tests.server.conftest import JSON
 from tests.server.test_chat import CHAT
 from tests.server.test_streams import connect, eventually, request, until

@@ -8,8 +8,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from freehold.errors import ContextOverflow, EngineLost, Overloaded, SlowReader
-from freehold.server.health import Health
-from freehold.server.metrics import Histogram
+from freehold.server.core.health import Health
+from freehold.server.core.metrics import Histogram
 from freehold.types import EngineStats
 from tests.server.conftest import JSON
 from tests.server.fakes import FakeModels, Script, failing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from freehold.errors import ContextOverflow
-from freehold.server.keys import Ring
+from freehold.server.core.keys import Ring
 from freehold.types import EmbedJob
 from tests.server.fakes import failing
 from tests.server.ollama_rig import error_of

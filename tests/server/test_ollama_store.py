@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from freehold.formats import open_lora
-from freehold.server.keys import Ring
+from freehold.server.core.keys import Ring
 from freehold.store.modelfile import parse
 from freehold.store.parameters import HONOURED
 from tests.server.conftest import TOKEN

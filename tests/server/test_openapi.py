@@ -11,7 +11,7 @@ import pytest
 from starlette.routing import Route
 
 from freehold.server.app import routes
-from freehold.server.call import endpoint_of
+from freehold.server.core.call import endpoint_of
 from freehold.server.openapi import document
 from tests.server.fakes import Script
 from tests.server.ollama_rig import with_tiny

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 import freehold
-from freehold.server.keys import Ring
+from freehold.server.core.keys import Ring
 from tests.server.test_door import bearer, key
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from freehold.server.keys import Ring
-from freehold.server.requestlog import Line, Work, _plain
+from freehold.server.core.keys import Ring
+from freehold.server.core.requestlog import Line, Work, _plain
 from tests.server.fakes import Script, failing
 from tests.server.test_door import bearer, key
 from tests.server.test_streams import connect, eventually, request

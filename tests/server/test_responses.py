@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from freehold.errors import BadTemplate, ContextOverflow, EngineLost, Overloaded
-from freehold.server.limits import Limits
+from freehold.server.core.limits import Limits
+from freehold.server.core.problems import Refused
 from freehold.server.openai.responses.items import read_items
 from freehold.server.openai.responses.store import Bounds, Kept, Responses
-from freehold.server.problems import Refused
 from freehold.types import Format, Message, Tool, ToolCall
 from tests.server.conftest import Running
 from tests.server.fakes import Script, failing
@@ -490,7 +490,7 @@ def test_what_is_too_large_to_keep_is_said(serving):
 
 
 def test_keys_keep_responses_apart(serving):
-    from freehold.server.keys import Ring, key_of
+    from freehold.server.core.keys import Ring, key_of
 
     keys = {"ann": "a" * 20, "bob": "b" * 20}
     client = serving(keys=Ring(key_of(*pair) for pair in keys.items())).client

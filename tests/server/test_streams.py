@@ -13,10 +13,10 @@ from typing import cast
 import pytest
 
 from freehold.errors import CapacityExceeded
-from freehold.server.call import Call
-from freehold.server.limits import Limits
+from freehold.server.core.call import Call
+from freehold.server.core.limits import Limits
+from freehold.server.core.sse import COMMENT, EventStream
 from freehold.server.openai.shape import DONE
-from freehold.server.sse import COMMENT, EventStream
 from tests.server.conftest import Running
 from tests.server.fakes import Script
 from tests.server.test_chat import CHAT, events

@@ -17,7 +17,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from freehold.engine.grammar import Grammars
+from freehold.engine.constrain.grammar import Grammars
 from freehold.errors import UsageError
 from freehold.tokenizer import tokenizer_from_gguf
 from freehold.types import Format

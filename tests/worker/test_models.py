@@ -15,7 +15,7 @@ import freehold
 from freehold import _native as native
 from freehold.config import Settings
 from freehold.errors import BadModelFile, CapacityExceeded, ModelNotFound, Overloaded, UsageError
-from freehold.server.hints import hint_for
+from freehold.server.core.hints import hint_for
 from freehold.store import ModelRef, Store
 from freehold.types import Format, Job, Message
 from freehold.worker import client

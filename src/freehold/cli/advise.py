@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.advice_report import (
+from freehold.cli.company import FACTS, company_facts, company_options
+from freehold.cli.models import Billions
+from freehold.cli.report.advice import (
     apart,
     beside_lines,
     chart,
@@ -28,9 +30,7 @@ from freehold.cli.advice_report import (
     understood,
     vouched,
 )
-from freehold.cli.company import FACTS, company_facts, company_options
-from freehold.cli.facts import size
-from freehold.cli.models import Billions
+from freehold.cli.report.facts import size
 from freehold.cli.shared import Amount, json_option, table, write_beside
 from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from freehold.advisor.own import Own
     from freehold.catalog import Model
     from freehold.catalog.questions import Question
-    from freehold.cli.trying import Tried
+    from freehold.cli.report.trying import Tried
 
 SCHEMA = 1
 NOT_GOOD_ENOUGH = 3  # exit status where models run and none is good enough
@@ -161,7 +161,7 @@ def _trial(settings: Settings, advice: Advice, given: dict[str, Any], top: int |
         if given["judge"] or given["fetch"]:
             raise UsageError("--judge and --yes go with --try", "name a file of cases: --try samples.jsonl")
         return None
-    from freehold.cli.trying import tried
+    from freehold.cli.report.trying import tried
 
     try:
         return tried(settings, advice, given["samples"], top=top, judge=given["judge"], fetch=given["fetch"])
@@ -237,7 +237,7 @@ def _print_picks(advice: Advice, shown: tuple[Judged, ...]) -> None:
 
 def _print_plot(advice: Advice, shown: tuple[Judged, ...]) -> None:
     from freehold.advisor.report import Axis
-    from freehold.cli.plot import Mark, plot
+    from freehold.cli.report.plot import Mark, plot
 
     marks = [
         Mark(j.placement.decode.mid, j.quality.range.mid, letter)

@@ -27,7 +27,7 @@ from freehold.machine import CROWDED, Crowd, cpu_name
 from freehold.store import ModelRef, Store
 
 if TYPE_CHECKING:
-    from freehold.engine.capacity import KvType
+    from freehold.engine.cache.capacity import KvType
     from freehold.local import LLM
     from freehold.types import Usage
 

@@ -96,7 +96,7 @@ def tasks(_: Settings) -> Iterable[tuple[str, str]]:
 
 def apps(_: Settings) -> Iterable[tuple[str, str]]:
     """Programs that `launch` has settings for."""
-    from freehold.cli.apps import APPS
+    from freehold.cli.clients.apps import APPS
 
     return [(name, "") for name in APPS]
 

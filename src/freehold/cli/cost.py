@@ -18,7 +18,7 @@ import click
 
 from freehold.advisor.interval import Interval
 from freehold.advisor.ownership import known
-from freehold.cli.costwords import show, spoken
+from freehold.cli.report.cost_text import show, spoken
 from freehold.cli.shared import Amount, json_option, write_beside
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def command(
         **{key: value for key, value in told.items() if value is not None},
     )
     if page:
-        from freehold.cli.costpage import report
+        from freehold.cli.report.cost_page import report
 
         click.echo(f"wrote {write_beside(page, report(found, today))}", err=True)
     if as_json:

@@ -34,7 +34,7 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name != "compat":
             return None
-        from freehold.cli.compat import command as compat
+        from freehold.cli.clients.compat import command as compat
 
         return compat
 

@@ -21,7 +21,7 @@ from freehold.advisor.fit import Fit, Misfit, Place
 from freehold.advisor.interval import Interval, digits
 from freehold.catalog import quants
 from freehold.catalog.model import Model
-from freehold.cli.facts import tokens
+from freehold.cli.report.facts import tokens
 from freehold.cli.shared import Amount, json_option, kv_option, table
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError

@@ -1,6 +1,6 @@
 """`freehold keys add|list|rm`: the keys of the server, kept as hashes; a running server sees the change.
 
-Knows options and what to say; the file is server/keys.py's. Path: main -> keys -> KeyFile
+Knows options and what to say; the file is server/core/keys.py's. Path: main -> keys -> KeyFile
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def add(settings: Settings, name: str, file: Path | None, as_json: bool, **given
     The key itself is not stored, only its hash. NAME is the tenant: its requests share the machine and the cache
     under it.
     """
-    from freehold.server.keys import KeyFile, made, new_secret
+    from freehold.server.core.keys import KeyFile, made, new_secret
 
     scope = tuple(m.strip() for m in given["models"].split(",") if m.strip())
     if given["admin"] and (scope or given["rate"] or given["tokens"]):
@@ -71,7 +71,7 @@ def add(settings: Settings, name: str, file: Path | None, as_json: bool, **given
 @click.pass_obj
 def list_(settings: Settings, file: Path | None, as_json: bool) -> None:
     """List the keys: what each may do, and the tokens it spent today."""
-    from freehold.server.keys import KeyFile
+    from freehold.server.core.keys import KeyFile
 
     kept = KeyFile(file or settings.keys)
     keys, spent = kept.read(), _spent(settings)
@@ -120,7 +120,7 @@ def rm(settings: Settings, names: tuple[str, ...], file: Path | None, as_json: b
 
     A running server refuses them within a second. What they spent stays counted.
     """
-    from freehold.server.keys import KeyFile
+    from freehold.server.core.keys import KeyFile
 
     kept = KeyFile(file or settings.keys)
     for name in dict.fromkeys(names):
@@ -146,7 +146,7 @@ def owner(settings: Settings, as_json: bool) -> None:
     Programs of yours that send it may pull, create, copy and delete models, as over the owner's socket. For
     Ollama's clients: OLLAMA_API_KEY=$(freehold keys owner). It is kept in owner.token of the data folder.
     """
-    from freehold.server.owner import owner_token
+    from freehold.server.core.owner import owner_token
 
     token = owner_token(settings.owner_token)
     if as_json:
@@ -157,13 +157,13 @@ def owner(settings: Settings, as_json: bool) -> None:
 
 def _tell(settings: Settings, file: Path | None, what: str) -> None:
     """Say what a change does to the server that runs for this home, if it reads this file."""
-    from freehold.cli.attach import holder
+    from freehold.cli.serving.attach import holder
 
     if file is None and (pid := holder(settings)):
         click.echo(f"the server that runs (pid {pid}; not if it has a --key-file) {what}", err=True)
 
 
 def _spent(settings: Settings) -> dict[str, int]:
-    from freehold.server.accounts import Accounts
+    from freehold.server.core.accounts import Accounts
 
     return dict(Accounts(settings.accounts).today())

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import click
 
-from freehold.cli.apps import APPS, App, Target
-from freehold.cli.edits import NotUnderstood
+from freehold.cli.clients.apps import APPS, App, Target
+from freehold.cli.clients.edits import NotUnderstood
 from freehold.cli.shared import json_option
 from freehold.config import Settings, nearest
 from freehold.errors import FreeholdError, StoreError, UsageError
@@ -117,14 +117,14 @@ def _target(settings: Settings, url: str | None, model: str | None, key: str | N
 
 def _keyed(settings: Settings) -> bool:
     """Tell whether a server of this home asks for a key."""
-    from freehold.server.keys import KeyFile
+    from freehold.server.core.keys import KeyFile
 
     return bool(KeyFile(settings.keys).read())
 
 
 def _running(settings: Settings) -> tuple[str, str]:
     """Return the running server's URL and a model it holds in memory; "" for what there is not."""
-    from freehold.cli.attach import running
+    from freehold.cli.serving.attach import running
 
     try:
         server = running(settings)

@@ -19,7 +19,7 @@ from freehold.catalog.model import ROLES, THINKING, TIERS
 from freehold.catalog.models import nearest_names
 from freehold.catalog.query import Query, ordered, score, select
 from freehold.catalog.schema import MODALITIES
-from freehold.cli.facts import age, facts_json, short_licence, size, tokens
+from freehold.cli.report.facts import age, facts_json, short_licence, size, tokens
 from freehold.cli.shared import Amount, json_option, table
 from freehold.config import Settings
 

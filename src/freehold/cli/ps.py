@@ -11,7 +11,7 @@ import time
 import click
 import msgspec
 
-from freehold.cli.attach import Loaded, Running, found
+from freehold.cli.serving.attach import Loaded, Running, found
 from freehold.cli.shared import json_option, table
 from freehold.config import Settings
 from freehold.store.space import human

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from freehold.cli.chat import COMMANDS, Answer, Asking, Chat, Facts, Renderer, stop
-from freehold.cli.loops import ADVICE, LoopGuard
-from freehold.cli.markdown import DataRenderer, PlainRenderer, StreamRenderer
+from freehold.cli.chat.chat import COMMANDS, Answer, Asking, Chat, Facts, Renderer, stop
+from freehold.cli.chat.loops import ADVICE, LoopGuard
+from freehold.cli.chat.markdown import DataRenderer, PlainRenderer, StreamRenderer
+from freehold.cli.chat.prompt import joined, read_stdin, split_words
+from freehold.cli.chat.sessions import Session, Sessions
 from freehold.cli.options import MAX_SEED, chosen, read_format, sampling_options
-from freehold.cli.prompt import joined, read_stdin, split_words
-from freehold.cli.sessions import Session, Sessions
 from freehold.cli.shared import (
     draft_option,
     held_or_fetched,
@@ -43,8 +43,8 @@ from freehold.store import ModelRef, Store
 from freehold.types import Chunk, Message, ModelInfo, TokenLogprob, Usage
 
 if TYPE_CHECKING:
-    from freehold.cli.attach import Running
-    from freehold.engine.capacity import KvType
+    from freehold.cli.serving.attach import Running
+    from freehold.engine.cache.capacity import KvType
     from freehold.local import LLM
     from freehold.remote import RemoteModel
 
@@ -274,7 +274,7 @@ def attached(settings: Settings, store: Store, model: str, request: Request) -> 
     """Return the model as this home's server has it; None where it is to be loaded here."""
     if request.local or not settings.socket.exists():
         return None
-    from freehold.cli.attach import running
+    from freehold.cli.serving.attach import running
 
     try:
         server = running(settings)
@@ -528,7 +528,7 @@ def _talk(
     opened: Opened, settings: Settings, request: Request, asking: Asking, session: Session | None
 ) -> tuple[int, list[Usage]]:
     """Chat until the user leaves; return 0 and what the answers of the last model took."""
-    from freehold.cli.terminal import LineReader, PlainReader
+    from freehold.cli.chat.terminal import LineReader, PlainReader
 
     if session is not None and not session.model:
         session = replace(session, model=opened.model.name)

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold import private
-from freehold.cli.logs import LEVELS, Form, is_logging, logging_to
-from freehold.cli.opening import names_here, opening
+from freehold.cli.serving.logs import LEVELS, Form, is_logging, logging_to
+from freehold.cli.serving.opening import names_here, opening
 from freehold.cli.shared import (
     Seconds,
     draft_option,
@@ -44,10 +44,10 @@ from freehold.store.space import human
 if TYPE_CHECKING:
     import socket
 
-    from freehold.server.keys import Key, Ring
-    from freehold.server.limits import Limits
+    from freehold.server.core.keys import Key, Ring
+    from freehold.server.core.limits import Limits
+    from freehold.server.core.tls import Tls
     from freehold.server.serve import Doors
-    from freehold.server.tls import Tls
     from freehold.worker.models import Options
 
 _talk = logging.getLogger("freehold.serve")
@@ -170,7 +170,7 @@ def command(ctx: click.Context, models: tuple[str, ...], **given: Any) -> None:
     asked = _asked(settings, given)
     store = Store(settings)
     if installing:
-        from freehold.cli.service import install
+        from freehold.cli.serving.service import install
 
         names = [_named(store, model) for model in models]
         ctx.exit(install(ctx, settings, names, asked.drain_s, force=force, as_json=asked.as_json))
@@ -199,9 +199,9 @@ class Asked:
 
 
 def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
-    from freehold.server.auth import check_bind
-    from freehold.server.limits import Limits
-    from freehold.server.tls import checked
+    from freehold.server.core.auth import check_bind
+    from freehold.server.core.limits import Limits
+    from freehold.server.core.tls import checked
     from freehold.worker.models import Options
 
     host = given["host"] or settings.host
@@ -252,7 +252,7 @@ def ring(settings: Settings, file: Path | None, *, insecure: bool) -> Ring:
     Once there is a key, requests need one for as long as the server runs. Raises UsageError for a named file without
     keys, and for this home's if it is empty.
     """
-    from freehold.server.keys import KeyFile, Ring
+    from freehold.server.core.keys import KeyFile, Ring
 
     named = bool(file or settings.key_file)
     kept = KeyFile(file.expanduser() if file else settings.keys)
@@ -269,7 +269,7 @@ def ring(settings: Settings, file: Path | None, *, insecure: bool) -> Ring:
 
 def _from_environment(secret: str) -> list[Key]:
     """Return the key in FREEHOLD_API_KEY; a value that is none may be meant for a client, and is named."""
-    from freehold.server.keys import key_of
+    from freehold.server.core.keys import key_of
 
     try:
         return [key_of("environment", secret)] if secret else []
@@ -307,7 +307,7 @@ def _run(
     unix: socket.socket,
 ) -> int:
     from freehold.server import serve as doors
-    from freehold.server.owner import owner_token
+    from freehold.server.core.owner import owner_token
     from freehold.worker.models import Models
 
     async def open_models() -> Models:
@@ -458,7 +458,7 @@ def _only_server(settings: Settings) -> Iterator[None]:
     """Hold this home's lock; raise AddressTaken with the address of whoever holds it."""
     from filelock import Timeout
 
-    from freehold.cli.attach import lock_of, pid_file
+    from freehold.cli.serving.attach import lock_of, pid_file
 
     lock = lock_of(settings)
     try:
@@ -478,7 +478,7 @@ def _only_server(settings: Settings) -> Iterator[None]:
 
 
 def _whereabouts(settings: Settings) -> str:
-    from freehold.cli.attach import found
+    from freehold.cli.serving.attach import found
 
     try:
         with found(settings) as server:

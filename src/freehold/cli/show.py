@@ -18,7 +18,7 @@ import click
 
 from freehold import catalog
 from freehold.catalog.model import Structure
-from freehold.cli.facts import facts_json, facts_lines
+from freehold.cli.report.facts import facts_json, facts_lines
 from freehold.cli.shared import json_option, pairs
 from freehold.config import Settings
 from freehold.errors import ModelNotFound

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import click
 
-from freehold.cli.attach import Running, ended, found, holder, running
+from freehold.cli.serving.attach import Running, ended, found, holder, running
 from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
 from freehold.store import Store

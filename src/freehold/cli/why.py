@@ -222,7 +222,7 @@ def _unknown(
 
 def _own(settings: Settings, card: dict[str, Any]) -> list[Kept]:
     """Return what `advise --try` kept of this very file."""
-    from freehold.cli.trying import digest
+    from freehold.cli.report.trying import digest
     from freehold.evals.trial import kept
     from freehold.store import Store
 

@@ -19,9 +19,9 @@ from typing import Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.engine.budget import MAX_ROWS
 from freehold.engine.counts import Counts
 from freehold.engine.pooling import Pool, Pooling, checked_pooling
+from freehold.engine.schedule.budget import MAX_ROWS
 from freehold.errors import (
     ContextOverflow,
     DamagedPack,

@@ -23,9 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.engine.blocks import BlockManager, blocks_for
-from freehold.engine.budget import MAX_ROWS
-from freehold.engine.capacity import (
+from freehold.engine.cache.blocks import BlockManager, blocks_for
+from freehold.engine.cache.capacity import (
     KV_TYPES,
     MEMORY_SHARE,
     CacheBytes,
@@ -33,11 +32,11 @@ from freehold.engine.capacity import (
     bytes_per_block,
     choose_context,
 )
+from freehold.engine.cache.disk import DiskCache, dependencies
+from freehold.engine.cache.windows import Slots
+from freehold.engine.constrain.guide import Constraint
 from freehold.engine.counts import Counts
-from freehold.engine.disk import DiskCache, dependencies
-from freehold.engine.draft import DraftModel
 from freehold.engine.generation import Generation
-from freehold.engine.guide import Constraint
 from freehold.engine.pooling import Pool, Pooling, checked_pooling
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import (
@@ -48,10 +47,11 @@ from freehold.engine.sampler import (
     log_sum_exp,
     non_finite,
 )
-from freehold.engine.scheduler import Scheduler, Work
+from freehold.engine.schedule.budget import MAX_ROWS
+from freehold.engine.schedule.scheduler import Scheduler, Work
 from freehold.engine.sequence import Request, Sequence, TokenOut
-from freehold.engine.slots import Slots
-from freehold.engine.speculation import Speculation
+from freehold.engine.speculate.draft import DraftModel
+from freehold.engine.speculate.speculation import Speculation
 from freehold.errors import (
     ContextOverflow,
     DamagedPack,

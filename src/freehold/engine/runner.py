@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.engine.blocks import BlockManager
+from freehold.engine.cache.blocks import BlockManager
 from freehold.engine.sampler import is_plain
-from freehold.engine.scheduler import Work
+from freehold.engine.schedule.scheduler import Work
 from freehold.models.loader import LoadedModel
 
 F32 = NDArray[np.float32]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.engine.guide import Constraint, Guide
+from freehold.engine.constrain.guide import Constraint, Guide
 from freehold.errors import FreeholdError
 from freehold.models.adapters import Adapter
 from freehold.types import FinishReason, Priority, SamplingParams, Usage

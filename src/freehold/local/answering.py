@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.engine import Engine, Generation, TokenOut
+from freehold.engine.constrain.guide import Constraint
 from freehold.engine.engine import Sharing
-from freehold.engine.guide import Constraint
 from freehold.engine.sampler import log_sum_exp, top_logprobs
 from freehold.local.prompt import Prompt
 from freehold.local.text import AnswerText, Said

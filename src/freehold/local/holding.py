@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from freehold.engine.grammar import Grammar, Grammars
-from freehold.engine.guide import Constraint, Opening
+from freehold.engine.constrain.grammar import Grammar, Grammars
+from freehold.engine.constrain.guide import Constraint, Opening
 from freehold.errors import UsageError
 from freehold.local.prompt import Prompt
 from freehold.tokenizer import Tokenizer

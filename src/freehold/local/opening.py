@@ -17,8 +17,8 @@ from typing import Any, TypedDict, cast
 from freehold import _native as native
 from freehold.config import load_settings
 from freehold.engine import Encoder, Engine
-from freehold.engine.blocks import blocks_for
-from freehold.engine.capacity import MIN_CONTEXT, CacheBytes, KvType, bytes_per_block
+from freehold.engine.cache.blocks import blocks_for
+from freehold.engine.cache.capacity import MIN_CONTEXT, CacheBytes, KvType, bytes_per_block
 from freehold.engine.pooling import Pooling, checked_pooling
 from freehold.errors import CapacityExceeded, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file

@@ -89,7 +89,7 @@ def unknown_adapter(model: str, name: str, held: list[str]) -> ModelNotFound:
     near = nearest(name, held)
     spelled = ", ".join(f"{model}+{each}" for each in sorted(held)[:10])
     known = f"its adapters: {spelled}" if held else "it has none at all"
-    # Others are named in the hint alone: a key whose scope does not hold them is told another (server/hints.py).
+    # Others are named in the hint alone: a key whose scope does not hold them is told another (server/core/hints.py).
     hint = f"did you mean {model}+{near}?" if near else known
     return ModelNotFound(f"{model} has no adapter {name[:80]!r}", hint)
 

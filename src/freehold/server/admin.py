@@ -16,10 +16,10 @@ from starlette.routing import Route
 
 import freehold
 from freehold.remote import ADMIN_PROTOCOL
-from freehold.server.call import Call, route
-from freehold.server.contract import Loaded
+from freehold.server.core.call import Call, route
+from freehold.server.core.contract import Loaded
+from freehold.server.core.problems import Refused
 from freehold.server.openai.fields import Name
-from freehold.server.problems import Refused
 
 
 class ModelRequest(Struct, kw_only=True):

@@ -20,8 +20,9 @@ from freehold.server.anthropic import models as anthropic_models
 from freehold.server.anthropic.errors import anthropic_error, speaks
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.anthropic.messages import count_tokens, messages
-from freehold.server.auth import Headers
-from freehold.server.call import Call, Endpoint, Gate, Server, endpoint_of, route
+from freehold.server.core.auth import Headers
+from freehold.server.core.call import Call, Endpoint, Gate, Server, endpoint_of, route
+from freehold.server.core.problems import Refused, Wording, openai_error
 from freehold.server.ollama import routes as ollama
 from freehold.server.openai import batches, files
 from freehold.server.openai import models as openai_models
@@ -32,7 +33,6 @@ from freehold.server.openai.fields import ChatRequest, CompletionRequest
 from freehold.server.openai.responses import routes as responses
 from freehold.server.openai.responses.fields import ResponseRequest
 from freehold.server.openapi import document
-from freehold.server.problems import Refused, Wording, openai_error
 from freehold.server.rerank import RerankRequest, ScoreRequest, rerank, score
 from freehold.server.tokens import (
     DetokenizeRequest,

@@ -16,7 +16,7 @@ import msgspec
 from starlette.routing import Route
 
 import freehold
-from freehold.server.call import Endpoint, endpoint_of
+from freehold.server.core.call import Endpoint, endpoint_of
 
 VERSION = "3.1.0"
 _REFUSALS = {

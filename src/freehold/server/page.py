@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 import freehold
-from freehold.server.call import Call
-from freehold.server.contract import Held, Loaded
-from freehold.server.problems import Refused
+from freehold.server.core.call import Call
+from freehold.server.core.contract import Held, Loaded
+from freehold.server.core.problems import Refused
 
 MAX_SHOWN = 100  # models
 _STYLE = """

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta, Struct
 
-from freehold.server.call import Call
-from freehold.server.durations import seconds
+from freehold.server.core.call import Call
+from freehold.server.core.durations import seconds
+from freehold.server.core.problems import Refused
 from freehold.server.openai.embeddings import Embedding, check_count, cut_warnings
 from freehold.server.openai.fields import priority, strangers
-from freehold.server.problems import Refused
 from freehold.types import MAX_TEXTS, EmbedJob, Vectors
 
 

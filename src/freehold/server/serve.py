@@ -25,21 +25,21 @@ from starlette.types import ASGIApp
 
 from freehold import private
 from freehold.errors import FreeholdError, UsageError
-from freehold.server.accepting import Acceptor
-from freehold.server.accounts import Accounts
 from freehold.server.app import endpoints, make_app, wording
-from freehold.server.auth import Guard, host_name
-from freehold.server.call import Server
-from freehold.server.connections import Connections, Guarded, full
-from freehold.server.contract import Models
-from freehold.server.health import Health
-from freehold.server.keys import Ring, hashed
-from freehold.server.limits import Limits
-from freehold.server.metrics import Metrics
-from freehold.server.openai.batch.asking import Asker
-from freehold.server.openai.batch.desk import Desk
-from freehold.server.problems import without_paths
-from freehold.server.tls import Tls
+from freehold.server.batches.asking import Asker
+from freehold.server.batches.desk import Desk
+from freehold.server.core.accepting import Acceptor
+from freehold.server.core.accounts import Accounts
+from freehold.server.core.auth import Guard, host_name
+from freehold.server.core.call import Server
+from freehold.server.core.connections import Connections, Guarded, full
+from freehold.server.core.contract import Models
+from freehold.server.core.health import Health
+from freehold.server.core.keys import Ring, hashed
+from freehold.server.core.limits import Limits
+from freehold.server.core.metrics import Metrics
+from freehold.server.core.problems import without_paths
+from freehold.server.core.tls import Tls
 from freehold.store import Store
 
 STOP_S = 5.0  # from the end of the drain to the end of the process

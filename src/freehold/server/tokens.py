@@ -10,8 +10,9 @@ from urllib.parse import parse_qs
 
 from msgspec import Meta, Struct
 
-from freehold.server.call import Call
-from freehold.server.contract import Served
+from freehold.server.core.call import Call
+from freehold.server.core.contract import Served
+from freehold.server.core.problems import Refused
 from freehold.server.openai.fields import (
     MAX_MESSAGES,
     ChatMessage,
@@ -23,7 +24,6 @@ from freehold.server.openai.fields import (
     strangers,
     turn_of,
 )
-from freehold.server.problems import Refused
 
 MAX_IDS = 1 << 20  # longer than any context; the model's own is the limit
 

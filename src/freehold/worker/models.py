@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from freehold import __version__
-from freehold.engine.capacity import KvType
+from freehold.engine.cache.capacity import KvType
 from freehold.errors import CapacityExceeded, EngineClosed, ModelNotFound
 from freehold.formats import open_lora
 from freehold.machine import available_bytes, show_bytes

@@ -22,7 +22,7 @@ import msgspec
 
 from freehold.server.anthropic.blocks import thought_in
 from freehold.server.anthropic.fields import Block, InputMessage, Part, Source, Text
-from freehold.server.problems import Refused
+from freehold.server.core.problems import Refused
 from freehold.types import Message, ToolCall
 
 # Claude Code writes a line like it before its system prompt, and another one into every request.

@@ -10,8 +10,8 @@ import re
 
 import msgspec
 
-from freehold.server.auth import Headers
-from freehold.server.problems import INVALID, Problem
+from freehold.server.core.auth import Headers
+from freehold.server.core.problems import INVALID, Problem
 
 VERSION = b"anthropic-version"  # the header that every client of Anthropic's sends
 # A server that is full or on its way out: Anthropic's clients know that as 529.

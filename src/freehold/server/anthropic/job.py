@@ -28,9 +28,9 @@ from freehold.server.anthropic.fields import (
     ToolChoice,
     ToolParam,
 )
+from freehold.server.core.problems import Refused
+from freehold.server.core.receipt import Tally
 from freehold.server.openai.fields import LEAST_MASS
-from freehold.server.problems import Refused
-from freehold.server.receipt import Tally
 from freehold.types import MAX_FORMAT_CHARS, Format, Job, Message, ModelInfo, Tool
 from freehold.types import ToolChoice as Choice
 

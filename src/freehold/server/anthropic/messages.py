@@ -6,14 +6,14 @@ Path: Gate -> messages -> job.message_job -> Answering -> MessageShape
 
 from __future__ import annotations
 
-from freehold.server.answering import Answering
 from freehold.server.anthropic.errors import STATUSES
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.anthropic.job import counted_job, fit, message_job, strangers
 from freehold.server.anthropic.shape import MessageShape
-from freehold.server.call import Call
-from freehold.server.durations import seconds
-from freehold.server.receipt import Tally
+from freehold.server.core.answering import Answering
+from freehold.server.core.call import Call
+from freehold.server.core.durations import seconds
+from freehold.server.core.receipt import Tally
 
 
 async def messages(call: Call) -> None:

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
-from freehold.server.call import Call
-from freehold.server.contract import Held, Loaded
-from freehold.server.listing import answer_one, listed
-from freehold.server.problems import Refused
+from freehold.server.core.call import Call
+from freehold.server.core.contract import Held, Loaded
+from freehold.server.core.listing import answer_one, listed
+from freehold.server.core.problems import Refused
 
 PAGE, MAX_PAGE = 20, 1000  # models of an answer
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from freehold.server import sse
-from freehold.server.answering import Choice
 from freehold.server.anthropic.blocks import Blocks, Event, folded
 from freehold.server.anthropic.errors import anthropic_error
-from freehold.server.contract import Served
-from freehold.server.problems import Problem
-from freehold.server.receipt import Tally, context
+from freehold.server.core import sse
+from freehold.server.core.answering import Choice
+from freehold.server.core.contract import Served
+from freehold.server.core.problems import Problem
+from freehold.server.core.receipt import Tally, context
 from freehold.types import Begin, Chunk
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from freehold.errors import ModelNotFound, Overloaded
-from freehold.server.answering import Answering
-from freehold.server.call import Call
-from freehold.server.durations import seconds
+from freehold.server.core.answering import Answering
+from freehold.server.core.call import Call
+from freehold.server.core.durations import seconds
 from freehold.server.ollama.fields import Generating
 from freehold.server.ollama.shape import OllamaShape, loaded
 from freehold.server.ollama.wording import refusal

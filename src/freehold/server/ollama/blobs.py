@@ -20,9 +20,9 @@ from freehold import private
 from freehold.errors import BadModelFile, ModelNotFound, UsageError
 from freehold.formats import open_model_file
 from freehold.formats.lora import CONFIG, WEIGHTS
-from freehold.server.call import Call
+from freehold.server.core.call import Call
+from freehold.server.core.problems import Refused
 from freehold.server.ollama.models import stored
-from freehold.server.problems import Refused
 from freehold.store import ModelRef, Store, space
 from freehold.store.store import UPLOADED
 

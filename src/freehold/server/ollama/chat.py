@@ -5,7 +5,7 @@ Knows the route; fields.py reads, shape.py writes. Path: Gate -> chat -> fields.
 
 from __future__ import annotations
 
-from freehold.server.call import Call
+from freehold.server.core.call import Call
 from freehold.server.ollama.asking import answer, load_only
 from freehold.server.ollama.fields import ChatRequest, chat_job, is_empty
 from freehold.server.ollama.shape import ChatShape

@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
-from freehold.server.call import Call
-from freehold.server.limits import Gone
+from freehold.server.core.call import Call
+from freehold.server.core.limits import Gone
+from freehold.server.core.problems import Refused, problem, without_paths
+from freehold.server.core.sse import EventStream
 from freehold.server.ollama.wording import NDJSON, as_here, ollama_error
-from freehold.server.problems import Refused, problem, without_paths
-from freehold.server.sse import EventStream
 from freehold.store.events import Event, Finished, Note, Planned, Progress
 
 MOST = 4  # at a time: each has a thread and connections of its own

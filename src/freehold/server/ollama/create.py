@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from freehold.server.call import Call
+from freehold.server.core.call import Call
+from freehold.server.core.problems import Refused
 from freehold.server.ollama import blobs, chores
 from freehold.server.ollama.asking import worded
 from freehold.server.ollama.fields import strangers
@@ -18,7 +19,6 @@ from freehold.server.ollama.manage import retire
 from freehold.server.ollama.models import stored
 from freehold.server.ollama.pull import fetchable
 from freehold.server.openai.fields import Name
-from freehold.server.problems import Refused
 from freehold.store import parameters
 from freehold.store.making import make
 from freehold.store.modelfile import Recipe, parse

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from freehold.server.call import Call
-from freehold.server.durations import seconds
+from freehold.server.core.call import Call
+from freehold.server.core.durations import seconds
 from freehold.server.ollama.asking import let_go, worded
 from freehold.server.ollama.fields import Options, strangers
 from freehold.server.ollama.shape import ns

@@ -17,8 +17,8 @@ from msgspec import Meta, Struct
 
 from freehold.config import nearest
 from freehold.errors import BadTemplate
+from freehold.server.core.problems import Refused
 from freehold.server.openai.fields import Name, TokenId
-from freehold.server.problems import Refused
 from freehold.store import parameters
 from freehold.store.parameters import Parameters
 from freehold.tokenizer.gotemplate import is_go, to_jinja

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from freehold.server.call import Call
+from freehold.server.core.call import Call
 from freehold.server.ollama.asking import answer, load_only, worded
 from freehold.server.ollama.fields import GenerateRequest, is_empty, text_job
 from freehold.server.ollama.shape import TextShape

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from freehold.server.call import Call
+from freehold.server.core.call import Call
 from freehold.server.ollama.asking import worded
 from freehold.server.ollama.models import look_up, stored
 from freehold.server.ollama.pull import fetchable

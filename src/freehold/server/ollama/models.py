@@ -16,15 +16,15 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from freehold.errors import ModelNotFound
-from freehold.server.call import Call
-from freehold.server.contract import Held, Loaded
+from freehold.server.core.call import Call
+from freehold.server.core.contract import Held, Loaded
+from freehold.server.core.problems import Refused
 from freehold.server.ollama.abilities import of_template
 from freehold.server.ollama.cards import Card, Cards
 from freehold.server.ollama.fields import strangers
 from freehold.server.ollama.modelfiles import modelfile, parameter_lines
 from freehold.server.ollama.wording import refusal
 from freehold.server.openai.fields import Name
-from freehold.server.problems import Refused
 from freehold.store import Listed, Store
 from freehold.store.overlays import Overlay
 from freehold.store.refs import LATEST, parse_ref

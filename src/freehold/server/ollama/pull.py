@@ -9,13 +9,13 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from freehold.server.call import Call
+from freehold.server.core.call import Call
+from freehold.server.core.problems import Refused
 from freehold.server.ollama import chores
 from freehold.server.ollama.asking import worded
 from freehold.server.ollama.fields import strangers
 from freehold.server.ollama.models import stored
 from freehold.server.openai.fields import Name
-from freehold.server.problems import Refused
 from freehold.store.refs import parse_ref
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from freehold.server import replies
-from freehold.server.call import route
+from freehold.server.core.call import route
 from freehold.server.ollama.blobs import has, send
 from freehold.server.ollama.chat import chat
 from freehold.server.ollama.create import CreateRequest, create

@@ -11,9 +11,9 @@ import msgspec
 
 import freehold
 from freehold.errors import ModelNotFound, Overloaded
-from freehold.server.call import Call
+from freehold.server.core.call import Call
+from freehold.server.core.problems import Problem, Refused, problem
 from freehold.server.page import page
-from freehold.server.problems import Problem, Refused, problem
 
 NDJSON = b"application/x-ndjson"
 # Clients compare it with the first version that had what they need: VS Code wants 0.6.4 or later, and digits only.

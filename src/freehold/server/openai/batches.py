@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from freehold.server.call import Call
-from freehold.server.durations import seconds
-from freehold.server.openai.batch.desk import Asked, Desk
+from freehold.server.batches.desk import Asked, Desk
+from freehold.server.core.call import Call
+from freehold.server.core.durations import seconds
+from freehold.server.core.problems import Refused
 from freehold.server.openai.pages import page, query
 from freehold.server.openai.responses.fields import Key, Value
-from freehold.server.problems import Refused
 
 LONGEST_S = 7 * 24 * 3600
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from freehold.server.answering import Answering, Choice
-from freehold.server.call import Call
-from freehold.server.durations import seconds
+from freehold.server.core.answering import Answering, Choice
+from freehold.server.core.call import Call
+from freehold.server.core.durations import seconds
 from freehold.server.openai.fields import ChatRequest, chat_job, message_strangers, strangers
 from freehold.server.openai.offers import input_of
 from freehold.server.openai.shape import OpenAIShape, encode

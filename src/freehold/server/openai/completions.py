@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from freehold.server.answering import Answering, Choice
-from freehold.server.call import Call
-from freehold.server.contract import Served
-from freehold.server.durations import seconds
+from freehold.server.core.answering import Answering, Choice
+from freehold.server.core.call import Call
+from freehold.server.core.contract import Served
+from freehold.server.core.durations import seconds
 from freehold.server.openai.chat import chat_logprobs, finite
 from freehold.server.openai.fields import CompletionRequest, completion_jobs, strangers
 from freehold.server.openai.shape import OpenAIShape, encode

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from freehold.server.call import Call
-from freehold.server.durations import seconds
+from freehold.server.core.call import Call
+from freehold.server.core.durations import seconds
+from freehold.server.core.problems import Refused
 from freehold.server.openai.fields import Name, Rank, TokenId, priority, strangers
-from freehold.server.problems import Refused
 from freehold.types import MAX_TEXTS, EmbedJob, Vectors
 
 MAX_DIMENSIONS = 1 << 16

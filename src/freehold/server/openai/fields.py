@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from freehold.config import nearest
+from freehold.server.core.problems import Refused
 from freehold.server.openai.offers import Offered
 from freehold.server.openai.structured import Structured, format_of
 from freehold.server.openai.tools import Choice, Offers, Uses, called, offered
-from freehold.server.problems import Refused
 from freehold.types import (
     MAX_BIASES,
     MAX_LOGPROBS,

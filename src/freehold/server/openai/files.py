@@ -10,11 +10,11 @@ import asyncio
 import os
 from typing import BinaryIO
 
-from freehold.server.call import Call
-from freehold.server.openai.filestore import Files
+from freehold.server.batches.filestore import Files
+from freehold.server.core.call import Call
+from freehold.server.core.problems import Refused
 from freehold.server.openai.pages import page, query
 from freehold.server.openai.upload import Form, read_form
-from freehold.server.problems import Refused
 
 MAX_PAGE = 10_000
 PIECE = 256 << 10

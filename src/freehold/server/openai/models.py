@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from freehold.server.call import Call
-from freehold.server.contract import Held, Loaded
-from freehold.server.listing import answer_one, capabilities, listed
+from freehold.server.core.call import Call
+from freehold.server.core.contract import Held, Loaded
+from freehold.server.core.listing import answer_one, capabilities, listed
 
 
 async def models(call: Call) -> None:

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from freehold.server.limits import typed
-from freehold.server.problems import Refused
+from freehold.server.core.limits import typed
+from freehold.server.core.problems import Refused
 from freehold.types import MAX_FORMAT_CHARS, Tool, ToolChoice
 
 INPUT = "input"  # the one argument by which a free-form tool is described to the model

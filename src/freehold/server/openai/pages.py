@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
-from freehold.server.call import Call
-from freehold.server.problems import Refused
+from freehold.server.core.call import Call
+from freehold.server.core.problems import Refused
 
 
 def query(call: Call) -> dict[str, str]:

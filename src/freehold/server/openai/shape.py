@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 
 import freehold
-from freehold.server import sse
-from freehold.server.answering import Choice
-from freehold.server.contract import Served
-from freehold.server.problems import Problem, openai_error
-from freehold.server.receipt import Tally, context
+from freehold.server.core import sse
+from freehold.server.core.answering import Choice
+from freehold.server.core.contract import Served
+from freehold.server.core.problems import Problem, openai_error
+from freehold.server.core.receipt import Tally, context
 from freehold.types import Begin, Chunk
 
 FINGERPRINT = f"freehold-{freehold.__version__}"

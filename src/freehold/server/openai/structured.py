@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from freehold.server.problems import Refused
+from freehold.server.core.problems import Refused
 from freehold.types import MAX_FORMAT_CHARS, Format
 
 Text = Annotated[str, Meta(max_length=MAX_FORMAT_CHARS)]

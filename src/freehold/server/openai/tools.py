@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from freehold.server.core.problems import Refused
 from freehold.server.openai.offers import Name, Offered, as_arguments, read_tools
-from freehold.server.problems import Refused
 from freehold.types import MAX_TOOLS, ToolCall
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import BinaryIO
 
-from freehold.server.problems import Refused
+from freehold.server.core.problems import Refused
 
 MAX_PARTS = 16
 MAX_FIELD = 4096  # bytes of a field that is no file

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from freehold.server.limits import typed
+from freehold.server.core.limits import typed
+from freehold.server.core.problems import Refused
 from freehold.server.openai.fields import Count, Generating, priority, sampling, stops
 from freehold.server.openai.offers import Offered, read_tools
 from freehold.server.openai.responses.items import read_items
 from freehold.server.openai.structured import format_of, schema_format
-from freehold.server.problems import Refused
 from freehold.types import MAX_FORMAT_CHARS, MAX_LOGPROBS, MAX_MESSAGES, MAX_TOOLS, Format, Job, Overflow
 
 LOGPROBS = "message.output_text.logprobs"

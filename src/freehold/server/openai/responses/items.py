@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from freehold.server.limits import typed
+from freehold.server.core.limits import typed
+from freehold.server.core.problems import Refused
 from freehold.server.openai.fields import Content, Part, text_of
 from freehold.server.openai.offers import as_arguments
-from freehold.server.problems import Refused
 from freehold.types import MAX_MESSAGES, Message, ToolCall
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]

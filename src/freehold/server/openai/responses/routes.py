@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
-from freehold.server.answering import Answering
-from freehold.server.call import Call
-from freehold.server.durations import seconds
+from freehold.server.core.answering import Answering
+from freehold.server.core.call import Call
+from freehold.server.core.durations import seconds
+from freehold.server.core.problems import Refused
 from freehold.server.openai.fields import strangers
 from freehold.server.openai.pages import page, query
 from freehold.server.openai.responses.fields import (
@@ -27,7 +28,6 @@ from freehold.server.openai.responses.output import Output
 from freehold.server.openai.responses.shape import ResponseShape
 from freehold.server.openai.responses.store import Responses
 from freehold.server.openai.structured import format_field
-from freehold.server.problems import Refused
 
 MAX_REFERRED = 16 << 20  # bytes of the items that references stand for: each may name the same one again
 _PREFIXES = {

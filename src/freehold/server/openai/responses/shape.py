@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 
-from freehold.server import sse
-from freehold.server.answering import Choice
-from freehold.server.contract import Served
+from freehold.server.core import sse
+from freehold.server.core.answering import Choice
+from freehold.server.core.contract import Served
+from freehold.server.core.problems import Problem
+from freehold.server.core.receipt import Tally, context
 from freehold.server.openai.responses.output import Event, Output
-from freehold.server.problems import Problem
-from freehold.server.receipt import Tally, context
 from freehold.types import Begin, Chunk
 
 encode = msgspec.json.encode

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.server.problems import Refused
+from freehold.server.core.problems import Refused
 
 MAX_CHAIN = 1000  # responses that one chat may go back
 

@@ -1,0 +1,1 @@
+"""The terminal chat: input, Markdown output, sessions on disk."""

@@ -1,0 +1,179 @@
+"""The programs that `freehold launch` knows: which file each reads, what must stand in it, how it is started then.
+
+Facts of their makers' documentation, with the page and the day it was read. Knows no disk: text in, text out.
+Path: launch -> APPS[name] -> App.edit -> edits.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+
+import click
+
+from freehold.cli.clients.edits import list_item, merged_json, quoted, set_yaml
+
+NO_KEY = "none"  # for clients that insist on a key; a server without keys reads none
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The server to use. `url` has no /v1; `key` is "" where it asks for none."""
+
+    url: str
+    model: str
+    key: str = ""
+
+    @property
+    def v1(self) -> str:
+        """The base of OpenAI's routes."""
+        return f"{self.url}/v1"
+
+    @property
+    def some_key(self) -> str:
+        """The key, or a word in its place."""
+        return self.key or NO_KEY
+
+
+Environment = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """One program. `edit`: its file's text (empty: there is none) to the text with our settings in it."""
+
+    title: str
+    file: Callable[[Environment, Path], Path]  # from the environment and the data folder
+    edit: Callable[[str, Target], str]
+    start: Callable[[Target, Path], list[str]]  # commands, `path` being the file
+    source: str
+    speaks: str  # the protocol it needs
+
+
+def _home(env: Environment) -> Path:
+    return Path(env.get("HOME") or Path.home())
+
+
+def _claude(old: str, t: Target) -> str:
+    tiers = (f"ANTHROPIC_DEFAULT_{size}_MODEL" for size in ("OPUS", "SONNET", "HAIKU"))
+    models = ("ANTHROPIC_MODEL", *tiers, "CLAUDE_CODE_SUBAGENT_MODEL")
+    return merged_json(
+        old,
+        "env",
+        {
+            "ANTHROPIC_BASE_URL": t.url,
+            "ANTHROPIC_AUTH_TOKEN": t.some_key,
+            "ANTHROPIC_API_KEY": "",  # the shell's own, for Anthropic, would go out beside it
+            **dict.fromkeys(models, t.model),
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        },
+    )
+
+
+def _codex(old: str, t: Target) -> str:
+    key = 'env_key = "FREEHOLD_API_KEY"\n' if t.key else ""
+    return (
+        f'model = {json.dumps(t.model)}\nmodel_provider = "freehold"\n\n'
+        f'[model_providers.freehold]\nname = "Freehold"\nbase_url = {json.dumps(t.v1)}\n'
+        f'wire_api = "responses"\n{key}'
+    )
+
+
+def _aider(old: str, t: Target) -> str:
+    return set_yaml(
+        old, {"openai-api-base": t.v1, "openai-api-key": t.some_key, "model": f"openai/{t.model}"}
+    )
+
+
+def _continue(old: str, t: Target) -> str:
+    head = old if old.strip() else 'name: "Local"\nversion: "0.0.1"\nschema: v1\n'
+    item = [
+        f"name: {quoted(f'Freehold {t.model}')}",
+        "provider: openai",
+        f"model: {quoted(t.model)}",
+        f"apiBase: {quoted(t.v1)}",
+        f"apiKey: {quoted(t.some_key)}",
+        "roles: [chat, edit, apply]",
+    ]
+    return list_item(head, "models", item)
+
+
+def _open_webui(old: str, t: Target) -> str:
+    return f"OPENAI_API_BASE_URL={t.v1}\nOPENAI_API_KEY={t.some_key}\nENABLE_PERSISTENT_CONFIG=False\n"
+
+
+def _llm(old: str, t: Target) -> str:
+    item = [
+        "model_id: freehold",
+        f"model_name: {quoted(t.model)}",
+        f"api_base: {quoted(t.v1)}",
+        *(["api_key_name: freehold"] if t.key else []),
+        "supports_schema: true",
+        "supports_tools: true",
+    ]
+    return list_item(old, "", item)
+
+
+def _llm_folder(env: Environment) -> Path:
+    return Path(env.get("LLM_USER_PATH") or click.get_app_dir("io.datasette.llm"))
+
+
+APPS: dict[str, App] = {
+    "claude": App(
+        "Claude Code",
+        lambda env, _: Path(env.get("CLAUDE_CONFIG_DIR") or _home(env) / ".claude") / "settings.json",
+        _claude,
+        lambda t, _: ["claude"],
+        "code.claude.com/docs/en/settings and /env-vars, read 2026-11-25",
+        "Anthropic",
+    ),
+    "codex": App(
+        "Codex CLI, 0.134 and later",
+        lambda env, _: Path(env.get("CODEX_HOME") or _home(env) / ".codex") / "freehold.config.toml",
+        _codex,
+        lambda t, _: [
+            *([f"export FREEHOLD_API_KEY={quote(t.key)}"] if t.key else []),
+            "codex --profile freehold",
+        ],
+        "developers.openai.com/codex/config-advanced, read 2026-11-25",
+        "OpenAI responses",
+    ),
+    "aider": App(
+        "aider",
+        lambda env, _: _home(env) / ".aider.conf.yml",
+        _aider,
+        lambda t, _: ["aider"],
+        "aider.chat/docs/llms/openai-compat.html and /docs/config/aider_conf.html, read 2026-11-25",
+        "OpenAI",
+    ),
+    "continue": App(
+        "Continue",
+        lambda env, _: _home(env) / ".continue" / "config.yaml",
+        _continue,
+        lambda t, _: ["choose the model in Continue's list; the editor reads the file again by itself"],
+        "docs.continue.dev/customize/model-providers/top-level/openai, read 2026-11-25",
+        "OpenAI",
+    ),
+    "open-webui": App(
+        "Open WebUI",
+        lambda _, home: home / "launch" / "open-webui.env",
+        _open_webui,
+        lambda t, path: [f"set -a; . {quote(str(path))}; set +a; open-webui serve --port 8080"],
+        "docs.openwebui.com/reference/env-configuration, read 2026-11-25",
+        "OpenAI",
+    ),
+    "llm": App(
+        "llm",
+        lambda env, _: _llm_folder(env) / "extra-openai-models.yaml",
+        _llm,
+        lambda t, _: [
+            *([f"llm keys set freehold --value {quote(t.key)}"] if t.key else []),
+            "llm -m freehold 'Hello'",
+        ],
+        "llm.datasette.io/en/stable/other-models.html and llm 0.36 itself, read 2026-11-25",
+        "OpenAI",
+    ),
+}

@@ -1,0 +1,218 @@
+"""`freehold doctor compat`: the SDKs that are installed here against a server, a row a feature, green or red.
+
+Knows which server to ask, or starts one for the time it takes; the checks are sdks.py's. Speaks to no other address.
+Path: doctor -> compat -> sdks.CHECKS -> stdout
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+
+import click
+
+from freehold.cli.clients.sdks import CHECKS, CLIENTS, NEEDS, PATIENCE_S, Asked
+from freehold.cli.shared import json_option
+from freehold.config import Settings
+from freehold.errors import ServerUnreachable, UsageError
+from freehold.sandbox.children import spawn
+
+SCHEMA = 1
+_REASON = 200  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came of one check. `ok` None: not asked, for the reason given."""
+
+    sdk: str
+    version: str
+    feature: str
+    ok: bool | None
+    seconds: float = 0.0
+    reason: str = ""
+
+
+@click.command("compat")
+@click.argument("model", required=False)
+@click.option(
+    "--url", metavar="URL", help="Ask this server. Default: this home's, or one started for the time."
+)
+@click.option("--key", metavar="KEY", help="Default: FREEHOLD_API_KEY.")
+@click.option("--embedding", metavar="MODEL", help="Ask this one for embeddings. Default: MODEL.")
+@click.option("--only", multiple=True, metavar="SDK", help="Only this SDK; repeatable.")
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    model: str | None,
+    url: str | None,
+    key: str | None,
+    embedding: str | None,
+    only: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Run the SDKs that are installed (openai, anthropic, ollama, langchain-openai, llm) against a server.
+
+    MODEL: one that the server holds; default: the one in its memory. Where no server runs, one is started on a free
+    port of loopback with MODEL, and ended afterwards. What MODEL cannot do (tools without a template for them) is no
+    row of either colour. Exits 1 when a row is red.
+    """
+    settings: Settings = ctx.obj
+    wrong = [name for name in only if name not in CHECKS]
+    if wrong:
+        raise UsageError(f"{wrong[0]!r} is no SDK that is checked", ", ".join(CHECKS))
+    rows: list[Row] = []
+    with _server(settings, url, settings.api_key if key is None else key, model) as found:
+        asked = Asked(found.url, found.key or "none", found.model, embedding or found.model)
+        asked = replace(asked, able=able(asked))
+        if not as_json:
+            click.echo(f"asking {asked.model} at {asked.url}", err=True)
+        for row in checked(asked, only or tuple(CHECKS)):
+            rows.append(row)
+            if not as_json:
+                click.echo(_line(row))
+    red = [row for row in rows if row.ok is False]
+    if as_json:
+        said = {"schema": SCHEMA, "url": asked.url, "model": asked.model, "ok": not red}
+        click.echo(json.dumps({**said, "rows": [asdict(row) for row in rows]}, indent=1))
+    else:
+        click.echo(f"{sum(r.ok is True for r in rows)} green, {len(red)} red", err=True)
+    ctx.exit(1 if red else 0)
+
+
+def checked(asked: Asked, sdks: Sequence[str]) -> Iterator[Row]:
+    """Yield a row for each feature of each SDK, as it comes."""
+    with _own_folder():
+        for sdk in sdks:
+            try:
+                version = metadata.version(sdk)
+            except metadata.PackageNotFoundError:
+                yield Row(sdk, "", "", None, reason="not installed")
+                continue
+            for feature in CHECKS[sdk]:
+                need = NEEDS.get(feature, "completion")
+                if need and asked.able is not None and need not in asked.able:
+                    yield Row(sdk, version, feature, None, reason=f"{asked.model} has no {need}")
+                else:
+                    yield _checked(asked, sdk, version, feature)
+
+
+def able(asked: Asked) -> frozenset[str] | None:
+    """Return what a server of ours says the model can do once it is loaded; None of one that does not say.
+
+    Raises ServerUnreachable where nobody answers.
+    """
+    import httpx2
+
+    headers = {"Authorization": f"Bearer {asked.key}"}
+    with httpx2.Client(base_url=asked.url, headers=headers, timeout=PATIENCE_S) as client:
+        try:
+            client.post("/api/generate", json={"model": asked.model})  # without a prompt it only loads
+            said = client.get(f"/v1/models/{asked.model}").json()
+            return frozenset(said["freehold"]["capabilities"])
+        except httpx2.TransportError as e:
+            raise ServerUnreachable(f"no server answers at {asked.url}: {e}", "freehold serve") from e
+        except (ValueError, KeyError, TypeError, httpx2.HTTPError):
+            return None
+
+
+def _checked(asked: Asked, sdk: str, version: str, feature: str) -> Row:
+    started = time.monotonic()
+    try:
+        with CLIENTS[sdk](asked) as client:
+            CHECKS[sdk][feature](asked, client)
+    except Exception as e:  # whatever an SDK raises is what its user would see
+        said = " ".join(f"{type(e).__name__}: {e}".split())
+        return Row(sdk, version, feature, False, round(time.monotonic() - started, 3), said[:_REASON])
+    return Row(sdk, version, feature, True, round(time.monotonic() - started, 3))
+
+
+def _line(row: Row) -> str:
+    name = f"{row.sdk} {row.version}".strip()
+    if row.ok is None:
+        return f"{name:<26} {row.feature:<18} -      {row.reason}"
+    state = click.style("ok    ", fg="green") if row.ok else click.style("FAILED", fg="red")
+    return f"{name:<26} {row.feature:<18} {state} {row.seconds:7.2f} s  {row.reason}".rstrip()
+
+
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """Give llm a folder for the time: it makes one wherever it is used."""
+    before = os.environ.get("LLM_USER_PATH")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LLM_USER_PATH"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("LLM_USER_PATH")
+            if before is not None:
+                os.environ["LLM_USER_PATH"] = before
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The server to ask."""
+
+    url: str
+    key: str
+    model: str
+
+
+@contextmanager
+def _server(settings: Settings, url: str | None, key: str, model: str | None) -> Iterator[Found]:
+    """Give the server that was named, that runs, or that is started for the time."""
+    if url is not None:
+        if not model:
+            raise UsageError("which model of that server?", "freehold doctor compat MODEL --url URL")
+        yield Found(url.rstrip("/").removesuffix("/v1"), key, model)
+        return
+    from freehold.cli.serving.attach import running
+
+    server = running(settings)
+    if server is not None:
+        with server:
+            held = next((m.name for m in server.loaded()), "")
+            where = server.greeting.url
+        if not (model or held):
+            raise UsageError(f"the server at {where} has no model in memory", "freehold doctor compat MODEL")
+        yield Found(where, key, model or held)
+        return
+    chosen = model or settings.default_model
+    if not chosen:
+        raise UsageError("no server runs, and no model is named", "freehold doctor compat MODEL starts one")
+    with _started(settings, chosen) as found:
+        yield found
+
+
+@contextmanager
+def _started(settings: Settings, model: str) -> Iterator[Found]:
+    """Run a server of this home on a free port until the checks are done, with a key of its own."""
+    key = secrets.token_urlsafe(24)
+    program = [sys.executable, "-P", "-m", "freehold.sandbox.leash", "freehold.cli.main"]
+    command = [*program, "serve", model, "--port", "0", "--json", "--host", "127.0.0.1"]
+    env = {**os.environ, "FREEHOLD_HOME": str(settings.home), "FREEHOLD_API_KEY": key}
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        spawn(command, env=env, stdout=subprocess.PIPE, stderr=log) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                log.seek(0)
+                raise ServerUnreachable(f"the server did not start: {log.read()[-500:].strip()}")
+            said = json.loads(line)
+            yield Found(said["url"], key, said["models"][0])
+        finally:
+            process.terminate()
+            process.wait()

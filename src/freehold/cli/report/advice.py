@@ -1,0 +1,285 @@
+"""The advice in words, as a chart and as one HTML page. Knows columns; the drawing is advisor.report's.
+
+Path: cli/advise -> chart, report -> a file's text.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import TYPE_CHECKING
+
+from freehold.advisor.finders import result
+from freehold.advisor.report import Axis, Point, Section, figure, page, paragraph, scatter, standalone, table
+from freehold.cli.report.facts import short_licence, size
+from freehold.store.space import human
+
+if TYPE_CHECKING:
+    from freehold.advisor.advice import Advice, Judged
+    from freehold.advisor.quality import Quality
+    from freehold.catalog import Model
+
+_BASES = ("published", "converted")
+_MOST_RULED_OUT = 400
+_NAMED = 4  # models named of those that are not ranked
+
+
+def chart(advice: Advice, shown: tuple[Judged, ...]) -> str:
+    """Return speed against quality as an SVG file; a point's size is the memory it needs."""
+    return standalone(_scatter(advice, shown, 760.0))
+
+
+def report(advice: Advice, shown: tuple[Judged, ...]) -> str:
+    """Return the whole answer as an HTML page that fetches nothing."""
+    task = advice.request.task
+    first = f"First: {name(shown[0].model)}. " if shown else "Nothing here is good enough. "
+    lead = (
+        f"{first}Of {advice.considered} models, {len(advice.picks)} are good enough, {len(advice.below)} run and are "
+        f"not, {len(advice.unproven)} run and have no published result, {len(advice.ruled_out)} are ruled out; "
+        f"{needs(advice)}."
+    )
+    sections = [_question(advice)]
+    sections += [_ranking(advice, shown)] if shown else []
+    if lines := apart(advice):
+        sections.append(Section("Not ranked", tuple(paragraph(line) for line in lines)))
+    if advice.by_tier:
+        sections.append(_tiers(advice))
+    sections.append(_ruled_out(advice))
+    footer = (
+        "Quality: published results, less what the quantisation costs; ranges hold four of five known results. "
+        "Nothing was measured here.",
+        "Speed and memory are predictions with 80 % ranges. Licence answers are no legal advice.",
+        f"Made by freehold advise on {date.today().isoformat()}.",
+    )
+    return page(f"Models for {task.title}", lead, sections, footer)
+
+
+def needs(advice: Advice) -> str:
+    """Word the speed and the context that a pick must have; a task without a pace has no speed."""
+    speed = advice.request.speed
+    paced = f"{speed:g} tokens a second or more, " if speed else ""
+    return f"{paced}{advice.request.context:,} tokens of context"
+
+
+def _question(advice: Advice) -> Section:
+    return Section("The question", tuple(paragraph(line) for line in understood(advice)))
+
+
+def understood(advice: Advice) -> list[str]:
+    """Return what was understood of the question, what was ignored, and what else is to be said of it, a line each."""
+    asked = advice.asked
+    if asked is None:
+        return []
+    said: dict[tuple[str, str, str], list[str]] = {}
+    for part in asked.understood:
+        said.setdefault((part.what, part.value, part.says), []).append(part.words)
+    lines = ["understood: " + "; ".join(_part(*key, words) for key, words in said.items())]
+    if asked.question.ignored:
+        lines.append(f"ignored: {', '.join(asked.question.ignored)}")
+    return lines + [f"note: {note}" for note in asked.notes]
+
+
+def apart(advice: Advice) -> list[str]:
+    """Return a line each on what runs here and is not ranked, and on what would be good enough elsewhere."""
+    lines = []
+    if advice.below:
+        best = advice.below[0]
+        lines.append(
+            f"range begins below the bar of {advice.bar:g} on {advice.benchmark}, so not ranked: "
+            f"{_names(advice.below)}; the best of them, {name(best.model)}, has {short_of(advice, best)}"
+        )
+    if advice.unproven:
+        lines.append(f"no published result for this kind of work, so not ranked: {_names(advice.unproven)}")
+    for judged in advice.instead:
+        place, quality = judged.placement, judged.quality
+        assert place is not None and quality is not None  # elsewhere it has both
+        rent = f", ${place.month:,.0f} a month of rent" if place.month is not None else ""
+        said = f"{name(judged.model)}, {per_cent(quality)} {quality.basis}, on {place.where}{rent}"
+        lines.append(f"good enough: {said}")
+    return lines
+
+
+def short_of(advice: Advice, judged: Judged) -> str:
+    """Word a quality below the bar, with decimals of its low end where rounding would put it at the bar."""
+    low = judged.vouched
+    if round(low) < advice.bar:
+        return per_cent(judged.quality)
+    digits = next((d for d in (1, 2) if round(low, d) < advice.bar), 3)
+    return f"{per_cent(judged.quality)}, beginning at {low:.{digits}f}"
+
+
+def _names(judged: tuple[Judged, ...]) -> str:
+    """Count models and name the first few."""
+    shown = ", ".join(name(j.model) for j in judged[:_NAMED])
+    return f"{len(judged)} ({shown}{', ...' if len(judged) > _NAMED else ''})"
+
+
+def _part(what: str, value: str, says: str, words: list[str]) -> str:
+    """Word one thing that was understood: language de (German); hardware m4:16gb (macbook: taken as an Apple M4)."""
+    shown = "" if value in ("yes", "") else f" {value}"
+    because = f"{', '.join(words)}: {says}" if says else ", ".join(words)
+    return f"{what}{shown} ({because})"
+
+
+def _ranking(advice: Advice, shown: tuple[Judged, ...]) -> Section:
+    rows = [(f"{i}", *row(advice, j)) for i, j in enumerate(shown, 1)]
+    parts = [table(head(advice), rows, right=(2, 4, 5, 6), strong=(0,))]
+    if any(j.quality for j in shown):
+        parts.append(
+            figure(
+                lambda width: _scatter(advice, shown, width),
+                "Up and to the right is better. A point's area is the memory it needs.",
+            )
+        )
+    lines = (*reasons(advice, shown[0]), command_of(shown[0]), *beside_lines(advice))
+    parts += [paragraph(line.strip()) for line in lines]
+    return Section("Ranking", tuple(parts))
+
+
+def head(advice: Advice) -> tuple[str, ...]:
+    """Return the columns of a ranking: a mark, then those of `row`."""
+    return (
+        "",
+        "model",
+        "size",
+        "quant",
+        "memory",
+        "tok/s",
+        advice.benchmark or "quality",
+        "said by",
+        "licence",
+        *(("languages",) if advice.request.languages else ()),
+        *(("yours",) if advice.own else ()),
+    )
+
+
+def row(advice: Advice, judged: Judged) -> tuple[str, ...]:
+    """Return a pick's cells."""
+    place = judged.placement
+    assert place is not None  # a pick has one
+    return (
+        name(judged.model),
+        size(judged.model),
+        place.quant,
+        human(place.memory),
+        str(place.decode),
+        *vouched(judged),
+        short_licence(judged.model),
+        *(("; ".join(t.says for t in judged.tongues),) if advice.request.languages else ()),
+        *((own_words(advice, judged),) if advice.own else ()),
+    )
+
+
+def vouched(judged: Judged) -> tuple[str, str]:
+    """Return a result and what it rests on; of what finds texts, with its benchmark, as there are several."""
+    if judged.model.role == "generator":
+        return per_cent(judged.quality), judged.quality.basis if judged.quality else ""
+    score = result(judged.model)
+    return (f"{score.benchmark} {score.value:g}", "published") if score else ("not known", "")
+
+
+def beside_lines(advice: Advice) -> list[str]:
+    """Return what finds the texts beside a RAG model, a line each with its command."""
+    found = advice.beside
+    if found is None:
+        return []
+    lines = []
+    for what, one in (("embeddings", found.embedder), ("reranker", found.reranker)):
+        if one:
+            lines += [f"{what}: {name(one.model)} ({size(one.model)}): {one.says}", f"  {one.line.command}"]
+    if found.embedder is None:
+        lines.append("embeddings: no embedder of the catalogue runs there and may know the languages")
+    if found.reranker is None and found.no_reranker:
+        lines.append(f"no reranker: {found.no_reranker}")
+    return lines
+
+
+def own_words(advice: Advice, judged: Judged) -> str:
+    """Word what a model did with the user's own cases: 4 of 4 (71 to 100 %); empty where it was not tried."""
+    own = advice.own.get(judged.model.id)
+    return f"{own.passed} of {own.cases} ({own.range.low:.0f} to {own.range.high:.0f} %)" if own else ""
+
+
+def _tiers(advice: Advice) -> Section:
+    rows = [
+        (
+            tier,
+            name(j.model),
+            size(j.model),
+            vouched(j)[0],
+            "; ".join(r.why for r in j.refusals) or (f"{j.placement.decode} tokens/s" if j.placement else ""),
+        )
+        for tier, j in advice.by_tier.items()
+    ]
+    columns = ("tier", "best of it", "size", advice.benchmark or "quality", "there")
+    return Section("By size", (table(columns, rows, right=(2, 3)),))
+
+
+def _ruled_out(advice: Advice) -> Section:
+    ranked = sorted(advice.ruled_out, key=lambda j: -j.vouched)
+    rows = [(j.model.id, r.rule, r.why) for j in ranked for r in j.refusals]
+    parts = [table(("model", "rule", "why"), rows[:_MOST_RULED_OUT])]
+    if len(rows) > _MOST_RULED_OUT:
+        parts.append(paragraph(f"and {len(rows) - _MOST_RULED_OUT} more reasons: --json has all", note=True))
+    return Section("Ruled out", tuple(parts))
+
+
+def _scatter(advice: Advice, shown: tuple[Judged, ...], width: float) -> str:
+    points = [
+        Point(
+            name(j.model),
+            j.placement.decode.mid,
+            j.quality.range.mid,
+            float(j.placement.memory),
+            _BASES.index(j.quality.basis),
+            f"{j.placement.decode} tokens/s, {per_cent(j.quality)}, {human(j.placement.memory)}",
+        )
+        for j in shown
+        if j.placement and j.quality
+    ]
+    across, up = Axis("tokens a second", log=True), Axis(advice.benchmark)
+    return scatter(points, across, up, title="Speed against quality", groups=_BASES, width=width)
+
+
+def name(model: Model) -> str:
+    """Return what to call a model: its short name, or the last part of its id."""
+    return model.name or model.id.rpartition("/")[2]
+
+
+def command_of(judged: Judged) -> str:
+    """Return the command that runs a pick, or why none is known."""
+    place = judged.placement
+    assert place is not None  # a pick has one
+    return f"  {place.command}" if place.command else f"  no command is known: {place.why_none}"
+
+
+def reasons(advice: Advice, judged: Judged) -> list[str]:
+    """Return why a pick is one, a line each: quality, speed and memory, licence."""
+    model, place = judged.model, judged.placement
+    lines = [f"why {name(model)}:"]
+    if own := own_words(advice, judged):
+        lines.append(f"  passed {own} of your own cases; no model that was tried passed more")
+    if judged.quality:
+        said = judged.quality
+        lines.append(f"  {said.benchmark} {per_cent(said)} {said.basis}: {said.evidence}")
+    if place:
+        rent = f", ${place.month:,.0f} a month" if place.month is not None else ""
+        lines.append(
+            f"  {place.decode} tokens a second, {human(place.memory)} at {place.context:,} tokens, "
+            f"by {place.engine} on {place.where}{rent}"
+        )
+    lines += [f"  {t.says}" for t in judged.tongues]
+    if judged.verdict:
+        clause = judged.verdict.deciding[:1]
+        because = f": {clause[0].says} [{clause[0].clause}]" if clause else ""
+        lines.append(
+            f"  licence {', '.join(judged.verdict.licences) or 'not known'}: {judged.verdict.answer}{because}"
+        )
+    return lines
+
+
+def per_cent(quality: Quality | None) -> str:
+    """Word a quality: 71 (67 to 74)."""
+    if quality is None:
+        return "not known"
+    r = quality.range
+    return f"{r.mid:.0f} ({r.low:.0f} to {r.high:.0f})"

@@ -1,0 +1,137 @@
+"""The report of a comparison as one HTML page: what it says first, then bills, break-evens, what moves them.
+
+Knows sections and captions; words are costwords.py's, drawing is advisor.report's.
+Path: cost.command -> report -> text of a page
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import date
+from typing import TYPE_CHECKING
+
+from freehold.advisor.interval import Interval
+from freehold.advisor.ownership import PARTS
+from freehold.advisor.report import (
+    Axis,
+    Bar,
+    Section,
+    Span,
+    bars,
+    figure,
+    page,
+    paragraph,
+    spans,
+    table,
+    tornado,
+)
+from freehold.advisor.report import Swing as Drawn
+from freehold.cli.report.cost_text import (
+    ASSUMPTIONS,
+    HEAD,
+    MOST_SWINGS,
+    about,
+    assumption_row,
+    dollars,
+    ends,
+    headline,
+    own_row,
+    row,
+    short,
+    source,
+    tornado_title,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from freehold.advisor.breakeven import Comparison
+
+_FOOT = (
+    "Ranges hold four of five outcomes, as far as the assumptions' own ranges do. Prices are lists: no contract, "
+    "no tax, no interest on capital. Quality is not compared: a cheaper model may answer worse.",
+)
+
+
+def report(found: Comparison, today: date) -> str:
+    """Return the whole page."""
+    title = f"Own {found.model.id if found.model else found.owned.rig.name}, or pay by the token?"
+    sections = [
+        _bills(found),
+        _evens(found),
+        _moves(found),
+        _asked(found, today),
+        _rests(found, today),
+    ]
+    return page(title, verdict(found), [s for s in sections if s], (f"freehold cost, {today}.", *_FOOT))
+
+
+def _bills(found: Comparison) -> Section:
+    """Draw what each option costs a month."""
+    parts = [part for part in PARTS if found.parts[part]]
+    ours = (*(found.parts[part] for part in parts), 0.0)
+    own = Bar(found.owned.name, ours, dollars(found.month.mid), strong=True)
+    apis = [
+        Bar(e.bill.offer.name, (*(0.0 for _ in parts), e.bill.month.mid), dollars(e.bill.month.mid))
+        for e in found.evens
+    ]
+    both = sorted([own, *apis], key=lambda b: b.total)
+
+    def draw(width: float) -> str:
+        return bars(both, title="Dollars a month", series=(*parts, "API"), width=width)
+
+    said = f"At {short(found.traffic.tokens)} tokens a day. Ranges are in the table below."
+    return Section("Dollars a month", (figure(draw, said),))
+
+
+def _evens(found: Comparison) -> Section:
+    """Tell from how many tokens a day owning is cheaper than each API, beside how many there are."""
+    rows = [own_row(found), *(row(found, e) for e in found.evens)]
+    reached = [e for e in found.evens if math.isfinite(e.tokens_per_day.low)]
+    items = [
+        Span(e.bill.offer.name, *_bounds(e.tokens_per_day), short(e.tokens_per_day.mid)) for e in reached
+    ]
+    here = found.traffic.tokens
+    axis = Axis("tokens a day from which owning is cheaper", short, log=True)
+
+    def draw(width: float) -> str:
+        return spans(items, here, f"now {short(here)}", axis, title="Break-even", width=width)
+
+    chart = figure(draw, "Owning is cheaper right of a range, the API left of it.") if items else ""
+    said = (
+        "“Used at” is how full the machines that this traffic needs would have to be, of their full speed day "
+        "and night, for owning to cost as much. “Never”: each further machine costs more than it saves."
+    )
+    missing = [paragraph(f"Left out: {line}.", note=True) for line in found.left_out]
+    lines = table([h.capitalize() for h in HEAD], rows, right=(2,), strong=(0,))
+    return Section("From where on owning is cheaper", (chart, lines, paragraph(said, note=True), *missing))
+
+
+def _bounds(value: Interval) -> tuple[float, float, float]:
+    return value.low, value.mid, value.high
+
+
+def _moves(found: Comparison) -> Section | None:
+    """Draw the tornado."""
+    even = headline(found)
+    swings = [Drawn(s.assumption.title, s.at_low, s.at_high, *ends(s)) for s in (even or found).swings]
+    if not swings:
+        return None
+    mid = even.tokens_per_day.mid if even else found.month.mid
+    axis = Axis("tokens a day" if even else "dollars a month", short, log=True)
+    title = tornado_title(found, even)
+
+    def draw(width: float) -> str:
+        return tornado(swings[:MOST_SWINGS], mid, axis, title=title, width=width)
+
+    said = "One assumption alone goes from its low to its high end, all others stay at their middle."
+    return Section(title, (figure(draw, said),))
+
+
+def _asked(found: Comparison, today: date) -> Section:
+    return Section("What was asked", (table(("", ""), about(found, today)),))
+
+
+def _rests(found: Comparison, today: date) -> Section:
+    rows = [(*assumption_row(a)[1:], source(a, today)) for a in found.assumptions.values()]
+    head = [h.capitalize() for h in (*ASSUMPTIONS[1:], "SOURCE")]
+    return Section("What it rests on", (table(head, rows, right=(0, 1, 2)),))

@@ -1,0 +1,277 @@
+"""`freehold advise --try FILE`: the shortlist on the user's own cases, and what that changes in the ranking.
+
+Knows the store, options and words; running and judging is evals', what it does to the ranking advisor.own's.
+Path: cli/advise -> tried -> evals.trial.run -> Tried -> cli/advise
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freehold.cli.report.advice import name
+from freehold.errors import FreeholdError, ModelNotFound, UsageError
+
+if TYPE_CHECKING:
+    from freehold.advisor.advice import Advice, Judged
+    from freehold.advisor.own import Own
+    from freehold.config import Settings
+    from freehold.evals.paired import Compared
+    from freehold.evals.samples import Samples
+    from freehold.evals.trial import Result
+    from freehold.store import ModelRef, Store
+    from freehold.types import ChatModel
+
+MOST_TRIED = 5  # models, unless --top says otherwise
+LINE_EVERY_S = 5.0
+_NAMED = 5  # models left out that are named
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of it: the new ranking, each model's share, and pairs of models on the same cases."""
+
+    advice: Advice
+    before: tuple[str, ...]  # ids of the tried, as they stood
+    samples: Samples
+    own: Mapping[str, Own]  # by the catalogue's id
+    results: Mapping[str, Result]
+    pairs: tuple[tuple[str, str, Compared], ...]  # the best beside each other one, by id
+    left_out: tuple[tuple[str, str], ...]  # names, and why
+
+    def lines(self) -> list[str]:
+        """Return what it says, a line each."""
+        from freehold.evals.paired import resolution
+
+        n = len(self.samples.cases)
+        said = [f"on your own cases ({self.samples.name}, {n}):"]
+        for judged in self._tried():
+            own, r = self.own[judged.model.id], self.own[judged.model.id].range
+            share = f"{r.mid:.0f} % ({r.low:.0f} to {r.high:.0f})"
+            said.append(f"  {name(judged.model)} passed {own.passed} of {own.cases}, {share}")
+        named = {j.model.id: name(j.model) for j in self._tried()}
+        said += [f"  {_pair_words(named[a], named[b], c)}" for a, b, c in self.pairs]
+        why_not: dict[str, list[str]] = {}
+        for what, why in self.left_out:
+            why_not.setdefault(why, []).append(what)
+        said += [f"  left out, {why}: {_few(names)}" for why, names in why_not.items()]
+        said.append(
+            f"  {n} {'case' if n == 1 else 'cases'}: differences below {resolution(n):.0f} points decide little"
+        )
+        return [*said, f"  {self.change()}"]
+
+    def change(self) -> str:
+        """Say what it changed in the order of the tried."""
+        after = tuple(j.model.id for j in self._tried())
+        if after == self.before:
+            return "the ranking stays as it was"
+        named = {j.model.id: name(j.model) for j in self._tried()}
+        was, now = (", ".join(named[i] for i in order) for order in (self.before, after))
+        return f"the ranking changed: {now}; by published results it was {was}"
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        from freehold.evals.paired import resolution
+
+        return {
+            "samples": self.samples.name,
+            "digest": self.samples.digest,
+            "cases": len(self.samples.cases),
+            "resolution": resolution(len(self.samples.cases)),
+            "before": list(self.before),
+            "models": [self._model(j.model.id) for j in self._tried()],
+            "pairs": [
+                {"one": a, "other": b, "wins": c.wins, "losses": c.losses, "ties": c.ties, "p": c.p}
+                | dict(zip(("low", "mid", "high"), c.difference, strict=True))
+                for a, b, c in self.pairs
+            ],
+            "left_out": [{"name": what, "why": why} for what, why in self.left_out],
+        }
+
+    def _model(self, model_id: str) -> dict[str, Any]:
+        own, result = self.own[model_id], self.results[model_id]
+        lines = {c.digest: c.line for c in self.samples.cases}
+        answers = [
+            {
+                "line": lines[a.case],
+                "passed": bool(a.passed),
+                "why": a.why,
+                "text": a.text,
+                "seconds": a.seconds,
+            }
+            for a in result.answers
+        ]
+        return {"id": model_id, "passed": own.passed, "range": own.range.as_json(), "answers": answers}
+
+    def _tried(self) -> list[Judged]:
+        return [j for j in self.advice.picks if j.model.id in self.own]
+
+
+def _few(names: list[str]) -> str:
+    more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _pair_words(one: str, other: str, c: Compared) -> str:
+    low, mid, high = c.difference
+    if not c.wins + c.losses:
+        return f"{one} and {other} passed the same cases"
+    apart = f"{c.wins} case{'s' * (c.wins != 1)} to {c.losses} where they differ"
+    return f"{one} over {other}: {apart}, {mid:.0f} points ({low:.0f} to {high:.0f}), p = {c.p:.2g}"
+
+
+def tried(
+    settings: Settings, advice: Advice, file: str, *, top: int | None, judge: str, fetch: bool
+) -> Tried:
+    """Try the shortlist that is held here, or fetched if `fetch`, on the cases of a file.
+
+    Raises UsageError for a file with bad lines, a task without text, hardware elsewhere, and where no model is left.
+    """
+    from freehold.advisor.own import by_own
+    from freehold.evals.samples import read
+    from freehold.evals.trial import run
+    from freehold.store import Store
+
+    _check(advice)
+    store = Store(settings)
+    grader = store.resolve(judge) if judge else None
+    samples = read(Path(file).expanduser(), f"{judge}@{digest(grader)}" if grader else "")
+    chosen, left_out = _shortlist(store, advice, top or MOST_TRIED, fetch)
+    refs = {ref.name: (ref, j) for ref, j in chosen}
+    opened = _Opener(store, {n: r for n, (r, _) in refs.items()}, advice.request.context, grader)
+    results: dict[str, Result] = {}
+    for ref, judged in chosen:
+        try:
+            (found,) = run(samples, [_subject(ref)], settings.home, opened, on_case=_Progress())
+            results[judged.model.id] = found
+        except UsageError:
+            raise
+        except FreeholdError as e:
+            left_out.append((name(judged.model), e.message))
+    if not results:
+        raise UsageError(
+            f"no model could be tried: {'; '.join(f'{n}: {w}' for n, w in left_out[:3])}",
+            "pull one, or let --yes pull the shortlist",
+        )
+    if grader:
+        results = _judged(samples, results, settings.home, opened, grader.name)
+    own = {model: _own(r) for model, r in results.items()}
+    before = tuple(j.model.id for j in advice.runnable if j.model.id in own)
+    ranked = by_own(advice, own)
+    return Tried(ranked, before, samples, own, results, tuple(_pairs(ranked, results)), tuple(left_out))
+
+
+def _judged(
+    samples: Samples, results: Mapping[str, Result], home: Path, opened: _Opener, judge: str
+) -> dict[str, Result]:
+    """Have a model judge what waits for it, of all models together, so that it is loaded once."""
+    from freehold.evals.trial import run
+
+    found = run(samples, [r.subject for r in results.values()], home, opened, judge=judge)
+    return dict(zip(results, found, strict=True))
+
+
+def _check(advice: Advice) -> None:
+    task = advice.request.task
+    if task.encoder or task.reranker:
+        raise UsageError(f"--try judges answers in text, and {task.id} have none", "leave --try out")
+    places = {j.placement.engine for j in advice.runnable if j.placement}
+    if places - {"freehold"}:
+        raise UsageError("--try runs models on this machine", "leave --on, --budget and --engine out")
+    if not advice.runnable:
+        raise UsageError(
+            "no model is left to try", "freehold advise without --try says which condition to drop"
+        )
+
+
+def _shortlist(
+    store: Store, advice: Advice, most: int, fetch: bool
+) -> tuple[list[tuple[ModelRef, Judged]], list[tuple[str, str]]]:
+    """Return the first models that are held, or can be fetched, and who before the last of them is left out."""
+    chosen: list[tuple[ModelRef, Judged]] = []
+    left_out: list[tuple[str, str]] = []
+    for judged in advice.runnable:
+        if len(chosen) == most:
+            break
+        wanted = judged.model.name or judged.model.id
+        try:
+            chosen.append((_ref(store, wanted, fetch), judged))
+        except ModelNotFound:
+            left_out.append((wanted, "not held here: --yes pulls it"))
+        except FreeholdError as e:
+            left_out.append((wanted, e.message))
+    return chosen, left_out
+
+
+def _ref(store: Store, wanted: str, fetch: bool) -> ModelRef:
+    from freehold.cli.shared import held_or_fetched
+
+    return held_or_fetched(store, wanted) if fetch else store.resolve(wanted)
+
+
+def _subject(ref: ModelRef) -> Any:
+    from freehold.evals.trial import Subject
+
+    return Subject(ref.name, digest(ref))
+
+
+def digest(ref: ModelRef) -> str:
+    """Return a file's digest; of one that was never hashed, that of its path, size and time."""
+    if ref.digest:
+        return ref.digest.removeprefix("sha256:")
+    found = ref.path.stat()
+    return hashlib.sha256(f"{ref.path}|{found.st_size}|{found.st_mtime_ns}".encode()).hexdigest()
+
+
+def _own(result: Result) -> Own:
+    from freehold.advisor.own import Own
+    from freehold.evals.paired import share
+
+    return Own(len(result.marks), sum(result.marks), share(result.marks))
+
+
+def _pairs(advice: Advice, results: Mapping[str, Result]) -> list[tuple[str, str, Compared]]:
+    from freehold.evals.paired import compared
+
+    order = [j.model.id for j in advice.runnable if j.model.id in results]
+    return [(order[0], other, compared(results[order[0]].marks, results[other].marks)) for other in order[1:]]
+
+
+class _Opener:
+    """Opens the shortlist's models, and the one that judges."""
+
+    def __init__(
+        self, store: Store, refs: Mapping[str, ModelRef], context: int, judge: ModelRef | None
+    ) -> None:
+        self._store, self._context = store, context
+        self._refs = {**refs, **({judge.name: judge} if judge else {})}
+
+    def __call__(self, wanted: str) -> ChatModel:
+        from freehold.local import open_model
+
+        return open_model(self._refs[wanted], context=self._context, packs=self._store.packs)
+
+
+class _Progress:
+    """Says how far a model is: one line that is overwritten in a terminal, else one every five seconds."""
+
+    def __init__(self) -> None:
+        self._said = -LINE_EVERY_S
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, model: str, done: int, total: int) -> None:
+        """Take a step."""
+        now, last = time.monotonic(), done == total
+        self._said = now if not done else self._said
+        if self._terminal:
+            click.echo(f"\r{model}: {done} of {total} cases" + ("\n" if last else ""), err=True, nl=False)
+        elif last or now - self._said >= LINE_EVERY_S:
+            click.echo(f"{model}: {done} of {total} cases", err=True)
+            self._said = now

@@ -1,0 +1,126 @@
+"""The log of `serve`: lines on stderr for people, or JSON for programs, written by a thread of their own.
+
+Knows levels and forms; knows no request. A reader of stderr that stands still never holds up the server: lines wait,
+and those that find no room are counted and told.
+Path: cli/serve -> logging_to -> Lines -> stderr
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import IO, Literal
+
+from freehold.server.core.requestlog import Line
+
+Form = Literal["text", "json"]
+LEVELS = ("debug", "info", "warning", "error")
+ROOM = 10_000  # lines that wait for their reader
+TOGETHER_S = 0.05  # between two writes: a thread that woke for each line would cost each request 30 us
+LEAVE_S = 2.0  # for a reader to take what is left at the end
+
+
+class _Text(logging.Formatter):
+    """Requests and talk as they are; other records with their level."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return (
+            text
+            if record.levelno < logging.WARNING or _line(record)
+            else f"{record.levelname.lower()}: {text}"
+        )
+
+
+class _Json(logging.Formatter):
+    """An object a line: time, level, and a request's fields or a message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        said = {"time": at.replace("+00:00", "Z"), "level": record.levelname.lower()}
+        line = _line(record)
+        return json.dumps({**said, **(line.fields if line else {"message": super().format(record)})})
+
+
+def _line(record: logging.LogRecord) -> Line | None:
+    first = record.args[0] if isinstance(record.args, tuple) and record.args else None
+    return first if isinstance(first, Line) else None
+
+
+class Lines(logging.Handler):
+    """Hands records to a thread that writes them, many at a time."""
+
+    def __init__(self, out: IO[str], form: Form) -> None:
+        super().__init__()
+        self.setFormatter(_Json() if form == "json" else _Text())
+        self._out, self._lost = out, 0
+        self._waiting: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._write, name="freehold-log", daemon=True)
+        self._thread.start()
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Have a record written, without the lock that handlers take; one that finds no room is counted."""
+        if self._waiting.qsize() < ROOM:
+            self._waiting.put(record)
+        else:
+            self._lost += 1
+        return True
+
+    def _write(self) -> None:
+        records: list[logging.LogRecord | None] = []
+        while None not in records:
+            records = [self._waiting.get()]
+            while not self._waiting.empty():
+                records.append(self._waiting.get())
+            if self._lost:
+                lost, self._lost = self._lost, 0
+                records.insert(-1, _record(f"{lost:,} lines of the log found no room"))
+            lines = [self.format(record) + "\n" for record in records if record is not None]
+            try:
+                self._out.write("".join(lines))
+                self._out.flush()
+            except (OSError, ValueError):  # a pipe that nobody reads any more, or a closed file
+                return
+            self._closing.wait(TOGETHER_S)
+
+    def close(self) -> None:
+        """Write what waits, for a moment."""
+        self._closing.set()
+        self._waiting.put(None)
+        self._thread.join(LEAVE_S)
+        super().close()
+
+
+def is_logging() -> bool:
+    """Tell whether `logging_to` is in force."""
+    return any(isinstance(handler, Lines) for handler in logging.getLogger().handlers)
+
+
+def _record(message: str) -> logging.LogRecord:
+    return logging.LogRecord("freehold.log", logging.WARNING, "", 0, message, (), None)
+
+
+@contextmanager
+def logging_to(out: IO[str] | None, level: str, form: Form) -> Iterator[None]:
+    """Log to `out` (None: stderr) within; of other libraries warnings at least."""
+    lines = Lines(out or sys.stderr, form)
+    root, ours = logging.getLogger(), logging.getLogger("freehold")
+    before = root.level, ours.level
+    chosen = logging.getLevelName(level.upper())
+    root.addHandler(lines)
+    root.setLevel(max(chosen, logging.WARNING))
+    ours.setLevel(chosen)
+    try:
+        yield
+    finally:
+        root.removeHandler(lines)
+        root.setLevel(before[0])
+        ours.setLevel(before[1])
+        lines.close()

@@ -1,0 +1,118 @@
+"""How long a context this machine can carry.
+
+Knows bytes a token and available memory; knows no sequence.
+Path: Engine.__init__ -> choose_context
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from freehold import _native as native
+from freehold.engine.cache.blocks import blocks_for
+from freehold.engine.cache.windows import quota
+from freehold.engine.schedule.budget import MAX_ROWS
+from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
+from freehold.machine import available_bytes, show_bytes
+from freehold.models.loader import LoadedModel
+
+MEMORY_SHARE = 0.5  # of available memory the cache may take when nobody asked for a size
+REQUEST_SHARE = 0.9  # and when somebody did; the rest is for activations and everybody else
+MOST_BLOCKS = 1 << 26  # KvCache takes no more
+# Window layers have slots for this many sequences at least, and one for so many blocks: a cache of many streams is
+# mostly short ones, whose every position some window sees.
+ROOMS, SLOT_SHARE = 2, 4
+MIN_CONTEXT = 256  # below this a chat makes no sense, so it is an error rather than a default
+
+
+KvType = Literal["f16", "q8", "f32"]
+KV_TYPES: tuple[KvType, ...] = get_args(KvType)
+
+
+def bytes_per_block(model: LoadedModel, kv_type: KvType = "f16") -> int:
+    """Return the bytes of one cache block over all layers: keys and values."""
+    return native.KvCache(model.kv_layers, 1, kv_type).bytes_per_block
+
+
+@dataclass(frozen=True, slots=True)
+class CacheBytes:
+    """What a cache of so many blocks takes, where window layers have slots and where not.
+
+    A short cache has none: a window and a step's rows would take more of them than there are blocks.
+    """
+
+    block: int  # bytes of a block's pages of layers that see all positions
+    slot: int  # and of those with a window
+    least: int  # slots below which there are none; 0: no layer has a window
+
+    @classmethod
+    def of(cls, model: LoadedModel, kv_type: KvType, step_rows: int = MAX_ROWS, also: int = 0) -> CacheBytes:
+        """Ask a cache. `also`: bytes that somebody else, a draft model, keeps of a block."""
+        window = max(model.windows, default=0)
+        if not window:
+            return cls(bytes_per_block(model, kv_type) + also, 0, 0)
+        cache = native.KvCache(model.kv_layers, 1, kv_type, model.windows, 1)
+        return cls(cache.bytes_per_block + also, cache.bytes_per_slot, ROOMS * quota(window, step_rows))
+
+    def slots(self, blocks: int) -> int:
+        """Return the slots that go with so many blocks; 0 where all layers keep all of them."""
+        slots = max(self.least, blocks // SLOT_SHARE)
+        return slots if self.least and slots < blocks else 0
+
+    def total(self, blocks: int) -> int:
+        """Return the bytes of so many blocks, with what window layers keep."""
+        return blocks * self.block + (self.slots(blocks) or blocks) * self.slot
+
+    def blocks(self, room: int) -> int:
+        """Return how many blocks so many bytes hold."""
+        low, high = 0, MOST_BLOCKS
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.total(middle) <= room else (low, middle - 1)
+        return low
+
+
+def choose_context(
+    model: LoadedModel, asked: int | None, share: float = MEMORY_SHARE, kv_type: KvType = "f16"
+) -> tuple[int, str]:
+    """Return the context to load with, in tokens, and a phrase that says how it was chosen.
+
+    Raises UsageError for a size below 1, ContextOverflow for one beyond the model's own, CapacityExceeded
+    for one memory cannot hold.
+    """
+    have = available_bytes()
+    if asked is not None:
+        return _asked_context(model, asked, have, kv_type)
+    fits = CacheBytes.of(model, kv_type).blocks(int(have * share)) * native.BLOCK_TOKENS
+    if fits >= model.context:
+        return model.context, "the model's own"
+    if fits < min(MIN_CONTEXT, model.context):
+        raise CapacityExceeded(
+            f"{share:.0%} of the {show_bytes(have)} available hold a context of {fits} tokens; "
+            f"at least {MIN_CONTEXT} are needed",
+            "free memory, choose a smaller model, or name a size with --context",
+        )
+    return (
+        fits,
+        f"cut from the model's {model.context:,} to what {share:.0%} of {show_bytes(have)} available hold",
+    )
+
+
+def _asked_context(model: LoadedModel, asked: int, have: int, kv_type: KvType) -> tuple[int, str]:
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise UsageError(f"the context is {asked!r}; expected a number of tokens, 1 or more")
+    if asked > model.context:
+        raise ContextOverflow(
+            f"a context of {asked:,} tokens was asked for; {model.name} was made for {model.context:,}",
+            f"load it with --context {model.context} or less",
+        )
+    bytes_, room = CacheBytes.of(model, kv_type), int(have * REQUEST_SHARE)
+    need = bytes_.total(blocks_for(asked))
+    if need > room:
+        most = bytes_.blocks(room) * native.BLOCK_TOKENS
+        raise CapacityExceeded(
+            f"a context of {asked:,} tokens takes {show_bytes(need)}; {show_bytes(room)} are free for it",
+            f"--context {most} would fit" if most else "free memory or choose a smaller model",
+        )
+    return asked, "as asked"

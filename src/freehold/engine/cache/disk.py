@@ -1,0 +1,261 @@
+"""Cached blocks on disk: what this engine, or one before it, has computed of prompts that may come again.
+
+Knows tokens, the bytes of blocks and files; knows no sequence and no tree. A file holds one full block. Its name is
+a hash over the key (model, kernels, KV type: whatever the bytes depend on), the salt (adapter and tenant) and all
+tokens up to the block's end, so a lookup goes from block to block without an index, and engines that share a
+folder write the same bytes under the same name. Nothing read is trusted: a file is as long as expected and begins
+with exactly the bytes that would be written today, tokens included, or it is a miss and removed. Writing happens in a
+thread that lives while there is something to write; what it cannot keep up with is dropped.
+
+Layout: `FREEHKV1`, SHA-256 of the key, SHA-256 of the salt, tokens (u32), bytes of content (u32), the tokens (u32
+each, all of them big-endian), CRC-32 of the content (u32), content (the layers' pages in a row).
+Path: BlockManager.adopt -> DiskCache.read; BlockManager.publish, retire -> DiskCache.keep -> thread
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import struct
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold import _native as native
+from freehold import models
+from freehold.engine.cache.kinds import layer_kinds
+from freehold.engine.cache.prefix import TOKEN_BYTES, Node
+from freehold.models.loader import LoadedModel
+
+U8 = NDArray[np.uint8]
+
+MAGIC = b"FREEHKV1"
+SUFFIX, PART = ".kv", ".part"
+BUDGET, FREE_SHARE = (
+    4 << 30,
+    10,
+)  # bytes the folder may take, and at most one in so many of those that are free
+QUEUE = 64  # prompts that wait to be written; they are lists of blocks, their bytes are read when their turn comes
+CLOSE_S = 2.0  # seconds that closing waits for what is being written
+SLACK = 16  # the part of the budget that is written between two looks at the folder, and kept free for that
+STALE_S = 3600.0  # age at which a file nobody finished is rubbish
+# A block is said to be this much older than the one before it, however long either took, so that a prompt's end
+# goes first.
+STEP_NS = 1_000_000
+
+
+def dependencies(model: LoadedModel, kv_type: str, slots: bool = False) -> dict[str, object]:
+    """List what a block's bytes depend on besides its tokens, and an adapter, which is part of the salt.
+
+    Forward passes are Python and arithmetic is native: both count by their sources, so no change can be forgotten.
+    """
+    forward = hashlib.sha256()
+    for path in sorted(Path(models.__file__).parent.glob("*.py")):
+        forward.update(path.read_bytes())
+    return {
+        "model": model.digest,
+        "layout": native.LAYOUT,
+        "table": native.isa(),
+        "native": native.REVISION,
+        "forward": forward.hexdigest(),
+        "kv": kv_type,
+        "layers": model.kv_layers,
+        "kinds": [kind.value for kind in layer_kinds(model)],
+        "slots": slots,  # then window layers' pages come last
+        "tokens": native.BLOCK_TOKENS,
+    }
+
+
+class Pool(Protocol):
+    """The pages that blocks are read from and written to: native.KvCache."""
+
+    @property
+    def bytes_per_block(self) -> int: ...
+    @property
+    def bytes_per_slot(self) -> int: ...
+    def read_block(self, block: int, slot: int = -1) -> U8: ...
+    def write_block(self, block: int, bytes: U8, slot: int = -1) -> None: ...
+    def copy(self, pairs: list[tuple[int, int]], slots: list[tuple[int, int]] = ...) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """Blocks of one prompt from its start; they are written in order, as one is found only behind those before it."""
+
+    salt: str
+    nodes: list[Node]
+    first: int  # blocks before it lie on disk already
+    read: Callable[[Node], U8 | None]  # the content of its block, if it has that still
+
+
+class DiskCache:
+    """A folder of blocks that depend on `key`, read into and written out of `pool`."""
+
+    def __init__(
+        self, folder: Path, key: Mapping[str, object], pool: Pool, budget: int | None = None
+    ) -> None:
+        """Use at most `budget` bytes (None: 4 GB or a tenth of what is free)."""
+        self.pool = pool
+        self._bytes = pool.bytes_per_block + pool.bytes_per_slot
+        self.dropped = (
+            0  # blocks that were not written: too many waited, the pool took them back, the disk failed
+        )
+        self._folder = folder
+        self._key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).digest()
+        self._budget = budget
+        self._unseen = 1 << 62  # bytes written since somebody looked at the folder
+        self._lock = threading.Lock()
+        self._chains: deque[_Chain] = deque()
+        self._writer: threading.Thread | None = None
+        self._closed = False
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    def read(self, salt: str, keys: Iterable[bytes], first: int) -> Iterator[U8]:
+        """Yield the content of the blocks from `first` on, as long as they are there; `keys`: each block's tokens.
+
+        It lies in one buffer: a block's content is good until the next one is asked for.
+        """
+        content, now = np.empty(self._bytes, np.uint8), time.time_ns()
+        for i, name, head in self._names(salt, keys, first):
+            if not self._fill(content, self._folder / name, head, now - i * STEP_NS):
+                return
+            yield content
+
+    def _fill(self, content: U8, path: Path, head: bytes, used: int) -> bool:
+        """Read a file that begins with `head`; False, and the file removed, if anything is not as expected."""
+        with suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if _sound(fd, head, content):
+                    os.utime(fd, ns=(used, used))
+                    return True
+                path.unlink(missing_ok=True)
+            finally:
+                os.close(fd)
+        return False
+
+    def _names(self, salt: str, keys: Iterable[bytes], first: int) -> Iterator[tuple[int, str, bytes]]:
+        """Yield each block from `first` on, its file's name and what the file begins with."""
+        salted = self._key + hashlib.sha256(b"freehold tenant " + salt.encode()).digest()
+        name, tokens = hashlib.sha256(salted), bytearray()
+        for i, key in enumerate(keys):
+            name.update(key)
+            tokens += key
+            if i >= first:
+                counts = struct.pack(">II", len(tokens) // TOKEN_BYTES, self._bytes)
+                yield i, name.hexdigest() + SUFFIX, MAGIC + salted + counts + tokens
+
+    # --- writing -----------------------------------------------------------------------------------
+
+    def keep(self, salt: str, nodes: list[Node], first: int, read: Callable[[Node], U8 | None]) -> None:
+        """Write a prompt's full blocks from `first` on, soon; `read` gives the content of one that has it still."""
+        with self._lock:
+            if self._closed or len(self._chains) >= QUEUE:
+                self.dropped += len(nodes) - first
+                return
+            self._chains.append(_Chain(salt, nodes, first, read))
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write_all, name="freehold-disk", daemon=True)
+                self._writer.start()
+
+    def flush(self, seconds: float = CLOSE_S) -> None:
+        """Wait until everything is written."""
+        writer = self._writer
+        if writer is not None:
+            writer.join(seconds)
+
+    def close(self) -> None:
+        """Take nothing more, and write what waits if that is quick."""
+        self._closed = True
+        self.flush()
+        with self._lock:
+            self._chains.clear()
+
+    def _write_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._chains:
+                    self._writer = None
+                    return
+                chain = self._chains.popleft()
+            with suppress(OSError):  # a full or failing disk costs hits, no answer
+                self._write_chain(chain)
+            self.dropped += sum(not node.kept for node in chain.nodes)
+
+    def _write_chain(self, chain: _Chain) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keys, now = [node.key for node in chain.nodes], time.time_ns()
+        for i, name, head in self._names(chain.salt, keys, chain.first):
+            node, path = chain.nodes[i], self._folder / name
+            if not path.exists():
+                content = chain.read(node)
+                if content is None:
+                    return
+                self._make_room(len(head) + 4 + len(content))
+                self._write(path, head, content, now - i * STEP_NS)
+            node.kept = True
+
+    def _write(self, path: Path, head: bytes, content: U8, used: int) -> None:
+        part = path.with_suffix(f".{os.getpid()}{PART}")
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(head + zlib.crc32(content.data).to_bytes(4))
+                file.write(content.data)
+                file.flush()
+                os.utime(fd, ns=(used, used))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> None:
+        """Remove what was unused for longest once the budget is used up; the folder is looked at now and then only."""
+        self._unseen += size
+        if self._budget is not None and self._unseen < self._budget // SLACK:  # others may write too
+            return
+        files = [(e.stat().st_mtime_ns, e.stat().st_size, e.path) for e in self._entries()]
+        held = sum(size for _, size, _ in files)
+        if self._budget is None:
+            self._budget = min(BUDGET, (shutil.disk_usage(self._folder).free + held) // FREE_SHARE)
+        for _, bytes_, path in sorted(files):
+            if held <= self._budget - self._budget // SLACK:
+                break
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            held -= bytes_
+        self._unseen = size
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
+        """Yield the folder's blocks; remove what a process left that died while writing."""
+        now = time.time()
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if entry.name.endswith(SUFFIX):
+                        yield entry
+                    elif entry.name.endswith(PART) and entry.stat().st_mtime < now - STALE_S:
+                        os.unlink(entry.path)
+
+
+def _sound(fd: int, head: bytes, content: U8) -> bool:
+    """Read a file into `content`; tell whether it is what was once written."""
+    facts = os.fstat(fd)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size != len(head) + 4 + len(content):
+        return False
+    begin = bytearray(len(head) + 4)
+    if os.readv(fd, [begin, content.data]) != facts.st_size or begin[: len(head)] != head:
+        return False
+    return zlib.crc32(content.data) == int.from_bytes(begin[len(head) :])

@@ -1,0 +1,365 @@
+"""Formats compiled to grammars: which tokens may come next, so that a text becomes what was asked for.
+
+Knows a tokenizer's bytes and llguidance, which does the parsing; knows no logits, no request and no thinking.
+Whatever goes wrong in a grammar comes out as an error of ours, for the one answer it belongs to.
+Path: ServedModel.start -> Grammars.grammar -> Grammar.matcher -> Guide -> Matcher.allowed, Matcher.advance
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.engine.constrain.rehearsal import rehearse
+from freehold.errors import FreeholdError, UsageError
+from freehold.tokenizer import Tokenizer, TokenKind
+from freehold.tokenizer.dialects.schema import BLANKS
+from freehold.types import MAX_FORMAT_CHARS, Format
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+Mask = NDArray[np.bool_]  # one for each token of the vocabulary
+_T = TypeVar("_T")
+
+MAX_DEPTH = 100  # arrays and objects within each other in a schema; the parser itself ends at 127
+MAX_REGEX_CHARS = 16 << 10  # the time of a mask grows with the square of it: 20 ms for a row of 2,000 options
+MAX_LARK_CHARS = 64 << 10
+MAX_CHOICES = 10_000
+# llguidance's own: half a second of compiling, 15 ms of a mask, some 100 MB of states at most for one grammar.
+LIMITS: dict[str, Any] = {
+    "max_items_in_row": 2000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 50_000,
+    "max_grammar_size": 200_000,
+}
+MASK_S = (
+    0.25  # of processor for one mask: nobody's answer waits longer for another's grammar, and that one once
+)
+SHORT = 4 << 10  # characters; the smallest source that ends a process has 20 KB
+STACK = 16 << 20  # bytes, for what recurses by the depth of a grammar
+KEPT = 16  # grammars compiled latest
+_stack = threading.Lock()  # the size is the process's: two that change it would restore each other's
+
+
+class Grammars:
+    """Compiles formats for one tokenizer, and keeps those used latest. Safe from many threads."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Take note of the tokenizer; its table is made when a format first comes, which takes most of a second."""
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._table: TokenTable | None = None
+        self._kept: OrderedDict[tuple[tuple[Format, ...], bool], Grammar] = OrderedDict()
+
+    def grammar(self, *formats: Format, at_start: bool = False) -> Grammar:
+        """Return the grammar of a format, or of texts that fit any of several. Raises UsageError for a wrong one.
+
+        `at_start`: the text begins a text of its own, so a SentencePiece tokenizer takes a leading space away.
+        """
+        spaced = at_start and self._tokenizer.strips_leading_space
+        with self._lock:
+            found = self._kept.get((formats, spaced))
+            if found is not None:
+                self._kept.move_to_end((formats, spaced))
+                return found
+        source = source_of(*formats, spaced=spaced)
+        grammar = Grammar(self._tokens(), _compiled(self._tokens(), source))
+        with self._lock:
+            self._kept[formats, spaced] = grammar
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return grammar
+
+    def _tokens(self) -> TokenTable:
+        with self._lock:
+            if self._table is None:
+                self._table = TokenTable.of(self._tokenizer)
+            return self._table
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """A vocabulary as the parser sees it."""
+
+    trie: LLTokenizer
+    size: int
+    blanks: Mask  # tokens of white space alone
+    ends: NDArray[np.int64]  # the model's own
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TokenTable:
+        """Lay the vocabulary out. Control tokens write nothing, so no grammar takes one but as its end."""
+        if not tokenizer.eos_ids:
+            raise UsageError(
+                "a format needs a token that ends the answer, and the model has none", field="format"
+            )
+        from llguidance import LLTokenizer
+        from llguidance._tokenizer import TokenizerWrapper
+
+        tokens = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+        ends = sorted(tokenizer.eos_ids)
+        wrapper = TokenizerWrapper(_Spelled(tokenizer, tokens, ends[0]))
+        trie = _guarded(lambda: LLTokenizer(wrapper, eos_token=ends))
+        wrapper.tokens = ()  # it has its own copy, and holds the wrapper
+        blanks = np.array([token.isspace() and token.isascii() for token in tokens])
+        return cls(trie, len(tokens), blanks, np.array(ends))
+
+
+class _Spelled:
+    """What llguidance asks of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], end: int) -> None:
+        self._encode = tokenizer.encode
+        self._guard = (
+            "\x02" if tokenizer.strips_leading_space else ""
+        )  # keeps the space away that begins a text
+        self._skip = len(self._encode(self._guard, bos=False)) if self._guard else 0
+        kinds = (TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.UNUSED)
+        silent = [id for id in range(len(tokens)) if tokenizer.token_kind(id) in kinds]
+        self.tokens = [*tokens]
+        for id in silent:
+            self.tokens[id] = tokenizer.token_bytes(id, special=True)
+        self.special_token_ids = silent
+        self.eos_token_id, self.bos_token_id = end, tokenizer.bos_id
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._encode(self._guard + text.decode("utf-8", "replace"), bos=False)[self._skip :]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A format compiled for a tokenizer; answers take copies of its first state."""
+
+    tokens: TokenTable
+    _first: LLMatcher
+
+    def matcher(self) -> Matcher:
+        """Return the state before the first token."""
+        return Matcher(self.tokens, _guarded(self._first.deep_copy))
+
+
+class Matcher:
+    """How far one answer has come in its grammar. One thread at a time."""
+
+    def __init__(self, tokens: TokenTable, state: LLMatcher) -> None:
+        self.tokens, self._state = tokens, state
+        self._bits = np.zeros((tokens.size + 31) // 32, np.uint32)
+
+    def allowed(self) -> Mask:
+        """Tell for each token whether it may come next; the model's ends may where the text is whole.
+
+        Raises UsageError where the grammar is too costly to go on with.
+        """
+        bits, began = self._bits, time.thread_time()
+        _guarded(lambda: self._state.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes))
+        self._check()
+        if (took := time.thread_time() - began) > MASK_S:
+            raise _wrong(f"finding the tokens that may come next took {took:.2f} s; the limit is {MASK_S} s")
+        return np.unpackbits(bits.view(np.uint8), count=self.tokens.size, bitorder="little").view(np.bool_)
+
+    def advance(self, id: int) -> None:
+        """Take in a token. Raises UsageError for one that may not come here."""
+        if not _guarded(lambda: self._state.consume_token(id)):
+            self._check()
+            raise _wrong(f"token {id} may not come here")
+
+    @property
+    def over(self) -> bool:
+        """Tell whether the text is whole and nothing can follow it."""
+        return _guarded(self._state.is_stopped)
+
+    def forced(self) -> list[int]:
+        """Return tokens that must come next, if some must."""
+        return _guarded(self._state.compute_ff_tokens)
+
+    def fitting(self, ids: Sequence[int]) -> int:
+        """Return how many of `ids`, from the first, could come next."""
+        return _guarded(lambda: self._state.validate_tokens(list(ids)))
+
+    def _check(self) -> None:
+        if self._state.is_error():
+            raise _wrong(_said(self._state.get_error()))
+
+
+# --- from a format to llguidance's own ------------------------------------------------------------------
+
+
+def source_of(*formats: Format, spaced: bool = False) -> str:
+    """Return llguidance's source of texts that fit one of `formats`; `spaced`: a space before may come (JSON) or must.
+
+    Raises UsageError for what is beyond a limit, and for text that is no JSON where it must be.
+    """
+    sources = [_written(format) for format in formats]
+    if len(formats) == 1 and not spaced:
+        return sources[0]
+    uses, grammars = [], []
+    for i, (format, source) in enumerate(zip(formats, sources, strict=True)):
+        space = '" "?' if format.kind in ("json", "json_schema") else '" "'  # a regex may want its own
+        uses.append(f"{space} @inner{i}" if spaced else f"@inner{i}")
+        grammars.append({**json.loads(source)["grammars"][0], "name": f"inner{i}"})
+    return json.dumps({"grammars": [{"lark_grammar": f"start: {' | '.join(uses)}"}, *grammars]})
+
+
+def _written(format: Format) -> str:
+    writer = _WRITERS.get(format.kind)
+    if writer is None:
+        raise UsageError(f"format is {format.kind!r}; expected one of {', '.join(_WRITERS)}", field="format")
+    return writer(format.source)
+
+
+def _any_object(source: str) -> str:
+    return _schema('{"type": "object"}')
+
+
+def _schema(source: str) -> str:
+    from llguidance import LLMatcher
+
+    schema = _json(source, "the JSON schema")
+    if not isinstance(schema, dict | bool):
+        raise _wrong(f"the JSON schema is a {type(schema).__name__}; expected an object")
+    if isinstance(schema, bool):
+        if not schema:
+            raise _wrong("the JSON schema is false, and nothing fits it")
+        source = "{}"
+    defaults: Any = {"whitespace_pattern": BLANKS}
+    return _guarded(lambda: LLMatcher.grammar_from_json_schema(source, defaults))
+
+
+def _regex(source: str) -> str:
+    from llguidance import LLMatcher
+
+    _check_chars("the regular expression", source, MAX_REGEX_CHARS)
+    return _guarded(lambda: LLMatcher.grammar_from_regex(source))
+
+
+def _lark(source: str) -> str:
+    _check_chars("the Lark grammar", source, MAX_LARK_CHARS)
+    return _of_lark(source)
+
+
+def _choice(source: str) -> str:
+    texts = _json(source, "the choice")
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t for t in texts):
+        raise _wrong("a choice is a list of texts, none of them empty")
+    if len(texts) > MAX_CHOICES:
+        raise _wrong(f"a choice has {len(texts):,} texts; the limit is {MAX_CHOICES:,}")
+    return _of_lark("start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
+
+
+def _of_lark(source: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": source}]})
+
+
+_WRITERS: dict[str, Callable[[str], str]] = {
+    "json": _any_object,
+    "json_schema": _schema,
+    "regex": _regex,
+    "lark": _lark,
+    "choice": _choice,
+}
+
+
+def _json(source: str, what: str) -> Any:
+    _check_chars(what, source, MAX_FORMAT_CHARS)
+    try:
+        value = json.loads(source)
+    except (ValueError, RecursionError) as e:
+        raise _wrong(f"{what} is not JSON: {e}") from e
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise _wrong(f"{what} is more than {MAX_DEPTH} levels deep")
+        level = [child for node in level for child in _children(node)]
+    return value
+
+
+def _children(node: object) -> list[Any]:
+    found = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return [child for child in found if isinstance(child, dict | list)]
+
+
+def _check_chars(what: str, source: str, limit: int) -> None:
+    if not source:
+        raise _wrong(f"{what} is empty")
+    if len(source) > limit:
+        raise _wrong(f"{what} has {len(source):,} characters; the limit is {limit:,}")
+
+
+def _compiled(tokens: TokenTable, source: str) -> LLMatcher:
+    if len(source) > SHORT and (wrong := rehearse(source, LIMITS)):
+        raise _wrong(_said(wrong))
+    from llguidance import LLMatcher, LLParserLimits
+
+    limits = LLParserLimits(**LIMITS, verbose_errors=False)
+    matcher = _deep(lambda: LLMatcher(tokens.trie, source, log_level=0, limits=limits))
+    if matcher.is_error():
+        raise _wrong(_said(matcher.get_error()))
+    return matcher
+
+
+def _deep(make: Callable[[], _T]) -> _T:
+    """Run `make` with a stack of our own choosing: a thread's may be 512 KB, or 128."""
+    got: list[_T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            got.append(_guarded(make))
+        except BaseException as e:
+            failed.append(e)
+
+    thread = threading.Thread(target=run, name="freehold-grammar")
+    with _stack:
+        before = threading.stack_size(STACK)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if failed:
+        raise failed[0]
+    return got[0]
+
+
+def _guarded(call: Callable[[], _T]) -> _T:
+    """Call into llguidance; whatever it raises, a panic of its own included, is an error about the format."""
+    try:
+        return call()
+    except (FreeholdError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # a panic is no Exception
+        raise _wrong(_said(str(e))) from e
+
+
+def _said(message: str) -> str:
+    """Return llguidance's message on one line: where it is, and what is wrong."""
+    lines = [line.strip() for line in message.split("\n<", 1)[0].splitlines()]
+    if not lines:
+        return "it cannot be compiled"
+    wrong = [line for line in lines[1:] if line.startswith("error:")]
+    said = " ".join([lines[0], *wrong])[:400]
+    return said.partition(". Enable 'coerce_one_of'")[0]
+
+
+def _wrong(what: str) -> UsageError:
+    hint = next((hint for part, hint in _HINTS.items() if part in what), "")
+    return UsageError(f"format: {what}", hint, field="format")
+
+
+_HINTS = {
+    "Unimplemented keys": 'leave them out, or let them be ignored: "x-guidance": {"lenient": true}',
+    "Unknown format": 'leave it out, or let it be ignored: "x-guidance": {"lenient": true}',
+    "oneOf": 'use anyOf, or have it taken for that: "x-guidance": {"coerce_one_of": true}',
+}

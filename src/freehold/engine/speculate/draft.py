@@ -1,0 +1,158 @@
+"""Guesses with a smaller model of the same vocabulary, which computes ahead on a cache of its own.
+
+Knows a runner, blocks, a shadow of each sequence and what its own steps cost; decides no length. It draws with the
+sequence's own seed and parameters: the same noise leads both models to the same token wherever their
+logits nearly agree, so guesses hold at any temperature.
+Path: Speculation -> DraftModel.advance -> ModelRunner.run -> choose -> token and confidence
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from time import perf_counter
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold import _native as native
+from freehold.engine.cache.blocks import BlockManager, common_prefix
+from freehold.engine.cache.capacity import REQUEST_SHARE, KvType, bytes_per_block
+from freehold.engine.runner import ModelRunner
+from freehold.engine.sampler import choose, log_sum_exp
+from freehold.engine.schedule.budget import FIRST_ROWS
+from freehold.engine.schedule.cost import ROW_GUESS, StepCost
+from freehold.engine.schedule.scheduler import Work
+from freehold.engine.sequence import Sequence
+from freehold.errors import CapacityExceeded, UsageError
+from freehold.machine import available_bytes, show_bytes
+from freehold.models.loader import LoadedModel
+
+F32 = NDArray[np.float32]
+
+WARM = 4  # steps of one row after which they say what such a step takes
+JOINED = 4  # missing tokens that the first guess's step computes along; more take steps before it
+MOST_AHEAD = 16  # tokens guessed at once: a chance of 0.95 each leaves 0.44 of the last
+RECENT = MOST_AHEAD + JOINED  # tokens of a shadow that may not be the sequence's
+
+
+class DraftModel:
+    """A small model beside `target`; the caller has made sure that their tokens are the same."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        target: LoadedModel,
+        context: int,
+        blocks: int,
+        threads: native.Threads,
+        kv_type: KvType = "f16",
+    ) -> None:
+        """Reserve `blocks` blocks of cache for sequences up to `context` tokens.
+
+        Raises UsageError for other tokens than the target's, CapacityExceeded.
+        """
+        if model.tokens != target.tokens or model.vocab < target.tokens:
+            raise UsageError(
+                f"{model.name} has {model.tokens:,} tokens and {target.name} {target.tokens:,}; a draft model "
+                "needs the same ones",
+                "choose a smaller model of the same family",
+            )
+        need, have = blocks * bytes_per_block(model, kv_type), int(available_bytes() * REQUEST_SHARE)
+        if need > have:
+            raise CapacityExceeded(
+                f"{model.name} needs {show_bytes(need)} to draft; {show_bytes(have)} are free for it",
+                "load with a smaller --context, or without --draft",
+            )
+        self.model = model
+        self._context = min(context, model.context)
+        self._blocks = BlockManager(blocks)
+        self._runner = ModelRunner(model, self._blocks, FIRST_ROWS, threads, kv_type)
+        self._shadows: dict[Sequence, Sequence] = {}
+        self._cost = StepCost()
+        self._share = model.bytes_per_token / target.bytes_per_token
+        self.spent = 0.0  # seconds, as such steps usually take them, since the caller last set it to 0
+
+    def seconds(self, rows: int, target_step: float) -> float:
+        """Return what computing so many rows takes; `target_step` is what one row of the target takes.
+
+        Bytes tell until enough was measured: the first steps fetch the weights from the disk.
+        """
+        lone = self._share * target_step
+        if self._cost.count(1) >= WARM:
+            lone = self._cost.seconds(1)
+        steps, rest = divmod(rows, FIRST_ROWS)
+        return sum(
+            count * min(self._cost.seconds(size) or lone * (1 + ROW_GUESS * (size - 1)), lone * size)
+            for count, size in ((steps, FIRST_ROWS), (1, rest))
+            if count and size
+        )
+
+    def missing(self, seq: Sequence) -> int:
+        """Return how many tokens of `seq` must be computed before it can be guessed at."""
+        shadow = self._shadows.get(seq)
+        return len(seq.tokens) - (shadow.computed if shadow else 0)
+
+    def follow(self, seq: Sequence, ahead: int) -> int:
+        """Compute what is missing of `seq` but its newest tokens; return how many tokens may be guessed then.
+
+        At most `ahead`; 0 where the draft's own context or its cache ends.
+        """
+        known = seq in self._shadows
+        if not known and max(seq.tokens) >= self.model.vocab:  # an id of padding that only the target has
+            return 0
+        shadow = self._synced(seq)
+        ahead = min(ahead, self._context - len(seq.tokens))
+        if ahead < 1 or not self._blocks.grow(shadow, len(seq.tokens) + ahead):
+            return 0
+        spent = self.spent
+        while len(shadow.tokens) - shadow.computed > JOINED:
+            count = min(len(shadow.tokens) - 1 - shadow.computed, FIRST_ROWS)
+            self._run([Work(shadow, shadow.computed, count)])
+            shadow.computed += count
+        if not known:  # a prompt is read once, whatever becomes of the guesses
+            self.spent = spent
+        return ahead
+
+    def advance(self, seqs: list[Sequence]) -> list[tuple[int, float]]:
+        """Guess one more token of each sequence; return it with the chance the draft model gives it."""
+        shadows = [self._shadows[seq] for seq in seqs]
+        rows = self._run([Work(s, s.computed, len(s.tokens) - s.computed) for s in shadows])
+        guesses = []
+        for shadow, logits in zip(shadows, rows, strict=True):
+            request, row = shadow.request, logits[0]
+            token = choose(row, shadow.tokens, request.sampling, request.seed, self.model.tokens, None).id
+            chance = math.exp(float(row[token]) - log_sum_exp(row, len(shadow.tokens)))
+            shadow.computed = len(shadow.tokens)
+            shadow.tokens.append(token)
+            guesses.append((token, chance))
+        return guesses
+
+    def forget(self, seq: Sequence) -> None:
+        """Drop what is held for a sequence that ended; what was computed stays for one that begins alike."""
+        shadow = self._shadows.pop(seq, None)
+        if shadow is not None:
+            self._blocks.retire(shadow)
+
+    def _run(self, batch: list[Work]) -> list[F32]:
+        started = perf_counter()
+        logits = cast(list[F32], self._runner.run(batch, choose=False))
+        rows = sum(work.rows for work in batch)
+        self._cost.add(rows, perf_counter() - started)
+        self.spent += self._cost.seconds(rows)
+        return logits
+
+    def _synced(self, seq: Sequence) -> Sequence:
+        """Return the shadow of `seq` with its very tokens; guesses that did not hold are taken back."""
+        shadow = self._shadows.get(seq)
+        if shadow is None:
+            request = replace(seq.request, adapter=None)  # it was trained for the target
+            shadow = self._shadows[seq] = Sequence(request, list(seq.tokens))
+            self._blocks.adopt(shadow)
+            return shadow
+        kept = shadow.computed - RECENT if shadow.computed > RECENT else 0
+        kept += common_prefix(shadow.tokens[kept : shadow.computed], seq.tokens[kept:])
+        shadow.computed = min(kept, len(seq.tokens) - 1)
+        shadow.tokens[kept:] = seq.tokens[kept:]
+        return shadow

@@ -1,0 +1,371 @@
+"""All batches of a server: taken in, worked on while nobody waits for more urgent answers, and ended.
+
+A few batches at a time, a few lines abreast in all, as jobs of priority "batch", which an engine computes with what
+interactive ones leave. What a batch is and how far it came lies in its folder, so a server that starts goes on.
+Knows order, folders and the clock; knows no field of a request. Path: Doors -> Desk.run; batches.py -> Desk
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from freehold.server.batches.asking import Answer, Asker
+from freehold.server.batches.filestore import Files, link, private_folder, tenant_folder
+from freehold.server.batches.journal import ERRORS, OUTPUT, Journal
+from freehold.server.batches.lines import Line, Wrong, check_lines, read_lines
+from freehold.server.batches.record import INPUT, Batch, Status, load, new_batch_id
+from freehold.server.core.problems import Refused
+
+RUNNING = 4  # batches that are worked on at a time
+ABREAST = (
+    8  # lines, of all of them: enough to fill a step, few enough that their prompts do not fill the queue
+)
+MAX_OPEN = 100  # batches of a tenant that are not over
+MAX_KEPT = 1000  # and those that are over, of which the oldest go
+PATIENCE = 20  # times that a line is asked again while there is no room for its model
+PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+DISK_PAUSE_S = 30.0  # until a disk that failed is tried again
+_log = logging.getLogger("freehold.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a new batch is to be."""
+
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    window_s: float
+    metadata: dict[str, str]
+
+
+class Stopping(Exception):
+    """The server stops; what is unfinished is for the next one."""
+
+
+class Desk:
+    """Files and batches under `root`."""
+
+    def __init__(self, root: Path, now: Callable[[], float] = time.time) -> None:
+        self.files = Files(root / "files", now=now)
+        self._root, self._now = private_folder(root / "batches"), now
+        self.files.sweep()
+        self._batches = {batch.id: batch for batch in self._left()}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._abreast, self._saving = asyncio.Semaphore(ABREAST), asyncio.Lock()
+        self._asker: Asker | None = None
+        self._waiting: dict[str, str] = {}  # batch -> why it waits for the disk
+
+    @property
+    def trouble(self) -> str:
+        """Why batches wait for the disk; "" while none does."""
+        return next(iter(self._waiting.values()), "")
+
+    def _told(self, batch: Batch, e: OSError | None) -> None:
+        """Tell a batch's owner that the disk takes nothing of it, or that it does again."""
+        if e is None:
+            if self._waiting.pop(batch.id, None):
+                batch.errors = ()
+                _log.warning("batch %s goes on", batch.id)
+            return
+        if batch.id not in self._waiting:
+            _log.error("batch %s waits for the disk: %s", batch.id, e)
+        self._waiting[batch.id] = why = e.strerror or str(e)
+        said = (
+            f"the server's disk takes no results ({why}); the batch waits, loses none, and goes on by itself"
+        )
+        batch.errors = (Wrong("disk_failed", said),)
+
+    async def run(self, asker: Asker) -> None:
+        """Go on with what an earlier server left, and work until cancelled."""
+        self._asker = asker
+        self._begin_more()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._asker = None
+            tasks = [*self._tasks.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- what routes ask ------------------------------------------------------------------------------
+
+    async def create(self, tenant: str, asked: Asked) -> Batch:
+        """Take a batch in; 404 for a file that is not there, 429 where too many are open."""
+        mine = self.all(tenant)
+        still = sum(not batch.over for batch in mine)
+        if still >= MAX_OPEN:
+            raise Refused(
+                429, f"{still} batches are not over; expected at most {MAX_OPEN}", code="too_many_batches"
+            )
+        now = int(self._now())
+        batch = Batch(
+            new_batch_id(),
+            tenant,
+            asked.endpoint,
+            asked.input_file_id,
+            asked.completion_window,
+            now,
+            now + max(1, round(asked.window_s)),
+            asked.metadata,
+        )
+        await asyncio.to_thread(self._place, batch)
+        self._batches[batch.id] = batch
+        for old in [b for b in mine if b.over][MAX_KEPT - 1 :]:
+            del self._batches[old.id]
+            await asyncio.to_thread(shutil.rmtree, self._folder(old), True)
+        self._begin_more()
+        return batch
+
+    def all(self, tenant: str) -> list[Batch]:
+        """Return a tenant's batches, the newest first."""
+        mine = [batch for batch in self._batches.values() if batch.tenant == tenant]
+        return sorted(mine, key=lambda b: (b.created_at, b.id), reverse=True)
+
+    def get(self, tenant: str, id: str) -> Batch:
+        """Return one; 404 if this tenant has none by this id."""
+        batch = self._batches.get(id)
+        if batch is None or batch.tenant != tenant:
+            raise Refused(404, f"there is no batch {id[:80]!r}", param="batch_id", code="no_batch")
+        return batch
+
+    async def cancel(self, tenant: str, id: str) -> Batch:
+        """End a batch; what it has answered is kept. 400 if it is over."""
+        batch = self.get(tenant, id)
+        if batch.over:
+            raise Refused(400, f"the batch is {batch.status}", param="batch_id", code="batch_over")
+        if batch.status != "cancelling":
+            try:
+                await self._enter(batch, "cancelling")
+            except OSError as e:  # it is cancelled all the same, and its record follows
+                self._told(batch, e)
+            if batch.id in self._tasks:
+                self._tasks[batch.id].cancel()
+            else:
+                self._begin_more()
+        return batch
+
+    # --- the work -------------------------------------------------------------------------------------
+
+    def _begin_more(self) -> None:
+        """Begin waiting batches while there is room: first those of whoever has fewest under way."""
+        while self._asker is not None and len(self._tasks) < RUNNING:
+            busy = Counter(self._batches[id].tenant for id in self._tasks)
+            waiting = [b for b in self._batches.values() if not b.over and b.id not in self._tasks]
+            if not waiting:
+                return
+            batch = min(waiting, key=lambda b: (busy[b.tenant], b.created_at, b.id))
+            task = self._tasks[batch.id] = asyncio.create_task(self._work(batch, self._asker))
+            task.add_done_callback(lambda _, id=batch.id: self._ended(id))
+
+    def _ended(self, id: str) -> None:
+        del self._tasks[id]
+        self._waiting.pop(id, None)
+        self._begin_more()
+
+    async def _work(self, batch: Batch, asker: Asker) -> None:
+        """Bring a batch to its end, as often as the disk makes it necessary."""
+        while not batch.over:
+            try:
+                await self._advance(batch, asker)
+            except Stopping:
+                await asyncio.Event().wait()  # for the cancellation that comes
+            except FileNotFoundError as e:
+                await self._fail(batch, "folder_damaged", e)
+            except OSError as e:
+                self._told(batch, e)
+                await asyncio.sleep(DISK_PAUSE_S)
+            except asyncio.CancelledError:
+                if batch.status != "cancelling" or self._asker is None:
+                    raise
+                asyncio.current_task().uncancel()  # type: ignore[union-attr]
+            except Exception as e:
+                await self._fail(batch, "internal_error", e)
+
+    async def _fail(self, batch: Batch, code: str, e: Exception) -> None:
+        _log.error("batch %s failed", batch.id, exc_info=e)
+        batch.errors = (Wrong(code, "the server failed at this batch; its log says why"),)
+        with suppress(OSError):  # then the next server tries it again
+            await self._enter(batch, "failed")
+
+    async def _advance(self, batch: Batch, asker: Asker) -> None:
+        folder = self._folder(batch)
+        if batch.status == "validating":
+            checked = await asyncio.to_thread(check_lines, folder / INPUT, batch.endpoint)
+            batch.total, batch.errors = checked.total, checked.errors
+            await self._enter(batch, "failed" if checked.errors else "in_progress")
+            if checked.errors:
+                _clear(folder)
+                return
+        journal = await asyncio.to_thread(Journal, folder, lambda e: self._told(batch, e))
+        try:
+            self._count(batch, journal)
+            if batch.status == "in_progress":
+                await self._answer_all(batch, journal, asker)
+            ends: dict[Status, Status] = {"cancelling": "cancelled", "finalizing": "completed"}
+            end = ends.get(batch.status, "expired")
+            if end == "expired":
+                await self._expire(batch, journal)
+        finally:
+            await journal.close()
+        await self._publish(batch, end)
+
+    async def _answer_all(self, batch: Batch, journal: Journal, asker: Asker) -> None:
+        """Answer every line that has no result; then the batch is finalizing, or its time is over."""
+        lines, reading = self._unfinished(batch, journal), asyncio.Lock()
+
+        async def following() -> Line | None:
+            async with reading:  # a line may have 16 MB, which the loop shall not parse
+                return await asyncio.to_thread(next, lines, None)
+
+        async def work() -> None:
+            while (line := await following()) is not None:
+                await self._answer(batch, line, journal, asker)
+
+        try:
+            async with asyncio.timeout(max(batch.expires_at - self._now(), 0)):
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(ABREAST):
+                        group.create_task(work())
+        except TimeoutError:
+            return
+        except ExceptionGroup as e:
+            raise e.exceptions[0] from None
+        await self._enter(batch, "finalizing")
+
+    async def _answer(self, batch: Batch, line: Line, journal: Journal, asker: Asker) -> None:
+        asked = 0
+        while True:
+            async with self._abreast:
+                answer = await asker.ask(batch.tenant, batch.endpoint, line.body)
+            if asker.server.health.stopping and answer.status >= 500:
+                raise Stopping
+            pause = _pause(answer, asked)
+            if pause is None:
+                break
+            asked += 1
+            await asyncio.sleep(pause)
+        response = {"status_code": answer.status, "request_id": answer.request_id, "body": answer.body}
+        await self._note(batch, journal, line, answer.status != 200, response=response)
+
+    async def _expire(self, batch: Batch, journal: Journal) -> None:
+        """Write an error for each line that is left."""
+        await journal.settle()
+        error = {"code": "batch_expired", "message": "this line was not answered in the batch's time"}
+        for line in self._unfinished(batch, journal):
+            await self._note(batch, journal, line, True, error=error)
+
+    async def _note(
+        self,
+        batch: Batch,
+        journal: Journal,
+        line: Line,
+        failed: bool,
+        *,
+        response: object = None,
+        error: object = None,
+    ) -> None:
+        result = {"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": line.custom_id}
+        await journal.add(line.custom_id, {**result, "response": response, "error": error}, failed=failed)
+        self._count(batch, journal)
+
+    async def _publish(self, batch: Batch, end: Status) -> None:
+        """Make files of the results, and end the batch. Harmless when it was done before."""
+        folder = self._folder(batch)
+        for name, id, count in (
+            (OUTPUT, batch.output_file_id, batch.completed),
+            (ERRORS, batch.error_file_id, batch.failed),
+        ):
+            if count:
+                file = f"{batch.id}_{name}"
+                await asyncio.to_thread(
+                    self.files.adopt, batch.tenant, folder / name, id, file, "batch_output"
+                )
+        await self._enter(batch, end)
+        _clear(folder)
+
+    def _unfinished(self, batch: Batch, journal: Journal) -> Iterator[Line]:
+        for _, line in read_lines(self._folder(batch) / INPUT):
+            if isinstance(line, Line) and line.custom_id not in journal.done:
+                yield line
+
+    def _count(self, batch: Batch, journal: Journal) -> None:
+        batch.completed, batch.failed = journal.counts[OUTPUT], journal.counts[ERRORS]
+
+    # --- the folders ----------------------------------------------------------------------------------
+
+    def _folder(self, batch: Batch) -> Path:
+        return self._root / tenant_folder(batch.tenant) / batch.id
+
+    def _place(self, batch: Batch) -> None:
+        """Make a batch's folder. Its input is linked, so that it outlives the file it came from."""
+        source = self.files.path(batch.tenant, batch.input_file_id)
+        folder = private_folder(private_folder(self._root / tenant_folder(batch.tenant)) / batch.id)
+        link(source, folder / INPUT)
+        batch.save(folder)
+
+    async def _enter(self, batch: Batch, status: Status) -> None:
+        """Note a new status, and write it. One that is to be cancelled is on no other way."""
+        if batch.status == "cancelling" and status in ("in_progress", "finalizing"):
+            return
+        before = batch.status
+        batch.status = status
+        batch.times.setdefault(status, int(self._now()))
+        try:
+            await asyncio.shield(self._save(batch))
+        except OSError:
+            if status in ("completed", "expired", "cancelled"):
+                batch.status = before  # it ends once its record can say so
+            raise
+        if status != "failed":
+            self._told(batch, None)
+
+    async def _save(self, batch: Batch) -> None:
+        async with self._saving:
+            await asyncio.to_thread(batch.save, self._folder(batch))
+
+    def _left(self) -> list[Batch]:
+        """Read the batches of earlier servers; a folder whose record is not whole never was one."""
+        found = []
+        for folder in self._root.glob("*/batch_*"):
+            try:
+                batch = load(folder)
+                if batch.over:
+                    _clear(folder)
+                found.append(batch)
+            except FileNotFoundError:
+                shutil.rmtree(folder, ignore_errors=True)
+            except (OSError, msgspec.DecodeError) as e:
+                _log.warning("the batch in %s cannot be read: %s", folder, e)
+        return found
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a batch needs no more once its record says that it is over."""
+    for name in (INPUT, OUTPUT, ERRORS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _pause(answer: Answer, asked: int) -> float | None:
+    """Return seconds after which to ask again, None where the answer stands. `asked`: times it was asked again."""
+    if answer.status not in (429, 503) or (answer.status == 503 and asked >= PATIENCE):
+        return None
+    told = _told(answer.headers)
+    return min(max(told, PAUSE_S * 2 ** min(asked, 10)), max(LONGEST_PAUSE_S, told))
+
+
+def _told(headers: Mapping[bytes, bytes]) -> float:
+    after = headers.get(b"retry-after", b"")
+    return min(float(after), 3600.0) if after.isdigit() else 0.0

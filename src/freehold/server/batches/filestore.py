@@ -1,0 +1,207 @@
+"""Files that clients leave with the server: on disk, each tenant's in a folder of its own.
+
+A file is data and a record beside it; it exists once its record does, so a crash leaves all of it or nothing, and
+`sweep` removes what has no record. Knows folders, bounds and seconds; knows no form and no batch.
+Path: files.py and batch/desk.py -> Files
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from freehold import private
+from freehold.server.core.problems import Refused
+from freehold.store.manifest import sync_folder, write_json
+
+_ID = re.compile(r"file-[0-9a-f]{24}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileBounds:
+    """What one tenant may leave here."""
+
+    files: int = 1000
+    bytes: int = 4 << 30
+
+
+class FileRecord(Struct, frozen=True):
+    """What is known of a file."""
+
+    id: str
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    expires_at: int | None = None
+
+    def shown(self) -> dict[str, object]:
+        """Return it in OpenAI's words."""
+        return {**msgspec.to_builtins(self), "object": "file", "status": "processed", "status_details": None}
+
+
+class Files:
+    """All files under `root`. Methods touch the disk, so the loop's side calls those that may take long in a thread."""
+
+    def __init__(
+        self, root: Path, bounds: FileBounds | None = None, now: Callable[[], float] = time.time
+    ) -> None:
+        self._root, self._bounds, self._now = root, bounds or FileBounds(), now
+        self._adding = threading.Lock()  # held while a file finds room, and takes it
+        private_folder(root)
+
+    def sweep(self) -> None:
+        """Remove what a crash left: data without a record, and parts of uploads."""
+        for folder in self._root.iterdir():
+            if not folder.is_dir():
+                continue
+            records = {path.stem for path in folder.glob("*.json")}
+            for path in folder.iterdir():
+                if path.suffix in (".data", ".part", ".new") and path.stem not in records:
+                    path.unlink(missing_ok=True)
+
+    def begin(self, tenant: str) -> Path:
+        """Return where a new file's bytes are to be written; 400 where the tenant has too much already."""
+        self._check_room(tenant, 1)
+        return self._folder(tenant) / f"{new_id()}.part"
+
+    def add(
+        self, tenant: str, part: Path, filename: str, purpose: str, seconds: int | None = None
+    ) -> FileRecord:
+        """Make a file of what was written to `part`, which `begin` named; 400 where others took the room since."""
+        with self._adding:
+            self._check_room(tenant, part.stat().st_size)
+            return self._record(tenant, part, part.stem, filename, purpose, seconds)
+
+    def adopt(self, tenant: str, source: Path, id: str, filename: str, purpose: str) -> FileRecord:
+        """Make a file of `source`, which stays where it is. Does nothing where it was done before."""
+        found = self._read(tenant, id)
+        if found is not None:
+            return found
+        part = self._folder(tenant) / f"{id}.part"
+        part.unlink(missing_ok=True)
+        link(source, part)
+        return self._record(tenant, part, id, filename, purpose, None)
+
+    def all(self, tenant: str) -> list[FileRecord]:
+        """Return a tenant's files, the newest first; those whose time has come are removed."""
+        found = [self._read(tenant, path.stem) for path in self._folder(tenant).glob("file-*.json")]
+        return sorted((f for f in found if f is not None), key=lambda f: (f.created_at, f.id), reverse=True)
+
+    def get(self, tenant: str, id: str) -> FileRecord:
+        """Return one; 404 if this tenant has none by this id."""
+        found = self._read(tenant, id) if _ID.fullmatch(id) else None
+        if found is None:
+            raise Refused(
+                404,
+                f"there is no file {id[:80]!r}; GET /v1/files lists them",
+                param="file_id",
+                code="no_file",
+            )
+        return found
+
+    def path(self, tenant: str, id: str) -> Path:
+        """Return where a file's bytes lie."""
+        return self._folder(tenant) / f"{self.get(tenant, id).id}.data"
+
+    def delete(self, tenant: str, id: str) -> None:
+        """Remove a file; 404 if there is none."""
+        self._remove(tenant, self.get(tenant, id).id)
+
+    def _check_room(self, tenant: str, more: int) -> None:
+        held = self.all(tenant)
+        if len(held) >= self._bounds.files:
+            raise _full(f"there are {len(held):,} files; expected at most {self._bounds.files:,}")
+        size = sum(each.bytes for each in held) + more
+        if size > self._bounds.bytes:
+            raise _full(f"files would hold {size:,} bytes; expected at most {self._bounds.bytes:,}")
+
+    def _record(
+        self, tenant: str, part: Path, id: str, filename: str, purpose: str, seconds: int | None
+    ) -> FileRecord:
+        now = int(self._now())
+        size, until = part.stat().st_size, None if seconds is None else now + seconds
+        record = FileRecord(id, size, now, filename, purpose, until)
+        sync_file(part)
+        os.replace(part, part.with_suffix(".data"))
+        write_private(self._folder(tenant) / f"{id}.json", record)
+        return record
+
+    def _read(self, tenant: str, id: str) -> FileRecord | None:
+        try:
+            data = (self._folder(tenant) / f"{id}.json").read_bytes()
+            record = msgspec.json.decode(data, type=FileRecord)
+        except (OSError, msgspec.DecodeError):
+            return None
+        if record.expires_at is not None and record.expires_at <= self._now():
+            self._remove(tenant, id)
+            return None
+        return record
+
+    def _remove(self, tenant: str, id: str) -> None:
+        for suffix in (".json", ".data"):
+            with suppress(FileNotFoundError):
+                (self._folder(tenant) / f"{id}{suffix}").unlink()
+
+    def _folder(self, tenant: str) -> Path:
+        return private_folder(self._root / tenant_folder(tenant))
+
+
+def new_id() -> str:
+    """Return the id of a new file."""
+    return f"file-{secrets.token_hex(12)}"
+
+
+def tenant_folder(tenant: str) -> str:
+    """Return a folder's name for a tenant, whatever characters its own has."""
+    return hashlib.sha256(tenant.encode()).hexdigest()[:32]
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only this user enters."""
+    return private.folder(path)
+
+
+def write_private(path: Path, record: Struct) -> None:
+    """Write a record durably, in a folder that is private already, for this user alone."""
+    write_json(path, msgspec.to_builtins(record))
+    path.chmod(0o600)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or where the disk knows no such thing a copy."""
+    try:
+        os.link(source, target)
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        shutil.copyfile(source, target)
+        target.chmod(0o600)
+    sync_file(target)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file and its entry to disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    sync_folder(path.parent)
+
+
+def _full(why: str) -> Refused:
+    return Refused(400, f"{why}; delete some first", code="files_full")

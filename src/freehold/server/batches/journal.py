@@ -1,0 +1,124 @@
+"""What is done of a batch: its two result files, which are also the only record of progress.
+
+A line is done once its result is on the disk, and never otherwise, so a server that was killed goes on at the first
+line without a result; half a line that it left is cut off. Results that come together share one flush; those that a
+full disk refuses wait in memory until it takes them.
+Knows files and custom ids; knows no model. Path: Desk -> Journal.open -> Journal.add
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from msgspec import Struct
+
+from freehold.server.batches.filestore import sync_file
+
+PAUSE_S = 5.0  # until a disk that took no result is tried again
+OUTPUT, ERRORS = "output.jsonl", "errors.jsonl"
+
+
+class _Done(Struct):
+    custom_id: str
+
+
+class Journal:
+    """Open files in `folder`. `done`: the custom ids that have a result."""
+
+    def __init__(self, folder: Path, told: Callable[[OSError | None], None] = lambda _: None) -> None:
+        """Read what is there; blocks, so call it in a thread.
+
+        `told` hears of a disk that takes no result, and with None of one that does again.
+        """
+        self.counts = {OUTPUT: 0, ERRORS: 0}
+        self.done: set[str] = set()
+        self._files = {name: self._opened(folder / name) for name in self.counts}
+        self._ends = {name: file.tell() for name, file in self._files.items()}
+        self._waiting: list[tuple[str, str, bytes]] = []
+        self._lock, self._closing = asyncio.Lock(), asyncio.Event()
+        self._told = told
+
+    async def add(self, custom_id: str, result: dict[str, object], *, failed: bool) -> None:
+        """Note a line's result; returns when it is on the disk, however long that takes no more."""
+        encoded = msgspec.json.encode(result) + b"\n"
+        self._waiting.append((ERRORS if failed else OUTPUT, custom_id, encoded))
+        # Shielded: a flush that began is finished, whatever becomes of who waits for it.
+        await asyncio.shield(self._flush())
+
+    async def settle(self) -> None:
+        """Bring to the disk what nobody waits for any more, so that `done` is all there is."""
+        await asyncio.shield(self._flush())
+
+    async def close(self) -> None:
+        """Settle if the disk takes it, and close both files. Raises OSError if it does not."""
+        self._closing.set()
+        try:
+            await self.settle()
+        finally:
+            for file in self._files.values():
+                file.close()
+
+    async def _flush(self) -> None:
+        async with self._lock:
+            while self._waiting:
+                try:
+                    await asyncio.to_thread(self._write)
+                except OSError as e:
+                    self._told(e)
+                    if self._closing.is_set():
+                        raise
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._closing.wait(), PAUSE_S)
+                else:
+                    self._told(None)
+
+    def _write(self) -> None:
+        """Write what waits, file by file; what a full disk took of it is taken back."""
+        ready = list(self._waiting)
+        for name in dict.fromkeys(name for name, _, _ in ready):
+            ids, data = zip(*((id, data) for to, id, data in ready if to == name), strict=True)
+            self._append(name, b"".join(data))
+            self._waiting = [item for item in self._waiting if item[0] != name or item not in ready]
+            self.counts[name] += len(ids)
+            self.done.update(ids)
+
+    def _append(self, name: str, data: bytes) -> None:
+        fd, end = self._files[name].fileno(), self._ends[name]
+        view, at = memoryview(data), end
+        try:
+            while at < end + len(data):
+                at += os.pwrite(fd, view[at - end :], at)
+            os.fsync(fd)
+        except OSError:
+            os.ftruncate(fd, end)
+            raise
+        self._ends[name] = at
+
+    def _opened(self, path: Path) -> BinaryIO:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        sync_file(path)
+        file = os.fdopen(fd, "r+b")
+        file.truncate(self._whole(file, path.name))
+        file.seek(0, os.SEEK_END)
+        return file
+
+    def _whole(self, file: BinaryIO, name: str) -> int:
+        """Take in every whole line; return where they end."""
+        end = 0
+        for raw in file:
+            try:
+                done = msgspec.json.decode(raw, type=_Done) if raw.endswith(b"\n") else None
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                done = None
+            if done is None:
+                break
+            self.done.add(done.custom_id)
+            self.counts[name] += 1
+            end += len(raw)
+        return end

@@ -1,0 +1,1 @@
+"""What every protocol shares: calls, keys, limits, bodies, metrics, streams. It knows no protocol."""

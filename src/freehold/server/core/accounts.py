@@ -1,0 +1,223 @@
+"""What each key has asked and spent, and whether it may go on: a token bucket, and a day's budget that restarts keep.
+
+Counts tokens of prompts and answers by the day (UTC) in memory, and keeps them in a folder, a file a day, written
+behind: a server that is killed forgets SAVE_S of them, one whose disk is full goes on and catches up. Knows keys'
+names; knows no protocol and no model.
+Path: Endpoint -> Accounts.admit; scope.Metered -> Accounts.check, Accounts.spend; Doors -> Accounts.save
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import msgspec
+
+from freehold import private
+from freehold.errors import StoreError
+from freehold.server.core.keys import Key, quota
+from freehold.server.core.problems import Refused
+from freehold.store.manifest import write_json
+
+_log = logging.getLogger("freehold.server")
+DAY_S = 86400
+SAVE_S = 1.0  # between two writes, and before one that failed is tried again
+EPOCH = date(1970, 1, 1).toordinal()
+KEPT_DAYS = 400
+# Text that is only tokenized costs the machine a hundredth of a prompt's: a megabyte of it takes a second, as much as
+# some thousand tokens of a small model.
+COUNTED_PER_TOKEN = 100
+MAX_COUNTING = 16  # requests of one key that count tokens at a time: a quarter of what waits for a model
+
+
+@dataclass(slots=True)
+class Bucket:
+    """What a key may ask at once: `left` requests at `since`, filled up at its rate."""
+
+    left: float
+    since: float
+
+
+class Accounts:
+    """The account of every key. `folder` None: forgotten with the process."""
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder, self._clock, self._now = folder, clock, now
+        self._buckets: dict[str, Bucket] = {}
+        self._counting: Counter[str] = Counter()
+        self._spent = {
+            self._day(): self._read(self._day())
+        }  # day -> name -> tokens; more than one while unsaved
+        self._unsaved: set[int] = set()
+        self._trouble, self._failing_since = "", 0.0
+
+    @property
+    def trouble(self) -> str:
+        """Why the accounts cannot be saved now; "" while they can."""
+        return self._trouble
+
+    @property
+    def failing_s(self) -> float:
+        """Seconds for which they could not be saved."""
+        return self._clock() - self._failing_since if self._trouble else 0.0
+
+    async def keep(self) -> None:
+        """Save what was spent, again and again until cancelled."""
+        self._prune()
+        while True:
+            await asyncio.sleep(SAVE_S)
+            if self._unsaved:
+                await asyncio.to_thread(self.save)
+
+    def save(self) -> None:
+        """Write each changed day's file anew, beside the old one and renamed over it.
+
+        What fails is logged once, and kept for the next time.
+        """
+        for day in sorted(self._unsaved) if self._folder is not None else ():
+            self._unsaved.discard(day)  # before the copy: what is spent meanwhile is saved the next time
+            try:
+                self._write(day, dict(self._spent[day]))
+            except OSError as e:
+                self._unsaved.add(day)
+                return self._failed(e)
+        if self._trouble:
+            _log.warning("what keys spend was saved again, after %.0f s", self.failing_s)
+            self._trouble = ""
+        for day in self._spent.keys() - self._unsaved - {self._day()}:
+            del self._spent[day]
+        return None
+
+    def _write(self, day: int, spent: dict[str, int]) -> None:
+        path = self._file(day)
+        private.folder(path.parent)
+        write_json(path, spent)
+
+    def _failed(self, e: OSError) -> None:
+        if not self._trouble:
+            self._failing_since = self._clock()
+            _log.error("what keys spend cannot be saved, and is kept in memory: %s", e)
+        self._trouble = e.strerror or str(e)
+
+    def close(self) -> None:
+        """Save what is left."""
+        self.save()
+
+    def admit(self, key: Key) -> None:
+        """Take one request from the key's bucket; 429 when it is empty."""
+        if not key.rate:
+            return
+        allowed, now = quota(key.rate), self._clock()
+        most = max(allowed.amount, 1.0)
+        bucket = self._buckets.get(key.name) or Bucket(most, now)
+        per_s = allowed.amount / allowed.seconds
+        left = min(most, bucket.left + (now - bucket.since) * per_s)
+        self._buckets[key.name] = Bucket(left - 1 if left >= 1 else left, now)
+        if left < 1:
+            wait = (1 - left) / per_s
+            raise _too_many(
+                f"the key {key.name} may ask {key.rate}, and has; the next request in {wait:.1f} s",
+                "rate_limit_exceeded",
+                wait,
+            )
+
+    def check(self, key: Key) -> None:
+        """Refuse (429) a key whose day's budget is spent; what is under way then comes to its end."""
+        if not key.tokens:
+            return
+        most, spent = quota(key.tokens).amount, self.spent(key.name)
+        if spent >= most:
+            wait = DAY_S - self._now() % DAY_S
+            raise _too_many(
+                f"the key {key.name} has spent {spent:,} tokens today, its budget is {most:,.0f}; "
+                f"the next day (UTC) begins in {wait / 3600:.1f} h",
+                "insufficient_quota",
+                wait,
+            )
+
+    @contextmanager
+    def counting(self, key: Key, size: int) -> Iterator[None]:
+        """Let a key count the tokens of `size` characters or ids, and book them; 429 beyond MAX_COUNTING at a time.
+
+        Booked by size, four characters a token, so that a client that hangs up is booked too.
+        """
+        self.check(key)
+        if self._counting[key.name] >= MAX_COUNTING:
+            raise _too_many(
+                f"the key {key.name} has {MAX_COUNTING} requests that count tokens, as many as it may",
+                "too_many_counts",
+                1.0,
+            )
+        self._counting[key.name] += 1
+        try:
+            yield
+        finally:
+            self._counting[key.name] -= 1
+            self.spend(key.name, -(-size // (4 * COUNTED_PER_TOKEN)))
+
+    def spend(self, name: str, tokens: int) -> None:
+        """Book an answer's tokens, its prompt's among them."""
+        spent = self._today()
+        spent[name] = spent.get(name, 0) + tokens
+        self._unsaved.add(self._day())
+
+    def spent(self, name: str) -> int:
+        """Return what the key of this name has spent today."""
+        return self._today().get(name, 0)
+
+    def today(self) -> Mapping[str, int]:
+        """Return today's tokens by name."""
+        return dict(self._today())
+
+    def _today(self) -> dict[str, int]:
+        day = self._day()
+        if day not in self._spent:
+            self._spent[day] = {}  # no earlier server wrote of a day that begins now
+        return self._spent[day]
+
+    def _day(self) -> int:
+        return int(self._now() // DAY_S)
+
+    def _file(self, day: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{date.fromordinal(EPOCH + day)}.json"
+
+    def _read(self, day: int) -> dict[str, int]:
+        if self._folder is None:
+            return {}
+        try:
+            return msgspec.json.decode(self._file(day).read_bytes(), type=dict[str, int])
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.DecodeError) as e:
+            raise StoreError(
+                f"the keys' accounts in {self._file(day)} cannot be read: {e}",
+                "move that file away; what keys spent today is then forgotten",
+            ) from e
+
+    def _prune(self) -> None:
+        if self._folder is not None:
+            oldest = f"{date.fromordinal(EPOCH + self._day() - KEPT_DAYS)}.json"
+            for file in self._folder.glob("*.json"):
+                if file.name < oldest:
+                    file.unlink(missing_ok=True)
+
+
+def _too_many(message: str, code: str, wait_s: float) -> Refused:
+    after = (b"retry-after", b"%d" % max(1, round(wait_s + 0.5)))
+    # A client that asks again by itself waits a minute at most; a day is not for it.
+    more = () if wait_s < 60 else ((b"x-should-retry", b"false"),)
+    return Refused(429, message, code=code, headers=(after, *more))

@@ -1,0 +1,161 @@
+"""Who may ask, and what: the rule for binding, keys, kinds of routes, and the guard against web pages.
+
+Knows names of hosts and the headers of a request; knows no body and no model.
+Path: cli/serve -> check_bind; Gate -> Guard.check -> Key; Endpoint -> Guard.check_audience
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hmac import compare_digest
+from typing import Literal
+
+from freehold.errors import UsageError
+from freehold.server.core.keys import Key, Ring, hashed
+from freehold.server.core.problems import Refused
+
+Headers = Mapping[bytes, bytes]
+# Who a route is for. all: without a key too. any: anyone with a key. client: those who ask models. operator: those
+# who may know of every model, so a client's key without a scope or an admin's. admin: an admin's key, or the owner, who
+# has the Unix socket and the token: a program of this machine that may ask without a key may not change the disk.
+Audience = Literal["all", "any", "client", "operator", "admin"]
+# Liveness, and what this is: they say nothing that a stranger could use.
+OPEN = ("/health", "/")
+
+
+def check_bind(host: str, keys: Ring, *, insecure: bool = False) -> None:
+    """Refuse an address that others can reach unless a key guards it, or `insecure` says that none shall."""
+    if insecure and keys:
+        raise UsageError("--insecure asks for no key, and keys are set", "leave one of the two away")
+    if not is_loopback(host) and not keys and not insecure:
+        raise UsageError(
+            f"{host or 'every address'} can be reached from other machines, and no key is set",
+            "freehold keys add NAME makes one; or bind 127.0.0.1 and reach it through ssh -L",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches `host` (an address or a name; a port after it is cut off)."""
+    name = host_name(host)
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def host_name(host: str) -> str:
+    """Return the name in a Host header or an address: no port, no brackets, small letters, no last dot."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    name = host if host.count(":") > 1 else host.partition(":")[0]
+    return name.lower().removesuffix(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The check every request passes. `origins`: web origins whose pages may ask (CORS)."""
+
+    keys: Ring
+    hosts: tuple[str, ...] = ()  # names besides loopback's that this server may be called without a key
+    origins: tuple[str, ...] = ()
+    trusted: bool = False  # the Unix socket in a folder of 0700: whoever reaches it is the owner
+    insecure: bool = False  # other machines reach it without a key
+    owner: str = ""  # the hash of the owner's token; "": there is none
+
+    def owns(self, headers: Headers) -> bool:
+        """Return whether the owner asks: through the Unix socket, or with the owner's token."""
+        return self.trusted or (bool(self.owner) and compare_digest(hashed(_given(headers)), self.owner))
+
+    def check(self, path: str, headers: Headers) -> Key | None:
+        """Return the key that came, None where none is needed; raise Refused with 401 or 403."""
+        if path in OPEN or self.owns(headers):
+            return None
+        if self.keys:
+            return self._keyed(headers)
+        self._local(headers)
+        return None
+
+    def check_audience(self, audience: Audience, key: Key | None, *, owner: bool = False) -> None:
+        """Refuse (403) a route that `key` does not open, unless the owner asks."""
+        if owner or self.trusted or audience in ("all", "any"):
+            return
+        if key is None:
+            if audience == "admin":
+                raise _forbidden(
+                    "this route is the owner's: it needs Authorization: Bearer TOKEN, which freehold keys owner "
+                    "prints on the server's machine, an admin key, or the Unix socket"
+                )
+        elif key.kind == "admin":
+            if audience == "client":
+                raise _forbidden(f"the key {key.name} is an admin's, which asks no model; use a client's")
+        elif audience == "admin":
+            raise _forbidden(
+                f"the key {key.name} is a client's; this route is for an admin's, or the owner's socket"
+            )
+        elif audience == "operator" and key.models:
+            raise _forbidden(f"the key {key.name} has a scope; this route lists every model")
+
+    def check_unload(self, key: Key | None, *, owner: bool = False) -> None:
+        """Refuse (403) to take a model out of memory for a key that shares it, and for strangers."""
+        if key is not None or self.insecure:
+            self.check_audience("admin", key, owner=owner)
+
+    def check_upload(self, headers: Headers) -> None:
+        """Refuse (403) a body that is no JSON from a page that this server neither made nor was told of.
+
+        A browser sends a form to another origin unasked, and JSON only if that origin allows it; a page of another
+        port of this machine is another origin.
+        """
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        own = origin.partition("://")[2] == headers.get(b"host", b"").decode("latin-1")
+        if origin and not own and origin not in self.origins:
+            raise Refused(403, "pages of this origin may not upload to this server", code="foreign_origin")
+
+    def _keyed(self, headers: Headers) -> Key:
+        given = _given(headers)
+        key = self.keys.find(given) if given else None
+        if key is None:
+            said = "the key is not one of this server's" if given else "this server needs a key"
+            raise Refused(
+                401,
+                f"{said}; send Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers=((b"www-authenticate", b"Bearer"),),
+            )
+        return key
+
+    def _local(self, headers: Headers) -> None:
+        """Refuse what a page in a browser sends: a name rebound to an address of ours, or a foreign origin."""
+        host = headers.get(b"host", b"").decode("latin-1")
+        if host and not self._ours(host):
+            raise Refused(403, f"this server is not called {host_name(host)[:100]!r}", code="foreign_host")
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if origin and origin not in self.origins and not is_loopback(origin.partition("://")[2]):
+            raise Refused(403, "pages of this origin may not ask this server", code="foreign_origin")
+
+    def _ours(self, host: str) -> bool:
+        name = host_name(host)
+        # A page can have its own name rebound, but an address in the Host header is what the browser was told.
+        return is_loopback(host) or name in self.hosts or (self.insecure and _is_address(name))
+
+
+def _given(headers: Headers) -> bytes:
+    """Return the secret that came; b"" for none."""
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+
+
+def _forbidden(message: str) -> Refused:
+    return Refused(403, message, code="not_permitted")

@@ -1,0 +1,237 @@
+"""Takes a request's body in, within what one caller and all of them may hold of memory, and parses it.
+
+A body is charged by its bytes while it comes and by what it becomes once it is whole, until its request is answered.
+Long ones are parsed in a thread apart, one of each caller at a time, so that the loop goes on and no caller waits for
+all the bodies of another. Knows bytes, seconds and callers; knows no field of any protocol.
+Path: Call.struct -> json_body -> read_body -> structure_of -> limits.parse -> limits.typed
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.types import Receive
+
+from freehold.server.core.limits import Gone, Limits, parse, typed
+from freehold.server.core.problems import Refused
+from freehold.server.core.structure import Structure, structure_of, weight
+
+T = TypeVar("T", bound=msgspec.Struct)
+Headers = Mapping[bytes, bytes]
+
+
+@dataclass(slots=True)
+class Bodies:
+    """What the bodies of requests under way hold: each caller within its limit may still be one of many."""
+
+    held: int = 0  # bytes
+    by_caller: dict[str, int] = field(default_factory=dict)
+    _turns: dict[str, tuple[asyncio.Lock, int]] = field(
+        default_factory=dict
+    )  # caller -> (lock, requests that hold or await it)
+    _pool: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="freehold-bodies")
+    )
+
+    @asynccontextmanager
+    async def turn(self, caller: str) -> AsyncIterator[ThreadPoolExecutor]:
+        """Give the thread, once no other body of this caller has it or waits for it."""
+        lock, wanted = self._turns.get(caller) or (asyncio.Lock(), 0)
+        self._turns[caller] = (lock, wanted + 1)
+        try:
+            async with lock:
+                yield self._pool
+        finally:
+            lock, wanted = self._turns.pop(caller)
+            if wanted > 1:
+                self._turns[caller] = (lock, wanted - 1)
+
+    def close(self) -> None:
+        """End the thread, after what it is at."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Holding:
+    """What one request's body holds."""
+
+    def __init__(self, bodies: Bodies, caller: str, limits: Limits) -> None:
+        self.bodies, self.caller, self._limits = bodies, caller, limits
+        self.bytes = 0
+
+    def set(self, size: int, small: int) -> None:
+        """Hold `size` bytes from now on; refuse where there is no room, unless that is no more than `small`.
+
+        429 where the caller holds too much already, 503 where all of them together do.
+        """
+        bodies, limits = self.bodies, self._limits
+        more, self.bytes = size - self.bytes, size
+        bodies.held += more
+        mine = bodies.by_caller[self.caller] = bodies.by_caller.get(self.caller, 0) + more
+        if size <= small or more <= 0:
+            return
+        if mine > limits.caller_bytes:
+            raise _no_room(429, f"your requests' bodies hold more than {limits.caller_bytes:,} bytes")
+        if bodies.held > limits.bodies_bytes:
+            raise _no_room(503, f"the bodies on their way hold more than {limits.bodies_bytes:,} bytes")
+
+    def close(self) -> None:
+        """Hold nothing any more."""
+        self.bodies.held -= self.bytes
+        left = self.bodies.by_caller.get(self.caller, 0) - self.bytes
+        self.bytes = 0
+        if left > 0:
+            self.bodies.by_caller[self.caller] = left
+        else:
+            self.bodies.by_caller.pop(self.caller, None)
+
+
+async def json_body(
+    receive: Receive, headers: Headers, limits: Limits, holding: Holding, kind: type[T]
+) -> tuple[T, dict[str, Any]]:
+    """Return the body as `kind`, and as it came. Raises Refused: 415 for what is not called JSON, 413, 408, 400."""
+    _check_kind(headers)
+    parts = await read_body(receive, headers, limits, holding)
+    if sum(map(len, parts)) <= limits.small_bytes:
+        body = b"".join(parts)
+        holding.set(weigh(body, limits), limits.small_weight)
+        return _read(body, kind)
+    loop = asyncio.get_running_loop()
+    async with holding.bodies.turn(holding.caller) as pool:
+        body = await loop.run_in_executor(pool, b"".join, parts)
+        parts.clear()
+        holding.set(await loop.run_in_executor(pool, weigh, body, limits), limits.small_weight)
+        return await loop.run_in_executor(pool, _read, body, kind)
+
+
+def weigh(body: bytes, limits: Limits) -> int:
+    """Return about what `body` will take of memory; 413 for one that holds more than a limit."""
+    most = Structure(limits.body_containers, limits.body_names, limits.body_values)
+    found = structure_of(body, most)
+    for has, limit, what in (
+        (found.containers, most.containers, "lists and objects"),
+        (found.names, most.names, "names in objects"),
+        (found.values, most.values, "values in lists and objects"),
+    ):
+        if has > limit:
+            message = f"the body holds more than {limit:,} {what}; send less at a time"
+            raise Refused(413, message, code="body_too_complex")
+    return weight(body, found)
+
+
+def _read(body: bytes, kind: type[T]) -> tuple[T, dict[str, Any]]:
+    raw = parse(body)
+    return typed(raw, kind), raw
+
+
+async def read_body(receive: Receive, headers: Headers, limits: Limits, holding: Holding) -> list[bytes]:
+    """Return the whole body in its pieces; 413 for one too long (by its header or its bytes), 408 for one too slow.
+
+    503 or 429 for a long one that comes while others hold all that bodies may.
+    """
+    _check_stated(headers, limits.body_bytes)
+    try:
+        async with asyncio.timeout(limits.body_s):
+            return await _whole(receive, limits, holding)
+    except TimeoutError:
+        raise _too_slow(f"the body did not arrive within {limits.body_s:g} seconds") from None
+
+
+async def body_pieces(
+    receive: Receive, headers: Headers, limits: Limits, most: int | None = None
+) -> AsyncIterator[bytes]:
+    """Give a body that is never whole in memory; 413 for one too long, 408 for a pause in it or a trickle."""
+    most, size, more = limits.upload_bytes if most is None else most, 0, True
+    _check_encoding(headers)
+    _check_stated(headers, most)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while more:
+        try:
+            async with asyncio.timeout(limits.upload_pause_s):
+                message = await receive()
+        except TimeoutError:
+            raise _too_slow(f"nothing of the body came for {limits.upload_pause_s:g} seconds") from None
+        if message["type"] == "http.disconnect":
+            raise Gone
+        data, more = message.get("body", b""), bool(message.get("more_body"))
+        size += len(data)
+        if size > most:
+            raise _too_long(most)
+        if more and size < (loop.time() - began - limits.body_s) * limits.upload_rate:
+            raise _too_slow(f"the body came slower than {limits.upload_rate:,} bytes a second")
+        yield data
+
+
+def _check_kind(headers: Headers) -> None:
+    """Refuse what is not called JSON: a page in a browser may send anything else to another origin unasked."""
+    given = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if given != b"application/json" and not (given.startswith(b"application/") and given.endswith(b"+json")):
+        said = f"it is {given.decode('latin-1')[:60]!r}" if given else "there is none"
+        raise Refused(
+            415,
+            f"the body must come with the header Content-Type: application/json; {said}",
+            code="not_json",
+            headers=((b"accept", b"application/json"),),
+        )
+    _check_encoding(headers)
+
+
+def _check_encoding(headers: Headers) -> None:
+    coding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if coding not in (b"identity", b""):
+        raise Refused(
+            415,
+            f"the body is encoded as {coding.decode('latin-1')[:40]!r}; send it as it is",
+            code="encoded_body",
+            headers=((b"accept-encoding", b"identity"),),
+        )
+
+
+def _check_stated(headers: Headers, most: int) -> None:
+    stated = headers.get(b"content-length", b"")
+    if stated.isdigit() and int(stated[:20]) > most:
+        raise _too_long(most)
+
+
+async def _whole(receive: Receive, limits: Limits, holding: Holding) -> list[bytes]:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limits.body_bytes:
+            raise _too_long(limits.body_bytes)
+        holding.set(size, limits.small_bytes)
+        if not message.get("more_body"):
+            return parts
+
+
+def _no_room(status: int, why: str) -> Refused:
+    return Refused(
+        status,
+        f"{why}; ask again in a moment",
+        code="bodies_too_many",
+        headers=((b"retry-after", b"1"),),  # not closed: what still comes would reset it before this is read
+    )
+
+
+def _too_long(most: int) -> Refused:
+    return Refused(
+        413,
+        f"the body is longer than {most:,} bytes",
+        code="body_too_large",
+        headers=((b"connection", b"close"),),
+    )
+
+
+def _too_slow(message: str) -> Refused:
+    return Refused(408, message, headers=((b"connection", b"close"),))

@@ -1,0 +1,357 @@
+"""One request on its way through the server: who asks, what arrived, and how to answer.
+
+Knows ASGI, the request id and the client's presence; knows no protocol's fields.
+Path: auth.Guard -> Gate -> Endpoint -> Call -> openai/*
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import msgspec
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from freehold.errors import EngineClosed, UsageError
+from freehold.server.core.accounts import Accounts
+from freehold.server.core.auth import Audience, Guard, Headers
+from freehold.server.core.bodies import Bodies, Holding, body_pieces, json_body
+from freehold.server.core.contract import Asking, Models
+from freehold.server.core.keys import Key
+from freehold.server.core.limits import Gone, Limits, one_address
+from freehold.server.core.problems import Problem, Refused, Wording, openai_error, problem
+from freehold.server.core.requestlog import Work, log_request
+from freehold.server.core.scope import Scoped
+from freehold.server.openai.responses.store import Responses
+
+if TYPE_CHECKING:
+    from freehold.server.batches.desk import Desk
+    from freehold.server.core.health import Health
+    from freehold.server.core.metrics import Metrics
+    from freehold.store import Store
+
+T = TypeVar("T", bound=msgspec.Struct)
+_log = logging.getLogger("freehold.server")
+RawHeaders = Sequence[tuple[bytes, bytes]]
+_REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
+PROBES = ("/health", "/ready")  # answered whatever else is under way
+JSON = (b"content-type", b"application/json")
+
+
+class Door(Protocol):
+    """The running server, as far as a request may touch it."""
+
+    url: str
+
+    def stop(self, *, now: bool = False) -> None: ...
+
+
+@dataclass
+class Server:
+    """What all requests share."""
+
+    models: Models
+    guard: Guard
+    limits: Limits
+    metrics: Metrics
+    health: Health
+    keep_alive_s: float = 10.0  # an event stream is never silent for longer
+    door: Door | None = None  # serve.py fills it in
+    default_model: str = ""  # for the tokenizer's routes, which may come without a name
+    store: Store | None = None  # what lies on disk; without it nobody can look at it or change it
+    chores: int = 0  # downloads and the like that are under way
+    accounts: Accounts = field(default_factory=Accounts)
+    started_at: float = field(default_factory=time.time)
+    bodies: Bodies = field(default_factory=Bodies)
+    requests: Counter[str] = field(default_factory=Counter)  # caller -> its requests under way
+    calls: set[Call] = field(default_factory=set)  # those that a model is at work for
+    responses: Responses = field(default_factory=Responses)
+    desk: Desk | None = None  # files and batches; None: this server has no folder for them
+
+    def troubles(self) -> list[str]:
+        """Return what goes wrong behind answers that are right, a sentence each."""
+        found = []
+        if self.accounts.trouble:
+            found.append(
+                f"what keys spend cannot be saved ({self.accounts.trouble}) for {self.accounts.failing_s:.0f} s; "
+                "it is kept in memory and saved when the disk takes it"
+            )
+        if self.desk is not None and self.desk.trouble:
+            found.append(f"batches wait for the disk: {self.desk.trouble}")
+        return found
+
+
+class Call:
+    """One request. `route` is for the metrics."""
+
+    def __init__(self, server: Server, scope: Scope, receive: Receive, send: Send) -> None:
+        self.server, self.scope, self._receive, self._send = server, scope, receive, send
+        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        given = self.headers.get(b"x-request-id", b"")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
+        self.key: Key | None = None  # Gate fills it in; None where none is needed
+        self.owner = False  # Gate fills it in
+        self.route = "other"
+        self.wording: Wording = openai_error
+        self.statuses: Mapping[
+            int, int
+        ] = {}  # where a protocol has a number of its own for one of problems.py
+        self.fields: Mapping[str, str] = {}  # a Job's field -> the name it has here, if any, for errors
+        self.request: type[msgspec.Struct] | None = None  # what the route says its body is
+        self.status = 0  # 0: nothing was sent
+        self.code = ""  # of the error it was answered with
+        self.work = Work()  # for the log; handlers fill it in
+        self.complete = False
+        self.started = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+        self._ended: Exception | None = None
+        self._holding: Holding | None = None  # of the body, once it is on its way
+
+    @property
+    def tenant(self) -> str:
+        """Whose request this is; "" without a key."""
+        return self.key.name if self.key else ""
+
+    @property
+    def caller(self) -> str:
+        """Who shares limits with this request: those of its key, or of its address where there is none."""
+        if self.key is not None:
+            return f"key {self.key.name}"
+        if self.owner:
+            return "owner"
+        client = self.scope.get("client")
+        return f"address {one_address(client[0])}" if client else "owner"
+
+    @property
+    def models(self) -> Asking:
+        """The models this request may ask."""
+        models = self.server.models
+        return models if self.key is None else Scoped(models, self.key, self.server.accounts)
+
+    async def struct(self, kind: type[T]) -> tuple[T, dict[str, Any]]:
+        """Read the body; return it as `kind`, which the route must have declared, and as it came."""
+        assert kind is self.request, f"{self.route} declares {self.request}, and reads {kind}"
+        server = self.server
+        self._holding = Holding(server.bodies, self.caller, server.limits)
+        return await json_body(self._receive, self.headers, server.limits, self._holding, kind)
+
+    def pieces(self, most: int | None = None) -> AsyncIterator[bytes]:
+        """Give the body as it comes, for an upload; `most`: bytes, where the usual limit is not the one."""
+        if self.key is None and not self.owner:
+            self.server.guard.check_upload(self.headers)
+        return body_pieces(self._receive, self.headers, self.server.limits, most)
+
+    async def while_here(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work`, but cancel it when the client closes its connection (Gone) or on cut() (EngineClosed)."""
+        self._task = asyncio.current_task()
+        assert self._task is not None
+        watcher = asyncio.create_task(self._watch())
+        self.server.calls.add(self)
+        try:
+            await work
+        except asyncio.CancelledError:
+            if self._ended is None:
+                raise
+            self._task.uncancel()
+            raise self._ended from None
+        finally:
+            self._task = None
+            self.server.calls.discard(self)
+            watcher.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self.complete:
+            self._end(Gone())
+
+    def cut(self) -> None:
+        """End the work at once: the server stops."""
+        self._end(EngineClosed("the server is stopping", "ask again in a moment"))
+
+    def _end(self, why: Exception) -> None:
+        if self._task is not None and self._ended is None:
+            self._ended = why
+            self._task.cancel()
+
+    async def head(self, status: int, headers: RawHeaders) -> None:
+        """Send status and headers; the request id goes with every answer."""
+        self.status = status
+        names = (b"x-request-id", b"request-id")  # OpenAI's clients read the one, Anthropic's the other
+        all_headers = [*headers, *((name, self.request_id) for name in names)]
+        await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
+
+    async def body(self, data: bytes, *, more: bool = False) -> None:
+        """Send a part of the body, or with `more` False the last one."""
+        self.complete = not more
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def answer(
+        self, value: object, status: int = 200, headers: RawHeaders = (), kind: bytes = b"application/json"
+    ) -> None:
+        """Send a whole answer; what is not bytes is encoded as JSON."""
+        data = value if isinstance(value, bytes) else msgspec.json.encode(value)
+        length = (b"content-length", b"%d" % len(data))
+        await self.head(status, [(b"content-type", kind), length, *headers])
+        await self.body(data)
+
+    def problem(self, e: Exception) -> Problem:
+        """Describe a failure for the client, and log it if it is ours."""
+        trouble = problem(e, owner=self.server.guard.trusted)
+        self.code = trouble.code or ""
+        if isinstance(e, UsageError):
+            trouble = replace(trouble, param=self.fields.get(e.field) or None)
+        if trouble.status in (500, 507):
+            _log.error("request %s failed", self.request_id.decode(), exc_info=e)
+        return trouble
+
+    async def refuse(self, trouble: Problem) -> None:
+        """Answer with an error, in the protocol's words."""
+        trouble = replace(trouble, request_id=self.request_id.decode())
+        status = self.statuses.get(trouble.status, trouble.status)
+        await self.answer(self.wording(trouble), status, trouble.headers)
+
+    def close(self) -> None:
+        """Let go of what the request held."""
+        if self._holding is not None:
+            self._holding.close()
+
+    def abort(self) -> None:
+        """Drop the connection without waiting for the client to take what is buffered."""
+        drop: Callable[[], None] | None = self.scope.get("extensions", {}).get("freehold.abort")
+        if drop is not None:
+            drop()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An ASGI application around `handle`; starlette calls it as it is. openapi.py describes it by its fields."""
+
+    path: str
+    handle: Callable[[Call], Awaitable[None]]
+    request: type[msgspec.Struct] | None = None  # of the body
+    audience: Audience = "client"
+    answer: tuple[str, ...] = ("application/json",)  # media types
+    query: tuple[str, ...] = ()  # parameters behind the `?`
+    form: tuple[str, ...] = ()  # fields of a multipart body, the first one a file
+    reply: type[msgspec.Struct] | None = None  # what a whole answer in JSON looks like
+    status: tuple[int, ...] = (200,)  # of an answer that is no refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call: Call = scope["freehold.call"]
+        call.route, call.request = self.path, self.request
+        call.server.guard.check_audience(self.audience, call.key, owner=call.owner)
+        # A batch's lines have no method and take no part in the rate: they wait for idle capacity as it is.
+        if call.key is not None and self.audience == "client" and scope.get("method") == "POST":
+            call.server.accounts.admit(call.key)
+        await self.handle(call)
+
+
+def route(
+    method: str,
+    path: str,
+    handle: Callable[[Call], Awaitable[None]],
+    request: type[msgspec.Struct] | None = None,
+    *,
+    audience: Audience = "client",
+    answer: Sequence[str] = ("application/json",),
+    query: Sequence[str] = (),
+    form: Sequence[str] = (),
+    reply: type[msgspec.Struct] | None = None,
+    status: Sequence[int] = (200,),
+) -> Route:
+    """Return the route of `handle`, whose docstring says what it does; `request` is the struct it reads.
+
+    What stands here is what the OpenAPI document says, and what is enforced.
+    """
+    endpoint = Endpoint(
+        path, handle, request, audience, tuple(answer), tuple(query), tuple(form), reply, tuple(status)
+    )
+    return Route(path, endpoint, methods=[method])
+
+
+def endpoint_of(route: Route) -> Endpoint:
+    """Return what a route of ours was made with."""
+    assert isinstance(route.endpoint, Endpoint)
+    return route.endpoint
+
+
+class Gate:
+    """The outermost layer: guard, request id, and an answer to every exception."""
+
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        server: Server,
+        wording: Callable[[str, Headers], Wording] = lambda *_: openai_error,
+    ) -> None:
+        """`wording` tells by path and headers how errors are worded: some come before any route is found."""
+        self._app, self._server, self._wording = app, server, wording
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        call = scope["freehold.call"] = Call(self._server, scope, receive, send)
+        call.wording = self._wording(scope["path"], call.headers)
+        try:
+            _check_spare(scope)
+            call.key = self._server.guard.check(scope["path"], call.headers)
+            call.owner = self._server.guard.owns(call.headers)
+            with self._one_of_few(call):
+                await self._app(scope, receive, send)
+        except Gone:
+            call.status = call.status or 499  # never sent: for the metrics
+        except Exception as e:
+            trouble = call.problem(e)
+            if call.status:  # an answer had begun, and cannot be taken back
+                call.abort()
+            else:
+                await call.refuse(trouble)
+        finally:
+            call.close()
+            self._server.metrics.answered(call.route, call.status)
+            log_request(call)
+
+    @contextmanager
+    def _one_of_few(self, call: Call) -> Iterator[None]:
+        """Count a request as its caller's while it is under way; 429 where those are too many."""
+        if call.owner or call.scope["path"] in PROBES:
+            yield
+            return
+        under_way, caller, most = self._server.requests, call.caller, self._server.limits.caller_requests
+        if under_way[caller] >= most:
+            raise Refused(
+                429,
+                f"{most:,} requests of this {caller.partition(' ')[0]} are under way, and no more may be; "
+                "ask again when one has ended",
+                code="requests_too_many",
+                headers=((b"retry-after", b"1"),),
+            )
+        under_way[caller] += 1
+        try:
+            yield
+        finally:
+            under_way[caller] -= 1
+            if not under_way[caller]:
+                del under_way[caller]
+
+
+def _check_spare(scope: Scope) -> None:
+    """Refuse all but probes on a connection that was let in for them."""
+    if scope.get("extensions", {}).get("freehold.spare") and scope["path"] not in PROBES:
+        raise Refused(
+            503,
+            "too many connections are open; this one may ask for /health and /ready: try again in a moment",
+            code="connections_too_many",
+            headers=((b"retry-after", b"1"),),
+        )

@@ -1,0 +1,263 @@
+"""Holds connections: how many there may be, whose go first when room is needed, and how long heads may take.
+
+A connection without a whole request is idle and may be closed for a newer one: the oldest of the address that has most,
+so thousands of silent ones shut no client out. Where none is idle, a few more are let in that may ask for /health and
+/ready alone; the next ones are answered 503 at once. Requests are counted apart (call.Gate), by their key.
+Knows uvicorn's protocol, bytes of a head, addresses and the clock; knows no route but those two.
+Path: serve._Half -> Guarded -> on_headers_complete -> uvicorn's cycle -> app
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from http import HTTPStatus
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from freehold.server.core.auth import Headers
+from freehold.server.core.limits import Limits, one_address
+from freehold.server.core.problems import Refused, Wording, openai_error, problem
+
+# Two of them contradict each other, and what is checked might not be what is used.
+SINGLE = {
+    *(b"host", b"origin", b"authorization", b"x-api-key"),
+    *(b"content-type", b"content-length", b"content-encoding"),
+}
+SPARE = "spare"  # no address: the group of those that are let in for probes
+CLOSE_S = 1.0  # for a client to take an answer that ends its connection, and with TLS its leave
+TRIM_S = 0.05  # from a connection too many of an address to the end of its oldest idle one: time to ask
+
+
+class Connections:
+    """The connections of a server's network sockets, in the order in which they fell idle."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.all: set[Guarded] = set()
+        self._by_address: Counter[str] = Counter()
+        self._idle: dict[str, dict[Guarded, None]] = {}  # address or SPARE -> the idle ones, the oldest first
+
+    def enter(self, one: Guarded) -> bool:
+        """Take `one` in, at the cost of an idle one if need be; return whether there was room for it."""
+        if len(self.all) >= self.limits.connections and not self._drop_idle():
+            one.spare = True
+            held_back = len(self.all) - self.limits.connections
+            if held_back >= self.limits.held_back and not self._drop(SPARE):
+                return False
+        self.all.add(one)
+        self._by_address[one.address] += 1
+        self.idle(one)
+        if self._by_address[one.address] > self.limits.address_connections:
+            one.loop.call_later(TRIM_S, self._trim, one.address)
+        return True
+
+    def leave(self, one: Guarded) -> None:
+        """Forget `one`."""
+        if one in self.all:
+            self.all.discard(one)
+            self.busy(one)
+            self._by_address[one.address] -= 1
+            if not self._by_address[one.address]:
+                del self._by_address[one.address]
+
+    def idle(self, one: Guarded) -> None:
+        """Note that `one` has no request under way, from now on."""
+        if one in self.all:
+            self._idle.setdefault(SPARE if one.spare else one.address, {})[one] = None
+
+    def busy(self, one: Guarded) -> None:
+        """Note that `one` has a request under way."""
+        group = SPARE if one.spare else one.address
+        mine = self._idle.get(group)
+        if mine is not None:
+            mine.pop(one, None)
+            if not mine:
+                del self._idle[group]
+
+    def _drop_idle(self) -> bool:
+        """Close the oldest idle connection of the address that has most; False where none is idle."""
+        addresses = (each for each in self._idle if each != SPARE)
+        address = max(addresses, key=self._by_address.__getitem__, default=None)
+        return address is not None and self._drop(address)
+
+    def _trim(self, address: str) -> None:
+        if self._by_address[address] > self.limits.address_connections:
+            self._drop(address)
+
+    def _drop(self, group: str) -> bool:
+        if group not in self._idle:
+            return False
+        one = next(iter(self._idle[group]))
+        self.leave(one)
+        one.make_room()
+        return True
+
+
+class Guarded(HttpToolsProtocol):
+    """A connection whose heads come in time and in bounds, one of not too many."""
+
+    door: Connections
+    wording: Callable[[str, Headers], Wording]
+    address = ""
+    spare = False  # for /health and /ready, where all else is taken
+    _heading = True  # the head of a request is not whole yet
+    _begun = 0  # heads
+    _received = 0  # bytes of reads since the one that a head began in
+    _head_bytes = 0  # of it, as far as it is parsed
+    _refusal: Refused | None = None
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.address = one_address(self.client[0]) if self.client else ""
+        if not self.door.enter(self):
+            self._turn_away(too_many(self.door.limits.connections))
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        self.door.leave(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        begun = self._begun
+        super().data_received(data)
+        if not self._heading:
+            self._disarm()
+            return
+        # Of a read that a head began in, the rest may be a body, or heads before it: _count sees its size in the end.
+        self._received += len(data) if self._begun == begun else 1
+        if self._received > self.door.limits.header_bytes and not self.transport.is_closing():
+            self._turn_away(_too_long(self.door.limits.header_bytes))
+        elif self._timer is None:
+            self._arm()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {  # type: ignore[typeddict-unknown-key]
+            "freehold.abort": self.transport.abort,
+            "freehold.spare": self.spare,
+        }
+        self._begun += 1
+        self._heading, self._received, self._head_bytes = True, 0, 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count(len(name) + len(value) + len(b": \r\n"))
+        if len(self.headers) > self.door.limits.headers:
+            self._refuse(_too_many_headers(self.door.limits.headers))
+
+    def on_headers_complete(self) -> None:
+        self._check_single()
+        self._heading = False
+        self.door.busy(self)
+        super().on_headers_complete()
+        if self.spare:
+            self.cycle.keep_alive = False
+
+    def on_response_complete(self) -> None:
+        if not self.pipeline:
+            self.door.idle(self)
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are not HTTP, or what a callback refused, in the error format of the path's protocol."""
+        refusal = self._refusal or Refused(400, "the request is not valid HTTP/1.1", code="bad_request")
+        self._turn_away(refusal)
+
+    def make_room(self) -> None:
+        """Close for a newer connection; tell one that has begun to ask."""
+        if self._received:
+            self._turn_away(too_many(self.door.limits.connections))
+        else:
+            self.transport.abort()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.transport.abort()
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self.door.limits.header_bytes:
+            self._refuse(_too_long(self.door.limits.header_bytes))
+
+    def _check_single(self) -> None:
+        names = [name for name, _ in self.headers if name in SINGLE]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            self._refuse(Refused(400, f"the header {twice.decode()} came twice", code="header_twice"))
+        assert self.parser is not None  # it is what calls
+        if b"host" not in names and self.parser.get_http_version() == "1.1":
+            self._refuse(Refused(400, "the header host is missing", code="host_missing"))
+
+    def _refuse(self, e: Refused) -> None:
+        """End the parsing: httptools raises what a callback raises, and uvicorn then sends a 400, which is ours."""
+        self._refusal = e
+        raise e
+
+    def _turn_away(self, e: Refused) -> None:
+        """Answer without the application, and close."""
+        if self.transport.is_closing():
+            return
+        path = (getattr(self, "url", b"") or b"").partition(b"?")[0].decode("latin-1")
+        self.transport.write(_answer(e, type(self).wording(path, dict(self.headers or ()))))
+        self.transport.close()
+        self.loop.call_later(CLOSE_S, self.transport.abort)
+
+    def _arm(self) -> None:
+        self._timer = self.loop.call_later(self.door.limits.header_s, self._late)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        self.transport.abort()
+
+
+def too_many(most: int) -> Refused:
+    """Return the refusal of a connection for which there is no room."""
+    return Refused(
+        503,
+        f"too many connections are open; the limit is {most:,}: ask again in a moment, over fewer of them",
+        code="connections_too_many",
+        headers=((b"retry-after", b"1"),),
+    )
+
+
+def full(limits: Limits) -> bytes:
+    """Return the whole answer to a connection that is closed before anything of it was read."""
+    return _answer(too_many(limits.connections))
+
+
+def _too_long(most: int) -> Refused:
+    return Refused(
+        431,
+        f"the headers are longer than {most:,} bytes; send fewer or shorter ones",
+        code="headers_too_large",
+    )
+
+
+def _too_many_headers(most: int) -> Refused:
+    return Refused(431, f"there are more than {most:,} headers; send fewer", code="headers_too_large")
+
+
+def _answer(e: Refused, wording: Wording = openai_error) -> bytes:
+    body = wording(problem(e))
+    headers = (
+        (b"connection", b"close"),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        *e.headers,
+    )
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (e.status, HTTPStatus(e.status).phrase.encode(), lines, body)

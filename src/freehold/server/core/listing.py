@@ -1,0 +1,48 @@
+"""The models that may be asked for, as rows of whatever protocol asks: held, in memory, or both.
+
+Knows names; knows no protocol's fields.
+Path: openai/models.py or anthropic/models.py -> listed, answer_one -> Models.names
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from freehold.errors import ModelNotFound
+from freehold.server.core.call import Call
+from freehold.server.core.contract import Held, Loaded
+from freehold.types import ModelInfo
+
+# A model's name, what the store has of it, and all that is in memory -> how the protocol describes it, with its `id`.
+Row = Callable[[str, Held | None, Mapping[str, Loaded]], dict[str, Any]]
+
+
+def capabilities(info: ModelInfo) -> list[str]:
+    """Return what a loaded model can do, in the words of Ollama's protocol, which other clients read too."""
+    if info.embeds_only:
+        return ["embedding"]
+    found = {
+        "completion": True,
+        "tools": info.can_call,
+        "insert": info.can_fill,
+        "thinking": info.thinking != "none" or bool(info.efforts),
+    }
+    return [name for name, has in found.items() if has]
+
+
+async def listed(call: Call, row: Row) -> list[dict[str, Any]]:
+    """Describe every model."""
+    loaded = {each.name: each for each in call.models.loaded()}
+    held = {each.name: each for each in await call.models.names()}
+    return [row(name, held.get(name), loaded) for name in {**held, **loaded}]
+
+
+async def answer_one(call: Call, row: Row) -> None:
+    """Describe the model that the path names; its id may hold `/` and `:`. Raises ModelNotFound."""
+    name = call.scope["path_params"]["id"]
+    rows = {each["id"]: each for each in await listed(call, row)}
+    found = rows.get(name) or rows.get(await call.models.name_of(name))
+    if found is None:
+        raise ModelNotFound(f"there is no model {name[:200]!r}", "GET /v1/models lists what there is")
+    await call.answer(found)

@@ -1,0 +1,339 @@
+"""Counts and times for Prometheus, under vLLM's names where it has one, under freehold_ where it has none.
+
+A scrape reads the engines' own counters from their latest stats; what only the HTTP side sees (first token, gaps,
+whole answers, statuses) is kept here in plain lists, because a histogram is fed once per chunk.
+Path: answering.py -> Metrics.first/gap/ended; GET /metrics -> exposition
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from freehold.server.core.contract import Loaded, Models
+from freehold.types import STEP_ROWS, Usage
+
+# vLLM's own bounds, so that its dashboards' quantiles mean the same here.
+FIRST_TOKEN = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    640,
+    2560,
+)
+GAP = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+WHOLE = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+ANSWERS = (1, 2, 5, 10, 20)
+TOKENS = tuple(m * 10**e for e in range(6) for m in (1, 2, 5))
+TIMES = (1, 2, 3, 4, 5, 10, 20)
+OF = ("model_name", "engine")
+ENGINE = "0"  # vLLM numbers the engines that share a model's requests; here a model has one
+
+
+class Histogram:
+    """Counts under upper bounds, the sum beside them."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds, self.sum = bounds, 0.0
+        self._counts = [0] * (len(bounds) + 1)
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Return (upper bound, how many were at most that), the last one "+Inf"."""
+        return _cumulative(self.bounds, self._counts)
+
+
+def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Return (upper bound, how many were at most that); an engine that counted nothing has no `counts`."""
+    names = (*map(str, map(float, bounds)), "+Inf")
+    return [*zip(names, accumulate(map(float, counts or [0] * len(names))), strict=True)]
+
+
+# (attribute of PerModel, exported name, bounds, help)
+_TIMES = (
+    ("first", "vllm:time_to_first_token_seconds", FIRST_TOKEN, "From the request to its first chunk."),
+    ("gap", "vllm:inter_token_latency_seconds", GAP, "Between two chunks of an answer, per token."),
+    (
+        "per_token",
+        "vllm:request_time_per_output_token_seconds",
+        GAP,
+        "Mean gap within an answer.",
+    ),
+    ("whole", "vllm:e2e_request_latency_seconds", WHOLE, "From the request to its last chunk."),
+    ("queue", "vllm:request_queue_time_seconds", WHOLE, "Seconds until a step first took the request."),
+    ("inference", "vllm:request_inference_time_seconds", WHOLE, "Seconds of the steps that read and wrote."),
+    ("prefill", "vllm:request_prefill_time_seconds", WHOLE, "Seconds an engine read the prompt."),
+    ("decode", "vllm:request_decode_time_seconds", WHOLE, "Seconds an engine wrote the answer."),
+    ("prompt", "vllm:request_prompt_tokens", TOKENS, "Tokens of a prompt."),
+    ("generated", "vllm:request_generation_tokens", TOKENS, "Tokens of an answer."),
+    (
+        "computed",
+        "vllm:request_prefill_kv_computed_tokens",
+        TOKENS,
+        "Tokens of a prompt that no cache had.",
+    ),
+    ("longest", "vllm:request_max_num_generation_tokens", TOKENS, "Tokens of a request's longest answer."),
+    ("preemptions", "vllm:request_num_preemptions", TIMES, "Times an answer was set aside."),
+    ("n", "vllm:request_params_n", ANSWERS, "Answers a request asked for."),
+    (
+        "most",
+        "vllm:request_params_max_tokens",
+        TOKENS,
+        "Tokens an answer could have, by request and context.",
+    ),
+)
+# (field of EngineStats, exported name, help)
+_GAUGES = (
+    ("running", "vllm:num_requests_running", "Answers that take part in the engine's steps."),
+    ("waiting", "vllm:num_requests_waiting", "Answers that wait for their turn."),
+    ("blocks", "freehold_cache_blocks", "Blocks of the cache."),
+    ("blocks_live", "freehold_cache_blocks_live", "Blocks that running answers hold."),
+    ("blocks_cached", "freehold_cache_blocks_cached", "Blocks kept for prompts to come."),
+    (
+        "expected_wait_s",
+        "freehold_expected_wait_seconds",
+        "Until a request that came now would get its first token.",
+    ),
+)
+_COUNTERS = (
+    ("steps", "freehold_engine_steps", "Steps of the engine."),
+    ("prompt_tokens", "vllm:prompt_tokens", "Prompt tokens taken in."),
+    ("prompt_tokens", "vllm:prefix_cache_queries", "Prompt tokens looked up in the cache."),
+    ("cached_tokens", "vllm:prefix_cache_hits", "Prompt tokens found in the cache."),
+    ("cached_tokens", "vllm:prompt_tokens_cached", "Prompt tokens found in the cache."),
+    ("disk_tokens", "freehold_disk_cache_tokens", "Prompt tokens found on the disk."),
+    ("generated_tokens", "vllm:generation_tokens", "Tokens made."),
+    ("preemptions", "vllm:num_preemptions", "Answers set aside and computed again."),
+    ("drafts", "vllm:spec_decode_num_drafts", "Guesses that were verified, of one token or more."),
+    ("drafted_tokens", "vllm:spec_decode_num_draft_tokens", "Guessed tokens that were verified."),
+    ("accepted_tokens", "vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right."),
+)
+_Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
+_OTHERS: tuple[tuple[str, str, _Kind, Callable[[Loaded], float]], ...] = (
+    (
+        "vllm:kv_cache_usage_perc",
+        "Share of the cache held, 0 to 1.",
+        GaugeMetricFamily,
+        lambda m: m.stats.blocks_live / m.stats.blocks if m.stats.blocks else 0.0,
+    ),
+    (
+        "freehold_model_memory_bytes",
+        "Weights and cache.",
+        GaugeMetricFamily,
+        lambda m: m.info.memory_bytes,
+    ),
+    ("freehold_requests_in_flight", "Requests not ended yet.", GaugeMetricFamily, lambda m: m.in_flight),
+    (
+        "freehold_engine_restarts",
+        "Times an engine process died and was started again.",
+        CounterMetricFamily,
+        lambda m: m.restarts,
+    ),
+    (
+        "freehold_slow_readers",
+        "Streams whose reader fell behind.",
+        CounterMetricFamily,
+        lambda m: m.slow_readers,
+    ),
+)
+
+
+class PerModel:
+    """What the HTTP side saw of one model's answers."""
+
+    first: Histogram
+    gap: Histogram
+    per_token: Histogram
+    whole: Histogram
+    queue: Histogram
+    inference: Histogram
+    prefill: Histogram
+    decode: Histogram
+    prompt: Histogram
+    generated: Histogram
+    computed: Histogram
+    longest: Histogram
+    preemptions: Histogram
+    n: Histogram
+    most: Histogram
+
+    def __init__(self) -> None:
+        for name, _, bounds, _ in _TIMES:
+            setattr(self, name, Histogram(bounds))
+        self.reasons: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+
+    def began(self, n: int, most: int) -> None:
+        """Count a job that an engine took in."""
+        self.n.observe(n)
+        self.most.observe(most)
+
+    def ended(self, reason: str, usage: Usage, first_s: float, whole_s: float) -> None:
+        """Count a finished answer."""
+        self.reasons[reason] += 1
+        self.whole.observe(whole_s)
+        self.queue.observe(usage.queue_s)
+        self.inference.observe(usage.prefill_s + usage.decode_s)
+        self.prefill.observe(usage.prefill_s)
+        self.decode.observe(usage.decode_s)
+        self.prompt.observe(usage.prompt_tokens)
+        self.generated.observe(usage.completion_tokens)
+        self.computed.observe(usage.prompt_tokens - usage.cached_tokens)
+        self.preemptions.observe(usage.preemptions)
+        if usage.completion_tokens > 1:
+            self.per_token.observe((whole_s - first_s) / (usage.completion_tokens - 1))
+
+
+class Metrics(Collector):
+    """All series of this server, in a registry of its own."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._per_model: dict[str, PerModel] = {}
+        self._answers: Counter[tuple[str, int]] = Counter()
+        self.streams = 0  # event streams open now
+        self._watched: list[tuple[str, str, Callable[[], float]]] = []
+        self._started = time.time()
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def of(self, model: str) -> PerModel:
+        """Return the record of a loaded model; only names that `use` gave back, so that no client can add series."""
+        found = self._per_model.get(model)
+        if found is None:
+            found = self._per_model[model] = PerModel()
+        return found
+
+    def watch(self, name: str, help: str, value: Callable[[], float]) -> None:
+        """Show a gauge whose value is asked for at each scrape."""
+        self._watched.append((name, help, value))
+
+    def answered(self, route: str, status: int) -> None:
+        """Count an HTTP answer; 499: the client went before it got one."""
+        self._answers[route, status] += 1
+
+    def exposition(self) -> bytes:
+        """Return the text that Prometheus scrapes."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family; prometheus-client calls it at a scrape."""
+        loaded = self._models.loaded()
+        yield from _engines(loaded)
+        yield from self._answers_of_models()
+        http = CounterMetricFamily("freehold_http_requests", "Requests answered.", labels=["route", "status"])
+        for (route, status), count in sorted(self._answers.items()):
+            http.add_metric([route, str(status)], count)
+        yield http
+        for name, help, value in self._watched:
+            yield GaugeMetricFamily(name, help, value())
+        yield GaugeMetricFamily("freehold_streams_open", "Event streams open now.", self.streams)
+        yield GaugeMetricFamily("freehold_start_time_seconds", "When the server started.", self._started)
+
+    def _answers_of_models(self) -> Iterator[Metric]:
+        for attribute, name, _, help in _TIMES:
+            family = HistogramMetricFamily(name, help, labels=OF)
+            for model, record in self._per_model.items():
+                histogram: Histogram = getattr(record, attribute)
+                family.add_metric([model, ENGINE], histogram.cumulative(), histogram.sum)
+            yield family
+        success = CounterMetricFamily(
+            "vllm:request_success", "Finished answers.", labels=[*OF, "finished_reason"]
+        )
+        rejected = CounterMetricFamily(
+            "vllm:admission_rejections", "Requests turned away.", labels=[*OF, "reason"]
+        )
+        for model, record in self._per_model.items():
+            for reason, count in record.reasons.items():
+                success.add_metric([model, ENGINE, reason], count)
+            for reason, count in record.rejected.items():
+                rejected.add_metric([model, ENGINE, reason], count)
+        yield success
+        yield rejected
+
+
+def _engines(loaded: Sequence[Loaded]) -> Iterator[Metric]:
+    for field, name, help in _GAUGES:
+        yield _told(GaugeMetricFamily(name, help, labels=OF), loaded, lambda m, f=field: getattr(m.stats, f))
+    for field, name, help in _COUNTERS:
+        yield _told(
+            CounterMetricFamily(name, help, labels=OF), loaded, lambda m, f=field: getattr(m.stats, f)
+        )
+    for name, help, kind, value in _OTHERS:
+        yield _told(kind(name, help, labels=OF), loaded, value)
+    yield from _parts(loaded)
+    yield _steps(loaded)
+
+
+def _told(family: Metric, loaded: Sequence[Loaded], value: Callable[[Loaded], float]) -> Metric:
+    for each in loaded:
+        family.add_metric([each.name, ENGINE], value(each))  # type: ignore[attr-defined]
+    return family
+
+
+def _parts(loaded: Sequence[Loaded]) -> Iterator[Metric]:
+    """Yield what has a label more."""
+    config = GaugeMetricFamily(
+        "vllm:cache_config_info", "The cache's sizes, as labels.", labels=[*OF, "num_gpu_blocks", "kv_tokens"]
+    )
+    waiting = GaugeMetricFamily(
+        "vllm:num_requests_waiting_by_reason",
+        "Answers that wait for their turn; all for want of capacity.",
+        labels=[*OF, "reason"],
+    )
+    sources = CounterMetricFamily(
+        "vllm:prompt_tokens_by_source",
+        "Tokens of prompts read to their ends: computed, or found in memory or on the disk.",
+        labels=[*OF, "source"],
+    )
+    positions = CounterMetricFamily(
+        "vllm:spec_decode_num_accepted_tokens_per_pos",
+        "Guessed tokens that were right, by their place in the guess.",
+        labels=[*OF, "position"],
+    )
+    for each in loaded:
+        of, stats = (each.name, ENGINE), each.stats
+        config.add_metric([*of, str(stats.blocks), str(each.info.kv_tokens)], 1)
+        waiting.add_metric([*of, "capacity"], stats.waiting)
+        sources.add_metric([*of, "local_compute"], stats.computed_tokens)
+        sources.add_metric([*of, "local_cache_hit"], stats.cached_tokens)
+        for position, count in enumerate(stats.accepted_at):
+            positions.add_metric([*of, str(position)], count)
+    yield from (config, waiting, sources, positions)
+
+
+def _steps(loaded: Sequence[Loaded]) -> Metric:
+    family = HistogramMetricFamily(
+        "vllm:iteration_tokens_total", "Tokens computed a step, wrong guesses too.", labels=OF
+    )
+    for each in loaded:
+        family.add_metric([each.name, ENGINE], _cumulative(STEP_ROWS, each.stats.sizes), each.stats.rows)
+    return family

@@ -1,0 +1,134 @@
+"""Turns every failure into a status, words and headers; decides what a stranger may read of it.
+
+Knows the error tree, HTTP, and OpenAI's way to word an error, which is everybody's but those protocols' that have
+their own; knows no route. A failure with no name here is a 500 that says nothing but its
+request id: paths, addresses and prompts stay in the log.
+Path: any handler raises -> auth.Gate or sse.EventStream -> problem -> Wording -> bytes
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from freehold import errors
+from freehold.errors import FreeholdError, Overloaded
+from freehold.server.core.hints import hint_for
+
+INVALID, SERVER = "invalid_request_error", "server_error"
+
+# class -> (status, type, code). The first class that an error is an instance of counts.
+STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
+    errors.ContextOverflow: (400, INVALID, "context_length_exceeded"),
+    errors.UsageError: (400, INVALID, "invalid_value"),
+    errors.BadPrompt: (400, INVALID, "invalid_prompt"),
+    errors.BadTemplate: (400, INVALID, "template_refused"),
+    errors.UnsupportedModel: (400, INVALID, "unsupported_model"),
+    errors.AccessDenied: (403, "permission_error", "access_denied"),
+    errors.ModelNotFound: (404, "not_found_error", "model_not_found"),
+    errors.SlowReader: (408, "timeout_error", "slow_reader"),
+    errors.Overloaded: (429, "rate_limit_error", "overloaded"),
+    errors.NonFiniteLogits: (500, SERVER, "non_finite_logits"),
+    errors.StepFailed: (500, SERVER, "step_failed"),
+    errors.BadModelFile: (500, SERVER, "bad_model_file"),
+    errors.DamagedPack: (503, SERVER, "damaged_pack"),
+    errors.StoreError: (500, SERVER, "store_error"),
+    errors.EngineLost: (502, SERVER, "engine_lost"),
+    errors.CapacityExceeded: (503, SERVER, "capacity_exceeded"),
+    errors.DownloadFailed: (503, SERVER, "download_failed"),
+    errors.Offline: (503, SERVER, "offline"),
+    errors.EngineClosed: (503, SERVER, "stopping"),
+    errors.DeadlineExceeded: (504, "timeout_error", "deadline_exceeded"),
+    FreeholdError: (500, SERVER, "internal_error"),
+}
+# Asking again at once meets the same wall; the OpenAI clients obey this header, and would try twice more without.
+_HOPELESS = ("capacity_exceeded", "deadline_exceeded", "engine_lost", "bad_model_file", "non_finite_logits")
+_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+_PATH = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?[/\\](?!v1/|api/)(?:[^\s/\\'\"`]+[/\\])+")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SHOWN = 1000  # characters of a message; a value in it may be as long as the request
+
+
+class Refused(Exception):
+    """A request this server turns away before any model sees it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a client gets instead of an answer, before a protocol has words for it."""
+
+    status: int
+    message: str
+    kind: str  # OpenAI's `type`
+    param: str | None = None
+    code: str | None = None
+    extra: dict[str, object] = field(default_factory=dict)
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    request_id: str = ""
+
+
+Wording = Callable[[Problem], bytes]  # a protocol's error body, as JSON
+
+
+def problem(e: BaseException, *, owner: bool = False) -> Problem:
+    """Describe `e`; to the owner with hints for the command line."""
+    if isinstance(e, Refused):
+        kind = SERVER if e.status >= 500 else _KINDS.get(e.status, INVALID)
+        return Problem(e.status, _cut(e.message), kind, e.param, e.code, headers=list(e.headers))
+    if isinstance(e, FreeholdError):
+        return _named(e, hint_for(e, owner=owner))
+    if isinstance(e, OSError) and e.errno in _FULL:
+        message = "the server's disk is full; ask again when its owner has made room"
+        return Problem(507, message, SERVER, code="disk_full")
+    return Problem(500, "the server failed at this request; its log says why", SERVER, code="internal_error")
+
+
+def _named(e: FreeholdError, hint: str) -> Problem:
+    status, kind, code = next(s for c, s in STATUS.items() if isinstance(e, c))
+    message = without_paths(f"{e.message}; {hint}" if hint else e.message)
+    headers = [(b"x-should-retry", b"false")] if code in _HOPELESS else []
+    if code == "stopping":
+        headers.append((b"retry-after", b"1"))
+    # Our own client raises the same error again from these two.
+    extra: dict[str, object] = {"name": type(e).__name__, "hint": without_paths(hint)}
+    if isinstance(e, Overloaded):
+        headers.append((b"retry-after", b"%d" % max(1, round(e.wait_s + 0.5))))
+        extra["expected_wait_s"] = round(e.wait_s, 3)
+    param = "model" if code == "model_not_found" else None
+    return Problem(status, _cut(message), kind, param, code, extra, headers)
+
+
+def without_paths(message: str) -> str:
+    """Cut the folders off every path in `message`: what lies where is nobody's business."""
+    return _PATH.sub("", message)
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= _SHOWN else message[:_SHOWN] + "..."
+
+
+def openai_error(p: Problem) -> bytes:
+    """Word a problem as OpenAI does."""
+    error = {"message": p.message, "type": p.kind, "param": p.param, "code": p.code, **p.extra}
+    return msgspec.json.encode({"error": error})

@@ -1,0 +1,74 @@
+"""One stream to one client, with a sign of life while nothing happens.
+
+Knows bytes and seconds; knows no protocol's events. The response begins late on purpose: an error before the first
+event still gets its own status, unless ten silent seconds passed and a beat had to go out.
+Path: Answering.stream -> EventStream.send -> Call.body
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from freehold.server.core.call import Call
+
+CONTENT_TYPE = b"text/event-stream; charset=utf-8"  # server-sent events
+COMMENT = b": keep-alive\n\n"  # which their readers leave out
+HEADERS = [
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold the events back
+]
+
+
+class EventStream:
+    """Use in `async with`: the timer for beats runs inside. `beat` writes what a client reads over."""
+
+    def __init__(
+        self, call: Call, content_type: bytes = CONTENT_TYPE, beat: Callable[[], bytes] = lambda: COMMENT
+    ) -> None:
+        self._headers, self._beat = [(b"content-type", content_type), *HEADERS], beat
+        self._call, self._lock = call, asyncio.Lock()
+        self._every, self._patience = call.server.keep_alive_s, call.server.limits.write_s
+        self._sent_at = time.monotonic()
+        self._beating: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> EventStream:
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(self._every, self._tick)
+        self._call.server.metrics.streams += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._beating is not None:
+            self._beating.cancel()
+        self._call.server.metrics.streams -= 1
+
+    @property
+    def begun(self) -> bool:
+        return self._call.status != 0
+
+    async def send(self, data: bytes, *, more: bool = True) -> None:
+        """Send whole events; waits while the client's buffers are full."""
+        async with self._lock:
+            if self._call.complete:  # a beat that waited while the last event went out
+                return
+            if not self.begun:
+                await self._call.head(200, self._headers)
+            await self._call.body(data, more=more)
+            self._sent_at = time.monotonic()
+
+    def _tick(self) -> None:
+        """Send a beat if nothing else went out; drop a client that takes nothing."""
+        silent = time.monotonic() - self._sent_at
+        if self._lock.locked():
+            if silent > self._patience:
+                self._call.abort()  # Call.while_here sees the connection go, and ends the work
+            wait = 1.0
+        elif silent >= self._every:
+            self._beating = self._loop.create_task(self.send(self._beat()))
+            wait = self._every
+        else:
+            wait = self._every - silent
+        self._timer = self._loop.call_later(wait, self._tick)
