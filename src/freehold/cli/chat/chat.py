@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from freehold.cli.chat.chat import clipboard
+from freehold.cli.chat import clipboard
 from freehold.cli.chat.loops import ADVICE, LoopGuard
 from freehold.cli.chat.markdown import DataRenderer, PlainRenderer, StreamRenderer
 from freehold.cli.chat.prompt import read_text_file
