@@ -116,7 +116,7 @@ def _tree() -> dict[str, float]:
         seq = Sequence(Request(tuple(tokens), GREEDY, 0, 10), tokens)
         blocks.adopt(seq)
         assert blocks.grow(seq, count)
-        seq.computed = count
+        seq.num_computed_tokens = count
         blocks.publish(seq)
         return seq
 

@@ -19,7 +19,7 @@ from freehold.catalog.model import Layers, Structure
 from freehold.config import load_settings
 from freehold.engine.cache.capacity import ROOMS, SLOT_SHARE, CacheBytes, KvType
 from freehold.engine.cache.windows import quota
-from freehold.engine.schedule.budget import MAX_ROWS
+from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import UsageError
 from freehold.models.loader import refusal
 
@@ -55,10 +55,12 @@ def test_memory_is_the_hand_figure():
 
 def test_cache_is_what_the_engine_reserves():
     """The rule of slots is the engine's own: its constants, and its arithmetic over the same layers."""
-    assert (ours.ROWS, ours.SLOT_SHARE, ours.ROOMS) == (MAX_ROWS, SLOT_SHARE, ROOMS)
+    assert (ours.ROWS, ours.SLOT_SHARE, ours.ROOMS) == (MAX_NUM_BATCHED_TOKENS, SLOT_SHARE, ROOMS)
     assert ours.BLOCK == native.BLOCK_TOKENS
     cache = native.KvCache([(2, 64, 64)] * 24, 1, "f16", [0] * 4 + [512] * 20, 1)
-    engine = CacheBytes(cache.bytes_per_block, cache.bytes_per_slot, ROOMS * quota(512, MAX_ROWS))
+    engine = CacheBytes(
+        cache.bytes_per_block, cache.bytes_per_slot, ROOMS * quota(512, MAX_NUM_BATCHED_TOKENS)
+    )
     for context in (100, 1024, 4096, 32768):
         assert sum(ours.cache_bytes(WINDOWED, context).values()) == engine.total(-(-context // 32)), context
     for kv_type in get_args(KvType):

@@ -12,7 +12,7 @@ from freehold.engine.cache.disk import DiskCache, dependencies
 from freehold.engine.cache.prefix import Node
 from freehold.engine.cache.windows import Slots
 from freehold.engine.runner import ModelRunner
-from freehold.engine.schedule.scheduler import Work
+from freehold.engine.schedule.scheduler import ScheduledChunk
 from freehold.engine.sequence import Request, Sequence
 from freehold.models.loader import LoadedModel
 from freehold.types import SamplingParams
@@ -28,10 +28,17 @@ class Rig:
     """Steps sequences as the engine does, and gives the logits after each one's newest computed token."""
 
     def __init__(
-        self, model: LoadedModel, count: int, disk: Path | None = None, slots: int = 0, step_rows: int = 512
+        self,
+        model: LoadedModel,
+        count: int,
+        disk: Path | None = None,
+        slots: int = 0,
+        max_num_batched_tokens: int = 512,
     ) -> None:
         window = max(model.windows)
-        self.blocks = BlockManager(count, Slots(slots, count, window, step_rows) if slots else None)
+        self.blocks = BlockManager(
+            count, Slots(slots, count, window, max_num_batched_tokens) if slots else None
+        )
         self.runner = ModelRunner(model, self.blocks, 512, model.threads)
         self.disk = None
         if disk is not None:
@@ -42,19 +49,24 @@ class Rig:
         """Compute all missing tokens of sequences that must find room."""
         for seq in seqs:
             assert not self.blocks.reserve(seq)
-            if not seq.table:
+            if not seq.block_table:
                 self.blocks.adopt(seq)
             assert self.blocks.grow(seq, len(seq.tokens))
-        rows = self.run([Work(seq, seq.computed, len(seq.tokens) - seq.computed) for seq in seqs])
+        rows = self.run(
+            [
+                ScheduledChunk(seq, seq.num_computed_tokens, len(seq.tokens) - seq.num_computed_tokens)
+                for seq in seqs
+            ]
+        )
         return [row[-1] for row in rows]
 
-    def run(self, batch: list[Work]) -> list[np.ndarray]:
+    def run(self, batch: list[ScheduledChunk]) -> list[np.ndarray]:
         """Compute rows that have blocks."""
         for work in batch:
             self.blocks.ready(work.seq, work.first, work.rows)
         rows = self.runner.run(batch, choose=False)
         for work in batch:
-            work.seq.computed = work.first + work.count
+            work.seq.num_computed_tokens = work.first + work.count
             self.blocks.publish(work.seq)
         return rows
 
@@ -62,7 +74,7 @@ class Rig:
         """Compute tokens from nothing, and leave nothing behind."""
         seq = sequence(tokens)
         assert self.blocks.grow(seq, len(tokens))
-        row = self.runner.run([Work(seq, 0, len(tokens))], choose=False)[0][-1]
+        row = self.runner.run([ScheduledChunk(seq, 0, len(tokens))], choose=False)[0][-1]
         self.blocks.release(seq)
         return row
 
@@ -71,8 +83,8 @@ def check_books(blocks: BlockManager, live: list[Sequence]) -> None:
     """Every block is free, cached or live; holders are counted right; the tree and the pool agree."""
     holders = [0] * blocks.count
     for seq in live:
-        assert len(set(seq.table)) == len(seq.table) >= blocks_for(seq.computed)
-        for block in seq.table:
+        assert len(set(seq.block_table)) == len(seq.block_table) >= blocks_for(seq.num_computed_tokens)
+        for block in seq.block_table:
             holders[block] += 1
     assert holders == blocks._holders
     free, cached = set(blocks._free), set(blocks._cached)
@@ -96,10 +108,17 @@ def check_slots(slots: Slots, live: list[Sequence]) -> None:
     """Every slot is free or some block's; who looks is counted right, and finds what it looks at."""
     lookers = [0] * len(slots._lookers)
     for seq in live:
-        assert seq.looks == ((slots.first(seq.computed), len(seq.table)) if seq.table else (0, 0))
-        for block in seq.table[slice(*seq.looks)]:
+        assert seq.looks == (
+            (slots.first(seq.num_computed_tokens), len(seq.block_table)) if seq.block_table else (0, 0)
+        )
+        for block in seq.block_table[slice(*seq.looks)]:
             lookers[block] += 1
-        assert all(slots.of(b) >= 0 for b in seq.table[slots.first(seq.computed) : blocks_for(seq.computed)])
+        assert all(
+            slots.of(b) >= 0
+            for b in seq.block_table[
+                slots.first(seq.num_computed_tokens) : blocks_for(seq.num_computed_tokens)
+            ]
+        )
     assert lookers == slots._lookers
     held = {block: slots.of(block) for block in range(len(lookers)) if slots.of(block) >= 0}
     assert sorted([*slots._free, *held.values()]) == list(range(slots.count))

@@ -119,7 +119,7 @@ def test_a_draft_model_guesses_without_the_adapter_and_changes_nothing(model: Lo
 def test_logits_with_an_adapter_do_not_depend_on_chunks_or_threads(model: LoadedModel, adapters: Both):
     whole = Engine(model, context=128).logits(PROMPT, adapter=adapters[1])
     for rows, threads in ((1, 2), (7, 1), (33, 2)):
-        pieces = Engine(model, context=128, step_rows=rows, threads=threads)
+        pieces = Engine(model, context=128, max_num_batched_tokens=rows, threads=threads)
         assert np.array_equal(pieces.logits(PROMPT, adapter=adapters[1]), whole)
     assert not np.array_equal(Engine(model, context=128).logits(PROMPT), whole)
 

@@ -126,7 +126,7 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_guesses_formats_and
             context=CONTEXT,
             blocks=blocks,
             kv_type=kv_type,
-            step_rows=data.draw(st.sampled_from([3, 16, 64])),
+            max_num_batched_tokens=data.draw(st.sampled_from([3, 16, 64])),
             threads=data.draw(st.sampled_from([1, 2])),
             draft=data.draw(st.sampled_from([None, model])),
         )

@@ -18,7 +18,7 @@ def compute(blocks: BlockManager, seq: Sequence, to: int | None = None) -> Seque
     """Pretend that a step computed all tokens of a sequence, or those before `to`."""
     to = len(seq.tokens) if to is None else to
     assert blocks.grow(seq, to)
-    seq.computed = to
+    seq.num_computed_tokens = to
     blocks.publish(seq)
     return seq
 
@@ -36,8 +36,8 @@ def run(blocks: BlockManager, tokens: list[int], tenant: str = "") -> Sequence:
 def test_blocks_are_given_whole_or_not_at_all():
     blocks = BlockManager(3)
     a, b = sequence([1] * 40), sequence([2] * 40)
-    assert blocks.grow(a, 40) and len(a.table) == blocks_for(40) == 2
-    assert not blocks.grow(b, 40) and b.table == []
+    assert blocks.grow(a, 40) and len(a.block_table) == blocks_for(40) == 2
+    assert not blocks.grow(b, 40) and b.block_table == []
     blocks.release(a)
     assert blocks.available == 3 and blocks.grow(b, 40)
 
@@ -56,7 +56,7 @@ def test_copy_of_a_shared_block_counts_among_what_is_missing():
     blocks.fork(parent, child)
     assert blocks.missing(child, 40) == 1 and blocks.missing(child, 70) == 2
     blocks.grow(sequence([1]), 1)
-    assert not blocks.grow(child, 70) and len(child.table) == 2
+    assert not blocks.grow(child, 70) and len(child.block_table) == 2
 
 
 def test_common_prefix_counts_equal_leading_items():
@@ -73,7 +73,7 @@ def test_live_sequences_share_the_full_blocks_of_what_they_begin_with():
     b = sequence([*range(64), 900, 901])
     assert blocks.match(b) == 64
     blocks.adopt(b)
-    assert (b.table, b.computed, b.cached) == (a.table[:2], 64, 64)
+    assert (b.block_table, b.num_computed_tokens, b.num_cached_tokens) == (a.block_table[:2], 64, 64)
     assert blocks.live == 3
 
 
@@ -83,8 +83,12 @@ def test_part_of_a_block_is_taken_by_copy():
     b = sequence([*range(50), 900])
     assert blocks.match(b) == 50
     blocks.adopt(b)
-    assert b.computed == 50 and b.table[0] == a.table[0] and b.table[1] not in a.table
-    assert blocks.take_copies()[0] == [(a.table[1], b.table[1])] and blocks.take_copies()[0] == []
+    assert (
+        b.num_computed_tokens == 50
+        and b.block_table[0] == a.block_table[0]
+        and b.block_table[1] not in a.block_table
+    )
+    assert blocks.take_copies()[0] == [(a.block_table[1], b.block_table[1])] and blocks.take_copies()[0] == []
 
 
 def test_last_token_is_computed_anew():
@@ -92,7 +96,7 @@ def test_last_token_is_computed_anew():
     blocks.retire(run(blocks, [*range(64)]))
     b = sequence([*range(64)])
     blocks.adopt(b)
-    assert b.computed == 63 and len(b.table) == 2
+    assert b.num_computed_tokens == 63 and len(b.block_table) == 2
 
 
 def test_what_a_sequence_ended_with_is_kept_to_the_last_token():
@@ -114,10 +118,12 @@ def test_twins_computed_side_by_side_become_one():
     blocks = BlockManager(10)
     a, b = sequence([*range(70)]), sequence([*range(64), 900, 901])
     assert blocks.grow(a, 70) and blocks.grow(b, 66) and blocks.live == 6
-    a.computed, b.computed = 70, 66
+    a.num_computed_tokens, b.num_computed_tokens = 70, 66
     blocks.publish(a)
     blocks.publish(b)
-    assert a.table[:2] == b.table[:2] and a.table[2] != b.table[2] and blocks.live == 4
+    assert (
+        a.block_table[:2] == b.block_table[:2] and a.block_table[2] != b.block_table[2] and blocks.live == 4
+    )
     blocks.retire(a)
     blocks.retire(b)
     assert blocks.live == 0 and blocks.cached == 4
@@ -135,9 +141,9 @@ def test_published_blocks_of_a_preempted_sequence_stay():
     blocks = BlockManager(4)
     a = run(blocks, [*range(70)])
     blocks.release(a)
-    assert (a.table, a.computed, blocks.cached) == ([], 0, 2)
+    assert (a.block_table, a.num_computed_tokens, blocks.cached) == ([], 0, 2)
     blocks.adopt(a)
-    assert a.computed == 64
+    assert a.num_computed_tokens == 64
 
 
 def test_resumed_answer_does_not_count_as_cached():
@@ -145,9 +151,9 @@ def test_resumed_answer_does_not_count_as_cached():
     a = run(blocks, [*range(70)])
     a.tokens.append(1)
     blocks.release(a)
-    a.cached = 5
+    a.num_cached_tokens = 5
     blocks.adopt(a)
-    assert a.computed == 64 and a.cached == 5
+    assert a.num_computed_tokens == 64 and a.num_cached_tokens == 5
 
 
 # --- eviction ----------------------------------------------------------------------------------------
@@ -181,7 +187,7 @@ def test_last_block_to_be_had_is_taken_over_instead_of_copied():
     blocks.retire(run(blocks, [*range(50)]))
     b = sequence([*range(50), 99])
     blocks.adopt(b)
-    assert b.computed == 50 and blocks.take_copies()[0] == [] and blocks.available == 0
+    assert b.num_computed_tokens == 50 and blocks.take_copies()[0] == [] and blocks.available == 0
 
 
 def test_copy_from_a_block_comes_before_the_copy_to_it():
@@ -191,7 +197,7 @@ def test_copy_from_a_block_comes_before_the_copy_to_it():
     a, b = sequence([*range(20), 99]), sequence([*range(100, 120), 99])
     blocks.adopt(a)
     blocks.adopt(b)  # in the block that `a` is a copy of
-    assert blocks.take_copies()[0] == [(0, 2), (1, 0)] and (a.table, b.table) == ([2], [0])
+    assert blocks.take_copies()[0] == [(0, 2), (1, 0)] and (a.block_table, b.block_table) == ([2], [0])
 
 
 def test_guesses_take_blocks_only_while_there_are_some():
@@ -214,13 +220,13 @@ def test_fork_shares_all_blocks_and_the_first_to_write_copies_its_own():
     blocks = BlockManager(10)
     parent = run(blocks, [*range(70)])
     child = forked(blocks, parent)
-    assert child.table == parent.table and blocks.live == 3
+    assert child.block_table == parent.block_table and blocks.live == 3
     parent.tokens.append(1)
     child.tokens.append(2)
-    shared = parent.table[2]
+    shared = parent.block_table[2]
     assert blocks.grow(parent, 71) and blocks.grow(child, 71)
-    assert blocks.take_copies()[0] == [(shared, parent.table[2])] and child.table[2] == shared
-    assert parent.table[:2] == child.table[:2] and blocks.live == 4
+    assert blocks.take_copies()[0] == [(shared, parent.block_table[2])] and child.block_table[2] == shared
+    assert parent.block_table[:2] == child.block_table[:2] and blocks.live == 4
 
 
 def test_fork_that_ends_early_leaves_the_shared_block_to_the_other():
@@ -241,7 +247,11 @@ def test_no_block_for_a_copy_is_no_block_at_all():
     parent = run(blocks, [*range(70)])
     child = forked(blocks, parent)
     parent.tokens.append(1)
-    assert not blocks.grow(parent, 71) and parent.table == child.table and blocks.take_copies()[0] == []
+    assert (
+        not blocks.grow(parent, 71)
+        and parent.block_table == child.block_table
+        and blocks.take_copies()[0] == []
+    )
 
 
 # --- bits --------------------------------------------------------------------------------------------
@@ -272,7 +282,7 @@ def test_prefix_of_a_running_sequence_gives_the_bits_of_a_recompute(model: Loade
     first, other = sequence(PROMPT), sequence([*PROMPT[:shared], 99, 98])
     rig.step(first)
     row = rig.step(other)[0]
-    assert other.cached == min(shared, 64)
+    assert other.num_cached_tokens == min(shared, 64)
     assert np.array_equal(row, fresh.step(sequence(list(other.tokens)))[0])
     first.tokens.append(7)  # the sharer's bits are as they were
     other.tokens.append(8)

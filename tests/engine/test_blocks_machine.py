@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from freehold._native import BLOCK_TOKENS as SIZE
 from freehold.engine.cache import blocks as blocks_module
 from freehold.engine.cache.blocks import common_prefix
-from freehold.engine.schedule.scheduler import Work
+from freehold.engine.schedule.scheduler import ScheduledChunk
 from freehold.engine.sequence import Sequence
 from freehold.models.loader import LoadedModel
 from tests.engine.rig import Rig, check_books, sequence
@@ -71,12 +71,12 @@ class Pool(RuleBasedStateMachine):
     def step(self, data: st.DataObject, rows: int) -> None:
         """Compute some rows of some sequences; who finds no room makes the youngest others yield."""
         chosen = data.draw(st.lists(st.sampled_from(self.live), unique_by=id, min_size=1, max_size=3))
-        batch = [Work(seq, seq.computed, 0) for seq in chosen if self.place(seq, chosen)]
-        batch = [self.cut(work.seq, rows) for work in batch if work.seq.table]
+        batch = [ScheduledChunk(seq, seq.num_computed_tokens, 0) for seq in chosen if self.place(seq, chosen)]
+        batch = [self.cut(work.seq, rows) for work in batch if work.seq.block_table]
         if not batch:
             return
         for work, logits in zip(batch, self.rig.run(batch), strict=True):
-            self.seen[work.seq.request.tenant].append(work.seq.tokens[: work.seq.computed])
+            self.seen[work.seq.request.tenant].append(work.seq.tokens[: work.seq.num_computed_tokens])
             if work.last:
                 assert np.array_equal(logits[-1], self.expected(work.seq.tokens))
 
@@ -90,12 +90,12 @@ class Pool(RuleBasedStateMachine):
         room = self.rig.blocks.stretch(seq, len(seq.tokens) + len(made) + wrong) - len(seq.tokens)
         draft = (*made, *[9] * wrong)[:room]
         held = min(len(made), room)
-        self.rig.blocks.ready(seq, seq.computed, 1 + len(draft))
-        self.rig.runner.run([Work(seq, seq.computed, 1, draft)], choose=False)
+        self.rig.blocks.ready(seq, seq.num_computed_tokens, 1 + len(draft))
+        self.rig.runner.run([ScheduledChunk(seq, seq.num_computed_tokens, 1, draft)], choose=False)
         seq.tokens += made[:held]
-        seq.computed = len(seq.tokens) - 1 if held else len(seq.tokens)
+        seq.num_computed_tokens = len(seq.tokens) - 1 if held else len(seq.tokens)
         self.rig.blocks.publish(seq)
-        self.seen[seq.request.tenant].append(seq.tokens[: seq.computed])
+        self.seen[seq.request.tenant].append(seq.tokens[: seq.num_computed_tokens])
 
     @precondition(lambda self: any(self.finished(s) for s in self.live))
     @rule(data=st.data(), token=TOKEN)
@@ -103,11 +103,11 @@ class Pool(RuleBasedStateMachine):
         seq = data.draw(st.sampled_from([s for s in self.live if self.finished(s)]))
         seq.tokens.append(token)
 
-    @precondition(lambda self: any(s.computed for s in self.live))
+    @precondition(lambda self: any(s.num_computed_tokens for s in self.live))
     @rule(data=st.data(), token=st.none() | TOKEN)
     def fork(self, data: st.DataObject, token: int | None) -> None:
-        parent = data.draw(st.sampled_from([s for s in self.live if s.computed]))
-        tokens = parent.tokens if token is None else [*parent.tokens[: parent.computed], token]
+        parent = data.draw(st.sampled_from([s for s in self.live if s.num_computed_tokens]))
+        tokens = parent.tokens if token is None else [*parent.tokens[: parent.num_computed_tokens], token]
         child = sequence(tokens, parent.request.tenant)
         if not self.rig.blocks.reserve(child):
             self.rig.blocks.fork(parent, child)
@@ -159,7 +159,7 @@ class Pool(RuleBasedStateMachine):
         assert match <= max(known, default=0)
         for other in self.live:
             if other.request.tenant == tenant and not self.slots:
-                same = common_prefix(seq.tokens[:-1], other.tokens[: other.computed])
+                same = common_prefix(seq.tokens[:-1], other.tokens[: other.num_computed_tokens])
                 assert match >= same // SIZE * SIZE
 
     # --- means -----------------------------------------------------------------------------------------
@@ -169,26 +169,26 @@ class Pool(RuleBasedStateMachine):
         while blocks.reserve(seq):
             if not self.others_yield(keep):
                 return False
-        if not seq.table:
+        if not seq.block_table:
             expected = blocks.match(seq)
             while not blocks.adopt(seq, hurry=True):
                 pass
-            assert seq.computed >= expected // SIZE * SIZE
-            assert seq.computed <= expected or self.on_disk
+            assert seq.num_computed_tokens >= expected // SIZE * SIZE
+            assert seq.num_computed_tokens <= expected or self.on_disk
         while not blocks.grow(seq, len(seq.tokens)):
             if not self.others_yield(keep):
                 return False
         return True
 
     def others_yield(self, keep: list[Sequence]) -> bool:
-        victims = [s for s in self.live if s.table and s not in keep]
+        victims = [s for s in self.live if s.block_table and s not in keep]
         if victims:
             self.rig.blocks.release(victims[-1])
         return bool(victims)
 
-    def cut(self, seq: Sequence, rows: int) -> Work:
-        first = min(seq.computed, len(seq.tokens) - 1)
-        return Work(seq, first, min(rows, len(seq.tokens) - first, ROWS if self.slots else rows))
+    def cut(self, seq: Sequence, rows: int) -> ScheduledChunk:
+        first = min(seq.num_computed_tokens, len(seq.tokens) - 1)
+        return ScheduledChunk(seq, first, min(rows, len(seq.tokens) - first, ROWS if self.slots else rows))
 
     def expected(self, tokens: list[int]) -> np.ndarray:
         key = tuple(tokens)
@@ -198,11 +198,11 @@ class Pool(RuleBasedStateMachine):
 
     @staticmethod
     def finished(seq: Sequence) -> bool:
-        return seq.computed == len(seq.tokens) < LONGEST
+        return seq.num_computed_tokens == len(seq.tokens) < LONGEST
 
     @staticmethod
     def decodes(seq: Sequence) -> bool:
-        return seq.computed == len(seq.tokens) - 1 and len(seq.tokens) < LONGEST - 10
+        return seq.num_computed_tokens == len(seq.tokens) - 1 and len(seq.tokens) < LONGEST - 10
 
 
 @pytest.mark.parametrize(

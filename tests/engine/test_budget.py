@@ -137,7 +137,7 @@ def test_slow_machine_lets_few_answers_run_together():
     for rows in (1, 2, 4, 8):
         budget.learn(rows, [], 0, 0.2 * rows)
     assert budget.most_decodes() in (4, 5, 6, 7)
-    assert Budget(step_rows=64).most_decodes() == 64
+    assert Budget(max_num_batched_tokens=64).most_decodes() == 64
     assert Budget(target_itl_s=0.05).limit(0.03) == 0.05
 
 

@@ -48,7 +48,7 @@ def found(model: LoadedModel, folder: Path, tokens: list[int] = PROMPT, tenant: 
     row = rig.step(seq)[0]
     assert np.array_equal(row, Rig(model, 16).alone(tokens))
     check_books(rig.blocks, [seq])
-    assert seq.cached == rig.blocks.disk_tokens
+    assert seq.num_cached_tokens == rig.blocks.disk_tokens
     rig.blocks.close()
     return rig.blocks.disk_tokens
 
@@ -100,7 +100,11 @@ def test_what_the_disk_gave_is_shared_like_anything_else(model: LoadedModel, tmp
     a, b = sequence(PROMPT), sequence([*PROMPT[:250], 9])
     rig.step(a)
     rig.step(b)
-    assert b.table[:7] == a.table[:7] and b.cached == 250 and rig.blocks.disk_tokens == WHOLE * 32
+    assert (
+        b.block_table[:7] == a.block_table[:7]
+        and b.num_cached_tokens == 250
+        and rig.blocks.disk_tokens == WHOLE * 32
+    )
     check_books(rig.blocks, [a, b])
 
 
@@ -111,11 +115,11 @@ def test_others_wait_for_a_part_of_it_only(
     computed(model, tmp_path)
     rig = Rig(model, 24, tmp_path)
     seq = sequence(PROMPT)
-    assert rig.blocks.adopt(seq) and seq.computed == WHOLE * 32  # nobody waits
+    assert rig.blocks.adopt(seq) and seq.num_computed_tokens == WHOLE * 32  # nobody waits
     rig, seq = Rig(model, 24, tmp_path), sequence([*PROMPT[:290], 9])
     steps = 1
     while not rig.blocks.adopt(seq, hurry=True):
-        assert seq.computed == 32 * steps
+        assert seq.num_computed_tokens == 32 * steps
         steps += 1
     assert steps == WHOLE
     assert np.array_equal(rig.step(seq)[0], rig.alone(seq.tokens))
@@ -145,7 +149,7 @@ def test_pool_without_room_takes_what_fits(model: LoadedModel, tmp_path: Path):
     rig = Rig(model, 10, tmp_path)
     rig.step(sequence([9] * 150))
     seq = sequence(PROMPT)
-    assert rig.blocks.adopt(seq) and seq.computed == 5 * 32 and rig.blocks.available == 0
+    assert rig.blocks.adopt(seq) and seq.num_computed_tokens == 5 * 32 and rig.blocks.available == 0
 
 
 def test_copies_that_are_due_come_before_what_is_read(model: LoadedModel, tmp_path: Path):
@@ -233,7 +237,7 @@ def test_damaged_file_is_a_miss_and_removed(
     rig = Rig(model, 16, tmp_path)
     seq = sequence(PROMPT)
     rig.blocks.adopt(seq)
-    assert seq.computed == 4 * 32 and not victim.exists()
+    assert seq.num_computed_tokens == 4 * 32 and not victim.exists()
     rig.blocks.release(seq)
     assert np.array_equal(rig.step(seq)[0], Rig(model, 16).alone(PROMPT))
     rig.blocks.retire(seq)

@@ -16,7 +16,7 @@ from freehold.engine import engine as engine_module
 from freehold.engine.engine import GUESSED_OPS
 from freehold.engine.schedule import scheduler as scheduler_module
 from freehold.engine.schedule.budget import LOGIT_ROWS
-from freehold.engine.schedule.scheduler import Work
+from freehold.engine.schedule.scheduler import ScheduledChunk
 from freehold.errors import (
     ContextOverflow,
     DeadlineExceeded,
@@ -49,14 +49,16 @@ def engine(model: LoadedModel) -> Engine:
 
 
 @pytest.mark.parametrize("name", ["model", "sliding"])
-@pytest.mark.parametrize("step_rows", [1, 7, 33, 64])
+@pytest.mark.parametrize("max_num_batched_tokens", [1, 7, 33, 64])
 def test_logits_are_the_same_bits_for_every_chunk_size(
-    name: str, step_rows: int, request: pytest.FixtureRequest
+    name: str, max_num_batched_tokens: int, request: pytest.FixtureRequest
 ):
     loaded: LoadedModel = request.getfixturevalue(name)
-    whole = Engine(loaded, context=128, step_rows=128).logits(PROMPT)
+    whole = Engine(loaded, context=128, max_num_batched_tokens=128).logits(PROMPT)
     assert whole.shape == (len(PROMPT), loaded.vocab) and whole.dtype == np.float32
-    assert np.array_equal(Engine(loaded, context=128, step_rows=step_rows).logits(PROMPT), whole)
+    assert np.array_equal(
+        Engine(loaded, context=128, max_num_batched_tokens=max_num_batched_tokens).logits(PROMPT), whole
+    )
 
 
 def test_logits_are_the_same_bits_on_one_and_two_threads(model: LoadedModel):
@@ -273,8 +275,8 @@ def test_logits_that_are_not_finite_end_one_answer_alone(engine: Engine, monkeyp
     assert engine._runner is not None
     run = engine._runner.run
 
-    def damaged(batch: list[Work]):
-        def harmed(work: Work) -> bool:
+    def damaged(batch: list[ScheduledChunk]):
+        def harmed(work: ScheduledChunk) -> bool:
             return work.seq.request.prompt[0] == PROMPT[1] and work.seq.generated == 3
 
         out = run(batch, choose=False)
@@ -293,7 +295,7 @@ def test_native_step_that_fails_ends_its_answers_with_a_name_and_the_engine_goes
     assert engine._runner is not None
     run, calls = engine._runner.run, []
 
-    def failing(batch: list[Work]):
+    def failing(batch: list[ScheduledChunk]):
         calls.append(len(batch))
         if len(calls) == 3:
             raise RuntimeError("native trouble")
@@ -570,7 +572,7 @@ def test_step_has_few_rows_of_logits_however_many_read(engine: Engine, monkeypat
     assert engine._runner is not None
     most, run = 0, engine._runner.run
 
-    def counted(batch: list[Work], choose: bool = True) -> Any:
+    def counted(batch: list[ScheduledChunk], choose: bool = True) -> Any:
         nonlocal most
         most = max(most, sum(len(work.logit_rows) for work in batch))
         return run(batch, choose)

@@ -9,13 +9,13 @@ import pytest
 
 from freehold.engine.schedule import scheduler as scheduler_module
 from freehold.engine.schedule.budget import BRIEF_S, BURST_S, FIRST_ROWS, ITL_FACTOR, SLOW_STEP_S, STEP_S
-from freehold.engine.schedule.scheduler import AGE_S, BYPASS_S, Work
+from freehold.engine.schedule.scheduler import AGE_S, BYPASS_S, ScheduledChunk
 from freehold.engine.sequence import Request, TokenOut
 from freehold.types import Priority, SamplingParams
 from tests.engine.world import LOOK_S, ROW_S, World
 
 
-def cut(batch: list[Work]) -> list[tuple[int, int]]:
+def cut(batch: list[ScheduledChunk]) -> list[tuple[int, int]]:
     return [(work.first, work.count) for work in batch]
 
 
@@ -39,7 +39,7 @@ def test_long_prompt_is_cut_into_steps_and_wants_logits_at_its_end_only():
         batch = world.scheduler.schedule()
         wanted.append(list(batch[0].logit_rows))
         assert cut(batch) == [expected]
-        batch[0].seq.computed += batch[0].count
+        batch[0].seq.num_computed_tokens += batch[0].count
     assert wanted == [[], [], [3]]
 
 
@@ -67,7 +67,7 @@ def test_interrupted_step_is_computed_again():
     world = World()
     seq = world.add(5)
     assert cut(world.scheduler.schedule()) == [(0, 5)]
-    seq.computed = 5
+    seq.num_computed_tokens = 5
     assert cut(world.scheduler.schedule()) == [(4, 1)]
 
 
@@ -193,7 +193,7 @@ def test_short_prompts_pass_a_long_one_and_it_keeps_a_quarter():
         world.run(0.2)  # more than the machine can read: 0.14 s each, and the long one
     waits = [world.logs[s].first for s in shorts]
     assert sum(w < 1.0 for w in waits) > 50
-    assert long.computed > 0.12 * 20_000
+    assert long.num_computed_tokens > 0.12 * 20_000
     world.finish()
     assert world.logs[long].ended < inf
 
@@ -293,7 +293,7 @@ def test_waiting_for_a_prefix_ends_when_its_reader_goes():
     system = list(range(10_000, 14_000))
     first, second = world.add([*system, 1]), world.add([*system, 2])
     world.step()
-    assert not second.table
+    assert not second.block_table
     world.cancel(first)
     world.finish()
     assert world.logs[second].ended < inf
@@ -306,7 +306,7 @@ def test_short_prompt_does_not_wait_for_all_of_a_long_one_it_begins_like():
     short = world.add([*system, 1, 2, 3])
     while world.logs[short].first == inf:
         world.step()
-    assert long.computed < 3000
+    assert long.num_computed_tokens < 3000
 
 
 def test_answers_to_one_prompt_share_its_blocks():
@@ -351,7 +351,7 @@ def test_stalled_reader_is_passed_over_only_after_a_while():
     old.paused_at = world.now
     assert world.step() == []
     world.now += scheduler_module.STALL_S + 0.1
-    assert [work.seq for work in world.step()] == [young] and old.table == []
+    assert [work.seq for work in world.step()] == [young] and old.block_table == []
 
 
 def test_small_requests_pass_one_that_finds_no_room_but_not_for_ever():

@@ -56,7 +56,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(seq=seqs)
     def stall(self, seq: Sequence) -> None:
-        if not seq.done and seq.table:
+        if not seq.done and seq.block_table:
             seq.pending.append(TokenOut(1))
             seq.paused_at = self.world.now
             self.stalled.append(seq)
@@ -75,12 +75,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def books_balance(self) -> None:
         live = self.world.scheduler._live
-        held = {block for seq in live for block in seq.table}
+        held = {block for seq in live for block in seq.block_table}
         assert len(held) == self.world.blocks.live
-        assert all(len(seq.table) <= blocks_for(len(seq.tokens)) for seq in live)
+        assert all(len(seq.block_table) <= blocks_for(len(seq.tokens)) for seq in live)
         if self.world.blocks.slots is not None:
             check_slots(self.world.blocks.slots, list(live))
-        assert all(seq.done and not seq.table for seq in self.world.logs if seq not in live)
+        assert all(seq.done and not seq.block_table for seq in self.world.logs if seq not in live)
 
     def teardown(self) -> None:
         if hasattr(self, "world"):

@@ -17,7 +17,7 @@ GREEDY = SamplingParams(temperature=0.0)
 
 
 def test_long_sequence_looks_at_its_window_alone(sliding: LoadedModel):
-    rig = Rig(sliding, 16, slots=quota(8, 64), step_rows=64)
+    rig = Rig(sliding, 16, slots=quota(8, 64), max_num_batched_tokens=64)
     seq = sequence([5 + i % 90 for i in range(300)])
     for end in range(60, 301, 60):
         rig_tokens, seq.tokens = seq.tokens, seq.tokens[:end]
@@ -29,7 +29,7 @@ def test_long_sequence_looks_at_its_window_alone(sliding: LoadedModel):
 
 def test_slots_left_idle_still_give_a_hit_until_another_needs_them(sliding: LoadedModel):
     slots = quota(8, 64)
-    rig = Rig(sliding, 16, slots=slots, step_rows=64)
+    rig = Rig(sliding, 16, slots=slots, max_num_batched_tokens=64)
     first, other = [5 + i % 90 for i in range(64)], [100 + i % 50 for i in range(64)]
     for tokens in (first, other):
         seq = sequence(tokens)
@@ -46,7 +46,7 @@ def test_slots_left_idle_still_give_a_hit_until_another_needs_them(sliding: Load
 
 
 def test_block_computed_again_gets_its_slot_back(sliding: LoadedModel):
-    rig = Rig(sliding, 16, slots=quota(8, 64), step_rows=64)
+    rig = Rig(sliding, 16, slots=quota(8, 64), max_num_batched_tokens=64)
     tokens = [5 + i % 90 for i in range(64)]
     for each in (tokens, [150] * 64, [151] * 64, [152] * 64, [153] * 64, tokens):
         seq = sequence(each)
@@ -66,7 +66,9 @@ def test_sequence_reserves_no_more_than_a_window_and_a_step():
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_good_part_of_a_prefix_ends_where_every_window_block_is_there(count: int):
-    slots = Slots(16, 16, window=33, step_rows=32)  # a window reaches into the block before the last
+    slots = Slots(
+        16, 16, window=33, max_num_batched_tokens=32
+    )  # a window reaches into the block before the last
     slots.fill(b for b in range(8) if b != count - 1)
     tokens = slots.good(list(range(8)), 8 * SIZE)
     assert tokens == (8 * SIZE if count - 1 < slots.first(8 * SIZE) else (count - 1) * SIZE)
@@ -74,8 +76,8 @@ def test_good_part_of_a_prefix_ends_where_every_window_block_is_there(count: int
 
 def test_cache_of_a_windowed_model_takes_less_and_answers_the_same(sliding: LoadedModel):
     prompt = [5 + i % 90 for i in range(150)]
-    wide = Engine(sliding, context=256, step_rows=16, speculate=False)
-    tight = Engine(sliding, context=256, blocks=40, step_rows=16, speculate=False)
+    wide = Engine(sliding, context=256, max_num_batched_tokens=16, speculate=False)
+    tight = Engine(sliding, context=256, blocks=40, max_num_batched_tokens=16, speculate=False)
     bytes_ = CacheBytes.of(sliding, "f16", 16)
     assert bytes_.slots(40) == 10 and tight.cache_bytes == bytes_.total(40) < 40 * (
         bytes_.block + bytes_.slot

@@ -12,7 +12,7 @@ import pytest
 from freehold.engine import Engine, TokenOut
 from freehold.engine.cache.blocks import BlockManager
 from freehold.engine.schedule.cost import StepCost
-from freehold.engine.schedule.scheduler import Scheduler, Work
+from freehold.engine.schedule.scheduler import ScheduledChunk, Scheduler
 from freehold.engine.sequence import Request, Sequence
 from freehold.engine.speculate import draft as draft_module
 from freehold.engine.speculate import speculation as speculation_module
@@ -169,7 +169,7 @@ def test_damage_behind_a_right_guess_is_reported_after_the_tokens_before_it(
     assert engine._runner is not None
     run = engine._runner.run
 
-    def damaged(batch: list[Work]):
+    def damaged(batch: list[ScheduledChunk]):
         out = run(batch, choose=False)
         if batch[0].draft:
             out[0][3:] = float("nan")
@@ -263,7 +263,7 @@ def test_draft_model_whose_cache_does_not_fit_is_refused(
 def decoding(tokens: list[int], made: int = 1) -> Sequence:
     request = Request(tuple(tokens[:-made]), GREEDY, 0, 200)
     seq = Sequence(request, list(tokens))
-    seq.computed = len(tokens) - 1
+    seq.num_computed_tokens = len(tokens) - 1
     return seq
 
 
@@ -285,7 +285,7 @@ def run(
                 work.seq.tokens.append(what[len(work.seq.tokens)])
                 if work.seq.tokens[-1] != guess:
                     break
-            work.seq.computed = len(work.seq.tokens) - 1
+            work.seq.num_computed_tokens = len(work.seq.tokens) - 1
         speculation.learn(batch)
     return counts
 
@@ -324,9 +324,9 @@ def test_step_that_measures_answers_alone_has_no_guesses():
             assert not guesses
         scheduler.learn(batch, 1.0)
         for work in batch:
-            work.seq.computed = work.first + work.count
+            work.seq.num_computed_tokens = work.first + work.count
             if work.decodes:
                 work.seq.tokens.append(text[len(work.seq.tokens) % 20])
-                work.seq.computed = len(work.seq.tokens) - 1
+                work.seq.num_computed_tokens = len(work.seq.tokens) - 1
         speculation.learn(batch)
     assert measured

@@ -7,7 +7,7 @@ from math import inf
 
 from freehold.engine.cache.blocks import BlockManager
 from freehold.engine.cache.windows import Slots, quota
-from freehold.engine.schedule.scheduler import Scheduler, Work
+from freehold.engine.schedule.scheduler import ScheduledChunk, Scheduler
 from freehold.engine.sequence import Request, Sequence
 from freehold.types import Priority, SamplingParams
 
@@ -73,7 +73,7 @@ class World:
         seq.done = True
         self.scheduler.remove(seq)
 
-    def seconds(self, batch: list[Work]) -> float:
+    def seconds(self, batch: list[ScheduledChunk]) -> float:
         """Return what the made-up machine takes for a step."""
         decodes = sum(work.decodes for work in batch)
         reading = sum(
@@ -83,7 +83,7 @@ class World:
         )
         return max(LONE_S + MORE_S * (decodes - 1) if decodes else 0.0, 0.5 * LONE_S) + reading
 
-    def step(self) -> list[Work]:
+    def step(self) -> list[ScheduledChunk]:
         """Compute a step; an idle one lets a moment pass."""
         batch = self.scheduler.schedule()
         assert len({work.seq for work in batch}) == len(batch)
@@ -97,12 +97,12 @@ class World:
             self._after(work)
         return batch
 
-    def _after(self, work: Work) -> None:
+    def _after(self, work: ScheduledChunk) -> None:
         seq, log = work.seq, self.logs[work.seq]
-        assert len(seq.table) * 32 >= work.first + work.rows
+        assert len(seq.block_table) * 32 >= work.first + work.rows
         self.rows_computed += work.rows
-        seq.computed = work.first + work.count
-        if seq.computed == len(seq.tokens):
+        seq.num_computed_tokens = work.first + work.count
+        if seq.num_computed_tokens == len(seq.tokens):
             self._token += 1
             seq.tokens.append(self._token)
             log.tokens.append(self.now)

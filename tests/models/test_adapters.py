@@ -40,7 +40,7 @@ def written(case: Case, form: str, folder: Path, dtype: str = "F32") -> Path:
 
 
 def logits(model: LoadedModel, ids: list[int], path: Path, chunk: int = 512) -> np.ndarray:
-    engine = Engine(model, context=64, kv_type="f32", step_rows=chunk, speculate=False)
+    engine = Engine(model, context=64, kv_type="f32", max_num_batched_tokens=chunk, speculate=False)
     return engine.logits(ids, adapter=load_adapter(path, model, "made-up"))
 
 

@@ -39,8 +39,8 @@ class Counts:
         self.rows += rows
         self.sizes[bisect_left(STEP_ROWS, rows)] += 1
         for seq in read:  # not before: who is preempted meanwhile is looked up again, and no sum may shrink
-            self.cached_tokens += seq.cached
-            self.computed_tokens += len(seq.request.prompt) - seq.cached
+            self.cached_tokens += seq.num_cached_tokens
+            self.computed_tokens += len(seq.request.prompt) - seq.num_cached_tokens
         self.progress_at = time.monotonic()
 
     def stats(self, **state: Any) -> EngineStats:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from freehold.engine.counts import Counts
 from freehold.engine.pooling import Pool, Pooling, checked_pooling
-from freehold.engine.schedule.budget import MAX_ROWS
+from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import (
     ContextOverflow,
     DamagedPack,
@@ -64,7 +64,13 @@ class _Text:
 class Encoder:
     """A loaded encoder, safe from many threads. Close it when done."""
 
-    def __init__(self, model: LoadedModel, *, context: int | None = None, step_rows: int = MAX_ROWS) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        context: int | None = None,
+        max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
+    ) -> None:
         """Trace the plan. `context`: tokens of a text (default: the model's positions). Raises ContextOverflow."""
         if context is not None and not 1 <= context <= model.context:
             raise ContextOverflow(
@@ -75,7 +81,7 @@ class Encoder:
         self.context = context or model.context
         self.context_note = "the model's own" if context is None else "as asked"
         self.threads = model.threads.size
-        self._rows = max(step_rows, self.context)
+        self._rows = max(max_num_batched_tokens, self.context)
         self._plan = model.build(None, self._rows)
         self._queues: dict[Priority, deque[_Text]] = {each: deque() for each in get_args(Priority)}
         # Held between steps and not in one, so that whoever's texts a step finished goes at once: a thread that

@@ -47,8 +47,8 @@ from freehold.engine.sampler import (
     log_sum_exp,
     non_finite,
 )
-from freehold.engine.schedule.budget import MAX_ROWS
-from freehold.engine.schedule.scheduler import Scheduler, Work
+from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
+from freehold.engine.schedule.scheduler import ScheduledChunk, Scheduler
 from freehold.engine.sequence import Request, Sequence, TokenOut
 from freehold.engine.speculate.draft import DraftModel
 from freehold.engine.speculate.speculation import Speculation
@@ -102,7 +102,7 @@ class Engine:
         context: int | None = None,
         threads: int | None = None,
         memory_share: float = MEMORY_SHARE,
-        step_rows: int = MAX_ROWS,
+        max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
         blocks: int | None = None,
         kv_type: KvType = "f16",
         speculate: bool = True,
@@ -124,8 +124,10 @@ class Engine:
         `disk`: a folder in which the cache of long prompts outlives the engine, if the model's digest is known.
         Raises UsageError and CapacityExceeded with the numbers.
         """
-        if step_rows < 1 or (threads is not None and threads < 1):
-            raise UsageError(f"step_rows is {step_rows} and threads {threads}; expected 1 or more")
+        if max_num_batched_tokens < 1 or (threads is not None and threads < 1):
+            raise UsageError(
+                f"max_num_batched_tokens is {max_num_batched_tokens} and threads {threads}; expected 1 or more"
+            )
         self.model = model
         self._kv_type: KvType = kv_type
         if kv_type not in KV_TYPES:
@@ -137,16 +139,20 @@ class Engine:
         pool = model.threads if threads in (None, model.threads.size) else native.Threads(threads)
         count = max(blocks or 0, blocks_for(self.context))
         self.threads = pool.size
-        self._cache_bytes = CacheBytes.of(model, kv_type, step_rows)
+        self._cache_bytes = CacheBytes.of(model, kv_type, max_num_batched_tokens)
         window, slots = max(model.windows, default=0), self._cache_bytes.slots(count)
-        self._blocks = BlockManager(count, Slots(slots, count, window, step_rows) if slots else None)
-        self._runner: ModelRunner | None = ModelRunner(model, self._blocks, step_rows, pool, kv_type)
+        self._blocks = BlockManager(
+            count, Slots(slots, count, window, max_num_batched_tokens) if slots else None
+        )
+        self._runner: ModelRunner | None = ModelRunner(
+            model, self._blocks, max_num_batched_tokens, pool, kv_type
+        )
         if disk is not None and model.digest:
             self._blocks.attach(
                 DiskCache(disk, dependencies(model, kv_type, bool(slots)), self._runner.cache)
             )
         row_s = 2 * model.weights_per_token / (GUESSED_OPS * pool.size)
-        self._scheduler = Scheduler(self._blocks, step_rows, time.monotonic, target_itl_s, row_s)
+        self._scheduler = Scheduler(self._blocks, max_num_batched_tokens, time.monotonic, target_itl_s, row_s)
         drafter = None
         if draft is not None:
             drafter = DraftModel(draft, model, self.context, count, pool, kv_type)
@@ -482,7 +488,7 @@ class Engine:
         self._counts.stepped(sum(work.rows for work in batch), read)
         return True
 
-    def _give_up(self, batch: list[Work], error: Exception) -> None:
+    def _give_up(self, batch: list[ScheduledChunk], error: Exception) -> None:
         """End the sequences of a step that failed; what they wrote is not to be trusted, so none of it is kept."""
         for work in batch:
             self._drop(work.seq, _named(error, f"a step with {len(batch)} requests failed"), keep=False)
@@ -499,7 +505,7 @@ class Engine:
             self._speculation.forget(seq)
         self._end(seq, error, keep)
 
-    def _postprocess(self, work: Work, rows: F32 | I64, seconds: float) -> None:
+    def _postprocess(self, work: ScheduledChunk, rows: F32 | I64, seconds: float) -> None:
         """Book what a sequence got, and choose its next token if its newest one was computed."""
         seq, known = work.seq, len(work.seq.tokens)
         if seq.generated > seq.resumed:
@@ -516,7 +522,7 @@ class Engine:
             error = self._traced(seq, _named(e, "choosing the next token failed"))
         # A guess that held was computed in its place; rows after one that did not are written again.
         held = max(len(seq.tokens) - known - 1, 0)
-        seq.computed = work.first + work.count + held
+        seq.num_computed_tokens = work.first + work.count + held
         self._counts.generated_tokens += len(seq.tokens) - known
         if work.draft:
             self._counts.guessed(len(work.draft), held)
@@ -544,7 +550,7 @@ class Engine:
             "the adapter is damaged, or was made for another model: ask without it",
         )
 
-    def _deliver(self, work: Work, logits: F32) -> None:
+    def _deliver(self, work: ScheduledChunk, logits: F32) -> None:
         if not (np.isfinite(logits.min()) and np.isfinite(logits.max())):  # NaN is both; no array of its own
             raise non_finite(work.first)
         seq = work.seq

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.engine.cache.blocks import BlockManager
 from freehold.engine.sampler import is_plain
-from freehold.engine.schedule.scheduler import Work
+from freehold.engine.schedule.scheduler import ScheduledChunk
 from freehold.models.loader import LoadedModel
 
 F32 = NDArray[np.float32]
@@ -29,18 +29,18 @@ class ModelRunner:
         self,
         model: LoadedModel,
         blocks: BlockManager,
-        step_rows: int,
+        max_num_batched_tokens: int,
         threads: native.Threads,
         kv_type: str = "f16",
     ) -> None:
         self._blocks = blocks
         slots = blocks.slots.count if blocks.slots is not None else 0
         self.cache = native.KvCache(model.kv_layers, blocks.count, kv_type, model.windows, slots)
-        self._plan = model.build(self.cache, step_rows, threads)
+        self._plan = model.build(self.cache, max_num_batched_tokens, threads)
         self._tokens = model.tokens
         self._check = model.check
 
-    def run(self, batch: list[Work], choose: bool = True) -> list[F32 | I64]:
+    def run(self, batch: list[ScheduledChunk], choose: bool = True) -> list[F32 | I64]:
         """Make the copies due and compute a step; return each work's logits, float32 [wanted rows, V].
 
         With `choose`, a work whose draw is plain gets the tokens the plan chose instead, int64 [wanted rows]:
@@ -98,13 +98,13 @@ class _Adapted(TypedDict, total=False):
     row_adapters: NDArray[np.int32]
 
 
-def _is_free(work: Work) -> bool:
+def _is_free(work: ScheduledChunk) -> bool:
     """Tell whether no guide leads the next token; a guess may hold what a guide looks for, so it is led."""
     guide = work.seq.guide
     return guide is None or (guide.free and len(work.logit_rows) == 1)
 
 
-def _adapters(batch: list[Work], counts: list[int]) -> _Adapted:
+def _adapters(batch: list[ScheduledChunk], counts: list[int]) -> _Adapted:
     """List the adapters in use, and which of them each row has, -1 for none; nothing where no row has one."""
     asked = [work.seq.request.adapter for work in batch]
     used = list(dict.fromkeys(adapter for adapter in asked if adapter is not None))
@@ -115,13 +115,13 @@ def _adapters(batch: list[Work], counts: list[int]) -> _Adapted:
     return {"adapters": [adapter.native for adapter in used], "row_adapters": rows}
 
 
-def _choice(work: Work, row: int, position: int) -> tuple[int, float, int, int]:
+def _choice(work: ScheduledChunk, row: int, position: int) -> tuple[int, float, int, int]:
     request = work.seq.request
     return row, request.sampling.temperature, request.seed, position + 1
 
 
 def _dealt(
-    batch: list[Work], plain: list[bool], logits: F32, chosen: I64, hidden: F32 | None
+    batch: list[ScheduledChunk], plain: list[bool], logits: F32, chosen: I64, hidden: F32 | None
 ) -> list[F32 | I64]:
     """Hand each work its rows, which come in the batch's order in all arrays."""
     out: list[F32 | I64] = []
@@ -137,9 +137,9 @@ def _dealt(
     return out
 
 
-def _tables(batch: list[Work]) -> NDArray[np.int32]:
+def _tables(batch: list[ScheduledChunk]) -> NDArray[np.int32]:
     """Pad the block tables to one width; a padding entry is never read, as no position leads there."""
-    tables = np.zeros((len(batch), max(len(w.seq.table) for w in batch)), np.int32)
+    tables = np.zeros((len(batch), max(len(w.seq.block_table) for w in batch)), np.int32)
     for row, work in zip(tables, batch, strict=True):
-        row[: len(work.seq.table)] = work.seq.table
+        row[: len(work.seq.block_table)] = work.seq.block_table
     return tables

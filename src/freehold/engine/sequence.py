@@ -64,19 +64,22 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request on its way. The scheduler owns `table` and `computed`, the engine the rest."""
+    """A request on its way. The scheduler owns `block_table` and `num_computed_tokens`, the engine the rest."""
 
     request: Request
     tokens: list[int]  # the prompt, what an engine now dead had made of the answer, and what was made here
     parent: Sequence | None = None  # whose prompt it shares: it is computed once and forked
     resumed: int = 0  # of `tokens`, what the dead engine had made: read with the prompt
     guide: Guide | None = None  # along the request's constraint, as far as `tokens`
-    computed: int = 0  # leading tokens whose keys and values lie in the cache
-    table: list[int] = field(default_factory=list)  # blocks, in order of position
+    num_computed_tokens: int = 0  # leading tokens whose keys and values lie in the cache
+    block_table: list[int] = field(default_factory=list)  # blocks, in order of position
     slots: int = 0  # set aside for it, where window layers have slots,
-    looks: tuple[int, int] = (0, 0)  # and the part of `table` that its next position looks at, or later ones
+    looks: tuple[int, int] = (
+        0,
+        0,
+    )  # and the part of `block_table` that its next position looks at, or later ones
     loading: bool = False  # it has some of the blocks that the disk holds of it
-    cached: int = 0  # tokens of the prompt taken over from other sequences
+    num_cached_tokens: int = 0  # tokens of the prompt taken over from other sequences
     pending: deque[TokenOut] = field(default_factory=deque)  # made and not yet taken
     paused_at: float = 0.0  # when the first of `pending` was made
     done: bool = False
@@ -121,7 +124,7 @@ class Sequence:
         return Usage(
             prompt_tokens=len(self.request.prompt),
             completion_tokens=self.generated - len(self.pending),
-            cached_tokens=self.cached,
+            cached_tokens=self.num_cached_tokens,
             prefill_s=self.prefill_s,
             decode_s=self.decode_s,
             drafted_tokens=self.drafted,

@@ -100,20 +100,20 @@ class BlockManager:
         """
         salt, limit = seq.request.salt, len(seq.tokens) - 1
         path, whole = self._good(self._tree.walk(salt, seq.tokens, limit))
-        for node in path[len(seq.table) :]:  # all of them, unless the disk had more
+        for node in path[len(seq.block_table) :]:  # all of them, unless the disk had more
             self._hold(node.block)
-            seq.table.append(node.block)
-        seq.computed = len(path) * BLOCK_TOKENS
+            seq.block_table.append(node.block)
+        seq.num_computed_tokens = len(path) * BLOCK_TOKENS
         self._slide(seq)
         complete = self._load(seq, path, limit // BLOCK_TOKENS, LOAD_S if hurry else math.inf)
-        seq.computed = len(path) * BLOCK_TOKENS
+        seq.num_computed_tokens = len(path) * BLOCK_TOKENS
         source, same = self._nearest(seq, path, limit)
         if complete and whole and source is not None and self._has_slot(source.block) and self.available:
-            seq.table.append(self._copy_of(source.block))
-            seq.computed += same
+            seq.block_table.append(self._copy_of(source.block))
+            seq.num_computed_tokens += same
             self._slide(seq)
         if not seq.generated:
-            seq.cached = seq.computed
+            seq.num_cached_tokens = seq.num_computed_tokens
         return complete
 
     def grow(self, seq: Sequence, tokens: int) -> bool:
@@ -127,38 +127,38 @@ class BlockManager:
         if need > self.available:
             return False
         self._make_private(seq)
-        seq.table += [self._take() for _ in range(blocks_for(tokens) - len(seq.table))]
+        seq.block_table += [self._take() for _ in range(blocks_for(tokens) - len(seq.block_table))]
         self._slide(seq)
         return True
 
     def missing(self, seq: Sequence, tokens: int) -> int:
         """Return how many blocks `grow` would take: new ones, and one for the copy of a block that is shared."""
-        return max(blocks_for(tokens) - len(seq.table), 0) + (not self._is_private(seq))
+        return max(blocks_for(tokens) - len(seq.block_table), 0) + (not self._is_private(seq))
 
     def stretch(self, seq: Sequence, tokens: int) -> int:
         """Give `seq` blocks for up to `tokens` positions; return how many of them have room now."""
-        while len(seq.table) < blocks_for(tokens) and self.available:
-            seq.table.append(self._take())
+        while len(seq.block_table) < blocks_for(tokens) and self.available:
+            seq.block_table.append(self._take())
         self._slide(seq)
-        return min(tokens, len(seq.table) * BLOCK_TOKENS)
+        return min(tokens, len(seq.block_table) * BLOCK_TOKENS)
 
     def ready(self, seq: Sequence, first: int, rows: int) -> None:
         """See to it that window layers have room for the positions that a step writes."""
         if self.slots is not None:
-            self.slots.fill(seq.table[first // BLOCK_TOKENS : blocks_for(first + rows)])
+            self.slots.fill(seq.block_table[first // BLOCK_TOKENS : blocks_for(first + rows)])
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Let `child` share what is computed of the parent, as far as their tokens agree, its last one excepted."""
-        assert not child.table
-        same = parent.computed
+        assert not child.block_table
+        same = parent.num_computed_tokens
         if child.tokens[:same] != parent.tokens[:same]:
             same = common_prefix(child.tokens, parent.tokens[:same])
-        child.computed = min(same, len(child.tokens) - 1)
+        child.num_computed_tokens = min(same, len(child.tokens) - 1)
         if self.slots is not None:
-            child.computed = self.slots.good(parent.table, child.computed)
-            same = min(same, child.computed + 1)
-        child.table = parent.table[: blocks_for(same)]
-        for block in child.table:
+            child.num_computed_tokens = self.slots.good(parent.block_table, child.num_computed_tokens)
+            same = min(same, child.num_computed_tokens + 1)
+        child.block_table = parent.block_table[: blocks_for(same)]
+        for block in child.block_table:
             self._hold(block)
         self._slide(child)
 
@@ -168,13 +168,13 @@ class BlockManager:
         A block whose twin is in the tree already makes way for it. Costs a look where no block was completed.
         """
         self._slide(seq)
-        full = seq.computed // BLOCK_TOKENS
+        full = seq.num_computed_tokens // BLOCK_TOKENS
         first = full
-        while first and self._nodes[seq.table[first - 1]] is None:
+        while first and self._nodes[seq.block_table[first - 1]] is None:
             first -= 1
         if first == full:
             return
-        above = self._nodes[seq.table[first - 1]] if first else self._tree.root(seq.request.salt)
+        above = self._nodes[seq.block_table[first - 1]] if first else self._tree.root(seq.request.salt)
         for i in range(first, full):
             assert above is not None
             above = self._enter(seq, i, above)
@@ -184,19 +184,19 @@ class BlockManager:
     def release(self, seq: Sequence) -> None:
         """Let go of all blocks; what was published of them stays while there is room."""
         if self.slots is not None:
-            for block in reversed(seq.table[slice(*seq.looks)]):
+            for block in reversed(seq.block_table[slice(*seq.looks)]):
                 self.slots.unlook(block)
             self.slots.unreserve(seq.slots)
             seq.slots, seq.looks = 0, (0, 0)
-        for block in reversed(seq.table):
+        for block in reversed(seq.block_table):
             self._drop(block)
-        seq.table, seq.computed = [], 0
+        seq.block_table, seq.num_computed_tokens = [], 0
 
     def retire(self, seq: Sequence) -> None:
         """Let go of the blocks of a sequence that ended; also its last one stays, as far as it goes."""
-        if seq.table:
+        if seq.block_table:
             self.publish(seq)
-            self._keep(seq, seq.computed // BLOCK_TOKENS)
+            self._keep(seq, seq.num_computed_tokens // BLOCK_TOKENS)
             self._enter_rest(seq)
         self.release(seq)
 
@@ -268,17 +268,17 @@ class BlockManager:
         if self.slots is None:
             return
         low, high = seq.looks
-        first, end = self.slots.first(seq.computed), len(seq.table)
+        first, end = self.slots.first(seq.num_computed_tokens), len(seq.block_table)
         if (first, end) != (low, high):
-            for block in seq.table[max(first, high) : end]:
+            for block in seq.block_table[max(first, high) : end]:
                 self.slots.look(block)
-            for block in seq.table[low : min(first, high)]:
+            for block in seq.block_table[low : min(first, high)]:
                 self.slots.unlook(block)
             seq.looks = first, end
 
     def _replace(self, seq: Sequence, i: int, block: int) -> None:
         """Let a block that holds the same take another's place in a sequence that holds both."""
-        old, seq.table[i] = seq.table[i], block
+        old, seq.block_table[i] = seq.block_table[i], block
         if self.slots is not None:
             if seq.looks[0] <= i < seq.looks[1]:
                 self.slots.look(block)
@@ -300,16 +300,16 @@ class BlockManager:
 
     def _is_private(self, seq: Sequence) -> bool:
         """Tell whether the block that is written next is nobody else's; blocks after it always are."""
-        at = min(seq.computed, len(seq.tokens) - 1) // BLOCK_TOKENS
-        if at >= len(seq.table):
+        at = min(seq.num_computed_tokens, len(seq.tokens) - 1) // BLOCK_TOKENS
+        if at >= len(seq.block_table):
             return True
-        return self._holders[seq.table[at]] == 1 and self._nodes[seq.table[at]] is None
+        return self._holders[seq.block_table[at]] == 1 and self._nodes[seq.block_table[at]] is None
 
     def _make_private(self, seq: Sequence) -> None:
         if self._is_private(seq):
             return
-        at = min(seq.computed, len(seq.tokens) - 1) // BLOCK_TOKENS
-        block = seq.table[at]
+        at = min(seq.num_computed_tokens, len(seq.tokens) - 1) // BLOCK_TOKENS
+        block = seq.block_table[at]
         node = self._nodes[block]
         if self._holders[block] == 1 and node is not None and not node.children:
             self._forget(block)
@@ -324,7 +324,7 @@ class BlockManager:
 
     def _enter(self, seq: Sequence, i: int, above: Node) -> Node:
         """Put a full block of `seq` under a node, or take the one that is there already."""
-        block = seq.table[i]
+        block = seq.block_table[i]
         key = key_of(seq.tokens[i * BLOCK_TOKENS : (i + 1) * BLOCK_TOKENS])
         twin = above.children.get(key)
         if twin is not None:
@@ -335,14 +335,14 @@ class BlockManager:
 
     def _enter_rest(self, seq: Sequence) -> None:
         """Put the part of a block that a sequence ends with into the tree, unless that holds it already."""
-        full, rest = divmod(seq.computed, BLOCK_TOKENS)
-        if not rest or self._nodes[seq.table[full]] is not None:
+        full, rest = divmod(seq.num_computed_tokens, BLOCK_TOKENS)
+        if not rest or self._nodes[seq.block_table[full]] is not None:
             return
-        above = self._nodes[seq.table[full - 1]] if full else self._tree.root(seq.request.salt)
+        above = self._nodes[seq.block_table[full - 1]] if full else self._tree.root(seq.request.salt)
         assert above is not None
-        key = key_of(seq.tokens[full * BLOCK_TOKENS : seq.computed])
+        key = key_of(seq.tokens[full * BLOCK_TOKENS : seq.num_computed_tokens])
         if not self._tree.covers(above, key):
-            self._insert(above, key, seq.table[full])
+            self._insert(above, key, seq.block_table[full])
 
     def _insert(self, above: Node, key: bytes, block: int) -> Node:
         """Put a block into the tree; one that holds a part of its tokens has no more to say there."""
@@ -370,11 +370,11 @@ class BlockManager:
                 return True
             self._disk.pool.copy(*self.take_copies())  # before what they are copies of is written over
             if node is None:
-                seq.table.append(self._take())
-                node = self._insert(above, key, seq.table[-1])
+                seq.block_table.append(self._take())
+                node = self._insert(above, key, seq.block_table[-1])
             else:
                 self._hold(node.block)
-                seq.table.append(node.block)
+                seq.block_table.append(node.block)
             self._fill(seq, node, content)
             path.append(node)
             self.disk_tokens += BLOCK_TOKENS
@@ -387,7 +387,7 @@ class BlockManager:
         assert self._disk is not None
         slot = -1
         if self.slots is not None:
-            seq.computed = (len(seq.table) - 1) * BLOCK_TOKENS
+            seq.num_computed_tokens = (len(seq.block_table) - 1) * BLOCK_TOKENS
             self._slide(seq)
             self.slots.fill([node.block])
             slot = self.slots.of(node.block)
@@ -407,7 +407,7 @@ class BlockManager:
         """Have the first `full` blocks of `seq` written unless they are on disk, or too few to matter."""
         if self._disk is None or full < KEPT_BLOCKS:
             return
-        nodes = [node for block in seq.table[:full] if (node := self._nodes[block]) is not None]
+        nodes = [node for block in seq.block_table[:full] if (node := self._nodes[block]) is not None]
         first = full
         while first and not nodes[first - 1].kept:
             first -= 1

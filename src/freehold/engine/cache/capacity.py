@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from freehold import _native as native
 from freehold.engine.cache.blocks import blocks_for
 from freehold.engine.cache.windows import quota
-from freehold.engine.schedule.budget import MAX_ROWS
+from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
 from freehold.machine import available_bytes, show_bytes
 from freehold.models.loader import LoadedModel
@@ -47,13 +47,21 @@ class CacheBytes:
     least: int  # slots below which there are none; 0: no layer has a window
 
     @classmethod
-    def of(cls, model: LoadedModel, kv_type: KvType, step_rows: int = MAX_ROWS, also: int = 0) -> CacheBytes:
+    def of(
+        cls,
+        model: LoadedModel,
+        kv_type: KvType,
+        max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
+        also: int = 0,
+    ) -> CacheBytes:
         """Ask a cache. `also`: bytes that somebody else, a draft model, keeps of a block."""
         window = max(model.windows, default=0)
         if not window:
             return cls(bytes_per_block(model, kv_type) + also, 0, 0)
         cache = native.KvCache(model.kv_layers, 1, kv_type, model.windows, 1)
-        return cls(cache.bytes_per_block + also, cache.bytes_per_slot, ROOMS * quota(window, step_rows))
+        return cls(
+            cache.bytes_per_block + also, cache.bytes_per_slot, ROOMS * quota(window, max_num_batched_tokens)
+        )
 
     def slots(self, blocks: int) -> int:
         """Return the slots that go with so many blocks; 0 where all layers keep all of them."""

@@ -21,11 +21,11 @@ from freehold._native import BLOCK_TOKENS
 
 
 class Slots:
-    """`count` slots for `blocks` blocks of layers that see `window` positions, in steps of up to `step_rows` rows."""
+    """`count` slots for `blocks` blocks of layers that see `window` positions, in steps of so many tokens at most."""
 
-    def __init__(self, count: int, blocks: int, window: int, step_rows: int) -> None:
+    def __init__(self, count: int, blocks: int, window: int, max_num_batched_tokens: int) -> None:
         self.count = count
-        self.most = quota(window, step_rows)
+        self.most = quota(window, max_num_batched_tokens)
         self._window = window
         self._slot = np.full(blocks, -1, np.int32)
         self._lookers = [0] * blocks  # sequences that may look at a block
@@ -126,6 +126,6 @@ class Slots:
         return self._slot[blocks]
 
 
-def quota(window: int, step_rows: int) -> int:
+def quota(window: int, max_num_batched_tokens: int) -> int:
     """Return the slots a sequence needs at most: its window, a step's rows, parts of blocks at both ends, a copy."""
-    return -(-(window + step_rows) // BLOCK_TOKENS) + 2
+    return -(-(window + max_num_batched_tokens) // BLOCK_TOKENS) + 2

@@ -28,7 +28,7 @@ LONGEST_S = 1.0  # a step beside running answers, however slow the model is
 PROBE = 32  # steps with prompts after which one goes without, so that what answers alone take stays known
 STARVED_PROBE = 8  # the same while not even half a tile of a prompt fits: either may have changed
 LEAST_ROWS = 2  # rows of prompts a step has beside running answers, however little room there is
-MAX_ROWS = 512
+MAX_NUM_BATCHED_TOKENS = 512
 # Rows a step may take of all sequences that want all logits: 64 x 262,144 x 4 bytes are 67 MB. The heap keeps the room
 # of the largest such array it has seen, so an engine would grow with every step that had more of them.
 LOGIT_ROWS = 64
@@ -38,10 +38,13 @@ class Budget:
     """One step's seconds, spent row by row; and what was learnt for the next ones."""
 
     def __init__(
-        self, step_rows: int = MAX_ROWS, target_itl_s: float | None = None, guess_s: float = 0.0
+        self,
+        max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
+        target_itl_s: float | None = None,
+        guess_s: float = 0.0,
     ) -> None:
         """`guess_s`: seconds of a prompt's row, for the waits that are told before any was measured."""
-        self.most_rows, self._guess_s = step_rows, guess_s
+        self.most_rows, self._guess_s = max_num_batched_tokens, guess_s
         self.cost = StepCost()  # of steps that only decode
         self._target = target_itl_s
         # A row of a prompt has a price alone, another where all its logits are wanted, and one beside answers.

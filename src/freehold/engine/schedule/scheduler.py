@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from freehold._native import BLOCK_TOKENS
 from freehold.engine.cache.blocks import BlockManager, blocks_for, common_prefix
-from freehold.engine.schedule.budget import BRIEF_S, MAX_ROWS, Budget
+from freehold.engine.schedule.budget import BRIEF_S, MAX_NUM_BATCHED_TOKENS, Budget
 from freehold.engine.schedule.cost import TILE
 from freehold.engine.schedule.shares import Shares
 from freehold.engine.sequence import Request, Sequence
@@ -34,7 +34,7 @@ BEGINS = 32  # latest first tokens that tell how fast the queue moves
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ScheduledChunk:
     """Rows first .. first + count - 1 of a sequence, and guesses at what comes after them."""
 
     seq: Sequence
@@ -70,7 +70,7 @@ class Work:
         return range(self.count - 1, self.rows) if self.last else range(0)
 
 
-class Unread(NamedTuple):
+class RemainingPrefill(NamedTuple):
     """What is left to read of a prompt, and by what its turn is decided."""
 
     batch: bool
@@ -85,18 +85,18 @@ class Scheduler:
     def __init__(
         self,
         blocks: BlockManager,
-        step_rows: int = MAX_ROWS,
+        max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
         clock: Callable[[], float] = lambda: 0.0,
         target_itl_s: float | None = None,
         guess_s: float = 0.0,
     ) -> None:
         self._blocks = blocks
         self._clock = clock
-        self.budget = Budget(step_rows, target_itl_s, guess_s)
+        self.budget = Budget(max_num_batched_tokens, target_itl_s, guess_s)
         self._shares = Shares()
         self._live: dict[Sequence, None] = {}
         self._timed: dict[Sequence, float] = {}  # those with a deadline
-        self._batch: dict[Sequence, Work] = {}
+        self._batch: dict[Sequence, ScheduledChunk] = {}
         self._promoted: Sequence | None = None  # batch work that counts as interactive to its end
         self._lent_at = 0.0  # when a prompt of batch work was last read: ten that wait get one turn, not ten
         self._number = 0
@@ -113,7 +113,7 @@ class Scheduler:
         # What others may read at any time, as of the latest step.
         self.running = 0
         self._queues: dict[Priority, list[int]] = {"interactive": [0, 0], "batch": [0, 0]}
-        self._ahead: list[Unread] = []
+        self._ahead: list[RemainingPrefill] = []
         # Who waits for a first token with little to read, of those who go first and of the others: they make a burst.
         self._brief = [0, 0]
         self._slowed = 1.0  # how many times longer reading takes for the answers that run beside it
@@ -146,7 +146,7 @@ class Scheduler:
 
     def _count(self, seq: Sequence, change: int) -> None:
         """Count a sequence in where it is now, or out."""
-        if seq.table:
+        if seq.block_table:
             self.running += change
         else:
             queue = self._queues[seq.request.priority]
@@ -169,7 +169,7 @@ class Scheduler:
 
     # --- the step ----------------------------------------------------------------------------------
 
-    def schedule(self) -> list[Work]:
+    def schedule(self) -> list[ScheduledChunk]:
         """Choose the next step's rows; empty when no sequence can go on."""
         while True:
             self._loading = False
@@ -177,7 +177,7 @@ class Scheduler:
             if batch or not self._loading:
                 return batch
 
-    def _chosen(self) -> list[Work]:
+    def _chosen(self) -> list[ScheduledChunk]:
         self._now = self._clock()
         self._batch = {}
         self.budget.begin()
@@ -189,17 +189,17 @@ class Scheduler:
         self.budget.open(len(self._batch), newcomers)
         self._read(first[1])
         for seq in sorted(rest[0], key=lambda s: s.served_at):
-            if seq.table and self._holds(seq) and self.budget.add_decode():
+            if seq.block_table and self._holds(seq) and self.budget.add_decode():
                 self._take(seq, len(seq.tokens) - 1, 1)
         self._read(rest[1])
         return list(self._batch.values())
 
-    def lengthened(self, work: Work, draft: list[int]) -> Work:
+    def lengthened(self, work: ScheduledChunk, draft: list[int]) -> ScheduledChunk:
         """Let a step verify guesses, as many as find room in blocks that nobody holds or will miss."""
         room = self._blocks.stretch(work.seq, len(work.seq.tokens) + len(draft)) - len(work.seq.tokens)
-        return Work(work.seq, work.first, work.count, tuple(draft[:room]))
+        return ScheduledChunk(work.seq, work.first, work.count, tuple(draft[:room]))
 
-    def learn(self, batch: list[Work], seconds: float) -> None:
+    def learn(self, batch: list[ScheduledChunk], seconds: float) -> None:
         """Take in how long a step took, before its tokens are chosen: what rows cost, and who has had them."""
         decodes = [work for work in batch if work.decodes]
         chunks = [work for work in batch if not work.decodes]
@@ -218,19 +218,19 @@ class Scheduler:
         """Sort out who can go on: (newest tokens, prompts) of those who go first, and of the others."""
         now = self._now
         decodes, prompts, late_decodes, late_prompts = [], [], [], []
-        ahead: list[Unread] = []
+        ahead: list[RemainingPrefill] = []
         brief = [0, 0]
         self._going = 0
         lent_at = 0.0 if all(map(self._yields, self._live)) else self._lent_at
         for seq in self._live:
-            left = len(seq.tokens) - seq.computed
+            left = len(seq.tokens) - seq.num_computed_tokens
             if not seq.ready:
                 continue
-            self._going += bool(seq.table)
+            self._going += bool(seq.block_table)
             if now - seq.served_at > PATIENCE_S and self._promoted not in self._live and self._yields(seq):
                 self._promoted = seq
             first = not self._yields(seq)
-            if seq.table and left <= 1 and seq.request.sink is None:
+            if seq.block_table and left <= 1 and seq.request.sink is None:
                 first = first or now - seq.served_at > AGE_S
                 (decodes if first else late_decodes).append(seq)
             else:
@@ -246,10 +246,10 @@ class Scheduler:
         """Tell whether interactive work goes before it."""
         return seq.request.priority == "batch" and seq is not self._promoted
 
-    def _left_of(self, seq: Sequence) -> Unread:
-        rows = len(seq.tokens) - seq.computed
-        seconds = self.budget.expected(seq.computed, rows, seq.request.reads_logits)
-        return Unread(self._yields(seq), seq.request.tenant, rows, seconds)
+    def _left_of(self, seq: Sequence) -> RemainingPrefill:
+        rows = len(seq.tokens) - seq.num_computed_tokens
+        seconds = self.budget.expected(seq.num_computed_tokens, rows, seq.request.reads_logits)
+        return RemainingPrefill(self._yields(seq), seq.request.tenant, rows, seconds)
 
     def _slowing(self, decodes: int, newcomers: int) -> float:
         if not decodes:
@@ -281,14 +281,14 @@ class Scheduler:
         if len(decodes) > self.budget.most_rows:
             decodes = sorted(decodes, key=lambda s: s.served_at)[: self.budget.most_rows]
         for seq in decodes:
-            if seq.table and self._holds(seq):
+            if seq.block_table and self._holds(seq):
                 self._take(seq, len(seq.tokens) - 1, 1)
 
     def _take(self, seq: Sequence, first: int, count: int) -> None:
         known = self._batch.get(seq)
         if known is not None:
             first, count = known.first, known.count + count
-        self._batch[seq] = Work(seq, first, count)
+        self._batch[seq] = ScheduledChunk(seq, first, count)
         seq.served_at = self._now
 
     # --- prompts -----------------------------------------------------------------------------------
@@ -298,13 +298,13 @@ class Scheduler:
         if not prompts:
             return
         used = self._shares.used
-        order = sorted(prompts, key=lambda s: (used(s.request.tenant), self._unread(s), s.number))
+        order = sorted(prompts, key=lambda s: (used(s.request.tenant), self._remaining_prefill(s), s.number))
         oldest = min(
             (s for s in order if s.request.tenant == order[0].request.tenant), key=lambda s: s.number
         )
         if oldest is not order[0]:
             self._owed = min(self._owed + OLDEST_SHARE * self.budget.room, self.budget.room)
-            if self._owed >= self.budget.seconds(oldest.computed, TILE) and self._read_some(
+            if self._owed >= self.budget.seconds(oldest.num_computed_tokens, TILE) and self._read_some(
                 oldest, self._owed, least=False
             ):
                 self._owed = 0.0
@@ -314,16 +314,16 @@ class Scheduler:
                 return
             self._read_some(seq, self.budget.room)
 
-    def _unread(self, seq: Sequence) -> int:
+    def _remaining_prefill(self, seq: Sequence) -> int:
         """Return the rows until it has read its prompt, or what somebody waits for it to read."""
-        end = seq.wanted if seq.wanted > seq.computed else len(seq.tokens)
-        return end - seq.computed
+        end = seq.wanted if seq.wanted > seq.num_computed_tokens else len(seq.tokens)
+        return end - seq.num_computed_tokens
 
     def _read_some(self, seq: Sequence, seconds: float, least: bool = True) -> bool:
         """Take as many rows of a prompt as fit into so many seconds; False if none."""
         budget, logits = self.budget, seq.request.reads_logits
         taken = self._batch.get(seq)
-        done = taken.first + taken.count if taken else seq.computed
+        done = taken.first + taken.count if taken else seq.num_computed_tokens
         left = len(seq.tokens) - done
         if logits and not budget.logits_left:  # others need none
             return False
@@ -331,7 +331,7 @@ class Scheduler:
         if left < 1 or self._full or not self._holds(seq):
             return False
         if taken is None:  # others' blocks may have brought it forward, and an interrupt holds it back
-            done = min(seq.computed, len(seq.tokens) - 1)
+            done = min(seq.num_computed_tokens, len(seq.tokens) - 1)
         count = budget.rows(done, len(seq.tokens) - done, logits, seconds, least)
         if count:
             self._take(seq, done, count)
@@ -342,7 +342,7 @@ class Scheduler:
     def _leader(self, seq: Sequence) -> Sequence | None:
         """Return a sequence that computes what `seq` begins with, worth waiting for; it then reads up to there."""
         known = seq.leader
-        if known is not None and known.computed < seq.led and self._leads(known, seq):
+        if known is not None and known.num_computed_tokens < seq.led and self._leads(known, seq):
             return known
         seq.leader = None
         if seq.parent is not None and self._leads(seq.parent, seq):
@@ -353,23 +353,23 @@ class Scheduler:
                 if self._leads(other, seq) and other.tokens[:BLOCK_TOKENS] == seq.tokens[:BLOCK_TOKENS]:
                     same = min(common_prefix(other.tokens, seq.tokens), len(seq.tokens) - 1)
                     same -= same % BLOCK_TOKENS
-                    if same > max(seq.led, other.computed):
+                    if same > max(seq.led, other.num_computed_tokens):
                         seq.leader, seq.led = other, same
         if seq.leader is not None:
             wanted = seq.leader.wanted
-            seq.leader.wanted = min(wanted, seq.led) if wanted > seq.leader.computed else seq.led
+            seq.leader.wanted = min(wanted, seq.led) if wanted > seq.leader.num_computed_tokens else seq.led
         return seq.leader
 
     def _reading(self) -> list[Sequence]:
-        return [s for s in self._live if s.table and len(s.tokens) - s.computed > 1]
+        return [s for s in self._live if s.block_table and len(s.tokens) - s.num_computed_tokens > 1]
 
     def _leads(self, other: Sequence, seq: Sequence) -> bool:
         """Tell whether `other` is about to read a prompt whose blocks `seq` may share."""
         return (
             other is not seq
             and other in self._live
-            and bool(other.table)
-            and len(other.tokens) - other.computed > 1
+            and bool(other.block_table)
+            and len(other.tokens) - other.num_computed_tokens > 1
             and other.ready
             and other.request.sink is None
             and other.request.salt == seq.request.salt
@@ -384,7 +384,7 @@ class Scheduler:
 
     def _holds(self, seq: Sequence) -> bool:
         """Make sure all tokens of `seq` have blocks, at others' expense if the rules allow it."""
-        if not seq.table or seq.loading:
+        if not seq.block_table or seq.loading:
             self._count(seq, -1)
             held = self._admit(seq)
             self._count(seq, 1)
@@ -423,7 +423,7 @@ class Scheduler:
         """Tell whether nothing can have changed since it found no room: looking again costs a walk of the tree."""
         if self._blocks.available > seq.refused or self._now - seq.refused_at > RETRY_S:
             return False
-        return not any(s.pending for s in self._live if s.table)
+        return not any(s.pending for s in self._live if s.block_table)
 
     def _impatient(self, seq: Sequence) -> bool:
         return self._now - seq.arrived > BYPASS_S
@@ -431,9 +431,9 @@ class Scheduler:
     def _share(self, seq: Sequence) -> bool:
         """Let a sequence begin behind what is known of its tokens; False if the disk has more of them."""
         parent = seq.parent
-        if parent in self._live and parent.computed >= len(parent.request.prompt):
+        if parent in self._live and parent.num_computed_tokens >= len(parent.request.prompt):
             self._blocks.fork(parent, seq)
-            seq.cached = 0 if seq.generated else seq.computed
+            seq.num_cached_tokens = 0 if seq.generated else seq.num_computed_tokens
             return True
         return seq.request.sink is not None or self._blocks.adopt(seq, hurry=bool(self._batch))
 
@@ -442,15 +442,15 @@ class Scheduler:
         the youngest after `seq`. False, and nobody is harmed, if all of them do not hold enough."""
         victims, chosen = self._victims(seq, younger), []
         free = self._blocks.available
-        if free + sum(len(s.table) for s in victims) < need:
+        if free + sum(len(s.block_table) for s in victims) < need:
             return False
-        held = Counter(block for s in self._live for block in s.table)
+        held = Counter(block for s in self._live for block in s.block_table)
         for victim in victims:
             if free >= need:
                 break
             chosen.append(victim)
-            held.subtract(victim.table)
-            free += sum(not held[block] for block in victim.table)
+            held.subtract(victim.block_table)
+            free += sum(not held[block] for block in victim.block_table)
         if free < need:
             return False
         for victim in chosen:
@@ -460,7 +460,7 @@ class Scheduler:
     def _victims(self, seq: Sequence, younger: bool) -> list[Sequence]:
         """List at whose expense `seq` may have room, in turn: stalled readers' answers, and those behind it in rank."""
         rank = self._rank(seq)
-        holders = [s for s in self._live if s.table and s is not seq]
+        holders = [s for s in self._live if s.block_table and s is not seq]
         stalled = {s for s in holders if s.pending and self._now - s.paused_at > STALL_S}
         behind = [s for s in holders if self._rank(s) > rank and (younger or self._yields(s) > rank[0])]
         return sorted({*stalled, *behind}, key=lambda s: (s in stalled, self._rank(s)), reverse=True)

@@ -23,7 +23,7 @@ from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import choose, log_sum_exp
 from freehold.engine.schedule.budget import FIRST_ROWS
 from freehold.engine.schedule.cost import ROW_GUESS, StepCost
-from freehold.engine.schedule.scheduler import Work
+from freehold.engine.schedule.scheduler import ScheduledChunk
 from freehold.engine.sequence import Sequence
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.machine import available_bytes, show_bytes
@@ -92,7 +92,7 @@ class DraftModel:
     def missing(self, seq: Sequence) -> int:
         """Return how many tokens of `seq` must be computed before it can be guessed at."""
         shadow = self._shadows.get(seq)
-        return len(seq.tokens) - (shadow.computed if shadow else 0)
+        return len(seq.tokens) - (shadow.num_computed_tokens if shadow else 0)
 
     def follow(self, seq: Sequence, ahead: int) -> int:
         """Compute what is missing of `seq` but its newest tokens; return how many tokens may be guessed then.
@@ -107,10 +107,10 @@ class DraftModel:
         if ahead < 1 or not self._blocks.grow(shadow, len(seq.tokens) + ahead):
             return 0
         spent = self.spent
-        while len(shadow.tokens) - shadow.computed > JOINED:
-            count = min(len(shadow.tokens) - 1 - shadow.computed, FIRST_ROWS)
-            self._run([Work(shadow, shadow.computed, count)])
-            shadow.computed += count
+        while len(shadow.tokens) - shadow.num_computed_tokens > JOINED:
+            count = min(len(shadow.tokens) - 1 - shadow.num_computed_tokens, FIRST_ROWS)
+            self._run([ScheduledChunk(shadow, shadow.num_computed_tokens, count)])
+            shadow.num_computed_tokens += count
         if not known:  # a prompt is read once, whatever becomes of the guesses
             self.spent = spent
         return ahead
@@ -118,13 +118,15 @@ class DraftModel:
     def advance(self, seqs: list[Sequence]) -> list[tuple[int, float]]:
         """Guess one more token of each sequence; return it with the chance the draft model gives it."""
         shadows = [self._shadows[seq] for seq in seqs]
-        rows = self._run([Work(s, s.computed, len(s.tokens) - s.computed) for s in shadows])
+        rows = self._run(
+            [ScheduledChunk(s, s.num_computed_tokens, len(s.tokens) - s.num_computed_tokens) for s in shadows]
+        )
         guesses = []
         for shadow, logits in zip(shadows, rows, strict=True):
             request, row = shadow.request, logits[0]
             token = choose(row, shadow.tokens, request.sampling, request.seed, self.model.tokens, None).id
             chance = math.exp(float(row[token]) - log_sum_exp(row, len(shadow.tokens)))
-            shadow.computed = len(shadow.tokens)
+            shadow.num_computed_tokens = len(shadow.tokens)
             shadow.tokens.append(token)
             guesses.append((token, chance))
         return guesses
@@ -135,7 +137,7 @@ class DraftModel:
         if shadow is not None:
             self._blocks.retire(shadow)
 
-    def _run(self, batch: list[Work]) -> list[F32]:
+    def _run(self, batch: list[ScheduledChunk]) -> list[F32]:
         started = perf_counter()
         logits = cast(list[F32], self._runner.run(batch, choose=False))
         rows = sum(work.rows for work in batch)
@@ -151,8 +153,8 @@ class DraftModel:
             shadow = self._shadows[seq] = Sequence(request, list(seq.tokens))
             self._blocks.adopt(shadow)
             return shadow
-        kept = shadow.computed - RECENT if shadow.computed > RECENT else 0
-        kept += common_prefix(shadow.tokens[kept : shadow.computed], seq.tokens[kept:])
-        shadow.computed = min(kept, len(seq.tokens) - 1)
+        kept = shadow.num_computed_tokens - RECENT if shadow.num_computed_tokens > RECENT else 0
+        kept += common_prefix(shadow.tokens[kept : shadow.num_computed_tokens], seq.tokens[kept:])
+        shadow.num_computed_tokens = min(kept, len(seq.tokens) - 1)
         shadow.tokens[kept:] = seq.tokens[kept:]
         return shadow

@@ -14,7 +14,7 @@ from time import perf_counter
 from freehold.engine.constrain.guide import Guide
 from freehold.engine.schedule.budget import ITL_FACTOR, STEP_S
 from freehold.engine.schedule.cost import StepCost, best_extra
-from freehold.engine.schedule.scheduler import Scheduler, Work
+from freehold.engine.schedule.scheduler import ScheduledChunk, Scheduler
 from freehold.engine.sequence import Sequence
 from freehold.engine.speculate.draft import JOINED, MOST_AHEAD, DraftModel
 from freehold.engine.speculate.guess import DRAFT_PRIOR, FORCED_PRIOR, MATCH_PRIOR, Chances, Guess
@@ -78,7 +78,7 @@ class Speculation:
 
     # --- before the step ---------------------------------------------------------------------------
 
-    def extend(self, batch: list[Work], scheduler: Scheduler) -> list[Work]:
+    def extend(self, batch: list[ScheduledChunk], scheduler: Scheduler) -> list[ScheduledChunk]:
         """Return the step with guesses to verify; the same step where none would pay, or prompts are in it or wait."""
         self._plain, self.draft_s = 0, 0.0
         if scheduler.budget.measuring or not all(work.decodes for work in batch):
@@ -132,7 +132,7 @@ class Speculation:
 
     # --- the draft model ---------------------------------------------------------------------------
 
-    def _draft(self, drafter: DraftModel, batch: list[Work], hopes: list[Hopes]) -> None:
+    def _draft(self, drafter: DraftModel, batch: list[ScheduledChunk], hopes: list[Hopes]) -> None:
         """Let the draft model guess where the lookup is less likely to be right, as long as that pays."""
         going: list[tuple[int, float]] = []  # which sequence, and the chance that all its guesses hold
         ahead = [0] * len(batch)
@@ -177,7 +177,7 @@ class Speculation:
 
     # --- after the step ----------------------------------------------------------------------------
 
-    def learn(self, batch: list[Work]) -> None:
+    def learn(self, batch: list[ScheduledChunk]) -> None:
         """Take in what became of the guesses, when the step's cost was learnt."""
         if self._plain:
             self._account(batch)
@@ -185,7 +185,7 @@ class Speculation:
             if work.seq.done:
                 self.forget(work.seq)
 
-    def _account(self, batch: list[Work]) -> None:
+    def _account(self, batch: list[ScheduledChunk]) -> None:
         rows = sum(work.rows for work in batch)
         lone = self.cost.seconds(self._plain)
         made = [work.seq.tokens[work.first + 1 :] for work in batch]
