@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "freehold"
 LEVELS = {
     **dict.fromkeys(["errors", "types", "config", "machine", "private", "sandbox", "stopping", "_native"], 0),
-    **dict.fromkeys(["formats", "tokenizer", "catalog"], 1),
+    **dict.fromkeys(["layers", "formats", "tokenizer", "catalog"], 1),
     **dict.fromkeys(["store", "models", "advisor"], 2),
     "engine": 3,
     **dict.fromkeys(["local", "remote", "fake", "choosing"], 4),
@@ -19,8 +19,8 @@ LEVELS = {
     "server": 7,
     "cli": 8,
 }
-# On level 0 config, types and sandbox read errors, and _native reads nothing.
-FOUNDATION = {("config", "errors"), ("types", "errors"), ("sandbox", "errors")}
+# On level 0 config, types and sandbox read errors, and _native reads nothing; on level 1 the catalogue states layers.
+FOUNDATION = {("config", "errors"), ("types", "errors"), ("sandbox", "errors"), ("catalog", "layers")}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 

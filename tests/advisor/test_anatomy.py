@@ -9,9 +9,10 @@ from freehold import catalog
 from freehold.advisor.anatomy import Anatomy, from_catalogue, from_file
 from freehold.advisor.interval import Interval
 from freehold.catalog import quants
-from freehold.catalog.model import Layers, Model
+from freehold.catalog.model import Model
 from freehold.errors import UsageError
 from freehold.formats.quant import LAYOUTS, QuantType, row_bytes
+from freehold.layers import LayerSpec
 from tests.formats.gguf_writer import Entry, Value, write_gguf
 
 U32, TEXT = 4, 8
@@ -123,16 +124,16 @@ def test_a_published_model_and_its_file_agree(tmp_path: Path):
     assert anatomy.weight_bytes == anatomy.token_bytes == (128 * 64 + body) * 34 // 32
     assert anatomy.weights == 128 * 64 + body
     assert (anatomy.quant, anatomy.context, anatomy.queries, anatomy.exact) == ("Q8_0", 512, 64, True)
-    assert anatomy.layers == (Layers("full", 2, 2, 16, 16),)
+    assert anatomy.layers == (LayerSpec("full", 2, 2, 16, 16),)
     assert anatomy.cache_bytes(100) == 2 * 2 * (16 + 16) * 2 * 100
 
 
 def test_window_state_and_latent_layers_are_counted_by_kind():
     layers = (
-        Layers("full", 2, 4, 64),
-        Layers("window", 6, 4, 64, window=512),
-        Layers("latent", 1, latent=512, rope=64),
-        Layers("deltanet", 3, state=1000, conv=100),
+        LayerSpec("full", 2, 4, 64),
+        LayerSpec("window", 6, 4, 64, window=512),
+        LayerSpec("latent", 1, latent=512, rope=64),
+        LayerSpec("deltanet", 3, state=1000, conv=100),
     )
     anatomy = Anatomy("x", "Q8_0", "y", (), layers, 8192, queries=256)
     assert anatomy.cache_by_kind(4096) == {
@@ -142,7 +143,7 @@ def test_window_state_and_latent_layers_are_counted_by_kind():
         "state": 3 * (1000 * 4 + 100 * 2),
     }
     assert anatomy.cache_bytes(4096) == sum(anatomy.cache_by_kind(4096).values()) - anatomy.state_bytes
-    assert Anatomy("x", "", "", (), (Layers("window", 1, 1, 1, window=2),), 0, queries=1).attention_ops(
+    assert Anatomy("x", "", "", (), (LayerSpec("window", 1, 1, 1, window=2),), 0, queries=1).attention_ops(
         3
     ) == 4 * (1 + 2 + 2)
 

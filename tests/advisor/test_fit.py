@@ -15,12 +15,13 @@ from freehold.advisor.anatomy import Anatomy, Part, from_catalogue, in_quant
 from freehold.advisor.calibration import History
 from freehold.advisor.fit import Fit, Misfit, Place, observed, place_here, place_on
 from freehold.advisor.machine import Machine, Rates
-from freehold.catalog.model import Layers, Structure
+from freehold.catalog.model import Structure
 from freehold.config import load_settings
 from freehold.engine.cache.capacity import ROOMS, SLOT_SHARE, CacheBytes, KvType
 from freehold.engine.cache.windows import quota
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import UsageError
+from freehold.layers import LayerSpec
 from freehold.models.loader import refusal
 
 GB = 10**9
@@ -31,9 +32,9 @@ SMALL = Anatomy(
     "small", "Q8_0", "qwen2",
     (Part("body", "Q8_0", BODY, BODY * 34 / 32), Part("head", "Q4_0", TABLE, TABLE * 18 / 32),
      Part("embed", "Q8_0", TABLE, TABLE * 34 / 32, 1 / 151936)),
-    (Layers("full", 24, 2, 64),), 32768, hidden=896, vocab=151936, queries=896, exact=True,
+    (LayerSpec("full", 24, 2, 64),), 32768, hidden=896, vocab=151936, queries=896, exact=True,
 )  # fmt: skip
-WINDOWED = replace(SMALL, layers=(Layers("full", 4, 2, 64), Layers("window", 20, 2, 64, window=512)))
+WINDOWED = replace(SMALL, layers=(LayerSpec("full", 4, 2, 64), LayerSpec("window", 20, 2, 64, window=512)))
 
 
 def here(free: int = 20 * GB, rates: Rates = RATES, history: History | None = None) -> Place:

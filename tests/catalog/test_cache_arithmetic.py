@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from freehold import catalog
-from freehold.catalog.model import Layers, Model
+from freehold.catalog.model import Model
+from freehold.layers import LayerSpec
 
 NOWHERE = Path("/nowhere/catalogue.toml")
 DEEP = 1 << 40
@@ -231,7 +232,7 @@ def test_a_narrower_cache_costs_in_proportion():
 
 
 def test_values_that_are_read_out_of_the_keys_are_counted_once():
-    assert Layers("full", 1, kv_heads=1, head_dim=512, value_dim=0).values_per_token == 512
+    assert LayerSpec("full", 1, kv_heads=1, head_dim=512, value_dim=0).values_per_token == 512
 
 
 def test_a_published_figure_stands_in_where_no_layer_is_known():

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold import _native as native
 from freehold.formats import open_model_file
 from freehold.models.loader import load_model
 from tests.vectors.files import Dtype, write_gguf
@@ -21,7 +20,7 @@ class Step:
 
     def __init__(self, path: Path) -> None:
         model = load_model(open_model_file(path), threads=2, name="tiny")
-        cache = native.KvCache(model.kv_layers, 2 * WIDTH, "f16", model.windows, 0)
+        cache = model.new_cache(2 * WIDTH)
         self.plan, self.vocab = model.build(cache, ROWS, model.threads), model.tokens
         self.tokens = np.random.default_rng(3).integers(5, 200, ROWS + 2).astype(np.int32)
         self.tables = np.arange(2 * WIDTH, dtype=np.int32).reshape(2, WIDTH)

@@ -14,6 +14,7 @@ from freehold.engine.cache.windows import Slots
 from freehold.engine.runner import ModelRunner
 from freehold.engine.schedule.scheduler import ScheduledChunk
 from freehold.engine.sequence import Request, Sequence
+from freehold.layers import longest_window
 from freehold.models.loader import LoadedModel
 from freehold.types import SamplingParams
 
@@ -35,7 +36,7 @@ class Rig:
         slots: int = 0,
         max_num_batched_tokens: int = 512,
     ) -> None:
-        window = max(model.windows)
+        window = longest_window(model.layers)
         self.blocks = BlockManager(
             count, Slots(slots, count, window, max_num_batched_tokens) if slots else None
         )

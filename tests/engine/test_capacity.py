@@ -19,10 +19,10 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 
 def test_cache_bytes_follow_the_type(model: LoadedModel):
-    values = 32 * sum(heads * (d + dv) for heads, d, dv in model.kv_layers)
+    values = 32 * sum(spec.values_per_token for spec in model.layers)
     assert bytes_per_block(model, "f16") == 2 * values
     assert bytes_per_block(model, "f32") == 4 * values
-    scales = 32 * sum(2 * 4 * heads for heads, _, _ in model.kv_layers)
+    scales = 32 * sum(2 * 4 * spec.kv_heads for spec in model.layers)
     assert bytes_per_block(model, "q8") == values + scales  # widths here are multiples of sixteen
 
 

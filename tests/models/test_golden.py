@@ -53,7 +53,7 @@ def test_oracle_computes_the_golden_logits(family: str, form: str, tmp_path: Pat
 def native_logits(model: LoadedModel, ids: list[int], chunks: list[int], kv_type: str = "f16") -> np.ndarray:
     """Run the model's plan over `ids` in pieces of the given sizes, with a cache of that type."""
     blocks = -(-len(ids) // native.BLOCK_TOKENS)
-    plan = model.build(native.KvCache(model.kv_layers, blocks, kv_type), max(chunks))
+    plan = model.build(model.new_cache(blocks, kv_type), max(chunks))
     table = np.arange(blocks, dtype=np.int32)[None]
     out, first = [], 0
     for count in chunks:

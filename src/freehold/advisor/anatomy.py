@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freehold.catalog import quants
-from freehold.catalog.model import Layers, Model, Structure, kept_bytes, recurrent_bytes
+from freehold.catalog.model import Model, Structure
 from freehold.errors import BadModelFile, UsageError
+from freehold.layers import ATTENTION, LayerSpec, kept_bytes, recurrent_bytes
 
 if TYPE_CHECKING:
     from freehold.formats import GGUFFile, ModelFile, SafetensorsFile
@@ -48,7 +49,7 @@ class Anatomy:
     quant: str
     architecture: str
     parts: tuple[Part, ...]
-    layers: tuple[Layers, ...]
+    layers: tuple[LayerSpec, ...]
     context: int  # tokens it was made for; 0: not known
     hidden: int = 0
     vocab: int = 0
@@ -125,9 +126,9 @@ class Anatomy:
         """
         total = 0.0
         for group in self.layers:
-            if group.kind not in ("full", "window", "latent", "compressed"):
+            if group.kind not in ATTENTION:
                 continue
-            seen = min(tokens, group.window) if group.kind == "window" else tokens // group.stride
+            seen = group.tokens_kept(tokens) // group.stride
             pairs = seen * (seen + 1) / 2 + (tokens - seen) * seen
             total += group.count * pairs * 4 * self.queries
         return total
@@ -407,73 +408,73 @@ _EVERY = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "l
 _RECURRENT = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}
 
 
-def _gguf_layers(architecture: str, meta: _Keys) -> tuple[Layers, ...]:
+def _gguf_layers(architecture: str, meta: _Keys) -> tuple[LayerSpec, ...]:
     """Group an architecture's layers by what they keep, by a GGUF's keys."""
     depth = meta.number("block_count")
     if architecture in _ENCODERS:
-        return (Layers("plain", depth),)
+        return (LayerSpec("plain", depth),)
     if latent := meta.number("attention.kv_lora_rank"):
-        return (Layers("latent", depth, latent=latent, rope=meta.number("rope.dimension_count")),)
+        return (LayerSpec("latent", depth, latent=latent, rope=meta.number("rope.dimension_count")),)
     head_dim = _head_dim(meta)
     value_dim = meta.number("attention.value_length") or head_dim
     heads = meta.each("attention.head_count_kv") or meta.each("attention.head_count")
     heads = heads if len(heads) == depth else heads[:1] * depth
     window, every = meta.number("attention.sliding_window"), _EVERY.get(architecture, 0)
     apart = meta.number("full_attention_interval") or _RECURRENT.get(architecture, 0)
-    found: dict[Layers, int] = {}
+    found: dict[LayerSpec, int] = {}
     for number, kv_heads in enumerate(heads, 1):
         if (apart and number % apart) or not kv_heads:
             layer = _recurrent(meta, architecture)
         elif window and every and number % every:
-            layer = Layers("window", 1, kv_heads, head_dim, value_dim, window)
+            layer = LayerSpec("window", 1, kv_heads, head_dim, value_dim, window)
         else:
-            layer = Layers("full", 1, kv_heads, head_dim, value_dim)
+            layer = LayerSpec("full", 1, kv_heads, head_dim, value_dim)
         found[layer] = found.get(layer, 0) + 1
     return _counted(found)
 
 
-def _recurrent(meta: _Keys, architecture: str) -> Layers:
+def _recurrent(meta: _Keys, architecture: str) -> LayerSpec:
     """Return a layer that keeps a state: Mamba-2's inner width x state, DeltaNet's heads x their squares."""
     inner, size = meta.number("ssm.inner_size"), meta.number("ssm.state_size")
     if not inner:
-        return Layers("plain", 1)
+        return LayerSpec("plain", 1)
     groups, kernel = meta.number("ssm.group_count"), meta.number("ssm.conv_kernel")
     conv = (inner + 2 * groups * size) * max(kernel - 1, 0)
-    return Layers("deltanet" if architecture in _RECURRENT else "mamba2", 1, state=inner * size, conv=conv)
+    return LayerSpec("deltanet" if architecture in _RECURRENT else "mamba2", 1, state=inner * size, conv=conv)
 
 
-def _config_layers(keys: _Keys) -> tuple[Layers, ...]:
+def _config_layers(keys: _Keys) -> tuple[LayerSpec, ...]:
     """Group layers by what they keep, by the keys of a config.json."""
     depth = keys.number("num_hidden_layers")
     if keys.get("model_type") in _ENCODERS:
-        return (Layers("plain", depth),)
+        return (LayerSpec("plain", depth),)
     if latent := keys.number("kv_lora_rank"):
-        return (Layers("latent", depth, latent=latent, rope=keys.number("qk_rope_head_dim")),)
+        return (LayerSpec("latent", depth, latent=latent, rope=keys.number("qk_rope_head_dim")),)
     kv_heads = keys.number("num_key_value_heads", "num_attention_heads")
     head_dim, window = _config_head_dim(keys), keys.number("sliding_window")
     every = keys.number("sliding_window_pattern", "_sliding_window_pattern")
     kinds = keys.get("layer_types")
     if not isinstance(kinds, list):
         kinds = ["sliding_attention" if window and every and i % every else "" for i in range(1, depth + 1)]
-    found: dict[Layers, int] = {}
+    found: dict[LayerSpec, int] = {}
     for kind in kinds:
         if kind == "linear_attention":
             layer = _deltanet(keys)
         elif kind == "sliding_attention" and window:
-            layer = Layers("window", 1, kv_heads, head_dim, window=window)
+            layer = LayerSpec("window", 1, kv_heads, head_dim, window=window)
         else:
-            layer = Layers("full", 1, kv_heads, head_dim)
+            layer = LayerSpec("full", 1, kv_heads, head_dim)
         found[layer] = found.get(layer, 0) + 1
     return _counted(found)
 
 
-def _deltanet(keys: _Keys) -> Layers:
+def _deltanet(keys: _Keys) -> LayerSpec:
     heads, key_heads = keys.number("linear_num_value_heads"), keys.number("linear_num_key_heads")
     key, value = keys.number("linear_key_head_dim"), keys.number("linear_value_head_dim")
     width = 2 * key_heads * key + heads * value
     conv = width * max(keys.number("linear_conv_kernel_dim") - 1, 0)
-    return Layers("deltanet", 1, state=heads * key * value, conv=conv)
+    return LayerSpec("deltanet", 1, state=heads * key * value, conv=conv)
 
 
-def _counted(found: Mapping[Layers, int]) -> tuple[Layers, ...]:
+def _counted(found: Mapping[LayerSpec, int]) -> tuple[LayerSpec, ...]:
     return tuple(replace(layer, count=count) for layer, count in found.items())

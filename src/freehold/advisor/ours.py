@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from freehold.advisor.anatomy import Anatomy, Part
 from freehold.advisor.machine import Cost
 from freehold.catalog.model import Structure
+from freehold.layers import longest_window
 
 Refuses = Callable[[Structure], str]  # why our engine does not run such a model; empty: it does
 BLOCK = 32  # tokens of a cache block
@@ -79,7 +80,7 @@ def _bits(part: Part) -> float:
 def cache_bytes(anatomy: Anatomy, context: int, kv_type: str = "f16") -> dict[str, int]:
     """Return what the cache reserves by kind of layer: whole blocks, and slots where layers have a window."""
     width, blocks = KV_WIDTHS[kv_type], -(-context // BLOCK)
-    window = max((g.window for g in anatomy.layers), default=0)
+    window = longest_window(anatomy.layers)
     least = ROOMS * (-(-(window + ROWS) // BLOCK) + 2) if window else 0
     slots = max(least, blocks // SLOT_SHARE)
     found = anatomy.cache_by_kind(blocks * BLOCK, width)

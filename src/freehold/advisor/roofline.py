@@ -18,8 +18,8 @@ from freehold.advisor.engines import Engine, Speed, Spread, speed, spreads
 from freehold.advisor.interval import Interval
 from freehold.catalog import quants
 from freehold.catalog.hardware import Device, Rig
-from freehold.catalog.model import Layers
 from freehold.errors import UsageError
+from freehold.layers import LayerSpec
 
 _GIB = 1 << 30
 _NORMED = ("gemma2", "gemma3", "gemma4")  # architectures with norms before and behind attention and MLP
@@ -38,7 +38,7 @@ class Work(Protocol):
     @property
     def parts(self) -> tuple[Part, ...]: ...
     @property
-    def layers(self) -> tuple[Layers, ...]: ...
+    def layers(self) -> tuple[LayerSpec, ...]: ...
     @property
     def depth(self) -> int: ...
     @property
@@ -215,7 +215,7 @@ def step(
         prompts=batch * prompt_s(work, rig, engine, prompt) / answer,
         layers=depth,
         sparse=depth if sparse else 0,
-        recurrent=sum(g.count for g in work.layers if g.kind in ("deltanet", "mamba2", "linear")),
+        recurrent=sum(g.count for g in work.layers if g.recurrent),
         normed=depth if work.architecture.startswith(_NORMED) else 0,
         reduces=depth * math.log2(devices),
         steps=1,

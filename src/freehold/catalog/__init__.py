@@ -9,14 +9,13 @@ Path: store.parse_ref -> catalog.find -> Entry -> the store's sources;
 from freehold.catalog.entries import Entry, File, default_model, entries, find, suggestions
 from freehold.catalog.hardware import Device, Money, Rig, devices, rig
 from freehold.catalog.licence import Licence, licence, licences
-from freehold.catalog.model import Layers, Model, Repo, Score
+from freehold.catalog.model import Model, Repo, Score
 from freehold.catalog.models import facts, model, models, user_file
 
 __all__ = [
     "Device",
     "Entry",
     "File",
-    "Layers",
     "Licence",
     "Model",
     "Money",

@@ -1,17 +1,17 @@
 """What is known of one open-weight model, and the arithmetic of what a conversation with it keeps in memory.
 
-Knows sizes and published scores; knows no file, no licence text, no machine. What nobody told is empty,
-zero or None, never guessed.
+Knows sizes and published scores; knows no file, no licence text, no machine. What no source states is empty,
+zero or None, never guessed. What layers keep is layers.py's.
 Path: catalog.model -> models.py (files) -> schema.py (TOML -> Model) -> Model.cache_bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 
-KINDS = ("full", "window", "latent", "compressed", "mamba2", "deltanet", "linear", "plain")
+from freehold.layers import LayerSpec, kept_bytes, recurrent_bytes
+
 THINKING = ("", "none", "switchable", "only")
 ROLES = ("generator", "embedder", "reranker")
 # The smallest billions of parameters of each tier. A bound is the geometric mean of the sizes that the
@@ -20,64 +20,6 @@ TIERS = {"nano": 0.0, "micro": 2.1, "small": 5.3, "medium": 10.6, "large": 56.6,
 STALE_DAYS = 180  # a fact older than this is shown with its age: half a year is two model generations
 MULTILINGUAL = 10  # languages from which a model counts as multilingual
 _VARIETIES = {"no": ("nb", "nn"), "nb": ("no",), "nn": ("no",), "fil": ("tl",), "tl": ("fil",)}
-_STATE_WIDTH, _CONV_WIDTH = (
-    4,
-    2,
-)  # bytes: engines keep the recurrence in f32, the convolution's tail in 16 bits
-
-
-@dataclass(frozen=True, slots=True)
-class Layers:
-    """`count` layers that keep the same thing of a sequence.
-
-    full, window: a key of `head_dim` and a value of `value_dim` per head and token, of the last `window` tokens.
-    latent: one vector of `latent` and one of `rope` per token (MLA), and `index` for what picks the tokens.
-    compressed: what `full` keeps, and `index`, once for `stride` tokens; and of the last `window` tokens besides.
-    mamba2, deltanet, linear: `state` and `conv` values per sequence, whatever its length.
-    plain: nothing (an MLP or experts where other models would have attention too).
-    """
-
-    kind: str
-    count: int
-    kv_heads: int = 0
-    head_dim: int = 0
-    value_dim: int | None = None  # None: as head_dim; 0: the values are read out of the keys
-    window: int = 0
-    stride: int = 1
-    latent: int = 0
-    rope: int = 0
-    index: int = 0
-    state: int = 0
-    conv: int = 0
-
-    @property
-    def values_per_token(self) -> int:
-        """Values that one of these layers keeps of a token it still sees."""
-        return self._attended + self.latent + self.rope + self.index
-
-    @property
-    def _attended(self) -> int:
-        return self.kv_heads * (self.head_dim + (self.head_dim if self.value_dim is None else self.value_dim))
-
-    def tokens_kept(self, tokens: int) -> int:
-        """Return of how many of `tokens` these layers keep anything."""
-        return min(tokens, self.window) if self.kind == "window" else tokens
-
-    def values_kept(self, tokens: int) -> float:
-        """Return the values that one of these layers keeps of a sequence of `tokens`."""
-        if self.kind == "compressed":
-            return self.values_per_token * tokens / self.stride + self._attended * min(tokens, self.window)
-        return self.values_per_token * self.tokens_kept(tokens)
-
-
-def kept_bytes(layers: Iterable[Layers], tokens: int, width: float = 2) -> int:
-    """Return the bytes of keys and values of one sequence of `tokens`, at `width` bytes a value."""
-    return round(width * sum(g.count * g.values_kept(tokens) for g in layers))
-
-
-def recurrent_bytes(layers: Iterable[Layers]) -> int:
-    """Return the bytes that recurrent layers keep of one sequence, whatever its length."""
-    return sum(g.count * (g.state * _STATE_WIDTH + g.conv * _CONV_WIDTH) for g in layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +93,7 @@ class Model:
     base: tuple[str, ...] = ()  # ids of the models it was made from, as far as their licences go along
     hidden: int = 0
     vocab: int = 0
-    layers: tuple[Layers, ...] = ()
+    layers: tuple[LayerSpec, ...] = ()
     experts: int = 0
     experts_per_token: int = 0
     hub: bool = True  # whether the id is a repository on the hub, and not only a label
@@ -197,7 +139,7 @@ class Model:
     @property
     def state_known(self) -> bool:
         """Whether the recurrent layers' sizes are known too."""
-        recurrent = [g for g in self.layers if g.kind in ("mamba2", "deltanet", "linear")]
+        recurrent = [g for g in self.layers if g.recurrent]
         return bool(self.layers) and all(g.state or g.conv for g in recurrent)
 
     @property

@@ -18,16 +18,17 @@ from typing import Any
 
 from freehold.catalog.benchmarks import BENCHMARKS
 from freehold.catalog.languages import CODE, sets
-from freehold.catalog.model import KINDS, ROLES, THINKING, Layers, Model, Score
+from freehold.catalog.model import ROLES, THINKING, Model, Score
 from freehold.config import nearest
 from freehold.errors import StoreError
+from freehold.layers import KINDS, LayerSpec
 
 MAX_BYTES = 4 << 20  # of a catalogue file: tomllib reads about 1 MB/s
 MODALITIES = ("text", "image", "audio", "video")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _RELEASED = re.compile(r"20\d\d-(0[1-9]|1[0-2])(-([0-2]\d|3[01]))?")
 _LICENCE = re.compile(r"[A-Za-z0-9.+-]+( (AND|OR|WITH) [A-Za-z0-9.+-]+)*")
-_LAYER = {f.name for f in fields(Layers)}
+_LAYER = {f.name for f in fields(LayerSpec)}
 _SCORE = {f.name for f in fields(Score)}
 _NUMBER = (int, float)
 # key -> the TOML type it has
@@ -147,7 +148,7 @@ def build(tables: list[Facts]) -> Model:
             plain[key] = tuple(plain[key])
     missing = {k: v for f in tables for k, v in f.values.get("not_published", {}).items() if k not in merged}
     plain["not_published"] = tuple(missing.items())
-    plain["layers"] = tuple(Layers(**g) for g in plain.get("layers", ()))
+    plain["layers"] = tuple(LayerSpec(**g) for g in plain.get("layers", ()))
     plain["scores"] = tuple(scores.values())
     if plain.get("kind", "dense") == "dense":
         plain.setdefault("active_b", plain.get("params_b", 0.0))
@@ -211,6 +212,7 @@ _SIZES = {
     "mamba2": ("state", "conv"),
     "deltanet": ("state", "conv"),
     "linear": (),
+    "shortconv": ("conv",),
     "plain": (),
 }
 

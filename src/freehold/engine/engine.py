@@ -63,6 +63,7 @@ from freehold.errors import (
     StepFailed,
     UsageError,
 )
+from freehold.layers import longest_window
 from freehold.models.adapters import Adapter
 from freehold.models.loader import LoadedModel
 from freehold.stopping import check_stopped
@@ -140,7 +141,7 @@ class Engine:
         count = max(blocks or 0, blocks_for(self.context))
         self.threads = pool.size
         self._cache_bytes = CacheBytes.of(model, kv_type, max_num_batched_tokens)
-        window, slots = max(model.windows, default=0), self._cache_bytes.slots(count)
+        window, slots = longest_window(model.layers), self._cache_bytes.slots(count)
         self._blocks = BlockManager(
             count, Slots(slots, count, window, max_num_batched_tokens) if slots else None
         )

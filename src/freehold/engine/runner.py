@@ -35,7 +35,7 @@ class ModelRunner:
     ) -> None:
         self._blocks = blocks
         slots = blocks.slots.count if blocks.slots is not None else 0
-        self.cache = native.KvCache(model.kv_layers, blocks.count, kv_type, model.windows, slots)
+        self.cache = model.new_cache(blocks.count, kv_type, slots)
         self._plan = model.build(self.cache, max_num_batched_tokens, threads)
         self._tokens = model.tokens
         self._check = model.check

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from freehold.errors import UnsupportedModel
+from freehold.layers import LayerSpec
 from freehold.models.common import F32, Dims, Family, Matrix, Ops, checked_dims, matrix, vector
 from freehold.models.fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
 from freehold.models.rope import RopeTable
@@ -29,7 +30,6 @@ class Config(Dims):
     """A BERT's sizes; `kinds` counts the segments a text may be made of."""
 
     kinds: int
-    windows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +131,7 @@ FAMILY = Family(
     block=Block,
     ropes=ropes,
     forward=forward,
+    layers=lambda cfg: (LayerSpec("plain"),) * cfg.layers,
     keeps=frozenset({"plain"}),
     encoder=True,
     hf_layers="encoder.layer",

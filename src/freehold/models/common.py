@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.errors import BadModelFile, UnsupportedModel
+from freehold.layers import LayerSpec
 from freehold.models.fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
 from freehold.models.rope import RopeSpec, RopeTable
 
@@ -177,6 +178,13 @@ def checked_dims(**dims: Any) -> dict[str, Any]:
     return dims
 
 
+def attention_layers(cfg: Any) -> tuple[LayerSpec, ...]:
+    """Give what the layers of a decoder keep: keys and values, of a window where `cfg.windows` names one."""
+    return tuple(
+        LayerSpec("window" if w else "full", 1, cfg.kv_heads, cfg.head_dim, window=w) for w in cfg.windows
+    )
+
+
 def extended_context(context: int, rope: RopeSpec) -> int:
     """Return the positions a model is good for: YaRN stretches the original ones by its factor."""
     if rope.scaling == "yarn":
@@ -254,6 +262,7 @@ class Family:
     block: type[Any]
     ropes: Callable[[Any, F32 | None], Mapping[str, RopeTable]]  # config, rope_freqs.weight -> field -> table
     forward: Callable[[Ops, Any, Any], None]
+    layers: Callable[[Any], tuple[LayerSpec, ...]]  # config -> what each layer keeps
     gguf_pairs: bool = False  # a GGUF lays rows of q and k in adjacent rotary pairs, safetensors in halves
     model_types: tuple[str, ...] = ()  # config.json's names for it beside the GGUF's
     keeps: frozenset[str] = frozenset({"full", "window"})  # kinds of layers, as the catalogue has them

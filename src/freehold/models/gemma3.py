@@ -21,6 +21,7 @@ from freehold.models.common import (
     Matrix,
     Ops,
     Rope,
+    attention_layers,
     gguf_dims,
     hf_dims,
     matrix,
@@ -183,4 +184,5 @@ FAMILY = Family(
     block=Block,
     ropes=ropes,
     forward=forward,
+    layers=attention_layers,
 )

@@ -20,6 +20,7 @@ from freehold.models.common import (
     Matrix,
     Ops,
     Rope,
+    attention_layers,
     extended_context,
     gguf_dims,
     hf_dims,
@@ -120,5 +121,6 @@ FAMILY = Family(
     block=Block,
     ropes=ropes,
     forward=forward,
+    layers=attention_layers,
     gguf_pairs=True,
 )

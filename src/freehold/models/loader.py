@@ -29,6 +29,7 @@ from freehold.formats import (
     open_model_file,
     split_codes,
 )
+from freehold.layers import LayerSpec
 from freehold.machine import available_bytes, default_threads, show_bytes
 from freehold.models import bert, gemma3, llama, qwen2, qwen3
 from freehold.models.common import Dims, Family, TensorSpec, declared
@@ -150,15 +151,14 @@ class LoadedModel:
         return self.cfg.context
 
     @property
-    def windows(self) -> tuple[int, ...]:
-        """Each layer's sliding window, 0 for none."""
-        return self.cfg.windows
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """What each layer keeps of a sequence."""
+        return self.family.layers(self.cfg)
 
-    @property
-    def kv_layers(self) -> list[tuple[int, int, int]]:
-        """Each layer's cache shape: key/value heads, key width, value width."""
-        count = 0 if self.family.encoder else self.cfg.layers
-        return [(self.cfg.kv_heads, self.cfg.head_dim, self.cfg.head_dim)] * count
+    def new_cache(self, blocks: int, kv_type: str = "f16", slots: int = 0) -> native.KvCache:
+        """Allocate pages for all layers; with `slots`, those with a window lie in so many slots instead."""
+        pages = [(spec.kv_heads, spec.head_dim, spec.value_width) for spec in self.layers]
+        return native.KvCache(pages, blocks, kv_type, [spec.window for spec in self.layers], slots)
 
     def build(
         self, cache: native.KvCache | None, max_rows: int, threads: native.Threads | None = None

@@ -17,6 +17,7 @@ from freehold.models.common import (
     Matrix,
     Ops,
     Rope,
+    attention_layers,
     extended_context,
     gguf_dims,
     hf_dims,
@@ -109,4 +110,5 @@ FAMILY = Family(
     block=Block,
     ropes=ropes,
     forward=forward,
+    layers=attention_layers,
 )

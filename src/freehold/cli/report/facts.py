@@ -10,8 +10,9 @@ from datetime import date
 from typing import Any
 
 from freehold import catalog
-from freehold.catalog.model import STALE_DAYS, Layers, Model
+from freehold.catalog.model import STALE_DAYS, Model
 from freehold.errors import ModelNotFound
+from freehold.layers import LayerSpec
 
 _DEEP = 1 << 40  # tokens after which every window is full
 
@@ -134,9 +135,8 @@ def _layers(model: Model) -> list[tuple[str, str]]:
     return [("layers" if not i else "", _group(g)) for i, g in enumerate(model.layers)]
 
 
-def _group(g: Layers) -> str:
-    value_dim = g.head_dim if g.value_dim is None else g.value_dim
-    heads = f"{g.kv_heads} x {g.head_dim}" + (f" and {value_dim}" if value_dim != g.head_dim else "")
+def _group(g: LayerSpec) -> str:
+    heads = f"{g.kv_heads} x {g.head_dim}" + (f" and {g.value_width}" if g.value_width != g.head_dim else "")
     words = {
         "full": f"attention, keys and values of {heads}",
         "window": f"attention over the last {g.window:,} tokens, keys and values of {heads}",
@@ -145,6 +145,7 @@ def _group(g: Layers) -> str:
         "mamba2": f"Mamba-2, a state of {g.state:,} values",
         "deltanet": f"gated DeltaNet, a state of {g.state:,} values",
         "linear": f"linear attention, a state of {g.state:,} values" if g.state else "linear attention",
+        "shortconv": "short convolution",
         "plain": "without a memory of the sequence",
     }
     index = f" and {g.index} to choose by" if g.index else ""

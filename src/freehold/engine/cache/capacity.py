@@ -14,6 +14,7 @@ from freehold.engine.cache.blocks import blocks_for
 from freehold.engine.cache.windows import quota
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
+from freehold.layers import longest_window
 from freehold.machine import available_bytes, show_bytes
 from freehold.models.loader import LoadedModel
 
@@ -32,7 +33,7 @@ KV_TYPES: tuple[KvType, ...] = get_args(KvType)
 
 def bytes_per_block(model: LoadedModel, kv_type: KvType = "f16") -> int:
     """Return the bytes of one cache block over all layers: keys and values."""
-    return native.KvCache(model.kv_layers, 1, kv_type).bytes_per_block
+    return model.new_cache(1, kv_type).bytes_per_block
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,10 @@ class CacheBytes:
         also: int = 0,
     ) -> CacheBytes:
         """Ask a cache. `also`: bytes that somebody else, a draft model, keeps of a block."""
-        window = max(model.windows, default=0)
+        window = longest_window(model.layers)
         if not window:
             return cls(bytes_per_block(model, kv_type) + also, 0, 0)
-        cache = native.KvCache(model.kv_layers, 1, kv_type, model.windows, 1)
+        cache = model.new_cache(1, kv_type, slots=1)
         return cls(
             cache.bytes_per_block + also, cache.bytes_per_slot, ROOMS * quota(window, max_num_batched_tokens)
         )

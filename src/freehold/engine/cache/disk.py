@@ -26,7 +26,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -35,7 +35,6 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold import models
-from freehold.engine.cache.kinds import layer_kinds
 from freehold.engine.cache.prefix import TOKEN_BYTES, Node
 from freehold.models.loader import LoadedModel
 
@@ -62,7 +61,7 @@ def dependencies(model: LoadedModel, kv_type: str, slots: bool = False) -> dict[
     Forward passes are Python and arithmetic is native: both count by their sources, so no change can be forgotten.
     """
     forward = hashlib.sha256()
-    for path in sorted(Path(models.__file__).parent.glob("*.py")):
+    for path in sorted(Path(models.__file__).parent.rglob("*.py")):
         forward.update(path.read_bytes())
     return {
         "model": model.digest,
@@ -71,8 +70,7 @@ def dependencies(model: LoadedModel, kv_type: str, slots: bool = False) -> dict[
         "native": native.REVISION,
         "forward": forward.hexdigest(),
         "kv": kv_type,
-        "layers": model.kv_layers,
-        "kinds": [kind.value for kind in layer_kinds(model)],
+        "layers": [astuple(spec) for spec in model.layers],
         "slots": slots,  # then window layers' pages come last
         "tokens": native.BLOCK_TOKENS,
     }

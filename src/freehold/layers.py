@@ -1,0 +1,107 @@
+"""What one layer keeps of a sequence: its kind, its sizes, the bytes that follow, and what a prefix hit needs of it.
+
+Knows no file, no machine and no cache: the catalogue states layers, an engine allocates for them, a verdict adds
+them up. Two layers that keep the same are equal, so a group is a layer with a count.
+Path: catalog.schema, advisor.anatomy, models.families -> LayerSpec -> engine.cache, advisor.fit, engine.cache.disk
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+ATTENTION = ("full", "window", "latent", "compressed")
+RECURRENT = ("mamba2", "deltanet", "linear", "shortconv")
+KINDS = (*ATTENTION, *RECURRENT, "plain")
+STATE_WIDTH, CONV_WIDTH = 4, 2  # bytes: engines keep a state in f32, a convolution's last inputs in 16 bits
+
+
+class Reuse(Enum):
+    """What a layer needs of p cached tokens to compute token p as if it had computed all of them."""
+
+    ALL = "all"  # what it keeps of all p positions
+    WINDOW = "window"  # keys and values of the last window - 1; blocks wholly before them may be gone
+    STATE = "state"  # its state after exactly p tokens: hits only where a snapshot of it was kept
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """`count` layers that keep the same of a sequence.
+
+    full, window: a key of `head_dim` and a value of `value_dim` per head and token, of the last `window` tokens.
+    latent: one vector of `latent` and one of `rope` per token (MLA), and `index` for what picks the tokens.
+    compressed: what `full` keeps, and `index`, once for `stride` tokens; and of the last `window` tokens besides.
+    mamba2, deltanet, linear, shortconv: `state` and `conv` values per sequence, whatever its length.
+    plain: nothing (an MLP or experts where other models would have attention too, or an encoder's layer).
+    """
+
+    kind: str
+    count: int = 1
+    kv_heads: int = 0
+    head_dim: int = 0
+    value_dim: int | None = None  # None: as head_dim; 0: the values are read out of the keys
+    window: int = 0
+    stride: int = 1
+    latent: int = 0
+    rope: int = 0
+    index: int = 0
+    state: int = 0
+    conv: int = 0
+
+    @property
+    def value_width(self) -> int:
+        """Width of a value head."""
+        return self.head_dim if self.value_dim is None else self.value_dim
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether the layer keeps a state of fixed size instead of something per token."""
+        return self.kind in RECURRENT
+
+    @property
+    def reuse(self) -> Reuse:
+        """What a prefix hit needs of the layer."""
+        if self.kind in ATTENTION:
+            return Reuse.WINDOW if self.kind == "window" else Reuse.ALL
+        return Reuse.STATE if self.recurrent else Reuse.NOTHING
+
+    @property
+    def values_per_token(self) -> int:
+        """Values that one of these layers keeps of a token it still sees."""
+        return self._attended + self.latent + self.rope + self.index
+
+    @property
+    def _attended(self) -> int:
+        return self.kv_heads * (self.head_dim + self.value_width)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that all of these layers keep of a sequence, whatever its length."""
+        return self.count * (self.state * STATE_WIDTH + self.conv * CONV_WIDTH)
+
+    def tokens_kept(self, tokens: int) -> int:
+        """Return of how many of `tokens` these layers keep anything."""
+        return min(tokens, self.window) if self.kind == "window" else tokens
+
+    def values_kept(self, tokens: int) -> float:
+        """Return the values that one of these layers keeps of a sequence of `tokens`."""
+        if self.kind == "compressed":
+            return self.values_per_token * tokens / self.stride + self._attended * min(tokens, self.window)
+        return self.values_per_token * self.tokens_kept(tokens)
+
+
+def kept_bytes(layers: Iterable[LayerSpec], tokens: int, width: float = 2) -> int:
+    """Return the bytes of keys and values of one sequence of `tokens`, at `width` bytes a value."""
+    return round(width * sum(g.count * g.values_kept(tokens) for g in layers))
+
+
+def recurrent_bytes(layers: Iterable[LayerSpec]) -> int:
+    """Return the bytes that recurrent layers keep of one sequence, whatever its length."""
+    return sum(g.state_bytes for g in layers)
+
+
+def longest_window(layers: Iterable[LayerSpec]) -> int:
+    """Return the longest sliding window of any layer, 0 where no layer has one."""
+    return max((g.window for g in layers if g.reuse is Reuse.WINDOW), default=0)
