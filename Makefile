@@ -38,7 +38,7 @@ lint: $(VENV)/.tested
 	$(BIN)/ruff format --check
 
 bench: $(VENV)/.tested ## Measure this machine: start-up, then a model beside its ceiling
-	$(BIN)/python benches/startup.py
+	$(BIN)/python benches/engine/startup.py
 	$(BIN)/freehold pull qwen2.5-coder:0.5b
 	$(BIN)/freehold bench qwen2.5-coder:0.5b
 

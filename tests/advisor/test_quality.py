@@ -34,7 +34,7 @@ def of(model: Model, *others: Model, work: str = "knowledge"):
 
 
 def test_ranges_hold_as_many_hidden_results_as_they_claim():
-    """Hide every fourth known result of one scale; benches/published_quality.py hides all, by family and by time."""
+    """Hide every fourth known result of one scale; benches/choose/published_quality.py hides all of them."""
     known, inside, errors = models(), 0, []
     whole = Scale(task("chat"), known)
     for model in [m for m in known if any(s.benchmark == "arena" for s in m.scores)][::4]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benches import published
+from benches.choose import published
 from freehold import catalog
 from freehold.advisor import roofline
 from freehold.advisor.anatomy import Anatomy, from_catalogue
@@ -45,9 +45,7 @@ def test_the_constants_are_those_that_the_rows_give(figures: dict[tuple[str, str
         tomllib.loads(t)
         for t in (published.SPEEDS.read_text(encoding="utf-8"), published.speeds_toml(figures))
     )
-    again = (
-        "python benches/published.py --refit"  # when rows, or facts of their models and devices, have changed
-    )
+    again = "python benches/choose/published.py --refit"  # when rows, models or devices have changed
     pairs = [(kept["spread"]["many"], made["spread"]["many"])]
     for old, new in zip(kept["speed"], made["speed"], strict=True):
         assert {**old, "factors": 0, "spread": 0} == {**new, "factors": 0, "spread": 0}, again

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benches.own_server import names_of, own_server
+from benches.server.own_server import names_of, own_server
 
 CONTEXT = 1024
 

@@ -1,4 +1,4 @@
-"""Short forms of benches/soak.py and benches/chaos.py: the same claims, seconds for minutes."""
+"""Short forms of benches/server/soak.py and benches/server/chaos.py: the same claims, seconds for minutes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benches.chaos import chaos
-from benches.soak import soak
+from benches.server.chaos import chaos
+from benches.server.soak import soak
 
 pytestmark = pytest.mark.model
 

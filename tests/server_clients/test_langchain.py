@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benches.environments import environment
+from benches.lib.environments import environment
 from tests.server_clients.conftest import Served
 
 pytestmark = pytest.mark.model

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import freehold
-from benches.environments import environment
-from benches.load import ask
+from benches.lib.environments import environment
+from benches.server.load import ask
 from tests.server_clients.conftest import CONTEXT, Served
 
 pytestmark = pytest.mark.model

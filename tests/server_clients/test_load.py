@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from benches.load import Answer, ask, completion
-from benches.server_scenarios import percentile
+from benches.server.load import Answer, ask, completion
+from benches.server.scenarios import percentile
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 SILENT_S = 0.3

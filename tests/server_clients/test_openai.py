@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from benches.own_server import names_of, own_server
+from benches.server.own_server import names_of, own_server
 from tests.server_clients.conftest import CONTEXT, Served
 
 pytestmark = pytest.mark.model

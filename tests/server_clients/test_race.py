@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benches import server
-from benches.server import Race
-from benches.server_scenarios import SCENARIOS, Figures, Scenario
-from benches.servers import KINDS, Kind, Options
+from benches.server import race as race_module
+from benches.server.race import Race
+from benches.server.scenarios import SCENARIOS, Figures, Scenario
+from benches.server.servers import KINDS, Kind, Options
 
 
 class Scripted(Race):
@@ -17,7 +17,7 @@ class Scripted(Race):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, figures: dict[tuple[str, int], float]) -> None:
         """`figures`: by server and round, tokens a second; where there are none the server fails."""
-        monkeypatch.setattr(server, "tokenizer_of", lambda _: None)
+        monkeypatch.setattr(race_module, "tokenizer_of", lambda _: None)
         self.script, names = figures, sorted({name for name, _ in figures})
         super().__init__([KINDS[name] for name in names], Path(), 3, {name: {} for name in names})
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benches.environments import LLAMA_CPP, environment
-from benches.peer import Child
+from benches.lib.environments import LLAMA_CPP, environment
+from benches.lib.peer import Child
 from tests.vectors import files, weights
 
 GOLDEN = Path(__file__).with_name("golden")

@@ -1,7 +1,8 @@
 """Makes golden/lora-<case>.npz: logits of tiny models with adapters, merged by `peft` in float32 on the CPU.
 
-Run from the repository's root in an environment with torch, transformers and peft, such as benches/environments.py's
-"oracle": `python -m tests.vectors.make_adapters [CASE ...]`. Adapters are read from the files that adapters.py writes.
+Run from the repository's root in an environment with torch, transformers and peft, such as "oracle" of
+benches/lib/environments.py:
+`python -m tests.vectors.make_adapters [CASE ...]`. Adapters are read from the files that adapters.py writes.
 Merged and beside their base they give the same within rounding, or nothing is stored. Never reads our own engine's
 output.
 """

@@ -1,6 +1,6 @@
 """Makes golden/<encoder>.npz by transformers, and golden/all-minilm.npz by sentence-transformers, in float32.
 
-Run from the repository's root in an environment with sentence-transformers (benches/environments.py has one of that
+Run from the repository's root in an environment with sentence-transformers (benches/lib/environments.py has one of that
 name): `python -m tests.vectors.make_encoders [FOLDER]`, FOLDER being where all-minilm:22m lies (`freehold show` tells).
 Never reads our own engine's output.
 """

@@ -1,7 +1,7 @@
 """Engines as parameters: where they run, which weights they read, what memory they use, how fast they are.
 
 Two files of data: `engines.toml` is written by hand from each engine's documentation; `speeds.toml` is fitted by
-`benches/published.py --refit` to the rows under benches/published. Knows no model and predicts nothing.
+`benches/choose/published.py --refit` to the rows under benches/published. Knows no model and predicts nothing.
 Path: roofline -> engine, speed -> Engine, Speed
 """
 

@@ -3,7 +3,7 @@
 Physics with a few constants: a token reads its weights and what is kept of the conversation at the machine's
 bandwidth, while its cores unpack and multiply them at a small share of their int8 rate; a prompt multiplies its
 weights at a larger share, and attention on top. machine.Cost says what seconds that makes. The constants are fitted
-to benches/fit.py; what they miss, calibration.py learns.
+to benches/choose/fit.py; what they miss, calibration.py learns.
 Knows the engine's rules as far as bytes depend on them, and imports none of it (a test holds the two together).
 Path: fit.fit -> footprint, decode_cost, prefill_cost, load_s
 """

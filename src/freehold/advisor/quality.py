@@ -39,7 +39,7 @@ MIN_PAIRS = 8  # models with results in both, before a line is drawn
 MOST_SPREAD = 1.0  # on the logits: 27 to 73 at 50 %; a line that holds no better than this is no evidence
 LARGER = 2.0  # times a model's size, up to which others' results bound what is carried over to it
 # Models of other families and later months stray further from a line than those that it was drawn through: times the
-# spread, with which benches/published_quality.py finds four of five of the models since 2025-12 inside.
+# spread, with which benches/choose/published_quality.py finds four of five of the models since 2025-12 inside.
 FORESIGHT = 1.3
 
 

@@ -123,7 +123,7 @@ def measure(
     from freehold.local import open_model
 
     context = max(prompt, depth + DECODE_PROMPT + tokens) + 2
-    # The ceiling is one of plain decoding; benches/speculation.py measures what guesses add.
+    # The ceiling is one of plain decoding; benches/engine/speculation.py measures what guesses add.
     with open_model(
         ref, context=context, threads=threads, kv_type=kv_type, speculate=False, packs=packs
     ) as llm:
@@ -242,7 +242,7 @@ def _check_peers(ctx: click.Context) -> None:
 
 
 def _peers(ref: ModelRef, rounds: int, threads: int | None, as_json: bool) -> int:
-    """Run benches/peers.py of the checkout this package lies in."""
+    """Run benches/engine/peers.py of the checkout this package lies in."""
     script = ROOT / "benches" / "peers.py"
     if not script.is_file():
         raise UsageError(

@@ -1,0 +1,33 @@
+"""The benchmarks: every mention of one names a file that exists, and every program finds the repository."""
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BENCHES = ROOT / "benches"
+
+
+def test_every_mention_of_a_benchmark_names_a_file():
+    command = ["git", "-C", str(ROOT), "ls-files", "*.md", "*.py", "*.toml", "Makefile"]
+    files = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    mentions = {
+        (name, mention)
+        for name in files
+        if (ROOT / name).is_file()
+        for mention in re.findall(
+            r"\bbenches/[\w/]+\.(?:py|csv)\b", (ROOT / name).read_text(encoding="utf-8")
+        )
+    }
+    assert len(mentions) > 40
+    assert not {(name, mention) for name, mention in mentions if not (ROOT / mention).is_file()}
+
+
+def test_every_program_puts_the_repository_on_its_path_before_it_imports_another():
+    programs = [path for path in BENCHES.rglob("*.py") if '__name__ == "__main__"' in path.read_text()]
+    assert len(programs) > 20
+    for path in programs:
+        text = path.read_text(encoding="utf-8")
+        imported = re.search(r"^from (benches|tests)\b", text, re.MULTILINE)
+        if imported:
+            assert "parents[2]" in text[: imported.start()], path
