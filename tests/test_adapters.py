@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from freehold.engine import Engine
-from freehold.models.adapters import load_adapter
-from freehold.models.loader import load_model
+from freehold.models.load import load_model
+from freehold.models.lora import load_adapter
 from freehold.types import SamplingParams
 from tests.engine.test_bits import pumped
 from tests.vectors.adapters import write_for

@@ -23,8 +23,8 @@ from freehold.cli.bench import version
 from freehold.config import load_settings
 from freehold.engine import Engine
 from freehold.machine import cpu_name
-from freehold.models.adapters import Adapter, load_adapter
-from freehold.models.loader import LoadedModel, load_model
+from freehold.models.load import LoadedModel, load_model
+from freehold.models.lora import Adapter, load_adapter
 from freehold.store import Store
 from freehold.types import SamplingParams
 

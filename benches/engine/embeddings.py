@@ -153,7 +153,7 @@ class Machine:
         """Measure this one; a dot of int16 pairs does half the operations of one of int8 quads."""
         from freehold import _native as native
         from freehold.machine import cpu_name
-        from freehold.models.loader import load_model
+        from freehold.models.load import load_model
 
         weights = load_model(folder, tokens=_tokenizer(folder).vocab_size).weights_per_token
         gops = max(native.measure_int8_gops(n) for n in range(1, cores + 1)) / 2

@@ -22,7 +22,7 @@ from freehold.engine.cache.windows import quota
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import UsageError
 from freehold.layers import LayerSpec
-from freehold.models.loader import refusal
+from freehold.models.bind import refusal
 
 GB = 10**9
 RATES = Rates(read_gb_s=40.0, int8_gops=1000.0)

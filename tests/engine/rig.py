@@ -15,7 +15,7 @@ from freehold.engine.runner import ModelRunner
 from freehold.engine.schedule.scheduler import ScheduledChunk
 from freehold.engine.sequence import Request, Sequence
 from freehold.layers import longest_window
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
 from freehold.types import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)

@@ -11,8 +11,8 @@ import pytest
 from freehold import _native as native
 from freehold.engine import Engine, Generation
 from freehold.errors import NonFiniteLogits
-from freehold.models.adapters import Adapter
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
+from freehold.models.lora import Adapter
 from freehold.types import SamplingParams
 from tests.engine.test_bits import pumped
 

@@ -8,7 +8,7 @@ import pytest
 from freehold.engine import Engine
 from freehold.engine.cache.blocks import BlockManager, blocks_for, common_prefix
 from freehold.engine.sequence import Sequence
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
 from tests.engine.rig import GREEDY, Rig, sequence
 
 PROMPT = [17 * i % 250 + 5 for i in range(70)]

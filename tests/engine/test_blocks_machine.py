@@ -23,7 +23,7 @@ from freehold.engine.cache import blocks as blocks_module
 from freehold.engine.cache.blocks import common_prefix
 from freehold.engine.schedule.scheduler import ScheduledChunk
 from freehold.engine.sequence import Sequence
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
 from tests.engine.rig import Rig, check_books, sequence
 
 POOL, LONGEST = 10, 130  # five blocks at most, so that three sequences are too many

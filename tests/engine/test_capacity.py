@@ -11,7 +11,7 @@ from freehold.engine import Engine
 from freehold.engine.cache import capacity
 from freehold.engine.cache.capacity import bytes_per_block, choose_context
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
 
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

@@ -18,7 +18,7 @@ from freehold.engine.cache import disk as disk_module
 from freehold.engine.cache.capacity import KV_TYPES, KvType
 from freehold.engine.cache.disk import DiskCache, dependencies
 from freehold.engine.cache.prefix import key_of
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
 from tests.engine.rig import GREEDY, Rig, check_books, sequence
 
 PROMPT = [17 * i % 250 + 5 for i in range(300)]  # nine blocks and a part

@@ -27,7 +27,7 @@ from freehold.errors import (
     StepFailed,
     UsageError,
 )
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
 from freehold.types import SamplingParams
 from tests.engine.rig import Rig
 

@@ -9,7 +9,7 @@ from freehold._native import BLOCK_TOKENS as SIZE
 from freehold.engine import Engine
 from freehold.engine.cache.capacity import CacheBytes
 from freehold.engine.cache.windows import Slots, quota
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
 from freehold.types import SamplingParams
 from tests.engine.rig import Rig, sequence
 

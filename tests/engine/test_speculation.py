@@ -19,7 +19,7 @@ from freehold.engine.speculate import speculation as speculation_module
 from freehold.engine.speculate.lookup import Match
 from freehold.engine.speculate.speculation import Speculation
 from freehold.errors import CapacityExceeded, NonFiniteLogits, UsageError
-from freehold.models.loader import LoadedModel, load_model
+from freehold.models.load import LoadedModel, load_model
 from freehold.types import SamplingParams
 from tests.vectors.files import write_gguf
 

@@ -13,8 +13,8 @@ import pytest
 from freehold import _native as native
 from freehold.errors import BadModelFile
 from freehold.formats import open_lora, open_model_file
-from freehold.models.adapters import pack_adapter
-from freehold.models.loader import load_model
+from freehold.models.load import load_model
+from freehold.models.lora import pack_adapter
 from tests.vectors.adapters import CASES, write_peft
 from tests.vectors.files import write_gguf, write_safetensors
 

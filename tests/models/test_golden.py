@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.models.loader import LoadedModel, load_model
+from freehold.models.load import LoadedModel, load_model
 from freehold.models.oracle import Oracle
 from tests.vectors.files import write_gguf, write_safetensors
 from tests.vectors.weights import FAMILIES, PREFILL

@@ -9,7 +9,7 @@ import pytest
 from freehold import catalog
 from freehold.catalog.model import Structure
 from freehold.errors import UnsupportedModel
-from freehold.models.loader import FAMILIES, check_structure, refusal
+from freehold.models.bind import FAMILIES, check_structure, refusal
 
 NOWHERE = Path("/nowhere/catalogue.toml")
 

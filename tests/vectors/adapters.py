@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 
 from freehold.models.common import declared
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
 from tests.vectors import files, weights
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")

@@ -297,7 +297,7 @@ def attached(settings: Settings, store: Store, model: str, request: Request) -> 
 
 def _served(server: Running, store: Store, model: str, request: Request) -> RemoteModel | None:
     """Have the server load a model; None if it is none of the server's, or the server is ending."""
-    from freehold.models.adapters import unknown_adapter
+    from freehold.models.lora import unknown_adapter
     from freehold.remote import RemoteModel
 
     started = time.perf_counter()

@@ -40,7 +40,7 @@ draft_option = click.option(
 
 def named_adapter(given: str) -> tuple[str, str, Path]:
     """Part [MODEL+]NAME=PATH; a PATH alone gives the name of its file or folder. Raises UsageError."""
-    from freehold.models.adapters import check_name
+    from freehold.models.lora import check_name
 
     name, equals, path = given.rpartition("=")
     found = Path(path).expanduser()
@@ -133,7 +133,7 @@ def held_or_fetched(store: Store, model: str) -> ModelRef:
 def check_runs(model: str) -> None:
     """Raise ModelNotFound for a name that is none, UnsupportedModel for one of an architecture we do not run."""
     from freehold import catalog
-    from freehold.models.loader import check_structure
+    from freehold.models.bind import check_structure
     from freehold.store.refs import parse_ref
 
     if parse_ref(model).kind != "name":  # of a hub reference or URL the file itself will tell

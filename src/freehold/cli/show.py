@@ -92,13 +92,13 @@ def _of_expert(name: str) -> bool:
 
 def _is_encoder(architecture: str) -> bool:
     """Say whether the architecture makes embeddings alone."""
-    from freehold.models.loader import FAMILIES
+    from freehold.models.bind import FAMILIES
 
     return any(f.encoder for f in FAMILIES if f.gguf_architecture == architecture)
 
 
 def _runs(asked: Structure) -> bool:
-    from freehold.models.loader import refusal
+    from freehold.models.bind import refusal
 
     return not refusal(asked)
 

@@ -30,7 +30,7 @@ from freehold.errors import (
     StepFailed,
     UsageError,
 )
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
 from freehold.stopping import check_stopped
 from freehold.types import EngineStats, Priority
 

@@ -64,8 +64,8 @@ from freehold.errors import (
     UsageError,
 )
 from freehold.layers import longest_window
-from freehold.models.adapters import Adapter
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
+from freehold.models.lora import Adapter
 from freehold.stopping import check_stopped
 from freehold.types import EngineStats, Priority, SamplingParams
 

@@ -16,7 +16,7 @@ from freehold import _native as native
 from freehold.engine.cache.blocks import BlockManager
 from freehold.engine.sampler import is_plain
 from freehold.engine.schedule.scheduler import ScheduledChunk
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]

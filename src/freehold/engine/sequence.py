@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from freehold.engine.constrain.guide import Constraint, Guide
 from freehold.errors import FreeholdError
-from freehold.models.adapters import Adapter
+from freehold.models.lora import Adapter
 from freehold.types import FinishReason, Priority, SamplingParams, Usage
 
 F32 = NDArray[np.float32]

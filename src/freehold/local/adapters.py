@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 
 from freehold.errors import UsageError
-from freehold.models.adapters import Adapter, check_name, load_adapter, unknown_adapter
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
+from freehold.models.lora import Adapter, check_name, load_adapter, unknown_adapter
 from freehold.types import MAX_ADAPTERS, AdapterInfo
 
 

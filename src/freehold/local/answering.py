@@ -20,7 +20,7 @@ from freehold.engine.engine import Sharing
 from freehold.engine.sampler import log_sum_exp, top_logprobs
 from freehold.local.prompt import Prompt
 from freehold.local.text import AnswerText, Said
-from freehold.models.adapters import Adapter
+from freehold.models.lora import Adapter
 from freehold.tokenizer import Tokenizer
 from freehold.tokenizer.history import letters
 from freehold.types import Begin, Chunk, FinishReason, Job, TokenLogprob

@@ -16,7 +16,7 @@ from freehold.engine import Encoder, Engine
 from freehold.engine.pooling import Pooling, checked_pooling
 from freehold.errors import BadPrompt, ContextOverflow, UsageError
 from freehold.local.jobs import most_chars
-from freehold.models.adapters import Adapter
+from freehold.models.lora import Adapter
 from freehold.stopping import check_stopped
 from freehold.tokenizer import Tokenizer
 from freehold.types import MAX_TEXTS, EmbedJob

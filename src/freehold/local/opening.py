@@ -26,7 +26,7 @@ from freehold.local.llm import LLM
 from freehold.local.served import ServedModel
 from freehold.machine import show_bytes
 from freehold.models.defaults import sampling_defaults
-from freehold.models.loader import LoadedModel, Progress, load_model
+from freehold.models.load import LoadedModel, Progress, load_model
 from freehold.models.packs import file_identity, open_pack, pack_path, write_pack
 from freehold.models.pooling import pooling_from_dir
 from freehold.store import ModelRef, Store

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.formats import ModelFile, Tensor, dequantize, open_model_file
-from freehold.models.loader import Source, assemble, read_source
+from freehold.models.bind import Source, assemble, read_source
 from freehold.models.rope import RopeTable
 
 F32 = NDArray[np.float32]

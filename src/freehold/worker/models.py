@@ -23,7 +23,7 @@ from freehold.engine.cache.capacity import KvType
 from freehold.errors import CapacityExceeded, EngineClosed, ModelNotFound
 from freehold.formats import open_lora
 from freehold.machine import available_bytes, show_bytes
-from freehold.models.adapters import check_name, unknown_adapter
+from freehold.models.lora import check_name, unknown_adapter
 from freehold.store import ModelRef, Store
 from freehold.store.overlays import Overlay
 from freehold.store.refs import parse_ref

@@ -16,7 +16,7 @@ from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
 from freehold.layers import longest_window
 from freehold.machine import available_bytes, show_bytes
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
 
 MEMORY_SHARE = 0.5  # of available memory the cache may take when nobody asked for a size
 REQUEST_SHARE = 0.9  # and when somebody did; the rest is for activations and everybody else

@@ -27,7 +27,7 @@ from freehold.engine.schedule.scheduler import ScheduledChunk
 from freehold.engine.sequence import Sequence
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.machine import available_bytes, show_bytes
-from freehold.models.loader import LoadedModel
+from freehold.models.load import LoadedModel
 
 F32 = NDArray[np.float32]
 

@@ -21,8 +21,9 @@ from freehold.config import nearest
 from freehold.errors import BadModelFile, CapacityExceeded, ModelNotFound, UnsupportedModel, UsageError
 from freehold.formats import LoraFile, LowRank, QuantType, Tensor, open_lora
 from freehold.machine import available_bytes, show_bytes
+from freehold.models.bind import plain_name
 from freehold.models.common import TensorSpec, declared
-from freehold.models.loader import LoadedModel, plain_name
+from freehold.models.load import LoadedModel
 from freehold.types import ADAPTER_NAME
 
 RANK_STEP = 16  # native.Adapter takes ranks that fill panels; what is added to one is zero

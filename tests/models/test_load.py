@@ -13,8 +13,9 @@ import pytest
 
 from freehold.errors import BadModelFile, CapacityExceeded, UnsupportedModel
 from freehold.formats import GGUFFile, Metadata, QuantType, Tensor, open_gguf, open_model_file
-from freehold.models import loader
-from freehold.models.loader import load_model, read_source
+from freehold.models import load
+from freehold.models.bind import read_source
+from freehold.models.load import load_model
 from freehold.models.oracle import Oracle
 from tests.vectors.files import write_gguf, write_safetensors
 
@@ -149,7 +150,7 @@ def test_matrices_packed_before_are_taken(llama_path: Path):
 
 
 def test_model_beyond_memory_is_refused_with_both_sizes(llama_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loader, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(load, "available_bytes", lambda: 1000)
     with pytest.raises(CapacityExceeded, match=r"needs .* kB .* 1\.0 kB are free"):
         load_model(llama_path)
 
