@@ -194,3 +194,15 @@ def test_the_numbers_that_pages_give_of_the_catalogue_are_true():
     assert {what for _, what in found} == set(counts)
     for number, what in found:
         assert 0 <= counts[what] - int(number) < 20, (what, counts[what])
+
+
+def test_every_entry_of_the_log_has_a_heading_of_its_own_and_a_day():
+    headings = []
+    for page in sorted((ROOT / "docs" / "log").glob("*.md")):
+        if page.name != "README.md":
+            entries = page.read_text(encoding="utf-8").split("\n## ")[1:]
+            for entry in entries:
+                heading, stamp, blank, body = entry.split("\n", 3)
+                assert re.match(r"20\d\d-\d\d-\d\d", stamp) and not blank and body.strip(), heading
+                headings.append(heading)
+    assert len(headings) == len(set(headings)) > 200
