@@ -15,6 +15,7 @@
 #include <chrono>
 
 #include "freehold.h"
+#include "ops/record.h"
 #include "plan.h"
 #include "sample.h"
 #include "vocab.h"
@@ -38,12 +39,6 @@ template <class T> Out<T> array(std::initializer_list<size_t> shape) {
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
   return Out<T>(data, shape, owner);
 }
-
-Vector vector_of(const std::optional<In<float, 1>>& a) {
-  if (!a) return nullptr;
-  return std::make_shared<const std::vector<float>>(a->data(), a->data() + a->size());
-}
-using MaybeF32 = std::optional<In<float, 1>>;
 
 // fh::Error becomes the named Python error of errors.py.
 void translate(const std::exception_ptr& p, void*) {
@@ -307,40 +302,10 @@ void bind_plan(nb::module_& m) {
       }, "weight"_a, "a"_a, "b"_a, "scale"_a)
       .def_prop_ro("nbytes", &Adapter::bytes);
 
-  nb::class_<Plan>(m, "Plan")
-      .def(nb::init<std::shared_ptr<Threads>, std::shared_ptr<KvCache>, int64_t>(), "threads"_a, "cache"_a.none(), "max_rows"_a)
-      .def("embed", [](Plan& p, std::shared_ptr<Matrix> table, float scale) { return p.embed(table, scale); }, "table"_a, "scale"_a = 1.0f)
-      .def("norm", [](Plan& p, int x, In<float, 1> w, float eps) { return p.norm(x, {vector_of(w), eps}); }, "x"_a, "weight"_a, "eps"_a)
-      .def("linear", [](Plan& p, int x, const std::vector<std::shared_ptr<Matrix>>& weights, const std::vector<MaybeF32>& biases, const MaybeF32& norm, float eps) {
-        std::vector<Vector> b;
-        for (const auto& v : biases) b.push_back(vector_of(v));
-        return p.linear(x, {weights.begin(), weights.end()}, std::move(b), {vector_of(norm), eps});
-      }, "x"_a, "weights"_a, "biases"_a, "norm"_a = nb::none(), "eps"_a = 0.0f)
-      .def("linear_add", [](Plan& p, int x, std::shared_ptr<Matrix> w, int residual, const MaybeF32& bias) { p.linear_add(x, w, vector_of(bias), residual); },
-           "x"_a, "weight"_a, "residual"_a, "bias"_a = nb::none())
-      .def("gated", [](Plan& p, int x, std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, const std::string& act, const MaybeF32& norm, float eps) {
-        if (act != "silu" && act != "gelu") throw Error(ErrorKind::Usage, "act must be 'silu' or 'gelu', got '" + act + "'");
-        return p.gated(x, gate, up, act == "gelu", {vector_of(norm), eps});
-      }, "x"_a, "gate"_a, "up"_a, "act"_a, "norm"_a = nb::none(), "eps"_a = 0.0f)
-      .def("rope_store", [](Plan& p, int layer, int q, int k, int v, std::shared_ptr<Rope> rope, const MaybeF32& q_norm, const MaybeF32& k_norm, float eps) {
-        p.rope_store(layer, q, k, v, rope, {vector_of(q_norm), eps}, {vector_of(k_norm), eps});
-      }, "layer"_a, "q"_a, "k"_a, "v"_a, "rope"_a.none(), "q_norm"_a = nb::none(), "k_norm"_a = nb::none(), "eps"_a = 0.0f)
-      .def("attention", &Plan::attention, "layer"_a, "q"_a, "scale"_a, "window"_a = 0, "softcap"_a = 0.0f)
-      .def("add_norm", [](Plan& p, int residual, int x, In<float, 1> w, float eps) { p.add_norm(residual, x, {vector_of(w), eps}); },
-           "residual"_a, "x"_a, "weight"_a, "eps"_a)
-      .def("logits", [](Plan& p, int x, std::shared_ptr<Matrix> w, const MaybeF32& norm, float eps, float scale, float softcap) {
-        p.logits(x, w, {vector_of(norm), eps}, scale, softcap);
-      }, "x"_a, "weight"_a, "norm"_a.none(), "eps"_a, "scale"_a = 1.0f, "softcap"_a = 0.0f)
-      .def("embed_sum", [](Plan& p, std::shared_ptr<Matrix> words, std::shared_ptr<Matrix> positions, std::shared_ptr<Matrix> kinds) {
-        return p.embed_sum(words, positions, kinds);
-      }, "words"_a, "positions"_a, "kinds"_a)
-      .def("layer_norm", [](Plan& p, int x, In<float, 1> w, In<float, 1> b, float eps) { p.layer_norm(x, vector_of(w), vector_of(b), eps); },
-           "x"_a, "weight"_a, "bias"_a, "eps"_a)
-      .def("linear_gelu", [](Plan& p, int x, std::shared_ptr<Matrix> w, const MaybeF32& bias) { return p.linear_gelu(x, w, vector_of(bias)); },
-           "x"_a, "weight"_a, "bias"_a = nb::none())
-      .def("attend_both", &Plan::attend_both, "q"_a, "k"_a, "v"_a, "heads"_a, "scale"_a)
-      .def("hidden", &Plan::hidden, "x"_a)
-      .def_prop_ro("hidden_width", &Plan::hidden_width)
+  nb::class_<Plan> plan(m, "Plan");
+  plan.def(nb::init<std::shared_ptr<Threads>, std::shared_ptr<KvCache>, int64_t>(), "threads"_a, "cache"_a.none(), "max_rows"_a);
+  bind_ops(plan);
+  plan.def_prop_ro("hidden_width", &Plan::hidden_width)
       .def("finish", &Plan::finish)
       .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a,
            "choices"_a = std::vector<ChoiceTuple>(), "tokens_end"_a = 0, "adapters"_a = std::vector<std::shared_ptr<Adapter>>(),

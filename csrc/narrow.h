@@ -1,11 +1,11 @@
-// Which rows of a step go on once the last keys and values are stored: those that somebody wants an answer from.
-// A prompt's other rows end there: of 24 layers that spares them all but the keys and values of the last.
-// Knows steps and rows; knows no sum. Included by plan.cpp alone.
+// Rows without a requested output stop once the last keys and values are stored: this drops them from the step.
+// A prompt's other rows then skip the last layer's attention and MLP, and the head.
+// Knows steps and rows; knows no arithmetic.
 #pragma once
 #include <algorithm>
 #include <vector>
 
-#include "ops.h"
+#include "ops/op.h"
 
 namespace fh {
 
@@ -55,7 +55,7 @@ class Narrowed {
   std::vector<Choice> choices_;
 };
 
-// Moves the rows that go on to the front of every buffer that is read after here. Ascending, so none is overwritten
+// Moves the rows that continue to the front of every buffer that is read after here. Ascending, so none is overwritten
 // before it was moved; a buffer is one claim, and few rows of a prompt are wanted.
 struct Narrow final : Op {
   struct Kept { int buffer; int64_t width; };

@@ -1,53 +1,85 @@
-// A traced forward pass: a list of ops over buffers, replayed whole in one call a step.
+// A traced forward pass: a list of ops over buffers, replayed whole in one native call a step.
 //
-// Ops are recorded by models/<family>.py once; run() walks the list on every thread of the pool. An op has one phase
-// or two; in a phase, threads take work in chunks as they come for it, and go on when the phase's work is done. So a
-// thread that a neighbour slows down does less and holds nobody up, and the result is the same: each output element
-// is computed by one thread alone.
+// Ops are recorded by models/families once, each through its own file in ops/; finish() lays out the buffers, and run()
+// walks the list on every thread of the pool. An op has one phase or two; in a phase, threads claim work in chunks and go
+// on when the phase's work is done. So a thread that the system delays does less and delays no other, and the result is
+// the same: each output element is computed by one thread alone.
 #pragma once
 #include <memory>
-#include <optional>
+#include <typeindex>
+#include <unordered_map>
 #include <vector>
 
 #include "freehold.h"
+#include "ops/op.h"
 
 namespace fh {
 
-using Vector = std::shared_ptr<const std::vector<float>>;
-struct Norm { Vector weight; float eps = 0; };          // weight null: no norm
+// What has been recorded. Filled by Plan, read by StepRunner.
+struct Trace {
+  std::shared_ptr<Threads> threads;
+  std::shared_ptr<KvCache> cache;                        // null in an encoder's plan
+  int64_t max_rows;
+  std::vector<std::unique_ptr<Op>> ops;
+  std::vector<int64_t> width;                            // of each buffer
+  std::vector<int> room;                                 // of each buffer, after finish(): which of `rooms` it lies in
+  std::vector<std::vector<float>> rooms;
+  size_t narrow = 0;                                     // number of the Narrow op; 0: there is none
+};
+
+class StepRunner;
 
 class Plan {
  public:
   Plan(std::shared_ptr<Threads> threads, std::shared_ptr<KvCache> cache, int64_t max_rows);
   ~Plan();
 
-  int embed(MatrixPtr table, float scale);
-  int norm(int x, Norm norm);
-  std::vector<int> linear(int x, std::vector<MatrixPtr> weights, std::vector<Vector> biases, Norm norm);
-  void linear_add(int x, MatrixPtr weight, Vector bias, int residual);
-  int gated(int x, MatrixPtr gate, MatrixPtr up, bool gelu, Norm norm);
-  void rope_store(int layer, int q, int k, int v, std::shared_ptr<const Rope> rope, Norm q_norm, Norm k_norm);
-  int attention(int layer, int q, float scale, int window, float softcap);
-  void add_norm(int residual, int x, Norm norm);
-  void logits(int x, MatrixPtr weight, Norm norm, float scale, float softcap);
-  // An encoder's: rows of a sequence see each other, and the plan needs no cache.
-  int embed_sum(MatrixPtr words, MatrixPtr positions, MatrixPtr kinds);
-  void layer_norm(int x, Vector weight, Vector bias, float eps);
-  int linear_gelu(int x, MatrixPtr weight, Vector bias);
-  int attend_both(int q, int k, int v, int heads, float scale);
-  void hidden(int x);
   void finish();
-
-  int64_t vocab() const;           // 0: the plan ends in hidden()
-  int64_t hidden_width() const;    // of the rows that a step may ask for
+  int64_t vocab() const { return ends_.vocab; }
+  int64_t hidden_width() const { return ends_.width; }   // of the rows that a step may ask for
   void run(const Step& step);      // throws Usage when the step does not fit the plan or the cache
 
-  // Where the logits of one step lay, for the next one to lie in once nobody holds them: kept by whoever calls run.
+  // Where the logits of one step lay, for the next one to lie in once their last reader has let go. Kept by run's caller.
   struct Room { std::shared_ptr<float[]> data; size_t floats = 0; } room;
 
+  // What ops record themselves with. Everything below throws Usage for what does not fit.
+  struct Ends { int64_t vocab = 0, width = 0; };         // of the last op: logits (0: none) and hidden rows
+  template <class T> T& add(std::unique_ptr<T> op) {
+    if (runner_ || ends_.width) refuse("no op may follow logits() or hidden()");
+    T& ref = *op;
+    trace_.ops.push_back(std::move(op));
+    return ref;
+  }
+  template <class T> T& add_last(std::unique_ptr<T> op, Ends ends) {
+    T& ref = add(std::move(op));
+    ends_ = ends;
+    return ref;
+  }
+  int buffer(int64_t width);                             // a new one
+  int64_t width_of(int buffer) const;
+  void want_width(int buffer, int64_t width, const char* what) const;
+  const KvLayer& want_layer(int layer) const;            // of the cache
+  const KvCache& cache() const { return *trace_.cache; } // after want_layer()
+  int threads() const { return trace_.threads->size(); }
+  // The plan's one T, made at its first use: scratch and tables that several ops share.
+  template <class T> T& shared() {
+    std::shared_ptr<void>& kept = shared_[typeid(T)];
+    if (!kept) kept = std::make_shared<T>();
+    return *static_cast<T*>(kept.get());
+  }
+
  private:
-  struct State;
-  std::unique_ptr<State> s_;
+  void insert_narrow();
+  void assign_rooms();
+
+  Trace trace_;
+  Ends ends_;
+  std::unordered_map<std::type_index, std::shared_ptr<void>> shared_;
+  std::unique_ptr<StepRunner> runner_;                   // after finish()
 };
+
+inline void check(const Norm& n, int64_t width) {
+  if (n.weight && n.weight->size() != width) refuse("a norm weight of " + std::to_string(n.weight->size()) + " for rows of " + std::to_string(width));
+}
 
 }  // namespace fh

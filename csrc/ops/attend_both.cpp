@@ -1,38 +1,8 @@
-// The ops of an encoder, running: rows of a sequence see each other, nothing is kept for another step.
-// Knows rows and segments; every sum is a kernel's. Included by plan.cpp alone, as ops.h is.
-#pragma once
-#include <vector>
-
-#include "ops.h"
+// Bidirectional attention: each row over all rows of its sequence in this step. Nothing is kept for another step.
+#include "ops/record.h"
 
 namespace fh {
-
-// x = words[token] + positions[position] + kinds[0]: a text by itself is the first segment.
-struct EmbedSum final : Op {
-  MatrixPtr words, positions; std::vector<float> kind; int out;
-  std::vector<std::vector<float>> rows;       // by thread: one row of `positions`
-  void run(Run& r, int thread) override {
-    const int64_t k = words->w.k;
-    float* place = rows[static_cast<size_t>(thread)].data();
-    each_row(r, first, r.step->rows, [&](int64_t t) {
-      float* y = r.buffer[out] + t * k;
-      decode_row(words->w, r.step->tokens[t], y);
-      decode_row(positions->w, r.step->positions[t], place);
-      r.k->add(y, place, k);
-      r.k->add(y, kind.data(), k);
-    });
-  }
-};
-
-struct LayerNorm final : Op {
-  int x; Vector weight, bias; float eps; int64_t k;
-  void run(Run& r, int) override {
-    each_row(r, first, r.step->rows, [&](int64_t t) {
-      float* y = r.buffer[x] + t * k;
-      r.k->layer_norm(y, weight->data(), bias->data(), eps, k, y);
-    });
-  }
-};
+namespace {
 
 // One item: all rows of one sequence, one head. The longest sequences come first, so that threads end together.
 struct AttendBoth final : Op {
@@ -66,13 +36,24 @@ struct AttendBoth final : Op {
   }
 };
 
-// The last op of an encoder's plan: rows that a step asks for, as they are.
-struct Hidden final : Op {
-  int x; int64_t k;
-  void run(Run& r, int) override {
-    const Step& s = *r.step;
-    each_row(r, first, s.nhidden, [&](int64_t t) { std::copy_n(r.buffer[x] + s.hidden_rows[t] * k, k, s.hidden + t * k); });
-  }
-};
+int attend_both(Plan& plan, int q, int k, int v, int heads, float scale) {
+  const int64_t width = plan.width_of(q);
+  plan.want_width(k, width, "the keys");
+  plan.want_width(v, width, "the values");
+  if (heads < 1 || width % heads || width / heads % 16) refuse("heads must divide rows of " + std::to_string(width) + " into multiples of 16");
+  if (!(scale > 0.0f)) refuse("scores need a scale above 0");
+  auto op = std::make_unique<AttendBoth>();
+  op->q = q; op->k = k; op->v = v;
+  op->heads = heads;
+  op->d = static_cast<int>(width / heads);
+  op->scale = scale;
+  op->out = plan.buffer(width);
+  op->reads = {q, k, v};
+  op->writes = {op->out};
+  return plan.add(std::move(op)).out;
+}
+FREEHOLD_OP(attend_both, "Attention of each row over all rows of its sequence in this step; heads of a multiple of 16.", "q"_a, "k"_a, "v"_a, "heads"_a,
+            "scale"_a)
 
+}  // namespace
 }  // namespace fh

@@ -1,16 +1,14 @@
-// The last op of a plan: logits for the rows that want them, and chosen tokens for rows that want no more than that.
-// Knows the head's matrix, its screen and the contest of tokens; knows no filter and no request. Included by plan.cpp alone.
-#pragma once
-#include <algorithm>
+// The last op of a decoder's plan: logits for the rows that want them, and chosen tokens for rows that want only a token.
+// Knows the head's matrix, its screen and the contest of tokens; knows no filter and no request.
 #include <cmath>
-#include <memory>
-#include <vector>
 
-#include "ops.h"
+#include "ops/matmul.h"
+#include "ops/record.h"
 #include "sample.h"
 #include "screen.h"
 
 namespace fh {
+namespace {
 
 // The head's own rounding goes straight into the logits (a quarter of all the KL divergence on smollm2), and few rows
 // ask for logits: so an int8 head sees each row twice, rounded and what the rounding left, as two rows of one tile.
@@ -35,7 +33,7 @@ struct Logits final : Op {
     return s.nchoices && !s.nlogits && w->w.low_bytes && scale == 1.0f && softcap == 0.0f;
   }
 
-  void allocate(int64_t max_rows, int threads) {
+  void allocate(int64_t max_rows, int threads) override {
     scratch.allocate(max_rows * parts(), threads);
     if (w->w.low_bytes) seen.allocate(w->w.kind, in.k, max_rows);
   }
@@ -56,8 +54,10 @@ struct Logits final : Op {
       for (int64_t p = begin; p < end; ++p) store(r, thread, p, t0, nt, w->w.high(panel_after(*this, r, p, end)));   // t0, nt: multiples of parts()
     });
   }
-  // After a step, on the calling thread.
-  void settle(const Step& s) {
+  void validate(const Step& s) const override {
+    if (s.nchoices && (s.tokens_end < 1 || s.tokens_end > w->w.n)) refuse("choices among " + std::to_string(s.tokens_end) + " tokens of a head of " + std::to_string(w->w.n));
+  }
+  void settle(const Step& s) override {
     for (int64_t i = 0; i < s.nchoices; ++i) {
       const Choice& c = s.choices[i];
       s.chosen[i] = screens(s) ? contests[static_cast<size_t>(i)].winner()
@@ -148,4 +148,20 @@ struct Logits final : Op {
   int ids(const Run& r, int64_t p) const { return static_cast<int>(std::min<int64_t>(kPanelRows, r.step->tokens_end - p * kPanelRows)); }
 };
 
+void logits(Plan& plan, int x, MatrixPtr weight, MaybeVector norm, float eps, float scale, float softcap) {
+  if (!norm) refuse("logits() needs a norm");     // gathers rows through it
+  if (kind_info(weight->w.kind).act == kActWide) refuse("a head of wide codes");
+  auto op = std::make_unique<Logits>();
+  op->in = Input::record(plan, x, {std::move(norm), eps}, {weight}, &op->scratch);
+  op->scale = scale;
+  op->softcap = softcap;
+  op->reads = {x};
+  const Plan::Ends ends{weight->w.n, op->in.k};
+  op->w = std::move(weight);
+  plan.add_last(std::move(op), ends);
+}
+FREEHOLD_OP(logits, "Output head over the rows a step asks for. The last op of a plan.", "x"_a, "weight"_a, "norm"_a.none(), "eps"_a, "scale"_a = 1.0f,
+            "softcap"_a = 0.0f)
+
+}  // namespace
 }  // namespace fh

@@ -1,0 +1,148 @@
+// Causal attention over the cache's pages.
+#include <cmath>
+
+#include "ops/record.h"
+
+namespace fh {
+namespace {
+
+struct Partials { std::vector<float> floats; };
+
+// One item: some rows of one sequence, one kv head. Where no item is a large share of the work (prefill), a thread takes
+// an item and walks its spans. Else (decode over a long context, or beside short ones) spans are dealt out too, and merged
+// in order afterwards. Same bits.
+struct Attention final : Op {
+  int layer, q, out, heads, window; KvLayer shape; float scale, softcap;
+  struct Item { Segment seg; int64_t row, rows; int head, first_span, spans; int64_t partial; };
+  struct Deal {                               // a step's work, by seat
+    std::vector<Item> items;
+    std::vector<std::pair<int32_t, int32_t>> pieces;   // split: (item, span)
+    bool split = false;
+  };
+  Deal deals[Threads::kSeats];
+  // split: [item][span][rows * group][2 + dv]; one room for all layers, of which one is computed at a time: of 28 layers'
+  // own rooms a prompt's tail at 32k positions took 900 MB.
+  std::vector<float>* partials;
+  std::vector<std::vector<float>> local;      // by thread: running and partial of one item
+
+  int64_t unit(int64_t rows) const { return rows * (heads / shape.kv_heads) * (2 + shape.dv); }
+  int64_t tile_rows() const { return std::max(1, kAttnTileQueries / (heads / shape.kv_heads)); }
+  void prepare(const Run& r) override {
+    auto& [items, pieces, split] = deals[r.seat];
+    items.clear();
+    pieces.clear();
+    int64_t total = 0, largest = 0;
+    for (const Segment& seg : r.segments)
+      for (int64_t row = 0; row < seg.rows; row += tile_rows())
+        for (int h = 0; h < shape.kv_heads; ++h) {
+          Item it{seg, row, std::min(tile_rows(), seg.rows - row), h, 0, 0, total};
+          const int64_t first = seg.position + row, last = first + it.rows - 1;
+          it.first_span = static_cast<int>(window ? std::max<int64_t>(0, first - window + 1) / kSpanTokens : 0);
+          it.spans = static_cast<int>(last / kSpanTokens) + 1 - it.first_span;
+          total += unit(it.rows) * it.spans;
+          largest = std::max(largest, unit(it.rows) * it.spans);
+          items.push_back(it);
+        }
+    const int64_t n = r.active;
+    split = n > 1 && largest * 4 * n > total;
+    if (split) {
+      partials->resize(static_cast<size_t>(std::max<int64_t>(total, static_cast<int64_t>(partials->size()))));
+      for (size_t i = 0; i < items.size(); ++i)
+        for (int s = 0; s < items[i].spans; ++s) pieces.emplace_back(static_cast<int32_t>(i), s);
+      if (pieces.size() == items.size()) split = false;
+    }
+    local.resize(static_cast<size_t>(r.threads->size()));
+    for (auto& l : local) l.resize(static_cast<size_t>(2 * unit(tile_rows())));
+  }
+  AttnArgs args(const Run& r, const Item& it) const {
+    AttnArgs a;
+    a.q_stride = heads * shape.d;
+    a.out_stride = heads * shape.dv;
+    a.q = r.buffer[q] + it.seg.row * a.q_stride;
+    a.out = r.buffer[out] + it.seg.row * a.out_stride;
+    a.pages = r.cache->pages(layer);
+    a.block_bytes = r.cache->stride(layer);
+    a.block_table = (r.cache->in_slots(layer) ? r.step->slot_tables : r.step->block_tables) + it.seg.seq * r.step->table_width;
+    a.heads = heads;
+    a.kv_heads = shape.kv_heads;
+    a.d = shape.d;
+    a.dv = shape.dv;
+    a.scale = scale;
+    a.softcap = softcap;
+    a.window = window;
+    a.first_position = it.seg.position;
+    a.type = r.cache->type();
+    return a;
+  }
+  void start(float* running, int64_t count) const {
+    std::fill_n(running, count * (2 + shape.dv), 0.0f);
+    for (int64_t i = 0; i < count; ++i) running[i * (2 + shape.dv)] = -INFINITY;
+  }
+  void end(const Run& r, const AttnArgs& a, const Item& it, const float* running) const {
+    const int64_t group = heads / shape.kv_heads;
+    for (int64_t i = 0; i < it.rows; ++i)
+      r.k->attend_finish(a, it.head, static_cast<int>(it.row + i), running + i * group * (2 + shape.dv));
+  }
+  void whole(const Run& r, const Item& it, float* scratch) const {
+    const AttnArgs a = args(r, it);
+    const int64_t count = it.rows * (heads / shape.kv_heads);
+    float* partial = scratch + unit(tile_rows());
+    start(scratch, count);
+    for (int s = 0; s < it.spans; ++s) {
+      r.k->attend_span(a, it.head, static_cast<int>(it.row), static_cast<int>(it.rows), it.first_span + s, partial);
+      r.k->attend_merge(scratch, partial, static_cast<int>(count), shape.dv);
+    }
+    end(r, a, it, scratch);
+  }
+  void run(Run& r, int thread) override {
+    float* scratch = local[static_cast<size_t>(thread)].data();
+    const Deal& deal = deals[r.seat];
+    const std::vector<Item>& items = deal.items;
+    if (!deal.split) {
+      share(r, first, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) { whole(r, items[static_cast<size_t>(i)], scratch); });
+      return;
+    }
+    share_stream(r, first, static_cast<int64_t>(deal.pieces.size()), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto [n, s] = deal.pieces[static_cast<size_t>(i)];
+        const Item& it = items[static_cast<size_t>(n)];
+        r.k->attend_span(args(r, it), it.head, static_cast<int>(it.row), static_cast<int>(it.rows), it.first_span + s,
+                         partials->data() + it.partial + s * unit(it.rows));
+      }
+    });
+    share(r, second, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) {
+      const Item& it = items[static_cast<size_t>(i)];
+      const int64_t count = it.rows * (heads / shape.kv_heads);
+      start(scratch, count);
+      for (int s = 0; s < it.spans; ++s)
+        r.k->attend_merge(scratch, partials->data() + it.partial + s * unit(it.rows), static_cast<int>(count), shape.dv);
+      end(r, args(r, it), it, scratch);
+    });
+  }
+};
+
+int attention(Plan& plan, int layer, int q, float scale, int window, float softcap) {
+  const KvLayer& shape = plan.want_layer(layer);
+  if (window < 0) refuse("a window must be 0 (none) or positive");
+  if (plan.cache().in_slots(layer) && (!window || window > plan.cache().window())) refuse("layer " + std::to_string(layer) + " looks further back than its slots");
+  if (!(scale > 0.0f)) refuse("scores need a scale above 0");
+  auto op = std::make_unique<Attention>();
+  op->shape = shape;
+  op->layer = layer;
+  op->q = q;
+  op->heads = static_cast<int>(plan.width_of(q) / shape.d);
+  if (op->heads < 1 || op->heads % shape.kv_heads || plan.width_of(q) % shape.d) refuse("query heads are no multiple of kv heads");
+  op->out = plan.buffer(int64_t{op->heads} * shape.dv);
+  op->scale = scale;
+  op->window = window;
+  op->softcap = softcap;
+  op->partials = &plan.shared<Partials>().floats;
+  op->reads = {q};
+  op->writes = {op->out};
+  return plan.add(std::move(op)).out;
+}
+FREEHOLD_OP(attention, "Causal attention of q over the layer's pages; window w > 0: keys j with i - w < j <= i.", "layer"_a, "q"_a, "scale"_a,
+            "window"_a = 0, "softcap"_a = 0.0f)
+
+}  // namespace
+}  // namespace fh

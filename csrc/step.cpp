@@ -1,0 +1,154 @@
+// Checks a step against its plan and runs it. What each op computes is in ops/.
+#include "step.h"
+
+#include <bit>
+#include <chrono>
+
+namespace fh {
+namespace {
+
+std::vector<Segment> segments(const Step& s) {
+  std::vector<Segment> out;
+  for (int64_t t = 0; t < s.rows; ++t) {
+    if (!out.empty()) {
+      Segment& l = out.back();
+      if (l.seq == s.seqs[t] && s.positions[t] == l.position + l.rows) {
+        ++l.rows;
+        continue;
+      }
+    }
+    out.push_back({s.seqs[t], t, 1, s.positions[t]});
+  }
+  return out;
+}
+
+std::vector<Adapted> adapted(const Step& s) {
+  std::vector<Adapted> out;
+  for (int64_t t = 0; s.nadapters && t < s.rows; ++t) {
+    if (s.row_adapters[t] < 0) continue;
+    const Adapter* adapter = s.adapters[s.row_adapters[t]];
+    if (!out.empty() && out.back().adapter == adapter && out.back().row + out.back().rows == t) ++out.back().rows;
+    else out.push_back({adapter, t, 1});
+  }
+  return out;
+}
+
+}  // namespace
+
+void StepRunner::validate(const Step& s) const {
+  const int64_t max_rows = trace_.max_rows;
+  if (s.rows < 1 || s.rows > max_rows) refuse("a step takes 1 to " + std::to_string(max_rows) + " rows, got " + std::to_string(s.rows));
+  if (s.nhidden > max_rows) refuse("more hidden rows than a step has rows");
+  if (s.nlogits + s.nchoices > max_rows) refuse("more rows for logits and choices than a step has rows");
+  const auto want_row = [&](int64_t row, const char* what) {
+    if (row < 0 || row >= s.rows) refuse("no row " + std::to_string(row) + " for " + what);
+  };
+  for (int64_t i = 0; i < s.nchoices; ++i) want_row(s.choices[i].row, "a choice");
+  for (int64_t i = 0; i < s.nhidden; ++i) want_row(s.hidden_rows[i], "hidden");
+  for (int64_t i = 0; i < s.nlogits; ++i) want_row(s.logit_rows[i], "logits");
+  validate_rows(s);
+  for (const auto& op : trace_.ops) op->validate(s);
+  for (int64_t t = 0; s.nadapters && t < s.rows; ++t)
+    if (s.row_adapters[t] < -1 || s.row_adapters[t] >= s.nadapters) refuse("no adapter " + std::to_string(s.row_adapters[t]));
+  if (trace_.cache) return validate_pages(s);
+  for (const Segment& seg : segments(s))
+    if (seg.position) refuse("a sequence begins at position " + std::to_string(seg.position) + " without a cache");
+}
+
+void StepRunner::validate_rows(const Step& s) const {
+  for (int64_t t = 0; t < s.rows; ++t) {
+    if (s.seqs[t] < 0 || s.seqs[t] >= s.nseqs) refuse("no sequence " + std::to_string(s.seqs[t]));
+    if (s.positions[t] < 0) refuse("position " + std::to_string(s.positions[t]) + " is negative");
+    if (trace_.cache && s.positions[t] >= s.table_width * kBlockTokens) refuse("position " + std::to_string(s.positions[t]) + " is beyond the block table");
+    if (t && s.seqs[t] < s.seqs[t - 1]) refuse("rows must be in order of sequence");
+    if (t && s.seqs[t] == s.seqs[t - 1] && s.positions[t] != s.positions[t - 1] + 1) refuse("rows of one sequence must be consecutive positions");
+  }
+}
+
+// Every page that will be read or written, not only the new rows'.
+void StepRunner::validate_pages(const Step& s) const {
+  const KvCache& cache = *trace_.cache;
+  const int window = cache.window();
+  if (window && !s.slot_tables) refuse("a cache with slots needs a table of them");
+  for (const Segment& seg : segments(s)) {
+    const int32_t* blocks = s.block_tables + seg.seq * s.table_width;
+    const int64_t end = (seg.position + seg.rows - 1) / kBlockTokens;
+    for (int64_t b = 0; b <= end; ++b)
+      if (blocks[b] < 0 || blocks[b] >= cache.blocks()) refuse("block " + std::to_string(blocks[b]) + " is not in the cache");
+    if (!window) continue;
+    const int32_t* slots = s.slot_tables + seg.seq * s.table_width;
+    for (int64_t b = std::max(0, seg.position - window + 1) / kBlockTokens; b <= end; ++b)
+      if (slots[b] < 0 || slots[b] >= cache.slots()) refuse("slot " + std::to_string(slots[b]) + " is not in the cache");
+  }
+}
+
+// Steps whose cost a row is alike share a tuner: one row, two, ... seven, 8 to 15, 16 to 31, ...
+Crew& StepRunner::crew(int64_t rows) {
+  const auto size = static_cast<size_t>(rows < 8 ? rows : 4 + std::bit_width(static_cast<uint64_t>(rows)));
+  while (crews_.size() <= size) crews_.emplace_back(trace_.threads->size());
+  return crews_[size];
+}
+
+void StepRunner::run(const Step& step) {
+  std::lock_guard lock(one_step_);
+  validate(step);
+  Threads::Turn turn(*trace_.threads);
+  Crew& crew = this->crew(step.rows);
+  // Prefill beside decode: a trial at half the threads would double the longest step that decoding streams wait for.
+  const int64_t wanted = step.nlogits + step.nchoices;
+  const bool mixed = step.nseqs > 1 && wanted > 0 && wanted < step.rows;
+  const bool streams = step.rows < kernels()->gemm_rows;
+  const bool paced = streams && (mixed || !crew.trying());
+  const int64_t ahead = !streams ? 0 : paced ? pace_.ahead(step.rows) : pace_.settled();
+  Seat& seat = ready(step, turn.seat(), mixed ? crew.settled() : crew.threads(), ahead);
+  const auto start = std::chrono::steady_clock::now();
+  turn.run([this, &seat](int thread) { walk(seat, thread); }, seat.run.active);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (!mixed) crew.tell(seconds / static_cast<double>(step.rows), seconds);
+  if (paced) pace_.took(seconds);
+  for (const auto& op : trace_.ops) op->settle(step);
+}
+
+// Fills the seat and its counters. A worker late for the step before may still be on its way through the other seat.
+StepRunner::Seat& StepRunner::ready(const Step& step, int number, int active, int64_t ahead) {
+  Seat& seat = seats_[number];
+  seat.step = step;
+  fill(seat.run, seat.step, number, active, ahead);
+  if (trace_.narrow) {
+    seat.narrowed.take(step);
+    seat.run.wanted = &seat.narrowed.rows;
+    const bool streams = seat.narrowed.step.rows < kernels()->gemm_rows;
+    fill(seat.rest, seat.narrowed.step, number, active, streams && step.rows >= kernels()->gemm_rows ? pace_.settled() : ahead);
+  }
+  for (size_t i = 0; i < trace_.ops.size(); ++i) {
+    Op& op = *trace_.ops[i];
+    op.first.reset(number);
+    op.second.reset(number);
+    op.prepare(part(seat, i));
+  }
+  return seat;
+}
+
+void StepRunner::fill(Run& r, const Step& step, int seat, int active, int64_t ahead) const {
+  r.k = kernels();
+  r.threads = trace_.threads.get();
+  r.cache = trace_.cache.get();
+  r.step = &step;
+  r.segments = segments(step);
+  r.adapted = adapted(step);
+  r.active = active;
+  r.seat = seat;
+  r.ahead = ahead;
+  r.buffer.clear();
+  for (int room : trace_.room) r.buffer.push_back(room < 0 ? nullptr : trace_.rooms[static_cast<size_t>(room)].data());
+}
+
+void StepRunner::walk(Seat& seat, int thread) {
+  for (size_t i = 0; i < trace_.ops.size(); ++i) {
+    Run& r = part(seat, i);
+    if (!r.step->rows) return;
+    trace_.ops[i]->run(r, thread);
+  }
+}
+
+}  // namespace fh
