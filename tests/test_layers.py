@@ -1,4 +1,4 @@
-"""Imports go down only, and never sideways between rooms on a level (DESIGN.md, "The house")."""
+"""Imports go down only, never sideways between rooms of a level: the levels of docs/design/house.md."""
 
 from __future__ import annotations
 

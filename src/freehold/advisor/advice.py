@@ -18,7 +18,6 @@ from freehold.advisor.asking import Asked
 from freehold.advisor.facts import Facts
 from freehold.advisor.finders import Beside
 from freehold.advisor.interval import Interval
-from freehold.advisor.own import Own
 from freehold.advisor.quality import Quality, Scale, rounded
 from freehold.advisor.tongues import Tongue
 from freehold.advisor.verdict import Verdict, verdict
@@ -139,6 +138,15 @@ class Judged:
     def vouched(self) -> float:
         """What its results vouch for, in per cent; -1 where nothing is known."""
         return self.quality.range.low if self.quality else -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """How a model did on the user's own cases. `range`: the share passed, in per cent."""
+
+    cases: int
+    passed: int
+    range: Interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What a user states about themselves: purpose, users, revenue, seat, and what they will do with a model.
 
 What was not said is unknown, and stays so: a condition over it has three values. Knows no licence.
-Path: cli/license or freehold.licence -> Facts -> holds(condition) -> verdict.
+Path: cli/license or freehold.license -> Facts -> holds(condition) -> verdict.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The words a licence prescribes are given as it prescribes them; the licence texts themselves are not copied
 but named, with where to get them. Knows no user interface.
-Path: cli/license --pack -> pack -> Pack.notice, Pack.duties.
+Path: cli/license --pack -> pack -> Pack.notice_lines, Pack.files.
 """
 
 from __future__ import annotations

@@ -1,31 +1,18 @@
-"""What a user's own cases say, put into a ranking made of published results.
+"""Reorders a ranking made of published results by a user's own cases.
 
-Models tried on the same cases share out among themselves the places that they held, the one that passed most first;
-of a draw, who stood first stays so. A model that was not tried keeps its place: nothing was measured of it. One that
-stood apart, below the bar or without a published result, joins the ranking's end. So own evidence beats published
-evidence between those tried, and says nothing of others. Knows counts; knows no case.
-Path: cli/trying -> by_own -> Advice
+Models that ran the same cases are sorted by cases passed and share out the places they held; in a draw the earlier
+place wins. A model that was not tried keeps its place. One below the bar or without a published result joins the
+ranking's end once tried. So own evidence outranks published evidence among tried models and leaves others alone.
+Knows counts; knows no case.
+Path: cli/report/trying -> by_own -> Advice
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-from freehold.advisor.interval import Interval
-
-if TYPE_CHECKING:
-    from freehold.advisor.advice import Advice
-
-
-@dataclass(frozen=True, slots=True)
-class Own:
-    """What a model did with a user's cases. `range`: the share passed in per cent."""
-
-    cases: int
-    passed: int
-    range: Interval
+from freehold.advisor.advice import Advice, Own
 
 
 def by_own(advice: Advice, own: Mapping[str, Own]) -> Advice:

@@ -36,9 +36,8 @@ from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
 
 if TYPE_CHECKING:
-    from freehold.advisor.advice import Advice, Judged, Placement
+    from freehold.advisor.advice import Advice, Judged, Own, Placement
     from freehold.advisor.interval import Interval
-    from freehold.advisor.own import Own
     from freehold.catalog import Model
     from freehold.catalog.questions import Question
     from freehold.cli.report.trying import Tried

@@ -7,7 +7,7 @@
     {"prompt": "...", "judge": "The reply is friendly and asks for a photograph."}
 
 Every bad line is named with its number; none is left out. Knows no model.
-Path: cli/trying -> read -> Samples -> trial.run
+Path: cli/report/trying -> read -> Samples -> trial.run
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A file of the data folder holds the answers of one model to one set of cases: evals/SAMPLES-MODEL.jsonl, named by the
 digests of both, readable by its owner alone. A first line says what it is; a line that was cut short is answered
 again. Knows no ranking and prints nothing.
-Path: cli/trying -> run -> Result; cli/why -> kept
+Path: cli/report/trying -> run -> Result; cli/why -> kept
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Chat with a model that runs in this process: template, tokenizer, engine, detokenizer, stop strings.
 
 Knows text and token ids; knows no weights, no scheduling and no protocol. `LLM` is the ChatModel that
-DESIGN.md calls local.LocalModel, and the class `freehold.load` returns.
+`freehold.load` returns.
 """
 
 from freehold.local.llm import LLM

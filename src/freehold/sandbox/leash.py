@@ -1,7 +1,7 @@
 """Runs a module as a program that ends with its parent: python -m freehold.sandbox.leash MODULE ARGUMENTS... PARENT.
 
 For programs that know nothing of `children.spawn`, whose last argument is the parent's process id.
-Path: cli/compat -> spawn -> leash -> the module
+Path: cli/clients/compat -> spawn -> leash -> the module
 """
 
 from __future__ import annotations

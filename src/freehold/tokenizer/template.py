@@ -11,7 +11,7 @@ render would change what `trim`, `in`, slices and `length` see; the second rende
   - they disagree, because the template looks at control tokens in messages: what both share at either end is
     the template's; in between, every control token that occurs in a message counts as the user's.
 
-Path: LocalModel.chat -> ChatTemplate.render -> Tokenizer.encode_rendered
+Path: Prompter.prompt -> ChatTemplate.render -> Tokenizer.encode_rendered
 """
 
 from __future__ import annotations

@@ -20,8 +20,7 @@ from freehold.cli.report.advice import name
 from freehold.errors import FreeholdError, ModelNotFound, UsageError
 
 if TYPE_CHECKING:
-    from freehold.advisor.advice import Advice, Judged
-    from freehold.advisor.own import Own
+    from freehold.advisor.advice import Advice, Judged, Own
     from freehold.config import Settings
     from freehold.evals.paired import Compared
     from freehold.evals.samples import Samples
@@ -231,7 +230,7 @@ def digest(ref: ModelRef) -> str:
 
 
 def _own(result: Result) -> Own:
-    from freehold.advisor.own import Own
+    from freehold.advisor.advice import Own
     from freehold.evals.paired import share
 
     return Own(len(result.marks), sum(result.marks), share(result.marks))

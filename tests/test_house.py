@@ -1,0 +1,249 @@
+"""The house stays in order: no circle of imports, `Path:` lines that name what exists, files of a readable length.
+
+`tests/test_layers.py` has the levels. The lists of exceptions below only shrink.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import re
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "freehold"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LINES = 400
+LONG = {  # files of more lines
+    *(
+        "advisor/anatomy.py",
+        "catalog/questions.py",
+        "cli/advise.py",
+        "cli/chat/chat.py",
+        "cli/run.py",
+        "cli/serve.py",
+    ),
+    *("engine/cache/blocks.py", "engine/engine.py", "engine/schedule/scheduler.py", "formats/quant.py"),
+    *("local/llm.py", "remote.py", "sandbox/jinja.py", "server/openai/fields.py", "store/store.py"),
+    *("tokenizer/template.py", "types.py", "worker/models.py", "worker/process.py", "worker/supervisor.py"),
+}
+MOVING = (
+    "cli",
+    "engine",
+    "layers.py",
+    "local",
+    "models",
+    "server",
+    "worker",
+)  # their Path lines are not checked yet
+
+# Names of Path lines that lie outside the package: of a program, a protocol or a library.
+OUTSIDE = {"Starlette", "True", "Unix"}
+CODE = (".py", ".cpp", ".h", ".inl")
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_of(path: Path) -> str:
+    parts = [*path.relative_to(PACKAGE.parent).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the package that a file imports anywhere, inside functions too."""
+    me = module_of(path)
+    package = me if path.name == "__init__.py" else me.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            found |= {n if n in MODULES or n.endswith("._native") else module for n in names}
+    return (found & MODULES.keys()) - {me}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that reach each other."""
+    left = {module: set(others) for module, others in graph.items()}
+    while bare := [
+        m for m in left if not left[m] & left.keys() or not any(m in others for others in left.values())
+    ]:
+        for module in bare:  # reaches none that is left, or none that is left reaches it
+            del left[module]
+
+    def reach(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = list(left[start])
+        while waiting:
+            module = waiting.pop()
+            if module in left and module not in seen:
+                seen.add(module)
+                waiting += left[module]
+        return seen
+
+    reached = {module: reach(module) for module in left}
+    groups = {
+        tuple(sorted(other for other in reached[module] if module in reached[other]))
+        for module in left
+        if module in reached[module]
+    }
+    return [list(group) for group in sorted(groups)]
+
+
+def test_no_circle_of_imports_in_the_package():
+    found = circles({name: imported(path) for name, path in MODULES.items()})
+    assert [group for group in found if not group[0].startswith(("freehold.cli.", "freehold.server."))] == []
+
+
+def test_the_search_for_circles_sees_one_and_what_only_leads_to_it():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}
+    assert circles(graph) == [["b", "c"]]
+
+
+def paths_of(text: str) -> Iterator[str]:
+    """The text of every `Path:` in a docstring, up to the end of its sentence or paragraph."""
+    for match in re.finditer(r"\bPath: ", text):
+        paragraph = text[match.end() :].partition("\n\n")[0]
+        yield re.split(r"\.\s+(?=[A-Z])", " ".join(paragraph.split()), maxsplit=1)[0]
+
+
+def names_in(path_line: str) -> Iterator[str]:
+    """Names that a Path line takes from the code: dotted, with a slash, with an underscore, or capitalised.
+
+    `advisor.{cost, fit}` and `Metrics.first/gap` stand for each of their names; quoted text, routes, files of data and
+    modules that Python runs with -m are left out.
+    """
+    plain = re.sub(r"`[^`]*`|<\w+>\S*|(?<!\S)~?/\S+|\S+\.(?:json|toml|safetensors)\b", " ", path_line)
+    plain = re.sub(r"([\w.]+)\.\{([^}]*)\}", lambda m: _each(m[1], m[2].split(",")), plain)
+    plain = re.sub(r"\b(\w+)\.(\w+(?:/\w+)+)", lambda m: _each(m[1], m[2].split("/")), plain)
+    for word in re.split(r"[\s,;()\[\]|=]+|->|<-", plain):
+        word = word.strip(".:'\"").removesuffix("'s")
+        if re.fullmatch(r"\w[\w/.*]+", word) and re.search(r"[./_]|^[A-Z]\w*[a-z]", word):
+            yield word
+
+
+def _each(owner: str, members: list[str]) -> str:
+    return ", ".join(f"{owner}.{member.strip()}" for member in members)
+
+
+@cache
+def defined(path: Path) -> frozenset[str]:
+    """Every name that a file defines: functions, classes, methods, fields, constants, attributes."""
+    names: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name.rpartition(".")[2])
+    return frozenset(names)
+
+
+@cache
+def classes() -> dict[str, list[ast.ClassDef]]:
+    found: dict[str, list[ast.ClassDef]] = {}
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(node)
+    return found
+
+
+def holds(owner: str, name: str) -> bool:
+    """Whether a module, a room or a class named `owner` has `name`, which may end in a star."""
+    for path in FILES:
+        rooms = path.relative_to(PACKAGE).parts[:-1]
+        if (path.stem == owner or owner in rooms) and fnmatch.filter(
+            {*defined(path), path.stem, *rooms}, name
+        ):
+            return True
+    for node in classes().get(owner, []):
+        inside = list(ast.walk(node))
+        members = {
+            n.name for n in inside if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        }
+        members |= {n.attr for n in inside if isinstance(n, ast.Attribute)}
+        members |= {n.id for n in inside if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+        if fnmatch.filter(members, name) or any(holds(base, name) for base in bases if base != owner):
+            return True
+    return owner == "freehold" and name in {p.stem for p in PACKAGE.iterdir()} | defined(
+        PACKAGE / "__init__.py"
+    )
+
+
+def exists(name: str, asking: Path) -> bool:
+    """Whether a name of a Path line is a file, a room, or something that the package or its C++ module defines."""
+    if name in OUTSIDE or name in native_names():
+        return True
+    if "/" in name or name.endswith(CODE):
+        pattern = name if name.endswith(CODE) else f"{name}*"
+        places = (asking.parent, PACKAGE, ROOT, *(p for p in PACKAGE.rglob("*") if p.is_dir()))
+        return any(next(place.glob(pattern), None) for place in places)
+    if "." in name:
+        owners = [part for part in name.split(".") if part]
+        return all(
+            owner in ("native", "_native") or owner in native_names() or holds(owner, member)
+            for owner, member in pairwise(owners)
+        )
+    return any(name == path.stem or fnmatch.filter(defined(path), name) for path in FILES)
+
+
+@cache
+def native_names() -> frozenset[str]:
+    """What the stub of the C++ module defines."""
+    return frozenset(
+        re.findall(r"(?:def|class) (\w+)", (PACKAGE / "_native.pyi").read_text(encoding="utf-8"))
+    )
+
+
+def docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+CHECKED = [path for path in FILES if path.relative_to(PACKAGE).parts[0] not in MOVING]
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_path_lines_name_what_exists(path: Path):
+    lines = [line for text in docstrings(path) for line in paths_of(text)]
+    wrong = [name for line in lines for name in names_in(line) if not exists(name, path)]
+    assert not wrong, f"{path.relative_to(ROOT)}: {wrong} of {lines}"
+
+
+def test_the_check_of_path_lines_refuses_what_is_gone():
+    here = PACKAGE / "cli" / "run.py"
+    for good in ("cli/run", "Store.pull", "local.load", "errors.py", "SamplingParams", "load_settings"):
+        assert exists(good, here), good
+    for gone in (
+        "cli/walk",
+        "Store.levitate",
+        "local.unheard",
+        "errors_of.py",
+        "SamplingHabits",
+        "load_clouds",
+    ):
+        assert not exists(gone, here), gone
+
+
+def test_files_end_within_four_hundred_lines():
+    long = {str(p.relative_to(PACKAGE)): n for p in FILES if (n := len(p.read_text().splitlines())) > LINES}
+    assert not long.keys() - LONG, long
