@@ -116,14 +116,13 @@ def _tree() -> dict[str, float]:
         seq = Sequence(Request(tuple(tokens), GREEDY, 0, 10), tokens)
         blocks.adopt(seq)
         assert blocks.grow(seq, count)
-        seq.num_computed_tokens = count
-        blocks.publish(seq)
+        blocks.publish(seq, count)
         return seq
 
     long = computed(32_768)
     again = Sequence(long.request, [*long.tokens, 1])
     match = min(timeit.repeat(lambda: blocks.match(again), number=1, repeat=5))
-    publish = min(timeit.repeat(lambda: blocks.publish(long), number=1000, repeat=5)) / 1000
+    publish = min(timeit.repeat(lambda: blocks.publish(long, 32_768), number=1000, repeat=5)) / 1000
     life = min(timeit.repeat(lambda: blocks.retire(computed(640)), number=100, repeat=5)) / 100 / 20
     micro = {"match_32k": match, "publish": publish, "block": life}
     return {name: round(1e6 * value, 2) for name, value in micro.items()}

@@ -49,7 +49,7 @@ class Rig:
     def step(self, *seqs: Sequence) -> list[np.ndarray]:
         """Compute all missing tokens of sequences that must find room."""
         for seq in seqs:
-            assert not self.blocks.reserve(seq)
+            assert self.blocks.reserve(seq)
             if not seq.block_table:
                 self.blocks.adopt(seq)
             assert self.blocks.grow(seq, len(seq.tokens))
@@ -64,11 +64,10 @@ class Rig:
     def run(self, batch: list[ScheduledChunk]) -> list[np.ndarray]:
         """Compute rows that have blocks."""
         for work in batch:
-            self.blocks.ready(work.seq, work.first, work.rows)
+            self.blocks.prepare(work.seq, work.first, work.count, len(work.draft))
         rows = self.runner.run(batch, choose=False)
         for work in batch:
-            work.seq.num_computed_tokens = work.first + work.count
-            self.blocks.publish(work.seq)
+            self.blocks.publish(work.seq, work.first + work.count)
         return rows
 
     def alone(self, tokens: list[int]) -> np.ndarray:

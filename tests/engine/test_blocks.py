@@ -18,8 +18,7 @@ def compute(blocks: BlockManager, seq: Sequence, to: int | None = None) -> Seque
     """Pretend that a step computed all tokens of a sequence, or those before `to`."""
     to = len(seq.tokens) if to is None else to
     assert blocks.grow(seq, to)
-    seq.num_computed_tokens = to
-    blocks.publish(seq)
+    blocks.publish(seq, to)
     return seq
 
 
@@ -118,9 +117,8 @@ def test_twins_computed_side_by_side_become_one():
     blocks = BlockManager(10)
     a, b = sequence([*range(70)]), sequence([*range(64), 900, 901])
     assert blocks.grow(a, 70) and blocks.grow(b, 66) and blocks.live == 6
-    a.num_computed_tokens, b.num_computed_tokens = 70, 66
-    blocks.publish(a)
-    blocks.publish(b)
+    blocks.publish(a, 70)
+    blocks.publish(b, 66)
     assert (
         a.block_table[:2] == b.block_table[:2] and a.block_table[2] != b.block_table[2] and blocks.live == 4
     )

@@ -90,11 +90,11 @@ class Pool(RuleBasedStateMachine):
         room = self.rig.blocks.stretch(seq, len(seq.tokens) + len(made) + wrong) - len(seq.tokens)
         draft = (*made, *[9] * wrong)[:room]
         held = min(len(made), room)
-        self.rig.blocks.ready(seq, seq.num_computed_tokens, 1 + len(draft))
-        self.rig.runner.run([ScheduledChunk(seq, seq.num_computed_tokens, 1, draft)], choose=False)
+        first = seq.num_computed_tokens
+        self.rig.blocks.prepare(seq, first, 1, len(draft))
+        self.rig.runner.run([ScheduledChunk(seq, first, 1, draft)], choose=False)
         seq.tokens += made[:held]
-        seq.num_computed_tokens = len(seq.tokens) - 1 if held else len(seq.tokens)
-        self.rig.blocks.publish(seq)
+        self.rig.blocks.publish(seq, first + 1 + max(held - 1, 0))
         self.seen[seq.request.tenant].append(seq.tokens[: seq.num_computed_tokens])
 
     @precondition(lambda self: any(self.finished(s) for s in self.live))
@@ -109,7 +109,7 @@ class Pool(RuleBasedStateMachine):
         parent = data.draw(st.sampled_from([s for s in self.live if s.num_computed_tokens]))
         tokens = parent.tokens if token is None else [*parent.tokens[: parent.num_computed_tokens], token]
         child = sequence(tokens, parent.request.tenant)
-        if not self.rig.blocks.reserve(child):
+        if self.rig.blocks.reserve(child):
             self.rig.blocks.fork(parent, child)
             self.live.append(child)
 
@@ -166,7 +166,7 @@ class Pool(RuleBasedStateMachine):
 
     def place(self, seq: Sequence, keep: list[Sequence]) -> bool:
         blocks = self.rig.blocks
-        while blocks.reserve(seq):
+        while not blocks.reserve(seq):
             if not self.others_yield(keep):
                 return False
         if not seq.block_table:

@@ -88,7 +88,7 @@ class World:
         batch = self.scheduler.schedule()
         assert len({work.seq for work in batch}) == len(batch)
         for work in batch:
-            self.blocks.ready(work.seq, work.first, work.rows)
+            self.blocks.prepare(work.seq, work.first, work.count)
         seconds = self.seconds(batch) if batch else 0.01
         self.now += seconds
         if batch:
@@ -101,14 +101,14 @@ class World:
         seq, log = work.seq, self.logs[work.seq]
         assert len(seq.block_table) * 32 >= work.first + work.rows
         self.rows_computed += work.rows
-        seq.num_computed_tokens = work.first + work.count
-        if seq.num_computed_tokens == len(seq.tokens):
+        computed = work.first + work.count
+        if computed == len(seq.tokens):
             self._token += 1
             seq.tokens.append(self._token)
             log.tokens.append(self.now)
             log.first = min(log.first, self.now - log.arrived)
             seq.done = seq.left == 0
-        self.blocks.publish(seq)
+        self.blocks.publish(seq, computed)
         if seq.done:
             log.ended = self.now - log.arrived
             self.scheduler.remove(seq)

@@ -468,7 +468,7 @@ class Engine:
             if self._speculation is not None:
                 batch = self._speculation.extend(batch, self._scheduler)
             for work in batch:
-                self._blocks.ready(work.seq, work.first, work.rows)
+                self._blocks.prepare(work.seq, work.first, work.count, len(work.draft))
             results = self._runner.run(batch)
         except Exception as e:
             self._give_up(batch, e)
@@ -523,14 +523,13 @@ class Engine:
             error = self._traced(seq, _named(e, "choosing the next token failed"))
         # A guess that held was computed in its place; rows after one that did not are written again.
         held = max(len(seq.tokens) - known - 1, 0)
-        seq.num_computed_tokens = work.first + work.count + held
         self._counts.generated_tokens += len(seq.tokens) - known
         if work.draft:
             self._counts.guessed(len(work.draft), held)
         if error is not None:
             self._end(seq, error, keep=False)  # what NaN came from is nothing to share
             return
-        self._blocks.publish(seq)
+        self._blocks.publish(seq, work.first + work.count + held)
         if seq.reason is not None:
             self._end(seq)
 

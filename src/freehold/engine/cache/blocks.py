@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterable
 from collections.abc import Sequence as Ordered
 from time import monotonic
 
@@ -84,13 +85,18 @@ class BlockManager:
         path, whole = self._good(self._tree.walk(salt, seq.tokens, limit))
         return len(path) * BLOCK_TOKENS + (self._nearest(seq, path, limit)[1] if whole else 0)
 
-    def reserve(self, seq: Sequence) -> int:
-        """Set aside what window layers need of a sequence until it is released; return the slots it lacks."""
+    def reserve(self, seq: Sequence) -> bool:
+        """Set aside what window layers need of a sequence until it is released; False if too little is left."""
         if self.slots is None or seq.slots:
-            return 0
-        blocks = blocks_for(len(seq.tokens) + seq.left)
-        seq.slots = self.slots.reserve(blocks)
-        return self.slots.missing(blocks) if not seq.slots else 0
+            return True
+        seq.slots = self.slots.reserve(blocks_for(len(seq.tokens) + seq.left))
+        return seq.slots > 0
+
+    def reservable(self, seq: Sequence, released: Iterable[Sequence]) -> bool:
+        """Tell whether `reserve` would succeed once other sequences were released."""
+        if self.slots is None or seq.slots:
+            return True
+        return self.slots.missing(blocks_for(len(seq.tokens) + seq.left)) <= sum(s.slots for s in released)
 
     def adopt(self, seq: Sequence, hurry: bool = False) -> bool:
         """Let a sequence of which nothing was computed share what is known of its tokens, its last one excepted.
@@ -142,10 +148,10 @@ class BlockManager:
         self._slide(seq)
         return min(tokens, len(seq.block_table) * BLOCK_TOKENS)
 
-    def ready(self, seq: Sequence, first: int, rows: int) -> None:
-        """See to it that window layers have room for the positions that a step writes."""
+    def prepare(self, seq: Sequence, first: int, count: int, drafts: int = 0) -> None:
+        """Provide what a step writes for `count` positions from `first` on, and for draft tokens behind them."""
         if self.slots is not None:
-            self.slots.fill(seq.block_table[first // BLOCK_TOKENS : blocks_for(first + rows)])
+            self.slots.fill(seq.block_table[first // BLOCK_TOKENS : blocks_for(first + count + drafts)])
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Let `child` share what is computed of the parent, as far as their tokens agree, its last one excepted."""
@@ -162,11 +168,12 @@ class BlockManager:
             self._hold(block)
         self._slide(child)
 
-    def publish(self, seq: Sequence) -> None:
-        """Let others share the full blocks of `seq` that are computed now.
+    def publish(self, seq: Sequence, tokens: int) -> None:
+        """Take the first `tokens` tokens of `seq` as computed, and let others share the full blocks among them.
 
         A block whose twin is in the tree already makes way for it. Costs a look where no block was completed.
         """
+        seq.num_computed_tokens = tokens
         self._slide(seq)
         full = seq.num_computed_tokens // BLOCK_TOKENS
         first = full
@@ -195,7 +202,7 @@ class BlockManager:
     def retire(self, seq: Sequence) -> None:
         """Let go of the blocks of a sequence that ended; also its last one stays, as far as it goes."""
         if seq.block_table:
-            self.publish(seq)
+            self.publish(seq, seq.num_computed_tokens)
             self._keep(seq, seq.num_computed_tokens // BLOCK_TOKENS)
             self._enter_rest(seq)
         self.release(seq)

@@ -402,7 +402,7 @@ class Scheduler:
             return False
         if self._going >= self.budget.most_decodes() or (others and not seq.loading and self._leader(seq)):
             return False
-        if (lacking := blocks.reserve(seq)) and not self._make_slots(seq, lacking):
+        if not blocks.reserve(seq) and not self._make_reservable(seq):
             return False
         seq.loading = not self._share(seq)
         if seq.loading:  # others' steps go on meanwhile
@@ -465,14 +465,14 @@ class Scheduler:
         behind = [s for s in holders if self._rank(s) > rank and (younger or self._yields(s) > rank[0])]
         return sorted({*stalled, *behind}, key=lambda s: (s in stalled, self._rank(s)), reverse=True)
 
-    def _make_slots(self, seq: Sequence, lacking: int) -> bool:
-        """Have room for what window layers keep of `seq`, by the rules of `_make_room`."""
+    def _make_reservable(self, seq: Sequence) -> bool:
+        """Reserve what the cache keeps of `seq` besides blocks, by the rules of `_make_room`."""
         victims = self._victims(seq, self._impatient(seq))
-        if sum(s.slots for s in victims) < lacking:
+        if not self._blocks.reservable(seq, victims):
             return False
         for victim in victims:
             self._preempt(victim)
-            if not self._blocks.reserve(seq):
+            if self._blocks.reserve(seq):
                 break
         return True
 
