@@ -179,19 +179,20 @@ A client that closes its connection cancels its request at once.
 
 def http_page() -> str:
     """Describe every route, every field of a request, and every error."""
-    from freehold.server import app, rerank, tokens
+    from freehold.server import app
     from freehold.server.anthropic import fields as anthropic
     from freehold.server.core.limits import Limits
     from freehold.server.ollama import create, manage, models, pull
     from freehold.server.ollama import fields as native
-    from freehold.server.openai import batches, embeddings, fields
+    from freehold.server.openai import batches, embeddings, rerank, tokens
+    from freehold.server.openai.fields import chat, completions
     from freehold.server.openai.responses import fields as responses
 
     parts = [HEADER, "# The HTTP API\n", HTTP_INTRO, "## Routes\n"]
     parts += [*_routes(app.routes()), "", HTTP_ANSWERS]
     for struct in (
-        fields.ChatRequest,
-        fields.CompletionRequest,
+        chat.ChatRequest,
+        completions.CompletionRequest,
         anthropic.MessagesRequest,
         anthropic.CountRequest,
         embeddings.EmbeddingRequest,

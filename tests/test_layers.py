@@ -76,3 +76,33 @@ def test_nothing_outside_the_cli_prints():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_every_file_says_what_it_is(path: Path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} has no docstring"
+
+
+SERVER = PACKAGE / "server"
+# What each folder of the server may import of the others: core is below all protocols, which do not know each other.
+SEES: dict[str, set[str]] = {
+    "core": set(),
+    "batches": {"core"},
+    "openai": {"core", "batches"},
+    "anthropic": {"core"},
+    "ollama": {"core"},
+    "system": {"core"},
+}
+COMPOSED = ["__init__", "app", "serve", "openapi"]  # the files that see all of them
+
+
+def imported_folders(source: str) -> set[str]:
+    """Folders of the server that a module imports anywhere, also inside functions and for types alone."""
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module]
+    paths = [f"{n.module}.{alias.name}".split(".") for n in nodes for alias in n.names]
+    return {path[2] for path in paths if path[:2] == ["freehold", "server"]}
+
+
+@pytest.mark.parametrize("path", sorted(SERVER.rglob("*.py")), ids=lambda p: str(p.relative_to(SERVER)))
+def test_no_protocol_of_the_server_imports_another(path: Path):
+    folder = path.relative_to(SERVER).parts[0]
+    if path.parent == SERVER:
+        assert path.stem in COMPOSED, f"{path.name} belongs into a folder"
+    else:
+        seen = imported_folders(path.read_text(encoding="utf-8"))
+        assert seen <= SEES[folder] | {folder}, f"{folder} imports {seen - SEES[folder] - {folder}}"

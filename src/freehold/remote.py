@@ -304,18 +304,11 @@ def _format(given: FormatLike) -> dict[str, Any]:
     if format.kind == "json":
         return {"response_format": {"type": "json_object"}}
     if format.kind == "json_schema":
-        schema = {"name": "answer", "schema": _parsed(format.source), "strict": True}
+        schema = {"name": "answer", "schema": format.source, "strict": True}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
     if format.kind == "choice":
-        return {"structured_outputs": {"choice": _parsed(format.source)}}
+        return {"structured_outputs": {"choice": format.source}}
     return {"structured_outputs": {"grammar" if format.kind == "lark" else "regex": format.source}}
-
-
-def _parsed(source: str) -> Any:
-    try:
-        return msgspec.json.decode(source)
-    except msgspec.DecodeError as e:
-        raise UsageError(f"format: {e}") from e
 
 
 def _sampling(sampling: SamplingParams | None, *, everything: bool) -> dict[str, Any]:

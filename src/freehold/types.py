@@ -60,12 +60,27 @@ class ToolPiece:
 class Format:
     """What an answer's text must be. Thinking is free of it.
 
-    `source`: a JSON schema as text, a regular expression, a Lark grammar, or for a choice a JSON list of texts;
-    nothing for "json", which is any JSON object.
+    `source`: a JSON schema as a mapping, a list of texts for a choice, a regular expression, or a Lark grammar; nothing
+    for "json", which is any JSON object. The JSON text of a schema or a choice is parsed here, once: UsageError for
+    text that is not JSON.
     """
 
     kind: FormatKind
-    source: str = ""
+    source: Any = ""
+
+    def __post_init__(self) -> None:
+        if self.kind in ("json_schema", "choice") and isinstance(self.source, str):
+            object.__setattr__(self, "source", self._parsed(self.source))
+
+    def _parsed(self, text: str) -> Any:
+        what = "JSON schema" if self.kind == "json_schema" else "choice"
+        if len(text) > MAX_FORMAT_CHARS:
+            chars = f"{len(text):,} characters; the limit is {MAX_FORMAT_CHARS:,}"
+            raise UsageError(f"format: the {what} has {chars}", field="format")
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise UsageError(f"format: the {what} is not JSON: {e}", field="format") from e
 
 
 @runtime_checkable
@@ -95,10 +110,7 @@ def as_format(given: FormatLike) -> Format | None:
             f"format is {given!r}",
             'give a JSON schema as a dict, a pydantic model, "json", or a freehold.Format',
         )
-    try:
-        return Format("json_schema", json.dumps(given))
-    except (TypeError, ValueError, RecursionError) as e:
-        raise UsageError(f"format is not a JSON schema: {e}") from e
+    return Format("json_schema", dict(given))
 
 
 def _stated_schema(given: type[SchemaClass]) -> Mapping[str, object]:

@@ -309,8 +309,8 @@ sources = st.lists(words | st.text(max_size=4), max_size=14).map("".join)
 def test_any_source_is_a_grammar_or_a_named_error(
     grammars: Grammars, kind: FormatKind, source: str, two: bool
 ):
-    formats = [Format(kind, source), *([Format("regex", "a+")] if two else [])]
     try:
+        formats = [Format(kind, source), *([Format("regex", "a+")] if two else [])]
         matcher = grammars.grammar(*formats).matcher()
         for _ in range(4):
             allowed = np.flatnonzero(matcher.allowed())

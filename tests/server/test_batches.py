@@ -273,7 +273,7 @@ def test_lines_of_a_key_that_was_revoked_meanwhile_are_errors(batches, tmp_path)
     assert eventually(lambda: ann.api.batches.retrieve(begun.id).request_counts.completed > 8)
     file.remove("ann")
     ann.api.close()
-    desk = server.doors.server.desk
+    desk = server.doors.server.part(Desk)
     assert eventually(lambda: desk.get("ann", begun.id).over)
     ended = desk.get("ann", begun.id)
     assert ended.status == "completed" and ended.completed + ended.failed == 40 and ended.failed > 8

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from freehold.local import jobs
-from freehold.server.openai import fields as limits
+from freehold.server.openai.fields import chat, generating
 from freehold.types import MAX_FORMAT_CHARS, Message
 from tests.server.conftest import Running
 from tests.server.fakes import Script
@@ -239,9 +239,9 @@ def test_messages_are_read_in_parts_and_old_roles(serving):
 
 
 def test_no_value_passes_the_server_to_fail_at_the_engine():
-    assert limits.MAX_N <= jobs.MAX_ANSWERS and limits.MAX_LOGPROBS <= jobs.MAX_LOGPROBS
-    assert limits.MAX_STOPS <= jobs.MAX_STOPS and limits.MAX_STOP_CHARS <= jobs.MAX_STOP_CHARS
-    assert limits.MAX_BIASES <= jobs.MAX_BIASES and limits.MAX_MESSAGES <= jobs.MAX_MESSAGES
+    assert generating.MAX_N <= jobs.MAX_ANSWERS and chat.MAX_LOGPROBS <= jobs.MAX_LOGPROBS
+    assert generating.MAX_STOPS <= jobs.MAX_STOPS and generating.MAX_STOP_CHARS <= jobs.MAX_STOP_CHARS
+    assert generating.MAX_BIASES <= jobs.MAX_BIASES and chat.MAX_MESSAGES <= jobs.MAX_MESSAGES
 
 
 def test_an_answer_longer_than_the_context_is_cut_with_a_warning(serving):
@@ -391,7 +391,7 @@ def test_format_is_taken_from_every_name_it_has(serving, fields, kind: str, sour
     server = serving()
     format = job_of(server, **fields).format
     assert format.kind == kind
-    assert (json.loads(format.source) if kind in ("json_schema", "choice") else format.source) == source
+    assert format.source == source
     text = {"model": "fake:1b", "prompt": "x", **fields}
     assert server.client.post("/v1/completions", json=text).status_code == 200
     assert server.models.served["fake:1b"].jobs[-1].format == format

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
-from freehold.server.openai.fields import ChatRequest, CompletionRequest
+from freehold.server.openai.fields.chat import ChatRequest
+from freehold.server.openai.fields.completions import CompletionRequest
 from freehold.server.openai.responses.fields import ResponseRequest
-from freehold.server.tokens import DetokenizeRequest, TokenizeRequest
+from freehold.server.openai.tokens import DetokenizeRequest, TokenizeRequest
 from tests.server.conftest import JSON
 from tests.server.fakes import Script
 from tests.server.test_streams import eventually

@@ -481,12 +481,12 @@ def test_tenants_see_only_their_own_and_the_oldest_goes_first():
 
 def test_what_is_too_large_to_keep_is_said(serving):
     server = serving()
-    server.doors.server.responses._bounds = Bounds(one=10)
+    server.doors.server.part(Responses)._bounds = Bounds(one=10)
     try:
         body = whole(server)
         assert body["store"] is False and "was not stored" in body["freehold"]["warnings"][0]
     finally:
-        server.doors.server.responses._bounds = Bounds()
+        server.doors.server.part(Responses)._bounds = Bounds()
 
 
 def test_keys_keep_responses_apart(serving):

@@ -19,7 +19,6 @@ from freehold.tokenizer import Tokenizer
 from freehold.tokenizer.dialects import Dialect
 from freehold.tokenizer.dialects.grammar import Form, lark, lark_of_bare, pattern_of_bare
 from freehold.tokenizer.dialects.schema import closed
-from freehold.tokenizer.dialects.source import loaded
 from freehold.types import Format, Job, Tool
 
 
@@ -111,12 +110,8 @@ def _what(error: UsageError) -> str:
 
 
 def _closed(format: Format) -> Format:
-    """Hold an answer to the properties that its schema names, where the schema does not speak of others."""
-    schema = loaded(format.source) if format.kind == "json_schema" else None
-    try:
-        return replace(format, source=json.dumps(closed(schema))) if isinstance(schema, dict) else format
-    except RecursionError:
-        return format  # its grammar says how deep it is
+    """Allow no properties but those that a schema names, where it does not mention others."""
+    return replace(format, source=closed(format.source)) if format.kind == "json_schema" else format
 
 
 def _mark(dialect: Dialect) -> str:

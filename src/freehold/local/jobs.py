@@ -80,7 +80,7 @@ def _check_tools(job: Job) -> None:
             )
         if names.count(tool.name) > 1:
             raise UsageError(f"two tools are called {tool.name!r}")
-        _check(f"length of {tool.name}'s parameters", _json_size(tool), 0, MAX_FORMAT_CHARS)
+        _check(f"length of {tool.name}'s parameters", _tool_size(tool), 0, MAX_FORMAT_CHARS)
         kinds = types_of(tool.parameters)
         if kinds and "object" not in kinds:  # a call held to it would be read as text
             raise UsageError(
@@ -99,11 +99,15 @@ def _check_tools(job: Job) -> None:
                 raise UsageError(f"the arguments of {call.name[:60]!r} in message {i} are no JSON object")
 
 
-def _json_size(tool: Tool) -> int:
+def _tool_size(tool: Tool) -> int:
+    return _json_size(tool.parameters, f"the parameters of tool {tool.name!r} are not valid JSON")
+
+
+def _json_size(value: object, otherwise: str) -> int:
     try:
-        return len(json.dumps(tool.parameters))
-    except (TypeError, ValueError, RecursionError):
-        raise UsageError(f"the parameters of tool {tool.name!r} are no JSON") from None
+        return len(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as e:
+        raise UsageError(f"{otherwise}: {e}") from None
 
 
 def _check(name: str, value: int | None, low: int, high: int | None = None) -> None:
@@ -116,7 +120,9 @@ def _check(name: str, value: int | None, low: int, high: int | None = None) -> N
 def _check_format(job: Job) -> None:
     if job.format is None:
         return
-    _check("length of format", len(job.format.source), 0, MAX_FORMAT_CHARS)
+    source = job.format.source
+    size = len(source) if isinstance(source, str) else _json_size(source, "format is not a JSON schema")
+    _check("length of format", size, 0, MAX_FORMAT_CHARS)
     if job.ignore_eos:
         raise UsageError("ignore_eos goes on after the end of a text, and format has one", "leave one out")
 
@@ -146,7 +152,7 @@ def check_chars(what: str, chars: int, context: int, longest: Callable[[], int])
 def _check_size(job: Job, context: int, longest: Callable[[], int], *, counted: bool) -> None:
     chars = sum(len(m.content) + len(m.thinking) for m in job.messages or ())
     chars += sum(len(c.name) + len(c.arguments) for m in job.messages or () for c in m.tool_calls)
-    chars += sum(len(t.name) + len(t.description) + _json_size(t) for t in job.tools)
+    chars += sum(len(t.name) + len(t.description) + _tool_size(t) for t in job.tools)
     chars += len(job.suffix or "") + (len(job.prompt) if isinstance(job.prompt, str) else 0)
     check_chars("the prompt", chars, context, longest)
     tokens = len(job.prompt) if isinstance(job.prompt, tuple) else min(chars, context)

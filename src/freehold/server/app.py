@@ -13,9 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-import freehold
-from freehold.server import replies
-from freehold.server.admin import admin_routes
 from freehold.server.anthropic import models as anthropic_models
 from freehold.server.anthropic.errors import anthropic_error, speaks
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
@@ -29,20 +26,32 @@ from freehold.server.openai import models as openai_models
 from freehold.server.openai.chat import chat
 from freehold.server.openai.completions import completions
 from freehold.server.openai.embeddings import EmbeddingRequest, embeddings
-from freehold.server.openai.fields import ChatRequest, CompletionRequest
+from freehold.server.openai.fields.chat import ChatRequest
+from freehold.server.openai.fields.completions import CompletionRequest
+from freehold.server.openai.replies import ChatCompletion, EmbeddingList, ModelCard, ModelList, TextCompletion
+from freehold.server.openai.rerank import RerankRequest, ScoreRequest, rerank, score
 from freehold.server.openai.responses import routes as responses
 from freehold.server.openai.responses.fields import ResponseRequest
-from freehold.server.openapi import document
-from freehold.server.rerank import RerankRequest, ScoreRequest, rerank, score
-from freehold.server.tokens import (
+from freehold.server.openai.tokens import (
     DetokenizeRequest,
     TokenizeRequest,
     detokenize,
     tokenize,
     tokenizer_info,
 )
+from freehold.server.openapi import document
+from freehold.server.system.admin import admin_routes
+from freehold.server.system.page import page
+from freehold.server.system.probes import (
+    HealthReply,
+    ReadyReply,
+    VersionReply,
+    health,
+    metrics,
+    ready,
+    version,
+)
 
-_EXPOSITION = b"text/plain; version=1.0.0; charset=utf-8"
 _STREAMED = ("application/json", "text/event-stream")
 _PAGE = ("limit", "after", "order")  # of OpenAI's lists
 
@@ -71,20 +80,18 @@ def make_app(server: Server) -> Starlette:
 def routes(*, store: bool = True) -> list[Route]:
     """Return every route of a server; `store` False: of one without a store on disk."""
     return [
-        route(
-            "POST", "/v1/chat/completions", chat, ChatRequest, answer=_STREAMED, reply=replies.ChatCompletion
-        ),
+        route("POST", "/v1/chat/completions", chat, ChatRequest, answer=_STREAMED, reply=ChatCompletion),
         route(
             "POST",
             "/v1/completions",
             completions,
             CompletionRequest,
             answer=_STREAMED,
-            reply=replies.TextCompletion,
+            reply=TextCompletion,
         ),
         route("POST", "/v1/messages", messages, MessagesRequest, answer=_STREAMED),
         route("POST", "/v1/messages/count_tokens", count_tokens, CountRequest),
-        route("POST", "/v1/embeddings", embeddings, EmbeddingRequest, reply=replies.EmbeddingList),
+        route("POST", "/v1/embeddings", embeddings, EmbeddingRequest, reply=EmbeddingList),
         *(route("POST", path, rerank, RerankRequest) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
         *(route("POST", path, score, ScoreRequest) for path in ("/v1/score", "/score")),
         route("POST", "/v1/responses", responses.create, ResponseRequest, answer=_STREAMED),
@@ -101,16 +108,17 @@ def routes(*, store: bool = True) -> list[Route]:
         route("GET", "/v1/batches", batches.batches, query=_PAGE),
         route("GET", "/v1/batches/{id}", batches.batch),
         route("POST", "/v1/batches/{id}/cancel", batches.cancel),
-        route("GET", "/v1/models", models, audience="any", reply=replies.ModelList),
-        route("GET", "/v1/models/{id:path}", model, audience="any", reply=replies.ModelCard),
+        route("GET", "/v1/models", models, audience="any", reply=ModelList),
+        route("GET", "/v1/models/{id:path}", model, audience="any", reply=ModelCard),
         route("POST", "/tokenize", tokenize, TokenizeRequest),
         route("POST", "/detokenize", detokenize, DetokenizeRequest),
         route("GET", "/tokenizer_info", tokenizer_info, query=["model"]),
-        route("GET", "/health", health, audience="all", reply=replies.Health),
-        route("GET", "/ready", ready, audience="any", reply=replies.Ready),
+        route("GET", "/health", health, audience="all", reply=HealthReply),
+        route("GET", "/ready", ready, audience="any", reply=ReadyReply),
         route("GET", "/metrics", metrics, audience="operator", answer=["text/plain"]),
-        route("GET", "/version", version, audience="any", reply=replies.Version),
+        route("GET", "/version", version, audience="any", reply=VersionReply),
         route("GET", "/openapi.json", openapi, audience="any"),
+        route("GET", "/", root, audience="all", answer=["text/plain", "text/html"]),
         *ollama.routes(),
         *(ollama.store_routes() if store else ()),
         *admin_routes(),
@@ -141,29 +149,9 @@ async def model(call: Call) -> None:
     await of.model(call)
 
 
-async def health(call: Call) -> None:
-    """Say 200 while the server lives, 503 when an engine stands still (why: GET /ready); warn of a disk that fails."""
-    stuck, troubles = bool(call.server.health.stuck()), call.server.troubles()
-    more = {"warnings": troubles} if troubles else {}
-    await call.answer({"status": "stuck" if stuck else "ok", **more}, 503 if stuck else 200)
-
-
-async def ready(call: Call) -> None:
-    """Say 200 when new requests may come."""
-    why = call.server.health.not_ready()
-    await call.answer(
-        {"status": "not ready", "reason": why} if why else {"status": "ready"}, 503 if why else 200
-    )
-
-
-async def metrics(call: Call) -> None:
-    """Answer a scrape."""
-    await call.answer(call.server.metrics.exposition(), kind=_EXPOSITION)
-
-
-async def version(call: Call) -> None:
-    """Say which version this is."""
-    await call.answer({"version": freehold.__version__})
+async def root(call: Call) -> None:
+    """Show a browser a page; say to other clients what those of Ollama's protocol look for."""
+    await (page if b"text/html" in call.headers.get(b"accept", b"") else ollama.greeting)(call)
 
 
 async def openapi(call: Call) -> None:

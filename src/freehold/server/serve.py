@@ -40,6 +40,7 @@ from freehold.server.core.limits import Limits
 from freehold.server.core.metrics import Metrics
 from freehold.server.core.problems import without_paths
 from freehold.server.core.tls import Tls
+from freehold.server.openai.responses.store import Responses
 from freehold.store import Store
 
 STOP_S = 5.0  # from the end of the drain to the end of the process
@@ -158,10 +159,13 @@ class Doors:
             settings.keep_alive_s,
             door=self,
             default_model=next(iter(preload), ""),
-            desk=None if settings.home is None else Desk(settings.home),
             store=store,
             accounts=Accounts(settings.accounts),
         )
+        self.server.parts[Responses] = Responses()
+        if settings.home is not None:
+            desk = self.server.parts[Desk] = Desk(settings.home)
+            self.server.watched.append(desk.waiting)
         self.at_latest: Callable[[float], object] = lambda _: None  # ends the process in so many seconds
         self._halves: list[_Half] = []
         self._batches: asyncio.Task[None] | None = None
@@ -188,8 +192,8 @@ class Doors:
             self._halves.append(_Half(make_app(trusted), self.settings, [unix]))
         watch = asyncio.create_task(self.server.health.watch())
         keep = asyncio.create_task(self.server.accounts.keep())
-        if self.server.desk is not None:
-            self._batches = asyncio.create_task(self.server.desk.run(Asker(self.server, endpoints())))
+        if (desk := self.server.part(Desk)) is not None:
+            self._batches = asyncio.create_task(desk.run(Asker(self.server, endpoints())))
         preload: asyncio.Task[None] | None = None
         try:
             async with asyncio.TaskGroup() as group:

@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 Mask = NDArray[np.bool_]  # one for each token of the vocabulary
+Texts = tuple[tuple[str, str], ...]  # (kind, text) of each format
 _T = TypeVar("_T")
 
 MAX_DEPTH = 100  # arrays and objects within each other in a schema; the parser itself ends at 127
@@ -60,7 +61,7 @@ class Grammars:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._table: TokenTable | None = None
-        self._kept: OrderedDict[tuple[tuple[Format, ...], bool], Grammar] = OrderedDict()
+        self._kept: OrderedDict[tuple[Texts, bool], Grammar] = OrderedDict()
 
     def grammar(self, *formats: Format, at_start: bool = False) -> Grammar:
         """Return the grammar of a format, or of texts that fit any of several. Raises UsageError for a wrong one.
@@ -68,15 +69,15 @@ class Grammars:
         `at_start`: the text begins a text of its own, so a SentencePiece tokenizer takes a leading space away.
         """
         spaced = at_start and self._tokenizer.strips_leading_space
+        texts = tuple((format.kind, _text_of(format)) for format in formats)
         with self._lock:
-            found = self._kept.get((formats, spaced))
+            found = self._kept.get((texts, spaced))
             if found is not None:
-                self._kept.move_to_end((formats, spaced))
+                self._kept.move_to_end((texts, spaced))
                 return found
-        source = source_of(*formats, spaced=spaced)
-        grammar = Grammar(self._tokens(), _compiled(self._tokens(), source))
+        grammar = Grammar(self._tokens(), _compiled(self._tokens(), _source_of(texts, spaced)))
         with self._lock:
-            self._kept[formats, spaced] = grammar
+            self._kept[texts, spaced] = grammar
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return grammar
@@ -195,45 +196,57 @@ class Matcher:
 # --- from a format to llguidance's own ------------------------------------------------------------------
 
 
-def source_of(*formats: Format, spaced: bool = False) -> str:
-    """Return llguidance's source of texts that fit one of `formats`; `spaced`: a space before may come (JSON) or must.
+def _source_of(texts: Texts, spaced: bool) -> str:
+    """Return llguidance's source of texts that fit one of several formats.
 
-    Raises UsageError for what is beyond a limit, and for text that is no JSON where it must be.
+    `spaced`: a leading space is allowed (JSON) or required. Raises UsageError for text beyond a limit.
     """
-    sources = [_written(format) for format in formats]
-    if len(formats) == 1 and not spaced:
+    sources = [_WRITERS[kind](text) for kind, text in texts]
+    if len(texts) == 1 and not spaced:
         return sources[0]
     uses, grammars = [], []
-    for i, (format, source) in enumerate(zip(formats, sources, strict=True)):
-        space = '" "?' if format.kind in ("json", "json_schema") else '" "'  # a regex may want its own
+    for i, ((kind, _), source) in enumerate(zip(texts, sources, strict=True)):
+        space = '" "?' if kind in ("json", "json_schema") else '" "'  # a regex may want its own
         uses.append(f"{space} @inner{i}" if spaced else f"@inner{i}")
         grammars.append({**json.loads(source)["grammars"][0], "name": f"inner{i}"})
     return json.dumps({"grammars": [{"lark_grammar": f"start: {' | '.join(uses)}"}, *grammars]})
 
 
-def _written(format: Format) -> str:
-    writer = _WRITERS.get(format.kind)
-    if writer is None:
+def _text_of(format: Format) -> str:
+    """Return the format as text, which llguidance reads and compiled grammars are found by. Raises UsageError."""
+    if format.kind not in _WRITERS:
         raise UsageError(f"format is {format.kind!r}; expected one of {', '.join(_WRITERS)}", field="format")
-    return writer(format.source)
+    if format.kind == "json_schema":
+        return _schema_text(format.source)
+    return _choice_text(format.source) if format.kind == "choice" else format.source
 
 
-def _any_object(source: str) -> str:
+def _schema_text(schema: object) -> str:
+    if not isinstance(schema, Mapping | bool):
+        raise _wrong(f"the JSON schema is a {type(schema).__name__}; expected an object")
+    if schema is False:
+        raise _wrong("the JSON schema is false, and nothing fits it")
+    return "{}" if schema is True else _as_json(schema, "the JSON schema")
+
+
+def _choice_text(texts: object) -> str:
+    if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) and t for t in texts):
+        raise _wrong("a choice is a list of texts, none of them empty")
+    if len(texts) > MAX_CHOICES:
+        raise _wrong(f"a choice has {len(texts):,} texts; the limit is {MAX_CHOICES:,}")
+    _as_json(texts, "the choice")
+    return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+
+
+def _any_object(_: str) -> str:
     return _schema('{"type": "object"}')
 
 
-def _schema(source: str) -> str:
+def _schema(text: str) -> str:
     from llguidance import LLMatcher
 
-    schema = _json(source, "the JSON schema")
-    if not isinstance(schema, dict | bool):
-        raise _wrong(f"the JSON schema is a {type(schema).__name__}; expected an object")
-    if isinstance(schema, bool):
-        if not schema:
-            raise _wrong("the JSON schema is false, and nothing fits it")
-        source = "{}"
     defaults: Any = {"whitespace_pattern": BLANKS}
-    return _guarded(lambda: LLMatcher.grammar_from_json_schema(source, defaults))
+    return _guarded(lambda: LLMatcher.grammar_from_json_schema(text, defaults))
 
 
 def _regex(source: str) -> str:
@@ -248,15 +261,6 @@ def _lark(source: str) -> str:
     return _of_lark(source)
 
 
-def _choice(source: str) -> str:
-    texts = _json(source, "the choice")
-    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t for t in texts):
-        raise _wrong("a choice is a list of texts, none of them empty")
-    if len(texts) > MAX_CHOICES:
-        raise _wrong(f"a choice has {len(texts):,} texts; the limit is {MAX_CHOICES:,}")
-    return _of_lark("start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
-
-
 def _of_lark(source: str) -> str:
     return json.dumps({"grammars": [{"lark_grammar": source}]})
 
@@ -266,23 +270,24 @@ _WRITERS: dict[str, Callable[[str], str]] = {
     "json_schema": _schema,
     "regex": _regex,
     "lark": _lark,
-    "choice": _choice,
+    "choice": _of_lark,
 }
 
 
-def _json(source: str, what: str) -> Any:
-    _check_chars(what, source, MAX_FORMAT_CHARS)
-    try:
-        value = json.loads(source)
-    except (ValueError, RecursionError) as e:
-        raise _wrong(f"{what} is not JSON: {e}") from e
+def _as_json(value: object, what: str) -> str:
+    """Write a value as JSON text. Raises UsageError for one that is not JSON, too deep or too long."""
     level, depth = [value], 0
     while level:
         depth += 1
         if depth > MAX_DEPTH:
             raise _wrong(f"{what} is more than {MAX_DEPTH} levels deep")
         level = [child for node in level for child in _children(node)]
-    return value
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError) as e:
+        raise _wrong(f"{what} is not JSON: {e}") from e
+    _check_chars(what, text, MAX_FORMAT_CHARS)
+    return text
 
 
 def _children(node: object) -> list[Any]:

@@ -10,18 +10,15 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from freehold.server.core.fields import FORCED, MAX_SEED, Name, Share
 from freehold.types import MAX_MESSAGES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOOLS, Overflow, Priority
 
-FORCED = 1 << 30  # more tokens than any context holds
 MAX_BLOCKS = 4096  # of one message
-MAX_SEED = (1 << 63) - 1
 
-Name = Annotated[str, Meta(min_length=1, max_length=512)]
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Kind = Annotated[str, Meta(min_length=1, max_length=64)]
 ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 Tokens = Annotated[int, Meta(ge=1, le=FORCED)]
-Share = Annotated[float, Meta(ge=0, le=1)]
 Object = dict[str, Any]
 
 

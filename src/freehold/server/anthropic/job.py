@@ -7,13 +7,12 @@ Path: messages.py -> message_job -> Job; Answering -> fit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from freehold.config import nearest
 from freehold.server.anthropic.chat import missing, read_chat, references
 from freehold.server.anthropic.fields import (
     Block,
@@ -28,10 +27,11 @@ from freehold.server.anthropic.fields import (
     ToolChoice,
     ToolParam,
 )
+from freehold.server.core.fields import LEAST_MASS, MAX_WARNINGS, ignored, unknown
+from freehold.server.core.formats import bounded, schema_format
 from freehold.server.core.problems import Refused
 from freehold.server.core.receipt import Tally
-from freehold.server.openai.fields import LEAST_MASS
-from freehold.types import MAX_FORMAT_CHARS, Format, Job, Message, ModelInfo, Tool
+from freehold.types import Format, Job, Message, ModelInfo, Tool
 from freehold.types import ToolChoice as Choice
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
@@ -45,7 +45,6 @@ _EFFORTS = {
 }  # templates know three
 # Leaving these out changes what the answer is made from. The values are those that ask for nothing.
 _REFUSED: dict[str, tuple[object, ...]] = {"mcp_servers": ([],), "container": ()}
-_SHOWN = 20  # warnings about fields
 
 
 def message_job(r: MessagesRequest, tenant: str, warnings: list[str]) -> Job:
@@ -159,8 +158,8 @@ def _tool(given: ToolParam, where: str) -> Tool:
         raise missing(where, "name")
     if given.input_schema is None:
         raise missing(where, "input_schema")
-    _bounded(given.input_schema, f"{where}.input_schema")
-    return Tool(given.name, given.description or "", given.input_schema)
+    schema = bounded(given.input_schema, f"{where}.input_schema")
+    return Tool(given.name, given.description or "", schema)
 
 
 def _choice(given: ToolChoice | None, tools: Sequence[Tool]) -> tuple[Choice, str]:
@@ -197,16 +196,7 @@ def _format(r: CountRequest) -> Format | None:
     if len(found) == 2 and found[0][1] != found[1][1]:
         raise Refused(400, "output_config.format and output_format differ; give one", param="output_format")
     name, format = found[0]
-    return Format("json_schema", _bounded(format.schema, f"{name}.schema"))
-
-
-def _bounded(schema: Mapping[str, object], where: str) -> str:
-    text = msgspec.json.encode(schema).decode()
-    if len(text) > MAX_FORMAT_CHARS:
-        raise Refused(
-            400, f"{where} has {len(text):,} characters; expected at most {MAX_FORMAT_CHARS:,}", param=where
-        )
-    return text
+    return schema_format(format.schema, f"{name}.schema")
 
 
 # --- what was not understood ---------------------------------------------------------------------------
@@ -217,7 +207,7 @@ _OF_BLOCKS = _SILENT | {"citations", "caller"}  # what an answer of Anthropic's 
 _OF_TOOLS = _SILENT | {"strict", "eager_input_streaming"}
 
 
-def strangers(raw: dict[str, Any], kind: type[CountRequest]) -> list[str]:
+def unknown_fields(raw: dict[str, Any], kind: type[CountRequest]) -> list[str]:
     """Return a warning for each field that nobody reads; refuse those that would change the answer."""
     warnings: dict[str, None] = {}
     known = MessagesRequest.__struct_fields__  # a chat to count may come with all that it will be asked with
@@ -228,15 +218,12 @@ def strangers(raw: dict[str, Any], kind: type[CountRequest]) -> list[str]:
                 400, f"{name} is not supported by this server", param=name, code="unsupported_parameter"
             )
         if value is not None and name not in _REFUSED:
-            near = nearest(name[:60], list(kind.__struct_fields__))
-            warnings[
-                f"unknown field {name[:60]!r} was ignored" + (f"; did you mean {near}?" if near else "")
-            ] = None
+            warnings[unknown(name, kind.__struct_fields__)] = None
     for place, name in _within(raw):
-        warnings[f"field {name[:60]!r} of {place} was ignored"] = None
-        if len(warnings) > _SHOWN:
+        warnings[ignored(name, place)] = None
+        if len(warnings) > MAX_WARNINGS:
             break
-    return list(warnings)[:_SHOWN]
+    return list(warnings)[:MAX_WARNINGS]
 
 
 def _within(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from freehold.server.anthropic.errors import STATUSES
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
-from freehold.server.anthropic.job import counted_job, fit, message_job, strangers
+from freehold.server.anthropic.job import counted_job, fit, message_job, unknown_fields
 from freehold.server.anthropic.shape import MessageShape
 from freehold.server.core.answering import Answering
 from freehold.server.core.call import Call
@@ -20,7 +20,7 @@ async def messages(call: Call) -> None:
     """Answer a chat, as Anthropic does."""
     call.statuses = STATUSES
     request, raw = await call.struct(MessagesRequest)
-    warnings = strangers(raw, MessagesRequest)
+    warnings = unknown_fields(raw, MessagesRequest)
     job = message_job(request, call.tenant, warnings)
     hidden = request.thinking is not None and request.thinking.display == "omitted"
     shape = MessageShape(call.request_id, request.max_tokens, show_thinking=not hidden)
@@ -33,7 +33,7 @@ async def count_tokens(call: Call) -> None:
     """Count the tokens of a chat with its tools, also of one that is too long to be answered."""
     call.statuses = STATUSES
     request, raw = await call.struct(CountRequest)
-    warnings = strangers(raw, CountRequest)
+    warnings = unknown_fields(raw, CountRequest)
     job = counted_job(request, warnings)
     tally = Tally([job], call.started, warnings)
     call.work.model = request.model

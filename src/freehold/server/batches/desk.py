@@ -67,10 +67,10 @@ class Desk:
         self._asker: Asker | None = None
         self._waiting: dict[str, str] = {}  # batch -> why it waits for the disk
 
-    @property
-    def trouble(self) -> str:
-        """Why batches wait for the disk; "" while none does."""
-        return next(iter(self._waiting.values()), "")
+    def waiting(self) -> str:
+        """Return a sentence about batches that wait for the disk; "" while none does."""
+        why = next(iter(self._waiting.values()), "")
+        return why and f"batches wait for the disk: {why}"
 
     def _told(self, batch: Batch, e: OSError | None) -> None:
         """Tell a batch's owner that the disk takes nothing of it, or that it does again."""

@@ -65,14 +65,23 @@ class Accounts:
         self._trouble, self._failing_since = "", 0.0
 
     @property
+    def failing_s(self) -> float:
+        """Seconds for which they could not be saved."""
+        return self._clock() - self._failing_since if self._trouble else 0.0
+
+    @property
     def trouble(self) -> str:
         """Why the accounts cannot be saved now; "" while they can."""
         return self._trouble
 
-    @property
-    def failing_s(self) -> float:
-        """Seconds for which they could not be saved."""
-        return self._clock() - self._failing_since if self._trouble else 0.0
+    def unsaved(self) -> str:
+        """Return a sentence about accounts that cannot be saved now; "" while they can."""
+        if not self._trouble:
+            return ""
+        return (
+            f"token counts of keys cannot be saved ({self._trouble}) for {self.failing_s:.0f} s; "
+            "they are kept in memory and saved once the disk has room"
+        )
 
     async def keep(self) -> None:
         """Save what was spent, again and again until cancelled."""

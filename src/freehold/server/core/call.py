@@ -31,15 +31,14 @@ from freehold.server.core.limits import Gone, Limits, one_address
 from freehold.server.core.problems import Problem, Refused, Wording, openai_error, problem
 from freehold.server.core.requestlog import Work, log_request
 from freehold.server.core.scope import Scoped
-from freehold.server.openai.responses.store import Responses
 
 if TYPE_CHECKING:
-    from freehold.server.batches.desk import Desk
     from freehold.server.core.health import Health
     from freehold.server.core.metrics import Metrics
     from freehold.store import Store
 
 T = TypeVar("T", bound=msgspec.Struct)
+P = TypeVar("P")
 _log = logging.getLogger("freehold.server")
 RawHeaders = Sequence[tuple[bytes, bytes]]
 _REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
@@ -74,20 +73,19 @@ class Server:
     bodies: Bodies = field(default_factory=Bodies)
     requests: Counter[str] = field(default_factory=Counter)  # caller -> its requests under way
     calls: set[Call] = field(default_factory=set)  # those that a model is at work for
-    responses: Responses = field(default_factory=Responses)
-    desk: Desk | None = None  # files and batches; None: this server has no folder for them
+    parts: dict[type, Any] = field(
+        default_factory=dict
+    )  # what protocols keep, by its class; serve.py fills it
+    watched: list[Callable[[], str]] = field(default_factory=list)  # each returns a trouble, or ""
+
+    def part(self, kind: type[P]) -> P | None:
+        """Return what a protocol keeps under this class; None where this server was started without it."""
+        return self.parts.get(kind)
 
     def troubles(self) -> list[str]:
-        """Return what goes wrong behind answers that are right, a sentence each."""
-        found = []
-        if self.accounts.trouble:
-            found.append(
-                f"what keys spend cannot be saved ({self.accounts.trouble}) for {self.accounts.failing_s:.0f} s; "
-                "it is kept in memory and saved when the disk takes it"
-            )
-        if self.desk is not None and self.desk.trouble:
-            found.append(f"batches wait for the disk: {self.desk.trouble}")
-        return found
+        """Return a sentence for each failure that leaves the answers right, such as a full disk."""
+        found = (trouble() for trouble in (self.accounts.unsaved, *self.watched))
+        return [sentence for sentence in found if sentence]
 
 
 class Call:

@@ -11,14 +11,14 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from freehold.server.core.call import Call
+from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
 from freehold.server.ollama import blobs, chores
 from freehold.server.ollama.asking import worded
-from freehold.server.ollama.fields import strangers
+from freehold.server.ollama.fields import unknown_fields
 from freehold.server.ollama.manage import retire
 from freehold.server.ollama.models import stored
 from freehold.server.ollama.pull import fetchable
-from freehold.server.openai.fields import Name
 from freehold.store import parameters
 from freehold.store.making import make
 from freehold.store.modelfile import Recipe, parse
@@ -73,7 +73,7 @@ async def create(call: Call) -> None:
     name = fetchable(request.model or request.name, "model")
     recipe, digest = _recipe(request)
     store = stored(call)
-    notes = strangers(raw, CreateRequest)
+    notes = unknown_fields(raw, CreateRequest)
 
     def work(tell: chores.Tell) -> None:
         base = blobs.model_of(store, digest).name if digest else recipe.base

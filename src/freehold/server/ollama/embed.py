@@ -14,11 +14,11 @@ from msgspec import Meta, Struct
 
 from freehold.server.core.call import Call
 from freehold.server.core.durations import seconds
+from freehold.server.core.fields import Name
+from freehold.server.core.vectors import MAX_DIMENSIONS, as_numbers, check_count, cut_warnings
 from freehold.server.ollama.asking import let_go, worded
-from freehold.server.ollama.fields import Options, strangers
+from freehold.server.ollama.fields import Options, unknown_fields
 from freehold.server.ollama.shape import ns
-from freehold.server.openai.embeddings import MAX_DIMENSIONS, as_numbers, check_count, cut_warnings
-from freehold.server.openai.fields import Name
 from freehold.store import parameters
 from freehold.types import EmbedJob, Vectors
 
@@ -63,7 +63,7 @@ async def embed(call: Call) -> None:
     given = [request.input] if request.input and isinstance(request.input, str) else request.input or []
     if given:
         check_count("input", given)
-    warnings = [*strangers(raw, EmbedRequest), *_idle(request.options)]
+    warnings = [*unknown_fields(raw, EmbedRequest), *_idle(request.options)]
     job = EmbedJob(tuple(given), None, bool(request.truncate), request.dimensions, call.tenant)
 
     async def work() -> None:
@@ -83,7 +83,7 @@ async def embed(call: Call) -> None:
 async def embeddings(call: Call) -> None:
     """Turn one text into a vector; without one load the model, or with keep_alive 0 let go of it."""
     request, raw = await call.struct(EmbeddingsRequest)
-    warnings = [*strangers(raw, EmbeddingsRequest), *_idle(request.options)]
+    warnings = [*unknown_fields(raw, EmbeddingsRequest), *_idle(request.options)]
     texts = (request.prompt,) if request.prompt else ()
     job = EmbedJob(texts, truncate=bool(request.truncate), tenant=call.tenant)
 

@@ -15,15 +15,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from freehold.config import nearest
 from freehold.errors import BadTemplate
+from freehold.server.core.fields import MAX_WARNINGS, Name, TokenId, ignored, unknown
+from freehold.server.core.formats import bounded, schema_format
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields import Name, TokenId
 from freehold.store import parameters
 from freehold.store.parameters import Parameters
 from freehold.tokenizer.gotemplate import is_go, to_jinja
 from freehold.types import (
-    MAX_FORMAT_CHARS,
     MAX_LOGPROBS,
     MAX_MESSAGES,
     MAX_TEMPLATE_CHARS,
@@ -173,7 +172,7 @@ class Asked:
 
 def chat_job(r: ChatRequest, raw: Mapping[str, Any], tenant: str) -> Asked:
     """Return the job of a chat."""
-    warnings = strangers(raw, ChatRequest) + _message_strangers(raw.get("messages") or [])
+    warnings = unknown_fields(raw, ChatRequest) + _unknown_message_fields(raw.get("messages") or [])
     job, given = _shared(r, tenant, warnings)
     ids = _CallIds()
     messages = [_message(m, i, ids) for i, m in enumerate(r.messages or [])]
@@ -192,7 +191,7 @@ def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str) -> Asked:
 
     With `context` its messages are yet to be put behind those ids (generate.py).
     """
-    warnings = strangers(raw, GenerateRequest)
+    warnings = unknown_fields(raw, GenerateRequest)
     _refuse_text_fields(r)
     job, given = _shared(r, tenant, warnings)
     prompt = r.prompt or ""
@@ -204,19 +203,15 @@ def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str) -> Asked:
     return Asked(job, given.context, warnings)
 
 
-def strangers(raw: Mapping[str, Any], kind: type[Struct]) -> list[str]:
+def unknown_fields(raw: Mapping[str, Any], kind: type[Struct]) -> list[str]:
     """Return a warning for each field that `kind` lacks."""
     warnings = []
     for name in sorted(raw.keys() - set(kind.__struct_encode_fields__)):
         if raw[name] is None:
             continue
-        near = nearest(name[:60], list(kind.__struct_encode_fields__))
-        if name in parameters.HONOURED:
-            near = f"options.{name}"
-        warnings.append(
-            f"unknown field {name[:60]!r} was ignored" + (f"; did you mean {near}?" if near else "")
-        )
-    return warnings[:20]
+        near = f"options.{name}" if name in parameters.HONOURED else ""
+        warnings.append(unknown(name, kind.__struct_encode_fields__, near))
+    return warnings[:MAX_WARNINGS]
 
 
 def is_empty(r: ChatRequest | GenerateRequest) -> bool:
@@ -259,31 +254,15 @@ def _format(given: str | dict[str, Any] | None) -> Format | None:
     if given is None or given == "":
         return None
     if isinstance(given, dict):
-        schema = msgspec.json.encode(given).decode()
-        if len(schema) > MAX_FORMAT_CHARS:
-            raise Refused(
-                400,
-                f"format has {len(schema):,} characters; expected at most {MAX_FORMAT_CHARS:,}",
-                param="format",
-            )
-        return Format("json_schema", schema)
+        return schema_format(given, "format")
     if given != "json":
         raise Refused(400, f"format is {given[:60]!r}; expected 'json' or a JSON schema", param="format")
     return Format("json")
 
 
 def _tools(given: Sequence[ToolGiven]) -> tuple[Tool, ...]:
-    for tool in given:
-        size = len(msgspec.json.encode(tool.function))
-        if size > MAX_FORMAT_CHARS:
-            raise Refused(
-                400,
-                f"the tool {tool.function.name[:60]!r} has {size:,} bytes; expected at most {MAX_FORMAT_CHARS:,}",
-                param="tools",
-            )
-    return tuple(
-        Tool(t.function.name, t.function.description or "", t.function.parameters or {}) for t in given
-    )
+    functions = [bounded(tool.function, f"tools[{i}].function") for i, tool in enumerate(given)]
+    return tuple(Tool(f.name, f.description or "", f.parameters or {}) for f in functions)
 
 
 class _CallIds:
@@ -335,9 +314,9 @@ def _message(m: ChatMessage, i: int, ids: _CallIds) -> Message:
 _MESSAGE_FIELDS = frozenset(ChatMessage.__struct_fields__)
 
 
-def _message_strangers(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+def _unknown_message_fields(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     names = {name for message in messages for name in message.keys() - _MESSAGE_FIELDS if message[name]}
-    return [f"field {name[:60]!r} of messages was ignored" for name in sorted(names)][:20]
+    return [ignored(name, "messages") for name in sorted(names)][:MAX_WARNINGS]
 
 
 def _refuse_text_fields(r: GenerateRequest) -> None:

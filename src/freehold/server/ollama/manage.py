@@ -11,10 +11,10 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from freehold.server.core.call import Call
+from freehold.server.core.fields import Name
 from freehold.server.ollama.asking import worded
 from freehold.server.ollama.models import look_up, stored
 from freehold.server.ollama.pull import fetchable
-from freehold.server.openai.fields import Name
 from freehold.store.making import copy as make_copy
 from freehold.store.overlays import canonical
 

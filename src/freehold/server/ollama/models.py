@@ -18,13 +18,13 @@ from msgspec import Meta, Struct
 from freehold.errors import ModelNotFound
 from freehold.server.core.call import Call
 from freehold.server.core.contract import Held, Loaded
+from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
 from freehold.server.ollama.abilities import of_template
 from freehold.server.ollama.cards import Card, Cards
-from freehold.server.ollama.fields import strangers
+from freehold.server.ollama.fields import unknown_fields
 from freehold.server.ollama.modelfiles import modelfile, parameter_lines
 from freehold.server.ollama.wording import refusal
-from freehold.server.openai.fields import Name
 from freehold.store import Listed, Store
 from freehold.store.overlays import Overlay
 from freehold.store.refs import LATEST, parse_ref
@@ -82,7 +82,7 @@ async def show(call: Call) -> None:
     if call.key is not None and not call.key.may_use(name):
         raise refusal(ModelNotFound(f"there is no model {name[:200]!r} for the key {call.key.name}"), name)
     found = await asyncio.to_thread(look_up, stored(call), name)
-    warnings = strangers(raw, ShowRequest)
+    warnings = unknown_fields(raw, ShowRequest)
     shown = await asyncio.to_thread(_shown, stored(call), found, request.verbose is True)
     await call.answer({**shown, "freehold": {"warnings": warnings}})
 

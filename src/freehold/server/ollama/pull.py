@@ -10,12 +10,12 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from freehold.server.core.call import Call
+from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
 from freehold.server.ollama import chores
 from freehold.server.ollama.asking import worded
-from freehold.server.ollama.fields import strangers
+from freehold.server.ollama.fields import unknown_fields
 from freehold.server.ollama.models import stored
-from freehold.server.openai.fields import Name
 from freehold.store.refs import parse_ref
 
 
@@ -41,7 +41,7 @@ async def pull(call: Call) -> None:
             raise Refused(
                 400, f"{field} is not supported: a login for the hub is the server's own", param=field
             )
-    store, notes = stored(call), strangers(raw, PullRequest)
+    store, notes = stored(call), unknown_fields(raw, PullRequest)
 
     def work(tell: chores.Tell) -> None:
         for note in notes:

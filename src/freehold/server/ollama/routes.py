@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from freehold.server import replies
 from freehold.server.core.call import route
 from freehold.server.ollama.blobs import has, send
 from freehold.server.ollama.chat import chat
@@ -18,6 +17,7 @@ from freehold.server.ollama.generate import generate
 from freehold.server.ollama.manage import CopyRequest, DeleteRequest, copy, delete
 from freehold.server.ollama.models import ShowRequest, ps, show, tags
 from freehold.server.ollama.pull import PullRequest, pull, push
+from freehold.server.ollama.replies import OllamaVersion, RunningList, Tags
 from freehold.server.ollama.wording import greeting, is_ours, ollama_error, version
 
 _LINES = ("application/x-ndjson", "application/json")
@@ -26,14 +26,13 @@ _LINES = ("application/x-ndjson", "application/json")
 def routes() -> list[Route]:
     """Return what any server answers."""
     return [
-        route("GET", "/", greeting, audience="all", answer=["text/plain", "text/html"]),
         route("POST", "/api/chat", chat, ChatRequest, answer=_LINES),
         route("POST", "/api/generate", generate, GenerateRequest, answer=_LINES),
         route("POST", "/api/embed", embed, EmbedRequest),
         route("POST", "/api/embeddings", embeddings, EmbeddingsRequest),
-        route("GET", "/api/tags", tags, audience="any", reply=replies.Tags),
-        route("GET", "/api/ps", ps, audience="any", reply=replies.RunningList),
-        route("GET", "/api/version", version, audience="any", reply=replies.OllamaVersion),
+        route("GET", "/api/tags", tags, audience="any", reply=Tags),
+        route("GET", "/api/ps", ps, audience="any", reply=RunningList),
+        route("GET", "/api/version", version, audience="any", reply=OllamaVersion),
     ]
 
 
@@ -51,4 +50,4 @@ def store_routes() -> list[Route]:
     ]
 
 
-__all__ = ["is_ours", "ollama_error", "routes", "store_routes"]
+__all__ = ["greeting", "is_ours", "ollama_error", "routes", "store_routes"]

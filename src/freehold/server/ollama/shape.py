@@ -17,10 +17,10 @@ import msgspec
 
 from freehold.server.core.answering import Choice
 from freehold.server.core.contract import Served
+from freehold.server.core.fields import finite
 from freehold.server.core.problems import Problem
 from freehold.server.core.receipt import Tally
 from freehold.server.ollama.wording import NDJSON, as_here, ollama_error
-from freehold.server.openai.chat import finite
 from freehold.types import Begin, Chunk, TokenLogprob, ToolCall
 
 encode = msgspec.json.encode

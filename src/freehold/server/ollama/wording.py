@@ -1,6 +1,6 @@
 """How this protocol words errors, and the few answers that clients look at before they trust a server.
 
-Knows the wire alone. Path: Gate -> ollama_error; app.py -> greeting, version
+Knows the wire alone. Path: Gate -> ollama_error; app.root -> greeting; ollama/routes.py -> version
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import freehold
 from freehold.errors import ModelNotFound, Overloaded
 from freehold.server.core.call import Call
 from freehold.server.core.problems import Problem, Refused, problem
-from freehold.server.page import page
 
 NDJSON = b"application/x-ndjson"
 # Clients compare it with the first version that had what they need: VS Code wants 0.6.4 or later, and digits only.
@@ -50,10 +49,8 @@ def refusal(e: Overloaded | ModelNotFound, model: str) -> Refused:
 
 
 async def greeting(call: Call) -> None:
-    """Say what some clients look for before they speak Ollama's protocol; show a browser a page."""
-    if b"text/html" in call.headers.get(b"accept", b""):
-        return await page(call)
-    return await call.answer(b"Ollama is running", kind=b"text/plain; charset=utf-8")
+    """Answer the sentence that some clients look for before they use Ollama's protocol."""
+    await call.answer(b"Ollama is running", kind=b"text/plain; charset=utf-8")
 
 
 async def version(call: Call) -> None:

@@ -90,9 +90,10 @@ def _window(given: str) -> float:
 
 
 def _desk(call: Call) -> Desk:
-    if call.server.desk is None:
+    desk = call.server.part(Desk)
+    if desk is None:
         raise Refused(503, "this server has no folder for batches", code="no_files")
-    return call.server.desk
+    return desk
 
 
 def _id(call: Call) -> str:

@@ -6,26 +6,27 @@ Path: Gate -> chat -> fields.chat_job -> Answering -> ChatShape
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from freehold.server.core.answering import Answering, Choice
 from freehold.server.core.call import Call
 from freehold.server.core.durations import seconds
-from freehold.server.openai.fields import ChatRequest, chat_job, message_strangers, strangers
-from freehold.server.openai.offers import input_of
+from freehold.server.core.fields import finite
+from freehold.server.openai.fields.chat import ChatRequest, chat_job
+from freehold.server.openai.fields.offers import input_of
+from freehold.server.openai.fields.structured import format_field
+from freehold.server.openai.fields.tools import unknown_tool_fields
+from freehold.server.openai.fields.unknown import unknown_fields, unknown_message_fields
 from freehold.server.openai.shape import OpenAIShape, encode
-from freehold.server.openai.structured import format_field
-from freehold.server.openai.tools import tool_strangers
 from freehold.types import Begin, Chunk, TokenLogprob, ToolCall, ToolPiece
 
 
 async def chat(call: Call) -> None:
     """Answer a chat."""
     request, raw = await call.struct(ChatRequest)
-    warnings = strangers(raw, ChatRequest) + message_strangers(raw["messages"])
-    warnings += tool_strangers(raw.get("tools") or ())
+    warnings = unknown_fields(raw, ChatRequest) + unknown_message_fields(raw["messages"])
+    warnings += unknown_tool_fields(raw.get("tools") or ())
     job, offered = chat_job(request, call.tenant, warnings)
     call.fields = {"format": format_field(request), "tools": "tools"}
     options = request.stream_options
@@ -145,8 +146,3 @@ def _token(id: int | None, token: bytes, logprob: float) -> dict[str, Any]:
     """Describe a token; one that holds a part of a character shows it truly only in `bytes`."""
     out = {"token": token.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(token)}
     return out if id is None else {**out, "id": id}
-
-
-def finite(logprob: float) -> float:
-    """Keep to JSON's numbers: a token that a bias forbids has minus infinity, for which vLLM writes this too."""
-    return logprob if math.isfinite(logprob) else -9999.0

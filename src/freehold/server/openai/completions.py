@@ -15,17 +15,19 @@ from freehold.server.core.answering import Answering, Choice
 from freehold.server.core.call import Call
 from freehold.server.core.contract import Served
 from freehold.server.core.durations import seconds
-from freehold.server.openai.chat import chat_logprobs, finite
-from freehold.server.openai.fields import CompletionRequest, completion_jobs, strangers
+from freehold.server.core.fields import finite
+from freehold.server.openai.chat import chat_logprobs
+from freehold.server.openai.fields.completions import CompletionRequest, completion_jobs
+from freehold.server.openai.fields.structured import format_field
+from freehold.server.openai.fields.unknown import unknown_fields
 from freehold.server.openai.shape import OpenAIShape, encode
-from freehold.server.openai.structured import format_field
 from freehold.types import Begin, Chunk, Job, TokenLogprob
 
 
 async def completions(call: Call) -> None:
     """Continue one or many prompts."""
     request, raw = await call.struct(CompletionRequest)
-    warnings = strangers(raw, CompletionRequest)
+    warnings = unknown_fields(raw, CompletionRequest)
     jobs = completion_jobs(request, call.tenant)
     call.fields = {"format": format_field(request)}
     options = request.stream_options

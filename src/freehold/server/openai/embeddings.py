@@ -7,7 +7,6 @@ Path: Gate -> embeddings -> Served.embed -> body
 from __future__ import annotations
 
 import base64
-import struct
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -15,11 +14,12 @@ from msgspec import Meta, Struct
 
 from freehold.server.core.call import Call
 from freehold.server.core.durations import seconds
+from freehold.server.core.fields import Name, Rank, TokenId, priority
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields import Name, Rank, TokenId, priority, strangers
+from freehold.server.core.vectors import MAX_DIMENSIONS, as_numbers, check_count, cut_warnings
+from freehold.server.openai.fields.unknown import unknown_fields
 from freehold.types import MAX_TEXTS, EmbedJob, Vectors
 
-MAX_DIMENSIONS = 1 << 16
 Tokens = Annotated[list[TokenId], Meta(min_length=1)]
 Texts = tuple[str | tuple[int, ...], ...]
 Pooling = Literal["mean", "last", "cls"]
@@ -68,7 +68,7 @@ class EmbeddingRequest(Embedding, kw_only=True):
 async def embeddings(call: Call) -> None:
     """Turn texts into vectors."""
     request, raw = await call.struct(EmbeddingRequest)
-    warnings = strangers(raw, EmbeddingRequest)
+    warnings = unknown_fields(raw, EmbeddingRequest)
     texts = listed(request.input)
 
     async def work() -> None:
@@ -99,25 +99,6 @@ def listed(given: str | list[Any]) -> Texts:
     texts = [parts] if numbers else parts
     check_count("input", texts)
     return tuple(text if isinstance(text, str) else tuple(text) for text in texts)
-
-
-def check_count(name: str, texts: Sequence[object]) -> None:
-    """Raise Refused for no text, and for more than a request may hold."""
-    if not 1 <= len(texts) <= MAX_TEXTS:
-        raise Refused(400, f"{name} has {len(texts):,} texts; expected 1 to {MAX_TEXTS:,}", param=name)
-
-
-def cut_warnings(vectors: Vectors) -> list[str]:
-    """Say which texts were cut."""
-    if not vectors.cut:
-        return []
-    shown = ", ".join(map(str, vectors.cut[:20])) + (", ..." if len(vectors.cut) > 20 else "")
-    return [f"{len(vectors.cut)} texts were cut to the context, as asked: {shown}"]
-
-
-def as_numbers(vectors: Vectors) -> list[tuple[float, ...]]:
-    """Return the vectors as floats."""
-    return list(struct.iter_unpack(f"<{vectors.width}f", vectors.data))
 
 
 def in_base64(vectors: Vectors) -> list[str]:

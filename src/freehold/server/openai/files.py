@@ -10,6 +10,7 @@ import asyncio
 import os
 from typing import BinaryIO
 
+from freehold.server.batches.desk import Desk
 from freehold.server.batches.filestore import Files
 from freehold.server.core.call import Call
 from freehold.server.core.problems import Refused
@@ -126,9 +127,10 @@ def _seconds(anchor: str | None, seconds: str | None) -> int | None:
 
 
 def _files(call: Call) -> Files:
-    if call.server.desk is None:
+    desk = call.server.part(Desk)
+    if desk is None:
         raise Refused(503, "this server has no folder for files", code="no_files")
-    return call.server.desk.files
+    return desk.files
 
 
 def _private(path: str, flags: int) -> int:

@@ -30,17 +30,20 @@ _OTHERS = {
 }
 
 
-def closed(schema: Any, depth: int = 0) -> Any:
-    """Allow no properties but those that are named, where a schema does not speak of others.
+_DEFINED = ("$defs", "definitions")
 
-    JSON schema allows all; who describes an object means these, and a small model adds to them without end. Parts of an
-    `allOf` add up, so they stay open, and so do definitions where there is one.
+
+def closed(schema: Any, depth: int = 0) -> Any:
+    """Return the schema with no properties allowed but the named ones, where it does not mention others.
+
+    JSON schema allows any others; the author of a schema means the named ones, and a small model adds more without end.
+    Parts of an `allOf` add up, so they stay open, and so do definitions where a schema has one.
     """
     if not isinstance(schema, dict) or depth > MAX_DEPTH:
         return schema
     out: dict[str, Any] = dict(schema)
-    groups = ("properties",) if "allOf" in json.dumps(schema) else ("properties", "$defs", "definitions")
-    for group in groups:
+    defined = [name for name in _DEFINED if name in schema]
+    for group in ("properties", *([] if defined and _has(schema, "allOf") else defined)):
         members = schema.get(group)
         if isinstance(members, dict):
             out[group] = {key: closed(value, depth + 1) for key, value in members.items()}
@@ -54,6 +57,17 @@ def closed(schema: Any, depth: int = 0) -> Any:
     if isinstance(named, dict) and named and not others and all(str(name) in named for name in needed):
         out["additionalProperties"] = False
     return out
+
+
+def _has(schema: object, name: str) -> bool:
+    """Tell whether some object within `schema` has a member of this name."""
+    level = [schema]
+    while level:
+        if any(isinstance(node, dict) and name in node for node in level):
+            return True
+        groups = [node.values() if isinstance(node, dict) else node for node in level]
+        level = [child for group in groups for child in group if isinstance(child, dict | list)]
+    return False
 
 
 def typed(text: str, key: str, schema: Mapping[str, object]) -> Any:

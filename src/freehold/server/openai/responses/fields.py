@@ -12,13 +12,15 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from freehold.server.core.fields import Count, priority
+from freehold.server.core.formats import schema_format
 from freehold.server.core.limits import typed
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields import Count, Generating, priority, sampling, stops
-from freehold.server.openai.offers import Offered, read_tools
+from freehold.server.openai.fields.generating import Generating, sampling, stops
+from freehold.server.openai.fields.offers import Offered, read_tools
+from freehold.server.openai.fields.structured import format_of
 from freehold.server.openai.responses.items import read_items
-from freehold.server.openai.structured import format_of, schema_format
-from freehold.types import MAX_FORMAT_CHARS, MAX_LOGPROBS, MAX_MESSAGES, MAX_TOOLS, Format, Job, Overflow
+from freehold.types import MAX_LOGPROBS, MAX_MESSAGES, MAX_TOOLS, Format, Job, Overflow
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
@@ -253,11 +255,4 @@ def _text_format(given: dict[str, Any] | None) -> Format | None:
             param="text.format.type",
             code="invalid_value",
         )
-    made = schema_format(typed(given, SchemaFormat, "text.format").schema)
-    if len(made.source) > MAX_FORMAT_CHARS:
-        raise Refused(
-            400,
-            f"text.format.schema has {len(made.source):,} characters; the limit is {MAX_FORMAT_CHARS:,}",
-            param="text.format.schema",
-        )
-    return made
+    return schema_format(typed(given, SchemaFormat, "text.format").schema, "text.format.schema")

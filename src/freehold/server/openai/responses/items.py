@@ -15,8 +15,8 @@ from msgspec import Meta, Struct
 
 from freehold.server.core.limits import typed
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields import Content, Part, text_of
-from freehold.server.openai.offers import as_arguments
+from freehold.server.openai.fields.messages import Content, Part, text_of
+from freehold.server.openai.fields.offers import as_arguments
 from freehold.types import MAX_MESSAGES, Message, ToolCall
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from freehold.server.openai.chat import chat_logprobs
-from freehold.server.openai.offers import input_of
+from freehold.server.openai.fields.offers import input_of
 from freehold.types import Chunk, TokenLogprob, ToolPiece
 
 Event = dict[str, Any]  # `type` and what belongs to it; the shape numbers them

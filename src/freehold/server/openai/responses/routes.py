@@ -15,7 +15,8 @@ from freehold.server.core.answering import Answering
 from freehold.server.core.call import Call
 from freehold.server.core.durations import seconds
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields import strangers
+from freehold.server.openai.fields.structured import format_field
+from freehold.server.openai.fields.unknown import unknown_fields
 from freehold.server.openai.pages import page, query
 from freehold.server.openai.responses.fields import (
     ResponseRequest,
@@ -27,7 +28,6 @@ from freehold.server.openai.responses.fields import (
 from freehold.server.openai.responses.output import Output
 from freehold.server.openai.responses.shape import ResponseShape
 from freehold.server.openai.responses.store import Responses
-from freehold.server.openai.structured import format_field
 
 MAX_REFERRED = 16 << 20  # bytes of the items that references stand for: each may name the same one again
 _PREFIXES = {
@@ -43,8 +43,8 @@ async def create(call: Call) -> None:
     """Answer items with items."""
     request, raw = await call.struct(ResponseRequest)
     refuse_unsupported(request, raw)
-    warnings = strangers(raw, ResponseRequest)
-    store, tenant, before = call.server.responses, call.tenant, request.previous_response_id
+    warnings = unknown_fields(raw, ResponseRequest)
+    store, tenant, before = _store(call), call.tenant, request.previous_response_id
     earlier = store.chat(tenant, before)
     own = _own(request.input, store, tenant)
     job, offered = response_job(request, [*earlier, *own], len(earlier), tenant, warnings)
@@ -66,18 +66,18 @@ async def retrieve(call: Call) -> None:
     """Give a stored response again."""
     if query(call).get("stream") == "true":
         raise Refused(400, "a stored response is given whole; leave stream out", param="stream")
-    await call.answer(call.server.responses.get(call.tenant, _id(call)).response)
+    await call.answer(_store(call).get(call.tenant, _id(call)).response)
 
 
 async def delete(call: Call) -> None:
     """Forget a stored response; a chat that goes on from it ends there."""
-    call.server.responses.delete(call.tenant, _id(call))
+    _store(call).delete(call.tenant, _id(call))
     await call.answer({"id": _id(call), "object": "response", "deleted": True})
 
 
 async def cancel(call: Call) -> None:
     """Refuse: a response ends when its client closes the connection, and none runs in the background."""
-    call.server.responses.get(call.tenant, _id(call))
+    _store(call).get(call.tenant, _id(call))
     raise Refused(
         400,
         "only a response in the background can be cancelled, and this one is finished",
@@ -87,7 +87,7 @@ async def cancel(call: Call) -> None:
 
 async def input_items(call: Call) -> None:
     """List the items that a stored response answered, those of earlier responses included."""
-    store, asked = call.server.responses, query(call)
+    store, asked = _store(call), query(call)
     kept = store.get(call.tenant, _id(call))
     items = [_listed(item) for item in store.chat(call.tenant, kept.previous) + kept.questions()]
     if asked.get("order", "desc") != "asc":
@@ -143,6 +143,12 @@ def _listed(item: dict[str, Any]) -> dict[str, Any]:
         kind = "output_text" if item.get("role") == "assistant" else "input_text"
         content = [{"type": kind, "text": content}]
     return {"type": "message", "status": "completed", **item, "content": content}
+
+
+def _store(call: Call) -> Responses:
+    store = call.server.part(Responses)
+    assert store is not None  # every server keeps responses
+    return store
 
 
 def _id(call: Call) -> str:

@@ -2,7 +2,7 @@
 
 One document without a script and without anything from elsewhere; its style is the only thing that its policy lets
 in. Knows HTML and the models a caller may see; knows no protocol's fields.
-Path: Gate -> ollama/wording.greeting -> page
+Path: Gate -> app.root -> page
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ import freehold
 from freehold.remote import ADMIN_PROTOCOL
 from freehold.server.core.call import Call, route
 from freehold.server.core.contract import Loaded
+from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields import Name
 
 
 class ModelRequest(Struct, kw_only=True):

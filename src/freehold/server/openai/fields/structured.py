@@ -2,16 +2,16 @@
 
 OpenAI's `response_format`, vLLM's `structured_outputs` and its older `guided_*`, llama.cpp's `json_schema` and
 `grammar`. Knows those fields; knows no grammar, which the engine compiles and refuses in its own words.
-Path: ChatRequest -> fields.chat_job -> format_of -> Job.format
+Path: ChatRequest -> chat_job -> format_of -> Job.format
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
+from freehold.server.core.formats import bounded, schema_format
 from freehold.server.core.problems import Refused
 from freehold.types import MAX_FORMAT_CHARS, Format
 
@@ -76,27 +76,25 @@ class Structured(Struct, kw_only=True):
 
 def format_of(r: Structured) -> Format | None:
     """Return the format that a request asks for; 400 for two of them, one too long, or GBNF."""
-    told = r.structured_outputs or StructuredOutputs()
+    outputs = r.structured_outputs or StructuredOutputs()
     given = {
         "response_format": _response_format(r.response_format),
-        "structured_outputs.json": _schema(told.json),
-        "structured_outputs.json_object": Format("json") if told.json_object else None,
-        "structured_outputs.regex": _text("regex", told.regex),
-        "structured_outputs.choice": _choice(told.choice),
-        "structured_outputs.grammar": _text("lark", told.grammar),
-        "guided_json": _schema(r.guided_json),
-        "guided_regex": _text("regex", r.guided_regex),
-        "guided_choice": _choice(r.guided_choice),
-        "guided_grammar": _text("lark", r.guided_grammar),
-        "json_schema": _schema(r.json_schema),
-        "grammar": _text("lark", r.grammar),
+        "structured_outputs.json": _schema(outputs.json, "structured_outputs.json"),
+        "structured_outputs.json_object": Format("json") if outputs.json_object else None,
+        "structured_outputs.regex": _regex(outputs.regex),
+        "structured_outputs.choice": _choice(outputs.choice, "structured_outputs.choice"),
+        "structured_outputs.grammar": _lark(outputs.grammar, "structured_outputs.grammar"),
+        "guided_json": _schema(r.guided_json, "guided_json"),
+        "guided_regex": _regex(r.guided_regex),
+        "guided_choice": _choice(r.guided_choice, "guided_choice"),
+        "guided_grammar": _lark(r.guided_grammar, "guided_grammar"),
+        "json_schema": _schema(r.json_schema, "json_schema"),
+        "grammar": _lark(r.grammar, "grammar"),
     }
-    asked = {name: format for name, format in given.items() if format is not None}
-    if len(asked) > 1:
-        raise Refused(400, f"{' and '.join(asked)} both say what the text must be", param=list(asked)[1])
-    for name, format in asked.items():
-        _check(name, format)
-    return next(iter(asked.values()), None)
+    found = {name: format for name, format in given.items() if format is not None}
+    if len(found) > 1:
+        raise Refused(400, f"{' and '.join(found)} both say what the text must be", param=list(found)[1])
+    return next(iter(found.values()), None)
 
 
 def format_field(r: Structured) -> str:
@@ -105,47 +103,37 @@ def format_field(r: Structured) -> str:
     return given[-1] if given else ""  # another may stand beside response_format if that is of type text
 
 
-def schema_format(schema: Schema) -> Format:
-    """Return the format of a JSON schema that came as JSON."""
-    return Format("json_schema", msgspec.json.encode(schema).decode())
+def _response_format(given: ResponseFormat | None) -> Format | None:
+    if given is None or given.type == "text":
+        return None
+    if given.type == "json_object":
+        return Format("json") if given.schema is None else schema_format(given.schema, "response_format")
+    schema = given.schema if given.json_schema is None else given.json_schema.schema
+    if schema is None:
+        raise Refused(400, "response_format has no json_schema.schema", param="response_format")
+    return schema_format(schema, "response_format")
 
 
-def _check(name: str, format: Format) -> None:
-    if len(format.source) > MAX_FORMAT_CHARS:
-        raise Refused(
-            400,
-            f"{name} has {len(format.source):,} characters; the limit is {MAX_FORMAT_CHARS:,}",
-            param=name,
-        )
-    if format.kind == "lark" and GBNF in format.source:
+def _schema(given: Schema | str | None, name: str) -> Format | None:
+    if isinstance(given, str):
+        return Format("json_schema", given)  # which parses the text
+    return None if given is None else schema_format(given, name)
+
+
+def _regex(given: str | None) -> Format | None:
+    return None if given is None else Format("regex", given)
+
+
+def _lark(given: str | None, name: str) -> Format | None:
+    if given is not None and GBNF in given:
         raise Refused(
             400,
             f"{name} is written in GBNF; this server reads Lark grammars (name: expression, one rule a line)",
             param=name,
             code="unsupported_parameter",
         )
+    return None if given is None else Format("lark", given)
 
 
-def _response_format(told: ResponseFormat | None) -> Format | None:
-    if told is None or told.type == "text":
-        return None
-    if told.type == "json_object":
-        return Format("json") if told.schema is None else schema_format(told.schema)
-    schema = told.schema if told.json_schema is None else told.json_schema.schema
-    if schema is None:
-        raise Refused(400, "response_format has no json_schema.schema", param="response_format")
-    return schema_format(schema)
-
-
-def _schema(given: Schema | str | None) -> Format | None:
-    if isinstance(given, str):
-        return Format("json_schema", given)
-    return None if given is None else schema_format(given)
-
-
-def _text(kind: Literal["regex", "lark"], given: str | None) -> Format | None:
-    return None if given is None else Format(kind, given)
-
-
-def _choice(given: list[str] | None) -> Format | None:
-    return None if given is None else Format("choice", msgspec.json.encode(given).decode())
+def _choice(given: list[str] | None, name: str) -> Format | None:
+    return None if given is None else Format("choice", bounded(given, name))

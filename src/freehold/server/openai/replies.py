@@ -1,6 +1,6 @@
-"""What whole answers look like, for the OpenAPI document: fields and types, as handlers write them.
+"""What OpenAI's whole answers look like, for the OpenAPI document.
 
-Handlers build plain objects and do not know this file; tests/server/test_openapi.py holds them to it, field by field.
+Knows fields and types; handlers build plain objects and do not know this file.
 Path: app.py's routes -> openapi.document
 """
 
@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from msgspec import Struct
-
-
-class Reply(Struct, kw_only=True, forbid_unknown_fields=True):
-    """An object with these fields and no others."""
+from freehold.server.core.reply import Reply
 
 
 class Usage(Reply):
@@ -158,80 +154,3 @@ class ModelList(Reply):
 
     object: Literal["list"]
     data: list[ModelCard]
-
-
-class Details(Reply):
-    """What Ollama's clients show of a model."""
-
-    parent_model: str
-    format: str
-    family: str
-    families: list[str] | None
-    parameter_size: str
-    quantization_level: str
-    context_length: int | None = None
-    embedding_length: int | None = None
-
-
-class Tag(Reply):
-    """A model that lies in the store."""
-
-    name: str
-    model: str
-    modified_at: str
-    size: int
-    digest: str
-    details: Details
-    capabilities: list[str]
-
-
-class Tags(Reply):
-    """What /api/tags answers."""
-
-    models: list[Tag]
-
-
-class Running(Reply):
-    """A model in memory."""
-
-    name: str
-    model: str
-    size: int
-    size_vram: int
-    digest: str
-    details: Details
-    expires_at: str
-    context_length: int
-
-
-class RunningList(Reply):
-    """What /api/ps answers."""
-
-    models: list[Running]
-
-
-class OllamaVersion(Reply):
-    """The version of Ollama's API that is spoken, and Freehold's own."""
-
-    version: str
-    freehold: str
-
-
-class Version(Reply):
-    """Freehold's version."""
-
-    version: str
-
-
-class Health(Reply):
-    """Whether the server lives."""
-
-    status: Literal["ok", "stuck"]
-    warnings: list[str] | None = None  # of what fails behind answers that are right: a full disk
-
-
-class Ready(Reply):
-    """Whether new requests may come, or why not."""
-
-    status: Literal["ready", "not ready"]
-    reason: str | None = None

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from freehold.server.core.fields import MAX_WARNINGS, ignored
 from freehold.server.core.problems import Refused
-from freehold.server.openai.offers import Name, Offered, as_arguments, read_tools
+from freehold.server.openai.fields.offers import Name, Offered, as_arguments, read_tools
 from freehold.types import MAX_TOOLS, ToolCall
 
 
@@ -122,12 +123,12 @@ def called(uses: Sequence[ToolUse], at: str) -> tuple[ToolCall, ...]:
     return tuple(calls)
 
 
-def tool_strangers(tools: Sequence[Any]) -> list[str]:
+def unknown_tool_fields(tools: Sequence[Any]) -> list[str]:
     """Return a warning for each field of tools that is not known."""
     known = {"function": set(FunctionOffer.__struct_fields__), "custom": set(CustomOffer.__struct_fields__)}
     found: dict[str, None] = {}
     for tool in tools:
         within = [name for kind in known for name in (tool.get(kind) or {}).keys() - known[kind]]
         for name in [*(tool.keys() - set(ToolOffer.__struct_fields__)), *within]:
-            found[f"field {name[:60]!r} of tools was ignored"] = None
-    return list(found)[:20]
+            found[ignored(name, "tools")] = None
+    return list(found)[:MAX_WARNINGS]

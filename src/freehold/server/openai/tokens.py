@@ -12,18 +12,11 @@ from msgspec import Meta, Struct
 
 from freehold.server.core.call import Call
 from freehold.server.core.contract import Served
+from freehold.server.core.fields import Name, TokenId
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields import (
-    MAX_MESSAGES,
-    ChatMessage,
-    Name,
-    TemplateOptions,
-    TokenId,
-    message_strangers,
-    read_message,
-    strangers,
-    turn_of,
-)
+from freehold.server.openai.fields.messages import ChatMessage, TemplateOptions, read_message, turn_of
+from freehold.server.openai.fields.unknown import unknown_fields, unknown_message_fields
+from freehold.types import MAX_MESSAGES
 
 MAX_IDS = 1 << 20  # longer than any context; the model's own is the limit
 
@@ -68,7 +61,7 @@ async def tokenize(call: Call) -> None:
     request, raw = await call.struct(TokenizeRequest)
     if (request.prompt is None) == (request.messages is None):
         raise Refused(400, "give either prompt or messages", param="prompt")
-    warnings = strangers(raw, TokenizeRequest) + message_strangers(raw.get("messages") or [])
+    warnings = unknown_fields(raw, TokenizeRequest) + unknown_message_fields(raw.get("messages") or [])
     await call.while_here(_tokenize(call, request, warnings))
 
 
@@ -92,7 +85,7 @@ async def _tokenize(call: Call, request: TokenizeRequest, warnings: list[str]) -
 async def detokenize(call: Call) -> None:
     """Write token ids as text."""
     request, raw = await call.struct(DetokenizeRequest)
-    warnings = strangers(raw, DetokenizeRequest)
+    warnings = unknown_fields(raw, DetokenizeRequest)
 
     async def work() -> None:
         served = await _model(call, request.model)

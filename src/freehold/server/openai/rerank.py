@@ -15,9 +15,11 @@ from msgspec import Meta, Struct
 
 from freehold.server.core.call import Call
 from freehold.server.core.durations import seconds
+from freehold.server.core.fields import priority
 from freehold.server.core.problems import Refused
-from freehold.server.openai.embeddings import Embedding, check_count, cut_warnings
-from freehold.server.openai.fields import priority, strangers
+from freehold.server.core.vectors import check_count, cut_warnings
+from freehold.server.openai.embeddings import Embedding
+from freehold.server.openai.fields.unknown import unknown_fields
 from freehold.types import MAX_TEXTS, EmbedJob, Vectors
 
 
@@ -53,7 +55,7 @@ class ScoreRequest(Embedding, kw_only=True):
 async def rerank(call: Call) -> None:
     """Order documents."""
     request, raw = await call.struct(RerankRequest)
-    warnings = strangers(raw, RerankRequest)
+    warnings = unknown_fields(raw, RerankRequest)
     texts = [d if isinstance(d, str) else d.text for d in request.documents]
     check_count("documents", [*texts, ""] if texts else [])
     shown = request.return_documents
@@ -85,7 +87,7 @@ async def rerank(call: Call) -> None:
 async def score(call: Call) -> None:
     """Score pairs of texts."""
     request, raw = await call.struct(ScoreRequest)
-    warnings = strangers(raw, ScoreRequest)
+    warnings = unknown_fields(raw, ScoreRequest)
     first, second = _texts(request.text_1), _texts(request.text_2)
     if len(first) not in (1, len(second)):
         raise Refused(

@@ -1,0 +1,33 @@
+"""Embeddings in requests and answers of every protocol: how many texts, vectors as numbers, texts that were cut.
+
+Knows counts and float32; knows no field and no route. Path: an embedding route -> check_count, as_numbers, cut_warnings
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from freehold.server.core.problems import Refused
+from freehold.types import MAX_TEXTS, Vectors
+
+MAX_DIMENSIONS = 1 << 16
+
+
+def check_count(name: str, texts: Sequence[object]) -> None:
+    """Raise Refused for no text, and for more than a request may hold."""
+    if not 1 <= len(texts) <= MAX_TEXTS:
+        raise Refused(400, f"{name} has {len(texts):,} texts; expected 1 to {MAX_TEXTS:,}", param=name)
+
+
+def cut_warnings(vectors: Vectors) -> list[str]:
+    """Return a warning that names the texts that were cut, by their numbers; none where all were whole."""
+    if not vectors.cut:
+        return []
+    shown = ", ".join(map(str, vectors.cut[:20])) + (", ..." if len(vectors.cut) > 20 else "")
+    return [f"{len(vectors.cut)} texts were cut to the context, as asked: {shown}"]
+
+
+def as_numbers(vectors: Vectors) -> list[tuple[float, ...]]:
+    """Return the vectors as floats."""
+    return list(struct.iter_unpack(f"<{vectors.width}f", vectors.data))

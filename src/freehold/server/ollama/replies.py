@@ -1,0 +1,66 @@
+"""What whole answers of Ollama's protocol look like, for the OpenAPI document.
+
+Knows fields and types; handlers build plain objects and do not know this file.
+Path: ollama/routes.py -> openapi.document
+"""
+
+from __future__ import annotations
+
+from freehold.server.core.reply import Reply
+
+
+class Details(Reply):
+    """What Ollama's clients show of a model."""
+
+    parent_model: str
+    format: str
+    family: str
+    families: list[str] | None
+    parameter_size: str
+    quantization_level: str
+    context_length: int | None = None
+    embedding_length: int | None = None
+
+
+class Tag(Reply):
+    """A model that lies in the store."""
+
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: Details
+    capabilities: list[str]
+
+
+class Tags(Reply):
+    """What /api/tags answers."""
+
+    models: list[Tag]
+
+
+class Running(Reply):
+    """A model in memory."""
+
+    name: str
+    model: str
+    size: int
+    size_vram: int
+    digest: str
+    details: Details
+    expires_at: str
+    context_length: int
+
+
+class RunningList(Reply):
+    """What /api/ps answers."""
+
+    models: list[Running]
+
+
+class OllamaVersion(Reply):
+    """The version of Ollama's API that is spoken, and Freehold's own."""
+
+    version: str
+    freehold: str

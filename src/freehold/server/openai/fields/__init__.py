@@ -1,0 +1,1 @@
+"""The fields of OpenAI's generating requests: types, ranges, and how they become a Job."""
