@@ -67,7 +67,7 @@ def test_nan_that_an_adapter_makes_is_the_adapters_and_the_base_answers_on(
     model: LoadedModel, adapters: Both
 ):
     high = np.full((16, model.cfg.hidden), 3e38, np.float32)
-    weight = model.weights.blocks[0].q
+    weight = model.weights.layers[0]["q"]
     a, b = (
         native.Matrix.pack(values.view(np.uint8).reshape(-1), "F32", *values.shape, model.threads)
         for values in (high, np.full((weight.rows, 16), 3e38, np.float32))

@@ -72,6 +72,9 @@ def tensor(name: str, *shape: int) -> Tensor:
         ("llama.rope.dimension_count", 7, "even"),
         ("llama.rope.dimension_count", 512, "even"),
         ("llama.context_length", 0, "context_length"),
+        ("llama.attention.head_count", np.array([4, 4, 2, 4], np.int32), "blk.2.attn_q.weight has shape"),
+        ("llama.attention.head_count", np.array([4, 4, 4], np.int32), "4 values, one a layer"),
+        ("llama.feed_forward_length", [96, 96, 0, 96], "from 1 to"),
         ("tokenizer.ggml.tokens", ["x"] * 300, "300 tokens and the embedding 256 rows"),
     ],
 )
@@ -85,9 +88,9 @@ def test_absurd_value_is_refused_by_name(llama_path: Path, key: str, value: obje
     ("key", "value", "says"),
     [
         ("general.architecture", "mamba9", "'mamba9'"),
-        ("llama.expert_count", 8, "mixture of experts"),
+        ("llama.expert_count", 8, "mixtures of experts"),
         ("llama.rope.scaling.type", "longrope", "longrope"),
-        ("llama.attention.head_count", np.array([4, 4, 2, 4], np.int32), "differs from layer to layer"),
+        ("llama.embedding_length", np.array([64, 96], np.int32), "differs from layer to layer"),
         ("llama.attention.value_length", 8, "value_length"),
     ],
 )
@@ -105,7 +108,7 @@ def test_unknown_architecture_names_the_supported_ones(llama_path: Path):
 
 def test_list_with_one_value_for_all_layers_counts_as_that_value(llama_path: Path):
     source = read_source(edited(llama_path, set_key("llama.feed_forward_length", np.full(4, 96, np.int32))))
-    assert source.cfg.inner == 96
+    assert source.cfg.intermediate == (96,) * 4
 
 
 def test_missing_tensor_is_refused_by_name(llama_path: Path):
@@ -127,13 +130,13 @@ def test_tensor_of_wrong_rank_is_refused(llama_path: Path):
 
 def test_file_without_output_head_uses_the_embedding(llama_path: Path):
     model = load_model(edited(llama_path, lambda _, tensors: tensors.pop("output.weight") and None))
-    assert model.weights.head is model.weights.embed
+    assert model.weights.ends["head"] is model.weights.ends["embed"]
     assert model.bytes_per_token == model.nbytes
 
 
 def test_separate_output_head_wins_over_the_embedding(llama_path: Path):
     model = load_model(llama_path)
-    assert model.weights.head is not model.weights.embed
+    assert model.weights.ends["head"] is not model.weights.ends["embed"]
     assert model.bytes_per_token < model.nbytes
 
 
@@ -146,7 +149,7 @@ def test_progress_ends_at_the_total(llama_path: Path):
 def test_matrices_packed_before_are_taken(llama_path: Path):
     first = load_model(llama_path)
     second = load_model(llama_path, packed=first.matrices)
-    assert second.weights.blocks[3].down is first.weights.blocks[3].down
+    assert second.weights.layers[3]["down"] is first.weights.layers[3]["down"]
 
 
 def test_model_beyond_memory_is_refused_with_both_sizes(llama_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -166,7 +169,7 @@ def test_every_type_loads_and_computes_near_the_oracle(dtype: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "'MixtralForCausalLM'"),
+        ({"architectures": ["GptOssForCausalLM"]}, "'GptOssForCausalLM'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised safetensors"),
         ({"hidden_act": "relu"}, "hidden_act"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "'dynamic'"),

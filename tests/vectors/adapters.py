@@ -15,7 +15,6 @@ from typing import Any
 import gguf
 import numpy as np
 
-from freehold.models.common import declared
 from freehold.models.load import LoadedModel
 from tests.vectors import files, weights
 
@@ -164,12 +163,12 @@ def write_for(
     A row of A keeps its input's size, and B is `strength` wide: 0.05 changes a matrix's product by about a fifth.
     """
     rng, tensors = np.random.default_rng(seed), {}
-    for layer, block in enumerate(model.weights.blocks):
-        for key, spec in declared(model.family.block).items():
-            if len(spec.shape) != 2 or spec.hf is None:
+    for i, layer in enumerate(model.network.layers):
+        for spec in layer.tensors().values():
+            if len(spec.shape) != 2 or not spec.adaptable:
                 continue
-            n, k = getattr(block, key).rows, getattr(block, key).cols
-            name = f"base_model.model.model.layers.{layer}.{spec.hf.removesuffix('.weight')}"
+            n, k = spec.shape
+            name = f"base_model.model.model.layers.{i}.{spec.hf[0].removesuffix('.weight')}"
             tensors[f"{name}.lora_A.weight"] = rng.standard_normal((rank, k), np.float32) / np.float32(k**0.5)
             tensors[f"{name}.lora_B.weight"] = rng.standard_normal((n, rank), np.float32) * np.float32(
                 strength

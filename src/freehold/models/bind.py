@@ -11,33 +11,81 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.catalog.model import Structure
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import (
-    GGUFFile,
-    ModelFile,
-    QuantType,
-    SafetensorsFile,
-    Tensor,
-)
-from freehold.models import bert, gemma3, llama, qwen2, qwen3
-from freehold.models.common import Dims, Family, TensorSpec, declared
+from freehold.formats import GGUFFile, ModelFile, QuantType, SafetensorsFile, Tensor
+from freehold.models.families import FAMILIES
+from freehold.models.family import Family, Network, NetworkWeights, TensorSpec
 from freehold.models.fields import Fields
 from freehold.models.rope import RopeTable
+from freehold.models.sizes import MAX_EXPERTS
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, gemma3.FAMILY, bert.FAMILY)
 HF_WRAPPER = "Gemma3ForConditionalGeneration"  # text and vision; its text half is a Gemma 3
 
 # Stored tables of what the config already says; every reader computes them afresh.
 _DERIVED = re.compile(r"(.*\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weight|embeddings\.position_ids)")
 _VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_GGUF_LAYERS = "blk"
 _DIVISORS = "rope_freqs.weight"
 _FLOATS = (QuantType.F32, QuantType.F16, QuantType.BF16, QuantType.F64)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStack:
+    """Experts that a file holds apart, as the one tensor (experts, rows, columns) that another holds."""
+
+    name: str
+    each: tuple[Tensor, ...]
+
+    @property
+    def type(self) -> QuantType:
+        """The type of all."""
+        return self.each[0].type
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Experts first."""
+        return (len(self.each), *self.each[0].shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all take in the file."""
+        return sum(t.nbytes for t in self.each)
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:
+        """A copy of all bytes, one expert after another."""
+        return np.concatenate([t.raw for t in self.each])
+
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        """The same as rows of bytes."""
+        return np.concatenate([t.rows for t in self.each])
+
+    def numpy(self) -> NDArray[np.float32]:
+        """Decode to a fresh float32 array."""
+        return np.stack([t.numpy() for t in self.each])
+
+
+Stored: TypeAlias = Tensor | ExpertStack
+
+
+class Bound(NamedTuple):
+    """A declared weight and what a file holds of it."""
+
+    spec: TensorSpec
+    tensor: Stored
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is multiplied with, and so packed."""
+        return len(self.spec.shape) > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +95,35 @@ class Source:
     path: Path
     name: str
     family: Family
-    cfg: Any  # the family's Config
-    top: Mapping[str, Tensor | None]  # field of family.weights -> tensor
-    blocks: tuple[Mapping[str, Tensor | None], ...]  # field of family.block -> tensor, for each layer
+    cfg: Any  # the family's config
+    network: Network
+    ends: Mapping[str, Bound]  # by the declaration's key
+    layers: tuple[Mapping[str, Bound], ...]
     divisors: Tensor | None
     tokens: int  # ids below are the tokenizer's; rows from there on are padding
     gguf: bool
     notes: tuple[str, ...]  # what the user should know, such as parts left out
 
-    def matrices(self) -> Iterator[Tensor]:
+    def matrices(self) -> Iterator[Stored]:
         """Yield every matrix, each once."""
-        for fields in (self.top, *self.blocks):
-            yield from (t for t in fields.values() if t is not None and len(t.shape) == 2)
+        yield from {b.tensor.name: b.tensor for b in self._bound() if b.is_matrix}.values()
+
+    def _bound(self) -> Iterator[Bound]:
+        for group in (self.ends, *self.layers):
+            yield from group.values()
 
     @property
-    def head(self) -> Tensor | None:
+    def head(self) -> Stored | None:
         """The matrix that logits come from; an encoder has none."""
-        return None if self.family.encoder else self.top["head"] or self.top["embed"]
+        return self.ends["head"].tensor if "head" in self.ends else None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """What share of each matrix, by tensor name, one token reads."""
+        found: dict[str, float] = {}
+        for spec, tensor in self._bound():
+            found[tensor.name] = max(found.get(tensor.name, 0.0), spec.share)
+        return found
 
     @property
     def wide(self) -> frozenset[str]:
@@ -71,9 +131,8 @@ class Source:
 
         int8 would move an embedding by 4e-4 (one minus cosine); these move it by less than 1e-6.
         """
-        fields = self.blocks if self.family.encoder else ()
-        found = (t for block in fields for t in block.values() if t is not None and len(t.shape) == 2)
-        return frozenset(t.name for t in found if t.type in _FLOATS and t.shape[1] % native.WIDE_UNIT == 0)
+        wide = (b.tensor for b in self._bound() if b.spec.wide)
+        return frozenset(t.name for t in wide if t.type in _FLOATS and t.shape[1] % native.WIDE_UNIT == 0)
 
 
 # --- what the file says ----------------------------------------------------------------------------
@@ -89,18 +148,23 @@ def read_source(opened: ModelFile, *, tokens: int | None = None) -> Source:
 def _read_gguf(opened: GGUFFile, tokens: int | None) -> Source:
     meta = opened.metadata
     architecture = Fields(meta).text("general.architecture")
-    family = next((f for f in FAMILIES if f.gguf_architecture == architecture), None)
-    if family is None:
+    keys = Fields(meta, f"{architecture}.")
+    mixture = keys.integer("expert_count", 0, MAX_EXPERTS, 0) > 0
+    named = [f for f in FAMILIES if f.gguf_architecture == architecture]
+    if not named:
         raise _unknown_architecture(architecture)
+    family = next((f for f in named if f.experts == mixture), None)
+    if family is None:
+        raise UnsupportedModel(_other_kind(architecture, mixture))
     tensors = dict(opened.tensors)
     embed = tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:
         raise BadModelFile(f"{opened.path}: token_embd.weight is missing or no matrix")
-    cfg = family.config_from_gguf(Fields(meta, f"{architecture}."), embed.shape[0])
+    cfg = family.config_from_gguf(keys, embed.shape[0])
     listed = meta.get("tokenizer.ggml.tokens")
     count = len(listed) if isinstance(listed, list | np.ndarray | native.Strings) else cfg.vocab
-    binder = _Binder(tensors, lambda spec: spec.gguf, "blk", cfg)
-    return _bound(opened.path, _name(opened, meta), family, binder, tokens or count)
+    binder = _Binder(tensors, _GGUF_LAYERS)
+    return _bound(opened.path, _name(opened, meta), family, cfg, binder, tokens or count)
 
 
 def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
@@ -124,8 +188,8 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
         notes = (*notes, note) if len(kept) < len(tensors) else notes
         tensors = kept
     cfg = family.config_from_hf(config)
-    binder = _Binder(tensors, lambda spec: spec.hf, family.hf_layers, cfg)
-    return _bound(Path(opened.path), _name(opened, {}), family, binder, tokens or cfg.vocab, notes)
+    binder = _Binder(tensors, family.hf_layers)
+    return _bound(Path(opened.path), _name(opened, {}), family, cfg, binder, tokens or cfg.vocab, notes)
 
 
 def refusal(asked: Structure) -> str:
@@ -133,17 +197,23 @@ def refusal(asked: Structure) -> str:
 
     The one answer to what runs: its architecture, what its layers keep, experts, and what it is asked to return.
     """
-    family = next((f for f in FAMILIES if asked.architecture in (f.gguf_architecture, *f.model_types)), None)
-    if family is None:
+    named = [f for f in FAMILIES if asked.architecture in (f.gguf_architecture, *f.model_types)]
+    if not named:
         shown = asked.architecture or "of this model, which is not known,"
         return f"Freehold's engine does not run the architecture {shown} yet"
-    if asked.experts:
-        return f"Freehold's engine does not run mixtures of experts yet, and this one of {asked.architecture} is one"
+    family = next((f for f in named if f.experts == asked.experts), None)
+    if family is None:
+        return _other_kind(asked.architecture, asked.experts)
     if strange := asked.kinds - family.keeps:
         return f"Freehold's engine does not run layers of kind {', '.join(sorted(strange))} yet"
     if asked.role == "reranker":
         return "Freehold's engine does not score pairs of texts yet; it reranks by an embedder's vectors"
     return ""
+
+
+def _other_kind(architecture: str, experts: bool) -> str:
+    kind = "mixtures of experts" if experts else "dense models"
+    return f"Freehold's engine does not run {kind} of the architecture {architecture} yet"
 
 
 def plain_name(name: str) -> str:
@@ -184,36 +254,42 @@ def _unknown_architecture(name: str) -> UnsupportedModel:
 
 
 class _Binder:
-    """Takes tensors by declared name, checks shapes, and knows which ones nobody took."""
+    """Takes tensors by declared name, checks shapes, and knows which ones no declaration took."""
 
-    def __init__(
-        self, tensors: dict[str, Tensor], name_of: Callable[[TensorSpec], str | None], layers: str, cfg: Dims
-    ) -> None:
-        self.cfg = cfg
-        self.hf = layers != "blk"
+    def __init__(self, tensors: dict[str, Tensor], layers: str) -> None:
+        self.gguf = layers == _GGUF_LAYERS
         self._left = tensors
-        self._name_of = name_of
         self._layers = layers
 
-    def take(
-        self, weights: type[Any], layer: int | None = None, absent: tuple[str, ...] = ()
-    ) -> dict[str, Tensor | None]:
-        """Bind every declared field of `weights`; those in `absent` may be missing."""
+    def take(self, specs: Mapping[str, TensorSpec], layer: int | None = None) -> dict[str, Bound]:
+        """Bind every declared weight that the file has; those that may not be missing are there."""
         prefix = "" if layer is None else f"{self._layers}.{layer}."
-        found: dict[str, Tensor | None] = {}
-        for field_name, spec in declared(weights).items():
-            name = self._name_of(spec)
-            tensor = self._left.pop(prefix + name, None) if name else None
-            if tensor is None and not spec.optional and field_name not in absent:
-                raise BadModelFile(f"tensor {prefix}{name} is missing")
+        found: dict[str, Bound] = {}
+        for key, spec in specs.items():
+            names = spec.gguf if self.gguf else spec.hf
+            tensor = next(filter(None, (self._named(prefix + name, spec) for name in names)), None)
             if tensor is not None:
-                self._check(tensor, spec)
-            found[field_name] = tensor
+                found[key] = Bound(spec, _checked(tensor, spec))
+            elif spec.default:
+                found[key] = Bound(spec, found[spec.default].tensor)
+            elif not spec.optional:
+                raise BadModelFile(f"tensor {prefix}{names[0]} is missing")
         return found
+
+    def _named(self, name: str, spec: TensorSpec) -> Stored | None:
+        if "{e}" not in name:
+            return self._left.pop(name, None)
+        names = [name.replace("{e}", str(e)) for e in range(spec.shape[0])]
+        if names[0] not in self._left:
+            return None
+        for each in names:
+            if each not in self._left:
+                raise BadModelFile(f"tensor {each} is missing")
+        return _stack(name.replace("{e}", "*"), tuple(self._left.pop(each) for each in names), spec)
 
     def take_divisors(self) -> Tensor | None:
         """Take the table that divides rope frequencies, which only a GGUF has."""
-        return None if self.hf else self._left.pop(_DIVISORS, None)
+        return self._left.pop(_DIVISORS, None) if self.gguf else None
 
     def refuse_rest(self) -> None:
         """Raise for tensors that no declaration took."""
@@ -225,16 +301,33 @@ class _Binder:
                 "it is a variant of this architecture that Freehold does not run",
             )
 
-    def _check(self, tensor: Tensor, spec: TensorSpec) -> None:
-        expected = tuple(getattr(self.cfg, size) for size in spec.shape)
-        if tensor.shape != expected:
-            raise BadModelFile(
-                f"tensor {tensor.name} has shape {list(tensor.shape)}; the config asks for {list(expected)}"
-            )
-        if tensor.type not in _FLOATS and (len(expected) == 1 or not _quantised(tensor.type)):
+
+def _stack(name: str, each: tuple[Tensor, ...], spec: TensorSpec) -> ExpertStack:
+    for tensor in each:
+        _check_shape(tensor, spec.shape[1:])
+        if tensor.type != each[0].type:
             raise UnsupportedModel(
-                f"tensor {tensor.name} has type {tensor.type.name}, which holds no weights here"
+                f"tensor {tensor.name} has type {tensor.type.name}; {each[0].name} has {each[0].type.name}"
             )
+    return ExpertStack(name, each)
+
+
+def _checked(tensor: Stored, spec: TensorSpec) -> Stored:
+    """Return a tensor of the declared shape, or of a row's where a file holds that as a vector."""
+    if tensor.shape != spec.shape[1:] or spec.shape[0] != 1:
+        _check_shape(tensor, spec.shape)
+    if tensor.type not in _FLOATS and (len(spec.shape) == 1 or not _quantised(tensor.type)):
+        raise UnsupportedModel(
+            f"tensor {tensor.name} has type {tensor.type.name}, which holds no weights here"
+        )
+    return tensor
+
+
+def _check_shape(tensor: Stored, expected: tuple[int, ...]) -> None:
+    if tensor.shape != expected:
+        raise BadModelFile(
+            f"tensor {tensor.name} has shape {list(tensor.shape)}; the config asks for {list(expected)}"
+        )
 
 
 def _quantised(type: QuantType) -> bool:
@@ -242,45 +335,40 @@ def _quantised(type: QuantType) -> bool:
 
 
 def _bound(
-    path: Path, name: str, family: Family, binder: _Binder, tokens: int, notes: tuple[str, ...] = ()
+    path: Path,
+    name: str,
+    family: Family,
+    cfg: Any,
+    binder: _Binder,
+    tokens: int,
+    notes: tuple[str, ...] = (),
 ) -> Source:
-    cfg = binder.cfg
     if not 1 <= tokens <= cfg.vocab:
         raise BadModelFile(f"the tokenizer has {tokens} tokens and the embedding {cfg.vocab} rows")
-    top = binder.take(family.weights, absent=("head",) if cfg.tied else ())
-    blocks = tuple(binder.take(family.block, layer) for layer in range(cfg.layers))
+    network = family.network(cfg)
+    ends = binder.take(network.ends.tensors())
+    layers = tuple(binder.take(layer.tensors(), i) for i, layer in enumerate(network.layers))
     divisors = binder.take_divisors()
     binder.refuse_rest()
-    return Source(path, name, family, cfg, top, blocks, divisors, tokens, not binder.hf, notes)
+    return Source(path, name, family, cfg, network, ends, layers, divisors, tokens, binder.gguf, notes)
 
 
-def assemble(source: Source, matrix: Callable[[Tensor], Any], rope: Callable[[RopeTable], Any]) -> Any:
-    """Fill the family's weights: matrices through `matrix`, ropes through `rope`, vectors as float32."""
+def assemble(
+    source: Source, matrix: Callable[[Stored], Any], rope: Callable[[RopeTable], Any]
+) -> NetworkWeights:
+    """Fill the network's weights: matrices through `matrix`, ropes through `rope`, vectors as float32."""
     divisors = source.divisors.numpy() if source.divisors is not None else None
-    ropes = {name: rope(table) for name, table in source.family.ropes(source.cfg, divisors).items()}
-    top = _fill(source.family.weights, source.top, matrix, source.gguf)
-    if not source.family.encoder and top["head"] is None:
-        top["head"] = top["embed"]
-    blocks = tuple(
-        source.family.block(**_fill(source.family.block, b, matrix, source.gguf)) for b in source.blocks
-    )
-    return source.family.weights(**top, **ropes, blocks=blocks)
+    specs = {layer.rope for layer in source.network.layers}
+    ropes = {spec: rope(spec.table(divisors)) for spec in specs if spec is not None}
 
+    def value(b: Bound) -> Any:
+        offset = np.float32(0.0 if source.gguf else b.spec.hf_offset)
+        return matrix(b.tensor) if b.is_matrix else b.tensor.numpy() + offset
 
-def _fill(
-    weights: type[Any],
-    tensors: Mapping[str, Tensor | None],
-    matrix: Callable[[Tensor], Any],
-    gguf: bool,
-) -> dict[str, Any]:
-    specs = declared(weights)
-    out: dict[str, Any] = {}
-    for name, tensor in tensors.items():
-        if tensor is None:
-            out[name] = None
-        elif len(tensor.shape) == 2:
-            out[name] = matrix(tensor)
-        else:
-            offset = np.float32(0.0 if gguf else specs[name].hf_offset)
-            out[name] = tensor.numpy() + offset
-    return out
+    def filled(bound: Mapping[str, Bound]) -> dict[str, Any]:
+        return {key: value(b) for key, b in bound.items()}
+
+    ends, layers = filled(source.ends), []
+    for layer, bound in zip(source.network.layers, source.layers, strict=True):
+        layers.append(filled(bound) | {"rope": ropes[layer.rope] if layer.rope else None})
+    return NetworkWeights(ends, tuple(layers))

@@ -17,7 +17,7 @@ from freehold.errors import BadModelFile, UnsupportedModel
 
 MAX_LAYERS = 1024
 MAX_HEADS = 1 << 14
-MAX_WIDTH = 1 << 20  # hidden, inner and head widths: eight times the widest published model
+MAX_WIDTH = 1 << 20  # hidden, intermediate and head widths: eight times the widest published model
 MAX_VOCAB = 1 << 24
 MAX_CONTEXT = 1 << 30  # positions are int32 in a step
 
@@ -47,6 +47,24 @@ class Fields:
         if isinstance(found, bool) or not isinstance(found, int) or not low <= found <= high:
             raise self._bad(key, found, f"an integer from {low} to {high}")
         return found
+
+    def each(
+        self, key: str, layers: int, low: int, high: int, default: int | tuple[int, ...] | None = None
+    ) -> tuple[int, ...]:
+        """Read an integer in [low, high] for each layer: a list of one a layer, or one value for all."""
+        found = self.get(key)
+        found = found.tolist() if isinstance(found, np.ndarray) else found
+        if found is None and isinstance(default, tuple):
+            return default
+        if not isinstance(found, list):
+            one = default if isinstance(default, int) else _MISSING
+            return (self.integer(key, low, high, one),) * layers
+        if len(found) != layers:
+            raise self._bad(key, found, f"{layers} values, one a layer")
+        for item in found:
+            if isinstance(item, bool) or not isinstance(item, int) or not low <= item <= high:
+                raise self._bad(key, item, f"an integer from {low} to {high}")
+        return tuple(found)
 
     def number(self, key: str, low: float, high: float, default: float = _MISSING) -> float:
         """Read a finite number with low <= value <= high."""

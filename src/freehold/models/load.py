@@ -6,6 +6,7 @@ Path: bind.read_source -> load_model -> LoadedModel -> engine.Engine
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,17 +17,11 @@ import numpy as np
 
 from freehold import _native as native
 from freehold.errors import CapacityExceeded
-from freehold.formats import (
-    ModelFile,
-    Tensor,
-    has_codes,
-    open_model_file,
-    split_codes,
-)
+from freehold.formats import ModelFile, has_codes, open_model_file, split_codes
 from freehold.layers import LayerSpec
 from freehold.machine import available_bytes, default_threads, show_bytes
-from freehold.models.bind import Source, assemble, read_source
-from freehold.models.common import Family
+from freehold.models.bind import Source, Stored, assemble, read_source
+from freehold.models.family import Family, Network, NetworkWeights
 from freehold.models.pack import Pack
 from freehold.models.rope import RopeTable
 
@@ -41,12 +36,14 @@ class LoadedModel:
     path: Path
     family: Family
     cfg: Any
-    weights: Any
+    network: Network
+    weights: NetworkWeights
     threads: native.Threads = field(repr=False)  # the pool that packed it; the engine computes with it
     tokens: int  # selectable ids are 0 .. tokens - 1
     matrices: Mapping[str, native.Matrix] = field(
         repr=False
     )  # by tensor name, as packs.write_pack takes them
+    shares: Mapping[str, float]  # of each matrix that one token reads, by tensor name
     type_bytes: Mapping[str, int]  # file bytes by tensor type, the most first
     notes: tuple[str, ...] = ()
     gguf: bool = False  # names and the order of rows in its file are a GGUF's
@@ -67,21 +64,13 @@ class LoadedModel:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of packed weights read to compute one token: all but an embedding that is no head."""
-        return self.nbytes - sum(m.nbytes for m in self._rows_only)
+        """Bytes of packed weights read to compute one token: of experts the chosen, no embedding that is no head."""
+        return round(sum(m.nbytes * self.shares[name] for name, m in self.matrices.items()))
 
     @property
     def weights_per_token(self) -> int:
-        """Weights multiplied to compute one token: every matrix but an embedding that is no head."""
-        unused = sum(m.rows * m.cols for m in self._rows_only)
-        return sum(m.rows * m.cols for m in self.matrices.values()) - unused
-
-    @property
-    def _rows_only(self) -> list[native.Matrix]:
-        """Matrices of which a token reads a row, and which are no head beside."""
-        head = getattr(self.weights, "head", None)
-        gathered = (getattr(self.weights, name) for name in self.family.gathered)
-        return [m for m in gathered if m is not head]
+        """Weights multiplied to compute one token, counted alike."""
+        return round(sum(m.rows * m.cols * self.shares[name] for name, m in self.matrices.items()))
 
     @property
     def architecture(self) -> str:
@@ -101,7 +90,7 @@ class LoadedModel:
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
         """What each layer keeps of a sequence."""
-        return self.family.layers(self.cfg)
+        return tuple(layer.keeps for layer in self.network.layers)
 
     def new_cache(self, blocks: int, kv_type: str = "f16", slots: int = 0) -> native.KvCache:
         """Allocate pages for all layers; with `slots`, those with a window lie in so many slots instead."""
@@ -113,7 +102,7 @@ class LoadedModel:
     ) -> native.Plan:
         """Trace the forward pass into a plan for steps of at most `max_rows` rows; an encoder has no cache."""
         plan = native.Plan(threads or self.threads, cache, max_rows)
-        self.family.forward(plan, self.cfg, self.weights)
+        self.network.forward(plan, self.weights)
         plan.finish()
         return plan
 
@@ -165,10 +154,12 @@ def load_model(
         path=read.path,
         family=read.family,
         cfg=read.cfg,
+        network=read.network,
         weights=weights,
         threads=pool,
         tokens=read.tokens,
         matrices=packer.matrices,
+        shares=read.shares,
         type_bytes=_type_bytes(read),
         notes=read.notes,
         gguf=read.gguf,
@@ -187,7 +178,7 @@ class _Packer:
         self,
         threads: native.Threads,
         total: int,
-        head: Tensor | None,
+        head: Stored | None,
         wide: frozenset[str],
         packed: Mapping[str, native.Matrix],
         progress: Progress | None,
@@ -202,10 +193,12 @@ class _Packer:
         self._progress = progress
         self._direct = {route[0] for route in native.type_routes()}
 
-    def matrix(self, tensor: Tensor) -> native.Matrix:
-        """Pack one tensor, unless it was packed before."""
+    def matrix(self, tensor: Stored) -> native.Matrix:
+        """Pack one tensor, unless it was packed before; experts lie one below another."""
+        if tensor.name in self.matrices:
+            return self.matrices[tensor.name]
         ready = self._packed.get(tensor.name)
-        if ready is None or (ready.rows, ready.cols) != tensor.shape:
+        if ready is None or (ready.rows, ready.cols) != _flat(tensor):
             ready = self._pack(tensor)
         self.matrices[tensor.name] = ready
         self._done += tensor.nbytes
@@ -213,9 +206,9 @@ class _Packer:
             self._progress(self._done, self._total)
         return ready
 
-    def _pack(self, tensor: Tensor) -> native.Matrix:
+    def _pack(self, tensor: Stored) -> native.Matrix:
         """Lay it as it is, through integer codes, or through float32, whichever its type allows."""
-        rows, cols = tensor.shape
+        rows, cols = _flat(tensor)
         if tensor.name in self._wide:
             return native.Matrix.pack_wide(np.ascontiguousarray(tensor.numpy(), np.float32), self._threads)
         if tensor.type.name in self._direct:
@@ -226,6 +219,11 @@ class _Packer:
             return native.Matrix.pack_codes(*split_codes(tensor.rows, tensor.type, cols), self._threads)
         values = tensor.numpy().view(np.uint8).reshape(-1)
         return native.Matrix.pack(values, "F32", rows, cols, self._threads)
+
+
+def _flat(tensor: Stored) -> tuple[int, int]:
+    """Return the rows and columns of a tensor as one matrix; a vector is a row."""
+    return math.prod(tensor.shape[:-1]), tensor.shape[-1]
 
 
 def _native_rope(table: RopeTable) -> native.Rope:
@@ -240,7 +238,7 @@ def packed_bytes(source: Source) -> int:
     for t in source.matrices():
         width = bits.get(t.type.name, codes if has_codes(t.type) else 32.0)
         width = 16.25 if t.name in source.wide else width
-        total += t.shape[0] * t.shape[1] * width / 8
+        total += math.prod(t.shape) * width / 8
     return int(total)
 
 

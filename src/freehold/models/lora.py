@@ -9,7 +9,7 @@ Path: local.opening or LLM.add_adapter -> load_adapter -> Adapter -> engine.Requ
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from freehold.errors import BadModelFile, CapacityExceeded, ModelNotFound, Unsup
 from freehold.formats import LoraFile, LowRank, QuantType, Tensor, open_lora
 from freehold.machine import available_bytes, show_bytes
 from freehold.models.bind import plain_name
-from freehold.models.common import TensorSpec, declared
+from freehold.models.family import TensorSpec
 from freehold.models.load import LoadedModel
 from freehold.types import ADAPTER_NAME
 
@@ -30,7 +30,6 @@ RANK_STEP = 16  # native.Adapter takes ranks that fill panels; what is added to 
 ALWAYS_16 = {QuantType.F16: "F16", QuantType.BF16: "BF16"}  # types whose bits are packed as they are
 _EXPONENT = {QuantType.F16: 0x7C00, QuantType.BF16: 0x7F80}  # all of its bits are set in NaN and infinity
 _LAYER = re.compile(r"(?:blk|model\.layers)\.(\d{1,6})\.(.+)")
-_TURNING = ("q", "k")  # fields whose rows come in the order of rotary pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +66,10 @@ def pack_adapter(file: LoraFile, model: LoadedModel, name: str) -> Adapter:
     if need > have:
         raise CapacityExceeded(f"{file.path} needs {show_bytes(need)} of memory; {show_bytes(have)} are free")
     out = native.Adapter()
-    for field_name, weight, pair in found:
+    for spec, weight, pair in found:
         b = _rows(file, pair.b)
-        if field_name in _TURNING and model.family.gguf_pairs and file.gguf != model.gguf:
-            b = _reordered(b, model.cfg.head_dim, to_pairs=model.gguf)
+        if spec.head and file.gguf != model.gguf:
+            b = _reordered(b, spec.head, to_pairs=model.gguf)
         a = _pack(_rows(file, pair.a), pair.a, model.threads, rows=RANK_STEP)
         out.add(weight, a, _pack(b, pair.b, model.threads, columns=RANK_STEP), pair.scale)
     file.check_whole()
@@ -98,12 +97,11 @@ def unknown_adapter(model: str, name: str, held: list[str]) -> ModelNotFound:
 # --- finding ---------------------------------------------------------------------------------------
 
 
-def _matched(file: LoraFile, model: LoadedModel) -> Iterator[tuple[str, native.Matrix, LowRank]]:
-    """Yield each module's field, the matrix it changes, and what it gains."""
-    fields = {_name(spec, file.gguf): key for key, spec in declared(model.family.block).items()}
+def _matched(file: LoraFile, model: LoadedModel) -> Iterator[tuple[TensorSpec, native.Matrix, LowRank]]:
+    """Yield each module's declaration, the matrix it changes, and what it gains."""
     for module, pair in file.modules.items():
-        key, layer = _placed(file, model, fields, module)
-        weight: native.Matrix = getattr(model.weights.blocks[layer], key)
+        layer, key, spec = _declared(file, model, module)
+        weight: native.Matrix = model.weights.layers[layer][key]
         a, b = pair.a.shape, pair.b.shape
         if (b[0], a[1]) != (weight.rows, weight.cols):
             raise BadModelFile(
@@ -111,33 +109,37 @@ def _matched(file: LoraFile, model: LoadedModel) -> Iterator[tuple[str, native.M
                 f"{model.name} has {weight.rows:,} x {weight.cols:,}",
                 _made_for(file),
             )
-        yield key, weight, pair
+        yield spec, weight, pair
 
 
-def _name(spec: TensorSpec, gguf: bool) -> str | None:
-    return spec.gguf if gguf else spec.hf
-
-
-def _placed(
-    file: LoraFile, model: LoadedModel, fields: Mapping[str | None, str], module: str
-) -> tuple[str, int]:
-    """Return the field and the layer that a module's name stands for."""
+def _declared(file: LoraFile, model: LoadedModel, module: str) -> tuple[int, str, TensorSpec]:
+    """Return the layer, the key and the declaration of the matrix that a module's name stands for."""
     found = _LAYER.fullmatch(module if file.gguf else plain_name(module))
-    key = fields.get(found[2]) if found else None
-    if found is None or key is None or len(declared(model.family.block)[key].shape) != 2:
-        shown = module if len(module) <= 80 else module[:77] + "..."
-        raise UnsupportedModel(
-            f"{file.path} changes {shown}, which is not computed with adapters for {model.name}",
-            "adapters change the matrices of attention and of the gated half of layers: "
-            "train one for those, or merge it into its base",
-        )
-    layer = int(found[1])
-    if layer >= model.cfg.layers:
-        raise BadModelFile(
-            f"{file.path} changes layer {layer}; {model.name} has {model.cfg.layers}, counted from 0",
-            _made_for(file),
-        )
-    return key, layer
+    layers = model.network.layers
+    layer = int(found[1]) if found else 0
+    specs = layers[min(layer, len(layers) - 1)].tensors() if found else {}
+    for key, spec in specs.items():
+        if found and found[2] in (spec.gguf if file.gguf else spec.hf) and _is_adaptable(spec):
+            if layer < len(layers):
+                return layer, key, spec
+            raise BadModelFile(
+                f"{file.path} changes layer {layer}; {model.name} has {len(layers)}, counted from 0",
+                _made_for(file),
+            )
+    raise _not_computed(file, model, module)
+
+
+def _is_adaptable(spec: TensorSpec) -> bool:
+    return len(spec.shape) == 2 and spec.adaptable
+
+
+def _not_computed(file: LoraFile, model: LoadedModel, module: str) -> UnsupportedModel:
+    shown = module if len(module) <= 80 else module[:77] + "..."
+    return UnsupportedModel(
+        f"{file.path} changes {shown}, which is not computed with adapters for {model.name}",
+        "adapters change the matrices of attention and of the gated half of layers: "
+        "train one for those, or merge it into its base",
+    )
 
 
 def _made_for(file: LoraFile) -> str:

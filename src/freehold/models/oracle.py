@@ -1,9 +1,9 @@
 """The oracle: the same forward passes in plain NumPy on decoded weights, for judging the native engine.
 
 Knows what each op means, one sequence at a time, in float32 with double sums where order would matter; slow.
-The model files are shared with the engine on purpose: this judges the kernels and the packing; the golden
-vectors, which another implementation made, judge the composition.
-Path: tests and benches -> Oracle.logits -> models.<family>.forward(NumpyOps, ...)
+Parts are shared with the engine on purpose: this judges the kernels and the packing; the golden vectors, which
+another implementation made, judge the composition.
+Path: tests and benches -> Oracle.logits -> Network.forward(NumpyOps, ...)
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.formats import ModelFile, Tensor, dequantize, open_model_file
-from freehold.models.bind import Source, assemble, read_source
+from freehold.formats import ModelFile, dequantize, open_model_file
+from freehold.layers import LayerSpec
+from freehold.models.bind import Source, Stored, assemble, read_source
+from freehold.models.family import Network, NetworkWeights
 from freehold.models.rope import RopeTable
 
 F32 = NDArray[np.float32]
@@ -28,17 +30,29 @@ _ATTENTION_ROWS = 256  # query rows whose scores are held at once
 class DenseMatrix:
     """A weight matrix decoded to float32: once, or anew at each use to save memory."""
 
-    def __init__(self, tensor: Tensor, keep: bool) -> None:
+    def __init__(self, tensor: Stored, keep: bool) -> None:
         self._tensor = tensor
-        self._dense = tensor.numpy() if keep else None
+        self._dense = self._decoded() if keep else None
 
     def dense(self) -> F32:
-        """Return the weights, float32 [rows, columns]."""
-        return self._tensor.numpy() if self._dense is None else self._dense
+        """Return the weights, float32 [rows, columns]; experts lie one below another."""
+        return self._decoded() if self._dense is None else self._dense
+
+    def _decoded(self) -> F32:
+        return self._tensor.numpy().reshape(-1, self._tensor.shape[-1])
+
+    @property
+    def columns(self) -> int:
+        """Width of a row."""
+        return self._tensor.shape[-1]
+
+    def expert(self, number: int, rows: int) -> F32:
+        """Return one expert's matrix of so many rows."""
+        return self.take(np.arange(number * rows, (number + 1) * rows))
 
     def take(self, rows: NDArray[np.integer]) -> F32:
         """Return some rows, decoding no others."""
-        return dequantize(self._tensor.rows[rows], self._tensor.type, self._tensor.shape[1])
+        return dequantize(self._tensor.rows[rows], self._tensor.type, self._tensor.shape[-1])
 
 
 class KvStore:
@@ -65,14 +79,25 @@ class KvStore:
         return pages
 
 
-class NumpyOps:
-    """common.Ops executed at once: buffers are float32 arrays [rows, width]."""
+class ChosenExperts(NamedTuple):
+    """What `route` decides for each row: experts, the greatest first, and their weights."""
 
-    def __init__(self, tokens: NDArray[np.integer], kv: KvStore, kv_heads: int) -> None:
+    ids: NDArray[np.int64]  # [rows, chosen]
+    weights: F32  # [rows, chosen]
+    margin: NDArray[
+        np.float64
+    ]  # [rows]: how far the last one's logit is above the best one's that was left out
+
+
+class NumpyOps:
+    """ops.Ops executed at once: buffers are float32 arrays [rows, width]."""
+
+    def __init__(self, tokens: NDArray[np.integer], kv: KvStore, layers: Sequence[LayerSpec]) -> None:
         self.result: F32 | None = None
+        self.routes: list[ChosenExperts] = []  # of each layer with experts
         self._tokens = tokens
         self._kv = kv
-        self._kv_heads = kv_heads
+        self._kv_heads = [spec.kv_heads for spec in layers]
         self._positions = np.arange(kv.length, kv.length + len(tokens))
 
     def embed(self, table: DenseMatrix, scale: float = 1.0) -> F32:
@@ -92,8 +117,11 @@ class NumpyOps:
         n = x if norm is None else rms_norm(x, norm, eps)
         return [_affine(n, w, b) for w, b in zip(weights, biases, strict=True)]
 
-    def linear_add(self, x: F32, weight: DenseMatrix, residual: F32, bias: F32 | None = None) -> None:
-        residual += _affine(x, weight, bias)
+    def linear_add(
+        self, x: F32, weight: DenseMatrix, residual: F32, bias: F32 | None = None, gate: F32 | None = None
+    ) -> None:
+        y = _affine(x, weight, bias)
+        residual += y if gate is None else sigmoid(gate) * y
 
     def gated(
         self, x: F32, gate: DenseMatrix, up: DenseMatrix, act: str, norm: F32 | None = None, eps: float = 0.0
@@ -112,10 +140,11 @@ class NumpyOps:
         k_norm: F32 | None = None,
         eps: float = 0.0,
     ) -> None:
-        width = k.shape[1] // self._kv_heads
+        heads = self._kv_heads[layer]
+        width = k.shape[1] // heads
         q[:] = self._prepare(q, width, rope, q_norm, eps)
         keys = self._prepare(k, width, rope, k_norm, eps)
-        shape = (len(v), self._kv_heads, -1)
+        shape = (len(v), heads, -1)
         self._kv.append(layer, keys.reshape(shape), v.reshape(shape))
 
     def _prepare(self, x: F32, width: int, rope: RopeTable | None, norm: F32 | None, eps: float) -> F32:
@@ -157,6 +186,43 @@ class NumpyOps:
         (out,) = self.linear(x, (weight,), (None,), norm, eps)
         out = out * np.float32(scale)
         self.result = (softcap * np.tanh(out / softcap)).astype(np.float32) if softcap else out
+
+    def route(
+        self, x: F32, router: DenseMatrix, top_k: int, *, norm: F32 | None, eps: float, renormalise: bool
+    ) -> ChosenExperts:
+        (logits,) = self.linear(x, (router,), (None,), norm, eps)
+        order = np.argsort(-logits, axis=-1, kind="stable")  # of equals, the lowest number first
+        ids = order[:, :top_k]
+        weights = np.take_along_axis(softmax(logits.astype(np.float64)), ids, -1)
+        if renormalise:
+            weights /= weights.sum(-1, keepdims=True)
+        ranked = np.take_along_axis(logits.astype(np.float64), order, -1)
+        rest = ranked[:, top_k] if top_k < ranked.shape[1] else np.full(len(x), -np.inf)
+        routes = ChosenExperts(ids, weights.astype(np.float32), ranked[:, top_k - 1] - rest)
+        self.routes.append(routes)
+        return routes
+
+    def experts(
+        self,
+        x: F32,
+        routes: ChosenExperts,
+        gate: DenseMatrix,
+        up: DenseMatrix,
+        down: DenseMatrix,
+        residual: F32,
+        *,
+        act: str,
+        norm: F32 | None,
+        eps: float,
+    ) -> None:
+        n = x if norm is None else rms_norm(x, norm, eps)
+        total = np.zeros_like(residual)
+        for expert in np.unique(routes.ids):
+            row, place = np.nonzero(routes.ids == expert)
+            g, u = (n[row] @ w.expert(expert, down.columns).T for w in (gate, up))
+            y = (ACTIVATIONS[act](g) * u) @ down.expert(expert, n.shape[1]).T
+            total[row] += routes.weights[row, place, None] * y
+        residual += total
 
     def embed_sum(self, words: DenseMatrix, positions: DenseMatrix, kinds: DenseMatrix) -> F32:
         return words.take(self._tokens) + positions.take(self._positions) + kinds.take(np.array([0]))
@@ -219,6 +285,12 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return e / e.sum(axis=-1, keepdims=True)
 
 
+def sigmoid(x: F32) -> F32:
+    """The logistic function."""
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-x)), np.float32)
+
+
 def silu(x: F32) -> F32:
     """x times its logistic function."""
     with np.errstate(over="ignore"):
@@ -255,6 +327,7 @@ class Oracle:
         opened = open_model_file(source) if isinstance(source, str | Path) else source
         self.source: Source = read_source(opened)
         self._f16_kv = f16_kv
+        self.layers = tuple(layer.keeps for layer in self.source.network.layers)
         self._weights = assemble(self.source, lambda t: DenseMatrix(t, not low_memory), lambda rope: rope)
         if opened is not source and not low_memory:
             opened.close()
@@ -269,21 +342,28 @@ class Oracle:
 
     def session(self) -> Session:
         """Start an empty sequence."""
-        return Session(self.source, self._weights, KvStore(self.source.cfg.layers, self._f16_kv))
+        return Session(
+            self.source.network, self._weights, KvStore(len(self.layers), self._f16_kv), self.layers
+        )
 
 
 class Session:
     """A sequence that grows: `step` appends tokens and returns their logits."""
 
-    def __init__(self, source: Source, weights: Any, kv: KvStore) -> None:
-        self._source = source
+    def __init__(
+        self, network: Network, weights: NetworkWeights, kv: KvStore, layers: Sequence[LayerSpec]
+    ) -> None:
+        self.routes: list[ChosenExperts] = []  # of the newest step, for each layer with experts
+        self._network = network
         self._weights = weights
         self._kv = kv
+        self._layers = layers
 
     def step(self, ids: Sequence[int]) -> F32:
         """Append `ids` and return float32 logits [len(ids), V], or an encoder's last activations."""
-        ops = NumpyOps(np.asarray(ids, np.int64), self._kv, self._source.cfg.kv_heads)
-        self._source.family.forward(ops, self._source.cfg, self._weights)
+        ops = NumpyOps(np.asarray(ids, np.int64), self._kv, self._layers)
+        self._network.forward(ops, self._weights)
+        self.routes = ops.routes
         self._kv.length += len(ids)
         assert ops.result is not None, "a forward pass ends in logits or hidden"
         return ops.result

@@ -42,6 +42,7 @@ class RopeSpec:
     base: float
     width: int
     adjacent: bool
+    divisible: bool = True  # by the frequencies' divisors that a GGUF may hold: Llama 3's scaling
     scaling: Scaling = "default"
     factor: float = 1.0
     original: int = 0  # positions before scaling (llama3, yarn)
@@ -61,7 +62,7 @@ class RopeSpec:
             freq = self._llama3(freq)
         elif self.scaling == "yarn":
             freq = self._yarn(freq)
-        if divisors is not None:
+        if divisors is not None and self.divisible:
             freq = freq / _checked_divisors(divisors, self.width // 2)
         return RopeTable(freq.astype(np.float32), self._attention_factor(), self.adjacent)
 

@@ -1,0 +1,144 @@
+"""Gemma 3, text: 270m to 27b.
+
+Norms before and after each half, a norm on every query and key head, GeLU (tanh) gates, embeddings times
+sqrt(hidden). Five layers with a sliding window and a rope base of 10,000, then one that sees everything, with
+base 1,000,000.
+GGUF files hold norm weights as they multiply; safetensors hold them around zero, so 1 is added.
+Source: arXiv 2503.19786.
+Path: bind.read_source -> config -> layers
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from freehold.errors import BadModelFile
+from freehold.models.family import Family, Layer
+from freehold.models.fields import MAX_CONTEXT, MAX_LAYERS, Fields
+from freehold.models.parts.attention import Attention
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.mlp import GatedMlp
+from freehold.models.rope import RopeSpec, hf_rope_section, rope_from_hf
+from freehold.models.sizes import Sizes, gguf_sizes, hf_sizes, sliding_windows
+
+LOCAL_BASE = 10_000.0
+GLOBAL_BASE = 1_000_000.0
+PATTERN = 6  # every sixth layer sees everything
+# The one size that scales queries by hidden/heads instead of the head's width; a GGUF has no key for it.
+LAYERS_27B = 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GemmaSizes(Sizes):
+    """A Gemma 3's sizes; `rope` is that of the layers that see everything."""
+
+    rope_local: RopeSpec
+    scale: float  # of query times key
+    attn_softcap: float
+    logit_softcap: float
+
+
+def config_from_gguf(meta: Fields, vocab: int) -> GemmaSizes:
+    """Read the keys under `gemma3.`."""
+    sizes = gguf_sizes(meta, vocab, adjacent=False, base=GLOBAL_BASE)
+    layers, head_dim = len(sizes["heads"]), sizes["head_dim"]
+    base = meta.number("rope.freq_base_swa", 1.001, 1e12, LOCAL_BASE)
+    window = meta.integer("attention.sliding_window", 1, MAX_CONTEXT)
+    pattern = meta.integer("attention.sliding_window_pattern", 1, MAX_LAYERS, PATTERN)
+    sizes["windows"] = tuple(0 if (i + 1) % pattern == 0 else window for i in range(layers))
+    width = sizes["hidden"] / sizes["heads"][0] if layers == LAYERS_27B else head_dim
+    return GemmaSizes(
+        **sizes,
+        rope_local=RopeSpec(base=base, width=head_dim, adjacent=False, divisible=False),
+        scale=meta.number("attention.scale", 1e-6, 1e3, width**-0.5),
+        attn_softcap=meta.number("attn_logit_softcapping", 0.0, 1e6, 0.0),
+        logit_softcap=meta.number("final_logit_softcapping", 0.0, 1e6, 0.0),
+    )
+
+
+def config_from_hf(config: Fields) -> GemmaSizes:
+    """Read config.json of a Gemma3ForCausalLM, or the `text_config` of a Gemma3ForConditionalGeneration."""
+    config.require("hidden_activation", ("gelu_pytorch_tanh",), "gelu_pytorch_tanh")
+    config.refuse("use_bidirectional_attention", "attention to later tokens")
+    config.refuse("attention_bias", "a bias on attention")
+    sizes = hf_sizes(
+        config,
+        tied=True,
+        vocab_size=262_208,
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+        max_position_embeddings=131_072,
+    )
+    rope, rope_local = _hf_ropes(config, sizes["head_dim"], sizes["context"])
+    window = config.integer("sliding_window", 1, MAX_CONTEXT, 4096)
+    pattern = config.integer("sliding_window_pattern", 1, MAX_LAYERS, PATTERN)
+    return GemmaSizes(
+        **sizes,
+        rope=rope,
+        rope_local=rope_local,
+        windows=sliding_windows(config, len(sizes["heads"]), window, lambda i: (i + 1) % pattern != 0),
+        scale=config.number("query_pre_attn_scalar", 1e-3, 1e6, 256.0) ** -0.5,
+        attn_softcap=config.number("attn_logit_softcapping", 0.0, 1e6, 0.0),
+        logit_softcap=config.number("final_logit_softcapping", 0.0, 1e6, 0.0),
+    )
+
+
+def _hf_ropes(config: Fields, head_dim: int, context: int) -> tuple[RopeSpec, RopeSpec]:
+    """Read the global and the local rope: one object per layer kind, or the two bases of transformers 4."""
+    local_base = config.number("rope_local_base_freq", 1.001, 1e12, LOCAL_BASE)
+    both = config.section("rope_parameters")
+    if both is None or both.get("rope_theta") is not None:
+        rope = rope_from_hf(config, head_dim=head_dim, context=context, base=GLOBAL_BASE)
+        return rope, RopeSpec(base=local_base, width=rope.width, adjacent=False)
+    sections = both.section("full_attention"), both.section("sliding_attention")
+    if None in sections:
+        raise BadModelFile("rope_parameters lacks full_attention or sliding_attention")
+    return (
+        hf_rope_section(sections[0], head_dim=head_dim, context=context, base=GLOBAL_BASE),
+        hf_rope_section(sections[1], head_dim=head_dim, context=context, base=local_base),
+    )
+
+
+def layers(cfg: GemmaSizes) -> tuple[Layer, ...]:
+    """Give each layer attention and an MLP, each between two norms; windows have a rope of their own."""
+    return tuple(Layer((_attention(cfg, i), _mlp(cfg, i))) for i in range(cfg.layers))
+
+
+def _attention(cfg: GemmaSizes, i: int) -> Attention:
+    return Attention.of(
+        cfg,
+        i,
+        rope=cfg.rope_local if cfg.windows[i] else cfg.rope,
+        scale=cfg.scale,
+        softcap=cfg.attn_softcap,
+        qk_norm="head",
+        post_norm=True,
+        norm_offset=1.0,
+    )
+
+
+def _mlp(cfg: GemmaSizes, i: int) -> GatedMlp:
+    return GatedMlp.of(cfg, i, act="gelu", sandwich=True, norm_offset=1.0)
+
+
+def ends(cfg: GemmaSizes) -> DecoderEnds:
+    """Scale embeddings by sqrt(hidden)."""
+    scale = math.sqrt(cfg.hidden)
+    return DecoderEnds.of(cfg, scale=scale, softcap=cfg.logit_softcap, norm_offset=1.0)
+
+
+FAMILY = Family(
+    gguf_architecture="gemma3",
+    hf_classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    model_types=("gemma3_text",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(Attention, GatedMlp),
+    layers=layers,
+    ends=ends,
+)

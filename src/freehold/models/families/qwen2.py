@@ -1,0 +1,43 @@
+"""Qwen1.5, 2 and 2.5 (Coder, Math), QwQ, R1-distill-Qwen.
+
+A Llama block with biases on q, k and v; rotary pairs are halves in both file formats.
+Source: arXiv 2407.10671, 2412.15115.
+Path: bind.read_source -> config -> layers
+"""
+
+from __future__ import annotations
+
+from freehold.models.family import Family, Layer
+from freehold.models.fields import Fields
+from freehold.models.parts.attention import Attention
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.mlp import GatedMlp
+from freehold.models.sizes import Sizes, gguf_sizes, hf_rope, hf_sizes, qwen_windows
+
+
+def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
+    """Read the keys under `qwen2.`."""
+    return Sizes(**gguf_sizes(meta, vocab, adjacent=False))
+
+
+def config_from_hf(config: Fields) -> Sizes:
+    """Read config.json of a Qwen2ForCausalLM."""
+    config.require("hidden_act", ("silu",), "silu")
+    sizes = hf_sizes(config)
+    return Sizes(**sizes | hf_rope(config, sizes), windows=qwen_windows(config, len(sizes["heads"])))
+
+
+def layers(cfg: Sizes) -> tuple[Layer, ...]:
+    """Give each layer attention and an MLP."""
+    return tuple(Layer((Attention.of(cfg, i, bias="qkv"), GatedMlp.of(cfg, i))) for i in range(cfg.layers))
+
+
+FAMILY = Family(
+    gguf_architecture="qwen2",
+    hf_classes=("Qwen2ForCausalLM",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(Attention, GatedMlp),
+    layers=layers,
+    ends=DecoderEnds.of,
+)

@@ -1,0 +1,176 @@
+"""A model is layers, a layer is parts: how parts declare weights, and what a family says of itself.
+
+Knows declarations and the order in which parts run; knows no arithmetic, no file's bytes, no particular mixer.
+A weight is declared once, with its name in both formats and its shape, so no model file has loading code.
+Path: bind.read_source -> Family.network -> declared tensors -> Network.forward(ops, weights)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+from freehold.layers import LayerSpec
+from freehold.models.fields import Fields
+from freehold.models.ops import Buffer, Ops
+from freehold.models.rope import RopeSpec
+
+Values: TypeAlias = Mapping[
+    str, Any
+]  # a layer's weights by key: matrices, float32 vectors, its rope as "rope"
+
+
+# --- declared weights --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """A declared weight: a vector (width,), a matrix (rows, columns), or experts (experts, rows, columns).
+
+    Names are tried in order; `{e}` in one stands for an expert's number, where a file holds experts apart.
+    """
+
+    gguf: tuple[str, ...]  # empty: never in such a file
+    hf: tuple[str, ...]
+    shape: tuple[int, ...]
+    optional: bool = False
+    default: str = ""  # key of the tensor that stands in where a file has none: a tied head
+    hf_offset: float = 0.0  # added to a safetensors' values: Gemma stores its norms around zero
+    share: float = 1.0  # of it one token reads: of experts the chosen ones, of an embedding a row
+    head: int = 0  # q and k whose rows a GGUF lays in adjacent rotary pairs, in heads of this width
+    adaptable: bool = True  # whether the op it goes to computes low-rank adapters
+    wide: bool = False  # rounded to int16 codes where a file has floats: see bind.Source.wide
+
+
+def matrix(gguf: str | None, hf: str | None, *shape: int, **options: Any) -> TensorSpec:
+    """Declare a weight matrix (rows, columns)."""
+    return TensorSpec(gguf=_names(gguf), hf=_names(hf), shape=shape, **options)
+
+
+def vector(gguf: str | None, hf: str | None, width: int, **options: Any) -> TensorSpec:
+    """Declare a float32 vector (width,)."""
+    return TensorSpec(gguf=_names(gguf), hf=_names(hf), shape=(width,), **options)
+
+
+def _names(name: str | None) -> tuple[str, ...]:
+    return (name,) if name else ()
+
+
+# --- parts, layers, networks ---------------------------------------------------------------------------
+
+
+class LayerPart(ABC):
+    """A piece of a layer: a mixer or an MLP, with the norms around it. It adds to the residual stream `x`."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset()  # what such a part may keep of a sequence (layers.KINDS)
+    experts: ClassVar[bool] = False  # whether it sends a token to some of many experts
+    rope: RopeSpec | None = None
+
+    @property
+    def keeps(self) -> LayerSpec | None:
+        """What it keeps of a sequence; None for a part that mixes no tokens."""
+        return None
+
+    @abstractmethod
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Declare its weights; keys are unique within a layer."""
+
+    @abstractmethod
+    def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
+        """Compose its share of one step."""
+
+
+class Ends(ABC):
+    """What stands before the first layer and behind the last."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Declare its weights; the matrix that logits come from has the key `head`."""
+
+    @abstractmethod
+    def begin(self, ops: Ops, w: Values) -> Buffer:
+        """Turn a step's tokens into the residual stream."""
+
+    @abstractmethod
+    def finish(self, ops: Ops, x: Buffer, w: Values) -> None:
+        """Turn the residual stream into what a step returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Parts that run one after another."""
+
+    parts: tuple[LayerPart, ...]
+
+    @property
+    def keeps(self) -> LayerSpec:
+        """What the layer keeps of a sequence."""
+        return next((p.keeps for p in self.parts if p.keeps is not None), LayerSpec("plain"))
+
+    @property
+    def rope(self) -> RopeSpec | None:
+        """How its mixer turns positions, if it does."""
+        return next((p.rope for p in self.parts if p.rope is not None), None)
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """List the declared weights of all parts."""
+        return {key: spec for part in self.parts for key, spec in part.tensors().items()}
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkWeights:
+    """The values of a network's declared weights, by key."""
+
+    ends: Values
+    layers: tuple[Values, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A whole model as its parts: the one description of its forward pass."""
+
+    ends: Ends
+    layers: tuple[Layer, ...]
+
+    def forward(self, ops: Ops, weights: NetworkWeights) -> None:
+        """Compose one step."""
+        x = self.ends.begin(ops, weights.ends)
+        for i, (layer, w) in enumerate(zip(self.layers, weights.layers, strict=True)):
+            for part in layer.parts:
+                part.forward(ops, i, x, w)
+        self.ends.finish(ops, x, weights.ends)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What an architecture's file offers to bind.py."""
+
+    gguf_architecture: str
+    hf_classes: tuple[str, ...]
+    config_from_gguf: Callable[
+        [Fields, int], Any
+    ]  # metadata under the architecture's prefix, vocabulary rows
+    config_from_hf: Callable[[Fields], Any]
+    parts: tuple[type[LayerPart], ...]  # what its layers are made of
+    layers: Callable[[Any], tuple[Layer, ...]]  # config -> layers, which may differ
+    ends: Callable[[Any], Ends]
+    model_types: tuple[str, ...] = ()  # config.json's names for it beside the GGUF's
+    encoder: bool = False  # makes embeddings of whole texts, and no token
+    hf_layers: str = "model.layers"  # what layers' names begin with in a safetensors
+    left_out: tuple[tuple[str, str], ...] = ()  # prefixes of tensors that are not computed, and what to say
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Kinds of layers it computes, as the catalogue has them."""
+        return frozenset().union(*(part.kinds for part in self.parts))
+
+    @property
+    def experts(self) -> bool:
+        """Whether it is a mixture of experts: a GGUF calls Mixtral `llama` too."""
+        return any(part.experts for part in self.parts)
+
+    def network(self, cfg: Any) -> Network:
+        """Build the parts of a model with this config."""
+        return Network(self.ends(cfg), self.layers(cfg))

@@ -1,0 +1,225 @@
+"""The sizes of a decoder, as both file formats state them.
+
+Knows the keys and the limits of sizes, one value for all layers or a list of one a layer; knows no tensor and no
+arithmetic. A family's own config adds what only it has.
+Path: families.<family>.config_from_* -> gguf_sizes or hf_sizes -> Sizes -> parts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from freehold.errors import BadModelFile, UnsupportedModel
+from freehold.models.fields import (
+    MAX_CONTEXT,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    MAX_WIDTH,
+    Fields,
+)
+from freehold.models.rope import RopeSpec, rope_from_gguf, rope_from_hf
+
+MIN_EPS, MAX_EPS = 1e-12, 1e-1
+WIDTH_STEP = 32  # native panels hold inputs in blocks of 32
+MAX_EXPERTS = 1 << 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """How a mixture of experts divides an MLP."""
+
+    experts: int
+    chosen: int  # experts a token is sent to
+    intermediate: int  # of each
+    shared: int = 0  # intermediate size of the expert that every token is sent to; 0: none
+    renormalise: bool = True  # whether the chosen experts' weights are divided by their sum
+    sparse: tuple[bool, ...]  # for each layer, whether it has experts or a dense MLP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Sizes every decoder has; tuples hold a value for each layer."""
+
+    vocab: int  # rows of the embedding; may exceed the tokenizer's
+    hidden: int
+    intermediate: tuple[int, ...]
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    head_dim: int
+    eps: float
+    context: int  # positions the model was trained or extended for
+    tied: bool  # a file without an output head uses the embedding
+    windows: tuple[int, ...] = ()  # each layer's sliding window, 0 for none
+    rope: RopeSpec | None = None
+    mixture: Mixture | None = None
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self.heads)
+
+
+def gguf_sizes(meta: Fields, vocab: int, *, adjacent: bool, base: float = 10000.0) -> dict[str, Any]:
+    """Read the sizes of a GGUF as arguments for a config; `vocab` is the embedding's row count.
+
+    A window, which few writers of these architectures state, holds on every layer.
+    """
+    hidden = meta.integer("embedding_length", 1, MAX_WIDTH)
+    layers = meta.integer("block_count", 1, MAX_LAYERS)
+    heads = meta.each("attention.head_count", layers, 1, MAX_HEADS)
+    head_dim = meta.integer("attention.key_length", 1, MAX_WIDTH, _default_head(meta, hidden, heads[0]))
+    if meta.integer("attention.value_length", 1, MAX_WIDTH, head_dim) != head_dim:
+        raise UnsupportedModel(f"{meta.name('attention.value_length')} differs from key_length, {head_dim}")
+    context = meta.integer("context_length", 1, MAX_CONTEXT)
+    rope = rope_from_gguf(meta, head_dim=head_dim, adjacent=adjacent, context=context, base=base)
+    return checked_sizes(
+        vocab=vocab,
+        hidden=hidden,
+        intermediate=meta.each("feed_forward_length", layers, 1, MAX_WIDTH),
+        heads=heads,
+        kv_heads=meta.each("attention.head_count_kv", layers, 1, MAX_HEADS, heads),
+        head_dim=head_dim,
+        eps=meta.number("attention.layer_norm_rms_epsilon", MIN_EPS, MAX_EPS),
+        context=_extended(context, rope),
+        tied=True,
+        windows=meta.each("attention.sliding_window", layers, 0, MAX_CONTEXT, 0),
+        rope=rope,
+    )
+
+
+def hf_sizes(config: Fields, *, tied: bool = False, eps: float = 1e-6, **defaults: int) -> dict[str, Any]:
+    """Read the sizes of a config.json, its rope apart; the keywords are what the family's class assumes."""
+
+    def size(key: str, high: int) -> int:
+        return config.integer(key, 1, high, *([defaults[key]] if key in defaults else []))
+
+    hidden = size("hidden_size", MAX_WIDTH)
+    layers = size("num_hidden_layers", MAX_LAYERS)
+    heads = config.each("num_attention_heads", layers, 1, MAX_HEADS, defaults.get("num_attention_heads"))
+    head_dim = defaults.get("head_dim") or _default_head(config, hidden, heads[0])
+    config.require("torch_dtype", ("float32", "float16", "bfloat16"), "float32")
+    return checked_sizes(
+        vocab=size("vocab_size", MAX_VOCAB),
+        hidden=hidden,
+        intermediate=config.each(
+            "intermediate_size", layers, 1, MAX_WIDTH, defaults.get("intermediate_size")
+        ),
+        heads=heads,
+        kv_heads=config.each(
+            "num_key_value_heads", layers, 1, MAX_HEADS, defaults.get("num_key_value_heads", heads)
+        ),
+        head_dim=config.integer("head_dim", 1, MAX_WIDTH, head_dim),
+        eps=config.number("rms_norm_eps", MIN_EPS, MAX_EPS, eps),
+        context=size("max_position_embeddings", MAX_CONTEXT),
+        tied=config.flag("tie_word_embeddings", tied),
+    )
+
+
+def hf_rope(config: Fields, sizes: dict[str, Any]) -> dict[str, Any]:
+    """Read the rope that all layers share, and what context it makes of the trained one."""
+    rope = rope_from_hf(config, head_dim=sizes["head_dim"], context=sizes["context"])
+    return {"rope": rope, "context": _extended(sizes["context"], rope)}
+
+
+def _default_head(fields: Fields, hidden: int, heads: int) -> int:
+    explicit = fields.get("attention.key_length") or fields.get("head_dim")
+    if not explicit and hidden % heads:
+        raise BadModelFile(f"{heads} attention heads do not divide the hidden width, {hidden}")
+    return max(hidden // heads, 1)
+
+
+def _extended(context: int, rope: RopeSpec) -> int:
+    """Return the positions a model is good for: YaRN stretches the original ones by its factor."""
+    if rope.scaling == "yarn":
+        return max(context, min(int(rope.original * rope.factor), MAX_CONTEXT))
+    return context
+
+
+def checked_sizes(**sizes: Any) -> dict[str, Any]:
+    """Return `sizes` when they fit together and fit the kernels."""
+    for heads, kv_heads in zip(sizes["heads"], sizes["kv_heads"], strict=True):
+        if heads % kv_heads:
+            raise BadModelFile(f"{kv_heads} key/value heads do not divide {heads} query heads")
+    if sizes["vocab"] > MAX_VOCAB:
+        raise BadModelFile(f"the vocabulary has {sizes['vocab']} rows; the limit is {MAX_VOCAB}")
+    check_width("hidden", sizes["hidden"])
+    for width in {*sizes["intermediate"]}:
+        check_width("intermediate", width)
+    for heads in {*sizes["heads"]}:
+        check_width("attention", heads * sizes["head_dim"])
+    return sizes
+
+
+def check_width(name: str, width: int) -> None:
+    """Raise unless the kernels take matrices with so many columns."""
+    if width > MAX_WIDTH:
+        raise BadModelFile(f"the {name} width is {width}; the limit is {MAX_WIDTH}")
+    if width % WIDTH_STEP:
+        raise UnsupportedModel(f"the {name} width is {width}; only multiples of {WIDTH_STEP} are supported")
+
+
+def mixture(
+    experts: int, chosen: int, intermediate: int, layers: int, *, shared: int = 0, **options: Any
+) -> Mixture:
+    """Return a mixture whose sizes fit together and fit the kernels."""
+    if chosen > experts:
+        raise BadModelFile(f"a token is sent to {chosen} of {experts} experts")
+    check_width("expert", intermediate)
+    check_width("shared expert", shared)
+    sparse = options.pop("sparse", (True,) * layers)
+    return Mixture(
+        experts=experts, chosen=chosen, intermediate=intermediate, shared=shared, sparse=sparse, **options
+    )
+
+
+def gguf_mixture(meta: Fields, sizes: dict[str, Any], **options: Any) -> Mixture:
+    """Read the keys of experts; where none states their size, it is the dense one's, divided among the chosen."""
+    experts = meta.integer("expert_count", 1, MAX_EXPERTS)
+    chosen = meta.integer("expert_used_count", 1, MAX_EXPERTS)
+    default = options.pop("intermediate", max(sizes["intermediate"][0] // chosen, 1))
+    intermediate = meta.integer("expert_feed_forward_length", 1, MAX_WIDTH, default)
+    return mixture(experts, chosen, intermediate, len(sizes["heads"]), **options)
+
+
+def hf_mixture(config: Fields, key: str, layers: int, **options: Any) -> Mixture:
+    """Read how many experts there are, and their intermediate size under `key`.
+
+    Published files name `num_experts` or `num_local_experts`, by the family; transformers 5 writes the latter for all.
+    """
+    count = "num_local_experts" if config.get("num_experts") is None else "num_experts"
+    return mixture(
+        config.integer(count, 1, MAX_EXPERTS),
+        config.integer("num_experts_per_tok", 1, MAX_EXPERTS),
+        config.integer(key, 1, MAX_WIDTH),
+        layers,
+        **options,
+    )
+
+
+def sliding_windows(
+    config: Fields, layers: int, window: int, slides: Callable[[int], bool]
+) -> tuple[int, ...]:
+    """Give each layer's window (0: none), by config.json's `layer_types` or else by the rule `slides`."""
+    kinds = config.texts("layer_types", layers)
+    if kinds is None:
+        return tuple(window if slides(i) else 0 for i in range(layers))
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UnsupportedModel(
+                f"layer_types names {kind!r}; supported: full_attention, sliding_attention"
+            )
+    if "sliding_attention" in kinds and not window:
+        raise BadModelFile("layer_types names sliding_attention, but sliding_window is missing")
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+
+
+def qwen_windows(config: Fields, layers: int) -> tuple[int, ...]:
+    """Layers from `max_window_layers` on slide, but only where `use_sliding_window` says so."""
+    if not config.flag("use_sliding_window", False):
+        return (0,) * layers
+    window = config.integer("sliding_window", 0, MAX_CONTEXT, 4096)
+    first = config.integer("max_window_layers", 0, MAX_LAYERS, 28)
+    return sliding_windows(config, layers, window, lambda i: i >= first)
