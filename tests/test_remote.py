@@ -35,13 +35,13 @@ from freehold.errors import (
 )
 from freehold.remote import Api, RemoteModel
 from freehold.server.openai.fields.structured import Structured, format_of
+from freehold.serving import ModelInfo
 from freehold.types import (
     ChatModel,
     Chunk,
     Format,
     FormatLike,
     Message,
-    ModelInfo,
     SamplingParams,
     TokenLogprob,
     Usage,

@@ -29,8 +29,9 @@ from freehold.config import load_settings
 from freehold.local import open_served
 from freehold.local.served import ServedModel
 from freehold.machine import cpu_name
+from freehold.serving import Job
 from freehold.store import Store
-from freehold.types import Chunk, Format, Job, Message
+from freehold.types import Chunk, Format, Message
 
 LEAST_ENDED = 0.95
 

@@ -47,12 +47,12 @@ def serve(port: int) -> None:
     from freehold.server.core.limits import Limits
     from freehold.server.serve import Settings, bind_tcp, run
     from freehold.store import Store
-    from freehold.worker.models import Models
+    from freehold.worker.models import EngineModels
     from freehold.worker.wire import Script
 
-    async def models() -> Models:
+    async def models() -> EngineModels:
         scripts = {"quick": Script(words=WORDS), "slow": Script(words=SLOW_WORDS, step_s=STEP_S)}
-        return Models(Store(load_settings()), scripts=scripts)
+        return EngineModels(Store(load_settings()), scripts=scripts)
 
     settings = Settings(limits=Limits(caller_requests=4096))
     with open(os.devnull, "w", encoding="utf-8") as log, logging_to(log, LOG_LEVEL, "text"):

@@ -2,9 +2,9 @@
 
     python benches/server/wire.py
 
-The engine process runs a script (worker/scripted.py), so all that is measured is Served, the socket, the process's
-threads and the way back; HTTP is not in it (benches/server/load.py). Ends in one JSON line.
-Path: Models.use -> Served.start -> socket -> ScriptedModel -> Frame -> Stream
+The engine process runs a script (worker/scripted.py), so that only EngineHandle, the socket, the process's threads and
+the way back are measured; HTTP is not in it (benches/server/load.py). Ends in one JSON line.
+Path: EngineModels.use -> EngineHandle.start -> socket -> ScriptedModel -> Frame -> EngineStream
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from freehold.config import Settings
+from freehold.serving import Job
 from freehold.store import Store
-from freehold.types import Job, Message
-from freehold.worker.models import Models
-from freehold.worker.supervisor import Served
+from freehold.types import Message
+from freehold.worker.models import EngineModels
+from freehold.worker.supervisor import EngineHandle
 from freehold.worker.wire import Script
 
 STEP_S = 0.01
@@ -35,7 +36,7 @@ JOB = Job(messages=(Message("user", "a b c"),))
 STREAMS = 500
 
 
-async def first_tokens(served: Served, count: int) -> float:
+async def first_tokens(served: EngineHandle, count: int) -> float:
     """Return the median milliseconds to a first token beyond the step that makes it."""
     seconds = []
     for _ in range(count):
@@ -56,7 +57,7 @@ def own_step(count: int) -> float:
     return statistics.median(seconds)
 
 
-async def requests_a_second(served: Served, clients: int, each: int) -> float:
+async def requests_a_second(served: EngineHandle, clients: int, each: int) -> float:
     """Return requests of eight tokens a second."""
 
     async def client() -> None:
@@ -69,7 +70,7 @@ async def requests_a_second(served: Served, clients: int, each: int) -> float:
     return clients * each / (time.perf_counter() - started)
 
 
-async def many_streams(served: Served) -> dict[str, float]:
+async def many_streams(served: EngineHandle) -> dict[str, float]:
     """Read 500 streams at once; return their rate, and what a token costs this process."""
 
     async def read() -> int:
@@ -84,7 +85,7 @@ async def many_streams(served: Served) -> dict[str, float]:
 async def main() -> None:
     """Measure, print."""
     with tempfile.TemporaryDirectory() as folder:
-        models = Models(Store(Settings(Path(folder))), scripts=SCRIPTS)
+        models = EngineModels(Store(Settings(Path(folder))), scripts=SCRIPTS)
         figures: dict[str, Any] = {
             "first_token_over_step_ms": await first_tokens(await models.use("paced"), 60)
         }

@@ -28,12 +28,12 @@ from freehold.errors import (
     UpstreamFailed,
     UsageError,
 )
+from freehold.serving import ModelInfo
 from freehold.types import (
     Chunk,
     FinishReason,
     FormatLike,
     Message,
-    ModelInfo,
     Overflow,
     SamplingParams,
     TokenLogprob,

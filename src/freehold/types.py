@@ -1,6 +1,6 @@
 """Values that cross rooms: messages, sampling parameters, results, and the ChatModel protocol.
 
-Frozen dataclasses, and the limits of what strangers send in them; no I/O, no arithmetic, no defaults of a model.
+Frozen dataclasses; no I/O, no arithmetic, no defaults of a model. Requests to a served model: serving.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ Overflow = Literal["error", "drop-oldest"]  # what to do with a chat longer than
 Priority = Literal["interactive", "batch"]  # whose tokens go first; batch takes what is left
 ToolChoice = Literal["auto", "none", "required"]
 Turn = Literal["new", "continue", "none"]  # how the prompt of a chat ends; see Job.turn
+KvType = Literal["f16", "q8", "f32"]  # of cached keys and values
+MAX_FORMAT_CHARS = 1 << 18  # of a schema, a grammar, a regular expression, or of a tool's parameters
 FormatKind = Literal["json", "json_schema", "regex", "lark", "choice"]
 
 
@@ -234,164 +236,6 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] = ()
     dropped_messages: int = 0  # messages an overflow policy removed; never silent
     tool_calls: tuple[ToolCall, ...] = ()
-
-
-# What one job may hold. The server refuses more in its protocol's words, the engine's side whoever sent it.
-MAX_STOPS, MAX_STOP_CHARS = 16, 1024
-MAX_LOGPROBS = 20  # alternatives of a token
-# Tokens times (1 + alternatives) whose log-probabilities one answer may hold: some 500 bytes of memory each until a
-# whole one is sent.
-MAX_SCORES = 1 << 20
-MAX_BIASES = 1000
-MAX_MESSAGES = 10_000
-MAX_TOOLS = 128
-MAX_TEXTS = 2048  # to be embedded
-MAX_FORMAT_CHARS = 1 << 18  # of a schema, a grammar, a regular expression, or of a tool's parameters
-MAX_TEMPLATE_CHARS = 1 << 18  # of a request's own; the largest of a released model has some 20,000
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One request to a served model: a chat (`messages`) or a text to continue (`prompt`), never both.
-
-    Crosses the socket between the server and an engine process; the engine's side checks every field.
-    """
-
-    messages: tuple[Message, ...] | None = None
-    prompt: str | tuple[int, ...] | None = None
-    suffix: str | None = None  # with a text prompt: fill in the middle, where the model can
-    n: int = 1  # answers; number i draws with seed + i
-    max_tokens: int | None = None
-    sampling: Mapping[str, object] = field(default_factory=dict)  # fields of SamplingParams that were given
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None  # alternatives per prompt token; with max_tokens 0: the prompt alone
-    think: bool | None = None
-    think_tokens: int | None = None  # most tokens of reasoning; then it is closed and the answer begins
-    effort: str | None = None  # low, medium, high: for templates that have such a switch
-    template: str = ""  # Jinja that renders this chat, instead of the model's own
-    tools: tuple[Tool, ...] = ()
-    tool_choice: ToolChoice = "auto"
-    tool_name: str = ""  # with tool_choice "required": this tool and no other
-    parallel_tool_calls: bool = True  # False: one call an answer at most
-    format: Format | None = None
-    adapter: str = ""  # by name, of those the model was opened with
-    overflow: Overflow = "error"
-    turn: Turn = "new"  # a chat's prompt opens a new answer, leaves its last message open, or does neither
-    ignore_eos: bool = False  # go on after the model's own end, to max_tokens: for load generators
-    priority: Priority = "interactive"
-    tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
-    timeout_s: float | None = None  # from its arrival to its last token
-    resume: tuple[tuple[int, ...], ...] = ()  # per answer, tokens that an engine now dead had sent
-
-
-@dataclass(frozen=True, slots=True)
-class EmbedJob:
-    """Texts to be embedded, at most MAX_TEXTS; the engine's side checks every field.
-
-    `first`: the number of the first text, as errors name it: a long request is asked for in portions.
-    """
-
-    texts: tuple[str | tuple[int, ...], ...]
-    pooling: str | None = None  # mean, last, cls; None: the model's own
-    truncate: bool = False  # cut what is longer than the context, instead of refusing it
-    dimensions: int | None = None  # keep so many numbers, at unit length again
-    tenant: str = ""
-    priority: Priority = "interactive"
-    first: int = 0
-    adapter: str = ""  # by name, of those the model was opened with
-
-
-@dataclass(frozen=True, slots=True)
-class Vectors:
-    """Embeddings on their way from an engine process: unit vectors, one behind the other."""
-
-    data: bytes  # float32, little-endian
-    width: int
-    tokens: tuple[int, ...]  # of each text
-    cut: tuple[int, ...] = ()  # numbers of the texts that were shortened, as asked
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """What an engine says when it has taken a job in, before anything is computed."""
-
-    context: int  # tokens there is room for
-    prompt_ids: tuple[int, ...]
-    sampling: SamplingParams  # as it is used, defaults and seed filled in
-    max_tokens: int  # most an answer may have, by what was asked and by the context
-    dropped_messages: int = 0
-    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # the first token has none
-    warnings: tuple[str, ...] = ()  # what was asked for and is not honoured, and misleads nobody
-
-
-MAX_ADAPTERS = 64  # beside one model
-STEP_ROWS = (1, 8, *(2**i for i in range(4, 15)))  # vLLM's bounds, by which steps are counted
-# A name in `base+adapter`: so that nothing else than the plus stands between the two.
-ADAPTER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterInfo:
-    """A LoRA adapter beside a loaded model; it answers as `model+name`."""
-
-    name: str
-    rank: int  # the greatest of its modules
-    modules: int
-    memory_bytes: int
-    digest: str  # SHA-256 of its files
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What a loaded model is; `ps` and the server show it."""
-
-    name: str
-    quantization: str
-    context: int
-    trained_context: int
-    kv_tokens: int  # positions the cache holds, for all streams together
-    threads: int
-    load_s: float
-    memory_bytes: int  # weights, adapters and cache, as they count against the machine
-    vocab: int
-    can_chat: bool
-    can_fill: bool  # suffix
-    default_sampling: SamplingParams
-    can_call: bool = False  # tools can be offered, and its calls are read
-    thinking: Literal["none", "switch", "always"] = "none"
-    efforts: tuple[str, ...] = ()  # levels of thinking that its template knows
-    notes: tuple[str, ...] = ()
-    context_note: str = ""  # why the context has this size
-    adapters: tuple[AdapterInfo, ...] = ()
-    width: int = 0  # of an embedding
-    embeds_only: bool = False  # an encoder: it makes no text
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """An engine's state after a step; counters only grow."""
-
-    steps: int = 0
-    running: int = 0
-    waiting: int = 0
-    blocks: int = 0
-    blocks_live: int = 0  # held by running sequences
-    blocks_cached: int = 0  # free for the taking, and worth something while they are not taken
-    prompt_tokens: int = 0
-    cached_tokens: int = 0  # of the prompts that were read to their ends: found in memory or on the disk,
-    computed_tokens: int = 0  # and all others
-    disk_tokens: int = 0  # taken from the disk
-    generated_tokens: int = 0
-    rows: int = 0  # computed: of prompts, newest tokens and guesses
-    sizes: tuple[int, ...] = ()  # steps by their rows: up to each of STEP_ROWS, and beyond
-    drafts: int = 0  # guesses that were verified,
-    drafted_tokens: int = 0  # their tokens,
-    accepted_tokens: int = 0  # those that held,
-    accepted_at: tuple[int, ...] = ()  # and how many held as their guess's first token, second, and so on
-    preemptions: int = 0
-    expected_wait_s: float = 0.0  # until a request that came now would get its first token
-    progress_at: float = 0.0  # time.monotonic() of the engine at its latest step
 
 
 @runtime_checkable

@@ -17,12 +17,13 @@ from freehold.advisor.fit import Fit, Misfit, Place, observed, place_here, place
 from freehold.advisor.machine import Machine, Rates
 from freehold.catalog.model import Structure
 from freehold.config import load_settings
-from freehold.engine.cache.capacity import ROOMS, SLOT_SHARE, CacheBytes, KvType
+from freehold.engine.cache.capacity import ROOMS, SLOT_SHARE, CacheBytes
 from freehold.engine.cache.windows import quota
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import UsageError
 from freehold.layers import LayerSpec
 from freehold.models.bind import refusal
+from freehold.types import KvType
 
 GB = 10**9
 RATES = Rates(read_gb_s=40.0, int8_gops=1000.0)

@@ -23,7 +23,8 @@ from freehold.cli.chat.chat import Answer
 from freehold.cli.chat.sessions import Session, Sessions
 from freehold.errors import UsageError
 from freehold.fake import FakeModel, Reply
-from freehold.types import MAX_FORMAT_CHARS, Format, Message, ModelInfo, SamplingParams, Usage
+from freehold.serving import ModelInfo
+from freehold.types import MAX_FORMAT_CHARS, Format, Message, SamplingParams, Usage
 from tests.vectors.files import write_gguf
 
 

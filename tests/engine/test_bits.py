@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.engine import Engine, Generation, TokenOut
-from freehold.engine.cache.capacity import KV_TYPES, KvType
+from freehold.engine.cache.capacity import KV_TYPES
 from freehold.engine.schedule import scheduler as scheduler_module
 from freehold.models.load import LoadedModel
 from freehold.models.lora import Adapter
-from freehold.types import SamplingParams
+from freehold.types import KvType, SamplingParams
 from tests.engine.formats import FORMATS, TOKENIZER, constraint
 from tests.engine.test_speculation import eager
 

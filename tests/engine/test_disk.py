@@ -15,10 +15,11 @@ import pytest
 from freehold.engine import Engine
 from freehold.engine.cache import blocks as blocks_module
 from freehold.engine.cache import disk as disk_module
-from freehold.engine.cache.capacity import KV_TYPES, KvType
+from freehold.engine.cache.capacity import KV_TYPES
 from freehold.engine.cache.disk import DiskCache, dependencies
 from freehold.engine.cache.prefix import key_of
 from freehold.models.load import LoadedModel
+from freehold.types import KvType
 from tests.engine.rig import GREEDY, Rig, check_books, sequence
 
 PROMPT = [17 * i % 250 + 5 for i in range(300)]  # nine blocks and a part

@@ -484,8 +484,8 @@ def test_stats_count_what_was_done(engine: Engine):
     stats = engine.stats()
     assert (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens) == (140, 69, 12)
     assert stats.computed_tokens + stats.cached_tokens == stats.prompt_tokens
-    assert stats.steps == sum(stats.sizes) > 0 and stats.progress_at > 0 and stats.blocks == 8
-    assert stats.sizes[0] >= 10  # steps of the newest token alone
+    assert stats.steps == sum(stats.step_sizes) > 0 and stats.progress_at > 0 and stats.blocks == 8
+    assert stats.step_sizes[0] >= 10  # steps of the newest token alone
     assert (stats.running, stats.waiting, stats.blocks_live) == (0, 0, 0) and stats.blocks_cached > 0
 
 

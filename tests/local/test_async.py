@@ -14,8 +14,8 @@ import pytest
 import freehold
 from freehold import AsyncLLM
 from freehold.errors import EngineClosed, UsageError
-from freehold.local.answering import Answering
-from freehold.local.asynchronous import TextOptions
+from freehold.local.answering import LocalJob
+from freehold.local.asynchronous import GenerateOptions
 from freehold.local.llm import LLM, ChatOptions
 from freehold.local.opening import LoadOptions, load
 from tests.vectors.files import write_gguf
@@ -54,15 +54,15 @@ def test_tasks_get_the_answers_that_each_gets_alone(llm: LLM):
 def test_tasks_share_steps(llm: LLM, monkeypatch: pytest.MonkeyPatch):
     """The first step waits until all eight have entered: a busy machine prepares them at different times."""
     before, entered, all_entered = llm.stats.steps, [], threading.Event()
-    enter, step = Answering.enter, llm._engine.step
+    enter, step = LocalJob.enter, llm._engine.step
 
-    def noted(answering: Answering) -> None:
+    def noted(answering: LocalJob) -> None:
         enter(answering)
         entered.append(answering)
         if len(entered) == 8:
             all_entered.set()
 
-    monkeypatch.setattr(Answering, "enter", noted)
+    monkeypatch.setattr(LocalJob, "enter", noted)
     monkeypatch.setattr(llm._engine, "step", lambda: all_entered.wait(20) and step())
 
     async def body(model: AsyncLLM) -> Any:
@@ -163,7 +163,7 @@ def test_closing_ends_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    "options, call", [(ChatOptions, LLM.chat), (TextOptions, LLM.generate), (LoadOptions, load)]
+    "options, call", [(ChatOptions, LLM.chat), (GenerateOptions, LLM.generate), (LoadOptions, load)]
 )
 def test_option_types_name_the_keywords_of_the_plain_call(options: type, call: Callable[..., object]):
     code = call.__code__

@@ -16,10 +16,11 @@ from freehold import LLM
 from freehold.errors import UsageError
 from freehold.local.holding import Holds
 from freehold.local.prompt import Prompt, Prompter
-from freehold.local.text import AnswerText, Said
+from freehold.local.text import AnswerDelta, AnswerText
+from freehold.serving import Job
 from freehold.tokenizer import Tokenizer, TokenKind, tokenizer_from_gguf
 from freehold.tokenizer.dialects import dialect_of
-from freehold.types import Chunk, Format, Job, Message, Tool
+from freehold.types import Chunk, Format, Message, Tool
 from tests.local.test_jobs import answered, ids, text
 from tests.serving import served
 from tests.tokenizer import families
@@ -297,7 +298,7 @@ VOCABULARIES = {
 }
 
 
-def by_chance(family: str, tokenizer: Tokenizer, job: Job, seed: int, begun: str = "") -> list[Said]:
+def by_chance(family: str, tokenizer: Tokenizer, job: Job, seed: int, begun: str = "") -> list[AnswerDelta]:
     """Draw an answer of any tokens that may come, and return what is read of it up to where it is free."""
     prompt = Prompter(tokenizer, families.template(family), "tiny", 1 << 20).prompt(job)
     constraint, left = Holds(tokenizer, "tiny").constraint(job, prompt)

@@ -19,9 +19,10 @@ from freehold.errors import (
     UsageError,
 )
 from freehold.local import open_served
-from freehold.local.answering import Answering
+from freehold.local.answering import LocalJob
+from freehold.serving import Job
 from freehold.store import ModelRef
-from freehold.types import Chunk, Job, Message
+from freehold.types import Chunk, Message
 from tests.serving import served
 from tests.vectors import files
 from tests.vectors.files import write_gguf
@@ -38,7 +39,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory):
         yield loaded
 
 
-def finish(llm: LLM, *jobs: Answering) -> list[list[list[Chunk]]]:
+def finish(llm: LLM, *jobs: LocalJob) -> list[list[list[Chunk]]]:
     """Pump until all jobs are done; return their answers' chunks."""
     got: list[list[list[Chunk]]] = [[] for _ in jobs]
     for job in jobs:

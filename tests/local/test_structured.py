@@ -14,8 +14,9 @@ from pydantic import BaseModel, Field
 
 from freehold.errors import UsageError
 from freehold.local.served import ServedModel
+from freehold.serving import Job
 from freehold.tokenizer import ChatTemplate
-from freehold.types import Chunk, Format, Job, Message
+from freehold.types import Chunk, Format, Message
 from tests.serving import served
 from tests.vectors.files import write_gguf
 

@@ -9,10 +9,11 @@ import pytest
 
 from freehold.local.answering import call_id
 from freehold.local.prompt import Prompt
-from freehold.local.text import AnswerText, Said
+from freehold.local.text import AnswerDelta, AnswerText
+from freehold.serving import Begin
 from freehold.tokenizer import tokenizer_from_gguf
 from freehold.tokenizer.dialects import dialect_of
-from freehold.types import Begin, SamplingParams, Tool
+from freehold.types import SamplingParams, Tool
 from tests.tokenizer import toys
 
 TOKENIZER = tokenizer_from_gguf(toys.byte_level())
@@ -21,12 +22,14 @@ HERMES = dialect_of("<tool_call> arguments")
 CALL = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
 
 
-def said(text: str, stop: tuple[str, ...] = (), *, many: bool = True, **how: Any) -> tuple[Said, AnswerText]:
+def said(
+    text: str, stop: tuple[str, ...] = (), *, many: bool = True, **how: Any
+) -> tuple[AnswerDelta, AnswerText]:
     """Return all that an answer of `text` says, and its last state."""
     prompt = Prompt([], **{"tools": TOOLS, "dialect": HERMES, **how})
     answer = AnswerText(TOKENIZER, prompt, stop, name_call=lambda i: f"id{i}", many_calls=many)
     pieces = [answer.push(id) for id in TOKENIZER.encode(text)] + [answer.finish()]
-    return Said(
+    return AnswerDelta(
         "".join(p.thinking for p in pieces),
         "".join(p.text for p in pieces),
         tuple(c for p in pieces for c in p.calls),

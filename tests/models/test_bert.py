@@ -143,7 +143,7 @@ def test_counters_tell_what_was_read(folder: Path):
     with Encoder(load_model(folder, threads=1, tokens=256)) as encoder:
         encoder.embed([[5] * 10, [6] * 3])
         stats = encoder.stats()
-    assert (stats.steps, stats.rows, stats.prompt_tokens, stats.generated_tokens) == (1, 13, 13, 0)
+    assert (stats.steps, stats.batched_tokens, stats.prompt_tokens, stats.generated_tokens) == (1, 13, 13, 0)
 
 
 def changed(folder: Path, file: str, **fields: object) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from freehold.errors import BadModelFile
 from freehold.formats import Metadata, open_gguf, open_model_file
-from freehold.models.defaults import FREEHOLD, FREEHOLD_DEFAULTS, sampling_defaults
+from freehold.store.sampling import FREEHOLD, FREEHOLD_DEFAULTS, sampling_defaults
 from tests.vectors.files import write_gguf, write_safetensors
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.models.fields import Fields
+from freehold.formats.fields import Fields
 from freehold.models.rope import RopeSpec, hf_rope_section, rope_from_gguf, rope_from_hf, yarn_mscale
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}

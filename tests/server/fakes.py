@@ -1,4 +1,4 @@
-"""Models, Served and Stream by script: pieces, pauses, and an error at any phase; no engine, no process.
+"""ModelManager, ModelHandle and Stream by script: pieces, pauses, and an error at any phase; no engine, no process.
 
 A word with the space before it is one token; its id is its place in a list that grows.
 """
@@ -15,20 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from freehold.errors import FreeholdError, ModelNotFound
+from freehold.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo, Vectors
 from freehold.types import (
-    Begin,
     Chunk,
-    EmbedJob,
-    EngineStats,
-    Job,
     Message,
-    ModelInfo,
     SamplingParams,
     TokenLogprob,
     ToolPiece,
     Turn,
     Usage,
-    Vectors,
 )
 
 CONTEXT = 4096
@@ -213,6 +208,10 @@ class FakeServed:
     def stats(self) -> EngineStats:
         return self.loaded.stats
 
+    @property
+    def tokenizer(self) -> FakeServed:
+        return self
+
     async def start(self, job: Job, keep_alive: float | None = None) -> FakeStream:
         self.jobs.append(job)
         self.keep_alives.append(keep_alive)
@@ -255,7 +254,7 @@ class FakeServed:
         return len(self.prompt_ids(job))
 
     async def embed(
-        self, job: EmbedJob, keep_alive: float | None = None, read: Callable[[int], None] | None = None
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
     ) -> Vectors:
         """Count letters: a text's vector has a place for each of a, b and c, at unit length."""
         self.embeddings.append(job)
@@ -266,8 +265,8 @@ class FakeServed:
         rows = [[text.count(letter) for letter in "abc"][: job.dimensions] for text in words]
         unit = [[n / (math.hypot(*row) or 1.0) for n in row] for row in rows]
         data = struct.pack(f"<{len(unit) * len(unit[0])}f", *(n for row in unit for n in row))
-        if read is not None:
-            read(sum(len(self.words.encode(text)) for text in words))
+        if computed is not None:
+            computed(sum(len(self.words.encode(text)) for text in words))
         await self._lingers()
         cut = tuple(i for i, text in enumerate(words) if "long" in text and job.truncate)
         return Vectors(data, len(unit[0]), tuple(len(self.words.encode(text)) for text in words), cut)

@@ -12,7 +12,7 @@ import pytest
 import freehold.server
 from freehold import catalog
 from freehold.errors import CapacityExceeded, ContextOverflow, ModelNotFound, UsageError
-from freehold.models.lora import unknown_adapter
+from freehold.formats.adapter_names import unknown_adapter
 from freehold.server.core.accounts import Accounts
 from freehold.server.core.hints import hint_for
 from freehold.server.core.keys import Key, Ring, hashed

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from freehold.errors import ContextOverflow
-from freehold.types import EmbedJob
+from freehold.serving import EmbedJob
 from tests.server.fakes import failing
 
 URL = "/v1/embeddings"

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from freehold.errors import ContextOverflow, EngineLost, Overloaded, SlowReader
 from freehold.server.core.health import Health
 from freehold.server.core.metrics import Histogram
-from freehold.types import EngineStats
+from freehold.serving import EngineStats
 from tests.server.conftest import JSON
 from tests.server.fakes import FakeModels, Script, failing
 from tests.server.test_chat import CHAT
@@ -90,14 +90,14 @@ def test_engines_numbers_come_from_their_stats(serving):
         running=2,
         waiting=3,
         steps=5,
-        rows=80,
+        batched_tokens=80,
         blocks=10,
         blocks_live=4,
         prompt_tokens=100,
         cached_tokens=60,
         computed_tokens=40,
         generated_tokens=7,
-        sizes=(3, 0, 0, 1, *(0,) * 9, 1),
+        step_sizes=(3, 0, 0, 1, *(0,) * 9, 1),
         drafts=9,
         accepted_at=(6, 4),
     )

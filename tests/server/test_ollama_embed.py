@@ -6,7 +6,7 @@ import pytest
 
 from freehold.errors import ContextOverflow
 from freehold.server.core.keys import Ring
-from freehold.types import EmbedJob
+from freehold.serving import EmbedJob
 from tests.server.fakes import failing
 from tests.server.ollama_rig import error_of
 from tests.server.test_door import bearer, key

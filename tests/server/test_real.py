@@ -55,14 +55,14 @@ def real(model_path) -> Iterator[Real]:
     from freehold.config import load_settings
     from freehold.server.serve import Doors, Settings, bind_tcp
     from freehold.store import Store
-    from freehold.worker.models import Models, Options
+    from freehold.worker.models import EngineModels, EngineOptions
 
     model_path(MODEL)
     up, made = threading.Event(), []
 
     async def main() -> None:
         store = Store(load_settings())
-        models = Models(store, Options(context=2048, max_models=1))
+        models = EngineModels(store, EngineOptions(context=2048, max_models=1))
         doors = Doors(models, Settings(drain_s=0.5, owner=TOKEN), preload=[MODEL], store=store)
         made.extend((doors, models, asyncio.get_running_loop()))
         await doors.open(bind_tcp("127.0.0.1", 0), opened=up.set)

@@ -11,11 +11,12 @@ import pytest
 from freehold.config import Settings
 from freehold.errors import BadModelFile, ModelNotFound, StoreError, UnsupportedModel, UsageError
 from freehold.formats import open_lora
+from freehold.serving import Job
 from freehold.store import Store
 from freehold.store.making import copy, make
 from freehold.store.modelfile import Recipe
 from freehold.store.overlays import Overlay, overlaid
-from freehold.types import Job, Message
+from freehold.types import Message
 from freehold.worker.wire import PROTOCOL, FromServer, Open, Reader, Writer
 from tests.vectors.adapters import Case, write_peft
 from tests.vectors.adapters import write_gguf as write_lora

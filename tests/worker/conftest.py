@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from freehold.config import Settings
+from freehold.serving import Job
 from freehold.store import ModelRef, Store
-from freehold.types import Chunk, Job
+from freehold.types import Chunk
 from freehold.worker import supervisor
-from freehold.worker.models import Models, Options
-from freehold.worker.supervisor import Served
+from freehold.worker.models import EngineModels, EngineOptions
+from freehold.worker.supervisor import EngineHandle
 from tests.vectors.files import write_gguf
 
-Body = Callable[[Models], Coroutine[Any, Any, None]]
+Body = Callable[[EngineModels], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +39,9 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     """Return a function that runs `body(models)` in a loop of its own and closes the models, whatever happens."""
     monkeypatch.setattr(supervisor, "FIRST_WAIT_S", 0.01)
 
-    def run(body: Body, options: Options | None = None, **wanted: Any) -> None:
+    def run(body: Body, options: EngineOptions | None = None, **wanted: Any) -> None:
         async def main() -> None:
-            models = Models(Store(Settings(tmp_path)), options or Options(), **wanted)
+            models = EngineModels(Store(Settings(tmp_path)), options or EngineOptions(), **wanted)
             try:
                 await asyncio.wait_for(body(models), 60)
             finally:
@@ -51,7 +52,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     return run
 
 
-async def answers(served: Served, job: Job, kill_at: Iterable[int] = ()) -> list[list[Chunk]]:
+async def answers(served: EngineHandle, job: Job, kill_at: Iterable[int] = ()) -> list[list[Chunk]]:
     """Read a job's answers; kill the engine each time the first one has as many tokens as `kill_at` says."""
     stream = await served.start(job)
     got: list[list[Chunk]] = [[] for _ in range(job.n)]

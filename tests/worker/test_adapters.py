@@ -11,13 +11,13 @@ import pytest
 
 from freehold.config import Settings
 from freehold.errors import BadModelFile, ModelNotFound, UsageError
+from freehold.serving import EmbedJob, Job
 from freehold.store import ModelRef, Store
 from freehold.store.making import make
 from freehold.store.modelfile import Recipe
-from freehold.types import EmbedJob, Job
-from freehold.worker.adapted import Adapted
-from freehold.worker.models import Models, Options
-from freehold.worker.overlaid import Overlaid
+from freehold.worker.adapted import AdaptedHandle
+from freehold.worker.models import EngineModels, EngineOptions
+from freehold.worker.overlaid import OverlaidHandle
 from tests.vectors.adapters import ATTENTION, Case, write_gguf, write_peft
 from tests.worker.conftest import answers, tokens
 
@@ -36,18 +36,18 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def options(paths: dict[str, Path], *names: str, **more: Any) -> Options:
-    return Options(context=512, adapters={"tiny": {name: paths[name] for name in names}}, **more)
+def options(paths: dict[str, Path], *names: str, **more: Any) -> EngineOptions:
+    return EngineOptions(context=512, adapters={"tiny": {name: paths[name] for name in names}}, **more)
 
 
 def test_names_with_a_plus_answer_with_their_adapters(tiny: Refs, serve: Serve, paths: dict[str, Path]):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         spelled = ["tiny", "tiny+one", "tiny+two"]
         assert [m.name for m in await models.names() if m.name.startswith("tiny")] == spelled
         said = [tokens((await answers(await models.use(name), JOB))[0]) for name in spelled]
         assert len({tuple(each) for each in said}) == 3
         served = await models.use("tiny+one")
-        assert isinstance(served, Adapted) and served.name == "tiny+one"
+        assert isinstance(served, AdaptedHandle) and served.name == "tiny+one"
         assert await models.name_of("tiny+one") == "tiny"
         assert [a.name for a in served.info.adapters] == ["one", "two"]
         assert served.info.memory_bytes > sum(a.memory_bytes for a in served.info.adapters) > 0
@@ -59,7 +59,7 @@ def test_names_with_a_plus_answer_with_their_adapters(tiny: Refs, serve: Serve, 
 def test_an_unknown_adapter_is_refused_with_the_known_ones(
     tiny: Refs, serve: Serve, paths: dict[str, Path], name: str
 ):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         with pytest.raises(ModelNotFound) as told:
             await models.use(name)
         assert name == "tiny+one+one" or "has no adapter" in told.value.message or name.endswith("+")
@@ -70,20 +70,20 @@ def test_an_unknown_adapter_is_refused_with_the_known_ones(
 
 
 def test_an_answer_goes_on_with_its_adapter_through_a_death(tiny: Refs, serve: Serve, paths: dict[str, Path]):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         job = replace(JOB, max_tokens=300, ignore_eos=True)
         served = await models.use("tiny+one")
         whole = tokens((await answers(served, job))[0])
-        assert isinstance(served, Adapted)
+        assert isinstance(served, AdaptedHandle)
         job = replace(job, adapter="one")
-        assert tokens((await answers(served.served, job, kill_at=[3]))[0]) == whole
-        assert served.served.restarts == 1
+        assert tokens((await answers(served.handle, job, kill_at=[3]))[0]) == whole
+        assert served.handle.restarts == 1
 
     serve(body, options(paths, "one"), paths=tiny)
 
 
 def test_an_adapter_comes_and_goes_while_its_model_lives(tiny: Refs, serve: Serve, paths: dict[str, Path]):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         base = tokens((await answers(await models.use("tiny"), JOB))[0])
         await models.add_adapter("tiny", "one", paths["one"])
         assert tokens((await answers(await models.use("tiny+one"), JOB))[0]) != base
@@ -103,7 +103,7 @@ def test_an_adapter_comes_and_goes_while_its_model_lives(tiny: Refs, serve: Serv
 
 
 def test_a_model_whose_adapter_does_not_fit_is_not_loaded(tiny: Refs, serve: Serve, paths: dict[str, Path]):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         with pytest.raises(BadModelFile, match="foreign"):
             await models.use("tiny")
 
@@ -119,7 +119,7 @@ def test_a_model_made_with_an_adapter_computes_with_it(
     make(store, "made", Recipe("tiny", adapter=str(paths["one"]), template=template or None), lambda _: None)
     make(store, "wrong", Recipe("tiny", adapter=str(paths["foreign"])), lambda _: None)
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         spelled = ["tiny+one", "made", "tiny"]
         said = [tokens((await answers(await models.use(name), JOB))[0]) for name in spelled]
         assert said[0] == said[1] != said[2]
@@ -127,7 +127,7 @@ def test_a_model_made_with_an_adapter_computes_with_it(
         with pytest.raises(BadModelFile):
             await models.use("wrong")
         served = await models.use("made")
-        if isinstance(served, Overlaid):  # its base's engine comes back with the adapter
+        if isinstance(served, OverlaidHandle):  # its base's engine comes back with the adapter
             job = replace(JOB, adapter=sorted(a.name for a in served.info.adapters)[0])
             assert tokens((await answers(await models.use("tiny"), job, kill_at=[4]))[0]) == said[1]
         assert len((await served.embed(EmbedJob(("hi",)))).data) == 4 * served.info.width

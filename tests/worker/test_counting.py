@@ -15,16 +15,17 @@ import pytest
 
 from freehold.errors import ContextOverflow, Overloaded, UsageError
 from freehold.local import served as served_model
+from freehold.serving import EmbedJob, Job
 from freehold.stopping import check_stopped
-from freehold.types import EmbedJob, Format, Job, Message
+from freehold.types import Format, Message
 from freehold.worker import supervisor
-from freehold.worker.models import Models, Options
+from freehold.worker.models import EngineModels, EngineOptions
 from freehold.worker.process import LONG_JOB, Answers, Intake
 from freehold.worker.scripted import ScriptedModel
-from freehold.worker.wire import Call, Cancel, Script, Submit, Writer, size
+from freehold.worker.wire import Cancel, ModelCall, Script, Submit, Writer, size
 from tests.worker.conftest import answers
 
-OPTIONS = Options(threads=1, cache_bytes=8 << 20)
+OPTIONS = EngineOptions(threads=1, cache_bytes=8 << 20)
 CHAT = Job(messages=(Message("user", "Hi"),), max_tokens=2)
 LONG = "x" * (LONG_JOB + 1)
 
@@ -68,7 +69,7 @@ def submitted(id: int, job: Job) -> Submit:
 )
 def test_counting_keeps_no_format_and_no_long_prompt_waiting(job: Job):
     _model, intake, replied = engine()
-    intake.take([Call(i, "tokenize", ["x" if i % 2 else LONG]) for i in range(24)])
+    intake.take([ModelCall(i, "tokenize", ["x" if i % 2 else LONG]) for i in range(24)])
     intake.take([submitted(99, replace(job, prompt="y" * len(job.prompt or "")) if job.prompt else job)])
     assert replied.get(timeout=10).id == 99
     intake.take([Cancel(i) for i in range(24)])
@@ -76,25 +77,31 @@ def test_counting_keeps_no_format_and_no_long_prompt_waiting(job: Job):
 
 def test_long_texts_keep_no_short_one_waiting():
     _model, intake, replied = engine()
-    intake.take([Call(1, "tokenize", [LONG]), Call(2, "tokenize", [LONG]), Call(3, "tokenize", ["a b"])])
+    intake.take(
+        [
+            ModelCall(1, "tokenize", [LONG]),
+            ModelCall(2, "tokenize", [LONG]),
+            ModelCall(3, "tokenize", ["a b"]),
+        ]
+    )
     assert replied.get(timeout=10).id == 3
     intake.take([Cancel(1), Cancel(2)])
 
 
 def test_cancelled_counts_leave_their_queue_or_stop():
     model, intake, replied = engine()
-    intake.take([Call(i, "tokenize", [f"x{i}"]) for i in range(24)])
+    intake.take([ModelCall(i, "tokenize", [f"x{i}"]) for i in range(24)])
     assert model.begun.get(timeout=10) == "x0"
     intake.take([Cancel(i) for i in range(23)])
     assert model.stopped.get(timeout=10) == "x0"
     assert model.begun.get(timeout=10) == "x23"  # those between were never begun
-    intake.take([Cancel(23), Call(24, "tokenize", ["a"])])
+    intake.take([Cancel(23), ModelCall(24, "tokenize", ["a"])])
     assert replied.get(timeout=10).id == 24 and replied.empty()
 
 
 def test_cancelled_embeddings_stop():
     model, intake, _replied = engine()
-    intake.take([Call(1, "embed", [asdict(EmbedJob(("x",)))])])
+    intake.take([ModelCall(1, "embed", [asdict(EmbedJob(("x",)))])])
     assert model.begun.get(timeout=10) == "x"
     intake.take([Cancel(1)])
     assert model.stopped.get(timeout=10) == "x"
@@ -119,21 +126,23 @@ def test_cancelled_long_prompt_stops():
 
 
 def test_text_no_context_holds_is_refused_before_it_is_tokenized(serve, tiny, monkeypatch):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         context = served.info.context
         words = "ab " * context * 22  # 66 characters for each token, more than any token of this vocabulary
         calls = [
-            served.tokenize(words),
-            served.render((Message("user", words),)),
+            served.tokenizer.tokenize(words),
+            served.tokenizer.render((Message("user", words),)),
             served.count(replace(CHAT, messages=(Message("user", words),))),
         ]
         for call in calls:
             with pytest.raises(ContextOverflow, match=f"has [0-9,]+ characters; the context of {context:,}"):
                 await call
         with pytest.raises(ContextOverflow, match=f"; the context holds {context:,}"):
-            await served.detokenize([1] * (context + 1))
-        assert len(await served.tokenize("ab " * context)) > context  # counting goes beyond the context
+            await served.tokenizer.detokenize([1] * (context + 1))
+        assert (
+            len(await served.tokenizer.tokenize("ab " * context)) > context
+        )  # counting goes beyond the context
 
     serve(body, OPTIONS, paths=tiny)
 
@@ -148,17 +157,17 @@ def test_no_reply_lists_more_ids_than_the_server_can_write_at_once(monkeypatch):
 
 
 def test_callers_that_leave_take_their_calls_along(serve, monkeypatch):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("script")
         sent: list[object] = []
         engine = served._engine
         monkeypatch.setattr(engine, "send", sent.append)
-        tasks = [asyncio.create_task(served.tokenize("x")) for _ in range(3)]
+        tasks = [asyncio.create_task(served.tokenizer.tokenize("x")) for _ in range(3)]
         await asyncio.sleep(0.01)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        asked = [m.id for m in sent if isinstance(m, Call)]
+        asked = [m.id for m in sent if isinstance(m, ModelCall)]
         assert [m.id for m in sent if isinstance(m, Cancel)] == asked and len(asked) == 3
         assert served.idle
 
@@ -171,16 +180,16 @@ def test_more_than_may_wait_is_refused_with_a_time(serve, monkeypatch, limit):
     monkeypatch.setitem(supervisor.MOST_CALLS, "tokens", most)
     monkeypatch.setattr(supervisor, "MOST_CALLS_SIZE", 2_000_000 if limit == "characters" else 1 << 30)
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         model = await models.use("script")
         monkeypatch.setattr(model._engine, "send", lambda message: None)
         waiting: list[asyncio.Task[Any]] = []
-        waiting += [asyncio.create_task(model.tokenize("x" * 1_000_000)) for _ in range(2)]
+        waiting += [asyncio.create_task(model.tokenizer.tokenize("x" * 1_000_000)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="2 requests with 2,000,000 characters wait to count") as refused:
-            await model.tokenize("x")
+            await model.tokenizer.tokenize("x")
         assert refused.value.wait_s == 2.0
-        texts = asyncio.create_task(model.token_texts([1]))  # of an answer that is under way
+        texts = asyncio.create_task(model.tokenizer.token_texts([1]))  # of an answer that is under way
         await asyncio.sleep(0)
         assert not texts.done()
         waiting.append(texts)
@@ -193,11 +202,11 @@ def test_more_than_may_wait_is_refused_with_a_time(serve, monkeypatch, limit):
 
 
 def test_tokens_of_texts_are_told_as_they_are_computed(serve, tiny):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         told: list[int] = []
         job = EmbedJob(tuple(["the cat"] * (supervisor.PORTION_TEXTS + 1)))
-        got = await served.embed(job, read=told.append)
+        got = await served.embed(job, computed=told.append)
         assert len(told) == 2 and sum(told) == sum(got.tokens)
         assert await answers(served, CHAT)
 

@@ -17,17 +17,18 @@ import pytest
 
 import freehold
 from freehold.errors import ContextOverflow, UnsupportedModel, UsageError
+from freehold.serving import EmbedJob, Job, Vectors
 from freehold.store import ModelRef
-from freehold.types import EmbedJob, Job, Message, Vectors
-from freehold.worker.models import Models, Options
+from freehold.types import Message
+from freehold.worker.models import EngineModels, EngineOptions
 from freehold.worker.process import EMBEDDING, Answers, Intake
 from freehold.worker.scripted import ScriptedModel
 from freehold.worker.supervisor import PORTION_TEXTS
-from freehold.worker.wire import Call, Script
+from freehold.worker.wire import ModelCall, Script
 from tests.vectors.encoders import write_encoder
 from tests.worker.conftest import answers, tokens
 
-OPTIONS = Options(threads=1, cache_bytes=8 << 20)
+OPTIONS = EngineOptions(threads=1, cache_bytes=8 << 20)
 TEXTS = [f"the cat {i}" * (1 + i % 4) for i in range(2 * PORTION_TEXTS + 5)]
 JOB = EmbedJob(tuple(TEXTS))
 
@@ -45,7 +46,7 @@ def rows(got: Vectors) -> np.ndarray:
 
 
 def test_vectors_are_those_of_this_process(serve, encoder):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("bert")
         assert served.info.embeds_only and served.info.width == 128
         got = await served.embed(JOB)
@@ -61,7 +62,7 @@ def test_vectors_are_those_of_this_process(serve, encoder):
 
 
 def test_damaged_pack_of_an_encoder_costs_a_load_and_no_vector_a_bit(serve, encoder, tmp_path: Path, caplog):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("bert")
         want = await served.embed(JOB)
         await served.unload()
@@ -75,7 +76,7 @@ def test_damaged_pack_of_an_encoder_costs_a_load_and_no_vector_a_bit(serve, enco
 
 
 def test_errors_and_what_was_cut_name_the_text(serve, encoder):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("bert")
         long = EmbedJob((*["the"] * PORTION_TEXTS, "the " * 70))
         assert (await served.embed(replace(long, truncate=True))).cut == (PORTION_TEXTS,)
@@ -90,7 +91,7 @@ def test_errors_and_what_was_cut_name_the_text(serve, encoder):
 
 
 def test_a_decoder_embeds_beside_its_answers(serve, tiny):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         chat = Job(messages=(Message("user", "Hi"),), max_tokens=40, sampling={"seed": 1})
         got, [alone] = await asyncio.gather(served.embed(EmbedJob(("a b c", "d"))), answers(served, chat))
@@ -98,11 +99,11 @@ def test_a_decoder_embeds_beside_its_answers(serve, tiny):
             assert rows(got).tobytes() == llm.embed(["a b c", "d"]).vectors.tobytes()
             assert tuple(tokens(alone)) == llm.chat("Hi", max_tokens=40, seed=1).token_ids
 
-    serve(body, Options(threads=1, context=256, cache_bytes=8 << 20), paths=tiny)
+    serve(body, EngineOptions(threads=1, context=256, cache_bytes=8 << 20), paths=tiny)
 
 
 def test_a_request_outlives_its_engine(serve, encoder):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("bert")
         want = await served.embed(JOB)
         asking = asyncio.create_task(served.embed(JOB))
@@ -125,14 +126,16 @@ def test_batches_that_wait_for_their_steps_hold_up_no_interactive_request():
     model = Waiting(Script())
     intake = Intake(model, Answers(model, channel), channel)
     batch, urgent = asdict(EmbedJob(("a",), priority="batch")), asdict(EmbedJob(("a",)))
-    intake.take([*(Call(i, "embed", [batch]) for i in range(2 * EMBEDDING)), Call(99, "embed", [urgent])])
+    intake.take(
+        [*(ModelCall(i, "embed", [batch]) for i in range(2 * EMBEDDING)), ModelCall(99, "embed", [urgent])]
+    )
     assert replied.get(timeout=10) == 99
     over.set()
     assert {replied.get(timeout=10) for _ in range(2 * EMBEDDING)} == set(range(2 * EMBEDDING))
 
 
 def test_a_script_embeds_too(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         got = await (await models.use("script")).embed(EmbedJob(("a", "b c", "a")))
         vectors = rows(got)
         assert got.tokens == (1, 2, 1) and vectors[0].tobytes() == vectors[2].tobytes()

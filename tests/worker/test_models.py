@@ -16,19 +16,20 @@ from freehold import _native as native
 from freehold.config import Settings
 from freehold.errors import BadModelFile, CapacityExceeded, ModelNotFound, Overloaded, UsageError
 from freehold.server.core.hints import hint_for
+from freehold.serving import Job
 from freehold.store import ModelRef, Store
-from freehold.types import Format, Job, Message
+from freehold.types import Format, Message
 from freehold.worker import client
 from freehold.worker import models as models_module
-from freehold.worker.models import HEADROOM, LEAST_CACHE, Models, Options
-from freehold.worker.stream import Stream
-from freehold.worker.supervisor import Served
+from freehold.worker.models import HEADROOM, LEAST_CACHE, EngineModels, EngineOptions
+from freehold.worker.stream import EngineStream
+from freehold.worker.supervisor import EngineHandle
 from freehold.worker.wire import Event, Failed, Frame
 from tests.serving import served as open_tiny
 from tests.vectors.files import write_gguf
 from tests.worker.conftest import answers, text, tokens
 
-OPTIONS = Options(context=256, threads=1, cache_bytes=8 << 20)
+OPTIONS = EngineOptions(context=256, threads=1, cache_bytes=8 << 20)
 ENDLESS = {"logit_bias": {2: -1e6, 4: -1e6}}  # neither the end of text nor of a turn
 CHAT = Job(messages=(Message("user", "Hi"),), max_tokens=60, sampling={"seed": 3, **ENDLESS})
 
@@ -49,16 +50,16 @@ def alone(tiny: dict[str, ModelRef]):
 
 @pytest.mark.parametrize("kill_at", [[], [1], [20, 40]])
 def test_answer_is_the_one_given_alone_whatever_dies(serve, tiny, alone, monkeypatch, kill_at: list[int]):
-    go_on, told = Stream.job_to_go_on, [0]
+    go_on, told = EngineStream.job_to_go_on, [0]
 
-    def noted(stream: Stream) -> Job:
+    def noted(stream: EngineStream) -> Job:
         job = go_on.__get__(stream)
         told.append(sum(map(len, job.resume)))
         return job
 
-    monkeypatch.setattr(Stream, "job_to_go_on", property(noted))
+    monkeypatch.setattr(EngineStream, "job_to_go_on", property(noted))
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         [chunks] = await answers(await models.use("tiny"), CHAT, kill_at)
         want = alone(3)
         assert (tuple(tokens(chunks)), text(chunks)) == (want.token_ids, want.text)
@@ -71,7 +72,7 @@ def test_answer_is_the_one_given_alone_whatever_dies(serve, tiny, alone, monkeyp
 
 
 def test_answer_held_to_a_format_is_the_same_whatever_dies(serve, tiny):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         job = replace(CHAT, sampling={"seed": 3}, format=Format("regex", "[a-z]{30,40}"))
         [whole] = await answers(served, job)
@@ -85,7 +86,7 @@ def test_answer_held_to_a_format_is_the_same_whatever_dies(serve, tiny):
 
 
 def test_sixteen_streams_and_one_with_four_answers_are_each_as_alone(serve, tiny, alone):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         jobs = [seeded(i) for i in range(16)] + [replace(CHAT, n=4)]
         got = await asyncio.gather(*(answers(served, job) for job in jobs))
@@ -98,7 +99,7 @@ def test_sixteen_streams_and_one_with_four_answers_are_each_as_alone(serve, tiny
 
 
 def test_four_answers_of_different_lengths_survive_a_death(serve, tiny):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         job = replace(CHAT, n=4, stop=("e", "q"))
         whole = await answers(served, job)
@@ -118,7 +119,7 @@ def test_four_answers_of_different_lengths_survive_a_death(serve, tiny):
 
 
 def test_seed_that_nobody_named_is_kept_over_a_death(serve, tiny, alone):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         stream = await served.start(replace(CHAT, sampling=ENDLESS))
         chunks = [(await anext(stream))[1]]
@@ -130,7 +131,7 @@ def test_seed_that_nobody_named_is_kept_over_a_death(serve, tiny, alone):
 
 
 def test_prompt_is_scored_over_the_wire(serve, tiny):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         stream = await served.start(Job(prompt="the end", max_tokens=0, prompt_logprobs=1))
         scores = stream.begin.prompt_logprobs
@@ -142,27 +143,27 @@ def test_prompt_is_scored_over_the_wire(serve, tiny):
 
 
 def test_calls_answer_as_the_model_in_this_process(serve, tiny):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         with open_tiny(tiny["tiny"].path, context=64, threads=1) as llm:
-            ids = await served.tokenize("the end é")
+            ids = await served.tokenizer.tokenize("the end é")
             assert ids == llm.tokenize("the end é")
-            assert await served.detokenize(ids) == "the end é"
-            assert b"".join(await served.token_texts(ids)).decode() == "the end é"
-            assert await served.render(CHAT.messages) == llm.render(CHAT.messages)
+            assert await served.tokenizer.detokenize(ids) == "the end é"
+            assert b"".join(await served.tokenizer.token_texts(ids)).decode() == "the end é"
+            assert await served.tokenizer.render(CHAT.messages) == llm.render(CHAT.messages)
             assert await served.count(CHAT) == len(llm.render(CHAT.messages))
             long = replace(CHAT, messages=(Message("user", "a b " * 900),))
             assert await served.count(long) == llm.count(long) > served.info.context
-            described = await served.template()
+            described = await served.tokenizer.template()
             assert described["chat_template"] == llm.template()["chat_template"]
         with pytest.raises(UsageError, match="outside the vocabulary"):
-            await served.detokenize([10**6])
+            await served.tokenizer.detokenize([10**6])
 
     serve(body, OPTIONS, paths=tiny)
 
 
 def test_cancelled_streams_leave_no_block_behind(serve, tiny):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         for seed in range(8):
             stream = await served.start(replace(seeded(seed), n=2))
@@ -175,7 +176,7 @@ def test_cancelled_streams_leave_no_block_behind(serve, tiny):
 
 
 def test_full_queue_refuses_with_the_wait(serve, tiny):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         with pytest.raises(Overloaded):
             for _ in range(200):
@@ -185,16 +186,16 @@ def test_full_queue_refuses_with_the_wait(serve, tiny):
 
 
 def test_death_with_a_queue_too_small_for_all_refuses_nobody(serve, tiny, alone, monkeypatch):
-    told = Served._frame
+    told = EngineHandle._frame
     refusals: list[Event] = []
 
-    def told_apart(served: Served, frame: Frame) -> None:
+    def told_apart(served: EngineHandle, frame: Frame) -> None:
         refusals.extend(event for event in frame.events if isinstance(event, Failed))
         told(served, frame)
 
-    monkeypatch.setattr(Served, "_frame", told_apart)
+    monkeypatch.setattr(EngineHandle, "_frame", told_apart)
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         streams, got = [], []
         for seed in range(6):  # one after the other they never wait
@@ -205,7 +206,7 @@ def test_death_with_a_queue_too_small_for_all_refuses_nobody(serve, tiny, alone,
             got[seed] += [chunk async for _, chunk in stream]
             assert tuple(tokens(got[seed])) == alone(seed).token_ids
         assert refusals == []
-        assert sum(served.stats.sizes) == served.stats.steps  # of both engines
+        assert sum(served.stats.step_sizes) == served.stats.steps  # of both engines
 
     serve(body, replace(OPTIONS, engine={"max_queued": 2}), paths=tiny)
 
@@ -214,7 +215,7 @@ def test_death_with_a_queue_too_small_for_all_refuses_nobody(serve, tiny, alone,
 
 
 def test_request_may_not_name_a_file(serve, tiny):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         for name in (str(tiny["tiny"].path), "./tiny.gguf", "../x.gguf", "", "no-such-model"):
             with pytest.raises(ModelNotFound):
                 await models.use(name)
@@ -227,7 +228,7 @@ def test_spellings_of_a_name_reach_one_model_and_do_not_pile_up(serve, tmp_path:
     name = Store(Settings(tmp_path)).pull(str(write_gguf("llama", tmp_path / "tiny.gguf"))).name
     monkeypatch.setattr(models_module, "MAX_SPELLINGS", 8)
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = {await models.use(" " * i + name) for i in range(20)}
         assert [s.name for s in served] == [name] and len(models._aliases) <= 8
 
@@ -239,7 +240,7 @@ def test_damaged_file_is_a_named_error_and_not_tried_in_a_loop(serve, tiny, tmp_
     broken.write_bytes(tiny["tiny"].path.read_bytes()[:5000])
     ref = replace(tiny["tiny"], name="broken", path=broken, bytes=5000, files=(broken,))
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         waiting = [models.use("broken") for _ in range(3)]
         got = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(e) for e in got] == [BadModelFile] * 3
@@ -253,7 +254,7 @@ def test_damaged_pack_costs_a_load_and_no_answer_a_token(serve, tiny, alone, tmp
     """The engine ends before a token leaves, names the file, and the next one packs the weights anew."""
     ref = replace(tiny["tiny"], digest="ab" * 32)
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         await answers(served, CHAT)
         await served.unload()
@@ -273,7 +274,7 @@ def test_damaged_pack_costs_a_load_and_no_answer_a_token(serve, tiny, alone, tmp
 def test_pack_cut_short_under_a_running_engine_ends_no_answer(serve, tiny, alone, tmp_path: Path, caplog):
     ref = replace(tiny["tiny"], digest="ab" * 32)
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         await served.unload()
         await models.use("tiny")
@@ -287,7 +288,7 @@ def test_pack_cut_short_under_a_running_engine_ends_no_answer(serve, tiny, alone
 
 
 def test_requests_for_one_loading_model_share_the_load(serve, tiny):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await asyncio.gather(*(models.use("tiny") for _ in range(5)))
         assert len({s.pid for s in served}) == 1
 
@@ -301,7 +302,7 @@ def test_idle_model_makes_room_for_the_next(serve, tiny, monkeypatch: pytest.Mon
     monkeypatch.setattr(models_module, "_resident_bytes", lambda pid: 0)
     monkeypatch.setattr(models_module, "HEADROOM", 0)
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         await answers(await models.use("tiny"), CHAT)
         await answers(await models.use("other"), CHAT)
         assert [loaded.name for loaded in models.loaded()] == ["other"]
@@ -314,9 +315,9 @@ def test_idle_model_makes_room_for_the_next(serve, tiny, monkeypatch: pytest.Mon
 def test_model_that_is_leaving_is_waited_for_where_its_memory_is_needed(serve, tiny, monkeypatch):
     monkeypatch.setattr(models_module, "HEADROOM", 0)
     monkeypatch.setattr(client, "STOP_S", 0.5)
-    held: list[Served] = []
+    held: list[EngineHandle] = []
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         held.append(served)
         os.kill(served.pid, signal.SIGSTOP)
@@ -335,7 +336,7 @@ def test_busy_model_is_not_unloaded_and_the_error_has_the_numbers(serve, tiny, m
     monkeypatch.setattr(models_module, "_resident_bytes", lambda pid: 0)
     monkeypatch.setattr(models_module, "HEADROOM", 0)
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         stream = await (await models.use("tiny")).start(replace(CHAT, max_tokens=200))
         with pytest.raises(
             CapacityExceeded, match=r"other needs .* MB with its cache; .* are available$"
@@ -351,7 +352,7 @@ def test_busy_model_is_not_unloaded_and_the_error_has_the_numbers(serve, tiny, m
 
 
 def test_no_more_models_are_loaded_than_allowed(serve, tiny):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         await models.use("tiny")
         stream = await (await models.use("other")).start(replace(CHAT, max_tokens=200))
         assert [loaded.name for loaded in models.loaded()] == ["other"]
@@ -363,27 +364,27 @@ def test_no_more_models_are_loaded_than_allowed(serve, tiny):
 
 
 def test_model_that_could_never_fit_says_so(serve, tiny):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         with pytest.raises(
             CapacityExceeded, match=r"tiny needs .* MB with its cache; 1\.0 MB are available$"
         ) as e:
             await models.use("tiny")
         assert e.value.hint == "free memory, or choose a smaller model"
 
-    serve(body, Options(), paths=tiny, available=lambda: 1_000_000)
+    serve(body, EngineOptions(), paths=tiny, available=lambda: 1_000_000)
 
 
 def test_cache_takes_half_of_what_the_weights_leave(serve, tiny):
     free = HEADROOM + tiny["tiny"].bytes + 4 * LEAST_CACHE
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         info = (await models.use("tiny")).info
         assert info.context == info.trained_context
         a_token = (info.memory_bytes - tiny["tiny"].bytes) / info.kv_tokens
         assert info.kv_tokens * a_token <= 2 * LEAST_CACHE
         assert info.kv_tokens == 8 * info.context  # no more than eight contexts
 
-    serve(body, Options(threads=1), paths=tiny, available=lambda: free)
+    serve(body, EngineOptions(threads=1), paths=tiny, available=lambda: free)
 
 
 def test_context_that_finds_no_room_unloads_an_idle_model_first(serve, tiny):
@@ -391,7 +392,7 @@ def test_context_that_finds_no_room_unloads_an_idle_model_first(serve, tiny):
     a_block = 4 * 2 * 16 * 2 * 2 * native.BLOCK_TOKENS  # layers, heads, width, keys and values, bytes
     asked: list[int] = []
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         await models.use("other")
         make_room = models._make_room
 
@@ -427,7 +428,7 @@ def test_real_streams_of_two_models_are_as_alone_through_two_deaths(serve, real)
     with freehold.load(real["gemma3"].path, context=512) as llm:
         other = llm.chat(asked[0], max_tokens=40, temperature=0).token_ids
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         small, gemma = await models.use("smollm2"), await models.use("gemma3")
         beside = asyncio.ensure_future(answers(gemma, jobs[0]))
         first, *rest = await asyncio.gather(
@@ -437,4 +438,4 @@ def test_real_streams_of_two_models_are_as_alone_through_two_deaths(serve, real)
         assert tuple(tokens((await beside)[0])) == other
         assert (small.restarts, gemma.restarts) == (2, 0)
 
-    serve(body, Options(context=512), paths=real)
+    serve(body, EngineOptions(context=512), paths=real)

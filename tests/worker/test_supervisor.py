@@ -22,12 +22,12 @@ from freehold.errors import (
     SlowReader,
     UsageError,
 )
-from freehold.types import Job, ModelInfo
+from freehold.serving import Job, ModelInfo
 from freehold.worker import client, supervisor
 from freehold.worker import stream as stream_module
-from freehold.worker.models import Models, Options
+from freehold.worker.models import EngineModels, EngineOptions
 from freehold.worker.scripted import scripted_tokens
-from freehold.worker.supervisor import Served
+from freehold.worker.supervisor import EngineHandle
 from freehold.worker.wire import PROTOCOL, Hello, Open, Script
 from tests.worker.conftest import answers, tokens
 
@@ -59,10 +59,10 @@ def exists(pid: int) -> bool:
 
 
 def test_stream_begins_gives_its_words_and_ends_with_usage(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("fast")
         stream = await served.start(JOB)
-        assert stream.begin.prompt_ids == tuple(await served.tokenize("a b c"))
+        assert stream.begin.prompt_ids == tuple(await served.tokenizer.tokenize("a b c"))
         chunks = [chunk async for _, chunk in stream]
         assert tokens(chunks) == scripted_tokens(5, 0, 8)
         assert [c.finish_reason for c in chunks] == [None] * 8 + ["length"]
@@ -73,7 +73,7 @@ def test_stream_begins_gives_its_words_and_ends_with_usage(serve):
 
 @pytest.mark.parametrize("kill_at", [[1], [59], [20, 40], [10, 30, 50]])
 def test_killed_engine_s_streams_go_on_with_the_very_next_token(serve, kill_at: list[int]):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("slow")
         [chunks] = await answers(served, JOB, kill_at)
         assert tokens(chunks) == scripted_tokens(5, 0, 60)
@@ -83,7 +83,7 @@ def test_killed_engine_s_streams_go_on_with_the_very_next_token(serve, kill_at: 
 
 
 def test_all_streams_of_a_killed_engine_go_on(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("slow")
         jobs = [Job(prompt="a", n=2, sampling={"seed": 10 * i}) for i in range(8)]
         first, *rest = await asyncio.gather(
@@ -97,7 +97,7 @@ def test_all_streams_of_a_killed_engine_go_on(serve):
 
 
 def test_fourth_death_ends_a_stream_with_engine_lost(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("slow")
         with pytest.raises(
             EngineLost, match="died, and so did 3 that took its place: it was ended by SIGKILL"
@@ -110,7 +110,7 @@ def test_fourth_death_ends_a_stream_with_engine_lost(serve):
 
 
 def test_other_models_never_notice_a_death(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         slow, fast = await asyncio.gather(models.use("slow"), models.use("fast"))
         stream = await slow.start(JOB)
         os.kill(slow.pid, signal.SIGKILL)
@@ -123,7 +123,7 @@ def test_other_models_never_notice_a_death(serve):
 
 
 def test_engine_killed_while_it_loads_is_started_again(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         using = asyncio.ensure_future(models.use("late"))
         await until(lambda: models.loading() and models._served["late"].pid)
         os.kill(models._served["late"].pid, signal.SIGKILL)
@@ -135,7 +135,7 @@ def test_engine_killed_while_it_loads_is_started_again(serve):
 
 
 def test_engine_killed_while_idle_comes_back(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("fast")
         before = served.pid
         os.kill(before, signal.SIGKILL)
@@ -150,7 +150,7 @@ def test_engine_that_dies_of_every_start_is_given_up(serve, tmp_path: Path, monk
     (tmp_path / "dies.py").write_text("import sys; sys.exit(7)")
     monkeypatch.setattr(client, "COMMAND", [sys.executable, str(tmp_path / "dies.py")])
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         with pytest.raises(EngineLost, match="it ended with status 7"):
             await models.use("fast")
         assert models.loaded() == []
@@ -175,7 +175,7 @@ def test_engine_that_never_comes_to_life_counts_as_a_death(
         monkeypatch.setattr(client, "COMMAND", command)
         monkeypatch.setattr(client, "HELLO_S", hello_s)
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("slow")
         stream = await served.start(JOB)
         spawn_with(command, 0.3)
@@ -197,28 +197,28 @@ def test_engine_that_never_comes_to_life_counts_as_a_death(
 
 
 def test_hung_engine_is_killed_and_its_streams_go_on(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("slow")
         stream = await served.start(JOB)
         os.kill(served.pid, signal.SIGSTOP)
         assert tokens([chunk async for _, chunk in stream]) == scripted_tokens(5, 0, 60)
         assert served.restarts in (1, 2)  # the next one may also stand still, on a machine that is busy
 
-    serve(body, Options(hung_s=0.7), scripts=SCRIPTS)
+    serve(body, EngineOptions(hung_s=0.7), scripts=SCRIPTS)
 
 
 def test_idle_engine_is_not_taken_for_a_hung_one(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("fast")
         await asyncio.sleep(2)
         await answers(served, JOB)
         assert served.restarts == 0
 
-    serve(body, Options(hung_s=1.5), scripts=SCRIPTS)
+    serve(body, EngineOptions(hung_s=1.5), scripts=SCRIPTS)
 
 
 def test_counters_go_on_where_a_dead_engine_s_stopped(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("fast")
         await answers(served, JOB)
         await until(lambda: served.stats.generated_tokens == 8)
@@ -233,7 +233,7 @@ def test_counters_go_on_where_a_dead_engine_s_stopped(serve):
 @pytest.mark.parametrize("name", ["early", "late"])
 @pytest.mark.parametrize("place", [0, 3, 5])
 def test_job_that_kills_every_engine_ends_alone(serve, name: str, place: int):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use(name)
         jobs = [Job(prompt="a", n=2, sampling={"seed": 10 * i}) for i in range(5)]
         jobs.insert(place, Job(prompt="poison"))
@@ -249,11 +249,11 @@ def test_job_that_kills_every_engine_ends_alone(serve, name: str, place: int):
 
 
 def test_jobs_that_come_during_a_trial_wait_for_its_end(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("early")
         poison = asyncio.ensure_future(served.start(Job(prompt="poison")))
         await until(lambda: served._trial is not None)
-        [chunks], words = await asyncio.gather(answers(served, JOB), served.tokenize("a b"))
+        [chunks], words = await asyncio.gather(answers(served, JOB), served.tokenizer.tokenize("a b"))
         assert tokens(chunks) == scripted_tokens(5, 0, 60) and len(words) == 2
         stream = await poison
         with pytest.raises(EngineLost):
@@ -270,14 +270,14 @@ def test_trial_that_lasts_holds_up_no_innocent_and_its_death_counts_against_none
     )  # so that a suspect with one death left is never cleared
     monkeypatch.setattr(supervisor, "ALONE_S", 0.3)
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("endless")
         suspect, other = await served.start(JOB), await served.start(JOB)
         suspect.deaths, other.deaths = 2, 1
         os.kill(served.pid, signal.SIGKILL)
         await until(lambda: served._trial is suspect)
         job = replace(JOB, max_tokens=8)
-        [waited], words = await asyncio.gather(answers(served, job), served.tokenize("a b"))
+        [waited], words = await asyncio.gather(answers(served, job), served.tokenizer.tokenize("a b"))
         [late] = await answers(served, job)
         assert tokens(waited) == tokens(late) == scripted_tokens(5, 0, 8) and len(words) == 2
         assert served._trial is suspect and [*served._queue] == [other]
@@ -293,7 +293,7 @@ def test_trial_that_lasts_holds_up_no_innocent_and_its_death_counts_against_none
 
 
 def test_suspect_whose_reader_goes_lets_the_next_one_in(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("early")
         poison, innocent = (
             await served.start(Job(prompt="poison")),
@@ -313,7 +313,7 @@ def test_suspect_whose_reader_goes_lets_the_next_one_in(serve):
 def test_slow_reader_loses_its_stream_and_nobody_else_does(serve, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stream_module, "MAX_HELD_TOKENS", 100)
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("endless")
         slow, other = await served.start(JOB), await served.start(JOB)
         for _ in range(500):
@@ -328,7 +328,7 @@ def test_slow_reader_loses_its_stream_and_nobody_else_does(serve, monkeypatch: p
 
 
 def test_closed_stream_stops_its_job_in_the_engine(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("endless")
         stream = await served.start(JOB)
         await anext(stream)
@@ -343,7 +343,7 @@ def test_closed_stream_stops_its_job_in_the_engine(serve):
 
 
 def test_start_that_is_cancelled_drops_the_job(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("endless")
         for wait_s in (0, 0.001):
             starting = asyncio.ensure_future(served.start(JOB))
@@ -357,7 +357,7 @@ def test_start_that_is_cancelled_drops_the_job(serve):
 
 
 def test_time_limit_ends_a_stream(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("endless")
         with pytest.raises(DeadlineExceeded, match="not whole in its time"):
             async for _ in await served.start(Job(prompt="a", timeout_s=0.2)):
@@ -368,7 +368,7 @@ def test_time_limit_ends_a_stream(serve):
 
 
 def test_job_refused_by_the_engine_raises_in_start(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("fast")
         with pytest.raises(UsageError, match="a chat or a prompt"):
             await served.start(Job())
@@ -383,13 +383,13 @@ def test_job_refused_by_the_engine_raises_in_start(serve):
 
 
 def test_calls_are_answered_beside_a_stream_and_after_a_death(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("endless")
         stream = await served.start(JOB)
-        assert await served.detokenize([1, 2]) == " w1 w2"
-        assert await served.token_texts([1]) == [b" w1"]
+        assert await served.tokenizer.detokenize([1, 2]) == " w1 w2"
+        assert await served.tokenizer.token_texts([1]) == [b" w1"]
         os.kill(served.pid, signal.SIGKILL)
-        assert len(await served.tokenize("a b")) == 2
+        assert len(await served.tokenizer.tokenize("a b")) == 2
         await stream.aclose()
 
     serve(body, scripts=SCRIPTS)
@@ -399,7 +399,7 @@ def test_calls_are_answered_beside_a_stream_and_after_a_death(serve):
 
 
 def test_idle_model_is_unloaded_and_loaded_again_when_asked(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("fast")
         await answers(served, JOB)
         assert served.expires_at is not None
@@ -409,13 +409,13 @@ def test_idle_model_is_unloaded_and_loaded_again_when_asked(serve):
         await answers(served, JOB)  # a face once given stays good
         assert served.restarts == 0
 
-    serve(body, Options(keep_alive_s=0.1), scripts=SCRIPTS)
+    serve(body, EngineOptions(keep_alive_s=0.1), scripts=SCRIPTS)
 
 
 def test_next_load_waits_for_the_end_of_a_process_that_does_not_leave(serve, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(client, "STOP_S", 0.5)
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("fast")
         old, start = served.pid, client.EngineProcess.start
 
@@ -436,7 +436,7 @@ def test_next_load_waits_for_the_end_of_a_process_that_does_not_leave(serve, mon
 
 
 def test_model_unloaded_before_its_load_began_is_loaded_when_asked_again(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("fast")
         await models.unload("fast")
         asking = asyncio.ensure_future(served.load())
@@ -450,7 +450,7 @@ def test_model_unloaded_before_its_load_began_is_loaded_when_asked_again(serve):
 
 
 def test_counters_go_on_over_an_unloading(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("fast")
         for made in (8, 16):
             await answers(served, JOB)
@@ -464,7 +464,7 @@ def test_counters_go_on_over_an_unloading(serve):
 def test_unloading_in_the_turn_of_a_greeting_ends_the_life(serve, monkeypatch: pytest.MonkeyPatch):
     greet, unloading = client.EngineProcess._greet, []
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = models._known("fast", "fast")
 
         def greet_and_unload(engine: client.EngineProcess, hello: Hello) -> None:
@@ -481,17 +481,17 @@ def test_unloading_in_the_turn_of_a_greeting_ends_the_life(serve, monkeypatch: p
 
 
 def test_unloading_in_the_turn_of_a_death_ends_the_life(serve, monkeypatch: pytest.MonkeyPatch):
-    watch, unloading = Served._watch, []
+    watch, unloading = EngineHandle._watch, []
 
-    async def watch_and_unload(served: Served, engine: client.EngineProcess) -> None:
+    async def watch_and_unload(served: EngineHandle, engine: client.EngineProcess) -> None:
         try:
             await watch(served, engine)
         finally:
             unloading.append(asyncio.ensure_future(served.unload()))
 
-    monkeypatch.setattr(Served, "_watch", watch_and_unload)
+    monkeypatch.setattr(EngineHandle, "_watch", watch_and_unload)
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("fast")
         os.kill(served.pid, signal.SIGKILL)
         await until(lambda: unloading)
@@ -503,18 +503,18 @@ def test_unloading_in_the_turn_of_a_death_ends_the_life(serve, monkeypatch: pyte
 
 @pytest.mark.parametrize("keep_alive", [-1.0, float("inf")])
 def test_keep_alive_of_a_request_holds_the_model_for_good(serve, keep_alive: float):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("fast")
         async for _ in await served.start(JOB, keep_alive):
             pass
         await asyncio.sleep(0.3)
         assert served.loaded and served.expires_at is None
 
-    serve(body, Options(keep_alive_s=0.05), scripts=SCRIPTS)
+    serve(body, EngineOptions(keep_alive_s=0.05), scripts=SCRIPTS)
 
 
 def test_keep_alive_of_zero_waits_for_the_last_job(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("slow")
         stream = await served.start(JOB, 0)
         assert tokens([chunk async for _, chunk in stream]) == scripted_tokens(5, 0, 60)
@@ -525,7 +525,7 @@ def test_keep_alive_of_zero_waits_for_the_last_job(serve):
 
 @pytest.mark.parametrize("turns", range(4))
 def test_job_that_comes_in_the_moment_of_unloading_is_answered(serve, turns: int):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("fast")
         async for _ in await served.start(JOB, 0):
             pass
@@ -538,7 +538,7 @@ def test_job_that_comes_in_the_moment_of_unloading_is_answered(serve, turns: int
 
 
 def test_model_is_used_until_its_last_job_has_ended(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("slow")
         stream = await served.start(JOB)
         begun = served.used_at
@@ -550,7 +550,7 @@ def test_model_is_used_until_its_last_job_has_ended(serve):
 
 
 def test_close_lets_running_jobs_end_and_refuses_new_ones(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         served = await models.use("slow")
         stream = await served.start(JOB)
         closing = asyncio.ensure_future(models.close(10))
@@ -566,7 +566,7 @@ def test_close_lets_running_jobs_end_and_refuses_new_ones(serve):
 
 
 def test_close_ends_what_takes_longer_than_it_may(serve):
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         stream = await (await models.use("endless")).start(JOB)
         await models.close(0.1)
         with pytest.raises(EngineClosed):
@@ -583,10 +583,10 @@ def test_engine_process_ends_with_the_server_that_is_killed(tmp_path: Path):
         "from pathlib import Path\n"
         "from freehold.config import Settings\n"
         "from freehold.store import Store\n"
-        "from freehold.worker.models import Models\n"
+        "from freehold.worker.models import EngineModels\n"
         "from freehold.worker.wire import Script\n"
         "async def main():\n"
-        "    models = Models(Store(Settings(Path(sys.argv[1]))), scripts={'x': Script()})\n"
+        "    models = EngineModels(Store(Settings(Path(sys.argv[1]))), scripts={'x': Script()})\n"
         "    print((await models.use('x')).pid, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(main())\n"
@@ -639,11 +639,11 @@ def test_engine_that_speaks_nonsense_is_a_named_error(
     good = client.COMMAND
     monkeypatch.setattr(client, "COMMAND", impostor(tmp_path / "impostor.py", then))
 
-    async def body(models: Models) -> None:
+    async def body(models: EngineModels) -> None:
         with pytest.raises(FreeholdError, match=part):
             await models.use("fast")
         monkeypatch.setattr(client, "COMMAND", good)
-        assert isinstance(await models.use("fast"), Served)  # and the next load is tried anew
+        assert isinstance(await models.use("fast"), EngineHandle)  # and the next load is tried anew
 
     serve(body, scripts=SCRIPTS)
 

@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freehold.errors import BadModelFile, FreeholdError, Overloaded, UsageError
-from freehold.types import Begin, Chunk, EngineStats, Job, Message, SamplingParams, TokenLogprob, Usage
+from freehold.serving import Begin, EngineStats, Job
+from freehold.types import Chunk, Message, SamplingParams, TokenLogprob, Usage
 from freehold.worker import wire
 from freehold.worker.wire import (
     BadFrame,
     Began,
+    CallReply,
     Cancel,
     Failed,
     Frame,
@@ -22,7 +24,6 @@ from freehold.worker.wire import (
     FromServer,
     Piece,
     Reader,
-    Reply,
     Submit,
     Writer,
     decode,
@@ -35,7 +36,7 @@ FRAME = Frame(
         Piece(1, 0, Chunk("a", "b", (5,), (LOGPROB,))),
         Piece(1, 1, Chunk(finish_reason="stop", usage=Usage(2, 3))),
         Failed(2, "Overloaded", "full", "wait", 1.5),
-        Reply(3, [b"\xff", 4, "x"]),
+        CallReply(3, [b"\xff", 4, "x"]),
     ],
     EngineStats(steps=3, progress_at=1.25),
 )
@@ -103,7 +104,7 @@ def test_message_too_large_is_a_usage_error_and_the_next_one_is_sent(monkeypatch
     monkeypatch.setattr(wire, "MAX_FRAME", 4000)
     writer = Writer()
     with pytest.raises(UsageError, match="the limit is 4,000"):
-        writer.frame(Reply(1, "x" * 4001))
+        writer.frame(CallReply(1, "x" * 4001))
     assert Reader(FromEngine).push(writer.frame(FRAME)) == [FRAME]
 
 

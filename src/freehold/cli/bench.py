@@ -27,9 +27,8 @@ from freehold.machine import CROWDED, Crowd, cpu_name
 from freehold.store import ModelRef, Store
 
 if TYPE_CHECKING:
-    from freehold.engine.cache.capacity import KvType
     from freehold.local import LLM
-    from freehold.types import Usage
+    from freehold.types import KvType, Usage
 
 DECODE_PROMPT = 32  # tokens before the timed decode, as a short question has
 ATTEMPTS = 8  # a random prompt's answer may end early; another one is tried

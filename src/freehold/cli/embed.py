@@ -17,7 +17,7 @@ import click
 from freehold.cli.shared import held_or_fetched, json_option, offline_option, with_offline
 from freehold.config import Settings
 from freehold.errors import UsageError
-from freehold.types import MAX_TEXTS
+from freehold.serving import MAX_TEXTS
 
 if TYPE_CHECKING:
     from freehold.local import LLM

@@ -14,8 +14,8 @@ import msgspec
 from freehold.cli.serving.attach import Loaded, Running, found
 from freehold.cli.shared import json_option, table
 from freehold.config import Settings
+from freehold.serving import EngineStats
 from freehold.store.space import human
-from freehold.types import EngineStats
 
 SCHEMA = 1
 SAMPLE_S = 0.5

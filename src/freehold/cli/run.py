@@ -39,12 +39,12 @@ from freehold.cli.shared import (
 from freehold.config import Settings
 from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, ServerUnreachable, UsageError
 from freehold.machine import Crowd
+from freehold.serving import ModelInfo
 from freehold.store import ModelRef, Store
-from freehold.types import Chunk, Message, ModelInfo, TokenLogprob, Usage
+from freehold.types import Chunk, KvType, Message, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from freehold.cli.serving.attach import Running
-    from freehold.engine.cache.capacity import KvType
     from freehold.local import LLM
     from freehold.remote import RemoteModel
 
@@ -297,7 +297,7 @@ def attached(settings: Settings, store: Store, model: str, request: Request) -> 
 
 def _served(server: Running, store: Store, model: str, request: Request) -> RemoteModel | None:
     """Have the server load a model; None if it is none of the server's, or the server is ending."""
-    from freehold.models.lora import unknown_adapter
+    from freehold.formats.adapter_names import unknown_adapter
     from freehold.remote import RemoteModel
 
     started = time.perf_counter()

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from freehold.server.core.limits import Limits
     from freehold.server.core.tls import Tls
     from freehold.server.serve import Doors
-    from freehold.worker.models import Options
+    from freehold.worker.models import EngineOptions
 
 _talk = logging.getLogger("freehold.serve")
 PORTS = 20  # how far a free port is looked for beside a taken one
@@ -189,7 +189,7 @@ class Asked:
     hosts: tuple[str, ...]
     origins: tuple[str, ...]
     tls: Tls | None
-    options: Options
+    options: EngineOptions
     limits: Limits
     drain_s: float
     as_json: bool
@@ -202,7 +202,7 @@ def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
     from freehold.server.core.auth import check_bind
     from freehold.server.core.limits import Limits
     from freehold.server.core.tls import checked
-    from freehold.worker.models import Options
+    from freehold.worker.models import EngineOptions
 
     host = given["host"] or settings.host
     keys = ring(settings, given["key_file"], insecure=given["insecure"])
@@ -214,7 +214,7 @@ def _asked(settings: Settings, given: dict[str, Any]) -> Asked:
         engine["target_itl_s"] = given["target_itl"] / 1000
     if given["draft"] and not given["speculate"]:
         raise UsageError("--draft guesses, and --no-speculation forbids it", "give one of them")
-    options = Options(
+    options = EngineOptions(
         context=given["context"],
         kv_type=given["kv_type"],
         threads=given["threads"],
@@ -308,10 +308,10 @@ def _run(
 ) -> int:
     from freehold.server import serve as doors
     from freehold.server.core.owner import owner_token
-    from freehold.worker.models import Models
+    from freehold.worker.models import EngineModels
 
-    async def open_models() -> Models:
-        return Models(store, asked.options)
+    async def open_models() -> EngineModels:
+        return EngineModels(store, asked.options)
 
     token = owner_token(settings.owner_token)
     teller = Teller(settings, store, names, asked)

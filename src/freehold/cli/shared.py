@@ -11,7 +11,7 @@ import click
 
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
-from freehold.types import ADAPTER_NAME
+from freehold.formats.adapter_names import ADAPTER_NAME, check_adapter_name
 
 if TYPE_CHECKING:
     from freehold.store import ModelRef, Store
@@ -40,12 +40,10 @@ draft_option = click.option(
 
 def named_adapter(given: str) -> tuple[str, str, Path]:
     """Part [MODEL+]NAME=PATH; a PATH alone gives the name of its file or folder. Raises UsageError."""
-    from freehold.models.lora import check_name
-
     name, equals, path = given.rpartition("=")
     found = Path(path).expanduser()
     model, _, name = (name if equals else found.stem).rpartition("+")
-    check_name(name)
+    check_adapter_name(name)
     if not found.exists():
         raise UsageError(f"--adapter {given}: {found} is not there", "name a PEFT folder or a GGUF adapter")
     return model, name, found.absolute()

@@ -23,8 +23,8 @@ from freehold.cli.shared import json_option, pairs
 from freehold.config import Settings
 from freehold.errors import ModelNotFound
 from freehold.formats import GGUFFile, ModelFile, open_model_file
-from freehold.models.defaults import sampling_defaults
 from freehold.store import Listed, Store
+from freehold.store.sampling import sampling_defaults
 from freehold.store.space import human
 
 SCHEMA = 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from freehold.engine.sequence import Sequence
-from freehold.types import STEP_ROWS, EngineStats
+from freehold.serving import STEP_SIZES, EngineStats
 
 
 @dataclass(slots=True)
@@ -25,19 +25,19 @@ class Counts:
     computed_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
-    rows: int = 0
+    batched_tokens: int = 0
     drafts: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     progress_at: float = 0.0
-    sizes: list[int] = field(default_factory=lambda: [0] * (len(STEP_ROWS) + 1))
+    step_sizes: list[int] = field(default_factory=lambda: [0] * (len(STEP_SIZES) + 1))
     accepted_at: list[int] = field(default_factory=list)
 
     def stepped(self, rows: int, read: Iterable[Sequence]) -> None:
         """Count a step of so many rows; `read`: those of whose prompts it computed the last token."""
         self.steps += 1
-        self.rows += rows
-        self.sizes[bisect_left(STEP_ROWS, rows)] += 1
+        self.batched_tokens += rows
+        self.step_sizes[bisect_left(STEP_SIZES, rows)] += 1
         for seq in read:  # not before: who is preempted meanwhile is looked up again, and no sum may shrink
             self.cached_tokens += seq.num_cached_tokens
             self.computed_tokens += len(seq.request.prompt) - seq.num_cached_tokens
@@ -46,7 +46,7 @@ class Counts:
     def stats(self, **state: Any) -> EngineStats:
         """Return the sums beside what the engine says of its present state."""
         sums = {f.name: getattr(self, f.name) for f in fields(self)}
-        sums |= {"sizes": tuple(self.sizes), "accepted_at": tuple(self.accepted_at)}
+        sums |= {"step_sizes": tuple(self.step_sizes), "accepted_at": tuple(self.accepted_at)}
         return EngineStats(**sums, **state)
 
     def guessed(self, drafted: int, held: int) -> None:

@@ -31,8 +31,9 @@ from freehold.errors import (
     UsageError,
 )
 from freehold.models.load import LoadedModel
+from freehold.serving import EngineStats
 from freehold.stopping import check_stopped
-from freehold.types import EngineStats, Priority
+from freehold.types import Priority
 
 F32 = NDArray[np.float32]
 

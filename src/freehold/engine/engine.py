@@ -28,7 +28,6 @@ from freehold.engine.cache.capacity import (
     KV_TYPES,
     MEMORY_SHARE,
     CacheBytes,
-    KvType,
     bytes_per_block,
     choose_context,
 )
@@ -66,8 +65,9 @@ from freehold.errors import (
 from freehold.layers import longest_window
 from freehold.models.load import LoadedModel
 from freehold.models.lora import Adapter
+from freehold.serving import EngineStats
 from freehold.stopping import check_stopped
-from freehold.types import EngineStats, Priority, SamplingParams
+from freehold.types import KvType, Priority, SamplingParams
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]

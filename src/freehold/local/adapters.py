@@ -11,9 +11,10 @@ import threading
 from pathlib import Path
 
 from freehold.errors import UsageError
+from freehold.formats.adapter_names import MAX_ADAPTERS, check_adapter_name, unknown_adapter
 from freehold.models.load import LoadedModel
-from freehold.models.lora import Adapter, check_name, load_adapter, unknown_adapter
-from freehold.types import MAX_ADAPTERS, AdapterInfo
+from freehold.models.lora import Adapter, load_adapter
+from freehold.serving import AdapterInfo
 
 
 class Adapters:
@@ -30,7 +31,7 @@ class Adapters:
 
         Raises UsageError for a name that is none, or one too many, and what load_adapter raises.
         """
-        check_name(name)
+        check_adapter_name(name)
         with self._lock:
             if name not in self._held and len(self._held) >= MAX_ADAPTERS:
                 raise UsageError(f"{self._model.name} has {MAX_ADAPTERS} adapters", "remove one first")

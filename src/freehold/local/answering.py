@@ -3,7 +3,7 @@
 Knows tokens, text in pieces and where an answer ends; knows no template, no step and no socket. There are two
 ways to wait for a token, and one way for it to become a chunk: whoever iterates drives the engine, whoever
 calls `take` gets what others' steps made.
-Path: LLM.stream or ServedModel.start -> Answering -> Generation -> Answer -> Chunk
+Path: LLM.stream or ServedModel.start -> LocalJob -> Generation -> LocalAnswer -> Chunk
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from freehold.engine.constrain.guide import Constraint
 from freehold.engine.engine import Sharing
 from freehold.engine.sampler import log_sum_exp, top_logprobs
 from freehold.local.prompt import Prompt
-from freehold.local.text import AnswerText, Said
+from freehold.local.text import AnswerDelta, AnswerText
 from freehold.models.lora import Adapter
+from freehold.serving import Begin, Job
 from freehold.tokenizer import Tokenizer
 from freehold.tokenizer.history import letters
-from freehold.types import Begin, Chunk, FinishReason, Job, TokenLogprob
+from freehold.types import Chunk, FinishReason, TokenLogprob
 
 F32 = NDArray[np.float32]
 Top = tuple[tuple[int, float], ...]
 
 
-class Answering:
+class LocalJob:
     """A job under way: `n` answers to one prompt, and the prompt's own log-probabilities where asked for.
 
     Use either `stream` (one answer; drives the engine) or `enter` and `take` (others drive it).
@@ -53,13 +54,15 @@ class Answering:
         spelling = _Spelling(tokenizer)
         self._scores = None if job.prompt_logprobs is None else _Scores(begin, job.prompt_logprobs, spelling)
         self._reading: Generation | None = None
-        self._answers: list[Answer] = []
+        self._answers: list[LocalAnswer] = []
         self._begin = begin
         self._over = False
         if job.max_tokens != 0 or self._scores is None:
             ends = frozenset() if job.ignore_eos else tokenizer.eos_ids | prompt.ends
             self._answers = [
-                Answer(generation, self._text(tokenizer, prompt, i), spelling, job.resume[i : i + 1], ends)
+                LocalAnswer(
+                    generation, self._text(tokenizer, prompt, i), spelling, job.resume[i : i + 1], ends
+                )
                 for i, generation in enumerate(self._generations(begin, ends, constraint))
             ]
         if self._scores is not None:
@@ -163,7 +166,7 @@ class Answering:
             answer.close()
 
 
-class Answer:
+class LocalAnswer:
     """One answer: tokens in, chunks out; the one with `finish_reason` comes last, however the answer ends."""
 
     def __init__(
@@ -212,7 +215,7 @@ class Answer:
     def _gained(self, outs: Iterable[TokenOut]) -> Iterator[Chunk]:
         for out in outs:
             reason = out.finish_reason
-            said = Said() if reason == "stop" else self._text.push(out.id)
+            said = AnswerDelta() if reason == "stop" else self._text.push(out.id)
             self._reason = self._text.over or reason
             yield Chunk(
                 said.text, said.thinking, (out.id,), self._spelling.logprobs(out), tool_calls=said.calls

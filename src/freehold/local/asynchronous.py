@@ -2,7 +2,7 @@
 
 Knows event loops and one thread that computes steps while requests are running; knows no prompt and no sampling, which
 are LLM's. Cancelling a task stops its request within one step.
-Path: AsyncLLM.stream -> LLM._asked -> Answering.enter; Steps.run -> Engine.drive -> Answering.take -> queue -> Chunk
+Path: AsyncLLM.stream -> LLM._asked -> LocalJob.enter; Steps.run -> Engine.drive -> LocalJob.take -> queue -> Chunk
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Self, Unpack, overload
 
 from freehold.engine import Engine
-from freehold.local.answering import Answering
+from freehold.local.answering import LocalJob
 from freehold.local.chat import Chat
 from freehold.local.embedding import Embeddings, Text
-from freehold.local.llm import LLM, ChatOptions, Prompts, TextOptions, completion, is_batch
+from freehold.local.llm import LLM, ChatOptions, GenerateOptions, Prompts, completion, is_batch
 from freehold.local.opening import LoadOptions, load
 from freehold.types import Chunk, Completion
 
@@ -70,11 +70,13 @@ class AsyncLLM:
             yield chunk
 
     @overload
-    async def generate(self, prompt: str | Sequence[int], **options: Unpack[TextOptions]) -> Completion: ...
-    @overload
-    async def generate(self, prompt: Prompts, **options: Unpack[TextOptions]) -> list[Completion]: ...
     async def generate(
-        self, prompt: str | Sequence[int] | Prompts, **options: Unpack[TextOptions]
+        self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]
+    ) -> Completion: ...
+    @overload
+    async def generate(self, prompt: Prompts, **options: Unpack[GenerateOptions]) -> list[Completion]: ...
+    async def generate(
+        self, prompt: str | Sequence[int] | Prompts, **options: Unpack[GenerateOptions]
     ) -> Completion | list[Completion]:
         """Continue a text or token ids without a chat template, or a list of prompts as one batch; see LLM.generate."""
         if not is_batch(prompt):
@@ -87,13 +89,13 @@ class AsyncLLM:
         """Return a vector of unit length for each text, in a thread; see LLM.embed."""
         return await asyncio.to_thread(self.llm.embed, texts, **options)
 
-    async def _complete(self, prepare: Callable[[], Answering]) -> Completion:
+    async def _complete(self, prepare: Callable[[], LocalJob]) -> Completion:
         return await self._gathered(await asyncio.to_thread(prepare))
 
-    async def _gathered(self, answering: Answering) -> Completion:
+    async def _gathered(self, answering: LocalJob) -> Completion:
         return completion([chunk async for chunk in self._chunks(answering)], answering.seed)
 
-    async def _chunks(self, answering: Answering) -> AsyncGenerator[Chunk]:
+    async def _chunks(self, answering: LocalJob) -> AsyncGenerator[Chunk]:
         """Yield an answer's chunks as the steps make them; ending the iteration cancels the request."""
         arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -136,11 +138,11 @@ class _Steps:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()  # guards the two below
-        self._running: dict[Answering, Deliver] = {}
+        self._running: dict[LocalJob, Deliver] = {}
         self._thread: threading.Thread | None = None
 
-    def add(self, answering: Answering, deliver: Deliver) -> None:
-        """Queue a request; `deliver` is called in the stepping thread. Raises what Answering.enter raises."""
+    def add(self, answering: LocalJob, deliver: Deliver) -> None:
+        """Queue a request; `deliver` is called in the stepping thread. Raises what LocalJob.enter raises."""
         answering.enter()
         with self._lock:
             self._running[answering] = deliver
@@ -148,7 +150,7 @@ class _Steps:
                 self._thread = threading.Thread(target=self._run, name="freehold-steps", daemon=True)
                 self._thread.start()
 
-    def remove(self, answering: Answering) -> None:
+    def remove(self, answering: LocalJob) -> None:
         """Cancel a request, unless it has ended."""
         with self._lock:
             self._running.pop(answering, None)
@@ -171,11 +173,11 @@ class _Steps:
                 self._thread = None
             return bool(self._running)
 
-    def _held(self) -> list[tuple[Answering, Deliver]]:
+    def _held(self) -> list[tuple[LocalJob, Deliver]]:
         with self._lock:
             return list(self._running.items())
 
-    def _hand_out(self, answering: Answering, deliver: Deliver) -> None:
+    def _hand_out(self, answering: LocalJob, deliver: Deliver) -> None:
         try:
             chunks = [chunk for _, chunk in answering.take()]
         except BaseException as e:
@@ -188,7 +190,7 @@ class _Steps:
         for answering, deliver in self._held():
             self._over(answering, deliver, error)
 
-    def _over(self, answering: Answering, deliver: Deliver, last: BaseException | None) -> None:
+    def _over(self, answering: LocalJob, deliver: Deliver, last: BaseException | None) -> None:
         with self._lock:
             self._running.pop(answering, None)
         _called(deliver, last)

@@ -1,7 +1,7 @@
 """What an answer is held to: a format, calls of tools, a budget of thinking.
 
 Knows dialects and grammars, and what a job asks; knows no step.
-Path: LLM._answering -> Holds.constraint -> Answering -> Guide
+Path: LLM._answering -> Holds.constraint -> LocalJob -> Guide
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from freehold.engine.constrain.grammar import Grammar, Grammars
 from freehold.engine.constrain.guide import Constraint, Opening
 from freehold.errors import UsageError
 from freehold.local.prompt import Prompt
+from freehold.serving import Job
 from freehold.tokenizer import Tokenizer
 from freehold.tokenizer.dialects import Dialect
 from freehold.tokenizer.dialects.grammar import Form, lark, lark_of_bare, pattern_of_bare
 from freehold.tokenizer.dialects.schema import closed
-from freehold.types import Format, Job, Tool
+from freehold.types import Format, Tool
 
 
 class Holds:

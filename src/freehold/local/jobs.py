@@ -11,12 +11,8 @@ import math
 from collections.abc import Callable, Mapping
 
 from freehold.errors import ContextOverflow, UsageError
-from freehold.tokenizer.dialects.contract import is_name
-from freehold.tokenizer.dialects.schema import types_of
-from freehold.tokenizer.dialects.source import loaded
-from freehold.types import (
+from freehold.serving import (
     MAX_BIASES,
-    MAX_FORMAT_CHARS,
     MAX_LOGPROBS,
     MAX_MESSAGES,
     MAX_SCORES,
@@ -25,8 +21,11 @@ from freehold.types import (
     MAX_TEMPLATE_CHARS,
     MAX_TOOLS,
     Job,
-    Tool,
 )
+from freehold.tokenizer.dialects.contract import is_name
+from freehold.tokenizer.dialects.schema import types_of
+from freehold.tokenizer.dialects.source import loaded
+from freehold.types import MAX_FORMAT_CHARS, Tool
 
 MAX_ANSWERS = 128
 MAX_TENANT_CHARS = 256

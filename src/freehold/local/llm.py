@@ -1,8 +1,8 @@
 """A loaded model that answers chats, texts and jobs.
 
 Knows prompts, sampling and the engine's interface; knows no weights, no scheduling and no protocol. A call from
-Python and a job from a server (served.py) take the same path: Prompter, Engine.generate_many, Answering.
-Path: cli/run or freehold.load -> LLM.stream -> Answering -> Engine -> Answer -> Chunk
+Python and a job from a server (served.py) take the same path: Prompter, Engine.generate_many, LocalJob.
+Path: cli/run or freehold.load -> LLM.stream -> LocalJob -> Engine -> Answer -> Chunk
 """
 
 from __future__ import annotations
@@ -24,24 +24,20 @@ from freehold.engine import Encoder, Engine
 from freehold.engine.pooling import Pooling
 from freehold.errors import EngineClosed, FreeholdError, UnsupportedModel, UsageError
 from freehold.local.adapters import Adapters
-from freehold.local.answering import Answering
+from freehold.local.answering import LocalJob
 from freehold.local.chat import Chat, Tools, as_choice, as_messages, as_tools
 from freehold.local.embedding import Embedder, Embeddings, Text
 from freehold.local.holding import Holds
 from freehold.local.jobs import check_request
 from freehold.local.prompt import Prompter
+from freehold.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo
 from freehold.store.overlays import Overlay, overlaid, with_messages
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.types import (
-    Begin,
     Chunk,
     Completion,
-    EmbedJob,
-    EngineStats,
     FormatLike,
-    Job,
     Message,
-    ModelInfo,
     Overflow,
     SamplingParams,
     ToolCall,
@@ -70,7 +66,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
 
 
-class TextOptions(SamplingOptions, total=False):
+class GenerateOptions(SamplingOptions, total=False):
     """What `LLM.generate` takes besides the prompt; `LLM.chat` says what each means."""
 
     max_tokens: int | None
@@ -81,7 +77,7 @@ class TextOptions(SamplingOptions, total=False):
     adapter: str | None
 
 
-class ChatOptions(TextOptions, total=False):
+class ChatOptions(GenerateOptions, total=False):
     """What `LLM.chat` and `LLM.stream` take besides the messages."""
 
     think: bool | None
@@ -278,9 +274,9 @@ class LLM:
         return self._asked(messages, options).stream()
 
     @overload
-    def generate(self, prompt: str | Sequence[int], **options: Unpack[TextOptions]) -> Completion: ...
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Completion: ...
     @overload
-    def generate(self, prompt: Prompts, **options: Unpack[TextOptions]) -> list[Completion]: ...
+    def generate(self, prompt: Prompts, **options: Unpack[GenerateOptions]) -> list[Completion]: ...
     def generate(
         self,
         prompt: str | Sequence[int] | Prompts,
@@ -298,7 +294,7 @@ class LLM:
         A batch shares the steps of the engine, and each of its answers is the one that prompt gets alone: a `seed`
         that is given holds for every prompt. An error names the prompt by its index, and then none is answered.
         """
-        asked: TextOptions = {
+        asked: GenerateOptions = {
             "max_tokens": max_tokens,
             "sampling": sampling,
             "stop": stop,
@@ -311,11 +307,11 @@ class LLM:
             return complete(self._continued(cast(str, prompt), asked))
         return self._together([self._numbered(i, each, asked) for i, each in enumerate(prompt)])
 
-    def stream_text(self, prompt: str | Sequence[int], **options: Unpack[TextOptions]) -> Iterator[Chunk]:
+    def stream_text(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Iterator[Chunk]:
         """Continue one prompt as `generate` does, with its keywords, piece by piece."""
         return self._continued(prompt, options).stream()
 
-    def _asked(self, messages: Chat, options: ChatOptions) -> Answering:
+    def _asked(self, messages: Chat, options: ChatOptions) -> LocalJob:
         """Prepare the answer to a chat; nothing is computed before it is streamed or entered."""
         self._check_open()
         effort, tools = options.get("effort"), as_tools(options.get("tools", ()))
@@ -337,13 +333,13 @@ class LLM:
             self._prompter.template.render(job.messages or (), effort=effort)  # raises with the levels it has
         return self._answering(job, self._sampling(options))
 
-    def _continued(self, prompt: str | Sequence[int], options: TextOptions) -> Answering:
+    def _continued(self, prompt: str | Sequence[int], options: GenerateOptions) -> LocalJob:
         """Prepare the continuation of a text or of token ids."""
         self._check_open()
         text = prompt if isinstance(prompt, str) else tuple(self._prompter.checked(prompt))
         return self._answering(Job(prompt=text, **self._common(options)), self._sampling(options))
 
-    def _common(self, options: TextOptions) -> dict[str, Any]:
+    def _common(self, options: GenerateOptions) -> dict[str, Any]:
         """Return the fields of a Job that chats and texts share."""
         return {
             "max_tokens": options.get("max_tokens"),
@@ -353,11 +349,11 @@ class LLM:
             "adapter": self.adapters.chosen(options.get("adapter")),
         }
 
-    def _sampling(self, options: TextOptions) -> SamplingParams:
+    def _sampling(self, options: GenerateOptions) -> SamplingParams:
         named = {name: value for name, value in options.items() if name not in _ASKING}
         return self._seeded(options.get("sampling"), named)
 
-    def _numbered(self, index: int, prompt: str | Sequence[int], options: TextOptions) -> Answering:
+    def _numbered(self, index: int, prompt: str | Sequence[int], options: GenerateOptions) -> LocalJob:
         """Prepare one prompt of a batch; an error says which."""
         try:
             return self._continued(prompt, options)
@@ -366,7 +362,7 @@ class LLM:
             e.args = (e.message,)
             raise
 
-    def _together(self, batch: list[Answering]) -> list[Completion]:
+    def _together(self, batch: list[LocalJob]) -> list[Completion]:
         """Compute a batch to its end in this thread; an interrupt ends all of it."""
         chunks: list[list[Chunk]] = [[] for _ in batch]
         engine = self._generating()
@@ -475,7 +471,7 @@ class LLM:
             )
         return self._engine
 
-    def _answering(self, job: Job, params: SamplingParams) -> Answering:
+    def _answering(self, job: Job, params: SamplingParams) -> LocalJob:
         engine = self._generating()
         if self._overlay is not None:
             job = overlaid(job, self._overlay)
@@ -491,7 +487,7 @@ class LLM:
             dropped_messages=prompt.dropped,
             warnings=(*prompt.warnings, *left),
         )
-        return Answering(engine, self._tokenizer, job, prompt, begin, constraint, adapter)
+        return LocalJob(engine, self._tokenizer, job, prompt, begin, constraint, adapter)
 
     def tokenize(self, text: str, special: bool = False, *, bos: bool | None = None) -> list[int]:
         """Turn text into token ids. `special` obeys control tokens in it; keep it off for a user's text.
@@ -544,7 +540,7 @@ def is_batch(prompt: object) -> TypeGuard[Prompts]:
     return isinstance(prompt[0], str) or hasattr(prompt[0], "__len__")
 
 
-def complete(answering: Answering) -> Completion:
+def complete(answering: LocalJob) -> Completion:
     """Compute an answer to its end."""
     return completion(answering.stream(), answering.seed)
 

@@ -18,36 +18,29 @@ from freehold import _native as native
 from freehold.config import load_settings
 from freehold.engine import Encoder, Engine
 from freehold.engine.cache.blocks import blocks_for
-from freehold.engine.cache.capacity import MIN_CONTEXT, CacheBytes, KvType, bytes_per_block
+from freehold.engine.cache.capacity import MIN_CONTEXT, CacheBytes, bytes_per_block
 from freehold.engine.pooling import Pooling, checked_pooling
 from freehold.errors import CapacityExceeded, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
+from freehold.formats.filetype import quantization_of
 from freehold.local.llm import LLM
 from freehold.local.served import ServedModel
 from freehold.machine import show_bytes
-from freehold.models.defaults import sampling_defaults
 from freehold.models.load import LoadedModel, Progress, load_model
 from freehold.models.packs import file_identity, open_pack, pack_path, write_pack
 from freehold.models.pooling import pooling_from_dir
 from freehold.store import ModelRef, Store
 from freehold.store.progress import ProgressLike, watching
+from freehold.store.sampling import sampling_defaults
 from freehold.tokenizer import ChatTemplate, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
 from freehold.tokenizer.template import chat_template_from_dir, chat_template_from_gguf
-from freehold.types import SamplingParams
+from freehold.types import KvType, SamplingParams
 
 # Of a cache whose bytes are given, no more is reserved than this many full contexts take: eight streams at the
 # context's very end, or far more of ordinary length, and what they leave for the next.
 POOL_CONTEXTS = 8
 # Requests that may wait, and prompts that may: what fills the cache four times over would wait for minutes.
 QUEUED, QUEUED_POOLS = 512, 4
-# GGUF's general.file_type; the gaps are types nobody writes any more.
-_FILE_TYPES = {
-    **dict(enumerate(["F32", "F16", "Q4_0", "Q4_1"])),
-    **dict(enumerate(["Q8_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M"], 7)),
-    **dict(enumerate(["Q5_K_S", "Q5_K_M", "Q6_K", "IQ2_XXS", "IQ2_XS", "Q2_K_S", "IQ3_XS", "IQ3_XXS"], 16)),
-    **dict(enumerate(["IQ1_S", "IQ4_NL", "IQ3_S", "IQ3_M", "IQ2_S", "IQ2_M", "IQ4_XS", "IQ1_M", "BF16"], 24)),
-    **dict(enumerate(["TQ1_0", "TQ2_0", "MXFP4"], 36)),
-}
 
 
 class LoadOptions(TypedDict, total=False):
@@ -277,11 +270,3 @@ def _template_notes(template: ChatTemplate | None) -> tuple[str, ...]:
     if template is None or not template.is_fallback:
         return ()
     return (f"chat template: {template.origin}; a base model continues text, see --raw",)
-
-
-def quantization_of(opened: ModelFile, type_bytes: Mapping[str, int]) -> str:
-    """Name the quantisation as the file does (general.file_type), else the type that most bytes have."""
-    stated = opened.metadata.get("general.file_type") if isinstance(opened, GGUFFile) else None
-    if isinstance(stated, int) and stated in _FILE_TYPES:
-        return _FILE_TYPES[stated]
-    return next(iter(type_bytes), "")

@@ -17,10 +17,11 @@ from typing import TypedDict
 
 from freehold.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
 from freehold.sandbox.rendering import requested
+from freehold.serving import Job
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.tokenizer.dialects import Dialect
 from freehold.tokenizer.fill import FillTokens, fill_tokens
-from freehold.types import Job, Message, Tool, Turn
+from freehold.types import Message, Tool, Turn
 
 ANY_LENGTH = 1 << 40  # a context that every prompt fits, for counting
 KEPT = 8  # templates of requests

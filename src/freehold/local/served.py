@@ -2,7 +2,7 @@
 
 Knows the job a server sends and checks every field of it; knows no protocol and no socket. A program that loads a
 model for itself has no use for it: that is LLM.
-Path: worker/process.py -> ServedModel.start -> Answering.enter; ServedModel.pump -> Answering.take
+Path: worker/process.py -> ServedModel.start -> LocalJob.enter; ServedModel.pump -> LocalJob.take
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from freehold.errors import ContextOverflow, UsageError
-from freehold.local.answering import Answering
+from freehold.local.answering import LocalJob
 from freehold.local.embedding import Embeddings
 from freehold.local.jobs import check_chars, check_job
 from freehold.local.llm import LLM
+from freehold.serving import EmbedJob, Job
 from freehold.store.overlays import overlaid
-from freehold.types import EmbedJob, Job, Message, Turn
+from freehold.types import Message, Turn
 
 MAX_LISTED = 1 << 20  # ids of one reply: more would hold up the server, which writes them out
 
@@ -24,7 +25,7 @@ MAX_LISTED = 1 << 20  # ids of one reply: more would hold up the server, which w
 class ServedModel(LLM):
     """An LLM whose requests come as jobs from callers that are not trusted, and whose steps `pump` computes."""
 
-    def start(self, job: Job) -> Answering:
+    def start(self, job: Job) -> LocalJob:
         """Check a job and prepare its answers; `enter` of the result queues them in the engine.
 
         Raises UsageError for a field beyond its limit (jobs.py names them), ContextOverflow, BadTemplate.

@@ -20,7 +20,7 @@ Piece = str | Call | Thought
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class AnswerDelta:
     """What a token made certain."""
 
     thinking: str = ""
@@ -58,12 +58,12 @@ class AnswerText:
         """The stop string that came, or nothing."""
         return self._stops.found
 
-    def push(self, id: int) -> Said:
+    def push(self, id: int) -> AnswerDelta:
         """Add a token."""
         thinking, text = self._splitter.push(self._detokenizer.push(id))
         return self._said(thinking, self._parsed(text))
 
-    def finish(self) -> Said:
+    def finish(self) -> AnswerDelta:
         """Return what was held back; nothing after a stop string."""
         last = self._splitter.push(self._detokenizer.finish())
         rest = self._splitter.finish()
@@ -71,14 +71,14 @@ class AnswerText:
         if self._parser is not None:
             pieces = [*pieces, *self._parser.finish()]
         said = self._said(last[0] + rest[0], pieces)
-        return Said(said.thinking, said.text + self._stops.finish(), said.calls)
+        return AnswerDelta(said.thinking, said.text + self._stops.finish(), said.calls)
 
     def _parsed(self, text: str) -> Iterable[Piece]:
         if self._parser is None:
             return (text,)
         return self._parser.push(text) if text else ()
 
-    def _said(self, thinking: str, pieces: Iterable[Piece]) -> Said:
+    def _said(self, thinking: str, pieces: Iterable[Piece]) -> AnswerDelta:
         text, calls = "", []
         for piece in pieces:
             if self.over is not None:
@@ -92,4 +92,4 @@ class AnswerText:
             else:
                 text += self._stops.push(piece)
                 self.over = "stop" if self._stops.hit else None
-        return Said(thinking, text, tuple(calls))
+        return AnswerDelta(thinking, text, tuple(calls))

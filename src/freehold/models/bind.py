@@ -20,9 +20,9 @@ from freehold import _native as native
 from freehold.catalog.model import Structure
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import GGUFFile, ModelFile, QuantType, SafetensorsFile, Tensor
+from freehold.formats.fields import Fields
 from freehold.models.families import FAMILIES
 from freehold.models.family import Family, Network, NetworkWeights, TensorSpec
-from freehold.models.fields import Fields
 from freehold.models.rope import RopeTable
 from freehold.models.sizes import MAX_EXPERTS
 

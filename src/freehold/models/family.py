@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
+from freehold.formats.fields import Fields
 from freehold.layers import LayerSpec
-from freehold.models.fields import Fields
 from freehold.models.ops import Buffer, Ops
 from freehold.models.rope import RopeSpec
 

@@ -17,14 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.config import nearest
-from freehold.errors import BadModelFile, CapacityExceeded, ModelNotFound, UnsupportedModel, UsageError
+from freehold.errors import BadModelFile, CapacityExceeded, UnsupportedModel
 from freehold.formats import LoraFile, LowRank, QuantType, Tensor, open_lora
 from freehold.machine import available_bytes, show_bytes
 from freehold.models.bind import plain_name
 from freehold.models.family import TensorSpec
 from freehold.models.load import LoadedModel
-from freehold.types import ADAPTER_NAME
 
 RANK_STEP = 16  # native.Adapter takes ranks that fill panels; what is added to one is zero
 ALWAYS_16 = {QuantType.F16: "F16", QuantType.BF16: "BF16"}  # types whose bits are packed as they are
@@ -74,24 +72,6 @@ def pack_adapter(file: LoraFile, model: LoadedModel, name: str) -> Adapter:
         out.add(weight, a, _pack(b, pair.b, model.threads, columns=RANK_STEP), pair.scale)
     file.check_whole()
     return Adapter(name, file.digest, len(found), max(pair.rank for _, _, pair in found), out)
-
-
-def check_name(name: str) -> None:
-    """Raise UsageError for a name that could not stand behind a plus."""
-    if not re.fullmatch(ADAPTER_NAME, name):
-        raise UsageError(
-            f"{name[:80]!r} cannot be an adapter's name", "use up to 64 letters, digits, dots, dashes and _"
-        )
-
-
-def unknown_adapter(model: str, name: str, held: list[str]) -> ModelNotFound:
-    """Build the error for an adapter that a model does not have."""
-    near = nearest(name, held)
-    spelled = ", ".join(f"{model}+{each}" for each in sorted(held)[:10])
-    known = f"its adapters: {spelled}" if held else "it has none at all"
-    # Others are named in the hint alone: a key whose scope does not hold them is told another (server/core/hints.py).
-    hint = f"did you mean {model}+{near}?" if near else known
-    return ModelNotFound(f"{model} has no adapter {name[:80]!r}", hint)
 
 
 # --- finding ---------------------------------------------------------------------------------------

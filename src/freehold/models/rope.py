@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.models.fields import MAX_CONTEXT, MAX_WIDTH, Fields
+from freehold.formats.fields import MAX_CONTEXT, MAX_WIDTH, Fields
 
 F32 = NDArray[np.float32]
 Scaling = Literal["default", "linear", "llama3", "yarn"]

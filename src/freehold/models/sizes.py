@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.models.fields import (
+from freehold.formats.fields import (
     MAX_CONTEXT,
     MAX_HEADS,
     MAX_LAYERS,

@@ -1,1 +1,1 @@
-"""The HTTP side: protocols, keys and limits. It knows models only through contract.py, never an engine."""
+"""The HTTP side: protocols, keys and limits. It knows models only through serving.py, never an engine."""

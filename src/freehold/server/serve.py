@@ -33,7 +33,6 @@ from freehold.server.core.accounts import Accounts
 from freehold.server.core.auth import Guard, host_name
 from freehold.server.core.call import Server
 from freehold.server.core.connections import Connections, Guarded, full
-from freehold.server.core.contract import Models
 from freehold.server.core.health import Health
 from freehold.server.core.keys import Ring, hashed
 from freehold.server.core.limits import Limits
@@ -41,6 +40,7 @@ from freehold.server.core.metrics import Metrics
 from freehold.server.core.problems import without_paths
 from freehold.server.core.tls import Tls
 from freehold.server.openai.responses.store import Responses
+from freehold.serving import ModelManager
 from freehold.store import Store
 
 STOP_S = 5.0  # from the end of the drain to the end of the process
@@ -136,7 +136,12 @@ class Doors:
     """A running server. `stop` drains; a second `stop` ends at once."""
 
     def __init__(
-        self, models: Models, settings: Settings, *, preload: Sequence[str] = (), store: Store | None = None
+        self,
+        models: ModelManager,
+        settings: Settings,
+        *,
+        preload: Sequence[str] = (),
+        store: Store | None = None,
     ) -> None:
         self.settings = settings
         self.url = ""
@@ -252,7 +257,7 @@ class Doors:
 
 
 def run(
-    open_models: Callable[[], Awaitable[Models]],
+    open_models: Callable[[], Awaitable[ModelManager]],
     settings: Settings,
     tcp: Sequence[socket.socket],
     unix: socket.socket | None = None,

@@ -19,11 +19,12 @@ from typing import Any
 
 from freehold import private
 from freehold.errors import FreeholdError, UsageError
+from freehold.serving import Job
 from freehold.store import adapters, parameters, space
 from freehold.store.manifest import write_json
 from freehold.store.parameters import Parameters
 from freehold.store.refs import LATEST, LIBRARY, MODEL_SUFFIXES, slug
-from freehold.types import Job, Message
+from freehold.types import Message
 
 SCHEMA = 1
 MAX_BYTES = 4 << 20  # of a record

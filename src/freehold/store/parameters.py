@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from freehold.config import nearest
 from freehold.errors import UsageError
-from freehold.types import MAX_STOP_CHARS, MAX_STOPS
+from freehold.serving import MAX_STOP_CHARS, MAX_STOPS
 
 MAX_COUNT = 1 << 30  # more tokens than any context holds
 MAX_SEED = (1 << 63) - 1

@@ -3,7 +3,7 @@
 Knows sockets, frames and a child process; knows no streams, no restarts. The process gets one end of a
 socket pair that nobody else can name; it lives in a session of its own, so that Ctrl-C reaches the server
 alone, and it ends when this end is closed, and when this process does, however that came about.
-Path: Served -> EngineProcess.start -> Open -> Ready; -> send -> process.py -> Frame -> on_frame
+Path: EngineHandle -> EngineProcess.start -> Open -> EngineReady; -> send -> process.py -> Frame -> on_frame
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from freehold import __version__
 from freehold.errors import EngineLost
 from freehold.machine import memory_kills
 from freehold.sandbox.children import spawn
-from freehold.types import ModelInfo
+from freehold.serving import ModelInfo
 from freehold.worker.wire import (
     PROTOCOL,
     BadFrame,
+    EngineReady,
     Failed,
     Frame,
     FromEngine,
     Hello,
     Loading,
-    Message,
     Open,
     Reader,
-    Ready,
+    WireMessage,
     Writer,
 )
 
@@ -100,7 +100,7 @@ class EngineProcess(asyncio.Protocol):
             raise EngineDied(f"it could not be started: {e.strerror}") from e
         await self._loop.create_unix_connection(lambda: self, sock=ours)
 
-    def send(self, message: Message) -> None:
+    def send(self, message: WireMessage) -> None:
         """Send a message; those of one turn of the loop go out together. Raises UsageError for one too large."""
         frame = self._writer.frame(message)
         if not self._out:
@@ -155,7 +155,7 @@ class EngineProcess(asyncio.Protocol):
             if isinstance(message, Failed):
                 self._fault = message.message
             return None
-        if isinstance(message, Ready):
+        if isinstance(message, EngineReady):
             return self._ready.set_result(message.info)
         return self._refused(message.error)
 

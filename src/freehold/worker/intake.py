@@ -2,7 +2,7 @@
 
 Knows ids, messages and threads; knows no model. A request that waits is held here alone, so a cancelled one is
 forgotten with its text; one that runs ends at its next check (stopping.py).
-Path: process.Intake -> Work.put -> a thread -> Intake's own method
+Path: process.Intake -> IntakeQueue.put -> a thread -> Intake's own method
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from freehold.stopping import Stopped, stops_when
 T = TypeVar("T")
 
 
-class Work(Generic[T]):
+class IntakeQueue(Generic[T]):
     """Messages that wait for one of `threads`, or have one; `run` is called with each in turn."""
 
     def __init__(self, name: str, threads: int, run: Callable[[T], None]) -> None:

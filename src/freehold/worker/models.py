@@ -2,7 +2,7 @@
 
 Knows names, memory and what is loaded; knows no stream and no protocol. Before a load it counts the bytes and
 takes idle models out, the one used longest ago first; what does not fit then is refused with the numbers.
-Path: server -> Models.use -> Served; Served -> Models._admit -> Open
+Path: server -> EngineModels.use -> EngineHandle; EngineHandle -> EngineModels._admit -> Open
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 import psutil
 
 from freehold import __version__
-from freehold.engine.cache.capacity import KvType
 from freehold.errors import CapacityExceeded, EngineClosed, ModelNotFound
 from freehold.formats import open_lora
+from freehold.formats.adapter_names import check_adapter_name, unknown_adapter
 from freehold.machine import available_bytes, show_bytes
-from freehold.models.lora import check_name, unknown_adapter
+from freehold.serving import LoadedInfo, ModelHandle, StoredModel
 from freehold.store import ModelRef, Store
 from freehold.store.overlays import Overlay
 from freehold.store.refs import parse_ref
-from freehold.types import EngineStats, ModelInfo
-from freehold.worker.adapted import Adapted
-from freehold.worker.overlaid import Overlaid
-from freehold.worker.supervisor import HUNG_S, KEEP_ALIVE_S, Served
+from freehold.types import KvType
+from freehold.worker.adapted import AdaptedHandle
+from freehold.worker.overlaid import OverlaidHandle
+from freehold.worker.supervisor import HUNG_S, KEEP_ALIVE_S, EngineHandle
 from freehold.worker.wire import PROTOCOL, Open, Script
 
 HEADROOM = 256 << 20  # bytes of an engine beside weights and cache: interpreter, tokenizer, activations
@@ -44,7 +44,7 @@ log = logging.getLogger("freehold.worker")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EngineOptions:
     """How engines are started; None leaves the choice to them."""
 
     context: int | None = None
@@ -63,34 +63,7 @@ class Options:
     engine: Mapping[str, Any] = field(default_factory=dict)  # target_itl_s, max_queued, max_queued_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A model that can be asked for by name."""
-
-    name: str
-    bytes: int
-    modified: float  # seconds since 1970, when it came into the store; 0 where nobody noted it
-    owner: str
-    digest: str
-    detail: str
-    parent: str = ""  # of an adapter's name: the model it is beside
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model that an engine process holds, or will again when it is back from the dead."""
-
-    name: str
-    info: ModelInfo
-    stats: EngineStats
-    expires_at: float | None  # time.time() of its unloading; None: never, or not while it is busy
-    in_flight: int
-    restarts: int
-    slow_readers: int
-    pid: int
-
-
-class Models:
+class EngineModels:
     """All models of a server. `paths`: files and folders that may be asked for by their names too.
 
     `scripts`: models that compute nothing. `available` returns the bytes that may still be taken.
@@ -99,7 +72,7 @@ class Models:
     def __init__(
         self,
         store: Store,
-        options: Options = Options(),
+        options: EngineOptions = EngineOptions(),
         *,
         paths: Mapping[str, ModelRef] | None = None,
         scripts: Mapping[str, Script] | None = None,
@@ -107,7 +80,7 @@ class Models:
     ) -> None:
         self._store, self._options, self._available = store, options, available
         self._paths, self._scripts = dict(paths or {}), dict(scripts or {})
-        self._served: dict[str, Served] = {}
+        self._served: dict[str, EngineHandle] = {}
         self._adapters = {model: dict(held) for model, held in options.adapters.items()}
         self._lent: dict[
             str, dict[str, Path]
@@ -117,25 +90,25 @@ class Models:
         self._room = asyncio.Lock()  # one looks for room at a time
         self._closed = False
 
-    async def names(self) -> list[Held]:
+    async def names(self) -> list[StoredModel]:
         """List what may be asked for."""
         listed = await asyncio.to_thread(self._store.list)
         held = {
-            m.name: Held(m.name, m.bytes, _seconds(m.created), m.owner, m.digest, m.detail)
+            m.name: StoredModel(m.name, m.bytes, _seconds(m.created), m.digest)
             for m in reversed(listed)
             if m.state in ("ready", "changed")
         }
         for name, ref in self._paths.items():
-            held[name] = Held(name, ref.bytes, 0.0, ref.owner, ref.digest, "")
+            held[name] = StoredModel(name, ref.bytes, digest=ref.digest)
         for name in self._scripts:
-            held[name] = Held(name, 0, 0.0, "script", "", "")
+            held[name] = StoredModel(name, 0)
         for model, adapters in self._adapters.items():
             for each, path in adapters.items() if model in held else ():
                 name = f"{model}+{each}"
-                held[name] = Held(name, size(path), held[model].modified, "user", "", "", parent=model)
+                held[name] = StoredModel(name, size(path), held[model].modified, parent=model)
         return sorted(held.values(), key=lambda m: m.name)
 
-    async def use(self, name: str, keep_alive: float | None = None) -> Served | Adapted | Overlaid:
+    async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
         """Return the model, loaded; `base+adapter` computing with its adapter, one made from another as it says.
 
         Raises ModelNotFound, CapacityExceeded, and what loading gave.
@@ -147,7 +120,7 @@ class Models:
             served = await self._use(overlay.base, keep_alive)
             if overlay.adapter:
                 await self._lend(overlay)
-            return Overlaid(served, overlay)
+            return OverlaidHandle(served, overlay)
         return await self._use(name, keep_alive)
 
     async def name_of(self, name: str) -> str:
@@ -164,7 +137,7 @@ class Models:
         overlay = self._store.overlays.find(name)
         return overlay if overlay is not None and not overlay.template else None
 
-    async def _use(self, name: str, keep_alive: float | None) -> Served | Adapted:
+    async def _use(self, name: str, keep_alive: float | None) -> ModelHandle:
         name, adapter = await self._parted(name)
         served = self._served.get(self._aliases.get(name, name))
         if served is None or not served.awake:
@@ -172,7 +145,7 @@ class Models:
         if adapter and adapter not in self._adapters.get(served.name, {}):
             raise unknown_adapter(served.name, adapter, [*self._adapters.get(served.name, {})])
         await served.load(keep_alive)
-        return Adapted(served, adapter) if adapter else served
+        return AdaptedHandle(served, adapter) if adapter else served
 
     async def _lend(self, overlay: Overlay) -> None:
         """See that the engine of an overlay's base has its adapter, now and when it is loaded again."""
@@ -186,7 +159,7 @@ class Models:
 
         Raises ModelNotFound, and what open_lora raises, or Adapters.add in an engine that has the model.
         """
-        check_name(adapter)
+        check_adapter_name(adapter)
         await asyncio.to_thread(open_lora, path)
         name = (await self._found(name)).name
         await self._tell(name, "add_adapter", adapter, str(path.absolute()))
@@ -206,7 +179,7 @@ class Models:
         if served is not None and served.loaded:
             await served.change(method, *args)
 
-    def loaded(self) -> list[Loaded]:
+    def loaded(self) -> list[LoadedInfo]:
         """List what is loaded."""
         return [_loaded(served) for served in self._served.values() if served.awake and served.was_loaded]
 
@@ -250,19 +223,19 @@ class Models:
             raise ModelNotFound(f"no model is named {name!r}", "GET /v1/models lists the names")
         return await asyncio.to_thread(self._store.resolve, name)
 
-    def _known(self, asked: str, name: str) -> Served:
+    def _known(self, asked: str, name: str) -> EngineHandle:
         if len(self._aliases) >= MAX_SPELLINGS:
             self._aliases.clear()  # they are looked up again
         self._aliases[asked] = name
         if name not in self._served:
-            self._served[name] = Served(
+            self._served[name] = EngineHandle(
                 name, self._admit, keep_alive_s=self._options.keep_alive_s, hung_s=self._options.hung_s
             )
         return self._served[name]
 
     # --- room --------------------------------------------------------------------------------------
 
-    async def _admit(self, served: Served, refused: CapacityExceeded | None) -> Open:
+    async def _admit(self, served: EngineHandle, refused: CapacityExceeded | None) -> Open:
         """Make room for a model and say how to load it. Raises CapacityExceeded with the numbers.
 
         `refused`: the engine's own, which knows what a token costs; then one idle model more has to go.
@@ -302,7 +275,7 @@ class Models:
         draft = await self._found(self._options.draft)
         return None if draft.name == ref.name else draft
 
-    async def _make_room(self, served: Served, weights: int) -> int:
+    async def _make_room(self, served: EngineHandle, weights: int) -> int:
         """Unload idle models until `weights` fit; return the bytes the cache may take."""
         wanted = self._options.cache_bytes
         need = weights + HEADROOM + (wanted or LEAST_CACHE)
@@ -313,7 +286,7 @@ class Models:
             if not await self._unload_one(served):
                 raise self._no_room(served, need, free)
 
-    async def _unload_one(self, served: Served) -> bool:
+    async def _unload_one(self, served: EngineHandle) -> bool:
         """Wait for a model that is leaving, else unload the idle one used longest ago; False if there is neither."""
         others = [s for s in self._served.values() if s is not served]
         leaving = [s for s in others if s.leaving]
@@ -324,21 +297,21 @@ class Models:
             await min(idle, key=lambda s: s.used_at).unload()
         return bool(leaving or idle)
 
-    def _too_many(self, served: Served) -> bool:
+    def _too_many(self, served: EngineHandle) -> bool:
         most = self._options.max_models
         awake = sum(s.awake for s in self._served.values() if s is not served)
         return most is not None and awake >= most
 
-    def _free(self, served: Served) -> int:
+    def _free(self, served: EngineHandle) -> int:
         """Count the bytes a new engine may take: the machine's, less what loaded ones have yet to touch."""
         others = [s for s in self._served.values() if s is not served and s.awake]
         return self._available() - sum(self._untouched(s) for s in others)
 
-    def _untouched(self, served: Served) -> int:
+    def _untouched(self, served: EngineHandle) -> int:
         promised = served.info.memory_bytes if served.loaded else self._needs.get(served.name, 0)
         return max(promised - _resident_bytes(served.pid), 0)
 
-    def _no_room(self, served: Served, need: int, free: int) -> CapacityExceeded:
+    def _no_room(self, served: EngineHandle, need: int, free: int) -> CapacityExceeded:
         if self._too_many(served):
             message = (
                 f"{served.name} would be one model more than the {self._options.max_models} allowed at once"
@@ -363,8 +336,8 @@ class Models:
         return f"loaded: {', '.join(shown)}" if shown else ""
 
 
-def _loaded(served: Served) -> Loaded:
-    return Loaded(
+def _loaded(served: EngineHandle) -> LoadedInfo:
+    return LoadedInfo(
         served.name,
         served.info,
         served.stats,

@@ -1,76 +1,61 @@
 """A model made from another, answering through the other's engine: jobs are changed on their way in.
 
-Knows an overlay and a loaded model; knows no store. Its name, numbers and memory are the model's it stands on.
-Path: Models.use -> Overlaid.start -> overlays.overlaid -> Served.start
+Knows an overlay and a loaded model; knows no store. Its name, statistics and memory are those of its base.
+Path: EngineModels.use -> OverlaidHandle.start -> overlays.overlaid -> EngineHandle.start
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
+from freehold.serving import (
+    DelegatingHandle,
+    DelegatingTokenizer,
+    EmbedJob,
+    Job,
+    ModelHandle,
+    Stream,
+    TokenizerFace,
+    Vectors,
+)
 from freehold.store.overlays import Overlay, overlaid, with_messages
-from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Vectors
-from freehold.worker.adapted import Adapted
-from freehold.worker.stream import Stream
-from freehold.worker.supervisor import Served
+from freehold.types import Message, Turn
 
 
-class Overlaid:
+class OverlaidHandle(DelegatingHandle):
     """One overlay over a loaded model; made anew for each request."""
 
-    def __init__(self, served: Served | Adapted, overlay: Overlay) -> None:
-        self._served, self._overlay = served, overlay
+    def __init__(self, handle: ModelHandle, overlay: Overlay) -> None:
+        super().__init__(handle)
+        self._overlay = overlay
 
     @property
-    def name(self) -> str:
-        """The name of the model that is in memory."""
-        return self._served.name
-
-    @property
-    def info(self) -> ModelInfo:
-        """What that model is."""
-        return self._served.info
-
-    @property
-    def stats(self) -> EngineStats:
-        """Its engine's latest numbers."""
-        return self._served.stats
+    def tokenizer(self) -> TokenizerFace | None:
+        inner = self.handle.tokenizer
+        return None if inner is None else OverlaidTokenizer(inner, self._overlay)
 
     async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
-        """Have a job answered as the overlay has it."""
-        return await self._served.start(overlaid(job, self._overlay), keep_alive)
+        return await self.handle.start(overlaid(job, self._overlay), keep_alive)
 
-    async def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """Turn text into ids."""
-        return await self._served.tokenize(text, special)
+    async def count(self, job: Job) -> int:
+        return await self.handle.count(overlaid(job, self._overlay))
 
-    async def detokenize(self, ids: Sequence[int]) -> str:
-        """Turn ids into text."""
-        return await self._served.detokenize(ids)
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
+    ) -> Vectors:
+        adapter = job.adapter or self._overlay.adapter_name  # all that an overlay changes about embeddings
+        return await self.handle.embed(replace(job, adapter=adapter), keep_alive, computed)
 
-    async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
-        """Return what each id writes."""
-        return await self._served.token_texts(ids)
+
+class OverlaidTokenizer(DelegatingTokenizer):
+    """A tokenizer whose chats begin with an overlay's messages."""
+
+    def __init__(self, tokenizer: TokenizerFace, overlay: Overlay) -> None:
+        super().__init__(tokenizer)
+        self._overlay = overlay
 
     async def render(
         self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
     ) -> list[int]:
-        """Turn a chat into the ids the model would read, the overlay's messages before it."""
-        return await self._served.render(with_messages(tuple(messages), self._overlay), think, turn)
-
-    async def count(self, job: Job) -> int:
-        """Return how many tokens a job's prompt has, the overlay's messages among them."""
-        return await self._served.count(overlaid(job, self._overlay))
-
-    async def embed(
-        self, job: EmbedJob, keep_alive: float | None = None, read: Callable[[int], None] | None = None
-    ) -> Vectors:
-        """Turn texts into vectors; an overlay changes nothing about that but the adapter."""
-        job = replace(job, adapter=job.adapter or self._overlay.adapter_name)
-        return await self._served.embed(job, keep_alive, read)
-
-    async def template(self) -> dict[str, Any]:
-        """Describe the tokenizer and its chat template."""
-        return await self._served.template()
+        return await self.inner.render(with_messages(tuple(messages), self._overlay), think, turn)

@@ -34,33 +34,34 @@ from freehold import __version__
 from freehold.errors import DamagedPack, EngineClosed, EngineLost, UsageError
 from freehold.machine import CROWDED, Crowd
 from freehold.sandbox.children import follow_parent
+from freehold.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo, Vectors
 from freehold.stopping import Stopped
-from freehold.types import Begin, Chunk, EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Usage, Vectors
-from freehold.worker.intake import Work
+from freehold.types import Chunk, Message, Turn, Usage
+from freehold.worker.intake import IntakeQueue
 from freehold.worker.wire import (
     PROTOCOL,
     BadFrame,
     Began,
-    Call,
+    CallReply,
     Cancel,
+    EngineReady,
     Event,
     Failed,
     Frame,
     FromServer,
     Hello,
     Loading,
+    ModelCall,
     Open,
     Piece,
     Reader,
-    Ready,
-    Reply,
     Submit,
+    WireMessage,
     Writer,
     decode,
     read,
     size,
 )
-from freehold.worker.wire import Message as WireMessage
 
 IDLE_S = 0.25  # between looks at whether something changed while there was nothing to compute
 LOADING_S = 0.1  # between reports of loading
@@ -74,7 +75,7 @@ READ = 1 << 18
 OOM_SCORE = 500  # when memory runs out the kernel takes an engine, which comes back, not the server
 
 
-class Answering(Protocol):
+class HostedJob(Protocol):
     """A job under way (local.Answering, or a scripted one)."""
 
     @property
@@ -86,7 +87,7 @@ class Answering(Protocol):
     def cancel(self) -> None: ...
 
 
-class Embedded(Protocol):
+class HostedVectors(Protocol):
     """What texts became (local.Embeddings, or a scripted one)."""
 
     @property
@@ -97,14 +98,14 @@ class Embedded(Protocol):
     def cut(self) -> tuple[int, ...]: ...
 
 
-class Model(Protocol):
+class HostedModel(Protocol):
     """What answers here: an LLM, or a script."""
 
     @property
     def info(self) -> ModelInfo: ...
     @property
     def stats(self) -> EngineStats: ...
-    def start(self, job: Job) -> Answering: ...
+    def start(self, job: Job) -> HostedJob: ...
     def pump(self, timeout: float) -> bool: ...
     def close(self) -> None: ...
     def tokenize(self, text: str, special: bool = False) -> list[int]: ...
@@ -115,7 +116,7 @@ class Model(Protocol):
     def template(self) -> dict[str, Any]: ...
     def add_adapter(self, name: str, path: str) -> ModelInfo: ...
     def remove_adapter(self, name: str) -> ModelInfo: ...
-    def embed_job(self, job: EmbedJob) -> Embedded: ...
+    def embed_job(self, job: EmbedJob) -> HostedVectors: ...
 
 
 class Channel:
@@ -152,9 +153,9 @@ class Channel:
 class Answers:
     """The jobs that are answered now, and the events they give."""
 
-    def __init__(self, model: Model, channel: Channel) -> None:
+    def __init__(self, model: HostedModel, channel: Channel) -> None:
         self._model, self._channel = model, channel
-        self._live: dict[int, Answering] = {}
+        self._live: dict[int, HostedJob] = {}
         self._told = EngineStats()
         self._coming: set[int] = set()  # announced and not yet entered; a cancel takes them out
         self._alone: int | None = None  # the job that nobody shared a step with so far
@@ -171,7 +172,7 @@ class Answers:
         """Tell whether nobody has cancelled a job that is being taken in."""
         return id in self._coming
 
-    def enter(self, ready: list[tuple[int, Answering]]) -> None:
+    def enter(self, ready: list[tuple[int, HostedJob]]) -> None:
         """Let the engine have jobs, and say that they began."""
         events: list[Event] = []
         with self._gate:
@@ -182,7 +183,7 @@ class Answers:
             if events:
                 self._channel.send_events(events, None)
 
-    def _entered(self, id: int, answering: Answering) -> list[Event]:
+    def _entered(self, id: int, answering: HostedJob) -> list[Event]:
         try:
             answering.enter()
         except Exception as e:
@@ -216,7 +217,7 @@ class Answers:
             self._told = stats
             self._channel.send_events(events, stats)
 
-    def _collect(self, id: int, answering: Answering, events: list[Event]) -> None:
+    def _collect(self, id: int, answering: HostedJob, events: list[Event]) -> None:
         had_begun = answering.begin is not None
         try:
             pieces = answering.take()
@@ -241,15 +242,15 @@ class Answers:
 class Intake:
     """Takes in what the server sends, from the socket's reading thread."""
 
-    def __init__(self, model: Model, answers: Answers, channel: Channel) -> None:
+    def __init__(self, model: HostedModel, answers: Answers, channel: Channel) -> None:
         self._model, self._answers, self._channel = model, answers, channel
-        self._long_jobs = Work[Submit]("intake", 2, lambda job: self._start([job]))
+        self._long_jobs = IntakeQueue[Submit]("intake", 2, lambda job: self._start([job]))
         # A request's own template may run to its limit, and holds up none but such requests.
-        self._templated = Work[Submit]("template", 1, lambda job: self._start([job]))
+        self._templated = IntakeQueue[Submit]("template", 1, lambda job: self._start([job]))
         # A long text never keeps a short one waiting, and neither keeps a prompt or a format.
-        self._calls, self._long_calls = (Work("tokens", 1, self._answer) for _ in range(2))
+        self._calls, self._long_calls = (IntakeQueue("tokens", 1, self._answer) for _ in range(2))
         # One for each priority: a batch that holds all threads of the only one would hold up everybody.
-        self._embedding, self._batch = (Work("embed", EMBEDDING, self._answer) for _ in range(2))
+        self._embedding, self._batch = (IntakeQueue("embed", EMBEDDING, self._answer) for _ in range(2))
 
     def take(self, messages: list[FromServer]) -> None:
         """Handle messages in order; the short jobs among them enter together."""
@@ -257,7 +258,7 @@ class Intake:
         self._answers.expect([m.id for m in jobs])
         short: list[Submit] = []
         for message in messages:
-            if isinstance(message, Call):
+            if isinstance(message, ModelCall):
                 self._threads_for(message).put(message.id, message)
             elif isinstance(message, Submit) and (work := self._work_for(message)):
                 work.put(message.id, message)
@@ -281,7 +282,7 @@ class Intake:
         ):
             work.cancel(id)
 
-    def _work_for(self, message: Submit) -> Work[Submit] | None:
+    def _work_for(self, message: Submit) -> IntakeQueue[Submit] | None:
         """Return the threads that take a job in, or None for one that takes no time."""
         try:
             peek = decode(message.job, _Peek)
@@ -292,16 +293,16 @@ class Intake:
         is_long = len(memoryview(message.job)) > LONG_JOB or peek.format is not None or bool(peek.tools)
         return self._long_jobs if is_long else None
 
-    def _threads_for(self, call: Call) -> Work[Call]:
+    def _threads_for(self, call: ModelCall) -> IntakeQueue[ModelCall]:
         match call:
-            case Call(method="embed", args=[{"priority": "batch"}]):
+            case ModelCall(method="embed", args=[{"priority": "batch"}]):
                 return self._batch
-            case Call(method="embed"):
+            case ModelCall(method="embed"):
                 return self._embedding
         return self._long_calls if size(call.args) > LONG_JOB else self._calls
 
     def _start(self, jobs: list[Submit]) -> None:
-        ready: list[tuple[int, Answering]] = []
+        ready: list[tuple[int, HostedJob]] = []
         began = time.monotonic()
         for message in jobs:
             try:
@@ -316,9 +317,9 @@ class Intake:
                 ready, began = [], time.monotonic()
         self._answers.enter(ready)
 
-    def _answer(self, call: Call) -> None:
+    def _answer(self, call: ModelCall) -> None:
         try:
-            event: Event = Reply(call.id, self._called(call))
+            event: Event = CallReply(call.id, self._called(call))
         except DamagedPack as e:
             self._channel.give_up(e)
         except Stopped:
@@ -327,7 +328,7 @@ class Intake:
             event = Failed.of(call.id, e)
         self._channel.send_events([event], None)
 
-    def _called(self, call: Call) -> Any:
+    def _called(self, call: ModelCall) -> Any:
         model, args = self._model, call.args
         match call.method:
             case "tokenize":
@@ -372,7 +373,7 @@ class Process:
     def __init__(self, sock: socket.socket) -> None:
         self._sock, self._channel = sock, Channel(sock)
         self._open: queue.SimpleQueue[Open] = queue.SimpleQueue()
-        self._model: Model | None = None
+        self._model: HostedModel | None = None
         self._intake: Intake | None = None
         self._answers: Answers | None = None
         self._packs: Path | None = None  # the folder of packs where models are computed plainly
@@ -393,7 +394,7 @@ class Process:
         self._intake = Intake(model, answers, self._channel)
         gc.collect()
         gc.freeze()  # what loading made lives as long as we do
-        self._channel.send(Ready(model.info))
+        self._channel.send(EngineReady(model.info))
         while True:
             try:
                 stepped = model.pump(IDLE_S)
@@ -444,7 +445,7 @@ class Process:
                 self._model.close()
         os._exit(0)
 
-    def _learn(self, model: Model) -> None:
+    def _learn(self, model: HostedModel) -> None:
         """Keep what answers took that were computed alone and plainly, where this is a home's own engine."""
         path, packs, usages = (
             getattr(model, "path", None),
@@ -457,7 +458,7 @@ class Process:
             learn(packs.parent, path, usages)
 
 
-def load(asked: Open, report: Callable[[int, int], None]) -> Model:
+def load(asked: Open, report: Callable[[int, int], None]) -> HostedModel:
     """Open what the server asked for."""
     if (asked.protocol, asked.version) != (PROTOCOL, __version__):
         raise EngineLost(

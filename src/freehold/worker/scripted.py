@@ -18,18 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.errors import EngineClosed, UsageError
-from freehold.types import (
-    Begin,
-    Chunk,
-    EmbedJob,
-    EngineStats,
-    Job,
-    Message,
-    ModelInfo,
-    SamplingParams,
-    Turn,
-    Usage,
-)
+from freehold.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo
+from freehold.types import Chunk, Message, SamplingParams, Turn, Usage
 from freehold.worker.wire import Script
 
 VOCAB = 50_000
@@ -46,7 +36,7 @@ class ScriptedModel:
     def __init__(self, script: Script) -> None:
         time.sleep(script.load_s)
         self._script = script
-        self._live: list[ScriptedAnswer] = []
+        self._live: list[ScriptedJob] = []
         self._turn = threading.Condition()
         self._steps = self._tokens = self._prompts = 0
         self._progress_at = time.monotonic()
@@ -82,25 +72,25 @@ class ScriptedModel:
             progress_at=self._progress_at,
         )
 
-    def start(self, job: Job) -> ScriptedAnswer:
+    def start(self, job: Job) -> ScriptedJob:
         """Take a job in; its prompt has a token a word."""
         if (job.messages is None) == (job.prompt is None):
             raise UsageError("a job is a chat or a prompt")
         words = min(job.max_tokens or self._script.words, self._script.words)
-        return ScriptedAnswer(self, job, words, self._script.context)
+        return ScriptedJob(self, job, words, self._script.context)
 
     def dies_at(self, job: Job) -> int:
         """Return the word at which a job ends the process, -1 for none."""
         return self._script.poison_at if self._script.poison and job.prompt == self._script.poison else -1
 
-    def enter(self, answer: ScriptedAnswer) -> None:
+    def enter(self, answer: ScriptedJob) -> None:
         """Let the steps have it."""
         with self._turn:
             self._live.append(answer)
             self._prompts += answer.prompt_tokens
             self._turn.notify()
 
-    def leave(self, answer: ScriptedAnswer) -> None:
+    def leave(self, answer: ScriptedJob) -> None:
         """Take it away from the steps."""
         with self._turn:
             if answer in self._live:
@@ -181,7 +171,7 @@ class ScriptedVectors:
     cut: tuple[int, ...] = ()
 
 
-class ScriptedAnswer:
+class ScriptedJob:
     """One job's answers, all as far as each other."""
 
     def __init__(self, model: ScriptedModel, job: Job, words: int, context: int) -> None:

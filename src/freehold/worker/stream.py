@@ -1,7 +1,7 @@
 """One job's answers on the server's side: what came and was not read, and the log that outlives an engine.
 
 Knows chunks, tokens and limits; knows no socket and no process.
-Path: Served.start -> Stream <- Piece; server/openai reads it
+Path: EngineHandle.start -> EngineStream <- Piece; server/openai reads it
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from dataclasses import replace
 from typing import Self
 
 from freehold.errors import DeadlineExceeded, FreeholdError, SlowReader
-from freehold.types import Begin, Chunk, Job
+from freehold.serving import Begin, Job
+from freehold.types import Chunk
 
 MAX_HELD_TOKENS = 4096  # that a reader may be behind; then its stream ends, and nobody else waits for it
 
 
-class Stream:
+class EngineStream:
     """Iterate for (answer's index, chunk); `aclose` cancels. `begin` is there once `started` returned."""
 
-    def __init__(self, id: int, job: Job, ended: Callable[[Stream, bool], None]) -> None:
+    def __init__(self, id: int, job: Job, ended: Callable[[EngineStream, bool], None]) -> None:
         self.id, self.job, self.deaths = id, job, 0
         self._loop = asyncio.get_running_loop()
         self._ended = ended  # called once, with whether the engine still works for it

@@ -4,7 +4,7 @@ Knows streams, deaths and times; knows no file of a model, no memory and no web.
 started again; what it was answering goes on from the tokens it had sent, and so from the very next one, since
 a token depends on those before it and on the seed alone. What keeps on killing engines ends alone: whatever was
 there at two deaths comes back one after another, and the next death counts against the latest only.
-Path: Models.use -> Served.start -> EngineProcess.send(Submit); Frame -> Stream
+Path: EngineModels.use -> EngineHandle.start -> EngineProcess.send(Submit); Frame -> EngineStream
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import fields, replace
 from itertools import zip_longest
 from typing import Any
@@ -29,10 +29,11 @@ from freehold.errors import (
     Overloaded,
     UsageError,
 )
-from freehold.types import EmbedJob, EngineStats, Job, Message, ModelInfo, Turn, Vectors
+from freehold.serving import EmbedJob, EngineStats, Job, ModelInfo, Vectors
 from freehold.worker.client import STOP_S, EngineDied, EngineProcess
-from freehold.worker.stream import Stream
-from freehold.worker.wire import Began, Call, Cancel, Failed, Frame, Open, Piece, Submit, Writer, size
+from freehold.worker.stream import EngineStream
+from freehold.worker.tokenizer import EngineTokenizer
+from freehold.worker.wire import Began, Cancel, Failed, Frame, ModelCall, Open, Piece, Submit, Writer, size
 
 MAX_DEATHS = 3  # of engines under one job; the next one ends it
 SUSPECT_DEATHS = 2  # after as many, a job joins the others only when the one before it has moved on
@@ -55,7 +56,7 @@ MOST_CALLS: dict[str, int] = {"tokens": 64, "embed": 256}
 MOST_CALLS_SIZE, SIZE_PER_S = 32 << 20, 1e6
 _GAUGES = {"running", "waiting", "blocks", "blocks_live", "blocks_cached", "expected_wait_s", "progress_at"}
 
-Admit = Callable[["Served", CapacityExceeded | None], Awaitable[Open]]
+Admit = Callable[["EngineHandle", CapacityExceeded | None], Awaitable[Open]]
 
 log = logging.getLogger("freehold.worker")
 
@@ -67,13 +68,13 @@ _KINDS: dict[str, str] = dict.fromkeys(["tokenize", "detokenize", "render", "cou
 class _Asked:
     """A call whose reply is due."""
 
-    def __init__(self, call: Call, reply: asyncio.Future[Any]) -> None:
+    def __init__(self, call: ModelCall, reply: asyncio.Future[Any]) -> None:
         self.id, self.call, self.reply, self.deaths = call.id, call, reply, 0
         self.kind = _KINDS.get(call.method, call.method)
         self.size = size(call.args) if self.kind in MOST_CALLS else 0
 
 
-class Served:
+class EngineHandle:
     """A model by name, loaded or not. What it is asked wakes it; `info` is of its latest load."""
 
     def __init__(
@@ -96,11 +97,11 @@ class Served:
         self._life: asyncio.Task[None] | None = None
         self._engine: EngineProcess | None = None
         self._loads: list[asyncio.Future[None]] = []
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, EngineStream] = {}
         self._asked: dict[int, _Asked] = {}
         self._ids = 0
-        self._queue: deque[Stream | _Asked] = deque()  # held back by a trial
-        self._trial: Stream | _Asked | None = None
+        self._queue: deque[EngineStream | _Asked] = deque()  # held back by a trial
+        self._trial: EngineStream | _Asked | None = None
         self._tried_at = 0.0
         self._alone: asyncio.TimerHandle | None = None  # while nobody is let in beside a trial
         self._up = self._closed = False
@@ -116,6 +117,11 @@ class Served:
         self.progress = (0, 0)  # bytes loaded, bytes in all
 
     # --- state -------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> EngineTokenizer:
+        """The model's tokenizer and chat template."""
+        return EngineTokenizer(self._call)
 
     @property
     def info(self) -> ModelInfo:
@@ -182,14 +188,14 @@ class Served:
                     self._loads.remove(waiting)
         self._rest()
 
-    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
+    async def start(self, job: Job, keep_alive: float | None = None) -> EngineStream:
         """Have a job answered; returns when the engine has taken it in. Raises what it was refused with.
 
         `keep_alive`: seconds the model stays loaded after its last job; 0 not at all, negative for good.
         """
         self._use(keep_alive)
         self._ids += 1
-        stream = self._streams[self._ids] = Stream(self._ids, job, self._ended)
+        stream = self._streams[self._ids] = EngineStream(self._ids, job, self._ended)
         try:
             self._send(stream, Submit(stream.id, self._writer.raw(job)))
             await stream.started()
@@ -198,50 +204,28 @@ class Served:
             raise
         return stream
 
-    async def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """Turn text into ids."""
-        return await self._call("tokenize", text, special)
-
-    async def detokenize(self, ids: Sequence[int]) -> str:
-        """Turn ids into text."""
-        return await self._call("detokenize", list(ids))
-
-    async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
-        """Return what each id writes."""
-        return await self._call("token_texts", list(ids))
-
-    async def render(
-        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
-    ) -> list[int]:
-        """Turn a chat into the ids the model would read."""
-        return await self._call("render", [(m.role, m.content, m.thinking) for m in messages], think, turn)
-
     async def count(self, job: Job) -> int:
         """Count the tokens of a job's prompt, whether or not there is room for them."""
         return await self._call("count", job)
-
-    async def template(self) -> dict[str, Any]:
-        """Describe the tokenizer and its chat template."""
-        return await self._call("template")
 
     async def change(self, method: str, *args: str) -> None:
         """Have the engine add or remove an adapter; `info` lists what there is then."""
         self._info = msgspec.convert(await self._call(method, *args), ModelInfo)
 
     async def embed(
-        self, job: EmbedJob, keep_alive: float | None = None, read: Callable[[int], None] | None = None
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
     ) -> Vectors:
         """Turn texts into vectors of unit length, a portion at a time: who goes away stops the rest.
 
-        `read` is called with the tokens of each portion, once they are computed.
+        `computed` is called with the tokens of each portion, once they are computed.
         """
         parts: list[Vectors] = []
         cut: list[int] = []
         for portion in _portions(job):
             told = await self._call("embed", portion, keep_alive=keep_alive)
             parts.append(msgspec.convert(told, Vectors))
-            if read is not None:
-                read(sum(parts[-1].tokens))
+            if computed is not None:
+                computed(sum(parts[-1].tokens))
             cut += [portion.first - job.first + i for i in parts[-1].cut]
         return Vectors(
             b"".join(part.data for part in parts),
@@ -253,7 +237,7 @@ class Served:
     async def _call(self, method: str, *args: Any, keep_alive: float | None = None) -> Any:
         self._use(keep_alive)
         self._ids += 1
-        asked = _Asked(Call(self._ids, method, list(args)), self._loop.create_future())
+        asked = _Asked(ModelCall(self._ids, method, list(args)), self._loop.create_future())
         self._check_calls(asked)
         self._asked[self._ids] = asked
         try:
@@ -282,7 +266,7 @@ class Served:
                 total / SIZE_PER_S,
             )
 
-    def _send(self, work: Stream | _Asked, message: Submit | Call) -> None:
+    def _send(self, work: EngineStream | _Asked, message: Submit | ModelCall) -> None:
         if not self._up or self._engine is None:
             self._wake()  # what waits is sent when the engine is ready
         elif self._alone is not None:
@@ -290,7 +274,7 @@ class Served:
         else:
             self._engine.send(message)
 
-    def _ended(self, stream: Stream, working: bool) -> None:
+    def _ended(self, stream: EngineStream, working: bool) -> None:
         self._streams.pop(stream.id, None)
         self.slow_readers += stream.fell_behind
         if working and self._up and self._engine is not None:
@@ -430,32 +414,32 @@ class Served:
             self._alone.cancel()
         self._alone = None
 
-    def _submit(self, work: Stream | _Asked) -> None:
+    def _submit(self, work: EngineStream | _Asked) -> None:
         assert self._engine is not None, "sent while there was no engine"
         try:
-            if isinstance(work, Stream):
+            if isinstance(work, EngineStream):
                 self._engine.send(Submit(work.id, self._writer.raw(work.job_to_go_on)))
             else:
                 self._engine.send(work.call)
         except UsageError as e:
             self._fail(work, e)
 
-    def _moved(self, stream: Stream) -> None:
+    def _moved(self, stream: EngineStream) -> None:
         """Let the next one in behind a suspect that made a token; with one death left it proves itself longer."""
         if stream.deaths < MAX_DEATHS or self._loop.time() - self._tried_at > STEADY_S:
             self._next()
 
-    def _acquit(self, work: Stream | _Asked) -> None:
+    def _acquit(self, work: EngineStream | _Asked) -> None:
         if work is self._trial:
             self._next()
 
-    def _fail(self, work: Stream | _Asked, error: FreeholdError) -> None:
-        if isinstance(work, Stream):
+    def _fail(self, work: EngineStream | _Asked, error: FreeholdError) -> None:
+        if isinstance(work, EngineStream):
             work.fail(error)
         elif not work.reply.done():
             work.reply.set_exception(error)
 
-    def _blamed(self) -> list[Stream | _Asked]:
+    def _blamed(self) -> list[EngineStream | _Asked]:
         """Return whom a death counts against: the one on trial, else all. An engine that never came up tried nobody."""
         trial = self._trial
         self._end_trials()

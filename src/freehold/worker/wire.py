@@ -3,7 +3,7 @@
 Knows the messages, their numbers and their limits; knows no process, no model and no protocol of the web.
 A frame is four bytes of length (little endian) and a message; both ends refuse a length beyond MAX_FRAME
 before they hold any of it, and a message that is none of those below. Nothing here is ever pickled.
-Path: Served.start -> Submit -> process.py -> Frame (one a step, for all streams) -> Stream
+Path: EngineHandle.start -> Submit -> process.py -> Frame (one a step, for all streams) -> Stream
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import msgspec
 
 from freehold import errors
 from freehold.errors import FreeholdError, Overloaded, UsageError
+from freehold.serving import Begin, EngineStats, ModelInfo
 from freehold.store import ModelRef
-from freehold.types import Begin, Chunk, EngineStats, ModelInfo
+from freehold.types import Chunk
 
-PROTOCOL = 2  # raise it when a message changes; both ends must name the same
+PROTOCOL = 3  # raise it when a message changes; both ends must name the same
 HEAD = 4  # bytes of length before a message
 # A prompt of a million tokens takes 5 MB, the log-probabilities of one that local.jobs allows 30 MB.
 MAX_FRAME = 64 << 20
 
 
-class Message(msgspec.Struct, array_like=True, tag=True, gc=False):
+class WireMessage(msgspec.Struct, array_like=True, tag=True, gc=False):
     """Written as an array: the class's name, then its fields in order."""
 
 
@@ -48,7 +49,7 @@ class Script(msgspec.Struct, frozen=True):
     poison_at: int = 0
 
 
-class Open(Message):
+class Open(WireMessage):
     """First of all: what to load, and how. `options` are open_model's; `script`: nothing to load."""
 
     protocol: int
@@ -61,20 +62,20 @@ class Open(Message):
     disk: Path | None = None
 
 
-class Submit(Message):
+class Submit(WireMessage):
     """Answer a job. It is read apart, so that one with a wrong field is refused alone."""
 
     id: int
     job: msgspec.Raw
 
 
-class Cancel(Message):
+class Cancel(WireMessage):
     """Stop a job or a call; nothing more is said about it."""
 
     id: int
 
 
-class Call(Message):
+class ModelCall(WireMessage):
     """Ask for what is no stream: tokenize, detokenize, token_texts, render, count, template, embed; and adapters."""
 
     id: int
@@ -85,7 +86,7 @@ class Call(Message):
 # --- from the engine ---------------------------------------------------------------------------------
 
 
-class Hello(Message):
+class Hello(WireMessage):
     """First of all: who speaks."""
 
     protocol: int
@@ -93,20 +94,20 @@ class Hello(Message):
     pid: int
 
 
-class Loading(Message):
+class Loading(WireMessage):
     """Bytes loaded so far."""
 
     done: int
     total: int
 
 
-class Ready(Message):
+class EngineReady(WireMessage):
     """The model can be asked."""
 
     info: ModelInfo
 
 
-class Failed(Message):
+class Failed(WireMessage):
     """An error by its class's name; of a job, or of loading (id 0)."""
 
     id: int
@@ -139,14 +140,14 @@ class Failed(Message):
         return kind(self.message, self.hint)
 
 
-class Began(Message):
+class Began(WireMessage):
     """A job was taken in."""
 
     id: int
     begin: Begin
 
 
-class Piece(Message):
+class Piece(WireMessage):
     """What an answer gained; its last one carries finish_reason."""
 
     id: int
@@ -154,25 +155,25 @@ class Piece(Message):
     chunk: Chunk
 
 
-class Reply(Message):
+class CallReply(WireMessage):
     """The value a call asked for."""
 
     id: int
     value: Any
 
 
-Event = Began | Piece | Failed | Reply
+Event = Began | Piece | Failed | CallReply
 
 
-class Frame(Message):
+class Frame(WireMessage):
     """What one step gave, for all streams."""
 
     events: list[Event]
     stats: EngineStats | None = None
 
 
-FromServer = Open | Submit | Cancel | Call
-FromEngine = Hello | Loading | Ready | Failed | Frame
+FromServer = Open | Submit | Cancel | ModelCall
+FromEngine = Hello | Loading | EngineReady | Failed | Frame
 
 
 class BadFrame(Exception):
@@ -186,7 +187,7 @@ class Writer:
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
         self._buffer = bytearray()
 
-    def frame(self, message: Message) -> bytes:
+    def frame(self, message: WireMessage) -> bytes:
         """Return the bytes to send. Raises UsageError for a value msgpack has no form for, or too much of it."""
         try:
             self._encoder.encode_into(message, self._buffer, HEAD)

@@ -20,7 +20,7 @@ from freehold import private
 from freehold.config import Settings
 from freehold.errors import ServerUnreachable, UpstreamFailed
 from freehold.remote import ADMIN_PROTOCOL, Api
-from freehold.types import EngineStats, ModelInfo
+from freehold.serving import EngineStats, ModelInfo
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

@@ -7,7 +7,7 @@ Path: Engine.__init__ -> choose_context
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from freehold import _native as native
 from freehold.engine.cache.blocks import blocks_for
@@ -17,6 +17,7 @@ from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
 from freehold.layers import longest_window
 from freehold.machine import available_bytes, show_bytes
 from freehold.models.load import LoadedModel
+from freehold.types import KvType
 
 MEMORY_SHARE = 0.5  # of available memory the cache may take when nobody asked for a size
 REQUEST_SHARE = 0.9  # and when somebody did; the rest is for activations and everybody else
@@ -27,7 +28,6 @@ ROOMS, SLOT_SHARE = 2, 4
 MIN_CONTEXT = 256  # below this a chat makes no sense, so it is an error rather than a default
 
 
-KvType = Literal["f16", "q8", "f32"]
 KV_TYPES: tuple[KvType, ...] = get_args(KvType)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.engine.cache.blocks import BlockManager, common_prefix
-from freehold.engine.cache.capacity import REQUEST_SHARE, KvType, bytes_per_block
+from freehold.engine.cache.capacity import REQUEST_SHARE, bytes_per_block
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import choose, log_sum_exp
 from freehold.engine.schedule.budget import FIRST_ROWS
@@ -28,6 +28,7 @@ from freehold.engine.sequence import Sequence
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.machine import available_bytes, show_bytes
 from freehold.models.load import LoadedModel
+from freehold.types import KvType
 
 F32 = NDArray[np.float32]
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from freehold.errors import UnsupportedModel
+from freehold.formats.fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
 from freehold.models.family import Ends, Family, Layer, LayerPart, TensorSpec, Values, matrix, vector
-from freehold.models.fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
 from freehold.models.ops import Buffer, Ops
 from freehold.models.sizes import Sizes, checked_sizes
 

@@ -14,8 +14,8 @@ import math
 from dataclasses import dataclass
 
 from freehold.errors import BadModelFile
+from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, Fields
 from freehold.models.family import Family, Layer
-from freehold.models.fields import MAX_CONTEXT, MAX_LAYERS, Fields
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp

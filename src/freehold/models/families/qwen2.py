@@ -7,8 +7,8 @@ Path: bind.read_source -> config -> layers
 
 from __future__ import annotations
 
+from freehold.formats.fields import Fields
 from freehold.models.family import Family, Layer
-from freehold.models.fields import Fields
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from freehold.server.core.fields import FORCED, MAX_SEED, Name, Share
-from freehold.types import MAX_MESSAGES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOOLS, Overflow, Priority
+from freehold.serving import MAX_MESSAGES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOOLS
+from freehold.types import Overflow, Priority
 
 MAX_BLOCKS = 4096  # of one message
 

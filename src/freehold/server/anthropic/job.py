@@ -31,7 +31,8 @@ from freehold.server.core.fields import LEAST_MASS, MAX_WARNINGS, ignored, unkno
 from freehold.server.core.formats import bounded, schema_format
 from freehold.server.core.problems import Refused
 from freehold.server.core.receipt import Tally
-from freehold.types import Format, Job, Message, ModelInfo, Tool
+from freehold.serving import Job, ModelInfo
+from freehold.types import Format, Message, Tool
 from freehold.types import ToolChoice as Choice
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")

@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from freehold.server.core.call import Call
-from freehold.server.core.contract import Held, Loaded
 from freehold.server.core.listing import answer_one, listed
 from freehold.server.core.problems import Refused
+from freehold.serving import LoadedInfo, StoredModel
 
 PAGE, MAX_PAGE = 20, 1000  # models of an answer
 
@@ -52,7 +52,7 @@ def _place(ids: Sequence[str], id: str, name: str) -> int:
     return ids.index(id)
 
 
-def _model(name: str, held: Held | None, loaded: Mapping[str, Loaded]) -> dict[str, Any]:
+def _model(name: str, held: StoredModel | None, loaded: Mapping[str, LoadedInfo]) -> dict[str, Any]:
     created = datetime.fromtimestamp(held.modified if held else 0, UTC)
     found = loaded.get(held.parent or name if held else name)
     context = found.info.context if found else None

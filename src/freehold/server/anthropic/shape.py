@@ -18,10 +18,10 @@ from freehold.server.anthropic.blocks import Blocks, Event, folded
 from freehold.server.anthropic.errors import anthropic_error
 from freehold.server.core import sse
 from freehold.server.core.answering import Choice
-from freehold.server.core.contract import Served
 from freehold.server.core.problems import Problem
 from freehold.server.core.receipt import Tally, context
-from freehold.types import Begin, Chunk
+from freehold.serving import Begin, ModelHandle
+from freehold.types import Chunk
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -43,7 +43,7 @@ class MessageShape:
         self._model, self._tally = model, tally
         self._id = f"msg_{secrets.token_hex(12)}"
 
-    async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
+    async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
         self._room = begin.max_tokens
 
     def opened(self, choice: int, begin: Begin) -> bytes:

@@ -3,7 +3,7 @@
 Counts tokens of prompts and answers by the day (UTC) in memory, and keeps them in a folder, a file a day, written
 behind: a server that is killed forgets SAVE_S of them, one whose disk is full goes on and catches up. Knows keys'
 names; knows no protocol and no model.
-Path: Endpoint -> Accounts.admit; scope.Metered -> Accounts.check, Accounts.spend; Doors -> Accounts.save
+Path: Endpoint -> Accounts.admit; scope.MeteredHandle -> Accounts.check, Accounts.spend; Doors -> Accounts.save
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The shape (a route of one of the protocols) knows the wire; this file knows order: begin, chunks, end; and who is told
 when it goes wrong. Knows no field of a request and no protocol.
-Path: openai/chat.py and its like -> Answering.run -> Served.start -> Stream -> Shape -> EventStream or Call
+Path: openai/chat.py and its like -> Answering.run -> ModelHandle.start -> Stream -> Shape -> EventStream or Call
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Protocol
 
 from freehold.errors import DeadlineExceeded, EngineClosed, EngineLost, Overloaded, SlowReader
 from freehold.server.core.call import Call
-from freehold.server.core.contract import Served, Stream
 from freehold.server.core.limits import Gone
 from freehold.server.core.metrics import PerModel
 from freehold.server.core.problems import Problem, Refused, problem
 from freehold.server.core.receipt import Tally
 from freehold.server.core.sse import EventStream
-from freehold.types import MAX_SCORES, Begin, Chunk, Job, ModelInfo, TokenLogprob, ToolCall
+from freehold.serving import MAX_SCORES, Begin, Job, ModelHandle, ModelInfo, Stream
+from freehold.types import Chunk, TokenLogprob, ToolCall
 
 # Prompts of one request that are under way at a time: more would fill the queue with one client's.
 ABREAST = 64
@@ -66,7 +66,7 @@ class Shape(Protocol):
         """Take what every answer names, before anything else. `tally` fills as the answers come."""
         ...
 
-    async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
+    async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
         """Ask the model for what the shape needs before a job's first chunk."""
         ...
 
@@ -211,7 +211,7 @@ class Answering:
             self._count(record, e)
             raise
 
-    async def _served(self) -> Served:
+    async def _served(self) -> ModelHandle:
         """Return the model, loaded within the request's own time."""
         limit = self.jobs[0].timeout_s
         if limit is None:
@@ -231,7 +231,7 @@ class Answering:
 
     async def _follow_in_turn(
         self,
-        served: Served,
+        served: ModelHandle,
         job: int,
         opened: Opened,
         sink: Sink,
@@ -247,7 +247,7 @@ class Answering:
 
     async def _follow(
         self,
-        served: Served,
+        served: ModelHandle,
         job: int,
         opened: Opened,
         sink: Sink,
@@ -265,7 +265,7 @@ class Answering:
         finally:
             await stream.aclose()
 
-    async def _started(self, served: Served, job: int) -> Stream:
+    async def _started(self, served: ModelHandle, job: int) -> Stream:
         """Hand a job in; one that finds the queue full of others of this request waits for them."""
         while True:
             try:

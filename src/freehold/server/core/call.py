@@ -25,12 +25,12 @@ from freehold.errors import EngineClosed, UsageError
 from freehold.server.core.accounts import Accounts
 from freehold.server.core.auth import Audience, Guard, Headers
 from freehold.server.core.bodies import Bodies, Holding, body_pieces, json_body
-from freehold.server.core.contract import Asking, Models
 from freehold.server.core.keys import Key
 from freehold.server.core.limits import Gone, Limits, one_address
 from freehold.server.core.problems import Problem, Refused, Wording, openai_error, problem
 from freehold.server.core.requestlog import Work, log_request
-from freehold.server.core.scope import Scoped
+from freehold.server.core.scope import ScopedDirectory
+from freehold.serving import ModelDirectory, ModelManager
 
 if TYPE_CHECKING:
     from freehold.server.core.health import Health
@@ -58,7 +58,7 @@ class Door(Protocol):
 class Server:
     """What all requests share."""
 
-    models: Models
+    models: ModelManager
     guard: Guard
     limits: Limits
     metrics: Metrics
@@ -130,10 +130,10 @@ class Call:
         return f"address {one_address(client[0])}" if client else "owner"
 
     @property
-    def models(self) -> Asking:
+    def models(self) -> ModelDirectory:
         """The models this request may ask."""
         models = self.server.models
-        return models if self.key is None else Scoped(models, self.key, self.server.accounts)
+        return models if self.key is None else ScopedDirectory(models, self.key, self.server.accounts)
 
     async def struct(self, kind: type[T]) -> tuple[T, dict[str, Any]]:
         """Read the body; return it as `kind`, which the route must have declared, and as it came."""

@@ -1,6 +1,6 @@
 """Reads keep_alive, which Ollama brought into use and every surface here takes.
 
-Knows seconds; knows no model. Path: a route's handler -> seconds -> Served.start
+Knows seconds; knows no model. Path: a route's handler -> seconds -> ModelHandle.start
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from freehold.server.core.contract import Loaded, Models
+from freehold.serving import LoadedInfo, ModelManager
 
 STALL_S = 60.0  # the longest step we know of, a chunk of prompt on a loaded two-core guest, takes under 5
 
@@ -22,7 +22,7 @@ class Health:
     """Watches the loaded models' step counters."""
 
     def __init__(
-        self, models: Models, stall_s: float = STALL_S, clock: Callable[[], float] = time.monotonic
+        self, models: ModelManager, stall_s: float = STALL_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._models, self._stall_s, self._clock = models, stall_s, clock
         self._seen: dict[str, tuple[Mark, float]] = {}  # model -> (mark, when that last moved or it was idle)
@@ -61,7 +61,7 @@ class Health:
         return next(iter(self.stuck()), "")
 
     def _noted(
-        self, each: Loaded, loading: Progress | None, before: tuple[Mark, float] | None, now: float
+        self, each: LoadedInfo, loading: Progress | None, before: tuple[Mark, float] | None, now: float
     ) -> tuple[Mark, float]:
         # Jobs as this side counts them: an engine that stands still may also have told us something untrue.
         mark, working = (each.stats.steps, loading), each.in_flight > 0

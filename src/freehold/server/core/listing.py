@@ -1,7 +1,7 @@
 """The models that may be asked for, as rows of whatever protocol asks: held, in memory, or both.
 
 Knows names; knows no protocol's fields.
-Path: openai/models.py or anthropic/models.py -> listed, answer_one -> Models.names
+Path: openai/models.py or anthropic/models.py -> listed, answer_one -> ModelManager.names
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from typing import Any
 
 from freehold.errors import ModelNotFound
 from freehold.server.core.call import Call
-from freehold.server.core.contract import Held, Loaded
-from freehold.types import ModelInfo
+from freehold.serving import LoadedInfo, ModelInfo, StoredModel
 
 # A model's name, what the store has of it, and all that is in memory -> how the protocol describes it, with its `id`.
-Row = Callable[[str, Held | None, Mapping[str, Loaded]], dict[str, Any]]
+Row = Callable[[str, StoredModel | None, Mapping[str, LoadedInfo]], dict[str, Any]]
 
 
 def capabilities(info: ModelInfo) -> list[str]:

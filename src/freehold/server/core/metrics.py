@@ -18,8 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from freehold.server.core.contract import Loaded, Models
-from freehold.types import STEP_ROWS, Usage
+from freehold.serving import STEP_SIZES, LoadedInfo, ModelManager
+from freehold.types import Usage
 
 # vLLM's own bounds, so that its dashboards' quantiles mean the same here.
 FIRST_TOKEN = (
@@ -137,7 +137,7 @@ _COUNTERS = (
     ("accepted_tokens", "vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right."),
 )
 _Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
-_OTHERS: tuple[tuple[str, str, _Kind, Callable[[Loaded], float]], ...] = (
+_OTHERS: tuple[tuple[str, str, _Kind, Callable[[LoadedInfo], float]], ...] = (
     (
         "vllm:kv_cache_usage_perc",
         "Share of the cache held, 0 to 1.",
@@ -215,7 +215,7 @@ class PerModel:
 class Metrics(Collector):
     """All series of this server, in a registry of its own."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: ModelManager) -> None:
         self._models = models
         self._per_model: dict[str, PerModel] = {}
         self._answers: Counter[tuple[str, int]] = Counter()
@@ -280,7 +280,7 @@ class Metrics(Collector):
         yield rejected
 
 
-def _engines(loaded: Sequence[Loaded]) -> Iterator[Metric]:
+def _engines(loaded: Sequence[LoadedInfo]) -> Iterator[Metric]:
     for field, name, help in _GAUGES:
         yield _told(GaugeMetricFamily(name, help, labels=OF), loaded, lambda m, f=field: getattr(m.stats, f))
     for field, name, help in _COUNTERS:
@@ -293,13 +293,13 @@ def _engines(loaded: Sequence[Loaded]) -> Iterator[Metric]:
     yield _steps(loaded)
 
 
-def _told(family: Metric, loaded: Sequence[Loaded], value: Callable[[Loaded], float]) -> Metric:
+def _told(family: Metric, loaded: Sequence[LoadedInfo], value: Callable[[LoadedInfo], float]) -> Metric:
     for each in loaded:
         family.add_metric([each.name, ENGINE], value(each))  # type: ignore[attr-defined]
     return family
 
 
-def _parts(loaded: Sequence[Loaded]) -> Iterator[Metric]:
+def _parts(loaded: Sequence[LoadedInfo]) -> Iterator[Metric]:
     """Yield what has a label more."""
     config = GaugeMetricFamily(
         "vllm:cache_config_info", "The cache's sizes, as labels.", labels=[*OF, "num_gpu_blocks", "kv_tokens"]
@@ -330,10 +330,12 @@ def _parts(loaded: Sequence[Loaded]) -> Iterator[Metric]:
     yield from (config, waiting, sources, positions)
 
 
-def _steps(loaded: Sequence[Loaded]) -> Metric:
+def _steps(loaded: Sequence[LoadedInfo]) -> Metric:
     family = HistogramMetricFamily(
         "vllm:iteration_tokens_total", "Tokens computed a step, wrong guesses too.", labels=OF
     )
     for each in loaded:
-        family.add_metric([each.name, ENGINE], _cumulative(STEP_ROWS, each.stats.sizes), each.stats.rows)
+        family.add_metric(
+            [each.name, ENGINE], _cumulative(STEP_SIZES, each.stats.step_sizes), each.stats.batched_tokens
+        )
     return family

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from freehold.types import Begin, Chunk, Job, Usage
+from freehold.serving import Begin, Job
+from freehold.types import Chunk, Usage
 
 
 class Tally:

@@ -1,37 +1,49 @@
-"""The models as one key sees them: those of its scope, each of which counts what it answers.
+"""The models as one key sees them: those of its scope, each of which counts the tokens it answers with.
 
-Every protocol asks through this view (Call.models), so none of them can forget a scope or a budget.
-Knows keys, accounts and the three faces of contract.py; knows no protocol.
-Path: Call.models -> Scoped.use -> Metered.start -> MeteredStream -> Accounts.spend
+Every protocol asks through this view (Call.models), so that none of them can skip a scope or a budget.
+Knows keys, accounts and the contract of serving.py; knows no protocol.
+Path: Call.models -> ScopedDirectory.use -> MeteredHandle.start -> MeteredStream -> Accounts.spend
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
 
 from freehold.errors import ModelNotFound
 from freehold.server.core.accounts import Accounts
-from freehold.server.core.contract import Asking, Held, Loaded, Served, Stream
 from freehold.server.core.keys import Key
-from freehold.types import Begin, Chunk, EmbedJob, Job, Message, Turn, Vectors
+from freehold.serving import (
+    Begin,
+    DelegatingHandle,
+    DelegatingTokenizer,
+    EmbedJob,
+    Job,
+    LoadedInfo,
+    ModelDirectory,
+    ModelHandle,
+    StoredModel,
+    Stream,
+    TokenizerFace,
+    Vectors,
+)
+from freehold.types import Chunk, Message, Turn
 
 
-class Scoped:
+class ScopedDirectory:
     """What a key may ask. A model outside its scope does not exist for it."""
 
-    def __init__(self, models: Asking, key: Key, accounts: Accounts) -> None:
+    def __init__(self, models: ModelDirectory, key: Key, accounts: Accounts) -> None:
         self._models, self._key, self._accounts = models, key, accounts
 
-    async def names(self) -> Sequence[Held]:
+    async def names(self) -> Sequence[StoredModel]:
         return [each for each in await self._models.names() if self._key.may_use(each.name)]
 
-    def loaded(self) -> Sequence[Loaded]:
+    def loaded(self) -> Sequence[LoadedInfo]:
         return [each for each in self._models.loaded() if self._key.may_use(each.name)]
 
-    async def use(self, name: str, keep_alive: float | None = None) -> Served:
+    async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
         self._check(name)
-        return cast(Served, Metered(await self._models.use(name, keep_alive), self._key, self._accounts))
+        return MeteredHandle(await self._models.use(name, keep_alive), self._key, self._accounts)
 
     async def name_of(self, name: str) -> str:
         self._check(name)
@@ -45,40 +57,58 @@ class Scoped:
             )
 
 
-class Metered:
-    """A model whose answers are booked on a key's account; for the rest it is the model."""
+class MeteredHandle(DelegatingHandle):
+    """A model whose tokens are booked on a key's account."""
 
-    def __init__(self, served: Served, key: Key, accounts: Accounts) -> None:
-        self._served, self._key, self._accounts = served, key, accounts
+    def __init__(self, handle: ModelHandle, key: Key, accounts: Accounts) -> None:
+        super().__init__(handle)
+        self._key, self._accounts = key, accounts
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._served, name)
+    @property
+    def tokenizer(self) -> TokenizerFace | None:
+        inner = self.handle.tokenizer
+        return None if inner is None else MeteredTokenizer(inner, self._key, self._accounts)
 
     async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
         self._accounts.check(self._key)
-        return MeteredStream(await self._served.start(job, keep_alive), self._key.name, self._accounts)
+        return MeteredStream(await self.handle.start(job, keep_alive), self._key.name, self._accounts)
 
-    async def embed(self, job: EmbedJob, keep_alive: float | None = None) -> Vectors:
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
+    ) -> Vectors:
+        def spend(tokens: int) -> None:
+            self._accounts.spend(self._key.name, tokens)
+            if computed is not None:
+                computed(tokens)
+
         self._accounts.check(self._key)
-        return await self._served.embed(job, keep_alive, lambda n: self._accounts.spend(self._key.name, n))
+        return await self.handle.embed(job, keep_alive, spend)
+
+    async def count(self, job: Job) -> int:
+        with self._accounts.counting(self._key, chars_of(job.messages or ())):
+            return await self.handle.count(job)
+
+
+class MeteredTokenizer(DelegatingTokenizer):
+    """A tokenizer whose use takes from a key's rate of counting."""
+
+    def __init__(self, tokenizer: TokenizerFace, key: Key, accounts: Accounts) -> None:
+        super().__init__(tokenizer)
+        self._key, self._accounts = key, accounts
 
     async def tokenize(self, text: str, special: bool = False) -> list[int]:
         with self._accounts.counting(self._key, len(text)):
-            return await self._served.tokenize(text, special)
+            return await self.inner.tokenize(text, special)
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         with self._accounts.counting(self._key, len(ids)):
-            return await self._served.detokenize(ids)
+            return await self.inner.detokenize(ids)
 
     async def render(
         self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
     ) -> list[int]:
         with self._accounts.counting(self._key, chars_of(messages)):
-            return await self._served.render(messages, think, turn)
-
-    async def count(self, job: Job) -> int:
-        with self._accounts.counting(self._key, chars_of(job.messages or ())):
-            return await self._served.count(job)
+            return await self.inner.render(messages, think, turn)
 
 
 def chars_of(messages: Sequence[Message]) -> int:
@@ -93,6 +123,7 @@ class MeteredStream:
 
     def __init__(self, stream: Stream, name: str, accounts: Accounts) -> None:
         self._stream, self._name, self._accounts = stream, name, accounts
+        self._prompt = len(stream.begin.prompt_ids)  # where ids are not reported, the usage counts them
         self._made: dict[int, int] = {}  # answer -> its tokens
         self._booked = False
 
@@ -109,8 +140,11 @@ class MeteredStream:
 
     async def __anext__(self) -> tuple[int, Chunk]:
         index, chunk = await self._stream.__anext__()
-        made = self._made.get(index, 0) + len(chunk.token_ids)
-        self._made[index] = chunk.usage.completion_tokens if chunk.usage is not None else made
+        if chunk.usage is None:
+            self._made[index] = self._made.get(index, 0) + len(chunk.token_ids)
+        else:
+            self._made[index] = chunk.usage.completion_tokens
+            self._prompt = self._prompt or chunk.usage.prompt_tokens
         return index, chunk
 
     async def aclose(self) -> None:
@@ -119,4 +153,4 @@ class MeteredStream:
         finally:
             if not self._booked:
                 self._booked = True
-                self._accounts.spend(self._name, len(self.begin.prompt_ids) + sum(self._made.values()))
+                self._accounts.spend(self._name, self._prompt + sum(self._made.values()))

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Sequence
 
 from freehold.server.core.problems import Refused
-from freehold.types import MAX_TEXTS, Vectors
+from freehold.serving import MAX_TEXTS, Vectors
 
 MAX_DIMENSIONS = 1 << 16
 

@@ -15,7 +15,7 @@ from freehold.server.core.durations import seconds
 from freehold.server.ollama.fields import Generating
 from freehold.server.ollama.shape import OllamaShape, loaded
 from freehold.server.ollama.wording import refusal
-from freehold.types import Job
+from freehold.serving import Job
 
 
 async def answer(call: Call, r: Generating, job: Job, shape: OllamaShape, warnings: list[str]) -> None:

@@ -18,10 +18,10 @@ import numpy as np
 
 from freehold.errors import FreeholdError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
-from freehold.local.opening import quantization_of
-from freehold.models.defaults import sampling_defaults
+from freehold.formats.filetype import quantization_of
 from freehold.server.ollama.abilities import of_template
 from freehold.store import Listed
+from freehold.store.sampling import sampling_defaults
 from freehold.tokenizer.directory import read_json
 from freehold.tokenizer.fill import SPELLINGS
 from freehold.tokenizer.template import templates_from_dir, templates_from_gguf

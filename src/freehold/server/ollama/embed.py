@@ -1,7 +1,7 @@
 """POST /api/embed and the older /api/embeddings: texts in, vectors of unit length out.
 
 Knows Ollama's shapes; the engine makes the vectors. A text longer than the context is refused unless `truncate` is
-true, and then told. Path: Gate -> embed, embeddings -> Served.embed
+true, and then told. Path: Gate -> embed, embeddings -> ModelHandle.embed
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from freehold.server.core.vectors import MAX_DIMENSIONS, as_numbers, check_count
 from freehold.server.ollama.asking import let_go, worded
 from freehold.server.ollama.fields import Options, unknown_fields
 from freehold.server.ollama.shape import ns
+from freehold.serving import EmbedJob, Vectors
 from freehold.store import parameters
-from freehold.types import EmbedJob, Vectors
 
 KeepAlive = Annotated[
     float | str | None,

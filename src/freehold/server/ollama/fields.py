@@ -19,22 +19,17 @@ from freehold.errors import BadTemplate
 from freehold.server.core.fields import MAX_WARNINGS, Name, TokenId, ignored, unknown
 from freehold.server.core.formats import bounded, schema_format
 from freehold.server.core.problems import Refused
-from freehold.store import parameters
-from freehold.store.parameters import Parameters
-from freehold.tokenizer.gotemplate import is_go, to_jinja
-from freehold.types import (
+from freehold.serving import (
     MAX_LOGPROBS,
     MAX_MESSAGES,
     MAX_TEMPLATE_CHARS,
     MAX_TOOLS,
-    Format,
     Job,
-    Message,
-    Overflow,
-    Tool,
-    ToolCall,
-    Turn,
 )
+from freehold.store import parameters
+from freehold.store.parameters import Parameters
+from freehold.tokenizer.gotemplate import is_go, to_jinja
+from freehold.types import Format, Message, Overflow, Tool, ToolCall, Turn
 
 Options = Annotated[
     dict[str, Any],

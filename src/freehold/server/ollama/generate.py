@@ -12,7 +12,7 @@ from freehold.server.core.call import Call
 from freehold.server.ollama.asking import answer, load_only, worded
 from freehold.server.ollama.fields import GenerateRequest, is_empty, text_job
 from freehold.server.ollama.shape import TextShape
-from freehold.types import Job
+from freehold.serving import Job, tokenizer_of
 
 
 async def generate(call: Call) -> None:
@@ -36,7 +36,7 @@ async def _behind(call: Call, r: GenerateRequest, job: Job) -> Job:
 
     async def work() -> None:
         served = await call.models.use(r.model)
-        turn.extend(await served.render(job.messages or (), job.think))
+        turn.extend(await tokenizer_of(served).render(job.messages or (), job.think))
 
     await worded(r.model, lambda: call.while_here(work()))
     context = r.context or []

@@ -17,7 +17,6 @@ from msgspec import Meta, Struct
 
 from freehold.errors import ModelNotFound
 from freehold.server.core.call import Call
-from freehold.server.core.contract import Held, Loaded
 from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
 from freehold.server.ollama.abilities import of_template
@@ -25,6 +24,7 @@ from freehold.server.ollama.cards import Card, Cards
 from freehold.server.ollama.fields import unknown_fields
 from freehold.server.ollama.modelfiles import modelfile, parameter_lines
 from freehold.server.ollama.wording import refusal
+from freehold.serving import LoadedInfo, StoredModel
 from freehold.store import Listed, Store
 from freehold.store.overlays import Overlay
 from freehold.store.refs import LATEST, parse_ref
@@ -121,7 +121,7 @@ def _read_cards(store: Store) -> dict[str, tuple[Card, str]]:
     return {m.name: (_cards.of(m, home, until), m.base) for m in ready}
 
 
-def _tag(held: Held, card: Card, base: str) -> dict[str, Any]:
+def _tag(held: StoredModel, card: Card, base: str) -> dict[str, Any]:
     name = shown_name(held.name)
     return {
         "name": name,
@@ -138,7 +138,7 @@ def _tag(held: Held, card: Card, base: str) -> dict[str, Any]:
     }
 
 
-def _loaded(each: Loaded, held: Held | None, card: Card) -> dict[str, Any]:
+def _loaded(each: LoadedInfo, held: StoredModel | None, card: Card) -> dict[str, Any]:
     name = shown_name(each.name)
     quantization = card.quantization or each.info.quantization
     return {
@@ -205,7 +205,7 @@ def _licence(found: Listed, card: Card, overlay: Overlay | None) -> str:
     return own or found.licence or card.licence
 
 
-def _digest(held: Held) -> str:
+def _digest(held: StoredModel) -> str:
     """Return a digest for clients that cache by it; of a file nobody hashed, one of its name, size and time."""
     return held.digest or hashlib.sha256(f"{held.name} {held.bytes} {held.modified}".encode()).hexdigest()
 

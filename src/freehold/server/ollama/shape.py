@@ -16,12 +16,12 @@ from typing import Any
 import msgspec
 
 from freehold.server.core.answering import Choice
-from freehold.server.core.contract import Served
 from freehold.server.core.fields import finite
 from freehold.server.core.problems import Problem
 from freehold.server.core.receipt import Tally
 from freehold.server.ollama.wording import NDJSON, as_here, ollama_error
-from freehold.types import Begin, Chunk, TokenLogprob, ToolCall
+from freehold.serving import Begin, ModelHandle
+from freehold.types import Chunk, TokenLogprob, ToolCall
 
 encode = msgspec.json.encode
 
@@ -51,7 +51,7 @@ class OllamaShape(ABC):
     def bind(self, model: str, tally: Tally) -> None:
         self._model, self._tally = model, tally
 
-    async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
+    async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
         """Say when the model has less room than was asked for: a longer chat will be refused, not cut."""
         if self._context is not None and self._context > begin.context:
             self._tally.warn(

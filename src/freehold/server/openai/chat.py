@@ -19,7 +19,8 @@ from freehold.server.openai.fields.structured import format_field
 from freehold.server.openai.fields.tools import unknown_tool_fields
 from freehold.server.openai.fields.unknown import unknown_fields, unknown_message_fields
 from freehold.server.openai.shape import OpenAIShape, encode
-from freehold.types import Begin, Chunk, TokenLogprob, ToolCall, ToolPiece
+from freehold.serving import Begin
+from freehold.types import Chunk, TokenLogprob, ToolCall, ToolPiece
 
 
 async def chat(call: Call) -> None:

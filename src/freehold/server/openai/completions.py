@@ -13,7 +13,6 @@ from typing import Any
 
 from freehold.server.core.answering import Answering, Choice
 from freehold.server.core.call import Call
-from freehold.server.core.contract import Served
 from freehold.server.core.durations import seconds
 from freehold.server.core.fields import finite
 from freehold.server.openai.chat import chat_logprobs
@@ -21,7 +20,8 @@ from freehold.server.openai.fields.completions import CompletionRequest, complet
 from freehold.server.openai.fields.structured import format_field
 from freehold.server.openai.fields.unknown import unknown_fields
 from freehold.server.openai.shape import OpenAIShape, encode
-from freehold.types import Begin, Chunk, Job, TokenLogprob
+from freehold.serving import Begin, Job, ModelHandle, tokenizer_of
+from freehold.types import Chunk, TokenLogprob
 
 
 async def completions(call: Call) -> None:
@@ -58,12 +58,14 @@ class TextShape(OpenAIShape):
         ] = {}  # choice -> its prompt, and what the first token writes
         self._offsets: dict[int, int] = {}
 
-    async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
+    async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
         if not self._echo:
             return
         prompt = self._jobs[job].prompt
-        text = prompt if isinstance(prompt, str) else await served.detokenize(begin.prompt_ids)
-        first = b"".join(await served.token_texts(begin.prompt_ids[:1])) if self._logprobs else b""
+        text = prompt if isinstance(prompt, str) else await tokenizer_of(served).detokenize(begin.prompt_ids)
+        first = (
+            b"".join(await tokenizer_of(served).token_texts(begin.prompt_ids[:1])) if self._logprobs else b""
+        )
         self._echoes |= dict.fromkeys(choices, (text, first))
 
     def first(self, choice: int, begin: Begin, tail: bytes) -> bytes:

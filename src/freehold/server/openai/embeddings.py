@@ -1,7 +1,7 @@
 """POST /v1/embeddings: texts or token ids in, vectors out, as numbers or as base64 of float32.
 
 Knows OpenAI's shapes; the engine makes the vectors, whatever kind of model it has.
-Path: Gate -> embeddings -> Served.embed -> body
+Path: Gate -> embeddings -> ModelHandle.embed -> body
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from freehold.server.core.fields import Name, Rank, TokenId, priority
 from freehold.server.core.problems import Refused
 from freehold.server.core.vectors import MAX_DIMENSIONS, as_numbers, check_count, cut_warnings
 from freehold.server.openai.fields.unknown import unknown_fields
-from freehold.types import MAX_TEXTS, EmbedJob, Vectors
+from freehold.serving import MAX_TEXTS, EmbedJob, Vectors
 
 Tokens = Annotated[list[TokenId], Meta(min_length=1)]
 Texts = tuple[str | tuple[int, ...], ...]

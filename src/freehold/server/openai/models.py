@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from freehold.server.core.call import Call
-from freehold.server.core.contract import Held, Loaded
 from freehold.server.core.listing import answer_one, capabilities, listed
+from freehold.serving import LoadedInfo, StoredModel
 
 
 async def models(call: Call) -> None:
@@ -23,7 +23,7 @@ async def model(call: Call) -> None:
     await answer_one(call, _model)
 
 
-def _model(name: str, held: Held | None, loaded: Mapping[str, Loaded]) -> dict[str, Any]:
+def _model(name: str, held: StoredModel | None, loaded: Mapping[str, LoadedInfo]) -> dict[str, Any]:
     parent = held.parent if held else ""
     each = loaded.get(parent or name)
     info = each.info if each else None

@@ -2,7 +2,7 @@
 
 A score is the cosine of two texts' embeddings, by whatever model is named: between -1 and 1, comparable within one
 model. Knows these wires; the engine makes the vectors.
-Path: Gate -> rerank or score -> Served.embed -> cosines -> body
+Path: Gate -> rerank or score -> ModelHandle.embed -> cosines -> body
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from freehold.server.core.problems import Refused
 from freehold.server.core.vectors import check_count, cut_warnings
 from freehold.server.openai.embeddings import Embedding
 from freehold.server.openai.fields.unknown import unknown_fields
-from freehold.types import MAX_TEXTS, EmbedJob, Vectors
+from freehold.serving import MAX_TEXTS, EmbedJob, Vectors
 
 
 class Document(Struct, kw_only=True):

@@ -17,10 +17,10 @@ import msgspec
 import freehold
 from freehold.server.core import sse
 from freehold.server.core.answering import Choice
-from freehold.server.core.contract import Served
 from freehold.server.core.problems import Problem, openai_error
 from freehold.server.core.receipt import Tally, context
-from freehold.types import Begin, Chunk
+from freehold.serving import Begin, ModelHandle
+from freehold.types import Chunk
 
 FINGERPRINT = f"freehold-{freehold.__version__}"
 DONE = b"data: [DONE]\n\n"
@@ -52,7 +52,7 @@ class OpenAIShape(ABC):
         unknown = b',"usage":null' if self._include_usage else b""  # it comes with the last event
         self._head = b"data: " + opened + unknown + b',"choices":[{"index":'
 
-    async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
+    async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
         """Ask nothing."""
         return
 

@@ -1,6 +1,6 @@
 """POST /tokenize, POST /detokenize, GET /tokenizer_info, in vLLM's shapes; lm-eval reads them.
 
-Knows texts and ids; the tokenizer lies in the engine process. Path: Gate -> tokenize -> Served.tokenize
+Knows texts and ids; the tokenizer lies in the engine process. Path: Gate -> tokenize -> TokenizerFace.tokenize
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from urllib.parse import parse_qs
 from msgspec import Meta, Struct
 
 from freehold.server.core.call import Call
-from freehold.server.core.contract import Served
 from freehold.server.core.fields import Name, TokenId
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.messages import ChatMessage, TemplateOptions, read_message, turn_of
 from freehold.server.openai.fields.unknown import unknown_fields, unknown_message_fields
-from freehold.types import MAX_MESSAGES
+from freehold.serving import MAX_MESSAGES, ModelHandle, tokenizer_of
 
 MAX_IDS = 1 << 20  # longer than any context; the model's own is the limit
 
@@ -71,13 +70,15 @@ async def _tokenize(call: Call, request: TokenizeRequest, warnings: list[str]) -
         told = request.chat_template_kwargs
         chat = [read_message(m, i) for i, m in enumerate(request.messages)]
         turn = turn_of(request.add_generation_prompt, request.continue_final_message)
-        ids = await served.render(chat, told.enable_thinking if told else None, turn)
+        ids = await tokenizer_of(served).render(chat, told.enable_thinking if told else None, turn)
     else:
-        ids = await served.tokenize(request.prompt or "", special=request.add_special_tokens is not False)
+        ids = await tokenizer_of(served).tokenize(
+            request.prompt or "", request.add_special_tokens is not False
+        )
     call.work.prompt_tokens = len(ids)
     texts: list[str] | None = None
     if request.return_token_strs:
-        texts = [t.decode("utf-8", "replace") for t in await served.token_texts(ids)]
+        texts = [t.decode("utf-8", "replace") for t in await tokenizer_of(served).token_texts(ids)]
     out = {"count": len(ids), "max_model_len": served.info.context, "tokens": ids, "token_strs": texts}
     await call.answer({**out, "freehold": {"warnings": warnings}})
 
@@ -89,7 +90,7 @@ async def detokenize(call: Call) -> None:
 
     async def work() -> None:
         served = await _model(call, request.model)
-        text = await served.detokenize(request.tokens)
+        text = await tokenizer_of(served).detokenize(request.tokens)
         await call.answer({"prompt": text, "freehold": {"warnings": warnings}})
 
     await call.while_here(work())
@@ -102,12 +103,12 @@ async def tokenizer_info(call: Call) -> None:
     async def work() -> None:
         served = await _model(call, asked)
         info: dict[str, Any] = {"tokenizer_class": "freehold", "model_max_length": served.info.context}
-        await call.answer({**info, **await served.template()})
+        await call.answer({**info, **await tokenizer_of(served).template()})
 
     await call.while_here(work())
 
 
-async def _model(call: Call, name: str | None) -> Served:
+async def _model(call: Call, name: str | None) -> ModelHandle:
     """Return the model asked for, or the one this server was started with, or the only one in memory."""
     name = name or call.server.default_model
     if not name:

@@ -17,9 +17,9 @@ from starlette.routing import Route
 import freehold
 from freehold.remote import ADMIN_PROTOCOL
 from freehold.server.core.call import Call, route
-from freehold.server.core.contract import Loaded
 from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
+from freehold.serving import LoadedInfo
 
 
 class ModelRequest(Struct, kw_only=True):
@@ -96,7 +96,7 @@ async def load(call: Call) -> None:
     await call.while_here(work())
 
 
-def _names(each: Loaded) -> list[str]:
+def _names(each: LoadedInfo) -> list[str]:
     """List what a model in memory answers to."""
     return [each.name, *(f"{each.name}+{adapter.name}" for adapter in each.info.adapters)]
 
@@ -137,7 +137,7 @@ async def stop(call: Call) -> None:
         call.server.door.stop(now=request.now)
 
 
-def row(each: Loaded) -> dict[str, Any]:
+def row(each: LoadedInfo) -> dict[str, Any]:
     """Describe a loaded model: ModelInfo's fields and how it is used."""
     return {
         **msgspec.to_builtins(each.info),

@@ -16,8 +16,8 @@ from html import escape
 
 import freehold
 from freehold.server.core.call import Call
-from freehold.server.core.contract import Held, Loaded
 from freehold.server.core.problems import Refused
+from freehold.serving import LoadedInfo, StoredModel
 
 MAX_SHOWN = 100  # models
 _STYLE = """
@@ -92,7 +92,7 @@ def _document(body: str, *, keyed: bool) -> str:
     )
 
 
-def _models(held: Sequence[Held], loaded: Sequence[Loaded], *, hidden: bool) -> str:
+def _models(held: Sequence[StoredModel], loaded: Sequence[LoadedInfo], *, hidden: bool) -> str:
     if hidden:
         return '<h2>Models</h2><p class="dim">Listed for callers with a key: <code>GET /v1/models</code>.</p>'
     if not held and not loaded:

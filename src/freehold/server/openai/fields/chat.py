@@ -17,7 +17,8 @@ from freehold.server.openai.fields.messages import ChatMessage, TemplateOptions,
 from freehold.server.openai.fields.offers import Offered
 from freehold.server.openai.fields.structured import format_of
 from freehold.server.openai.fields.tools import Choice, Offers, offered
-from freehold.types import MAX_LOGPROBS, MAX_MESSAGES, Job, Overflow
+from freehold.serving import MAX_LOGPROBS, MAX_MESSAGES, Job
+from freehold.types import Overflow
 
 _EFFORTS = {
     "minimal": "low",

@@ -14,7 +14,7 @@ from freehold.server.core.fields import TokenId, priority
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.generating import Generating, sampling, stops
 from freehold.server.openai.fields.structured import format_of
-from freehold.types import MAX_LOGPROBS, Job
+from freehold.serving import MAX_LOGPROBS, Job
 
 MAX_CHOICES = 1024  # prompts x n of one request
 

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from freehold.server.core.fields import FORCED, LEAST_MASS, MAX_SEED, Count, Name, Rank, Share
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.structured import Structured
-from freehold.types import MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS
+from freehold.serving import MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS
 
 MAX_N = 128  # answers to one prompt
 

@@ -15,7 +15,8 @@ from msgspec import Meta, Struct
 from freehold.server.core.fields import MAX_WARNINGS, ignored
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.offers import Name, Offered, as_arguments, read_tools
-from freehold.types import MAX_TOOLS, ToolCall
+from freehold.serving import MAX_TOOLS
+from freehold.types import ToolCall
 
 
 class FunctionOffer(Struct, kw_only=True):

@@ -20,7 +20,8 @@ from freehold.server.openai.fields.generating import Generating, sampling, stops
 from freehold.server.openai.fields.offers import Offered, read_tools
 from freehold.server.openai.fields.structured import format_of
 from freehold.server.openai.responses.items import read_items
-from freehold.types import MAX_LOGPROBS, MAX_MESSAGES, MAX_TOOLS, Format, Job, Overflow
+from freehold.serving import MAX_LOGPROBS, MAX_MESSAGES, MAX_TOOLS, Job
+from freehold.types import Format, Overflow
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"

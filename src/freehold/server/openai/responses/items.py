@@ -17,7 +17,8 @@ from freehold.server.core.limits import typed
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.messages import Content, Part, text_of
 from freehold.server.openai.fields.offers import as_arguments
-from freehold.types import MAX_MESSAGES, Message, ToolCall
+from freehold.serving import MAX_MESSAGES
+from freehold.types import Message, ToolCall
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 # What an item may hold besides, that is its history and none of the chat.

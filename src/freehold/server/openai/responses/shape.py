@@ -15,11 +15,11 @@ import msgspec
 
 from freehold.server.core import sse
 from freehold.server.core.answering import Choice
-from freehold.server.core.contract import Served
 from freehold.server.core.problems import Problem
 from freehold.server.core.receipt import Tally, context
 from freehold.server.openai.responses.output import Event, Output
-from freehold.types import Begin, Chunk
+from freehold.serving import Begin, ModelHandle
+from freehold.types import Chunk
 
 encode = msgspec.json.encode
 Keep = Callable[[dict[str, Any]], str]  # takes a finished response; returns why it cannot be kept, or ""
@@ -41,7 +41,7 @@ class ResponseShape:
         head = {"id": f"resp_{secrets.token_hex(24)}", "object": "response", "created_at": int(time.time())}
         self._base = {**head, "model": model, **self._echo}
 
-    async def begun(self, served: Served, job: int, choices: range, begin: Begin) -> None:
+    async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
         """Ask nothing."""
         return
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from freehold.catalog.sampling import recommended
 from freehold.formats import GGUFFile, ModelFile
-from freehold.models.fields import Fields
+from freehold.formats.fields import Fields
 
 FREEHOLD = "freehold default"
 # A little below 1 keeps small models on the track; the tail below 5 % of the best token is noise for them.

@@ -1,0 +1,389 @@
+"""The contract of a served model: what a request holds, what a handle offers, and wrappers that pass it on.
+
+    ModelDirectory.use(name) -> ModelHandle.start(Job) -> Stream -> (answer, Chunk)
+                                ModelHandle.tokenizer -> TokenizerFace, or None where the model runs elsewhere
+
+The HTTP server asks through these protocols; engine processes (worker/), upstream engines and routes implement
+them. Types, limits and delegation only: no socket, no process, and no tokenizer is assumed to be on this machine.
+Path: server/core/answering.py -> ModelHandle.start -> worker/handle.py -> Stream
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from freehold.errors import UnsupportedModel
+from freehold.types import (
+    Chunk,
+    Format,
+    Message,
+    Overflow,
+    Priority,
+    SamplingParams,
+    TokenLogprob,
+    Tool,
+    ToolChoice,
+    Turn,
+)
+
+# Limits of one job. The server refuses more in its protocol's words; the engine process checks again.
+MAX_STOPS, MAX_STOP_CHARS = 16, 1024
+MAX_LOGPROBS = 20  # alternatives of a token
+# Tokens times (1 + alternatives) whose log-probabilities one answer may hold: some 500 bytes of memory each until a
+# whole one is sent.
+MAX_SCORES = 1 << 20
+MAX_BIASES = 1000
+MAX_MESSAGES = 10_000
+MAX_TOOLS = 128
+MAX_TEXTS = 2048  # of one EmbedJob
+MAX_TEMPLATE_CHARS = 1 << 18  # of a request's own; the largest of a released model has some 20,000
+STEP_SIZES = (1, 8, *(2**i for i in range(4, 15)))  # vLLM's buckets of tokens per step
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request to a served model: a chat (`messages`) or a text to continue (`prompt`), never both.
+
+    Crosses the socket between the server and an engine process; the engine process checks every field.
+    """
+
+    messages: tuple[Message, ...] | None = None
+    prompt: str | tuple[int, ...] | None = None
+    suffix: str | None = None  # with a text prompt: fill in the middle, where the model can
+    n: int = 1  # answers; number i draws with seed + i
+    max_tokens: int | None = None
+    sampling: Mapping[str, object] = field(default_factory=dict)  # fields of SamplingParams that were given
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None  # alternatives per prompt token; with max_tokens 0: the prompt alone
+    think: bool | None = None
+    think_tokens: int | None = None  # most tokens of reasoning; then it is closed and the answer begins
+    effort: str | None = None  # low, medium, high: for templates that have such a switch
+    template: str = ""  # Jinja that renders this chat, instead of the model's own
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = "auto"
+    tool_name: str = ""  # with tool_choice "required": this tool and no other
+    parallel_tool_calls: bool = True  # False: one call an answer at most
+    format: Format | None = None
+    adapter: str = ""  # by name, of those the model was opened with
+    overflow: Overflow = "error"
+    turn: Turn = "new"  # a chat's prompt opens a new answer, leaves its last message open, or does neither
+    ignore_eos: bool = False  # go on after the model's own end, to max_tokens: for load generators
+    priority: Priority = "interactive"
+    tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
+    timeout_s: float | None = None  # from its arrival to its last token
+    resume: tuple[tuple[int, ...], ...] = ()  # per answer, the tokens that a previous engine process sent
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedJob:
+    """Texts to be embedded, at most MAX_TEXTS; the engine process checks every field.
+
+    `first`: the number of the first text, as errors name it: a long request is sent in portions.
+    """
+
+    texts: tuple[str | tuple[int, ...], ...]
+    pooling: str | None = None  # mean, last, cls; None: the model's own
+    truncate: bool = False  # cut what is longer than the context, instead of refusing it
+    dimensions: int | None = None  # keep so many numbers, at unit length again
+    tenant: str = ""
+    priority: Priority = "interactive"
+    first: int = 0
+    adapter: str = ""  # by name, of those the model was opened with
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Embeddings on their way from an engine process: unit vectors, one behind the other."""
+
+    data: bytes  # float32, little-endian
+    width: int
+    tokens: tuple[int, ...]  # of each text
+    cut: tuple[int, ...] = ()  # numbers of the texts that were shortened, as asked
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """What an engine reports when it has accepted a job, before it computes anything."""
+
+    context: int  # tokens there is room for
+    prompt_ids: tuple[int, ...]  # empty from an upstream engine that does not report them
+    sampling: SamplingParams  # as it is used, defaults and seed filled in
+    max_tokens: int  # most an answer may have, by what was asked and by the context
+    dropped_messages: int = 0
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None  # the first token has none
+    warnings: tuple[str, ...] = ()  # what was asked for and is not honoured
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """A LoRA adapter beside a loaded model; it answers as `model+name`."""
+
+    name: str
+    rank: int  # the greatest of its modules
+    modules: int
+    memory_bytes: int
+    digest: str  # SHA-256 of its files
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model is; `ps` and the server show it."""
+
+    name: str
+    quantization: str
+    context: int
+    trained_context: int
+    kv_tokens: int  # positions the cache holds, for all streams together
+    threads: int
+    load_s: float
+    memory_bytes: int  # weights, adapters and cache, as they count against the machine
+    vocab: int
+    can_chat: bool
+    can_fill: bool  # suffix
+    default_sampling: SamplingParams
+    can_call: bool = False  # tools can be offered, and its calls are parsed
+    thinking: Literal["none", "switch", "always"] = "none"
+    efforts: tuple[str, ...] = ()  # levels of thinking that its template knows
+    notes: tuple[str, ...] = ()
+    context_note: str = ""  # why the context has this size
+    adapters: tuple[AdapterInfo, ...] = ()
+    width: int = 0  # of an embedding
+    embeds_only: bool = False  # an encoder: it makes no text
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """An engine's state after a step; counters only grow."""
+
+    steps: int = 0
+    running: int = 0
+    waiting: int = 0
+    blocks: int = 0
+    blocks_live: int = 0  # held by running sequences
+    blocks_cached: int = 0  # free to be taken, and worth something while they are not
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of fully prefilled prompts: found in memory or on the disk,
+    computed_tokens: int = 0  # and all others
+    disk_tokens: int = 0  # loaded from the disk
+    generated_tokens: int = 0
+    batched_tokens: int = 0  # computed in steps: of prompts, newest tokens and drafts
+    step_sizes: tuple[int, ...] = ()  # steps by their tokens: up to each of STEP_SIZES, and beyond
+    drafts: int = 0  # drafts that were verified,
+    drafted_tokens: int = 0  # their tokens,
+    accepted_tokens: int = 0  # those that were accepted,
+    accepted_at: tuple[int, ...] = ()  # and how many of these stood first in their draft, second, and so on
+    preemptions: int = 0
+    expected_wait_s: float = 0.0  # until a request that came now would get its first token
+    progress_at: float = 0.0  # time.monotonic() of the engine at its latest step
+
+
+# --- one model ---------------------------------------------------------------------------------------
+
+
+class Stream(Protocol):
+    """The answers of one job while they are made; it ends after the last answer's chunk with `finish_reason`.
+
+    Raises FreeholdErrors from `__anext__`. The buffer behind it is bounded: a reader that falls too far behind
+    loses its stream, with an error.
+    """
+
+    @property
+    def begin(self) -> Begin: ...
+    @property
+    def more(self) -> bool:
+        """Return whether the next chunk has arrived, so that `__anext__` does not wait."""
+        ...
+
+    def __aiter__(self) -> Stream: ...
+    async def __anext__(self) -> tuple[int, Chunk]:
+        """Return (number of the answer, its next chunk)."""
+        ...
+
+    async def aclose(self) -> None:
+        """Cancel what is unfinished; harmless after the end."""
+        ...
+
+
+class TokenizerFace(Protocol):
+    """A served model's tokenizer and chat template."""
+
+    async def tokenize(self, text: str, special: bool = False) -> list[int]: ...
+    async def detokenize(self, ids: Sequence[int]) -> str: ...
+    async def token_texts(self, ids: Sequence[int]) -> list[bytes]: ...
+    async def render(
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+    ) -> list[int]:
+        """Return the prompt's ids of a chat."""
+        ...
+
+    async def template(self) -> dict[str, Any]:
+        """Return what /tokenizer_info shows: chat_template, bos_token, eos_token and so on."""
+        ...
+
+
+class ModelHandle(Protocol):
+    """One model that answers jobs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def info(self) -> ModelInfo: ...
+    @property
+    def stats(self) -> EngineStats: ...
+    @property
+    def tokenizer(self) -> TokenizerFace | None:
+        """Return the model's tokenizer, or None where the engine offers none."""
+        ...
+
+    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
+        """Submit a job; return once the engine has accepted it. Cancelled while it waits, it drops the job.
+
+        `keep_alive`: seconds the model stays in memory after its last job; negative: for ever; None: as set.
+        """
+        ...
+
+    async def count(self, job: Job) -> int:
+        """Return how many tokens a job's prompt has, also where there is no room for them."""
+        ...
+
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
+    ) -> Vectors:
+        """Return unit vectors of texts; errors name a text by its number from 0.
+
+        `computed` is called with numbers of tokens as they are computed, so that a cancelled call can be billed.
+        """
+        ...
+
+
+def tokenizer_of(handle: ModelHandle) -> TokenizerFace:
+    """Return a handle's tokenizer. Raises UnsupportedModel where it offers none."""
+    if handle.tokenizer is None:
+        raise UnsupportedModel(
+            f"the engine of {handle.name} offers no tokenizer", "ask a model that this machine runs"
+        )
+    return handle.tokenizer
+
+
+# --- wrappers: subclass, and override what differs ---------------------------------------------------
+
+
+class DelegatingHandle:
+    """A ModelHandle that passes everything on to another."""
+
+    def __init__(self, handle: ModelHandle) -> None:
+        self.handle = handle
+
+    @property
+    def name(self) -> str:
+        return self.handle.name
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.handle.info
+
+    @property
+    def stats(self) -> EngineStats:
+        return self.handle.stats
+
+    @property
+    def tokenizer(self) -> TokenizerFace | None:
+        return self.handle.tokenizer
+
+    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
+        return await self.handle.start(job, keep_alive)
+
+    async def count(self, job: Job) -> int:
+        return await self.handle.count(job)
+
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
+    ) -> Vectors:
+        return await self.handle.embed(job, keep_alive, computed)
+
+
+class DelegatingTokenizer:
+    """A TokenizerFace that passes everything on to another."""
+
+    def __init__(self, tokenizer: TokenizerFace) -> None:
+        self.inner = tokenizer
+
+    async def tokenize(self, text: str, special: bool = False) -> list[int]:
+        return await self.inner.tokenize(text, special)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        return await self.inner.detokenize(ids)
+
+    async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
+        return await self.inner.token_texts(ids)
+
+    async def render(
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new"
+    ) -> list[int]:
+        return await self.inner.render(messages, think, turn)
+
+    async def template(self) -> dict[str, Any]:
+        return await self.inner.template()
+
+
+# --- all models of a server --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model that can be asked for by name, loaded or not."""
+
+    name: str
+    bytes: int
+    modified: float = 0.0  # seconds since 1970, when it came into the store; 0: unknown
+    digest: str = ""  # sha256 of its file, of its files' digests, or of its record; "": not computed
+    parent: str = ""  # of an adapter's name `base+adapter`: the base; "" for a model
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedInfo:
+    """A model that an engine holds, or will hold again once it is restarted."""
+
+    name: str
+    info: ModelInfo
+    stats: EngineStats
+    expires_at: float | None  # time.time() of its unloading when idle; None: never, or not while it is busy
+    in_flight: int
+    restarts: int = 0
+    slow_readers: int = 0
+    pid: int = 0  # of the engine process; 0: none on this machine
+
+
+class ModelDirectory(Protocol):
+    """Models by name: all of a server, or those in a key's scope."""
+
+    async def names(self) -> Sequence[StoredModel]: ...
+    async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
+        """Return a model, loading it if need be; ModelNotFound, CapacityExceeded and others say why not."""
+        ...
+
+    async def name_of(self, name: str) -> str:
+        """Return the name under which a model is loaded when `name` is asked for; raise ModelNotFound."""
+        ...
+
+    def loaded(self) -> Sequence[LoadedInfo]: ...
+
+
+class ModelManager(ModelDirectory, Protocol):
+    """Every model of a server, and what only its owner may do with them."""
+
+    def loading(self) -> Mapping[str, tuple[int, int]]:
+        """Return (bytes done, bytes in all) of each model that is being loaded."""
+        ...
+
+    async def unload(self, name: str) -> None: ...
+    async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
+        """Put an adapter beside a model, loaded or not."""
+        ...
+
+    async def remove_adapter(self, name: str, adapter: str) -> None: ...
+    async def close(self, drain_s: float) -> None: ...
