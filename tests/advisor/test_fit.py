@@ -17,8 +17,8 @@ from freehold.advisor.fit import Fit, Misfit, Place, observed, place_here, place
 from freehold.advisor.machine import Machine, Rates
 from freehold.catalog.model import Structure
 from freehold.config import load_settings
-from freehold.engine.cache.capacity import ROOMS, SLOT_SHARE, CacheBytes
-from freehold.engine.cache.windows import quota
+from freehold.engine.cache.capacity import ROOMS, WINDOW_SHARE, CacheBytes
+from freehold.engine.cache.window import quota
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import UsageError
 from freehold.layers import LayerSpec
@@ -56,8 +56,8 @@ def test_memory_is_the_hand_figure():
 
 
 def test_cache_is_what_the_engine_reserves():
-    """The rule of slots is the engine's own: its constants, and its arithmetic over the same layers."""
-    assert (ours.ROWS, ours.SLOT_SHARE, ours.ROOMS) == (MAX_NUM_BATCHED_TOKENS, SLOT_SHARE, ROOMS)
+    """The rule of window blocks is the engine's own: its constants, and its arithmetic over the same layers."""
+    assert (ours.ROWS, ours.WINDOW_SHARE, ours.ROOMS) == (MAX_NUM_BATCHED_TOKENS, WINDOW_SHARE, ROOMS)
     assert ours.BLOCK == native.BLOCK_TOKENS
     cache = native.KvCache([(2, 64, 64)] * 24, 1, "f16", [0] * 4 + [512] * 20, 1)
     engine = CacheBytes(

@@ -8,13 +8,14 @@ import numpy as np
 
 from freehold._native import BLOCK_TOKENS as SIZE
 from freehold.engine.cache.blocks import BlockManager, blocks_for
+from freehold.engine.cache.capacity import kinds_beside_full
 from freehold.engine.cache.disk import DiskCache, dependencies
 from freehold.engine.cache.prefix import Node
-from freehold.engine.cache.windows import Slots
+from freehold.engine.cache.tier import KvPages
+from freehold.engine.cache.window import SlidingWindow
 from freehold.engine.runner import ModelRunner
 from freehold.engine.schedule.scheduler import ScheduledChunk
 from freehold.engine.sequence import Request, Sequence
-from freehold.layers import longest_window
 from freehold.models.load import LoadedModel
 from freehold.types import SamplingParams
 
@@ -33,18 +34,17 @@ class Rig:
         model: LoadedModel,
         count: int,
         disk: Path | None = None,
-        slots: int = 0,
+        window_blocks: int = 0,
         max_num_batched_tokens: int = 512,
     ) -> None:
-        window = longest_window(model.layers)
-        self.blocks = BlockManager(
-            count, Slots(slots, count, window, max_num_batched_tokens) if slots else None
-        )
+        kinds = kinds_beside_full(model.layers, window_blocks, count, max_num_batched_tokens)
+        self.blocks = BlockManager(count, kinds)
         self.runner = ModelRunner(model, self.blocks, 512, model.threads)
         self.disk = None
         if disk is not None:
-            self.disk = DiskCache(disk, dependencies(model, "f16", bool(slots)), self.runner.cache)
-            self.blocks.attach(self.disk)
+            self.pages = KvPages(self.runner.cache)
+            self.disk = DiskCache(disk, dependencies(model, "f16", window_blocks > 0), self.pages.nbytes)
+            self.blocks.attach(self.disk, self.pages)
 
     def step(self, *seqs: Sequence) -> list[np.ndarray]:
         """Compute all missing tokens of sequences that must find room."""
@@ -81,49 +81,44 @@ class Rig:
 
 def check_books(blocks: BlockManager, live: list[Sequence]) -> None:
     """Every block is free, cached or live; holders are counted right; the tree and the pool agree."""
-    holders = [0] * blocks.count
+    pool, holders = blocks.pool, [0] * blocks.count
     for seq in live:
         assert len(set(seq.block_table)) == len(seq.block_table) >= blocks_for(seq.num_computed_tokens)
         for block in seq.block_table:
             holders[block] += 1
-    assert holders == blocks._holders
-    free, cached = set(blocks._free), set(blocks._cached)
-    assert len(free) == len(blocks._free) and not free & cached
+    assert holders == pool.holders
+    free, cached = set(pool._free), set(pool._cached)
+    assert len(free) == len(pool._free) and not free & cached
     assert free | cached == {b for b, n in enumerate(holders) if not n}
     assert (blocks.live, blocks.cached) == (sum(map(bool, holders)), len(cached))
-    nodes = {node.block: node for root in blocks._tree._roots.values() for node in below(root)}
-    assert len(nodes) == blocks._tree.nodes
-    assert nodes == {b: node for b, node in enumerate(blocks._nodes) if node is not None}
+    nodes = {node.block: node for root in pool.tree._roots.values() for node in below(root)}
+    assert len(nodes) == pool.tree.nodes
+    assert nodes == {b: node for b, node in enumerate(pool.nodes) if node is not None}
     assert not free & nodes.keys() and cached <= nodes.keys()
-    assert all(root.children for root in blocks._tree._roots.values())
-    order = {block: i for i, block in enumerate(blocks._cached)}
+    assert all(root.children for root in pool.tree._roots.values())
+    order = {block: i for i, block in enumerate(pool._cached)}
     for block in cached:  # a leaf is always first in line
         assert all(order[child.block] < order[block] for child in nodes[block].children.values())
+    for kind in blocks.kinds:
+        if isinstance(kind, SlidingWindow):
+            check_windows(kind, live)
 
-    if blocks.slots is not None:
-        check_slots(blocks.slots, live)
 
-
-def check_slots(slots: Slots, live: list[Sequence]) -> None:
-    """Every slot is free or some block's; who looks is counted right, and finds what it looks at."""
-    lookers = [0] * len(slots._lookers)
-    for seq in live:
-        assert seq.looks == (
-            (slots.first(seq.num_computed_tokens), len(seq.block_table)) if seq.block_table else (0, 0)
-        )
-        for block in seq.block_table[slice(*seq.looks)]:
-            lookers[block] += 1
-        assert all(
-            slots.of(b) >= 0
-            for b in seq.block_table[
-                slots.first(seq.num_computed_tokens) : blocks_for(seq.num_computed_tokens)
-            ]
-        )
-    assert lookers == slots._lookers
-    held = {block: slots.of(block) for block in range(len(lookers)) if slots.of(block) >= 0}
-    assert sorted([*slots._free, *held.values()]) == list(range(slots.count))
-    assert set(slots._idle) == {block for block in held if not lookers[block]}
-    assert slots._reserved == sum(seq.slots for seq in live) <= slots.count
+def check_windows(kind: SlidingWindow, live: list[Sequence]) -> None:
+    """Every window block is free or some block's; what windows reach is counted right, and is there."""
+    reached = [0] * len(kind._reached)
+    assert all(seq in kind._seqs for seq in live if seq.block_table)
+    for seq, reach in kind._seqs.items():
+        first = kind.first(seq.num_computed_tokens)
+        assert (reach.first, reach.end) == ((first, len(seq.block_table)) if seq.block_table else (0, 0))
+        for block in seq.block_table[first:]:
+            reached[block] += 1
+        assert all(kind.place(b) >= 0 for b in seq.block_table[first : blocks_for(seq.num_computed_tokens)])
+    assert reached == kind._reached
+    held = {block: kind.place(block) for block in range(len(reached)) if kind.place(block) >= 0}
+    assert sorted([*kind._free, *held.values()]) == list(range(kind.count))
+    assert set(kind._idle) == {block for block in held if not reached[block]}
+    assert kind._reserved == sum(reach.reserved for reach in kind._seqs.values()) <= kind.count
 
 
 def below(node: Node) -> list[Node]:

@@ -87,7 +87,10 @@ def test_part_of_a_block_is_taken_by_copy():
         and b.block_table[0] == a.block_table[0]
         and b.block_table[1] not in a.block_table
     )
-    assert blocks.take_copies()[0] == [(a.block_table[1], b.block_table[1])] and blocks.take_copies()[0] == []
+    assert (
+        blocks.take_copies()["full"] == [(a.block_table[1], b.block_table[1])]
+        and blocks.take_copies()["full"] == []
+    )
 
 
 def test_last_token_is_computed_anew():
@@ -185,7 +188,7 @@ def test_last_block_to_be_had_is_taken_over_instead_of_copied():
     blocks.retire(run(blocks, [*range(50)]))
     b = sequence([*range(50), 99])
     blocks.adopt(b)
-    assert b.num_computed_tokens == 50 and blocks.take_copies()[0] == [] and blocks.available == 0
+    assert b.num_computed_tokens == 50 and blocks.take_copies()["full"] == [] and blocks.available == 0
 
 
 def test_copy_from_a_block_comes_before_the_copy_to_it():
@@ -195,7 +198,7 @@ def test_copy_from_a_block_comes_before_the_copy_to_it():
     a, b = sequence([*range(20), 99]), sequence([*range(100, 120), 99])
     blocks.adopt(a)
     blocks.adopt(b)  # in the block that `a` is a copy of
-    assert blocks.take_copies()[0] == [(0, 2), (1, 0)] and (a.block_table, b.block_table) == ([2], [0])
+    assert blocks.take_copies()["full"] == [(0, 2), (1, 0)] and (a.block_table, b.block_table) == ([2], [0])
 
 
 def test_guesses_take_blocks_only_while_there_are_some():
@@ -223,7 +226,9 @@ def test_fork_shares_all_blocks_and_the_first_to_write_copies_its_own():
     child.tokens.append(2)
     shared = parent.block_table[2]
     assert blocks.grow(parent, 71) and blocks.grow(child, 71)
-    assert blocks.take_copies()[0] == [(shared, parent.block_table[2])] and child.block_table[2] == shared
+    assert (
+        blocks.take_copies()["full"] == [(shared, parent.block_table[2])] and child.block_table[2] == shared
+    )
     assert parent.block_table[:2] == child.block_table[:2] and blocks.live == 4
 
 
@@ -235,7 +240,7 @@ def test_fork_that_ends_early_leaves_the_shared_block_to_the_other():
     assert blocks.live == 3
     parent.tokens.append(1)
     compute(blocks, parent, 71)
-    assert blocks.take_copies()[0] == [] and blocks.live == 3
+    assert blocks.take_copies()["full"] == [] and blocks.live == 3
     blocks.retire(parent)
     assert (blocks.live, blocks.cached) == (0, 3)
 
@@ -248,7 +253,7 @@ def test_no_block_for_a_copy_is_no_block_at_all():
     assert (
         not blocks.grow(parent, 71)
         and parent.block_table == child.block_table
-        and blocks.take_copies()[0] == []
+        and blocks.take_copies()["full"] == []
     )
 
 

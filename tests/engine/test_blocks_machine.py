@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 
 from freehold._native import BLOCK_TOKENS as SIZE
 from freehold.engine.cache import blocks as blocks_module
+from freehold.engine.cache import tier as tier_module
 from freehold.engine.cache.blocks import common_prefix
 from freehold.engine.schedule.scheduler import ScheduledChunk
 from freehold.engine.sequence import Sequence
@@ -27,7 +28,7 @@ from freehold.models.load import LoadedModel
 from tests.engine.rig import Rig, check_books, sequence
 
 POOL, LONGEST = 10, 130  # five blocks at most, so that three sequences are too many
-ROWS = 64  # of a step, where window layers have slots
+ROWS = 64  # of a step, where window layers have blocks of their own
 TOKEN = st.integers(5, 7)  # few, so that prompts agree by chance inside a block
 BEGINNINGS = [[5 + i * k % 11 for i in range(100)] for k in (1, 2)]
 PROMPTS = st.builds(
@@ -45,7 +46,7 @@ class Pool(RuleBasedStateMachine):
     oracle: Rig
     rows: dict[tuple[int, ...], np.ndarray]  # what the oracle computed, by tokens
     on_disk: bool
-    slots: int  # of window layers; 0: they keep all positions
+    window_blocks: int  # 0: window layers keep all positions
 
     @initialize()
     def begin(self) -> None:
@@ -54,7 +55,9 @@ class Pool(RuleBasedStateMachine):
         self.start()
 
     def start(self) -> None:
-        self.rig = Rig(self.model, POOL, Path(self.folder.name) if self.folder else None, self.slots, ROWS)
+        self.rig = Rig(
+            self.model, POOL, Path(self.folder.name) if self.folder else None, self.window_blocks, ROWS
+        )
         self.live: list[Sequence] = []
         self.seen: dict[str, list[list[int]]] = {"": [], "a": []}  # what each tenant ever computed
 
@@ -158,7 +161,7 @@ class Pool(RuleBasedStateMachine):
         known = (common_prefix(seq.tokens[:-1], tokens) for tokens in self.seen[tenant])
         assert match <= max(known, default=0)
         for other in self.live:
-            if other.request.tenant == tenant and not self.slots:
+            if other.request.tenant == tenant and not self.window_blocks:
                 same = common_prefix(seq.tokens[:-1], other.tokens[: other.num_computed_tokens])
                 assert match >= same // SIZE * SIZE
 
@@ -188,7 +191,9 @@ class Pool(RuleBasedStateMachine):
 
     def cut(self, seq: Sequence, rows: int) -> ScheduledChunk:
         first = min(seq.num_computed_tokens, len(seq.tokens) - 1)
-        return ScheduledChunk(seq, first, min(rows, len(seq.tokens) - first, ROWS if self.slots else rows))
+        return ScheduledChunk(
+            seq, first, min(rows, len(seq.tokens) - first, ROWS if self.window_blocks else rows)
+        )
 
     def expected(self, tokens: list[int]) -> np.ndarray:
         key = tuple(tokens)
@@ -206,16 +211,26 @@ class Pool(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    ("name", "on_disk", "slots"),
+    ("name", "on_disk", "window_blocks"),
     [("model", True, 0), ("sliding", False, 0), ("sliding", False, 9), ("sliding", True, 9)],
 )
 def test_books_balance_and_hits_are_a_recomputes_bits(
-    name: str, on_disk: bool, slots: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    on_disk: bool,
+    window_blocks: int,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(blocks_module, "KEPT_BLOCKS", 1)
+    monkeypatch.setattr(tier_module, "KEPT_BLOCKS", 1)
     monkeypatch.setattr(blocks_module, "LOAD_S", 0.0)
     loaded: LoadedModel = request.getfixturevalue(name)
-    facts = {"model": loaded, "oracle": Rig(loaded, 8), "rows": {}, "on_disk": on_disk, "slots": slots}
+    facts = {
+        "model": loaded,
+        "oracle": Rig(loaded, 8),
+        "rows": {},
+        "on_disk": on_disk,
+        "window_blocks": window_blocks,
+    }
     run_state_machine_as_test(
         type("Machine", (Pool,), facts),
         settings=settings(

@@ -15,9 +15,11 @@ import pytest
 from freehold.engine import Engine
 from freehold.engine.cache import blocks as blocks_module
 from freehold.engine.cache import disk as disk_module
+from freehold.engine.cache import tier as tier_module
 from freehold.engine.cache.capacity import KV_TYPES
 from freehold.engine.cache.disk import DiskCache, dependencies
 from freehold.engine.cache.prefix import key_of
+from freehold.engine.cache.tier import KvPages
 from freehold.models.load import LoadedModel
 from freehold.types import KvType
 from tests.engine.rig import GREEDY, Rig, check_books, sequence
@@ -88,9 +90,9 @@ def test_prompt_is_on_disk_before_its_answer_ends(known: LoadedModel, tmp_path: 
     engine = Engine(known, context=512, disk=tmp_path)
     answer = engine.generate(PROMPT, GREEDY)
     next(answer)
-    disk = engine._blocks._disk
-    assert disk is not None
-    disk.flush()
+    tier = engine._blocks._tier
+    assert tier is not None and tier._disk is not None
+    tier._disk.flush()
     assert len(files(tmp_path)) == WHOLE
     engine.close()
 
@@ -258,7 +260,7 @@ def test_link_is_not_followed(model: LoadedModel, tmp_path: Path):
 
 
 def test_short_prompts_are_not_kept(model: LoadedModel, tmp_path: Path):
-    computed(model, tmp_path, PROMPT[: 32 * blocks_module.KEPT_BLOCKS - 1])
+    computed(model, tmp_path, PROMPT[: 32 * tier_module.KEPT_BLOCKS - 1])
     assert not files(tmp_path)
 
 
@@ -274,9 +276,9 @@ def test_block_that_was_taken_before_its_turn_is_not_written(model: LoadedModel,
     rig = Rig(model, 16, tmp_path)
     assert rig.disk is not None
     nodes = []
-    above = rig.blocks._tree.root("|")
+    above = rig.blocks.pool.tree.root("|")
     for i in range(3):
-        above = rig.blocks._tree.insert(above, key_of([i] * 32), i)
+        above = rig.blocks.pool.tree.insert(above, key_of([i] * 32), i)
         nodes.append(above)
     content = rig.runner.cache.read_block(0)
     rig.disk.keep("|", nodes, 0, lambda node: None if node is nodes[1] else content)
@@ -317,7 +319,8 @@ def test_budget_keeps_what_was_used_last_and_the_beginnings_of_the_rest(
         os.utime(path, ns=(used, used))
     found(model, tmp_path, first)  # used again
     rig = Rig(model, 16)
-    rig.blocks.attach(DiskCache(tmp_path, dependencies(model, "f16"), rig.runner.cache, budget))
+    pages = KvPages(rig.runner.cache)
+    rig.blocks.attach(DiskCache(tmp_path, dependencies(model, "f16"), pages.nbytes, budget), pages)
     seq = sequence(third)
     rig.step(seq)
     rig.blocks.retire(seq)

@@ -9,7 +9,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from freehold.engine.cache.blocks import blocks_for
 from freehold.engine.sequence import Sequence, TokenOut
 from freehold.types import Priority
-from tests.engine.rig import check_slots
+from tests.engine.rig import check_books
 from tests.engine.world import World
 
 SHARED = list(range(1_000_000, 1_000_200))
@@ -78,8 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         held = {block for seq in live for block in seq.block_table}
         assert len(held) == self.world.blocks.live
         assert all(len(seq.block_table) <= blocks_for(len(seq.tokens)) for seq in live)
-        if self.world.blocks.slots is not None:
-            check_slots(self.world.blocks.slots, list(live))
+        check_books(self.world.blocks, list(live))
         assert all(seq.done and not seq.block_table for seq in self.world.logs if seq not in live)
 
     def teardown(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from freehold.engine.cache.blocks import BlockManager
-from freehold.engine.cache.windows import Slots, quota
+from freehold.engine.cache.window import SlidingWindow, quota
 from freehold.engine.schedule.scheduler import ScheduledChunk, Scheduler
 from freehold.engine.sequence import Request, Sequence
 from freehold.types import Priority, SamplingParams
@@ -40,11 +40,11 @@ class World:
         guess_s: float = 0.0,
         window: int = 0,
     ) -> None:
-        """`window`: of layers that have slots, as few as go."""
+        """`window`: of layers that have blocks of their own, as few as go."""
         self.now = 0.0
         count = quota(window, rows)
-        slots = Slots(count, blocks, window, rows) if window > 0 and count < blocks else None
-        self.blocks = BlockManager(blocks, slots)
+        kinds = [SlidingWindow(count, blocks, window, rows)] if window > 0 and count < blocks else []
+        self.blocks = BlockManager(blocks, kinds)
         self.scheduler = Scheduler(self.blocks, rows, lambda: self.now, target_itl_s, guess_s)
         self.logs: dict[Sequence, Log] = {}
         self.rows_computed = 0

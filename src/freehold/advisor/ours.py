@@ -21,7 +21,7 @@ from freehold.layers import longest_window
 Refuses = Callable[[Structure], str]  # why our engine does not run such a model; empty: it does
 BLOCK = 32  # tokens of a cache block
 ROWS = 512  # rows of a step at most
-SLOT_SHARE, ROOMS = 4, 2  # window layers hold one slot for so many blocks, and so many quotas at least
+WINDOW_SHARE, ROOMS = 4, 2  # one window block for so many blocks, and so many sequences' quotas at least
 KV_WIDTHS = {
     "f16": 2.0,
     "q8": 1.03,
@@ -78,15 +78,15 @@ def _bits(part: Part) -> float:
 
 
 def cache_bytes(anatomy: Anatomy, context: int, kv_type: str = "f16") -> dict[str, int]:
-    """Return what the cache reserves by kind of layer: whole blocks, and slots where layers have a window."""
+    """Return what the cache reserves by kind of layer: whole blocks, and window blocks where layers have a window."""
     width, blocks = KV_WIDTHS[kv_type], -(-context // BLOCK)
     window = longest_window(anatomy.layers)
     least = ROOMS * (-(-(window + ROWS) // BLOCK) + 2) if window else 0
-    slots = max(least, blocks // SLOT_SHARE)
+    window_blocks = max(least, blocks // WINDOW_SHARE)
     found = anatomy.cache_by_kind(blocks * BLOCK, width)
     if window:
         kept = sum(g.count * g.values_per_token for g in anatomy.layers if g.kind == "window")
-        found["window"] = round(kept * width * BLOCK * min(slots, blocks))
+        found["window"] = round(kept * width * BLOCK * min(window_blocks, blocks))
     return found
 
 

@@ -30,9 +30,10 @@ from freehold.engine.cache.capacity import (
     CacheBytes,
     bytes_per_block,
     choose_context,
+    kinds_beside_full,
 )
 from freehold.engine.cache.disk import DiskCache, dependencies
-from freehold.engine.cache.windows import Slots
+from freehold.engine.cache.tier import KvPages
 from freehold.engine.constrain.guide import Constraint
 from freehold.engine.counts import Counts
 from freehold.engine.generation import Generation
@@ -62,7 +63,6 @@ from freehold.errors import (
     StepFailed,
     UsageError,
 )
-from freehold.layers import longest_window
 from freehold.models.load import LoadedModel
 from freehold.models.lora import Adapter
 from freehold.serving import EngineStats
@@ -141,17 +141,16 @@ class Engine:
         count = max(blocks or 0, blocks_for(self.context))
         self.threads = pool.size
         self._cache_bytes = CacheBytes.of(model, kv_type, max_num_batched_tokens)
-        window, slots = longest_window(model.layers), self._cache_bytes.slots(count)
-        self._blocks = BlockManager(
-            count, Slots(slots, count, window, max_num_batched_tokens) if slots else None
-        )
+        windows = self._cache_bytes.window_blocks(count)
+        kinds = kinds_beside_full(model.layers, windows, count, max_num_batched_tokens)
+        self._blocks = BlockManager(count, kinds)
         self._runner: ModelRunner | None = ModelRunner(
             model, self._blocks, max_num_batched_tokens, pool, kv_type
         )
         if disk is not None and model.digest:
-            self._blocks.attach(
-                DiskCache(disk, dependencies(model, kv_type, bool(slots)), self._runner.cache)
-            )
+            pages = KvPages(self._runner.cache)
+            key = dependencies(model, kv_type, windows > 0)
+            self._blocks.attach(DiskCache(disk, key, pages.nbytes), pages)
         row_s = 2 * model.weights_per_token / (GUESSED_OPS * pool.size)
         self._scheduler = Scheduler(self._blocks, max_num_batched_tokens, time.monotonic, target_itl_s, row_s)
         drafter = None

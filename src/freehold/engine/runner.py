@@ -34,8 +34,8 @@ class ModelRunner:
         kv_type: str = "f16",
     ) -> None:
         self._blocks = blocks
-        slots = blocks.slots.count if blocks.slots is not None else 0
-        self.cache = model.new_cache(blocks.count, kv_type, slots)
+        places = blocks.places
+        self.cache = model.new_cache(places["full"], kv_type, places.get("window", 0))
         self._plan = model.build(self.cache, max_num_batched_tokens, threads)
         self._tokens = model.tokens
         self._check = model.check
@@ -46,7 +46,8 @@ class ModelRunner:
         With `choose`, a work whose draw is plain gets the tokens the plan chose instead, int64 [wanted rows]:
         see sampler.choose. Raises DamagedPack when the weights are not what was packed.
         """
-        self.cache.copy(*self._blocks.take_copies())
+        copies = self._blocks.take_copies()
+        self.cache.copy(copies["full"], copies.get("window", ()))
         counts = [work.rows for work in batch]
         tokens = np.array([t for work in batch for t in work.tokens], np.int32)
         positions = [p for w in batch for p in range(w.first, w.first + w.rows)]
@@ -62,18 +63,18 @@ class ModelRunner:
             else:
                 rows += wanted
         inside = self._inside(inner)
-        tables, slots = _tables(batch), self._blocks.slots
+        tables = self._blocks.tables([work.seq for work in batch], _tables(batch))
         logits, tokens_chosen = self._plan.run(
             tokens,
             np.array(positions, np.int32),
             seqs,
-            tables,
+            tables["full"],
             np.array(rows, np.int32),
             choices,
             self._tokens,
             **_adapters(batch, counts),
             **inside,
-            slot_tables=None if slots is None else slots.table(tables),
+            slot_tables=tables.get("window"),
         )
         self._check()
         return _dealt(batch, plain, logits, tokens_chosen, inside.get("hidden"))

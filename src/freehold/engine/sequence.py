@@ -73,11 +73,6 @@ class Sequence:
     guide: Guide | None = None  # along the request's constraint, as far as `tokens`
     num_computed_tokens: int = 0  # leading tokens whose keys and values lie in the cache
     block_table: list[int] = field(default_factory=list)  # blocks, in order of position
-    slots: int = 0  # set aside for it, where window layers have slots,
-    looks: tuple[int, int] = (
-        0,
-        0,
-    )  # and the part of `block_table` that its next position looks at, or later ones
     loading: bool = False  # it has some of the blocks that the disk holds of it
     num_cached_tokens: int = 0  # tokens of the prompt taken over from other sequences
     pending: deque[TokenOut] = field(default_factory=deque)  # made and not yet taken

@@ -6,15 +6,17 @@ Path: Engine.__init__ -> choose_context
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
 
 from freehold import _native as native
 from freehold.engine.cache.blocks import blocks_for
-from freehold.engine.cache.windows import quota
+from freehold.engine.cache.contract import CacheKind
+from freehold.engine.cache.window import SlidingWindow, quota
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
-from freehold.layers import longest_window
+from freehold.layers import LayerSpec, longest_window
 from freehold.machine import available_bytes, show_bytes
 from freehold.models.load import LoadedModel
 from freehold.types import KvType
@@ -22,9 +24,9 @@ from freehold.types import KvType
 MEMORY_SHARE = 0.5  # of available memory the cache may take when nobody asked for a size
 REQUEST_SHARE = 0.9  # and when somebody did; the rest is for activations and everybody else
 MOST_BLOCKS = 1 << 26  # KvCache takes no more
-# Window layers have slots for this many sequences at least, and one for so many blocks: a cache of many streams is
-# mostly short ones, whose every position some window sees.
-ROOMS, SLOT_SHARE = 2, 4
+# Window layers have window blocks for this many sequences at least, and one for so many blocks: a cache of many
+# streams holds mostly short ones, whose every position some window sees.
+ROOMS, WINDOW_SHARE = 2, 4
 MIN_CONTEXT = 256  # below this a chat makes no sense, so it is an error rather than a default
 
 
@@ -38,14 +40,14 @@ def bytes_per_block(model: LoadedModel, kv_type: KvType = "f16") -> int:
 
 @dataclass(frozen=True, slots=True)
 class CacheBytes:
-    """What a cache of so many blocks takes, where window layers have slots and where not.
+    """What a cache of so many blocks takes, where window layers have blocks of their own and where not.
 
-    A short cache has none: a window and a step's rows would take more of them than there are blocks.
+    In a short cache they have none: a window and a step's tokens would take more of them than there are blocks.
     """
 
     block: int  # bytes of a block's pages of layers that see all positions
-    slot: int  # and of those with a window
-    least: int  # slots below which there are none; 0: no layer has a window
+    window_block: int  # and of those with a window
+    least: int  # window blocks below which there are none; 0: no layer has a window
 
     @classmethod
     def of(
@@ -64,14 +66,14 @@ class CacheBytes:
             cache.bytes_per_block + also, cache.bytes_per_slot, ROOMS * quota(window, max_num_batched_tokens)
         )
 
-    def slots(self, blocks: int) -> int:
-        """Return the slots that go with so many blocks; 0 where all layers keep all of them."""
-        slots = max(self.least, blocks // SLOT_SHARE)
-        return slots if self.least and slots < blocks else 0
+    def window_blocks(self, blocks: int) -> int:
+        """Return the window blocks that go with so many blocks; 0 where all layers keep all of them."""
+        count = max(self.least, blocks // WINDOW_SHARE)
+        return count if self.least and count < blocks else 0
 
     def total(self, blocks: int) -> int:
         """Return the bytes of so many blocks, with what window layers keep."""
-        return blocks * self.block + (self.slots(blocks) or blocks) * self.slot
+        return blocks * self.block + (self.window_blocks(blocks) or blocks) * self.window_block
 
     def blocks(self, room: int) -> int:
         """Return how many blocks so many bytes hold."""
@@ -80,6 +82,15 @@ class CacheBytes:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.total(middle) <= room else (low, middle - 1)
         return low
+
+
+def kinds_beside_full(
+    layers: Iterable[LayerSpec], window_blocks: int, blocks: int, max_num_batched_tokens: int
+) -> list[CacheKind]:
+    """Return the kinds that a model's layers need in a pool of `blocks` blocks, besides full attention."""
+    if not window_blocks:
+        return []
+    return [SlidingWindow(window_blocks, blocks, longest_window(layers), max_num_batched_tokens)]
 
 
 def choose_context(

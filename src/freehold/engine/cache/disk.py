@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +54,7 @@ STALE_S = 3600.0  # age at which a file nobody finished is rubbish
 STEP_NS = 1_000_000
 
 
-def dependencies(model: LoadedModel, kv_type: str, slots: bool = False) -> dict[str, object]:
+def dependencies(model: LoadedModel, kv_type: str, windowed: bool = False) -> dict[str, object]:
     """List what a block's bytes depend on besides its tokens, and an adapter, which is part of the salt.
 
     Forward passes are Python and arithmetic is native: both count by their sources, so no change can be forgotten.
@@ -71,21 +70,9 @@ def dependencies(model: LoadedModel, kv_type: str, slots: bool = False) -> dict[
         "forward": forward.hexdigest(),
         "kv": kv_type,
         "layers": [astuple(spec) for spec in model.layers],
-        "slots": slots,  # then window layers' pages come last
+        "windowed": windowed,  # sliding-window layers have blocks of their own, whose pages come last
         "tokens": native.BLOCK_TOKENS,
     }
-
-
-class Pool(Protocol):
-    """The pages that blocks are read from and written to: native.KvCache."""
-
-    @property
-    def bytes_per_block(self) -> int: ...
-    @property
-    def bytes_per_slot(self) -> int: ...
-    def read_block(self, block: int, slot: int = -1) -> U8: ...
-    def write_block(self, block: int, bytes: U8, slot: int = -1) -> None: ...
-    def copy(self, pairs: list[tuple[int, int]], slots: list[tuple[int, int]] = ...) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +86,13 @@ class _Chain:
 
 
 class DiskCache:
-    """A folder of blocks that depend on `key`, read into and written out of `pool`."""
+    """A folder of blocks of `nbytes` bytes each, which depend on `key`."""
 
     def __init__(
-        self, folder: Path, key: Mapping[str, object], pool: Pool, budget: int | None = None
+        self, folder: Path, key: Mapping[str, object], nbytes: int, budget: int | None = None
     ) -> None:
         """Use at most `budget` bytes (None: 4 GB or a tenth of what is free)."""
-        self.pool = pool
-        self._bytes = pool.bytes_per_block + pool.bytes_per_slot
+        self._bytes = nbytes
         self.dropped = (
             0  # blocks that were not written: too many waited, the pool took them back, the disk failed
         )
