@@ -206,3 +206,13 @@ def test_every_entry_of_the_log_has_a_heading_of_its_own_and_a_day():
                 assert re.match(r"20\d\d-\d\d-\d\d", stamp) and not blank and body.strip(), heading
                 headings.append(heading)
     assert len(headings) == len(set(headings)) > 200
+
+
+def test_readme_is_short_and_begins_with_the_two_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) < 700
+    assert {"make run", "make test"} <= {line[:9].strip() for line in text.splitlines()[:12]}
+
+
+def test_commands_of_the_readme_and_of_ci_are_the_same():
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

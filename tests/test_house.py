@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_layers import LEVELS
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "freehold"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -247,3 +249,19 @@ def test_the_check_of_path_lines_refuses_what_is_gone():
 def test_files_end_within_four_hundred_lines():
     long = {str(p.relative_to(PACKAGE)): n for p in FILES if (n := len(p.read_text().splitlines())) > LINES}
     assert not long.keys() - LONG, long
+
+
+def test_the_page_of_the_house_names_every_room_and_no_other():
+    page = (ROOT / "docs" / "design" / "house.md").read_text(encoding="utf-8")
+    tree = page.split("```text\nsrc/freehold/\n", 1)[1].split("```", 1)[0]
+    named, parents = set(), {0: PACKAGE}
+    for line in tree.splitlines():
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        room = parents[indent - 2] / name.rstrip("/")
+        parents[indent] = room
+        assert room.is_dir() if name.endswith("/") else room.is_file(), room
+        level = re.match(r" *\S+ +L(\d) ", line)
+        assert not level or int(level[1]) == LEVELS[room.name.removesuffix(".pyi").removesuffix(".py")], line
+        named.add(room)
+    rooms = {p.parent for p in PACKAGE.rglob("__init__.py")} - {PACKAGE}
+    assert named == rooms | {p for p in PACKAGE.glob("*.py*") if p.name not in ("__init__.py", "py.typed")}

@@ -1,17 +1,32 @@
-"""What `make run` shows first is right: the function in the answer does what was asked."""
+"""What `make run` shows first is right: the function in the answer does what was asked, here and in the README."""
 
 from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
 import freehold
 
-MAKEFILE = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 QUESTION = MAKEFILE.split("QUESTION := ", 1)[1].splitlines()[0]
+
+
+def check(answer: str) -> None:
+    code = answer.split("```python", 1)[1].split("```", 1)[0]
+    assert any(isinstance(node, ast.FunctionDef) for node in ast.parse(code).body)
+    assert "[::-1]" in code
+    given = re.findall(r"[\"']([^\"']{4,})[\"']", code)
+    assert any(word[::-1] in answer for word in given), answer
+
+
+def test_the_answer_in_the_readme_is_right():
+    shown = re.findall(r"(?:^    .*\n|^\n)+", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    check(textwrap.dedent(max(shown, key=len)))
 
 
 @pytest.mark.model
@@ -19,8 +34,4 @@ def test_first_answer_reverses_a_string_and_shows_the_right_result(model_path):
     with freehold.load(model_path("qwen2.5-coder-0.5b"), context=1024) as llm:
         answer = llm.chat(QUESTION, temperature=0, seed=1, max_tokens=250)
     assert answer.finish_reason == "stop"
-    code = answer.text.split("```python", 1)[1].split("```", 1)[0]
-    assert any(isinstance(node, ast.FunctionDef) for node in ast.parse(code).body)
-    assert "[::-1]" in code
-    given = re.findall(r"[\"']([^\"']{4,})[\"']", code)
-    assert any(word[::-1] in answer.text for word in given), answer.text
+    check(answer.text)

@@ -49,15 +49,17 @@ with freehold.load("x") as llm:
 """
 
 
-def readme_examples() -> list[str]:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## From Python", 1)[1]
+def documented_examples() -> list[str]:
+    section = (
+        (ROOT / "docs" / "guides" / "start.md").read_text(encoding="utf-8").split("## From Python", 1)[1]
+    )
     return [block.split("```", 1)[0] for block in section.split("\n## ", 1)[0].split("```python")[1:]]
 
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    for number, text in enumerate(readme_examples()):
-        (tmp_path / f"readme{number}.py").write_text(text, encoding="utf-8")
+    for number, text in enumerate(documented_examples()):
+        (tmp_path / f"documented{number}.py").write_text(text, encoding="utf-8")
     (tmp_path / "right.py").write_text(RIGHT, encoding="utf-8")
     (tmp_path / "wrong.py").write_text(WRONG, encoding="utf-8")
     return tmp_path
