@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.lib import environments, machine
 from benches.lib.peer import Child
@@ -29,15 +29,15 @@ MEASURES = {
     "batch-16": ("batch", 16, 32),
 }
 CONTEXT = 4096
-DRIVERS = ("benches/drivers/peer_freehold.py", "benches/peer_freehold.py")  # where a tree may hold it
+DRIVERS = ("drivers/peer_freehold.py", "peer_freehold.py")  # below benches/, where a tree may hold it
 
 
 def start(tree: Path, stack: ExitStack, model: Path) -> Child:
     """Start a tree's engine in its own environment and load the model there."""
-    driver = next((tree / name for name in DRIVERS if (tree / name).exists()), None)
+    driver = next((tree / "benches" / name for name in DRIVERS if (tree / "benches" / name).exists()), None)
     python = tree / ".venv/bin/python"
     if driver is None or not python.exists():
-        sys.exit(f"{tree} holds no {DRIVERS[0]} with a .venv beside it")
+        sys.exit(f"{tree} holds no benches/{DRIVERS[0]} with a .venv beside it")
     child = stack.enter_context(Child(python, driver, stops=True))
     child.ask("load", path=str(model), context=CONTEXT)
     return child
