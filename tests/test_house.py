@@ -130,7 +130,9 @@ def names_in(path_line: str) -> Iterator[str]:
     `advisor.{cost, fit}` and `Metrics.first/gap` stand for each of their names; quoted text, routes, files of data and
     modules that Python runs with -m are left out.
     """
-    plain = re.sub(r"`[^`]*`|<\w+>\S*|(?<!\S)~?/\S+|\S+\.(?:json|toml|safetensors)\b", " ", path_line)
+    plain = re.sub(
+        r"`[^`]*`|\"[^\"]*\"|<\w+>\S*|(?<!\S)~?/\S+|\S+\.(?:json|toml|safetensors)\b", " ", path_line
+    )
     plain = re.sub(r"([\w.]+)\.\{([^}]*)\}", lambda m: _each(m[1], m[2].split(",")), plain)
     plain = re.sub(r"\b(\w+)\.(\w+(?:/\w+)+)", lambda m: _each(m[1], m[2].split("/")), plain)
     for word in re.split(r"[\s,;()\[\]|=]+|->|<-", plain):

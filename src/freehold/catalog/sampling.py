@@ -1,7 +1,7 @@
 """How a family's authors want its models sampled, by the name that a file states.
 
 Knows names and dated facts (data/sampling.toml); knows no file and no sampler.
-Path: models.defaults.sampling_defaults -> recommended -> fields of SamplingParams
+Path: store.sampling.sampling_defaults -> recommended -> fields of SamplingParams
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Compares words, sizes and versions in whatever order; what only says how a model is packed, dated or trained to talk
 may be left out. Knows names alone. A name that fits several sizes of a family returns all of them, never a guess.
-Path: catalog.model, advisor.lineage -> spelled -> Models.
+Path: catalog.model, advisor.lineage -> spelled -> Model
 """
 
 from __future__ import annotations
