@@ -36,7 +36,7 @@ class Model:
     def prefill(self, tokens: int, steps: int, salt: int) -> dict[str, Any]:
         """Time a prompt to its first token; another `salt` is another prompt."""
         ids = [self.words[salt], *self.words[997 * salt % 5000 :][: tokens - 1]]
-        self.answer = self.model._engine.generate(ids, SamplingParams(temperature=0.0), steps)
+        self.answer = self.model._engine.generate(ids, SamplingParams(temperature=0.0), max_tokens=steps)
         started = time.perf_counter()
         next(self.answer)
         return {"tok_s": tokens / (time.perf_counter() - started)}

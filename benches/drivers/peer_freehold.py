@@ -87,7 +87,7 @@ class Freehold(Driver):
         return took
 
     def _job(self, prompt: list[int], tokens: int) -> Any:
-        return self.engine.generate(prompt, GREEDY, tokens, **self.options)
+        return self.engine.generate(prompt, GREEDY, max_tokens=tokens, **self.options)
 
     def first(self, text: str) -> None:
         """Compute the first token after `text`, to text."""

@@ -109,7 +109,7 @@ def _measure(
     for answer in running:
         answer.close()
     decode.append(statistics.median(times))
-    reading = engine.generate(_prompt(args.prompt), GREEDY, 1, adapter=rows[0])
+    reading = engine.generate(_prompt(args.prompt), GREEDY, max_tokens=1, adapter=rows[0])
     started = time.perf_counter()
     next(reading)
     prefill.append(time.perf_counter() - started)

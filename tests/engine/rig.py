@@ -14,7 +14,7 @@ from freehold.engine.cache.prefix import Node
 from freehold.engine.cache.tier import KvPages
 from freehold.engine.cache.window import SlidingWindow
 from freehold.engine.runner import ModelRunner
-from freehold.engine.schedule.scheduler import ScheduledChunk
+from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.sequence import Request, Sequence
 from freehold.models.load import LoadedModel
 from freehold.types import SamplingParams
@@ -63,11 +63,11 @@ class Rig:
 
     def run(self, batch: list[ScheduledChunk]) -> list[np.ndarray]:
         """Compute rows that have blocks."""
-        for work in batch:
-            self.blocks.prepare(work.seq, work.first, work.count, len(work.draft))
+        for chunk in batch:
+            self.blocks.prepare(chunk.seq, chunk.first, chunk.count, len(chunk.draft))
         rows = self.runner.run(batch, choose=False)
-        for work in batch:
-            self.blocks.publish(work.seq, work.first + work.count)
+        for chunk in batch:
+            self.blocks.publish(chunk.seq, chunk.first + chunk.count)
         return rows
 
     def alone(self, tokens: list[int]) -> np.ndarray:

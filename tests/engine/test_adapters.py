@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.engine import Engine, Generation
+from freehold.engine import Engine, Generation, scoring
 from freehold.errors import NonFiniteLogits
 from freehold.models.load import LoadedModel
 from freehold.models.lora import Adapter
@@ -117,11 +117,11 @@ def test_a_draft_model_guesses_without_the_adapter_and_changes_nothing(model: Lo
 
 
 def test_logits_with_an_adapter_do_not_depend_on_chunks_or_threads(model: LoadedModel, adapters: Both):
-    whole = Engine(model, context=128).logits(PROMPT, adapter=adapters[1])
+    whole = scoring.logits(Engine(model, context=128), PROMPT, adapter=adapters[1])
     for rows, threads in ((1, 2), (7, 1), (33, 2)):
         pieces = Engine(model, context=128, max_num_batched_tokens=rows, threads=threads)
-        assert np.array_equal(pieces.logits(PROMPT, adapter=adapters[1]), whole)
-    assert not np.array_equal(Engine(model, context=128).logits(PROMPT), whole)
+        assert np.array_equal(scoring.logits(pieces, PROMPT, adapter=adapters[1]), whole)
+    assert not np.array_equal(scoring.logits(Engine(model, context=128), PROMPT), whole)
 
 
 def test_an_answer_goes_on_with_its_adapter_where_an_engine_died(model: LoadedModel, adapters: Both):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.engine import Engine, Generation, TokenOut
+from freehold.engine import Engine, Generation, TokenOut, scoring
 from freehold.engine.cache.capacity import KV_TYPES
 from freehold.engine.schedule import scheduler as scheduler_module
 from freehold.models.load import LoadedModel
@@ -144,7 +144,9 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_guesses_formats_and
         whole = asks[0].prompt + [out.id for out in alone[0]]
         fresh = Engine(model, context=CONTEXT, kv_type=kv_type, speculate=False)
         adapter = asks[0].options["adapter"]
-        assert np.array_equal(shared.logits(whole, adapter=adapter), fresh.logits(whole, adapter=adapter))
+        assert np.array_equal(
+            scoring.logits(shared, whole, adapter=adapter), scoring.logits(fresh, whole, adapter=adapter)
+        )
 
 
 @pytest.mark.parametrize("blocks", [40, 8])

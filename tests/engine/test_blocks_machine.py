@@ -22,7 +22,7 @@ from freehold._native import BLOCK_TOKENS as SIZE
 from freehold.engine.cache import blocks as blocks_module
 from freehold.engine.cache import tier as tier_module
 from freehold.engine.cache.blocks import common_prefix
-from freehold.engine.schedule.scheduler import ScheduledChunk
+from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.sequence import Sequence
 from freehold.models.load import LoadedModel
 from tests.engine.rig import Rig, check_books, sequence
@@ -75,13 +75,13 @@ class Pool(RuleBasedStateMachine):
         """Compute some rows of some sequences; who finds no room makes the youngest others yield."""
         chosen = data.draw(st.lists(st.sampled_from(self.live), unique_by=id, min_size=1, max_size=3))
         batch = [ScheduledChunk(seq, seq.num_computed_tokens, 0) for seq in chosen if self.place(seq, chosen)]
-        batch = [self.cut(work.seq, rows) for work in batch if work.seq.block_table]
+        batch = [self.cut(chunk.seq, rows) for chunk in batch if chunk.seq.block_table]
         if not batch:
             return
-        for work, logits in zip(batch, self.rig.run(batch), strict=True):
-            self.seen[work.seq.request.tenant].append(work.seq.tokens[: work.seq.num_computed_tokens])
-            if work.last:
-                assert np.array_equal(logits[-1], self.expected(work.seq.tokens))
+        for chunk, logits in zip(batch, self.rig.run(batch), strict=True):
+            self.seen[chunk.seq.request.tenant].append(chunk.seq.tokens[: chunk.seq.num_computed_tokens])
+            if chunk.last:
+                assert np.array_equal(logits[-1], self.expected(chunk.seq.tokens))
 
     @precondition(lambda self: any(self.decodes(s) for s in self.live))
     @rule(data=st.data(), made=st.lists(TOKEN, min_size=1, max_size=9), wrong=st.integers(0, 40))

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from freehold.engine import Engine, Generation, TokenOut
-from freehold.engine import engine as engine_module
-from freehold.engine.engine import GUESSED_OPS
+from freehold.engine import emission as emission_module
+from freehold.engine.engine import ASSUMED_OPS
 from freehold.engine.schedule import scheduler as scheduler_module
 from freehold.engine.schedule.budget import LOGIT_ROWS
-from freehold.engine.schedule.scheduler import ScheduledChunk
+from freehold.engine.schedule.chunk import ScheduledChunk
+from freehold.engine.scoring import logits, prefill, score
 from freehold.errors import (
     ContextOverflow,
     DeadlineExceeded,
@@ -54,17 +55,17 @@ def test_logits_are_the_same_bits_for_every_chunk_size(
     name: str, max_num_batched_tokens: int, request: pytest.FixtureRequest
 ):
     loaded: LoadedModel = request.getfixturevalue(name)
-    whole = Engine(loaded, context=128, max_num_batched_tokens=128).logits(PROMPT)
+    whole = logits(Engine(loaded, context=128, max_num_batched_tokens=128), PROMPT)
     assert whole.shape == (len(PROMPT), loaded.vocab) and whole.dtype == np.float32
     assert np.array_equal(
-        Engine(loaded, context=128, max_num_batched_tokens=max_num_batched_tokens).logits(PROMPT), whole
+        logits(Engine(loaded, context=128, max_num_batched_tokens=max_num_batched_tokens), PROMPT), whole
     )
 
 
 def test_logits_are_the_same_bits_on_one_and_two_threads(model: LoadedModel):
     one, two = (Engine(model, context=128, threads=n) for n in (1, 2))
     assert (one.threads, two.threads) == (1, 2)
-    assert np.array_equal(one.logits(PROMPT), two.logits(PROMPT))
+    assert np.array_equal(logits(one, PROMPT), logits(two, PROMPT))
 
 
 def test_answer_after_a_prefix_hit_equals_one_without(model: LoadedModel, engine: Engine):
@@ -112,8 +113,8 @@ def test_answers_to_many_threads_equal_lonely_ones(model: LoadedModel):
 
 def test_greedy_tokens_are_the_argmax_of_the_logits(engine: Engine):
     made = ids_of(engine.generate(PROMPT, GREEDY, max_tokens=8))
-    logits = engine.logits(PROMPT + made)
-    assert made == logits[len(PROMPT) - 1 : -1].argmax(axis=1).tolist()
+    rows = logits(engine, PROMPT + made)
+    assert made == rows[len(PROMPT) - 1 : -1].argmax(axis=1).tolist()
 
 
 @pytest.mark.parametrize("params", [GREEDY, WARM, SamplingParams(temperature=0.6, seed=3)])
@@ -159,21 +160,21 @@ def test_usage_counts_tokens_and_seconds(engine: Engine):
 
 
 def test_score_is_the_log_softmax_of_the_logits(engine: Engine):
-    logits = engine.logits(PROMPT).astype(np.float64)
-    logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    rows = logits(engine, PROMPT).astype(np.float64)
+    logprobs = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
     expected = logprobs[np.arange(len(PROMPT) - 1), PROMPT[1:]]
-    scores = engine.score(PROMPT)
+    scores = score(engine, PROMPT)
     assert scores.dtype == np.float32 and np.allclose(scores, expected, atol=1e-4)
 
 
 def test_score_of_one_token_is_empty(engine: Engine):
-    assert engine.score([7]).shape == (0,)
+    assert score(engine, [7]).shape == (0,)
 
 
 def test_logprobs_are_of_the_models_own_softmax(engine: Engine):
     params = SamplingParams(temperature=0.5, top_k=3, logit_bias={9: 5.0}, seed=1)
     out = next(engine.generate(PROMPT, params, max_tokens=1, logprobs=4))
-    row = engine.logits(PROMPT)[-1].astype(np.float64)
+    row = logits(engine, PROMPT)[-1].astype(np.float64)
     row -= np.log(np.exp(row).sum())
     assert out.logprob == pytest.approx(row[out.id], abs=1e-4)
     assert [i for i, _ in out.top] == np.argsort(-row, kind="stable")[:4].tolist()
@@ -193,13 +194,13 @@ def test_prompt_longer_than_the_context_is_refused_with_both_numbers(engine: Eng
 def test_prompt_that_leaves_no_room_for_an_answer_is_refused(engine: Engine):
     with pytest.raises(ContextOverflow, match="answer included"):
         engine.generate([5] * 256)
-    assert len(engine.logits([5] * 256)) == 256
+    assert len(logits(engine, [5] * 256)) == 256
 
 
 def test_empty_prompt_is_refused(engine: Engine):
-    for ask in (engine.generate, engine.logits, engine.score):
+    for ask in (Engine.generate, logits, score):
         with pytest.raises(UsageError, match="empty"):
-            ask([])
+            ask(engine, [])
 
 
 @pytest.mark.parametrize("wrong", [-1, 256, 1 << 40])
@@ -227,7 +228,7 @@ def test_damaged_weights_end_in_a_named_error_with_the_position(
     with pytest.raises(NonFiniteLogits, match="position 70"):
         list(engine.generate(PROMPT))
     with pytest.raises(NonFiniteLogits):
-        engine.logits(PROMPT)
+        logits(engine, PROMPT)
     assert engine.free_blocks == 8
 
 
@@ -260,14 +261,14 @@ def ended_alone(engine: Engine, damage: Callable[[], None], error: type[Freehold
 def test_error_in_choosing_one_answers_token_ends_that_answer_alone(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ):
-    choose = engine_module.choose
+    choose = emission_module.choose
 
     def broken(logits, history, *rest):  # type: ignore[no-untyped-def]
         if history[0] == PROMPT[1] and len(history) == len(PROMPT) + 4:
             raise ZeroDivisionError("a bug of ours")
         return choose(logits, history, *rest)
 
-    error = ended_alone(engine, lambda: monkeypatch.setattr(engine_module, "choose", broken), StepFailed)
+    error = ended_alone(engine, lambda: monkeypatch.setattr(emission_module, "choose", broken), StepFailed)
     assert "ZeroDivisionError: a bug of ours" in error.message
 
 
@@ -276,12 +277,13 @@ def test_logits_that_are_not_finite_end_one_answer_alone(engine: Engine, monkeyp
     run = engine._runner.run
 
     def damaged(batch: list[ScheduledChunk]):
-        def harmed(work: ScheduledChunk) -> bool:
-            return work.seq.request.prompt[0] == PROMPT[1] and work.seq.generated == 3
+        def harmed(chunk: ScheduledChunk) -> bool:
+            return chunk.seq.request.prompt[0] == PROMPT[1] and chunk.seq.generated == 3
 
         out = run(batch, choose=False)
         return [
-            rows * np.float32("nan") if harmed(work) else rows for work, rows in zip(batch, out, strict=True)
+            rows * np.float32("nan") if harmed(chunk) else rows
+            for chunk, rows in zip(batch, out, strict=True)
         ]
 
     error = ended_alone(engine, lambda: monkeypatch.setattr(engine._runner, "run", damaged), NonFiniteLogits)
@@ -313,7 +315,7 @@ def test_sink_that_fails_ends_its_reading_alone(engine: Engine):
     def broken(rows: np.ndarray) -> None:
         raise KeyError("sink")
 
-    reading, answer = engine.read(PROMPT, broken), engine.generate(PROMPT, WARM, max_tokens=4)
+    reading, answer = prefill(engine, PROMPT, broken), engine.generate(PROMPT, WARM, max_tokens=4)
     reading.start()
     assert len(list(answer)) == 4
     with pytest.raises(StepFailed, match="KeyError"):
@@ -378,10 +380,10 @@ def test_full_queue_is_refused_with_the_wait_and_what_was_let_in_ends(model: Loa
     running = [engine.generate(PROMPT, WARM, max_tokens=3) for _ in range(3)]
     running[0].start()
     running[1].start()
-    refusal = r"requests that wait already: 2, of 140 tokens; the limit is 2 requests$"
+    refusal = r"waiting requests: 2, with 140 tokens; the limit is 2 requests$"
     with pytest.raises(Overloaded, match=refusal) as error:
         running[2].start()
-    assert error.value.wait_s == pytest.approx(140 * 2 * model.weights_per_token / GUESSED_OPS)
+    assert error.value.wait_s == pytest.approx(140 * 2 * model.weights_per_token / ASSUMED_OPS)
     assert f"about {error.value.wait_s:.1f} s" in error.value.hint
     assert [len(ids) for ids in pumped(engine, running[:2])] == [3, 3]
     assert len(list(running[2])) == 3
@@ -442,14 +444,14 @@ def test_absurd_priorities_and_time_limits_are_refused(engine: Engine):
 
 def test_readings_share_steps_and_hand_over_all_logits_in_order(engine: Engine):
     rows: list[np.ndarray] = []
-    reading, answer = engine.read(PROMPT, rows.append), engine.generate(PROMPT, WARM, max_tokens=5)
+    reading, answer = prefill(engine, PROMPT, rows.append), engine.generate(PROMPT, WARM, max_tokens=5)
     reading.start()
     answer.start()
     while not (reading.done and answer.done):
         engine.pump(0.0)
         answer.take()
         assert reading.take() == []
-    assert np.array_equal(np.concatenate(rows), engine.logits(PROMPT))
+    assert np.array_equal(np.concatenate(rows), logits(engine, PROMPT))
 
 
 def test_pump_without_work_waits_for_some_and_is_woken_by_it(engine: Engine):
@@ -528,7 +530,7 @@ def test_interrupt_ends_the_answer_and_leaves_the_engine_usable(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "choose", interrupted)
+        patch.setattr(emission_module, "choose", interrupted)
         with pytest.raises(KeyboardInterrupt):
             next(answer)
     assert engine.free_blocks == 8
@@ -547,7 +549,7 @@ def test_closed_engine_refuses_work_and_running_answers(model: LoadedModel):
 
 
 def test_fork_of_an_engine_refuses_work(engine: Engine, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(os, "getpid", lambda: engine._pid + 1)
+    monkeypatch.setattr(os, "getpid", lambda: engine._lifetime.pid + 1)
     with pytest.raises(EngineClosed, match="fork"):
         engine.generate(PROMPT)
 
@@ -574,17 +576,17 @@ def test_step_has_few_rows_of_logits_however_many_read(engine: Engine, monkeypat
 
     def counted(batch: list[ScheduledChunk], choose: bool = True) -> Any:
         nonlocal most
-        most = max(most, sum(len(work.logit_rows) for work in batch))
+        most = max(most, sum(len(chunk.logit_rows) for chunk in batch))
         return run(batch, choose)
 
     monkeypatch.setattr(engine._runner, "run", counted)
     got: list[list[np.ndarray]] = [[] for _ in range(5)]
-    readings = [engine.read([i, *PROMPT], rows.append) for i, rows in enumerate(got)]
+    readings = [prefill(engine, [i, *PROMPT], rows.append) for i, rows in enumerate(got)]
     answer = engine.generate([9] * 100, WARM, max_tokens=3)
     pumped(engine, [*readings, answer])
     assert most <= LOGIT_ROWS + 1
     for i, rows in enumerate(got):
-        assert np.array_equal(np.concatenate(rows), engine.logits([i, *PROMPT]))
+        assert np.array_equal(np.concatenate(rows), logits(engine, [i, *PROMPT]))
 
 
 def test_logits_take_the_place_of_those_before_unless_somebody_holds_them(model: LoadedModel):

@@ -9,14 +9,15 @@ import pytest
 
 from freehold.engine.schedule import scheduler as scheduler_module
 from freehold.engine.schedule.budget import BRIEF_S, BURST_S, FIRST_ROWS, ITL_FACTOR, SLOW_STEP_S, STEP_S
-from freehold.engine.schedule.scheduler import AGE_S, BYPASS_S, ScheduledChunk
+from freehold.engine.schedule.chunk import ScheduledChunk
+from freehold.engine.schedule.scheduler import AGE_S, BYPASS_S
 from freehold.engine.sequence import Request, TokenOut
 from freehold.types import Priority, SamplingParams
 from tests.engine.world import LOOK_S, ROW_S, World
 
 
 def cut(batch: list[ScheduledChunk]) -> list[tuple[int, int]]:
-    return [(work.first, work.count) for work in batch]
+    return [(chunk.first, chunk.count) for chunk in batch]
 
 
 def warm(**options: int) -> World:
@@ -50,7 +51,7 @@ def test_running_answers_go_on_beside_a_prompt_in_every_step():
     world.add(2000)
     for _ in range(20):
         batch = world.step()
-        assert {work.seq for work in batch} > set(running)
+        assert {chunk.seq for chunk in batch} > set(running)
 
 
 def test_token_nobody_took_holds_its_sequence_back():
@@ -131,7 +132,7 @@ def test_burst_is_read_in_large_pieces_one_prompt_after_another():
     burst = [world.add(256, answer=200) for _ in range(16)]
     steps = []
     while not burst[-1].begun:
-        steps += [[work.count for work in world.step() if work.count > 1]]
+        steps += [[chunk.count for chunk in world.step() if chunk.count > 1]]
     assert all(sum(counts) >= 128 for counts in steps[:7] if counts)
     assert all(len(counts) <= 3 for counts in steps)
     assert max(world.logs[answers[0]].gaps) < 1.3 * BURST_S
@@ -156,7 +157,7 @@ def test_prompts_alone_take_steps_that_whoever_cancels_can_wait_for():
         world.step()
         steps.append(world.now - before)
     assert max(steps) < 1.1 * SLOW_STEP_S and max(steps[:10]) < 1.2 * STEP_S
-    assert min(work.count for work in world.scheduler.schedule()) >= FIRST_ROWS
+    assert min(chunk.count for chunk in world.scheduler.schedule()) >= FIRST_ROWS
 
 
 def test_steps_with_prompts_are_whole_tiles():
@@ -165,7 +166,7 @@ def test_steps_with_prompts_are_whole_tiles():
         world.add(20, answer=200)
     world.run(0.3)
     world.add(4000)
-    sizes = [sum(work.rows for work in world.step()) for _ in range(20)]
+    sizes = [sum(chunk.num_tokens for chunk in world.step()) for _ in range(20)]
     assert all(size % 16 == 0 for size in sizes) and ITL_FACTOR > 1
 
 
@@ -175,10 +176,10 @@ def test_disturbed_step_does_not_shrink_the_next_ones():
         world.add(20, answer=400)
     world.run(0.5)
     world.add(8000)
-    usual = [sum(work.rows for work in world.step()) for _ in range(10)][-1]
+    usual = [sum(chunk.num_tokens for chunk in world.step()) for _ in range(10)][-1]
     batch = world.scheduler.schedule()
     world.scheduler.learn(batch, 3.0)
-    assert sum(work.rows for work in world.scheduler.schedule()) == usual
+    assert sum(chunk.num_tokens for chunk in world.scheduler.schedule()) == usual
 
 
 # --- whose prompt is read ----------------------------------------------------------------------------
@@ -348,10 +349,10 @@ def test_stalled_reader_is_passed_over_only_after_a_while():
     world.step()
     old.pending.append(TokenOut(1))
     young = world.add(40)
-    old.paused_at = world.now
+    old.pending_since = world.now
     assert world.step() == []
     world.now += scheduler_module.STALL_S + 0.1
-    assert [work.seq for work in world.step()] == [young] and old.block_table == []
+    assert [chunk.seq for chunk in world.step()] == [young] and old.block_table == []
 
 
 def test_small_requests_pass_one_that_finds_no_room_but_not_for_ever():

@@ -58,7 +58,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def stall(self, seq: Sequence) -> None:
         if not seq.done and seq.block_table:
             seq.pending.append(TokenOut(1))
-            seq.paused_at = self.world.now
+            seq.pending_since = self.world.now
             self.stalled.append(seq)
 
     @rule()

@@ -11,8 +11,9 @@ import pytest
 
 from freehold.engine import Engine, TokenOut
 from freehold.engine.cache.blocks import BlockManager
+from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.cost import StepCost
-from freehold.engine.schedule.scheduler import ScheduledChunk, Scheduler
+from freehold.engine.schedule.scheduler import Scheduler
 from freehold.engine.sequence import Request, Sequence
 from freehold.engine.speculate import draft as draft_module
 from freehold.engine.speculate import speculation as speculation_module
@@ -278,14 +279,14 @@ def run(
     counts = []
     for _ in range(steps):
         batch = speculation.extend(scheduler.schedule(), scheduler)
-        counts.append(sum(len(work.draft) for work in batch))
+        counts.append(sum(len(chunk.draft) for chunk in batch))
         scheduler.learn(batch, seconds)
-        for work in batch:
-            for guess in (*work.draft, None):
-                work.seq.tokens.append(what[len(work.seq.tokens)])
-                if work.seq.tokens[-1] != guess:
+        for chunk in batch:
+            for guess in (*chunk.draft, None):
+                chunk.seq.tokens.append(what[len(chunk.seq.tokens)])
+                if chunk.seq.tokens[-1] != guess:
                     break
-            work.seq.num_computed_tokens = len(work.seq.tokens) - 1
+            chunk.seq.num_computed_tokens = len(chunk.seq.tokens) - 1
         speculation.learn(batch)
     return counts
 
@@ -318,15 +319,15 @@ def test_step_that_measures_answers_alone_has_no_guesses():
         if step == run_alone:
             scheduler.add(Sequence(Request(tuple(range(2500)), GREEDY, 0, 1), list(range(2500))))
         batch = speculation.extend(scheduler.schedule(), scheduler)
-        guesses = sum(len(work.draft) for work in batch)
+        guesses = sum(len(chunk.draft) for chunk in batch)
         if scheduler.budget.measuring:
             measured += 1
             assert not guesses
         scheduler.learn(batch, 1.0)
-        for work in batch:
-            work.seq.num_computed_tokens = work.first + work.count
-            if work.decodes:
-                work.seq.tokens.append(text[len(work.seq.tokens) % 20])
-                work.seq.num_computed_tokens = len(work.seq.tokens) - 1
+        for chunk in batch:
+            chunk.seq.num_computed_tokens = chunk.first + chunk.count
+            if chunk.decodes:
+                chunk.seq.tokens.append(text[len(chunk.seq.tokens) % 20])
+                chunk.seq.num_computed_tokens = len(chunk.seq.tokens) - 1
         speculation.learn(batch)
     assert measured

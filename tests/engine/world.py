@@ -7,7 +7,8 @@ from math import inf
 
 from freehold.engine.cache.blocks import BlockManager
 from freehold.engine.cache.window import SlidingWindow, quota
-from freehold.engine.schedule.scheduler import ScheduledChunk, Scheduler
+from freehold.engine.schedule.chunk import ScheduledChunk
+from freehold.engine.schedule.scheduler import Scheduler
 from freehold.engine.sequence import Request, Sequence
 from freehold.types import Priority, SamplingParams
 
@@ -75,33 +76,33 @@ class World:
 
     def seconds(self, batch: list[ScheduledChunk]) -> float:
         """Return what the made-up machine takes for a step."""
-        decodes = sum(work.decodes for work in batch)
+        decodes = sum(chunk.decodes for chunk in batch)
         reading = sum(
-            work.count * (ROW_S + LOOK_S * (work.first + work.count / 2))
-            for work in batch
-            if not work.decodes
+            chunk.count * (ROW_S + LOOK_S * (chunk.first + chunk.count / 2))
+            for chunk in batch
+            if not chunk.decodes
         )
         return max(LONE_S + MORE_S * (decodes - 1) if decodes else 0.0, 0.5 * LONE_S) + reading
 
     def step(self) -> list[ScheduledChunk]:
         """Compute a step; an idle one lets a moment pass."""
         batch = self.scheduler.schedule()
-        assert len({work.seq for work in batch}) == len(batch)
-        for work in batch:
-            self.blocks.prepare(work.seq, work.first, work.count)
+        assert len({chunk.seq for chunk in batch}) == len(batch)
+        for chunk in batch:
+            self.blocks.prepare(chunk.seq, chunk.first, chunk.count)
         seconds = self.seconds(batch) if batch else 0.01
         self.now += seconds
         if batch:
             self.scheduler.learn(batch, seconds)
-        for work in batch:
-            self._after(work)
+        for chunk in batch:
+            self._after(chunk)
         return batch
 
-    def _after(self, work: ScheduledChunk) -> None:
-        seq, log = work.seq, self.logs[work.seq]
-        assert len(seq.block_table) * 32 >= work.first + work.rows
-        self.rows_computed += work.rows
-        computed = work.first + work.count
+    def _after(self, chunk: ScheduledChunk) -> None:
+        seq, log = chunk.seq, self.logs[chunk.seq]
+        assert len(seq.block_table) * 32 >= chunk.first + chunk.num_tokens
+        self.rows_computed += chunk.num_tokens
+        computed = chunk.first + chunk.count
         if computed == len(seq.tokens):
             self._token += 1
             seq.tokens.append(self._token)

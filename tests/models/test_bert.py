@@ -118,7 +118,7 @@ def test_texts_that_do_not_fit_are_named(encoder: Encoder):
         encoder.embed([[5], [5] * 65])
     with pytest.raises(ContextOverflow, match="text 0 has 0 tokens"):
         encoder.embed([[]])
-    with pytest.raises(UsageError, match="token 256 is no id"):
+    with pytest.raises(UsageError, match="256 is not a token"):
         encoder.embed([[256]])
     with pytest.raises(UsageError, match="pooling is 'max'"):
         encoder.embed([[5]], "max")  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freehold import _native as native
-from freehold.engine import Engine
+from freehold.engine import Engine, scoring
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.formats.lora import CONFIG, MAX_RANK, WEIGHTS, open_lora
 from freehold.models.load import LoadedModel, load_model
@@ -41,7 +41,7 @@ def written(case: Case, form: str, folder: Path, dtype: str = "F32") -> Path:
 
 def logits(model: LoadedModel, ids: list[int], path: Path, chunk: int = 512) -> np.ndarray:
     engine = Engine(model, context=64, kv_type="f32", max_num_batched_tokens=chunk, speculate=False)
-    return engine.logits(ids, adapter=load_adapter(path, model, "made-up"))
+    return scoring.logits(engine, ids, adapter=load_adapter(path, model, "made-up"))
 
 
 @pytest.mark.parametrize(("name", "base", "form"), FORMS)

@@ -1,6 +1,6 @@
 """What an engine did since it was made: sums that only grow.
 
-Knows sequences and rows; knows no block, no model, no clock but the one of its last step.
+Knows sequences and tokens; knows no block, no model, no clock but the one of its last step.
 Path: Engine.step -> Counts -> Engine.stats -> EngineStats
 """
 
@@ -33,12 +33,12 @@ class Counts:
     step_sizes: list[int] = field(default_factory=lambda: [0] * (len(STEP_SIZES) + 1))
     accepted_at: list[int] = field(default_factory=list)
 
-    def stepped(self, rows: int, read: Iterable[Sequence]) -> None:
-        """Count a step of so many rows; `read`: those of whose prompts it computed the last token."""
+    def stepped(self, tokens: int, prefilled: Iterable[Sequence]) -> None:
+        """Count a step of so many tokens; `prefilled`: sequences whose prompts it completed."""
         self.steps += 1
-        self.batched_tokens += rows
-        self.step_sizes[bisect_left(STEP_SIZES, rows)] += 1
-        for seq in read:  # not before: who is preempted meanwhile is looked up again, and no sum may shrink
+        self.batched_tokens += tokens
+        self.step_sizes[bisect_left(STEP_SIZES, tokens)] += 1
+        for seq in prefilled:  # not before: a preempted sequence is looked up again, and no sum may shrink
             self.cached_tokens += seq.num_cached_tokens
             self.computed_tokens += len(seq.request.prompt) - seq.num_cached_tokens
         self.progress_at = time.monotonic()
@@ -49,11 +49,11 @@ class Counts:
         sums |= {"step_sizes": tuple(self.step_sizes), "accepted_at": tuple(self.accepted_at)}
         return EngineStats(**sums, **state)
 
-    def guessed(self, drafted: int, held: int) -> None:
-        """Count a guess at `drafted` tokens, of which the first `held` came true."""
+    def verified(self, drafted: int, accepted: int) -> None:
+        """Count a draft of `drafted` tokens, of which the first `accepted` were chosen."""
         self.drafts += 1
         self.drafted_tokens += drafted
-        self.accepted_tokens += held
-        self.accepted_at += [0] * (held - len(self.accepted_at))
-        for i in range(held):
+        self.accepted_tokens += accepted
+        self.accepted_at += [0] * (accepted - len(self.accepted_at))
+        for i in range(accepted):
             self.accepted_at[i] += 1

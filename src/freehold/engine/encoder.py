@@ -9,7 +9,6 @@ Path: LLM.embed -> Encoder.embed -> native Plan.run -> Pool
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Sequence as Ordered
@@ -20,16 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.engine.counts import Counts
+from freehold.engine.faults import named, traced
+from freehold.engine.lifetime import Lifetime
 from freehold.engine.pooling import Pool, Pooling, checked_pooling
+from freehold.engine.requests import check_vocabulary
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
-from freehold.errors import (
-    ContextOverflow,
-    DamagedPack,
-    EngineClosed,
-    FreeholdError,
-    StepFailed,
-    UsageError,
-)
+from freehold.errors import ContextOverflow, FreeholdError, StepFailed
 from freehold.models.load import LoadedModel
 from freehold.serving import EngineStats
 from freehold.stopping import check_stopped
@@ -89,10 +84,9 @@ class Encoder:
         # computes one step after another would win a plain lock each time.
         self._turn = threading.Condition()
         self._stepping = False
-        self._closed = False
+        self._lifetime = Lifetime(model.name)
         self._news = threading.Event()  # set by steps, and by the end
         self._counts, self._stats = Counts(), EngineStats()
-        self._pid = os.getpid()
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +106,7 @@ class Encoder:
 
     def close(self) -> None:
         """Refuse further texts; safe to call twice, and in a fork."""
-        self._closed = True
+        self._lifetime.close()
         self._news.set()
 
     def stats(self) -> EngineStats:
@@ -121,10 +115,10 @@ class Encoder:
 
     def pump(self, timeout: float) -> bool:
         """Tell whether a step was computed, by whoever wanted vectors; wait for one up to `timeout` seconds."""
-        self._check_open()
+        self._lifetime.check()
         stepped = self._news.wait(timeout)
         self._news.clear()
-        self._check_open()
+        self._lifetime.check()
         return stepped
 
     def embed(
@@ -137,7 +131,7 @@ class Encoder:
 
         Each text is 1 to `context` ids. Raises UsageError, ContextOverflow naming the text, EngineClosed.
         """
-        self._check_open()
+        self._lifetime.check()
         pooling = checked_pooling(pooling)
         for i, ids in enumerate(texts):
             self._check(i, ids)
@@ -162,11 +156,7 @@ class Encoder:
                 f"text {index} has {len(ids):,} tokens; {self.model.name} reads 1 to {self.context:,}",
                 "split it",
             )
-        wrong = next((id for id in ids if not 0 <= id < self.model.vocab), None)
-        if wrong is not None:
-            raise UsageError(
-                f"token {wrong} is no id of {self.model.name}; ids are 0 to {self.model.vocab - 1}"
-            )
+        check_vocabulary(ids, self.model)
 
     # --- steps ---------------------------------------------------------------------------------------
 
@@ -201,7 +191,7 @@ class Encoder:
         try:
             hidden = self._computed(batch, rows)
         except Exception as e:
-            error = _named(e, f"a step with {len(batch)} texts failed")
+            error = named(e, f"a step with {len(batch)} texts failed")
             for text in batch:
                 text.error = error
             return
@@ -211,19 +201,10 @@ class Encoder:
             end += len(text.ids)
             text.finish(hidden[end - len(text.ids) : end])
             if text.error is not None:
-                text.error = self._traced(text.error)
-
-    def _traced(self, error: FreeholdError) -> FreeholdError:
-        """Say whether a vector that is not finite is the packed copy's fault."""
-        try:
-            if self.model.pack is not None:
-                self.model.pack.suspect()
-        except DamagedPack as damage:
-            return damage
-        return error
+                text.error = traced(text.error, self.model)
 
     def _computed(self, batch: list[_Text], rows: int) -> F32:
-        self._check_open()
+        self._lifetime.check()
         counts = np.array([len(text.ids) for text in batch])
         starts = np.cumsum(counts) - counts
         hidden = np.empty((rows, self._plan.hidden_width), np.float32)
@@ -245,21 +226,3 @@ class Encoder:
         self._counts.stepped(rows, ())
         self._stats = self._counts.stats(waiting=sum(map(len, self._queues.values())))
         self._news.set()
-
-    def _check_open(self) -> None:
-        if self._pid != os.getpid():
-            raise EngineClosed(
-                f"{self.model.name} was loaded in process {self._pid}; this is a fork of it",
-                "load the model in this process, or start it with the spawn method",
-            )
-        if self._closed:
-            raise EngineClosed(f"{self.model.name} is closed", "load it again")
-
-
-def _named(error: Exception, what: str) -> FreeholdError:
-    """Return an error of our own; a stranger becomes one."""
-    if isinstance(error, FreeholdError):
-        return error
-    named = StepFailed(f"{what}: {type(error).__name__}: {error}", "this is a bug; please report it")
-    named.__cause__ = error
-    return named

@@ -1,4 +1,4 @@
-"""Turns a step's work into arrays, and runs the model's plan over them in one native call.
+"""Turns a step's chunks into arrays, and runs the model's plan over them in one native call.
 
 Knows positions, block tables, and which rows want logits or no more than a token; knows no text and no end.
 Path: Engine.step -> ModelRunner.run -> native Plan.run
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.engine.cache.blocks import BlockManager
 from freehold.engine.sampler import is_plain
-from freehold.engine.schedule.scheduler import ScheduledChunk
+from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.models.load import LoadedModel
 
 F32 = NDArray[np.float32]
@@ -43,27 +43,27 @@ class ModelRunner:
     def run(self, batch: list[ScheduledChunk], choose: bool = True) -> list[F32 | I64]:
         """Make the copies due and compute a step; return each work's logits, float32 [wanted rows, V].
 
-        With `choose`, a work whose draw is plain gets the tokens the plan chose instead, int64 [wanted rows]:
+        With `choose`, a chunk whose draw is plain gets the tokens the plan chose instead, int64 [wanted rows]:
         see sampler.choose. Raises DamagedPack when the weights are not what was packed.
         """
         copies = self._blocks.take_copies()
         self.cache.copy(copies["full"], copies.get("window", ()))
-        counts = [work.rows for work in batch]
-        tokens = np.array([t for work in batch for t in work.tokens], np.int32)
-        positions = [p for w in batch for p in range(w.first, w.first + w.rows)]
+        counts = [chunk.num_tokens for chunk in batch]
+        tokens = np.array([t for chunk in batch for t in chunk.tokens], np.int32)
+        positions = [p for c in batch for p in range(c.first, c.first + c.num_tokens)]
         seqs = np.array([i for i, count in enumerate(counts) for _ in range(count)], np.int32)
-        plain = [choose and is_plain(work.seq.request) and _is_free(work) for work in batch]
+        plain = [choose and is_plain(chunk.seq.request) and _is_free(chunk) for chunk in batch]
         rows, choices, inner = [], [], []
-        for start, work, chosen in zip(accumulate(counts, initial=0), batch, plain, strict=False):
-            wanted = [start + r for r in work.logit_rows]
+        for start, chunk, chosen in zip(accumulate(counts, initial=0), batch, plain, strict=False):
+            wanted = [start + r for r in chunk.logit_rows]
             if chosen:
-                choices += [_choice(work, r, positions[r]) for r in wanted]
-            elif work.seq.request.hidden:
+                choices += [_choice(chunk, r, positions[r]) for r in wanted]
+            elif chunk.seq.request.hidden:
                 inner += wanted
             else:
                 rows += wanted
         inside = self._inside(inner)
-        tables = self._blocks.tables([work.seq for work in batch], _tables(batch))
+        tables = self._blocks.tables([chunk.seq for chunk in batch], _tables(batch))
         logits, tokens_chosen = self._plan.run(
             tokens,
             np.array(positions, np.int32),
@@ -99,15 +99,15 @@ class _Adapted(TypedDict, total=False):
     row_adapters: NDArray[np.int32]
 
 
-def _is_free(work: ScheduledChunk) -> bool:
+def _is_free(chunk: ScheduledChunk) -> bool:
     """Tell whether no guide leads the next token; a guess may hold what a guide looks for, so it is led."""
-    guide = work.seq.guide
-    return guide is None or (guide.free and len(work.logit_rows) == 1)
+    guide = chunk.seq.guide
+    return guide is None or (guide.free and len(chunk.logit_rows) == 1)
 
 
 def _adapters(batch: list[ScheduledChunk], counts: list[int]) -> _Adapted:
     """List the adapters in use, and which of them each row has, -1 for none; nothing where no row has one."""
-    asked = [work.seq.request.adapter for work in batch]
+    asked = [chunk.seq.request.adapter for chunk in batch]
     used = list(dict.fromkeys(adapter for adapter in asked if adapter is not None))
     if not used:
         return {}
@@ -116,21 +116,21 @@ def _adapters(batch: list[ScheduledChunk], counts: list[int]) -> _Adapted:
     return {"adapters": [adapter.native for adapter in used], "row_adapters": rows}
 
 
-def _choice(work: ScheduledChunk, row: int, position: int) -> tuple[int, float, int, int]:
-    request = work.seq.request
+def _choice(chunk: ScheduledChunk, row: int, position: int) -> tuple[int, float, int, int]:
+    request = chunk.seq.request
     return row, request.sampling.temperature, request.seed, position + 1
 
 
 def _dealt(
     batch: list[ScheduledChunk], plain: list[bool], logits: F32, chosen: I64, hidden: F32 | None
 ) -> list[F32 | I64]:
-    """Hand each work its rows, which come in the batch's order in all arrays."""
+    """Hand each chunk its rows, which come in the batch's order in all arrays."""
     out: list[F32 | I64] = []
-    for work, is_chosen in zip(batch, plain, strict=True):
-        count = len(work.logit_rows)
+    for chunk, is_chosen in zip(batch, plain, strict=True):
+        count = len(chunk.logit_rows)
         if is_chosen:
             mine, chosen = chosen[:count], chosen[count:]
-        elif hidden is not None and work.seq.request.hidden:
+        elif hidden is not None and chunk.seq.request.hidden:
             mine, hidden = hidden[:count], hidden[count:]
         else:
             mine, logits = logits[:count], logits[count:]
@@ -140,7 +140,7 @@ def _dealt(
 
 def _tables(batch: list[ScheduledChunk]) -> NDArray[np.int32]:
     """Pad the block tables to one width; a padding entry is never read, as no position leads there."""
-    tables = np.zeros((len(batch), max(len(w.seq.block_table) for w in batch)), np.int32)
-    for row, work in zip(tables, batch, strict=True):
-        row[: len(work.seq.block_table)] = work.seq.block_table
+    tables = np.zeros((len(batch), max(len(c.seq.block_table) for c in batch)), np.int32)
+    for row, chunk in zip(tables, batch, strict=True):
+        row[: len(chunk.seq.block_table)] = chunk.seq.block_table
     return tables

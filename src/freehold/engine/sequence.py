@@ -76,11 +76,11 @@ class Sequence:
     loading: bool = False  # it has some of the blocks that the disk holds of it
     num_cached_tokens: int = 0  # tokens of the prompt taken over from other sequences
     pending: deque[TokenOut] = field(default_factory=deque)  # made and not yet taken
-    paused_at: float = 0.0  # when the first of `pending` was made
+    pending_since: float = 0.0  # when the first of `pending` was made
     done: bool = False
     reason: FinishReason | None = None
     error: FreeholdError | None = None
-    handed: int = 0  # rows that the sink has had; one that was preempted computes them again
+    delivered: int = 0  # rows that the sink received; after a preemption they are computed again
     prefill_s: float = 0.0
     decode_s: float = 0.0
     # The scheduler's notes.

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine.constrain.guide import Constraint
-from freehold.engine.engine import Sharing
+from freehold.engine.requests import Sharing
 from freehold.engine.sampler import log_sum_exp, top_logprobs
+from freehold.engine.scoring import prefill
 from freehold.local.prompt import Prompt
 from freehold.local.text import AnswerDelta, AnswerText
 from freehold.models.lora import Adapter
@@ -66,7 +67,9 @@ class LocalJob:
                 for i, generation in enumerate(self._generations(begin, ends, constraint))
             ]
         if self._scores is not None:
-            self._reading = engine.read(begin.prompt_ids, self._scores.add, **self._sharing(bool(job.resume)))
+            self._reading = prefill(
+                engine, begin.prompt_ids, self._scores.add, **self._sharing(bool(job.resume))
+            )
 
     def _text(self, tokenizer: Tokenizer, prompt: Prompt, answer: int) -> AnswerText:
         job, begin = self._job, self._begin
@@ -97,9 +100,9 @@ class LocalJob:
             begin.prompt_ids,
             job.n,
             begin.sampling,
-            job.max_tokens,
-            ends,
-            job.logprobs,
+            max_tokens=job.max_tokens,
+            stop_ids=ends,
+            logprobs=job.logprobs,
             constraint=constraint,
             resume=job.resume,
             **self._sharing(bool(job.resume) or self._scores is not None),  # whose scoring stood in the queue

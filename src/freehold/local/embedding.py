@@ -1,7 +1,7 @@
 """Texts in, vectors out: what LLM.embed does, for encoders and for decoders alike.
 
 Knows texts, their limits and token ids; the engine knows the rest. Nothing is cut that nobody asked to be cut.
-Path: LLM.embed -> Embedder.embed -> Encoder.embed or Engine.embed
+Path: LLM.embed -> Embedder.embed -> Encoder.embed or scoring.embed
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from freehold.engine import Encoder, Engine
 from freehold.engine.pooling import Pooling, checked_pooling
+from freehold.engine.scoring import embed
 from freehold.errors import BadPrompt, ContextOverflow, UsageError
 from freehold.local.jobs import most_chars
 from freehold.models.lora import Adapter
@@ -59,8 +60,8 @@ class Embedder:
         if isinstance(self._engine, Encoder):
             vectors = self._engine.embed(ids, pooling, job.priority)
         else:
-            vectors = self._engine.embed(
-                ids, pooling, priority=job.priority, tenant=job.tenant, adapter=adapter
+            vectors = embed(
+                self._engine, ids, pooling, priority=job.priority, tenant=job.tenant, adapter=adapter
             )
         cut = tuple(i for i, (_, shortened) in enumerate(read) if shortened)
         return Embeddings(_first(vectors, job.dimensions), tuple(map(len, ids)), cut)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from freehold import _native as native
 from freehold.config import nearest
-from freehold.engine import Encoder, Engine
+from freehold.engine import Encoder, Engine, scoring
 from freehold.engine.pooling import Pooling
 from freehold.errors import EngineClosed, FreeholdError, UnsupportedModel, UsageError
 from freehold.local.adapters import Adapters
@@ -509,12 +509,12 @@ class LLM:
         """Return the model's logits after each of `ids`: float32 [T, V]."""
         self._check_open()
         found = self.adapters.find(self.adapters.chosen(adapter))
-        return self._generating().logits(self._prompter.checked(ids), adapter=found)
+        return scoring.logits(self._generating(), self._prompter.checked(ids), adapter=found)
 
     def score(self, ids: Sequence[int]) -> F32:
         """Return the log-probability of each of `ids` but the first, given those before: float32 [T - 1]."""
         self._check_open()
-        return self._generating().score(self._prompter.checked(ids))
+        return scoring.score(self._generating(), self._prompter.checked(ids))
 
     def _check_open(self) -> None:
         if self._pid != os.getpid():

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from freehold._native import BLOCK_TOKENS
 from freehold.engine.cache.blocks import BlockManager, blocks_for, common_prefix
 from freehold.engine.schedule.budget import BRIEF_S, MAX_NUM_BATCHED_TOKENS, Budget
+from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.cost import TILE
 from freehold.engine.schedule.shares import Shares
 from freehold.engine.sequence import Request, Sequence
@@ -31,43 +31,6 @@ BYPASS_S = 2.0  # for so long others may pass one that finds no room; then those
 RETRY_S = 0.25  # until one that found no room looks again although no block became free
 GROWTH = 1  # blocks that each running sequence is expected to need soon; doubled each time it was preempted
 BEGINS = 32  # latest first tokens that tell how fast the queue moves
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledChunk:
-    """Rows first .. first + count - 1 of a sequence, and guesses at what comes after them."""
-
-    seq: Sequence
-    first: int
-    count: int
-    draft: tuple[int, ...] = ()  # tokens after the sequence's newest one, to be verified
-
-    @property
-    def rows(self) -> int:
-        """Rows computed, guesses included."""
-        return self.count + len(self.draft)
-
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens of the rows."""
-        return [*self.seq.tokens[self.first : self.first + self.count], *self.draft]
-
-    @property
-    def decodes(self) -> bool:
-        """Tell whether this is a running answer's newest token alone."""
-        return self.count == 1 and self.last and self.seq.request.sink is None
-
-    @property
-    def last(self) -> bool:
-        """Tell whether these rows end at the newest token, so that the next can be chosen."""
-        return self.first + self.count == len(self.seq.tokens)
-
-    @property
-    def logit_rows(self) -> range:
-        """Rows whose logits are wanted, counted within this work."""
-        if self.seq.request.sink is not None:
-            return range(self.count)
-        return range(self.count - 1, self.rows) if self.last else range(0)
 
 
 class RemainingPrefill(NamedTuple):
@@ -162,8 +125,8 @@ class Scheduler:
             self._count(seq, -1)
             (self._blocks.retire if keep else self._blocks.release)(seq)
 
-    def late(self) -> list[Sequence]:
-        """Return the sequences whose time is over."""
+    def expired(self) -> list[Sequence]:
+        """Return the sequences whose deadline has passed."""
         now = self._clock() if self._timed else 0.0
         return [seq for seq, deadline in self._timed.items() if deadline < now]
 
@@ -194,25 +157,31 @@ class Scheduler:
         self._read(rest[1])
         return list(self._batch.values())
 
-    def lengthened(self, work: ScheduledChunk, draft: list[int]) -> ScheduledChunk:
+    def lengthened(self, chunk: ScheduledChunk, draft: list[int]) -> ScheduledChunk:
         """Let a step verify guesses, as many as find room in blocks that nobody holds or will miss."""
-        room = self._blocks.stretch(work.seq, len(work.seq.tokens) + len(draft)) - len(work.seq.tokens)
-        return ScheduledChunk(work.seq, work.first, work.count, tuple(draft[:room]))
+        room = self._blocks.stretch(chunk.seq, len(chunk.seq.tokens) + len(draft)) - len(chunk.seq.tokens)
+        return ScheduledChunk(chunk.seq, chunk.first, chunk.count, tuple(draft[:room]))
 
-    def learn(self, batch: list[ScheduledChunk], seconds: float) -> None:
-        """Take in how long a step took, before its tokens are chosen: what rows cost, and who has had them."""
-        decodes = [work for work in batch if work.decodes]
-        chunks = [work for work in batch if not work.decodes]
-        cuts = [(work.first, work.count, work.seq.request.reads_logits) for work in chunks]
+    def learn(self, batch: list[ScheduledChunk], seconds: float) -> list[Sequence]:
+        """Update costs and shares by a step of `seconds`, before its tokens are chosen.
+
+        Return the sequences whose prompts are computed in full since then.
+        """
+        prefilled = []
+        decodes = [chunk for chunk in batch if chunk.decodes]
+        chunks = [chunk for chunk in batch if not chunk.decodes]
+        cuts = [(chunk.first, chunk.count, chunk.seq.request.reads_logits) for chunk in chunks]
         self._queued_s += seconds if self.waiting else 0.0
-        share = self.budget.learn(len(decodes), cuts, sum(len(work.draft) for work in batch), seconds)
+        share = self.budget.learn(len(decodes), cuts, sum(len(chunk.draft) for chunk in batch), seconds)
         for group, part in ((decodes, share), (chunks, 1.0 - share)):
-            rows = sum(work.rows for work in group)
-            for work in group:
-                self._shares.charge(work.seq.request.tenant, seconds * part * work.rows / rows)
-                if work.last and not work.seq.begun:
-                    work.seq.begun = True
+            rows = sum(chunk.num_tokens for chunk in group)
+            for chunk in group:
+                self._shares.charge(chunk.seq.request.tenant, seconds * part * chunk.num_tokens / rows)
+                if chunk.last and not chunk.seq.begun:
+                    chunk.seq.begun = True
+                    prefilled.append(chunk.seq)
                     self._begins.append(self._queued_s)
+        return prefilled
 
     def _ready(self) -> tuple[tuple[list[Sequence], list[Sequence]], tuple[list[Sequence], list[Sequence]]]:
         """Sort out who can go on: (newest tokens, prompts) of those who go first, and of the others."""
@@ -461,7 +430,7 @@ class Scheduler:
         """List at whose expense `seq` may have room, in turn: stalled readers' answers, and those behind it in rank."""
         rank = self._rank(seq)
         holders = [s for s in self._live if s.block_table and s is not seq]
-        stalled = {s for s in holders if s.pending and self._now - s.paused_at > STALL_S}
+        stalled = {s for s in holders if s.pending and self._now - s.pending_since > STALL_S}
         behind = [s for s in holders if self._rank(s) > rank and (younger or self._yields(s) > rank[0])]
         return sorted({*stalled, *behind}, key=lambda s: (s in stalled, self._rank(s)), reverse=True)
 

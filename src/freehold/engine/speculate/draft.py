@@ -22,8 +22,8 @@ from freehold.engine.cache.capacity import REQUEST_SHARE, bytes_per_block
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import choose, log_sum_exp
 from freehold.engine.schedule.budget import FIRST_ROWS
+from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.cost import ROW_GUESS, StepCost
-from freehold.engine.schedule.scheduler import ScheduledChunk
 from freehold.engine.sequence import Sequence
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.machine import available_bytes, show_bytes
@@ -141,7 +141,7 @@ class DraftModel:
     def _run(self, batch: list[ScheduledChunk]) -> list[F32]:
         started = perf_counter()
         logits = cast(list[F32], self._runner.run(batch, choose=False))
-        rows = sum(work.rows for work in batch)
+        rows = sum(chunk.num_tokens for chunk in batch)
         self._cost.add(rows, perf_counter() - started)
         self.spent += self._cost.seconds(rows)
         return logits

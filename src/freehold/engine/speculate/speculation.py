@@ -13,8 +13,9 @@ from time import perf_counter
 
 from freehold.engine.constrain.guide import Guide
 from freehold.engine.schedule.budget import ITL_FACTOR, STEP_S
+from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.cost import StepCost, best_extra
-from freehold.engine.schedule.scheduler import ScheduledChunk, Scheduler
+from freehold.engine.schedule.scheduler import Scheduler
 from freehold.engine.sequence import Sequence
 from freehold.engine.speculate.draft import JOINED, MOST_AHEAD, DraftModel
 from freehold.engine.speculate.guess import DRAFT_PRIOR, FORCED_PRIOR, MATCH_PRIOR, Chances, Guess
@@ -81,15 +82,15 @@ class Speculation:
     def extend(self, batch: list[ScheduledChunk], scheduler: Scheduler) -> list[ScheduledChunk]:
         """Return the step with guesses to verify; the same step where none would pay, or prompts are in it or wait."""
         self._plain, self.draft_s = 0, 0.0
-        if scheduler.budget.measuring or not all(work.decodes for work in batch):
+        if scheduler.budget.measuring or not all(chunk.decodes for chunk in batch):
             return batch
         self._plain = len(batch)
-        hopes = [self._hopes_of(work.seq) for work in batch]
-        for hope, work in zip(hopes, batch, strict=True):
-            most = min(MAX_DRAFT, work.seq.left - 1)
+        hopes = [self._hopes_of(chunk.seq) for chunk in batch]
+        for hope, chunk in zip(hopes, batch, strict=True):
+            most = min(MAX_DRAFT, chunk.seq.left - 1)
             hope.match(most)
-            if work.seq.guide is not None:
-                hope.fit(work.seq.guide, most)
+            if chunk.seq.guide is not None:
+                hope.fit(chunk.seq.guide, most)
         if self.cost.count(self._plain) < BASE_SAMPLES:  # what plain decoding costs must be known first
             return batch
         if self._drafter is not None and self._plain <= MOST_DRAFTED:
@@ -101,8 +102,8 @@ class Speculation:
             self.draft_s = perf_counter() - started
         counts = self._shares(hopes, scheduler.budget.most_rows - self._plain)
         return [
-            scheduler.lengthened(work, hope.guess.tokens[:count]) if count and hope.guess else work
-            for work, hope, count in zip(batch, hopes, counts, strict=True)
+            scheduler.lengthened(chunk, hope.guess.tokens[:count]) if count and hope.guess else chunk
+            for chunk, hope, count in zip(batch, hopes, counts, strict=True)
         ]
 
     def _hopes_of(self, seq: Sequence) -> Hopes:
@@ -136,9 +137,9 @@ class Speculation:
         """Let the draft model guess where the lookup is less likely to be right, as long as that pays."""
         going: list[tuple[int, float]] = []  # which sequence, and the chance that all its guesses hold
         ahead = [0] * len(batch)
-        for i, (work, hope) in enumerate(zip(batch, hopes, strict=True)):
-            if hope.first < hope.drafted.any and self._worth_starting(drafter, work.seq, hope):
-                ahead[i] = drafter.follow(work.seq, min(MOST_AHEAD, work.seq.left - 1))
+        for i, (chunk, hope) in enumerate(zip(batch, hopes, strict=True)):
+            if hope.first < hope.drafted.any and self._worth_starting(drafter, chunk.seq, hope):
+                ahead[i] = drafter.follow(chunk.seq, min(MOST_AHEAD, chunk.seq.left - 1))
                 if ahead[i] > 0:
                     hope.guess = Guess(hope.drafted)
                     going.append((i, 1.0))
@@ -181,22 +182,22 @@ class Speculation:
         """Take in what became of the guesses, when the step's cost was learnt."""
         if self._plain:
             self._account(batch)
-        for work in batch:
-            if work.seq.done:
-                self.forget(work.seq)
+        for chunk in batch:
+            if chunk.seq.done:
+                self.forget(chunk.seq)
 
     def _account(self, batch: list[ScheduledChunk]) -> None:
-        rows = sum(work.rows for work in batch)
+        rows = sum(chunk.num_tokens for chunk in batch)
         lone = self.cost.seconds(self._plain)
-        made = [work.seq.tokens[work.first + 1 :] for work in batch]
+        made = [chunk.seq.tokens[chunk.first + 1 :] for chunk in batch]
         drafting = self._drafter.spent if self.draft_s and self._drafter else 0.0
         won = sum(map(len, made)) / self._plain - (self.cost.seconds(rows) + drafting) / lone
-        for work, tokens in zip(batch, made, strict=True):
-            hope = self._hopes[work.seq]
+        for chunk, tokens in zip(batch, made, strict=True):
+            hope = self._hopes[chunk.seq]
             if hope.guess is not None:
                 hope.guess.learn(tokens)
             if rows > self._plain or drafting:
                 hope.credit += won
             hope.credit = min(hope.credit + TRICKLE, MOST_CREDIT)
-            work.seq.drafted += len(work.draft)
-            work.seq.accepted += max(len(tokens) - 1, 0)
+            chunk.seq.drafted += len(chunk.draft)
+            chunk.seq.accepted += max(len(tokens) - 1, 0)

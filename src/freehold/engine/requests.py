@@ -1,0 +1,172 @@
+"""Makes requests and their sequences, every field checked against the model and the context.
+
+Knows token ids, the options of a request and a context's length; knows no queue, no step and no lock.
+Path: Engine.generate, scoring.prefill -> Requests.answer, Requests.prefill -> Requests.sequence -> Generation
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Ordered
+from typing import Any, TypedDict, Unpack, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold import _native as native
+from freehold.engine.cache.blocks import blocks_for
+from freehold.engine.constrain.guide import Constraint
+from freehold.engine.sampler import MAX_TOP_LOGPROBS, check_sampling
+from freehold.engine.sequence import Request, Sequence
+from freehold.errors import ContextOverflow, UsageError
+from freehold.models.load import LoadedModel
+from freehold.models.lora import Adapter
+from freehold.types import Priority, SamplingParams
+
+F32 = NDArray[np.float32]
+SEED_BITS = 63
+
+
+class Sharing(TypedDict, total=False):
+    """How a request shares the engine with others."""
+
+    priority: Priority
+    tenant: str  # whose fair share it uses, and whose cached prefixes it may see
+    deadline_s: float | None  # seconds from now to its last token
+    admitted: bool  # it continues a request that was admitted before, so no limit applies
+    adapter: Adapter | None  # packed for the model
+
+
+class AnswerOptions(Sharing, total=False):
+    """What a request for an answer may say beside its prompt and its sampling parameters."""
+
+    max_tokens: int | None  # None: until a stop token or the context's end
+    stop_ids: Iterable[int]
+    logprobs: int | None  # report log-probabilities and so many of the likeliest tokens
+    constraint: Constraint | None  # what the answer's text must be
+
+
+class Requests:
+    """Makes what one engine computes: `context` is the longest prompt and answer together."""
+
+    def __init__(self, model: LoadedModel, context: int) -> None:
+        self._model, self._context = model, context
+
+    def answer(
+        self,
+        prompt_ids: Ordered[int],
+        sampling: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop_ids: Iterable[int] = (),
+        logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        **sharing: Unpack[Sharing],
+    ) -> Request:
+        """Return the request for an answer to `prompt_ids`; without a seed it gets a random one.
+
+        Raises UsageError, ContextOverflow.
+        """
+        prompt = self.checked_ids(prompt_ids)
+        if len(prompt) >= self._context:
+            raise self._overflow(len(prompt))
+        if max_tokens is not None and max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}; expected 1 or more")
+        if logprobs is not None and not 0 <= logprobs <= MAX_TOP_LOGPROBS:
+            raise UsageError(f"logprobs is {logprobs}; expected 0 to {MAX_TOP_LOGPROBS}")
+        params = check_sampling(sampling or SamplingParams(), self._model.tokens)
+        room = self._context - len(prompt)
+        return Request(
+            tuple(prompt),
+            params,
+            secrets.randbits(SEED_BITS) if params.seed is None else params.seed,
+            room if max_tokens is None else min(max_tokens, room),
+            frozenset(stop_ids),
+            logprobs,
+            constraint=constraint,
+            **_shared(**sharing),
+        )
+
+    def prefill(
+        self, ids: Ordered[int], sink: Callable[[F32], None], hidden: bool = False, **sharing: Unpack[Sharing]
+    ) -> Request:
+        """Return the request for all rows of a prompt and no answer. Raises UsageError, ContextOverflow."""
+        prompt = self.checked_ids(ids)
+        if len(prompt) > self._context:
+            raise self._overflow(len(prompt), answer=False)
+        return Request(
+            tuple(prompt),
+            SamplingParams(),
+            seed=0,
+            max_tokens=1,
+            sink=sink,
+            hidden=hidden,
+            **_shared(**sharing),
+        )
+
+    def sequence(
+        self, request: Request, resume: Ordered[int] = (), parent: Sequence | None = None
+    ) -> Sequence:
+        """Return the sequence of a request that goes on behind `resume`; it is done if those end the answer."""
+        made = self.checked_ids(resume) if resume else []
+        seq = Sequence(request, [*request.prompt, *made], parent, resumed=len(made))
+        if made and made[-1] in request.stop_ids:
+            seq.reason = "stop"
+        elif len(made) >= request.max_tokens:
+            seq.reason = "length"
+        seq.done = seq.reason is not None
+        if request.constraint is not None and not seq.done:
+            seq.guide = request.constraint.guide(request.stop_ids)
+            for id in made:
+                seq.guide.advance(id)
+        return seq
+
+    def checked_ids(self, ids: Ordered[int]) -> list[int]:
+        """Return `ids` as integers. Raises UsageError where there is none, or one outside the vocabulary."""
+        checked = [int(i) for i in ids]
+        if not checked:
+            raise UsageError("the prompt is empty", "give at least one token")
+        check_vocabulary(checked, self._model)
+        return checked
+
+    def _overflow(self, count: int, answer: bool = True) -> ContextOverflow:
+        needed = count + 1 if answer else count
+        hint = "shorten the prompt"
+        if needed <= self._model.context:
+            hint = f"load it with --context {blocks_for(needed) * native.BLOCK_TOKENS}, or {hint}"
+        also = ", the answer included" if count == self._context and answer else ""
+        return ContextOverflow(
+            f"prompt has {count:,} tokens; {self._model.name} is loaded with room for {self._context:,}{also}",
+            hint,
+        )
+
+
+def check_vocabulary(ids: Ordered[int], model: LoadedModel) -> None:
+    """Raise UsageError naming the first id outside the model's vocabulary."""
+    wrong = next((i for i in ids if not 0 <= i < model.vocab), None)
+    if wrong is not None:
+        raise UsageError(f"{wrong} is not a token of {model.name}; ids are 0 to {model.vocab - 1}")
+
+
+def _shared(
+    priority: Priority = "interactive",
+    tenant: str = "",
+    deadline_s: float | None = None,
+    admitted: bool = False,
+    adapter: Adapter | None = None,
+) -> dict[str, Any]:
+    """Return the fields of a Request that `Sharing` stands for."""
+    if priority not in get_args(Priority):
+        raise UsageError(f"priority is {priority!r}; expected {' or '.join(get_args(Priority))}")
+    if deadline_s is not None and not deadline_s > 0:
+        raise UsageError(f"the time limit is {deadline_s} s; expected more than 0")
+    deadline = None if deadline_s is None else time.monotonic() + deadline_s
+    return {
+        "priority": priority,
+        "tenant": tenant,
+        "deadline": deadline,
+        "admitted": admitted,
+        "adapter": adapter,
+    }

@@ -1,0 +1,90 @@
+"""What a model computes for a given text: logits, log-probabilities and vectors, in steps shared with answers.
+
+Knows token ids, rows and pooling; knows no sampling and no schedule.
+Path: local.answering, local.embedding -> prefill, embed -> Engine.step -> Emitter.emit -> a sink
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Ordered
+from contextlib import closing
+from typing import Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.engine.engine import Engine
+from freehold.engine.generation import Generation
+from freehold.engine.pooling import Pool, Pooling, checked_pooling
+from freehold.engine.requests import Sharing
+from freehold.engine.sampler import log_sum_exp
+
+F32 = NDArray[np.float32]
+
+
+def prefill(
+    engine: Engine,
+    ids: Ordered[int],
+    sink: Callable[[F32], None],
+    *,
+    hidden: bool = False,
+    **sharing: Unpack[Sharing],
+) -> Generation:
+    """Pass the logits after each of `ids` to `sink`, in order and in pieces float32 [rows, V].
+
+    With `hidden`, the last hidden states instead, float32 [rows, width]. The result makes no token and is done when
+    all rows were delivered. `sink` runs within a step, so it must be quick. Raises UsageError, ContextOverflow.
+    """
+    request = engine.requests.prefill(ids, sink, hidden, **sharing)
+    return Generation(engine, engine.requests.sequence(request))
+
+
+def logit_chunks(engine: Engine, ids: Ordered[int], **sharing: Unpack[Sharing]) -> Iterator[F32]:
+    """Yield the logits after each of `ids` in pieces float32 [rows, V], so that memory stays bounded."""
+    rows: deque[F32] = deque()
+    with closing(prefill(engine, ids, rows.append, **sharing)) as prompt:
+        prompt.start()
+        while rows or not prompt.done:
+            if not rows:
+                engine.advance(prompt.sequence, lambda: bool(rows))
+            yield rows.popleft()
+
+
+def logits(engine: Engine, ids: Ordered[int], **sharing: Unpack[Sharing]) -> F32:
+    """Return the logits after each of `ids`: float32 [T, V]. Raises as Engine.generate does."""
+    return np.concatenate(list(logit_chunks(engine, ids, **sharing)))
+
+
+def score(engine: Engine, ids: Ordered[int]) -> F32:
+    """Return the log-probability of each of `ids` after the first, given the earlier: float32 [T - 1]."""
+    scores: list[float] = []
+    targets = list(ids)[1:]
+    for rows in logit_chunks(engine, ids):
+        first = len(scores)
+        for row, token in zip(rows, targets[first : first + len(rows)], strict=False):
+            scores.append(float(row[token]) - log_sum_exp(row, len(scores) + 1))
+    return np.array(scores, np.float32)
+
+
+def embed(
+    engine: Engine, texts: Ordered[Ordered[int]], pooling: Pooling = "last", **sharing: Unpack[Sharing]
+) -> F32:
+    """Return a vector of unit length for each of `texts`, pooled from the last hidden states: float32 [n, width].
+
+    Raises as Engine.generate does.
+    """
+    pools = [Pool(checked_pooling(pooling)) for _ in texts]
+    prompts = [
+        prefill(engine, ids, pool.add, hidden=True, **sharing) for ids, pool in zip(texts, pools, strict=True)
+    ]
+    try:
+        for prompt in prompts:
+            prompt.start()
+        for prompt in prompts:
+            engine.wait(prompt.sequence)
+    finally:
+        for prompt in prompts:
+            prompt.close()
+    return np.array([pool.vector for pool in pools], np.float32).reshape(len(pools), -1)
