@@ -108,3 +108,13 @@ def test_no_protocol_of_the_server_imports_another(path: Path):
     else:
         seen = imported_folders(path.read_text(encoding="utf-8"))
         assert seen <= SEES[folder] | {folder}, f"{folder} imports {seen - SEES[folder] - {folder}}"
+
+
+# Files directly in cli/ that are no verb: what every verb or several of them use.
+NO_VERBS = {"__init__", "main", "verbs", "complete", "shared", "options", "progress", "company"}
+
+
+def test_every_file_directly_in_the_cli_is_a_verb_or_known_to_be_none():
+    from freehold.cli.verbs import VERBS
+
+    assert {path.stem for path in (PACKAGE / "cli").glob("*.py")} == VERBS.keys() | NO_VERBS

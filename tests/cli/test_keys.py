@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.cli.serve import ring
-from freehold.cli.serving.attach import lock_of, pid_file
+from freehold.cli.serving.lock import lock_of, pid_file
+from freehold.cli.serving.options import ring
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.server.core.accounts import Accounts

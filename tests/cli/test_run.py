@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 
 from freehold.cli import main
-from freehold.cli import run as run_module
-from freehold.cli.chat.chat import Answer
+from freehold.cli.chat import answer as answers
+from freehold.cli.chat import opened as opened_module
+from freehold.cli.chat.answer import StreamedAnswer
+from freehold.cli.chat.request import RunRequest
 from freehold.cli.chat.sessions import Session, Sessions
 from freehold.errors import UsageError
 from freehold.fake import FakeModel, Reply
@@ -83,7 +85,7 @@ def scripted(monkeypatch):
     def script(*replies, **facts) -> FakeLLM:
         model = FakeLLM(replies)
         model.facts = replace(FakeLLM.facts, **facts)
-        monkeypatch.setattr(run_module, "open_llm", lambda store, name, request: model)
+        monkeypatch.setattr(opened_module, "open_llm", lambda store, name, request: model)
         return model
 
     return script
@@ -183,9 +185,9 @@ def test_search_prints_where_it_was_said(freehold, home):
     [
         (["--image", "cat.png", "What is this?"], "none of the models Freehold runs can see"),
         (["a b", "--logprobs", "2"], "--logprobs needs --json"),
-        (["a b", "--raw", "--system", "x"], "--system belongs to a chat"),
-        (["a b", "--raw", "--think"], "--think belongs to a chat"),
-        (["a b", "--raw", "--overflow", "drop-oldest"], "--overflow belongs to a chat"),
+        (["a b", "--raw", "--system", "x"], "--system is for chats"),
+        (["a b", "--raw", "--think"], "--think is for chats"),
+        (["a b", "--raw", "--overflow", "drop-oldest"], "--overflow is for chats"),
         (["a b", "--continue", "--session", "x"], "name two sessions"),
         (["a b", "--stop", ""], "--stop is empty"),
         (["a b", "--logit-bias", "seven"], "is not ID=B"),
@@ -230,13 +232,15 @@ def test_tiny_model_answers_and_verbose_tells_speeds(freehold, tiny):
 
 
 def test_verbose_tells_how_many_guesses_held():
-    answer = Answer(usage=Usage(10, 31, prefill_s=1.0, decode_s=1.0, drafted_tokens=30, accepted_tokens=20))
-    assert run_module.speeds(answer).endswith("; 20 of 30 guesses held, 3.00 tokens a step")
+    answer = StreamedAnswer(
+        usage=Usage(10, 31, prefill_s=1.0, decode_s=1.0, drafted_tokens=30, accepted_tokens=20)
+    )
+    assert answers.speeds(answer).endswith("; 20 of 30 guesses held, 3.00 tokens a step")
 
 
 def test_draft_without_speculation_is_refused(freehold, tiny):
     status, _, err = freehold("run", tiny, "Hi", "--draft", tiny, "--no-speculation")
-    assert status == 2 and "--draft guesses, and --no-speculation forbids it" in err
+    assert status == 2 and "--draft needs speculation" in err
 
 
 def test_model_may_draft_for_itself(freehold, tiny):
@@ -312,10 +316,11 @@ def test_format_that_is_no_file_is_refused_before_a_model_is_loaded(freehold, sc
 CHAT = """
 import sys
 sys.path.insert(0, {tests!r})
-from freehold.cli import main, run
+from freehold.cli import main
+from freehold.cli.chat import opened
 from tests.cli.test_run import FakeLLM
 model = FakeLLM({replies!r}, name="fake", delay={delay})
-run.open_llm = lambda store, name, request: model
+opened.open_llm = lambda store, name, request: model
 sys.exit(main.run({args!r}))
 """
 
@@ -436,10 +441,10 @@ def test_model_that_cannot_be_opened_leaves_the_chats_own_open(monkeypatch):
             raise found
         return found
 
-    monkeypatch.setattr(run_module.Opened, "_open", opened)
-    monkeypatch.setattr(run_module.Opened, "facts", None)
-    request = run_module.Request(**dict.fromkeys(run_module.Request.__dataclass_fields__))
-    with run_module.Opened(None, None, request, "a") as held:
+    monkeypatch.setattr(opened_module.Opened, "_open", opened)
+    monkeypatch.setattr(opened_module.Opened, "facts", None)
+    request = RunRequest(**dict.fromkeys(RunRequest.__dataclass_fields__))
+    with opened_module.Opened(None, None, request, "a") as held:
         with pytest.raises(UsageError):
             held.switch("b")
         assert held.model is first and not first.closed

@@ -9,7 +9,9 @@ import pytest
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from freehold.cli.chat.chat import COMMANDS, Asking, Chat, Facts
+from freehold.cli.chat.answer import AnswerSettings
+from freehold.cli.chat.chat import COMMANDS, Chat
+from freehold.cli.chat.conversation import ModelFacts
 from freehold.cli.chat.markdown import PlainRenderer
 from freehold.cli.chat.sessions import Session, Sessions
 from freehold.cli.chat.terminal import LineReader, is_open_block, unquoted
@@ -31,7 +33,7 @@ class Desk:
             self.sessions,
             lambda: PlainRenderer(self.shown.append),
             self.notes.append,
-            facts=Facts("Q4_K_M", 8192),
+            facts=ModelFacts("Q4_K_M", 8192),
             **chat,
         )
 
@@ -176,13 +178,15 @@ def test_error_ends_the_turn_only(home):
 
 
 def test_dropped_messages_are_said(home):
-    desk = Desk(home, Reply("A", dropped_messages=4), asking=Asking(overflow="drop-oldest")).type("x")
+    desk = Desk(home, Reply("A", dropped_messages=4), answers=AnswerSettings(overflow="drop-oldest")).type(
+        "x"
+    )
     assert "the 4 oldest messages were left out" in desk.said
     assert desk.model.calls[0].overflow == "drop-oldest"
 
 
 def test_answer_cut_by_the_limit_is_said(home):
-    assert "limit of tokens" in Desk(home, "a b c d", asking=Asking(max_tokens=2)).type("x").said
+    assert "limit of tokens" in Desk(home, "a b c d", answers=AnswerSettings(max_tokens=2)).type("x").said
 
 
 class Interrupted(FakeModel):
@@ -398,7 +402,9 @@ def test_edit_that_fails_keeps_the_earlier_turn(home, tmp_path, monkeypatch):
 
 def test_model_switches_and_keeps_the_messages(home):
     other = FakeModel(["B"], name="other")
-    desk = Desk(home, "A", switch=lambda name: (other, Facts("Q8_0", 100))).type("one", "/model other", "two")
+    desk = Desk(home, "A", switch=lambda name: (other, ModelFacts("Q8_0", 100))).type(
+        "one", "/model other", "two"
+    )
     assert [m.content for m in other.calls[0].messages] == ["one", "A", "two"]
     assert desk.chat.session.model == "other" and "other  Q8_0" in desk.chat.status()
 

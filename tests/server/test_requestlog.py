@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from freehold.server.core.keys import Ring
-from freehold.server.core.requestlog import Line, Work, _plain
+from freehold.server.core.requestlog import Line, _plain
+from freehold.server.core.work import RequestWork
 from tests.server.fakes import Script, failing
 from tests.server.test_door import bearer, key
 from tests.server.test_streams import connect, eventually, request
@@ -125,8 +126,8 @@ def _fields() -> dict[str, Any]:
 
 
 def test_speed_counts_tokens_after_the_first_of_each_answer():
-    work = Work(answers=2)
+    work = RequestWork(answers=2)
     for at in (1.0, 1.0, 2.0, 2.0):
         work.came(1, at)
     assert work.tok_s == 2.0 and work.first_s == 1.0
-    assert Work(answers=1).tok_s is None
+    assert RequestWork(answers=1).tok_s is None

@@ -7,8 +7,6 @@ Path: main -> advise -> advisor.advice.advise -> terminal, JSON, or advice_repor
 from __future__ import annotations
 
 import json
-from collections import Counter
-from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,37 +14,22 @@ import click
 from freehold.cli.company import FACTS, company_facts, company_options
 from freehold.cli.models import Billions
 from freehold.cli.report.advice import (
-    apart,
-    beside_lines,
     chart,
-    command_of,
-    head,
-    name,
-    needs,
-    reasons,
     report,
-    row,
-    short_of,
-    understood,
-    vouched,
 )
-from freehold.cli.report.facts import size
-from freehold.cli.shared import Amount, json_option, table, write_beside
+from freehold.cli.report.advice_json import as_plain
+from freehold.cli.report.advice_text import print_advice, relaxed
+from freehold.cli.shared import Amount, json_option, write_beside
 from freehold.config import Settings
-from freehold.errors import FreeholdError, UsageError
+from freehold.errors import UsageError
 
 if TYPE_CHECKING:
-    from freehold.advisor.advice import Advice, Judged, Own, Placement
-    from freehold.advisor.interval import Interval
-    from freehold.catalog import Model
+    from freehold.advisor.advice import Advice
     from freehold.catalog.questions import Question
     from freehold.cli.report.trying import Tried
 
-SCHEMA = 1
 NOT_GOOD_ENOUGH = 3  # exit status where models run and none is good enough
-LETTERS = "123456789abcdefghijklmnopqrstuvwxyz"
 SHOWN = 8  # models of a ranking
-_NAMED = 3  # models named of each rule that ruled some out
 
 
 @click.command("advise")
@@ -127,7 +110,7 @@ def command(
     if as_json:
         click.echo(json.dumps(as_plain(advice) | {"tried": trial and trial.as_plain()}, indent=1))
     else:
-        _print(advice, shown, everything=everything, plotted=given["plotted"])
+        print_advice(advice, shown, everything=everything, plotted=given["plotted"])
         for line in trial.lines() if trial else ():
             click.echo(line)
     for option, draw in (("svg", chart), ("html", report)):
@@ -137,7 +120,9 @@ def command(
         click.echo(relaxed(advice), err=True)
         raise click.exceptions.Exit(NOT_GOOD_ENOUGH if advice.below or advice.unproven else 1)
     if run:
-        _run(settings, advice, quiet=as_json)
+        from freehold.cli.report.advice_run import run_first
+
+        run_first(settings, advice, quiet=as_json)
 
 
 def _asks_hardware(task: str | None) -> Question | None:
@@ -193,247 +178,3 @@ def _advice(settings: Settings, task: str, given: dict[str, Any]) -> Advice:
         cheapest=given["cheapest"],
         settings=settings,
     )
-
-
-def _print(advice: Advice, shown: tuple[Judged, ...], *, everything: bool, plotted: bool) -> None:
-    task = advice.request.task
-    scale = f", on the scale of {advice.benchmark}" if advice.benchmark else ""
-    click.echo(f"{task.id}: {task.title}; {needs(advice)}{scale}")
-    for line in understood(advice):
-        click.echo(line)
-    if shown:
-        _print_picks(advice, shown)
-        if plotted:
-            _print_plot(advice, shown)
-        _print_tiers(advice)
-        if any(j.placement and not j.placement.sure for j in shown):
-            click.echo(
-                "this machine was busy when it was measured: only the upper end of a speed rules a model out"
-            )
-    for line in beside_lines(advice):
-        click.echo(line)
-    if lines := apart(advice):
-        click.echo("")
-        for line in lines:
-            click.echo(line)
-    _print_ruled_out(advice, everything)
-    if advice.request.facts is None:
-        click.echo("licences were not judged: --licence commercial does (not legal advice)")
-
-
-def _print_picks(advice: Advice, shown: tuple[Judged, ...]) -> None:
-    """Print the ranking, then the first one's reasons and command."""
-    marks = (LETTERS[i] if i < len(LETTERS) else f"{i + 1}" for i in range(len(shown)))
-    rows = [(mark, *row(advice, judged)) for mark, judged in zip(marks, shown, strict=True)]
-    table(tuple(h.upper() for h in head(advice)), rows, right=(2, 4))
-    if len(advice.picks) > len(shown):
-        click.echo(f"and {len(advice.picks) - len(shown)} more: --top {len(advice.picks)}")
-    click.echo("")
-    for line in reasons(advice, shown[0]):
-        click.echo(line)
-    click.echo(command_of(shown[0]))
-
-
-def _print_plot(advice: Advice, shown: tuple[Judged, ...]) -> None:
-    from freehold.advisor.report import Axis
-    from freehold.cli.report.plot import Mark, plot
-
-    marks = [
-        Mark(j.placement.decode.mid, j.quality.range.mid, letter)
-        for letter, j in zip(LETTERS, shown, strict=False)
-        if j.placement and j.quality
-    ]
-    if marks:
-        click.echo("")
-        for line in plot(marks, Axis("tokens a second", log=True), Axis(advice.benchmark)):
-            click.echo(line)
-
-
-def _print_tiers(advice: Advice) -> None:
-    """Print the best model of each size class, those that only the place stands against included."""
-    rows = []
-    for tier, judged in advice.by_tier.items():
-        there = str(judged.placement.decode) + " tok/s" if judged.placement else ""
-        against = "; ".join(r.why for r in judged.refusals)
-        rows.append((tier, name(judged.model), size(judged.model), vouched(judged)[0], against or there))
-    click.echo("")
-    table(("TIER", "BEST OF IT", "SIZE", advice.benchmark.upper() or "QUALITY", "THERE"), rows, right=(2,))
-
-
-def _print_ruled_out(advice: Advice, everything: bool) -> None:
-    from freehold.advisor.advice import RULES
-
-    click.echo("")
-    if everything:
-        rows = [(j.model.id, r.rule, r.why) for j in advice.ruled_out for r in j.refusals]
-        table(("RULED OUT", "BY", "WHY"), rows)
-        return
-    counts = Counter(rule for j in advice.ruled_out for rule in {r.rule for r in j.refusals})
-    several = " (some by several rules)" if counts.total() > len(advice.ruled_out) else ""
-    click.echo(f"ruled out: {len(advice.ruled_out)} of {advice.considered} models{several}")
-    ranked = sorted(advice.ruled_out, key=lambda j: -j.vouched)
-    for rule in RULES:
-        if rule in counts:
-            found = [name(j.model) for j in ranked if any(r.rule == rule for r in j.refusals)]
-            more = ", ..." if len(found) > _NAMED else ""
-            click.echo(f"  by {rule}: {counts[rule]} ({', '.join(found[:_NAMED])}{more})")
-    click.echo("each with its reason: --all")
-
-
-def relaxed(advice: Advice) -> str:
-    """Say that nothing is good enough, or which condition to drop, by how many models each would bring in."""
-    if advice.below or advice.unproven:
-        said = f"nothing here is good enough for {advice.request.task.id}: {_best(advice)}"
-        good = [f"{n} {_with(option)}" for option, n in advice.relax_to_good[:3]]
-        said += f"; good enough would be {', '.join(good)}" if good else ""
-        return said + ("; on other hardware: see above" if advice.instead else "")
-    ways = [f"{count} {_with(option)}" for option, count in advice.relax[:4]]
-    return "no model is left: " + (
-        f"there would be {', '.join(ways)}" if ways else "the task itself rules all out"
-    )
-
-
-# What changes a condition that stands although its option was not given: the place's, the task's, the question's.
-_CHANGES = {
-    "--engine": "on another engine (--on HARDWARE --engine NAME)",
-    "--on": "with more memory (--on HARDWARE)",
-    "--budget": "with a higher --budget",
-    "--users": "for fewer --users",
-    "--min-speed": "at a lower --min-speed",
-}
-
-
-def _with(options: str) -> str:
-    """Word how conditions are relaxed: without --language and for fewer --users."""
-    return " and ".join(_CHANGES.get(option, f"without {option}") for option in options.split(" and "))
-
-
-def _best(advice: Advice) -> str:
-    if not advice.below:
-        return f"the {len(advice.unproven)} models that run have no published result for this kind of work"
-    best = advice.below[0]
-    return (
-        f"the best that runs has {short_of(advice, best)} on {advice.benchmark}, and its range begins below "
-        f"the bar of {advice.bar:g}"
-    )
-
-
-def as_plain(advice: Advice) -> dict[str, Any]:
-    """Return the answer as JSON has it."""
-    return {
-        "schema": SCHEMA,
-        "task": advice.request.task.id,
-        "understood": [asdict(p) for p in advice.asked.understood] if advice.asked else [],
-        "ignored": list(advice.asked.question.ignored) if advice.asked else [],
-        "notes": list(advice.asked.notes) if advice.asked else [],
-        "benchmark": advice.benchmark,
-        "bar": advice.bar,
-        "good_enough": bool(advice.picks),
-        "considered": advice.considered,
-        "speed": advice.request.speed,
-        "context": advice.request.context,
-        "beside": _beside(advice),
-        "picks": [_plain(j, advice.own.get(j.model.id)) for j in advice.picks],
-        "below": [_plain(j) for j in advice.below],
-        "unproven": [_plain(j) for j in advice.unproven],
-        "instead": [_plain(j) for j in advice.instead],
-        "tiers": {tier: j.model.id for tier, j in advice.by_tier.items()},
-        "ruled_out": [_plain(j) for j in advice.ruled_out],
-        "relax": [{"without": option, "models": count} for option, count in advice.relax],
-    }
-
-
-def _beside(advice: Advice) -> dict[str, Any] | None:
-    found = advice.beside
-    return found and {
-        **{
-            key: one and {"id": one.model.id, "says": one.says, "command": one.line.command}
-            for key, one in (("embedder", found.embedder), ("reranker", found.reranker))
-        },
-        "no_reranker": found.no_reranker,
-    }
-
-
-def _plain(judged: Judged, own: Own | None = None) -> dict[str, Any]:
-    model, place, quality = judged.model, judged.placement, judged.quality
-    return {
-        "id": model.id,
-        "name": model.name,
-        "tier": model.tier,
-        "params_b": model.params_b,
-        "quality": quality
-        and {
-            "benchmark": quality.benchmark,
-            **quality.range.as_json(),
-            "basis": quality.basis,
-            "evidence": quality.evidence,
-        },
-        "languages": [asdict(t) for t in judged.tongues],
-        "own": own and {"cases": own.cases, "passed": own.passed, **own.range.as_json()},
-        "licence": {"id": model.licence, "answer": judged.verdict.answer if judged.verdict else None},
-        "placement": place
-        and asdict(place)
-        | {"decode": place.decode.as_json(), "prefill": place.prefill and place.prefill.as_json()},
-        "refusals": [asdict(r) for r in judged.refusals],
-    }
-
-
-def _run(settings: Settings, advice: Advice, *, quiet: bool) -> None:
-    """Run the first pick that can be had with the task's sample, and say whether its speed was foreseen."""
-    for judged in advice.picks:
-        place = judged.placement
-        if place is None or place.engine != "freehold" or advice.request.task.encoder:
-            raise UsageError("--run has a model of this machine answer", "run the command above instead")
-        try:
-            tried = _try(settings, judged.model, place, advice.request.task.sample, quiet=quiet)
-        except FreeholdError as e:
-            click.echo(f"{name(judged.model)} cannot be run: {e.message}; the next one", err=True)
-            continue
-        click.echo(f"decode {tried:.1f} tokens a second; predicted {_held(tried, place.decode)}", err=True)
-        if tried not in place.decode:
-            then = _foreseen_now(settings, judged.model, place)
-            click.echo(f"with the machine as busy as it is now, predicted {_held(tried, then)}", err=True)
-        return
-    raise UsageError("none of these models can be had from here", "--held asks for those that are here")
-
-
-def _held(tried: float, foreseen: Interval) -> str:
-    return f"{foreseen}: {'inside' if tried in foreseen else 'outside'}"
-
-
-def _try(settings: Settings, model: Model, place: Placement, sample: str, *, quiet: bool) -> float:
-    """Answer the sample without guesses, which the prediction leaves out; return tokens a second."""
-    from freehold.advisor.learning import learn
-    from freehold.cli.shared import held_or_fetched
-    from freehold.local import open_model
-    from freehold.machine import Crowd
-    from freehold.store import Store
-
-    store = Store(settings)
-    ref = held_or_fetched(store, model.name or model.id)
-    speed, usages, crowd = 0.0, [], Crowd()
-    with open_model(ref, context=place.context, speculate=False, packs=store.packs) as llm:
-        for chunk in llm.stream(sample, max_tokens=128, temperature=0):
-            if chunk.usage:
-                speed = chunk.usage.decode_tok_s
-                usages.append(chunk.usage)
-            if not quiet:
-                click.echo(chunk.text, nl=False)
-    if not quiet:
-        click.echo("")
-    learn(settings.home, ref.path, usages, crowd.share())
-    return speed
-
-
-def _foreseen_now(settings: Settings, model: Model, place: Placement) -> Interval:
-    """Foresee the speed again from rates measured now: others may share the machine, and a guest's clock changes."""
-    from freehold.advisor.fit import Fit, fit
-    from freehold.advisor.machine import rates_now
-    from freehold.choosing import here as this_machine
-    from freehold.choosing import weighed
-
-    here = this_machine(settings)
-    assert here.machine is not None  # it is this machine
-    then = replace(here, machine=replace(here.machine, rates=rates_now()))
-    found = fit(weighed(settings, model.name or model.id), then, place.context)
-    return found.decode if isinstance(found, Fit) else place.decode

@@ -55,7 +55,7 @@ def command(ctx: click.Context, kernels: bool, verify: bool, as_json: bool) -> N
         return
     settings: Settings = ctx.obj
     if verify:
-        from freehold.cli.verify import verify as compare
+        from freehold.cli.report.verify import verify as compare
 
         compare(settings, as_json)
         return

@@ -157,7 +157,7 @@ def owner(settings: Settings, as_json: bool) -> None:
 
 def _tell(settings: Settings, file: Path | None, what: str) -> None:
     """Say what a change does to the server that runs for this home, if it reads this file."""
-    from freehold.cli.serving.attach import holder
+    from freehold.cli.serving.lock import holder
 
     if file is None and (pid := holder(settings)):
         click.echo(f"the server that runs (pid {pid}; not if it has a --key-file) {what}", err=True)

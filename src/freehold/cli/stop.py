@@ -11,7 +11,8 @@ from contextlib import suppress
 
 import click
 
-from freehold.cli.serving.attach import Running, ended, found, holder, running
+from freehold.cli.serving.attach import Running, found, running
+from freehold.cli.serving.lock import ended, holder
 from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
 from freehold.store import Store

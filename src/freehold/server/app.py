@@ -18,7 +18,8 @@ from freehold.server.anthropic.errors import anthropic_error, speaks
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.anthropic.messages import count_tokens, messages
 from freehold.server.core.auth import Headers
-from freehold.server.core.call import Call, Endpoint, Gate, Server, endpoint_of, route
+from freehold.server.core.call import Call, Endpoint, Server, endpoint_of, route
+from freehold.server.core.gate import Gate
 from freehold.server.core.problems import Refused, Wording, openai_error
 from freehold.server.ollama import routes as ollama
 from freehold.server.openai import batches, files

@@ -1,124 +1,29 @@
-"""The terminal chat: turns, slash commands, answers as they stream, the session kept on disk.
+"""The terminal chat: what the user types, a message or a slash command, until the user leaves.
 
-Sees a model through the ChatModel protocol only. What the user types comes from terminal.LineReader;
-what the model writes goes through a markdown renderer.
-Path: run.talk -> Chat.run -> Chat.handle -> ChatModel.stream -> renderer; Sessions.save after each turn
+Knows commands; the turns are conversation.py's. What is typed comes from terminal.LineReader.
+Path: run -> Chat.run -> Chat.handle -> Conversation.ask, or a command of COMMANDS
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from freehold.cli.chat import clipboard
-from freehold.cli.chat.loops import ADVICE, LoopGuard
-from freehold.cli.chat.markdown import DataRenderer, PlainRenderer, StreamRenderer
+from freehold.cli.chat.conversation import Conversation, ModelFacts
+from freehold.cli.chat.markdown import Renderer
 from freehold.cli.chat.prompt import read_text_file
 from freehold.cli.chat.sessions import Session, Sessions
 from freehold.cli.options import OTHER, SAMPLING, parse_setting
 from freehold.config import nearest
 from freehold.errors import FreeholdError, UsageError
-from freehold.types import (
-    ChatModel,
-    Chunk,
-    FinishReason,
-    Format,
-    Message,
-    Overflow,
-    SamplingParams,
-    TokenLogprob,
-    Usage,
-)
-
-Renderer = StreamRenderer | PlainRenderer | DataRenderer
+from freehold.types import ChatModel, Message
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the status line says about the loaded model."""
-
-    quantization: str = ""
-    context: int = 0
-
-
-@dataclass(slots=True)
-class Asking:
-    """How answers are asked for; `/set` and `/think` change it."""
-
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    think: bool | None = None
-    overflow: Overflow = "error"
-    format: Format | None = None
-
-    def stream_options(self) -> dict[str, Any]:
-        """Return the keywords of ChatModel.stream."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-
-@dataclass(slots=True)
-class Answer:
-    """An answer while it arrives."""
-
-    text: str = ""
-    thinking: str = ""
-    usage: Usage | None = None
-    stopped: bool = False  # by Ctrl-C
-    cut: bool = False  # max_tokens or the context ended it
-    dropped: int = 0
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    pieces: int = 0
-    first: float = 0.0
-    last: float = 0.0
-    guard: LoopGuard | None = None
-    looped: bool = False  # it repeats itself, and the guard ended it
-
-    def add(self, chunk: Chunk) -> None:
-        """Take a chunk in."""
-        if self.guard is not None:
-            self.looped = self.guard.add(chunk.thinking + chunk.text)
-        self.last = time.monotonic()
-        self.first = self.first or self.last
-        self.pieces += len(chunk.token_ids)
-        self.text += chunk.text
-        self.thinking += chunk.thinking
-        self.usage = chunk.usage or self.usage
-        self.dropped += chunk.dropped_messages
-        self.logprobs += chunk.logprobs
-        self.cut = self.cut or chunk.finish_reason == "length"
-
-    def shown(self, chunk: Chunk, renderer: Renderer) -> bool:
-        """Take a chunk in and show it; return whether the answer has become a loop and is to end."""
-        self.add(chunk)
-        renderer.think(chunk.thinking)
-        renderer.feed(chunk.text)
-        return self.looped
-
-    @property
-    def finish_reason(self) -> FinishReason:
-        """Say how it ended."""
-        return "cancelled" if self.stopped or self.looped else "length" if self.cut else "stop"
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Speed by the engine's clock, or by ours for an answer that was stopped."""
-        if self.usage is not None:
-            return self.usage.decode_tok_s
-        return (self.pieces - 1) / (self.last - self.first) if self.last > self.first else 0.0
-
-
-def stop(stream: Iterator[Chunk]) -> None:
-    """End a stream that is left early: closing it stops the model within one step."""
-    if isinstance(stream, Generator):
-        stream.close()
-
-
-class Chat:
-    """A conversation. `say` gets notes for the user, `renderer` makes one per answer.
+class Chat(Conversation):
+    """A conversation that the user steers: lines are messages, or slash commands about it.
 
     `switch`: opens the model of a name instead of the present one, and closes that.
     """
@@ -130,23 +35,12 @@ class Chat:
         renderer: Callable[[], Renderer],
         say: Callable[[str], None],
         *,
-        asking: Asking | None = None,
-        facts: Facts | None = None,
-        system: str = "",
-        session: Session | None = None,
-        guard: bool = True,
-        switch: Callable[[str], tuple[ChatModel, Facts]] | None = None,
+        switch: Callable[[str], tuple[ChatModel, ModelFacts]] | None = None,
+        **conversation: Any,
     ) -> None:
-        self._guard, self._switch = guard, switch
-        self._files: list[tuple[str, str]] = []  # name and text, for the next message
-        self.model, self._sessions, self._renderer, self._say = model, sessions, renderer, say
-        self.asking, self.facts = asking or Asking(), facts or Facts()
-        self.messages: list[Message] = [Message("system", system)] if system else []
-        self.session = session or Session(sessions.new_name(), model.name)
-        if session is not None:
-            self._take(session, system)
-        self._used, self._speed = 0, 0.0
-        self.usages: list[Usage] = []  # of all answers so far
+        """Take the model and where to show what; the other keywords are those of a Conversation."""
+        super().__init__(model, sessions, renderer, say, **conversation)
+        self._switch = switch
 
     def run(self, read: Callable[[], str]) -> None:
         """Read and answer until the user leaves; Ctrl-C while typing only empties the line."""
@@ -173,92 +67,6 @@ class Chat:
             self._say(f"error: {e.message}" + (f"\nhint: {e.hint}" if e.hint else ""))
         return True
 
-    def status(self) -> str:
-        """Return the status line: model, quantisation, context used and total, speed."""
-        parts = [self.model.name, self.facts.quantization, f"{self._used:,}/{self.facts.context:,} tokens"]
-        if self._speed:
-            parts.append(f"{self._speed:.1f} tok/s")
-        return " " + "  ".join(p for p in parts if p) + " "
-
-    def _ask(self, message: Message) -> None:
-        self.messages.append(message)
-        try:
-            answer = self._answer()
-        except BaseException:
-            self.messages.pop()
-            raise
-        if not answer.text and answer.stopped:
-            self.messages.pop()
-            self._say("stopped before an answer; your message is taken back")
-            return
-        self.messages.append(Message("assistant", answer.text, answer.thinking))
-        self._save()
-
-    def _answer(self) -> Answer:
-        answer = Answer(guard=LoopGuard() if self._guard else None)
-        renderer = self._renderer()
-        stream = self.model.stream(self.messages, **self.asking.stream_options())
-        try:
-            for chunk in stream:
-                if chunk.dropped_messages:
-                    self._say(f"context full: the {chunk.dropped_messages} oldest messages were left out")
-                if answer.shown(chunk, renderer):
-                    break
-        except KeyboardInterrupt:
-            answer.stopped = True
-        finally:
-            stop(stream)
-            renderer.finish()
-        self._account(answer)
-        return answer
-
-    def _account(self, answer: Answer) -> None:
-        if answer.usage is not None:
-            self._used = answer.usage.prompt_tokens + answer.usage.completion_tokens
-            self.usages += [] if answer.stopped else [answer.usage]
-        self._speed = answer.tokens_per_second
-        if answer.looped:
-            self._say(f"(stopped: the answer repeats itself; {ADVICE})")
-        elif answer.stopped and answer.text:
-            self._say("(stopped)")
-        elif answer.cut:
-            self._say("(cut: the limit of tokens is reached)")
-
-    def _save(self) -> None:
-        self.session = replace(self.session, messages=tuple(self.messages))
-        self._sessions.save(self.session)
-
-    def _take(self, session: Session, system: str = "") -> None:
-        self.session, self.messages = session, list(session.messages)
-        if system:
-            self._set_system(system)
-
-    def _with_files(self, text: str) -> str:
-        parts = [f"File {name}:\n```\n{content.rstrip()}\n```\n\n" for name, content in self._files]
-        return "".join([*parts, text])
-
-    def resumed(self, show: Callable[[Message], None], last: int = 2) -> None:
-        """Show the last messages of a session that goes on, and count what it takes of the context."""
-        said = [m for m in self.messages if m.role != "system"]
-        if not said:
-            return
-        left_out = len(said) - len(said[-last:])
-        earlier = f"; the last {last} of {len(said)} messages:" if left_out else ":"
-        self._say(f"{self.session.name}, held with {self.session.model}{earlier}")
-        for message in said[-last:]:
-            show(message)
-        self._measure()
-
-    def _measure(self) -> None:
-        """Count the tokens of the chat, where the model can."""
-        count = getattr(self.model, "count_tokens", None)
-        if count is not None and self.messages:
-            self._used = count(self.messages)
-
-    def _set_system(self, text: str) -> None:
-        rest = [m for m in self.messages if m.role != "system"]
-        self.messages = ([Message("system", text)] if text else []) + rest
-
     def _obey(self, line: str) -> bool:
         word, _, rest = line.partition(" ")
         command = COMMANDS.get(word[1:])
@@ -278,16 +86,16 @@ class Chat:
             return
         knob, parsed = parse_setting(name, value.strip())
         if knob in SAMPLING:
-            self.asking.sampling = replace(self.asking.sampling, **{knob.field: parsed})
+            self.answers.sampling = replace(self.answers.sampling, **{knob.field: parsed})
         else:
-            setattr(self.asking, knob.field, (parsed,) if knob.field == "stop" else parsed)
+            setattr(self.answers, knob.field, (parsed,) if knob.field == "stop" else parsed)
         self._say(f"{knob.name} = {parsed}")
 
     def _value(self, field: str) -> str:
         value = (
-            getattr(self.asking, field)
-            if hasattr(self.asking, field)
-            else getattr(self.asking.sampling, field)
+            getattr(self.answers, field)
+            if hasattr(self.answers, field)
+            else getattr(self.answers.sampling, field)
         )
         return "-" if value in (None, ()) else str(value)
 
@@ -310,30 +118,12 @@ class Chat:
         last = self._last_user()
         self._ask_again(last, self.messages[last])
 
-    def _ask_again(self, place: int, message: Message) -> None:
-        """Ask a message in the place of an earlier one; if that fails or is stopped, the earlier answer stays."""
-        kept, self.messages = self.messages, self.messages[:place]
-        try:
-            self._ask(message)
-        finally:
-            if len(self.messages) == place:
-                self.messages = kept
-
     def undo(self, _: str) -> None:
         """Take back the last message and its answer."""
         last = self._last_user()
         self.messages = self.messages[:last]
         self._save()
         self._say("taken back" + (f"; {self._turns()} left" if self._turns() else "; the chat is empty"))
-
-    def _last_user(self) -> int:
-        for i in range(len(self.messages) - 1, -1, -1):
-            if self.messages[i].role == "user":
-                return i
-        raise UsageError("there is no message yet")
-
-    def _turns(self) -> int:
-        return sum(m.role == "user" for m in self.messages)
 
     def save(self, name: str) -> None:
         """Give the session a name of your own."""
@@ -398,7 +188,7 @@ class Chat:
         """Say how full the context is."""
         self._say(
             f"{self._used:,} of {self.facts.context:,} tokens, {len(self.messages)} messages; when full: "
-            f"{self.asking.overflow} (/set overflow drop-oldest leaves out the oldest)"
+            f"{self.answers.overflow} (/set overflow drop-oldest leaves out the oldest)"
         )
 
     def think(self, text: str) -> None:
@@ -409,7 +199,7 @@ class Chat:
         check = getattr(self.model, "check_think", None)
         if check is not None:
             check(choices[text])
-        self.asking.think = choices[text]
+        self.answers.think = choices[text]
         self._say(f"think = {text}")
 
     def help(self, _: str) -> None:

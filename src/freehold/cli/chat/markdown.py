@@ -195,6 +195,9 @@ class StreamRenderer:
             self._write((f"{_BOLD}{text}{_RESET}" if n == 0 and ruled else text) + "\n")
 
 
+Renderer = StreamRenderer | PlainRenderer | DataRenderer
+
+
 class _Inline:
     """One line of running text: styles that open and close, words that wrap."""
 

@@ -8,7 +8,6 @@ Path: cli/run, ps, stop -> running -> GET /admin/hello -> Running
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 import freehold
-from freehold import private
+from freehold.cli.serving.lock import holder
 from freehold.config import Settings
 from freehold.errors import ServerUnreachable, UpstreamFailed
 from freehold.remote import ADMIN_PROTOCOL, Api
 from freehold.serving import EngineStats, ModelInfo
 
 if TYPE_CHECKING:
-    from filelock import BaseFileLock
+    pass
 
 GREETING_S = 10.0  # a server answers in milliseconds; on a machine that swaps, in seconds
 WAY_OUT = "end it (freehold serve said its pid) and start it again"
@@ -197,38 +196,3 @@ def _greeted(api: Api) -> Greeting:
             f"end it with its own freehold stop or kill {greeting.pid}, then start freehold serve again",
         )
     return greeting
-
-
-def lock_of(settings: Settings) -> BaseFileLock:
-    """Return the lock that this home's server holds for as long as it lives."""
-    from filelock import FileLock
-
-    folder = settings.socket.parent
-    private.folder(folder, settings.home)
-    return FileLock(private.file(folder / "server.lock"), thread_local=False)
-
-
-def pid_file(settings: Settings) -> Path:
-    """Return where the holder of the lock writes its pid."""
-    return settings.socket.with_name("server.pid")
-
-
-def holder(settings: Settings) -> int:
-    """Return the pid of this home's server, whether it takes connections or not; 0 if there is none."""
-    from filelock import Timeout
-
-    if not pid_file(settings).exists():
-        return 0
-    try:
-        with lock_of(settings).acquire(timeout=0):
-            return 0
-    except Timeout:
-        with suppress(FileNotFoundError):  # it ended this moment
-            return int(pid_file(settings).read_text(encoding="utf-8") or 0)
-        return 0
-
-
-def ended(settings: Settings) -> None:
-    """Wait until this home's server is gone."""
-    with lock_of(settings).acquire(poll_interval=0.05):
-        pass

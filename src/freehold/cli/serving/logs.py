@@ -19,7 +19,7 @@ from typing import IO, Literal
 
 from freehold.server.core.requestlog import Line
 
-Form = Literal["text", "json"]
+LogForm = Literal["text", "json"]
 LEVELS = ("debug", "info", "warning", "error")
 ROOM = 10_000  # lines that wait for their reader
 TOGETHER_S = 0.05  # between two writes: a thread that woke for each line would cost each request 30 us
@@ -56,7 +56,7 @@ def _line(record: logging.LogRecord) -> Line | None:
 class Lines(logging.Handler):
     """Hands records to a thread that writes them, many at a time."""
 
-    def __init__(self, out: IO[str], form: Form) -> None:
+    def __init__(self, out: IO[str], form: LogForm) -> None:
         super().__init__()
         self.setFormatter(_Json() if form == "json" else _Text())
         self._out, self._lost = out, 0
@@ -108,7 +108,7 @@ def _record(message: str) -> logging.LogRecord:
 
 
 @contextmanager
-def logging_to(out: IO[str] | None, level: str, form: Form) -> Iterator[None]:
+def logging_to(out: IO[str] | None, level: str, form: LogForm) -> Iterator[None]:
     """Log to `out` (None: stderr) within; of other libraries warnings at least."""
     lines = Lines(out or sys.stderr, form)
     root, ours = logging.getLogger(), logging.getLogger("freehold")

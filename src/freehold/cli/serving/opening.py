@@ -1,42 +1,40 @@
 """What a server lets in, said when it starts: who can reach it, with what, and which routes that opens.
 
-Knows addresses of this machine and the route table; opens nothing. Path: serve.Teller -> opening -> stderr
+Knows addresses of this machine and the route table; opens nothing. Path: Announcer -> opening -> stderr
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from freehold.cli.serve import Asked
+from freehold.cli.serving.options import ServeOptions
 
 _SOON_DAYS = 14  # of a certificate's end
 
 
-def opening(asked: Asked, url: str) -> Iterator[str]:
+def opening(options: ServeOptions, url: str) -> Iterator[str]:
     """Yield the lines: the whole picture for --insecure, a certificate's names and end, a plain door's warning."""
-    if asked.insecure:
-        yield from _insecure(asked, url)
-    if asked.tls is not None:
-        ends = f"{asked.tls.days_left:.0f} days" if asked.tls.days_left >= 1 else "less than a day"
-        yield f"TLS: certificate for {', '.join(asked.tls.names) or 'no name'}, good for {ends}"
-        if asked.tls.days_left < _SOON_DAYS:
+    if options.insecure:
+        yield from _insecure(options, url)
+    if options.tls is not None:
+        ends = f"{options.tls.days_left:.0f} days" if options.tls.days_left >= 1 else "less than a day"
+        yield f"TLS: certificate for {', '.join(options.tls.names) or 'no name'}, good for {ends}"
+        if options.tls.days_left < _SOON_DAYS:
             yield f"warning: the certificate ends in {ends}; restart the server with its successor"
-    elif _reached(asked.host) and asked.keys:
+    elif _reached(options.host) and options.keys:
         yield "note: without TLS anyone on the way can read keys and chats; --tls-cert and --tls-key encrypt it"
 
 
-def _insecure(asked: Asked, url: str) -> Iterator[str]:
+def _insecure(options: ServeOptions, url: str) -> Iterator[str]:
     from freehold.server.app import routes
     from freehold.server.core.call import endpoint_of
 
     port = url.rpartition(":")[2]
     scheme = url.partition(":")[0]
-    reached = _reached(asked.host)
+    reached = _reached(options.host)
     if not reached:
-        yield f"--insecure changes nothing: {asked.host} is reached from this machine alone"
+        yield f"--insecure changes nothing: {options.host} is reached from this machine alone"
         return
     where = ", ".join(f"{scheme}://{f'[{a}]' if ':' in a else a}:{port}" for a in reached)
     yield f"INSECURE: anyone who reaches {where} may ask without a key:"
@@ -68,9 +66,3 @@ def _reached(host: str) -> list[str]:
         if a.family in families and not is_loopback(a.address.partition("%")[0])
     ]
     return [a for a in found if not a.startswith("fe80:")] or [name or "every address"]
-
-
-def names_here() -> list[str]:
-    """Return the names under which this machine is known to itself."""
-    name = socket.gethostname().lower()
-    return list(dict.fromkeys([name, name.partition(".")[0], f"{name.partition('.')[0]}.local"]))

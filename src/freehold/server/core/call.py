@@ -1,7 +1,7 @@
 """One request on its way through the server: who asks, what arrived, and how to answer.
 
 Knows ASGI, the request id and the client's presence; knows no protocol's fields.
-Path: auth.Guard -> Gate -> Endpoint -> Call -> openai/*
+Path: gate.Gate -> Endpoint -> Call -> a handler
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -23,13 +22,13 @@ from starlette.types import Receive, Scope, Send
 
 from freehold.errors import EngineClosed, UsageError
 from freehold.server.core.accounts import Accounts
-from freehold.server.core.auth import Audience, Guard, Headers
+from freehold.server.core.auth import Audience, Guard
 from freehold.server.core.bodies import Bodies, Holding, body_pieces, json_body
 from freehold.server.core.keys import Key
 from freehold.server.core.limits import Gone, Limits, one_address
-from freehold.server.core.problems import Problem, Refused, Wording, openai_error, problem
-from freehold.server.core.requestlog import Work, log_request
+from freehold.server.core.problems import Problem, Wording, openai_error, problem
 from freehold.server.core.scope import ScopedDirectory
+from freehold.server.core.work import RequestWork
 from freehold.serving import ModelDirectory, ModelManager
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ P = TypeVar("P")
 _log = logging.getLogger("freehold.server")
 RawHeaders = Sequence[tuple[bytes, bytes]]
 _REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
-PROBES = ("/health", "/ready")  # answered whatever else is under way
 JSON = (b"content-type", b"application/json")
 
 
@@ -107,7 +105,7 @@ class Call:
         self.request: type[msgspec.Struct] | None = None  # what the route says its body is
         self.status = 0  # 0: nothing was sent
         self.code = ""  # of the error it was answered with
-        self.work = Work()  # for the log; handlers fill it in
+        self.work = RequestWork()  # for the log; handlers fill it in
         self.complete = False
         self.started = time.monotonic()
         self._task: asyncio.Task[None] | None = None
@@ -281,75 +279,3 @@ def endpoint_of(route: Route) -> Endpoint:
     """Return what a route of ours was made with."""
     assert isinstance(route.endpoint, Endpoint)
     return route.endpoint
-
-
-class Gate:
-    """The outermost layer: guard, request id, and an answer to every exception."""
-
-    def __init__(
-        self,
-        app: Callable[[Scope, Receive, Send], Awaitable[None]],
-        server: Server,
-        wording: Callable[[str, Headers], Wording] = lambda *_: openai_error,
-    ) -> None:
-        """`wording` tells by path and headers how errors are worded: some come before any route is found."""
-        self._app, self._server, self._wording = app, server, wording
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        call = scope["freehold.call"] = Call(self._server, scope, receive, send)
-        call.wording = self._wording(scope["path"], call.headers)
-        try:
-            _check_spare(scope)
-            call.key = self._server.guard.check(scope["path"], call.headers)
-            call.owner = self._server.guard.owns(call.headers)
-            with self._one_of_few(call):
-                await self._app(scope, receive, send)
-        except Gone:
-            call.status = call.status or 499  # never sent: for the metrics
-        except Exception as e:
-            trouble = call.problem(e)
-            if call.status:  # an answer had begun, and cannot be taken back
-                call.abort()
-            else:
-                await call.refuse(trouble)
-        finally:
-            call.close()
-            self._server.metrics.answered(call.route, call.status)
-            log_request(call)
-
-    @contextmanager
-    def _one_of_few(self, call: Call) -> Iterator[None]:
-        """Count a request as its caller's while it is under way; 429 where those are too many."""
-        if call.owner or call.scope["path"] in PROBES:
-            yield
-            return
-        under_way, caller, most = self._server.requests, call.caller, self._server.limits.caller_requests
-        if under_way[caller] >= most:
-            raise Refused(
-                429,
-                f"{most:,} requests of this {caller.partition(' ')[0]} are under way, and no more may be; "
-                "ask again when one has ended",
-                code="requests_too_many",
-                headers=((b"retry-after", b"1"),),
-            )
-        under_way[caller] += 1
-        try:
-            yield
-        finally:
-            under_way[caller] -= 1
-            if not under_way[caller]:
-                del under_way[caller]
-
-
-def _check_spare(scope: Scope) -> None:
-    """Refuse all but probes on a connection that was let in for them."""
-    if scope.get("extensions", {}).get("freehold.spare") and scope["path"] not in PROBES:
-        raise Refused(
-            503,
-            "too many connections are open; this one may ask for /health and /ready: try again in a moment",
-            code="connections_too_many",
-            headers=((b"retry-after", b"1"),),
-        )

@@ -1,0 +1,180 @@
+"""The model of a `run`: held by this home's server where one runs, otherwise loaded in this process.
+
+Knows the server, the store and the options about loading; knows no prompt.
+Path: run -> Opened -> attached or open_llm -> RemoteModel or LLM
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+from freehold.cli.chat.conversation import ModelFacts
+from freehold.cli.chat.output import tell
+from freehold.cli.chat.request import RunRequest
+from freehold.cli.shared import held_or_fetched, named_adapter, parted
+from freehold.config import Settings
+from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, ServerUnreachable
+from freehold.serving import ModelInfo
+from freehold.store import ModelRef, Store
+
+if TYPE_CHECKING:
+    from freehold.cli.serving.attach import Running
+    from freehold.local import LLM
+    from freehold.remote import RemoteModel
+
+
+def tell_notes(llm: LLM | RemoteModel, told: int = 0) -> int:
+    """Say on stderr what the user should know of the model, once; return how many notes there are."""
+    notes = llm.info.notes
+    for note in notes[told:]:
+        tell(f"note: {note}")
+    return len(notes)
+
+
+class Opened:
+    """The model of this run, on the server or in this process; a chat may put another in its place."""
+
+    def __init__(self, settings: Settings, store: Store, request: RunRequest, name: str) -> None:
+        self._settings, self._store, self._request = settings, store, request
+        self.model = self._open(name, request)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.model.close()
+
+    def switch(self, name: str) -> tuple[LLM | RemoteModel, ModelFacts]:
+        """Open another model, then close this one; if the other cannot be opened, this one stays as it is."""
+        request = replace(self._request, draft=None, adapter=None)  # they belong to the model before
+        other = self._open(name, request)
+        self.model.close()
+        self.model, self._request = other, request
+        return self.model, self.facts
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What a chat's status line says of it."""
+        return ModelFacts(self.model.info.quantization, self.model.info.context)
+
+    def _open(self, name: str, request: RunRequest) -> LLM | RemoteModel:
+        return attached(self._settings, self._store, name, request) or open_llm(self._store, name, request)
+
+
+def attached(settings: Settings, store: Store, model: str, request: RunRequest) -> RemoteModel | None:
+    """Return the model as this home's server has it; None where it is to be loaded here."""
+    if request.local or not settings.socket.exists():
+        return None
+    from freehold.cli.serving.attach import running
+
+    try:
+        server = running(settings)
+    except ServerUnreachable as e:
+        tell(f"note: {e.message}; the model is loaded here")
+        return None
+    if server is None:
+        return None
+    found = None
+    try:
+        if request.own:
+            tell(f"note: {request.own[0]} is for a model that is loaded here: not asking the running server")
+        else:
+            found = _served(server, store, model, request)
+        return found
+    finally:
+        if found is None:
+            server.api.close()
+
+
+def _served(server: Running, store: Store, model: str, request: RunRequest) -> RemoteModel | None:
+    """Have the server load a model; None if it is none of the server's, or the server is ending."""
+    from freehold.formats.adapter_names import unknown_adapter
+    from freehold.remote import RemoteModel
+
+    started = time.perf_counter()
+    base, adapter = parted(store, model)
+    ref = held_or_fetched(store, base)
+    if adapter and f"{ref.name}+{adapter}" not in (names := server.names()):
+        beside = f"{ref.name}+"
+        raise unknown_adapter(
+            ref.name, adapter, [n.removeprefix(beside) for n in names if n.startswith(beside)]
+        )
+    if not _is_server_s(server, store, ref):
+        tell(f"note: the running server does not know {ref.name}; it is loaded here")
+        return None
+    if sys.stderr.isatty() and not any(m.name == ref.name and m.info for m in server.loaded()):
+        tell(f"the server loads {ref.name} ...")
+    try:
+        info = server.load(ref.name).info
+    except EngineClosed:
+        return None
+    if info is None:  # it left memory again at once
+        return None
+    made = ref.overlay.read.sampling if ref.overlay else {}
+    sampling = replace(info.default_sampling, **made)  # type: ignore[arg-type]
+    info = replace(info, load_s=time.perf_counter() - started, default_sampling=sampling)
+    if server.note:
+        tell(f"note: {server.note}")
+    _tell_facts(info, request, f", held by the server at {server.greeting.url}")
+    return RemoteModel(server.api, f"{ref.name}+{adapter}" if adapter else ref.name, info)
+
+
+def _is_server_s(server: Running, store: Store, ref: ModelRef) -> bool:
+    """Return whether the server means the same file by the model's name."""
+    if ref.name not in server.names():
+        return False
+    try:
+        return ref.owner != "user" or store.resolve(ref.name).path == ref.path
+    except FreeholdError:
+        return False
+
+
+def open_llm(store: Store, model: str, request: RunRequest) -> LLM:
+    """Load MODEL in this process, fetching it first if it is not here."""
+    from freehold.local import open_model
+
+    _, name, path = named_adapter(request.adapter) if request.adapter else ("", "", None)
+    base, beside = parted(store, model)
+    if beside:
+        raise ModelNotFound(
+            f"{model} is the name of an adapter on a running server, and the model is to be loaded here",
+            f"freehold run {base} --adapter PATH; or freehold serve {base} --adapter {beside}=PATH first",
+        )
+    ref = held_or_fetched(store, model)
+    shown = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    llm = open_model(
+        ref,
+        context=request.context,
+        kv_type=request.kv_type,
+        speculate=request.speculate,
+        draft=held_or_fetched(store, request.draft) if request.draft else None,
+        adapters={name: path} if path else None,
+        threads=request.threads,
+        packs=store.packs,
+        progress=_show_packing if shown else None,
+    )
+    llm.adapters.default = name
+    _tell_facts(llm.info, request)
+    return llm
+
+
+def _tell_facts(info: ModelInfo, request: RunRequest, where: str = "") -> None:
+    """Say on stderr which context there is and why, and where the model is held if not here."""
+    cut = request.context is None and info.context < info.trained_context  # never in silence
+    if request.verbose or cut or sys.stderr.isatty():
+        tell(
+            " ".join(p for p in (info.name, info.quantization) if p)
+            + f": context {info.context:,} tokens ({info.context_note}){where}"
+        )
+    if request.verbose:
+        tell(f"loaded in {info.load_s:.2f} s, {info.threads} threads")
+
+
+def _show_packing(done: int, total: int) -> None:
+    """Show how far the first load is, on one line that it wipes at the end."""
+    text = f"\rpreparing the weights: {done / max(total, 1):.0%}" if done < total else "\r\x1b[K"
+    print(text, end="", file=sys.stderr, flush=True)

@@ -1,0 +1,160 @@
+"""The advice in a terminal: the ranking, the reasons for the first, the best of each size, and what was ruled out.
+
+Knows columns and wording; the ranking is the advisor's. Path: cli/advise -> print_advice, relaxed -> stdout
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import click
+
+from freehold.cli.report.advice import (
+    apart,
+    beside_lines,
+    command_of,
+    head,
+    name,
+    needs,
+    reasons,
+    row,
+    short_of,
+    understood,
+    vouched,
+)
+from freehold.cli.report.facts import size
+from freehold.cli.shared import table
+
+if TYPE_CHECKING:
+    from freehold.advisor.advice import Advice, Judged
+
+
+LETTERS = "123456789abcdefghijklmnopqrstuvwxyz"
+
+
+_NAMED = 3  # models named of each rule that ruled some out
+
+
+def print_advice(advice: Advice, shown: tuple[Judged, ...], *, everything: bool, plotted: bool) -> None:
+    """Print the whole answer; `everything`: each refusal with its reason."""
+    task = advice.request.task
+    scale = f", on the scale of {advice.benchmark}" if advice.benchmark else ""
+    click.echo(f"{task.id}: {task.title}; {needs(advice)}{scale}")
+    for line in understood(advice):
+        click.echo(line)
+    if shown:
+        _print_picks(advice, shown)
+        if plotted:
+            _print_plot(advice, shown)
+        _print_tiers(advice)
+        if any(j.placement and not j.placement.sure for j in shown):
+            click.echo(
+                "this machine was busy when it was measured: only the upper end of a speed rules a model out"
+            )
+    for line in beside_lines(advice):
+        click.echo(line)
+    if lines := apart(advice):
+        click.echo("")
+        for line in lines:
+            click.echo(line)
+    _print_ruled_out(advice, everything)
+    if advice.request.facts is None:
+        click.echo("licences were not judged: --licence commercial does (not legal advice)")
+
+
+def _print_picks(advice: Advice, shown: tuple[Judged, ...]) -> None:
+    """Print the ranking, then the first one's reasons and command."""
+    marks = (LETTERS[i] if i < len(LETTERS) else f"{i + 1}" for i in range(len(shown)))
+    rows = [(mark, *row(advice, judged)) for mark, judged in zip(marks, shown, strict=True)]
+    table(tuple(h.upper() for h in head(advice)), rows, right=(2, 4))
+    if len(advice.picks) > len(shown):
+        click.echo(f"and {len(advice.picks) - len(shown)} more: --top {len(advice.picks)}")
+    click.echo("")
+    for line in reasons(advice, shown[0]):
+        click.echo(line)
+    click.echo(command_of(shown[0]))
+
+
+def _print_plot(advice: Advice, shown: tuple[Judged, ...]) -> None:
+    from freehold.advisor.report import Axis
+    from freehold.cli.report.plot import Mark, plot
+
+    marks = [
+        Mark(j.placement.decode.mid, j.quality.range.mid, letter)
+        for letter, j in zip(LETTERS, shown, strict=False)
+        if j.placement and j.quality
+    ]
+    if marks:
+        click.echo("")
+        for line in plot(marks, Axis("tokens a second", log=True), Axis(advice.benchmark)):
+            click.echo(line)
+
+
+def _print_tiers(advice: Advice) -> None:
+    """Print the best model of each size class, those that only the place stands against included."""
+    rows = []
+    for tier, judged in advice.by_tier.items():
+        there = str(judged.placement.decode) + " tok/s" if judged.placement else ""
+        against = "; ".join(r.why for r in judged.refusals)
+        rows.append((tier, name(judged.model), size(judged.model), vouched(judged)[0], against or there))
+    click.echo("")
+    table(("TIER", "BEST OF IT", "SIZE", advice.benchmark.upper() or "QUALITY", "THERE"), rows, right=(2,))
+
+
+def _print_ruled_out(advice: Advice, everything: bool) -> None:
+    from freehold.advisor.advice import RULES
+
+    click.echo("")
+    if everything:
+        rows = [(j.model.id, r.rule, r.why) for j in advice.ruled_out for r in j.refusals]
+        table(("RULED OUT", "BY", "WHY"), rows)
+        return
+    counts = Counter(rule for j in advice.ruled_out for rule in {r.rule for r in j.refusals})
+    several = " (some by several rules)" if counts.total() > len(advice.ruled_out) else ""
+    click.echo(f"ruled out: {len(advice.ruled_out)} of {advice.considered} models{several}")
+    ranked = sorted(advice.ruled_out, key=lambda j: -j.vouched)
+    for rule in RULES:
+        if rule in counts:
+            found = [name(j.model) for j in ranked if any(r.rule == rule for r in j.refusals)]
+            more = ", ..." if len(found) > _NAMED else ""
+            click.echo(f"  by {rule}: {counts[rule]} ({', '.join(found[:_NAMED])}{more})")
+    click.echo("each with its reason: --all")
+
+
+def relaxed(advice: Advice) -> str:
+    """Say that nothing is good enough, or which condition to drop, by how many models each would bring in."""
+    if advice.below or advice.unproven:
+        said = f"nothing here is good enough for {advice.request.task.id}: {_best(advice)}"
+        good = [f"{n} {_with(option)}" for option, n in advice.relax_to_good[:3]]
+        said += f"; good enough would be {', '.join(good)}" if good else ""
+        return said + ("; on other hardware: see above" if advice.instead else "")
+    ways = [f"{count} {_with(option)}" for option, count in advice.relax[:4]]
+    return "no model is left: " + (
+        f"there would be {', '.join(ways)}" if ways else "the task itself rules all out"
+    )
+
+
+# What changes a condition that stands although its option was not given: the place's, the task's, the question's.
+_CHANGES = {
+    "--engine": "on another engine (--on HARDWARE --engine NAME)",
+    "--on": "with more memory (--on HARDWARE)",
+    "--budget": "with a higher --budget",
+    "--users": "for fewer --users",
+    "--min-speed": "at a lower --min-speed",
+}
+
+
+def _with(options: str) -> str:
+    """Word how conditions are relaxed: without --language and for fewer --users."""
+    return " and ".join(_CHANGES.get(option, f"without {option}") for option in options.split(" and "))
+
+
+def _best(advice: Advice) -> str:
+    if not advice.below:
+        return f"the {len(advice.unproven)} models that run have no published result for this kind of work"
+    best = advice.below[0]
+    return (
+        f"the best that runs has {short_of(advice, best)} on {advice.benchmark}, and its range begins below "
+        f"the bar of {advice.bar:g}"
+    )

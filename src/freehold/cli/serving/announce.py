@@ -1,0 +1,106 @@
+"""What a server says while it starts, loads its models and stops: on stderr, and one line of JSON on stdout if asked.
+
+Knows the running server and its models; opens nothing. Path: serve -> Announcer.opened, Announcer.loaded -> tell
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from freehold.cli.serving.opening import opening
+from freehold.cli.serving.options import ServeOptions
+from freehold.cli.serving.telling import tell
+from freehold.config import Settings
+from freehold.errors import FreeholdError
+from freehold.store import Store
+from freehold.store.space import human
+
+if TYPE_CHECKING:
+    from freehold.server.serve import Doors
+
+
+class Announcer:
+    """Says what the user should know, as it comes: on stderr, and as JSON on stdout if asked."""
+
+    def __init__(self, settings: Settings, store: Store, names: Sequence[str], options: ServeOptions) -> None:
+        self._settings, self._store, self._names, self._options = settings, store, names, options
+        self._left, self.failed = len(names), 0
+        self._doors: Doors | None = None
+
+    def opened(self, doors: Doors) -> None:
+        """Tell how to reach the server, and how to end it."""
+        self._doors = doors
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(sign, self._stop)
+        keys = "with a key (Authorization: Bearer KEY)" if self._options.keys else "without a key"
+        tell(f"serving OpenAI's API at {doors.url}/v1, {keys}")
+        if self._options.ollama_port is not None:
+            tell(f"serving Ollama's at port {self._options.ollama_port} too")
+        for line in opening(self._options, doors.url):
+            tell(line)
+        tell(f"owner's socket: {self._settings.socket} (freehold ps, stop, run)")
+        tell("owner's token, for pull, create, copy and delete over HTTP: freehold keys owner")
+        tell(f"pid {os.getpid()}: Ctrl-C or freehold stop ends it")
+        held = [m.name for m in self._store.list() if m.state in ("ready", "changed")]
+        if not held:
+            tell("no models here yet: freehold pull qwen2.5-coder:0.5b brings the first one")
+        elif rest := [name for name in held if name not in self._names]:
+            tell(f"loaded when a request names it: {', '.join(rest)}")
+        if held:
+            tell(f"try: {_example(doors.url, (self._names or held)[0], keyed=bool(self._options.keys))}")
+        if self._names:
+            tell(f"loading {', '.join(self._names)} ...")
+        else:
+            self._ready()
+
+    def loaded(self, name: str, error: FreeholdError | None) -> None:
+        """Tell what came of a model that was to be loaded; a server with none of those it was given ends."""
+        assert self._doors is not None
+        self._left -= 1
+        if error is not None:
+            self.failed += 1
+            tell(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
+        for model in self._doors.server.models.loaded():
+            if model.name == name and model.info is not None:
+                i = model.info
+                tell(
+                    f"loaded {name} {i.quantization} in {i.load_s:.2f} s: context {i.context:,} tokens, "
+                    f"{human(i.memory_bytes)}, {i.threads} threads"
+                )
+                for adapter in i.adapters:
+                    tell(
+                        f"beside it: {name}+{adapter.name}, {adapter.modules} modules of rank "
+                        f"{adapter.rank} at most, {human(adapter.memory_bytes)}"
+                    )
+                for note in i.notes:
+                    tell(f"note: {name}: {note}")
+        if self._left == 0 and self.failed == len(self._names):
+            self._doors.stop(now=True)
+        elif self._left == 0:
+            self._ready()
+
+    def _stop(self) -> None:
+        """Begin the end, and say what it waits for; the second time it waits no longer."""
+        assert self._doors is not None
+        under_way = sum(model.in_flight for model in self._doors.server.models.loaded())
+        if under_way and not self._doors.server.health.stopping:
+            tell(f"ending: {under_way} under way get {self._options.drain_s:g} s; once more ends at once")
+        self._doors.stop()
+
+    def _ready(self) -> None:
+        if self._options.as_json:
+            assert self._doors is not None
+            loaded = [m.name for m in self._doors.server.models.loaded() if m.info]
+            said = {"url": self._doors.url, "socket": str(self._settings.socket), "pid": os.getpid()}
+            print(json.dumps({**said, "models": loaded}), flush=True)
+
+
+def _example(url: str, model: str, *, keyed: bool) -> str:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hi"}]})
+    key = ' -H "Authorization: Bearer KEY"' if keyed else ""
+    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'"

@@ -1,0 +1,131 @@
+"""The options of `freehold serve`, checked and put together with the settings: address, keys, TLS, engine, log.
+
+Knows options and settings; opens nothing. Path: serve.command -> read_options -> ServeOptions
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from freehold.cli.serving.logs import LogForm
+from freehold.cli.serving.telling import tell
+from freehold.cli.shared import Seconds
+from freehold.config import Settings
+from freehold.errors import UsageError
+
+if TYPE_CHECKING:
+    from freehold.server.core.keys import Key, Ring
+    from freehold.server.core.limits import Limits
+    from freehold.server.core.tls import Tls
+    from freehold.worker.models import EngineOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """The options and the settings of one server, checked."""
+
+    host: str
+    port: int
+    ollama_port: int | None
+    keys: Ring
+    insecure: bool
+    hosts: tuple[str, ...]
+    origins: tuple[str, ...]
+    tls: Tls | None
+    engine: EngineOptions
+    limits: Limits
+    drain_s: float
+    as_json: bool
+    adapters: tuple[str, ...]
+    log_level: str
+    log_format: LogForm
+
+
+def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
+    """Check the options, and fill in from the settings what was not given. Raises UsageError."""
+    from freehold.server.core.auth import check_bind
+    from freehold.server.core.limits import Limits
+    from freehold.server.core.tls import checked
+    from freehold.worker.models import EngineOptions
+
+    host = given["host"] or settings.host
+    keys = ring(settings, given["key_file"], insecure=given["insecure"])
+    check_bind(host, keys, insecure=given["insecure"])
+    tls = checked(given["tls_cert"], given["tls_key"])
+    kept = Seconds(never=True).convert(settings.keep_alive, None, None)
+    limits = {"max_queued": given["max_queued"]}
+    if given["target_itl"] is not None:
+        limits["target_itl_s"] = given["target_itl"] / 1000
+    if given["draft"] and not given["speculate"]:
+        raise UsageError("--draft needs speculation, and --no-speculation turns it off", "give one of them")
+    options = EngineOptions(
+        context=given["context"],
+        kv_type=given["kv_type"],
+        threads=given["threads"],
+        speculate=given["speculate"],
+        draft=given["draft"],
+        disk=settings.home / "kv" if given["disk_cache"] else None,
+        max_models=given["max_models"],
+        keep_alive_s=kept if given["keep_alive"] is None else given["keep_alive"],
+        engine={name: value for name, value in limits.items() if value is not None},
+    )
+    port = settings.port if given["port"] is None else given["port"]
+    hosts = (*own_names(), *given["allow_host"]) if given["insecure"] else given["allow_host"]
+    return ServeOptions(
+        host,
+        port,
+        given["ollama_port"],
+        keys,
+        given["insecure"],
+        tuple(name.lower() for name in hosts),
+        given["origin"],
+        tls,
+        options,
+        Limits() if given["max_requests"] is None else Limits(caller_requests=given["max_requests"]),
+        given["drain"],
+        given["as_json"],
+        given["adapters"],
+        given["log_level"],
+        given["log_format"],
+    )
+
+
+def ring(settings: Settings, file: Path | None, *, insecure: bool) -> Ring:
+    """Return the keys in force: those of `file`, or of this home's once there are any, and the environment's.
+
+    Once there is a key, requests need one for as long as the server runs. Raises UsageError for a named file without
+    keys, and for this home's if it is empty.
+    """
+    from freehold.server.core.keys import KeyFile, Ring
+
+    named = bool(file or settings.key_file)
+    kept = KeyFile(file.expanduser() if file else settings.keys)
+    if named and not kept.read():
+        raise UsageError(f"{kept.path} holds no key", f"freehold keys add NAME --file {kept.path}")
+    own = _from_environment(settings.api_key)
+    if kept.emptied() and not own and not insecure:
+        raise UsageError(
+            f"{kept.path} has held keys and holds none: without one every program here could ask",
+            f"freehold keys add NAME makes one; rm {kept.path} serves without keys again",
+        )
+    return Ring(own, kept, needed=named)
+
+
+def _from_environment(secret: str) -> list[Key]:
+    """Return the key in FREEHOLD_API_KEY; a value that is none may be meant for a client, and is named."""
+    from freehold.server.core.keys import key_of
+
+    try:
+        return [key_of("environment", secret)] if secret else []
+    except UsageError as e:
+        tell(f"warning: FREEHOLD_API_KEY is not a key of this server: {e.message}")
+        return []
+
+
+def own_names() -> list[str]:
+    """Return the names under which this machine is known to itself."""
+    name = socket.gethostname().lower()
+    return list(dict.fromkeys([name, name.partition(".")[0], f"{name.partition('.')[0]}.local"]))

@@ -1,0 +1,91 @@
+"""The outermost layer of the application: guard, request id, a count for each caller, and an answer to every exception.
+
+Knows calls, keys and limits; knows no route but the probes. Path: connections -> Gate -> Starlette's router -> Endpoint
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+from starlette.types import Receive, Scope, Send
+
+from freehold.server.core.auth import Headers
+from freehold.server.core.call import Call, Server
+from freehold.server.core.limits import Gone
+from freehold.server.core.problems import Refused, Wording, openai_error
+from freehold.server.core.requestlog import log_request
+
+PROBES = ("/health", "/ready")  # answered whatever else is under way
+
+
+class Gate:
+    """The outermost layer: guard, request id, and an answer to every exception."""
+
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        server: Server,
+        wording: Callable[[str, Headers], Wording] = lambda *_: openai_error,
+    ) -> None:
+        """`wording` tells by path and headers how errors are worded: some come before any route is found."""
+        self._app, self._server, self._wording = app, server, wording
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        call = scope["freehold.call"] = Call(self._server, scope, receive, send)
+        call.wording = self._wording(scope["path"], call.headers)
+        try:
+            _check_spare(scope)
+            call.key = self._server.guard.check(scope["path"], call.headers)
+            call.owner = self._server.guard.owns(call.headers)
+            with self._one_of_few(call):
+                await self._app(scope, receive, send)
+        except Gone:
+            call.status = call.status or 499  # never sent: for the metrics
+        except Exception as e:
+            trouble = call.problem(e)
+            if call.status:  # an answer had begun, and cannot be taken back
+                call.abort()
+            else:
+                await call.refuse(trouble)
+        finally:
+            call.close()
+            self._server.metrics.answered(call.route, call.status)
+            log_request(call)
+
+    @contextmanager
+    def _one_of_few(self, call: Call) -> Iterator[None]:
+        """Count a request as its caller's while it is under way; 429 where those are too many."""
+        if call.owner or call.scope["path"] in PROBES:
+            yield
+            return
+        under_way, caller, most = self._server.requests, call.caller, self._server.limits.caller_requests
+        if under_way[caller] >= most:
+            raise Refused(
+                429,
+                f"{most:,} requests of this {caller.partition(' ')[0]} are under way, and no more may be; "
+                "ask again when one has ended",
+                code="requests_too_many",
+                headers=((b"retry-after", b"1"),),
+            )
+        under_way[caller] += 1
+        try:
+            yield
+        finally:
+            under_way[caller] -= 1
+            if not under_way[caller]:
+                del under_way[caller]
+
+
+def _check_spare(scope: Scope) -> None:
+    """Refuse all but probes on a connection that was let in for them."""
+    if scope.get("extensions", {}).get("freehold.spare") and scope["path"] not in PROBES:
+        raise Refused(
+            503,
+            "too many connections are open; this one may ask for /health and /ready: try again in a moment",
+            code="connections_too_many",
+            headers=((b"retry-after", b"1"),),
+        )
