@@ -1,11 +1,11 @@
-// Freehold's native contract: what bind.cpp may call. No SIMD and no Python in it.
+// Freehold's native contract: what the binding (bind/) may call. No SIMD and no Python in it.
 //
 // Ownership. A Threads pool outlives everything that computes with it. A Matrix owns its panels, or keeps the
 // mapping alive that they lie in. A KvCache owns its pages. A Plan refers to matrices, caches and pool by shared
 // pointer and owns its vectors (norm weights, biases) and activation buffers. One Plan runs one step at a time.
 //
 // Errors. Functions throw freehold::Error with a text for the caller, and after a line feed the way out if there is one;
-// bind.cpp turns it into the named Python error.
+// bind/module.cpp turns it into the named Python error.
 // Nothing here aborts the host process, and nothing trusts a size it was not given the length of.
 #pragma once
 #include <atomic>

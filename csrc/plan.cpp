@@ -95,9 +95,4 @@ void Plan::finish() {
   runner_ = std::make_unique<StepRunner>(trace_);
 }
 
-void Plan::run(const Step& step) {
-  if (!runner_) refuse("run() before finish()");
-  runner_->run(step);
-}
-
 }  // namespace fh

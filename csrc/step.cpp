@@ -35,6 +35,11 @@ std::vector<Adapted> adapted(const Step& s) {
 
 }  // namespace
 
+void Plan::run(const Step& step) {
+  if (!runner_) refuse("run() before finish()");
+  runner_->run(step);
+}
+
 void StepRunner::validate(const Step& s) const {
   const int64_t max_rows = trace_.max_rows;
   if (s.rows < 1 || s.rows > max_rows) refuse("a step takes 1 to " + std::to_string(max_rows) + " rows, got " + std::to_string(s.rows));
@@ -83,29 +88,29 @@ void StepRunner::validate_pages(const Step& s) const {
 }
 
 // Steps whose cost a row is alike share a tuner: one row, two, ... seven, 8 to 15, 16 to 31, ...
-Crew& StepRunner::crew(int64_t rows) {
+ThreadTuner& StepRunner::thread_tuner(int64_t rows) {
   const auto size = static_cast<size_t>(rows < 8 ? rows : 4 + std::bit_width(static_cast<uint64_t>(rows)));
-  while (crews_.size() <= size) crews_.emplace_back(trace_.threads->size());
-  return crews_[size];
+  while (thread_tuners_.size() <= size) thread_tuners_.emplace_back(trace_.threads->size());
+  return thread_tuners_[size];
 }
 
 void StepRunner::run(const Step& step) {
   std::lock_guard lock(one_step_);
   validate(step);
   Threads::Turn turn(*trace_.threads);
-  Crew& crew = this->crew(step.rows);
+  ThreadTuner& tuner = thread_tuner(step.rows);
   // Prefill beside decode: a trial at half the threads would double the longest step that decoding streams wait for.
   const int64_t wanted = step.nlogits + step.nchoices;
   const bool mixed = step.nseqs > 1 && wanted > 0 && wanted < step.rows;
   const bool streams = step.rows < kernels()->gemm_rows;
-  const bool paced = streams && (mixed || !crew.trying());
-  const int64_t ahead = !streams ? 0 : paced ? pace_.ahead(step.rows) : pace_.settled();
-  Seat& seat = ready(step, turn.seat(), mixed ? crew.settled() : crew.threads(), ahead);
+  const bool tries_prefetch = streams && (mixed || !tuner.trying());
+  const int64_t ahead = !streams ? 0 : tries_prefetch ? prefetch_.ahead(step.rows) : prefetch_.settled();
+  Seat& seat = ready(step, turn.seat(), mixed ? tuner.settled() : tuner.threads(), ahead);
   const auto start = std::chrono::steady_clock::now();
   turn.run([this, &seat](int thread) { walk(seat, thread); }, seat.run.active);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (!mixed) crew.tell(seconds / static_cast<double>(step.rows), seconds);
-  if (paced) pace_.took(seconds);
+  if (!mixed) tuner.report(seconds / static_cast<double>(step.rows), seconds);
+  if (tries_prefetch) prefetch_.took(seconds);
   for (const auto& op : trace_.ops) op->settle(step);
 }
 
@@ -118,7 +123,7 @@ StepRunner::Seat& StepRunner::ready(const Step& step, int number, int active, in
     seat.narrowed.take(step);
     seat.run.wanted = &seat.narrowed.rows;
     const bool streams = seat.narrowed.step.rows < kernels()->gemm_rows;
-    fill(seat.rest, seat.narrowed.step, number, active, streams && step.rows >= kernels()->gemm_rows ? pace_.settled() : ahead);
+    fill(seat.rest, seat.narrowed.step, number, active, streams && step.rows >= kernels()->gemm_rows ? prefetch_.settled() : ahead);
   }
   for (size_t i = 0; i < trace_.ops.size(); ++i) {
     Op& op = *trace_.ops[i];

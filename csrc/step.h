@@ -4,10 +4,10 @@
 #include <mutex>
 #include <vector>
 
-#include "crew.h"
+#include "thread_tuner.h"
 #include "narrow.h"
 #include "ops/op.h"
-#include "pace.h"
+#include "prefetch_tuner.h"
 #include "plan.h"
 
 namespace fh {
@@ -28,11 +28,11 @@ class StepRunner {
   void fill(Run& r, const Step& step, int seat, int active, int64_t ahead) const;
   void walk(Seat& seat, int thread);
   Run& part(Seat& seat, size_t op) const { return trace_.narrow && op > trace_.narrow ? seat.rest : seat.run; }
-  Crew& crew(int64_t rows);
+  ThreadTuner& thread_tuner(int64_t rows);
 
   Trace& trace_;
-  Pace pace_;
-  std::vector<Crew> crews_;                              // by size of step: see crew()
+  PrefetchTuner prefetch_;
+  std::vector<ThreadTuner> thread_tuners_;                              // by size of step: see thread_tuner()
   std::mutex one_step_;
   Seat seats_[Threads::kSeats];
 };

@@ -1,32 +1,51 @@
-"""The native module's typed face: packed matrices, the KV cache, traced plans, sampling, and the machine's ceilings.
+"""The native module: packed matrices, the KV cache, traced plans, sampling, and the machine's ceilings.
 
 Arrays are C-contiguous NumPy arrays of the dtype named; a wrong dtype or shape is a TypeError or UsageError.
 Every call that computes drops the GIL. See csrc/freehold.h for who owns what.
+
+WIDE_UNIT: inputs of wide codes that share a scale. BLOCK_TOKENS: positions in a page of the KV cache.
+LAYOUT: version of the panels' layout; packed files are keyed by it.
+REVISION: SHA-256 over the native sources, and the compiler; what is cached across restarts is keyed by it.
+testing: single kernels by the name of their table, for tests/csrc.
 """
 
 from collections.abc import Sequence
 from types import ModuleType
 
-import numpy as np
+import numpy
 from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
-U8 = NDArray[np.uint8]
+F32 = NDArray[numpy.float32]
+I32 = NDArray[numpy.int32]
+U8 = NDArray[numpy.uint8]
 
-WIDE_UNIT: int  # inputs of wide codes that share a scale
-BLOCK_TOKENS: int  # positions in a page of the KV cache
-LAYOUT: int  # version of the panels' layout; packed files are keyed by it
-REVISION: (
-    str  # SHA-256 over the native sources, and the compiler; what is cached across restarts is keyed by it
-)
-testing: ModuleType  # single kernels by the name of their table, for tests/csrc; see csrc/bind_kernels.cpp
+testing: ModuleType
+
+BLOCK_TOKENS: int = 32
+
+LAYOUT: int = 5
+
+WIDE_UNIT: int = 128
+
+REVISION: str = ...
 
 def isas() -> list[str]:
     """Name the kernel tables this machine can run, best first."""
 
-def prefault(array: U8) -> None:
-    """Map all pages of a memory-mapped array, in order, without holding the GIL; a hint."""
+def isa() -> str:
+    """Name the table in use (the best, or FREEHOLD_ISA's choice)."""
+
+def type_routes() -> list[tuple[str, str, str, float, float]]:
+    """List (GGUF type, weight type, route, bits a weight in the file, bits packed) for every type that packs."""
+
+def measure_read_gb_s(threads: int, megabytes: int = 512) -> float:
+    """Measure plain read bandwidth in GB/s (1e9)."""
+
+def measure_int8_gops(threads: int, tiles: bool = False) -> float:
+    """Measure int8 multiply-add operations in 1e9/s, without memory traffic, on the ISA in use.
+
+    Of vector dots, or with `tiles` of the matrix unit that prompts use (AMX): 0.0 where there is none.
+    """
 
 def map_file(fd: int, huge: bool = False) -> U8:
     """Map a regular file read-only, as long as any view of the array lives; `huge`: in huge pages.
@@ -41,8 +60,8 @@ def is_lost(array: U8) -> bool:
 def checksum(array: U8) -> int:
     """Return the XXH64 of the bytes, without holding the GIL."""
 
-def isa() -> str:
-    """Name the table in use (the best, or FREEHOLD_ISA's choice)."""
+def prefault(array: U8) -> None:
+    """Map all pages of a memory-mapped array, in order, without holding the GIL; a hint."""
 
 class Threads:
     """A pool of n threads, the caller being one. Keep it alive as long as anything computes with it."""
@@ -50,49 +69,6 @@ class Threads:
     def __init__(self, n: int) -> None: ...
     @property
     def size(self) -> int: ...
-
-class Strings(Sequence[str]):
-    """A long list of strings as bytes: a vocabulary, or its merges. Immutable."""
-
-    def __init__(self, texts: list[str]) -> None: ...
-    @staticmethod
-    def read(data: U8, at: int, count: int) -> Strings:
-        """Copy `count` strings, each a u64 length and its UTF-8 bytes; raises BadModelFile naming the string."""
-
-    @property
-    def file_bytes(self) -> int:
-        """What `read` went over."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> str: ...  # type: ignore[override]  # no slices
-    def index(self, text: str) -> int:  # type: ignore[override]
-        """Return the first place of `text`; raises ValueError. Looks at all of them: some tenths of a millisecond."""
-
-class Bpe:
-    """Byte-pair encoding over a vocabulary: the pair of best rank merges first, the leftmost of equals."""
-
-    def __init__(
-        self,
-        tokens: Strings,
-        reachable: U8,
-        byte_level: bool,
-        ignore_merges: bool = False,
-        byte_fallback: bool = False,
-        unk: int = -1,
-    ) -> None:
-        """`reachable`: for each id, whether ordinary text may become it."""
-
-    def merge_by_lines(self, lines: Strings) -> int:
-        """Take merges "left right", best first; return the first line that joins no two tokens, or -1."""
-
-    def merge_by_rank(self, rank: NDArray[np.int32]) -> None:
-        """Let any two tokens merge whose union is a token, the lowest rank first; `rank` by id."""
-
-    def encode(self, text: bytes, words: list[int | None]) -> list[int]:
-        """Encode words given as UTF-8; `words` numbers the word of each byte."""
-
-    def find(self, token: str) -> int:
-        """Return the id of a token that ordinary text may become, or -1."""
 
 class Matrix:
     """A weight matrix [rows, cols] re-laid into panels. Immutable."""
@@ -105,7 +81,7 @@ class Matrix:
         """
 
     @staticmethod
-    def pack_codes(codes: NDArray[np.int8], scales: F32, threads: Threads) -> Matrix:
+    def pack_codes(codes: NDArray[numpy.int8], scales: F32, threads: Threads) -> Matrix:
         """Lay codes int8 [N, K] with scales float32 [N, K/16] (value = scale * code); K a multiple of 32."""
 
     @staticmethod
@@ -130,8 +106,16 @@ class Matrix:
     def row(self, index: int) -> F32:
         """Decode one row to float32 [K]."""
 
-def type_routes() -> list[tuple[str, str, str, float, float]]:
-    """List (GGUF type, panel kind, route, bits a weight in the file, bits packed) for every type that packs."""
+class Adapter:
+    """Low-rank changes of weight matrices, for rows of a step that ask for them. Fill it before any step has it."""
+
+    def __init__(self) -> None: ...
+    def add(self, weight: Matrix, a: Matrix, b: Matrix, scale: float) -> None:
+        """Let W · x become W · x + scale * B · (A · x): A [rank, K], B [N, rank], floats, rank a multiple of 16."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all A and B."""
 
 class Rope:
     """Rotary embedding: angle = position * inv_freq[i], cos and sin times `factor`; pairs adjacent or halves."""
@@ -149,20 +133,14 @@ class KvCache:
         layers: Sequence[tuple[int, int, int]],
         blocks: int,
         kv_type: str = "f16",
-        windows: Sequence[int] = (),
+        windows: Sequence[int] = [],
         slots: int = 0,
     ) -> None: ...
     @property
     def blocks(self) -> int: ...
     @property
     def slots(self) -> int: ...
-    @property
-    def bytes_per_block(self) -> int: ...
-    @property
-    def bytes_per_slot(self) -> int:
-        """0 without slots."""
-
-    def copy(self, pairs: Sequence[tuple[int, int]], slots: Sequence[tuple[int, int]] = ()) -> None:
+    def copy(self, pairs: Sequence[tuple[int, int]], slots: Sequence[tuple[int, int]] = []) -> None:
         """Copy blocks, and slots, each (from, to) after the one before it."""
 
     def read_block(self, block: int, slot: int = -1) -> U8:
@@ -171,16 +149,12 @@ class KvCache:
     def write_block(self, block: int, bytes: U8, slot: int = -1) -> None:
         """Fill a block with what read_block gave."""
 
-class Adapter:
-    """Low-rank changes of weight matrices, for rows of a step that ask for them. Fill it before any step has it."""
-
-    def __init__(self) -> None: ...
-    def add(self, weight: Matrix, a: Matrix, b: Matrix, scale: float) -> None:
-        """Let W · x become W · x + scale * B · (A · x): A [rank, K], B [N, rank], floats, rank a multiple of 16."""
+    @property
+    def bytes_per_slot(self) -> int:
+        """0 without slots."""
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all A and B."""
+    def bytes_per_block(self) -> int: ...
 
 class Plan:
     """A traced forward pass. Build it once with the op methods, `finish`, then `run` steps.
@@ -189,11 +163,31 @@ class Plan:
     """
 
     def __init__(self, threads: Threads, cache: KvCache | None, max_rows: int) -> None: ...
+    def add_norm(self, residual: int, x: int, weight: F32, eps: float) -> None:
+        """residual += norm(x), in place."""
+
+    def attend_both(self, q: int, k: int, v: int, heads: int, scale: float) -> int:
+        """Attention of each row over all rows of its sequence in this step; heads of a multiple of 16."""
+
+    def attention(self, layer: int, q: int, scale: float, window: int = 0, softcap: float = 0.0) -> int:
+        """Causal attention of q over the layer's pages; window w > 0: keys j with i - w < j <= i."""
+
     def embed(self, table: Matrix, scale: float = 1.0) -> int:
         """x = table[token] * scale."""
 
-    def norm(self, x: int, weight: F32, eps: float) -> int:
-        """RMS norm of every row."""
+    def embed_sum(self, words: Matrix, positions: Matrix, kinds: Matrix) -> int:
+        """x = words[token] + positions[position] + kinds[0]."""
+
+    def gated(
+        self, x: int, gate: Matrix, up: Matrix, act: str, norm: F32 | None = None, eps: float = 0.0
+    ) -> int:
+        """act(gate · n) * (up · n) with n = norm(x) or x; act is "silu" or "gelu" (tanh form)."""
+
+    def hidden(self, x: int) -> None:
+        """The rows a step asks for, as they are. The last op of an encoder's plan, which needs no cache."""
+
+    def layer_norm(self, x: int, weight: F32, bias: F32, eps: float) -> None:
+        """Layer norm of every row, in place."""
 
     def linear(
         self,
@@ -208,10 +202,16 @@ class Plan:
     def linear_add(self, x: int, weight: Matrix, residual: int, bias: F32 | None = None) -> None:
         """residual += W · x + bias, in place."""
 
-    def gated(
-        self, x: int, gate: Matrix, up: Matrix, act: str, norm: F32 | None = None, eps: float = 0.0
-    ) -> int:
-        """act(gate · n) * (up · n) with n = norm(x) or x; act is "silu" or "gelu" (tanh form)."""
+    def linear_gelu(self, x: int, weight: Matrix, bias: F32 | None = None) -> int:
+        """gelu(W · x + bias), the exact form."""
+
+    def logits(
+        self, x: int, weight: Matrix, norm: F32 | None, eps: float, scale: float = 1.0, softcap: float = 0.0
+    ) -> None:
+        """Output head over the rows a step asks for. The last op of a plan."""
+
+    def norm(self, x: int, weight: F32, eps: float) -> int:
+        """RMS norm of every row."""
 
     def rope_store(
         self,
@@ -225,32 +225,6 @@ class Plan:
         eps: float = 0.0,
     ) -> None:
         """Normalise (per head) and rotate q in place and k, then write k and v into the layer's pages."""
-
-    def attention(self, layer: int, q: int, scale: float, window: int = 0, softcap: float = 0.0) -> int:
-        """Causal attention of q over the layer's pages; window w > 0: keys j with i - w < j <= i."""
-
-    def add_norm(self, residual: int, x: int, weight: F32, eps: float) -> None:
-        """residual += norm(x), in place."""
-
-    def logits(
-        self, x: int, weight: Matrix, norm: F32 | None, eps: float, scale: float = 1.0, softcap: float = 0.0
-    ) -> None:
-        """Output head over the rows a step asks for. The last op of a plan."""
-
-    def embed_sum(self, words: Matrix, positions: Matrix, kinds: Matrix) -> int:
-        """x = words[token] + positions[position] + kinds[0]."""
-
-    def layer_norm(self, x: int, weight: F32, bias: F32, eps: float) -> None:
-        """Layer norm of every row, in place."""
-
-    def linear_gelu(self, x: int, weight: Matrix, bias: F32 | None = None) -> int:
-        """gelu(W · x + bias), the exact form."""
-
-    def attend_both(self, q: int, k: int, v: int, heads: int, scale: float) -> int:
-        """Attention of each row over all rows of its sequence in this step; heads of a multiple of 16."""
-
-    def hidden(self, x: int) -> None:
-        """The rows a step asks for, as they are. The last op of an encoder's plan, which needs no cache."""
 
     @property
     def hidden_width(self) -> int:
@@ -266,14 +240,14 @@ class Plan:
         seqs: I32,
         block_tables: I32,
         logit_rows: I32,
-        choices: Sequence[tuple[int, float, int, int]] = (),
+        choices: Sequence[tuple[int, float, int, int]] = [],
         tokens_end: int = 0,
-        adapters: Sequence[Adapter] = (),
+        adapters: Sequence[Adapter] = [],
         row_adapters: I32 | None = None,
         hidden_rows: I32 | None = None,
         hidden: F32 | None = None,
         slot_tables: I32 | None = None,
-    ) -> tuple[F32, NDArray[np.int64]]:
+    ) -> tuple[F32, NDArray[numpy.int64]]:
         """Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
         logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
         wanted that `sample` would choose among ids below `tokens_end` with every filter off. Return float32
@@ -308,11 +282,45 @@ def penalize(
 ) -> None:
     """In place, for each id seen `counts` times: divide by repetition (multiply, if negative); subtract the rest."""
 
-def measure_read_gb_s(threads: int, megabytes: int = 512) -> float:
-    """Measure plain read bandwidth in GB/s (1e9)."""
+class Strings(Sequence[str]):
+    """A long list of strings as bytes: a vocabulary, or its merges. Immutable."""
 
-def measure_int8_gops(threads: int, tiles: bool = False) -> float:
-    """Measure int8 multiply-add operations in 1e9/s, without memory traffic, on the ISA in use.
+    def __init__(self, texts: Sequence[str]) -> None: ...
+    @staticmethod
+    def read(data: U8, at: int, count: int) -> Strings:
+        """Copy `count` strings, each a u64 length and its UTF-8 bytes; raises BadModelFile naming the string."""
 
-    Of vector dots, or with `tiles` of the matrix unit that prompts use (AMX): 0.0 where there is none.
-    """
+    @property
+    def file_bytes(self) -> int:
+        """Bytes that `read` went over."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> str: ...  # type: ignore[override]
+    def index(self, text: str) -> int:  # type: ignore[override]
+        """Return the first place of `text`; raises ValueError. Looks at all of them: some tenths of a millisecond."""
+
+class Bpe:
+    """Byte-pair encoding over a vocabulary: the pair of best rank merges first, the leftmost of equals."""
+
+    def __init__(
+        self,
+        tokens: Strings,
+        reachable: U8,
+        byte_level: bool,
+        ignore_merges: bool = False,
+        byte_fallback: bool = False,
+        unk: int = -1,
+    ) -> None:
+        """`reachable`: for each id, whether ordinary text may become it."""
+
+    def merge_by_lines(self, lines: Strings) -> int:
+        """Take merges "left right", best first; return the first line that joins no two tokens, or -1."""
+
+    def merge_by_rank(self, rank: I32) -> None:
+        """Let any two tokens merge whose union is a token, the lowest rank first; `rank` by id."""
+
+    def encode(self, text: bytes, words: Sequence[int | None]) -> list[int]:
+        """Encode words given as UTF-8; `words` numbers the word of each byte, as tokenizers types it: None is a TypeError."""
+
+    def find(self, token: str) -> int:
+        """Return the id of a token that ordinary text may become, or -1."""

@@ -11,7 +11,7 @@ import pytest
 
 from freehold import _native as native
 
-drill, Crew = native.testing.drill_threads, native.testing.Crew
+drill, ThreadTuner = native.testing.drill_threads, native.testing.ThreadTuner
 
 
 @pytest.mark.parametrize(
@@ -52,17 +52,17 @@ class Machine:
     """Steps that cost what `seconds(threads)` says; counts the time, and what the best number would have taken."""
 
     def __init__(self, most: int) -> None:
-        self.crew, self.clock = Crew(most), 0.0
+        self.tuner, self.clock = ThreadTuner(most), 0.0
 
     def steps(self, seconds: Callable[[int], float], *, until: float) -> float:
         """Run until the clock passes `until`; return when the crew last changed its mind."""
-        changed, last = self.clock, self.crew.threads
+        changed, last = self.clock, self.tuner.threads
         while self.clock < until:
-            cost = seconds(self.crew.threads)
+            cost = seconds(self.tuner.threads)
             self.clock += cost
-            self.crew.tell(cost, cost)
-            if self.crew.threads != last:
-                changed, last = self.clock, self.crew.threads
+            self.tuner.report(cost, cost)
+            if self.tuner.threads != last:
+                changed, last = self.clock, self.tuner.threads
         return changed
 
 
@@ -75,11 +75,11 @@ def crowded(threads: int) -> float:  # one thread suffers from neighbours, two s
 
 
 def test_a_quiet_machine_pays_less_than_a_hundredth_for_trials() -> None:
-    crew, total, best = Crew(2), 0.0, 0.0
+    tuner, total, best = ThreadTuner(2), 0.0, 0.0
     for _ in range(5000):
-        cost = quiet(crew.threads)
+        cost = quiet(tuner.threads)
         total, best = total + cost, best + quiet(2)
-        crew.tell(cost, cost)
+        tuner.report(cost, cost)
     assert total < 1.01 * best
 
 
@@ -87,9 +87,9 @@ def test_four_threads_go_down_step_by_step_beside_neighbours_and_come_back() -> 
     machine = Machine(4)
     machine.steps(quiet, until=3)
     machine.steps(crowded, until=12)
-    assert machine.crew.threads == 1
+    assert machine.tuner.threads == 1
     machine.steps(quiet, until=24)
-    assert machine.crew.threads == 4
+    assert machine.tuner.threads == 4
 
 
 def test_two_threads_become_one_and_two_again_within_about_a_second() -> None:
@@ -97,13 +97,13 @@ def test_two_threads_become_one_and_two_again_within_about_a_second() -> None:
     machine.steps(quiet, until=3)
     start = machine.clock
     machine.steps(crowded, until=start + 1.6)
-    assert machine.crew.threads == 1
+    assert machine.tuner.threads == 1
     start = machine.clock
     machine.steps(quiet, until=start + 1)
-    assert machine.crew.threads == 2
+    assert machine.tuner.threads == 2
 
 
 def test_one_thread_never_tries_another_number() -> None:
     machine = Machine(1)
     machine.steps(quiet, until=50)
-    assert machine.crew.threads == 1
+    assert machine.tuner.threads == 1

@@ -1,21 +1,21 @@
-// How many threads to offer a step to. Knows the costs it is told; knows no clock, no pool and no machine.
+// The thread tuner: how many threads to offer a step to. Knows the reported costs; knows no clock, no pool and no machine.
 //
 // Tokens do not depend on threads, so live steps are the probe: now and then a few run with half as many threads or
-// twice as many, and the faster number stays. A probe at start-up would pick for the load of that second, and the
-// topology that guests are shown tells too little: a neighbour's load made two vCPUs look like one core.
+// twice as many, and the faster number stays. A probe at start-up would choose for the load of that second, and the
+// topology that guests see says too little: another guest's load made two vCPUs look like one core.
 #pragma once
 #include <algorithm>
 
 namespace fh {
 
-class Crew {
+class ThreadTuner {
  public:
-  explicit Crew(int most) : most_(most), now_(most) {}
+  explicit ThreadTuner(int most) : most_(most), now_(most) {}
   int threads() const { return trying_ ? trying_ : now_; }     // for the next step
-  int settled() const { return now_; }                         // for a step that must not be tried with: no tell() afterwards
-  bool trying() const { return trying_ > 0; }                  // other steps than the usual: judge nothing else by them
+  int settled() const { return now_; }                         // for a step outside any trial: no report() afterwards
+  bool trying() const { return trying_ > 0; }                  // an unusual step: no measure of anything else
   // A step by threads() threads took `seconds`; `cost` compares it with others like it (seconds a row, say).
-  void tell(double cost, double seconds) {
+  void report(double cost, double seconds) {
     if (most_ == 1) return;
     if (trying_) return judge(cost);
     recent_[steps_++ % kRecent] = cost;
@@ -27,9 +27,9 @@ class Crew {
   }
 
  private:
-  // Beside a neighbour a step's time varies by a fifth; the mean of four by a tenth, half of what makes odd steps.
+  // Beside another process a step's time varies by a fifth; the mean of four by a tenth, half of what makes odd steps.
   static constexpr int kRecent = 4;
-  static constexpr double kChange = 1.4;       // four steps in a row this far off: a neighbour has come or gone
+  static constexpr double kChange = 1.4;       // four steps in a row this far off: other load has started or ended
   static constexpr double kBetter = 0.93;      // of the cost before: less would flip between equals
   static constexpr double kHopeless = 1.5;     // a trial ends after two steps at this much more
   static constexpr int kTrial = 6;

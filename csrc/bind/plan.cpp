@@ -1,0 +1,137 @@
+// Ropes, the KV cache and plans. The ops' methods come from ops/.
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
+
+#include "bind/bind.h"
+#include "ops/record.h"
+#include "plan.h"
+
+namespace fh {
+namespace {
+
+// A step's logits, in the memory of the step before unless an array still refers to that. Arrays of megabytes, made and freed
+// again and again, go to the top of glibc's heap, which keeps up to twice the largest one for good. What is larger than
+// 32 MB never comes from there: it is mapped, and given back, by itself.
+constexpr size_t kMostKept = (size_t{32} << 20) / sizeof(float);
+Out<float> logits_array(Plan::Room& room, size_t rows, size_t vocab) {
+  const size_t n = std::max<size_t>(rows * vocab, 1);
+  if (n > kMostKept) return array<float>({rows, vocab});
+  if (room.data.use_count() != 1 || room.floats < n) {
+    room.data.reset();      // first, so that the larger one may lie in its place
+    room = {std::shared_ptr<float[]>(new float[n]), n};
+  }
+  auto* held = new std::shared_ptr<float[]>(room.data);
+  nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::shared_ptr<float[]>*>(p); });
+  return Out<float>(held->get(), {rows, vocab}, owner);
+}
+
+using ChoiceTuple = std::tuple<int32_t, float, uint64_t, int64_t>;
+std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> seqs,
+                                             In<int32_t, 2> tables, In<int32_t, 1> logit_rows, const std::vector<ChoiceTuple>& choices,
+                                             int64_t tokens_end, const std::vector<std::shared_ptr<Adapter>>& adapters,
+                                             const std::optional<In<int32_t, 1>>& row_adapters, const std::optional<In<int32_t, 1>>& hidden_rows,
+                                             const std::optional<InOut<float, 2>>& hidden,
+                                             const std::optional<In<int32_t, 2>>& slots) {
+  if (!adapters.empty() && (!row_adapters || row_adapters->size() != tokens.size()))
+    throw Error(ErrorKind::Usage, "adapters need a number for each row");
+  if (positions.size() != tokens.size() || seqs.size() != tokens.size())
+    throw Error(ErrorKind::Usage, "tokens, positions and seqs must have one length");
+  if (slots && (slots->shape(0) != tables.shape(0) || slots->shape(1) != tables.shape(1)))
+    throw Error(ErrorKind::Usage, "tables of blocks and of slots must have one shape");
+  Out<float> logits = logits_array(plan.room, logit_rows.size(), static_cast<size_t>(plan.vocab()));
+  Out<int64_t> chosen = array<int64_t>({choices.size()});
+  std::vector<Choice> wanted;
+  for (const auto& [row, temperature, seed, position] : choices) wanted.push_back({row, temperature, seed, position});
+  std::vector<const Adapter*> named;
+  for (const auto& adapter : adapters) named.push_back(adapter.get());
+  Step step;
+  step.rows = static_cast<int64_t>(tokens.size());
+  step.tokens = tokens.data();
+  step.positions = positions.data();
+  step.seqs = seqs.data();
+  step.nseqs = static_cast<int64_t>(tables.shape(0));
+  step.table_width = static_cast<int64_t>(tables.shape(1));
+  step.block_tables = tables.data();
+  step.nadapters = static_cast<int64_t>(named.size());
+  step.adapters = named.data();
+  step.row_adapters = named.empty() ? nullptr : row_adapters->data();
+  step.slot_tables = slots ? slots->data() : nullptr;
+  step.nlogits = static_cast<int64_t>(logit_rows.size());
+  step.logit_rows = logit_rows.data();
+  step.logits = logits.data();
+  step.nchoices = static_cast<int64_t>(wanted.size());
+  step.choices = wanted.data();
+  step.tokens_end = tokens_end;
+  step.chosen = chosen.data();
+  if (hidden_rows.has_value() != hidden.has_value() ||
+      (hidden && (hidden->shape(0) != hidden_rows->size() || hidden->shape(1) != static_cast<size_t>(plan.hidden_width()))))
+    throw Error(ErrorKind::Usage, "hidden must be [hidden_rows, " + std::to_string(plan.hidden_width()) + "]");
+  if (hidden) {
+    step.nhidden = static_cast<int64_t>(hidden_rows->size());
+    step.hidden_rows = hidden_rows->data();
+    step.hidden = hidden->data();
+  }
+  {
+    nb::gil_scoped_release free;
+    plan.run(step);
+  }
+  return {std::move(logits), std::move(chosen)};
+}
+
+}  // namespace
+
+void bind_plan(nb::module_& m) {
+  nb::class_<Rope>(m, "Rope", "Rotary embedding: angle = position * inv_freq[i], cos and sin times `factor`; pairs adjacent or halves.")
+      .def("__init__", [](Rope* self, In<float, 1> inv_freq, float factor, bool adjacent) {
+    new (self) Rope{{inv_freq.data(), inv_freq.data() + inv_freq.size()}, factor, adjacent};
+  }, "inv_freq"_a, "factor"_a = 1.0f, "adjacent"_a = false);
+
+  nb::class_<KvCache>(m, "KvCache", R"(Pages of keys and values for all layers, "f16", "f32" or "q8"; layers are (kv_heads, key width, value width).
+
+With `slots`, layers whose entry in `windows` is not 0 lie in so many slots instead of in every block.)")
+      .def("__init__", [](KvCache* self, const std::vector<std::tuple<int, int, int>>& layers, int64_t blocks, const std::string& type,
+                          std::vector<int> windows, int64_t slots) {
+        std::vector<KvLayer> shapes;
+        for (const auto& [heads, d, dv] : layers) shapes.push_back({heads, d, dv});
+        new (self) KvCache(std::move(shapes), blocks, kv_type_named(type), std::move(windows), slots);
+      }, "layers"_a, "blocks"_a, "kv_type"_a = "f16", "windows"_a = std::vector<int>(), "slots"_a = 0)
+      .def_prop_ro("blocks", &KvCache::blocks)
+      .def_prop_ro("slots", &KvCache::slots)
+      .def("copy", &KvCache::copy, "pairs"_a, "slots"_a = std::vector<std::pair<int64_t, int64_t>>(), nb::call_guard<nb::gil_scoped_release>(),
+           "Copy blocks, and slots, each (from, to) after the one before it.")
+      .def("read_block", [](const KvCache& cache, int64_t block, int64_t slot) {
+        Out<uint8_t> out = array<uint8_t>({static_cast<size_t>(cache.bytes_per_block() + cache.bytes_per_slot())});
+        {
+          nb::gil_scoped_release free;
+          cache.read_block(block, slot, out.data());
+        }
+        return out;
+      }, "block"_a, "slot"_a = -1, "Return a block's bytes: the layers' pages in a row, then those in its slot.")
+      .def("write_block", [](KvCache& cache, int64_t block, In<uint8_t, 1> bytes, int64_t slot) {
+        nb::gil_scoped_release free;
+        cache.write_block(block, slot, bytes.data(), bytes.size());
+      }, "block"_a, "bytes"_a, "slot"_a = -1, "Fill a block with what read_block gave.")
+      .def_prop_ro("bytes_per_slot", &KvCache::bytes_per_slot, "0 without slots.")
+      .def_prop_ro("bytes_per_block", &KvCache::bytes_per_block);
+
+  nb::class_<Plan> plan(m, "Plan", R"(A traced forward pass. Build it once with the op methods, `finish`, then `run` steps.
+
+Op methods take and return buffer numbers: float32 activations [rows of the step, width].)");
+  plan.def(nb::init<std::shared_ptr<Threads>, std::shared_ptr<KvCache>, int64_t>(), "threads"_a, "cache"_a.none(), "max_rows"_a);
+  bind_ops(plan);
+  plan.def_prop_ro("hidden_width", &Plan::hidden_width, "Width of the rows `run` gives as hidden.")
+      .def("finish", &Plan::finish, "Check the trace and allocate activation buffers.")
+      .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a,
+           "choices"_a = std::vector<ChoiceTuple>(), "tokens_end"_a = 0, "adapters"_a = std::vector<std::shared_ptr<Adapter>>(),
+           "row_adapters"_a = nb::none(), "hidden_rows"_a = nb::none(), "hidden"_a = nb::none(), "slot_tables"_a = nb::none(),
+           R"(Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
+logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
+wanted that `sample` would choose among ids below `tokens_end` with every filter off. Return float32
+logits [R, vocab] and the chosen ids (-1 where `sample` gives -1). Rows of one sequence are consecutive
+positions. A step without logit_rows screens: it need not read the whole of a head in two planes.
+`row_adapters` int32 [rows]: which of `adapters` each row is computed with, -1 for none.
+`hidden` float32 [H, hidden_width] is filled with what the head would read of `hidden_rows` int32 [H].
+`slot_tables`: as block_tables, for a cache with slots; read where a row of the step looks.)");
+}
+
+}  // namespace fh
