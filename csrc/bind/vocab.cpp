@@ -64,7 +64,9 @@ void bind_vocab(nb::module_& m) {
         self.merge_by_rank({rank.data(), rank.data() + rank.size()});
       }, "rank"_a, "Let any two tokens merge whose union is a token, the lowest rank first; `rank` by id.")
       .def("encode", &bpe_encode, "text"_a, "words"_a, nb::sig("def encode(self, text: bytes, words: Sequence[int | None]) -> list[int]"),
-           "Encode words given as UTF-8; `words` numbers the word of each byte, as tokenizers types it: None is a TypeError.")
+           R"(Encode words given as UTF-8; `words` numbers the word of each byte.
+
+Its type is the tokenizers package's; None is a TypeError.)")
       .def("find", [](const Bpe& self, const std::string& token) { return self.find(token); }, "token"_a, "Return the id of a token that ordinary text may become, or -1.");
 }
 

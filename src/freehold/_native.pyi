@@ -320,7 +320,10 @@ class Bpe:
         """Let any two tokens merge whose union is a token, the lowest rank first; `rank` by id."""
 
     def encode(self, text: bytes, words: Sequence[int | None]) -> list[int]:
-        """Encode words given as UTF-8; `words` numbers the word of each byte, as tokenizers types it: None is a TypeError."""
+        """Encode words given as UTF-8; `words` numbers the word of each byte.
+
+        Its type is the tokenizers package's; None is a TypeError.
+        """
 
     def find(self, token: str) -> int:
         """Return the id of a token that ordinary text may become, or -1."""
