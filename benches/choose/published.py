@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from freehold import catalog  # noqa: E402
 from freehold.advisor import roofline  # noqa: E402
 from freehold.advisor.anatomy import Anatomy, from_catalogue  # noqa: E402
-from freehold.advisor.engines import device_class, engine, forget, told  # noqa: E402
+from freehold.advisor.engines import device_class, documented, engine, forget  # noqa: E402
 from freehold.advisor.interval import Interval  # noqa: E402
 from freehold.catalog.hardware import rig  # noqa: E402
 
@@ -202,16 +202,17 @@ def matrix(rows: Sequence[Row], of: tuple[Column, ...], bare: bool = False) -> n
 
 
 def known(rows: Sequence[Row], of: tuple[Column, ...], bare: bool = False) -> np.ndarray:
-    """Return the seconds of terms whose factors are told and not fitted."""
+    """Return the seconds of terms whose factors are documented and not fitted."""
     free = {(key, term) for term, keys in of for key in keys}
     factors = {
-        key: [0.0 if (key, t) in free else _told(key, t) for t in TERMS] for key in {r.key for r in rows}
+        key: [0.0 if (key, t) in free else _documented(key, t) for t in TERMS]
+        for key in {r.key for r in rows}
     }
     return np.array([np.dot(r.bare if bare else r.terms, factors[r.key]) for r in rows])
 
 
-def _told(key: Key, term: str) -> float:
-    return told()[key].factors.get(term, 0.0) if key in told() else 0.0
+def _documented(key: Key, term: str) -> float:
+    return documented()[key].factors.get(term, 0.0) if key in documented() else 0.0
 
 
 def waits(rows: Sequence[Row], of: tuple[Column, ...], fit: Fit) -> tuple[np.ndarray, np.ndarray]:
@@ -332,8 +333,8 @@ def held_out(rows: Rows) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, np.ndarray]] = {}
     for group in rows.groups():
         for what, ratios in rows.only(group).ratios(rows.without(group).fit()).items():
-            if len(told := ratios[~np.isnan(ratios)]):
-                found.setdefault(what, {})[group] = told
+            if len(finite := ratios[~np.isnan(ratios)]):
+                found.setdefault(what, {})[group] = finite
     return found
 
 

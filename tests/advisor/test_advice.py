@@ -46,7 +46,7 @@ def ask(models, place=anywhere, **conditions) -> Advice:
     return advise(Request(task("knowledge"), min_speed=0, **conditions), models, place)
 
 
-def test_the_best_vouched_for_comes_first():
+def test_the_best_lower_bound_comes_first():
     advice = ask(shelf())
     assert [j.model.id for j in advice.picks[:2]] == ["lab/m19", "lab/m18"]
     assert advice.benchmark == "mmlu_pro" and not advice.ruled_out
@@ -154,14 +154,14 @@ def test_nothing_good_enough_is_an_answer_with_what_would_be():
     assert not advice.picks and advice.bar == 40
     assert advice.below[0].model.id == "lab/m7"
     assert [j.model.id for j in advice.instead] == ["lab/m12", "lab/m13", "lab/m14"]
-    assert all(j.placement and j.vouched >= advice.bar for j in advice.instead)
+    assert all(j.placement and j.lower_bound >= advice.bar for j in advice.instead)
 
 
 def test_models_without_evidence_stand_apart_and_are_never_ranked():
     advice = ask([*shelf(), made("bare")])
     assert [j.model.id for j in advice.unproven] == ["lab/bare"]
     assert "lab/bare" not in [j.model.id for j in (*advice.picks, *advice.below)]
-    assert all(j.vouched >= advice.bar > k.vouched for j in advice.picks for k in advice.below)
+    assert all(j.lower_bound >= advice.bar > k.lower_bound for j in advice.picks for k in advice.below)
 
 
 def test_a_published_result_beats_a_wider_one_carried_over():

@@ -115,7 +115,7 @@ def test_files_that_are_no_csv_or_too_large_are_refused(tmp_path: Path, monkeypa
         from_csv(tmp_path / "none.csv", EDGES)
     binary = tmp_path / "b.csv"
     binary.write_bytes(b"time,input_tokens,output_tokens\n\xff\xfe\n")
-    with pytest.raises(UsageError, match="no CSV in UTF-8"):
+    with pytest.raises(UsageError, match="not a CSV file in UTF-8"):
         from_csv(binary, EDGES)
     path = made(tmp_path, "time,input_tokens,output_tokens\n2026-11-01,1,1\n2026-11-01,1,1\n")
     monkeypatch.setattr(traffic, "MOST_ROWS", 1)

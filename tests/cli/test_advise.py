@@ -98,7 +98,7 @@ def test_all_names_every_reason(run: Run):
         (("advise", "chat", "--engine", "vllm"), "needs named hardware"),
         (("advise", "chat", "--budget", "1"), "rents no hardware"),
         (("advise", "chat", "--on", "h100", "--budget", "10"), "beyond a budget"),
-        (("advise", "chat", "--country-not", "China"), "no country code"),
+        (("advise", "chat", "--country-not", "China"), "not a country code"),
         (("advise", "chat", "--licence", "fun"), "is none of"),
         (("advise", "chat", "--licence", "research", "--for", "commercial"), "two purposes"),
         (("advise", "chat", "--html", "/nowhere/x.html"), "cannot be written"),

@@ -1,8 +1,8 @@
-"""Which model for this work, under these conditions, in this place: ranked, with reasons, and what was ruled out.
+"""Ranks models for a task under the user's conditions, with reasons, and lists what each rule excluded.
 
-Every model of the catalogue is held against every rule, so that an answer can say which rule left nothing. Of what
-remains, those whose results vouch for the task's bar are ranked; those below it, and those without any published
-result, stand apart. "Nothing here is good enough" is an answer, with what would be. Knows no machine and no engine: a
+Every model of the catalogue is checked against every rule, so that an answer can name the rule that left nothing. Of
+the rest, models whose results reach the task's bar are ranked; models below it, or without any published result, are
+listed apart. "Nothing here is good enough" is an answer, with what would be. Knows no machine and no engine: a
 `Placer` says where a model would run and how fast.
 Path: cli/advise, freehold.advise -> advise(request, models, placer) -> Advice.
 """
@@ -75,7 +75,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The rule that rules a model out, and why in words."""
+    """The rule that excludes a model, and the reason in words."""
 
     rule: str
     why: str
@@ -86,7 +86,7 @@ Placer = Callable[[Model, int], Placement | Refusal]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked. `facts` None: the licence is not judged. `held`: ids that alone count; None: all do."""
+    """The request. `facts` None: the licence is not judged. `held`: only these ids are considered; None: all are."""
 
     task: Task
     facts: Facts | None = None
@@ -100,11 +100,11 @@ class Request:
     cheapest: bool = False  # of those not shown to be worse than the best, what costs least comes first
 
     def __post_init__(self) -> None:
-        """Refuse what is no country, no context and no speed."""
+        """Refuse values that are not a valid country, context or speed."""
         for code in self.country_not:
             if not (len(code) == 2 and code.isascii() and code.isalpha()):
                 raise UsageError(
-                    f"country {code!r} is no country code", "write two letters, such as CN or US"
+                    f"country {code!r} is not a country code", "write two letters, such as CN or US"
                 )
         if not 0 <= self.min_context <= MOST_CONTEXT:
             raise UsageError(f"a context of {self.min_context} tokens is not within 0..{MOST_CONTEXT:,}")
@@ -124,7 +124,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One model held against every rule; without refusals it is a pick."""
+    """One model checked against every rule; without refusals it is a pick."""
 
     model: Model
     quality: Quality | None
@@ -135,8 +135,8 @@ class Judged:
     doubtful: bool = False  # fast enough only by the upper bound of what was measured beside others
 
     @property
-    def vouched(self) -> float:
-        """What its results vouch for, in per cent; -1 where nothing is known."""
+    def lower_bound(self) -> float:
+        """The low end of its quality range, in per cent; -1 where nothing is known."""
         return self.quality.range.low if self.quality else -1.0
 
 
@@ -153,9 +153,9 @@ class Own:
 class Advice:
     """The answer: `picks` best first, and on which scale quality stands.
 
-    What is no pick: `below`, whose results do not vouch for the task's bar; `unproven`, of which no published result
-    tells of this work; `ruled_out` by a rule. `instead`: where there is no pick, the smallest models that pass the
-    bar on other hardware, placed there. Every model stands in one of the first four, once.
+    Not picked: `below`, whose range begins below the task's bar; `unproven`, without a published result for this
+    task; `ruled_out` by a rule. `instead`: where there is no pick, the smallest models that pass the
+    bar on other hardware, placed there. Every model is in exactly one of the first four.
     """
 
     request: Request
@@ -173,12 +173,12 @@ class Advice:
 
     @property
     def runnable(self) -> tuple[Judged, ...]:
-        """What no rule stands against, good enough or not: picks, then below, then unproven."""
+        """Models that no rule excludes, good enough or not: picks, then below, then unproven."""
         return (*self.picks, *self.below, *self.unproven)
 
     @property
     def considered(self) -> int:
-        """How many models were held against the request."""
+        """How many models were checked against the request."""
         return len(self.runnable) + len(self.ruled_out)
 
     @property
@@ -196,12 +196,12 @@ class Advice:
 
     @property
     def relax_to_good(self) -> tuple[tuple[str, int], ...]:
-        """The same of models whose results vouch for the bar."""
-        return _ways(j for j in self.ruled_out if j.vouched >= self.bar)
+        """The same, counting models whose results reach the bar."""
+        return _ways(j for j in self.ruled_out if j.lower_bound >= self.bar)
 
     @property
     def by_tier(self) -> dict[str, Judged]:
-        """The best model of each size class that only the place stands against, if anything does."""
+        """The best model of each size class that only its place excludes, if anything does."""
         best: dict[str, Judged] = {}
         able = [j for j in self.ruled_out if all(r.rule in PLACE_RULES for r in j.refusals)]
         for judged in sorted((*self.picks, *self.below, *able), key=_ordering(self.request.task)):
@@ -223,7 +223,7 @@ def advise(
     placer: Placer,
     elsewhere: Callable[[], Placer] | None = None,
 ) -> Advice:
-    """Hold every model against the request and rank what remains.
+    """Check every model against the request and rank what remains.
 
     `elsewhere`: where to place models that pass the bar, if none does here; None: they are not looked for.
     """
@@ -234,8 +234,8 @@ def advise(
     judged = [_judge(m, request, scale, quick, placer) for m in known if _of_kind(m, task)]
     able = sorted((j for j in judged if not j.refusals), key=_ordering(task))
     bar = task.bar if scale.benchmark else 0.0
-    picks = [j for j in able if j.vouched >= bar] if scale.benchmark else able
-    below = tuple(j for j in able if scale.benchmark and j.quality and j.vouched < bar)
+    picks = [j for j in able if j.lower_bound >= bar] if scale.benchmark else able
+    below = tuple(j for j in able if scale.benchmark and j.quality and j.lower_bound < bar)
     unproven = tuple(j for j in able if scale.benchmark and not j.quality)
     ruled_out = tuple(j for j in judged if j.refusals)
     instead = _instead(request, scale, (*below, *ruled_out), elsewhere()) if elsewhere and not picks else ()
@@ -246,13 +246,13 @@ def advise(
 def _instead(
     request: Request, scale: Scale, judged: Iterable[Judged], elsewhere: Placer
 ) -> tuple[Judged, ...]:
-    """Return the smallest models that pass the bar on other hardware, of those that only the place stands against."""
+    """Return the smallest models that pass the bar on other hardware, of those that only their place excludes."""
     found: list[Judged] = []
     able = [j for j in judged if all(r.rule in PLACE_RULES for r in j.refusals)]
     passing = [j for j in able if (q := scale.of(j.model)) and q.range.low >= request.task.bar]
     for one in sorted(passing, key=lambda j: j.model.params_b)[:_TRIED]:
         there = _judge(one.model, request, scale, scale, elsewhere)
-        if not there.refusals and there.vouched >= request.task.bar and len(found) < _INSTEAD:
+        if not there.refusals and there.lower_bound >= request.task.bar and len(found) < _INSTEAD:
             found.append(there)
     return tuple(found)
 
@@ -272,7 +272,7 @@ def _finder_order(judged: Judged) -> tuple[bool, int, float, float, str]:
 def _order(judged: Judged) -> tuple[bool, bool, float, float, str]:
     """Order by published results, or the low end of what is carried over; then by speed.
 
-    Models of which nothing is known in a language that was asked for come after those of which something is.
+    Models without a known result in a requested language come after the others.
     """
     standing = judged.quality.standing if judged.quality else -1.0
     speed = judged.placement.decode.mid if judged.placement else 0.0
@@ -280,30 +280,30 @@ def _order(judged: Judged) -> tuple[bool, bool, float, float, str]:
 
 
 def cheapest_first(picks: list[Judged]) -> list[Judged]:
-    """Order by cost those whose range reaches the best one's low end: none of them is shown to be worse.
+    """Order by cost the models whose range reaches the best one's low end: none is shown to be worse.
 
-    Cost is a month's rent, then memory. The others follow as they stood.
+    Cost is a month's rent, then memory. The others keep their order.
     """
     if not picks:
         return picks
-    able = [j for j in picks if j.quality is None or j.quality.range.high >= picks[0].vouched]
+    able = [j for j in picks if j.quality is None or j.quality.range.high >= picks[0].lower_bound]
     return sorted(able, key=_cost) + [j for j in picks if j not in able]
 
 
 def _cost(judged: Judged) -> tuple[float, int, float]:
     place = judged.placement
     assert place is not None  # a pick has one
-    return (place.month or 0.0), place.memory, -judged.vouched
+    return (place.month or 0.0), place.memory, -judged.lower_bound
 
 
 def _of_kind(model: Model, task: Task) -> bool:
-    """Say whether a model makes what the task wants at all: vectors, or text."""
+    """Tell whether a model gives the task's kind of output: vectors, or text."""
     return model.role == ("embedder" if task.encoder else "reranker" if task.reranker else "generator")
 
 
 def _judge(model: Model, request: Request, scale: Scale, quick: Scale, placer: Placer) -> Judged:
-    told = tongues.evidence(model, request.languages)
-    refusals = [*_facts_against(model, request), *(_language(t) for t in told if t.level == tongues.DENIED)]
+    known = tongues.evidence(model, request.languages)
+    refusals = [*_facts_against(model, request), *(_language(t) for t in known if t.level == tongues.DENIED)]
     ruled = None
     if request.facts is not None:
         ruled = verdict(model, request.facts)
@@ -312,7 +312,7 @@ def _judge(model: Model, request: Request, scale: Scale, quick: Scale, placer: P
     context = min(request.context, model.context) if model.context else request.context
     placed = placer(model, context)
     if isinstance(placed, Refusal):
-        return Judged(model, scale.of(model), ruled, None, (*refusals, placed), told)
+        return Judged(model, scale.of(model), ruled, None, (*refusals, placed), known)
     speed = placed.decode.mid if placed.sure else placed.decode.high
     hurried = speed < THINKING_PACE and not request.task.patient
     if speed < request.speed:
@@ -324,7 +324,7 @@ def _judge(model: Model, request: Request, scale: Scale, quick: Scale, placer: P
     doubtful = placed.decode.mid < request.speed <= speed
     quality = (None if hurried else scale.of(model)) or quick.of(model)
     quality = quality and rounded(quality, placed.quant, model)
-    return Judged(model, quality, ruled, placed, tuple(refusals), told, doubtful)
+    return Judged(model, quality, ruled, placed, tuple(refusals), known, doubtful)
 
 
 def _language(denied: Tongue) -> Refusal:
@@ -332,7 +332,7 @@ def _language(denied: Tongue) -> Refusal:
 
 
 def _facts_against(model: Model, request: Request) -> Iterable[Refusal]:
-    """Say which facts of a model stand against the request; an unknown fact does, too."""
+    """Yield the facts of a model that exclude it; an unknown fact does, too."""
     task = request.task
     if model.instructed is False and not task.base_too:
         yield Refusal("task", "a base model: it continues text and follows no instruction")
@@ -356,11 +356,11 @@ def _facts_against(model: Model, request: Request) -> Iterable[Refusal]:
     if request.max_params and model.params_b > request.max_params:
         yield Refusal("size", f"{model.params_b:g} billion parameters")
     if request.held is not None and model.id not in request.held:
-        yield Refusal("held", "not held here")
+        yield Refusal("held", "not on this machine")
 
 
 def _because(ruled: Verdict) -> str:
-    """Return why a licence stands against it: the first deciding clause, or the fact that would decide."""
+    """Return why a licence excludes it: the first deciding clause, or the fact that would decide."""
     first = ruled.deciding[0]
     waits = f" ({', '.join(w.replace('_', ' ') for w in first.waits_for)}?)" if first.waits_for else ""
     where = f" [{first.licence}, {first.clause}]" if first.licence else ""

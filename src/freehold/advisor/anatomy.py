@@ -1,4 +1,4 @@
-"""What a model weighs: bytes of weights in all and for one token, and what a conversation keeps.
+"""Sizes of a model: bytes of weights in total and per token, and bytes that a conversation keeps.
 
 `from_file` reads the headers of a GGUF or of safetensors and is exact; `from_catalogue` works from published
 sizes and a quantisation's mix, and is as good as they are. Knows no machine and no engine: what an engine makes
@@ -86,7 +86,7 @@ class Anatomy:
 
     @property
     def structure(self) -> Structure:
-        """What an engine is asked by whether it runs this model."""
+        """The architecture name by which an engine says whether it runs this model."""
         kinds = frozenset(g.kind for g in self.layers)
         return Structure(self.architecture, kinds, any(p.role == "experts" for p in self.parts), self.role)
 
@@ -135,9 +135,9 @@ class Anatomy:
 
 
 def from_catalogue(model: Model, quant: str) -> Anatomy:
-    """Weigh a model by what is published of it, in a quantisation that catalog.quants knows.
+    """Compute a model's sizes from published figures, in a quantisation that catalog.quants knows.
 
-    A GGUF is weighed by the text half alone; what servers load from the hub also has its towers and draft layers.
+    A GGUF holds the text model alone; what servers load from the hub also has its towers and draft layers.
     As exact as the count of weights, which is a label's round number where no count is known; without the width of
     the embedding, it counts as a layer's. Raises UsageError for an unknown quantisation, and where the number
     of parameters is unknown.
@@ -185,7 +185,7 @@ def _beside(model: Model) -> float:
 
 
 def in_quant(anatomy: Anatomy, quant: str) -> Anatomy:
-    """Weigh a file's model as it would be in another quantisation: its own matrices, the mix's types."""
+    """Compute a file's model in another quantisation: its own matrices, the mix's types."""
     found = quants.mix(quant)
     sums: dict[tuple[str, float], float] = {}
     for part in anatomy.parts:
@@ -213,7 +213,7 @@ def _published(model: Model) -> Iterable[tuple[str, float, float]]:
     else:
         role, chosen = "experts", used / left if left else 1.0
         chosen = model.experts_per_token / model.experts if model.experts else chosen
-    # a token reads what all share and `chosen` of the rest; what it does not read tells how much the rest is
+    # a token reads the shared weights and `chosen` experts; what it does not read gives the size of the rest
     rest = min((left - used) / (1 - chosen), left) if used < left else 0.0
     if left > rest:
         yield "body", left - rest, 1.0
@@ -257,9 +257,9 @@ def _mixed(
 
 
 def from_file(path: str | Path) -> Anatomy:
-    """Weigh a GGUF file or a folder of safetensors by its headers: no weight is read.
+    """Compute the sizes of a GGUF file or a folder of safetensors from its headers: no weight is read.
 
-    Raises what formats.open_model_file raises; BadModelFile where the file does not tell its own layers.
+    Raises what formats.open_model_file raises; BadModelFile where the file does not state its layers.
     """
     from freehold.formats import GGUFFile, open_model_file
 
@@ -352,7 +352,7 @@ def _main_type(opened: ModelFile) -> str:
 
 
 class _Keys:
-    """Sizes out of metadata that may lack any of them; a value that is no size is an error with its key."""
+    """Sizes out of metadata that may lack any of them; a value that is not a size is an error with its key."""
 
     def __init__(self, values: Mapping[str, Any], prefix: str) -> None:
         self._values, self._prefix = values, prefix
@@ -371,7 +371,7 @@ class _Keys:
         values = values if isinstance(values, list) else [] if values is None else [values]
         for value in values:
             if type(value) is not int or not 0 <= value < 1 << 40:
-                raise BadModelFile(f"{self._prefix}{key} is {str(value)[:40]!r}, which is no size")
+                raise BadModelFile(f"{self._prefix}{key} is {str(value)[:40]!r}, which is not a size")
         return values
 
 

@@ -1,6 +1,6 @@
-"""A question joined with the options beside it: which of two counts, and what an answer must say about that.
+"""Joins a question in words with the options beside it, and notes where the two differ.
 
-An option counts over the same thing said in words; where they differ, a note says so. Knows no model.
+An option overrides the same condition in words; where they differ, a note says so. Knows no model.
 Path: choosing.advise -> join -> Asked -> advice.Request, Advice.asked
 """
 
@@ -23,7 +23,7 @@ SHOWN = ("beside", "matter", "note")  # parts that an answer names apart from wh
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What an answer rests on. Empty and zero: neither the question nor an option says."""
+    """The conditions an answer is based on. Empty and zero: neither the question nor an option gives them."""
 
     question: Question
     task: Task
@@ -57,7 +57,7 @@ def join(
     languages: Sequence[str] = (),
     cheapest: bool = False,
 ) -> Asked:
-    """Join a question with options. Raises UsageError where no task is named, and for values that are none."""
+    """Join a question with options. Raises UsageError where no task is named, and for invalid values."""
     asked_in = _languages(question, languages)
     task = _in_language(question.task, asked_in)  # raises
     notes = [f"{u.name} beside it: {u.says}" for u in question.unanswered]

@@ -1,4 +1,4 @@
-"""Owning held against APIs: what each costs a month, from how many tokens a day owning is cheaper, and why.
+"""Compares self-hosting with API prices: the cost of each per month, and the break-even volume in tokens a day.
 
 Every figure is a range: the answer at every assumption's middle, and what four of five draws of all of them
 lie between, each drawn for itself between its ends (the same draws every time). The tornado moves one alone.
@@ -87,7 +87,7 @@ def compare(
     day: date,
     batch: bool = False,
 ) -> Comparison:
-    """Hold owning against every (offer, whether it sells the same model) at the prices of `day`."""
+    """Compare owning with every (offer, whether it sells the same model) at the prices of `day`."""
     mid = {key: a.value.mid for key, a in assumed.items()}
     draws = _draws(assumed)
     month, swings = _ranged(lambda at: sum(owned.month(at, traffic).values()), assumed, draws)
@@ -185,7 +185,7 @@ def _draws(assumed: Mapping[str, Assumption]) -> list[Point]:
 
 
 def _drawn(value: Interval, chance: float) -> float:
-    """Return the value that is exceeded with 1 - `chance`: normal on either side of the middle, held at its ends."""
+    """Return the value that is exceeded with 1 - `chance`: normal on either side of the middle, clamped to its ends."""
     off = max(-1.0, min(1.0, _NORMAL.inv_cdf(chance) / _TENTH))
     end = value.high if off > 0 else value.low
     if value.low > 0:

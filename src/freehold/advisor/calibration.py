@@ -1,9 +1,9 @@
-"""Predicted against measured: every real run leaves a line, and the lines correct what is predicted next.
+"""Corrects predicted speeds by measured ones: every real run appends a line, and the lines give the correction.
 
-A line of runs.jsonl in the data folder is one run: what it asked of the machine, what was told, and what came
-(`measured`), in tokens a second. What physics says of it follows from the machine's rates, those of the same minutes
-where they were measured, else those known today, so that a better measurement mends what is past too. The correction
-is the median of log(measured / physics): over a model's own runs where there are enough, else over the models run
+A line of runs.jsonl in the data folder is one run: its cost, the predicted speed (`told`) and the measured one, in
+tokens a second. The uncorrected prediction follows from the machine's rates, those of the same minutes where they were
+measured, else the latest, so that a better measurement improves past runs too. The correction
+is the median of log(measured / uncorrected): over a model's own runs where there are enough, else over the models run
 here, each counted once. Runs beside others' load are kept and do not count. Knows no model and no clock: the caller
 says which and when.
 Path: cli/run, cli/bench -> record; advisor.fit -> read -> History.correction
@@ -27,7 +27,7 @@ from freehold.machine import CROWDED
 
 FILE = "runs.jsonl"
 MOST_BYTES = 1 << 20  # about 4,000 runs; then the older half goes
-LATEST = 24  # runs of a model that count: what an engine or a machine was long ago is no guide
+LATEST = 24  # runs of a model that count: older ones describe an engine and a machine that have changed
 ENOUGH = 3  # runs of one model that outweigh those of others
 KINDS = ("decode", "prefill")
 UNKNOWN = 0.25  # deviation of log(measured / raw) before anything ran here
@@ -41,7 +41,7 @@ class Run:
 
     kind: str  # decode | prefill
     machine: str
-    model: str  # the file's digest, or its name where nobody hashed it
+    model: str  # the file's digest, or its name where it was never hashed
     quant: str
     depth: int  # tokens before a decode, tokens of a prompt
     read: float  # bytes and operations, as machine.Cost has them
@@ -49,13 +49,13 @@ class Run:
     rest: float
     read_gb_s: float  # rates of the same minutes; 0: not measured then
     int8_gops: float
-    told: float
+    told: float  # the prediction, in tokens a second
     measured: float
     at: str  # ISO 8601, UTC
     load: float = 0.0  # cores that others took of those wanted here, as a share
 
     def raw(self, rates: Rates) -> float:
-        """Return what physics says, in tokens a second; `rates` where the run has none of its own."""
+        """Return the uncorrected prediction, in tokens a second; `rates` where the run has none of its own."""
         own = Rates(self.read_gb_s, self.int8_gops) if self.read_gb_s and self.int8_gops else rates
         tokens = 1 if self.kind == "decode" else self.depth
         return tokens / Cost(self.read, self.cores, self.rest).seconds(own)

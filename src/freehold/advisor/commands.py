@@ -54,7 +54,9 @@ def line(
     if engine == "llama.cpp":
         return _llama_cpp(model, quant, context, users)
     if not model.hub:
-        return Line("", f"{model.id} is no repository on the hub: its lab hands the weights out elsewhere")
+        return Line(
+            "", f"{model.id} is not a repository on the hub: its lab distributes the weights elsewhere"
+        )
     if engine == "mlx":
         return _mlx(model, quant)
     return _server(model, quant, engine, devices, context)
@@ -67,7 +69,7 @@ def finder_line(model: Model, *, here: bool) -> Line:
         return (
             Line(f"freehold embed {model.name or model.id}")
             if known
-            else Line("", "our engine ranks no pairs")
+            else Line("", "our engine does not rerank pairs")
         )
     if model.architecture not in _POOLED or not model.hub:
         return Line("", f"vLLM is not known to serve {model.architecture or 'its architecture'}")

@@ -1,6 +1,6 @@
-"""One question of cost, answered: own this model for this traffic, or pay by the token?
+"""Answers one question of cost: host this model for this traffic, or pay an API by the token?
 
-Chooses what nobody said: the machines, their speed, the APIs to compare with. Knows no wording.
+Chooses what the caller left open: machines, their speed, the APIs to compare with. Knows no wording.
 Path: cli/cost.py -> cost -> hosting, ownership.assumptions, breakeven.compare -> Comparison
 """
 
@@ -37,9 +37,9 @@ def cost(
     batch: bool = False,
     day: date | None = None,
     growth: float = 0.0,
-    **told: Interval | float,
+    **given: Interval | float,
 ) -> Comparison:
-    """Hold owning `model` on hardware `on` against APIs; `told` are assumptions by key, `hourly` and `price` too.
+    """Compare hosting `model` on hardware `on` with APIs; `given` are assumptions by key, `hourly` and `price` too.
 
     `speed`: tokens a second of answers of one machine, predicted where None. `growth`: a month, 0.05 is 5 %.
     `traffic`: 10 million tokens a day where None. Raises UsageError, ModelNotFound.
@@ -48,7 +48,7 @@ def cost(
     facts = catalog.model(model) if model else None
     traffic = traffic or from_figures()
     owned, fast = _owned(facts, traffic, on, bought, speed, engine, quant, users)
-    assumed = ownership.assumptions(owned, fast, traffic, {key: _interval(v) for key, v in told.items()})
+    assumed = ownership.assumptions(owned, fast, traffic, {key: _interval(v) for key, v in given.items()})
     traffic = traffic.growing(growth, assumed["months"].value.mid)
     offers, left_out = _offers(facts, against, traffic, day, batch)
     found = compare(owned, assumed, traffic, offers, day, batch)
@@ -65,12 +65,12 @@ def _owned(
     quant: str | None,
     users: int,
 ) -> tuple[Owned, Assumption]:
-    """Return the machines and how fast one answers: as told, else as predicted for the model."""
+    """Return the machines and how fast one answers: as given, else as predicted for the model."""
     if speed is not None:
-        told = _interval(speed)
-        if told.low <= 0:
+        given = _interval(speed)
+        if given.low <= 0:
             raise UsageError("0 tokens a second answer nothing", "give what one machine writes a second")
-        return Owned(catalog.rig(on or hosting.USUAL), bought), ownership.speed(told)
+        return Owned(catalog.rig(on or hosting.USUAL), bought), ownership.speed(given)
     if facts is None:
         raise UsageError(
             "how fast would it answer?", "name a MODEL of the catalogue, or give --tokens-per-second and --on"

@@ -1,7 +1,7 @@
 """Engines as parameters: where they run, which weights they read, what memory they use, how fast they are.
 
 Two files of data: `engines.toml` is written by hand from each engine's documentation; `speeds.toml` is fitted by
-`benches/choose/published.py --refit` to the rows under benches/published. Knows no model and predicts nothing.
+`benches/choose/published.py --refit` to the rows under benches/choose/published. Knows no model and predicts nothing.
 Path: roofline -> engine, speed -> Engine, Speed
 """
 
@@ -74,9 +74,9 @@ class Speed:
     engine: str
     on: str  # gpu | old | mac | cpu
     factors: Mapping[str, float]
-    fit: str = ""  # to which published rows: one (user) | many; empty: to none, told by `source`
+    fit: str = ""  # to which published rows: one (user) | many; empty: to none, taken from `source`
     rows: int = 0
-    covers: tuple[str, ...] = ()  # what the rows tell of: answer, prompt, tpot, ttft, output
+    covers: tuple[str, ...] = ()  # what the rows measure: answer, prompt, tpot, ttft, output
     vendors: tuple[str, ...] = ()  # whose devices they are of
     source: str = ""
     spread: Mapping[str, Spread] = field(
@@ -119,8 +119,8 @@ def speed(engine: Engine, device: Device) -> Speed:
 
 @cache
 def speeds() -> tuple[Speed, ...]:
-    """Return every speed; a fitted factor goes before one that is only told."""
-    found = dict(told())
+    """Return every speed; a fitted factor goes before a documented one."""
+    found = dict(documented())
     for raw in _data("speeds.toml")["speed"]:
         key = raw["engine"], raw["on"]
         more = found[key].factors if key in found else {}
@@ -132,9 +132,9 @@ def speeds() -> tuple[Speed, ...]:
 
 
 @cache
-def told() -> Mapping[tuple[str, str], Speed]:
-    """Return by engine and class of device what no published row tells: documents, single figures, judgement."""
-    return {(raw["engine"], raw["on"]): Speed(**raw) for raw in _data("engines.toml")["told"]}
+def documented() -> Mapping[tuple[str, str], Speed]:
+    """Return by engine and class of device what comes from documents, single figures or judgement."""
+    return {(raw["engine"], raw["on"]): Speed(**raw) for raw in _data("engines.toml")["documented"]}
 
 
 @cache
@@ -145,7 +145,7 @@ def spreads() -> Mapping[str, Spread]:
 
 def forget() -> None:
     """Read the data again when it is next asked for: a refit has written it."""
-    for kept in (_data, engines, speeds, told, spreads):
+    for kept in (_data, engines, speeds, documented, spreads):
         kept.cache_clear()
 
 

@@ -1,8 +1,8 @@
-"""What was published of each model, a mean a measure, and how far a repeat by others would stray from it.
+"""Published results of each model: one mean a measure, and how far a repeat by others would differ.
 
 A measure is a benchmark in one mode: a base model's, with thinking aloud ("/thinking") or without; and of one version
 where versions ask other questions ("@"). Two sources that report the same figure count once: one has it of the other.
-Knows benchmarks and results; ranks nothing and foresees nothing.
+Knows benchmarks and results; ranks and predicts nothing.
 Path: quality.Scale -> Evidence(models) -> of(model) -> Result.
 """
 
@@ -85,8 +85,8 @@ def _mode(name: str, setting: str, instructed: bool | None, thinking: str, relea
 
 def _version(name: str, setting: str, released: str) -> str:
     if name == "livecodebench":
-        told = re.search(r"\bv\d\b", setting)
-        new = told[0] == "v6" if told else released >= _RECENT
+        version = re.search(r"\bv\d\b", setting)
+        new = version[0] == "v6" if version else released >= _RECENT
         return name if new else f"{name}@old"
     if name == "bfcl":
         return name if "v3" in setting else f"{name}@v4" if "v4" in setting else f"{name}@old"

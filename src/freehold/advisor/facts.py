@@ -82,7 +82,7 @@ class Facts:
     """The user's facts; None and empty: not said.
 
     A firm's use that stays inside it (internal, evaluation) means no access for others, no weights passed on,
-    nothing sold, unless said otherwise. Whoever offers access to this model sells model services, unless
+    nothing sold, unless said otherwise. Offering access to this model counts as selling model services, unless
     said otherwise. One of month's and year's revenue stands in for the other, at a twelfth or twelvefold; a year's
     is at least a month's.
     Raises UsageError for a value that is none.
@@ -107,7 +107,7 @@ class Facts:
     bypasses_guardrails: bool = False  # you weaken guardrails in the model
 
     def __post_init__(self) -> None:
-        """Refuse what is no purpose, no country and no amount."""
+        """Refuse values that are not a valid purpose, country or amount."""
         if self.purpose and self.purpose not in PURPOSES:
             raise UsageError(f"purpose {self.purpose!r} is none of {', '.join(PURPOSES)}")
         if self.seat and self._country() not in COUNTRIES:

@@ -46,10 +46,10 @@ def ranked(models: Iterable[Model], role: str, codes: Sequence[str]) -> list[Mod
 
 def order(model: Model, codes: Sequence[str]) -> tuple[bool, int, float, float, str]:
     """Return a sort key: languages known, then the scale, then the result, then the longer context."""
-    told = tongues.evidence(model, codes)
+    known = tongues.evidence(model, codes)
     score = result(model)
     scale = (MANY, RERANKED, ENGLISH).index(score.benchmark) if score else 3
-    return not tongues.known(told), scale, -(score.value if score else 0.0), -model.context, model.id
+    return not tongues.known(known), scale, -(score.value if score else 0.0), -model.context, model.id
 
 
 def result(model: Model) -> Score | None:
@@ -98,9 +98,9 @@ def _first(ordered: Iterable[Model], codes: Sequence[str], here: bool) -> Found 
 def says(model: Model, codes: Sequence[str]) -> str:
     """Word the evidence: the result, and the languages."""
     score = result(model)
-    told = [f"{score.benchmark} {score.value:g}" if score else "no published result in finding texts"]
-    told += [t.says for t in tongues.evidence(model, codes)]
-    return "; ".join(told)
+    parts = [f"{score.benchmark} {score.value:g}" if score else "no published result in finding texts"]
+    parts += [t.says for t in tongues.evidence(model, codes)]
+    return "; ".join(parts)
 
 
 def _denied(model: Model, codes: Sequence[str]) -> bool:

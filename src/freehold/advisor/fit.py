@@ -30,7 +30,7 @@ from freehold.machine import show_bytes
 OURS = "freehold"
 USUAL_CONTEXT = 4096  # tokens a fit is computed for where no number is given
 MOST_CONTEXT = 1 << 30
-CACHE_SHARE = 0.9  # of free memory that a context somebody asked for may take; the engine's own rule
+CACHE_SHARE = 0.9  # of free memory that a requested context may take; the engine's own rule
 _GUESSED = 2.0  # how far off a speed may be on a machine that was never measured
 _CROWDED = 4.0  # how much more a machine may give alone than the best that was measured beside others
 _LOAD_SPREAD = 1.6  # of a load: whether its file is in memory yet decides more than the machine
@@ -123,7 +123,7 @@ def fit(
 
     `context` None: 4,096, or what the model was made for if that is less. `kv_type`: what our cache holds.
     `packed`: our engine has loaded it before, so that its weights need not be laid out again.
-    Raises UsageError for a context that is no number of tokens, and beyond what the model was made for.
+    Raises UsageError for a context that is not a number of tokens, and beyond what the model was made for.
     """
     most = anatomy.context or MOST_CONTEXT
     context = min(USUAL_CONTEXT, most) if context is None else context
@@ -216,12 +216,12 @@ def _memory(anatomy: Anatomy, context: int, kv_type: str) -> Memory:
 
 def _told(correction: Correction, cost: Cost, tokens: int, machine: Machine) -> Interval:
     """Return the corrected speed; where rates were measured in a crowd, up to what the machine may give alone."""
-    told = correction.apply(tokens / cost.seconds(machine.rates))
+    speed = correction.apply(tokens / cost.seconds(machine.rates))
     if machine.rates.busy:
         alone = correction.factor * tokens / cost.seconds(machines.unmeasured(machine.threads))
-        return Interval(told.mid / _GUESSED, told.mid, max(told.mid * _CROWDED, alone * _GUESSED))
+        return Interval(speed.mid / _GUESSED, speed.mid, max(speed.mid * _CROWDED, alone * _GUESSED))
     known = correction.runs or machine.rates.measured
-    return told if known else Interval.within(told.mid, _GUESSED)
+    return speed if known else Interval.within(speed.mid, _GUESSED)
 
 
 def _basis(correction: Correction, machine: Machine) -> str:

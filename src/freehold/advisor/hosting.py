@@ -1,6 +1,6 @@
 """Where a model is hosted and how fast it then answers: the hardware, the quantisation, the prediction.
 
-What nobody chose is chosen here: FP8 where the device has units for it, else what rounds least of what fits, and
+Defaults are chosen here: FP8 where the device has units for it, else what rounds least of what fits, and
 as few devices as hold it. Knows no cost.
 Path: cost -> host -> Rig, Assumption -> ownership
 """

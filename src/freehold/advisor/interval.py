@@ -24,7 +24,7 @@ class Interval:
     level: float = LEVEL
 
     def __post_init__(self) -> None:
-        """Refuse what is no interval: that is a mistake of ours."""
+        """Refuse bounds out of order: that is a mistake of ours."""
         if not 0 <= self.low <= self.mid <= self.high or not 0 < self.level < 1:
             raise ValueError(f"no interval: {self.low}, {self.mid}, {self.high} at {self.level}")
 

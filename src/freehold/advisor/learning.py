@@ -33,7 +33,7 @@ def learn(home: Path, path: Path, usages: Iterable[Usage], load: float = 0.0) ->
 
 
 def keep(home: Path, path: Path, speeds: list[Speed], rates: Rates | None = None, load: float = 0.0) -> None:
-    """Keep speeds of the model at `path`; a failure to write is no failure here.
+    """Keep speeds of the model at `path`; a failure to write is ignored.
 
     `rates`: of the same minutes, where they were measured; without, those kept, and nothing where none are.
     """

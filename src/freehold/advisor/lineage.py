@@ -26,7 +26,7 @@ from freehold.catalog.spelling import alike, spelled
 from freehold.catalog.tags import packed_by_others, tags_of
 from freehold.errors import ModelNotFound, UsageError
 
-MAX_DEPTH = 12  # generations; a longer chain is a mistake in somebody's catalogue
+MAX_DEPTH = 12  # generations; a longer chain is a mistake in the catalogue
 
 
 @dataclass(frozen=True, slots=True)

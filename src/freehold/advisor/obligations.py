@@ -45,7 +45,7 @@ class Pack:
 
     verdict: Verdict
     duties: tuple[Duty, ...]  # due now
-    later: tuple[Duty, ...]  # due if a fact nobody gave turns out so
+    later: tuple[Duty, ...]  # due if a fact that was not given turns out so
 
     @property
     def notice_lines(self) -> tuple[str, ...]:

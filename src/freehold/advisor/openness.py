@@ -1,7 +1,7 @@
 """How open a model is: its place on the spectrum, the OSI's word, its class in the Model Openness Framework.
 
 The licences it stands under place it; what else is published (data, code) comes from dated facts. Claims no
-class that nobody stated: an empty one is not known.
+class without a source: an empty one is not known.
 Path: cli/license -> openness -> lineage.standing, data/openness.toml.
 """
 
@@ -65,7 +65,7 @@ def _says(level: int) -> str:
     if level == 5:
         return "the weights are not published; the terms are those of the service"
     if level in (3, 4):
-        return "the licence limits use, so it is no open source licence in the OSI's sense"
+        return "the licence limits use, so it is not an open source licence in the OSI's sense"
     return "a licence in its line of descent is not known"
 
 

@@ -44,14 +44,14 @@ class Assumption:
     given: bool = False  # by the user
     limits: tuple[float, float] = (0.0, math.inf)  # of what an option takes
 
-    def told(self, value: Interval, source: str = "given") -> Assumption:
+    def with_value(self, value: Interval, source: str = "given") -> Assumption:
         """Return it with the user's own value; raise UsageError for one that cannot be."""
         least, most = self.limits
         if not (least <= value.low and value.high <= most):
-            told = f"{value.low:g}" if value.low == value.high else f"{value.low:g}-{value.high:g}"
+            text = f"{value.low:g}" if value.low == value.high else f"{value.low:g}-{value.high:g}"
             raise UsageError(
-                f"--{self.key} {told} is not within {least:g}..{most:,g}",
-                f"unless told, it is {self.value.mid:g}",
+                f"--{self.key} {text} is not within {least:g}..{most:,g}",
+                f"the default is {self.value.mid:g}",
             )
         return replace(self, value=value, source=source, checked=date.today(), given=True)
 
@@ -119,14 +119,14 @@ def assumptions(
     """
     found = {a.key: a for use, a in _defaults() if use in ("", "buy" if owned.bought else "rent")}
     if traffic.peak is not None:
-        found["peak"] = found["peak"].told(Interval.exactly(traffic.peak), traffic.source)
+        found["peak"] = found["peak"].with_value(Interval.exactly(traffic.peak), traffic.source)
     for one in (fast, _paid(owned, given)):
         found[one.key] = one
     for key, value in given.items():
         if key not in found:
             mode = "bought" if owned.bought else "rented"
             raise UsageError(f"--{key} says nothing of {mode} machines", "leave it away, or --buy or --rent")
-        found[key] = found[key].told(value)
+        found[key] = found[key].with_value(value)
     return found
 
 

@@ -126,7 +126,7 @@ def on_rigs(
     `engine` empty: whichever answers fastest. What a command is known for goes before what has none. Where no rig
     reaches the speed, the fastest placement is the answer. `refuses` says what our own engine does not run; of
     others' architectures nothing is known.
-    Raises UsageError for an engine that nobody knows or that runs on none of the rigs.
+    Raises UsageError for an unknown engine, and for one that runs on none of the rigs.
     """
     chosen = (engine_called(engine),) if engine else engines()
     if not any(e.runs_on(r.device) for e in chosen for r in rigs):

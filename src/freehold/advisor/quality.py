@@ -36,7 +36,7 @@ from freehold.catalog.tasks import Task
 LEVEL = 0.8  # share of known results that a range would have held
 MIN_KNOWN = 12  # models with a result, before a benchmark can be the scale
 MIN_PAIRS = 8  # models with results in both, before a line is drawn
-MOST_SPREAD = 1.0  # on the logits: 27 to 73 at 50 %; a line that holds no better than this is no evidence
+MOST_SPREAD = 1.0  # on the logits: 27 to 73 at 50 %; a line with a wider spread than this is not evidence
 LARGER = 2.0  # times a model's size, up to which others' results bound what is carried over to it
 # Models of other families and later months stray further from a line than those that it was drawn through: times the
 # spread, with which benches/choose/published_quality.py finds four of five of the models since 2025-12 inside.
@@ -122,10 +122,10 @@ class Scale:
             result = found[self.benchmark]
             said = f"{self.benchmark} {result.value:.3g}"
             said += f", the mean of {result.sources} sources" if result.sources > 1 else ""
-            told = self._quality(logit(self.benchmark, result.value), result.spread, "published", said)
-            low, high = min(told.range.low, result.value), max(told.range.high, result.value)
+            published = self._quality(logit(self.benchmark, result.value), result.spread, "published", said)
+            low, high = min(published.range.low, result.value), max(published.range.high, result.value)
             return replace(
-                told, range=Interval(low, result.value, high, LEVEL)
+                published, range=Interval(low, result.value, high, LEVEL)
             )  # below guessing, or 100 %, too
         return self._carried(model, found)
 
@@ -156,8 +156,8 @@ class Scale:
         carried.sort()
         weights = [1 / spread**2 for spread, *_ in carried]
         mid = sum(w * at for w, (_, at, *_) in zip(weights, carried, strict=True)) / sum(weights)
-        told = ", ".join(f"{key} {found[key].value:.3g}" for _, _, key, _ in carried[:3])
-        said = f"{told}, as {carried[0][3]} models with both compare"
+        sources = ", ".join(f"{key} {found[key].value:.3g}" for _, _, key, _ in carried[:3])
+        said = f"{sources}, as {carried[0][3]} models with both compare"
         least = WIDTH * self._evidence.between(benchmark(self.benchmark))
         return self._quality(mid, max(carried[0][0], least), "converted", said, self._bound(model))
 
@@ -195,8 +195,8 @@ class Scale:
         for m in self._models:
             x, y = self._results[m.id].get(key), self._results[m.id].get(self.benchmark)
             if x and y and x.aloud is aloud and y.aloud is (aloud and not self._quick):
-                told = says_something(key, x.value) and says_something(self.benchmark, y.value)
-                if told and m.params_b and self._may(m, key):
+                informative = says_something(key, x.value) and says_something(self.benchmark, y.value)
+                if informative and m.params_b and self._may(m, key):
                     both.append((m.params_b, logit(key, x.value), logit(self.benchmark, y.value)))
         if len(both) < MIN_PAIRS:
             return None

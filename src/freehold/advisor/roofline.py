@@ -149,7 +149,7 @@ def serving(work: Work, rig: Rig, engine: Engine, isl: int, osl: int, concurrenc
     """Predict what `concurrency` users get who each send `isl` tokens and ask for `osl`.
 
     Raises UsageError where the model does not fit, the engine does not run there, the device's rate is unknown, or
-    nobody asks for anything.
+    no request is running.
     """
     if isl < 0 or osl < 1 or concurrency < 1:
         raise UsageError(

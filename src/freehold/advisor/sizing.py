@@ -23,7 +23,7 @@ from freehold.catalog.model import Model
 from freehold.errors import UsageError
 
 COUNTS = (1, 2, 4, 8)  # GPUs of one kind in one machine
-PACE = 10.0  # tokens a second that each user gets at least, unless told otherwise: faster than most read
+PACE = 10.0  # tokens a second that each user gets at least, unless an option says otherwise: faster than most read
 
 
 @dataclass(frozen=True, slots=True)

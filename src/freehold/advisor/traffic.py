@@ -38,7 +38,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """A day's requests. `peak` is None where nobody told: an assumption stands in for it."""
+    """A day's requests. `peak` is None where it was not given: an assumption stands in for it."""
 
     shapes: tuple[Shape, ...]
     hours: tuple[float, ...] = _FLAT  # of the day's tokens, the share of each hour (UTC)
@@ -142,7 +142,7 @@ def from_csv(path: Path, edges: Sequence[int]) -> Traffic:
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}", "--csv takes a file") from e
     except (UnicodeDecodeError, csv.Error) as e:
-        raise UsageError(f"{path} is no CSV in UTF-8: {e}") from e
+        raise UsageError(f"{path} is not a CSV file in UTF-8: {e}") from e
     return sums.traffic(path)
 
 
@@ -223,7 +223,7 @@ def _number(row: Mapping[str, str | None], column: str, missing: float = 0.0) ->
     try:
         number = float(text)
     except ValueError:
-        raise ValueError(f"{column} {text[:40]!r} is no number") from None
+        raise ValueError(f"{column} {text[:40]!r} is not a number") from None
     if not 0 <= number <= MOST_TOKENS:
         raise ValueError(f"{column} {text[:40]} is not within 0..{MOST_TOKENS:,.0f}")
     return number

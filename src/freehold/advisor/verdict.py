@@ -1,6 +1,6 @@
 """May I? The user's facts times every licence a model stands under, with the clause that says so.
 
-Refused by one clause is refused; a fact or a licence that nobody knows blocks, and says what would decide.
+Refused by one clause is refused; an unknown fact or licence blocks, and the verdict names what would decide.
 Not legal advice: it reads terms as data and cannot weigh them as a lawyer does.
 Path: cli/license, advice -> verdict -> lineage.standing, facts.holds -> Verdict.
 """
@@ -17,11 +17,11 @@ from freehold.catalog.model import Model
 
 ANSWERS = ("refused", "unknown", "conditions", "allowed")
 DISCLAIMER = "This reads licence terms as data. It is not legal advice."
-# Nobody's use waits for these; where they are not known the card says so.
+# No verdict waits for these; where they are not known the card says so.
 _FOOTNOTES = ("patents", "termination", "law")
-# Nobody has the weights of a service, so these wait for no answer there.
+# The weights of a service are not available, so these need no answer there.
 _NEEDS_WEIGHTS = ("modify", "redistribute")
-# A permission is a reason where somebody wants it: topic -> the flag that says so (empty: everybody does).
+# A permission is a reason where it is wanted: topic -> the flag that says so (empty: always).
 _ASKED = {"commercial": "", "modify": "modifies", "redistribute": "shares", "outputs": "distils"}
 _BEARINGS = ("refuses", "undecided", "unknown", "requires", "requires if", "allows")
 
@@ -91,7 +91,7 @@ def verdict(
     `merged`: models that yours is made of besides; all their terms bind it. `teachers`: models on whose
     outputs it is trained. Making those outputs is a use of the teacher for your purpose, so its limits of use
     bind, and its rules on outputs; all its terms where its licence calls such a model a derivative. Raises
-    ModelNotFound for a name nobody knows.
+    ModelNotFound for an unknown name.
     """
     first = subject(asked)
     made = replace(facts, modifies=True) if merged or teachers else facts
@@ -137,7 +137,7 @@ def _taught(teacher: Subject, facts: Facts, family: frozenset[str]) -> list[Reas
 def _as_teacher(place: Standing, one: Licence, facts: Facts, related: bool) -> list[Reason]:
     """Judge a teacher's terms: the ones on outputs for the model that is trained, the others for running it.
 
-    Nobody gets the teacher itself, unless its licence counts the trained model as a derivative of it.
+    The teacher itself is not received, unless its licence counts the trained model as a derivative of it.
     """
     trained = replace(facts, same_family=facts.same_family or related)
     if one.outputs_bind:

@@ -11,7 +11,6 @@ import click
 
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
-from freehold.formats.adapter_names import ADAPTER_NAME, check_adapter_name
 
 if TYPE_CHECKING:
     from freehold.store import ModelRef, Store
@@ -40,6 +39,8 @@ draft_option = click.option(
 
 def named_adapter(given: str) -> tuple[str, str, Path]:
     """Part [MODEL+]NAME=PATH; a PATH alone gives the name of its file or folder. Raises UsageError."""
+    from freehold.formats.adapter_names import check_adapter_name
+
     name, equals, path = given.rpartition("=")
     found = Path(path).expanduser()
     model, _, name = (name if equals else found.stem).rpartition("+")
@@ -51,6 +52,7 @@ def named_adapter(given: str) -> tuple[str, str, Path]:
 
 def parted(store: Store, model: str) -> tuple[str, str]:
     """Part `base+adapter`; a MODEL that is one as a whole, or a file, has no adapter."""
+    from freehold.formats.adapter_names import ADAPTER_NAME
     from freehold.store.refs import parse_ref
 
     base, plus, adapter = model.rpartition("+")

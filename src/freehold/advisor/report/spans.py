@@ -1,4 +1,4 @@
-"""Ranges under each other on one axis, each with its middle, and a line for where somebody stands.
+"""Ranges under each other on one axis, each with its middle, and a line for the reader's own value.
 
 An infinite end is drawn open, to the edge; the caller writes each range's text. Knows no unit.
 Path: cli -> spans -> svg.chart.

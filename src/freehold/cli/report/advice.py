@@ -100,7 +100,7 @@ def apart(advice: Advice) -> list[str]:
 
 def short_of(advice: Advice, judged: Judged) -> str:
     """Word a quality below the bar, with decimals of its low end where rounding would put it at the bar."""
-    low = judged.vouched
+    low = judged.lower_bound
     if round(low) < advice.bar:
         return per_cent(judged.quality)
     digits = next((d for d in (1, 2) if round(low, d) < advice.bar), 3)
@@ -215,7 +215,7 @@ def _tiers(advice: Advice) -> Section:
 
 
 def _ruled_out(advice: Advice) -> Section:
-    ranked = sorted(advice.ruled_out, key=lambda j: -j.vouched)
+    ranked = sorted(advice.ruled_out, key=lambda j: -j.lower_bound)
     rows = [(j.model.id, r.rule, r.why) for j in ranked for r in j.refusals]
     parts = [table(("model", "rule", "why"), rows[:_MOST_RULED_OUT])]
     if len(rows) > _MOST_RULED_OUT:

@@ -113,7 +113,7 @@ def _print_ruled_out(advice: Advice, everything: bool) -> None:
     counts = Counter(rule for j in advice.ruled_out for rule in {r.rule for r in j.refusals})
     several = " (some by several rules)" if counts.total() > len(advice.ruled_out) else ""
     click.echo(f"ruled out: {len(advice.ruled_out)} of {advice.considered} models{several}")
-    ranked = sorted(advice.ruled_out, key=lambda j: -j.vouched)
+    ranked = sorted(advice.ruled_out, key=lambda j: -j.lower_bound)
     for rule in RULES:
         if rule in counts:
             found = [name(j.model) for j in ranked if any(r.rule == rule for r in j.refusals)]
