@@ -28,7 +28,7 @@ LONG = {  # files of more lines
     ),
     *("engine/cache/blocks.py", "engine/engine.py", "engine/schedule/scheduler.py", "formats/quant.py"),
     *("local/llm.py", "remote.py", "sandbox/jinja.py", "store/store.py"),
-    *("tokenizer/template.py", "types.py", "worker/models.py", "worker/process.py", "worker/supervisor.py"),
+    *("tokenizer/template.py",),
 }
 MOVING = (
     "cli",

@@ -2,7 +2,7 @@
 
     python benches/server/wire.py
 
-The engine process runs a script (worker/scripted.py), so that only EngineHandle, the socket, the process's threads and
+The engine process runs a script (worker/process/scripted.py), so that only EngineHandle, the socket, the process's threads and
 the way back are measured; HTTP is not in it (benches/server/load.py). Ends in one JSON line.
 Path: EngineModels.use -> EngineHandle.start -> socket -> ScriptedModel -> Frame -> EngineStream
 """
@@ -22,8 +22,8 @@ from freehold.config import Settings
 from freehold.serving import Job
 from freehold.store import Store
 from freehold.types import Message
+from freehold.worker.handle import EngineHandle
 from freehold.worker.models import EngineModels
-from freehold.worker.supervisor import EngineHandle
 from freehold.worker.wire import Script
 
 STEP_S = 0.01

@@ -2,7 +2,7 @@
 
 Work that takes long calls `check_stopped` between its pieces; whoever runs it for a caller that may leave says in
 `stops_when` how to tell. Knows no thread, no request and no clock.
-Path: worker/process.py -> stops_when -> Tokenizer.encode -> check_stopped
+Path: worker/process/queues.py -> stops_when -> Tokenizer.encode -> check_stopped
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ def real(model_path) -> Iterator[Real]:
     from freehold.config import load_settings
     from freehold.server.serve import Doors, Settings, bind_tcp
     from freehold.store import Store
-    from freehold.worker.models import EngineModels, EngineOptions
+    from freehold.worker.models import EngineModels
+    from freehold.worker.options import EngineOptions
 
     model_path(MODEL)
     up, made = threading.Event(), []

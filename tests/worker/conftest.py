@@ -15,9 +15,10 @@ from freehold.config import Settings
 from freehold.serving import Job
 from freehold.store import ModelRef, Store
 from freehold.types import Chunk
-from freehold.worker import supervisor
-from freehold.worker.models import EngineModels, EngineOptions
-from freehold.worker.supervisor import EngineHandle
+from freehold.worker import handle
+from freehold.worker.handle import EngineHandle
+from freehold.worker.models import EngineModels
+from freehold.worker.options import EngineOptions
 from tests.vectors.files import write_gguf
 
 Body = Callable[[EngineModels], Coroutine[Any, Any, None]]
@@ -37,7 +38,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelRef]:
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that runs `body(models)` in a loop of its own and closes the models, whatever happens."""
-    monkeypatch.setattr(supervisor, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(handle, "FIRST_WAIT_S", 0.01)
 
     def run(body: Body, options: EngineOptions | None = None, **wanted: Any) -> None:
         async def main() -> None:

@@ -18,10 +18,12 @@ from freehold.local import served as served_model
 from freehold.serving import EmbedJob, Job
 from freehold.stopping import check_stopped
 from freehold.types import Format, Message
-from freehold.worker import supervisor
-from freehold.worker.models import EngineModels, EngineOptions
-from freehold.worker.process import LONG_JOB, Answers, Intake
-from freehold.worker.scripted import ScriptedModel
+from freehold.worker import calls
+from freehold.worker.models import EngineModels
+from freehold.worker.options import EngineOptions
+from freehold.worker.process.intake import LONG_JOB, Intake
+from freehold.worker.process.jobs import LiveJobs
+from freehold.worker.process.scripted import ScriptedModel
 from freehold.worker.wire import Cancel, ModelCall, Script, Submit, Writer, size
 from tests.worker.conftest import answers
 
@@ -57,7 +59,7 @@ def engine() -> tuple[Counting, Intake, queue.SimpleQueue[Any]]:
     replied = queue.SimpleQueue[Any]()
     channel = cast(Any, SimpleNamespace(send_events=lambda events, stats: replied.put(events[0])))
     model = Counting()
-    return model, Intake(model, Answers(model, channel), channel), replied
+    return model, Intake(model, LiveJobs(model, channel), channel), replied
 
 
 def submitted(id: int, job: Job) -> Submit:
@@ -115,7 +117,7 @@ def test_cancelled_long_prompt_stops():
 
     model = Reading()
     channel = cast(Any, SimpleNamespace(send_events=lambda events, stats: None))
-    intake = Intake(model, Answers(model, channel), channel)
+    intake = Intake(model, LiveJobs(model, channel), channel)
     intake.take([submitted(1, Job(prompt=LONG))])
     assert model.begun.get(timeout=10) == LONG
     intake.take([Cancel(1)])
@@ -177,8 +179,8 @@ def test_callers_that_leave_take_their_calls_along(serve, monkeypatch):
 @pytest.mark.parametrize("limit", ["calls", "characters"])
 def test_more_than_may_wait_is_refused_with_a_time(serve, monkeypatch, limit):
     most = {"calls": 2, "characters": 64}[limit]
-    monkeypatch.setitem(supervisor.MOST_CALLS, "tokens", most)
-    monkeypatch.setattr(supervisor, "MOST_CALLS_SIZE", 2_000_000 if limit == "characters" else 1 << 30)
+    monkeypatch.setitem(calls.MOST_CALLS, "tokens", most)
+    monkeypatch.setattr(calls, "MOST_CALLS_SIZE", 2_000_000 if limit == "characters" else 1 << 30)
 
     async def body(models: EngineModels) -> None:
         model = await models.use("script")
@@ -205,7 +207,7 @@ def test_tokens_of_texts_are_told_as_they_are_computed(serve, tiny):
     async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
         told: list[int] = []
-        job = EmbedJob(tuple(["the cat"] * (supervisor.PORTION_TEXTS + 1)))
+        job = EmbedJob(tuple(["the cat"] * (calls.PORTION_TEXTS + 1)))
         got = await served.embed(job, computed=told.append)
         assert len(told) == 2 and sum(told) == sum(got.tokens)
         assert await answers(served, CHAT)

@@ -20,10 +20,12 @@ from freehold.errors import ContextOverflow, UnsupportedModel, UsageError
 from freehold.serving import EmbedJob, Job, Vectors
 from freehold.store import ModelRef
 from freehold.types import Message
-from freehold.worker.models import EngineModels, EngineOptions
-from freehold.worker.process import EMBEDDING, Answers, Intake
-from freehold.worker.scripted import ScriptedModel
-from freehold.worker.supervisor import PORTION_TEXTS
+from freehold.worker.calls import PORTION_TEXTS
+from freehold.worker.models import EngineModels
+from freehold.worker.options import EngineOptions
+from freehold.worker.process.intake import EMBEDDING, Intake
+from freehold.worker.process.jobs import LiveJobs
+from freehold.worker.process.scripted import ScriptedModel
 from freehold.worker.wire import ModelCall, Script
 from tests.vectors.encoders import write_encoder
 from tests.worker.conftest import answers, tokens
@@ -124,7 +126,7 @@ def test_batches_that_wait_for_their_steps_hold_up_no_interactive_request():
 
     channel = cast(Any, SimpleNamespace(send_events=lambda events, stats: replied.put(events[0].id)))
     model = Waiting(Script())
-    intake = Intake(model, Answers(model, channel), channel)
+    intake = Intake(model, LiveJobs(model, channel), channel)
     batch, urgent = asdict(EmbedJob(("a",), priority="batch")), asdict(EmbedJob(("a",)))
     intake.take(
         [*(ModelCall(i, "embed", [batch]) for i in range(2 * EMBEDDING)), ModelCall(99, "embed", [urgent])]

@@ -2,7 +2,7 @@
 
 Knows options, ports and what to tell the user; the server is server/, the engines are worker/. One server per
 home holds its lock for as long as it lives; `ps`, `stop` and `run` reach it through its Unix socket.
-Path: main -> serve -> bind_tcp, bind_unix -> server.serve.run -> worker.models.Models
+Path: main -> serve -> bind_tcp, bind_unix -> server.serve.run -> worker.models.EngineModels
 """
 
 from __future__ import annotations

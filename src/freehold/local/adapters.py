@@ -2,7 +2,7 @@
 
 Knows names and how many there may be; knows no request and no arithmetic. Adding and removing is safe while answers are
 made: a request holds its adapter, and keeps it to its end.
-Path: local.opening or worker/process.py -> Adapters.add -> load_adapter; LLM -> Adapters.find -> Request
+Path: local.opening or worker/process/intake.py -> Adapters.add -> load_adapter; LLM -> Adapters.find -> Request
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The limits of a job that comes from elsewhere; every field has one, and it is checked before anything is made.
 
 Knows numbers only; what they mean to a model (ranges of sampling, ids, the context) its own parts check.
-Path: worker/process.py -> ServedModel.start -> check_job
+Path: worker/process/intake.py -> ServedModel.start -> check_job
 """
 
 from __future__ import annotations

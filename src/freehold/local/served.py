@@ -2,7 +2,7 @@
 
 Knows the job a server sends and checks every field of it; knows no protocol and no socket. A program that loads a
 model for itself has no use for it: that is LLM.
-Path: worker/process.py -> ServedModel.start -> LocalJob.enter; ServedModel.pump -> LocalJob.take
+Path: worker/process/intake.py -> ServedModel.start -> LocalJob.enter; ServedModel.pump -> LocalJob.take
 """
 
 from __future__ import annotations

@@ -9,58 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 from freehold import __version__
 from freehold.errors import CapacityExceeded, EngineClosed, ModelNotFound
 from freehold.formats import open_lora
 from freehold.formats.adapter_names import check_adapter_name, unknown_adapter
-from freehold.machine import available_bytes, show_bytes
+from freehold.machine import available_bytes
 from freehold.serving import LoadedInfo, ModelHandle, StoredModel
 from freehold.store import ModelRef, Store
 from freehold.store.overlays import Overlay
 from freehold.store.refs import parse_ref
-from freehold.types import KvType
 from freehold.worker.adapted import AdaptedHandle
+from freehold.worker.handle import EngineHandle
+from freehold.worker.options import EngineOptions
 from freehold.worker.overlaid import OverlaidHandle
-from freehold.worker.supervisor import HUNG_S, KEEP_ALIVE_S, EngineHandle
+from freehold.worker.room import Room
 from freehold.worker.wire import PROTOCOL, Open, Script
 
-HEADROOM = 256 << 20  # bytes of an engine beside weights and cache: interpreter, tokenizer, activations
 MAX_SPELLINGS = 1024  # of names that are remembered; a client may write one in any mixture of case and blanks
-LEAST_CACHE = 64 << 20  # a model is not worth loading with less
-# Of what memory is left once the weights are in: the cache of the first model takes half, of the next half of
-# the rest. Pages of it count as soon as they are reserved here, though the kernel gives them when first used.
-CACHE_SHARE = 0.5
+
+DEFAULTS = EngineOptions()
 
 log = logging.getLogger("freehold.worker")
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How engines are started; None leaves the choice to them."""
-
-    context: int | None = None
-    kv_type: KvType = "f16"
-    threads: int | None = None
-    speculate: bool = True
-    draft: str | None = None  # MODEL that guesses; for the models of its family only
-    adapters: Mapping[str, Mapping[str, Path]] = field(
-        default_factory=dict
-    )  # MODEL -> name -> file or folder
-    disk: Path | None = None  # folder for cached prefixes that survive a restart
-    cache_bytes: int | None = None  # of each model's cache
-    max_models: int | None = None  # loaded at once
-    keep_alive_s: float = KEEP_ALIVE_S
-    hung_s: float = HUNG_S
-    engine: Mapping[str, Any] = field(default_factory=dict)  # target_itl_s, max_queued, max_queued_tokens
 
 
 class EngineModels:
@@ -72,22 +45,21 @@ class EngineModels:
     def __init__(
         self,
         store: Store,
-        options: EngineOptions = EngineOptions(),
+        options: EngineOptions = DEFAULTS,
         *,
         paths: Mapping[str, ModelRef] | None = None,
         scripts: Mapping[str, Script] | None = None,
         available: Callable[[], int] = available_bytes,
     ) -> None:
-        self._store, self._options, self._available = store, options, available
+        self._store, self._options = store, options
         self._paths, self._scripts = dict(paths or {}), dict(scripts or {})
         self._served: dict[str, EngineHandle] = {}
         self._adapters = {model: dict(held) for model, held in options.adapters.items()}
         self._lent: dict[
             str, dict[str, Path]
         ] = {}  # the same, of models made with one: nobody asks for it by name
-        self._needs: dict[str, int] = {}  # bytes, by name, of what is being loaded
         self._aliases: dict[str, str] = {}
-        self._room = asyncio.Lock()  # one looks for room at a time
+        self._room = Room(self._served, options, available)
         self._closed = False
 
     async def names(self) -> list[StoredModel]:
@@ -193,7 +165,7 @@ class EngineModels:
         known = self._aliases.get(name, name) if overlay is None else overlay.base
         served = self._served.get(known)
         if served is None or not served.awake:
-            raise ModelNotFound(f"{name} is not loaded", self._names_loaded())
+            raise ModelNotFound(f"{name} is not loaded", self._room.loaded_names())
         await served.unload()
 
     async def close(self, drain_s: float = 0.0) -> None:
@@ -249,11 +221,7 @@ class EngineModels:
         lent = {name: path for name, path in self._lent.get(served.name, {}).items() if path.exists()}
         adapters = {**self._adapters.get(served.name, {}), **lent}
         weights = ref.bytes + (draft.bytes if draft else 0) + sum(map(size, adapters.values()))
-        async with self._room:
-            if refused is not None and not await self._unload_one(served):
-                raise refused
-            cache = await self._make_room(served, weights)
-            self._needs[served.name] = weights + cache + HEADROOM
+        cache = await self._room.reserve(served, weights, refused)
         asked = self._options
         options = {
             # What goes on in a new engine needs the room it had in the old one.
@@ -275,73 +243,13 @@ class EngineModels:
         draft = await self._found(self._options.draft)
         return None if draft.name == ref.name else draft
 
-    async def _make_room(self, served: EngineHandle, weights: int) -> int:
-        """Unload idle models until `weights` fit; return the bytes the cache may take."""
-        wanted = self._options.cache_bytes
-        need = weights + HEADROOM + (wanted or LEAST_CACHE)
-        while True:
-            free = self._free(served)
-            if need <= free and not self._too_many(served):
-                return wanted or int((free - weights - HEADROOM) * CACHE_SHARE)
-            if not await self._unload_one(served):
-                raise self._no_room(served, need, free)
-
-    async def _unload_one(self, served: EngineHandle) -> bool:
-        """Wait for a model that is leaving, else unload the idle one used longest ago; False if there is neither."""
-        others = [s for s in self._served.values() if s is not served]
-        leaving = [s for s in others if s.leaving]
-        idle = [s for s in others if s.loaded and s.idle]
-        if leaving:
-            await leaving[0].left()
-        elif idle:
-            await min(idle, key=lambda s: s.used_at).unload()
-        return bool(leaving or idle)
-
-    def _too_many(self, served: EngineHandle) -> bool:
-        most = self._options.max_models
-        awake = sum(s.awake for s in self._served.values() if s is not served)
-        return most is not None and awake >= most
-
-    def _free(self, served: EngineHandle) -> int:
-        """Count the bytes a new engine may take: the machine's, less what loaded ones have yet to touch."""
-        others = [s for s in self._served.values() if s is not served and s.awake]
-        return self._available() - sum(self._untouched(s) for s in others)
-
-    def _untouched(self, served: EngineHandle) -> int:
-        promised = served.info.memory_bytes if served.loaded else self._needs.get(served.name, 0)
-        return max(promised - _resident_bytes(served.pid), 0)
-
-    def _no_room(self, served: EngineHandle, need: int, free: int) -> CapacityExceeded:
-        if self._too_many(served):
-            message = (
-                f"{served.name} would be one model more than the {self._options.max_models} allowed at once"
-            )
-        else:
-            message = f"{served.name} needs {show_bytes(need)} with its cache; {show_bytes(max(free, 0))} are available"
-        # In the hint, which a client's key never sees: its scope may not hold them.
-        busy = self._names_loaded()
-        if not busy:
-            return CapacityExceeded(message, "free memory, or choose a smaller model")
-        return CapacityExceeded(
-            message, f"{busy}; ask again when one is idle, or unload one: freehold stop MODEL"
-        )
-
-    def _names_loaded(self) -> str:
-        shown = []
-        for served in self._served.values():
-            if served.loaded:
-                shown.append(
-                    f"{served.name} ({show_bytes(served.info.memory_bytes)}, {served.in_flight} running)"
-                )
-        return f"loaded: {', '.join(shown)}" if shown else ""
-
 
 def _loaded(served: EngineHandle) -> LoadedInfo:
     return LoadedInfo(
         served.name,
         served.info,
         served.stats,
-        served.expires_at,
+        served.keep_alive.expires_at,
         served.in_flight,
         served.restarts,
         served.slow_readers,
@@ -363,13 +271,3 @@ def _seconds(created: str) -> float:
         return datetime.fromisoformat(created).timestamp()
     except ValueError:
         return 0.0
-
-
-def _resident_bytes(pid: int) -> int:
-    """Return what a process holds in memory; 0 for one that is gone."""
-    if not pid or pid == os.getpid():
-        return 0
-    try:
-        return psutil.Process(pid).memory_info().rss
-    except psutil.Error:
-        return 0

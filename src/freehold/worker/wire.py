@@ -3,7 +3,7 @@
 Knows the messages, their numbers and their limits; knows no process, no model and no protocol of the web.
 A frame is four bytes of length (little endian) and a message; both ends refuse a length beyond MAX_FRAME
 before they hold any of it, and a message that is none of those below. Nothing here is ever pickled.
-Path: EngineHandle.start -> Submit -> process.py -> Frame (one a step, for all streams) -> Stream
+Path: EngineHandle.start -> Submit -> worker/process -> Frame (one a step, for all streams) -> EngineStream
 """
 
 from __future__ import annotations

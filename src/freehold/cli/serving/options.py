@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from freehold.server.core.keys import Key, Ring
     from freehold.server.core.limits import Limits
     from freehold.server.core.tls import Tls
-    from freehold.worker.models import EngineOptions
+    from freehold.worker.options import EngineOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
     from freehold.server.core.auth import check_bind
     from freehold.server.core.limits import Limits
     from freehold.server.core.tls import checked
-    from freehold.worker.models import EngineOptions
+    from freehold.worker.options import EngineOptions
 
     host = given["host"] or settings.host
     keys = ring(settings, given["key_file"], insecure=given["insecure"])

@@ -23,11 +23,12 @@ from freehold.errors import (
     UsageError,
 )
 from freehold.serving import Job, ModelInfo
-from freehold.worker import client, supervisor
+from freehold.worker import client, trials
 from freehold.worker import stream as stream_module
-from freehold.worker.models import EngineModels, EngineOptions
-from freehold.worker.scripted import scripted_tokens
-from freehold.worker.supervisor import EngineHandle
+from freehold.worker.handle import EngineHandle
+from freehold.worker.models import EngineModels
+from freehold.worker.options import EngineOptions
+from freehold.worker.process.scripted import scripted_tokens
 from freehold.worker.wire import PROTOCOL, Hello, Open, Script
 from tests.worker.conftest import answers, tokens
 
@@ -252,7 +253,7 @@ def test_jobs_that_come_during_a_trial_wait_for_its_end(serve):
     async def body(models: EngineModels) -> None:
         served = await models.use("early")
         poison = asyncio.ensure_future(served.start(Job(prompt="poison")))
-        await until(lambda: served._trial is not None)
+        await until(lambda: served._trials.suspect is not None)
         [chunks], words = await asyncio.gather(answers(served, JOB), served.tokenizer.tokenize("a b"))
         assert tokens(chunks) == scripted_tokens(5, 0, 60) and len(words) == 2
         stream = await poison
@@ -266,27 +267,27 @@ def test_trial_that_lasts_holds_up_no_innocent_and_its_death_counts_against_none
     serve, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        supervisor, "STEADY_S", math.inf
+        trials, "STEADY_S", math.inf
     )  # so that a suspect with one death left is never cleared
-    monkeypatch.setattr(supervisor, "ALONE_S", 0.3)
+    monkeypatch.setattr(trials, "ALONE_S", 0.3)
 
     async def body(models: EngineModels) -> None:
         served = await models.use("endless")
         suspect, other = await served.start(JOB), await served.start(JOB)
         suspect.deaths, other.deaths = 2, 1
         os.kill(served.pid, signal.SIGKILL)
-        await until(lambda: served._trial is suspect)
+        await until(lambda: served._trials.suspect is suspect)
         job = replace(JOB, max_tokens=8)
         [waited], words = await asyncio.gather(answers(served, job), served.tokenizer.tokenize("a b"))
         [late] = await answers(served, job)
         assert tokens(waited) == tokens(late) == scripted_tokens(5, 0, 8) and len(words) == 2
-        assert served._trial is suspect and [*served._queue] == [other]
+        assert served._trials.suspect is suspect and [*served._trials.queue] == [other]
         beside = await served.start(JOB)
         os.kill(served.pid, signal.SIGKILL)
         with pytest.raises(EngineLost):
             async for _ in suspect:
                 pass
-        await until(lambda: served.restarts == 2 and served._trial is other)
+        await until(lambda: served.restarts == 2 and served._trials.suspect is other)
         assert (beside.deaths, other.deaths) == (0, 2)
 
     serve(body, scripts=SCRIPTS)
@@ -299,7 +300,7 @@ def test_suspect_whose_reader_goes_lets_the_next_one_in(serve):
             await served.start(Job(prompt="poison")),
             asyncio.ensure_future(answers(served, JOB)),
         )
-        await until(lambda: served._trial is poison)
+        await until(lambda: served._trials.suspect is poison)
         await poison.aclose()
         [chunks] = await innocent
         assert tokens(chunks) == scripted_tokens(5, 0, 60)
@@ -376,7 +377,7 @@ def test_job_refused_by_the_engine_raises_in_start(serve):
             await served.start(Job(prompt="x", n="three"))  # pyright: ignore[reportArgumentType]
         with pytest.raises(UsageError, match="cannot be sent"):
             await served.start(Job(prompt="x", sampling={"seed": 1 << 70}))
-        assert served.idle and served.expires_at is not None
+        assert served.idle and served.keep_alive.expires_at is not None
         await answers(served, JOB)
 
     serve(body, scripts=SCRIPTS)
@@ -402,7 +403,7 @@ def test_idle_model_is_unloaded_and_loaded_again_when_asked(serve):
     async def body(models: EngineModels) -> None:
         served = await models.use("fast")
         await answers(served, JOB)
-        assert served.expires_at is not None
+        assert served.keep_alive.expires_at is not None
         await until(lambda: not served.awake)
         assert models.loaded() == []
         await until(lambda: served.pid == 0)
@@ -508,7 +509,7 @@ def test_keep_alive_of_a_request_holds_the_model_for_good(serve, keep_alive: flo
         async for _ in await served.start(JOB, keep_alive):
             pass
         await asyncio.sleep(0.3)
-        assert served.loaded and served.expires_at is None
+        assert served.loaded and served.keep_alive.expires_at is None
 
     serve(body, EngineOptions(keep_alive_s=0.05), scripts=SCRIPTS)
 
@@ -541,10 +542,10 @@ def test_model_is_used_until_its_last_job_has_ended(serve):
     async def body(models: EngineModels) -> None:
         served = await models.use("slow")
         stream = await served.start(JOB)
-        begun = served.used_at
+        begun = served.keep_alive.used_at
         async for _ in stream:
             pass
-        assert served.used_at > begun + 0.1
+        assert served.keep_alive.used_at > begun + 0.1
 
     serve(body, scripts=SCRIPTS)
 

@@ -43,8 +43,12 @@ class ScriptedModel:
         self._closed = False
 
     @property
+    def path(self) -> None:
+        """There is no file."""
+
+    @property
     def info(self) -> ModelInfo:
-        """Say what it is."""
+        """What it is."""
         context = self._script.context
         return ModelInfo(
             name="scripted",

@@ -1,0 +1,392 @@
+"""One model in an engine process: that process, its successors, and the streams that outlive them.
+
+Knows streams, deaths and times; knows no file of a model, no memory and no web. An engine that dies is started
+again; its answers go on from the tokens that were sent, and so with the very next one, since a token depends on
+those before it and on the seed alone. A request that ends its engines is found by trials.py.
+Path: EngineModels.use -> EngineHandle.start -> EngineProcess.send(Submit); Frame -> EngineStream
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from freehold.errors import CapacityExceeded, EngineClosed, EngineLost, FreeholdError, UsageError
+from freehold.serving import EmbedJob, EngineStats, Job, ModelInfo, Vectors
+from freehold.worker import trials
+from freehold.worker.calls import LoadWaiters, PendingCall, check_pending, joined, portions
+from freehold.worker.client import STOP_S, EngineDied, EngineProcess
+from freehold.worker.counters import Counters
+from freehold.worker.keepalive import KEEP_ALIVE_S, KeepAlive
+from freehold.worker.options import HUNG_S
+from freehold.worker.stream import EngineStream
+from freehold.worker.tokenizer import EngineTokenizer
+from freehold.worker.wire import Began, Cancel, Failed, Frame, ModelCall, Open, Piece, Submit, Writer
+
+# Before the second start in a row, twice that before the next, and so on; and at most.
+FIRST_WAIT_S, MOST_WAIT_S = 0.5, 8.0
+CLOSE_S = 3.0  # for an engine to end when the server does; weights it is packing are packed another time
+
+Request = EngineStream | PendingCall
+Admit = Callable[["EngineHandle", CapacityExceeded | None], Awaitable[Open]]
+
+log = logging.getLogger("freehold.worker")
+
+
+class EngineHandle:
+    """A model by name, loaded or not. A request loads it; `info` is of its latest load."""
+
+    def __init__(
+        self, name: str, admit: Admit, *, keep_alive_s: float = KEEP_ALIVE_S, hung_s: float = HUNG_S
+    ) -> None:
+        """`admit` makes room for the model and returns what to load; its errors end the waiting requests.
+
+        It is called again with the error if the engine found the room too small.
+        """
+        self.name = name
+        self._admit, self._hung_s = admit, hung_s
+        self._loop = asyncio.get_running_loop()
+        self._writer = Writer()
+        self._life: asyncio.Task[None] | None = None  # from the first start to the unloading
+        self._engine: EngineProcess | None = None
+        self._loads = LoadWaiters()
+        self._streams: dict[int, EngineStream] = {}
+        self._calls: dict[int, PendingCall] = {}
+        self._ids = 0
+        self._trials = trials.Trials[Request](self._submit, self._is_live)
+        self._up = self._closed = False
+        self._info: ModelInfo | None = None
+        self._counters = Counters()
+        self.keep_alive = KeepAlive(keep_alive_s, self._expire)
+        self._leaving: asyncio.Task[None] | None = None
+        self._up_at = math.inf
+        self._busy_at = self._loop.time()
+        self.restarts = self.slow_readers = 0
+        self.progress = (0, 0)  # bytes loaded, bytes in all
+
+    # --- state -------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> EngineTokenizer:
+        """The model's tokenizer and chat template."""
+        return EngineTokenizer(self.call)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model is, as it was loaded last. Raises EngineClosed before the first time."""
+        if self._info is None:
+            raise EngineClosed(f"{self.name} was never loaded")
+        return self._info
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's latest numbers; counters include those of the engines before it."""
+        return self._counters.total
+
+    @property
+    def loaded(self) -> bool:
+        """Whether an engine process has the model and answers."""
+        return self._up
+
+    @property
+    def was_loaded(self) -> bool:
+        """Whether `info` is there."""
+        return self._info is not None
+
+    @property
+    def awake(self) -> bool:
+        """Whether it is loaded, being loaded, or about to be loaded again."""
+        return self._life is not None and not self.leaving
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is being unloaded: its process may still hold memory."""
+        return self._life is not None and self._life.cancelling() > 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return not (self._streams or self._calls or self._loads)
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs that are not over."""
+        return len(self._streams)
+
+    @property
+    def pid(self) -> int:
+        """The engine process's number; 0 while there is none."""
+        return self._engine.pid if self._engine else 0
+
+    # --- requests ----------------------------------------------------------------------------------
+
+    async def load(self, keep_alive: float | None = None) -> None:
+        """Load the model if it is not; concurrent callers share one load."""
+        self._used(keep_alive)
+        if not self._up:
+            self._ensure_running()
+            await self._loads.wait()
+        self._rest()
+
+    async def start(self, job: Job, keep_alive: float | None = None) -> EngineStream:
+        """Submit a job; returns when the engine has accepted it. Raises what it was refused with.
+
+        `keep_alive`: seconds the model stays loaded after its last job; 0 not at all, negative for good.
+        """
+        self._used(keep_alive)
+        self._ids += 1
+        stream = self._streams[self._ids] = EngineStream(self._ids, job, self._ended)
+        try:
+            self._send(stream, Submit(stream.id, self._writer.raw(job)))
+            await stream.started()
+        except BaseException:
+            await stream.aclose()
+            raise
+        return stream
+
+    async def count(self, job: Job) -> int:
+        """Count the tokens of a job's prompt, whether or not there is room for them."""
+        return await self.call("count", job)
+
+    async def change(self, method: str, *args: str) -> None:
+        """Have the engine add or remove an adapter; `info` lists those it has then."""
+        self._info = msgspec.convert(await self.call(method, *args), ModelInfo)
+
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
+    ) -> Vectors:
+        """Return unit vectors of texts, a portion at a time: cancelling the call stops the rest.
+
+        `computed` is called with the tokens of each portion, once they are computed.
+        """
+        parts: list[Vectors] = []
+        for portion in portions(job):
+            reply = await self.call("embed", portion, keep_alive=keep_alive)
+            part = msgspec.convert(reply, Vectors)
+            parts.append(replace(part, cut=tuple(portion.first - job.first + i for i in part.cut)))
+            if computed is not None:
+                computed(sum(part.tokens))
+        return joined(parts)
+
+    async def call(self, method: str, *args: Any, keep_alive: float | None = None) -> Any:
+        """Call a method of the model in the engine process and return its value; cancelled, it stops there too."""
+        self._used(keep_alive)
+        self._ids += 1
+        pending = PendingCall(ModelCall(self._ids, method, list(args)), self._loop.create_future())
+        check_pending(pending, self._calls.values(), self.name)
+        self._calls[pending.id] = pending
+        try:
+            self._send(pending, pending.call)
+            return await pending.reply
+        finally:
+            del self._calls[pending.id]
+            if pending.reply.cancelled() and self._up and self._engine is not None:
+                self._engine.send(Cancel(pending.id))
+            self._trials.ended(pending)
+            self._rest()
+
+    def _send(self, request: Request, message: Submit | ModelCall) -> None:
+        if not self._up or self._engine is None:
+            self._ensure_running()  # pending requests are sent when the engine is ready
+        elif self._trials.hold_others:
+            self._trials.queue.append(request)
+        else:
+            self._engine.send(message)
+
+    def _submit(self, request: Request) -> None:
+        """Send a request to an engine that takes another's place."""
+        assert self._engine is not None, "sent while there was no engine"
+        try:
+            if isinstance(request, EngineStream):
+                self._engine.send(Submit(request.id, self._writer.raw(request.job_to_go_on)))
+            else:
+                self._engine.send(request.call)
+        except UsageError as e:
+            request.fail(e)
+
+    def _is_live(self, request: Request) -> bool:
+        return request.id in self._streams or request.id in self._calls
+
+    def _ended(self, stream: EngineStream, working: bool) -> None:
+        self._streams.pop(stream.id, None)
+        self.slow_readers += stream.fell_behind
+        if working and self._up and self._engine is not None:
+            self._engine.send(Cancel(stream.id))
+        self._trials.ended(stream)
+        self._rest()
+
+    # --- frames ------------------------------------------------------------------------------------
+
+    def _frame(self, frame: Frame) -> None:
+        for event in frame.events:
+            stream = self._streams.get(event.id)
+            if stream is None:
+                self._replied(event)
+            elif type(event) is Piece:
+                stream.gain(event.index, event.chunk)
+                if stream is self._trials.suspect:
+                    self._trials.progressed(stream)
+            elif type(event) is Began:
+                stream.began(event.begin)
+            elif type(event) is Failed:
+                stream.fail(event.error)
+        if frame.stats is not None:
+            self._counters.update(frame.stats)
+
+    def _replied(self, event: Any) -> None:
+        pending = self._calls.get(event.id)
+        if pending is None or pending.reply.done():
+            return
+        if isinstance(event, Failed):
+            pending.fail(event.error)
+        else:
+            pending.reply.set_result(event.value)
+
+    # --- engine processes --------------------------------------------------------------------------
+
+    def _ensure_running(self) -> None:
+        if self._life is None:
+            self._life = self._loop.create_task(self._run())
+            self._life.add_done_callback(self._stopped)
+
+    def _stopped(self, _: asyncio.Task[None]) -> None:
+        """Note the end of `_run`, also where it was cancelled before its first turn."""
+        self._up, self._engine, self._life = False, None, None
+        self._counters.engine_ended()
+        if not self.idle and not self._closed:  # a request came while it was unloaded
+            self._ensure_running()
+
+    async def _run(self) -> None:
+        """Start the engine, and another when it dies, until it is unloaded or cannot be loaded."""
+        deaths = 0
+        try:
+            while True:
+                self._up_at = math.inf
+                cause = await self._run_engine()
+                deaths = 1 if self._loop.time() - self._up_at > trials.STEADY_S else deaths + 1
+                if not self._engine_died(cause, deaths):
+                    return
+                await asyncio.sleep(min(FIRST_WAIT_S * 2 ** (deaths - 2), MOST_WAIT_S) if deaths > 1 else 0)
+        except FreeholdError as e:
+            log.warning("%s cannot be loaded: %s", self.name, e.message)
+            self._fail_all(e)
+        except Exception as e:
+            log.exception("%s cannot be loaded", self.name)
+            self._fail_all(FreeholdError(f"internal error: {type(e).__name__}", "see the server's log"))
+
+    async def _run_engine(self, refused: CapacityExceeded | None = None) -> str:
+        """Load and serve until the process is gone; return how it ended."""
+        asked = await self._admit(self, refused)
+        self._engine = engine = EngineProcess(self._frame, self._loading)
+        watch = self._loop.create_task(self._watch(engine))
+        try:
+            self._info = await engine.start(asked)
+            self._up, self._up_at = True, self._loop.time()
+            self._resume()
+            return await asyncio.shield(engine.gone)
+        except EngineDied as e:
+            return str(e)
+        except CapacityExceeded as e:
+            refused = e  # `admit` makes more room, or raises it
+        finally:
+            self._up = False
+            watch.cancel()  # and not awaited: that would swallow the cancellation of an unload in the same turn
+            # Until the process has ended, so that the next one finds its memory free.
+            await engine.stop(CLOSE_S if self._closed else STOP_S)
+        return await self._run_engine(refused)
+
+    def _loading(self, done: int, total: int) -> None:
+        self.progress = (done, total)
+
+    def _resume(self) -> None:
+        """Give a new engine all pending requests, and those that the one before was answering."""
+        self._trials.begin([*self._streams.values(), *self._calls.values()])
+        self._loads.release()
+        self._rest()
+
+    def _engine_died(self, cause: str, deaths: int) -> bool:
+        """Count a death against the requests it concerns; return whether to start the engine again."""
+        log.warning("the engine of %s died: %s", self.name, cause)
+        self._counters.engine_ended()
+        if self._trials.suspect is not None:
+            log.warning("job %d of %s was on trial", self._trials.suspect.id, self.name)
+        for request in self._trials.blame([*self._streams.values(), *self._calls.values()]):
+            request.deaths += 1
+            if request.deaths > trials.MAX_DEATHS:
+                request.fail(self._lost(cause))
+        if deaths > trials.MAX_DEATHS:
+            self._loads.fail(self._lost(cause))
+        if deaths > trials.MAX_DEATHS and self.idle:
+            return False  # the next request tries again
+        self.restarts += 1
+        return True
+
+    def _lost(self, cause: str) -> EngineLost:
+        return EngineLost(
+            f"the engine of {self.name} died, and so did {trials.MAX_DEATHS} that took its place: {cause}",
+            "other models are not concerned; the server's log tells more",
+        )
+
+    def _fail_all(self, error: FreeholdError) -> None:
+        """End all pending requests with `error`."""
+        self._trials.clear()
+        for request in [*self._streams.values(), *self._calls.values()]:
+            request.fail(error)
+        self._loads.fail(error)
+
+    async def _watch(self, engine: EngineProcess) -> None:
+        """Kill an engine that sends nothing while requests wait for it."""
+        while True:
+            await asyncio.sleep(self._hung_s / 8)
+            quiet = self._loop.time() - max(engine.heard, self._busy_at)
+            if quiet > self._hung_s and not (self._up and self.idle):
+                engine.kill(f"it made no step for {quiet:.0f} s while work waited, and was killed")
+
+    # --- idle, unloading ---------------------------------------------------------------------------
+
+    def _used(self, keep_alive: float | None) -> None:
+        if self._closed:
+            raise EngineClosed("the server is shutting down", "ask again when it is back")
+        if self.idle:
+            self._busy_at = self._loop.time()
+        self.keep_alive.used(keep_alive)
+
+    def _rest(self) -> None:
+        """Start the time after which an idle model is unloaded."""
+        if self.idle and self._up and not self._closed:
+            self.keep_alive.idle()
+
+    def _expire(self) -> None:
+        self._leaving = self._loop.create_task(self._leave())
+
+    async def _leave(self) -> None:
+        if self.idle:  # no request came between the timer and this task
+            await self.unload()
+
+    async def unload(self) -> None:
+        """Stop the engine process and wait for its end. Running jobs end with EngineClosed."""
+        self.keep_alive.cancel()
+        self._up = False
+        self._fail_all(EngineClosed(f"{self.name} is being unloaded", "ask again; it is loaded on demand"))
+        if self._life is not None and not self.leaving:
+            self._life.cancel()
+        await self.left()
+
+    async def left(self) -> None:
+        """Wait until a model that is being unloaded has left its memory."""
+        if self._life is not None and self.leaving:
+            await asyncio.wait([self._life])
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Refuse new requests, let running ones end for up to `drain_s`, and unload."""
+        self._closed = True
+        until = self._loop.time() + drain_s
+        while not self.idle and self._loop.time() < until:
+            await asyncio.sleep(0.02)
+        await self.unload()

@@ -1,0 +1,1 @@
+"""The engine process's own side of the socket; `python -m freehold.worker.process` runs it. The server imports none."""

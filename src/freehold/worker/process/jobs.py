@@ -1,0 +1,109 @@
+"""The jobs that an engine process is answering, and the events that each step gives.
+
+Knows jobs, events and one lock between intake and steps; knows no socket and no prompt.
+Path: Intake -> LiveJobs.enter -> HostedJob.enter; Process.run -> LiveJobs.deliver -> HostedJob.take -> Channel
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from freehold.errors import DamagedPack
+from freehold.machine import CROWDED, Crowd
+from freehold.serving import EngineStats
+from freehold.types import Usage
+from freehold.worker.process.channel import Channel
+from freehold.worker.process.contract import HostedJob, HostedModel
+from freehold.worker.wire import Began, Event, Failed, Piece
+
+KEPT_USAGES = 64  # answers whose speed is kept for `freehold fit` when the process ends, the latest ones
+
+
+class LiveJobs:
+    """Jobs between their submission and their last chunk."""
+
+    def __init__(self, model: HostedModel, channel: Channel) -> None:
+        self._model, self._channel = model, channel
+        self._live: dict[int, HostedJob] = {}
+        self._sent = EngineStats()
+        self._expected: set[int] = set()  # submitted and not yet entered; a cancel takes them out
+        self._alone: int | None = None  # the job that has shared no step so far
+        self._crowd = Crowd()  # since that job came
+        self.usages: deque[Usage] = deque(maxlen=KEPT_USAGES)  # of answers that were alone
+        # Held from entering a job until it is in `_live`, so that no step's tokens are missed.
+        self._gate = threading.Lock()
+
+    def expect(self, ids: list[int]) -> None:
+        """Note jobs that are being prepared."""
+        self._expected.update(ids)
+
+    def is_expected(self, id: int) -> bool:
+        """Return whether a job that is being prepared has not been cancelled."""
+        return id in self._expected
+
+    def enter(self, ready: list[tuple[int, HostedJob]]) -> None:
+        """Queue prepared jobs in the engine, and report that they began."""
+        events: list[Event] = []
+        with self._gate:
+            for id, job in ready:
+                if id in self._expected:
+                    self._expected.discard(id)
+                    events += self._entered(id, job)
+            if events:
+                self._channel.send_events(events, None)
+
+    def _entered(self, id: int, job: HostedJob) -> list[Event]:
+        try:
+            job.enter()
+        except Exception as e:
+            return [Failed.of(id, e)]
+        self._live[id] = job
+        self._alone = id if len(self._live) == 1 else None
+        self._crowd = Crowd() if self._alone is not None else self._crowd
+        return [Began(id, job.begin)] if job.begin else []
+
+    def cancel(self, id: int) -> None:
+        """Stop a job, prepared or running."""
+        with self._gate:
+            self._expected.discard(id)
+            job = self._live.pop(id, None)
+        if job is not None:
+            job.cancel()
+
+    def refuse(self, id: int, error: Exception) -> None:
+        """Report that a job cannot be answered."""
+        self._expected.discard(id)
+        self._channel.send_events([Failed.of(id, error)], None)
+
+    def deliver(self, stepped: bool) -> None:
+        """Send what the step gave, and the statistics where they changed, as a cancelled job changes them too."""
+        events: list[Event] = []
+        with self._gate:
+            for id, job in list(self._live.items()):
+                self._collect(id, job, events)
+        stats = self._model.stats
+        if events or stepped or stats != self._sent:
+            self._sent = stats
+            self._channel.send_events(events, stats)
+
+    def _collect(self, id: int, job: HostedJob, events: list[Event]) -> None:
+        had_begun = job.begin is not None
+        try:
+            pieces = job.take()
+        except DamagedPack as e:
+            self._channel.give_up(e)
+        except Exception as e:
+            events.append(Failed.of(id, e))
+            del self._live[id]
+            return job.cancel()
+        if not had_begun and job.begin is not None:
+            events.append(Began(id, job.begin))
+        for index, chunk in pieces:
+            events.append(Piece(id, index, chunk))
+            self._alone = None if index else self._alone
+            if chunk.usage is not None and id == self._alone and self._crowd.share() <= CROWDED:
+                self.usages.append(chunk.usage)
+        if job.done:
+            del self._live[id]
+        return None
