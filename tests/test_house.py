@@ -37,8 +37,6 @@ MOVING = (
     "local",
     "models",
     "server",
-    "serving.py",
-    "worker",
 )  # not checked yet
 
 # Names of Path lines that lie outside the package: of a program, a protocol or a library.

@@ -2,7 +2,7 @@
 
     python benches/server/wire.py
 
-The engine process runs a script (worker/process/scripted.py), so that only EngineHandle, the socket, the process's threads and
+The engine process runs a script (worker/process/scripted.py), so that only EngineHandle, the socket, the threads and
 the way back are measured; HTTP is not in it (benches/server/load.py). Ends in one JSON line.
 Path: EngineModels.use -> EngineHandle.start -> socket -> ScriptedModel -> Frame -> EngineStream
 """

@@ -3,7 +3,7 @@
 Knows sockets, frames and a child process; knows no streams, no restarts. The process gets one end of a
 socket pair that nobody else can name; it lives in a session of its own, so that Ctrl-C reaches the server
 alone, and it ends when this end is closed, and when this process does, however that came about.
-Path: EngineHandle -> EngineProcess.start -> Open -> EngineReady; -> send -> worker/process -> Frame -> on_frame
+Path: EngineHandle -> EngineProcess.start -> Open -> EngineReady; EngineProcess.send -> worker/process -> Frame
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tokenizer and chat template of a model in an engine process, as calls over the socket.
 
 Knows the names of calls and their arguments; knows no socket and no process.
-Path: server/tokens.py -> EngineTokenizer.tokenize -> EngineHandle.call -> ModelCall -> process
+Path: server/openai/tokens.py -> EngineTokenizer.tokenize -> EngineHandle.call -> ModelCall
 """
 
 from __future__ import annotations
