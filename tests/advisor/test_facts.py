@@ -73,6 +73,11 @@ def test_a_wrong_table_names_the_key_and_the_nearest(table: dict, hint: str):
     assert e.value.hint == hint
 
 
+def test_a_wrong_value_in_the_settings_names_their_file():
+    with pytest.raises(UsageError, match=r"config\.toml: \[company\]: seat 'Germany' is not a country code"):
+        from_table({"seat": "Germany"}, "config.toml: [company]")
+
+
 def test_every_condition_in_the_licences_can_be_answered_by_an_option():
     """No card may ask `(shares?)` of somebody who has no option to answer it with."""
     asked = {

@@ -219,10 +219,16 @@ def test_any_json_gets_its_values_and_keeps_the_others_or_is_refused(text):
     ("args", "part"),
     [
         (("cladue",), "did you mean claude"),
-        (("aider",), "which model?"),
         (("aider", "--restore"), "nothing of aider's was written"),
     ],
 )
 def test_wrong_usage_of_launch_is_said(tmp_path: Path, args: tuple[str, ...], part: str):
     done = freehold(tmp_path, "launch", *args)
     assert done.status == 2 and part in done.err
+
+
+def test_launch_without_a_model_takes_the_default_of_run(tmp_path: Path):
+    from freehold import catalog
+
+    done = freehold(tmp_path, "launch", "aider")
+    assert done.status == 0 and f"openai/{catalog.default_model().name}" in done.out

@@ -40,7 +40,7 @@ from freehold.worker import models
 from freehold.worker.wire import Script
 if {words}:
     script = Script(words={words}, step_s=0.02, load_s={load_s})
-    models.Models = functools.partial(models.Models, scripts={{"tiny": script}})
+    models.EngineModels = functools.partial(models.EngineModels, scripts={{"tiny": script}})
 from freehold.cli import main
 sys.exit(main.run({args!r}))
 """

@@ -200,7 +200,7 @@ def _unanswered(word: str, facts: Facts) -> list[str]:
 
 
 def from_table(table: Mapping[str, Any], where: str) -> Facts:
-    """Build facts from a [company] table; raise UsageError for an unknown key or a wrong type."""
+    """Build facts from a [company] table; raise UsageError for an unknown key or a wrong value, naming `where`."""
     known = {f.name: str(f.type) for f in fields(Facts)}
     for key, value in table.items():
         if key not in known:
@@ -212,7 +212,10 @@ def from_table(table: Mapping[str, Any], where: str) -> Facts:
         wanted = (bool,) if "bool" in known[key] else (str,) if known[key] == "str" else (int, float)
         if type(value) not in wanted:
             raise UsageError(f"{where}: {key} = {value!r} must be a {wanted[-1].__name__}")
-    return Facts(**table)
+    try:
+        return Facts(**table)
+    except UsageError as e:
+        raise UsageError(f"{where}: {e.message}", e.hint) from e
 
 
 def _atom(atom: Atom, facts: Facts, multimodal: bool | None) -> bool | None:

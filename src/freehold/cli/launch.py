@@ -17,7 +17,7 @@ import click
 
 from freehold.cli.clients.apps import APPS, App, Target
 from freehold.cli.clients.edits import NotUnderstood
-from freehold.cli.shared import json_option
+from freehold.cli.shared import default_model, json_option
 from freehold.config import Settings, nearest
 from freehold.errors import FreeholdError, StoreError, UsageError
 
@@ -36,7 +36,11 @@ class Record:
 
 @click.command("launch")
 @click.argument("app", metavar="APP")
-@click.option("--model", metavar="MODEL", help="Default: one that the server holds, or the default model.")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="Default: a model in the server's memory, otherwise the default model of `run`.",
+)
 @click.option("--url", metavar="URL", help="Default: this home's running server, or where it would listen.")
 @click.option("--key", metavar="KEY", help="Default: FREEHOLD_API_KEY; none for a server without keys.")
 @click.option("--write", is_flag=True, help="Put the settings into the program's file, a backup beside it.")
@@ -107,11 +111,7 @@ def _target(settings: Settings, url: str | None, model: str | None, key: str | N
         where, held = _running(settings)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     base = (url or where or f"http://{host}:{settings.port}").rstrip("/").removesuffix("/v1")
-    chosen = model or held or settings.default_model
-    if not chosen:
-        raise UsageError(
-            "which model? none is loaded, and no default is set", "--model NAME; freehold list names them"
-        )
+    chosen = model or held or default_model(settings)
     return Target(base, chosen, settings.api_key if key is None else key)
 
 

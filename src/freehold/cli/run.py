@@ -29,6 +29,7 @@ from freehold.cli.chat.request import LOADING, RunRequest, check, check_terminal
 from freehold.cli.chat.sessions import Session, Sessions
 from freehold.cli.options import MAX_SEED, chosen, read_format, sampling_options
 from freehold.cli.shared import (
+    default_model,
     draft_option,
     kv_option,
     offline_option,
@@ -133,7 +134,7 @@ def _run(
 ) -> int:
     session = _session(Sessions(settings.home), request)
     store = Store(settings)
-    model, prompt = split_words(words, store, _default(settings, session))
+    model, prompt = split_words(words, store, (session and session.model) or default_model(settings))
     from_stdin = read_stdin()
     talking = not (from_stdin or prompt) and sys.stdin is not None and sys.stdin.isatty()
     if talking:
@@ -155,13 +156,6 @@ def _run(
         _learn(opened.model, settings, request, usages, crowd)
     tell_notes(llm, told)  # what came up while it answered
     return status
-
-
-def _default(settings: Settings, session: Session | None) -> str:
-    from freehold import catalog
-
-    held_with = session.model if session else ""
-    return held_with or settings.default_model or catalog.default_model().name
 
 
 def _session(sessions: Sessions, request: RunRequest) -> Session | None:

@@ -28,6 +28,7 @@ from freehold.store.sampling import sampling_defaults
 from freehold.store.space import human
 
 SCHEMA = 1
+_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"  # in GGUF files
 
 
 @click.command("show")
@@ -72,11 +73,13 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
     architecture, context, template = (
         _gguf_facts(file) if isinstance(file, GGUFFile) else _directory_facts(file)
     )
+    output = file.tensors.get(_OUTPUT)
     chats = not _is_encoder(architecture)
     return {
         "architecture": architecture,
         "runs": _runs(Structure(architecture, experts=any(_of_expert(t.name) for t in tensors))),
         "parameters": sum(math.prod(t.shape) for t in tensors),
+        "output_parameters": math.prod(output.shape) if output and _EMBEDDING in file.tensors else 0,
         "quantisation": [
             {"type": t, "bytes": n, "share": round(n / total, 4)} for t, n in by_type.most_common()
         ],
@@ -173,7 +176,7 @@ def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("size", f"{card['bytes']:,} bytes ({human(card['bytes'])}){packed}" if card["bytes"] else ""),
         ("sha256", card.get("digest", "")),
         ("architecture", _architecture(card)),
-        ("parameters", f"{card['parameters'] / 1e6:,.0f} million" if card.get("parameters") else ""),
+        ("parameters", _parameters(card)),
         ("quantisation", _mix(card.get("quantisation", []))),
         ("context", f"{card['context']:,} tokens" if card.get("context") else ""),
         ("licence", _licence(card["licence"])),
@@ -189,6 +192,17 @@ def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     known = facts_lines(catalog.model(card["model"]), date.today()) if card.get("model") else []
     return [(k, v) for k, v in rows if v] + known
+
+
+def _parameters(card: Mapping[str, Any]) -> str:
+    """Word the count of the file's weights; one that holds a tied embedding twice has more than the model."""
+    in_file, output = card.get("parameters", 0), card.get("output_parameters", 0)
+    known = (card.get("catalogue") or {}).get("parameters", 0)
+    if not in_file:
+        return ""
+    if output and known == in_file - output:
+        return f"{in_file:,} in the file, {known:,} in the model: the file repeats the embedding as {_OUTPUT}"
+    return f"{in_file / 1e6:,.0f} million"
 
 
 def _architecture(card: Mapping[str, Any]) -> str:

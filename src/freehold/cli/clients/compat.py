@@ -21,7 +21,7 @@ from importlib import metadata
 import click
 
 from freehold.cli.clients.sdks import CHECKS, CLIENTS, NEEDS, PATIENCE_S, Asked
-from freehold.cli.shared import json_option
+from freehold.cli.shared import default_model, json_option
 from freehold.config import Settings
 from freehold.errors import ServerUnreachable, UsageError
 from freehold.sandbox.children import spawn
@@ -187,10 +187,7 @@ def _server(settings: Settings, url: str | None, key: str, model: str | None) ->
             raise UsageError(f"the server at {where} has no model in memory", "freehold doctor compat MODEL")
         yield Found(where, key, model or held)
         return
-    chosen = model or settings.default_model
-    if not chosen:
-        raise UsageError("no server runs, and no model is named", "freehold doctor compat MODEL starts one")
-    with _started(settings, chosen) as found:
+    with _started(settings, model or default_model(settings)) as found:
         yield found
 
 
