@@ -1,9 +1,9 @@
-"""From the tools of a request to those a model is told of, and the choice among them: of responses and of chats.
+"""Tools that a request offers, and the choice among them, as a Job has them: for chats and for responses.
 
-A free-form tool (`custom`) is told of as a function with one text argument. Tools that a provider would run itself
-(web search, MCP servers, ...) are left out, with a warning each: agents send them to whoever answers.
-Responses have tools and choices flat, chats have what is in them under the name of their type. Knows both and Tool;
-knows no template. Path: response_job, chat_job -> read_tools -> Offered
+A free-form tool (`custom`) is described to the model as a function with one text argument. Tools that a provider would
+run itself (web search, MCP servers, ...) are left out, with a warning each: agents send them to any server.
+Knows what a tool is by its own fields; chats nest them under the name of the type (tools.py), responses have them flat.
+Path: response_job -> read_tools, or chat_job -> tools.offered -> Offering -> Offered
 """
 
 from __future__ import annotations
@@ -15,21 +15,31 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from freehold.server.core.fields import MAX_WARNINGS
+from freehold.server.core.formats import bounded
 from freehold.server.core.limits import typed
 from freehold.server.core.problems import Refused
-from freehold.types import MAX_FORMAT_CHARS, Tool, ToolChoice
+from freehold.types import Tool, ToolChoice
 
 INPUT = "input"  # the one argument by which a free-form tool is described to the model
-Name = Annotated[str, Meta(min_length=1, max_length=256)]
+ToolLabel = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class FunctionTool(Struct, kw_only=True):
     """A function: its name, what it does, and the JSON schema of its arguments."""
 
-    name: Name
+    name: ToolLabel
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    strict: bool | None = None  # a call always fits its schema here where it is constrained
+
+
+class CustomTool(Struct, kw_only=True):
+    """A free-form tool, which takes a text; a grammar in `format` is shown to the model and not enforced."""
+
+    name: ToolLabel
+    description: str | None = None
+    format: dict[str, Any] | None = None
 
 
 class CustomFormat(Struct, kw_only=True):
@@ -40,26 +50,18 @@ class CustomFormat(Struct, kw_only=True):
     definition: str = ""
 
 
-class CustomTool(Struct, kw_only=True):
-    """A tool that takes a text, such as a patch."""
-
-    name: Name
-    description: str | None = None
-    format: CustomFormat | None = None
-
-
 class Chosen(Struct, kw_only=True):
     """A choice that names tools: one, or several that are allowed."""
 
     type: str
-    name: Name | None = None
+    name: ToolLabel | None = None
     mode: str | None = None
     tools: Annotated[list[dict[str, Any]], Meta(max_length=1024)] = []
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """What the model is told of, and what it may or must call. `custom`: names of those that are free-form."""
+    """The tools in the prompt, and which of them may or must be called. `custom`: names of free-form tools."""
 
     tools: tuple[Tool, ...]
     custom: frozenset[str]
@@ -67,29 +69,103 @@ class Offered:
     name: str = ""
 
 
+class Offering:
+    """Tools of a request, added one after the other, then the choice among them."""
+
+    def __init__(self, warnings: list[str]) -> None:
+        self._warnings = warnings
+        self._tools: dict[str, Tool] = {}
+        self._custom: set[str] = set()
+        self._left_out: dict[str, None] = {}
+
+    def function(self, tool: FunctionTool, at: str) -> None:
+        """Add a function. Raises Refused for a name that is taken, and for parameters beyond the limit."""
+        parameters = bounded(tool.parameters or {}, f"{at}.parameters")
+        self._add(Tool(tool.name, tool.description or "", parameters), at)
+
+    def custom(self, tool: CustomTool, at: str) -> None:
+        """Add a free-form tool as a function of one text."""
+        description = tool.description or ""
+        form = typed(flat(tool.format), CustomFormat, f"{at}.format") if tool.format else CustomFormat()
+        if form.definition:
+            description += f"\n\nThe text follows this {form.syntax} grammar:\n{form.definition}"
+            self._warnings.append(f"the grammar of {tool.name!r} is shown to the model and not enforced")
+        argument = {"type": "string", "description": "The text that the tool takes, as it is."}
+        parameters = {
+            "type": "object",
+            "properties": {INPUT: argument},
+            "required": [INPUT],
+            "additionalProperties": False,
+        }
+        self._add(Tool(tool.name, description.strip(), parameters), at)
+        self._custom.add(tool.name)
+
+    def leave_out(self, kind: object) -> None:
+        """Warn of a tool that a provider would run itself."""
+        self._left_out[f"tools of type {str(kind)[:60]!r} were ignored: this server runs none itself"] = None
+
+    def offered(self, choice: Chosen | str | None) -> Offered:
+        """Return the tools and the choice. Raises Refused for a choice of what is not offered."""
+        self._warnings += [*self._left_out][:MAX_WARNINGS]
+        tools, custom = tuple(self._tools.values()), frozenset(self._custom)
+        match choice:
+            case None | "auto":
+                return Offered(tools, custom, "auto")
+            case "none":
+                return Offered(tools, custom, "none")
+            case "required":
+                return Offered(_some(tools), custom, "required")
+            case Chosen():
+                return self._among(choice, tools, custom)
+        raise _wrong(f"tool_choice is {choice[:60]!r}; expected auto, none, required or an object")
+
+    def _among(self, chosen: Chosen, tools: tuple[Tool, ...], custom: frozenset[str]) -> Offered:
+        if chosen.type in ("function", "custom"):
+            if chosen.name not in self._tools:
+                raise _wrong(f"tool_choice names {str(chosen.name)[:60]!r}, which is not one of the tools")
+            return Offered(tools, custom, "required", chosen.name or "")
+        if chosen.type != "allowed_tools":
+            kind = chosen.type[:60]
+            raise _wrong(f"tool_choice names a tool of type {kind!r}, which this server does not run")
+        names = [flat(each).get("name") for each in chosen.tools]
+        allowed = tuple(tool for tool in tools if tool.name in names)
+        match chosen.mode or "auto":
+            case "auto":
+                return Offered(allowed, custom, "auto")
+            case "required":
+                return Offered(_some(allowed), custom, "required")
+            case mode:
+                raise _wrong(f"tool_choice.mode is {mode[:60]!r}; expected auto or required")
+
+    def _add(self, tool: Tool, at: str) -> None:
+        if tool.name in self._tools:
+            raise Refused(400, f"{at} has the name {tool.name!r} of an earlier tool", param=f"{at}.name")
+        self._tools[tool.name] = tool
+
+
 def read_tools(tools: Sequence[Any], choice: Any, warnings: list[str]) -> Offered:
-    """Return what the request offers."""
-    made: dict[str, Tool] = {}
-    custom: set[str] = set()
-    left_out: dict[str, None] = {}
+    """Return what a request for a response offers: each tool an object, its fields beside its type."""
+    offering = Offering(warnings)
     for i, raw in enumerate(tools):
         at = f"tools[{i}]"
         if not isinstance(raw, dict):
-            raise Refused(400, f"{at} is no object", param=at, code="invalid_value")
-        kind = raw.get("type")
-        if kind == "custom":
-            tool = _custom(typed(_flat(raw), CustomTool, at), warnings)
-            custom.add(tool.name)
-        elif kind == "function":
-            tool = _function(typed(_flat(raw), FunctionTool, at), at)
-        else:
-            left_out[f"tools of type {str(kind)[:60]!r} were ignored: this server runs none itself"] = None
-            continue
-        if tool.name in made:
-            raise Refused(400, f"{at} has the name {tool.name!r} of an earlier tool", param=f"{at}.name")
-        made[tool.name] = tool
-    warnings += [*left_out][:20]
-    return _chosen(made, frozenset(custom), choice)
+            raise Refused(400, f"{at} is not an object", param=at, code="invalid_value")
+        match raw.get("type"):
+            case "function":
+                offering.function(typed(flat(raw), FunctionTool, at), at)
+            case "custom":
+                offering.custom(typed(flat(raw), CustomTool, at), at)
+            case kind:
+                offering.leave_out(kind)
+    return offering.offered(
+        typed(flat(choice), Chosen, "tool_choice") if isinstance(choice, dict) else choice
+    )
+
+
+def flat(raw: dict[str, Any]) -> dict[str, Any]:
+    """Lift what lies under the name of the type, as some clients send it."""
+    inner = raw.get(str(raw.get("type")))
+    return {**raw, **inner} if isinstance(inner, dict) else raw
 
 
 def as_arguments(text: str) -> str:
@@ -98,7 +174,7 @@ def as_arguments(text: str) -> str:
 
 
 def input_of(arguments: str) -> str:
-    """Return the text within such arguments; a model that wrote something else is shown as it wrote."""
+    """Return the text within such arguments; anything else that the model wrote comes back unchanged."""
     try:
         value = msgspec.json.decode(arguments)
     except (msgspec.DecodeError, RecursionError):
@@ -107,75 +183,10 @@ def input_of(arguments: str) -> str:
     return text if isinstance(text, str) else arguments
 
 
-def _flat(raw: dict[str, Any]) -> dict[str, Any]:
-    """Lift what lies under the name of the type, in a tool's format too."""
-    inner = raw.get(str(raw.get("type")))
-    flat = {**raw, **inner} if isinstance(inner, dict) else raw
-    return {**flat, "format": _flat(flat["format"])} if isinstance(flat.get("format"), dict) else flat
-
-
-def _function(tool: FunctionTool, at: str) -> Tool:
-    parameters = tool.parameters or {}
-    size = len(msgspec.json.encode(parameters))
-    if size > MAX_FORMAT_CHARS:
-        raise Refused(
-            400,
-            f"{at}.parameters has {size:,} bytes; expected at most {MAX_FORMAT_CHARS:,}",
-            param=f"{at}.parameters",
-        )
-    return Tool(tool.name, tool.description or "", parameters)
-
-
-def _custom(tool: CustomTool, warnings: list[str]) -> Tool:
-    description, told = tool.description or "", "The text that the tool takes, as it is."
-    form = tool.format
-    if form is not None and form.definition:
-        description += f"\n\nThe text follows this {form.syntax} grammar:\n{form.definition}"
-        warnings.append(f"the grammar of {tool.name!r} is shown to the model and not enforced")
-    argument = {"type": "string", "description": told}
-    return Tool(
-        tool.name,
-        description.strip(),
-        {
-            "type": "object",
-            "properties": {INPUT: argument},
-            "required": [INPUT],
-            "additionalProperties": False,
-        },
-    )
-
-
-def _chosen(made: dict[str, Tool], custom: frozenset[str], choice: Any) -> Offered:
-    tools = tuple(made.values())
-    if choice is None or choice in ("auto", "none"):
-        return Offered(tools, custom, choice or "auto")
-    if choice == "required":
-        return Offered(_some(tools), custom, "required")
-    if not isinstance(choice, dict):
-        raise _wrong(f"tool_choice is {str(choice)[:60]!r}; expected auto, none, required or an object")
-    named = typed(_flat(choice), Chosen, "tool_choice")
-    if named.type in ("function", "custom"):
-        return Offered(tools, custom, "required", _known(named.name, made))
-    if named.type == "allowed_tools":
-        mode = named.mode or "auto"
-        if mode not in ("auto", "required"):
-            raise _wrong(f"tool_choice.mode is {mode[:60]!r}; expected auto or required")
-        names = [_flat(each).get("name") for each in named.tools]
-        allowed = tuple(tool for tool in tools if tool.name in names)
-        return Offered(_some(allowed) if mode == "required" else allowed, custom, mode)
-    raise _wrong(f"tool_choice names a tool of type {named.type[:60]!r}, which this server does not run")
-
-
 def _some(tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
     if not tools:
-        raise _wrong("tool_choice wants a call, and there is no function or custom tool to call")
+        raise _wrong("tool_choice requires a call, and there is no function or custom tool to call")
     return tools
-
-
-def _known(name: str | None, made: dict[str, Tool]) -> str:
-    if name not in made:
-        raise _wrong(f"tool_choice names {str(name)[:60]!r}, which is none of the tools")
-    return name or ""
 
 
 def _wrong(message: str) -> Refused:

@@ -1,6 +1,6 @@
-"""Tools in OpenAI's chats: what is offered, what is chosen, what an assistant called.
+"""Tools in OpenAI's chats: those on offer, the choice among them, and calls of earlier turns.
 
-Knows the wire's shapes and ours; what they come to is offers.py's. docs/reference/http.md is made from these structs.
+Knows the wire's shapes; offers.py makes a Job's tools of them. docs/reference/http.md is made from these structs.
 Path: ChatRequest -> offered, called -> Job
 """
 
@@ -9,45 +9,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from freehold.server.core.fields import MAX_WARNINGS, ignored
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields.offers import Name, Offered, as_arguments, read_tools
+from freehold.server.openai.fields.offers import (
+    Chosen,
+    CustomTool,
+    FunctionTool,
+    Offered,
+    Offering,
+    ToolLabel,
+    as_arguments,
+)
 from freehold.serving import MAX_TOOLS
 from freehold.types import ToolCall
-
-
-class FunctionOffer(Struct, kw_only=True):
-    """A function: its name, what it does, and the JSON schema of its arguments."""
-
-    name: Name
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None  # a call always fits its schema here where it is constrained
-
-
-class CustomOffer(Struct, kw_only=True):
-    """A free-form tool, which takes a text; a grammar in `format` is shown to the model and not enforced."""
-
-    name: Name
-    description: str | None = None
-    format: dict[str, Any] | None = None
 
 
 class ToolOffer(Struct, kw_only=True):
     """A tool: what it is lies under the name of its type."""
 
     type: str = "function"
-    function: FunctionOffer | None = None
-    custom: CustomOffer | None = None
+    function: FunctionTool | None = None
+    custom: CustomTool | None = None
 
 
 class ToolName(Struct, kw_only=True):
     """Which tool."""
 
-    name: Name
+    name: ToolLabel
 
 
 class AllowedTools(Struct, kw_only=True):
@@ -65,18 +55,28 @@ class NamedChoice(Struct, kw_only=True, forbid_unknown_fields=True):
     custom: ToolName | None = None
     allowed_tools: AllowedTools | None = None
 
+    def chosen(self) -> Chosen:
+        """Return the choice as responses have it. Raises Refused where the object of its type is missing."""
+        tool, several = self.function if self.type == "function" else self.custom, self.allowed_tools
+        if self.type == "allowed_tools" and several is not None:
+            return Chosen(type=self.type, mode=several.mode, tools=several.tools)
+        if self.type != "allowed_tools" and tool is not None:
+            return Chosen(type=self.type, name=tool.name)
+        at = f"tool_choice.{self.type}"
+        raise Refused(400, f"{at} is missing", param=at, code="missing_required_parameter")
+
 
 class FunctionUse(Struct, kw_only=True):
     """A function that was called, and the JSON text of its arguments."""
 
-    name: Name
+    name: ToolLabel
     arguments: str = "{}"
 
 
 class CustomUse(Struct, kw_only=True):
     """A free-form tool that was called, and its text."""
 
-    name: Name
+    name: ToolLabel
     input: str
 
 
@@ -95,19 +95,23 @@ Choice = Literal["auto", "none", "required"] | NamedChoice
 
 
 def offered(tools: Sequence[ToolOffer], choice: Choice | None, warnings: list[str]) -> Offered:
-    """Return what the request offers; refuse tools and choices that are nothing by their own type."""
+    """Return what the request offers. Raises Refused for a tool or a choice without the object of its type."""
+    offering = Offering(warnings)
     for i, tool in enumerate(tools):
-        if tool.type not in ("function", "custom") or getattr(tool, tool.type) is None:
+        at = f"tools[{i}]"
+        if tool.type == "function" and tool.function is not None:
+            offering.function(tool.function, at)
+        elif tool.type == "custom" and tool.custom is not None:
+            offering.custom(tool.custom, at)
+        else:
+            kind = tool.type[:40]
             raise Refused(
                 400,
-                f"tools[{i}] is of type {tool.type[:40]!r}; expected function or custom, and an object of that name",
-                param=f"tools[{i}]",
+                f"{at} is of type {kind!r}; expected function or custom, and an object of that name",
+                param=at,
                 code="unsupported_parameter",
             )
-    if isinstance(choice, NamedChoice) and getattr(choice, choice.type) is None:
-        at = f"tool_choice.{choice.type}"
-        raise Refused(400, f"{at} is missing", param=at, code="missing_required_parameter")
-    return read_tools(msgspec.to_builtins(tools), msgspec.to_builtins(choice), warnings)
+    return offering.offered(choice.chosen() if isinstance(choice, NamedChoice) else choice)
 
 
 def called(uses: Sequence[ToolUse], at: str) -> tuple[ToolCall, ...]:
@@ -126,7 +130,7 @@ def called(uses: Sequence[ToolUse], at: str) -> tuple[ToolCall, ...]:
 
 def unknown_tool_fields(tools: Sequence[Any]) -> list[str]:
     """Return a warning for each field of tools that is not known."""
-    known = {"function": set(FunctionOffer.__struct_fields__), "custom": set(CustomOffer.__struct_fields__)}
+    known = {"function": set(FunctionTool.__struct_fields__), "custom": set(CustomTool.__struct_fields__)}
     found: dict[str, None] = {}
     for tool in tools:
         within = [name for kind in known for name in (tool.get(kind) or {}).keys() - known[kind]]
