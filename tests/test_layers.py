@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -118,3 +121,88 @@ def test_every_file_directly_in_the_cli_is_a_verb_or_known_to_be_none():
     from freehold.cli.verbs import VERBS
 
     assert {path.stem for path in (PACKAGE / "cli").glob("*.py")} == VERBS.keys() | NO_VERBS
+
+
+# --- the HTTP process imports no engine ------------------------------------------------------------------------------
+
+MODULES = {
+    ".".join(("freehold", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): p
+    for p in FILES
+}
+# What runs in the HTTP process: the server, the verb that starts it, and the server's half of worker/. It starts the
+# other half, worker/process, by its module's name in a command line, which is no import.
+HTTP = {name for name in MODULES if name.startswith("freehold.server")} | {
+    *("freehold.cli.serve", "freehold.worker.models"),
+}
+ENGINE_SIDE = ("engine", "models", "local", "worker.process")
+# Before `freehold serve NAME` fetches a model, the families say whether they compute it; no server runs yet.
+BEFORE_SERVING = {("freehold.cli.shared", "freehold.models.bind")}
+
+
+def run_time_imports(source: str, package: str) -> Iterator[str]:
+    """Yield the modules that `source` may import when it runs, inside functions too; not those for type checkers."""
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            yield from (module, *(f"{module}.{alias.name}" for alias in node.names))
+
+
+def reached_from(starts: Iterable[str]) -> dict[str, str]:
+    """Return every module of the package that `starts` reach, each with the module that imports it."""
+    reached = dict.fromkeys(starts, "")
+    waiting = list(reached)
+    while waiting:
+        name = waiting.pop()
+        path = MODULES[name]
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        for other in run_time_imports(path.read_text(encoding="utf-8"), package):
+            if (name, other.removesuffix(".check_structure")) in BEFORE_SERVING:
+                continue
+            parts = other.split(".")
+            for each in (
+                ".".join(parts[:n]) for n in range(2, len(parts) + 1)
+            ):  # its packages are imported too
+                if each in MODULES and each not in reached:
+                    reached[each] = name
+                    waiting.append(each)
+    return reached
+
+
+def on_engine_side(name: str) -> bool:
+    return any(name == f"freehold.{room}" or name.startswith(f"freehold.{room}.") for room in ENGINE_SIDE)
+
+
+def test_the_http_process_reaches_no_engine():
+    reached = reached_from(HTTP)
+    assert {"freehold.worker.handle", "freehold.store", "freehold.serving"} <= reached.keys()
+    assert {name: by for name, by in reached.items() if on_engine_side(name)} == {}
+
+
+def test_the_closure_sees_imports_inside_functions_and_skips_those_for_type_checkers():
+    source = (
+        "if TYPE_CHECKING:\n    import freehold.models\ndef f():\n    from freehold.engine import Engine\n"
+    )
+    assert {"freehold.engine"} == {
+        name for name in run_time_imports(source, "freehold.server") if name in MODULES
+    }
+    assert any(map(on_engine_side, reached_from(["freehold.cli.run"])))
+
+
+def test_importing_the_server_loads_no_engine():
+    code = (
+        "import sys, freehold.cli.serve, freehold.server.serve, freehold.worker.models\n"
+        "from freehold.server.app import endpoints\n"
+        f"print(*(m for m in sys.modules if m.startswith(tuple('freehold.' + r for r in {ENGINE_SIDE}))))"
+    )
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert got.stdout.split() == []
