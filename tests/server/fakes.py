@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from freehold.errors import FreeholdError, ModelNotFound
-from freehold.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo, Vectors
+from freehold.serving import Begin, EmbedJob, EngineStats, Job, LoadedInfo, ModelInfo, StoredModel, Vectors
 from freehold.types import (
     Chunk,
     Message,
@@ -52,17 +52,14 @@ class Script:
     after: str = ""  # text that comes after the calls
 
 
-@dataclass(frozen=True)
-class FakeHeld:
-    name: str
-    bytes: int = 1000
-    modified: float = 1_700_000_000.0
-    parent: str = ""
-    digest: str = "d" * 64
+def stored(name: str, parent: str = "") -> StoredModel:
+    return StoredModel(name, 1000, 1_700_000_000.0, "d" * 64, parent)
 
 
 @dataclass
 class FakeLoaded:
+    """The fields of LoadedInfo, to be changed by a test."""
+
     name: str
     info: ModelInfo
     stats: EngineStats = field(default_factory=EngineStats)
@@ -290,10 +287,10 @@ class FakeModels:
         self.served = {name: FakeServed(name, script) for name in self._names}
         self.in_memory: dict[str, FakeServed] = {}
         self.used: list[tuple[str, float | None]] = []
-        self.adapters: dict[str, FakeHeld] = {}
+        self.adapters: dict[str, StoredModel] = {}
 
-    async def names(self) -> list[FakeHeld]:
-        return [*(FakeHeld(name) for name in self.served), *self.adapters.values()]
+    async def names(self) -> list[StoredModel]:
+        return [*(stored(name) for name in self.served), *self.adapters.values()]
 
     async def use(self, name: str, keep_alive: float | None = None) -> FakeServed:
         name = name.removesuffix(":latest")
@@ -311,8 +308,8 @@ class FakeModels:
             raise ModelNotFound(f"there is no model {name!r}", "freehold list shows what there is")
         return name
 
-    def loaded(self) -> list[FakeLoaded]:
-        return [served.loaded for served in self.in_memory.values()]
+    def loaded(self) -> list[LoadedInfo]:
+        return [LoadedInfo(**vars(served.loaded)) for served in self.in_memory.values()]
 
     def loading(self) -> dict[str, tuple[int, int]]:
         return {}
@@ -324,7 +321,7 @@ class FakeModels:
     async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
         if name not in self.served:
             raise ModelNotFound(f"there is no model {name!r}")
-        self.adapters[f"{name}+{adapter}"] = FakeHeld(f"{name}+{adapter}", parent=name)
+        self.adapters[f"{name}+{adapter}"] = stored(f"{name}+{adapter}", parent=name)
 
     async def remove_adapter(self, name: str, adapter: str) -> None:
         if self.adapters.pop(f"{name}+{adapter}", None) is None:
