@@ -17,7 +17,7 @@ from freehold import catalog
 from freehold.config import Settings, load_settings
 from freehold.errors import ModelNotFound, UsageError
 
-USUAL_ROOM = 8192  # tokens of a conversation that hardware is sized for where nobody names a number
+USUAL_ROOM = 8192  # tokens of a conversation that hardware is sized for by default
 MOST_DOLLARS = 1_000_000_000  # of a budget a month
 
 if TYPE_CHECKING:
@@ -80,11 +80,11 @@ def advise(
         languages=languages,
         cheapest=cheapest,
     )
-    told = facts or from_table(settings.company, f"{settings.home / 'config.toml'}: [company]")
-    told = replace(told, purpose=told.purpose or asked.purpose)
+    company = facts or from_table(settings.company, f"{settings.home / 'config.toml'}: [company]")
+    company = replace(company, purpose=company.purpose or asked.purpose)
     request = Request(
         task=asked.task,
-        facts=told if told.purpose else None,
+        facts=company if company.purpose else None,
         country_not=asked.country_not,
         min_context=asked.context,
         max_params=asked.max_params,
@@ -112,7 +112,7 @@ def fit(
 ) -> Fit | Misfit:
     """Say whether a model fits and how fast it answers, here or on named hardware: `on="2xh100"`.
 
-    A model that is held is weighed by its file, in `quant` if that names another quantisation; any other by what is
+    A model on this machine is measured by its file, in `quant` if that names another quantisation; any other by what is
     published. Raises ModelNotFound with the nearest names, UsageError for an unknown quantisation, hardware or engine.
     """
     from freehold.advisor.fit import fit as fitted
@@ -220,7 +220,7 @@ def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:
 
 
 def files_held(settings: Settings) -> dict[str, Path]:
-    """Return the files of the models held here, by the catalogue's id; what it does not know is left out."""
+    """Return the files of the models on this machine, by the catalogue's id; unknown ones are left out."""
     from freehold.store import Store
 
     found: dict[str, Path] = {}

@@ -15,7 +15,7 @@ from typing import Any
 from freehold.errors import UsageError
 
 HUB_ENDPOINT = "https://huggingface.co"
-# Beside Ollama's 11434, so that both run on one machine; 8000 and 8080 are everybody's.
+# Beside Ollama's 11434, so that both run on one machine; 8000 and 8080 are often taken.
 PORT = 11435
 MAX_IN_FLIGHT = 16 << 20  # bytes a killed download may have to fetch again, over all its connections
 # Environment variables that are read, here and where they are used.
@@ -27,7 +27,7 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
 class Settings:
     """What the user decided. `home` holds everything Freehold writes.
 
-    `connections` x `range_bytes` is what a kill -9 may cost, so it is held to 16 MB.
+    `connections` x `range_bytes` is what a kill -9 may cost, so it is limited to 16 MB.
     """
 
     home: Path
@@ -179,7 +179,7 @@ def _checked(s: Settings) -> Settings:
     if not 64 << 10 <= s.range_bytes <= MAX_IN_FLIGHT // s.connections:
         raise UsageError(
             f"range_bytes = {s.range_bytes:,} is not within 65,536..{MAX_IN_FLIGHT // s.connections:,}",
-            f"connections x range_bytes is held to {MAX_IN_FLIGHT:,} so that a kill costs no more",
+            f"connections x range_bytes is limited to {MAX_IN_FLIGHT:,} so that a kill costs no more",
         )
     if not 0 <= s.port <= 65535:
         raise UsageError(f"port = {s.port} is not within 0..65535", "0 takes a free one")

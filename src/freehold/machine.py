@@ -37,7 +37,7 @@ class Crowd:
     def share(self) -> float:
         """Return how many of the cores that our threads want others took, as a share of them; 0: none.
 
-        Cores that nobody used are others' to take: on 64 cores, 16 busy ones do not slow 16 threads down.
+        Idle cores are available to others: on 64 cores, 16 busy ones do not slow 16 threads down.
         """
         wall = time.monotonic() - self._at
         if wall <= 0:
@@ -72,7 +72,7 @@ def cgroup_available_bytes(root: Path = _CGROUP) -> int | None:
 
 
 def cgroup_limit_bytes(root: Path = _CGROUP) -> int | None:
-    """Return what the control group may take in all; None where it is not held to less than the machine has."""
+    """Return what the control group may take in all; None where its limit is not below the machine's."""
     for limit_name, _ in _FILES:
         limit = _number(root / limit_name)
         if limit is not None and limit < psutil.virtual_memory().total:

@@ -1,6 +1,6 @@
 """Ends long work on the processor early, when its result is wanted no more.
 
-Work that takes long calls `check_stopped` between its pieces; whoever runs it for a caller that may leave says in
+Work that takes long calls `check_stopped` between its pieces; a caller that may leave says in
 `stops_when` how to tell. Knows no thread, no request and no clock.
 Path: worker/process/queues.py -> stops_when -> Tokenizer.encode -> check_stopped
 """

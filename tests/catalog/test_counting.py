@@ -105,7 +105,7 @@ def test_an_encoder_is_counted_without_its_pooler():
     [
         ({"model_type": "rwkv7"}, "'rwkv7' cannot be counted"),
         ({"model_type": "llama", "hidden_size": -1}, "hidden_size is '-1'"),
-        ({"model_type": "llama", "hidden_size": "x" * 1000}, "which is no size"),
+        ({"model_type": "llama", "hidden_size": "x" * 1000}, "which is not a size"),
         ({"model_type": "nemotron_h", "hybrid_override_pattern": "MX"}, "not made of M"),
     ],
 )

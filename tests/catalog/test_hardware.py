@@ -88,5 +88,5 @@ def test_of_several_rents_the_newest_counts_and_bad_data_says_where():
     assert made.rent and made.rent.mid == 3.0
     with pytest.raises(StoreError, match=r"x\.toml: a: unknown key 'colour'"):
         hardware.parse("x.toml", text + "colour = 1\n")
-    with pytest.raises(StoreError, match="no range"):
+    with pytest.raises(StoreError, match="not a range"):
         hardware.parse("x.toml", text + rent.format(-1.0, "2026-02-01"))

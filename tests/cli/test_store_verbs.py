@@ -160,4 +160,4 @@ def test_the_bar_survives_untold_totals(capsys):
     bar(Planned("m", "url: x", "", 1, 0, 0))
     bar(Progress("m", "m.gguf", 10, 0))
     bar.close()
-    assert "size not told" in capsys.readouterr().err
+    assert "size unknown" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_a_digest_is_of_what_is_asked_and_how_it_is_judged(tmp_path: Path):
     [
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ("[1]", "no JSON object"),
+        ("[1]", "not a JSON object"),
         ({"prompt": "p"}, "no judge"),
         ({"prompt": "p", "exact": "a", "regex": "b"}, "exact and regex"),
         ({"prompt": "p", "exat": "a"}, "did you mean exact"),
@@ -71,7 +71,7 @@ def test_a_digest_is_of_what_is_asked_and_how_it_is_judged(tmp_path: Path):
         ({"prompt": "p", "regex": "("}, "regex '('"),
         ({"prompt": "p", "regex": "(?=a)b"}, "look-around"),
         ({"prompt": "p", "json_schema": {"$ref": "http://example.org/s"}}, "not fetched"),
-        ({"prompt": "p", "json_schema": "x"}, "no JSON object"),
+        ({"prompt": "p", "json_schema": "x"}, "not a JSON object"),
         ({"prompt": "p", "judge": "polite"}, "--judge MODEL"),
         ({"prompt": "p", "contains": []}, "contains is empty"),
         ({"prompt": "p", "exact": "a" * 20_000}, "more than 16,384"),

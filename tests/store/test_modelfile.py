@@ -77,7 +77,7 @@ def test_a_value_ends_with_its_line_or_its_quotes(line, value):
         ('FROM a\nSYSTEM """never closed\n', "never closed"),
         ('FROM a\nSYSTEM """x""" y', "stands behind"),
         ('FROM a\nSYSTEM x """y"""', "in the middle"),
-        ("FROM a\n???", "is no instruction"),
+        ("FROM a\n???", "is not an instruction"),
         ("FROM a\n" + "x" * MAX_CHARS, "at most"),
         ("\n" * 30_000, "lines"),
     ],

@@ -380,9 +380,9 @@ def test_harmony_s_channels_are_thinking_text_and_calls():
         ({"type": "string", "anyOf": [{"type": "null"}]}, "'type' is said twice"),
         ({"type": "what"}, "no type 'what'"),
         ({"minItems": 5000}, "the limit is 1,000"),
-        ({"properties": [1]}, "no JSON schema"),
+        ({"properties": [1]}, "not a JSON schema"),
         ({"anyOf": []}, "expected schemas"),
-        ({"type": "string", "minLength": "x"}, "no JSON schema"),
+        ({"type": "string", "minLength": "x"}, "not a JSON schema"),
     ],
 )
 def test_schema_that_gemma_s_notation_cannot_keep_is_refused_by_name(schema, words):

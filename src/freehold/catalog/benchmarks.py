@@ -65,7 +65,7 @@ BENCHMARKS = {
         "questions of graduate biology, physics and chemistry, multiple choice", "general", 448, 25
     ),
     "gpqa_diamond": Benchmark("the 198 questions of gpqa on which experts agree", "general", 198, 25),
-    "gsm8k": Benchmark("school arithmetic told in words", "maths", 1319),
+    "gsm8k": Benchmark("school arithmetic in words", "maths", 1319),
     "humaneval": Benchmark(
         "164 Python functions from their docstrings, tests passed at the first try", "code", 164
     ),

@@ -53,7 +53,7 @@ def _scores(where: str, rows: Iterable[list[str]], source: str) -> Iterable[tupl
             score = Score(benchmark, float(value), setting, source)
         except ValueError:
             raise StoreError(
-                f"{where}: row {number}: {row!r} is no model, benchmark, value, setting"
+                f"{where}: row {number}: {row!r} is not a model, benchmark, value, setting"
             ) from None
         if benchmark not in BENCHMARKS or not 0 <= score.value <= 100:
             raise StoreError(f"{where}: row {number}: {benchmark} = {value} is not known, or not in per cent")

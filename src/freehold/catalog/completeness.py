@@ -1,4 +1,4 @@
-"""Says what an entry of the catalogue lacks: the facts without which neither its size nor its fit can be told.
+"""Lists what an entry of the catalogue lacks: the facts that its size and fit need.
 
 An entry may lack one of them only where `not_published` names the source that was looked through. Knows facts of a
 model; knows no file and no network.

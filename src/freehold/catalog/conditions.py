@@ -67,7 +67,7 @@ def parse(text: str) -> Condition:
 def _atom(text: str) -> Atom:
     found = _ATOM.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"{text!r} is no condition")
+        raise ValueError(f"{text!r} is not a condition")
     negated, word, above = bool(found[1]), found[2], found[3]
     if word not in (AMOUNTS if above else FLAGS):
         raise ValueError(f"{word!r} is no {'amount' if above else 'flag'}")

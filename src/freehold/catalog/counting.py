@@ -132,7 +132,7 @@ class _Sizes:
     def __getitem__(self, key: str) -> int:
         value = self.raw.get(key)
         if type(value) is not int or not 0 < value < 1 << 32:
-            raise UnsupportedModel(f"config.json's {key} is {str(value)[:40]!r}, which is no size")
+            raise UnsupportedModel(f"config.json's {key} is {str(value)[:40]!r}, which is not a size")
         return value
 
     def get(self, *keys: str) -> int:

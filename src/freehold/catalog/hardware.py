@@ -1,7 +1,7 @@
 """Hardware by name: what a device holds, reads, computes, draws and costs, each with its source and date.
 
 Published figures of devices, not of this machine (advisor/machine.py measures that). Facts are appended, never
-overwritten: of several rents or prices the newest counts. 0 means that nobody told.
+overwritten: of several rents or prices the newest counts. 0 means unknown.
 Path: --on 2xh100 -> catalog.rig -> Rig -> advisor (does it fit, how fast, what does it cost)
 """
 
@@ -223,5 +223,5 @@ def _device(where: str, vendor: str, sources: dict[str, str], raw: dict[str, Any
 def _money(sources: dict[str, str], raw: dict[str, Any]) -> Money:
     made = Money(**{**raw, "source": sources[raw["source"]]})
     if not 0 < made.low <= made.mid <= made.high:
-        raise StoreError(f"{made} is no range")
+        raise StoreError(f"{made} is not a range")
     return made

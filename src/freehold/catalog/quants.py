@@ -83,7 +83,7 @@ def finer(name: str, published: str) -> bool:
 
 
 def of_file(file_type: int) -> str:
-    """Return the name that a GGUF's file type stands for, empty for a number nobody knows."""
+    """Return the name that a GGUF's file type stands for, empty for an unknown number."""
     return next((m.name for m in mixes() if m.file_type == file_type >= 0), "")
 
 

@@ -243,7 +243,7 @@ def _device(atoms: list[str], start: int) -> tuple[int, str]:
 
 
 def _rate(atoms: list[str], at: int) -> tuple[int, list[Part]]:
-    """Return an amount of a time: 100k a day, 20M tokens per month, 30 tokens/s. It is no context and no users."""
+    """Return an amount of a time: 100k a day, 20M tokens per month, 30 tokens/s. Neither a context nor users."""
     found = _NUMBER.fullmatch(atoms[at])
     if found is None or found[2] not in (None, "k", "m"):
         return 0, []

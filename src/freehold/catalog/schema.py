@@ -107,7 +107,7 @@ def parse(where: str, text: str) -> list[Facts]:
         key = next(iter(data))
         raise _fault(where, _line(text, 0, key), f"unknown key {key!r}", "the tables are called [[model]]")
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
-        raise _fault(where, _line(text, 0, "model"), "model is no list of tables", "write [[model]]")
+        raise _fault(where, _line(text, 0, "model"), "model is not a list of tables", "write [[model]]")
     found = []
     for number, table in enumerate(tables, 1):
         if fault := lint(table):
@@ -190,7 +190,7 @@ def _parts(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
         return "modalities", f"modality {sorted(unknown)[0]!r} is none of {', '.join(MODALITIES)}", ""
     for name in table.get("languages", ()):
         if not CODE.fullmatch(name) and name not in sets():
-            return "languages", f"{name!r} is no ISO 639 code and no set of languages", ""
+            return "languages", f"{name!r} is not an ISO 639 code or a set of languages", ""
     for key, source in table.get("not_published", {}).items():
         if key not in KEYS or not isinstance(source, str) or not source:
             return "not_published", f"not_published: {key} needs to be a fact with a source", ""
@@ -225,7 +225,7 @@ def _layers_fault(group: Any) -> str:
     sizes = {k: v for k, v in group.items() if k != "kind"}
     for key, value in sizes.items():
         if type(value) is not int or not 0 <= value < 1 << 31:
-            return f"{group['kind']} layers: {key} = {value!r} is no size"
+            return f"{group['kind']} layers: {key} = {value!r} is not a size"
     for key in ("count", *_SIZES[group["kind"]]):
         if not sizes.get(key):
             return f"{group['kind']} layers need {key}"
@@ -233,7 +233,7 @@ def _layers_fault(group: Any) -> str:
 
 
 def _scores(scores: list[Any]) -> tuple[str, str, str] | None:
-    told = set()
+    seen = set()
     for score in scores:
         if fault := _score_fault(score):
             return "scores", fault, ""
@@ -242,9 +242,9 @@ def _scores(scores: list[Any]) -> tuple[str, str, str] | None:
             near = nearest(benchmark, list(BENCHMARKS))
             known = f"known: {', '.join(BENCHMARKS)}"
             return "scores", f"unknown benchmark {benchmark!r}", f"did you mean {near}?" if near else known
-        if (benchmark, setting) in told:
+        if (benchmark, setting) in seen:
             return "scores", f"{benchmark} ({setting}) is given twice", "tell settings apart"
-        told.add((benchmark, setting))
+        seen.add((benchmark, setting))
     return None
 
 

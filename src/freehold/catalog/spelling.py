@@ -84,7 +84,7 @@ def _is_name(asked: frozenset[str]) -> bool:
 
 
 def _continues(model: Model) -> bool:
-    """Say whether a model continues text and answers nobody, or is called by such a word anyhow."""
+    """Tell whether a model continues text and follows no instruction, or has a name that says so."""
     return model.instructed is False or bool(_tail(model) & _UNTUNED)
 
 

@@ -1,7 +1,7 @@
 """Takes names apart that other tools use: Ollama's tags, links to the hub, repositories that only repack a model.
 
 `plain` leaves out what says where a file lies and how it is packed; `tagged` knows what a tag of Ollama's library
-means. Knows names alone; who repacks without changing a weight is a list, since a repository of anybody else may
+means. Knows names alone; who repacks without changing a weight is a list, since any other repository may
 hold anything.
 Path: catalog.model, entries.find -> plain, tagged, repacked -> an id.
 """

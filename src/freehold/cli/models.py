@@ -155,7 +155,7 @@ def refresh(settings: Settings, models: tuple[str, ...], yes: bool, as_json: boo
         for model_id, why in failed:
             click.echo(f"{model_id}: {why}", err=True)
         for change in changes:
-            click.echo(f"{change.id}: {change.key} {change.known!r} -> {change.told!r} ({change.source})")
+            click.echo(f"{change.id}: {change.key} {change.known!r} -> {change.found!r} ({change.source})")
     file = catalog.user_file()
     agreed = bool(changes) and (yes or (not as_json and click.confirm(f"add these to {file}?", err=True)))
     added = refresher.append(changes, file) if agreed else 0

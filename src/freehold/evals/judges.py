@@ -54,7 +54,7 @@ def judge(kind: str, value: Any, by: str = "") -> Judge:
 
 
 def ask(model: ChatModel, rubric: str, messages: tuple[Message, ...], answer: str) -> Mark:
-    """Have a model judge an answer by a rubric: greedy, and held to the two verdicts."""
+    """Have a model judge an answer by a rubric: greedy, and constrained to the two verdicts."""
     asked = "\n\n".join(f"{m.role}: {m.content}" for m in messages)
     question = f"<rubric>\n{rubric}\n</rubric>\n<request>\n{asked}\n</request>\n<answer>\n{answer}\n</answer>"
     chunks = model.stream(
@@ -96,7 +96,7 @@ def _regex(value: Any, by: str) -> Callable[[str], Mark]:
 
 def _json_schema(value: Any, by: str) -> Callable[[str], Mark]:
     if not isinstance(value, dict):
-        raise UsageError("json_schema is no JSON object")
+        raise UsageError("json_schema is not a JSON object")
     valid = _validator(value, "json_schema")
 
     def mark(answer: str) -> Mark:

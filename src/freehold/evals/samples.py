@@ -125,7 +125,7 @@ def _parsed(line: bytes) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as e:
         raise UsageError(f"is not JSON: {e}"[:120]) from None
     if not isinstance(table, dict):
-        raise UsageError("is no JSON object")
+        raise UsageError("is not a JSON object")
     return table
 
 
@@ -136,7 +136,7 @@ def _messages(table: Mapping[str, Any]) -> tuple[Message, ...]:
         return (Message("user", _text(table["prompt"], "prompt")),)
     found = table["messages"]
     if not isinstance(found, list) or not found:
-        raise UsageError("messages is no list of messages")
+        raise UsageError("messages is not a list of messages")
     made = []
     for one in found:
         if not isinstance(one, dict) or set(one) != {"role", "content"} or one["role"] not in _ROLES:

@@ -1,9 +1,9 @@
-"""Maps a model file into memory, read-only, and says what a file that is no model looks like.
+"""Maps a model file into memory, read-only, and describes a file that is not a model.
 
 Knows paths, bytes and magic numbers; knows no format beyond its first bytes.
 Path: gguf.open_gguf or safetensors.open_safetensors -> map_file
 
-A file that is cut short while it is mapped reads as zeros from there on (csrc/mapped.cpp), so whoever has read
+A file that is cut short while it is mapped reads as zeros from there on (csrc/mapped.cpp), so a caller that has read
 one asks `check_whole` afterwards. The store never writes in place: it replaces a file by renaming another over it.
 """
 
@@ -119,7 +119,7 @@ def not_a_model(path: Path, head: bytes) -> BadModelFile:
     words = looks_like(head)
     hint = next((h for start, h in _HINTS.items() if words.startswith(start)), "")
     return BadModelFile(
-        f"{path} is no model file Freehold reads: it is {words}",
+        f"{path} is not a model file that Freehold reads: it is {words}",
         hint or "Freehold reads GGUF files, and safetensors files or directories",
     )
 
@@ -138,7 +138,7 @@ def _open(path: Path) -> int:
     except OSError as error:
         raise cannot_read(path, error) from error
     except ValueError as error:  # a NUL in the path
-        raise ModelNotFound(f"{str(path)!r} is no valid path") from error
+        raise ModelNotFound(f"{str(path)!r} is not a valid path") from error
 
 
 def cannot_read(path: Path, error: OSError) -> BadModelFile:

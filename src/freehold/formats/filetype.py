@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from freehold.formats.detect import ModelFile
 from freehold.formats.gguf import GGUFFile
 
-# GGUF's general.file_type; the gaps are types nobody writes any more.
+# GGUF's general.file_type; the gaps are types that are no longer written.
 _FILE_TYPES = {
     **dict(enumerate(["F32", "F16", "Q4_0", "Q4_1"])),
     **dict(enumerate(["Q8_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M"], 7)),

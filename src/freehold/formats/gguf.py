@@ -31,7 +31,7 @@ from freehold.formats.tensor import Tensor, TensorFile
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
-MAX_ALIGNMENT = 1 << 20  # a huge page is 2 MB; nobody aligns tensors to half of one
+MAX_ALIGNMENT = 1 << 20  # a huge page is 2 MB; no writer aligns tensors to half of one
 MAX_DIMS = 4  # ggml's GGML_MAX_DIMS
 MAX_ELEMENTS = (1 << 63) - 1  # ggml counts in int64
 MAX_KEYS = 1 << 16  # real files have about forty
@@ -365,7 +365,7 @@ class _Cursor:
         return numbers
 
     def _strings(self, count: int, key: str) -> Sequence[str]:
-        """Read `count` strings; the 150,000 of a vocabulary stay bytes until somebody asks for one."""
+        """Read `count` strings; the 150,000 of a vocabulary stay bytes until one is used."""
         with self.about(shown(key)):
             strings = Strings.read(self._data, self.position, count)
         self.position += strings.file_bytes

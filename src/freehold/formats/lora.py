@@ -81,7 +81,7 @@ class LoraFile:
 def open_lora(path: str | Path) -> LoraFile:
     """Open a PEFT folder, its adapter_model.safetensors, or a GGUF adapter.
 
-    Raises ModelNotFound, UnsupportedModel for what is set or held beyond low-rank changes of matrices, by name,
+    Raises ModelNotFound, UnsupportedModel for anything beyond low-rank changes of matrices, by name,
     and BadModelFile for what is inconsistent.
     """
     path = Path(path)
@@ -167,7 +167,7 @@ def _patterns(values: Mapping[str, float], most: float, where: str) -> dict[str,
         raise BadModelFile(f"{where}: a pattern has {len(values):,} entries; the limit is {MAX_PATTERNS:,}")
     for key, value in values.items():
         if not _NAME.fullmatch(key):
-            raise UnsupportedModel(f"{where}: the pattern {shown(key)} is no module's name")
+            raise UnsupportedModel(f"{where}: the pattern {shown(key)} is not a module's name")
         _bounded(value, most, f"{where}: the pattern {shown(key)}")
     return dict(values)
 
@@ -259,14 +259,14 @@ def _holds_weights(type: QuantType) -> bool:
 def _bounded(value: float, most: float, name: str) -> float:
     """Return a number above 0 and up to `most`."""
     if not 0 < value <= most:
-        # An integer of any length is no float, and too long to show.
+        # An integer of any length is not a float, and too long to show.
         raise BadModelFile(f"{name} is {value!s:.40}; expected more than 0, to {most:g}")
     return value
 
 
 def _no_half(path: Path, name: str) -> UnsupportedModel:
     return UnsupportedModel(
-        f"{path} holds {shown(name)}, which is no low-rank change of a matrix",
+        f"{path} holds {shown(name)}, which is not a low-rank change of a matrix",
         "an adapter with other parts (embeddings, norms, magnitudes, whole modules) is merged into its base first",
     )
 

@@ -185,7 +185,7 @@ def block_layout(type: QuantType) -> BlockLayout:
 
 
 def row_bytes(type: QuantType, k: int) -> int:
-    """Return the bytes of a row of `k` weights; BadModelFile if `k` is no positive multiple of the block."""
+    """Return the bytes of a row of `k` weights; BadModelFile if `k` is not a positive multiple of the block."""
     elems, size = block_layout(type)
     if k <= 0 or k % elems:
         raise BadModelFile(f"a row of {k} weights cannot be {type.name}, whose blocks hold {elems}")

@@ -223,7 +223,7 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadModelFile(f"{path}: not valid JSON: {error}", FETCH_AGAIN) from None
     if not isinstance(values, dict):
-        raise BadModelFile(f"{path}: the JSON is no object but a {type(values).__name__}")
+        raise BadModelFile(f"{path}: the JSON is not an object but a {type(values).__name__}")
     return values
 
 

@@ -28,7 +28,7 @@ def folder(home: Path) -> Path:
 def located(home: Path, name: str) -> Path:
     """Return where the adapter of this name lies, there or not. Raises ValueError for a name that `keep` gives none."""
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name[:60]!r} is no adapter's name")
+        raise ValueError(f"{name[:60]!r} is not an adapter's name")
     return folder(home) / name
 
 

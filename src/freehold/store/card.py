@@ -44,11 +44,11 @@ def licence(info: Any) -> str:
     card = info.get("cardData") if isinstance(info, dict) else None
     if not isinstance(card, dict):
         return ""
-    told = card.get("license")
-    if told in _NOT_NAMED or not isinstance(told, str):
+    tag = card.get("license")
+    if tag in _NOT_NAMED or not isinstance(tag, str):
         named = card.get("license_name")
-        told = named if isinstance(named, str) else told if isinstance(told, str) else ""
-    return _LICENCES.get(told.lower(), told)
+        tag = named if isinstance(named, str) else tag if isinstance(tag, str) else ""
+    return _LICENCES.get(tag.lower(), tag)
 
 
 def known_licence(word: str) -> bool:
@@ -85,6 +85,6 @@ def config_facts(config: Any) -> dict[str, Any]:
 
 
 def _parents(card: Any) -> list[str]:
-    told = card.get("base_model") if isinstance(card, dict) else None
-    named = [told] if isinstance(told, str) else told if isinstance(told, list) else []
+    bases = card.get("base_model") if isinstance(card, dict) else None
+    named = [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else []
     return [p for p in named if isinstance(p, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", p)][:16]

@@ -1,4 +1,4 @@
-"""What a pull tells whoever started it: a callback gets one of these, in order.
+"""The events of a pull: its callback receives these, in order.
 
 Knows no terminal: the CLI turns events into a bar, into lines, or into JSON.
 """
@@ -42,7 +42,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The model is ready. `fetched` counts the bytes this run brought in; 0 when it was held already."""
+    """The model is ready. `fetched` counts the bytes this run brought in; 0 when the model was there already."""
 
     name: str
     path: str

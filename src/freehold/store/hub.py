@@ -111,8 +111,8 @@ class HubSource:
         known = (
             {f.sha256 for f in self._entry.files} if self._entry and self._entry.kind == plan.kind else set()
         )
-        told = {f.sha256 for f in plan.files if f.sha256}
-        if known and told != known:
+        stated = {f.sha256 for f in plan.files if f.sha256}
+        if known and stated != known:
             raise DownloadFailed(f"{self._ref.repo} holds another file than the catalogue's {plan.name}")
 
     def _gated(self, why: str) -> AccessDenied:

@@ -84,7 +84,7 @@ def _check_free(store: Store, name: str) -> None:
 
 
 def _template(given: str | None) -> tuple[str, tuple[str, ...]]:
-    """Return a template that can be honoured, and what is to be told of one that cannot."""
+    """Return a template that can be honoured, and the warning for one that cannot."""
     if not given:
         return "", ()
     if "{%" not in given and _GO.search(given):

@@ -24,7 +24,7 @@ _MAX_BYTES = 16 << 20
 class HeldFile:
     """One file of a model. `path` is relative to the model's folder, or absolute for a foreign file.
 
-    `sha256` may be empty when a foreign store gives none; `mtime_ns` tells a change, 0 where nobody noted it.
+    `sha256` may be empty when a foreign store gives none; `mtime_ns` shows a change, 0 where it was not recorded.
     """
 
     path: str

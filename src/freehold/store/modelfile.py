@@ -1,7 +1,7 @@
-"""Reads a Modelfile: what a model is made from and told besides, in Ollama's words.
+"""Reads a Modelfile: what a model is made from and its changed defaults, in Ollama's words.
 
 Instructions in any case and order; a value ends with its line, or where the three quotes close that open it.
-Lines that begin with # are comments. Nothing is resolved or checked against a model here, and a word nobody knows is
+Lines that begin with # are comments. Nothing is resolved or checked against a model here, and an unknown word is
 an error with its line. Path: cli/create or server/ollama/create.py -> parse -> Recipe -> making.make
 """
 
@@ -32,7 +32,7 @@ _ESCAPE = re.compile(r'\\(["\\n])')
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a model is made from, and told besides. Empty and None: not said."""
+    """What a model is made from, and its changed defaults. Empty and None: not given."""
 
     base: str = ""
     parameters: dict[str, object] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
             continue
         found = _LINE.fullmatch(line)
         if found is None:
-            raise UsageError(f"line {first + 1}: {line.strip()[:60]!r} is no instruction", _known())
+            raise UsageError(f"line {first + 1}: {line.strip()[:60]!r} is not an instruction", _known())
         value = found[2] or ""
         if value.count(_TRIPLE) == 1:
             block = [value]
@@ -142,7 +142,9 @@ def _strange(recipe: Recipe, word: str) -> Recipe:
     if word in _IDLE:
         return replace(recipe, notes=(*recipe.notes, f"{word} was ignored: {_IDLE[word]}"))
     near = nearest(word[:60], [*WORDS, *_IDLE])
-    raise UsageError(f"there is no instruction {word[:60]!r}", f"did you mean {near}?" if near else _known())
+    raise UsageError(
+        f"there is not an instruction {word[:60]!r}", f"did you mean {near}?" if near else _known()
+    )
 
 
 def _known() -> str:

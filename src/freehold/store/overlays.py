@@ -1,4 +1,4 @@
-"""Models made from other models: a name, the model it stands on, and what it is told besides.
+"""Models made from other models: a name, the base model, and changed defaults.
 
     <home>/overlays/<slug>.json     one record each; it names its base and holds no weights
 
@@ -71,7 +71,7 @@ def checked(overlay: Overlay) -> Overlay:
     name = canonical(overlay.name)
     if not _NAME.fullmatch(name) or name.endswith(MODEL_SUFFIXES):
         raise UsageError(
-            f"{overlay.name[:100]!r} is no name for a model",
+            f"{overlay.name[:100]!r} is not a model's name",
             "letters, digits, '.', '_' and '-', with an owner before a slash and a tag after a colon if you like",
         )
     longest = max(map(len, (overlay.system, overlay.template, *overlay.licence)))

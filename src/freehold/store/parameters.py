@@ -1,7 +1,7 @@
 """Ollama's names for how an answer is made, read into ours: `options` of a request, PARAMETER of a Modelfile.
 
-Knows names, types and ranges; knows no model. What is known there and has no meaning here is told in `warnings`,
-never dropped in silence. Path: server/ollama/fields.py or overlays.py -> read -> Parameters -> Job
+Knows names, types and ranges; knows no model. A parameter without a meaning here is listed in `warnings`, never
+dropped in silence. Path: server/ollama/fields.py or overlays.py -> read -> Parameters -> Job
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A half-fetched file on disk: `NAME.part` and beside it `NAME.part.json`, the record of finished ranges.
 
-The record is written after its range lies on the disk, so what it vouches for survives a kill at any byte and
+The record is written after its range lies on the disk, so the bytes that it counts survive a kill at any byte and
 a power cut. Knows no network. Path: ranges.fetch_file -> Part.
 """
 
@@ -29,7 +29,7 @@ def part_path(target: Path) -> Path:
 
 
 def recorded_bytes(target: Path) -> int:
-    """Count the bytes of `target`'s part that its record vouches for; 0 without either."""
+    """Count the bytes of `target`'s part that its record counts; 0 without either."""
     try:
         held = int(json.loads(state_path(target).read_bytes())["bytes"])
         return held if 0 <= held <= part_path(target).stat().st_size else 0

@@ -162,8 +162,8 @@ class NotebookLine(Reporter):
 def described(event: Event) -> list[str]:
     """Return the lines that tell an event to a person."""
     if isinstance(event, Planned):
-        held = f", {human(event.held)} held already" if event.held else ""
-        size = human(event.total) if event.total else "size not told"
+        held = f", {human(event.held)} here already" if event.held else ""
+        size = human(event.total) if event.total else "size unknown"
         lines = [f"{event.name}: {size}{held}", f"  from {event.source}"]
         return [*lines, f"  {event.detail}"] if event.detail else lines
     if isinstance(event, Note):

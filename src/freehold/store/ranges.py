@@ -108,7 +108,7 @@ class _Ranges:
         self.hash = hashlib.sha256()
         self.hashed = 0  # ranges of the prefix that went into the hash
         if self.part.restarted:
-            say(f"{file.name} is another version than the part held here: starting it over")
+            say(f"{file.name} is another version than the part on this machine: starting it over")
 
     def run(self) -> HeldFile:
         """Fetch what is missing, check the digest, rename."""

@@ -24,8 +24,8 @@ class ModelRef:
     """A model that can be loaded. `path`: a GGUF file (the first of its shards), or a folder of safetensors.
 
     `digest` is the sha256 of the file (of the list of digests, when there are several files), or empty for
-    a file nobody hashed. `owner`: freehold, ollama, lm-studio, hub-cache or user. `extras`: Ollama's
-    template, params and system files, where it has them. `overlay`: what a model made from this one is told
+    a file that was never hashed. `owner`: freehold, ollama, lm-studio, hub-cache or user. `extras`: Ollama's
+    template, params and system files, where it has them. `overlay`: the changed defaults of a model made from this one
     besides; `name` is then its own.
     """
 

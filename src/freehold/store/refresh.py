@@ -37,7 +37,7 @@ class Change:
     id: str
     key: str
     known: Any
-    told: Any
+    found: Any
     source: str  # the repository and commit that said so
 
     def as_json(self) -> dict[str, Any]:
@@ -99,18 +99,18 @@ class Refresher:
         commit = info.get("sha", "") if isinstance(info, dict) else ""
         if not re.fullmatch(r"[0-9a-f]{6,64}", str(commit)):
             raise DownloadFailed(f"the hub's answer about {model.id} names no commit")
-        told = card_facts(info, model.id)
-        if "parameters" in told and not model.params_b:
-            told["params_b"] = round(told["parameters"] / 1e9, 3)
+        facts = card_facts(info, model.id)
+        if "parameters" in facts and not model.params_b:
+            facts["params_b"] = round(facts["parameters"] / 1e9, 3)
         # a gated repository, or one with files of another kind: its card has to do
         with suppress(AccessDenied, ModelNotFound):
             config = f"{endpoint}/{model.id}/resolve/{commit}/config.json"
             read = http.get_json(config, TRIES)
-            told |= config_facts(read) | text_half(read, told.get("parameters", 0))
+            facts |= config_facts(read) | text_half(read, facts.get("parameters", 0))
         source = f"hub: {model.id}@{commit[:12]}"
         return [
             Change(model.id, key, known, value, source)
-            for key, value in told.items()
+            for key, value in facts.items()
             if _differs(key, known := _plain(getattr(model, key)), value)
         ]
 
@@ -126,12 +126,12 @@ def text_half(config: Any, whole: int) -> dict[str, int]:
     return {"text_parameters": found} if 0 < found < whole * (1 - _BUFFERS) else {}
 
 
-def _differs(key: str, known: Any, told: Any) -> bool:
-    if key == "licence" and known and not known_licence(told):
+def _differs(key: str, known: Any, found: Any) -> bool:
+    if key == "licence" and known and not known_licence(found):
         return False  # a name of the card's own contradicts nothing that was read in the text
     if key == "context" and known:
-        return told > known  # a longer context reached by scaling stands in the card, not in config.json
-    return known != told
+        return found > known  # a longer context reached by scaling stands in the card, not in config.json
+    return known != found
 
 
 def _plain(value: Any) -> Any:
@@ -142,14 +142,14 @@ def _table(changes: Sequence[Change]) -> str:
     """Write one model's changes as TOML."""
     lines = ["[[model]]", f"id = {json.dumps(changes[0].id)}"]
     for change in changes:
-        value = _as_licence(change.told) if change.key == "licence" else change.told
+        value = _as_licence(change.found) if change.key == "licence" else change.found
         lines.append(f"{change.key} = {json.dumps(value, ensure_ascii=False)}")
     sources = json.dumps(list(dict.fromkeys(c.source for c in changes)))
     return "\n".join([*lines, f"sources = {sources}", f"checked = {date.today().isoformat()}", ""])
 
 
 def _as_licence(word: str) -> str:
-    """Make an identifier of a card's own word; nobody knows its terms, and so it blocks."""
+    """Make an identifier of a card's own word; its terms are unknown, and so it blocks."""
     if known_licence(word):
         return word
     return "LicenseRef-" + re.sub(r"[^A-Za-z0-9.-]+", "-", word).strip("-")[:80]

@@ -59,7 +59,7 @@ class Store:
         self.overlays = Overlays(settings.home)
 
     def resolve(self, ref: str) -> ModelRef:
-        """Find a held model by name, path or hub reference, without any network.
+        """Find a model on this machine by name, path or hub reference, without any network.
 
         Raises ModelNotFound with the command that would fetch it, StoreError if its file vanished.
         """
@@ -160,7 +160,7 @@ class Store:
         if listed.base:
             freed = self.overlays.remove(listed.name)
             if listed.base.startswith(UPLOADED) and not self.overlays.on(listed.base):
-                freed += self.remove(listed.base).freed  # it came for this one, and nobody knows its name
+                freed += self.remove(listed.base).freed  # it came for this one, and has no name of its own
             return Removed(listed.name, listed.owner, listed.path, freed, False)
         if names := self.overlays.on(listed.name):
             raise UsageError(
@@ -508,7 +508,7 @@ def _readable(folder: Path) -> Manifest | None:
 
 
 def _recorded_in(folder: Path) -> int:
-    """Count the bytes an unfinished pull keeps: finished files, and what the parts' records vouch for."""
+    """Count the bytes an unfinished pull keeps: finished files, and the bytes that the parts' records count."""
     from freehold.store.part import recorded_bytes
 
     total = 0

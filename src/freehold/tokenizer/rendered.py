@@ -1,4 +1,4 @@
-"""A rendered chat: its text, and a twin in which nobody but the template can have written a control token."""
+"""A rendered chat: its text, and a twin in which only the template can have written a control token."""
 
 from __future__ import annotations
 

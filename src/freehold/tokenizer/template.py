@@ -41,7 +41,7 @@ from freehold.types import Message, Tool
 
 Thinking = Literal["none", "switch", "always"]
 
-_DEFUSED = "\ue0f1"  # a private-use character: no whitespace, no letter, and nobody's control token
+_DEFUSED = "\ue0f1"  # a private-use character: not whitespace, not a letter, not a control token
 # Marks where the last message ends. The space behind it tells whether the template trims what it writes.
 _LEFT_OPEN = "\ue0f2\ue0f3\ue0f2 "
 _TAG_PAIRS = (
@@ -160,7 +160,7 @@ class ChatTemplate:
         Thread(target=self._prepare, name="freehold-template", daemon=True).start()
 
     def _prepare(self) -> None:
-        with suppress(FreeholdError):  # whoever asks next meets it again
+        with suppress(FreeholdError):  # the next caller meets it again
             _ = self.traits
 
     @property
@@ -389,7 +389,7 @@ def _left_open(chat: list[dict[str, Any]]) -> str:
     names = ("reasoning_content", "thinking") if thought else ("content",)
     said = last.get(names[0]) or ""
     if not isinstance(said, str):
-        raise UsageError("the last message cannot be continued: its content is no text")
+        raise UsageError("the last message cannot be continued: its content is not text")
     chat[-1] = {**last, **dict.fromkeys(names, said + _LEFT_OPEN)}
     return said
 

@@ -15,7 +15,7 @@ from freehold.tokenizer.dialects.grammar import Form
 from freehold.tokenizer.dialects.source import Reading, Source, dumped, loaded
 from freehold.types import Tool
 
-MAX_NAME = 256  # characters; what is longer is no tool's name
+MAX_NAME = 256  # characters; a longer text is not a tool's name
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which dialect a chat template speaks: told by the marks in its source, never by a model's name.
+"""Which dialect a chat template speaks: detected by the marks in its source, never by a model's name.
 
 Path: ChatTemplate.dialect -> dialect_of
 """

@@ -71,7 +71,7 @@ class HarmonyParser:
                 yield from self._stream(Thought if channel is not None and channel[1] == "analysis" else str)
 
     def _call(self, name: str) -> Reading[None]:
-        """Read a call's arguments; what is no JSON object is text."""
+        """Read a call's arguments; what is not a JSON object is text."""
         begin = self._source.at
         raw = yield from self._source.json("{")
         arguments = loaded(raw)

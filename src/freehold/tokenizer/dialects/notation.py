@@ -51,7 +51,7 @@ def arguments(rule: str, parameters: Mapping[str, object], spell: Spell) -> list
         ValueError,
         RecursionError,
     ) as e:  # a keyword's value is not of the kind it must be
-        raise UsageError(f"it is no JSON schema: {e}") from e
+        raise UsageError(f"it is not a JSON schema: {e}") from e
 
 
 class _Rules:
