@@ -68,7 +68,7 @@ class Correction:
     factor: float
     deviation: float  # of the logarithm, after the correction
     runs: int
-    error: float  # median of |measured / told - 1| over those runs; NaN without any
+    error: float  # median of `|measured / told - 1|` over those runs; NaN without any
     own: bool  # from runs of this very model
 
     def apply(self, raw: float) -> Interval:

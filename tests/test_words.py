@@ -1,0 +1,97 @@
+"""Prose of the project uses plain technical words: CONTRIBUTING.md lists those that this test refuses.
+
+Read are comments and strings of Python, comments and strings of C++, and pages but the log and the generated reference.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REFUSED = re.compile(
+    r"\b(?:nobody|somebody|everybody|anybody|whoever|whomever)\b"  # things are not people
+    r"|(?<!there )(?<!there\n)\bis no (?!longer|more|less|such|better|worse|larger|smaller|slower|faster)[a-z]+"
+    r"|\btold\b|\bheld (?:to|against)\b",
+    re.IGNORECASE,
+)
+ROOMS = (
+    "src",
+    "csrc",
+    "docs",
+    "benches",
+    "tools",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+)
+APART = (
+    "docs/log/",
+    "docs/reference/",
+    "src/freehold/catalog/data/",
+)  # history; generated; quotations of sources
+MOVING = (
+    *("csrc/", "src/freehold/cli/", "src/freehold/engine/", "src/freehold/local/", "src/freehold/models/"),
+    *("src/freehold/server/", "src/freehold/worker/", "src/freehold/errors.py", "src/freehold/remote.py"),
+    *("src/freehold/types.py", "src/freehold/serving.py", "benches/", "docs/"),
+)
+
+
+def files() -> list[str]:
+    command = ["git", "-C", str(ROOT), "ls-files", *ROOMS]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    kinds = (".py", ".md", ".cpp", ".h", ".inl")
+    return [
+        f for f in found if f.endswith(kinds) and not f.startswith((*APART, *MOVING)) and (ROOT / f).is_file()
+    ]
+
+
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    """What people read in a file, with its line: comments and strings of code, all of a page."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type in kinds:
+                in_braces = r"\{[^{}\n]*\}" if token.string[0] in "fF" else "$^"
+                yield token.start[0], _unquoted(re.sub(in_braces, "", token.string))
+    elif path.suffix in (".cpp", ".h", ".inl"):
+        for match in re.finditer(r'//.*|"(?:[^"\\\n]|\\.)*"', text):
+            yield text.count("\n", 0, match.start()) + 1, match[0]
+    else:  # CONTRIBUTING.md has the list of words itself, in bold
+        yield 1, _unquoted(re.sub(r"\*\*.*?\*\*", "", text) if path.name == "CONTRIBUTING.md" else text)
+
+
+def _unquoted(text: str) -> str:
+    """Leave out what stands in backticks: names of code."""
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def refused(path: Path) -> list[str]:
+    name = path.relative_to(ROOT)
+    return [
+        f"{name}:{line + text.count(chr(10), 0, match.start())}: {match[0]}"
+        for line, text in prose(path)
+        for match in REFUSED.finditer(text)
+    ]
+
+
+@pytest.mark.parametrize("name", files())
+def test_prose_has_no_refused_word(name: str):
+    assert not refused(ROOT / name)
+
+
+def test_the_search_finds_words_and_leaves_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    code = tmp_path / "code.py"
+    code.write_text(
+        'told = 1  # nobody is\nraise E(f"{told} is no size")\n"""There is no\nlimit; x is no longer."""\n'
+    )
+    assert refused(code) == ["code.py:1: nobody", "code.py:2: is no size"]
