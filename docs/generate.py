@@ -126,14 +126,14 @@ def _described(name: str, value: object) -> Iterator[str]:
 
 
 HTTP_INTRO = """`freehold serve` speaks OpenAI's protocol and Anthropic's, and Ollama's under `/api`. It listens on
-127.0.0.1 unless told otherwise, and on a Unix socket that only its owner reaches; an address that others can reach
+127.0.0.1 by default, and on a Unix socket that only its owner reaches; an address that others can reach
 needs a key, and then every route but `/health` wants `Authorization: Bearer KEY` (or `X-Api-Key`). Without a key, a
 request whose `Host` or `Origin` is not of this machine is refused, so that no web page reaches the server.
 `GET /openapi.json` describes all of it to programs.
 
 Who a route is for: `all`, without a key too; `any`, anyone with a key; `client`, the keys that ask models; `operator`,
 an admin's key, or a client's without a scope; `admin`, an admin's key, or the owner through the
-socket; `manage`, the same, and whoever asks a server of loopback without keys.
+socket; `manage`, the same, and any client of a loopback server without keys.
 
 A field is honoured, or refused by name because leaving it out would change the answer (`tools`, images,
 ...), or named in `freehold.warnings`. A wrong value is refused with the field, the value and what was

@@ -40,7 +40,7 @@ APART = (
 MOVING = (
     *("csrc/", "src/freehold/cli/", "src/freehold/engine/", "src/freehold/local/", "src/freehold/models/"),
     *("src/freehold/server/", "src/freehold/worker/", "src/freehold/errors.py", "src/freehold/remote.py"),
-    *("src/freehold/types.py", "src/freehold/serving.py", "benches/", "docs/"),
+    *("src/freehold/types.py", "src/freehold/serving.py"),
 )
 
 

@@ -154,15 +154,15 @@ def _report(cells: list[Cell]) -> int:
                 continue
             measured = statistics.median(run.measured for run in runs)
             raw = statistics.median(run.raw(others.rates) for run in runs)
-            told = others.correction(kind, runs[0].model).apply(raw)
+            predicted = others.correction(kind, runs[0].model).apply(raw)
             row |= {
                 kind: measured,
                 f"{kind} before": raw / measured - 1,
-                f"{kind} after": told.mid / measured - 1,
+                f"{kind} after": predicted.mid / measured - 1,
             }
             errors[kind, "before"].append(abs(raw / measured - 1))
-            errors[kind, "after"].append(abs(told.mid / measured - 1))
-            inside.append(measured in told)
+            errors[kind, "after"].append(abs(predicted.mid / measured - 1))
+            inside.append(measured in predicted)
         rows.append(row)
         print(_line(row))
     facts["cells"] = [_cell_json(cell) for cell in cells]
@@ -200,8 +200,8 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
         [t.kind, *(round(v, 2) for v in (t.speed, t.rates.read_gb_s, t.rates.int8_gops))]
         for t in cell.timings
     ]
-    told = {"name": cell.name, "context": cell.context, "prompt": cell.prompt, "peak": cell.peak}
-    return {**told, "load_s": round(cell.load_s, 3), "timings": timings}
+    row = {"name": cell.name, "context": cell.context, "prompt": cell.prompt, "peak": cell.peak}
+    return {**row, "load_s": round(cell.load_s, 3), "timings": timings}
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -109,7 +109,7 @@ def values(terms: roofline.Terms) -> tuple[float, ...]:
 
 
 def singles() -> list[Row]:
-    """Return one user's rows whose weights fit the device; elsewhere layers run on a CPU, which nobody predicts."""
+    """Return one user's rows whose weights fit the device; elsewhere layers run on a CPU, which is not predicted."""
     found = [_single(raw) for raw in table("single") + [r for r in table("figures") if _ours(r)]]
     return [row for row in found if row]
 
@@ -293,7 +293,7 @@ class Rows:
         return sorted({r.group for r in self.rows})
 
     def fit(self) -> Fit:
-        """Fit the steps; of many users' rows the waits for a first token too, where nobody waits for a place."""
+        """Fit the steps; of many users' rows the waits for a first token too, where no request waits for a place."""
         rows, keys = self.rows, self.pairs()
         of = one_columns(keys) if self.kind == "one" else many_columns(keys)
         took = np.array([r.seconds for r in rows])

@@ -35,32 +35,32 @@ NOWHERE = Path("/nowhere/catalogue.toml")  # no user's own facts
 
 @dataclass(frozen=True)
 class Case:
-    """A result that was hidden, and what was foreseen of it; None: no evidence was found to foresee it from."""
+    """A result that was hidden, and what was predicted of it; None: no evidence was found to predict it from."""
 
     scale: str
     model: str
     true: float
-    foreseen: Quality | None
+    predicted: Quality | None
 
     @property
     def held(self) -> bool:
         """Whether the range holds the true result."""
-        return self.foreseen is not None and self.true in self.foreseen.range
+        return self.predicted is not None and self.true in self.predicted.range
 
     @property
     def error(self) -> float:
         """Points that the middle of the range is off."""
-        assert self.foreseen is not None
-        return abs(self.foreseen.range.mid - self.true)
+        assert self.predicted is not None
+        return abs(self.predicted.range.mid - self.true)
 
 
 def rulers(known: Iterable[Model]) -> Iterator[tuple[Task, str, bool]]:
     """Yield each scale once, with the first task that it is the scale of, and whether there is no time to think."""
-    told: set[tuple[str, bool]] = set()
+    seen: set[tuple[str, bool]] = set()
     for task in tasks():
         name = Scale(task, known).benchmark if task.benchmarks else ""
-        if name and (name, task.quick) not in told:
-            told.add((name, task.quick))
+        if name and (name, task.quick) not in seen:
+            seen.add((name, task.quick))
             yield task, name, task.quick
 
 
@@ -78,7 +78,7 @@ def true(model: Model, everything: Evidence, name: str, quick: bool) -> float | 
 
 
 def by_family(known: list[Model]) -> Iterator[Case]:
-    """Foresee each result by lines drawn without the model's family."""
+    """Predict each result by lines drawn without the model's family."""
     everything = Evidence(known)
     for task, name, quick in rulers(known):
         for model in known:
@@ -91,7 +91,7 @@ def by_family(known: list[Model]) -> Iterator[Case]:
 
 
 def by_time(known: list[Model], since: str) -> Iterator[Case]:
-    """Foresee each result of a model released since a month by lines through those released before it."""
+    """Predict each result of a model released since a month by lines through those released before it."""
     everything = Evidence(known)
     before = [m for m in known if m.released and m.released < since]
     for task, name, quick in rulers(known):
@@ -104,7 +104,7 @@ def by_time(known: list[Model], since: str) -> Iterator[Case]:
 
 def row(name: str, cases: list[Case]) -> str:
     """Return one line of the table; a scale's names the tasks that it judges."""
-    seen = [c for c in cases if c.foreseen]
+    seen = [c for c in cases if c.predicted]
     judges = ", ".join(t.id for t in tasks() if name in t.benchmarks[:1])
     name = f"{judges}: {name}" if judges else name
     if not seen:
@@ -116,14 +116,14 @@ def row(name: str, cases: list[Case]) -> str:
 def table(title: str, cases: list[Case]) -> list[str]:
     """Return a table of one way of leaving out, per scale and over all."""
     names = list(dict.fromkeys(c.scale for c in cases))
-    lines = [f"| {title} | known | foreseen | median error | in the 80 % range |", "|---|---|---|---|---|"]
+    lines = [f"| {title} | known | predicted | median error | in the 80 % range |", "|---|---|---|---|---|"]
     lines += [row(n, [c for c in cases if c.scale == n]) for n in names]
     return [*lines, row("all", cases), ""]
 
 
 def share(cases: list[Case]) -> float:
-    """Return how many of what was foreseen lies in its range."""
-    seen = [c for c in cases if c.foreseen]
+    """Return how many of what was predicted lies in its range."""
+    seen = [c for c in cases if c.predicted]
     return sum(c.held for c in seen) / max(len(seen), 1)
 
 
@@ -138,7 +138,7 @@ def errors(known: list[Model]) -> list[str]:
 def main() -> int:
     """Run both ways, print the tables, and say whether the claim holds."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--since", action="append", help="first month of the models foreseen by time")
+    parser.add_argument("--since", action="append", help="first month of the models predicted by time")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/design/predictions.md")
     parser.add_argument("--cases", action="store_true", help="print each case outside its range")
     given = parser.parse_args()
@@ -151,8 +151,8 @@ def main() -> int:
         lines += table(title, cases)
     print("\n".join(lines))
     if given.cases:
-        for c in (c for cases in ways.values() for c in cases if c.foreseen and not c.held):
-            print(f"{c.scale} {c.model} {c.true:g}: {c.foreseen.range} from {c.foreseen.evidence}")  # type: ignore[union-attr]
+        for c in (c for cases in ways.values() for c in cases if c.predicted and not c.held):
+            print(f"{c.scale} {c.model} {c.true:g}: {c.predicted.range} from {c.predicted.evidence}")  # type: ignore[union-attr]
     if given.write:
         _write(lines)
     shares = {title: round(share(cases), 3) for title, cases in ways.items()}

@@ -88,7 +88,7 @@ class Context:
                 held[seq] = prompt
 
     def _fill(self, prompt: list[int], seq: int) -> None:
-        """Run a prompt that nobody times, with all threads."""
+        """Run a prompt untimed, with all threads."""
         self._driver.set_threads(self.pointer, physical_cores())
         self.prompt(prompt, seq)
         self._driver.set_threads(self.pointer, self.threads)

@@ -106,7 +106,7 @@ def lm_format_enforcer(tokens: list[bytes], ends: list[int]) -> Compile:
     class State:
         def __init__(self, schema: dict[str, Any]) -> None:
             self._enforcer = TokenEnforcer(data, JsonSchemaParser(schema))
-            self._ids = [ends[0]]  # it wants to be told of a prompt first
+            self._ids = [ends[0]]  # it expects a prompt first
 
         def mask(self) -> object:
             return self._enforcer.get_allowed_tokens(self._ids)

@@ -149,14 +149,14 @@ class Contest:
         return [Figure(measure, peer, DEFAULT, False, busy), Figure(measure, peer, best, True, busy)]
 
     def _best(self, peer: Peer, measure: Measure, busy: int) -> tuple[Setting, float]:
-        """Find the setting that does the trial fastest, better of two; a failing option is no candidate."""
+        """Find the setting that does the trial fastest, better of two; a failing option is left out."""
         trial = measure.trial
         key = f"{trial.name} {busy}"
         if key not in peer.best:
             kind = "depth" if measure.name in ("decode-2k", "decode-8k") else measure.kind
             rates: dict[Setting, float] = {}
             settings = peer.settings(kind, self.threads)
-            for setting in settings * 2:  # twice over, so that one bad moment spoils nobody
+            for setting in settings * 2:  # twice over, so that one bad moment spoils no setting
                 try:
                     rates[setting] = max(peer.rate(trial, setting)[0], rates.get(setting, 0.0))
                 except PeerFailed as problem:

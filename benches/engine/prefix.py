@@ -1,4 +1,4 @@
-"""Time to the first token of a prompt that nobody computed, that lies in memory, and that lies on disk.
+"""Time to the first token of a prompt that was not computed before, that is in memory, and that is on disk.
 
     python benches/engine/prefix.py qwen2.5-coder:0.5b --tokens 2000
 

@@ -1,4 +1,4 @@
-"""Answers held to twenty schemas: how many end, whether each that ends is valid, and what it costs beside free text.
+"""Answers constrained by twenty schemas: how many end, whether each that ends is valid, and the cost beside free text.
 
     python benches/engine/structured.py qwen2.5-coder:0.5b
     python benches/engine/structured.py qwen2.5-coder:0.5b --answers 2 --tokens 400

@@ -144,7 +144,7 @@ class Call(asyncio.Protocol):
         self._transport.close()
 
     def connection_lost(self, problem: Exception | None) -> None:
-        """Be done, whoever ended it."""
+        """End, whichever side closed."""
         self.answer.ended = time.perf_counter()
         self.first.set()
         if not self.over.done():

@@ -86,7 +86,7 @@ class Race:
         return [Entry(kind.name, version, kind.weights, named(o), o, o == best) for o in settings]
 
     def _best(self, kind: Kind, scenario: Scenario) -> Options:
-        """Find the setting whose trial has the best headline; one that fails is no candidate."""
+        """Find the setting whose trial has the best headline; one that fails is left out."""
         candidates = [{}, *kind.trials(scenario.room)]
         chosen = self._chosen.get(kind.name)
         if chosen is not None or len(candidates) == 1 or scenario.kind == "drift":

@@ -154,14 +154,14 @@ KINDS = {
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on."""
+    """Find a free port."""
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         return sock.getsockname()[1]
 
 
 def get(port: int, path: str) -> tuple[int, bytes]:
-    """Fetch a path; status 0 where nobody answers."""
+    """Fetch a path; status 0 without an answer."""
     connection = http.client.HTTPConnection(HOST, port, timeout=10)
     try:
         connection.request("GET", path)

@@ -43,7 +43,7 @@ FULL = 0.99  # of its blocks in use or cached: an engine's pool has touched its 
 PARTS = 10  # of a process's warm life, the first compared with the last
 HANG_S = 120.0  # an answer that has not ended by then never will
 GROWTH = 1.03  # of memory, from the first tenth after warm-up to the last tenth
-ENOUGH = 6  # engines that came and went, before their first half is held against their second
+ENOUGH = 6  # engines that came and went, before their first half is compared with their second
 SLACK_MB = 1.0  # that a small process may grow by all the same: an arena, a page table
 # Threads that Python's own pool keeps for good, as many as were ever busy at once.
 POOLED = min(32, (os.cpu_count() or 1) + 4)
@@ -217,7 +217,7 @@ def grown(growth: dict[str, list[float]], lives: dict[str, int]) -> list[str]:
     """Say which memory grew: a process there for half the run from its own start, engines from their predecessors.
 
     `growth`: MB by tenths of each process's life, in the order they came; `lives`: seconds of each. An engine that
-    gave its place up after two minutes was warming up for most of them, so what it had at last is held against
+    gave its place up after two minutes was warming up for most of them, so what it had at last is compared with
     what those before it had at last.
     """
     half = max(lives.values(), default=0) / 2

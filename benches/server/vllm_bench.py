@@ -1,4 +1,4 @@
-"""Our server under somebody else's load: `python benches/server/vllm_bench.py MODEL [--clients 16] [--requests 32]`.
+"""Our server under vLLM's load generator: `python benches/server/vllm_bench.py MODEL [--clients 16] [--requests 32]`.
 
 Starts `freehold serve` and drives it with `vllm bench serve` (random tokens, 256 in and 128 out), which shares
 the processor with the server. Prints vLLM's own table and, last, its figures as one JSON line.

@@ -170,7 +170,10 @@ def test_refresh_shows_what_differs_and_adds_it_dated_only_with_consent(run: Run
     assert status == 1 and "offline mode forbids" in err and not hub.requests
     told = json.loads(run("models", "refresh", "qwen3:8b", "--json")[1])
     licence = next(c for c in told["changes"] if c["key"] == "licence")
-    assert (licence["known"], licence["found"]) == ("Apache-2.0", "LicenseRef-scancode-llama-3.1-license-2024")
+    assert (licence["known"], licence["found"]) == (
+        "Apache-2.0",
+        "LicenseRef-scancode-llama-3.1-license-2024",
+    )
     assert licence["source"] == f"hub: Qwen/Qwen3-8B@{COMMIT[:12]}"
     assert told["added"] == 0 and not (home / "catalogue.toml").exists()
     own(home, f"# mine\n{MINE}")
