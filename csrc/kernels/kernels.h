@@ -165,6 +165,8 @@ struct Kernels {
   void (*scale)(float* y, float s, int64_t n);                      // y *= s
   // Panels' sums [panels][nt][16], `width` columns of them, to the rows they belong to, ld apart: y = sums (+ bias), or y += that.
   void (*store_rows)(const float* sums, int64_t width, int64_t nt, const float* bias, bool grow, float* y, int64_t ld);
+  // y[rows[t]] += scale[t] * that, by one multiply-add; rows null: row t. Rows differ.
+  void (*add_scaled_rows)(const float* sums, int64_t width, int64_t nt, const int32_t* rows, const float* scale, float* y, int64_t ld);
   // The same of gates and what they let through: y = silu(g) * u, or gelu_tanh(g) * u.
   using Gate = void (*)(const float* g, const float* u, int64_t width, int64_t nt, float* y, int64_t ld);
   Gate silu_rows, gelu_rows;

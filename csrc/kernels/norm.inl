@@ -85,13 +85,14 @@ static void scale_row(float* y, float s, int64_t n) {
 
 // Stores what sum(at, row, c, n) gives for columns [c, c + n) of each row, whose sums lie at `at`. Row by row: a row of y is
 // a page of memory by itself, and one panel of 512 tokens would walk 512 pages.
+template <class Sum> OP void row_sum(int64_t width, int64_t nt, int64_t t, float* y, Sum sum) {
+  int64_t c = 0;
+  for (; c + 16 <= width; c += 16) fstore(y + c, sum(c * nt + 16 * t, y + c, c, 16));
+  const int rest = static_cast<int>(width - c);
+  if (rest) fstore_n(y + c, sum(c * nt + 16 * t, y + c, c, rest), rest);
+}
 template <class Sum> OP void each_sum(int64_t width, int64_t nt, float* y, int64_t ld, Sum sum) {
-  for (int64_t t = 0; t < nt; ++t, y += ld) {
-    int64_t c = 0;
-    for (; c + 16 <= width; c += 16) fstore(y + c, sum(c * nt + 16 * t, y + c, c, 16));
-    const int rest = static_cast<int>(width - c);
-    if (rest) fstore_n(y + c, sum(c * nt + 16 * t, y + c, c, rest), rest);
-  }
+  for (int64_t t = 0; t < nt; ++t, y += ld) row_sum(width, nt, t, y, sum);
 }
 template <bool Bias, bool Grow> static void store_as(const float* sums, int64_t width, int64_t nt, const float* bias, float* y, int64_t ld) {
   each_sum(width, nt, y, ld, [=](int64_t at, const float* row, int64_t c, int n) {
@@ -104,6 +105,14 @@ template <bool Bias, bool Grow> static void store_as(const float* sums, int64_t 
 static void store_rows(const float* sums, int64_t width, int64_t nt, const float* bias, bool grow, float* y, int64_t ld) {
   if (bias) grow ? store_as<true, true>(sums, width, nt, bias, y, ld) : store_as<true, false>(sums, width, nt, bias, y, ld);
   else grow ? store_as<false, true>(sums, width, nt, bias, y, ld) : store_as<false, false>(sums, width, nt, bias, y, ld);
+}
+static void add_scaled_rows(const float* sums, int64_t width, int64_t nt, const int32_t* rows, const float* scale, float* y, int64_t ld) {
+  for (int64_t t = 0; t < nt; ++t) {
+    const F s = fset(scale[t]);
+    row_sum(width, nt, t, y + (rows ? rows[t] : t) * ld, [=](int64_t at, const float* row, int64_t, int n) {
+      return fma(s, fload(sums + at), n < 16 ? fload_n(row, n) : fload(row));
+    });
+  }
 }
 static void silu_rows(const float* g, const float* u, int64_t width, int64_t nt, float* y, int64_t ld) {
   each_sum(width, nt, y, ld, [=](int64_t at, const float*, int64_t, int) { return mul(fsilu(fload(g + at)), fload(u + at)); });
@@ -128,6 +137,7 @@ static void fill_norm(Kernels& t) {
   t.add = add_rows;
   t.scale = scale_row;
   t.store_rows = store_rows;
+  t.add_scaled_rows = add_scaled_rows;
   t.silu_rows = silu_rows;
   t.gelu_rows = gelu_rows;
   t.softcap = softcap_row;

@@ -7,6 +7,7 @@ namespace {
 
 struct Linear final : Op {
   Input in; std::vector<MatrixPtr> w; std::vector<MaybeVector> bias; std::vector<int> out; bool accumulate = false, gelu = false;
+  int gate = -1;                              // a buffer [rows][1] whose sigmoid multiplies what is added; -1: none
   LowRank low;
   const uint8_t* weights() const override { return w[0]->w.data; }
   void allocate(int64_t max_rows, int threads) override { in.scratch->allocate(max_rows, threads); }
@@ -21,7 +22,10 @@ struct Linear final : Op {
   }
   void run(Run& r, int thread) override {
     const int64_t rows = r.step->rows;
-    each_row(r, first, rows, [&](int64_t t) { in.row(r, r.buffer[in.x] + t * in.k, t, rows); });
+    each_row(r, first, rows, [&](int64_t t) {
+      in.row(r, r.buffer[in.x] + t * in.k, t, rows);
+      if (gate >= 0) in.scratch->gates[static_cast<size_t>(t)] = 1.0f / (1.0f + std::exp(-r.buffer[gate][t]));
+    });
     low.reduce(r, in);
     int64_t panels = 0;
     for (const MatrixPtr& m : w) panels += m->w.count();
@@ -42,6 +46,7 @@ struct Linear final : Op {
     low.expand(r, in, i, p0, p1, t0, nt, tiles);
     if (gelu) return activate(r, m, p0, p1, t0, nt, tiles);
     const Place to(m, p0, p1, t0, r.buffer[out[i]]);
+    if (gate >= 0) return r.k->add_scaled_rows(tiles, to.width, nt, nullptr, in.scratch->gates.data() + t0, to.y, to.ld);
     r.k->store_rows(tiles, to.width, nt, bias[i] ? bias[i]->data() + p0 * kPanelRows : nullptr, accumulate, to.y, to.ld);
   }
   void activate(const Run& r, const Matrix& m, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* tiles) const {
@@ -80,15 +85,22 @@ std::unique_ptr<Linear> single(Plan& plan, int x, MatrixPtr weight, MaybeVector 
   return op;
 }
 
-void linear_add(Plan& plan, int x, MatrixPtr weight, int residual, MaybeVector bias) {
+void linear_add(Plan& plan, int x, MatrixPtr weight, int residual, MaybeVector bias, std::optional<int> gate) {
   plan.want_width(residual, weight->w.n, "the output");
+  if (gate && bias) refuse("linear_add() with a gate takes no bias");
   auto op = single(plan, x, std::move(weight), std::move(bias));
   op->out = {residual};
   op->accumulate = true;
   op->reads = {x, residual};
+  if (gate) {
+    plan.want_width(*gate, 1, "a gate");
+    op->gate = *gate;
+    op->reads.push_back(*gate);
+  }
   plan.add(std::move(op));
 }
-FREEHOLD_OP(linear_add, "residual += W · x + bias, in place.", "x"_a, "weight"_a, "residual"_a, "bias"_a = nanobind::none())
+FREEHOLD_OP(linear_add, "residual += W · x + bias, in place.\n\n`gate`: a buffer [rows, 1]; sigmoid(gate) multiplies W · x. Takes no bias.",
+            "x"_a, "weight"_a, "residual"_a, "bias"_a = nanobind::none(), "gate"_a = nanobind::none())
 
 int linear_gelu(Plan& plan, int x, MatrixPtr weight, MaybeVector bias) {
   const int out = plan.buffer(weight->w.n);

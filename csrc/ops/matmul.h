@@ -22,6 +22,7 @@ struct ActScratch {
   std::vector<float> normed, scale32, scale256, fsum32;
   std::vector<int8_t> q32, q256;
   std::vector<int32_t> sum32, sum256;
+  std::vector<float> gates;                   // of the rows, for linear_add
   std::vector<float> low;                     // A x of the rows that adapters change: see LowRank
   std::vector<int16_t> wide;
   std::vector<float> wide_scale;
@@ -30,6 +31,7 @@ struct ActScratch {
   void allocate(int64_t rows, int threads) {
     const auto units = [](int64_t k) { return (k + kUnitInputs - 1) / kUnitInputs; };
     normed.resize(static_cast<size_t>(rows * kf));
+    gates.resize(static_cast<size_t>(rows));
     q32.resize(static_cast<size_t>((rows * units(k32) + kUnitRoom) * kUnitInputs));
     scale32.resize(static_cast<size_t>(rows * units(k32) * 8));
     fsum32.resize(scale32.size());
@@ -44,6 +46,20 @@ struct ActScratch {
     for (auto& t : tiles) t.resize(static_cast<size_t>(kGemmPanels * std::clamp<int64_t>(rows, 64, kGemmTokens) * kPanelRows));
   }
 };
+
+// Panels [p0, p1) of w times rows [t0, t0 + nt) of x, which lie by units where x.rows says how many: y [p1-p0][nt][16].
+inline void multiply_rows(const Run& r, const Matrix& w, int64_t p0, int64_t p1, Acts x, int64_t t0, int64_t nt, float* y) {
+  const int kind = static_cast<int>(w.w.kind);
+  if (x.rows) {
+    for (int64_t u = 0; u * kUnitInputs < x.k; ++u) r.k->gemm[kind](w.w, p0, p1, u, x, t0, nt, y);
+    return;
+  }
+  const uint8_t* next = x.next;
+  for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows) {
+    x.next = p + 1 < p1 ? w.w.high(p + 1) : next;
+    r.k->panel[kind](w.w, p, x, t0, nt, y, kPanelRows);
+  }
+}
 
 // The shared first half of every matmul op: normalise rows and quantise them once for all weights that read them.
 struct Input {
@@ -116,17 +132,9 @@ struct Input {
   // Panels [p0, p1) of w times rows [t0, t0 + nt) of the step: y [p1-p0][nt][16]. `next`: what is read after them.
   void multiply(const Run& r, const Matrix& w, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* y, const uint8_t* next) const {
     Acts a = acts(r, w, r.buffer[x], next);
-    const int kind = static_cast<int>(w.w.kind);
     if (a.wide) return multiply_wide(r, w, p0, p1, t0, nt, a, y);
-    if (a.f32 || r.step->rows < r.k->gemm_rows) {
-      for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows) {
-        a.next = p + 1 < p1 ? w.w.high(p + 1) : next;
-        r.k->panel[kind](w.w, p, a, t0, nt, y, kPanelRows);
-      }
-      return;
-    }
-    a.rows = r.step->rows;
-    for (int64_t u = 0; u * kUnitInputs < k; ++u) r.k->gemm[kind](w.w, p0, p1, u, a, t0, nt, y);
+    if (!a.f32 && r.step->rows >= r.k->gemm_rows) a.rows = r.step->rows;
+    multiply_rows(r, w, p0, p1, a, t0, nt, y);
   }
   // Some rows at a time, so that what all panels of a range read of them stays in an L2.
   void multiply_wide(const Run& r, const Matrix& w, int64_t p0, int64_t p1, int64_t t0, int64_t nt, const Acts& a, float* y) const {

@@ -178,6 +178,25 @@ class Plan:
     def embed_sum(self, words: Matrix, positions: Matrix, kinds: Matrix) -> int:
         """x = words[token] + positions[position] + kinds[0]."""
 
+    def experts(
+        self,
+        x: int,
+        routes: int,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
+        residual: int,
+        *,
+        act: str,
+        norm: F32 | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """residual += weight * down(act(gate · n) * (up · n)) for each of a row's experts, by ascending id.
+
+        n = norm(x) or x. gate and up: [experts * intermediate, width], down: [experts * width, intermediate],
+        both sizes multiples of 16. A step with an adapter for one of them is refused.
+        """
+
     def gated(
         self, x: int, gate: Matrix, up: Matrix, act: str, norm: F32 | None = None, eps: float = 0.0
     ) -> int:
@@ -199,8 +218,13 @@ class Plan:
     ) -> list[int]:
         """One output per weight: W · (norm(x) or x) + bias. One quantisation of x serves all."""
 
-    def linear_add(self, x: int, weight: Matrix, residual: int, bias: F32 | None = None) -> None:
-        """residual += W · x + bias, in place."""
+    def linear_add(
+        self, x: int, weight: Matrix, residual: int, bias: F32 | None = None, gate: int | None = None
+    ) -> None:
+        """residual += W · x + bias, in place.
+
+        `gate`: a buffer [rows, 1]; sigmoid(gate) multiplies W · x. Takes no bias.
+        """
 
     def linear_gelu(self, x: int, weight: Matrix, bias: F32 | None = None) -> int:
         """gelu(W · x + bias), the exact form."""
@@ -225,6 +249,22 @@ class Plan:
         eps: float = 0.0,
     ) -> None:
         """Normalise (per head) and rotate q in place and k, then write k and v into the layer's pages."""
+
+    def route(
+        self,
+        x: int,
+        router: Matrix,
+        top_k: int,
+        *,
+        norm: F32 | None = None,
+        eps: float = 0.0,
+        renormalise: bool,
+    ) -> int:
+        """Softmax of router · (norm(x) or x); returns the top_k experts of each row and their weights, for experts().
+
+        router: [experts, width], of a float type. Of equal scores the lowest id is chosen.
+        `renormalise` divides the weights by their sum.
+        """
 
     @property
     def hidden_width(self) -> int:

@@ -1,0 +1,22 @@
+// What the ops of a mixture of experts share: the buffers that route() fills, and what neither op supports.
+// Knows no arithmetic.
+#pragma once
+#include <unordered_map>
+#include <vector>
+
+#include "ops/op.h"
+
+namespace fh {
+
+// Which experts the rows take: a buffer [rows][2 * top_k], expert ids, ascending, as floats (exact below 2^24), then
+// their weights. An ordinary buffer, so that liveness and Narrow treat it as any other.
+struct Routes { int64_t experts; int top_k; };
+struct AllRoutes { std::unordered_map<int, Routes> by_buffer; };   // of a plan
+
+inline void refuse_adapters(const Step& s, const std::vector<MatrixPtr>& weights) {
+  for (int64_t i = 0; i < s.nadapters; ++i)
+    for (const MatrixPtr& w : weights)
+      if (s.adapters[i]->find(w)) refuse("an adapter cannot change a router or experts");
+}
+
+}  // namespace fh
