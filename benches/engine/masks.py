@@ -30,7 +30,7 @@ from benches.engine.schemas import CASES
 from benches.lib.environments import DRIVERS, NotInstalled, environment
 from freehold.cli.bench import version
 from freehold.config import load_settings
-from freehold.engine.constrain.grammar import Grammar, Grammars, Matcher
+from freehold.engine.constrain.grammar import Grammar, GrammarMatcher, Grammars
 from freehold.engine.sampler import choose
 from freehold.formats.gguf import open_gguf
 from freehold.machine import cpu_name
@@ -45,8 +45,8 @@ TARGET_US = 50.0
 class _Ours:
     """A matcher as peer_masks.py walks it."""
 
-    def __init__(self, matcher: Matcher) -> None:
-        self.mask, self.advance = matcher.allowed, matcher.advance
+    def __init__(self, matcher: GrammarMatcher) -> None:
+        self.mask, self.advance = matcher.mask, matcher.advance
 
 
 def main() -> int:

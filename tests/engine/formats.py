@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from freehold.engine.constrain.constraint import Constraint
 from freehold.engine.constrain.grammar import Grammars
-from freehold.engine.constrain.guide import Constraint
 from freehold.tokenizer import tokenizer_from_gguf
 from freehold.types import Format
 from tests.vectors.files import EOS, MERGES, SPECIAL, vocabulary

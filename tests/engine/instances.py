@@ -20,10 +20,10 @@ def takes(grammar: Grammar, tokenizer: Tokenizer, text: str) -> bool:
     """Tell whether a text goes through token by token, each allowed, and may end behind the last."""
     matcher = grammar.matcher()
     for id in tokenizer.encode(text, bos=False):
-        if not matcher.allowed()[id]:
+        if not matcher.mask()[id]:
             return False
         matcher.advance(id)
-    return bool(matcher.allowed()[list(tokenizer.eos_ids)].all())
+    return bool(matcher.mask()[list(tokenizer.eos_ids)].all())
 
 
 def accepts(grammar: Grammar, tokenizer: Tokenizer, value: Any) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from freehold.engine import Engine, Generation, TokenOut, scoring
 from freehold.engine.cache.capacity import KV_TYPES
-from freehold.engine.schedule import scheduler as scheduler_module
+from freehold.engine.schedule import preemption as preemption_module
 from freehold.models.load import LoadedModel
 from freehold.models.lora import Adapter
 from freehold.types import KvType, SamplingParams
@@ -119,7 +119,7 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_guesses_formats_and
     blocks = data.draw(st.sampled_from(BLOCKS))
     died = [data.draw(st.integers(0, len(answer))) for answer in alone]  # tokens an engine before had made
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler_module, "STALL_S", 0.0)
+        patch.setattr(preemption_module, "STALL_S", 0.0)
         eager(patch, data.draw(st.integers(1, 9)))
         shared = Engine(
             model,

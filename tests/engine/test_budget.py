@@ -1,11 +1,19 @@
-"""A step's seconds become rows by what rows were measured to cost."""
+"""A step's seconds become tokens by what tokens were measured to cost."""
 
 from __future__ import annotations
 
 import pytest
 
-from freehold.engine.schedule.budget import BURST_S, FIRST_ROWS, ITL_FACTOR, LEAST_ROWS, PROBE, Budget
-from freehold.engine.schedule.cost import FORGET, MixedCost, RowCost, StepCost
+from freehold.engine.schedule.budget import (
+    BURST_S,
+    ITL_FACTOR,
+    MIXED_PREFILL_TOKENS,
+    PREFILL_TOKENS,
+    PROBE,
+    Budget,
+    Prefill,
+)
+from freehold.engine.schedule.cost import FORGET, MixedCost, PrefillCost, StepCost
 
 ROW_S, LOOK_S = 0.001, 4e-7
 
@@ -17,7 +25,7 @@ def chunk(rows: int, first: int) -> float:
 def measured(decodes: int = 4, lone: float = 0.02) -> Budget:
     budget = Budget()
     for first in range(0, 4096, 256):
-        budget.learn(0, [(first, 256, False)], 0, chunk(256, first))
+        budget.learn(0, [Prefill(first, 256, False)], 0, chunk(256, first))
     for _ in range(4):
         budget.learn(decodes, [], 0, lone)
     return budget
@@ -27,23 +35,23 @@ def measured(decodes: int = 4, lone: float = 0.02) -> Budget:
 
 
 def test_row_of_a_prompt_has_a_price_and_one_for_each_position_it_sees():
-    cost = RowCost()
+    cost = PrefillCost()
     for first in range(0, 8192, 512):
         cost.add(256, first, chunk(256, first))
     assert cost.slope == pytest.approx(LOOK_S, rel=1e-6) and cost.flat == pytest.approx(ROW_S, rel=1e-6)
     assert cost.seconds(100, 20_000) == pytest.approx(chunk(100, 20_000))
-    assert cost.rows(chunk(100, 20_000), 20_000) in (99, 100)
+    assert cost.tokens(chunk(100, 20_000), 20_000) in (99, 100)
 
 
 def test_noise_between_near_chunks_is_no_price_of_depth():
-    cost = RowCost()
+    cost = PrefillCost()
     for i in range(40):
         cost.add(12, i * 12, 12 * ROW_S * (1 + 0.3 * (i % 3)))
     assert cost.slope == 0.0 and ROW_S <= cost.flat <= 1.6 * ROW_S
 
 
 def test_one_disturbed_chunk_changes_nothing_and_a_lasting_rise_counts_at_once():
-    cost = RowCost()
+    cost = PrefillCost()
     for _ in range(8):
         cost.add(100, 0, 0.1)
     cost.add(100, 0, 5.0)
@@ -53,36 +61,36 @@ def test_one_disturbed_chunk_changes_nothing_and_a_lasting_rise_counts_at_once()
 
 
 def test_nothing_measured_fits_nothing():
-    assert RowCost().rows(1.0, 0) == 0 and RowCost().seconds(10, 0) == 0.0
+    assert PrefillCost().tokens(1.0, 0) == 0 and PrefillCost().seconds(10, 0) == 0.0
 
 
 # --- beside answers ----------------------------------------------------------------------------------
 
 
 def test_step_beside_answers_costs_by_its_tiles():
-    alone = RowCost()
+    alone = PrefillCost()
     alone.add(256, 0, 0.256)
     cost = MixedCost(alone)
     for _ in range(3):
         cost.add(16, 12, 0.0, 0.020, 0.030)
-    assert cost.rows(4, 0.0, 0, 0.020, 0.031) == 12
-    assert cost.rows(4, 0.0, 0, 0.020, 0.043) == 28  # hoped to take 42 ms
+    assert cost.tokens(4, 0.0, 0, 0.020, 0.031) == 12
+    assert cost.tokens(4, 0.0, 0, 0.020, 0.043) == 28  # estimated at 42 ms
     cost.add(32, 28, 0.0, 0.020, 0.060)
-    assert cost.rows(4, 0.0, 0, 0.020, 0.043) == 12
-    assert cost.rows(4, 0.0, 0, 0.020, 0.019) == 0
+    assert cost.tokens(4, 0.0, 0, 0.020, 0.043) == 12
+    assert cost.tokens(4, 0.0, 0, 0.020, 0.019) == 0
 
 
 def test_size_that_was_dear_while_others_had_the_machine_is_tried_again():
-    alone = RowCost()
+    alone = PrefillCost()
     alone.add(256, 0, 0.256)
     cost = MixedCost(alone)
     for _ in range(8):
         cost.add(32, 28, 0.0, 0.020, 0.200)
     for _ in range(FORGET - 1):
         cost.add(16, 12, 0.0, 0.020, 0.030)
-        assert cost.rows(4, 0.0, 0, 0.020, 0.043) == 12
+        assert cost.tokens(4, 0.0, 0, 0.020, 0.043) == 12
     cost.add(16, 12, 0.0, 0.020, 0.030)
-    assert cost.rows(4, 0.0, 0, 0.020, 0.043) == 28
+    assert cost.tokens(4, 0.0, 0, 0.020, 0.043) == 28
 
 
 def test_running_answers_leave_prompts_a_multiple_of_what_they_take():
@@ -90,7 +98,7 @@ def test_running_answers_leave_prompts_a_multiple_of_what_they_take():
     budget.begin()
     budget.open(4)
     assert budget.limit(0.02) == ITL_FACTOR * 0.02
-    rows = budget.rows(0, 4000, False, budget.room, least=True)
+    rows = budget.tokens(0, 4000, False, budget.room, minimum=True)
     assert (rows + 4) % 16 == 0 and chunk(rows, 0) <= 1.4 * budget.room
     budget.spend(0, rows, False)
     assert budget.room < chunk(16, 0)
@@ -108,9 +116,11 @@ def test_deep_in_a_prompt_fewer_rows_fit_and_never_none():
     budget = measured()
     budget.begin()
     budget.open(4)
-    fits = [budget.rows(first, 4000, False, budget.room, least=True) for first in (0, 4000, 20_000, 500_000)]
-    assert fits == sorted(fits, reverse=True) and fits[-1] == LEAST_ROWS
-    assert budget.rows(500_000, 4000, False, budget.room, least=False) == 0
+    fits = [
+        budget.tokens(first, 4000, False, budget.room, minimum=True) for first in (0, 4000, 20_000, 500_000)
+    ]
+    assert fits == sorted(fits, reverse=True) and fits[-1] == MIXED_PREFILL_TOKENS
+    assert budget.tokens(500_000, 4000, False, budget.room, minimum=False) == 0
 
 
 def test_number_of_answers_never_measured_runs_alone_once_and_others_now_and_then():
@@ -122,22 +132,22 @@ def test_number_of_answers_never_measured_runs_alone_once_and_others_now_and_the
     for step in range(2 * PROBE + 2):
         budget.begin()
         budget.open(9)
-        chunks = [(0, 7, False)] if budget.left else []
+        chunks = [Prefill(0, 7, False)] if budget.left else []
         assert bool(chunks) == (step % (PROBE + 1) != PROBE)
         budget.learn(9, chunks, 0, 0.05)
 
 
 def test_first_prompt_of_all_is_read_in_a_piece_that_tells_what_rows_cost():
     budget = Budget()
-    assert budget.rows(0, 4000, False, budget.room, least=True) == FIRST_ROWS
+    assert budget.tokens(0, 4000, False, budget.room, minimum=True) == PREFILL_TOKENS
 
 
 def test_slow_machine_lets_few_answers_run_together():
     budget = Budget()
     for rows in (1, 2, 4, 8):
         budget.learn(rows, [], 0, 0.2 * rows)
-    assert budget.most_decodes() in (4, 5, 6, 7)
-    assert Budget(max_num_batched_tokens=64).most_decodes() == 64
+    assert budget.max_decodes() in (4, 5, 6, 7)
+    assert Budget(max_num_batched_tokens=64).max_decodes() == 64
     assert Budget(target_itl_s=0.05).limit(0.03) == 0.05
 
 

@@ -86,7 +86,7 @@ def test_sizes_that_were_slow_while_others_had_the_machine_are_tried_again_soon(
     """As the first answers beside the writing of a pack see it: all of the ladder looks dear, and then is not."""
     cost = StepCost()
     for rows in (1, *LADDER):
-        cost.add(rows, 1.0 if rows == 1 else 9.0, guessed=rows > 1)
+        cost.add(rows, 1.0 if rows == 1 else 9.0, drafted=rows > 1)
     assert best_extra(CERTAIN[:4], 1, cost.seconds) == 0
     steps = 0
     while best_extra(CERTAIN[:4], 1, cost.seconds) == 0:
@@ -100,9 +100,9 @@ def test_what_newest_tokens_alone_take_is_not_forgotten_while_every_step_has_gue
     for _ in range(2):
         cost.add(1, 1.0)
     for _ in range(STALE - 1):
-        cost.add(8, 1.5, guessed=True)
+        cost.add(8, 1.5, drafted=True)
     assert cost.count(1) == 2 and cost.seconds(1) == 1.0
-    cost.add(8, 1.5, guessed=True)
+    cost.add(8, 1.5, drafted=True)
     assert cost.count(1) == 0
 
 
@@ -112,5 +112,5 @@ def test_size_that_is_dear_is_tried_once_in_a_while_and_no_more():
     for _ in range(10 * FORGET):
         extra = best_extra([0.9, 0.8], 1, cost.seconds)
         tried += extra > 0
-        cost.add(1 + extra, 5.0 if extra else 1.0, guessed=extra > 0)
+        cost.add(1 + extra, 5.0 if extra else 1.0, drafted=extra > 0)
     assert 5 <= tried <= 25

@@ -14,7 +14,7 @@ import pytest
 from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine import emission as emission_module
 from freehold.engine.engine import ASSUMED_OPS
-from freehold.engine.schedule import scheduler as scheduler_module
+from freehold.engine.schedule import preemption as preemption_module
 from freehold.engine.schedule.budget import LOGIT_ROWS
 from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.scoring import logits, prefill, score
@@ -415,7 +415,7 @@ def test_time_limit_ends_an_answer_and_frees_its_blocks(engine: Engine, monkeypa
         for _ in answer:
             time.sleep(0.03)
     assert engine.stats().blocks_live == 0
-    assert engine._speculation is not None and not engine._speculation._hopes
+    assert engine._speculation is not None and not engine._speculation._drafts
     monkeypatch.setattr(engine._scheduler, "wait", lambda request, entered: 100.0)
     with pytest.raises(DeadlineExceeded, match="the wait is about 100"):
         engine.generate(PROMPT, WARM, deadline_s=5.0).start()
@@ -557,7 +557,7 @@ def test_fork_of_an_engine_refuses_work(engine: Engine, monkeypatch: pytest.Monk
 def test_answer_whose_reader_stalls_gives_its_blocks_to_another(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(scheduler_module, "STALL_S", 0.0)
+    monkeypatch.setattr(preemption_module, "STALL_S", 0.0)
     engine = Engine(model, context=96)
     slow = engine.generate(PROMPT, WARM, max_tokens=10)
     first = next(slow)

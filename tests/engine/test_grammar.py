@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from freehold.engine.constrain import grammar as grammar_module
 from freehold.engine.constrain import rehearsal
+from freehold.engine.constrain.constraint import Constraint, ConstraintMatcher
 from freehold.engine.constrain.grammar import Grammars, _deep
-from freehold.engine.constrain.guide import Constraint, Guide
 from freehold.errors import UsageError
 from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
 from freehold.types import MAX_FORMAT_CHARS, Format, FormatKind
@@ -119,7 +119,7 @@ def test_compilation_that_takes_too_long_is_ended(grammars: Grammars, monkeypatc
 def test_mask_that_takes_too_long_ends_the_answer(grammars: Grammars, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(grammar_module, "MASK_S", 0.0)
     with pytest.raises(UsageError, match=r"the limit is 0\.0 s"):
-        grammars.grammar(Format("json")).matcher().allowed()
+        grammars.grammar(Format("json")).matcher().mask()
 
 
 def test_panic_of_the_parser_is_an_error_of_the_format():
@@ -154,8 +154,8 @@ def test_answers_of_one_grammar_go_their_own_ways(grammars: Grammars, tokenizer:
     a, b, c, d = tokenizer.encode("abcd", bos=False)
     one.advance(a)
     other.advance(c)
-    assert one.allowed()[b] and not one.allowed()[d]
-    assert other.allowed()[d] and not other.allowed()[b]
+    assert one.mask()[b] and not one.mask()[d]
+    assert other.mask()[d] and not other.mask()[b]
 
 
 def test_mask_depends_on_the_tokens_alone(grammars: Grammars, tokenizer: Tokenizer):
@@ -164,17 +164,17 @@ def test_mask_depends_on_the_tokens_alone(grammars: Grammars, tokenizer: Tokeniz
     ids = tokenizer.encode('{"name": "hello", "age": 12', bos=False)
     asked, pushed = grammar.matcher(), grammar.matcher()
     for i, id in enumerate(ids):
-        asked.allowed(), asked.forced(), asked.fitting(ids[i : i + 3])
+        asked.mask(), asked.forced(), asked.count_valid(ids[i : i + 3])
         asked.advance(id)
         pushed.advance(id)
-    assert np.array_equal(asked.allowed(), pushed.allowed()) and asked.forced() == pushed.forced()
+    assert np.array_equal(asked.mask(), pushed.mask()) and asked.forced() == pushed.forced()
 
 
 def test_forced_tokens_are_those_that_must_come(grammars: Grammars, tokenizer: Tokenizer):
     matcher = grammars.grammar(Format("regex", "hello [ab]")).matcher()
     ids = tokenizer.encode("hello a", bos=False)
     assert matcher.forced() == ids[:2]
-    assert matcher.fitting(ids) == len(ids) and matcher.fitting([ids[0], ids[0]]) == 1
+    assert matcher.count_valid(ids) == len(ids) and matcher.count_valid([ids[0], ids[0]]) == 1
 
 
 @pytest.mark.parametrize(
@@ -195,10 +195,10 @@ def test_space_that_a_tokenizer_takes_from_the_beginning_may_be_written(format: 
     for grammar, ids in ((at_start, spaced), (later, plain)):
         matcher = grammar.matcher()
         for id in ids:
-            assert matcher.allowed()[id]
+            assert matcher.mask()[id]
             matcher.advance(id)
-        assert matcher.allowed()[2]
-    assert not later.matcher().allowed()[spaced[0]]
+        assert matcher.mask()[2]
+    assert not later.matcher().mask()[spaced[0]]
 
 
 def test_regex_that_begins_with_a_space_keeps_it_where_one_is_taken_away():
@@ -207,68 +207,70 @@ def test_regex_that_begins_with_a_space_keeps_it_where_one_is_taken_away():
     space = tokenizer.token_id("<0x20>")
     assert space is not None
     matcher.advance(space)
-    assert not matcher.allowed()[tokenizer.token_id("a")]
+    assert not matcher.mask()[tokenizer.token_id("a")]
     matcher.advance(space)
-    assert matcher.allowed()[tokenizer.token_id("a")]
+    assert matcher.mask()[tokenizer.token_id("a")]
 
 
 # --- thinking -----------------------------------------------------------------------------------------
 
 
-def guide_of(grammars: Grammars, tokenizer: Tokenizer, tags: tuple[str, str], inside: bool = False) -> Guide:
+def matcher_of(
+    grammars: Grammars, tokenizer: Tokenizer, tags: tuple[str, str], inside: bool = False
+) -> ConstraintMatcher:
     grammar = grammars.grammar(Format("regex", "ab"))
-    return Constraint(grammar, tokenizer, tags, inside).guide(tokenizer.eos_ids)
+    return Constraint(grammar, tokenizer, tags, inside).matcher(tokenizer.eos_ids)
 
 
-def push(guide: Guide, tokenizer: Tokenizer, text: str) -> None:
+def push(matcher: ConstraintMatcher, tokenizer: Tokenizer, text: str) -> None:
     for id in tokenizer.encode(text, bos=False):
-        mask = guide.allowed()
+        mask = matcher.mask()
         assert mask is not None and mask[id], text
-        guide.advance(id)
+        matcher.advance(id)
 
 
-def allowed(guide: Guide, tokenizer: Tokenizer) -> set[bytes]:
-    mask = guide.allowed()
+def allowed(matcher: ConstraintMatcher, tokenizer: Tokenizer) -> set[bytes]:
+    mask = matcher.mask()
     assert mask is not None
     return {tokenizer.token_bytes(int(id), special=True) for id in np.flatnonzero(mask)}
 
 
 def test_thinking_is_free_and_the_text_behind_it_is_not(grammars: Grammars, tokenizer: Tokenizer):
-    guide = guide_of(grammars, tokenizer, ("<tool>", "</t>"))  # one token, and four
-    assert allowed(guide, tokenizer) == {b"a", b"<tool>"}
-    push(guide, tokenizer, "<tool>hello (anything) é\n")
-    assert b"<|im_end|>" not in allowed(guide, tokenizer) and guide.forced() == []
-    push(guide, tokenizer, "</t>")
-    assert b"a" in allowed(guide, tokenizer) and b"b" not in allowed(guide, tokenizer)
-    push(guide, tokenizer, "\n")  # belongs to the tag
-    assert allowed(guide, tokenizer) == {b"a"}
-    push(guide, tokenizer, "ab")
-    assert allowed(guide, tokenizer) == {b"<|im_end|>"}
+    matcher = matcher_of(grammars, tokenizer, ("<tool>", "</t>"))  # one token, and four
+    assert allowed(matcher, tokenizer) == {b"a", b"<tool>"}
+    push(matcher, tokenizer, "<tool>hello (anything) é\n")
+    assert b"<|im_end|>" not in allowed(matcher, tokenizer) and matcher.forced() == []
+    push(matcher, tokenizer, "</t>")
+    assert b"a" in allowed(matcher, tokenizer) and b"b" not in allowed(matcher, tokenizer)
+    push(matcher, tokenizer, "\n")  # belongs to the tag
+    assert allowed(matcher, tokenizer) == {b"a"}
+    push(matcher, tokenizer, "ab")
+    assert allowed(matcher, tokenizer) == {b"<|im_end|>"}
 
 
 def test_answer_may_begin_without_thinking(grammars: Grammars, tokenizer: Tokenizer):
-    guide = guide_of(grammars, tokenizer, ("<tool>", "</t>"))
-    push(guide, tokenizer, "ab")
-    assert allowed(guide, tokenizer) == {b"<|im_end|>"}
+    matcher = matcher_of(grammars, tokenizer, ("<tool>", "</t>"))
+    push(matcher, tokenizer, "ab")
+    assert allowed(matcher, tokenizer) == {b"<|im_end|>"}
 
 
 def test_prompt_may_have_opened_thinking(grammars: Grammars, tokenizer: Tokenizer):
-    guide = guide_of(grammars, tokenizer, ("<tool>", "</t>"), inside=True)
-    push(guide, tokenizer, "hmm</t>ab")
-    assert allowed(guide, tokenizer) == {b"<|im_end|>"}
+    matcher = matcher_of(grammars, tokenizer, ("<tool>", "</t>"), inside=True)
+    push(matcher, tokenizer, "hmm</t>ab")
+    assert allowed(matcher, tokenizer) == {b"<|im_end|>"}
 
 
 def test_token_that_closes_thinking_may_begin_the_text(grammars: Grammars, tokenizer: Tokenizer):
-    guide = guide_of(grammars, tokenizer, ("<tool>", "he"), inside=True)
-    guide._matcher = grammars.grammar(Format("regex", "llo!")).matcher()
-    push(guide, tokenizer, "hello")
-    assert allowed(guide, tokenizer) == {b"!"}
+    matcher = matcher_of(grammars, tokenizer, ("<tool>", "he"), inside=True)
+    matcher._grammar = grammars.grammar(Format("regex", "llo!")).matcher()
+    push(matcher, tokenizer, "hello")
+    assert allowed(matcher, tokenizer) == {b"!"}
 
 
 def test_format_without_a_token_that_ends_it_is_refused(grammars: Grammars, tokenizer: Tokenizer):
     constraint = Constraint(grammars.grammar(Format("json")), tokenizer)
     with pytest.raises(UsageError, match="ends the answer"):
-        constraint.guide(frozenset())
+        constraint.matcher(frozenset())
 
 
 def test_grammars_compiled_at_once_leave_the_threads_stack_as_it_was():
@@ -313,9 +315,9 @@ def test_any_source_is_a_grammar_or_a_named_error(
         formats = [Format(kind, source), *([Format("regex", "a+")] if two else [])]
         matcher = grammars.grammar(*formats).matcher()
         for _ in range(4):
-            allowed = np.flatnonzero(matcher.allowed())
-            matcher.forced(), matcher.fitting(list(allowed[:3]))
-            if matcher.over or not len(allowed):
+            allowed = np.flatnonzero(matcher.mask())
+            matcher.forced(), matcher.count_valid(list(allowed[:3]))
+            if matcher.is_complete or not len(allowed):
                 break
             matcher.advance(int(allowed[-1]))
     except UsageError as e:

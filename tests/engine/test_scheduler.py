@@ -7,9 +7,9 @@ from math import inf
 
 import pytest
 
-from freehold.engine.schedule import scheduler as scheduler_module
-from freehold.engine.schedule.budget import BRIEF_S, BURST_S, FIRST_ROWS, ITL_FACTOR, SLOW_STEP_S, STEP_S
+from freehold.engine.schedule.budget import BRIEF_S, BURST_S, ITL_FACTOR, PREFILL_TOKENS, SLOW_STEP_S, STEP_S
 from freehold.engine.schedule.chunk import ScheduledChunk
+from freehold.engine.schedule.preemption import STALL_S
 from freehold.engine.schedule.scheduler import AGE_S, BYPASS_S
 from freehold.engine.sequence import Request, TokenOut
 from freehold.types import Priority, SamplingParams
@@ -131,7 +131,7 @@ def test_burst_is_read_in_large_pieces_one_prompt_after_another():
     world.run(1.0)
     burst = [world.add(256, answer=200) for _ in range(16)]
     steps = []
-    while not burst[-1].begun:
+    while not burst[-1].prefilled:
         steps += [[chunk.count for chunk in world.step() if chunk.count > 1]]
     assert all(sum(counts) >= 128 for counts in steps[:7] if counts)
     assert all(len(counts) <= 3 for counts in steps)
@@ -157,7 +157,7 @@ def test_prompts_alone_take_steps_that_whoever_cancels_can_wait_for():
         world.step()
         steps.append(world.now - before)
     assert max(steps) < 1.1 * SLOW_STEP_S and max(steps[:10]) < 1.2 * STEP_S
-    assert min(chunk.count for chunk in world.scheduler.schedule()) >= FIRST_ROWS
+    assert min(chunk.count for chunk in world.scheduler.schedule()) >= PREFILL_TOKENS
 
 
 def test_steps_with_prompts_are_whole_tiles():
@@ -351,7 +351,7 @@ def test_stalled_reader_is_passed_over_only_after_a_while():
     young = world.add(40)
     old.pending_since = world.now
     assert world.step() == []
-    world.now += scheduler_module.STALL_S + 0.1
+    world.now += STALL_S + 0.1
     assert [chunk.seq for chunk in world.step()] == [young] and old.block_table == []
 
 
@@ -418,7 +418,7 @@ def test_expected_wait_is_about_what_the_next_one_waits():
 
 
 def test_wait_told_before_anything_was_measured_is_no_shorter_than_the_truth():
-    world = World(blocks=10_000, guess_s=3 * ROW_S)
+    world = World(blocks=10_000, assumed_token_s=3 * ROW_S)
     seqs = [world.add(256, answer=1) for _ in range(20)]
     world.step()
     expected = world.scheduler.wait()

@@ -1,4 +1,4 @@
-"""Speculation changes no token: guesses are verified by equality, and only their number is a matter of cost."""
+"""Speculation changes no token: drafts are verified by equality, and only their length is a matter of cost."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.cost import StepCost
 from freehold.engine.schedule.scheduler import Scheduler
 from freehold.engine.sequence import Request, Sequence
-from freehold.engine.speculate import draft as draft_module
+from freehold.engine.speculate import draft_model as draft_module
 from freehold.engine.speculate import speculation as speculation_module
-from freehold.engine.speculate.lookup import Match
+from freehold.engine.speculate.ngram import NgramMatch
 from freehold.engine.speculate.speculation import Speculation
 from freehold.errors import CapacityExceeded, NonFiniteLogits, UsageError
 from freehold.models.load import LoadedModel, load_model
@@ -39,32 +39,32 @@ def ids_of(outs: Iterable[TokenOut]) -> list[int]:
 
 
 class Script:
-    """A lookup that guesses from a list: what the answer will be, or anything else."""
+    """A lookup that drafts from a list: what the answer will be, or anything else."""
 
     def __init__(self, tokens: list[int], script: list[int]) -> None:
         self._tokens, self._script = tokens, script
 
-    def find(self, most: int) -> Match | None:
+    def find(self, most: int) -> NgramMatch | None:
         after = self._script[len(self._tokens) :][:most]
-        return Match(64, tuple(after)) if after else None
+        return NgramMatch(64, tuple(after)) if after else None
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch):
-    """Make every engine guess these tokens as the sequence, five at a time, whatever they cost."""
+    """Make every engine draft these tokens, five at a time, whatever they cost."""
 
-    def guess(*scripts: list[int]) -> None:
+    def drafting(*scripts: list[int]) -> None:
         def lookup(tokens: list[int]) -> Script:
             return Script(tokens, next(s for s in scripts if s[:20] == tokens[:20]))
 
-        monkeypatch.setattr(speculation_module, "Lookup", lookup)
+        monkeypatch.setattr(speculation_module, "NgramLookup", lookup)
         eager(monkeypatch)
 
-    return guess
+    return drafting
 
 
 def eager(patch: pytest.MonkeyPatch, count: int = 5) -> None:
-    """Verify `count` guesses a step from the first, as many as there are."""
+    """Verify `count` draft tokens a step from the first, as many as there are."""
 
     def some(gains: list[float], plain: int, *_: object) -> int:
         return min(len(gains), plain * count)
@@ -79,7 +79,7 @@ def eager(patch: pytest.MonkeyPatch, count: int = 5) -> None:
 
 @pytest.mark.parametrize("params", [GREEDY, WARM, PENALTIES, replace(WARM, top_p=0.9, top_k=40)])
 @pytest.mark.parametrize("logprobs", [None, 3])
-def test_right_guesses_save_steps_and_change_nothing(
+def test_right_drafts_save_steps_and_change_nothing(
     model: LoadedModel, script, params: SamplingParams, logprobs: int | None
 ):
     answer = list(plain(model).generate(PROMPT, params, max_tokens=60, logprobs=logprobs))
@@ -93,7 +93,7 @@ def test_right_guesses_save_steps_and_change_nothing(
     assert stats.accepted_at[0] == stats.drafts
 
 
-def test_wrong_guesses_change_nothing_either(model: LoadedModel, script):
+def test_wrong_drafts_change_nothing_either(model: LoadedModel, script):
     answer = list(plain(model).generate(PROMPT, WARM, max_tokens=60, logprobs=2))
     script(PROMPT + [(out.id + 1) % 250 for out in answer])
     engine = Engine(model, context=160)
@@ -103,7 +103,7 @@ def test_wrong_guesses_change_nothing_either(model: LoadedModel, script):
     assert engine.stats().accepted_at == () and engine.stats().drafts > 0
 
 
-def test_guesses_change_nothing_behind_a_sliding_window(sliding: LoadedModel, script):
+def test_drafts_change_nothing_behind_a_sliding_window(sliding: LoadedModel, script):
     answer = list(plain(sliding).generate(PROMPT, WARM, max_tokens=60, logprobs=1))
     half_right = [out.id if i % 7 else 5 for i, out in enumerate(answer)]
     script(PROMPT + half_right)
@@ -112,7 +112,7 @@ def test_guesses_change_nothing_behind_a_sliding_window(sliding: LoadedModel, sc
     assert 0 < job.usage.accepted_tokens < job.usage.drafted_tokens
 
 
-def test_stop_token_among_the_guesses_ends_the_answer_there(model: LoadedModel, script):
+def test_stop_token_in_a_draft_ends_the_answer_there(model: LoadedModel, script):
     free = ids_of(plain(model).generate(PROMPT, WARM, max_tokens=40))
     stop = next(t for i, t in enumerate(free) if i > 10 and t not in free[:i])
     script(PROMPT + free)
@@ -126,14 +126,14 @@ def test_stop_token_among_the_guesses_ends_the_answer_there(model: LoadedModel, 
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 6, 7, 13])
-def test_guesses_never_exceed_max_tokens(model: LoadedModel, script, most: int):
+def test_drafts_never_exceed_max_tokens(model: LoadedModel, script, most: int):
     free = ids_of(plain(model).generate(PROMPT, WARM, max_tokens=40))
     script(PROMPT + free)
     outs = list(Engine(model, context=160).generate(PROMPT, WARM, max_tokens=most))
     assert ids_of(outs) == free[:most] and outs[-1].finish_reason == "length"
 
 
-def test_guesses_never_exceed_the_context(model: LoadedModel, script):
+def test_drafts_never_exceed_the_context(model: LoadedModel, script):
     free = ids_of(plain(model).generate(PROMPT, WARM))
     assert len(PROMPT) + len(free) == 160
     script(PROMPT + free + [5] * 10)
@@ -158,10 +158,10 @@ def test_closing_between_tokens_of_one_step_frees_the_blocks(model: LoadedModel,
         next(job)
     job.close()
     assert engine.free_blocks == 5 and list(job) == []
-    assert engine._speculation is not None and not engine._speculation._hopes
+    assert engine._speculation is not None and not engine._speculation._drafts
 
 
-def test_damage_behind_a_right_guess_is_reported_after_the_tokens_before_it(
+def test_damage_behind_an_accepted_token_is_reported_after_the_tokens_before_it(
     model: LoadedModel, script, monkeypatch: pytest.MonkeyPatch
 ):
     free = ids_of(plain(model).generate(PROMPT, WARM, max_tokens=40))
@@ -199,7 +199,7 @@ def test_draft_model_changes_nothing(
     model: LoadedModel, other: LoadedModel, params: SamplingParams, monkeypatch: pytest.MonkeyPatch
 ):
     answer = list(plain(model).generate(PROMPT, params, max_tokens=80))
-    monkeypatch.setattr(speculation_module, "Lookup", lambda tokens: Script(tokens, []))
+    monkeypatch.setattr(speculation_module, "NgramLookup", lambda tokens: Script(tokens, []))
     eager(monkeypatch)
     monkeypatch.setattr(Speculation, "_price", lambda *_: 0.0)
     engine = Engine(model, context=160, draft=other)
@@ -210,7 +210,7 @@ def test_draft_model_changes_nothing(
 
 def test_model_that_drafts_for_itself_is_always_right(model: LoadedModel, monkeypatch: pytest.MonkeyPatch):
     answer = list(plain(model).generate(PROMPT, PENALTIES, max_tokens=80))
-    monkeypatch.setattr(speculation_module, "Lookup", lambda tokens: Script(tokens, []))
+    monkeypatch.setattr(speculation_module, "NgramLookup", lambda tokens: Script(tokens, []))
     eager(monkeypatch, 16)
     monkeypatch.setattr(Speculation, "_price", lambda *_: 0.0)
     job = Engine(model, context=160, draft=model).generate(PROMPT, PENALTIES, max_tokens=80)
@@ -224,23 +224,23 @@ def test_damaged_draft_model_is_given_up_and_changes_nothing(
     answer = list(plain(model).generate(PROMPT, WARM, max_tokens=40))
     engine = Engine(model, context=160, draft=other)
     speculation = engine._speculation
-    assert speculation is not None and speculation._drafter is not None
-    run = speculation._drafter._runner.run
+    assert speculation is not None and speculation._draft_model is not None
+    run = speculation._draft_model._runner.run
     monkeypatch.setattr(
-        speculation._drafter._runner,
+        speculation._draft_model._runner,
         "run",
         lambda batch, choose: [rows * np.float32("nan") for rows in run(batch, choose)],
     )
     eager(monkeypatch)
     monkeypatch.setattr(Speculation, "_worth_starting", lambda *_: True)
     assert list(engine.generate(PROMPT, WARM, max_tokens=40)) == answer
-    assert speculation._drafter is None
+    assert speculation._draft_model is None
 
 
 def test_closing_frees_both_caches(model: LoadedModel, other: LoadedModel):
     engine = Engine(model, context=160, draft=other)
-    assert engine._speculation is not None and engine._speculation._drafter is not None
-    caches = [weakref.ref(r) for r in (engine._runner, engine._speculation._drafter._runner)]
+    assert engine._speculation is not None and engine._speculation._draft_model is not None
+    caches = [weakref.ref(r) for r in (engine._runner, engine._speculation._draft_model._runner)]
     engine.close()
     assert [cache() for cache in caches] == [None, None]
 
@@ -271,7 +271,7 @@ def decoding(tokens: list[int], made: int = 1) -> Sequence:
 def run(
     speculation: Speculation, seqs: list[Sequence], what: list[int], seconds: float, steps: int
 ) -> list[int]:
-    """Let sequences become `what` in steps of so many seconds; return the guesses in each."""
+    """Let sequences become `what` in steps of so many seconds; return the draft tokens in each."""
     scheduler = Scheduler(BlockManager(100), 64, lambda: 0.0)
     speculation.cost = scheduler.budget.cost
     for seq in seqs:
@@ -282,9 +282,9 @@ def run(
         counts.append(sum(len(chunk.draft) for chunk in batch))
         scheduler.learn(batch, seconds)
         for chunk in batch:
-            for guess in (*chunk.draft, None):
+            for drafted in (*chunk.draft, None):
                 chunk.seq.tokens.append(what[len(chunk.seq.tokens)])
-                if chunk.seq.tokens[-1] != guess:
+                if chunk.seq.tokens[-1] != drafted:
                     break
             chunk.seq.num_computed_tokens = len(chunk.seq.tokens) - 1
         speculation.learn(batch)
@@ -301,15 +301,15 @@ def test_text_that_never_repeats_is_decoded_plainly():
     assert run(Speculation(StepCost()), [decoding(text[:50])], text, 1.0, 100) == [0] * 100
 
 
-def test_guesses_that_keep_failing_cost_little():
+def test_drafts_that_keep_failing_cost_little():
     """Every pair comes again with another end; whatever the evidence says, losses are bounded."""
     text = [t for i in range(300) for t in (1, 2, 1000 + i)]
     counts = run(Speculation(StepCost()), [decoding(text[:51])], text, 1.0, 200)
     assert sum(map(bool, counts[-100:])) <= 60
 
 
-def test_step_that_measures_answers_alone_has_no_guesses():
-    """It leaves waiting prompts out to tell what newest tokens take; guesses would make it long and tell nothing."""
+def test_step_that_measures_answers_alone_has_no_draft():
+    """It leaves waiting prompts out to measure what newest tokens take, which a draft would add to."""
     speculation, scheduler = Speculation(StepCost()), Scheduler(BlockManager(100), 64, lambda: 0.0)
     speculation.cost = scheduler.budget.cost
     text = list(range(100, 120)) * 5
@@ -319,10 +319,10 @@ def test_step_that_measures_answers_alone_has_no_guesses():
         if step == run_alone:
             scheduler.add(Sequence(Request(tuple(range(2500)), GREEDY, 0, 1), list(range(2500))))
         batch = speculation.extend(scheduler.schedule(), scheduler)
-        guesses = sum(len(chunk.draft) for chunk in batch)
+        drafted = sum(len(chunk.draft) for chunk in batch)
         if scheduler.budget.measuring:
             measured += 1
-            assert not guesses
+            assert not drafted
         scheduler.learn(batch, 1.0)
         for chunk in batch:
             chunk.seq.num_computed_tokens = chunk.first + chunk.count

@@ -38,7 +38,7 @@ class World:
         blocks: int = 1000,
         rows: int = 512,
         target_itl_s: float | None = None,
-        guess_s: float = 0.0,
+        assumed_token_s: float = 0.0,
         window: int = 0,
     ) -> None:
         """`window`: of layers that have blocks of their own, as few as go."""
@@ -46,7 +46,7 @@ class World:
         count = quota(window, rows)
         kinds = [SlidingWindow(count, blocks, window, rows)] if window > 0 and count < blocks else []
         self.blocks = BlockManager(blocks, kinds)
-        self.scheduler = Scheduler(self.blocks, rows, lambda: self.now, target_itl_s, guess_s)
+        self.scheduler = Scheduler(self.blocks, rows, lambda: self.now, target_itl_s, assumed_token_s)
         self.logs: dict[Sequence, Log] = {}
         self.rows_computed = 0
         self._token = 0

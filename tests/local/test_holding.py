@@ -303,17 +303,17 @@ def by_chance(family: str, tokenizer: Tokenizer, job: Job, seed: int, begun: str
     prompt = Prompter(tokenizer, families.template(family), "tiny", 1 << 20).prompt(job)
     constraint, left = Holds(tokenizer, "tiny").constraint(job, prompt)
     assert constraint is not None and not left
-    guide, random = constraint.guide(tokenizer.eos_ids), Random(seed)
+    matcher, random = constraint.matcher(tokenizer.eos_ids), Random(seed)
     answer, said = AnswerText(tokenizer, prompt, (), name_call=str), []
     for id in tokenizer.encode(begun, special=True, bos=False):
-        guide.advance(id)
+        matcher.advance(id)
         said.append(answer.push(id))
     for _ in range(20_000):
-        mask = guide.allowed()
+        mask = matcher.mask()
         id = None if mask is None else random.choice(np.flatnonzero(mask).tolist())
         if id is None or id in tokenizer.eos_ids:
             return [*said, answer.finish()]
-        guide.advance(id)
+        matcher.advance(id)
         said.append(answer.push(id))
     raise AssertionError("it has no end")
 

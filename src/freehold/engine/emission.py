@@ -90,7 +90,7 @@ class Emitter:
 
     def _append(self, seq: Sequence, row: F32 | np.int64) -> None:
         """Choose the next token of a sequence and make it pending."""
-        request, matcher = seq.request, seq.guide
+        request, matcher = seq.request, seq.matcher
         out = choose(
             row,
             seq.tokens,
@@ -98,7 +98,7 @@ class Emitter:
             request.seed,
             self._model.tokens,
             request.logprobs,
-            matcher.allowed() if matcher else None,
+            matcher.mask() if matcher else None,
         )
         if out.id in request.stop_ids:
             seq.reason = "stop"

@@ -45,7 +45,7 @@ from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.scheduler import Scheduler
 from freehold.engine.sequence import Sequence
-from freehold.engine.speculate.draft import DraftModel
+from freehold.engine.speculate.draft_model import DraftModel
 from freehold.engine.speculate.speculation import Speculation
 from freehold.errors import DeadlineExceeded, FreeholdError, UsageError
 from freehold.models.load import LoadedModel
@@ -129,10 +129,10 @@ class Engine:
         self._scheduler = Scheduler(
             self._blocks, max_num_batched_tokens, time.monotonic, target_itl_s, token_s
         )
-        drafter = None
+        draft_model = None
         if draft is not None:
-            drafter = DraftModel(draft, model, self.context, count, pool, kv_type)
-        self._speculation = Speculation(self._scheduler.budget.cost, drafter) if speculate else None
+            draft_model = DraftModel(draft, model, self.context, count, pool, kv_type)
+        self._speculation = Speculation(self._scheduler.budget.cost, draft_model) if speculate else None
         self.requests = Requests(model, self.context)
         self._admission = Admission(self._scheduler, max_queued, max_queued_tokens)
         self._counts = Counts()

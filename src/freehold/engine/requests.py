@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.engine.cache.blocks import blocks_for
-from freehold.engine.constrain.guide import Constraint
+from freehold.engine.constrain.constraint import Constraint
 from freehold.engine.sampler import MAX_TOP_LOGPROBS, check_sampling
 from freehold.engine.sequence import Request, Sequence
 from freehold.errors import ContextOverflow, UsageError
@@ -118,9 +118,9 @@ class Requests:
             seq.reason = "length"
         seq.done = seq.reason is not None
         if request.constraint is not None and not seq.done:
-            seq.guide = request.constraint.guide(request.stop_ids)
+            seq.matcher = request.constraint.matcher(request.stop_ids)
             for id in made:
-                seq.guide.advance(id)
+                seq.matcher.advance(id)
         return seq
 
     def checked_ids(self, ids: Ordered[int]) -> list[int]:

@@ -100,9 +100,9 @@ class _Adapted(TypedDict, total=False):
 
 
 def _is_free(chunk: ScheduledChunk) -> bool:
-    """Tell whether no guide leads the next token; a guess may hold what a guide looks for, so it is led."""
-    guide = chunk.seq.guide
-    return guide is None or (guide.free and len(chunk.logit_rows) == 1)
+    """Tell whether every token may come next; a draft may write what a constraint begins with, so it needs masks."""
+    matcher = chunk.seq.matcher
+    return matcher is None or (matcher.is_free and len(chunk.logit_rows) == 1)
 
 
 def _adapters(batch: list[ScheduledChunk], counts: list[int]) -> _Adapted:

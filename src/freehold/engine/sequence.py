@@ -1,7 +1,7 @@
 """A request and the sequence that answers it.
 
 Knows token ids, counts and what is still to be computed; knows no text, no weights, no lock.
-Path: Engine.generate -> Request -> Sequence -> Scheduler -> Engine.postprocess -> TokenOut
+Path: Engine.generate -> Request -> Sequence -> Scheduler -> Emitter.emit -> TokenOut
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.engine.constrain.guide import Constraint, Guide
+from freehold.engine.constrain.constraint import Constraint, ConstraintMatcher
 from freehold.errors import FreeholdError
 from freehold.models.lora import Adapter
 from freehold.types import FinishReason, Priority, SamplingParams, Usage
@@ -33,70 +33,82 @@ class TokenOut:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of the engine; every field has been checked."""
+    """What is asked of the engine; every field has been checked (requests.py)."""
 
     prompt: tuple[int, ...]
     sampling: SamplingParams
     seed: int
-    max_tokens: int  # at least 1; the context's end is counted in
+    max_tokens: int  # at least 1; never beyond the context's end
     stop_ids: frozenset[int] = frozenset()
     logprobs: int | None = None  # alternatives a token; None: no log-probabilities at all
-    # Takes all logits, float32 [rows, V] in order; then nothing is sampled.
+    # Receives all logits, float32 [rows, V] in order; then nothing is sampled. Runs within a step.
     sink: Callable[[F32], None] | None = None
-    hidden: bool = False  # the sink takes what the head would read instead, float32 [rows, width]
+    hidden: bool = False  # the sink receives the last hidden states instead, float32 [rows, width]
     priority: Priority = "interactive"
     tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
     deadline: float | None = None  # on the engine's clock, to the last token
-    admitted: bool = False  # it goes on with what has waited already, and no queue refuses it
+    admitted: bool = (
+        False  # it continues a request that was admitted before, so no limit of the queue applies
+    )
     constraint: Constraint | None = None  # what its text must be
     adapter: Adapter | None = None  # computed with all of its tokens
 
     @property
     def salt(self) -> str:
-        """What cached prefixes are shared within: a tenant's, computed with one adapter. A digest holds no bar."""
+        """What cached prefixes are shared within: a tenant's, computed with one adapter. A digest has no bar in it."""
         return f"{self.adapter.digest if self.adapter else ''}|{self.tenant}"
 
     @property
-    def reads_logits(self) -> bool:
-        """Whether every row wants all its logits, of which a step has few."""
+    def all_logits(self) -> bool:
+        """Whether the logits of every token are requested, of which a step returns few."""
         return self.sink is not None and not self.hidden
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request on its way. The scheduler owns `block_table` and `num_computed_tokens`, the engine the rest."""
+    """A request under way: its tokens, and what the parts of the engine note about it."""
 
+    # Set when it is made (requests.py).
     request: Request
-    tokens: list[int]  # the prompt, what an engine now dead had made of the answer, and what was made here
+    tokens: list[int]  # the prompt, what an engine that died had made of the answer, and what was made here
     parent: Sequence | None = None  # whose prompt it shares: it is computed once and forked
-    resumed: int = 0  # of `tokens`, what the dead engine had made: read with the prompt
-    guide: Guide | None = None  # along the request's constraint, as far as `tokens`
-    num_computed_tokens: int = 0  # leading tokens whose keys and values lie in the cache
+    resumed: int = 0  # of `tokens`, what the dead engine had made: computed with the prompt
+    matcher: ConstraintMatcher | None = None  # of the request's constraint, at the end of `tokens`
+
+    # Written by the cache (BlockManager).
     block_table: list[int] = field(default_factory=list)  # blocks, in order of position
-    loading: bool = False  # it has some of the blocks that the disk holds of it
+    num_computed_tokens: int = 0  # leading tokens whose keys and values lie in the cache
     num_cached_tokens: int = 0  # tokens of the prompt taken over from other sequences
+
+    # Written by the emitter; `pending` is emptied by the reader (Generation).
     pending: deque[TokenOut] = field(default_factory=deque)  # made and not yet taken
     pending_since: float = 0.0  # when the first of `pending` was made
-    done: bool = False
     reason: FinishReason | None = None
-    error: FreeholdError | None = None
     delivered: int = 0  # rows that the sink received; after a preemption they are computed again
     prefill_s: float = 0.0
     decode_s: float = 0.0
-    # The scheduler's notes.
+
+    # Written by the engine, `done` last.
+    error: FreeholdError | None = None
+    done: bool = False
+
+    # Written by the scheduler and its parts (schedule/); times are on the engine's clock.
     number: int = 0  # in order of arrival, from 1
-    arrived: float = 0.0  # on the engine's clock, as are
+    arrived_at: float = 0.0
     queue_s: float = 0.0  # from its arrival until it first held blocks
-    served_at: float = 0.0  # when a step last took it
-    begun: bool = False  # its whole prompt was computed once
+    scheduled_at: float = 0.0  # when a step last computed for it
+    prefilled: bool = False  # its whole prompt was computed once
     preempted: int = 0  # times
-    refused: int = -1  # free blocks when it last found no room,
-    refused_at: float = 0.0  # and when that was
-    leader: Sequence | None = None  # computes what this one begins with, so this one waits
-    led: int = 0  # until so many tokens are computed
-    wanted: int = 0  # tokens that some other waits for
-    drafted: int = 0  # guesses verified, and those that held; speculation counts them
-    accepted: int = 0
+    loading: bool = False  # it holds some of the blocks that the disk has of it
+    retry_above: int = -1  # after it found no room: admission is tried again once more blocks are free,
+    retry_at: float = 0.0  # or from this time on
+    prefix_provider: Sequence | None = None  # computes what this one begins with, so this one waits
+    shared_until: int = 0  # until so many of the provider's tokens are computed
+    awaited_until: int = 0  # tokens that another sequence waits for
+
+    # Written by speculation.
+    num_draft_tokens: int = 0  # verified
+    num_accepted_tokens: int = 0  # of those
 
     @property
     def generated(self) -> int:
@@ -110,20 +122,20 @@ class Sequence:
 
     @property
     def ready(self) -> bool:
-        """Tell whether the next step may compute for it: a token nobody took holds it back."""
+        """Tell whether the next step may compute for it: a token that its reader did not take yet holds it back."""
         return not self.done and not self.pending
 
     @property
     def usage(self) -> Usage:
-        """Counts and seconds so far; a token counts once it was taken."""
+        """Counts and seconds so far; a token counts once its reader took it."""
         return Usage(
             prompt_tokens=len(self.request.prompt),
             completion_tokens=self.generated - len(self.pending),
             cached_tokens=self.num_cached_tokens,
             prefill_s=self.prefill_s,
             decode_s=self.decode_s,
-            drafted_tokens=self.drafted,
-            accepted_tokens=self.accepted,
+            drafted_tokens=self.num_draft_tokens,
+            accepted_tokens=self.num_accepted_tokens,
             queue_s=self.queue_s,
             resumed_tokens=self.resumed,
             preemptions=self.preempted,

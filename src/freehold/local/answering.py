@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.engine import Engine, Generation, TokenOut
-from freehold.engine.constrain.guide import Constraint
+from freehold.engine.constrain.constraint import Constraint
 from freehold.engine.requests import Sharing
 from freehold.engine.sampler import log_sum_exp, top_logprobs
 from freehold.engine.scoring import prefill

@@ -1,7 +1,7 @@
 """What an answer is held to: a format, calls of tools, a budget of thinking.
 
 Knows dialects and grammars, and what a job asks; knows no step.
-Path: LLM._answering -> Holds.constraint -> LocalJob -> Guide
+Path: LLM._answering -> Holds.constraint -> LocalJob -> ConstraintMatcher
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
+from freehold.engine.constrain.constraint import Constraint, Trigger
 from freehold.engine.constrain.grammar import Grammar, Grammars
-from freehold.engine.constrain.guide import Constraint, Opening
 from freehold.errors import UsageError
 from freehold.local.prompt import Prompt
 from freehold.serving import Job
@@ -32,16 +32,16 @@ class Holds:
 
     def constraint(self, job: Job, prompt: Prompt) -> tuple[Constraint | None, tuple[str, ...]]:
         """Return what the job's answers are held to, and what could not be, in words. Raises UsageError."""
-        grammar, openings, left = self._text(job, prompt)
+        grammar, triggers, left = self._text(job, prompt)
         tags = None if job.think is False else prompt.tags
         budget = job.think_tokens
         if budget is not None and tags is None:
             budget, left = None, (*left, f"think_tokens was left out: {self._name} does not think here")
-        if grammar is None and not openings and budget is None:
+        if grammar is None and not triggers and budget is None:
             return None, left
-        return Constraint(grammar, self._tokenizer, tags, prompt.inside, openings, budget), left
+        return Constraint(grammar, self._tokenizer, tags, prompt.inside, triggers, budget), left
 
-    def _text(self, job: Job, prompt: Prompt) -> tuple[Grammar | None, tuple[Opening, ...], tuple[str, ...]]:
+    def _text(self, job: Job, prompt: Prompt) -> tuple[Grammar | None, tuple[Trigger, ...], tuple[str, ...]]:
         """Return what the text is held to from its beginning, or from where on, and what could not be."""
         try:
             return (*self._led(job, prompt), ())
@@ -63,7 +63,7 @@ class Holds:
             return error
         return UsageError(f"the parameters of all tools together: {_what(error)}", error.hint, "tools")
 
-    def _led(self, job: Job, prompt: Prompt) -> tuple[Grammar | None, tuple[Opening, ...]]:
+    def _led(self, job: Job, prompt: Prompt) -> tuple[Grammar | None, tuple[Trigger, ...]]:
         if prompt.dialect is None or not prompt.tools:
             formats = [_closed(job.format)] if job.format is not None else []
         elif job.tool_choice == "required":
@@ -73,7 +73,7 @@ class Holds:
             forms = [prompt.dialect.form, *([bare] if bare else [])]
             formats = [*(self._calls(job, prompt, form) for form in forms), _closed(job.format)]
         else:
-            return None, tuple(self._openings(job, prompt.tools, prompt.dialect))
+            return None, tuple(self._triggers(job, prompt.tools, prompt.dialect))
         return self._grammars.grammar(*formats, at_start=prompt.at_start) if formats else None, ()
 
     def _calls(self, job: Job, prompt: Prompt, form: Form) -> Format:
@@ -82,18 +82,18 @@ class Holds:
         many = job.parallel_tool_calls and not job.tool_name  # who names one wants one call of it
         return Format("lark", lark(form, tools, self._spell, many=many))
 
-    def _openings(self, job: Job, tools: tuple[Tool, ...], dialect: Dialect) -> Iterator[Opening]:
+    def _triggers(self, job: Job, tools: tuple[Tool, ...], dialect: Dialect) -> Iterator[Trigger]:
         """Yield what begins a call: the family's mark, and a bare object where the family may write one."""
         form, mark = dialect.form, _mark(dialect)
         if mark:
             many = bool(form.before) and job.parallel_tool_calls  # else each call has a mark of its own
             behind = lark(form, tools, self._spell, many=many, opened=mark)
-            yield self._opening(re.escape(mark), behind)
+            yield self._trigger(re.escape(mark), behind)
         if any(opening.mark == "{" for opening in dialect.openings):
-            yield self._opening(pattern_of_bare(tools), lark_of_bare(tools))
+            yield self._trigger(pattern_of_bare(tools), lark_of_bare(tools))
 
-    def _opening(self, pattern: str, behind: str) -> Opening:
-        return Opening(re.compile(pattern.encode()), self._grammars.grammar(Format("lark", behind)))
+    def _trigger(self, pattern: str, behind: str) -> Trigger:
+        return Trigger(re.compile(pattern.encode()), self._grammars.grammar(Format("lark", behind)))
 
     def _spell(self, text: str) -> str:
         """Spell a text for a grammar: a control token by its id, since its characters are not written."""

@@ -1,8 +1,8 @@
-"""Formats compiled to grammars: which tokens may come next, so that a text becomes what was asked for.
+"""Formats compiled to grammars: which tokens may come next, so that a text has the requested format.
 
 Knows a tokenizer's bytes and llguidance, which does the parsing; knows no logits, no request and no thinking.
-Whatever goes wrong in a grammar comes out as an error of ours, for the one answer it belongs to.
-Path: ServedModel.start -> Grammars.grammar -> Grammar.matcher -> Guide -> Matcher.allowed, Matcher.advance
+Whatever fails in a grammar is raised as UsageError, for the one answer that uses it.
+Path: ServedModel.start -> Grammars.grammar -> Grammar.matcher -> ConstraintMatcher -> GrammarMatcher.mask, advance
 """
 
 from __future__ import annotations
@@ -145,20 +145,20 @@ class Grammar:
     tokens: TokenTable
     _first: LLMatcher
 
-    def matcher(self) -> Matcher:
+    def matcher(self) -> GrammarMatcher:
         """Return the state before the first token."""
-        return Matcher(self.tokens, _guarded(self._first.deep_copy))
+        return GrammarMatcher(self.tokens, _guarded(self._first.deep_copy))
 
 
-class Matcher:
+class GrammarMatcher:
     """How far one answer has come in its grammar. One thread at a time."""
 
     def __init__(self, tokens: TokenTable, state: LLMatcher) -> None:
         self.tokens, self._state = tokens, state
         self._bits = np.zeros((tokens.size + 31) // 32, np.uint32)
 
-    def allowed(self) -> Mask:
-        """Tell for each token whether it may come next; the model's ends may where the text is whole.
+    def mask(self) -> Mask:
+        """Return which tokens may come next; the model's stop tokens may where the text is complete.
 
         Raises UsageError where the grammar is too costly to go on with.
         """
@@ -166,31 +166,31 @@ class Matcher:
         _guarded(lambda: self._state.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes))
         self._check()
         if (took := time.thread_time() - began) > MASK_S:
-            raise _wrong(f"finding the tokens that may come next took {took:.2f} s; the limit is {MASK_S} s")
+            raise _error(f"finding the tokens that may come next took {took:.2f} s; the limit is {MASK_S} s")
         return np.unpackbits(bits.view(np.uint8), count=self.tokens.size, bitorder="little").view(np.bool_)
 
     def advance(self, id: int) -> None:
         """Take in a token. Raises UsageError for one that may not come here."""
         if not _guarded(lambda: self._state.consume_token(id)):
             self._check()
-            raise _wrong(f"token {id} may not come here")
+            raise _error(f"token {id} may not come here")
 
     @property
-    def over(self) -> bool:
-        """Tell whether the text is whole and nothing can follow it."""
+    def is_complete(self) -> bool:
+        """Whether the text is complete and nothing can follow it."""
         return _guarded(self._state.is_stopped)
 
     def forced(self) -> list[int]:
         """Return tokens that must come next, if some must."""
         return _guarded(self._state.compute_ff_tokens)
 
-    def fitting(self, ids: Sequence[int]) -> int:
+    def count_valid(self, ids: Sequence[int]) -> int:
         """Return how many of `ids`, from the first, could come next."""
         return _guarded(lambda: self._state.validate_tokens(list(ids)))
 
     def _check(self) -> None:
         if self._state.is_error():
-            raise _wrong(_said(self._state.get_error()))
+            raise _error(_one_line(self._state.get_error()))
 
 
 # --- from a format to llguidance's own ------------------------------------------------------------------
@@ -223,17 +223,17 @@ def _text_of(format: Format) -> str:
 
 def _schema_text(schema: object) -> str:
     if not isinstance(schema, Mapping | bool):
-        raise _wrong(f"the JSON schema is a {type(schema).__name__}; expected an object")
+        raise _error(f"the JSON schema is a {type(schema).__name__}; expected an object")
     if schema is False:
-        raise _wrong("the JSON schema is false, and nothing fits it")
+        raise _error("the JSON schema is false, and nothing fits it")
     return "{}" if schema is True else _as_json(schema, "the JSON schema")
 
 
 def _choice_text(texts: object) -> str:
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) and t for t in texts):
-        raise _wrong("a choice is a list of texts, none of them empty")
+        raise _error("a choice is a list of texts, none of them empty")
     if len(texts) > MAX_CHOICES:
-        raise _wrong(f"a choice has {len(texts):,} texts; the limit is {MAX_CHOICES:,}")
+        raise _error(f"a choice has {len(texts):,} texts; the limit is {MAX_CHOICES:,}")
     _as_json(texts, "the choice")
     return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
@@ -280,12 +280,12 @@ def _as_json(value: object, what: str) -> str:
     while level:
         depth += 1
         if depth > MAX_DEPTH:
-            raise _wrong(f"{what} is more than {MAX_DEPTH} levels deep")
+            raise _error(f"{what} is more than {MAX_DEPTH} levels deep")
         level = [child for node in level for child in _children(node)]
     try:
         text = json.dumps(value)
     except (TypeError, ValueError) as e:
-        raise _wrong(f"{what} is not JSON: {e}") from e
+        raise _error(f"{what} is not JSON: {e}") from e
     _check_chars(what, text, MAX_FORMAT_CHARS)
     return text
 
@@ -297,20 +297,20 @@ def _children(node: object) -> list[Any]:
 
 def _check_chars(what: str, source: str, limit: int) -> None:
     if not source:
-        raise _wrong(f"{what} is empty")
+        raise _error(f"{what} is empty")
     if len(source) > limit:
-        raise _wrong(f"{what} has {len(source):,} characters; the limit is {limit:,}")
+        raise _error(f"{what} has {len(source):,} characters; the limit is {limit:,}")
 
 
 def _compiled(tokens: TokenTable, source: str) -> LLMatcher:
     if len(source) > SHORT and (wrong := rehearse(source, LIMITS)):
-        raise _wrong(_said(wrong))
+        raise _error(_one_line(wrong))
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(**LIMITS, verbose_errors=False)
     matcher = _deep(lambda: LLMatcher(tokens.trie, source, log_level=0, limits=limits))
     if matcher.is_error():
-        raise _wrong(_said(matcher.get_error()))
+        raise _error(_one_line(matcher.get_error()))
     return matcher
 
 
@@ -345,10 +345,10 @@ def _guarded(call: Callable[[], _T]) -> _T:
     except (FreeholdError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as e:  # a panic is no Exception
-        raise _wrong(_said(str(e))) from e
+        raise _error(_one_line(str(e))) from e
 
 
-def _said(message: str) -> str:
+def _one_line(message: str) -> str:
     """Return llguidance's message on one line: where it is, and what is wrong."""
     lines = [line.strip() for line in message.split("\n<", 1)[0].splitlines()]
     if not lines:
@@ -358,7 +358,7 @@ def _said(message: str) -> str:
     return said.partition(". Enable 'coerce_one_of'")[0]
 
 
-def _wrong(what: str) -> UsageError:
+def _error(what: str) -> UsageError:
     hint = next((hint for part, hint in _HINTS.items() if part in what), "")
     return UsageError(f"format: {what}", hint, field="format")
 

@@ -1,9 +1,9 @@
-"""What steps cost on this machine: by their rows, and by how far back the rows of prompts look.
+"""What steps cost on this machine: by their tokens, and by the positions that tokens of prompts attend to.
 
-Knows seconds; knows no sequence, no guess, no clock. No shape is assumed for steps of few rows: on one
-machine eight rows cost little more than one, on another sixteen cost less than twelve, since another kernel
-takes over. Rows of prompts are bound by arithmetic, so each adds its own price to a step.
-Path: Scheduler.learn -> StepCost.add, RowCost.add; Speculation.extend -> best_extra; Scheduler.schedule -> RowCost.rows
+Knows seconds; knows no sequence, no draft, no clock. No shape is assumed for steps of few tokens: on one
+machine eight cost little more than one, on another sixteen cost less than twelve, since another kernel
+takes over. Prefill is bound by arithmetic, so each of its tokens adds its own cost to a step.
+Path: Scheduler.learn -> StepCost.add, PrefillCost.add; Speculation.extend -> best_extra; Budget -> PrefillCost.tokens
 """
 
 from __future__ import annotations
@@ -13,105 +13,104 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from statistics import median
 
-# Rows of a step that are tried: a tile's widths, then steps of about a third; a cost is soon known for each.
+# Sizes of a step that are tried: a tile's widths, then steps of about a third; a cost is soon known for each.
 LADDER = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TRIED = frozenset(LADDER)
-# Others on the machine only ever slow a step down, so a cost is the lower quartile of so many latest steps: what the
-# step takes while it is left alone, which is what rows must be compared by.
+# Other processes only ever slow a step down, so a cost is the lower quartile of so many latest steps: what the step
+# takes on an idle machine, which is what sizes must be compared by.
 SAMPLES = 16
 STALE = 500  # steps after which a cost counts as unknown: depth and neighbours change it
-# The same for a size that guesses were tried with. Newest tokens alone are measured again and again, but a size that
-# looked dear is left alone, and what was measured while others had the machine would keep it from being tried: after a
-# pack was written beside the first answers, sixteen of them made a tenth of their guesses.
+# The same for a size that had draft tokens or prefill. Newest tokens alone are measured again and again, but a size
+# that looked dear is not tried, and a cost measured on a busy machine would keep it so: after a pack was written beside
+# the first answers, sixteen of them verified a tenth of their draft tokens; 190 steps had 8 tokens of prefill, which
+# took two thirds of what 56 take.
 FORGET = 64
-ROW_GUESS = 0.06  # cost of one more row over a lone one's, until it was measured
-MARGIN = 1.05  # guesses must promise this much more than plain decoding
+EXTRA_TOKEN = 0.06  # cost of one more token in a step over that of one alone, until it was measured
+MARGIN = 1.05  # a draft must promise this much more than plain decoding
 
 
 class StepCost:
-    """Seconds of a step by its rows, learnt from the steps themselves."""
+    """Seconds of a step by its tokens, learnt from the steps themselves."""
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {}
         self._cost: dict[int, float] = {}
-        self._until: dict[int, int] = {}  # rows -> step at which their cost is forgotten
-        self._rows: list[int] = []  # sorted
+        self._until: dict[int, int] = {}  # tokens -> step at which their cost is forgotten
+        self._sizes: list[int] = []  # measured, sorted
         self._steps = 0
 
-    def add(self, rows: int, seconds: float, guessed: bool = False) -> None:
-        """Take in how long a step took; `guessed`: some of its rows were guesses."""
+    def add(self, tokens: int, seconds: float, drafted: bool = False) -> None:
+        """Add a sample; `drafted`: some of the step's tokens were of a draft."""
         self._steps += 1
-        if rows not in self._samples:
-            self._samples[rows] = deque(maxlen=SAMPLES)
-            insort(self._rows, rows)
-        samples = self._samples[rows]
+        if tokens not in self._samples:
+            self._samples[tokens] = deque(maxlen=SAMPLES)
+            insort(self._sizes, tokens)
+        samples = self._samples[tokens]
         samples.append(seconds)
-        self._cost[rows] = sorted(samples)[(len(samples) - 1) // 4]
-        self._until[rows] = max(self._until.get(rows, 0), self._steps + (FORGET if guessed else STALE))
+        self._cost[tokens] = sorted(samples)[(len(samples) - 1) // 4]
+        self._until[tokens] = max(self._until.get(tokens, 0), self._steps + (FORGET if drafted else STALE))
         self._drop_stale()
 
-    def count(self, rows: int) -> int:
-        """Return how many recent steps had so many rows."""
-        return len(self._samples.get(rows, ()))
+    def count(self, tokens: int) -> int:
+        """Return how many recent steps had so many tokens."""
+        return len(self._samples.get(tokens, ()))
 
-    def near(self, rows: int) -> bool:
-        """Tell whether so many rows, or nearly so many, were measured lately."""
-        at = bisect_left(self._rows, rows - rows // 5)
-        return at < len(self._rows) and self._rows[at] <= rows + rows // 5
+    def near(self, tokens: int) -> bool:
+        """Tell whether so many tokens, or nearly so many, were measured lately."""
+        at = bisect_left(self._sizes, tokens - tokens // 5)
+        return at < len(self._sizes) and self._sizes[at] <= tokens + tokens // 5
 
-    def seconds(self, rows: int) -> float:
-        """Return the cost of so many rows; between and beyond what was measured, a hopeful guess."""
-        known = self._cost.get(rows)
-        if known is not None or not self._rows:
+    def seconds(self, tokens: int) -> float:
+        """Return the cost of so many tokens; between and beyond what was measured, an optimistic estimate."""
+        known = self._cost.get(tokens)
+        if known is not None or not self._sizes:
             return known or 0.0
-        at = bisect_left(self._rows, rows)
-        above = self._rows[at] if at < len(self._rows) else None
+        at = bisect_left(self._sizes, tokens)
+        above = self._sizes[at] if at < len(self._sizes) else None
         if at == 0:
-            return self._cost[self._rows[0]]
-        below = self._rows[at - 1]
+            return self._cost[self._sizes[0]]
+        below = self._sizes[at - 1]
         if above is not None and 2 * above <= 3 * below + 2:  # neighbours on the ladder, or nearer
-            share = (rows - below) / (above - below)
+            share = (tokens - below) / (above - below)
             return self._cost[below] * (1 - share) + self._cost[above] * share
-        hope = self._cost[below] + ROW_GUESS * self._cost[self._rows[0]] * (rows - below)
-        return hope if above is None else min(hope, self._cost[above])
+        estimate = self._cost[below] + EXTRA_TOKEN * self._cost[self._sizes[0]] * (tokens - below)
+        return estimate if above is None else min(estimate, self._cost[above])
 
-    def at_most(self, rows: int) -> float:
-        """Return what so many rows will hardly exceed: each no dearer than those of the nearest fewer measured."""
-        at = bisect_left(self._rows, rows + 1)
+    def at_most(self, tokens: int) -> float:
+        """Return what so many tokens hardly exceed: each costs no more than at the nearest smaller size measured."""
+        at = bisect_left(self._sizes, tokens + 1)
         if at == 0:
-            return self.seconds(rows)
-        below = self._rows[at - 1]
-        return self._cost[below] * rows / below
+            return self.seconds(tokens)
+        below = self._sizes[at - 1]
+        return self._cost[below] * tokens / below
 
     def _drop_stale(self) -> None:
-        for rows in [r for r in self._rows if self._until[r] <= self._steps]:
-            del self._samples[rows], self._cost[rows], self._until[rows]
-            self._rows.remove(rows)
+        for tokens in [r for r in self._sizes if self._until[r] <= self._steps]:
+            del self._samples[tokens], self._cost[tokens], self._until[tokens]
+            self._sizes.remove(tokens)
 
 
-MOST_ROWS = 4096  # no step is larger
-ROW_SAMPLES = 8  # chunks, of a depth or of any, that say what a row costs
-DEPTH = (
-    512  # positions within which depth is not told apart: nearer chunks differ by noise more than by depth
-)
+MAX_STEP_TOKENS = 4096  # no step is larger
+CHUNK_SAMPLES = 8  # chunks, of a depth or of any, that say what a token costs
+DEPTH = 512  # positions that count as one depth: nearer chunks differ by noise more than by depth
 
 
-class RowCost:
-    """Seconds that a prompt's row adds to a step: a price, and a price for each position it looks back on.
+class PrefillCost:
+    """Seconds that a prompt's token adds to a step: a base, and a slope over the positions it attends to.
 
-    The latter from chunks far apart, the former from the latest ones, both by medians (as Theil and Sen have
-    it), which a few disturbed steps do not move.
+    The slope comes from chunks far apart, the base from the latest ones, both by medians (the Theil-Sen estimator),
+    which a few disturbed steps do not move.
     """
 
     def __init__(self) -> None:
-        self._latest: deque[tuple[float, float]] = deque(maxlen=ROW_SAMPLES)  # mean depth, seconds a row
+        self._latest: deque[tuple[float, float]] = deque(maxlen=CHUNK_SAMPLES)  # mean depth, seconds a token
         self._at: dict[int, deque[tuple[float, float]]] = {}  # the same by depth
-        self.slope = 0.0  # seconds for each position that a row looks back on
+        self.slope = 0.0  # seconds for each position that a token attends to
         self._base = 0.0
 
     @property
     def flat(self) -> float:
-        """Seconds of a row that looks back on nothing; 0 while nothing is known."""
+        """Seconds of a token that attends to no other; 0 while nothing is known."""
         return self._each(0)
 
     @property
@@ -119,106 +118,103 @@ class RowCost:
         """Tell whether anything was measured."""
         return bool(self._latest)
 
-    def add(self, rows: int, first: int, seconds: float) -> None:
-        """Take in what a chunk of `rows` rows from position `first` on added to a step."""
-        sample = (first + rows / 2, seconds / rows)
+    def add(self, tokens: int, first: int, seconds: float) -> None:
+        """Add a sample: what a chunk of `tokens` from position `first` on added to a step."""
+        sample = (first + tokens / 2, seconds / tokens)
         self._latest.append(sample)
-        self._at.setdefault(int(sample[0]) // DEPTH, deque(maxlen=ROW_SAMPLES)).append(sample)
+        self._at.setdefault(int(sample[0]) // DEPTH, deque(maxlen=CHUNK_SAMPLES)).append(sample)
         if len(self._at) > 1:
             self.slope = max(self._fitted_slope(), 0.0)
-        prices = [y - self.slope * x for x, y in self._latest]
-        # A rise counts once two of the latest three show it, a fall when half of all do: tokens wait for the former.
-        self._base = max(median(prices), median(prices[-3:]))
+        costs = [y - self.slope * x for x, y in self._latest]
+        # A rise counts once two of the latest three show it, a fall when half of all do: answers wait for the former.
+        self._base = max(median(costs), median(costs[-3:]))
 
     def _fitted_slope(self) -> float:
         """Return the median slope between depths, each seen as its middle sample."""
         middles = [(median(x for x, _ in at), median(y for _, y in at)) for at in self._at.values()]
         return median((y - b) / (x - a) for i, (x, y) in enumerate(middles) for a, b in middles[:i] if x != a)
 
-    def seconds(self, rows: int, first: int) -> float:
-        """Return what so many rows from position `first` on would add; 0 while nothing is known."""
-        return rows * self._each(first + rows / 2)
+    def seconds(self, tokens: int, first: int) -> float:
+        """Return what so many tokens from position `first` on would add; 0 while nothing is known."""
+        return tokens * self._each(first + tokens / 2)
 
-    def rows(self, seconds: float, first: int) -> int:
-        """Return how many rows from position `first` on fit into so many seconds; 0 while nothing is known."""
+    def tokens(self, seconds: float, first: int) -> int:
+        """Return how many tokens from position `first` on fit into so many seconds; 0 while nothing is known."""
         each = self._each(first)
         if each <= 0.0 or seconds <= 0.0:
             return 0
-        # rows * (each + slope * rows / 2) = seconds, solved without the cancellation of the school's formula
+        # tokens * (each + slope * tokens / 2) = seconds, solved in the form that does not cancel
         return int(2 * seconds / (each + (each * each + 2 * self.slope * seconds) ** 0.5))
 
     def _each(self, depth: float) -> float:
-        """Return the seconds of a row; a line fitted to noise may fall below nothing, a row never does."""
+        """Return the seconds of a token; a line fitted to noise may fall below zero, so there is a floor."""
         if not self._latest:
             return 0.0
         return max(self._base + self.slope * depth, min(y for _, y in self._latest) / 16)
 
 
 TILE = 16  # kernels multiply 16 rows at a time, so a step costs by the tiles it begins
-HOPE = 0.75  # of what a tile of a prompt costs alone: a tile more beside answers, until it was tried
-# Steps beside answers after which a size that none of them had counts as never tried. What was measured while others
-# had the machine would keep it from being tried again: 190 steps of 8 rows, which took two thirds of what 56 take.
-FORGET = 64
+UNTRIED = 0.75  # of what a tile of prefill costs alone: a tile more beside answers, until it was tried
 
 
 class MixedCost:
-    """Seconds of a step of answers' newest tokens and prompts' rows, by its tiles and what the latter look back on."""
+    """Seconds of a step of answers' newest tokens and prefill, by its tiles and the positions the latter attends to."""
 
-    def __init__(self, alone: RowCost) -> None:
+    def __init__(self, alone: PrefillCost) -> None:
         self._alone = alone
-        self._price = RowCost()  # for its slope
-        self._samples: dict[int, deque[tuple[float, float]]] = {}  # tiles -> (positions seen, seconds)
-        self._seen: dict[int, int] = {}  # tiles -> step of the latest sample
+        self._prefill = PrefillCost()  # for its slope
+        self._samples: dict[int, deque[tuple[float, float]]] = {}  # tiles -> (positions attended to, seconds)
+        self._sampled: dict[int, int] = {}  # tiles -> step of the latest sample
         self._steps = 0
 
     @property
     def slope(self) -> float:
-        """Seconds for each position that a row looks back on."""
-        return self._price.slope or self._alone.slope
+        """Seconds for each position that a token attends to."""
+        return self._prefill.slope or self._alone.slope
 
-    def add(self, rows: int, chunk: int, depth: float, lone: float, seconds: float) -> None:
-        """Take in a step of `rows`, `chunk` of them of prompts at a mean depth, whose answers alone take `lone`."""
-        self._price.add(chunk, max(int(depth - chunk / 2), 0), max(seconds - lone, 0.0))
-        tiles = -(-rows // TILE)
-        self._samples.setdefault(tiles, deque(maxlen=ROW_SAMPLES)).append((chunk * depth, seconds))
+    def add(self, tokens: int, prefill: int, depth: float, decode_s: float, seconds: float) -> None:
+        """Add a sample: a step of `tokens`, `prefill` of them at a mean depth; its answers alone take `decode_s`."""
+        self._prefill.add(prefill, max(int(depth - prefill / 2), 0), max(seconds - decode_s, 0.0))
+        tiles = -(-tokens // TILE)
+        self._samples.setdefault(tiles, deque(maxlen=CHUNK_SAMPLES)).append((prefill * depth, seconds))
         self._steps += 1
-        self._seen[tiles] = self._steps
-        for old in [k for k, step in self._seen.items() if self._steps - step >= FORGET]:
-            del self._samples[old], self._seen[old]
+        self._sampled[tiles] = self._steps
+        for old in [k for k, step in self._sampled.items() if self._steps - step >= FORGET]:
+            del self._samples[old], self._sampled[old]
 
-    def flat(self, tiles: int, lone: float) -> float:
-        """Return what a step of so many tiles takes, looking back apart; a hopeful guess until it was tried."""
+    def flat(self, tiles: int, decode_s: float) -> float:
+        """Return what a step of so many tiles takes without attention; an optimistic estimate until it was tried."""
         samples = self._samples.get(tiles)
         if samples:
-            costs = [seconds - self.slope * seen for seen, seconds in samples]
-            return max(median(costs), median(costs[-3:]), lone)
+            costs = [seconds - self.slope * attended for attended, seconds in samples]
+            return max(median(costs), median(costs[-3:]), decode_s)
         each = self._alone.flat * TILE
         less = max((k for k in self._samples if k < tiles), default=0)
         if less:
-            return self.flat(less, lone) + HOPE * each * (tiles - less)
+            return self.flat(less, decode_s) + UNTRIED * each * (tiles - less)
         more = min(self._samples, default=0)
-        return lone + ((self.flat(more, lone) - lone) / more if more else each) * tiles
+        return decode_s + ((self.flat(more, decode_s) - decode_s) / more if more else each) * tiles
 
-    def rows(self, spent: int, seen: float, first: int, lone: float, seconds: float) -> int:
-        """Return how many rows of a prompt from position `first` on fit into a step that may take `seconds`.
+    def tokens(self, spent: int, attended: float, first: int, decode_s: float, seconds: float) -> int:
+        """Return how many tokens of a prompt from position `first` on fit into a step that may take `seconds`.
 
-        It has `spent` rows already, which look back on `seen` positions.
+        It has `spent` tokens already, whose prefill attends to `attended` positions.
         """
         best, tiles = 0, -(-(spent + 1) // TILE)
-        while (room := seconds - self.slope * seen - self.flat(tiles, lone)) > 0.0:
+        while (room := seconds - self.slope * attended - self.flat(tiles, decode_s)) > 0.0:
             fit = tiles * TILE - spent
-            # rows * (first + rows / 2) * slope = room
+            # tokens * (first + tokens / 2) * slope = room
             if self.slope * fit * (first + fit / 2) > room:
                 root = (first * first + 2 * room / self.slope) ** 0.5
                 return max(best, int(2 * room / self.slope / (first + root)))
             best, tiles = fit, tiles + 1
-            if best > MOST_ROWS:
+            if best > MAX_STEP_TOKENS:
                 break
         return best
 
-    def seconds(self, rows: int, seen: float, lone: float) -> float:
-        """Return what a step of so many rows takes."""
-        return self.flat(-(-rows // TILE), lone) + self.slope * seen
+    def seconds(self, tokens: int, attended: float, decode_s: float) -> float:
+        """Return what a step of so many tokens takes."""
+        return self.flat(-(-tokens // TILE), decode_s) + self.slope * attended
 
 
 def best_extra(
@@ -227,10 +223,10 @@ def best_extra(
     cost: Callable[[int], float],
     fits: Callable[[int], bool] = lambda _: True,
 ) -> int:
-    """Return how many guesses, likeliest first, give the most tokens a second beside `plain` lone rows.
+    """Return how many draft tokens, likeliest first, give the most tokens a second beside `plain` newest ones.
 
-    `gains` are the chances that each guess becomes a token, falling. 0 when no number promises to pay; `fits` tells
-    whether a step may have so many rows.
+    `gains` are the chances that each is accepted, falling. 0 when no number promises to pay; `fits` tells whether a
+    step may have so many tokens.
     """
     best, extra = MARGIN * plain / cost(plain), 0
     expected = float(plain)

@@ -1,161 +1,91 @@
-"""Guesses with a smaller model of the same vocabulary, which computes ahead on a cache of its own.
+"""Draft tokens, and how often such tokens were accepted.
 
-Knows a runner, blocks, a shadow of each sequence and what its own steps cost; decides no length. It draws with the
-sequence's own seed and parameters: the same noise leads both models to the same token wherever their
-logits nearly agree, so guesses hold at any temperature.
-Path: Speculation -> DraftModel.advance -> ModelRunner.run -> choose -> token and confidence
+Knows token ids and evidence: the length of an n-gram match, or a draft model's own confidence. Knows no cost.
+Path: Speculation.extend -> Draft.gains; Speculation.learn -> Draft.learn -> AcceptanceRates.add
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-from time import perf_counter
-from typing import cast
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
+from freehold.engine.speculate.ngram import LONGEST, MAX_DRAFT, NgramMatch
 
-from freehold import _native as native
-from freehold.engine.cache.blocks import BlockManager, common_prefix
-from freehold.engine.cache.capacity import REQUEST_SHARE, bytes_per_block
-from freehold.engine.runner import ModelRunner
-from freehold.engine.sampler import choose, log_sum_exp
-from freehold.engine.schedule.budget import FIRST_ROWS
-from freehold.engine.schedule.chunk import ScheduledChunk
-from freehold.engine.schedule.cost import ROW_GUESS, StepCost
-from freehold.engine.sequence import Sequence
-from freehold.errors import CapacityExceeded, UsageError
-from freehold.machine import available_bytes, show_bytes
-from freehold.models.load import LoadedModel
-from freehold.types import KvType
-
-F32 = NDArray[np.float32]
-
-WARM = 4  # steps of one row after which they say what such a step takes
-JOINED = 4  # missing tokens that the first guess's step computes along; more take steps before it
-MOST_AHEAD = 16  # tokens guessed at once: a chance of 0.95 each leaves 0.44 of the last
-RECENT = MOST_AHEAD + JOINED  # tokens of a shadow that may not be the sequence's
+LEAST_GAIN = 0.02  # draft tokens less likely than this to be accepted are left out
+# By the bits of a match's length: 0, 1, 2-3, 4-7, ... 64 and more. An accepted token makes the match longer.
+MATCH_PRIOR = (0.1, 0.2, 0.35, 0.6, 0.75, 0.88, 0.94, 0.97)
+_BUCKETS = [min(length.bit_length(), len(MATCH_PRIOR) - 1) for length in range(LONGEST + MAX_DRAFT)]
+MODEL_PRIOR = (0.2, 0.4, 0.55, 0.7, 0.9)  # by the probability the draft model gave it: up to 0.2, 0.4, ... 1
+OVERALL_PRIOR = 0.7
+FORCED_PRIOR = (0.99,)  # the grammar allows nothing else
 
 
-class DraftModel:
-    """A small model beside `target`; the caller has made sure that their tokens are the same."""
+class AcceptanceRates:
+    """How often draft tokens were accepted, by bucket of evidence and overall: running means that keep adapting."""
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        target: LoadedModel,
-        context: int,
-        blocks: int,
-        threads: native.Threads,
-        kv_type: KvType = "f16",
-    ) -> None:
-        """Reserve `blocks` blocks of cache for sequences up to `context` tokens.
+    WINDOW = 32.0  # draft tokens a mean remembers, about
 
-        Raises UsageError for other tokens than the target's, CapacityExceeded.
-        """
-        if model.tokens != target.tokens or model.vocab < target.tokens:
-            raise UsageError(
-                f"{model.name} has {model.tokens:,} tokens and {target.name} {target.tokens:,}; a draft model "
-                "needs the same ones",
-                "choose a smaller model of the same family",
-            )
-        need, have = blocks * bytes_per_block(model, kv_type), int(available_bytes() * REQUEST_SHARE)
-        if need > have:
-            raise CapacityExceeded(
-                f"{model.name} needs {show_bytes(need)} to draft; {show_bytes(have)} are free for it",
-                "load with a smaller --context, or without --draft",
-            )
-        self.model = model
-        self._context = min(context, model.context)
-        self._blocks = BlockManager(blocks)
-        self._runner = ModelRunner(model, self._blocks, FIRST_ROWS, threads, kv_type)
-        self._shadows: dict[Sequence, Sequence] = {}
-        self._cost = StepCost()
-        self._share = model.bytes_per_token / target.bytes_per_token
-        self.spent = 0.0  # seconds, as such steps usually take them, since the caller last set it to 0
+    def __init__(self, prior: Sequence[float], weight: float = 3.0) -> None:
+        self._mean = [*prior, OVERALL_PRIOR]
+        self._count = [weight] * len(self._mean)
 
-    def seconds(self, rows: int, target_step: float) -> float:
-        """Return what computing so many rows takes; `target_step` is what one row of the target takes.
+    def __getitem__(self, bucket: int) -> float:
+        return self._mean[bucket]
 
-        Bytes tell until enough was measured: the first steps fetch the weights from the disk.
-        """
-        lone = self._share * target_step
-        if self._cost.count(1) >= WARM:
-            lone = self._cost.seconds(1)
-        steps, rest = divmod(rows, FIRST_ROWS)
-        return sum(
-            count * min(self._cost.seconds(size) or lone * (1 + ROW_GUESS * (size - 1)), lone * size)
-            for count, size in ((steps, FIRST_ROWS), (1, rest))
-            if count and size
-        )
+    @property
+    def overall(self) -> float:
+        """The acceptance rate of a token whose bucket is not known yet."""
+        return self._mean[-1]
 
-    def missing(self, seq: Sequence) -> int:
-        """Return how many tokens of `seq` must be computed before it can be guessed at."""
-        shadow = self._shadows.get(seq)
-        return len(seq.tokens) - (shadow.num_computed_tokens if shadow else 0)
+    def add(self, bucket: int, accepted: bool) -> None:
+        """Count a draft token."""
+        for i in (bucket, -1):
+            self._count[i] = min(self._count[i] + 1.0, self.WINDOW)
+            self._mean[i] += (accepted - self._mean[i]) / self._count[i]
 
-    def follow(self, seq: Sequence, ahead: int) -> int:
-        """Compute what is missing of `seq` but its newest tokens; return how many tokens may be guessed then.
 
-        At most `ahead`; 0 where the draft's own context or its cache ends.
-        """
-        known = seq in self._shadows
-        if not known and max(seq.tokens) >= self.model.vocab:  # an id of padding that only the target has
-            return 0
-        shadow = self._synced(seq)
-        ahead = min(ahead, self._context - len(seq.tokens))
-        if ahead < 1 or not self._blocks.grow(shadow, len(seq.tokens) + ahead):
-            return 0
-        spent = self.spent
-        while len(shadow.tokens) - shadow.num_computed_tokens > JOINED:
-            count = min(len(shadow.tokens) - 1 - shadow.num_computed_tokens, FIRST_ROWS)
-            self._run([ScheduledChunk(shadow, shadow.num_computed_tokens, count)])
-            shadow.num_computed_tokens += count
-        if not known:  # a prompt is read once, whatever becomes of the guesses
-            self.spent = spent
-        return ahead
+@dataclass(slots=True)
+class Draft:
+    """Tokens that may come next, and the bucket of evidence for each."""
 
-    def advance(self, seqs: list[Sequence]) -> list[tuple[int, float]]:
-        """Guess one more token of each sequence; return it with the chance the draft model gives it."""
-        shadows = [self._shadows[seq] for seq in seqs]
-        rows = self._run(
-            [ScheduledChunk(s, s.num_computed_tokens, len(s.tokens) - s.num_computed_tokens) for s in shadows]
-        )
-        guesses = []
-        for shadow, logits in zip(shadows, rows, strict=True):
-            request, row = shadow.request, logits[0]
-            token = choose(row, shadow.tokens, request.sampling, request.seed, self.model.tokens, None).id
-            chance = math.exp(float(row[token]) - log_sum_exp(row, len(shadow.tokens)))
-            shadow.num_computed_tokens = len(shadow.tokens)
-            shadow.tokens.append(token)
-            guesses.append((token, chance))
-        return guesses
+    rates: AcceptanceRates
+    tokens: list[int] = field(default_factory=list)
+    buckets: list[int] = field(default_factory=list)
 
-    def forget(self, seq: Sequence) -> None:
-        """Drop what is held for a sequence that ended; what was computed stays for one that begins alike."""
-        shadow = self._shadows.pop(seq, None)
-        if shadow is not None:
-            self._blocks.retire(shadow)
+    @classmethod
+    def of_match(cls, rates: AcceptanceRates, match: NgramMatch) -> Draft:
+        """Return the tokens that followed a match."""
+        buckets = _BUCKETS[match.length : match.length + len(match.tokens)]
+        return cls(rates, list(match.tokens), buckets)
 
-    def _run(self, batch: list[ScheduledChunk]) -> list[F32]:
-        started = perf_counter()
-        logits = cast(list[F32], self._runner.run(batch, choose=False))
-        rows = sum(chunk.num_tokens for chunk in batch)
-        self._cost.add(rows, perf_counter() - started)
-        self.spent += self._cost.seconds(rows)
-        return logits
+    @classmethod
+    def of_grammar(cls, rates: AcceptanceRates, tokens: Sequence[int]) -> Draft:
+        """Return tokens that a grammar forces."""
+        return cls(rates, list(tokens), [0] * len(tokens))
 
-    def _synced(self, seq: Sequence) -> Sequence:
-        """Return the shadow of `seq` with its very tokens; guesses that did not hold are taken back."""
-        shadow = self._shadows.get(seq)
-        if shadow is None:
-            request = replace(seq.request, adapter=None)  # it was trained for the target
-            shadow = self._shadows[seq] = Sequence(request, list(seq.tokens))
-            self._blocks.adopt(shadow)
-            return shadow
-        kept = shadow.num_computed_tokens - RECENT if shadow.num_computed_tokens > RECENT else 0
-        kept += common_prefix(shadow.tokens[kept : shadow.num_computed_tokens], seq.tokens[kept:])
-        shadow.num_computed_tokens = min(kept, len(seq.tokens) - 1)
-        shadow.tokens[kept:] = seq.tokens[kept:]
-        return shadow
+    def cut(self, count: int) -> None:
+        """Keep the first `count` tokens."""
+        del self.tokens[count:], self.buckets[count:]
+
+    def gains(self) -> list[float]:
+        """Return the probability of each token to be accepted, with all before it, down to LEAST_GAIN."""
+        out, gain = [], 1.0
+        for bucket in self.buckets:
+            gain *= self.rates[bucket]
+            if gain < LEAST_GAIN:
+                break
+            out.append(gain)
+        return out
+
+    def add(self, token: int, confidence: float) -> float:
+        """Add a draft model's token; return its acceptance rate if all before it are accepted."""
+        self.tokens.append(token)
+        self.buckets.append(min(int(confidence * len(MODEL_PRIOR)), len(MODEL_PRIOR) - 1))
+        return self.rates[self.buckets[-1]]
+
+    def learn(self, made: Sequence[int]) -> None:
+        """Count the tokens by what was generated. A draft that was not verified teaches as much, and costs nothing."""
+        for token, bucket, came in zip(self.tokens, self.buckets, made, strict=False):
+            self.rates.add(bucket, token == came)
+            if token != came:
+                return

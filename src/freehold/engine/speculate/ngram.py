@@ -1,8 +1,8 @@
-"""Guesses what comes next by what came before: the longest end of a sequence that occurred earlier.
+"""N-gram lookup: drafts what followed the longest end of a sequence that occurred earlier.
 
-Knows token ids; knows no model, no cost, no acceptance. An edit, a quotation, a table or a loop repeats
+Knows token ids; knows no model, no cost and no acceptance rate. An edit, a quotation, a table or a loop repeats
 itself, and finding that costs microseconds. Memory: about 250 bytes a token of the sequence.
-Path: Speculation.extend -> Lookup.find -> Match
+Path: Speculation.extend -> NgramLookup.find -> NgramMatch
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 
-# Tokens that are hashed. Six find the place among many alike (indentation, commas); two take up a thread
-# again right after a departure.
+# Tokens that are hashed. Six find the place among many alike (indentation, commas); two find it again right after a
+# difference.
 KEYS = (6, 2)
 LINKS = 4  # earlier places of one hash that are compared, latest first
 LONGEST = 64  # tokens compared; a longer match says nothing more
-MAX_DRAFT = 63  # with the newest token: 64 rows of a step
+MAX_DRAFT = 63  # with the newest token: 64 of a step
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class NgramMatch:
     """What followed an earlier occurrence of the sequence's last `length` tokens."""
 
     length: int
-    draft: tuple[int, ...]
+    tokens: tuple[int, ...]
 
 
-class Lookup:
+class NgramLookup:
     """An index over the places of one sequence; it shares the sequence's list of tokens."""
 
     def __init__(self, tokens: list[int]) -> None:
@@ -37,12 +37,12 @@ class Lookup:
         self._found = 0  # where the last match went on; 0: nowhere
         self._found_at = 0  # how long the sequence was then
 
-    def find(self, most: int = MAX_DRAFT) -> Match | None:
+    def find(self, most: int = MAX_DRAFT) -> NgramMatch | None:
         """Return the longest match, the latest of equals, with at most `most` tokens to follow."""
         self._index()
         tokens = self._tokens
         end = len(tokens)
-        # After a departure the old thread is often taken up one token later: a changed word in a copied text.
+        # After a difference the text often goes on one token later: a changed word in a copied text.
         found = self._found + end - self._found_at if self._found else 0
         length, place = (self._agreement(found), found) if 0 < found < end else (-1, 0)
         if length < LONGEST:
@@ -51,12 +51,12 @@ class Lookup:
         if place == 0 or most < 1:
             return None
         draft = tokens[place : place + most]
-        while len(draft) < most:  # the match reaches to the end: the text goes in circles
+        while len(draft) < most:  # the match reaches to the end: the text repeats itself
             draft += draft
-        return Match(length, tuple(draft[:most]))
+        return NgramMatch(length, tuple(draft[:most]))
 
     def _index(self) -> None:
-        """Take in every place that something follows; a place is the position of what follows a hash."""
+        """Add every place that a token follows; a place is the position of what follows a hash."""
         tokens = self._tokens
         for size, latest, earlier in zip(KEYS, self._latest, self._earlier, strict=True):
             for place in range(self._indexed, len(tokens)):
