@@ -26,7 +26,7 @@ LONG = {  # files of more lines
         "advisor/anatomy.py",
         "catalog/questions.py",
     ),
-    *("engine/cache/blocks.py", "engine/engine.py", "engine/schedule/scheduler.py", "formats/quant.py"),
+    *("engine/cache/blocks.py", "engine/engine.py", "engine/schedule/scheduler.py"),
     *("local/llm.py", "remote.py", "sandbox/jinja.py", "store/store.py"),
     *("tokenizer/template.py",),
 }

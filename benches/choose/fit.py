@@ -28,8 +28,9 @@ from benches.lib.dequantise import copy_in
 from benches.lib.peer import Child
 from freehold import _native as native
 from freehold.advisor import fit as fits
-from freehold.advisor.anatomy import Anatomy, from_file
+from freehold.advisor.anatomy import Anatomy
 from freehold.advisor.calibration import KINDS, History, Run
+from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.machine import Rates, here
 from freehold.cli.bench import version
 from freehold.config import load_settings

@@ -207,7 +207,8 @@ def refusal(asked: Structure) -> str:
 
 def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:
     """Weigh a model: by its file where it is held, in `quant` if that is another one; by published sizes where not."""
-    from freehold.advisor.anatomy import from_catalogue, from_file, in_quant
+    from freehold.advisor.anatomy import from_catalogue, in_quant
+    from freehold.advisor.file_anatomy import from_file
     from freehold.advisor.places import quant_of
     from freehold.store import Store
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from freehold import catalog
-from freehold.advisor.anatomy import Anatomy, from_catalogue, from_file
+from freehold.advisor.anatomy import Anatomy, from_catalogue
+from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.interval import Interval
 from freehold.catalog import quants
 from freehold.catalog.model import Model
 from freehold.errors import UsageError
-from freehold.formats.quant import LAYOUTS, QuantType, row_bytes
+from freehold.formats.weight_types import LAYOUTS, QuantType, row_bytes
 from freehold.layers import LayerSpec
 from tests.formats.gguf_writer import Entry, Value, write_gguf
 

@@ -7,7 +7,7 @@ import pytest
 
 from freehold import _native as native
 from freehold.errors import UsageError
-from freehold.formats.quant import QuantType, row_bytes
+from freehold.formats.weight_types import QuantType, row_bytes
 
 from . import F32, normal, same_bits
 from .test_matmul import BLOCK, HALVES, POOL, raw_rows

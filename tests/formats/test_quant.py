@@ -9,16 +9,9 @@ from gguf import quants as reference
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import quant
-from freehold.formats.quant import (
-    LAYOUTS,
-    QuantType,
-    dequantize,
-    has_codes,
-    quant_type,
-    row_bytes,
-    split_codes,
-)
+from freehold.formats import blocks
+from freehold.formats.quant import dequantize, has_codes, split_codes
+from freehold.formats.weight_types import LAYOUTS, QuantType, quant_type, row_bytes
 
 PLAIN_DTYPES = {
     QuantType.F64: "<f8",
@@ -108,7 +101,7 @@ def test_layouts_agree_with_gguf_package() -> None:
 def test_grids_are_those_of_the_gguf_package(name: str, type: str) -> None:
     theirs = getattr(gguf.quants, type)
     theirs.init_grid()
-    assert np.array_equal(quant._grid(name), theirs.grid.reshape(theirs.grid_shape))
+    assert np.array_equal(blocks._grid(name), theirs.grid.reshape(theirs.grid_shape))
 
 
 @pytest.mark.parametrize(

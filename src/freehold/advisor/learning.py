@@ -40,7 +40,7 @@ def keep(home: Path, path: Path, speeds: list[Speed], rates: Rates | None = None
     if not speeds:
         return
     from freehold.advisor import calibration, machine
-    from freehold.advisor.anatomy import from_file
+    from freehold.advisor.file_anatomy import from_file
     from freehold.advisor.fit import OURS, Place, observed
     from freehold.errors import FreeholdError
 

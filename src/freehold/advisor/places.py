@@ -13,10 +13,11 @@ from pathlib import Path
 
 from freehold.advisor import ours, roofline
 from freehold.advisor.advice import Placement, Placer, Refusal
-from freehold.advisor.anatomy import Anatomy, from_catalogue, from_file
+from freehold.advisor.anatomy import Anatomy, from_catalogue
 from freehold.advisor.commands import line
 from freehold.advisor.engines import Engine, engines
 from freehold.advisor.engines import engine as engine_called
+from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.fit import CACHE_SHARE, OURS, Fit, Misfit, Place, fit
 from freehold.advisor.interval import Interval
 from freehold.advisor.ours import Refuses

@@ -152,7 +152,8 @@ def _versions() -> dict[str, str]:
 def kernel_routes() -> dict[str, Any]:
     """Return, per weight format, the bits of a weight in the file and packed, and each table's road."""
     from freehold import _native as native
-    from freehold.formats.quant import QuantType, block_layout, has_codes
+    from freehold.formats.quant import has_codes
+    from freehold.formats.weight_types import QuantType, block_layout
 
     isas = native.isas()
     routes = {row[0]: (row[2], row[4]) for row in native.type_routes()}

@@ -1,7 +1,7 @@
 """`freehold fit MODEL`: does it fit, how long a conversation, how fast; here or on named hardware, per quantisation.
 
 Knows options, columns and the commands that run a model; the answers are advisor/fit.py's.
-Path: main -> fit -> anatomy.from_file or from_catalogue -> advisor.fit.fit
+Path: main -> fit -> file_anatomy.from_file or anatomy.from_catalogue -> advisor.fit.fit
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import click
 from freehold import catalog
 from freehold.advisor import commands
 from freehold.advisor import fit as fits
-from freehold.advisor.anatomy import Anatomy, from_catalogue, from_file, in_quant
+from freehold.advisor.anatomy import Anatomy, from_catalogue, in_quant
+from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.fit import Fit, Misfit, Place
 from freehold.advisor.interval import Interval, digits
 from freehold.catalog import quants

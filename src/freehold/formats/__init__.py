@@ -4,9 +4,10 @@ from freehold.formats.detect import ModelFile, open_model_file
 from freehold.formats.gguf import GGUFFile, open_gguf
 from freehold.formats.lora import LoraFile, LowRank, open_lora
 from freehold.formats.metadata import Metadata
-from freehold.formats.quant import QuantType, block_layout, dequantize, has_codes, row_bytes, split_codes
+from freehold.formats.quant import dequantize, has_codes, split_codes
 from freehold.formats.safetensors import SafetensorsFile, open_safetensors
 from freehold.formats.tensor import Tensor
+from freehold.formats.weight_types import QuantType, block_layout, row_bytes
 
 __all__ = [
     "GGUFFile",

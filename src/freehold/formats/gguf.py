@@ -25,8 +25,8 @@ from freehold._native import Strings
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.formats.filemap import FETCH_AGAIN, HEAD_BYTES, map_file, not_a_model, shown
 from freehold.formats.metadata import Metadata
-from freehold.formats.quant import QuantType, quant_type, row_bytes
 from freehold.formats.tensor import Tensor, TensorFile
+from freehold.formats.weight_types import QuantType, quant_type, row_bytes
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

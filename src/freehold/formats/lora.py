@@ -22,9 +22,9 @@ from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.formats.filemap import check_whole, map_file, not_a_model, read_head, shown
 from freehold.formats.gguf import MAGIC, open_gguf
 from freehold.formats.metadata import Metadata
-from freehold.formats.quant import QuantType
 from freehold.formats.safetensors import open_safetensors, side_json
 from freehold.formats.tensor import Tensor
+from freehold.formats.weight_types import QuantType
 
 MAX_RANK = 512
 MAX_MODULES = 1 << 14  # a thousand layers of seven, twice

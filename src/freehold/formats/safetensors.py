@@ -30,8 +30,8 @@ from freehold.formats.filemap import (
     shown,
 )
 from freehold.formats.metadata import Metadata
-from freehold.formats.quant import LAYOUTS, QuantType
 from freehold.formats.tensor import Tensor, TensorFile
+from freehold.formats.weight_types import LAYOUTS, QuantType
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_INDEX_BYTES = 100_000_000  # it lists the tensors once more

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from freehold.formats.filemap import check_whole
-from freehold.formats.quant import QuantType, dequantize, row_bytes
+from freehold.formats.quant import dequantize
+from freehold.formats.weight_types import QuantType, row_bytes
 
 
 @dataclass(frozen=True, slots=True)
