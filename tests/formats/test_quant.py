@@ -9,7 +9,7 @@ from gguf import quants as reference
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import blocks
+from freehold.formats import blocks, quant
 from freehold.formats.quant import dequantize, has_codes, split_codes
 from freehold.formats.weight_types import LAYOUTS, QuantType, quant_type, row_bytes
 

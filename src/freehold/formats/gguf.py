@@ -277,7 +277,7 @@ class _Cursor:
 
     @contextmanager
     def about(self, what: str) -> Iterator[None]:
-        """Prefix errors raised inside, by this cursor or by quant.py, with the file and `what`."""
+        """Prefix errors raised inside, by this cursor or by weight_types.py, with the file and `what`."""
         try:
             yield
         except BadModelFile as error:
