@@ -33,7 +33,7 @@ from freehold.store import ModelRef, Store
 from freehold.store.progress import ProgressLike, watching
 from freehold.store.sampling import sampling_defaults
 from freehold.tokenizer import ChatTemplate, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
-from freehold.tokenizer.template import chat_template_from_dir, chat_template_from_gguf
+from freehold.tokenizer.template_files import chat_template_from_dir, chat_template_from_gguf
 from freehold.types import KvType, SamplingParams
 
 # Of a cache whose bytes are given, no more is reserved than this many full contexts take: eight streams at the

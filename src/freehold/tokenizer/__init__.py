@@ -4,8 +4,8 @@ from freehold.tokenizer.core import AddedToken, Tokenizer, TokenKind
 from freehold.tokenizer.detokenizer import Detokenizer
 from freehold.tokenizer.directory import tokenizer_from_dir
 from freehold.tokenizer.rendered import Rendered
-from freehold.tokenizer.template import (
-    ChatTemplate,
+from freehold.tokenizer.template import ChatTemplate
+from freehold.tokenizer.template_files import (
     chat_template_from_dir,
     chat_template_from_gguf,
     templates_from_dir,

@@ -1,39 +1,28 @@
 """Chat templates: messages to the prompt a model was trained on.
 
-Knows Jinja templates and where files keep them; knows no token ids and no model. The text is what
-`transformers` renders, byte for byte. Which parts of it a user wrote matters to the tokenizer, so a render
-comes with a guarded twin (rendered.py). It is made by rendering a second time with the control tokens inside
-messages and tools defused, one character of each replaced by a private-use one. In-band marks in the first
-render would change what `trim`, `in`, slices and `length` see; the second render is only compared:
-
-  - nothing in the messages resembles a control token (nearly always): no second render at all;
-  - both renders agree up to the replaced characters: the second one is the twin;
-  - they disagree, because the template looks at control tokens in messages: what both share at either end is
-    the template's; in between, every control token that occurs in a message counts as the user's.
-
+Knows Jinja templates; knows no token ids, no file and no model. The text is what `transformers` renders, byte for
+byte. Which parts of it a user wrote matters to the tokenizer, so a render comes with a guarded twin (rendered.py),
+which defusing.py makes from a second render.
 Path: Prompter.prompt -> ChatTemplate.render -> Tokenizer.encode_rendered
 """
 
 from __future__ import annotations
 
-import os
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
 
-from freehold.errors import BadModelFile, BadTemplate, FreeholdError, UnsupportedModel, UsageError
-from freehold.sandbox.limits import MAX_SECONDS, MAX_SOURCE, MAX_TEXT
+from freehold.errors import BadTemplate, FreeholdError, UnsupportedModel, UsageError
+from freehold.sandbox.limits import MAX_SECONDS, MAX_TEXT
 from freehold.sandbox.rendering import Asked, Renderers, shared
 from freehold.tokenizer import traits
-from freehold.tokenizer.core import AddedToken, Cutter, Tokenizer
+from freehold.tokenizer.core import Tokenizer
+from freehold.tokenizer.defusing import Defuser, Found, twin
 from freehold.tokenizer.dialects import Dialect, dialect_of
-from freehold.tokenizer.directory import read_json
 from freehold.tokenizer.history import Spelling, tool_dict, with_preamble
 from freehold.tokenizer.rendered import Rendered
 from freehold.tokenizer.traits import Traits, traits_of
@@ -41,7 +30,6 @@ from freehold.types import Message, Tool
 
 Thinking = Literal["none", "switch", "always"]
 
-_DEFUSED = "\ue0f1"  # a private-use character: not whitespace, not a letter, not a control token
 # Marks where the last message ends. The space behind it tells whether the template trims what it writes.
 _LEFT_OPEN = "\ue0f2\ue0f3\ue0f2 "
 _TAG_PAIRS = (
@@ -91,8 +79,8 @@ class ChatTemplate:
         return self.source in (CHATML, GEMMA)
 
     @cached_property
-    def _defuser(self) -> _Defuser:
-        return _Defuser(self.control_tokens)
+    def _defuser(self) -> Defuser:
+        return Defuser(self.control_tokens)
 
     def render(
         self,
@@ -265,7 +253,7 @@ class ChatTemplate:
         return render(asked.source, asked.renders, asked.seconds, asked.text, asked.now)
 
     def _guard(self, text: str, inputs: dict[str, Any], preamble: str) -> str:
-        found = _Found()
+        found = Found()
         defused = self._defuser.defused(inputs, found)
         if not found:
             return text
@@ -273,7 +261,7 @@ class ChatTemplate:
             second = self._run(_prefaced(defused, preamble))
         except BadTemplate:
             second = ""
-        return _twin(text, second, found, self._defuser)
+        return twin(text, second, found, self._defuser)
 
     @classmethod
     def for_tokenizer(cls, source: str, tokenizer: Tokenizer, *, origin: str = "given") -> ChatTemplate:
@@ -308,69 +296,6 @@ class ChatTemplate:
             "the model has no chat template, and its vocabulary shows no known one",
             hint="use --raw to complete plain text",
         )
-
-
-def templates_from_gguf(metadata: Mapping[str, object]) -> dict[str, str]:
-    """Return the chat templates in a GGUF file's metadata by name; the main one is called "default"."""
-    key = "tokenizer.chat_template"
-    found = {
-        "default" if k == key else k[len(key) + 1 :]: v for k, v in metadata.items() if _is_template(k, key)
-    }
-    return {name: source for name, source in found.items() if isinstance(source, str) and source}
-
-
-def _is_template(key: str, main: str) -> bool:
-    return key == main or (key.startswith(main + ".") and len(key) > len(main) + 1)
-
-
-def templates_from_dir(path: str | Path) -> dict[str, str]:
-    """Return a model directory's chat templates by name; a chat_template.jinja wins over the config's."""
-    folder = Path(path)
-    found: dict[str, str] = {}
-    config = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(config, str):
-        found["default"] = config
-    elif isinstance(config, list):
-        named = [entry for entry in config if isinstance(entry, dict)]
-        found |= {str(entry.get("name")): str(entry.get("template")) for entry in named}
-    for name, file in _template_files(folder):
-        if file.stat().st_size > 4 * MAX_SOURCE:
-            raise BadModelFile(f"{file} has {file.stat().st_size:,} bytes, too many for a chat template")
-        try:
-            found[name] = file.read_text(encoding="utf-8")
-        except ValueError as error:
-            raise BadModelFile(f"{file} is not UTF-8: {error}") from error
-    return found
-
-
-def _template_files(folder: Path) -> list[tuple[str, Path]]:
-    named = [(file.stem, file) for file in sorted(folder.glob("additional_chat_templates/*.jinja"))]
-    main = folder / "chat_template.jinja"
-    return [*named, *([("default", main)] if main.is_file() else [])]
-
-
-def chat_template_from_gguf(
-    metadata: Mapping[str, object], tokenizer: Tokenizer, *, name: str = "default"
-) -> ChatTemplate:
-    """Return the chat template `name` of a GGUF file, or the format its vocabulary proves if it has none.
-
-    Raise UnsupportedModel without either, UsageError for a name the file does not have.
-    """
-    return _chosen(templates_from_gguf(metadata), tokenizer, name, "GGUF tokenizer.chat_template")
-
-
-def chat_template_from_dir(path: str | Path, tokenizer: Tokenizer, *, name: str = "default") -> ChatTemplate:
-    """Return the chat template `name` of a model directory, as `chat_template_from_gguf` does for a file."""
-    return _chosen(templates_from_dir(path), tokenizer, name, os.fspath(path))
-
-
-def _chosen(found: Mapping[str, str], tokenizer: Tokenizer, name: str, origin: str) -> ChatTemplate:
-    if name in found:
-        return ChatTemplate.for_tokenizer(found[name], tokenizer, origin=f"{origin} ({name})")
-    if name != "default":
-        known = ", ".join(found) or "none"
-        raise UsageError(f"the model has no chat template called {name!r}", hint=f"it has: {known}")
-    return ChatTemplate.default_for(tokenizer)
 
 
 def _prefaced(inputs: dict[str, Any], preamble: str) -> dict[str, Any]:
@@ -429,81 +354,3 @@ def _size(value: Any) -> int:
     if isinstance(value, dict):
         return sum(_size(key) + _size(item) for key, item in value.items())
     return sum(map(_size, value)) if isinstance(value, list) else 0
-
-
-class _Defuser:
-    """Replaces a character of every control token in a structure of strings.
-
-    A file may name a hundred thousand of them: one regular expression of all would take seconds for a long message,
-    and nothing could interrupt it.
-    """
-
-    def __init__(self, control_tokens: frozenset[str]) -> None:
-        self._tokens = sorted(token for token in control_tokens if token)
-        self._cutter = Cutter(AddedToken(0, token, control=True) for token in self._tokens)
-        self._longest = max(map(len, self._tokens), default=0)
-
-    def defused(self, value: Any, found: _Found) -> Any:
-        """Return a copy of `value` with every string in it defused; note in `found` what was met."""
-        if isinstance(value, str):
-            return self._unfinished(self.without(value, found), found)
-        if isinstance(value, dict):
-            return {self.defused(key, found): self.defused(item, found) for key, item in value.items()}
-        return [self.defused(item, found) for item in value] if isinstance(value, list) else value
-
-    def without(self, text: str, found: _Found, known: _Found | None = None) -> str:
-        """Return `text` with its control tokens defused, or those among them that are `known`."""
-        parts: list[str] = []
-        last = 0
-        for start, _, token in self._cutter.found(text):
-            if known is None or known.covers(token.text):
-                found.tokens.add(token.text)
-                parts += (text[last:start], _DEFUSED)
-                last = start + 1
-        return "".join((*parts, text[last:])) if parts else text
-
-    def _unfinished(self, text: str, found: _Found) -> str:
-        """Defuse the beginning of a control token at the end: the next message could complete it."""
-        end = len(text.rstrip())
-        for size in range(min(self._longest - 1, end), 0, -1):
-            beginning = text[end - size : end]
-            if self._begins_one(beginning):
-                found.beginnings.add(beginning)
-                return text[: end - size] + _DEFUSED + text[end - size + 1 :]
-        return text
-
-    def _begins_one(self, beginning: str) -> bool:
-        at = bisect_right(self._tokens, beginning)  # longer tokens that begin so come right behind it
-        return at < len(self._tokens) and self._tokens[at].startswith(beginning)
-
-
-@dataclass(slots=True)
-class _Found:
-    """What messages spell of control tokens: whole ones, and the beginnings of some."""
-
-    tokens: set[str] = field(default_factory=set)
-    beginnings: set[str] = field(default_factory=set)
-
-    def covers(self, token: str) -> bool:
-        """Tell whether messages may have written `token`."""
-        begun = any(token.startswith(beginning) for beginning in self.beginnings)
-        return begun or token in self.tokens
-
-    def __bool__(self) -> bool:
-        return bool(self.tokens or self.beginnings)
-
-
-def _twin(text: str, second: str, found: _Found, defuser: _Defuser) -> str:
-    """Return the guarded twin of `text`, given the second render and the tokens that messages spell."""
-    if len(second) == len(text) and all(a == b or b == _DEFUSED for a, b in zip(text, second, strict=True)):
-        return second
-    head = _common(text, second)
-    tail = _common(text[head:][::-1], second[head:][::-1])
-    middle = text[head : len(text) - tail]
-    return text[:head] + defuser.without(middle, _Found(), found) + text[len(text) - tail :]
-
-
-def _common(left: str, right: str) -> int:
-    """Count the characters that both strings start with."""
-    pairs = zip(left, right, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))

@@ -24,7 +24,7 @@ from freehold.store import Listed
 from freehold.store.sampling import sampling_defaults
 from freehold.tokenizer.directory import read_json
 from freehold.tokenizer.fill import SPELLINGS
-from freehold.tokenizer.template import templates_from_dir, templates_from_gguf
+from freehold.tokenizer.template_files import templates_from_dir, templates_from_gguf
 
 MAX_CARDS = 512
 MAX_VALUE = 16_384  # characters of a text in model_info; licences and templates have fields of their own
