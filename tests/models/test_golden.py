@@ -21,6 +21,8 @@ BOUND = 1e-3
 F16_FLIPS = 5e-3  # a last bit of float32 decides which way a few keys and values round to f16
 # int8 rounds to 1/254 of a head's greatest, f16 to 1/4096 of each value: some 40 times the 0.015 that f16 costs here.
 Q8_BOUND = 0.6
+# int8 keys and values move a router's logits by some hundredths: a token nearer to a tie is sent to other experts.
+CLEAR = 0.1
 FORMS = [
     (name, form)
     for name, it in FAMILIES.items()
@@ -38,6 +40,27 @@ def write_model(family: str, form: str, folder: Path) -> Path:
 def golden(family: str) -> tuple[list[int], np.ndarray, np.ndarray]:
     with np.load(GOLDEN / f"{family}.npz") as data:
         return data["ids"].tolist(), data["full"], data["steps"]
+
+
+def clearly_routed(family: str) -> np.ndarray:
+    """Mask the tokens that no router nearly sends elsewhere: all, where there are no experts."""
+    with np.load(GOLDEN / f"{family}.npz") as data:
+        if "margins" not in data:
+            return np.ones(len(data["ids"]), bool)
+        return data["margins"].min(axis=0) > CLEAR
+
+
+@pytest.mark.parametrize(
+    ("family", "form"), [f for f in FORMS if "num_experts_per_tok" in FAMILIES[f[0]].config]
+)
+def test_oracle_chooses_the_experts_that_transformers_chose(family: str, form: str, tmp_path: Path):
+    with np.load(GOLDEN / f"{family}.npz") as data:
+        ids, experts, margins = data["ids"].tolist(), data["experts"], data["margins"]
+    session = Oracle(write_model(family, form, tmp_path)).session()
+    session.step(ids)
+    for routes, chosen, margin in zip(session.routes, experts, margins, strict=True):
+        assert np.array_equal(np.sort(routes.ids), chosen)
+        assert np.abs(routes.margin - margin).max() <= BOUND
 
 
 @pytest.mark.parametrize(("family", "form"), FORMS)
@@ -88,7 +111,7 @@ def test_a_cache_of_codes_stays_near_the_golden_logits(family: str, tmp_path: Pa
     got = native_logits(
         load_model(write_model(family, "hf", tmp_path), threads=1), ids, [len(ids)], kv_type="q8"
     )
-    assert np.abs(got - full).max() <= Q8_BOUND
+    assert np.abs(got - full)[clearly_routed(family)].max() <= Q8_BOUND
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8"])

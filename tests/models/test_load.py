@@ -72,6 +72,7 @@ def tensor(name: str, *shape: int) -> Tensor:
         ("llama.rope.dimension_count", 7, "even"),
         ("llama.rope.dimension_count", 512, "even"),
         ("llama.context_length", 0, "context_length"),
+        ("llama.expert_count", 8, "expert_used_count is missing"),
         ("llama.attention.head_count", np.array([4, 4, 2, 4], np.int32), "blk.2.attn_q.weight has shape"),
         ("llama.attention.head_count", np.array([4, 4, 4], np.int32), "4 values, one a layer"),
         ("llama.feed_forward_length", [96, 96, 0, 96], "from 1 to"),
@@ -88,7 +89,6 @@ def test_absurd_value_is_refused_by_name(llama_path: Path, key: str, value: obje
     ("key", "value", "says"),
     [
         ("general.architecture", "mamba9", "'mamba9'"),
-        ("llama.expert_count", 8, "mixtures of experts"),
         ("llama.rope.scaling.type", "longrope", "longrope"),
         ("llama.embedding_length", np.array([64, 96], np.int32), "differs from layer to layer"),
         ("llama.attention.value_length", 8, "value_length"),

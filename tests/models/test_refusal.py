@@ -26,8 +26,8 @@ NOWHERE = Path("/nowhere/catalogue.toml")
         ("sentence-transformers/all-MiniLM-L6-v2", ""),
         ("BAAI/bge-large-en-v1.5", ""),
         ("Qwen/Qwen3-Embedding-4B", ""),
-        ("mistralai/Mixtral-8x7B-Instruct-v0.1", "experts"),  # GGUF calls it llama
-        ("mistralai/Mixtral-8x22B-Instruct-v0.1", "experts"),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", ""),  # GGUF calls it llama
+        ("mistralai/Mixtral-8x22B-Instruct-v0.1", ""),
         ("Qwen/Qwen3-30B-A3B", "architecture qwen3moe"),
         ("Qwen/Qwen3.5-9B", "architecture qwen35"),
         ("openai/gpt-oss-20b", "architecture gpt-oss"),
@@ -43,16 +43,19 @@ def test_a_model_runs_or_is_refused_for_what_it_is(model_id: str, why: str):
     assert why in found and bool(found) is bool(why)
 
 
-def test_no_mixture_of_experts_is_called_runnable():
-    wrong = [m.id for m in catalog.models(NOWHERE) if m.kind == "moe" and not refusal(m.structure)]
-    assert wrong == []
+def test_mixtures_of_experts_run_where_a_family_computes_them():
+    runs = {m.architecture for m in catalog.models(NOWHERE) if m.kind == "moe" and not refusal(m.structure)}
+    assert runs == {f.gguf_architecture for f in FAMILIES if f.experts}
+    assert "experts" in refusal(Structure("gemma3", experts=True))
 
 
 def test_every_family_runs_what_it_says_of_itself():
     for family in FAMILIES:
         for name in (family.gguf_architecture, *family.model_types):
-            assert refusal(Structure(name, family.keeps)) == ""
-            assert "experts" in refusal(Structure(name, family.keeps, experts=True))
+            assert refusal(Structure(name, family.keeps, family.experts)) == ""
+            both = {f.experts for f in FAMILIES if name in (f.gguf_architecture, *f.model_types)}
+            other = refusal(Structure(name, family.keeps, not family.experts))
+            assert ("experts" in other or "dense" in other) == (both != {True, False})
 
 
 @pytest.mark.parametrize("kind", ["latent", "deltanet", "mamba2", "compressed"])
@@ -61,8 +64,8 @@ def test_a_hybrid_under_a_known_name_is_refused(kind: str):
 
 
 def test_a_download_that_would_not_run_is_refused_with_what_does():
-    with pytest.raises(UnsupportedModel, match="experts") as e:
-        check_structure(catalog.model("mistralai/Mixtral-8x7B-Instruct-v0.1", NOWHERE).structure)
-    assert "llama, qwen2, qwen3" in e.value.hint.replace("gemma3, ", "")
+    with pytest.raises(UnsupportedModel, match="architecture phimoe") as e:
+        check_structure(catalog.model("microsoft/Phi-3.5-MoE-instruct", NOWHERE).structure)
+    assert "llama, qwen2" in e.value.hint.replace("gemma3, ", "")
     with pytest.raises(UnsupportedModel, match="which is not known"):
         check_structure(Structure(""))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from tests.vectors.weights import FAMILIES, VOCAB, head_dim, tensors
+from tests.vectors.weights import FAMILIES, VOCAB, expert_count, head_dim, tensors
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>"]
 PAD, BOS, EOS, IM_START, IM_END = range(5)
@@ -163,8 +164,8 @@ def write_gguf(family: str, path: Path | str, *, dtype: Dtype = "F32") -> Path:
     """Write family `family` as one GGUF file.
 
     `dtype`: the type of every matrix (F32, F16, BF16, Q8_0 exact; Q4_0, Q4_1, Q5_0, Q5_1 rounded), or a
-    function from a GGUF tensor name to a type. Vectors are F32, as llama.cpp demands. Raises ValueError for
-    a family without a GGUF form.
+    function from a GGUF tensor name to a type. Vectors and routers are F32, as llama.cpp's converter has them. Raises
+    ValueError for a family without a GGUF form.
     """
     arch = FAMILIES[family].gguf
     if not arch:
@@ -174,7 +175,7 @@ def write_gguf(family: str, path: Path | str, *, dtype: Dtype = "F32") -> Path:
     _add_keys(writer, FAMILIES[family].config)
     _add_tokenizer(writer)
     for name, value in gguf_tensors(family).items():
-        kind = gguf.GGMLQuantizationType[pick(name) if value.ndim == 2 else "F32"]
+        kind = gguf.GGMLQuantizationType[pick(name) if value.ndim > 1 and "gate_inp" not in name else "F32"]
         writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -197,11 +198,22 @@ def _add_keys(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     if "head_dim" in config:
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
-    if config["model_type"] in ("llama", "mistral"):
+    if config["model_type"] in ("llama", "mistral", "mixtral"):
         writer.add_rope_dimension_count(head_dim(config))
     if "sliding_window" in config:
         writer.add_sliding_window(config["sliding_window"])
+    if "num_experts_per_tok" in config:
+        _add_experts(writer, config)
     _add_rope(writer, config["rope_parameters"])
+
+
+def _add_experts(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    writer.add_expert_count(expert_count(config))
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    if "moe_intermediate_size" in config:
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if "shared_expert_intermediate_size" in config:
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
 
 
 def _add_rope(writer: gguf.GGUFWriter, rope: dict[str, Any]) -> None:
@@ -244,6 +256,21 @@ _GGUF_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+}
+_EXPERT = re.compile(r"(model\.layers\.\d+)\.\w+\.experts\.\d+\.(\w+)\.weight")
+_EXPERT_NAMES = {
+    "gate_proj": "gate",
+    "w1": "gate",
+    "up_proj": "up",
+    "w3": "up",
+    "down_proj": "down",
+    "w2": "down",
 }
 _GEMMA_NAMES = {
     "post_attention_layernorm": "post_attention_norm",
@@ -256,17 +283,21 @@ def gguf_tensors(family: str) -> dict[str, np.ndarray]:
     """Give the family's float32 tensors under GGUF names, transformed as llama.cpp's converter does it.
 
     `llama`: rows of q and k permuted from halves to adjacent pairs. `gemma3`: 1 added to every norm.
-    llama3 rope scaling: its divisors as the tensor rope_freqs.weight.
+    llama3 rope scaling: its divisors as the tensor rope_freqs.weight. Experts are stacked; what is one row is a vector.
     """
     config, arch = FAMILIES[family].config, FAMILIES[family].gguf
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
     out: dict[str, np.ndarray] = {}
+    apart: dict[str, list[np.ndarray]] = {}
     for name, value in tensors(family).items():
         if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
             value = _to_adjacent_pairs(value, heads[name.split("_proj")[0][-1]])
         if arch == "gemma3" and name.endswith("norm.weight"):
             value = value + np.float32(1)
-        out[_gguf_name(name, arch)] = value
+        if _EXPERT.fullmatch(name):
+            apart.setdefault(_gguf_name(name, arch), []).append(value)
+        out[_gguf_name(name, arch)] = value[0] if len(value) == 1 else value
+    out |= {name: np.stack(each) for name, each in apart.items()}
     if config["rope_parameters"].get("rope_type") == "llama3":
         out["rope_freqs.weight"] = llama3_divisors(config["rope_parameters"], head_dim(config))
     return out
@@ -274,6 +305,8 @@ def gguf_tensors(family: str) -> dict[str, np.ndarray]:
 
 def _gguf_name(name: str, arch: str) -> str:
     fixed = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    if expert := _EXPERT.fullmatch(name):
+        return f"blk.{expert[1].split('.')[2]}.ffn_{_EXPERT_NAMES[expert[2]]}_exps.weight"
     stem, suffix = name.rsplit(".", 1)
     if stem in fixed:
         return f"{fixed[stem]}.{suffix}"

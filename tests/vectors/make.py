@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,31 @@ def full_logits(model: torch.nn.Module, ids: np.ndarray) -> np.ndarray:
     return model(input_ids=torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy()
 
 
+@contextmanager
+def chosen_experts(model: torch.nn.Module) -> Iterator[dict[str, np.ndarray]]:
+    """Collect what the routers choose meanwhile: `experts` [layers with experts, T, chosen], ascending, and `margins`.
+
+    A margin is how far the last chosen expert's logit is above the best one's that was left out.
+    """
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def look(router: torch.nn.Module, inputs: object, out: tuple[torch.Tensor, ...]) -> None:
+        logits, _, ids = out
+        ranked = logits.sort(dim=-1, descending=True).values
+        chosen = ids.shape[-1]
+        seen.append((ids.sort(dim=-1).values.numpy(), (ranked[:, chosen - 1] - ranked[:, chosen]).numpy()))
+
+    routers = [m for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
+    hooks = [router.register_forward_hook(look) for router in routers]
+    found: dict[str, np.ndarray] = {}
+    yield found
+    for hook in hooks:
+        hook.remove()
+    if seen:
+        found["experts"] = np.stack([ids for ids, _ in seen]).astype(np.int16)
+        found["margins"] = np.stack([margin for _, margin in seen])
+
+
 @torch.no_grad()
 def stepped_logits(model: torch.nn.Module, ids: np.ndarray) -> np.ndarray:
     """Logits of a prefill of weights.PREFILL tokens and one call for each token after: float32 [T, V]."""
@@ -55,7 +82,9 @@ def make(family: str) -> None:
     ids = weights.token_ids(family)
     with tempfile.TemporaryDirectory() as folder:
         model = load(family, Path(folder), legacy=False)
-        full, steps = full_logits(model, ids), stepped_logits(model, ids)
+        with chosen_experts(model) as routes:
+            full = full_logits(model, ids)
+        steps = stepped_logits(model, ids)
         legacy = full_logits(load(family, Path(folder), legacy=True), ids)
     apart = float(np.abs(full - steps).max())
     assert np.isfinite(full).all() and apart < AGREEMENT, (family, apart)
@@ -66,6 +95,7 @@ def make(family: str) -> None:
         ids=ids,
         full=full,
         steps=steps,
+        **routes,
         weights_crc32=np.array(weights.digest(family)),
         made_by=np.array(f"transformers {transformers.__version__}, torch {torch.__version__}"),
     )

@@ -129,6 +129,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3": Family(51, "Gemma3ForCausalLM", "gemma3", _gemma3(24)),
     "gemma3-linear": Family(52, "Gemma3ForCausalLM", "gemma3", _gemma3(24, rope_type="linear", factor=8.0)),
+    "mixtral": Family(
+        61,
+        "MixtralForCausalLM",
+        "llama",
+        _config("mixtral", num_local_experts=4, num_experts_per_tok=2, rope_parameters=_rope(1e6)),
+    ),
     # A GGUF has no key for the attention scale of gemma3, so this one exists as safetensors only.
     "gemma3-scalar": Family(53, "Gemma3ForCausalLM", "", _gemma3(40)),
 }
@@ -145,15 +151,15 @@ def shapes(name: str) -> dict[str, tuple[int, ...]]:
     hidden = config["hidden_size"]
     out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, hidden)}
     for i in range(config["num_hidden_layers"]):
-        out |= {f"model.layers.{i}.{part}": shape for part, shape in _layer_shapes(config).items()}
+        out |= {f"model.layers.{i}.{part}": shape for part, shape in _layer_shapes(config, i).items()}
     out["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
         out["lm_head.weight"] = (VOCAB, hidden)
     return out
 
 
-def _layer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    hidden, inner, kind = config["hidden_size"], config["intermediate_size"], config["model_type"]
+def _layer_shapes(config: dict[str, Any], layer: int) -> dict[str, tuple[int, ...]]:
+    hidden, kind = config["hidden_size"], config["model_type"]
     q = config["num_attention_heads"] * head_dim(config)
     kv = config["num_key_value_heads"] * head_dim(config)
     out: dict[str, tuple[int, ...]] = {
@@ -163,17 +169,56 @@ def _layer_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         "self_attn.v_proj.weight": (kv, hidden),
         "self_attn.o_proj.weight": (hidden, q),
         "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
     }
-    if kind == "qwen2":
+    out |= _mlp_shapes(config) if is_dense(config, layer) else _expert_shapes(config)
+    if kind in ("qwen2", "qwen2_moe"):
         out |= {f"self_attn.{p}_proj.bias": (n,) for p, n in (("q", q), ("k", kv), ("v", kv))}
-    if kind in ("qwen3", "gemma3_text"):
+    if kind == "olmoe":
+        out |= {f"self_attn.{p}_norm.weight": (n,) for p, n in (("q", q), ("k", kv))}
+    if kind in ("qwen3", "qwen3_moe", "gemma3_text"):
         out |= {f"self_attn.{p}_norm.weight": (head_dim(config),) for p in "qk"}
     if kind == "gemma3_text":
         out |= {f"{p}_feedforward_layernorm.weight": (hidden,) for p in ("pre", "post")}
     return out
+
+
+def is_dense(config: dict[str, Any], layer: int) -> bool:
+    """Say whether a layer has one MLP and no experts."""
+    return "num_experts_per_tok" not in config or layer in config.get("mlp_only_layers", ())
+
+
+def expert_count(config: dict[str, Any]) -> int:
+    """Number of experts, under whichever key the family states it."""
+    return config.get("num_experts", config.get("num_local_experts", 0))
+
+
+def _mlp_shapes(config: dict[str, Any], under: str = "mlp", inner: int = 0) -> dict[str, tuple[int, ...]]:
+    hidden, inner = config["hidden_size"], inner or config["intermediate_size"]
+    return {
+        f"{under}.gate_proj.weight": (inner, hidden),
+        f"{under}.up_proj.weight": (inner, hidden),
+        f"{under}.down_proj.weight": (hidden, inner),
+    }
+
+
+def _expert_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Router, then each expert as published: w1, w3 and w2 are Mixtral's gate, up and down."""
+    hidden, experts = config["hidden_size"], expert_count(config)
+    inner = config.get("moe_intermediate_size", config["intermediate_size"])
+    block = "block_sparse_moe" if config["model_type"] == "mixtral" else "mlp"
+    out: dict[str, tuple[int, ...]] = {f"{block}.gate.weight": (experts, hidden)}
+    for e in range(experts):
+        for name, shape in _mlp_shapes(config, f"{block}.experts.{e}", inner).items():
+            for plain, own in MIXTRAL.items() if block != "mlp" else ():
+                name = name.replace(plain, own)
+            out[name] = shape
+    if shared := config.get("shared_expert_intermediate_size"):
+        out |= _mlp_shapes(config, "mlp.shared_expert", shared)
+        out["mlp.shared_expert_gate.weight"] = (1, hidden)
+    return out
+
+
+MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 
 
 def tensors(name: str) -> dict[str, np.ndarray]:

@@ -240,7 +240,7 @@ def _name(opened: ModelFile, meta: Mapping[str, Any]) -> str:
 def check_structure(asked: Structure) -> None:
     """Raise UnsupportedModel unless a family computes such a model; no file is needed."""
     if why := refusal(asked):
-        known = sorted(f.gguf_architecture for f in FAMILIES)
+        known = sorted({f.gguf_architecture for f in FAMILIES})
         raise UnsupportedModel(why, f"it runs models of {', '.join(known)}")
 
 

@@ -17,6 +17,7 @@ F32 = NDArray[np.float32]
 Matrix: TypeAlias = Any  # whatever the ops multiply with: native.Matrix, or the oracle's
 Rope: TypeAlias = Any  # likewise: native.Rope, or a RopeTable
 Buffer: TypeAlias = Any  # activations [rows of the step, width], opaque to a part
+Routes: TypeAlias = Any  # each row's chosen experts and their weights
 
 
 class Ops(Protocol):
@@ -32,7 +33,9 @@ class Ops(Protocol):
         norm: F32 | None = None,
         eps: float = 0.0,
     ) -> list[Any]: ...
-    def linear_add(self, x: Buffer, weight: Matrix, residual: Buffer, bias: F32 | None = None) -> None: ...
+    def linear_add(
+        self, x: Buffer, weight: Matrix, residual: Buffer, bias: F32 | None = None, gate: Buffer | None = None
+    ) -> None: ...
     def gated(
         self, x: Buffer, gate: Matrix, up: Matrix, act: str, norm: F32 | None = None, eps: float = 0.0
     ) -> Buffer: ...
@@ -59,6 +62,24 @@ class Ops(Protocol):
         eps: float,
         scale: float = 1.0,
         softcap: float = 0.0,
+    ) -> None: ...
+
+    # A mixture of experts: `route` chooses, `experts` adds what the chosen compute.
+    def route(
+        self, x: Buffer, router: Matrix, top_k: int, *, norm: F32 | None, eps: float, renormalise: bool
+    ) -> Routes: ...
+    def experts(
+        self,
+        x: Buffer,
+        routes: Routes,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
+        residual: Buffer,
+        *,
+        act: str,
+        norm: F32 | None,
+        eps: float,
     ) -> None: ...
 
     # An encoder's: rows of a text see each other, and nothing is kept for another step.

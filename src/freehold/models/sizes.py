@@ -199,6 +199,15 @@ def hf_mixture(config: Fields, key: str, layers: int, **options: Any) -> Mixture
     )
 
 
+def qwen_sparse_layers(config: Fields, layers: int) -> tuple[bool, ...]:
+    """Say which layers have experts: every `decoder_sparse_step`th, but for those in `mlp_only_layers`."""
+    dense = config.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or any(type(i) is not int for i in dense):
+        raise BadModelFile(f"mlp_only_layers is {str(dense)[:60]}; expected a list of layers")
+    step = config.integer("decoder_sparse_step", 1, MAX_LAYERS, 1)
+    return tuple(i not in dense and (i + 1) % step == 0 for i in range(layers))
+
+
 def sliding_windows(
     config: Fields, layers: int, window: int, slides: Callable[[int], bool]
 ) -> tuple[int, ...]:
