@@ -77,6 +77,20 @@ def _gemma3(scalar: float, **full_rope: Any) -> dict[str, Any]:
     )
 
 
+def _qwen3moe(dense: list[int]) -> dict[str, Any]:
+    return _config(
+        "qwen3_moe",
+        head_dim=24,
+        num_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        mlp_only_layers=dense,
+        rope_parameters=_rope(1e6),
+    )
+
+
 _LLAMA3 = dict(
     rope_type="llama3",
     factor=8.0,
@@ -135,6 +149,9 @@ FAMILIES: dict[str, Family] = {
         "llama",
         _config("mixtral", num_local_experts=4, num_experts_per_tok=2, rope_parameters=_rope(1e6)),
     ),
+    "qwen3moe": Family(63, "Qwen3MoeForCausalLM", "qwen3moe", _qwen3moe([])),
+    # A GGUF of this architecture has experts in every layer.
+    "qwen3moe-mixed": Family(64, "Qwen3MoeForCausalLM", "", _qwen3moe([1])),
     # A GGUF has no key for the attention scale of gemma3, so this one exists as safetensors only.
     "gemma3-scalar": Family(53, "Gemma3ForCausalLM", "", _gemma3(40)),
 }

@@ -1,0 +1,67 @@
+"""Qwen3-MoE and Qwen3-Coder: a Qwen3 block whose MLP is a mixture of 128 experts, eight of them chosen.
+
+The chosen experts' weights are divided by their sum; a GGUF does not say so. Some layers of a safetensors model may
+have a dense MLP instead.
+Source: arXiv 2505.09388.
+Path: bind.read_source -> config -> layers
+"""
+
+from __future__ import annotations
+
+from freehold.formats.fields import Fields
+from freehold.models.family import Family, Layer
+from freehold.models.parts.attention import Attention
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts.moe import Moe, mlp_or_experts
+from freehold.models.sizes import (
+    Sizes,
+    gguf_mixture,
+    gguf_sizes,
+    hf_mixture,
+    hf_rope,
+    hf_sizes,
+    qwen_sparse_layers,
+)
+
+
+def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
+    """Read the keys under `qwen3moe.`."""
+    sizes = gguf_sizes(meta, vocab, adjacent=False)
+    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes))
+
+
+def config_from_hf(config: Fields) -> Sizes:
+    """Read config.json of a Qwen3MoeForCausalLM."""
+    config.require("hidden_act", ("silu",), "silu")
+    config.refuse("use_sliding_window", "a sliding window")
+    config.refuse("attention_bias", "a bias on attention")
+    sizes = hf_sizes(config)
+    layers = len(sizes["heads"])
+    mixture = hf_mixture(
+        config,
+        "moe_intermediate_size",
+        layers,
+        renormalise=config.flag("norm_topk_prob", False),
+        sparse=qwen_sparse_layers(config, layers),
+    )
+    return Sizes(**sizes | hf_rope(config, sizes), windows=(0,) * layers, mixture=mixture)
+
+
+def layers(cfg: Sizes) -> tuple[Layer, ...]:
+    """Give each layer attention and experts, or an MLP."""
+    return tuple(
+        Layer((Attention.of(cfg, i, qk_norm="head"), mlp_or_experts(cfg, i))) for i in range(cfg.layers)
+    )
+
+
+FAMILY = Family(
+    gguf_architecture="qwen3moe",
+    hf_classes=("Qwen3MoeForCausalLM",),
+    model_types=("qwen3_moe",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(Attention, GatedMlp, Moe),
+    layers=layers,
+    ends=DecoderEnds.of,
+)
