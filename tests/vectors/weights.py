@@ -149,6 +149,22 @@ FAMILIES: dict[str, Family] = {
         "llama",
         _config("mixtral", num_local_experts=4, num_experts_per_tok=2, rope_parameters=_rope(1e6)),
     ),
+    "qwen2moe": Family(
+        62,
+        "Qwen2MoeForCausalLM",
+        "qwen2moe",
+        _config(
+            "qwen2_moe",
+            num_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            shared_expert_intermediate_size=64,
+            norm_topk_prob=False,
+            decoder_sparse_step=1,
+            mlp_only_layers=[],
+            rope_parameters=_rope(1e6),
+        ),
+    ),
     "qwen3moe": Family(63, "Qwen3MoeForCausalLM", "qwen3moe", _qwen3moe([])),
     # A GGUF of this architecture has experts in every layer.
     "qwen3moe-mixed": Family(64, "Qwen3MoeForCausalLM", "", _qwen3moe([1])),

@@ -1,0 +1,67 @@
+"""Qwen2-MoE (Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B): a Qwen2 block with experts, and one more that every token passes.
+
+The shared expert's sum is weighed by a sigmoid of its own gate; the chosen experts' weights are not divided by their
+sum. Some layers of a safetensors model may have a dense MLP instead.
+Source: arXiv 2407.10671.
+Path: bind.read_source -> config -> layers
+"""
+
+from __future__ import annotations
+
+from freehold.formats.fields import MAX_WIDTH, Fields
+from freehold.models.family import Family, Layer
+from freehold.models.parts.attention import Attention
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts.moe import Moe, mlp_or_experts
+from freehold.models.sizes import (
+    Sizes,
+    gguf_mixture,
+    gguf_sizes,
+    hf_mixture,
+    hf_rope,
+    hf_sizes,
+    qwen_sparse_layers,
+)
+
+
+def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
+    """Read the keys under `qwen2moe.`; early files give the shared expert's size as the dense one's."""
+    sizes = gguf_sizes(meta, vocab, adjacent=False)
+    dense = sizes["intermediate"][0]
+    shared = meta.integer("expert_shared_feed_forward_length", 1, MAX_WIDTH, dense)
+    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, shared=shared, renormalise=False))
+
+
+def config_from_hf(config: Fields) -> Sizes:
+    """Read config.json of a Qwen2MoeForCausalLM."""
+    config.require("hidden_act", ("silu",), "silu")
+    config.refuse("use_sliding_window", "a sliding window")
+    sizes = hf_sizes(config)
+    layers = len(sizes["heads"])
+    mixture = hf_mixture(
+        config,
+        "moe_intermediate_size",
+        layers,
+        shared=config.integer("shared_expert_intermediate_size", 1, MAX_WIDTH),
+        renormalise=config.flag("norm_topk_prob", False),
+        sparse=qwen_sparse_layers(config, layers),
+    )
+    return Sizes(**sizes | hf_rope(config, sizes), windows=(0,) * layers, mixture=mixture)
+
+
+def layers(cfg: Sizes) -> tuple[Layer, ...]:
+    """Give each layer attention and experts, or an MLP."""
+    return tuple(Layer((Attention.of(cfg, i, bias="qkv"), mlp_or_experts(cfg, i))) for i in range(cfg.layers))
+
+
+FAMILY = Family(
+    gguf_architecture="qwen2moe",
+    hf_classes=("Qwen2MoeForCausalLM",),
+    model_types=("qwen2_moe",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(Attention, GatedMlp, Moe),
+    layers=layers,
+    ends=DecoderEnds.of,
+)
