@@ -66,6 +66,6 @@ def test_a_hybrid_under_a_known_name_is_refused(kind: str):
 def test_a_download_that_would_not_run_is_refused_with_what_does():
     with pytest.raises(UnsupportedModel, match="architecture phimoe") as e:
         check_structure(catalog.model("microsoft/Phi-3.5-MoE-instruct", NOWHERE).structure)
-    assert "llama, qwen2" in e.value.hint.replace("gemma3, ", "")
+    assert "llama, olmoe, qwen2, qwen2moe, qwen3" in e.value.hint.replace("gemma3, ", "")
     with pytest.raises(UnsupportedModel, match="which is not known"):
         check_structure(Structure(""))

@@ -168,6 +168,21 @@ FAMILIES: dict[str, Family] = {
     "qwen3moe": Family(63, "Qwen3MoeForCausalLM", "qwen3moe", _qwen3moe([])),
     # A GGUF of this architecture has experts in every layer.
     "qwen3moe-mixed": Family(64, "Qwen3MoeForCausalLM", "", _qwen3moe([1])),
+    "olmoe": Family(
+        65,
+        "OlmoeForCausalLM",
+        "olmoe",
+        _config(
+            "olmoe",
+            num_key_value_heads=4,  # llama.cpp loads no other
+            intermediate_size=32,
+            num_experts=8,
+            num_experts_per_tok=3,
+            norm_topk_prob=False,
+            clip_qkv=None,
+            rms_norm_eps=1e-5,
+        ),
+    ),
     # A GGUF has no key for the attention scale of gemma3, so this one exists as safetensors only.
     "gemma3-scalar": Family(53, "Gemma3ForCausalLM", "", _gemma3(40)),
 }

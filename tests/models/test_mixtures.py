@@ -1,0 +1,162 @@
+"""Mixtures of experts: what a token reads, what a batch must not change, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from freehold.engine import Engine, TokenOut, scoring
+from freehold.errors import BadModelFile, UnsupportedModel
+from freehold.formats import Metadata, Tensor, open_model_file
+from freehold.models.bind import read_source
+from freehold.models.load import load_model
+from freehold.models.lora import load_adapter
+from freehold.models.oracle import Oracle
+from freehold.types import SamplingParams
+from tests.models.test_golden import BOUND, write_model
+from tests.vectors import weights
+from tests.vectors.adapters import ATTENTION, MLP, Case, pairs, write_peft
+from tests.vectors.files import safetensors_bytes, write_gguf, write_safetensors
+
+MIXTURES = ["mixtral", "qwen2moe", "qwen3moe", "olmoe"]
+
+
+def reopened(path: Path, tensors: dict[str, Tensor] | None = None, **keys: Any) -> Any:
+    """Open a model file with other metadata, or other tensors."""
+    opened: Any = open_model_file(path)
+    if path.is_dir():
+        opened.config = Metadata({**opened.config, **keys}, "config.json")
+    else:
+        opened.metadata = Metadata({**opened.metadata, **keys}, "model.gguf")
+    if tensors is not None:
+        opened.tensors = MappingProxyType(tensors)
+    return opened
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_sixteen_mixed_streams_are_what_each_is_alone(family: str, tmp_path: Path):
+    model = load_model(write_model(family, "gguf", tmp_path), threads=2)
+    asks = [
+        ([5 + (7 * i + j * j) % 200 for j in range(3 + 5 * i)], SamplingParams(temperature=i % 2, seed=i))
+        for i in range(16)
+    ]
+
+    def answer(engine: Engine, prompt: list[int], params: SamplingParams) -> Any:
+        return engine.generate(prompt, params, max_tokens=24, logprobs=2)
+
+    alone = [list(answer(Engine(model, context=128), *ask)) for ask in asks]
+    engine = Engine(model, context=128, blocks=40, max_num_batched_tokens=48)
+    running = [answer(engine, *ask) for ask in asks]
+    got: list[list[TokenOut]] = [[] for _ in running]
+    for one in running:
+        one.start()
+    while not all(one.done for one in running):
+        engine.pump(0.01)
+        for one, outs in zip(running, got, strict=True):
+            outs += one.take()
+    assert got == alone
+
+
+def test_a_token_reads_the_chosen_experts_alone(tmp_path: Path):
+    model = load_model(write_model("qwen2moe", "gguf", tmp_path), threads=1)
+    experts = sum(m.rows * m.cols for name, m in model.matrices.items() if "_exps" in name)
+    others = sum(m.rows * m.cols for name, m in model.matrices.items() if "_exps" not in name)
+    assert experts == 4 * 8 * 3 * 32 * 64
+    embedding = weights.VOCAB * 64
+    assert model.weights_per_token == others - embedding + experts * 2 // 8
+    assert model.bytes_per_token < model.nbytes
+
+
+def test_experts_that_a_file_holds_apart_are_read_like_stacked_ones(tmp_path: Path):
+    """As GGUFs of Mixtral did in early 2024: `blk.0.ffn_gate.3.weight`."""
+    path = write_gguf("mixtral", tmp_path / "model.gguf")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in open_model_file(path).tensors.items():
+        if "_exps" not in name:
+            tensors[name] = tensor
+            continue
+        for e, raw in enumerate(tensor.raw.reshape(tensor.shape[0], -1)):
+            each = name.replace("_exps", f".{e}")
+            tensors[each] = Tensor(each, tensor.type, tensor.shape[1:], raw)
+    apart = Oracle(reopened(path, tensors))
+    assert np.array_equal(apart.logits([5, 6, 7]), Oracle(path).logits([5, 6, 7]))
+    del tensors["blk.2.ffn_up.3.weight"]
+    with pytest.raises(BadModelFile, match=r"blk\.2\.ffn_up\.3\.weight is missing"):
+        read_source(reopened(path, tensors))
+
+
+def test_the_count_of_experts_is_read_as_transformers_writes_it_back(tmp_path: Path):
+    path = write_safetensors("qwen3moe", tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    config["num_local_experts"] = config.pop("num_experts")
+    (path / "config.json").write_text(json.dumps(config))
+    assert read_source(open_model_file(path)).cfg.mixture.experts == 8
+
+
+@pytest.mark.parametrize(
+    ("family", "form", "key", "value", "says"),
+    [
+        ("olmoe", "hf", "clip_qkv", 8.0, "clip_qkv is 8.0: clipped"),
+        ("olmoe", "gguf", "olmoe.attention.clamp_kqv", 8.0, "clamp_kqv is 8.0"),
+        ("qwen2moe", "hf", "use_sliding_window", True, "use_sliding_window"),
+        ("qwen3moe", "gguf", "qwen3moe.expert_count", 0, "dense models of the architecture qwen3moe"),
+        ("qwen3moe", "hf", "moe_intermediate_size", 40, "the expert width is 40"),
+    ],
+)
+def test_variants_that_are_not_computed_are_refused_by_name(
+    family: str, form: str, key: str, value: object, says: str, tmp_path: Path
+):
+    with pytest.raises(UnsupportedModel) as error:
+        read_source(reopened(write_model(family, form, tmp_path), **{key: value}))
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "form", "key", "value", "says"),
+    [
+        ("mixtral", "gguf", "llama.expert_used_count", 5, "5 of 4 experts"),
+        ("mixtral", "gguf", "llama.expert_count", 1 << 40, "to 4096"),
+        ("qwen3moe", "gguf", "qwen3moe.expert_count", 16, "blk.0.ffn_gate_inp.weight has shape [8, 64]"),
+        ("qwen3moe", "hf", "num_experts", 16, "mlp.gate.weight has shape [8, 64]"),
+        ("qwen3moe", "hf", "mlp_only_layers", [1], "layers.1.mlp.gate_proj.weight is missing"),
+        ("qwen3moe", "hf", "mlp_only_layers", "all", "expected a list of layers"),
+    ],
+)
+def test_sizes_that_the_tensors_contradict_are_an_error(
+    family: str, form: str, key: str, value: object, says: str, tmp_path: Path
+):
+    with pytest.raises(BadModelFile) as error:
+        read_source(reopened(write_model(family, form, tmp_path), **{key: value}))
+    assert says in str(error.value)
+
+
+# --- adapters --------------------------------------------------------------------------------------
+
+
+def test_an_adapter_of_attention_computes_what_the_merged_model_does(tmp_path: Path):
+    case = Case("qwen3moe", r=4, targets=ATTENTION)
+    merged = weights.tensors("qwen3moe")
+    for module, (a, b) in pairs(case).items():
+        merged[f"{module}.weight"] = merged[f"{module}.weight"] + np.float32(case.alpha / case.r) * (b @ a)
+    other = write_safetensors("qwen3moe", tmp_path / "merged")
+    (other / "model.safetensors").write_bytes(safetensors_bytes(merged, "F32"))
+    model = load_model(write_safetensors("qwen3moe", tmp_path / "model"), threads=1)
+    adapter = load_adapter(write_peft(case, tmp_path / "adapter"), model, "made-up")
+    ids = weights.token_ids("qwen3moe").tolist()
+    got = scoring.logits(Engine(model, context=64, kv_type="f32"), ids, adapter=adapter)
+    assert np.abs(got - Oracle(other).logits(ids)).max() <= BOUND
+
+
+@pytest.mark.parametrize(("targets", "named"), [(MLP, "mlp.experts.0.gate_proj"), (("gate",), "mlp.gate")])
+def test_adapters_of_experts_and_routers_are_refused_by_name(
+    targets: tuple[str, ...], named: str, tmp_path: Path
+):
+    model = load_model(write_model("qwen3moe", "hf", tmp_path), threads=1)
+    with pytest.raises(UnsupportedModel) as error:
+        load_adapter(write_peft(Case("qwen3moe", r=4, targets=targets), tmp_path / "adapter"), model, "x")
+    assert named in error.value.message
