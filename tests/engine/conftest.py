@@ -27,6 +27,13 @@ def sliding(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A qwen2moe, whose experts and shared expert are Q8_0."""
+    path = write_gguf("qwen2moe", tmp_path_factory.mktemp("engine") / "moe.gguf", dtype="Q8_0")
+    return load_model(path, threads=1, name="tiny-experts")
+
+
+@pytest.fixture(scope="session")
 def adapters(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapter, Adapter]:
     """Two for `model`, of other ranks and modules."""
     return made(model, "qwen2", tmp_path_factory.mktemp("adapters"))
@@ -38,6 +45,17 @@ def sliding_adapters(
 ) -> tuple[Adapter, Adapter]:
     """Two for `sliding`."""
     return made(sliding, "gemma3", tmp_path_factory.mktemp("sliding-adapters"))
+
+
+@pytest.fixture(scope="session")
+def experts_adapters(
+    experts: LoadedModel, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Adapter, Adapter]:
+    """Two for `experts`, of attention alone."""
+    folder = tmp_path_factory.mktemp("experts-adapters")
+    cases = (Case("qwen2moe", seed=1, targets=ATTENTION), Case("qwen2moe", seed=2, r=33, targets=("v_proj",)))
+    first, other = (load_adapter(write_peft(case, folder / str(case.seed)), experts, "x") for case in cases)
+    return first, other
 
 
 def made(model: LoadedModel, family: str, folder: Path) -> tuple[Adapter, Adapter]:

@@ -19,7 +19,7 @@ from freehold.types import KvType, SamplingParams
 from tests.engine.formats import FORMATS, TOKENIZER, constraint
 from tests.engine.test_speculation import eager
 
-ADAPTERS = {"model": "adapters", "sliding": "sliding_adapters"}
+ADAPTERS = {"model": "adapters", "sliding": "sliding_adapters", "experts": "experts_adapters"}
 CONTEXT = 96
 BLOCKS = [
     3,
@@ -107,7 +107,7 @@ def pumped(engine: Engine, running: list[Generation]) -> list[list[TokenOut]]:
     return got
 
 
-@pytest.mark.parametrize("name", ["model", "sliding"])
+@pytest.mark.parametrize("name", ADAPTERS)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), kv_type=st.sampled_from(KV_TYPES))
 def test_batches_chunks_threads_preemption_hits_forks_deaths_guesses_formats_and_adapters_change_no_bit(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from freehold.engine import Engine, scoring
 from freehold.errors import BadModelFile, CapacityExceeded, UnsupportedModel
 from freehold.formats import GGUFFile, Metadata, QuantType, Tensor, open_gguf, open_model_file
 from freehold.models import load
@@ -109,6 +110,31 @@ def test_unknown_architecture_names_the_supported_ones(llama_path: Path):
 def test_list_with_one_value_for_all_layers_counts_as_that_value(llama_path: Path):
     source = read_source(edited(llama_path, set_key("llama.feed_forward_length", np.full(4, 96, np.int32))))
     assert source.cfg.intermediate == (96,) * 4
+
+
+def test_layers_of_different_sizes_are_read_and_computed(llama_path: Path):
+    """As lists in a GGUF state them: key/value heads, query heads and intermediate size of each layer."""
+    kv_heads, heads, widths = [2, 1, 4, 2], [4, 2, 4, 4], [96, 64, 32, 96]
+
+    def edit(values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        rng = np.random.default_rng(3)
+        values["llama.attention.head_count_kv"] = np.array(kv_heads, np.int32)
+        values["llama.attention.head_count"] = heads
+        values["llama.feed_forward_length"] = np.array(widths, np.int32)
+        values["llama.attention.key_length"] = values["llama.attention.value_length"] = 16
+        for i, (kv, q, wide) in enumerate(zip(kv_heads, heads, widths, strict=True)):
+            shapes = {"attn_q": (16 * q, 64), "attn_k": (16 * kv, 64), "attn_v": (16 * kv, 64)}
+            shapes |= {"attn_output": (64, 16 * q), "ffn_gate": (wide, 64), "ffn_up": (wide, 64)}
+            for name, shape in (shapes | {"ffn_down": (64, wide)}).items():
+                value = rng.standard_normal(shape, np.float32) * np.float32(0.15)
+                name = f"blk.{i}.{name}.weight"
+                tensors[name] = Tensor(name, QuantType.F32, shape, value.view(np.uint8).reshape(-1))
+
+    model = load_model(edited(llama_path, edit), threads=1)
+    assert [spec.kv_heads for spec in model.layers] == kv_heads
+    ids = [5, 9, 17, 4, 33, 21, 8]
+    got = scoring.logits(Engine(model, context=64, kv_type="f32"), ids)
+    assert np.abs(got - Oracle(edited(llama_path, edit)).logits(ids)).max() <= 1e-3
 
 
 def test_missing_tensor_is_refused_by_name(llama_path: Path):
