@@ -181,7 +181,7 @@ def http_page() -> str:
     """Describe every route, every field of a request, and every error."""
     from freehold.server import app
     from freehold.server.anthropic import fields as anthropic
-    from freehold.server.core.limits import Limits
+    from freehold.server.core.limits import ServerLimits
     from freehold.server.ollama import create, manage, models, pull
     from freehold.server.ollama import fields as native
     from freehold.server.openai import batches, embeddings, rerank, tokens
@@ -202,7 +202,7 @@ def http_page() -> str:
         batches.BatchRequest,
         tokens.TokenizeRequest,
         tokens.DetokenizeRequest,
-        native.ChatRequest,
+        native.OllamaChatRequest,
         native.GenerateRequest,
         models.ShowRequest,
         pull.PullRequest,
@@ -213,7 +213,7 @@ def http_page() -> str:
         title, text = inspect.cleandoc(struct.__doc__ or "").split(":", 1)
         parts += [f"\n## {title}\n", text.strip() + "\n", *_fields(struct)]
     parts += ["\n## Errors\n", *_errors(), "\n## Limits\n", "| limit | default |\n|---|---|"]
-    parts += [f"| `{name}` | {value:,} |" for name, value in dataclasses.asdict(Limits()).items()]
+    parts += [f"| `{name}` | {value:,} |" for name, value in dataclasses.asdict(ServerLimits()).items()]
     return "\n".join(parts) + "\n"
 
 

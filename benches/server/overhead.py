@@ -44,8 +44,8 @@ def serve(port: int) -> None:
     """Be the server: two scripted models, each in an engine process of its own, and the log that `serve` writes."""
     from freehold.cli.serving.logs import logging_to
     from freehold.config import load_settings
-    from freehold.server.core.limits import Limits
-    from freehold.server.serve import Settings, bind_tcp, run
+    from freehold.server.core.limits import ServerLimits
+    from freehold.server.serve import ServerSettings, bind_tcp, run
     from freehold.store import Store
     from freehold.worker.models import EngineModels
     from freehold.worker.wire import Script
@@ -54,7 +54,7 @@ def serve(port: int) -> None:
         scripts = {"quick": Script(words=WORDS), "slow": Script(words=SLOW_WORDS, step_s=STEP_S)}
         return EngineModels(Store(load_settings()), scripts=scripts)
 
-    settings = Settings(limits=Limits(caller_requests=4096))
+    settings = ServerSettings(limits=ServerLimits(caller_requests=4096))
     with open(os.devnull, "w", encoding="utf-8") as log, logging_to(log, LOG_LEVEL, "text"):
         run(models, settings, bind_tcp("127.0.0.1", port), preload=["quick", "slow"])
 

@@ -11,8 +11,8 @@ import threading
 import pytest
 
 from freehold.cli.serving import logs
-from freehold.cli.serving.logs import Lines, logging_to
-from freehold.server.core.requestlog import Line
+from freehold.cli.serving.logs import LogWriter, logging_to
+from freehold.server.core.requestlog import RequestLine
 
 REQUESTS, SERVE = logging.getLogger("freehold.requests"), logging.getLogger("freehold.serve")
 FIELDS = {
@@ -32,8 +32,8 @@ def logged(level: str, form: logs.Form) -> list[str]:
     out = io.StringIO()
     with logging_to(out, level, form):
         SERVE.info("%s", "serving at here")
-        REQUESTS.debug("%s", Line(0.0, FIELDS))
-        REQUESTS.info("%s", Line(0.0, FIELDS))
+        REQUESTS.debug("%s", RequestLine(0.0, FIELDS))
+        REQUESTS.info("%s", RequestLine(0.0, FIELDS))
         SERVE.error("no model")
         logging.getLogger("other.library").info("chatter")
         logging.getLogger("other.library").warning("careful")
@@ -63,7 +63,7 @@ def test_reader_that_stands_still_holds_nothing_up_and_learns_what_was_lost(monk
     monkeypatch.setattr(logs, "ROOM", 20)
     reading, writing = os.pipe()
     out = os.fdopen(writing, "w")
-    lines = Lines(out, "text")
+    lines = LogWriter(out, "text")
     record = logging.LogRecord("freehold.serve", logging.INFO, "", 0, "x" * 5000, (), None)
     for _ in range(200):  # the pipe holds 64 KB
         lines.handle(record)

@@ -22,7 +22,7 @@ from freehold.cli.chat import answer as answers
 from freehold.cli.chat import opened as opened_module
 from freehold.cli.chat.answer import StreamedAnswer
 from freehold.cli.chat.request import RunRequest
-from freehold.cli.chat.sessions import Session, Sessions
+from freehold.cli.chat.sessions import ChatSession, Sessions
 from freehold.errors import UsageError
 from freehold.fake import FakeModel, Reply
 from freehold.serving import ModelInfo
@@ -157,7 +157,9 @@ def test_cut_answer_is_said_on_stderr(freehold, scripted):
 
 
 def test_continue_goes_on_with_the_latest_session(freehold, scripted, home):
-    Sessions(home).save(Session("old", "smollm2:135m", (Message("user", "one"), Message("assistant", "A"))))
+    Sessions(home).save(
+        ChatSession("old", "smollm2:135m", (Message("user", "one"), Message("assistant", "A")))
+    )
     model = scripted("B")
     assert freehold("run", "and now two", "--continue")[0] == 0
     assert [m.content for m in model.calls[0].messages] == ["one", "A", "and now two"]
@@ -173,7 +175,7 @@ def test_named_session_is_started_and_continued(freehold, scripted, home):
 
 
 def test_search_prints_where_it_was_said(freehold, home):
-    Sessions(home).save(Session("bread", "m", (Message("user", "How do I bake bread?"),)))
+    Sessions(home).save(ChatSession("bread", "m", (Message("user", "How do I bake bread?"),)))
     assert freehold("run", "--search", "BAKE")[:2] == (0, "bread               user: How do I bake bread?\n")
     row = json.loads(freehold("run", "--search", "bake", "--json")[1])
     assert row["session"] == "bread"

@@ -13,7 +13,7 @@ from freehold.cli.chat.answer import AnswerSettings
 from freehold.cli.chat.chat import COMMANDS, Chat
 from freehold.cli.chat.conversation import ModelFacts
 from freehold.cli.chat.markdown import PlainRenderer
-from freehold.cli.chat.sessions import Session, Sessions
+from freehold.cli.chat.sessions import ChatSession, Sessions
 from freehold.cli.chat.terminal import LineReader, is_open_block, unquoted
 from freehold.errors import ContextOverflow, StoreError, UsageError
 from freehold.fake import FakeModel, Reply
@@ -217,7 +217,9 @@ def test_status_line_names_model_quantisation_context_and_speed(home):
 
 
 def test_continued_session_takes_a_new_system_prompt(home):
-    old = Session("old", "fake", (Message("system", "a"), Message("user", "one"), Message("assistant", "A")))
+    old = ChatSession(
+        "old", "fake", (Message("system", "a"), Message("user", "one"), Message("assistant", "A"))
+    )
     desk = Desk(home, "B", session=old, system="b").type("two")
     assert desk.model.calls[0].messages[0].content == "b"
     assert desk.roles == ["system", "user", "assistant", "user", "assistant"]
@@ -288,7 +290,7 @@ def test_search_finds_the_line_and_its_session(home):
 def test_session_name_may_be_shortened_when_clear(home):
     sessions = Sessions(home)
     for name in ("alpha", "alps", "beta"):
-        sessions.save(Session(name, "fake", (Message("user", name),)))
+        sessions.save(ChatSession(name, "fake", (Message("user", name),)))
     assert sessions.load("b").name == "beta"
     with pytest.raises(UsageError, match="no session is called 'al'"):
         sessions.load("al")
@@ -299,7 +301,7 @@ def test_session_name_may_be_shortened_when_clear(home):
 )
 def test_damaged_session_is_named_and_left_out_of_the_list(home, text):
     sessions = Sessions(home)
-    sessions.save(Session("good", "fake", (Message("user", "x"),)))
+    sessions.save(ChatSession("good", "fake", (Message("user", "x"),)))
     (home / "sessions" / "bad.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(StoreError, match=r"bad\.jsonl is damaged"):
         sessions.load("bad")
@@ -309,7 +311,7 @@ def test_damaged_session_is_named_and_left_out_of_the_list(home, text):
 def test_two_sessions_in_a_minute_get_two_names(home):
     sessions = Sessions(home)
     first = sessions.new_name()
-    sessions.save(Session(first, "fake"))
+    sessions.save(ChatSession(first, "fake"))
     assert sessions.new_name() != first
 
 
@@ -317,7 +319,7 @@ def test_unwritable_home_is_a_named_error(home):
     home.parent.mkdir(exist_ok=True)
     home.write_text("a file in the way", encoding="utf-8")
     with pytest.raises(StoreError, match="cannot be saved"):
-        Sessions(home).save(Session("x", "fake"))
+        Sessions(home).save(ChatSession("x", "fake"))
 
 
 class Counting(FakeModel):
@@ -328,7 +330,7 @@ class Counting(FakeModel):
 
 
 def test_resumed_session_shows_its_last_messages_and_what_it_takes(home):
-    session = Session(
+    session = ChatSession(
         "trip", "m", tuple(Message(r, f"{r}{i}") for i in range(3) for r in ("user", "assistant"))
     )
     desk = Desk(home, Counting([]), session=session)

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from freehold.config import Settings as Home
-from freehold.server.serve import Doors, Settings, bind_tcp, bind_unix
+from freehold.server.serve import Doors, ServerSettings, bind_tcp, bind_unix
 from freehold.store import Store
 from tests.server.fakes import FakeModels, Script
 
@@ -83,7 +83,7 @@ def start(
     async def main() -> None:
         doors = Doors(
             models,
-            Settings(**{"drain_s": 0.5, "home": folder, "owner": TOKEN, **settings}),
+            ServerSettings(**{"drain_s": 0.5, "home": folder, "owner": TOKEN, **settings}),
             preload=preload,
             store=store,
         )  # type: ignore[arg-type]

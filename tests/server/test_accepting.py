@@ -15,7 +15,7 @@ import pytest
 from freehold.server.core import accepting
 from freehold.server.core.accepting import Acceptor
 from freehold.server.core.connections import full
-from freehold.server.core.limits import Limits
+from freehold.server.core.limits import ServerLimits
 from freehold.server.core.tls import checked
 from tests.server.test_door import make
 
@@ -57,7 +57,7 @@ def test_an_address_waits_behind_its_own_connections_and_not_behind_another_s(mo
         with closing(listening()) as sock, ExitStack() as held:
             for source in (*["127.0.0.2"] * 20, "127.0.0.1"):
                 held.enter_context(closing(come(sock, source)))
-            acceptor = Acceptor(sock, lambda: Noted(seen), Limits())
+            acceptor = Acceptor(sock, lambda: Noted(seen), ServerLimits())
             assert await until(lambda: len(seen) == 21)
             acceptor.close()
 
@@ -72,7 +72,9 @@ def test_of_too_many_that_wait_the_oldest_of_the_address_with_most_go():
         with closing(listening()) as sock, ExitStack() as held:
             many = [held.enter_context(closing(come(sock, "127.0.0.2"))) for _ in range(10)]
             held.enter_context(closing(come(sock, "127.0.0.1")))
-            acceptor = Acceptor(sock, lambda: Noted(seen), Limits(waiting=4), refusal=full(Limits()))
+            acceptor = Acceptor(
+                sock, lambda: Noted(seen), ServerLimits(waiting=4), refusal=full(ServerLimits())
+            )
             assert await until(lambda: len(seen) == 4)
             acceptor.close()
             return [each.recv(12) + each.recv(1000)[-1:] + each.recv(1) for each in many[:7]]
@@ -98,7 +100,7 @@ def test_a_process_without_room_for_files_rests_before_it_accepts_again(monkeypa
             sock.bind(("127.0.0.1", 0))
             sock.listen(5)
             with closing(come(sock, "127.0.0.1")):
-                acceptor = Acceptor(sock, lambda: Noted(seen), Limits())
+                acceptor = Acceptor(sock, lambda: Noted(seen), ServerLimits())
                 assert await until(lambda: len(seen) == 1)
                 acceptor.close()
 
@@ -111,7 +113,7 @@ def test_clients_that_begin_no_handshake_hold_nobody_up(serving, tmp_path, monke
     monkeypatch.setattr(accepting, "HANDSHAKES", 2)
     tls = checked(*make(tmp_path))
     assert tls is not None
-    server = serving(tls=tls, limits=Limits(header_s=0.5))
+    server = serving(tls=tls, limits=ServerLimits(header_s=0.5))
     context = ssl.create_default_context(cafile=str(tls.cert))
     where = ("127.0.0.1", server.port)
     with ExitStack() as held:

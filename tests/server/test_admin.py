@@ -162,14 +162,14 @@ def test_stop_over_the_socket_ends_the_server(serving):
 
 PROGRAM = """
 import sys
-from freehold.server.serve import Settings, bind_tcp, run
+from freehold.server.serve import ServerSettings, bind_tcp, run
 from tests.server.fakes import FakeModels, Script
 
 async def models():
     return FakeModels(Script(text="a b c", delay=0.2))
 
 opened = lambda doors: print(doors.url, flush=True)
-drained = run(models, Settings(drain_s=20.0), bind_tcp("127.0.0.1", 0), opened=opened)
+drained = run(models, ServerSettings(drain_s=20.0), bind_tcp("127.0.0.1", 0), opened=opened)
 sys.exit(0 if drained else 3)
 """
 

@@ -164,12 +164,12 @@ def test_a_full_server_is_overloaded(client):
 
 def test_a_wrong_key_and_a_long_body_are_named(client, serving):
     from freehold.server.core.keys import Ring, key_of
-    from freehold.server.core.limits import Limits
+    from freehold.server.core.limits import ServerLimits
 
     with pytest.raises(anthropic.AuthenticationError):
         client(keys=Ring([key_of("ann", "a" * 20)])).messages.create(**ASKED)
     with pytest.raises(anthropic.APIStatusError) as caught:
-        client(limits=Limits(body_bytes=100)).messages.create(**ASKED, system="x" * 200)
+        client(limits=ServerLimits(body_bytes=100)).messages.create(**ASKED, system="x" * 200)
     assert caught.value.status_code == 413 and caught.value.body["error"]["type"] == "request_too_large"
 
 

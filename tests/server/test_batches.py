@@ -318,11 +318,11 @@ def test_half_a_line_that_a_crash_left_is_cut_off_and_done_again(tmp_path):
 SERVER = """
 import asyncio, sys
 from pathlib import Path
-from freehold.server.serve import Doors, Settings, bind_tcp
+from freehold.server.serve import Doors, ServerSettings, bind_tcp
 from tests.server.fakes import FakeModels, Script
 
 async def main():
-    doors = Doors(FakeModels(Script(text="a b", delay=0.01)), Settings(home=Path(sys.argv[1])))
+    doors = Doors(FakeModels(Script(text="a b", delay=0.01)), ServerSettings(home=Path(sys.argv[1])))
     tcp = bind_tcp("127.0.0.1", 0)
     await doors.open(tcp, opened=lambda: print(doors.url, flush=True))
 

@@ -18,9 +18,9 @@ from freehold.server.core import bodies, structure
 from freehold.server.core.bodies import Bodies, Holding, body_pieces
 from freehold.server.core.call import endpoint_of
 from freehold.server.core.keys import Ring
-from freehold.server.core.limits import Limits
+from freehold.server.core.limits import ServerLimits
 from freehold.server.core.problems import Refused
-from freehold.server.core.structure import Structure, structure_of, weight
+from freehold.server.core.structure import BodyStructure, structure_of, weight
 from tests.server.conftest import JSON
 from tests.server.fakes import Script
 from tests.server.test_chat import CHAT
@@ -28,8 +28,8 @@ from tests.server.test_door import bearer, key
 from tests.server.test_streams import connect, eventually, until
 
 URL = "/v1/chat/completions"
-MOST = Limits()
-NONE = Structure(0, 0, 0)
+MOST = ServerLimits()
+NONE = BodyStructure(0, 0, 0)
 READS_JSON = [
     (next(iter(route.methods or ())), route.path)
     for route in routes()
@@ -89,7 +89,7 @@ def test_a_million_ids_are_within_the_limits():
     assert bodies.weigh(body, MOST) < MOST.caller_bytes
 
 
-def true_structure(value: Any) -> Structure:
+def true_structure(value: Any) -> BodyStructure:
     found = [0, 0, 0]
     left = [value]
     while left:
@@ -99,7 +99,7 @@ def true_structure(value: Any) -> Structure:
             found[1] += len(here) if isinstance(here, dict) else 0
             left += here.values() if isinstance(here, dict) else here
             found[2] += max(len(here) - 1, 0)
-    return Structure(found[0], found[1], found[2] + found[0])
+    return BodyStructure(found[0], found[1], found[2] + found[0])
 
 
 def made(rng: random.Random, depth: int) -> Any:
@@ -117,7 +117,7 @@ def test_an_exact_count_is_that_of_what_is_parsed(monkeypatch, seed, ascii):
     monkeypatch.setattr("freehold.server.core.structure.PIECE", 2 + seed)
     value = made(random.Random(seed), 5)
     body = json.dumps(value, ensure_ascii=ascii).encode()
-    assert structure._exact(body, Structure(1 << 30, 1 << 30, 1 << 30)) == true_structure(value)
+    assert structure._exact(body, BodyStructure(1 << 30, 1 << 30, 1 << 30)) == true_structure(value)
 
 
 @pytest.mark.parametrize("body", [b'"', b'{"a', b'"' * 1001, b'"\\' * 500, b"\\" * 99, b'["a",\xff"', b""])
@@ -143,7 +143,7 @@ def test_a_body_is_charged_with_at_least_what_it_takes(body):
     value = msgspec.json.decode(body)
     taken = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    found = structure_of(body, Structure(MOST.body_containers, MOST.body_names, MOST.body_values))
+    found = structure_of(body, BodyStructure(MOST.body_containers, MOST.body_names, MOST.body_values))
     assert value and taken < weight(body, found) < 8 * taken + 8 * len(body)
 
 
@@ -205,7 +205,7 @@ def test_one_body_of_a_caller_is_parsed_at_a_time():
 
 
 def test_a_caller_holds_a_part_of_what_all_may():
-    limits = Limits(bodies_bytes=300, caller_bytes=200)
+    limits = ServerLimits(bodies_bytes=300, caller_bytes=200)
     shared = Bodies()
     ann, again, bob = (Holding(shared, who, limits) for who in ("ann", "ann", "bob"))
     ann.set(150, 10)
@@ -270,7 +270,7 @@ def test_an_upload_that_trickles_is_given_up():
         return {"type": "http.request", "body": b"x", "more_body": True}
 
     async def main() -> None:
-        async for _ in body_pieces(receive, {}, Limits(body_s=0.1, upload_rate=1000)):
+        async for _ in body_pieces(receive, {}, ServerLimits(body_s=0.1, upload_rate=1000)):
             pass
 
     with pytest.raises(Refused, match="slower than 1,000 bytes a second"):

@@ -12,7 +12,7 @@ import pytest
 from freehold.errors import UsageError
 from freehold.server import serve
 from freehold.server.core.keys import Ring
-from freehold.server.core.limits import Limits, one_address
+from freehold.server.core.limits import ServerLimits, one_address
 from tests.server.conftest import TOKEN, Running
 from tests.server.fakes import Script
 from tests.server.test_chat import CHAT
@@ -51,7 +51,7 @@ def busy(server: Running, held: ExitStack, n: int, headers: str = "") -> list[so
 
 
 def test_an_idle_connection_gives_way_to_a_newer_one(serving):
-    server = serving(limits=Limits(connections=3))
+    server = serving(limits=ServerLimits(connections=3))
     with ExitStack() as held:
         first, second, third = (held.enter_context(closing(connect(server))) for _ in range(3))
         assert eventually(lambda: open_connections(server) == 3)
@@ -63,7 +63,7 @@ def test_an_idle_connection_gives_way_to_a_newer_one(serving):
 
 
 def test_one_that_had_begun_to_ask_is_told_why_it_goes(serving):
-    server = serving(limits=Limits(connections=1))
+    server = serving(limits=ServerLimits(connections=1))
     with closing(connect(server)) as slow:
         slow.sendall(b"GET /version HTTP/1.1\r\nHost: loc")
         assert eventually(lambda: open_connections(server) == 1)
@@ -75,7 +75,7 @@ def test_one_that_had_begun_to_ask_is_told_why_it_goes(serving):
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/chat"])
 def test_where_all_are_at_work_one_more_may_ask_for_health_alone(serving, path):
-    server = serving(SLOW, limits=Limits(connections=2, held_back=2))
+    server = serving(SLOW, limits=ServerLimits(connections=2, held_back=2))
     with ExitStack() as held:
         first, _ = busy(server, held, 2)
         with closing(connect(server)) as probe, closing(connect(server)) as other:
@@ -95,7 +95,7 @@ def test_where_all_are_at_work_one_more_may_ask_for_health_alone(serving, path):
 
 
 def test_beyond_what_is_held_back_the_answer_comes_at_once(serving):
-    server = serving(SLOW, limits=Limits(connections=1, held_back=1))
+    server = serving(SLOW, limits=ServerLimits(connections=1, held_back=1))
     with ExitStack() as held:
         busy(server, held, 1)
         held.enter_context(closing(connect(server)))
@@ -106,7 +106,7 @@ def test_beyond_what_is_held_back_the_answer_comes_at_once(serving):
 
 
 def test_many_silent_connections_of_one_address_shut_nobody_out(serving):
-    server = serving(limits=Limits(connections=100, address_connections=60))
+    server = serving(limits=ServerLimits(connections=100, address_connections=60))
     with ExitStack() as held:
         for _ in range(300):
             held.enter_context(closing(connect_from(server, "127.0.0.2")))
@@ -120,7 +120,7 @@ def test_many_silent_connections_of_one_address_shut_nobody_out(serving):
 
 
 def test_beyond_an_address_s_limit_its_own_oldest_go(serving):
-    server = serving(limits=Limits(connections=100, address_connections=3))
+    server = serving(limits=ServerLimits(connections=100, address_connections=3))
     with ExitStack() as held:
         other = held.enter_context(closing(connect_from(server, "127.0.0.3")))
         assert b" 200 " in ask(other)
@@ -147,7 +147,7 @@ def test_of_ipv6_a_whole_network_is_one_address(host, one):
 
 
 def test_a_key_has_so_many_requests_under_way_and_another_key_its_own(serving):
-    server = serving(SLOW, keys=Ring([key("ann"), key("bob")]), limits=Limits(caller_requests=2))
+    server = serving(SLOW, keys=Ring([key("ann"), key("bob")]), limits=ServerLimits(caller_requests=2))
     with ExitStack() as held:
         first, _ = busy(server, held, 2, f"Authorization: {bearer('ann')['Authorization']}\r\n")
         refused = server.client.post(URL, json=CHAT, headers=bearer("ann"))
@@ -164,7 +164,7 @@ def test_a_key_has_so_many_requests_under_way_and_another_key_its_own(serving):
 
 
 def test_without_keys_the_limit_is_an_address_s_and_never_the_owner_s(serving):
-    server = serving(SLOW, limits=Limits(caller_requests=1))
+    server = serving(SLOW, limits=ServerLimits(caller_requests=1))
     with ExitStack() as held:
         busy(server, held, 1)
         assert server.client.get("/version").status_code == 429
@@ -293,7 +293,7 @@ def test_connections_are_fitted_to_the_files_that_may_be_open(
 ):
     monkeypatch.setattr(serve, "_open_files", lambda wanted: min(wanted, files))
     monkeypatch.setattr("psutil.Process.num_fds", lambda self: used)
-    found = serve.fitted(Limits())
+    found = serve.fitted(ServerLimits())
     assert (found.connections, found.held_back) == (connections, held_back)
     assert found.connections + found.held_back + found.waiting + used < files
 
@@ -302,5 +302,5 @@ def test_too_few_files_for_any_connection_are_refused_with_the_way_out(monkeypat
     monkeypatch.setattr(serve, "_open_files", lambda wanted: 32)
     monkeypatch.setattr("psutil.Process.num_fds", lambda self: 20)
     with pytest.raises(UsageError, match="may open 32 files") as told:
-        serve.fitted(Limits())
+        serve.fitted(ServerLimits())
     assert "ulimit" in told.value.hint

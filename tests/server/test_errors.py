@@ -9,7 +9,7 @@ import pytest
 from freehold import errors
 from freehold.errors import FreeholdError
 from freehold.server.core.keys import Ring, key_of
-from freehold.server.core.limits import Limits
+from freehold.server.core.limits import ServerLimits
 from freehold.server.core.problems import STATUS, openai_error, problem, without_paths
 from tests.server.fakes import Script, failing
 from tests.server.test_chat import CHAT, events
@@ -56,7 +56,7 @@ SERVERS: dict[str, dict[str, Any]] = {
     "schema": {"script": failing("start", errors.UsageError("the JSON schema has the type 'hue'"))},
     "alternation": {"script": failing("start", errors.BadTemplate("the template refuses: roles alternate"))},
     "key": {"keys": Ring([key_of("ann", "a" * 20)])},
-    "body": {"limits": Limits(body_bytes=1000)},
+    "body": {"limits": ServerLimits(body_bytes=1000)},
 }
 HUE = {"type": "hue"}
 TURNED = [{"role": "assistant", "content": "hi"}, {"role": "user", "content": "hi"}]

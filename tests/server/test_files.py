@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from freehold.server.batches.filestore import FileBounds, Files
 from freehold.server.core.keys import Ring, key_of
-from freehold.server.core.limits import Limits
+from freehold.server.core.limits import ServerLimits
 from freehold.server.core.problems import Refused
 from freehold.server.openai.upload import read_form
 from tests.server.conftest import Running
@@ -103,7 +103,7 @@ def test_what_is_no_form_is_refused(serving, kind, body):
 
 @pytest.mark.parametrize("stated", [True, False])
 def test_an_upload_too_long_is_refused_and_leaves_nothing(serving, tmp_path, stated):
-    server = serving(limits=Limits(upload_bytes=10_000))
+    server = serving(limits=ServerLimits(upload_bytes=10_000))
     body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n' + b"x" * 20_000
     sent = body if stated else (body[i : i + 1000] for i in range(0, len(body), 1000))
     kind = {"content-type": "multipart/form-data; boundary=b"}

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from freehold.server.core import answering
-from freehold.server.core.limits import MAX_DEPTH, Limits
+from freehold.server.core.limits import MAX_DEPTH, ServerLimits
 from tests.server.conftest import JSON
 from tests.server.test_chat import CHAT
 from tests.server.test_streams import connect, eventually, request, until
@@ -57,7 +57,7 @@ def test_broad_bodies_pass_the_depth_check(serving):
 
 
 def test_a_body_too_long_is_refused_by_its_header_before_it_is_read(serving):
-    server = serving(limits=Limits(body_bytes=1000))
+    server = serving(limits=ServerLimits(body_bytes=1000))
     with connect(server) as sock:
         sock.sendall(POST + b"Content-Length: 1001\r\n\r\n")
         assert b" 413 " in until(sock, b"}}")
@@ -68,7 +68,7 @@ def test_a_body_too_long_is_refused_by_its_header_before_it_is_read(serving):
 
 
 def test_a_chunked_body_too_long_is_refused_by_its_bytes(serving):
-    server = serving(limits=Limits(body_bytes=1000))
+    server = serving(limits=ServerLimits(body_bytes=1000))
     with connect(server) as sock:
         sock.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n")
         for _ in range(3):
@@ -77,7 +77,7 @@ def test_a_chunked_body_too_long_is_refused_by_its_bytes(serving):
 
 
 def test_a_body_that_trickles_is_given_up(serving):
-    server = serving(limits=Limits(body_s=0.3))
+    server = serving(limits=ServerLimits(body_s=0.3))
     with connect(server) as sock:
         sock.sendall(POST + b"Content-Length: 100\r\n\r\n{")
         assert b" 408 " in until(sock, b"}}")
@@ -85,7 +85,7 @@ def test_a_body_that_trickles_is_given_up(serving):
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: loc"])
 def test_headers_that_do_not_come_close_the_connection(serving, sent):
-    server = serving(limits=Limits(header_s=0.3))
+    server = serving(limits=ServerLimits(header_s=0.3))
     with connect(server) as sock:
         sock.sendall(sent)
         start = time.monotonic()
@@ -95,7 +95,7 @@ def test_headers_that_do_not_come_close_the_connection(serving, sent):
 
 
 def test_long_bodies_on_their_way_hold_a_bounded_sum_and_short_ones_pass(serving):
-    server = serving(limits=Limits(body_bytes=1000, bodies_bytes=920, small_bytes=500))
+    server = serving(limits=ServerLimits(body_bytes=1000, bodies_bytes=920, small_bytes=500))
     head = POST + b"Content-Length: 1000\r\n\r\n"
     bodies = server.doors.server.bodies
     with connect(server) as first, connect(server) as second:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freehold.server.ollama.create import CreateRequest
-from freehold.server.ollama.fields import ChatRequest, GenerateRequest
+from freehold.server.ollama.fields import GenerateRequest, OllamaChatRequest
 from freehold.server.ollama.manage import CopyRequest, DeleteRequest
 from freehold.server.ollama.models import ShowRequest
 from freehold.server.ollama.pull import PullRequest
@@ -19,7 +19,7 @@ from tests.server.test_fuzz import few, values
 from tests.server.test_streams import eventually
 
 BASES = {
-    "/api/chat": (ChatRequest, {"model": "fake:1b", "messages": [{"role": "user", "content": "x"}]}),
+    "/api/chat": (OllamaChatRequest, {"model": "fake:1b", "messages": [{"role": "user", "content": "x"}]}),
     "/api/generate": (GenerateRequest, {"model": "fake:1b", "prompt": "x"}),
     "/api/show": (ShowRequest, {"model": "x"}),
     "/api/create": (CreateRequest, {"model": "x", "from": "nowhere"}),

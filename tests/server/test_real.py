@@ -53,7 +53,7 @@ class Real:
 @pytest.fixture(scope="module")
 def real(model_path) -> Iterator[Real]:
     from freehold.config import load_settings
-    from freehold.server.serve import Doors, Settings, bind_tcp
+    from freehold.server.serve import Doors, ServerSettings, bind_tcp
     from freehold.store import Store
     from freehold.worker.models import EngineModels
     from freehold.worker.options import EngineOptions
@@ -64,7 +64,7 @@ def real(model_path) -> Iterator[Real]:
     async def main() -> None:
         store = Store(load_settings())
         models = EngineModels(store, EngineOptions(context=2048, max_models=1))
-        doors = Doors(models, Settings(drain_s=0.5, owner=TOKEN), preload=[MODEL], store=store)
+        doors = Doors(models, ServerSettings(drain_s=0.5, owner=TOKEN), preload=[MODEL], store=store)
         made.extend((doors, models, asyncio.get_running_loop()))
         await doors.open(bind_tcp("127.0.0.1", 0), opened=up.set)
 

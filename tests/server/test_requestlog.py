@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from freehold.server.core.keys import Ring
-from freehold.server.core.requestlog import Line, _plain
+from freehold.server.core.requestlog import RequestLine, _plain
 from freehold.server.core.work import RequestWork
 from tests.server.fakes import Script, failing
 from tests.server.test_door import bearer, key
@@ -110,7 +110,7 @@ def test_name_from_a_client_breaks_no_line(name):
     shown = _plain(name)
     assert shown.isprintable() and len(shown) < 200
     fields = {**_fields(), "model": shown}
-    assert "\n" not in str(Line(0.0, fields))
+    assert "\n" not in str(RequestLine(0.0, fields))
 
 
 def _fields() -> dict[str, Any]:

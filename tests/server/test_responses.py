@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from freehold.errors import BadTemplate, ContextOverflow, EngineLost, Overloaded
-from freehold.server.core.limits import Limits
+from freehold.server.core.limits import ServerLimits
 from freehold.server.core.problems import Refused
 from freehold.server.openai.responses.items import read_items
-from freehold.server.openai.responses.store import Bounds, Kept, Responses
+from freehold.server.openai.responses.store import Bounds, Responses, StoredResponse
 from freehold.types import Format, Message, Tool, ToolCall
 from tests.server.conftest import Running
 from tests.server.fakes import Script, failing
@@ -362,7 +362,7 @@ def test_what_cannot_be_is_refused_by_name(serving, asked, param, code):
 
 def test_a_model_that_is_not_here_and_a_body_too_long(serving):
     assert refusal(serving(), 404, model="nix")["code"] == "model_not_found"
-    server = serving(limits=Limits(body_bytes=1000))
+    server = serving(limits=ServerLimits(body_bytes=1000))
     assert refusal(server, 413, input="x" * 2000)["code"] == "body_too_large"
     assert server.client.post(URL, json={"model": "fake:1b"}).json()["error"]["message"] == "input is missing"
 
@@ -433,8 +433,8 @@ def test_a_reference_is_replaced_by_the_item_it_names(serving):
 
 def test_a_reference_repeated_has_a_bound_and_decodes_its_response_once(serving, monkeypatch):
     server, decoded = serving(Script(text="Yes.")), []
-    items = Kept.items
-    monkeypatch.setattr(Kept, "items", lambda kept: decoded.append(kept) or items(kept))
+    items = StoredResponse.items
+    monkeypatch.setattr(StoredResponse, "items", lambda kept: decoded.append(kept) or items(kept))
     said = whole(server, input="x" * 100_000)
     listed = server.client.get(f"{URL}/{said['id']}/input_items").json()["data"]
     asked = {"type": "item_reference", "id": listed[0]["id"]}

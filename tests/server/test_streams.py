@@ -13,8 +13,8 @@ from typing import cast
 import pytest
 
 from freehold.errors import CapacityExceeded
-from freehold.server.core.call import Call
-from freehold.server.core.limits import Limits
+from freehold.server.core.call import HttpCall
+from freehold.server.core.limits import ServerLimits
 from freehold.server.core.sse import COMMENT, EventStream
 from freehold.server.openai.shape import DONE
 from tests.server.conftest import Running
@@ -61,11 +61,11 @@ def test_a_comment_that_waited_for_the_last_event_is_not_sent():
         call.complete = not more
         await asyncio.sleep(0)
 
-    server = SimpleNamespace(keep_alive_s=10, limits=Limits(), metrics=SimpleNamespace(streams=0))
+    server = SimpleNamespace(keep_alive_s=10, limits=ServerLimits(), metrics=SimpleNamespace(streams=0))
     call = SimpleNamespace(server=server, status=200, complete=False, body=body)
 
     async def main() -> None:
-        async with EventStream(cast(Call, call)) as stream:
+        async with EventStream(cast(HttpCall, call)) as stream:
             await asyncio.gather(stream.send(DONE, more=False), stream.send(COMMENT))
 
     asyncio.run(main())
@@ -129,7 +129,7 @@ def test_a_client_that_goes_midstream_is_noticed(serving):
 
 
 def test_a_reader_that_takes_nothing_is_dropped_and_holds_up_nobody(serving):
-    server = serving(Script(text="word " * 200_000), keep_alive_s=0.1, limits=Limits(write_s=0.3))
+    server = serving(Script(text="word " * 200_000), keep_alive_s=0.1, limits=ServerLimits(write_s=0.3))
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect(("127.0.0.1", server.port))

@@ -11,7 +11,7 @@ import time
 import click
 import msgspec
 
-from freehold.cli.serving.attach import Loaded, Running, found
+from freehold.cli.serving.attach import Loaded, RunningServer, found
 from freehold.cli.shared import json_option, table
 from freehold.config import Settings
 from freehold.serving import EngineStats
@@ -48,7 +48,7 @@ def command(settings: Settings, as_json: bool) -> None:
         click.echo(f"no model is loaded; {server.greeting.url} loads one that is asked for", err=True)
 
 
-def _looked_twice(server: Running) -> tuple[list[Loaded], dict[str, float]]:
+def _looked_twice(server: RunningServer) -> tuple[list[Loaded], dict[str, float]]:
     """Return the models, and tokens per second of those at work: what they made between two looks."""
     before = {m.name: m.stats.generated_tokens for m in server.loaded() if m.stats.running}
     started = time.monotonic()

@@ -26,7 +26,7 @@ from freehold.cli.chat.opened import Opened, tell_notes
 from freehold.cli.chat.output import renderer, show, tell, write
 from freehold.cli.chat.prompt import joined, read_stdin, split_words
 from freehold.cli.chat.request import LOADING, RunRequest, check, check_terminal
-from freehold.cli.chat.sessions import Session, Sessions
+from freehold.cli.chat.sessions import ChatSession, Sessions
 from freehold.cli.options import MAX_SEED, chosen, read_format, sampling_options
 from freehold.cli.shared import (
     default_model,
@@ -158,13 +158,15 @@ def _run(
     return status
 
 
-def _session(sessions: Sessions, request: RunRequest) -> Session | None:
+def _session(sessions: Sessions, request: RunRequest) -> ChatSession | None:
     if request.continued:
         return sessions.latest()
     if request.session is None:
         return None
     return (
-        sessions.load(request.session) if sessions.exists(request.session) else Session(request.session, "")
+        sessions.load(request.session)
+        if sessions.exists(request.session)
+        else ChatSession(request.session, "")
     )
 
 
@@ -173,7 +175,7 @@ def _answer(
     settings: Settings,
     request: RunRequest,
     answers: AnswerSettings,
-    session: Session | None,
+    session: ChatSession | None,
     prompt: str,
 ) -> tuple[int, list[Usage]]:
     """Print one answer; return 0, or 130 when Ctrl-C cut it, and what it took."""
@@ -220,7 +222,7 @@ def _learn(
         learn(settings.home, path, usages, crowd.share())
 
 
-def _messages(session: Session | None, system: str, prompt: str) -> tuple[Message, ...]:
+def _messages(session: ChatSession | None, system: str, prompt: str) -> tuple[Message, ...]:
     before = session.messages if session else ()
     if system:
         before = (Message("system", system), *(m for m in before if m.role != "system"))
@@ -240,7 +242,11 @@ def _collect(stream: Iterator[Chunk], answer: StreamedAnswer, renderer: Renderer
 
 
 def _talk(
-    opened: Opened, settings: Settings, request: RunRequest, answers: AnswerSettings, session: Session | None
+    opened: Opened,
+    settings: Settings,
+    request: RunRequest,
+    answers: AnswerSettings,
+    session: ChatSession | None,
 ) -> tuple[int, list[Usage]]:
     """Chat until the user leaves; return 0 and what the answers of the last model took."""
     from freehold.cli.chat.terminal import LineReader, PlainReader

@@ -205,7 +205,7 @@ def _run(
     announcer = Announcer(settings, store, names, options)
     whole = doors.run(
         open_models,
-        doors.Settings(
+        doors.ServerSettings(
             keys=options.keys,
             owner=token,
             insecure=options.insecure,

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import click
 
-from freehold.cli.serving.attach import Running, found, running
+from freehold.cli.serving.attach import RunningServer, found, running
 from freehold.cli.serving.lock import ended, holder
 from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
@@ -53,7 +53,7 @@ def _ask(settings: Settings, model: str | None, *, now: bool) -> None:
         click.echo(f"waiting for {_answers(under_way)} to end (at once: freehold stop --now)", err=True)
 
 
-def _unload(server: Running, name: str, *, now: bool) -> None:
+def _unload(server: RunningServer, name: str, *, now: bool) -> None:
     busy = next((m.in_flight for m in server.loaded() if m.name == name), 0)
     if busy and not now:
         raise UsageError(

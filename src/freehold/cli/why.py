@@ -34,7 +34,7 @@ _CONTEXT = 4096  # tokens, at which a model is placed here
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class SpeedHere:
     """What is predicted of a model here, and what its latest runs here measured."""
 
     foreseen: Fit | Misfit | None
@@ -196,7 +196,7 @@ def _unknown(
     card: dict[str, Any],
     known: Model | None,
     quality: list[tuple[list[str], Quality]],
-    here: Speed,
+    here: SpeedHere,
     own: list[Kept],
 ) -> list[str]:
     """Say what a reader might take for granted and no source states."""
@@ -246,7 +246,7 @@ def _plain(q: Quality) -> dict[str, Any]:
     return {"benchmark": q.benchmark, "basis": q.basis, "evidence": q.evidence, **q.range.as_json()}
 
 
-def _speed_here(settings: Settings, card: dict[str, Any]) -> Speed:
+def _speed_here(settings: Settings, card: dict[str, Any]) -> SpeedHere:
     """Foresee a model here, and look up what its runs here measured."""
     from freehold.advisor.fit import fit, model_key
     from freehold.choosing import here as this_machine
@@ -257,6 +257,6 @@ def _speed_here(settings: Settings, card: dict[str, Any]) -> Speed:
         most = min(_CONTEXT, anatomy.context or _CONTEXT)
         past = place.history.runs if place.history else ()
         mine = tuple(r for r in past if r.model == model_key(anatomy))
-        return Speed(fit(anatomy, place, most), mine)
+        return SpeedHere(fit(anatomy, place, most), mine)
     except FreeholdError:
-        return Speed(None, ())
+        return SpeedHere(None, ())

@@ -18,7 +18,7 @@ from freehold.server.anthropic.errors import anthropic_error, speaks
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.anthropic.messages import count_tokens, messages
 from freehold.server.core.auth import Headers
-from freehold.server.core.call import Call, Endpoint, Server, endpoint_of, route
+from freehold.server.core.call import Endpoint, HttpCall, Server, endpoint_of, route
 from freehold.server.core.gate import Gate
 from freehold.server.core.problems import Refused, Wording, openai_error
 from freehold.server.ollama import routes as ollama
@@ -138,24 +138,24 @@ def wording(path: str, headers: Headers) -> Wording:
     return anthropic_error if speaks(path, headers) else openai_error
 
 
-async def models(call: Call) -> None:
+async def models(call: HttpCall) -> None:
     """List every model: in Anthropic's shape with an `anthropic-version` header, otherwise in OpenAI's."""
     of = anthropic_models if speaks(call.scope["path"], call.headers) else openai_models
     await of.models(call)
 
 
-async def model(call: Call) -> None:
+async def model(call: HttpCall) -> None:
     """Describe one, in either shape; its id may hold `/` and `:`."""
     of = anthropic_models if speaks(call.scope["path"], call.headers) else openai_models
     await of.model(call)
 
 
-async def root(call: Call) -> None:
+async def root(call: HttpCall) -> None:
     """Show a browser a page; say to other clients what those of Ollama's protocol look for."""
     await (page if b"text/html" in call.headers.get(b"accept", b"") else ollama.greeting)(call)
 
 
-async def openapi(call: Call) -> None:
+async def openapi(call: HttpCall) -> None:
     """Describe every route to programs (OpenAPI 3.1)."""
     await call.answer(document(routes(store=call.server.store is not None)))
 

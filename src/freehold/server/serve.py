@@ -35,7 +35,7 @@ from freehold.server.core.call import Server
 from freehold.server.core.connections import Connections, Guarded, full
 from freehold.server.core.health import Health
 from freehold.server.core.keys import Ring, hashed
-from freehold.server.core.limits import Limits
+from freehold.server.core.limits import ServerLimits
 from freehold.server.core.metrics import Metrics
 from freehold.server.core.problems import without_paths
 from freehold.server.core.tls import Tls
@@ -54,7 +54,7 @@ Loaded = Callable[[str, FreeholdError | None], None]  # a name that was to be lo
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """How a server behaves, whatever it serves."""
 
     keys: Ring = field(default_factory=Ring)
@@ -64,7 +64,7 @@ class Settings:
     tls: Tls | None = None
     accounts: Path | None = None  # where what keys spend is kept; None: with the process
     origins: tuple[str, ...] = ()
-    limits: Limits = Limits()  # noqa: RUF009
+    limits: ServerLimits = ServerLimits()  # noqa: RUF009
     drain_s: float = 30.0
     keep_alive_s: float = 10.0  # of event streams; not of models
     home: Path | None = None  # where files and batches lie; None: there are none
@@ -138,7 +138,7 @@ class Doors:
     def __init__(
         self,
         models: ModelManager,
-        settings: Settings,
+        settings: ServerSettings,
         *,
         preload: Sequence[str] = (),
         store: Store | None = None,
@@ -258,7 +258,7 @@ class Doors:
 
 def run(
     open_models: Callable[[], Awaitable[ModelManager]],
-    settings: Settings,
+    settings: ServerSettings,
     tcp: Sequence[socket.socket],
     unix: socket.socket | None = None,
     *,
@@ -304,7 +304,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def fitted(limits: Limits) -> Limits:
+def fitted(limits: ServerLimits) -> ServerLimits:
     """Return `limits` with no more connections than there can be open files, after asking for more of those.
 
     Raises UsageError where there is room for next to none.
@@ -343,7 +343,7 @@ class _Half(uvicorn.Server):
     """uvicorn for one application, leaving the signals alone."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, sockets: Sequence[socket.socket], tls: Tls | None = None
+        self, app: ASGIApp, settings: ServerSettings, sockets: Sequence[socket.socket], tls: Tls | None = None
     ) -> None:
         limits = settings.limits
         kept = {"door": Connections(limits), "wording": staticmethod(wording)}

@@ -15,7 +15,7 @@ from freehold.cli.chat import clipboard
 from freehold.cli.chat.conversation import Conversation, ModelFacts
 from freehold.cli.chat.markdown import Renderer
 from freehold.cli.chat.prompt import read_text_file
-from freehold.cli.chat.sessions import Session, Sessions
+from freehold.cli.chat.sessions import ChatSession, Sessions
 from freehold.cli.options import OTHER, SAMPLING, parse_setting
 from freehold.config import nearest
 from freehold.errors import FreeholdError, UsageError
@@ -109,7 +109,7 @@ class Chat(Conversation):
     def clear(self, _: str) -> None:
         """Start over, keeping the system prompt; the old session stays on disk."""
         self.messages = [m for m in self.messages if m.role == "system"]
-        self.session = Session(self._sessions.new_name(), self.model.name)
+        self.session = ChatSession(self._sessions.new_name(), self.model.name)
         self._used = 0
         self._say("cleared")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from freehold.cli.chat.answer import AnswerSettings, StreamedAnswer, stop
 from freehold.cli.chat.loops import ADVICE, LoopGuard
 from freehold.cli.chat.markdown import Renderer
-from freehold.cli.chat.sessions import Session, Sessions
+from freehold.cli.chat.sessions import ChatSession, Sessions
 from freehold.errors import UsageError
 from freehold.types import ChatModel, Message, Usage
 
@@ -41,7 +41,7 @@ class Conversation:
         answers: AnswerSettings | None = None,
         facts: ModelFacts | None = None,
         system: str = "",
-        session: Session | None = None,
+        session: ChatSession | None = None,
         guard: bool = True,
     ) -> None:
         self._guard = guard
@@ -49,7 +49,7 @@ class Conversation:
         self.model, self._sessions, self._renderer, self._say = model, sessions, renderer, say
         self.answers, self.facts = answers or AnswerSettings(), facts or ModelFacts()
         self.messages: list[Message] = [Message("system", system)] if system else []
-        self.session = session or Session(sessions.new_name(), model.name)
+        self.session = session or ChatSession(sessions.new_name(), model.name)
         if session is not None:
             self._take(session, system)
         self._used, self._speed = 0, 0.0
@@ -110,7 +110,7 @@ class Conversation:
         self.session = replace(self.session, messages=tuple(self.messages))
         self._sessions.save(self.session)
 
-    def _take(self, session: Session, system: str = "") -> None:
+    def _take(self, session: ChatSession, system: str = "") -> None:
         self.session, self.messages = session, list(session.messages)
         if system:
             self._set_system(system)

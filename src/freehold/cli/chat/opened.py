@@ -22,7 +22,7 @@ from freehold.serving import ModelInfo
 from freehold.store import ModelRef, Store
 
 if TYPE_CHECKING:
-    from freehold.cli.serving.attach import Running
+    from freehold.cli.serving.attach import RunningServer
     from freehold.local import LLM
     from freehold.remote import RemoteModel
 
@@ -90,7 +90,7 @@ def attached(settings: Settings, store: Store, model: str, request: RunRequest) 
             server.api.close()
 
 
-def _served(server: Running, store: Store, model: str, request: RunRequest) -> RemoteModel | None:
+def _served(server: RunningServer, store: Store, model: str, request: RunRequest) -> RemoteModel | None:
     """Have the server load a model; None if it is none of the server's, or the server is ending."""
     from freehold.formats.adapter_names import unknown_adapter
     from freehold.remote import RemoteModel
@@ -123,7 +123,7 @@ def _served(server: Running, store: Store, model: str, request: RunRequest) -> R
     return RemoteModel(server.api, f"{ref.name}+{adapter}" if adapter else ref.name, info)
 
 
-def _is_server_s(server: Running, store: Store, ref: ModelRef) -> bool:
+def _is_server_s(server: RunningServer, store: Store, ref: ModelRef) -> bool:
     """Return whether the server means the same file by the model's name."""
     if ref.name not in server.names():
         return False

@@ -27,7 +27,7 @@ _ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class ChatSession:
     """A chat as it lies on disk. `name` is the file's stem; `updated` is seconds since the epoch."""
 
     name: str
@@ -45,10 +45,10 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class SessionMatch:
     """A message that contains the text searched for; `excerpt` is the line around it."""
 
-    session: Session
+    session: ChatSession
     role: str
     excerpt: str
 
@@ -67,7 +67,7 @@ class Sessions:
             name, n = f"{stem}-{n}", n + 1
         return name
 
-    def save(self, session: Session) -> None:
+    def save(self, session: ChatSession) -> None:
         """Write the session; raise StoreError when the folder cannot be written."""
         path = self._path(session.name)
         head = {"session": session.name, "model": session.model, "created": session.created}
@@ -86,7 +86,7 @@ class Sessions:
         """Return whether a session is called exactly `name`."""
         return self._path(name).exists()
 
-    def rename(self, session: Session, name: str) -> Session:
+    def rename(self, session: ChatSession, name: str) -> ChatSession:
         """Save the session under `name` and drop its old file; a name in use is refused."""
         if self._path(name).exists():
             raise UsageError(f"a session called {name} exists already", f"/load {name} goes on with it")
@@ -95,7 +95,7 @@ class Sessions:
         self._path(session.name).unlink(missing_ok=True)
         return renamed
 
-    def load(self, name: str) -> Session:
+    def load(self, name: str) -> ChatSession:
         """Read a session by its name or an unambiguous beginning of it."""
         names = [p.stem for p in self._files()]
         if name not in names:
@@ -107,24 +107,24 @@ class Sessions:
             name = begins[0]
         return self._read(self._path(name))
 
-    def latest(self) -> Session:
+    def latest(self) -> ChatSession:
         """Return the session written last; raise UsageError when there is none."""
         for path in self._files():
             return self._read(path)
         raise UsageError("there is no session to continue", "a chat is saved as soon as it has an answer")
 
-    def recent(self, count: int = 20) -> list[Session]:
+    def recent(self, count: int = 20) -> list[ChatSession]:
         """Return the sessions written last, newest first; unreadable files are left out."""
         return list(self._sound(self._files()[:count]))
 
-    def search(self, text: str, limit: int = 50) -> list[Match]:
+    def search(self, text: str, limit: int = 50) -> list[SessionMatch]:
         """Find messages that contain `text`, ignoring case, newest session first."""
         wanted, found = text.casefold(), []
         for session in self._sound(self._files()):
             for message in session.messages:
                 for line in message.content.splitlines():
                     if wanted in line.casefold():
-                        found.append(Match(session, message.role, _excerpt(line, wanted)))
+                        found.append(SessionMatch(session, message.role, _excerpt(line, wanted)))
                         break
                 if len(found) >= limit:
                     return found
@@ -137,7 +137,7 @@ class Sessions:
             return []
         return [p for _, p in sorted(files, reverse=True)]
 
-    def _sound(self, paths: Sequence[Path]) -> Iterator[Session]:
+    def _sound(self, paths: Sequence[Path]) -> Iterator[ChatSession]:
         for path in paths:
             try:
                 yield self._read(path)
@@ -151,12 +151,14 @@ class Sessions:
             )
         return self.folder / f"{name}.jsonl"
 
-    def _read(self, path: Path) -> Session:
+    def _read(self, path: Path) -> ChatSession:
         try:
             if path.stat().st_size > _MAX_BYTES:
                 raise StoreError(f"{path} is larger than {_MAX_BYTES >> 20} MiB; it is no session of ours")
             head, *rest = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            session = Session(path.stem, str(head["model"]), tuple(map(_message, rest)), str(head["created"]))
+            session = ChatSession(
+                path.stem, str(head["model"]), tuple(map(_message, rest)), str(head["created"])
+            )
             return replace(session, updated=path.stat().st_mtime)
         except OSError as e:
             raise StoreError(f"session {path} cannot be read: {e.strerror}") from e

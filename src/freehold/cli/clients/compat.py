@@ -20,7 +20,7 @@ from importlib import metadata
 
 import click
 
-from freehold.cli.clients.sdks import CHECKS, CLIENTS, NEEDS, PATIENCE_S, Asked
+from freehold.cli.clients.sdks import CHECKS, CLIENTS, NEEDS, PATIENCE_S, CheckTarget
 from freehold.cli.shared import default_model, json_option
 from freehold.config import Settings
 from freehold.errors import ServerUnreachable, UsageError
@@ -73,7 +73,7 @@ def command(
         raise UsageError(f"{wrong[0]!r} is no SDK that is checked", ", ".join(CHECKS))
     rows: list[Row] = []
     with _server(settings, url, settings.api_key if key is None else key, model) as found:
-        asked = Asked(found.url, found.key or "none", found.model, embedding or found.model)
+        asked = CheckTarget(found.url, found.key or "none", found.model, embedding or found.model)
         asked = replace(asked, able=able(asked))
         if not as_json:
             click.echo(f"asking {asked.model} at {asked.url}", err=True)
@@ -90,7 +90,7 @@ def command(
     ctx.exit(1 if red else 0)
 
 
-def checked(asked: Asked, sdks: Sequence[str]) -> Iterator[Row]:
+def checked(asked: CheckTarget, sdks: Sequence[str]) -> Iterator[Row]:
     """Yield a row for each feature of each SDK, as it comes."""
     with _own_folder():
         for sdk in sdks:
@@ -107,7 +107,7 @@ def checked(asked: Asked, sdks: Sequence[str]) -> Iterator[Row]:
                     yield _checked(asked, sdk, version, feature)
 
 
-def able(asked: Asked) -> frozenset[str] | None:
+def able(asked: CheckTarget) -> frozenset[str] | None:
     """Return what a server of ours says the model can do once it is loaded; None of one that does not say.
 
     Raises ServerUnreachable where nobody answers.
@@ -126,7 +126,7 @@ def able(asked: Asked) -> frozenset[str] | None:
             return None
 
 
-def _checked(asked: Asked, sdk: str, version: str, feature: str) -> Row:
+def _checked(asked: CheckTarget, sdk: str, version: str, feature: str) -> Row:
     started = time.monotonic()
     try:
         with CLIENTS[sdk](asked) as client:
@@ -160,7 +160,7 @@ def _own_folder() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CheckedServer:
     """The server to ask."""
 
     url: str
@@ -169,12 +169,12 @@ class Found:
 
 
 @contextmanager
-def _server(settings: Settings, url: str | None, key: str, model: str | None) -> Iterator[Found]:
+def _server(settings: Settings, url: str | None, key: str, model: str | None) -> Iterator[CheckedServer]:
     """Give the server that was named, that runs, or that is started for the time."""
     if url is not None:
         if not model:
             raise UsageError("which model of that server?", "freehold doctor compat MODEL --url URL")
-        yield Found(url.rstrip("/").removesuffix("/v1"), key, model)
+        yield CheckedServer(url.rstrip("/").removesuffix("/v1"), key, model)
         return
     from freehold.cli.serving.attach import running
 
@@ -185,14 +185,14 @@ def _server(settings: Settings, url: str | None, key: str, model: str | None) ->
             where = server.greeting.url
         if not (model or held):
             raise UsageError(f"the server at {where} has no model in memory", "freehold doctor compat MODEL")
-        yield Found(where, key, model or held)
+        yield CheckedServer(where, key, model or held)
         return
     with _started(settings, model or default_model(settings)) as found:
         yield found
 
 
 @contextmanager
-def _started(settings: Settings, model: str) -> Iterator[Found]:
+def _started(settings: Settings, model: str) -> Iterator[CheckedServer]:
     """Run a server of this home on a free port until the checks are done, with a key of its own."""
     key = secrets.token_urlsafe(24)
     program = [sys.executable, "-P", "-m", "freehold.sandbox.leash", "freehold.cli.main"]
@@ -209,7 +209,7 @@ def _started(settings: Settings, model: str) -> Iterator[Found]:
                 log.seek(0)
                 raise ServerUnreachable(f"the server did not start: {log.read()[-500:].strip()}")
             said = json.loads(line)
-            yield Found(said["url"], key, said["models"][0])
+            yield CheckedServer(said["url"], key, said["models"][0])
         finally:
             process.terminate()
             process.wait()

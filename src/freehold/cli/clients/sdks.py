@@ -35,7 +35,7 @@ QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CheckTarget:
     """The server and the models to ask. `able`: what the model can do; None: the server does not tell."""
 
     url: str
@@ -69,28 +69,28 @@ def _need_city(name: str, arguments: Any) -> None:
 
 
 @contextmanager
-def _openai(a: Asked) -> Iterator[Any]:
+def _openai(a: CheckTarget) -> Iterator[Any]:
     from openai import OpenAI
 
     with OpenAI(base_url=f"{a.url}/v1", api_key=a.key, max_retries=0, timeout=PATIENCE_S) as client:
         yield client
 
 
-def _need_listed(a: Asked, names: Iterable[str]) -> None:
+def _need_listed(a: CheckTarget, names: Iterable[str]) -> None:
     # Ollama's protocol gives every name a tag.
     _need({a.model, f"{a.model}:latest"} & set(names), f"{a.model} is not listed")
 
 
-def openai_models(a: Asked, client: Any) -> None:
+def openai_models(a: CheckTarget, client: Any) -> None:
     _need_listed(a, [m.id for m in client.models.list()])
 
 
-def openai_chat(a: Asked, client: Any) -> None:
+def openai_chat(a: CheckTarget, client: Any) -> None:
     answer = client.chat.completions.create(model=a.model, messages=CHAT, max_tokens=16)
     _need(answer.choices[0].message.content and answer.usage.total_tokens, "no text, or no usage")
 
 
-def openai_stream(a: Asked, client: Any) -> None:
+def openai_stream(a: CheckTarget, client: Any) -> None:
     options = {"include_usage": True}
     events = list(
         client.chat.completions.create(
@@ -101,7 +101,7 @@ def openai_stream(a: Asked, client: Any) -> None:
     _need(events[-1].usage is not None, "no usage at the end")
 
 
-def openai_async(a: Asked, client: Any) -> None:
+def openai_async(a: CheckTarget, client: Any) -> None:
     from openai import AsyncOpenAI
 
     async def ask() -> Any:
@@ -113,7 +113,7 @@ def openai_async(a: Asked, client: Any) -> None:
     _need(asyncio.run(ask()).choices[0].message.content, "no text")
 
 
-def openai_tools(a: Asked, client: Any) -> None:
+def openai_tools(a: CheckTarget, client: Any) -> None:
     answer = client.chat.completions.create(
         model=a.model, messages=QUESTION, tools=[TOOL], tool_choice="required", max_tokens=128
     )
@@ -122,25 +122,25 @@ def openai_tools(a: Asked, client: Any) -> None:
     _need_city(calls[0].function.name, calls[0].function.arguments)
 
 
-def openai_structured(a: Asked, client: Any) -> None:
+def openai_structured(a: CheckTarget, client: Any) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "colour", "schema": SCHEMA, "strict": True}}
     answer = client.chat.completions.create(model=a.model, messages=CHAT, response_format=form, max_tokens=64)
     _need_colour(answer.choices[0].message.content)
 
 
-def openai_completions(a: Asked, client: Any) -> None:
+def openai_completions(a: CheckTarget, client: Any) -> None:
     answer = client.completions.create(model=a.model, prompt="One, two,", max_tokens=8)
     _need(answer.choices[0].text, "no text")
 
 
-def openai_responses(a: Asked, client: Any) -> None:
+def openai_responses(a: CheckTarget, client: Any) -> None:
     _need(
         client.responses.create(model=a.model, input="Name a colour.", max_output_tokens=16).output_text,
         "no text",
     )
 
 
-def openai_responses_stream(a: Asked, client: Any) -> None:
+def openai_responses_stream(a: CheckTarget, client: Any) -> None:
     kinds = [
         e.type
         for e in client.responses.create(
@@ -151,7 +151,7 @@ def openai_responses_stream(a: Asked, client: Any) -> None:
     _need(kinds[-1] in ("response.completed", "response.incomplete"), f"the last event is {kinds[-1]}")
 
 
-def openai_embeddings(a: Asked, client: Any) -> None:
+def openai_embeddings(a: CheckTarget, client: Any) -> None:
     made = client.embeddings.create(model=a.embedding, input=["one", "two"])
     _need(len(made.data) == 2 and len(made.data[0].embedding) > 1, "not two vectors")
 
@@ -160,18 +160,18 @@ def openai_embeddings(a: Asked, client: Any) -> None:
 
 
 @contextmanager
-def _anthropic(a: Asked) -> Iterator[Any]:
+def _anthropic(a: CheckTarget) -> Iterator[Any]:
     from anthropic import Anthropic
 
     with Anthropic(base_url=a.url, api_key=a.key, max_retries=0, timeout=PATIENCE_S) as client:
         yield client
 
 
-def anthropic_models(a: Asked, client: Any) -> None:
+def anthropic_models(a: CheckTarget, client: Any) -> None:
     _need_listed(a, [m.id for m in client.models.list()])
 
 
-def anthropic_chat(a: Asked, client: Any) -> None:
+def anthropic_chat(a: CheckTarget, client: Any) -> None:
     answer = client.messages.create(model=a.model, messages=CHAT, max_tokens=16)
     _need(
         any(b.type == "text" and b.text for b in answer.content) and answer.usage.input_tokens,
@@ -179,13 +179,13 @@ def anthropic_chat(a: Asked, client: Any) -> None:
     )
 
 
-def anthropic_stream(a: Asked, client: Any) -> None:
+def anthropic_stream(a: CheckTarget, client: Any) -> None:
     with client.messages.stream(model=a.model, messages=CHAT, max_tokens=16) as stream:
         _need("".join(stream.text_stream), "no text")
         _need(stream.get_final_message().stop_reason, "no stop_reason")
 
 
-def anthropic_async(a: Asked, client: Any) -> None:
+def anthropic_async(a: CheckTarget, client: Any) -> None:
     from anthropic import AsyncAnthropic
 
     async def ask() -> Any:
@@ -195,7 +195,7 @@ def anthropic_async(a: Asked, client: Any) -> None:
     _need(asyncio.run(ask()).content, "no text")
 
 
-def anthropic_tools(a: Asked, client: Any) -> None:
+def anthropic_tools(a: CheckTarget, client: Any) -> None:
     tool = {"name": "weather", "description": "Tell the weather of a city.", "input_schema": PARAMETERS}
     answer = client.messages.create(
         model=a.model, messages=QUESTION, tools=[tool], tool_choice={"type": "any"}, max_tokens=128
@@ -205,7 +205,7 @@ def anthropic_tools(a: Asked, client: Any) -> None:
     _need_city(calls[0].name, calls[0].input)
 
 
-def anthropic_count(a: Asked, client: Any) -> None:
+def anthropic_count(a: CheckTarget, client: Any) -> None:
     _need(client.messages.count_tokens(model=a.model, messages=CHAT).input_tokens > 1, "no count")
 
 
@@ -213,7 +213,7 @@ def anthropic_count(a: Asked, client: Any) -> None:
 
 
 @contextmanager
-def _ollama(a: Asked) -> Iterator[Any]:
+def _ollama(a: CheckTarget) -> Iterator[Any]:
     from ollama import Client
 
     headers = {"Authorization": f"Bearer {a.key}"}
@@ -221,26 +221,26 @@ def _ollama(a: Asked) -> Iterator[Any]:
         yield client
 
 
-def ollama_list(a: Asked, client: Any) -> None:
+def ollama_list(a: CheckTarget, client: Any) -> None:
     _need_listed(a, [m.model or "" for m in client.list().models])
 
 
-def ollama_show(a: Asked, client: Any) -> None:
+def ollama_show(a: CheckTarget, client: Any) -> None:
     shown = client.show(a.model)
     _need(shown.capabilities and shown.modelinfo, "no capabilities, or no model_info")
 
 
-def ollama_chat(a: Asked, client: Any) -> None:
+def ollama_chat(a: CheckTarget, client: Any) -> None:
     answer = client.chat(model=a.model, messages=CHAT, options={"num_predict": 16})
     _need(answer.message.content and answer.done, "no text, or not done")
 
 
-def ollama_stream(a: Asked, client: Any) -> None:
+def ollama_stream(a: CheckTarget, client: Any) -> None:
     parts = list(client.chat(model=a.model, messages=CHAT, stream=True, options={"num_predict": 16}))
     _need("".join(p.message.content or "" for p in parts) and parts[-1].done, "no text, or not done")
 
 
-def ollama_async(a: Asked, client: Any) -> None:
+def ollama_async(a: CheckTarget, client: Any) -> None:
     from ollama import AsyncClient
 
     async def ask() -> Any:
@@ -251,11 +251,11 @@ def ollama_async(a: Asked, client: Any) -> None:
     _need(asyncio.run(ask()).message.content, "no text")
 
 
-def ollama_generate(a: Asked, client: Any) -> None:
+def ollama_generate(a: CheckTarget, client: Any) -> None:
     _need(client.generate(model=a.model, prompt="One, two,", options={"num_predict": 8}).response, "no text")
 
 
-def ollama_tools(a: Asked, client: Any) -> None:
+def ollama_tools(a: CheckTarget, client: Any) -> None:
     answer = client.chat(
         model=a.model, messages=QUESTION, tools=[TOOL], options={"num_predict": 128, "temperature": 0}
     )
@@ -265,12 +265,12 @@ def ollama_tools(a: Asked, client: Any) -> None:
         _need_city(call.function.name, dict(call.function.arguments))
 
 
-def ollama_structured(a: Asked, client: Any) -> None:
+def ollama_structured(a: CheckTarget, client: Any) -> None:
     answer = client.chat(model=a.model, messages=CHAT, format=SCHEMA, options={"num_predict": 64})
     _need_colour(answer.message.content)
 
 
-def ollama_embeddings(a: Asked, client: Any) -> None:
+def ollama_embeddings(a: CheckTarget, client: Any) -> None:
     made = client.embed(model=a.embedding, input=["one", "two"]).embeddings
     _need(len(made) == 2 and len(made[0]) > 1, "not two vectors")
 
@@ -279,32 +279,32 @@ def ollama_embeddings(a: Asked, client: Any) -> None:
 
 
 @contextmanager
-def _langchain(a: Asked) -> Iterator[Any]:
+def _langchain(a: CheckTarget) -> Iterator[Any]:
     from langchain_openai import ChatOpenAI
 
     options: dict[str, Any] = {"max_retries": 0, "timeout": PATIENCE_S, "max_tokens": 128}
     yield ChatOpenAI(model=a.model, base_url=f"{a.url}/v1", api_key=a.key, **options)  # type: ignore[arg-type]
 
 
-def langchain_chat(a: Asked, client: Any) -> None:
+def langchain_chat(a: CheckTarget, client: Any) -> None:
     _need(client.invoke("Name a colour.").content, "no text")
 
 
-def langchain_stream(a: Asked, client: Any) -> None:
+def langchain_stream(a: CheckTarget, client: Any) -> None:
     _need("".join(str(c.content) for c in client.stream("Name a colour.")), "no text")
 
 
-def langchain_async(a: Asked, client: Any) -> None:
+def langchain_async(a: CheckTarget, client: Any) -> None:
     _need(asyncio.run(client.ainvoke("Name a colour.")).content, "no text")
 
 
-def langchain_tools(a: Asked, client: Any) -> None:
+def langchain_tools(a: CheckTarget, client: Any) -> None:
     calls = client.bind_tools([TOOL], tool_choice="required").invoke("Weather in Paris?").tool_calls
     _need(calls, "no tool was called")
     _need_city(calls[0]["name"], calls[0]["args"])
 
 
-def langchain_structured(a: Asked, client: Any) -> None:
+def langchain_structured(a: CheckTarget, client: Any) -> None:
     schema = {"title": "colour", "description": "A colour.", **SCHEMA}
     made = client.with_structured_output(schema, method="json_schema").invoke("Name a colour.")
     _need_colour(json.dumps(made))
@@ -314,7 +314,7 @@ def langchain_structured(a: Asked, client: Any) -> None:
 
 
 @contextmanager
-def _llm(a: Asked) -> Iterator[Any]:
+def _llm(a: CheckTarget) -> Iterator[Any]:
     from llm.default_plugins.openai_models import Chat
 
     model = Chat("freehold", model_name=a.model, api_base=f"{a.url}/v1")
@@ -322,16 +322,16 @@ def _llm(a: Asked) -> Iterator[Any]:
     yield model
 
 
-def llm_prompt(a: Asked, client: Any) -> None:
+def llm_prompt(a: CheckTarget, client: Any) -> None:
     _need(client.prompt("Name a colour.", stream=False, max_tokens=16, key=a.key).text(), "no text")
 
 
-def llm_stream(a: Asked, client: Any) -> None:
+def llm_stream(a: CheckTarget, client: Any) -> None:
     _need("".join(client.prompt("Name a colour.", stream=True, max_tokens=16, key=a.key)), "no text")
 
 
 # distribution -> what makes a client of it
-CLIENTS: dict[str, Callable[[Asked], AbstractContextManager[Any]]] = {
+CLIENTS: dict[str, Callable[[CheckTarget], AbstractContextManager[Any]]] = {
     "openai": _openai,
     "anthropic": _anthropic,
     "ollama": _ollama,
@@ -339,7 +339,7 @@ CLIENTS: dict[str, Callable[[Asked], AbstractContextManager[Any]]] = {
     "llm": _llm,
 }
 # distribution -> feature -> check; the asynchronous ones make a client of their own
-CHECKS: dict[str, dict[str, Callable[[Asked, Any], None]]] = {
+CHECKS: dict[str, dict[str, Callable[[CheckTarget, Any], None]]] = {
     "openai": {
         "models": openai_models,
         "chat": openai_chat,

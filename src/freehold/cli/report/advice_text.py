@@ -78,10 +78,10 @@ def _print_picks(advice: Advice, shown: tuple[Judged, ...]) -> None:
 
 def _print_plot(advice: Advice, shown: tuple[Judged, ...]) -> None:
     from freehold.advisor.report import Axis
-    from freehold.cli.report.plot import Mark, plot
+    from freehold.cli.report.plot import PlotMark, plot
 
     marks = [
-        Mark(j.placement.decode.mid, j.quality.range.mid, letter)
+        PlotMark(j.placement.decode.mid, j.quality.range.mid, letter)
         for letter, j in zip(LETTERS, shown, strict=False)
         if j.placement and j.quality
     ]

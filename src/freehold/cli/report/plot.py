@@ -13,7 +13,7 @@ from freehold.advisor.report.svg import Axis, Scale
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class PlotMark:
     """One point and the letter that stands for it; an empty place shows two points at once as the first's."""
 
     x: float
@@ -21,7 +21,7 @@ class Mark:
     letter: str
 
 
-def plot(marks: Sequence[Mark], x: Axis, y: Axis, width: int = 72, height: int = 16) -> list[str]:
+def plot(marks: Sequence[PlotMark], x: Axis, y: Axis, width: int = 72, height: int = 16) -> list[str]:
     """Return the lines of a plot `width` columns wide and `height` rows high, its axes' labels included."""
     across, up = x.scale([m.x for m in marks], 0, 0), y.scale([m.y for m in marks], 0, 0)
     margin = max(len(up.axis.format(t)) for t in up.ticks) + 1

@@ -27,7 +27,7 @@ Seen = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FileCheck:
     """What became of one file. `name`: the model's, "" for a pack of a file that no model names.
 
     `state`: sound, damaged, missing, or unknown where no digest is recorded.
@@ -46,8 +46,8 @@ def verify(settings: Settings, as_json: bool) -> None:
     """Check all files, print what was found, and exit with 1 if anything is damaged or missing."""
     store = Store(settings)
     files, packs = store.files(), sorted(store.packs.glob("*.pack")) if store.packs.is_dir() else []
-    progress = _Progress(sum(f.bytes for f in files) + sum(_size(p) for p in packs))
-    found: list[Found] = []
+    progress = _ReadProgress(sum(f.bytes for f in files) + sum(_size(p) for p in packs))
+    found: list[FileCheck] = []
     names = {m.digest: m.name for m in store.list() if m.digest and not m.base}
     for each in _checked(files, packs, names, progress.seen):
         found.append(each)
@@ -70,14 +70,14 @@ def verify(settings: Settings, as_json: bool) -> None:
 
 def _checked(
     files: list[RecordedFile], packs: list[Path], names: Mapping[str, str], seen: Seen
-) -> Iterator[Found]:
+) -> Iterator[FileCheck]:
     for file in files:
         yield _file(file, seen)
     for pack in packs:
         yield _pack(pack, names.get(pack.stem.rpartition("-")[0], ""), seen)
 
 
-def _file(file: RecordedFile, seen: Seen) -> Found:
+def _file(file: RecordedFile, seen: Seen) -> FileCheck:
     state, problem = "sound", ""
     try:
         size = file.path.stat().st_size
@@ -93,7 +93,7 @@ def _file(file: RecordedFile, seen: Seen) -> Found:
             ("missing", "it is gone") if missing else ("damaged", f"it cannot be read: {e.strerror}")
         )
     hint = _way_out(file) if state in ("damaged", "missing") else ""
-    return Found("model", file.model, str(file.path), file.bytes, state, problem, hint)
+    return FileCheck("model", file.model, str(file.path), file.bytes, state, problem, hint)
 
 
 def _way_out(file: RecordedFile) -> str:
@@ -104,7 +104,7 @@ def _way_out(file: RecordedFile) -> str:
     return f"remove it with {file.owner}, which holds it, and fetch it there again"
 
 
-def _pack(path: Path, model: str, seen: Seen) -> Found:
+def _pack(path: Path, model: str, seen: Seen) -> FileCheck:
     from freehold.models.packs import damage_of
 
     size = _size(path)
@@ -115,7 +115,7 @@ def _pack(path: Path, model: str, seen: Seen) -> Found:
     except OSError as e:
         problem = f"it cannot be read: {e.strerror}"
     hint = f"remove {path}: the weights are packed anew at the next load" if problem else ""
-    return Found("pack", model, str(path), size, "damaged" if problem else "sound", problem, hint)
+    return FileCheck("pack", model, str(path), size, "damaged" if problem else "sound", problem, hint)
 
 
 def _sha256(path: Path, seen: Seen) -> str:
@@ -134,7 +134,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _print(found: Found) -> None:
+def _print(found: FileCheck) -> None:
     name = f"{found.name or 'a file no model names'}{' (packed)' if found.kind == 'pack' else ''}"
     click.echo(f"{found.state:<8} {human(found.bytes):>9}  {name}  {found.path}")
     if found.problem:
@@ -143,7 +143,7 @@ def _print(found: Found) -> None:
         click.echo(f"{'':<8} {found.hint}")
 
 
-class _Progress:
+class _ReadProgress:
     """How much was read, on stderr: one line that changes in a terminal, one every five seconds elsewhere."""
 
     def __init__(self, total: int) -> None:

@@ -2,7 +2,7 @@
 
 Knows the Unix socket and the admin routes; streams are remote.py's. A server of another version is greeted as
 such: one with the same admin protocol is used and named, one with another is an error that names both.
-Path: cli/run, ps, stop -> running -> GET /admin/hello -> Running
+Path: cli/run, ps, stop -> running -> GET /admin/hello -> RunningServer
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Row(msgspec.Struct):
     expires_at: float | None = None
 
 
-class _Progress(msgspec.Struct):
+class _LoadProgress(msgspec.Struct):
     """Bytes of a model that are in memory, and bytes in all."""
 
     done: int
@@ -55,7 +55,7 @@ class _Progress(msgspec.Struct):
 
 class _Listing(msgspec.Struct):
     models: list[msgspec.Raw]
-    loading: dict[str, _Progress] = {}
+    loading: dict[str, _LoadProgress] = {}
 
 
 class _Name(msgspec.Struct):
@@ -80,7 +80,7 @@ class Loaded:
     plain: dict[str, Any]
 
 
-class Running:
+class RunningServer:
     """A running server of this version, or of another that speaks the same admin protocol."""
 
     def __init__(self, api: Api, greeting: Greeting) -> None:
@@ -135,18 +135,18 @@ class Running:
         )
 
 
-def _coming(name: str, progress: _Progress) -> Loaded:
+def _coming(name: str, progress: _LoadProgress) -> Loaded:
     plain = {"name": name, "loading": msgspec.to_builtins(progress)}
     return Loaded(name, None, EngineStats(), 0, 0, progress.done / max(progress.total, 1), None, plain)
 
 
-def running(settings: Settings) -> Running | None:
+def running(settings: Settings) -> RunningServer | None:
     """Greet this home's server; None if there is none. Raises ServerUnreachable if it does not greet as ours do."""
     if not _listens(settings.socket):
         return None
     api = Api(socket=settings.socket)
     try:
-        return Running(api, _greeted(api))
+        return RunningServer(api, _greeted(api))
     except _Ended:
         api.close()
         return None
@@ -165,7 +165,7 @@ def _listens(path: Path) -> bool:
         return True
 
 
-def found(settings: Settings) -> Running:
+def found(settings: Settings) -> RunningServer:
     """Return this home's server; raise ServerUnreachable if there is none that takes connections."""
     server = running(settings)
     if server is not None:

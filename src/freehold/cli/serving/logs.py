@@ -2,7 +2,7 @@
 
 Knows levels and forms; knows no request. A reader of stderr that stands still never holds up the server: lines wait,
 and those that find no room are counted and told.
-Path: cli/serve -> logging_to -> Lines -> stderr
+Path: cli/serve -> logging_to -> LogWriter -> stderr
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, Literal
 
-from freehold.server.core.requestlog import Line
+from freehold.server.core.requestlog import RequestLine
 
 LogForm = Literal["text", "json"]
 LEVELS = ("debug", "info", "warning", "error")
@@ -26,7 +26,7 @@ TOGETHER_S = 0.05  # between two writes: a thread that woke for each line would 
 LEAVE_S = 2.0  # for a reader to take what is left at the end
 
 
-class _Text(logging.Formatter):
+class _TextFormat(logging.Formatter):
     """Requests and talk as they are; other records with their level."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -38,7 +38,7 @@ class _Text(logging.Formatter):
         )
 
 
-class _Json(logging.Formatter):
+class _JsonFormat(logging.Formatter):
     """An object a line: time, level, and a request's fields or a message."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -48,17 +48,17 @@ class _Json(logging.Formatter):
         return json.dumps({**said, **(line.fields if line else {"message": super().format(record)})})
 
 
-def _line(record: logging.LogRecord) -> Line | None:
+def _line(record: logging.LogRecord) -> RequestLine | None:
     first = record.args[0] if isinstance(record.args, tuple) and record.args else None
-    return first if isinstance(first, Line) else None
+    return first if isinstance(first, RequestLine) else None
 
 
-class Lines(logging.Handler):
+class LogWriter(logging.Handler):
     """Hands records to a thread that writes them, many at a time."""
 
     def __init__(self, out: IO[str], form: LogForm) -> None:
         super().__init__()
-        self.setFormatter(_Json() if form == "json" else _Text())
+        self.setFormatter(_JsonFormat() if form == "json" else _TextFormat())
         self._out, self._lost = out, 0
         self._waiting: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -100,7 +100,7 @@ class Lines(logging.Handler):
 
 def is_logging() -> bool:
     """Tell whether `logging_to` is in force."""
-    return any(isinstance(handler, Lines) for handler in logging.getLogger().handlers)
+    return any(isinstance(handler, LogWriter) for handler in logging.getLogger().handlers)
 
 
 def _record(message: str) -> logging.LogRecord:
@@ -110,7 +110,7 @@ def _record(message: str) -> logging.LogRecord:
 @contextmanager
 def logging_to(out: IO[str] | None, level: str, form: LogForm) -> Iterator[None]:
     """Log to `out` (None: stderr) within; of other libraries warnings at least."""
-    lines = Lines(out or sys.stderr, form)
+    lines = LogWriter(out or sys.stderr, form)
     root, ours = logging.getLogger(), logging.getLogger("freehold")
     before = root.level, ours.level
     chosen = logging.getLevelName(level.upper())

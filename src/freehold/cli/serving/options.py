@@ -18,7 +18,7 @@ from freehold.errors import UsageError
 
 if TYPE_CHECKING:
     from freehold.server.core.keys import Key, Ring
-    from freehold.server.core.limits import Limits
+    from freehold.server.core.limits import ServerLimits
     from freehold.server.core.tls import Tls
     from freehold.worker.options import EngineOptions
 
@@ -36,7 +36,7 @@ class ServeOptions:
     origins: tuple[str, ...]
     tls: Tls | None
     engine: EngineOptions
-    limits: Limits
+    limits: ServerLimits
     drain_s: float
     as_json: bool
     adapters: tuple[str, ...]
@@ -47,7 +47,7 @@ class ServeOptions:
 def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
     """Check the options, and fill in from the settings what was not given. Raises UsageError."""
     from freehold.server.core.auth import check_bind
-    from freehold.server.core.limits import Limits
+    from freehold.server.core.limits import ServerLimits
     from freehold.server.core.tls import checked
     from freehold.worker.options import EngineOptions
 
@@ -84,7 +84,9 @@ def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
         given["origin"],
         tls,
         options,
-        Limits() if given["max_requests"] is None else Limits(caller_requests=given["max_requests"]),
+        ServerLimits()
+        if given["max_requests"] is None
+        else ServerLimits(caller_requests=given["max_requests"]),
         given["drain"],
         given["as_json"],
         given["adapters"],

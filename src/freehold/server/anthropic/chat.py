@@ -21,7 +21,7 @@ from itertools import takewhile
 import msgspec
 
 from freehold.server.anthropic.blocks import thought_in
-from freehold.server.anthropic.fields import Block, InputMessage, Part, Source, Text
+from freehold.server.anthropic.fields import Block, DocumentSource, InputMessage, ResultPart, TextBlock
 from freehold.server.core.problems import Refused
 from freehold.types import Message, ToolCall
 
@@ -72,7 +72,7 @@ class Turn:
 
 
 def read_chat(
-    system: str | Sequence[Text] | None, messages: Sequence[InputMessage], warnings: list[str]
+    system: str | Sequence[TextBlock] | None, messages: Sequence[InputMessage], warnings: list[str]
 ) -> tuple[Message, ...]:
     """Return the chat; add to `warnings` what was left out of it. Raises Refused."""
     numbered = _shown(messages)
@@ -80,7 +80,7 @@ def read_chat(
     texts = [*_system(system, warnings), *(_system_text(m, i) for i, m in leading)]
     prompt = _BETWEEN.join(text for text in texts if text)
     turns: list[Turn] = []
-    reader = _Reader(warnings)
+    reader = _TurnReader(warnings)
     for i, message in numbered[len(leading) :]:
         role = "assistant" if message.role == "assistant" else "user"
         if not turns or turns[-1].role != role:
@@ -99,7 +99,7 @@ def _shown(messages: Sequence[InputMessage]) -> list[tuple[int, InputMessage]]:
     return [(i, m) for i, m in enumerate(messages) if m.clear_at != "next_user_message" or i > last]
 
 
-def _system(given: str | Sequence[Text] | None, warnings: list[str]) -> Iterator[str]:
+def _system(given: str | Sequence[TextBlock] | None, warnings: list[str]) -> Iterator[str]:
     blocks = (
         [given] if isinstance(given, str) else [_text(b, f"system[{i}]") for i, b in enumerate(given or ())]
     )
@@ -119,7 +119,7 @@ def _system_text(message: InputMessage, i: int) -> str:
     return _BETWEEN.join(_text(b, f"messages[{i}].content[{j}]") for j, b in enumerate(message.content))
 
 
-class _Reader:
+class _TurnReader:
     """Reads message after message into turns. It remembers the calls, which results name by their ids."""
 
     def __init__(self, warnings: list[str]) -> None:
@@ -234,23 +234,23 @@ def references(messages: Sequence[InputMessage]) -> list[str]:
     return [p.tool_name for each in parts for p in each if p.type == "tool_reference" and p.tool_name]
 
 
-def _content(block: Block | Part, where: str) -> str:
+def _content(block: Block | ResultPart, where: str) -> str:
     """Return the text of a block that is text or holds it."""
     if block.type == "text":
         return _text(block, where)
-    if isinstance(block, Part) and block.type == "tool_reference":
+    if isinstance(block, ResultPart) and block.type == "tool_reference":
         return f"{_given(block.tool_name, where, 'tool_name')} can be called now."
     if block.type == "mid_conv_system" and isinstance(block.content, list):
         return _joined(block.content, f"{where}.content")
     if block.type == "search_result" and isinstance(block.content, list):
         named = [block.title or "", block.source if isinstance(block.source, str) else ""]
         return _BETWEEN.join(t for t in [*named, _joined(block.content, f"{where}.content")] if t)
-    if block.type == "document" and isinstance(block.source, Source):
+    if block.type == "document" and isinstance(block.source, DocumentSource):
         return _document(block, block.source, where)
     raise _unsupported(block, where)
 
 
-def _document(block: Block | Part, source: Source, where: str) -> str:
+def _document(block: Block | ResultPart, source: DocumentSource, where: str) -> str:
     if source.type == "text" and source.data is not None:
         text = source.data
     elif source.type == "content" and source.content is not None:
@@ -263,11 +263,11 @@ def _document(block: Block | Part, source: Source, where: str) -> str:
     return _BETWEEN.join(t for t in [block.title or "", block.context or "", text] if t)
 
 
-def _joined(blocks: Iterable[Text | Part], where: str) -> str:
+def _joined(blocks: Iterable[TextBlock | ResultPart], where: str) -> str:
     return _BETWEEN.join(_text(b, f"{where}[{i}]") for i, b in enumerate(blocks))
 
 
-def _text(block: Text | Part | Block, where: str) -> str:
+def _text(block: TextBlock | ResultPart | Block, where: str) -> str:
     if block.type != "text":
         raise _unsupported(block, where)
     return _given(block.text, where, "text")
@@ -294,7 +294,7 @@ def _bad(where: str, what: str) -> Refused:
     return Refused(400, f"{where} {what}", param=where, code="invalid_value")
 
 
-def _unsupported(block: Text | Part | Block, where: str) -> Refused:
+def _unsupported(block: TextBlock | ResultPart | Block, where: str) -> Refused:
     return Refused(
         400,
         f"{where} is of type {block.type!r}, which this server does not read there; it reads text so far",

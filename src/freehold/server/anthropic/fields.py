@@ -23,22 +23,22 @@ Tokens = Annotated[int, Meta(ge=1, le=FORCED)]
 Object = dict[str, Any]
 
 
-class Text(Struct, kw_only=True):
+class TextBlock(Struct, kw_only=True):
     """A text block, of a system prompt or within another block."""
 
     type: Kind
     text: str | None = None
 
 
-class Source(Struct, kw_only=True):
+class DocumentSource(Struct, kw_only=True):
     """Where a document's text is."""
 
     type: Kind
     data: str | None = None
-    content: str | Annotated[list[Text], Meta(max_length=MAX_BLOCKS)] | None = None
+    content: str | Annotated[list[TextBlock], Meta(max_length=MAX_BLOCKS)] | None = None
 
 
-class Part(Struct, kw_only=True):
+class ResultPart(Struct, kw_only=True):
     """A block within a tool's result: text, what holds text, or the name of a tool that was found."""
 
     type: Kind
@@ -46,8 +46,8 @@ class Part(Struct, kw_only=True):
     tool_name: Name | None = None
     title: str | None = None
     context: str | None = None
-    source: str | Source | None = None
-    content: Annotated[list[Text], Meta(max_length=MAX_BLOCKS)] | None = None
+    source: str | DocumentSource | None = None
+    content: Annotated[list[TextBlock], Meta(max_length=MAX_BLOCKS)] | None = None
 
 
 class Block(Struct, kw_only=True):
@@ -62,11 +62,11 @@ class Block(Struct, kw_only=True):
     name: Name | None = None
     input: Object | None = None
     tool_use_id: Id | None = None
-    content: str | Annotated[list[Part], Meta(max_length=MAX_BLOCKS)] | None = None
+    content: str | Annotated[list[ResultPart], Meta(max_length=MAX_BLOCKS)] | None = None
     is_error: bool | None = None
     title: str | None = None
     context: str | None = None
-    source: str | Source | None = None
+    source: str | DocumentSource | None = None
 
 
 class InputMessage(Struct, kw_only=True):
@@ -130,7 +130,7 @@ class CountRequest(Struct, kw_only=True):
         ),
     ]
     system: Annotated[
-        str | Annotated[list[Text], Meta(max_length=MAX_BLOCKS)] | None,
+        str | Annotated[list[TextBlock], Meta(max_length=MAX_BLOCKS)] | None,
         Meta(description="The system prompt. A line `x-anthropic-billing-header:` before it is left out."),
     ] = None
     tools: Annotated[

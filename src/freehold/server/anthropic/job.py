@@ -17,12 +17,12 @@ from freehold.server.anthropic.chat import missing, read_chat, references
 from freehold.server.anthropic.fields import (
     Block,
     CountRequest,
+    DocumentSource,
     InputMessage,
     MessagesRequest,
     OutputFormat,
-    Part,
-    Source,
-    Text,
+    ResultPart,
+    TextBlock,
     Thinking,
     ToolChoice,
     ToolParam,
@@ -235,20 +235,20 @@ def _within(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, kind in (("tool_choice", ToolChoice), ("thinking", Thinking)):
         yield from _extra(raw.get(name) or {}, kind, name)
     if not isinstance(system := raw.get("system") or "", str):
-        yield from (found for block in system for found in _extra(block, Text, "system"))
+        yield from (found for block in system for found in _extra(block, TextBlock, "system"))
     for message in raw["messages"]:
         yield from _extra(message, InputMessage, "messages")
         if isinstance(content := message.get("content"), list):
             yield from (found for block in content for found in _in_block(block, Block))
 
 
-def _in_block(block: dict[str, Any], kind: type[Block | Part | Text]) -> Iterator[tuple[str, str]]:
+def _in_block(block: dict[str, Any], kind: type[Block | ResultPart | TextBlock]) -> Iterator[tuple[str, str]]:
     yield from _extra(block, kind, "blocks", _SILENT if _cites(block) else _OF_BLOCKS)
-    if isinstance(content := block.get("content"), list) and kind is not Text:
-        inner = Part if kind is Block else Text
+    if isinstance(content := block.get("content"), list) and kind is not TextBlock:
+        inner = ResultPart if kind is Block else TextBlock
         yield from (found for each in content for found in _in_block(each, inner))
     if isinstance(source := block.get("source"), dict):
-        yield from _extra(source, Source, "sources", _SILENT | {"media_type", "url", "file_id"})
+        yield from _extra(source, DocumentSource, "sources", _SILENT | {"media_type", "url", "file_id"})
 
 
 def _cites(block: dict[str, Any]) -> bool:

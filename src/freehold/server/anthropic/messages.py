@@ -11,12 +11,12 @@ from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.anthropic.job import counted_job, fit, message_job, unknown_fields
 from freehold.server.anthropic.shape import MessageShape
 from freehold.server.core.answering import Answering
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.receipt import Tally
 
 
-async def messages(call: Call) -> None:
+async def messages(call: HttpCall) -> None:
     """Answer a chat, as Anthropic does."""
     call.statuses = STATUSES
     request, raw = await call.struct(MessagesRequest)
@@ -29,7 +29,7 @@ async def messages(call: Call) -> None:
     await (answering.stream if request.stream else answering.whole)(request.model)
 
 
-async def count_tokens(call: Call) -> None:
+async def count_tokens(call: HttpCall) -> None:
     """Count the tokens of a chat with its tools, also of one that is too long to be answered."""
     call.statuses = STATUSES
     request, raw = await call.struct(CountRequest)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.listing import answer_one, listed
 from freehold.server.core.problems import Refused
 from freehold.serving import LoadedInfo, StoredModel
@@ -18,7 +18,7 @@ from freehold.serving import LoadedInfo, StoredModel
 PAGE, MAX_PAGE = 20, 1000  # models of an answer
 
 
-async def models(call: Call) -> None:
+async def models(call: HttpCall) -> None:
     """List the models, a page at a time: `limit`, `after_id`, `before_id`."""
     asked = dict(parse_qsl(call.scope["query_string"].decode("latin-1")))
     page, more = _page(await listed(call, _model), asked)
@@ -26,7 +26,7 @@ async def models(call: Call) -> None:
     await call.answer({"data": page, "has_more": more, "first_id": first, "last_id": last})
 
 
-async def model(call: Call) -> None:
+async def model(call: HttpCall) -> None:
     """Describe one; its id may hold `/` and `:`."""
     await answer_one(call, _model)
 

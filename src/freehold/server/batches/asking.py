@@ -1,7 +1,7 @@
 """One line of a batch through the server's own routes, without a connection.
 
 The route reads the body and answers as it answers anybody, so a line's answer is what a client would have got.
-Knows ASGI's two functions; knows no file. Path: Desk -> Asker.ask -> Endpoint -> a handler -> Answer
+Knows ASGI's two functions; knows no file. Path: Desk -> Asker.ask -> Endpoint -> a handler -> LineAnswer
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 
-from freehold.server.core.call import JSON, Call, Endpoint, Server
+from freehold.server.core.call import JSON, Endpoint, HttpCall, Server
 from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LineAnswer:
     """What came of a line."""
 
     status: int
@@ -34,11 +34,11 @@ class Asker:
     def __init__(self, server: Server, endpoints: Mapping[str, Endpoint]) -> None:
         self.server, self._endpoints = server, endpoints
 
-    async def ask(self, tenant: str, path: str, body: Mapping[str, Any]) -> Answer:
+    async def ask(self, tenant: str, path: str, body: Mapping[str, Any]) -> LineAnswer:
         """Ask `path` for a tenant, after everybody who waits for an answer."""
         exchange = _Exchange(msgspec.json.encode({**body, "priority": "batch"}))
         scope: dict[str, Any] = {"type": "http", "path": path, "headers": [JSON], "query_string": b""}
-        call = scope["freehold.call"] = Call(self.server, scope, exchange.receive, exchange.send)
+        call = scope["freehold.call"] = HttpCall(self.server, scope, exchange.receive, exchange.send)
         try:
             call.key = self._key(tenant)
             if body.get("stream"):
@@ -77,6 +77,6 @@ class _Exchange:
         self._headers |= dict(message.get("headers", ()))
         self._sent.append(message.get("body", b""))
 
-    def answer(self, call: Call) -> Answer:
+    def answer(self, call: HttpCall) -> LineAnswer:
         body = msgspec.json.decode(b"".join(self._sent))
-        return Answer(call.status, body, call.request_id.decode(), self._headers)
+        return LineAnswer(call.status, body, call.request_id.decode(), self._headers)

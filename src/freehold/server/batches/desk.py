@@ -20,10 +20,10 @@ from pathlib import Path
 
 import msgspec
 
-from freehold.server.batches.asking import Answer, Asker
+from freehold.server.batches.asking import Asker, LineAnswer
 from freehold.server.batches.filestore import Files, link, private_folder, tenant_folder
 from freehold.server.batches.journal import ERRORS, OUTPUT, Journal
-from freehold.server.batches.lines import Line, Wrong, check_lines, read_lines
+from freehold.server.batches.lines import BatchLine, Wrong, check_lines, read_lines
 from freehold.server.batches.record import INPUT, Batch, Status, load, new_batch_id
 from freehold.server.core.problems import Refused
 
@@ -40,7 +40,7 @@ _log = logging.getLogger("freehold.server")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class NewBatch:
     """What a new batch is to be."""
 
     endpoint: str
@@ -102,7 +102,7 @@ class Desk:
 
     # --- what routes ask ------------------------------------------------------------------------------
 
-    async def create(self, tenant: str, asked: Asked) -> Batch:
+    async def create(self, tenant: str, asked: NewBatch) -> Batch:
         """Take a batch in; 404 for a file that is not there, 429 where too many are open."""
         mine = self.all(tenant)
         still = sum(not batch.over for batch in mine)
@@ -226,7 +226,7 @@ class Desk:
         """Answer every line that has no result; then the batch is finalizing, or its time is over."""
         lines, reading = self._unfinished(batch, journal), asyncio.Lock()
 
-        async def following() -> Line | None:
+        async def following() -> BatchLine | None:
             async with reading:  # a line may have 16 MB, which the loop shall not parse
                 return await asyncio.to_thread(next, lines, None)
 
@@ -245,7 +245,7 @@ class Desk:
             raise e.exceptions[0] from None
         await self._enter(batch, "finalizing")
 
-    async def _answer(self, batch: Batch, line: Line, journal: Journal, asker: Asker) -> None:
+    async def _answer(self, batch: Batch, line: BatchLine, journal: Journal, asker: Asker) -> None:
         asked = 0
         while True:
             async with self._abreast:
@@ -271,7 +271,7 @@ class Desk:
         self,
         batch: Batch,
         journal: Journal,
-        line: Line,
+        line: BatchLine,
         failed: bool,
         *,
         response: object = None,
@@ -296,9 +296,9 @@ class Desk:
         await self._enter(batch, end)
         _clear(folder)
 
-    def _unfinished(self, batch: Batch, journal: Journal) -> Iterator[Line]:
+    def _unfinished(self, batch: Batch, journal: Journal) -> Iterator[BatchLine]:
         for _, line in read_lines(self._folder(batch) / INPUT):
-            if isinstance(line, Line) and line.custom_id not in journal.done:
+            if isinstance(line, BatchLine) and line.custom_id not in journal.done:
                 yield line
 
     def _count(self, batch: Batch, journal: Journal) -> None:
@@ -358,7 +358,7 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _pause(answer: Answer, asked: int) -> float | None:
+def _pause(answer: LineAnswer, asked: int) -> float | None:
     """Return seconds after which to ask again, None where the answer stands. `asked`: times it was asked again."""
     if answer.status not in (429, 503) or (answer.status == 503 and asked >= PATIENCE):
         return None

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from freehold.server.core.bodies import weigh
-from freehold.server.core.limits import Limits
+from freehold.server.core.limits import ServerLimits
 from freehold.server.core.problems import Refused
 
 MAX_LINES = 50_000
@@ -22,7 +22,7 @@ MAX_LINE = 16 << 20  # bytes; the body of a request has no more
 MAX_ERRORS = 50  # named of one file
 
 
-class Line(Struct, frozen=True):
+class BatchLine(Struct, frozen=True):
     """One request."""
 
     custom_id: Annotated[str, Meta(min_length=1, max_length=512)]
@@ -48,9 +48,9 @@ class Checked:
     errors: tuple[Wrong, ...]
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, Line | Wrong]]:
+def read_lines(path: Path) -> Iterator[tuple[int, BatchLine | Wrong]]:
     """Give each line with its number; empty ones are left out."""
-    decoder = msgspec.json.Decoder(Line)
+    decoder = msgspec.json.Decoder(BatchLine)
     with path.open("rb") as file:
         number = 0
         while raw := file.readline(MAX_LINE + 1):
@@ -61,7 +61,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Line | Wrong]]:
             if raw.isspace():
                 continue
             try:
-                weigh(raw, Limits())
+                weigh(raw, ServerLimits())
                 yield number, decoder.decode(raw)
             except Refused as e:
                 yield number, Wrong(e.code or "", e.message, number)
@@ -91,7 +91,7 @@ def check_lines(path: Path, endpoint: str) -> Checked:
     return Checked(len(seen), tuple(errors))
 
 
-def _wrong(line: Line, number: int, endpoint: str, seen: set[str]) -> Wrong | None:
+def _wrong(line: BatchLine, number: int, endpoint: str, seen: set[str]) -> Wrong | None:
     if line.url != endpoint:
         return Wrong("mismatched_url", f"url is {line.url[:80]!r}; expected {endpoint}", number, "url")
     if line.custom_id in seen:

@@ -17,7 +17,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from freehold.server.core.limits import Limits, one_address
+from freehold.server.core.limits import ServerLimits, one_address
 
 ACCEPTED = 256  # in one turn of the loop: about 2 ms
 STARTED = 32  # handed over in one turn: about 3 ms
@@ -34,7 +34,7 @@ class Acceptor:
         self,
         sock: socket.socket,
         make: Callable[[], asyncio.Protocol],
-        limits: Limits,
+        limits: ServerLimits,
         context: ssl.SSLContext | None = None,
         refusal: bytes = b"",
     ) -> None:

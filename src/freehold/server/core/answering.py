@@ -2,7 +2,7 @@
 
 The shape (a route of one of the protocols) knows the wire; this file knows order: begin, chunks, end; and who is told
 when it goes wrong. Knows no field of a request and no protocol.
-Path: openai/chat.py and its like -> Answering.run -> ModelHandle.start -> Stream -> Shape -> EventStream or Call
+Path: openai/chat.py and its like -> Answering.stream -> ModelHandle.start -> Stream -> AnswerShape -> EventStream
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Protocol
 
 from freehold.errors import DeadlineExceeded, EngineClosed, EngineLost, Overloaded, SlowReader
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.limits import Gone
 from freehold.server.core.metrics import PerModel
 from freehold.server.core.problems import Problem, Refused, problem
@@ -57,7 +57,7 @@ class Choice:
         self.reason = chunk.finish_reason or self.reason
 
 
-class Shape(Protocol):
+class AnswerShape(Protocol):
     """How a route writes its answers. Streams come in pieces, b"" for nothing to show."""
 
     content_type: bytes  # of a stream
@@ -109,8 +109,8 @@ class Answering:
 
     def __init__(
         self,
-        call: Call,
-        shape: Shape,
+        call: HttpCall,
+        shape: AnswerShape,
         jobs: Sequence[Job],
         *,
         keep_alive: float | None,

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.types import Receive
 
-from freehold.server.core.limits import Gone, Limits, parse, typed
+from freehold.server.core.limits import Gone, ServerLimits, parse, typed
 from freehold.server.core.problems import Refused
-from freehold.server.core.structure import Structure, structure_of, weight
+from freehold.server.core.structure import BodyStructure, structure_of, weight
 
 T = TypeVar("T", bound=msgspec.Struct)
 Headers = Mapping[bytes, bytes]
@@ -60,7 +60,7 @@ class Bodies:
 class Holding:
     """What one request's body holds."""
 
-    def __init__(self, bodies: Bodies, caller: str, limits: Limits) -> None:
+    def __init__(self, bodies: Bodies, caller: str, limits: ServerLimits) -> None:
         self.bodies, self.caller, self._limits = bodies, caller, limits
         self.bytes = 0
 
@@ -92,7 +92,7 @@ class Holding:
 
 
 async def json_body(
-    receive: Receive, headers: Headers, limits: Limits, holding: Holding, kind: type[T]
+    receive: Receive, headers: Headers, limits: ServerLimits, holding: Holding, kind: type[T]
 ) -> tuple[T, dict[str, Any]]:
     """Return the body as `kind`, and as it came. Raises Refused: 415 for what is not called JSON, 413, 408, 400."""
     _check_kind(headers)
@@ -109,9 +109,9 @@ async def json_body(
         return await loop.run_in_executor(pool, _read, body, kind)
 
 
-def weigh(body: bytes, limits: Limits) -> int:
+def weigh(body: bytes, limits: ServerLimits) -> int:
     """Return about what `body` will take of memory; 413 for one that holds more than a limit."""
-    most = Structure(limits.body_containers, limits.body_names, limits.body_values)
+    most = BodyStructure(limits.body_containers, limits.body_names, limits.body_values)
     found = structure_of(body, most)
     for has, limit, what in (
         (found.containers, most.containers, "lists and objects"),
@@ -129,7 +129,9 @@ def _read(body: bytes, kind: type[T]) -> tuple[T, dict[str, Any]]:
     return typed(raw, kind), raw
 
 
-async def read_body(receive: Receive, headers: Headers, limits: Limits, holding: Holding) -> list[bytes]:
+async def read_body(
+    receive: Receive, headers: Headers, limits: ServerLimits, holding: Holding
+) -> list[bytes]:
     """Return the whole body in its pieces; 413 for one too long (by its header or its bytes), 408 for one too slow.
 
     503 or 429 for a long one that comes while others hold all that bodies may.
@@ -143,7 +145,7 @@ async def read_body(receive: Receive, headers: Headers, limits: Limits, holding:
 
 
 async def body_pieces(
-    receive: Receive, headers: Headers, limits: Limits, most: int | None = None
+    receive: Receive, headers: Headers, limits: ServerLimits, most: int | None = None
 ) -> AsyncIterator[bytes]:
     """Give a body that is never whole in memory; 413 for one too long, 408 for a pause in it or a trickle."""
     most, size, more = limits.upload_bytes if most is None else most, 0, True
@@ -199,7 +201,7 @@ def _check_stated(headers: Headers, most: int) -> None:
         raise _too_long(most)
 
 
-async def _whole(receive: Receive, limits: Limits, holding: Holding) -> list[bytes]:
+async def _whole(receive: Receive, limits: ServerLimits, holding: Holding) -> list[bytes]:
     parts: list[bytes] = []
     size = 0
     while True:

@@ -1,7 +1,7 @@
 """One request on its way through the server: who asks, what arrived, and how to answer.
 
 Knows ASGI, the request id and the client's presence; knows no protocol's fields.
-Path: gate.Gate -> Endpoint -> Call -> a handler
+Path: gate.Gate -> Endpoint -> HttpCall -> a handler
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from freehold.server.core.accounts import Accounts
 from freehold.server.core.auth import Audience, Guard
 from freehold.server.core.bodies import Bodies, Holding, body_pieces, json_body
 from freehold.server.core.keys import Key
-from freehold.server.core.limits import Gone, Limits, one_address
+from freehold.server.core.limits import Gone, ServerLimits, one_address
 from freehold.server.core.problems import Problem, Wording, openai_error, problem
 from freehold.server.core.scope import ScopedDirectory
 from freehold.server.core.work import RequestWork
@@ -44,7 +44,7 @@ _REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 JSON = (b"content-type", b"application/json")
 
 
-class Door(Protocol):
+class ServerHandle(Protocol):
     """The running server, as far as a request may touch it."""
 
     url: str
@@ -58,11 +58,11 @@ class Server:
 
     models: ModelManager
     guard: Guard
-    limits: Limits
+    limits: ServerLimits
     metrics: Metrics
     health: Health
     keep_alive_s: float = 10.0  # an event stream is never silent for longer
-    door: Door | None = None  # serve.py fills it in
+    door: ServerHandle | None = None  # serve.py fills it in
     default_model: str = ""  # for the tokenizer's routes, which may come without a name
     store: Store | None = None  # what lies on disk; without it nobody can look at it or change it
     chores: int = 0  # downloads and the like that are under way
@@ -70,7 +70,7 @@ class Server:
     started_at: float = field(default_factory=time.time)
     bodies: Bodies = field(default_factory=Bodies)
     requests: Counter[str] = field(default_factory=Counter)  # caller -> its requests under way
-    calls: set[Call] = field(default_factory=set)  # those that a model is at work for
+    calls: set[HttpCall] = field(default_factory=set)  # those that a model is at work for
     parts: dict[type, Any] = field(
         default_factory=dict
     )  # what protocols keep, by its class; serve.py fills it
@@ -86,7 +86,7 @@ class Server:
         return [sentence for sentence in found if sentence]
 
 
-class Call:
+class HttpCall:
     """One request. `route` is for the metrics."""
 
     def __init__(self, server: Server, scope: Scope, receive: Receive, send: Send) -> None:
@@ -233,7 +233,7 @@ class Endpoint:
     """An ASGI application around `handle`; starlette calls it as it is. openapi.py describes it by its fields."""
 
     path: str
-    handle: Callable[[Call], Awaitable[None]]
+    handle: Callable[[HttpCall], Awaitable[None]]
     request: type[msgspec.Struct] | None = None  # of the body
     audience: Audience = "client"
     answer: tuple[str, ...] = ("application/json",)  # media types
@@ -243,7 +243,7 @@ class Endpoint:
     status: tuple[int, ...] = (200,)  # of an answer that is no refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call: Call = scope["freehold.call"]
+        call: HttpCall = scope["freehold.call"]
         call.route, call.request = self.path, self.request
         call.server.guard.check_audience(self.audience, call.key, owner=call.owner)
         # A batch's lines have no method and take no part in the rate: they wait for idle capacity as it is.
@@ -255,7 +255,7 @@ class Endpoint:
 def route(
     method: str,
     path: str,
-    handle: Callable[[Call], Awaitable[None]],
+    handle: Callable[[HttpCall], Awaitable[None]],
     request: type[msgspec.Struct] | None = None,
     *,
     audience: Audience = "client",

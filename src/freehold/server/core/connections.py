@@ -17,7 +17,7 @@ from http import HTTPStatus
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from freehold.server.core.auth import Headers
-from freehold.server.core.limits import Limits, one_address
+from freehold.server.core.limits import ServerLimits, one_address
 from freehold.server.core.problems import Refused, Wording, openai_error, problem
 
 # Two of them contradict each other, and what is checked might not be what is used.
@@ -33,7 +33,7 @@ TRIM_S = 0.05  # from a connection too many of an address to the end of its olde
 class Connections:
     """The connections of a server's network sockets, in the order in which they fell idle."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServerLimits) -> None:
         self.limits = limits
         self.all: set[Guarded] = set()
         self._by_address: Counter[str] = Counter()
@@ -234,7 +234,7 @@ def too_many(most: int) -> Refused:
     )
 
 
-def full(limits: Limits) -> bytes:
+def full(limits: ServerLimits) -> bytes:
     """Return the whole answer to a connection that is closed before anything of it was read."""
     return _answer(too_many(limits.connections))
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from starlette.types import Receive, Scope, Send
 
 from freehold.server.core.auth import Headers
-from freehold.server.core.call import Call, Server
+from freehold.server.core.call import HttpCall, Server
 from freehold.server.core.limits import Gone
 from freehold.server.core.problems import Refused, Wording, openai_error
 from freehold.server.core.requestlog import log_request
@@ -35,7 +35,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        call = scope["freehold.call"] = Call(self._server, scope, receive, send)
+        call = scope["freehold.call"] = HttpCall(self._server, scope, receive, send)
         call.wording = self._wording(scope["path"], call.headers)
         try:
             _check_spare(scope)
@@ -57,7 +57,7 @@ class Gate:
             log_request(call)
 
     @contextmanager
-    def _one_of_few(self, call: Call) -> Iterator[None]:
+    def _one_of_few(self, call: HttpCall) -> Iterator[None]:
         """Count a request as its caller's while it is under way; 429 where those are too many."""
         if call.owner or call.scope["path"] in PROBES:
             yield

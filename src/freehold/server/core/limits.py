@@ -37,7 +37,7 @@ class Gone(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ServerLimits:
     """Caps on connections and bodies, and the seconds that a slow client gets."""
 
     body_bytes: int = 16 << 20  # a 1M-token prompt as ids is 7 MB

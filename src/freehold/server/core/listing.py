@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from freehold.errors import ModelNotFound
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.serving import LoadedInfo, ModelInfo, StoredModel
 
 # A model's name, what the store has of it, and all that is in memory -> how the protocol describes it, with its `id`.
@@ -30,14 +30,14 @@ def capabilities(info: ModelInfo) -> list[str]:
     return [name for name, has in found.items() if has]
 
 
-async def listed(call: Call, row: Row) -> list[dict[str, Any]]:
+async def listed(call: HttpCall, row: Row) -> list[dict[str, Any]]:
     """Describe every model."""
     loaded = {each.name: each for each in call.models.loaded()}
     held = {each.name: each for each in await call.models.names()}
     return [row(name, held.get(name), loaded) for name in {**held, **loaded}]
 
 
-async def answer_one(call: Call, row: Row) -> None:
+async def answer_one(call: HttpCall, row: Row) -> None:
     """Describe the model that the path names; its id may hold `/` and `:`. Raises ModelNotFound."""
     name = call.scope["path_params"]["id"]
     rows = {each["id"]: each for each in await listed(call, row)}

@@ -9,5 +9,5 @@ from __future__ import annotations
 from msgspec import Struct
 
 
-class Reply(Struct, kw_only=True, forbid_unknown_fields=True):
+class WireReply(Struct, kw_only=True, forbid_unknown_fields=True):
     """An object with these fields and no others."""

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 
 POLLED = frozenset({"/health", "/ready", "/metrics", "/", "/version", "/api/version", "/api/ps"})
 _SHOWN = 120  # characters of a name that a client gave
@@ -21,7 +21,7 @@ _log = logging.getLogger("freehold.requests")
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class RequestLine:
     """One request, as the log has it."""
 
     at: float  # time.time() of its end
@@ -45,22 +45,22 @@ class Line:
         return " ".join(parts)
 
 
-def log_request(call: Call) -> None:
+def log_request(call: HttpCall) -> None:
     """Log a request that is over."""
     level = _level(call)
     if _log.isEnabledFor(level):
         # Made here: Logger.log would look through the stack for the line of code, for a third of all this costs.
-        line = Line(time.time(), _fields(call))
+        line = RequestLine(time.time(), _fields(call))
         _log.handle(logging.LogRecord(_log.name, level, __file__, 0, "%s", (line,), None))
 
 
-def _level(call: Call) -> int:
+def _level(call: HttpCall) -> int:
     if call.status >= 500:
         return logging.WARNING
     return logging.DEBUG if call.route in POLLED else logging.INFO
 
 
-def _fields(call: Call) -> dict[str, Any]:
+def _fields(call: HttpCall) -> dict[str, Any]:
     work, first = call.work, call.work.first_s
     return {
         "request_id": call.request_id.decode(),

@@ -2,7 +2,7 @@
 
 Knows bytes and seconds; knows no protocol's events. The response begins late on purpose: an error before the first
 event still gets its own status, unless ten silent seconds passed and a beat had to go out.
-Path: Answering.stream -> EventStream.send -> Call.body
+Path: Answering.stream -> EventStream.send -> HttpCall.body
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 
 CONTENT_TYPE = b"text/event-stream; charset=utf-8"  # server-sent events
 COMMENT = b": keep-alive\n\n"  # which their readers leave out
@@ -25,7 +25,7 @@ class EventStream:
     """Use in `async with`: the timer for beats runs inside. `beat` writes what a client reads over."""
 
     def __init__(
-        self, call: Call, content_type: bytes = CONTENT_TYPE, beat: Callable[[], bytes] = lambda: COMMENT
+        self, call: HttpCall, content_type: bytes = CONTENT_TYPE, beat: Callable[[], bytes] = lambda: COMMENT
     ) -> None:
         self._headers, self._beat = [(b"content-type", content_type), *HEADERS], beat
         self._call, self._lock = call, asyncio.Lock()

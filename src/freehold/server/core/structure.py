@@ -23,27 +23,27 @@ _WHOLE = re.compile(rb'(?:[^"]++|"' + _INNER + rb'")*+', re.S)
 
 
 @dataclass(frozen=True, slots=True)
-class Structure:
+class BodyStructure:
     """What a body holds, or at most holds. `values`: items of lists and objects."""
 
     containers: int
     names: int
     values: int
 
-    def within(self, most: Structure) -> bool:
+    def within(self, most: BodyStructure) -> bool:
         """Return whether no count is beyond that of `most`."""
         return self.containers <= most.containers and self.names <= most.names and self.values <= most.values
 
-    def __add__(self, other: Structure) -> Structure:
-        return Structure(
+    def __add__(self, other: BodyStructure) -> BodyStructure:
+        return BodyStructure(
             self.containers + other.containers, self.names + other.names, self.values + other.values
         )
 
 
-NOTHING = Structure(0, 0, 0)
+NOTHING = BodyStructure(0, 0, 0)
 
 
-def structure_of(body: bytes, most: Structure) -> Structure:
+def structure_of(body: bytes, most: BodyStructure) -> BodyStructure:
     """Count `body`; the result is exact, or all of it is within `most`, or some count beyond `most` was reached."""
     found = NOTHING
     for at in range(0, len(body), PIECE):
@@ -51,7 +51,7 @@ def structure_of(body: bytes, most: Structure) -> Structure:
     return found if found.within(most) else _exact(body, most)
 
 
-def weight(body: bytes, found: Structure) -> int:
+def weight(body: bytes, found: BodyStructure) -> int:
     """Return about how many bytes of memory `body` takes once it is parsed, itself included."""
     pieces = range(0, len(body), PIECE)
     narrow = body.isascii() and all(body.find(b"\\u", at, at + PIECE + 1) < 0 for at in pieces)
@@ -59,12 +59,12 @@ def weight(body: bytes, found: Structure) -> int:
     return len(body) + text + CONTAINER * found.containers + NAME * found.names + VALUE * found.values
 
 
-def _counted(text: bytes, start: int = 0, end: int | None = None) -> Structure:
+def _counted(text: bytes, start: int = 0, end: int | None = None) -> BodyStructure:
     containers = text.count(b"[", start, end) + text.count(b"{", start, end)
-    return Structure(containers, text.count(b":", start, end), text.count(b",", start, end) + containers)
+    return BodyStructure(containers, text.count(b":", start, end), text.count(b",", start, end) + containers)
 
 
-def _exact(body: bytes, most: Structure) -> Structure:
+def _exact(body: bytes, most: BodyStructure) -> BodyStructure:
     """Count outside strings, piece by piece, and stop where it is too much already."""
     found, at = NOTHING, 0
     while at < len(body) and found.within(most):

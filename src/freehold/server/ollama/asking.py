@@ -10,22 +10,24 @@ from typing import Any
 
 from freehold.errors import ModelNotFound, Overloaded
 from freehold.server.core.answering import Answering
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
-from freehold.server.ollama.fields import Generating
+from freehold.server.ollama.fields import OllamaGenerating
 from freehold.server.ollama.shape import OllamaShape, loaded
 from freehold.server.ollama.wording import refusal
 from freehold.serving import Job
 
 
-async def answer(call: Call, r: Generating, job: Job, shape: OllamaShape, warnings: list[str]) -> None:
+async def answer(
+    call: HttpCall, r: OllamaGenerating, job: Job, shape: OllamaShape, warnings: list[str]
+) -> None:
     """Answer a job, in lines unless `stream` is false."""
     answering = Answering(call, shape, [job], keep_alive=seconds(r.keep_alive), warnings=warnings)
     run = answering.whole if r.stream is False else answering.stream
     await worded(r.model, lambda: run(r.model))
 
 
-async def load_only(call: Call, r: Generating, said: dict[str, Any]) -> None:
+async def load_only(call: HttpCall, r: OllamaGenerating, said: dict[str, Any]) -> None:
     """Load the model, or with keep_alive 0 let go of it once it is idle."""
     kept = seconds(r.keep_alive)
     call.work.model = r.model
@@ -49,7 +51,7 @@ async def worded(model: str, work: Callable[[], Awaitable[object]]) -> None:
         raise refusal(e, model) from e
 
 
-async def let_go(call: Call, model: str) -> None:
+async def let_go(call: HttpCall, model: str) -> None:
     """Unload an idle model at once; a busy one leaves when its answers have ended. One that is not loaded is gone.
 
     Raises Refused (403) for a client's key: the model is there for the others too.

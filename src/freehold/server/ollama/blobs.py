@@ -20,7 +20,7 @@ from freehold import private
 from freehold.errors import BadModelFile, ModelNotFound, UsageError
 from freehold.formats import open_model_file
 from freehold.formats.lora import CONFIG, WEIGHTS
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
 from freehold.server.ollama.models import stored
 from freehold.store import ModelRef, Store, space
@@ -32,14 +32,14 @@ STALE_S = 24 * 3600.0  # what is left of an upload that broke off so long ago is
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 
 
-async def has(call: Call) -> None:
+async def has(call: HttpCall) -> None:
     """Tell whether a file of this digest is here."""
     digest = _digest(call.scope["path_params"]["digest"])
     found = await asyncio.to_thread(_is_here, stored(call), digest)
     await call.answer(b"", 200 if found else 404)
 
 
-async def send(call: Call) -> None:
+async def send(call: HttpCall) -> None:
     """Take a file in, whole and of the digest it is said to have; only for the owner."""
     digest, store = _digest(call.scope["path_params"]["digest"]), stored(call)
     stated = call.headers.get(b"content-length", b"")
@@ -134,7 +134,7 @@ def _make_room(folder: Path, size: int, digest: str) -> None:
     space.require(folder, size, f"the blob sha256:{digest[:12]}")
 
 
-async def _write(call: Call, folder: Path, digest: str) -> None:
+async def _write(call: HttpCall, folder: Path, digest: str) -> None:
     beside = folder / f".{digest[:12]}.{secrets.token_hex(4)}.new"
     hashed = hashlib.sha256()
     try:

@@ -5,18 +5,18 @@ Knows the route; fields.py reads, shape.py writes. Path: Gate -> chat -> fields.
 
 from __future__ import annotations
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.ollama.asking import answer, load_only
-from freehold.server.ollama.fields import ChatRequest, chat_job, is_empty
-from freehold.server.ollama.shape import ChatShape
+from freehold.server.ollama.fields import OllamaChatRequest, chat_job, is_empty
+from freehold.server.ollama.shape import OllamaChatShape
 
 
-async def chat(call: Call) -> None:
+async def chat(call: HttpCall) -> None:
     """Answer a chat; without messages load the model, or unload it with keep_alive 0."""
-    request, raw = await call.struct(ChatRequest)
+    request, raw = await call.struct(OllamaChatRequest)
     asked = chat_job(request, raw, call.tenant)
     if is_empty(request):
         await load_only(call, request, {"message": {"role": "assistant", "content": ""}})
         return
-    shape = ChatShape(logprobs=asked.job.logprobs is not None, context=asked.context)
+    shape = OllamaChatShape(logprobs=asked.job.logprobs is not None, context=asked.context)
     await answer(call, request, asked.job, shape, asked.warnings)

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.limits import Gone
 from freehold.server.core.problems import Refused, problem, without_paths
 from freehold.server.core.sse import EventStream
@@ -33,7 +33,7 @@ class _Stopped(Exception):
     """Nobody listens any more."""
 
 
-async def run(call: Call, name: str, work: Work, *, stream: bool, first: Line) -> None:
+async def run(call: HttpCall, name: str, work: Work, *, stream: bool, first: Line) -> None:
     """Run `work` in a thread and answer with its lines, then with success; `first` is the beat until the next one."""
     if call.server.chores >= MOST:
         raise Refused(
@@ -52,7 +52,7 @@ async def run(call: Call, name: str, work: Work, *, stream: bool, first: Line) -
         chore.stop()
 
 
-async def _streamed(call: Call, name: str, chore: _Chore) -> None:
+async def _streamed(call: HttpCall, name: str, chore: _Chore) -> None:
     async with EventStream(call, NDJSON, lambda: _line(chore.latest)) as events:
 
         async def send(line: Line) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
 from freehold.server.ollama import blobs, chores
@@ -27,7 +27,7 @@ from freehold.store.overlays import MAX_MESSAGES
 Files = Annotated[dict[str, Annotated[str, Meta(max_length=80)]], Meta(max_length=64)]
 
 
-class Said(Struct, kw_only=True):
+class OverlayMessage(Struct, kw_only=True):
     """A message that every chat begins with."""
 
     role: str
@@ -57,7 +57,7 @@ class CreateRequest(Struct, kw_only=True, rename={"base": "from"}):
         None
     )
     messages: Annotated[
-        Annotated[list[Said], Meta(max_length=MAX_MESSAGES)] | None,
+        Annotated[list[OverlayMessage], Meta(max_length=MAX_MESSAGES)] | None,
         Meta(description="What every chat begins with."),
     ] = None
     modelfile: Annotated[
@@ -67,7 +67,7 @@ class CreateRequest(Struct, kw_only=True, rename={"base": "from"}):
     quantize: Annotated[str | None, Meta(description="Refused: models are stored as they come.")] = None
 
 
-async def create(call: Call) -> None:
+async def create(call: HttpCall) -> None:
     """Make a model from another one, in place of what was made under its name; only for the owner."""
     request, raw = await call.struct(CreateRequest)
     name = fetchable(request.model or request.name, "model")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.fields import Name
 from freehold.server.core.vectors import MAX_DIMENSIONS, as_numbers, check_count, cut_warnings
@@ -57,7 +57,7 @@ class EmbeddingsRequest(Struct, kw_only=True):
     keep_alive: KeepAlive = None
 
 
-async def embed(call: Call) -> None:
+async def embed(call: HttpCall) -> None:
     """Turn texts into vectors; without input load the model, or with keep_alive 0 let go of it."""
     request, raw = await call.struct(EmbedRequest)
     given = [request.input] if request.input and isinstance(request.input, str) else request.input or []
@@ -80,7 +80,7 @@ async def embed(call: Call) -> None:
     await worded(request.model, lambda: call.while_here(work()))
 
 
-async def embeddings(call: Call) -> None:
+async def embeddings(call: HttpCall) -> None:
     """Turn one text into a vector; without one load the model, or with keep_alive 0 let go of it."""
     request, raw = await call.struct(EmbeddingsRequest)
     warnings = [*unknown_fields(raw, EmbeddingsRequest), *_idle(request.options)]
@@ -96,7 +96,7 @@ async def embeddings(call: Call) -> None:
 
 
 async def _made(
-    call: Call, r: EmbedRequest | EmbeddingsRequest, job: EmbedJob
+    call: HttpCall, r: EmbedRequest | EmbeddingsRequest, job: EmbedJob
 ) -> tuple[float, Vectors | None]:
     """Return the seconds until the model was in memory, and the vectors; None where nothing was asked for."""
     kept = seconds(r.keep_alive)
@@ -122,5 +122,5 @@ def _told(warnings: list[str], vectors: Vectors | None) -> list[str]:
     return [*warnings, *(cut_warnings(vectors) if vectors else ())]
 
 
-def _passed_s(call: Call) -> float:
+def _passed_s(call: HttpCall) -> float:
     return time.monotonic() - call.started

@@ -2,7 +2,7 @@
 
 A field is honoured, refused by name because leaving it out would change the answer, or named in the answer's
 warnings. Knows the wire's fields and Job's; knows no route and no model.
-Path: Call.struct -> ChatRequest or GenerateRequest -> chat_job, text_job -> Job
+Path: Call.struct -> OllamaChatRequest or GenerateRequest -> chat_job, text_job -> Job
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MAX_CALLS = 128  # of tools in one message
 MAX_UNANSWERED = 1024  # calls that results without an id are looked for among: the latest
 
 
-class Generating(Struct, kw_only=True):
+class OllamaGenerating(Struct, kw_only=True):
     """Fields that chats and texts share."""
 
     model: Annotated[Name, Meta(description="The model's name; `:latest` may be left out.")]
@@ -93,7 +93,7 @@ class Called(Struct, kw_only=True):
     type: str | None = None
 
 
-class ChatMessage(Struct, kw_only=True):
+class OllamaMessage(Struct, kw_only=True):
     """One turn."""
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -105,7 +105,7 @@ class ChatMessage(Struct, kw_only=True):
     tool_call_id: Annotated[str, Meta(max_length=256)] | None = None
 
 
-class Function(Struct, kw_only=True):
+class OllamaFunction(Struct, kw_only=True):
     """What a model may ask to have run."""
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]
@@ -116,15 +116,15 @@ class Function(Struct, kw_only=True):
 class ToolGiven(Struct, kw_only=True):
     """A tool; only functions."""
 
-    function: Function
+    function: OllamaFunction
     type: Literal["function"] | None = None
 
 
-class ChatRequest(Generating, kw_only=True):
+class OllamaChatRequest(OllamaGenerating, kw_only=True):
     """POST /api/chat: a chat to answer; without messages the model is loaded, or unloaded with keep_alive 0."""
 
     messages: Annotated[
-        Annotated[list[ChatMessage], Meta(max_length=MAX_MESSAGES)] | None,
+        Annotated[list[OllamaMessage], Meta(max_length=MAX_MESSAGES)] | None,
         Meta(description="The chat, as text; the answer goes on from an assistant's message at its end."),
     ] = None
     tools: Annotated[
@@ -133,7 +133,7 @@ class ChatRequest(Generating, kw_only=True):
     ] = None
 
 
-class GenerateRequest(Generating, kw_only=True):
+class GenerateRequest(OllamaGenerating, kw_only=True):
     """POST /api/generate: one prompt to answer; without one the model is loaded, or unloaded with keep_alive 0."""
 
     prompt: Annotated[str | None, Meta(description="What to answer; with raw or suffix, to continue.")] = None
@@ -157,7 +157,7 @@ class GenerateRequest(Generating, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class OllamaJob:
     """A request, read: what to do, and what to tell."""
 
     job: Job
@@ -165,9 +165,9 @@ class Asked:
     warnings: list[str]
 
 
-def chat_job(r: ChatRequest, raw: Mapping[str, Any], tenant: str) -> Asked:
+def chat_job(r: OllamaChatRequest, raw: Mapping[str, Any], tenant: str) -> OllamaJob:
     """Return the job of a chat."""
-    warnings = unknown_fields(raw, ChatRequest) + _unknown_message_fields(raw.get("messages") or [])
+    warnings = unknown_fields(raw, OllamaChatRequest) + _unknown_message_fields(raw.get("messages") or [])
     job, given = _shared(r, tenant, warnings)
     ids = _CallIds()
     messages = [_message(m, i, ids) for i, m in enumerate(r.messages or [])]
@@ -178,10 +178,10 @@ def chat_job(r: ChatRequest, raw: Mapping[str, Any], tenant: str) -> Asked:
         else:  # an answer that is begun with nothing is a new one
             messages.pop()
     job = replace(job, messages=tuple(messages), turn=turn, tools=_tools(r.tools or []))
-    return Asked(job, given.context, warnings)
+    return OllamaJob(job, given.context, warnings)
 
 
-def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str) -> Asked:
+def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str) -> OllamaJob:
     """Return the job of a prompt: a chat of one turn, or with raw or suffix a text as it is.
 
     With `context` its messages are yet to be put behind those ids (generate.py).
@@ -195,7 +195,7 @@ def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str) -> Asked:
     else:
         system = (Message("system", r.system),) if r.system else ()
         job = replace(job, messages=(*system, Message("user", prompt)), template=_template(r.template))
-    return Asked(job, given.context, warnings)
+    return OllamaJob(job, given.context, warnings)
 
 
 def unknown_fields(raw: Mapping[str, Any], kind: type[Struct]) -> list[str]:
@@ -209,12 +209,12 @@ def unknown_fields(raw: Mapping[str, Any], kind: type[Struct]) -> list[str]:
     return warnings[:MAX_WARNINGS]
 
 
-def is_empty(r: ChatRequest | GenerateRequest) -> bool:
+def is_empty(r: OllamaChatRequest | GenerateRequest) -> bool:
     """Tell whether nothing is asked but that the model be loaded, or unloaded."""
-    return not r.messages if isinstance(r, ChatRequest) else not (r.prompt or r.suffix)
+    return not r.messages if isinstance(r, OllamaChatRequest) else not (r.prompt or r.suffix)
 
 
-def _shared(r: Generating, tenant: str, warnings: list[str]) -> tuple[Job, Parameters]:
+def _shared(r: OllamaGenerating, tenant: str, warnings: list[str]) -> tuple[Job, Parameters]:
     given = parameters.read(r.options or {})
     warnings += given.warnings
     if r.shift:
@@ -284,7 +284,7 @@ class _CallIds:
         return id or "", name
 
 
-def _message(m: ChatMessage, i: int, ids: _CallIds) -> Message:
+def _message(m: OllamaMessage, i: int, ids: _CallIds) -> Message:
     if m.images:
         raise _no_images(f"messages[{i}].images")
     content, thinking = m.content or "", m.thinking or ""
@@ -306,7 +306,7 @@ def _message(m: ChatMessage, i: int, ids: _CallIds) -> Message:
     return Message(m.role, content, thinking, calls)
 
 
-_MESSAGE_FIELDS = frozenset(ChatMessage.__struct_fields__)
+_MESSAGE_FIELDS = frozenset(OllamaMessage.__struct_fields__)
 
 
 def _unknown_message_fields(messages: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.ollama.asking import answer, load_only, worded
 from freehold.server.ollama.fields import GenerateRequest, is_empty, text_job
-from freehold.server.ollama.shape import TextShape
+from freehold.server.ollama.shape import OllamaTextShape
 from freehold.serving import Job, tokenizer_of
 
 
-async def generate(call: Call) -> None:
+async def generate(call: HttpCall) -> None:
     """Answer a prompt; without one load the model, or unload it with keep_alive 0."""
     request, raw = await call.struct(GenerateRequest)
     asked = text_job(request, raw, call.tenant)
@@ -26,11 +26,11 @@ async def generate(call: Call) -> None:
     if request.context:
         job = await _behind(call, request, job)
     ids = not (request.raw or request.suffix)
-    shape = TextShape(logprobs=job.logprobs is not None, context=asked.context, ids=ids)
+    shape = OllamaTextShape(logprobs=job.logprobs is not None, context=asked.context, ids=ids)
     await answer(call, request, job, shape, asked.warnings)
 
 
-async def _behind(call: Call, r: GenerateRequest, job: Job) -> Job:
+async def _behind(call: HttpCall, r: GenerateRequest, job: Job) -> Job:
     """Return the job whose prompt is the context's ids and then its messages' own."""
     turn: list[int] = []
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import Name
 from freehold.server.ollama.asking import worded
 from freehold.server.ollama.models import look_up, stored
@@ -33,7 +33,7 @@ class DeleteRequest(Struct, kw_only=True):
     name: Annotated[Name | None, Meta(description="The same, as older clients call it.")] = None
 
 
-async def copy(call: Call) -> None:
+async def copy(call: HttpCall) -> None:
     """Give a model another name; only for the owner."""
     request, _ = await call.struct(CopyRequest)
     source, name = fetchable(request.source, "source"), fetchable(request.destination, "destination")
@@ -41,7 +41,7 @@ async def copy(call: Call) -> None:
     await call.answer(b"")
 
 
-async def delete(call: Call) -> None:
+async def delete(call: HttpCall) -> None:
     """Delete a model, or forget another program's; only for the owner."""
     request, _ = await call.struct(DeleteRequest)
     name = fetchable(request.model or request.name, "model")
@@ -51,7 +51,7 @@ async def delete(call: Call) -> None:
     await call.answer(b"")
 
 
-async def retire(call: Call, name: str) -> None:
+async def retire(call: HttpCall, name: str) -> None:
     """Let a model that is loaded under this very name leave memory: at once, or when its answers have ended."""
     models = call.server.models
     found = next((each for each in models.loaded() if canonical(each.name) == canonical(name)), None)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from freehold.errors import ModelNotFound
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
 from freehold.server.ollama.abilities import of_template
@@ -50,14 +50,14 @@ class ShowRequest(Struct, kw_only=True):
     options: dict[str, Any] | None = None
 
 
-async def tags(call: Call) -> None:
+async def tags(call: HttpCall) -> None:
     """List every model."""
     held = await call.models.names()
     cards = await _cards_of(call.server.store)
     await call.answer({"models": [_tag(each, *cards.get(each.name, (Card(), ""))) for each in held]})
 
 
-async def ps(call: Call) -> None:
+async def ps(call: HttpCall) -> None:
     """List the models in memory."""
     held = {each.name: each for each in await call.models.names()}
     cards = await _cards_of(call.server.store)
@@ -68,7 +68,7 @@ async def ps(call: Call) -> None:
     await call.answer({"models": rows})
 
 
-async def show(call: Call) -> None:
+async def show(call: HttpCall) -> None:
     """Say what a model is: its Modelfile, parameters, template, facts of its file, and what it can do."""
     request, raw = await call.struct(ShowRequest)
     name = request.model or request.name
@@ -87,7 +87,7 @@ async def show(call: Call) -> None:
     await call.answer({**shown, "freehold": {"warnings": warnings}})
 
 
-def stored(call: Call) -> Store:
+def stored(call: HttpCall) -> Store:
     """Return the store; the routes that ask are there only where there is one."""
     assert call.server.store is not None
     return call.server.store

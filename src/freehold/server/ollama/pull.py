@@ -9,7 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
 from freehold.server.ollama import chores
@@ -32,7 +32,7 @@ class PullRequest(Struct, kw_only=True):
     password: str | None = None
 
 
-async def pull(call: Call) -> None:
+async def pull(call: HttpCall) -> None:
     """Fetch a model, or reference one that is on this machine; only for the owner."""
     request, raw = await call.struct(PullRequest)
     name = fetchable(request.model or request.name, "model")
@@ -52,7 +52,7 @@ async def pull(call: Call) -> None:
     await worded(name, lambda: chores.run(call, name, work, stream=request.stream is not False, first=first))
 
 
-async def push(call: Call) -> None:
+async def push(call: HttpCall) -> None:
     """Refuse: models are not sent away."""
     raise Refused(403, "push is refused: Freehold sends no model anywhere", code="push_refused")
 

@@ -6,10 +6,10 @@ Path: ollama/routes.py -> openapi.document
 
 from __future__ import annotations
 
-from freehold.server.core.reply import Reply
+from freehold.server.core.reply import WireReply
 
 
-class Details(Reply):
+class Details(WireReply):
     """What Ollama's clients show of a model."""
 
     parent_model: str
@@ -22,7 +22,7 @@ class Details(Reply):
     embedding_length: int | None = None
 
 
-class Tag(Reply):
+class Tag(WireReply):
     """A model that lies in the store."""
 
     name: str
@@ -34,13 +34,13 @@ class Tag(Reply):
     capabilities: list[str]
 
 
-class Tags(Reply):
+class Tags(WireReply):
     """What /api/tags answers."""
 
     models: list[Tag]
 
 
-class Running(Reply):
+class LoadedModelReply(WireReply):
     """A model in memory."""
 
     name: str
@@ -53,13 +53,13 @@ class Running(Reply):
     context_length: int
 
 
-class RunningList(Reply):
+class RunningList(WireReply):
     """What /api/ps answers."""
 
-    models: list[Running]
+    models: list[LoadedModelReply]
 
 
-class OllamaVersion(Reply):
+class OllamaVersion(WireReply):
     """The version of Ollama's API that is spoken, and Freehold's own."""
 
     version: str

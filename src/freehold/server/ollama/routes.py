@@ -12,7 +12,7 @@ from freehold.server.ollama.blobs import has, send
 from freehold.server.ollama.chat import chat
 from freehold.server.ollama.create import CreateRequest, create
 from freehold.server.ollama.embed import EmbeddingsRequest, EmbedRequest, embed, embeddings
-from freehold.server.ollama.fields import ChatRequest, GenerateRequest
+from freehold.server.ollama.fields import GenerateRequest, OllamaChatRequest
 from freehold.server.ollama.generate import generate
 from freehold.server.ollama.manage import CopyRequest, DeleteRequest, copy, delete
 from freehold.server.ollama.models import ShowRequest, ps, show, tags
@@ -26,7 +26,7 @@ _LINES = ("application/x-ndjson", "application/json")
 def routes() -> list[Route]:
     """Return what any server answers."""
     return [
-        route("POST", "/api/chat", chat, ChatRequest, answer=_LINES),
+        route("POST", "/api/chat", chat, OllamaChatRequest, answer=_LINES),
         route("POST", "/api/generate", generate, GenerateRequest, answer=_LINES),
         route("POST", "/api/embed", embed, EmbedRequest),
         route("POST", "/api/embeddings", embeddings, EmbeddingsRequest),

@@ -140,7 +140,7 @@ class OllamaShape(ABC):
         }
 
 
-class ChatShape(OllamaShape):
+class OllamaChatShape(OllamaShape):
     """Lines of /api/chat."""
 
     def said(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class ChatShape(OllamaShape):
         return {"message": message}
 
 
-class TextShape(OllamaShape):
+class OllamaTextShape(OllamaShape):
     """Lines of /api/generate."""
 
     def said(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import msgspec
 
 import freehold
 from freehold.errors import ModelNotFound, Overloaded
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Problem, Refused, problem
 
 NDJSON = b"application/x-ndjson"
@@ -48,11 +48,11 @@ def refusal(e: Overloaded | ModelNotFound, model: str) -> Refused:
     return Refused(p.status, p.message, param=p.param, code=p.code, headers=tuple(p.headers))
 
 
-async def greeting(call: Call) -> None:
+async def greeting(call: HttpCall) -> None:
     """Answer the sentence that some clients look for before they use Ollama's protocol."""
     await call.answer(b"Ollama is running", kind=b"text/plain; charset=utf-8")
 
 
-async def version(call: Call) -> None:
+async def version(call: HttpCall) -> None:
     """Say which version of Ollama's protocol is spoken here."""
     await call.answer({"version": COMPATIBLE, "freehold": freehold.__version__})

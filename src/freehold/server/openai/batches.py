@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from freehold.server.batches.desk import Asked, Desk
-from freehold.server.core.call import Call
+from freehold.server.batches.desk import Desk, NewBatch
+from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.problems import Refused
 from freehold.server.openai.pages import page, query
@@ -40,7 +40,7 @@ class BatchRequest(Struct, kw_only=True):
     ] = None
 
 
-async def create(call: Call) -> None:
+async def create(call: HttpCall) -> None:
     """Take in a batch."""
     request, raw = await call.struct(BatchRequest)
     for name in raw.keys() - set(BatchRequest.__struct_fields__):
@@ -48,7 +48,7 @@ async def create(call: Call) -> None:
             raise Refused(
                 400, f"{name[:60]} is not supported here", param=name[:60], code="unsupported_parameter"
             )
-    asked = Asked(
+    asked = NewBatch(
         request.endpoint,
         request.input_file_id,
         request.completion_window,
@@ -58,18 +58,18 @@ async def create(call: Call) -> None:
     await call.answer((await _desk(call).create(call.tenant, asked)).shown())
 
 
-async def batches(call: Call) -> None:
+async def batches(call: HttpCall) -> None:
     """List batches, the newest first."""
     shown: list[dict[str, Any]] = [batch.shown() for batch in _desk(call).all(call.tenant)]
     await call.answer(page(shown, query(call)))
 
 
-async def batch(call: Call) -> None:
+async def batch(call: HttpCall) -> None:
     """Describe a batch and how far it is."""
     await call.answer(_desk(call).get(call.tenant, _id(call)).shown())
 
 
-async def cancel(call: Call) -> None:
+async def cancel(call: HttpCall) -> None:
     """End a batch; what it has answered becomes its output."""
     await call.answer((await _desk(call).cancel(call.tenant, _id(call))).shown())
 
@@ -89,12 +89,12 @@ def _window(given: str) -> float:
     return window
 
 
-def _desk(call: Call) -> Desk:
+def _desk(call: HttpCall) -> Desk:
     desk = call.server.part(Desk)
     if desk is None:
         raise Refused(503, "this server has no folder for batches", code="no_files")
     return desk
 
 
-def _id(call: Call) -> str:
+def _id(call: HttpCall) -> str:
     return call.scope["path_params"]["id"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from freehold.server.core.answering import Answering, Choice
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.fields import finite
 from freehold.server.openai.fields.chat import ChatRequest, chat_job
@@ -23,7 +23,7 @@ from freehold.serving import Begin
 from freehold.types import Chunk, TokenLogprob, ToolCall, ToolPiece
 
 
-async def chat(call: Call) -> None:
+async def chat(call: HttpCall) -> None:
     """Answer a chat."""
     request, raw = await call.struct(ChatRequest)
     warnings = unknown_fields(raw, ChatRequest) + unknown_message_fields(raw["messages"])

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from freehold.server.core.answering import Answering, Choice
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.fields import finite
 from freehold.server.openai.chat import chat_logprobs
@@ -24,7 +24,7 @@ from freehold.serving import Begin, Job, ModelHandle, tokenizer_of
 from freehold.types import Chunk, TokenLogprob
 
 
-async def completions(call: Call) -> None:
+async def completions(call: HttpCall) -> None:
     """Continue one or many prompts."""
     request, raw = await call.struct(CompletionRequest)
     warnings = unknown_fields(raw, CompletionRequest)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.fields import Name, Rank, TokenId, priority
 from freehold.server.core.problems import Refused
@@ -65,7 +65,7 @@ class EmbeddingRequest(Embedding, kw_only=True):
     ] = None
 
 
-async def embeddings(call: Call) -> None:
+async def embeddings(call: HttpCall) -> None:
     """Turn texts into vectors."""
     request, raw = await call.struct(EmbeddingRequest)
     warnings = unknown_fields(raw, EmbeddingRequest)

@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 from freehold.server.batches.desk import Desk
 from freehold.server.batches.filestore import Files
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
 from freehold.server.openai.pages import page, query
-from freehold.server.openai.upload import Form, read_form
+from freehold.server.openai.upload import UploadForm, read_form
 
 MAX_PAGE = 10_000
 PIECE = 256 << 10
@@ -23,7 +23,7 @@ _SECONDS = range(3600, 30 * 24 * 3600 + 1)  # OpenAI's bounds of expires_after
 _KNOWN = {"purpose", "expires_after[anchor]", "expires_after[seconds]"}
 
 
-async def upload(call: Call) -> None:
+async def upload(call: HttpCall) -> None:
     """Take a file: a form with `file` and `purpose`, which is `batch`."""
     files, tenant = _files(call), call.tenant
     part = await asyncio.to_thread(files.begin, tenant)
@@ -38,7 +38,7 @@ async def upload(call: Call) -> None:
     await call.answer(record.shown())
 
 
-async def files(call: Call) -> None:
+async def files(call: HttpCall) -> None:
     """List files, the newest first."""
     asked = query(call)
     found = await asyncio.to_thread(_files(call).all, call.tenant)
@@ -49,12 +49,12 @@ async def files(call: Call) -> None:
     await call.answer(page([f.shown() for f in found], asked, most=MAX_PAGE))
 
 
-async def file(call: Call) -> None:
+async def file(call: HttpCall) -> None:
     """Describe a file."""
     await call.answer(_files(call).get(call.tenant, _id(call)).shown())
 
 
-async def content(call: Call) -> None:
+async def content(call: HttpCall) -> None:
     """Give a file's bytes."""
     with _files(call).path(call.tenant, _id(call)).open("rb") as source:
         await call.head(
@@ -68,13 +68,13 @@ async def content(call: Call) -> None:
         await _send(call, source)
 
 
-async def delete(call: Call) -> None:
+async def delete(call: HttpCall) -> None:
     """Remove a file; a batch that reads it goes on."""
     _files(call).delete(call.tenant, _id(call))
     await call.answer({"id": _id(call), "object": "file", "deleted": True})
 
 
-async def _send(call: Call, source: BinaryIO) -> None:
+async def _send(call: HttpCall, source: BinaryIO) -> None:
     data = source.read(PIECE)
     while True:
         following = source.read(PIECE)
@@ -89,7 +89,7 @@ async def _send(call: Call, source: BinaryIO) -> None:
         data = following
 
 
-def _checked(form: Form) -> int | None:
+def _checked(form: UploadForm) -> int | None:
     """Check a whole form; return the seconds its file shall live, if it says so."""
     fields = form.fields
     if form.filename is None:
@@ -126,7 +126,7 @@ def _seconds(anchor: str | None, seconds: str | None) -> int | None:
     return given
 
 
-def _files(call: Call) -> Files:
+def _files(call: HttpCall) -> Files:
     desk = call.server.part(Desk)
     if desk is None:
         raise Refused(503, "this server has no folder for files", code="no_files")
@@ -137,5 +137,5 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _id(call: Call) -> str:
+def _id(call: HttpCall) -> str:
     return call.scope["path_params"]["id"]

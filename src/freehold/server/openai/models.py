@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.listing import answer_one, capabilities, listed
 from freehold.serving import LoadedInfo, StoredModel
 
 
-async def models(call: Call) -> None:
+async def models(call: HttpCall) -> None:
     """List every model."""
     await call.answer({"object": "list", "data": await listed(call, _model)})
 
 
-async def model(call: Call) -> None:
+async def model(call: HttpCall) -> None:
     """Describe one; its id may hold `/` and `:`."""
     await answer_one(call, _model)
 

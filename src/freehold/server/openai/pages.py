@@ -1,6 +1,6 @@
 """OpenAI's lists: a page of what there is, behind a named entry.
 
-Knows query strings; knows no route. Path: a route that lists -> query, page -> Call.answer
+Knows query strings; knows no route. Path: a route that lists -> query, page -> HttpCall.answer
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
 
 
-def query(call: Call) -> dict[str, str]:
+def query(call: HttpCall) -> dict[str, str]:
     """Return the query's fields."""
     try:
         return dict(parse_qsl(call.scope["query_string"].decode("latin-1"), max_num_fields=32))

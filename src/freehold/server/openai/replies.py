@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from freehold.server.core.reply import Reply
+from freehold.server.core.reply import WireReply
 
 
-class Usage(Reply):
+class UsageReply(WireReply):
     """Tokens that were read and made."""
 
     prompt_tokens: int
@@ -21,33 +21,33 @@ class Usage(Reply):
     completion_tokens_details: dict[str, int] | None = None
 
 
-class Function(Reply):
+class FunctionReply(WireReply):
     """A tool's name, and its arguments as the text of a JSON object."""
 
     name: str
     arguments: str
 
 
-class ToolUse(Reply):
+class ToolUseReply(WireReply):
     """One call of a tool."""
 
     id: str
     type: Literal["function"]
-    function: Function
+    function: FunctionReply
 
 
-class Answer(Reply):
+class AssistantReply(WireReply):
     """What the assistant says; `content` is null where it only calls tools."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
-    tool_calls: list[ToolUse] | None = None
+    tool_calls: list[ToolUseReply] | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
 
 
-class Scored(Reply):
+class Scored(WireReply):
     """A token and its log-probability."""
 
     token: str
@@ -57,24 +57,24 @@ class Scored(Reply):
     id: int | None = None
 
 
-class ChatLogprobs(Reply):
+class ChatLogprobs(WireReply):
     """Those of a whole answer."""
 
     content: list[Scored]
     refusal: None
 
 
-class ChatChoice(Reply):
+class ChatChoice(WireReply):
     """One answer of a chat."""
 
     index: int
-    message: Answer
+    message: AssistantReply
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
     token_ids: list[int] | None = None
 
 
-class TextLogprobs(Reply):
+class TextLogprobs(WireReply):
     """Those of a text, with the place of each token."""
 
     tokens: list[str]
@@ -84,7 +84,7 @@ class TextLogprobs(Reply):
     content: list[Scored] | None = None  # with return_token_ids
 
 
-class TextChoice(Reply):
+class TextChoice(WireReply):
     """One continuation of a prompt."""
 
     index: int
@@ -95,12 +95,12 @@ class TextChoice(Reply):
     prompt_token_ids: list[int] | None = None
 
 
-class _Completion(Reply):
+class _Completion(WireReply):
     id: str
     created: int
     model: str
     system_fingerprint: str
-    usage: Usage
+    usage: UsageReply
     freehold: dict[str, Any]  # the receipt: context, sampling, timings, warnings
 
 
@@ -118,7 +118,7 @@ class TextCompletion(_Completion):
     choices: list[TextChoice]
 
 
-class EmbeddingRow(Reply):
+class EmbeddingRow(WireReply):
     """One text's vector: numbers, or base64 of little-endian float32."""
 
     object: Literal["embedding"]
@@ -126,17 +126,17 @@ class EmbeddingRow(Reply):
     embedding: list[float] | str
 
 
-class EmbeddingList(Reply):
+class EmbeddingList(WireReply):
     """What /v1/embeddings answers."""
 
     object: Literal["list"]
     data: list[EmbeddingRow]
     model: str
-    usage: Usage
+    usage: UsageReply
     freehold: dict[str, Any]
 
 
-class ModelCard(Reply):
+class ModelCard(WireReply):
     """One model, in OpenAI's shape; with an anthropic-version header it is Anthropic's."""
 
     id: str
@@ -149,7 +149,7 @@ class ModelCard(Reply):
     freehold: dict[str, Any]
 
 
-class ModelList(Reply):
+class ModelList(WireReply):
     """Every model that may be asked, in OpenAI's shape."""
 
     object: Literal["list"]

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta, Struct
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.fields import priority
 from freehold.server.core.problems import Refused
@@ -52,7 +52,7 @@ class ScoreRequest(Embedding, kw_only=True):
     text_2: Annotated[str | list[str], Meta(description=f"A text, or up to {MAX_TEXTS - 1:,}.")]
 
 
-async def rerank(call: Call) -> None:
+async def rerank(call: HttpCall) -> None:
     """Order documents."""
     request, raw = await call.struct(RerankRequest)
     warnings = unknown_fields(raw, RerankRequest)
@@ -84,7 +84,7 @@ async def rerank(call: Call) -> None:
     await call.while_here(work())
 
 
-async def score(call: Call) -> None:
+async def score(call: HttpCall) -> None:
     """Score pairs of texts."""
     request, raw = await call.struct(ScoreRequest)
     warnings = unknown_fields(raw, ScoreRequest)
@@ -117,7 +117,7 @@ async def score(call: Call) -> None:
     await call.while_here(work())
 
 
-async def _vectors(call: Call, request: Embedding, texts: list[str]) -> Vectors:
+async def _vectors(call: HttpCall, request: Embedding, texts: list[str]) -> Vectors:
     call.work.model = request.model
     served = await call.models.use(request.model)
     job = EmbedJob(

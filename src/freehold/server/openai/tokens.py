@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 
 from msgspec import Meta, Struct
 
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import Name, TokenId
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.messages import ChatMessage, TemplateOptions, read_message, turn_of
@@ -55,7 +55,7 @@ class DetokenizeRequest(Struct, kw_only=True):
     ] = None
 
 
-async def tokenize(call: Call) -> None:
+async def tokenize(call: HttpCall) -> None:
     """Count and list the tokens of a text or a chat."""
     request, raw = await call.struct(TokenizeRequest)
     if (request.prompt is None) == (request.messages is None):
@@ -64,7 +64,7 @@ async def tokenize(call: Call) -> None:
     await call.while_here(_tokenize(call, request, warnings))
 
 
-async def _tokenize(call: Call, request: TokenizeRequest, warnings: list[str]) -> None:
+async def _tokenize(call: HttpCall, request: TokenizeRequest, warnings: list[str]) -> None:
     served = await _model(call, request.model)
     if request.messages is not None:
         told = request.chat_template_kwargs
@@ -83,7 +83,7 @@ async def _tokenize(call: Call, request: TokenizeRequest, warnings: list[str]) -
     await call.answer({**out, "freehold": {"warnings": warnings}})
 
 
-async def detokenize(call: Call) -> None:
+async def detokenize(call: HttpCall) -> None:
     """Write token ids as text."""
     request, raw = await call.struct(DetokenizeRequest)
     warnings = unknown_fields(raw, DetokenizeRequest)
@@ -96,7 +96,7 @@ async def detokenize(call: Call) -> None:
     await call.while_here(work())
 
 
-async def tokenizer_info(call: Call) -> None:
+async def tokenizer_info(call: HttpCall) -> None:
     """Show the template and the special tokens; `?model=` names the model."""
     asked = parse_qs(call.scope["query_string"].decode("latin-1")).get("model", [None])[0]
 
@@ -108,7 +108,7 @@ async def tokenizer_info(call: Call) -> None:
     await call.while_here(work())
 
 
-async def _model(call: Call, name: str | None) -> ModelHandle:
+async def _model(call: HttpCall, name: str | None) -> ModelHandle:
     """Return the model asked for, or the one this server was started with, or the only one in memory."""
     name = name or call.server.default_model
     if not name:

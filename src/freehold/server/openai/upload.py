@@ -1,7 +1,7 @@
 """Reads an upload: the fields of a multipart form, and its file, which goes to the disk as it comes.
 
 Knows the form's syntax through python-multipart; knows no purpose and no folder. Every bound is checked as the bytes
-come. Path: files.upload -> read_form -> Form -> a file that the caller opened
+come. Path: files.upload -> read_form -> UploadForm -> a file that the caller opened
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_FIELD = 4096  # bytes of a field that is no file
 MAX_NAME = 255  # characters of the file's name
 
 
-class Form:
+class UploadForm:
     """A form as far as it has come. `bytes`: of its file, which was written to `sink`."""
 
     def __init__(self, boundary: bytes, sink: BinaryIO) -> None:
@@ -95,7 +95,7 @@ class Form:
         self.whole = True
 
 
-async def read_form(content_type: bytes, pieces: AsyncIterator[bytes], sink: BinaryIO) -> Form:
+async def read_form(content_type: bytes, pieces: AsyncIterator[bytes], sink: BinaryIO) -> UploadForm:
     """Read a whole form; 400 for one that is malformed or ends early."""
     from python_multipart.exceptions import FormParserError
     from python_multipart.multipart import parse_options_header
@@ -107,7 +107,7 @@ async def read_form(content_type: bytes, pieces: AsyncIterator[bytes], sink: Bin
             400, "the body is not a form; send multipart/form-data with a file", code="invalid_form"
         )
     try:
-        form = Form(boundary, sink)
+        form = UploadForm(boundary, sink)
     except FormParserError as e:
         raise _malformed(str(e)) from None
     async for data in pieces:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 import freehold
 from freehold.remote import ADMIN_PROTOCOL
-from freehold.server.core.call import Call, route
+from freehold.server.core.call import HttpCall, route
 from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
 from freehold.serving import LoadedInfo
@@ -62,7 +62,7 @@ def admin_routes() -> list[Route]:
     ]
 
 
-async def hello(call: Call) -> None:
+async def hello(call: HttpCall) -> None:
     """Say which program and protocol this is."""
     door = call.server.door
     await call.answer(
@@ -76,13 +76,13 @@ async def hello(call: Call) -> None:
     )
 
 
-async def ps(call: Call) -> None:
+async def ps(call: HttpCall) -> None:
     """List the models in memory, and those on their way."""
     loading = {name: {"done": d, "total": t} for name, (d, t) in call.server.models.loading().items()}
     await call.answer({"models": [row(each) for each in call.server.models.loaded()], "loading": loading})
 
 
-async def load(call: Call) -> None:
+async def load(call: HttpCall) -> None:
     """Bring a model into memory and describe it."""
     request, _ = await call.struct(ModelRequest)
 
@@ -101,14 +101,14 @@ def _names(each: LoadedInfo) -> list[str]:
     return [each.name, *(f"{each.name}+{adapter.name}" for adapter in each.info.adapters)]
 
 
-async def unload(call: Call) -> None:
+async def unload(call: HttpCall) -> None:
     """Take a model out of memory."""
     request, _ = await call.struct(ModelRequest)
     await call.server.models.unload(request.model)
     await call.answer({})
 
 
-async def add_adapter(call: Call) -> None:
+async def add_adapter(call: HttpCall) -> None:
     """Put an adapter beside a model; it answers as `model+name` from now on."""
     request, _ = await call.struct(AddRequest)
     path = Path(request.path)
@@ -122,14 +122,14 @@ async def add_adapter(call: Call) -> None:
     await call.while_here(work())
 
 
-async def remove_adapter(call: Call) -> None:
+async def remove_adapter(call: HttpCall) -> None:
     """Take an adapter away; what is under way with it goes on to its end."""
     request, _ = await call.struct(RemoveRequest)
     await call.server.models.remove_adapter(request.model, request.name)
     await call.answer({})
 
 
-async def stop(call: Call) -> None:
+async def stop(call: HttpCall) -> None:
     """Begin the drain, or end at once."""
     request, _ = await call.struct(StopRequest)
     await call.answer({})

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 import freehold
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
 from freehold.serving import LoadedInfo, StoredModel
 
@@ -55,7 +55,7 @@ HEADERS = (
 )
 
 
-async def page(call: Call) -> None:
+async def page(call: HttpCall) -> None:
     """Answer a browser."""
     keyed = bool(call.server.guard.keys)
     held, loaded = (await call.models.names(), call.models.loaded()) if _may_see(call) else ((), ())
@@ -73,7 +73,7 @@ async def page(call: Call) -> None:
     await call.answer(_document(body, keyed=keyed).encode(), 200, HEADERS, b"text/html; charset=utf-8")
 
 
-def _may_see(call: Call) -> bool:
+def _may_see(call: HttpCall) -> bool:
     """Tell whether the caller may know of models: the page itself is for anybody."""
     try:
         call.key = call.server.guard.check("/v1/models", call.headers)

@@ -9,40 +9,40 @@ from __future__ import annotations
 from typing import Literal
 
 import freehold
-from freehold.server.core.call import Call
-from freehold.server.core.reply import Reply
+from freehold.server.core.call import HttpCall
+from freehold.server.core.reply import WireReply
 
 _EXPOSITION = b"text/plain; version=1.0.0; charset=utf-8"
 
 
-class VersionReply(Reply):
+class VersionReply(WireReply):
     """Freehold's version."""
 
     version: str
 
 
-class HealthReply(Reply):
+class HealthReply(WireReply):
     """Whether the server lives."""
 
     status: Literal["ok", "stuck"]
     warnings: list[str] | None = None  # about failures that leave answers right, such as a full disk
 
 
-class ReadyReply(Reply):
+class ReadyReply(WireReply):
     """Whether new requests may come, or why not."""
 
     status: Literal["ready", "not ready"]
     reason: str | None = None
 
 
-async def health(call: Call) -> None:
+async def health(call: HttpCall) -> None:
     """Say 200 while the server lives, 503 when an engine stands still (why: GET /ready); warn of a disk that fails."""
     stuck, troubles = bool(call.server.health.stuck()), call.server.troubles()
     more = {"warnings": troubles} if troubles else {}
     await call.answer({"status": "stuck" if stuck else "ok", **more}, 503 if stuck else 200)
 
 
-async def ready(call: Call) -> None:
+async def ready(call: HttpCall) -> None:
     """Say 200 when new requests may come."""
     why = call.server.health.not_ready()
     await call.answer(
@@ -50,11 +50,11 @@ async def ready(call: Call) -> None:
     )
 
 
-async def metrics(call: Call) -> None:
+async def metrics(call: HttpCall) -> None:
     """Answer a scrape."""
     await call.answer(call.server.metrics.exposition(), kind=_EXPOSITION)
 
 
-async def version(call: Call) -> None:
+async def version(call: HttpCall) -> None:
     """Say which version this is."""
     await call.answer({"version": freehold.__version__})

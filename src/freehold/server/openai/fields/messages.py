@@ -16,7 +16,7 @@ from freehold.server.openai.fields.tools import Uses, called
 from freehold.types import Message, Turn
 
 
-class Part(Struct, kw_only=True):
+class ContentPart(Struct, kw_only=True):
     """A piece of a message's content: text, or an assistant's refusal."""
 
     type: str
@@ -24,7 +24,7 @@ class Part(Struct, kw_only=True):
     refusal: str | None = None
 
 
-Content = str | Annotated[list[Part], Meta(max_length=1024)]
+Content = str | Annotated[list[ContentPart], Meta(max_length=1024)]
 
 
 class ChatMessage(Struct, kw_only=True):

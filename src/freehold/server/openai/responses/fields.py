@@ -38,7 +38,7 @@ class ReasoningOptions(Struct, kw_only=True):
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class TextOptions(Struct, kw_only=True):
+class ResponseTextOptions(Struct, kw_only=True):
     """What the text must be."""
 
     format: dict[str, Any] | None = None
@@ -101,7 +101,7 @@ class ResponseRequest(Generating, kw_only=True):
         bool | None, Meta(description="Reason before the answer, or not, where the model has the switch.")
     ] = None
     text: Annotated[
-        TextOptions | None, Meta(description="`format`: `text`, `json_object` or `json_schema`.")
+        ResponseTextOptions | None, Meta(description="`format`: `text`, `json_object` or `json_schema`.")
     ] = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
@@ -186,7 +186,7 @@ def summarized(r: ResponseRequest) -> bool:
 
 def echo(r: ResponseRequest, raw: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that a response repeats of its request."""
-    reasoning, text = r.reasoning or ReasoningOptions(), r.text or TextOptions()
+    reasoning, text = r.reasoning or ReasoningOptions(), r.text or ResponseTextOptions()
     return {
         "instructions": r.instructions,
         "max_output_tokens": r.max_output_tokens,
@@ -232,7 +232,7 @@ def _logprobs(r: ResponseRequest, warnings: list[str]) -> int | None:
 
 def _format(r: ResponseRequest, warnings: list[str]) -> Format | None:
     """Read `text.format`, or any of the names that the other generating requests have for it."""
-    text = r.text or TextOptions()
+    text = r.text or ResponseTextOptions()
     if text.verbosity is not None:
         warnings.append("text.verbosity was ignored: say it in the instructions")
     told, other = _text_format(text.format), format_of(r)

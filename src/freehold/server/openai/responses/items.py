@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from freehold.server.core.limits import typed
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields.messages import Content, Part, text_of
+from freehold.server.openai.fields.messages import Content, ContentPart, text_of
 from freehold.server.openai.fields.offers import as_arguments
 from freehold.serving import MAX_MESSAGES
 from freehold.types import Message, ToolCall
@@ -37,8 +37,8 @@ class MessageItem(Struct, kw_only=True):
 class ReasoningItem(Struct, kw_only=True):
     """What the model thought before its next turn."""
 
-    summary: Annotated[list[Part], Meta(max_length=1024)] = []
-    content: Annotated[list[Part], Meta(max_length=1024)] | None = None
+    summary: Annotated[list[ContentPart], Meta(max_length=1024)] = []
+    content: Annotated[list[ContentPart], Meta(max_length=1024)] | None = None
 
 
 class CallItem(Struct, kw_only=True):
@@ -162,18 +162,18 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class _ItemReader:
     struct: type[Struct]
     read: Callable[[Reading, Any, str], None]
 
 
-_READERS: dict[str, _Reader] = {
-    "message": _Reader(MessageItem, Reading.message),
-    "reasoning": _Reader(ReasoningItem, Reading.reasoning),
-    "function_call": _Reader(CallItem, Reading.call),
-    "function_call_output": _Reader(OutputItem, Reading.output),
-    "custom_tool_call": _Reader(CustomItem, Reading.custom),
-    "custom_tool_call_output": _Reader(OutputItem, Reading.output),
+_READERS: dict[str, _ItemReader] = {
+    "message": _ItemReader(MessageItem, Reading.message),
+    "reasoning": _ItemReader(ReasoningItem, Reading.reasoning),
+    "function_call": _ItemReader(CallItem, Reading.call),
+    "function_call_output": _ItemReader(OutputItem, Reading.output),
+    "custom_tool_call": _ItemReader(CustomItem, Reading.custom),
+    "custom_tool_call_output": _ItemReader(OutputItem, Reading.output),
 }
 
 

@@ -60,13 +60,13 @@ class Output:
 
     def _thought(self, text: str) -> Iterator[Event]:
         item = self._open
-        if not isinstance(item, Reasoning):
-            item = Reasoning(len(self._items), self._summarize)
+        if not isinstance(item, ReasoningOutput):
+            item = ReasoningOutput(len(self._items), self._summarize)
             yield from self._begin(item)
         yield from item.more(text)
 
     def _said(self, text: str) -> Iterator[Event]:
-        if isinstance(self._open, Text):
+        if isinstance(self._open, TextOutput):
             yield from self._open.more(text, self._scored())
             return
         self._blank += text
@@ -75,15 +75,15 @@ class Output:
 
     def _called(self, piece: ToolPiece) -> Iterator[Event]:
         item = self._open
-        if piece.index == self._calls or not isinstance(item, Call):
-            kind = Custom if piece.name in self._custom else Call
+        if piece.index == self._calls or not isinstance(item, CallOutput):
+            kind = CustomOutput if piece.name in self._custom else CallOutput
             item = kind(len(self._items), piece.id, piece.name)
             self._calls += 1
             yield from self._begin(item)
         yield from item.more(piece.arguments)
 
     def _begin_text(self, text: str) -> Iterator[Event]:
-        item = Text(len(self._items))
+        item = TextOutput(len(self._items))
         yield from self._begin(item)
         yield from item.more(text, self._scored())
 
@@ -135,7 +135,7 @@ class Item(ABC):
         }
 
 
-class Text(Item):
+class TextOutput(Item):
     """What the assistant says: a message with one part."""
 
     prefix = "msg"
@@ -185,7 +185,7 @@ class Text(Item):
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": self._logprobs}
 
 
-class Reasoning(Item):
+class ReasoningOutput(Item):
     """What the model thought: in the open as `content`, or under the name of a summary for who asked for one."""
 
     prefix = "rs"
@@ -222,7 +222,7 @@ class Reasoning(Item):
         return {"type": self._part_type, "text": "".join(self._pieces)}
 
 
-class Call(Item):
+class CallOutput(Item):
     """A function that the model calls."""
 
     prefix = "fc"
@@ -253,7 +253,7 @@ class Call(Item):
         return {**known, "name": self._name, holds: value}
 
 
-class Custom(Call):
+class CustomOutput(CallOutput):
     """A free-form tool that the model calls: its text was the one argument of a function, and comes at its end."""
 
     prefix = "ctc"

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from freehold.server.core.answering import Answering
-from freehold.server.core.call import Call
+from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.structured import format_field
@@ -39,7 +39,7 @@ _PREFIXES = {
 }
 
 
-async def create(call: Call) -> None:
+async def create(call: HttpCall) -> None:
     """Answer items with items."""
     request, raw = await call.struct(ResponseRequest)
     refuse_unsupported(request, raw)
@@ -62,20 +62,20 @@ async def create(call: Call) -> None:
     await (answering.stream if request.stream else answering.whole)(request.model)
 
 
-async def retrieve(call: Call) -> None:
+async def retrieve(call: HttpCall) -> None:
     """Give a stored response again."""
     if query(call).get("stream") == "true":
         raise Refused(400, "a stored response is given whole; leave stream out", param="stream")
     await call.answer(_store(call).get(call.tenant, _id(call)).response)
 
 
-async def delete(call: Call) -> None:
+async def delete(call: HttpCall) -> None:
     """Forget a stored response; a chat that goes on from it ends there."""
     _store(call).delete(call.tenant, _id(call))
     await call.answer({"id": _id(call), "object": "response", "deleted": True})
 
 
-async def cancel(call: Call) -> None:
+async def cancel(call: HttpCall) -> None:
     """Refuse: a response ends when its client closes the connection, and none runs in the background."""
     _store(call).get(call.tenant, _id(call))
     raise Refused(
@@ -85,7 +85,7 @@ async def cancel(call: Call) -> None:
     )
 
 
-async def input_items(call: Call) -> None:
+async def input_items(call: HttpCall) -> None:
     """List the items that a stored response answered, those of earlier responses included."""
     store, asked = _store(call), query(call)
     kept = store.get(call.tenant, _id(call))
@@ -145,11 +145,11 @@ def _listed(item: dict[str, Any]) -> dict[str, Any]:
     return {"type": "message", "status": "completed", **item, "content": content}
 
 
-def _store(call: Call) -> Responses:
+def _store(call: HttpCall) -> Responses:
     store = call.server.part(Responses)
     assert store is not None  # every server keeps responses
     return store
 
 
-def _id(call: Call) -> str:
+def _id(call: HttpCall) -> str:
     return call.scope["path_params"]["id"]

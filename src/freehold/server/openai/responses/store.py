@@ -29,7 +29,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredResponse:
     """One response. `asked`: the items of its own request, each with an id."""
 
     response: bytes
@@ -54,11 +54,11 @@ class _Shelf:
     """What one tenant keeps."""
 
     def __init__(self) -> None:
-        self.kept: OrderedDict[str, Kept] = OrderedDict()
+        self.kept: OrderedDict[str, StoredResponse] = OrderedDict()
         self.bytes = 0
         self.where: dict[str, str] = {}  # item -> response
 
-    def put(self, id: str, kept: Kept) -> None:
+    def put(self, id: str, kept: StoredResponse) -> None:
         self.kept[id] = kept
         self.bytes += kept.bytes
         self.where |= dict.fromkeys(kept.ids, id)
@@ -92,7 +92,7 @@ class Responses:
         """Keep a response; return why not, or ""."""
         encoded, items = msgspec.json.encode(response), msgspec.json.encode(asked)
         ids = tuple(item["id"] for item in [*asked, *response["output"]])
-        kept = Kept(encoded, items, ids, previous)
+        kept = StoredResponse(encoded, items, ids, previous)
         if kept.bytes > self._bounds.one:
             return f"the response was not stored: it has {kept.bytes:,} bytes, more than {self._bounds.one:,}"
         shelf = self._shelves.setdefault(tenant, _Shelf())
@@ -103,7 +103,7 @@ class Responses:
             max(self._shelves.values(), key=lambda s: s.bytes).drop_oldest()
         return ""
 
-    def get(self, tenant: str, id: str) -> Kept:
+    def get(self, tenant: str, id: str) -> StoredResponse:
         """Return a response, as one just used; 404 if it is not kept for this tenant."""
         kept = self._find(tenant, id)
         if kept is None:
@@ -115,7 +115,7 @@ class Responses:
             )
         return kept
 
-    def _find(self, tenant: str, id: str) -> Kept | None:
+    def _find(self, tenant: str, id: str) -> StoredResponse | None:
         shelf = self._shelves.get(tenant)
         if shelf is None or id not in shelf.kept:
             return None
@@ -129,7 +129,7 @@ class Responses:
 
     def chat(self, tenant: str, id: str | None) -> list[dict[str, Any]]:
         """Return all items up to a response's own, oldest first; 400 where one of the responses is gone."""
-        chain: list[Kept] = []
+        chain: list[StoredResponse] = []
         while id is not None:
             kept = self._find(tenant, id)
             if kept is None:
