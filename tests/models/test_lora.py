@@ -185,7 +185,7 @@ def test_a_model_is_no_adapter_and_an_adapter_no_other_kind(tmp_path: Path):
         open_lora(write_gguf(CASES["llama"], tmp_path / "a.gguf", adapter_type="ia3"))
     with pytest.raises(BadModelFile, match=r"alpha is 0"):
         open_lora(write_gguf(CASES["llama"], tmp_path / "b.gguf", alpha=0.0))
-    with pytest.raises(BadModelFile, match="no model file"):
+    with pytest.raises(BadModelFile, match="is not a model file"):
         (tmp_path / "text").write_text("hello")
         open_lora(tmp_path / "text")
 
