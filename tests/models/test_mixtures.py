@@ -26,7 +26,7 @@ from tests.vectors.files import safetensors_bytes, write_gguf, write_safetensors
 MIXTURES = ["mixtral", "qwen2moe", "qwen3moe", "olmoe"]
 
 
-def reopened(path: Path, tensors: dict[str, Tensor] | None = None, **keys: Any) -> Any:
+def reopened(path: Path, tensors: dict[str, Tensor] | None = None, /, **keys: Any) -> Any:
     """Open a model file with other metadata, or other tensors."""
     opened: Any = open_model_file(path)
     if path.is_dir():

@@ -146,9 +146,9 @@ class _Sizes:
 
 def _encoder(s: _Sizes) -> Count:
     """BERT and what shares its layers; the pooler, of no use to an embedding, is left out."""
-    hidden, inner = s["hidden_size"], s["intermediate_size"]
+    hidden, intermediate = s["hidden_size"], s["intermediate_size"]
     tables = s["vocab_size"] + s["max_position_embeddings"] + s.get("type_vocab_size")
-    layer = 4 * (hidden * hidden + hidden) + 2 * hidden * inner + inner + hidden + 4 * hidden
+    layer = 4 * (hidden * hidden + hidden) + 2 * hidden * intermediate + intermediate + hidden + 4 * hidden
     return Count(tables * hidden, 0, 2 * hidden + s["num_hidden_layers"] * layer)
 
 
@@ -167,12 +167,12 @@ def _nemotron(s: _Sizes) -> Count:
     moe = pattern.count("E")
     if not moe:
         return Count(hidden * vocab, hidden * vocab, body)
-    experts, inner = s["n_routed_experts"], s["moe_intermediate_size"]
+    experts, intermediate = s["n_routed_experts"], s["moe_intermediate_size"]
     latent = s.get("moe_latent_size")
     shared = (
         experts * (hidden + 1) + 2 * hidden * s["moe_shared_expert_intermediate_size"] + 2 * hidden * latent
     )
-    routed = experts * 2 * (latent or hidden) * inner
+    routed = experts * 2 * (latent or hidden) * intermediate
     return Count(hidden * vocab, hidden * vocab, body + moe * shared, moe * routed, _used(s))
 
 
@@ -192,10 +192,10 @@ def _gemma4(s: _Sizes) -> Count:
         keys = (s.get("num_global_key_value_heads") if full else 0) or s["num_key_value_heads"]
         pairs = 1 if full and s.raw.get("attention_k_eq_v") else 2
         body += hidden * dim * (2 * queries + pairs * keys) + 2 * dim + 4 * hidden + 1
-        inner = s["intermediate_size"] * (
+        intermediate = s["intermediate_size"] * (
             2 if s.raw.get("use_double_wide_mlp") and layer >= layers - shared else 1
         )
-        body += 3 * hidden * inner + (2 * hidden * own + hidden if own else 0)
+        body += 3 * hidden * intermediate + (2 * hidden * own + hidden if own else 0)
         body += experts * hidden + hidden + experts + 3 * hidden if experts else 0
     routed = layers * experts * 3 * hidden * s["moe_intermediate_size"] if experts else 0
     per_layer = s["vocab_size"] * layers * own
@@ -276,11 +276,13 @@ def _feed_forward(s: _Sizes, shape: Shape, layer: int) -> tuple[int, int]:
     experts = s.get("num_experts", "n_routed_experts", "num_local_experts")
     if not experts or _is_dense(s, layer):
         return 3 * hidden * (s.get("intermediate_size_mlp") or s["intermediate_size"]), 0
-    inner = s.get("moe_intermediate_size") or s["intermediate_size"]
-    each = 3 * hidden * inner + (2 * inner + hidden if shape.expert_bias else 0)
+    intermediate = s.get("moe_intermediate_size") or s["intermediate_size"]
+    each = 3 * hidden * intermediate + (2 * intermediate + hidden if shape.expert_bias else 0)
     shared = s.get("shared_expert_intermediate_size")
     gate = hidden if shared else 0
-    shared = shared or s.get("n_shared_experts") * inner or (inner if s.family == "llama4" else 0)
+    shared = (
+        shared or s.get("n_shared_experts") * intermediate or (intermediate if s.family == "llama4" else 0)
+    )
     router = experts * hidden + (experts if shape.router_bias else 0)
     return 3 * hidden * shared + gate + router, experts * each
 

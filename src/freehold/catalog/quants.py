@@ -43,17 +43,17 @@ class Mix:
         """Bits of a weight of the layers."""
         return sum(share * bits(kind) for kind, share in self.body.items())
 
-    def body_of(self, hidden: int, inner: int = 0) -> dict[str, float]:
-        """Return the types' shares where rows are `hidden` wide, and `inner` of the MLP's second matrix (0: any width).
+    def body_of(self, hidden: int, intermediate: int = 0) -> dict[str, float]:
+        """Return the types' shares; rows are `hidden` wide, an MLP's second matrix `intermediate` wide (0: any width).
 
         Rarer types go to the second, which is a third of an expert's weights.
         """
         found: dict[str, float] = {}
-        room = 1 / 3 if inner else _DOWN if hidden % _BLOCK else 1.0
+        room = 1 / 3 if intermediate else _DOWN if hidden % _BLOCK else 1.0
         for kind, share in sorted(self.body.items(), key=lambda item: item[1]):
             second = min(share, room)
             room -= second
-            for name, part in ((stored(kind, inner), second), (stored(kind, hidden), share - second)):
+            for name, part in ((stored(kind, intermediate), second), (stored(kind, hidden), share - second)):
                 if part > 0:
                     found[name] = found.get(name, 0.0) + part
         return found
