@@ -110,7 +110,8 @@ def seeds(target: str) -> list[bytes]:
     room.mkdir(exist_ok=True)
     if target == "gguf":
         return [
-            files.write_gguf(f, room / f"{f}.gguf", dtype="Q8_0").read_bytes() for f in ("llama", "gemma3")
+            files.write_gguf(f, room / f"{f}.gguf", dtype="Q8_0").read_bytes()
+            for f in ("llama", "gemma3", "qwen2moe")
         ]
     if target == "safetensors":
         made = files.write_safetensors("qwen3", room / "qwen3", dtype="F16")

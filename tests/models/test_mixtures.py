@@ -12,13 +12,13 @@ import pytest
 
 from freehold.engine import Engine, TokenOut, scoring
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import Metadata, Tensor, open_model_file
+from freehold.formats import Metadata, QuantType, Tensor, open_model_file
 from freehold.models.bind import read_source
 from freehold.models.load import load_model
 from freehold.models.lora import load_adapter
 from freehold.models.oracle import Oracle
 from freehold.types import SamplingParams
-from tests.models.test_golden import BOUND, write_model
+from tests.models.test_golden import BOUND, golden, native_logits, write_model
 from tests.vectors import weights
 from tests.vectors.adapters import ATTENTION, MLP, Case, pairs, write_peft
 from tests.vectors.files import safetensors_bytes, write_gguf, write_safetensors
@@ -133,6 +133,23 @@ def test_sizes_that_the_tensors_contradict_are_an_error(
     with pytest.raises(BadModelFile) as error:
         read_source(reopened(write_model(family, form, tmp_path), **{key: value}))
     assert says in str(error.value)
+
+
+def test_a_quantised_router_is_refused_by_its_name(tmp_path: Path):
+    path = write_model("mixtral", "gguf", tmp_path)
+    tensors = dict(open_model_file(path).tensors)
+    name = "blk.1.ffn_gate_inp.weight"
+    tensors[name] = Tensor(name, QuantType.Q8_0, (4, 64), np.zeros(4 * 68, np.uint8))
+    with pytest.raises(UnsupportedModel, match=r"blk\.1\.ffn_gate_inp\.weight has type Q8_0"):
+        read_source(reopened(path, tensors))
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_narrow_floats_give_the_golden_logits_too(dtype: str, tmp_path: Path):
+    """The weights have no bits below either type's."""
+    model = load_model(write_safetensors("qwen2moe", tmp_path / "model", dtype=dtype), threads=1)
+    ids, full, _ = golden("qwen2moe")
+    assert np.abs(native_logits(model, ids, [len(ids)], kv_type="f32") - full).max() <= BOUND
 
 
 # --- adapters --------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def _read_gguf(opened: GGUFFile, tokens: int | None) -> Source:
     tensors = dict(opened.tensors)
     embed = tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:
-        raise BadModelFile(f"{opened.path}: token_embd.weight is missing or no matrix")
+        raise BadModelFile(f"{opened.path}: token_embd.weight is missing or not a matrix")
     cfg = family.config_from_gguf(keys, embed.shape[0])
     listed = meta.get("tokenizer.ggml.tokens")
     count = len(listed) if isinstance(listed, list | np.ndarray | native.Strings) else cfg.vocab
@@ -279,9 +279,9 @@ class _Binder:
     def _named(self, name: str, spec: TensorSpec) -> Stored | None:
         if "{e}" not in name:
             return self._left.pop(name, None)
-        names = [name.replace("{e}", str(e)) for e in range(spec.shape[0])]
-        if names[0] not in self._left:
+        if name.replace("{e}", "0") not in self._left:
             return None
+        names = [name.replace("{e}", str(e)) for e in range(spec.shape[0])]
         for each in names:
             if each not in self._left:
                 raise BadModelFile(f"tensor {each} is missing")
@@ -316,7 +316,8 @@ def _checked(tensor: Stored, spec: TensorSpec) -> Stored:
     """Return a tensor of the declared shape, or of a row's where a file holds that as a vector."""
     if tensor.shape != spec.shape[1:] or spec.shape[0] != 1:
         _check_shape(tensor, spec.shape)
-    if tensor.type not in _FLOATS and (len(spec.shape) == 1 or not _quantised(tensor.type)):
+    only_floats = spec.floats or len(spec.shape) == 1
+    if tensor.type not in _FLOATS and (only_floats or not _quantised(tensor.type)):
         raise UnsupportedModel(
             f"tensor {tensor.name} has type {tensor.type.name}, which holds no weights here"
         )

@@ -41,6 +41,7 @@ class TensorSpec:
     share: float = 1.0  # of it one token reads: of experts the chosen ones, of an embedding a row
     head: int = 0  # q and k whose rows a GGUF lays in adjacent rotary pairs, in heads of this width
     adaptable: bool = True  # whether the op it goes to computes low-rank adapters
+    floats: bool = False  # computed in floats, so a quantised one is refused: a router
     wide: bool = False  # rounded to int16 codes where a file has floats: see bind.Source.wide
 
 

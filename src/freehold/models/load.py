@@ -47,7 +47,7 @@ class LoadedModel:
     type_bytes: Mapping[str, int]  # file bytes by tensor type, the most first
     notes: tuple[str, ...] = ()
     gguf: bool = False  # names and the order of rows in its file are a GGUF's
-    digest: str = ""  # what tells its file from all others, as far as the caller knows one
+    digest: str = ""  # distinguishes its file from others, as far as the caller knows one
     pack: Pack | None = field(
         default=None, repr=False
     )  # the mapped file that the matrices lie in, if they do
@@ -64,7 +64,7 @@ class LoadedModel:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of packed weights read to compute one token: of experts the chosen, no embedding that is no head."""
+        """Bytes of packed weights read to compute one token: chosen experts, and no embedding that is not the head."""
         return round(sum(m.nbytes * self.shares[name] for name, m in self.matrices.items()))
 
     @property

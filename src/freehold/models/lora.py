@@ -35,7 +35,7 @@ class Adapter:
     """An adapter packed for one model. Immutable, shared by all requests that name it."""
 
     name: str
-    digest: str  # of its file: what tells cached prefixes of one adapter from another's
+    digest: str  # of its file: distinguishes cached prefixes of one adapter from another's
     modules: int
     rank: int  # the greatest of its modules
     native: native.Adapter = field(repr=False, compare=False)

@@ -44,7 +44,7 @@ def pack_path(folder: Path, digest: str) -> Path:
 
 
 def file_identity(paths: Iterable[Path], before: float) -> str:
-    """Name files nobody has hashed by device, inode, size and times of change; "" if that could be wrong.
+    """Name files without a known digest by device, inode, size and times of change; "" if that could be wrong.
 
     Any write, rename or replacement moves the time of change (ctime), which no program can set back. What is not
     seen: other bytes written within the clock's grain of an old write. So files that changed less than
@@ -98,7 +98,7 @@ def _read_header(fd: int) -> dict[str, Any] | None:
 
 
 def damage_of(path: Path, seen: Callable[[int], None] = lambda _: None) -> str:
-    """Say what of a pack is not as it was written, "" if all is; `seen` is told how many bytes were compared.
+    """Say what of a pack is not as it was written, "" if all is; `seen` receives the number of bytes compared.
 
     A pack of another layout, or from before matrices had checksums, is sound: it is never used. Raises OSError.
     """
@@ -134,7 +134,7 @@ def write_pack(path: Path, digest: str, matrices: Mapping[str, Matrix], budget: 
 
 def _write(path: Path, header: bytes, end: int, matrices: Mapping[str, Matrix]) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.unlink(missing_ok=True)  # of a process that had our number; whoever made it may still have it open
+    part.unlink(missing_ok=True)  # of a process that had this id; its writer may still have it open
     try:
         with open(part, "xb", opener=private.opener) as file:
             for chunk in _chunks(_pieces(header, matrices), end):

@@ -4,7 +4,7 @@
 
 Attention is bidirectional: every token sees every other of its text, so nothing is kept between steps. Norms are layer
 norms behind each half, with biases everywhere; positions are learned, so the last one is the longest text's. A text by
-itself is of kind 0. The pooler, a layer for classifying, is no part of an embedding and is left out.
+itself is of kind 0. The pooler, a layer for classifying, does not belong to an embedding and is left out.
 Source: arXiv 1810.04805.
 Path: bind.read_source -> config -> layers
 """

@@ -61,7 +61,12 @@ class Moe(LayerPart):
         found = {
             "ffn_norm": vector("ffn_norm.weight", "post_attention_layernorm.weight", hidden),
             "router": matrix(
-                "ffn_gate_inp.weight", f"{self.names.router}.weight", m.experts, hidden, adaptable=False
+                "ffn_gate_inp.weight",
+                f"{self.names.router}.weight",
+                m.experts,
+                hidden,
+                adaptable=False,
+                floats=True,
             ),
             "gate": self._stack("gate", self.names.gate, m.intermediate, hidden),
             "up": self._stack("up", self.names.up, m.intermediate, hidden),
