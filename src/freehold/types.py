@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from freehold.errors import UsageError
 
@@ -236,6 +237,26 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] = ()
     dropped_messages: int = 0  # messages an overflow policy removed; never silent
     tool_calls: tuple[ToolCall, ...] = ()
+
+
+class ModelOptions(TypedDict, total=False):
+    """How a model is loaded: by `freehold.load`, and by the engine processes of a server."""
+
+    context: int | None  # tokens there is room for; None: the model's own, cut to fit half of the free memory
+    threads: int | None  # None: the physical cores this process may use
+    kv_type: KvType  # "f16"; "q8": int8 codes in half the memory; "f32": twice the size, rounds nothing
+    speculate: bool  # verify drafts where that is faster; the answers are the same
+    adapters: Mapping[str, str | Path] | None  # LoRA adapters by name: PEFT folders or GGUF files
+
+
+class ServedModelOptions(ModelOptions, total=False):
+    """The same for a model that answers many streams: a cache of its own size, and a queue."""
+
+    cache_bytes: int | None  # None: a cache of one context, and no limit to the queue
+    disk: Path | None  # folder for cached prefixes that survive a restart
+    target_itl_s: float  # seconds between two tokens of a stream that steps aim at
+    max_queued: int  # requests that may wait
+    max_queued_tokens: int  # and tokens of their prompts
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -15,9 +16,9 @@ import freehold
 from freehold import AsyncLLM
 from freehold.errors import EngineClosed, UsageError
 from freehold.local.answering import LocalJob
-from freehold.local.asynchronous import GenerateOptions
-from freehold.local.llm import LLM, ChatOptions
-from freehold.local.opening import LoadOptions, load
+from freehold.local.keywords import DEFAULTS, ChatOptions, GenerateOptions, LoadOptions
+from freehold.local.llm import LLM
+from freehold.local.opening import load
 from tests.vectors.files import write_gguf
 
 ENDLESS = {"logit_bias": {3: -100.0}}  # token 3 ends the tiny model's answers
@@ -163,10 +164,24 @@ def test_closing_ends_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    "options, call", [(ChatOptions, LLM.chat), (GenerateOptions, LLM.generate), (LoadOptions, load)]
+    "options, call",
+    [
+        *((ChatOptions, call) for call in (LLM.chat, LLM.stream, AsyncLLM.chat, AsyncLLM.stream)),
+        *((GenerateOptions, call) for call in (LLM.generate, LLM.stream_text, AsyncLLM.generate)),
+        *((LoadOptions, call) for call in (load, AsyncLLM.load)),
+    ],
 )
-def test_option_types_name_the_keywords_of_the_plain_call(options: type, call: Callable[..., object]):
-    code = call.__code__
-    keywords = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+def test_signatures_show_the_keywords_of_their_option_types(options: type, call: Callable[..., object]):
+    """help() and IPython read the signature; type checkers read the TypedDict."""
+    shown = inspect.signature(call).parameters.values()
+    keywords = {p.name: p.default for p in shown if p.kind is p.KEYWORD_ONLY}
     own = set(options.__annotations__) - set(freehold.SamplingParams.__dataclass_fields__)
     assert own == set(keywords)
+    assert all(keywords[name] == value for name, value in DEFAULTS.items() if name in own)
+
+
+def test_an_unknown_keyword_of_load_is_refused_with_the_nearest():
+    unknown: Any = {"contxt": 3}
+    with pytest.raises(UsageError, match="unknown option 'contxt'") as e:
+        load("x", **unknown)
+    assert e.value.hint == "did you mean context?"

@@ -16,9 +16,11 @@ from typing import Any, Self, Unpack, overload
 from freehold.engine import Engine
 from freehold.local.answering import LocalJob
 from freehold.local.chat import Chat
+from freehold.local.completion import Prompts, completion, is_batch
 from freehold.local.embedding import Embeddings, Text
-from freehold.local.llm import LLM, ChatOptions, GenerateOptions, Prompts, completion, is_batch
-from freehold.local.opening import LoadOptions, load
+from freehold.local.keywords import ChatOptions, GenerateOptions, LoadOptions, keywords
+from freehold.local.llm import LLM
+from freehold.local.opening import load
 from freehold.types import Chunk, Completion
 
 # A pause of the stepping thread with nothing to compute: other threads may be computing the steps of its requests.
@@ -42,6 +44,7 @@ class AsyncLLM:
         self._steps: _Steps | None = None
 
     @classmethod
+    @keywords(LoadOptions)
     async def load(cls, model: str | Path, **options: Unpack[LoadOptions]) -> Self:
         """Load a model in a thread, with the options and the errors of `freehold.load`."""
         return cls(await asyncio.to_thread(load, model, **options))
@@ -59,10 +62,12 @@ class AsyncLLM:
         """Free the weights and the cache; running requests end with EngineClosed. Safe to call twice."""
         await asyncio.to_thread(self.llm.close)
 
+    @keywords(ChatOptions)
     async def chat(self, messages: Chat, **options: Unpack[ChatOptions]) -> Completion:
         """Answer a chat, or one user message given as text; see LLM.chat."""
         return await self._complete(lambda: self.llm._asked(messages, options))
 
+    @keywords(ChatOptions)
     async def stream(self, messages: Chat, **options: Unpack[ChatOptions]) -> AsyncGenerator[Chunk]:
         """Answer as `chat` does, piece by piece: `async for chunk in llm.stream("Hi")`."""
         answering = await asyncio.to_thread(self.llm._asked, messages, options)
@@ -75,6 +80,7 @@ class AsyncLLM:
     ) -> Completion: ...
     @overload
     async def generate(self, prompt: Prompts, **options: Unpack[GenerateOptions]) -> list[Completion]: ...
+    @keywords(GenerateOptions)
     async def generate(
         self, prompt: str | Sequence[int] | Prompts, **options: Unpack[GenerateOptions]
     ) -> Completion | list[Completion]:

@@ -1,7 +1,7 @@
 """What an answer is held to: a format, calls of tools, a budget of thinking.
 
 Knows dialects and grammars, and what a job asks; knows no step.
-Path: LLM._answering -> Holds.constraint -> LocalJob -> ConstraintMatcher
+Path: LLM._prepared -> Holds.constraint -> LocalJob -> ConstraintMatcher
 """
 
 from __future__ import annotations

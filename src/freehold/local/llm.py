@@ -8,96 +8,43 @@ Path: cli/run or freehold.load -> LLM.stream -> LocalJob -> Engine -> Answer -> 
 from __future__ import annotations
 
 import os
-import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypedDict, TypeGuard, Unpack, cast, overload
+from typing import Self, Unpack, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from freehold import _native as native
-from freehold.config import nearest
 from freehold.engine import Encoder, Engine, scoring
 from freehold.engine.pooling import Pooling
 from freehold.errors import EngineClosed, FreeholdError, UnsupportedModel, UsageError
 from freehold.local.adapters import Adapters
 from freehold.local.answering import LocalJob
-from freehold.local.chat import Chat, Tools, as_choice, as_messages, as_tools
+from freehold.local.chat import Chat, as_messages
+from freehold.local.completion import Prompts, complete, completion, is_batch
 from freehold.local.embedding import Embedder, Embeddings, Text
 from freehold.local.holding import Holds
-from freehold.local.jobs import check_request
+from freehold.local.keywords import ChatOptions, GenerateOptions, keywords
 from freehold.local.prompt import Prompter
+from freehold.local.requests import chat_job, sampling_of, text_job
 from freehold.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo
 from freehold.store.overlays import Overlay, overlaid, with_messages
 from freehold.tokenizer import ChatTemplate, Tokenizer
 from freehold.types import (
     Chunk,
     Completion,
-    FormatLike,
     Message,
-    Overflow,
     SamplingParams,
-    ToolCall,
     Turn,
-    as_format,
 )
 
 F32 = npt.NDArray[np.float32]
 
-SEED_BITS = 63
 
-
-class SamplingOptions(TypedDict, total=False):
-    """The fields of SamplingParams as keywords: `chat("Hi", temperature=0, seed=1)`."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    penalty_window: int
-    logit_bias: Mapping[int, float]
-    seed: int | None
-
-
-class GenerateOptions(SamplingOptions, total=False):
-    """What `LLM.generate` takes besides the prompt; `LLM.chat` says what each means."""
-
-    max_tokens: int | None
-    sampling: SamplingParams | None
-    stop: Sequence[str]
-    logprobs: int | None
-    format: FormatLike
-    adapter: str | None
-
-
-class ChatOptions(GenerateOptions, total=False):
-    """What `LLM.chat` and `LLM.stream` take besides the messages."""
-
-    think: bool | None
-    think_tokens: int | None
-    effort: str | None
-    tools: Tools
-    tool_choice: str
-    parallel_tool_calls: bool
-    overflow: Overflow
-
-
-# Several prompts, as `LLM.generate` takes them: texts, or lists of token ids.
-Prompts = list[str] | list[list[int]] | tuple[str, ...] | tuple[Sequence[int], ...]
 DRIVE_S = 1.0  # how long a batch waits for a step that another thread computes before it looks again
-
-_SAMPLING = [f.name for f in fields(SamplingParams)]
-_ASKING = [
-    *("max_tokens", "sampling", "stop", "logprobs", "think", "think_tokens", "effort", "overflow"),
-    *("tools", "tool_choice", "parallel_tool_calls", "format", "adapter"),
-]
 
 
 class LLM:
@@ -218,25 +165,8 @@ class LLM:
         if think is not None:
             self._prompter.template.render([Message("user", "x")], think=think)
 
-    def chat(
-        self,
-        messages: Chat,
-        *,
-        max_tokens: int | None = None,
-        sampling: SamplingParams | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-        think: bool | None = None,
-        think_tokens: int | None = None,
-        effort: str | None = None,
-        tools: Tools = (),
-        tool_choice: str = "auto",
-        parallel_tool_calls: bool = True,
-        overflow: Overflow = "error",
-        format: FormatLike = None,
-        adapter: str | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Completion:
+    @keywords(ChatOptions)
+    def chat(self, messages: Chat, **options: Unpack[ChatOptions]) -> Completion:
         """Answer a chat, or one user message given as text.
 
         `max_tokens` None: until the model ends or the context is full. `logprobs` N: also the N likeliest
@@ -248,24 +178,9 @@ class LLM:
         SamplingParams and win over `sampling`. Raises ContextOverflow, UsageError, BadTemplate, ModelNotFound
         for an adapter that is not there.
         """
-        asked: ChatOptions = {
-            "max_tokens": max_tokens,
-            "sampling": sampling,
-            "stop": stop,
-            "logprobs": logprobs,
-            "think": think,
-            "think_tokens": think_tokens,
-            "effort": effort,
-            "tools": tools,
-            "tool_choice": tool_choice,
-            "parallel_tool_calls": parallel_tool_calls,
-            "overflow": overflow,
-            "format": format,
-            "adapter": adapter,
-            **options,
-        }
-        return complete(self._asked(messages, asked))
+        return complete(self._asked(messages, options))
 
+    @keywords(ChatOptions)
     def stream(self, messages: Chat, **options: Unpack[ChatOptions]) -> Iterator[Chunk]:
         """Answer as `chat` does, with its keywords, piece by piece.
 
@@ -277,36 +192,20 @@ class LLM:
     def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Completion: ...
     @overload
     def generate(self, prompt: Prompts, **options: Unpack[GenerateOptions]) -> list[Completion]: ...
+    @keywords(GenerateOptions)
     def generate(
-        self,
-        prompt: str | Sequence[int] | Prompts,
-        *,
-        max_tokens: int | None = None,
-        sampling: SamplingParams | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-        format: FormatLike = None,
-        adapter: str | None = None,
-        **options: Unpack[SamplingOptions],
+        self, prompt: str | Sequence[int] | Prompts, **options: Unpack[GenerateOptions]
     ) -> Completion | list[Completion]:
         """Continue text or token ids as they are, without a chat template; a list of prompts as one batch.
 
         A batch shares the steps of the engine, and each of its answers is the one that prompt gets alone: a `seed`
         that is given holds for every prompt. An error names the prompt by its index, and then none is answered.
         """
-        asked: GenerateOptions = {
-            "max_tokens": max_tokens,
-            "sampling": sampling,
-            "stop": stop,
-            "logprobs": logprobs,
-            "format": format,
-            "adapter": adapter,
-            **options,
-        }
         if not is_batch(prompt):
-            return complete(self._continued(cast(str, prompt), asked))
-        return self._together([self._numbered(i, each, asked) for i, each in enumerate(prompt)])
+            return complete(self._continued(cast(str, prompt), options))
+        return self._together([self._numbered(i, each, options) for i, each in enumerate(prompt)])
 
+    @keywords(GenerateOptions)
     def stream_text(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Iterator[Chunk]:
         """Continue one prompt as `generate` does, with its keywords, piece by piece."""
         return self._continued(prompt, options).stream()
@@ -314,44 +213,19 @@ class LLM:
     def _asked(self, messages: Chat, options: ChatOptions) -> LocalJob:
         """Prepare the answer to a chat; nothing is computed before it is streamed or entered."""
         self._check_open()
-        effort, tools = options.get("effort"), as_tools(options.get("tools", ()))
-        choice, only = as_choice(options.get("tool_choice", "auto"), tools)
-        job = Job(
-            messages=tuple(as_messages(messages)),
-            think=options.get("think"),
-            think_tokens=options.get("think_tokens"),
-            effort=effort,
-            tools=tools,
-            tool_choice=choice,
-            tool_name=only,
-            parallel_tool_calls=options.get("parallel_tool_calls", True),
-            overflow=options.get("overflow", "error"),
-            **self._common(options),
-        )
-        check_request(job)
-        if effort is not None and effort not in self._prompter.template.efforts:
-            self._prompter.template.render(job.messages or (), effort=effort)  # raises with the levels it has
-        return self._answering(job, self._sampling(options))
+        job = chat_job(messages, options, self.adapters.chosen(options.get("adapter")))
+        if job.effort is not None and job.effort not in self._prompter.template.efforts:
+            self._prompter.template.render(
+                job.messages or (), effort=job.effort
+            )  # raises with the levels it has
+        return self._prepared(job, sampling_of(options, self.default_sampling))
 
     def _continued(self, prompt: str | Sequence[int], options: GenerateOptions) -> LocalJob:
         """Prepare the continuation of a text or of token ids."""
         self._check_open()
         text = prompt if isinstance(prompt, str) else tuple(self._prompter.checked(prompt))
-        return self._answering(Job(prompt=text, **self._common(options)), self._sampling(options))
-
-    def _common(self, options: GenerateOptions) -> dict[str, Any]:
-        """Return the fields of a Job that chats and texts share."""
-        return {
-            "max_tokens": options.get("max_tokens"),
-            "stop": tuple(options.get("stop", ())),
-            "logprobs": options.get("logprobs"),
-            "format": as_format(options.get("format")),
-            "adapter": self.adapters.chosen(options.get("adapter")),
-        }
-
-    def _sampling(self, options: GenerateOptions) -> SamplingParams:
-        named = {name: value for name, value in options.items() if name not in _ASKING}
-        return self._seeded(options.get("sampling"), named)
+        job = text_job(text, options, self.adapters.chosen(options.get("adapter")))
+        return self._prepared(job, sampling_of(options, self.default_sampling))
 
     def _numbered(self, index: int, prompt: str | Sequence[int], options: GenerateOptions) -> LocalJob:
         """Prepare one prompt of a batch; an error says which."""
@@ -471,7 +345,7 @@ class LLM:
             )
         return self._engine
 
-    def _answering(self, job: Job, params: SamplingParams) -> LocalJob:
+    def _prepared(self, job: Job, params: SamplingParams) -> LocalJob:
         engine = self._generating()
         if self._overlay is not None:
             job = overlaid(job, self._overlay)
@@ -521,47 +395,3 @@ class LLM:
             raise EngineClosed(f"{self.name} was loaded by another process", "load it again after fork")
         if self._closed:
             raise EngineClosed(f"{self.name} is closed", "load it again")
-
-    def _seeded(self, sampling: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
-        """Merge what was given over the model's defaults, and draw the seed if nobody named one."""
-        for name in options:
-            if name not in _SAMPLING:
-                near = nearest(name, [*_SAMPLING, *_ASKING])
-                hint = f"did you mean {near}?" if near else f"known: {', '.join([*_ASKING, *_SAMPLING])}"
-                raise UsageError(f"unknown option {name!r}", hint)
-        params = replace(sampling or self.default_sampling, **options)
-        return params if params.seed is not None else replace(params, seed=secrets.randbits(SEED_BITS))
-
-
-def is_batch(prompt: object) -> TypeGuard[Prompts]:
-    """Tell a list of prompts from one prompt of token ids."""
-    if isinstance(prompt, str) or not isinstance(prompt, Sequence) or len(prompt) == 0:
-        return False
-    return isinstance(prompt[0], str) or hasattr(prompt[0], "__len__")
-
-
-def complete(answering: LocalJob) -> Completion:
-    """Compute an answer to its end."""
-    return completion(answering.stream(), answering.seed)
-
-
-def completion(chunks: Iterable[Chunk], seed: int) -> Completion:
-    """Join the chunks of a whole answer."""
-    got = list(chunks)
-    calls: list[ToolCall] = []
-    for piece in (p for c in got for p in c.tool_calls):
-        piece.join(calls)
-    last = got[-1]
-    if last.finish_reason is None or last.usage is None:
-        raise RuntimeError("a stream ended without its last chunk")  # our own invariant
-    return Completion(
-        text="".join(c.text for c in got),
-        thinking="".join(c.thinking for c in got),
-        token_ids=tuple(i for c in got for i in c.token_ids),
-        logprobs=tuple(p for c in got for p in c.logprobs),
-        finish_reason=last.finish_reason,
-        usage=last.usage,
-        seed=seed,
-        dropped_messages=sum(c.dropped_messages for c in got),
-        tool_calls=tuple(calls),
-    )

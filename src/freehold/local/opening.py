@@ -7,12 +7,12 @@ Path: cli/run or freehold.load -> Store.resolve -> open_model -> load_model, Eng
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, Unpack, cast
 
 from freehold import _native as native
 from freehold.config import load_settings
@@ -23,6 +23,7 @@ from freehold.engine.pooling import Pooling, checked_pooling
 from freehold.errors import CapacityExceeded, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.formats.filetype import quantization_of
+from freehold.local.keywords import LoadOptions, check_names, keywords
 from freehold.local.llm import LLM
 from freehold.local.served import ServedModel
 from freehold.machine import show_bytes
@@ -30,11 +31,11 @@ from freehold.models.load import LoadedModel, Progress, load_model
 from freehold.models.packs import file_identity, open_pack, pack_path, write_pack
 from freehold.models.pooling import pooling_from_dir
 from freehold.store import ModelRef, Store
-from freehold.store.progress import ProgressLike, watching
+from freehold.store.progress import watching
 from freehold.store.sampling import sampling_defaults
 from freehold.tokenizer import ChatTemplate, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
 from freehold.tokenizer.template_files import chat_template_from_dir, chat_template_from_gguf
-from freehold.types import KvType, SamplingParams
+from freehold.types import KvType, ModelOptions, SamplingParams, ServedModelOptions
 
 # Of a cache whose bytes are given, no more is reserved than this many full contexts take: eight streams at the
 # context's very end, or far more of ordinary length, and what they leave for the next.
@@ -43,31 +44,8 @@ POOL_CONTEXTS = 8
 QUEUED, QUEUED_POOLS = 512, 4
 
 
-class LoadOptions(TypedDict, total=False):
-    """What `load` takes besides the model."""
-
-    context: int | None
-    threads: int | None
-    kv_type: KvType
-    speculate: bool
-    draft: str | Path | None
-    adapters: Mapping[str, str | Path] | None
-    pull: bool
-    progress: ProgressLike
-
-
-def load(
-    model: str | Path,
-    *,
-    context: int | None = None,
-    threads: int | None = None,
-    kv_type: KvType = "f16",
-    speculate: bool = True,
-    draft: str | Path | None = None,
-    adapters: Mapping[str, str | Path] | None = None,
-    pull: bool = False,
-    progress: ProgressLike = None,
-) -> LLM:
+@keywords(LoadOptions)
+def load(model: str | Path, **options: Unpack[LoadOptions]) -> LLM:
     """Load a model by name, hub reference, GGUF file or folder of safetensors; use the result in a `with`.
 
     `context`: tokens there is room for (default: the model's own, cut to what fits in half the free memory).
@@ -78,57 +56,40 @@ def load(
     `pull`: fetch what is not here; otherwise the network is never touched. `progress`: as for `freehold.pull`.
     Raises ModelNotFound, BadModelFile, CapacityExceeded, UsageError.
     """
-    store = Store(load_settings())
+    check_names(options, tuple(LoadOptions.__annotations__))
+    store, draft = Store(load_settings()), options.pop("draft", None)
+    pull, progress = options.pop("pull", False), options.pop("progress", None)
     with watching(progress) as on_event:
         found = partial(store.pull, on_event=on_event) if pull else store.resolve
         ref, drafter = found(str(model)), None if draft is None else found(str(draft))
-    return open_model(
-        ref,
-        context=context,
-        threads=threads,
-        kv_type=kv_type,
-        speculate=speculate,
-        draft=drafter,
-        adapters=adapters,
-        packs=store.packs,
-    )
+    return open_model(ref, draft=drafter, packs=store.packs, **cast(ModelOptions, options))
 
 
 def open_model(
     ref: ModelRef,
     *,
-    context: int | None = None,
-    threads: int | None = None,
-    kv_type: KvType = "f16",
-    speculate: bool = True,
     draft: ModelRef | None = None,
-    adapters: Mapping[str, str | Path] | None = None,
     packs: Path | None = None,
     progress: Progress | None = None,
-    cache_bytes: int | None = None,
     kind: type[LLM] = LLM,
-    **engine: Any,
+    **options: Unpack[ServedModelOptions],
 ) -> LLM:
     """Load what the store found; packed weights are mapped from the folder `packs`, or written there.
 
-    `cache_bytes`: what the cache may take, for many streams together, and their queue is limited (None: a cache
-    of one context, and no limit). `kind`: the class to make. `engine`: Engine's other options.
+    `kind`: the class to make. Raises UsageError and CapacityExceeded, and what reading the files raises.
     """
     started = time.perf_counter()
+    threads, adapters = options.pop("threads", None), options.pop("adapters", None) or {}
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; expected 1 or more")
-    if draft is not None and not speculate:
+    if draft is not None and not options.get("speculate", True):
         raise UsageError(f"{draft.name} is to draft, but speculation is off", "leave out one of the two")
     opened = _opened(ref, threads, packs, progress)
     drafter = None if draft is None else _drafter(draft, opened, packs, progress)
     loaded = opened.model
     draft_model = drafter.model if drafter else None
-    if loaded.family.encoder:
-        made = Encoder(loaded, context=context)
-    else:
-        made = _engine(loaded, draft_model, context, kv_type, cache_bytes, {"speculate": speculate, **engine})
     llm = kind(
-        made,
+        _engine(loaded, draft_model, options),
         opened.tokenizer,
         opened.template,
         name=ref.name,
@@ -141,7 +102,7 @@ def open_model(
         pooling=opened.pooling,
     )
     try:
-        for name, path in (adapters or {}).items():
+        for name, path in adapters.items():
             llm.add_adapter(name, path)
         if ref.overlay is not None and ref.overlay.adapter:
             llm.add_adapter(ref.overlay.adapter_name, ref.overlay.adapter)
@@ -154,25 +115,31 @@ def open_model(
     return llm
 
 
-def open_served(ref: ModelRef, **options: Any) -> ServedModel:
-    """Load a model for an engine process, with the options of `open_model`."""
-    return cast(ServedModel, open_model(ref, kind=ServedModel, **options))
+def open_served(
+    ref: ModelRef,
+    *,
+    draft: ModelRef | None = None,
+    packs: Path | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[ServedModelOptions],
+) -> ServedModel:
+    """Load a model for an engine process; see open_model."""
+    made = open_model(ref, draft=draft, packs=packs, progress=progress, kind=ServedModel, **options)
+    return cast(ServedModel, made)
 
 
-def _engine(
-    model: LoadedModel,
-    draft: LoadedModel | None,
-    context: int | None,
-    kv_type: KvType,
-    cache_bytes: int | None,
-    options: dict[str, Any],
-) -> Engine:
-    """Make the engine of a model that generates; with `cache_bytes` it has a cache of that size, and a queue."""
+def _engine(model: LoadedModel, draft: LoadedModel | None, options: ServedModelOptions) -> Engine | Encoder:
+    """Make a model's engine; with `cache_bytes` its cache has that size, and its queue a limit."""
+    if model.family.encoder:
+        return Encoder(model, context=options.get("context"))
+    cache_bytes = options.pop("cache_bytes", None)
+    given: dict[str, Any] = {**options}
     if cache_bytes is not None:
-        context, blocks = _pool(model, draft, context, kv_type, cache_bytes)
+        kv_type = options.get("kv_type", "f16")
+        given["context"], blocks = _pool(model, draft, options.get("context"), kv_type, cache_bytes)
         queued = {"max_queued": QUEUED, "max_queued_tokens": QUEUED_POOLS * blocks * native.BLOCK_TOKENS}
-        options = {"blocks": blocks, **queued, **options}
-    return Engine(model, context=context, kv_type=kv_type, draft=draft, **options)
+        given = {"blocks": blocks, **queued, **given}
+    return Engine(model, draft=draft, **given)
 
 
 def _pool(

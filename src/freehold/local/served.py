@@ -15,6 +15,7 @@ from freehold.local.answering import LocalJob
 from freehold.local.embedding import Embeddings
 from freehold.local.jobs import check_chars, check_job
 from freehold.local.llm import LLM
+from freehold.local.requests import seeded
 from freehold.serving import EmbedJob, Job
 from freehold.store.overlays import overlaid
 from freehold.types import Message, Turn
@@ -33,7 +34,7 @@ class ServedModel(LLM):
         self._check_open()
         self._generating()
         check_job(job, self.context, self._tokenizer.longest)
-        return self._answering(job, self._seeded(None, job.sampling))
+        return self._prepared(job, seeded(job.sampling, self.default_sampling))
 
     def pump(self, timeout: float) -> bool:
         """Compute one step for all running requests; without any, wait up to `timeout` seconds for one."""
