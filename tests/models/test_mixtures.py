@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from freehold.advisor.file_anatomy import from_file, of_expert
 from freehold.engine import Engine, TokenOut, scoring
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import Metadata, QuantType, Tensor, open_model_file
-from freehold.models.bind import read_source
+from freehold.layers import kept_bytes
+from freehold.models.bind import read_source, refusal
 from freehold.models.load import load_model
 from freehold.models.lora import load_adapter
 from freehold.models.oracle import Oracle
@@ -72,6 +74,21 @@ def test_a_token_reads_the_chosen_experts_alone(tmp_path: Path):
     assert model.bytes_per_token < model.nbytes
 
 
+@pytest.mark.parametrize("form", ["gguf", "hf"])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_fit_counts_the_weights_that_the_engine_multiplies(family: str, form: str, tmp_path: Path):
+    path = write_model(family, form, tmp_path)
+    anatomy, model = from_file(path), load_model(path, threads=1)
+    assert sum(p.weights * p.share for p in anatomy.parts if p.role not in ("norms", "embed")) == (
+        pytest.approx(
+            model.weights_per_token, abs=4 * 64
+        )  # a GGUF holds the shared expert's gate as a vector
+    )
+    assert sum(spec.count for spec in anatomy.layers) == len(model.layers)
+    assert anatomy.cache_bytes(100) == kept_bytes(model.layers, 100)
+    assert refusal(anatomy.structure) == ""
+
+
 def test_experts_that_a_file_holds_apart_are_read_like_stacked_ones(tmp_path: Path):
     """As GGUFs of Mixtral did in early 2024: `blk.0.ffn_gate.3.weight`."""
     path = write_gguf("mixtral", tmp_path / "model.gguf")
@@ -83,6 +100,7 @@ def test_experts_that_a_file_holds_apart_are_read_like_stacked_ones(tmp_path: Pa
         for e, raw in enumerate(tensor.raw.reshape(tensor.shape[0], -1)):
             each = name.replace("_exps", f".{e}")
             tensors[each] = Tensor(each, tensor.type, tensor.shape[1:], raw)
+    assert sum(of_expert(name) for name in tensors) == 4 * 3 * 4
     apart = Oracle(reopened(path, tensors))
     assert np.array_equal(apart.logits([5, 6, 7]), Oracle(path).logits([5, 6, 7]))
     del tensors["blk.2.ffn_up.3.weight"]

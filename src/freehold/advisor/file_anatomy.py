@@ -8,7 +8,8 @@ Path: cli/fit, places -> from_file -> Anatomy
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from freehold.formats import GGUFFile, ModelFile, SafetensorsFile
 
 _OUTSIDE = ("mtp.", "vision_", "model.vision", "visual.", "multi_modal", "audio_", "v.", "mm.")  # no text
+
+# Stacked, or each apart: in safetensors, and in GGUFs of early 2024 (ffn_up.3.weight).
+_EXPERTS = re.compile(r"_exps\.|\.experts\.|ffn_(gate|up|down)\.\d+\.weight")
 
 
 def from_file(path: str | Path) -> Anatomy:
@@ -42,7 +46,7 @@ def _of_gguf(opened: GGUFFile) -> Anatomy:
         name=opened.metadata.get_str("general.name", "") or opened.path.stem,
         quant=quants.of_file(_file_type(opened)) or _main_type(opened),
         architecture=opened.architecture,
-        parts=_parts(opened, "token_embd.weight", "output.weight", lambda name: "_exps." in name, experts),
+        parts=_parts(opened, "token_embd.weight", "output.weight", experts),
         layers=_gguf_layers(opened.architecture, meta),
         context=meta.number("context_length"),
         hidden=meta.number("embedding_length"),
@@ -66,7 +70,7 @@ def _of_safetensors(opened: SafetensorsFile) -> Anatomy:
         name=opened.path.name,
         quant=_main_type(opened),
         architecture=str(config.get("model_type", "")),
-        parts=_parts(opened, embed, "lm_head.weight", lambda name: ".experts." in name, used),
+        parts=_parts(opened, embed, "lm_head.weight", used),
         layers=_config_layers(keys),
         context=keys.number("max_position_embeddings"),
         hidden=keys.number("hidden_size"),
@@ -77,9 +81,12 @@ def _of_safetensors(opened: SafetensorsFile) -> Anatomy:
     )
 
 
-def _parts(
-    opened: ModelFile, embed: str, head: str, is_expert: Callable[[str], bool], used: float
-) -> tuple[Part, ...]:
+def of_expert(name: str) -> bool:
+    """Say whether a tensor belongs to one of many experts, by its name in either format."""
+    return _EXPERTS.search(name) is not None
+
+
+def _parts(opened: ModelFile, embed: str, head: str, used: float) -> tuple[Part, ...]:
     """Sum a file's tensors by role and type."""
     sums: dict[tuple[str, str, float], list[float]] = {}
     own_head = head in opened.tensors
@@ -91,7 +98,7 @@ def _parts(
             role, share = "embed", 1 / max(tensor.shape[0], 1)
         elif tensor.name in (embed, head):
             role = "head"
-        elif is_expert(tensor.name):
+        elif of_expert(tensor.name):
             role, share = "experts", used
         else:
             role = "body" if len(tensor.shape) > 1 else "norms"

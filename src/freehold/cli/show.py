@@ -1,7 +1,7 @@
 """`freehold show MODEL`: one honest card of a model, held or only known by name.
 
 Reads the store's record, the catalogue's facts and the file's own metadata; says where each fact came from.
-Path: main -> show -> Store.show, catalog.model, formats.open_model_file, models.defaults.sampling_defaults.
+Path: main -> show -> Store.show, catalog.model, formats.open_model_file, store.sampling.sampling_defaults.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def describe(store: Store, model: str) -> dict[str, Any]:
 
 def file_facts(file: ModelFile) -> dict[str, Any]:
     """Return what the model file itself tells: sizes, types, context, template, sampling defaults."""
+    from freehold.advisor.file_anatomy import of_expert
+
     tensors = file.tensors.values()
     by_type = Counter[str]()
     for tensor in tensors:
@@ -77,7 +79,7 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
     chats = not _is_encoder(architecture)
     return {
         "architecture": architecture,
-        "runs": _runs(Structure(architecture, experts=any(_of_expert(t.name) for t in tensors))),
+        "runs": _runs(Structure(architecture, experts=any(of_expert(t.name) for t in tensors))),
         "parameters": sum(math.prod(t.shape) for t in tensors),
         "output_parameters": math.prod(output.shape) if output and _EMBEDDING in file.tensors else 0,
         "quantisation": [
@@ -87,10 +89,6 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
         "template": template if chats else "none: it makes embeddings, and cannot chat",
         "sampling": {k: {"value": v, "origin": o} for k, (v, o) in sampling_defaults(file).items() if chats},
     }
-
-
-def _of_expert(name: str) -> bool:
-    return "exps." in name or ".experts." in name
 
 
 def _is_encoder(architecture: str) -> bool:
