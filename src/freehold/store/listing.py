@@ -1,0 +1,89 @@
+"""Describes models for `list` and `show`: recorded, made from others, and unfinished.
+
+Knows records and what lies on the disk; changes nothing.
+Path: Store.list, Store.show -> listed, made, unfinished -> Listed
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from freehold.store.manifest import Manifest
+from freehold.store.overlays import Overlay
+from freehold.store.records import Listed, digest_of, root_of
+from freehold.store.shelf import Shelf
+
+PENDING = "pull.json"  # what an unfinished pull fetches, so that list and rm can name it
+
+
+def listed(shelf: Shelf, manifest: Manifest) -> Listed:
+    """Describe a recorded model with its state on the disk."""
+    state = shelf.state(manifest)
+    digest = digest_of(manifest.files)
+    folder = shelf.folder(manifest)
+    return Listed(
+        name=manifest.name,
+        state=state,
+        owner=manifest.owner,
+        kind=manifest.kind,
+        bytes=manifest.bytes,
+        held=manifest.bytes if state != "vanished" else _tree_bytes(folder),
+        pack_bytes=sum(p.stat().st_size for p in shelf.packs_of(digest)),
+        digest=digest,
+        path=root_of(manifest, folder),
+        source=manifest.source,
+        licence=manifest.licence,
+        created=manifest.created,
+        last_used=manifest.last_used,
+        detail=manifest.detail,
+        aliases=manifest.aliases,
+    )
+
+
+def made(path: Path, overlay: Overlay, base: Listed | None) -> Listed:
+    """Describe a model made from `base`, its overlay at `path`: the same file under another name."""
+    mine = {
+        "name": overlay.name,
+        "held": path.stat().st_size if path.exists() else 0,
+        "digest": overlay.digest,
+        "created": overlay.created,
+        "detail": f"made from {overlay.base}",
+        "aliases": (),
+        "base": overlay.base,
+    }
+    if base is None:
+        return Listed(
+            state="vanished", owner="freehold", kind="", bytes=0, pack_bytes=0, path=path,
+            source="", licence="", last_used="", **mine,
+        )  # fmt: skip
+    return replace(base, pack_bytes=0, owner="freehold", **mine)
+
+
+def unfinished(folder: Path) -> Listed:
+    """Describe what an interrupted pull left."""
+    try:
+        pending = json.loads((folder / PENDING).read_bytes())
+        name, kind, total = str(pending["name"]), str(pending["kind"]), int(pending["bytes"])
+        source, held = str(pending["source"]), _recorded_in(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        name, kind, total, source, held = folder.name, "", 0, "", _tree_bytes(folder)
+    return Listed(name, "incomplete", "freehold", kind, total, held, 0, "", folder, source, "", "", "")
+
+
+def _recorded_in(folder: Path) -> int:
+    """Count the bytes an unfinished pull keeps: finished files, and the bytes that the parts' records count."""
+    from freehold.store.part import recorded_bytes
+
+    total = 0
+    for path in folder.rglob("*"):
+        if path.suffix == ".part":
+            total += recorded_bytes(path.with_suffix(""))
+        elif path.is_file() and path.suffix != ".json" and "wheels" not in path.parts:
+            total += path.stat().st_size
+    return total
+
+
+def _tree_bytes(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
