@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from freehold.catalog.languages import known
-from freehold.catalog.questions import Part, Question, results_in
+from freehold.catalog.question_words import Part, results_in
+from freehold.catalog.questions import Question
 from freehold.catalog.tasks import Task
 from freehold.errors import UsageError
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from freehold.catalog.model import Model
-from freehold.catalog.questions import language_name, results_in
+from freehold.catalog.question_words import language_name, results_in
 
 RESULT, STATED, UNKNOWN, DENIED = "result", "stated", "unknown", "denied"
 _RANK = (RESULT, STATED, UNKNOWN, DENIED)

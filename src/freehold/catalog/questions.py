@@ -1,4 +1,4 @@
-"""A question about models in a user's words: what is understood of it, and which words were not.
+"""Reads a question about models in the user's words: the conditions it gives, and the words that were not understood.
 
 Tables of words (data/questions.toml, tasks.toml, the names of devices and models), matched from the left, the longest
 phrase first. No word is dropped in silence: it is understood, filler, or listed as ignored. Knows no score and no
@@ -9,36 +9,28 @@ Path: cli/advise, freehold.advise -> question -> Question -> advice.Request
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from typing import Any
 
-from freehold.catalog.entries import entries
 from freehold.catalog.hardware import devices
-from freehold.catalog.models import models
+from freehold.catalog.question_words import (
+    LONGEST,
+    Part,
+    Unanswered,
+    atoms_of,
+    device_names,
+    gpu_part,
+    phrases,
+    tables,
+    unanswerable,
+)
 from freehold.catalog.tasks import Task, kinds, tasks
 from freehold.errors import UsageError
 
 MOST_CHARS = 400  # of a question
 _NAMED, _HINTED = 100, 1  # a word that names a kind of work outweighs any number that only go with it
-_ATOM = re.compile(r"[$]?[^\W_]+(?:[.][^\W_]+)*(?:[+]+)?")
 _NUMBER = re.compile(r"(\d+(?:[.]\d+)?)(k|m|b|gb|gib|g)?")
 _SCALE = {"": 1.0, "k": 1e3, "m": 1e6}
-_LONGEST = 5  # words of a phrase
-_TUNED = re.compile(r"-(instruct|chat|it|hf|bf16)+$", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Something understood: `what` it is (task, language, hardware, ...), its value, and the words that said so."""
-
-    what: str
-    value: str
-    words: str
-    says: str = ""  # what it was taken as, or what an answer makes of it, where that is not plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +142,6 @@ class Question:
         return bool(self.model) and (bool(self._values("hardware needed")) or alone)
 
 
-@dataclass(frozen=True, slots=True)
-class Unanswered:
-    """What no model is judged for, and the answer to it. `reads`: a modality that models can be asked to read."""
-
-    name: str
-    words: tuple[str, ...]
-    says: str
-    hint: str
-    reads: str = ""
-
-
 def question(text: str) -> Question:
     """Read a question. Raises UsageError where it is too long; a missing task is raised by `Question.task`."""
     if len(text) > MOST_CHARS:
@@ -168,18 +149,11 @@ def question(text: str) -> Question:
     exact = next((t for t in tasks() if t.id == "-".join(text.lower().split())), None)
     if exact:
         return Question(text, exact, (Part("task", exact.id, text),), ())
-    parts, ignored = _read(_atoms(text))
+    parts, ignored = _read(atoms_of(text))
     found = _task(parts)
     kept = tuple(_settled(parts, found))
-    unanswered = tuple(u for u in _unanswered() if any(p.what == u.name for p in kept))
+    unanswered = tuple(u for u in unanswerable() if any(p.what == u.name for p in kept))
     return Question(text, found, kept, tuple(dict.fromkeys(ignored)), unanswered)
-
-
-def _atoms(text: str) -> list[str]:
-    """Return the words: hyphens, slashes and colons part them, points inside do not; 8xh200 is three."""
-    plain = re.sub(r"(?<=\d),(?=\d{3})", "", text.lower().replace("×", "x"))  # 1,000
-    plain = re.sub(r"(?<=\d)\s*[x*]\s*(?=[a-z])", " x ", plain)
-    return _ATOM.findall(plain)
 
 
 def _read(atoms: list[str]) -> tuple[list[Part], list[str]]:
@@ -208,8 +182,8 @@ def _next(atoms: list[str], at: int) -> tuple[int, list[Part]]:
 
 def _phrase(atoms: list[str], at: int) -> tuple[int, list[Part]]:
     """Return the longest known phrase."""
-    known = _phrases()
-    for length in range(min(_LONGEST, len(atoms) - at), 0, -1):
+    known = phrases()
+    for length in range(min(LONGEST, len(atoms) - at), 0, -1):
         found = known.get(tuple(atoms[at : at + length]))
         if found is not None:  # filler says nothing
             return length, found
@@ -218,7 +192,7 @@ def _phrase(atoms: list[str], at: int) -> tuple[int, list[Part]]:
 
 def _counted_device(atoms: list[str], at: int) -> tuple[int, list[Part]]:
     """Return a device with how many there are: 8 x h200, two 3090s, m4-max:64gb. A number may be its name: 4090."""
-    words = _words()["numbers"]
+    words = tables()["numbers"]
     if at + 1 < len(atoms) and (atoms[at].isdigit() or atoms[at] in words):
         taken, name = _device(atoms, at + 1 + (atoms[at + 1] == "x"))
         if name:
@@ -230,8 +204,8 @@ def _counted_device(atoms: list[str], at: int) -> tuple[int, list[Part]]:
 
 def _device(atoms: list[str], start: int) -> tuple[int, str]:
     """Return where the device named from `start` on ends, and its name; empty: none is named there."""
-    for length in range(min(_LONGEST, len(atoms) - start), 0, -1):
-        name = _device_names().get(tuple(atoms[start : start + length]))
+    for length in range(min(LONGEST, len(atoms) - start), 0, -1):
+        name = device_names().get(tuple(atoms[start : start + length]))
         if name:
             end = start + length
             sized = re.fullmatch(r"(\d+)gi?b", atoms[end]) if end < len(atoms) else None
@@ -247,12 +221,12 @@ def _rate(atoms: list[str], at: int) -> tuple[int, list[Part]]:
     found = _NUMBER.fullmatch(atoms[at])
     if found is None or found[2] not in (None, "k", "m"):
         return 0, []
-    for things in range(_LONGEST - 2):
+    for things in range(LONGEST - 2):
         end = at + 1 + things
         if any(c in "$0123456789" for word in atoms[at + 1 : end] for c in word):
             break  # the next amount begins
         end += atoms[end : end + 1] in (["a"], ["an"], ["per"], ["each"], ["every"])
-        if atoms[end : end + 1] and atoms[end] in _words()["periods"]:
+        if atoms[end : end + 1] and atoms[end] in tables()["periods"]:
             says = (
                 "a rate is not used here: --min-speed asks for a speed, freehold cost takes --tokens-per-day"
             )
@@ -281,7 +255,7 @@ def _quantity(atoms: list[str], at: int) -> tuple[int, list[Part]]:
 
 
 def _counted(number: float, suffix: str, rest: tuple[str, ...]) -> tuple[int, list[Part]]:
-    words = _words()
+    words = tables()
     for length in (2, 1):
         unit = " ".join(rest[:length])
         if unit in words["users"]:
@@ -302,9 +276,9 @@ def _counted(number: float, suffix: str, rest: tuple[str, ...]) -> tuple[int, li
 
 def _team(atoms: list[str], at: int) -> tuple[int, list[Part]]:
     """Return a team of 30."""
-    team = len(atoms) > at + 2 and atoms[at] in _words()["teams"] and atoms[at + 1] == "of"
+    team = len(atoms) > at + 2 and atoms[at] in tables()["teams"] and atoms[at + 1] == "of"
     if team and atoms[at + 2].isdigit():
-        unit = len(atoms) > at + 3 and atoms[at + 3] in _words()["users"]
+        unit = len(atoms) > at + 3 and atoms[at + 3] in tables()["users"]
         return 3 + unit, [Part("users", f"{int(atoms[at + 2])}", "", "who ask at the same time")]
     return 0, []
 
@@ -318,7 +292,7 @@ def _budget(atoms: list[str], at: int, dollars: float) -> tuple[int, list[Part]]
 
 def _gigabytes(atoms: list[str], at: int, number: float, taken: int) -> tuple[int, list[Part]]:
     """Return hardware by its memory: a 16 GB laptop, a GPU with 24 GB."""
-    words, end = _words(), at + taken
+    words, end = tables(), at + taken
     while end < len(atoms) and atoms[end] in ("of", "memory", "ram"):
         end += 1
     taken, found = _phrase(atoms, end) if end < len(atoms) else (0, [])
@@ -327,7 +301,7 @@ def _gigabytes(atoms: list[str], at: int, number: float, taken: int) -> tuple[in
         name, says = _resized(on, number)
         return end + taken - at, [Part("hardware", name, "", says)]
     if end < len(atoms) and (atoms[end] in words["gpu"]["words"]):
-        return end + 1 - at, [_gpu(number)]
+        return end + 1 - at, [gpu_part(number)]
     return end - at, [Part("memory", f"{number:g}", "", "gigabytes of memory")]
 
 
@@ -339,16 +313,6 @@ def _resized(part: Part, gib: float) -> tuple[str, str]:
         sizes = ", ".join(f"{m:g}" for m in device.memories_gib)
         return part.value, f"{part.says}; {device.title} is sold with {sizes} GB"
     return f"{base}:{gib:g}gb", f"{device.title}, with {gib:g} GB"
-
-
-def _gpu(gib: float = 0.0) -> Part:
-    """Return the usual GPU of a size; without one, the first of the table."""
-    table = {float(k): v for k, v in _words()["gpu"].items() if k != "words"}
-    if not gib:
-        name = next(iter(table.values()))
-        return Part("hardware", name, "", f"which GPU is not said; taken as {name}, --on says otherwise")
-    name = table.get(max((m for m in table if m <= gib), default=min(table)), "")
-    return Part("hardware", name, "", f"taken as {name}, --on says otherwise")
 
 
 # --- what is settled when all was seen --------------------------------------------------------------
@@ -389,125 +353,3 @@ def _task_word(part: Part, found: Task | None) -> Iterator[Part]:
         yield Part("beside", names[0], part.words, f"names the task {names[0]}; one task is ranked at a time")
     else:
         yield Part("matter", part.words, part.words)
-
-
-# --- the tables ---------------------------------------------------------------------------------------
-
-
-@cache
-def _words() -> dict[str, Any]:
-    text = resources.files("freehold.catalog").joinpath("data", "questions.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
-def language_name(code: str) -> str:
-    """Return a language's English name; the code where the tables have none."""
-    if code == "mul":
-        return "many languages"
-    words = _words()["languages"].get(code)
-    return words[0].capitalize() if words else code
-
-
-def results_in(code: str) -> list[str]:
-    """Return the benchmarks whose results are of a language, the closest first."""
-    return [name for name, codes in _words()["results"].items() if code in codes]
-
-
-@cache
-def _unanswered() -> tuple[Unanswered, ...]:
-    return tuple(
-        Unanswered(u["name"], tuple(u["words"]), u["says"], u["hint"], u.get("reads", ""))
-        for u in _words()["unanswered"]
-    )
-
-
-@cache
-def _device_names() -> Mapping[tuple[str, ...], str]:
-    """Return the devices by the words of their names, in the plural too."""
-    found: dict[tuple[str, ...], str] = {}
-    for device in devices():
-        for name in (device.name, *device.aliases):
-            words = tuple(_atoms(name))
-            found[words] = device.name
-            found.setdefault(tuple(_atoms(f"{name}s")), device.name)
-    return found
-
-
-@cache
-def _phrases() -> Mapping[tuple[str, ...], list[Part]]:
-    """Return every known phrase and what it says."""
-    words = _words()
-    found: dict[tuple[str, ...], list[Part]] = {}
-
-    def add(phrase: str, part: Part | None) -> None:
-        known = found.setdefault(tuple(_atoms(phrase)), [])
-        known += [part] if part else []
-
-    for phrase in words["filler"]:
-        add(phrase, None)
-    _add_plain(words, add)
-    for one in tasks():
-        for phrase in (*one.words, one.id):
-            add(phrase, Part("task", one.id, ""))
-        for phrase in one.hints:
-            add(phrase, Part("hint", one.id, ""))
-    for other in _unanswered():
-        for phrase in other.words:
-            add(phrase, Part(other.name, other.name, "", other.says))
-    for name, model_id in _model_names().items():
-        found.setdefault(name, [Part("model", model_id, "")])
-    return {phrase: _joined(parts) for phrase, parts in found.items()}
-
-
-def _add_plain(words: Mapping[str, Any], add: Callable[[str, Part | None], None]) -> None:
-    """Add what stands in questions.toml as lists of words."""
-    for phrase in words["private"]:
-        add(phrase, Part("private", "yes", "", "an open model on hardware of yours sends nothing out"))
-    for phrase in words["cheapest"]:
-        add(phrase, Part("cheapest", "yes", ""))
-    for phrase in words["commercial"]:
-        add(phrase, Part("purpose", "commercial", ""))
-    for phrase in words["hardware_asked"]:
-        add(phrase, Part("hardware needed", "yes", ""))
-    for what, table in (("language", "languages"), ("country_not", "country_not"), ("subject", "subjects")):
-        for code, phrases in words[table].items():
-            for phrase in phrases:
-                add(phrase, Part(what, code, "", _SAYS.get(what, "")))
-    for phrase, tokens in words["context"].items():
-        add(phrase, Part("context", f"{tokens}", "", f"{tokens:,} tokens"))
-    for place in words["hardware"]:
-        for phrase in place["words"]:
-            add(phrase, Part("hardware", place["on"], "", f"taken as {place['says']}"))
-    for phrase in words["gpu"]["words"]:
-        add(phrase, _gpu())
-
-
-_SAYS = {
-    "subject": "no published result of the catalogue is of this subject: measure your own cases with --try"
-}
-
-
-def _joined(parts: list[Part]) -> list[Part]:
-    """Return a phrase's parts; the kinds of work it names as one."""
-    others = [p for p in parts if p.what not in ("task", "hint")]
-    for what in ("task", "hint"):
-        names = " ".join(dict.fromkeys(p.value for p in parts if p.what == what))
-        others += [Part(what, names, "")] if names else []
-    return others
-
-
-@cache
-def _model_names() -> Mapping[tuple[str, ...], str]:
-    """Return models by the words of their names, with and without what says that they are tuned."""
-    found: dict[tuple[str, ...], str] = {}
-    for model in models():
-        tail = model.id.rpartition("/")[2]
-        for name in (tail, _TUNED.sub("", tail), model.name):
-            words = tuple(_atoms(name))
-            known_apart = len(words) > 1 or any(c.isdigit() for word in words for c in word)
-            if words and known_apart and len(words) <= _LONGEST:
-                found.setdefault(words, model.name or model.id)
-    for entry in entries():
-        if entry.default and any(c.isdigit() for c in entry.family):
-            found.setdefault(tuple(_atoms(entry.family)), entry.name)
-    return found
