@@ -10,7 +10,7 @@ Path: Engine.step -> Scheduler.schedule -> ModelRunner.run -> Scheduler.learn ->
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from freehold.engine.cache.blocks import BlockManager, blocks_for
 from freehold.engine.schedule.budget import BRIEF_S, MAX_NUM_BATCHED_TOKENS, Budget, Prefill
@@ -34,11 +34,12 @@ RETRY_S = 0.25  # until one that found no room is tried again although no block 
 GROWTH = 1  # blocks that each running sequence is expected to need soon; doubled each time it was preempted
 
 
-class Turn(NamedTuple):
-    """Sequences that go on: those that decode, those in prefill, and how many of the latter make a burst."""
+@dataclass(slots=True)
+class Turn:
+    """Sequences that can go on: those that decode, those in prefill, and how many of the latter make a burst."""
 
-    decodes: list[Sequence]
-    prompts: list[Sequence]
+    decodes: list[Sequence] = field(default_factory=list)
+    prompts: list[Sequence] = field(default_factory=list)
     newcomers: int = 0
 
 
@@ -131,7 +132,7 @@ class Scheduler:
         self.budget.begin()
         first, background = self._ready()
         if not first.decodes and not first.prompts:
-            first, background = background, Turn([], [])
+            first, background = background, Turn()
         self._decode(first.decodes)
         self.budget.open(len(self._batch), first.newcomers)
         self._prefill(first.prompts)
@@ -171,9 +172,8 @@ class Scheduler:
     def _ready(self) -> tuple[Turn, Turn]:
         """Sort the sequences that can go on into those that go first and the others."""
         now, live = self._now, self._live
-        turns: tuple[Turn, Turn] = Turn([], []), Turn([], [])
+        first, rest = Turn(), Turn()
         ahead: list[RemainingPrefill] = []
-        newcomers = [0, 0]
         self._active = 0
         background_at = 0.0 if all(map(live.is_background, live)) else self._background_at
         for seq in live:
@@ -186,13 +186,13 @@ class Scheduler:
             background = live.is_background(seq)
             left = len(seq.tokens) - seq.num_computed_tokens
             if seq.block_table and left <= 1 and seq.request.sink is None:
-                turns[background and unscheduled_s <= AGE_S].decodes.append(seq)
+                turn = rest if background and unscheduled_s <= AGE_S else first
+                turn.decodes.append(seq)
                 continue
-            background = background and now - max(seq.scheduled_at, background_at) <= AGE_S
+            turn = rest if background and now - max(seq.scheduled_at, background_at) <= AGE_S else first
+            turn.prompts.append(seq)
             ahead.append(self._wait.remaining(seq))
-            newcomers[background] += not seq.prefilled and ahead[-1].seconds <= BRIEF_S
-            turns[background].prompts.append(seq)
-        first, rest = (turn._replace(newcomers=n) for turn, n in zip(turns, newcomers, strict=True))
+            turn.newcomers += not seq.prefilled and ahead[-1].seconds <= BRIEF_S
         decodes = len(first.decodes) + len(rest.decodes)
         burst = first.newcomers if first.prompts else rest.newcomers
         self._wait.update(ahead, self.budget.slowdown(decodes, burst))
