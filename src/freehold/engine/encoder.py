@@ -1,9 +1,9 @@
 """The engine of an encoder: whole texts as ids in, one vector a text out. It makes no token and keeps no cache.
 
-Knows ids, rows of a step and pooling; knows no text and no protocol. Who wants vectors puts texts into a queue and
-computes steps until their own are done, so texts of many callers share a step; rows lie one behind the other, none is
-padding. A text's vector is the same bits, whatever shares its step. Batch texts are computed in steps of their own, and
-only while no interactive one waits: in an interactive step they would lengthen it.
+Knows ids, steps and pooling; knows no text and no protocol. A caller puts its texts into a queue and computes steps
+until they are done, so texts of many callers share a step; they lie one behind the other, without padding. A text's
+vector is the same bits, whatever shares its step. Batch texts are computed in steps of their own, and only while no
+interactive one waits: in an interactive step they would lengthen it.
 Path: LLM.embed -> Encoder.embed -> native Plan.run -> Pool
 """
 
@@ -34,12 +34,12 @@ F32 = NDArray[np.float32]
 
 
 @dataclass(slots=True)
-class _Text:
-    """A text on its way; a step fills in the vector or the error, then says so."""
+class QueuedText:
+    """A text that waits for its step, which fills in the vector or the error."""
 
     ids: Ordered[int]
     pooling: Pooling
-    wanted: bool = True
+    cancelled: bool = False  # set by its caller
     vector: F32 | None = None
     error: FreeholdError | None = None
 
@@ -48,7 +48,7 @@ class _Text:
         return self.vector is not None or self.error is not None
 
     def finish(self, rows: F32) -> None:
-        """Make the vector of the text's last activations."""
+        """Pool the text's last hidden states."""
         pool = Pool(self.pooling)
         pool.add(rows)
         try:
@@ -70,22 +70,22 @@ class Encoder:
         """Trace the plan. `context`: tokens of a text (default: the model's positions). Raises ContextOverflow."""
         if context is not None and not 1 <= context <= model.context:
             raise ContextOverflow(
-                f"a context of {context:,} tokens was asked for; {model.name} reads texts of 1 to {model.context:,}",
+                f"context is {context:,} tokens; {model.name} encodes texts of 1 to {model.context:,}",
                 f"load it with --context {model.context} or less",
             )
         self.model = model
         self.context = context or model.context
         self.context_note = "the model's own" if context is None else "as asked"
         self.threads = model.threads.size
-        self._rows = max(max_num_batched_tokens, self.context)
-        self._plan = model.build(None, self._rows)
-        self._queues: dict[Priority, deque[_Text]] = {each: deque() for each in get_args(Priority)}
-        # Held between steps and not in one, so that whoever's texts a step finished goes at once: a thread that
-        # computes one step after another would win a plain lock each time.
-        self._turn = threading.Condition()
+        self._max_tokens = max(max_num_batched_tokens, self.context)
+        self._plan = model.build(None, self._max_tokens)
+        self._queues: dict[Priority, deque[QueuedText]] = {each: deque() for each in get_args(Priority)}
+        # Not locked during a step, so that the callers whose texts it finished return at once: a thread that computes
+        # one step after another would win a plain lock each time.
+        self._idle = threading.Condition()
         self._stepping = False
         self._lifetime = Lifetime(model.name)
-        self._news = threading.Event()  # set by steps, and by the end
+        self._stepped = threading.Event()  # set by steps and by `close`
         self._counts, self._stats = Counts(), EngineStats()
 
     def __enter__(self) -> Self:
@@ -96,28 +96,28 @@ class Encoder:
 
     @property
     def cache_bytes(self) -> int:
-        """None is kept."""
+        """Always 0: an encoder keeps no cache."""
         return 0
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """None are kept."""
+        """Always 0: an encoder keeps no cache."""
         return 0
 
     def close(self) -> None:
         """Refuse further texts; safe to call twice, and in a fork."""
         self._lifetime.close()
-        self._news.set()
+        self._stepped.set()
 
     def stats(self) -> EngineStats:
-        """Return the counters after the latest step; any thread may ask."""
+        """Return the counters after the latest step; any thread may call it."""
         return self._stats
 
     def pump(self, timeout: float) -> bool:
-        """Tell whether a step was computed, by whoever wanted vectors; wait for one up to `timeout` seconds."""
+        """Tell whether a caller of `embed` computed a step; wait for one up to `timeout` seconds."""
         self._lifetime.check()
-        stepped = self._news.wait(timeout)
-        self._news.clear()
+        stepped = self._stepped.wait(timeout)
+        self._stepped.clear()
         self._lifetime.check()
         return stepped
 
@@ -135,7 +135,7 @@ class Encoder:
         pooling = checked_pooling(pooling)
         for i, ids in enumerate(texts):
             self._check(i, ids)
-        mine = [_Text(ids, pooling) for ids in texts]
+        mine = [QueuedText(ids, pooling) for ids in texts]
         self._queues[priority].extend(mine)
         try:
             for text in mine:
@@ -145,7 +145,9 @@ class Encoder:
                     raise text.error
         finally:
             for text in mine:
-                text.wanted = False  # those not computed yet: their caller left, or one of them failed
+                text.cancelled = (
+                    True  # matters for those not computed yet, where one failed or the caller left
+                )
         return np.array([text.vector for text in mine], np.float32).reshape(
             len(mine), self._plan.hidden_width
         )
@@ -153,37 +155,37 @@ class Encoder:
     def _check(self, index: int, ids: Ordered[int]) -> None:
         if not 1 <= len(ids) <= self.context:
             raise ContextOverflow(
-                f"text {index} has {len(ids):,} tokens; {self.model.name} reads 1 to {self.context:,}",
+                f"text {index} has {len(ids):,} tokens; {self.model.name} encodes 1 to {self.context:,}",
                 "split it",
             )
         check_vocabulary(ids, self.model)
 
     # --- steps ---------------------------------------------------------------------------------------
 
-    def _advance(self, text: _Text) -> None:
-        """Compute steps, or wait for those of others, until a text is done."""
-        with self._turn:
+    def _advance(self, text: QueuedText) -> None:
+        """Compute steps, or wait for those of other threads, until a text is done."""
+        with self._idle:
             while not text.done:
                 if self._stepping:
-                    self._turn.wait()
+                    self._idle.wait()
                     continue
                 self._stepping = True
-                self._turn.release()
+                self._idle.release()
                 try:
                     self._step()
                 finally:
-                    self._turn.acquire()
+                    self._idle.acquire()
                     self._stepping = False
-                    self._turn.notify_all()
+                    self._idle.notify_all()
 
     def _step(self) -> None:
         """Compute as many texts of one priority as a step holds."""
         queue = self._queues["interactive"] or self._queues["batch"]
-        batch: list[_Text] = []
+        batch: list[QueuedText] = []
         rows = 0
-        while queue and rows + len(queue[0].ids) <= self._rows:
+        while queue and rows + len(queue[0].ids) <= self._max_tokens:
             text = queue.popleft()
-            if text.wanted:
+            if not text.cancelled:
                 batch.append(text)
                 rows += len(text.ids)
         if not batch:
@@ -203,7 +205,7 @@ class Encoder:
             if text.error is not None:
                 text.error = traced(text.error, self.model)
 
-    def _computed(self, batch: list[_Text], rows: int) -> F32:
+    def _computed(self, batch: list[QueuedText], rows: int) -> F32:
         self._lifetime.check()
         counts = np.array([len(text.ids) for text in batch])
         starts = np.cumsum(counts) - counts
@@ -225,4 +227,4 @@ class Encoder:
         self._counts.computed_tokens += rows
         self._counts.stepped(rows, ())
         self._stats = self._counts.stats(waiting=sum(map(len, self._queues.values())))
-        self._news.set()
+        self._stepped.set()

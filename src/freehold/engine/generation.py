@@ -1,6 +1,6 @@
 """An answer under way, as the caller holds it.
 
-Knows its sequence and the engine's door; knows no step. Iterated over, it drives the engine; in a served
+Knows its sequence and how to enter it; knows no step. Iterated over, it drives the engine; in a served
 engine, where one thread pumps, it is started and its tokens are taken.
 Path: Engine.generate -> Generation -> Engine.enter, Engine.advance, Engine.cancel
 """
@@ -14,26 +14,28 @@ from freehold.engine.sequence import Sequence, TokenOut
 from freehold.types import FinishReason, Usage
 
 
-class Door(Protocol):
-    """What a generation sees of its engine."""
+class SequenceEngine(Protocol):
+    """What a generation calls on its engine."""
 
     def enter(self, seq: Sequence) -> None:
-        """Take a sequence in."""
+        """Take a sequence in before the next step."""
 
     def advance(self, seq: Sequence, arrived: Callable[[], bool]) -> None:
-        """Drive steps until something has arrived."""
+        """Compute steps until something has arrived."""
 
     def cancel(self, seq: Sequence) -> None:
-        """Give a sequence up."""
+        """Give a sequence's blocks back."""
 
 
 class Generation:
     """An answer under way: iterate over it, or `start` it and `take` its tokens; close it to stop within one step."""
 
-    def __init__(self, door: Door, seq: Sequence) -> None:
-        self._door = door
+    _closed = True  # until it is made: a failed constructor leaves nothing to close
+
+    def __init__(self, engine: SequenceEngine, seq: Sequence) -> None:
+        self._engine = engine
         self._seq = seq
-        self._entered = seq.done  # a resumed answer may lack nothing
+        self._entered = seq.done  # a resumed answer may be complete
         self._closed = False
 
     def __iter__(self) -> Iterator[TokenOut]:
@@ -45,17 +47,16 @@ class Generation:
         if self.done:
             raise StopIteration
         try:
-            if not seq.pending:  # else a step made several, and this one waits for nobody's turn
+            if not seq.pending:  # else an earlier step made several, and none has to be computed
                 self.start()
-                self._door.advance(seq, lambda: bool(seq.pending))
+                self._engine.advance(seq, lambda: bool(seq.pending))
             return seq.pending.popleft()
         except BaseException:
             self.close()
             raise
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            self.close()
+        self.close()
 
     def start(self) -> None:
         """Enter the engine now; the first `__next__` does otherwise. Never waits for a step.
@@ -63,7 +64,7 @@ class Generation:
         Raises Overloaded where the engine's queue is full, DeadlineExceeded where the wait alone is too long.
         """
         if not self._entered:
-            self._door.enter(self._seq)
+            self._engine.enter(self._seq)
             self._entered = True
 
     def take(self) -> list[TokenOut]:
@@ -79,7 +80,7 @@ class Generation:
         """Stop: free the blocks and make no more tokens. Safe to call twice."""
         if not self._closed:
             self._closed = True
-            self._door.cancel(self._seq)
+            self._engine.cancel(self._seq)
 
     @property
     def done(self) -> bool:
@@ -94,7 +95,7 @@ class Generation:
 
     @property
     def sequence(self) -> Sequence:
-        """What it stands for inside the engine."""
+        """The sequence it stands for."""
         return self._seq
 
     @property

@@ -1,6 +1,6 @@
-"""Turns a step's chunks into arrays, and runs the model's plan over them in one native call.
+"""Turns a step's chunks into arrays and runs the model's plan over them in one native call.
 
-Knows positions, block tables, and which rows want logits or no more than a token; knows no text and no end.
+Knows positions, block tables and which rows return logits or only a token; knows no text and no end of an answer.
 Path: Engine.step -> ModelRunner.run -> native Plan.run
 """
 
@@ -23,7 +23,7 @@ I64 = NDArray[np.int64]
 
 
 class ModelRunner:
-    """A traced plan, the cache it writes, and the blocks that are told apart in it."""
+    """A traced plan and the cache it writes, whose blocks a BlockManager hands out."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class ModelRunner:
         self._check = model.check
 
     def run(self, batch: list[ScheduledChunk], choose: bool = True) -> list[F32 | I64]:
-        """Make the copies due and compute a step; return each work's logits, float32 [wanted rows, V].
+        """Make the copies due and compute a step; return each chunk's logits, float32 [logit rows, V].
 
-        With `choose`, a chunk whose draw is plain gets the tokens the plan chose instead, int64 [wanted rows]:
+        With `choose`, a chunk whose sampling is plain gets the tokens the plan chose instead, int64 [logit rows]:
         see sampler.choose. Raises DamagedPack when the weights are not what was packed.
         """
         copies = self._blocks.take_copies()
@@ -53,16 +53,16 @@ class ModelRunner:
         positions = [p for c in batch for p in range(c.first, c.first + c.num_tokens)]
         seqs = np.array([i for i, count in enumerate(counts) for _ in range(count)], np.int32)
         plain = [choose and is_plain(chunk.seq.request) and _is_free(chunk) for chunk in batch]
-        rows, choices, inner = [], [], []
+        rows, choices, hidden_rows = [], [], []
         for start, chunk, chosen in zip(accumulate(counts, initial=0), batch, plain, strict=False):
-            wanted = [start + r for r in chunk.logit_rows]
+            requested = [start + r for r in chunk.logit_rows]
             if chosen:
-                choices += [_choice(chunk, r, positions[r]) for r in wanted]
+                choices += [_choice(chunk, r, positions[r]) for r in requested]
             elif chunk.seq.request.hidden:
-                inner += wanted
+                hidden_rows += requested
             else:
-                rows += wanted
-        inside = self._inside(inner)
+                rows += requested
+        hidden = self._hidden_args(hidden_rows)
         tables = self._blocks.tables([chunk.seq for chunk in batch], _tables(batch))
         logits, tokens_chosen = self._plan.run(
             tokens,
@@ -73,14 +73,14 @@ class ModelRunner:
             choices,
             self._tokens,
             **_adapters(batch, counts),
-            **inside,
+            **hidden,
             slot_tables=tables.get("window"),
         )
         self._check()
-        return _dealt(batch, plain, logits, tokens_chosen, inside.get("hidden"))
+        return _split(batch, plain, logits, tokens_chosen, hidden.get("hidden"))
 
-    def _inside(self, rows: list[int]) -> _Inside:
-        """Say which rows are wanted as the head would read them, and where to; nothing where none is."""
+    def _hidden_args(self, rows: list[int]) -> _HiddenArgs:
+        """Return the arguments that request last hidden states of `rows`; none where no row is requested."""
         if not rows:
             return {}
         return {
@@ -89,12 +89,12 @@ class ModelRunner:
         }
 
 
-class _Inside(TypedDict, total=False):
+class _HiddenArgs(TypedDict, total=False):
     hidden_rows: NDArray[np.int32]
     hidden: F32
 
 
-class _Adapted(TypedDict, total=False):
+class _AdapterArgs(TypedDict, total=False):
     adapters: list[native.Adapter]
     row_adapters: NDArray[np.int32]
 
@@ -105,13 +105,13 @@ def _is_free(chunk: ScheduledChunk) -> bool:
     return matcher is None or (matcher.is_free and len(chunk.logit_rows) == 1)
 
 
-def _adapters(batch: list[ScheduledChunk], counts: list[int]) -> _Adapted:
-    """List the adapters in use, and which of them each row has, -1 for none; nothing where no row has one."""
-    asked = [chunk.seq.request.adapter for chunk in batch]
-    used = list(dict.fromkeys(adapter for adapter in asked if adapter is not None))
+def _adapters(batch: list[ScheduledChunk], counts: list[int]) -> _AdapterArgs:
+    """Return the adapters in use, and which of them each row has (-1: none); no argument where no row has one."""
+    adapters = [chunk.seq.request.adapter for chunk in batch]
+    used = list(dict.fromkeys(adapter for adapter in adapters if adapter is not None))
     if not used:
         return {}
-    numbers = [-1 if adapter is None else used.index(adapter) for adapter in asked]
+    numbers = [-1 if adapter is None else used.index(adapter) for adapter in adapters]
     rows = np.repeat(np.array(numbers, np.int32), counts)
     return {"adapters": [adapter.native for adapter in used], "row_adapters": rows}
 
@@ -121,10 +121,10 @@ def _choice(chunk: ScheduledChunk, row: int, position: int) -> tuple[int, float,
     return row, request.sampling.temperature, request.seed, position + 1
 
 
-def _dealt(
+def _split(
     batch: list[ScheduledChunk], plain: list[bool], logits: F32, chosen: I64, hidden: F32 | None
 ) -> list[F32 | I64]:
-    """Hand each chunk its rows, which come in the batch's order in all arrays."""
+    """Give each chunk its rows, which lie in the batch's order in all arrays."""
     out: list[F32 | I64] = []
     for chunk, is_chosen in zip(batch, plain, strict=True):
         count = len(chunk.logit_rows)
@@ -139,7 +139,7 @@ def _dealt(
 
 
 def _tables(batch: list[ScheduledChunk]) -> NDArray[np.int32]:
-    """Pad the block tables to one width; a padding entry is never read, as no position leads there."""
+    """Pad the block tables to one width; no position refers to a padding entry."""
     tables = np.zeros((len(batch), max(len(c.seq.block_table) for c in batch)), np.int32)
     for row, chunk in zip(tables, batch, strict=True):
         row[: len(chunk.seq.block_table)] = chunk.seq.block_table

@@ -1,9 +1,9 @@
 """Chooses a token from one row of logits: a function of logits, history, parameters and seed alone.
 
-Knows requests and their SamplingParams; knows no sequence, no text. Order: penalties, bias, the format's mask,
-then the native draw (temperature, top-k, typical, top-p, min-p, Gumbel noise of seed, position and id).
-Log-probabilities are of the row as it came. A plain draw the plan makes itself, and computes few of the logits.
-Path: Engine.postprocess -> choose -> native.sample
+Knows requests and their SamplingParams; knows no sequence and no text. Order: penalties, bias, the logits mask,
+then native sampling (temperature, top-k, typical, top-p, min-p, Gumbel noise of seed, position and id).
+Log-probabilities are of the unchanged row. Plain sampling the plan does itself, and computes few of the logits.
+Path: Emitter.emit -> choose -> native.sample
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ MAX_TEMPERATURE = 100.0
 MAX_PENALTY = 100.0
 MAX_BIAS = 1e6
 MAX_TOP_LOGPROBS = 1000
-FORBIDDEN = -1e30  # a logit below any that penalties and biases can make, and finite, as the draw wants them
+FORBIDDEN = (
+    -1e30
+)  # a logit below any that penalties and biases can make, and finite, as native.sample requires
 
 # Field -> (lowest, highest, whether the lowest itself is allowed).
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -71,7 +73,7 @@ def _is_number(value: object) -> bool:
 
 
 def is_plain(request: Request) -> bool:
-    """Tell whether a draw is the greatest logit/temperature + noise of all tokens, and that is all it tells."""
+    """Tell whether the plan can sample: the greatest logit/temperature + noise, and nothing but the token requested."""
     params = request.sampling
     unfiltered = (params.top_k, params.typical_p, params.top_p, params.min_p) == (0, 1.0, 1.0, 0.0)
     return (
@@ -90,13 +92,13 @@ def choose(
     seed: int,
     tokens: int,
     logprobs: int | None,
-    allowed: Mask | None = None,
+    mask: Mask | None = None,
 ) -> TokenOut:
     """Choose the token at position len(history) from float32 logits [V], among ids below `tokens`.
 
     In the place of logits may be what the plan chose from them (is_plain), -1 if they were not finite.
-    `logprobs` N: also report the choice's log-probability and the N likeliest. `allowed`, bool [tokens]: which may
-    come, one at least. Raises NonFiniteLogits.
+    `logprobs` N: also report the choice's log-probability and the N likeliest. `mask`, bool [tokens]: which tokens may
+    be chosen, one at least. Raises NonFiniteLogits.
     """
     position = len(history)
     if isinstance(logits, np.integer):
@@ -104,8 +106,8 @@ def choose(
             raise non_finite(position)
         return TokenOut(int(logits))
     adjusted = _adjusted(np.ascontiguousarray(logits[:tokens]), history, params)
-    if allowed is not None:
-        adjusted = _masked(adjusted, allowed, position)
+    if mask is not None:
+        adjusted = _masked(adjusted, mask, position)
     chosen = native.sample(
         adjusted,
         params.temperature,
@@ -133,7 +135,7 @@ def _is_penalised(params: SamplingParams) -> bool:
 
 
 def _adjusted(logits: F32, history: Sequence[int], params: SamplingParams) -> F32:
-    """Apply penalties over the last tokens, and the bias; the row given is left as it is."""
+    """Apply penalties over the last tokens, and the bias, to a copy of the row."""
     penalised = _is_penalised(params)
     if not penalised and not params.logit_bias:
         return logits
@@ -148,13 +150,13 @@ def _adjusted(logits: F32, history: Sequence[int], params: SamplingParams) -> F3
     return logits
 
 
-def _masked(logits: F32, allowed: Mask, position: int) -> F32:
-    """Return the row with what is not allowed out of reach; NaN stays to be found."""
-    if not allowed.any():
-        raise UsageError(f"format: no token of the model can go on with the text at position {position}")
+def _masked(logits: F32, mask: Mask, position: int) -> F32:
+    """Return the row with every token outside the mask forbidden; NaN stays to be found."""
+    if not mask.any():
+        raise UsageError(f"format: no token of the model can continue the text at position {position}")
     if not math.isfinite(float(logits.sum())):
         raise non_finite(position)
-    return np.where(allowed, logits, np.float32(FORBIDDEN))
+    return np.where(mask, logits, np.float32(FORBIDDEN))
 
 
 def top_logprobs(logits: F32, count: int, total: float) -> tuple[tuple[int, float], ...]:

@@ -35,7 +35,7 @@ MAX_DEPTH = 100  # arrays and objects within each other in a schema; the parser 
 MAX_REGEX_CHARS = 16 << 10  # the time of a mask grows with the square of it: 20 ms for a row of 2,000 options
 MAX_LARK_CHARS = 64 << 10
 MAX_CHOICES = 10_000
-# llguidance's own: half a second of compiling, 15 ms of a mask, some 100 MB of states at most for one grammar.
+# llguidance's own limits: for one grammar at most half a second of compiling, 15 ms a mask, some 100 MB of states.
 LIMITS: dict[str, Any] = {
     "max_items_in_row": 2000,
     "initial_lexer_fuel": 1_000_000,
@@ -44,20 +44,18 @@ LIMITS: dict[str, Any] = {
     "max_lexer_states": 50_000,
     "max_grammar_size": 200_000,
 }
-MASK_S = (
-    0.25  # of processor for one mask: nobody's answer waits longer for another's grammar, and that one once
-)
+MASK_S = 0.25  # of processor for one mask: other answers wait no longer than that for it, and only once
 SHORT = 4 << 10  # characters; the smallest source that ends a process has 20 KB
 STACK = 16 << 20  # bytes, for what recurses by the depth of a grammar
 KEPT = 16  # grammars compiled latest
-_stack = threading.Lock()  # the size is the process's: two that change it would restore each other's
+_stack = threading.Lock()  # the size is the process's: two threads that change it would restore each other's
 
 
 class Grammars:
     """Compiles formats for one tokenizer, and keeps those used latest. Safe from many threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Take note of the tokenizer; its table is made when a format first comes, which takes most of a second."""
+        """Keep the tokenizer; its table is made for the first format, which takes most of a second."""
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._table: TokenTable | None = None
@@ -118,13 +116,12 @@ class TokenTable:
 
 
 class _Spelled:
-    """What llguidance asks of a tokenizer."""
+    """A tokenizer with the attributes that llguidance expects."""
 
     def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], end: int) -> None:
         self._encode = tokenizer.encode
-        self._guard = (
-            "\x02" if tokenizer.strips_leading_space else ""
-        )  # keeps the space away that begins a text
+        # In front of a text it keeps the leading space from being stripped.
+        self._guard = "\x02" if tokenizer.strips_leading_space else ""
         self._skip = len(self._encode(self._guard, bos=False)) if self._guard else 0
         kinds = (TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.UNUSED)
         silent = [id for id in range(len(tokens)) if tokenizer.token_kind(id) in kinds]
@@ -160,7 +157,7 @@ class GrammarMatcher:
     def mask(self) -> Mask:
         """Return which tokens may come next; the model's stop tokens may where the text is complete.
 
-        Raises UsageError where the grammar is too costly to go on with.
+        Raises UsageError where computing that takes too long.
         """
         bits, began = self._bits, time.thread_time()
         _guarded(lambda: self._state.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes))
@@ -170,10 +167,10 @@ class GrammarMatcher:
         return np.unpackbits(bits.view(np.uint8), count=self.tokens.size, bitorder="little").view(np.bool_)
 
     def advance(self, id: int) -> None:
-        """Take in a token. Raises UsageError for one that may not come here."""
+        """Take in a token. Raises UsageError for one that is not valid here."""
         if not _guarded(lambda: self._state.consume_token(id)):
             self._check()
-            raise _error(f"token {id} may not come here")
+            raise _error(f"token {id} is not valid here")
 
     @property
     def is_complete(self) -> bool:
@@ -206,14 +203,14 @@ def _source_of(texts: Texts, spaced: bool) -> str:
         return sources[0]
     uses, grammars = [], []
     for i, ((kind, _), source) in enumerate(zip(texts, sources, strict=True)):
-        space = '" "?' if kind in ("json", "json_schema") else '" "'  # a regex may want its own
+        space = '" "?' if kind in ("json", "json_schema") else '" "'  # a regex may begin with one of its own
         uses.append(f"{space} @inner{i}" if spaced else f"@inner{i}")
         grammars.append({**json.loads(source)["grammars"][0], "name": f"inner{i}"})
     return json.dumps({"grammars": [{"lark_grammar": f"start: {' | '.join(uses)}"}, *grammars]})
 
 
 def _text_of(format: Format) -> str:
-    """Return the format as text, which llguidance reads and compiled grammars are found by. Raises UsageError."""
+    """Return the format as text, from which it is compiled and by which it is cached. Raises UsageError."""
     if format.kind not in _WRITERS:
         raise UsageError(f"format is {format.kind!r}; expected one of {', '.join(_WRITERS)}", field="format")
     if format.kind == "json_schema":
@@ -315,7 +312,7 @@ def _compiled(tokens: TokenTable, source: str) -> LLMatcher:
 
 
 def _deep(make: Callable[[], _T]) -> _T:
-    """Run `make` with a stack of our own choosing: a thread's may be 512 KB, or 128."""
+    """Run `make` with a stack of STACK bytes: a thread's may be 512 KB, or 128."""
     got: list[_T] = []
     failed: list[BaseException] = []
 
@@ -339,12 +336,12 @@ def _deep(make: Callable[[], _T]) -> _T:
 
 
 def _guarded(call: Callable[[], _T]) -> _T:
-    """Call into llguidance; whatever it raises, a panic of its own included, is an error about the format."""
+    """Call into llguidance; whatever it raises, a panic included, is an error about the format."""
     try:
         return call()
     except (FreeholdError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as e:  # a panic is no Exception
+    except BaseException as e:  # a panic is not an Exception
         raise _error(_one_line(str(e))) from e
 
 
@@ -354,8 +351,8 @@ def _one_line(message: str) -> str:
     if not lines:
         return "it cannot be compiled"
     wrong = [line for line in lines[1:] if line.startswith("error:")]
-    said = " ".join([lines[0], *wrong])[:400]
-    return said.partition(". Enable 'coerce_one_of'")[0]
+    short = " ".join([lines[0], *wrong])[:400]
+    return short.partition(". Enable 'coerce_one_of'")[0]
 
 
 def _error(what: str) -> UsageError:
@@ -366,5 +363,5 @@ def _error(what: str) -> UsageError:
 _HINTS = {
     "Unimplemented keys": 'leave them out, or let them be ignored: "x-guidance": {"lenient": true}',
     "Unknown format": 'leave it out, or let it be ignored: "x-guidance": {"lenient": true}',
-    "oneOf": 'use anyOf, or have it taken for that: "x-guidance": {"coerce_one_of": true}',
+    "oneOf": 'use anyOf, or have it treated as that: "x-guidance": {"coerce_one_of": true}',
 }

@@ -24,21 +24,21 @@ _TOKEN = re.compile(r"<\[\^?[\d,-]+\]>")  # by ids, of which the vocabulary here
 
 
 def rehearse(source: str, limits: dict[str, Any]) -> str:
-    """Compile `source` elsewhere; return what is wrong, or nothing."""
-    asked = json.dumps({"source": _TOKEN.sub("<[256]>", source), "limits": limits})
+    """Compile `source` in another process; return its error, or an empty text."""
+    order = json.dumps({"source": _TOKEN.sub("<[256]>", source), "limits": limits})
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with spawn([sys.executable, "-P", __file__], **pipes) as child:
         try:
-            said, _ = child.communicate(asked.encode(), COMPILE_S)
+            message, _ = child.communicate(order.encode(), COMPILE_S)
         except subprocess.TimeoutExpired:
             return f"it took more than {COMPILE_S:g} s to compile"
         finally:
             child.kill()
-    return DIED if child.returncode else said.decode(errors="replace").strip()
+    return DIED if child.returncode else message.decode(errors="replace").strip()
 
 
 def main() -> None:
-    """Compile what stdin says and make a first mask; print what is wrong."""
+    """Compile the grammar on stdin and make a first mask; print the error."""
     import threading
     from contextlib import suppress
 
@@ -49,9 +49,9 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
-    asked = json.load(sys.stdin)
+    order = json.load(sys.stdin)
     threading.stack_size(STACK)
-    thread = threading.Thread(target=_compile, args=(asked["source"], asked["limits"]))
+    thread = threading.Thread(target=_compile, args=(order["source"], order["limits"]))
     thread.start()
     thread.join()
 

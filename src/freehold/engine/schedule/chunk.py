@@ -18,7 +18,7 @@ class ScheduledChunk:
     seq: Sequence
     first: int
     count: int
-    draft: tuple[int, ...] = ()  # guesses at the tokens after the sequence's newest one, to be verified
+    draft: tuple[int, ...] = ()  # for the places after the sequence's newest token, to be verified
 
     @property
     def num_tokens(self) -> int:

@@ -35,7 +35,7 @@ GROWTH = 1  # blocks that each running sequence is expected to need soon; double
 
 
 @dataclass(slots=True)
-class Turn:
+class Runnable:
     """Sequences that can go on: those that decode, those in prefill, and how many of the latter make a burst."""
 
     decodes: list[Sequence] = field(default_factory=list)
@@ -132,7 +132,7 @@ class Scheduler:
         self.budget.begin()
         first, background = self._ready()
         if not first.decodes and not first.prompts:
-            first, background = background, Turn()
+            first, background = background, Runnable()
         self._decode(first.decodes)
         self.budget.open(len(self._batch), first.newcomers)
         self._prefill(first.prompts)
@@ -169,10 +169,10 @@ class Scheduler:
                     self._wait.began()
         return prefilled
 
-    def _ready(self) -> tuple[Turn, Turn]:
+    def _ready(self) -> tuple[Runnable, Runnable]:
         """Sort the sequences that can go on into those that go first and the others."""
         now, live = self._now, self._live
-        first, rest = Turn(), Turn()
+        first, rest = Runnable(), Runnable()
         ahead: list[RemainingPrefill] = []
         self._active = 0
         background_at = 0.0 if all(map(live.is_background, live)) else self._background_at

@@ -1,8 +1,8 @@
-"""How much of the machine each tenant has had, so that the one who had least goes next.
+"""How much service each tenant had, so that the one with the least goes next.
 
 Knows tenants and seconds; knows no sequence, no clock. A virtual counter per tenant (Sheng et al., "Fairness
 in Serving Large Language Models", OSDI 2024), counted in seconds of steps instead of weighted tokens: what a
-prompt's and an answer's tokens cost on this machine was measured anyway, and a cached token costs nothing.
+prompt's and an answer's tokens cost on this machine is measured anyway, and a cached token costs nothing.
 Path: Scheduler.learn -> Shares.charge; Scheduler.schedule -> Shares.used
 """
 
@@ -10,22 +10,22 @@ from __future__ import annotations
 
 
 class Shares:
-    """Seconds by tenant. Only differences mean anything."""
+    """Seconds by tenant; only differences matter."""
 
     def __init__(self) -> None:
         self._used: dict[str, float] = {}
         self._live: dict[str, int] = {}  # sequences under way
-        self._floor = 0.0  # the least that any busy tenant had, at the latest
+        self._floor = 0.0  # the least of any active tenant, as of the latest change
 
     def enter(self, tenant: str) -> None:
-        """Count in a sequence. A tenant who was away saved up nothing: it starts beside the poorest of the busy."""
+        """Add a sequence. A tenant that was away has saved nothing up: it starts at the least of the active ones."""
         if not self._live.get(tenant):
             self._raise_floor()
             self._used[tenant] = max(self._used.get(tenant, 0.0), self._floor)
         self._live[tenant] = self._live.get(tenant, 0) + 1
 
     def leave(self, tenant: str) -> None:
-        """Count out a sequence; a tenant who is level with those that come is forgotten."""
+        """Remove a sequence; an inactive tenant at the floor, where a new one starts, is forgotten."""
         self._raise_floor()
         self._live[tenant] -= 1
         if not self._live[tenant]:
@@ -33,7 +33,7 @@ class Shares:
             self._used = {t: used for t, used in self._used.items() if t in self._live or used > self._floor}
 
     def charge(self, tenant: str, seconds: float) -> None:
-        """Count what a step did for a tenant."""
+        """Add seconds of a step to a tenant's counter."""
         self._used[tenant] = self._used.get(tenant, self._floor) + seconds
 
     def used(self, tenant: str) -> float:

@@ -80,12 +80,12 @@ class DraftModel:
 
         Estimated by bytes until enough was measured: the first steps fetch the weights from the disk.
         """
-        lone = self._share * target_step
+        token_s = self._share * target_step
         if self._cost.count(1) >= WARM:
-            lone = self._cost.seconds(1)
+            token_s = self._cost.seconds(1)
         steps, rest = divmod(tokens, PREFILL_TOKENS)
         return sum(
-            count * min(self._cost.seconds(size) or lone * (1 + EXTRA_TOKEN * (size - 1)), lone * size)
+            count * min(self._cost.seconds(size) or token_s * (1 + EXTRA_TOKEN * (size - 1)), token_s * size)
             for count, size in ((steps, PREFILL_TOKENS), (1, rest))
             if count and size
         )
