@@ -114,7 +114,7 @@ def test_a_batch_lets_interactive_texts_go_first_and_home_at_once(
 
 
 def test_texts_that_do_not_fit_are_named(encoder: Encoder):
-    with pytest.raises(ContextOverflow, match=r"text 1 has 65 tokens; .* reads 1 to 64"):
+    with pytest.raises(ContextOverflow, match=r"text 1 has 65 tokens; .* encodes 1 to 64"):
         encoder.embed([[5], [5] * 65])
     with pytest.raises(ContextOverflow, match="text 0 has 0 tokens"):
         encoder.embed([[]])
@@ -126,7 +126,7 @@ def test_texts_that_do_not_fit_are_named(encoder: Encoder):
 
 def test_a_context_may_be_shortened_and_not_stretched(folder: Path):
     model = load_model(folder, threads=1, tokens=256)
-    with Encoder(model, context=8) as short, pytest.raises(ContextOverflow, match="reads 1 to 8"):
+    with Encoder(model, context=8) as short, pytest.raises(ContextOverflow, match="encodes 1 to 8"):
         short.embed([[5] * 9])
     with pytest.raises(ContextOverflow, match="65 tokens was asked for"):
         Encoder(model, context=65)
