@@ -26,10 +26,6 @@ LONG = {  # files of more lines
     "engine/cache/blocks.py",
     "engine/engine.py",
     "engine/schedule/scheduler.py",
-    "local/llm.py",
-    "remote.py",
-    "worker/process.py",
-    "worker/supervisor.py",
 }
 MOVING = (
     "cli",

@@ -33,7 +33,8 @@ from freehold.errors import (
     UpstreamFailed,
     UsageError,
 )
-from freehold.remote import Api, RemoteModel
+from freehold.remote.http import Api
+from freehold.remote.openai import RemoteModel
 from freehold.server.openai.fields.structured import Structured, format_of
 from freehold.serving import ModelInfo
 from freehold.types import (

@@ -39,7 +39,7 @@ APART = (
 )  # history; generated; quotations of sources
 MOVING = (
     *("csrc/", "src/freehold/cli/", "src/freehold/engine/", "src/freehold/local/", "src/freehold/models/"),
-    *("src/freehold/server/", "src/freehold/worker/", "src/freehold/errors.py", "src/freehold/remote.py"),
+    *("src/freehold/server/", "src/freehold/worker/", "src/freehold/errors.py", "src/freehold/remote/"),
     *("src/freehold/types.py", "src/freehold/serving.py"),
 )
 

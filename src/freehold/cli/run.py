@@ -44,7 +44,7 @@ from freehold.types import Chunk, Message, Usage
 
 if TYPE_CHECKING:
     from freehold.local import LLM
-    from freehold.remote import RemoteModel
+    from freehold.remote.openai import RemoteModel
 
 
 @click.command("run")

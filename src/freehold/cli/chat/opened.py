@@ -24,7 +24,7 @@ from freehold.store import ModelRef, Store
 if TYPE_CHECKING:
     from freehold.cli.serving.attach import RunningServer
     from freehold.local import LLM
-    from freehold.remote import RemoteModel
+    from freehold.remote.openai import RemoteModel
 
 
 def tell_notes(llm: LLM | RemoteModel, told: int = 0) -> int:
@@ -93,7 +93,7 @@ def attached(settings: Settings, store: Store, model: str, request: RunRequest) 
 def _served(server: RunningServer, store: Store, model: str, request: RunRequest) -> RemoteModel | None:
     """Have the server load a model; None if it is none of the server's, or the server is ending."""
     from freehold.formats.adapter_names import unknown_adapter
-    from freehold.remote import RemoteModel
+    from freehold.remote.openai import RemoteModel
 
     started = time.perf_counter()
     base, adapter = parted(store, model)

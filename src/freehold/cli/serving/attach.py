@@ -1,6 +1,6 @@
 """Find the server that runs for this home, greet it, and ask it what only its owner may.
 
-Knows the Unix socket and the admin routes; streams are remote.py's. A server of another version is greeted as
+Knows the Unix socket and the admin routes; streams are remote/openai.py's. A server of another version is greeted as
 such: one with the same admin protocol is used and named, one with another is an error that names both.
 Path: cli/run, ps, stop -> running -> GET /admin/hello -> RunningServer
 """
@@ -18,7 +18,7 @@ import freehold
 from freehold.cli.serving.lock import holder
 from freehold.config import Settings
 from freehold.errors import ServerUnreachable, UpstreamFailed
-from freehold.remote import ADMIN_PROTOCOL, Api
+from freehold.remote.http import ADMIN_PROTOCOL, Api
 from freehold.serving import EngineStats, ModelInfo
 
 if TYPE_CHECKING:

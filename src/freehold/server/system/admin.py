@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from starlette.routing import Route
 
 import freehold
-from freehold.remote import ADMIN_PROTOCOL
+from freehold.remote.http import ADMIN_PROTOCOL
 from freehold.server.core.call import HttpCall, route
 from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused

@@ -1,0 +1,1 @@
+"""ChatModels behind HTTP: one connection (http.py), one file a wire."""
