@@ -89,19 +89,19 @@ _TIMES = (
     ),
     ("whole", "vllm:e2e_request_latency_seconds", WHOLE, "From the request to its last chunk."),
     ("queue", "vllm:request_queue_time_seconds", WHOLE, "Seconds until a step first took the request."),
-    ("inference", "vllm:request_inference_time_seconds", WHOLE, "Seconds of the steps that read and wrote."),
-    ("prefill", "vllm:request_prefill_time_seconds", WHOLE, "Seconds an engine read the prompt."),
-    ("decode", "vllm:request_decode_time_seconds", WHOLE, "Seconds an engine wrote the answer."),
+    ("inference", "vllm:request_inference_time_seconds", WHOLE, "Seconds of prefill and decoding."),
+    ("prefill", "vllm:request_prefill_time_seconds", WHOLE, "Seconds of steps with the prompt's prefill."),
+    ("decode", "vllm:request_decode_time_seconds", WHOLE, "Seconds of steps that decoded the answer."),
     ("prompt", "vllm:request_prompt_tokens", TOKENS, "Tokens of a prompt."),
     ("generated", "vllm:request_generation_tokens", TOKENS, "Tokens of an answer."),
     (
         "computed",
         "vllm:request_prefill_kv_computed_tokens",
         TOKENS,
-        "Tokens of a prompt that no cache had.",
+        "Tokens of a prompt that were not cached.",
     ),
     ("longest", "vllm:request_max_num_generation_tokens", TOKENS, "Tokens of a request's longest answer."),
-    ("preemptions", "vllm:request_num_preemptions", TIMES, "Times an answer was set aside."),
+    ("preemptions", "vllm:request_num_preemptions", TIMES, "Times a request's sequences were preempted."),
     ("n", "vllm:request_params_n", ANSWERS, "Answers a request asked for."),
     (
         "most",
@@ -112,11 +112,11 @@ _TIMES = (
 )
 # (field of EngineStats, exported name, help)
 _GAUGES = (
-    ("running", "vllm:num_requests_running", "Answers that take part in the engine's steps."),
-    ("waiting", "vllm:num_requests_waiting", "Answers that wait for their turn."),
+    ("running", "vllm:num_requests_running", "Sequences that hold cache blocks."),
+    ("waiting", "vllm:num_requests_waiting", "Sequences that wait to be scheduled."),
     ("blocks", "freehold_cache_blocks", "Blocks of the cache."),
-    ("blocks_live", "freehold_cache_blocks_live", "Blocks that running answers hold."),
-    ("blocks_cached", "freehold_cache_blocks_cached", "Blocks kept for prompts to come."),
+    ("blocks_live", "freehold_cache_blocks_live", "Cache blocks held by running sequences."),
+    ("blocks_cached", "freehold_cache_blocks_cached", "Cache blocks kept for prefixes of later prompts."),
     (
         "expected_wait_s",
         "freehold_expected_wait_seconds",
@@ -125,16 +125,16 @@ _GAUGES = (
 )
 _COUNTERS = (
     ("steps", "freehold_engine_steps", "Steps of the engine."),
-    ("prompt_tokens", "vllm:prompt_tokens", "Prompt tokens taken in."),
+    ("prompt_tokens", "vllm:prompt_tokens", "Prompt tokens received."),
     ("prompt_tokens", "vllm:prefix_cache_queries", "Prompt tokens looked up in the cache."),
     ("cached_tokens", "vllm:prefix_cache_hits", "Prompt tokens found in the cache."),
     ("cached_tokens", "vllm:prompt_tokens_cached", "Prompt tokens found in the cache."),
     ("disk_tokens", "freehold_disk_cache_tokens", "Prompt tokens found on the disk."),
-    ("generated_tokens", "vllm:generation_tokens", "Tokens made."),
-    ("preemptions", "vllm:num_preemptions", "Answers set aside and computed again."),
-    ("drafts", "vllm:spec_decode_num_drafts", "Guesses that were verified, of one token or more."),
-    ("drafted_tokens", "vllm:spec_decode_num_draft_tokens", "Guessed tokens that were verified."),
-    ("accepted_tokens", "vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right."),
+    ("generated_tokens", "vllm:generation_tokens", "Tokens generated."),
+    ("preemptions", "vllm:num_preemptions", "Sequences that lost their blocks and were computed again."),
+    ("drafts", "vllm:spec_decode_num_drafts", "Drafts that were verified, of one token or more."),
+    ("drafted_tokens", "vllm:spec_decode_num_draft_tokens", "Draft tokens that were verified."),
+    ("accepted_tokens", "vllm:spec_decode_num_accepted_tokens", "Draft tokens that were accepted."),
 )
 _Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
 _OTHERS: tuple[tuple[str, str, _Kind, Callable[[LoadedInfo], float]], ...] = (
@@ -316,7 +316,7 @@ def _parts(loaded: Sequence[LoadedInfo]) -> Iterator[Metric]:
     )
     positions = CounterMetricFamily(
         "vllm:spec_decode_num_accepted_tokens_per_pos",
-        "Guessed tokens that were right, by their place in the guess.",
+        "Draft tokens that were accepted, by their position in the draft.",
         labels=[*OF, "position"],
     )
     for each in loaded:
@@ -332,7 +332,7 @@ def _parts(loaded: Sequence[LoadedInfo]) -> Iterator[Metric]:
 
 def _steps(loaded: Sequence[LoadedInfo]) -> Metric:
     family = HistogramMetricFamily(
-        "vllm:iteration_tokens_total", "Tokens computed a step, wrong guesses too.", labels=OF
+        "vllm:iteration_tokens_total", "Tokens computed a step, rejected draft tokens included.", labels=OF
     )
     for each in loaded:
         family.add_metric(
