@@ -82,7 +82,7 @@ def lonely(model: LoadedModel, ask: Ask, kv_type: KvType = "f16") -> list[list[T
 
 
 def interleaved(running: list[Generation], data: st.DataObject) -> list[list[TokenOut]]:
-    """Let readers take tokens in a drawn order; the batch is whoever waits for one."""
+    """Let readers take tokens in a drawn order; the batch is of those that wait for one."""
     left = list(range(len(running)))
     got: list[list[TokenOut]] = [[] for _ in running]
     while left:
@@ -96,7 +96,7 @@ def interleaved(running: list[Generation], data: st.DataObject) -> list[list[Tok
 
 
 def pumped(engine: Engine, running: list[Generation]) -> list[list[TokenOut]]:
-    """Let one thread make everybody's tokens, as a server does."""
+    """Let one thread compute all tokens, as a server does."""
     got: list[list[TokenOut]] = [[] for _ in running]
     for answer in running:
         answer.start()
@@ -110,7 +110,7 @@ def pumped(engine: Engine, running: list[Generation]) -> list[list[TokenOut]]:
 @pytest.mark.parametrize("name", ADAPTERS)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), kv_type=st.sampled_from(KV_TYPES))
-def test_batches_chunks_threads_preemption_hits_forks_deaths_guesses_formats_and_adapters_change_no_bit(
+def test_batches_chunks_threads_preemption_hits_forks_deaths_drafts_formats_and_adapters_change_no_bit(
     name: str, request: pytest.FixtureRequest, data: st.DataObject, kv_type: KvType
 ):
     model: LoadedModel = request.getfixturevalue(name)

@@ -15,30 +15,30 @@ from freehold.engine.schedule.budget import (
 )
 from freehold.engine.schedule.cost import FORGET, MixedCost, PrefillCost, StepCost
 
-ROW_S, LOOK_S = 0.001, 4e-7
+TOKEN_S, LOOK_S = 0.001, 4e-7
 
 
-def chunk(rows: int, first: int) -> float:
-    return rows * (ROW_S + LOOK_S * (first + rows / 2))
+def chunk(tokens: int, first: int) -> float:
+    return tokens * (TOKEN_S + LOOK_S * (first + tokens / 2))
 
 
-def measured(decodes: int = 4, lone: float = 0.02) -> Budget:
+def measured(decodes: int = 4, decode_s: float = 0.02) -> Budget:
     budget = Budget()
     for first in range(0, 4096, 256):
         budget.learn(0, [Prefill(first, 256, False)], 0, chunk(256, first))
     for _ in range(4):
-        budget.learn(decodes, [], 0, lone)
+        budget.learn(decodes, [], 0, decode_s)
     return budget
 
 
-# --- a prompt's rows ---------------------------------------------------------------------------------
+# --- a prompt's tokens -------------------------------------------------------------------------------
 
 
-def test_row_of_a_prompt_has_a_price_and_one_for_each_position_it_sees():
+def test_token_of_a_prompt_has_a_cost_and_one_for_each_position_it_attends_to():
     cost = PrefillCost()
     for first in range(0, 8192, 512):
         cost.add(256, first, chunk(256, first))
-    assert cost.slope == pytest.approx(LOOK_S, rel=1e-6) and cost.flat == pytest.approx(ROW_S, rel=1e-6)
+    assert cost.slope == pytest.approx(LOOK_S, rel=1e-6) and cost.flat == pytest.approx(TOKEN_S, rel=1e-6)
     assert cost.seconds(100, 20_000) == pytest.approx(chunk(100, 20_000))
     assert cost.tokens(chunk(100, 20_000), 20_000) in (99, 100)
 
@@ -46,8 +46,8 @@ def test_row_of_a_prompt_has_a_price_and_one_for_each_position_it_sees():
 def test_noise_between_near_chunks_is_no_price_of_depth():
     cost = PrefillCost()
     for i in range(40):
-        cost.add(12, i * 12, 12 * ROW_S * (1 + 0.3 * (i % 3)))
-    assert cost.slope == 0.0 and ROW_S <= cost.flat <= 1.6 * ROW_S
+        cost.add(12, i * 12, 12 * TOKEN_S * (1 + 0.3 * (i % 3)))
+    assert cost.slope == 0.0 and TOKEN_S <= cost.flat <= 1.6 * TOKEN_S
 
 
 def test_one_disturbed_chunk_changes_nothing_and_a_lasting_rise_counts_at_once():
@@ -98,9 +98,9 @@ def test_running_answers_leave_prompts_a_multiple_of_what_they_take():
     budget.begin()
     budget.open(4)
     assert budget.limit(0.02) == ITL_FACTOR * 0.02
-    rows = budget.tokens(0, 4000, False, budget.room, minimum=True)
-    assert (rows + 4) % 16 == 0 and chunk(rows, 0) <= 1.4 * budget.room
-    budget.spend(0, rows, False)
+    tokens = budget.tokens(0, 4000, False, budget.room, minimum=True)
+    assert (tokens + 4) % 16 == 0 and chunk(tokens, 0) <= 1.4 * budget.room
+    budget.spend(0, tokens, False)
     assert budget.room < chunk(16, 0)
 
 
@@ -112,7 +112,7 @@ def test_step_grows_with_a_burst_and_never_with_one_prompt():
     assert Budget(target_itl_s=0.05).limit(0.02, 100) == 0.05
 
 
-def test_deep_in_a_prompt_fewer_rows_fit_and_never_none():
+def test_deep_in_a_prompt_fewer_tokens_fit_and_never_none():
     budget = measured()
     budget.begin()
     budget.open(4)
@@ -137,15 +137,15 @@ def test_number_of_answers_never_measured_runs_alone_once_and_others_now_and_the
         budget.learn(9, chunks, 0, 0.05)
 
 
-def test_first_prompt_of_all_is_read_in_a_piece_that_tells_what_rows_cost():
+def test_first_prompt_of_all_is_computed_in_a_chunk_that_measures_what_tokens_cost():
     budget = Budget()
     assert budget.tokens(0, 4000, False, budget.room, minimum=True) == PREFILL_TOKENS
 
 
 def test_slow_machine_lets_few_answers_run_together():
     budget = Budget()
-    for rows in (1, 2, 4, 8):
-        budget.learn(rows, [], 0, 0.2 * rows)
+    for decodes in (1, 2, 4, 8):
+        budget.learn(decodes, [], 0, 0.2 * decodes)
     assert budget.max_decodes() in (4, 5, 6, 7)
     assert Budget(max_num_batched_tokens=64).max_decodes() == 64
     assert Budget(target_itl_s=0.05).limit(0.03) == 0.05
@@ -155,4 +155,4 @@ def test_only_decode_steps_near_enough_count_as_measured():
     cost = StepCost()
     assert not cost.near(4)
     cost.add(10, 1.0)
-    assert [rows for rows in range(1, 20) if cost.near(rows)] == [9, 10, 11, 12]
+    assert [n for n in range(1, 20) if cost.near(n)] == [9, 10, 11, 12]

@@ -28,10 +28,10 @@ def grammars(tokenizer: Tokenizer) -> Grammars:
     return Grammars(tokenizer)
 
 
-def opened(grammars: Grammars, tokenizer: Tokenizer, *openings: tuple[bytes, str]) -> Constraint:
+def opened(grammars: Grammars, tokenizer: Tokenizer, *patterns: tuple[bytes, str]) -> Constraint:
     """Free text that holds to a regular expression behind each match of a pattern."""
-    held = (Trigger(re.compile(p), grammars.grammar(Format("regex", regex))) for p, regex in openings)
-    return Constraint(None, tokenizer, triggers=tuple(held))
+    triggers = (Trigger(re.compile(p), grammars.grammar(Format("regex", regex))) for p, regex in patterns)
+    return Constraint(None, tokenizer, triggers=tuple(triggers))
 
 
 def push(matcher: ConstraintMatcher, tokenizer: Tokenizer, text: str) -> None:

@@ -10,24 +10,24 @@ CERTAIN = [0.99**i for i in range(1, 64)]
 
 
 def linear(slope: float):
-    return lambda rows: 1.0 + slope * (rows - 1)
+    return lambda tokens: 1.0 + slope * (tokens - 1)
 
 
 @pytest.mark.parametrize("plain", [1, 4, 16])
-def test_hopeless_guesses_are_never_verified(plain: int):
+def test_hopeless_drafts_are_never_verified(plain: int):
     assert best_extra([0.0] * 20, plain, linear(0.001)) == 0
     assert best_extra([], plain, linear(0.0)) == 0
 
 
-def test_certain_guesses_are_verified_by_the_dozen():
+def test_certain_drafts_are_verified_by_the_dozen():
     assert best_extra(CERTAIN, 1, linear(0.05)) == 63
 
 
 def test_no_step_is_made_longer_than_it_may_be():
-    assert best_extra(CERTAIN, 1, linear(0.05), lambda rows: rows <= 16) == 15
+    assert best_extra(CERTAIN, 1, linear(0.05), lambda tokens: tokens <= 16) == 15
 
 
-def test_a_size_that_was_never_tried_is_thought_as_dear_as_the_rows_below_it():
+def test_a_size_that_was_never_tried_is_thought_as_dear_as_the_size_below_it():
     cost = StepCost()
     cost.add(4, 0.02)
     assert cost.seconds(64) < cost.at_most(64) == pytest.approx(0.32)
@@ -35,25 +35,25 @@ def test_a_size_that_was_never_tried_is_thought_as_dear_as_the_rows_below_it():
     assert cost.at_most(64) == pytest.approx(0.1) and cost.at_most(32) == 0.05
 
 
-def test_doubtful_guesses_are_verified_while_they_pay():
+def test_doubtful_drafts_are_verified_while_they_pay():
     gains = [0.7**i for i in range(1, 32)]
     assert best_extra(gains, 1, linear(0.05)) == 5
     assert best_extra(gains, 1, linear(0.9)) == 0
 
 
-def test_step_that_grows_with_every_row_verifies_nothing():
+def test_step_that_grows_with_every_token_verifies_nothing():
     assert best_extra(CERTAIN, 4, linear(1.0)) == 0
 
 
-def test_full_batch_leaves_less_room_for_guesses():
-    tile = lambda rows: 1.0 if rows <= 8 else rows / 8  # noqa: E731
+def test_full_batch_leaves_less_room_for_drafts():
+    tile = lambda tokens: 1.0 if tokens <= 8 else tokens / 8  # noqa: E731
     gains = [0.8**i for i in range(1, 20)]
     assert [best_extra(gains, plain, tile) for plain in (1, 4, 8)] == [7, 4, 0]
 
 
 def test_cost_that_falls_is_taken_for_what_it_is():
-    cost = lambda rows: 5.0 if rows < 16 else 2.0  # noqa: E731
-    assert best_extra(CERTAIN[:15], 1, lambda rows: 1.0 if rows == 1 else cost(rows)) == 15
+    cost = lambda tokens: 5.0 if tokens < 16 else 2.0  # noqa: E731
+    assert best_extra(CERTAIN[:15], 1, lambda tokens: 1.0 if tokens == 1 else cost(tokens)) == 15
 
 
 def test_cost_is_of_steps_left_alone():
@@ -63,7 +63,7 @@ def test_cost_is_of_steps_left_alone():
     assert cost.seconds(1) == 1.1
 
 
-def test_unmeasured_rows_are_guessed_from_their_neighbours():
+def test_unmeasured_sizes_are_estimated_from_their_neighbours():
     cost = StepCost()
     assert cost.seconds(4) == 0.0
     cost.add(1, 1.0)
@@ -85,8 +85,8 @@ def test_cost_not_seen_for_long_is_forgotten():
 def test_sizes_that_were_slow_while_others_had_the_machine_are_tried_again_soon():
     """As the first answers beside the writing of a pack see it: all of the ladder looks dear, and then is not."""
     cost = StepCost()
-    for rows in (1, *LADDER):
-        cost.add(rows, 1.0 if rows == 1 else 9.0, drafted=rows > 1)
+    for tokens in (1, *LADDER):
+        cost.add(tokens, 1.0 if tokens == 1 else 9.0, drafted=tokens > 1)
     assert best_extra(CERTAIN[:4], 1, cost.seconds) == 0
     steps = 0
     while best_extra(CERTAIN[:4], 1, cost.seconds) == 0:
@@ -95,7 +95,7 @@ def test_sizes_that_were_slow_while_others_had_the_machine_are_tried_again_soon(
     assert steps <= FORGET
 
 
-def test_what_newest_tokens_alone_take_is_not_forgotten_while_every_step_has_guesses():
+def test_what_newest_tokens_alone_take_is_not_forgotten_while_every_step_has_a_draft():
     cost = StepCost()
     for _ in range(2):
         cost.add(1, 1.0)

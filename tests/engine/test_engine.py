@@ -120,8 +120,8 @@ def test_greedy_tokens_are_the_argmax_of_the_logits(engine: Engine):
 @pytest.mark.parametrize("params", [GREEDY, WARM, SamplingParams(temperature=0.6, seed=3)])
 def test_tokens_the_plan_chose_are_those_chosen_from_logits(engine: Engine, params: SamplingParams):
     plain = ids_of(engine.generate(PROMPT, params, max_tokens=40))
-    told = ids_of(engine.generate(PROMPT, params, max_tokens=40, logprobs=0))  # asks for all logits
-    assert plain == told
+    chosen = ids_of(engine.generate(PROMPT, params, max_tokens=40, logprobs=0))  # asks for all logits
+    assert plain == chosen
 
 
 def test_same_seed_gives_the_same_answer_and_another_seed_another(engine: Engine):
@@ -232,7 +232,7 @@ def test_damaged_weights_end_in_a_named_error_with_the_position(
     assert engine.free_blocks == 8
 
 
-# --- what happens to one happens to nobody else --------------------------------------------------------
+# --- what happens to one happens to no other -----------------------------------------------------------
 
 
 def ended_alone(engine: Engine, damage: Callable[[], None], error: type[FreeholdError]) -> FreeholdError:
@@ -311,15 +311,15 @@ def test_native_step_that_fails_ends_its_answers_with_a_name_and_the_engine_goes
     assert ids_of(engine.generate(PROMPT, WARM, max_tokens=6)) == expected
 
 
-def test_sink_that_fails_ends_its_reading_alone(engine: Engine):
+def test_sink_that_fails_ends_its_prefill_alone(engine: Engine):
     def broken(rows: np.ndarray) -> None:
         raise KeyError("sink")
 
-    reading, answer = prefill(engine, PROMPT, broken), engine.generate(PROMPT, WARM, max_tokens=4)
-    reading.start()
+    scored, answer = prefill(engine, PROMPT, broken), engine.generate(PROMPT, WARM, max_tokens=4)
+    scored.start()
     assert len(list(answer)) == 4
     with pytest.raises(StepFailed, match="KeyError"):
-        reading.take()
+        scored.take()
 
 
 # --- a served engine ---------------------------------------------------------------------------------
@@ -389,7 +389,7 @@ def test_full_queue_is_refused_with_the_wait_and_what_was_let_in_ends(model: Loa
     assert len(list(running[2])) == 3
 
 
-def test_full_queue_refuses_nobody_whom_an_engine_that_died_had_let_in(model: LoadedModel):
+def test_full_queue_refuses_no_request_that_an_engine_that_died_had_admitted(model: LoadedModel):
     engine = Engine(model, context=256, max_queued=1)
     fresh = engine.generate(PROMPT, WARM, max_tokens=3)
     fresh.start()
@@ -421,7 +421,7 @@ def test_time_limit_ends_an_answer_and_frees_its_blocks(engine: Engine, monkeypa
         engine.generate(PROMPT, WARM, deadline_s=5.0).start()
 
 
-def test_batch_work_in_the_queue_refuses_nobody_who_goes_before_it(model: LoadedModel):
+def test_batch_work_in_the_queue_refuses_no_request_that_goes_before_it(model: LoadedModel):
     engine = Engine(model, context=256, max_queued=2)
     running = [engine.generate(PROMPT, WARM, max_tokens=3, priority="batch") for _ in range(3)]
     running[0].start()
@@ -442,15 +442,15 @@ def test_absurd_priorities_and_time_limits_are_refused(engine: Engine):
         engine.generate_many(PROMPT, 0)
 
 
-def test_readings_share_steps_and_hand_over_all_logits_in_order(engine: Engine):
+def test_prefills_share_steps_and_deliver_all_logits_in_order(engine: Engine):
     rows: list[np.ndarray] = []
-    reading, answer = prefill(engine, PROMPT, rows.append), engine.generate(PROMPT, WARM, max_tokens=5)
-    reading.start()
+    scored, answer = prefill(engine, PROMPT, rows.append), engine.generate(PROMPT, WARM, max_tokens=5)
+    scored.start()
     answer.start()
-    while not (reading.done and answer.done):
+    while not (scored.done and answer.done):
         engine.pump(0.0)
         answer.take()
-        assert reading.take() == []
+        assert scored.take() == []
     assert np.array_equal(np.concatenate(rows), logits(engine, PROMPT))
 
 
@@ -570,7 +570,9 @@ def test_answer_whose_reader_stalls_gives_its_blocks_to_another(
 # --- memory ------------------------------------------------------------------------------------------
 
 
-def test_step_has_few_rows_of_logits_however_many_read(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+def test_step_has_few_rows_of_logits_however_many_request_them(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
     assert engine._runner is not None
     most, run = 0, engine._runner.run
 
@@ -581,15 +583,15 @@ def test_step_has_few_rows_of_logits_however_many_read(engine: Engine, monkeypat
 
     monkeypatch.setattr(engine._runner, "run", counted)
     got: list[list[np.ndarray]] = [[] for _ in range(5)]
-    readings = [prefill(engine, [i, *PROMPT], rows.append) for i, rows in enumerate(got)]
+    scored = [prefill(engine, [i, *PROMPT], rows.append) for i, rows in enumerate(got)]
     answer = engine.generate([9] * 100, WARM, max_tokens=3)
-    pumped(engine, [*readings, answer])
+    pumped(engine, [*scored, answer])
     assert most <= LOGIT_ROWS + 1
     for i, rows in enumerate(got):
         assert np.array_equal(np.concatenate(rows), logits(engine, [i, *PROMPT]))
 
 
-def test_logits_take_the_place_of_those_before_unless_somebody_holds_them(model: LoadedModel):
+def test_logits_take_the_place_of_those_before_unless_a_caller_holds_them(model: LoadedModel):
     rig = Rig(model, 8)
     held = rig.alone(PROMPT)
     kept = held.copy()

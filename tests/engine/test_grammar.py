@@ -91,7 +91,7 @@ def test_texts_that_fit_any_of_several_formats_go_through(grammars: Grammars, to
         ("haiku", "", "'haiku'; expected one of json, json_schema"),
     ],
 )  # fmt: skip
-def test_what_is_no_format_is_refused_by_what_is_wrong(grammars: Grammars, kind, source: str, words: str):
+def test_invalid_format_is_refused_by_what_is_wrong(grammars: Grammars, kind, source: str, words: str):
     with pytest.raises(UsageError) as e:
         grammars.grammar(Format(kind, source))
     assert words in e.value.message and len(e.value.message) < 500 and "\n" not in e.value.message
@@ -159,7 +159,7 @@ def test_answers_of_one_grammar_go_their_own_ways(grammars: Grammars, tokenizer:
 
 
 def test_mask_depends_on_the_tokens_alone(grammars: Grammars, tokenizer: Tokenizer):
-    """However often masks, forced tokens and guesses were asked for on the way, and after a log was pushed."""
+    """However often masks, forced tokens and drafts were checked on the way, and after a log was pushed."""
     grammar = grammars.grammar(Format("json_schema", json.dumps(PERSON)))
     ids = tokenizer.encode('{"name": "hello", "age": 12', bos=False)
     asked, pushed = grammar.matcher(), grammar.matcher()

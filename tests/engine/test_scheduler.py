@@ -1,4 +1,4 @@
-"""The scheduler shares a step's rows and the blocks out, so that everybody gets on and nobody waits for one."""
+"""The scheduler shares out a step's tokens and the blocks, so that every sequence ends and none waits for one other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from freehold.engine.schedule.preemption import STALL_S
 from freehold.engine.schedule.scheduler import AGE_S, BYPASS_S
 from freehold.engine.sequence import Request, TokenOut
 from freehold.types import Priority, SamplingParams
-from tests.engine.world import LOOK_S, ROW_S, World
+from tests.engine.world import LOOK_S, TOKEN_S, World
 
 
 def cut(batch: list[ScheduledChunk]) -> list[tuple[int, int]]:
@@ -33,15 +33,15 @@ def warm(**options: int) -> World:
 
 
 def test_long_prompt_is_cut_into_steps_and_wants_logits_at_its_end_only():
-    world = World(rows=48)
+    world = World(max_num_batched_tokens=48)
     world.add(100)
-    wanted = []
+    requested = []
     for expected in ((0, 48), (48, 48), (96, 4)):
         batch = world.scheduler.schedule()
-        wanted.append(list(batch[0].logit_rows))
+        requested.append(list(batch[0].logit_rows))
         assert cut(batch) == [expected]
         batch[0].seq.num_computed_tokens += batch[0].count
-    assert wanted == [[], [], [3]]
+    assert requested == [[], [], [3]]
 
 
 def test_running_answers_go_on_beside_a_prompt_in_every_step():
@@ -54,7 +54,7 @@ def test_running_answers_go_on_beside_a_prompt_in_every_step():
         assert {chunk.seq for chunk in batch} > set(running)
 
 
-def test_token_nobody_took_holds_its_sequence_back():
+def test_token_that_was_not_taken_holds_its_sequence_back():
     world = World()
     seq = world.add(5)
     world.step()
@@ -72,15 +72,15 @@ def test_interrupted_step_is_computed_again():
     assert cut(world.scheduler.schedule()) == [(4, 1)]
 
 
-def test_more_answers_than_a_step_has_rows_take_turns():
-    world = World(rows=8)
+def test_more_answers_than_a_step_has_tokens_take_turns():
+    world = World(max_num_batched_tokens=8)
     seqs = [world.add(4, answer=20) for _ in range(20)]
     world.finish()
     assert all(world.logs[seq].ended < inf for seq in seqs)
 
 
-def test_answers_nobody_reads_do_not_keep_others_from_running():
-    world = World(rows=4)
+def test_answers_that_are_not_taken_do_not_keep_others_from_running():
+    world = World(max_num_batched_tokens=4)
     for seq in [world.add(4, answer=20) for _ in range(4)]:
         world.step()
         seq.pending.append(TokenOut(1))
@@ -109,7 +109,7 @@ def test_running_answers_keep_their_pace_while_a_long_prompt_is_read(running: in
         if t > started
     ]
     assert max(during) <= 2.9 * quiet and sorted(during)[-5] < 2.4 * quiet
-    alone = prompt * (ROW_S + LOOK_S * prompt / 2)
+    alone = prompt * (TOKEN_S + LOOK_S * prompt / 2)
     assert world.logs[long].first < 3 * alone
 
 
@@ -118,7 +118,7 @@ def test_long_prompts_are_no_burst():
     answers = [world.add(20, answer=4000) for _ in range(4)]
     world.run(1.0)
     quiet = max(world.logs[answers[0]].gaps[-10:])
-    length = int(2 * BRIEF_S / ROW_S)
+    length = int(2 * BRIEF_S / TOKEN_S)
     for _ in range(3):
         world.add(length, answer=4)
     world.run(1.0)
@@ -136,7 +136,7 @@ def test_burst_is_read_in_large_pieces_one_prompt_after_another():
     assert all(sum(counts) >= 128 for counts in steps[:7] if counts)
     assert all(len(counts) <= 3 for counts in steps)
     assert max(world.logs[answers[0]].gaps) < 1.3 * BURST_S
-    assert world.logs[burst[7]].first < 1.5 * 8 * 256 * ROW_S
+    assert world.logs[burst[7]].first < 1.5 * 8 * 256 * TOKEN_S
 
 
 def test_target_for_a_running_answers_pace_is_kept():
@@ -148,7 +148,7 @@ def test_target_for_a_running_answers_pace_is_kept():
     assert 0.08 < sorted(world.logs[answer].gaps)[-5] < 0.11
 
 
-def test_prompts_alone_take_steps_that_whoever_cancels_can_wait_for():
+def test_prompts_alone_take_steps_that_a_cancellation_can_wait_for():
     world = World(blocks=4000)
     world.add(30_000)
     steps = []
@@ -182,7 +182,7 @@ def test_disturbed_step_does_not_shrink_the_next_ones():
     assert sum(chunk.num_tokens for chunk in world.scheduler.schedule()) == usual
 
 
-# --- whose prompt is read ----------------------------------------------------------------------------
+# --- whose prompt goes first -------------------------------------------------------------------------
 
 
 def test_short_prompts_pass_a_long_one_and_it_keeps_a_quarter():
@@ -191,7 +191,7 @@ def test_short_prompts_pass_a_long_one_and_it_keeps_a_quarter():
     shorts = []
     for _ in range(60):
         shorts.append(world.add(200, answer=1))
-        world.run(0.2)  # more than the machine can read: 0.14 s each, and the long one
+        world.run(0.2)  # more than the machine can compute: 0.14 s each, and the long one
     waits = [world.logs[s].first for s in shorts]
     assert sum(w < 1.0 for w in waits) > 50
     assert long.num_computed_tokens > 0.12 * 20_000
@@ -250,7 +250,7 @@ def test_many_batch_prompts_that_wait_take_no_more_turns_than_one():
         world.add(1000, answer=5, priority="batch")
     world.run(1.0)
     seq = world.add(1500, answer=1)
-    alone = 1500 * (ROW_S + LOOK_S * 750)
+    alone = 1500 * (TOKEN_S + LOOK_S * 750)
     world.finish()
     assert world.logs[seq].first < 2 * alone
 
@@ -284,9 +284,9 @@ def test_prompts_that_begin_alike_are_read_once():
     system = list(range(10_000, 12_000))
     for i in range(8):
         world.add([*system, 50_000 + i, 3, 4])
-    before = world.rows_computed
+    before = world.tokens_computed
     world.finish()
-    assert world.rows_computed - before < 2000 + 8 * (3 + 32 + 10)
+    assert world.tokens_computed - before < 2000 + 8 * (3 + 32 + 10)
 
 
 def test_waiting_for_a_prefix_ends_when_its_reader_goes():
@@ -314,10 +314,10 @@ def test_answers_to_one_prompt_share_its_blocks():
     world = warm()
     parent = world.add(1000, answer=30)
     children = [world.add(list(parent.request.prompt), answer=30, parent=parent) for _ in range(3)]
-    before = world.rows_computed
+    before = world.tokens_computed
     while not all(child.generated for child in children):
         world.step()
-    assert world.rows_computed - before < 1000 + 4 * 10
+    assert world.tokens_computed - before < 1000 + 4 * 10
     assert world.blocks.live < 32 + 4 * 3
     world.finish()
     assert world.blocks.live == 0
@@ -340,7 +340,7 @@ def test_two_that_do_not_fit_together_do_not_take_turns_in_starting_again():
         world.add(200, answer=1000)
     world.finish()
     assert world.scheduler.preemptions <= 4 * 5
-    assert world.rows_computed < 4 * 1200 * 2
+    assert world.tokens_computed < 4 * 1200 * 2
 
 
 def test_stalled_reader_is_passed_over_only_after_a_while():
@@ -382,7 +382,7 @@ def test_request_that_fills_the_pool_is_served_under_any_load():
 @pytest.mark.parametrize("seed", range(6))
 def test_every_admitted_request_ends_and_leaves_nothing(seed: int):
     draw = random.Random(seed)
-    world = World(blocks=draw.choice([40, 100, 400]), rows=draw.choice([8, 64, 512]))
+    world = World(blocks=draw.choice([40, 100, 400]), max_num_batched_tokens=draw.choice([8, 64, 512]))
     shared = list(range(100_000, 100_400))
     for _ in range(60):
         own = [draw.randrange(1 << 20) for _ in range(draw.choice([5, 50, 400]))]
@@ -418,7 +418,7 @@ def test_expected_wait_is_about_what_the_next_one_waits():
 
 
 def test_wait_told_before_anything_was_measured_is_no_shorter_than_the_truth():
-    world = World(blocks=10_000, assumed_token_s=3 * ROW_S)
+    world = World(blocks=10_000, assumed_token_s=3 * TOKEN_S)
     seqs = [world.add(256, answer=1) for _ in range(20)]
     world.step()
     expected = world.scheduler.wait()

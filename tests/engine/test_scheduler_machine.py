@@ -1,4 +1,4 @@
-"""Whatever comes, goes, stalls or is cancelled: everybody let in ends, and the pool is whole again."""
+"""Whatever comes, goes, stalls or is cancelled: every admitted sequence ends, and the pool is whole again."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         blocks=st.sampled_from([16, 30, 100]),
-        rows=st.sampled_from([4, 48, 512]),
+        max_num_batched_tokens=st.sampled_from([4, 48, 512]),
         window=st.sampled_from([0, 40, 100]),
     )
-    def begin(self, blocks: int, rows: int, window: int) -> None:
-        self.world = World(blocks=blocks, rows=rows, window=window)
+    def begin(self, blocks: int, max_num_batched_tokens: int, window: int) -> None:
+        self.world = World(blocks=blocks, max_num_batched_tokens=max_num_batched_tokens, window=window)
         self.stalled: list[Sequence] = []
 
     @rule(
@@ -62,7 +62,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.stalled.append(seq)
 
     @rule()
-    def go_on_reading(self) -> None:
+    def go_on_taking(self) -> None:
         for seq in self.stalled:
             seq.pending.clear()
         self.stalled.clear()
@@ -83,7 +83,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
-            self.go_on_reading()
+            self.go_on_taking()
             self.world.finish()
             assert self.world.blocks.live == 0 and self.world.scheduler.running == 0
 

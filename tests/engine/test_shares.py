@@ -1,4 +1,4 @@
-"""Who had least goes next; who was away saved nothing up."""
+"""The tenant with the least service goes next; one that was away has saved nothing up."""
 
 from __future__ import annotations
 

@@ -12,8 +12,9 @@ from freehold.engine.schedule.scheduler import Scheduler
 from freehold.engine.sequence import Request, Sequence
 from freehold.types import Priority, SamplingParams
 
-# A 0.5b on two cores, about: seconds of a lone row, of each more, of a prompt's row and of a position it sees.
-LONE_S, MORE_S, ROW_S, LOOK_S = 0.016, 0.002, 0.0008, 4e-7
+# A 0.5b on two cores, about: seconds of one newest token, of each more, of a prompt's token and of a position it
+# attends to.
+LONE_S, MORE_S, TOKEN_S, LOOK_S = 0.016, 0.002, 0.0008, 4e-7
 
 
 @dataclass
@@ -31,24 +32,30 @@ class Log:
 
 
 class World:
-    """Steps, a clock, and everybody's log."""
+    """Steps, a clock, and a log of each sequence."""
 
     def __init__(
         self,
         blocks: int = 1000,
-        rows: int = 512,
+        max_num_batched_tokens: int = 512,
         target_itl_s: float | None = None,
         assumed_token_s: float = 0.0,
         window: int = 0,
     ) -> None:
         """`window`: of layers that have blocks of their own, as few as go."""
         self.now = 0.0
-        count = quota(window, rows)
-        kinds = [SlidingWindow(count, blocks, window, rows)] if window > 0 and count < blocks else []
+        count = quota(window, max_num_batched_tokens)
+        kinds = (
+            [SlidingWindow(count, blocks, window, max_num_batched_tokens)]
+            if window > 0 and count < blocks
+            else []
+        )
         self.blocks = BlockManager(blocks, kinds)
-        self.scheduler = Scheduler(self.blocks, rows, lambda: self.now, target_itl_s, assumed_token_s)
+        self.scheduler = Scheduler(
+            self.blocks, max_num_batched_tokens, lambda: self.now, target_itl_s, assumed_token_s
+        )
         self.logs: dict[Sequence, Log] = {}
-        self.rows_computed = 0
+        self.tokens_computed = 0
         self._token = 0
 
     def add(
@@ -59,7 +66,7 @@ class World:
         tenant: str = "",
         parent: Sequence | None = None,
     ) -> Sequence:
-        """Let a request come; a number stands for so many tokens like nobody else's."""
+        """Let a request come; a number stands for so many tokens that no other prompt has."""
         if isinstance(prompt, int):
             self._token += 1
             prompt = [self._token] * prompt
@@ -77,12 +84,12 @@ class World:
     def seconds(self, batch: list[ScheduledChunk]) -> float:
         """Return what the made-up machine takes for a step."""
         decodes = sum(chunk.decodes for chunk in batch)
-        reading = sum(
-            chunk.count * (ROW_S + LOOK_S * (chunk.first + chunk.count / 2))
+        prefill = sum(
+            chunk.count * (TOKEN_S + LOOK_S * (chunk.first + chunk.count / 2))
             for chunk in batch
             if not chunk.decodes
         )
-        return max(LONE_S + MORE_S * (decodes - 1) if decodes else 0.0, 0.5 * LONE_S) + reading
+        return max(LONE_S + MORE_S * (decodes - 1) if decodes else 0.0, 0.5 * LONE_S) + prefill
 
     def step(self) -> list[ScheduledChunk]:
         """Compute a step; an idle one lets a moment pass."""
@@ -101,7 +108,7 @@ class World:
     def _after(self, chunk: ScheduledChunk) -> None:
         seq, log = chunk.seq, self.logs[chunk.seq]
         assert len(seq.block_table) * 32 >= chunk.first + chunk.num_tokens
-        self.rows_computed += chunk.num_tokens
+        self.tokens_computed += chunk.num_tokens
         computed = chunk.first + chunk.count
         if computed == len(seq.tokens):
             self._token += 1
@@ -121,7 +128,7 @@ class World:
             self.step()
 
     def finish(self, steps: int = 100_000) -> None:
-        """Run until everybody's answer has ended."""
+        """Run until every answer has ended."""
         for _ in range(steps):
             if not self.scheduler.live:
                 return
