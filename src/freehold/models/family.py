@@ -155,7 +155,7 @@ class Family:
     ]  # metadata under the architecture's prefix, vocabulary rows
     config_from_hf: Callable[[Fields], Any]
     parts: tuple[type[LayerPart], ...]  # what its layers are made of
-    layers: Callable[[Any], tuple[Layer, ...]]  # config -> layers, which may differ
+    layer: Callable[[Any, int], tuple[LayerPart, ...]]  # config, number -> its parts; layers may differ
     ends: Callable[[Any], Ends]
     model_types: tuple[str, ...] = ()  # config.json's names for it beside the GGUF's
     encoder: bool = False  # makes embeddings of whole texts, and no token
@@ -171,6 +171,10 @@ class Family:
     def experts(self) -> bool:
         """Whether it is a mixture of experts: a GGUF calls Mixtral `llama` too."""
         return any(part.experts for part in self.parts)
+
+    def layers(self, cfg: Any) -> tuple[Layer, ...]:
+        """Give each layer its parts, from which follows what it keeps."""
+        return tuple(Layer(self.layer(cfg, i)) for i in range(cfg.layers))
 
     def network(self, cfg: Any) -> Network:
         """Build the parts of a model with this config."""

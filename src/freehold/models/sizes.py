@@ -118,10 +118,19 @@ def hf_sizes(config: Fields, *, tied: bool = False, eps: float = 1e-6, **default
     )
 
 
-def hf_rope(config: Fields, sizes: dict[str, Any]) -> dict[str, Any]:
-    """Read the rope that all layers share, and what context it makes of the trained one."""
+def hf_decoder(
+    config: Fields, windows: Callable[[Fields, int], tuple[int, ...]] | None = None, **assumed: Any
+) -> dict[str, Any]:
+    """Read a config.json whose layers share one rope and SiLU; `windows` gives each layer's (None: they have none)."""
+    config.require("hidden_act", ("silu",), "silu")
+    sizes = hf_sizes(config, **assumed)
+    layers = len(sizes["heads"])
     rope = rope_from_hf(config, head_dim=sizes["head_dim"], context=sizes["context"])
-    return {"rope": rope, "context": _extended(sizes["context"], rope)}
+    return sizes | {
+        "rope": rope,
+        "context": _extended(sizes["context"], rope),
+        "windows": windows(config, layers) if windows else (0,) * layers,
+    }
 
 
 def _default_head(fields: Fields, hidden: int, heads: int) -> int:

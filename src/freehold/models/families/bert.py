@@ -6,7 +6,7 @@ Attention is bidirectional: every token sees every other of its text, so nothing
 norms behind each half, with biases everywhere; positions are learned, so the last one is the longest text's. A text by
 itself is of kind 0. The pooler, a layer for classifying, does not belong to an embedding and is left out.
 Source: arXiv 1810.04805.
-Path: bind.read_source -> config -> layers
+Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
-from freehold.models.family import Ends, Family, Layer, LayerPart, TensorSpec, Values, matrix, vector
+from freehold.models.family import Ends, Family, LayerPart, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
 from freehold.models.sizes import Sizes, checked_sizes
 
@@ -157,9 +157,9 @@ def config_from_hf(config: Fields) -> BertSizes:
     return BertSizes(**sizes, kinds=config.integer("type_vocab_size", 1, MAX_KINDS, 2))
 
 
-def layers(cfg: BertSizes) -> tuple[Layer, ...]:
-    """Give each layer attention and an MLP."""
-    return (Layer((BidirectionalAttention(cfg), GeluMlp(cfg))),) * cfg.layers
+def layer(cfg: BertSizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer attention and an MLP."""
+    return BidirectionalAttention(cfg), GeluMlp(cfg)
 
 
 FAMILY = Family(
@@ -168,7 +168,7 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(BidirectionalAttention, GeluMlp),
-    layers=layers,
+    layer=layer,
     ends=BertEnds,
     encoder=True,
     hf_layers="encoder.layer",

@@ -5,7 +5,7 @@ sqrt(hidden). Five layers with a sliding window and a rope base of 10,000, then 
 base 1,000,000.
 GGUF files hold norm weights as they multiply; safetensors hold them around zero, so 1 is added.
 Source: arXiv 2503.19786.
-Path: bind.read_source -> config -> layers
+Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from freehold.errors import BadModelFile
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, Fields
-from freehold.models.family import Family, Layer
+from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
@@ -104,13 +104,9 @@ def _hf_ropes(config: Fields, head_dim: int, context: int) -> tuple[RopeSpec, Ro
     )
 
 
-def layers(cfg: GemmaSizes) -> tuple[Layer, ...]:
-    """Give each layer attention and an MLP, each between two norms; windows have a rope of their own."""
-    return tuple(Layer((_attention(cfg, i), _mlp(cfg, i))) for i in range(cfg.layers))
-
-
-def _attention(cfg: GemmaSizes, i: int) -> Attention:
-    return Attention.of(
+def layer(cfg: GemmaSizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer attention and an MLP, each between two norms; windows have a rope of their own."""
+    attention = Attention.of(
         cfg,
         i,
         rope=cfg.rope_local if cfg.windows[i] else cfg.rope,
@@ -120,10 +116,7 @@ def _attention(cfg: GemmaSizes, i: int) -> Attention:
         post_norm=True,
         norm_offset=1.0,
     )
-
-
-def _mlp(cfg: GemmaSizes, i: int) -> GatedMlp:
-    return GatedMlp.of(cfg, i, act="gelu", sandwich=True, norm_offset=1.0)
+    return attention, GatedMlp.of(cfg, i, act="gelu", sandwich=True, norm_offset=1.0)
 
 
 def ends(cfg: GemmaSizes) -> DecoderEnds:
@@ -139,6 +132,6 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp),
-    layers=layers,
+    layer=layer,
     ends=ends,
 )

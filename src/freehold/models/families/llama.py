@@ -3,17 +3,17 @@
 Attention and a gated MLP, RMS norms before each, no biases (older derivatives have some on attention). GGUF files hold
 q and k rows permuted so that adjacent elements turn together; safetensors hold halves.
 Sources: arXiv 2302.13971 (Llama), 2307.09288 (Llama 2), 2407.21783 (Llama 3), 2310.06825 (Mistral's window).
-Path: bind.read_source -> config -> layers
+Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
-from freehold.models.family import Family, Layer
+from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
-from freehold.models.sizes import Sizes, gguf_sizes, hf_rope, hf_sizes, sliding_windows
+from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
@@ -23,20 +23,19 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
 
 def config_from_hf(config: Fields) -> Sizes:
     """Read config.json of a LlamaForCausalLM or MistralForCausalLM."""
-    config.require("hidden_act", ("silu",), "silu")
-    sizes = hf_sizes(config)
+    return Sizes(**hf_decoder(config, _windows))
+
+
+def _windows(config: Fields, layers: int) -> tuple[int, ...]:
+    """A Mistral's window holds on every layer."""
     windowed = config.text("model_type", "llama") == "mistral"
     window = config.integer("sliding_window", 0, MAX_CONTEXT, 0) if windowed else 0
-    windows = sliding_windows(config, len(sizes["heads"]), window, lambda i: windowed)
-    return Sizes(**sizes | hf_rope(config, sizes), windows=windows)
+    return sliding_windows(config, layers, window, lambda i: windowed)
 
 
-def layers(cfg: Sizes) -> tuple[Layer, ...]:
-    """Give each layer attention and an MLP."""
-    return tuple(
-        Layer((Attention.of(cfg, i, bias="any", gguf_pairs=True), GatedMlp.of(cfg, i)))
-        for i in range(cfg.layers)
-    )
+def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer attention and an MLP."""
+    return Attention.of(cfg, i, bias="any", gguf_pairs=True), GatedMlp.of(cfg, i)
 
 
 FAMILY = Family(
@@ -46,6 +45,6 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp),
-    layers=layers,
+    layer=layer,
     ends=DecoderEnds.of,
 )

@@ -2,25 +2,17 @@
 
 GGUF files call it `llama`, and state its experts; those of early 2024 hold each expert apart.
 Source: arXiv 2401.04088.
-Path: bind.read_source -> config -> layers
+Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
-from freehold.models.family import Family, Layer
+from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.moe import MIXTRAL, Moe
-from freehold.models.sizes import (
-    Sizes,
-    gguf_mixture,
-    gguf_sizes,
-    hf_mixture,
-    hf_rope,
-    hf_sizes,
-    sliding_windows,
-)
+from freehold.models.sizes import Sizes, gguf_mixture, gguf_sizes, hf_decoder, hf_mixture, sliding_windows
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
@@ -32,22 +24,20 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
 
 def config_from_hf(config: Fields) -> Sizes:
     """Read config.json of a MixtralForCausalLM."""
-    config.require("hidden_act", ("silu",), "silu")
-    sizes = hf_sizes(config)
-    layers = len(sizes["heads"])
+    sizes = hf_decoder(config, _windows, eps=1e-5)
+    mixture = hf_mixture(config, "intermediate_size", len(sizes["heads"]))
+    return Sizes(**sizes, mixture=mixture)
+
+
+def _windows(config: Fields, layers: int) -> tuple[int, ...]:
+    """A window, which few files state, holds on every layer."""
     window = config.integer("sliding_window", 0, MAX_CONTEXT, 0)
-    return Sizes(
-        **sizes | hf_rope(config, sizes),
-        windows=sliding_windows(config, layers, window, lambda i: True),
-        mixture=hf_mixture(config, "intermediate_size", layers),
-    )
+    return sliding_windows(config, layers, window, lambda i: True)
 
 
-def layers(cfg: Sizes) -> tuple[Layer, ...]:
-    """Give each layer attention and experts."""
-    return tuple(
-        Layer((Attention.of(cfg, i, gguf_pairs=True), Moe.of(cfg, MIXTRAL))) for i in range(cfg.layers)
-    )
+def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer attention and experts."""
+    return Attention.of(cfg, i, gguf_pairs=True), Moe.of(cfg, MIXTRAL)
 
 
 FAMILY = Family(
@@ -57,6 +47,6 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, Moe),
-    layers=layers,
+    layer=layer,
     ends=DecoderEnds.of,
 )

@@ -2,17 +2,17 @@
 
 A Llama block with biases on q, k and v; rotary pairs are halves in both file formats.
 Source: arXiv 2407.10671, 2412.15115.
-Path: bind.read_source -> config -> layers
+Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
 from freehold.formats.fields import Fields
-from freehold.models.family import Family, Layer
+from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
-from freehold.models.sizes import Sizes, gguf_sizes, hf_rope, hf_sizes, qwen_windows
+from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder, qwen_windows
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
@@ -22,14 +22,12 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
 
 def config_from_hf(config: Fields) -> Sizes:
     """Read config.json of a Qwen2ForCausalLM."""
-    config.require("hidden_act", ("silu",), "silu")
-    sizes = hf_sizes(config)
-    return Sizes(**sizes | hf_rope(config, sizes), windows=qwen_windows(config, len(sizes["heads"])))
+    return Sizes(**hf_decoder(config, qwen_windows))
 
 
-def layers(cfg: Sizes) -> tuple[Layer, ...]:
-    """Give each layer attention and an MLP."""
-    return tuple(Layer((Attention.of(cfg, i, bias="qkv"), GatedMlp.of(cfg, i))) for i in range(cfg.layers))
+def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer attention and an MLP."""
+    return Attention.of(cfg, i, bias="qkv"), GatedMlp.of(cfg, i)
 
 
 FAMILY = Family(
@@ -38,6 +36,6 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp),
-    layers=layers,
+    layer=layer,
     ends=DecoderEnds.of,
 )

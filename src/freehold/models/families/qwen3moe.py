@@ -3,13 +3,13 @@
 The chosen experts' weights are divided by their sum; a GGUF does not say so. Some layers of a safetensors model may
 have a dense MLP instead.
 Source: arXiv 2505.09388.
-Path: bind.read_source -> config -> layers
+Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
 from freehold.formats.fields import Fields
-from freehold.models.family import Family, Layer
+from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
@@ -18,9 +18,8 @@ from freehold.models.sizes import (
     Sizes,
     gguf_mixture,
     gguf_sizes,
+    hf_decoder,
     hf_mixture,
-    hf_rope,
-    hf_sizes,
     qwen_sparse_layers,
 )
 
@@ -33,10 +32,9 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
 
 def config_from_hf(config: Fields) -> Sizes:
     """Read config.json of a Qwen3MoeForCausalLM."""
-    config.require("hidden_act", ("silu",), "silu")
     config.refuse("use_sliding_window", "a sliding window")
     config.refuse("attention_bias", "a bias on attention")
-    sizes = hf_sizes(config)
+    sizes = hf_decoder(config)
     layers = len(sizes["heads"])
     mixture = hf_mixture(
         config,
@@ -45,14 +43,12 @@ def config_from_hf(config: Fields) -> Sizes:
         renormalise=config.flag("norm_topk_prob", False),
         sparse=qwen_sparse_layers(config, layers),
     )
-    return Sizes(**sizes | hf_rope(config, sizes), windows=(0,) * layers, mixture=mixture)
+    return Sizes(**sizes, mixture=mixture)
 
 
-def layers(cfg: Sizes) -> tuple[Layer, ...]:
-    """Give each layer attention and experts, or an MLP."""
-    return tuple(
-        Layer((Attention.of(cfg, i, qk_norm="head"), mlp_or_experts(cfg, i))) for i in range(cfg.layers)
-    )
+def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer attention and experts, or an MLP."""
+    return Attention.of(cfg, i, qk_norm="head"), mlp_or_experts(cfg, i)
 
 
 FAMILY = Family(
@@ -62,6 +58,6 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp, Moe),
-    layers=layers,
+    layer=layer,
     ends=DecoderEnds.of,
 )

@@ -5,7 +5,7 @@
 Variants are fields: biases, an RMS norm on queries and keys (of each head, or over the whole projection), a norm behind
 the output (Gemma's sandwich), a soft cap on scores.
 Sources: arXiv 2305.13245 (grouped queries), 2104.09864 (rotary positions).
-Path: families.<family>.layers -> Attention -> Network.forward
+Path: families.<family>.layer -> Attention -> Network.forward
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     x += down(act(gate n) * up n),  n = norm(x)
 
 Source: arXiv 2002.05202 (GLU variants).
-Path: families.<family>.layers -> GatedMlp -> Network.forward
+Path: families.<family>.layer -> GatedMlp -> Network.forward
 """
 
 from __future__ import annotations

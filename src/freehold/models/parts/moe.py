@@ -6,7 +6,7 @@ p is a softmax over all experts in float32, divided by the chosen ones' sum wher
 which every token is sent to, passes a gate of its own. A GGUF holds experts stacked; safetensors, and GGUFs of early
 2024, hold each apart.
 Sources: arXiv 2401.04088 (Mixtral), 2409.02060 (OLMoE), Qwen1.5-MoE's page of 2024 (the gated shared expert).
-Path: families.<family>.layers -> Moe -> Network.forward
+Path: families.<family>.layer -> Moe -> Network.forward
 """
 
 from __future__ import annotations
