@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Ordered
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -10,7 +12,9 @@ from freehold._native import BLOCK_TOKENS as SIZE
 from freehold.engine.cache.blocks import BlockManager, blocks_for
 from freehold.engine.cache.capacity import kinds_beside_full
 from freehold.engine.cache.disk import DiskCache, dependencies
+from freehold.engine.cache.pool import BlockPool
 from freehold.engine.cache.prefix import Node
+from freehold.engine.cache.recurrent import Recurrent
 from freehold.engine.cache.tier import KvPages
 from freehold.engine.cache.window import SlidingWindow
 from freehold.engine.runner import ModelRunner
@@ -23,11 +27,53 @@ GREEDY = SamplingParams(temperature=0.0)
 
 
 def sequence(tokens: list[int], tenant: str = "") -> Sequence:
-    return Sequence(Request(tuple(tokens), GREEDY, 0, 10, tenant=tenant), list(tokens))
+    request = Request(tuple(tokens), GREEDY, 0, 10, stop_ids=frozenset([7]), tenant=tenant)
+    return Sequence(request, list(tokens))
 
 
-class Rig:
+class Runner(Protocol):
+    """What computes a step: ModelRunner, or a script."""
+
+    def run(self, batch: list[ScheduledChunk], choose: bool = True) -> Ordered[np.ndarray]: ...
+
+
+R = TypeVar("R", bound=Runner)
+
+
+class Stepper(Generic[R]):
     """Steps sequences as the engine does, and gives the logits after each one's newest computed token."""
+
+    blocks: BlockManager
+    runner: R
+    disk: DiskCache | None
+
+    def step(self, *seqs: Sequence) -> list[np.ndarray]:
+        """Compute all missing tokens of sequences that must find room."""
+        for seq in seqs:
+            assert self.blocks.reserve(seq)
+            if not seq.block_table:
+                self.blocks.adopt(seq)
+            assert self.blocks.grow(seq, len(seq.tokens))
+        rows = self.run(
+            [
+                ScheduledChunk(seq, seq.num_computed_tokens, len(seq.tokens) - seq.num_computed_tokens)
+                for seq in seqs
+            ]
+        )
+        return [row[-1] for row in rows]
+
+    def run(self, batch: list[ScheduledChunk]) -> Ordered[np.ndarray]:
+        """Compute rows that have blocks."""
+        for chunk in batch:
+            self.blocks.prepare(chunk.seq, chunk.first, chunk.count, len(chunk.draft))
+        rows = self.runner.run(batch, choose=False)
+        for chunk in batch:
+            self.blocks.publish(chunk.seq, chunk.first + chunk.count)
+        return rows
+
+
+class Rig(Stepper[ModelRunner]):
+    """Steps a tiny model."""
 
     def __init__(
         self,
@@ -45,30 +91,6 @@ class Rig:
             self.pages = KvPages(self.runner.cache)
             self.disk = DiskCache(disk, dependencies(model, "f16", window_blocks > 0), self.pages.nbytes)
             self.blocks.attach(self.disk, self.pages)
-
-    def step(self, *seqs: Sequence) -> list[np.ndarray]:
-        """Compute all missing tokens of sequences that must find room."""
-        for seq in seqs:
-            assert self.blocks.reserve(seq)
-            if not seq.block_table:
-                self.blocks.adopt(seq)
-            assert self.blocks.grow(seq, len(seq.tokens))
-        rows = self.run(
-            [
-                ScheduledChunk(seq, seq.num_computed_tokens, len(seq.tokens) - seq.num_computed_tokens)
-                for seq in seqs
-            ]
-        )
-        return [row[-1] for row in rows]
-
-    def run(self, batch: list[ScheduledChunk]) -> list[np.ndarray]:
-        """Compute rows that have blocks."""
-        for chunk in batch:
-            self.blocks.prepare(chunk.seq, chunk.first, chunk.count, len(chunk.draft))
-        rows = self.runner.run(batch, choose=False)
-        for chunk in batch:
-            self.blocks.publish(chunk.seq, chunk.first + chunk.count)
-        return rows
 
     def alone(self, tokens: list[int]) -> np.ndarray:
         """Compute tokens from nothing, and leave nothing behind."""
@@ -102,6 +124,8 @@ def check_books(blocks: BlockManager, live: list[Sequence]) -> None:
     for kind in blocks.kinds:
         if isinstance(kind, SlidingWindow):
             check_windows(kind, live)
+        if isinstance(kind, Recurrent):
+            check_states(kind, live, pool)
 
 
 def check_windows(kind: SlidingWindow, live: list[Sequence]) -> None:
@@ -119,6 +143,29 @@ def check_windows(kind: SlidingWindow, live: list[Sequence]) -> None:
     assert sorted([*kind._free, *held.values()]) == list(range(kind.count))
     assert set(kind._idle) == {block for block in held if not reached[block]}
     assert kind._reserved == sum(reach.reserved for reach in kind._seqs.values()) <= kind.count
+
+
+def check_states(kind: Recurrent, live: list[Sequence], pool: BlockPool) -> None:
+    """Every slot is free, an idle snapshot or in use; users are counted right; no sequence can run out of slots."""
+    users = [0] * kind.count
+    assert all(seq in kind._seqs for seq in live if seq.block_table)
+    for seq, state in kind._seqs.items():
+        assert not state.writes and not state.taken and state.end < 0
+        assert state.tokens == seq.num_computed_tokens and (state.slot >= 0) == (state.tokens > 0)
+        for slot in state.slots():
+            users[slot] += 1
+    assert users == kind._users
+    kept = {slot: block for block, (slot, _) in kind._kept.items()}
+    assert len(kept) == len(kind._kept)
+    assert kept == {slot: block for slot, block in enumerate(kind._block) if block >= 0}
+    assert set(kind._idle) == {slot for slot in kept if not users[slot]}
+    in_use = [slot for slot, n in enumerate(users) if n]
+    assert sorted([*kind._free, *kind._idle, *in_use]) == list(range(kind.count))
+    for block, (_, tokens) in kind._kept.items():
+        node = pool.nodes[block]
+        assert node is not None and len(node.key) == 4 * tokens
+    without = sum(state.slot < 0 or users[state.slot] > 1 for state in kind._seqs.values())
+    assert len(kind._free) + len(kind._idle) >= without
 
 
 def below(node: Node) -> list[Node]:

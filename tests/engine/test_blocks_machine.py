@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +28,12 @@ from freehold.engine.cache.blocks import common_prefix
 from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.sequence import Sequence
 from freehold.models.load import LoadedModel
-from tests.engine.rig import Rig, check_books, sequence
+from tests.engine.rig import Rig, Stepper, check_books, sequence
+from tests.engine.scripted import ScriptedRig, sums
 
 POOL, LONGEST = 10, 130  # five blocks at most, so that three sequences are too many
 ROWS = 64  # of a step, where window layers have blocks of their own
+WINDOW, WINDOW_BLOCKS = 40, 9  # of scripted layers
 TOKEN = st.integers(5, 7)  # few, so that prompts agree by chance inside a block
 BEGINNINGS = [[5 + i * k % 11 for i in range(100)] for k in (1, 2)]
 PROMPTS = st.builds(
@@ -39,25 +44,31 @@ PROMPTS = st.builds(
 )
 
 
-class Pool(RuleBasedStateMachine):
-    """Sequences come, are computed piece by piece, fork, guess, yield and end."""
+@dataclass(frozen=True)
+class Setup:
+    """What a machine runs."""
 
-    model: LoadedModel
-    oracle: Rig
-    rows: dict[tuple[int, ...], np.ndarray]  # what the oracle computed, by tokens
+    make: Callable[[Path | None], Stepper[Any]]
+    alone: Callable[[list[int]], np.ndarray]  # computes tokens from nothing
     on_disk: bool
-    window_blocks: int  # 0: window layers keep all positions
+    most: int  # tokens of a sequence in a step
+    full: bool  # all positions are kept, so a hit is as long as tokens agree
+    rows: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)  # what `alone` gave, by tokens
+
+
+class Pool(RuleBasedStateMachine):
+    """Sequences come, are computed piece by piece, fork, speculate, yield and end."""
+
+    setup: Setup
 
     @initialize()
     def begin(self) -> None:
-        self.folder = TemporaryDirectory() if self.on_disk else None
-        self.gone: list[Rig] = []
+        self.folder = TemporaryDirectory() if self.setup.on_disk else None
+        self.gone: list[Stepper[Any]] = []
         self.start()
 
     def start(self) -> None:
-        self.rig = Rig(
-            self.model, POOL, Path(self.folder.name) if self.folder else None, self.window_blocks, ROWS
-        )
+        self.rig = self.setup.make(Path(self.folder.name) if self.folder else None)
         self.live: list[Sequence] = []
         self.seen: dict[str, list[list[int]]] = {"": [], "a": []}  # what each tenant ever computed
 
@@ -84,21 +95,36 @@ class Pool(RuleBasedStateMachine):
                 assert np.array_equal(logits[-1], self.expected(chunk.seq.tokens))
 
     @precondition(lambda self: any(self.decodes(s) for s in self.live))
-    @rule(data=st.data(), made=st.lists(TOKEN, min_size=1, max_size=9), wrong=st.integers(0, 40))
-    def guess(self, data: st.DataObject, made: list[int], wrong: int) -> None:
-        """Verify guesses of which the first hold, and the others are garbage left in the blocks."""
+    @rule(data=st.data(), right=st.lists(TOKEN, max_size=8), wrong=st.integers(0, 40), bonus=TOKEN)
+    def speculate(self, data: st.DataObject, right: list[int], wrong: int, bonus: int) -> None:
+        """Verify draft tokens of which the first are right, and the others leave garbage in the blocks."""
         seq = data.draw(st.sampled_from([s for s in self.live if self.decodes(s)]))
         if not self.place(seq, [seq]):
             return
-        room = self.rig.blocks.stretch(seq, len(seq.tokens) + len(made) + wrong) - len(seq.tokens)
-        draft = (*made, *[9] * wrong)[:room]
-        held = min(len(made), room)
-        first = seq.num_computed_tokens
-        self.rig.blocks.prepare(seq, first, 1, len(draft))
+        blocks, first = self.rig.blocks, seq.num_computed_tokens
+        if first < len(seq.tokens) - 1:  # it began again
+            return
+        room = blocks.stretch(seq, len(seq.tokens) + len(right) + wrong) - len(seq.tokens)
+        draft = (*right, *[9] * wrong)[:room]
+        held = min(len(right), room)
+        blocks.prepare(seq, first, 1, len(draft))
         self.rig.runner.run([ScheduledChunk(seq, first, 1, draft)], choose=False)
-        seq.tokens += made[:held]
-        self.rig.blocks.publish(seq, first + 1 + max(held - 1, 0))
+        seq.tokens += [*right[:held], bonus]
+        blocks.publish(seq, first + 1 + held)
+        assert first < seq.num_computed_tokens <= first + 1 + held
         self.seen[seq.request.tenant].append(seq.tokens[: seq.num_computed_tokens])
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), rows=st.sampled_from([1, 20, 64]))
+    def interrupt(self, data: st.DataObject, rows: int) -> None:
+        """Compute rows that are not accounted for."""
+        seq = data.draw(st.sampled_from(self.live))
+        if self.place(seq, [seq]):
+            chunk = self.cut(seq, rows)
+            self.rig.blocks.prepare(seq, chunk.first, chunk.count)
+            self.rig.runner.run([chunk], choose=False)
+            self.rig.blocks.publish(seq, chunk.first)
+            assert seq.num_computed_tokens <= chunk.first
 
     @precondition(lambda self: any(self.finished(s) for s in self.live))
     @rule(data=st.data(), token=TOKEN)
@@ -114,7 +140,15 @@ class Pool(RuleBasedStateMachine):
         child = sequence(tokens, parent.request.tenant)
         if self.rig.blocks.reserve(child):
             self.rig.blocks.fork(parent, child)
+            if not child.block_table:
+                self.rig.blocks.release(child)
             self.live.append(child)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), blocks=st.integers(0, 3))
+    def wait_for(self, data: st.DataObject, blocks: int) -> None:
+        """Let another sequence wait for so much of one."""
+        data.draw(st.sampled_from(self.live)).awaited_until = blocks * SIZE
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -128,7 +162,7 @@ class Pool(RuleBasedStateMachine):
         self.live.remove(seq)
         self.rig.blocks.retire(seq)
 
-    @precondition(lambda self: self.on_disk)
+    @precondition(lambda self: self.setup.on_disk)
     @rule()
     def restart(self) -> None:
         """Lose all but the disk; what is still being written to it arrives at any time, as from another engine."""
@@ -140,6 +174,8 @@ class Pool(RuleBasedStateMachine):
     @invariant()
     def books_balance(self) -> None:
         check_books(self.rig.blocks, self.live)
+        if isinstance(self.rig, ScriptedRig):
+            self.rig.runner.forget()
 
     def teardown(self) -> None:
         if not hasattr(self, "live"):
@@ -161,7 +197,7 @@ class Pool(RuleBasedStateMachine):
         known = (common_prefix(seq.tokens[:-1], tokens) for tokens in self.seen[tenant])
         assert match <= max(known, default=0)
         for other in self.live:
-            if other.request.tenant == tenant and not self.window_blocks:
+            if other.request.tenant == tenant and self.setup.full:
                 same = common_prefix(seq.tokens[:-1], other.tokens[: other.num_computed_tokens])
                 assert match >= same // SIZE * SIZE
 
@@ -172,12 +208,17 @@ class Pool(RuleBasedStateMachine):
         while not blocks.reserve(seq):
             if not self.others_yield(keep):
                 return False
+        if seq.num_computed_tokens == len(seq.tokens):  # its last token's logits are wanted again
+            blocks.publish(seq, len(seq.tokens) - 1)
         if not seq.block_table:
             expected = blocks.match(seq)
             while not blocks.adopt(seq, hurry=True):
                 pass
-            assert seq.num_computed_tokens >= expected // SIZE * SIZE
-            assert seq.num_computed_tokens <= expected or self.on_disk
+            assert seq.num_computed_tokens >= expected // SIZE * SIZE or not (
+                self.setup.full or blocks.available
+            )
+            assert seq.num_computed_tokens <= expected or self.setup.on_disk
+            self.seen[seq.request.tenant].append(seq.tokens[: seq.num_computed_tokens])
         while not blocks.grow(seq, len(seq.tokens)):
             if not self.others_yield(keep):
                 return False
@@ -191,15 +232,13 @@ class Pool(RuleBasedStateMachine):
 
     def cut(self, seq: Sequence, rows: int) -> ScheduledChunk:
         first = min(seq.num_computed_tokens, len(seq.tokens) - 1)
-        return ScheduledChunk(
-            seq, first, min(rows, len(seq.tokens) - first, ROWS if self.window_blocks else rows)
-        )
+        return ScheduledChunk(seq, first, min(rows, len(seq.tokens) - first, self.setup.most))
 
     def expected(self, tokens: list[int]) -> np.ndarray:
         key = tuple(tokens)
-        if key not in self.rows:
-            self.rows[key] = self.oracle.alone(tokens)
-        return self.rows[key]
+        if key not in self.setup.rows:
+            self.setup.rows[key] = self.setup.alone(tokens)
+        return self.setup.rows[key]
 
     @staticmethod
     def finished(seq: Sequence) -> bool:
@@ -224,17 +263,27 @@ def test_books_balance_and_hits_are_a_recomputes_bits(
     monkeypatch.setattr(tier_module, "KEPT_BLOCKS", 1)
     monkeypatch.setattr(blocks_module, "LOAD_S", 0.0)
     loaded: LoadedModel = request.getfixturevalue(name)
-    facts = {
-        "model": loaded,
-        "oracle": Rig(loaded, 8),
-        "rows": {},
-        "on_disk": on_disk,
-        "window_blocks": window_blocks,
-    }
+    most = ROWS if window_blocks else LONGEST
+    make = lambda folder: Rig(loaded, POOL, folder, window_blocks, ROWS)  # noqa: E731
+    run(Setup(make, Rig(loaded, 8).alone, on_disk, most, full=not window_blocks), 30)
+
+
+@pytest.mark.parametrize(("states", "on_disk"), [(3, False), (6, False), (6, True)])
+def test_every_value_of_full_window_and_recurrent_layers_is_a_recomputes(
+    states: int, on_disk: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tier_module, "KEPT_BLOCKS", 1)
+    monkeypatch.setattr(blocks_module, "LOAD_S", 0.0)
+    make = lambda folder: ScriptedRig(POOL, WINDOW, WINDOW_BLOCKS, states, ROWS, folder)  # noqa: E731
+    run(Setup(make, lambda tokens: sums(tokens)[-1], on_disk, ROWS, full=False), 60)
+
+
+def run(setup: Setup, examples: int) -> None:
+    """Run a machine."""
     run_state_machine_as_test(
-        type("Machine", (Pool,), facts),
+        type("Machine", (Pool,), {"setup": setup}),
         settings=settings(
-            max_examples=30,
+            max_examples=examples,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],

@@ -281,7 +281,7 @@ def test_block_that_was_taken_before_its_turn_is_not_written(model: LoadedModel,
         above = rig.blocks.pool.tree.insert(above, key_of([i] * 32), i)
         nodes.append(above)
     content = rig.runner.cache.read_block(0)
-    rig.disk.keep("|", nodes, 0, lambda node: None if node is nodes[1] else content)
+    rig.disk.keep("|", nodes, 0, lambda node, _: None if node is nodes[1] else content)
     rig.disk.flush()
     assert len(files(tmp_path)) == 1 and rig.disk.dropped == 2
     assert [node.kept for node in nodes] == [True, False, False]
@@ -320,7 +320,7 @@ def test_budget_keeps_what_was_used_last_and_the_beginnings_of_the_rest(
     found(model, tmp_path, first)  # used again
     rig = Rig(model, 16)
     pages = KvPages(rig.runner.cache)
-    rig.blocks.attach(DiskCache(tmp_path, dependencies(model, "f16"), pages.nbytes, budget), pages)
+    rig.blocks.attach(DiskCache(tmp_path, dependencies(model, "f16"), pages.nbytes, budget=budget), pages)
     seq = sequence(third)
     rig.step(seq)
     rig.blocks.retire(seq)

@@ -24,9 +24,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         blocks=st.sampled_from([16, 30, 100]),
         max_num_batched_tokens=st.sampled_from([4, 48, 512]),
         window=st.sampled_from([0, 40, 100]),
+        states=st.sampled_from([0, 2, 7]),
     )
-    def begin(self, blocks: int, max_num_batched_tokens: int, window: int) -> None:
-        self.world = World(blocks=blocks, max_num_batched_tokens=max_num_batched_tokens, window=window)
+    def begin(self, blocks: int, max_num_batched_tokens: int, window: int, states: int) -> None:
+        self.world = World(
+            blocks=blocks, max_num_batched_tokens=max_num_batched_tokens, window=window, states=states
+        )
         self.stalled: list[Sequence] = []
 
     @rule(
@@ -66,6 +69,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         for seq in self.stalled:
             seq.pending.clear()
         self.stalled.clear()
+
+    @rule(drafts=st.integers(0, 9), held=st.integers(0, 9))
+    def speculate(self, drafts: int, held: int) -> None:
+        self.world.drafts, self.world.held = drafts, held
+
+    @rule()
+    def interrupt(self) -> None:
+        self.world.fail()
 
     @rule(steps=st.integers(1, 40))
     def pass_time(self, steps: int) -> None:

@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from math import inf
 
 from freehold.engine.cache.blocks import BlockManager
+from freehold.engine.cache.contract import CacheKind
+from freehold.engine.cache.recurrent import Recurrent
 from freehold.engine.cache.window import SlidingWindow, quota
 from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.scheduler import Scheduler
 from freehold.engine.sequence import Request, Sequence
 from freehold.types import Priority, SamplingParams
+from tests.engine.scripted import ScriptedRunner
 
 # A 0.5b on two cores, about: seconds of one newest token, of each more, of a prompt's token and of a position it
 # attends to.
@@ -41,21 +44,27 @@ class World:
         target_itl_s: float | None = None,
         assumed_token_s: float = 0.0,
         window: int = 0,
+        states: int = 0,
     ) -> None:
-        """`window`: of layers that have blocks of their own, as few as go."""
+        """`window`: of layers that have blocks of their own, as few as go.
+
+        `states`: for recurrent layers beside them; then all values that steps read are checked.
+        """
         self.now = 0.0
         count = quota(window, max_num_batched_tokens)
-        kinds = (
-            [SlidingWindow(count, blocks, window, max_num_batched_tokens)]
-            if window > 0 and count < blocks
-            else []
-        )
+        kinds: list[CacheKind] = []
+        if window > 0 and count < blocks:
+            kinds.append(SlidingWindow(count, blocks, window, max_num_batched_tokens))
+        if states:
+            kinds.append(Recurrent(states, every=64))
         self.blocks = BlockManager(blocks, kinds)
+        self.values = ScriptedRunner(self.blocks, window) if states else None
         self.scheduler = Scheduler(
             self.blocks, max_num_batched_tokens, lambda: self.now, target_itl_s, assumed_token_s
         )
         self.logs: dict[Sequence, Log] = {}
         self.tokens_computed = 0
+        self.drafts = self.held = 0  # draft tokens of a step where there is room, and how many of them hold
         self._token = 0
 
     def add(
@@ -95,8 +104,12 @@ class World:
         """Compute a step; an idle one lets a moment pass."""
         batch = self.scheduler.schedule()
         assert len({chunk.seq for chunk in batch}) == len(batch)
+        if self.drafts and all(chunk.decodes for chunk in batch):
+            batch = [self._lengthened(chunk) for chunk in batch]
         for chunk in batch:
-            self.blocks.prepare(chunk.seq, chunk.first, chunk.count)
+            self.blocks.prepare(chunk.seq, chunk.first, chunk.count, len(chunk.draft))
+        if self.values is not None and batch:
+            self.values.run(batch, choose=False)
         seconds = self.seconds(batch) if batch else 0.01
         self.now += seconds
         if batch:
@@ -105,18 +118,32 @@ class World:
             self._after(chunk)
         return batch
 
+    def fail(self) -> None:
+        """Compute a step that is interrupted before any of it is accounted for."""
+        batch = self.scheduler.schedule()
+        for chunk in batch:
+            self.blocks.prepare(chunk.seq, chunk.first, chunk.count)
+        if self.values is not None and batch:
+            self.values.run(batch, choose=False)
+        for chunk in batch:
+            self.blocks.publish(chunk.seq, chunk.seq.num_computed_tokens)
+
+    def _lengthened(self, chunk: ScheduledChunk) -> ScheduledChunk:
+        count = min(self.drafts, chunk.seq.left - 1)
+        return self.scheduler.with_draft(chunk, [1 + i for i in range(count)]) if count > 0 else chunk
+
     def _after(self, chunk: ScheduledChunk) -> None:
         seq, log = chunk.seq, self.logs[chunk.seq]
         assert len(seq.block_table) * 32 >= chunk.first + chunk.num_tokens
         self.tokens_computed += chunk.num_tokens
-        computed = chunk.first + chunk.count
-        if computed == len(seq.tokens):
+        held = min(self.held, len(chunk.draft))
+        if chunk.last:
             self._token += 1
-            seq.tokens.append(self._token)
+            seq.tokens += [*chunk.draft[:held], self._token]
             log.tokens.append(self.now)
             log.first = min(log.first, self.now - log.arrived)
             seq.done = seq.left == 0
-        self.blocks.publish(seq, computed)
+        self.blocks.publish(seq, chunk.first + chunk.count + held)
         if seq.done:
             log.ended = self.now - log.arrived
             self.scheduler.remove(seq)

@@ -318,16 +318,24 @@ class Engine:
         batch = self._scheduler.schedule()
         if not batch or self._runner is None:
             return False
+        try:
+            self._compute(batch, self._runner)
+        except BaseException:  # an interrupt: what is not published yet is computed again
+            self._take_back(batch)
+            raise
+        return True
+
+    def _compute(self, batch: list[ScheduledChunk], runner: ModelRunner) -> None:
         started = time.perf_counter()
         try:
             if self._speculation is not None:
                 batch = self._speculation.extend(batch, self._scheduler)
             for chunk in batch:
                 self._blocks.prepare(chunk.seq, chunk.first, chunk.count, len(chunk.draft))
-            results = self._runner.run(batch)
+            results = runner.run(batch)
         except Exception as e:
             self._fail(batch, e)
-            return True
+            return
         seconds = time.perf_counter() - started
         draft_s = self._speculation.draft_s if self._speculation is not None else 0.0
         prefilled = self._scheduler.learn(batch, seconds - draft_s)
@@ -335,7 +343,14 @@ class Engine:
         if self._speculation is not None:
             self._speculation.learn(batch)
         self._counts.stepped(sum(chunk.num_tokens for chunk in batch), prefilled)
-        return True
+
+    def _take_back(self, batch: list[ScheduledChunk]) -> None:
+        """Go on behind what was published before a step that was interrupted; a sequence with a reason ends."""
+        for chunk in batch:
+            if chunk.seq.reason is not None and not chunk.seq.done:
+                self._drop(chunk.seq)
+            elif not chunk.seq.done:
+                self._blocks.publish(chunk.seq, chunk.seq.num_computed_tokens)
 
     def _sweep(self) -> None:
         """Add the sequences that entered; remove those that were cancelled or whose time is over."""
@@ -353,22 +368,16 @@ class Engine:
 
     def _postprocess(self, batch: list[ScheduledChunk], results: list[F32 | I64], seconds: float) -> None:
         """Emit what the step computed, share full blocks, and end the sequences that are complete or failed."""
-        try:
-            for chunk, rows in zip(batch, results, strict=True):
-                try:
-                    accepted = self._emitter.emit(chunk, rows, seconds)
-                except FreeholdError as e:
-                    self._end(chunk.seq, e, keep=False)  # its blocks may hold what NaN came from
-                    continue
-                # Accepted draft tokens are computed; rows after a rejected one are written again.
-                self._blocks.publish(chunk.seq, chunk.first + chunk.count + accepted)
-                if chunk.seq.reason is not None:
-                    self._end(chunk.seq)
-        except BaseException:  # an interrupt: a sequence with a reason must not go on
-            for chunk in batch:
-                if chunk.seq.reason is not None and not chunk.seq.done:
-                    self._drop(chunk.seq)
-            raise
+        for chunk, rows in zip(batch, results, strict=True):
+            try:
+                accepted = self._emitter.emit(chunk, rows, seconds)
+            except FreeholdError as e:
+                self._end(chunk.seq, e, keep=False)  # its blocks may hold what NaN came from
+                continue
+            # Accepted draft tokens are computed; rows after a rejected one are written again.
+            self._blocks.publish(chunk.seq, chunk.first + chunk.count + accepted)
+            if chunk.seq.reason is not None:
+                self._end(chunk.seq)
 
     def _fail(self, batch: list[ScheduledChunk], error: Exception) -> None:
         """End the sequences of a step that failed; their blocks may be half written, so none is kept."""

@@ -36,9 +36,9 @@ class BlockManager:
         self._following = tuple(kind for kind in self.kinds if kind.follows)
         self._tier: DiskTier | None = None
 
-    def attach(self, disk: DiskCache, pages: Memory) -> None:
-        """Keep prompts on a disk too; `pages` is the memory of the paged kinds."""
-        self._tier = DiskTier(self.pool, self.kinds, disk, pages)
+    def attach(self, disk: DiskCache, pages: Memory, states: Ordered[Memory] = ()) -> None:
+        """Keep prompts on a disk too; `pages` is the memory of the paged kinds, `states` that of a kind of states."""
+        self._tier = DiskTier(self.pool, self.kinds, disk, (pages, *states))
 
     def close(self) -> None:
         """Let the disk finish, and let go of the memory behind it."""
@@ -134,8 +134,8 @@ class BlockManager:
         """Let go of the blocks of a sequence that ended; also its last one stays, as far as it goes."""
         if seq.block_table:
             self.publish(seq, seq.num_computed_tokens)
+            self._enter_last(seq)
             self._keep(seq)
-            self._enter_rest(seq)
         self.release(seq)
 
     # --- a step ------------------------------------------------------------------------------------
@@ -186,10 +186,13 @@ class BlockManager:
 
         A block whose twin is in the tree already is replaced by it. Costs a look where no block was completed.
         """
+        good = tokens
         for kind in self._following:
-            tokens = kind.commit(seq, tokens)
-        seq.num_computed_tokens = tokens
-        full, nodes, table = tokens // BLOCK_TOKENS, self.pool.nodes, seq.block_table
+            good = min(good, kind.commit(seq, tokens))
+        seq.num_computed_tokens = good
+        if good < tokens:
+            self._go_back(seq, good, tokens)
+        full, nodes, table = seq.num_computed_tokens // BLOCK_TOKENS, self.pool.nodes, seq.block_table
         first = full
         while first and nodes[table[first - 1]] is None:
             first -= 1
@@ -244,6 +247,19 @@ class BlockManager:
             self.pool.hold(block)
             table.append(block)
 
+    def _go_back(self, seq: Sequence, good: int, tokens: int) -> None:
+        """Drop blocks behind the first `good` tokens; below 0, begin again with what blocks up to `tokens` allow.
+
+        One block stays in any case: a sequence without one has not begun.
+        """
+        again = good < 0
+        seq.num_computed_tokens = self._usable(seq.block_table, tokens) if again else good
+        self._hold(seq, seq.block_table, max(blocks_for(seq.num_computed_tokens), 1))
+        if again:
+            self._begin(seq, seq.block_table)
+        else:
+            self._follow(seq)
+
     def _begin(self, seq: Sequence, blocks: Ordered[int], parent: Sequence | None = None) -> None:
         for kind in self._following:
             kind.begin(seq, blocks, parent)
@@ -296,18 +312,22 @@ class BlockManager:
             kind.enter(seq, node.block, (i + 1) * BLOCK_TOKENS)
         return node
 
-    def _enter_rest(self, seq: Sequence) -> None:
+    def _enter_last(self, seq: Sequence) -> None:
         """Put the part of a block that a sequence ends with into the tree, unless that holds it already."""
-        full, rest = divmod(seq.num_computed_tokens, BLOCK_TOKENS)
-        if not rest or self.pool.nodes[seq.block_table[full]] is not None:
+        tokens, nodes = seq.num_computed_tokens, self.pool.nodes
+        if not tokens:
             return
-        above = self.pool.nodes[seq.block_table[full - 1]] if full else self.pool.tree.root(seq.request.salt)
-        assert above is not None
-        key = key_of(seq.tokens[full * BLOCK_TOKENS : seq.num_computed_tokens])
-        if not self.pool.tree.covers(above, key):
-            self.pool.insert(above, key, seq.block_table[full])
-            for kind in self._following:
-                kind.enter(seq, seq.block_table[full], seq.num_computed_tokens)
+        last = (tokens - 1) // BLOCK_TOKENS
+        block, start = seq.block_table[last], last * BLOCK_TOKENS
+        if nodes[block] is None:
+            above = nodes[seq.block_table[last - 1]] if last else self.pool.tree.root(seq.request.salt)
+            assert above is not None
+            key = key_of(seq.tokens[start:tokens])
+            if self.pool.tree.covers(above, key):
+                return
+            self.pool.insert(above, key, block)
+        for kind in self._following:
+            kind.enter(seq, block, tokens, last=True)
 
     def _keep(self, seq: Sequence) -> None:
         if self._tier is not None:

@@ -85,8 +85,8 @@ class CacheKind(ABC):
     def replace(self, seq: Sequence, i: int, old: int) -> None:
         """* Take note that another block with the same content has replaced block `old`, number `i` in a table."""
 
-    def enter(self, seq: Sequence, block: int, tokens: int) -> None:
-        """* Take note that the tree knows a block of `seq` now, which ends behind `tokens` tokens."""
+    def enter(self, seq: Sequence, block: int, tokens: int, last: bool = False) -> None:
+        """* Take note that the tree knows a block that ends behind `tokens` tokens of `seq`; `last`: as that does."""
 
     def leave(self, block: int) -> None:
         """* Take note that the tree no longer knows a block: its content may change, or nothing refers to it."""
@@ -104,7 +104,10 @@ class CacheKind(ABC):
         """* Provide places for what a step writes: `count` positions from `first` on, and drafts behind them."""
 
     def commit(self, seq: Sequence, tokens: int) -> int:
-        """* Go back behind refused drafts: return the most computed tokens, up to `tokens`, to go on behind."""
+        """* Go back behind refused drafts: return the most computed tokens, up to `tokens`, to go on behind.
+
+        -1: the step has overwritten what was there, so the sequence begins again with what its blocks still hold.
+        """
         return tokens
 
     def take_copies(self) -> Copies:

@@ -1,15 +1,16 @@
 """Cached blocks on disk: what this engine, or one before it, has computed of prompts that may come again.
 
-Knows tokens, the bytes of blocks and files; knows no sequence and no tree. A file holds one full block. Its name is
-a hash over the key (model, kernels, KV type: whatever the bytes depend on), the salt (adapter and tenant) and all
-tokens up to the block's end, so a lookup goes from block to block without an index, and engines that share a
-folder write the same bytes under the same name. Nothing read is trusted: a file is as long as expected and begins
-with exactly the bytes that would be written today, tokens included, or it is a miss and removed. Writing happens in a
-thread that lives while there is something to write; what it cannot keep up with is dropped.
+Knows tokens, bytes and files; knows no sequence and no tree. A file holds the pages of one full block, or the state
+of recurrent layers behind one. Its name is a hash over the key (model, kernels, KV type: all that the bytes depend
+on), the salt (adapter and tenant) and all tokens up to the block's end, so a lookup goes from block to block without
+an index, and engines that share a folder write the same bytes under the same name. Nothing read is trusted: a file is
+as long as expected and begins with exactly the bytes that would be written today, tokens included, or it is a miss
+and removed. Writing happens in a thread that lives while there is something to write; what it cannot keep up with is
+dropped.
 
-Layout: `FREEHKV1`, SHA-256 of the key, SHA-256 of the salt, tokens (u32), bytes of content (u32), the tokens (u32
-each, all of them big-endian), CRC-32 of the content (u32), content (the layers' pages in a row).
-Path: BlockManager.adopt -> DiskCache.read; BlockManager.publish, retire -> DiskCache.keep -> thread
+Layout: `FREEHKV1` or `FREEHST1`, SHA-256 of the key, SHA-256 of the salt, tokens (u32), bytes of content (u32), the
+tokens (u32 each, all of them big-endian), CRC-32 of the content (u32), content (the layers' pages or states in a row).
+Path: DiskTier.load -> DiskCache.read; DiskTier.keep -> DiskCache.keep -> thread
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Sequence as Ordered
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -39,8 +41,9 @@ from freehold.models.load import LoadedModel
 
 U8 = NDArray[np.uint8]
 
-MAGIC = b"FREEHKV1"
-SUFFIX, PART = ".kv", ".part"
+PAGES, STATE = 0, 1  # what files hold, each with a magic number and a suffix
+MAGIC, SUFFIX = (b"FREEHKV1", b"FREEHST1"), (".kv", ".state")
+PART = ".part"
 BUDGET, FREE_SHARE = (
     4 << 30,
     10,
@@ -75,6 +78,9 @@ def dependencies(model: LoadedModel, kv_type: str, windowed: bool = False) -> di
     }
 
 
+Read = Callable[[Node, int], U8 | None]  # a node's PAGES or STATE, if that is still there
+
+
 @dataclass(frozen=True, slots=True)
 class _Chain:
     """Blocks of one prompt from its start; they are written in order, as one is found only behind those before it."""
@@ -82,20 +88,23 @@ class _Chain:
     salt: str
     nodes: list[Node]
     first: int  # blocks before it lie on disk already
-    read: Callable[[Node], U8 | None]  # the content of its block, if it has that still
+    read: Read
 
 
 class DiskCache:
-    """A folder of blocks of `nbytes` bytes each, which depend on `key`."""
+    """A folder of blocks with `pages` bytes each, and states of `state` bytes, which depend on `key`."""
 
     def __init__(
-        self, folder: Path, key: Mapping[str, object], nbytes: int, budget: int | None = None
+        self,
+        folder: Path,
+        key: Mapping[str, object],
+        pages: int,
+        state: int = 0,
+        budget: int | None = None,
     ) -> None:
         """Use at most `budget` bytes (None: 4 GB or a tenth of what is free)."""
-        self._bytes = nbytes
-        self.dropped = (
-            0  # blocks that were not written: too many waited, the pool took them back, the disk failed
-        )
+        self.dropped = 0  # blocks not written: too many waited, the pool took them back, the disk failed
+        self._bytes = (pages, state)
         self._folder = folder
         self._key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).digest()
         self._budget = budget
@@ -112,11 +121,26 @@ class DiskCache:
 
         It lies in one buffer: a block's content is good until the next one is asked for.
         """
-        content, now = np.empty(self._bytes, np.uint8), time.time_ns()
-        for i, name, head in self._names(salt, keys, first):
+        content, now = np.empty(self._bytes[PAGES], np.uint8), time.time_ns()
+        for i, name, head in self._names(salt, keys, first, PAGES):
             if not self._fill(content, self._folder / name, head, now - i * STEP_NS):
                 return
             yield content
+
+    def last_state(self, salt: str, keys: Iterable[bytes], first: int) -> int:
+        """Return the number of blocks, above `first`, behind the last of which a state is there; else `first`."""
+        there = first
+        for i, name, _ in self._names(salt, keys, first, STATE):
+            if os.path.exists(self._folder / name):
+                there = i + 1
+        return there
+
+    def read_state(self, salt: str, keys: Ordered[bytes]) -> U8 | None:
+        """Return the state behind the last of `keys`."""
+        content, last = np.empty(self._bytes[STATE], np.uint8), len(keys) - 1
+        _, name, head = next(self._names(salt, keys, last, STATE))
+        used = time.time_ns() - last * STEP_NS
+        return content if self._fill(content, self._folder / name, head, used) else None
 
     def _fill(self, content: U8, path: Path, head: bytes, used: int) -> bool:
         """Read a file that begins with `head`; False, and the file removed, if anything is not as expected."""
@@ -131,7 +155,9 @@ class DiskCache:
                 os.close(fd)
         return False
 
-    def _names(self, salt: str, keys: Iterable[bytes], first: int) -> Iterator[tuple[int, str, bytes]]:
+    def _names(
+        self, salt: str, keys: Iterable[bytes], first: int, part: int
+    ) -> Iterator[tuple[int, str, bytes]]:
         """Yield each block from `first` on, its file's name and what the file begins with."""
         salted = self._key + hashlib.sha256(b"freehold tenant " + salt.encode()).digest()
         name, tokens = hashlib.sha256(salted), bytearray()
@@ -139,13 +165,13 @@ class DiskCache:
             name.update(key)
             tokens += key
             if i >= first:
-                counts = struct.pack(">II", len(tokens) // TOKEN_BYTES, self._bytes)
-                yield i, name.hexdigest() + SUFFIX, MAGIC + salted + counts + tokens
+                counts = struct.pack(">II", len(tokens) // TOKEN_BYTES, self._bytes[part])
+                yield i, name.hexdigest() + SUFFIX[part], MAGIC[part] + salted + counts + tokens
 
     # --- writing -----------------------------------------------------------------------------------
 
-    def keep(self, salt: str, nodes: list[Node], first: int, read: Callable[[Node], U8 | None]) -> None:
-        """Write a prompt's full blocks from `first` on, soon; `read` gives the content of one that has it still."""
+    def keep(self, salt: str, nodes: list[Node], first: int, read: Read) -> None:
+        """Write what is not kept yet of a prompt's full blocks from `first` on, soon."""
         with self._lock:
             if self._closed or len(self._chains) >= QUEUE:
                 self.dropped += len(nodes) - first
@@ -177,20 +203,34 @@ class DiskCache:
                 chain = self._chains.popleft()
             with suppress(OSError):  # a full or failing disk costs hits, no answer
                 self._write_chain(chain)
-            self.dropped += sum(not node.kept for node in chain.nodes)
+            self.dropped += sum(not node.kept >> PAGES & 1 for node in chain.nodes)
 
     def _write_chain(self, chain: _Chain) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         keys, now = [node.key for node in chain.nodes], time.time_ns()
-        for i, name, head in self._names(chain.salt, keys, chain.first):
-            node, path = chain.nodes[i], self._folder / name
-            if not path.exists():
-                content = chain.read(node)
-                if content is None:
-                    return
-                self._make_room(len(head) + 4 + len(content))
-                self._write(path, head, content, now - i * STEP_NS)
-            node.kept = True
+        parts = [
+            self._names(chain.salt, keys, chain.first, part) for part in (PAGES, STATE) if self._bytes[part]
+        ]
+        for names in zip(*parts, strict=True):
+            for part, (i, name, head) in enumerate(names):
+                node = chain.nodes[i]
+                if not node.kept >> part & 1 and self._write_part(
+                    chain.read, node, part, name, head, now - i * STEP_NS
+                ):
+                    node.kept |= 1 << part
+            if not chain.nodes[names[0][0]].kept >> PAGES & 1:  # what lies behind it would not be found
+                return
+
+    def _write_part(self, read: Read, node: Node, part: int, name: str, head: bytes, used: int) -> bool:
+        """Write a file unless it is there; False if its content is not there any more, or never was."""
+        path = self._folder / name
+        if not path.exists():
+            content = read(node, part)
+            if content is None:
+                return False
+            self._make_room(len(head) + 4 + len(content))
+            self._write(path, head, content, used)
+        return True
 
     def _write(self, path: Path, head: bytes, content: U8, used: int) -> None:
         part = path.with_suffix(f".{os.getpid()}{PART}")

@@ -42,7 +42,7 @@ class Node:
         self.parent = parent  # None at a root, whose key is its salt
         self.key = key
         self.block = block
-        self.kept = False  # it lies on disk too; the thread that writes it says so
+        self.kept = 0  # 1 << part for each part of it that lies on disk; the thread that writes it sets them
         self.children: dict[bytes, Node] = {}
         self.keys: list[
             bytes

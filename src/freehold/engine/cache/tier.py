@@ -1,12 +1,13 @@
 """Between the pool and the disk: which blocks of a prompt are worth writing, and where those that are read go.
 
-Knows sequences, nodes, places and their bytes; knows no file. A block's content is what all paged kinds keep of it.
+Knows sequences, nodes, places and their bytes; knows no file. A block's content is what all paged kinds keep of it;
+a state is a content of its own.
 Path: BlockManager.adopt -> DiskTier.load -> DiskCache.read; BlockManager.publish, retire -> DiskTier.keep
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Ordered
 from time import monotonic
 from typing import Protocol
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold._native import BLOCK_TOKENS
 from freehold.engine.cache.contract import CacheKind, Copies
-from freehold.engine.cache.disk import DiskCache
+from freehold.engine.cache.disk import PAGES, STATE, DiskCache
 from freehold.engine.cache.pool import BlockPool
 from freehold.engine.cache.prefix import Node, key_of
 from freehold.engine.sequence import Sequence
@@ -63,20 +64,24 @@ class KvPages(Memory):
 
 
 class DiskTier:
-    """Prompts of `pool` that are kept in `disk` too; the blocks' contents lie in `pages`."""
+    """Prompts of `pool` that are kept in `disk` too; `memories`: of the paged kinds, and of states if there are any."""
 
-    def __init__(self, pool: BlockPool, kinds: Ordered[CacheKind], disk: DiskCache, pages: Memory) -> None:
+    def __init__(
+        self, pool: BlockPool, kinds: Ordered[CacheKind], disk: DiskCache, memories: Ordered[Memory]
+    ) -> None:
         self.tokens = 0  # read from disk so far
         self._pool = pool
         self._kinds = kinds
         self._paged = [kind for kind in kinds if kind.paged]
+        self._stateful = [kind for kind in kinds if not kind.paged]
         self._disk = disk
-        self._pages: Memory | None = pages  # None: closed
+        self._memories: list[Memory] = [*memories]  # none: closed
+        assert len(memories) == 1 + len(self._stateful)
 
     def close(self) -> None:
         """Let the disk finish what is quick, and let go of the memory."""
         self._disk.close()
-        self._pages = None
+        self._memories = []
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -85,57 +90,66 @@ class DiskTier:
 
         `path` ends then where that ends. False if there may be more and time is up.
         """
+        if not self._memories:
+            return True
+        starts = range(0, whole * BLOCK_TOKENS, BLOCK_TOKENS)
+        keys = [key_of(seq.tokens[at : at + BLOCK_TOKENS]) for at in starts]
         blocks = [node.block for node in path]
-        del path[self._paged_part(blocks) :]
+        known = _usable(self._kinds, blocks)
+        if self._stateful:  # pages are worth reading up to the last state
+            whole = self._disk.last_state(seq.request.salt, keys, known)
+            if whole == known:
+                return True
+        del path[_usable(self._paged, blocks) :]
         for block in blocks[len(seq.block_table) : len(path)]:
             self._pool.hold(block)
             seq.block_table.append(block)
         self._follow(seq, len(path))
-        if self._pages is None or len(path) == whole:
-            return True
-        return self._read(self._pages, seq, path, whole, monotonic() + seconds)
+        complete = len(path) >= whole or self._read_pages(seq, path, keys[:whole], monotonic() + seconds)
+        if complete and self._stateful:
+            self._read_state(seq, path, keys[: min(whole, len(path))], known)
+        return complete
 
-    def _paged_part(self, blocks: list[int]) -> int:
-        """Return how many of a prefix's blocks every paged kind can go on behind."""
-        tokens, least = -1, len(blocks) * BLOCK_TOKENS
-        while tokens != least:
-            tokens = least
-            least = min(kind.usable(blocks, tokens) for kind in self._paged)
-        return tokens // BLOCK_TOKENS
-
-    def _read(self, pages: Memory, seq: Sequence, path: list[Node], whole: int, until: float) -> bool:
-        starts = range(0, whole * BLOCK_TOKENS, BLOCK_TOKENS)
-        keys = (key_of(seq.tokens[at : at + BLOCK_TOKENS]) for at in starts)  # as many as the disk has blocks
+    def _read_pages(self, seq: Sequence, path: list[Node], keys: list[bytes], until: float) -> bool:
+        memory = self._memories[PAGES]
         for content in self._disk.read(seq.request.salt, keys, len(path)):
-            pages.copy({kind.name: kind.take_copies() for kind in self._paged})  # before one is written over
-            node = self._node_after(seq, path)
+            memory.copy({kind.name: kind.take_copies() for kind in self._paged})  # before one is written over
+            node = self._node_after(seq, path, keys[len(path)])
             if node is None:
                 return True
             self._follow(seq, len(path))
-            places = [kind.provide(node.block) for kind in self._paged]
-            pages.write(places, content)
-            node.kept = True
+            memory.write([kind.provide(node.block) for kind in self._paged], content)
+            node.kept |= 1 << PAGES
             path.append(node)
             self.tokens += BLOCK_TOKENS
             self._follow(seq, len(path))
             if monotonic() > until:
-                return len(path) == whole
+                return len(path) == len(keys)
         return True
 
-    def _node_after(self, seq: Sequence, path: list[Node]) -> Node | None:
+    def _node_after(self, seq: Sequence, path: list[Node], key: bytes) -> Node | None:
         """Give `seq` the block after `path`, which may be known without all its pages; None without a free one."""
-        pool, at = self._pool, len(path) * BLOCK_TOKENS
-        above = path[-1] if path else pool.tree.root(seq.request.salt)
-        key = key_of(seq.tokens[at : at + BLOCK_TOKENS])
+        above = path[-1] if path else self._pool.tree.root(seq.request.salt)
         node = above.children.get(key)
-        if node is None and not pool.available:
-            return None
-        if node is None:
-            node = pool.insert(above, key, pool.take())
+        if node is not None:
+            self._pool.hold(node.block)
+        elif self._pool.available:
+            node = self._pool.insert(above, key, self._pool.take())
         else:
-            pool.hold(node.block)
+            return None
         seq.block_table.append(node.block)
         return node
+
+    def _read_state(self, seq: Sequence, path: list[Node], keys: list[bytes], known: int) -> None:
+        """Read the last sound state behind one of `keys`, if that is farther than the `known` blocks."""
+        salt = seq.request.salt
+        while (at := self._disk.last_state(salt, keys, known)) > known:
+            content, node = self._disk.read_state(salt, keys[:at]), path[at - 1]
+            if content is not None:
+                self._memories[STATE].write([kind.provide(node.block) for kind in self._stateful], content)
+                node.kept |= 1 << STATE
+                return
+            del keys[at - 1 :]
 
     def _follow(self, seq: Sequence, blocks: int) -> None:
         seq.num_computed_tokens = blocks * BLOCK_TOKENS
@@ -147,20 +161,35 @@ class DiskTier:
 
     def keep(self, seq: Sequence, full: int) -> None:
         """Have the first `full` blocks of `seq` written unless they are on disk, or too few to matter."""
-        if self._pages is None or full < KEPT_BLOCKS:
+        if not self._memories or full < KEPT_BLOCKS:
             return
         nodes = [node for block in seq.block_table[:full] if (node := self._pool.nodes[block]) is not None]
-        first = full
-        while first and not nodes[first - 1].kept:
+        first = len(nodes)
+        while first and not nodes[first - 1].kept >> PAGES & 1:
             first -= 1
-        if first < full:
+        if self._stateful:
+            first = next((i for i, node in enumerate(nodes[:first]) if self._has_new_state(node)), first)
+        if first < len(nodes):
             self._disk.keep(seq.request.salt, nodes, first, self._content)
 
-    def _content(self, node: Node) -> U8 | None:
-        """Return the content of a node's block, from another thread; None if a kind lost it, perhaps meanwhile."""
-        pages, places = self._pages, [kind.place(node.block) for kind in self._paged]
-        if pages is None or min(places) < 0:
+    def _has_new_state(self, node: Node) -> bool:
+        return not node.kept >> STATE & 1 and all(kind.place(node.block) >= 0 for kind in self._stateful)
+
+    def _content(self, node: Node, part: int) -> U8 | None:
+        """Return a node's pages or state, from another thread; None if a kind lost it, perhaps meanwhile."""
+        kinds = self._stateful if part == STATE else self._paged
+        places = [kind.place(node.block) for kind in kinds]
+        if not self._memories or min(places) < 0:
             return None
-        content = pages.read(places)
-        same = places == [kind.place(node.block) for kind in self._paged]
+        content = self._memories[part].read(places)
+        same = places == [kind.place(node.block) for kind in kinds]
         return content if same and self._pool.nodes[node.block] is node else None
+
+
+def _usable(kinds: Iterable[CacheKind], blocks: list[int]) -> int:
+    """Return how many full blocks every one of some kinds can go on behind."""
+    tokens, least = -1, len(blocks) * BLOCK_TOKENS
+    while tokens != least:
+        tokens = least
+        least = min(kind.usable(blocks, tokens) for kind in kinds)
+    return tokens // BLOCK_TOKENS

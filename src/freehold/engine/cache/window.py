@@ -107,7 +107,7 @@ class SlidingWindow(CacheKind):
         reach, table = self._seqs[seq], seq.block_table
         first, end = self.first(tokens), len(table)
         if first != reach.first or end != reach.end:
-            for block in table[max(first, reach.end) : end]:
+            for block in (*table[first : min(reach.first, end)], *table[max(first, reach.end) : end]):
                 self._reach(block)
             for block in table[reach.first : min(first, reach.end)]:
                 self._unreach(block)
