@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from freehold import models
 from freehold.engine import Engine
 from freehold.engine.cache import blocks as blocks_module
 from freehold.engine.cache import disk as disk_module
@@ -186,6 +188,21 @@ def test_key_names_all_that_bits_depend_on(model: LoadedModel, monkeypatch: pyte
     assert dependencies(replace(model, digest="x"), "f16") != key
     monkeypatch.setattr(disk_module.native, "REVISION", "another")
     assert dependencies(model, "f16") != key
+
+
+def test_a_change_of_any_parts_source_misses(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Forward passes lie in models/parts and models/families, below the folder that holds the package."""
+    copy = tmp_path / "models"
+    shutil.copytree(Path(models.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(models, "__file__", str(copy / "__init__.py"))
+    key = dependencies(model, "f16")
+    for source in ("parts/attention.py", "families/qwen2.py"):
+        with open(copy / source, "a", encoding="utf-8") as file:
+            file.write("\n")
+        before, key = key, dependencies(model, "f16")
+        assert key != before
 
 
 def test_tenants_name_is_not_on_disk(model: LoadedModel, tmp_path: Path):
