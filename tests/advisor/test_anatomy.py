@@ -12,9 +12,12 @@ from freehold.advisor.interval import Interval
 from freehold.catalog import quants
 from freehold.catalog.model import Model
 from freehold.errors import UsageError
+from freehold.formats import open_model_file
 from freehold.formats.weight_types import LAYOUTS, QuantType, row_bytes
-from freehold.layers import LayerSpec
+from freehold.layers import LayerSpec, kept_bytes
+from freehold.models.bind import read_source
 from tests.formats.gguf_writer import Entry, Value, write_gguf
+from tests.models.test_golden import FORMS, write_model
 
 U32, TEXT = 4, 8
 LLAMA = Model(
@@ -127,6 +130,13 @@ def test_a_published_model_and_its_file_agree(tmp_path: Path):
     assert (anatomy.quant, anatomy.context, anatomy.queries, anatomy.exact) == ("Q8_0", 512, 64, True)
     assert anatomy.layers == (LayerSpec("full", 2, 2, 16, 16),)
     assert anatomy.cache_bytes(100) == 2 * 2 * (16 + 16) * 2 * 100
+
+
+@pytest.mark.parametrize(("family", "form"), FORMS)
+def test_a_files_layers_keep_what_its_family_says(family: str, form: str, tmp_path: Path):
+    path = write_model(family, form, tmp_path)
+    layers = [layer.keeps for layer in read_source(open_model_file(path)).network.layers]
+    assert [from_file(path).cache_bytes(n) for n in (4, 100)] == [kept_bytes(layers, n) for n in (4, 100)]
 
 
 def test_window_state_and_latent_layers_are_counted_by_kind():

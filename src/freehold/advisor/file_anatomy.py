@@ -172,8 +172,21 @@ _ENCODERS = frozenset(
         "modernbert",
     )
 )
-# Architectures in which only every so many layers see all positions, where files do not say which.
-_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "llama4": 4, "olmo2": 4}
+# Architectures in which only every so many layers see all positions, where files do not say which; none: _NONE.
+_NONE = 1 << 20  # more than there are layers
+_WINDOWED = dict.fromkeys(
+    ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"), _NONE
+)  # if a GGUF states a window
+_CONFIG_WINDOWED = dict.fromkeys(("mistral", "mixtral"), _NONE)
+_EVERY = _WINDOWED | {
+    "gemma2": 2,
+    "gemma3": 6,
+    "gemma3n": 5,
+    "gpt-oss": 2,
+    "cohere2": 4,
+    "llama4": 4,
+    "olmo2": 4,
+}
 _RECURRENT = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}
 
 
@@ -222,6 +235,7 @@ def _config_layers(keys: _Keys) -> tuple[LayerSpec, ...]:
     kv_heads = keys.number("num_key_value_heads", "num_attention_heads")
     head_dim, window = _config_head_dim(keys), keys.number("sliding_window")
     every = keys.number("sliding_window_pattern", "_sliding_window_pattern")
+    every = every or _CONFIG_WINDOWED.get(str(keys.get("model_type")), 0)
     kinds = keys.get("layer_types")
     if not isinstance(kinds, list):
         kinds = ["sliding_attention" if window and every and i % every else "" for i in range(1, depth + 1)]
