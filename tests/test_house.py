@@ -31,11 +31,8 @@ MOVING = (
     "cli",
     "engine",
     "layers.py",
-    "local",
     "models",
     "server",
-    "serving.py",
-    "worker",
 )  # not checked yet
 
 # Names of Path lines that lie outside the package: of a program, a protocol or a library.

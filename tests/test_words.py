@@ -38,9 +38,8 @@ APART = (
     "src/freehold/catalog/data/",
 )  # history; generated; quotations of sources
 MOVING = (
-    *("csrc/", "src/freehold/cli/", "src/freehold/engine/", "src/freehold/local/", "src/freehold/models/"),
-    *("src/freehold/server/", "src/freehold/worker/", "src/freehold/errors.py", "src/freehold/remote/"),
-    *("src/freehold/types.py", "src/freehold/serving.py"),
+    *("csrc/", "src/freehold/cli/", "src/freehold/engine/", "src/freehold/models/"),
+    *("src/freehold/server/",),
 )
 
 
