@@ -389,7 +389,7 @@ def test_a_url_and_a_key_reach_a_server_over_the_network(script: Script):
 
 def test_what_is_no_json_is_a_named_error(script: Script, api: Api):
     script.answers = [Response(b"<html>hello</html>")]
-    with pytest.raises(UpstreamFailed, match="something other"):
+    with pytest.raises(UpstreamFailed, match="an unexpected answer"):
         api.call("GET", "/health")
 
 

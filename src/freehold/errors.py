@@ -6,22 +6,22 @@
     ├── ModelNotFound          a name, path or hub reference leads nowhere
     ├── BadModelFile           a file is truncated, inconsistent, or not what it claims
     │   └── UnsupportedModel   a sound file whose architecture, type or tokenizer we do not run
-    ├── DamagedPack            the packed copy of a model's weights is not what was written
+    ├── DamagedPack            the packed copy of a model's weights was altered on disk
     ├── BadTemplate            a chat template fails, loops, or refuses the messages
     ├── ContextOverflow        more tokens than the context holds
     ├── CapacityExceeded       memory or disk does not suffice
     ├── NonFiniteLogits        the model, or an adapter of it, computed NaN or infinity (damaged weights)
     ├── StepFailed             a step of the engine failed; it goes on with other requests
     ├── DownloadFailed         a source cannot be reached, refuses, or sends something else
-    │   └── AccessDenied       the source wants a login, a token or an accepted licence
+    │   └── AccessDenied       the source requires a login, a token or an accepted licence
     ├── Offline                a call out was needed and offline mode forbids it
     ├── StoreError             the local store cannot be read or written
-    ├── Overloaded             the queue is full; says how long the wait would be
-    ├── SlowReader             a stream was not read, and its reader lost it
+    ├── Overloaded             the queue is full; it gives the expected wait
+    ├── SlowReader             the reader of a stream fell too far behind
     ├── DeadlineExceeded       a request's own time limit passed
     ├── EngineLost             an engine process died, and so did the ones that took its place
     ├── ServerUnreachable      no server answers, or one of another version
-    ├── UpstreamFailed         a server broke an answer off, or sent what is none
+    ├── UpstreamFailed         a server broke an answer off, or sent an invalid one
     ├── AddressTaken           another server has the port, or serves this home already
     └── EngineClosed           use after close(), or in a forked child
 
@@ -50,7 +50,7 @@ class UsageError(FreeholdError):
 
 
 class BadPrompt(FreeholdError):
-    """A prompt is empty, or holds bytes that are no text."""
+    """A prompt is empty, or holds bytes that are not text."""
 
 
 class ModelNotFound(FreeholdError):
@@ -66,7 +66,7 @@ class UnsupportedModel(BadModelFile):
 
 
 class DamagedPack(FreeholdError):
-    """The packed copy of a model's weights is not what was written; it was removed, the model's file is sound."""
+    """The packed copy of a model's weights was altered on disk; it was removed, the model's file is sound."""
 
 
 class BadTemplate(FreeholdError):
@@ -86,7 +86,7 @@ class NonFiniteLogits(FreeholdError):
 
 
 class StepFailed(FreeholdError):
-    """A step of the engine failed, or what it does for one request; the engine goes on with others."""
+    """A step of the engine failed, or its work for one request; the engine goes on with others."""
 
 
 class DownloadFailed(FreeholdError):
@@ -94,7 +94,7 @@ class DownloadFailed(FreeholdError):
 
 
 class AccessDenied(DownloadFailed):
-    """The source wants a login, a token, or an accepted licence."""
+    """The source requires a login, a token, or an accepted licence."""
 
 
 class Offline(FreeholdError):
@@ -106,7 +106,7 @@ class StoreError(FreeholdError):
 
 
 class Overloaded(FreeholdError):
-    """The queue is full. `wait_s`: seconds until what waits now is expected to have begun."""
+    """The queue is full. `wait_s`: seconds until the requests that wait now are expected to have begun."""
 
     def __init__(self, message: str, hint: str = "", wait_s: float = 0.0) -> None:
         super().__init__(message, hint)
@@ -114,7 +114,7 @@ class Overloaded(FreeholdError):
 
 
 class SlowReader(FreeholdError):
-    """The reader of a stream fell too far behind what was made, and lost it."""
+    """The reader of a stream fell too far behind, and the stream ended."""
 
 
 class DeadlineExceeded(FreeholdError):
@@ -122,7 +122,7 @@ class DeadlineExceeded(FreeholdError):
 
 
 class EngineLost(FreeholdError):
-    """An engine process died under a request as often as is allowed."""
+    """Engine processes died under a request more often than is allowed."""
 
 
 class ServerUnreachable(FreeholdError):
@@ -130,7 +130,7 @@ class ServerUnreachable(FreeholdError):
 
 
 class UpstreamFailed(FreeholdError):
-    """A server ended an answer before it was whole, failed in it, or sent something that is no answer."""
+    """A server ended an answer before it was whole, failed in it, or sent an invalid answer."""
 
 
 class AddressTaken(FreeholdError):

@@ -30,7 +30,7 @@ _WORD = re.compile(r"\s*\S+|\s+")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One scripted answer; `dropped_messages` plays an overflow policy at work."""
+    """One scripted answer; `dropped_messages` stands for an overflow policy's work."""
 
     text: str
     thinking: str = ""
@@ -38,8 +38,8 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """What one call of `stream` asked for."""
+class FakeCall:
+    """The arguments of one call of `stream`."""
 
     messages: tuple[Message, ...]
     max_tokens: int | None
@@ -53,15 +53,15 @@ class Call:
 
 @dataclass
 class FakeModel:
-    """Answer with `replies` in order; an exception among them is raised, after them the script is over.
+    """Answer with `replies` in order; an exception among them is raised; a call after the last reply is a UsageError.
 
-    `delay` seconds pass before every piece. `calls` records what was asked.
+    `delay` seconds pass before every piece. `calls` records the arguments.
     """
 
     replies: Iterable[str | Reply | BaseException]
     name: str = "fake"
     delay: float = 0.0
-    calls: list[Call] = field(default_factory=list)
+    calls: list[FakeCall] = field(default_factory=list)
     closed: bool = False
 
     def __post_init__(self) -> None:
@@ -83,10 +83,10 @@ class FakeModel:
         if self.closed:
             raise EngineClosed(f"{self.name} is closed")
         asked = (tuple(messages), max_tokens, sampling, tuple(stop), logprobs, think, overflow)
-        self.calls.append(Call(*asked, as_format(format)))
+        self.calls.append(FakeCall(*asked, as_format(format)))
         reply = next(self._script, None)
         if reply is None:
-            raise UsageError(f"{self.name} was asked {len(self.calls)} times and has fewer replies")
+            raise UsageError(f"{self.name} was called {len(self.calls)} times and has fewer replies")
         if isinstance(reply, BaseException):
             raise reply
         reply = Reply(reply) if isinstance(reply, str) else reply

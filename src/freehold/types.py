@@ -44,7 +44,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolPiece:
-    """What a streamed tool call gained: the first piece of a call has id and name, all of them some arguments."""
+    """A piece of a streamed tool call: the first has its id and name, all of them some of its arguments."""
 
     index: int  # of the call within the answer
     id: str = ""
@@ -52,7 +52,7 @@ class ToolPiece:
     arguments: str = ""
 
     def join(self, calls: list[ToolCall]) -> None:
-        """Add it to the calls of its answer, as far as they have come; a call's first piece begins one."""
+        """Append it to the calls of its answer so far; a call's first piece adds a call."""
         if self.index == len(calls):
             calls.append(ToolCall(self.id, self.name, ""))
         call = calls[self.index]
@@ -61,7 +61,7 @@ class ToolPiece:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What an answer's text must be. Thinking is free of it.
+    """What an answer's text must be; thinking is not constrained.
 
     `source`: a JSON schema as a mapping, a list of texts for a choice, a regular expression, or a Lark grammar; nothing
     for "json", which is any JSON object. The JSON text of a schema or a choice is parsed here, once: UsageError for
@@ -101,7 +101,7 @@ FormatLike = Format | Mapping[str, object] | type[SchemaClass] | Literal["json"]
 
 
 def as_format(given: FormatLike) -> Format | None:
-    """Return the format a caller gave. Raises UsageError for a value that is none of the kinds above."""
+    """Return the format a caller gave. Raises UsageError for any other value."""
     if given is None or isinstance(given, Format):
         return given
     if given == "json":
@@ -176,21 +176,21 @@ class Usage:
     cached_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
-    drafted_tokens: int = 0  # guesses that were verified beside ordinary steps
-    accepted_tokens: int = 0  # and those that became tokens, each saving a step
-    queue_s: float = 0.0  # until a step first took it
-    resumed_tokens: int = 0  # of the answer, made by an engine that died: here they were read with the prompt
-    preemptions: int = 0  # times it was set aside, and computed again
+    drafted_tokens: int = 0  # tokens of drafts that were verified
+    accepted_tokens: int = 0  # and those that were accepted, each saving a step
+    queue_s: float = 0.0  # until a step first computed a token of it
+    resumed_tokens: int = 0  # of the answer, made by a previous engine; prefilled here with the prompt
+    preemptions: int = 0  # times it was preempted, and recomputed
 
     @property
     def prefill_tok_s(self) -> float:
         """Prompt tokens computed per second (cached ones excluded)."""
-        read = self.prompt_tokens - self.cached_tokens + self.resumed_tokens
-        return read / self.prefill_s if self.prefill_s > 0 else 0.0
+        computed = self.prompt_tokens - self.cached_tokens + self.resumed_tokens
+        return computed / self.prefill_s if self.prefill_s > 0 else 0.0
 
     @property
     def tokens_per_step(self) -> float:
-        """Generated tokens after the first per step that made them: 1.0 without speculation."""
+        """Generated tokens after the first per step: 1.0 without speculation."""
         return self._decoded / max(self._decoded - self.accepted_tokens, 1)
 
     @property
@@ -221,7 +221,7 @@ class Chunk:
     usage: Usage | None = None
     dropped_messages: int = 0
     tool_calls: tuple[ToolPiece, ...] = ()
-    stop: str = ""  # with finish_reason "stop": the stop string that came, if it was one
+    stop: str = ""  # with finish_reason "stop": the stop string that ended the answer, if it was one
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +261,7 @@ class ServedModelOptions(ModelOptions, total=False):
 
 @runtime_checkable
 class ChatModel(Protocol):
-    """What can answer a chat: our engine (local), somebody's HTTP API (remote.py), a script (fake.py)."""
+    """What can answer a chat: our engine (local), an HTTP API (remote/), a script (fake.py)."""
 
     @property
     def name(self) -> str:

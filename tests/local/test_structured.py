@@ -1,4 +1,4 @@
-"""Answers held to a format, from the call to the text: the tiny model writes nonsense, and nonsense that fits."""
+"""Answers constrained by a format, from the call to the text: the tiny model writes nonsense, and valid nonsense."""
 
 from __future__ import annotations
 

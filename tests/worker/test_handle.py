@@ -165,7 +165,7 @@ MUTE = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 @pytest.mark.parametrize(
     "command, how",
-    [(GONE, "it could not be started: No such file"), (MUTE, "it said nothing for 0 s after its start")],
+    [(GONE, "it could not be started: No such file"), (MUTE, "it sent nothing for 0 s after its start")],
 )
 def test_engine_that_never_comes_to_life_counts_as_a_death(
     serve, monkeypatch: pytest.MonkeyPatch, command: list[str], how: str
@@ -630,7 +630,10 @@ def impostor(path: Path, then: str) -> list[str]:
         ("hello(p=99); time.sleep(60)", rf"this server is freehold {__version__} \(protocol {PROTOCOL}\)"),
         ("hello(v='0.0.1'); time.sleep(60)", r"its engine process 0\.0\.1"),
         ("s.sendall(b'\\xff' * 8); time.sleep(60)", "a frame of 4,294,967,295 bytes; the limit is"),
-        ("hello(); s.recv(9); s.sendall(b'\\3\\0\\0\\0abc'); time.sleep(60)", "a frame that is no message"),
+        (
+            "hello(); s.recv(9); s.sendall(b'\\3\\0\\0\\0abc'); time.sleep(60)",
+            "a frame that is not a message",
+        ),
         ("hello(); s.close()", "it ended with status 0"),
     ],
 )

@@ -62,7 +62,7 @@ def test_garbage_is_refused_or_is_a_message(payload: bytes):
     try:
         reader.push(len(payload).to_bytes(4, "little") + payload)
     except BadFrame as e:
-        assert "no message" in str(e)
+        assert "not a message" in str(e)
 
 
 def test_deeply_nested_garbage_is_refused():

@@ -1,6 +1,6 @@
-"""The adapters that lie beside one loaded model, by name.
+"""The LoRA adapters of one loaded model, by name.
 
-Knows names and how many there may be; knows no request and no arithmetic. Adding and removing is safe while answers are
+Knows names and their limit; knows no request and no arithmetic. Adding and removing is safe while answers are
 made: a request holds its adapter, and keeps it to its end.
 Path: local.opening or worker/process/intake.py -> Adapters.add -> load_adapter; LLM -> Adapters.find -> Request
 """
@@ -18,7 +18,7 @@ from freehold.serving import AdapterInfo
 
 
 class Adapters:
-    """What `model+NAME` stands for. `default`: the one that calls get which name none ("": the model itself)."""
+    """The adapters that `model+NAME` can name. `default`: for calls that name none ("": the model itself)."""
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
@@ -27,9 +27,9 @@ class Adapters:
         self.default = ""
 
     def add(self, name: str, path: str | Path) -> None:
-        """Load an adapter; one of that name makes way for it.
+        """Load an adapter; it replaces one of the same name.
 
-        Raises UsageError for a name that is none, or one too many, and what load_adapter raises.
+        Raises UsageError for an invalid name or one adapter too many, and what load_adapter raises.
         """
         check_adapter_name(name)
         with self._lock:
@@ -38,13 +38,13 @@ class Adapters:
             self._held = {**self._held, name: load_adapter(path, self._model, name)}
 
     def remove(self, name: str) -> None:
-        """Forget an adapter. Raises ModelNotFound."""
+        """Remove an adapter. Raises ModelNotFound."""
         with self._lock:
             self.find(name)
             self._held = {key: adapter for key, adapter in self._held.items() if key != name}
 
     def chosen(self, name: str | None) -> str:
-        """Return the name that is meant."""
+        """Return the name, or the default for None."""
         return self.default if name is None else name
 
     def find(self, name: str) -> Adapter | None:

@@ -1,8 +1,8 @@
 """From the engine's tokens to the chunks of an answer.
 
 Knows tokens, text in pieces and where an answer ends; knows no template, no step and no socket. There are two
-ways to wait for a token, and one way for it to become a chunk: whoever iterates drives the engine, whoever
-calls `take` gets what others' steps made.
+ways to wait for a token, and one way for it to become a chunk: iterating drives the engine, and
+`take` returns what steps of other threads made.
 Path: LLM.stream or ServedModel.start -> LocalJob -> Generation -> LocalAnswer -> Chunk
 """
 
@@ -32,9 +32,9 @@ Top = tuple[tuple[int, float], ...]
 
 
 class LocalJob:
-    """A job under way: `n` answers to one prompt, and the prompt's own log-probabilities where asked for.
+    """A job in this process: `n` answers to one prompt, and the prompt's own log-probabilities where requested.
 
-    Use either `stream` (one answer; drives the engine) or `enter` and `take` (others drive it).
+    Use either `stream` (one answer; drives the engine) or `enter` and `take` (other threads drive it).
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class LocalJob:
     ) -> None:
         """Check what the engine checks, and raise its errors; nothing is computed before `enter`.
 
-        `constraint`: what the answers are held to. `adapter`: what job.adapter names.
+        `constraint`: of the answers' text. `adapter`: what job.adapter names.
         """
         self._engine, self._job, self._adapter = engine, job, adapter
         spelling = _Spelling(tokenizer)
         self._scores = None if job.prompt_logprobs is None else _Scores(begin, job.prompt_logprobs, spelling)
-        self._reading: Generation | None = None
+        self._scoring: Generation | None = None
         self._answers: list[LocalAnswer] = []
         self._begin = begin
         self._over = False
@@ -67,7 +67,7 @@ class LocalJob:
                 for i, generation in enumerate(self._generations(begin, ends, constraint))
             ]
         if self._scores is not None:
-            self._reading = prefill(
+            self._scoring = prefill(
                 engine, begin.prompt_ids, self._scores.add, **self._sharing(bool(job.resume))
             )
 
@@ -105,13 +105,13 @@ class LocalJob:
             logprobs=job.logprobs,
             constraint=constraint,
             resume=job.resume,
-            **self._sharing(bool(job.resume) or self._scores is not None),  # whose scoring stood in the queue
+            **self._sharing(bool(job.resume) or self._scores is not None),  # scoring waited already
         )
 
     @property
     def begin(self) -> Begin | None:
-        """What was taken in; None until the prompt is scored, where that was asked for."""
-        return self._begin if self._reading is None else None
+        """What the engine accepted; None until the prompt is scored, where that was requested."""
+        return self._begin if self._scoring is None else None
 
     @property
     def seed(self) -> int:
@@ -122,32 +122,32 @@ class LocalJob:
     @property
     def done(self) -> bool:
         """Whether every answer's last chunk was taken, or the job was cancelled."""
-        return self._over or (self._reading is None and all(answer.done for answer in self._answers))
+        return self._over or (self._scoring is None and all(answer.done for answer in self._answers))
 
     def enter(self) -> None:
-        """Let the engine have the job. Raises Overloaded, DeadlineExceeded, but for one that is resumed."""
-        if self._reading is not None:
-            self._reading.start()
+        """Queue the job in the engine. Raises Overloaded, DeadlineExceeded, except for a resumed job."""
+        if self._scoring is not None:
+            self._scoring.start()
         else:
             for answer in self._answers:
                 answer.enter()
 
     def take(self) -> list[tuple[int, Chunk]]:
-        """Return (answer's index, chunk) for all that was made and not yet taken; never waits.
+        """Return (answer's index, chunk) for every chunk made and not yet taken; never waits.
 
         Raises the error that ended the job.
         """
-        if self._reading is not None:
-            self._reading.take()  # raises what ended it
-            return self._read(self._reading) if self._reading.done else []
+        if self._scoring is not None:
+            self._scoring.take()  # raises what ended it
+            return self._scored(self._scoring) if self._scoring.done else []
         return [(i, chunk) for i, each in enumerate(self._answers) if not each.done for chunk in each.take()]
 
-    def _read(self, reading: Generation) -> list[tuple[int, Chunk]]:
-        """The prompt is scored: begin, and end at once if nothing more was asked for."""
+    def _scored(self, scoring: Generation) -> list[tuple[int, Chunk]]:
+        """Begin once the prompt is scored, and end at once if no answer was requested."""
         assert self._scores is not None
-        usage = reading.usage
-        reading.close()
-        self._reading = None
+        usage = scoring.usage
+        scoring.close()
+        self._scoring = None
         self._begin = replace(self._begin, prompt_logprobs=tuple(self._scores.entries))
         if self._answers:
             self.enter()
@@ -161,16 +161,16 @@ class LocalJob:
         yield from self._answers[0]
 
     def cancel(self) -> None:
-        """Stop; the engine forgets the job within one step."""
+        """Stop; the engine drops the job within one step."""
         self._over = True
-        if self._reading is not None:
-            self._reading.close()
+        if self._scoring is not None:
+            self._scoring.close()
         for answer in self._answers:
             answer.close()
 
 
 class LocalAnswer:
-    """One answer: tokens in, chunks out; the one with `finish_reason` comes last, however the answer ends."""
+    """One answer: tokens in, chunks out; the chunk with `finish_reason` comes last, however the answer ends."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class LocalAnswer:
         resume: tuple[tuple[int, ...], ...],
         ends: frozenset[int],
     ) -> None:
-        """`resume` holds the tokens that were passed on before, if there were any: their text is not repeated."""
+        """`resume` holds the tokens that a previous engine sent, if there are any: their text is not repeated."""
         self._generation, self._text, self._spelling = generation, text, spelling
         self.done = False
         for id in resume[0] if resume else ():
@@ -189,15 +189,15 @@ class LocalAnswer:
         self._reason: FinishReason | None = text.over
 
     def enter(self) -> None:
-        """Let the engine have it, unless all of it is there."""
+        """Queue it in the engine, unless it is complete."""
         if self._reason is None and not self._generation.done:
             self._generation.start()
 
     def take(self) -> list[Chunk]:
-        """Return what was made and not yet taken."""
-        if self._reason is not None:  # it was whole when it was resumed
+        """Return the chunks made and not yet taken."""
+        if self._reason is not None:  # it was complete when it was resumed
             return [self._last()]
-        done = self._generation.done  # asked first: what is made after the next line is for the next time
+        done = self._generation.done  # read first: tokens made after the next line belong to the next call
         chunks = list(self._gained(self._generation.take()))
         if done or self._reason is not None:
             chunks.append(self._last())
@@ -212,7 +212,7 @@ class LocalAnswer:
             self.close()
 
     def close(self) -> None:
-        """Make no more of it."""
+        """Stop generating it."""
         self._generation.close()
 
     def _gained(self, outs: Iterable[TokenOut]) -> Iterator[Chunk]:

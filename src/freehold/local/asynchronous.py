@@ -2,7 +2,7 @@
 
 Knows event loops and one thread that computes steps while requests are running; knows no prompt and no sampling, which
 are LLM's. Cancelling a task stops its request within one step.
-Path: AsyncLLM.stream -> LLM._asked -> LocalJob.enter; Steps.run -> Engine.drive -> LocalJob.take -> queue -> Chunk
+Path: AsyncLLM.stream -> LLM._asked -> LocalJob.enter; _Steps._run -> Engine.drive -> LocalJob.take -> Chunk
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class AsyncLLM:
                 for chunk in arrival:
                     if (
                         chunk.finish_reason == "cancelled"
-                    ):  # not by this task, which would not iterate any more
+                    ):  # cancelled by close(): a task that cancels does not iterate any more
                         self.llm._check_open()
                     yield chunk
         finally:
@@ -139,7 +139,7 @@ async def _together(answers: Sequence[Coroutine[Any, Any, Completion]]) -> list[
 
 
 class _Steps:
-    """Computes steps in a thread of its own while requests are running, and hands out what they made."""
+    """Computes steps in a thread of its own while requests are running, and hands out the chunks."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -166,14 +166,14 @@ class _Steps:
         while self._goes_on():
             try:
                 self._engine.drive(WAIT_S)
-            except BaseException as e:  # closed: every request has to hear of it
+            except BaseException as e:  # closed: every request ends with it
                 self._end(e)
                 continue
             for answering, deliver in self._held():
                 self._hand_out(answering, deliver)
 
     def _goes_on(self) -> bool:
-        """Tell whether a request is running; without any, the thread ends and the next request starts another."""
+        """Return whether a request is running; without any, the thread ends and the next request starts another."""
         with self._lock:
             if not self._running:
                 self._thread = None

@@ -1,6 +1,6 @@
 """Texts in, vectors out: what LLM.embed does, for encoders and for decoders alike.
 
-Knows texts, their limits and token ids; the engine knows the rest. Nothing is cut that nobody asked to be cut.
+Knows texts, their limits and token ids; the engine knows the rest. A text is cut only where the caller asks for it.
 Path: LLM.embed -> Embedder.embed -> Encoder.embed or scoring.embed
 """
 
@@ -28,24 +28,24 @@ Text = str | Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """Vectors of unit length, and what was read for them."""
+    """Vectors of unit length, and the tokens computed for them."""
 
     vectors: F32  # [texts, width]
     tokens: tuple[int, ...]  # of each text
-    cut: tuple[int, ...] = ()  # places of the texts that were shortened, as asked
+    cut: tuple[int, ...] = ()  # indices of the texts that were truncated
 
 
 class Embedder:
     """Makes vectors with one model."""
 
     def __init__(self, engine: Engine | Encoder, tokenizer: Tokenizer, name: str, pooling: Pooling) -> None:
-        """`pooling`: what is used when nobody asks for another."""
+        """`pooling`: used where a request names none."""
         self._engine, self._tokenizer, self._name = engine, tokenizer, name
         self._pooling: Pooling = pooling
 
     @property
     def width(self) -> int:
-        """Numbers of a vector."""
+        """Length of a vector."""
         return self._engine.model.cfg.hidden
 
     def embed(self, job: EmbedJob, adapter: Adapter | None = None) -> Embeddings:
@@ -87,12 +87,12 @@ class Embedder:
 
     def _too_long(self, what: str) -> ContextOverflow:
         return ContextOverflow(
-            f"{what} {self._name} reads {self._engine.context:,}",
+            f"{what} {self._name} takes {self._engine.context:,}",
             "split it, or ask for it to be cut (truncate)",
         )
 
     def _cut(self, ids: list[int], room: int, framed: bool) -> list[int]:
-        """Keep the beginning, and what the tokenizer itself put at the end."""
+        """Keep the beginning, and the tokens that the tokenizer itself appended."""
         end = self._tokenizer.suffix_ids if framed else ()
         return ids[:room] if len(end) >= room else [*ids[: room - len(end)], *end]
 

@@ -1,6 +1,6 @@
-"""The limits of a job that comes from elsewhere; every field has one, and it is checked before anything is made.
+"""The limits of a job from an untrusted caller; every field has one, checked before anything is computed.
 
-Knows numbers only; what they mean to a model (ranges of sampling, ids, the context) its own parts check.
+Knows numbers only; ranges of sampling, ids and the context are checked where they are used.
 Path: worker/process/intake.py -> ServedModel.start -> check_job
 """
 
@@ -62,7 +62,7 @@ def check_job(job: Job, context: int, longest: Callable[[], int], *, counted: bo
 
 
 def check_request(job: Job) -> None:
-    """Check what callers from Python can get wrong as well: tools, format and think_tokens. Raises UsageError."""
+    """Check the fields that Python callers may get wrong too: tools, format and think_tokens. Raises UsageError."""
     _check("think_tokens", job.think_tokens, 0)
     _check_tools(job)
     _check_format(job)
@@ -81,7 +81,7 @@ def _check_tools(job: Job) -> None:
             raise UsageError(f"two tools are called {tool.name!r}")
         _check(f"length of {tool.name}'s parameters", _tool_size(tool), 0, MAX_FORMAT_CHARS)
         kinds = types_of(tool.parameters)
-        if kinds and "object" not in kinds:  # a call held to it would be read as text
+        if kinds and "object" not in kinds:  # a call that obeys it would be parsed as text
             raise UsageError(
                 f"the parameters of tool {tool.name!r} are of type {', '.join(sorted(kinds))}; expected object"
             )

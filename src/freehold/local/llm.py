@@ -25,8 +25,8 @@ from freehold.local.adapters import Adapters
 from freehold.local.answering import LocalJob
 from freehold.local.chat import Chat, as_messages
 from freehold.local.completion import Prompts, complete, completion, is_batch
+from freehold.local.constraints import ConstraintBuilder
 from freehold.local.embedding import Embedder, Embeddings, Text
-from freehold.local.holding import Holds
 from freehold.local.keywords import ChatOptions, GenerateOptions, keywords
 from freehold.local.prompt import Prompter
 from freehold.local.requests import chat_job, sampling_of, text_job
@@ -48,7 +48,7 @@ DRIVE_S = 1.0  # how long a batch waits for a step that another thread computes 
 
 
 class LLM:
-    """A loaded model: chat with it, complete text, score tokens. Safe from many threads; close it when done.
+    """A loaded model: chat with it, complete text, score tokens. Safe to use from many threads; close it when done.
 
     Use it as a context manager. After `close`, or in a forked child, every method raises EngineClosed.
     Sampling that is not given comes from the model's own metadata (`default_sampling`).
@@ -71,7 +71,7 @@ class LLM:
     ) -> None:
         """`engine` is an Encoder for a model that makes embeddings alone. `pooling`: the model's own."""
         self._engine, self._tokenizer, self._weight_bytes = engine, tokenizer, weight_bytes
-        self._holds = Holds(tokenizer, name)
+        self._constraints = ConstraintBuilder(tokenizer, name)
         self.adapters = Adapters(engine.model)
         self._prompter = Prompter(tokenizer, template, name, engine.context)
         self._embedder = Embedder(engine, tokenizer, name, pooling)
@@ -117,7 +117,7 @@ class LLM:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know: parts left out, a template that is not the file's, a disk too full."""
+        """Notes for the user: parts left out, a template that is not the file's, a full disk."""
         return tuple(self._notes)
 
     @property
@@ -147,17 +147,17 @@ class LLM:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights read to compute one token."""
+        """Bytes of weights that computing one token reads."""
         return self._engine.model.bytes_per_token
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Bytes of keys and values that a token adds, and that every later one reads where no window hides it."""
+        """Bytes of keys and values that a token adds, and that attention reads for each later one within its window."""
         return self._engine.cache_bytes_per_token
 
     @property
     def weights_per_token(self) -> int:
-        """Weights multiplied to compute one token: every matrix but an embedding that is no head."""
+        """Weights multiplied to compute one token: all matrices, except an embedding that is not the output head."""
         return self._engine.model.weights_per_token
 
     def check_think(self, think: bool | None) -> None:
@@ -228,7 +228,7 @@ class LLM:
         return self._prepared(job, sampling_of(options, self.default_sampling))
 
     def _numbered(self, index: int, prompt: str | Sequence[int], options: GenerateOptions) -> LocalJob:
-        """Prepare one prompt of a batch; an error says which."""
+        """Prepare one prompt of a batch; an error names its index."""
         try:
             return self._continued(prompt, options)
         except FreeholdError as e:
@@ -254,12 +254,12 @@ class LLM:
 
     @property
     def stats(self) -> EngineStats:
-        """What the engine did so far, and what it is at."""
+        """Counters of the engine, and its present state."""
         return self._engine.stats()
 
     @property
     def info(self) -> ModelInfo:
-        """What was loaded, in one value."""
+        """Facts about the loaded model."""
         kv_tokens = self.stats.blocks * native.BLOCK_TOKENS
         chats = self._prompter.can_chat
         return ModelInfo(
@@ -293,20 +293,20 @@ class LLM:
         return self.info
 
     def remove_adapter(self, name: str) -> ModelInfo:
-        """Forget an adapter; what is under way with it goes on to its end."""
+        """Remove an adapter; running requests keep it to their end."""
         self._check_open()
         self.adapters.remove(name)
         return self.info
 
     def render(self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new") -> list[int]:
-        """Return the ids the model would read of a chat, up to where its answer begins or goes on (`turn`)."""
+        """Return the prompt ids of a chat, up to where its answer begins or continues (`turn`)."""
         self._check_open()
         if self._overlay is not None:
             messages = with_messages(tuple(messages), self._overlay)
         return self._prompter.render(messages, think, turn)
 
     def count_tokens(self, messages: Chat) -> int:
-        """Return how many tokens the model reads of a chat, also where that exceeds the context."""
+        """Return how many prompt tokens a chat has, also where that exceeds the context."""
         return len(self.render(as_messages(messages)))
 
     def embed(
@@ -351,7 +351,7 @@ class LLM:
             job = overlaid(job, self._overlay)
         adapter = self.adapters.find(job.adapter)
         prompt = self._prompter.prompt(job)
-        constraint, left = self._holds.constraint(job, prompt)
+        constraint, left = self._constraints.constraint(job, prompt)
         room = self.context - len(prompt.ids)
         begin = Begin(
             context=self.context,

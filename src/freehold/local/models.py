@@ -16,7 +16,7 @@ from freehold.store.progress import ProgressLike, watching
 def pull(model: str, *, progress: ProgressLike = None) -> ModelRef:
     """Fetch a model, or reference it where another program keeps it; `path` of the result is what `load` opens.
 
-    `progress`: None shows a bar in a terminal and a line in a notebook, and nothing where nobody looks; True shows
+    `progress`: None shows a bar in a terminal and a line in a notebook, and nothing where stderr is neither; True shows
     lines there too, False nothing anywhere; a function gets each event of the pull. An interrupted pull keeps its
     bytes, and the same call resumes it. Raises ModelNotFound, AccessDenied, DownloadFailed, CapacityExceeded, Offline.
     """

@@ -1,6 +1,6 @@
-"""Open a model: a name or file in, an LLM out.
+"""Open a model: from a name or file to an LLM.
 
-Knows the store, model files and their text side; knows no request.
+Knows the store, model files, tokenizers and templates; knows no request.
 Path: cli/run or freehold.load -> Store.resolve -> open_model -> load_model, Engine, Tokenizer -> LLM
 """
 
@@ -50,10 +50,10 @@ def load(model: str | Path, **options: Unpack[LoadOptions]) -> LLM:
 
     `context`: tokens there is room for (default: the model's own, cut to what fits in half the free memory).
     `threads`: default, the physical cores this process may use. `kv_type`: "f16"; "q8" for a cache of int8 codes
-    in half the memory; "f32" for one of twice the size that rounds nothing. `speculate`: verify guesses at what
-    comes next where that is faster; the answers are the same. `draft`: a smaller model of the same tokens that
-    guesses too. `adapters`: LoRA adapters by the names that calls choose them by: PEFT folders or GGUF files.
-    `pull`: fetch what is not here; otherwise the network is never touched. `progress`: as for `freehold.pull`.
+    in half the memory; "f32" for one of twice the size that rounds nothing. `speculate`: verify draft
+    tokens where that is faster; the answers are the same. `draft`: a smaller model with the same vocabulary that
+    drafts too. `adapters`: LoRA adapters by the names that calls choose them by: PEFT folders or GGUF files.
+    `pull`: fetch a model that is not here; otherwise the network is never used. `progress`: as for `freehold.pull`.
     Raises ModelNotFound, BadModelFile, CapacityExceeded, UsageError.
     """
     check_names(options, tuple(LoadOptions.__annotations__))
@@ -161,7 +161,7 @@ def _pool(
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A model file with its text side."""
+    """A model file with its tokenizer and template."""
 
     model: LoadedModel
     tokenizer: Tokenizer
@@ -169,7 +169,9 @@ class _Opened:
     quantization: str
     sampling: SamplingParams
     pooling: Pooling
-    write: Callable[[], None] | None  # keeps the packed weights for the next load; None: they lie there
+    write: (
+        Callable[[], None] | None
+    )  # keeps the packed weights for the next load; None: they are there already
 
 
 def _opened(
@@ -208,7 +210,7 @@ def _opened(
 
 
 def _drafter(ref: ModelRef, target: _Opened, packs: Path | None, progress: Progress | None) -> _Opened:
-    """Load a draft model on the target's threads; refuse one whose ids stand for other tokens."""
+    """Load a draft model on the target's threads; refuse one with another vocabulary."""
     opened = _opened(ref, target.model.threads, packs, progress)
     wrong = target.tokenizer.first_difference(opened.tokenizer)
     if wrong is not None:
@@ -228,12 +230,12 @@ def _text_side(opened: ModelFile, path: Path) -> tuple[Tokenizer, ChatTemplate |
         made = lambda: chat_template_from_dir(path, tokenizer)  # noqa: E731
     try:
         return tokenizer, made()
-    except UnsupportedModel:  # a base model: it completes text, and says so when asked to chat
+    except UnsupportedModel:  # a base model: it completes text, and a chat is refused
         return tokenizer, None
 
 
 def _template_notes(template: ChatTemplate | None) -> tuple[str, ...]:
-    """Say that the turns of a chat are not the file's own: such a model was hardly trained to chat."""
+    """Return a note where the chat template is not the file's own: such a model was hardly trained to chat."""
     if template is None or not template.is_fallback:
         return ()
     return (f"chat template: {template.origin}; a base model continues text, see --raw",)

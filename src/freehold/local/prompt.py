@@ -1,4 +1,4 @@
-"""What the model reads: a chat rendered and cut to fit, a text, ids, or a gap between two texts.
+"""Prompts: a chat rendered and cut to fit, a text, token ids, or a gap between two texts.
 
 Knows messages, templates and token counts; knows no engine and no answer.
 Path: ServedModel.start -> Prompter.prompt -> Prompt
@@ -25,13 +25,13 @@ from freehold.types import Message, Tool, Turn
 
 ANY_LENGTH = 1 << 40  # a context that every prompt fits, for counting
 KEPT = 8  # templates of requests
-REQUEST_S = 0.5  # of processor for one of their renders; a file's template takes some milliseconds
-ROOM = 512  # tokens that drop-oldest keeps free for an answer whose length nobody limited
+REQUEST_S = 0.5  # of processor time for one of their renders; a file's template takes some milliseconds
+ROOM = 512  # tokens that drop-oldest keeps free for an answer without max_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, and what the answer's text needs to know of them."""
+    """Token ids, and what parsing the answer needs to know of them."""
 
     ids: list[int]
     tags: tuple[str, str] | None = None  # around reasoning
@@ -39,10 +39,10 @@ class Prompt:
     dropped: int = 0  # messages left out
     at_start: bool = False  # the answer begins a text of its own
     ends: frozenset[int] = frozenset()  # ids that end this answer beside the model's own
-    tools: tuple[Tool, ...] = ()  # that the model was told of
-    dialect: Dialect | None = None  # in which calls are to be read
+    tools: tuple[Tool, ...] = ()  # that the prompt offers
+    dialect: Dialect | None = None  # of the calls in the answer
     shown: frozenset[int] = frozenset()  # control tokens that are marks within the answer
-    warnings: tuple[str, ...] = ()  # what was asked for and left out
+    warnings: tuple[str, ...] = ()  # fields that were not honoured
 
 
 class Prompter:
@@ -74,7 +74,7 @@ class Prompter:
         return fill_tokens(self._tokenizer)
 
     def prompt(self, job: Job) -> Prompt:
-        """Turn what a job asks into ids. Raises UsageError, BadPrompt, BadTemplate, ContextOverflow."""
+        """Return the prompt of a job. Raises UsageError, BadPrompt, BadTemplate, ContextOverflow."""
         if (job.messages is None) == (job.prompt is None):
             raise UsageError("a job has either messages or a prompt", "give one of the two")
         if job.messages is not None:
@@ -116,7 +116,7 @@ class Prompter:
         return checked
 
     def known(self, ids: Sequence[int]) -> list[int]:
-        """Return `ids` as a list. Raises UsageError for what is no integer, and for one outside the vocabulary."""
+        """Return `ids` as a list. Raises UsageError for a value that is not an integer, or outside the vocabulary."""
         try:
             known = [index(i) for i in ids]
         except TypeError:
@@ -164,7 +164,7 @@ class Prompter:
             rendered = template.render(
                 kept, tools=tools or None, think=think, effort=effort, **_ending(job.turn)
             )
-            # Thinking opens at the beginning of an answer only, and this one began before.
+            # Thinking opens at the beginning of an answer only, and this answer began in an earlier turn.
             begun = job.turn == "continue" and not rendered.in_thinking
             return Prompt(
                 self._tokenizer.encode_rendered(rendered),
@@ -203,7 +203,7 @@ class Prompter:
         return found
 
     def _offered(self, job: Job, template: ChatTemplate) -> tuple[Tool, ...]:
-        """Return the tools the model is to be told of: none of them where it may call none."""
+        """Return the tools to offer: none where the model may call none."""
         if not job.tools or job.tool_choice == "none":
             return ()
         if not template.can_call:
@@ -214,7 +214,7 @@ class Prompter:
         return job.tools
 
     def _levels(self, job: Job, template: ChatTemplate) -> tuple[bool | None, str | None, tuple[str, ...]]:
-        """Return think and effort as the template knows them, and what to say of an effort it does not know."""
+        """Return think and effort as the template knows them, and a warning for an effort it does not know."""
         if job.effort is None or job.effort in template.efforts:
             return job.think, job.effort, ()
         known = ", ".join(template.efforts)

@@ -20,7 +20,7 @@ from freehold.serving import EmbedJob, Job
 from freehold.store.overlays import overlaid
 from freehold.types import Message, Turn
 
-MAX_LISTED = 1 << 20  # ids of one reply: more would hold up the server, which writes them out
+MAX_LISTED = 1 << 20  # ids of one reply: more would block the server's loop while it writes them out
 
 
 class ServedModel(LLM):

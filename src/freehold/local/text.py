@@ -1,4 +1,4 @@
-"""From an answer's tokens to what it says: thinking, text, and calls of tools.
+"""From an answer's tokens to its thinking, text and tool calls.
 
 Knows tokens, tags, a dialect and stop strings; knows no engine and no chunk. Everything follows from the tokens, so
 an answer that is resumed comes to the same state by pushing those it had.
@@ -21,7 +21,7 @@ Piece = str | Call | Thought
 
 @dataclass(frozen=True, slots=True)
 class AnswerDelta:
-    """What a token made certain."""
+    """What a token added for certain."""
 
     thinking: str = ""
     text: str = ""
@@ -29,7 +29,7 @@ class AnswerDelta:
 
 
 class AnswerText:
-    """Token ids in, pieces of thinking, text and calls out; `over` tells why no more is wanted."""
+    """Token ids in, pieces of thinking, text and calls out; `over` is the reason for which the answer ended."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class AnswerText:
 
     @property
     def stop(self) -> str:
-        """The stop string that came, or nothing."""
+        """The stop string that ended the answer, or nothing."""
         return self._stops.found
 
     def push(self, id: int) -> AnswerDelta:
@@ -64,7 +64,7 @@ class AnswerText:
         return self._said(thinking, self._parsed(text))
 
     def finish(self) -> AnswerDelta:
-        """Return what was held back; nothing after a stop string."""
+        """Return the text held back for a stop string or a call; nothing after a stop string."""
         last = self._splitter.push(self._detokenizer.finish())
         rest = self._splitter.finish()
         pieces = self._parsed(last[1] + rest[1])

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 ADMIN_PROTOCOL = 1  # of our server's admin routes: grows when an older command line could misread an answer
 CONNECT_S = 5.0
-SILENCE_S = 600.0  # over a network; a socket of this machine tells when its server dies
+SILENCE_S = 600.0  # over a network; a socket of this machine closes when its server dies
 MAX_ANSWER = 64 << 20  # bytes of a whole JSON answer, or of one event
-MAX_SAID = 2000  # characters of a foreign server's error that are passed on
+MAX_ERROR_CHARS = 2000  # characters of a foreign server's error that are passed on
 
 _T = TypeVar("_T")
 
@@ -81,7 +81,7 @@ class Api:
     def events(self, path: str, body: Mapping[str, Any], as_: type[_T]) -> Iterator[_T]:
         """Post JSON and yield the answer's server-sent events until [DONE] or the stream's end.
 
-        An event that tells an error raises it. Comments are skipped: they only keep the line open.
+        An event that carries an error raises it. Comments are skipped: they only keep the line open.
         """
         import httpx2
 
@@ -90,9 +90,9 @@ class Api:
                 if event.data == "[DONE]":
                     return
                 if event.data:
-                    told = self.read(event.data, _Failure)
-                    if told.error is not None:
-                        raise _named(told.error, 0)
+                    failure = self.read(event.data, _ErrorBody)
+                    if failure.error is not None:
+                        raise _named(failure.error, 0)
                     yield self.read(event.data, as_)
 
     @contextmanager
@@ -125,11 +125,11 @@ class Api:
         try:
             return msgspec.json.decode(raw, type=as_)
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise UpstreamFailed(f"the server at {self._where} sent something other: {e}") from e
+            raise UpstreamFailed(f"the server at {self._where} sent an unexpected answer: {e}") from e
 
 
 def _no_address(where: str, e: Exception) -> UsageError:
-    return UsageError(f"{where} is no address of a server: {e}", "for example http://127.0.0.1:8000")
+    return UsageError(f"{where} is not a valid address of a server: {e}", "for example http://127.0.0.1:8000")
 
 
 class _Error(msgspec.Struct):
@@ -142,31 +142,31 @@ class _Error(msgspec.Struct):
     expected_wait_s: float = 0.0
 
 
-class _Failure(msgspec.Struct):
+class _ErrorBody(msgspec.Struct):
     error: _Error | str | None = None
 
 
 def _refusal(response: httpx2.Response, body: bytes) -> FreeholdError:
     """Read the answer to a request that was refused."""
     try:
-        told = msgspec.json.decode(body, type=_Failure).error
+        sent = msgspec.json.decode(body, type=_ErrorBody).error
     except (msgspec.DecodeError, UnicodeDecodeError):
-        told = body.decode("utf-8", "replace")
-    error = told if isinstance(told, _Error) else _Error(message=told or "")
-    error.message = error.message[:MAX_SAID] or f"HTTP {response.status_code}"
+        sent = body.decode("utf-8", "replace")
+    error = sent if isinstance(sent, _Error) else _Error(message=sent or "")
+    error.message = error.message[:MAX_ERROR_CHARS] or f"HTTP {response.status_code}"
     after = response.headers.get("retry-after", "")
     if not error.expected_wait_s and after.isdigit():
         error.expected_wait_s = float(after)
     return _named(error, response.status_code)
 
 
-def _named(told: _Error | str, status: int) -> FreeholdError:
+def _named(sent: _Error | str, status: int) -> FreeholdError:
     """Return the error that the server named, or the nearest of ours to its status."""
-    error = _Error(message=told) if isinstance(told, str) else told
+    error = _Error(message=sent) if isinstance(sent, str) else sent
     kind = getattr(errors, error.name, None)
     if not (isinstance(kind, type) and issubclass(kind, FreeholdError)):
         kind = _kind(status, error)
-    message = error.message.removesuffix(f"; {error.hint}")  # other clients read it there
+    message = error.message.removesuffix(f"; {error.hint}")  # repeated there for other clients
     if kind is Overloaded:
         return Overloaded(message, error.hint, error.expected_wait_s)
     return kind(message, error.hint)

@@ -35,9 +35,9 @@ _OPENAI = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "see
 class RemoteModel:
     """A ChatModel behind an `Api`.
 
-    `info` is what our own server says of a model that it holds: it then gets every sampling field, ids come back
+    `info` is what our own server says of a model that it holds: it then gets every sampling field, ids are returned
     with the text, and `default_sampling` is known. Without it, `name` may be any model of an OpenAI-compatible
-    API, which is sent what such APIs know and whatever else differs from the neutral values.
+    API, which gets the fields that such APIs know, and others that differ from the neutral values.
     """
 
     def __init__(self, api: Api, name: str, info: ModelInfo | None = None) -> None:
@@ -55,9 +55,9 @@ class RemoteModel:
 
     @property
     def info(self) -> ModelInfo:
-        """What the server told of the model; raises UsageError where it is not ours."""
+        """What the server reports of the model; raises UsageError for an API that is not ours."""
         if self._info is None:
-            raise UsageError(f"nothing is known of {self.name} but its name")
+            raise UsageError(f"only the name of {self.name} is known")
         return self._info
 
     def stream(
@@ -111,7 +111,7 @@ class RemoteModel:
         return self._chunks("/v1/completions", body)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Return how many tokens a model of our own server reads of a chat."""
+        """Return how many prompt tokens a chat has, from our own server."""
         body = {"model": self.name, "messages": [_message(m) for m in messages]}
         return self._api.call("POST", "/tokenize", body, as_=_Counted).count
 
@@ -134,12 +134,12 @@ class RemoteModel:
         return body | _sampling(sampling, everything=self._info is not None)
 
     def _chunks(self, path: str, body: Mapping[str, Any]) -> Iterator[Chunk]:
-        """Turn events into chunks; the one that ends the answer comes last, with what was counted."""
+        """Turn events into chunks; the one that ends the answer comes last, with the usage."""
         reason: FinishReason | None = None
-        told = _Told()
+        reported = _Reported()
         dropped = False
         for event in self._api.events(path, body, _Event):
-            told.add(event)
+            reported.add(event)
             choice = event.choices[0] if event.choices else _Choice()
             if choice.finish_reason is not None:
                 reason = self._reason(choice.finish_reason)
@@ -149,12 +149,12 @@ class RemoteModel:
             if chunk != Chunk():
                 yield chunk
         if reason is None:
-            raise UpstreamFailed(f"the answer of {self.name} ended before it was whole", "ask again")
-        yield Chunk(finish_reason=reason, usage=told.usage())
+            raise UpstreamFailed(f"the answer of {self.name} ended before it was complete", "ask again")
+        yield Chunk(finish_reason=reason, usage=reported.usage())
 
     def _reason(self, said: str) -> FinishReason:
         if said not in get_args(FinishReason):
-            raise UpstreamFailed(f"{self.name} ended its answer by {said!r}, which is none of ours")
+            raise UpstreamFailed(f"{self.name} ended its answer by {said!r}, which is not a known reason")
         return cast(FinishReason, said)
 
 
@@ -209,7 +209,7 @@ def _sampling(sampling: SamplingParams | None, *, everything: bool) -> dict[str,
     return {name: value for name, value in body.items() if value not in (None, {})}
 
 
-# What a server sends. Fields that we do not know are skipped; those that we do must have their type.
+# What a server sends. Unknown fields are skipped; known ones must have their type.
 
 
 class _Known(msgspec.Struct):
@@ -272,7 +272,7 @@ class _Choice(msgspec.Struct):
     token_ids: list[int] | None = None
 
     def chunk(self, dropped: int) -> Chunk:
-        """Return what came; how the answer ended is told later, with the usage."""
+        """Return the chunk of an event; the reason of the answer's end follows with the usage."""
         known = (self.logprobs.content if self.logprobs else None) or []
         return Chunk(
             text=self.text or self.delta.content or "",
@@ -307,7 +307,7 @@ class _Context(msgspec.Struct):
 
 
 class _Receipt(msgspec.Struct):
-    """What our own server adds to the first event and the last."""
+    """What our own server adds to the first and the last event."""
 
     context: _Context = msgspec.field(default_factory=_Context)
     timings: _Timings | None = None
@@ -319,8 +319,8 @@ class _Event(msgspec.Struct):
     freehold: _Receipt = msgspec.field(default_factory=_Receipt)
 
 
-class _Told:
-    """What the events of one answer tell besides the text."""
+class _Reported:
+    """The usage that the events of one answer report."""
 
     def __init__(self) -> None:
         self._counts: _Counts | None = None

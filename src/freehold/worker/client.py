@@ -1,8 +1,8 @@
-"""The server's end of one engine process: spawn it, greet it, speak to it, see it go.
+"""The server's end of one engine process: spawn, handshake, send, reap.
 
 Knows sockets, frames and a child process; knows no streams, no restarts. The process gets one end of a
-socket pair that nobody else can name; it lives in a session of its own, so that Ctrl-C reaches the server
-alone, and it ends when this end is closed, and when this process does, however that came about.
+socket pair without a path or port; it runs in a session of its own, so that Ctrl-C reaches the server alone,
+and it ends when this end is closed or this process ends.
 Path: EngineHandle -> EngineProcess.start -> Open -> EngineReady; EngineProcess.send -> worker/process -> Frame
 """
 
@@ -45,11 +45,11 @@ HELLO_S = 60.0  # for an interpreter to start, on a machine that is short of eve
 
 
 class EngineDied(Exception):
-    """The process ended without having been asked to, or never came to life; the text says how."""
+    """The process ended by itself, or never started; the text says how."""
 
 
 class EngineProcess(asyncio.Protocol):
-    """One process. `gone` holds how it ended, once it has."""
+    """One process. `gone` resolves to how it ended."""
 
     def __init__(
         self, on_frame: Callable[[Frame], None], on_loading: Callable[[int, int], None] = lambda *_: None
@@ -65,7 +65,7 @@ class EngineProcess(asyncio.Protocol):
         self._reaping: asyncio.Task[None] | None = None
         self._out: list[bytes] = []
         self._fault = ""
-        self.heard = self._loop.time()  # when it last said anything
+        self.heard = self._loop.time()  # when its latest message came
         self._memory_kills = memory_kills()
 
     @property
@@ -88,7 +88,7 @@ class EngineProcess(asyncio.Protocol):
     async def _greeting(self) -> None:
         # Not wait_for: until Python 3.12 it swallows a cancellation that comes in one turn with the greeting.
         if not (await asyncio.wait([self._greeted], timeout=HELLO_S))[0]:
-            raise EngineDied(f"it said nothing for {HELLO_S:.0f} s after its start, and was killed")
+            raise EngineDied(f"it sent nothing for {HELLO_S:.0f} s after its start, and was killed")
         await self._greeted
 
     async def _spawn(self) -> None:
@@ -96,7 +96,7 @@ class EngineProcess(asyncio.Protocol):
             ours, theirs = socket.socketpair()
             with theirs:
                 self._process = _process_with(ours, theirs)
-        except OSError as e:  # of memory, processes or files there may be enough again in a moment
+        except OSError as e:  # memory, processes or file descriptors may be available again in a moment
             raise EngineDied(f"it could not be started: {e.strerror}") from e
         await self._loop.create_unix_connection(lambda: self, sock=ours)
 
@@ -124,7 +124,7 @@ class EngineProcess(asyncio.Protocol):
         """Close the socket, which ends the process, and wait for that; kill one that takes longer than `within`."""
         if self._transport is not None:
             self._flush()
-            self._transport.close()  # only when all is written, and one that stands still reads nothing
+            self._transport.close()  # only when all is written, and a stopped process reads nothing
             late = self._loop.call_later(within, self.kill)
             await asyncio.shield(self.gone)
             late.cancel()
@@ -132,11 +132,11 @@ class EngineProcess(asyncio.Protocol):
     # --- what the event loop calls -----------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way to write."""
+        """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
-        """Hand on what the engine says; end one that speaks nonsense."""
+        """Pass messages on; end a process that sends invalid ones."""
         self.heard = self._loop.time()
         try:
             for message in self._reader.push(data):
@@ -176,10 +176,10 @@ class EngineProcess(asyncio.Protocol):
         for waiting in (self._greeted, self._ready):
             if not waiting.done():
                 waiting.set_exception(error)
-                waiting.exception()  # whoever waits for the other future has heard it
+                waiting.exception()  # retrieved: the waiter of the other future raises it
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The process ended, or is about to."""
+        """Wait for the process's end, which closed the socket or follows it."""
         self._reaping = self._loop.create_task(self._reap())
 
     async def _reap(self) -> None:
@@ -207,7 +207,7 @@ def _process_with(ours: socket.socket, theirs: socket.socket) -> subprocess.Pope
             [*COMMAND, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
-            stdout=2,  # a library that prints talks to the log, not into the server's data
+            stdout=2,  # what a library prints goes to the log, not into the server's data
             start_new_session=True,
         )
     except OSError:

@@ -1,7 +1,6 @@
-"""The models a server has: found by name, loaded when asked for, unloaded when idle or in the way.
+"""The models of a server: found by name, loaded on demand, unloaded when idle or for room.
 
-Knows names, memory and what is loaded; knows no stream and no protocol. Before a load it counts the bytes and
-takes idle models out, the one used longest ago first; what does not fit then is refused with the numbers.
+Knows names, adapters and overlays; knows no stream and no protocol. Memory is counted in room.py.
 Path: server -> EngineModels.use -> EngineHandle; EngineHandle -> EngineModels._admit -> Open
 """
 
@@ -29,7 +28,7 @@ from freehold.worker.overlaid import OverlaidHandle
 from freehold.worker.room import Room
 from freehold.worker.wire import PROTOCOL, Open, Script
 
-MAX_SPELLINGS = 1024  # of names that are remembered; a client may write one in any mixture of case and blanks
+MAX_SPELLINGS = 1024  # of names that are cached; a client may write a name in any mixture of case and blanks
 
 DEFAULTS = EngineOptions()
 
@@ -37,7 +36,7 @@ log = logging.getLogger("freehold.worker")
 
 
 class EngineModels:
-    """All models of a server. `paths`: files and folders that may be asked for by their names too.
+    """All models of a server. `paths`: files and folders that have names too.
 
     `scripts`: models that compute nothing. `available` returns the bytes that may still be taken.
     """
@@ -57,13 +56,13 @@ class EngineModels:
         self._adapters = {model: dict(held) for model, held in options.adapters.items()}
         self._lent: dict[
             str, dict[str, Path]
-        ] = {}  # the same, of models made with one: nobody asks for it by name
+        ] = {}  # the same, of overlays' adapters, which have no name of their own
         self._aliases: dict[str, str] = {}
         self._room = Room(self._served, options, available)
         self._closed = False
 
     async def names(self) -> list[StoredModel]:
-        """List what may be asked for."""
+        """List the models that have a name."""
         listed = await asyncio.to_thread(self._store.list)
         held = {
             m.name: StoredModel(m.name, m.bytes, _seconds(m.created), m.digest)
@@ -81,7 +80,7 @@ class EngineModels:
         return sorted(held.values(), key=lambda m: m.name)
 
     async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
-        """Return the model, loaded; `base+adapter` computing with its adapter, one made from another as it says.
+        """Return the model, loaded; `base+adapter` with its adapter, one made from another as its overlay says.
 
         Raises ModelNotFound, CapacityExceeded, and what loading gave.
         """
@@ -91,14 +90,14 @@ class EngineModels:
         if overlay is not None:
             served = await self._use(overlay.base, keep_alive)
             if overlay.adapter:
-                await self._lend(overlay)
+                await self._lend_adapter(overlay)
             return OverlaidHandle(served, overlay)
         return await self._use(name, keep_alive)
 
     async def name_of(self, name: str) -> str:
         """Return the name under which a model is loaded when `name` is asked for. Raises ModelNotFound."""
         overlay = self._shares(name)
-        base, _ = await self._parted(name) if overlay is None else (overlay.base, "")
+        base, _ = await self._split(name) if overlay is None else (overlay.base, "")
         known = self._aliases.get(base, base)
         if known in self._served or known in self._scripts:
             return known
@@ -110,7 +109,7 @@ class EngineModels:
         return overlay if overlay is not None and not overlay.template else None
 
     async def _use(self, name: str, keep_alive: float | None) -> ModelHandle:
-        name, adapter = await self._parted(name)
+        name, adapter = await self._split(name)
         served = self._served.get(self._aliases.get(name, name))
         if served is None or not served.awake:
             served = self._known(name, (await self._found(name)).name if name not in self._scripts else name)
@@ -119,8 +118,8 @@ class EngineModels:
         await served.load(keep_alive)
         return AdaptedHandle(served, adapter) if adapter else served
 
-    async def _lend(self, overlay: Overlay) -> None:
-        """See that the engine of an overlay's base has its adapter, now and when it is loaded again."""
+    async def _lend_adapter(self, overlay: Overlay) -> None:
+        """Add an overlay's adapter to its base's engine, now and when it is loaded again."""
         served, name = self._served[self._aliases.get(overlay.base, overlay.base)], overlay.adapter_name
         if all(adapter.name != name for adapter in served.info.adapters):
             await served.change("add_adapter", name, overlay.adapter)
@@ -134,29 +133,29 @@ class EngineModels:
         check_adapter_name(adapter)
         await asyncio.to_thread(open_lora, path)
         name = (await self._found(name)).name
-        await self._tell(name, "add_adapter", adapter, str(path.absolute()))
+        await self._change_if_loaded(name, "add_adapter", adapter, str(path.absolute()))
         self._adapters.setdefault(name, {})[adapter] = path.absolute()
 
     async def remove_adapter(self, name: str, adapter: str) -> None:
-        """Take an adapter away; jobs under way with it end as they would have. Raises ModelNotFound."""
+        """Remove an adapter; running jobs keep it to their end. Raises ModelNotFound."""
         name = (await self._found(name)).name
         held = self._adapters.get(name, {})
         if adapter not in held:
             raise unknown_adapter(name, adapter, [*held])
-        await self._tell(name, "remove_adapter", adapter)
+        await self._change_if_loaded(name, "remove_adapter", adapter)
         held.pop(adapter, None)
 
-    async def _tell(self, name: str, method: str, *args: str) -> None:
+    async def _change_if_loaded(self, name: str, method: str, *args: str) -> None:
         served = self._served.get(name)
         if served is not None and served.loaded:
             await served.change(method, *args)
 
     def loaded(self) -> list[LoadedInfo]:
-        """List what is loaded."""
+        """List the loaded models."""
         return [_loaded(served) for served in self._served.values() if served.awake and served.was_loaded]
 
     def loading(self) -> dict[str, tuple[int, int]]:
-        """Tell how far loads are: bytes done and bytes in all, by name."""
+        """Return the progress of loads by name: bytes done, bytes in all."""
         return {s.name: s.progress for s in self._served.values() if s.awake and not s.loaded}
 
     async def unload(self, name: str) -> None:
@@ -175,8 +174,8 @@ class EngineModels:
 
     # --- finding -----------------------------------------------------------------------------------
 
-    async def _parted(self, name: str) -> tuple[str, str]:
-        """Part `base+adapter`; a name that is a model's as a whole has no adapter."""
+    async def _split(self, name: str) -> tuple[str, str]:
+        """Split `base+adapter`; a name that belongs to a model as a whole has no adapter."""
         base, _, adapter = name.rpartition("+")
         if not (base and adapter) or name in self._aliases or name in self._paths:
             return name, ""
@@ -188,7 +187,7 @@ class EngineModels:
         return base, adapter
 
     async def _found(self, name: str) -> ModelRef:
-        """Look a name up. A request may not name a file of the machine: only what the store or `paths` hold."""
+        """Find a model by name. A request cannot name a file: only models of the store and `paths`."""
         if name in self._paths:
             return self._paths[name]
         if not name or parse_ref(name).kind == "path":
@@ -208,9 +207,9 @@ class EngineModels:
     # --- room --------------------------------------------------------------------------------------
 
     async def _admit(self, served: EngineHandle, refused: CapacityExceeded | None) -> Open:
-        """Make room for a model and say how to load it. Raises CapacityExceeded with the numbers.
+        """Make room for a model and return how to load it. Raises CapacityExceeded with the numbers.
 
-        `refused`: the engine's own, which knows what a token costs; then one idle model more has to go.
+        `refused`: the engine's own, which knows what a token costs; then one idle model more is unloaded.
         """
         if served.name in self._scripts:
             return Open(PROTOCOL, __version__, None, script=self._scripts[served.name])
@@ -224,7 +223,7 @@ class EngineModels:
         cache = await self._room.reserve(served, weights, refused)
         asked = self._options
         options = {
-            # What goes on in a new engine needs the room it had in the old one.
+            # Answers that a new engine continues need the context they had in the old one.
             "context": served.info.context if served.in_flight and served.was_loaded else asked.context,
             "kv_type": asked.kv_type,
             "threads": asked.threads,
@@ -258,7 +257,7 @@ def _loaded(served: EngineHandle) -> LoadedInfo:
 
 
 def size(path: Path) -> int:
-    """Return the bytes of an adapter's file or folder; 0 for what is not there, which loading it will tell."""
+    """Return the bytes of an adapter's file or folder; 0 for a missing one, which loading reports."""
     try:
         files = [each.stat() for each in path.iterdir()] if path.is_dir() else [path.stat()]
     except OSError:

@@ -1,4 +1,4 @@
-"""One job's answers on the server's side: what came and was not read, and the log that outlives an engine.
+"""One job's answers on the server's side: a bounded buffer, and the token log that outlives an engine.
 
 Knows chunks, tokens and limits; knows no socket and no process.
 Path: EngineHandle.start -> EngineStream <- Piece; server/openai reads it
@@ -16,7 +16,7 @@ from freehold.errors import DeadlineExceeded, FreeholdError, SlowReader
 from freehold.serving import Begin, Job
 from freehold.types import Chunk
 
-MAX_HELD_TOKENS = 4096  # that a reader may be behind; then its stream ends, and nobody else waits for it
+MAX_HELD_TOKENS = 4096  # that a reader may be behind; beyond them its stream ends, and no other stream waits
 
 
 class EngineStream:
@@ -27,7 +27,7 @@ class EngineStream:
         self._loop = asyncio.get_running_loop()
         self._ended = ended  # called once, with whether the engine still works for it
         self._over = self.fell_behind = False
-        # By answer, and grown as they come: the job's own numbers are not checked on this side.
+        # By answer, and grown as chunks come: the job's own numbers are not checked on this side.
         self._log: defaultdict[int, list[int]] = defaultdict(list)
         self._whole: set[int] = set()  # answers whose last chunk has come
         self._queue: deque[tuple[int, Chunk]] = deque()
@@ -41,13 +41,13 @@ class EngineStream:
 
     @property
     def begin(self) -> Begin:
-        """What the engine said when it took the job in."""
-        assert self._begin is not None, "read before started() returned"
+        """What the engine reported when it accepted the job."""
+        assert self._begin is not None, "begin was used before started() returned"
         return self._begin
 
     @property
     def more(self) -> bool:
-        """Whether the next piece is here, so that nothing waits for it."""
+        """Whether the next chunk has arrived, so that `__anext__` does not wait."""
         return bool(self._queue)
 
     @property
@@ -67,7 +67,7 @@ class EngineStream:
     # --- the reader's side -------------------------------------------------------------------------
 
     async def started(self) -> None:
-        """Wait until the engine has taken the job in; raise what it was refused with."""
+        """Wait until the engine has accepted the job; raise the error of a refusal."""
         while self._begin is None:
             await self._wait()
 
@@ -75,7 +75,7 @@ class EngineStream:
         return self
 
     async def __anext__(self) -> tuple[int, Chunk]:
-        """Return the next piece; raise the error the stream ended with."""
+        """Return the next chunk; raise the error the stream ended with."""
         while not self._queue:
             if self._over and self._error is None:
                 raise StopAsyncIteration
@@ -97,13 +97,13 @@ class EngineStream:
     # --- the engine's side -------------------------------------------------------------------------
 
     def began(self, begin: Begin) -> None:
-        """Note that the job was taken in; a second engine says the same again."""
+        """Note that the job was accepted; an engine that takes over reports the same again."""
         if self._begin is None:
             self._begin = begin
             self._wake()
 
     def gain(self, index: int, chunk: Chunk) -> None:
-        """Add a piece. What an engine says again of an answer that is over is not passed on."""
+        """Add a chunk. What a new engine repeats of a finished answer is not passed on."""
         if self._over or index in self._whole:
             return
         self._log[index] += chunk.token_ids
@@ -118,7 +118,7 @@ class EngineStream:
             self._end(working=False)
 
     def fail(self, error: FreeholdError, *, working: bool = False) -> None:
-        """End the stream with an error. What was not read is let go if the engine was `working`."""
+        """End the stream with an error. Unread chunks are dropped if the engine was `working`."""
         if self._over:
             return
         self._error = error

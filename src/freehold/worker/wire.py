@@ -2,7 +2,7 @@
 
 Knows the messages, their numbers and their limits; knows no process, no model and no protocol of the web.
 A frame is four bytes of length (little endian) and a message; both ends refuse a length beyond MAX_FRAME
-before they hold any of it, and a message that is none of those below. Nothing here is ever pickled.
+before they hold any of it, and any message that is not one of those below. Nothing is ever pickled.
 Path: EngineHandle.start -> Submit -> worker/process -> Frame (one a step, for all streams) -> EngineStream
 """
 
@@ -50,7 +50,7 @@ class Script(msgspec.Struct, frozen=True):
 
 
 class Open(WireMessage):
-    """First of all: what to load, and how. `options` are open_model's; `script`: nothing to load."""
+    """The first message: what to load, and how. `options` are ServedModelOptions; `script`: nothing to load."""
 
     protocol: int
     version: str
@@ -63,20 +63,20 @@ class Open(WireMessage):
 
 
 class Submit(WireMessage):
-    """Answer a job. It is read apart, so that one with a wrong field is refused alone."""
+    """Answer a job. It is decoded separately, so that one with a wrong field is refused alone."""
 
     id: int
     job: msgspec.Raw
 
 
 class Cancel(WireMessage):
-    """Stop a job or a call; nothing more is said about it."""
+    """Stop a job or a call; no event of it follows."""
 
     id: int
 
 
 class ModelCall(WireMessage):
-    """Ask for what is no stream: tokenize, detokenize, token_texts, render, count, template, embed; and adapters."""
+    """Call a method with one reply: tokenize, detokenize, token_texts, render, count, template, embed; and adapters."""
 
     id: int
     method: str
@@ -87,7 +87,7 @@ class ModelCall(WireMessage):
 
 
 class Hello(WireMessage):
-    """First of all: who speaks."""
+    """The first message: versions and process."""
 
     protocol: int
     version: str
@@ -102,13 +102,13 @@ class Loading(WireMessage):
 
 
 class EngineReady(WireMessage):
-    """The model can be asked."""
+    """The model is loaded."""
 
     info: ModelInfo
 
 
 class Failed(WireMessage):
-    """An error by its class's name; of a job, or of loading (id 0)."""
+    """An error by its class's name, of a job or of loading (id 0)."""
 
     id: int
     kind: str
@@ -119,7 +119,7 @@ class Failed(WireMessage):
 
     @classmethod
     def of(cls, id: int, error: BaseException) -> Failed:
-        """Name an error. One of our own mistakes keeps its details on the engine's stderr."""
+        """Return an error's message. An internal error keeps its details on the engine's stderr."""
         if not isinstance(error, FreeholdError):
             traceback.print_exception(error)
             return cls(id, "FreeholdError", f"internal error: {type(error).__name__}", "see the server's log")
@@ -141,14 +141,14 @@ class Failed(WireMessage):
 
 
 class Began(WireMessage):
-    """A job was taken in."""
+    """A job was accepted."""
 
     id: int
     begin: Begin
 
 
 class Piece(WireMessage):
-    """What an answer gained; its last one carries finish_reason."""
+    """A chunk of an answer; the last one carries finish_reason."""
 
     id: int
     index: int
@@ -156,7 +156,7 @@ class Piece(WireMessage):
 
 
 class CallReply(WireMessage):
-    """The value a call asked for."""
+    """The value of a call."""
 
     id: int
     value: Any
@@ -166,7 +166,7 @@ Event = Began | Piece | Failed | CallReply
 
 
 class Frame(WireMessage):
-    """What one step gave, for all streams."""
+    """The events of one step, for all streams."""
 
     events: list[Event]
     stats: EngineStats | None = None
@@ -177,7 +177,7 @@ FromEngine = Hello | Loading | EngineReady | Failed | Frame
 
 
 class BadFrame(Exception):
-    """The other end sent what is no message; the connection ends."""
+    """The other end sent an invalid message; the connection ends."""
 
 
 class Writer:
@@ -188,7 +188,7 @@ class Writer:
         self._buffer = bytearray()
 
     def frame(self, message: WireMessage) -> bytes:
-        """Return the bytes to send. Raises UsageError for a value msgpack has no form for, or too much of it."""
+        """Return the bytes to send. Raises UsageError for a value that msgpack cannot encode, or a frame too large."""
         try:
             self._encoder.encode_into(message, self._buffer, HEAD)
         except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as e:
@@ -201,7 +201,7 @@ class Writer:
         return bytes(self._buffer)
 
     def raw(self, value: object) -> msgspec.Raw:
-        """Encode a value that the other end reads apart. Raises UsageError as `frame` does."""
+        """Encode a value that the other end decodes separately. Raises UsageError as `frame` does."""
         try:
             return msgspec.Raw(self._encoder.encode(value))
         except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as e:
@@ -209,14 +209,14 @@ class Writer:
 
 
 class Reader:
-    """Turns bytes as they come into messages of the types `expected`."""
+    """Turns received bytes into messages of the types `expected`."""
 
     def __init__(self, expected: Any) -> None:
         self._decoder = msgspec.msgpack.Decoder(expected, dec_hook=_rich)
         self._held = bytearray()
 
     def push(self, data: bytes) -> list[Any]:
-        """Return the messages that became whole. Raises BadFrame."""
+        """Return the messages completed by `data`. Raises BadFrame."""
         if self._held:
             self._held += data
             data = bytes(self._held) if self._whole() else b""
@@ -244,11 +244,11 @@ class Reader:
         try:
             return self._decoder.decode(payload)
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as e:
-            raise BadFrame(f"a frame that is no message: {e}") from e
+            raise BadFrame(f"a frame that is not a message: {e}") from e
 
 
 def decode(raw: msgspec.Raw, kind: Any) -> Any:
-    """Read a value that came apart; UsageError names the field that is wrong."""
+    """Decode a value that was encoded separately; UsageError names the field that is wrong."""
     try:
         return msgspec.msgpack.decode(raw, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as e:
@@ -256,7 +256,7 @@ def decode(raw: msgspec.Raw, kind: Any) -> Any:
 
 
 def read(value: object, kind: Any) -> Any:
-    """Read a value that came as an argument of a call; UsageError names the field that is wrong."""
+    """Convert an argument of a call; UsageError names the field that is wrong."""
     try:
         return msgspec.convert(value, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as e:

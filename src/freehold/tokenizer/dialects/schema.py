@@ -1,6 +1,7 @@
 """What a schema says to those who write by it: the types of raw text, and that no other properties are meant.
 
-Knows JSON schema; knows no dialect and no grammar. Path: grammar.lark, Holds.constraint -> closed; readers -> typed
+Knows JSON schema; knows no dialect and no grammar.
+Path: grammar.lark, ConstraintBuilder.constraint -> closed; readers -> typed
 """
 
 from __future__ import annotations

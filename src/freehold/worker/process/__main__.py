@@ -74,7 +74,7 @@ class Process:
         self._packs = asked.packs if kv_type in (None, "f16") and not threads and not asked.draft else None
         self._intake = Intake(model, jobs, self._channel)
         gc.collect()
-        gc.freeze()  # what loading made lives as long as we do
+        gc.freeze()  # what loading made lives as long as the process
         self._channel.send(EngineReady(model.info))
         while True:
             try:
@@ -85,12 +85,12 @@ class Process:
             jobs.deliver(stepped)
 
     def _report(self) -> Callable[[int, int], None]:
-        told = 0.0
+        reported = 0.0
 
         def report(done: int, total: int) -> None:
-            nonlocal told
-            if (now := time.monotonic()) - told >= LOADING_S or done == total:
-                told = now
+            nonlocal reported
+            if (now := time.monotonic()) - reported >= LOADING_S or done == total:
+                reported = now
                 self._channel.send(Loading(done, total))
 
         return report
@@ -108,7 +108,7 @@ class Process:
         except BadFrame as e:
             self._channel.send(Failed(0, "EngineLost", f"the server sent {e}"))
         except OSError:
-            pass  # a server that was killed: as good as its end of file
+            pass  # the server was killed, which ends the process as its end of file does
         self._leave()
 
     def _first(self, message: FromServer) -> None:
@@ -117,7 +117,7 @@ class Process:
         self._open.put(message)
 
     def _leave(self) -> None:
-        """End the process: give what is being written to disk a moment, and computing none."""
+        """End the process: wait shortly for writes to disk, and for no computation."""
         if self._model is not None:
             threading.Timer(LEAVE_S, os._exit, (0,)).start()
             with suppress(Exception):
@@ -136,7 +136,7 @@ class Process:
 
 
 def load(asked: Open, report: Callable[[int, int], None]) -> HostedModel:
-    """Open what the server asked for."""
+    """Open the model that the server named."""
     if (asked.protocol, asked.version) != (PROTOCOL, __version__):
         raise EngineLost(
             f"the server is freehold {asked.version} (protocol {asked.protocol}) and its engine process "
@@ -164,7 +164,7 @@ def main() -> None:
         file.write(str(OOM_SCORE))
     try:
         Process(socket.socket(fileno=int(sys.argv[1]))).run()
-    except BaseException as e:  # a mistake of ours: the server starts another process, which goes on
+    except BaseException as e:  # an internal error: the server starts another process, which goes on
         traceback.print_exception(e)
     os._exit(1)
 

@@ -47,11 +47,11 @@ class Intake:
     def __init__(self, model: HostedModel, jobs: LiveJobs, channel: Channel) -> None:
         self._model, self._jobs, self._channel = model, jobs, channel
         self._long_jobs = IntakeQueue[Submit]("intake", 2, lambda job: self._start([job]))
-        # A request's own template may run to its limit, and holds up none but such requests.
+        # A request's own template may run to its limit, and delays only such requests.
         self._templated = IntakeQueue[Submit]("template", 1, lambda job: self._start([job]))
-        # A long text never keeps a short one waiting, and neither keeps a prompt or a format.
+        # A long text delays no short one, and neither delays a prompt or a format.
         self._calls, self._long_calls = (IntakeQueue("tokens", 1, self._answer) for _ in range(2))
-        # One for each priority: a batch that holds all threads of the only one would hold up everybody.
+        # One for each priority: a batch that holds all threads of a shared one would delay every request.
         self._embedding, self._batch = (IntakeQueue("embed", EMBEDDING, self._answer) for _ in range(2))
 
     def take(self, messages: list[FromServer]) -> None:
@@ -85,10 +85,10 @@ class Intake:
             work.cancel(id)
 
     def _work_for(self, message: Submit) -> IntakeQueue[Submit] | None:
-        """Return the threads that take a job in, or None for one that takes no time."""
+        """Return the queue that prepares a job, or None for one that takes no time."""
         try:
             peek = decode(message.job, _Peek)
-        except UsageError:  # it is read again, and then refused
+        except UsageError:  # it is decoded again, and then refused
             return None
         if peek.template:
             return self._templated
@@ -162,7 +162,7 @@ class Intake:
 
 @dataclass(frozen=True)
 class _Peek:
-    """What tells beside its size whether a job takes long to take in."""
+    """The fields that decide, beside its size, whether a job takes long to prepare."""
 
     format: object = None
     template: str = ""

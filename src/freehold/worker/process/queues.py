@@ -1,8 +1,8 @@
-"""Threads for what takes long to take in: each kind of work has its own, and what is cancelled leaves or stops.
+"""Queues with threads of their own, one for each kind of work that takes long to prepare.
 
-Knows ids, messages and threads; knows no model. A request that waits is held here alone, so a cancelled one is
-forgotten with its text; one that runs ends at its next check (stopping.py).
-Path: process.Intake -> IntakeQueue.put -> a thread -> Intake's own method
+Knows ids, messages and threads; knows no model. A waiting request is held here alone, so that cancelling
+one frees its text; one that runs ends at its next check (stopping.py).
+Path: Intake.take -> IntakeQueue.put -> Intake._start or Intake._answer
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ T = TypeVar("T")
 
 
 class IntakeQueue(Generic[T]):
-    """Messages that wait for one of `threads`, or have one; `run` is called with each in turn."""
+    """Messages that wait for one of `threads`, or are run by one; `run` is called with each."""
 
     def __init__(self, name: str, threads: int, run: Callable[[T], None]) -> None:
         self._pool, self._run = ThreadPoolExecutor(threads, f"freehold-{name}"), run
         self._live: dict[int, T] = {}
 
     def put(self, id: int, message: T) -> None:
-        """Have a message worked on."""
+        """Queue a message."""
         self._live[id] = message
         self._pool.submit(self._work, id)
 
     def cancel(self, id: int) -> None:
-        """Forget a message that waits, and stop the work on one that does not. Harmless for any other id."""
+        """Drop a message that waits, or stop its work. Harmless for any other id."""
         self._live.pop(id, None)
 
     def _work(self, id: int) -> None:

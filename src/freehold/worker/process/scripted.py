@@ -1,8 +1,8 @@
 """A model that computes nothing: the engine process's own path, to be measured and tested without weights.
 
-Knows jobs and the face of an LLM; knows no engine. Token k of answer i is a number made from the seed and the
-place, so that an answer resumed is the answer that would have been.
-Path: process.load -> ScriptedModel.start, pump -> Piece
+Knows jobs and HostedModel; knows no engine. Token k of answer i follows from the seed and the position, so
+that a resumed answer equals one that was never interrupted.
+Path: Process.run -> load -> ScriptedModel.start, ScriptedModel.pump -> Piece
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ScriptedModel:
 
     @property
     def stats(self) -> EngineStats:
-        """Count as an engine does."""
+        """Statistics as an engine counts them."""
         return EngineStats(
             steps=self._steps,
             running=len(self._live),
@@ -77,7 +77,7 @@ class ScriptedModel:
         )
 
     def start(self, job: Job) -> ScriptedJob:
-        """Take a job in; its prompt has a token a word."""
+        """Prepare a job; its prompt has a token for each word."""
         if (job.messages is None) == (job.prompt is None):
             raise UsageError("a job is a chat or a prompt")
         words = min(job.max_tokens or self._script.words, self._script.words)
@@ -88,14 +88,14 @@ class ScriptedModel:
         return self._script.poison_at if self._script.poison and job.prompt == self._script.poison else -1
 
     def enter(self, answer: ScriptedJob) -> None:
-        """Let the steps have it."""
+        """Add an answer to the steps."""
         with self._turn:
             self._live.append(answer)
             self._prompts += answer.prompt_tokens
             self._turn.notify()
 
     def leave(self, answer: ScriptedJob) -> None:
-        """Take it away from the steps."""
+        """Remove an answer from the steps."""
         with self._turn:
             if answer in self._live:
                 self._live.remove(answer)
@@ -127,19 +127,19 @@ class ScriptedModel:
             self._turn.notify_all()
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """Give each word a number."""
+        """Return a number for each word."""
         return [sum(word.encode()) % VOCAB for word in text.split()]
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Spell numbers."""
+        """Return a word for each id, as text."""
         return "".join(f" w{id}" for id in ids)
 
     def token_texts(self, ids: Sequence[int]) -> list[bytes]:
-        """Spell each number."""
+        """Return a word for each id."""
         return [f" w{id}".encode() for id in ids]
 
     def render(self, messages: Sequence[Message], think: bool | None, turn: Turn = "new") -> list[int]:
-        """Number all words of a chat."""
+        """Return the ids of all words of a chat."""
         return [id for m in messages for id in self.tokenize(m.content)]
 
     def count(self, job: Job) -> int:
@@ -147,19 +147,19 @@ class ScriptedModel:
         return len(self.render(job.messages or (), None))
 
     def template(self) -> dict[str, Any]:
-        """There is none."""
+        """There is no template."""
         return {}
 
     def add_adapter(self, name: str, path: str) -> ModelInfo:
-        """Refuse: there is nothing to adapt."""
+        """Refuse: a script has no weights."""
         raise UsageError("a script has no adapters")
 
     def remove_adapter(self, name: str) -> ModelInfo:
-        """Refuse, as there can be none."""
+        """Refuse: a script has no adapters."""
         raise UsageError("a script has no adapters")
 
     def embed_job(self, job: EmbedJob) -> ScriptedVectors:
-        """Point somewhere by a text's first number."""
+        """Return a direction that follows from a text's first id."""
         ids = [self.tokenize(text) if isinstance(text, str) else list(text) for text in job.texts]
         turns = np.array([each[0] if each else 0 for each in ids], np.float64)
         vectors = np.stack([np.cos(turns), np.sin(turns)], axis=1).astype(np.float32)
@@ -168,7 +168,7 @@ class ScriptedModel:
 
 @dataclass(frozen=True, slots=True)
 class ScriptedVectors:
-    """What texts became."""
+    """Embeddings of texts."""
 
     vectors: NDArray[np.float32]
     tokens: tuple[int, ...]
@@ -176,7 +176,7 @@ class ScriptedVectors:
 
 
 class ScriptedJob:
-    """One job's answers, all as far as each other."""
+    """One job's answers, which advance together."""
 
     def __init__(self, model: ScriptedModel, job: Job, words: int, context: int) -> None:
         self._model, self.words = model, words

@@ -1,4 +1,4 @@
-"""A random model held to calls, and to a budget of thinking: the whole way but for real weights."""
+"""A random model constrained to calls and to a budget of thinking: the whole way but for real weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import freehold
 from freehold import LLM
 from freehold.errors import UsageError
-from freehold.local.holding import Holds
+from freehold.local.constraints import ConstraintBuilder
 from freehold.local.prompt import Prompt, Prompter
 from freehold.local.text import AnswerDelta, AnswerText
 from freehold.serving import Job
@@ -148,7 +148,7 @@ def test_schemas_that_no_grammar_can_hold_are_a_warning_in_auto_and_an_error_in_
     strange = Tool("strange", "", {"type": "object", "properties": {"a": {"$ref": "http://example.com/a"}}})
     told = "the parameters of tool 'strange': "
     begun = llm.start(replace(JOB, tools=(PICK, strange), tool_choice="auto")).begin
-    assert begun is not None and f"not held to the tools' schemas: {told}" in begun.warnings[0]
+    assert begun is not None and f"not constrained by the tools' schemas: {told}" in begun.warnings[0]
     for change in ({}, {"tool_choice": "auto", "format": Format("json")}):
         with pytest.raises(UsageError, match=rf"^{told}(?!at \d).*example"):
             llm.start(replace(JOB, tools=(PICK, strange), **change))
@@ -219,7 +219,7 @@ def test_info_tells_what_the_template_can(llm: LLM):
 
 def test_control_tokens_are_spelled_by_their_ids(llm: LLM):
     eos = llm._tokenizer.added_id("<|im_end|>")
-    assert llm._holds._spell("a<|im_end|>b\n") == f'"a" <[{eos}]> "b\\n"'
+    assert llm._constraints._spell("a<|im_end|>b\n") == f'"a" <[{eos}]> "b\\n"'
     assert Prompt([], dialect=dialect_of("[TOOL_CALLS]")).dialect is not None
 
 
@@ -301,7 +301,7 @@ VOCABULARIES = {
 def by_chance(family: str, tokenizer: Tokenizer, job: Job, seed: int, begun: str = "") -> list[AnswerDelta]:
     """Draw an answer of any tokens that may come, and return what is read of it up to where it is free."""
     prompt = Prompter(tokenizer, families.template(family), "tiny", 1 << 20).prompt(job)
-    constraint, left = Holds(tokenizer, "tiny").constraint(job, prompt)
+    constraint, left = ConstraintBuilder(tokenizer, "tiny").constraint(job, prompt)
     assert constraint is not None and not left
     matcher, random = constraint.matcher(tokenizer.eos_ids), Random(seed)
     answer, said = AnswerText(tokenizer, prompt, (), name_call=str), []

@@ -1,7 +1,7 @@
-"""What an answer is held to: a format, calls of tools, a budget of thinking.
+"""Constraints on an answer: a format, tool calls, a budget of thinking tokens.
 
 Knows dialects and grammars, and what a job asks; knows no step.
-Path: LLM._prepared -> Holds.constraint -> LocalJob -> ConstraintMatcher
+Path: LLM._prepared -> ConstraintBuilder.constraint -> LocalJob -> ConstraintMatcher
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from freehold.tokenizer.dialects.schema import closed
 from freehold.types import Format, Tool
 
 
-class Holds:
+class ConstraintBuilder:
     """Makes constraints for one model."""
 
     def __init__(self, tokenizer: Tokenizer, name: str) -> None:
@@ -31,7 +31,7 @@ class Holds:
         self._grammars = Grammars(tokenizer)
 
     def constraint(self, job: Job, prompt: Prompt) -> tuple[Constraint | None, tuple[str, ...]]:
-        """Return what the job's answers are held to, and what could not be, in words. Raises UsageError."""
+        """Return the constraint of a job's answers, and warnings about what cannot be enforced. Raises UsageError."""
         grammar, triggers, left = self._text(job, prompt)
         tags = None if job.think is False else prompt.tags
         budget = job.think_tokens
@@ -42,17 +42,17 @@ class Holds:
         return Constraint(grammar, self._tokenizer, tags, prompt.inside, triggers, budget), left
 
     def _text(self, job: Job, prompt: Prompt) -> tuple[Grammar | None, tuple[Trigger, ...], tuple[str, ...]]:
-        """Return what the text is held to from its beginning, or from where on, and what could not be."""
+        """Return the grammar of the whole text, or of what follows a trigger, and warnings about the rest."""
         try:
             return (*self._led(job, prompt), ())
         except UsageError as e:
             named = self._named(e, job, prompt)
             if job.format is None and job.tool_choice != "required":
-                return None, (), (f"calls are not held to the tools' schemas: {named.message}",)
+                return None, (), (f"calls are not constrained by the tools' schemas: {named.message}",)
             raise named from e
 
     def _named(self, error: UsageError, job: Job, prompt: Prompt) -> UsageError:
-        """Return the error with the name of the tool that raises one alone; it is the format's where none does."""
+        """Return the error with the name of the tool that raises one alone; else the format's error."""
         for tool in prompt.tools:
             if job.tool_name in ("", tool.name):
                 try:
@@ -68,7 +68,7 @@ class Holds:
             formats = [_closed(job.format)] if job.format is not None else []
         elif job.tool_choice == "required":
             formats = [self._calls(job, prompt, prompt.dialect.form)]
-        elif job.format is not None:  # calls or the text, as the model likes
+        elif job.format is not None:  # calls or the text, as the model chooses
             bare = prompt.dialect.bare
             forms = [prompt.dialect.form, *([bare] if bare else [])]
             formats = [*(self._calls(job, prompt, form) for form in forms), _closed(job.format)]
@@ -79,7 +79,7 @@ class Holds:
     def _calls(self, job: Job, prompt: Prompt, form: Form) -> Format:
         """Return the format of an answer that is calls and nothing else."""
         tools = [tool for tool in prompt.tools if job.tool_name in ("", tool.name)]
-        many = job.parallel_tool_calls and not job.tool_name  # who names one wants one call of it
+        many = job.parallel_tool_calls and not job.tool_name  # a named tool is called once
         return Format("lark", lark(form, tools, self._spell, many=many))
 
     def _triggers(self, job: Job, tools: tuple[Tool, ...], dialect: Dialect) -> Iterator[Trigger]:
@@ -106,7 +106,7 @@ class Holds:
 
 
 def _what(error: UsageError) -> str:
-    """Return what is wrong, without the place in a grammar that nobody wrote."""
+    """Return what is wrong, without the position in a grammar that the caller did not write."""
     return re.sub(r"^format: (at \d+\(\d+\): )?", "", error.message)
 
 
