@@ -416,7 +416,7 @@ def test_time_limit_ends_an_answer_and_frees_its_blocks(engine: Engine, monkeypa
             time.sleep(0.03)
     assert engine.stats().blocks_live == 0
     assert engine._speculation is not None and not engine._speculation._drafts
-    monkeypatch.setattr(engine._scheduler, "wait", lambda request, entered: 100.0)
+    monkeypatch.setattr(engine._scheduler.wait, "seconds", lambda request, entered: 100.0)
     with pytest.raises(DeadlineExceeded, match="the wait is about 100"):
         engine.generate(PROMPT, WARM, deadline_s=5.0).start()
 

@@ -259,7 +259,7 @@ def test_batch_work_gets_a_turn_under_any_load():
     world = warm(blocks=4000)
     batch = world.add(50, answer=10, priority="batch")
     while world.logs[batch].ended == inf:
-        if world.scheduler.live < 6:
+        if len(world.scheduler.live) < 6:
             world.add(4000, answer=5)
         world.step()
         assert world.now < 15 * (AGE_S + 1)
@@ -273,7 +273,7 @@ def test_interactive_work_takes_blocks_from_batch_work_which_ends_all_the_same()
     world.run(1.5)
     assert world.logs[answer].first < 1.0
     world.finish()
-    assert all(world.logs[seq].ended < inf for seq in batch) and world.scheduler.preemptions
+    assert all(world.logs[seq].ended < inf for seq in batch) and world.scheduler.preemption.count
 
 
 # --- the same prefix ---------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_older_sequence_takes_blocks_from_the_youngest_which_starts_again():
     world = World(blocks=6)
     old, young = world.add(60, answer=80), world.add(60, answer=80)
     world.finish()
-    assert world.scheduler.preemptions > 0 == old.preempted
+    assert world.scheduler.preemption.count > 0 == old.preempted
     assert len(young.tokens) == 140 and world.blocks.live == 0
 
 
@@ -339,7 +339,7 @@ def test_two_that_do_not_fit_together_do_not_take_turns_in_starting_again():
     for _ in range(4):
         world.add(200, answer=1000)
     world.finish()
-    assert world.scheduler.preemptions <= 4 * 5
+    assert world.scheduler.preemption.count <= 4 * 5
     assert world.tokens_computed < 4 * 1200 * 2
 
 
@@ -361,7 +361,7 @@ def test_small_requests_pass_one_that_finds_no_room_but_not_for_ever():
     world.run(1.0)
     big = world.add(2000, answer=10)
     while world.logs[big].first == inf:
-        if world.scheduler.live < 12:
+        if len(world.scheduler.live) < 12:
             world.add(100, answer=100)
         world.step()
         assert world.now < 60
@@ -372,7 +372,7 @@ def test_request_that_fills_the_pool_is_served_under_any_load():
     world = warm(blocks=64)
     big = world.add(1500, answer=500)
     while world.logs[big].ended == inf:
-        if world.scheduler.live < 20:
+        if len(world.scheduler.live) < 20:
             world.add(300, answer=200)
         world.step()
         assert world.now < 300
@@ -410,7 +410,7 @@ def test_expected_wait_is_about_what_the_next_one_waits():
         world.add(1000, answer=5)
     for _ in range(10):
         world.step()
-    expected = world.scheduler.wait()
+    expected = world.scheduler.wait.seconds()
     last = world.add(1500, answer=1)  # the longest, so that all others go before
     world.finish()
     first = world.logs[last].first
@@ -421,7 +421,7 @@ def test_wait_told_before_anything_was_measured_is_no_shorter_than_the_truth():
     world = World(blocks=10_000, assumed_token_s=3 * TOKEN_S)
     seqs = [world.add(256, answer=1) for _ in range(20)]
     world.step()
-    expected = world.scheduler.wait()
+    expected = world.scheduler.wait.seconds()
     world.finish()
     truth = max(world.logs[s].first for s in seqs)
     assert truth <= expected < 4 * truth
@@ -438,7 +438,7 @@ def test_request_whose_turn_is_first_is_told_no_wait(others: Priority, prompt: i
     for _ in range(3):
         world.step()
     asked = Request((1,) * prompt, SamplingParams(), 0, 1, tenant=tenant)
-    assert world.scheduler.wait(asked) == 0.0 and world.scheduler.wait() > 5.0
+    assert world.scheduler.wait.seconds(asked) == 0.0 and world.scheduler.wait.seconds() > 5.0
 
 
 def test_cancelled_sequence_gives_its_blocks_back_at_once():

@@ -85,7 +85,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def books_balance(self) -> None:
-        live = self.world.scheduler._live
+        live = self.world.scheduler.live
         held = {block for seq in live for block in seq.block_table}
         assert len(held) == self.world.blocks.live
         assert all(len(seq.block_table) <= blocks_for(len(seq.tokens)) for seq in live)
@@ -96,7 +96,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if hasattr(self, "world"):
             self.go_on_taking()
             self.world.finish()
-            assert self.world.blocks.live == 0 and self.world.scheduler.running == 0
+            assert self.world.blocks.live == 0 and self.world.scheduler.live.running == 0
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

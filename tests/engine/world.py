@@ -160,4 +160,4 @@ class World:
             if not self.scheduler.live:
                 return
             self.step()
-        raise AssertionError(f"{self.scheduler.live} sequences never ended")
+        raise AssertionError(f"{len(self.scheduler.live)} sequences never ended")

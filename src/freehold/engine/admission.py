@@ -32,7 +32,7 @@ class Admission:
     @property
     def expected_wait_s(self) -> float:
         """Seconds until a request that came now would begin."""
-        return self._scheduler.wait(entered=list(self._entered))
+        return self._scheduler.wait.seconds(entered=list(self._entered))
 
     def enter(self, seq: Sequence) -> None:
         """Let a sequence into the next step's schedule. Raises Overloaded, DeadlineExceeded."""
@@ -49,12 +49,12 @@ class Admission:
 
     def _check(self, request: Request) -> None:
         entered = [s for s in list(self._entered) if s.request.priority in ("interactive", request.priority)]
-        count, tokens = self._scheduler.queued(request.priority)
+        count, tokens = self._scheduler.live.queued(request.priority)
         count, tokens = count + len(entered), tokens + sum(len(s.tokens) for s in entered)
         limits = self._exceeded(count, tokens, request)
         if not limits and request.deadline is None:
             return
-        wait = self._scheduler.wait(request, entered)
+        wait = self._scheduler.wait.seconds(request, entered)
         if limits:
             raise Overloaded(
                 f"waiting requests: {count:,}, with {tokens:,} tokens; the limit is {' and '.join(limits)}",

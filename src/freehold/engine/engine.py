@@ -139,14 +139,12 @@ class Engine:
         self._emitter = Emitter(model, self._counts)
         self._lifetime = Lifetime(model.name)
         self._step_lock = threading.Condition(threading.Lock())
-        self._advancing: deque[Sequence] = (
-            deque()
-        )  # of threads that want the step lock, or hold it, in `advance`
+        # Sequences whose threads, in `advance`, hold the step lock or wait for it.
+        self._advancing: deque[Sequence] = deque()
         self._cancelled: deque[Sequence] = deque()
         self._pumped = False  # one thread computes all steps
-        self._wakeup = (
-            threading.Event()
-        )  # set when a sequence enters or leaves, cleared before a step looks for them
+        # Set when a sequence enters or is cancelled, cleared before a step that takes it in.
+        self._wakeup = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -184,13 +182,13 @@ class Engine:
         """Return counters and the state after the latest step; any thread may call it."""
         blocks = self._blocks
         return self._counts.stats(
-            running=self._scheduler.running,
-            waiting=self._scheduler.waiting + len(self._admission),
+            running=self._scheduler.live.running,
+            waiting=self._scheduler.live.waiting + len(self._admission),
             blocks=blocks.count,
             blocks_live=blocks.live,
             blocks_cached=blocks.cached,
             disk_tokens=blocks.disk_tokens,
-            preemptions=self._scheduler.preemptions,
+            preemptions=self._scheduler.preemption.count,
             expected_wait_s=self._admission.expected_wait_s,
         )
 

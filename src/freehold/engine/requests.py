@@ -86,7 +86,7 @@ class Requests:
             frozenset(stop_ids),
             logprobs,
             constraint=constraint,
-            **_shared(**sharing),
+            **_shared(sharing),
         )
 
     def prefill(
@@ -103,7 +103,7 @@ class Requests:
             max_tokens=1,
             sink=sink,
             hidden=hidden,
-            **_shared(**sharing),
+            **_shared(sharing),
         )
 
     def sequence(
@@ -150,23 +150,12 @@ def check_vocabulary(ids: Ordered[int], model: LoadedModel) -> None:
         raise UsageError(f"{wrong} is not a token of {model.name}; ids are 0 to {model.vocab - 1}")
 
 
-def _shared(
-    priority: Priority = "interactive",
-    tenant: str = "",
-    deadline_s: float | None = None,
-    admitted: bool = False,
-    adapter: Adapter | None = None,
-) -> dict[str, Any]:
-    """Return the fields of a Request that `Sharing` stands for."""
+def _shared(sharing: Sharing) -> dict[str, Any]:
+    """Return the fields of a Request that `sharing` stands for."""
+    fields: dict[str, Any] = {**sharing}
+    priority, deadline_s = sharing.get("priority", "interactive"), fields.pop("deadline_s", None)
     if priority not in get_args(Priority):
         raise UsageError(f"priority is {priority!r}; expected {' or '.join(get_args(Priority))}")
     if deadline_s is not None and not deadline_s > 0:
         raise UsageError(f"the time limit is {deadline_s} s; expected more than 0")
-    deadline = None if deadline_s is None else time.monotonic() + deadline_s
-    return {
-        "priority": priority,
-        "tenant": tenant,
-        "deadline": deadline,
-        "admitted": admitted,
-        "adapter": adapter,
-    }
+    return fields | {"deadline": None if deadline_s is None else time.monotonic() + deadline_s}

@@ -9,7 +9,7 @@ Path: Engine.step -> Scheduler.schedule -> ModelRunner.run -> Scheduler.learn ->
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from freehold.engine.cache.blocks import BlockManager, blocks_for
@@ -21,8 +21,7 @@ from freehold.engine.schedule.preemption import Preemption
 from freehold.engine.schedule.prefixes import SharedPrefixes
 from freehold.engine.schedule.shares import Shares
 from freehold.engine.schedule.wait import RemainingPrefill, WaitEstimate
-from freehold.engine.sequence import Request, Sequence
-from freehold.types import Priority
+from freehold.engine.sequence import Sequence
 
 OLDEST_SHARE = 0.25  # of a step's room for prefill: the oldest prompt has a quarter of the speed at least
 AGE_S = 1.0  # batch work that was not scheduled for so long goes first for one step,
@@ -58,63 +57,35 @@ class Scheduler:
         self._clock = clock
         self.budget = Budget(max_num_batched_tokens, target_itl_s, assumed_token_s)
         self._shares = Shares()
-        self._live = LiveSequences()
+        self.live = LiveSequences()
         self._batch: dict[Sequence, ScheduledChunk] = {}  # the step under construction
-        self._preemption = Preemption(self._live, blocks, self._batch)
-        self._prefixes = SharedPrefixes(self._live, blocks)
-        self._wait = WaitEstimate(self._live, self.budget, self._shares)
+        self.preemption = Preemption(self.live, blocks, self._batch)
+        self._prefixes = SharedPrefixes(self.live, blocks)
+        self.wait = WaitEstimate(self.live, self.budget, self._shares)
         self._now = 0.0  # when the step under construction was begun
         self._background_at = (
-            0.0  # when prefill of batch work was last scheduled: many that wait share one turn
+            0.0  # when batch work's prefill was last scheduled: those that wait share one turn
         )
         self._active = 0  # sequences that hold blocks and whose readers keep up
         self._loading = False  # a sequence takes blocks from disk
         self._full = False  # no token of the next prompt fits into the step
         self._owed_s = 0.0  # seconds of prefill that the oldest prompt is owed
 
-    @property
-    def live(self) -> int:
-        """Sequences that have not ended."""
-        return len(self._live)
-
-    @property
-    def running(self) -> int:
-        """Sequences that hold blocks."""
-        return self._live.running
-
-    @property
-    def waiting(self) -> int:
-        """Sequences that hold no block."""
-        return self._live.waiting
-
-    @property
-    def preemptions(self) -> int:
-        """How often a sequence lost its blocks to another."""
-        return self._preemption.count
-
-    def queued(self, priority: Priority) -> tuple[int, int]:
-        """Return how many sequences wait that may go before one of `priority`, and their tokens."""
-        return self._live.queued(priority)
-
-    def wait(self, request: Request | None = None, entered: Iterable[Sequence] = ()) -> float:
-        """Return the seconds until `request` would begin, or one behind all others (None); see WaitEstimate."""
-        return self._wait.seconds(request, entered)
-
     def add(self, seq: Sequence) -> None:
         """Add a sequence; it gets blocks when it is first scheduled."""
-        self._live.add(seq, self._clock())
+        self.live.add(seq, self._clock())
         self._shares.enter(seq.request.tenant)
 
     def remove(self, seq: Sequence, keep: bool = True) -> None:
         """Drop a sequence that ended or was cancelled; `keep`: its full blocks stay cached while there is room."""
-        if seq in self._live:
-            self._live.remove(seq)
+        if seq in self.live:
+            self.live.remove(seq)
             self._shares.leave(seq.request.tenant)
             (self._blocks.retire if keep else self._blocks.release)(seq)
 
     def expired(self) -> list[Sequence]:
         """Return the sequences whose deadline has passed."""
-        return self._live.expired(self._clock()) if self._live.has_deadlines else []
+        return self.live.expired(self._clock()) if self.live.has_deadlines else []
 
     # --- the step ----------------------------------------------------------------------------------
 
@@ -156,7 +127,7 @@ class Scheduler:
         decodes = [chunk for chunk in batch if chunk.decodes]
         chunks = [chunk for chunk in batch if not chunk.decodes]
         prefills = [Prefill(chunk.first, chunk.count, chunk.seq.request.all_logits) for chunk in chunks]
-        self._wait.stepped(seconds)
+        self.wait.stepped(seconds)
         drafted = sum(len(chunk.draft) for chunk in batch)
         share = self.budget.learn(len(decodes), prefills, drafted, seconds)
         for group, part in ((decodes, share), (chunks, 1.0 - share)):
@@ -166,12 +137,12 @@ class Scheduler:
                 if chunk.last and not chunk.seq.prefilled:
                     chunk.seq.prefilled = True
                     prefilled.append(chunk.seq)
-                    self._wait.began()
+                    self.wait.began()
         return prefilled
 
     def _ready(self) -> tuple[Runnable, Runnable]:
         """Sort the sequences that can go on into those that go first and the others."""
-        now, live = self._now, self._live
+        now, live = self._now, self.live
         first, rest = Runnable(), Runnable()
         ahead: list[RemainingPrefill] = []
         self._active = 0
@@ -191,11 +162,11 @@ class Scheduler:
                 continue
             turn = rest if background and now - max(seq.scheduled_at, background_at) <= AGE_S else first
             turn.prompts.append(seq)
-            ahead.append(self._wait.remaining(seq))
+            ahead.append(self.wait.remaining(seq))
             turn.newcomers += not seq.prefilled and ahead[-1].seconds <= BRIEF_S
         decodes = len(first.decodes) + len(rest.decodes)
         burst = first.newcomers if first.prompts else rest.newcomers
-        self._wait.update(ahead, self.budget.slowdown(decodes, burst))
+        self.wait.update(ahead, self.budget.slowdown(decodes, burst))
         return first, rest
 
     # --- newest tokens -----------------------------------------------------------------------------
@@ -259,7 +230,7 @@ class Scheduler:
         if count:
             self._take(seq, done, count)
             budget.spend(done, count, logits)
-            if self._live.is_background(seq):
+            if self.live.is_background(seq):
                 self._background_at = self._now
         return count > 0
 
@@ -268,26 +239,26 @@ class Scheduler:
     def _has_blocks(self, seq: Sequence) -> bool:
         """Make sure all tokens of `seq` have blocks, by preemption if the rules allow it."""
         if not seq.block_table or seq.loading:
-            self._live.count(seq, -1)
+            self.live.count(seq, -1)
             admitted = self._admit(seq)
-            self._live.count(seq, 1)
+            self.live.count(seq, 1)
             return admitted
         blocks, tokens = self._blocks, len(seq.tokens)
         if blocks.grow(seq, tokens):
             return True
         need = blocks.missing(seq, tokens)
-        return self._preemption.make_room(seq, need, self._now, younger=True) and blocks.grow(seq, tokens)
+        return self.preemption.make_room(seq, need, self._now, younger=True) and blocks.grow(seq, tokens)
 
     def _admit(self, seq: Sequence) -> bool:
         """Let a sequence begin if there is room for it and for what the running ones will need soon."""
         blocks = self._blocks
-        others = self.running  # without `seq`, which is not counted meanwhile
+        others = self.live.running  # without `seq`, which is not counted meanwhile
         if not self._may_retry(seq) or self._active >= self.budget.max_decodes():
             return False
         if others and not seq.loading and self._prefixes.provider(seq):
             return False
         younger = self._now - seq.arrived_at > BYPASS_S
-        if not blocks.reserve(seq) and not self._preemption.make_reservable(seq, self._now, younger):
+        if not blocks.reserve(seq) and not self.preemption.make_reservable(seq, self._now, younger):
             return False
         seq.loading = not self._adopt(seq)
         if seq.loading:  # other sequences' steps go on meanwhile
@@ -295,7 +266,7 @@ class Scheduler:
             return False
         need = blocks.missing(seq, len(seq.tokens))
         spare = GROWTH * others + min(GROWTH << seq.preempted, blocks_for(seq.left)) if others else 0
-        fits = need + spare <= blocks.available or self._preemption.make_room(seq, need, self._now, younger)
+        fits = need + spare <= blocks.available or self.preemption.make_room(seq, need, self._now, younger)
         if fits and blocks.grow(seq, len(seq.tokens)):
             self._active += 1
             seq.queue_s = seq.queue_s if seq.preempted else self._now - seq.arrived_at
@@ -308,14 +279,14 @@ class Scheduler:
         """Tell whether anything can have changed since it found no room: a retry costs a walk of the prefix tree."""
         if self._blocks.available > seq.retry_above or self._now > seq.retry_at:
             return True
-        return any(s.pending for s in self._live if s.block_table)
+        return any(s.pending for s in self.live if s.block_table)
 
     def _adopt(self, seq: Sequence) -> bool:
         """Let a sequence begin behind its cached prefix; False if the disk has more of it."""
         parent = seq.parent
         if (
             parent is not None
-            and parent in self._live
+            and parent in self.live
             and parent.num_computed_tokens >= len(parent.request.prompt)
         ):
             self._blocks.fork(parent, seq)

@@ -1,7 +1,7 @@
 """How long a request that came now would wait for its first token.
 
 Knows the prefill still to be computed, its cost and how fast the queue moved lately; knows no block and no clock.
-Path: Scheduler.schedule -> WaitEstimate.update; Admission.enter, Engine.stats -> Scheduler.wait -> WaitEstimate.seconds
+Path: Scheduler.schedule -> WaitEstimate.update; Admission.enter, Engine.stats -> WaitEstimate.seconds
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class WaitEstimate:
         """Note that a sequence gets its first token."""
         self._begins.append(self._queued_s)
 
-    def seconds(self, request: Request | None, entered: Iterable[Sequence]) -> float:
+    def seconds(self, request: Request | None = None, entered: Iterable[Sequence] = ()) -> float:
         """Return the seconds until `request` would begin, or one behind all others (None).
 
         `entered`: sequences that came since the latest step. Where blocks are scarce the queue moves more slowly
