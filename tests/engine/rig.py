@@ -83,7 +83,7 @@ class Rig(Stepper[ModelRunner]):
         window_blocks: int = 0,
         max_num_batched_tokens: int = 512,
     ) -> None:
-        kinds = kinds_beside_full(model.layers, window_blocks, count, max_num_batched_tokens)
+        kinds = kinds_beside_full(model.layers, {"window": window_blocks}, count, max_num_batched_tokens)
         self.blocks = BlockManager(count, kinds)
         self.runner = ModelRunner(model, self.blocks, 512, model.threads)
         self.disk = None

@@ -9,8 +9,9 @@ import pytest
 from freehold import machine
 from freehold.engine import Engine
 from freehold.engine.cache import capacity
-from freehold.engine.cache.capacity import bytes_per_block, choose_context
+from freehold.engine.cache.capacity import CacheBytes, bytes_per_block, choose_context, kinds_beside_full
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
+from freehold.layers import LayerSpec
 from freehold.models.load import LoadedModel
 
 
@@ -86,3 +87,11 @@ def test_processor_quota_limits_threads(tmp_path: Path):
     (tmp_path / "cpu.max").write_text("150000 100000")
     assert machine._cpu_quota(tmp_path) == 1.5
     assert machine.default_threads() >= 1
+
+
+def test_states_take_as_many_bytes_as_blocks_and_four_at_least():
+    sizes = CacheBytes(block=100, window_block=0, least=0, state=1000)
+    assert sizes.places(10) == {"recurrent": 4} and sizes.total(10) == 10 * 100 + 4 * 1000
+    assert sizes.places(200) == {"recurrent": 20} and sizes.total(200) == 2 * 200 * 100
+    layers = [LayerSpec("full", kv_heads=1, head_dim=32), LayerSpec("deltanet", count=3, state=64)]
+    assert [kind.name for kind in kinds_beside_full(layers, sizes.places(10), 10, 512)] == ["recurrent"]

@@ -80,7 +80,7 @@ def test_cache_of_a_windowed_model_takes_less_and_answers_the_same(sliding: Load
     wide = Engine(sliding, context=256, max_num_batched_tokens=16, speculate=False)
     tight = Engine(sliding, context=256, blocks=40, max_num_batched_tokens=16, speculate=False)
     bytes_ = CacheBytes.of(sliding, "f16", 16)
-    assert bytes_.window_blocks(40) == 10 and tight.cache_bytes == bytes_.total(40) < 40 * (
+    assert bytes_.places(40) == {"window": 10} and tight.cache_bytes == bytes_.total(40) < 40 * (
         bytes_.block + bytes_.window_block
     )
     alone = [out.id for out in wide.generate(prompt, GREEDY, max_tokens=60)]

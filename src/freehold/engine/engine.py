@@ -115,15 +115,15 @@ class Engine:
         count = max(blocks or 0, blocks_for(self.context))
         self.threads = pool.size
         self._cache_bytes = CacheBytes.of(model, kv_type, max_num_batched_tokens)
-        windows = self._cache_bytes.window_blocks(count)
-        kinds = kinds_beside_full(model.layers, windows, count, max_num_batched_tokens)
+        places = self._cache_bytes.places(count)
+        kinds = kinds_beside_full(model.layers, places, count, max_num_batched_tokens)
         self._blocks = BlockManager(count, kinds)
         self._runner: ModelRunner | None = ModelRunner(
             model, self._blocks, max_num_batched_tokens, pool, kv_type
         )
         if disk is not None and model.digest:
             pages = KvPages(self._runner.cache)
-            key = dependencies(model, kv_type, windows > 0)
+            key = dependencies(model, kv_type, "window" in places)
             self._blocks.attach(DiskCache(disk, key, pages.nbytes), pages)
         token_s = 2 * model.weights_per_token / (ASSUMED_OPS * pool.size)
         self._scheduler = Scheduler(

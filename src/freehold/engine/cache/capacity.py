@@ -1,32 +1,36 @@
-"""How long a context this machine can carry.
+"""How much memory a cache takes, and how long a context this machine has room for.
 
-Knows bytes a token and available memory; knows no sequence.
-Path: Engine.__init__ -> choose_context
+Knows what layers keep, its bytes and the available memory; knows no sequence.
+Path: Engine.__init__ -> choose_context, CacheBytes.places -> kinds_beside_full
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
 from freehold import _native as native
 from freehold.engine.cache.blocks import blocks_for
 from freehold.engine.cache.contract import CacheKind
+from freehold.engine.cache.recurrent import Recurrent
 from freehold.engine.cache.window import SlidingWindow, quota
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
-from freehold.layers import LayerSpec, longest_window
+from freehold.layers import LayerSpec, longest_window, recurrent_bytes
 from freehold.machine import available_bytes, show_bytes
 from freehold.models.load import LoadedModel
 from freehold.types import KvType
 
-MEMORY_SHARE = 0.5  # of available memory the cache may take when nobody asked for a size
-REQUEST_SHARE = 0.9  # and when somebody did; the rest is for activations and everybody else
+MEMORY_SHARE = 0.5  # of available memory that the cache may take by default
+REQUEST_SHARE = 0.9  # and where the caller names a size; the rest is for activations and other programs
 MOST_BLOCKS = 1 << 26  # KvCache takes no more
 # Window layers have window blocks for this many sequences at least, and one for so many blocks: a cache of many
 # streams holds mostly short ones, whose every position some window sees.
 ROOMS, WINDOW_SHARE = 2, 4
+LEAST_STATES = (
+    4  # of recurrent layers: two sequences and two snapshots; beyond that, as many bytes as blocks take
+)
 MIN_CONTEXT = 256  # below this a chat makes no sense, so it is an error rather than a default
 
 
@@ -40,14 +44,12 @@ def bytes_per_block(model: LoadedModel, kv_type: KvType = "f16") -> int:
 
 @dataclass(frozen=True, slots=True)
 class CacheBytes:
-    """What a cache of so many blocks takes, where window layers have blocks of their own and where not.
-
-    In a short cache they have none: a window and a step's tokens would take more of them than there are blocks.
-    """
+    """What a cache of so many blocks takes."""
 
     block: int  # bytes of a block's pages of layers that see all positions
     window_block: int  # and of those with a window
     least: int  # window blocks below which there are none; 0: no layer has a window
+    state: int = 0  # bytes of one state of all recurrent layers; 0: there are none
 
     @classmethod
     def of(
@@ -57,23 +59,32 @@ class CacheBytes:
         max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
         also: int = 0,
     ) -> CacheBytes:
-        """Ask a cache. `also`: bytes that somebody else, a draft model, keeps of a block."""
-        window = longest_window(model.layers)
+        """Return the sizes for a model. `also`: bytes that a draft model keeps of a block."""
+        window, state = longest_window(model.layers), recurrent_bytes(model.layers)
         if not window:
-            return cls(bytes_per_block(model, kv_type) + also, 0, 0)
+            return cls(bytes_per_block(model, kv_type) + also, 0, 0, state)
         cache = model.new_cache(1, kv_type, slots=1)
-        return cls(
-            cache.bytes_per_block + also, cache.bytes_per_slot, ROOMS * quota(window, max_num_batched_tokens)
-        )
+        least = ROOMS * quota(window, max_num_batched_tokens)
+        return cls(cache.bytes_per_block + also, cache.bytes_per_slot, least, state)
 
-    def window_blocks(self, blocks: int) -> int:
-        """Return the window blocks that go with so many blocks; 0 where all layers keep all of them."""
-        count = max(self.least, blocks // WINDOW_SHARE)
-        return count if self.least and count < blocks else 0
+    def places(self, blocks: int) -> dict[str, int]:
+        """Return the places that go with so many blocks, by kind, full attention apart.
+
+        In a short cache window layers keep all positions in its blocks: a window and a step's tokens would take more
+        window blocks than there are blocks.
+        """
+        found, window_blocks = {}, max(self.least, blocks // WINDOW_SHARE)
+        if self.least and window_blocks < blocks:
+            found[SlidingWindow.name] = window_blocks
+        if self.state:
+            found[Recurrent.name] = max(LEAST_STATES, blocks * self.block // self.state)
+        return found
 
     def total(self, blocks: int) -> int:
-        """Return the bytes of so many blocks, with what window layers keep."""
-        return blocks * self.block + (self.window_blocks(blocks) or blocks) * self.window_block
+        """Return the bytes of so many blocks, with what window and recurrent layers keep beside them."""
+        places = self.places(blocks)
+        windows, states = places.get(SlidingWindow.name, blocks), places.get(Recurrent.name, 0)
+        return blocks * self.block + windows * self.window_block + states * self.state
 
     def blocks(self, room: int) -> int:
         """Return how many blocks so many bytes hold."""
@@ -85,12 +96,15 @@ class CacheBytes:
 
 
 def kinds_beside_full(
-    layers: Iterable[LayerSpec], window_blocks: int, blocks: int, max_num_batched_tokens: int
+    layers: Iterable[LayerSpec], places: Mapping[str, int], blocks: int, max_num_batched_tokens: int
 ) -> list[CacheKind]:
-    """Return the kinds that a model's layers need in a pool of `blocks` blocks, besides full attention."""
-    if not window_blocks:
-        return []
-    return [SlidingWindow(window_blocks, blocks, longest_window(layers), max_num_batched_tokens)]
+    """Return the kinds that have so many places, for a model's layers in a pool of `blocks` blocks."""
+    kinds: list[CacheKind] = []
+    if count := places.get(SlidingWindow.name):
+        kinds.append(SlidingWindow(count, blocks, longest_window(layers), max_num_batched_tokens))
+    if count := places.get(Recurrent.name):
+        kinds.append(Recurrent(count))
+    return kinds
 
 
 def choose_context(
