@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from freehold.evals.samples import Samples, read
-from freehold.evals.trial import FOLDER, Subject, kept, run
+from freehold.evals.trial import FOLDER, TrialModel, kept, run
 from freehold.fake import FakeModel
 from freehold.types import ChatModel
 
-ONE, TWO = Subject("one", "1" * 64), Subject("two", "2" * 64)
+ONE, TWO = TrialModel("one", "1" * 64), TrialModel("two", "2" * 64)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 A file of the data folder holds the answers of one model to one set of cases: evals/SAMPLES-MODEL.jsonl, named by the
 digests of both, readable by its owner alone. A first line says what it is; a line that was cut short is answered
 again. Knows no ranking and prints nothing.
-Path: cli/report/trying -> run -> Result; cli/why -> kept
+Path: cli/report/trying -> run -> TrialResult; cli/why -> kept
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Open = Callable[[str], ChatModel]
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class TrialModel:
     """A model to try: its name, and the digest of its file."""
 
     name: str
@@ -53,10 +53,10 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class TrialResult:
     """A model's marks, in the order of the cases."""
 
-    subject: Subject
+    subject: TrialModel
     answers: tuple[Answer, ...]
 
     @property
@@ -80,13 +80,13 @@ class Kept:
 
 def run(
     samples: Samples,
-    subjects: Iterable[Subject],
+    subjects: Iterable[TrialModel],
     home: Path,
     open_model: Open,
     *,
     judge: str = "",
     on_case: OnCase = lambda model, done, total: None,
-) -> list[Result]:
+) -> list[TrialResult]:
     """Answer every case with every model, greedily, and mark the answers; what is kept is not answered again.
 
     One model is open at a time. `judge` names the model that judges rubrics, after all answers are there.
@@ -120,7 +120,7 @@ def kept(home: Path, digest: str) -> list[Kept]:
     return sorted(found, key=lambda k: k.at, reverse=True)
 
 
-def _answer(samples: Samples, subject: Subject, home: Path, open_model: Open, on_case: OnCase) -> None:
+def _answer(samples: Samples, subject: TrialModel, home: Path, open_model: Open, on_case: OnCase) -> None:
     path = _path(home, samples, subject)
     _, answers = _read(path)
     missing = [c for c in samples.cases if c.digest not in answers]
@@ -153,7 +153,7 @@ def _answered(model: ChatModel, case: Case) -> Answer:
     return Answer(case.digest, text[:_CHARS], mark.passed, mark.why, took, tokens)
 
 
-def _judge(samples: Samples, subjects: list[Subject], home: Path, open_model: Open, judge: str) -> None:
+def _judge(samples: Samples, subjects: list[TrialModel], home: Path, open_model: Open, judge: str) -> None:
     waiting = {s: [c for c, a in _pairs(samples, s, home) if a.passed is None] for s in subjects}
     if not any(waiting.values()):
         return
@@ -168,27 +168,27 @@ def _judge(samples: Samples, subjects: list[Subject], home: Path, open_model: Op
                     write(Answer(old.case, old.text, mark.passed, mark.why, old.seconds, old.tokens))
 
 
-def _pairs(samples: Samples, subject: Subject, home: Path) -> Iterator[tuple[Case, Answer]]:
+def _pairs(samples: Samples, subject: TrialModel, home: Path) -> Iterator[tuple[Case, Answer]]:
     _, answers = _read(_path(home, samples, subject))
     for case in samples.cases:
         yield case, answers.get(case.digest, Answer(case.digest, "", False, "not answered"))
 
 
-def _result(samples: Samples, subject: Subject, home: Path) -> Result:
-    return Result(subject, tuple(answer for _, answer in _pairs(samples, subject, home)))
+def _result(samples: Samples, subject: TrialModel, home: Path) -> TrialResult:
+    return TrialResult(subject, tuple(answer for _, answer in _pairs(samples, subject, home)))
 
 
 # --- files ------------------------------------------------------------------------------------------
 
 
-def _path(home: Path, samples: Samples, subject: Subject) -> Path:
+def _path(home: Path, samples: Samples, subject: TrialModel) -> Path:
     return home / FOLDER / f"{samples.digest[:_DIGITS]}-{subject.digest[:_DIGITS]}.jsonl"
 
 
 class _appending:
     """Append answers to a file, each at once on disk, so that Ctrl-C loses none; a new file gets its first line."""
 
-    def __init__(self, path: Path, samples: Samples, subject: Subject) -> None:
+    def __init__(self, path: Path, samples: Samples, subject: TrialModel) -> None:
         self._path = path
         self._head = {
             "samples": samples.name,

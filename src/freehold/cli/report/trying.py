@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from freehold.config import Settings
     from freehold.evals.paired import Compared
     from freehold.evals.samples import Samples
-    from freehold.evals.trial import Result
+    from freehold.evals.trial import TrialResult
     from freehold.store import ModelRef, Store
     from freehold.types import ChatModel
 
@@ -41,7 +41,7 @@ class Tried:
     before: tuple[str, ...]  # ids of the tried, as they stood
     samples: Samples
     own: Mapping[str, Own]  # by the catalogue's id
-    results: Mapping[str, Result]
+    results: Mapping[str, TrialResult]
     pairs: tuple[tuple[str, str, Compared], ...]  # the best beside each other one, by id
     left_out: tuple[tuple[str, str], ...]  # names, and why
 
@@ -145,7 +145,7 @@ def tried(
     chosen, left_out = _shortlist(store, advice, top or MOST_TRIED, fetch)
     refs = {ref.name: (ref, j) for ref, j in chosen}
     opened = _Opener(store, {n: r for n, (r, _) in refs.items()}, advice.request.context, grader)
-    results: dict[str, Result] = {}
+    results: dict[str, TrialResult] = {}
     for ref, judged in chosen:
         try:
             (found,) = run(samples, [_subject(ref)], settings.home, opened, on_case=_TrialProgress())
@@ -168,8 +168,8 @@ def tried(
 
 
 def _judged(
-    samples: Samples, results: Mapping[str, Result], home: Path, opened: _Opener, judge: str
-) -> dict[str, Result]:
+    samples: Samples, results: Mapping[str, TrialResult], home: Path, opened: _Opener, judge: str
+) -> dict[str, TrialResult]:
     """Have a model judge what waits for it, of all models together, so that it is loaded once."""
     from freehold.evals.trial import run
 
@@ -216,9 +216,9 @@ def _ref(store: Store, wanted: str, fetch: bool) -> ModelRef:
 
 
 def _subject(ref: ModelRef) -> Any:
-    from freehold.evals.trial import Subject
+    from freehold.evals.trial import TrialModel
 
-    return Subject(ref.name, digest(ref))
+    return TrialModel(ref.name, digest(ref))
 
 
 def digest(ref: ModelRef) -> str:
@@ -229,14 +229,14 @@ def digest(ref: ModelRef) -> str:
     return hashlib.sha256(f"{ref.path}|{found.st_size}|{found.st_mtime_ns}".encode()).hexdigest()
 
 
-def _own(result: Result) -> Own:
+def _own(result: TrialResult) -> Own:
     from freehold.advisor.advice import Own
     from freehold.evals.paired import share
 
     return Own(len(result.marks), sum(result.marks), share(result.marks))
 
 
-def _pairs(advice: Advice, results: Mapping[str, Result]) -> list[tuple[str, str, Compared]]:
+def _pairs(advice: Advice, results: Mapping[str, TrialResult]) -> list[tuple[str, str, Compared]]:
     from freehold.evals.paired import compared
 
     order = [j.model.id for j in advice.runnable if j.model.id in results]
