@@ -79,6 +79,15 @@ Out<float> store_rows(const std::string& isa, In<float, 3> sums, In<float, 2> y,
   table(isa)->store_rows(sums.data(), width, rows, bias ? bias->data() : nullptr, grow, out.data(), width);
   return out;
 }
+Out<float> add_scaled_rows(const std::string& isa, In<float, 3> sums, In<float, 2> y, std::optional<In<int32_t, 1>> rows, Row scale) {
+  const int64_t width = dim(y, 1), count = rows_of(sums, width);
+  expect(dim(scale, 0) == count && (rows ? dim(*rows, 0) == count : dim(y, 0) == count), "rows and scale need one length");
+  for (int64_t i = 0; rows && i < count; ++i) expect(rows->data()[i] >= 0 && rows->data()[i] < dim(y, 0), "a row outside y");
+  expect(table(isa), "add_scaled_rows has no reference: each of its sums is one multiply-add");
+  Out<float> out = copy<2>(y, {dim(y, 0), width});
+  table(isa)->add_scaled_rows(sums.data(), width, count, rows ? rows->data() : nullptr, scale.data(), out.data(), width);
+  return out;
+}
 Out<float> gate_rows(const std::string& isa, Kernels::Gate Kernels::* member, Binary oracle, In<float, 3> g, In<float, 3> u, int64_t width) {
   const int64_t rows = rows_of(g, width);
   expect(rows_of(u, width) == rows, "g and u need one shape");
@@ -233,6 +242,7 @@ void bind_testing_rows(nb::module_& t) {
   t.def("silu_rows", [](const std::string& isa, In<float, 3> g, In<float, 3> u, int64_t width) { return gate_rows(isa, &Kernels::silu_rows, reference::silu_mul, g, u, width); });
   t.def("gelu_rows", [](const std::string& isa, In<float, 3> g, In<float, 3> u, int64_t width) { return gate_rows(isa, &Kernels::gelu_rows, reference::gelu_mul, g, u, width); });
   t.def("store_rows", &store_rows, "isa"_a, "sums"_a, "y"_a, "bias"_a.none(), "grow"_a);
+  t.def("add_scaled_rows", &add_scaled_rows, "isa"_a, "sums"_a, "y"_a, "rows"_a.none(), "scale"_a);
   t.def("scale", [](const std::string& isa, Row y, float s) { return unary(table(isa), &Kernels::scale, scale, y, s); });
   t.def("softcap", [](const std::string& isa, Row y, float cap) { return unary(table(isa), &Kernels::softcap, reference::softcap, y, cap); });
   t.def("log_sum_exp", [](const std::string& isa, Row x) {

@@ -65,6 +65,21 @@ def test_panels_sums_go_into_their_rows(isa, width, rows):
 
 
 @every_isa
+@pytest.mark.parametrize("width", [1, 16, 23, 80])
+def test_panels_scaled_sums_are_added_to_the_rows_named(isa, width):
+    sums, y, scale = panels(1, width, 5), normal(2, 9, width), normal(3, 5)
+    rows = np.array([7, 0, 3, 8, 2], np.int32)
+    want = y.astype(np.float64)
+    want[rows] += scale[:, None].astype(np.float64) * in_rows(sums, width)
+    got = kernels.add_scaled_rows(isa, sums, y, rows, scale)
+    # Two roundings where there is no FMA.
+    np.testing.assert_allclose(got, want, rtol=ULP, atol=ULP * np.abs(y).max())
+    assert same_bits(got[[1, 4, 5, 6]], y[[1, 4, 5, 6]])
+    plain = kernels.add_scaled_rows(isa, sums, y[rows], None, scale)
+    assert same_bits(plain, got[rows])
+
+
+@every_isa
 @pytest.mark.parametrize("name", ["silu_rows", "gelu_rows"])
 @pytest.mark.parametrize("width", LENGTHS)
 def test_gates_agree_with_reference(isa, name, width):
