@@ -177,7 +177,7 @@ _NONE = 1 << 20  # more than there are layers
 _WINDOWED = dict.fromkeys(
     ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"), _NONE
 )  # if a GGUF states a window
-_CONFIG_WINDOWED = dict.fromkeys(("mistral", "mixtral"), _NONE)
+_CONFIG_WINDOWED: dict[str, int] = dict.fromkeys(("mistral", "mixtral"), _NONE)
 _EVERY = _WINDOWED | {
     "gemma2": 2,
     "gemma3": 6,
