@@ -61,7 +61,7 @@ def advise(
     best, what costs least comes first. `languages`: ISO 639 codes.
     Raises UsageError for a question that names no task, and for hardware and engines that are not known.
     """
-    from freehold.advisor.advice import Request
+    from freehold.advisor.advice import AdviceRequest
     from freehold.advisor.advice import advise as answered
     from freehold.advisor.asking import join
     from freehold.advisor.facts import from_table
@@ -82,7 +82,7 @@ def advise(
     )
     company = facts or from_table(settings.company, f"{settings.home / 'config.toml'}: [company]")
     company = replace(company, purpose=company.purpose or asked.purpose)
-    request = Request(
+    request = AdviceRequest(
         task=asked.task,
         facts=company if company.purpose else None,
         country_not=asked.country_not,

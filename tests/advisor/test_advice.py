@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold import catalog
-from freehold.advisor.advice import RULES, Advice, Placement, Refusal, Request, advise
+from freehold.advisor.advice import RULES, Advice, AdviceRequest, Placement, Refusal, advise
 from freehold.advisor.facts import Facts
 from freehold.advisor.interval import Interval
 from freehold.catalog.model import Model, Score
@@ -43,7 +43,7 @@ def shelf() -> list[Model]:
 
 
 def ask(models, place=anywhere, **conditions) -> Advice:
-    return advise(Request(task("knowledge"), min_speed=0, **conditions), models, place)
+    return advise(AdviceRequest(task("knowledge"), min_speed=0, **conditions), models, place)
 
 
 def test_the_best_lower_bound_comes_first():
@@ -81,7 +81,7 @@ def test_each_rule_says_why(model, conditions, rule):
 
 
 def test_the_place_rules_out_what_is_too_large_or_too_slow():
-    advice = advise(Request(task("knowledge"), min_speed=20), shelf(), small)
+    advice = advise(AdviceRequest(task("knowledge"), min_speed=20), shelf(), small)
     assert {r.rule for j in advice.ruled_out for r in j.refusals} == {"memory", "speed"}
     assert all(j.placement and j.placement.decode.mid >= 20 for j in advice.picks)
 
@@ -109,12 +109,12 @@ def test_tiers_show_what_a_larger_machine_would_run():
 
 
 def test_embeddings_are_an_encoders_and_nothing_else():
-    advice = advise(Request(task("embeddings")), catalog.models(), anywhere)
+    advice = advise(AdviceRequest(task("embeddings")), catalog.models(), anywhere)
     assert advice.picks and all(j.model.role == "embedder" for j in advice.picks)
 
 
 def test_a_commercial_user_is_not_offered_a_licence_for_research():
-    request = Request(task("code completion"), Facts(purpose="commercial"), min_context=8000)
+    request = AdviceRequest(task("code completion"), Facts(purpose="commercial"), min_context=8000)
     advice = advise(request, catalog.models(), anywhere)
     judged = next(j for j in advice.ruled_out if j.model.id == "mistralai/Codestral-22B-v0.1")
     assert any(r.rule == "licence" and "MNPL" in r.why.upper() for r in judged.refusals)
@@ -126,7 +126,7 @@ def test_a_commercial_user_is_not_offered_a_licence_for_research():
 )
 def test_a_condition_that_is_none_is_refused(conditions):
     with pytest.raises(UsageError):
-        Request(task("chat"), **conditions)
+        AdviceRequest(task("chat"), **conditions)
 
 
 @settings(deadline=None, max_examples=8)
@@ -136,7 +136,7 @@ def test_a_condition_that_is_none_is_refused(conditions):
     st.floats(0, 100),
 )
 def test_nothing_is_lost_and_nothing_passes_twice(countries, context, speed):
-    request = Request(
+    request = AdviceRequest(
         task("chat"), country_not=tuple(sorted(countries)), min_context=context, min_speed=speed
     )
     known = catalog.models()
@@ -150,7 +150,9 @@ def test_nothing_is_lost_and_nothing_passes_twice(countries, context, speed):
 
 def test_nothing_good_enough_is_an_answer_with_what_would_be():
     poor = [j for j in shelf() if j.scores[0].value < 38]
-    advice = advise(Request(task("knowledge"), min_speed=0), [*poor, *shelf()[12:]], small, lambda: anywhere)
+    advice = advise(
+        AdviceRequest(task("knowledge"), min_speed=0), [*poor, *shelf()[12:]], small, lambda: anywhere
+    )
     assert not advice.picks and advice.bar == 40
     assert advice.below[0].model.id == "lab/m7"
     assert [j.model.id for j in advice.instead] == ["lab/m12", "lab/m13", "lab/m14"]

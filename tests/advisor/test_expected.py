@@ -16,7 +16,7 @@ import pytest
 
 from freehold import catalog
 from freehold.advisor import places
-from freehold.advisor.advice import Advice, Request, advise
+from freehold.advisor.advice import Advice, AdviceRequest, advise
 from freehold.catalog.hardware import rig
 from freehold.catalog.tasks import task
 
@@ -92,7 +92,7 @@ EXPECTED = [
 def asked(one: Expected) -> Advice:
     work = task(one.work)
     placer = places.on_rigs([rig(one.on)], "", work.pace)
-    return advise(Request(work, **one.conditions), catalog.models(), placer)
+    return advise(AdviceRequest(work, **one.conditions), catalog.models(), placer)
 
 
 def ids(advice: Advice) -> list[str]:
@@ -110,7 +110,7 @@ def test_the_models_that_evidence_puts_first_come_first(one: Expected):
 
 def test_a_tiny_device_is_never_offered_a_coder_for_chat():
     """qwen2.5-coder:0.5b was third for chat, with "40 (28-53)" converted from HumanEval."""
-    request = Request(task("chat"), max_params=1.0)
+    request = AdviceRequest(task("chat"), max_params=1.0)
     advice = advise(request, catalog.models(), places.on_rigs([rig("m4:16gb")], "", 8))
     assert not [i for i in ids(advice) if "Coder" in i]
     coder = next(

@@ -11,7 +11,7 @@ from freehold import _native as native
 from freehold import catalog
 from freehold.advisor import fit as fits
 from freehold.advisor import ours
-from freehold.advisor.anatomy import Anatomy, Part, from_catalogue, in_quant
+from freehold.advisor.anatomy import Anatomy, WeightGroup, from_catalogue, in_quant
 from freehold.advisor.calibration import History
 from freehold.advisor.fit import Fit, Misfit, Place, observed, place_here, place_on
 from freehold.advisor.machine import Machine, Rates
@@ -31,8 +31,8 @@ RATES = Rates(read_gb_s=40.0, int8_gops=1000.0)
 BODY, TABLE = 24 * (2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864), 896 * 151936
 SMALL = Anatomy(
     "small", "Q8_0", "qwen2",
-    (Part("body", "Q8_0", BODY, BODY * 34 / 32), Part("head", "Q4_0", TABLE, TABLE * 18 / 32),
-     Part("embed", "Q8_0", TABLE, TABLE * 34 / 32, 1 / 151936)),
+    (WeightGroup("body", "Q8_0", BODY, BODY * 34 / 32), WeightGroup("head", "Q4_0", TABLE, TABLE * 18 / 32),
+     WeightGroup("embed", "Q8_0", TABLE, TABLE * 34 / 32, 1 / 151936)),
     (LayerSpec("full", 24, 2, 64),), 32768, hidden=896, vocab=151936, queries=896, exact=True,
 )  # fmt: skip
 WINDOWED = replace(SMALL, layers=(LayerSpec("full", 4, 2, 64), LayerSpec("window", 20, 2, 64, window=512)))
@@ -86,7 +86,10 @@ def test_time_is_bytes_over_bandwidth_beside_operations_over_rate():
 def test_constants_hold_on_another_processor():
     """The Intel guest of docs/performance.md: 37 GB/s and 1,790 GOPS gave 76.3 tok/s, 52.0 at 8k, 1,188 of a prompt."""
     intel = Rates(37.0, 1790.0)
-    parts = (Part("body", "Q6_K", BODY, BODY * 6.5625 / 8), Part("head", "Q8_0", TABLE, TABLE * 34 / 32))
+    parts = (
+        WeightGroup("body", "Q6_K", BODY, BODY * 6.5625 / 8),
+        WeightGroup("head", "Q8_0", TABLE, TABLE * 34 / 32),
+    )
     mixed = replace(SMALL, parts=parts)
     assert 1 / ours.decode_cost(mixed, 300).seconds(intel) == pytest.approx(76.3, rel=0.12)
     assert 1 / ours.decode_cost(mixed, 8000).seconds(intel) == pytest.approx(52.0, rel=0.25)

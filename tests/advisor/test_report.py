@@ -16,7 +16,7 @@ from freehold.advisor.report import (
     Point,
     Section,
     Span,
-    Swing,
+    TornadoBar,
     bars,
     figure,
     page,
@@ -72,15 +72,15 @@ def test_lengths_of_bars_are_in_the_ratio_of_their_values():
 
 
 def test_a_tornado_s_halves_meet_at_the_answer():
-    svg = tornado([Swing("rent", 1e6, 1e8, "1 $/h", "9 $/h")], 1e7, LOG, title="t")
+    svg = tornado([TornadoBar("rent", 1e6, 1e8, "1 $/h", "9 $/h")], 1e7, LOG, title="t")
     (low,), (high,) = rects(svg, "low"), rects(svg, "high")
     end = float(str(low.get("x"))) + float(str(low.get("width")))
     assert end == pytest.approx(float(str(high.get("x"))), abs=0.11)
 
 
 def test_an_endless_swing_reaches_the_edge():
-    finite = [Swing("a", 1e6, 1e8, "1", "2")]
-    svg = tornado([*finite, Swing("b", 1e6, math.inf, "1", "never")], 1e7, LOG, title="t")
+    finite = [TornadoBar("a", 1e6, 1e8, "1", "2")]
+    svg = tornado([*finite, TornadoBar("b", 1e6, math.inf, "1", "never")], 1e7, LOG, title="t")
     ends = [float(str(r.get("x"))) + float(str(r.get("width"))) for r in rects(svg, "high")]
     assert ends[1] >= ends[0] and math.isfinite(ends[1])
     assert "never" in svg
@@ -130,7 +130,7 @@ def test_every_value_lies_on_its_axis_and_the_ticks_enclose_them(
 @given(st.lists(st.tuples(st.floats(1, 1e12), st.floats(1, 1e12)), max_size=6), st.text(max_size=40))
 def test_any_chart_is_well_formed(ends: list[tuple[float, float]], label: str):
     said = "".join(c for c in label if c.isprintable())
-    swings = [Swing(said, a, b, said, said) for a, b in ends]
+    swings = [TornadoBar(said, a, b, said, said) for a, b in ends]
     for width in (340.0, 760.0):
         ElementTree.fromstring(tornado(swings, 1e6, LOG, title=said, width=width))
         ElementTree.fromstring(bars([Bar(said, (a, b), said) for a, b in ends], title=said, width=width))

@@ -9,7 +9,7 @@ import pytest
 
 from freehold import catalog
 from freehold.catalog import prices
-from freehold.catalog.prices import Request
+from freehold.catalog.prices import PricedRequest
 from freehold.errors import UsageError
 
 # Columns: offer, at once or in batch, when (UTC), tokens (input, output, of the input cached, written to a
@@ -65,7 +65,7 @@ def test_a_request_costs_what_the_price_list_says(case: str):
     name, how, when, tokens, dollars = told.split()
     parts = (part.replace("_", "").split("*") for part in arithmetic.split(" + "))
     by_hand = sum(Decimal(count) * Decimal(rate) for count, rate in parts) / 1_000_000
-    asked = Request(*(int(count) for count in tokens.split(",")))
+    asked = PricedRequest(*(int(count) for count in tokens.split(",")))
     moment = datetime.fromisoformat(f"{when}:30+00:00")
     assert prices.find(name).cost(asked, moment, batch=how == "batch") == Decimal(dollars) == by_hand
 
@@ -90,7 +90,7 @@ def test_what_is_not_sold_by_tokens_or_not_in_batch_is_refused():
     with pytest.raises(UsageError, match="not sold by tokens"):
         prices.find("openai:tts-1")
     with pytest.raises(UsageError, match="no batch price"):
-        prices.find("deepseek:deepseek-flash").cost(Request(1, 1), NOON, batch=True)
+        prices.find("deepseek:deepseek-flash").cost(PricedRequest(1, 1), NOON, batch=True)
 
 
 def test_hosts_sell_the_same_weights_under_their_own_names():
@@ -101,9 +101,9 @@ def test_hosts_sell_the_same_weights_under_their_own_names():
 
 
 def test_the_hours_of_a_day_are_priced_apart_where_the_seller_does():
-    day = prices.find("deepseek:deepseek-flash").costs(Request(1_000_000, 0), date(2026, 11, 25))
+    day = prices.find("deepseek:deepseek-flash").costs(PricedRequest(1_000_000, 0), date(2026, 11, 25))
     assert [h for h, price in enumerate(day) if price == Decimal("0.30")] == [1, 2, 3, 6, 7, 8, 9]
-    assert len(set(prices.find("gpt-5-mini").costs(Request(1, 1), date(2026, 11, 25)))) == 1
+    assert len(set(prices.find("gpt-5-mini").costs(PricedRequest(1, 1), date(2026, 11, 25)))) == 1
 
 
 def test_the_table_says_how_old_it_is_and_what_will_change():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from freehold.store import Planned, Progress
-from freehold.store.progress import Bar, Lines
+from freehold.store.progress import Lines, ProgressBar
 from tests.store.conftest import UNIT, noise
 from tests.store.standin import Standin, serving
 
@@ -156,7 +156,7 @@ def test_lines_come_every_five_seconds(capsys, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_bar_survives_untold_totals(capsys):
-    bar = Bar()
+    bar = ProgressBar()
     bar(Planned("m", "url: x", "", 1, 0, 0))
     bar(Progress("m", "m.gguf", 10, 0))
     bar.close()

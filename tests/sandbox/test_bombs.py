@@ -8,7 +8,7 @@ import pytest
 
 from freehold.errors import BadTemplate
 from freehold.sandbox.renderer import GRACE_S, MEMORY
-from freehold.sandbox.rendering import Asked, Renderers
+from freehold.sandbox.rendering import Renderers, RenderJob
 from freehold.tokenizer import ChatTemplate
 from tests.sandbox.bombs import BOMBS
 
@@ -33,7 +33,7 @@ class Counting(Renderers):
 
     jobs = 0
 
-    def run(self, asked: Asked) -> list[str | BadTemplate]:
+    def run(self, asked: RenderJob) -> list[str | BadTemplate]:
         self.jobs += 1
         return super().run(asked)
 

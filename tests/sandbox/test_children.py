@@ -13,7 +13,7 @@ import pytest
 from freehold.errors import BadTemplate, CapacityExceeded
 from freehold.sandbox import rendering
 from freehold.sandbox.children import spawn
-from freehold.sandbox.rendering import Asked, Renderers
+from freehold.sandbox.rendering import Renderers, RenderJob
 from tests.sandbox.conftest import all_end
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
@@ -30,8 +30,8 @@ def renderers():
     made.close()
 
 
-def asked(source: str, *renders: dict) -> Asked:
-    return Asked(source, renders or ({},), NOW, 1.0)
+def asked(source: str, *renders: dict) -> RenderJob:
+    return RenderJob(source, renders or ({},), NOW, 1.0)
 
 
 def test_a_child_outlives_the_thread_that_wanted_it():

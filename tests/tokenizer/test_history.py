@@ -9,7 +9,7 @@ import pytest
 from freehold.errors import UsageError
 from freehold.tokenizer import ChatTemplate
 from freehold.tokenizer.dialects.deepseek import OPEN
-from freehold.tokenizer.history import FORMS, Form, shows_call, tool_dict
+from freehold.tokenizer.history import FORMS, CallSpelling, shows_call, tool_dict
 from freehold.types import Message, Tool, ToolCall
 from tests.tokenizer import families
 
@@ -25,11 +25,11 @@ CHAT = [
 @pytest.mark.parametrize(
     "family, form",
     [
-        ("qwen3", Form()),
-        ("mistral-v3", Form()),
-        ("gemma4", Form()),
-        ("deepseek-v3.1", Form(as_text=True)),
-        ("deepseek-v3", Form(as_text=True, no_content=True)),
+        ("qwen3", CallSpelling()),
+        ("mistral-v3", CallSpelling()),
+        ("gemma4", CallSpelling()),
+        ("deepseek-v3.1", CallSpelling(as_text=True)),
+        ("deepseek-v3", CallSpelling(as_text=True, no_content=True)),
     ],
 )
 def test_form_of_calls_is_found_by_rendering_one(family, form):

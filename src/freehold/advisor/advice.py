@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from freehold.advisor import finders, tongues
-from freehold.advisor.asking import Asked
+from freehold.advisor.asking import Conditions
 from freehold.advisor.facts import Facts
 from freehold.advisor.finders import Beside
 from freehold.advisor.interval import Interval
@@ -85,7 +85,7 @@ Placer = Callable[[Model, int], Placement | Refusal]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class AdviceRequest:
     """The request. `facts` None: the licence is not judged. `held`: only these ids are considered; None: all are."""
 
     task: Task
@@ -158,14 +158,14 @@ class Advice:
     bar on other hardware, placed there. Every model is in exactly one of the first four.
     """
 
-    request: Request
+    request: AdviceRequest
     benchmark: str
     picks: tuple[Judged, ...]
     ruled_out: tuple[Judged, ...]
     below: tuple[Judged, ...] = ()
     unproven: tuple[Judged, ...] = ()
     instead: tuple[Judged, ...] = ()
-    asked: Asked | None = None  # what was understood of the question; choosing.py fills it
+    asked: Conditions | None = None  # what was understood of the question; choosing.py fills it
     beside: Beside | None = None  # what finds the texts of a RAG model; choosing.py fills it
     own: Mapping[str, Own] = field(
         default_factory=dict
@@ -218,7 +218,7 @@ def _ways(ruled_out: Iterable[Judged]) -> tuple[tuple[str, int], ...]:
 
 
 def advise(
-    request: Request,
+    request: AdviceRequest,
     models: Iterable[Model],
     placer: Placer,
     elsewhere: Callable[[], Placer] | None = None,
@@ -244,7 +244,7 @@ def advise(
 
 
 def _instead(
-    request: Request, scale: Scale, judged: Iterable[Judged], elsewhere: Placer
+    request: AdviceRequest, scale: Scale, judged: Iterable[Judged], elsewhere: Placer
 ) -> tuple[Judged, ...]:
     """Return the smallest models that pass the bar on other hardware, of those that only their place excludes."""
     found: list[Judged] = []
@@ -301,7 +301,7 @@ def _of_kind(model: Model, task: Task) -> bool:
     return model.role == ("embedder" if task.encoder else "reranker" if task.reranker else "generator")
 
 
-def _judge(model: Model, request: Request, scale: Scale, quick: Scale, placer: Placer) -> Judged:
+def _judge(model: Model, request: AdviceRequest, scale: Scale, quick: Scale, placer: Placer) -> Judged:
     known = tongues.evidence(model, request.languages)
     refusals = [*_facts_against(model, request), *(_language(t) for t in known if t.level == tongues.DENIED)]
     ruled = None
@@ -331,7 +331,7 @@ def _language(denied: Tongue) -> Refusal:
     return Refusal("language", denied.says)
 
 
-def _facts_against(model: Model, request: Request) -> Iterable[Refusal]:
+def _facts_against(model: Model, request: AdviceRequest) -> Iterable[Refusal]:
     """Yield the facts of a model that exclude it; an unknown fact does, too."""
     task = request.task
     if model.instructed is False and not task.base_too:

@@ -23,7 +23,7 @@ _TIED = ("Gemma", "Command", "SmolLM")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WeightGroup:
     """Weights of one role and one type."""
 
     role: (
@@ -42,7 +42,7 @@ class Anatomy:
     name: str
     quant: str
     architecture: str
-    parts: tuple[Part, ...]
+    parts: tuple[WeightGroup, ...]
     layers: tuple[LayerSpec, ...]
     context: int  # tokens it was made for; 0: not known
     hidden: int = 0
@@ -236,7 +236,7 @@ def _expert_width(model: Model, roles: Iterable[tuple[str, float, float]]) -> in
 
 def _mixed(
     roles: Iterable[tuple[str, float, float]], mix: quants.Mix, hidden: int, width: int = 0
-) -> Iterable[Part]:
+) -> Iterable[WeightGroup]:
     """Yield the parts of roles in a mix's types, experts `width` wide; norms and towers stay what they are."""
     roles = list(roles)
     body = mix.body_of(hidden)
@@ -247,4 +247,4 @@ def _mixed(
     }
     for role, weights, share in roles:
         for kind, part in types.get(role, body).items():
-            yield Part(role, kind, weights * part, weights * part * quants.bits(kind) / 8, share)
+            yield WeightGroup(role, kind, weights * part, weights * part * quants.bits(kind) / 8, share)

@@ -1,7 +1,7 @@
 """Joins a question in words with the options beside it, and notes where the two differ.
 
 An option overrides the same condition in words; where they differ, a note says so. Knows no model.
-Path: choosing.advise -> join -> Asked -> advice.Request, Advice.asked
+Path: choosing.advise -> join -> Conditions -> AdviceRequest, Advice.asked
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from freehold.catalog.languages import known
-from freehold.catalog.question_words import Part, results_in
+from freehold.catalog.question_words import Clause, results_in
 from freehold.catalog.questions import Question
 from freehold.catalog.tasks import Task
 from freehold.errors import UsageError
@@ -23,7 +23,7 @@ SHOWN = ("beside", "matter", "note")  # parts that an answer names apart from wh
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Conditions:
     """The conditions an answer is based on. Empty and zero: neither the question nor an option gives them."""
 
     question: Question
@@ -41,7 +41,7 @@ class Asked:
     notes: tuple[str, ...] = ()
 
     @property
-    def understood(self) -> tuple[Part, ...]:
+    def understood(self) -> tuple[Clause, ...]:
         """The parts of the question that the answer rests on."""
         return tuple(p for p in self.question.parts if p.what not in SHOWN)
 
@@ -57,7 +57,7 @@ def join(
     country_not: Sequence[str] = (),
     languages: Sequence[str] = (),
     cheapest: bool = False,
-) -> Asked:
+) -> Conditions:
     """Join a question with options. Raises UsageError where no task is named, and for invalid values."""
     asked_in = _languages(question, languages)
     task = _in_language(question.task, asked_in)  # raises
@@ -68,7 +68,7 @@ def join(
     said_users = min(question.users, MOST_USERS)
     if question.users > MOST_USERS:
         notes.append(f"{question.users:,} users: answered for {MOST_USERS:,} at a time, the most")
-    found = Asked(
+    found = Conditions(
         question,
         task,
         languages=asked_in,
@@ -85,7 +85,7 @@ def join(
     return _with_notes(found, notes, budget)
 
 
-def _with_notes(found: Asked, notes: list[str], budget: float | None) -> Asked:
+def _with_notes(found: Conditions, notes: list[str], budget: float | None) -> Conditions:
     question = found.question
     if budget is not None and question.hardware:
         notes.append(f"the question says {question.hardware}, --budget says rented hardware: --budget counts")

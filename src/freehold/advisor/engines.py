@@ -2,7 +2,7 @@
 
 Two files of data: `engines.toml` is written by hand from each engine's documentation; `speeds.toml` is fitted by
 `benches/choose/published.py --refit` to the rows under benches/choose/published. Knows no model and predicts nothing.
-Path: roofline -> engine, speed -> Engine, Speed
+Path: roofline -> engine, speed -> UpstreamEngine, Speed
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OLD = frozenset({"pascal", "maxwell"})  # GPUs without the units that kernels ar
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class UpstreamEngine:
     """One engine at its default settings."""
 
     name: str
@@ -84,7 +84,7 @@ class Speed:
     )  # by what is predicted; has all that `covers` has
 
 
-def engine(name: str) -> Engine:
+def engine(name: str) -> UpstreamEngine:
     """Return the engine called `name`; raise UsageError with the nearest name."""
     wanted = name.strip().lower()
     known = {e.name: e for e in engines()}
@@ -97,17 +97,17 @@ def engine(name: str) -> Engine:
 
 
 @cache
-def engines() -> tuple[Engine, ...]:
+def engines() -> tuple[UpstreamEngine, ...]:
     """Return every engine."""
     return tuple(_engine(raw) for raw in _data("engines.toml")["engine"])
 
 
-def _engine(raw: dict[str, Any]) -> Engine:
+def _engine(raw: dict[str, Any]) -> UpstreamEngine:
     lists = {key: tuple(raw[key]) for key in ("kinds", "vendors", "quants", "cache_widths")}
-    return Engine(**{**raw, **lists})
+    return UpstreamEngine(**{**raw, **lists})
 
 
-def speed(engine: Engine, device: Device) -> Speed:
+def speed(engine: UpstreamEngine, device: Device) -> Speed:
     """Return how fast an engine is on a device; raise UsageError where it does not run."""
     on = device_class(device)
     for found in speeds():

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freehold.advisor.anatomy import Anatomy, Part
+from freehold.advisor.anatomy import Anatomy, WeightGroup
 from freehold.catalog import quants
 from freehold.errors import BadModelFile
 from freehold.layers import LayerSpec
@@ -40,7 +40,7 @@ def from_file(path: str | Path) -> Anatomy:
 
 
 def _of_gguf(opened: GGUFFile) -> Anatomy:
-    meta = _Keys(opened.metadata, f"{opened.architecture}.")
+    meta = _SizeKeys(opened.metadata, f"{opened.architecture}.")
     experts = meta.number("expert_used_count") / max(meta.number("expert_count"), 1)
     return Anatomy(
         name=opened.metadata.get_str("general.name", "") or opened.path.stem,
@@ -60,7 +60,7 @@ def _of_gguf(opened: GGUFFile) -> Anatomy:
 def _of_safetensors(opened: SafetensorsFile) -> Anatomy:
     config = opened.config
     text = config.get("text_config")
-    keys = _Keys(text if isinstance(text, Mapping) else config, "")
+    keys = _SizeKeys(text if isinstance(text, Mapping) else config, "")
     count = keys.number("num_experts", "n_routed_experts", "num_local_experts")
     used = keys.number("num_experts_per_tok") / max(count, 1)
     embed = next(
@@ -86,7 +86,7 @@ def of_expert(name: str) -> bool:
     return _EXPERTS.search(name) is not None
 
 
-def _parts(opened: ModelFile, embed: str, head: str, used: float) -> tuple[Part, ...]:
+def _parts(opened: ModelFile, embed: str, head: str, used: float) -> tuple[WeightGroup, ...]:
     """Sum a file's tensors by role and type."""
     sums: dict[tuple[str, str, float], list[float]] = {}
     own_head = head in opened.tensors
@@ -104,7 +104,7 @@ def _parts(opened: ModelFile, embed: str, head: str, used: float) -> tuple[Part,
             role = "body" if len(tensor.shape) > 1 else "norms"
         weights, nbytes = sums.setdefault((role, tensor.type.name, share), [0.0, 0.0])
         sums[role, tensor.type.name, share] = [weights + math.prod(tensor.shape), nbytes + tensor.nbytes]
-    return tuple(Part(role, kind, w, b, share) for (role, kind, share), (w, b) in sums.items())
+    return tuple(WeightGroup(role, kind, w, b, share) for (role, kind, share), (w, b) in sums.items())
 
 
 def _file_type(opened: GGUFFile) -> int:
@@ -120,7 +120,7 @@ def _main_type(opened: ModelFile) -> str:
     return max(sums, key=lambda name: sums[name], default="")
 
 
-class _Keys:
+class _SizeKeys:
     """Sizes out of metadata that may lack any of them; a value that is not a size is an error with its key."""
 
     def __init__(self, values: Mapping[str, Any], prefix: str) -> None:
@@ -148,12 +148,12 @@ def _largest(values: list[int]) -> int:
     return max(values, default=0)
 
 
-def _head_dim(meta: _Keys) -> int:
+def _head_dim(meta: _SizeKeys) -> int:
     heads = _largest(meta.each("attention.head_count"))
     return meta.number("attention.key_length") or (meta.number("embedding_length") // heads if heads else 0)
 
 
-def _config_head_dim(keys: _Keys) -> int:
+def _config_head_dim(keys: _SizeKeys) -> int:
     heads = keys.number("num_attention_heads")
     return keys.number("head_dim") or (keys.number("hidden_size") // heads if heads else 0)
 
@@ -190,7 +190,7 @@ _EVERY = _WINDOWED | {
 _RECURRENT = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}
 
 
-def _gguf_layers(architecture: str, meta: _Keys) -> tuple[LayerSpec, ...]:
+def _gguf_layers(architecture: str, meta: _SizeKeys) -> tuple[LayerSpec, ...]:
     """Group an architecture's layers by what they keep, by a GGUF's keys."""
     depth = meta.number("block_count")
     if architecture in _ENCODERS:
@@ -215,7 +215,7 @@ def _gguf_layers(architecture: str, meta: _Keys) -> tuple[LayerSpec, ...]:
     return _counted(found)
 
 
-def _recurrent(meta: _Keys, architecture: str) -> LayerSpec:
+def _recurrent(meta: _SizeKeys, architecture: str) -> LayerSpec:
     """Return a layer that keeps a state: Mamba-2's inner width x state, DeltaNet's heads x their squares."""
     inner, size = meta.number("ssm.inner_size"), meta.number("ssm.state_size")
     if not inner:
@@ -225,7 +225,7 @@ def _recurrent(meta: _Keys, architecture: str) -> LayerSpec:
     return LayerSpec("deltanet" if architecture in _RECURRENT else "mamba2", 1, state=inner * size, conv=conv)
 
 
-def _config_layers(keys: _Keys) -> tuple[LayerSpec, ...]:
+def _config_layers(keys: _SizeKeys) -> tuple[LayerSpec, ...]:
     """Group layers by what they keep, by the keys of a config.json."""
     depth = keys.number("num_hidden_layers")
     if keys.get("model_type") in _ENCODERS:
@@ -251,7 +251,7 @@ def _config_layers(keys: _Keys) -> tuple[LayerSpec, ...]:
     return _counted(found)
 
 
-def _deltanet(keys: _Keys) -> LayerSpec:
+def _deltanet(keys: _SizeKeys) -> LayerSpec:
     heads, key_heads = keys.number("linear_num_value_heads"), keys.number("linear_num_key_heads")
     key, value = keys.number("linear_key_head_dim"), keys.number("linear_value_head_dim")
     width = 2 * key_heads * key + heads * value

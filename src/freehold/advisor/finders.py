@@ -21,7 +21,7 @@ _CHUNK = 512  # tokens of a piece of a document
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FinderChoice:
     """An embedder or a reranker beside the model that answers, and why it is this one."""
 
     model: Model
@@ -33,8 +33,8 @@ class Found:
 class Beside:
     """What finds the texts. `reranker` None: none pays, and `no_reranker` says why."""
 
-    embedder: Found | None
-    reranker: Found | None
+    embedder: FinderChoice | None
+    reranker: FinderChoice | None
     no_reranker: str = ""
 
 
@@ -79,19 +79,19 @@ def beside(
     return Beside(embedder, reranker)
 
 
-def _does_not_pay(embedder: Found, reranker: Found) -> str:
+def _does_not_pay(embedder: FinderChoice, reranker: FinderChoice) -> str:
     after, alone = result(reranker.model), result(embedder.model)
     if after is None or alone is None:
         return "no reranker that runs there has a published result"
     return f"the best reranker reaches {after.value:g}, the embedder {alone.value:g} alone"
 
 
-def _first(ordered: Iterable[Model], codes: Sequence[str], here: bool) -> Found | None:
+def _first(ordered: Iterable[Model], codes: Sequence[str], here: bool) -> FinderChoice | None:
     """Return the first for which a command is known."""
     for model in ordered:
         line = finder_line(model, here=here)
         if line.command:
-            return Found(model, says(model, codes), line)
+            return FinderChoice(model, says(model, codes), line)
     return None
 
 

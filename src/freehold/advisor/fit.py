@@ -55,7 +55,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryNeed:
     """Bytes by what they are for. `cache`: one conversation of the context's length, by kind of layer."""
 
     weights: int
@@ -77,7 +77,7 @@ class Fit:
     place: Place
     engine: str
     context: int
-    memory: Memory
+    memory: MemoryNeed
     longest: int
     load_s: Interval
     prefill: Interval | None  # None: the device's rate of operations was never published
@@ -95,7 +95,7 @@ class Misfit:
     place: Place
     engine: str
     context: int
-    memory: Memory | None
+    memory: MemoryNeed | None
     longest: int
     reason: str
     hint: str
@@ -209,9 +209,9 @@ def observed(
     return replace(run, told=run.raw(machine.rates) * correction.factor)
 
 
-def _memory(anatomy: Anatomy, context: int, kv_type: str) -> Memory:
+def _memory(anatomy: Anatomy, context: int, kv_type: str) -> MemoryNeed:
     f = ours.footprint(anatomy, context, kv_type)
-    return Memory(f.weights, f.cache, f.activations, f.process)
+    return MemoryNeed(f.weights, f.cache, f.activations, f.process)
 
 
 def _told(correction: Correction, cost: Cost, tokens: int, machine: Machine) -> Interval:
@@ -234,7 +234,7 @@ def _basis(correction: Correction, machine: Machine) -> str:
     return f"{measured}; last {correction.runs} runs of {of} here: median error {correction.error:.0%}"
 
 
-def _too_large(memory: Memory, free: int, context: int, longest: int) -> dict[str, str]:
+def _too_large(memory: MemoryNeed, free: int, context: int, longest: int) -> dict[str, str]:
     """Word why it does not fit and what would."""
     allowed = f"{show_bytes(free * CACHE_SHARE)} of the {show_bytes(free)} free"
     if longest:
@@ -268,7 +268,7 @@ def _on(anatomy: Anatomy, place: Place, rig: Rig, context: int) -> Fit | Misfit:
     placed = roofline.place(anatomy, rig, found, context)
     kinds = anatomy.cache_by_kind(context, found.cache_widths[0])
     reserved = max(rig.memory_bytes - placed.weights - max(placed.room, 0), 0)
-    memory = Memory(placed.weights, kinds, 0, reserved)
+    memory = MemoryNeed(placed.weights, kinds, 0, reserved)
     longest = _longest(anatomy, lambda n: roofline.place(anatomy, rig, found, n).fits)
     if not placed.fits:
         hint = f"--context {longest} fits" if longest else "a smaller quantisation, or more or larger devices"
@@ -290,7 +290,7 @@ def _on(anatomy: Anatomy, place: Place, rig: Rig, context: int) -> Fit | Misfit:
     )
 
 
-def _fastest(anatomy: Anatomy, rig: Rig, context: int) -> engines.Engine:
+def _fastest(anatomy: Anatomy, rig: Rig, context: int) -> engines.UpstreamEngine:
     """Return the engine that answers fastest; where none fits, the first that runs on the device at all."""
     others = tuple(e for e in engines.engines() if e.runs_on(rig.device))
     if not others:

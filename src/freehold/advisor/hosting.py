@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from freehold.advisor import ownership, roofline
 from freehold.advisor.anatomy import from_catalogue
-from freehold.advisor.engines import Engine, engine, engines
+from freehold.advisor.engines import UpstreamEngine, engine, engines
 from freehold.advisor.ownership import Assumption
 from freehold.advisor.places import quants_of
 from freehold.advisor.traffic import Traffic
@@ -48,7 +48,7 @@ def host(
 
 def _place(
     model: Model, on: str | None, named: str | None, quant: str | None, context: int
-) -> tuple[Rig, Engine, str, int]:
+) -> tuple[Rig, UpstreamEngine, str, int]:
     """Return the first rig that holds the model, engine, type of weights, and how many requests it answers."""
     why = "no hardware"
     for found in [rig(on)] if on else [rig(f"{n}x{USUAL}") for n in _COUNTS]:
@@ -60,7 +60,9 @@ def _place(
     raise UsageError(why, "name larger hardware, such as --on 8xh200, or give --tokens-per-second")
 
 
-def _ways(model: Model, device: Device, named: str | None, quant: str | None) -> Iterator[tuple[Engine, str]]:
+def _ways(
+    model: Model, device: Device, named: str | None, quant: str | None
+) -> Iterator[tuple[UpstreamEngine, str]]:
     """Yield engines and types of weights to try on a device, the best first."""
     able = [engine(named)] if named else [e for e in engines() if e.runs_on(device)]
     kinds = [quant] if quant else sorted(quants_of(model), key=lambda q: q != "FP8" or not device.fp8)

@@ -202,7 +202,7 @@ def nvidia() -> Iterable[Gpu]:
     """Yield the GPUs that NVML knows; none where its library is missing or refuses."""
     import ctypes
 
-    class Memory(ctypes.Structure):
+    class NvmlMemory(ctypes.Structure):
         _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
     name = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
@@ -217,7 +217,7 @@ def nvidia() -> Iterable[Gpu]:
         if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
             return
         for i in range(count.value):
-            memory = Memory()
+            memory = NvmlMemory()
             if nvml.nvmlDeviceGetHandleByIndex_v2(i, ctypes.byref(handle)):
                 continue
             if nvml.nvmlDeviceGetName(handle, title, len(title)) or nvml.nvmlDeviceGetMemoryInfo(

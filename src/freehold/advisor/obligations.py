@@ -2,7 +2,7 @@
 
 The words a licence prescribes are given as it prescribes them; the licence texts themselves are not copied
 but named, with where to get them. Knows no user interface.
-Path: cli/license --pack -> pack -> Pack.notice_lines, Pack.files.
+Path: cli/license --pack -> pack -> DutyPack.notice_lines, DutyPack.files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Duty:
 
 
 @dataclass(frozen=True, slots=True)
-class Pack:
+class DutyPack:
     """Everything that a verdict asks for, and what it still waits for."""
 
     verdict: Verdict
@@ -85,7 +85,7 @@ class Pack:
         return "\n".join(lines) + "\n"
 
 
-def pack(verdict: Verdict) -> Pack:
+def pack(verdict: Verdict) -> DutyPack:
     """Return the duties of a verdict; raise UsageError where it refuses, for there is nothing to prepare."""
     if verdict.answer == "refused":
         why = verdict.deciding[0]
@@ -94,7 +94,7 @@ def pack(verdict: Verdict) -> Pack:
         )
     due = [_duty(r) for r in verdict.reasons if r.bearing == "requires"]
     later = [_duty(r) for r in verdict.reasons if r.bearing == "requires if"]
-    return Pack(verdict, tuple(due), tuple(later))
+    return DutyPack(verdict, tuple(due), tuple(later))
 
 
 def _duty(reason: Reason) -> Duty:

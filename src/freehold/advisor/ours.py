@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from freehold.advisor.anatomy import Anatomy, Part
+from freehold.advisor.anatomy import Anatomy, WeightGroup
 from freehold.advisor.machine import Cost
 from freehold.catalog.model import Structure
 from freehold.layers import longest_window
@@ -70,7 +70,7 @@ def packed_bytes(anatomy: Anatomy) -> int:
     return round(sum(part.weights * _bits(part) / 8 for part in anatomy.parts))
 
 
-def _bits(part: Part) -> float:
+def _bits(part: WeightGroup) -> float:
     """Return what a weight takes when it is packed."""
     from freehold import _native as native
 

@@ -15,7 +15,7 @@ from freehold.advisor import ours, roofline
 from freehold.advisor.advice import Placement, Placer, Refusal
 from freehold.advisor.anatomy import Anatomy, from_catalogue
 from freehold.advisor.commands import line
-from freehold.advisor.engines import Engine, engines
+from freehold.advisor.engines import UpstreamEngine, engines
 from freehold.advisor.engines import engine as engine_called
 from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.fit import CACHE_SHARE, OURS, Fit, Misfit, Place, fit
@@ -158,7 +158,7 @@ def on_rigs(
 
 
 def _on(
-    model: Model, context: int, rig: Rig, chosen: Sequence[Engine], load: Load
+    model: Model, context: int, rig: Rig, chosen: Sequence[UpstreamEngine], load: Load
 ) -> Iterator[Placement | Refusal]:
     """Yield a model's placements on a rig, what rounds least first; or once why there is none."""
     why, fits = Refusal("memory", f"no engine reads it on {rig.name}"), False
@@ -186,7 +186,7 @@ def _placement(
     model: Model,
     work: Anatomy,
     rig: Rig,
-    engine: Engine,
+    engine: UpstreamEngine,
     context: int,
     load: Load,
     single: roofline.Single,

@@ -13,8 +13,8 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
-from freehold.advisor.anatomy import Part
-from freehold.advisor.engines import Engine, Speed, Spread, speed, spreads
+from freehold.advisor.anatomy import WeightGroup
+from freehold.advisor.engines import Speed, Spread, UpstreamEngine, speed, spreads
 from freehold.advisor.interval import Interval
 from freehold.catalog import quants
 from freehold.catalog.hardware import Device, Rig
@@ -36,7 +36,7 @@ class Work(Protocol):
     @property
     def architecture(self) -> str: ...
     @property
-    def parts(self) -> tuple[Part, ...]: ...
+    def parts(self) -> tuple[WeightGroup, ...]: ...
     @property
     def layers(self) -> tuple[LayerSpec, ...]: ...
     @property
@@ -77,10 +77,10 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class RigPlacement:
     """A model on a rig: what its weights leave for the cache, and how many sequences that holds."""
 
-    engine: Engine
+    engine: UpstreamEngine
     devices: int
     weights: int  # bytes on all devices together
     sequence: int  # bytes of one sequence at the context asked for
@@ -118,7 +118,7 @@ class Serving:
     streams: int  # answered at a time
 
 
-def place(work: Work, rig: Rig, engine: Engine, context: int, width: float = 0) -> Placement:
+def place(work: Work, rig: Rig, engine: UpstreamEngine, context: int, width: float = 0) -> RigPlacement:
     """Say whether a model fits, and for how many sequences of `context` tokens; `width`: bytes of a cached value."""
     device = rig.device
     share = engine.memory_share.get(device.kind, 0.0)
@@ -127,10 +127,12 @@ def place(work: Work, rig: Rig, engine: Engine, context: int, width: float = 0) 
     each = _cache_bytes(work, context, width or engine.cache_widths[0], copies) + work.state_bytes
     weights = round(sum(p.bytes for p in stored(work, engine)))
     room = usable - weights
-    return Placement(engine, rig.count, weights, each, room, _why_not(work, rig, engine, weights, room, each))
+    return RigPlacement(
+        engine, rig.count, weights, each, room, _why_not(work, rig, engine, weights, room, each)
+    )
 
 
-def single_stream(work: Work, rig: Rig, engine: Engine, context: int, prompt: int = 512) -> Single:
+def single_stream(work: Work, rig: Rig, engine: UpstreamEngine, context: int, prompt: int = 512) -> Single:
     """Predict one user's tokens a second: answers after `context` tokens, and reading a prompt of `prompt`.
 
     Raises UsageError where the engine does not run on the device.
@@ -145,7 +147,7 @@ def single_stream(work: Work, rig: Rig, engine: Engine, context: int, prompt: in
     return Single(answer, _around(reads, _spread(pace, rig.device, "prompt")))
 
 
-def serving(work: Work, rig: Rig, engine: Engine, isl: int, osl: int, concurrency: int) -> Serving:
+def serving(work: Work, rig: Rig, engine: UpstreamEngine, isl: int, osl: int, concurrency: int) -> Serving:
     """Predict what `concurrency` users get who each send `isl` tokens and ask for `osl`.
 
     Raises UsageError where the model does not fit, the engine does not run there, the device's rate is unknown, or
@@ -179,8 +181,8 @@ def serving(work: Work, rig: Rig, engine: Engine, isl: int, osl: int, concurrenc
 
 
 def candidates(
-    work: Work, rig: Rig, engines: tuple[Engine, ...], context: int
-) -> list[tuple[Engine, Single]]:
+    work: Work, rig: Rig, engines: tuple[UpstreamEngine, ...], context: int
+) -> list[tuple[UpstreamEngine, Single]]:
     """Return the engines that run this model on this rig, the one that answers fastest first."""
     found = [
         (e, single_stream(work, rig, e, context))
@@ -191,7 +193,7 @@ def candidates(
 
 
 def step(
-    work: Work, rig: Rig, engine: Engine, batch: int, tokens: int, prompt: int = 0, answer: int = 1
+    work: Work, rig: Rig, engine: UpstreamEngine, batch: int, tokens: int, prompt: int = 0, answer: int = 1
 ) -> Terms:
     """Return the terms of one step: `batch` sequences of `tokens` each go on by one.
 
@@ -223,7 +225,7 @@ def step(
     )
 
 
-def stored(work: Work, engine: Engine) -> tuple[Part, ...]:
+def stored(work: Work, engine: UpstreamEngine) -> tuple[WeightGroup, ...]:
     """Return the weights as an engine's own files hold them; a file that was weighed itself is as it is.
 
     Labs publish the weights beside MXFP4 experts in 16 bits; GGUFs and MLX's folders hold them in eight, and no
@@ -241,7 +243,7 @@ def stored(work: Work, engine: Engine) -> tuple[Part, ...]:
     )
 
 
-def prompt_s(work: Work, rig: Rig, engine: Engine, tokens: int) -> float:
+def prompt_s(work: Work, rig: Rig, engine: UpstreamEngine, tokens: int) -> float:
     """Return the seconds that a prompt's multiplications take at the published rate."""
     devices = rig.count if engine.split == "tensors" else 1
     return (2 * work.token_weights * tokens + work.attention_ops(tokens)) / (
@@ -249,7 +251,7 @@ def prompt_s(work: Work, rig: Rig, engine: Engine, tokens: int) -> float:
     )
 
 
-def rate(work: Work, device: Device, engine: Engine) -> float:
+def rate(work: Work, device: Device, engine: UpstreamEngine) -> float:
     """Return operations a second for the type of most weights; infinite where none is published.
 
     Of narrow units if the device has them for this type; otherwise weights are widened to 16 bits, or to 32 where
@@ -263,7 +265,7 @@ def rate(work: Work, device: Device, engine: Engine) -> float:
     return 1e12 * (narrow or wide) or math.inf
 
 
-def first_s(work: Work, rig: Rig, engine: Engine, pace: Speed, prompt: int, together: int) -> float:
+def first_s(work: Work, rig: Rig, engine: UpstreamEngine, pace: Speed, prompt: int, together: int) -> float:
     """Return the seconds to the first token: the prompt in chunks beside others' steps, and those that came with it."""
     one = pace.factors["prompts"] * prompt_s(work, rig, engine, prompt)
     waits = one * (pace.factors["own"] + pace.factors["queued"] * (together - 1))
@@ -271,7 +273,7 @@ def first_s(work: Work, rig: Rig, engine: Engine, pace: Speed, prompt: int, toge
     return pace.factors["arrival"] + waits + steps * step(work, rig, engine, together, prompt).seconds(pace)
 
 
-def _touched(part: Part, batch: int) -> float:
+def _touched(part: WeightGroup, batch: int) -> float:
     """Return the bytes of a part that a step reads, if its tokens choose independently and all alike."""
     return part.bytes * (1 - (1 - part.share) ** batch)
 
@@ -287,7 +289,7 @@ def _depth(work: Work) -> int:
     return work.depth or max(round(32 * (work.token_weights / 8e9) ** 0.3), 8)
 
 
-def _why_not(work: Work, rig: Rig, engine: Engine, weights: int, room: int, each: int) -> str:
+def _why_not(work: Work, rig: Rig, engine: UpstreamEngine, weights: int, room: int, each: int) -> str:
     if not engine.runs_on(rig.device):
         return f"{engine.title} does not run on {rig.device.title}"
     if not engine.reads(work.quant, rig.device):

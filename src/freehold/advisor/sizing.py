@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from freehold.advisor import roofline
 from freehold.advisor.anatomy import from_catalogue
 from freehold.advisor.commands import Line, line
-from freehold.advisor.engines import Engine, engines
+from freehold.advisor.engines import UpstreamEngine, engines
 from freehold.advisor.fit import OURS
 from freehold.advisor.interval import Interval
 from freehold.advisor.ours import Refuses
@@ -124,7 +124,13 @@ def _cost(option: Option) -> tuple[bool, float, float, int]:
 
 
 def _least(
-    model: Model, device: Device, load: Load, context: int, pace: float, quant: str, chosen: Sequence[Engine]
+    model: Model,
+    device: Device,
+    load: Load,
+    context: int,
+    pace: float,
+    quant: str,
+    chosen: Sequence[UpstreamEngine],
 ) -> Option | Failure | None:
     """Return the fewest devices that do, of those for which a command is known if there are any.
 
@@ -160,7 +166,7 @@ def _nearness(why: str) -> int:
 
 
 def _tried(
-    model: Model, rig: Rig, quant: str, engine: Engine, load: Load, context: int, pace: float
+    model: Model, rig: Rig, quant: str, engine: UpstreamEngine, load: Load, context: int, pace: float
 ) -> Option | str:
     """Return the option, or why this engine with this quantisation does not do."""
     if not engine.reads(quant, rig.device):
@@ -183,7 +189,7 @@ def _tried(
 
 
 def _speeds(
-    work: roofline.Work, rig: Rig, engine: Engine, load: Load, context: int
+    work: roofline.Work, rig: Rig, engine: UpstreamEngine, load: Load, context: int
 ) -> tuple[Interval, Interval | None]:
     if load.users > 1:
         many = roofline.serving(work, rig, engine, load.prompt, load.answer, load.users)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from freehold.catalog.prices import Request
+from freehold.catalog.prices import PricedRequest
 from freehold.config import nearest
 from freehold.errors import UsageError
 
@@ -29,18 +29,18 @@ _FLAT = (1 / 24,) * 24
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class RequestShape:
     """Requests of like length: how many a day, and the mean one of them."""
 
     a_day: float
-    request: Request
+    request: PricedRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """A day's requests. `peak` is None where it was not given: an assumption stands in for it."""
 
-    shapes: tuple[Shape, ...]
+    shapes: tuple[RequestShape, ...]
     hours: tuple[float, ...] = _FLAT  # of the day's tokens, the share of each hour (UTC)
     peak: float | None = None  # tokens of the busiest hour over those of the mean one
     source: str = ""
@@ -115,9 +115,9 @@ def from_figures(
     if not 1 <= request_tokens <= 1e8:
         raise UsageError(f"{request_tokens:,.0f} tokens a request are not within 1..100,000,000")
     read = request_tokens * input_share
-    one = Request(read, request_tokens - read, read * cached_share)
+    one = PricedRequest(read, request_tokens - read, read * cached_share)
     source = f"requests of {request_tokens:,.0f} tokens"
-    return Traffic((Shape(tokens_per_day / request_tokens, one),), source=source)
+    return Traffic((RequestShape(tokens_per_day / request_tokens, one),), source=source)
 
 
 def from_csv(path: Path, edges: Sequence[int]) -> Traffic:
@@ -194,7 +194,7 @@ class _Sums:
         if not written:
             raise UsageError(f"{path} has no answers", "output_tokens is 0 everywhere, or there is no line")
         shapes = tuple(
-            Shape(count / days, Request(*(n / count for n in (read, out, cached, put))))
+            RequestShape(count / days, PricedRequest(*(n / count for n in (read, out, cached, put))))
             for _, (count, read, out, cached, put) in sorted(self._shapes.items())
         )
         source = f"{path.name}, {min(self._days)} to {max(self._days)}"

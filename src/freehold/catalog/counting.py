@@ -37,7 +37,7 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class FamilyShape:
     """What a family adds to a block of attention, gated MLP and two norms."""
 
     bias: tuple[str, ...] = ()  # q, k, v, o projections with one whatever the config says
@@ -51,40 +51,40 @@ class Shape:
     expert_bias: bool = False
 
 
-FAMILIES: dict[str, Shape] = {
-    "llama": Shape(),
-    "mistral": Shape(),
-    "ministral3": Shape(),
-    "mixtral": Shape(),
-    "granite": Shape(),
-    "smollm3": Shape(),
-    "phi3": Shape(),
-    "seed_oss": Shape(),
-    "olmo": Shape(norms=0),
-    "olmo2": Shape(qk_norm="full"),
-    "olmo3": Shape(qk_norm="full"),
-    "olmoe": Shape(qk_norm="full"),
-    "qwen2": Shape(bias=("q", "k", "v")),
-    "qwen2_moe": Shape(bias=("q", "k", "v")),
-    "qwen3": Shape(qk_norm="head"),
-    "qwen3_moe": Shape(qk_norm="head"),
-    "qwen3_next": Shape(qk_norm="head"),
-    "qwen3_5": Shape(qk_norm="head"),
-    "qwen3_5_moe": Shape(qk_norm="head"),
-    "gemma2": Shape(norms=4, tied=True),
-    "gemma3": Shape(norms=4, qk_norm="head", tied=True),
-    "glm4_moe": Shape(router_bias=True),
-    "glm4_moe_lite": Shape(router_bias=True),
-    "minimax_m2": Shape(qk_norm="full", router_bias=True),
-    "gpt_oss": Shape(bias=("q", "k", "v", "o"), router_bias=True, sinks=True, expert_bias=True),
-    "deepseek_v2": Shape(),
-    "deepseek_v3": Shape(router_bias=True),
-    "deepseek_v32": Shape(router_bias=True),
-    "mistral4": Shape(),
-    "glm_moe_dsa": Shape(router_bias=True),
-    "llama4": Shape(),
-    "qwen3_vl": Shape(qk_norm="head"),
-    "qwen3_vl_moe": Shape(qk_norm="head"),
+FAMILIES: dict[str, FamilyShape] = {
+    "llama": FamilyShape(),
+    "mistral": FamilyShape(),
+    "ministral3": FamilyShape(),
+    "mixtral": FamilyShape(),
+    "granite": FamilyShape(),
+    "smollm3": FamilyShape(),
+    "phi3": FamilyShape(),
+    "seed_oss": FamilyShape(),
+    "olmo": FamilyShape(norms=0),
+    "olmo2": FamilyShape(qk_norm="full"),
+    "olmo3": FamilyShape(qk_norm="full"),
+    "olmoe": FamilyShape(qk_norm="full"),
+    "qwen2": FamilyShape(bias=("q", "k", "v")),
+    "qwen2_moe": FamilyShape(bias=("q", "k", "v")),
+    "qwen3": FamilyShape(qk_norm="head"),
+    "qwen3_moe": FamilyShape(qk_norm="head"),
+    "qwen3_next": FamilyShape(qk_norm="head"),
+    "qwen3_5": FamilyShape(qk_norm="head"),
+    "qwen3_5_moe": FamilyShape(qk_norm="head"),
+    "gemma2": FamilyShape(norms=4, tied=True),
+    "gemma3": FamilyShape(norms=4, qk_norm="head", tied=True),
+    "glm4_moe": FamilyShape(router_bias=True),
+    "glm4_moe_lite": FamilyShape(router_bias=True),
+    "minimax_m2": FamilyShape(qk_norm="full", router_bias=True),
+    "gpt_oss": FamilyShape(bias=("q", "k", "v", "o"), router_bias=True, sinks=True, expert_bias=True),
+    "deepseek_v2": FamilyShape(),
+    "deepseek_v3": FamilyShape(router_bias=True),
+    "deepseek_v32": FamilyShape(router_bias=True),
+    "mistral4": FamilyShape(),
+    "glm_moe_dsa": FamilyShape(router_bias=True),
+    "llama4": FamilyShape(),
+    "qwen3_vl": FamilyShape(qk_norm="head"),
+    "qwen3_vl_moe": FamilyShape(qk_norm="head"),
 }
 
 
@@ -160,7 +160,7 @@ def _nemotron(s: _Sizes) -> Count:
     hidden, vocab = s["hidden_size"], s["vocab_size"]
     own = {
         "M": _mamba2,
-        "*": lambda s: _attention(s, Shape()),
+        "*": lambda s: _attention(s, FamilyShape()),
         "-": lambda s: 2 * hidden * s["intermediate_size"],
     }
     body = hidden * (1 + len(pattern)) + sum(own[kind](s) for kind in pattern if kind in own)
@@ -209,7 +209,7 @@ _WHOLE: dict[str, Callable[[_Sizes], Count]] = {"bert": _encoder, "nemotron_h": 
 # --- what mixes tokens --------------------------------------------------------------------------------
 
 
-def _mixer(s: _Sizes, shape: Shape, layer: int) -> int:
+def _mixer(s: _Sizes, shape: FamilyShape, layer: int) -> int:
     if s.get("kv_lora_rank"):
         return _latent(s, layer)
     kinds = s.raw.get("layer_types")
@@ -219,7 +219,7 @@ def _mixer(s: _Sizes, shape: Shape, layer: int) -> int:
     return _deltanet(s) if hybrid and linear else _attention(s, shape)
 
 
-def _attention(s: _Sizes, shape: Shape) -> int:
+def _attention(s: _Sizes, shape: FamilyShape) -> int:
     hidden, dim = s["hidden_size"], s.head_dim
     queries = s["num_attention_heads"] * dim
     keys = (s.get("num_key_value_heads") or s["num_attention_heads"]) * dim
@@ -270,7 +270,7 @@ def _mamba2(s: _Sizes) -> int:
 # --- what follows each token alone --------------------------------------------------------------------
 
 
-def _feed_forward(s: _Sizes, shape: Shape, layer: int) -> tuple[int, int]:
+def _feed_forward(s: _Sizes, shape: FamilyShape, layer: int) -> tuple[int, int]:
     """Return the weights that all tokens share, and those of routed experts."""
     hidden = s["hidden_size"]
     experts = s.get("num_experts", "n_routed_experts", "num_local_experts")

@@ -115,7 +115,7 @@ def _quick(wanted: str, path: Path) -> Model | None:
 
 @cache
 def _all(path: Path, stamp: tuple[int, int]) -> tuple[Model, ...]:
-    grouped: dict[str, list[schema.Facts]] = {}
+    grouped: dict[str, list[schema.StatedFacts]] = {}
     shipped = [facts for name in _texts() for facts in _tables(name)]
     for facts in (*shipped, *_user_tables(path, stamp)):
         grouped.setdefault(facts.id, []).append(facts)
@@ -130,12 +130,12 @@ def _texts() -> dict[str, str]:
 
 
 @cache
-def _tables(name: str) -> list[schema.Facts]:
+def _tables(name: str) -> list[schema.StatedFacts]:
     return schema.parse(f"models/{name}", _texts()[name])
 
 
 @cache
-def _user_tables(path: Path, stamp: tuple[int, int]) -> list[schema.Facts]:
+def _user_tables(path: Path, stamp: tuple[int, int]) -> list[schema.StatedFacts]:
     if stamp == (0, 0):
         return []
     if stamp[1] > schema.MAX_BYTES:

@@ -3,7 +3,7 @@
 The table is the package genai-prices, read as installed and never fetched; `data/prices/extra.toml` holds
 what it lacks. Tiers are cliffs: a prompt beyond one is priced at its rate from the first token, so requests
 are priced one by one and never as a day's sum. Knows no traffic and no hardware.
-Path: cli/cost.py -> find, hosts -> Offer.cost(Request) -> advisor.ownership
+Path: cli/cost.py -> find, hosts -> Offer.cost(PricedRequest) -> advisor.ownership
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DAY = re.compile(r"20\d\d-\d\d-\d\d|date\(20\d\d, \d+, \d+\)")  # in a comment,
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PricedRequest:
     """Tokens of one request; fractions are those of a mean one."""
 
     input: float  # all that is read, `cached` and `written` included
@@ -72,7 +72,7 @@ class Offer:
         """As the user writes it: groq:openai/gpt-oss-120b."""
         return f"{self.provider}:{self.model}"
 
-    def cost(self, request: Request, when: datetime, batch: bool = False) -> Decimal:
+    def cost(self, request: PricedRequest, when: datetime, batch: bool = False) -> Decimal:
         """Return dollars for one request sent at `when`; `batch`: at the price for an answer within a day.
 
         Raises UsageError where the seller has no batch price.
@@ -100,7 +100,7 @@ class Offer:
         held = plain - self._priced(rest, when) + self._priced(fresh, when)
         return (plain - held) * discount.share + held * discount.cached
 
-    def costs(self, request: Request, day: date, batch: bool = False) -> tuple[Decimal, ...]:
+    def costs(self, request: PricedRequest, day: date, batch: bool = False) -> tuple[Decimal, ...]:
         """Return the cost at each of the day's 24 hours (UTC), as some sellers ask more at some of them."""
         noon = datetime.combine(day, time(12), UTC)
         if not self.hourly:

@@ -1,7 +1,7 @@
 """The words that questions about models are understood by: tables of data, names of devices and of models.
 
 Knows words and what each says; reads no question.
-Path: questions.question -> phrases, device_names -> Part
+Path: questions.question -> phrases, device_names -> Clause
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TUNED = re.compile(r"-(instruct|chat|it|hf|bf16)+$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Clause:
     """Something understood: `what` it is (task, language, hardware, ...), its value, and the words that said so."""
 
     what: str
@@ -52,14 +52,14 @@ def atoms_of(text: str) -> list[str]:
     return _ATOM.findall(plain)
 
 
-def gpu_part(gib: float = 0.0) -> Part:
+def gpu_part(gib: float = 0.0) -> Clause:
     """Return the usual GPU of a size; without one, the first of the table."""
     table = {float(k): v for k, v in tables()["gpu"].items() if k != "words"}
     if not gib:
         name = next(iter(table.values()))
-        return Part("hardware", name, "", f"which GPU is not said; taken as {name}, --on says otherwise")
+        return Clause("hardware", name, "", f"which GPU is not said; taken as {name}, --on says otherwise")
     name = table.get(max((m for m in table if m <= gib), default=min(table)), "")
-    return Part("hardware", name, "", f"taken as {name}, --on says otherwise")
+    return Clause("hardware", name, "", f"taken as {name}, --on says otherwise")
 
 
 @cache
@@ -104,12 +104,12 @@ def device_names() -> Mapping[tuple[str, ...], str]:
 
 
 @cache
-def phrases() -> Mapping[tuple[str, ...], list[Part]]:
+def phrases() -> Mapping[tuple[str, ...], list[Clause]]:
     """Return every known phrase and what it says."""
     words = tables()
-    found: dict[tuple[str, ...], list[Part]] = {}
+    found: dict[tuple[str, ...], list[Clause]] = {}
 
-    def add(phrase: str, part: Part | None) -> None:
+    def add(phrase: str, part: Clause | None) -> None:
         known = found.setdefault(tuple(atoms_of(phrase)), [])
         known += [part] if part else []
 
@@ -118,36 +118,36 @@ def phrases() -> Mapping[tuple[str, ...], list[Part]]:
     _add_plain(words, add)
     for one in tasks():
         for phrase in (*one.words, one.id):
-            add(phrase, Part("task", one.id, ""))
+            add(phrase, Clause("task", one.id, ""))
         for phrase in one.hints:
-            add(phrase, Part("hint", one.id, ""))
+            add(phrase, Clause("hint", one.id, ""))
     for other in unanswerable():
         for phrase in other.words:
-            add(phrase, Part(other.name, other.name, "", other.says))
+            add(phrase, Clause(other.name, other.name, "", other.says))
     for name, model_id in _model_names().items():
-        found.setdefault(name, [Part("model", model_id, "")])
+        found.setdefault(name, [Clause("model", model_id, "")])
     return {phrase: _joined(parts) for phrase, parts in found.items()}
 
 
-def _add_plain(words: Mapping[str, Any], add: Callable[[str, Part | None], None]) -> None:
+def _add_plain(words: Mapping[str, Any], add: Callable[[str, Clause | None], None]) -> None:
     """Add what stands in questions.toml as lists of words."""
     for phrase in words["private"]:
-        add(phrase, Part("private", "yes", "", "an open model on hardware of yours sends nothing out"))
+        add(phrase, Clause("private", "yes", "", "an open model on hardware of yours sends nothing out"))
     for phrase in words["cheapest"]:
-        add(phrase, Part("cheapest", "yes", ""))
+        add(phrase, Clause("cheapest", "yes", ""))
     for phrase in words["commercial"]:
-        add(phrase, Part("purpose", "commercial", ""))
+        add(phrase, Clause("purpose", "commercial", ""))
     for phrase in words["hardware_asked"]:
-        add(phrase, Part("hardware needed", "yes", ""))
+        add(phrase, Clause("hardware needed", "yes", ""))
     for what, table in (("language", "languages"), ("country_not", "country_not"), ("subject", "subjects")):
         for code, phrases in words[table].items():
             for phrase in phrases:
-                add(phrase, Part(what, code, "", _SAYS.get(what, "")))
+                add(phrase, Clause(what, code, "", _SAYS.get(what, "")))
     for phrase, tokens in words["context"].items():
-        add(phrase, Part("context", f"{tokens}", "", f"{tokens:,} tokens"))
+        add(phrase, Clause("context", f"{tokens}", "", f"{tokens:,} tokens"))
     for place in words["hardware"]:
         for phrase in place["words"]:
-            add(phrase, Part("hardware", place["on"], "", f"taken as {place['says']}"))
+            add(phrase, Clause("hardware", place["on"], "", f"taken as {place['says']}"))
     for phrase in words["gpu"]["words"]:
         add(phrase, gpu_part())
 
@@ -157,12 +157,12 @@ _SAYS = {
 }
 
 
-def _joined(parts: list[Part]) -> list[Part]:
+def _joined(parts: list[Clause]) -> list[Clause]:
     """Return a phrase's parts; the kinds of work it names as one."""
     others = [p for p in parts if p.what not in ("task", "hint")]
     for what in ("task", "hint"):
         names = " ".join(dict.fromkeys(p.value for p in parts if p.what == what))
-        others += [Part(what, names, "")] if names else []
+        others += [Clause(what, names, "")] if names else []
     return others
 
 

@@ -3,7 +3,7 @@
 Tables of words (data/questions.toml, tasks.toml, the names of devices and models), matched from the left, the longest
 phrase first. No word is dropped in silence: it is understood, filler, or listed as ignored. Knows no score and no
 machine; what an answer makes of it is choosing.py's.
-Path: cli/advise, freehold.advise -> question -> Question -> advice.Request
+Path: cli/advise, freehold.advise -> question -> Question -> AdviceRequest
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from freehold.catalog.hardware import devices
 from freehold.catalog.question_words import (
     LONGEST,
-    Part,
+    Clause,
     Unanswered,
     atoms_of,
     device_names,
@@ -39,7 +39,7 @@ class Question:
 
     text: str
     found: Task | None
-    parts: tuple[Part, ...]
+    parts: tuple[Clause, ...]
     ignored: tuple[str, ...]
     unanswered: tuple[Unanswered, ...] = ()
 
@@ -148,7 +148,7 @@ def question(text: str) -> Question:
         raise UsageError(f"a task of {len(text):,} characters is over {MOST_CHARS}", "say it in a few words")
     exact = next((t for t in tasks() if t.id == "-".join(text.lower().split())), None)
     if exact:
-        return Question(text, exact, (Part("task", exact.id, text),), ())
+        return Question(text, exact, (Clause("task", exact.id, text),), ())
     parts, ignored = _read(atoms_of(text))
     found = _task(parts)
     kept = tuple(_settled(parts, found))
@@ -156,23 +156,23 @@ def question(text: str) -> Question:
     return Question(text, found, kept, tuple(dict.fromkeys(ignored)), unanswered)
 
 
-def _read(atoms: list[str]) -> tuple[list[Part], list[str]]:
-    parts: list[Part] = []
+def _read(atoms: list[str]) -> tuple[list[Clause], list[str]]:
+    parts: list[Clause] = []
     ignored: list[str] = []
     at = 0
     while at < len(atoms):
         taken, found = _next(atoms, at)
         words = " ".join(atoms[at : at + taken])
-        parts += [Part(p.what, p.value, words, p.says) for p in found]
+        parts += [Clause(p.what, p.value, words, p.says) for p in found]
         if not taken:
             ignored.append(atoms[at])
         at += max(taken, 1)
     return parts, ignored
 
 
-def _next(atoms: list[str], at: int) -> tuple[int, list[Part]]:
+def _next(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
     """Return how many words from `at` on are understood together, and as what; the longest reading wins."""
-    best: tuple[int, list[Part]] = (0, [])
+    best: tuple[int, list[Clause]] = (0, [])
     for reader in (_phrase, _counted_device, _rate, _quantity, _team):
         taken, found = reader(atoms, at)
         if taken > best[0]:
@@ -180,7 +180,7 @@ def _next(atoms: list[str], at: int) -> tuple[int, list[Part]]:
     return best
 
 
-def _phrase(atoms: list[str], at: int) -> tuple[int, list[Part]]:
+def _phrase(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
     """Return the longest known phrase."""
     known = phrases()
     for length in range(min(LONGEST, len(atoms) - at), 0, -1):
@@ -190,16 +190,16 @@ def _phrase(atoms: list[str], at: int) -> tuple[int, list[Part]]:
     return 0, []
 
 
-def _counted_device(atoms: list[str], at: int) -> tuple[int, list[Part]]:
+def _counted_device(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
     """Return a device with how many there are: 8 x h200, two 3090s, m4-max:64gb. A number may be its name: 4090."""
     words = tables()["numbers"]
     if at + 1 < len(atoms) and (atoms[at].isdigit() or atoms[at] in words):
         taken, name = _device(atoms, at + 1 + (atoms[at + 1] == "x"))
         if name:
             count = int(words.get(atoms[at]) or atoms[at])
-            return taken - at, [Part("hardware", name if count == 1 else f"{count}x{name}", "")]
+            return taken - at, [Clause("hardware", name if count == 1 else f"{count}x{name}", "")]
     taken, name = _device(atoms, at)
-    return (taken - at, [Part("hardware", name, "")]) if name else (0, [])
+    return (taken - at, [Clause("hardware", name, "")]) if name else (0, [])
 
 
 def _device(atoms: list[str], start: int) -> tuple[int, str]:
@@ -216,7 +216,7 @@ def _device(atoms: list[str], start: int) -> tuple[int, str]:
     return start, ""
 
 
-def _rate(atoms: list[str], at: int) -> tuple[int, list[Part]]:
+def _rate(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
     """Return an amount of a time: 100k a day, 20M tokens per month, 30 tokens/s. Neither a context nor users."""
     found = _NUMBER.fullmatch(atoms[at])
     if found is None or found[2] not in (None, "k", "m"):
@@ -230,11 +230,11 @@ def _rate(atoms: list[str], at: int) -> tuple[int, list[Part]]:
             says = (
                 "a rate is not used here: --min-speed asks for a speed, freehold cost takes --tokens-per-day"
             )
-            return end + 1 - at, [Part("note", atoms[at], "", says)]
+            return end + 1 - at, [Clause("note", atoms[at], "", says)]
     return 0, []
 
 
-def _quantity(atoms: list[str], at: int) -> tuple[int, list[Part]]:
+def _quantity(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
     """Return a number with its unit: users, tokens, pages, gigabytes, parameters, dollars."""
     found = _NUMBER.fullmatch(atoms[at].removeprefix("$"))
     if found is None:
@@ -249,48 +249,48 @@ def _quantity(atoms: list[str], at: int) -> tuple[int, list[Part]]:
         return _counted(number * _SCALE[suffix], suffix, rest)
     if suffix == "b":
         return 1 + (rest[:1] == ("parameters",)), [
-            Part("size", f"{number:g}", "", "at most so many billions")
+            Clause("size", f"{number:g}", "", "at most so many billions")
         ]
     return _gigabytes(atoms, at, number, 1)
 
 
-def _counted(number: float, suffix: str, rest: tuple[str, ...]) -> tuple[int, list[Part]]:
+def _counted(number: float, suffix: str, rest: tuple[str, ...]) -> tuple[int, list[Clause]]:
     words = tables()
     for length in (2, 1):
         unit = " ".join(rest[:length])
         if unit in words["users"]:
-            return 1 + length, [Part("users", f"{number:.0f}", "", "who ask at the same time")]
+            return 1 + length, [Clause("users", f"{number:.0f}", "", "who ask at the same time")]
         if unit in words["page"]["words"]:
             tokens = number * words["page"]["tokens"]
-            return 1 + length, [Part("context", f"{tokens:.0f}", "", f"{tokens:,.0f} tokens")]
+            return 1 + length, [Clause("context", f"{tokens:.0f}", "", f"{tokens:,.0f} tokens")]
     if rest[:1] in (("tokens",), ("token",), ("context",)):
         window = rest[1:] in (("context",), ("window",))
-        return 2 + window, [Part("context", f"{number:.0f}", "")]
+        return 2 + window, [Clause("context", f"{number:.0f}", "")]
     billions = {"billion": 1.0, "bn": 1.0}.get(rest[0] if rest else "", 0.0)
     if billions:
-        return 2, [Part("size", f"{number:g}", "", "at most so many billions")]
+        return 2, [Clause("size", f"{number:g}", "", "at most so many billions")]
     if suffix:
-        return 1, [Part("context", f"{number:.0f}", "", f"{number:,.0f} tokens of context")]
+        return 1, [Clause("context", f"{number:.0f}", "", f"{number:,.0f} tokens of context")]
     return 0, []
 
 
-def _team(atoms: list[str], at: int) -> tuple[int, list[Part]]:
+def _team(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
     """Return a team of 30."""
     team = len(atoms) > at + 2 and atoms[at] in tables()["teams"] and atoms[at + 1] == "of"
     if team and atoms[at + 2].isdigit():
         unit = len(atoms) > at + 3 and atoms[at + 3] in tables()["users"]
-        return 3 + unit, [Part("users", f"{int(atoms[at + 2])}", "", "who ask at the same time")]
+        return 3 + unit, [Clause("users", f"{int(atoms[at + 2])}", "", "who ask at the same time")]
     return 0, []
 
 
-def _budget(atoms: list[str], at: int, dollars: float) -> tuple[int, list[Part]]:
+def _budget(atoms: list[str], at: int, dollars: float) -> tuple[int, list[Clause]]:
     end = at + 1
     while end < len(atoms) and atoms[end] in ("dollars", "usd", "a", "per", "month", "monthly"):
         end += 1
-    return end - at, [Part("budget", f"{dollars:g}", "", "dollars of rent a month")]
+    return end - at, [Clause("budget", f"{dollars:g}", "", "dollars of rent a month")]
 
 
-def _gigabytes(atoms: list[str], at: int, number: float, taken: int) -> tuple[int, list[Part]]:
+def _gigabytes(atoms: list[str], at: int, number: float, taken: int) -> tuple[int, list[Clause]]:
     """Return hardware by its memory: a 16 GB laptop, a GPU with 24 GB."""
     words, end = tables(), at + taken
     while end < len(atoms) and atoms[end] in ("of", "memory", "ram"):
@@ -299,13 +299,13 @@ def _gigabytes(atoms: list[str], at: int, number: float, taken: int) -> tuple[in
     on = next((p for p in found if p.what == "hardware" and p.value), None)
     if on:
         name, says = _resized(on, number)
-        return end + taken - at, [Part("hardware", name, "", says)]
+        return end + taken - at, [Clause("hardware", name, "", says)]
     if end < len(atoms) and (atoms[end] in words["gpu"]["words"]):
         return end + 1 - at, [gpu_part(number)]
-    return end - at, [Part("memory", f"{number:g}", "", "gigabytes of memory")]
+    return end - at, [Clause("memory", f"{number:g}", "", "gigabytes of memory")]
 
 
-def _resized(part: Part, gib: float) -> tuple[str, str]:
+def _resized(part: Clause, gib: float) -> tuple[str, str]:
     """Return a device in general words with the size that was named, and what it is taken as."""
     base = part.value.partition(":")[0]
     device = next(d for d in devices() if d.name == base)
@@ -318,7 +318,7 @@ def _resized(part: Part, gib: float) -> tuple[str, str]:
 # --- what is settled when all was seen --------------------------------------------------------------
 
 
-def _task(parts: list[Part]) -> Task | None:
+def _task(parts: list[Clause]) -> Task | None:
     """Return the kind of work whose words weigh most; of a draw the earlier."""
     weights = {t.id: 0 for t in tasks()}
     for part in parts:
@@ -329,7 +329,7 @@ def _task(parts: list[Part]) -> Task | None:
     return best if weights[best.id] else None
 
 
-def _settled(parts: list[Part], found: Task | None) -> Iterator[Part]:
+def _settled(parts: list[Clause], found: Task | None) -> Iterator[Clause]:
     """Yield the parts, memory joined with the hardware, and task words by whether they are of the chosen kind."""
     memory = next((float(p.value) for p in parts if p.what == "memory"), 0.0)
     hardware = [p for p in parts if p.what == "hardware" and p.value]
@@ -338,18 +338,20 @@ def _settled(parts: list[Part], found: Task | None) -> Iterator[Part]:
             yield from _task_word(part, found)
         elif part.what == "hardware" and part.value and memory:
             name, says = _resized(part, memory)
-            yield Part("hardware", name, part.words, says)
+            yield Clause("hardware", name, part.words, says)
         elif part.what == "memory" and not hardware:
-            yield Part("note", part.value, part.words, "memory of what? --on names hardware")
+            yield Clause("note", part.value, part.words, "memory of what? --on names hardware")
         elif part.what != "memory":
             yield part
 
 
-def _task_word(part: Part, found: Task | None) -> Iterator[Part]:
+def _task_word(part: Clause, found: Task | None) -> Iterator[Clause]:
     names = part.value.split()
     if found and found.id in names:
-        yield Part("task", found.id, part.words)
+        yield Clause("task", found.id, part.words)
     elif part.what == "task":
-        yield Part("beside", names[0], part.words, f"names the task {names[0]}; one task is ranked at a time")
+        yield Clause(
+            "beside", names[0], part.words, f"names the task {names[0]}; one task is ranked at a time"
+        )
     else:
-        yield Part("matter", part.words, part.words)
+        yield Clause("matter", part.words, part.words)

@@ -85,7 +85,7 @@ _NEEDED = ("id", "checked", "sources")
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class StatedFacts:
     """One [[model]] table: what a source said of `id` on the day it was `checked`."""
 
     id: str
@@ -93,7 +93,7 @@ class Facts:
     values: Mapping[str, Any]
 
 
-def parse(where: str, text: str) -> list[Facts]:
+def parse(where: str, text: str) -> list[StatedFacts]:
     """Check a file's text and return its tables; raise StoreError "where:line: what is wrong"."""
     try:
         data = tomllib.loads(text)
@@ -113,7 +113,7 @@ def parse(where: str, text: str) -> list[Facts]:
         if fault := lint(table):
             key, message, hint = fault
             raise _fault(where, _line(text, number, key), f"{_label(table)}: {message}", hint)
-        found.append(Facts(table["id"], table["checked"], shared | table))
+        found.append(StatedFacts(table["id"], table["checked"], shared | table))
     return found
 
 
@@ -133,7 +133,7 @@ def lint(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
     return _values(table) or _parts(table)
 
 
-def build(tables: list[Facts]) -> Model:
+def build(tables: list[StatedFacts]) -> Model:
     """Make the model of an id out of its tables, the newest word on every key and score winning."""
     merged: dict[str, Any] = {}
     scores: dict[tuple[str, str], Score] = {}

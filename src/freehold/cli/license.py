@@ -24,7 +24,7 @@ from freehold.errors import ModelNotFound, UsageError
 if TYPE_CHECKING:
     from freehold.advisor.facts import Facts
     from freehold.advisor.lineage import Subject
-    from freehold.advisor.obligations import Pack
+    from freehold.advisor.obligations import DutyPack
     from freehold.advisor.verdict import Reason, Verdict
     from freehold.catalog.licence import Licence, Term
 
@@ -318,7 +318,7 @@ def _told(facts: Facts) -> str:
 def _write(folder: str, found: Verdict) -> None:
     from freehold.advisor.obligations import pack
 
-    made: Pack = pack(found)
+    made: DutyPack = pack(found)
     if folder == "-":
         for name, content in sorted(made.files().items()):
             click.echo(f"==> {name}\n{content}")

@@ -3,7 +3,7 @@
 Every format but the plain numbers stores, per block, small integer codes and float scales, so a decoder here yields
 `codes * scales + offsets` and nothing else. Layouts follow ggml's block structs (the GGUF type registry); a weight's
 place in its block is described once, by `_planes`. Knows bytes and numbers; knows no rows and no tensor.
-Path: quant.dequantize or split_codes -> DECODERS, PLAIN -> Blocks
+Path: quant.dequantize or split_codes -> DECODERS, PLAIN -> DecodedBlocks
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ I8 = npt.NDArray[np.int8]
 F32 = npt.NDArray[np.float32]
 
 
-class Blocks(NamedTuple):
+class DecodedBlocks(NamedTuple):
     """Decoded blocks: weight = codes * scales + offsets, the latter two one per group of a block."""
 
     codes: I8  # [B, block_elems]
@@ -66,50 +66,50 @@ def _fields(words: npt.NDArray[np.unsignedinteger], shifts: Iterable[int], mask:
 # Formats of 32 weights with one scale.
 
 
-def _q4_0(b: U8) -> Blocks:
-    return Blocks(_planes(b[:, 2:], 16, 4).view(np.int8) - np.int8(8), _f16(b[:, :2]), None)
+def _q4_0(b: U8) -> DecodedBlocks:
+    return DecodedBlocks(_planes(b[:, 2:], 16, 4).view(np.int8) - np.int8(8), _f16(b[:, :2]), None)
 
 
-def _q4_1(b: U8) -> Blocks:
-    return Blocks(_planes(b[:, 4:], 16, 4).view(np.int8), _f16(b[:, :2]), _f16(b[:, 2:4]))
+def _q4_1(b: U8) -> DecodedBlocks:
+    return DecodedBlocks(_planes(b[:, 4:], 16, 4).view(np.int8), _f16(b[:, :2]), _f16(b[:, 2:4]))
 
 
 def _five_bits(high: U8, low: U8) -> I8:
     return (_planes(low, 16, 4) | _bits(high) << np.uint8(4)).view(np.int8)
 
 
-def _q5_0(b: U8) -> Blocks:
-    return Blocks(_five_bits(b[:, 2:6], b[:, 6:]) - np.int8(16), _f16(b[:, :2]), None)
+def _q5_0(b: U8) -> DecodedBlocks:
+    return DecodedBlocks(_five_bits(b[:, 2:6], b[:, 6:]) - np.int8(16), _f16(b[:, :2]), None)
 
 
-def _q5_1(b: U8) -> Blocks:
-    return Blocks(_five_bits(b[:, 4:8], b[:, 8:]), _f16(b[:, :2]), _f16(b[:, 2:4]))
+def _q5_1(b: U8) -> DecodedBlocks:
+    return DecodedBlocks(_five_bits(b[:, 4:8], b[:, 8:]), _f16(b[:, :2]), _f16(b[:, 2:4]))
 
 
-def _q8_0(b: U8) -> Blocks:
-    return Blocks(b[:, 2:].view(np.int8), _f16(b[:, :2]), None)
+def _q8_0(b: U8) -> DecodedBlocks:
+    return DecodedBlocks(b[:, 2:].view(np.int8), _f16(b[:, :2]), None)
 
 
 # Super-blocks of 256 with integer scales for groups of 16 or 32.
 
 
-def _q2_k(b: U8) -> Blocks:
+def _q2_k(b: U8) -> DecodedBlocks:
     scales, super_scales = b[:, :16], _f16(b[:, 80:84])
-    return Blocks(
+    return DecodedBlocks(
         _planes(b[:, 16:80], 32, 2).view(np.int8),
         super_scales[:, :1] * (scales & 15).astype(np.float32),
         -(super_scales[:, 1:] * (scales >> 4).astype(np.float32)),
     )
 
 
-def _q3_k(b: U8) -> Blocks:
+def _q3_k(b: U8) -> DecodedBlocks:
     # Sixteen 6-bit scales: the low nibbles in 8 bytes, then the high crumbs in 4.
     low, high = _planes(b[:, 96:104], 8, 4), _planes(b[:, 104:108], 4, 2)
     scales = ((low | high << np.uint8(4)).view(np.int8) - np.int8(32)).astype(np.float32)
     # A set third bit means +4 on a code that starts at -4.
     third = _planes(b[:, :32], 32, 1)
     codes = (_planes(b[:, 32:96], 32, 2) | third << np.uint8(2)).view(np.int8) - np.int8(4)
-    return Blocks(codes, _f16(b[:, 108:110]) * scales, None)
+    return DecodedBlocks(codes, _f16(b[:, 108:110]) * scales, None)
 
 
 def _k_scales(b: U8) -> tuple[F32, F32]:
@@ -125,19 +125,19 @@ def _k_scales(b: U8) -> tuple[F32, F32]:
     return super_scales[:, :1] * scales.astype(np.float32), -(super_scales[:, 1:] * mins.astype(np.float32))
 
 
-def _q4_k(b: U8) -> Blocks:
-    return Blocks(_planes(b[:, 16:], 32, 4).view(np.int8), *_k_scales(b[:, :16]))
+def _q4_k(b: U8) -> DecodedBlocks:
+    return DecodedBlocks(_planes(b[:, 16:], 32, 4).view(np.int8), *_k_scales(b[:, :16]))
 
 
-def _q5_k(b: U8) -> Blocks:
+def _q5_k(b: U8) -> DecodedBlocks:
     high = _planes(b[:, 16:48], 32, 1) << np.uint8(4)
-    return Blocks((_planes(b[:, 48:], 32, 4) | high).view(np.int8), *_k_scales(b[:, :16]))
+    return DecodedBlocks((_planes(b[:, 48:], 32, 4) | high).view(np.int8), *_k_scales(b[:, :16]))
 
 
-def _q6_k(b: U8) -> Blocks:
+def _q6_k(b: U8) -> DecodedBlocks:
     high = _planes(b[:, 128:192], 32, 2) << np.uint8(4)
     codes = (_planes(b[:, :128], 64, 4) | high).view(np.int8) - np.int8(32)
-    return Blocks(codes, _f16(b[:, 208:]) * b[:, 192:208].view(np.int8).astype(np.float32), None)
+    return DecodedBlocks(codes, _f16(b[:, 208:]) * b[:, 192:208].view(np.int8).astype(np.float32), None)
 
 
 # Four-bit codes that index a table.
@@ -146,25 +146,25 @@ _IQ4_CODES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 
 _E2M1_CODES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)  # doubled
 
 
-def _iq4_nl(b: U8) -> Blocks:
-    return Blocks(_IQ4_CODES[_planes(b[:, 2:], 16, 4)], _f16(b[:, :2]), None)
+def _iq4_nl(b: U8) -> DecodedBlocks:
+    return DecodedBlocks(_IQ4_CODES[_planes(b[:, 2:], 16, 4)], _f16(b[:, :2]), None)
 
 
-def _iq4_xs(b: U8) -> Blocks:
+def _iq4_xs(b: U8) -> DecodedBlocks:
     high = _fields(_u16(b[:, 2:4]), range(0, 16, 2), 3)
     low = _planes(b[:, 4:8], 1, 4)
     scales = ((low | high << 4) - 32).astype(np.float32)
-    return Blocks(_IQ4_CODES[_planes(b[:, 8:], 16, 4)], _f16(b[:, :2]) * scales, None)
+    return DecodedBlocks(_IQ4_CODES[_planes(b[:, 8:], 16, 4)], _f16(b[:, :2]) * scales, None)
 
 
-def _mxfp4(b: U8) -> Blocks:
+def _mxfp4(b: U8) -> DecodedBlocks:
     # Half of 2^(e-127), because the codes are doubled; the two smallest halves are subnormal.
     scales = np.ldexp(np.float32(1), b[:, :1].astype(np.int32) - 128)
-    return Blocks(_E2M1_CODES[_planes(b[:, 1:], 16, 4)], scales, None)
+    return DecodedBlocks(_E2M1_CODES[_planes(b[:, 1:], 16, 4)], scales, None)
 
 
-def _nvfp4(b: U8) -> Blocks:
-    return Blocks(_E2M1_CODES[_planes(b[:, 4:], 8, 4)], _half_ue4m3()[b[:, :4]], None)
+def _nvfp4(b: U8) -> DecodedBlocks:
+    return DecodedBlocks(_E2M1_CODES[_planes(b[:, 4:], 8, 4)], _half_ue4m3()[b[:, :4]], None)
 
 
 @cache
@@ -181,9 +181,9 @@ def _half_ue4m3() -> F32:
 # Ternary digits.
 
 
-def _tq1_0(b: U8) -> Blocks:
+def _tq1_0(b: U8) -> DecodedBlocks:
     parts = [_trits(b[:, :32], 5), _trits(b[:, 32:48], 5), _trits(b[:, 48:52], 4)]
-    return Blocks(np.hstack(parts), _f16(b[:, 52:]), None)
+    return DecodedBlocks(np.hstack(parts), _f16(b[:, 52:]), None)
 
 
 def _trits(b: U8, digits: int) -> I8:
@@ -193,8 +193,8 @@ def _trits(b: U8, digits: int) -> I8:
     return (digit.astype(np.int8) - np.int8(1)).reshape(len(b), -1)
 
 
-def _tq2_0(b: U8) -> Blocks:
-    return Blocks(_planes(b[:, :64], 32, 2).view(np.int8) - np.int8(1), _f16(b[:, 64:]), None)
+def _tq2_0(b: U8) -> DecodedBlocks:
+    return DecodedBlocks(_planes(b[:, :64], 32, 2).view(np.int8) - np.int8(1), _f16(b[:, 64:]), None)
 
 
 # Groups of eight (IQ1, IQ2) or four (IQ3) weights stored as an index into a grid of code vectors.
@@ -230,56 +230,58 @@ def _iq_scales(super_scale: F32, nibbles: npt.NDArray[np.integer], unit: float) 
     return super_scale * (2 * nibbles.astype(np.int32) + 1).astype(np.float32) * np.float32(unit)
 
 
-def _iq2_xxs(b: U8) -> Blocks:
+def _iq2_xxs(b: U8) -> DecodedBlocks:
     pairs = _u32(b[:, 2:]).reshape(len(b), 8, 2)  # four grid bytes; four 7-bit signs and a 4-bit scale
     index = b[:, 2:].reshape(len(b), 8, 8)[:, :, :4].reshape(len(b), -1).astype(np.intp)
     signs = _sign_table()[_fields(pairs[:, :, 1], (0, 7, 14, 21), 127)]
     scales = _iq_scales(_f16(b[:, :2]), pairs[:, :, 1] >> 28, 0.125)
-    return Blocks(_lookup(_grid("iq2_xxs"), index, signs), scales, None)
+    return DecodedBlocks(_lookup(_grid("iq2_xxs"), index, signs), scales, None)
 
 
-def _iq2_xs(b: U8) -> Blocks:
+def _iq2_xs(b: U8) -> DecodedBlocks:
     words = _u16(b[:, 2:66])
     signs = _sign_table()[words >> 9]
     scales = _iq_scales(_f16(b[:, :2]), _planes(b[:, 66:], 1, 4), 0.125)
-    return Blocks(_lookup(_grid("iq2_xs"), (words & 511).astype(np.intp), signs), scales, None)
+    return DecodedBlocks(_lookup(_grid("iq2_xs"), (words & 511).astype(np.intp), signs), scales, None)
 
 
-def _iq2_s(b: U8) -> Blocks:
+def _iq2_s(b: U8) -> DecodedBlocks:
     high = _planes(b[:, 66:74], 1, 2).astype(np.intp)
     scales = _iq_scales(_f16(b[:, :2]), _planes(b[:, 74:], 1, 4), 0.125)
-    return Blocks(_lookup(_grid("iq2_s"), b[:, 2:34] | high << 8, _bit_signs(b[:, 34:66])), scales, None)
+    return DecodedBlocks(
+        _lookup(_grid("iq2_s"), b[:, 2:34] | high << 8, _bit_signs(b[:, 34:66])), scales, None
+    )
 
 
-def _iq3_xxs(b: U8) -> Blocks:
+def _iq3_xxs(b: U8) -> DecodedBlocks:
     words = _u32(b[:, 66:])
     signs = _sign_table()[_fields(words, (0, 7, 14, 21), 127)]
     scales = _iq_scales(_f16(b[:, :2]), words >> 28, 0.25)
-    return Blocks(_lookup(_grid("iq3_xxs"), b[:, 2:66].astype(np.intp), signs), scales, None)
+    return DecodedBlocks(_lookup(_grid("iq3_xxs"), b[:, 2:66].astype(np.intp), signs), scales, None)
 
 
-def _iq3_s(b: U8) -> Blocks:
+def _iq3_s(b: U8) -> DecodedBlocks:
     index = b[:, 2:66] | _bits(b[:, 66:74]).astype(np.intp) << 8
     scales = _f16(b[:, :2]) * (1 + 2 * _planes(b[:, 106:], 1, 4)).astype(np.float32)
-    return Blocks(_lookup(_grid("iq3_s"), index, _bit_signs(b[:, 74:106])), scales, None)
+    return DecodedBlocks(_lookup(_grid("iq3_s"), index, _bit_signs(b[:, 74:106])), scales, None)
 
 
-def _iq1(index: npt.NDArray[np.intp], shift_down: npt.NDArray[np.bool_], scales: F32) -> Blocks:
+def _iq1(index: npt.NDArray[np.intp], shift_down: npt.NDArray[np.bool_], scales: F32) -> DecodedBlocks:
     """Decode IQ1, a ternary grid +-1/8: eight times that is an integer, and a scale over 8 is exact."""
     shift = np.where(shift_down, np.int8(-1), np.int8(1)).reshape(len(index), -1)
     each = np.repeat(shift, 256 // shift.shape[1], axis=1)
     codes = _grid("iq1")[index].reshape(len(index), -1) * np.int8(8) + each
-    return Blocks(codes, scales * np.float32(0.125), None)
+    return DecodedBlocks(codes, scales * np.float32(0.125), None)
 
 
-def _iq1_s(b: U8) -> Blocks:
+def _iq1_s(b: U8) -> DecodedBlocks:
     words = _u16(b[:, 34:])  # four 3-bit index tops, a 3-bit scale and the shift's sign per 32 weights
     index = b[:, 2:34] | _fields(words, (0, 3, 6, 9), 7) << 8
     scales = _f16(b[:, :2]) * (2 * (words >> 12 & 7) + 1).astype(np.float32)
     return _iq1(index, words >> 15 != 0, scales)
 
 
-def _iq1_m(b: U8) -> Blocks:
+def _iq1_m(b: U8) -> DecodedBlocks:
     words = _u16(b[:, 48:])  # four 3-bit scales each; the top nibbles together are the f16 super-scale
     tops = (words >> 12).astype(np.uint16) << np.array([0, 4, 8, 12], np.uint16)
     super_scale = (
@@ -290,7 +292,7 @@ def _iq1_m(b: U8) -> Blocks:
     return _iq1(b[:, :32] | (nibbles & 7) << 8, nibbles & 8 != 0, scales)
 
 
-DECODERS: dict[QuantType, Callable[[U8], Blocks]] = {
+DECODERS: dict[QuantType, Callable[[U8], DecodedBlocks]] = {
     QuantType.Q4_0: _q4_0,
     QuantType.Q4_1: _q4_1,
     QuantType.Q5_0: _q5_0,

@@ -119,7 +119,7 @@ class _Descriptor:
 
 def _read_shard(path: Path) -> _Shard:
     data = map_file(path)
-    cursor = _Cursor(path, data)
+    cursor = _HeaderCursor(path, data)
     version = _read_version(cursor)
     tensor_count, key_count = cursor.u64(), cursor.u64()
     cursor.need(tensor_count, _MIN_DESCRIPTOR_BYTES, "tensors")
@@ -138,7 +138,7 @@ def _read_shard(path: Path) -> _Shard:
     return _Shard(path, version, metadata, tensors)
 
 
-def _read_version(cursor: _Cursor) -> int:
+def _read_version(cursor: _HeaderCursor) -> int:
     head = bytes(cursor.view[:HEAD_BYTES])
     if not head.startswith(MAGIC):
         raise not_a_model(cursor.path, head)
@@ -157,7 +157,7 @@ def _read_version(cursor: _Cursor) -> int:
     )
 
 
-def _read_metadata(cursor: _Cursor, count: int) -> dict[str, object]:
+def _read_metadata(cursor: _HeaderCursor, count: int) -> dict[str, object]:
     values: dict[str, object] = {}
     for _ in range(count):
         key = cursor.string("a metadata key", MAX_KEY_BYTES)
@@ -167,7 +167,7 @@ def _read_metadata(cursor: _Cursor, count: int) -> dict[str, object]:
     return values
 
 
-def _read_descriptor(cursor: _Cursor) -> _Descriptor:
+def _read_descriptor(cursor: _HeaderCursor) -> _Descriptor:
     name = cursor.string("a tensor name", MAX_NAME_BYTES)
     with cursor.about(f"tensor {shown(name)}"):
         if not name:
@@ -199,7 +199,9 @@ def _alignment(metadata: Metadata, path: Path) -> int:
     return alignment
 
 
-def _check_placement(cursor: _Cursor, descriptors: list[_Descriptor], start: int, alignment: int) -> None:
+def _check_placement(
+    cursor: _HeaderCursor, descriptors: list[_Descriptor], start: int, alignment: int
+) -> None:
     """Check that each tensor lies in the file, aligned, and that no two share a byte or a name."""
     names = {d.name for d in descriptors}
     if len(names) != len(descriptors):
@@ -261,7 +263,7 @@ def _shard(opened: _Shard, number: int, path: Path) -> _Shard:
     return shard
 
 
-class _Cursor:
+class _HeaderCursor:
     """A position in the mapped file that moves only over bytes that are there."""
 
     def __init__(self, path: Path, data: npt.NDArray[np.uint8]) -> None:

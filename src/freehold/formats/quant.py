@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from freehold.errors import BadModelFile
-from freehold.formats.blocks import DECODERS, F32, I8, OFFSET_TYPES, PLAIN, U8, Blocks
+from freehold.formats.blocks import DECODERS, F32, I8, OFFSET_TYPES, PLAIN, U8, DecodedBlocks
 from freehold.formats.weight_types import LAYOUTS, QuantType, row_bytes
 
 SCALE_ELEMS = 16
@@ -77,11 +77,11 @@ def _row_chunks(rows: int, k: int) -> Iterable[slice]:
     return (slice(i, min(i + step, rows)) for i in range(0, rows, step))
 
 
-def _decode(rows: U8, type: QuantType) -> Blocks:
+def _decode(rows: U8, type: QuantType) -> DecodedBlocks:
     return DECODERS[type](np.ascontiguousarray(rows).reshape(-1, LAYOUTS[type].bytes))
 
 
-def _weights(blocks: Blocks) -> F32:
+def _weights(blocks: DecodedBlocks) -> F32:
     count, groups = blocks.scales.shape
     out = blocks.codes.reshape(count, groups, -1).astype(np.float32)
     out *= blocks.scales[:, :, None]

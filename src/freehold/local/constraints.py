@@ -18,7 +18,7 @@ from freehold.local.prompt import Prompt
 from freehold.serving import Job
 from freehold.tokenizer import Tokenizer
 from freehold.tokenizer.dialects import Dialect
-from freehold.tokenizer.dialects.grammar import Form, lark, lark_of_bare, pattern_of_bare
+from freehold.tokenizer.dialects.grammar import CallForm, lark, lark_of_bare, pattern_of_bare
 from freehold.tokenizer.dialects.schema import closed
 from freehold.types import Format, Tool
 
@@ -76,7 +76,7 @@ class ConstraintBuilder:
             return None, tuple(self._triggers(job, prompt.tools, prompt.dialect))
         return self._grammars.grammar(*formats, at_start=prompt.at_start) if formats else None, ()
 
-    def _calls(self, job: Job, prompt: Prompt, form: Form) -> Format:
+    def _calls(self, job: Job, prompt: Prompt, form: CallForm) -> Format:
         """Return the format of an answer that is calls and nothing else."""
         tools = [tool for tool in prompt.tools if job.tool_name in ("", tool.name)]
         many = job.parallel_tool_calls and not job.tool_name  # a named tool is called once

@@ -43,7 +43,7 @@ _PASSED_ON = (
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RenderJob:
     """A template and the variables of each render."""
 
     source: str
@@ -84,7 +84,7 @@ class Renderers:
         self._lock = threading.Lock()
         self._idle: list[_Child] = []
 
-    def run(self, asked: Asked) -> list[Result]:
+    def run(self, asked: RenderJob) -> list[Result]:
         """Return a text or the reason for none for each render, in order.
 
         Raises BadTemplate if the source does not compile, time or memory does not suffice, or the process died of it;
@@ -108,7 +108,7 @@ class Renderers:
 
     def check(self, source: str) -> None:
         """Compile a template. Raises BadTemplate if that fails."""
-        self.run(Asked(source, (), datetime.now()))
+        self.run(RenderJob(source, (), datetime.now()))
 
     def close(self) -> None:
         """End the processes that wait for work; the next job starts another."""
@@ -119,7 +119,7 @@ class Renderers:
         for child in idle:
             child.end(at_once=True)
 
-    def _tried(self, asked: Asked, job: bytes) -> list[Result] | BadTemplate | None:
+    def _tried(self, asked: RenderJob, job: bytes) -> list[Result] | BadTemplate | None:
         """Let a child try it; None if it ended for a reason that is not the template's."""
         child = self._take()
         try:
@@ -173,7 +173,7 @@ class _Child:
             ) from e
         self.greeted = self.is_done = False
 
-    def answer(self, job: bytes, asked: Asked) -> list[Result] | BadTemplate:
+    def answer(self, job: bytes, asked: RenderJob) -> list[Result] | BadTemplate:
         """Have it do a job; one error may answer for all of it. Raises _Gone."""
         try:
             if not self.greeted:
@@ -221,7 +221,7 @@ def _process(ours: socket.socket, theirs: socket.socket) -> subprocess.Popen[byt
         raise
 
 
-def _most_bytes(asked: Asked) -> int:
+def _most_bytes(asked: RenderJob) -> int:
     """Bound a reply: each text in UTF-8 and JSON, where a control character takes six bytes."""
     return len(asked.renders) * 6 * asked.text + (1 << 16)
 
@@ -234,7 +234,7 @@ def _refused(result: Mapping[str, str]) -> BadTemplate:
     return BadTemplate(result["error"], result["hint"])
 
 
-def _blamed(code: int, late: bool, asked: Asked) -> BadTemplate:
+def _blamed(code: int, late: bool, asked: RenderJob) -> BadTemplate:
     if late or -code == signal.SIGPROF:
         return BadTemplate(f"the chat template ran longer than {asked.seconds:g} s", HINT)
     how = f"status {code}" if code > 0 else signal.Signals(-code).name

@@ -1,7 +1,7 @@
 """Models that Ollama, LM Studio and the hub's own cache hold: referenced, never copied or written.
 
 Each becomes a manifest with absolute paths, sizes, times and the digests those stores give.
-Unreadable folders and half-downloaded models are passed over. Path: Shelf.foreign -> scan.
+Unreadable folders and half-downloaded models are passed over. Path: HomeFiles.foreign -> scan.
 """
 
 from __future__ import annotations

@@ -10,15 +10,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from freehold.store.home_files import HomeFiles
 from freehold.store.manifest import Manifest
 from freehold.store.overlays import Overlay
 from freehold.store.records import Listed, digest_of, root_of
-from freehold.store.shelf import Shelf
 
 PENDING = "pull.json"  # what an unfinished pull fetches, so that list and rm can name it
 
 
-def listed(shelf: Shelf, manifest: Manifest) -> Listed:
+def listed(shelf: HomeFiles, manifest: Manifest) -> Listed:
     """Describe a recorded model with its state on the disk."""
     state = shelf.state(manifest)
     digest = digest_of(manifest.files)

@@ -92,7 +92,7 @@ class Lines(Reporter):
         sys.stderr.flush()
 
 
-class Bar(Reporter):
+class ProgressBar(Reporter):
     """A progress bar on stderr, with lines above it for what is news."""
 
     def __init__(self) -> None:
@@ -177,7 +177,7 @@ def screen() -> Reporter:
     """Choose what fits here: a notebook's line, a terminal's bar, or plain lines on stderr."""
     if _in_notebook():
         return NotebookLine()
-    return Bar() if _in_terminal() else Lines()
+    return ProgressBar() if _in_terminal() else Lines()
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def fetch_file(
 
 
 @dataclass(slots=True)
-class _Cursor:
+class _RangeCursor:
     """How far one range has come: the next byte, and the byte after its last."""
 
     at: int
@@ -182,7 +182,7 @@ class _Ranges:
 
     def _fetch_range(self, i: int) -> None:
         """Fetch range `i`, going on after a broken connection from the byte it reached."""
-        cursor = _Cursor(*self.part.bounds(i))
+        cursor = _RangeCursor(*self.part.bounds(i))
         backoff = Backoff(self.http.retry_s, stop=self.stop)
         while not self.stop.is_set():
             before = cursor.at
@@ -200,7 +200,7 @@ class _Ranges:
                     self.news.put(f"{e}: trying again")
                     backoff.wait(e, self.file.url)
 
-    def _receive(self, cursor: _Cursor) -> None:
+    def _receive(self, cursor: _RangeCursor) -> None:
         """Ask for the cursor's bytes and write them; it has moved by what came, also after a failure."""
         url = self.address or self.file.url
         with self.http.stream(url, {"Range": f"bytes={cursor.at}-{cursor.end - 1}"}) as response:
@@ -220,7 +220,7 @@ class _Ranges:
                 if cursor.at == cursor.end:
                     return
 
-    def _judge(self, response: httpx2.Response, url: str, cursor: _Cursor) -> None:
+    def _judge(self, response: httpx2.Response, url: str, cursor: _RangeCursor) -> None:
         """Check that the answer is the range asked for, of the version this download began with."""
         if response.status_code == 416:
             raise _Changed("it is shorter now")

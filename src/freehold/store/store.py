@@ -25,6 +25,7 @@ from freehold.errors import FreeholdError, ModelNotFound, Offline, StoreError, U
 from freehold.store import space
 from freehold.store.contract import Plan, Source, held_bytes
 from freehold.store.events import Finished, Note, OnEvent, Planned, ignore
+from freehold.store.home_files import HomeFiles, delete_folder, readable
 from freehold.store.listing import PENDING, listed, made, unfinished
 from freehold.store.manifest import HeldFile, Manifest, write_json, write_manifest
 from freehold.store.overlays import Overlays
@@ -40,7 +41,6 @@ from freehold.store.records import (
 )
 from freehold.store.refs import LATEST, Ref, parse_ref, slug
 from freehold.store.replaced import dated, notes_of, verified
-from freehold.store.shelf import Shelf, delete_folder, readable
 from freehold.store.sources import planned
 
 UPLOADED = "blob-"  # begins the name of a file that was sent to a server; its digest follows
@@ -51,7 +51,7 @@ class Store:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._shelf = Shelf(settings)
+        self._shelf = HomeFiles(settings)
         self.models, self.packs = self._shelf.models, self._shelf.packs
         self.overlays = Overlays(settings.home)
 

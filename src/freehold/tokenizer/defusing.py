@@ -9,7 +9,7 @@ in the first render would change what `trim`, `in`, slices and `length` see; the
     the template's; in between, every control token that occurs in a message counts as the user's.
 
 Knows texts and control tokens; knows no template.
-Path: ChatTemplate.render -> Defuser.defused -> Found; twin -> Rendered
+Path: ChatTemplate.render -> Defuser.defused -> Spelled; twin -> Rendered
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Defuser:
         self._cutter = Cutter(AddedToken(0, token, control=True) for token in self._tokens)
         self._longest = max(map(len, self._tokens), default=0)
 
-    def defused(self, value: Any, found: Found) -> Any:
+    def defused(self, value: Any, found: Spelled) -> Any:
         """Return a copy of `value` with every string in it defused; note in `found` what was met."""
         if isinstance(value, str):
             return self._unfinished(self.without(value, found), found)
@@ -43,7 +43,7 @@ class Defuser:
             return {self.defused(key, found): self.defused(item, found) for key, item in value.items()}
         return [self.defused(item, found) for item in value] if isinstance(value, list) else value
 
-    def without(self, text: str, found: Found, known: Found | None = None) -> str:
+    def without(self, text: str, found: Spelled, known: Spelled | None = None) -> str:
         """Return `text` with its control tokens defused, or those among them that are `known`."""
         parts: list[str] = []
         last = 0
@@ -54,7 +54,7 @@ class Defuser:
                 last = start + 1
         return "".join((*parts, text[last:])) if parts else text
 
-    def _unfinished(self, text: str, found: Found) -> str:
+    def _unfinished(self, text: str, found: Spelled) -> str:
         """Defuse the beginning of a control token at the end: the next message could complete it."""
         end = len(text.rstrip())
         for size in range(min(self._longest - 1, end), 0, -1):
@@ -70,7 +70,7 @@ class Defuser:
 
 
 @dataclass(slots=True)
-class Found:
+class Spelled:
     """What messages spell of control tokens: whole ones, and the beginnings of some."""
 
     tokens: set[str] = field(default_factory=set)
@@ -85,14 +85,14 @@ class Found:
         return bool(self.tokens or self.beginnings)
 
 
-def twin(text: str, second: str, found: Found, defuser: Defuser) -> str:
+def twin(text: str, second: str, found: Spelled, defuser: Defuser) -> str:
     """Return the guarded twin of `text`, given the second render and the tokens that messages spell."""
     if len(second) == len(text) and all(a == b or b == DEFUSED for a, b in zip(text, second, strict=True)):
         return second
     head = _common(text, second)
     tail = _common(text[head:][::-1], second[head:][::-1])
     middle = text[head : len(text) - tail]
-    return text[:head] + defuser.without(middle, Found(), found) + text[len(text) - tail :]
+    return text[:head] + defuser.without(middle, Spelled(), found) + text[len(text) - tail :]
 
 
 def _common(left: str, right: str) -> int:

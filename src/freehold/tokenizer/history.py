@@ -1,7 +1,7 @@
 """Spells messages and tools as chat templates expect them.
 
 Knows the dictionaries that templates read, as `transformers` passes them; knows no Jinja. What differs between
-templates is found by rendering a chat with a call in it (`Form`), or is the dialect's.
+templates is found by rendering a chat with a call in it (`CallSpelling`), or is the dialect's.
 Path: ChatTemplate.render -> Spelling.chat
 """
 
@@ -25,14 +25,14 @@ PROBE_CHAT = (Message("user", "x"), Message("assistant", "", tool_calls=(PROBE_C
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class CallSpelling:
     """How a template wants an assistant's calls: arguments as an object or as its text, no content as "" or none."""
 
     as_text: bool = False
     no_content: bool = False
 
 
-FORMS = tuple(Form(as_text, none) for as_text in (False, True) for none in (False, True))
+FORMS = tuple(CallSpelling(as_text, none) for as_text in (False, True) for none in (False, True))
 
 
 def shows_call(rendered: str | None) -> bool:
@@ -66,7 +66,7 @@ def tool_dict(tool: Tool | Mapping[str, Any]) -> dict[str, Any]:
 class Spelling:
     """Spells a chat for one template."""
 
-    form: Form = Form()
+    form: CallSpelling = CallSpelling()
     short_ids: bool = False
     as_text: bool = False  # the template knows no calls: they are part of what was said
 

@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from freehold.errors import BadTemplate, FreeholdError, UnsupportedModel, UsageError
 from freehold.sandbox.limits import MAX_SECONDS, MAX_TEXT
-from freehold.sandbox.rendering import Asked, Renderers, shared
+from freehold.sandbox.rendering import Renderers, RenderJob, shared
 from freehold.tokenizer import traits
 from freehold.tokenizer.core import Tokenizer
-from freehold.tokenizer.defusing import Defuser, Found, twin
+from freehold.tokenizer.defusing import Defuser, Spelled, twin
 from freehold.tokenizer.dialects import Dialect, dialect_of
 from freehold.tokenizer.history import Spelling, tool_dict, with_preamble
 from freehold.tokenizer.rendered import Rendered
@@ -245,7 +245,7 @@ class ChatTemplate:
         """
         tokens = {"bos_token": self.bos_token, "eos_token": self.eos_token, **(self.special_tokens or {})}
         renders = [{"documents": None, **tokens, **each} for each in inputs]
-        asked = Asked(self.source, renders, self.clock(), self.seconds, text)
+        asked = RenderJob(self.source, renders, self.clock(), self.seconds, text)
         if not self.is_fallback:
             return self.renderers.run(asked)
         from freehold.sandbox.jinja import render
@@ -253,7 +253,7 @@ class ChatTemplate:
         return render(asked.source, asked.renders, asked.seconds, asked.text, asked.now)
 
     def _guard(self, text: str, inputs: dict[str, Any], preamble: str) -> str:
-        found = Found()
+        found = Spelled()
         defused = self._defuser.defused(inputs, found)
         if not found:
             return text

@@ -13,7 +13,15 @@ from typing import Any
 
 from freehold.errors import BadTemplate
 from freehold.tokenizer.dialects import Dialect
-from freehold.tokenizer.history import FORMS, PROBE_CHAT, PROBE_TOOL, Form, Spelling, shows_call, tool_dict
+from freehold.tokenizer.history import (
+    FORMS,
+    PROBE_CHAT,
+    PROBE_TOOL,
+    CallSpelling,
+    Spelling,
+    shows_call,
+    tool_dict,
+)
 
 EFFORT = "reasoning_effort"
 EFFORTS = ("low", "medium", "high")
@@ -39,7 +47,7 @@ class Traits:
     efforts: tuple[str, ...] = ()  # the levels that change what is rendered
     shows_tools: bool = False
     takes_system: bool = False
-    form: Form = FORMS[0]  # how it wants calls
+    form: CallSpelling = FORMS[0]  # how it wants calls
     dead: BadTemplate | None = None  # it does not compile, or not even a chat of one word ends
 
 

@@ -9,7 +9,7 @@ from freehold.advisor.report.page import Section, figure, page, paragraph, table
 from freehold.advisor.report.scatter import Point, scatter
 from freehold.advisor.report.spans import Span, spans
 from freehold.advisor.report.svg import Axis, standalone
-from freehold.advisor.report.tornado import Swing, tornado
+from freehold.advisor.report.tornado import TornadoBar, tornado
 
 __all__ = [
     "Axis",
@@ -17,7 +17,7 @@ __all__ = [
     "Point",
     "Section",
     "Span",
-    "Swing",
+    "TornadoBar",
     "bars",
     "figure",
     "page",

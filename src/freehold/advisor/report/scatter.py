@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from html import escape
 
-from freehold.advisor.report.svg import FONT, SERIES, Axis, Scale, chart, element, text, width_of
+from freehold.advisor.report.svg import FONT, SERIES, Axis, FittedAxis, chart, element, text, width_of
 
 _SMALL, _LARGE = 5.0, 22.0  # radii
 _LINE = 20.0  # pixels of a line of text
@@ -66,7 +66,9 @@ def _radius(size: float, largest: float) -> float:
     return max(_SMALL, _LARGE * math.sqrt(max(size, 0.0) / largest))
 
 
-def _grid(across: Scale, up: Scale, left: float, top: float, width: float, height: float) -> list[str]:
+def _grid(
+    across: FittedAxis, up: FittedAxis, left: float, top: float, width: float, height: float
+) -> list[str]:
     parts, bottom, free = [], height - 40, -math.inf
     for tick in up.ticks:
         at = up.at(tick)

@@ -10,7 +10,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from freehold.advisor.report.svg import FONT, SLACK, Axis, Scale, chart, element, shortened, text, width_of
+from freehold.advisor.report.svg import (
+    FONT,
+    SLACK,
+    Axis,
+    FittedAxis,
+    chart,
+    element,
+    shortened,
+    text,
+    width_of,
+)
 
 _ROW, _THICK, _NARROW = 30.0, 14.0, 520.0
 
@@ -52,7 +62,7 @@ def spans(
     return chart(width, y + 44, title, [*_grid(scale, y, width), *here, *rows, label])
 
 
-def _row(span: Span, scale: Scale, top: float) -> list[str]:
+def _row(span: Span, scale: FittedAxis, top: float) -> list[str]:
     """Return a range's bar, its middle, and its text behind the longest one."""
     parts = [text(scale.end + 10, top + 12, span.text)]
     if span.low < math.inf:
@@ -64,7 +74,7 @@ def _row(span: Span, scale: Scale, top: float) -> list[str]:
     return parts
 
 
-def _grid(scale: Scale, y: float, width: float) -> list[str]:
+def _grid(scale: FittedAxis, y: float, width: float) -> list[str]:
     """Draw the ticks' lines, and their values where they do not touch."""
     parts, free = [], -math.inf
     for tick in scale.ticks:

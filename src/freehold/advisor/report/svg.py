@@ -89,18 +89,18 @@ class Axis:
     format: Callable[[float], str] = "{:,.4g}".format
     log: bool = False
 
-    def scale(self, values: list[float], start: float, end: float, *, zero: bool = False) -> Scale:
+    def scale(self, values: list[float], start: float, end: float, *, zero: bool = False) -> FittedAxis:
         """Return the mapping of `values` onto pixels start..end; what the axis cannot show is left out."""
         kept = [v for v in values if math.isfinite(v) and (v > 0 or not self.log)]
         low, high = (min(kept), max(kept)) if kept else (1.0, 10.0)
         if zero and not self.log:
             low, high = min(low, 0.0), max(high, 0.0)
         ticks = _log_ticks(low, high) if self.log else _ticks(low, high)
-        return Scale(self, min(low, ticks[0]), max(high, ticks[-1]), start, end, tuple(ticks))
+        return FittedAxis(self, min(low, ticks[0]), max(high, ticks[-1]), start, end, tuple(ticks))
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class FittedAxis:
     """An axis fitted to its values: from `low`..`high` to the pixels `start`..`end`."""
 
     axis: Axis

@@ -11,13 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from freehold.advisor.report.svg import FONT, SLACK, Axis, Scale, chart, element, shortened, text, width_of
+from freehold.advisor.report.svg import (
+    FONT,
+    SLACK,
+    Axis,
+    FittedAxis,
+    chart,
+    element,
+    shortened,
+    text,
+    width_of,
+)
 
 _ROW, _THICK, _NARROW = 34.0, 15.0, 520.0
 
 
 @dataclass(frozen=True, slots=True)
-class Swing:
+class TornadoBar:
     """One assumption: the answer at its low end and at its high end, and what those ends are."""
 
     label: str
@@ -27,7 +37,7 @@ class Swing:
     high_text: str
 
 
-def tornado(swings: Sequence[Swing], mid: float, axis: Axis, *, title: str, width: float = 720.0) -> str:
+def tornado(swings: Sequence[TornadoBar], mid: float, axis: Axis, *, title: str, width: float = 720.0) -> str:
     """Draw each swing as a bar around the answer `mid`; green goes to the low end's answer."""
     above = width < _NARROW
     room = 0.0 if above else min(0.36 * width, max((width_of(s.label) for s in swings), default=0.0) + 14)
@@ -57,7 +67,7 @@ def tornado(swings: Sequence[Swing], mid: float, axis: Axis, *, title: str, widt
     return chart(width, y + 46, title, parts)
 
 
-def _bar(swing: Swing, mid: float, scale: Scale, y: float) -> list[str]:
+def _bar(swing: TornadoBar, mid: float, scale: FittedAxis, y: float) -> list[str]:
     """Return the two halves of a bar, and the assumption's ends beside it."""
     top, parts = y + 8, []
     for value, class_, said in (
@@ -74,7 +84,7 @@ def _bar(swing: Swing, mid: float, scale: Scale, y: float) -> list[str]:
     return parts
 
 
-def _ticks(scale: Scale, y: float, width: float) -> list[str]:
+def _ticks(scale: FittedAxis, y: float, width: float) -> list[str]:
     """Write the ticks' values, leaving out those that would touch."""
     parts, free = [], -math.inf
     for tick in scale.ticks:

@@ -25,7 +25,7 @@ from freehold.advisor.report import (
     table,
     tornado,
 )
-from freehold.advisor.report import Swing as Drawn
+from freehold.advisor.report import TornadoBar as Drawn
 from freehold.cli.report.cost_text import (
     ASSUMPTIONS,
     HEAD,

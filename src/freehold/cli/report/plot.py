@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from freehold.advisor.report.svg import Axis, Scale
+from freehold.advisor.report.svg import Axis, FittedAxis
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def plot(marks: Sequence[PlotMark], x: Axis, y: Axis, width: int = 72, height: i
     return lines
 
 
-def _below(across: Scale, columns: int) -> str:
+def _below(across: FittedAxis, columns: int) -> str:
     """Return the line of tick labels under the plot; one that touches its neighbour is left out."""
     row = ""
     for tick in across.ticks:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from freehold.tokenizer.dialects.grammar import Form
-from freehold.tokenizer.dialects.source import Reading, Source, dumped, loaded
+from freehold.tokenizer.dialects.grammar import CallForm
+from freehold.tokenizer.dialects.source import Reading, TextSource, dumped, loaded
 from freehold.types import Tool
 
 MAX_NAME = 256  # characters; a longer text is not a tool's name
@@ -38,7 +38,7 @@ class Opening:
     at_line: bool = False
 
 
-Read = Callable[[Source, str, Offer], Reading[Calls]]
+Read = Callable[[TextSource, str, Offer], Reading[Calls]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ class Dialect:
     name: str
     openings: tuple[Opening, ...]
     read: Read
-    form: Form  # how a grammar writes calls
+    form: CallForm  # how a grammar writes calls
     marks: tuple[str, ...] = ()  # further texts that may be control tokens and must reach `read`
     short_ids: bool = False  # ids of nine letters and digits, which the family's templates insist on
     # For templates that show no tools: what the system text says of them, and whether history is text too.
     preamble: Callable[[Sequence[Tool]], str] | None = None
     as_text: bool = False
-    bare: Form | None = None  # how small models of the family write one without its marks
+    bare: CallForm | None = None  # how small models of the family write one without its marks
     channels: bool = False  # the whole answer is in channels (harmony.py)
 
 

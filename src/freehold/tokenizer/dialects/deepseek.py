@@ -18,8 +18,8 @@ from freehold.tokenizer.dialects.contract import (
     is_name,
     listed,
 )
-from freehold.tokenizer.dialects.grammar import Form
-from freehold.tokenizer.dialects.source import Reading, Source, loaded
+from freehold.tokenizer.dialects.grammar import CallForm
+from freehold.tokenizer.dialects.source import Reading, TextSource, loaded
 from freehold.types import Tool
 
 OPEN, CLOSE = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -27,7 +27,7 @@ CALL, SEP, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜
 _FENCE, _FENCE_END = "```json", "```"
 
 
-def read(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
+def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
     """Read all calls of an answer."""
     calls: list[Call] = []
     while True:
@@ -43,7 +43,7 @@ def read(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
     return calls
 
 
-def _call(source: Source) -> Reading[Call | None]:
+def _call(source: TextSource) -> Reading[Call | None]:
     name, mark = yield from source.until(SEP, CALL_END, "\n")
     if mark != SEP:
         return None
@@ -83,7 +83,7 @@ DEEPSEEK_V3 = Dialect(
     read,
     marks=(CLOSE, CALL, SEP, CALL_END),
     preamble=_preamble(f"function{SEP}", "\n```json\n", "\n```"),
-    form=Form(f"{CALL}function{SEP}", "\n```json\n", f"\n```{CALL_END}", OPEN, "\n", CLOSE),
+    form=CallForm(f"{CALL}function{SEP}", "\n```json\n", f"\n```{CALL_END}", OPEN, "\n", CLOSE),
 )
 DEEPSEEK_V31 = Dialect(
     "deepseek-v3.1",
@@ -91,5 +91,5 @@ DEEPSEEK_V31 = Dialect(
     read,
     marks=(CLOSE, CALL, SEP, CALL_END),
     preamble=_preamble("", SEP, ""),
-    form=Form(CALL, SEP, CALL_END, OPEN, "", CLOSE),
+    form=CallForm(CALL, SEP, CALL_END, OPEN, "", CLOSE),
 )

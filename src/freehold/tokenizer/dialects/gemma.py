@@ -19,11 +19,11 @@ from freehold.tokenizer.dialects.contract import (
     is_name,
     listed,
 )
-from freehold.tokenizer.dialects.grammar import Form
+from freehold.tokenizer.dialects.grammar import CallForm
 from freehold.tokenizer.dialects.hermes import BARE, read_bare
 from freehold.tokenizer.dialects.llama import FORM as LLAMA_FORM
 from freehold.tokenizer.dialects.notation import QUOTE, arguments
-from freehold.tokenizer.dialects.source import MAX_DEPTH, Reading, Source, loaded
+from freehold.tokenizer.dialects.source import MAX_DEPTH, Reading, TextSource, loaded
 from freehold.types import Tool
 
 OPEN, CLOSE = "<|tool_call>", "<tool_call|>"
@@ -33,7 +33,7 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 
 
-def read(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
+def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
     """Read one call of version 4."""
     if not (yield from source.literal("call:")):
         return None
@@ -48,7 +48,7 @@ def read(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
     return [Call(name, arguments_text(given))]
 
 
-def _value(source: Source, depth: int) -> Reading[Any]:
+def _value(source: TextSource, depth: int) -> Reading[Any]:
     """Read a value; _BROKEN if it is none."""
     yield from source.space()
     if depth > MAX_DEPTH:
@@ -67,7 +67,7 @@ def _value(source: Source, depth: int) -> Reading[Any]:
     return loaded(word) if _NUMBER.fullmatch(word) and len(word) < 400 else _BROKEN
 
 
-def _object(source: Source, depth: int) -> Reading[Any]:
+def _object(source: TextSource, depth: int) -> Reading[Any]:
     source.at += 1
     out: dict[str, Any] = {}
     yield from source.space()
@@ -87,7 +87,7 @@ def _object(source: Source, depth: int) -> Reading[Any]:
     return out
 
 
-def _list(source: Source, depth: int) -> Reading[Any]:
+def _list(source: TextSource, depth: int) -> Reading[Any]:
     source.at += 1
     out: list[Any] = []
     yield from source.space()
@@ -109,5 +109,5 @@ def _preamble(tools: Sequence[Tool]) -> str:
 
 
 GEMMA3 = Dialect("gemma3", BARE, read_bare, preamble=_preamble, as_text=True, form=LLAMA_FORM)
-FORM = Form(f"{OPEN}call:", "", CLOSE, between="", arguments=arguments)
+FORM = CallForm(f"{OPEN}call:", "", CLOSE, between="", arguments=arguments)
 GEMMA4 = Dialect("gemma4", (Opening(OPEN),), read, marks=(CLOSE, QUOTE), form=FORM)

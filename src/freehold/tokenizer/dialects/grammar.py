@@ -33,7 +33,7 @@ def json_arguments(rule: str, parameters: Mapping[str, object], spell: Spell) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class CallForm:
     """The texts around a call's name and arguments, as a family's templates write them."""
 
     head: str
@@ -48,7 +48,7 @@ class Form:
     thought: tuple[str, tuple[str, ...], str] | None = None
 
 
-def lark(form: Form, tools: Sequence[Tool], spell: Spell, *, many: bool, opened: str = "") -> str:
+def lark(form: CallForm, tools: Sequence[Tool], spell: Spell, *, many: bool, opened: str = "") -> str:
     """Return the grammar of calls of `tools`. `opened`: the mark that was written already."""
     first = form.before + form.head
     if not first.startswith(opened):

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 
 from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, arguments_text, is_name
-from freehold.tokenizer.dialects.grammar import Form
-from freehold.tokenizer.dialects.source import Reading, Source, loaded
+from freehold.tokenizer.dialects.grammar import CallForm
+from freehold.tokenizer.dialects.source import Reading, TextSource, loaded
 from freehold.tokenizer.splitters import held_suffix
 
 START, CHANNEL, MESSAGE, END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
@@ -34,7 +34,7 @@ class HarmonyParser:
     """Splits an answer into thinking, text and calls. What has no header is text."""
 
     def __init__(self) -> None:
-        self._source = Source()
+        self._source = TextSource()
         self._out: list[str | Call | Thought] = []
         self._said: set[type] = set()  # kinds of which there was a message already
         self._reading = self._messages()
@@ -103,14 +103,14 @@ class HarmonyParser:
             yield
 
 
-def _no_calls(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
+def _no_calls(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
     """Harmony's calls are messages: HarmonyParser reads them."""
     yield from ()
     return None
 
 
 # <|call|> is the end of the answer, so the form has it not, and one call is all.
-FORM = Form(
+FORM = CallForm(
     f"{CHANNEL}commentary to=functions.",
     f" {CONSTRAIN}json{MESSAGE}",
     "",

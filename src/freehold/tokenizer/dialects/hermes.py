@@ -11,8 +11,8 @@ from collections.abc import Generator
 from typing import Any
 
 from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, call_of
-from freehold.tokenizer.dialects.grammar import Form
-from freehold.tokenizer.dialects.source import Reading, Source, loaded
+from freehold.tokenizer.dialects.grammar import CallForm
+from freehold.tokenizer.dialects.source import Reading, TextSource, loaded
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _FENCE = "```"
@@ -20,7 +20,7 @@ _LANGUAGE = re.compile(r"\w*")
 BARE = (Opening("{", at_line=True), Opening(_FENCE, at_line=True))
 
 
-def read(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
+def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
     """Read one call behind `opening`."""
     if opening != OPEN:
         return (yield from read_bare(source, opening, offer))
@@ -32,7 +32,7 @@ def read(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
     return [call]
 
 
-def read_bare(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
+def read_bare(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
     """Read an object that stands alone or in a fence, and names a tool that was given."""
     if opening == _FENCE:
         yield from source.word(_LANGUAGE)
@@ -46,7 +46,7 @@ def read_bare(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
     return None if call is None else [call]
 
 
-def named_call(source: Source, offer: Offer) -> Generator[None, None, Call | None]:
+def named_call(source: TextSource, offer: Offer) -> Generator[None, None, Call | None]:
     """Read an object whose first key is the name of a tool in `offer`; give up with the first other character."""
     start = source.at
     for expected in ("{", '"name"', ":"):
@@ -63,6 +63,6 @@ def named_call(source: Source, offer: Offer) -> Generator[None, None, Call | Non
     return call_of(value)
 
 
-OBJECT = Form('{"name": "', '", "arguments": ', "}")  # a call as an object
-FORM = Form(f"{OPEN}\n{OBJECT.head}", OBJECT.middle, f"{OBJECT.tail}\n{CLOSE}", between="\n")
+OBJECT = CallForm('{"name": "', '", "arguments": ', "}")  # a call as an object
+FORM = CallForm(f"{OPEN}\n{OBJECT.head}", OBJECT.middle, f"{OBJECT.tail}\n{CLOSE}", between="\n")
 HERMES = Dialect("hermes", (Opening(OPEN), *BARE), read, marks=(CLOSE,), form=FORM, bare=OBJECT)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from freehold.tokenizer.dialects.contract import Calls, Dialect, Offer, Opening
-from freehold.tokenizer.dialects.grammar import Form
+from freehold.tokenizer.dialects.grammar import CallForm
 from freehold.tokenizer.dialects.hermes import BARE, OBJECT, named_call, read_bare
-from freehold.tokenizer.dialects.source import Reading, Source
+from freehold.tokenizer.dialects.source import Reading, TextSource
 
 TAG = "<|python_tag|>"
 
 
-def read(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
+def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
     """Read calls: behind the tag, or an object as the first thing of a line."""
     if opening == TAG:
         yield from source.space()
@@ -31,5 +31,5 @@ def read(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
     return calls
 
 
-FORM = Form(OBJECT.head, '", "parameters": ', OBJECT.tail)
+FORM = CallForm(OBJECT.head, '", "parameters": ', OBJECT.tail)
 LLAMA = Dialect("llama", (Opening(TAG), *BARE), read, form=FORM)

@@ -14,16 +14,16 @@ from freehold.tokenizer.dialects.contract import (
     arguments_text,
     calls_of,
 )
-from freehold.tokenizer.dialects.grammar import Form
+from freehold.tokenizer.dialects.grammar import CallForm
 from freehold.tokenizer.dialects.hermes import OBJECT
-from freehold.tokenizer.dialects.source import Reading, Source, loaded
+from freehold.tokenizer.dialects.source import Reading, TextSource, loaded
 
 OPEN, ID, ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 _NAME = re.compile(r"[\w.\-]*")
 _ID = re.compile(r"\w*")
 
 
-def read(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
+def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
     """Read a list of calls, or one call by its name."""
     yield from source.space()
     if (yield from source.char()) == "[":
@@ -46,10 +46,10 @@ MISTRAL = Dialect(
     read,
     marks=(ID, ARGS),
     short_ids=True,
-    form=Form(OPEN, ARGS, "", between=""),
+    form=CallForm(OPEN, ARGS, "", between=""),
 )
 MISTRAL_V3 = replace(
     MISTRAL,
     name="mistral-v3",
-    form=Form(OBJECT.head, OBJECT.middle, OBJECT.tail, before=f"{OPEN}[", between=", ", after="]"),
+    form=CallForm(OBJECT.head, OBJECT.middle, OBJECT.tail, before=f"{OPEN}[", between=", ", after="]"),
 )

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from freehold.tokenizer.dialects.contract import Call, Calls, Dialect
-from freehold.tokenizer.dialects.source import Reading, Source
+from freehold.tokenizer.dialects.source import Reading, TextSource
 from freehold.types import Tool
 
 
@@ -21,7 +21,7 @@ class ToolParser:
     def __init__(self, dialect: Dialect, tools: Sequence[Tool]) -> None:
         self._dialect = dialect
         self._offer = {tool.name: tool for tool in tools}
-        self._source = Source()
+        self._source = TextSource()
         self._openings = sorted((o.mark for o in dialect.openings), key=len, reverse=True)
         self._at_line = {o.mark for o in dialect.openings if o.at_line}
         self._mark = re.compile("|".join(map(re.escape, self._openings)))

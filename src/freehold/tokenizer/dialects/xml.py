@@ -9,16 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, is_name
-from freehold.tokenizer.dialects.grammar import Form, xml_arguments
+from freehold.tokenizer.dialects.grammar import CallForm, xml_arguments
 from freehold.tokenizer.dialects.schema import typed
-from freehold.tokenizer.dialects.source import Reading, Source, dumped
+from freehold.tokenizer.dialects.source import Reading, TextSource, dumped
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FUNCTION, FUNCTION_END = "<function=", "</function>"
 PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
 
 
-def read(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
+def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
     """Read one call; models leave the outer mark out, so the inner one opens as well."""
     if opening == OPEN:
         yield from source.space()
@@ -47,7 +47,7 @@ def read(source: Source, opening: str, offer: Offer) -> Reading[Calls]:
     return [Call(name, dumped(arguments))]
 
 
-def _value(source: Source) -> Reading[str | None]:
+def _value(source: TextSource) -> Reading[str | None]:
     """Read a value and its closing mark, but for one line end on each side."""
     start = source.at
     while True:
@@ -64,5 +64,7 @@ def _value(source: Source) -> Reading[str | None]:
     return value.removeprefix("\n").removesuffix("\n")
 
 
-FORM = Form(f"{OPEN}\n{FUNCTION}", ">\n", f"{FUNCTION_END}\n{CLOSE}", between="\n", arguments=xml_arguments)
+FORM = CallForm(
+    f"{OPEN}\n{FUNCTION}", ">\n", f"{FUNCTION_END}\n{CLOSE}", between="\n", arguments=xml_arguments
+)
 XML = Dialect("xml", (Opening(OPEN), Opening(FUNCTION)), read, marks=(CLOSE,), form=FORM)

@@ -1,7 +1,7 @@
 """What lies below a home: records, folders, packs, locks, and other programs' models beside them.
 
 Knows files and their state; knows no source and no reference.
-Path: Store -> Shelf -> manifest.py, foreign.scan
+Path: Store -> HomeFiles -> manifest.py, foreign.scan
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from freehold.store.refs import slug
 from freehold.store.replaced import is_touched
 
 
-class Shelf:
+class HomeFiles:
     """The models of one home, as records and files."""
 
     def __init__(self, settings: Settings) -> None:
