@@ -28,7 +28,6 @@ LONG = {  # files of more lines
     "engine/schedule/scheduler.py",
 }
 MOVING = (
-    "cli",
     "engine",
     "layers.py",
     "models",

@@ -126,9 +126,9 @@ def test_the_table_for_people_has_a_line_a_row_and_the_sum_behind_it(serving, ca
 @pytest.mark.parametrize(
     "args, status, part",
     [
-        (["--url", "http://127.0.0.1:9"], 2, "which model of that server?"),
+        (["--url", "http://127.0.0.1:9"], 2, "a model is missing"),
         ([MODEL, "--url", "http://127.0.0.1:9"], 1, "no server answers at http://127.0.0.1:9"),
-        ([MODEL, "--only", "opnai"], 2, "'opnai' is no SDK that is checked"),
+        ([MODEL, "--only", "opnai"], 2, "'opnai' is not a checked SDK"),
     ],
 )
 def test_what_cannot_be_asked_is_said(capsys, args, status, part):

@@ -108,7 +108,7 @@ def test_the_table_names_every_option_what_moves_it_and_every_assumption(run: Ru
     assert re.search(
         r"^openai:gpt-6.2-sol +108,\d{3} +3.57 +[\d.]+M \([\d.]+M to [\d.]+M\) +[\d.]+ % \(", out, re.M
     )
-    assert re.search(r"^What moves the break-even with \S+, [\d.]+M tokens a day:$", out, re.M)
+    assert re.search(r"^What changes the break-even with \S+, [\d.]+M tokens a day:$", out, re.M)
     assert re.search(r"people's time to run it +\S+ +█+\|█+ +\S+ +8 … 120 hours a month", out)
     for key in ("peak", "load", "spare", "people", "wage", "migration", "months", "api", "speed", "hourly"):
         assert len(re.findall(rf"^{key} ", out, re.M)) >= 2, f"{key} has no range or no source"
@@ -150,7 +150,7 @@ def test_traffic_may_come_from_a_csv(run: Run, tmp_path: Path):
     path.write_text("time,requests,input_tokens,output_tokens\n" + "\n".join(rows), encoding="utf-8")
     status, out, _ = run(*OWN, "--csv", str(path))
     assert status == 0
-    assert "8M tokens a day: use.csv, 2026-11-03 to 2026-11-04; 75% read" in out
+    assert "8M tokens a day: use.csv, 2026-11-03 to 2026-11-04; 75% prompts" in out
     assert re.search(r"^peak +2.4 +2.4 +2.4", out, re.M)
 
 
@@ -161,7 +161,7 @@ def test_a_page_is_written_whole_and_fetches_nothing(run: Run, tmp_path: Path):
     assert (status, out) == (0, "") and f"wrote {page}" in err
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>") and text.endswith("</html>\n")
-    assert "Own Qwen/Qwen3-8B, or pay by the token?" in text
+    assert "Self-hosting Qwen/Qwen3-8B compared with APIs" in text
     assert not re.search(r"""(src|href)\s*=|url\(|@import|<script""", text)
     assert [p.name for p in tmp_path.iterdir()] == ["cost.html"]
     assert len(text) < 200_000
@@ -176,7 +176,7 @@ def test_what_takes_no_such_request_or_no_batch_is_left_out_with_its_reason(run:
 
 def test_machines_that_cost_nothing_pay_from_the_first_token(run: Run):
     free = ("--hourly", "0", "--people", "0", "--migration", "0", "--against", "gpt-5-mini")
-    assert "It pays from 0 tokens a day on." in run(*OWN, *free)[1]
+    assert "It breaks even at 0 tokens a day." in run(*OWN, *free)[1]
     status, out, _ = run(*OWN, *free, "--hourly", "0-2")
     assert status == 0 and "rent of h100" in out
 
@@ -209,11 +209,11 @@ def test_old_prices_say_their_age(run: Run, monkeypatch: pytest.MonkeyPatch):
         ((*OWN, "--against", "deepseek-flash", "--batch"), "no batch price", "--against"),
         ((*OWN, "--against", "gpt-5-mini", "--request", "500k"), "takes 400,000 tokens", "request"),
         ((*OWN, "--tokens-per-day", "0"), "0 tokens a day", "nothing to compare"),
-        ((*OWN, "--tokens-per-day", "many"), "'many' is no number", "help"),
+        ((*OWN, "--tokens-per-day", "many"), "'many' is not a valid number", "help"),
         ((*OWN, "--input-share", "1"), "leaves no answers", "0.75"),
         ((*OWN, "--cached", "2"), "cached share of 2", "input"),
         ((*OWN, "--growth", "200"), "growth of 200 %", ""),
-        ((*OWN, "--people", "9-3"), "'9-3' is no range", "help"),
+        ((*OWN, "--people", "9-3"), "'9-3' is not a valid range", "help"),
         ((*OWN, "--load", "1.2"), "--load 1.2", "0.7"),
         ((*OWN, "--peak", "0.5"), "--peak 0.5", "3"),
         ((*OWN, "--rack", "100"), "--rack says nothing of rented machines", "--buy"),

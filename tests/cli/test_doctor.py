@@ -57,7 +57,7 @@ def test_every_format_has_a_road_on_every_table(capsys):
 def test_kernel_table_is_readable(capsys):
     assert main.run(["doctor", "--kernels"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "own" in rows["Q4_0"] and "re-laid" in rows["IQ4_XS"]
+    assert "own" in rows["Q4_0"] and "converted" in rows["IQ4_XS"]
 
 
 @pytest.mark.parametrize("text, cpus", [("200000 100000", 2.0), ("max 100000", None), ("nonsense", None)])

@@ -37,7 +37,7 @@ def test_a_table_of_quantisations_and_the_command_that_runs_one(run: Run):
     status, out, err = run("qwen3:8b", "--context", "8k")
     lines = out.splitlines()
     assert (status, err) == (0, "")
-    assert "a conversation of 8,000 tokens" in lines[0]
+    assert "8,000 tokens of context" in lines[0]
     assert [line.split()[0] for line in lines[2:7]] == ["Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
     assert "F16 does not fit" in out
     assert "40 GB/s and 1,000 int8 GOPS, measured here; no run here yet" in out

@@ -54,7 +54,7 @@ def test_settings_are_written_once_and_taken_back(tmp_path: Path, app: str):
     assert shown.status == 0 and str(path) in shown.err and not path.exists()
     assert launch(tmp_path, app, *GIVEN, "--write").status == 0
     assert path.read_text() == shown.out and stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert "says so already" in launch(tmp_path, app, *GIVEN, "--write").err
+    assert "has these settings already" in launch(tmp_path, app, *GIVEN, "--write").err
     assert launch(tmp_path, app, "--restore").status == 0 and not path.exists()
     assert launch(tmp_path, app, "--restore").status == 2
 
@@ -108,7 +108,7 @@ def test_what_is_not_understood_is_left_alone_and_the_lines_are_shown(tmp_path: 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     done = launch(tmp_path, app, *GIVEN, "--write")
-    assert done.status == 2 and "is left as it is" in done.err and "a:1b" in done.err
+    assert done.status == 2 and "is left unchanged" in done.err and "a:1b" in done.err
     assert path.read_text() == text and [p.name for p in path.parent.iterdir() if "before" in p.name] == []
 
 
@@ -132,7 +132,7 @@ def test_a_shell_reads_the_commands_as_they_are_meant(app: str, word: str):
 
 
 def test_a_key_that_is_missing_is_told(tmp_path: Path):
-    said = "the server asks for a key"
+    said = "the server requires a key"
     assert said not in launch(tmp_path, "aider", "--model", "a:1b").err
     assert freehold(tmp_path, "keys", "add", "me").status == 0
     assert said in launch(tmp_path, "aider", "--model", "a:1b").err
@@ -219,7 +219,7 @@ def test_any_json_gets_its_values_and_keeps_the_others_or_is_refused(text):
     ("args", "part"),
     [
         (("cladue",), "did you mean claude"),
-        (("aider", "--restore"), "nothing of aider's was written"),
+        (("aider", "--restore"), "written no settings for aider"),
     ],
 )
 def test_wrong_usage_of_launch_is_said(tmp_path: Path, args: tuple[str, ...], part: str):

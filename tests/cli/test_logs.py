@@ -72,4 +72,4 @@ def test_reader_that_stands_still_holds_nothing_up_and_learns_what_was_lost(monk
         closing.start()
         text = source.read()
         closing.join(10)
-    assert "lines of the log found no room" in text and 20 <= text.count("xxxx\n") < 100
+    assert "lines of the log were dropped" in text and 20 <= text.count("xxxx\n") < 100

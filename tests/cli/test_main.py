@@ -142,5 +142,7 @@ def test_amounts_are_read_as_people_write_them(text: str, number: float):
 
 @pytest.mark.parametrize("text", ["", "many", "k", "-5", "1e3", "3 apples", "9" * 400])
 def test_what_is_no_amount_is_refused_with_an_example(text: str):
-    with pytest.raises(click.BadParameter, match=f"'{text}' is no number; write 8192, 32k, 20M or 1.5bn"):
+    with pytest.raises(
+        click.BadParameter, match=f"'{text}' is not a valid number; write 8192, 32k, 20M or 1.5bn"
+    ):
         Amount(whole=True).convert(text, None, None)

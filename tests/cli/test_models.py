@@ -117,14 +117,14 @@ def test_json_has_every_fact_and_what_follows_from_them(run: Run):
 def test_a_search_without_a_hit_says_which_condition_to_drop(run: Run):
     status, out, err = run("models", "--tier", "nano", "--min-context", "1m")
     assert status == 0 and out == ""
-    assert err.startswith("no model fits all conditions: ") and "without --tier" in err
+    assert err.startswith("no model matches all conditions: ") and "without --tier" in err
 
 
 def test_a_wrong_key_or_size_is_refused_with_the_right_ones(run: Run):
     status, _, err = run("models", "--sort", "beauty")
     assert status == 2 and "cannot be sorted by 'beauty'" in err and "swe_bench_verified" in err
     assert "write 8b, 0.5b or 270m" in run("models", "--min-size", "big")[2]
-    assert "'long' is no number; write 8192, 32k" in run("models", "--min-context", "long")[2]
+    assert "'long' is not a valid number; write 8192, 32k" in run("models", "--min-context", "long")[2]
 
 
 def own(home: Path, text: str) -> None:
@@ -139,7 +139,7 @@ def test_the_users_entries_are_listed_and_old_facts_show_their_age(run: Run, hom
     (row,) = [r for r in run("models", "--lab", "me")[1].splitlines() if "me/Mine" in r]
     days = (date.today() - date(2026, 1, 15)).days
     assert row.endswith(f"{days} days old")
-    assert f"checked 2026-01-15, {days} days old: read them again" in run("show", "me/Mine-8B")[1]
+    assert f"checked 2026-01-15, {days} days old: check them again" in run("show", "me/Mine-8B")[1]
 
 
 def test_a_damaged_catalogue_of_the_user_is_named_with_its_line(run: Run, home: Path):

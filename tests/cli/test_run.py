@@ -185,7 +185,7 @@ def test_search_prints_where_it_was_said(freehold, home):
 @pytest.mark.parametrize(
     "args, part",
     [
-        (["--image", "cat.png", "What is this?"], "none of the models Freehold runs can see"),
+        (["--image", "cat.png", "What is this?"], "Freehold runs no vision model yet"),
         (["a b", "--logprobs", "2"], "--logprobs needs --json"),
         (["a b", "--raw", "--system", "x"], "--system is for chats"),
         (["a b", "--raw", "--think"], "--think is for chats"),
@@ -196,7 +196,7 @@ def test_search_prints_where_it_was_said(freehold, home):
         (["a b", "--temperature", "-1"], "temperature"),
         (["a b", "--temprature", "1"], "there is no option --temprature"),
         (["a b", "--overflow", "drop"], "overflow"),
-        (["a b", "--session", "../x"], "cannot name a session"),
+        (["a b", "--session", "../x"], "is not a valid session name"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(freehold, args, part):
@@ -214,7 +214,7 @@ def test_model_that_could_not_be_run_is_not_fetched(freehold, monkeypatch, verb)
 
 def test_pull_says_beforehand_that_a_model_cannot_be_run(freehold):
     status, _, err = freehold("pull", "gpt-oss:20b", "--offline")
-    assert status == 1 and err.startswith("note: this model can be held, but not run yet")
+    assert status == 1 and err.startswith("note: this model can be stored, but not run yet")
 
 
 def test_nothing_to_continue_is_said(freehold):
@@ -237,7 +237,7 @@ def test_verbose_tells_how_many_guesses_held():
     answer = StreamedAnswer(
         usage=Usage(10, 31, prefill_s=1.0, decode_s=1.0, drafted_tokens=30, accepted_tokens=20)
     )
-    assert answers.speeds(answer).endswith("; 20 of 30 guesses held, 3.00 tokens a step")
+    assert answers.speeds(answer).endswith("; 20 of 30 drafted tokens accepted, 3.00 tokens per step")
 
 
 def test_draft_without_speculation_is_refused(freehold, tiny):
@@ -309,7 +309,11 @@ def test_format_that_is_no_file_is_refused_before_a_model_is_loaded(freehold, sc
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     (tmp_path / "long").write_text("a" * (MAX_FORMAT_CHARS + 1))
     model = scripted("{}")
-    for name, words in (("none", "No such file"), ("binary", "it is no text"), ("long", "more than 262,144")):
+    for name, words in (
+        ("none", "No such file"),
+        ("binary", "it is not UTF-8 text"),
+        ("long", "more than 262,144"),
+    ):
         status, _, err = freehold("run", "two words", "--format", str(tmp_path / name))
         assert status == 2 and words in err
     assert model.calls == []
@@ -399,7 +403,7 @@ def test_chat_on_a_terminal_from_greeting_to_ctrl_d(home):
     terminal.expect("you")
     terminal.expect("tok/s")
     terminal.send("/undo\r")
-    terminal.expect("taken back")
+    terminal.expect("removed")
     terminal.expect(">>>")
     terminal.send("\x04")
     assert terminal.wait() == 0

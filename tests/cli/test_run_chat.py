@@ -134,8 +134,8 @@ def test_set_changes_sampling_and_limits(home):
         ("/set top-p 2", "0<x<=1"),
         ("/hlp", "did you mean /help?"),
         ("/zzzzzz", "/help lists them"),
-        ("/load nothing", "no session is called 'nothing'"),
-        ("/save ../../etc", "cannot name a session"),
+        ("/load nothing", "'nothing' is not a session"),
+        ("/save ../../etc", "is not a valid session name"),
         ("/think maybe", "not on, off or auto"),
     ],
 )
@@ -181,12 +181,12 @@ def test_dropped_messages_are_said(home):
     desk = Desk(home, Reply("A", dropped_messages=4), answers=AnswerSettings(overflow="drop-oldest")).type(
         "x"
     )
-    assert "the 4 oldest messages were left out" in desk.said
+    assert "the 4 oldest messages were dropped" in desk.said
     assert desk.model.calls[0].overflow == "drop-oldest"
 
 
 def test_answer_cut_by_the_limit_is_said(home):
-    assert "limit of tokens" in Desk(home, "a b c d", answers=AnswerSettings(max_tokens=2)).type("x").said
+    assert "token limit" in Desk(home, "a b c d", answers=AnswerSettings(max_tokens=2)).type("x").said
 
 
 class Interrupted(FakeModel):
@@ -208,7 +208,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(home):
 def test_ctrl_c_before_any_text_takes_the_message_back(home):
     desk = Desk(home, Interrupted([""])).type("tell")
     assert desk.chat.messages == []
-    assert "taken back" in desk.said
+    assert "removed" in desk.said
 
 
 def test_status_line_names_model_quantisation_context_and_speed(home):
@@ -292,7 +292,7 @@ def test_session_name_may_be_shortened_when_clear(home):
     for name in ("alpha", "alps", "beta"):
         sessions.save(ChatSession(name, "fake", (Message("user", name),)))
     assert sessions.load("b").name == "beta"
-    with pytest.raises(UsageError, match="no session is called 'al'"):
+    with pytest.raises(UsageError, match="'al' is not a session"):
         sessions.load("al")
 
 
@@ -337,7 +337,7 @@ def test_resumed_session_shows_its_last_messages_and_what_it_takes(home):
     shown: list[str] = []
     desk.chat.resumed(lambda m: shown.append(m.content))
     assert shown == ["user2", "assistant2"]
-    assert "trip, held with m; the last 2 of 6 messages:" in desk.said
+    assert "trip, with m; the last 2 of 6 messages:" in desk.said
     assert f"{3 * 15}/8,192 tokens" in desk.chat.status()
 
 

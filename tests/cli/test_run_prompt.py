@@ -54,7 +54,7 @@ def test_file_whose_name_looks_like_no_path_is_pointed_to(store, tmp_path, monke
 @pytest.mark.parametrize("words", [["hello"], ["tell", "me", "a", "joke"], ["Warum?"]])
 def test_words_that_look_like_no_name_ask_the_default_model(store, words: list[str], capsys):
     assert split_words(words, store, DEFAULT) == (DEFAULT, " ".join(words))
-    assert f"no model is called {words[0]!r}: asking {DEFAULT}" in capsys.readouterr().err
+    assert f"{words[0]!r} is not a model: prompting {DEFAULT}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["smolm2", "my-model", "model:7b", "gpt9"])

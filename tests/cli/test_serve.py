@@ -198,7 +198,7 @@ def test_a_made_model_says_the_same_attached_and_here(
     assert made.status == 0, made.err
     there, here = (freehold(home, "run", "odd", "Hi", *local) for local in ((), ("--local",)))
     assert there.status == here.status == 0 and there.out == here.out, there.err + here.err
-    assert "not asking" not in there.err and freehold(home, "rm", "odd").status == 0
+    assert "is not used" not in there.err and freehold(home, "rm", "odd").status == 0
 
 
 @pytest.mark.model
@@ -242,14 +242,14 @@ def test_a_prefix_outlives_the_server_and_the_answer_is_the_same(tmp_path: Path,
 
 
 def test_verbose_run_says_where_the_model_is_held(home: Path, tiny: str, real: str):
-    assert f"held by the server at {real}" in freehold(home, "run", tiny, *ASKED, "--verbose").err
+    assert f"on the server at {real}" in freehold(home, "run", tiny, *ASKED, "--verbose").err
     assert "held by" not in freehold(home, "run", tiny, *ASKED, "--verbose", "--local").err
 
 
 def test_an_option_for_a_model_loaded_here_loads_it_here_and_says_so(home: Path, tiny: str, real: str):
     done = freehold(home, "run", tiny, *ASKED, "--context", "64", "--json")
     assert json.loads(done.out)["context"]["limit"] == 64
-    assert "note: --context is for a model that is loaded here" in done.err
+    assert "note: --context needs a model in this process" in done.err
 
 
 def test_a_session_goes_on_through_the_server(home: Path, tiny: str, real: str):
@@ -287,7 +287,9 @@ def test_ps_shows_a_model_on_its_way(scripted: Path):
 
 def test_one_home_has_one_server_and_the_second_says_where_the_first_listens(home: Path, real: str):
     done = freehold(home, "serve", "--port", "0")
-    assert done.status == 1 and f"has a server: {real} (pid " in done.err and "freehold stop" in done.err
+    assert (
+        done.status == 1 and f"has a running server: {real} (pid " in done.err and "freehold stop" in done.err
+    )
 
 
 def test_stop_unloads_a_model_and_run_has_it_loaded_again(home: Path, tiny: str, real: str):
@@ -318,7 +320,9 @@ def test_sigterm_lets_an_answer_end_and_the_server_exits_0(scripted: Path):
     with server(scripted, words=40) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
         assert answer.stdout is not None and answer.stdout.read(1) and process.stderr is not None
         process.send_signal(signal.SIGTERM)
-        assert any("1 under way get 30 s; once more ends at once" in line for line in process.stderr)
+        assert any(
+            "1 running answers have 30 s; Ctrl-C again stops at once" in line for line in process.stderr
+        )
         assert len(answer.stdout.read().split()) == 40
         assert (answer.wait(10), process.wait(10)) == (0, 0)
     assert not (scripted / "serve" / "server.sock").exists()
@@ -341,16 +345,16 @@ def test_stop_waits_for_the_answers_and_stop_now_does_not(scripted: Path):
     with server(scripted, words=4000) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
         assert answer.stdout is not None and answer.stdout.read(1)
         refused = freehold(scripted, "stop", "tiny")
-        assert refused.status == 2 and "tiny has 1 answer under way" in refused.err
+        assert refused.status == 2 and "tiny has 1 answer running" in refused.err
         rows = freehold(scripted, "ps").out
         assert "1 running" in rows
         with started(scripted, "stop") as patient:
             assert patient.stderr is not None
-            assert "waiting for 1 answer to end" in patient.stderr.readline()
+            assert "waiting for 1 answer to finish" in patient.stderr.readline()
             assert process.poll() is None
             while (scripted / "serve" / "server.sock").exists() and freehold(scripted, "ps").status == 0:
                 time.sleep(0.05)
-            assert "is starting, or ending" in freehold(scripted, "ps").err
+            assert "is starting or stopping" in freehold(scripted, "ps").err
             assert freehold(scripted, "stop", "--now").status == 0
             assert patient.wait(10) == 0
         assert process.wait(10) == 0
@@ -418,7 +422,7 @@ def test_another_protocol_is_an_error_with_both_versions_and_a_way_out(tmp_path:
     with greeting(tmp_path, protocol=2):
         done = freehold(tmp_path, verb)
     assert done.status == 1
-    assert "the server (freehold 9.9.9, pid 7) speaks protocol 2, this command (freehold" in done.err
+    assert "the server (freehold 9.9.9, pid 7) uses protocol 2, this command (freehold" in done.err
     assert "hint: " in done.err and "kill 7" in done.err
 
 
@@ -428,8 +432,8 @@ def test_run_beside_a_server_of_another_protocol_loads_the_model_here_and_says_s
     assert (
         done.status == 0
         and done.out.strip()
-        and "speaks protocol 2" in done.err
-        and "the model is loaded here" in done.err
+        and "uses protocol 2" in done.err
+        and "loading the model in this process" in done.err
     )
 
 
@@ -440,7 +444,9 @@ def test_a_port_that_is_taken_is_said_with_its_owner_and_a_free_one(tmp_path: Pa
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
         done = freehold(tmp_path, "serve", "--port", str(port))
-    assert done.status == 1 and f"port {port} is taken by " in done.err and f"(pid {os.getpid()})" in done.err
+    assert (
+        done.status == 1 and f"port {port} is in use by " in done.err and f"(pid {os.getpid()})" in done.err
+    )
     assert re.search(r"hint: freehold serve --port \d+", done.err)
 
 
@@ -498,8 +504,8 @@ def test_insecure_says_who_reaches_what(tmp_path: Path):
         assert process.stdout is not None and process.stderr is not None and process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         said = process.stderr.read()
-    assert "INSECURE: anyone who reaches http://" in said and "/v1/chat/completions" in said
-    assert "/admin/* stays shut" in said and "/admin/load" not in said and "freehold keys add" in said
+    assert "INSECURE: every host that reaches http://" in said and "/v1/chat/completions" in said
+    assert "/admin/* stays closed" in said and "/admin/load" not in said and "freehold keys add" in said
 
 
 @pytest.mark.parametrize(

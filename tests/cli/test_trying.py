@@ -79,14 +79,14 @@ def test_the_text_says_what_was_tried_what_was_not_and_how_little_it_decides(
     _, out, _ = run("advise", "--try", str(home / "mine.jsonl"))
     assert f"{GOOD} passed 6 of 6, 100 % (" in out
     assert f"{GOOD} over {BAD}: 5 cases to 0 where they differ" in out
-    assert "not held here: --yes pulls it" in out and "decide little" in out
+    assert "not in the store: --yes pulls it" in out and "decide little" in out
     assert f"the ranking changed: {GOOD}, {BAD}; by published results it was {BAD}, {GOOD}" in out
 
 
 def test_ctrl_c_keeps_the_answers_and_the_same_command_goes_on(run: Run, held: dict, home: Path):
     held[BAD] = ["0", KeyboardInterrupt()]
     status, _, err = run("advise", "--try", str(home / "mine.jsonl"))
-    assert status == 130 and "the same command goes on" in err
+    assert status == 130 and "the same command continues" in err
     held[BAD] = ["no"] * 5
     status, out, _ = run("advise", "--try", str(home / "mine.jsonl"))
     assert status == 0 and f"{BAD} passed 1 of 6" in out
@@ -100,10 +100,10 @@ def test_top_is_how_many_are_tried(run: Run, held: object, home: Path):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ((), "which task?"),
-        (("chat", "--judge", "x"), "go with --try"),
-        (("chat", "--yes"), "go with --try"),
-        (("embeddings", "--try", "mine.jsonl"), "have none"),
+        ((), "a task is missing"),
+        (("chat", "--judge", "x"), "need --try"),
+        (("chat", "--yes"), "need --try"),
+        (("embeddings", "--try", "mine.jsonl"), "has none"),
         (("chat", "--on", "h100", "--try", "mine.jsonl"), "on this machine"),
         (("chat", "--try", "none.jsonl"), "No such file"),
         (("chat", "--try", "mine.jsonl"), "no model could be tried"),

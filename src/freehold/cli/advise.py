@@ -1,7 +1,7 @@
-"""`freehold advise TASK`: which open model for this work, ranked, with reasons and the command that runs it.
+"""`freehold advise TASK`: open models for a task, ranked, with reasons and the command that runs the first.
 
-Words, tables and files; the rules and the ranking are the advisor's, where a model would run is placing.py's.
-Path: main -> advise -> advisor.advice.advise -> terminal, JSON, or advice_report.py's page.
+Knows options and outputs; the rules and the ranking are the advisor's.
+Path: main -> advise -> choosing.advise -> report/advice_text, report/advice_json or report/advice
 """
 
 from __future__ import annotations
@@ -28,44 +28,65 @@ if TYPE_CHECKING:
     from freehold.catalog.questions import Question
     from freehold.cli.report.trying import Tried
 
-NOT_GOOD_ENOUGH = 3  # exit status where models run and none is good enough
+NOT_GOOD_ENOUGH = 3  # exit status: models run, none is good enough
 SHOWN = 8  # models of a ranking
 
 
 @click.command("advise")
 @click.argument("task", required=False, metavar="[TASK]")
 @click.option(
-    "--licence", "--license", "licence", metavar="PURPOSE", help="commercial, internal, evaluation, research."
+    "--licence",
+    "--license",
+    "licence",
+    metavar="PURPOSE",
+    help="Check the licence for: commercial, internal, evaluation, research.",
 )
-@click.option("--country-not", metavar="CC", multiple=True, help="Not made there: CN; repeatable.")
-@click.option("--min-context", type=Amount(whole=True), default=0, help="Tokens: 32k, 1m.")
-@click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Parameters: 8b, 270m.")
-@click.option("--min-speed", type=click.FloatRange(0, 1e6), help="Tokens a second; default: the task's pace.")
+@click.option(
+    "--country-not",
+    metavar="CC",
+    multiple=True,
+    help="Exclude models made in this country, such as CN; repeatable.",
+)
+@click.option("--min-context", type=Amount(whole=True), default=0, help="Least context in tokens: 32k, 1m.")
+@click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Most parameters: 8b, 270m.")
+@click.option(
+    "--min-speed", type=click.FloatRange(0, 1e6), help="Least tokens a second; default: the task's own."
+)
 @click.option(
     "--on", "hardware", metavar="HARDWARE", default="", help="2xh100, rtx4090, m3-max:64; default: here."
 )
 @click.option("--engine", metavar="NAME", default="", help="With --on: vllm, sglang, llama.cpp, ...")
-@click.option("--budget", type=click.FloatRange(0, 1e9), metavar="DOLLARS", help="Rent at most this a month.")
-@click.option("--users", "users_at_once", type=click.IntRange(1, 4096), help="So many ask at a time.")
+@click.option("--budget", type=click.FloatRange(0, 1e9), metavar="DOLLARS", help="Most rent a month.")
+@click.option("--users", "users_at_once", type=click.IntRange(1, 4096), help="Concurrent users.")
 @click.option(
-    "--language", "languages", metavar="CC", multiple=True, help="de, fr, ja; mul: many; repeatable."
+    "--language",
+    "languages",
+    metavar="CC",
+    multiple=True,
+    help="Language of the texts: de, fr, ja; mul: many; repeatable.",
 )
-@click.option("--cheapest", is_flag=True, help="Of those not shown to be worse, what costs least first.")
-@click.option("--held", is_flag=True, help="Only models that are held here.")
+@click.option("--cheapest", is_flag=True, help="Rank the cheapest first among models not shown to be worse.")
+@click.option("--held", is_flag=True, help="Only models in the store.")
 @company_options
 @click.option(
-    "--top", type=click.IntRange(1, 1000), help="Show this many, 8 by default; with --try, try as many, 5."
+    "--top",
+    type=click.IntRange(1, 1000),
+    help="Models to show (default 8), or with --try to run (default 5).",
 )
-@click.option("--try", "samples", metavar="FILE", help="Try the shortlist on your own cases, JSON lines.")
-@click.option("--judge", metavar="MODEL", default="", help="With --try: grades the cases that have a rubric.")
+@click.option("--try", "samples", metavar="FILE", help="Run the shortlist on your own cases (JSON lines).")
 @click.option(
-    "--yes", "fetch", is_flag=True, help="With --try: pull models of the shortlist that are not held."
+    "--judge", metavar="MODEL", default="", help="With --try: the model that grades cases with a rubric."
 )
-@click.option("--all", "everything", is_flag=True, help="Name everything that was ruled out, and why.")
-@click.option("--plot", "plotted", is_flag=True, help="Draw speed against quality.")
-@click.option("--html", "html", metavar="FILE", help="Write a report with charts.")
-@click.option("--svg", "svg", metavar="FILE", help="Write the chart alone.")
-@click.option("--run", "run", is_flag=True, help="Run the first, and compare its speed with the prediction.")
+@click.option(
+    "--yes", "fetch", is_flag=True, help="With --try: pull models of the shortlist that are not in the store."
+)
+@click.option("--all", "everything", is_flag=True, help="List every excluded model and the reason.")
+@click.option("--plot", "plotted", is_flag=True, help="Plot speed against quality.")
+@click.option("--html", "html", metavar="FILE", help="Write a report with charts to FILE.")
+@click.option("--svg", "svg", metavar="FILE", help="Write the chart to FILE.")
+@click.option(
+    "--run", "run", is_flag=True, help="Run the first pick and compare its speed with the prediction."
+)
 @json_option
 @click.pass_obj
 def command(
@@ -77,22 +98,21 @@ def command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Say which open model to use for TASK, such as "code completion" or "RAG over German contracts", and why.
+    """Recommend open models for TASK, such as "code completion" or "RAG over German contracts", with reasons.
 
-    What the words say counts unless an option says it: task, languages, hardware, users, context, privacy, a budget.
-    What was understood and what was ignored is named; words that name no task are an error.
+    Conditions in the words of TASK (languages, hardware, users, context, privacy, budget) apply unless an option sets
+    them. The answer lists which words were understood and which were ignored; a TASK that names no task is an error.
 
-    Quality is what makers and public boards published, on one benchmark's scale, with the range that four of five
-    known results fall into, less what the quantisation costs. Models whose range does not lie above the task's bar
-    are not ranked, nor those without a published result. Speed and memory are predicted for this machine, or for
-    HARDWARE. A licence is judged when a purpose is given, here or in config.toml's [company]; other facts of yours
-    as for `freehold license`. What is not known never passes a condition.
+    Quality comes from published results, converted to one benchmark's scale, with an 80 % range and a deduction for
+    the quantisation. Models whose range begins below the task's bar, or that have no published result, are not
+    ranked. Speed and memory are predicted for this machine, or for HARDWARE. The licence is checked when a purpose is
+    given, here or in config.toml's [company]; other facts are options as for `freehold license`. An unknown fact
+    never passes a condition.
 
-    --try runs the models of the ranking that are held here on your own cases, the same for each, and lets those
-    results go before published ones; docs/guides/advise.md has the file's form. Answers are kept, so that a run
-    that was stopped goes on.
+    --try runs the ranked models in the store on your own cases, and ranks by those results before published ones;
+    docs/guides/advise.md describes the file. Answers are kept, so a run that was stopped continues.
 
-    Exit status: 0 with a pick, 1 where the conditions leave no model, 3 where models run and none is good enough.
+    Exit status: 0 with a pick, 1 if the conditions leave no model, 3 if models run and none is good enough.
 
     With --json: {"schema": 1, "task", "understood", "ignored", "notes", "benchmark", "bar", "good_enough", "speed",
     "context", "considered", "picks": [...], "below": [...], "unproven": [...], "instead": [...], "tiers": {...},
@@ -126,7 +146,7 @@ def command(
 
 
 def _asks_hardware(task: str | None) -> Question | None:
-    """Return a question that asks which hardware a model needs."""
+    """Return the question if it asks which hardware a model needs."""
     from freehold.catalog.questions import question
 
     asked = question(task) if task else None
@@ -135,32 +155,32 @@ def _asks_hardware(task: str | None) -> Question | None:
 
 def _task(task: str | None, samples: str | None) -> str:
     if not (task or "").strip() and not samples:
-        raise UsageError("which task?", 'say it in a few words: freehold advise "code completion"')
+        raise UsageError("a task is missing", 'describe it in a few words: freehold advise "code completion"')
     return task or "chat"
 
 
 def _trial(settings: Settings, advice: Advice, given: dict[str, Any], top: int | None) -> Tried | None:
-    """Try the shortlist where --try names cases."""
+    """Run the shortlist on the cases that --try names."""
     if not given["samples"]:
         if given["judge"] or given["fetch"]:
-            raise UsageError("--judge and --yes go with --try", "name a file of cases: --try samples.jsonl")
+            raise UsageError("--judge and --yes need --try", "name a file of cases: --try samples.jsonl")
         return None
     from freehold.cli.report.trying import tried
 
     try:
         return tried(settings, advice, given["samples"], top=top, judge=given["judge"], fetch=given["fetch"])
     except KeyboardInterrupt:
-        click.echo("stopped; every answer is kept, and the same command goes on", err=True)
+        click.echo("stopped; the answers are kept, and the same command continues", err=True)
         raise click.exceptions.Exit(130) from None
 
 
 def _advice(settings: Settings, task: str, given: dict[str, Any]) -> Advice:
-    """Put the options into a request and have it answered."""
+    """Return the advice for the task and the options."""
     from freehold.choosing import advise
 
     purpose, licence = given["purpose"], given["licence"]
     if purpose and licence and purpose != licence:
-        raise UsageError(f"--licence {licence} and --for {purpose} are two purposes", "give one of them")
+        raise UsageError(f"--licence {licence} and --for {purpose} name two purposes", "give one of them")
     facts = company_facts(settings, {"purpose": purpose or licence, **{name: given[name] for name in FACTS}})
     return advise(
         task,

@@ -1,9 +1,9 @@
-"""`freehold bench MODEL`: prefill, decode and load of one model, the machine's ceiling beside each.
+"""`freehold bench MODEL`: prefill, decode and load of one model, each beside the machine's ceiling.
 
-Decode reads every weight once a token, so memory bounds it: read bandwidth / bytes a token. Prefill
+Decode reads every weight once per token, so memory bounds it: read bandwidth / bytes per token. Prefill
 multiplies every weight for every token, so arithmetic bounds it: int8 operations / (2 x weights). Rounds
-alternate prefill and decode, so that a busy moment hits both; medians count. A 1.00 is not reached: float
-work, attention and synchronisation are no part of the ceilings.
+alternate prefill and decode, so that other load affects both; medians are reported. The ceilings leave out float
+work, attention and synchronisation, so 100 % is not reached.
 Path: main -> bench -> local.open_model -> LLM.generate -> Usage; ceilings from _native.measure_*
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from freehold.types import KvType, Usage
 
 DECODE_PROMPT = 32  # tokens before the timed decode, as a short question has
-ATTEMPTS = 8  # a random prompt's answer may end early; another one is tried
+ATTEMPTS = 8  # the answer to a random prompt may end early; then another prompt is used
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -51,13 +51,17 @@ ROOT = Path(__file__).resolve().parents[3]
     help="Tokens in the cache before the timed decode.",
 )
 @click.option(
-    "--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Medians are over these."
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=5,
+    show_default=True,
+    help="Rounds; medians are reported.",
 )
-@click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Number of compute threads.")
 @kv_option
-@click.option("--json", "as_json", is_flag=True, help="Print the JSON line only.")
+@click.option("--json", "as_json", is_flag=True, help="Print only the JSON line.")
 @click.option(
-    "--peers", is_flag=True, help="Measure other engines too, in turns; needs a checkout of Freehold."
+    "--peers", is_flag=True, help="Also measure other engines, in turns; needs a checkout of Freehold."
 )
 @offline_option
 @click.pass_context
@@ -74,7 +78,7 @@ def command(
     peers: bool,
     offline: bool,
 ) -> None:
-    """Measure MODEL on this machine. Ends in one JSON line."""
+    """Measure MODEL on this machine. The last line is JSON."""
     if peers:
         _check_peers(ctx)
     store = Store(with_offline(ctx.obj, offline))
@@ -91,7 +95,7 @@ def command(
 
 
 def _keep(home: Path, path: Path, facts: dict[str, Any], load: float) -> None:
-    """Keep the ceilings and the speeds for `freehold fit`."""
+    """Store the ceilings and the speeds for `freehold fit`."""
     from freehold.advisor import machine
     from freehold.advisor.learning import keep
 
@@ -122,7 +126,7 @@ def measure(
     from freehold.local import open_model
 
     context = max(prompt, depth + DECODE_PROMPT + tokens) + 2
-    # The ceiling is one of plain decoding; benches/engine/speculation.py measures what guesses add.
+    # The ceiling is of plain decoding; benches/engine/speculation.py measures speculation.
     with open_model(
         ref, context=context, threads=threads, kv_type=kv_type, speculate=False, packs=packs
     ) as llm:
@@ -160,9 +164,9 @@ def measure(
 
 
 class _Timer:
-    """Times prompts of random tokens, each different, so that no cache of prefixes can answer one.
+    """Times prompts of random tokens, each different, so that the prefix cache has none of them.
 
-    What fills the cache to `depth` before a decode may come from such a cache: it is not timed.
+    The tokens that fill the cache to `depth` before a decode may be cached: they are not timed.
     """
 
     def __init__(self, llm: LLM, depth: int = 0) -> None:
@@ -227,13 +231,13 @@ def _print(facts: dict[str, Any]) -> None:
         spread = f"{facts[f'{name}_min_tok_s']:.1f} to {facts[f'{name}_max_tok_s']:.1f}"
         click.echo(
             f"{name:<8}{rate:>9.1f} tok/s  ({spread}, {tokens} tokens)  "
-            f"{rate / ceiling:.0%} of {ceiling:,.1f}, what {bound} allow"
+            f"{rate / ceiling:.0%} of the ceiling {ceiling:,.1f} ({bound})"
         )
     click.echo(f"load    {facts['load_s']:>9.2f} s")
 
 
 def _check_peers(ctx: click.Context) -> None:
-    """Refuse what a comparison fixes, so that no option is dropped in silence."""
+    """Raise UsageError for options that a comparison fixes."""
     for name in ("prompt", "tokens", "depth", "kv_type"):
         if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
             option = "--" + name.replace("_", "-")

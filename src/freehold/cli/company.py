@@ -1,6 +1,6 @@
-"""Options by which a verb learns the user's own facts, over those in config.toml's [company].
+"""Options for facts about the user's organisation; they override those in config.toml's [company].
 
-Knows words and numbers, no licence. Path: cli/license -> company_options, company_facts -> advisor.facts.
+Knows names and types; knows no licence. Path: cli/license -> company_options, company_facts -> advisor.facts.
 """
 
 from __future__ import annotations
@@ -20,26 +20,29 @@ if TYPE_CHECKING:
 _YES_NO = {
     "offers_access": (
         "--offers-access/--no-access",
-        "Third parties reach the model itself, by API for instance.",
+        "Third parties access the model itself, for example by API.",
     ),
-    "embeds": ("--product/--no-product", "Customers use a product or service of yours that is built on it."),
+    "embeds": ("--product/--no-product", "Customers use your product or service built on it."),
     "model_service": (
         "--model-service/--no-model-service",
         "Your group sells inference or fine-tuning of any language model.",
     ),
     "assistant": ("--assistant/--no-assistant", "You sell an AI work assistant."),
-    "redistributes": ("--ships/--no-ships", "Weights leave your house, in a product or by themselves."),
+    "redistributes": ("--ships/--no-ships", "You distribute the weights, in a product or alone."),
     "modifies": ("--modifies/--no-modifies", "You fine-tune, merge or requantise it."),
     "distils": ("--distils/--no-distils", "Its outputs will train another model."),
     "multimodal": (
         "--multimodal/--text-only",
-        "The model takes more than text; one of the catalogue says so itself.",
+        "The model takes more than text; for catalogue models it is known.",
     ),
 }
 _SAID = {
-    "same_family": ("--same-family", "The model trained on outputs is of the family the licence covers."),
-    "narrow": ("--narrow", "The model trained on outputs only sorts or extracts, as a classifier does."),
-    "end_user": ("--end-user", "You only use another company's product."),
+    "same_family": (
+        "--same-family",
+        "The model trained on outputs is of the family that the licence covers.",
+    ),
+    "narrow": ("--narrow", "The model trained on outputs only classifies or extracts."),
+    "end_user": ("--end-user", "You only use another company's product, and run no model."),
     "bypasses_guardrails": ("--bypasses-guardrails", "You weaken guardrails in the model."),
 }
 _BY_VALUE = {
@@ -49,13 +52,13 @@ _BY_VALUE = {
     "revenue_month": "--monthly-revenue",
     "seat": "--seat",
 }
-# Each fact and the option that gives it: what an undecided verdict asks for.
+# Each fact and its option, which an undecided verdict names.
 OPTIONS = (
     _BY_VALUE
     | {name: flags.partition("/")[0] for name, (flags, _) in _YES_NO.items()}
     | {name: flag for name, (flag, _) in _SAID.items()}
 )
-# What the options below tell of the user, the purpose aside.
+# All of these facts but the purpose.
 FACTS = tuple(name for name in OPTIONS if name != "purpose")
 
 
@@ -65,10 +68,10 @@ def company_options(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option(flags, name, default=None, help=text)(command)
     for name, (flag, text) in reversed(_SAID.items()):
         command = click.option(flag, name, is_flag=True, default=None, help=text)(command)
-    return _said_by_value(command)
+    return _value_options(command)
 
 
-def _said_by_value(command: Callable[..., Any]) -> Callable[..., Any]:
+def _value_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option(
             "--for", "purpose", metavar="PURPOSE", help="commercial, internal, evaluation or research."
@@ -76,9 +79,11 @@ def _said_by_value(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--monthly-users", "users", type=Amount(whole=True), help="Monthly users of all your products."
         ),
-        click.option("--revenue", "revenue_year", type=Amount(), help="Your group's dollars in 12 months."),
-        click.option("--monthly-revenue", "revenue_month", type=Amount(), help="The same in one month."),
-        click.option("--seat", metavar="CC", help="Your country's two letters, or EU."),
+        click.option(
+            "--revenue", "revenue_year", type=Amount(), help="Your group's revenue in 12 months, in dollars."
+        ),
+        click.option("--monthly-revenue", "revenue_month", type=Amount(), help="The same for one month."),
+        click.option("--seat", metavar="CC", help="Country of your principal seat: two letters, or EU."),
     )
     for option in reversed(options):
         command = option(command)
@@ -86,7 +91,7 @@ def _said_by_value(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def company_facts(settings: Settings, given: dict[str, Any]) -> Facts:
-    """Put what the options say over what config.toml says. Raises UsageError for a value that is none."""
+    """Return the facts of config.toml, overridden by the options. Raises UsageError for an invalid value."""
     from freehold.advisor.facts import from_table
 
     said = {name: value for name, value in given.items() if value is not None}

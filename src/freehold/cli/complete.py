@@ -1,7 +1,7 @@
-"""What Tab offers for a MODEL, for hardware, for a task: names from the store and the catalogue.
+"""Tab completion of models, hardware, tasks, verbs and apps: names from the store and the catalogue.
 
-Knows which parameter of which verb takes which kind of name; touches no network. A source that cannot be read offers
-nothing: a shell in the middle of a line has no place for an error.
+Knows which parameter of which verb takes which kind of name; makes no network request. A source that cannot be read
+completes nothing: an error would be printed into the line being typed.
 Path: the shell -> main -> LazyGroup.get_command -> with_names -> click's completion -> names
 """
 
@@ -19,7 +19,7 @@ Names = Callable[[Settings], Iterable[tuple[str, str]]]
 
 
 def with_names(command: click.Command) -> click.Command:
-    """Let a verb's parameters complete what they name, those of its own verbs too."""
+    """Add completers to a verb's parameters, and to those of its subcommands."""
     for param in command.params:
         names = NAMES.get(_kind(command, param))
         if names is not None:
@@ -52,7 +52,7 @@ def _completer(names: Names) -> Callable[[click.Context, click.Parameter, str], 
 
 
 def held(settings: Settings) -> Iterable[tuple[str, str]]:
-    """Models that lie here."""
+    """Models in the store."""
     from freehold.store import Store
     from freehold.store.space import human
 
@@ -60,21 +60,21 @@ def held(settings: Settings) -> Iterable[tuple[str, str]]:
 
 
 def fetchable(settings: Settings) -> Iterable[tuple[str, str]]:
-    """Models that lie here, then those that can be fetched by a short name."""
+    """Models with a short name that can be fetched, then those in the store."""
     from freehold import catalog
 
     return [*((e.name, "to be fetched") for e in catalog.entries()), *held(settings)]
 
 
 def known(settings: Settings) -> Iterable[tuple[str, str]]:
-    """Models that the catalogue has facts of."""
+    """Models of the catalogue."""
     from freehold import catalog
 
     return [*((m.id, "") for m in catalog.models()), *fetchable(settings)]
 
 
 def hardware(_: Settings) -> Iterable[tuple[str, str]]:
-    """Devices that the catalogue knows."""
+    """Devices of the catalogue."""
     from freehold import catalog
 
     return [(device.name, device.title) for device in catalog.devices()]
@@ -88,14 +88,14 @@ def verbs(_: Settings) -> Iterable[tuple[str, str]]:
 
 
 def tasks(_: Settings) -> Iterable[tuple[str, str]]:
-    """Tasks that advice is given for."""
+    """Tasks of `advise`."""
     from freehold.catalog.tasks import tasks as known_tasks
 
     return [(task.id, task.title) for task in known_tasks()]
 
 
 def apps(_: Settings) -> Iterable[tuple[str, str]]:
-    """Programs that `launch` has settings for."""
+    """Programs of `launch`."""
     from freehold.cli.clients.apps import APPS
 
     return [(name, "") for name in APPS]

@@ -1,7 +1,7 @@
-"""`freehold cost [MODEL]`: what an API costs a month, what owning costs, and from where on owning is cheaper.
+"""`freehold cost [MODEL]`: monthly costs of APIs and of self-hosting, and the break-even volume.
 
-Knows options and wording; arithmetic is the advisor's, prices are the catalogue's, the page is costpage.py's.
-Path: main -> cost -> advisor.cost -> Comparison -> costwords, JSON or costpage
+Knows options and JSON; the arithmetic is the advisor's, prices are the catalogue's.
+Path: main -> cost -> advisor.cost -> Comparison -> report/cost_text, JSON or report/cost_page
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIGURES = ("tokens_per_day", "input_share", "cached_share", "request_tokens")
 
 
 class Range(click.ParamType):
-    """A value, or what it lies between: 3, 2-4 (the middle is between them) or 2:3:4."""
+    """A value or a range: 3, 2-4 (the middle is the geometric mean) or 2:3:4."""
 
     name = "range"
 
@@ -46,7 +46,7 @@ class Range(click.ParamType):
         if len(ends) == 1:
             ends *= 3
         if len(ends) != 3 or not ends[0] <= ends[1] <= ends[2]:
-            self.fail(f"{value!r} is no range; write 3, 2-4 or 2:3:4", param, ctx)
+            self.fail(f"{value!r} is not a valid range; write 3, 2-4 or 2:3:4", param, ctx)
         return Interval(*ends)
 
 
@@ -60,9 +60,11 @@ def assumption_options(command: Callable) -> Callable:
 
 @click.command("cost")
 @click.argument("model", required=False, metavar="[MODEL]")
-@click.option("--tokens-per-day", type=Amount(), default=10e6, help="Of prompts and answers; default: 10M.")
 @click.option(
-    "--input-share", type=float, default=0.75, show_default=True, help="Share of them that are prompts."
+    "--tokens-per-day", type=Amount(), default=10e6, help="Tokens of prompts and answers a day; default: 10M."
+)
+@click.option(
+    "--input-share", type=float, default=0.75, show_default=True, help="Share of prompts in the tokens."
 )
 @click.option(
     "--cached",
@@ -70,40 +72,49 @@ def assumption_options(command: Callable) -> Callable:
     type=float,
     default=0.3,
     show_default=True,
-    help="Share of prompt tokens that are cached.",
+    help="Share of cached tokens in the prompts.",
 )
 @click.option(
     "--request",
     "request_tokens",
     type=Amount(),
     default=2000.0,
-    help="Tokens of a request; default: 2,000.",
+    help="Tokens per request; default: 2,000.",
 )
-@click.option("--csv", "csv_file", metavar="FILE", help="Take the traffic from a CSV instead.")
-@click.option("--growth", type=float, default=0.0, help="Per cent a month, over --months.")
-@click.option("--on", metavar="HARDWARE", help="Such as 2xh100; otherwise as few H100 as hold the model.")
-@click.option("--buy/--rent", "bought", default=False, help="Buy the hardware, or rent it by the hour.")
-@click.option("--price", type=Range(), help="Dollars to buy it all.")
-@click.option("--hourly", type=Range(), help="Dollars an hour to rent it all.")
-@click.option("--tokens-per-second", "speed", type=Range(), help="Of answers, one machine, all users.")
-@click.option("--engine", metavar="NAME", help="Engine that is predicted; default: vllm where it runs.")
-@click.option("--quant", metavar="NAME", help="Weights' type that is predicted, such as FP8.")
+@click.option("--csv", "csv_file", metavar="FILE", help="Read the traffic from a CSV file instead.")
+@click.option("--growth", type=float, default=0.0, help="Growth in per cent a month, over --months.")
 @click.option(
-    "--users", type=click.IntRange(1, 4096), default=64, show_default=True, help="Who ask at a time."
+    "--on", metavar="HARDWARE", help="Hardware, such as 2xh100; default: the fewest H100 that hold the model."
 )
-@click.option("--against", multiple=True, metavar="API", help="Such as gpt-5-mini or groq:...; repeatable.")
-@click.option("--batch", is_flag=True, help="Take the APIs' prices for answers within a day.")
-@click.option("--date", "day", type=click.DateTime(["%Y-%m-%d"]), help="Take the prices of that day.")
+@click.option("--buy/--rent", "bought", default=False, help="Buy the hardware, or rent it by the hour.")
+@click.option("--price", type=Range(), help="Price of all the hardware, in dollars.")
+@click.option("--hourly", type=Range(), help="Rent of all the hardware, in dollars an hour.")
+@click.option(
+    "--tokens-per-second", "speed", type=Range(), help="Decode speed of one machine, all users together."
+)
+@click.option("--engine", metavar="NAME", help="Engine to predict; default: vllm where it runs.")
+@click.option("--quant", metavar="NAME", help="Quantisation to predict, such as FP8.")
+@click.option(
+    "--users", type=click.IntRange(1, 4096), default=64, show_default=True, help="Concurrent users."
+)
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="API",
+    help="API to compare, such as gpt-5-mini or groq:...; repeatable.",
+)
+@click.option("--batch", is_flag=True, help="Use the APIs' batch prices (answers within a day).")
+@click.option("--date", "day", type=click.DateTime(["%Y-%m-%d"]), help="Use the prices of that day.")
 @assumption_options
 @json_option
-@click.option("--html", "page", metavar="FILE", help="Write a report as one page.")
+@click.option("--html", "page", metavar="FILE", help="Write a report as one HTML page.")
 def command(
     model: str | None, csv_file: str | None, as_json: bool, page: str | None, day: Any, **given: Any
 ) -> None:
-    """Compare the price of APIs with owning MODEL: dollars a month, and from how many tokens a day it pays.
+    """Compare API prices with self-hosting MODEL: dollars a month, and the break-even volume.
 
-    Each assumption has a default with a source and a date, is listed, and has an option that takes one value
-    or a range: 3, 2-4 or 2:3:4. Without MODEL, give --tokens-per-second and --on.
+    Each assumption is listed with its source and date, and has an option that takes a value or a range: 3, 2-4 or
+    2:3:4. Without MODEL, give --tokens-per-second and --on.
 
     With --json: {"schema": 1, "traffic": ..., "owned": ..., "bills": [...], "assumptions": [...], ...}.
     """
@@ -111,7 +122,7 @@ def command(
 
     today = date.today()
     keys = (*(one.key for one in known()), "price", "hourly")
-    told = {key: given.pop(key) for key in keys}
+    assumed = {key: given.pop(key) for key in keys}
     figures = {key: given.pop(key) for key in FIGURES}
     found = cost(
         model,
@@ -119,7 +130,7 @@ def command(
         day=day.date() if day else today,
         growth=given.pop("growth") / 100,
         **given,
-        **{key: value for key, value in told.items() if value is not None},
+        **{key: value for key, value in assumed.items() if value is not None},
     )
     if page:
         from freehold.cli.report.cost_page import report

@@ -33,11 +33,11 @@ from freehold.store.refs import parse_ref
 @offline_option
 @click.pass_obj
 def command(settings: Settings, name: str, file: Path, as_json: bool, offline: bool) -> None:
-    """Make NAME from the model that the Modelfile names, with its parameters, texts and messages.
+    """Make NAME from the base, parameters, texts and messages of a Modelfile; no weights are copied.
 
-    FROM takes what pull takes, ADAPTER a PEFT folder or a GGUF adapter, of which a copy is kept; files are looked
-    for beside the Modelfile. NAME answers through the same engine as its base, unless it has a template of its own.
-    Prints NAME; with --json, the record.
+    FROM takes what `pull` takes; ADAPTER takes a PEFT folder or a GGUF adapter, and a copy is kept. Relative paths
+    start at the Modelfile's folder. NAME shares the engine of its base, unless it has its own template. Prints NAME;
+    with --json, the record.
     """
     from freehold.store.making import make
     from freehold.store.modelfile import MAX_CHARS, parse

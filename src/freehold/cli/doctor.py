@@ -1,6 +1,6 @@
-"""`freehold doctor`: what this machine offers, and what Freehold makes of it. Calls no network.
+"""`freehold doctor`: shows CPU, memory, kernels and model stores in use. Makes no network request.
 
-Only looks: CPU, kernel table, threads, memory, stores, versions. With --kernels: each weight format on each
+Changes nothing: CPU, kernel table, threads, memory, stores, versions. With --kernels: each weight format on each
 kernel table. With --verify: every model file and pack against its checksums.
 Path: main -> doctor -> native.isas, psutil, Store.list -> stdout
 """
@@ -26,7 +26,7 @@ _PACKAGES = ("freehold", "numpy", "tokenizers", "jinja2", "click", "rich", "prom
 
 
 class _Group(click.Group):
-    """A group whose one verb is imported when it is used."""
+    """A group whose one subcommand is imported when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return ["compat"]
@@ -40,16 +40,18 @@ class _Group(click.Group):
 
 
 @click.group("doctor", cls=_Group, invoke_without_command=True)
-@click.option("--kernels", is_flag=True, help="Show each weight format on each kernel table.")
+@click.option("--kernels", is_flag=True, help="Show how each weight type is computed on each kernel table.")
 @click.option(
-    "--verify", is_flag=True, help="Compare all model files and packs with their checksums; exit 1 on damage."
+    "--verify",
+    is_flag=True,
+    help="Check all model files and packs against their checksums; exit 1 on damage.",
 )
 @json_option
 @click.pass_context
 def command(ctx: click.Context, kernels: bool, verify: bool, as_json: bool) -> None:
-    """Show this machine as Freehold sees it; the network is not touched.
+    """Show CPU, memory, kernels and model stores in use; makes no network requests.
 
-    doctor compat runs the SDKs that are installed here against a server.
+    `doctor compat` runs the installed SDKs against a server.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -150,7 +152,7 @@ def _versions() -> dict[str, str]:
 
 
 def kernel_routes() -> dict[str, Any]:
-    """Return, per weight format, the bits of a weight in the file and packed, and each table's road."""
+    """Return for each weight type its bits in the file and packed, and how each kernel table computes it."""
     from freehold import _native as native
     from freehold.formats.quant import has_codes
     from freehold.formats.weight_types import QuantType, block_layout
@@ -161,7 +163,7 @@ def kernel_routes() -> dict[str, Any]:
     for type in QuantType:
         if type.name in _NO_WEIGHTS:
             continue
-        other = ("re-laid as int8 codes", _CODE_BITS) if has_codes(type) else ("re-laid as F32", 32.0)
+        other = ("converted to int8 codes", _CODE_BITS) if has_codes(type) else ("converted to F32", 32.0)
         route, packed = routes.get(type.name, other)
         layout = block_layout(type)
         row = {"type": type.name, "bits_in_file": 8 * layout.bytes / layout.elems, "bits_packed": packed}
@@ -171,7 +173,7 @@ def kernel_routes() -> dict[str, Any]:
 
 def _print_routes(facts: dict[str, Any]) -> None:
     isas = facts["isas"]
-    click.echo(f"{'format':<10}{'file':>8}{'packed':>9}{'added':>9}  " + "  ".join(f"{i:<22}" for i in isas))
+    click.echo(f"{'type':<10}{'file':>8}{'packed':>9}{'added':>9}  " + "  ".join(f"{i:<22}" for i in isas))
     for row in facts["types"]:
         added = row["bits_packed"] - row["bits_in_file"]
         routes = "  ".join(f"{row['route'][i]:<22}" for i in isas)
@@ -181,7 +183,7 @@ def _print_routes(facts: dict[str, Any]) -> None:
 
 
 def _lines(name: str, value: Any) -> list[str]:
-    """Word one group of facts for people."""
+    """Return one group of facts as lines."""
     if name == "cpu":
         return [value["name"], value["system"]]
     if name == "kernels":

@@ -1,6 +1,6 @@
-"""`freehold embed MODEL [TEXT...]`: texts to vectors, one a line.
+"""`freehold embed MODEL [TEXT...]`: texts to vectors, one per line.
 
-Knows words, lines and how numbers are written; LLM.embed knows the rest. The model is loaded in this process.
+Knows lines and number formats; LLM.embed computes. The model is loaded in this process.
 Path: main -> embed -> open_model -> LLM.embed -> stdout
 """
 
@@ -29,11 +29,13 @@ PORTION = 256  # lines of stdin that are read before vectors are written
 @click.argument("model")
 @click.argument("texts", nargs=-1)
 @json_option
-@click.option("--pooling", type=click.Choice(["mean", "last", "cls"]), help="Default: the model's own way.")
-@click.option("--dimensions", type=click.IntRange(1), help="Keep so many numbers, at unit length again.")
-@click.option("--truncate", is_flag=True, help="Cut texts longer than the context, and say so.")
-@click.option("--context", type=click.IntRange(1), help="Tokens of a text. Default: the model's own.")
-@click.option("--threads", type=click.IntRange(1), help="Default: the physical cores.")
+@click.option(
+    "--pooling", type=click.Choice(["mean", "last", "cls"]), help="Pooling; default: the model's own."
+)
+@click.option("--dimensions", type=click.IntRange(1), help="Keep so many dimensions, normalised again.")
+@click.option("--truncate", is_flag=True, help="Truncate texts longer than the context, with a warning.")
+@click.option("--context", type=click.IntRange(1), help="Most tokens per text; default: the model's own.")
+@click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
 @offline_option
 @click.pass_obj
 def command(
@@ -48,9 +50,9 @@ def command(
     threads: int | None,
     offline: bool,
 ) -> None:
-    """Turn each TEXT, or each line of stdin, into a vector of unit length.
+    """Print the embedding of each TEXT, or of each line of stdin, normalised to unit length.
 
-    Prints a line of numbers for each; with --json an object with index, tokens, cut and embedding.
+    One line of numbers per text; with --json an object with index, tokens, cut and embedding.
     """
     from freehold.local import open_model
     from freehold.store import Store

@@ -1,4 +1,4 @@
-"""`freehold fit MODEL`: does it fit, how long a conversation, how fast; here or on named hardware, per quantisation.
+"""`freehold fit MODEL`: memory, longest context and speed, here or on named hardware, per quantisation.
 
 Knows options, columns and the commands that run a model; the answers are advisor/fit.py's.
 Path: main -> fit -> file_anatomy.from_file or anatomy.from_catalogue -> advisor.fit.fit
@@ -30,11 +30,11 @@ from freehold.machine import show_bytes
 
 SCHEMA = 1
 HEAD = ("QUANT", "WEIGHTS", "CACHE", "OTHER", "NEEDS", "LONGEST", "LOAD s", "PREFILL tok/s", "DECODE tok/s")
-# What is usually asked about: here and of llama.cpp, and of the engines that serve many.
+# Default quantisations: here and for llama.cpp, and for engines on GPUs.
 USUAL = ("Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
 USUAL_ON = ("Q4_K_M", "Q8_0", "INT4", "NVFP4", "MXFP4", "FP8", "BF16")
-_WIDER = 1.15  # times the file's bytes that weights may take here before it is told
-_HELD = "held"  # said of the row whose file is here
+_WIDER = 1.15  # times the file's bytes that weights may take here without a note
+_HELD = "held"  # marks the row whose file is in the store
 
 
 @click.command("fit")
@@ -42,19 +42,17 @@ _HELD = "held"  # said of the row whose file is here
 @click.option(
     "--context",
     type=Amount(whole=True),
-    help="Tokens of one conversation: 8192, 32k. Default: 4,096, or the model's own.",
+    help="Context in tokens: 8192, 32k. Default: 4,096, or the model's own.",
 )
 @click.option(
-    "--quant", metavar="Q|all", default="", help="A quantisation, such as Q4_K_M; default: the usual ones."
+    "--quant", metavar="Q|all", default="", help="Quantisation, such as Q4_K_M; default: the usual ones."
 )
-@click.option(
-    "--on", "hardware", metavar="HARDWARE", default="", help="Named hardware: h100, 2xh100, m4-max:64gb."
-)
+@click.option("--on", "hardware", metavar="HARDWARE", default="", help="Hardware: h100, 2xh100, m4-max:64gb.")
 @click.option(
     "--engine", metavar="NAME", default="", help="With --on: vllm, sglang, tensorrt-llm, llama.cpp, mlx."
 )
 @kv_option
-@click.option("--measure", is_flag=True, help="Measure this machine again, a second.")
+@click.option("--measure", is_flag=True, help="Measure this machine again (one second).")
 @json_option
 @click.pass_obj
 def command(
@@ -68,10 +66,10 @@ def command(
     measure: bool,
     as_json: bool,
 ) -> None:
-    """Say whether MODEL fits, the longest conversation that would, and its speed, with bounds that four of five keep.
+    """Predict whether MODEL fits, its longest context and its speed, with 80 % ranges.
 
-    Here with Freehold's own engine: the machine is measured once, and every run corrects what is predicted next. A
-    model that is held is weighed by its file, others by published sizes.
+    Without --on the prediction is for this machine and Freehold's engine: the machine is measured once, and every run
+    corrects the next prediction. Sizes come from the file of a model in the store, otherwise from published facts.
 
     With --json, prints {"schema": 1, "model": ..., "place": {...}, "context": ..., "fits": [...]}.
     """
@@ -86,7 +84,7 @@ def command(
 
 
 def _find(settings: Settings, text: str) -> tuple[Anatomy | None, Model | None, bool]:
-    """Return what is held, weighed by its file; what the catalogue knows of it; whether its weights lie packed."""
+    """Return the stored file's sizes, the catalogue's facts, and whether its weights are packed."""
     from freehold.store import Store
 
     store = Store(settings)
@@ -118,7 +116,7 @@ def _place(settings: Settings, hardware: str, engine: str, *, measure: bool) -> 
 
 
 def _anatomies(held: Anatomy | None, known: Model | None, quant: str, place: Place) -> list[Anatomy]:
-    """Return the quantisations to tell of, the held file's own first; what it would be in others rests on it too."""
+    """Return the quantisations to show, the stored file's own first; the others are computed from it."""
     names = _names(quant, place, known.native if known else "")
     if held is not None:
         own = [held] if quant.upper() in ("", "ALL", held.quant) else []
@@ -127,7 +125,7 @@ def _anatomies(held: Anatomy | None, known: Model | None, quant: str, place: Pla
 
 
 def _names(quant: str, place: Place, native: str) -> Iterable[str]:
-    """Return the quantisations to tell of; of the usual ones none that is finer than what the lab publishes."""
+    """Return the quantisations to show; by default none that is finer than the published weights."""
     if quant and quant.lower() != "all":
         return (quants.mix(quant).name,)
     if quant:
@@ -143,7 +141,7 @@ def _names(quant: str, place: Place, native: str) -> Iterable[str]:
 
 def _print(place: Place, rows: list[Fit | Misfit], held: Anatomy | None, known: Model | None) -> None:
     name = known.name or known.id if known else held.name if held else ""
-    click.echo(f"{name} on {_where(place)}, a conversation of {rows[0].context:,} tokens")
+    click.echo(f"{name} on {_where(place)}, {rows[0].context:,} tokens of context")
     fitting = [row for row in rows if isinstance(row, Fit)]
     if fitting:
         several = place.rig is not None and not place.engine
@@ -192,25 +190,25 @@ def _rate(speed: Interval | None) -> str:
 
 def _notes(place: Place, fitting: list[Fit], held: Anatomy | None) -> Iterable[str]:
     if fitting:
-        yield f"speeds: {fitting[0].basis}; four of five lie within the bounds"
+        yield f"speeds: {fitting[0].basis}; 80 % ranges"
     if held is not None and len(fitting) > 1:
-        yield "sizes: exact for the file that is held; the others are its matrices in a quantisation's usual types"
+        yield "sizes: exact for the stored file; for the others its matrices in each quantisation's usual types"
     elif held is None and fitting:
-        yield "sizes: published ones, and a quantisation's usual types"
+        yield "sizes: published counts in each quantisation's usual types"
     wider = [r.anatomy.quant for r in fitting if r.memory.weights > _WIDER * r.anatomy.weight_bytes]
     if wider:
-        yield f"{', '.join(wider)}: held wider than in the file, as our engine has no kernel of that type's own"
+        yield f"{', '.join(wider)}: larger in memory than in the file, as the engine has no kernel for that type"
     unknown = [row for row in fitting if not row.anatomy.cache_known]
     if unknown:
-        yield "this model's layers are not known: its cache comes on top, and the speeds leave it out"
+        yield "this model's layers are not known: its cache is not included, and the speeds leave it out"
     machine = place.machine
     for gpu in machine.gpus if machine else ():
-        told = f"--on {gpu.device} says what it would do" if gpu.device else "the catalogue does not know it"
-        yield f"this machine has {gpu.title}: {told}"
+        hint = f"--on {gpu.device} predicts for it" if gpu.device else "not in the catalogue"
+        yield f"this machine has {gpu.title}: {hint}"
     if machine and machine.device:
-        yield f"other engines use this machine's GPU: --on {machine.device} says what they would do"
+        yield f"other engines use this machine's GPU: --on {machine.device} predicts for them"
     if place.history and place.history.crowded:
-        yield f"note: {place.history.crowded} runs beside others' load do not count"
+        yield f"note: {place.history.crowded} runs under other load are left out"
     if place.history and place.history.damaged:
         yield f"note: {place.history.damaged} damaged lines of runs.jsonl were left out"
 
@@ -224,7 +222,7 @@ def _best(fitting: list[Fit], held: Anatomy | None) -> Fit:
 
 
 def run_command(row: Fit, known: Model | None, held: Anatomy | None = None) -> str:
-    """Return the command that runs a row where it was asked about; empty where no files are known to be there."""
+    """Return the command that runs a row on its hardware; empty if no files are known for it."""
     own = held is not None and row.anatomy is held
     if known is None:
         here = held is not None and own and row.engine == fits.OURS

@@ -1,4 +1,4 @@
-"""`freehold hardware MODEL --users N`: which hardware serves so many users, what it costs, and why others do not.
+"""`freehold hardware MODEL --users N`: hardware that serves so many users, prices, and why other hardware does not.
 
 Knows options and columns; the sizing is advisor/sizing.py's. Path: main -> hardware -> choosing.hardware -> Sizing
 """
@@ -20,31 +20,33 @@ if TYPE_CHECKING:
     from freehold.catalog.questions import Question
 
 SCHEMA = 1
-_ANSWERED = ("model", "users", "context", "hardware needed")  # parts of a question that `hardware` answers to
+_ANSWERED = ("model", "users", "context", "hardware needed")  # parts of a question that `hardware` uses
 _SHOWN, _FAILED = 8, 5  # rows without --all
 _HEAD = ("HARDWARE", "QUANT", "ENGINE", "NEEDS", "OF", "TOK/S EACH", "FIRST s", "$ AN HOUR", "$ TO BUY")
 
 
 @click.command("hardware")
 @click.argument("model")
-@click.option(
-    "--users", type=click.IntRange(1, 4096), default=1, show_default=True, help="So many at a time."
-)
-@click.option("--context", type=Amount(whole=True), help="Tokens of each conversation; default: 8,192.")
-@click.option("--prompt", type=Amount(whole=True), default=1000, help="Tokens of a request; default: 1,000.")
+@click.option("--users", type=click.IntRange(1, 4096), default=1, show_default=True, help="Concurrent users.")
+@click.option("--context", type=Amount(whole=True), help="Context of each user in tokens; default: 8,192.")
+@click.option("--prompt", type=Amount(whole=True), default=1000, help="Tokens of a prompt; default: 1,000.")
 @click.option("--answer", type=Amount(whole=True), default=300, help="Tokens of an answer; default: 300.")
-@click.option("--min-speed", type=click.FloatRange(0, 1e6), help="Tokens a second of each user; default: 10.")
+@click.option(
+    "--min-speed", type=click.FloatRange(0, 1e6), help="Least tokens a second for each user; default: 10."
+)
 @click.option("--quant", metavar="Q", default="", help="Only in this quantisation, such as FP8.")
 @click.option(
     "--engine", metavar="NAME", default="", help="Only on this engine: vllm, sglang, llama.cpp, ..."
 )
-@click.option("--all", "everything", is_flag=True, help="Name all hardware, and why each does not suffice.")
+@click.option(
+    "--all", "everything", is_flag=True, help="List all hardware, with the reason where it does not suffice."
+)
 @json_option
 def command(model: str, everything: bool, as_json: bool, **given: Any) -> None:
-    """Say which hardware MODEL needs for N users at a time, each with the speed asked for, and what it costs.
+    """Find the hardware that serves MODEL to N concurrent users at the least speed, with prices.
 
-    Of each device the fewest that do, the cheapest to rent first; speeds of each user with bounds that four of five
-    keep, all users asking at the same moment. Hardware that does not suffice is named with the reason.
+    For each device the smallest number that suffices, cheapest rent first. Speeds are per user with 80 % ranges, all
+    users active at once. Hardware that does not suffice is listed with the reason.
 
     With --json: {"schema": 1, "model", "users", "context", "options": [...], "failures": [...]}.
     """
@@ -153,7 +155,7 @@ def _money_json(money: Money | None) -> dict[str, Any] | None:
 
 
 def for_question(asked: Question, *, users: int | None, context: int | None, as_json: bool) -> None:
-    """Answer a question about hardware that was put to `advise`; options count over its words.
+    """Answer a question about hardware given to `advise`; options override its words.
 
     Raises UsageError where no hardware suffices.
     """

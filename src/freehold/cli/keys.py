@@ -1,6 +1,6 @@
-"""`freehold keys add|list|rm`: the keys of the server, kept as hashes; a running server sees the change.
+"""`freehold keys add|list|rm|owner`: the server's API keys, stored as hashes; a running server reloads them.
 
-Knows options and what to say; the file is server/core/keys.py's. Path: main -> keys -> KeyFile
+Knows options and messages; the file is server/core/keys.py's. Path: main -> keys -> KeyFile
 """
 
 from __future__ import annotations
@@ -24,36 +24,44 @@ HEAD = ("NAME", "KIND", "MODELS", "RATE", "TOKENS", "SPENT TODAY", "CREATED")
 def command() -> None:
     """Make, list and revoke the API keys of `freehold serve`.
 
-    Only a key's hash is kept, in keys.json of the data folder. A running server sees the change within a second.
+    Only hashes are stored, in keys.json of the data folder. A running server applies a change within a second.
     """
 
 
 def _file(f: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
-        "--file", type=click.Path(path_type=Path), metavar="FILE", help="Another file, for serve --key-file."
+        "--file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Use this key file, for serve --key-file.",
     )(f)
 
 
 @command.command("add")
 @click.argument("name")
-@click.option("--models", metavar="A,B", default="", help="Only these models; patterns such as qwen* do.")
-@click.option("--rate", metavar="N/TIME", default="", help="Requests: 60/min, 10/s, 5000/h.")
-@click.option("--tokens", metavar="N/day", default="", help="Tokens of prompts and answers: 1M/day (UTC).")
-@click.option("--admin", is_flag=True, help="For the /admin routes (load, unload, stop, ps), and no model.")
+@click.option(
+    "--models", metavar="A,B", default="", help="Only these models; patterns such as qwen* are allowed."
+)
+@click.option("--rate", metavar="N/TIME", default="", help="Request rate: 60/min, 10/s, 5000/h.")
+@click.option(
+    "--tokens", metavar="N/day", default="", help="Token budget for prompts and answers: 1M/day (UTC)."
+)
+@click.option(
+    "--admin", is_flag=True, help="For the /admin routes (load, unload, stop, ps) only; not for models."
+)
 @_file
 @json_option
 @click.pass_obj
 def add(settings: Settings, name: str, file: Path | None, as_json: bool, **given: Any) -> None:
     """Make a key called NAME and print it, once.
 
-    The key itself is not stored, only its hash. NAME is the tenant: its requests share the machine and the cache
-    under it.
+    Only the key's hash is stored. NAME is the tenant: fair shares, the prefix cache and budgets are kept per tenant.
     """
     from freehold.server.core.keys import KeyFile, made, new_secret
 
     scope = tuple(m.strip() for m in given["models"].split(",") if m.strip())
     if given["admin"] and (scope or given["rate"] or given["tokens"]):
-        raise UsageError("an admin's key asks no model", "give it neither --models nor --rate nor --tokens")
+        raise UsageError("an admin key cannot use models", "leave out --models, --rate and --tokens")
     secret, kept = new_secret(), KeyFile(file or settings.keys)
     key = made(name, secret, admin=given["admin"], models=scope, rate=given["rate"], tokens=given["tokens"])
     kept.add(key)
@@ -62,7 +70,7 @@ def add(settings: Settings, name: str, file: Path | None, as_json: bool, **given
         return
     click.echo(secret)
     click.echo(f"the key of {name}, shown this once; its hash is in {kept.path}", err=True)
-    _tell(settings, file, "needs a key from now on, this one too: requests without one are refused")
+    _tell(settings, file, "requires a key from now on: requests without one are refused")
 
 
 @command.command("list")
@@ -70,7 +78,7 @@ def add(settings: Settings, name: str, file: Path | None, as_json: bool, **given
 @json_option
 @click.pass_obj
 def list_(settings: Settings, file: Path | None, as_json: bool) -> None:
-    """List the keys: what each may do, and the tokens it spent today."""
+    """List the keys: scope, limits, and tokens used today."""
     from freehold.server.core.keys import KeyFile
 
     kept = KeyFile(file or settings.keys)
@@ -118,7 +126,7 @@ def list_(settings: Settings, file: Path | None, as_json: bool) -> None:
 def rm(settings: Settings, names: tuple[str, ...], file: Path | None, as_json: bool) -> None:
     """Revoke keys.
 
-    A running server refuses them within a second. What they spent stays counted.
+    A running server refuses them within a second. Their token counts are kept.
     """
     from freehold.server.core.keys import KeyFile
 
@@ -132,19 +140,23 @@ def rm(settings: Settings, names: tuple[str, ...], file: Path | None, as_json: b
         click.echo(f"{name}: revoked", err=True)
     if kept.emptied():
         click.echo(
-            f"no key is left: the next server will not start without one (or without {kept.path})", err=True
+            f"no key is left: a server will not start until one is added or {kept.path} is removed", err=True
         )
-        _tell(settings, file, "still needs a key and has none: only the owner's socket and token come in")
+        _tell(
+            settings,
+            file,
+            "still requires a key and has none: only the owner's socket and token are accepted",
+        )
 
 
 @command.command("owner")
 @json_option
 @click.pass_obj
 def owner(settings: Settings, as_json: bool) -> None:
-    """Print the token of the owner's routes.
+    """Print the token for the owner's routes.
 
-    Programs of yours that send it may pull, create, copy and delete models, as over the owner's socket. For
-    Ollama's clients: OLLAMA_API_KEY=$(freehold keys owner). It is kept in owner.token of the data folder.
+    With it a program may pull, create, copy and delete models, as over the owner's socket. For Ollama's clients:
+    OLLAMA_API_KEY=$(freehold keys owner). It is stored in owner.token of the data folder.
     """
     from freehold.server.core.owner import owner_token
 
@@ -156,11 +168,11 @@ def owner(settings: Settings, as_json: bool) -> None:
 
 
 def _tell(settings: Settings, file: Path | None, what: str) -> None:
-    """Say what a change does to the server that runs for this home, if it reads this file."""
+    """Print what a change does to this home's running server, if it uses this file."""
     from freehold.cli.serving.lock import holder
 
     if file is None and (pid := holder(settings)):
-        click.echo(f"the server that runs (pid {pid}; not if it has a --key-file) {what}", err=True)
+        click.echo(f"the running server (pid {pid}), unless it has a --key-file, {what}", err=True)
 
 
 def _spent(settings: Settings) -> dict[str, int]:

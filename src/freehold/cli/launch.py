@@ -1,7 +1,7 @@
-"""`freehold launch APP`: the settings by which another program uses this server; shown, or written and taken back.
+"""`freehold launch APP`: the settings another program needs to use this server; shown, written or restored.
 
-Knows files, backups and what to say; the programs are apps.py's, the text edits.py's. A record in the data folder says
-what was written where, so that --restore takes back its own and nothing else.
+Knows files, backups and messages; apps.py has the programs, edits.py the edits. A record in the data folder says
+what was written where, so that --restore undoes exactly that.
 Path: main -> launch -> apps.APPS -> file
 """
 
@@ -27,7 +27,7 @@ BACKUP = ".before-freehold"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a --write left: the file, the backup of what was there before (None: there was none), its digest."""
+    """What --write changed: the file, the backup of the earlier one (None: there was no file), the new digest."""
 
     path: Path
     backup: Path | None
@@ -41,11 +41,15 @@ class Record:
     metavar="MODEL",
     help="Default: a model in the server's memory, otherwise the default model of `run`.",
 )
-@click.option("--url", metavar="URL", help="Default: this home's running server, or where it would listen.")
-@click.option("--key", metavar="KEY", help="Default: FREEHOLD_API_KEY; none for a server without keys.")
-@click.option("--write", is_flag=True, help="Put the settings into the program's file, a backup beside it.")
-@click.option("--restore", is_flag=True, help="Put back what stood there before.")
-@click.option("--force", is_flag=True, help="With --restore: also if the file was changed since.")
+@click.option(
+    "--url", metavar="URL", help="Server; default: this home's running server, or its configured address."
+)
+@click.option("--key", metavar="KEY", help="API key; default: FREEHOLD_API_KEY.")
+@click.option(
+    "--write", is_flag=True, help="Write the settings to the program's file, with a backup beside it."
+)
+@click.option("--restore", is_flag=True, help="Restore the earlier file.")
+@click.option("--force", is_flag=True, help="With --restore: even if the file was changed since.")
 @json_option
 @click.pass_obj
 def command(
@@ -62,7 +66,7 @@ def command(
     """Show or write the settings that make APP use this server.
 
     APP is claude (Claude Code), codex, aider, continue, open-webui or llm. Without --write nothing is changed. A file
-    that is written in a way we do not understand is left alone, and the lines to add are shown.
+    that cannot be edited safely is left unchanged, and the lines to add are shown.
     """
     found = _app(app)
     if restore:
@@ -71,11 +75,11 @@ def command(
             json.dumps({"schema": SCHEMA, "app": app, "restored": str(said)}) if as_json else "", nl=as_json
         )
         if not as_json:
-            click.echo(f"{said} is as it was", err=True)
+            click.echo(f"{said}: restored", err=True)
         return
     target = _target(settings, url, model, key)
     if not target.key and url is None and _keyed(settings):
-        click.echo("note: the server asks for a key, and none is given: --key, or FREEHOLD_API_KEY", err=True)
+        click.echo("note: the server requires a key: give --key, or set FREEHOLD_API_KEY", err=True)
     path = found.file(os.environ, settings.home)
     text = found.edit("", target)
     changed = _written(settings, app, found, path, target) if write else False
@@ -86,11 +90,11 @@ def command(
         return
     if not write:
         click.echo(text, nl=False)
-        click.echo(f"these settings belong into {path}; --write puts them there", err=True)
+        click.echo(f"these settings belong in {path}; --write writes them", err=True)
     elif changed:
-        click.echo(f"written: {path}; freehold launch {app} --restore takes it back", err=True)
+        click.echo(f"written: {path}; freehold launch {app} --restore undoes it", err=True)
     else:
-        click.echo(f"{path} says so already", err=True)
+        click.echo(f"{path} has these settings already", err=True)
     for line in commands:
         click.echo(f"then: {line}", err=True)
 
@@ -99,13 +103,13 @@ def _app(name: str) -> App:
     if name not in APPS:
         near = nearest(name, list(APPS))
         raise UsageError(
-            f"{name!r} is no program that launch knows", f"did you mean {near}?" if near else ", ".join(APPS)
+            f"{name!r} is not a program of launch", f"did you mean {near}?" if near else ", ".join(APPS)
         )
     return APPS[name]
 
 
 def _target(settings: Settings, url: str | None, model: str | None, key: str | None) -> Target:
-    """Fill in what was not given from the running server, or from what it would be."""
+    """Fill in what was not given from the running server, or from the settings."""
     where, held = "", ""
     if url is None or model is None:
         where, held = _running(settings)
@@ -116,14 +120,14 @@ def _target(settings: Settings, url: str | None, model: str | None, key: str | N
 
 
 def _keyed(settings: Settings) -> bool:
-    """Tell whether a server of this home asks for a key."""
+    """Return whether a server of this home requires a key."""
     from freehold.server.core.keys import KeyFile
 
     return bool(KeyFile(settings.keys).read())
 
 
 def _running(settings: Settings) -> tuple[str, str]:
-    """Return the running server's URL and a model it holds in memory; "" for what there is not."""
+    """Return the running server's URL and a model in its memory; "" where there is none."""
     from freehold.cli.serving.attach import running
 
     try:
@@ -138,14 +142,14 @@ def _running(settings: Settings) -> tuple[str, str]:
 
 def _written(settings: Settings, name: str, app: App, path: Path, target: Target) -> bool:
     """Write the settings; return whether the file changed."""
-    path = path.resolve()  # a link into somebody's dotfiles stays a link
+    path = path.resolve()  # a symbolic link stays a link
     old = _read(path)
     try:
         new = app.edit(old or "", target)
     except NotUnderstood as e:
         lines = app.edit("", target)
         raise UsageError(
-            f"{path} is left as it is, for {e.message}", f"add this to it yourself:\n{lines}"
+            f"{path} is left unchanged: {e.message}", f"add this to it yourself:\n{lines}"
         ) from e
     if new == old:
         return False
@@ -160,18 +164,16 @@ def _written(settings: Settings, name: str, app: App, path: Path, target: Target
 def _restored(settings: Settings, name: str, *, force: bool) -> Path:
     record = _record(settings, name)
     if record is None:
-        raise UsageError(f"nothing of {name}'s was written by this home")
+        raise UsageError(f"this home has written no settings for {name}")
     now = _read(record.path)
     if now is not None and _digest(now) != record.sha256 and not force:
-        kept = (
-            f"what stood there before is in {record.backup}" if record.backup else "there was no file before"
-        )
-        raise UsageError(f"{record.path} was changed since", f"{kept}; --force puts it back")
+        kept = f"the earlier file is {record.backup}" if record.backup else "there was no file before"
+        raise UsageError(f"{record.path} was changed since", f"{kept}; --force restores it")
     if record.backup is not None:
         try:
             record.backup.replace(record.path)
         except OSError as e:
-            raise StoreError(f"{record.backup} cannot be put back: {e.strerror}") from e
+            raise StoreError(f"{record.backup} cannot be restored: {e.strerror}") from e
     else:
         record.path.unlink(missing_ok=True)
     _record_path(settings, name).unlink()
@@ -200,7 +202,7 @@ def _read(path: Path) -> str | None:
 
 
 def _put(path: Path, text: str, mode: int | None = None) -> None:
-    """Write a file whole or not at all, by default for its owner alone: it may hold a key."""
+    """Write a file atomically, by default readable by its owner only: it may hold a key."""
     if mode is None:
         mode = path.stat().st_mode & 0o700 if path.exists() else 0o600
     new = path.with_name(path.name + ".new")

@@ -1,7 +1,7 @@
-"""`freehold license [NAME]`: what a licence says, whether you may, and what you then must do.
+"""`freehold license [NAME]`: the terms of a licence, whether they allow a use, and the duties that follow.
 
-Lists, shows and compares licences and models; judges where facts are given or a model is named. Words only:
-terms come from the catalogue, the answer from the advisor.
+Lists, shows and compares licences and models. Knows wording: terms come from the catalogue, the answer from the
+advisor.
 Path: main -> license -> advisor.verdict, advisor.obligations, advisor.openness.
 """
 
@@ -44,18 +44,20 @@ _BEARING = {
     "allows": "yes",
 }
 _WIDTH = 110
-_FALSE_UNSAID = ("end_user", "bypasses_guardrails", "same_family", "narrow")  # who says nothing means no
+_FALSE_UNSAID = ("end_user", "bypasses_guardrails", "same_family", "narrow")  # not given means no
 
 
 @click.command("license")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @company_options
-@click.option("--merge", "merged", multiple=True, metavar="NAME", help="A model that yours is made of, too.")
+@click.option("--merge", "merged", multiple=True, metavar="NAME", help="Another model merged into yours.")
 @click.option(
     "--taught-by", "teachers", multiple=True, metavar="NAME", help="A model whose outputs train yours."
 )
-@click.option("--pack", "folder", metavar="DIR", help="Write NOTICE and OBLIGATIONS.md there; - prints them.")
-@click.option("--check", is_flag=True, help="Exit 1 unless it is allowed.")
+@click.option(
+    "--pack", "folder", metavar="DIR", help="Write NOTICE and OBLIGATIONS.md to DIR; - prints them."
+)
+@click.option("--check", is_flag=True, help="Exit 1 unless the use is allowed.")
 @json_option
 @click.pass_obj
 def command(
@@ -68,12 +70,12 @@ def command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Say whether you may use NAME, a model or a licence; two or more are compared, none lists the licences.
+    """Check whether the licence of NAME (a model or a licence) allows your use; compare several; list all.
 
-    --taught-by without a NAME asks for a model of your own that is trained on the outputs of others.
+    --taught-by without a NAME checks a model of your own that is trained on the outputs of others.
 
-    Facts that you do not give are unknown, and where one of them decides, the answer says which. They may
-    also stand in config.toml under [company], by the names --json shows. This is not legal advice.
+    Facts that are not given are unknown; if one of them decides, the answer names it. Facts can also be set in
+    config.toml under [company], by the names in --json. This is not legal advice.
 
     With --json: {"schema": 1, "licences": [...]} for the list, {"schema": 1, "verdicts": [...]} otherwise.
     """
@@ -85,19 +87,19 @@ def command(
         _print_all(as_json)
         return
     if not names and merged:
-        raise UsageError("--merge needs a NAME", "the model that yours is made of")
+        raise UsageError("--merge needs a NAME", "name the base of your model")
     if len(names) > 1 and (folder or merged or teachers):
         raise UsageError("--pack, --merge and --taught-by take one NAME", "name the others with --merge")
     if names and (merged or teachers) and given["modifies"] is False:
         raise UsageError(
-            "--no-modifies cannot hold: --merge and --taught-by change the model", "leave it out"
+            "--no-modifies contradicts --merge and --taught-by, which change the model", "leave it out"
         )
     facts = company_facts(settings, given)
     asked = _subjects(names) or [OWN]
     _no_other_input(asked, given["multimodal"])
     found = [(one, verdict(one, facts, merged, teachers)) for one in asked]
     if folder == "-" and as_json:
-        raise UsageError("--pack - and --json both want stdout", "name a folder for the pack")
+        raise UsageError("--pack - and --json both write to stdout", "name a folder for the pack")
     if folder:
         _write(folder, found[0][1])
     if as_json:
@@ -113,7 +115,7 @@ def command(
 def _nothing_to_judge(
     given: dict[str, Any], merged: tuple[str, ...], folder: str | None, check: bool
 ) -> None:
-    """Refuse options that the list of licences would drop."""
+    """Raise UsageError for options that the list of licences does not use."""
     if merged or folder or check:
         raise UsageError("--merge, --pack and --check need a NAME")
     if said := [OPTIONS[fact] for fact, value in given.items() if value not in (None, "")]:
@@ -124,15 +126,15 @@ def _nothing_to_judge(
 
 
 def _no_other_input(asked: list[Subject], said: bool | None) -> None:
-    """Refuse --multimodal or --text-only of a model that the catalogue knows to be otherwise: it would not count."""
+    """Raise UsageError for --multimodal or --text-only that contradicts the catalogue's fact about a model."""
     for one in asked:
         if said is not None and one.multimodal is (not said):
             option, takes = ("--multimodal", "text alone") if said else ("--text-only", "more than text")
-            raise UsageError(f"{option} cannot hold: {one.name} takes {takes}", "leave it out")
+            raise UsageError(f"{option} contradicts the catalogue: {one.name} takes {takes}", "leave it out")
 
 
 def _subjects(names: tuple[str, ...]) -> list[Subject]:
-    """Find what each name means; one with spaces that was not quoted comes as several."""
+    """Find each name; one with spaces that was not quoted arrives as several."""
     from freehold.advisor.lineage import subject
 
     try:
@@ -144,12 +146,12 @@ def _subjects(names: tuple[str, ...]) -> list[Subject]:
         if len(names) < 2 or found is None:
             raise
         raise UsageError(
-            f"{whole!r} comes as {len(names)} names", f"quote it: freehold license '{whole}'"
+            f"{whole!r} was given as {len(names)} names", f"quote it: freehold license '{whole}'"
         ) from e
 
 
 def _print_all(as_json: bool) -> None:
-    """List every licence with what most people ask first."""
+    """List every licence with its most asked terms."""
     from freehold.catalog.licence import licences
 
     if as_json:
@@ -181,7 +183,7 @@ def _in_a_word(one: Licence, topic: str) -> str:
 
 
 def _print_one(asked: Subject, found: Verdict) -> None:
-    """Print a licence's card or a model's standing, and the verdict."""
+    """Print a licence's card, or a model's openness, and the verdict."""
     from freehold.advisor.openness import openness
     from freehold.catalog.licence import find
 
@@ -237,7 +239,7 @@ def _fill(text: str) -> None:
 
 
 def _print_card(one: Licence) -> None:
-    """Print all that a licence says, topic by topic."""
+    """Print a licence's terms by topic."""
     from freehold.catalog.licence import TOPICS
 
     rows = [
@@ -275,7 +277,7 @@ def _print_comparison(found: list[tuple[Subject, Verdict]]) -> None:
 
 
 def _because(v: Verdict) -> str:
-    """Name the first clause of a no, or what a yes asks for."""
+    """Return the first clause of a refusal, or the conditions of a permission."""
     if not v.deciding:
         return ""
     if v.answer == "conditions":
@@ -302,7 +304,7 @@ def _named(identifier: str) -> str:
 
 
 def _told(facts: Facts) -> str:
-    """Put the facts that were given into words."""
+    """Describe the given facts."""
     said = []
     for name, value in asdict(facts).items():
         plain = name.replace("_", " ")

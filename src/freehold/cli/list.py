@@ -1,6 +1,6 @@
-"""`freehold list`: the models held here, unfinished pulls, and what other programs hold.
+"""`freehold list`: models in the store, unfinished pulls, and models of other programs.
 
-In JSON a model has the fields of `Listed`, and `schema` rises when one changes its meaning.
+In JSON a model has the fields of `Listed`; `schema` is raised when one changes its meaning.
 Path: main -> list -> Store.list. No network.
 """
 
@@ -22,7 +22,7 @@ SCHEMA = 1
 @json_option
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
-    """List the models held here and by other programs, with their bytes and owner.
+    """List the models in the store and of other programs, with size and owner.
 
     With --json, prints {"schema": 1, "home": ..., "models": [...]}.
     """
@@ -32,7 +32,7 @@ def command(settings: Settings, as_json: bool) -> None:
         click.echo(json.dumps(listing, indent=1))
         return
     if not models:
-        click.echo("no models yet: freehold pull qwen2.5-coder:0.5b brings the first one", err=True)
+        click.echo("no models yet: freehold pull qwen2.5-coder:0.5b fetches one", err=True)
         return
     table(("NAME", "SIZE", "PACKED", "OWNER", "STATE", "LAST USED"), [_row(m) for m in models], right=(1, 2))
 

@@ -1,6 +1,6 @@
-"""The `freehold` command: find the verb, import only its file, turn failures into two lines.
+"""The `freehold` command: finds the verb, imports only its file, prints a failure as two lines.
 
-Knows the verbs' names and one-line helps (verbs.py), nothing of what they do; importing it costs click and no more.
+Knows the verbs' names and one-line helps (verbs.py); importing it imports click and nothing else.
 Path: freehold VERB ... -> main -> cli/<verb>.py.
 """
 
@@ -22,7 +22,7 @@ COMPLETING = "_FREEHOLD_COMPLETE"  # a shell sets it to ask what Tab may offer
 
 
 class Formatter(click.HelpFormatter):
-    """click's help with its headings in bold and its first column in colour; click drops both outside a terminal."""
+    """click's help with bold headings and a coloured first column; click drops both outside a terminal."""
 
     def write_heading(self, heading: str) -> None:
         """Write a heading."""
@@ -34,7 +34,7 @@ class Formatter(click.HelpFormatter):
 
 
 class Context(click.Context):
-    """A context whose help is ours."""
+    """A context that formats help with Formatter."""
 
     formatter_class = Formatter
 
@@ -76,7 +76,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the verb; whoever reads our output may leave before its end (`| head`), which is no failure."""
+        """Run the verb; a reader of stdout that closes it early (`| head`) is not a failure."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # click would exit 1
@@ -92,14 +92,14 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(name.ljust(width), verb.help) for name, verb in verbs.items()])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Say where to begin."""
+        """Write where to start."""
         formatter.write_paragraph()
         formatter.write('Start with: freehold run "Reverse a string in Python."\n')
         formatter.write("More on a verb, with an example: freehold help VERB\n")
 
 
 def _with_help(command: click.Command) -> click.Command:
-    """Let a verb, and the verbs under it, show their help as we do."""
+    """Give a verb, and the verbs under it, our help format."""
     command.context_class = Context
     for sub in command.commands.values() if isinstance(command, click.Group) else ():
         _with_help(sub)
@@ -110,11 +110,11 @@ LazyGroup.context_class = Context
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--offline", is_flag=True, help="Never call out; fail at once if something is missing.")
+@click.option("--offline", is_flag=True, help="Make no network requests; fail if a file is missing.")
 @click.version_option(package_name="freehold", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context, offline: bool) -> None:
-    """Own the language models you use: fetch one, run it, see what it is.
+    """Own the language models you use: choose, fetch, run and serve them.
 
     MODEL is a short name (qwen2.5-coder:0.5b), a file path, or a hub reference (org/repo:Q4_K_M).
     """
@@ -135,7 +135,7 @@ def run(args: list[str]) -> int:
             raise
         complain(e.message, e.hint)
         return 2 if isinstance(e, UsageError) else 1
-    except click.exceptions.NoArgsIsHelpError as e:  # a verb is missing: the help is the answer
+    except click.exceptions.NoArgsIsHelpError as e:  # no verb was given
         click.echo(e.ctx.get_help(), err=True)
         return e.exit_code
     except click.ClickException as e:
@@ -158,7 +158,7 @@ def complain(message: str, hint: str) -> None:
 
 
 def _usage(e: click.ClickException) -> tuple[str, str]:
-    """Word click's complaint as ours: lower case, no full stop, the nearest option as hint."""
+    """Return click's message and a hint in our format: lower case, no full stop, the nearest option."""
     message = e.format_message().strip().rstrip(".")
     message = message[:1].lower() + message[1:]
     if isinstance(e, click.NoSuchOption):

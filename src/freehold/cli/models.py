@@ -1,6 +1,6 @@
-"""`freehold models`: the catalogue searched, filtered and sorted; `models refresh` asks the hub what changed.
+"""`freehold models`: searches, filters and sorts the catalogue; `models refresh` compares it with the hub.
 
-Knows options and columns; the facts are the catalogue's, the questions to the hub store/refresh.py's.
+Knows options and columns; the facts are the catalogue's, store/refresh.py asks the hub.
 Path: main -> models -> catalog.models -> catalog.query; models refresh -> store.refresh.
 """
 
@@ -28,10 +28,10 @@ HEAD = ("MODEL", "NAME", "TIER", "SIZE", "CONTEXT", "LICENCE", "FROM", "RELEASED
 
 
 class Shelf(click.Group):
-    """Lists by default: `models qwen coder` searches, `models refresh` is a verb."""
+    """A group whose default is `list`: `models qwen coder` searches, `models refresh` is a subcommand."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put `list` where no verb stands."""
+        """Insert `list` where no subcommand is given."""
         if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
             args = ["list", *args]
         return super().parse_args(ctx, args)
@@ -48,15 +48,15 @@ class Billions(click.ParamType):
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bmt]?)", str(value).strip().lower())
         if found is None:
-            self.fail(f"{value!r} is no size; write 8b, 0.5b or 270m", param, ctx)
+            self.fail(f"{value!r} is not a valid size; write 8b, 0.5b or 270m", param, ctx)
         return float(found[1]) * {"": 1.0, "b": 1.0, "m": 1e-3, "t": 1e3}[found[2]]
 
 
 @click.group("models", cls=Shelf)
 def command() -> None:
-    """Search what is known of open models: size, context, licence, origin, scores, each dated and sourced.
+    """Search the catalogue of open models: size, context, licence, origin and scores, with sources and dates.
 
-    `freehold models WORDS` lists; your own entries lie in catalogue.toml of the data folder.
+    `freehold models WORDS` lists; your own entries are in catalogue.toml of the data folder.
     """
 
 
@@ -68,32 +68,34 @@ def command() -> None:
     "licence",
     metavar="ID",
     default="",
-    help="Its id or a part of it; 'unknown': none is stated.",
+    help="Licence id or a part of it; 'unknown': not stated.",
 )
-@click.option("--country", metavar="US", default="", help="Where the lab sits.")
-@click.option("--country-not", metavar="CN", default="", help="Where it does not.")
-@click.option("--lab", metavar="TEXT", default="", help="Who made it.")
-@click.option("--family", metavar="TEXT", default="", help="Such as Qwen3.5.")
-@click.option("--architecture", metavar="NAME", default="", help="GGUF's name for it, such as qwen3moe.")
-@click.option("--tier", type=click.Choice(list(TIERS)), help="Size class.")
-@click.option("--kind", type=click.Choice(["dense", "moe"]), help="Of feed-forward layers.")
-@click.option("--thinking", type=click.Choice(THINKING[1:]), help="Whether it reasons aloud.")
-@click.option("--modality", type=click.Choice(MODALITIES), help="What it reads besides text.")
-@click.option("--min-size", "min_params", type=Billions(), default=0.0, help="Parameters: 8b, 270m.")
-@click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Parameters: 8b, 270m.")
-@click.option("--min-context", type=Amount(whole=True), default=0, help="Tokens: 32k, 1m.")
-@click.option("--tools", is_flag=True, help="Trained to call tools.")
-@click.option("--role", type=click.Choice(ROLES), help="Makes text, vectors, or scores of pairs.")
-@click.option("--language", metavar="de", default="", help="Its card names it; mul: ten or more.")
+@click.option("--country", metavar="US", default="", help="Country of the lab.")
+@click.option("--country-not", metavar="CN", default="", help="Exclude labs of this country.")
+@click.option("--lab", metavar="TEXT", default="", help="Lab.")
+@click.option("--family", metavar="TEXT", default="", help="Family, such as Qwen3.5.")
 @click.option(
-    "--sort", metavar="KEY", default="", help="params, released, context, cache, name, mmlu_pro, ..."
+    "--architecture", metavar="NAME", default="", help="Architecture as GGUF names it, such as qwen3moe."
 )
-@click.option("--reverse", is_flag=True, help="The other way round.")
+@click.option("--tier", type=click.Choice(list(TIERS)), help="Size class.")
+@click.option("--kind", type=click.Choice(["dense", "moe"]), help="Kind of feed-forward layers.")
+@click.option("--thinking", type=click.Choice(THINKING[1:]), help="Reasoning output.")
+@click.option("--modality", type=click.Choice(MODALITIES), help="Input besides text.")
+@click.option("--min-size", "min_params", type=Billions(), default=0.0, help="Least parameters: 8b, 270m.")
+@click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Most parameters: 8b, 270m.")
+@click.option("--min-context", type=Amount(whole=True), default=0, help="Least context in tokens: 32k, 1m.")
+@click.option("--tools", is_flag=True, help="Trained to call tools.")
+@click.option("--role", type=click.Choice(ROLES), help="Output: text, vectors, or scores of pairs.")
+@click.option("--language", metavar="de", default="", help="Language named in its card; mul: ten or more.")
+@click.option(
+    "--sort", metavar="KEY", default="", help="Sort by params, released, context, cache, name, mmlu_pro, ..."
+)
+@click.option("--reverse", is_flag=True, help="Reverse the order.")
 @json_option
 def list_(words: tuple[str, ...], sort: str, reverse: bool, as_json: bool, **given: Any) -> None:
-    """List the models that fit every WORD and option.
+    """List the models that match every WORD and option.
 
-    An unknown fact passes no filter. With --json, prints {"schema": 1, "models": [...]} with every fact.
+    An unknown fact matches no filter. With --json, prints {"schema": 1, "models": [...]} with every fact.
     """
     query = Query(words=words, **{k: v for k, v in given.items() if v})
     everything = catalog.models()
@@ -115,10 +117,10 @@ def list_(words: tuple[str, ...], sort: str, reverse: bool, as_json: bool, **giv
 @command.command("lint")
 @json_option
 def lint(as_json: bool) -> None:
-    """Name the entries that lack a fact; exit 1 then.
+    """List catalogue entries that lack a fact; exit 1 if there are any.
 
-    Facts are layers, context, weights and their precision; your own entries are checked too. An entry may lack one
-    whose `not_published` names the source that was looked through. With --json, prints {"schema": 1, "models": n,
+    Facts are layers, context, weights and their precision; your own entries are checked too. An entry may lack one if
+    its `not_published` names the source that was searched. With --json, prints {"schema": 1, "models": n,
     "gaps": [{"id": ..., "gap": ...}]}.
     """
     everything = catalog.models()
@@ -136,14 +138,14 @@ def lint(as_json: bool) -> None:
 
 @command.command("refresh")
 @click.argument("models", nargs=-1)
-@click.option("--yes", is_flag=True, help="Add what changed to your catalogue.toml without asking.")
+@click.option("--yes", is_flag=True, help="Add changes to your catalogue.toml without asking.")
 @json_option
 @click.pass_obj
 def refresh(settings: Settings, models: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """Compare MODELS with what the hub says today.
+    """Compare the catalogue's facts about MODELS with the hub.
 
-    Without MODELS, those with a short name. Nothing known is overwritten: with your consent a newer, dated fact is
-    added to your own catalogue.toml. With --json, prints {"schema": 1, "changes": [...], "failed": [...], "file":
+    Default: all models with a short name. No fact is overwritten: after confirmation a newer, dated fact is added to
+    your own catalogue.toml. With --json, prints {"schema": 1, "changes": [...], "failed": [...], "file":
     ..., "added": n}.
     """
     from freehold.store.refresh import Refresher
@@ -160,8 +162,8 @@ def refresh(settings: Settings, models: tuple[str, ...], yes: bool, as_json: boo
     agreed = bool(changes) and (yes or (not as_json and click.confirm(f"add these to {file}?", err=True)))
     added = refresher.append(changes, file) if agreed else 0
     if as_json:
-        told = {"changes": [c.as_json() for c in changes], "failed": [list(f) for f in failed]}
-        click.echo(json.dumps({"schema": SCHEMA, **told, "file": str(file), "added": added}, indent=1))
+        result = {"changes": [c.as_json() for c in changes], "failed": [list(f) for f in failed]}
+        click.echo(json.dumps({"schema": SCHEMA, **result, "file": str(file), "added": added}, indent=1))
         return
     same = len(asked) - len(failed) - len({c.id for c in changes})
     click.echo(f"{len(asked)} asked, {same} as known, {added} facts added to {file}", err=True)
@@ -180,14 +182,14 @@ def _print(found: list[catalog.Model], sort: str, today: date) -> None:
 
 
 def _relax(everything: tuple[catalog.Model, ...], query: Query) -> str:
-    """Say which part of the question leaves nothing, by what would be found without it."""
+    """Return which conditions exclude every model, and how many match without each."""
     counts = {name: len(select(everything, query.without(name))) for name in query.given()}
     found = [f"{count} without {_option(name)}" for name, count in counts.items() if count]
     if near := nearest_names(" ".join(query.words), everything) if query.words else []:
         found.append(f"or did you mean {' or '.join(near)}?")
     if not found:
-        return "no model fits, nor without any one of the conditions"
-    return f"no model fits all conditions: {', '.join(found)}"
+        return "no model matches, nor without any one of the conditions"
+    return f"no model matches all conditions: {', '.join(found)}"
 
 
 def _option(name: str) -> str:

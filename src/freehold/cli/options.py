@@ -35,33 +35,51 @@ SAMPLING = (
         "temperature",
         "temperature",
         click.FloatRange(0, 100),
-        "Randomness; 0 always takes the likeliest token.",
+        "Randomness; 0 always takes the most probable token.",
     ),
-    Knob("top-k", "top_k", click.IntRange(0), "Keep the K likeliest tokens; 0 keeps all."),
+    Knob("top-k", "top_k", click.IntRange(0), "Sample from the K most probable tokens; 0: from all."),
     Knob(
         "top-p",
         "top_p",
         click.FloatRange(0, 1, min_open=True),
-        "Keep the likeliest tokens whose sum reaches P.",
+        "Sample from the most probable tokens whose sum reaches P.",
     ),
-    Knob("min-p", "min_p", click.FloatRange(0, 1), "Drop tokens less likely than P times the likeliest."),
-    Knob("typical", "typical_p", click.FloatRange(0, 1, min_open=True), "Keep the most typical mass P."),
+    Knob("min-p", "min_p", click.FloatRange(0, 1), "Drop tokens below P times the highest probability."),
+    Knob(
+        "typical", "typical_p", click.FloatRange(0, 1, min_open=True), "Locally typical sampling with mass P."
+    ),
     Knob(
         "repetition-penalty",
         "repetition_penalty",
         click.FloatRange(0, 100, min_open=True),
-        "Divide seen logits.",
+        "Divide the logits of repeated tokens.",
     ),
     Knob(
-        "presence-penalty", "presence_penalty", click.FloatRange(-100, 100), "Subtract once per seen token."
+        "presence-penalty",
+        "presence_penalty",
+        click.FloatRange(-100, 100),
+        "Subtract from the logits of repeated tokens.",
     ),
-    Knob("frequency-penalty", "frequency_penalty", click.FloatRange(-100, 100), "Subtract per time seen."),
-    Knob("seed", "seed", click.IntRange(0, MAX_SEED), "Fix the draw; the same seed gives the same answer."),
+    Knob(
+        "frequency-penalty",
+        "frequency_penalty",
+        click.FloatRange(-100, 100),
+        "Subtract from a logit per occurrence.",
+    ),
+    Knob(
+        "seed",
+        "seed",
+        click.IntRange(0, MAX_SEED),
+        "Seed of the sampler; the same seed gives the same answer.",
+    ),
 )
 OTHER = (
     Knob("max-tokens", "max_tokens", click.IntRange(1), "Stop after this many tokens."),
     Knob(
-        "overflow", "overflow", click.Choice(["error", "drop-oldest"]), "What to do when the context is full."
+        "overflow",
+        "overflow",
+        click.Choice(["error", "drop-oldest"]),
+        "When the context is full: fail, or drop the oldest messages.",
     ),
     Knob("stop", "stop", click.STRING, "End the answer before this text."),
 )
@@ -78,7 +96,7 @@ def sampling_options(command: Callable) -> Callable:
 
 
 def chosen(base: SamplingParams, given: Mapping[str, Any], bias: Sequence[str] = ()) -> SamplingParams:
-    """Return `base` with the fields that were given (not None) put in their place."""
+    """Return `base` with the given fields (those that are not None)."""
     fields = {k.field: given[k.field] for k in SAMPLING if given.get(k.field) is not None}
     if bias:
         fields["logit_bias"] = dict(map(_bias, bias))
@@ -92,7 +110,7 @@ def parse_setting(name: str, text: str) -> tuple[Knob, Any]:
     if name not in knobs:
         near = nearest(name, list(knobs))
         hint = f"did you mean {near}?" if near else f"settings: {', '.join(knobs)}"
-        raise UsageError(f"no setting is called {name!r}", hint)
+        raise UsageError(f"{name!r} is not a setting", hint)
     try:
         return knobs[name], knobs[name].type.convert(text, None, None)
     except click.BadParameter as e:
@@ -101,7 +119,7 @@ def parse_setting(name: str, text: str) -> tuple[Knob, Any]:
 
 
 def read_format(given: str | None) -> Format | None:
-    """Read --format: `json`, or a file with a JSON schema, or with a Lark grammar if it is named so."""
+    """Read --format: `json`, or a file with a JSON schema, or a .lark file with a grammar."""
     if given is None or given == "json":
         return as_format(given)
     path = Path(given)
@@ -109,7 +127,7 @@ def read_format(given: str | None) -> Format | None:
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_FORMAT_CHARS + 1)
     except (OSError, UnicodeDecodeError) as e:
-        why = e.strerror if isinstance(e, OSError) else "it is no text"
+        why = e.strerror if isinstance(e, OSError) else "it is not UTF-8 text"
         raise UsageError(
             f"--format {given}: {why}", "give json, or a file with a JSON schema or a Lark grammar (.lark)"
         ) from e

@@ -1,6 +1,6 @@
-"""Show a pull at the command line: as store/progress.py does, or as JSON lines; Ctrl-C says what was kept.
+"""Shows the progress of a pull: as store/progress.py does, or as JSON lines; after Ctrl-C, what was kept.
 
-Knows events, not where they come from. Path: cli/pull, cli/run -> reporter(...) -> Store.pull(on_event).
+Knows events; knows no source. Path: cli/pull, cli/run -> reporter(...) -> Store.pull(on_event).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class JsonLines(Reporter):
 
 @contextmanager
 def reporter(*, as_json: bool = False) -> Iterator[OnEvent]:
-    """Choose how to show a pull here; after Ctrl-C say what was kept, then let it through."""
+    """Give the reporter that fits the output; after Ctrl-C print what was kept, then raise."""
     shown = JsonLines() if as_json else screen()
     try:
         yield shown

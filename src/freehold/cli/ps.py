@@ -1,6 +1,6 @@
-"""`freehold ps`: the models in the running server's memory, and what they are doing.
+"""`freehold ps`: models in the running server's memory, with their streams and speed.
 
-Path: main -> ps -> attach.found -> GET /admin/ps -> stdout. Loads nothing, touches no network.
+Path: main -> ps -> attach.found -> GET /admin/ps -> stdout. Loads nothing, makes no network request.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ HEAD = ("NAME", "QUANT", "SIZE", "CONTEXT", "STREAMS", "TOK/S", "CACHE", "UNLOAD
 @json_option
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
-    """List the models that the running server holds in memory.
+    """List the models in the running server's memory.
 
-    TOK/S counts the tokens of all streams together, over half a second. CACHE: the part that running answers
-    fill, and the part that keeps earlier prompts.
+    TOK/S is the rate of all streams together, measured over half a second. CACHE: the share in use by running
+    streams, and the share that keeps earlier prompts.
 
     With --json, prints {"schema": 1, "server": ..., "models": [...]}.
     """
     with found(settings) as server:
-        models, rates = _looked_twice(server)
+        models, rates = _sampled(server)
     if as_json:
         rows = [{**m.plain, "tok_s": rates.get(m.name, 0.0)} for m in models]
         said = {"schema": SCHEMA, "server": msgspec.to_builtins(server.greeting), "models": rows}
@@ -45,11 +45,13 @@ def command(settings: Settings, as_json: bool) -> None:
     if models:
         table(HEAD, [_row(m, rates.get(m.name, 0.0)) for m in models], right=(2, 3, 5, 8))
     else:
-        click.echo(f"no model is loaded; {server.greeting.url} loads one that is asked for", err=True)
+        click.echo(
+            f"no model is loaded; {server.greeting.url} loads a model when a request names it", err=True
+        )
 
 
-def _looked_twice(server: RunningServer) -> tuple[list[Loaded], dict[str, float]]:
-    """Return the models, and tokens per second of those at work: what they made between two looks."""
+def _sampled(server: RunningServer) -> tuple[list[Loaded], dict[str, float]]:
+    """Return the models, and tokens per second of the busy ones, measured between two samples."""
     before = {m.name: m.stats.generated_tokens for m in server.loaded() if m.stats.running}
     started = time.monotonic()
     if before:

@@ -20,14 +20,14 @@ from freehold.store import Store
 @offline_option
 @click.pass_obj
 def command(settings: Settings, model: str, as_json: bool, offline: bool) -> None:
-    """Fetch MODEL, or reference it where another program or you yourself keep it.
+    """Fetch MODEL, or reference a file that is already on this machine.
 
-    Prints the model's path. With --json, prints one event a line instead.
+    Prints the model's path. With --json, prints one event per line instead.
     """
     try:
         check_runs(model)
     except UnsupportedModel as e:
-        click.echo(f"note: this model can be held, but not run yet: {e.message}", err=True)
+        click.echo(f"note: this model can be stored, but not run yet: {e.message}", err=True)
     with reporter(as_json=as_json) as on_event:
         found = Store(with_offline(settings, offline)).pull(model, on_event)
     if not as_json:

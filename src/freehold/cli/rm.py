@@ -1,4 +1,4 @@
-"""`freehold rm MODEL...`: delete models with their packed files; of another program's, only forget them.
+"""`freehold rm MODEL...`: deletes models with their packed files; references to other programs' files are dropped.
 
 Path: main -> rm -> Store.remove.
 """
@@ -20,7 +20,7 @@ from freehold.store.space import human
 @json_option
 @click.pass_obj
 def command(settings: Settings, models: tuple[str, ...], as_json: bool) -> None:
-    """Delete each MODEL and its packed files; forget a MODEL whose file belongs to another program."""
+    """Delete each MODEL with its packed files; a file of another program is only dropped from the list."""
     store = Store(settings)
     for model in models:
         store.show(model)  # an unknown name is refused before anything is deleted

@@ -1,8 +1,8 @@
 """`freehold run [MODEL] [PROMPT...]`: one answer, or a chat in the terminal.
 
-Knows options, streams and exit codes; the model is a ChatModel, the chat lives in chat.py. Where a server runs,
-the model is the server's, and answers the very same; otherwise, and with --local, it is loaded in this process.
-Path: main -> run -> attached or open_llm -> LLM.stream -> a renderer -> stdout; without a prompt -> chat.Chat
+Knows options, streams and exit codes; chat/ has the chat. A running server answers with its model; otherwise, and with
+--local, the model is loaded in this process. Both give the same answers.
+Path: main -> run -> chat/opened -> LLM.stream -> a renderer -> stdout; without a prompt -> chat.Chat
 """
 
 from __future__ import annotations
@@ -49,64 +49,67 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]...")
-@click.option("--system", default="", metavar="TEXT", help="Say this before the chat.")
+@click.option("--system", default="", metavar="TEXT", help="System prompt.")
 @sampling_options
 @click.option("--max-tokens", type=click.IntRange(1), help="Stop after this many tokens.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before TEXT; repeatable.")
-@click.option("--logprobs", type=click.IntRange(0, 20), help="With --json: also the N likeliest tokens.")
-@click.option("--think/--no-think", default=None, help="Switch reasoning on or off, if the model can.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop the answer before TEXT; repeatable.")
 @click.option(
-    "--context", type=click.IntRange(1), help="Room for this many tokens; default: the model's, if it fits."
+    "--logprobs",
+    type=click.IntRange(0, 20),
+    help="With --json: log-probabilities, and of the N most probable tokens.",
+)
+@click.option("--think/--no-think", default=None, help="Turn reasoning on or off, if the model supports it.")
+@click.option(
+    "--context",
+    type=click.IntRange(1),
+    help="Context in tokens; default: the model's, if it fits into memory.",
 )
 @click.option(
     "--overflow",
     type=click.Choice(["error", "drop-oldest"]),
     default="error",
-    help="Context full: fail, or leave out the oldest messages and say so.",
+    help="When the context is full: fail, or drop the oldest messages with a warning.",
 )
 @click.option(
     "--format",
     metavar="json|FILE",
-    help="The answer must be JSON, fit FILE's JSON schema, or FILE.lark's grammar.",
+    help="Constrain the answer to JSON, to FILE's JSON schema or to FILE.lark's grammar.",
 )
 @kv_option
 @draft_option
 @speculate_option
+@click.option("--adapter", metavar="[NAME=]PATH", help="Use a LoRA adapter: a PEFT folder or a GGUF file.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Number of compute threads.")
 @click.option(
-    "--adapter", metavar="[NAME=]PATH", help="Answer with a LoRA adapter: a PEFT folder or a GGUF file."
+    "--loop-guard/--no-loop-guard", default=True, help="Stop an answer that repeats itself endlessly."
 )
-@click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
-@click.option(
-    "--loop-guard/--no-loop-guard", default=True, help="Stop an answer that repeats itself without end."
-)
-@click.option("--local", is_flag=True, help="Load the model here, even where a server runs.")
-@click.option("--continue", "continued", is_flag=True, help="Go on with the latest session.")
-@click.option("--session", metavar="NAME", help="Go on with the session NAME, or start it.")
-@click.option("--search", metavar="TEXT", help="Find TEXT in saved sessions; no model is loaded.")
-@click.option("--raw", is_flag=True, help="Complete the prompt as it is, without the chat template.")
-@click.option("--plain", is_flag=True, help="Show Markdown as it was written.")
+@click.option("--local", is_flag=True, help="Load the model in this process, even if a server runs.")
+@click.option("--continue", "continued", is_flag=True, help="Continue the latest session.")
+@click.option("--session", metavar="NAME", help="Continue the session NAME, or start it.")
+@click.option("--search", metavar="TEXT", help="Search saved sessions for TEXT; loads no model.")
+@click.option("--raw", is_flag=True, help="Complete the prompt without the chat template.")
+@click.option("--plain", is_flag=True, help="Do not render Markdown.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object: text, usage, timings, seed, ..."
 )
 @click.option("--verbose", is_flag=True, help="Print load time and speeds on stderr.")
-@click.option("--image", multiple=True, metavar="FILE", help="Not possible yet; refused.")
+@click.option("--image", multiple=True, metavar="FILE", help="Not supported yet.")
 @offline_option
 @click.pass_context
 def command(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
-    """Answer PROMPT, or chat in the terminal when there is none.
+    """Answer PROMPT, or start a chat in the terminal if there is none.
 
-    The first word is MODEL if it names one: a short name, a file, org/repo[:quant] or a URL. If it is a word
-    or a sentence that names none, it begins the prompt for the default model. A model that is not here yet is
-    fetched first.
+    The first word is MODEL if it names one: a short name, a file, org/repo[:quant] or a URL; otherwise it begins the
+    prompt for the default model. A model that is not in the store is fetched first.
 
-    Text from stdin goes before the prompt, with a blank line between. stdout gets the answer only.
+    Text from stdin goes before the prompt, with a blank line between. stdout carries the answer only.
 
-    Where `freehold serve` runs, its model answers, loaded if need be; --local, and options that say how a model
-    is loaded (--context, --kv-type, --draft, --no-speculation, --adapter, --threads), load it here instead.
+    If `freehold serve` runs, its model answers, and is loaded if necessary; --local and options about loading
+    (--context, --kv-type, --draft, --no-speculation, --adapter, --threads) load the model in this process instead.
     """
     settings: Settings = with_offline(ctx.obj, given.pop("offline"))
     if given.pop("image"):
-        raise UsageError("--image: none of the models Freehold runs can see", "describe the image in words")
+        raise UsageError("--image: Freehold runs no vision model yet", "describe the image in words")
     if (text := given.pop("search")) is not None:
         ctx.exit(_search(Sessions(settings.home), text, as_json=given["as_json"]))
     answers = AnswerSettings(
@@ -142,19 +145,19 @@ def _run(
     else:
         prompt = joined(from_stdin, prompt)
     bias = sampling.pop("logit_bias")
-    chosen(answers.sampling, sampling, bias)  # refuse a wrong value before a model is loaded
+    chosen(answers.sampling, sampling, bias)  # a wrong value is refused before a model is loaded
     with Opened(settings, store, request, model) as opened:
         llm = opened.model
         answers.sampling = chosen(llm.info.default_sampling, sampling, bias)
-        if check := getattr(llm, "check_think", None):  # a server checks it when it is asked
+        if check := getattr(llm, "check_think", None):  # the server checks it with the request
             check(answers.think)
-        told, crowd = tell_notes(llm), Crowd()
+        notes, crowd = tell_notes(llm), Crowd()
         if talking:
             status, usages = _talk(opened, settings, request, answers, session)
         else:
             status, usages = _answer(llm, settings, request, answers, session, prompt)
         _learn(opened.model, settings, request, usages, crowd)
-    tell_notes(llm, told)  # what came up while it answered
+    tell_notes(llm, notes)  # those that came up meanwhile
     return status
 
 
@@ -178,7 +181,7 @@ def _answer(
     session: ChatSession | None,
     prompt: str,
 ) -> tuple[int, list[Usage]]:
-    """Print one answer; return 0, or 130 when Ctrl-C cut it, and what it took."""
+    """Print one answer; return 0, or 130 after Ctrl-C, and the usage."""
     if answers.sampling.seed is None:
         answers.sampling = replace(answers.sampling, seed=secrets.randbelow(MAX_SEED))
     messages = _messages(session, request.system, prompt)
@@ -198,8 +201,8 @@ def _answer(
     info = llm.info
     warned = warnings(info, answer, answers)
     if request.as_json:
-        told = [*info.notes, *warned]
-        write(json.dumps(as_json(info, answer, answers, told), ensure_ascii=False) + "\n")
+        whole = as_json(info, answer, answers, [*info.notes, *warned])
+        write(json.dumps(whole, ensure_ascii=False) + "\n")
     for line in warned:
         tell(f"warning: {line}")
     if request.verbose and answer.usage:
@@ -213,9 +216,9 @@ def _answer(
 def _learn(
     llm: LLM | RemoteModel, settings: Settings, request: RunRequest, usages: list[Usage], crowd: Crowd
 ) -> None:
-    """Keep what answers took that were computed here as `freehold fit` predicts them: plainly."""
+    """Store the timings of answers that were computed as `freehold fit` predicts: here, without options."""
     plain = not (request.draft or request.adapter or request.threads) and request.kv_type == "f16"
-    path: Path | None = getattr(llm, "path", None)  # a server's model has none
+    path: Path | None = getattr(llm, "path", None)  # the server's model has no path here
     if usages and plain and path is not None:
         from freehold.advisor.learning import learn
 
@@ -230,7 +233,7 @@ def _messages(session: ChatSession | None, system: str, prompt: str) -> tuple[Me
 
 
 def _collect(stream: Iterator[Chunk], answer: StreamedAnswer, renderer: Renderer) -> None:
-    """Take an answer in and show it as it arrives; Ctrl-C and the loop guard end it."""
+    """Show an answer as it arrives; Ctrl-C and the loop guard stop it."""
     try:
         for chunk in stream:
             if answer.shown(chunk, renderer):
@@ -248,7 +251,7 @@ def _talk(
     answers: AnswerSettings,
     session: ChatSession | None,
 ) -> tuple[int, list[Usage]]:
-    """Chat until the user leaves; return 0 and what the answers of the last model took."""
+    """Chat until the user leaves; return 0 and the usages of the last model's answers."""
     from freehold.cli.chat.terminal import LineReader, PlainReader
 
     if session is not None and not session.model:
@@ -273,12 +276,12 @@ def _talk(
         reader = LineReader(settings.home / "history", chat.status, [f"/{name}" for name in COMMANDS])
     chat.run(reader.read)
     if chat.session.messages:
-        tell(f"saved: freehold run --session {chat.session.name} goes on with it")
+        tell(f"saved: freehold run --session {chat.session.name} continues it")
     return 0, chat.usages
 
 
 def _search(sessions: Sessions, text: str, *, as_json: bool) -> int:
-    """Print where TEXT was said; 1 when nowhere, as grep does."""
+    """Print the messages with TEXT; return 1 if there are none, as grep does."""
     found = sessions.search(text)
     for match in found:
         if as_json:
@@ -287,5 +290,5 @@ def _search(sessions: Sessions, text: str, *, as_json: bool) -> int:
         else:
             print(f"{match.session.name:<20}{match.role}: {match.excerpt}")
     if not found:
-        tell(f"no session says {text!r}")
+        tell(f"no session contains {text!r}")
     return 0 if found else 1

@@ -1,8 +1,8 @@
-"""`freehold serve [MODEL ...]`: an OpenAI-compatible server, one process per model behind it.
+"""`freehold serve [MODEL ...]`: an HTTP server for models, with one engine process per model.
 
-Knows options, ports and what to tell the user; the server is server/, the engines are worker/. One server per
-home holds its lock for as long as it lives; `ps`, `stop` and `run` reach it through its Unix socket.
-Path: main -> serve -> bind_tcp, bind_unix -> server.serve.run -> worker.models.EngineModels
+Knows options and the order of starting; the server is server/, the engines are worker/. One server per home holds its
+lock while it runs; `ps`, `stop` and `run` reach it through its Unix socket.
+Path: main -> serve -> serving/ports.py, bind_unix -> server.serve.run -> worker.models.EngineModels
 """
 
 from __future__ import annotations
@@ -46,35 +46,45 @@ if TYPE_CHECKING:
 @click.command("serve")
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option(
-    "--host", metavar="ADDRESS", help="Listen here; what others reach needs a key. Default: 127.0.0.1."
+    "--host",
+    metavar="ADDRESS",
+    help="Listen on this address; beyond loopback a key is required. Default: 127.0.0.1.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), help="Default: 11435; 0 takes a free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Listen on this port; 0: a free one. Default: 11435."
+)
 @click.option(
     "--ollama-port",
     type=click.IntRange(1, 65535),
     metavar="PORT",
-    help="Listen there too: 11434 is where Ollama's clients look.",
+    help="Also listen on PORT; Ollama's clients expect 11434.",
 )
 @click.option(
     "--key-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Ask for one of the keys whose hashes are in FILE. Default: keys.json of the data folder, once it is there.",
+    help="Require a key whose hash is in FILE. Default: keys.json of the data folder, if it exists.",
 )
-@click.option("--insecure", is_flag=True, help="Let other machines ask without a key; says what that opens.")
+@click.option("--insecure", is_flag=True, help="Allow other machines without a key; prints what that opens.")
 @click.option(
     "--allow-host",
     multiple=True,
     metavar="NAME",
-    help="Without a key: a name this server may be called by, besides this machine's own; repeatable.",
+    help="Accept this name in the Host header of requests without a key; repeatable.",
 )
-@click.option("--origin", multiple=True, metavar="URL", help="Let web pages of this origin ask; repeatable.")
 @click.option(
-    "--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="Speak TLS: the certificate, in PEM."
+    "--origin", multiple=True, metavar="URL", help="Allow requests from web pages of this origin; repeatable."
 )
-@click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="And its private key.")
 @click.option(
-    "--context", type=click.IntRange(1), help="Room for this many tokens; default: the model's, if it fits."
+    "--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="Certificate for TLS, in PEM."
+)
+@click.option(
+    "--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="Private key of the certificate."
+)
+@click.option(
+    "--context",
+    type=click.IntRange(1),
+    help="Context in tokens; default: the model's, if it fits into memory.",
 )
 @kv_option
 @draft_option
@@ -84,35 +94,37 @@ if TYPE_CHECKING:
     "adapters",
     multiple=True,
     metavar="[MODEL+]NAME=PATH",
-    help="Serve a LoRA adapter beside MODEL (the first one), as MODEL+NAME; repeatable.",
+    help="Serve a LoRA adapter of MODEL (default: the first) as MODEL+NAME; repeatable.",
 )
-@click.option("--threads", type=click.IntRange(1, 1024), help="Compute with this many threads.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Number of compute threads.")
 @click.option(
     "--keep-alive",
     type=Seconds(never=True),
     metavar="TIME",
-    help="Unload a model that is idle for so long, or never. Default: 5m.",
+    help="Unload a model after this idle time, or never. Default: 5m.",
 )
-@click.option("--max-models", type=click.IntRange(1), help="Hold at most so many models at once.")
+@click.option("--max-models", type=click.IntRange(1), help="Most models in memory.")
 @click.option(
-    "--max-queued", type=click.IntRange(1), help="Refuse what comes when so many wait (429). Default: 512."
+    "--max-queued",
+    type=click.IntRange(1),
+    help="Most waiting requests per model; more are refused (429). Default: 512.",
 )
 @click.option(
     "--max-requests",
     type=click.IntRange(1, 1_000_000),
     metavar="N",
-    help="Requests under way of one key, or one address without keys (429). Default: 256.",
+    help="Most concurrent requests per key, or per address without keys (429). Default: 256.",
 )
 @click.option(
     "--target-itl",
     type=click.FloatRange(1),
     metavar="MS",
-    help="Keep running answers at this many milliseconds a token while prompts are read.",
+    help="Target inter-token latency of running answers during prefill, in milliseconds.",
 )
 @click.option(
     "--disk-cache/--no-disk-cache",
     default=True,
-    help="Keep what long prompts computed in the data folder, for the next server too.",
+    help="Store the KV cache of long prompts in the data folder; it survives restarts.",
 )
 @click.option(
     "--drain",
@@ -120,37 +132,37 @@ if TYPE_CHECKING:
     default="30s",
     show_default=True,
     metavar="TIME",
-    help="At the end, wait so long for answers under way.",
+    help="At shutdown, wait this long for running answers.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(LEVELS),
     default="info",
     show_default=True,
-    help="Of the log on stderr: info has a line a request, warning none but of failures.",
+    help="Level of the log on stderr: info logs every request, warning only failures.",
 )
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="json: an object a line. Never a word of a prompt or an answer.",
+    help="json: one object per line. Prompts and answers are never logged.",
 )
 @click.option(
-    "--install-service", is_flag=True, help="Write a systemd unit of yours that does this, and stop."
+    "--install-service", is_flag=True, help="Write a systemd user unit with these options, and exit."
 )
-@click.option("--force", is_flag=True, help="With --install-service: overwrite another unit of that name.")
+@click.option("--force", is_flag=True, help="With --install-service: overwrite an existing unit.")
 @json_option
 @offline_option
 @click.pass_context
 def command(ctx: click.Context, models: tuple[str, ...], **given: Any) -> None:
-    """Serve models over HTTP, to every client that speaks OpenAI's API.
+    """Serve models over HTTP to clients of the OpenAI, Anthropic and Ollama APIs.
 
-    Each MODEL (a name, a file, org/repo[:quant]) is fetched if it is not here, and loaded at once; any other that
-    is here is loaded when a request names it, and unloaded when it was idle for --keep-alive or memory is needed.
+    Each MODEL (a name, a file, org/repo[:quant]) is fetched if necessary and loaded at start. Other models in the store
+    are loaded when a request names them, and unloaded after --keep-alive or when memory is needed.
 
-    SIGTERM or Ctrl-C lets answers under way come to their end, at most for --drain; a second one ends at once.
-    With --json, stdout gets one line when all is loaded: {"url": ..., "models": [...], ...}.
+    SIGTERM or Ctrl-C finishes running answers, for at most --drain; a second signal stops at once. With --json, stdout
+    gets one line once all models are loaded: {"url": ..., "models": [...], ...}.
     """
     settings = with_offline(ctx.obj, given.pop("offline"))
     for note in strange_variables(os.environ):
@@ -225,17 +237,17 @@ def _run(
         loaded=announcer.loaded,
     )
     if not whole:
-        tell("note: answers were cut off")
+        tell("note: running answers were cut off")
     return 1 if names and announcer.failed == len(names) else 0
 
 
 def _adapters(store: Store, names: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """Sort --adapter by the models they lie beside; one that names none lies beside the first."""
+    """Group --adapter by model; one without a model belongs to the first."""
     out: dict[str, dict[str, Path]] = {}
     for each in given:
         model, name, path = named_adapter(each)
         if not (model or names):
-            raise UsageError(f"--adapter {each} lies beside no model", "name one: MODEL, or MODEL+NAME=PATH")
+            raise UsageError(f"--adapter {each} names no model", "give MODEL, or MODEL+NAME=PATH")
         beside = out.setdefault(_named(store, model) if model else names[0], {})
         if name in beside:
             raise UsageError(f"--adapter names {name} twice")
@@ -244,15 +256,15 @@ def _adapters(store: Store, names: Sequence[str], given: Sequence[str]) -> dict[
 
 
 def _named(store: Store, model: str) -> str:
-    """Have the model here, fetched if need be, under a name that requests can use."""
+    """Fetch the model if necessary; return the name for requests."""
     if parse_ref(model).kind == "path":
-        return store.pull(model).name  # nothing is copied: the store notes where it lies
+        return store.pull(model).name  # nothing is copied: the store records its path
     return held_or_fetched(store, model).name
 
 
 @contextmanager
 def _only_server(settings: Settings) -> Iterator[None]:
-    """Hold this home's lock; raise AddressTaken with the address of whoever holds it."""
+    """Hold this home's lock; raise AddressTaken with the address of the running server."""
     from filelock import Timeout
 
     lock = lock_of(settings)
@@ -260,8 +272,8 @@ def _only_server(settings: Settings) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise AddressTaken(
-            f"{settings.home} has a server: {_whereabouts(settings)}",
-            "freehold stop ends it; another FREEHOLD_HOME and --port give a second one",
+            f"{settings.home} has a running server: {_whereabouts(settings)}",
+            "freehold stop stops it; a second server needs another FREEHOLD_HOME and --port",
         ) from None
     try:
         with open(pid_file(settings), "w", encoding="utf-8", opener=private.opener) as file:

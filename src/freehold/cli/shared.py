@@ -1,4 +1,4 @@
-"""Options that several verbs share. Path: a verb's file -> its decorators."""
+"""Options, parameter types and output that several verbs share. Path: a verb's file -> its decorators."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
     from freehold.store import ModelRef, Store
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-offline_option = click.option("--offline", is_flag=True, help="Never call out.")
+offline_option = click.option("--offline", is_flag=True, help="Make no network requests.")
 
 kv_option = click.option(
     "--kv-type",
     type=click.Choice(["f16", "q8", "f32"]),
     default="f16",
     show_default=True,
-    help="Hold keys and values as f16; as q8, int8 in half the memory; or as f32, nothing rounded.",
+    help="Type of cached keys and values: f16, q8 (int8, half the memory) or f32 (not rounded).",
 )
 
 speculate_option = click.option(
     "--speculation/--no-speculation",
     "speculate",
     default=True,
-    help="Verify guesses at what comes next where that is faster; the answers are the same.",
+    help="Verify drafted tokens where that is faster; answers do not change.",
 )
 draft_option = click.option(
-    "--draft", metavar="MODEL", help="Let a smaller model of the same tokens guess, too."
+    "--draft", metavar="MODEL", help="Also draft with a smaller model that has the same tokens."
 )
 
 
 def named_adapter(given: str) -> tuple[str, str, Path]:
-    """Part [MODEL+]NAME=PATH; a PATH alone gives the name of its file or folder. Raises UsageError."""
+    """Split [MODEL+]NAME=PATH; without NAME the file or folder gives it. Raises UsageError."""
     from freehold.formats.adapter_names import check_adapter_name
 
     name, equals, path = given.rpartition("=")
@@ -46,12 +46,12 @@ def named_adapter(given: str) -> tuple[str, str, Path]:
     model, _, name = (name if equals else found.stem).rpartition("+")
     check_adapter_name(name)
     if not found.exists():
-        raise UsageError(f"--adapter {given}: {found} is not there", "name a PEFT folder or a GGUF adapter")
+        raise UsageError(f"--adapter {given}: {found} does not exist", "name a PEFT folder or a GGUF adapter")
     return model, name, found.absolute()
 
 
 def parted(store: Store, model: str) -> tuple[str, str]:
-    """Part `base+adapter`; a MODEL that is one as a whole, or a file, has no adapter."""
+    """Split `base+adapter`; the name of a stored model, or a file, has no adapter."""
     from freehold.formats.adapter_names import ADAPTER_NAME
     from freehold.store.refs import parse_ref
 
@@ -66,7 +66,7 @@ def parted(store: Store, model: str) -> tuple[str, str]:
 
 
 class Seconds(click.ParamType):
-    """A length of time: 30, 30s, 5m, 1.5h or 2d; `never` where that makes sense, as -1."""
+    """A duration: 30, 30s, 5m, 1.5h or 2d; `never`, where it is allowed, is -1."""
 
     name = "time"
     _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # noqa: RUF012
@@ -84,7 +84,7 @@ class Seconds(click.ParamType):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text)
         if found is None:
             or_never = ", or never" if self._never else ""
-            self.fail(f"{value!r} is no length of time; write 30s, 5m or 2h{or_never}", param, ctx)
+            self.fail(f"{value!r} is not a valid duration; write 30s, 5m or 2h{or_never}", param, ctx)
         return float(found[1]) * self._UNITS[found[2]]
 
 
@@ -99,13 +99,13 @@ class Amount(click.ParamType):
         self._whole = whole
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number; an int if it is to be whole."""
+        """Return the number, rounded to an int for a whole one."""
         if isinstance(value, (int, float)):
             return value
         text = re.sub(r"[_,]", "", str(value).strip().lower().removeprefix("$"))
         found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([a-z]*)", text)
         if found is None or found[2] not in self._UNITS:
-            self.fail(f"{value!r} is no number; write 8192, 32k, 20M or 1.5bn", param, ctx)
+            self.fail(f"{value!r} is not a valid number; write 8192, 32k, 20M or 1.5bn", param, ctx)
         number = float(found[1]) * self._UNITS[found[2]]
         return round(number) if self._whole else number
 
@@ -118,12 +118,12 @@ def default_model(settings: Settings) -> str:
 
 
 def with_offline(settings: Settings, offline: bool) -> Settings:
-    """Return the settings with offline mode on if the verb's own option asks for it."""
+    """Return the settings, with offline mode on if the verb's option is given."""
     return replace(settings, offline=True) if offline else settings
 
 
 def held_or_fetched(store: Store, model: str) -> ModelRef:
-    """Find MODEL, or fetch it if the store may; nothing is fetched that could not be run then."""
+    """Find MODEL, or fetch it; a model that cannot run is not fetched."""
     from freehold.cli.progress import reporter
     from freehold.store.refs import parse_ref
 
@@ -138,12 +138,12 @@ def held_or_fetched(store: Store, model: str) -> ModelRef:
 
 
 def check_runs(model: str) -> None:
-    """Raise ModelNotFound for a name that is none, UnsupportedModel for one of an architecture we do not run."""
+    """Raise ModelNotFound for an unknown name, UnsupportedModel for an architecture without an implementation."""
     from freehold import catalog
     from freehold.models.bind import check_structure
     from freehold.store.refs import parse_ref
 
-    if parse_ref(model).kind != "name":  # of a hub reference or URL the file itself will tell
+    if parse_ref(model).kind != "name":  # for a hub reference or URL the file decides
         return
     known = catalog.facts(catalog.find(model))
     if known and known.architecture:
@@ -151,7 +151,7 @@ def check_runs(model: str) -> None:
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
-    """Print rows in columns on stdout; `right` numbers the right-aligned ones. Plain text, pipe-friendly."""
+    """Print rows in columns on stdout; `right`: indices of the right-aligned ones."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         sized = zip(row, widths, strict=True)
@@ -167,7 +167,7 @@ def pairs(rows: list[tuple[str, str]]) -> None:
 
 
 def write_beside(path: str | Path, text: str) -> Path:
-    """Write a file whole or not at all: beside its place first, then renamed. Raises UsageError if it cannot be."""
+    """Write a file atomically, through a temporary one that is renamed. Raises UsageError if it cannot be written."""
     target = Path(path).expanduser()
     beside = target.with_name(f".{target.name}.part")
     try:
@@ -176,6 +176,6 @@ def write_beside(path: str | Path, text: str) -> Path:
     except OSError as e:
         beside.unlink(missing_ok=True)
         raise UsageError(
-            f"{target} cannot be written: {e.strerror}", "name a file in a folder that is there"
+            f"{target} cannot be written: {e.strerror}", "name a file in an existing folder"
         ) from None
     return target

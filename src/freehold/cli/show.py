@@ -1,6 +1,6 @@
-"""`freehold show MODEL`: one honest card of a model, held or only known by name.
+"""`freehold show MODEL`: the card of a model, in the store or in the catalogue.
 
-Reads the store's record, the catalogue's facts and the file's own metadata; says where each fact came from.
+Reads the store's record, the catalogue's facts and the file's metadata, with the source of each fact.
 Path: main -> show -> Store.show, catalog.model, formats.open_model_file, store.sampling.sampling_defaults.
 """
 
@@ -36,10 +36,11 @@ _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"  # in GGUF files
 @json_option
 @click.pass_obj
 def command(settings: Settings, model: str, as_json: bool) -> None:
-    """Show what MODEL is: file, digest, quantisation, context, licence, template, sampling defaults.
+    """Show MODEL's file, digest, quantisation, context, licence, template and sampling defaults.
 
-    Then what the catalogue knows of it, held or not: lab, sizes, lineage, layers, cache, published scores, each with
-    its source. With --json, prints {"schema": 1, "model": {..., "catalogue": {...}}}.
+    Then the catalogue's facts: lab, sizes, lineage, layers, cache, published scores, each with its source.
+
+    With --json, prints {"schema": 1, "model": {..., "catalogue": {...}}}.
     """
     card = describe(Store(settings), model)
     if as_json:
@@ -49,7 +50,7 @@ def command(settings: Settings, model: str, as_json: bool) -> None:
 
 
 def describe(store: Store, model: str) -> dict[str, Any]:
-    """Return the card of `model` as plain values; raise ModelNotFound if nobody knows it."""
+    """Return the card of `model` as plain values; raise ModelNotFound for one that is unknown."""
     try:
         listed = store.show(model)
     except ModelNotFound:
@@ -64,7 +65,7 @@ def describe(store: Store, model: str) -> dict[str, Any]:
 
 
 def file_facts(file: ModelFile) -> dict[str, Any]:
-    """Return what the model file itself tells: sizes, types, context, template, sampling defaults."""
+    """Return the facts of the model file: sizes, types, context, template, sampling defaults."""
     from freehold.advisor.file_anatomy import of_expert
 
     tensors = file.tensors.values()
@@ -86,13 +87,13 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
             {"type": t, "bytes": n, "share": round(n / total, 4)} for t, n in by_type.most_common()
         ],
         "context": context,
-        "template": template if chats else "none: it makes embeddings, and cannot chat",
+        "template": template if chats else "none: an embedding model has no chat",
         "sampling": {k: {"value": v, "origin": o} for k, (v, o) in sampling_defaults(file).items() if chats},
     }
 
 
 def _is_encoder(architecture: str) -> bool:
-    """Say whether the architecture makes embeddings alone."""
+    """Return whether the architecture is an encoder."""
     from freehold.models.bind import FAMILIES
 
     return any(f.encoder for f in FAMILIES if f.gguf_architecture == architecture)
@@ -123,7 +124,7 @@ def _directory_facts(file: Any) -> tuple[str, int, str]:
 
 
 def _known(listed: Listed) -> dict[str, Any]:
-    """Return what the catalogue says of a model that is held: by its short name, or by its repository."""
+    """Return the catalogue's facts about a stored model, found by its short name or repository."""
     for name in (listed.name, *listed.aliases):
         with suppress(ModelNotFound):
             known = catalog.model(name)
@@ -132,7 +133,7 @@ def _known(listed: Listed) -> dict[str, Any]:
 
 
 def _note(name: str) -> str:
-    """Return the warning of a short name that misleads."""
+    """Return the warning about a misleading short name."""
     with suppress(ModelNotFound):
         return catalog.find(name).note
     return ""
@@ -161,7 +162,7 @@ def _from_catalogue(text: str) -> dict[str, Any]:
 
 
 def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Lay the card out for people; facts that are not known are left out."""
+    """Return the card as rows of text; unknown facts are left out."""
     held = f"{human(card['held'])} of {human(card['bytes'])}" if card["state"] == "incomplete" else ""
     state = {"vanished": "file vanished", "ready": ""}.get(card["state"], card["state"])
     packed = f", packed {human(card['pack_bytes'])}" if card.get("pack_bytes") else ""
@@ -193,7 +194,7 @@ def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _parameters(card: Mapping[str, Any]) -> str:
-    """Word the count of the file's weights; one that holds a tied embedding twice has more than the model."""
+    """Describe the number of weights; a file that stores a tied embedding twice has more than the model."""
     in_file, output = card.get("parameters", 0), card.get("output_parameters", 0)
     known = (card.get("catalogue") or {}).get("parameters", 0)
     if not in_file:
@@ -205,7 +206,7 @@ def _parameters(card: Mapping[str, Any]) -> str:
 
 def _architecture(card: Mapping[str, Any]) -> str:
     name = str(card.get("architecture", ""))
-    return name if not name or card.get("runs", True) else f"{name}: not one Freehold's engine runs yet"
+    return name if not name or card.get("runs", True) else f"{name}: not supported by Freehold's engine yet"
 
 
 def _mix(parts: list[dict[str, Any]]) -> str:

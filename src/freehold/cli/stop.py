@@ -1,4 +1,4 @@
-"""`freehold stop [MODEL]`: take a model out of the running server's memory, or end the server.
+"""`freehold stop [MODEL]`: unloads a model from the running server, or stops the server.
 
 Path: main -> stop -> attach.found -> POST /admin/unload or /admin/stop
 """
@@ -20,24 +20,24 @@ from freehold.store import Store
 
 @click.command("stop")
 @click.argument("model", required=False)
-@click.option("--now", is_flag=True, help="Do not wait for answers under way: they end with an error.")
+@click.option("--now", is_flag=True, help="Do not wait for running answers: they end with an error.")
 @click.pass_obj
 def command(settings: Settings, model: str | None, now: bool) -> None:
-    """Unload MODEL, or end the server.
+    """Unload MODEL, or stop the server.
 
-    The server takes nothing new, lets the answers under way come to their end (up to its --drain), and exits;
-    this command waits for that. A model with answers under way is unloaded only with --now.
+    The server accepts no new requests, finishes running answers (for at most its --drain) and exits; this command
+    waits for that. A model with running answers is unloaded only with --now.
     """
     pid = holder(settings)
     if now and model is None and pid and running(settings) is None:
-        # Its doors are shut: it is ending, and this second signal ends it at once, unless it just has.
+        # It accepts no connections any more, so it is stopping; a second signal ends it at once.
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     else:
         _ask(settings, model, now=now)
     if model is None:
         ended(settings)
-        click.echo("the server has ended", err=True)
+        click.echo("the server has stopped", err=True)
 
 
 def _ask(settings: Settings, model: str | None, *, now: bool) -> None:
@@ -50,14 +50,16 @@ def _ask(settings: Settings, model: str | None, *, now: bool) -> None:
         under_way = sum(m.in_flight for m in server.loaded())
         server.stop(now=now)
     if under_way and not now:
-        click.echo(f"waiting for {_answers(under_way)} to end (at once: freehold stop --now)", err=True)
+        click.echo(
+            f"waiting for {_answers(under_way)} to finish (freehold stop --now does not wait)", err=True
+        )
 
 
 def _unload(server: RunningServer, name: str, *, now: bool) -> None:
     busy = next((m.in_flight for m in server.loaded() if m.name == name), 0)
     if busy and not now:
         raise UsageError(
-            f"{name} has {_answers(busy)} under way", f"freehold stop {name} --now does not wait for the end"
+            f"{name} has {_answers(busy)} running", f"freehold stop {name} --now does not wait for them"
         )
     server.unload(name)
     click.echo(f"{name} is unloaded", err=True)
@@ -68,7 +70,7 @@ def _answers(count: int) -> str:
 
 
 def _name(settings: Settings, model: str) -> str:
-    """Return the name under which the server has what the user calls `model`."""
+    """Return the server's name of the model that the user calls `model`."""
     try:
         return Store(settings).resolve(model).name
     except FreeholdError:  # gone from the store, but perhaps still in memory

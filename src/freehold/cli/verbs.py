@@ -24,33 +24,36 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "embed": Verb("Turn texts into vectors.", 'freehold embed all-minilm:22m "a cat" "a dog"'),
     },
     "Choose a model": {
-        "advise": Verb("Say which model to use for a task, and why.", 'freehold advise "code completion"'),
+        "advise": Verb("Recommend a model for a task, with reasons.", 'freehold advise "code completion"'),
         "fit": Verb(
-            "Say whether a model fits, here or on named hardware, and how fast it answers.",
+            "Predict whether a model fits, here or on named hardware, and its speed.",
             "freehold fit qwen3:8b --context 32k --on rtx-4090",
         ),
         "license": Verb(
-            "Say whether you may use a model, under which conditions, and by which clause.",
+            "Check whether a licence allows your use, and on which conditions.",
             "freehold license llama3.1:8b --for commercial",
         ),
         "hardware": Verb(
-            "Say which hardware a model needs for so many users, and what it costs.",
+            "Find the hardware that serves a model to a number of users, with prices.",
             "freehold hardware deepseek-v3 --users 50",
         ),
         "cost": Verb(
-            "Compare the price of APIs with owning a model, and say where owning becomes cheaper.",
+            "Compare API prices with self-hosting and find the break-even volume.",
             "freehold cost qwen3:8b --on rtx-4090 --tokens-per-day 20M --against gpt-5-mini",
         ),
-        "why": Verb("Say all that is known of a model, and what is not.", "freehold why qwen2.5-coder:0.5b"),
-        "models": Verb("Search what is known of open models; refresh it.", "freehold models --country FR"),
+        "why": Verb(
+            "Show the known facts about a model, their sources, and what is unknown.",
+            "freehold why qwen2.5-coder:0.5b",
+        ),
+        "models": Verb(
+            "Search the catalogue of open models, or refresh it from the hub.", "freehold models --country FR"
+        ),
     },
     "Keep models": {
         "pull": Verb("Fetch a model, or reference one already here.", "freehold pull smollm2:135m"),
         "list": Verb("List the models held here.", "freehold list"),
         "show": Verb("Show what a model is and where its settings come from.", "freehold show smollm2:135m"),
-        "create": Verb(
-            "Make a model from another one, out of a Modelfile.", "freehold create mine -f Modelfile"
-        ),
+        "create": Verb("Make a model from another one and a Modelfile.", "freehold create mine -f Modelfile"),
         "rm": Verb("Delete a model, or forget another program's.", "freehold rm smollm2:135m"),
     },
     "Serve models": {
@@ -59,15 +62,15 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
         "keys": Verb("Make, list and revoke the server's API keys.", "freehold keys add alice --rate 60/min"),
         "launch": Verb(
-            "Show or write the settings by which another program uses this server.",
+            "Show or write the settings another program needs to use this server.",
             "freehold launch codex",
         ),
         "ps": Verb("List the models in the server's memory.", "freehold ps"),
-        "stop": Verb("Unload a model, or end the server.", "freehold stop smollm2:135m"),
+        "stop": Verb("Unload a model, or stop the server.", "freehold stop smollm2:135m"),
     },
-    "Know the machine": {
+    "Inspect the machine": {
         "bench": Verb(
-            "Measure prefill, decode and load beside the machine's ceiling.", "freehold bench smollm2:135m"
+            "Measure prefill, decode and load beside the machine's limits.", "freehold bench smollm2:135m"
         ),
         "doctor": Verb("Show CPU, memory, kernels and model stores in use.", "freehold doctor"),
     },

@@ -1,7 +1,7 @@
-"""`freehold why MODEL`: one honest card. What it is, whether you may, how good, how fast here, and what is not known.
+"""`freehold why MODEL`: all facts about a model on one card, with their sources, and what is not known.
 
-Puts the card of `show`, the verdict of `license`, published results and this machine's own measurements on one
-page; adds no fact of its own. Knows columns and words.
+Combines the card of `show`, the verdict of `license`, published results and this machine's measurements; adds no
+fact of its own. Knows columns and wording.
 Path: main -> why -> show.describe, advisor.{verdict, openness, quality, fit, calibration} -> stdout.
 """
 
@@ -35,7 +35,7 @@ _CONTEXT = 4096  # tokens, at which a model is placed here
 
 @dataclass(frozen=True, slots=True)
 class SpeedHere:
-    """What is predicted of a model here, and what its latest runs here measured."""
+    """The predicted speed of a model here, and its latest measured runs."""
 
     foreseen: Fit | Misfit | None
     measured: tuple[Run, ...]
@@ -65,18 +65,18 @@ class SpeedHere:
         from freehold.advisor.fit import Fit
 
         f = self.foreseen
-        told: dict[str, Any] = {
+        shown: dict[str, Any] = {
             "fits": None if f is None else isinstance(f, Fit),
             "reason": "" if f is None or isinstance(f, Fit) else f.reason,
         }
         if isinstance(f, Fit):
-            told |= {"context": f.context, "memory": f.memory.total, "longest": f.longest, "basis": f.basis}
-            told |= {"decode": f.decode.as_json(), "prefill": f.prefill and f.prefill.as_json()}
+            shown |= {"context": f.context, "memory": f.memory.total, "longest": f.longest, "basis": f.basis}
+            shown |= {"decode": f.decode.as_json(), "prefill": f.prefill and f.prefill.as_json()}
         runs = [
-            {"kind": r.kind, "depth": r.depth, "measured": r.measured, "told": r.told, "at": r.at}
+            {"kind": r.kind, "depth": r.depth, "measured": r.measured, "predicted": r.told, "at": r.at}
             for r in self.measured
         ]
-        return {**told, "measured": runs}
+        return {**shown, "measured": runs}
 
 
 @click.command("why")
@@ -85,11 +85,12 @@ class SpeedHere:
 @json_option
 @click.pass_obj
 def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None:
-    """Say everything that is known of MODEL, where each fact comes from, and what is not known.
+    """Show all known facts about MODEL, with their sources, and what is not known.
 
-    File, digest, template and defaults with their origins; the licence's answer to your facts (as for `freehold
-    license`); quality by task out of published results; memory and speed predicted here beside what was measured
-    here. With --json: {"schema": 1, "model", "licence", "quality", "own", "here", "unknown"}.
+    File, digest, template and defaults; the licence's verdict on your facts (as for `freehold license`); quality by
+    task from published results; predicted memory and speed beside what was measured here.
+
+    With --json: {"schema": 1, "model", "licence", "quality", "own", "here", "unknown"}.
     """
     from freehold.store import Store
 
@@ -101,7 +102,7 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
     own = _own(settings, card)
     gaps = _unknown(card, known, quality, here, own)
     if as_json:
-        told = {
+        shown = {
             "model": card,
             "licence": ruled
             and {
@@ -113,7 +114,7 @@ def command(settings: Settings, model: str, as_json: bool, **given: Any) -> None
             "here": here.as_json(),
             "unknown": gaps,
         }
-        click.echo(json.dumps({"schema": SCHEMA, **told}, indent=1))
+        click.echo(json.dumps({"schema": SCHEMA, **shown}, indent=1))
         return
     rows = card_lines(card) + _licence_lines(ruled) + _quality_lines(quality)
     rows += [("on your cases" if not i else "", line) for i, line in enumerate(map(_own_line, own))]
@@ -132,7 +133,7 @@ def _catalogued(card: dict[str, Any]) -> Model | None:
 def _verdict(
     known: Model | None, card: dict[str, Any], settings: Settings, given: dict[str, Any]
 ) -> Verdict | None:
-    """Judge the model, or the licence that its file names; None where neither is known to anybody."""
+    """Return the verdict on the model, or on the licence its file names; None where neither is known."""
     from freehold.advisor.verdict import verdict
 
     facts = company_facts(settings, given)
@@ -143,7 +144,7 @@ def _verdict(
 
 
 def _quality(settings: Settings, known: Model | None, name: str) -> list[tuple[list[str], Quality]]:
-    """Return the model's quality for every task, in the file's quantisation, tasks that share a benchmark together."""
+    """Return the model's quality by task, in the file's quantisation; tasks with one benchmark together."""
     from freehold.advisor.quality import Scale, rounded
     from freehold.catalog.tasks import tasks
     from freehold.choosing import weighed
@@ -166,16 +167,16 @@ def _untold(quality: list[tuple[list[str], Quality]]) -> list[str]:
     """Return the tasks without a published result."""
     from freehold.catalog.tasks import tasks
 
-    told = {name.partition(" ")[0] for names, _ in quality for name in names}
-    return [t.id for t in tasks() if t.benchmarks and t.id not in told]
+    rated = {name.partition(" ")[0] for names, _ in quality for name in names}
+    return [t.id for t in tasks() if t.benchmarks and t.id not in rated]
 
 
 def _licence_lines(ruled: Verdict | None) -> list[tuple[str, str]]:
     from freehold.advisor.verdict import DISCLAIMER
 
     if ruled is None:
-        return [("may I", "not decided: no licence is known")]
-    rows = [("may I", f"{ruled.answer}, by {', '.join(ruled.licences) or 'no known licence'}")]
+        return [("licence", "no verdict: no licence is known")]
+    rows = [("licence", f"{ruled.answer}, by {', '.join(ruled.licences) or 'no known licence'}")]
     rows += [("", f"{r.bearing}: {r.says} [{r.clause}]") for r in ruled.reasons[:_MOST_REASONS]]
     if ruled.questions:
         rows.append(("", "would decide it: " + "; ".join(ruled.questions)))
@@ -188,7 +189,7 @@ def _quality_lines(quality: list[tuple[list[str], Quality]]) -> list[tuple[str, 
         r = q.range
         likely = f"{q.benchmark} {r.mid:.0f} ({r.low:.0f} to {r.high:.0f})"
         said = f"{likely}, {q.basis}: {q.evidence}; for {', '.join(names)}"
-        rows.append(("how good" if not rows else "", said))
+        rows.append(("quality" if not rows else "", said))
     return rows
 
 
@@ -199,29 +200,29 @@ def _unknown(
     here: SpeedHere,
     own: list[Kept],
 ) -> list[str]:
-    """Say what a reader might take for granted and no source states."""
+    """Return the facts that no source states."""
     gaps = []
     if known is None:
-        gaps.append("lab, lineage and published results: the catalogue does not have it")
+        gaps.append("lab, lineage and published results: it is not in the catalogue")
     elif not known.cache_known:
         gaps.append("its layers, so that the cache's bytes are a guess")
     if not card.get("licence") and not (known and known.licence):
         gaps.append("its licence")
     if card["state"] == "not held":
-        gaps.append("digest, template and defaults of the file: it is not held here")
+        gaps.append("digest, template and defaults of the file: it is not in the store")
     if known and not known.scores:
-        gaps.append("any result of its own in a benchmark")
+        gaps.append("its own benchmark results")
     elif known and known.role == "generator" and (untold := _untold(quality)):
-        gaps.append(f"how good it is for {', '.join(untold)}: no published result")
+        gaps.append(f"its quality for {', '.join(untold)}: no published result")
     if not here.measured:
-        gaps.append("its speed here: no answer of it was timed yet")
+        gaps.append("its measured speed here: no answer was timed yet")
     if not own:
         gaps.append("its quality on your own work: freehold advise --try samples.jsonl measures that")
     return gaps
 
 
 def _own(settings: Settings, card: dict[str, Any]) -> list[Kept]:
-    """Return what `advise --try` kept of this very file."""
+    """Return the results of `advise --try` for this file."""
     from freehold.cli.report.trying import digest
     from freehold.evals.trial import kept
     from freehold.store import Store
@@ -247,7 +248,7 @@ def _plain(q: Quality) -> dict[str, Any]:
 
 
 def _speed_here(settings: Settings, card: dict[str, Any]) -> SpeedHere:
-    """Foresee a model here, and look up what its runs here measured."""
+    """Predict a model's speed here, and look up its measured runs."""
     from freehold.advisor.fit import fit, model_key
     from freehold.choosing import here as this_machine
     from freehold.choosing import weighed

@@ -1,4 +1,4 @@
-"""An answer while it arrives: how it is asked for, what came of it, and what is told about it afterwards.
+"""An answer: the settings it is requested with, the chunks as they arrive, and the report at its end.
 
 Knows chunks, counts and options; knows no terminal and no session.
 Path: run or chat.Chat -> StreamedAnswer.shown for each chunk -> warnings, as_json, speeds
@@ -56,10 +56,10 @@ class StreamedAnswer:
     first: float = 0.0
     last: float = 0.0
     guard: LoopGuard | None = None
-    looped: bool = False  # it repeats itself, and the guard ended it
+    looped: bool = False  # stopped by the loop guard
 
     def add(self, chunk: Chunk) -> None:
-        """Take a chunk in."""
+        """Add a chunk."""
         if self.guard is not None:
             self.looped = self.guard.add(chunk.thinking + chunk.text)
         self.last = time.monotonic()
@@ -73,7 +73,7 @@ class StreamedAnswer:
         self.cut = self.cut or chunk.finish_reason == "length"
 
     def shown(self, chunk: Chunk, renderer: Renderer) -> bool:
-        """Take a chunk in and show it; return whether the answer has become a loop and is to end."""
+        """Add a chunk and show it; return whether the answer repeats itself and must stop."""
         self.add(chunk)
         renderer.think(chunk.thinking)
         renderer.feed(chunk.text)
@@ -81,19 +81,19 @@ class StreamedAnswer:
 
     @property
     def finish_reason(self) -> FinishReason:
-        """Say how it ended."""
+        """How it ended."""
         return "cancelled" if self.stopped or self.looped else "length" if self.cut else "stop"
 
     @property
     def tokens_per_second(self) -> float:
-        """Speed by the engine's clock, or by ours for an answer that was stopped."""
+        """Decode speed measured by the engine, or here for an answer that was stopped."""
         if self.usage is not None:
             return self.usage.decode_tok_s
         return (self.pieces - 1) / (self.last - self.first) if self.last > self.first else 0.0
 
 
 def stop(stream: Iterator[Chunk]) -> None:
-    """End a stream that is left early: closing it stops the model within one step."""
+    """Close a stream before its end, which stops the model within one step."""
     if isinstance(stream, Generator):
         stream.close()
 
@@ -116,7 +116,7 @@ _COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "drafted_token
 
 
 def as_json(
-    info: ModelInfo, answer: StreamedAnswer, settings: AnswerSettings, told: list[str]
+    info: ModelInfo, answer: StreamedAnswer, settings: AnswerSettings, notes: list[str]
 ) -> dict[str, Any]:
     usage = answer.usage
     timings = {"load_s": round(info.load_s, 4)}
@@ -138,7 +138,7 @@ def as_json(
             "used": used,
             "dropped_messages": answer.dropped,
         },
-        "warnings": told,
+        "warnings": notes,
     }
     if answer.logprobs:
         plain["logprobs"] = [_token_json(p) for p in answer.logprobs]
@@ -159,8 +159,8 @@ def speeds(answer: StreamedAnswer) -> str:
     guessed = ""
     if usage.drafted_tokens:
         guessed = (
-            f"; {usage.accepted_tokens:,} of {usage.drafted_tokens:,} guesses held, "
-            f"{usage.tokens_per_step:.2f} tokens a step"
+            f"; {usage.accepted_tokens:,} of {usage.drafted_tokens:,} drafted tokens accepted, "
+            f"{usage.tokens_per_step:.2f} tokens per step"
         )
     return (
         f"prefill {usage.prompt_tokens:,} tokens at {usage.prefill_tok_s:,.1f} tok/s{cached}; "

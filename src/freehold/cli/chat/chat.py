@@ -1,4 +1,4 @@
-"""The terminal chat: what the user types, a message or a slash command, until the user leaves.
+"""The terminal chat: a loop over lines, each a message or a slash command, until the user leaves.
 
 Knows commands; the turns are conversation.py's. What is typed comes from terminal.LineReader.
 Path: run -> Chat.run -> Chat.handle -> Conversation.ask, or a command of COMMANDS
@@ -23,7 +23,7 @@ from freehold.types import ChatModel, Message
 
 
 class Chat(Conversation):
-    """A conversation that the user steers: lines are messages, or slash commands about it.
+    """A conversation with slash commands.
 
     `switch`: opens the model of a name instead of the present one, and closes that.
     """
@@ -38,12 +38,12 @@ class Chat(Conversation):
         switch: Callable[[str], tuple[ChatModel, ModelFacts]] | None = None,
         **conversation: Any,
     ) -> None:
-        """Take the model and where to show what; the other keywords are those of a Conversation."""
+        """Take the model and the outputs; the other keywords are those of Conversation."""
         super().__init__(model, sessions, renderer, say, **conversation)
         self._switch = switch
 
     def run(self, read: Callable[[], str]) -> None:
-        """Read and answer until the user leaves; Ctrl-C while typing only empties the line."""
+        """Read and answer until the user leaves; Ctrl-C at the prompt clears the line."""
         while True:
             try:
                 text = read()
@@ -56,29 +56,29 @@ class Chat(Conversation):
                 return
 
     def handle(self, text: str) -> bool:
-        """Answer a message or obey a command; False when the user leaves. Errors end the turn only."""
+        """Answer a message or run a command; False when the user leaves. Errors end only the turn."""
         try:
             if text.lstrip().startswith("/"):
-                return self._obey(text.strip())
+                return self._command(text.strip())
             if text.strip():
-                self._ask(Message("user", self._with_files(text)))
+                self.ask(Message("user", self._with_files(text)))
                 self._files = []
         except FreeholdError as e:
             self._say(f"error: {e.message}" + (f"\nhint: {e.hint}" if e.hint else ""))
         return True
 
-    def _obey(self, line: str) -> bool:
+    def _command(self, line: str) -> bool:
         word, _, rest = line.partition(" ")
         command = COMMANDS.get(word[1:])
         if command is None:
             near = nearest(word[1:], list(COMMANDS))
             raise UsageError(
-                f"no command is called {word}", f"did you mean /{near}?" if near else "/help lists them"
+                f"{word} is not a command", f"did you mean /{near}?" if near else "/help lists them"
             )
         return command.act(self, rest.strip()) is not False
 
     def set_option(self, text: str) -> None:
-        """Change a setting, or list them all."""
+        """Change a setting, or list all."""
         name, _, value = text.partition(" ")
         if not name:
             for knob in (*SAMPLING, *OTHER):
@@ -107,46 +107,46 @@ class Chat(Conversation):
         self._say(f"system: {said}")
 
     def clear(self, _: str) -> None:
-        """Start over, keeping the system prompt; the old session stays on disk."""
+        """Start a new session with the same system prompt."""
         self.messages = [m for m in self.messages if m.role == "system"]
         self.session = ChatSession(self._sessions.new_name(), self.model.name)
         self._used = 0
         self._say("cleared")
 
     def retry(self, _: str) -> None:
-        """Ask the last message again."""
+        """Answer the last message again."""
         last = self._last_user()
         self._ask_again(last, self.messages[last])
 
     def undo(self, _: str) -> None:
-        """Take back the last message and its answer."""
+        """Remove the last message and its answer."""
         last = self._last_user()
         self.messages = self.messages[:last]
         self._save()
-        self._say("taken back" + (f"; {self._turns()} left" if self._turns() else "; the chat is empty"))
+        self._say("removed" + (f"; {self._turns()} left" if self._turns() else "; the chat is empty"))
 
     def save(self, name: str) -> None:
-        """Give the session a name of your own."""
+        """Name the session."""
         if name and name != self.session.name:
             self.session = self._sessions.rename(replace(self.session, messages=tuple(self.messages)), name)
         else:
             self._save()
-        self._say(f"saved as {self.session.name}; freehold run --session {self.session.name} goes on with it")
+        self._say(f"saved as {self.session.name}; freehold run --session {self.session.name} continues it")
 
     def load(self, name: str) -> None:
-        """Go on with a saved session, or list them."""
+        """Continue a saved session, or list them."""
         if not name:
             for saved in self._sessions.recent():
                 self._say(f"{saved.name:<20}{saved.title}")
             return
         session = self._sessions.load(name)
         self._take(session)
-        note = "" if session.model == self.model.name else f" (it was held with {session.model})"
+        note = "" if session.model == self.model.name else f" (it was with {session.model})"
         self._say(f"loaded {session.name}: {self._turns()} messages of yours{note}")
         self._measure()
 
     def switch(self, name: str) -> None:
-        """Go on with another model, or say which this one is."""
+        """Switch to another model, or show the present one."""
         if not name or self._switch is None:
             self._say(f"model: {self.model.name} {self.facts.quantization}".rstrip())
             return
@@ -157,14 +157,14 @@ class Chat(Conversation):
         self._say(f"model: {self.model.name} {self.facts.quantization}".rstrip())
 
     def file(self, path: str) -> None:
-        """Put a text file before your next message, or list those that are."""
+        """Attach a text file to the next message, or list attached files."""
         if path:
             found = Path(path).expanduser()
             self._files.append((found.name, read_text_file(found)))
         for name, content in self._files:
-            self._say(f"{name}: {len(content):,} characters go before your next message")
+            self._say(f"{name}: {len(content):,} characters, attached to the next message")
         if not self._files:
-            self._say("no file; /file PATH puts one before your next message")
+            self._say("no file; /file PATH attaches one to the next message")
 
     def copy(self, _: str) -> None:
         """Copy the last answer to the clipboard."""
@@ -174,7 +174,7 @@ class Chat(Conversation):
         self._say(f"copied {len(answers[-1]):,} characters {clipboard.copy(answers[-1])}")
 
     def edit(self, _: str) -> None:
-        """Change your last message in $EDITOR and ask again, or write one there."""
+        """Edit the last message in $EDITOR and answer it again, or write a new one."""
         users = [i for i, m in enumerate(self.messages) if m.role == "user"]
         place = users[-1] if users else len(self.messages)
         before = self.messages[place].content if users else ""
@@ -185,14 +185,14 @@ class Chat(Conversation):
             self._ask_again(place, Message("user", text))
 
     def ctx(self, _: str) -> None:
-        """Say how full the context is."""
+        """Show how full the context is."""
         self._say(
             f"{self._used:,} of {self.facts.context:,} tokens, {len(self.messages)} messages; when full: "
-            f"{self.answers.overflow} (/set overflow drop-oldest leaves out the oldest)"
+            f"{self.answers.overflow} (/set overflow drop-oldest drops the oldest)"
         )
 
     def think(self, text: str) -> None:
-        """Switch reasoning on, off, or leave it to the model (auto)."""
+        """Turn reasoning on or off, or leave it to the model (auto)."""
         choices = {"on": True, "off": False, "auto": None}
         if text not in choices:
             raise UsageError(f"/think {text!r} is not on, off or auto")
@@ -219,7 +219,7 @@ class Chat(Conversation):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A slash command: its action's first doc line is its help."""
+    """A slash command; the first line of its docstring is its help."""
 
     act: Callable[[Chat, str], bool | None]
     usage: str = ""

@@ -1,6 +1,6 @@
-"""The user's clipboard and editor, by the programs that this desktop has.
+"""The clipboard and the editor, through the desktop's programs.
 
-Knows text; knows no chat. Without a clipboard program the terminal itself is asked (OSC 52), which works through ssh.
+Knows text; knows no chat. Without a clipboard program the terminal sets it (OSC 52), which works through ssh.
 Path: chat.Chat.copy -> copy; chat.Chat.edit -> edited
 """
 
@@ -29,14 +29,14 @@ PATIENCE_S = 5.0
 
 
 def copy(text: str) -> str:
-    """Put text on the clipboard; return how. Raises UsageError where neither a program nor the terminal takes it."""
+    """Put text on the clipboard; return how. Raises UsageError if neither a program nor the terminal accepts it."""
     for command, needs in PROGRAMS:
         if shutil.which(command[0]) and (not needs or os.environ.get(needs)) and _fed(command, text):
             return f"by {command[0]}"
     raw = text.encode("utf-8")
     if len(raw) > OSC52_BYTES or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         raise UsageError(
-            f"no clipboard takes {len(raw):,} bytes from here",
+            f"no clipboard accepts {len(raw):,} bytes here",
             "install wl-copy or xclip, or copy from the screen",
         )
     sys.stdout.write(f"\x1b]52;c;{base64.b64encode(raw).decode()}\x07")
@@ -53,7 +53,7 @@ def _fed(command: list[str], text: str) -> bool:
 
 
 def edited(text: str) -> str | None:
-    """Return text as the user left it in $VISUAL or $EDITOR; None if it was not saved."""
+    """Return text as edited in $VISUAL or $EDITOR; None if it was not saved."""
     try:
         changed = click.edit(text, extension=".md")
     except click.ClickException as e:

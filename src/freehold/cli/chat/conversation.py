@@ -19,7 +19,7 @@ from freehold.types import ChatModel, Message, Usage
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What the status line says about the loaded model."""
+    """Facts of the loaded model for the status line."""
 
     quantization: str = ""
     context: int = 0
@@ -62,7 +62,8 @@ class Conversation:
             parts.append(f"{self._speed:.1f} tok/s")
         return " " + "  ".join(p for p in parts if p) + " "
 
-    def _ask(self, message: Message) -> None:
+    def ask(self, message: Message) -> None:
+        """Answer a message and save both; the message is removed again if there is no answer."""
         self.messages.append(message)
         try:
             answer = self._answer()
@@ -71,7 +72,7 @@ class Conversation:
             raise
         if not answer.text and answer.stopped:
             self.messages.pop()
-            self._say("stopped before an answer; your message is taken back")
+            self._say("stopped before the answer began; the message was removed")
             return
         self.messages.append(Message("assistant", answer.text, answer.thinking))
         self._save()
@@ -83,7 +84,7 @@ class Conversation:
         try:
             for chunk in stream:
                 if chunk.dropped_messages:
-                    self._say(f"context full: the {chunk.dropped_messages} oldest messages were left out")
+                    self._say(f"context full: the {chunk.dropped_messages} oldest messages were dropped")
                 if answer.shown(chunk, renderer):
                     break
         except KeyboardInterrupt:
@@ -104,7 +105,7 @@ class Conversation:
         elif answer.stopped and answer.text:
             self._say("(stopped)")
         elif answer.cut:
-            self._say("(cut: the limit of tokens is reached)")
+            self._say("(cut: the token limit was reached)")
 
     def _save(self) -> None:
         self.session = replace(self.session, messages=tuple(self.messages))
@@ -120,19 +121,19 @@ class Conversation:
         return "".join([*parts, text])
 
     def resumed(self, show: Callable[[Message], None], last: int = 2) -> None:
-        """Show the last messages of a session that goes on, and count what it takes of the context."""
+        """Show the last messages of a continued session, and count its tokens."""
         said = [m for m in self.messages if m.role != "system"]
         if not said:
             return
         left_out = len(said) - len(said[-last:])
         earlier = f"; the last {last} of {len(said)} messages:" if left_out else ":"
-        self._say(f"{self.session.name}, held with {self.session.model}{earlier}")
+        self._say(f"{self.session.name}, with {self.session.model}{earlier}")
         for message in said[-last:]:
             show(message)
         self._measure()
 
     def _measure(self) -> None:
-        """Count the tokens of the chat, where the model can."""
+        """Count the tokens of the chat, if the model can."""
         count = getattr(self.model, "count_tokens", None)
         if count is not None and self.messages:
             self._used = count(self.messages)
@@ -142,10 +143,10 @@ class Conversation:
         self.messages = ([Message("system", text)] if text else []) + rest
 
     def _ask_again(self, place: int, message: Message) -> None:
-        """Ask a message in the place of an earlier one; if that fails or is stopped, the earlier answer stays."""
+        """Replace an earlier message and its answer; if that fails or is stopped, both stay."""
         kept, self.messages = self.messages, self.messages[:place]
         try:
-            self._ask(message)
+            self.ask(message)
         finally:
             if len(self.messages) == place:
                 self.messages = kept

@@ -1,6 +1,6 @@
-"""Notices that an answer repeats itself without end, as small models do.
+"""Detects an answer that repeats itself endlessly, as small models do.
 
-Knows text alone. An endless loop is text that a compressor reduces to nearly nothing: of its last characters, at most
+Knows only text. An endless loop is text that a compressor reduces to almost nothing: of its last characters, at most
 one in 22 remains. Prose keeps one in 2 or 3, a table of numbers one in 4, JSON of equal records one in 10.
 Path: run or chat.Chat -> LoopGuard.add for each piece -> True ends the answer
 """
@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import zlib
 
-# Characters looked at. The first finds a phrase of a few words, the last a passage of some 400 characters, each after
+# Characters checked. The first finds a phrase of a few words, the last a passage of some 400 characters, each after
 # about twenty rounds of it.
 WINDOWS = (1_200, 2_400, 4_800, 9_600)
 REMAINS = 1 / 22
-EVERY = 200  # characters between two looks: a look at 9,600 takes some 50 us
+EVERY = 200  # characters between two checks: a check of 9,600 takes some 50 us
 
-ADVICE = "--no-loop-guard lets it go on; --repetition-penalty 1.1 or another model often helps"
+ADVICE = "--no-loop-guard turns this off; --repetition-penalty 1.1 or another model often helps"
 
 
 class LoopGuard:
-    """Watches one answer. Text goes in with `add`, which returns True once the answer is a loop."""
+    """Checks one answer: `add` returns True once the answer is a loop."""
 
     def __init__(self) -> None:
         self._tail = ""
         self._unseen = 0
 
     def add(self, text: str) -> bool:
-        """Take the next piece of the answer."""
+        """Add the next piece of the answer."""
         self._tail = (self._tail + text)[-WINDOWS[-1] :]
         self._unseen += len(text)
         if self._unseen < EVERY:
@@ -36,6 +36,6 @@ class LoopGuard:
 
 
 def repeats(text: str) -> bool:
-    """Tell whether a text is the same few characters over and over."""
+    """Return whether a text is one short passage repeated."""
     raw = text.encode("utf-8", "replace")
     return len(zlib.compress(raw, 6)) < REMAINS * len(raw)

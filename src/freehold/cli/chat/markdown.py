@@ -1,9 +1,9 @@
 """Render Markdown while it streams, forward only: nothing written is ever moved over or erased.
 
-So it looks the same over ssh, in tmux and in a log; a word appears once it is complete, a table once it
-ends. Understands what models write: headings, lists, quotes, fences, tables, rules, **bold**, *italic*,
+So output is the same over ssh, in tmux and in a log; a word appears once it is complete, a table once it
+ends. Supports what models write: headings, lists, quotes, fences, tables, rules, **bold**, *italic*,
 `code`. Control characters from the model never reach the terminal. Knows no model and no chat.
-Path: run.one_shot or chat.Chat -> StreamRenderer.feed -> write
+Path: run or chat.Chat -> StreamRenderer.feed -> write
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _UNDECIDED = re.compile(r" *([-*+_`~#>|]*|\d{0,3}[.)]?)")  # a line that may sti
 
 
 def clean(text: str) -> str:
-    """Drop control characters except tab and newline: a model must not drive the terminal."""
+    """Drop control characters except tab and newline: a model must not control the terminal."""
     return _CONTROL.sub("", text)
 
 
@@ -106,7 +106,7 @@ class StreamRenderer:
             self._write(f"{_DIM}{clean(text)}{_RESET}")
 
     def feed(self, text: str) -> None:
-        """Take a piece of the answer and show what is certain."""
+        """Add a piece of the answer and show what is certain."""
         if self._thinking and text:
             self._thinking = False
             self._write("\n\n")

@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from freehold.remote.openai import RemoteModel
 
 
-def tell_notes(llm: LLM | RemoteModel, told: int = 0) -> int:
-    """Say on stderr what the user should know of the model, once; return how many notes there are."""
+def tell_notes(llm: LLM | RemoteModel, seen: int = 0) -> int:
+    """Print the model's notes beyond the first `seen`; return how many notes there are."""
     notes = llm.info.notes
-    for note in notes[told:]:
+    for note in notes[seen:]:
         tell(f"note: {note}")
     return len(notes)
 
 
 class Opened:
-    """The model of this run, on the server or in this process; a chat may put another in its place."""
+    """The model of this run, on the server or in this process; a chat may replace it."""
 
     def __init__(self, settings: Settings, store: Store, request: RunRequest, name: str) -> None:
         self._settings, self._store, self._request = settings, store, request
@@ -50,7 +50,7 @@ class Opened:
 
     def switch(self, name: str) -> tuple[LLM | RemoteModel, ModelFacts]:
         """Open another model, then close this one; if the other cannot be opened, this one stays as it is."""
-        request = replace(self._request, draft=None, adapter=None)  # they belong to the model before
+        request = replace(self._request, draft=None, adapter=None)  # these options are for the first model
         other = self._open(name, request)
         self.model.close()
         self.model, self._request = other, request
@@ -58,7 +58,7 @@ class Opened:
 
     @property
     def facts(self) -> ModelFacts:
-        """What a chat's status line says of it."""
+        """What a chat's status line shows of it."""
         return ModelFacts(self.model.info.quantization, self.model.info.context)
 
     def _open(self, name: str, request: RunRequest) -> LLM | RemoteModel:
@@ -66,7 +66,7 @@ class Opened:
 
 
 def attached(settings: Settings, store: Store, model: str, request: RunRequest) -> RemoteModel | None:
-    """Return the model as this home's server has it; None where it is to be loaded here."""
+    """Return the model on this home's running server; None if it must be loaded here."""
     if request.local or not settings.socket.exists():
         return None
     from freehold.cli.serving.attach import running
@@ -74,14 +74,14 @@ def attached(settings: Settings, store: Store, model: str, request: RunRequest) 
     try:
         server = running(settings)
     except ServerUnreachable as e:
-        tell(f"note: {e.message}; the model is loaded here")
+        tell(f"note: {e.message}; loading the model in this process")
         return None
     if server is None:
         return None
     found = None
     try:
         if request.own:
-            tell(f"note: {request.own[0]} is for a model that is loaded here: not asking the running server")
+            tell(f"note: {request.own[0]} needs a model in this process; the running server is not used")
         else:
             found = _served(server, store, model, request)
         return found
@@ -91,7 +91,7 @@ def attached(settings: Settings, store: Store, model: str, request: RunRequest) 
 
 
 def _served(server: RunningServer, store: Store, model: str, request: RunRequest) -> RemoteModel | None:
-    """Have the server load a model; None if it is none of the server's, or the server is ending."""
+    """Load a model on the server; None if it does not have the model, or is stopping."""
     from freehold.formats.adapter_names import unknown_adapter
     from freehold.remote.openai import RemoteModel
 
@@ -104,7 +104,7 @@ def _served(server: RunningServer, store: Store, model: str, request: RunRequest
             ref.name, adapter, [n.removeprefix(beside) for n in names if n.startswith(beside)]
         )
     if not _is_server_s(server, store, ref):
-        tell(f"note: the running server does not know {ref.name}; it is loaded here")
+        tell(f"note: the running server does not have {ref.name}; loading it in this process")
         return None
     if sys.stderr.isatty() and not any(m.name == ref.name and m.info for m in server.loaded()):
         tell(f"the server loads {ref.name} ...")
@@ -112,19 +112,19 @@ def _served(server: RunningServer, store: Store, model: str, request: RunRequest
         info = server.load(ref.name).info
     except EngineClosed:
         return None
-    if info is None:  # it left memory again at once
+    if info is None:  # unloaded again at once
         return None
     made = ref.overlay.read.sampling if ref.overlay else {}
     sampling = replace(info.default_sampling, **made)  # type: ignore[arg-type]
     info = replace(info, load_s=time.perf_counter() - started, default_sampling=sampling)
     if server.note:
         tell(f"note: {server.note}")
-    _tell_facts(info, request, f", held by the server at {server.greeting.url}")
+    _tell_facts(info, request, f", on the server at {server.greeting.url}")
     return RemoteModel(server.api, f"{ref.name}+{adapter}" if adapter else ref.name, info)
 
 
 def _is_server_s(server: RunningServer, store: Store, ref: ModelRef) -> bool:
-    """Return whether the server means the same file by the model's name."""
+    """Return whether the server has the same file under the model's name."""
     if ref.name not in server.names():
         return False
     try:
@@ -134,14 +134,14 @@ def _is_server_s(server: RunningServer, store: Store, ref: ModelRef) -> bool:
 
 
 def open_llm(store: Store, model: str, request: RunRequest) -> LLM:
-    """Load MODEL in this process, fetching it first if it is not here."""
+    """Load MODEL in this process; fetch it first if necessary."""
     from freehold.local import open_model
 
     _, name, path = named_adapter(request.adapter) if request.adapter else ("", "", None)
     base, beside = parted(store, model)
     if beside:
         raise ModelNotFound(
-            f"{model} is the name of an adapter on a running server, and the model is to be loaded here",
+            f"{model} names an adapter of a running server, and the model is loaded in this process",
             f"freehold run {base} --adapter PATH; or freehold serve {base} --adapter {beside}=PATH first",
         )
     ref = held_or_fetched(store, model)
@@ -163,8 +163,10 @@ def open_llm(store: Store, model: str, request: RunRequest) -> LLM:
 
 
 def _tell_facts(info: ModelInfo, request: RunRequest, where: str = "") -> None:
-    """Say on stderr which context there is and why, and where the model is held if not here."""
-    cut = request.context is None and info.context < info.trained_context  # never in silence
+    """Print the context and the reason for it, and where the model is if not in this process."""
+    cut = (
+        request.context is None and info.context < info.trained_context
+    )  # a reduced context is always reported
     if request.verbose or cut or sys.stderr.isatty():
         tell(
             " ".join(p for p in (info.name, info.quantization) if p)
@@ -175,6 +177,6 @@ def _tell_facts(info: ModelInfo, request: RunRequest, where: str = "") -> None:
 
 
 def _show_packing(done: int, total: int) -> None:
-    """Show how far the first load is, on one line that it wipes at the end."""
+    """Show the progress of the first load on one line, which is cleared at the end."""
     text = f"\rpreparing the weights: {done / max(total, 1):.0%}" if done < total else "\r\x1b[K"
     print(text, end="", file=sys.stderr, flush=True)

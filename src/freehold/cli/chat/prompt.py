@@ -1,6 +1,6 @@
-"""Tell MODEL from PROMPT among the words of `freehold run`, and read a prompt from stdin.
+"""Splits the words of `freehold run` into MODEL and PROMPT, and reads a prompt from stdin.
 
-Knows words and bytes; asks the catalogue and the store what a name is, loads nothing.
+Knows words and bytes; looks names up in the catalogue and the store; loads nothing.
 Path: run.command -> split_words, read_stdin -> the prompt
 """
 
@@ -18,12 +18,14 @@ from freehold.errors import BadPrompt, FreeholdError, ModelNotFound, UsageError
 from freehold.store import Store
 
 MAX_STDIN = 64 << 20  # bytes; far beyond any context, small enough to hold
-PATIENCE_S = 3.0  # a silent pipe is mentioned after this long
+PATIENCE_S = 3.0  # until a silent pipe is reported
 
 
 def split_words(words: Sequence[str], store: Store, default: str) -> tuple[str, str]:
-    """Return (MODEL, prompt). The first word is MODEL if it names something. A first word that names nothing begins
-    the prompt for the default model if it has a space in it, or looks like no name and is near none (`hello`).
+    """Return (MODEL, prompt). The first word is MODEL if it names one.
+
+    Otherwise it begins the prompt for the default model, if it contains a space, or does not look like a name and is
+    not close to one (`hello`).
     """
     if not words:
         return default, ""
@@ -37,17 +39,17 @@ def split_words(words: Sequence[str], store: Store, default: str) -> tuple[str, 
         raise ModelNotFound(missing.message, f"for the file of that name, write ./{first}")
     if "did you mean" in missing.hint or not _is_word(first):
         raise ModelNotFound(missing.message, missing.hint)
-    print(f"no model is called {first!r}: asking {default}", file=sys.stderr)
+    print(f"{first!r} is not a model: prompting {default}", file=sys.stderr)
     return default, " ".join(words)
 
 
 def _is_word(text: str) -> bool:
-    """Tell a word of a sentence from a name: models' names have digits, hyphens, colons or slashes."""
+    """Return whether a text may be a word of a sentence: names have digits, hyphens, colons or slashes."""
     return not re.search(r"[\d:/\\_-]", text)
 
 
 def _missing(word: str, store: Store) -> FreeholdError | None:
-    """Return why `word` names no model; None when it does, held or not."""
+    """Return the error if `word` names no model; None if it does, in the store or not."""
     from freehold import catalog
     from freehold.store.refs import parse_ref
 
@@ -75,9 +77,7 @@ def read_stdin(stream: BinaryIO | None = None) -> str:
         _mention_a_silent_pipe()
     raw = (stream or sys.stdin.buffer).read(MAX_STDIN + 1)
     if len(raw) > MAX_STDIN:
-        raise BadPrompt(
-            f"stdin holds more than {MAX_STDIN >> 20} MiB", "send less: no context holds that much"
-        )
+        raise BadPrompt(f"stdin holds more than {MAX_STDIN >> 20} MiB", "send less: no context is that long")
     return decoded(raw, "stdin")
 
 
@@ -89,7 +89,7 @@ def read_text_file(path: Path) -> str:
     except OSError as e:
         raise UsageError(f"{path} cannot be read: {e.strerror}", "check the path") from e
     if len(raw) > MAX_STDIN:
-        raise BadPrompt(f"{path} holds more than {MAX_STDIN >> 20} MiB", "no context holds that much")
+        raise BadPrompt(f"{path} holds more than {MAX_STDIN >> 20} MiB", "no context is that long")
     return decoded(raw, str(path))
 
 
@@ -107,7 +107,7 @@ def decoded(raw: bytes, where: str) -> str:
 
 
 def joined(context: str, prompt: str) -> str:
-    """Put what came from stdin before the prompt, a blank line between; refuse two blanks."""
+    """Join the text from stdin and the prompt with a blank line between; raise BadPrompt if both are blank."""
     if "\0" in prompt:
         raise BadPrompt("the prompt holds a NUL character", "send UTF-8 text")
     if any("\ud800" <= c <= "\udfff" for c in prompt):
@@ -119,7 +119,7 @@ def joined(context: str, prompt: str) -> str:
 
 
 def _mention_a_silent_pipe() -> None:
-    """Say that we wait, when nothing has come for a while: a forgotten pipe looks like a hang."""
+    """Print that stdin is awaited if nothing arrives for a while: a forgotten pipe looks like a hang."""
     try:
         ready, _, _ = select.select([sys.stdin], [], [], PATIENCE_S)
     except (OSError, ValueError):  # not selectable: a plain file on some systems

@@ -1,4 +1,4 @@
-"""Keep chats: one JSON-lines file per session under the data home, readable by its owner only.
+"""Saved chats: one JSON-lines file per session in the data folder, readable by its owner only.
 
 Line 1 describes the session, each further line is a message. A file is rewritten whole after each turn
 (write aside, then rename), so a crash leaves the last complete turn. Knows no model and no terminal.
@@ -22,13 +22,13 @@ from freehold.errors import StoreError, UsageError
 from freehold.types import Message
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_MAX_BYTES = 64 << 20  # a session file larger than this was not written by us
+_MAX_BYTES = 64 << 20  # larger files were not written by this program
 _ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
 class ChatSession:
-    """A chat as it lies on disk. `name` is the file's stem; `updated` is seconds since the epoch."""
+    """A chat as saved on disk. `name` is the file's stem; `updated` is seconds since the epoch."""
 
     name: str
     model: str
@@ -89,7 +89,7 @@ class Sessions:
     def rename(self, session: ChatSession, name: str) -> ChatSession:
         """Save the session under `name` and drop its old file; a name in use is refused."""
         if self._path(name).exists():
-            raise UsageError(f"a session called {name} exists already", f"/load {name} goes on with it")
+            raise UsageError(f"a session named {name} exists already", f"/load {name} continues it")
         renamed = replace(session, name=name)
         self.save(renamed)
         self._path(session.name).unlink(missing_ok=True)
@@ -103,7 +103,7 @@ class Sessions:
             if len(begins) != 1:
                 near = ", ".join(begins[:4]) or nearest(name, names)
                 hint = f"did you mean {near}?" if near else "/load in a chat lists the saved ones"
-                raise UsageError(f"no session is called {name!r}", hint)
+                raise UsageError(f"{name!r} is not a session", hint)
             name = begins[0]
         return self._read(self._path(name))
 
@@ -147,14 +147,14 @@ class Sessions:
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
             raise UsageError(
-                f"{name!r} cannot name a session", "use letters, digits, '.', '_' and '-', at most 80"
+                f"{name!r} is not a valid session name", "use letters, digits, '.', '_' and '-', at most 80"
             )
         return self.folder / f"{name}.jsonl"
 
     def _read(self, path: Path) -> ChatSession:
         try:
             if path.stat().st_size > _MAX_BYTES:
-                raise StoreError(f"{path} is larger than {_MAX_BYTES >> 20} MiB; it is no session of ours")
+                raise StoreError(f"{path} is larger than {_MAX_BYTES >> 20} MiB and not a session")
             head, *rest = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             session = ChatSession(
                 path.stem, str(head["model"]), tuple(map(_message, rest)), str(head["created"])
@@ -163,7 +163,7 @@ class Sessions:
         except OSError as e:
             raise StoreError(f"session {path} cannot be read: {e.strerror}") from e
         except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise StoreError(f"session {path} is damaged: {e}", "move the file away to go on") from e
+            raise StoreError(f"session {path} is damaged: {e}", "move the file away to continue") from e
 
 
 def _message(raw: dict) -> Message:

@@ -1,8 +1,8 @@
-"""Read what the user types in a chat: history, several lines, a status line. The only prompt-toolkit here.
+"""Reads the user's lines in a chat: history, several lines, a status line. The only file with prompt-toolkit.
 
 Enter sends; Alt-Enter and Ctrl-J start a new line; a text that opens with three double quotes is sent by
 the Enter after the closing three; pasted lines stay together. Knows no model.
-Path: run.talk -> LineReader.read -> chat.Chat.handle
+Path: run -> LineReader.read -> chat.Chat.handle
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class LineReader:
 
 
 class PlainReader:
-    """Read messages line by line where a terminal can do no more; three quotes open and close a block."""
+    """Read messages line by line on a terminal without control sequences; three quotes open and close a block."""
 
     def read(self) -> str:
         """Return the next message; raise EOFError at Ctrl-D and KeyboardInterrupt at Ctrl-C."""

@@ -1,6 +1,6 @@
-"""The programs that `freehold launch` knows: which file each reads, what must stand in it, how it is started then.
+"""The programs of `freehold launch`: the file each reads, the settings it needs, the command that starts it.
 
-Facts of their makers' documentation, with the page and the day it was read. Knows no disk: text in, text out.
+Facts from their documentation, with the page and the date. Knows no disk: text in, text out.
 Path: launch -> APPS[name] -> App.edit -> edits.py
 """
 
@@ -16,12 +16,12 @@ import click
 
 from freehold.cli.clients.edits import list_item, merged_json, quoted, set_yaml
 
-NO_KEY = "none"  # for clients that insist on a key; a server without keys reads none
+NO_KEY = "none"  # for clients that require a key; a server without keys ignores it
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server to use. `url` has no /v1; `key` is "" where it asks for none."""
+    """The server to use. `url` has no /v1; `key` is "" if it needs none."""
 
     url: str
     model: str
@@ -43,7 +43,7 @@ Environment = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """One program. `edit`: its file's text (empty: there is none) to the text with our settings in it."""
+    """One program. `edit`: returns its file's text (empty: no file) with our settings."""
 
     title: str
     file: Callable[[Environment, Path], Path]  # from the environment and the data folder

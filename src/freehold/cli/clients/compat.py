@@ -1,6 +1,6 @@
-"""`freehold doctor compat`: the SDKs that are installed here against a server, a row a feature, green or red.
+"""`freehold doctor compat`: runs the installed SDKs against a server, one row per feature, green or red.
 
-Knows which server to ask, or starts one for the time it takes; the checks are sdks.py's. Speaks to no other address.
+Knows which server to use, or starts one for the checks, which are sdks.py's. Connects to no other address.
 Path: doctor -> compat -> sdks.CHECKS -> stdout
 """
 
@@ -32,7 +32,7 @@ _REASON = 200  # characters
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came of one check. `ok` None: not asked, for the reason given."""
+    """The result of one check. `ok` None: not run, for the given reason."""
 
     sdk: str
     version: str
@@ -45,10 +45,10 @@ class Row:
 @click.command("compat")
 @click.argument("model", required=False)
 @click.option(
-    "--url", metavar="URL", help="Ask this server. Default: this home's, or one started for the time."
+    "--url", metavar="URL", help="Server to check; default: this home's, or one started for the checks."
 )
-@click.option("--key", metavar="KEY", help="Default: FREEHOLD_API_KEY.")
-@click.option("--embedding", metavar="MODEL", help="Ask this one for embeddings. Default: MODEL.")
+@click.option("--key", metavar="KEY", help="API key; default: FREEHOLD_API_KEY.")
+@click.option("--embedding", metavar="MODEL", help="Model for embeddings; default: MODEL.")
 @click.option("--only", multiple=True, metavar="SDK", help="Only this SDK; repeatable.")
 @json_option
 @click.pass_context
@@ -61,16 +61,16 @@ def command(
     only: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Run the SDKs that are installed (openai, anthropic, ollama, langchain-openai, llm) against a server.
+    """Run the installed SDKs (openai, anthropic, ollama, langchain-openai, llm) against a server.
 
-    MODEL: one that the server holds; default: the one in its memory. Where no server runs, one is started on a free
-    port of loopback with MODEL, and ended afterwards. What MODEL cannot do (tools without a template for them) is no
-    row of either colour. Exits 1 when a row is red.
+    MODEL: a model of the server; default: the one in its memory. If no server runs, one is started on a free loopback
+    port with MODEL, and stopped afterwards. Features that MODEL lacks (tools without a template) are skipped. Exits
+    with 1 if a row is red.
     """
     settings: Settings = ctx.obj
     wrong = [name for name in only if name not in CHECKS]
     if wrong:
-        raise UsageError(f"{wrong[0]!r} is no SDK that is checked", ", ".join(CHECKS))
+        raise UsageError(f"{wrong[0]!r} is not a checked SDK", ", ".join(CHECKS))
     rows: list[Row] = []
     with _server(settings, url, settings.api_key if key is None else key, model) as found:
         asked = CheckTarget(found.url, found.key or "none", found.model, embedding or found.model)
@@ -108,9 +108,9 @@ def checked(asked: CheckTarget, sdks: Sequence[str]) -> Iterator[Row]:
 
 
 def able(asked: CheckTarget) -> frozenset[str] | None:
-    """Return what a server of ours says the model can do once it is loaded; None of one that does not say.
+    """Return the loaded model's capabilities; None for a server that does not report them.
 
-    Raises ServerUnreachable where nobody answers.
+    Raises ServerUnreachable if no server answers.
     """
     import httpx2
 
@@ -131,7 +131,7 @@ def _checked(asked: CheckTarget, sdk: str, version: str, feature: str) -> Row:
     try:
         with CLIENTS[sdk](asked) as client:
             CHECKS[sdk][feature](asked, client)
-    except Exception as e:  # whatever an SDK raises is what its user would see
+    except Exception as e:  # any exception of an SDK is one its user would see
         said = " ".join(f"{type(e).__name__}: {e}".split())
         return Row(sdk, version, feature, False, round(time.monotonic() - started, 3), said[:_REASON])
     return Row(sdk, version, feature, True, round(time.monotonic() - started, 3))
@@ -147,7 +147,7 @@ def _line(row: Row) -> str:
 
 @contextmanager
 def _own_folder() -> Iterator[None]:
-    """Give llm a folder for the time: it makes one wherever it is used."""
+    """Give llm a temporary folder: it creates one at import."""
     before = os.environ.get("LLM_USER_PATH")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LLM_USER_PATH"] = folder
@@ -161,7 +161,7 @@ def _own_folder() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class CheckedServer:
-    """The server to ask."""
+    """The server to check."""
 
     url: str
     key: str
@@ -170,10 +170,10 @@ class CheckedServer:
 
 @contextmanager
 def _server(settings: Settings, url: str | None, key: str, model: str | None) -> Iterator[CheckedServer]:
-    """Give the server that was named, that runs, or that is started for the time."""
+    """Give the named server, the running one, or one started for the checks."""
     if url is not None:
         if not model:
-            raise UsageError("which model of that server?", "freehold doctor compat MODEL --url URL")
+            raise UsageError("a model is missing", "freehold doctor compat MODEL --url URL")
         yield CheckedServer(url.rstrip("/").removesuffix("/v1"), key, model)
         return
     from freehold.cli.serving.attach import running
@@ -193,7 +193,7 @@ def _server(settings: Settings, url: str | None, key: str, model: str | None) ->
 
 @contextmanager
 def _started(settings: Settings, model: str) -> Iterator[CheckedServer]:
-    """Run a server of this home on a free port until the checks are done, with a key of its own."""
+    """Run a server of this home on a free port during the checks, with its own key."""
     key = secrets.token_urlsafe(24)
     program = [sys.executable, "-P", "-m", "freehold.sandbox.leash", "freehold.cli.main"]
     command = [*program, "serve", model, "--port", "0", "--json", "--host", "127.0.0.1"]

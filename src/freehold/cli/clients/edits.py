@@ -1,7 +1,7 @@
-"""Put a few settings into somebody else's file, leaving the rest as it stands, comments too; or refuse.
+"""Edits another program's settings file and leaves the rest unchanged, comments too; or refuses.
 
-Text in, text out: JSON objects, YAML of plain `key: value` lines, and a YAML list that gets one more item between two
-comments of ours. What is written in another way is refused, never rewritten: there is no YAML parser here.
+Text in, text out: JSON objects, YAML of plain `key: value` lines, and a YAML list that gains one item between two
+comments of ours. Other notations are refused, never rewritten: there is no YAML parser here.
 Path: apps.App.edit -> here; UsageError -> launch
 """
 
@@ -19,7 +19,7 @@ _TOP_KEY = re.compile(r"[A-Za-z_][\w.-]*[ \t]*:([ \t]|$)")
 
 
 class NotUnderstood(UsageError):
-    """A file is written in a way that an edit could damage."""
+    """A file whose notation an edit could damage."""
 
 
 def merged_json(old: str, section: str, values: Mapping[str, Any]) -> str:
@@ -27,7 +27,7 @@ def merged_json(old: str, section: str, values: Mapping[str, Any]) -> str:
     try:
         whole = json.loads(old) if old.strip() else {}
         if not isinstance(whole, dict) or not isinstance(whole.get(section, {}), dict):
-            raise NotUnderstood(f"it is no JSON object with an object {section!r}")
+            raise NotUnderstood(f"it is not a JSON object with an object {section!r}")
         whole[section] = {**whole.get(section, {}), **values}
         new = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
         new.encode()  # half a surrogate pair can be read, and not be written
@@ -45,7 +45,7 @@ def set_yaml(old: str, values: Mapping[str, str]) -> str:
         named = re.escape(key) + r"[ \t]*:"
         at = [i for i, each in enumerate(lines) if re.match(rf"{named}([ \t]|$)", each)]
         if len(at) > 1:
-            raise NotUnderstood(f"{key} stands in it {len(at)} times")
+            raise NotUnderstood(f"it has {key} {len(at)} times")
         if not at:
             lines.append(line)
             continue
@@ -68,7 +68,7 @@ def list_item(old: str, key: str, item: Sequence[str]) -> str:
         indent = _indent(lines, at)
     else:
         if any(line.strip() and not line.startswith(("- ", "#", " ")) for line in lines):
-            raise NotUnderstood("it is no list of items, each beginning with a dash")
+            raise NotUnderstood("it is not a list of items that begin with a dash")
         at, indent = len(lines), ""
     ours = [
         f"{indent}{BEGIN}",
@@ -85,7 +85,7 @@ def quoted(text: str) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Split where YAML ends a line; str.splitlines would cut at what may stand in a text."""
+    """Split at YAML's line ends; str.splitlines would also split at characters within a text."""
     lines = re.split(r"\r\n|\r|\n", text)
     return lines if lines[-1] else lines[:-1]
 
@@ -99,11 +99,11 @@ def _without_ours(lines: list[str]) -> list[str]:
 
 
 def _plain_mapping(lines: Sequence[str]) -> None:
-    """Refuse what is not keys at the left margin, with what belongs to each indented, or a list under it."""
+    """Refuse all but keys at the left margin with indented values or lists."""
     for number, line in enumerate(lines, 1):
         odd = "\t" in line[: len(line) - len(line.lstrip())]
         if odd or (line and not line.startswith((" ", "#", "-")) and not _TOP_KEY.match(line)):
-            raise NotUnderstood(f"line {number} is no plain `key: value`: {line[:60]!r}")
+            raise NotUnderstood(f"line {number} is not a plain `key: value`: {line[:60]!r}")
         if line.startswith(("---", "- -", "...")) and number > 1:
             raise NotUnderstood(f"line {number} begins another document")
 
@@ -115,7 +115,7 @@ def _list_under(lines: list[str], key: str) -> int:
         lines.append(f"{key}:")
         return len(lines)
     if len(at) > 1 or not re.fullmatch(rf"{re.escape(key)}[ \t]*:[ \t]*(\[\])?[ \t]*(#.*)?", lines[at[0]]):
-        raise NotUnderstood(f"{key} in line {at[0] + 1} is no list with an item a line")
+        raise NotUnderstood(f"{key} in line {at[0] + 1} is not a list with one item per line")
     lines[at[0]] = lines[at[0]].replace("[]", "").rstrip()
     return at[0] + 1
 
@@ -128,7 +128,7 @@ def _indent(lines: Sequence[str], at: int) -> str:
         if line.lstrip().startswith("- "):
             return line[: len(line) - len(line.lstrip())]
         if line.startswith(" "):
-            raise NotUnderstood(f"what stands under it is no list: {line.strip()[:60]!r}")
+            raise NotUnderstood(f"its value is not a list: {line.strip()[:60]!r}")
         break
     return "  "
 

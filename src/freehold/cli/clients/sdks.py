@@ -1,6 +1,6 @@
-"""What `freehold doctor compat` asks of each SDK: one small function a feature, which raises what went wrong.
+"""The checks of `freehold doctor compat`: one small function per feature, which raises on failure.
 
-Knows the SDKs' own calls and what must come back; knows no table and no server of ours. An SDK is imported by the
+Knows the SDKs' calls and the expected results; knows no table and no server. An SDK is imported by the
 checks that use it. Path: compat -> CHECKS -> the SDK -> HTTP
 """
 
@@ -28,7 +28,7 @@ PARAMETERS = {
 }
 TOOL = {
     "type": "function",
-    "function": {"name": "weather", "description": "Tell the weather of a city.", "parameters": PARAMETERS},
+    "function": {"name": "weather", "description": "Return the weather of a city.", "parameters": PARAMETERS},
 }
 CHAT = [{"role": "user", "content": "Name a colour."}]
 QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
@@ -36,7 +36,7 @@ QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 @dataclass(frozen=True, slots=True)
 class CheckTarget:
-    """The server and the models to ask. `able`: what the model can do; None: the server does not tell."""
+    """The server and the models to check. `able`: the model's capabilities; None: not reported."""
 
     url: str
     key: str
@@ -196,7 +196,7 @@ def anthropic_async(a: CheckTarget, client: Any) -> None:
 
 
 def anthropic_tools(a: CheckTarget, client: Any) -> None:
-    tool = {"name": "weather", "description": "Tell the weather of a city.", "input_schema": PARAMETERS}
+    tool = {"name": "weather", "description": "Return the weather of a city.", "input_schema": PARAMETERS}
     answer = client.messages.create(
         model=a.model, messages=QUESTION, tools=[tool], tool_choice={"type": "any"}, max_tokens=128
     )

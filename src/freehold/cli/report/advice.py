@@ -1,6 +1,6 @@
-"""The advice in words, as a chart and as one HTML page. Knows columns; the drawing is advisor.report's.
+"""The advice as lines of text, as a chart and as one HTML page. Knows columns; advisor.report draws.
 
-Path: cli/advise -> chart, report -> a file's text.
+Path: cli/advise -> chart, report -> text of a file
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _BASES = ("published", "converted")
 _MOST_RULED_OUT = 400
-_NAMED = 4  # models named of those that are not ranked
+_NAMED = 4  # unranked models that are named
 
 
 def chart(advice: Advice, shown: tuple[Judged, ...]) -> str:
@@ -31,10 +31,10 @@ def chart(advice: Advice, shown: tuple[Judged, ...]) -> str:
 def report(advice: Advice, shown: tuple[Judged, ...]) -> str:
     """Return the whole answer as an HTML page that fetches nothing."""
     task = advice.request.task
-    first = f"First: {name(shown[0].model)}. " if shown else "Nothing here is good enough. "
+    first = f"First: {name(shown[0].model)}. " if shown else "No model here is good enough. "
     lead = (
         f"{first}Of {advice.considered} models, {len(advice.picks)} are good enough, {len(advice.below)} run and are "
-        f"not, {len(advice.unproven)} run and have no published result, {len(advice.ruled_out)} are ruled out; "
+        f"not, {len(advice.unproven)} run and have no published result, {len(advice.ruled_out)} are excluded; "
         f"{needs(advice)}."
     )
     sections = [_question(advice)]
@@ -45,16 +45,16 @@ def report(advice: Advice, shown: tuple[Judged, ...]) -> str:
         sections.append(_tiers(advice))
     sections.append(_ruled_out(advice))
     footer = (
-        "Quality: published results, less what the quantisation costs; ranges hold four of five known results. "
-        "Nothing was measured here.",
-        "Speed and memory are predictions with 80 % ranges. Licence answers are no legal advice.",
+        "Quality: published results with a deduction for quantisation and 80 % ranges. "
+        "No model was run for this report.",
+        "Speed and memory are predictions with 80 % ranges. Licence answers are not legal advice.",
         f"Made by freehold advise on {date.today().isoformat()}.",
     )
     return page(f"Models for {task.title}", lead, sections, footer)
 
 
 def needs(advice: Advice) -> str:
-    """Word the speed and the context that a pick must have; a task without a pace has no speed."""
+    """Return the least speed and context of a pick; some tasks have no least speed."""
     speed = advice.request.speed
     paced = f"{speed:g} tokens a second or more, " if speed else ""
     return f"{paced}{advice.request.context:,} tokens of context"
@@ -65,7 +65,7 @@ def _question(advice: Advice) -> Section:
 
 
 def understood(advice: Advice) -> list[str]:
-    """Return what was understood of the question, what was ignored, and what else is to be said of it, a line each."""
+    """Return lines: what was understood of the question, what was ignored, notes."""
     asked = advice.asked
     if asked is None:
         return []
@@ -79,16 +79,18 @@ def understood(advice: Advice) -> list[str]:
 
 
 def apart(advice: Advice) -> list[str]:
-    """Return a line each on what runs here and is not ranked, and on what would be good enough elsewhere."""
+    """Return lines about models that run here and are not ranked, and about good ones on other hardware."""
     lines = []
     if advice.below:
         best = advice.below[0]
         lines.append(
-            f"range begins below the bar of {advice.bar:g} on {advice.benchmark}, so not ranked: "
+            f"not ranked, as the range begins below the bar of {advice.bar:g} on {advice.benchmark}: "
             f"{_names(advice.below)}; the best of them, {name(best.model)}, has {short_of(advice, best)}"
         )
     if advice.unproven:
-        lines.append(f"no published result for this kind of work, so not ranked: {_names(advice.unproven)}")
+        lines.append(
+            f"not ranked, without a published result for this kind of work: {_names(advice.unproven)}"
+        )
     for judged in advice.instead:
         place, quality = judged.placement, judged.quality
         assert place is not None and quality is not None  # elsewhere it has both
@@ -99,7 +101,7 @@ def apart(advice: Advice) -> list[str]:
 
 
 def short_of(advice: Advice, judged: Judged) -> str:
-    """Word a quality below the bar, with decimals of its low end where rounding would put it at the bar."""
+    """Return a quality below the bar; its low end has decimals if rounding would put it at the bar."""
     low = judged.lower_bound
     if round(low) < advice.bar:
         return per_cent(judged.quality)
@@ -114,7 +116,7 @@ def _names(judged: tuple[Judged, ...]) -> str:
 
 
 def _part(what: str, value: str, says: str, words: list[str]) -> str:
-    """Word one thing that was understood: language de (German); hardware m4:16gb (macbook: taken as an Apple M4)."""
+    """Describe one part of the question: language de (German); hardware m4:16gb (macbook: taken as an Apple M4)."""
     shown = "" if value in ("yes", "") else f" {value}"
     because = f"{', '.join(words)}: {says}" if says else ", ".join(words)
     return f"{what}{shown} ({because})"
@@ -145,7 +147,7 @@ def head(advice: Advice) -> tuple[str, ...]:
         "memory",
         "tok/s",
         advice.benchmark or "quality",
-        "said by",
+        "basis",
         "licence",
         *(("languages",) if advice.request.languages else ()),
         *(("yours",) if advice.own else ()),
@@ -170,7 +172,7 @@ def row(advice: Advice, judged: Judged) -> tuple[str, ...]:
 
 
 def vouched(judged: Judged) -> tuple[str, str]:
-    """Return a result and what it rests on; of what finds texts, with its benchmark, as there are several."""
+    """Return a result and its basis; for embedders and rerankers with its benchmark, as there are several."""
     if judged.model.role == "generator":
         return per_cent(judged.quality), judged.quality.basis if judged.quality else ""
     score = result(judged.model)
@@ -178,7 +180,7 @@ def vouched(judged: Judged) -> tuple[str, str]:
 
 
 def beside_lines(advice: Advice) -> list[str]:
-    """Return what finds the texts beside a RAG model, a line each with its command."""
+    """Return the embedder and the reranker for a RAG model, each with its command."""
     found = advice.beside
     if found is None:
         return []
@@ -187,14 +189,14 @@ def beside_lines(advice: Advice) -> list[str]:
         if one:
             lines += [f"{what}: {name(one.model)} ({size(one.model)}): {one.says}", f"  {one.line.command}"]
     if found.embedder is None:
-        lines.append("embeddings: no embedder of the catalogue runs there and may know the languages")
+        lines.append("embeddings: no embedder of the catalogue runs there and covers the languages")
     if found.reranker is None and found.no_reranker:
         lines.append(f"no reranker: {found.no_reranker}")
     return lines
 
 
 def own_words(advice: Advice, judged: Judged) -> str:
-    """Word what a model did with the user's own cases: 4 of 4 (71 to 100 %); empty where it was not tried."""
+    """Return a model's result on the user's own cases: 4 of 4 (71 to 100 %); empty if it was not run."""
     own = advice.own.get(judged.model.id)
     return f"{own.passed} of {own.cases} ({own.range.low:.0f} to {own.range.high:.0f} %)" if own else ""
 
@@ -220,7 +222,7 @@ def _ruled_out(advice: Advice) -> Section:
     parts = [table(("model", "rule", "why"), rows[:_MOST_RULED_OUT])]
     if len(rows) > _MOST_RULED_OUT:
         parts.append(paragraph(f"and {len(rows) - _MOST_RULED_OUT} more reasons: --json has all", note=True))
-    return Section("Ruled out", tuple(parts))
+    return Section("Excluded", tuple(parts))
 
 
 def _scatter(advice: Advice, shown: tuple[Judged, ...], width: float) -> str:
@@ -241,7 +243,7 @@ def _scatter(advice: Advice, shown: tuple[Judged, ...], width: float) -> str:
 
 
 def name(model: Model) -> str:
-    """Return what to call a model: its short name, or the last part of its id."""
+    """Return a model's short name, or the last part of its id."""
     return model.name or model.id.rpartition("/")[2]
 
 
@@ -253,11 +255,11 @@ def command_of(judged: Judged) -> str:
 
 
 def reasons(advice: Advice, judged: Judged) -> list[str]:
-    """Return why a pick is one, a line each: quality, speed and memory, licence."""
+    """Return the reasons for a pick: quality, speed and memory, licence."""
     model, place = judged.model, judged.placement
     lines = [f"why {name(model)}:"]
     if own := own_words(advice, judged):
-        lines.append(f"  passed {own} of your own cases; no model that was tried passed more")
+        lines.append(f"  passed {own} of your own cases; no other tried model passed more")
     if judged.quality:
         said = judged.quality
         lines.append(f"  {said.benchmark} {per_cent(said)} {said.basis}: {said.evidence}")
@@ -278,7 +280,7 @@ def reasons(advice: Advice, judged: Judged) -> list[str]:
 
 
 def per_cent(quality: Quality | None) -> str:
-    """Word a quality: 71 (67 to 74)."""
+    """Return a quality as text: 71 (67 to 74)."""
     if quality is None:
         return "not known"
     r = quality.range

@@ -21,24 +21,26 @@ if TYPE_CHECKING:
 
 
 def run_first(settings: Settings, advice: Advice, *, quiet: bool) -> None:
-    """Run the first pick that can be had with the task's sample, and say whether its speed was foreseen."""
+    """Run the first available pick on the task's sample, and compare its speed with the prediction."""
     for judged in advice.picks:
         place = judged.placement
         if place is None or place.engine != "freehold" or advice.request.task.encoder:
-            raise UsageError("--run has a model of this machine answer", "run the command above instead")
+            raise UsageError(
+                "--run needs a model that answers on this machine", "run the command above instead"
+            )
         try:
             tried = _try(settings, judged.model, place, advice.request.task.sample, quiet=quiet)
         except FreeholdError as e:
-            click.echo(f"{name(judged.model)} cannot be run: {e.message}; the next one", err=True)
+            click.echo(f"{name(judged.model)} cannot be run: {e.message}; trying the next one", err=True)
             continue
         click.echo(
             f"decode {tried:.1f} tokens a second; predicted {_compared(tried, place.decode)}", err=True
         )
         if tried not in place.decode:
             then = _foreseen_now(settings, judged.model, place)
-            click.echo(f"with the machine as busy as it is now, predicted {_compared(tried, then)}", err=True)
+            click.echo(f"predicted at the present load: {_compared(tried, then)}", err=True)
         return
-    raise UsageError("none of these models can be had from here", "--held asks for those that are here")
+    raise UsageError("none of these models can be fetched", "--held lists those in the store")
 
 
 def _compared(tried: float, foreseen: Interval) -> str:
@@ -46,7 +48,7 @@ def _compared(tried: float, foreseen: Interval) -> str:
 
 
 def _try(settings: Settings, model: Model, place: Placement, sample: str, *, quiet: bool) -> float:
-    """Answer the sample without guesses, which the prediction leaves out; return tokens a second."""
+    """Answer the sample without speculation, as the prediction assumes; return tokens a second."""
     from freehold.advisor.learning import learn
     from freehold.cli.shared import held_or_fetched
     from freehold.local import open_model
@@ -70,7 +72,7 @@ def _try(settings: Settings, model: Model, place: Placement, sample: str, *, qui
 
 
 def _foreseen_now(settings: Settings, model: Model, place: Placement) -> Interval:
-    """Foresee the speed again from rates measured now: others may share the machine, and a guest's clock changes."""
+    """Predict the speed again from rates measured now, in case the machine is shared or its clock has changed."""
     from freehold.advisor.fit import Fit, fit
     from freehold.advisor.machine import rates_now
     from freehold.choosing import here as this_machine

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LETTERS = "123456789abcdefghijklmnopqrstuvwxyz"
 
 
-_NAMED = 3  # models named of each rule that ruled some out
+_NAMED = 3  # excluded models named for each rule
 
 
 def print_advice(advice: Advice, shown: tuple[Judged, ...], *, everything: bool, plotted: bool) -> None:
@@ -50,7 +50,7 @@ def print_advice(advice: Advice, shown: tuple[Judged, ...], *, everything: bool,
         _print_tiers(advice)
         if any(j.placement and not j.placement.sure for j in shown):
             click.echo(
-                "this machine was busy when it was measured: only the upper end of a speed rules a model out"
+                "this machine was busy when measured: a model is excluded only by the upper end of its speed"
             )
     for line in beside_lines(advice):
         click.echo(line)
@@ -60,11 +60,11 @@ def print_advice(advice: Advice, shown: tuple[Judged, ...], *, everything: bool,
             click.echo(line)
     _print_ruled_out(advice, everything)
     if advice.request.facts is None:
-        click.echo("licences were not judged: --licence commercial does (not legal advice)")
+        click.echo("licences were not checked: --licence commercial does (not legal advice)")
 
 
 def _print_picks(advice: Advice, shown: tuple[Judged, ...]) -> None:
-    """Print the ranking, then the first one's reasons and command."""
+    """Print the ranking, then the reasons and the command of the first."""
     marks = (LETTERS[i] if i < len(LETTERS) else f"{i + 1}" for i in range(len(shown)))
     rows = [(mark, *row(advice, judged)) for mark, judged in zip(marks, shown, strict=True)]
     table(tuple(h.upper() for h in head(advice)), rows, right=(2, 4))
@@ -92,7 +92,7 @@ def _print_plot(advice: Advice, shown: tuple[Judged, ...]) -> None:
 
 
 def _print_tiers(advice: Advice) -> None:
-    """Print the best model of each size class, those that only the place stands against included."""
+    """Print the best model of each size class, also those that only the hardware excludes."""
     rows = []
     for tier, judged in advice.by_tier.items():
         there = str(judged.placement.decode) + " tok/s" if judged.placement else ""
@@ -108,34 +108,34 @@ def _print_ruled_out(advice: Advice, everything: bool) -> None:
     click.echo("")
     if everything:
         rows = [(j.model.id, r.rule, r.why) for j in advice.ruled_out for r in j.refusals]
-        table(("RULED OUT", "BY", "WHY"), rows)
+        table(("EXCLUDED", "BY", "WHY"), rows)
         return
     counts = Counter(rule for j in advice.ruled_out for rule in {r.rule for r in j.refusals})
     several = " (some by several rules)" if counts.total() > len(advice.ruled_out) else ""
-    click.echo(f"ruled out: {len(advice.ruled_out)} of {advice.considered} models{several}")
+    click.echo(f"excluded: {len(advice.ruled_out)} of {advice.considered} models{several}")
     ranked = sorted(advice.ruled_out, key=lambda j: -j.lower_bound)
     for rule in RULES:
         if rule in counts:
             found = [name(j.model) for j in ranked if any(r.rule == rule for r in j.refusals)]
             more = ", ..." if len(found) > _NAMED else ""
             click.echo(f"  by {rule}: {counts[rule]} ({', '.join(found[:_NAMED])}{more})")
-    click.echo("each with its reason: --all")
+    click.echo("--all lists each with its reason")
 
 
 def relaxed(advice: Advice) -> str:
-    """Say that nothing is good enough, or which condition to drop, by how many models each would bring in."""
+    """Return that no model is good enough, or which condition to drop, and how many models that adds."""
     if advice.below or advice.unproven:
-        said = f"nothing here is good enough for {advice.request.task.id}: {_best(advice)}"
+        said = f"no model here is good enough for {advice.request.task.id}: {_best(advice)}"
         good = [f"{n} {_with(option)}" for option, n in advice.relax_to_good[:3]]
         said += f"; good enough would be {', '.join(good)}" if good else ""
         return said + ("; on other hardware: see above" if advice.instead else "")
     ways = [f"{count} {_with(option)}" for option, count in advice.relax[:4]]
     return "no model is left: " + (
-        f"there would be {', '.join(ways)}" if ways else "the task itself rules all out"
+        f"there would be {', '.join(ways)}" if ways else "the task itself excludes all"
     )
 
 
-# What changes a condition that stands although its option was not given: the place's, the task's, the question's.
+# How to change a condition whose option was not given: it came from the hardware, the task or the question.
 _CHANGES = {
     "--engine": "on another engine (--on HARDWARE --engine NAME)",
     "--on": "with more memory (--on HARDWARE)",
@@ -146,7 +146,7 @@ _CHANGES = {
 
 
 def _with(options: str) -> str:
-    """Word how conditions are relaxed: without --language and for fewer --users."""
+    """Describe relaxed conditions: without --language and for fewer --users."""
     return " and ".join(_CHANGES.get(option, f"without {option}") for option in options.split(" and "))
 
 

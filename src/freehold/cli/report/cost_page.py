@@ -1,6 +1,6 @@
-"""The report of a comparison as one HTML page: what it says first, then bills, break-evens, what moves them.
+"""The report of a comparison as one HTML page: the verdict, then bills, break-evens, sensitivity.
 
-Knows sections and captions; words are costwords.py's, drawing is advisor.report's.
+Knows sections and captions; the wording is cost_text.py's, advisor.report draws.
 Path: cost.command -> report -> text of a page
 """
 
@@ -47,14 +47,14 @@ if TYPE_CHECKING:
     from freehold.advisor.breakeven import Comparison
 
 _FOOT = (
-    "Ranges hold four of five outcomes, as far as the assumptions' own ranges do. Prices are lists: no contract, "
-    "no tax, no interest on capital. Quality is not compared: a cheaper model may answer worse.",
+    "Ranges are 80 % ranges, as far as the assumptions' own ranges are. Prices are list prices, without contracts, "
+    "taxes or interest. Quality is not compared: a cheaper model may be worse.",
 )
 
 
 def report(found: Comparison, today: date) -> str:
     """Return the whole page."""
-    title = f"Own {found.model.id if found.model else found.owned.rig.name}, or pay by the token?"
+    title = f"Self-hosting {found.model.id if found.model else found.owned.rig.name} compared with APIs"
     sections = [
         _bills(found),
         _evens(found),
@@ -66,7 +66,7 @@ def report(found: Comparison, today: date) -> str:
 
 
 def _bills(found: Comparison) -> Section:
-    """Draw what each option costs a month."""
+    """Draw the monthly cost of each option."""
     parts = [part for part in PARTS if found.parts[part]]
     ours = (*(found.parts[part] for part in parts), 0.0)
     own = Bar(found.owned.name, ours, dollars(found.month.mid), strong=True)
@@ -84,26 +84,26 @@ def _bills(found: Comparison) -> Section:
 
 
 def _evens(found: Comparison) -> Section:
-    """Tell from how many tokens a day owning is cheaper than each API, beside how many there are."""
+    """Show the break-even with each API beside the present traffic."""
     rows = [own_row(found), *(row(found, e) for e in found.evens)]
     reached = [e for e in found.evens if math.isfinite(e.tokens_per_day.low)]
     items = [
         Span(e.bill.offer.name, *_bounds(e.tokens_per_day), short(e.tokens_per_day.mid)) for e in reached
     ]
     here = found.traffic.tokens
-    axis = Axis("tokens a day from which owning is cheaper", short, log=True)
+    axis = Axis("tokens a day at break-even", short, log=True)
 
     def draw(width: float) -> str:
         return spans(items, here, f"now {short(here)}", axis, title="Break-even", width=width)
 
-    chart = figure(draw, "Owning is cheaper right of a range, the API left of it.") if items else ""
+    chart = figure(draw, "Self-hosting is cheaper right of a range, the API left of it.") if items else ""
     said = (
-        "“Used at” is how full the machines that this traffic needs would have to be, of their full speed day "
-        "and night, for owning to cost as much. “Never”: each further machine costs more than it saves."
+        "“Utilisation” is the share of the machines' full speed, around the clock, at which both cost the same. "
+        "“Never”: each further machine costs more than it saves."
     )
     missing = [paragraph(f"Left out: {line}.", note=True) for line in found.left_out]
     lines = table([h.capitalize() for h in HEAD], rows, right=(2,), strong=(0,))
-    return Section("From where on owning is cheaper", (chart, lines, paragraph(said, note=True), *missing))
+    return Section("Break-even", (chart, lines, paragraph(said, note=True), *missing))
 
 
 def _bounds(value: Interval) -> tuple[float, float, float]:
@@ -128,10 +128,10 @@ def _moves(found: Comparison) -> Section | None:
 
 
 def _asked(found: Comparison, today: date) -> Section:
-    return Section("What was asked", (table(("", ""), about(found, today)),))
+    return Section("Inputs", (table(("", ""), about(found, today)),))
 
 
 def _rests(found: Comparison, today: date) -> Section:
     rows = [(*assumption_row(a)[1:], source(a, today)) for a in found.assumptions.values()]
     head = [h.capitalize() for h in (*ASSUMPTIONS[1:], "SOURCE")]
-    return Section("What it rests on", (table(head, rows, right=(0, 1, 2)),))
+    return Section("Assumptions", (table(head, rows, right=(0, 1, 2)),))

@@ -1,7 +1,7 @@
-"""How a comparison of owning with APIs is worded: its lines, its tables, the tornado of a terminal.
+"""A comparison of self-hosting with APIs as text: lines, tables and a tornado diagram.
 
-The page uses the same words. Knows no arithmetic.
-Path: cost.command -> show; costpage.report -> about, row, assumption_row
+The HTML page uses the same wording. Knows no arithmetic.
+Path: cost.command -> show; cost_page.report -> about, row, assumption_row
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from freehold.advisor.breakeven import Comparison, Even, Swing
     from freehold.advisor.ownership import Assumption
 
-HEAD = ("OPTION", "DOLLARS A MONTH", "PER MILLION", "OWN FROM (TOKENS A DAY)", "OR USED AT")
+HEAD = ("OPTION", "DOLLARS A MONTH", "PER MILLION", "BREAK-EVEN (TOKENS A DAY)", "UTILISATION")
 ASSUMPTIONS = ("ASSUMPTION", "LOW", "MID", "HIGH", "UNIT", "WHAT")
 SHORT = {"hours a month": "h/month", "hours": "h", "tokens/s": "tok/s", "$/kW a month": "$/kW/month"}
 MOST_SWINGS = 10
@@ -27,7 +27,7 @@ _BAR = 44  # characters
 
 
 def show(found: Comparison, today: date) -> None:
-    """Print a comparison: what was asked, the bills, what moves the answer, what it rests on."""
+    """Print a comparison: the inputs, the bills, the sensitivity, the assumptions."""
     pairs(about(found, today))
     click.echo()
     table(HEAD, [own_row(found), *(row(found, e) for e in found.evens)], right=(2,))
@@ -43,7 +43,7 @@ def show(found: Comparison, today: date) -> None:
 
 
 def verdict(found: Comparison) -> str:
-    """Say in a sentence or two which is cheaper at this traffic, and from where on that turns."""
+    """Return in one or two sentences which is cheaper at this traffic, and the break-even."""
     names = [e.bill.offer.name for e in found.evens]
     dearer = sum(e.bill.month.mid > found.month.mid for e in found.evens)
     if len(names) == 1:
@@ -52,22 +52,22 @@ def verdict(found: Comparison) -> str:
         than = (
             f"less than {dearer} of {len(names)} APIs" if dearer else f"more than each of {len(names)} APIs"
         )
-    said = f"Owning costs ${dollars(found.month.mid)} a month, {than}."
+    said = f"Self-hosting costs ${dollars(found.month.mid)} a month, {than}."
     even = headline(found)
     if even is None:
-        return f"{said} No traffic makes owning pay under these assumptions."
-    first = f" against {even.bill.offer.name}, the first to be passed" if len(names) > 1 else ""
-    return f"{said} It pays from {spoken_tokens(even.tokens_per_day)} tokens a day on{first}."
+        return f"{said} It never breaks even under these assumptions."
+    first = f" with {even.bill.offer.name}, the first API" if len(names) > 1 else ""
+    return f"{said} It breaks even at {spoken_tokens(even.tokens_per_day)} tokens a day{first}."
 
 
 def about(found: Comparison, today: date) -> list[tuple[str, str]]:
-    """Word what was asked and what it rests on."""
+    """Return rows: traffic, hardware, speed, prices."""
     from freehold.catalog import prices
 
     t, sheet = found.traffic, prices.table()
     age = sheet.age_days(today)
     old = ": update the package genai-prices" if age > prices.STALE_DAYS else ""
-    mix = f"{t.input / t.tokens:.0%} read"
+    mix = f"{t.input / t.tokens:.0%} prompts"
     if t.cached:
         mix += f" ({t.cached / t.input:.0%} of it cached)"
     count, spare = found.machines, round(found.assumptions["spare"].value.mid)
@@ -87,12 +87,12 @@ def about(found: Comparison, today: date) -> list[tuple[str, str]]:
 
 
 def own_row(found: Comparison) -> tuple[str, ...]:
-    """Word the line of owning."""
+    """Return the row of self-hosting."""
     return (found.owned.name, spoken_dollars(found.month), per_million(found, found.month.mid), "", "")
 
 
 def row(found: Comparison, even: Even) -> tuple[str, ...]:
-    """Word one API's line of the table."""
+    """Return one API's row."""
     bill = even.bill
     marks = ", ".join(["same model"] * bill.same + ["batch"] * bill.batch)
     return (
@@ -105,13 +105,13 @@ def row(found: Comparison, even: Even) -> tuple[str, ...]:
 
 
 def assumption_row(one: Assumption) -> tuple[str, ...]:
-    """Word one assumption's range."""
+    """Return one assumption's row."""
     value = one.value
     return (one.key, *map(_figure, (value.low, value.mid, value.high)), one.unit, one.title)
 
 
 def source(one: Assumption, today: date) -> str:
-    """Word who says so and when, with the age of what is old."""
+    """Return an assumption's source and date, with its age if it is old."""
     from freehold.catalog.model import STALE_DAYS
 
     if one.given:
@@ -127,14 +127,14 @@ def headline(found: Comparison) -> Even | None:
 
 
 def tornado_title(found: Comparison, even: Even | None) -> str:
-    """Word what the tornado shows."""
+    """Return the title of the tornado diagram."""
     if even is None:
-        return f"What moves the {dollars(found.month.mid)} dollars a month of owning"
-    return f"What moves the break-even with {even.bill.offer.name}, {short(even.tokens_per_day.mid)} tokens a day"
+        return f"What changes the {dollars(found.month.mid)} dollars a month of self-hosting"
+    return f"What changes the break-even with {even.bill.offer.name}, {short(even.tokens_per_day.mid)} tokens a day"
 
 
 def ends(swing: Swing) -> tuple[str, str]:
-    """Word an assumption's two ends, each with its unit; a share as a percentage."""
+    """Return an assumption's two ends with units; a share as a percentage."""
     value, unit = swing.assumption.value, swing.assumption.unit
     if unit.startswith("of "):
         return f"{_figure(100 * value.low)} %", f"{_figure(100 * value.high)} %"
@@ -176,31 +176,31 @@ def _bar(start: float, mid: float, end: float, low: float, high: float) -> str:
 
 
 def dollars(value: float) -> str:
-    """Word dollars."""
+    """Return dollars as text."""
     return f"{value:,.0f}" if value >= 100 else f"{value:,.2f}"
 
 
 def spoken_dollars(value: Interval) -> str:
-    """Word dollars with their bounds."""
+    """Return dollars with their range."""
     mid, low, high = (dollars(v) for v in (value.mid, value.low, value.high))
     return mid if low == high else f"{mid} ({low} to {high})"
 
 
 def spoken_tokens(value: Interval) -> str:
-    """Word tokens a day with their bounds; `never` for what no traffic reaches."""
+    """Return tokens a day with their range; `never` if no traffic reaches them."""
     if value.low == value.high:
         return short(value.mid)
     return f"{short(value.mid)} ({short(value.low)} to {short(value.high)})"
 
 
 def spoken_share(value: Interval) -> str:
-    """Word how full the paid machines would have to be; what is beyond 100 % cannot be."""
+    """Return the utilisation at break-even; above 100 % is not possible."""
     low, mid, high = (f"{100 * v:.2g}" if v <= 1 else "100+" for v in (value.low, value.mid, value.high))
     return f"{mid} %" if low == high else f"{mid} % ({low} to {high})"
 
 
 def per_million(found: Comparison, month: float) -> str:
-    """Word dollars for a million tokens of the mix."""
+    """Return dollars per million tokens of the mix."""
     from freehold.advisor.ownership import DAYS
 
     return f"{month / (found.traffic.tokens * DAYS) * 1e6:,.3g}"
@@ -211,7 +211,7 @@ def _figure(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """Word a large number: 85M, 1.2B; `never` for an infinite one."""
+    """Return a large number as text: 85M, 1.2B; `never` for an infinite one."""
     if math.isinf(value):
         return "never"
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -221,5 +221,5 @@ def short(value: float) -> str:
 
 
 def spoken(value: Interval) -> str:
-    """Word a range as plain figures."""
+    """Return a range as plain numbers."""
     return f"{value.mid:g}" + ("" if value.low == value.high else f" ({value.low:g} to {value.high:g})")

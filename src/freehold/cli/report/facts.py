@@ -1,4 +1,4 @@
-"""A model's facts as `models`, `show` and their --json print them: values, units, sources and their age.
+"""A model's facts as `models`, `show` and their --json print them: values, units, sources, age.
 
 Knows wording; the facts are the catalogue's. Path: cli/models.py, cli/show.py -> facts_json, facts_lines.
 """
@@ -18,7 +18,7 @@ _DEEP = 1 << 40  # tokens after which every window is full
 
 
 def facts_json(model: Model, today: date) -> dict[str, Any]:
-    """Return every fact and what follows from them, as JSON knows it; null where nothing is known."""
+    """Return all facts and derived values for JSON; null where unknown."""
     plain = {k: v.isoformat() if isinstance(v, date) else v for k, v in asdict(model).items()}
     known = model.cache_known
     return plain | {
@@ -32,7 +32,7 @@ def facts_json(model: Model, today: date) -> dict[str, Any]:
 
 
 def size(model: Model) -> str:
-    """Word the parameters: 8B, 30B-A3B, 135M."""
+    """Return the parameters as text: 8B, 30B-A3B, 135M."""
     if not model.params_b:
         return ""
     total = _billions(model.params_b)
@@ -40,18 +40,18 @@ def size(model: Model) -> str:
 
 
 def short_licence(model: Model) -> str:
-    """Word the licence's id for a column."""
+    """Return the licence's id for a column."""
     return model.licence.removeprefix("LicenseRef-").removeprefix("scancode-") or "unknown"
 
 
 def age(model: Model, today: date) -> str:
-    """Word how old facts are that should be read again; empty for fresh ones."""
+    """Return the age of facts that should be checked again; empty for fresh ones."""
     days = model.age_days(today)
     return f"{days} days old" if days > STALE_DAYS else ""
 
 
 def tokens(count: int) -> str:
-    """Word a context: 128k, 1M; a number that is neither stays whole."""
+    """Return a context as text: 128k, 1M, or the number."""
     for unit, name in ((1 << 20, "M"), (1 << 10, "k"), (10**6, "M"), (10**3, "k")):
         if count >= unit and count % unit == 0:
             return f"{count // unit}{name}"
@@ -59,9 +59,9 @@ def tokens(count: int) -> str:
 
 
 def facts_lines(model: Model, today: date) -> list[tuple[str, str]]:
-    """Lay a model's facts out for people; what is not known is left out, but for the licence."""
+    """Return a model's facts as rows; unknown facts are left out, except the licence."""
     old = age(model, today)
-    checked = f"checked {model.checked.isoformat()}" + (f", {old}: read them again" if old else "")
+    checked = f"checked {model.checked.isoformat()}" + (f", {old}: check them again" if old else "")
     experts = f"{model.experts} experts" if model.experts else ""
     used = f", {model.experts_per_token} per token" if model.experts_per_token else ""
     rows = [
@@ -89,7 +89,7 @@ def facts_lines(model: Model, today: date) -> list[tuple[str, str]]:
 
 
 def _counted(model: Model) -> list[tuple[str, str]]:
-    """Word the weights as they are counted: all of them, those of text, and the precision they come in."""
+    """Return the counted weights: all, those for text, and their published precision."""
     if not model.parameters:
         return [("", f"published in {model.native}")] if model.native else []
     text = f", of them {model.text_parameters:,} for text" if model.text_parameters else ""
@@ -98,7 +98,7 @@ def _counted(model: Model) -> list[tuple[str, str]]:
 
 
 def _makes(model: Model) -> str:
-    """Word what an embedder or a reranker returns; of a generator it needs no word."""
+    """Return the output of an embedder or a reranker; empty for a generator."""
     vectors = f"vectors of {model.dimensions:,} dimensions" if model.dimensions else "vectors"
     return {"embedder": vectors, "reranker": "scores of pairs of texts"}.get(model.role, "")
 
@@ -110,7 +110,7 @@ def _languages(model: Model) -> str:
 
 
 def _unknown(model: Model) -> list[tuple[str, str]]:
-    """Word which facts were looked for, and where they were not."""
+    """Return the facts that were searched and not found, with the sources."""
     rows = [f"{key}: looked for in {source}" for key, source in model.not_published]
     return [("not known" if not i else "", row) for i, row in enumerate(rows)]
 
@@ -158,9 +158,9 @@ def _cache(model: Model) -> list[tuple[str, str]]:
     if not model.cache_known:
         return []
     first, deep = model.bytes_per_token(0), model.bytes_per_token(_DEEP)
-    told = "" if model.layers else ", as published"
+    basis = "" if model.layers else ", as published"
     beyond = f", {deep:,} once the windows are full" if deep != first else ""
-    rows = [("cache", f"{first:,} bytes a token at 16 bits{beyond}{told}")]
+    rows = [("cache", f"{first:,} bytes a token at 16 bits{beyond}{basis}")]
     if model.context:
         rows.append(("", f"{human(model.cache_bytes(model.context))} at {tokens(model.context)} tokens"))
     if model.state_bytes:
@@ -169,7 +169,7 @@ def _cache(model: Model) -> list[tuple[str, str]]:
 
 
 def _scores(model: Model) -> list[tuple[str, str]]:
-    """Word the published results, a row for each source."""
+    """Return the published results, one row per source."""
     by_source: dict[str, list[str]] = {}
     for s in model.scores:
         how = f" ({s.setting})" if s.setting else ""

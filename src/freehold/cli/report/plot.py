@@ -14,7 +14,7 @@ from freehold.advisor.report.svg import Axis, FittedAxis
 
 @dataclass(frozen=True, slots=True)
 class PlotMark:
-    """One point and the letter that stands for it; an empty place shows two points at once as the first's."""
+    """One point and its letter; where two points share a cell, the first is drawn."""
 
     x: float
     y: float

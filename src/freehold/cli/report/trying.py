@@ -1,6 +1,6 @@
-"""`freehold advise --try FILE`: the shortlist on the user's own cases, and what that changes in the ranking.
+"""`freehold advise --try FILE`: runs the shortlist on the user's own cases and ranks by the results.
 
-Knows the store, options and words; running and judging is evals', what it does to the ranking advisor.own's.
+Knows the store, options and wording; evals runs and judges, advisor.own ranks.
 Path: cli/advise -> tried -> evals.trial.run -> Tried -> cli/advise
 """
 
@@ -35,7 +35,7 @@ _NAMED = 5  # models left out that are named
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What came of it: the new ranking, each model's share, and pairs of models on the same cases."""
+    """The results: the new ranking, each model's share, and pairs of models on the same cases."""
 
     advice: Advice
     before: tuple[str, ...]  # ids of the tried, as they stood
@@ -46,7 +46,7 @@ class Tried:
     left_out: tuple[tuple[str, str], ...]  # names, and why
 
     def lines(self) -> list[str]:
-        """Return what it says, a line each."""
+        """Return the results as lines."""
         from freehold.evals.paired import resolution
 
         n = len(self.samples.cases)
@@ -67,7 +67,7 @@ class Tried:
         return [*said, f"  {self.change()}"]
 
     def change(self) -> str:
-        """Say what it changed in the order of the tried."""
+        """Return how the order of the tried models changed."""
         after = tuple(j.model.id for j in self._tried())
         if after == self.before:
             return "the ranking stays as it was"
@@ -129,7 +129,7 @@ def _pair_words(one: str, other: str, c: Compared) -> str:
 def tried(
     settings: Settings, advice: Advice, file: str, *, top: int | None, judge: str, fetch: bool
 ) -> Tried:
-    """Try the shortlist that is held here, or fetched if `fetch`, on the cases of a file.
+    """Run the shortlist in the store, fetched first if `fetch`, on the cases of a file.
 
     Raises UsageError for a file with bad lines, a task without text, hardware elsewhere, and where no model is left.
     """
@@ -170,7 +170,7 @@ def tried(
 def _judged(
     samples: Samples, results: Mapping[str, TrialResult], home: Path, opened: _Opener, judge: str
 ) -> dict[str, TrialResult]:
-    """Have a model judge what waits for it, of all models together, so that it is loaded once."""
+    """Judge the answers of all models together, so that the judge is loaded once."""
     from freehold.evals.trial import run
 
     found = run(samples, [r.subject for r in results.values()], home, opened, judge=judge)
@@ -180,7 +180,7 @@ def _judged(
 def _check(advice: Advice) -> None:
     task = advice.request.task
     if task.encoder or task.reranker:
-        raise UsageError(f"--try judges answers in text, and {task.id} have none", "leave --try out")
+        raise UsageError(f"--try judges answers in text, and {task.id} has none", "leave --try out")
     places = {j.placement.engine for j in advice.runnable if j.placement}
     if places - {"freehold"}:
         raise UsageError("--try runs models on this machine", "leave --on, --budget and --engine out")
@@ -193,7 +193,7 @@ def _check(advice: Advice) -> None:
 def _shortlist(
     store: Store, advice: Advice, most: int, fetch: bool
 ) -> tuple[list[tuple[ModelRef, Judged]], list[tuple[str, str]]]:
-    """Return the first models that are held, or can be fetched, and who before the last of them is left out."""
+    """Return the first models in the store or fetchable, and those left out before the last of them."""
     chosen: list[tuple[ModelRef, Judged]] = []
     left_out: list[tuple[str, str]] = []
     for judged in advice.runnable:
@@ -203,7 +203,7 @@ def _shortlist(
         try:
             chosen.append((_ref(store, wanted, fetch), judged))
         except ModelNotFound:
-            left_out.append((wanted, "not held here: --yes pulls it"))
+            left_out.append((wanted, "not in the store: --yes pulls it"))
         except FreeholdError as e:
             left_out.append((wanted, e.message))
     return chosen, left_out
@@ -222,7 +222,7 @@ def _subject(ref: ModelRef) -> Any:
 
 
 def digest(ref: ModelRef) -> str:
-    """Return a file's digest; of one that was never hashed, that of its path, size and time."""
+    """Return a file's digest; for an unhashed file, a digest of its path, size and time."""
     if ref.digest:
         return ref.digest.removeprefix("sha256:")
     found = ref.path.stat()
@@ -244,7 +244,7 @@ def _pairs(advice: Advice, results: Mapping[str, TrialResult]) -> list[tuple[str
 
 
 class _Opener:
-    """Opens the shortlist's models, and the one that judges."""
+    """Opens the shortlist's models and the judge."""
 
     def __init__(
         self, store: Store, refs: Mapping[str, ModelRef], context: int, judge: ModelRef | None
@@ -259,7 +259,7 @@ class _Opener:
 
 
 class _TrialProgress:
-    """Says how far a model is: one line that is overwritten in a terminal, else one every five seconds."""
+    """Prints a model's progress: one line that is overwritten in a terminal, else one every five seconds."""
 
     def __init__(self) -> None:
         self._said = -LINE_EVERY_S

@@ -1,6 +1,6 @@
-"""Compare every model file with its recorded SHA-256 and every pack with its checksums, for `doctor --verify`.
+"""Checks every model file against its SHA-256 and every pack against its checksums, for `doctor --verify`.
 
-Only looks: what is damaged is named, with the command that mends it. Knows files and digests; knows no format.
+Changes nothing: damaged files are listed with the command that repairs them. Knows files and digests; knows no format.
 Path: doctor -> verify -> Store.files, packs.damage_of -> rows on stdout, progress on stderr, exit 1 on damage
 """
 
@@ -28,7 +28,7 @@ Seen = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """What became of one file. `name`: the model's, "" for a pack of a file that no model names.
+    """The state of one file. `name`: the model's, "" for a pack that no model uses.
 
     `state`: sound, damaged, missing, or unknown where no digest is recorded.
     """
@@ -43,7 +43,7 @@ class FileCheck:
 
 
 def verify(settings: Settings, as_json: bool) -> None:
-    """Check all files, print what was found, and exit with 1 if anything is damaged or missing."""
+    """Check all files, print the results, and exit with 1 if a file is damaged or missing."""
     store = Store(settings)
     files, packs = store.files(), sorted(store.packs.glob("*.pack")) if store.packs.is_dir() else []
     progress = _ReadProgress(sum(f.bytes for f in files) + sum(_size(p) for p in packs))
@@ -90,7 +90,7 @@ def _file(file: RecordedFile, seen: Seen) -> FileCheck:
     except OSError as e:
         missing = isinstance(e, FileNotFoundError)
         state, problem = (
-            ("missing", "it is gone") if missing else ("damaged", f"it cannot be read: {e.strerror}")
+            ("missing", "it is missing") if missing else ("damaged", f"it cannot be read: {e.strerror}")
         )
     hint = _way_out(file) if state in ("damaged", "missing") else ""
     return FileCheck("model", file.model, str(file.path), file.bytes, state, problem, hint)
@@ -110,11 +110,11 @@ def _pack(path: Path, model: str, seen: Seen) -> FileCheck:
     size = _size(path)
     try:
         problem = damage_of(path, seen)
-    except FileNotFoundError:  # another process packed its model anew
+    except FileNotFoundError:  # another process repacked its model
         problem = ""
     except OSError as e:
         problem = f"it cannot be read: {e.strerror}"
-    hint = f"remove {path}: the weights are packed anew at the next load" if problem else ""
+    hint = f"remove {path}: the next load packs the weights again" if problem else ""
     return FileCheck("pack", model, str(path), size, "damaged" if problem else "sound", problem, hint)
 
 
@@ -144,7 +144,7 @@ def _print(found: FileCheck) -> None:
 
 
 class _ReadProgress:
-    """How much was read, on stderr: one line that changes in a terminal, one every five seconds elsewhere."""
+    """Prints progress on stderr: one changing line in a terminal, one line every five seconds elsewhere."""
 
     def __init__(self, total: int) -> None:
         self.done = 0
@@ -152,7 +152,7 @@ class _ReadProgress:
         self._at = time.monotonic()
 
     def seen(self, count: int) -> None:
-        """Count bytes, and show them if it is time."""
+        """Count bytes; print them if it is time."""
         self.done += count
         now = time.monotonic()
         if now - self._at >= (0.1 if self._live else LINE_EVERY_S):

@@ -1,4 +1,4 @@
-"""What a server says while it starts, loads its models and stops: on stderr, and one line of JSON on stdout if asked.
+"""The messages of a server while it starts, loads its models and stops: lines on stderr, and JSON on stdout.
 
 Knows the running server and its models; opens nothing. Path: serve -> Announcer.opened, Announcer.loaded -> tell
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Announcer:
-    """Says what the user should know, as it comes: on stderr, and as JSON on stdout if asked."""
+    """Prints messages about the server on stderr, and a line of JSON on stdout for --json."""
 
     def __init__(self, settings: Settings, store: Store, names: Sequence[str], options: ServeOptions) -> None:
         self._settings, self._store, self._names, self._options = settings, store, names, options
@@ -33,7 +33,7 @@ class Announcer:
         self._doors: Doors | None = None
 
     def opened(self, doors: Doors) -> None:
-        """Tell how to reach the server, and how to end it."""
+        """Print how to reach the server, and how to stop it."""
         self._doors = doors
         for sign in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(sign, self._stop)
@@ -45,10 +45,10 @@ class Announcer:
             tell(line)
         tell(f"owner's socket: {self._settings.socket} (freehold ps, stop, run)")
         tell("owner's token, for pull, create, copy and delete over HTTP: freehold keys owner")
-        tell(f"pid {os.getpid()}: Ctrl-C or freehold stop ends it")
+        tell(f"pid {os.getpid()}: Ctrl-C or freehold stop stops it")
         held = [m.name for m in self._store.list() if m.state in ("ready", "changed")]
         if not held:
-            tell("no models here yet: freehold pull qwen2.5-coder:0.5b brings the first one")
+            tell("no models yet: freehold pull qwen2.5-coder:0.5b fetches one")
         elif rest := [name for name in held if name not in self._names]:
             tell(f"loaded when a request names it: {', '.join(rest)}")
         if held:
@@ -59,7 +59,7 @@ class Announcer:
             self._ready()
 
     def loaded(self, name: str, error: FreeholdError | None) -> None:
-        """Tell what came of a model that was to be loaded; a server with none of those it was given ends."""
+        """Print the outcome of loading a model; a server that could load none of its models stops."""
         assert self._doors is not None
         self._left -= 1
         if error is not None:
@@ -74,7 +74,7 @@ class Announcer:
                 )
                 for adapter in i.adapters:
                     tell(
-                        f"beside it: {name}+{adapter.name}, {adapter.modules} modules of rank "
+                        f"adapter {name}+{adapter.name}: {adapter.modules} modules of rank "
                         f"{adapter.rank} at most, {human(adapter.memory_bytes)}"
                     )
                 for note in i.notes:
@@ -85,11 +85,13 @@ class Announcer:
             self._ready()
 
     def _stop(self) -> None:
-        """Begin the end, and say what it waits for; the second time it waits no longer."""
+        """Stop after running answers, and print their number; the second time stop at once."""
         assert self._doors is not None
         under_way = sum(model.in_flight for model in self._doors.server.models.loaded())
         if under_way and not self._doors.server.health.stopping:
-            tell(f"ending: {under_way} under way get {self._options.drain_s:g} s; once more ends at once")
+            tell(
+                f"stopping: {under_way} running answers have {self._options.drain_s:g} s; Ctrl-C again stops at once"
+            )
         self._doors.stop()
 
     def _ready(self) -> None:

@@ -1,7 +1,7 @@
-"""Find the server that runs for this home, greet it, and ask it what only its owner may.
+"""Finds this home's running server and calls its admin routes.
 
-Knows the Unix socket and the admin routes; streams are remote/openai.py's. A server of another version is greeted as
-such: one with the same admin protocol is used and named, one with another is an error that names both.
+Knows the Unix socket and the admin routes; streams are remote/openai.py's. A server of another version with the same
+admin protocol is used, with a note; one with another protocol is an error that names both versions.
 Path: cli/run, ps, stop -> running -> GET /admin/hello -> RunningServer
 """
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     pass
 
 GREETING_S = 10.0  # a server answers in milliseconds; on a machine that swaps, in seconds
-WAY_OUT = "end it (freehold serve said its pid) and start it again"
+WAY_OUT = "stop it (freehold serve printed its pid) and start it again"
 
 
 class Greeting(msgspec.Struct):
-    """What a server says of itself."""
+    """What a server reports about itself."""
 
     version: str
     protocol: int
@@ -68,7 +68,7 @@ class _Names(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model in the server's memory, or on its way there: then `info` is None. `plain` is all that was said."""
+    """A model in the server's memory, or being loaded: then `info` is None. `plain`: the whole JSON object."""
 
     name: str
     info: ModelInfo | None
@@ -76,12 +76,12 @@ class Loaded:
     in_flight: int
     restarts: int
     loading: float  # the part that is loaded
-    expires_at: float | None  # seconds since 1970; None: never, or not while it is busy
+    expires_at: float | None  # seconds since 1970; None: never, or not while busy
     plain: dict[str, Any]
 
 
 class RunningServer:
-    """A running server of this version, or of another that speaks the same admin protocol."""
+    """A running server with the same admin protocol."""
 
     def __init__(self, api: Api, greeting: Greeting) -> None:
         self.api, self.greeting = api, greeting
@@ -94,31 +94,31 @@ class RunningServer:
 
     @property
     def note(self) -> str:
-        """What differs between the server and this command; "" if nothing does."""
+        """The difference of versions between the server and this command; "" if there is none."""
         theirs, ours = self.greeting.version, freehold.__version__
         return "" if theirs == ours else f"the server is freehold {theirs}, this command is {ours}"
 
     def names(self) -> set[str]:
-        """Return every name that may be asked for."""
+        """Return the names of all models."""
         return {model.id for model in self.api.call("GET", "/v1/models", as_=_Names).data}
 
     def loaded(self) -> list[Loaded]:
-        """List the models in memory, then those on their way there for the first time."""
+        """List the models in memory, then those being loaded."""
         listing = self.api.call("GET", "/admin/ps", as_=_Listing)
         here = [self._loaded(row) for row in listing.models]
         known = {model.name for model in here}
         return here + [_coming(name, p) for name, p in listing.loading.items() if name not in known]
 
     def load(self, name: str) -> Loaded:
-        """Bring a model into memory, however long it takes. Raises what loading raised."""
+        """Load a model, without a time limit. Raises what loading raised."""
         return self._loaded(self.api.call("POST", "/admin/load", {"model": name}, as_=msgspec.Raw))
 
     def unload(self, name: str) -> None:
-        """Take a model out of memory; its answers end. Raises ModelNotFound if it is not there."""
+        """Unload a model; its answers end. Raises ModelNotFound if it is not in memory."""
         self.api.call("POST", "/admin/unload", {"model": name})
 
     def stop(self, *, now: bool) -> None:
-        """Begin the end: after the answers under way, or at once."""
+        """Stop the server: after running answers, or at once."""
         self.api.call("POST", "/admin/stop", {"now": now})
 
     def _loaded(self, raw: msgspec.Raw) -> Loaded:
@@ -141,7 +141,7 @@ def _coming(name: str, progress: _LoadProgress) -> Loaded:
 
 
 def running(settings: Settings) -> RunningServer | None:
-    """Greet this home's server; None if there is none. Raises ServerUnreachable if it does not greet as ours do."""
+    """Connect to this home's server; None if there is none. Raises ServerUnreachable for an unexpected answer."""
     if not _listens(settings.socket):
         return None
     api = Api(socket=settings.socket)
@@ -156,7 +156,7 @@ def running(settings: Settings) -> RunningServer | None:
 
 
 def _listens(path: Path) -> bool:
-    """Return whether somebody takes connections there; a server that was killed leaves its socket."""
+    """Return whether the socket accepts connections; a killed server leaves its socket file."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))
@@ -166,20 +166,20 @@ def _listens(path: Path) -> bool:
 
 
 def found(settings: Settings) -> RunningServer:
-    """Return this home's server; raise ServerUnreachable if there is none that takes connections."""
+    """Return this home's server; raise ServerUnreachable if none accepts connections."""
     server = running(settings)
     if server is not None:
         return server
     if pid := holder(settings):
         raise ServerUnreachable(
-            f"the server of {settings.home} (pid {pid}) is starting, or ending",
-            "wait for it; freehold stop --now ends it at once",
+            f"the server of {settings.home} (pid {pid}) is starting or stopping",
+            "wait for it; freehold stop --now stops it at once",
         )
     raise ServerUnreachable(f"no server runs for {settings.home}", "freehold serve starts one")
 
 
 class _Ended(Exception):
-    """The server shut its doors between two looks."""
+    """The server closed its socket meanwhile."""
 
 
 def _greeted(api: Api) -> Greeting:
@@ -188,11 +188,13 @@ def _greeted(api: Api) -> Greeting:
     except ServerUnreachable as e:
         raise _Ended from e
     except UpstreamFailed as e:
-        raise ServerUnreachable(f"the server of this home does not greet: {e.message}", WAY_OUT) from e
+        raise ServerUnreachable(
+            f"the server of this home does not answer as expected: {e.message}", WAY_OUT
+        ) from e
     if greeting.protocol != ADMIN_PROTOCOL:
         raise ServerUnreachable(
-            f"the server (freehold {greeting.version}, pid {greeting.pid}) speaks protocol {greeting.protocol}, "
+            f"the server (freehold {greeting.version}, pid {greeting.pid}) uses protocol {greeting.protocol}, "
             f"this command (freehold {freehold.__version__}) protocol {ADMIN_PROTOCOL}",
-            f"end it with its own freehold stop or kill {greeting.pid}, then start freehold serve again",
+            f"stop it with its own freehold stop or kill {greeting.pid}, then start freehold serve again",
         )
     return greeting

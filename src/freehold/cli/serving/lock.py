@@ -1,6 +1,6 @@
 """The lock that makes one server a home's only one, and the process id of its holder.
 
-Knows two files beside the socket; knows no request. Path: serve -> only_server; stop, launch, keys -> holder, ended
+Knows two files beside the socket; knows no request. Path: serve -> lock_of; stop, launch, keys -> holder, ended
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def pid_file(settings: Settings) -> Path:
 
 
 def holder(settings: Settings) -> int:
-    """Return the pid of this home's server, whether it takes connections or not; 0 if there is none."""
+    """Return the pid of this home's server, whether it accepts connections or not; 0 if there is none."""
     from filelock import Timeout
 
     if not pid_file(settings).exists():
@@ -40,7 +40,7 @@ def holder(settings: Settings) -> int:
         with lock_of(settings).acquire(timeout=0):
             return 0
     except Timeout:
-        with suppress(FileNotFoundError):  # it ended this moment
+        with suppress(FileNotFoundError):  # it stopped meanwhile
             return int(pid_file(settings).read_text(encoding="utf-8") or 0)
         return 0
 

@@ -1,7 +1,7 @@
-"""The log of `serve`: lines on stderr for people, or JSON for programs, written by a thread of their own.
+"""The log of `serve`: lines of text or JSON on stderr, written by a thread.
 
-Knows levels and forms; knows no request. A reader of stderr that stands still never holds up the server: lines wait,
-and those that find no room are counted and told.
+Knows levels and formats; knows no request. A blocked reader of stderr never blocks the server: lines wait in a queue,
+and those beyond its limit are counted and reported.
 Path: cli/serve -> logging_to -> LogWriter -> stderr
 """
 
@@ -22,12 +22,12 @@ from freehold.server.core.requestlog import RequestLine
 LogForm = Literal["text", "json"]
 LEVELS = ("debug", "info", "warning", "error")
 ROOM = 10_000  # lines that wait for their reader
-TOGETHER_S = 0.05  # between two writes: a thread that woke for each line would cost each request 30 us
-LEAVE_S = 2.0  # for a reader to take what is left at the end
+TOGETHER_S = 0.05  # between two writes: waking the thread for each line would cost each request 30 us
+LEAVE_S = 2.0  # at the end, for a reader to take the rest
 
 
 class _TextFormat(logging.Formatter):
-    """Requests and talk as they are; other records with their level."""
+    """Requests and messages unchanged; warnings and errors with their level."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -39,7 +39,7 @@ class _TextFormat(logging.Formatter):
 
 
 class _JsonFormat(logging.Formatter):
-    """An object a line: time, level, and a request's fields or a message."""
+    """One object per line: time, level, and a request's fields or a message."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -54,7 +54,7 @@ def _line(record: logging.LogRecord) -> RequestLine | None:
 
 
 class LogWriter(logging.Handler):
-    """Hands records to a thread that writes them, many at a time."""
+    """Passes records to a thread that writes them in batches."""
 
     def __init__(self, out: IO[str], form: LogForm) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class LogWriter(logging.Handler):
         self._thread.start()
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Have a record written, without the lock that handlers take; one that finds no room is counted."""
+        """Queue a record, without the lock of handlers; one beyond the limit is counted."""
         if self._waiting.qsize() < ROOM:
             self._waiting.put(record)
         else:
@@ -81,17 +81,17 @@ class LogWriter(logging.Handler):
                 records.append(self._waiting.get())
             if self._lost:
                 lost, self._lost = self._lost, 0
-                records.insert(-1, _record(f"{lost:,} lines of the log found no room"))
+                records.insert(-1, _record(f"{lost:,} lines of the log were dropped: stderr is blocked"))
             lines = [self.format(record) + "\n" for record in records if record is not None]
             try:
                 self._out.write("".join(lines))
                 self._out.flush()
-            except (OSError, ValueError):  # a pipe that nobody reads any more, or a closed file
+            except (OSError, ValueError):  # a closed pipe or file
                 return
             self._closing.wait(TOGETHER_S)
 
     def close(self) -> None:
-        """Write what waits, for a moment."""
+        """Write the rest, for at most LEAVE_S."""
         self._closing.set()
         self._waiting.put(None)
         self._thread.join(LEAVE_S)
@@ -99,7 +99,7 @@ class LogWriter(logging.Handler):
 
 
 def is_logging() -> bool:
-    """Tell whether `logging_to` is in force."""
+    """Return whether `logging_to` is active."""
     return any(isinstance(handler, LogWriter) for handler in logging.getLogger().handlers)
 
 
@@ -109,7 +109,7 @@ def _record(message: str) -> logging.LogRecord:
 
 @contextmanager
 def logging_to(out: IO[str] | None, level: str, form: LogForm) -> Iterator[None]:
-    """Log to `out` (None: stderr) within; of other libraries warnings at least."""
+    """Log to `out` (None: stderr) within; other libraries from level warning."""
     lines = LogWriter(out or sys.stderr, form)
     root, ours = logging.getLogger(), logging.getLogger("freehold")
     before = root.level, ours.level

@@ -1,4 +1,4 @@
-"""What a server lets in, said when it starts: who can reach it, with what, and which routes that opens.
+"""What a starting server prints about access: reachable addresses, TLS, and the routes that --insecure opens.
 
 Knows addresses of this machine and the route table; opens nothing. Path: Announcer -> opening -> stderr
 """
@@ -10,20 +10,20 @@ from collections.abc import Iterator
 
 from freehold.cli.serving.options import ServeOptions
 
-_SOON_DAYS = 14  # of a certificate's end
+_SOON_DAYS = 14  # before a certificate expires, with a warning
 
 
 def opening(options: ServeOptions, url: str) -> Iterator[str]:
-    """Yield the lines: the whole picture for --insecure, a certificate's names and end, a plain door's warning."""
+    """Yield the lines: all open routes for --insecure, a certificate's names and end, a note about missing TLS."""
     if options.insecure:
         yield from _insecure(options, url)
     if options.tls is not None:
         ends = f"{options.tls.days_left:.0f} days" if options.tls.days_left >= 1 else "less than a day"
-        yield f"TLS: certificate for {', '.join(options.tls.names) or 'no name'}, good for {ends}"
+        yield f"TLS: certificate for {', '.join(options.tls.names) or 'no name'}, valid for {ends}"
         if options.tls.days_left < _SOON_DAYS:
-            yield f"warning: the certificate ends in {ends}; restart the server with its successor"
+            yield f"warning: the certificate expires in {ends}; restart the server with a new one"
     elif _reached(options.host) and options.keys:
-        yield "note: without TLS anyone on the way can read keys and chats; --tls-cert and --tls-key encrypt it"
+        yield "note: without TLS the network can read keys and chats; --tls-cert and --tls-key turn it on"
 
 
 def _insecure(options: ServeOptions, url: str) -> Iterator[str]:
@@ -34,20 +34,20 @@ def _insecure(options: ServeOptions, url: str) -> Iterator[str]:
     scheme = url.partition(":")[0]
     reached = _reached(options.host)
     if not reached:
-        yield f"--insecure changes nothing: {options.host} is reached from this machine alone"
+        yield f"--insecure changes nothing: {options.host} is reachable from this machine only"
         return
     where = ", ".join(f"{scheme}://{f'[{a}]' if ':' in a else a}:{port}" for a in reached)
-    yield f"INSECURE: anyone who reaches {where} may ask without a key:"
+    yield f"INSECURE: every host that reaches {where} may use these routes without a key:"
     open_to = [r for r in routes() if endpoint_of(r).audience != "admin"]
     for route in open_to:
         method = next(m for m in ("POST", "GET", "DELETE", "HEAD") if m in (route.methods or ()))
         yield f"  {method:<6} {route.path}"
-    yield "every model of freehold list, the machine's time and what /metrics counts are theirs; /admin/* stays shut"
-    yield "to close it: freehold keys add NAME, and start without --insecure"
+    yield "that includes every model, compute time and /metrics; /admin/* stays closed"
+    yield "to close them: freehold keys add NAME, and start without --insecure"
 
 
 def _reached(host: str) -> list[str]:
-    """Return the addresses, this machine's own aside, at which others reach a server bound to `host`."""
+    """Return the addresses at which other machines reach a server bound to `host`."""
     import psutil
 
     from freehold.server.core.auth import host_name, is_loopback

@@ -96,10 +96,10 @@ def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
 
 
 def ring(settings: Settings, file: Path | None, *, insecure: bool) -> Ring:
-    """Return the keys in force: those of `file`, or of this home's once there are any, and the environment's.
+    """Return the accepted keys: those of `file`, or of this home if it has any, and the environment's.
 
-    Once there is a key, requests need one for as long as the server runs. Raises UsageError for a named file without
-    keys, and for this home's if it is empty.
+    Once there is a key, requests need one while the server runs. Raises UsageError for a named file without keys, and
+    for this home's if it is empty.
     """
     from freehold.server.core.keys import KeyFile, Ring
 
@@ -110,14 +110,14 @@ def ring(settings: Settings, file: Path | None, *, insecure: bool) -> Ring:
     own = _from_environment(settings.api_key)
     if kept.emptied() and not own and not insecure:
         raise UsageError(
-            f"{kept.path} has held keys and holds none: without one every program here could ask",
-            f"freehold keys add NAME makes one; rm {kept.path} serves without keys again",
+            f"{kept.path} had keys and has none now: without a key every program here would have access",
+            f"freehold keys add NAME makes one; rm {kept.path} serves without keys",
         )
     return Ring(own, kept, needed=named)
 
 
 def _from_environment(secret: str) -> list[Key]:
-    """Return the key in FREEHOLD_API_KEY; a value that is none may be meant for a client, and is named."""
+    """Return the key in FREEHOLD_API_KEY; an invalid one, which may be meant for a client, is a warning."""
     from freehold.server.core.keys import key_of
 
     try:
@@ -128,6 +128,6 @@ def _from_environment(secret: str) -> list[Key]:
 
 
 def own_names() -> list[str]:
-    """Return the names under which this machine is known to itself."""
+    """Return this machine's own host names."""
     name = socket.gethostname().lower()
     return list(dict.fromkeys([name, name.partition(".")[0], f"{name.partition('.')[0]}.local"]))

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     import socket
 
 
-PORTS = 20  # how far a free port is looked for beside a taken one
+PORTS = 20  # ports searched for a free one after a port in use
 
 
 def bound(host: str, port: int, option: str = "--port") -> list[socket.socket]:
-    """Bind the port before anything is loaded; if it is taken, say by whom, and which one is free."""
+    """Bind the port. Raises AddressTaken for one in use, with its owner and a free port."""
     from freehold.server.serve import bind_tcp
 
     try:
@@ -27,7 +27,7 @@ def bound(host: str, port: int, option: str = "--port") -> list[socket.socket]:
         if not isinstance(e.__cause__, OSError) or e.__cause__.errno != errno.EADDRINUSE:
             raise
     free = next((p for p in range(port + 1, min(port + PORTS, 65535)) if _is_free(host, p)), 0)
-    raise AddressTaken(f"port {port} is taken by {_owner(port)}", f"freehold serve {option} {free}")
+    raise AddressTaken(f"port {port} is in use by {_owner(port)}", f"freehold serve {option} {free}")
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -42,7 +42,7 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _owner(port: int) -> str:
-    """Name the process that listens at `port`, as far as this user may know."""
+    """Return the process that listens on `port`, as far as this user may see it."""
     import psutil
 
     try:

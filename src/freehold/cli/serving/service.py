@@ -1,6 +1,6 @@
-"""Write the user's systemd unit that runs `freehold serve` with the options of this command line.
+"""Writes a systemd user unit that runs `freehold serve` with the options of this command line.
 
-Knows systemd's file format and what a server of ours needs of it; runs no systemctl.
+Knows systemd's file format and the server's needs; runs no systemctl.
 Path: serve.command -> install -> ~/.config/systemd/user/freehold.service
 """
 
@@ -22,8 +22,8 @@ NAME = "freehold.service"
 COMMANDS = ("systemctl --user daemon-reload", f"systemctl --user enable --now {NAME}")
 _NOT_OURS = ("install_service", "force", "as_json")
 
-# KillMode=mixed: the SIGTERM that begins the drain goes to the server alone; its engines go on answering.
-# OOMPolicy=continue: an engine that the kernel kills for memory is started again by the server.
+# KillMode=mixed: the SIGTERM that begins the drain goes only to the server; its engines continue.
+# OOMPolicy=continue: the server restarts an engine that the kernel killed for memory.
 UNIT = """\
 [Unit]
 Description=Freehold: language models on this machine
@@ -57,33 +57,33 @@ def install(
     force: bool,
     as_json: bool,
 ) -> int:
-    """Write the unit and say how to start it; refuse to overwrite one that says something else."""
+    """Write the unit and print how to start it. Raises UsageError for a different existing one without --force."""
     if settings.api_key:
         raise UsageError(
-            "FREEHOLD_API_KEY would have to stand in the unit, readable",
-            "freehold keys add NAME keeps a hash instead",
+            "FREEHOLD_API_KEY would be readable in the unit",
+            "freehold keys add NAME stores a hash instead",
         )
     path = unit_path()
     text = unit([*_program(), "serve", *_options(ctx), *models], settings.home, drain_s)
     before = path.read_text(encoding="utf-8") if path.exists() else None
     if before not in (None, text) and not force:
-        raise UsageError(f"{path} exists and says something else", "--force overwrites it")
+        raise UsageError(f"{path} exists and differs", "--force overwrites it")
     _write(path, text)
     if as_json:
         said = {"path": str(path), "changed": before != text, "unit": text, "commands": COMMANDS}
         click.echo(json.dumps(said))
         return 0
     click.echo(text, nl=False)
-    told = [f"written: {path}", "it starts with:", *(f"  {c}" for c in COMMANDS)]
-    told += [f"its log: journalctl --user -u {NAME} -f; to run without you logged in: loginctl enable-linger"]
+    lines = [f"written: {path}", "start it with:", *(f"  {c}" for c in COMMANDS)]
+    lines += [f"its log: journalctl --user -u {NAME} -f; to run without a login: loginctl enable-linger"]
     if shutil.which("systemctl") is None:
-        told.append("note: there is no systemctl on this machine")
-    click.echo("\n".join(told), err=True)
+        lines.append("note: there is no systemctl on this machine")
+    click.echo("\n".join(lines), err=True)
     return 0
 
 
 def unit(command: Sequence[str], home: Path, drain_s: float) -> str:
-    """Return the unit's text. Its patience is the drain and what engines take to leave."""
+    """Return the unit's text. TimeoutStopSec is the drain and 15 s for engines to exit."""
     return UNIT.format(
         command=" ".join(map(quoted, command)),
         environment=quoted(f"FREEHOLD_HOME={home}"),
@@ -92,25 +92,30 @@ def unit(command: Sequence[str], home: Path, drain_s: float) -> str:
 
 
 def quoted(word: str) -> str:
-    """Write a word so that systemd reads it back as it is: no specifier, no variable, no end of line."""
+    """Quote a word for systemd: no specifier, no variable, no line end."""
     if any(ord(c) < 32 for c in word):
-        raise UsageError(f"{word!r} cannot stand in a unit file")
+        raise UsageError(f"{word!r} cannot be written in a unit file")
     plain = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return plain if plain and not any(c in plain for c in " '\"\\;#") else f'"{plain}"'
 
 
 def unit_path() -> Path:
-    """Return where the user's own units lie."""
+    """Return the path of the user unit."""
     config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(config).expanduser() / "systemd" / "user" / NAME
 
 
 def _program() -> list[str]:
-    return [sys.executable, "-P", "-m", "freehold.cli.main"]  # -P: nothing is imported from where it starts
+    return [
+        sys.executable,
+        "-P",
+        "-m",
+        "freehold.cli.main",
+    ]  # -P: nothing is imported from the working directory
 
 
 def _options(ctx: click.Context) -> Iterator[str]:
-    """Yield the options that were given, as words; files by their whole path."""
+    """Yield the given options as words; files with absolute paths."""
     for param in ctx.command.params:
         given = ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.COMMANDLINE
         if not given or not isinstance(param, click.Option) or param.name in _NOT_OURS:
@@ -130,7 +135,7 @@ def _word(value: object) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Put the file there whole, or not at all."""
+    """Write the file atomically."""
     new = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What `serve` says to the user: on stderr until the log is open, then as records of the log.
+"""Messages of `serve`: on stderr until the log is open, then as records of the log.
 
 Knows lines of text; knows no server. Path: serve, serving/* -> tell -> stderr or logging
 """
@@ -14,7 +14,7 @@ _talk = logging.getLogger("freehold.serve")
 
 
 def tell(text: str) -> None:
-    """Say something on stderr: in the log, once there is one."""
+    """Print a message on stderr, through the log once it is open."""
     if not is_logging():
         return print(text, file=sys.stderr, flush=True)
     level, _, rest = text.partition(": ")
