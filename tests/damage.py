@@ -16,7 +16,7 @@ from freehold.errors import FreeholdError
 from freehold.formats import open_gguf
 from tests.vectors.files import write_gguf
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "qwen2moe")
 SECONDS = 10
 
 

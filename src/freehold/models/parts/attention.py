@@ -31,7 +31,7 @@ class Attention(LayerPart):
     kv_heads: int
     head_dim: int
     eps: float
-    rope: RopeSpec | None  # pyright: ignore[reportGeneralTypeIssues]
+    rope: RopeSpec | None
     window: int = 0  # 0: every token before is seen
     scale: float = 0.0  # of query times key; 0: head_dim ** -0.5
     softcap: float = 0.0
