@@ -27,7 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.lib.environments import FREEHOLD, LLAMA_CPP, environment
-from benches.lib.machine import bounds, ceilings, describe, say
+from benches.lib.machine import better, bounds, ceilings, describe, say
 from benches.lib.peer import Child
 
 LAYERS, HIDDEN, VOCAB = 4, 2048, 8192
@@ -218,17 +218,17 @@ def run(args: argparse.Namespace, path: Path, stack: ExitStack) -> dict[str, Any
     loaded = [
         child.ask("load", path=str(path), context=2048, threads=args.threads) for child in (ours, theirs)
     ]
-    limits = bounds(ceilings(ours, [args.threads]))
-    print(f"{limits.read_gb_s:.1f} GB/s, {limits.int8_gops:.0f} GOPS; tokens/s, medians of {args.rounds}")
-    print(f"{'':16}{'freehold':>10}{'llama.cpp':>11}{'ratio':>7}{'ceiling':>9}")
-    figures = []
+    before, figures = ceilings(ours, [args.threads]), []
     for figure in FIGURES:
         say(figure.name)
-        result = race(ours, theirs, figure, args.threads, args.rounds)
+        figures.append(race(ours, theirs, figure, args.threads, args.rounds))
+    limits = bounds(better(before, ceilings(ours, [args.threads])))
+    print(f"{limits.read_gb_s:.1f} GB/s, {limits.int8_gops:.0f} GOPS; tokens/s, medians of {args.rounds}")
+    print(f"{'':16}{'freehold':>10}{'llama.cpp':>11}{'ratio':>7}{'ceiling':>9}")
+    for figure, result in zip(FIGURES, figures, strict=True):
         result["ceiling"] = ceiling(figure, limits.read_gb_s, limits.int8_gops)
         mine, peer = (statistics.median(result[name]) for name in ("freehold", "llama.cpp"))
         print(f"{figure.name:16}{mine:10.1f}{peer:11.1f}{result['ratio']:7.2f}{result['ceiling']:9.0f}")
-        figures.append(result)
     record = {"bench": "moe", **describe(path), "threads": args.threads, "ceilings": asdict(limits)}
     return record | {"versions": [facts["version"] for facts in loaded], "figures": figures}
 
