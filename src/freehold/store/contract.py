@@ -42,7 +42,7 @@ class Plan:
         return sum(f.bytes or 0 for f in self.files)
 
 
-class Source(Protocol):
+class WeightSource(Protocol):
     """Somewhere weights can be had."""
 
     def plan(self) -> Plan:

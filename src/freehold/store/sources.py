@@ -11,12 +11,14 @@ from contextlib import ExitStack
 from freehold import catalog
 from freehold.config import Settings
 from freehold.errors import DownloadFailed, ModelNotFound
-from freehold.store.contract import Plan, Source
+from freehold.store.contract import Plan, WeightSource
 from freehold.store.events import Note, OnEvent
 from freehold.store.refs import Ref
 
 
-def planned(parsed: Ref, settings: Settings, on_event: OnEvent, stack: ExitStack) -> tuple[Source, Plan]:
+def planned(
+    parsed: Ref, settings: Settings, on_event: OnEvent, stack: ExitStack
+) -> tuple[WeightSource, Plan]:
     """Ask the sources in turn; a later one is tried when an earlier one cannot be reached."""
     sources = _sources(parsed, settings)
     for source in sources:
@@ -29,7 +31,7 @@ def planned(parsed: Ref, settings: Settings, on_event: OnEvent, stack: ExitStack
     return sources[-1], sources[-1].plan()
 
 
-def _sources(parsed: Ref, settings: Settings) -> list[Source]:
+def _sources(parsed: Ref, settings: Settings) -> list[WeightSource]:
     """Return the sources of a reference, first choice first. Their HTTP client is imported here only."""
     if parsed.kind == "url":
         from freehold.store.url import UrlSource
@@ -40,7 +42,7 @@ def _sources(parsed: Ref, settings: Settings) -> list[Source]:
 
         return [HubSource(parsed, settings)]
     entry = catalog.find(parsed.text)
-    sources: list[Source] = []
+    sources: list[WeightSource] = []
     if entry.hub_repo:
         from freehold.store.hub import HubSource
 

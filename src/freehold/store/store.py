@@ -23,7 +23,7 @@ from freehold import catalog, private
 from freehold.config import Settings, nearest
 from freehold.errors import FreeholdError, ModelNotFound, Offline, StoreError, UsageError
 from freehold.store import space
-from freehold.store.contract import Plan, Source, held_bytes
+from freehold.store.contract import Plan, WeightSource, held_bytes
 from freehold.store.events import Finished, Note, OnEvent, Planned, ignore
 from freehold.store.home_files import HomeFiles, delete_folder, readable
 from freehold.store.listing import PENDING, listed, made, unfinished
@@ -245,7 +245,7 @@ class Store:
             return self._fetch_locked(source, plan, folder, parsed, on_event, started)
 
     def _fetch_locked(
-        self, source: Source, plan: Plan, folder: Path, parsed: Ref, on_event: OnEvent, started: float
+        self, source: WeightSource, plan: Plan, folder: Path, parsed: Ref, on_event: OnEvent, started: float
     ) -> Manifest:
         held = readable(folder)
         if held and self._shelf.state(held) == "ready":

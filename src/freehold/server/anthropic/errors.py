@@ -1,7 +1,7 @@
 """Says in Anthropic's words that something is wrong, and which requests are in its words.
 
 Knows problems and headers; knows no route's fields. Errors that come before any route is found are worded here too.
-Path: Gate -> speaks; Call.refuse or MessageShape.failed -> anthropic_error -> bytes
+Path: Gate -> speaks; HttpCall.refuse or MessageShape.failed -> anthropic_error -> bytes
 """
 
 from __future__ import annotations

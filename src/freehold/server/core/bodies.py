@@ -3,7 +3,7 @@
 A body is charged by its bytes while it comes and by what it becomes once it is whole, until its request is answered.
 Long ones are parsed in a thread apart, one of each caller at a time, so that the loop goes on and no caller waits for
 all the bodies of another. Knows bytes, seconds and callers; knows no field of any protocol.
-Path: Call.struct -> json_body -> read_body -> structure_of -> limits.parse -> limits.typed
+Path: HttpCall.struct -> json_body -> read_body -> structure_of -> limits.parse -> limits.typed
 """
 
 from __future__ import annotations

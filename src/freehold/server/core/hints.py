@@ -2,7 +2,7 @@
 
 The engine's hints name options of the command line and models to fetch, which is right for the owner behind the Unix
 socket and of no use over the network. Knows the error tree and the requests' fields; knows no route.
-Path: Call.problem -> problems.problem -> hint_for
+Path: HttpCall.problem -> problems.problem -> hint_for
 """
 
 from __future__ import annotations

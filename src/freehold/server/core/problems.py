@@ -3,7 +3,7 @@
 Knows the error tree, HTTP, and OpenAI's way to word an error, which is everybody's but those protocols' that have
 their own; knows no route. A failure with no name here is a 500 that says nothing but its
 request id: paths, addresses and prompts stay in the log.
-Path: any handler raises -> auth.Gate or sse.EventStream -> problem -> Wording -> bytes
+Path: any handler raises -> gate.Gate or sse.EventStream -> problem -> Wording -> bytes
 """
 
 from __future__ import annotations

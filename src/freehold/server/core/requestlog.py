@@ -2,7 +2,7 @@
 
 Never a word of a prompt or an answer, and of a key its name alone. What polls (health, metrics, a page) is told at
 level debug, a failure of the server's at warning. Knows a Call that is over; knows no stream and no format of the log.
-Path: Gate -> log_request -> the logger freehold.requests -> cli/serving/logs.py
+Path: Gate -> log_request -> the logger `freehold.requests` -> cli/serving/logs.py
 """
 
 from __future__ import annotations

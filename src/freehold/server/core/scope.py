@@ -2,7 +2,7 @@
 
 Every protocol asks through this view (Call.models), so that none of them can skip a scope or a budget.
 Knows keys, accounts and the contract of serving.py; knows no protocol.
-Path: Call.models -> ScopedDirectory.use -> MeteredHandle.start -> MeteredStream -> Accounts.spend
+Path: HttpCall.models -> ScopedDirectory.use -> MeteredHandle.start -> MeteredStream -> Accounts.spend
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What one request had computed, as far as it has come: for its line in the log.
 
-Knows tokens and seconds. Path: a handler -> Call.work -> requestlog.log_request
+Knows tokens and seconds. Path: a handler -> HttpCall.work -> requestlog.log_request
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The fields of POST /v1/chat/completions, and the job that they make.
 
 Knows the wire's fields and Job's; knows no route and no model. docs/reference/http.md is made from these structs.
-Path: Call.struct -> ChatRequest -> chat_job -> Job
+Path: HttpCall.struct -> ChatRequest -> chat_job -> Job
 """
 
 from __future__ import annotations

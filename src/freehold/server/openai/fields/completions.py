@@ -1,7 +1,7 @@
 """The fields of POST /v1/completions, and the jobs that they make: one for each prompt.
 
 Knows the wire's fields and Job's; knows no route and no model. docs/reference/http.md is made from these structs.
-Path: Call.struct -> CompletionRequest -> completion_jobs -> Job
+Path: HttpCall.struct -> CompletionRequest -> completion_jobs -> Job
 """
 
 from __future__ import annotations
