@@ -105,8 +105,8 @@ using MatrixPtr = std::shared_ptr<const Matrix>;
 
 // The version of the panels' layout, which packed files are keyed by: raise it whenever pack() lays them differently.
 constexpr int kLayout = 5;
-int64_t panel_bytes(Kind kind, int64_t k);                          // throws BadModelFile when k does not fit the kind
-int64_t low_bytes(Kind kind, int64_t k);                            // of a panel of the low plane; 0 for most kinds
+int64_t panel_bytes(WeightType type, int64_t k);                    // throws BadModelFile when k does not fit the type
+int64_t low_bytes(WeightType type, int64_t k);                      // of a panel of the low plane; 0 for most types
 // Re-lays GGUF rows (or float rows) of `type` (a GGUF type name, "Q4_K") into panels; raw must hold n rows exactly.
 // A head goes into two planes where its type can: the logits are the same, and a choice of the greatest reads half.
 MatrixPtr pack(const uint8_t* raw, size_t raw_bytes, std::string_view type, int64_t n, int64_t k, Threads& threads, bool head = false);
@@ -117,7 +117,7 @@ MatrixPtr pack_wide(const float* values, int64_t n, int64_t k, Threads& threads)
 // One row back to floats, exactly the value the panels stand for. Embeddings are read this way.
 void decode_row(const Panels& w, int64_t row, float* out);
 // How a GGUF type is run: "own", "re-laid as Q6_K", "codes"; for doctor --kernels.
-struct TypeRoute { std::string type, kind, route; double bits_file, bits_packed; };
+struct TypeRoute { std::string type, weight_type, route; double bits_file, bits_packed; };
 std::vector<TypeRoute> type_routes();
 
 // --- plan.cpp ---------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ struct Choice {
 
 // Low-rank changes of some matrices of a plan: for a row that asks for one, W x becomes W x + scale * B (A x), added before
 // bias and activation. A [rank][K] sees the floats that W's int8 are rounded from; A and B [N][rank] are panels of a float
-// kind, and the products are the float kernels', so a row's bits depend on no other row. Filled before it is used.
+// type, and the products are the float kernels', so a row's bits depend on no other row. Filled before it is used.
 class Adapter {
  public:
   struct Pair { MatrixPtr a, b; float scale; };

@@ -18,9 +18,9 @@ struct ScreenRows {
   std::vector<float> scale, reach;             // [row][blocks]; [row]: |row| + kRestShare * |what rounding left|
   std::vector<int32_t> sum16;
 
-  void allocate(Kind kind, int64_t inputs, int64_t rows) {
+  void allocate(WeightType type, int64_t inputs, int64_t rows) {
     k = inputs;
-    block = screen_inputs(kind);
+    block = screen_inputs(type);
     q.resize(static_cast<size_t>((rows + kSpare) * k));
     scale.resize(static_cast<size_t>((rows + kSpare) * blocks()));
     sum16.resize(static_cast<size_t>(rows * k / 16));

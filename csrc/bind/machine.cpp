@@ -66,7 +66,7 @@ void bind_machine(nb::module_& m) {
   m.def("isa", [] { return std::string(kernels()->name); }, "Name the table in use (the best, or FREEHOLD_ISA's choice).");
   m.def("type_routes", [] {
     std::vector<std::tuple<std::string, std::string, std::string, double, double>> rows;
-    for (const TypeRoute& r : type_routes()) rows.emplace_back(r.type, r.kind, r.route, r.bits_file, r.bits_packed);
+    for (const TypeRoute& r : type_routes()) rows.emplace_back(r.type, r.weight_type, r.route, r.bits_file, r.bits_packed);
     return rows;
   }, "List (GGUF type, weight type, route, bits a weight in the file, bits packed) for every type that packs.");
   m.def("measure_read_gb_s", &measure_read_gb_s, "threads"_a, "megabytes"_a = 512, nb::call_guard<nb::gil_scoped_release>(),

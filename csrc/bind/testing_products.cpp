@@ -80,11 +80,11 @@ Out<float> matmul(const std::string& isa, const Matrix& w, In<float, 2> x, int t
     reference::matmul(w.w, x.data(), m, out.data());
     return out;
   }
-  const Activations in(*t, kind_info(w.w.kind).act, x.data(), m, k);
+  const Activations in(*t, traits(w.w.type).act(), x.data(), m, k);
   std::vector<float> y(static_cast<size_t>(m) * kPanelRows);
   for (int64_t p = 0; p < w.w.count(); ++p) {
     for (int64_t t0 = 0; t0 < m; t0 += tile)
-      t->panel[static_cast<int>(w.w.kind)](w.w, p, in.acts, t0, std::min<int64_t>(tile, m - t0), y.data() + t0 * kPanelRows, kPanelRows);
+      t->panel[static_cast<int>(w.w.type)](w.w, p, in.acts, t0, std::min<int64_t>(tile, m - t0), y.data() + t0 * kPanelRows, kPanelRows);
     for (int64_t i = 0; i < m; ++i)
       std::copy_n(y.data() + i * kPanelRows, std::min<int64_t>(kPanelRows, n - p * kPanelRows), out.data() + i * n + p * kPanelRows);
   }
@@ -94,10 +94,10 @@ Out<float> matmul(const std::string& isa, const Matrix& w, In<float, 2> x, int t
 // Upper bounds [M][N] of a head's products with the rows of x, whatever their parts.
 Out<float> screen(const std::string& isa, const Matrix& w, In<float, 2> x, int tile) {
   const int64_t m = dim(x, 0), k = dim(x, 1), n = w.w.n;
-  const Kernels::Screen run = kernels_named(isa)->screen[static_cast<int>(w.w.kind)];
+  const Kernels::Screen run = kernels_named(isa)->screen[static_cast<int>(w.w.type)];
   expect(run && k == w.w.k && tile >= 1, "x [M, K] must have the K of a head in planes; tile is at least 1");
   ScreenRows rows;
-  rows.allocate(w.w.kind, k, m);
+  rows.allocate(w.w.type, k, m);
   for (int64_t t = 0; t < m; ++t) rows.set(t, x.data() + t * k);
   Out<float> out = zeros<float>({m, n});
   std::vector<float> y(static_cast<size_t>(m) * kPanelRows);
@@ -113,7 +113,7 @@ Out<float> screen(const std::string& isa, const Matrix& w, In<float, 2> x, int t
 // The same by units of 256 inputs, as prompts are multiplied: `tokens` at a time, all panels in one call.
 Out<float> gemm(const std::string& isa, const Matrix& w, In<float, 2> x, int tokens) {
   const int64_t m = dim(x, 0), k = dim(x, 1), n = w.w.n, units = (k + 255) / 256;
-  const int form = kind_info(w.w.kind).act;
+  const int form = traits(w.w.type).act();
   expect(k == w.w.k && form != kActF32 && form != kActWide && tokens >= 1 && tokens <= kGemmTokens, "x [M, K] must have an integer matrix's K; 1 to 512 tokens");
   const Kernels& t = *kernels_named(isa);
   std::vector<int8_t> q(static_cast<size_t>((units * m + 32) * 256));
@@ -131,7 +131,7 @@ Out<float> gemm(const std::string& isa, const Matrix& w, In<float, 2> x, int tok
   std::vector<float> y(static_cast<size_t>(w.w.count() * tokens * kPanelRows), 7.0f);
   for (int64_t t0 = 0; t0 < m; t0 += tokens) {
     const int64_t nt = std::min<int64_t>(tokens, m - t0);
-    for (int64_t u = 0; u < units; ++u) t.gemm[static_cast<int>(w.w.kind)](w.w, 0, w.w.count(), u, acts, t0, nt, y.data());
+    for (int64_t u = 0; u < units; ++u) t.gemm[static_cast<int>(w.w.type)](w.w, 0, w.w.count(), u, acts, t0, nt, y.data());
     for (int64_t r = 0; r < n; ++r)
       for (int64_t i = 0; i < nt; ++i) out.data()[(t0 + i) * n + r] = y[static_cast<size_t>((r / kPanelRows * nt + i) * kPanelRows + r % kPanelRows)];
   }

@@ -24,22 +24,19 @@ class Borrowed final : public Memory {
   nb::object owner_;
 };
 
-std::shared_ptr<Matrix> matrix_view(In<uint8_t, 1> panels, const std::string& kind, int64_t rows, int64_t cols) {
-  for (int i = 0; i < kKinds; ++i) {
-    if (kind != kind_info(static_cast<Kind>(i)).name) continue;
-    auto m = std::make_shared<Matrix>();
-    m->w = {static_cast<Kind>(i), rows, cols, 0, panels.data(), 0};
-    if (rows < 1 || cols < 1) throw Error(ErrorKind::BadModelFile, "a packed matrix without rows or columns");
-    m->w.panel_bytes = panel_bytes(m->w.kind, cols);
-    m->w.low_bytes = low_bytes(m->w.kind, cols);
-    if (static_cast<__int128>(m->w.panel_bytes + m->w.low_bytes) * m->w.count() != static_cast<__int128>(panels.size()))
-      throw Error(ErrorKind::BadModelFile, "packed " + kind + " matrix of " + std::to_string(rows) + " x " + std::to_string(cols) +
-                                               " does not take " + std::to_string(panels.size()) + " bytes");
-    if (reinterpret_cast<uintptr_t>(panels.data()) % 64) throw Error(ErrorKind::BadModelFile, "packed panels are not 64-byte aligned");
-    m->memory = std::make_shared<Borrowed>(panels);
-    return m;
-  }
-  throw Error(ErrorKind::BadModelFile, "no panel kind named '" + kind + "'");
+std::shared_ptr<Matrix> matrix_view(In<uint8_t, 1> panels, const std::string& weight_type, int64_t rows, int64_t cols) {
+  const auto* found = std::ranges::find(kWeightTypes, weight_type, &WeightTraits::name);
+  if (found == std::end(kWeightTypes)) throw Error(ErrorKind::BadModelFile, "'" + weight_type + "' is not a weight type");
+  if (rows < 1 || cols < 1) throw Error(ErrorKind::BadModelFile, "a packed matrix without rows or columns");
+  const auto type = static_cast<WeightType>(found - kWeightTypes);
+  auto m = std::make_shared<Matrix>();
+  m->w = {type, rows, cols, panel_bytes(type, cols), panels.data(), low_bytes(type, cols)};
+  if (static_cast<__int128>(m->w.panel_bytes + m->w.low_bytes) * m->w.count() != static_cast<__int128>(panels.size()))
+    throw Error(ErrorKind::BadModelFile, "packed " + weight_type + " matrix of " + std::to_string(rows) + " x " + std::to_string(cols) +
+                                             " does not take " + std::to_string(panels.size()) + " bytes");
+  if (reinterpret_cast<uintptr_t>(panels.data()) % 64) throw Error(ErrorKind::BadModelFile, "packed panels are not 64-byte aligned");
+  m->memory = std::make_shared<Borrowed>(panels);
+  return m;
 }
 
 // Maps all pages of a file's array at once, read from disk in order if they are not in memory: a first step that
@@ -101,7 +98,7 @@ A `head` of type Q8_0, Q6_K or Q3_K goes into two planes, so that choices can be
         return std::const_pointer_cast<Matrix>(pack_wide(values.data(), n, k, threads));
       }, "values"_a, "threads"_a,
          "Round float32 [N, K] to int16 codes with a scale for each row's 128 inputs; K a multiple of WIDE_UNIT.")
-      .def_static("view", &matrix_view, "panels"_a, "kind"_a, "rows"_a, "cols"_a,
+      .def_static("view", &matrix_view, "panels"_a, "weight_type"_a, "rows"_a, "cols"_a,
          "Use panels that lie in an array (a mapped packed file): 64-byte aligned, exactly as long as needed.")
       .def("panels", [](nb::handle self) {
         const Matrix& x = nb::cast<const Matrix&>(self);
@@ -109,7 +106,7 @@ A `head` of type Q8_0, Q6_K or Q3_K goes into two planes, so that choices can be
       }, "Show the panels' bytes, read-only, without a copy.")
       .def_prop_ro("rows", [](const Matrix& x) { return x.w.n; })
       .def_prop_ro("cols", [](const Matrix& x) { return x.w.k; })
-      .def_prop_ro("kind", [](const Matrix& x) { return kind_info(x.w.kind).name; })
+      .def_prop_ro("weight_type", [](const Matrix& x) { return traits(x.w.type).name; })
       .def_prop_ro("nbytes", &Matrix::bytes)
       .def("row", [](const Matrix& x, int64_t row) {
         if (row < 0 || row >= x.w.n) throw Error(ErrorKind::Usage, "row " + std::to_string(row) + " of a matrix of " + std::to_string(x.w.n));

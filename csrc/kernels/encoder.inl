@@ -161,7 +161,7 @@ static void attend_both(const BothArgs& a, float* scratch) {
 }
 
 static void fill_encoder(Kernels& t) {
-  t.panel[static_cast<int>(Kind::I16)] = panel_rows_wide;
+  t.panel[static_cast<int>(WeightType::I16)] = panel_rows_wide;
   t.quantize_wide = quantize_wide;
   t.layer_norm = layer_norm;
   t.gelu_erf = gelu_erf;

@@ -258,16 +258,15 @@ static void gemm_256(const Panels& w, int64_t p0, int64_t p1, int64_t u, const A
   }
 }
 
-static void fill_gemm(Kernels& t) {
-  auto set = [&t](Kind k, Kernels::Gemm f) { t.gemm[static_cast<int>(k)] = f; };
-  set(Kind::Q4_0, gemm_32<Nibble, 8, false>);
-  set(Kind::Q4_1, gemm_32<Nibble, 0, true>);
-  set(Kind::Q5_0, gemm_32<Nibble1, 16, false>);
-  set(Kind::Q5_1, gemm_32<Nibble1, 0, true>);
-  set(Kind::Q8_0, gemm_32<Byte, 128, false>);
-  set(Kind::Q2_K, gemm_256<TwoBit, 16, 0, false, true>);
-  set(Kind::Q4_K, gemm_256<Nibble, 32, 0, false, true>);
-  set(Kind::Q5_K, gemm_256<Nibble1, 32, 0, false, true>);
-  set(Kind::Q6_K, gemm_256<Nibble2, 16, 32, true, false>);
-  set(Kind::I8, gemm_i8);
+// By the traits row; floats, heads and wide codes have none.
+template <int T> constexpr Kernels::Gemm gemm_of() {
+  constexpr WeightTraits w = kWeightTypes[T];
+  if constexpr (w.form == Form::Blocks32) return gemm_32<typename Of<w.planes>::Code, w.offset, w.min>;
+  else if constexpr (w.form == Form::Blocks256) return gemm_256<typename Of<w.planes>::Code, w.sub, w.offset, w.signed_sub, w.min>;
+  else if constexpr (w.form == Form::Scales16) return gemm_i8;
+  else return nullptr;
+}
+template <int T = 0> static void fill_gemm(Kernels& t) {
+  t.gemm[T] = gemm_of<T>();
+  if constexpr (T + 1 < kWeightTypeCount) fill_gemm<T + 1>(t);
 }

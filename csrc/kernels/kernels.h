@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "weight_types.h"
+
 namespace fh {
 
 // Sixteen weight rows make a panel: one 512-bit register holds four inputs of each row as bytes,
@@ -21,39 +23,13 @@ constexpr int kTileTokens = 8;
 // their int8 inputs of one unit, 128 KB, stay in a 1 MB L2 beside the sums of eight panels (256 KB).
 constexpr int kGemmTokens = 512;
 
-// How a matrix lies in memory. Names follow GGUF where the arithmetic is the same.
-enum class Kind : uint8_t {
-  F32, F16, BF16,                     // floats, [K][16]
-  Q4_0, Q4_1, Q5_0, Q5_1, Q8_0,       // 32 inputs share a float scale (and minimum)
-  Q2_K, Q4_K, Q5_K, Q6_K,             // 256 inputs share a float scale; 16 or 32 an integer one
-  I8,                                 // int8 codes, one float32 scale per 16 inputs: codebook types re-laid
-  Q8_0H, Q6_KH,                       // heads: the same codes in two planes, of which the high one alone can be read
-  I16,                                // int16 codes, one float32 scale per 128 inputs: float weights of encoders
-  kCount,
-};
-constexpr int kKinds = static_cast<int>(Kind::kCount);
-
-// The arithmetic of a kind: value = d * (sub * (code - offset)) - minimum, all fields compile-time in the kernels.
-// A panel is units one after another, each covering unit_k inputs of 16 rows: codes, integer sub-scales, then the rows'
-// floats. Where those take 32 bytes, two units' codes come first and then both units' floats, to keep to cache lines.
-// Floats behind all of a panel's codes, a stream of their own, missed the cache: 30 GB/s where this way gives 45.
-struct KindInfo {
-  const char* name;
-  int unit_k;       // inputs a unit covers: 32, 256, or 1 for floats
-  int unit_bytes;   // bytes of a unit's codes and sub-scales
-  int aux_bytes;    // bytes of its float scales (and minima): 0, 32, 64 or 128
-  int act;          // which activation form it wants: kActF32, kAct32, kAct256 or kActWide
-  int low_bytes = 0;  // bytes of a unit's low plane; 0: all bits lie in the panel
-};
-constexpr int kActF32 = 0, kAct32 = 1, kAct256 = 2, kActWide = 3, kActs = 4;
-// Wide codes: int16 within +-4095, 128 inputs to a scale; encoder.inl says why. A panel's unit is codes, then sixteen scales.
-constexpr int kWideUnit = 128, kWideCode = 4095, kWideUnitBytes = 32 * kWideUnit + 64;
-const KindInfo& kind_info(Kind kind);
+// A panel's unit of wide codes: codes, then sixteen scales.
+constexpr int kWideUnitBytes = 32 * kWideUnit + 64;
 
 // Weights in panels. Rows beyond n in the last panel are zero. Owned by freehold.h's Matrix.
-// A kind in two planes keeps the low plane's panels, low_bytes each, behind all panels of the high one.
+// A weight type in two planes keeps the low plane's panels, low_bytes each, behind all panels of the high one.
 struct Panels {
-  Kind kind;
+  WeightType type;
   int64_t n, k;
   int64_t panel_bytes;      // a multiple of 64
   const uint8_t* data;      // 64-byte aligned
@@ -68,7 +44,7 @@ struct Panels {
 // float32 [16] at the end of a panel of the high plane.
 constexpr float kRestShare = 12.0f;           // what rounding left of a row counts so much: codes are about so much longer than low parts.
                                               // Packed files hold norms by it: see kLayout
-constexpr int64_t screen_inputs(Kind kind) { return kind == Kind::Q8_0H ? 128 : 256; }   // that share a scale in a screen's rows
+constexpr int64_t screen_inputs(WeightType type) { return traits(type).form == Form::Head32 ? 128 : 256; }   // that share a scale in a screen's rows
 
 // M rows of activations, ready to multiply. The int8 forms: x ~ scale * q, one scale per 32 or 256 inputs.
 // For `gemm` the same by units of 256 inputs: q [K/256][M][256], scale [K/256][M][8] or [K/256][M], sum16 [K/256][M][16],
@@ -142,15 +118,15 @@ struct Kernels {
 
   // out[t*ld + r] = dot(row panel*16+r of w, activation row t0+t), t in [0, nt), any nt; r in [0,16).
   using Panel = void (*)(const Panels& w, int64_t panel, const Acts& x, int64_t t0, int64_t nt, float* out, int64_t ld);
-  Panel panel[kKinds];
+  Panel panel[kWeightTypeCount];
   // upper[t*16 + r] >= the greatest that row's product with row t can be before it was rounded for the screen, read from the
-  // high plane alone; infinite where it may not be finite. x, reach: see screen.h. Null but for kinds in two planes.
+  // high plane alone; infinite where it may not be finite. x, reach: see screen.h. Null but for heads in two planes.
   using Screen = void (*)(const Panels& w, int64_t panel, const Acts& x, const float* reach, int64_t t0, int64_t nt, float* upper);
-  Screen screen[kKinds];
+  Screen screen[kWeightTypeCount];
   // The same bits for a prompt: panels [p0, p1), tokens [t0, t0+nt), nt <= kGemmTokens, inputs [256u, 256u + 256), from
-  // activations by units. y [p1-p0][nt][16] begins at unit 0 and grows with every further one, in order. Integer kinds only.
+  // activations by units. y [p1-p0][nt][16] begins at unit 0 and grows with every further one, in order. Integer types only.
   using Gemm = void (*)(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Acts& x, int64_t t0, int64_t nt, float* y);
-  Gemm gemm[kKinds];
+  Gemm gemm[kWeightTypeCount];
 
   // One activation row to int8. k a multiple of 32 (of 256 for q256). NaN or infinity in x give scale NaN: never UB.
   void (*quantize32)(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum16, float* fsum32);

@@ -1,4 +1,4 @@
-// Weight panels times activation rows, for every kind of panel: one routine per kind, for 1 to 8 tokens a tile.
+// Weight panels times activation rows: one routine per form of weight types, for 1 to 8 tokens a tile.
 //
 //   out[t][r] = sum over k of W[r][k] * X[t][k],   r over the panel's sixteen rows
 //
@@ -63,7 +63,7 @@ OP void dot_half(I* acc, const uint8_t* p, const int8_t* const* x) {
 // The stream of weights: codes, scales and floats lie in one, and panels follow each other, here or where x.next says.
 // On Zen 4 the machine's own prefetcher keeps up with it, and asking for lines by hand cost up to half (two threads:
 // Q4_1 56, Q8_0 50, Q4_K 50, Q6_K 47 GB/s). On an Intel guest it is the other way: Q5_0 26 -> 31, Q8_0 27 -> 33 GB/s,
-// 2 KB ahead. So the distance is measured (pace.h) and comes with the activations.
+// 2 KB ahead. So the distance is measured (prefetch_tuner.h) and comes with the activations.
 struct Ahead {
   const uint8_t* end;
   int64_t bytes, jump;
@@ -85,7 +85,7 @@ struct Ahead {
   }
 };
 
-// Kinds with a float scale per 32 inputs: value = d * (code - Offset), or d * code + m.
+// Types with a float scale per 32 inputs: value = d * (code - Offset), or d * code + m.
 template <class Code, int Offset, bool Min, int NB>
 static void panel_32(const Panels& w, const uint8_t* base, const Acts& x, int64_t t0, float* out, int64_t ld) {
   const int64_t groups = w.k / 32;
@@ -122,7 +122,7 @@ static void panel_32(const Panels& w, const uint8_t* base, const Acts& x, int64_
   for (int b = 0; b < NB; ++b) fstore(out + b * ld, y[b]);
 }
 
-// Kinds with 256-input blocks: value = d * sub * (code - Offset) - dmin * min, sub and min integers per Sub inputs.
+// Types with 256-input blocks: value = d * sub * (code - Offset) - dmin * min, sub and min integers per Sub inputs.
 template <class Code, int Sub, int Offset, bool Signed, bool Min>
 struct Super {
   static constexpr int kSubs = 256 / Sub;
@@ -247,7 +247,7 @@ static void panel_float(const Panels& w, const uint8_t* base, const Acts& x, int
   for (int b = 0; b < NB; ++b) fstore(out + b * ld, add(add(acc[b][0], acc[b][1]), add(acc[b][2], acc[b][3])));
 }
 
-// Each kind as a family of tiles by token count.
+// Each form as a family of tiles by token count.
 template <class Code, int Offset, bool Min> struct Rows32 {
   static constexpr int kMax = kTileTokens;
   template <int NB> OP void tile(const Panels& w, const uint8_t* p, const Acts& x, int64_t t, float* o, int64_t ld) {
@@ -290,19 +290,27 @@ static void panel_rows(const Panels& w, int64_t panel, const Acts& x, int64_t t0
   }
 }
 
-static void fill_matmul(Kernels& t) {
-  auto set = [&t](Kind k, Kernels::Panel f) { t.panel[static_cast<int>(k)] = f; };
-  set(Kind::F32, panel_rows<RowsFloat<Float32>>);
-  set(Kind::F16, panel_rows<RowsFloat<Half>>);
-  set(Kind::BF16, panel_rows<RowsFloat<BFloat>>);
-  set(Kind::Q4_0, panel_rows<Rows32<Nibble, 8, false>>);
-  set(Kind::Q4_1, panel_rows<Rows32<Nibble, 0, true>>);
-  set(Kind::Q5_0, panel_rows<Rows32<Nibble1, 16, false>>);
-  set(Kind::Q5_1, panel_rows<Rows32<Nibble1, 0, true>>);
-  set(Kind::Q8_0, panel_rows<Rows32<Byte, 128, false>>);
-  set(Kind::Q2_K, panel_rows<Rows256<TwoBit, 16, 0, false, true>>);
-  set(Kind::Q4_K, panel_rows<Rows256<Nibble, 32, 0, false, true>>);
-  set(Kind::Q5_K, panel_rows<Rows256<Nibble1, 32, 0, false, true>>);
-  set(Kind::Q6_K, panel_rows<Rows256<Nibble2, 16, 32, true, false>>);
-  set(Kind::I8, panel_rows<RowsI8>);
+// What unpacks a weight type's planes.
+template <Planes> struct Of;
+template <> struct Of<Planes::Float32> { using Code = Float32; };
+template <> struct Of<Planes::Half> { using Code = Half; };
+template <> struct Of<Planes::BFloat> { using Code = BFloat; };
+template <> struct Of<Planes::Nibble> { using Code = Nibble; };
+template <> struct Of<Planes::Nibble1> { using Code = Nibble1; };
+template <> struct Of<Planes::Nibble2> { using Code = Nibble2; };
+template <> struct Of<Planes::TwoBit> { using Code = TwoBit; };
+template <> struct Of<Planes::Byte> { using Code = Byte; };
+
+// By the traits row. Heads have their routines in screen.inl, wide codes in encoder.inl.
+template <int T> constexpr Kernels::Panel panel_of() {
+  constexpr WeightTraits w = kWeightTypes[T];
+  if constexpr (w.form == Form::Floats) return panel_rows<RowsFloat<typename Of<w.planes>::Code>>;
+  else if constexpr (w.form == Form::Blocks32) return panel_rows<Rows32<typename Of<w.planes>::Code, w.offset, w.min>>;
+  else if constexpr (w.form == Form::Blocks256) return panel_rows<Rows256<typename Of<w.planes>::Code, w.sub, w.offset, w.signed_sub, w.min>>;
+  else if constexpr (w.form == Form::Scales16) return panel_rows<RowsI8>;
+  else return nullptr;
+}
+template <int T = 0> static void fill_matmul(Kernels& t) {
+  t.panel[T] = panel_of<T>();
+  if constexpr (T + 1 < kWeightTypeCount) fill_matmul<T + 1>(t);
 }

@@ -147,7 +147,7 @@ void round_rows(float* x, int64_t rows, int64_t n) {
 }
 
 void matmul(const Panels& w, const float* x, int64_t m, float* out) {
-  const int act = kind_info(w.kind).act, block = act == kAct256 ? 256 : act == kActWide ? kWideUnit : 32;
+  const int act = traits(w.type).act(), block = act == kAct256 ? 256 : act == kActWide ? kWideUnit : 32;
   std::vector<double> in(static_cast<size_t>(m * w.k));
   std::vector<int16_t> q(static_cast<size_t>(w.k));
   std::vector<float> scale(static_cast<size_t>(w.k / block) + 1), row(static_cast<size_t>(w.k));

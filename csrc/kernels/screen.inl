@@ -85,7 +85,7 @@ static void head_32(const Panels& w, int64_t panel, const Acts& x, const float* 
   const uint8_t *base = w.high(panel), *low = w.low(panel);
   const Ahead ahead = Ahead::at(w, base, x);
   HeadRows<NB> r;
-  HeadRows<NB>::take(r, x, Exact ? 32 : screen_inputs(Kind::Q8_0H), t0);
+  HeadRows<NB>::take(r, x, Exact ? 32 : screen_inputs(WeightType::Q8_0H), t0);
   F y[NB], four[NB];
   for (int b = 0; b < NB; ++b) y[b] = four[b] = fzero();
   for (int64_t g = 0; g < groups; ++g) {
@@ -189,7 +189,7 @@ static void head_screen(const Panels& w, int64_t panel, const Acts& x, const flo
 }
 
 static void fill_screen(Kernels& t) {
-  constexpr int eight = static_cast<int>(Kind::Q8_0H), six = static_cast<int>(Kind::Q6_KH);
+  constexpr int eight = static_cast<int>(WeightType::Q8_0H), six = static_cast<int>(WeightType::Q6_KH);
   t.panel[eight] = head_panel<Head32>;
   t.panel[six] = head_panel<Head256>;
   t.screen[eight] = head_screen<Head32>;

@@ -142,7 +142,7 @@ void check_experts(const Routes& routes, const Matrix& gate, const Matrix& up, c
     refuse("experts that do not fit " + std::to_string(n) + " of " + std::to_string(k) + " x " + std::to_string(inner) + " x " + std::to_string(width));
   if (inner % kPanelRows || width % kPanelRows) refuse("an expert's rows must be multiples of " + std::to_string(kPanelRows));
   for (const Matrix* m : {&gate, &up, &down})
-    if (kind_info(m->w.kind).act == kActWide || m->w.low_bytes) refuse(std::string("experts of ") + kind_info(m->w.kind).name);
+    if (traits(m->w.type).act() == kActWide || m->w.low_bytes) refuse(std::string("experts of ") + traits(m->w.type).name);
 }
 
 void experts(Plan& plan, int x, int routes, MatrixPtr gate, MatrixPtr up, MatrixPtr down, int residual, const std::string& act, MaybeVector norm, float eps) {

@@ -80,7 +80,7 @@ struct GroupedRows {
     Acts a;
     a.k = in.k;
     a.ahead = r.ahead;
-    switch (kind_info(w.w.kind).act) {
+    switch (traits(w.w.type).act()) {
       case kAct32:
         a.q = s.q32.data() + base; a.scale = s.scale32.data() + base / 32;
         a.sum16 = s.sum32.data() + base / 16; a.fsum32 = s.fsum32.data() + base / 32;

@@ -35,7 +35,7 @@ struct Logits final : Op {
 
   void allocate(int64_t max_rows, int threads) override {
     scratch.allocate(max_rows * parts(), threads);
-    if (w->w.low_bytes) seen.allocate(w->w.kind, in.k, max_rows);
+    if (w->w.low_bytes) seen.allocate(w->w.type, in.k, max_rows);
   }
   void prepare(const Run& r) override {
     const Step& s = *r.step;
@@ -98,7 +98,7 @@ struct Logits final : Op {
   }
   // Products of panel p with rows t0 .. t0+nt of the scratch, the parts of a row added up: [nt / parts()][16].
   void product(const Run& r, const Acts& acts, int64_t p, int64_t t0, int64_t nt, float* tile) const {
-    r.k->panel[static_cast<int>(w->w.kind)](w->w, p, acts, t0, nt, tile, kPanelRows);
+    r.k->panel[static_cast<int>(w->w.type)](w->w, p, acts, t0, nt, tile, kPanelRows);
     if (parts() == 1) return;
     for (int64_t t = 0; t < nt / 2; ++t)
       for (int c = 0; c < kPanelRows; ++c)
@@ -131,7 +131,7 @@ struct Logits final : Op {
     Acts high = seen.acts();
     high.next = next;
     high.ahead = r.step->rows < r.k->gemm_rows ? r.ahead : w->w.panel_bytes;   // all of `next`: two tiles or more are long enough for it to come
-    r.k->screen[static_cast<int>(w->w.kind)](w->w, p, high, seen.reach.data(), t0, nt, upper);
+    r.k->screen[static_cast<int>(w->w.type)](w->w, p, high, seen.reach.data(), t0, nt, upper);
     for (int64_t t = 0; t < nt; ++t) {
       const uint32_t able = contests[static_cast<size_t>(t0 + t)].able(upper + t * kPanelRows, p * kPanelRows, ids(r, p));
       if (able) finish(r, thread, t0 + t, p, able);
@@ -150,7 +150,7 @@ struct Logits final : Op {
 
 void logits(Plan& plan, int x, MatrixPtr weight, MaybeVector norm, float eps, float scale, float softcap) {
   if (!norm) refuse("logits() needs a norm");     // gathers rows through it
-  if (kind_info(weight->w.kind).act == kActWide) refuse("a head of wide codes");
+  if (traits(weight->w.type).act() == kActWide) refuse("a head of wide codes");
   auto op = std::make_unique<Logits>();
   op->in = Input::record(plan, x, {std::move(norm), eps}, {weight}, &op->scratch);
   op->scale = scale;

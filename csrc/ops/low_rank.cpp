@@ -11,7 +11,7 @@ void Adapter::add(MatrixPtr w, Pair pair) {
   const Panels &m = w->w, &a = pair.a->w, &b = pair.b->w;
   if (a.k != m.k || b.n != m.n || b.k != a.n || a.n % kPanelRows)
     refuse("an adapter of " + shape(a) + " and " + shape(b) + " for a matrix of " + shape(m));
-  if (kind_info(a.kind).act != kActF32 || kind_info(b.kind).act != kActF32) refuse("an adapter's matrices are floats");
+  if (traits(a.type).act() != kActF32 || traits(b.type).act() != kActF32) refuse("an adapter's matrices are floats");
   if (!std::isfinite(pair.scale)) refuse("an adapter's scale is not finite");
   if (!pairs_.emplace(std::move(w), std::move(pair)).second) refuse("an adapter changes one matrix twice");
 }
@@ -57,7 +57,7 @@ void LowRank::reduce(const Run& r, const Input& in) {
     Acts x;
     x.k = in.k;
     x.f32 = in.floats(r);
-    r.k->panel[static_cast<int>(a.kind)](a, item.panel, x, item.row, item.rows, out, a.n);
+    r.k->panel[static_cast<int>(a.type)](a, item.panel, x, item.row, item.rows, out, a.n);
     for (int64_t t = 0; t < item.rows; ++t) r.k->scale(out + t * a.n, part.pair->scale, kPanelRows);
   });
 }
@@ -74,7 +74,7 @@ void LowRank::expand(const Run& r, const Input& in, size_t matrix, int64_t p0, i
     for (int64_t p = p0; p < p1; ++p)
       for (int64_t t = begin; t < end; t += kTileTokens) {
         const int64_t n = std::min<int64_t>(kTileTokens, end - t);
-        r.k->panel[static_cast<int>(b.kind)](b, p, x, t - part.row, n, sums, kPanelRows);
+        r.k->panel[static_cast<int>(b.type)](b, p, x, t - part.row, n, sums, kPanelRows);
         r.k->add(y + ((p - p0) * nt + t - t0) * kPanelRows, sums, n * kPanelRows);
       }
   }

@@ -49,15 +49,15 @@ struct ActScratch {
 
 // Panels [p0, p1) of w times rows [t0, t0 + nt) of x, which lie by units where x.rows says how many: y [p1-p0][nt][16].
 inline void multiply_rows(const Run& r, const Matrix& w, int64_t p0, int64_t p1, Acts x, int64_t t0, int64_t nt, float* y) {
-  const int kind = static_cast<int>(w.w.kind);
+  const int type = static_cast<int>(w.w.type);
   if (x.rows) {
-    for (int64_t u = 0; u * kUnitInputs < x.k; ++u) r.k->gemm[kind](w.w, p0, p1, u, x, t0, nt, y);
+    for (int64_t u = 0; u * kUnitInputs < x.k; ++u) r.k->gemm[type](w.w, p0, p1, u, x, t0, nt, y);
     return;
   }
   const uint8_t* next = x.next;
   for (int64_t p = p0; p < p1; ++p, y += nt * kPanelRows) {
     x.next = p + 1 < p1 ? w.w.high(p + 1) : next;
-    r.k->panel[kind](w.w, p, x, t0, nt, y, kPanelRows);
+    r.k->panel[type](w.w, p, x, t0, nt, y, kPanelRows);
   }
 }
 
@@ -81,7 +81,7 @@ struct Input {
     return in;
   }
   void wants(const Matrix& w) {
-    const int act = kind_info(w.w.kind).act;
+    const int act = traits(w.w.type).act();
     want[act] = true;
     if (act == kAct32) scratch->k32 = std::max(scratch->k32, k);
     if (act == kAct256) scratch->k256 = std::max(scratch->k256, k);
@@ -114,7 +114,7 @@ struct Input {
     a.k = k;
     a.ahead = r.ahead;
     a.next = next;
-    switch (kind_info(w.w.kind).act) {
+    switch (traits(w.w.type).act()) {
       case kAct32:
         a.q = scratch->q32.data(); a.scale = scratch->scale32.data();
         a.sum16 = scratch->sum32.data(); a.fsum32 = scratch->fsum32.data();
@@ -140,7 +140,7 @@ struct Input {
   void multiply_wide(const Run& r, const Matrix& w, int64_t p0, int64_t p1, int64_t t0, int64_t nt, const Acts& a, float* y) const {
     for (int64_t t = 0; t < nt; t += kWideTokens)
       for (int64_t p = p0; p < p1; ++p)
-        r.k->panel[static_cast<int>(w.w.kind)](w.w, p, a, t0 + t, std::min(kWideTokens, nt - t), y + ((p - p0) * nt + t) * kPanelRows, kPanelRows);
+        r.k->panel[static_cast<int>(w.w.type)](w.w, p, a, t0 + t, std::min(kWideTokens, nt - t), y + ((p - p0) * nt + t) * kPanelRows, kPanelRows);
   }
 };
 

@@ -67,7 +67,7 @@ struct Route final : Op {
 
 int route(Plan& plan, int x, MatrixPtr router, int top_k, MaybeVector norm, float eps, bool renormalise) {
   const int64_t experts = router->w.n;
-  if (kind_info(router->w.kind).act != kActF32) refuse(std::string("a router is a matrix of floats, not of ") + kind_info(router->w.kind).name);
+  if (traits(router->w.type).act() != kActF32) refuse(std::string("a router is a matrix of floats, not of ") + traits(router->w.type).name);
   if (experts >= 1 << 24) refuse("a router of " + std::to_string(experts) + " experts");
   if (top_k < 1 || top_k > experts) refuse("top_k must be 1 to " + std::to_string(experts) + ", got " + std::to_string(top_k));
   auto op = std::make_unique<Route>();

@@ -89,7 +89,7 @@ class Matrix:
         """Round float32 [N, K] to int16 codes with a scale for each row's 128 inputs; K a multiple of WIDE_UNIT."""
 
     @staticmethod
-    def view(panels: U8, kind: str, rows: int, cols: int) -> Matrix:
+    def view(panels: U8, weight_type: str, rows: int, cols: int) -> Matrix:
         """Use panels that lie in an array (a mapped packed file): 64-byte aligned, exactly as long as needed."""
 
     def panels(self) -> U8:
@@ -100,7 +100,7 @@ class Matrix:
     @property
     def cols(self) -> int: ...
     @property
-    def kind(self) -> str: ...
+    def weight_type(self) -> str: ...
     @property
     def nbytes(self) -> int: ...
     def row(self, index: int) -> F32:

@@ -29,7 +29,7 @@ def test_wide_rows_are_within_half_a_code_of_the_weights():
     packed = native.Matrix.pack_wide(w, POOL)
     got = np.stack([packed.row(i) for i in range(21)])
     step = np.abs(w.reshape(21, 3, 128)).max(-1) / GREATEST
-    assert packed.kind == "I16" and packed.nbytes == 2 * 16 * (384 * 2 + 3 * 4)
+    assert packed.weight_type == "I16" and packed.nbytes == 2 * 16 * (384 * 2 + 3 * 4)
     assert (np.abs(got - w).reshape(21, 3, 128).max(-1) <= step * (0.5 + 1e-3)).all()
 
 
@@ -37,7 +37,7 @@ def test_wide_rows_are_within_half_a_code_of_the_weights():
 def test_weights_that_are_no_numbers_are_refused(poison):
     w = normal(1, 17, 256)
     w[16, 200] = poison
-    with pytest.raises(BadModelFile, match="17 x 256 holds what is no number"):
+    with pytest.raises(BadModelFile, match="17 x 256 holds values that are not finite"):
         native.Matrix.pack_wide(w, POOL)
 
 

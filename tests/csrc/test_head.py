@@ -36,8 +36,8 @@ def shapes(name: str) -> list[tuple[int, int]]:
 def test_a_head_in_planes_keeps_every_value_and_view(name):
     for n, k in shapes(name):
         whole, head = planes(name, raw_rows(name, n, k), k)
-        assert head.kind in PLANES
-        seen = native.Matrix.view(head.panels(), head.kind, n, k)
+        assert head.weight_type in PLANES
+        seen = native.Matrix.view(head.panels(), head.weight_type, n, k)
         for i in range(n):
             assert same_bits(head.row(i), whole.row(i))
             assert same_bits(seen.row(i), whole.row(i))

@@ -61,7 +61,7 @@ def tolerance(w: native.Matrix, x: F32) -> F32:
 
     Minima enter as sums of their own, as large as the greatest weight; 2 covers both.
     """
-    terms = w.cols if w.kind in PLAIN else w.cols // 32 * 2
+    terms = w.cols if w.weight_type in PLAIN else w.cols // 32 * 2
     most = np.array([np.abs(w.row(i)).max() for i in range(w.rows)])
     return (2 * (terms + 8) * ULP / 2 * np.abs(x).sum(1)[:, None] * most).astype(np.float32)
 
@@ -84,7 +84,7 @@ def test_rows_decode_to_the_files_own_floats(name):
 def test_codebook_rows_decode_to_the_files_own_floats(name):
     w, weights = coded(name, 19, 96)
     got = np.stack([w.row(i) for i in range(19)])
-    assert w.kind == "I8"
+    assert w.weight_type == "I8"
     np.testing.assert_array_equal(got, weights)  # but for the sign of zero, which codes do not keep
 
 

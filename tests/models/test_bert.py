@@ -52,7 +52,7 @@ def test_oracle_computes_the_golden_activations(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoder_computes_the_golden_embeddings(name: str, dtype: str, tmp_path: Path):
     model = load_model(write_encoder(name, tmp_path, dtype=dtype), threads=2, tokens=256)
-    assert {m.kind for m in model.matrices.values()} == ({"I16", dtype} if name == "bert" else {dtype})
+    assert {m.weight_type for m in model.matrices.values()} == ({"I16", dtype} if name == "bert" else {dtype})
     texts = [ids.tolist() for ids in sequences(name)]
     with Encoder(model) as encoder:
         for pooling, pool in (

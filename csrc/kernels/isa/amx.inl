@@ -256,22 +256,24 @@ static int32_t tile_loop(int64_t iterations) {
 #include "amx_screen.inl"
 #include "amx_attention.inl"
 
+template <int T> constexpr Kernels::Gemm tiles_of() {
+  constexpr WeightTraits w = kWeightTypes[T];
+  if constexpr (w.form == Form::Blocks32) return tiles_32<typename Of<w.planes>::Code, w.offset, w.min>;
+  else if constexpr (w.form == Form::Blocks256) return tiles_256<typename Of<w.planes>::Code, w.sub, w.offset, w.signed_sub, w.min>;
+  else if constexpr (w.form == Form::Scales16) return tiles_i8;
+  else return nullptr;
+}
+template <int T = 0> static void fill_tiles(Kernels& t) {
+  t.gemm[T] = tiles_of<T>();
+  if constexpr (T + 1 < kWeightTypeCount) fill_tiles<T + 1>(t);
+}
 static Kernels make_amx() {
   Kernels t = make_table("amx");
+  t.gemm_rows = kFew + 1;                            // sixteen rows fill one tile
   fill_few(t);
-  t.screen[static_cast<int>(Kind::Q8_0H)] = screen_tiles;
+  fill_tiles(t);
+  t.screen[static_cast<int>(WeightType::Q8_0H)] = screen_tiles;
   t.attend_span = attend_span_tiles;
-  auto set = [&t](Kind k, Kernels::Gemm f) { t.gemm[static_cast<int>(k)] = f; };
-  set(Kind::Q4_0, tiles_32<Nibble, 8, false>);
-  set(Kind::Q4_1, tiles_32<Nibble, 0, true>);
-  set(Kind::Q5_0, tiles_32<Nibble1, 16, false>);
-  set(Kind::Q5_1, tiles_32<Nibble1, 0, true>);
-  set(Kind::Q8_0, tiles_32<Byte, 128, false>);
-  set(Kind::Q2_K, tiles_256<TwoBit, 16, 0, false, true>);
-  set(Kind::Q4_K, tiles_256<Nibble, 32, 0, false, true>);
-  set(Kind::Q5_K, tiles_256<Nibble1, 32, 0, false, true>);
-  set(Kind::Q6_K, tiles_256<Nibble2, 16, 32, true, false>);
-  set(Kind::I8, tiles_i8);
   t.tile_loop = tile_loop;
   return t;
 }

@@ -165,14 +165,9 @@ template <class Code, int Offset, bool Min> static Kernels::Panel few_of_32() {
 template <class Code> static Kernels::Panel few_of_256() {
   return few_panel<few_256<Code>, 256, panel_rows<Rows256<Code, 32, 0, false, true>>>;
 }
-static void fill_few(Kernels& t) {
-  t.gemm_rows = kFew + 1;                            // sixteen rows fill one tile
-  auto set = [&t](Kind k, Kernels::Panel f) { t.panel[static_cast<int>(k)] = f; };
-  set(Kind::Q4_0, few_of_32<Nibble, 8, false>());
-  set(Kind::Q4_1, few_of_32<Nibble, 0, true>());
-  set(Kind::Q5_0, few_of_32<Nibble1, 16, false>());
-  set(Kind::Q5_1, few_of_32<Nibble1, 0, true>());
-  set(Kind::Q8_0, few_of_32<Byte, 128, false>());
-  set(Kind::Q4_K, few_of_256<Nibble>());
-  set(Kind::Q5_K, few_of_256<Nibble1>());
+template <int T = 0> static void fill_few(Kernels& t) {
+  constexpr WeightTraits w = kWeightTypes[T];
+  if constexpr (w.form == Form::Blocks32) t.panel[T] = few_of_32<typename Of<w.planes>::Code, w.offset, w.min>();
+  if constexpr (w.form == Form::Blocks256 && w.sub == 32 && w.min && !w.signed_sub && !w.offset) t.panel[T] = few_of_256<typename Of<w.planes>::Code>();
+  if constexpr (T + 1 < kWeightTypeCount) fill_few<T + 1>(t);
 }

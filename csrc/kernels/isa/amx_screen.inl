@@ -72,7 +72,7 @@ static void screen_tiles(const Panels& w, int64_t panel, const Acts& x, const fl
       const int64_t rows = nt - t < kFew ? nt - t : kFew;
       F y[kFew];
       UNROLL for (int i = 0; i < kFew; ++i) y[i] = part.first && i < rows ? fload(upper + (t + i) * kPanelRows) : fzero();
-      const Few few = Few::of(x, screen_inputs(Kind::Q8_0H), t0 + t, kFew);
+      const Few few = Few::of(x, screen_inputs(WeightType::Q8_0H), t0 + t, kFew);
       if (t) part.sixteen<false>(few, y);
       else part.sixteen<true>(few, y);
       const bool last = part.first + kScreenGroups >= all;
