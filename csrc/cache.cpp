@@ -15,27 +15,27 @@ constexpr int kMaxLayers = 4096;
 
 }  // namespace
 
-KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type, std::vector<int> windows, int64_t slots) : type_(type) {
+KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type, std::vector<int> windows, int64_t window_blocks) : type_(type) {
   if (layers.empty() || layers.size() > kMaxLayers) refuse("the cache has 1 to 4096 layers, got " + std::to_string(layers.size()));
   if (blocks < 1 || blocks > INT32_MAX / kBlockTokens) refuse("a cache of " + std::to_string(blocks) + " blocks is out of range");
-  if (slots < 0 || slots > blocks) refuse(std::to_string(slots) + " slots for " + std::to_string(blocks) + " blocks are out of range");
-  if (slots && windows.size() != layers.size()) refuse("slots need a window for each layer, 0 for none");
+  if (window_blocks < 0 || window_blocks > blocks) refuse(std::to_string(window_blocks) + " window blocks for " + std::to_string(blocks) + " blocks are out of range");
+  if (window_blocks && windows.size() != layers.size()) refuse("window blocks need a window for each layer, 0 for none");
   blocks_.count = blocks;
-  slots_.count = slots;
+  window_blocks_.count = window_blocks;
   for (size_t i = 0; i < layers.size(); ++i) {
     const KvLayer& l = layers[i];
-    if (l.kv_heads < 1 || l.d < 1 || l.dv < 1 || l.kv_heads > 65536 || l.d > 65536 || l.dv > 65536) refuse("layer " + std::to_string(i) + " has no sane head shape");
+    if (l.kv_heads < 1 || l.d < 1 || l.dv < 1 || l.kv_heads > 65536 || l.d > 65536 || l.dv > 65536) refuse("layer " + std::to_string(i) + " has heads out of range");
     if (type == KvType::Q8 && std::max(l.d, l.dv) > kMaxCodeWidth)
       refuse("heads of " + std::to_string(std::max(l.d, l.dv)) + " do not fit q8, which takes " + std::to_string(kMaxCodeWidth) + "; use f16");
-    const bool in_slots = slots && windows[i] > 0;
-    if (in_slots) window_ = std::max(window_, windows[i]);
-    Region& r = in_slots ? slots_ : blocks_;
-    layers_.push_back({l, in_slots, static_cast<size_t>(r.bytes)});
+    const bool windowed = window_blocks && windows[i] > 0;
+    if (windowed) window_ = std::max(window_, windows[i]);
+    Region& r = windowed ? window_blocks_ : blocks_;
+    layers_.push_back({l, windowed, static_cast<size_t>(r.bytes)});
     r.bytes += (l.kv_heads * kv_head_bytes(type, l.d, l.dv) + 63) / 64 * 64;
   }
-  if (slots && !window_) refuse("slots, but no layer has a window");
+  if (window_blocks && !window_) refuse("window blocks, but no layer has a window");
   blocks_.reserve();
-  slots_.reserve();
+  window_blocks_.reserve();
 }
 const KvLayer& KvCache::layer(int i) const { return layers_.at(static_cast<size_t>(i)); }
 KvType kv_type_named(std::string_view name) {
@@ -46,7 +46,7 @@ KvType kv_type_named(std::string_view name) {
 }
 uint8_t* KvCache::pages(int i) const {
   const Place& l = layers_[static_cast<size_t>(i)];
-  return (l.in_slots ? slots_ : blocks_).memory->data + l.offset;
+  return (l.windowed ? window_blocks_ : blocks_).memory->data + l.offset;
 }
 
 void KvCache::Region::reserve() {
@@ -64,24 +64,24 @@ void KvCache::Region::copy(const std::vector<std::pair<int64_t, int64_t>>& from_
   }
   for (const auto& [from, to] : from_to) std::memmove(at(to), at(from), static_cast<size_t>(bytes));   // from may be to
 }
-void KvCache::copy(const std::vector<std::pair<int64_t, int64_t>>& blocks, const std::vector<std::pair<int64_t, int64_t>>& slots) {
+void KvCache::copy(const std::vector<std::pair<int64_t, int64_t>>& blocks, const std::vector<std::pair<int64_t, int64_t>>& window_blocks) {
   blocks_.copy(blocks, "block");
-  slots_.copy(slots, "slot");
+  window_blocks_.copy(window_blocks, "window block");
 }
-void KvCache::read_block(int64_t block, int64_t slot, uint8_t* out) const {
+void KvCache::read_block(int64_t block, int64_t window_block, uint8_t* out) const {
   blocks_.check(block, "block");
   std::memcpy(out, blocks_.at(block), static_cast<size_t>(blocks_.bytes));
-  if (!slots_.count) return;
-  slots_.check(slot, "slot");
-  std::memcpy(out + blocks_.bytes, slots_.at(slot), static_cast<size_t>(slots_.bytes));
+  if (!window_blocks_.count) return;
+  window_blocks_.check(window_block, "window block");
+  std::memcpy(out + blocks_.bytes, window_blocks_.at(window_block), static_cast<size_t>(window_blocks_.bytes));
 }
-void KvCache::write_block(int64_t block, int64_t slot, const uint8_t* in, size_t bytes) {
+void KvCache::write_block(int64_t block, int64_t window_block, const uint8_t* in, size_t bytes) {
   blocks_.check(block, "block");
-  if (slots_.count) slots_.check(slot, "slot");
-  if (bytes != static_cast<size_t>(blocks_.bytes + slots_.bytes))
-    refuse("a block has " + std::to_string(blocks_.bytes + slots_.bytes) + " bytes, got " + std::to_string(bytes));
+  if (window_blocks_.count) window_blocks_.check(window_block, "window block");
+  if (bytes != static_cast<size_t>(blocks_.bytes + window_blocks_.bytes))
+    refuse("a block has " + std::to_string(blocks_.bytes + window_blocks_.bytes) + " bytes, got " + std::to_string(bytes));
   std::memcpy(blocks_.at(block), in, static_cast<size_t>(blocks_.bytes));
-  if (slots_.count) std::memcpy(slots_.at(slot), in + blocks_.bytes, static_cast<size_t>(slots_.bytes));
+  if (window_blocks_.count) std::memcpy(window_blocks_.at(window_block), in + blocks_.bytes, static_cast<size_t>(window_blocks_.bytes));
 }
 
 }  // namespace fh

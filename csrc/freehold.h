@@ -41,9 +41,9 @@ const Kernels* kernels();
 const Kernels* kernels_named(std::string_view name);   // throws Usage, naming the runnable ones
 
 // --- threads.cpp ------------------------------------------------------------------------------------------------
-// A pool of n threads, the caller being thread 0. A job is offered to all; who comes in time runs it once, and a
-// worker that a neighbour keeps from running finds the door closed and goes back to sleep. So a job must be work that
-// whoever is there claims piece by piece, until none is left. Workers sleep between jobs.
+// A pool of n threads, the caller being thread 0. A job is offered to all; a thread that arrives in time runs it once, and
+// a worker that the system delays finds the door closed and goes back to sleep. So a job must be work that the threads
+// present claim piece by piece, until none is left. Workers sleep between jobs.
 class Threads {
  public:
   // Sets of state a job may lie in: a worker still on its way out of one job holds its seat, not the next job.
@@ -54,9 +54,9 @@ class Threads {
   Threads(const Threads&) = delete;
   Threads& operator=(const Threads&) = delete;
   int size() const;
-  void run(const std::function<void(int thread)>& job);     // returns when everyone who began it has ended it
+  void run(const std::function<void(int thread)>& job);     // returns when every thread that began it has ended it
 
-  // The pool for one job whose state lies in seat(): nobody is left in an earlier job of that seat.
+  // The pool for one job whose state lies in seat(): no thread is left in an earlier job of that seat.
   class Turn {
    public:
     explicit Turn(Threads& threads);                        // waits until the pool and the seat are free
@@ -69,7 +69,7 @@ class Threads {
     std::unique_lock<std::mutex> lock_;
     uint32_t number_;
   };
-  void settle();                                            // returns when nobody is inside any job
+  void settle();                                            // returns when no thread is inside any job
 
   // Holds a thread of a job until `done` has reached n: spins some microseconds, then sleeps until finish() wakes it.
   static void await(const std::atomic<uint32_t>& done, int64_t n);
@@ -130,28 +130,28 @@ struct Rope {                     // angles position * inv_freq[i]; cos and sin 
 struct KvLayer { int kv_heads, d, dv; };
 KvType kv_type_named(std::string_view name);   // "f16", "f32", "q8"; throws Usage for another
 // Pages for every layer, addressed by block. Reserved at once, touched lazily.
-// With `slots`, layers that see a window of positions only (window > 0) keep their pages in so many slots instead: a block
-// has one while somebody may still look at it. Without, they keep all positions, as full layers do.
+// With `window_blocks`, sliding-window layers (window > 0) keep their pages in a pool of so many window blocks instead: a
+// block has one while a row may still look at it. Without, they keep all positions, as full layers do.
 class KvCache {
  public:
-  KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type, std::vector<int> windows = {}, int64_t slots = 0);
+  KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type, std::vector<int> windows = {}, int64_t window_blocks = 0);
   KvType type() const { return type_; }
   int64_t blocks() const { return blocks_.count; }
-  int64_t slots() const { return slots_.count; }
+  int64_t window_blocks() const { return window_blocks_.count; }
   int64_t bytes_per_block() const { return blocks_.bytes; }
-  int64_t bytes_per_slot() const { return slots_.bytes; }
-  int window() const { return window_; }   // the widest of layers in slots; 0: none are
+  int64_t bytes_per_window_block() const { return window_blocks_.bytes; }
+  int window() const { return window_; }   // the widest of windowed layers; 0: none are
   const KvLayer& layer(int i) const;
   int layers() const { return static_cast<int>(layers_.size()); }
-  bool in_slots(int layer) const { return layers_[static_cast<size_t>(layer)].in_slots; }
-  uint8_t* pages(int layer) const;         // its page of block (or slot) b lies at pages(layer) + b * stride(layer)
-  int64_t stride(int layer) const { return in_slots(layer) ? slots_.bytes : blocks_.bytes; }
+  bool windowed(int layer) const { return layers_[static_cast<size_t>(layer)].windowed; }
+  uint8_t* pages(int layer) const;         // its page of block (or window block) b lies at pages(layer) + b * stride(layer)
+  int64_t stride(int layer) const { return windowed(layer) ? window_blocks_.bytes : blocks_.bytes; }
   // Whole blocks, over all layers: copied one after the other, in order; read and written as bytes_per_block() bytes, the
-  // layers' pages in a row, then bytes_per_slot() where there are slots. Throw Usage for a block or slot that is not there.
-  // The caller sees to it that nobody writes what is read meanwhile.
-  void copy(const std::vector<std::pair<int64_t, int64_t>>& blocks, const std::vector<std::pair<int64_t, int64_t>>& slots);
-  void read_block(int64_t block, int64_t slot, uint8_t* out) const;
-  void write_block(int64_t block, int64_t slot, const uint8_t* in, size_t bytes);
+  // layers' pages in a row, then bytes_per_window_block() where there is a window pool. Throw Usage for a block outside.
+  // The caller makes sure that no step writes what is read meanwhile.
+  void copy(const std::vector<std::pair<int64_t, int64_t>>& blocks, const std::vector<std::pair<int64_t, int64_t>>& window_blocks);
+  void read_block(int64_t block, int64_t window_block, uint8_t* out) const;
+  void write_block(int64_t block, int64_t window_block, const uint8_t* in, size_t bytes);
  private:
   struct Region {                          // pieces of equal size
     int64_t count = 0, bytes = 0;
@@ -161,9 +161,9 @@ class KvCache {
     uint8_t* at(int64_t piece) const { return memory->data + piece * bytes; }
     void copy(const std::vector<std::pair<int64_t, int64_t>>& from_to, const char* what) const;
   };
-  struct Place : KvLayer { bool in_slots; size_t offset; };
+  struct Place : KvLayer { bool windowed; size_t offset; };
   std::vector<Place> layers_;
-  Region blocks_, slots_;
+  Region blocks_, window_blocks_;
   int window_ = 0;
   KvType type_;
 };
@@ -197,7 +197,7 @@ struct Step {
   const int32_t* seqs = nullptr;        // [rows], index into block_tables, non-decreasing
   int64_t nseqs = 0, table_width = 0;
   const int32_t* block_tables = nullptr;  // [nseqs][table_width]
-  const int32_t* slot_tables = nullptr;   // the same for layers in slots, good where a row of the step looks; null where there are none
+  const int32_t* window_tables = nullptr;   // the same for windowed layers, good where a row of the step looks; null where there are none
   int64_t nadapters = 0;                // 0: no row has one, and nothing is looked up
   const Adapter* const* adapters = nullptr;
   const int32_t* row_adapters = nullptr;  // [rows], index into adapters, -1 for none

@@ -42,7 +42,7 @@ uintptr_t page_bytes() {
   return bytes;
 }
 
-struct sigaction earlier;      // who had the signal before us
+struct sigaction earlier;      // the handler installed before ours
 std::atomic<bool> passed{false};      // whether they have been called
 
 void on_bus_error(int number, siginfo_t* info, void*) {
@@ -58,7 +58,7 @@ void on_bus_error(int number, siginfo_t* info, void*) {
       return;
     }
   }
-  // The instruction runs again and faults into theirs; who has that call us, the one before it, meets the system's.
+  // The instruction runs again and faults into theirs; if that handler calls ours, the system's is next.
   struct sigaction plain {};
   plain.sa_handler = SIG_DFL;
   sigaction(number, passed.exchange(true) ? &plain : &earlier, nullptr);

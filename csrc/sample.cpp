@@ -170,7 +170,7 @@ Candidates top_k(const float* logits, int64_t n, const std::vector<float>& maxim
 // moves top-p's cut only where the sum comes within that of p, and the same way every time.
 double total_mass(const float* logits, int64_t n, float top, double temperature) {
   std::vector<float> x(static_cast<size_t>(n));
-  const float inverse = static_cast<float>(std::min(1.0 / temperature, 1e38));      // 0 * infinity is no number
+  const float inverse = static_cast<float>(std::min(1.0 / temperature, 1e38));      // 0 * infinity is NaN
   for (int64_t i = 0; i < n; ++i) x[static_cast<size_t>(i)] = std::max((logits[i] - top) * inverse, -200.0f);
   return std::exp(static_cast<double>(kernels()->log_sum_exp(x.data(), n)));
 }

@@ -74,16 +74,16 @@ void StepRunner::validate_rows(const Step& s) const {
 void StepRunner::validate_pages(const Step& s) const {
   const KvCache& cache = *trace_.cache;
   const int window = cache.window();
-  if (window && !s.slot_tables) refuse("a cache with slots needs a table of them");
+  if (window && !s.window_tables) refuse("a cache with a sliding-window pool needs a table of window blocks");
   for (const Segment& seg : segments(s)) {
     const int32_t* blocks = s.block_tables + seg.seq * s.table_width;
     const int64_t end = (seg.position + seg.rows - 1) / kBlockTokens;
     for (int64_t b = 0; b <= end; ++b)
       if (blocks[b] < 0 || blocks[b] >= cache.blocks()) refuse("block " + std::to_string(blocks[b]) + " is not in the cache");
     if (!window) continue;
-    const int32_t* slots = s.slot_tables + seg.seq * s.table_width;
+    const int32_t* window_blocks = s.window_tables + seg.seq * s.table_width;
     for (int64_t b = std::max(0, seg.position - window + 1) / kBlockTokens; b <= end; ++b)
-      if (slots[b] < 0 || slots[b] >= cache.slots()) refuse("slot " + std::to_string(slots[b]) + " is not in the cache");
+      if (window_blocks[b] < 0 || window_blocks[b] >= cache.window_blocks()) refuse("window block " + std::to_string(window_blocks[b]) + " is not in the cache");
   }
 }
 

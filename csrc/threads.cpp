@@ -2,9 +2,9 @@
 //
 // A step of a small model waits a few hundred times for microseconds' work, so waiting spins first. On a machine whose
 // cores are shared, a thread that spins on, or yields, gives a late one nothing: it sleeps, and the one that ends the
-// work wakes it, which puts it before a neighbour that has had its share.
+// work wakes it, which puts it before a process that has had its share.
 //
-// Who may touch a job. A worker enters in three moves: it counts itself inside the job's seat, looks whether the door
+// Which thread may touch a job. A worker enters in three moves: it counts itself inside the job's seat, looks whether the door
 // still shows that job, and only then reads the job. The caller closes the door when its own part is over (all work
 // is done then) and, before it fills a seat again, waits for that seat's count to be 0. All four accesses are
 // sequentially consistent, so either the worker's count came before the caller's look, which then waits, or the closed
@@ -71,7 +71,7 @@ struct Threads::Impl {
       s.inside.fetch_sub(1);
     }
   }
-  // Sequentially consistent: notify_one() looks whether anybody sleeps, and a weaker store could still be on its way then.
+  // Sequentially consistent: notify_one() looks whether a thread sleeps, and a weaker store could still be on its way then.
   // A worker that fell asleep in that moment would miss the call; the last call, to stop, would be waited for for ever.
   void call(int thread, uint32_t job) {
     calls[static_cast<size_t>(thread)].number.store(job);
@@ -129,7 +129,7 @@ void Threads::run(const std::function<void(int)>& job) {
 }
 
 void Threads::settle() {
-  if (impl_->owner != getpid()) return;     // a forked child: nobody but its one thread is there
+  if (impl_->owner != getpid()) return;     // a forked child has its one thread only
   std::lock_guard lock(impl_->one_job);
   for (const Impl::Seat& s : impl_->seats) Impl::leave(s);
 }

@@ -97,7 +97,7 @@ Bpe::Bpe(std::shared_ptr<const Strings> tokens, const uint8_t* reachable, BpeRul
     if (e.token < 0) e = {static_cast<uint32_t>(hash(text, seed_)), static_cast<int32_t>(i), -1};
     if (e.id < 0 && reachable[i]) e.id = static_cast<int32_t>(i);
   }
-  if (rules_.unk >= static_cast<int32_t>(tokens_->size())) throw Error(ErrorKind::Usage, "unk is no token");
+  if (rules_.unk >= static_cast<int32_t>(tokens_->size())) throw Error(ErrorKind::Usage, "unk is not a token");
   if (rules_.unk >= 0) rules_.unk = find((*tokens_)[static_cast<size_t>(rules_.unk)]);
   for (int b = 0; b < 256; ++b) {
     char name[8];

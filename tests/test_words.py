@@ -37,7 +37,7 @@ APART = (
     "docs/reference/",
     "src/freehold/catalog/data/",
 )  # history; generated; quotations of sources
-MOVING = (*("csrc/", "src/freehold/engine/", "src/freehold/models/", "src/freehold/server/"),)
+MOVING = (*("src/freehold/engine/", "src/freehold/models/", "src/freehold/server/"),)
 
 
 def files() -> list[str]:

@@ -27,7 +27,7 @@ template <class Part> double seconds_of_parts(Threads& pool, Part part) {
 }
 
 // The best of several readers, three passes each: a ceiling is what the machine can do, not what one loop or a
-// neighbour left of it.
+// another process left of it.
 double measure_read_gb_s(int threads, int megabytes) {
   if (megabytes < 1 || megabytes > 1 << 16) throw Error(ErrorKind::Usage, "megabytes must be 1 to 65536");
   Threads pool(threads);

@@ -25,7 +25,7 @@ void translate(const std::exception_ptr& p, void*) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-  nb::set_leak_warnings(false);   // a tokenizer that a module's global holds lives to the interpreter's end, and is no leak
+  nb::set_leak_warnings(false);   // a tokenizer in a module's global lives to the interpreter's end by design
   nb::register_exception_translator(translate);
   m.doc() = R"(The native module: packed matrices, the KV cache, traced plans, sampling, and the machine's ceilings.
 

@@ -31,13 +31,13 @@ std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, 
                                              int64_t tokens_end, const std::vector<std::shared_ptr<Adapter>>& adapters,
                                              const std::optional<In<int32_t, 1>>& row_adapters, const std::optional<In<int32_t, 1>>& hidden_rows,
                                              const std::optional<InOut<float, 2>>& hidden,
-                                             const std::optional<In<int32_t, 2>>& slots) {
+                                             const std::optional<In<int32_t, 2>>& window_blocks) {
   if (!adapters.empty() && (!row_adapters || row_adapters->size() != tokens.size()))
     throw Error(ErrorKind::Usage, "adapters need a number for each row");
   if (positions.size() != tokens.size() || seqs.size() != tokens.size())
     throw Error(ErrorKind::Usage, "tokens, positions and seqs must have one length");
-  if (slots && (slots->shape(0) != tables.shape(0) || slots->shape(1) != tables.shape(1)))
-    throw Error(ErrorKind::Usage, "tables of blocks and of slots must have one shape");
+  if (window_blocks && (window_blocks->shape(0) != tables.shape(0) || window_blocks->shape(1) != tables.shape(1)))
+    throw Error(ErrorKind::Usage, "tables of blocks and of window blocks must have one shape");
   Out<float> logits = logits_array(plan.room, logit_rows.size(), static_cast<size_t>(plan.vocab()));
   Out<int64_t> chosen = array<int64_t>({choices.size()});
   std::vector<Choice> wanted;
@@ -55,7 +55,7 @@ std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, 
   step.nadapters = static_cast<int64_t>(named.size());
   step.adapters = named.data();
   step.row_adapters = named.empty() ? nullptr : row_adapters->data();
-  step.slot_tables = slots ? slots->data() : nullptr;
+  step.window_tables = window_blocks ? window_blocks->data() : nullptr;
   step.nlogits = static_cast<int64_t>(logit_rows.size());
   step.logit_rows = logit_rows.data();
   step.logits = logits.data();
@@ -88,30 +88,30 @@ void bind_plan(nb::module_& m) {
 
   nb::class_<KvCache>(m, "KvCache", R"(Pages of keys and values for all layers, "f16", "f32" or "q8"; layers are (kv_heads, key width, value width).
 
-With `slots`, layers whose entry in `windows` is not 0 lie in so many slots instead of in every block.)")
+With `window_blocks`, layers whose entry in `windows` is not 0 lie in a pool of so many blocks of their own.)")
       .def("__init__", [](KvCache* self, const std::vector<std::tuple<int, int, int>>& layers, int64_t blocks, const std::string& type,
-                          std::vector<int> windows, int64_t slots) {
+                          std::vector<int> windows, int64_t window_blocks) {
         std::vector<KvLayer> shapes;
         for (const auto& [heads, d, dv] : layers) shapes.push_back({heads, d, dv});
-        new (self) KvCache(std::move(shapes), blocks, kv_type_named(type), std::move(windows), slots);
-      }, "layers"_a, "blocks"_a, "kv_type"_a = "f16", "windows"_a = std::vector<int>(), "slots"_a = 0)
+        new (self) KvCache(std::move(shapes), blocks, kv_type_named(type), std::move(windows), window_blocks);
+      }, "layers"_a, "blocks"_a, "kv_type"_a = "f16", "windows"_a = std::vector<int>(), "window_blocks"_a = 0)
       .def_prop_ro("blocks", &KvCache::blocks)
-      .def_prop_ro("slots", &KvCache::slots)
-      .def("copy", &KvCache::copy, "pairs"_a, "slots"_a = std::vector<std::pair<int64_t, int64_t>>(), nb::call_guard<nb::gil_scoped_release>(),
-           "Copy blocks, and slots, each (from, to) after the one before it.")
-      .def("read_block", [](const KvCache& cache, int64_t block, int64_t slot) {
-        Out<uint8_t> out = array<uint8_t>({static_cast<size_t>(cache.bytes_per_block() + cache.bytes_per_slot())});
+      .def_prop_ro("window_blocks", &KvCache::window_blocks)
+      .def("copy", &KvCache::copy, "pairs"_a, "window_blocks"_a = std::vector<std::pair<int64_t, int64_t>>(), nb::call_guard<nb::gil_scoped_release>(),
+           "Copy blocks, and window blocks, each (from, to) after the one before it.")
+      .def("read_block", [](const KvCache& cache, int64_t block, int64_t window_block) {
+        Out<uint8_t> out = array<uint8_t>({static_cast<size_t>(cache.bytes_per_block() + cache.bytes_per_window_block())});
         {
           nb::gil_scoped_release free;
-          cache.read_block(block, slot, out.data());
+          cache.read_block(block, window_block, out.data());
         }
         return out;
-      }, "block"_a, "slot"_a = -1, "Return a block's bytes: the layers' pages in a row, then those in its slot.")
-      .def("write_block", [](KvCache& cache, int64_t block, In<uint8_t, 1> bytes, int64_t slot) {
+      }, "block"_a, "window_block"_a = -1, "Return a block's bytes: the layers' pages in a row, then those in its window block.")
+      .def("write_block", [](KvCache& cache, int64_t block, In<uint8_t, 1> bytes, int64_t window_block) {
         nb::gil_scoped_release free;
-        cache.write_block(block, slot, bytes.data(), bytes.size());
-      }, "block"_a, "bytes"_a, "slot"_a = -1, "Fill a block with what read_block gave.")
-      .def_prop_ro("bytes_per_slot", &KvCache::bytes_per_slot, "0 without slots.")
+        cache.write_block(block, window_block, bytes.data(), bytes.size());
+      }, "block"_a, "bytes"_a, "window_block"_a = -1, "Fill a block with what read_block gave.")
+      .def_prop_ro("bytes_per_window_block", &KvCache::bytes_per_window_block, "0 without a sliding-window pool.")
       .def_prop_ro("bytes_per_block", &KvCache::bytes_per_block);
 
   nb::class_<Plan> plan(m, "Plan", R"(A traced forward pass. Build it once with the op methods, `finish`, then `run` steps.
@@ -123,7 +123,7 @@ Op methods take and return buffer numbers: float32 activations [rows of the step
       .def("finish", &Plan::finish, "Check the trace and allocate activation buffers.")
       .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a,
            "choices"_a = std::vector<ChoiceTuple>(), "tokens_end"_a = 0, "adapters"_a = std::vector<std::shared_ptr<Adapter>>(),
-           "row_adapters"_a = nb::none(), "hidden_rows"_a = nb::none(), "hidden"_a = nb::none(), "slot_tables"_a = nb::none(),
+           "row_adapters"_a = nb::none(), "hidden_rows"_a = nb::none(), "hidden"_a = nb::none(), "window_tables"_a = nb::none(),
            R"(Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
 logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
 wanted that `sample` would choose among ids below `tokens_end` with every filter off. Return float32
@@ -131,7 +131,7 @@ logits [R, vocab] and the chosen ids (-1 where `sample` gives -1). Rows of one s
 positions. A step without logit_rows screens: it need not read the whole of a head in two planes.
 `row_adapters` int32 [rows]: which of `adapters` each row is computed with, -1 for none.
 `hidden` float32 [H, hidden_width] is filled with what the head would read of `hidden_rows` int32 [H].
-`slot_tables`: as block_tables, for a cache with slots; read where a row of the step looks.)");
+`window_tables`: as block_tables, for a cache with a sliding-window pool; read where a row of the step looks.)");
 }
 
 }  // namespace fh

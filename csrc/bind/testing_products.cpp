@@ -138,7 +138,7 @@ Out<float> gemm(const std::string& isa, const Matrix& w, In<float, 2> x, int tok
   return out;
 }
 
-// Jobs of two phases over kItems counters, on a pool whose workers now and then sleep `late_us` where a neighbour could
+// Jobs of two phases over kItems counters, on a pool whose workers now and then sleep `late_us` where the system could
 // keep them from running with nothing claimed: before a phase and after it. Returns the worker visits that came in time;
 // throws unless every job had all its work done, exactly once, when it returned.
 int64_t drill_threads(int threads, int jobs, int late_us) {

@@ -334,7 +334,7 @@ static void value_wide(const Pass& s, Range tile, const float* scores, float* wi
   }
 }
 
-// A width that is no multiple of 16 is always widened: its last vector would reach beyond the page.
+// A width other than a multiple of 16 is always widened: its last vector would reach beyond the page.
 template <class E>
 static void value_span(const Pass& s, Range tile, const float* scores, float* wide) {
   if ((s.n >= kWidenFrom && sizeof(E) == 2) || s.a.dv % 16) return value_wide<E>(s, tile, scores, wide);

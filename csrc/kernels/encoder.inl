@@ -11,7 +11,7 @@ static void quantize_wide(const float* x, int64_t k, int64_t stride, int16_t* q,
     F top = magnitude(x);
     for (int i = 16; i < kWideUnit; i += 16) top = fmost(top, magnitude(x + i));
     const F most = fset(hmost(top)), inverse = inverse_of<kWideCode>(most);
-    // What is no number becomes the least code, under a scale that is NaN: a dot must not overflow, whatever comes.
+    // NaN becomes the least code, under a scale that is NaN: a dot must not overflow for any input.
     for (int i = 0; i < kWideUnit; i += 16)
       store_i16(q + i, to_int(fmin(fmax(mul(fload(x + i), inverse), fset(-kWideCode)), fset(kWideCode))));
     fstore_n(scale, scale_of<kWideCode>(most), 1);

@@ -62,7 +62,7 @@ struct Attention final : Op {
     a.out = r.buffer[out] + it.seg.row * a.out_stride;
     a.pages = r.cache->pages(layer);
     a.block_bytes = r.cache->stride(layer);
-    a.block_table = (r.cache->in_slots(layer) ? r.step->slot_tables : r.step->block_tables) + it.seg.seq * r.step->table_width;
+    a.block_table = (r.cache->windowed(layer) ? r.step->window_tables : r.step->block_tables) + it.seg.seq * r.step->table_width;
     a.heads = heads;
     a.kv_heads = shape.kv_heads;
     a.d = shape.d;
@@ -124,7 +124,7 @@ struct Attention final : Op {
 int attention(Plan& plan, int layer, int q, float scale, int window, float softcap) {
   const KvLayer& shape = plan.want_layer(layer);
   if (window < 0) refuse("a window must be 0 (none) or positive");
-  if (plan.cache().in_slots(layer) && (!window || window > plan.cache().window())) refuse("layer " + std::to_string(layer) + " looks further back than its slots");
+  if (plan.cache().windowed(layer) && (!window || window > plan.cache().window())) refuse("layer " + std::to_string(layer) + " looks further back than its window blocks");
   if (!(scale > 0.0f)) refuse("scores need a scale above 0");
   auto op = std::make_unique<Attention>();
   op->shape = shape;

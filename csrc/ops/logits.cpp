@@ -66,7 +66,7 @@ struct Logits final : Op {
   }
 
  private:
-  // What the head would read of a row, for whoever wants that instead.
+  // What the head would read of a row, for rows whose hidden values are requested.
   void show(Run& r, int64_t t) {
     const Step& s = *r.step;
     r.k->rms_norm(r.buffer[in.x] + s.hidden_rows[t] * in.k, in.norm.weight->data(), in.norm.eps, in.k, s.hidden + t * in.k);
@@ -87,12 +87,12 @@ struct Logits final : Op {
     for (int64_t i = 0; i < k; i += n)         // what the products see of the row: both roundings of it together
       for (int64_t j = i; j < i + n; ++j) rest[j] = d[i / n] * static_cast<float>(q[j]) + d[(k + i) / n] * static_cast<float>(q[k + j]);
     seen.set(t, rest);
-    const int32_t guess = guessed(s, s.choices[t].row);
-    if (guess >= 0 && guess < s.tokens_end) finish(r, thread, t, guess / kPanelRows, ~uint32_t{0});
+    const int32_t draft = draft_after(s, s.choices[t].row);
+    if (draft >= 0 && draft < s.tokens_end) finish(r, thread, t, draft / kPanelRows, ~uint32_t{0});
   }
-  // The token behind a row in its sequence: somebody guessed what the row will choose. Most guesses are right, and a
+  // The token behind a row in its sequence: the draft of what the row will choose. Most drafts are accepted, and a
   // contest that begins with its winner finishes 18 panels where it would finish 330 (0.5b, sixteen answers).
-  static int32_t guessed(const Step& s, int64_t row) {
+  static int32_t draft_after(const Step& s, int64_t row) {
     const bool follows = row + 1 < s.rows && s.seqs[row + 1] == s.seqs[row] && s.positions[row + 1] == s.positions[row] + 1;
     return follows ? s.tokens[row + 1] : -1;
   }

@@ -54,7 +54,7 @@ struct RopeStore final : Op {
       turn(r, qr, heads, q_norm, t);
       turn(r, kr, shape.kv_heads, k_norm, t);
       const int pos = s.positions[t];
-      const int32_t* table = r.cache->in_slots(layer) ? s.slot_tables : s.block_tables;
+      const int32_t* table = r.cache->windowed(layer) ? s.window_tables : s.block_tables;
       const int32_t block = table[s.seqs[t] * s.table_width + pos / kBlockTokens];
       r.k->kv_store(kr, r.buffer[v] + t * shape.kv_heads * shape.dv, shape.kv_heads, shape.d, shape.dv, r.cache->type(),
                     r.cache->pages(layer) + block * r.cache->stride(layer), pos % kBlockTokens);
@@ -66,7 +66,7 @@ void rope_store(Plan& plan, int layer, int q, int k, int v, std::shared_ptr<cons
   const KvLayer shape = plan.want_layer(layer);
   plan.want_width(k, int64_t{shape.kv_heads} * shape.d, "the keys");
   plan.want_width(v, int64_t{shape.kv_heads} * shape.dv, "the values");
-  if (plan.width_of(q) % shape.d) refuse("queries are no whole number of heads");
+  if (plan.width_of(q) % shape.d) refuse("queries are not a whole number of heads");
   if (rope && (rope->inv_freq.empty() || static_cast<int64_t>(2 * rope->inv_freq.size()) > shape.d)) refuse("a rope wider than its heads");
   auto op = std::make_unique<RopeStore>();
   op->layer = layer; op->q = q; op->k = k; op->v = v;

@@ -125,7 +125,7 @@ class Rope:
 class KvCache:
     """Pages of keys and values for all layers, "f16", "f32" or "q8"; layers are (kv_heads, key width, value width).
 
-    With `slots`, layers whose entry in `windows` is not 0 lie in so many slots instead of in every block.
+    With `window_blocks`, layers whose entry in `windows` is not 0 lie in a pool of so many blocks of their own.
     """
 
     def __init__(
@@ -134,24 +134,24 @@ class KvCache:
         blocks: int,
         kv_type: str = "f16",
         windows: Sequence[int] = [],
-        slots: int = 0,
+        window_blocks: int = 0,
     ) -> None: ...
     @property
     def blocks(self) -> int: ...
     @property
-    def slots(self) -> int: ...
-    def copy(self, pairs: Sequence[tuple[int, int]], slots: Sequence[tuple[int, int]] = []) -> None:
-        """Copy blocks, and slots, each (from, to) after the one before it."""
+    def window_blocks(self) -> int: ...
+    def copy(self, pairs: Sequence[tuple[int, int]], window_blocks: Sequence[tuple[int, int]] = []) -> None:
+        """Copy blocks, and window blocks, each (from, to) after the one before it."""
 
-    def read_block(self, block: int, slot: int = -1) -> U8:
-        """Return a block's bytes: the layers' pages in a row, then those in its slot."""
+    def read_block(self, block: int, window_block: int = -1) -> U8:
+        """Return a block's bytes: the layers' pages in a row, then those in its window block."""
 
-    def write_block(self, block: int, bytes: U8, slot: int = -1) -> None:
+    def write_block(self, block: int, bytes: U8, window_block: int = -1) -> None:
         """Fill a block with what read_block gave."""
 
     @property
-    def bytes_per_slot(self) -> int:
-        """0 without slots."""
+    def bytes_per_window_block(self) -> int:
+        """0 without a sliding-window pool."""
 
     @property
     def bytes_per_block(self) -> int: ...
@@ -286,7 +286,7 @@ class Plan:
         row_adapters: I32 | None = None,
         hidden_rows: I32 | None = None,
         hidden: F32 | None = None,
-        slot_tables: I32 | None = None,
+        window_tables: I32 | None = None,
     ) -> tuple[F32, NDArray[numpy.int64]]:
         """Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
         logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
@@ -295,7 +295,7 @@ class Plan:
         positions. A step without logit_rows screens: it need not read the whole of a head in two planes.
         `row_adapters` int32 [rows]: which of `adapters` each row is computed with, -1 for none.
         `hidden` float32 [H, hidden_width] is filled with what the head would read of `hidden_rows` int32 [H].
-        `slot_tables`: as block_tables, for a cache with slots; read where a row of the step looks.
+        `window_tables`: as block_tables, for a cache with a sliding-window pool; read where a row of the step looks.
         """
 
 def sample(

@@ -59,29 +59,29 @@ def test_block_of_another_size_is_refused(change: int):
         cache.write_block(0, np.zeros(size + change, np.uint8))
 
 
-def test_window_layers_lie_in_slots_and_travel_with_their_block():
-    cache = native.KvCache(LAYERS, 5, "f16", windows=[0, 8, 8], slots=2)
-    assert (cache.slots, cache.bytes_per_block + cache.bytes_per_slot) == (
+def test_window_layers_lie_in_their_pool_and_travel_with_their_block():
+    cache = native.KvCache(LAYERS, 5, "f16", windows=[0, 8, 8], window_blocks=2)
+    assert (cache.window_blocks, cache.bytes_per_block + cache.bytes_per_window_block) == (
         2,
         native.KvCache(LAYERS, 5, "f16").bytes_per_block,
     )
-    whole = np.arange(cache.bytes_per_block + cache.bytes_per_slot, dtype=np.uint32).astype(np.uint8)
-    cache.write_block(3, whole, slot=1)
-    assert np.array_equal(cache.read_block(3, slot=1), whole)
+    whole = np.arange(cache.bytes_per_block + cache.bytes_per_window_block, dtype=np.uint32).astype(np.uint8)
+    cache.write_block(3, whole, window_block=1)
+    assert np.array_equal(cache.read_block(3, window_block=1), whole)
     cache.copy([(3, 0)], [(1, 0)])
-    assert np.array_equal(cache.read_block(0, slot=0), whole)
+    assert np.array_equal(cache.read_block(0, window_block=0), whole)
     for call in (
         lambda: cache.read_block(3),
-        lambda: cache.write_block(3, whole, slot=2),
+        lambda: cache.write_block(3, whole, window_block=2),
         lambda: cache.copy([], [(0, 2)]),
     ):
-        with pytest.raises(UsageError, match=r"no slot .*; there are 2"):
+        with pytest.raises(UsageError, match=r"no window block .*; there are 2"):
             call()
 
 
 @pytest.mark.parametrize(
-    ("windows", "slots"), [([], 1), ([8, 8], 1), ([0, 0, 0], 1), ([8, 8, 8], 6), ([8, 8, 8], -1)]
+    ("windows", "window_blocks"), [([], 1), ([8, 8], 1), ([0, 0, 0], 1), ([8, 8, 8], 6), ([8, 8, 8], -1)]
 )
-def test_slots_without_a_window_or_in_wrong_number_are_refused(windows: list[int], slots: int):
-    with pytest.raises(UsageError, match="slots"):
-        native.KvCache(LAYERS, 5, "f16", windows=windows, slots=slots)
+def test_window_pools_without_a_window_or_in_wrong_number_are_refused(windows: list[int], window_blocks: int):
+    with pytest.raises(UsageError, match="window blocks"):
+        native.KvCache(LAYERS, 5, "f16", windows=windows, window_blocks=window_blocks)

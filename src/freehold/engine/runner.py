@@ -74,7 +74,7 @@ class ModelRunner:
             self._tokens,
             **_adapters(batch, counts),
             **hidden,
-            slot_tables=tables.get("window"),
+            window_tables=tables.get("window"),
         )
         self._check()
         return _split(batch, plain, logits, tokens_chosen, hidden.get("hidden"))

@@ -185,7 +185,14 @@ def _header(digest: str, matrices: Mapping[str, Matrix]) -> tuple[bytes, int]:
     at = _aligned(len(MAGIC) + 36 + 512 + sum(len(json.dumps(name)) + 200 for name in matrices))
     entries = []
     for name, m in matrices.items():
-        where = {"name": name, "kind": m.weight_type, "rows": m.rows, "cols": m.cols, "at": at, "bytes": m.nbytes}
+        where = {
+            "name": name,
+            "kind": m.weight_type,
+            "rows": m.rows,
+            "cols": m.cols,
+            "at": at,
+            "bytes": m.nbytes,
+        }
         entries.append(where | {"sum": checksum(m.panels())})
         at = _aligned(at + m.nbytes)
     facts = {"layout": LAYOUT, "digest": digest, "bytes": at, "matrices": entries}

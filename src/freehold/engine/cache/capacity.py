@@ -63,9 +63,9 @@ class CacheBytes:
         window, state = longest_window(model.layers), recurrent_bytes(model.layers)
         if not window:
             return cls(bytes_per_block(model, kv_type) + also, 0, 0, state)
-        cache = model.new_cache(1, kv_type, slots=1)
+        cache = model.new_cache(1, kv_type, window_blocks=1)
         least = ROOMS * quota(window, max_num_batched_tokens)
-        return cls(cache.bytes_per_block + also, cache.bytes_per_slot, least, state)
+        return cls(cache.bytes_per_block + also, cache.bytes_per_window_block, least, state)
 
     def places(self, blocks: int) -> dict[str, int]:
         """Return the places that go with so many blocks, by kind, full attention apart.

@@ -48,7 +48,7 @@ class KvPages(Memory):
     @property
     def nbytes(self) -> int:
         """Bytes of a block's content."""
-        return self._cache.bytes_per_block + self._cache.bytes_per_slot
+        return self._cache.bytes_per_block + self._cache.bytes_per_window_block
 
     def read(self, places: Ordered[int]) -> U8:
         """Return the content of a block."""
