@@ -61,7 +61,7 @@ def test_cache_is_what_the_engine_reserves():
     assert ours.BLOCK == native.BLOCK_TOKENS
     cache = native.KvCache([(2, 64, 64)] * 24, 1, "f16", [0] * 4 + [512] * 20, 1)
     engine = CacheBytes(
-        cache.bytes_per_block, cache.bytes_per_slot, ROOMS * quota(512, MAX_NUM_BATCHED_TOKENS)
+        cache.bytes_per_block, cache.bytes_per_window_block, ROOMS * quota(512, MAX_NUM_BATCHED_TOKENS)
     )
     for context in (100, 1024, 4096, 32768):
         assert sum(ours.cache_bytes(WINDOWED, context).values()) == engine.total(-(-context // 32)), context
