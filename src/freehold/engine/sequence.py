@@ -75,10 +75,10 @@ class Sequence:
     resumed: int = 0  # of `tokens`, what the dead engine had made: computed with the prompt
     matcher: ConstraintMatcher | None = None  # of the request's constraint, at the end of `tokens`
 
-    # Written by the cache (BlockManager).
+    # Written by the cache (BlockManager); of a draft model's shadows also by DraftModel.
     block_table: list[int] = field(default_factory=list)  # blocks, in order of position
     num_computed_tokens: int = 0  # leading tokens whose keys and values lie in the cache
-    num_cached_tokens: int = 0  # tokens of the prompt taken over from other sequences
+    num_cached_tokens: int = 0  # of the prompt, taken over from other sequences (of a fork: by the scheduler)
 
     # Written by the emitter; `pending` is emptied by the reader (Generation).
     pending: deque[TokenOut] = field(default_factory=deque)  # made and not yet taken
