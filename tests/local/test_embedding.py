@@ -58,7 +58,7 @@ def test_a_users_text_writes_no_control_token(encoder: LLM):
 
 def test_a_text_that_is_too_long_is_named_and_cut_only_when_asked(encoder: LLM):
     texts = ["the", "the " * 63]
-    with pytest.raises(ContextOverflow, match=r"text 1 has 65 tokens; of those tiny-bert\S* reads 64") as e:
+    with pytest.raises(ContextOverflow, match=r"text 1 has 65 tokens; of those tiny-bert\S* takes 64") as e:
         encoder.embed(texts)
     assert "truncate" in e.value.hint
     got = encoder.embed(texts, truncate=True)
