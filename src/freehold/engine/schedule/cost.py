@@ -3,19 +3,15 @@
 Knows seconds; knows no sequence, no draft, no clock. No shape is assumed for steps of few tokens: on one
 machine eight cost little more than one, on another sixteen cost less than twelve, since another kernel
 takes over. Prefill is bound by arithmetic, so each of its tokens adds its own cost to a step.
-Path: Scheduler.learn -> StepCost.add, PrefillCost.add; Speculation.extend -> best_extra; Budget -> PrefillCost.tokens
+Path: Scheduler.learn -> StepCost.add, PrefillCost.add; Budget.tokens -> PrefillCost.tokens, MixedCost.tokens
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Sequence
 from statistics import median
 
-# Sizes of a step that are tried: a tile's widths, then steps of about a third; a cost is soon known for each.
-LADDER = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_TRIED = frozenset(LADDER)
 # Other processes only ever slow a step down, so a cost is the lower quartile of so many latest steps: what the step
 # takes on an idle machine, which is what sizes must be compared by.
 SAMPLES = 16
@@ -26,7 +22,6 @@ STALE = 500  # steps after which a cost counts as unknown: depth and neighbours 
 # took two thirds of what 56 take.
 FORGET = 64
 EXTRA_TOKEN = 0.06  # cost of one more token in a step over that of one alone, until it was measured
-MARGIN = 1.05  # a draft must promise this much more than plain decoding
 
 
 class StepCost:
@@ -215,27 +210,3 @@ class MixedCost:
     def seconds(self, tokens: int, attended: float, decode_s: float) -> float:
         """Return what a step of so many tokens takes."""
         return self.flat(-(-tokens // TILE), decode_s) + self.slope * attended
-
-
-def best_extra(
-    gains: Sequence[float],
-    plain: int,
-    cost: Callable[[int], float],
-    fits: Callable[[int], bool] = lambda _: True,
-) -> int:
-    """Return how many draft tokens, likeliest first, give the most tokens a second beside `plain` newest ones.
-
-    `gains` are the chances that each is accepted, falling. 0 when no number promises to pay; `fits` tells whether a
-    step may have so many tokens.
-    """
-    best, extra = MARGIN * plain / cost(plain), 0
-    expected = float(plain)
-    for count, gain in enumerate(gains, 1):
-        expected += gain
-        if plain + count in _TRIED or count == len(gains):
-            if not fits(plain + count):
-                break
-            rate = expected / cost(plain + count)
-            if rate > best:
-                best, extra = rate, count
-    return extra

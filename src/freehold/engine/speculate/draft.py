@@ -1,16 +1,21 @@
 """Draft tokens, and how often such tokens were accepted.
 
-Knows token ids and evidence: the length of an n-gram match, or a draft model's own confidence. Knows no cost.
-Path: Speculation.extend -> Draft.gains; Speculation.learn -> Draft.learn -> AcceptanceRates.add
+Knows token ids and evidence: the length of an n-gram match, or a draft model's own confidence; knows costs only
+as a function of a step's tokens.
+Path: Speculation.extend -> Draft.gains, best_extra; Speculation.learn -> Draft.learn -> AcceptanceRates.add
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from freehold.engine.speculate.ngram import LONGEST, MAX_DRAFT, NgramMatch
 
+# Sizes of a step that are tried: a tile's widths, then steps of about a third; a cost is soon known for each.
+LADDER = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_TRIED = frozenset(LADDER)
+MARGIN = 1.05  # a draft must promise this much more than plain decoding
 LEAST_GAIN = 0.02  # draft tokens less likely than this to be accepted are left out
 # By the bits of a match's length: 0, 1, 2-3, 4-7, ... 64 and more. An accepted token makes the match longer.
 MATCH_PRIOR = (0.1, 0.2, 0.35, 0.6, 0.75, 0.88, 0.94, 0.97)
@@ -89,3 +94,27 @@ class Draft:
             self.rates.add(bucket, token == came)
             if token != came:
                 return
+
+
+def best_extra(
+    gains: Sequence[float],
+    plain: int,
+    cost: Callable[[int], float],
+    fits: Callable[[int], bool] = lambda _: True,
+) -> int:
+    """Return how many draft tokens, likeliest first, give the most tokens a second beside `plain` newest ones.
+
+    `gains` are the chances that each is accepted, falling. 0 when no number promises to pay; `fits` tells whether a
+    step may have so many tokens.
+    """
+    best, extra = MARGIN * plain / cost(plain), 0
+    expected = float(plain)
+    for count, gain in enumerate(gains, 1):
+        expected += gain
+        if plain + count in _TRIED or count == len(gains):
+            if not fits(plain + count):
+                break
+            rate = expected / cost(plain + count)
+            if rate > best:
+                best, extra = rate, count
+    return extra

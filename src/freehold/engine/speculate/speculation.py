@@ -14,10 +14,17 @@ from time import perf_counter
 from freehold.engine.constrain.constraint import ConstraintMatcher
 from freehold.engine.schedule.budget import ITL_FACTOR, STEP_S
 from freehold.engine.schedule.chunk import ScheduledChunk
-from freehold.engine.schedule.cost import StepCost, best_extra
+from freehold.engine.schedule.cost import StepCost
 from freehold.engine.schedule.scheduler import Scheduler
 from freehold.engine.sequence import Sequence
-from freehold.engine.speculate.draft import FORCED_PRIOR, MATCH_PRIOR, MODEL_PRIOR, AcceptanceRates, Draft
+from freehold.engine.speculate.draft import (
+    FORCED_PRIOR,
+    MATCH_PRIOR,
+    MODEL_PRIOR,
+    AcceptanceRates,
+    Draft,
+    best_extra,
+)
 from freehold.engine.speculate.draft_model import MAX_AHEAD, MAX_JOINED, DraftModel
 from freehold.engine.speculate.ngram import MAX_DRAFT, NgramLookup
 from freehold.errors import NonFiniteLogits
