@@ -130,7 +130,7 @@ MODULES = {
     for p in FILES
 }
 # What runs in the HTTP process: the server, the verb that starts it, and the server's half of worker/. It starts the
-# other half, worker/process, by its module's name in a command line, which is no import.
+# other half, worker/process, by its module's name in a command line, which does not count as an import.
 HTTP = {name for name in MODULES if name.startswith("freehold.server")} | {
     *("freehold.cli.serve", "freehold.worker.models"),
 }

@@ -90,7 +90,7 @@ def serving(script: Script, listener: socket.socket) -> Iterator[None]:
     app = Starlette(routes=[Route("/{path:path}", script.answer, methods=["GET", "POST"])])
     config = uvicorn.Config(app, log_level="critical", ws="none", lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
-    listener.listen()  # so that nobody is refused before the thread runs
+    listener.listen()  # so that no client is refused before the thread runs
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""Every line that advice can print, for every model and engine, held against what is known to be there."""
+"""Every line that advice can print, for every model and engine, checked against what is known to be there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts have three values; what was not said stays unknown, and what is no fact is refused."""
+"""Facts have three values; what was not given stays unknown, and an invalid fact is refused."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_wrong_value_in_the_settings_names_their_file():
 
 
 def test_every_condition_in_the_licences_can_be_answered_by_an_option():
-    """No card may ask `(shares?)` of somebody who has no option to answer it with."""
+    """No card may ask `(shares?)` without an option that answers it."""
     asked = {
         fact
         for one in catalog.licences()

@@ -156,7 +156,7 @@ def test_a_file_in_other_quantisations_keeps_its_matrices():
     other = in_quant(SMALL, "Q4_K_M")
     assert other.weights == pytest.approx(SMALL.weights)
     assert (other.exact, other.layers) == (False, SMALL.layers)
-    # 896 is no multiple of 256, so Q4_K falls back to Q5_0 but in the MLP's second matrix
+    # 896 is not a multiple of 256, so Q4_K falls back to Q5_0 but in the MLP's second matrix
     assert {p.type for p in other.parts} == {"Q5_0", "Q4_K", "Q6_K", "Q8_0"}
     body = [p for p in other.parts if p.role == "body"]
     assert sum(p.bytes for p in body) * 8 / BODY == pytest.approx(5.5, rel=0.02)

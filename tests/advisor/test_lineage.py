@@ -69,7 +69,7 @@ def test_merging_by_hand_is_judged_like_a_merged_model():
 
 # teacher, facts that differ from SHOP, answer, clause of a deciding reason
 TEACHERS = [
-    # limits of use: whoever makes outputs for a product uses the teacher for a product
+    # limits of use: making outputs for a product uses the teacher for a product
     ("mistralai/Mistral-Large-Instruct-2411", {}, "refused", "§3.2 Usage Limitation, §9 Research Purposes"),
     ("mistralai/Mistral-Large-Instruct-2411", {"purpose": "research"}, "conditions", "§4.2 Outputs"),
     ("Qwen/Qwen2.5-3B-Instruct", {}, "refused", "§2 Grant of Rights, §1(i) Non-Commercial"),

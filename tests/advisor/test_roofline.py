@@ -1,4 +1,4 @@
-"""Speeds on named hardware: held against published rows, and what a rig holds of which engine."""
+"""Speeds on named hardware: compared with published rows, and what a rig holds of which engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fit as a user meets it: the table, named hardware, JSON, what does not fit, names nobody knows."""
+"""fit as a user meets it: the table, named hardware, JSON, what does not fit, unknown names."""
 
 from __future__ import annotations
 

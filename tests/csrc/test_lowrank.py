@@ -47,7 +47,7 @@ def made(kind: str, rows: int) -> Made:
     ones = np.ones(WIDTH, np.float32)
     plan = native.Plan(POOL, native.KvCache([(1, 32, 32)], 2, "f32"), rows)
     x = plan.embed(matrices["embed"])
-    plan.linear(x, [matrices["v"]], [None], ones, 1e-6)  # read by nobody; its term is computed all the same
+    plan.linear(x, [matrices["v"]], [None], ones, 1e-6)  # read by no op; its term is computed all the same
     h = plan.gated(x, matrices["gate"], matrices["up"], "silu", ones, 1e-6)
     plan.linear_add(h, matrices["down"], x)
     plan.logits(x, matrices["embed"], ones, 1e-6)

@@ -1,4 +1,4 @@
-"""Rows nobody wants an answer from end at the last keys and values: what the others give is the same bits."""
+"""Rows without a requested output end at the last keys and values: what the others give is the same bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny GGUF writer for tests: writes whatever it is told, also what no sane writer would."""
+"""A tiny GGUF writer for tests: writes whatever it is given, also what no sane writer would."""
 
 from __future__ import annotations
 

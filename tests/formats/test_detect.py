@@ -1,4 +1,4 @@
-"""A model is opened by its bytes, whatever its name; what is no model is called by its own name."""
+"""A model is opened by its bytes, whatever its name; another file is called by its own name."""
 
 from __future__ import annotations
 

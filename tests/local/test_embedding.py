@@ -1,4 +1,4 @@
-"""Embeddings through the LLM: of an encoder and of a decoder, with limits that are told and nothing cut in silence."""
+"""Embeddings through the LLM: of an encoder and of a decoder, limits reported, nothing cut in silence."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ STOP_S = 9.0  # from SIGTERM to the end with --drain 0: five seconds, and some f
 
 
 def in_ollamas_folder(root: Path, template: str) -> Path:
-    """Put a model where Ollama would; the server is never told of it."""
+    """Put a model where Ollama would; the server gets no notice of it."""
     model = write_model(root / "model.gguf", template)
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     (root / "blobs").mkdir()

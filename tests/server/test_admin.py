@@ -80,7 +80,7 @@ def test_the_sockets_folder_is_the_owners_alone(tmp_path):
     with pytest.raises(UsageError, match="listens"):
         bind_unix(tmp_path / "serve" / "server.sock")
     sock.close()
-    bind_unix(tmp_path / "serve" / "server.sock").close()  # nobody listens: a leftover
+    bind_unix(tmp_path / "serve" / "server.sock").close()  # without a listener: a leftover
 
 
 def test_a_socket_path_too_long_is_an_error_with_the_limit(tmp_path):

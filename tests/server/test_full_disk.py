@@ -1,4 +1,4 @@
-"""A disk that is full: answers go on, what keys spend and what batches made waits in memory, and everybody is told.
+"""A disk that is full: answers go on, spending and batch results wait in memory, and clients get a warning.
 
 On a real small filesystem where this user may mount one, and everywhere with the fault at the call that writes.
 """

@@ -1,4 +1,4 @@
-"""The page at `/`: for browsers, whole in itself, escaped, and silent about models to whoever may not know of them."""
+"""The page at `/`: for browsers, whole in itself, escaped, and silent about models outside the caller's scope."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class TestFreehold(ChatModelIntegrationTests):
             "api_key": "none",
             "temperature": 0,
             "max_tokens": 200,
-            # The smallest coder tells one joke without end; what is cut off is no JSON.
+            # The smallest coder tells one joke without end; what is cut off is not JSON.
             "extra_body": {"repetition_penalty": 1.15, "penalty_window": 0},
             "max_retries": 0,
             "stream_usage": True,

@@ -30,7 +30,7 @@ class Standin:
     statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     close_after: list[int] = field(default_factory=list)  # body bytes after which a connection drops
     throttle_s: float = 0.0  # pause after each 64 kB
-    digests: dict[str, str] = field(default_factory=dict)  # told instead of the true ones
+    digests: dict[str, str] = field(default_factory=dict)  # stated in place of the true ones
     licence: str = "apache-2.0"
     length: bool = True
     sent: int = 0
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        """Stay silent: a client that was killed is no news."""
+        """Stay silent: a client that was killed is expected."""
 
 
 @contextmanager

@@ -21,7 +21,7 @@ PARAMETER stop "<|im_end|>"
 PARAMETER stop User:\t
 SYSTEM """
 You write code.
-# this is no comment
+# this is not a comment
 """
 MESSAGE user hi
 MESSAGE assistant """Hello,
@@ -35,7 +35,7 @@ def test_a_whole_modelfile_is_read():
     assert parse(WHOLE) == Recipe(
         base="qwen2.5-coder:0.5b",
         parameters={"temperature": 0.2, "num_ctx": 4096, "stop": ["<|im_end|>", "User:"]},
-        system="\nYou write code.\n# this is no comment\n",
+        system="\nYou write code.\n# this is not a comment\n",
         messages=(("user", "hi"), ("assistant", "Hello,\nyou.")),
         licence=("MIT",),
         notes=("REQUIRES was ignored: it names a version of another program",),

@@ -1,4 +1,4 @@
-"""Tools, calls and past thinking in prompts: spelled as each template wants them, and nobody's but the template's."""
+"""Tools, calls and past thinking in prompts: spelled as each template wants them, and by the template alone."""
 
 from __future__ import annotations
 

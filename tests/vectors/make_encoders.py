@@ -35,7 +35,7 @@ def make(name: str) -> None:
 
 
 def make_minilm(folder: Path) -> None:
-    """Store the embeddings of TEXTS by the real model, cut nowhere: it is told to read all 512 positions."""
+    """Store the embeddings of TEXTS by the real model, cut nowhere: it is set to read all 512 positions."""
     from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
 
     model = SentenceTransformer(str(folder), device="cpu")

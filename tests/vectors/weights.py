@@ -309,7 +309,7 @@ def _on_grid(values: np.ndarray) -> np.ndarray:
 
 
 def digest(name: str) -> int:
-    """Sum up the family's weights as a CRC-32, so that a drifted generator is told from a wrong engine."""
+    """Sum up the family's weights as a CRC-32, so that a drifted generator is not taken for a wrong engine."""
     crc = 0
     for key, value in tensors(name).items():
         crc = zlib.crc32(key.encode() + value.astype("<f4").tobytes(), crc)

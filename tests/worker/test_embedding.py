@@ -55,7 +55,9 @@ def test_vectors_are_those_of_this_process(serve, encoder):
         with freehold.load(encoder["bert"].path, threads=1) as llm:
             want = llm.embed(TEXTS)
         assert got.data == want.vectors.tobytes() and got.tokens == want.tokens
-        while served.stats.prompt_tokens != sum(got.tokens):  # told a moment later; the test's limit ends it
+        while served.stats.prompt_tokens != sum(
+            got.tokens
+        ):  # reported a moment later; the test's limit ends it
             await asyncio.sleep(0.01)
         few = await served.embed(EmbedJob(("the cat",), "cls", dimensions=4))
         assert few.width == 4

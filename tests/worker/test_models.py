@@ -42,7 +42,7 @@ def seeded(seed: int) -> Job:
 
 @pytest.fixture(scope="module")
 def alone(tiny: dict[str, ModelRef]):
-    """Return what the tiny model answers in this process, with nobody beside it."""
+    """Return what the tiny model answers in this process, with no other request beside it."""
     with freehold.load(tiny["tiny"].path, context=256, threads=1) as llm:
         yield lambda seed: llm.chat("Hi", max_tokens=60, seed=seed, logit_bias=ENDLESS["logit_bias"])
 
@@ -390,7 +390,7 @@ def test_cache_takes_half_of_what_the_weights_leave(serve, tiny):
 
 
 def test_context_that_finds_no_room_unloads_an_idle_model_first(serve, tiny):
-    """The engine alone knows what a token costs, so its refusal is heard before anybody is refused."""
+    """The engine alone knows what a token costs, so its refusal comes before any client is refused."""
     a_block = 4 * 2 * 16 * 2 * 2 * native.BLOCK_TOKENS  # layers, heads, width, keys and values, bytes
     asked: list[int] = []
 
