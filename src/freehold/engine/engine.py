@@ -129,9 +129,7 @@ class Engine:
         self._scheduler = Scheduler(
             self._blocks, max_num_batched_tokens, time.monotonic, target_itl_s, token_s
         )
-        draft_model = None
-        if draft is not None:
-            draft_model = DraftModel(draft, model, self.context, count, pool, kv_type)
+        draft_model = DraftModel(draft, model, self.context, count, pool, kv_type) if draft else None
         self._speculation = Speculation(self._scheduler.budget.cost, draft_model) if speculate else None
         self.requests = Requests(model, self.context)
         self._admission = Admission(self._scheduler, max_queued, max_queued_tokens)
@@ -324,6 +322,7 @@ class Engine:
         return True
 
     def _compute(self, batch: list[ScheduledChunk], runner: ModelRunner) -> None:
+        """Run a scheduled step and postprocess it; an error of the whole step ends its sequences."""
         started = time.perf_counter()
         try:
             if self._speculation is not None:
