@@ -126,8 +126,8 @@ def test_other_models_never_notice_a_death(serve):
 def test_engine_killed_while_it_loads_is_started_again(serve):
     async def body(models: EngineModels) -> None:
         using = asyncio.ensure_future(models.use("late"))
-        await until(lambda: models.loading() and models._served["late"].pid)
-        os.kill(models._served["late"].pid, signal.SIGKILL)
+        await until(lambda: models.loading() and models._handles["late"].pid)
+        os.kill(models._handles["late"].pid, signal.SIGKILL)
         served = await using
         assert served.restarts == 1
         assert len(await answers(served, JOB)) == 1

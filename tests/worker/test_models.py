@@ -246,7 +246,7 @@ def test_damaged_file_is_a_named_error_and_not_tried_in_a_loop(serve, tiny, tmp_
         waiting = [models.use("broken") for _ in range(3)]
         got = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(e) for e in got] == [BadModelFile] * 3
-        assert models.loaded() == [] and not models._served["broken"].restarts
+        assert models.loaded() == [] and not models._handles["broken"].restarts
         await answers(await models.use("tiny"), CHAT)
 
     serve(body, OPTIONS, paths={**tiny, "broken": ref})

@@ -13,7 +13,7 @@ from typing import Any
 
 from freehold.errors import Overloaded
 from freehold.serving import EmbedJob, Vectors
-from freehold.worker.wire import ModelCall, size
+from freehold.worker.wire import ModelCall, Writer, size
 
 # Pending calls of one model. A call that counts tokens holds its text until its reply, and two threads tokenize a
 # megabyte of it a second; a portion of texts to embed takes some tenths of a second of steps.
@@ -32,6 +32,10 @@ class PendingCall:
         self.id, self.call, self.reply, self.deaths = call.id, call, reply, 0
         self.group = _GROUPS.get(call.method, call.method)
         self.size = size(call.args) if self.group in MOST_CALLS else 0
+
+    def message(self, _: Writer) -> ModelCall:
+        """Return the message for an engine that takes another's place."""
+        return self.call
 
     def fail(self, error: Exception) -> None:
         """End it with an error."""

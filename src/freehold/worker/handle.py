@@ -203,10 +203,7 @@ class EngineHandle:
         """Send a request to an engine that takes another's place."""
         assert self._engine is not None, "sent while there was no engine"
         try:
-            if isinstance(request, EngineStream):
-                self._engine.send(Submit(request.id, self._writer.raw(request.job_to_go_on)))
-            else:
-                self._engine.send(request.call)
+            self._engine.send(request.message(self._writer))
         except UsageError as e:
             request.fail(e)
 

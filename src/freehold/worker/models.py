@@ -21,6 +21,7 @@ from freehold.serving import LoadedInfo, ModelHandle, StoredModel
 from freehold.store import ModelRef, Store
 from freehold.store.overlays import Overlay
 from freehold.store.refs import parse_ref
+from freehold.types import ServedModelOptions
 from freehold.worker.adapted import AdaptedHandle
 from freehold.worker.handle import EngineHandle
 from freehold.worker.options import EngineOptions
@@ -52,13 +53,13 @@ class EngineModels:
     ) -> None:
         self._store, self._options = store, options
         self._paths, self._scripts = dict(paths or {}), dict(scripts or {})
-        self._served: dict[str, EngineHandle] = {}
+        self._handles: dict[str, EngineHandle] = {}
         self._adapters = {model: dict(held) for model, held in options.adapters.items()}
         self._lent: dict[
             str, dict[str, Path]
         ] = {}  # the same, of overlays' adapters, which have no name of their own
         self._aliases: dict[str, str] = {}
-        self._room = Room(self._served, options, available)
+        self._room = Room(self._handles, options, available)
         self._closed = False
 
     async def names(self) -> list[StoredModel]:
@@ -88,10 +89,10 @@ class EngineModels:
             raise EngineClosed("the server is shutting down", "ask again when it is back")
         overlay = self._shares(name)
         if overlay is not None:
-            served = await self._use(overlay.base, keep_alive)
+            handle = await self._use(overlay.base, keep_alive)
             if overlay.adapter:
                 await self._lend_adapter(overlay)
-            return OverlaidHandle(served, overlay)
+            return OverlaidHandle(handle, overlay)
         return await self._use(name, keep_alive)
 
     async def name_of(self, name: str) -> str:
@@ -99,7 +100,7 @@ class EngineModels:
         overlay = self._shares(name)
         base, _ = await self._split(name) if overlay is None else (overlay.base, "")
         known = self._aliases.get(base, base)
-        if known in self._served or known in self._scripts:
+        if known in self._handles or known in self._scripts:
             return known
         return (await self._found(known)).name
 
@@ -110,20 +111,20 @@ class EngineModels:
 
     async def _use(self, name: str, keep_alive: float | None) -> ModelHandle:
         name, adapter = await self._split(name)
-        served = self._served.get(self._aliases.get(name, name))
-        if served is None or not served.awake:
-            served = self._known(name, (await self._found(name)).name if name not in self._scripts else name)
-        if adapter and adapter not in self._adapters.get(served.name, {}):
-            raise unknown_adapter(served.name, adapter, [*self._adapters.get(served.name, {})])
-        await served.load(keep_alive)
-        return AdaptedHandle(served, adapter) if adapter else served
+        handle = self._handles.get(self._aliases.get(name, name))
+        if handle is None or not handle.awake:
+            handle = self._known(name, (await self._found(name)).name if name not in self._scripts else name)
+        if adapter and adapter not in self._adapters.get(handle.name, {}):
+            raise unknown_adapter(handle.name, adapter, [*self._adapters.get(handle.name, {})])
+        await handle.load(keep_alive)
+        return AdaptedHandle(handle, adapter) if adapter else handle
 
     async def _lend_adapter(self, overlay: Overlay) -> None:
         """Add an overlay's adapter to its base's engine, now and when it is loaded again."""
-        served, name = self._served[self._aliases.get(overlay.base, overlay.base)], overlay.adapter_name
-        if all(adapter.name != name for adapter in served.info.adapters):
-            await served.change("add_adapter", name, overlay.adapter)
-            self._lent.setdefault(served.name, {})[name] = Path(overlay.adapter)
+        handle, name = self._handles[self._aliases.get(overlay.base, overlay.base)], overlay.adapter_name
+        if all(adapter.name != name for adapter in handle.info.adapters):
+            await handle.change("add_adapter", name, overlay.adapter)
+            self._lent.setdefault(handle.name, {})[name] = Path(overlay.adapter)
 
     async def add_adapter(self, name: str, adapter: str, path: Path) -> None:
         """Put an adapter beside a model: into its engine now if it is loaded, and whenever it is loaded again.
@@ -146,31 +147,31 @@ class EngineModels:
         held.pop(adapter, None)
 
     async def _change_if_loaded(self, name: str, method: str, *args: str) -> None:
-        served = self._served.get(name)
-        if served is not None and served.loaded:
-            await served.change(method, *args)
+        handle = self._handles.get(name)
+        if handle is not None and handle.loaded:
+            await handle.change(method, *args)
 
     def loaded(self) -> list[LoadedInfo]:
         """List the loaded models."""
-        return [_loaded(served) for served in self._served.values() if served.awake and served.was_loaded]
+        return [_loaded(handle) for handle in self._handles.values() if handle.awake and handle.was_loaded]
 
     def loading(self) -> dict[str, tuple[int, int]]:
         """Return the progress of loads by name: bytes done, bytes in all."""
-        return {s.name: s.progress for s in self._served.values() if s.awake and not s.loaded}
+        return {s.name: s.progress for s in self._handles.values() if s.awake and not s.loaded}
 
     async def unload(self, name: str) -> None:
         """Unload a model; its jobs end with EngineClosed. Raises ModelNotFound if it is not loaded."""
         overlay = self._shares(name)
         known = self._aliases.get(name, name) if overlay is None else overlay.base
-        served = self._served.get(known)
-        if served is None or not served.awake:
+        handle = self._handles.get(known)
+        if handle is None or not handle.awake:
             raise ModelNotFound(f"{name} is not loaded", self._room.loaded_names())
-        await served.unload()
+        await handle.unload()
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Refuse new jobs, let running ones end for up to `drain_s`, and stop all engines."""
         self._closed = True
-        await asyncio.gather(*(served.close(drain_s) for served in self._served.values()))
+        await asyncio.gather(*(handle.close(drain_s) for handle in self._handles.values()))
 
     # --- finding -----------------------------------------------------------------------------------
 
@@ -198,33 +199,33 @@ class EngineModels:
         if len(self._aliases) >= MAX_SPELLINGS:
             self._aliases.clear()  # they are looked up again
         self._aliases[asked] = name
-        if name not in self._served:
-            self._served[name] = EngineHandle(
+        if name not in self._handles:
+            self._handles[name] = EngineHandle(
                 name, self._admit, keep_alive_s=self._options.keep_alive_s, hung_s=self._options.hung_s
             )
-        return self._served[name]
+        return self._handles[name]
 
     # --- room --------------------------------------------------------------------------------------
 
-    async def _admit(self, served: EngineHandle, refused: CapacityExceeded | None) -> Open:
+    async def _admit(self, handle: EngineHandle, refused: CapacityExceeded | None) -> Open:
         """Make room for a model and return how to load it. Raises CapacityExceeded with the numbers.
 
         `refused`: the engine's own, which knows what a token costs; then one idle model more is unloaded.
         """
-        if served.name in self._scripts:
-            return Open(PROTOCOL, __version__, None, script=self._scripts[served.name])
-        ref = await self._found(served.name)
+        if handle.name in self._scripts:
+            return Open(PROTOCOL, __version__, None, script=self._scripts[handle.name])
+        ref = await self._found(handle.name)
         for note in ref.notes:
             log.warning("%s", note)
         draft = await self._draft(ref)
-        lent = {name: path for name, path in self._lent.get(served.name, {}).items() if path.exists()}
-        adapters = {**self._adapters.get(served.name, {}), **lent}
+        lent = {name: path for name, path in self._lent.get(handle.name, {}).items() if path.exists()}
+        adapters = {**self._adapters.get(handle.name, {}), **lent}
         weights = ref.bytes + (draft.bytes if draft else 0) + sum(map(size, adapters.values()))
-        cache = await self._room.reserve(served, weights, refused)
+        cache = await self._room.reserve(handle, weights, refused)
         asked = self._options
-        options = {
+        options: ServedModelOptions = {
             # Answers that a new engine continues need the context they had in the old one.
-            "context": served.info.context if served.in_flight and served.was_loaded else asked.context,
+            "context": handle.info.context if handle.in_flight and handle.was_loaded else asked.context,
             "kv_type": asked.kv_type,
             "threads": asked.threads,
             "speculate": asked.speculate,
@@ -233,7 +234,7 @@ class EngineModels:
             **asked.engine,
         }
         return Open(
-            PROTOCOL, __version__, ref, options, draft=draft, packs=self._store.packs, disk=asked.disk
+            PROTOCOL, __version__, ref, {**options}, draft=draft, packs=self._store.packs, disk=asked.disk
         )
 
     async def _draft(self, ref: ModelRef) -> ModelRef | None:
@@ -243,16 +244,16 @@ class EngineModels:
         return None if draft.name == ref.name else draft
 
 
-def _loaded(served: EngineHandle) -> LoadedInfo:
+def _loaded(handle: EngineHandle) -> LoadedInfo:
     return LoadedInfo(
-        served.name,
-        served.info,
-        served.stats,
-        served.keep_alive.expires_at,
-        served.in_flight,
-        served.restarts,
-        served.slow_readers,
-        served.pid,
+        handle.name,
+        handle.info,
+        handle.stats,
+        handle.keep_alive.expires_at,
+        handle.in_flight,
+        handle.restarts,
+        handle.slow_readers,
+        handle.pid,
     )
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from freehold.types import KvType
+from freehold.types import KvType, ServedModelOptions
 from freehold.worker.keepalive import KEEP_ALIVE_S
 
 HUNG_S = 120.0  # without a sign while there is work. The longest step is a second; a swapping machine is slow
@@ -30,4 +29,6 @@ class EngineOptions:
     max_models: int | None = None  # loaded at once
     keep_alive_s: float = KEEP_ALIVE_S
     hung_s: float = HUNG_S
-    engine: Mapping[str, Any] = field(default_factory=dict)  # target_itl_s, max_queued, max_queued_tokens
+    engine: ServedModelOptions = field(
+        default_factory=ServedModelOptions
+    )  # target_itl_s, limits of the queue

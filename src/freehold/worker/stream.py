@@ -15,6 +15,7 @@ from typing import Self
 from freehold.errors import DeadlineExceeded, FreeholdError, SlowReader
 from freehold.serving import Begin, Job
 from freehold.types import Chunk
+from freehold.worker.wire import Submit, Writer
 
 MAX_HELD_TOKENS = 4096  # that a reader may be behind; beyond them its stream ends, and no other stream waits
 
@@ -58,6 +59,10 @@ class EngineStream:
         sampling = {**self.job.sampling, "seed": self._begin.sampling.seed}
         resume = tuple(tuple(self._log[i]) for i in range(self.job.n))
         return self._timed(replace(self.job, sampling=sampling, resume=resume, prompt_logprobs=None))
+
+    def message(self, writer: Writer) -> Submit:
+        """Return the message for an engine that takes another's place."""
+        return Submit(self.id, writer.raw(self.job_to_go_on))
 
     def _timed(self, job: Job) -> Job:
         if self._until is None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from freehold.server.core.keys import Key, Ring
     from freehold.server.core.limits import ServerLimits
     from freehold.server.core.tls import Tls
+    from freehold.types import ServedModelOptions
     from freehold.worker.options import EngineOptions
 
 
@@ -56,7 +57,9 @@ def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
     check_bind(host, keys, insecure=given["insecure"])
     tls = checked(given["tls_cert"], given["tls_key"])
     kept = Seconds(never=True).convert(settings.keep_alive, None, None)
-    limits = {"max_queued": given["max_queued"]}
+    limits: ServedModelOptions = {}
+    if given["max_queued"] is not None:
+        limits["max_queued"] = given["max_queued"]
     if given["target_itl"] is not None:
         limits["target_itl_s"] = given["target_itl"] / 1000
     if given["draft"] and not given["speculate"]:
@@ -70,7 +73,7 @@ def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
         disk=settings.home / "kv" if given["disk_cache"] else None,
         max_models=given["max_models"],
         keep_alive_s=kept if given["keep_alive"] is None else given["keep_alive"],
-        engine={name: value for name, value in limits.items() if value is not None},
+        engine=limits,
     )
     port = settings.port if given["port"] is None else given["port"]
     hosts = (*own_names(), *given["allow_host"]) if given["insecure"] else given["allow_host"]
