@@ -1,4 +1,4 @@
-"""What `freehold fit` predicts against what happens: memory, prefill and decode of small models and copies of them.
+"""Compare what `freehold fit` predicts with measurements: memory, prefill and decode of small models and their copies.
 
     python benches/choose/fit.py                     # the four models, copies in Q4_0 and Q8_0, contexts of 1k and 4k
 

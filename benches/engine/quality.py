@@ -1,4 +1,4 @@
-"""How far quantised arithmetic strays from the float oracle, ours beside llama.cpp's, on one GGUF file.
+"""Divergence of quantised arithmetic from the float oracle, ours beside llama.cpp's, on one GGUF file.
 
 `python benches/engine/quality.py MODEL.gguf [--text FILE] [--peer freehold --peer llama_cpp] [--threads N]`
 KL divergence (oracle || peer, in nats) of every next-token distribution over windows of 512 tokens, the first

@@ -1,4 +1,4 @@
-"""What is asked of a running server, and the figures that come of it. Knows answers and times; knows no program.
+"""Workloads of a running server, and the figures taken from them. Knows answers and times; knows no program.
 
 A token is what the server's `usage` counts, and every answer is made to have a fixed number of them. TTFT is
 from the request to the first piece of text; TPOT the rest of the answer by the tokens in it; ITL every gap

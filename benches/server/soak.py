@@ -1,4 +1,4 @@
-"""Everything that clients do to a server, for half an hour, and what the server must be like afterwards.
+"""Half an hour of every kind of client traffic, and what must hold of the server afterwards.
 
 `python benches/server/soak.py MODEL [--minutes 30] [--clients 6] [--seed 1]`: `freehold serve` with eight names for one
 file and room for two of them; whole and streamed answers, cancels, disconnects, slow readers, over-long prompts,

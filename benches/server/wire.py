@@ -1,4 +1,4 @@
-"""What the way to an engine process and back costs: streams of a model that computes nothing.
+"""Cost of the way to an engine process and back: streams of a model that computes nothing.
 
     python benches/server/wire.py
 

@@ -1,4 +1,4 @@
-"""Choosing with evidence, from Python: which model, may I, does it fit, how fast.
+"""The Python API of choosing: advice, licence verdicts, fit, hardware.
 
 Puts the catalogue, the store's files, this machine and the user's facts together for the advisor, which knows
 none of them by itself. Adds no rule of its own; prints nothing.

@@ -1,4 +1,4 @@
-"""What this process may use: memory still free and processors, the machine's and its control group's.
+"""Free memory and usable processors of this process, by the machine and its control group.
 
 Knows /proc through psutil, /sys and the cgroup files; knows no model.
 Path: loader (may the weights be packed?), engine.capacity (how long a context fits?), advisor -> available_bytes

@@ -1,4 +1,4 @@
-"""Ends long work on the processor early, when its result is wanted no more.
+"""Ends long work on the processor early, when its result is no longer needed.
 
 Work that takes long calls `check_stopped` between its pieces; a caller that may leave says in
 `stops_when` how to tell. Knows no thread, no request and no clock.

@@ -1,4 +1,4 @@
-"""The line that runs a model on an engine; where none is known to run, the reason.
+"""Gives the command that runs a model on an engine, or the reason why none is known.
 
 A line is given for files that are known to be there: a repository of GGUFs with that quantisation, the weights as
 published, or what an engine makes of them while it loads. Knows no memory, no speed, and not what our engine runs:

@@ -1,4 +1,4 @@
-"""Engines as parameters: where they run, which weights they read, what memory they use, how fast they are.
+"""Upstream engines as data: devices, weights they read, memory they use, speeds.
 
 Two files of data: `engines.toml` is written by hand from each engine's documentation; `speeds.toml` is fitted by
 `benches/choose/published.py --refit` to the rows under benches/choose/published. Knows no model and predicts nothing.

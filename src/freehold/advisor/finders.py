@@ -1,4 +1,4 @@
-"""Models that find texts: embedders and rerankers, by published retrieval results, and which go beside a RAG model.
+"""Ranks embedders and rerankers by published retrieval results and picks those that go beside a RAG model.
 
 Results are on three scales that do not compare (MTEB multilingual, MTEB English, and multilingual after reranking), so
 each names its own; a model without one comes after those with one. A reranker pays where its published result is

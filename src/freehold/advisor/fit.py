@@ -1,4 +1,4 @@
-"""Whether a model fits somewhere, and how fast it answers there.
+"""Predicts whether a model fits on a machine, and how fast it answers there.
 
     place = place_here(settings, refuses)        # this machine, our own engine; calibrated by what ran here
     place = place_on(catalog.rig("2xh100"))      # named hardware; engine "" is the fastest that runs the model

@@ -1,4 +1,4 @@
-"""Where a model is hosted and how fast it then answers: the hardware, the quantisation, the prediction.
+"""Chooses hardware and quantisation for a hosted model, and predicts its speed there.
 
 Defaults are chosen here: FP8 where the device has units for it, else what rounds least of what fits, and
 as few devices as hold it. Knows no cost.

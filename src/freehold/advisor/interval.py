@@ -1,4 +1,4 @@
-"""A figure that is not known exactly: its middle, and bounds that the truth is said to lie within.
+"""An uncertain figure: its middle, and bounds that should contain the true value.
 
 `level` is how often it does: at 0.8, four of five outcomes fall between `low` and `high`. Knows no unit.
 Path: advisor.fit, roofline and cost -> Interval -> a verb's table, `as_json`

@@ -1,4 +1,4 @@
-"""What answers took, kept for `freehold fit`: each plain one leaves a line of measured beside predicted.
+"""Records the speed of answers for `freehold fit`: each plain one appends a line with measured and predicted speed.
 
 Knows usages and speeds; imports what it needs when there is something to keep, as it stands on the way of answers.
 Path: cli/run, cli/bench, worker.process -> learn or keep -> fit.observed -> calibration.record

@@ -1,4 +1,4 @@
-"""Which licences a model stands under: its own and those of every model it was made from.
+"""Finds the licences that apply to a model: its own and those of every model it was made from.
 
 Knows names, parents and licence identifiers; knows no user's facts and judges nothing.
 Path: verdict -> subject -> standing -> catalog.model, catalog.licence.

@@ -1,4 +1,4 @@
-"""This machine as a place for models: its processor, memory and accelerators, and what it was measured to give.
+"""Describes this machine for predictions: processor, memory, accelerators, and measured rates.
 
 Rates are measured a few times, a quarter of a second each, and kept in machine.json of the data folder by processor,
 threads and instruction set. Where memory lies and what neighbours do changes them, so the median of the latest counts.

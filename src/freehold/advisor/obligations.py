@@ -1,4 +1,4 @@
-"""What to do before serving or shipping: the NOTICE lines, names, badges and policies, from a verdict.
+"""Lists what to do before serving or shipping a model: NOTICE lines, names, badges and policies, from a verdict.
 
 The words a licence prescribes are given as it prescribes them; the licence texts themselves are not copied
 but named, with where to get them. Knows no user interface.

@@ -1,4 +1,4 @@
-"""How open a model is: its place on the spectrum, the OSI's word, its class in the Model Openness Framework.
+"""Rates how open a model is: a spectrum, the OSI's definition, and the class in the Model Openness Framework.
 
 The licences it stands under place it; what else is published (data, code) comes from dated facts. Claims no
 class without a source: an empty one is not known.

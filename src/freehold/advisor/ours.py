@@ -1,4 +1,4 @@
-"""What our own engine makes of a model on a machine: bytes it takes, and seconds a prompt and a token cost.
+"""Costs of a model on our own engine: bytes of memory, and work of a prompt and of a decoded token.
 
 Physics with a few constants: a token reads its weights and what is kept of the conversation at the machine's
 bandwidth, while its cores unpack and multiply them at a small share of their int8 rate; a prompt multiplies its

@@ -1,4 +1,4 @@
-"""What serving a model oneself costs a month: machines rented or bought, power, rack, people, moving over.
+"""Monthly cost of self-hosting a model: machines rented or bought, power, rack, people, migration.
 
 A month's cost is a sum over machines and people at one `Point`, a value for every assumption; how sure it is
 comes from moving the assumptions one by one (breakeven.py). Machines run day and night. Knows no API, no

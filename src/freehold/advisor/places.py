@@ -1,4 +1,4 @@
-"""Where a model of the catalogue would run, in which quantisation and on which engine: `Placer`s for advice.
+"""Places models of the catalogue on hardware: quantisation, engine and speed; the `Placer`s of advice.
 
 `on_rigs` chooses among named hardware, cheapest first, and takes the quantisation that rounds least of those that are
 fast enough. `here` is this machine with our own engine, and the very file that the model's name would fetch.

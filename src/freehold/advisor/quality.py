@@ -1,4 +1,4 @@
-"""How good a model is at a kind of work, out of published results alone: a range on one benchmark's scale.
+"""Estimates a model's quality for a task from published results: a range on one benchmark's scale.
 
 A result in the task's own benchmark counts as published, no narrower than a repeat of it would be. Else results in
 neighbouring benchmarks are carried over along lines through the models that have both (Theil and Sen's, on the

@@ -1,4 +1,4 @@
-"""How fast an engine answers on named hardware: one user's tokens a second, and many users' at once.
+"""Predicts an engine's speed on named hardware: tokens a second for one user, and for many at once.
 
 A step's time is a sum of terms: bytes over bandwidth, operations over rate, and pieces that cost something each
 (layers, sums over devices, sequences). `step` gives them at the limits a vendor publishes; how many times these an

@@ -1,4 +1,4 @@
-"""What hardware a model needs for so many users: the least of each device that does, and why the rest does not.
+"""Sizes hardware for a model and a number of users: the fewest of each device, and why other devices fail.
 
 Every device of the catalogue is tried in the numbers that one machine has, with every engine and quantisation that
 it reads. All users ask at the same moment, which is the worst hour. Knows no traffic and no machine at hand.

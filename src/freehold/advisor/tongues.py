@@ -1,4 +1,4 @@
-"""What is known of a model in a language: its own published results in it, what its card states, or nothing.
+"""Evidence for a model in a language: published results, the card's statement, or nothing.
 
 A result in a benchmark of several languages counts for each of them. Nothing is carried over from English.
 Knows codes and benchmarks; knows no text. Path: advice -> evidence -> Tongue -> Judged

@@ -1,4 +1,4 @@
-"""What is asked of a model: tokens a day by kind, requests by length, and how much busier the busiest hour is.
+"""A model's traffic: tokens a day by kind, requests by length, and how much busier the busiest hour is.
 
 From a few figures, or from a CSV of what was served. Requests are kept by length, since sellers price long
 ones apart. Knows no price and no hardware.

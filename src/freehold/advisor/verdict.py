@@ -1,4 +1,4 @@
-"""May I? The user's facts times every licence a model stands under, with the clause that says so.
+"""Decides whether a use is allowed: the user's facts against every licence of a model, with the deciding clause.
 
 Refused by one clause is refused; an unknown fact or licence blocks, and the verdict names what would decide.
 Not legal advice: it reads terms as data and cannot weigh them as a lawyer does.

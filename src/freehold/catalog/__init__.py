@@ -1,4 +1,4 @@
-"""Models, and the short names by which they are had: what each is, where it can be had, and who says so.
+"""Facts on models and the short names that fetch them, each with its source.
 
 Dated, sourced facts in `data/`, read on the first question; a fact that changes is appended with a new
 date, never overwritten. Knows no network and no disk but its own data and the user's catalogue.toml.

@@ -1,4 +1,4 @@
-"""The little language in which licence data says when a term holds: `commercial and users > 100_000_000`.
+"""The expression language in which licence data says when a term holds: `commercial and users > 100_000_000`.
 
 Knows the words that may stand there and how they join (`or` of `and`s, `not` before a word); knows no user
 and gives no answer: that is the advisor's work, which has three values.

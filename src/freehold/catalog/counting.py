@@ -1,4 +1,4 @@
-"""Counts the weights that a config.json asks for, without a file of weights: what an exact size rests on.
+"""Counts a model's weights from its config.json, without a file of weights.
 
 Knows the shapes of the families below, by config.json's model_type; refuses any other by name rather than guess.
 Counts what makes text: towers for images and layers for drafting (MTP) are left out, and an embedding that is the

@@ -1,4 +1,4 @@
-"""What is known of one open-weight model, and the arithmetic of what a conversation with it keeps in memory.
+"""The record of one open-weight model, and the arithmetic of a conversation's KV cache.
 
 Knows sizes and published scores; knows no file, no licence text, no machine. What no source states is empty,
 zero or None, never guessed. What layers keep is layers.py's.

@@ -1,4 +1,4 @@
-"""The shelf of models: reads the shipped facts and the user's own, answers by id, short name or file name.
+"""Reads the shipped facts on models and the user's own; looks up by id, short name or file name.
 
 `data/models/*.toml` is one file a publisher, `data/sources.toml` spells the sources out, boards.py adds results. One
 model costs the reading of one file; all of them are read once. Knows no network; `freehold models refresh` adds to

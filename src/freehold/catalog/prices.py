@@ -1,4 +1,4 @@
-"""What a request costs at whom: the prices of APIs by tokens, with cached, tiered, batch and hourly rates.
+"""Prices of APIs: what a request costs by tokens, with cached, tiered, batch and hourly rates.
 
 The table is the package genai-prices, read as installed and never fetched; `data/prices/extra.toml` holds
 what it lacks. Tiers are cliffs: a prompt beyond one is priced at its rate from the first token, so requests

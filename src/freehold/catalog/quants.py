@@ -1,4 +1,4 @@
-"""Quantisations by name: of which types a file is made, and how many bits a weight takes in each.
+"""Quantisations by name: the weight types in a file, and bits per weight of each.
 
 Knows types and shares; knows no model and no file.
 Path: advisor.anatomy.from_catalogue -> mix -> Mix

@@ -1,4 +1,4 @@
-"""How a family's authors want its models sampled, by the name that a file states.
+"""Sampling parameters that a family's authors recommend, by the name that a file states.
 
 Knows names and dated facts (data/sampling.toml); knows no file and no sampler.
 Path: store.sampling.sampling_defaults -> recommended -> fields of SamplingParams

@@ -1,4 +1,4 @@
-"""TOML of model facts into `Model`s: the schema, and the linter that names file, line and key at fault.
+"""Parses TOML of model facts into `Model`s, and lints it: a fault names file, line and key.
 
 A file has `lab`, `country` and [[model]] tables. Tables of one id are dated facts about it: a later
 `checked` wins key by key, so a fact that changes is appended and the older one stays to be read. Scores

@@ -1,4 +1,4 @@
-"""Takes names apart that other tools use: Ollama's tags, links to the hub, repositories that only repack a model.
+"""Parses names of other tools: Ollama's tags, links to the hub, repositories that only repack a model.
 
 `plain` leaves out what says where a file lies and how it is packed; `tagged` knows what a tag of Ollama's library
 means. Knows names alone; who repacks without changing a weight is a list, since any other repository may

@@ -1,4 +1,4 @@
-"""What people want of a model, and which published results say something about it.
+"""Tasks, and the published results that are evidence for each.
 
 Knows words and benchmarks; knows no model's score (advisor/quality.py puts the two together).
 Path: questions.question -> tasks -> Task -> advisor.

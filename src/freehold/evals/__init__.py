@@ -1,4 +1,4 @@
-"""Evaluations: cases of the user's own, how an answer is judged, and how models compare on the same cases.
+"""Evaluations: the user's own cases, judges of answers, and paired comparisons of models.
 
 samples (a file -> cases) -> trial (cases x models -> marks, kept) -> paired (marks -> intervals, differences).
 """

@@ -1,4 +1,4 @@
-"""How an answer is judged: against a text, a pattern, a JSON schema, or by a model with a rubric.
+"""Judges of answers: a text, a pattern, a JSON schema, or a model with a rubric.
 
 Patterns and schemas run in Rust with automata, in time linear in the answer: neither a user's pattern nor a model's
 answer can make them run away. No schema fetches another. Knows no file.

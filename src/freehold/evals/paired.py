@@ -1,4 +1,4 @@
-"""How models compare on the same cases: shares with bounds, differences case by case, and what so few cases decide.
+"""Compares models on the same cases: shares with bounds, paired differences, and what few cases can decide.
 
 Pairs decide more than shares: a case that both models pass, or neither, tells nothing of which is better. Knows
 zeros and ones; knows no model.

@@ -1,4 +1,4 @@
-"""Names of LoRA adapters: what may stand behind the plus in `base+adapter`, and the errors for other names.
+"""Names of LoRA adapters: which are valid in `base+adapter`, and the errors for others.
 
 Knows texts; knows no file, no model and no engine.
 Path: cli, EngineModels.add_adapter or local Adapters.add -> check_adapter_name

@@ -1,1 +1,1 @@
-"""Work on what strangers wrote, in processes that can be killed: children.py starts and ends them."""
+"""Runs untrusted templates and grammars in processes that can be killed: children.py starts and ends them."""

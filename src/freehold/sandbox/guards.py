@@ -1,4 +1,4 @@
-"""What a stranger's template may use, and the checks before an operation allocates.
+"""What an untrusted template may use, and the checks before an operation allocates.
 
 Filters, tests and methods are those of a list; deadlines and sizes are those of the job that runs. Knows values and
 limits; knows no template and nothing of Jinja.

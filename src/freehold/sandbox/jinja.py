@@ -1,10 +1,10 @@
-"""A Jinja environment for templates of strangers, with limits that give a message.
+"""A Jinja environment for untrusted templates, with limits that give a message.
 
 Knows Jinja; knows no chat and no token. Jinja's own sandbox keeps a template away from Python; it bounds neither
 loops in loops nor recursion nor the size of strings. Here filters, tests, globals and methods are those of a list,
 every loop step, call and filter checks a deadline, and every operator, filter, method and join that can multiply
 text checks sizes *before* it allocates (guards.py). A template that would exceed a limit ends in BadTemplate. What one
-operation does inside is beyond these limits, so a stranger's template is run where it can be killed (renderer.py).
+operation does inside is beyond these limits, so an untrusted template is run where it can be killed (renderer.py).
 Path: renderer -> render
 """
 

@@ -1,4 +1,4 @@
-"""The process that renders chat templates of strangers: one job after another, until the parent closes the socket.
+"""The process that renders untrusted chat templates: one job after another, until the parent closes the socket.
 
 Knows Jinja and its own limits; knows no chat. Nothing inside one operation looks at a clock (a comparison of lists
 that share their parts, a sort, a regular expression), so the kernel does: a timer of processor time ends the process

@@ -1,4 +1,4 @@
-"""Renders templates of strangers in a process that can be killed, and says what became of each render.
+"""Renders untrusted templates in a process that can be killed, and reports each result.
 
 Knows the child's protocol, its limits and how it died; knows no Jinja and no chat. Processes are started when first
 needed, shared by all threads and kept; one that a template killed is replaced by the next call.

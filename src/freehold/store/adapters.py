@@ -1,4 +1,4 @@
-"""Adapters that made models answer with: copies below the home, each named by its digest.
+"""Adapters of models made by a Modelfile: copies below the home, each named by its digest.
 
     <home>/adapters/<digest>[.gguf]     a GGUF adapter, or a folder of PEFT's two files
 

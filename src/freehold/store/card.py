@@ -1,4 +1,4 @@
-"""What a hub repository's card and configuration say of the model, in the catalogue's words.
+"""Translates a hub repository's card and configuration into the catalogue's terms.
 
 Knows the hub's answer to /api/models and config.json; opens no connection and judges no licence.
 Path: hub.py, refresh.py -> licence, card_facts, config_facts.

@@ -1,4 +1,4 @@
-"""Models that Ollama, LM Studio and the hub's own cache hold: referenced, never copied or written.
+"""Finds models in the folders of Ollama, LM Studio and the hub's cache: referenced, never copied or written.
 
 Each becomes a manifest with absolute paths, sizes, times and the digests those stores give.
 Unreadable folders and half-downloaded models are passed over. Path: HomeFiles.foreign -> scan.

@@ -1,4 +1,4 @@
-"""Makes a model from another one: the recipe checked against its base, and kept as a record.
+"""Makes a model from another one: checks the recipe against its base and writes a record.
 
 Knows the store and recipes; knows no route and no terminal.
 Path: cli/create or server/ollama/create.py -> make -> Overlays.write

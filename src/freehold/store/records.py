@@ -1,4 +1,4 @@
-"""What the store hands out: a model that can be loaded, a line of the list, the account of a removal.
+"""Records that the store returns: a model that can be loaded, a line of the list, the result of a removal.
 
 Built from manifests (manifest.py) and the files they name; knows no network and no catalogue.
 """

@@ -1,4 +1,4 @@
-"""Finds files that are no longer those a model's record describes: replaced under their name, or only touched.
+"""Finds files that no longer match a model's record: replaced under their name, or only touched.
 
 A size or a time that differs is seen at every use. For the store's own files, whose digest was checked when they
 came, the digest then decides: a file that was copied or restored is the same one. What another program holds may

@@ -1,4 +1,4 @@
-"""How a model's author wants it sampled, and what Freehold does where the author says nothing.
+"""Sampling defaults: the author's where a file or the catalogue states them, else Freehold's.
 
 Knows generation metadata in both file formats, and the catalogue's word for files without; knows no sampler.
 Path: open model file -> sampling_defaults -> local.load (SamplingParams), cli/show (where each came from)

@@ -1,4 +1,4 @@
-"""What turns a stretch of ordinary text into ids: the library alone, or the library's words and our merges.
+"""Encoders of ordinary text: the library alone, or the library's pre-tokenizer and our merges.
 
 Knows pipelines and vocabularies that are built; knows no file and no added token.
 `tokenizers` takes a third of a second to build a vocabulary of 150,000 tokens. So for byte-pair vocabularies it only

@@ -1,4 +1,4 @@
-"""The tokens around a gap to be filled: text before it, text after it, and the model writes what lies between.
+"""Fill-in-the-middle prompts: the tokens around a prefix and a suffix, between which the model writes.
 
 Knows how families spell them; knows no prompt. They are control tokens, so no user's text contains them.
 Path: local.Prompter -> fill_tokens

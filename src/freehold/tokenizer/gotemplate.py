@@ -1,4 +1,4 @@
-"""Reads the templates that Ollama's requests and Modelfiles bring, and writes the same in Jinja.
+"""Translates the Go templates of Ollama's requests and Modelfiles into Jinja.
 
 They are in Go's template language. Those of one turn know three texts, .System, .Prompt and .Response; a chat is the
 template once for each turn, and the last turn ends where .Response stands. That part is written exactly: text, these

@@ -1,4 +1,4 @@
-"""Named pre-tokenizers: what `tokenizer.ggml.pre` says about cutting text into words before byte-level BPE.
+"""Named pre-tokenizers: how `tokenizer.ggml.pre` splits text into words before byte-level BPE.
 
 A GGUF file names its word splitter instead of spelling it out, so the patterns live here, as the models'
 own tokenizer.json files state them. A name that is not here is refused: a near miss (digit groups, marks,

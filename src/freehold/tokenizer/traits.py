@@ -1,4 +1,4 @@
-"""What a chat template can do, found by rendering chats of a word: switches, efforts, calls, their spelling.
+"""Detects what a chat template can do by rendering tiny chats: switches, efforts, calls and their spelling.
 
 Knows probes and what their renders mean; knows no Jinja and no process. All probes of a template go to the renderer
 at once, so that they cost one message and share one limit. What only a mark in the source tells is not found here.

@@ -1,4 +1,4 @@
-"""What every chart is drawn with: escaped elements, an axis that scales and ticks, text's width.
+"""Shared parts of charts: escaped elements, an axis that scales and ticks, the width of text.
 
 Colours are classes, so one stylesheet serves light, dark and paper. Knows no chart.
 Path: bars, scatter, tornado -> Axis, element -> text of an <svg>.

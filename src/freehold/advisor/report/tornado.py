@@ -1,4 +1,4 @@
-"""What an answer hangs on: how far it moves when one assumption alone goes from one end to the other.
+"""A tornado chart: how far an answer moves when one assumption alone goes from one end to the other.
 
 Rows come sorted as given; an infinite end is drawn as an open one.
 Path: cli/cost.py -> tornado -> svg.chart.

@@ -1,4 +1,4 @@
-"""Tool calls, family by family: how a model's text spells them, and how they are taken out of it."""
+"""Tool calls by family: how a model's text spells them, and how they are parsed out of it."""
 
 from freehold.tokenizer.dialects.contract import Call, Dialect
 from freehold.tokenizer.dialects.detect import dialect_of

@@ -1,4 +1,4 @@
-"""What a family's way to call tools is: its marks, how calls are read, and how they are written by a grammar.
+"""The contract of a dialect: its marks, the parser of its calls, and the grammar that writes them.
 
 A dialect is recognised by a template's source, never by a model's name (detect.py). Its three sides belong
 together: a template renders calls into history, a grammar holds the model to them, `read` takes them out again.

@@ -1,4 +1,4 @@
-"""Writes what a dialect's calls look like as a Lark grammar, in llguidance's reading of Lark.
+"""Writes a dialect's calls as a Lark grammar, in llguidance's variant of Lark.
 
 A call begins as the family's templates write it, names a tool that was given, and has arguments by that tool's own
 schema. Knows forms and schemas; knows no tokens but how a mark is spelled, which its caller says.

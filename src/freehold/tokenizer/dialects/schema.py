@@ -1,4 +1,4 @@
-"""What a schema says to those who write by it: the types of raw text, and that no other properties are meant.
+"""Prepares schemas for dialects: the types of raw text, and closing objects to other properties.
 
 Knows JSON schema; knows no dialect and no grammar.
 Path: grammar.lark, ConstraintBuilder.constraint -> closed; readers -> typed
