@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from freehold.formats import ModelFile, dequantize, open_model_file
 from freehold.layers import LayerSpec
 from freehold.models.bind import Source, Stored, assemble, read_source
 from freehold.models.family import Network, NetworkWeights
+from freehold.models.ops import Ops
 from freehold.models.rope import RopeTable
 
 F32 = NDArray[np.float32]
@@ -362,7 +363,7 @@ class Session:
     def step(self, ids: Sequence[int]) -> F32:
         """Append `ids` and return float32 logits [len(ids), V], or an encoder's last activations."""
         ops = NumpyOps(np.asarray(ids, np.int64), self._kv, self._layers)
-        self._network.forward(ops, self._weights)
+        self._network.forward(cast(Ops, ops), self._weights)
         self.routes = ops.routes
         self._kv.length += len(ids)
         assert ops.result is not None, "a forward pass ends in logits or hidden"

@@ -99,7 +99,7 @@ class Moe(LayerPart):
             (gate,) = ops.linear(x, (w["shared_router"],), (None,), norm, eps)
         routes = ops.route(x, w["router"], m.chosen, norm=norm, eps=eps, renormalise=m.renormalise)
         ops.experts(x, routes, w["gate"], w["up"], w["down"], x, act="silu", norm=norm, eps=eps)
-        if m.shared:
+        if h is not None:
             ops.linear_add(h, w["shared_down"], x, gate=gate)
 
 
