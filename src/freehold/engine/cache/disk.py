@@ -51,7 +51,7 @@ BUDGET, FREE_SHARE = (
 QUEUE = 64  # prompts that wait to be written; they are lists of blocks, their bytes are read when their turn comes
 CLOSE_S = 2.0  # seconds that closing waits for what is being written
 SLACK = 16  # the part of the budget that is written between two looks at the folder, and kept free for that
-STALE_S = 3600.0  # age at which a file nobody finished is rubbish
+STALE_S = 3600.0  # age at which an unfinished file is deleted
 # A block is said to be this much older than the one before it, however long either took, so that a prompt's end
 # goes first.
 STEP_NS = 1_000_000
@@ -108,7 +108,7 @@ class DiskCache:
         self._folder = folder
         self._key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).digest()
         self._budget = budget
-        self._unseen = 1 << 62  # bytes written since somebody looked at the folder
+        self._unseen = 1 << 62  # bytes written since the folder was last listed
         self._lock = threading.Lock()
         self._chains: deque[_Chain] = deque()
         self._writer: threading.Thread | None = None
