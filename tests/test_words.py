@@ -40,7 +40,7 @@ APART = (
     "docs/reference/",
     "src/freehold/catalog/data/",
 )  # history; generated; quotations of sources
-MOVING = (*("src/freehold/engine/", "src/freehold/models/", "src/freehold/server/"),)
+MOVING = (*("src/freehold/engine/", "src/freehold/models/"),)
 
 
 def files() -> list[str]:

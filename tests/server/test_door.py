@@ -218,9 +218,9 @@ def test_files_that_no_client_could_speak_to_are_refused_at_once(certificate, tm
         ((cert, None), "--tls-key is missing"),
         ((None, own), "--tls-cert is missing"),
         ((tmp_path / "none", own), "cannot be read"),
-        ((own, own), "no certificate"),
+        ((own, own), "not a certificate"),
         ((cert, foreign), "not the key of"),
-        ((cert, locked), "wants a password"),
+        ((cert, locked), "has a password"),
         ((cert, open_key), "others may read"),
         ((old, old_key), "expired"),
     ]

@@ -172,7 +172,7 @@ def test_what_is_made_of_something_made_stands_on_the_same_model(stocked):
         ({"adapters": {"a": "sha256:" + "0" * 64}}, "no blob"),
         ({"adapters": {"a": "sha256:" + "0" * 64, "b": "sha256:" + "0" * 64}}, "adapters has 2 files"),
         ({"files": {"a": "sha256:" + "0" * 64}, "from": None}, "no blob"),
-        ({"files": {"a": "x"}, "from": None}, "no digest"),
+        ({"files": {"a": "x"}, "from": None}, "not a digest"),
         ({"files": {"a": "x", "b": "x"}, "from": None}, "one GGUF"),
         ({"files": {"a": "sha256:" + "0" * 64}}, "two bases"),
     ],

@@ -72,7 +72,7 @@ def test_page_is_whole_in_itself_and_its_policy_lets_in_nothing_else(serving):
 def test_strangers_are_shown_no_models(serving):
     server = serving(keys=Ring([key("ann", models=("fake:*",))]))
     stranger = get(server).text
-    assert "fake" not in stranger and "a key with each request" in stranger and "Bearer KEY" in stranger
+    assert "fake" not in stranger and "Each request needs a key" in stranger and "Bearer KEY" in stranger
     ann = get(server, **bearer("ann")).text
     assert "fake:1b" in ann and "org/fake" not in ann
     assert "fake" not in get(server, Authorization="Bearer wrong-0123456789").text

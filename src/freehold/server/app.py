@@ -1,4 +1,4 @@
-"""Puts the routes together. A new route is a line here: method, path, handler, the struct it reads, who may ask.
+"""The table of routes. A new route is a line here: method, path, handler, the struct it reads, who may ask.
 
 Knows every handler and no protocol. Path: serve.py -> make_app -> Gate -> Starlette's router -> Endpoint -> handler
 """
@@ -58,7 +58,7 @@ _PAGE = ("limit", "after", "order")  # of OpenAI's lists
 
 
 def make_app(server: Server) -> Starlette:
-    """Return the application; who may do what is its guard's to say."""
+    """Return the application; its guard decides about access."""
     layers = [Middleware(Gate, server=server, wording=wording)]
     if server.guard.origins and not server.guard.trusted:
         cors = Middleware(
@@ -132,7 +132,7 @@ def endpoints() -> dict[str, Endpoint]:
 
 
 def wording(path: str, headers: Headers) -> Wording:
-    """Return how errors are worded to whoever sent `headers`."""
+    """Return how errors of this path and these headers are worded."""
     if ollama.is_ours(path):
         return ollama.ollama_error
     return anthropic_error if speaks(path, headers) else openai_error
@@ -151,7 +151,7 @@ async def model(call: HttpCall) -> None:
 
 
 async def root(call: HttpCall) -> None:
-    """Show a browser a page; say to other clients what those of Ollama's protocol look for."""
+    """Answer a browser with a page, and other clients with the sentence that Ollama's clients expect."""
     await (page if b"text/html" in call.headers.get(b"accept", b"") else ollama.greeting)(call)
 
 

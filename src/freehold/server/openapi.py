@@ -1,4 +1,4 @@
-"""The OpenAPI document, made of the route table and the structs that handlers read: it cannot say something else.
+"""The OpenAPI document, made from the route table and the structs of requests, so that it matches them.
 
 Knows routes, structs and statuses; knows no handler's insides. Answers without a struct (replies.py), and all streams,
 are described by their media type alone.

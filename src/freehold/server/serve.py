@@ -1,7 +1,7 @@
-"""Opens the doors, keeps them, and closes them in order: sockets, uvicorn's loop, signals, drain.
+"""A running server from its sockets to its drain: uvicorn's loop, signals, shutdown.
 
 Knows sockets, signals and uvicorn; knows no route. The network's sockets and the Unix socket get the same
-application, behind a guard that asks and one that trusts.
+application, behind a guard that checks and one that trusts the owner.
 Path: cli/serve -> bind_tcp, bind_unix -> run -> Doors.open -> app.py
 """
 
@@ -55,19 +55,19 @@ Loaded = Callable[[str, FreeholdError | None], None]  # a name that was to be lo
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How a server behaves, whatever it serves."""
+    """Settings of a server."""
 
     keys: Ring = field(default_factory=Ring)
     owner: str = field(default="", repr=False)  # the owner's token
     insecure: bool = False  # other machines reach it, and need no key
     hosts: tuple[str, ...] = ()
     tls: Tls | None = None
-    accounts: Path | None = None  # where what keys spend is kept; None: with the process
+    accounts: Path | None = None  # folder of the keys' token counts; None: in memory only
     origins: tuple[str, ...] = ()
     limits: ServerLimits = ServerLimits()  # noqa: RUF009
     drain_s: float = 30.0
     keep_alive_s: float = 10.0  # of event streams; not of models
-    home: Path | None = None  # where files and batches lie; None: there are none
+    home: Path | None = None  # folder of files and batches; None: without them
 
 
 def bind_tcp(host: str, port: int) -> list[socket.socket]:
@@ -230,7 +230,7 @@ class Doors:
                 loaded(name, error)
 
     def stop(self, *, now: bool = False) -> None:
-        """Take no more connections, let answers end up to drain_s; at once with `now` or the second time."""
+        """Accept no more connections and finish answers within drain_s; at once with `now` or the second time."""
         health, loop = self.server.health, asyncio.get_running_loop()
         again, health.stopping = health.stopping, True
         if self._batches is not None:  # they go on when the server is back
@@ -291,7 +291,7 @@ def run(
 
 
 def _end_by_alarm(seconds: float) -> None:
-    """Have the kernel end this process, and so its engines: nothing that hangs, in Python or below, can stop that."""
+    """Let the kernel end this process, and so its engines, even if Python or native code hangs."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
 

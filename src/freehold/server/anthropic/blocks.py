@@ -72,14 +72,14 @@ class Blocks:
 
 
 def _signature(thought: str, shown: bool) -> str:
-    """Sign a thought, for clients that want it signed: nobody here checks it. One that is not shown goes along."""
+    """Return a signature for clients that require one; it is not checked. A thought that is not shown is inside it."""
     if shown:
         return "sha256-" + hashlib.sha256(thought.encode()).hexdigest()[:32]
     return _CARRIED + base64.urlsafe_b64encode(thought.encode()).decode()
 
 
 def thought_in(signature: str) -> str:
-    """Return the thought that a signature carries, or nothing: a model reads on what it thought before a call."""
+    """Return the thought inside a signature, or "": a model continues from its reasoning before a call."""
     if not signature.startswith(_CARRIED):
         return ""
     try:
@@ -89,7 +89,7 @@ def thought_in(signature: str) -> str:
 
 
 def folded(events: Iterable[Event]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the blocks that events tell of, and the arguments of calls that were cut off before they were JSON."""
+    """Return the blocks that events describe, and the arguments of calls that were cut off before they were JSON."""
     blocks: list[dict[str, Any]] = []
     gained: list[dict[str, list[str]]] = []
     for event in events:
@@ -111,7 +111,7 @@ def folded(events: Iterable[Event]) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _input(arguments: str, cut: list[str]) -> dict[str, Any]:
-    """Return a call's arguments; of those that are no object, nothing, and note them."""
+    """Return a call's arguments; {} for those that are not an object, which are added to `cut`."""
     try:
         return msgspec.json.decode(arguments or "{}", type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError):

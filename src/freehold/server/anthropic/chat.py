@@ -29,14 +29,14 @@ from freehold.types import Message, ToolCall
 BILLING = "x-anthropic-billing-header:"
 _BETWEEN = "\n"  # texts of one turn
 _REMINDER = "<system-reminder>\n{}\n</system-reminder>"
-_REMINDED = "a system message within the chat was read as a part of the user's turn"
-# What a server of Anthropic's did within an assistant's turn; nobody here can go on from it.
+_REMINDED = "a system message within the chat was taken as a part of the user's turn"
+# Blocks that only a server of Anthropic's can read back.
 _FOREIGN = ("redacted_thinking", "server_tool_use", "compaction", "fallback")
 
 
 @dataclass(slots=True)
 class Turn:
-    """What one side said until the other began, as messages[at] and those after it."""
+    """Consecutive messages of one role; the first is messages[at]."""
 
     role: str  # user or assistant
     at: int
@@ -61,9 +61,9 @@ class Turn:
         return self.role == "assistant" and not (any(self.texts) or any(self.thinking) or self.calls)
 
     def messages(self) -> Iterator[Message]:
-        """Write the turn as a template reads it."""
+        """Return the turn as messages for a template."""
         if self.role == "assistant":
-            # What one answer said in several blocks is one text again, to the letter: the cache holds it.
+            # The blocks of one answer are joined to the exact text of its generation, so that the cache has it.
             yield Message("assistant", "".join(self.texts), "".join(self.thinking), tuple(self.calls))
             return
         yield from self.results
@@ -94,7 +94,7 @@ def read_chat(
 
 
 def _shown(messages: Sequence[InputMessage]) -> list[tuple[int, InputMessage]]:
-    """Return the messages that are shown, with their places: some are for one turn of the user's only."""
+    """Return the messages that are kept, with their indices: some are for one turn of the user only."""
     last = max((i for i, m in enumerate(messages) if m.role == "user"), default=-1)
     return [(i, m) for i, m in enumerate(messages) if m.clear_at != "next_user_message" or i > last]
 
@@ -214,7 +214,7 @@ def _check_results(turn: Turn, calls: Sequence[ToolCall]) -> None:
     for id, results in given.items():
         if id not in known:
             raise _bad(
-                where, f"has a tool_result for {id[:60]!r}, which is no tool_use of the turn before it"
+                where, f"has a tool_result for {id[:60]!r}, which is not a tool_use of the turn before it"
             )
         if results > 1:
             raise _bad(where, f"has {results:,} tool_results for {id[:60]!r}; expected one")

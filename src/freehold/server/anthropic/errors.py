@@ -1,4 +1,4 @@
-"""Says in Anthropic's words that something is wrong, and which requests are in its words.
+"""Words errors as Anthropic does, and recognises the requests of its protocol.
 
 Knows problems and headers; knows no route's fields. Errors that come before any route is found are worded here too.
 Path: Gate -> speaks; HttpCall.refuse or MessageShape.failed -> anthropic_error -> bytes

@@ -180,22 +180,22 @@ class MessagesRequest(CountRequest, kw_only=True):
         Annotated[float, Meta(ge=0, le=1)] | None,
         Meta(description="0 is greedy. Default: the model's own."),
     ] = None
-    top_p: Annotated[Share | None, Meta(description="Keep the likeliest tokens whose sum reaches this.")] = (
-        None
-    )
+    top_p: Annotated[
+        Share | None, Meta(description="Sample from the most probable tokens whose sum reaches this.")
+    ] = None
     top_k: Annotated[
-        Annotated[int, Meta(ge=0, le=FORCED)] | None, Meta(description="Keep so many tokens; 0: all.")
+        Annotated[int, Meta(ge=0, le=FORCED)] | None, Meta(description="Sample from so many tokens; 0: all.")
     ] = None
     metadata: Annotated[Object | None, Meta(description="Accepted and not used.")] = None
     service_tier: Annotated[
         Literal["auto", "standard_only"] | None, Meta(description="Accepted: there is one tier.")
     ] = None
     min_p: Annotated[
-        Share | None, Meta(description="Ours: drop tokens less likely than this times the likeliest.")
+        Share | None, Meta(description="Ours: drop tokens below this times the highest probability.")
     ] = None
     seed: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_SEED)] | None,
-        Meta(description="Ours: the same seed gives the same answer. Default: drawn."),
+        Meta(description="Ours: the same seed gives the same answer. Default: random."),
     ] = None
     overflow: Annotated[
         Overflow | None,
@@ -213,6 +213,6 @@ class MessagesRequest(CountRequest, kw_only=True):
     keep_alive: Annotated[
         float | str | None,
         Meta(
-            description="Ours: how long the model stays in memory afterwards: seconds or `10m`; negative: for ever."
+            description="Ours: how long the model stays in memory afterwards: seconds or `10m`; negative: no limit."
         ),
     ] = None

@@ -1,7 +1,7 @@
-"""Makes a job of Anthropic's request: tools, choice, thinking, format, sampling; and says what was not understood.
+"""Makes a job of Anthropic's request: tools, choice, thinking, format, sampling; and warns of unknown fields.
 
 A field is honoured, refused by name because leaving it out would change the answer, or named in the warnings.
-Knows the wire's fields and Job's; knows no route. What only the model can tell (whether it thinks) `fit` decides.
+Knows the wire's fields and Job's; knows no route. `fit` adapts the job to the model (whether it thinks).
 Path: messages.py -> message_job -> Job; Answering -> fit
 """
 
@@ -93,7 +93,7 @@ def counted_job(r: CountRequest, warnings: list[str]) -> Job:
 
 
 def _check_begun(last: Message, *, think: bool | None, format: Format | None) -> None:
-    """Refuse (400), as Anthropic does, an answer that was begun and that none can go on from."""
+    """Raise Refused (400), as Anthropic does, for a begun answer that cannot be continued."""
     why = ""
     if not last.content:
         why = "the final block in an assistant message cannot be `thinking`"
@@ -102,7 +102,7 @@ def _check_begun(last: Message, *, think: bool | None, format: Format | None) ->
     elif think and not last.thinking:
         why = "when thinking is enabled, a final assistant message must start with a thinking block"
     elif format is not None:
-        why = "an answer that is begun cannot be held to a format; leave out one of the two"
+        why = "a begun answer cannot be constrained by a format; leave out one of the two"
     if why:
         raise Refused(400, f"messages: {why}", param="messages", code="invalid_value")
 
@@ -123,7 +123,7 @@ def _stops(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def fit(job: Job, info: ModelInfo, tally: Tally) -> Job:
-    """Return the job as a model can do it: clients send one `thinking` to whatever model they are given."""
+    """Return the job adapted to a model: clients send the same `thinking` to every model."""
     if job.think and info.thinking == "none":
         tally.warn(f"thinking was left out: {info.name} does not think before it answers")
         return replace(job, think=None, think_tokens=None)
@@ -137,7 +137,7 @@ def _tools(r: CountRequest, warnings: list[str]) -> tuple[Tool, ...]:
     """Return the tools that are shown. Deferred ones come last, in the order in which they were found."""
     shown: dict[str, Tool] = {}
     deferred: dict[str, Tool] = {}
-    searched = False  # by a tool of Anthropic's, which nobody here runs: then all are shown
+    searched = False  # a search tool of Anthropic's is not run here: then all tools are in the prompt
     for i, tool in enumerate(r.tools or ()):
         where = f"tools[{i}]"
         if tool.type not in (None, "custom"):
@@ -200,7 +200,7 @@ def _format(r: CountRequest) -> Format | None:
     return schema_format(format.schema, f"{name}.schema")
 
 
-# --- what was not understood ---------------------------------------------------------------------------
+# --- unknown fields -------------------------------------------------------------------------------------
 
 _SILENT = {"cache_control", "type"}  # of any block or tool
 _OF_BLOCKS = _SILENT | {"citations", "caller"}  # what an answer of Anthropic's has, come back
@@ -209,7 +209,7 @@ _OF_TOOLS = _SILENT | {"strict", "eager_input_streaming"}
 
 
 def unknown_fields(raw: dict[str, Any], kind: type[CountRequest]) -> list[str]:
-    """Return a warning for each field that nobody reads; refuse those that would change the answer."""
+    """Return a warning for each unknown field. Raises Refused for one that would change the answer."""
     warnings: dict[str, None] = {}
     known = MessagesRequest.__struct_fields__  # a chat to count may come with all that it will be asked with
     for name in sorted(raw.keys() - set(known)):
@@ -252,7 +252,7 @@ def _in_block(block: dict[str, Any], kind: type[Block | ResultPart | TextBlock])
 
 
 def _cites(block: dict[str, Any]) -> bool:
-    """Return whether a block asks that answers cite it, which nobody here does."""
+    """Return whether a block asks for citations, which this server does not make."""
     asked = block.get("citations")
     return isinstance(asked, dict) and bool(asked.get("enabled"))
 

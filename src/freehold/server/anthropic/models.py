@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id} for clients of Anthropic's, which are told apart by a header.
+"""GET /v1/models and /v1/models/{id} for clients of Anthropic's, which a header distinguishes.
 
 Knows names, dates and pages; loads nothing. Path: Gate -> app.models -> models -> listing.py
 """
@@ -48,7 +48,7 @@ def _page(all_: Sequence[dict[str, Any]], asked: Mapping[str, str]) -> tuple[lis
 
 def _place(ids: Sequence[str], id: str, name: str) -> int:
     if id not in ids:
-        raise Refused(400, f"{name} is {id[:60]!r}, which is no model here", param=name)
+        raise Refused(400, f"{name} is {id[:60]!r}, which is not a model here", param=name)
     return ids.index(id)
 
 

@@ -1,6 +1,6 @@
 """One line of a batch through the server's own routes, without a connection.
 
-The route reads the body and answers as it answers anybody, so a line's answer is what a client would have got.
+The route handles the body as it handles a client's, so a line has the answer that a client would get.
 Knows ASGI's two functions; knows no file. Path: Desk -> Asker.ask -> Endpoint -> a handler -> LineAnswer
 """
 
@@ -20,7 +20,7 @@ from freehold.server.core.problems import Refused
 
 @dataclass(frozen=True, slots=True)
 class LineAnswer:
-    """What came of a line."""
+    """The answer to a line."""
 
     status: int
     body: Any
@@ -35,7 +35,7 @@ class Asker:
         self.server, self._endpoints = server, endpoints
 
     async def ask(self, tenant: str, path: str, body: Mapping[str, Any]) -> LineAnswer:
-        """Ask `path` for a tenant, after everybody who waits for an answer."""
+        """Request `path` for a tenant, with priority `batch`."""
         exchange = _Exchange(msgspec.json.encode({**body, "priority": "batch"}))
         scope: dict[str, Any] = {"type": "http", "path": path, "headers": [JSON], "query_string": b""}
         call = scope["freehold.call"] = HttpCall(self.server, scope, exchange.receive, exchange.send)
@@ -52,7 +52,7 @@ class Asker:
         return exchange.answer(call)
 
     def _key(self, tenant: str) -> Key | None:
-        """Return the key that a batch was made with, and whose scope and budget hold for its lines too."""
+        """Return the key that the batch was created with; its scope and budget apply to the lines."""
         key = self.server.guard.keys.named(tenant) if tenant else None
         if tenant and key is None:
             raise Refused(401, f"the key {tenant} was revoked", code="invalid_api_key")
@@ -60,7 +60,7 @@ class Asker:
 
 
 class _Exchange:
-    """A body that is there, and an answer that is collected."""
+    """ASGI's two functions over a given body; collects the answer."""
 
     def __init__(self, body: bytes) -> None:
         self._body: bytes | None = body
@@ -70,7 +70,7 @@ class _Exchange:
     async def receive(self) -> MutableMapping[str, Any]:
         body, self._body = self._body, None
         if body is None:
-            await asyncio.Event().wait()  # nobody hangs up
+            await asyncio.Event().wait()  # there is no client that could disconnect
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(self, message: MutableMapping[str, Any]) -> None:

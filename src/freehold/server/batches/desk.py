@@ -1,4 +1,4 @@
-"""All batches of a server: taken in, worked on while nobody waits for more urgent answers, and ended.
+"""All batches of a server: accepted, answered with the capacity that interactive requests leave, and ended.
 
 A few batches at a time, a few lines abreast in all, as jobs of priority "batch", which an engine computes with what
 interactive ones leave. What a batch is and how far it came lies in its folder, so a server that starts goes on.
@@ -41,7 +41,7 @@ _log = logging.getLogger("freehold.server")
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """What a new batch is to be."""
+    """The fields of a new batch."""
 
     endpoint: str
     input_file_id: str
@@ -51,7 +51,7 @@ class NewBatch:
 
 
 class Stopping(Exception):
-    """The server stops; what is unfinished is for the next one."""
+    """The server stops; the next one continues the unfinished lines."""
 
 
 class Desk:
@@ -72,8 +72,8 @@ class Desk:
         why = next(iter(self._waiting.values()), "")
         return why and f"batches wait for the disk: {why}"
 
-    def _told(self, batch: Batch, e: OSError | None) -> None:
-        """Tell a batch's owner that the disk takes nothing of it, or that it does again."""
+    def _disk(self, batch: Batch, e: OSError | None) -> None:
+        """Note in a batch's errors that the disk fails, or remove that note."""
         if e is None:
             if self._waiting.pop(batch.id, None):
                 batch.errors = ()
@@ -88,7 +88,7 @@ class Desk:
         batch.errors = (Wrong("disk_failed", said),)
 
     async def run(self, asker: Asker) -> None:
-        """Go on with what an earlier server left, and work until cancelled."""
+        """Continue the batches of an earlier server, and work until cancelled."""
         self._asker = asker
         self._begin_more()
         try:
@@ -100,10 +100,10 @@ class Desk:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    # --- what routes ask ------------------------------------------------------------------------------
+    # --- for routes -----------------------------------------------------------------------------------
 
     async def create(self, tenant: str, asked: NewBatch) -> Batch:
-        """Take a batch in; 404 for a file that is not there, 429 where too many are open."""
+        """Accept a batch; 404 for a missing file, 429 for too many open ones."""
         mine = self.all(tenant)
         still = sum(not batch.over for batch in mine)
         if still >= MAX_OPEN:
@@ -150,7 +150,7 @@ class Desk:
             try:
                 await self._enter(batch, "cancelling")
             except OSError as e:  # it is cancelled all the same, and its record follows
-                self._told(batch, e)
+                self._disk(batch, e)
             if batch.id in self._tasks:
                 self._tasks[batch.id].cancel()
             else:
@@ -160,7 +160,7 @@ class Desk:
     # --- the work -------------------------------------------------------------------------------------
 
     def _begin_more(self) -> None:
-        """Begin waiting batches while there is room: first those of whoever has fewest under way."""
+        """Start waiting batches while there is room, first those of the tenant with the fewest running."""
         while self._asker is not None and len(self._tasks) < RUNNING:
             busy = Counter(self._batches[id].tenant for id in self._tasks)
             waiting = [b for b in self._batches.values() if not b.over and b.id not in self._tasks]
@@ -176,7 +176,7 @@ class Desk:
         self._begin_more()
 
     async def _work(self, batch: Batch, asker: Asker) -> None:
-        """Bring a batch to its end, as often as the disk makes it necessary."""
+        """Work on a batch until it is over; after a failure of the disk try again."""
         while not batch.over:
             try:
                 await self._advance(batch, asker)
@@ -185,7 +185,7 @@ class Desk:
             except FileNotFoundError as e:
                 await self._fail(batch, "folder_damaged", e)
             except OSError as e:
-                self._told(batch, e)
+                self._disk(batch, e)
                 await asyncio.sleep(DISK_PAUSE_S)
             except asyncio.CancelledError:
                 if batch.status != "cancelling" or self._asker is None:
@@ -209,7 +209,7 @@ class Desk:
             if checked.errors:
                 _clear(folder)
                 return
-        journal = await asyncio.to_thread(Journal, folder, lambda e: self._told(batch, e))
+        journal = await asyncio.to_thread(Journal, folder, lambda e: self._disk(batch, e))
         try:
             self._count(batch, journal)
             if batch.status == "in_progress":
@@ -317,7 +317,7 @@ class Desk:
         batch.save(folder)
 
     async def _enter(self, batch: Batch, status: Status) -> None:
-        """Note a new status, and write it. One that is to be cancelled is on no other way."""
+        """Set and save a new status; a batch that is being cancelled keeps that status until it is cancelled."""
         if batch.status == "cancelling" and status in ("in_progress", "finalizing"):
             return
         before = batch.status
@@ -330,7 +330,7 @@ class Desk:
                 batch.status = before  # it ends once its record can say so
             raise
         if status != "failed":
-            self._told(batch, None)
+            self._disk(batch, None)
 
     async def _save(self, batch: Batch) -> None:
         async with self._saving:
@@ -362,10 +362,10 @@ def _pause(answer: LineAnswer, asked: int) -> float | None:
     """Return seconds after which to ask again, None where the answer stands. `asked`: times it was asked again."""
     if answer.status not in (429, 503) or (answer.status == 503 and asked >= PATIENCE):
         return None
-    told = _told(answer.headers)
-    return min(max(told, PAUSE_S * 2 ** min(asked, 10)), max(LONGEST_PAUSE_S, told))
+    after = _retry_after(answer.headers)
+    return min(max(after, PAUSE_S * 2 ** min(asked, 10)), max(LONGEST_PAUSE_S, after))
 
 
-def _told(headers: Mapping[bytes, bytes]) -> float:
+def _retry_after(headers: Mapping[bytes, bytes]) -> float:
     after = headers.get(b"retry-after", b"")
     return min(float(after), 3600.0) if after.isdigit() else 0.0

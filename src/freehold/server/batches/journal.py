@@ -1,4 +1,4 @@
-"""What is done of a batch: its two result files, which are also the only record of progress.
+"""The results of a batch: two files, which are also the only record of its progress.
 
 A line is done once its result is on the disk, and never otherwise, so a server that was killed goes on at the first
 line without a result; half a line that it left is cut off. Results that come together share one flush; those that a
@@ -31,10 +31,10 @@ class _Done(Struct):
 class Journal:
     """Open files in `folder`. `done`: the custom ids that have a result."""
 
-    def __init__(self, folder: Path, told: Callable[[OSError | None], None] = lambda _: None) -> None:
+    def __init__(self, folder: Path, reported: Callable[[OSError | None], None] = lambda _: None) -> None:
         """Read what is there; blocks, so call it in a thread.
 
-        `told` hears of a disk that takes no result, and with None of one that does again.
+        `reported` is called with the error of a failing disk, and with None once it works again.
         """
         self.counts = {OUTPUT: 0, ERRORS: 0}
         self.done: set[str] = set()
@@ -42,17 +42,17 @@ class Journal:
         self._ends = {name: file.tell() for name, file in self._files.items()}
         self._waiting: list[tuple[str, str, bytes]] = []
         self._lock, self._closing = asyncio.Lock(), asyncio.Event()
-        self._told = told
+        self._reported = reported
 
     async def add(self, custom_id: str, result: dict[str, object], *, failed: bool) -> None:
-        """Note a line's result; returns when it is on the disk, however long that takes no more."""
+        """Write a line's result; returns once it is on the disk."""
         encoded = msgspec.json.encode(result) + b"\n"
         self._waiting.append((ERRORS if failed else OUTPUT, custom_id, encoded))
-        # Shielded: a flush that began is finished, whatever becomes of who waits for it.
+        # Shielded: a flush that began is finished even if its caller is cancelled.
         await asyncio.shield(self._flush())
 
     async def settle(self) -> None:
-        """Bring to the disk what nobody waits for any more, so that `done` is all there is."""
+        """Write the results whose callers were cancelled, so that `done` is complete."""
         await asyncio.shield(self._flush())
 
     async def close(self) -> None:
@@ -70,13 +70,13 @@ class Journal:
                 try:
                     await asyncio.to_thread(self._write)
                 except OSError as e:
-                    self._told(e)
+                    self._reported(e)
                     if self._closing.is_set():
                         raise
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._closing.wait(), PAUSE_S)
                 else:
-                    self._told(None)
+                    self._reported(None)
 
     def _write(self) -> None:
         """Write what waits, file by file; what a full disk took of it is taken back."""

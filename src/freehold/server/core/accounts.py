@@ -1,4 +1,4 @@
-"""What each key has asked and spent, and whether it may go on: a token bucket, and a day's budget that restarts keep.
+"""Usage of each key: a token bucket for requests, and a daily token budget that survives restarts.
 
 Counts tokens of prompts and answers by the day (UTC) in memory, and keeps them in a folder, a file a day, written
 behind: a server that is killed forgets SAVE_S of them, one whose disk is full goes on and catches up. Knows keys'
@@ -39,7 +39,7 @@ MAX_COUNTING = 16  # requests of one key that count tokens at a time: a quarter 
 
 @dataclass(slots=True)
 class Bucket:
-    """What a key may ask at once: `left` requests at `since`, filled up at its rate."""
+    """Token bucket of a key: `left` requests at `since`, refilled at its rate."""
 
     left: float
     since: float
@@ -104,7 +104,7 @@ class Accounts:
                 self._unsaved.add(day)
                 return self._failed(e)
         if self._trouble:
-            _log.warning("what keys spend was saved again, after %.0f s", self.failing_s)
+            _log.warning("token counts of keys were saved again, after %.0f s", self.failing_s)
             self._trouble = ""
         for day in self._spent.keys() - self._unsaved - {self._day()}:
             del self._spent[day]
@@ -118,7 +118,7 @@ class Accounts:
     def _failed(self, e: OSError) -> None:
         if not self._trouble:
             self._failing_since = self._clock()
-            _log.error("what keys spend cannot be saved, and is kept in memory: %s", e)
+            _log.error("token counts of keys cannot be saved, and are kept in memory: %s", e)
         self._trouble = e.strerror or str(e)
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class Accounts:
         if left < 1:
             wait = (1 - left) / per_s
             raise _too_many(
-                f"the key {key.name} may ask {key.rate}, and has; the next request in {wait:.1f} s",
+                f"the key {key.name} has used its rate of {key.rate}; the next request in {wait:.1f} s",
                 "rate_limit_exceeded",
                 wait,
             )

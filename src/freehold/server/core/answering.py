@@ -1,7 +1,7 @@
-"""Takes the jobs of one request through a model, and feeds their chunks to a shape, streamed or whole.
+"""Runs the jobs of one request on a model, and passes their chunks to a shape, streamed or whole.
 
-The shape (a route of one of the protocols) knows the wire; this file knows order: begin, chunks, end; and who is told
-when it goes wrong. Knows no field of a request and no protocol.
+The shape (of one of the protocols) knows the wire; this file knows the order (begin, chunks, end) and how errors are
+reported. Knows no field of a request and no protocol.
 Path: openai/chat.py and its like -> Answering.stream -> ModelHandle.start -> Stream -> AnswerShape -> EventStream
 """
 
@@ -31,7 +31,7 @@ FULL_WAIT_S = 0.5  # at least, before a queue that is full of the request's own 
 
 @dataclass(slots=True)
 class Choice:
-    """One answer, as far as it has come."""
+    """One answer so far."""
 
     index: int
     begin: Begin
@@ -41,10 +41,10 @@ class Choice:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: str | None = None
-    chunks: list[Chunk] = field(default_factory=list)  # all of it, for shapes in which order matters
+    chunks: list[Chunk] = field(default_factory=list)  # all chunks, for shapes in which order matters
 
     def add(self, chunk: Chunk) -> None:
-        """Take in what came."""
+        """Add a chunk."""
         self.chunks.append(chunk)
         if chunk.text:
             self.text.append(chunk.text)
@@ -58,12 +58,12 @@ class Choice:
 
 
 class AnswerShape(Protocol):
-    """How a route writes its answers. Streams come in pieces, b"" for nothing to show."""
+    """How a route writes its answers. Pieces of a stream are bytes, b"" if there is nothing to send."""
 
     content_type: bytes  # of a stream
 
     def bind(self, model: str, tally: Tally) -> None:
-        """Take what every answer names, before anything else. `tally` fills as the answers come."""
+        """Take the model's name and the counts, first of all. `tally` is filled while answers arrive."""
         ...
 
     async def begun(self, served: ModelHandle, job: int, choices: range, begin: Begin) -> None:
@@ -83,15 +83,15 @@ class AnswerShape(Protocol):
         ...
 
     def closing(self) -> bytes:
-        """End a stream that went well."""
+        """End a successful stream."""
         ...
 
     def failed(self, trouble: Problem) -> bytes:
-        """End a stream that did not."""
+        """End a failed stream."""
         ...
 
     def beat(self) -> bytes:
-        """Write what says nothing, while nothing happens."""
+        """Return a keep-alive message."""
         ...
 
     def whole(self, choices: Sequence[Choice]) -> object:
@@ -117,7 +117,7 @@ class Answering:
         warnings: Sequence[str],
         fit: Fit | None = None,
     ) -> None:
-        """`fit` has the last word on a job, once it is known what the model can do; it warns of what it takes out."""
+        """`fit` adapts a job to the loaded model, and warns of what it leaves out."""
         self.call, self.shape, self.jobs = call, shape, jobs
         self._keep_alive, self._fit = keep_alive, fit
         self.tally = Tally(jobs, call.started, warnings)
@@ -148,10 +148,10 @@ class Answering:
         await self.call.answer(self.shape.whole([choices[i] for i in sorted(choices)]))
 
     async def stream(self, model: str) -> None:
-        """Answer in pieces; whatever happens, the last one says how it ended."""
+        """Stream the answer; the last event always says how it ended."""
         self._bind(model)
         async with EventStream(self.call, self.shape.content_type, self.shape.beat) as events:
-            # They go out with the first chunk: clients take the first event for the first token, and time it.
+            # Sent with the first chunk: clients measure the time to the first event as the time to the first token.
             openings: dict[int, bytes] = {}
 
             async def opened(job: int, begin: Begin) -> None:
@@ -224,7 +224,7 @@ class Answering:
             raise DeadlineExceeded(message, "give it more time, or load the model first") from None
 
     def _left(self, job: Job) -> Job:
-        """Return the job with what is left of its time: it runs from the request's arrival."""
+        """Return the job with the rest of its time, which counts from the request's arrival."""
         if job.timeout_s is None:
             return job
         return replace(job, timeout_s=max(job.timeout_s - self.tally.passed_s, 0.001))
@@ -240,7 +240,7 @@ class Answering:
         try:
             async with self._abreast:
                 await self._follow(served, job, opened, sink)
-        except DeadlineExceeded as e:  # by somebody who knows what was left of the limit, and not the limit
+        except DeadlineExceeded as e:  # raised with the time that was left; the request's own limit is added
             if limit is None:
                 raise
             raise DeadlineExceeded(f"{e.message}; the request's own limit is {limit:g} s", e.hint) from None
@@ -266,7 +266,7 @@ class Answering:
             await stream.aclose()
 
     async def _started(self, served: ModelHandle, job: int) -> Stream:
-        """Hand a job in; one that finds the queue full of others of this request waits for them."""
+        """Start a job; if the queue is full of jobs of this request, wait for them."""
         while True:
             try:
                 return await served.start(self._left(self.jobs[job]), self._keep_alive)
@@ -336,5 +336,5 @@ class Answering:
             record.rejected["queue_full"] += 1
         elif isinstance(e, SlowReader):
             record.reasons["slow_reader"] += 1
-        elif problem(e).status >= 500:  # a request that was wrong is no failure of the server's
+        elif problem(e).status >= 500:  # an invalid request is not an error of the server
             record.reasons["error"] += 1

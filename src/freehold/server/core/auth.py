@@ -1,4 +1,4 @@
-"""Who may ask, and what: the rule for binding, keys, kinds of routes, and the guard against web pages.
+"""Access: the rule for binding, keys, audiences of routes, and the guard against web pages.
 
 Knows names of hosts and the headers of a request; knows no body and no model.
 Path: cli/serve -> check_bind; Gate -> Guard.check -> Key; Endpoint -> Guard.check_audience
@@ -21,14 +21,14 @@ Headers = Mapping[bytes, bytes]
 # who may know of every model, so a client's key without a scope or an admin's. admin: an admin's key, or the owner, who
 # has the Unix socket and the token: a program of this machine that may ask without a key may not change the disk.
 Audience = Literal["all", "any", "client", "operator", "admin"]
-# Liveness, and what this is: they say nothing that a stranger could use.
+# Liveness, and the page at /: public information only.
 OPEN = ("/health", "/")
 
 
 def check_bind(host: str, keys: Ring, *, insecure: bool = False) -> None:
-    """Refuse an address that others can reach unless a key guards it, or `insecure` says that none shall."""
+    """Raise UsageError for an address that other machines reach without a key, unless `insecure`."""
     if insecure and keys:
-        raise UsageError("--insecure asks for no key, and keys are set", "leave one of the two away")
+        raise UsageError("--insecure requires no key, and keys are set", "leave out one of them")
     if not is_loopback(host) and not keys and not insecure:
         raise UsageError(
             f"{host or 'every address'} can be reached from other machines, and no key is set",
@@ -70,12 +70,12 @@ class Guard:
     keys: Ring
     hosts: tuple[str, ...] = ()  # names besides loopback's that this server may be called without a key
     origins: tuple[str, ...] = ()
-    trusted: bool = False  # the Unix socket in a folder of 0700: whoever reaches it is the owner
+    trusted: bool = False  # the Unix socket in a folder of 0700: only the owner can connect
     insecure: bool = False  # other machines reach it without a key
     owner: str = ""  # the hash of the owner's token; "": there is none
 
     def owns(self, headers: Headers) -> bool:
-        """Return whether the owner asks: through the Unix socket, or with the owner's token."""
+        """Return whether the request is the owner's: through the Unix socket, or with the owner's token."""
         return self.trusted or (bool(self.owner) and compare_digest(hashed(_given(headers)), self.owner))
 
     def check(self, path: str, headers: Headers) -> Key | None:
@@ -99,10 +99,12 @@ class Guard:
                 )
         elif key.kind == "admin":
             if audience == "client":
-                raise _forbidden(f"the key {key.name} is an admin's, which asks no model; use a client's")
+                raise _forbidden(
+                    f"the key {key.name} is an admin key, which cannot use models; use a client key"
+                )
         elif audience == "admin":
             raise _forbidden(
-                f"the key {key.name} is a client's; this route is for an admin's, or the owner's socket"
+                f"the key {key.name} is a client key; this route needs an admin key or the owner's socket"
             )
         elif audience == "operator" and key.models:
             raise _forbidden(f"the key {key.name} has a scope; this route lists every model")
@@ -113,7 +115,7 @@ class Guard:
             self.check_audience("admin", key, owner=owner)
 
     def check_upload(self, headers: Headers) -> None:
-        """Refuse (403) a body that is no JSON from a page that this server neither made nor was told of.
+        """Raise Refused (403) for an upload from a web page of an origin that is not allowed.
 
         A browser sends a form to another origin unasked, and JSON only if that origin allows it; a page of another
         port of this machine is another origin.
@@ -147,7 +149,7 @@ class Guard:
 
     def _ours(self, host: str) -> bool:
         name = host_name(host)
-        # A page can have its own name rebound, but an address in the Host header is what the browser was told.
+        # DNS rebinding changes what a name resolves to; an address in the Host header cannot be rebound.
         return is_loopback(host) or name in self.hosts or (self.insecure and _is_address(name))
 
 

@@ -1,4 +1,4 @@
-"""Takes a request's body in, within what one caller and all of them may hold of memory, and parses it.
+"""Receives and parses request bodies within memory limits, for each caller and for all together.
 
 A body is charged by its bytes while it comes and by what it becomes once it is whole, until its request is answered.
 Long ones are parsed in a thread apart, one of each caller at a time, so that the loop goes on and no caller waits for
@@ -28,7 +28,7 @@ Headers = Mapping[bytes, bytes]
 
 @dataclass(slots=True)
 class Bodies:
-    """What the bodies of requests under way hold: each caller within its limit may still be one of many."""
+    """Memory of all request bodies in progress, per caller and in total."""
 
     held: int = 0  # bytes
     by_caller: dict[str, int] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Holding:
             raise _no_room(503, f"the bodies on their way hold more than {limits.bodies_bytes:,} bytes")
 
     def close(self) -> None:
-        """Hold nothing any more."""
+        """Release all of it."""
         self.bodies.held -= self.bytes
         left = self.bodies.by_caller.get(self.caller, 0) - self.bytes
         self.bytes = 0

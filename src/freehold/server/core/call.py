@@ -1,4 +1,4 @@
-"""One request on its way through the server: who asks, what arrived, and how to answer.
+"""One request on its way through the server: its caller, its body, and how to answer.
 
 Knows ASGI, the request id and the client's presence; knows no protocol's fields.
 Path: gate.Gate -> Endpoint -> HttpCall -> a handler
@@ -45,7 +45,7 @@ JSON = (b"content-type", b"application/json")
 
 
 class ServerHandle(Protocol):
-    """The running server, as far as a request may touch it."""
+    """The running server, as requests may use it."""
 
     url: str
 
@@ -64,13 +64,13 @@ class Server:
     keep_alive_s: float = 10.0  # an event stream is never silent for longer
     door: ServerHandle | None = None  # serve.py fills it in
     default_model: str = ""  # for the tokenizer's routes, which may come without a name
-    store: Store | None = None  # what lies on disk; without it nobody can look at it or change it
+    store: Store | None = None  # the models on disk; without it routes of the store are absent
     chores: int = 0  # downloads and the like that are under way
     accounts: Accounts = field(default_factory=Accounts)
     started_at: float = field(default_factory=time.time)
     bodies: Bodies = field(default_factory=Bodies)
     requests: Counter[str] = field(default_factory=Counter)  # caller -> its requests under way
-    calls: set[HttpCall] = field(default_factory=set)  # those that a model is at work for
+    calls: set[HttpCall] = field(default_factory=set)  # those with a running job
     parts: dict[type, Any] = field(
         default_factory=dict
     )  # what protocols keep, by its class; serve.py fills it
@@ -94,7 +94,7 @@ class HttpCall:
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         given = self.headers.get(b"x-request-id", b"")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
-        self.key: Key | None = None  # Gate fills it in; None where none is needed
+        self.key: Key | None = None  # Gate fills it in; None if none is needed
         self.owner = False  # Gate fills it in
         self.route = "other"
         self.wording: Wording = openai_error
@@ -114,12 +114,12 @@ class HttpCall:
 
     @property
     def tenant(self) -> str:
-        """Whose request this is; "" without a key."""
+        """The name of the request's key; "" without a key."""
         return self.key.name if self.key else ""
 
     @property
     def caller(self) -> str:
-        """Who shares limits with this request: those of its key, or of its address where there is none."""
+        """The group that shares limits: requests of one key, or of one address without keys."""
         if self.key is not None:
             return f"key {self.key.name}"
         if self.owner:
@@ -129,7 +129,7 @@ class HttpCall:
 
     @property
     def models(self) -> ModelDirectory:
-        """The models this request may ask."""
+        """The models this request may use."""
         models = self.server.models
         return models if self.key is None else ScopedDirectory(models, self.key, self.server.accounts)
 
@@ -217,7 +217,7 @@ class HttpCall:
         await self.answer(self.wording(trouble), status, trouble.headers)
 
     def close(self) -> None:
-        """Let go of what the request held."""
+        """Release the memory counted for the body."""
         if self._holding is not None:
             self._holding.close()
 
@@ -240,7 +240,7 @@ class Endpoint:
     query: tuple[str, ...] = ()  # parameters behind the `?`
     form: tuple[str, ...] = ()  # fields of a multipart body, the first one a file
     reply: type[msgspec.Struct] | None = None  # what a whole answer in JSON looks like
-    status: tuple[int, ...] = (200,)  # of an answer that is no refusal
+    status: tuple[int, ...] = (200,)  # of successful answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call: HttpCall = scope["freehold.call"]

@@ -66,8 +66,8 @@ class Gate:
         if under_way[caller] >= most:
             raise Refused(
                 429,
-                f"{most:,} requests of this {caller.partition(' ')[0]} are under way, and no more may be; "
-                "ask again when one has ended",
+                f"{most:,} requests of this {caller.partition(' ')[0]} are running, the limit; "
+                "retry when one has ended",
                 code="requests_too_many",
                 headers=((b"retry-after", b"1"),),
             )
@@ -81,7 +81,7 @@ class Gate:
 
 
 def _check_spare(scope: Scope) -> None:
-    """Refuse all but probes on a connection that was let in for them."""
+    """Raise Refused for all but probes on a connection that is reserved for them."""
     if scope.get("extensions", {}).get("freehold.spare") and scope["path"] not in PROBES:
         raise Refused(
             503,

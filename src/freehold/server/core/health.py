@@ -1,4 +1,4 @@
-"""Whether the server is alive: an engine that has work and makes no steps is not.
+"""Liveness: a server is stuck while an engine has work and makes no steps.
 
 vLLM's /health says 200 while its engine hangs; here progress is watched, once a second, by the step counters.
 Knows stats and seconds; knows no route. Path: app lifespan -> Health.watch; GET /health, /ready -> verdict, ready
@@ -25,7 +25,9 @@ class Health:
         self, models: ModelManager, stall_s: float = STALL_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._models, self._stall_s, self._clock = models, stall_s, clock
-        self._seen: dict[str, tuple[Mark, float]] = {}  # model -> (mark, when that last moved or it was idle)
+        self._seen: dict[
+            str, tuple[Mark, float]
+        ] = {}  # model -> (mark, time of its last progress or idleness)
         self.stopping = False
         self.preload: dict[str, str] = {}  # models that /ready waits for -> what became of them so far
 
@@ -63,7 +65,7 @@ class Health:
     def _noted(
         self, each: LoadedInfo, loading: Progress | None, before: tuple[Mark, float] | None, now: float
     ) -> tuple[Mark, float]:
-        # Jobs as this side counts them: an engine that stands still may also have told us something untrue.
+        # Jobs as counted here: the reports of a hung engine may be wrong.
         mark, working = (each.stats.steps, loading), each.in_flight > 0
         stands = working and before is not None and before[0] == mark
         return (mark, before[1] if stands and before else now)

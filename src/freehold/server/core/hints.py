@@ -1,4 +1,4 @@
-"""The way out of an error, for somebody who is not at the server's keyboard.
+"""Hints for errors over the network.
 
 The engine's hints name options of the command line and models to fetch, which is right for the owner behind the Unix
 socket and of no use over the network. Knows the error tree and the requests' fields; knows no route.
@@ -13,7 +13,7 @@ from freehold import errors
 from freehold.errors import FreeholdError
 
 _COMMAND = re.compile(r"(?<![\w-])--[a-z]|\bfreehold [a-z]|\bLLM\.|\bchmod\b")
-# class -> what the one who asked can do. The first class that an error is an instance of counts.
+# class -> what a client can do. The first matching class counts.
 _WAYS: dict[type[FreeholdError], str] = {
     errors.ContextOverflow: 'shorten it, or say "overflow": "drop-oldest" in a chat; more context is the operator\'s',
     errors.ModelNotFound: "GET /v1/models lists what there is",
@@ -28,8 +28,8 @@ _WAYS: dict[type[FreeholdError], str] = {
 
 
 def hint_for(e: FreeholdError, *, owner: bool) -> str:
-    """Return the hint: the error's own for the owner, and where a stranger can follow it; "" for none."""
-    # A model's name may be near to one of the catalogue that is not here; those told may lie beyond the key's scope.
+    """Return the error's own hint for the owner, or if a client can follow it; otherwise one for clients, or ""."""
+    # These hints name models of the catalogue, or of the store beyond the key's scope.
     names = isinstance(e, errors.ModelNotFound) and e.hint.startswith(("did you mean", "its adapters"))
     if owner or not (names or _COMMAND.search(e.hint)):
         return e.hint

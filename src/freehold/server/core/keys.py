@@ -1,4 +1,4 @@
-"""The keys: who may ask, for which models, how often, how much; their file, read, written, and seen to change.
+"""API keys: their models, rates and budgets; the file that holds them, reloaded when it changes.
 
 A key is kept as its sha256 alone. It is 192 random bits, so there is nothing to guess from the hash and nothing that
 a slow hash or a salt would add; a password would need both. Knows no request and no count of what was used.
@@ -26,9 +26,9 @@ import msgspec
 from freehold import private
 from freehold.errors import StoreError, UsageError
 
-MIN_KEY = 16  # characters of a key somebody else made; 16 of base64 hold 96 bits
+MIN_KEY = 16  # characters of a key made elsewhere; 16 of base64 hold 96 bits
 MAX_FILE = 4 << 20  # bytes; a key takes about 200
-LOOK_S = 0.5  # between two looks at the file
+LOOK_S = 0.5  # between two checks of the file
 _NAME = re.compile(r"[A-Za-z0-9][\w.@+-]{0,63}")
 _QUOTA = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)([kKMG]?)/(s|min|h|day)")
 _SCALE = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -38,7 +38,7 @@ _log = logging.getLogger("freehold.server")
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """So much in so many seconds."""
+    """An amount per period."""
 
     amount: float
     seconds: int
@@ -86,7 +86,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 
 def key_of(name: str, secret: str) -> Key:
-    """Return the key of a secret that somebody else made; raises UsageError for one that could be guessed."""
+    """Return the key of a secret made elsewhere. Raises UsageError for one that could be guessed."""
     if len(secret) < MIN_KEY or not secret.isascii() or not secret.isprintable() or " " in secret:
         raise UsageError(
             f"the key {name!r} has {len(secret)} characters; expected {MIN_KEY} or more, of ASCII and no space",
@@ -243,7 +243,7 @@ class Ring:
         return len(self._known)
 
     def find(self, given: bytes) -> Key | None:
-        """Return the key `given` is. Who measures the time of this learns of hashes, which lead to no key."""
+        """Return the key of this secret. Timing reveals hashes at most, which lead to no key."""
         self._look()
         return self._known.get(hashed(given))
 

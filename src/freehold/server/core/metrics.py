@@ -2,7 +2,7 @@
 
 A scrape reads the engines' own counters from their latest stats; what only the HTTP side sees (first token, gaps,
 whole answers, statuses) is kept here in plain lists, because a histogram is fed once per chunk.
-Path: answering.py -> PerModel.began/ended; GET /metrics -> exposition
+Path: answering.py -> Metrics.of -> PerModel; GET /metrics -> Metrics.exposition
 """
 
 from __future__ import annotations
@@ -306,12 +306,12 @@ def _parts(loaded: Sequence[LoadedInfo]) -> Iterator[Metric]:
     )
     waiting = GaugeMetricFamily(
         "vllm:num_requests_waiting_by_reason",
-        "Answers that wait for their turn; all for want of capacity.",
+        "Waiting answers; all wait for capacity.",
         labels=[*OF, "reason"],
     )
     sources = CounterMetricFamily(
         "vllm:prompt_tokens_by_source",
-        "Tokens of prompts read to their ends: computed, or found in memory or on the disk.",
+        "Tokens of prefilled prompts by source: computed, or found in the cache.",
         labels=[*OF, "source"],
     )
     positions = CounterMetricFamily(

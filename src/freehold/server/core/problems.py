@@ -1,9 +1,9 @@
-"""Turns every failure into a status, words and headers; decides what a stranger may read of it.
+"""Turns every failure into a status, a message and headers, without what clients must not see.
 
-Knows the error tree, HTTP, and OpenAI's way to word an error, which is everybody's but those protocols' that have
-their own; knows no route. A failure with no name here is a 500 that says nothing but its
+Knows the error tree, HTTP, and OpenAI's error format, the default where a protocol has none of its own; knows no
+route. A failure with no name here is a 500 that says nothing but its
 request id: paths, addresses and prompts stay in the log.
-Path: any handler raises -> gate.Gate or sse.EventStream -> problem -> Wording -> bytes
+Path: a handler raises -> gate.Gate or sse.EventStream -> problem -> Wording -> bytes
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STATUS: dict[type[FreeholdError], tuple[int, str, str]] = {
     errors.DeadlineExceeded: (504, "timeout_error", "deadline_exceeded"),
     FreeholdError: (500, SERVER, "internal_error"),
 }
-# Asking again at once meets the same wall; the OpenAI clients obey this header, and would try twice more without.
+# A retry at once fails again; OpenAI's clients obey this header, and would retry twice without it.
 _HOPELESS = ("capacity_exceeded", "deadline_exceeded", "engine_lost", "bad_model_file", "non_finite_logits")
 _KINDS = {
     401: "authentication_error",
@@ -59,7 +59,7 @@ _SHOWN = 1000  # characters of a message; a value in it may be as long as the re
 
 
 class Refused(Exception):
-    """A request this server turns away before any model sees it."""
+    """A request that is refused before it reaches a model."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a client gets instead of an answer, before a protocol has words for it."""
+    """A failure for the client, before a protocol formats it."""
 
     status: int
     message: str
@@ -120,7 +120,7 @@ def _named(e: FreeholdError, hint: str) -> Problem:
 
 
 def without_paths(message: str) -> str:
-    """Cut the folders off every path in `message`: what lies where is nobody's business."""
+    """Cut the folders off every path in `message`, which clients must not see."""
     return _PATH.sub("", message)
 
 

@@ -1,6 +1,6 @@
-"""What one request really used: tokens, context, sampling, seconds. Every answer carries it.
+"""The receipt of a request: tokens, context, sampling and seconds actually used. Every answer carries it.
 
-Knows what engines said at the begin and at the end of each answer; knows no protocol, only its own receipt.
+Knows the engines' reports at the begin and the end of each answer; knows no protocol, only its own receipt.
 Path: Answering -> Tally -> a shape's counts, and the receipt in its answer or in its stream's last event
 """
 
@@ -33,7 +33,7 @@ class Tally:
         return time.monotonic() - self._started
 
     def begun(self, job: int, begin: Begin) -> None:
-        """Note what the engine took in; that the context has room for fewer tokens than were asked for is told once."""
+        """Note the prompt; warn once if the context has room for fewer tokens than requested."""
         self.begins[job] = begin
         for left in begin.warnings:
             self.warn(left)
@@ -41,10 +41,10 @@ class Tally:
         if asked is not None and asked > begin.max_tokens:
             self.warn(f"max_tokens was cut to what the context of {begin.context:,} tokens has room for")
 
-    def warn(self, told: str) -> None:
-        """Note what the client should know, once."""
-        if told not in self.warnings:
-            self.warnings.append(told)
+    def warn(self, warning: str) -> None:
+        """Add a warning, once."""
+        if warning not in self.warnings:
+            self.warnings.append(warning)
 
     def came(self, chunk: Chunk) -> None:
         """Note what a chunk's tokens were spent on."""

@@ -1,8 +1,8 @@
-"""One line for each request that was answered: who asked what, of which model, how many tokens, how fast, how it ended.
+"""One log line per answered request: key, route, model, tokens, speed, status.
 
-Never a word of a prompt or an answer, and of a key its name alone. What polls (health, metrics, a page) is told at
-level debug, a failure of the server's at warning. Knows a Call that is over; knows no stream and no format of the log.
-Path: Gate -> log_request -> the logger `freehold.requests` -> cli/serving/logs.py
+Prompts, answers and secrets are never logged. Polled routes (health, metrics, the page) are logged at level debug,
+failures of the server at warning. Knows a Call that is over; knows no stream and no format of the log.
+Path: Gate -> log_request -> logging -> cli/serving/logs.py
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _log = logging.getLogger("freehold.requests")
 
 @dataclass(frozen=True, slots=True)
 class RequestLine:
-    """One request, as the log has it."""
+    """One request in the log."""
 
     at: float  # time.time() of its end
     fields: dict[str, Any]
 
     def __str__(self) -> str:
-        """Write it for people: what is not known is left out."""
+        """Write it as text; unknown values are left out."""
         f = self.fields
         parts = [time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.at)), f["key"] or "-"]
         parts += [f["method"], f["route"], f["model"] or "-", str(f["status"])]
@@ -49,7 +49,7 @@ def log_request(call: HttpCall) -> None:
     """Log a request that is over."""
     level = _level(call)
     if _log.isEnabledFor(level):
-        # Made here: Logger.log would look through the stack for the line of code, for a third of all this costs.
+        # Made here: Logger.log would search the stack for the source line, a third of the cost.
         line = RequestLine(time.time(), _fields(call))
         _log.handle(logging.LogRecord(_log.name, level, __file__, 0, "%s", (line,), None))
 

@@ -1,6 +1,6 @@
 """The models as one key sees them: those of its scope, each of which counts the tokens it answers with.
 
-Every protocol asks through this view (Call.models), so that none of them can skip a scope or a budget.
+Every protocol asks through this view (HttpCall.models), so that none of them can skip a scope or a budget.
 Knows keys, accounts and the contract of serving.py; knows no protocol.
 Path: HttpCall.models -> ScopedDirectory.use -> MeteredHandle.start -> MeteredStream -> Accounts.spend
 """

@@ -64,7 +64,7 @@ class EventStream:
         silent = time.monotonic() - self._sent_at
         if self._lock.locked():
             if silent > self._patience:
-                self._call.abort()  # Call.while_here sees the connection go, and ends the work
+                self._call.abort()  # HttpCall.while_here sees the connection go, and ends the work
             wait = 1.0
         elif silent >= self._every:
             self._beating = self._loop.create_task(self.send(self._beat()))

@@ -1,4 +1,4 @@
-"""A certificate and its key, checked before the doors open by shaking hands with ourselves.
+"""A certificate and its key, checked by a handshake in memory before the server listens.
 
 Knows two files and what OpenSSL says of them; opens no socket. uvicorn reads the files again.
 Path: cli/serve -> checked -> Tls -> serve.Settings -> uvicorn
@@ -18,7 +18,7 @@ _MAKE = "one for a try: openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Two files that fit each other. `names`: whom the certificate speaks for."""
+    """A certificate and its key. `names`: the certificate's host names."""
 
     cert: Path
     key: Path
@@ -27,7 +27,7 @@ class Tls:
 
     @property
     def days_left(self) -> float:
-        """Days until nobody accepts the certificate any more."""
+        """Days until the certificate expires."""
         return (self.ends_at - time.time()) / 86400
 
 
@@ -54,7 +54,7 @@ def _context(cert: Path, key: Path) -> ssl.SSLContext:
 
     def ask() -> str:
         raise UsageError(
-            f"the private key {key} wants a password, which nobody is there to type",
+            f"the private key {key} has a password, and the server cannot enter it",
             f"openssl pkey -in {key} -out PLAIN writes one without",
         )
 
@@ -63,7 +63,9 @@ def _context(cert: Path, key: Path) -> ssl.SSLContext:
     except ssl.SSLError as e:
         if e.reason == "KEY_VALUES_MISMATCH":
             raise UsageError(f"{key} is not the key of the certificate {cert}") from e
-        raise UsageError(f"{cert} and {key} are no certificate and key in PEM: {e.reason or e}", _MAKE) from e
+        raise UsageError(
+            f"{cert} and {key} are not a certificate and key in PEM: {e.reason or e}", _MAKE
+        ) from e
     return context
 
 

@@ -1,4 +1,4 @@
-"""What chat templates make possible, found by rendering once for each template and kept below the home.
+"""Capabilities of chat templates, found by rendering each template once and stored below the home.
 
     <home>/templates/<digest>.json     of the template's text and this version of Freehold
 
@@ -56,7 +56,7 @@ def _kept(path: Path) -> dict[str, bool] | None:
 
 
 def _keep(path: Path, found: dict[str, bool]) -> dict[str, bool]:
-    """Write a record, and drop the oldest where there are too many; a home that cannot be written is no error."""
+    """Write a record, and drop the oldest where there are too many; a home that cannot be written is ignored."""
     with suppress(OSError):
         private.folder(path.parent)
         write_json(path, found, durable=False)

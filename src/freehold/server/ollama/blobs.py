@@ -76,7 +76,9 @@ def model_of(store: Store, digest: str) -> ModelRef:
     try:
         open_model_file(path).close()
     except BadModelFile as e:
-        raise UsageError(f"the blob sha256:{digest[:12]} is no model this server reads: {e.message}") from e
+        raise UsageError(
+            f"the blob sha256:{digest[:12]} is not a model this server can read: {e.message}"
+        ) from e
     return store.take_in(path, digest)
 
 
@@ -111,7 +113,7 @@ def _digest(given: str) -> str:
     found = _DIGEST.fullmatch(given)
     if found is None:
         raise Refused(
-            400, f"{given[:80]!r} is no digest; expected sha256: and 64 small hex digits", param="digest"
+            400, f"{given[:80]!r} is not a digest; expected sha256: and 64 small hex digits", param="digest"
         )
     return found[1]
 

@@ -1,7 +1,7 @@
-"""What a model's file says of itself, for tags, ps and show: read once, and again when the file changes.
+"""Facts of a model's file for tags, ps and show: read once, and again when the file changes.
 
-Knows model files and what clients want to know of them; knows no route and no engine. A file that cannot be read
-has an empty card: a list of models is no place to fail.
+Knows model files and the facts that clients show; knows no route and no engine. A file that cannot be read has an
+empty card, so that a list of models does not fail.
 Path: models.py -> Cards.of -> open_model_file -> Card
 """
 

@@ -30,7 +30,7 @@ Work = Callable[[Tell], None]
 
 
 class _Stopped(Exception):
-    """Nobody listens any more."""
+    """The client has disconnected."""
 
 
 async def run(call: HttpCall, name: str, work: Work, *, stream: bool, first: Line) -> None:
@@ -71,7 +71,7 @@ async def _streamed(call: HttpCall, name: str, chore: _Chore) -> None:
 
 
 class _Chore:
-    """One piece of work: its thread, and the lines nobody has sent yet."""
+    """One piece of work: its thread, and the lines to send."""
 
     def __init__(self, work: Work, first: Line) -> None:
         self.latest = first
@@ -136,14 +136,14 @@ class _Chore:
         self._news.set()
 
 
-def told(event: Event, tell: Tell) -> None:
-    """Tell what a pull says."""
+def report(event: Event, tell: Tell) -> None:
+    """Pass on an event of a pull as lines."""
     for line in lines_of(event):
         tell(line)
 
 
 def lines_of(event: Event) -> list[Line]:
-    """Say what a pull tells in this protocol's words."""
+    """Return an event of a pull as lines of this protocol."""
     if isinstance(event, Planned):
         return [{"status": "pulling manifest"}]
     if isinstance(event, Progress):

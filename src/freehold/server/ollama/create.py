@@ -79,7 +79,7 @@ async def create(call: HttpCall) -> None:
         base = blobs.model_of(store, digest).name if digest else recipe.base
         with blobs.adapter_of(store, request.adapters or {}) as adapter:
             whole = replace(recipe, base=base, adapter=str(adapter or ""))
-            made = make(store, name, whole, lambda event: chores.told(event, tell))
+            made = make(store, name, whole, lambda event: chores.report(event, tell))
         tell({"status": f"using existing layer {made.base}"})
         for note in (*notes, *made.notes):
             tell({"status": chores.WARNING + note})

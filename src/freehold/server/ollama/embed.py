@@ -1,7 +1,7 @@
 """POST /api/embed and the older /api/embeddings: texts in, vectors of unit length out.
 
 Knows Ollama's shapes; the engine makes the vectors. A text longer than the context is refused unless `truncate` is
-true, and then told. Path: Gate -> embed, embeddings -> ModelHandle.embed
+true, and then named in a warning. Path: Gate -> embed, embeddings -> ModelHandle.embed
 """
 
 from __future__ import annotations

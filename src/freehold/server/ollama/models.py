@@ -206,7 +206,7 @@ def _licence(found: Listed, card: Card, overlay: Overlay | None) -> str:
 
 
 def _digest(held: StoredModel) -> str:
-    """Return a digest for clients that cache by it; of a file nobody hashed, one of its name, size and time."""
+    """Return a digest for clients that cache by it; for an unhashed file, one of its name, size and time."""
     return held.digest or hashlib.sha256(f"{held.name} {held.bytes} {held.modified}".encode()).hexdigest()
 
 

@@ -46,7 +46,7 @@ async def pull(call: HttpCall) -> None:
     def work(tell: chores.Tell) -> None:
         for note in notes:
             tell({"status": chores.WARNING + note})
-        store.pull(name, lambda event: chores.told(event, tell))
+        store.pull(name, lambda event: chores.report(event, tell))
 
     first = {"status": "pulling manifest"}
     await worded(name, lambda: chores.run(call, name, work, stream=request.stream is not False, first=first))

@@ -1,7 +1,7 @@
 """POST /v1/completions: text or token ids in, their continuation out, with echo and OpenAI's old logprobs.
 
 lm-eval's loglikelihoods read `token_logprobs` and `top_logprobs` here: the first prompt token has null in both, and
-a token that is the likeliest has the very number of the best alternative.
+a token that is the most probable has exactly the number of the best alternative.
 Path: Gate -> completions -> fields.completion_jobs -> Answering -> TextShape
 """
 
@@ -133,7 +133,7 @@ class TextShape(OpenAIShape):
 
 
 def _alternatives(t: TokenLogprob, text: str) -> dict[str, float]:
-    """Return the best alternatives and the token itself, by text; of two that write the same, the likelier."""
+    """Return the best alternatives and the token itself, by text; of two with the same text, the more probable."""
     out: dict[str, float] = {}
     for (_, p), s in zip(t.top, t.top_tokens, strict=True):
         out.setdefault(_text(s), finite(p))

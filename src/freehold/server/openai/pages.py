@@ -30,7 +30,7 @@ def page(entries: Sequence[dict[str, Any]], asked: Mapping[str, str], *, most: i
     if after:
         begin = next((i for i, entry in enumerate(entries, 1) if entry["id"] == after), 0)
         if not begin:  # an empty page would end a client's walk as if it had seen all
-            raise Refused(400, f"after is {after[:80]!r}, which is no entry of this list", param="after")
+            raise Refused(400, f"after is {after[:80]!r}, which is not an entry of this list", param="after")
     shown = entries[begin : begin + int(limit)]
     return {
         "object": "list",

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from freehold.server.core.problems import Refused
 
 MAX_PARTS = 16
-MAX_FIELD = 4096  # bytes of a field that is no file
+MAX_FIELD = 4096  # bytes of a field without a file
 MAX_NAME = 255  # characters of the file's name
 
 

@@ -1,7 +1,7 @@
-"""What only the owner may do: greet, look, load, unload, add and remove adapters, stop.
+"""Routes of the owner: greeting, models in memory, load, unload, adapters, stop.
 
 Over the network it takes an admin's key, which is of no other use. Knows the models and the running server's door.
-Path: cli/ps, cli/stop, cli/run -> Unix socket -> here -> EngineModels
+Path: cli/ps, cli/stop, cli/run -> Unix socket -> hello, ps, load, unload, stop
 """
 
 from __future__ import annotations

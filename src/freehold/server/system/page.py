@@ -74,7 +74,7 @@ async def page(call: HttpCall) -> None:
 
 
 def _may_see(call: HttpCall) -> bool:
-    """Tell whether the caller may know of models: the page itself is for anybody."""
+    """Return whether the caller may see models; the page itself is public."""
     try:
         call.key = call.server.guard.check("/v1/models", call.headers)
     except Refused:
@@ -83,7 +83,7 @@ def _may_see(call: HttpCall) -> bool:
 
 
 def _document(body: str, *, keyed: bool) -> str:
-    needs = "It wants a key with each request." if keyed else "It wants no key."
+    needs = "Each request needs a key." if keyed else "No key is needed."
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Freehold</title>'
@@ -96,9 +96,7 @@ def _models(held: Sequence[StoredModel], loaded: Sequence[LoadedInfo], *, hidden
     if hidden:
         return '<h2>Models</h2><p class="dim">Listed for callers with a key: <code>GET /v1/models</code>.</p>'
     if not held and not loaded:
-        return (
-            "<h2>Models</h2><p>None yet: <code>freehold pull qwen2.5-coder:0.5b</code> brings the first.</p>"
-        )
+        return "<h2>Models</h2><p>None yet: <code>freehold pull qwen2.5-coder:0.5b</code> fetches one.</p>"
     there = {m.name: m for m in loaded}
     rows = [(m.name, f"in memory, {m.info.context:,} tokens of context") for m in loaded if m.info]
     rows += [(m.name, "on disk, loaded when a request names it") for m in held if m.name not in there]

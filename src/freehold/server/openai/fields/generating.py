@@ -56,23 +56,26 @@ class Generating(Structured, kw_only=True):
         Annotated[float, Meta(ge=0, le=2)] | None,
         Meta(description="0 is greedy. Default: the model's own."),
     ] = None
-    top_p: Annotated[Share | None, Meta(description="Keep the likeliest tokens whose sum reaches this.")] = (
-        None
-    )
+    top_p: Annotated[
+        Share | None, Meta(description="Sample from the most probable tokens whose sum reaches this.")
+    ] = None
     top_k: Annotated[
-        Annotated[int, Meta(ge=-1, le=FORCED)] | None, Meta(description="Keep so many tokens; 0 or -1: all.")
+        Annotated[int, Meta(ge=-1, le=FORCED)] | None,
+        Meta(description="Sample from so many tokens; 0 or -1: all."),
     ] = None
     min_p: Annotated[
-        Share | None, Meta(description="Drop tokens less likely than this times the likeliest.")
+        Share | None, Meta(description="Drop tokens below this times the highest probability.")
     ] = None
     typical_p: Annotated[Mass | None, Meta(description="Keep the most typical mass.")] = None
-    repetition_penalty: Annotated[Positive | None, Meta(description="Divide the logits of seen tokens.")] = (
-        None
-    )
-    presence_penalty: Annotated[Penalty | None, Meta(description="Subtract once per seen token.")] = None
-    frequency_penalty: Annotated[Penalty | None, Meta(description="Subtract per time a token was seen.")] = (
-        None
-    )
+    repetition_penalty: Annotated[
+        Positive | None, Meta(description="Divide the logits of repeated tokens.")
+    ] = None
+    presence_penalty: Annotated[
+        Penalty | None, Meta(description="Subtract from the logits of repeated tokens.")
+    ] = None
+    frequency_penalty: Annotated[
+        Penalty | None, Meta(description="Subtract from a logit per occurrence.")
+    ] = None
     penalty_window: Annotated[
         Count | None, Meta(description="Last tokens the penalties look at; 0: all. Default 64.")
     ] = None
@@ -83,7 +86,7 @@ class Generating(Structured, kw_only=True):
     seed: Annotated[
         Annotated[int, Meta(ge=-MAX_SEED - 1, le=MAX_SEED)] | None,
         Meta(
-            description="The same seed gives the same answer; answer i draws with seed + i. Default, and -1: drawn."
+            description="The same seed gives the same answer; answer i uses seed + i. Default, and -1: random."
         ),
     ] = None
     n: Annotated[
@@ -106,7 +109,7 @@ class Generating(Structured, kw_only=True):
     keep_alive: Annotated[
         float | str | None,
         Meta(
-            description="How long the model stays in memory afterwards: seconds or `10m`; negative: for ever."
+            description="How long the model stays in memory afterwards: seconds or `10m`; negative: no limit."
         ),
     ] = None
     return_token_ids: Annotated[

@@ -44,7 +44,7 @@ _SPEAKERS = ("system", "developer", "user")  # of whom content is all there is
 
 
 class TemplateOptions(Struct, kw_only=True, forbid_unknown_fields=True):
-    """vLLM's name for what the template is told."""
+    """vLLM's options for the chat template."""
 
     enable_thinking: bool | None = None
     thinking: bool | None = None

@@ -41,7 +41,7 @@ class ToolName(Struct, kw_only=True):
 
 
 class AllowedTools(Struct, kw_only=True):
-    """The tools that the model is told of, and whether it must call one of them."""
+    """The tools in the prompt, and whether the model must call one of them."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[dict[str, Any]], Meta(max_length=1024)]

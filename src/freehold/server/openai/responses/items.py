@@ -93,7 +93,7 @@ class Reading:
     def add(self, item: Any, at: str) -> None:
         """Take in an item; `at` is its place in the request."""
         if not isinstance(item, dict):
-            raise Refused(400, f"{at} is no object", param=at, code="invalid_value")
+            raise Refused(400, f"{at} is not an object", param=at, code="invalid_value")
         kind = item.get("type") or ("message" if "role" in item else None)
         reader = _READERS.get(kind) if isinstance(kind, str) else None
         if reader is None:

@@ -1,7 +1,7 @@
-"""The responses that clients may come back to: in memory, in bounds, each tenant's its own.
+"""Stored responses that clients may continue: in memory, in bounds, separate for each tenant.
 
 A response is kept as JSON with the items that asked for it; the chat it belongs to is found through the response
-before it. What was used longest ago goes first: a tenant's own, and beyond the sum those of whoever has most.
+before it. The least recently used goes first: of the tenant, and beyond the sum of the tenant with the most bytes.
 Nothing outlives the server. Knows tenants and ids; knows no request. Path: routes.py -> Responses
 """
 
