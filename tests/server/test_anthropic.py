@@ -412,7 +412,7 @@ def test_what_only_anthropic_can_read_is_left_out_and_told(serving):
         ([user("a"), assistant(CALL), user("b")], "messages[2] has no tool_result for 't1'"),
         (
             [user(RESULT)],
-            "messages[0] has a tool_result for 't1', which is no tool_use of the turn before it",
+            "messages[0] has a tool_result for 't1', which is not a tool_use of the turn before it",
         ),
         ([user("a"), assistant(CALL), user(RESULT, RESULT)], "messages[2] has 2 tool_results for 't1'"),
         (

@@ -214,7 +214,7 @@ def test_what_is_left_when_the_window_ends_expires(batches):
 
 def test_a_full_queue_is_waited_for_and_a_prompt_too_long_is_not(batches, monkeypatch):
     monkeypatch.setattr(desks, "PAUSE_S", 0.01)
-    monkeypatch.setattr(desks, "_told", lambda headers: 0.0)
+    monkeypatch.setattr(desks, "_retry_after", lambda headers: 0.0)
     server, client = batches(failing("start", Overloaded("full", wait_s=9)))
     begun = client.begin([line("a")])
     assert eventually(lambda: len(server.models.served["fake:1b"].jobs) > 2)

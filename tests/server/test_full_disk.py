@@ -91,7 +91,7 @@ def test_full_disk_costs_no_answer_and_no_token_of_the_account(serving, disk, of
         assert eventually(lambda: not account.trouble)
     assert server.client.get("/health").json() == {"status": "ok"}
     assert Accounts(disk.path / "accounts").today() == {"ann": used}
-    told = [r.message for r in caplog.records if "spend" in r.message]
+    told = [r.message for r in caplog.records if "token counts" in r.message]
     assert len(told) == 2 and "kept in memory" in told[0] and "saved again" in told[1]
 
 

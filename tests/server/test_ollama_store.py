@@ -254,7 +254,7 @@ def test_a_blob_is_kept_only_if_its_digest_is_right(stocked):
     assert stocked.owner.head(route).status_code == 200
     assert [p.name for p in (stocked.store.settings.home / "blobs").iterdir()] == [f"sha256-{digest}"]
     said = refused(stocked, "/api/create", model="x", files={"x.gguf": f"sha256:{digest}"})
-    assert "no model" in said
+    assert "not a model" in said
 
 
 @pytest.mark.parametrize("digest", ["sha256:zz", "md5:0", "sha256:" + "0" * 63, "..%2f..%2fx"])
