@@ -155,7 +155,7 @@ def test_what_is_made_of_something_made_stands_on_the_same_model(stocked):
     "fields, part",
     [
         ({"model": "tiny"}, "a model of its own"),
-        ({"model": "no good name!"}, "no name for a model"),
+        ({"model": "no good name!"}, "is not a model's name"),
         ({"model": "../x"}, "model is"),
         ({"from": "/etc/passwd"}, "from is"),
         ({"from": "http://127.0.0.1:9/x.gguf"}, "from is"),
