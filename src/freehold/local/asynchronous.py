@@ -70,8 +70,8 @@ class AsyncLLM:
     @keywords(ChatOptions)
     async def stream(self, messages: Chat, **options: Unpack[ChatOptions]) -> AsyncGenerator[Chunk]:
         """Answer as `chat` does, piece by piece: `async for chunk in llm.stream("Hi")`."""
-        answering = await asyncio.to_thread(self.llm._asked, messages, options)
-        async for chunk in self._chunks(answering):
+        job = await asyncio.to_thread(self.llm._asked, messages, options)
+        async for chunk in self._chunks(job):
             yield chunk
 
     @overload
@@ -89,7 +89,7 @@ class AsyncLLM:
             return await self._complete(lambda: self.llm._continued(prompt, options))  # type: ignore[arg-type]
         prompts = list(enumerate(prompt))
         batch = await asyncio.to_thread(lambda: [self.llm._numbered(i, each, options) for i, each in prompts])
-        return await _together([self._gathered(answering) for answering in batch])
+        return await _together([self._gathered(job) for job in batch])
 
     async def embed(self, texts: Text | Sequence[Text], **options: Any) -> Embeddings:
         """Return a vector of unit length for each text, in a thread; see LLM.embed."""
@@ -98,18 +98,18 @@ class AsyncLLM:
     async def _complete(self, prepare: Callable[[], LocalJob]) -> Completion:
         return await self._gathered(await asyncio.to_thread(prepare))
 
-    async def _gathered(self, answering: LocalJob) -> Completion:
-        return completion([chunk async for chunk in self._chunks(answering)], answering.seed)
+    async def _gathered(self, job: LocalJob) -> Completion:
+        return completion([chunk async for chunk in self._chunks(job)], job.seed)
 
-    async def _chunks(self, answering: LocalJob) -> AsyncGenerator[Chunk]:
+    async def _chunks(self, job: LocalJob) -> AsyncGenerator[Chunk]:
         """Yield an answer's chunks as the steps make them; ending the iteration cancels the request."""
         arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         steps = self._stepping()
         try:
-            if answering.begin is not None and answering.begin.dropped_messages:
-                yield Chunk(dropped_messages=answering.begin.dropped_messages)
-            steps.add(answering, lambda arrival: loop.call_soon_threadsafe(arrivals.put_nowait, arrival))
+            if job.begin is not None and job.begin.dropped_messages:
+                yield Chunk(dropped_messages=job.begin.dropped_messages)
+            steps.add(job, lambda arrival: loop.call_soon_threadsafe(arrivals.put_nowait, arrival))
             while (arrival := await arrivals.get()) is not None:
                 if isinstance(arrival, BaseException):
                     raise arrival
@@ -120,7 +120,7 @@ class AsyncLLM:
                         self.llm._check_open()
                     yield chunk
         finally:
-            steps.remove(answering)
+            steps.remove(job)
 
     def _stepping(self) -> _Steps:
         if self._steps is None:
@@ -147,20 +147,20 @@ class _Steps:
         self._running: dict[LocalJob, Deliver] = {}
         self._thread: threading.Thread | None = None
 
-    def add(self, answering: LocalJob, deliver: Deliver) -> None:
+    def add(self, job: LocalJob, deliver: Deliver) -> None:
         """Queue a request; `deliver` is called in the stepping thread. Raises what LocalJob.enter raises."""
-        answering.enter()
+        job.enter()
         with self._lock:
-            self._running[answering] = deliver
+            self._running[job] = deliver
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="freehold-steps", daemon=True)
                 self._thread.start()
 
-    def remove(self, answering: LocalJob) -> None:
+    def remove(self, job: LocalJob) -> None:
         """Cancel a request, unless it has ended."""
         with self._lock:
-            self._running.pop(answering, None)
-        answering.cancel()
+            self._running.pop(job, None)
+        job.cancel()
 
     def _run(self) -> None:
         while self._goes_on():
@@ -169,8 +169,8 @@ class _Steps:
             except BaseException as e:  # closed: every request ends with it
                 self._end(e)
                 continue
-            for answering, deliver in self._held():
-                self._hand_out(answering, deliver)
+            for job, deliver in self._held():
+                self._hand_out(job, deliver)
 
     def _goes_on(self) -> bool:
         """Return whether a request is running; without any, the thread ends and the next request starts another."""
@@ -183,22 +183,22 @@ class _Steps:
         with self._lock:
             return list(self._running.items())
 
-    def _hand_out(self, answering: LocalJob, deliver: Deliver) -> None:
+    def _hand_out(self, job: LocalJob, deliver: Deliver) -> None:
         try:
-            chunks = [chunk for _, chunk in answering.take()]
+            chunks = [chunk for _, chunk in job.take()]
         except BaseException as e:
-            return self._over(answering, deliver, e)
+            return self._over(job, deliver, e)
         if chunks:
             _called(deliver, chunks)
-        return self._over(answering, deliver, None) if answering.done else None
+        return self._over(job, deliver, None) if job.done else None
 
     def _end(self, error: BaseException) -> None:
-        for answering, deliver in self._held():
-            self._over(answering, deliver, error)
+        for job, deliver in self._held():
+            self._over(job, deliver, error)
 
-    def _over(self, answering: LocalJob, deliver: Deliver, last: BaseException | None) -> None:
+    def _over(self, job: LocalJob, deliver: Deliver, last: BaseException | None) -> None:
         with self._lock:
-            self._running.pop(answering, None)
+            self._running.pop(job, None)
         _called(deliver, last)
 
 

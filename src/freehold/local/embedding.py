@@ -55,15 +55,15 @@ class Embedder:
         if job.dimensions is not None and not 1 <= job.dimensions <= self.width:
             raise UsageError(f"dimensions is {job.dimensions}; {self._name} makes vectors of {self.width}")
         pooling = self._pooling if job.pooling is None else checked_pooling(job.pooling)
-        read = [self._ids(f"text {i}", text, job.truncate) for i, text in enumerate(job.texts, job.first)]
-        ids = [each for each, _ in read]
+        encoded = [self._ids(f"text {i}", text, job.truncate) for i, text in enumerate(job.texts, job.first)]
+        ids = [each for each, _ in encoded]
         if isinstance(self._engine, Encoder):
             vectors = self._engine.embed(ids, pooling, job.priority)
         else:
             vectors = embed(
                 self._engine, ids, pooling, priority=job.priority, tenant=job.tenant, adapter=adapter
             )
-        cut = tuple(i for i, (_, shortened) in enumerate(read) if shortened)
+        cut = tuple(i for i, (_, shortened) in enumerate(encoded) if shortened)
         return Embeddings(_first(vectors, job.dimensions), tuple(map(len, ids)), cut)
 
     def _ids(self, name: str, text: Text, truncate: bool) -> tuple[list[int], bool]:

@@ -241,15 +241,15 @@ class LLM:
         chunks: list[list[Chunk]] = [[] for _ in batch]
         engine = self._generating()
         try:
-            for answering in batch:
-                answering.enter()
-            while not all(answering.done for answering in batch):
+            for job in batch:
+                job.enter()
+            while not all(job.done for job in batch):
                 engine.drive(DRIVE_S)
-                for got, answering in zip(chunks, batch, strict=True):
-                    got.extend(chunk for _, chunk in answering.take())
+                for got, job in zip(chunks, batch, strict=True):
+                    got.extend(chunk for _, chunk in job.take())
         finally:
-            for answering in batch:
-                answering.cancel()
+            for job in batch:
+                job.cancel()
         return [completion(got, each.seed) for got, each in zip(chunks, batch, strict=True)]
 
     @property

@@ -156,8 +156,8 @@ class Prompter:
         tools = self._offered(job, template)
         think, effort, warnings = self._levels(job, template)
         dialect = template.dialect
-        read = dialect if dialect is not None and (tools or dialect.channels) else None
-        shown = self._marks(template, read)
+        parsed = dialect if dialect is not None and (tools or dialect.channels) else None
+        shown = self._marks(template, parsed)
 
         def fitted(turns: int) -> Prompt:
             kept = _without_oldest(chat, turns)
@@ -173,7 +173,7 @@ class Prompter:
                 len(chat) - len(kept),
                 at_start=job.turn != "continue",
                 tools=tools,
-                dialect=read,
+                dialect=parsed,
                 shown=shown,
                 warnings=warnings,
             )
