@@ -216,3 +216,10 @@ def test_readme_is_short_and_begins_with_the_two_commands():
 
 def test_commands_of_the_readme_and_of_ci_are_the_same():
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_names_that_the_glossary_quotes_are_in_the_code():
+    quoted = set(re.findall(r"`([A-Za-z]\w+)`", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")))
+    code = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "src" / "freehold").rglob("*.py"))
+    assert {"block_table", "ScheduledChunk", "max_num_batched_tokens"} <= quoted
+    assert not {name for name in quoted - {"src"} if not re.search(rf"\b{name}\b", code)}
