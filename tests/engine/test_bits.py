@@ -21,10 +21,8 @@ from tests.engine.test_speculation import eager
 
 ADAPTERS = {"model": "adapters", "sliding": "sliding_adapters", "experts": "experts_adapters"}
 CONTEXT = 96
-BLOCKS = [
-    3,
-    12,
-]  # a pool too small for all, so that sequences are preempted; one whose window layers have few slots
+# A pool too small for all, so that sequences are preempted; one whose window layers have few window blocks.
+BLOCKS = [3, 12]
 
 PARAMS = st.builds(
     SamplingParams,

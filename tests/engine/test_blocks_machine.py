@@ -1,4 +1,4 @@
-"""Whatever sequences do in whatever order, the pool's books balance and shared blocks give a recompute's bits."""
+"""In any order of operations the pool's books balance, and shared blocks give the bits of a recompute."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.live)
     @rule(data=st.data(), rows=st.sampled_from([1, 20, 64, 200]))
     def step(self, data: st.DataObject, rows: int) -> None:
-        """Compute some rows of some sequences; who finds no room makes the youngest others yield."""
+        """Compute some rows of some sequences; one that finds no room preempts the youngest others."""
         chosen = data.draw(st.lists(st.sampled_from(self.live), unique_by=id, min_size=1, max_size=3))
         batch = [ScheduledChunk(seq, seq.num_computed_tokens, 0) for seq in chosen if self.place(seq, chosen)]
         batch = [self.cut(chunk.seq, rows) for chunk in batch if chunk.seq.block_table]
@@ -152,7 +152,7 @@ class Pool(RuleBasedStateMachine):
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
-    def yield_blocks(self, data: st.DataObject) -> None:
+    def preempt(self, data: st.DataObject) -> None:
         self.rig.blocks.release(data.draw(st.sampled_from(self.live)))
 
     @precondition(lambda self: self.live)
@@ -206,7 +206,7 @@ class Pool(RuleBasedStateMachine):
     def place(self, seq: Sequence, keep: list[Sequence]) -> bool:
         blocks = self.rig.blocks
         while not blocks.reserve(seq):
-            if not self.others_yield(keep):
+            if not self.preempt_other(keep):
                 return False
         if seq.num_computed_tokens == len(seq.tokens):  # its last token's logits are wanted again
             blocks.publish(seq, len(seq.tokens) - 1)
@@ -220,11 +220,11 @@ class Pool(RuleBasedStateMachine):
             assert seq.num_computed_tokens <= expected or self.setup.on_disk
             self.seen[seq.request.tenant].append(seq.tokens[: seq.num_computed_tokens])
         while not blocks.grow(seq, len(seq.tokens)):
-            if not self.others_yield(keep):
+            if not self.preempt_other(keep):
                 return False
         return True
 
-    def others_yield(self, keep: list[Sequence]) -> bool:
+    def preempt_other(self, keep: list[Sequence]) -> bool:
         victims = [s for s in self.live if s.block_table and s not in keep]
         if victims:
             self.rig.blocks.release(victims[-1])

@@ -120,7 +120,7 @@ def test_others_wait_for_a_part_of_it_only(
     computed(model, tmp_path)
     rig = Rig(model, 24, tmp_path)
     seq = sequence(PROMPT)
-    assert rig.blocks.adopt(seq) and seq.num_computed_tokens == WHOLE * 32  # without a wait
+    assert rig.blocks.adopt(seq) and seq.num_computed_tokens == WHOLE * 32  # no step waits for it
     rig, seq = Rig(model, 24, tmp_path), sequence([*PROMPT[:290], 9])
     steps = 1
     while not rig.blocks.adopt(seq, hurry=True):

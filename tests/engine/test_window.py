@@ -1,4 +1,4 @@
-"""Window layers keep what may still be looked at, and no more."""
+"""Window layers keep the positions that a window may still reach, and no more."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.engine.rig import Rig, sequence
 GREEDY = SamplingParams(temperature=0.0)
 
 
-def test_long_sequence_looks_at_its_window_alone(sliding: LoadedModel):
+def test_long_sequence_holds_its_window_alone(sliding: LoadedModel):
     rig = Rig(sliding, 16, window_blocks=quota(8, 64), max_num_batched_tokens=64)
     seq = sequence([5 + i % 90 for i in range(300)])
     for end in range(60, 301, 60):

@@ -44,23 +44,22 @@ U8 = NDArray[np.uint8]
 PAGES, STATE = 0, 1  # what files hold, each with a magic number and a suffix
 MAGIC, SUFFIX = (b"FREEHKV1", b"FREEHST1"), (".kv", ".state")
 PART = ".part"
-BUDGET, FREE_SHARE = (
-    4 << 30,
-    10,
-)  # bytes the folder may take, and at most one in so many of those that are free
-QUEUE = 64  # prompts that wait to be written; they are lists of blocks, their bytes are read when their turn comes
+# Bytes that the folder may take, and at most one in so many of those that are free.
+BUDGET, FREE_SHARE = 4 << 30, 10
+QUEUE = 64  # prompts that wait to be written; they are lists of blocks, whose bytes are read when their turn comes
 CLOSE_S = 2.0  # seconds that closing waits for what is being written
-SLACK = 16  # the part of the budget that is written between two looks at the folder, and kept free for that
-STALE_S = 3600.0  # age at which an unfinished file is deleted
-# A block is said to be this much older than the one before it, however long either took, so that a prompt's end
-# goes first.
+SLACK = 16  # the part of the budget that is written between two scans of the folder, and kept free for that
+STALE_S = 3600.0  # age at which an unfinished file is removed
+# A block's file is dated this much older than the one before it, however long either took, so that a prompt's end is
+# removed first.
 STEP_NS = 1_000_000
 
 
 def dependencies(model: LoadedModel, kv_type: str, windowed: bool = False) -> dict[str, object]:
     """List what a block's bytes depend on besides its tokens, and an adapter, which is part of the salt.
 
-    Forward passes are Python and arithmetic is native: both count by their sources, so no change can be forgotten.
+    Forward passes are Python and arithmetic is native: both are part of the key by their sources, so no change can be
+    forgotten.
     """
     forward = hashlib.sha256()
     for path in sorted(Path(models.__file__).parent.rglob("*.py")):
@@ -108,7 +107,7 @@ class DiskCache:
         self._folder = folder
         self._key = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).digest()
         self._budget = budget
-        self._unseen = 1 << 62  # bytes written since the folder was last listed
+        self._unseen = 1 << 62  # bytes written since the folder was last scanned
         self._lock = threading.Lock()
         self._chains: deque[_Chain] = deque()
         self._writer: threading.Thread | None = None
@@ -188,7 +187,7 @@ class DiskCache:
             writer.join(seconds)
 
     def close(self) -> None:
-        """Take nothing more, and write what waits if that is quick."""
+        """Accept nothing more, and write what waits if that is quick."""
         self._closed = True
         self.flush()
         with self._lock:
@@ -246,7 +245,7 @@ class DiskCache:
             part.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Remove what was unused for longest once the budget is used up; the folder is looked at now and then only."""
+        """Remove what was unused for longest once the budget is used up; the folder is scanned now and then only."""
         self._unseen += size
         if self._budget is not None and self._unseen < self._budget // SLACK:  # others may write too
             return

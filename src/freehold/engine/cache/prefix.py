@@ -57,12 +57,12 @@ class PrefixTree:
         self.nodes = 0  # roots not counted
 
     def root(self, salt: str) -> Node:
-        """Return the root of a salt, for something to be put under it."""
+        """Return the root of a salt, made if there is none, to insert below it."""
         key = salt.encode()
         return self._roots.setdefault(key, Node(None, key, -1))
 
     def walk(self, salt: str, tokens: Ordered[int], limit: int) -> list[Node]:
-        """Return the nodes of full blocks that the first `limit` tokens lead through, in order."""
+        """Return the nodes of the full blocks that the first `limit` tokens spell, in order."""
         node, path = self._roots.get(salt.encode()), []
         for end in range(BLOCK_TOKENS, limit + 1, BLOCK_TOKENS):
             if node is None:

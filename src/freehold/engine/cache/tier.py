@@ -7,7 +7,7 @@ Path: BlockManager.adopt -> DiskTier.load -> DiskCache.read; BlockManager.publis
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Ordered
 from time import monotonic
 from typing import Protocol
@@ -92,12 +92,10 @@ class DiskTier:
         """
         if not self._memories:
             return True
-        starts = range(0, whole * BLOCK_TOKENS, BLOCK_TOKENS)
-        keys = [key_of(seq.tokens[at : at + BLOCK_TOKENS]) for at in starts]
-        blocks = [node.block for node in path]
+        salt, blocks = seq.request.salt, [node.block for node in path]
         known = _usable(self._kinds, blocks)
         if self._stateful:  # pages are worth reading up to the last state
-            whole = self._disk.last_state(seq.request.salt, keys, known)
+            whole = self._disk.last_state(salt, _keys(seq, whole), known)
             if whole == known:
                 return True
         del path[_usable(self._paged, blocks) :]
@@ -105,16 +103,16 @@ class DiskTier:
             self._pool.hold(block)
             seq.block_table.append(block)
         self._follow(seq, len(path))
-        complete = len(path) >= whole or self._read_pages(seq, path, keys[:whole], monotonic() + seconds)
+        complete = len(path) >= whole or self._read_pages(seq, path, whole, monotonic() + seconds)
         if complete and self._stateful:
-            self._read_state(seq, path, keys[: min(whole, len(path))], known)
+            self._read_state(salt, path, [*_keys(seq, min(whole, len(path)))], known)
         return complete
 
-    def _read_pages(self, seq: Sequence, path: list[Node], keys: list[bytes], until: float) -> bool:
+    def _read_pages(self, seq: Sequence, path: list[Node], whole: int, until: float) -> bool:
         memory = self._memories[PAGES]
-        for content in self._disk.read(seq.request.salt, keys, len(path)):
+        for content in self._disk.read(seq.request.salt, _keys(seq, whole), len(path)):
             memory.copy({kind.name: kind.take_copies() for kind in self._paged})  # before one is written over
-            node = self._node_after(seq, path, keys[len(path)])
+            node = self._node_after(seq, path)
             if node is None:
                 return True
             self._follow(seq, len(path))
@@ -124,12 +122,13 @@ class DiskTier:
             self.tokens += BLOCK_TOKENS
             self._follow(seq, len(path))
             if monotonic() > until:
-                return len(path) == len(keys)
+                return len(path) == whole
         return True
 
-    def _node_after(self, seq: Sequence, path: list[Node], key: bytes) -> Node | None:
+    def _node_after(self, seq: Sequence, path: list[Node]) -> Node | None:
         """Give `seq` the block after `path`, which may be known without all its pages; None without a free one."""
         above = path[-1] if path else self._pool.tree.root(seq.request.salt)
+        key = _key(seq, len(path))
         node = above.children.get(key)
         if node is not None:
             self._pool.hold(node.block)
@@ -140,9 +139,8 @@ class DiskTier:
         seq.block_table.append(node.block)
         return node
 
-    def _read_state(self, seq: Sequence, path: list[Node], keys: list[bytes], known: int) -> None:
+    def _read_state(self, salt: str, path: list[Node], keys: list[bytes], known: int) -> None:
         """Read the last sound state behind one of `keys`, if that is farther than the `known` blocks."""
-        salt = seq.request.salt
         while (at := self._disk.last_state(salt, keys, known)) > known:
             content, node = self._disk.read_state(salt, keys[:at]), path[at - 1]
             if content is not None:
@@ -193,3 +191,12 @@ def _usable(kinds: Iterable[CacheKind], blocks: list[int]) -> int:
         tokens = least
         least = min(kind.usable(blocks, tokens) for kind in kinds)
     return tokens // BLOCK_TOKENS
+
+
+def _key(seq: Sequence, block: int) -> bytes:
+    return key_of(seq.tokens[block * BLOCK_TOKENS : (block + 1) * BLOCK_TOKENS])
+
+
+def _keys(seq: Sequence, count: int) -> Iterator[bytes]:
+    """Yield the keys of a sequence's first blocks: no more are made than the disk has blocks."""
+    return (_key(seq, block) for block in range(count))
