@@ -10,7 +10,7 @@ from freehold.formats import open_model_file
 from freehold.server.ollama import cards
 from freehold.server.ollama.cards import Card, read_card
 from freehold.store import Listed
-from tests.local.test_holding import TEMPLATE
+from tests.local.test_constraints import TEMPLATE
 from tests.vectors import files
 from tests.vectors.encoders import write_encoder
 from tests.vectors.files import write_gguf
