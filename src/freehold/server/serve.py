@@ -148,16 +148,9 @@ class Doors:
         self.drained = True  # False once an answer was cut off
         health = Health(models)
         health.preload = dict.fromkeys(preload, "loading")
-        guard = Guard(
-            settings.keys,
-            settings.hosts,
-            settings.origins,
-            insecure=settings.insecure,
-            owner=hashed(settings.owner.encode()) if settings.owner else "",
-        )
         self.server = Server(
             models,
-            guard,
+            _guard(settings),
             settings.limits,
             Metrics(models),
             health,
@@ -176,7 +169,7 @@ class Doors:
         self._batches: asyncio.Task[None] | None = None
         self.server.metrics.watch(
             "freehold_accounts_unsaved_seconds",
-            "Since when what keys spend cannot be saved; 0 while it can.",
+            "Seconds since token counts of keys could be saved; 0 while they can.",
             lambda: self.server.accounts.failing_s,
         )
 
@@ -254,6 +247,16 @@ class Doors:
             half.force_exit = True
             for connection in list(half.server_state.connections):
                 connection.transport.abort()  # type: ignore[union-attr]
+
+
+def _guard(settings: ServerSettings) -> Guard:
+    return Guard(
+        settings.keys,
+        settings.hosts,
+        settings.origins,
+        insecure=settings.insecure,
+        owner=hashed(settings.owner.encode()) if settings.owner else "",
+    )
 
 
 def run(

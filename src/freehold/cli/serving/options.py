@@ -50,21 +50,44 @@ def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
     from freehold.server.core.auth import check_bind
     from freehold.server.core.limits import ServerLimits
     from freehold.server.core.tls import checked
-    from freehold.worker.options import EngineOptions
 
     host = given["host"] or settings.host
     keys = ring(settings, given["key_file"], insecure=given["insecure"])
     check_bind(host, keys, insecure=given["insecure"])
-    tls = checked(given["tls_cert"], given["tls_key"])
+    hosts = (*own_names(), *given["allow_host"]) if given["insecure"] else given["allow_host"]
+    most = given["max_requests"]
+    return ServeOptions(
+        host=host,
+        port=settings.port if given["port"] is None else given["port"],
+        ollama_port=given["ollama_port"],
+        keys=keys,
+        insecure=given["insecure"],
+        hosts=tuple(name.lower() for name in hosts),
+        origins=given["origin"],
+        tls=checked(given["tls_cert"], given["tls_key"]),
+        engine=_engine_options(settings, given),
+        limits=ServerLimits() if most is None else ServerLimits(caller_requests=most),
+        drain_s=given["drain"],
+        as_json=given["as_json"],
+        adapters=given["adapters"],
+        log_level=given["log_level"],
+        log_format=given["log_format"],
+    )
+
+
+def _engine_options(settings: Settings, given: dict[str, Any]) -> EngineOptions:
+    """Return the options of the engine processes. Raises UsageError for a draft model without speculation."""
+    from freehold.worker.options import EngineOptions
+
+    if given["draft"] and not given["speculate"]:
+        raise UsageError("--draft needs speculation, and --no-speculation turns it off", "give one of them")
     kept = Seconds(never=True).convert(settings.keep_alive, None, None)
     limits: ServedModelOptions = {}
     if given["max_queued"] is not None:
         limits["max_queued"] = given["max_queued"]
     if given["target_itl"] is not None:
         limits["target_itl_s"] = given["target_itl"] / 1000
-    if given["draft"] and not given["speculate"]:
-        raise UsageError("--draft needs speculation, and --no-speculation turns it off", "give one of them")
-    options = EngineOptions(
+    return EngineOptions(
         context=given["context"],
         kv_type=given["kv_type"],
         threads=given["threads"],
@@ -74,27 +97,6 @@ def read_options(settings: Settings, given: dict[str, Any]) -> ServeOptions:
         max_models=given["max_models"],
         keep_alive_s=kept if given["keep_alive"] is None else given["keep_alive"],
         engine=limits,
-    )
-    port = settings.port if given["port"] is None else given["port"]
-    hosts = (*own_names(), *given["allow_host"]) if given["insecure"] else given["allow_host"]
-    return ServeOptions(
-        host,
-        port,
-        given["ollama_port"],
-        keys,
-        given["insecure"],
-        tuple(name.lower() for name in hosts),
-        given["origin"],
-        tls,
-        options,
-        ServerLimits()
-        if given["max_requests"] is None
-        else ServerLimits(caller_requests=given["max_requests"]),
-        given["drain"],
-        given["as_json"],
-        given["adapters"],
-        given["log_level"],
-        given["log_format"],
     )
 
 
