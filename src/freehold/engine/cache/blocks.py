@@ -188,7 +188,8 @@ class BlockManager:
         """
         good = tokens
         for kind in self._following:
-            good = min(good, kind.commit(seq, tokens))
+            kept = kind.commit(seq, tokens)
+            good = kept if kept < good else good
         seq.num_computed_tokens = good
         if good < tokens:
             self._go_back(seq, good, tokens)

@@ -100,18 +100,19 @@ class SlidingWindow(CacheKind):
 
     def commit(self, seq: Sequence, tokens: int) -> int:
         """Let the window stand behind `tokens`; blocks wholly before it become idle."""
-        self._slide(seq, tokens)
+        reach = self._seqs[seq]
+        if self.first(tokens) != reach.first or len(seq.block_table) != reach.end:
+            self._slide(seq, tokens)
         return tokens
 
     def _slide(self, seq: Sequence, tokens: int) -> None:
         reach, table = self._seqs[seq], seq.block_table
         first, end = self.first(tokens), len(table)
-        if first != reach.first or end != reach.end:
-            for block in (*table[first : min(reach.first, end)], *table[max(first, reach.end) : end]):
-                self._reach(block)
-            for block in table[reach.first : min(first, reach.end)]:
-                self._unreach(block)
-            reach.first, reach.end = first, end
+        for block in (*table[first : min(reach.first, end)], *table[max(first, reach.end) : end]):
+            self._reach(block)
+        for block in table[reach.first : min(first, reach.end)]:
+            self._unreach(block)
+        reach.first, reach.end = first, end
 
     def shrink(self, seq: Sequence, blocks: int) -> None:
         """Let no window reach the blocks that a sequence is about to drop."""
