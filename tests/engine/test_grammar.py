@@ -15,6 +15,8 @@ from freehold.engine.constrain import rehearsal
 from freehold.engine.constrain.constraint import Constraint, ConstraintMatcher
 from freehold.engine.constrain.grammar import Grammars, _deep
 from freehold.errors import UsageError
+from freehold.local.jobs import check_request
+from freehold.serving import Job
 from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
 from freehold.types import MAX_FORMAT_CHARS, Format, FormatKind
 from tests.engine.instances import takes
@@ -95,6 +97,12 @@ def test_invalid_format_is_refused_by_what_is_wrong(grammars: Grammars, kind, so
     with pytest.raises(UsageError) as e:
         grammars.grammar(Format(kind, source))
     assert words in e.value.message and len(e.value.message) < 500 and "\n" not in e.value.message
+
+
+def test_characters_beyond_ascii_count_once(grammars: Grammars, tokenizer: Tokenizer):
+    schema = {"type": "integer", "description": "é" * (MAX_FORMAT_CHARS // 2 - 100)}
+    check_request(Job(format=Format("json_schema", schema)))
+    assert takes(grammars.grammar(Format("json_schema", schema)), tokenizer, "3")
 
 
 def test_chain_of_rules_that_ends_a_process_ends_another_one(grammars: Grammars):

@@ -408,11 +408,21 @@ def test_format_is_taken_from_every_name_it_has(serving, fields, kind: str, sour
         ({"grammar": 'root ::= "a"'}, "grammar", ["GBNF", "Lark"]),
         ({"guided_regex": "a" * (MAX_FORMAT_CHARS + 1)}, "guided_regex", ["262144"]),
         ({"json_schema": {"enum": ["a" * MAX_FORMAT_CHARS]}}, "json_schema", ["262,144"]),
+        ({"guided_json": "{wrong"}, "guided_json", ["JSON schema is not JSON"]),
     ],
 )
 def test_format_that_cannot_be_is_refused_by_what_is_wrong(serving, fields, param: str, words: list[str]):
     error = refusal(serving(), **fields)
     assert error["param"] == param and [w for w in words if w not in error["message"]] == []
+
+
+def test_integers_beyond_the_wire_become_floats(serving):
+    large = {"type": "integer", "minimum": 2**64 - 1, "maximum": 10**30, "title": "1" * 30}
+    read = {**large, "maximum": 1e30}
+    for fields in ({"json_schema": large}, {"guided_json": json.dumps(large)}):
+        assert job_of(serving(), **fields).format.source == read
+    tool = {"type": "function", "function": {"name": "f", "parameters": large}}
+    assert job_of(serving(), tools=[tool]).tools[0].parameters == read
 
 
 # A last message that is the assistant's.

@@ -104,7 +104,9 @@ def _tool_size(tool: Tool) -> int:
 
 def _json_size(value: object, otherwise: str) -> int:
     try:
-        return len(json.dumps(value))
+        return len(
+            json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        )  # as short as requests have it
     except (TypeError, ValueError, RecursionError) as e:
         raise UsageError(f"{otherwise}: {e}") from None
 

@@ -280,7 +280,7 @@ def _as_json(value: object, what: str) -> str:
             raise _error(f"{what} is more than {MAX_DEPTH} levels deep")
         level = [child for node in level for child in _children(node)]
     try:
-        text = json.dumps(value)
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     except (TypeError, ValueError) as e:
         raise _error(f"{what} is not JSON: {e}") from e
     _check_chars(what, text, MAX_FORMAT_CHARS)

@@ -28,8 +28,8 @@ async def chat(call: HttpCall) -> None:
     request, raw = await call.struct(ChatRequest)
     warnings = unknown_fields(raw, ChatRequest) + unknown_message_fields(raw["messages"])
     warnings += unknown_tool_fields(raw.get("tools") or ())
-    job, offered = chat_job(request, call.tenant, warnings)
     call.fields = {"format": format_field(request), "tools": "tools"}
+    job, offered = chat_job(request, call.tenant, warnings)
     options = request.stream_options
     shape = ChatShape(
         bool(options and options.include_usage),

@@ -28,8 +28,8 @@ async def completions(call: HttpCall) -> None:
     """Continue one or many prompts."""
     request, raw = await call.struct(CompletionRequest)
     warnings = unknown_fields(raw, CompletionRequest)
-    jobs = completion_jobs(request, call.tenant)
     call.fields = {"format": format_field(request)}
+    jobs = completion_jobs(request, call.tenant)
     options = request.stream_options
     shape = TextShape(
         bool(options and options.include_usage),

@@ -116,7 +116,7 @@ def _response_format(given: ResponseFormat | None) -> Format | None:
 
 def _schema(given: Schema | str | None, name: str) -> Format | None:
     if isinstance(given, str):
-        return Format("json_schema", given)  # which parses the text
+        return schema_format(Format("json_schema", given).source, name)  # Format parses it
     return None if given is None else schema_format(given, name)
 
 

@@ -47,8 +47,8 @@ async def create(call: HttpCall) -> None:
     store, tenant, before = _store(call), call.tenant, request.previous_response_id
     earlier = store.chat(tenant, before)
     own = _own(request.input, store, tenant)
-    job, offered = response_job(request, [*earlier, *own], len(earlier), tenant, warnings)
     call.fields = {"format": format_field(request) or "text.format", "tools": "tools"}
+    job, offered = response_job(request, [*earlier, *own], len(earlier), tenant, warnings)
 
     def keep(response: dict[str, Any]) -> str:
         return store.keep(tenant, response, _named(own), before)
