@@ -92,6 +92,13 @@ class FakeModel:
         reply = Reply(reply) if isinstance(reply, str) else reply
         return self._pieces(reply, _prompt_tokens(messages), max_tokens, stop)
 
+    def check_think(self, think: bool | None) -> None:
+        """Accept any value."""
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Count words."""
+        return _prompt_tokens(messages)
+
     def close(self) -> None:
         """Refuse later calls."""
         self.closed = True

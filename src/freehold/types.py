@@ -288,6 +288,14 @@ class ChatModel(Protocol):
         """
         ...
 
+    def check_think(self, think: bool | None) -> None:
+        """Raise UsageError where the model is known to have no such switch; `stream` raises it otherwise."""
+        ...
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Return how many prompt tokens a chat has, also where that exceeds the context."""
+        ...
+
     def close(self) -> None:
         """Free what the model holds; later calls raise EngineClosed."""
         ...

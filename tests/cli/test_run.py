@@ -42,8 +42,7 @@ class FakeLLM(FakeModel):
     def info(self):
         return replace(self.facts, name=self.name)
 
-    def check_think(self, think):
-        pass
+    path = None
 
     def __enter__(self):
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -325,7 +326,7 @@ def test_unwritable_home_is_a_named_error(home):
 class Counting(FakeModel):
     """Counts a token for each character."""
 
-    def count_tokens(self, messages: list[Message]) -> int:
+    def count_tokens(self, messages: Sequence[Message]) -> int:
         return sum(len(m.content) for m in messages)
 
 

@@ -13,7 +13,6 @@ import secrets
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -149,8 +148,7 @@ def _run(
     with Opened(settings, store, request, model) as opened:
         llm = opened.model
         answers.sampling = chosen(llm.info.default_sampling, sampling, bias)
-        if check := getattr(llm, "check_think", None):  # the server checks it with the request
-            check(answers.think)
+        llm.check_think(answers.think)
         notes, crowd = tell_notes(llm), Crowd()
         if talking:
             status, usages = _talk(opened, settings, request, answers, session)
@@ -218,7 +216,7 @@ def _learn(
 ) -> None:
     """Store the timings of answers that were computed as `freehold fit` predicts: here, without options."""
     plain = not (request.draft or request.adapter or request.threads) and request.kv_type == "f16"
-    path: Path | None = getattr(llm, "path", None)  # the server's model has no path here
+    path = llm.path
     if usages and plain and path is not None:
         from freehold.advisor.learning import learn
 

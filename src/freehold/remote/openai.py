@@ -40,6 +40,8 @@ class RemoteModel:
     API, which gets the fields that such APIs know, and others that differ from the neutral values.
     """
 
+    path = None  # no file of it is known here
+
     def __init__(self, api: Api, name: str, info: ModelInfo | None = None) -> None:
         self._api, self.name, self._info = api, name, info
 
@@ -109,6 +111,9 @@ class RemoteModel:
         if logprobs is not None:
             body["logprobs"] = logprobs
         return self._chunks("/v1/completions", body)
+
+    def check_think(self, think: bool | None) -> None:
+        """Accept any value: the server checks it with the request."""
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Return how many prompt tokens a chat has, from our own server."""

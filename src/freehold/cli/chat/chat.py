@@ -196,9 +196,7 @@ class Chat(Conversation):
         choices = {"on": True, "off": False, "auto": None}
         if text not in choices:
             raise UsageError(f"/think {text!r} is not on, off or auto")
-        check = getattr(self.model, "check_think", None)
-        if check is not None:
-            check(choices[text])
+        self.model.check_think(choices[text])
         self.answers.think = choices[text]
         self._say(f"think = {text}")
 

@@ -133,10 +133,9 @@ class Conversation:
         self._measure()
 
     def _measure(self) -> None:
-        """Count the tokens of the chat, if the model can."""
-        count = getattr(self.model, "count_tokens", None)
-        if count is not None and self.messages:
-            self._used = count(self.messages)
+        """Count the tokens of the chat."""
+        if self.messages:
+            self._used = self.model.count_tokens(self.messages)
 
     def _set_system(self, text: str) -> None:
         rest = [m for m in self.messages if m.role != "system"]
