@@ -20,7 +20,7 @@ from freehold.engine.cache import disk as disk_module
 from freehold.engine.cache import tier as tier_module
 from freehold.engine.cache.capacity import KV_TYPES
 from freehold.engine.cache.disk import DiskCache, dependencies
-from freehold.engine.cache.prefix import key_of
+from freehold.engine.cache.prefix import PrefixTree, key_of
 from freehold.engine.cache.tier import KvPages
 from freehold.models.load import LoadedModel
 from freehold.types import KvType
@@ -302,6 +302,19 @@ def test_block_that_was_taken_before_its_turn_is_not_written(model: LoadedModel,
     rig.disk.flush()
     assert len(files(tmp_path)) == 1 and rig.disk.dropped == 2
     assert [node.kept for node in nodes] == [True, False, False]
+
+
+def test_states_are_found_where_no_layer_has_pages(tmp_path: Path):
+    tree = PrefixTree()
+    nodes = [tree.insert(tree.root("|"), key_of([7] * 32), 0)]
+    contents = [np.empty(0, np.uint8), np.arange(8, dtype=np.uint8)]
+    disk = DiskCache(tmp_path, {}, pages=0, state=8)
+    disk.keep("|", nodes, 0, lambda _, part: contents[part])
+    disk.close()
+    again, keys = DiskCache(tmp_path, {}, pages=0, state=8), [nodes[0].key]
+    assert len(list(again.read("|", keys, 0))) == again.last_state("|", keys, 0) == 1
+    state = again.read_state("|", keys)
+    assert state is not None and np.array_equal(state, contents[1])
 
 
 def test_folder_that_cannot_be_written_costs_hits_alone(model: LoadedModel, tmp_path: Path):

@@ -208,7 +208,9 @@ class DiskCache:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         keys, now = [node.key for node in chain.nodes], time.time_ns()
         parts = [
-            self._names(chain.salt, keys, chain.first, part) for part in (PAGES, STATE) if self._bytes[part]
+            self._names(chain.salt, keys, chain.first, part)
+            for part in (PAGES, STATE)
+            if part == PAGES or self._bytes[part]  # pages of no bytes too: a lookup of blocks goes by them
         ]
         for names in zip(*parts, strict=True):
             for part, (i, name, head) in enumerate(names):
