@@ -175,7 +175,7 @@ _ENCODERS = frozenset(
 # Architectures in which only every so many layers see all positions, where files do not say which; none: _NONE.
 _NONE = 1 << 20  # more than there are layers
 _WINDOWED = dict.fromkeys(
-    ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"), _NONE
+    ("llama", "olmoe", "qwen2", "qwen2moe", "qwen3", "qwen3moe"), _NONE
 )  # if a GGUF states a window
 _CONFIG_WINDOWED: dict[str, int] = dict.fromkeys(("mistral", "mixtral"), _NONE)
 _EVERY = _WINDOWED | {
