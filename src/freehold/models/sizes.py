@@ -171,11 +171,15 @@ def check_width(name: str, width: int) -> None:
 
 
 def mixture(
-    experts: int, chosen: int, intermediate: int, layers: int, *, shared: int = 0, **options: Any
+    experts: int, chosen: int, hidden: int, intermediate: int, layers: int, *, shared: int = 0, **options: Any
 ) -> Mixture:
     """Return a mixture whose sizes fit together and fit the kernels."""
     if chosen > experts:
         raise BadModelFile(f"a token is sent to {chosen} of {experts} experts")
+    if (wide := chosen * max(hidden, intermediate)) > MAX_WIDTH:  # a step holds activations of all of them
+        raise BadModelFile(
+            f"the {chosen} experts of a token are {wide} wide together; the limit is {MAX_WIDTH}"
+        )
     check_width("expert", intermediate)
     check_width("shared expert", shared)
     sparse = options.pop("sparse", (True,) * layers)
@@ -190,7 +194,7 @@ def gguf_mixture(meta: Fields, sizes: dict[str, Any], **options: Any) -> Mixture
     chosen = meta.integer("expert_used_count", 1, MAX_EXPERTS)
     default = options.pop("intermediate", max(sizes["intermediate"][0] // chosen, 1))
     intermediate = meta.integer("expert_feed_forward_length", 1, MAX_WIDTH, default)
-    return mixture(experts, chosen, intermediate, len(sizes["heads"]), **options)
+    return mixture(experts, chosen, sizes["hidden"], intermediate, len(sizes["heads"]), **options)
 
 
 def hf_mixture(config: Fields, key: str, layers: int, **options: Any) -> Mixture:
@@ -202,6 +206,7 @@ def hf_mixture(config: Fields, key: str, layers: int, **options: Any) -> Mixture
     return mixture(
         config.integer(count, 1, MAX_EXPERTS),
         config.integer("num_experts_per_tok", 1, MAX_EXPERTS),
+        config.integer("hidden_size", 1, MAX_WIDTH),
         config.integer(key, 1, MAX_WIDTH),
         layers,
         **options,
