@@ -89,6 +89,17 @@ def test_fit_counts_the_weights_that_the_engine_multiplies(family: str, form: st
     assert refusal(anatomy.structure) == ""
 
 
+@pytest.mark.parametrize("family", ["mixtral", "olmoe"])
+def test_fit_keeps_of_a_window_what_the_engine_keeps(family: str, tmp_path: Path):
+    path = tmp_path / "model.gguf"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(weights.FAMILIES[family].config, "sliding_window", 16)
+        write_gguf(family, path)
+    anatomy, model = from_file(path), load_model(path, threads=1)
+    assert {spec.window for spec in model.layers} == {16}
+    assert anatomy.cache_bytes(100) == kept_bytes(model.layers, 100)
+
+
 def test_experts_that_a_file_holds_apart_are_read_like_stacked_ones(tmp_path: Path):
     """As GGUFs of Mixtral did in early 2024: `blk.0.ffn_gate.3.weight`."""
     path = write_gguf("mixtral", tmp_path / "model.gguf")
@@ -143,6 +154,14 @@ def test_variants_that_are_not_computed_are_refused_by_name(
         ("qwen3moe", "hf", "num_experts", 16, "mlp.gate.weight has shape [8, 64]"),
         ("qwen3moe", "hf", "mlp_only_layers", [1], "layers.1.mlp.gate_proj.weight is missing"),
         ("qwen3moe", "hf", "mlp_only_layers", "all", "expected a list of layers"),
+        (
+            "mixtral",
+            "gguf",
+            "llama.expert_feed_forward_length",
+            1 << 20,
+            "2 experts of a token are 2097152 wide",
+        ),
+        ("mixtral", "hf", "intermediate_size", 1 << 20, "2 experts of a token are 2097152 wide"),
     ],
 )
 def test_sizes_that_the_tensors_contradict_are_an_error(
@@ -158,7 +177,7 @@ def test_a_quantised_router_is_refused_by_its_name(tmp_path: Path):
     tensors = dict(open_model_file(path).tensors)
     name = "blk.1.ffn_gate_inp.weight"
     tensors[name] = Tensor(name, QuantType.Q8_0, (4, 64), np.zeros(4 * 68, np.uint8))
-    with pytest.raises(UnsupportedModel, match=r"blk\.1\.ffn_gate_inp\.weight has type Q8_0"):
+    with pytest.raises(UnsupportedModel, match=r"blk\.1\.ffn_gate_inp\.weight has type Q8_0; only floats"):
         read_source(reopened(path, tensors))
 
 

@@ -316,8 +316,11 @@ def _checked(tensor: Stored, spec: TensorSpec) -> Stored:
     """Return a tensor of the declared shape, or of a row's where a file holds that as a vector."""
     if tensor.shape != spec.shape[1:] or spec.shape[0] != 1:
         _check_shape(tensor, spec.shape)
-    only_floats = spec.floats or len(spec.shape) == 1
-    if tensor.type not in _FLOATS and (only_floats or not _quantised(tensor.type)):
+    if spec.floats and tensor.type not in _FLOATS:
+        raise UnsupportedModel(
+            f"tensor {tensor.name} has type {tensor.type.name}; only floats are supported there"
+        )
+    if tensor.type not in _FLOATS and (len(spec.shape) == 1 or not _quantised(tensor.type)):
         raise UnsupportedModel(
             f"tensor {tensor.name} has type {tensor.type.name}, which holds no weights here"
         )
