@@ -81,9 +81,12 @@ class Format:
             chars = f"{len(text):,} characters; the limit is {MAX_FORMAT_CHARS:,}"
             raise UsageError(f"format: the {what} has {chars}", field="format")
         try:
-            return json.loads(text)
+            value = json.loads(text)
         except (ValueError, RecursionError) as e:
             raise UsageError(f"format: the {what} is not JSON: {e}", field="format") from e
+        if isinstance(value, str):  # a copy of this Format would parse it again
+            raise UsageError(f"format: the {what} is a JSON string", field="format")
+        return value
 
 
 @runtime_checkable

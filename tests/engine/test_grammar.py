@@ -76,6 +76,8 @@ def test_texts_that_fit_any_of_several_formats_go_through(grammars: Grammars, to
     [
         ("json_schema", "{", "the JSON schema is not JSON"),
         ("json_schema", "[1]", "is a list; expected an object"),
+        ("json_schema", '"{}"', "the JSON schema is a JSON string"),
+        ("choice", '"abc"', "the choice is a JSON string"),
         ("json_schema", "[" * 100_000, "the JSON schema is not JSON"),
         ("json_schema", '{"a":' * 101 + "1" + "}" * 101, "more than 100 levels"),
         ("json_schema", '{"not": {}, "unevaluatedItems": false}', 'Unimplemented keys: ["not", "unevaluatedItems"]'),
