@@ -17,7 +17,7 @@ from freehold.server.core.keys import KeyFile, made
 from freehold.server.core.owner import owner_token
 from freehold.server.serve import bind_unix
 from freehold.store import Store
-from freehold.store.making import copy
+from freehold.store.create import copy
 from tests.vectors.files import write_gguf
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from freehold import catalog
-from freehold.advisor import finders, tongues
+from freehold.advisor import finders, language_evidence
 from freehold.advisor.commands import finder_line
 from freehold.catalog.benchmarks import BENCHMARKS
 from freehold.catalog.model import Score
@@ -23,22 +23,26 @@ def score(benchmark: str, value: float) -> tuple[Score, ...]:
 
 def test_a_result_in_the_language_goes_before_what_a_card_states():
     model = next(m for m in catalog.models() if any(s.benchmark == "arena_german" for s in m.scores))
-    (told,) = tongues.evidence(model, ["de"])
-    assert told.level == tongues.RESULT and told.says.startswith("German: arena_german ")
+    (told,) = language_evidence.evidence(model, ["de"])
+    assert told.level == language_evidence.RESULT and told.says.startswith("German: arena_german ")
 
 
 @pytest.mark.parametrize(
     ("facts", "level", "says"),
     [
-        ({"languages": ("de", "en")}, tongues.STATED, "German: stated, no result"),
-        ({"languages": ()}, tongues.UNKNOWN, "no evidence for German"),
-        ({"languages": ("en",), "languages_stated": 0}, tongues.DENIED, "German is none of them"),
-        ({"languages": ("en",), "languages_stated": 100}, tongues.UNKNOWN, "no evidence for German"),
+        ({"languages": ("de", "en")}, language_evidence.STATED, "German: stated, no result"),
+        ({"languages": ()}, language_evidence.UNKNOWN, "no evidence for German"),
+        ({"languages": ("en",), "languages_stated": 0}, language_evidence.DENIED, "German is none of them"),
+        (
+            {"languages": ("en",), "languages_stated": 100},
+            language_evidence.UNKNOWN,
+            "no evidence for German",
+        ),
     ],
 )
 def test_without_a_result_the_card_counts_and_nothing_is_guessed(facts: dict, level: str, says: str):
     model = replace(catalog.model("Qwen/Qwen3-8B"), scores=(), **{"languages_stated": 0, **facts})
-    (told,) = tongues.evidence(model, ["de"])
+    (told,) = language_evidence.evidence(model, ["de"])
     assert told.level == level and says in told.says
 
 

@@ -17,7 +17,7 @@ from freehold.cli.clients import compat
 from freehold.cli.clients.sdks import CHECKS
 from freehold.errors import EngineLost
 from freehold.server.core.keys import Ring
-from freehold.store.making import copy
+from freehold.store.create import copy
 from tests.cli.test_serve import environment
 from tests.server.conftest import Running, start
 from tests.server.fakes import Script, failing

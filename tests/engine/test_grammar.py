@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freehold.engine.constrain import grammar as grammar_module
-from freehold.engine.constrain import rehearsal
+from freehold.engine.constrain import trial_compile
 from freehold.engine.constrain.constraint import Constraint, ConstraintMatcher
 from freehold.engine.constrain.grammar import Grammars, _deep
 from freehold.errors import UsageError
@@ -109,18 +109,20 @@ def test_characters_beyond_ascii_count_once(grammars: Grammars, tokenizer: Token
 
 def test_chain_of_rules_that_ends_a_process_ends_another_one(grammars: Grammars):
     chain = "\n".join(f"r{i}:r{i + 1}" for i in range(5500)) + '\nr5500:"a"\nstart:r0'
-    with pytest.raises(UsageError, match=rehearsal.DIED):
+    with pytest.raises(UsageError, match=trial_compile.DIED):
         grammars.grammar(Format("lark", chain))
 
 
 def test_long_grammar_that_names_tokens_is_tried_as_any():
     rules = "\n".join(f'r{i}: "{"x" * 100}"' for i in range(50))
     source = json.dumps({"grammars": [{"lark_grammar": f"start: <[151657]> r0 <[3-9]>\n{rules}\n"}]})
-    assert len(source) > grammar_module.SHORT and rehearsal.rehearse(source, grammar_module.LIMITS) == ""
+    assert (
+        len(source) > grammar_module.SHORT and trial_compile.try_compile(source, grammar_module.LIMITS) == ""
+    )
 
 
 def test_compilation_that_takes_too_long_is_ended(grammars: Grammars, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rehearsal, "COMPILE_S", 0.01)
+    monkeypatch.setattr(trial_compile, "COMPILE_S", 0.01)
     long = json.dumps({"enum": [f"value {i}" for i in range(500)]})
     with pytest.raises(UsageError, match=r"it took more than 0\.01 s to compile"):
         grammars.grammar(Format("json_schema", long))

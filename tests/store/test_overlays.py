@@ -13,7 +13,7 @@ from freehold.errors import BadModelFile, ModelNotFound, StoreError, Unsupported
 from freehold.formats import open_lora
 from freehold.serving import Job
 from freehold.store import Store
-from freehold.store.making import copy, make
+from freehold.store.create import copy, make
 from freehold.store.modelfile import Recipe
 from freehold.store.overlays import Overlay, overlaid
 from freehold.types import Message

@@ -13,7 +13,7 @@ from freehold.config import Settings
 from freehold.errors import BadModelFile, ModelNotFound, UsageError
 from freehold.serving import EmbedJob, Job
 from freehold.store import ModelRef, Store
-from freehold.store.making import make
+from freehold.store.create import make
 from freehold.store.modelfile import Recipe
 from freehold.worker.adapted import AdaptedHandle
 from freehold.worker.models import EngineModels

@@ -23,7 +23,7 @@ from freehold.errors import (
     UsageError,
 )
 from freehold.serving import Job, ModelInfo
-from freehold.worker import client, trials
+from freehold.worker import client, quarantine
 from freehold.worker import stream as stream_module
 from freehold.worker.handle import EngineHandle
 from freehold.worker.models import EngineModels
@@ -253,7 +253,7 @@ def test_jobs_that_come_during_a_trial_wait_for_its_end(serve):
     async def body(models: EngineModels) -> None:
         served = await models.use("early")
         poison = asyncio.ensure_future(served.start(Job(prompt="poison")))
-        await until(lambda: served._trials.suspect is not None)
+        await until(lambda: served._quarantine.suspect is not None)
         [chunks], words = await asyncio.gather(answers(served, JOB), served.tokenizer.tokenize("a b"))
         assert tokens(chunks) == scripted_tokens(5, 0, 60) and len(words) == 2
         stream = await poison
@@ -267,27 +267,27 @@ def test_trial_that_lasts_holds_up_no_innocent_and_its_death_counts_against_none
     serve, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        trials, "STEADY_S", math.inf
+        quarantine, "STEADY_S", math.inf
     )  # so that a suspect with one death left is never cleared
-    monkeypatch.setattr(trials, "ALONE_S", 0.3)
+    monkeypatch.setattr(quarantine, "ALONE_S", 0.3)
 
     async def body(models: EngineModels) -> None:
         served = await models.use("endless")
         suspect, other = await served.start(JOB), await served.start(JOB)
         suspect.deaths, other.deaths = 2, 1
         os.kill(served.pid, signal.SIGKILL)
-        await until(lambda: served._trials.suspect is suspect)
+        await until(lambda: served._quarantine.suspect is suspect)
         job = replace(JOB, max_tokens=8)
         [waited], words = await asyncio.gather(answers(served, job), served.tokenizer.tokenize("a b"))
         [late] = await answers(served, job)
         assert tokens(waited) == tokens(late) == scripted_tokens(5, 0, 8) and len(words) == 2
-        assert served._trials.suspect is suspect and [*served._trials.queue] == [other]
+        assert served._quarantine.suspect is suspect and [*served._quarantine.queue] == [other]
         beside = await served.start(JOB)
         os.kill(served.pid, signal.SIGKILL)
         with pytest.raises(EngineLost):
             async for _ in suspect:
                 pass
-        await until(lambda: served.restarts == 2 and served._trials.suspect is other)
+        await until(lambda: served.restarts == 2 and served._quarantine.suspect is other)
         assert (beside.deaths, other.deaths) == (0, 2)
 
     serve(body, scripts=SCRIPTS)
@@ -300,7 +300,7 @@ def test_suspect_whose_reader_goes_lets_the_next_one_in(serve):
             await served.start(Job(prompt="poison")),
             asyncio.ensure_future(answers(served, JOB)),
         )
-        await until(lambda: served._trials.suspect is poison)
+        await until(lambda: served._quarantine.suspect is poison)
         await poison.aclose()
         [chunks] = await innocent
         assert tokens(chunks) == scripted_tokens(5, 0, 60)

@@ -19,12 +19,12 @@ from freehold.server.core.hints import hint_for
 from freehold.serving import Job
 from freehold.store import ModelRef, Store
 from freehold.types import Format, Message
-from freehold.worker import client, room
+from freehold.worker import client, memory
 from freehold.worker import models as models_module
 from freehold.worker.handle import EngineHandle
+from freehold.worker.memory import HEADROOM, LEAST_CACHE
 from freehold.worker.models import EngineModels
 from freehold.worker.options import EngineOptions
-from freehold.worker.room import HEADROOM, LEAST_CACHE
 from freehold.worker.stream import EngineStream
 from freehold.worker.wire import Event, Failed, Frame
 from tests.serving import served as open_tiny
@@ -301,8 +301,8 @@ def test_requests_for_one_loading_model_share_the_load(serve, tiny):
 
 
 def test_idle_model_makes_room_for_the_next(serve, tiny, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(room, "_resident_bytes", lambda pid: 0)
-    monkeypatch.setattr(room, "HEADROOM", 0)
+    monkeypatch.setattr(memory, "_resident_bytes", lambda pid: 0)
+    monkeypatch.setattr(memory, "HEADROOM", 0)
 
     async def body(models: EngineModels) -> None:
         await answers(await models.use("tiny"), CHAT)
@@ -315,7 +315,7 @@ def test_idle_model_makes_room_for_the_next(serve, tiny, monkeypatch: pytest.Mon
 
 
 def test_model_that_is_leaving_is_waited_for_where_its_memory_is_needed(serve, tiny, monkeypatch):
-    monkeypatch.setattr(room, "HEADROOM", 0)
+    monkeypatch.setattr(memory, "HEADROOM", 0)
     monkeypatch.setattr(client, "STOP_S", 0.5)
     held: list[EngineHandle] = []
 
@@ -335,8 +335,8 @@ def test_model_that_is_leaving_is_waited_for_where_its_memory_is_needed(serve, t
 
 
 def test_busy_model_is_not_unloaded_and_the_error_has_the_numbers(serve, tiny, monkeypatch):
-    monkeypatch.setattr(room, "_resident_bytes", lambda pid: 0)
-    monkeypatch.setattr(room, "HEADROOM", 0)
+    monkeypatch.setattr(memory, "_resident_bytes", lambda pid: 0)
+    monkeypatch.setattr(memory, "HEADROOM", 0)
 
     async def body(models: EngineModels) -> None:
         stream = await (await models.use("tiny")).start(replace(CHAT, max_tokens=200))
@@ -396,14 +396,14 @@ def test_context_that_finds_no_room_unloads_an_idle_model_first(serve, tiny):
 
     async def body(models: EngineModels) -> None:
         await models.use("other")
-        make_room = models._room._make_room
+        make_room = models._memory._make_room
 
         async def scarce(served, weights: int) -> int:
             cache = await make_room(served, weights)
             asked.append(cache)
             return cache if len(asked) > 1 else a_block
 
-        models._room._make_room = scarce  # pyright: ignore[reportAttributeAccessIssue]
+        models._memory._make_room = scarce  # pyright: ignore[reportAttributeAccessIssue]
         served = await models.use("tiny")
         assert served.info.context == 256 and len(asked) == 2
         assert [loaded.name for loaded in models.loaded()] == ["tiny"]

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from freehold.advisor import finders, tongues
+from freehold.advisor import finders, language_evidence
 from freehold.advisor.asking import Conditions
 from freehold.advisor.facts import Facts
 from freehold.advisor.finders import Beside
 from freehold.advisor.interval import Interval
+from freehold.advisor.language_evidence import LanguageEvidence
 from freehold.advisor.quality import Quality, Scale, rounded
-from freehold.advisor.tongues import Tongue
 from freehold.advisor.verdict import Verdict, verdict
 from freehold.catalog.model import TIERS, Model
 from freehold.catalog.tasks import Task
@@ -131,7 +131,7 @@ class Judged:
     verdict: Verdict | None
     placement: Placement | None
     refusals: tuple[Refusal, ...]
-    tongues: tuple[Tongue, ...] = ()  # what is known of it in each language asked for
+    languages: tuple[LanguageEvidence, ...] = ()  # what is known of it in each language asked for
     doubtful: bool = False  # fast enough only by the upper bound of what was measured beside others
 
     @property
@@ -266,7 +266,7 @@ def _ordering(task: Task) -> Callable[[Judged], tuple[bool, int | bool, float, f
 
 
 def _finder_order(judged: Judged) -> tuple[bool, int, float, float, str]:
-    return finders.order(judged.model, [t.code for t in judged.tongues])
+    return finders.order(judged.model, [t.code for t in judged.languages])
 
 
 def _order(judged: Judged) -> tuple[bool, bool, float, float, str]:
@@ -276,7 +276,7 @@ def _order(judged: Judged) -> tuple[bool, bool, float, float, str]:
     """
     standing = judged.quality.standing if judged.quality else -1.0
     speed = judged.placement.decode.mid if judged.placement else 0.0
-    return judged.doubtful, not tongues.known(judged.tongues), -standing, -speed, judged.model.id
+    return judged.doubtful, not language_evidence.known(judged.languages), -standing, -speed, judged.model.id
 
 
 def cheapest_first(picks: list[Judged]) -> list[Judged]:
@@ -302,8 +302,11 @@ def _of_kind(model: Model, task: Task) -> bool:
 
 
 def _judge(model: Model, request: AdviceRequest, scale: Scale, quick: Scale, placer: Placer) -> Judged:
-    known = tongues.evidence(model, request.languages)
-    refusals = [*_facts_against(model, request), *(_language(t) for t in known if t.level == tongues.DENIED)]
+    known = language_evidence.evidence(model, request.languages)
+    refusals = [
+        *_facts_against(model, request),
+        *(_language(t) for t in known if t.level == language_evidence.DENIED),
+    ]
     ruled = None
     if request.facts is not None:
         ruled = verdict(model, request.facts)
@@ -327,7 +330,7 @@ def _judge(model: Model, request: AdviceRequest, scale: Scale, quick: Scale, pla
     return Judged(model, quality, ruled, placed, tuple(refusals), known, doubtful)
 
 
-def _language(denied: Tongue) -> Refusal:
+def _language(denied: LanguageEvidence) -> Refusal:
     return Refusal("language", denied.says)
 
 

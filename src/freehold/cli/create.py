@@ -1,6 +1,6 @@
 """`freehold create NAME -f Modelfile`: make a model from another one, without copying weights.
 
-Path: main -> create -> modelfile.parse -> making.make
+Path: main -> create -> modelfile.parse -> create.make
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def command(settings: Settings, name: str, file: Path, as_json: bool, offline: b
     start at the Modelfile's folder. NAME shares the engine of its base, unless it has its own template. Prints NAME;
     with --json, the record.
     """
-    from freehold.store.making import make
+    from freehold.store.create import make
     from freehold.store.modelfile import MAX_CHARS, parse
 
     try:

@@ -1,10 +1,10 @@
 """Model files in, tensors and metadata out: GGUF, safetensors, and the block formats of weights."""
 
+from freehold.formats.dequantization import dequantize, has_codes, split_codes
 from freehold.formats.detect import ModelFile, open_model_file
 from freehold.formats.gguf import GGUFFile, open_gguf
 from freehold.formats.lora import LoraFile, LowRank, open_lora
 from freehold.formats.metadata import Metadata
-from freehold.formats.quant import dequantize, has_codes, split_codes
 from freehold.formats.safetensors import SafetensorsFile, open_safetensors
 from freehold.formats.tensor import Tensor
 from freehold.formats.weight_types import QuantType, block_layout, row_bytes

@@ -3,7 +3,7 @@
 Every format but the plain numbers stores, per block, small integer codes and float scales, so a decoder here yields
 `codes * scales + offsets` and nothing else. Layouts follow ggml's block structs (the GGUF type registry); a weight's
 place in its block is described once, by `_planes`. Knows bytes and numbers; knows no rows and no tensor.
-Path: quant.dequantize or split_codes -> DECODERS, PLAIN -> DecodedBlocks
+Path: dequantization.dequantize or split_codes -> DECODERS, PLAIN -> DecodedBlocks
 """
 
 from __future__ import annotations

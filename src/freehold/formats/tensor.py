@@ -15,8 +15,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from freehold.formats.dequantization import dequantize
 from freehold.formats.filemap import check_whole
-from freehold.formats.quant import dequantize
 from freehold.formats.weight_types import QuantType, row_bytes
 
 

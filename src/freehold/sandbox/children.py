@@ -7,7 +7,7 @@ Knows processes and signals; knows nothing of what a child computes. Two mechani
   - Elsewhere a thread of the child looks once a second whether it has been adopted. It needs the interpreter
     lock, so a child that works on a stranger's file limits its own processor time as well (renderer.py).
 
-Path: worker/client, rendering, rehearsal -> spawn; the child's main -> follow_parent
+Path: worker/client, rendering, trial_compile -> spawn; the child's main -> follow_parent
 """
 
 from __future__ import annotations

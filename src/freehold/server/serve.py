@@ -26,7 +26,7 @@ from starlette.types import ASGIApp
 from freehold import private
 from freehold.errors import FreeholdError, UsageError
 from freehold.server.app import endpoints, make_app, wording
-from freehold.server.batches.asking import Asker
+from freehold.server.batches.client import Asker
 from freehold.server.batches.desk import Desk
 from freehold.server.core.accepting import Acceptor
 from freehold.server.core.accounts import Accounts

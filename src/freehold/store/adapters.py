@@ -3,7 +3,7 @@
     <home>/adapters/<digest>[.gguf]     a GGUF adapter, or a folder of PEFT's two files
 
 Knows files; which record names which is overlays.py's. A copy is written beside, read through once, and renamed.
-Path: making.make -> keep; Store.remove -> drop
+Path: create.make -> keep; Store.remove -> drop
 """
 
 from __future__ import annotations

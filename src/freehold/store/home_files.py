@@ -16,10 +16,10 @@ from freehold import private
 from freehold.config import Settings
 from freehold.errors import StoreError
 from freehold.store import foreign
+from freehold.store.changed_files import is_touched
 from freehold.store.manifest import Manifest, read_manifest, write_json
 from freehold.store.records import State
 from freehold.store.refs import slug
-from freehold.store.replaced import is_touched
 
 
 class HomeFiles:

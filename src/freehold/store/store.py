@@ -23,6 +23,7 @@ from freehold import catalog, private
 from freehold.config import Settings, nearest
 from freehold.errors import FreeholdError, ModelNotFound, Offline, StoreError, UsageError
 from freehold.store import space
+from freehold.store.changed_files import dated, notes_of, verified
 from freehold.store.contract import Plan, WeightSource, held_bytes
 from freehold.store.events import Finished, Note, OnEvent, Planned, ignore
 from freehold.store.home_files import HomeFiles, delete_folder, readable
@@ -40,7 +41,6 @@ from freehold.store.records import (
     root_of,
 )
 from freehold.store.refs import LATEST, Ref, parse_ref, slug
-from freehold.store.replaced import dated, notes_of, verified
 from freehold.store.sources import planned
 
 UPLOADED = "blob-"  # begins the name of a file that was sent to a server; its digest follows

@@ -1,8 +1,8 @@
-"""One model in an engine process: that process, its successors, and the streams that outlive them.
+"""One model served by an engine process, with the streams that survive a restart of the process.
 
-Knows streams, deaths and times; knows no file of a model, no memory and no web. An engine that dies is started
-again; its answers go on from the tokens that were sent, and so with the very next one, since a token depends on
-those before it and on the seed alone. A request that ends its engines is found by trials.py.
+Restarts a crashed engine process and resumes its streams from the tokens already sent. Sampling depends only on seed
+and position, so the continuation is identical. quarantine.py finds a request that crashes its engines.
+Knows streams, deaths and times; knows no model file, no memory limit and no protocol.
 Path: EngineModels.use -> EngineHandle.start -> EngineProcess.send(Submit); Frame -> EngineStream
 """
 
@@ -19,7 +19,7 @@ import msgspec
 
 from freehold.errors import CapacityExceeded, EngineClosed, EngineLost, FreeholdError, UsageError
 from freehold.serving import EmbedJob, EngineStats, Job, ModelInfo, Vectors
-from freehold.worker import trials
+from freehold.worker import quarantine
 from freehold.worker.calls import LoadWaiters, PendingCall, check_pending, joined, portions
 from freehold.worker.client import STOP_S, EngineDied, EngineProcess
 from freehold.worker.counters import Counters
@@ -59,7 +59,7 @@ class EngineHandle:
         self._streams: dict[int, EngineStream] = {}
         self._calls: dict[int, PendingCall] = {}
         self._ids = 0
-        self._trials = trials.Trials[Request](self._submit, self._is_live)
+        self._quarantine = quarantine.Quarantine[Request](self._submit, self._is_live)
         self._up = self._closed = False
         self._info: ModelInfo | None = None
         self._counters = Counters()
@@ -188,14 +188,14 @@ class EngineHandle:
             del self._calls[pending.id]
             if pending.reply.cancelled() and self._up and self._engine is not None:
                 self._engine.send(Cancel(pending.id))
-            self._trials.ended(pending)
+            self._quarantine.ended(pending)
             self._rest()
 
     def _send(self, request: Request, message: Submit | ModelCall) -> None:
         if not self._up or self._engine is None:
             self._ensure_running()  # pending requests are sent when the engine is ready
-        elif self._trials.hold_others:
-            self._trials.queue.append(request)
+        elif self._quarantine.hold_others:
+            self._quarantine.queue.append(request)
         else:
             self._engine.send(message)
 
@@ -215,7 +215,7 @@ class EngineHandle:
         self.slow_readers += stream.fell_behind
         if working and self._up and self._engine is not None:
             self._engine.send(Cancel(stream.id))
-        self._trials.ended(stream)
+        self._quarantine.ended(stream)
         self._rest()
 
     # --- frames ------------------------------------------------------------------------------------
@@ -227,8 +227,8 @@ class EngineHandle:
                 self._replied(event)
             elif type(event) is Piece:
                 stream.gain(event.index, event.chunk)
-                if stream is self._trials.suspect:
-                    self._trials.progressed(stream)
+                if stream is self._quarantine.suspect:
+                    self._quarantine.progressed(stream)
             elif type(event) is Began:
                 stream.began(event.begin)
             elif type(event) is Failed:
@@ -266,7 +266,7 @@ class EngineHandle:
             while True:
                 self._up_at = math.inf
                 cause = await self._run_engine()
-                deaths = 1 if self._loop.time() - self._up_at > trials.STEADY_S else deaths + 1
+                deaths = 1 if self._loop.time() - self._up_at > quarantine.STEADY_S else deaths + 1
                 if not self._engine_died(cause, deaths):
                     return
                 await asyncio.sleep(min(FIRST_WAIT_S * 2 ** (deaths - 2), MOST_WAIT_S) if deaths > 1 else 0)
@@ -303,7 +303,7 @@ class EngineHandle:
 
     def _resume(self) -> None:
         """Give a new engine all pending requests, and those that the one before was answering."""
-        self._trials.begin([*self._streams.values(), *self._calls.values()])
+        self._quarantine.begin([*self._streams.values(), *self._calls.values()])
         self._loads.release()
         self._rest()
 
@@ -311,28 +311,28 @@ class EngineHandle:
         """Count a death against the requests it concerns; return whether to start the engine again."""
         log.warning("the engine of %s died: %s", self.name, cause)
         self._counters.engine_ended()
-        if self._trials.suspect is not None:
-            log.warning("job %d of %s was on trial", self._trials.suspect.id, self.name)
-        for request in self._trials.blame([*self._streams.values(), *self._calls.values()]):
+        if self._quarantine.suspect is not None:
+            log.warning("job %d of %s was on trial", self._quarantine.suspect.id, self.name)
+        for request in self._quarantine.blame([*self._streams.values(), *self._calls.values()]):
             request.deaths += 1
-            if request.deaths > trials.MAX_DEATHS:
+            if request.deaths > quarantine.MAX_DEATHS:
                 request.fail(self._lost(cause))
-        if deaths > trials.MAX_DEATHS:
+        if deaths > quarantine.MAX_DEATHS:
             self._loads.fail(self._lost(cause))
-        if deaths > trials.MAX_DEATHS and self.idle:
+        if deaths > quarantine.MAX_DEATHS and self.idle:
             return False  # the next request tries again
         self.restarts += 1
         return True
 
     def _lost(self, cause: str) -> EngineLost:
         return EngineLost(
-            f"the engine of {self.name} died, and so did {trials.MAX_DEATHS} that took its place: {cause}",
+            f"the engine of {self.name} died, and so did {quarantine.MAX_DEATHS} that took its place: {cause}",
             "other models are not concerned; the server's log tells more",
         )
 
     def _fail_all(self, error: FreeholdError) -> None:
         """End all pending requests with `error`."""
-        self._trials.clear()
+        self._quarantine.clear()
         for request in [*self._streams.values(), *self._calls.values()]:
             request.fail(error)
         self._loads.fail(error)

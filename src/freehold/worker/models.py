@@ -1,6 +1,6 @@
 """The models of a server: found by name, loaded on demand, unloaded when idle or for room.
 
-Knows names, adapters and overlays; knows no stream and no protocol. Memory is counted in room.py.
+Knows names, adapters and overlays; knows no stream and no protocol. Memory is counted in memory.py.
 Path: server -> EngineModels.use -> EngineHandle; EngineHandle -> EngineModels._admit -> Open
 """
 
@@ -24,9 +24,9 @@ from freehold.store.refs import parse_ref
 from freehold.types import ServedModelOptions
 from freehold.worker.adapted import AdaptedHandle
 from freehold.worker.handle import EngineHandle
+from freehold.worker.memory import EngineMemory
 from freehold.worker.options import EngineOptions
 from freehold.worker.overlaid import OverlaidHandle
-from freehold.worker.room import Room
 from freehold.worker.wire import PROTOCOL, Open, Script
 
 MAX_SPELLINGS = 1024  # of names that are cached; a client may write a name in any mixture of case and blanks
@@ -59,7 +59,7 @@ class EngineModels:
             str, dict[str, Path]
         ] = {}  # the same, of overlays' adapters, which have no name of their own
         self._aliases: dict[str, str] = {}
-        self._room = Room(self._handles, options, available)
+        self._memory = EngineMemory(self._handles, options, available)
         self._closed = False
 
     async def names(self) -> list[StoredModel]:
@@ -165,7 +165,7 @@ class EngineModels:
         known = self._aliases.get(name, name) if overlay is None else overlay.base
         handle = self._handles.get(known)
         if handle is None or not handle.awake:
-            raise ModelNotFound(f"{name} is not loaded", self._room.loaded_names())
+            raise ModelNotFound(f"{name} is not loaded", self._memory.loaded_names())
         await handle.unload()
 
     async def close(self, drain_s: float = 0.0) -> None:
@@ -205,7 +205,7 @@ class EngineModels:
             )
         return self._handles[name]
 
-    # --- room --------------------------------------------------------------------------------------
+    # --- memory ------------------------------------------------------------------------------------
 
     async def _admit(self, handle: EngineHandle, refused: CapacityExceeded | None) -> Open:
         """Make room for a model and return how to load it. Raises CapacityExceeded with the numbers.
@@ -221,7 +221,7 @@ class EngineModels:
         lent = {name: path for name, path in self._lent.get(handle.name, {}).items() if path.exists()}
         adapters = {**self._adapters.get(handle.name, {}), **lent}
         weights = ref.bytes + (draft.bytes if draft else 0) + sum(map(size, adapters.values()))
-        cache = await self._room.reserve(handle, weights, refused)
+        cache = await self._memory.reserve(handle, weights, refused)
         asked = self._options
         options: ServedModelOptions = {
             # Answers that a new engine continues need the context they had in the old one.

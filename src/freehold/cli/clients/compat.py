@@ -195,7 +195,7 @@ def _server(settings: Settings, url: str | None, key: str, model: str | None) ->
 def _started(settings: Settings, model: str) -> Iterator[CheckedServer]:
     """Run a server of this home on a free port during the checks, with its own key."""
     key = secrets.token_urlsafe(24)
-    program = [sys.executable, "-P", "-m", "freehold.sandbox.leash", "freehold.cli.main"]
+    program = [sys.executable, "-P", "-m", "freehold.sandbox.die_with_parent", "freehold.cli.main"]
     command = [*program, "serve", model, "--port", "0", "--json", "--host", "127.0.0.1"]
     env = {**os.environ, "FREEHOLD_HOME": str(settings.home), "FREEHOLD_API_KEY": key}
     with (

@@ -166,7 +166,7 @@ def row(advice: Advice, judged: Judged) -> tuple[str, ...]:
         str(place.decode),
         *vouched(judged),
         short_licence(judged.model),
-        *(("; ".join(t.says for t in judged.tongues),) if advice.request.languages else ()),
+        *(("; ".join(t.says for t in judged.languages),) if advice.request.languages else ()),
         *((own_words(advice, judged),) if advice.own else ()),
     )
 
@@ -269,7 +269,7 @@ def reasons(advice: Advice, judged: Judged) -> list[str]:
             f"  {place.decode} tokens a second, {human(place.memory)} at {place.context:,} tokens, "
             f"by {place.engine} on {place.where}{rent}"
         )
-    lines += [f"  {t.says}" for t in judged.tongues]
+    lines += [f"  {t.says}" for t in judged.languages]
     if judged.verdict:
         clause = judged.verdict.deciding[:1]
         because = f": {clause[0].says} [{clause[0].clause}]" if clause else ""

@@ -65,7 +65,7 @@ def _plain(judged: Judged, own: Own | None = None) -> dict[str, Any]:
             "basis": quality.basis,
             "evidence": quality.evidence,
         },
-        "languages": [asdict(t) for t in judged.tongues],
+        "languages": [asdict(t) for t in judged.languages],
         "own": own and {"cases": own.cases, "passed": own.passed, **own.range.as_json()},
         "licence": {"id": model.licence, "answer": judged.verdict.answer if judged.verdict else None},
         "placement": place

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.engine.constrain.rehearsal import rehearse
+from freehold.engine.constrain.trial_compile import try_compile
 from freehold.errors import FreeholdError, UsageError
 from freehold.tokenizer import Tokenizer, TokenKind
 from freehold.tokenizer.dialects.schema import BLANKS
@@ -300,7 +300,7 @@ def _check_chars(what: str, source: str, limit: int) -> None:
 
 
 def _compiled(tokens: TokenTable, source: str) -> LLMatcher:
-    if len(source) > SHORT and (wrong := rehearse(source, LIMITS)):
+    if len(source) > SHORT and (wrong := try_compile(source, LIMITS)):
         raise _error(_one_line(wrong))
     from llguidance import LLMatcher, LLParserLimits
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from freehold.server.batches.asking import Asker, LineAnswer
+from freehold.server.batches.client import Asker, LineAnswer
 from freehold.server.batches.filestore import Files, link, private_folder, tenant_folder
 from freehold.server.batches.journal import ERRORS, OUTPUT, Journal
 from freehold.server.batches.lines import BatchLine, Wrong, check_lines, read_lines

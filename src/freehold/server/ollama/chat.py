@@ -1,13 +1,13 @@
 """POST /api/chat: a chat in, an assistant's message out, a line of JSON a piece.
 
-Knows the route; fields.py reads, shape.py writes. Path: Gate -> chat -> fields.chat_job -> asking.answer
+Knows the route; fields.py reads, shape.py writes. Path: Gate -> chat -> fields.chat_job -> generating.answer
 """
 
 from __future__ import annotations
 
 from freehold.server.core.call import HttpCall
-from freehold.server.ollama.asking import answer, load_only
 from freehold.server.ollama.fields import OllamaChatRequest, chat_job, is_empty
+from freehold.server.ollama.generating import answer, load_only
 from freehold.server.ollama.shape import OllamaChatShape
 
 

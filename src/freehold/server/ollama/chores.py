@@ -2,7 +2,7 @@
 
 Knows threads and lines; knows no route. A thread ends at its next event once the client is gone: what
 it fetched is kept, and the same request goes on from there.
-Path: pull, create -> run -> Store.pull, making.make -> tell -> EventStream
+Path: pull, create -> run -> Store.pull, create.make -> tell -> EventStream
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """POST /api/create: a model made from another one, out of fields or of a Modelfile.
 
-Knows the route's fields; making.py checks and keeps. Path: Gate -> create -> chores.run -> making.make
+Knows the route's fields; store/create.py checks and keeps. Path: Gate -> create -> chores.run -> create.make
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
 from freehold.server.ollama import blobs, chores
-from freehold.server.ollama.asking import worded
 from freehold.server.ollama.fields import unknown_fields
+from freehold.server.ollama.generating import worded
 from freehold.server.ollama.manage import retire
 from freehold.server.ollama.models import stored
 from freehold.server.ollama.pull import fetchable
 from freehold.store import parameters
-from freehold.store.making import make
+from freehold.store.create import make
 from freehold.store.modelfile import Recipe, parse
 from freehold.store.overlays import MAX_MESSAGES
 

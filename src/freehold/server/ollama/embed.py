@@ -16,8 +16,8 @@ from freehold.server.core.call import HttpCall
 from freehold.server.core.durations import seconds
 from freehold.server.core.fields import Name
 from freehold.server.core.vectors import MAX_DIMENSIONS, as_numbers, check_count, cut_warnings
-from freehold.server.ollama.asking import let_go, worded
 from freehold.server.ollama.fields import Options, unknown_fields
+from freehold.server.ollama.generating import let_go, worded
 from freehold.server.ollama.shape import ns
 from freehold.serving import EmbedJob, Vectors
 from freehold.store import parameters

@@ -1,7 +1,7 @@
 """POST /api/generate: a prompt in, its answer or continuation out, a line of JSON a piece.
 
 Knows the route; fields.py reads, shape.py writes. An earlier answer's `context` is ids: the new turn is rendered
-and put behind them. Path: Gate -> generate -> fields.text_job -> asking.answer
+and put behind them. Path: Gate -> generate -> fields.text_job -> generating.answer
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from freehold.server.core.call import HttpCall
-from freehold.server.ollama.asking import answer, load_only, worded
 from freehold.server.ollama.fields import GenerateRequest, is_empty, text_job
+from freehold.server.ollama.generating import answer, load_only, worded
 from freehold.server.ollama.shape import OllamaTextShape
 from freehold.serving import Job, tokenizer_of
 

@@ -1,6 +1,6 @@
 """POST /api/copy and DELETE /api/delete: another name for a model, and the end of one.
 
-Knows the routes; the store does it. Path: Gate -> copy, delete -> making.copy, Store.remove
+Knows the routes; the store does it. Path: Gate -> copy, delete -> create.copy, Store.remove
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from msgspec import Meta, Struct
 
 from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import Name
-from freehold.server.ollama.asking import worded
+from freehold.server.ollama.generating import worded
 from freehold.server.ollama.models import look_up, stored
 from freehold.server.ollama.pull import fetchable
-from freehold.store.making import copy as make_copy
+from freehold.store.create import copy as make_copy
 from freehold.store.overlays import canonical
 
 

@@ -13,8 +13,8 @@ from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import Name
 from freehold.server.core.problems import Refused
 from freehold.server.ollama import chores
-from freehold.server.ollama.asking import worded
 from freehold.server.ollama.fields import unknown_fields
+from freehold.server.ollama.generating import worded
 from freehold.server.ollama.models import stored
 from freehold.store.refs import parse_ref
 

@@ -1,6 +1,7 @@
-"""What chat and generate share: load, unload, or answer; and failures in this protocol's words.
+"""Shared handler of /api/chat and /api/generate: loads a model, unloads it, or answers; words errors for this protocol.
 
-Knows the order of things and no field of either route. Path: chat, generate -> answer -> Answering -> OllamaShape
+Calls the steps of a request in order; knows no field of either route.
+Path: chat, generate -> answer -> Answering -> OllamaShape
 """
 
 from __future__ import annotations

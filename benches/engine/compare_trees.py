@@ -1,9 +1,9 @@
 """This tree beside an older one: the same model, measures in turns, ratios paired by round.
 
-`python benches/engine/before.py MODEL --tree FOLDER [--rounds 5] [--only MEASURE]...`; FOLDER is another checkout whose
-.venv holds what it needs. Both run as child processes, of which one computes at a time. A ratio is old seconds over
-new: above 1 the new tree is faster. Progress goes to stderr, a table to stdout, and last one JSON line.
-Path: before.py -> lib/peer.Child -> drivers/peer_freehold.py of each tree
+`python benches/engine/compare_trees.py MODEL --tree FOLDER [--rounds 5] [--only MEASURE]...`, where FOLDER is another
+checkout whose .venv has its packages. Both run as child processes, one of which computes at a time. A ratio is old
+seconds over new: above 1 the new tree is faster. Progress goes to stderr, a table to stdout, and last one JSON line.
+Path: compare_trees.py -> lib/peer.Child -> drivers/peer_freehold.py of each tree
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ import pytest
 
 from freehold.config import Settings
 from freehold.errors import StoreError
-from freehold.store import ModelRef, Store
-from freehold.store import replaced as replacing
+from freehold.store import ModelRef, Store, changed_files
 from freehold.store.manifest import read_manifest, write_manifest
 from tests.store.conftest import noise
 from tests.store.standin import Standin
@@ -28,8 +27,8 @@ def pulled(standin: Standin, store: Store) -> ModelRef:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files whose digests were computed."""
     seen: list[Path] = []
-    digest = replacing._sha256
-    monkeypatch.setattr(replacing, "_sha256", lambda path: seen.append(path) or digest(path))
+    digest = changed_files._sha256
+    monkeypatch.setattr(changed_files, "_sha256", lambda path: seen.append(path) or digest(path))
     return seen
 
 

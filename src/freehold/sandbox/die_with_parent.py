@@ -1,7 +1,8 @@
-"""Runs a module as a program that ends with its parent: python -m freehold.sandbox.leash MODULE ARGUMENTS... PARENT.
+"""Runs a module as a program that ends with its parent process.
 
-For programs that know nothing of `children.spawn`, whose last argument is the parent's process id.
-Path: cli/clients/compat -> spawn -> leash -> the module
+Started as `python -m freehold.sandbox.die_with_parent MODULE ARGUMENTS... PARENT`, where PARENT is the parent's
+process id. For programs that do not call `children.follow_parent` themselves.
+Path: cli/clients/compat -> spawn -> die_with_parent -> the module
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Finds out which request ends its engine: requests under suspicion restart one after another.
+"""Quarantine for requests that may have ended their engine: they restart alone, one after another.
 
-Two deaths count against every request in flight. After them a new engine gets the suspects alone, those with most
-deaths first, each once the one before it has made a token; all others wait behind them, at most ALONE_S. A death
-during a trial counts against the request on trial only.
+An engine's death counts against every request that was running. A request that saw SUSPECT_DEATHS deaths is a suspect:
+the next engine runs the suspects first, each of them once the one before has produced a token. Other requests wait for
+the suspects, at most ALONE_S. A death while a suspect is on trial counts against that suspect only.
 Knows ids, deaths and times; knows no engine and no socket.
-Path: EngineHandle -> Trials.begin -> submit; EngineHandle._engine_died -> Trials.blame
+Path: EngineHandle -> Quarantine.begin -> submit; EngineHandle._engine_died -> Quarantine.blame
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 MAX_DEATHS = 3  # of engines under one request; the next one ends it
-SUSPECT_DEATHS = 2  # after as many, a request restarts alone
-ALONE_S = 10.0  # others wait so long for all suspects; the prefill of one may take minutes
+SUSPECT_DEATHS = 2  # from this many deaths a request restarts alone
+ALONE_S = 10.0  # others wait at most this long for the suspects, whose prefill may take minutes
 STEADY_S = 5.0  # an engine that lived longer did not die of what ended the one before
 
 
@@ -30,8 +30,8 @@ class Restartable(Protocol):
 R = TypeVar("R", bound=Restartable)
 
 
-class Trials(Generic[R]):
-    """The requests of one model that wait for their turn in a new engine."""
+class Quarantine(Generic[R]):
+    """Requests of one model that wait to be submitted to a new engine."""
 
     def __init__(self, submit: Callable[[R], None], is_live: Callable[[R], bool]) -> None:
         """`submit` sends a request to the engine; `is_live` is false for one that has ended meanwhile."""
@@ -44,18 +44,18 @@ class Trials(Generic[R]):
 
     @property
     def hold_others(self) -> bool:
-        """Whether new requests wait behind a trial."""
+        """Whether new requests must wait until a trial ends."""
         return self._alone is not None
 
     def begin(self, requests: Iterable[R]) -> None:
-        """Give a new engine all its requests, suspects first and one after another."""
+        """Submit all requests to a new engine: suspects first, one after another."""
         self.queue = deque(sorted(requests, key=lambda request: (-request.deaths, request.id)))
         self._next()
         if self.suspect is not None:
             self._alone = self._loop.call_later(ALONE_S, self._admit_others)
 
     def progressed(self, request: R) -> None:
-        """Admit the next one behind a suspect that made a token; with one death left its trial lasts STEADY_S."""
+        """Submit the next suspect once this one has produced a token; its last trial lasts at least STEADY_S."""
         if request is self.suspect and (
             request.deaths < MAX_DEATHS or self._loop.time() - self._since > STEADY_S
         ):
@@ -73,7 +73,7 @@ class Trials(Generic[R]):
         return list(live) if suspect is None else [suspect]
 
     def clear(self) -> None:
-        """Forget the suspect and what waits behind it."""
+        """Forget the suspect and the requests that wait for its trial."""
         self.queue.clear()
         self.suspect = None
         if self._alone is not None:
@@ -81,7 +81,7 @@ class Trials(Generic[R]):
         self._alone = None
 
     def _next(self) -> None:
-        """Submit the next suspect, or all that waits once there is none."""
+        """Submit the next suspect, or all waiting requests if no suspect is left."""
         self.suspect = None
         while self.queue and self.suspect is None:
             request = self.queue.popleft()

@@ -1,7 +1,7 @@
 """Memory for the models of a server: counts bytes before a load, and unloads idle models until they suffice.
 
 Knows sizes, processes and which models are idle; knows no name of a file and no request.
-Path: EngineModels._admit -> Room.reserve -> EngineHandle.unload
+Path: EngineModels._admit -> EngineMemory.reserve -> EngineHandle.unload
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEAST_CACHE = 64 << 20  # a model is not worth loading with less
 CACHE_SHARE = 0.5
 
 
-class Room:
+class EngineMemory:
     """What the machine has left for engines. `available` returns the bytes that may still be taken."""
 
     def __init__(

@@ -2,7 +2,7 @@
 
 Knows llguidance and one grammar; imports next to nothing else, so that it starts in some 60 ms. A chain of a few
 thousand rules overflows llguidance's stack, which no caller can catch, and nothing stops a compilation in a thread.
-Path: Grammars.grammar -> rehearse -> python rehearsal.py PARENT -> llguidance
+Path: Grammars.grammar -> try_compile -> python trial_compile.py PARENT -> llguidance
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DIED = "it is too deep or too large to compile"
 _TOKEN = re.compile(r"<\[\^?[\d,-]+\]>")  # by ids, of which the vocabulary here has few: any stands for any
 
 
-def rehearse(source: str, limits: dict[str, Any]) -> str:
+def try_compile(source: str, limits: dict[str, Any]) -> str:
     """Compile `source` in another process; return its error, or an empty text."""
     order = json.dumps({"source": _TOKEN.sub("<[256]>", source), "limits": limits})
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
