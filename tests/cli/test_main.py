@@ -50,6 +50,15 @@ def test_help_lists_every_verb_without_importing_one():
     assert "['freehold.cli.verbs', 'freehold.cli.main']" in done.stdout
 
 
+def test_help_of_serve_imports_no_web_framework():
+    code = "import sys; from freehold.cli import main; main.run(['serve', '--help']); "
+    code += "print([m for m in sys.modules if m.partition('.')[0] in ('starlette', 'uvicorn', 'msgspec')])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": SOURCES}
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize(
     ("args", "message", "hint"),
     [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import msgspec
 
@@ -20,9 +20,6 @@ from freehold.config import Settings
 from freehold.errors import ServerUnreachable, UpstreamFailed
 from freehold.remote.http import ADMIN_PROTOCOL, Api
 from freehold.serving import EngineStats, ModelInfo
-
-if TYPE_CHECKING:
-    pass
 
 GREETING_S = 10.0  # a server answers in milliseconds; on a machine that swaps, in seconds
 WAY_OUT = "stop it (freehold serve printed its pid) and start it again"

@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from freehold.server.core.call import HttpCall
+if TYPE_CHECKING:  # `freehold serve` imports this file for its log, before it knows whether it will serve
+    from freehold.server.core.call import HttpCall
 
 POLLED = frozenset({"/health", "/ready", "/metrics", "/", "/version", "/api/version", "/api/ps"})
 _SHOWN = 120  # characters of a name that a client gave
