@@ -1,4 +1,7 @@
-"""Imports go down only, never sideways between rooms of a level: the levels of docs/design/house.md."""
+"""Imports go down only, never sideways between rooms of a level: the levels of docs/design/house.md.
+
+backends, router and adapt do not exist yet: their levels are reserved.
+"""
 
 from __future__ import annotations
 

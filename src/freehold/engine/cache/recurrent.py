@@ -1,4 +1,4 @@
-"""Recurrent layers (Mamba-2, gated DeltaNet, short convolutions): one state a sequence, snapshots behind some blocks.
+"""Recurrent layers (Mamba-2, gated DeltaNet, short convolutions): one state a sequence, snapshots after some blocks.
 
 A state is what all such layers of a model keep after exactly p tokens; it lies in a slot of the kind's memory. A hit
 is good only where a snapshot was kept at exactly p. A slot that something else may still read (a snapshot, the state a
@@ -7,7 +7,8 @@ copy nothing. Within a step a sequence's rows are cut into pieces, each of which
 points where a snapshot is due, and before draft tokens. So refused drafts cost no state; those accepted before the
 first refused one are computed again in the next step.
 Every live sequence reserves one slot. What is left holds snapshots, the longest unused taken back first.
-Knows sequences, blocks and slots; knows no values and no tree.
+No family uses it yet: memory for states is missing on the native side. Knows sequences, blocks and slots; knows no
+values and no tree.
 Path: BlockManager -> Recurrent.usable, begin, prepare, commit, enter; ModelRunner -> Recurrent.table
 """
 

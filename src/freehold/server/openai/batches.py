@@ -1,6 +1,6 @@
 """POST /v1/batches and what is asked of batches: list, describe, cancel.
 
-Knows OpenAI's fields; the work is batch/desk.py's. Path: Gate -> create -> Desk.create
+Knows OpenAI's fields; the work is server/batches/desk.py's. Path: Gate -> create -> Desk.create
 """
 
 from __future__ import annotations
