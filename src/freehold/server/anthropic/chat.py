@@ -190,9 +190,9 @@ class _TurnReader:
         said = f"Error: {content or ''}" if block.is_error else content or ""
         turn.results.append(Message("tool", said, tool_call_id=id, name=self._names.get(id, "")))
 
-    def _warn(self, told: str) -> None:
-        if told not in self._warnings:
-            self._warnings.append(told)
+    def _warn(self, warning: str) -> None:
+        if warning not in self._warnings:
+            self._warnings.append(warning)
 
 
 def _check_order(turns: Sequence[Turn]) -> None:

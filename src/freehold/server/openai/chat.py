@@ -72,15 +72,15 @@ class ChatShape(OpenAIShape):
             "custom" if piece.name in self._custom or (choice, piece.index) in self._written else "function"
         )
         begun = {"id": piece.id, "type": kind} if piece.id else {}
-        told: dict[str, Any] = {"name": piece.name} if piece.name else {}
+        use: dict[str, Any] = {"name": piece.name} if piece.name else {}
         if kind == "custom":
             self._written[choice, piece.index] = (
                 self._written.get((choice, piece.index), "") + piece.arguments
             )
-            told["input"] = ""
+            use["input"] = ""
         else:
-            told["arguments"] = piece.arguments
-        return {"index": piece.index, **begun, kind: told}
+            use["arguments"] = piece.arguments
+        return {"index": piece.index, **begun, kind: use}
 
     def _more(self, chunk: Chunk) -> bytes:
         out = b""

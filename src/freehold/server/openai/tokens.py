@@ -67,10 +67,10 @@ async def tokenize(call: HttpCall) -> None:
 async def _tokenize(call: HttpCall, request: TokenizeRequest, warnings: list[str]) -> None:
     served = await _model(call, request.model)
     if request.messages is not None:
-        told = request.chat_template_kwargs
+        options = request.chat_template_kwargs
         chat = [read_message(m, i) for i, m in enumerate(request.messages)]
         turn = turn_of(request.add_generation_prompt, request.continue_final_message)
-        ids = await tokenizer_of(served).render(chat, told.enable_thinking if told else None, turn)
+        ids = await tokenizer_of(served).render(chat, options.enable_thinking if options else None, turn)
     else:
         ids = await tokenizer_of(served).tokenize(
             request.prompt or "", request.add_special_tokens is not False

@@ -139,7 +139,7 @@ def chat_job(r: ChatRequest, tenant: str, warnings: list[str]) -> tuple[Job, Off
 def _think(r: ChatRequest) -> bool | None:
     if r.think is not None:
         return r.think
-    told = r.chat_template_kwargs
-    if told is not None and (told.enable_thinking is not None or told.thinking is not None):
-        return told.enable_thinking if told.enable_thinking is not None else told.thinking
+    options = r.chat_template_kwargs
+    if options is not None and (options.enable_thinking is not None or options.thinking is not None):
+        return options.enable_thinking if options.enable_thinking is not None else options.thinking
     return False if r.reasoning_effort == "none" else None

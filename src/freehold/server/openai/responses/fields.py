@@ -235,12 +235,12 @@ def _format(r: ResponseRequest, warnings: list[str]) -> Format | None:
     text = r.text or ResponseTextOptions()
     if text.verbosity is not None:
         warnings.append("text.verbosity was ignored: say it in the instructions")
-    told, other = _text_format(text.format), format_of(r)
-    if told is not None and other is not None:
+    own, other = _text_format(text.format), format_of(r)
+    if own is not None and other is not None:
         raise Refused(
             400, "text.format and another field both say what the text must be", param="text.format"
         )
-    return told or other
+    return own or other
 
 
 def _text_format(given: dict[str, Any] | None) -> Format | None:
