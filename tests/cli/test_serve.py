@@ -321,7 +321,8 @@ def test_sigterm_lets_an_answer_end_and_the_server_exits_0(scripted: Path):
         assert answer.stdout is not None and answer.stdout.read(1) and process.stderr is not None
         process.send_signal(signal.SIGTERM)
         assert any(
-            "1 running answers have 30 s; Ctrl-C again stops at once" in line for line in process.stderr
+            "stopping: 1 running answer has 30 s; Ctrl-C again stops at once" in line
+            for line in process.stderr
         )
         assert len(answer.stdout.read().split()) == 40
         assert (answer.wait(10), process.wait(10)) == (0, 0)

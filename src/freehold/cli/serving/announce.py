@@ -89,9 +89,8 @@ class Announcer:
         assert self._doors is not None
         under_way = sum(model.in_flight for model in self._doors.server.models.loaded())
         if under_way and not self._doors.server.health.stopping:
-            tell(
-                f"stopping: {under_way} running answers have {self._options.drain_s:g} s; Ctrl-C again stops at once"
-            )
+            answers = "1 running answer has" if under_way == 1 else f"{under_way} running answers have"
+            tell(f"stopping: {answers} {self._options.drain_s:g} s; Ctrl-C again stops at once")
         self._doors.stop()
 
     def _ready(self) -> None:

@@ -282,18 +282,20 @@ class Metrics(Collector):
 
 def _engines(loaded: Sequence[LoadedInfo]) -> Iterator[Metric]:
     for field, name, help in _GAUGES:
-        yield _told(GaugeMetricFamily(name, help, labels=OF), loaded, lambda m, f=field: getattr(m.stats, f))
+        yield _filled(
+            GaugeMetricFamily(name, help, labels=OF), loaded, lambda m, f=field: getattr(m.stats, f)
+        )
     for field, name, help in _COUNTERS:
-        yield _told(
+        yield _filled(
             CounterMetricFamily(name, help, labels=OF), loaded, lambda m, f=field: getattr(m.stats, f)
         )
     for name, help, kind, value in _OTHERS:
-        yield _told(kind(name, help, labels=OF), loaded, value)
+        yield _filled(kind(name, help, labels=OF), loaded, value)
     yield from _parts(loaded)
     yield _steps(loaded)
 
 
-def _told(family: Metric, loaded: Sequence[LoadedInfo], value: Callable[[LoadedInfo], float]) -> Metric:
+def _filled(family: Metric, loaded: Sequence[LoadedInfo], value: Callable[[LoadedInfo], float]) -> Metric:
     for each in loaded:
         family.add_metric([each.name, ENGINE], value(each))  # type: ignore[attr-defined]
     return family

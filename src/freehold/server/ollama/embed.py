@@ -75,7 +75,7 @@ async def embed(call: HttpCall) -> None:
             "load_duration": ns(load_s),
             "prompt_eval_count": sum(vectors.tokens) if vectors else 0,
         }
-        await call.answer({**body, "freehold": {"warnings": _told(warnings, vectors)}})
+        await call.answer({**body, "freehold": {"warnings": _with_cuts(warnings, vectors)}})
 
     await worded(request.model, lambda: call.while_here(work()))
 
@@ -90,7 +90,7 @@ async def embeddings(call: HttpCall) -> None:
     async def work() -> None:
         _, vectors = await _made(call, request, job)
         row = as_numbers(vectors)[0] if vectors else []
-        await call.answer({"embedding": row, "freehold": {"warnings": _told(warnings, vectors)}})
+        await call.answer({"embedding": row, "freehold": {"warnings": _with_cuts(warnings, vectors)}})
 
     await worded(request.model, lambda: call.while_here(work()))
 
@@ -118,7 +118,7 @@ def _idle(options: Mapping[str, Any] | None) -> list[str]:
     return [*given.warnings, *(f"option {name} was ignored: it changes no embedding" for name in known)]
 
 
-def _told(warnings: list[str], vectors: Vectors | None) -> list[str]:
+def _with_cuts(warnings: list[str], vectors: Vectors | None) -> list[str]:
     return [*warnings, *(cut_warnings(vectors) if vectors else ())]
 
 
