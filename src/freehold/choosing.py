@@ -134,7 +134,7 @@ def hardware(
     quant: str = "",
     engine: str = "",
 ) -> Sizing:
-    """Say which hardware a model of the catalogue needs for so many users, and why other hardware does not suffice.
+    """Say which hardware a model of the catalogue needs for this many users, and why other hardware does not suffice.
 
     `context`: tokens of each conversation, 8,192 or the model's own if that is less; `prompt`, `answer`: tokens of a
     request; `min_speed`: tokens a second of each user. Raises ModelNotFound with the nearest names, UsageError for

@@ -11,7 +11,7 @@
     ├── ContextOverflow        more tokens than the context holds
     ├── CapacityExceeded       memory or disk does not suffice
     ├── NonFiniteLogits        the model, or an adapter of it, computed NaN or infinity (damaged weights)
-    ├── StepFailed             a step of the engine failed; it goes on with other requests
+    ├── StepFailed             a step of the engine failed; it continues with other requests
     ├── DownloadFailed         a source cannot be reached, refuses, or sends something else
     │   └── AccessDenied       the source requires a login, a token or an accepted licence
     ├── Offline                a call out was needed and offline mode forbids it
@@ -86,7 +86,7 @@ class NonFiniteLogits(FreeholdError):
 
 
 class StepFailed(FreeholdError):
-    """A step of the engine failed, or its work for one request; the engine goes on with others."""
+    """A step of the engine failed, or its work for one request; the engine continues with others."""
 
 
 class DownloadFailed(FreeholdError):

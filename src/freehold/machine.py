@@ -23,9 +23,7 @@ _FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "me
 _STAT = ("memory.stat", "memory/memory.stat")
 
 
-CROWDED = (
-    0.25  # cores that others took of those that our threads want, from which a timing tells of the others
-)
+CROWDED = 0.25  # with this share of our cores used by other processes, a timing measures those
 
 
 class Crowd:
@@ -35,7 +33,7 @@ class Crowd:
         self._at, self._own, self._all = time.monotonic(), time.process_time(), _busy_seconds()
 
     def share(self) -> float:
-        """Return how many of the cores that our threads want others took, as a share of them; 0: none.
+        """Return how many of the cores for our threads other processes used, as a share of them; 0: none.
 
         Idle cores are available to others: on 64 cores, 16 busy ones do not slow 16 threads down.
         """
@@ -99,7 +97,7 @@ def _file_cache(path: Path) -> int:
 
 
 def memory_kills() -> int | None:
-    """Return how many processes the kernel has ended for want of memory since it started; None if it does not say."""
+    """Return how many processes the kernel has ended for lack of memory since it started; None if it does not say."""
     try:
         lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
     except OSError:

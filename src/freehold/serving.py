@@ -71,7 +71,7 @@ class Job:
     adapter: str = ""  # by name, of those the model was opened with
     overflow: Overflow = "error"
     turn: Turn = "new"  # a chat's prompt opens a new answer, leaves its last message open, or does neither
-    ignore_eos: bool = False  # go on after the model's own end, to max_tokens: for load generators
+    ignore_eos: bool = False  # continue after the model's own end, to max_tokens: for load generators
     priority: Priority = "interactive"
     tenant: str = ""  # whose fair share it uses, and whose cached prefixes it may see
     timeout_s: float | None = None  # from its arrival to its last token
@@ -88,7 +88,7 @@ class EmbedJob:
     texts: tuple[str | tuple[int, ...], ...]
     pooling: str | None = None  # mean, last, cls; None: the model's own
     truncate: bool = False  # cut what is longer than the context, instead of refusing it
-    dimensions: int | None = None  # keep so many numbers, at unit length again
+    dimensions: int | None = None  # keep this many numbers, at unit length again
     tenant: str = ""
     priority: Priority = "interactive"
     first: int = 0
@@ -97,7 +97,7 @@ class EmbedJob:
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """Embeddings on their way from an engine process: unit vectors, one behind the other."""
+    """Embeddings on their way from an engine process: concatenated unit vectors."""
 
     data: bytes  # float32, little-endian
     width: int
@@ -187,7 +187,7 @@ class EngineStats:
 class Stream(Protocol):
     """The answers of one job while they are made; it ends after the last answer's chunk with `finish_reason`.
 
-    Raises FreeholdErrors from `__anext__`. The buffer behind it is bounded: a reader that falls too far behind
+    Raises FreeholdErrors from `__anext__`. The buffer is bounded: a reader that falls too far behind
     loses its stream, with an error.
     """
 

@@ -417,7 +417,7 @@ def test_what_only_anthropic_can_read_is_left_out_and_told(serving):
         ([user("a"), assistant(CALL), user(RESULT, RESULT)], "messages[2] has 2 tool_results for 't1'"),
         (
             [user("a"), assistant(CALL), user({"type": "text", "text": "b"}, RESULT)],
-            "messages[2].content[1] is a tool_result behind a text",
+            "messages[2].content[1] is a tool_result after a text",
         ),
         ([user("a"), assistant(CALL, CALL), user(RESULT)], "messages[1].content[1].id is 't1'"),
         ([{"role": "user"}], "messages[0].content is missing"),

@@ -274,7 +274,7 @@ def test_a_key_learns_no_adapter_from_the_error_for_another(name):
 def test_protocols_ask_models_through_the_key_s_view_of_them():
     server = Path(freehold.server.__file__).parent
     # The owner's side, and Ollama's unloading, which asks the view for the name first.
-    behind = {"call.py", "admin.py", "health.py", "metrics.py", "serve.py", "manage.py", "asking.py"}
+    behind = {"call.py", "admin.py", "health.py", "metrics.py", "serve.py", "manage.py", "generating.py"}
     for path in server.rglob("*.py"):
         assert path.name in behind or "server.models" not in path.read_text(), f"{path.name}: say call.models"
 

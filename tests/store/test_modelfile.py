@@ -75,7 +75,7 @@ def test_a_value_ends_with_its_line_or_its_quotes(line, value):
         ("FROM a\nMESSAGE robot hi", "robot"),
         ("FROM a\nMESSAGE user", "line 2"),
         ('FROM a\nSYSTEM """never closed\n', "never closed"),
-        ('FROM a\nSYSTEM """x""" y', "stands behind"),
+        ('FROM a\nSYSTEM """x""" y', "follows the closing"),
         ('FROM a\nSYSTEM x """y"""', "in the middle"),
         ("FROM a\n???", "is not an instruction"),
         ("FROM a\n" + "x" * MAX_CHARS, "at most"),

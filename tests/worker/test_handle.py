@@ -655,9 +655,9 @@ def test_engine_that_speaks_nonsense_is_a_named_error(
 @pytest.mark.parametrize(
     "before, now, part",
     [
-        (3, 4, "and the kernel ended 1 for want of memory meanwhile"),
-        (3, 3, "by another process: the kernel ended none for want of memory meanwhile"),
-        (None, None, "by the kernel for want of memory, or by another process"),
+        (3, 4, "and the kernel ended 1 for lack of memory meanwhile"),
+        (3, 3, "by another process: the kernel ended none for lack of memory meanwhile"),
+        (None, None, "by the kernel for lack of memory, or by another process"),
     ],
 )
 def test_a_kill_is_reported_with_what_is_known_of_it(before: int | None, now: int | None, part: str):

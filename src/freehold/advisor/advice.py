@@ -319,7 +319,7 @@ def _judge(model: Model, request: AdviceRequest, scale: Scale, quick: Scale, pla
     speed = placed.decode.mid if placed.sure else placed.decode.high
     hurried = speed < THINKING_PACE and not request.task.patient
     if speed < request.speed:
-        said = f"{speed:.3g} tokens a second, where the work wants {request.speed:g}"
+        said = f"{speed:.3g} tokens a second, where the request needs {request.speed:g}"
         refusals.append(Refusal("speed", said))
     elif hurried and model.thinking == "only" and request.min_speed is None:
         said = f"thinks aloud before it answers: minutes, at {speed:.3g} tokens a second"

@@ -41,7 +41,7 @@ def line(
     users: int = 1,
     held: str = "",
 ) -> Line:
-    """Return what runs `model` in `quant` on `engine` over so many devices; `held`: a file that is here.
+    """Return what runs `model` in `quant` on `engine` over this many devices; `held`: a file that is here.
 
     `context` is each conversation's, 0: the engine's default. `users`: conversations at a time.
     """

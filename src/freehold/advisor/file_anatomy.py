@@ -172,7 +172,7 @@ _ENCODERS = frozenset(
         "modernbert",
     )
 )
-# Architectures in which only every so many layers see all positions, where files do not say which; none: _NONE.
+# Architectures in which only every n-th layer has full attention and files do not say which; none: _NONE.
 _NONE = 1 << 20  # more than there are layers
 _WINDOWED = dict.fromkeys(
     ("llama", "olmoe", "qwen2", "qwen2moe", "qwen3", "qwen3moe"), _NONE

@@ -28,7 +28,7 @@ from freehold.catalog.hardware import devices
 
 FILE = "machine.json"
 KEPT = 8  # measurements of one processor that are kept
-FIRST = 5  # so many are taken one by one, each time rates are asked for: one allocation may be read half as fast again
+FIRST = 5  # samples taken one at a time for each request of rates: single allocations differ by half in speed
 GUESS = (10.0, 60.0)  # GB/s and 1e9 int8 operations a second of one thread, where nothing may be measured
 _VARIANTS = {"ti", "super", "laptop", "mobile"}  # words that make a name another device's
 
@@ -114,7 +114,7 @@ def name_here() -> str:
 
 
 def unmeasured(threads: int) -> Rates:
-    """Return what so many threads usually get, where nothing was measured."""
+    """Return what this many threads usually get, where nothing was measured."""
     return Rates(GUESS[0] * threads, GUESS[1] * threads, measured=False)
 
 

@@ -21,7 +21,7 @@ from freehold.layers import longest_window
 Refuses = Callable[[Structure], str]  # why our engine does not run such a model; empty: it does
 BLOCK = 32  # tokens of a cache block
 ROWS = 512  # rows of a step at most
-WINDOW_SHARE, ROOMS = 4, 2  # one window block for so many blocks, and so many sequences' quotas at least
+WINDOW_SHARE, ROOMS = 4, 2  # blocks for each window block; sequences whose quotas the window pool must hold
 KV_WIDTHS = {
     "f16": 2.0,
     "q8": 1.03,
@@ -66,7 +66,7 @@ def footprint(anatomy: Anatomy, context: int, kv_type: str = "f16") -> Footprint
 
 
 def packed_bytes(anatomy: Anatomy) -> int:
-    """Return the bytes of the weights as the kernels want them."""
+    """Return the bytes of the packed weights."""
     return round(sum(part.weights * _bits(part) / 8 for part in anatomy.parts))
 
 
@@ -116,7 +116,7 @@ def decode_cost(anatomy: Anatomy, depth: int, kv_type: str = "f16") -> Cost:
 
 
 def batch_cost(anatomy: Anatomy, depth: int, sequences: int) -> Cost:
-    """Return what a step asks in which so many sequences go on by one token each.
+    """Return the work of a decode step of one token for each of this many sequences.
 
     Weights are read once; from some three rows on they are multiplied as a prompt's are.
     """

@@ -36,7 +36,7 @@ _UNMEASURED_BATCH = 2.0  # how far off many users' speed may be on our engine, o
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is asked at a time: `users`, each with a prompt and an answer of so many tokens."""
+    """The load: `users` at a time, each with a prompt and an answer of given lengths in tokens."""
 
     users: int = 1
     prompt: int = 512
@@ -79,7 +79,7 @@ def here(place: Place, held: Mapping[str, Path], load: Load = ALONE) -> Placer:
 
 
 def _crowded(found: Fit, users: int) -> str:
-    """Say why this machine cannot hold so many conversations at a time; empty: it can."""
+    """Say why this machine cannot hold this many conversations at a time; empty: it can."""
     machine, cache = found.place.machine, sum(found.memory.cache.values())
     assert machine is not None
     most = engine_called(OURS).streams
@@ -191,7 +191,7 @@ def _placement(
     load: Load,
     single: roofline.Single,
 ) -> Placement | str:
-    """Return the placement on one engine, or why it does not answer so many users."""
+    """Return the placement on one engine, or why it does not answer this many users."""
     placed = roofline.place(work, rig, engine, context)
     answer = single.answer if model.role == "generator" else single.prompt or single.answer
     if load.users > 1 and model.role == "generator":

@@ -22,7 +22,7 @@ from freehold.errors import UsageError
 from freehold.layers import LayerSpec
 
 _GIB = 1 << 30
-_NORMED = ("gemma2", "gemma3", "gemma4")  # architectures with norms before and behind attention and MLP
+_NORMED = ("gemma2", "gemma3", "gemma4")  # architectures with norms before and after attention and MLP
 CHUNK = 2048  # tokens of a prompt that servers read between two steps of answers
 
 
@@ -61,12 +61,12 @@ class Terms:
     unpack: float = 0.0  # s: by how much unpacking weights on the plain units takes longer than reading them
     experts: float = 0.0  # s: the experts that the step's tokens were sent to
     cache: float = 0.0  # s: keys, values and states of all sequences
-    compute: float = 0.0  # s: the step's multiplications but for one token's, which hide behind the reading
+    compute: float = 0.0  # s: multiplications except one token's, which overlap with reading memory
     prompts: float = 0.0  # s: multiplications of prompts that are read meanwhile
     layers: float = 0.0
     sparse: float = 0.0  # layers again, where they choose experts
     recurrent: float = 0.0  # layers again, of those that keep a state (gated DeltaNet, Mamba): more kernels
-    normed: float = 0.0  # layers again, of those with norms before and behind attention and MLP (Gemmas)
+    normed: float = 0.0  # layers again, of those with norms before and after attention and MLP (Gemmas)
     reduces: float = 0.0  # layers x log2(devices)
     steps: float = 0.0
     sequences: float = 0.0
@@ -195,7 +195,7 @@ def candidates(
 def step(
     work: Work, rig: Rig, engine: UpstreamEngine, batch: int, tokens: int, prompt: int = 0, answer: int = 1
 ) -> Terms:
-    """Return the terms of one step: `batch` sequences of `tokens` each go on by one.
+    """Return the terms of one step: `batch` sequences of `tokens` each advance by one.
 
     Meanwhile prompts are read, one of `prompt` tokens for every `answer` tokens of each sequence.
     """

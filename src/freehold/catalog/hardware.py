@@ -87,7 +87,7 @@ class Device:
         return max(self.prices, key=lambda m: m.checked, default=None)
 
     def rate(self, bits: float) -> float:
-        """Return the best dense rate for weights of so many bits, as far as it is published; else bf16's."""
+        """Return the best dense rate for weights of this many bits, as far as it is published; else bf16's."""
         narrow = [self.fp4] if bits <= 4.5 else []
         byte = [self.fp8, self.int8] if bits <= 8.5 else []
         return max((*narrow, *byte, self.bf16))
@@ -159,7 +159,7 @@ def rig(text: str) -> Rig:
     if not 1 <= count <= MOST_DEVICES:
         raise UsageError(
             f"{text!r}: {count:,} devices are not within 1..{MOST_DEVICES}, what one machine has",
-            f"name one machine, such as 8x{found[2]}; several answer side by side, so many times as much",
+            f"name one machine, such as 8x{found[2]}; several answer side by side, this many times as much",
         )
     return Rig(_sized(device(found[2]), found[3], text), count)
 

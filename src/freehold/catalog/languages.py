@@ -27,7 +27,7 @@ class Languages:
 
 
 def spelled(names: Iterable[str]) -> Languages:
-    """Return the languages behind `names`, each an ISO code or a set's key; raise KeyError for neither."""
+    """Return the languages that `names` stand for, each an ISO code or a set's key; raise KeyError for neither."""
     codes: dict[str, None] = {}
     stated, sources = 0, []
     for name in names:

@@ -93,12 +93,12 @@ def bits(kind: str) -> float:
 
 
 def stored(kind: str, columns: int) -> str:
-    """Return the type in which a matrix of so many columns is stored where `kind` was asked for; 0: any."""
+    """Return the type in which a matrix of this many columns is stored where `kind` was asked for; 0: any."""
     return _data()["fallback"].get(kind, kind) if columns % _BLOCK else kind
 
 
 def loss(name: str, params_b: float) -> float:
-    """Return what a quantisation costs a model of so many billion weights, on the logits of its results.
+    """Return what a quantisation costs a model of this many billion weights, on the logits of its results.
 
     A nat of KL divergence costs about a logit: Qwen2.5-Coder 32B loses 9.7 of 71.4 points of Aider's board in Q2_K,
     0.44 logits, for 0.445 nats (Aider's quant.yml, 2024-11). Smaller models lose more: by the root of the size,

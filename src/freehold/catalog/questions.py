@@ -249,7 +249,7 @@ def _quantity(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
         return _counted(number * _SCALE[suffix], suffix, rest)
     if suffix == "b":
         return 1 + (rest[:1] == ("parameters",)), [
-            Clause("size", f"{number:g}", "", "at most so many billions")
+            Clause("size", f"{number:g}", "", "at most this many billions")
         ]
     return _gigabytes(atoms, at, number, 1)
 
@@ -268,7 +268,7 @@ def _counted(number: float, suffix: str, rest: tuple[str, ...]) -> tuple[int, li
         return 2 + window, [Clause("context", f"{number:.0f}", "")]
     billions = {"billion": 1.0, "bn": 1.0}.get(rest[0] if rest else "", 0.0)
     if billions:
-        return 2, [Clause("size", f"{number:g}", "", "at most so many billions")]
+        return 2, [Clause("size", f"{number:g}", "", "at most this many billions")]
     if suffix:
         return 1, [Clause("context", f"{number:.0f}", "", f"{number:,.0f} tokens of context")]
     return 0, []

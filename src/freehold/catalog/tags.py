@@ -17,7 +17,7 @@ _HOSTS = re.compile(r"^(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/", re.
 _OLLAMA = re.compile(
     r"^(?:(?:https?://)?(?:www\.)?ollama\.com/|registry\.ollama\.ai/)?library/", re.IGNORECASE
 )
-# behind a tag or a repository's name: the type of its weights, or the tool that wrote them
+# after a tag or a repository's name: the type of its weights, or the tool that wrote them
 _TYPE = r"(?:ud-)?(?:i?q\d(?:_[a-z0-9]+)*|tq\d_\d|fp?16|fp?32|bf16|mxfp[48]|nvfp4|int[48])"
 _PACKED_TAG = re.compile(rf"[-:]{_TYPE}$", re.IGNORECASE)
 _PACKED_FILE = re.compile(rf":{_TYPE}$", re.IGNORECASE)
@@ -35,7 +35,7 @@ _TUNED = ("-instruct", "-chat", "-it")
 
 
 def plain(text: str) -> str:
-    """Return a name without a hub's address, `:latest`, and a type of weights behind a tag.
+    """Return a name without a hub's address, `:latest`, and a type of weights after a tag.
 
     A repository keeps a type that is part of its own name: `Nemotron-3-Nano-30B-A3B-BF16`.
     """
@@ -50,7 +50,7 @@ def packing(text: str) -> str:
 
 
 def tagged(text: str) -> str:
-    """Return the id that a tag of Ollama's library means, with or without a type behind it; empty: not known."""
+    """Return the id that a tag of Ollama's library means, with or without a type after it; empty: not known."""
     name = "-".join(plain(text).lower().split())
     return next((found for wanted in untuned(name) if (found := _tags().get(wanted, ""))), "")
 

@@ -185,7 +185,7 @@ class _Timer:
         return self._generate(self._ids(tokens), 1).prefill_tok_s
 
     def decode(self, tokens: int) -> float:
-        """Return tokens per second over `tokens` greedy steps after a short prompt behind `depth` tokens."""
+        """Return tokens per second over `tokens` greedy steps after `depth` tokens and a short prompt."""
         for _ in range(ATTEMPTS):
             usage = self._generate(self._deep + self._ids(DECODE_PROMPT), tokens + 1)
             if usage.completion_tokens > tokens // 2:

@@ -32,7 +32,7 @@ PORTION = 256  # lines of stdin that are read before vectors are written
 @click.option(
     "--pooling", type=click.Choice(["mean", "last", "cls"]), help="Pooling; default: the model's own."
 )
-@click.option("--dimensions", type=click.IntRange(1), help="Keep so many dimensions, normalised again.")
+@click.option("--dimensions", type=click.IntRange(1), help="Keep this many dimensions, normalised again.")
 @click.option("--truncate", is_flag=True, help="Truncate texts longer than the context, with a warning.")
 @click.option("--context", type=click.IntRange(1), help="Most tokens per text; default: the model's own.")
 @click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")

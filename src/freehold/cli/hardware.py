@@ -1,4 +1,4 @@
-"""`freehold hardware MODEL --users N`: hardware that serves so many users, prices, and why other hardware does not.
+"""`freehold hardware MODEL --users N`: hardware that serves this many users, prices, and why other hardware does not.
 
 Knows options and columns; the sizing is advisor/sizing.py's. Path: main -> hardware -> choosing.hardware -> Sizing
 """

@@ -34,7 +34,7 @@ class Counts:
     accepted_at: list[int] = field(default_factory=list)
 
     def stepped(self, tokens: int, prefilled: Iterable[Sequence]) -> None:
-        """Count a step of so many tokens; `prefilled`: sequences whose prompts it completed."""
+        """Count a step of this many tokens; `prefilled`: sequences whose prompts it completed."""
         self.steps += 1
         self.batched_tokens += tokens
         self.step_sizes[bisect_left(STEP_SIZES, tokens)] += 1

@@ -1,7 +1,7 @@
 """The engine of an encoder: whole texts as ids in, one vector a text out. It makes no token and keeps no cache.
 
 Knows ids, steps and pooling; knows no text and no protocol. A caller puts its texts into a queue and computes steps
-until they are done, so texts of many callers share a step; they lie one behind the other, without padding. A text's
+until they are done, so texts of many callers share a step; they are concatenated without padding. A text's
 vector is the same bits, whatever shares its step. Batch texts are computed in steps of their own, and only while no
 interactive one waits: in an interactive step they would lengthen it.
 Path: LLM.embed -> Encoder.embed -> native Plan.run -> Pool

@@ -203,7 +203,7 @@ class Engine:
         """Continue `prompt_ids`; iterate over the result for its tokens, the last of which has a reason.
 
         Without a seed a random one is used (Generation.seed). `resume`: the first tokens of this very answer, made
-        by an engine that died; the answer goes on behind them.
+        by an engine that died; the answer continues after them.
         Raises UsageError, ContextOverflow at once; Overloaded on entering; NonFiniteLogits, DeadlineExceeded,
         StepFailed, EngineClosed while iterating.
         """
@@ -218,7 +218,7 @@ class Engine:
         resume: Ordered[Ordered[int]] = (),
         **options: Unpack[AnswerOptions],
     ) -> list[Generation]:
-        """Continue `prompt_ids` in `n` ways; number i samples with seed + i and goes on behind `resume[i]`.
+        """Continue `prompt_ids` in `n` ways; number i samples with seed + i and continues after `resume[i]`.
 
         The prompt is computed once. Start them in order: once the first is admitted, the others always are.
         """
@@ -309,7 +309,7 @@ class Engine:
     # --- the step ----------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Compute one step for all sequences that can go on; False if none can. The caller holds the step lock."""
+        """Compute one step for all sequences that can continue; False if none can. The caller holds the step lock."""
         self._sweep()
         batch = self._scheduler.schedule()
         if not batch or self._runner is None:
@@ -342,7 +342,7 @@ class Engine:
         self._counts.stepped(sum(chunk.num_tokens for chunk in batch), prefilled)
 
     def _take_back(self, batch: list[ScheduledChunk]) -> None:
-        """Go on behind what was published before a step that was interrupted; a sequence with a reason ends."""
+        """Resume from what was published before an interrupted step; a sequence with a finish reason ends."""
         for chunk in batch:
             if chunk.seq.reason is not None and not chunk.seq.done:
                 self._drop(chunk.seq)

@@ -1,4 +1,4 @@
-"""What went wrong in a step, as an error of the package.
+"""Wraps errors of a step as StepFailed or DamagedPack.
 
 Knows errors and packed weights; knows no sequence and no step.
 Path: Engine.step, Emitter.emit and Encoder.embed -> named, traced
@@ -11,7 +11,7 @@ from freehold.models.load import LoadedModel
 
 
 def named(error: Exception, what: str) -> FreeholdError:
-    """Return `error` if it is the package's own; else StepFailed, which says `what` failed."""
+    """Return `error` if it is a FreeholdError, else a StepFailed whose message begins with `what`."""
     if isinstance(error, FreeholdError):
         return error
     failure = StepFailed(f"{what}: {type(error).__name__}: {error}", "this is a bug; please report it")
@@ -20,7 +20,7 @@ def named(error: Exception, what: str) -> FreeholdError:
 
 
 def traced(error: FreeholdError, model: LoadedModel) -> FreeholdError:
-    """Return what explains values that are not finite: damage of the packed weights, if there is any, else `error`."""
+    """Return DamagedPack if damaged packed weights explain values that are not finite, else `error`."""
     try:
         if model.pack is not None:
             model.pack.suspect()

@@ -1,4 +1,4 @@
-"""An answer under way, as the caller holds it.
+"""A running answer, as the caller holds it.
 
 Knows its sequence and how to enter it; knows no step. Iterated over, it drives the engine; in a served
 engine, where one thread pumps, it is started and its tokens are taken.
@@ -28,7 +28,7 @@ class SequenceEngine(Protocol):
 
 
 class Generation:
-    """An answer under way: iterate over it, or `start` it and `take` its tokens; close it to stop within one step."""
+    """A running answer: iterate over it, or `start` it and `take` its tokens; close it to stop within one step."""
 
     _closed = True  # until it is made: a failed constructor leaves nothing to close
 

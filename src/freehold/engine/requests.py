@@ -44,7 +44,7 @@ class AnswerOptions(Sharing, total=False):
 
     max_tokens: int | None  # None: until a stop token or the context's end
     stop_ids: Iterable[int]
-    logprobs: int | None  # report log-probabilities and so many of the likeliest tokens
+    logprobs: int | None  # report log-probabilities and this many of the likeliest tokens
     constraint: Constraint | None  # what the answer's text must be
 
 
@@ -109,7 +109,7 @@ class Requests:
     def sequence(
         self, request: Request, resume: Ordered[int] = (), parent: Sequence | None = None
     ) -> Sequence:
-        """Return the sequence of a request that goes on behind `resume`; it is done if those end the answer."""
+        """Return the sequence of a request that continues after `resume`; it is done if those end the answer."""
         made = self.checked_ids(resume) if resume else []
         seq = Sequence(request, [*request.prompt, *made], parent, resumed=len(made))
         if made and made[-1] in request.stop_ids:

@@ -66,7 +66,7 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request under way: its tokens, and what the parts of the engine note about it."""
+    """A running request: its tokens, and the state that parts of the engine keep for it."""
 
     # Set when it is made (requests.py).
     request: Request
@@ -103,7 +103,7 @@ class Sequence:
     retry_above: int = -1  # after it found no room: admission is tried again once more blocks are free,
     retry_at: float = 0.0  # or from this time on
     prefix_provider: Sequence | None = None  # computes what this one begins with, so this one waits
-    shared_until: int = 0  # until so many of the provider's tokens are computed
+    shared_until: int = 0  # until the provider has computed this many tokens
     awaited_until: int = 0  # tokens that another sequence waits for
 
     # Written by speculation.

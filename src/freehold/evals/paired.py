@@ -55,7 +55,7 @@ def compared(one: Sequence[bool], other: Sequence[bool]) -> Compared:
 
 
 def resolution(cases: int) -> float:
-    """Return the difference in per cent that so many cases can tell from none, if half of them differ between models.
+    """Return the difference in per cent that this many cases can tell from none, if half of them differ between models.
 
     The half-width of an 80 % interval: 1.28 x sqrt(0.5 / n).
     """

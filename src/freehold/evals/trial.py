@@ -1,4 +1,4 @@
-"""Runs a user's cases on models, the same for each, and keeps every answer, so that a run that was stopped goes on.
+"""Runs a user's cases on models, the same for each, and keeps every answer, so that a run that was stopped continues.
 
 A file of the data folder holds the answers of one model to one set of cases: evals/SAMPLES-MODEL.jsonl, named by the
 digests of both, readable by its owner alone. A first line says what it is; a line that was cut short is answered

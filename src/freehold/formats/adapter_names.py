@@ -17,7 +17,7 @@ ADAPTER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
 def check_adapter_name(name: str) -> None:
-    """Raise UsageError for a name that could not stand behind a plus."""
+    """Raise UsageError for a name that is not valid after a plus."""
     if not re.fullmatch(ADAPTER_NAME, name):
         raise UsageError(
             f"{name[:80]!r} cannot be an adapter's name", "use up to 64 letters, digits, dots, dashes and _"

@@ -20,7 +20,7 @@ from freehold import _native as native
 from freehold.errors import BadModelFile, ModelNotFound
 
 HEAD_BYTES = 256
-"""How much of a file `looks_like` wants to see."""
+"""Bytes from the start of a file that `looks_like` needs."""
 
 FETCH_AGAIN = "the download may be incomplete or damaged; fetch the file again"
 

@@ -125,7 +125,7 @@ def _check_format(job: Job) -> None:
     size = len(source) if isinstance(source, str) else _json_size(source, "format is not a JSON schema")
     _check("length of format", size, 0, MAX_FORMAT_CHARS)
     if job.ignore_eos:
-        raise UsageError("ignore_eos goes on after the end of a text, and format has one", "leave one out")
+        raise UsageError("ignore_eos continues after the end of a text, and format has one", "leave one out")
 
 
 def _check_timeout(seconds: float | None) -> None:
@@ -141,7 +141,7 @@ def most_chars(chars: int, context: int, longest: Callable[[], int]) -> int:
 
 
 def check_chars(what: str, chars: int, context: int, longest: Callable[[], int]) -> None:
-    """Raise ContextOverflow for a text of so many characters that `context` tokens cannot hold it."""
+    """Raise ContextOverflow for a text of this many characters that `context` tokens cannot hold it."""
     most = most_chars(chars, context, longest)
     if chars > most:
         raise ContextOverflow(

@@ -321,7 +321,7 @@ class LLM:
         """Return a vector of unit length for each text, given as text or as token ids.
 
         `pooling`: "mean", "last" or "cls" of the last activations; None is the model's own way, and "last" for a
-        model that generates. `dimensions`: keep so many of a vector's numbers, at unit length again, which is for
+        model that generates. `dimensions`: keep this many of a vector's numbers, at unit length again, which is for
         models that were trained for it. `truncate`: cut texts longer than the context, and say which (Embeddings.cut).
         `adapter`: as in `chat`. Raises ContextOverflow naming the text that is too long, BadPrompt for an empty one,
         UsageError.

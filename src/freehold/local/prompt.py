@@ -84,7 +84,7 @@ class Prompter:
                 raise UsageError(f"{name} is for chats; a plain prompt has no template that knows it")
         if job.turn != "new":
             raise UsageError(
-                "only a chat has a last message to go on from; a plain prompt is continued anyway"
+                "only a chat has a last message to continue from; a plain prompt is continued anyway"
             )
         if job.suffix is not None:
             return self._gap(job.prompt, job.suffix)

@@ -1,1 +1,1 @@
-"""Model families, one file per architecture: config and weight map in, forward pass out, in native ops."""
+"""Model families, one file per architecture: config and weights in, a forward pass of native ops out."""

@@ -84,7 +84,7 @@ class LayerPart(ABC):
 
 
 class Ends(ABC):
-    """What stands before the first layer and behind the last."""
+    """What stands before the first layer and after the last."""
 
     @abstractmethod
     def tensors(self) -> dict[str, TensorSpec]:

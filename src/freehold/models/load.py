@@ -93,7 +93,7 @@ class LoadedModel:
         return tuple(layer.keeps for layer in self.network.layers)
 
     def new_cache(self, blocks: int, kv_type: str = "f16", window_blocks: int = 0) -> native.KvCache:
-        """Allocate pages for all layers; with `window_blocks`, those with a window lie in a pool of so many."""
+        """Allocate pages for all layers; with `window_blocks`, those with a window lie in a pool of this many."""
         pages = [(spec.kv_heads, spec.head_dim, spec.value_width) for spec in self.layers]
         return native.KvCache(pages, blocks, kv_type, [spec.window for spec in self.layers], window_blocks)
 

@@ -48,7 +48,7 @@ class DenseMatrix:
         return self._tensor.shape[-1]
 
     def expert(self, number: int, rows: int) -> F32:
-        """Return one expert's matrix of so many rows."""
+        """Return one expert's matrix of this many rows."""
         return self.take(np.arange(number * rows, (number + 1) * rows))
 
     def take(self, rows: NDArray[np.integer]) -> F32:

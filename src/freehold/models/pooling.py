@@ -1,7 +1,7 @@
 """How a folder of sentence-transformers files makes one vector of a text's activations.
 
 Knows modules.json and the pooling module's config.json; knows no model and no arithmetic. What is not computed is
-refused: a further layer behind the pooling would change every vector.
+refused: a further layer after the pooling would change every vector.
 Path: local/opening.py -> pooling_from_dir -> LLM.embed
 """
 

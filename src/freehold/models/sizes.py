@@ -163,7 +163,7 @@ def checked_sizes(**sizes: Any) -> dict[str, Any]:
 
 
 def check_width(name: str, width: int) -> None:
-    """Raise unless the kernels take matrices with so many columns."""
+    """Raise unless the kernels take matrices with this many columns."""
     if width > MAX_WIDTH:
         raise BadModelFile(f"the {name} width is {width}; the limit is {MAX_WIDTH}")
     if width % WIDTH_STEP:

@@ -1,1 +1,1 @@
-"""ChatModels behind HTTP: one connection (http.py), one file a wire."""
+"""ChatModels over HTTP: one connection (http.py), one file for each wire protocol."""

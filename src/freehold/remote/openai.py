@@ -33,7 +33,7 @@ _OPENAI = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "see
 
 
 class RemoteModel:
-    """A ChatModel behind an `Api`.
+    """A ChatModel served by an `Api`.
 
     `info` is what our own server says of a model that it holds: it then gets every sampling field, ids are returned
     with the text, and `default_sampling` is known. Without it, `name` may be any model of an OpenAI-compatible
@@ -52,7 +52,7 @@ class RemoteModel:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; an answer under way is cancelled."""
+        """Close the connection; an answer in progress is cancelled."""
         self._api.close()
 
     @property

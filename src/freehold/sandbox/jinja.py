@@ -128,7 +128,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return check_value(super().call(context, obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Look at widths before `str.format` runs; the sandbox hides the method behind its own function."""
+        """Look at widths before `str.format` runs; the sandbox replaces the method with its own function."""
         inner = super().wrap_str_format(value)
         if inner is None:
             return None

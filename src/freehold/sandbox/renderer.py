@@ -26,7 +26,7 @@ from freehold.sandbox.children import follow_parent
 from freehold.sandbox.limits import HINT
 from freehold.sandbox.wire import receive, send
 
-GRACE_S = 0.2  # of processor behind the template's own clock, whose message is the better one
+GRACE_S = 0.2  # of processor time beyond the template's own limit, whose message is better
 MEMORY = 512 << 20  # bytes of addresses; interpreter and Jinja map some 60 MB
 MEMORY_PER_BYTE = 48  # of the input: up to 4 bytes each, decoded, rendered, joined, encoded and sent
 WORN = 192 << 20  # bytes; a chat of two megabytes stays below

@@ -1,4 +1,4 @@
-"""Messages between a process and its renderer: bytes behind their length, in four bytes."""
+"""Messages between a process and its renderer: each a length in four bytes, then its bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LENGTH = 4  # bytes before a message
 
 
 def send(sock: socket.socket, message: bytes) -> None:
-    """Send a message behind its length."""
+    """Send a message: its length, then its bytes."""
     sock.sendall(len(message).to_bytes(LENGTH, "little") + message)
 
 

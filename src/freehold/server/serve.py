@@ -45,7 +45,9 @@ from freehold.store import Store
 
 STOP_S = 5.0  # from the end of the drain to the end of the process
 OTHER_FILES = 256  # that a server opens besides connections: engines, models, uploads, the accounts
-SWITCH_S = 0.001  # that a thread which parses a body computes before the loop goes on; Python's own is 0.005
+SWITCH_S = (
+    0.001  # that a thread which parses a body runs before the loop continues; Python's default is 0.005
+)
 FEWEST = 8  # connections worth serving
 _log = logging.getLogger("freehold.server")
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go
@@ -164,7 +166,7 @@ class Doors:
         if settings.home is not None:
             desk = self.server.parts[Desk] = Desk(settings.home)
             self.server.watched.append(desk.waiting)
-        self.at_latest: Callable[[float], object] = lambda _: None  # ends the process in so many seconds
+        self.at_latest: Callable[[float], object] = lambda _: None  # ends the process in this many seconds
         self._halves: list[_Half] = []
         self._batches: asyncio.Task[None] | None = None
         self.server.metrics.watch(
@@ -226,7 +228,7 @@ class Doors:
         """Accept no more connections and finish answers within drain_s; at once with `now` or the second time."""
         health, loop = self.server.health, asyncio.get_running_loop()
         again, health.stopping = health.stopping, True
-        if self._batches is not None:  # they go on when the server is back
+        if self._batches is not None:  # they continue when the server is back
             self._batches.cancel()
         for half in self._halves:
             half.should_exit = True

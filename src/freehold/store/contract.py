@@ -1,7 +1,7 @@
 """The contract of a source: answer a reference with a plan, then fetch the plan into a folder.
 
 Sources: hub.py (Hugging Face hub), index.py (package index), url.py. Only `Store` calls them.
-A fetch may die at any byte; the next one with the same plan and folder goes on where it stopped.
+A fetch may die at any byte; the next one with the same plan and folder continues where it stopped.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ _UNREACHABLE = re.compile(
     r"Retrying \(.*(Name or service not known|failure in name resolution|unreachable|refused|nodename nor servname)"
 )
 _FAILURES = 2
-# Runs inside the child: pip goes on only while our end of its stdin is open, so that it cannot outlive us,
+# Runs inside the child: pip continues only while our end of its stdin is open, so that it cannot outlive us,
 # however we end.
 _LEASH = """
 import os, runpy, sys, threading

@@ -92,7 +92,7 @@ def _unquoted(value: str) -> str:
     if value.startswith(_TRIPLE):
         inside, closing, after = value[3:].rpartition(_TRIPLE)
         if not closing or after.strip():
-            raise UsageError(f'{after.strip()[:60]!r} stands behind the closing """')
+            raise UsageError(f'{after.strip()[:60]!r} follows the closing """')
         return inside
     if _TRIPLE in value:
         raise UsageError('""" stands in the middle of a value', "begin the value with it")

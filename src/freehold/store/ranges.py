@@ -49,7 +49,7 @@ class _Changed(Exception):
 def fetch_file(
     http: Http, file: PlannedFile, target: Path, settings: Settings, on_bytes: OnBytes, say: Say
 ) -> HeldFile:
-    """Bring one file to `target`, whole and checked; go on from an earlier run's part.
+    """Bring one file to `target`, whole and checked; continue from an earlier run's part.
 
     `on_bytes` gets the bytes on disk so far. Raises DownloadFailed (also for a wrong digest, after deleting
     the part), AccessDenied, or CapacityExceeded with the part kept.
@@ -181,7 +181,7 @@ class _Ranges:
             self.part.release()
 
     def _fetch_range(self, i: int) -> None:
-        """Fetch range `i`, going on after a broken connection from the byte it reached."""
+        """Fetch range `i`, continuing after a broken connection from the byte it reached."""
         cursor = _RangeCursor(*self.part.bounds(i))
         backoff = Backoff(self.http.retry_s, stop=self.stop)
         while not self.stop.is_set():

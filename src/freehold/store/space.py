@@ -36,7 +36,7 @@ def full_disk(folder: Path, kept: str) -> Iterator[None]:
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise CapacityExceeded(
                 f"the disk of {folder} is full ({e.strerror}); {kept}",
-                "free space (freehold list, freehold rm), then run the same command: it goes on from there",
+                "free space (freehold list, freehold rm), then run the same command: it continues from there",
             ) from e
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
             raise StoreError(f"{e.filename or folder} cannot be written: {e.strerror}") from e

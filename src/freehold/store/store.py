@@ -76,7 +76,7 @@ class Store:
         """Make `ref` held: at once if it is, by reference if another program holds it, else by download.
 
         Raises ModelNotFound, AccessDenied, DownloadFailed, CapacityExceeded or Offline. What an
-        interrupted or failed pull fetched is kept; the same call goes on from there.
+        interrupted or failed pull fetched is kept; the same call continues from there.
         """
         started = time.monotonic()
         parsed = parse_ref(ref)

@@ -69,7 +69,7 @@ class Vocabulary:
     strips_leading_space: bool  # encoding puts a space before the text, so decoding takes it away
     pad_id: int | None = None
     unk_id: int | None = None
-    word_pieces: bool = False  # a text that begins with ## goes on with the word before it, others begin one
+    word_pieces: bool = False  # a text that begins with ## continues the word before it, others begin one
 
 
 @lru_cache(maxsize=1)
@@ -187,7 +187,7 @@ class Tokenizer:
 
     @property
     def suffix_ids(self) -> tuple[int, ...]:
-        """What is put behind a text by the model's own habit."""
+        """Tokens that the model appends to a text."""
         return self._vocabulary.suffix_ids
 
     @property

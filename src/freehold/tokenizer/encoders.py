@@ -179,7 +179,7 @@ class _Windows:
 
 
 def _one(pipeline: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
-    texts: Any = [text]  # the library's types want a list of whatever it takes
+    texts: Any = [text]  # the library's annotation requires a list of its inputs
     (encoding,) = pipeline.encode_batch(texts, add_special_tokens=False)
     return encoding
 
@@ -191,7 +191,7 @@ def _begin(encoding: tokenizers.Encoding, token: int) -> int:
 
 
 def _certain(split: tokenizers.Encoding, words: Sequence[Any], window: str) -> tuple[int, int]:
-    """Return how many tokens belong to words that nothing behind the window changes, and where their text ends.
+    """Return how many tokens belong to words that nothing after the window changes, and where their text ends.
 
     The next window begins with no combining mark: a normaliser might have joined it to what stands before.
     """

@@ -161,7 +161,7 @@ def _call(left: list[str], depth: int) -> str:
 
 
 class _Writer:
-    """Writes pieces in Jinja; with `until_response` nothing that stands behind the first .Response."""
+    """Writes pieces in Jinja; with `until_response` nothing that stands after the first .Response."""
 
     def __init__(self, until_response: bool = False) -> None:
         self._until, self._cut = until_response, False

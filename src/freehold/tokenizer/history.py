@@ -26,7 +26,7 @@ PROBE_CHAT = (Message("user", "x"), Message("assistant", "", tool_calls=(PROBE_C
 
 @dataclass(frozen=True, slots=True)
 class CallSpelling:
-    """How a template wants an assistant's calls: arguments as an object or as its text, no content as "" or none."""
+    """The form of calls that a template expects: arguments as an object or as its text, no content as "" or none."""
 
     as_text: bool = False
     no_content: bool = False
@@ -133,7 +133,7 @@ def _tidied(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_preamble(chat: list[dict[str, Any]], preamble: str) -> list[dict[str, Any]]:
-    """Return `chat` with `preamble` behind what its system message says."""
+    """Return `chat` with `preamble` after what its system message says."""
     if not preamble:
         return chat
     if chat and chat[0].get("role") == "system":

@@ -12,7 +12,7 @@ from freehold.errors import UsageError
 
 
 def held_suffix(text: str, needles: Sequence[str]) -> int:
-    """Return the length of the longest end of `text` that a needle could go on from (never a whole one)."""
+    """Return the length of the longest suffix of `text` that begins a needle (never a whole one)."""
     longest = max((len(n) for n in needles), default=1) - 1
     for size in range(min(longest, len(text)), 0, -1):
         if any(n.startswith(text[-size:]) for n in needles if len(n) > size):

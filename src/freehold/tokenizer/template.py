@@ -30,7 +30,7 @@ from freehold.types import Message, Tool
 
 Thinking = Literal["none", "switch", "always"]
 
-# Marks where the last message ends. The space behind it tells whether the template trims what it writes.
+# Marks where the last message ends. The space after it tells whether the template trims what it writes.
 _LEFT_OPEN = "\ue0f2\ue0f3\ue0f2 "
 _TAG_PAIRS = (
     ("<think>", "</think>"),
@@ -96,7 +96,7 @@ class ChatTemplate:
         """Render `messages` into a prompt.
 
         `continue_final`: the prompt ends where the last message does, an assistant's with text or thinking, so that
-        the answer goes on from it (there is no generation prompt then). Raise UsageError for any other last message.
+        the answer continues from it (there is no generation prompt then). Raise UsageError for any other last message.
         `think` True or False asks for thinking or none; None leaves it to the template. Raise UsageError when
         the template has no such switch and `think` contradicts it, or if `effort` is none of its `efforts`.
         Further `variables` reach the template.
@@ -153,7 +153,7 @@ class ChatTemplate:
 
     @property
     def _spelling(self) -> Spelling:
-        """How the template wants calls, found by rendering one."""
+        """The form of calls that the template expects, found by rendering one."""
         dialect = self.dialect
         if dialect is None:
             return Spelling()
@@ -303,7 +303,7 @@ def _prefaced(inputs: dict[str, Any], preamble: str) -> dict[str, Any]:
 
 
 def _left_open(chat: list[dict[str, Any]]) -> str:
-    """Mark the end of the last message of `chat`; return what it says. Raise UsageError for one not to go on from."""
+    """Mark the end of the last message of `chat`; return what it says. Raise UsageError if it cannot be continued."""
     last = chat[-1] if chat else {}
     if last.get("role") != "assistant" or last.get("tool_calls"):
         raise UsageError(

@@ -47,7 +47,7 @@ class Traits:
     efforts: tuple[str, ...] = ()  # the levels that change what is rendered
     shows_tools: bool = False
     takes_system: bool = False
-    form: CallSpelling = FORMS[0]  # how it wants calls
+    form: CallSpelling = FORMS[0]  # the form of calls it expects
     dead: BadTemplate | None = None  # it does not compile, or not even a chat of one word ends
 
 

@@ -1,1 +1,1 @@
-"""Models in processes of their own: an engine each behind a socket, and what keeps it alive."""
+"""Models in processes of their own: each has an engine, reached by a socket and restarted when it dies."""

@@ -101,7 +101,7 @@ class LoadWaiters:
                 self._waiting.remove(waiting)
 
     def release(self) -> None:
-        """Let all go on; they leave the list when they do."""
+        """Wake all waiting loads; each removes itself from the list."""
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)

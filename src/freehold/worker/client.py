@@ -216,7 +216,7 @@ def _process_with(ours: socket.socket, theirs: socket.socket) -> subprocess.Pope
 
 
 def ended_by(code: int, kills_before: int | None, kills_now: int | None) -> str:
-    """Say how a process ended, by its status and the kernel's count of processes ended for want of memory."""
+    """Say how a process ended, by its status and the kernel's count of processes it ended for lack of memory."""
     if code >= 0:
         return f"it ended with status {code}"
     name = str(-code)
@@ -225,7 +225,7 @@ def ended_by(code: int, kills_before: int | None, kills_now: int | None) -> str:
     if -code != signal.SIGKILL:
         return f"it was ended by {name}"
     if kills_before is None or kills_now is None:
-        return f"it was ended by {name}: by the kernel for want of memory, or by another process"
+        return f"it was ended by {name}: by the kernel for lack of memory, or by another process"
     if kills_now > kills_before:
-        return f"it was ended by {name}, and the kernel ended {kills_now - kills_before} for want of memory meanwhile"
-    return f"it was ended by {name}, by another process: the kernel ended none for want of memory meanwhile"
+        return f"it was ended by {name}, and the kernel ended {kills_now - kills_before} for lack of memory meanwhile"
+    return f"it was ended by {name}, by another process: the kernel ended none for lack of memory meanwhile"

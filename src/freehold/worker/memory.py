@@ -25,7 +25,7 @@ CACHE_SHARE = 0.5
 
 
 class EngineMemory:
-    """What the machine has left for engines. `available` returns the bytes that may still be taken."""
+    """Memory left on the machine for engines. `available` returns the bytes that may still be taken."""
 
     def __init__(
         self, handles: Mapping[str, EngineHandle], options: EngineOptions, available: Callable[[], int]
@@ -35,7 +35,7 @@ class EngineMemory:
         self._lock = asyncio.Lock()  # one load looks for room at a time
 
     async def reserve(self, handle: EngineHandle, weights: int, refused: CapacityExceeded | None) -> int:
-        """Make room for a model of so many bytes; return the bytes its cache may take. Raises CapacityExceeded.
+        """Make room for a model of `weights` bytes; return the bytes its cache may take. Raises CapacityExceeded.
 
         `refused`: the engine's own error, which knows what a token costs; then one idle model more is unloaded.
         """

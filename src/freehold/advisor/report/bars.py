@@ -1,4 +1,4 @@
-"""Horizontal bars, each of one part or several, with their values behind them.
+"""Horizontal bars, each of one part or several, with their values after them.
 
 Knows no units: the caller writes each value's text.
 Path: cli -> bars -> svg.chart.
@@ -26,7 +26,7 @@ _ROW, _THICK, _NARROW = 30.0, 16.0, 520.0
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar: its parts in the order of the chart's series, and the text behind it. `strong` sets it off."""
+    """One bar: its parts in the order of the chart's series, and the text after it. `strong` sets it off."""
 
     label: str
     parts: tuple[float, ...]

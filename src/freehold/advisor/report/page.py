@@ -2,7 +2,7 @@
 
 A chart is drawn twice, for a desk and for a phone, and the stylesheet shows the one that fits: scaling a
 wide one down would leave its text unreadable. On a phone a row of a table becomes a list of its cells,
-each behind its column's name: nothing has to be scrolled sideways. Knows no chart's content.
+each after its column's name: nothing has to be scrolled sideways. Knows no chart's content.
 Path: cli -> page(sections) -> a file.
 """
 

@@ -27,7 +27,7 @@ _ROW, _THICK, _NARROW = 30.0, 14.0, 520.0
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One range and the text behind it."""
+    """One range and the text after it."""
 
     label: str
     low: float
@@ -63,7 +63,7 @@ def spans(
 
 
 def _row(span: Span, scale: FittedAxis, top: float) -> list[str]:
-    """Return a range's bar, its middle, and its text behind the longest one."""
+    """Return a range's bar, its middle, and its text after the longest one."""
     parts = [text(scale.end + 10, top + 12, span.text)]
     if span.low < math.inf:
         start, end = scale.at(span.low), scale.at(span.high)

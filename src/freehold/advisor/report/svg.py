@@ -37,7 +37,7 @@ svg.chart { display: block; font: 13px system-ui, sans-serif; font-variant-numer
 """.strip()
 SERIES = 6  # c0 to c5
 SLACK = (
-    8.0  # pixels kept free behind text at an edge: bold letters and capitals are wider than `width_of` says
+    8.0  # pixels kept free after text at an edge: bold letters and capitals are wider than `width_of` says
 )
 
 

@@ -381,5 +381,5 @@ CHECKS: dict[str, dict[str, Callable[[CheckTarget, Any], None]]] = {
     "llm": {"chat": llm_prompt, "stream": llm_stream},
 }
 
-# feature -> what a model must be able to do for it; the others want one that makes text
+# feature -> what a model must be able to do for it; the others need one that generates text
 NEEDS = {"models": "", "list": "", "show": "", "embeddings": "", "tools": "tools"}

@@ -41,7 +41,7 @@ class BlockManager:
         self._tier = DiskTier(self.pool, self.kinds, disk, (pages, *states))
 
     def close(self) -> None:
-        """Let the disk finish, and let go of the memory behind it."""
+        """Wait for disk writes to finish, then release their memory."""
         if self._tier is not None:
             self._tier.close()
 
@@ -169,7 +169,7 @@ class BlockManager:
         return min(tokens, len(seq.block_table) * BLOCK_TOKENS)
 
     def prepare(self, seq: Sequence, first: int, count: int, drafts: int = 0) -> None:
-        """Provide what a step writes for `count` positions from `first` on, and for draft tokens behind them."""
+        """Provide what a step writes for `count` positions from `first` on, and for draft tokens after them."""
         for kind in self._following:
             kind.prepare(seq, first, count, drafts)
 
@@ -216,7 +216,7 @@ class BlockManager:
         return [node.block for node in (*path, source) if node is not None], at + same
 
     def _usable(self, blocks: Ordered[int], tokens: int, parent: Sequence | None = None) -> int:
-        """Return how many of the tokens in `blocks` every kind can go on behind."""
+        """Return how many of the tokens in `blocks` every kind can reuse."""
         while True:
             least = min(kind.usable(blocks, tokens, parent) for kind in self.kinds)
             if least == tokens:
@@ -249,7 +249,7 @@ class BlockManager:
             table.append(block)
 
     def _go_back(self, seq: Sequence, good: int, tokens: int) -> None:
-        """Drop blocks behind the first `good` tokens; below 0, begin again with what blocks up to `tokens` allow.
+        """Drop blocks after the first `good` tokens; below 0, begin again with what blocks up to `tokens` allow.
 
         One block stays in any case: a sequence without one has not begun.
         """

@@ -25,7 +25,7 @@ from freehold.types import KvType
 MEMORY_SHARE = 0.5  # of available memory that the cache may take by default
 REQUEST_SHARE = 0.9  # and where the caller names a size; the rest is for activations and other programs
 MOST_BLOCKS = 1 << 26  # KvCache takes no more
-# Window layers have window blocks for this many sequences at least, and one for so many blocks: a cache of many
+# Window layers have window blocks for at least ROOMS sequences, and one for each WINDOW_SHARE blocks: a cache of many
 # streams holds mostly short ones, whose every position some window sees.
 ROOMS, WINDOW_SHARE = 2, 4
 LEAST_STATES = (
@@ -44,7 +44,7 @@ def bytes_per_block(model: LoadedModel, kv_type: KvType = "f16") -> int:
 
 @dataclass(frozen=True, slots=True)
 class CacheBytes:
-    """What a cache of so many blocks takes."""
+    """Memory of a cache with a given number of blocks."""
 
     block: int  # bytes of a block's pages of layers that see all positions
     window_block: int  # and of those with a window
@@ -68,7 +68,7 @@ class CacheBytes:
         return cls(cache.bytes_per_block + also, cache.bytes_per_window_block, least, state)
 
     def places(self, blocks: int) -> dict[str, int]:
-        """Return the places that go with so many blocks, by kind, full attention apart.
+        """Return the places that go with this many blocks, by kind, full attention apart.
 
         In a short cache window layers keep all positions in its blocks: a window and a step's tokens would take more
         window blocks than there are blocks.
@@ -81,13 +81,13 @@ class CacheBytes:
         return found
 
     def total(self, blocks: int) -> int:
-        """Return the bytes of so many blocks, with what window and recurrent layers keep beside them."""
+        """Return the bytes of this many blocks, with what window and recurrent layers keep beside them."""
         places = self.places(blocks)
         windows, states = places.get(SlidingWindow.name, blocks), places.get(Recurrent.name, 0)
         return blocks * self.block + windows * self.window_block + states * self.state
 
     def blocks(self, room: int) -> int:
-        """Return how many blocks so many bytes hold."""
+        """Return how many blocks fit in these bytes."""
         low, high = 0, MOST_BLOCKS
         while low < high:
             middle = (low + high + 1) // 2
@@ -98,7 +98,7 @@ class CacheBytes:
 def kinds_beside_full(
     layers: Iterable[LayerSpec], places: Mapping[str, int], blocks: int, max_num_batched_tokens: int
 ) -> list[CacheKind]:
-    """Return the kinds that have so many places, for a model's layers in a pool of `blocks` blocks."""
+    """Return the kinds that have this many places, for a model's layers in a pool of `blocks` blocks."""
     kinds: list[CacheKind] = []
     if count := places.get(SlidingWindow.name):
         kinds.append(SlidingWindow(count, blocks, longest_window(layers), max_num_batched_tokens))

@@ -1,9 +1,9 @@
-"""What a kind of cache does for sequences; full.py, window.py and recurrent.py each hold one.
+"""The contract of a kind of cache; full.py, window.py and recurrent.py implement it.
 
-A sequence has one table of blocks of BLOCK_TOKENS positions, whatever its model's layers keep. A kind answers for
-layers that keep alike: where what they keep of a block or of a sequence lies (a number in the kind's own memory), how
-long a prefix they can go on behind, and what they need before and after a step. The manager goes over its kinds and
-asks none what it is. A model has at most one kind that is not paged, since a hit needs one position that suits all.
+Every sequence has one block table, with BLOCK_TOKENS positions a block. A kind manages the layers that store the same
+sort of data: where the data of a block or a sequence lies (a place: an index into the kind's own memory), how long a
+prefix can be reused, and what must happen before and after a step. The manager calls all kinds alike and never checks
+their class. A model has at most one kind that is not paged, because a prefix hit needs one position that suits all.
 Knows blocks and sequences; knows no tree, no disk and no bytes.
 Path: Scheduler, Engine -> BlockManager -> CacheKind; ModelRunner -> CacheKind.table
 """
@@ -27,7 +27,7 @@ Copies = list[tuple[int, int]]  # from place to place, in order
 
 
 class CacheKind(ABC):
-    """Layers that keep alike. What is not overridden needs nothing done."""
+    """Layers that store the same sort of data. The default methods do nothing."""
 
     count: int  # places in its memory
     name: ClassVar[str]  # of its table and its copies, for the runner
@@ -50,46 +50,46 @@ class CacheKind(ABC):
     # --- hits --------------------------------------------------------------------------------------
 
     def usable(self, blocks: Ordered[int], tokens: int, parent: Sequence | None = None) -> int:
-        """Return how many of `tokens` computed tokens in `blocks` a sequence can go on behind: all, or fewer.
+        """Return the length of the longest reusable prefix, at most `tokens`, whose blocks are `blocks`.
 
-        `parent`: the running sequence whose blocks they are; what it holds itself can be shared too.
+        `parent`: the running sequence that owns the blocks; its own state can be shared too.
         """
         return tokens
 
     def begin(self, seq: Sequence, blocks: Ordered[int], parent: Sequence | None = None) -> None:
-        """* Let `seq` go on behind its computed tokens, which `usable` has allowed."""
+        """* Start `seq` after its computed tokens, a prefix that `usable` returned."""
 
     def follow(self, seq: Sequence) -> None:
-        """* Take note that the table or the computed tokens of `seq` have changed between steps."""
+        """* Update after the block table or the computed tokens of `seq` changed between steps."""
 
     def shrink(self, seq: Sequence, blocks: int) -> None:
-        """* Take note that `seq` is about to drop all blocks behind its first `blocks`."""
+        """* Prepare for `seq` to drop all blocks after its first `blocks`."""
 
     # --- blocks ------------------------------------------------------------------------------------
 
     @abstractmethod
     def place(self, block: int) -> int:
-        """Return where what the kind keeps of a block lies, -1 where it keeps nothing of it."""
+        """Return the place of a block's data, or -1 if the kind stores none for it."""
 
     def provide(self, block: int) -> int:
-        """Return a place for what a block held before, for its content to be read into."""
+        """Return a place into which a block's content can be restored."""
         return self.place(block)
 
     def touch(self, block: int) -> int:
-        """Return a block's place, and let it be the last that is taken from its block."""
+        """Return the block's place and mark it most recently used."""
         return self.place(block)
 
     def copy(self, place: int, block: int) -> None:
-        """Let a block hold what lies at a place that `touch` gave; nothing has been written there since."""
+        """Copy into a block the content of a place that `touch` returned and that is unchanged since."""
 
     def replace(self, seq: Sequence, i: int, old: int) -> None:
-        """* Take note that another block with the same content has replaced block `old`, number `i` in a table."""
+        """* Update after block `old`, number `i` in the table, was replaced by one with the same content."""
 
     def enter(self, seq: Sequence, block: int, tokens: int, last: bool = False) -> None:
-        """* Take note that the tree knows a block that ends behind `tokens` tokens of `seq`; `last`: as that does."""
+        """* Update after a block ending at token `tokens` of `seq` entered the tree; `last`: `seq` ends with it."""
 
     def leave(self, block: int) -> None:
-        """* Take note that the tree no longer knows a block: its content may change, or nothing refers to it."""
+        """* Update after a block left the tree: its content may change, or no sequence refers to it."""
 
     def free(self, block: int) -> None:
         """* Take back what is kept of a block that became free."""
@@ -97,16 +97,16 @@ class CacheKind(ABC):
     # --- steps -------------------------------------------------------------------------------------
 
     def stretch(self, seq: Sequence) -> bool:
-        """* Provide for a step that verifies draft tokens; False where there is no room for that."""
+        """* Allocate what a step that verifies draft tokens needs; False if there is too little memory."""
         return True
 
     def prepare(self, seq: Sequence, first: int, count: int, drafts: int) -> None:
-        """* Provide places for what a step writes: `count` positions from `first` on, and drafts behind them."""
+        """* Allocate places for what a step writes: `count` positions from `first` on, then `drafts` draft tokens."""
 
     def commit(self, seq: Sequence, tokens: int) -> int:
-        """* Go back behind refused drafts: return the most computed tokens, up to `tokens`, to go on behind.
+        """* Roll back rejected drafts; return how many computed tokens remain valid, at most `tokens`.
 
-        -1: the step has overwritten what was there, so the sequence begins again with what its blocks still hold.
+        -1: the step overwrote the earlier state, so the sequence restarts from what its blocks still hold.
         """
         return tokens
 

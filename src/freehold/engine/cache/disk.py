@@ -1,7 +1,7 @@
 """Cached blocks on disk: what this engine, or one before it, has computed of prompts that may come again.
 
 Knows tokens, bytes and files; knows no sequence and no tree. A file holds the pages of one full block, or the state
-of recurrent layers behind one. Its name is a hash over the key (model, kernels, KV type: all that the bytes depend
+of recurrent layers after one. Its name is a hash over the key (model, kernels, KV type: all that the bytes depend
 on), the salt (adapter and tenant) and all tokens up to the block's end, so a lookup goes from block to block without
 an index, and engines that share a folder write the same bytes under the same name. Nothing read is trusted: a file is
 as long as expected and begins with exactly the bytes that would be written today, tokens included, or it is a miss
@@ -44,7 +44,7 @@ U8 = NDArray[np.uint8]
 PAGES, STATE = 0, 1  # what files hold, each with a magic number and a suffix
 MAGIC, SUFFIX = (b"FREEHKV1", b"FREEHST1"), (".kv", ".state")
 PART = ".part"
-# Bytes that the folder may take, and at most one in so many of those that are free.
+# Bytes that the folder may take, and at most one in this many of the free bytes.
 BUDGET, FREE_SHARE = 4 << 30, 10
 QUEUE = 64  # prompts that wait to be written; they are lists of blocks, whose bytes are read when their turn comes
 CLOSE_S = 2.0  # seconds that closing waits for what is being written
@@ -82,7 +82,7 @@ Read = Callable[[Node, int], U8 | None]  # a node's PAGES or STATE, if that is s
 
 @dataclass(frozen=True, slots=True)
 class _Chain:
-    """Blocks of one prompt from its start; they are written in order, as one is found only behind those before it."""
+    """Blocks of one prompt from its start; they are written in order: a block is found only after its predecessors."""
 
     salt: str
     nodes: list[Node]
@@ -127,7 +127,7 @@ class DiskCache:
             yield content
 
     def last_state(self, salt: str, keys: Iterable[bytes], first: int) -> int:
-        """Return the number of blocks, above `first`, behind the last of which a state is there; else `first`."""
+        """Return the number of blocks, above `first`, after the last of which a state is stored; else `first`."""
         there = first
         for i, name, _ in self._names(salt, keys, first, STATE):
             if os.path.exists(self._folder / name):
@@ -135,7 +135,7 @@ class DiskCache:
         return there
 
     def read_state(self, salt: str, keys: Ordered[bytes]) -> U8 | None:
-        """Return the state behind the last of `keys`."""
+        """Return the state after the last of `keys`."""
         content, last = np.empty(self._bytes[STATE], np.uint8), len(keys) - 1
         _, name, head = next(self._names(salt, keys, last, STATE))
         used = time.time_ns() - last * STEP_NS
@@ -219,7 +219,7 @@ class DiskCache:
                     chain.read, node, part, name, head, now - i * STEP_NS
                 ):
                     node.kept |= 1 << part
-            if not chain.nodes[names[0][0]].kept >> PAGES & 1:  # what lies behind it would not be found
+            if not chain.nodes[names[0][0]].kept >> PAGES & 1:  # blocks after it would not be found
                 return
 
     def _write_part(self, read: Read, node: Node, part: int, name: str, head: bytes, used: int) -> bool:

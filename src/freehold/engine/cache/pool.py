@@ -1,4 +1,4 @@
-"""The pool of cache blocks: which are free, which live sequences hold, and which the tree keeps for the next prompt.
+"""The pool of cache blocks: free, used by live sequences, or cached in the prefix tree for later prompts.
 
 Knows blocks, how many hold them, and the tree's nodes; knows no sequence. A block is free, or live (sequences hold
 it), or cached (no sequence does, and the tree knows its tokens). Cached blocks are taken back when no free one is
@@ -16,7 +16,7 @@ from freehold.engine.cache.prefix import Node, PrefixTree
 
 
 class BlockPool:
-    """`count` blocks, of each of which every one of `kinds` may keep something."""
+    """A pool of `count` blocks; each of `kinds` may store data for each block."""
 
     def __init__(self, count: int, kinds: Ordered[CacheKind]) -> None:
         self.count = count

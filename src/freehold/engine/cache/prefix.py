@@ -1,7 +1,7 @@
 """The tree of prefixes: which blocks of the cache hold which tokens.
 
 Knows tokens and block numbers; knows no sequence, no holder, no page. A node is one block, and the path to it
-from its root spells the tokens before it, so a block is found only behind the very tokens its keys and values
+from its root spells the tokens before it, so a block is found only after the very tokens its keys and values
 were computed after. Every salt has a root of its own: one tenant's tokens never lead to another's blocks.
 Path: BlockManager.adopt -> PrefixTree.walk, nearest; BlockManager.publish -> PrefixTree.insert
 """

@@ -28,7 +28,7 @@ from freehold.engine.sequence import Request, Sequence
 # Tokens between two snapshots of a prompt: what a prompt that departs computes again is half of it on average, and
 # writing a state takes about as long as computing one token.
 SNAPSHOT_TOKENS = 512
-PROMPT_SHARE = 4  # one prompt's regular snapshots take one slot in so many, and those of its turns as many
+PROMPT_SHARE = 4  # one slot in this many for one prompt's regular snapshots, and as many for its turns'
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class _State:
     tokens: int = 0  # leading tokens that `slot` holds the state after
     slot: int = -1  # -1: no tokens yet
     spare: int = -1  # for the next step's draft tokens
-    end: int = -1  # of a step under way: the slot that holds the state after its last known token
+    end: int = -1  # of a step in progress: the slot that holds the state after its last known token
     writes: list[tuple[int, int]] = field(default_factory=list)  # and all it writes: tokens, slot
     taken: dict[int, int] = field(
         default_factory=dict
@@ -48,7 +48,7 @@ class _State:
 
     @property
     def own(self) -> int:
-        """The slot it goes on with."""
+        """The slot from which it continues."""
         return self.slot if self.end < 0 else self.end
 
     def slots(self) -> set[int]:
@@ -67,8 +67,8 @@ class Recurrent(CacheKind):
         self._every = every
         self._most = max(count // PROMPT_SHARE, 1)
         self._users = [0] * count  # sequences
-        self._block = [-1] * count  # the block behind which a slot is a snapshot
-        self._kept: dict[int, tuple[int, int]] = {}  # the slot behind a block, and the tokens of that block
+        self._block = [-1] * count  # the block after which a slot is a snapshot
+        self._kept: dict[int, tuple[int, int]] = {}  # the slot after a block, and the tokens of that block
         self._free = list(range(count - 1, -1, -1))
         self._idle: OrderedDict[int, None] = (
             OrderedDict()
@@ -96,7 +96,7 @@ class Recurrent(CacheKind):
         return seq in self._seqs or self.count - len(users) > without
 
     def release(self, seq: Sequence) -> None:
-        """Take back a sequence's state; snapshots behind its blocks stay while there is room."""
+        """Take back a sequence's state; snapshots after its blocks stay while there is room."""
         state = self._seqs.pop(seq, None)
         if state is not None:
             for slot in state.slots():
@@ -142,7 +142,7 @@ class Recurrent(CacheKind):
         return state.spare >= 0
 
     def prepare(self, seq: Sequence, first: int, count: int, drafts: int) -> None:
-        """Choose what a step's pieces write: snapshots that are due, the state behind it, the state behind drafts."""
+        """Choose what a step's pieces write: snapshots that are due, the state after it, the state after drafts."""
         state, end = self._seqs[seq], first + count
         assert state.tokens == first and not state.writes
         for at in range((first // BLOCK_TOKENS + 1) * BLOCK_TOKENS, end, BLOCK_TOKENS):
@@ -165,7 +165,7 @@ class Recurrent(CacheKind):
         return self._take()
 
     def commit(self, seq: Sequence, tokens: int) -> int:
-        """Go on with the last state up to `tokens` that was written or is still there; -1 if there is none."""
+        """Continue with the last state up to `tokens` that was written or is still there; -1 if there is none."""
         state = self._seqs[seq]
         used, written = state.slots(), [slot for _, slot in state.writes]
         reached = [write for write in state.writes if write[0] <= tokens]
@@ -203,7 +203,7 @@ class Recurrent(CacheKind):
         )
 
     def enter(self, seq: Sequence, block: int, tokens: int, last: bool = False) -> None:
-        """Keep the state behind a block of the tree if it is due; of a sequence that ends, in any case."""
+        """Keep the state after a block of the tree if it is due; of a sequence that ends, in any case."""
         state = self._seqs[seq]
         slot = state.taken.pop(tokens, -1)
         if slot >= 0:
@@ -213,17 +213,17 @@ class Recurrent(CacheKind):
             self._bind(state.slot, block, tokens)
 
     def leave(self, block: int) -> None:
-        """Let go of the snapshot behind a block."""
+        """Let go of the snapshot after a block."""
         if block in self._kept:
             self._unbind(self._kept[block][0])
 
     def place(self, block: int) -> int:
-        """Return the slot of the snapshot behind a full block, -1 for none."""
+        """Return the slot of the snapshot after a full block, -1 for none."""
         slot, tokens = self._kept.get(block, (-1, 0))
         return slot if tokens == BLOCK_TOKENS else -1
 
     def provide(self, block: int) -> int:
-        """Give a full block of the tree a slot for the state behind it, which was read from disk."""
+        """Give a full block of the tree a slot for the state after it, which was read from disk."""
         if block not in self._kept:
             slot = self._take()
             self._bind(slot, block, BLOCK_TOKENS)

@@ -1,7 +1,7 @@
-"""Between the pool and the disk: which blocks of a prompt are worth writing, and where those that are read go.
+"""The disk tier of the cache: chooses which blocks of a prompt to write, and loads blocks back into the pool.
 
-Knows sequences, nodes, places and their bytes; knows no file. A block's content is what all paged kinds keep of it;
-a state is a content of its own.
+Knows sequences, nodes, places and their bytes; knows no file. A block's content is the data
+of all paged kinds; a recurrent state is stored apart.
 Path: BlockManager.adopt -> DiskTier.load -> DiskCache.read; BlockManager.publish, retire -> DiskTier.keep
 """
 
@@ -26,11 +26,11 @@ from freehold.engine.sequence import Sequence
 U8 = NDArray[np.uint8]
 
 LOAD_S = 0.02  # seconds that one sequence may read from disk in a step while others wait
-KEPT_BLOCKS = 8  # full blocks from which on a prompt is kept on disk: shorter ones are computed in a blink
+KEPT_BLOCKS = 8  # full blocks from which a prompt is kept on disk: shorter ones are computed faster
 
 
 class Memory(Protocol):
-    """What places lead to. A content is the bytes at one place of each kind, in order."""
+    """Memory that places index. A content is the bytes at one place of each kind, in order."""
 
     @property
     def nbytes(self) -> int: ...
@@ -140,7 +140,7 @@ class DiskTier:
         return node
 
     def _read_state(self, salt: str, path: list[Node], keys: list[bytes], known: int) -> None:
-        """Read the last sound state behind one of `keys`, if that is farther than the `known` blocks."""
+        """Read the last intact state after one of `keys`, if it lies beyond the `known` blocks."""
         while (at := self._disk.last_state(salt, keys, known)) > known:
             content, node = self._disk.read_state(salt, keys[:at]), path[at - 1]
             if content is not None:
@@ -185,7 +185,7 @@ class DiskTier:
 
 
 def _usable(kinds: Iterable[CacheKind], blocks: list[int]) -> int:
-    """Return how many full blocks every one of some kinds can go on behind."""
+    """Return how many full blocks all `kinds` can reuse."""
     tokens, least = -1, len(blocks) * BLOCK_TOKENS
     while tokens != least:
         tokens = least

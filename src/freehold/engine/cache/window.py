@@ -1,9 +1,9 @@
-"""Sliding-window layers: window blocks, which follow the window and of which there are fewer than blocks.
+"""Sliding-window layers: a smaller pool of window blocks that covers only the current windows.
 
 Knows blocks and windows; knows no tokens and no pages. Such a layer sees the last window - 1 positions, so a block
 needs a window block for its pages only while a sequence's window reaches it. A block that no window reaches keeps its
 own until another block needs one, the longest idle first: until then a prefix that ends there is a hit.
-Every sequence reserves the most it can need at a time before it begins, so there is always one to be had.
+Every sequence reserves its maximum before it begins, so allocation never fails.
 Path: BlockManager -> SlidingWindow.usable, commit, prepare; ModelRunner -> SlidingWindow.table
 """
 
@@ -23,7 +23,7 @@ from freehold.engine.sequence import Sequence
 
 @dataclass(slots=True)
 class _Reach:
-    """What a sequence holds: window blocks reserved, and the part of its table that its window reaches."""
+    """Window blocks reserved for a sequence, and the part of its block table that its window reaches."""
 
     reserved: int
     first: int = 0
@@ -99,7 +99,7 @@ class SlidingWindow(CacheKind):
         self._slide(seq, seq.num_computed_tokens)
 
     def commit(self, seq: Sequence, tokens: int) -> int:
-        """Let the window stand behind `tokens`; blocks wholly before it become idle."""
+        """Move the window to end at `tokens`; blocks wholly before it become idle."""
         reach = self._seqs[seq]
         if self.first(tokens) != reach.first or len(seq.block_table) != reach.end:
             self._slide(seq, tokens)

@@ -1,6 +1,6 @@
 """Constrains one answer token by token: to a format, to calls of tools, and to a budget of thinking.
 
-Thinking is free but for its budget; when that is used up, the tag that closes it is forced. The text behind it
+Thinking is free but for its budget; when that is used up, the tag that closes it is forced. The text after it
 follows a grammar from its beginning, or from triggers on that the model may write. Knows grammars, the tags around
 thinking and the ids that end an answer; knows no logits. The state is a function of the tokens.
 Path: Engine.generate -> Constraint.matcher -> Emitter.emit -> ConstraintMatcher.mask, choose, ConstraintMatcher.advance
@@ -23,13 +23,13 @@ from freehold.tokenizer import Tokenizer
 Phase = Literal["start", "thinking", "closing", "closed", "free", "text"]
 
 LOOKBACK = 1024  # bytes of free text in which a trigger is searched for
-# What free text is taken to stand behind, so that a trigger may ask for the beginning of a line.
+# What free text is taken to stand after, so that a trigger may ask for the beginning of a line.
 _LINE = b"\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """A pattern in free text; each time it matches, the text behind follows `grammar` until that is complete."""
+    """A pattern in free text; each time it matches, the text after follows `grammar` until that is complete."""
 
     # Its match ends where the grammar begins; what it looked ahead at counts as written.
     pattern: re.Pattern[bytes]
@@ -184,7 +184,7 @@ class ConstraintMatcher:
                 break
 
     def _follow(self, trigger: Trigger, rest: bytes) -> None:
-        """Begin a trigger's grammar; `rest` was written behind the trigger already."""
+        """Begin a trigger's grammar; `rest` was written after the trigger already."""
         self._grammar, self._phase, self._tail = trigger.grammar.matcher(), "text", b""
         try:
             self._advance_by(rest)

@@ -25,7 +25,7 @@ STEP_S = 0.25  # a step without running answers: what Ctrl-C, a cancellation and
 # Tokens of prefill a step has at least while no answer decodes, if they take no more than half a second:
 # weights are unpacked once a step. Measured on a 0.5b: 32 tokens cost 10 % of the speed, 64 cost 6 %, 128 nothing.
 PREFILL_TOKENS, SLOW_STEP_S = 128, 0.5
-SLOW_PREFILL_TOKENS = 32  # and so many whatever they take
+SLOW_PREFILL_TOKENS = 32  # and at least this many, whatever they cost
 LONGEST_S = 1.0  # a step beside running answers, however slow the model is
 PROBE = 32  # steps with prefill after which one goes without, so that the cost of answers alone stays known
 STARVED_PROBE = 8  # the same while not even half a tile of prefill fits: either cost may have changed

@@ -12,7 +12,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from statistics import median
 
-# Other processes only ever slow a step down, so a cost is the lower quartile of so many latest steps: what the step
+# Other processes only ever slow a step down, so a cost is the lower quartile of the latest SAMPLES steps: what the step
 # takes on an idle machine, which is what sizes must be compared by.
 SAMPLES = 16
 STALE = 500  # steps after which a cost counts as unknown: depth and neighbours change it
@@ -47,16 +47,16 @@ class StepCost:
         self._drop_stale()
 
     def count(self, tokens: int) -> int:
-        """Return how many recent steps had so many tokens."""
+        """Return how many recent steps had this many tokens."""
         return len(self._samples.get(tokens, ()))
 
     def near(self, tokens: int) -> bool:
-        """Tell whether so many tokens, or nearly so many, were measured lately."""
+        """Return whether about this many tokens were measured lately."""
         at = bisect_left(self._sizes, tokens - tokens // 5)
         return at < len(self._sizes) and self._sizes[at] <= tokens + tokens // 5
 
     def seconds(self, tokens: int) -> float:
-        """Return the cost of so many tokens; between and beyond what was measured, an optimistic estimate."""
+        """Return the cost of this many tokens; between and beyond what was measured, an optimistic estimate."""
         known = self._cost.get(tokens)
         if known is not None or not self._sizes:
             return known or 0.0
@@ -72,7 +72,7 @@ class StepCost:
         return estimate if above is None else min(estimate, self._cost[above])
 
     def at_most(self, tokens: int) -> float:
-        """Return what so many tokens hardly exceed: each costs no more than at the nearest smaller size measured."""
+        """Return what this many tokens hardly exceed: each costs no more than at the nearest smaller size measured."""
         at = bisect_left(self._sizes, tokens + 1)
         if at == 0:
             return self.seconds(tokens)
@@ -130,11 +130,11 @@ class PrefillCost:
         return median((y - b) / (x - a) for i, (x, y) in enumerate(middles) for a, b in middles[:i] if x != a)
 
     def seconds(self, tokens: int, first: int) -> float:
-        """Return what so many tokens from position `first` on would add; 0 while nothing is known."""
+        """Return what this many tokens from position `first` on would add; 0 while nothing is known."""
         return tokens * self._each(first + tokens / 2)
 
     def tokens(self, seconds: float, first: int) -> int:
-        """Return how many tokens from position `first` on fit into so many seconds; 0 while nothing is known."""
+        """Return how many tokens from position `first` on fit into this many seconds; 0 while nothing is known."""
         each = self._each(first)
         if each <= 0.0 or seconds <= 0.0:
             return 0
@@ -178,7 +178,7 @@ class MixedCost:
             del self._samples[old], self._sampled[old]
 
     def flat(self, tiles: int, decode_s: float) -> float:
-        """Return what a step of so many tiles takes without attention; an optimistic estimate until it was tried."""
+        """Return what a step of this many tiles takes without attention; an optimistic estimate until it was tried."""
         samples = self._samples.get(tiles)
         if samples:
             costs = [seconds - self.slope * attended for attended, seconds in samples]
@@ -208,5 +208,5 @@ class MixedCost:
         return best
 
     def seconds(self, tokens: int, attended: float, decode_s: float) -> float:
-        """Return what a step of so many tokens takes."""
+        """Return what a step of this many tokens takes."""
         return self.flat(-(-tokens // TILE), decode_s) + self.slope * attended

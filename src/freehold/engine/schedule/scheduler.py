@@ -35,7 +35,7 @@ GROWTH = 1  # blocks that each running sequence is expected to need soon; double
 
 @dataclass(slots=True)
 class Runnable:
-    """Sequences that can go on: those that decode, those in prefill, and how many of the latter make a burst."""
+    """Sequences that can continue: those that decode, those in prefill, and how many of the latter make a burst."""
 
     decodes: list[Sequence] = field(default_factory=list)
     prompts: list[Sequence] = field(default_factory=list)
@@ -90,7 +90,7 @@ class Scheduler:
     # --- the step ----------------------------------------------------------------------------------
 
     def schedule(self) -> list[ScheduledChunk]:
-        """Choose the next step's chunks; empty when no sequence can go on."""
+        """Choose the next step's chunks; empty when no sequence can continue."""
         while True:
             self._loading = False
             batch = self._choose()
@@ -141,7 +141,7 @@ class Scheduler:
         return prefilled
 
     def _ready(self) -> tuple[Runnable, Runnable]:
-        """Sort the sequences that can go on into those that go first and the others."""
+        """Sort the sequences that can continue into those that go first and the others."""
         now, live = self._now, self.live
         first, rest = Runnable(), Runnable()
         ahead: list[RemainingPrefill] = []
@@ -214,7 +214,7 @@ class Scheduler:
         return end - seq.num_computed_tokens
 
     def _prefill_some(self, seq: Sequence, seconds: float, minimum: bool = True) -> bool:
-        """Take as many tokens of a prompt as fit into so many seconds; False if none."""
+        """Take as many tokens of a prompt as fit into this many seconds; False if none."""
         budget, logits = self.budget, seq.request.all_logits
         taken = self._batch.get(seq)
         done = taken.first + taken.count if taken else seq.num_computed_tokens
@@ -261,7 +261,7 @@ class Scheduler:
         if not blocks.reserve(seq) and not self.preemption.make_reservable(seq, self._now, younger):
             return False
         seq.loading = not self._adopt(seq)
-        if seq.loading:  # other sequences' steps go on meanwhile
+        if seq.loading:  # other sequences' steps continue meanwhile
             self._loading = True
             return False
         need = blocks.missing(seq, len(seq.tokens))
@@ -282,7 +282,7 @@ class Scheduler:
         return any(s.pending for s in self.live if s.block_table)
 
     def _adopt(self, seq: Sequence) -> bool:
-        """Let a sequence begin behind its cached prefix; False if the disk has more of it."""
+        """Let a sequence begin after its cached prefix; False if the disk has more of it."""
         parent = seq.parent
         if (
             parent is not None

@@ -14,7 +14,7 @@ class Shares:
 
     def __init__(self) -> None:
         self._used: dict[str, float] = {}
-        self._live: dict[str, int] = {}  # sequences under way
+        self._live: dict[str, int] = {}  # running sequences
         self._floor = 0.0  # the least of any active tenant, as of the latest change
 
     def enter(self, tenant: str) -> None:

@@ -50,7 +50,7 @@ class WaitEstimate:
         self._ahead, self._slowdown = ahead, slowdown
 
     def stepped(self, seconds: float) -> None:
-        """Count a step of so many seconds, if a sequence waited meanwhile."""
+        """Count a step of this many seconds, if a sequence waited meanwhile."""
         self._queued_s += seconds if self._live.waiting else 0.0
 
     def began(self) -> None:
@@ -58,7 +58,7 @@ class WaitEstimate:
         self._begins.append(self._queued_s)
 
     def seconds(self, request: Request | None = None, entered: Iterable[Sequence] = ()) -> float:
-        """Return the seconds until `request` would begin, or one behind all others (None).
+        """Return the seconds until `request` would begin; None: one queued after all others.
 
         `entered`: sequences that came since the latest step. Where blocks are scarce the queue moves more slowly
         than prompts could be computed; then by how fast it moved.

@@ -105,7 +105,7 @@ def best_extra(
     """Return how many draft tokens, likeliest first, give the most tokens a second beside `plain` newest ones.
 
     `gains` are the chances that each is accepted, falling. 0 when no number promises to pay; `fits` tells whether a
-    step may have so many tokens.
+    step may have this many tokens.
     """
     best, extra = MARGIN * plain / cost(plain), 0
     expected = float(plain)

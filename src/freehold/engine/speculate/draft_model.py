@@ -76,7 +76,7 @@ class DraftModel:
         self.spent = 0.0  # seconds, as such steps usually take them, since the caller last set it to 0
 
     def seconds(self, tokens: int, target_step: float) -> float:
-        """Return what computing so many tokens takes; `target_step` is what one of the target takes.
+        """Return what computing this many tokens takes; `target_step` is what one of the target takes.
 
         Estimated by bytes until enough was measured: the first steps fetch the weights from the disk.
         """

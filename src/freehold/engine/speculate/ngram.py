@@ -34,7 +34,7 @@ class NgramLookup:
         self._indexed = 0  # places before this one are in the index
         self._latest: tuple[dict[int, int], ...] = tuple({} for _ in KEYS)
         self._earlier = tuple(array("i") for _ in KEYS)  # place -> the one before it with the same hash
-        self._found = 0  # where the last match went on; 0: nowhere
+        self._found = 0  # where the last match continued; 0: nowhere
         self._found_at = 0  # how long the sequence was then
 
     def find(self, most: int = MAX_DRAFT) -> NgramMatch | None:
@@ -42,7 +42,7 @@ class NgramLookup:
         self._index()
         tokens = self._tokens
         end = len(tokens)
-        # After a difference the text often goes on one token later: a changed word in a copied text.
+        # After a difference the text often continues one token later: a changed word in a copied text.
         found = self._found + end - self._found_at if self._found else 0
         length, place = (self._agreement(found), found) if 0 < found < end else (-1, 0)
         if length < LONGEST:

@@ -1,6 +1,6 @@
 """Decides how many draft tokens a step verifies beside each sequence's newest one.
 
-Knows drafts, their acceptance rates and what steps of so many tokens cost; knows no logits. A draft token is
+Knows drafts, their acceptance rates and what steps of this many tokens cost; knows no logits. A draft token is
 verified by equality, since sampling is a function of logits, history, seed and position: whatever is decided
 here changes the time of an answer and no token of it.
 Path: Scheduler.schedule -> Speculation.extend -> ModelRunner.run -> Emitter.emit -> Speculation.learn
@@ -35,7 +35,7 @@ TRICKLE = 0.015  # and the share of its time that it may lose beyond
 MAX_CREDIT = 8.0  # plain steps gained that may be lost again
 MAX_DRAFTED = 8  # sequences in a step beyond which a draft model's own steps cannot pay
 CATCH_UP = 0.1  # share of the rest of an answer's time that a draft model may take to prefill what it missed,
-ANSWER = 256  # the rest being at most so many tokens: few answers are longer
+ANSWER = 256  # at most this many tokens remain: few answers are longer
 
 
 @dataclass(slots=True)
@@ -104,7 +104,7 @@ class Speculation:
             started, self._draft_model.spent = perf_counter(), 0.0
             try:
                 self._ask_model(self._draft_model, batch, drafts)
-            except NonFiniteLogits:  # a damaged draft model does not end an answer: go on without it
+            except NonFiniteLogits:  # a damaged draft model does not end an answer: continue without it
                 self._draft_model = None
             self.draft_s = perf_counter() - started
         counts = self._counts(drafts, scheduler.budget.max_num_batched_tokens - self._plain)

@@ -3,7 +3,7 @@
     x = norm(words + positions + kinds);  x = norm(x + attention(x));  x = norm(x + down(gelu(up x)))
 
 Attention is bidirectional: every token sees every other of its text, so nothing is kept between steps. Norms are layer
-norms behind each half, with biases everywhere; positions are learned, so the last one is the longest text's. A text by
+norms after each half, with biases everywhere; positions are learned, so the last one is the longest text's. A text by
 itself is of kind 0. The pooler, a layer for classifying, does not belong to an embedding and is left out.
 Source: arXiv 1810.04805.
 Path: bind.read_source -> config -> layer
@@ -49,7 +49,7 @@ def _norm(key: str, gguf: str, hf: str, width: int) -> dict[str, TensorSpec]:
 
 @dataclass(frozen=True, slots=True)
 class BidirectionalAttention(LayerPart):
-    """Attention of every token to all of its text, and the norm behind it."""
+    """Attention of every token to all of its text, and the norm after it."""
 
     kinds = frozenset({"plain"})
     cfg: BertSizes
@@ -75,7 +75,7 @@ class BidirectionalAttention(LayerPart):
 
 @dataclass(frozen=True, slots=True)
 class GeluMlp(LayerPart):
-    """An MLP without a gate, and the norm behind it."""
+    """An MLP without a gate, and the norm after it."""
 
     cfg: BertSizes
 
@@ -97,7 +97,7 @@ class GeluMlp(LayerPart):
 
 @dataclass(frozen=True, slots=True)
 class BertEnds(Ends):
-    """Three embeddings and a norm before the first layer; nothing behind the last."""
+    """Three embeddings and a norm before the first layer; nothing after the last."""
 
     cfg: BertSizes
 

@@ -1,9 +1,9 @@
 """Gemma 3, text: 270m to 27b.
 
 Norms before and after each half, a norm on every query and key head, GeLU (tanh) gates, embeddings times
-sqrt(hidden). Five layers with a sliding window and a rope base of 10,000, then one that sees everything, with
-base 1,000,000.
-GGUF files hold norm weights as they multiply; safetensors hold them around zero, so 1 is added.
+sqrt(hidden). Five layers with a sliding window and a rope base of 10,000 alternate with one of full attention,
+with base 1,000,000.
+GGUF files store the norm factors; safetensors store them minus 1, so 1 is added.
 Source: arXiv 2503.19786.
 Path: bind.read_source -> config -> layer
 """
@@ -24,14 +24,14 @@ from freehold.models.sizes import Sizes, gguf_sizes, hf_sizes, sliding_windows
 
 LOCAL_BASE = 10_000.0
 GLOBAL_BASE = 1_000_000.0
-PATTERN = 6  # every sixth layer sees everything
-# The one size that scales queries by hidden/heads instead of the head's width; a GGUF has no key for it.
+PATTERN = 6  # every sixth layer has full attention
+# Only the 27b scales queries by hidden/heads instead of the head's width; GGUF has no key for it.
 LAYERS_27B = 62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemmaSizes(Sizes):
-    """A Gemma 3's sizes; `rope` is that of the layers that see everything."""
+    """Sizes of Gemma 3; `rope` is that of the full-attention layers."""
 
     rope_local: RopeSpec
     scale: float  # of query times key
@@ -105,7 +105,7 @@ def _hf_ropes(config: Fields, head_dim: int, context: int) -> tuple[RopeSpec, Ro
 
 
 def layer(cfg: GemmaSizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and an MLP, each between two norms; windows have a rope of their own."""
+    """Return attention and MLP, each between two norms; sliding-window layers use `rope_local`."""
     attention = Attention.of(
         cfg,
         i,

@@ -2,7 +2,7 @@
 
     x += o(attention(rope(q n), rope(k n), v n)),  n = norm(x)
 
-Variants are fields: biases, an RMS norm on queries and keys (of each head, or over the whole projection), a norm behind
+Variants are fields: biases, an RMS norm on queries and keys (of each head, or over the whole projection), a norm after
 the output (Gemma's sandwich), a soft cap on scores.
 Sources: arXiv 2305.13245 (grouped queries), 2104.09864 (rotary positions).
 Path: families.<family>.layer -> Attention -> Network.forward

@@ -1,4 +1,4 @@
-"""A decoder's ends: the embedding before the first layer, the norm and the output head behind the last.
+"""A decoder's ends: the embedding before the first layer, the norm and output head after the last.
 
 Path: Family.ends -> DecoderEnds -> Network.forward
 """

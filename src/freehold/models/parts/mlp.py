@@ -18,7 +18,7 @@ from freehold.models.sizes import Sizes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedMlp(LayerPart):
-    """One layer's MLP; `sandwich`: a norm behind it too, and Gemma's names of both."""
+    """One layer's MLP; `sandwich`: a norm after it too, and Gemma's names of both."""
 
     hidden: int
     intermediate: int

@@ -183,7 +183,7 @@ class _TurnReader:
     def _result(self, block: Block, where: str, turn: Turn) -> None:
         id = _given(block.tool_use_id, where, "tool_use_id")
         if turn.spoke:
-            raise _bad(where, "is a tool_result behind a text of the same turn; expected results first")
+            raise _bad(where, "is a tool_result after a text of the same turn; expected results first")
         content = block.content
         if isinstance(content, list):
             content = _BETWEEN.join(_content(p, f"{where}.content[{k}]") for k, p in enumerate(content))

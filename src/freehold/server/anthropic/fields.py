@@ -124,7 +124,7 @@ class CountRequest(Struct, kw_only=True):
     messages: Annotated[
         Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
         Meta(
-            description="The chat, which begins with a user's turn; the answer goes on from an assistant's turn at "
+            description="The chat, which begins with a user's turn; the answer continues from an assistant's turn at "
             "its end. Blocks: text, thinking, tool_use, tool_result, "
             "document (text), search_result; turns of one role in a row are one turn."
         ),
@@ -184,7 +184,8 @@ class MessagesRequest(CountRequest, kw_only=True):
         Share | None, Meta(description="Sample from the most probable tokens whose sum reaches this.")
     ] = None
     top_k: Annotated[
-        Annotated[int, Meta(ge=0, le=FORCED)] | None, Meta(description="Sample from so many tokens; 0: all.")
+        Annotated[int, Meta(ge=0, le=FORCED)] | None,
+        Meta(description="Sample from this many tokens; 0: all."),
     ] = None
     metadata: Annotated[Object | None, Meta(description="Accepted and not used.")] = None
     service_tier: Annotated[

@@ -1,6 +1,6 @@
 """POST /v1/messages and /v1/messages/count_tokens: a chat in, an assistant's message or a number out.
 
-Knows Anthropic's routes; the order of things is answering.py's.
+Knows Anthropic's routes; answering.py runs the steps of a request.
 Path: Gate -> messages -> job.message_job -> Answering -> MessageShape
 """
 

@@ -1,7 +1,7 @@
 """All batches of a server: accepted, answered with the capacity that interactive requests leave, and ended.
 
 A few batches at a time, a few lines abreast in all, as jobs of priority "batch", which an engine computes with what
-interactive ones leave. What a batch is and how far it came lies in its folder, so a server that starts goes on.
+interactive ones leave. What a batch is and how far it came lies in its folder, so a restarted server continues it.
 Knows order, folders and the clock; knows no field of a request. Path: Doors -> Desk.run; batches.py -> Desk
 """
 
@@ -77,14 +77,12 @@ class Desk:
         if e is None:
             if self._waiting.pop(batch.id, None):
                 batch.errors = ()
-                _log.warning("batch %s goes on", batch.id)
+                _log.warning("batch %s continues", batch.id)
             return
         if batch.id not in self._waiting:
             _log.error("batch %s waits for the disk: %s", batch.id, e)
         self._waiting[batch.id] = why = e.strerror or str(e)
-        said = (
-            f"the server's disk takes no results ({why}); the batch waits, loses none, and goes on by itself"
-        )
+        said = f"the server's disk takes no results ({why}); the batch waits, loses none, and continues by itself"
         batch.errors = (Wrong("disk_failed", said),)
 
     async def run(self, asker: Asker) -> None:

@@ -1,6 +1,6 @@
 """The results of a batch: two files, which are also the only record of its progress.
 
-A line is done once its result is on the disk, and never otherwise, so a server that was killed goes on at the first
+A line is done once its result is on the disk, and never otherwise, so a server that was killed continues at the first
 line without a result; half a line that it left is cut off. Results that come together share one flush; those that a
 full disk refuses wait in memory until it takes them.
 Knows files and custom ids; knows no model. Path: Desk -> Journal.open -> Journal.add

@@ -1,6 +1,6 @@
 """Takes connections from a listening socket at once, and hands them to the loop in turn by address.
 
-The kernel keeps one queue for all who come, and uvloop takes one connection from it in a turn of the loop: behind a
+The kernel keeps one queue for all who come, and uvloop takes one connection from it in a turn of the loop: after a
 burst of 2,000 from one address another's waited for seconds. Here the queue is emptied as it fills; what waits then
 waits beside others of its own address, and the oldest of an address that has too many waiting is closed.
 Knows sockets and addresses; knows no protocol. Path: serve._Half.startup -> Acceptor -> Guarded.connection_made

@@ -1,7 +1,7 @@
 """Usage of each key: a token bucket for requests, and a daily token budget that survives restarts.
 
 Counts tokens of prompts and answers by the day (UTC) in memory, and keeps them in a folder, a file a day, written
-behind: a server that is killed forgets SAVE_S of them, one whose disk is full goes on and catches up. Knows keys'
+behind: a server that is killed forgets SAVE_S of them, one whose disk is full continues and catches up. Knows keys'
 names; knows no protocol and no model.
 Path: Endpoint -> Accounts.admit; scope.MeteredHandle -> Accounts.check, Accounts.spend; Doors -> Accounts.save
 """
@@ -144,7 +144,7 @@ class Accounts:
             )
 
     def check(self, key: Key) -> None:
-        """Refuse (429) a key whose day's budget is spent; what is under way then comes to its end."""
+        """Refuse (429) a key whose day's budget is spent; running requests complete."""
         if not key.tokens:
             return
         most, spent = quota(key.tokens).amount, self.spent(key.name)

@@ -24,7 +24,7 @@ from freehold.server.core.sse import EventStream
 from freehold.serving import MAX_SCORES, Begin, Job, ModelHandle, ModelInfo, Stream
 from freehold.types import Chunk, TokenLogprob, ToolCall
 
-# Prompts of one request that are under way at a time: more would fill the queue with one client's.
+# Prompts of one request that are in progress at a time: more would fill the queue with one client's.
 ABREAST = 64
 FULL_WAIT_S = 0.5  # at least, before a queue that is full of the request's own prompts is asked again
 

@@ -17,9 +17,9 @@ from freehold.server.core.keys import Key, Ring, hashed
 from freehold.server.core.problems import Refused
 
 Headers = Mapping[bytes, bytes]
-# Who a route is for. all: without a key too. any: anyone with a key. client: those who ask models. operator: those
-# who may know of every model, so a client's key without a scope or an admin's. admin: an admin's key, or the owner, who
-# has the Unix socket and the token: a program of this machine that may ask without a key may not change the disk.
+# Keys that a route accepts. all: any, or no key. any: any key. client: keys that may run models. operator: keys that
+# may list every model, so a client key without a scope or an admin key. admin: an admin key, or the owner's access by
+# Unix socket or token; a local program that may run models without a key may still not change the disk.
 Audience = Literal["all", "any", "client", "operator", "admin"]
 # Liveness, and the page at /: public information only.
 OPEN = ("/health", "/")

@@ -1,7 +1,7 @@
 """Receives and parses request bodies within memory limits, for each caller and for all together.
 
 A body is charged by its bytes while it comes and by what it becomes once it is whole, until its request is answered.
-Long ones are parsed in a thread apart, one of each caller at a time, so that the loop goes on and no caller waits for
+Long ones are parsed in a thread apart, one of each caller at a time, so that the loop continues and no caller waits for
 all the bodies of another. Knows bytes, seconds and callers; knows no field of any protocol.
 Path: HttpCall.struct -> json_body -> read_body -> structure_of -> limits.parse -> limits.typed
 """

@@ -65,11 +65,11 @@ class Server:
     door: ServerHandle | None = None  # serve.py fills it in
     default_model: str = ""  # for the tokenizer's routes, which may come without a name
     store: Store | None = None  # the models on disk; without it routes of the store are absent
-    chores: int = 0  # downloads and the like that are under way
+    chores: int = 0  # downloads and the like that are in progress
     accounts: Accounts = field(default_factory=Accounts)
     started_at: float = field(default_factory=time.time)
     bodies: Bodies = field(default_factory=Bodies)
-    requests: Counter[str] = field(default_factory=Counter)  # caller -> its requests under way
+    requests: Counter[str] = field(default_factory=Counter)  # caller -> its requests in progress
     calls: set[HttpCall] = field(default_factory=set)  # those with a running job
     parts: dict[type, Any] = field(
         default_factory=dict
@@ -237,7 +237,7 @@ class Endpoint:
     request: type[msgspec.Struct] | None = None  # of the body
     audience: Audience = "client"
     answer: tuple[str, ...] = ("application/json",)  # media types
-    query: tuple[str, ...] = ()  # parameters behind the `?`
+    query: tuple[str, ...] = ()  # parameters after the `?`
     form: tuple[str, ...] = ()  # fields of a multipart body, the first one a file
     reply: type[msgspec.Struct] | None = None  # what a whole answer in JSON looks like
     status: tuple[int, ...] = (200,)  # of successful answers

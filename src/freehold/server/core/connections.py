@@ -63,12 +63,12 @@ class Connections:
                 del self._by_address[one.address]
 
     def idle(self, one: Guarded) -> None:
-        """Note that `one` has no request under way, from now on."""
+        """Note that `one` has no request in progress, from now on."""
         if one in self.all:
             self._idle.setdefault(SPARE if one.spare else one.address, {})[one] = None
 
     def busy(self, one: Guarded) -> None:
-        """Note that `one` has a request under way."""
+        """Note that `one` has a request in progress."""
         group = SPARE if one.spare else one.address
         mine = self._idle.get(group)
         if mine is not None:

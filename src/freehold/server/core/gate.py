@@ -16,7 +16,7 @@ from freehold.server.core.limits import Gone
 from freehold.server.core.problems import Refused, Wording, openai_error
 from freehold.server.core.requestlog import log_request
 
-PROBES = ("/health", "/ready")  # answered whatever else is under way
+PROBES = ("/health", "/ready")  # answered under any load
 
 
 class Gate:
@@ -58,7 +58,7 @@ class Gate:
 
     @contextmanager
     def _one_of_few(self, call: HttpCall) -> Iterator[None]:
-        """Count a request as its caller's while it is under way; 429 where those are too many."""
+        """Count a caller's running requests; 429 for one too many."""
         if call.owner or call.scope["path"] in PROBES:
             yield
             return

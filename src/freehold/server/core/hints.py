@@ -1,6 +1,6 @@
 """Hints for errors over the network.
 
-The engine's hints name options of the command line and models to fetch, which is right for the owner behind the Unix
+The engine's hints name options of the command line and models to fetch, which is right for the owner on the Unix
 socket and of no use over the network. Knows the error tree and the requests' fields; knows no route.
 Path: HttpCall.problem -> problems.problem -> hint_for
 """

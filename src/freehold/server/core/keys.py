@@ -81,7 +81,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     def may_use(self, model: str) -> bool:
         """Return whether the key's scope holds a model of this name."""
-        name = model.removesuffix(":latest")  # which Ollama's clients write behind a name without a tag
+        name = model.removesuffix(":latest")  # which Ollama's clients write after a name without a tag
         return not self.models or any(fnmatchcase(name, p.removesuffix(":latest")) for p in self.models)
 
 
@@ -96,7 +96,7 @@ def key_of(name: str, secret: str) -> Key:
 
 
 def new_secret() -> str:
-    """Return a new key: 192 random bits behind a prefix by which scanners of leaked secrets know it."""
+    """Return a new key: 192 random bits after a prefix by which scanners of leaked secrets know it."""
     return "fh-" + secrets.token_urlsafe(24)
 
 

@@ -44,7 +44,7 @@ class ServerLimits:
     body_containers: int = 1 << 16  # lists and objects; 10,000 messages with pictures and calls have 50,000
     body_names: int = 1 << 17  # of fields: two a list or object
     body_values: int = (1 << 20) + 1024  # a 1M-token prompt as ids, and the fields beside it
-    bodies_bytes: int = 512 << 20  # of memory, for all bodies of requests under way,
+    bodies_bytes: int = 512 << 20  # of memory, for all bodies of requests in progress,
     caller_bytes: int = 128 << 20  # and for those of one key, or of one address where there are no keys;
     small_bytes: int = 64 << 10  # but one no longer than this, which takes
     small_weight: int = 1 << 20  # no more than this of memory, always finds room beside any other caller's
@@ -54,18 +54,18 @@ class ServerLimits:
     body_s: float = 60.0
     upload_bytes: int = 200 << 20  # a file; it goes to the disk as it comes,
     upload_pause_s: float = 30.0  # with no longer a pause in it,
-    upload_rate: int = 4096  # and after body_s no slower than so many bytes a second
+    upload_rate: int = 4096  # and after body_s no slower than this many bytes a second
     idle_s: float = 75.0  # a kept-alive connection with no request
     write_s: float = 60.0  # a client that takes nothing of its stream for so long is dropped
     connections: int = 2048  # where none is idle, one more is let in to ask for /health and /ready alone,
-    held_back: int = 16  # and so many of those;
+    held_back: int = 16  # and this many of those;
     address_connections: int = 512  # of one address: beyond, its oldest idle one is closed
     waiting: int = (
         1024  # accepted, until the loop comes to them; beyond, the oldest of the address with most goes
     )
     backlog: int = 4096  # that the kernel holds until they are accepted
     caller_requests: int = (
-        256  # under way, of one key or of one address without keys: half of a model's queue
+        256  # in progress, of one key or of one address without keys: half of a model's queue
     )
 
 

@@ -1,8 +1,8 @@
-"""Counts what a JSON body will become before anything is made of it: lists, objects, names, values, bytes.
+"""Estimates the memory of a parsed JSON body before parsing: counts its lists, objects, names, values and bytes.
 
 The parser makes an object of some 56 bytes from every two bytes of `[[],[],...`, and holds the interpreter until it is
-done, so a body is counted first, by its punctuation, in pieces between which other threads run. Punctuation inside
-strings counts too at first, which can only be too much; what is then beyond a limit is counted again without them.
+done, so a body is counted first, by its punctuation, in pieces between which other threads run. The first count
+includes punctuation inside strings, so it is an upper bound; a body above a limit is counted again without strings.
 Knows JSON's punctuation; knows no field, no protocol and no limit's words. Path: bodies.weigh -> structure_of
 """
 
@@ -17,14 +17,14 @@ CONTAINER, NAME, VALUE = 250, 100, 64
 WIDEST = 4  # bytes of a character in a string that holds one beyond U+FFFF
 PIECE = 32 << 10  # bytes counted at a time: about a millisecond in which no other thread runs
 _INNER = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'
-_REST = re.compile(_INNER, re.S)  # of a string, behind its first quote
+_REST = re.compile(_INNER, re.S)  # of a string, after its first quote
 _ONE = re.compile(b'"' + _INNER + b'"', re.S)
 _WHOLE = re.compile(rb'(?:[^"]++|"' + _INNER + rb'")*+', re.S)
 
 
 @dataclass(frozen=True, slots=True)
 class BodyStructure:
-    """What a body holds, or at most holds. `values`: items of lists and objects."""
+    """Counts of a body's parts, exact or an upper bound. `values`: items of lists and objects."""
 
     containers: int
     names: int
@@ -44,7 +44,7 @@ NOTHING = BodyStructure(0, 0, 0)
 
 
 def structure_of(body: bytes, most: BodyStructure) -> BodyStructure:
-    """Count `body`; the result is exact, or all of it is within `most`, or some count beyond `most` was reached."""
+    """Count `body`: an upper bound if that is within `most`, else exact up to the first count beyond `most`."""
     found = NOTHING
     for at in range(0, len(body), PIECE):
         found += _counted(body, at, at + PIECE)
@@ -65,7 +65,7 @@ def _counted(text: bytes, start: int = 0, end: int | None = None) -> BodyStructu
 
 
 def _exact(body: bytes, most: BodyStructure) -> BodyStructure:
-    """Count outside strings, piece by piece, and stop where it is too much already."""
+    """Count outside strings, piece by piece; stop at the first count beyond `most`."""
     found, at = NOTHING, 0
     while at < len(body) and found.within(most):
         stop = min(at + PIECE, len(body))
@@ -77,7 +77,7 @@ def _exact(body: bytes, most: BodyStructure) -> BodyStructure:
 
 
 def _string_end(body: bytes, start: int) -> int:
-    """Return where the string that begins at `start` ends, or the end of the body: the parser will say so."""
+    """Return where the string that begins at `start` ends, or the end of the body if it does not end."""
     at = start + 1
     while at < len(body) and body[at] != ord('"'):
         rest = _REST.match(body, at, at + PIECE)

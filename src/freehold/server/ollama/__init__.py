@@ -1,1 +1,1 @@
-"""Ollama's native protocol under /api: what its clients send and read; the work is done behind it."""
+"""Ollama's native protocol under /api: the fields its clients send and read."""

@@ -1,7 +1,7 @@
 """Work on the disk that takes long: in a thread of its own, its progress a line of JSON a step.
 
 Knows threads and lines; knows no route. A thread ends at its next event once the client is gone: what
-it fetched is kept, and the same request goes on from there.
+it fetched is kept, and the same request continues from there.
 Path: pull, create -> run -> Store.pull, create.make -> tell -> EventStream
 """
 
@@ -37,7 +37,7 @@ async def run(call: HttpCall, name: str, work: Work, *, stream: bool, first: Lin
     """Run `work` in a thread and answer with its lines, then with success; `first` is the beat until the next one."""
     if call.server.chores >= MOST:
         raise Refused(
-            503, f"{MOST} downloads are under way; ask again later", headers=((b"retry-after", b"10"),)
+            503, f"{MOST} downloads are in progress; ask again later", headers=((b"retry-after", b"10"),)
         )
     call.server.chores += 1
     chore = _Chore(work, first)

@@ -85,7 +85,7 @@ async def create(call: HttpCall) -> None:
             tell({"status": chores.WARNING + note})
         tell({"status": "writing manifest"})
 
-    await retire(call, name)  # an engine of its own would go on with the template it has
+    await retire(call, name)  # an engine of its own would continue with the template it has
     first = {"status": "reading model metadata"}
     await worded(
         recipe.base or name,

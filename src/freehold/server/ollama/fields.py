@@ -73,7 +73,7 @@ class OllamaGenerating(Struct, kw_only=True):
     logprobs: Annotated[bool | None, Meta(description="Give each token's log-probability.")] = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
-        Meta(description="And those of so many alternatives."),
+        Meta(description="And those of this many alternatives."),
     ] = None
 
 
@@ -125,7 +125,7 @@ class OllamaChatRequest(OllamaGenerating, kw_only=True):
 
     messages: Annotated[
         Annotated[list[OllamaMessage], Meta(max_length=MAX_MESSAGES)] | None,
-        Meta(description="The chat, as text; the answer goes on from an assistant's message at its end."),
+        Meta(description="The chat, as text; the answer continues from an assistant's message at its end."),
     ] = None
     tools: Annotated[
         Annotated[list[ToolGiven], Meta(max_length=MAX_TOOLS)] | None,
@@ -150,7 +150,7 @@ class GenerateRequest(OllamaGenerating, kw_only=True):
     ] = None
     context: Annotated[
         Annotated[list[TokenId], Meta(max_length=1 << 20)] | None,
-        Meta(description="What an earlier answer gave as context: the talk goes on from there."),
+        Meta(description="What an earlier answer gave as context: the chat continues from there."),
     ] = None
     raw: Annotated[bool | None, Meta(description="Continue the prompt as it is, without a template.")] = None
     images: Annotated[list[Any] | None, Meta(description="Refused: this server reads text so far.")] = None
@@ -184,7 +184,7 @@ def chat_job(r: OllamaChatRequest, raw: Mapping[str, Any], tenant: str) -> Ollam
 def text_job(r: GenerateRequest, raw: Mapping[str, Any], tenant: str) -> OllamaJob:
     """Return the job of a prompt: a chat of one turn, or with raw or suffix a text as it is.
 
-    With `context` its messages are yet to be put behind those ids (generate.py).
+    With `context` its messages are yet to be put after those ids (generate.py).
     """
     warnings = unknown_fields(raw, GenerateRequest)
     _refuse_text_fields(r)

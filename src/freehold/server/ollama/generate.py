@@ -1,7 +1,7 @@
 """POST /api/generate: a prompt in, its answer or continuation out, a line of JSON a piece.
 
 Knows the route; fields.py reads, shape.py writes. An earlier answer's `context` is ids: the new turn is rendered
-and put behind them. Path: Gate -> generate -> fields.text_job -> generating.answer
+and put after them. Path: Gate -> generate -> fields.text_job -> generating.answer
 """
 
 from __future__ import annotations

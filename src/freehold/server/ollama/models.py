@@ -33,7 +33,7 @@ NEVER = "9999-12-31T23:59:59Z"  # clients parse it as a date
 # Continue offers to fill in the middle where a template mentions it.
 _FILLS = "{# .Suffix: text between prompt and suffix is filled in, without this template #}"
 # Of a listing, for templates that are met for the first time: one that never ends takes three, and a folder may hold
-# hundreds. The next listing goes on where this one stopped.
+# hundreds. The next listing continues where this one stopped.
 RENDERING_S = 5.0
 _cards = Cards()
 _reader = ThreadPoolExecutor(1, "freehold-cards")

@@ -61,7 +61,7 @@ class EmbeddingRequest(Embedding, kw_only=True):
     ] = None
     dimensions: Annotated[
         Annotated[int, Meta(ge=1, le=MAX_DIMENSIONS)] | None,
-        Meta(description="Keep so many numbers, at unit length again; for models trained for it."),
+        Meta(description="Keep this many numbers, at unit length again; for models trained for it."),
     ] = None
 
 

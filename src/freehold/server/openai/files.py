@@ -69,7 +69,7 @@ async def content(call: HttpCall) -> None:
 
 
 async def delete(call: HttpCall) -> None:
-    """Remove a file; a batch that reads it goes on."""
+    """Remove a file; a batch that reads it continues."""
     _files(call).delete(call.tenant, _id(call))
     await call.answer({"id": _id(call), "object": "file", "deleted": True})
 

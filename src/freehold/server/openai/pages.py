@@ -1,4 +1,4 @@
-"""OpenAI's lists: a page of what there is, behind a named entry.
+"""OpenAI's lists: a page of the entries after a named one.
 
 Knows query strings; knows no route. Path: a route that lists -> query, page -> HttpCall.answer
 """
@@ -22,7 +22,7 @@ def query(call: HttpCall) -> dict[str, str]:
 
 
 def page(entries: Sequence[dict[str, Any]], asked: Mapping[str, str], *, most: int = 100) -> dict[str, Any]:
-    """Return `limit` of the entries behind the one named `after`. 400 for a limit beyond `most`, and for no entry."""
+    """Return `limit` of the entries after the one named `after`. 400 for a limit beyond `most`, and for no entry."""
     limit = asked.get("limit", str(min(most, 20)))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= most):
         raise Refused(400, f"limit is {limit[:20]!r}; expected 1 to {most:,}", param="limit")

@@ -38,7 +38,7 @@ class RerankRequest(Embedding, kw_only=True):
         Meta(description=f"1 to {MAX_TEXTS - 1:,} texts, or objects with `text`."),
     ]
     top_n: Annotated[
-        Annotated[int, Meta(ge=1)] | None, Meta(description="Give so many of the nearest. Default: all.")
+        Annotated[int, Meta(ge=1)] | None, Meta(description="Return this many of the nearest. Default: all.")
     ] = None
     return_documents: Annotated[
         bool | None, Meta(description="Give the documents' texts too. Default true, but for /v2/rerank.")

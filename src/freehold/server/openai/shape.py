@@ -84,7 +84,7 @@ class OpenAIShape(ABC):
     def _ending(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"choices": choices, "usage": usage(self._tally), "freehold": self._tally.receipt()}
 
-    # --- what a choice looks like; `tail` goes in behind the choices ----------------------------------
+    # --- what a choice looks like; `tail` goes in after the choices ----------------------------------
 
     @abstractmethod
     def first(self, choice: int, begin: Begin, tail: bytes) -> bytes:

@@ -123,7 +123,7 @@ async def add_adapter(call: HttpCall) -> None:
 
 
 async def remove_adapter(call: HttpCall) -> None:
-    """Take an adapter away; what is under way with it goes on to its end."""
+    """Remove an adapter; running requests that use it complete."""
     request, _ = await call.struct(RemoveRequest)
     await call.server.models.remove_adapter(request.model, request.name)
     await call.answer({})

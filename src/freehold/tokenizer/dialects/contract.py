@@ -43,7 +43,7 @@ Read = Callable[[TextSource, str, Offer], Reading[Calls]]
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one family calls tools. `read` begins behind an opening and ends behind the calls."""
+    """How one family calls tools. `read` begins after an opening and ends after the calls."""
 
     name: str
     openings: tuple[Opening, ...]

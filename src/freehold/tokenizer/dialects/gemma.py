@@ -1,4 +1,4 @@
-"""Gemma: version 3 has no marks and is asked for JSON in so many words; version 4 writes <|tool_call>call:NAME{...}.
+"""Gemma: version 3 has no marks, so its prompt asks for JSON; version 4 writes <|tool_call>call:NAME{...}.
 
 Version 4 spells its arguments in a notation of its own: keys without quotes, strings between <|"|>.
 """

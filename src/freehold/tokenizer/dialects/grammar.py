@@ -20,7 +20,7 @@ Spell = Callable[[str], str]  # a text as a Lark expression: its control tokens 
 # (rule, a tool's schema, spell): its rules
 Arguments = Callable[[str, Mapping[str, object], Spell], Iterable[str]]
 
-# JSON as models write it: one blank behind colons and commas. Free blanks cost small models their way.
+# JSON as models write it: one blank after colons and commas. Free blanks cost small models their way.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Of an object that a model began by itself, in its own style: as many blanks as indented JSON needs.
 _BLANKS = f"(?:{BLANKS})?"
@@ -41,7 +41,7 @@ class CallForm:
     tail: str
     before: str = ""  # once, before the first call
     between: str | None = None  # None: one call is all
-    after: str = ""  # once, behind the last call
+    after: str = ""  # once, after the last call
     arguments: Arguments = json_arguments
     # Thinking that may come before all, as messages: how one begins, what it has none of but at its end (the first of
     # these), and what follows it.
@@ -57,7 +57,7 @@ def lark(form: CallForm, tools: Sequence[Tool], spell: Spell, *, many: bool, ope
     repeated = f" (between {spell(form.head)} call)*" if many and form.between is not None else ""
     behind = _spelled(spell, form.after)
     if repeated and not form.after and (form.between or "").isspace():
-        behind = f"between? {behind}"  # a model that went on to the next line may still end
+        behind = f"between? {behind}"  # a model that continued to the next line may still end
     thought = "thought* " if form.thought and not opened else ""
     lines = [f"start: {thought}{_spelled(spell, rest)} call{repeated} {behind}"]
     if form.thought and thought:

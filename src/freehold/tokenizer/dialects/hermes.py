@@ -21,7 +21,7 @@ BARE = (Opening("{", at_line=True), Opening(_FENCE, at_line=True))
 
 
 def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
-    """Read one call behind `opening`."""
+    """Read one call after `opening`."""
     if opening != OPEN:
         return (yield from read_bare(source, opening, offer))
     yield from source.space()

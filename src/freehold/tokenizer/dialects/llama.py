@@ -1,4 +1,4 @@
-"""Llama 3: a JSON object with "name" and "parameters", sometimes behind <|python_tag|>, several joined by ";"."""
+"""Llama 3: a JSON object with "name" and "parameters", sometimes after <|python_tag|>, several joined by ";"."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TAG = "<|python_tag|>"
 
 
 def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
-    """Read calls: behind the tag, or an object as the first thing of a line."""
+    """Read calls: after the tag, or an object as the first thing of a line."""
     if opening == TAG:
         yield from source.space()
         call = yield from named_call(source, offer)

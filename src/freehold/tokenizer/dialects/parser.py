@@ -70,7 +70,7 @@ class ToolParser:
         return False
 
     def _close(self, calls: Calls, out: list[str | Call], mark: str = "") -> None:
-        """Give out calls that were read; without any, the opening is text and the search goes on behind it."""
+        """Give out calls that were read; without any, the opening is text and the search continues after it."""
         source, self._reading = self._source, None
         if not calls:
             mark = mark or self._opening

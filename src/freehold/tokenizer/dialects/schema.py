@@ -72,7 +72,7 @@ def _has(schema: object, name: str) -> bool:
 
 
 def typed(text: str, key: str, schema: Mapping[str, object]) -> Any:
-    """Return `text` as the parameter `key` of `schema` wants it; text that is of no such type stays text."""
+    """Convert `text` to the type of parameter `key` in `schema`; text that does not convert stays text."""
     properties = schema.get("properties")
     wanted = types_of(properties.get(key)) if isinstance(properties, Mapping) else frozenset()
     if not wanted or wanted == {"string"}:

@@ -164,7 +164,7 @@ def main() -> None:
         file.write(str(OOM_SCORE))
     try:
         Process(socket.socket(fileno=int(sys.argv[1]))).run()
-    except BaseException as e:  # an internal error: the server starts another process, which goes on
+    except BaseException as e:  # an internal error: the server starts another process, which continues
         traceback.print_exception(e)
     os._exit(1)
 

@@ -44,7 +44,7 @@ class ChatRequest(Generating, kw_only=True):
     logprobs: Annotated[bool | None, Meta(description="Give each token's log-probability.")] = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
-        Meta(description="And those of so many alternatives."),
+        Meta(description="And those of this many alternatives."),
     ] = None
     think: Annotated[
         bool | None, Meta(description="Reason before the answer, or not, where the model has the switch.")
@@ -73,7 +73,7 @@ class ChatRequest(Generating, kw_only=True):
     continue_final_message: Annotated[
         bool | None,
         Meta(
-            description="vLLM's: the answer goes on from the last message, an assistant's, and gives what comes after "
+            description="vLLM's: the answer continues the last message, an assistant's, and gives what comes after "
             "it alone. Default false: a new answer, as OpenAI gives."
         ),
     ] = None

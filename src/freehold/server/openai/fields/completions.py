@@ -34,7 +34,7 @@ class CompletionRequest(Generating, kw_only=True):
     ] = None
     logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
-        Meta(description="Give each token's log-probability, and those of so many alternatives."),
+        Meta(description="Give each token's log-probability, and those of this many alternatives."),
     ] = None
 
 

@@ -61,7 +61,7 @@ class Generating(Structured, kw_only=True):
     ] = None
     top_k: Annotated[
         Annotated[int, Meta(ge=-1, le=FORCED)] | None,
-        Meta(description="Sample from so many tokens; 0 or -1: all."),
+        Meta(description="Sample from this many tokens; 0 or -1: all."),
     ] = None
     min_p: Annotated[
         Share | None, Meta(description="Drop tokens below this times the highest probability.")
@@ -99,7 +99,8 @@ class Generating(Structured, kw_only=True):
         ),
     ] = None
     ignore_eos: Annotated[
-        bool | None, Meta(description="Go on after the model's own end, to max_tokens: for load generators.")
+        bool | None,
+        Meta(description="Continue after the model's own end, to max_tokens: for load generators."),
     ] = None
     priority: Rank = None
     timeout: Annotated[

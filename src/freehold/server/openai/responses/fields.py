@@ -66,7 +66,7 @@ class ResponseRequest(Generating, kw_only=True):
     ] = None
     previous_response_id: Annotated[
         Annotated[str, Meta(max_length=128)] | None,
-        Meta(description="A stored response whose chat goes on."),
+        Meta(description="A stored response whose chat this request continues."),
     ] = None
     store: Annotated[
         bool | None, Meta(description="Keep the response for later requests, in bounds. Default true.")
@@ -105,7 +105,7 @@ class ResponseRequest(Generating, kw_only=True):
     ] = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
-        Meta(description="Give each token's log-probability, and those of so many alternatives."),
+        Meta(description="Return each token's log-probability, and those of this many alternatives."),
     ] = None
     include: Annotated[
         Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=32)] | None,

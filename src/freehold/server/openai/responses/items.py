@@ -71,14 +71,14 @@ class Reading:
     def __init__(self, instructions: str | None) -> None:
         # Templates know one system turn, at the start; clients send their rules in several.
         self._rules = [instructions] if instructions else []
-        self.messages: list[Message] = []  # behind it
+        self.messages: list[Message] = []  # after it
         self.warnings: dict[str, None] = {}
         self._thinking: list[str] = []  # that leads to the next turn of the assistant
         self._names: dict[str, str] = {}  # of calls, by their ids
         self._due: dict[str, None] = {}  # ids of calls without an output so far
 
     def chat(self) -> tuple[Message, ...]:
-        """Return the turns. Raises Refused for a call without an output, which OpenAI takes no turn behind."""
+        """Return the turns. Raises Refused for a call without an output, after which OpenAI accepts no turn."""
         if self._due:
             id = next(iter(self._due))
             raise Refused(
@@ -180,7 +180,7 @@ _READERS: dict[str, _ItemReader] = {
 def read_items(
     items: Sequence[Any], instructions: str | None, known: int, warnings: list[str]
 ) -> tuple[Message, ...]:
-    """Return the chat. `known`: so many of `items`, at the start, come from earlier responses."""
+    """Return the chat. `known`: this many of `items`, at the start, come from earlier responses."""
     if len(items) > MAX_MESSAGES:
         raise Refused(
             400, f"the chat has {len(items):,} items; expected at most {MAX_MESSAGES:,}", param="input"

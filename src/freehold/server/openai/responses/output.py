@@ -186,7 +186,7 @@ class TextOutput(Item):
 
 
 class ReasoningOutput(Item):
-    """What the model thought: in the open as `content`, or under the name of a summary for who asked for one."""
+    """Reasoning text: sent as `content`, or as `summary` if the request asks for one."""
 
     prefix = "rs"
 

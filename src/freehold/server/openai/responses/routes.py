@@ -70,7 +70,7 @@ async def retrieve(call: HttpCall) -> None:
 
 
 async def delete(call: HttpCall) -> None:
-    """Forget a stored response; a chat that goes on from it ends there."""
+    """Forget a stored response; a chat that continues from it ends there."""
     _store(call).delete(call.tenant, _id(call))
     await call.answer({"id": _id(call), "object": "response", "deleted": True})
 

@@ -133,7 +133,9 @@ class Responses:
         while id is not None:
             kept = self._find(tenant, id)
             if kept is None:
-                message = f"the response {id[:80]!r}, whose chat was to go on, is not kept; send its items"
+                message = (
+                    f"the response {id[:80]!r}, which the request continues, is not kept; send its items"
+                )
                 raise _broken(message, "previous_response_not_found")
             chain.append(kept)
             id = kept.previous
