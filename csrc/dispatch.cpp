@@ -28,7 +28,7 @@ bool runs_avx512() {
 #endif
 }
 
-// Tiles need the processor's word and the system's: 8 KB of state a thread that Linux saves only for a process that asked.
+// AMX needs CPU support and OS permission (ARCH_REQ_XCOMP_PERM): Linux saves its 8 KB of state per thread only on request.
 bool runs_amx() {
 #if defined(__x86_64__) && defined(__linux__) && defined(SYS_arch_prctl)
   constexpr long kAskPermission = 0x1023, kTileData = 18;      // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA

@@ -42,8 +42,8 @@ const Kernels* kernels_named(std::string_view name);   // throws Usage, naming t
 
 // --- threads.cpp ------------------------------------------------------------------------------------------------
 // A pool of n threads, the caller being thread 0. A job is offered to all; a thread that arrives in time runs it once, and
-// a worker that the system delays finds the door closed and goes back to sleep. So a job must be work that the threads
-// present claim piece by piece, until none is left. Workers sleep between jobs.
+// a worker that the system delays finds another job number published, or none, and goes back to sleep. So a job must be
+// work that the threads present claim piece by piece, until none is left. Workers sleep between jobs.
 class Threads {
  public:
   // Sets of state a job may lie in: a worker still on its way out of one job holds its seat, not the next job.
@@ -89,7 +89,7 @@ class Memory {
   size_t bytes = 0;
 };
 
-// --- mapped.cpp -------------------------------------------------------------------------------------------------
+// --- memory.cpp -------------------------------------------------------------------------------------------------
 // The whole of a regular file, read-only, as long as it is held; `huge`: in huge pages, where the file lies in such.
 // What is lost while it is mapped (the file is cut short, the disk fails) is zero from then on: ask is_lost().
 std::shared_ptr<Memory> map_file(int fd, bool huge = false);       // throws BadModelFile, Capacity
@@ -130,7 +130,7 @@ struct Rope {                     // angles position * inv_freq[i]; cos and sin 
 struct KvLayer { int kv_heads, d, dv; };
 KvType kv_type_named(std::string_view name);   // "f16", "f32", "q8"; throws Usage for another
 // Pages for every layer, addressed by block. Reserved at once, touched lazily.
-// With `window_blocks`, sliding-window layers (window > 0) keep their pages in a pool of so many window blocks instead: a
+// With `window_blocks`, sliding-window layers (window > 0) keep their pages in a pool of that many window blocks instead: a
 // block has one while a row may still look at it. Without, they keep all positions, as full layers do.
 class KvCache {
  public:

@@ -178,7 +178,7 @@ int64_t panel_bytes(WeightType type, int64_t k) {
                                              " inputs, got " + std::to_string(k));
   const int64_t units = k / t.unit();
   const int64_t bytes = t.aux_bytes() == 32 ? (units + 1) / 2 * (2 * t.unit_bytes() + 64) : units * (t.unit_bytes() + t.aux_bytes());
-  return (bytes + 63) / 64 * 64 + (t.low_bytes() ? 64 : 0);       // the rows' reach lies behind
+  return (bytes + 63) / 64 * 64 + (t.low_bytes() ? 64 : 0);       // the rows' reach comes after
 }
 int64_t low_bytes(WeightType type, int64_t k) { return k / traits(type).unit() * traits(type).low_bytes(); }
 

@@ -65,7 +65,7 @@ void Plan::assign_rooms() {
   for (int64_t w : room_width) trace_.rooms.emplace_back(static_cast<size_t>(w * trace_.max_rows));
 }
 
-// Behind the last op that writes what outlives the step, if there is one: an encoder's rows all see each other to the end.
+// After the last op that writes what outlives the step, if there is one: an encoder's rows all see each other to the end.
 void Plan::insert_narrow() {
   auto& ops = trace_.ops;
   const auto keeps = std::find_if(ops.rbegin(), ops.rend(), [](const auto& op) { return op->persists; });

@@ -90,7 +90,7 @@ inline Quads get_head(const WeightTraits& t, const uint8_t* p, const uint8_t* lo
 }
 
 // Where unit u of a panel keeps its codes and its per-row floats. Floats of 32 bytes (a scale for each row) lie in pairs
-// behind two units' codes, so that every unit begins at a cache line.
+// after two units' codes, so that every unit begins at a cache line.
 struct UnitPlace { int64_t codes, aux; };
 inline UnitPlace place(const WeightTraits& t, int64_t u) {
   const int codes = t.unit_bytes(), aux = t.aux_bytes();

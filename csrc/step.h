@@ -18,7 +18,7 @@ class StepRunner {
   void run(const Step& step);
 
  private:
-  // A step in one seat: as it came, and what is left of it behind the Narrow op.
+  // A step in one seat: as it came, and what is left of it after the Narrow op.
   struct Seat { Step step; Run run; Narrowed narrowed; Run rest; };
 
   void validate(const Step& step) const;

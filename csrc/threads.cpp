@@ -1,14 +1,14 @@
 // The worker pool: n threads that are offered one job at a time. Knows no work of its own.
 //
 // A step of a small model waits a few hundred times for microseconds' work, so waiting spins first. On a machine whose
-// cores are shared, a thread that spins on, or yields, gives a late one nothing: it sleeps, and the one that ends the
-// work wakes it, which puts it before a process that has had its share.
+// cores are shared, spinning on or yielding does not let a delayed thread run. So a waiting thread sleeps, and the thread
+// that finishes the work wakes it: the system then schedules it before a process that has used its share.
 //
-// Which thread may touch a job. A worker enters in three moves: it counts itself inside the job's seat, looks whether the door
-// still shows that job, and only then reads the job. The caller closes the door when its own part is over (all work
-// is done then) and, before it fills a seat again, waits for that seat's count to be 0. All four accesses are
-// sequentially consistent, so either the worker's count came before the caller's look, which then waits, or the closed
-// door came before the worker's look, which then leaves without having read anything.
+// Which thread may touch a job. A worker enters in three moves: it counts itself inside the job's seat, checks that the
+// published job number is still that job's, and only then reads the job. The caller publishes 0 when its own part is over
+// (all work is done then) and, before it fills a seat again, waits for that seat's count to be 0. All four accesses are
+// sequentially consistent, so either the worker's count came before the caller's look, which then waits, or the 0
+// came before the worker's look, which then leaves without having read anything.
 #include <unistd.h>
 
 #include <algorithm>
@@ -46,7 +46,7 @@ struct Threads::Impl {
   std::vector<std::thread> workers;
   std::unique_ptr<Call[]> calls;       // by thread: the newest job it was called to
   Seat seats[kSeats];
-  alignas(64) std::atomic<uint32_t> door{0};     // number of the job that may be entered; 0: none
+  alignas(64) std::atomic<uint32_t> published{0};   // number of the job that may be entered; 0: none
   std::atomic<bool> stop{false};
   std::mutex one_job;                  // callers queue: a pool runs one job at a time
   uint32_t number = 0;                 // of the newest job; under one_job
@@ -67,7 +67,7 @@ struct Threads::Impl {
       if (stop.load(std::memory_order_relaxed)) return;
       Seat& s = seat(seen);
       s.inside.fetch_add(1);
-      if (door.load() == seen) s.job(thread);
+      if (published.load() == seen) s.job(thread);
       s.inside.fetch_sub(1);
     }
   }
@@ -106,7 +106,7 @@ int Threads::size() const { return impl_->n; }
 
 Threads::Turn::Turn(Threads& threads) : pool_(threads), lock_(threads.impl_->one_job) {
   Impl& p = *pool_.impl_;
-  if (++p.number == 0) p.number = 1;    // 0 is a closed door
+  if (++p.number == 0) p.number = 1;    // 0 means no job
   number_ = p.number;
   Impl::leave(p.seat(number_));
 }
@@ -115,9 +115,9 @@ int Threads::Turn::seat() const { return static_cast<int>(number_ % kSeats); }
 
 void Threads::Turn::run(std::function<void(int)> job, int active) {
   Impl& p = *pool_.impl_;
-  struct Close { Impl& p; ~Close() { p.door.store(0); } } close{p};
+  struct Close { Impl& p; ~Close() { p.published.store(0); } } close{p};
   p.seat(number_).job = std::move(job);
-  p.door.store(number_);
+  p.published.store(number_);
   for (int t = 1; t < std::min(active, p.n); ++t) p.call(t, number_);
   p.seat(number_).job(0);
 }

@@ -1,8 +1,8 @@
-// The weight types ("kinds" of panels): a traits row each, and how a block of a model file is read into codes.
+// The weight types: a traits row each, and how a block of a model file is read into codes.
 // Read by pack.cpp, the kernels (matmul, gemm, AMX, which choose their templates by it), the ops and the binding.
 //
 // To add one: an enumerator, its row in kWeightTypes and, if files hold it, a reader with its row in kFileTypes, all here;
-// the loader's NumPy side has the file's layout in formats/quant.py. Only a new way to keep codes (Planes) needs more:
+// the loader's NumPy side has the file's layout in formats/blocks.py. Only a new way to keep codes (Planes) needs more:
 // planes.h writes and reads it, and kernels/matmul.inl unpacks it.
 #pragma once
 #include <cstdint>
@@ -48,7 +48,7 @@ constexpr int kWideUnit = 128, kWideCode = 4095;
 // The arithmetic: value = d * (sub * (code - offset)) - minimum (Blocks32: + minimum). All compile-time in the kernels.
 // A panel is units one after another, each covering unit() inputs of 16 rows: codes, integer sub-scales, then the rows'
 // floats. Where those take 32 bytes, two units' codes come first and then both units' floats, to keep to cache lines.
-// Floats behind all of a panel's codes, a stream of their own, missed the cache: 30 GB/s where this way gives 45.
+// Floats after all of a panel's codes, a stream of their own, missed the cache: 30 GB/s where this way gives 45.
 struct WeightTraits {
   const char* name;
   Form form;

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
@@ -220,6 +222,50 @@ def test_the_check_of_path_lines_refuses_what_is_gone():
         "load_clouds",
     ):
         assert not exists(gone, here), gone
+
+
+SOURCES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in CODE)
+# Names of other projects that end like a source.
+FOREIGN = r"(?:ik_)?llama\.cpp|bitnet\.cpp|ggml-common\.h"
+
+
+def remarks(path: Path) -> str:
+    """The docstrings and comments of a Python file, or the line comments of a C++ one."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return "\n".join(re.findall(r"//(.*)", text))
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = (t.string for t in tokens if t.type == tokenize.COMMENT)
+    return "\n".join([*docstrings(path), *comments])
+
+
+def missing_sources(text: str, asking: Path) -> list[str]:
+    """Source files that a text names, as `room/file.py` or `file.h`, and that are nowhere in the repository."""
+    named = re.findall(r"(?<![\w./<-])[\w./-]+\.(?:py|cpp|h|inl)\b(?![\w/>])", text)
+    return [n for n in named if not re.fullmatch(FOREIGN, n) and not is_source(n, asking)]
+
+
+def is_source(name: str, asking: Path) -> bool:
+    if (asking.parent / name).is_file():
+        return True
+    return any(f"/{path}".endswith(f"/{name}") for path in repository())
+
+
+@cache
+def repository() -> frozenset[str]:
+    folders = ("src", "csrc", "tests", "benches", "tools", "docs", "examples")
+    return frozenset(str(p) for folder in folders for p in (ROOT / folder).rglob("*.*") if p.suffix in CODE)
+
+
+@pytest.mark.parametrize("path", [*FILES, *SOURCES], ids=lambda p: str(p.relative_to(ROOT)))
+def test_docstrings_and_comments_name_source_files_that_exist(path: Path):
+    assert not missing_sources(remarks(path), path)
+
+
+def test_the_check_of_source_files_sees_one_that_is_gone():
+    here = PACKAGE / "cli" / "run.py"
+    text = "main.py, chat/answer.py, csrc/plan.h and cli/walk.py; walls.inl, llama.cpp's, <fcntl.h>"
+    assert missing_sources(text, here) == ["cli/walk.py", "walls.inl"]
 
 
 def test_files_end_within_four_hundred_lines():

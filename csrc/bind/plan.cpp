@@ -88,7 +88,7 @@ void bind_plan(nb::module_& m) {
 
   nb::class_<KvCache>(m, "KvCache", R"(Pages of keys and values for all layers, "f16", "f32" or "q8"; layers are (kv_heads, key width, value width).
 
-With `window_blocks`, layers whose entry in `windows` is not 0 lie in a pool of so many blocks of their own.)")
+With `window_blocks`, layers whose entry in `windows` is not 0 lie in a pool of that many blocks of their own.)")
       .def("__init__", [](KvCache* self, const std::vector<std::tuple<int, int, int>>& layers, int64_t blocks, const std::string& type,
                           std::vector<int> windows, int64_t window_blocks) {
         std::vector<KvLayer> shapes;

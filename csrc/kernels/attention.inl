@@ -7,7 +7,7 @@
 // Every sum has one order: scores sequential over d (a lane is a key), a row's exponentials by their place in the
 // span, values sequential over key positions (a lane is an output). Blocks of queries only share loads.
 // What a row cannot see never enters a product it keeps: key lanes are dropped before the maximum, and value rows
-// outside a row's range are not read, for pages behind or beyond a sequence may hold anything, NaN included.
+// outside a row's range are not read, for a page's other positions may hold anything, NaN included.
 
 // Queries x vectors that accumulate in registers: of AVX-512's 32, 12*2 sums + 2 of the page + 1 broadcast; of AVX2's
 // 16, where a vector takes two, 6*1 sums + 1 and a broadcast. Two vectors a query also make a page's 64-byte line.

@@ -87,7 +87,7 @@ static void value_part(const Pass& s, int start, int keys, Columns<T> x, int c0,
   }
 }
 
-// Positions [lo, hi) of the span, columns [c0, c0+width) of their values, as floats in rows of kWideColumns; zeros behind.
+// Positions [lo, hi) of the span, columns [c0, c0+width) of their values, as floats in rows of kWideColumns; zeros after.
 template <class E>
 static void widen_values(const Pass& s, Range r, int c0, int width, float* wide) {
   for (int j = r.lo; j < r.hi; ++j, wide += kWideColumns) {

@@ -27,7 +27,7 @@ constexpr int kGemmTokens = 512;
 constexpr int kWideUnitBytes = 32 * kWideUnit + 64;
 
 // Weights in panels. Rows beyond n in the last panel are zero. Owned by freehold.h's Matrix.
-// A weight type in two planes keeps the low plane's panels, low_bytes each, behind all panels of the high one.
+// A weight type in two planes keeps the low plane's panels, low_bytes each, after all panels of the high one.
 struct Panels {
   WeightType type;
   int64_t n, k;
@@ -69,7 +69,7 @@ struct Acts {
 // one broadcast of a query element.
 // As codes (Q8): keys [D/4][32][4], values [32/4][Dv][4], so that one dot takes four inputs, or four positions, of
 // sixteen lanes; D/4 is rounded up, Dv to sixteen, and what that adds is zero or never stored. A code is
-// round(x / scale) + 128; behind the codes lie the scales, [32] floats for keys and [32] for values: one per position
+// round(x / scale) + 128; after the codes lie the scales, [32] floats for keys and [32] for values: one per position
 // and head, max|x| / 127, so that what a position holds never depends on another.
 constexpr int kBlockTokens = 32;
 enum class KvType : uint8_t { F16, F32, Q8 };

@@ -24,7 +24,7 @@ int64_t argmax(const float* x, int64_t n);
 void round_rows(float* x, int64_t rows, int64_t n);
 // x ~ scale[i / block] * q[i]; int8 with block 32 or 256, wide codes with 128; a block with a non-finite input has scale NaN.
 void quantize(const float* x, int64_t k, int block, int16_t* q, float* scale);
-// out [m][n] = x [m][k] times the rows of w, x rounded to codes first where w's kind wants that.
+// out [m][n] = x [m][k] times the rows of w, x rounded to codes first where w's weight type multiplies codes.
 void matmul(const Panels& w, const float* x, int64_t m, float* out);
 
 }  // namespace fh::reference

@@ -12,7 +12,7 @@ struct Linear final : Op {
   const uint8_t* weights() const override { return w[0]->w.data; }
   void allocate(int64_t max_rows, int threads) override { in.scratch->allocate(max_rows, threads); }
   void prepare(const Run& r) override { low.prepare(r, in, w); }
-  // Where panel n of all matrices, counted on, lies; behind the last, what the next op begins with.
+  // Where panel n of all matrices, counted on, lies; after the last, what the next op begins with.
   const uint8_t* address(int64_t n) const {
     for (const MatrixPtr& m : w) {
       if (n < m->w.count()) return m->w.high(n);

@@ -90,7 +90,7 @@ struct Logits final : Op {
     const int32_t draft = draft_after(s, s.choices[t].row);
     if (draft >= 0 && draft < s.tokens_end) finish(r, thread, t, draft / kPanelRows, ~uint32_t{0});
   }
-  // The token behind a row in its sequence: the draft of what the row will choose. Most drafts are accepted, and a
+  // The token after a row in its sequence: the draft of what the row will choose. Most drafts are accepted, and a
   // contest that begins with its winner finishes 18 panels where it would finish 330 (0.5b, sixteen answers).
   static int32_t draft_after(const Step& s, int64_t row) {
     const bool follows = row + 1 < s.rows && s.seqs[row + 1] == s.seqs[row] && s.positions[row + 1] == s.positions[row] + 1;

@@ -38,7 +38,7 @@ struct Run {
   std::vector<Segment> segments;
   std::vector<Adapted> adapted;               // in order of rows
   std::vector<float*> buffer;                 // by buffer number
-  const std::vector<int64_t>* wanted = nullptr;   // rows that continue behind the last persistent write: see Narrow
+  const std::vector<int64_t>* wanted = nullptr;   // rows that continue after the last persistent write: see Narrow
   int active = 1;                             // threads the step is offered to
   int seat = 0;                               // which set of counters and lists is this step's
   int64_t ahead = 0;                          // bytes of weights to prefetch; 0 where rows, not bytes, bound a step
@@ -54,7 +54,7 @@ struct Phase {
   };
   Count seats[Threads::kSeats];
   void reset(int seat) {
-    seats[seat].next.store(0, std::memory_order_relaxed);   // the door publishes both
+    seats[seat].next.store(0, std::memory_order_relaxed);   // made visible by publishing the job number
     seats[seat].done.store(0, std::memory_order_relaxed);
   }
 };
@@ -63,7 +63,7 @@ struct Phase {
 struct Op {
   std::vector<int> reads, writes;             // buffer numbers, for liveness
   bool persists = false;                      // writes what outlives the step (keys and values): needs every row
-  Phase first, second;                        // an op has one phase or two; reset before a step
+  Phase first, second;                        // claimed from 0 in every step; ops with more phases add their own
   const uint8_t* following = nullptr;         // weights that the next matmul op begins with
   virtual ~Op() = default;
   virtual const uint8_t* weights() const { return nullptr; }        // the first this op reads

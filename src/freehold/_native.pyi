@@ -125,7 +125,7 @@ class Rope:
 class KvCache:
     """Pages of keys and values for all layers, "f16", "f32" or "q8"; layers are (kv_heads, key width, value width).
 
-    With `window_blocks`, layers whose entry in `windows` is not 0 lie in a pool of so many blocks of their own.
+    With `window_blocks`, layers whose entry in `windows` is not 0 lie in a pool of that many blocks of their own.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
-// AMX tiles for prompts: avx512's table with other `gemm` entries, the same bits; amx_few.inl's; amx_screen.inl's; and amx_attention.inl's, whose bits
-// are this table's own. Included by avx512.cpp, in its namespace.
+// The AMX table: avx512's with gemm (this file, the same bits), the few-row panel (amx_few.inl), the screen
+// (amx_screen.inl) and attention (amx_attention.inl, whose bits differ from avx512's) replaced. Included by avx512.cpp, in
+// its namespace.
 //
 // A tile multiply takes sixteen tokens by sixteen weight rows by 64 inputs in sixteen cycles, eight times dpbusd's rate:
 // A: sixteen rows of activations as they lie in a unit; B: sixteen quads of a panel, as gemm.inl unpacks them, but signed;

@@ -22,7 +22,7 @@ struct Few {
   }
 };
 constexpr int kFew = 16;                           // rows of a tile
-// Four C of the rows, [4][16 tokens][16]: groups whose B lie at w, one behind the other, and whose A begin with input `at`.
+// Four C of the rows, [4][16 tokens][16]: groups whose B lie at w, one after the other, and whose A begin with input `at`.
 // Groups beyond `last` multiply its inputs once more and are not read.
 OP void few_tiles(const Few& x, int64_t at, int64_t last, const uint8_t* w, int32_t* c) {
   const int64_t stride = x.k;
