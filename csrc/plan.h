@@ -1,7 +1,7 @@
 // A traced forward pass: a list of ops over buffers, replayed whole in one native call a step.
 //
-// Ops are recorded by models/families once, each through its own file in ops/; finish() lays out the buffers, and run()
-// walks the list on every thread of the pool. An op has one or more phases; in a phase, threads claim work in chunks and go
+// Ops are recorded by the parts of models/ once, each through its own file in ops/; finish() lays out the buffers, and run()
+// walks the list on every thread of the pool. An op has one phase or a few; in a phase, threads claim work in chunks and go
 // on when the phase's work is done. So a thread that the system delays does less and delays no other, and the result is
 // the same: each output element is computed by one thread alone.
 #pragma once

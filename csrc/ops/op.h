@@ -63,7 +63,7 @@ struct Phase {
 struct Op {
   std::vector<int> reads, writes;             // buffer numbers, for liveness
   bool persists = false;                      // writes what outlives the step (keys and values): needs every row
-  Phase first, second;                        // claimed from 0 in every step; ops with more phases add their own
+  Phase first, second;                        // reset before a step; an op with more phases resets its own in prepare()
   const uint8_t* following = nullptr;         // weights that the next matmul op begins with
   virtual ~Op() = default;
   virtual const uint8_t* weights() const { return nullptr; }        // the first this op reads
