@@ -22,6 +22,7 @@ from freehold.engine.cache.capacity import KV_TYPES
 from freehold.engine.cache.disk import DiskCache, dependencies
 from freehold.engine.cache.prefix import PrefixTree, key_of
 from freehold.engine.cache.tier import KvPages
+from freehold.engine.schedule.scheduler import Scheduler
 from freehold.models.load import LoadedModel
 from freehold.types import KvType
 from tests.engine.rig import GREEDY, Rig, check_books, sequence
@@ -147,6 +148,21 @@ def test_answer_goes_on_while_the_disk_is_read_for_another(
             read.append(engine.stats().disk_tokens)
         assert {b - a for a, b in pairwise(read)} <= {0, 32}
         assert [out.id for out in job] == first and job.usage.cached_tokens == WHOLE * 32
+
+
+def test_answer_that_began_to_read_the_disk_does_not_fork_its_parent(
+    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(blocks_module, "LOAD_S", 0.0)
+    computed(model, tmp_path)
+    rig, first, second = Rig(model, 64, tmp_path), sequence(PROMPT), sequence(PROMPT)
+    second.parent, scheduler = first, Scheduler(rig.blocks)
+    second.loading = not rig.blocks.adopt(second, hurry=True)  # while the first was preempted
+    rig.step(first)
+    scheduler.add(first)
+    assert second.loading and scheduler._adopt(second)
+    assert second.num_computed_tokens == WHOLE * 32
+    check_books(rig.blocks, [first, second])
 
 
 def test_pool_without_room_takes_what_fits(model: LoadedModel, tmp_path: Path):

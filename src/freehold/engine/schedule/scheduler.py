@@ -286,6 +286,7 @@ class Scheduler:
         parent = seq.parent
         if (
             parent is not None
+            and not seq.loading  # then it holds blocks that the disk gave it
             and parent in self.live
             and parent.num_computed_tokens >= len(parent.request.prompt)
         ):
