@@ -62,7 +62,7 @@ def closed(schema: Any, depth: int = 0) -> Any:
 
 def _has(schema: object, name: str) -> bool:
     """Tell whether some object within `schema` has a member of this name."""
-    level = [schema]
+    level: list[Any] = [schema]
     while level:
         if any(isinstance(node, dict) and name in node for node in level):
             return True
