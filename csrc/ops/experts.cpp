@@ -28,7 +28,7 @@ struct Experts final : Op {
   void prepare(const Run& r) override {
     for (Phase* p : {&copied, &activated, &quantized}) p->reset(r.seat);
   }
-  void validate(const Step& s) const override { refuse_adapters(s, {gate, up, down}); }
+  void validate(const Step& s) const override { refuse_adapters(s, gate, up, down); }
   void allocate(int64_t max_rows, int threads) override {
     in.scratch->allocate(max_rows, threads);
     own->allocate(max_rows * top_k, experts, inner());

@@ -2,7 +2,6 @@
 // Knows no arithmetic.
 #pragma once
 #include <unordered_map>
-#include <vector>
 
 #include "ops/op.h"
 
@@ -13,10 +12,9 @@ namespace fh {
 struct Routes { int64_t experts; int top_k; };
 struct AllRoutes { std::unordered_map<int, Routes> by_buffer; };   // of a plan
 
-inline void refuse_adapters(const Step& s, const std::vector<MatrixPtr>& weights) {
+template <class... M> void refuse_adapters(const Step& s, const M&... weights) {
   for (int64_t i = 0; i < s.nadapters; ++i)
-    for (const MatrixPtr& w : weights)
-      if (s.adapters[i]->find(w)) refuse("an adapter cannot change a router or experts");
+    if ((s.adapters[i]->find(weights) || ...)) refuse("an adapter cannot change a router or experts");
 }
 
 }  // namespace fh

@@ -19,7 +19,7 @@ struct Route final : Op {
     in.scratch->allocate(max_rows, threads);
     scores->resize(std::max(scores->size(), static_cast<size_t>(max_rows * w->w.n)));
   }
-  void validate(const Step& s) const override { refuse_adapters(s, {w}); }
+  void validate(const Step& s) const override { refuse_adapters(s, w); }
   void prepare(const Run& r) override { third.reset(r.seat); }
   void run(Run& r, int thread) override {
     const int64_t rows = r.step->rows, experts = w->w.n;
