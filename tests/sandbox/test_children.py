@@ -178,10 +178,10 @@ def test_neither_server_nor_engine_has_jinja_in_it():
 
 def test_a_renderer_of_a_large_process_does_more_than_one_job():
     code = (
-        "from datetime import datetime; from freehold.sandbox.rendering import Asked, Renderers\n"
+        "from datetime import datetime; from freehold.sandbox.rendering import RenderJob, Renderers\n"
         "ballast = bytearray(300 << 20); ballast[::4096] = b'x' * len(ballast[::4096])\n"
         "renderers = Renderers()\n"
-        "for _ in range(3): renderers.run(Asked('y', ({},), datetime(2026, 1, 2), 1.0))\n"
+        "for _ in range(3): renderers.run(RenderJob('y', ({},), datetime(2026, 1, 2), 1.0))\n"
         "print(len(renderers._idle)); renderers.close()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
