@@ -1,8 +1,9 @@
 """This tree beside an older one: the same model, measures in turns, ratios paired by round.
 
-`python benches/engine/compare_trees.py MODEL --tree FOLDER [--rounds 5] [--only MEASURE]...`, where FOLDER is another
-checkout whose .venv has its packages. Both run as child processes, one of which computes at a time. A ratio is old
-seconds over new: above 1 the new tree is faster. Progress goes to stderr, a table to stdout, and last one JSON line.
+`python benches/engine/compare_trees.py MODEL --tree FOLDER [--starts 5] [--rounds 3] [--only MEASURE]...`; FOLDER is
+another checkout whose .venv has its packages. Both run as child processes, one of which computes at a time. A ratio is
+old seconds over new: above 1 the new tree is faster. Two processes of one tree can differ by a fifth, by where their
+pages lie, so each start is a new pair of processes. Progress goes to stderr, a table to stdout, then one JSON line.
 Path: compare_trees.py -> lib/peer.Child -> drivers/peer_freehold.py of each tree
 """
 
@@ -48,36 +49,48 @@ def seconds(child: Child, kind: str, size: int, steps: int) -> float:
     return child.ask("run", kind=kind, size=size, steps=steps, threads=None, options={})["seconds"]
 
 
+def pairs(args: argparse.Namespace, name: str, model: Path) -> list[tuple[float, float]]:
+    """Measure both trees in turns, in processes of their own for each start; return (old, new) seconds."""
+    found = []
+    for begin in range(args.starts):
+        with ExitStack() as stack:
+            trees = (args.tree.resolve(), environments.ROOT)
+            order = trees if begin % 2 else trees[::-1]  # who loads first alternates
+            children = {tree: start(tree, stack, model) for tree in order}
+            old, new = (children[tree] for tree in trees)
+            for child in (old, new):  # a first time, which maps weights and fills caches
+                seconds(child, *MEASURES[name])
+            for turn in range(args.rounds):
+                took = {
+                    child: seconds(child, *MEASURES[name]) for child in ((old, new), (new, old))[turn % 2]
+                }
+                found.append((took[old], took[new]))
+                machine.say(f"{name}: old {took[old]:.3f} s, new {took[new]:.3f} s")
+    return found
+
+
 def compare(args: argparse.Namespace) -> dict[str, object]:
-    """Measure both trees in turns, the first of a round alternating; return the record."""
+    """Run every measure; print a line for each; return the record."""
     path = machine.resolve(args.model)
     ratios: dict[str, float] = {}
+    for name in args.only or MEASURES:
+        found = pairs(args, name, path)
+        by_pair = [before / after for before, after in found]
+        ratios[name] = round(median(by_pair), 3)
+        print(
+            f"{name:14} {median(p[0] for p in found):8.3f} s old {median(p[1] for p in found):8.3f} s new"
+            f"   old/new {median(by_pair):.3f} ({min(by_pair):.3f} to {max(by_pair):.3f})",
+            flush=True,
+        )
     with ExitStack() as stack:
-        new, old = (start(tree, stack, path) for tree in (environments.ROOT, args.tree.resolve()))
-        meter = machine.ceilings(new, [1, 2])
-        for name in args.only or MEASURES:
-            work = MEASURES[name]
-            for child in (old, new):  # a first time, which maps weights and fills caches
-                seconds(child, *work)
-            pairs = []
-            for turn in range(args.rounds):
-                order = (old, new) if turn % 2 else (new, old)
-                took = {child: seconds(child, *work) for child in order}
-                pairs.append((took[old], took[new]))
-                machine.say(f"{name}: old {took[old]:.3f} s, new {took[new]:.3f} s")
-            found = [before / after for before, after in pairs]
-            ratios[name] = round(median(found), 3)
-            print(
-                f"{name:14} {median(p[0] for p in pairs):8.3f} s old {median(p[1] for p in pairs):8.3f} s new"
-                f"   old/new {median(found):.3f} ({min(found):.3f} to {max(found):.3f})"
-            )
-    return {
-        "bench": "before",
+        meter = machine.ceilings(start(environments.ROOT, stack, path), [1, 2])
+    record = {
+        "bench": "compare_trees",
         **machine.describe(path),
+        "starts": args.starts,
         "rounds": args.rounds,
-        "ceilings": meter,
-        "ratios": ratios,
     }
+    return {**record, "ceilings": meter, "ratios": ratios}
 
 
 def main() -> None:
@@ -85,7 +98,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--tree", type=Path, required=True, help="the older checkout")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--starts", type=int, default=5, help="fresh processes of each tree")
+    parser.add_argument("--rounds", type=int, default=3, help="pairs in each of them")
     parser.add_argument("--only", action="append", choices=list(MEASURES), help="default: all")
     print(json.dumps(compare(parser.parse_args())))
 
