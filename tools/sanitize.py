@@ -25,7 +25,7 @@ FULL += [
 ]
 # Not what starts children within a limit of address space (templates, grammars): the sanitizer takes terabytes of it.
 FULL += [
-    f"tests/engine/test_{name}.py" for name in ("engine", "bits", "speculation", "adapters", "disk", "slots")
+    f"tests/engine/test_{name}.py" for name in ("engine", "bits", "speculation", "adapters", "disk", "window")
 ]
 SHORT = ["tests/fuzz", "tests/formats", "tests/test_damaged_models.py", "tests/models/test_packs.py"]
 SHORT += [f"tests/csrc/test_{name}.py" for name in ("matmul", "head", "kv", "sampling")]
