@@ -213,7 +213,16 @@ def hf_mixture(config: Fields, key: str, layers: int, **options: Any) -> Mixture
     )
 
 
-def qwen_sparse_layers(config: Fields, layers: int) -> tuple[bool, ...]:
+def qwen_mixture(config: Fields, **options: Any) -> Sizes:
+    """Read a Qwen mixture's sizes: weights divided by their sum only where stated, and layers of a dense MLP."""
+    config.refuse("use_sliding_window", "a sliding window")
+    sizes = hf_decoder(config)
+    layers = len(sizes["heads"])
+    options |= {"renormalise": config.flag("norm_topk_prob", False), "sparse": _sparse_layers(config, layers)}
+    return Sizes(**sizes, mixture=hf_mixture(config, "moe_intermediate_size", layers, **options))
+
+
+def _sparse_layers(config: Fields, layers: int) -> tuple[bool, ...]:
     """Say which layers have experts: every `decoder_sparse_step`th, but for those in `mlp_only_layers`."""
     dense = config.get("mlp_only_layers") or []
     if not isinstance(dense, list) or any(type(i) is not int for i in dense):

@@ -14,14 +14,7 @@ from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, mlp_or_experts
-from freehold.models.sizes import (
-    Sizes,
-    gguf_mixture,
-    gguf_sizes,
-    hf_decoder,
-    hf_mixture,
-    qwen_sparse_layers,
-)
+from freehold.models.sizes import Sizes, gguf_mixture, gguf_sizes, qwen_mixture
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
@@ -32,18 +25,8 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
 
 def config_from_hf(config: Fields) -> Sizes:
     """Read config.json of a Qwen3MoeForCausalLM."""
-    config.refuse("use_sliding_window", "a sliding window")
     config.refuse("attention_bias", "a bias on attention")
-    sizes = hf_decoder(config)
-    layers = len(sizes["heads"])
-    mixture = hf_mixture(
-        config,
-        "moe_intermediate_size",
-        layers,
-        renormalise=config.flag("norm_topk_prob", False),
-        sparse=qwen_sparse_layers(config, layers),
-    )
-    return Sizes(**sizes, mixture=mixture)
+    return qwen_mixture(config)
 
 
 def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
