@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.catalog.model import Structure
@@ -22,9 +21,10 @@ from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import GGUFFile, ModelFile, QuantType, SafetensorsFile, Tensor
 from freehold.formats.fields import Fields
 from freehold.models.families import FAMILIES
-from freehold.models.family import Family, Network, NetworkWeights, TensorSpec
+from freehold.models.family import Cut, Family, Network, NetworkWeights, TensorSpec
 from freehold.models.rope import RopeTable
 from freehold.models.sizes import MAX_EXPERTS
+from freehold.models.stored import ExpertStack, RowCut, Stored, Taken, Whole
 
 HF_WRAPPER = "Gemma3ForConditionalGeneration"  # text and vision; its text half is a Gemma 3
 
@@ -34,46 +34,6 @@ _VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "mo
 _GGUF_LAYERS = "blk"
 _DIVISORS = "rope_freqs.weight"
 _FLOATS = (QuantType.F32, QuantType.F16, QuantType.BF16, QuantType.F64)
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertStack:
-    """Experts that a file holds apart, as the one tensor (experts, rows, columns) that another holds."""
-
-    name: str
-    each: tuple[Tensor, ...]
-
-    @property
-    def type(self) -> QuantType:
-        """The type of all."""
-        return self.each[0].type
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Experts first."""
-        return (len(self.each), *self.each[0].shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that all take in the file."""
-        return sum(t.nbytes for t in self.each)
-
-    @property
-    def raw(self) -> NDArray[np.uint8]:
-        """A copy of all bytes, one expert after another."""
-        return np.concatenate([t.raw for t in self.each])
-
-    @property
-    def rows(self) -> NDArray[np.uint8]:
-        """The same as rows of bytes."""
-        return np.concatenate([t.rows for t in self.each])
-
-    def numpy(self) -> NDArray[np.float32]:
-        """Decode to a fresh float32 array."""
-        return np.stack([t.numpy() for t in self.each])
-
-
-Stored: TypeAlias = Tensor | ExpertStack
 
 
 class Bound(NamedTuple):
@@ -258,7 +218,8 @@ class _Binder:
 
     def __init__(self, tensors: dict[str, Tensor], layers: str) -> None:
         self.gguf = layers == _GGUF_LAYERS
-        self._left = tensors
+        self._tensors = tensors
+        self._taken: set[str] = set()
         self._layers = layers
 
     def take(self, specs: Mapping[str, TensorSpec], layer: int | None = None) -> dict[str, Bound]:
@@ -267,33 +228,45 @@ class _Binder:
         found: dict[str, Bound] = {}
         for key, spec in specs.items():
             names = spec.gguf if self.gguf else spec.hf
-            tensor = next(filter(None, (self._named(prefix + name, spec) for name in names)), None)
+            tensor = next(filter(None, (self._find(prefix, name, key, spec) for name in names)), None)
             if tensor is not None:
                 found[key] = Bound(spec, _checked(tensor, spec))
             elif spec.default:
                 found[key] = Bound(spec, found[spec.default].tensor)
             elif not spec.optional:
-                raise BadModelFile(f"tensor {prefix}{names[0]} is missing")
+                missing = f" {prefix}{names[0]}" if names else f", {key}, which such a file does not hold,"
+                raise BadModelFile(f"tensor{missing} is missing")
         return found
 
-    def _named(self, name: str, spec: TensorSpec) -> Stored | None:
+    def _find(self, prefix: str, name: str | Cut, key: str, spec: TensorSpec) -> Stored | None:
+        if isinstance(name, str):
+            return self._whole(prefix + name, spec.shape)
+        whole = self._whole(prefix + name.name, name.shape)
+        return None if whole is None else _cut(whole, name, key, spec)
+
+    def _whole(self, name: str, shape: tuple[int, ...]) -> Whole | None:
         if "{e}" not in name:
-            return self._left.pop(name, None)
-        if name.replace("{e}", "0") not in self._left:
+            self._taken.add(name)
+            return self._tensors.get(name)
+        if name.replace("{e}", "0") not in self._tensors:
             return None
-        names = [name.replace("{e}", str(e)) for e in range(spec.shape[0])]
+        names = [name.replace("{e}", str(e)) for e in range(shape[0])]
         for each in names:
-            if each not in self._left:
+            if each not in self._tensors:
                 raise BadModelFile(f"tensor {each} is missing")
-        return _stack(name.replace("{e}", "*"), tuple(self._left.pop(each) for each in names), spec)
+        self._taken.update(names)
+        return _stack(name.replace("{e}", "*"), tuple(self._tensors[each] for each in names), shape)
 
     def take_divisors(self) -> Tensor | None:
         """Take the table that divides rope frequencies, which only a GGUF has."""
-        return self._left.pop(_DIVISORS, None) if self.gguf else None
+        if not self.gguf:
+            return None
+        self._taken.add(_DIVISORS)
+        return self._tensors.get(_DIVISORS)
 
     def refuse_rest(self) -> None:
         """Raise for tensors that no declaration took."""
-        rest = [name for name in self._left if not _DERIVED.fullmatch(name)]
+        rest = [n for n in self._tensors if n not in self._taken and not _DERIVED.fullmatch(n)]
         if rest:
             more = f" and {len(rest) - 1} more" if len(rest) > 1 else ""
             raise UnsupportedModel(
@@ -302,9 +275,25 @@ class _Binder:
             )
 
 
-def _stack(name: str, each: tuple[Tensor, ...], spec: TensorSpec) -> ExpertStack:
+def _cut(whole: Whole, cut: Cut, key: str, spec: TensorSpec) -> Stored:
+    """Return the declared part of a stored tensor; of a vector, elements count as rows."""
+    _check_shape(whole, cut.shape)
+    name, take, rows = f"{whole.name}:{key}", cut.take, cut.rows
+    if rows is not None and len(cut.shape) > 1:
+        return RowCut(name, whole, np.asarray(rows, np.int64), spec.shape)
+    if whole.type not in _FLOATS:
+        raise UnsupportedModel(
+            f"tensor {whole.name} has type {whole.type.name}; only floats are supported there"
+        )
+    if take is None:
+        index = np.asarray(rows, np.int64)
+        return Taken(name, whole, lambda values: values[index], spec.shape)
+    return Taken(name, whole, take, spec.shape)
+
+
+def _stack(name: str, each: tuple[Tensor, ...], shape: tuple[int, ...]) -> ExpertStack:
     for tensor in each:
-        _check_shape(tensor, spec.shape[1:])
+        _check_shape(tensor, shape[1:])
         if tensor.type != each[0].type:
             raise UnsupportedModel(
                 f"tensor {tensor.name} has type {tensor.type.name}; {each[0].name} has {each[0].type.name}"

@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from freehold.formats.fields import Fields
 from freehold.layers import LayerSpec
 from freehold.models.ops import Buffer, Ops
@@ -21,8 +24,30 @@ Values: TypeAlias = Mapping[
     str, Any
 ]  # a layer's weights by key: matrices, float32 vectors, its rope as "rope"
 
+Name: TypeAlias = (
+    "str | Cut | tuple[str | Cut, ...] | None"  # of a stored tensor: one, several in turn, or none
+)
+
 
 # --- declared weights --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """A declared weight that is part of a stored tensor, or that a file holds in another form.
+
+    `rows` names the rows of the stored tensor, all outer dimensions flattened (of a vector: its elements), in the
+    weight's order; exact for every weight type. Else `take` makes float32 of the declared shape from float32 of
+    `shape`, of tensors of floats alone. The declared form of a weight is a GGUF's, so only safetensors need `take`.
+    """
+
+    name: str
+    shape: tuple[int, ...]  # of the stored tensor
+    rows: range | NDArray[np.int64] | None = None
+    take: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.rows is None) != (self.take is None), "a cut names rows or a function"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +57,8 @@ class TensorSpec:
     Names are tried in order; `{e}` in one stands for an expert's number, where a file holds experts apart.
     """
 
-    gguf: tuple[str, ...]  # empty: never in such a file
-    hf: tuple[str, ...]
+    gguf: tuple[str | Cut, ...]  # empty: never in such a file
+    hf: tuple[str | Cut, ...]
     shape: tuple[int, ...]
     optional: bool = False
     default: str = ""  # key of the tensor that stands in where a file has none: a tied head
@@ -45,17 +70,19 @@ class TensorSpec:
     wide: bool = False  # rounded to int16 codes where a file has floats: see bind.Source.wide
 
 
-def matrix(gguf: str | None, hf: str | None, *shape: int, **options: Any) -> TensorSpec:
+def matrix(gguf: Name, hf: Name, *shape: int, **options: Any) -> TensorSpec:
     """Declare a weight matrix (rows, columns)."""
     return TensorSpec(gguf=_names(gguf), hf=_names(hf), shape=shape, **options)
 
 
-def vector(gguf: str | None, hf: str | None, width: int, **options: Any) -> TensorSpec:
+def vector(gguf: Name, hf: Name, width: int, **options: Any) -> TensorSpec:
     """Declare a float32 vector (width,)."""
     return TensorSpec(gguf=_names(gguf), hf=_names(hf), shape=(width,), **options)
 
 
-def _names(name: str | None) -> tuple[str, ...]:
+def _names(name: Name) -> tuple[str | Cut, ...]:
+    if isinstance(name, tuple):
+        return name
     return (name,) if name else ()
 
 

@@ -20,10 +20,11 @@ from freehold.errors import CapacityExceeded
 from freehold.formats import ModelFile, has_codes, open_model_file, split_codes
 from freehold.layers import LayerSpec
 from freehold.machine import available_bytes, default_threads, show_bytes
-from freehold.models.bind import Source, Stored, assemble, read_source
+from freehold.models.bind import Source, assemble, read_source
 from freehold.models.family import Family, Network, NetworkWeights
 from freehold.models.pack import Pack
 from freehold.models.rope import RopeTable
+from freehold.models.stored import Stored
 
 Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
 

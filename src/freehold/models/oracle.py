@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from freehold.formats import ModelFile, dequantize, open_model_file
 from freehold.layers import LayerSpec
-from freehold.models.bind import Source, Stored, assemble, read_source
+from freehold.models.bind import Source, assemble, read_source
 from freehold.models.family import Network, NetworkWeights
 from freehold.models.ops import Ops
 from freehold.models.rope import RopeTable
+from freehold.models.stored import Stored
 
 F32 = NDArray[np.float32]
 

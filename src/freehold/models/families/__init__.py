@@ -1,7 +1,20 @@
-"""The registry of model families, one file each: an architecture's config from both formats, and its layers' parts."""
+"""The registry of model families, one file each: an architecture's config from both formats, and its layers' parts.
 
-from freehold.models.families import bert, gemma3, llama, mixtral, olmoe, qwen2, qwen2moe, qwen3, qwen3moe
+A module of this room with a FAMILY, or FAMILIES where one file serves several, is registered by being here.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
 from freehold.models.family import Family
 
-MODULES = (llama, mixtral, qwen2, qwen2moe, qwen3, qwen3moe, olmoe, gemma3, bert)
-FAMILIES: tuple[Family, ...] = tuple(module.FAMILY for module in MODULES)
+
+def _families() -> tuple[Family, ...]:
+    found: list[Family] = []
+    for each in sorted(module.name for module in iter_modules(__path__)):
+        module = import_module(f"{__name__}.{each}")
+        found += getattr(module, "FAMILIES", None) or (module.FAMILY,)
+    return tuple(found)
+
+
+FAMILIES: tuple[Family, ...] = _families()

@@ -1,0 +1,135 @@
+"""What a file holds of a declared weight: a tensor, experts that lie apart, or a part of a tensor that holds several.
+
+Knows tensors and how to cut them; knows no names of files, no family and no kernel.
+Path: bind.read_source -> Stored -> load (panels), oracle
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.errors import BadModelFile
+from freehold.formats import QuantType, Tensor, dequantize
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStack:
+    """Experts that a file holds apart, as the one tensor (experts, rows, columns) that another holds."""
+
+    name: str
+    each: tuple[Tensor, ...]
+
+    @property
+    def type(self) -> QuantType:
+        """The type of all."""
+        return self.each[0].type
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Experts first."""
+        return (len(self.each), *self.each[0].shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all take in the file."""
+        return sum(t.nbytes for t in self.each)
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:
+        """A copy of all bytes, one expert after another."""
+        return np.concatenate([t.raw for t in self.each])
+
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        """The same as rows of bytes."""
+        return np.concatenate([t.rows for t in self.each])
+
+    def numpy(self) -> F32:
+        """Decode to a fresh float32 array."""
+        return np.stack([t.numpy() for t in self.each])
+
+
+Whole: TypeAlias = Tensor | ExpertStack
+
+
+@dataclass(frozen=True, slots=True)
+class RowCut:
+    """Some rows of a stored matrix, in an order of their own; exact for every weight type."""
+
+    name: str
+    whole: Whole
+    index: NDArray[np.int64]  # of rows, all outer dimensions flattened
+    shape: tuple[int, ...]
+
+    @property
+    def type(self) -> QuantType:
+        """The type of the whole."""
+        return self.whole.type
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that these rows take in the file."""
+        return self.whole.nbytes // max(len(self.whole.rows), 1) * len(self.index)
+
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        """A copy of the rows as bytes."""
+        return self.whole.rows[self.index]
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:
+        """The same, flat."""
+        return self.rows.reshape(-1)
+
+    def numpy(self) -> F32:
+        """Decode to a fresh float32 array."""
+        return dequantize(self.rows, self.type, self.whole.shape[-1]).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a function makes of a stored tensor's values; float32, computed anew at each use."""
+
+    name: str
+    whole: Whole
+    take: Callable[[F32], F32]
+    shape: tuple[int, ...]
+
+    @property
+    def type(self) -> QuantType:
+        """Always float32."""
+        return QuantType.F32
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it stands for."""
+        return 4 * int(np.prod(self.shape))
+
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        """The values as rows of bytes."""
+        return self.raw.reshape(-1, 4 * self.shape[-1])
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:
+        """The values as bytes."""
+        return self.numpy().reshape(-1).view(np.uint8)
+
+    def numpy(self) -> F32:
+        """Compute the values."""
+        found = np.ascontiguousarray(self.take(self.whole.numpy()), np.float32)
+        if found.shape != self.shape:
+            raise BadModelFile(
+                f"tensor {self.name} becomes {list(found.shape)}; the config asks for {list(self.shape)}"
+            )
+        return found
+
+
+Stored: TypeAlias = Tensor | ExpertStack | RowCut | Taken
