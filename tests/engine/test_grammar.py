@@ -130,8 +130,20 @@ def test_compilation_that_takes_too_long_is_ended(grammars: Grammars, monkeypatc
 
 def test_mask_that_takes_too_long_ends_the_answer(grammars: Grammars, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(grammar_module, "MASK_S", 0.0)
+    monkeypatch.setattr(grammar_module, "SPARE_S", 0.0)
     with pytest.raises(UsageError, match=r"the limit is 0\.0 s"):
         grammars.grammar(Format("json")).matcher().mask()
+
+
+def test_one_slow_mask_is_spared_and_the_next_ends_the_answer(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+):
+    clock = iter([0.0, 1.0, 1.0, 2.0])
+    monkeypatch.setattr(grammar_module.time, "thread_time", lambda: next(clock))
+    matcher = grammars.grammar(Format("json")).matcher()
+    assert matcher.mask().any()
+    with pytest.raises(UsageError, match=r"took 1\.00 s; the limit is 0\.25 s"):
+        matcher.mask()
 
 
 def test_panic_of_the_parser_is_an_error_of_the_format():

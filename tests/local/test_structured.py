@@ -159,6 +159,7 @@ def test_format_that_becomes_too_costly_ends_its_own_answer_only(
 
     held, free = llm.start(CHAT), llm.start(replace(CHAT, format=None))
     monkeypatch.setattr(grammar, "MASK_S", 0.0)
+    monkeypatch.setattr(grammar, "SPARE_S", 0.0)
     held.enter()
     free.enter()
     failed, got = None, []
