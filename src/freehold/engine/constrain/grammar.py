@@ -155,7 +155,7 @@ class GrammarMatcher:
 
     def __init__(self, tokens: TokenTable, state: LLMatcher) -> None:
         self.tokens, self._state = tokens, state
-        self._spare_s = SPARE_S
+        self._over_s = 0.0
         self._bits = np.zeros((tokens.size + 31) // 32, np.uint32)
 
     def mask(self) -> Mask:
@@ -167,8 +167,8 @@ class GrammarMatcher:
         _guarded(lambda: self._state.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes))
         self._check()
         took = time.thread_time() - began
-        self._spare_s -= max(took - MASK_S, 0.0)
-        if self._spare_s < 0:
+        self._over_s += max(took - MASK_S, 0.0)
+        if self._over_s > SPARE_S:
             raise _error(f"finding the tokens that may come next took {took:.2f} s; the limit is {MASK_S} s")
         return np.unpackbits(bits.view(np.uint8), count=self.tokens.size, bitorder="little").view(np.bool_)
 
