@@ -3,6 +3,7 @@
 #include "screen.inl"
 #include "gemm.inl"
 #include "quant.inl"
+#include "functions.inl"
 #include "norm.inl"
 #include "rope.inl"
 #include "encoder.inl"

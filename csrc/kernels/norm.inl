@@ -1,47 +1,5 @@
-// Row arithmetic between matrix products: norm, sums, gates, softcap, and panels' sums put into rows; and the exponential they and attention share.
+// Row arithmetic between matrix products: norm, sums, gates, softcap, and panels' sums put into rows.
 // Knows one row of floats; memory bandwidth bounds all of it.
-
-// exp(x) = 2^n * (1 + r + r^2 q(r)), n = round(x / ln 2), |r| <= ln2/2. Under 2 ulp (q alone errs by 3e-9).
-// Below -104 the result is 0 (half the least subnormal), above 88.73 infinity; NaN stays NaN.
-// Our own, because libm's differs by machine and has no sixteen-lane form.
-OP F fexp(F x) {
-  x = fmin(fset(89.0f), fmax(fset(-104.5f), x));             // these return their second argument for NaN
-  const F n = fround(mul(x, fset(1.44269504f)));
-  F r = fnma(n, fset(0.693359375f), x);                      // ten bits of ln 2: n * this is exact without FMA too
-  r = fnma(n, fset(-2.12194440e-4f), r);
-  F q = fset(1.381455804e-3f);                               // minimax fit of (e^r - 1 - r) / r^2
-  q = fma(q, r, fset(8.368736133e-3f));
-  q = fma(q, r, fset(4.166838899e-2f));
-  q = fma(q, r, fset(0.1666652113f));
-  q = fma(q, r, fset(0.4999999404f));
-  return scale_exp(add(fma(mul(r, r), q, r), fset(1.0f)), to_int(n));
-}
-
-// tanh to about 2 ulp: an odd polynomial near 0, where 1 - 2/(e^2x + 1) would cancel.
-OP F ftanh(F x) {
-  const F z = mul(x, x);
-  F p = fset(-5.717036314e-3f);
-  p = fma(p, z, fset(2.065057866e-2f));
-  p = fma(p, z, fset(-5.374349654e-2f));
-  p = fma(p, z, fset(0.1333149076f));
-  p = fma(p, z, fset(-0.3333328366f));
-  const F small = fma(mul(x, z), p, x);
-  const F a = fabs(x);
-  const F t = sub(fset(1.0f), div(fset(2.0f), add(fexp(add(a, a)), fset(1.0f))));
-  const F large = select_lt(x, fzero(), sub(fzero(), t), t);
-  return select_lt(a, fset(0.625f), small, large);
-}
-
-// x * sigmoid(z). One division, and no cancellation on the negative side.
-OP F fswish(F x, F z) { return div(x, add(fset(1.0f), fexp(sub(fzero(), z)))); }
-
-OP F fsilu(F x) { return fswish(x, x); }
-
-// 0.5 (1 + tanh u) = sigmoid(2u), with u = sqrt(2/pi) (x + 0.044715 x^3).
-OP F fgelu(F x) {
-  const F cubic = fma(mul(mul(x, x), fset(0.044715f)), x, x);
-  return fswish(x, mul(cubic, fset(1.59576912f)));
-}
 
 // Sixty-four running sums: at n = 16384 each adds 256 squares, so the mean errs by 1.6e-5 at worst, 1e-6 as a rule.
 static float sum_squares(const float* x, int64_t n) {
