@@ -197,6 +197,9 @@ class Plan:
         both sizes multiples of 16. A step with an adapter for one of them is refused.
         """
 
+    def gate_norm(self, y: int, z: int, weight: F32 | None, eps: float = 0.0, groups: int = 1) -> None:
+        """y = norm(y * silu(z)) in place, an RMS norm of each group; without a weight the gate alone."""
+
     def gated(
         self, x: int, gate: Matrix, up: Matrix, act: str, norm: F32 | None = None, eps: float = 0.0
     ) -> int:

@@ -176,6 +176,12 @@ class NumpyOps:
     def add_norm(self, residual: F32, x: F32, weight: F32, eps: float) -> None:
         residual += rms_norm(x, weight, eps)
 
+    def gate_norm(self, y: F32, z: F32, weight: F32 | None, eps: float = 0.0, groups: int = 1) -> None:
+        y *= silu(z)
+        if weight is not None:
+            each = (groups, y.shape[1] // groups)
+            y[:] = rms_norm(y.reshape(-1, *each), weight.reshape(each), eps).reshape(y.shape)
+
     def logits(
         self,
         x: F32,
