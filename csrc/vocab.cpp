@@ -2,6 +2,7 @@
 #include "vocab.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdio>
 #include <cstring>
@@ -58,6 +59,18 @@ std::string stand_in(int byte) {
   }
   if (code < 0x80) return {static_cast<char>(code)};
   return {static_cast<char>(0xC0 | code >> 6), static_cast<char>(0x80 | (code & 0x3F))};
+}
+
+// A text in GPT-2's alphabet.
+std::string spelled(std::string_view bytes) {
+  static const auto table = [] {
+    std::array<std::string, 256> t;
+    for (int b = 0; b < 256; ++b) t[static_cast<size_t>(b)] = stand_in(b);
+    return t;
+  }();
+  std::string text;
+  for (const char b : bytes) text += table[static_cast<uint8_t>(b)];
+  return text;
 }
 
 }  // namespace
@@ -159,6 +172,10 @@ Bpe::Union Bpe::joined(const Symbol& left, const Symbol& right, std::string_view
   }
   if (!left.end || !right.end) return {0, -1};
   int32_t id;
+  if (rules_.byte_level) {
+    id = find(spelled(word.substr(left.begin, right.end - left.begin)));
+    return id < 0 ? Union{0, -1} : Union{static_cast<uint64_t>(rank_[static_cast<size_t>(id)]), id};
+  }
   if (left.end == right.begin) id = find(word.substr(left.begin, right.end - left.begin));
   else id = find(std::string(word.substr(left.begin, left.end - left.begin)) + std::string(word.substr(right.begin, right.end - right.begin)));
   if (id < 0) return {0, -1};
@@ -197,10 +214,7 @@ void Bpe::split_unknown(std::string_view c, std::vector<Symbol>& symbols) const 
 void Bpe::encode(std::string_view word, std::vector<int32_t>& out) const {
   if (word.size() > INT32_MAX) throw Error(ErrorKind::Usage, "a word of more than 2 GB cannot be encoded");
   if (rules_.ignore_merges) {
-    std::string text;
-    if (rules_.byte_level) for (const char b : word) text += stand_in(static_cast<uint8_t>(b));
-    else text = word;
-    if (const int32_t id = find(text); id >= 0) return out.push_back(id);
+    if (const int32_t id = rules_.byte_level ? find(spelled(word)) : find(word); id >= 0) return out.push_back(id);
   }
   std::vector<Symbol> symbols;
   split(word, symbols);

@@ -43,8 +43,8 @@ class Bpe {
   Bpe(std::shared_ptr<const Strings> tokens, const uint8_t* reachable, BpeRules rules);
   // Merges as lines "left right", best first. Returns the first line that joins no two tokens to a third, or -1.
   int64_t merge_by_lines(const Strings& lines);
-  // SentencePiece: any two tokens merge whose union is a token, by the rank of the union; of one token's splits the
-  // longest left part is first. `rank`: by id.
+  // Any two tokens merge whose union is a token, by the rank of the union; `rank`: by id. Of one token's splits the
+  // longest left part is first (SentencePiece); at byte level the leftmost in the word is (tiktoken).
   void merge_by_rank(std::vector<int32_t> rank);
   // Appends the ids of one word, given as UTF-8.
   void encode(std::string_view word, std::vector<int32_t>& out) const;

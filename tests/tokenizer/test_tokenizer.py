@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel, UsageError
 from freehold.tokenizer import AddedToken, Detokenizer, TokenKind, tokenizer_from_dir, tokenizer_from_gguf
 from freehold.tokenizer.core import Cutter
+from freehold.tokenizer.vocab import end_ids
 from tests.tokenizer import toys
 
 BPE = tokenizer_from_gguf(toys.byte_level())
@@ -130,6 +131,15 @@ def test_unigram_takes_the_best_segmentation_and_ends_with_eos():
 def test_end_ids_are_the_named_one_and_known_ends_of_turn():
     assert spelled(BPE, BPE.eos_ids) == ["<|im_end|>"]
     assert SPM.eos_ids == {2}
+
+
+def test_glm_ends_by_opening_the_next_turn_and_others_do_not():
+    def ends(*texts: str) -> set[str]:
+        added = [AddedToken(i, text, control=True) for i, text in enumerate(texts)]
+        return {texts[i] for i in end_ids(added, ())}
+
+    assert ends("[gMASK]", "<|user|>", "<|observation|>") == {"<|user|>", "<|observation|>"}
+    assert ends("<|user|>", "<|observation|>") == set()
 
 
 def test_kind_and_bytes_of_a_token():
@@ -347,3 +357,11 @@ def test_an_added_token_that_is_too_long_to_look_for_is_refused():
     texts[int(data["tokenizer.ggml.eos_token_id"])] = "<" * 1025
     with pytest.raises(BadModelFile, match="has 1,025 characters"):
         tokenizer_from_gguf(data | {"tokenizer.ggml.tokens": texts})
+
+
+def test_space_mark_in_a_byte_level_token_is_itself():
+    metadata = toys.byte_level()
+    texts = ["<a▁b>" if text == "<tool>" else text for text in metadata["tokenizer.ggml.tokens"]]  # type: ignore[union-attr]
+    tokenizer = tokenizer_from_gguf({**metadata, "tokenizer.ggml.tokens": texts})
+    assert tokenizer.encode("x<a▁b>") == [ord("x"), texts.index("<a▁b>")]
+    assert texts.index("<a▁b>") not in tokenizer.encode("<a b>")

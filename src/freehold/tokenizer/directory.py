@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import tokenizers
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.tokenizer.core import AddedToken, Tokenizer, TokenKind, Vocabulary, check_ids
 from freehold.tokenizer.encoders import library_encoder
+from freehold.tokenizer.tekken import tokenizer_from_tekken
 from freehold.tokenizer.vocab import MAX_TOKENS, end_ids
 
 MAX_JSON_BYTES = 256 << 20  # the largest tokenizer.json in use has some 35 MB
@@ -26,13 +27,15 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>\Z")
 
 
 def tokenizer_from_dir(path: str | Path) -> Tokenizer:
-    """Build the tokenizer of a model directory that holds a tokenizer.json.
+    """Build the tokenizer of a model directory that holds a tokenizer.json, or else Mistral's tekken.json.
 
     Raise ModelNotFound without one, BadModelFile if a file is damaged, UnsupportedModel for a tokenizer
     that is neither BPE, unigram nor WordPiece.
     """
     folder = Path(path)
     if not (folder / "tokenizer.json").is_file():
+        if (folder / "tekken.json").is_file():
+            return _guarded(folder / "tekken.json", tokenizer_from_tekken, read_json(folder / "tekken.json"))
         raise ModelNotFound(
             f"{folder} holds no tokenizer.json", hint="fetch the model again with its tokenizer files"
         )
@@ -40,10 +43,15 @@ def tokenizer_from_dir(path: str | Path) -> Tokenizer:
     config = read_json(folder / "tokenizer_config.json")
     generation = read_json(folder / "generation_config.json")
     special = read_json(folder / "special_tokens_map.json")
+    return _guarded(folder / "tokenizer.json", _build, data, {**special, **config}, generation)
+
+
+def _guarded(file: Path, build: Callable[..., Tokenizer], *given: Mapping[str, Any]) -> Tokenizer:
+    """Build a tokenizer from what a file holds; damage of any kind is a BadModelFile."""
     try:
-        return _build(data, {**special, **config}, generation)
+        return build(*given)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise BadModelFile(f"{folder / 'tokenizer.json'} is not a tokenizer: {error!r}") from error
+        raise BadModelFile(f"{file} is not a tokenizer: {error!r}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

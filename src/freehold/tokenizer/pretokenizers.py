@@ -166,6 +166,7 @@ _SPECS: dict[str, PreSpec] = {
     "dbrx": PreSpec((_LLAMA3,)),
     "smaug-bpe": PreSpec((_LLAMA3,)),
     "glm4": PreSpec((_LLAMA3,), ignore_merges=True),
+    "glm5": PreSpec((_LLAMA3,), ignore_merges=True),
     "chatglm-bpe": PreSpec((_LLAMA3,), ignore_merges=True),
     "qwen2": _QWEN2_SPEC,
     "deepseek-r1-qwen": _QWEN2_SPEC,

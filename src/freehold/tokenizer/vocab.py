@@ -41,9 +41,12 @@ END_TEXTS = frozenset(
         *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>", "<turn|>", "<|end|>", "</s>"),
         *("<|endoftext|>", "<|end_of_text|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<EOT>", "[EOT]"),
         *("<｜end▁of▁sentence｜>", "<end_of_utterance>", "<|return|>", "<|call|>", "<eos>"),
+        *("[|endofturn|]", "<|role_end|>", "[e~[", "<seed:eos>", "<|flush|>", "<|calls|>"),
     )
 )
 _HARMONY_END = frozenset(("<|return|>", "<|call|>"))
+# GLM ends an answer by opening the next turn: the user's, or a tool's (its generation_config names both).
+_GLM = frozenset(("[gMASK]", "<|user|>", "<|observation|>"))
 
 
 class _Keys:
@@ -129,7 +132,7 @@ def _byte_level(keys: _Keys) -> Tokenizer:
     bpe = Bpe(texts, _reachable(kinds), byte_level=True, ignore_merges=spec.ignore_merges)
     _merge_lines(bpe, keys)
     encode = merging_encoder(bpe, byte_alphabet(), spec.normalizer(), spec.pre_tokenizer())
-    facts = _facts(keys, texts, kinds, add_bos=spec.add_bos, add_eos=False)
+    facts = _facts(keys, texts, kinds, add_bos=spec.add_bos, add_eos=False, marked=False)
     return Tokenizer(
         encode, Vocabulary(**facts, byte_level=True, marks_are_spaces=False, strips_leading_space=False)
     )
@@ -276,10 +279,18 @@ def _unknown(keys: _Keys, size: int) -> int:
     return -1 if id is None else id
 
 
-def _facts(keys: _Keys, texts: Sequence[str], kinds: np.ndarray, *, add_bos: bool, add_eos: bool) -> dict:
+def _facts(
+    keys: _Keys,
+    texts: Sequence[str],
+    kinds: np.ndarray,
+    *,
+    add_bos: bool,
+    add_eos: bool,
+    marked: bool = True,
+) -> dict:
     size = len(texts)
     bos, eos = keys.id("bos", size), keys.id("eos", size)
-    added = _added(texts, kinds)
+    added = _added(texts, kinds, marked=marked)
     named = (eos, keys.id("eot", size), keys.id("eom", size))
     return {
         "texts": texts,
@@ -302,10 +313,11 @@ def _edge(keys: _Keys, name: str, id: int | None, *, default: bool) -> tuple[int
     return (id,) if id is not None and (default if wanted is None else wanted) else ()
 
 
-def _added(texts: Sequence[str], kinds: np.ndarray) -> tuple[AddedToken, ...]:
+def _added(texts: Sequence[str], kinds: np.ndarray, *, marked: bool) -> tuple[AddedToken, ...]:
+    """List the added tokens; `marked`: the vocabulary spells a space as U+2581, which elsewhere is itself."""
     control = [(id, texts[id], True) for id in np.flatnonzero(kinds == TokenKind.CONTROL).tolist()]
     user = [
-        (id, texts[id].replace(SPACE_MARK, " "), False)
+        (id, texts[id].replace(SPACE_MARK, " ") if marked else texts[id], False)
         for id in np.flatnonzero(kinds == TokenKind.USER_DEFINED).tolist()
     ]
     return tuple(
@@ -317,4 +329,5 @@ def end_ids(added: Iterable[AddedToken], named: Iterable[int]) -> frozenset[int]
     """Return the ids that end an answer: those the file names, and control tokens known to end turns."""
     control = {token.text: token.id for token in added if token.control}
     texts = END_TEXTS - {"<|end|>"} if control.keys() >= _HARMONY_END else END_TEXTS
+    texts |= _GLM - {"[gMASK]"} if control.keys() >= _GLM else frozenset()
     return frozenset(named) | {id for text, id in control.items() if text in texts}
