@@ -123,6 +123,7 @@ StepRunner::Seat& StepRunner::ready(const Step& step, int number, int active, in
     seat.narrowed.take(step);
     seat.run.wanted = &seat.narrowed.rows;
     const bool streams = seat.narrowed.step.rows < kernels()->gemm_rows;
+    seat.rest.origin = &seat.narrowed.rows;
     fill(seat.rest, seat.narrowed.step, number, active, streams && step.rows >= kernels()->gemm_rows ? prefetch_.settled() : ahead);
   }
   for (size_t i = 0; i < trace_.ops.size(); ++i) {

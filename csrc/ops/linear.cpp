@@ -1,16 +1,25 @@
-// One input, one or more weights: products with bias, added to a residual, or through GELU.
+// One input, one or more weights: products with bias, added to a residual, or through an activation.
 #include "ops/low_rank.h"
 #include "ops/record.h"
 
 namespace fh {
 namespace {
 
+enum class Act { None, Gelu, GeluErf, Relu2 };
+
 struct Linear final : Op {
-  Input in; std::vector<MatrixPtr> w; std::vector<MaybeVector> bias; std::vector<int> out; bool accumulate = false, gelu = false;
+  Input in; std::vector<MatrixPtr> w; std::vector<MaybeVector> bias; std::vector<int> out; bool accumulate = false;
+  Act act = Act::None;
   int gate = -1;                              // a buffer [rows][1] whose sigmoid multiplies what is added; -1: none
+  float scale = 1.0f;                         // of what is added
+  std::vector<float> ones;                    // a panel's: what GELU's kernel multiplies with
   LowRank low;
   const uint8_t* weights() const override { return w[0]->w.data; }
-  void allocate(int64_t max_rows, int threads) override { in.scratch->allocate(max_rows, threads); }
+  bool scaled() const { return gate >= 0 || scale != 1.0f; }
+  void allocate(int64_t max_rows, int threads) override {
+    in.scratch->allocate(max_rows, threads);
+    if (act == Act::Gelu) ones.assign(static_cast<size_t>(std::min<int64_t>(max_rows, kGemmTokens) * kPanelRows), 1.0f);
+  }
   void prepare(const Run& r) override { low.prepare(r, in, w); }
   // Where panel n of all matrices, counted on, lies; after the last, what the next op begins with.
   const uint8_t* address(int64_t n) const {
@@ -24,7 +33,7 @@ struct Linear final : Op {
     const int64_t rows = r.step->rows;
     each_row(r, first, rows, [&](int64_t t) {
       in.row(r, r.buffer[in.x] + t * in.k, t, rows);
-      if (gate >= 0) in.scratch->gates[static_cast<size_t>(t)] = 1.0f / (1.0f + std::exp(-r.buffer[gate][t]));
+      if (scaled()) in.scratch->gates[static_cast<size_t>(t)] = gate < 0 ? scale : scale / (1.0f + std::exp(-r.buffer[gate][t]));
     });
     low.reduce(r, in);
     int64_t panels = 0;
@@ -44,15 +53,22 @@ struct Linear final : Op {
     const Matrix& m = *w[i];
     in.multiply(r, m, p0, p1, t0, nt, tiles, next);
     low.expand(r, in, i, p0, p1, t0, nt, tiles);
-    if (gelu) return activate(r, m, p0, p1, t0, nt, tiles);
+    if (act != Act::None) return activate(r, m, p0, p1, t0, nt, tiles);
     const Place to(m, p0, p1, t0, r.buffer[out[i]]);
-    if (gate >= 0) return r.k->add_scaled_rows(tiles, to.width, nt, nullptr, in.scratch->gates.data() + t0, to.y, to.ld);
+    if (scaled()) add_bias(r, m, p0, p1, nt, tiles);
+    if (scaled()) return r.k->add_scaled_rows(tiles, to.width, nt, nullptr, in.scratch->gates.data() + t0, to.y, to.ld);
     r.k->store_rows(tiles, to.width, nt, bias[i] ? bias[i]->data() + p0 * kPanelRows : nullptr, accumulate, to.y, to.ld);
   }
-  void activate(const Run& r, const Matrix& m, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* tiles) const {
+  void add_bias(const Run& r, const Matrix& m, int64_t p0, int64_t p1, int64_t nt, float* tiles) const {
     for (int64_t p = p0; bias[0] && p < p1; ++p)
       for (int64_t t = 0; t < nt; ++t) r.k->add(tiles + ((p - p0) * nt + t) * kPanelRows, bias[0]->data() + p * kPanelRows, panel_width(m, p));
-    r.k->gelu_erf(tiles, (p1 - p0) * nt * kPanelRows);
+  }
+  void activate(const Run& r, const Matrix& m, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* tiles) const {
+    add_bias(r, m, p0, p1, nt, tiles);
+    const int64_t panel = nt * kPanelRows, n = (p1 - p0) * panel;
+    if (act == Act::GeluErf) r.k->gelu_erf(tiles, n);
+    for (int64_t i = 0; act == Act::Gelu && i < n; i += panel) r.k->gelu_rows(tiles + i, ones.data(), kPanelRows, nt, tiles + i, kPanelRows);
+    for (int64_t i = 0; act == Act::Relu2 && i < n; ++i) tiles[i] = tiles[i] < 0.0f ? 0.0f : tiles[i] * tiles[i];   // NaN stays
     const Place to(m, p0, p1, t0, r.buffer[out[0]]);
     r.k->store_rows(tiles, to.width, nt, nullptr, false, to.y, to.ld);
   }
@@ -76,21 +92,22 @@ FREEHOLD_OP(linear, "One output per weight: W · (norm(x) or x) + bias. One quan
             "norm"_a = nanobind::none(), "eps"_a = 0.0f)
 
 // A Linear of one weight, whose output is the recorder's to choose.
-std::unique_ptr<Linear> single(Plan& plan, int x, MatrixPtr weight, MaybeVector bias) {
+std::unique_ptr<Linear> single(Plan& plan, int x, MatrixPtr weight, MaybeVector bias, Norm norm = {}) {
   check_bias(bias, *weight);
   auto op = std::make_unique<Linear>();
-  op->in = Input::record(plan, x, {}, {weight});
+  op->in = Input::record(plan, x, std::move(norm), {weight});
   op->w = {std::move(weight)};
   op->bias = {std::move(bias)};
   return op;
 }
 
-void linear_add(Plan& plan, int x, MatrixPtr weight, int residual, MaybeVector bias, std::optional<int> gate) {
+void linear_add(Plan& plan, int x, MatrixPtr weight, int residual, MaybeVector bias, std::optional<int> gate, float scale) {
   plan.want_width(residual, weight->w.n, "the output");
   if (gate && bias) refuse("linear_add() with a gate takes no bias");
   auto op = single(plan, x, std::move(weight), std::move(bias));
   op->out = {residual};
   op->accumulate = true;
+  op->scale = scale;
   op->reads = {x, residual};
   if (gate) {
     plan.want_width(*gate, 1, "a gate");
@@ -99,20 +116,28 @@ void linear_add(Plan& plan, int x, MatrixPtr weight, int residual, MaybeVector b
   }
   plan.add(std::move(op));
 }
-FREEHOLD_OP(linear_add, "residual += W · x + bias, in place.\n\n`gate`: a buffer [rows, 1]; sigmoid(gate) multiplies W · x. Takes no bias.",
-            "x"_a, "weight"_a, "residual"_a, "bias"_a = nanobind::none(), "gate"_a = nanobind::none())
+FREEHOLD_OP(linear_add, "residual += scale * (W · x + bias), in place.\n\n`gate`: a buffer [rows, 1]; sigmoid(gate) multiplies W · x. Takes no bias.",
+            "x"_a, "weight"_a, "residual"_a, "bias"_a = nanobind::none(), "gate"_a = nanobind::none(), "scale"_a = 1.0f)
 
-int linear_gelu(Plan& plan, int x, MatrixPtr weight, MaybeVector bias) {
+Act act_named(const std::string& name) {
+  if (name == "gelu") return Act::Gelu;
+  if (name == "gelu_erf") return Act::GeluErf;
+  if (name == "relu2") return Act::Relu2;
+  throw Error(ErrorKind::Usage, "act must be 'gelu', 'gelu_erf' or 'relu2', got '" + name + "'");
+}
+
+int linear_act(Plan& plan, int x, MatrixPtr weight, const std::string& act, MaybeVector bias, MaybeVector norm, float eps) {
   const int out = plan.buffer(weight->w.n);
-  auto op = single(plan, x, std::move(weight), std::move(bias));
+  auto op = single(plan, x, std::move(weight), std::move(bias), {std::move(norm), eps});
   op->out = {out};
-  op->gelu = true;
+  op->act = act_named(act);
   op->reads = {x};
   op->writes = {out};
   plan.add(std::move(op));
   return out;
 }
-FREEHOLD_OP(linear_gelu, "gelu(W · x + bias), the exact form.", "x"_a, "weight"_a, "bias"_a = nanobind::none())
+FREEHOLD_OP(linear_act, "act(W · n + bias), n = norm(x) or x; act is \"gelu\" (tanh form), \"gelu_erf\" (exact) or \"relu2\".", "x"_a,
+            "weight"_a, "act"_a, "bias"_a = nanobind::none(), "norm"_a = nanobind::none(), "eps"_a = 0.0f)
 
 }  // namespace
 }  // namespace fh

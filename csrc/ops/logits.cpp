@@ -19,7 +19,7 @@ namespace {
 // that mark, so which panels are finished depends on their timing, and what is chosen does not.
 struct Logits final : Op {
   static constexpr int64_t kScreenRows = 64;  // choices whose bounds are taken together: 4 KB
-  Input in; MatrixPtr w; float scale, softcap;
+  Input in; MatrixPtr w; MaybeVector bias; float scale, softcap;
   ActScratch scratch;                         // its own: two rows for each that wants logits or a choice
   ScreenRows seen;                            // one a choice
   std::vector<Contest> contests;              // one a choice
@@ -28,9 +28,9 @@ struct Logits final : Op {
   const uint8_t* weights() const override { return w->w.data; }
   int64_t parts() const { return in.want[kActF32] ? 1 : 2; }
   int64_t block() const { return in.want[kAct32] ? 32 : 256; }
-  // Scaled or capped logits could tie where products differ, and a step that reads all for other rows has all.
+  // Scaled, shifted or capped logits could tie where products differ, and a step that reads all for other rows has all.
   bool screens(const Step& s) const {
-    return s.nchoices && !s.nlogits && w->w.low_bytes && scale == 1.0f && softcap == 0.0f;
+    return s.nchoices && !s.nlogits && w->w.low_bytes && scale == 1.0f && softcap == 0.0f && !bias;
   }
 
   void allocate(int64_t max_rows, int threads) override {
@@ -69,11 +69,14 @@ struct Logits final : Op {
   // What the head would read of a row, for rows whose hidden values are requested.
   void show(Run& r, int64_t t) {
     const Step& s = *r.step;
-    r.k->rms_norm(r.buffer[in.x] + s.hidden_rows[t] * in.k, in.norm.weight->data(), in.norm.eps, in.k, s.hidden + t * in.k);
+    const float* x = r.buffer[in.x] + s.hidden_rows[t] * in.k;
+    if (!in.norm.weight) std::copy_n(x, in.k, s.hidden + t * in.k);
+    else r.k->rms_norm(x, in.norm.weight->data(), in.norm.eps, in.k, s.hidden + t * in.k);
   }
   void row(Run& r, int thread, int64_t t) {
     const Step& s = *r.step;
     const int64_t k = in.k, at = t * parts(), from = t < s.nlogits ? s.logit_rows[t] : s.choices[t - s.nlogits].row;
+    if (!in.norm.weight) std::copy_n(r.buffer[in.x] + from * k, k, in.scratch->normed.data() + at * k);
     in.row(r, r.buffer[in.x] + from * k, at);
     if (parts() == 1) return;
     const float* x = in.scratch->normed.data() + at * k;
@@ -107,9 +110,10 @@ struct Logits final : Op {
   void store(const Run& r, int thread, int64_t p, int64_t t0, int64_t nt, const uint8_t* next) {
     const Step& s = *r.step;
     float* tile = scratch.tiles[static_cast<size_t>(thread)].data();
-    product(r, in.acts(r, *w, nullptr, next), p, t0, nt, tile);
+    product(r, in.acts(r, *w, in.scratch->normed.data(), next), p, t0, nt, tile);
     t0 /= parts();
     nt /= parts();
+    for (int64_t t = 0; bias && t < nt; ++t) r.k->add(tile + t * kPanelRows, bias->data() + p * kPanelRows, panel_width(*w, p));
     if (scale != 1.0f) r.k->scale(tile, scale, nt * kPanelRows);
     if (softcap != 0.0f) r.k->softcap(tile, softcap, nt * kPanelRows);
     for (int64_t t = 0; t < nt; ++t) {
@@ -140,7 +144,7 @@ struct Logits final : Op {
   // Offers choice t the exact logits of panel p.
   void finish(const Run& r, int thread, int64_t t, int64_t p, uint32_t able) {
     float exact[2 * kPanelRows];
-    Acts acts = in.acts(r, *w, nullptr, nullptr);
+    Acts acts = in.acts(r, *w, in.scratch->normed.data(), nullptr);
     acts.ahead = 0;                            // a panel by itself: nothing follows it
     product(r, acts, p, 2 * t, 2, exact);
     contests[static_cast<size_t>(t)].offer(thread, exact, p * kPanelRows, ids(r, p), able);
@@ -148,20 +152,22 @@ struct Logits final : Op {
   int ids(const Run& r, int64_t p) const { return static_cast<int>(std::min<int64_t>(kPanelRows, r.step->tokens_end - p * kPanelRows)); }
 };
 
-void logits(Plan& plan, int x, MatrixPtr weight, MaybeVector norm, float eps, float scale, float softcap) {
-  if (!norm) refuse("logits() needs a norm");     // gathers rows through it
+void logits(Plan& plan, int x, MatrixPtr weight, MaybeVector norm, float eps, float scale, float softcap, MaybeVector bias) {
   if (traits(weight->w.type).act() == kActWide) refuse("a head of wide codes");
+  check_bias(bias, *weight);
   auto op = std::make_unique<Logits>();
   op->in = Input::record(plan, x, {std::move(norm), eps}, {weight}, &op->scratch);
+  op->scratch.kf = op->in.k;                 // rows are gathered there, normalised or as they are
   op->scale = scale;
   op->softcap = softcap;
+  op->bias = std::move(bias);
   op->reads = {x};
   const Plan::Ends ends{weight->w.n, op->in.k};
   op->w = std::move(weight);
   plan.add_last(std::move(op), ends);
 }
-FREEHOLD_OP(logits, "Output head over the rows a step asks for. The last op of a plan.", "x"_a, "weight"_a, "norm"_a.none(), "eps"_a, "scale"_a = 1.0f,
-            "softcap"_a = 0.0f)
+FREEHOLD_OP(logits, "Output head over the rows a step asks for. The last op of a plan.\n\nThe softcap of scale * (W · n + bias), n = norm(x) or x.", "x"_a,
+            "weight"_a, "norm"_a.none(), "eps"_a = 0.0f, "scale"_a = 1.0f, "softcap"_a = 0.0f, "bias"_a = nanobind::none())
 
 }  // namespace
 }  // namespace fh

@@ -39,6 +39,7 @@ struct Run {
   std::vector<Adapted> adapted;               // in order of rows
   std::vector<float*> buffer;                 // by buffer number
   const std::vector<int64_t>* wanted = nullptr;   // rows that continue after the last persistent write: see Narrow
+  const std::vector<int64_t>* origin = nullptr;   // after it: where each row lay in the whole step
   int active = 1;                             // threads the step is offered to
   int seat = 0;                               // which set of counters and lists is this step's
   int64_t ahead = 0;                          // bytes of weights to prefetch; 0 where rows, not bytes, bound a step

@@ -1,51 +1,16 @@
 // Rotates queries and keys by position, and writes keys and values into the cache.
-#include <cmath>
-
+#include "ops/angles.h"
 #include "ops/record.h"
 
 namespace fh {
 namespace {
-
-// cos and sin of every row's position, once a step for each rope in use. In double: at position 100,000 a float
-// angle is off by 0.004 already.
-struct Angles final : Op {
-  std::shared_ptr<const Rope> rope;
-  std::vector<float> cos, sin;                // [max_rows][rot/2]
-  void allocate(int64_t max_rows, int) override {
-    cos.resize(static_cast<size_t>(max_rows) * rope->inv_freq.size());
-    sin.resize(cos.size());
-  }
-  void run(Run& r, int) override {
-    const size_t half = rope->inv_freq.size();
-    each_row(r, first, r.step->rows, [&](int64_t t) {
-      for (size_t i = 0; i < half; ++i) {
-        const double angle = static_cast<double>(r.step->positions[t]) * static_cast<double>(rope->inv_freq[i]);
-        cos[static_cast<size_t>(t) * half + i] = static_cast<float>(std::cos(angle)) * rope->factor;
-        sin[static_cast<size_t>(t) * half + i] = static_cast<float>(std::sin(angle)) * rope->factor;
-      }
-    });
-  }
-};
-
-// The plan's op for a rope, recorded before the first op that rotates by it.
-struct AllAngles { std::vector<const Angles*> ops; };
-const Angles* angles(Plan& plan, std::shared_ptr<const Rope> rope) {
-  auto& all = plan.shared<AllAngles>().ops;
-  for (const Angles* op : all)
-    if (op->rope == rope) return op;
-  auto op = std::make_unique<Angles>();
-  op->rope = std::move(rope);
-  return all.emplace_back(&plan.add(std::move(op)));
-}
 
 struct RopeStore final : Op {
   int layer, q, k, v, heads; KvLayer shape; const Angles* table = nullptr; Norm q_norm, k_norm;
   void turn(const Run& r, float* x, int n, const Norm& norm, int64_t t) const {
     if (norm.weight)
       for (int h = 0; h < n; ++h) r.k->rms_norm(x + h * shape.d, norm.weight->data(), norm.eps, shape.d, x + h * shape.d);
-    if (!table) return;
-    const size_t half = table->rope->inv_freq.size(), at = static_cast<size_t>(t) * half;
-    r.k->rope(x, n, shape.d, static_cast<int>(2 * half), table->cos.data() + at, table->sin.data() + at, table->rope->adjacent);
+    if (table) table->turn(r, x, n, shape.d, t);
   }
   void run(Run& r, int) override {
     const Step& s = *r.step;
@@ -67,7 +32,7 @@ void rope_store(Plan& plan, int layer, int q, int k, int v, std::shared_ptr<cons
   plan.want_width(k, int64_t{shape.kv_heads} * shape.d, "the keys");
   plan.want_width(v, int64_t{shape.kv_heads} * shape.dv, "the values");
   if (plan.width_of(q) % shape.d) refuse("queries are not a whole number of heads");
-  if (rope && (rope->inv_freq.empty() || static_cast<int64_t>(2 * rope->inv_freq.size()) > shape.d)) refuse("a rope wider than its heads");
+  if (rope) check_rope(*rope, shape.d);
   auto op = std::make_unique<RopeStore>();
   op->layer = layer; op->q = q; op->k = k; op->v = v;
   op->heads = static_cast<int>(plan.width_of(q) / shape.d);

@@ -172,6 +172,9 @@ class Plan:
     def attention(self, layer: int, q: int, scale: float, window: int = 0, softcap: float = 0.0) -> int:
         """Causal attention of q over the layer's pages; window w > 0: keys j with i - w < j <= i."""
 
+    def clamp(self, x: int, limit: float) -> None:
+        """Limit every value to [-limit, limit], in place."""
+
     def embed(self, table: Matrix, scale: float = 1.0) -> int:
         """x = table[token] * scale."""
 
@@ -211,6 +214,9 @@ class Plan:
     def layer_norm(self, x: int, weight: F32, bias: F32, eps: float) -> None:
         """Layer norm of every row, in place."""
 
+    def layer_normed(self, x: int, weight: F32 | None, bias: F32 | None, eps: float, group: int = 0) -> int:
+        """Layer norm of every row, or of every `group` inputs of it, in a new buffer; weight and bias may be None."""
+
     def linear(
         self,
         x: int,
@@ -221,21 +227,45 @@ class Plan:
     ) -> list[int]:
         """One output per weight: W · (norm(x) or x) + bias. One quantisation of x serves all."""
 
+    def linear_act(
+        self,
+        x: int,
+        weight: Matrix,
+        act: str,
+        bias: F32 | None = None,
+        norm: F32 | None = None,
+        eps: float = 0.0,
+    ) -> int:
+        """act(W · n + bias), n = norm(x) or x; act is "gelu" (tanh form), "gelu_erf" (exact) or "relu2"."""
+
     def linear_add(
-        self, x: int, weight: Matrix, residual: int, bias: F32 | None = None, gate: int | None = None
+        self,
+        x: int,
+        weight: Matrix,
+        residual: int,
+        bias: F32 | None = None,
+        gate: int | None = None,
+        scale: float = 1.0,
     ) -> None:
-        """residual += W · x + bias, in place.
+        """residual += scale * (W · x + bias), in place.
 
         `gate`: a buffer [rows, 1]; sigmoid(gate) multiplies W · x. Takes no bias.
         """
 
-    def linear_gelu(self, x: int, weight: Matrix, bias: F32 | None = None) -> int:
-        """gelu(W · x + bias), the exact form."""
-
     def logits(
-        self, x: int, weight: Matrix, norm: F32 | None, eps: float, scale: float = 1.0, softcap: float = 0.0
+        self,
+        x: int,
+        weight: Matrix,
+        norm: F32 | None,
+        eps: float = 0.0,
+        scale: float = 1.0,
+        softcap: float = 0.0,
+        bias: F32 | None = None,
     ) -> None:
-        """Output head over the rows a step asks for. The last op of a plan."""
+        """Output head over the rows a step asks for. The last op of a plan.
+
+        The softcap of scale * (W · n + bias), n = norm(x) or x.
+        """
 
     def norm(self, x: int, weight: F32, eps: float) -> int:
         """RMS norm of every row."""
@@ -253,6 +283,9 @@ class Plan:
     ) -> None:
         """Normalise (per head) and rotate q in place and k, then write k and v into the layer's pages."""
 
+    def rotate(self, x: int, rope: Rope, width: int) -> None:
+        """Rotate the heads of every row by its position, in place."""
+
     def route(
         self,
         x: int,
@@ -268,6 +301,12 @@ class Plan:
         router: [experts, width], of a float type. Of equal scores the lowest id is chosen.
         `renormalise` divides the weights by their sum.
         """
+
+    def scale(self, x: int, factor: float) -> None:
+        """x *= factor, in place."""
+
+    def temper(self, x: int, beta: float, original: int, shift: int = 0) -> None:
+        """x *= 1 + beta * ln(1 + floor((position + shift) / original)), in place."""
 
     @property
     def hidden_width(self) -> int:

@@ -8,7 +8,6 @@ Path: tests and benches -> Oracle.logits -> Network.forward(NumpyOps, ...)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -18,6 +17,16 @@ from numpy.typing import NDArray
 
 from freehold.formats import ModelFile, dequantize, open_model_file
 from freehold.layers import LayerSpec
+from freehold.models.arithmetic import (
+    ACTIVATIONS,
+    layer_norm,
+    rms_norm,
+    rotate,
+    sigmoid,
+    silu,
+    softmax,
+    visible,
+)
 from freehold.models.bind import Source, assemble, read_source
 from freehold.models.family import Network, NetworkWeights
 from freehold.models.ops import Ops
@@ -120,9 +129,15 @@ class NumpyOps:
         return [_affine(n, w, b) for w, b in zip(weights, biases, strict=True)]
 
     def linear_add(
-        self, x: F32, weight: DenseMatrix, residual: F32, bias: F32 | None = None, gate: F32 | None = None
+        self,
+        x: F32,
+        weight: DenseMatrix,
+        residual: F32,
+        bias: F32 | None = None,
+        gate: F32 | None = None,
+        scale: float = 1.0,
     ) -> None:
-        y = _affine(x, weight, bias)
+        y = _affine(x, weight, bias) * np.float32(scale)
         residual += y if gate is None else sigmoid(gate) * y
 
     def gated(
@@ -187,11 +202,12 @@ class NumpyOps:
         x: F32,
         weight: DenseMatrix,
         norm: F32 | None,
-        eps: float,
+        eps: float = 0.0,
         scale: float = 1.0,
         softcap: float = 0.0,
+        bias: F32 | None = None,
     ) -> None:
-        (out,) = self.linear(x, (weight,), (None,), norm, eps)
+        (out,) = self.linear(x, (weight,), (bias,), norm, eps)
         out = out * np.float32(scale)
         self.result = (softcap * np.tanh(out / softcap)).astype(np.float32) if softcap else out
 
@@ -238,8 +254,38 @@ class NumpyOps:
     def layer_norm(self, x: F32, weight: F32, bias: F32, eps: float) -> None:
         x[:] = layer_norm(x, weight, bias, eps)
 
-    def linear_gelu(self, x: F32, weight: DenseMatrix, bias: F32 | None = None) -> F32:
-        return gelu_erf(_affine(x, weight, bias))
+    def layer_normed(self, x: F32, weight: F32 | None, bias: F32 | None, eps: float, group: int = 0) -> F32:
+        each = x.reshape(len(x), -1, group or x.shape[1])
+        one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+        plain = layer_norm(each, one, zero, eps)
+        scale, shift = (v if v is None else _grouped(v, each) for v in (weight, bias))
+        scaled = plain if scale is None else plain * scale
+        return (scaled if shift is None else scaled + shift).reshape(x.shape)
+
+    def linear_act(
+        self,
+        x: F32,
+        weight: DenseMatrix,
+        act: str,
+        bias: F32 | None = None,
+        norm: F32 | None = None,
+        eps: float = 0.0,
+    ) -> F32:
+        n = x if norm is None else rms_norm(x, norm, eps)
+        return ACTIVATIONS[act](_affine(n, weight, bias))
+
+    def rotate(self, x: F32, rope: RopeTable, width: int) -> None:
+        x[:] = rotate(x.reshape(len(x), -1, width), self._positions, rope).reshape(x.shape)
+
+    def clamp(self, x: F32, limit: float) -> None:
+        np.clip(x, -limit, limit, out=x)
+
+    def temper(self, x: F32, beta: float, original: int, shift: int = 0) -> None:
+        factor = 1 + beta * np.log1p((self._positions + shift) // original)
+        x *= factor[:, None].astype(np.float32)
+
+    def scale(self, x: F32, factor: float) -> None:
+        x *= np.float32(factor)
 
     def attend_both(self, q: F32, k: F32, v: F32, heads: int, scale: float) -> F32:
         q, k, v = (a.reshape(len(a), heads, -1) for a in (q, k, v))
@@ -255,72 +301,9 @@ def _affine(x: F32, weight: DenseMatrix, bias: F32 | None) -> F32:
     return y if bias is None else y + bias
 
 
-def rms_norm(x: F32, weight: F32, eps: float) -> F32:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
-    mean = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
-    return np.asarray(x / np.sqrt(mean + eps), np.float32) * weight
-
-
-def layer_norm(x: F32, weight: F32, bias: F32, eps: float) -> F32:
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
-    centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float64)
-    variance = np.mean(np.square(centred), axis=-1, keepdims=True)
-    return np.asarray(centred / np.sqrt(variance + eps), np.float32) * weight + bias
-
-
-def rotate(heads: F32, positions: NDArray[np.integer], rope: RopeTable) -> F32:
-    """Turn the first elements of each head, [rows, heads, width], by position times frequency."""
-    half = len(rope.inv_freq)
-    angles = positions[:, None, None] * rope.inv_freq.astype(np.float64)
-    cos, sin = np.cos(angles) * rope.factor, np.sin(angles) * rope.factor
-    first = slice(0, 2 * half, 2) if rope.adjacent else slice(0, half)
-    second = slice(1, 2 * half, 2) if rope.adjacent else slice(half, 2 * half)
-    out = heads.copy()
-    out[..., first] = heads[..., first] * cos - heads[..., second] * sin
-    out[..., second] = heads[..., second] * cos + heads[..., first] * sin
-    return out
-
-
-def visible(positions: NDArray[np.integer], keys: int, window: int) -> NDArray[np.bool_]:
-    """Mask [rows, keys]: a query at i sees keys j <= i, and with a window w only i - w < j."""
-    i, j = positions[:, None], np.arange(keys)[None, :]
-    return (j <= i) & (j > i - window) if window else j <= i
-
-
-def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Softmax over the last axis."""
-    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def sigmoid(x: F32) -> F32:
-    """The logistic function."""
-    with np.errstate(over="ignore"):
-        return np.asarray(1 / (1 + np.exp(-x)), np.float32)
-
-
-def silu(x: F32) -> F32:
-    """x times its logistic function."""
-    with np.errstate(over="ignore"):
-        return np.asarray(x / (1 + np.exp(-x)), np.float32)
-
-
-def gelu_tanh(x: F32) -> F32:
-    """GELU in its tanh form."""
-    return (
-        np.float32(0.5)
-        * x
-        * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)))
-    )
-
-
-def gelu_erf(x: F32) -> F32:
-    """GELU by its definition: x times the share of a normal distribution below x."""
-    share = [0.5 * math.erfc(-v / math.sqrt(2)) for v in x.ravel().tolist()]
-    return x * np.array(share, np.float32).reshape(x.shape)
-
-
-ACTIVATIONS = {"silu": silu, "gelu": gelu_tanh}
+def _grouped(vector: F32, each: F32) -> F32:
+    """Lay a vector as wide as a row, or as one group of it, over groups [rows, groups, width]."""
+    return vector.reshape(-1, each.shape[-1])
 
 
 class Oracle:

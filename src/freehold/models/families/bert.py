@@ -90,7 +90,7 @@ class GeluMlp(LayerPart):
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose up, GELU, down, residual and norm."""
-        h = ops.linear_gelu(x, w["up"], w["up_bias"])
+        h = ops.linear_act(x, w["up"], "gelu_erf", w["up_bias"])
         ops.linear_add(h, w["down"], x, w["down_bias"])
         ops.layer_norm(x, w["out_norm"], w["out_norm_bias"], self.cfg.eps)
 

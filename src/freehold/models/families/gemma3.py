@@ -19,9 +19,11 @@ from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts.norms import NormForm
 from freehold.models.rope import RopeSpec, hf_rope_section, rope_from_hf
 from freehold.models.sizes import Sizes, gguf_sizes, hf_sizes, sliding_windows
 
+NORM = NormForm(offset=1.0)
 LOCAL_BASE = 10_000.0
 GLOBAL_BASE = 1_000_000.0
 PATTERN = 6  # every sixth layer has full attention
@@ -113,16 +115,17 @@ def layer(cfg: GemmaSizes, i: int) -> tuple[LayerPart, ...]:
         scale=cfg.scale,
         softcap=cfg.attn_softcap,
         qk_norm="head",
-        post_norm=True,
-        norm_offset=1.0,
+        norm=NORM,
+        post_norm="post_attention_layernorm",
     )
-    return attention, GatedMlp.of(cfg, i, act="gelu", sandwich=True, norm_offset=1.0)
+    before, after = "pre_feedforward_layernorm", "post_feedforward_layernorm"
+    return attention, GatedMlp.of(cfg, i, act="gelu", norm=NORM, norm_name=before, post_norm=after)
 
 
 def ends(cfg: GemmaSizes) -> DecoderEnds:
     """Scale embeddings by sqrt(hidden)."""
     scale = math.sqrt(cfg.hidden)
-    return DecoderEnds.of(cfg, scale=scale, softcap=cfg.logit_softcap, norm_offset=1.0)
+    return DecoderEnds.of(cfg, scale=scale, softcap=cfg.logit_softcap, norm=NORM)
 
 
 FAMILY = Family(

@@ -2,8 +2,8 @@
 
     x += o(attention(rope(q n), rope(k n), v n)),  n = norm(x)
 
-Variants are fields: biases, an RMS norm on queries and keys (of each head, or over the whole projection), a norm after
-the output (Gemma's sandwich), a soft cap on scores.
+Variants are fields: biases, a norm on queries and keys, a norm after the output, a soft cap on scores, clipped
+projections, a temperature on far queries, a factor on what is added to x.
 Sources: arXiv 2305.13245 (grouped queries), 2104.09864 (rotary positions).
 Path: families.<family>.layer -> Attention -> Network.forward
 """
@@ -13,11 +13,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from freehold.layers import LayerSpec
-from freehold.models.family import LayerPart, TensorSpec, Values, matrix, vector
+from freehold.models.family import Cut, LayerPart, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
+from freehold.models.parts.norms import RMS, NormForm, Read
 from freehold.models.rope import RopeSpec
 from freehold.models.sizes import Sizes
+
+QkNorm = Literal[
+    "none",
+    "head",  # an RMS norm of each head, before it turns
+    "after",  # the same after it turned
+    "width",  # an RMS norm over the whole projection
+    "layer",  # a layer norm of each head, with weights of its own
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +47,14 @@ class Attention(LayerPart):
     scale: float = 0.0  # of query times key; 0: head_dim ** -0.5
     softcap: float = 0.0
     bias: Literal["none", "qkv", "any"] = "none"  # any: on all four, where the file has them
-    qk_norm: Literal["none", "head", "width"] = "none"
-    post_norm: bool = False
-    norm_offset: float = 0.0  # of norms in safetensors
+    norm: NormForm = RMS  # before the projections
+    qk_norm: QkNorm = "none"
+    post_norm: str = ""  # safetensors' name of a norm after the output; empty: there is none
+    clip: float = 0.0  # limit of what the projections give; 0: none
+    beta: float = 0.0  # queries grow by 1 + beta * ln(1 + floor(position / original))
+    original: int = 0
+    residual: float = 1.0  # of what is added to x
+    fused: bool = False  # files hold q, k and v as one matrix
     gguf_pairs: bool = False  # a GGUF lays rows of q and k in adjacent rotary pairs, safetensors in halves
 
     @classmethod
@@ -61,49 +77,113 @@ class Attention(LayerPart):
         kind = "window" if self.window else "full"
         return LayerSpec(kind, 1, self.kv_heads, self.head_dim, window=self.window)
 
+    @property
+    def q_width(self) -> int:
+        """Width of all query heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of all key heads, or value heads."""
+        return self.kv_heads * self.head_dim
+
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the projections, and the norms and biases that the variant has."""
-        q, kv, hidden = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden
+        own = self.norm.tensors("attn_norm", "attn_norm", "input_layernorm", self.hidden)
+        return own | self._projections() | self._biases() | self._qk_norms() | self._post_norm()
+
+    def _projections(self) -> dict[str, TensorSpec]:
+        q, kv, hidden = self.q_width, self.kv_width, self.hidden
         turns = {"head": self.head_dim} if self.gguf_pairs else {}
-        found = {
-            "attn_norm": self._norm("attn_norm", "input_layernorm", hidden),
+        o = matrix("attn_output.weight", "self_attn.o_proj.weight", hidden, q)
+        if self.fused:
+            first = {"q": 0, "k": q, "v": q + kv}
+            return {
+                key: matrix(
+                    self._part("attn_qkv.weight", at, n),
+                    self._part("self_attn.qkv_proj.weight", at, n),
+                    n,
+                    hidden,
+                )
+                for (key, at), n in zip(first.items(), (q, kv, kv), strict=True)
+            } | {"o": o}
+        return {
             "q": matrix("attn_q.weight", "self_attn.q_proj.weight", q, hidden, **turns),
             "k": matrix("attn_k.weight", "self_attn.k_proj.weight", kv, hidden, **turns),
             "v": matrix("attn_v.weight", "self_attn.v_proj.weight", kv, hidden),
-            "o": matrix("attn_output.weight", "self_attn.o_proj.weight", hidden, q),
+            "o": o,
         }
-        if self.bias != "none":
-            maybe = self.bias == "any"
-            for key, width in (("q", q), ("k", kv), ("v", kv)):
-                names = f"attn_{key}.bias", f"self_attn.{key}_proj.bias"
-                found[f"{key}_bias"] = vector(*names, width, optional=maybe)
-        if self.bias == "any":
+
+    def _part(self, name: str, first: int, rows: int) -> Cut:
+        return Cut(name, (self.q_width + 2 * self.kv_width, self.hidden), rows=range(first, first + rows))
+
+    def _biases(self) -> dict[str, TensorSpec]:
+        found, maybe = {}, self.bias == "any"
+        widths = {"q": self.q_width, "k": self.kv_width, "v": self.kv_width}
+        for key, width in widths.items() if self.bias != "none" else ():
+            names = f"attn_{key}.bias", f"self_attn.{key}_proj.bias"
+            found[f"{key}_bias"] = vector(*names, width, optional=maybe)
+        if maybe:
             names = "attn_output.bias", "self_attn.o_proj.bias"
-            found["o_bias"] = vector(*names, hidden, optional=True)
-        if self.qk_norm != "none":
-            widths = (self.head_dim, self.head_dim) if self.qk_norm == "head" else (q, kv)
-            for key, width in zip("qk", widths, strict=True):
-                found[f"{key}_norm"] = self._norm(f"attn_{key}_norm", f"self_attn.{key}_norm", width)
-        if self.post_norm:
-            found["attn_post_norm"] = self._norm("post_attention_norm", "post_attention_layernorm", hidden)
+            found["o_bias"] = vector(*names, self.hidden, optional=True)
         return found
 
-    def _norm(self, gguf: str, hf: str, width: int) -> TensorSpec:
-        return vector(f"{gguf}.weight", f"{hf}.weight", width, hf_offset=self.norm_offset)
+    def _qk_norms(self) -> dict[str, TensorSpec]:
+        found = {}
+        for key, heads in (("q", self.heads), ("k", self.kv_heads)) if self.qk_norm != "none" else ():
+            gguf, hf = f"attn_{key}_norm.weight", f"self_attn.{key}_norm.weight"
+            width = heads * self.head_dim
+            if self.qk_norm == "layer":
+                each = {name: Cut(name, (heads, self.head_dim), take=np.ravel) for name in (gguf, hf)}
+                found[f"{key}_norm"] = vector(each[gguf], each[hf], width)
+            else:
+                width = width if self.qk_norm == "width" else self.head_dim
+                found[f"{key}_norm"] = vector(gguf, hf, width, hf_offset=self.norm.offset)
+        return found
+
+    def _post_norm(self) -> dict[str, TensorSpec]:
+        if not self.post_norm:
+            return {}
+        names = "post_attention_norm.weight", f"{self.post_norm}.weight"
+        return {"attn_post_norm": vector(*names, self.hidden, hf_offset=self.norm.offset)}
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, projections, rope and cache write, attention, output and residual."""
+        self.add(ops, layer, self.norm.before(ops, x, w, "attn_norm", self.eps), x, w)
+
+    def add(self, ops: Ops, layer: int, read: Read, x: Buffer, w: Values) -> None:
+        """Compose all after the norm: a parallel block's MLP reads the same rows."""
+        rows, norm = read
         biases = (w.get("q_bias"), w.get("k_bias"), w.get("v_bias"))
-        q, k, v = ops.linear(x, (w["q"], w["k"], w["v"]), biases, w["attn_norm"], self.eps)
-        norms = (w.get("q_norm"), w.get("k_norm"))
-        if self.qk_norm == "width":
-            q, k = ops.norm(q, w["q_norm"], self.eps), ops.norm(k, w["k_norm"], self.eps)
-            norms = (None, None)
-        ops.rope_store(layer, q, k, v, w.get("rope"), *norms, self.eps)
-        scale = self.scale or self.head_dim**-0.5
-        a = ops.attention(layer, q, scale, self.window, self.softcap)
+        q, k, v = ops.linear(rows, (w["q"], w["k"], w["v"]), biases, norm, self.eps)
+        q, k = self._normalised(ops, q, k, w)
+        for each in (q, k, v) if self.clip else ():
+            ops.clamp(each, self.clip)
+        self._store(ops, layer, q, k, v, w)
+        if self.beta:
+            ops.temper(q, self.beta, self.original)
+        a = ops.attention(layer, q, self.scale or self.head_dim**-0.5, self.window, self.softcap)
         if self.post_norm:
-            (a,) = ops.linear(a, (w["o"],), (None,))
+            (a,) = ops.linear(a, (w["o"],), (w.get("o_bias"),))
             ops.add_norm(x, a, w["attn_post_norm"], self.eps)
         else:
-            ops.linear_add(a, w["o"], x, w.get("o_bias"))
+            ops.linear_add(a, w["o"], x, w.get("o_bias"), scale=self.residual)
+
+    def _normalised(self, ops: Ops, q: Buffer, k: Buffer, w: Values) -> tuple[Buffer, Buffer]:
+        if self.qk_norm == "width":
+            return ops.norm(q, w["q_norm"], self.eps), ops.norm(k, w["k_norm"], self.eps)
+        if self.qk_norm == "layer":
+            width = self.head_dim
+            q = ops.layer_normed(q, w["q_norm"], None, self.eps, width)
+            return q, ops.layer_normed(k, w["k_norm"], None, self.eps, width)
+        return q, k
+
+    def _store(self, ops: Ops, layer: int, q: Buffer, k: Buffer, v: Buffer, w: Values) -> None:
+        rope, norms = w.get("rope"), (None, None)
+        if self.qk_norm in ("head", "after"):
+            norms = w["q_norm"], w["k_norm"]
+        if self.qk_norm == "after" and rope is not None:
+            ops.rotate(q, rope, self.head_dim)
+            ops.rotate(k, rope, self.head_dim)
+            rope = None
+        ops.rope_store(layer, q, k, v, rope, *norms, self.eps)

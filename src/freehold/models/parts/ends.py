@@ -10,6 +10,7 @@ from typing import Any
 
 from freehold.models.family import Ends, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
+from freehold.models.parts.norms import RMS, NormForm
 from freehold.models.sizes import Sizes
 
 
@@ -23,7 +24,9 @@ class DecoderEnds(Ends):
     tied: bool
     scale: float = 1.0  # of embeddings
     softcap: float = 0.0  # of logits
-    norm_offset: float = 0.0  # of norms in safetensors
+    logit_scale: float = 1.0
+    norm: NormForm = RMS  # before the head
+    bias: bool = False  # of the head
 
     @classmethod
     def of(cls, cfg: Sizes, **options: Any) -> DecoderEnds:
@@ -31,14 +34,16 @@ class DecoderEnds(Ends):
         return cls(vocab=cfg.vocab, hidden=cfg.hidden, eps=cfg.eps, tied=cfg.tied, **options)
 
     def tensors(self) -> dict[str, TensorSpec]:
-        """Declare three weights; a token reads one row of the embedding."""
-        size, offset = (self.vocab, self.hidden), self.norm_offset
+        """Declare both matrices and what stands before and after the head; a token reads one row of the embedding."""
+        size = (self.vocab, self.hidden)
         tie = {"default": "embed"} if self.tied else {}
-        return {
+        found = {
             "embed": matrix("token_embd.weight", "model.embed_tokens.weight", *size, share=0.0),
-            "norm": vector("output_norm.weight", "model.norm.weight", self.hidden, hf_offset=offset),
             "head": matrix("output.weight", "lm_head.weight", *size, **tie),
         }
+        if self.bias:
+            found["head_bias"] = vector("output.bias", "lm_head.bias", self.vocab)
+        return found | self.norm.tensors("norm", "output_norm", "model.norm", self.hidden)
 
     def begin(self, ops: Ops, w: Values) -> Buffer:
         """Look the step's tokens up."""
@@ -46,4 +51,6 @@ class DecoderEnds(Ends):
 
     def finish(self, ops: Ops, x: Buffer, w: Values) -> None:
         """Compute logits."""
-        ops.logits(x, w["head"], w["norm"], self.eps, softcap=self.softcap)
+        rows, norm = self.norm.before(ops, x, w, "norm", self.eps)
+        shape = {"scale": self.logit_scale, "softcap": self.softcap, "bias": w.get("head_bias")}
+        ops.logits(rows, w["head"], norm, self.eps, **shape)

@@ -1,9 +1,9 @@
-"""The gated MLP.
+"""The MLP, with a gate or without.
 
-    x += down(act(gate n) * up n),  n = norm(x)
+    x += down(act(gate n) * up n)    or    x += down(act(up n)),  n = norm(x)
 
 Source: arXiv 2002.05202 (GLU variants).
-Path: families.<family>.layer -> GatedMlp -> Network.forward
+Path: families.<family>.layer -> GatedMlp, PlainMlp -> Network.forward
 """
 
 from __future__ import annotations
@@ -11,21 +11,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from freehold.models.family import LayerPart, TensorSpec, Values, matrix, vector
+from freehold.models.family import Cut, LayerPart, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
+from freehold.models.parts.norms import RMS, NormForm, Read
 from freehold.models.sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedMlp(LayerPart):
-    """One layer's MLP; `sandwich`: a norm after it too, and Gemma's names of both."""
+    """One layer's MLP."""
 
     hidden: int
     intermediate: int
     eps: float
     act: str = "silu"
-    sandwich: bool = False
-    norm_offset: float = 0.0  # of norms in safetensors
+    norm: NormForm = RMS  # before the products
+    norm_name: str = "post_attention_layernorm"  # in safetensors
+    post_norm: str = ""  # safetensors' name of a norm after the output; empty: there is none
+    residual: float = 1.0  # of what is added to x
+    fused: bool = False  # files hold gate and up as one matrix, gate first
 
     @classmethod
     def of(cls, cfg: Sizes, layer: int, **options: Any) -> GatedMlp:
@@ -33,25 +37,77 @@ class GatedMlp(LayerPart):
         return cls(hidden=cfg.hidden, intermediate=cfg.intermediate[layer], eps=cfg.eps, **options)
 
     def tensors(self) -> dict[str, TensorSpec]:
-        """Declare three matrices and the norm before them, or those on both sides."""
-        wide, hidden, offset = self.intermediate, self.hidden, self.norm_offset
-        before = "pre_feedforward_layernorm" if self.sandwich else "post_attention_layernorm"
-        found = {
-            "ffn_norm": vector("ffn_norm.weight", f"{before}.weight", hidden, hf_offset=offset),
-            "gate": matrix("ffn_gate.weight", "mlp.gate_proj.weight", wide, hidden),
-            "up": matrix("ffn_up.weight", "mlp.up_proj.weight", wide, hidden),
+        """Declare three matrices and the norms that the variant has."""
+        wide, hidden = self.intermediate, self.hidden
+        found = self.norm.tensors("ffn_norm", "ffn_norm", self.norm_name, hidden)
+        found |= {
+            "gate": self._half("ffn_gate.weight", "mlp.gate_proj.weight", 0),
+            "up": self._half("ffn_up.weight", "mlp.up_proj.weight", wide),
             "down": matrix("ffn_down.weight", "mlp.down_proj.weight", hidden, wide),
         }
-        if self.sandwich:
-            names = "post_ffw_norm.weight", "post_feedforward_layernorm.weight"
-            found["ffn_post_norm"] = vector(*names, hidden, hf_offset=offset)
+        if self.post_norm:
+            names = "post_ffw_norm.weight", f"{self.post_norm}.weight"
+            found["ffn_post_norm"] = vector(*names, hidden, hf_offset=self.norm.offset)
         return found
+
+    def _half(self, gguf: str, hf: str, first: int) -> TensorSpec:
+        wide, hidden = self.intermediate, self.hidden
+        if not self.fused:
+            return matrix(gguf, hf, wide, hidden)
+        rows = range(first, first + wide)
+        names = "ffn_up.weight", "mlp.gate_up_proj.weight"
+        stored = tuple(Cut(name, (2 * wide, hidden), rows=rows) for name in names)
+        return matrix(stored[0], stored[1], wide, hidden)
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, gate, up, down and residual."""
-        h = ops.gated(x, w["gate"], w["up"], self.act, w["ffn_norm"], self.eps)
-        if self.sandwich:
+        self.add(ops, self.norm.before(ops, x, w, "ffn_norm", self.eps), x, w)
+
+    def add(self, ops: Ops, read: Read, x: Buffer, w: Values) -> None:
+        """Compose all after the norm."""
+        rows, norm = read
+        h = ops.gated(rows, w["gate"], w["up"], self.act, norm, self.eps)
+        if self.post_norm:
             (h,) = ops.linear(h, (w["down"],), (None,))
             ops.add_norm(x, h, w["ffn_post_norm"], self.eps)
         else:
-            ops.linear_add(h, w["down"], x)
+            ops.linear_add(h, w["down"], x, scale=self.residual)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainMlp(LayerPart):
+    """One layer's MLP without a gate."""
+
+    hidden: int
+    intermediate: int
+    eps: float
+    act: str  # gelu, gelu_erf or relu2
+    bias: bool = False
+    norm: NormForm = RMS
+    norm_name: str = "post_attention_layernorm"  # in safetensors, as are the two below
+    up_name: str = "mlp.up_proj"
+    down_name: str = "mlp.down_proj"
+
+    @classmethod
+    def of(cls, cfg: Sizes, layer: int, **options: Any) -> PlainMlp:
+        """Take the sizes of a layer out of a config."""
+        return cls(hidden=cfg.hidden, intermediate=cfg.intermediate[layer], eps=cfg.eps, **options)
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Declare two matrices, their biases and the norm before them."""
+        wide, hidden = self.intermediate, self.hidden
+        found = self.norm.tensors("ffn_norm", "ffn_norm", self.norm_name, hidden)
+        for key, name, rows, columns in (
+            ("up", self.up_name, wide, hidden),
+            ("down", self.down_name, hidden, wide),
+        ):
+            found[key] = matrix(f"ffn_{key}.weight", f"{name}.weight", rows, columns)
+            if self.bias:
+                found[f"{key}_bias"] = vector(f"ffn_{key}.bias", f"{name}.bias", rows)
+        return found
+
+    def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
+        """Compose norm, up, activation, down and residual."""
+        rows, norm = self.norm.before(ops, x, w, "ffn_norm", self.eps)
+        h = ops.linear_act(rows, w["up"], self.act, w.get("up_bias"), norm, self.eps)
+        ops.linear_add(h, w["down"], x, w.get("down_bias"))

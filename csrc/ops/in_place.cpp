@@ -1,0 +1,96 @@
+// Small changes of rows in place, between a projection and what reads it: rotation alone, clipping, a scale by position.
+// Knows rows and positions; a few kilobytes a token, bound by memory.
+#include <cmath>
+
+#include "ops/angles.h"
+#include "ops/record.h"
+
+namespace fh {
+namespace {
+
+// A rotation that a norm follows, so that rope_store() cannot do both.
+struct Rotate final : Op {
+  int x; int64_t k; int width; const Angles* table;
+  void run(Run& r, int) override {
+    each_row(r, first, r.step->rows, [&](int64_t t) { table->turn(r, r.buffer[x] + t * k, static_cast<int>(k / width), width, t); });
+  }
+};
+
+void rotate(Plan& plan, int x, std::shared_ptr<const Rope> rope, int width) {
+  const int64_t k = plan.width_of(x);
+  if (width < 1 || k % width) refuse("rotate() in heads of " + std::to_string(width) + " over rows of " + std::to_string(k));
+  check_rope(*rope, width);
+  auto op = std::make_unique<Rotate>();
+  op->x = x;
+  op->k = k;
+  op->width = width;
+  op->table = angles(plan, std::move(rope));
+  op->reads = {x};
+  plan.add(std::move(op));
+}
+FREEHOLD_OP(rotate, "Rotate the heads of every row by its position, in place.", "x"_a, "rope"_a, "width"_a)
+
+struct Clamp final : Op {
+  int x; float limit; int64_t k;
+  void run(Run& r, int) override {
+    each_row(r, first, r.step->rows, [&](int64_t t) {
+      float* y = r.buffer[x] + t * k;
+      for (int64_t i = 0; i < k; ++i) y[i] = y[i] > limit ? limit : y[i] < -limit ? -limit : y[i];   // NaN stays
+    });
+  }
+};
+
+void clamp(Plan& plan, int x, float limit) {
+  if (!(limit > 0.0f)) refuse("clamp() needs a limit above 0");
+  auto op = std::make_unique<Clamp>();
+  op->x = x;
+  op->limit = limit;
+  op->k = plan.width_of(x);
+  op->reads = {x};
+  plan.add(std::move(op));
+}
+FREEHOLD_OP(clamp, "Limit every value to [-limit, limit], in place.", "x"_a, "limit"_a)
+
+// Attention thins out over more keys than training showed it: queries far back are scaled up.
+struct Temper final : Op {
+  int x; float beta; int original, shift; int64_t k;
+  void run(Run& r, int) override {
+    each_row(r, first, r.step->rows, [&](int64_t t) {
+      const int64_t times = (int64_t{r.step->positions[t]} + shift) / original;
+      if (times) r.k->scale(r.buffer[x] + t * k, static_cast<float>(1.0 + beta * std::log1p(static_cast<double>(times))), k);
+    });
+  }
+};
+
+void temper(Plan& plan, int x, float beta, int original, int shift) {
+  if (original < 1 || shift < 0) refuse("temper() needs an original length of 1 or more and a shift of 0 or more");
+  auto op = std::make_unique<Temper>();
+  op->x = x;
+  op->beta = beta;
+  op->original = original;
+  op->shift = shift;
+  op->k = plan.width_of(x);
+  op->reads = {x};
+  plan.add(std::move(op));
+}
+FREEHOLD_OP(temper, "x *= 1 + beta * ln(1 + floor((position + shift) / original)), in place.", "x"_a, "beta"_a, "original"_a, "shift"_a = 0)
+
+struct ScaleRows final : Op {
+  int x; float factor; int64_t k;
+  void run(Run& r, int) override {
+    each_row(r, first, r.step->rows, [&](int64_t t) { r.k->scale(r.buffer[x] + t * k, factor, k); });
+  }
+};
+
+void scale(Plan& plan, int x, float factor) {
+  auto op = std::make_unique<ScaleRows>();
+  op->x = x;
+  op->factor = factor;
+  op->k = plan.width_of(x);
+  op->reads = {x};
+  plan.add(std::move(op));
+}
+FREEHOLD_OP(scale, "x *= factor, in place.", "x"_a, "factor"_a)
+
+}  // namespace
+}  // namespace fh

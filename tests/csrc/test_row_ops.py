@@ -1,0 +1,172 @@
+"""Ops between projections: norms of their own, rotation alone, clipping, temperature; each as the oracle means it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from freehold import _native as native
+from freehold.errors import UsageError
+from freehold.formats import QuantType, Tensor
+from freehold.layers import LayerSpec
+from freehold.models.oracle import DenseMatrix, KvStore, NumpyOps
+from freehold.models.rope import RopeSpec
+from tests.csrc import F32, normal, same_bits
+
+POOL = native.Threads(2)
+EPS = 1e-5
+WIDTH, HEADS, HEAD = 64, 4, 16
+ROPE = RopeSpec(base=100.0, width=8, adjacent=False)
+TABLE = ROPE.table()
+Program = Callable[[Any, Mapping[str, Any], Any], None]  # ops, matrices, rope; it ends in logits
+
+VALUES = {
+    "embed": normal(1, 64, WIDTH),
+    "up": normal(2, 96, WIDTH) * np.float32(0.2),
+    "down": normal(3, WIDTH, 96) * np.float32(0.2),
+    "square": normal(4, WIDTH, WIDTH) * np.float32(0.2),
+    "kv": normal(5, 2 * HEAD, WIDTH) * np.float32(0.2),
+}
+WEIGHT, BIAS, WIDE = 1 + normal(6, WIDTH) / 4, normal(7, WIDTH), normal(8, 96)
+SPEC = LayerSpec("full", 1, 2, HEAD)
+
+
+def packed(values: F32) -> native.Matrix:
+    raw = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
+    rows, columns = values.shape
+    return native.Matrix.pack(raw, "F32", rows, columns, POOL)
+
+
+def dense(name: str, values: F32) -> DenseMatrix:
+    raw = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
+    return DenseMatrix(Tensor(name, QuantType.F32, values.shape, raw), True)
+
+
+def meant(program: Program, rows: int) -> F32:
+    ops = NumpyOps(np.arange(rows) % 64, KvStore(1, False), [SPEC])
+    program(ops, {name: dense(name, values) for name, values in VALUES.items()}, TABLE)
+    assert ops.result is not None
+    return ops.result
+
+
+def computed(program: Program, rows: int, wanted: list[int] | None = None, threads: int = 2) -> F32:
+    blocks = rows // native.BLOCK_TOKENS + 1
+    cache = native.KvCache([(SPEC.kv_heads, HEAD, HEAD)], blocks, "f32")
+    plan = native.Plan(native.Threads(threads), cache, rows)
+    matrices = {name: packed(values) for name, values in VALUES.items()}
+    program(plan, matrices, native.Rope(TABLE.inv_freq, TABLE.factor, TABLE.adjacent))
+    plan.finish()
+    numbers = np.arange(rows, dtype=np.int32)
+    wanted = list(range(rows)) if wanted is None else wanted
+    logits, _ = plan.run(
+        numbers % 64,
+        numbers,
+        np.zeros(rows, np.int32),
+        np.arange(blocks, dtype=np.int32)[None, :],
+        np.array(wanted, np.int32),
+    )
+    return logits
+
+
+def layer_norms(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+    x = ops.embed(m["embed"])
+    n = ops.layer_normed(x, WEIGHT, None, EPS)
+    a = ops.linear_act(ops.layer_normed(x, None, None, EPS), m["up"], "gelu_erf")
+    ops.linear_add(n, m["square"], x)
+    ops.linear_add(a, m["down"], x)
+    heads = ops.layer_normed(x, WEIGHT, None, EPS, HEAD)
+    ops.linear_add(heads, m["square"], x)
+    ops.logits(ops.layer_normed(x, WEIGHT, BIAS, EPS), m["embed"], None, bias=BIAS, scale=0.25)
+
+
+def without_gates(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+    x = ops.embed(m["embed"])
+    for act in ("gelu", "gelu_erf", "relu2"):
+        h = ops.linear_act(x, m["up"], act, WIDE, WEIGHT, EPS)
+        ops.linear_add(h, m["down"], x, BIAS, scale=0.22)
+    ops.logits(x, m["embed"], WEIGHT, EPS)
+
+
+def turned(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+    x = ops.embed(m["embed"])
+    q, k, v = ops.linear(x, (m["square"], m["kv"], m["kv"]), (None,) * 3, WEIGHT, EPS)
+    for each in (q, k, v):
+        ops.clamp(each, 0.5)
+    for each in (q, k):
+        ops.rotate(each, rope, HEAD)
+    ops.rope_store(0, q, k, v, None, WEIGHT[:HEAD], WEIGHT[HEAD : 2 * HEAD], EPS)
+    ops.temper(q, 0.3, 4, 1)
+    a = ops.attention(0, q, 0.3)
+    ops.scale(a, 2.0)
+    ops.linear_add(a, m["square"], x)
+    late = ops.norm(x, WEIGHT, EPS)
+    ops.rotate(late, rope, HEAD)
+    ops.linear_add(late, m["square"], x)
+    ops.logits(x, m["embed"], WEIGHT, EPS)
+
+
+PROGRAMS = [layer_norms, without_gates, turned]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_ops_compute_what_the_oracle_says(program: Program, rows: int):
+    np.testing.assert_allclose(computed(program, rows), meant(program, rows), atol=2e-4)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_rows_have_the_same_bits_when_others_stop_early(program: Program):
+    """Rows that want no logits are dropped after the last keys are stored; rotation comes after that too."""
+    whole = computed(program, 40)
+    assert same_bits(computed(program, 40, [3, 17, 39]), whole[[3, 17, 39]])
+    assert same_bits(computed(program, 40, [39], threads=3), whole[[39]])
+
+
+def test_temperature_begins_at_the_original_length_not_before():
+    def at(first: int) -> F32:
+        def program(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+            x = ops.embed(m["embed"])
+            ops.temper(x, 1.0, first)
+            ops.logits(x, m["embed"], None)
+
+        return computed(program, 9)
+
+    plain, tempered = at(100), at(4)
+    factors = tempered[:, 0] / plain[:, 0]
+    np.testing.assert_allclose(factors[:4], 1.0)
+    np.testing.assert_allclose(factors[4:8], 1 + np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(factors[8], 1 + np.log(3), rtol=1e-6)
+
+
+def test_a_clipped_value_that_is_not_a_number_stays_one():
+    def program(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+        x = ops.embed(m["embed"], np.nan)
+        ops.clamp(x, 1.0)
+        ops.logits(x, m["embed"], None)
+
+    assert np.isnan(computed(program, 2)).all()
+
+
+def test_what_does_not_fit_is_refused():
+    plan = native.Plan(POOL, native.KvCache([(2, HEAD, HEAD)], 1, "f32"), 4)
+    m, rope = packed(VALUES["embed"]), native.Rope(TABLE.inv_freq, 1.0, False)
+    x = plan.embed(m)
+    with pytest.raises(UsageError, match="heads of 24 over rows of 64"):
+        plan.rotate(x, rope, 24)
+    with pytest.raises(UsageError, match="a rope wider than its heads"):
+        plan.rotate(x, rope, 4)
+    with pytest.raises(UsageError, match="groups of 24"):
+        plan.layer_normed(x, None, None, EPS, 24)
+    with pytest.raises(UsageError, match="a vector of 3 for rows of 64"):
+        plan.layer_normed(x, np.ones(3, np.float32), None, EPS)
+    with pytest.raises(UsageError, match="a limit above 0"):
+        plan.clamp(x, 0.0)
+    with pytest.raises(UsageError, match="an original length of 1"):
+        plan.temper(x, 0.1, 0)
+    with pytest.raises(UsageError, match="act must be"):
+        plan.linear_act(x, m, "silu")
+    with pytest.raises(UsageError, match="a bias that does not fit"):
+        plan.logits(x, m, None, bias=np.ones(3, np.float32))
