@@ -127,31 +127,48 @@ struct Rope {                     // angles position * inv_freq[i]; cos and sin 
   bool adjacent = false;
 };
 
-struct KvLayer { int kv_heads, d, dv; };
+struct KvLayer { int kv_heads, d, dv; };     // all 0: it keeps no keys and values
+// What a recurrent layer keeps of a sequence instead, or besides: floats of `conv`, the last inputs of a convolution, then,
+// on a boundary of 64 bytes, floats of `state`. Both 0: it keeps none.
+struct StateLayer {
+  int64_t conv = 0, state = 0;
+  int64_t state_at() const { return (conv + 15) / 16 * 16; }               // floats from the first of conv
+  int64_t floats() const { return state_at() + (state + 15) / 16 * 16; }
+};
 KvType kv_type_named(std::string_view name);   // "f16", "f32", "q8"; throws Usage for another
 // Pages for every layer, addressed by block. Reserved at once, touched lazily.
 // With `window_blocks`, sliding-window layers (window > 0) keep their pages in a pool of that many window blocks instead: a
 // block has one while a row may still look at it. Without, they keep all positions, as full layers do.
+// With `slots`, recurrent layers keep their states in that many slots beside the blocks: a slot holds one state of each such
+// layer, all after the same tokens of a sequence.
 class KvCache {
  public:
-  KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type, std::vector<int> windows = {}, int64_t window_blocks = 0);
+  KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type, std::vector<int> windows = {}, int64_t window_blocks = 0,
+          std::vector<StateLayer> states = {}, int64_t slots = 0);
   KvType type() const { return type_; }
   int64_t blocks() const { return blocks_.count; }
   int64_t window_blocks() const { return window_blocks_.count; }
   int64_t bytes_per_block() const { return blocks_.bytes; }
   int64_t bytes_per_window_block() const { return window_blocks_.bytes; }
+  int64_t slots() const { return slots_.count; }
+  int64_t bytes_per_slot() const { return slots_.bytes; }
   int window() const { return window_; }   // the widest of windowed layers; 0: none are
   const KvLayer& layer(int i) const;
   int layers() const { return static_cast<int>(layers_.size()); }
   bool windowed(int layer) const { return layers_[static_cast<size_t>(layer)].windowed; }
   uint8_t* pages(int layer) const;         // its page of block (or window block) b lies at pages(layer) + b * stride(layer)
   int64_t stride(int layer) const { return windowed(layer) ? window_blocks_.bytes : blocks_.bytes; }
+  const StateLayer& state_layer(int layer) const { return layers_[static_cast<size_t>(layer)].kept; }
+  float* state(int layer, int64_t slot) const;   // what the layer keeps in a slot, on a boundary of 64 bytes: see StateLayer
   // Whole blocks, over all layers: copied one after the other, in order; read and written as bytes_per_block() bytes, the
   // layers' pages in a row, then bytes_per_window_block() where there is a window pool. Throw Usage for a block outside.
   // The caller makes sure that no step writes what is read meanwhile.
   void copy(const std::vector<std::pair<int64_t, int64_t>>& blocks, const std::vector<std::pair<int64_t, int64_t>>& window_blocks);
   void read_block(int64_t block, int64_t window_block, uint8_t* out) const;
   void write_block(int64_t block, int64_t window_block, const uint8_t* in, size_t bytes);
+  // A slot's states, the layers' in a row, as bytes_per_slot() bytes. Throw Usage for a slot outside.
+  void read_state(int64_t slot, uint8_t* out) const;
+  void write_state(int64_t slot, const uint8_t* in, size_t bytes);
  private:
   struct Region {                          // pieces of equal size
     int64_t count = 0, bytes = 0;
@@ -161,9 +178,10 @@ class KvCache {
     uint8_t* at(int64_t piece) const { return memory->data + piece * bytes; }
     void copy(const std::vector<std::pair<int64_t, int64_t>>& from_to, const char* what) const;
   };
-  struct Place : KvLayer { bool windowed; size_t offset; };
+  struct Place : KvLayer { bool windowed; size_t offset; StateLayer kept; size_t state_offset; };   // offsets in bytes
+  void add_states(const std::vector<StateLayer>& states, int64_t slots);
   std::vector<Place> layers_;
-  Region blocks_, window_blocks_;
+  Region blocks_, window_blocks_, slots_;
   int window_ = 0;
   KvType type_;
 };
@@ -198,6 +216,11 @@ struct Step {
   int64_t nseqs = 0, table_width = 0;
   const int32_t* block_tables = nullptr;  // [nseqs][table_width]
   const int32_t* window_tables = nullptr;   // the same for windowed layers, good where a row of the step looks; null where there are none
+  // How recurrent layers go through the step, in order of sequence: rows of a sequence are cut where a state after them is
+  // kept. Each reads a slot and writes a slot; the first reads -1, zeros, exactly at position 0, each other what the one
+  // before it wrote. Of a sequence's slots none is written that another sequence of the step reads or writes.
+  int64_t npieces = 0;
+  const int32_t* pieces = nullptr;      // [npieces][5]: sequence, first position, end, slot read, slot written; null where the cache has no slots
   int64_t nadapters = 0;                // 0: no row has one, and nothing is looked up
   const Adapter* const* adapters = nullptr;
   const int32_t* row_adapters = nullptr;  // [rows], index into adapters, -1 for none

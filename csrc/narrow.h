@@ -33,6 +33,7 @@ class Narrowed {
     step.tokens = picked(tokens_, s.tokens);
     step.positions = picked(positions_, s.positions);
     step.seqs = picked(seqs_, s.seqs);
+    step.npieces = 0;                         // states are written by now
     if (s.nadapters) step.row_adapters = picked(adapters_, s.row_adapters);
     step.logit_rows = moved(logits_, s.logit_rows, s.nlogits);
     step.hidden_rows = moved(hidden_, s.hidden_rows, s.nhidden);

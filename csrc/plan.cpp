@@ -30,7 +30,17 @@ void Plan::want_width(int buffer, int64_t width, const char* what) const {
 }
 const KvLayer& Plan::want_layer(int layer) const {
   if (!trace_.cache || layer < 0 || layer >= trace_.cache->layers()) refuse("no layer " + std::to_string(layer) + " in the cache");
+  if (!trace_.cache->layer(layer).kv_heads) refuse("layer " + std::to_string(layer) + " keeps no keys and values");
   return trace_.cache->layer(layer);
+}
+const StateLayer& Plan::want_state(int layer, int64_t conv, int64_t state) const {
+  if (!trace_.cache || layer < 0 || layer >= trace_.cache->layers()) refuse("no layer " + std::to_string(layer) + " in the cache");
+  const StateLayer& kept = trace_.cache->state_layer(layer);
+  const auto differs = [](int64_t want, int64_t have) { return want >= 0 && want != have; };
+  if (differs(conv, kept.conv) || differs(state, kept.state))
+    refuse("layer " + std::to_string(layer) + " keeps " + std::to_string(kept.conv) + " inputs and a state of " + std::to_string(kept.state) + " in the cache; the op keeps " +
+           (conv < 0 ? std::string("any") : std::to_string(conv)) + " and " + (state < 0 ? std::string("any") : std::to_string(state)));
+  return kept;
 }
 
 // A buffer lives from its first op to its last; dead ones lend their memory to later ones of no greater width.

@@ -59,6 +59,7 @@ class Plan {
   int64_t width_of(int buffer) const;
   void want_width(int buffer, int64_t width, const char* what) const;
   const KvLayer& want_layer(int layer) const;            // of the cache
+  const StateLayer& want_state(int layer, int64_t conv, int64_t state) const;   // -1: any size; throws where the cache keeps another
   const KvCache& cache() const { return *trace_.cache; } // after want_layer()
   int threads() const { return trace_.threads->size(); }
   // The plan's one T, made at its first use: scratch and tables that several ops share.

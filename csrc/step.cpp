@@ -3,6 +3,7 @@
 
 #include <bit>
 #include <chrono>
+#include <unordered_map>
 
 namespace fh {
 namespace {
@@ -20,6 +21,23 @@ std::vector<Segment> segments(const Step& s) {
     out.push_back({s.seqs[t], t, 1, s.positions[t]});
   }
   return out;
+}
+
+// Rows of pieces that validate_pieces() has passed.
+void take_pieces(const Step& s, const std::vector<Segment>& segments, std::vector<Piece>& pieces, std::vector<Chain>& chains) {
+  pieces.clear();
+  chains.clear();
+  int64_t row = 0;
+  for (int64_t i = 0; i < s.npieces; ++i) {
+    const int32_t* p = s.pieces + 5 * i;
+    if (pieces.empty() || pieces.back().seq != p[0]) {
+      row = segments[chains.size()].row;
+      chains.push_back({pieces.size(), pieces.size()});
+    }
+    pieces.push_back({p[0], row, p[2] - p[1], p[1], p[3], p[4]});
+    row += p[2] - p[1];
+    ++chains.back().end;
+  }
 }
 
 std::vector<Adapted> adapted(const Step& s) {
@@ -55,7 +73,10 @@ void StepRunner::validate(const Step& s) const {
   for (const auto& op : trace_.ops) op->validate(s);
   for (int64_t t = 0; s.nadapters && t < s.rows; ++t)
     if (s.row_adapters[t] < -1 || s.row_adapters[t] >= s.nadapters) refuse("no adapter " + std::to_string(s.row_adapters[t]));
-  if (trace_.cache) return validate_pages(s);
+  if (trace_.cache) {
+    validate_pages(s);
+    return validate_pieces(s);
+  }
   for (const Segment& seg : segments(s))
     if (seg.position) refuse("a sequence begins at position " + std::to_string(seg.position) + " without a cache");
 }
@@ -84,6 +105,34 @@ void StepRunner::validate_pages(const Step& s) const {
     const int32_t* window_blocks = s.window_tables + seg.seq * s.table_width;
     for (int64_t b = std::max(0, seg.position - window + 1) / kBlockTokens; b <= end; ++b)
       if (window_blocks[b] < 0 || window_blocks[b] >= cache.window_blocks()) refuse("window block " + std::to_string(window_blocks[b]) + " is not in the cache");
+  }
+}
+
+// Pieces cover the rows exactly and in order, and no state that one sequence needs is written by another.
+void StepRunner::validate_pieces(const Step& s) const {
+  const int64_t slots = trace_.cache->slots();
+  if (!slots && s.npieces) refuse("pieces, but the cache has no slots");
+  if (!slots) return;
+  std::unordered_map<int32_t, int32_t> writer;          // slot -> sequence
+  int64_t i = 0;
+  for (const Segment& seg : segments(s)) {
+    int64_t at = seg.position, before = seg.position ? -2 : -1;
+    for (; i < s.npieces && s.pieces[5 * i] == seg.seq; ++i) {
+      const int32_t *p = s.pieces + 5 * i, first = p[1], end = p[2], read = p[3], write = p[4];
+      const std::string name = "piece " + std::to_string(i);
+      if (first != at || end <= first) refuse(name + " has positions " + std::to_string(first) + " to " + std::to_string(end) + "; expected " + std::to_string(at) + " and more");
+      if (before == -2 ? read < 0 || read >= slots : read != before) refuse(name + " reads slot " + std::to_string(read) + (before == -2 ? ", which the cache does not have" : "; expected " + std::to_string(before)));
+      if (write < 0 || write >= slots) refuse(name + " writes slot " + std::to_string(write) + ", which the cache does not have");
+      if (writer.emplace(write, seg.seq).first->second != seg.seq) refuse("two sequences write slot " + std::to_string(write));
+      at = end;
+      before = write;
+    }
+    if (at != seg.position + seg.rows) refuse("pieces of sequence " + std::to_string(seg.seq) + " end at position " + std::to_string(at) + ", its rows at " + std::to_string(seg.position + seg.rows));
+  }
+  if (i != s.npieces) refuse("piece " + std::to_string(i) + " is of sequence " + std::to_string(s.pieces[5 * i]) + ", which is not next in the step");
+  for (i = 0; i < s.npieces; ++i) {
+    const auto other = writer.find(s.pieces[5 * i + 3]);
+    if (other != writer.end() && other->second != s.pieces[5 * i]) refuse("one sequence writes slot " + std::to_string(other->first) + ", which another reads");
   }
 }
 
@@ -141,6 +190,7 @@ void StepRunner::fill(Run& r, const Step& step, int seat, int active, int64_t ah
   r.cache = trace_.cache.get();
   r.step = &step;
   r.segments = segments(step);
+  take_pieces(step, r.segments, r.pieces, r.chains);
   r.adapted = adapted(step);
   r.active = active;
   r.seat = seat;

@@ -24,6 +24,7 @@ class StepRunner {
   void validate(const Step& step) const;
   void validate_rows(const Step& step) const;
   void validate_pages(const Step& step) const;
+  void validate_pieces(const Step& step) const;
   Seat& ready(const Step& step, int number, int active, int64_t ahead);
   void fill(Run& r, const Step& step, int seat, int active, int64_t ahead) const;
   void walk(Seat& seat, int thread);

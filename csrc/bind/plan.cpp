@@ -31,7 +31,8 @@ std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, 
                                              int64_t tokens_end, const std::vector<std::shared_ptr<Adapter>>& adapters,
                                              const std::optional<In<int32_t, 1>>& row_adapters, const std::optional<In<int32_t, 1>>& hidden_rows,
                                              const std::optional<InOut<float, 2>>& hidden,
-                                             const std::optional<In<int32_t, 2>>& window_blocks) {
+                                             const std::optional<In<int32_t, 2>>& window_blocks, const std::optional<In<int32_t, 2>>& pieces) {
+  if (pieces && pieces->shape(1) != 5) throw Error(ErrorKind::Usage, "pieces must be [pieces, 5]");
   if (!adapters.empty() && (!row_adapters || row_adapters->size() != tokens.size()))
     throw Error(ErrorKind::Usage, "adapters need a number for each row");
   if (positions.size() != tokens.size() || seqs.size() != tokens.size())
@@ -56,6 +57,8 @@ std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, 
   step.adapters = named.data();
   step.row_adapters = named.empty() ? nullptr : row_adapters->data();
   step.window_tables = window_blocks ? window_blocks->data() : nullptr;
+  step.npieces = pieces ? static_cast<int64_t>(pieces->shape(0)) : 0;
+  step.pieces = pieces ? pieces->data() : nullptr;
   step.nlogits = static_cast<int64_t>(logit_rows.size());
   step.logit_rows = logit_rows.data();
   step.logits = logits.data();
@@ -88,13 +91,18 @@ void bind_plan(nb::module_& m) {
 
   nb::class_<KvCache>(m, "KvCache", R"(Pages of keys and values for all layers, "f16", "f32" or "q8"; layers are (kv_heads, key width, value width).
 
-With `window_blocks`, layers whose entry in `windows` is not 0 lie in a pool of that many blocks of their own.)")
+With `window_blocks`, layers whose entry in `windows` is not 0 lie in a pool of that many blocks of their own.
+With `slots`, layers whose entry in `states`, (convolution inputs, state floats), is not (0, 0) have a float32 state in each slot.
+A layer of (0, 0, 0) keeps no keys and values.)")
       .def("__init__", [](KvCache* self, const std::vector<std::tuple<int, int, int>>& layers, int64_t blocks, const std::string& type,
-                          std::vector<int> windows, int64_t window_blocks) {
+                          std::vector<int> windows, int64_t window_blocks, const std::vector<std::tuple<int64_t, int64_t>>& states, int64_t slots) {
         std::vector<KvLayer> shapes;
         for (const auto& [heads, d, dv] : layers) shapes.push_back({heads, d, dv});
-        new (self) KvCache(std::move(shapes), blocks, kv_type_named(type), std::move(windows), window_blocks);
-      }, "layers"_a, "blocks"_a, "kv_type"_a = "f16", "windows"_a = std::vector<int>(), "window_blocks"_a = 0)
+        std::vector<StateLayer> kept;
+        for (const auto& [conv, state] : states) kept.push_back({conv, state});
+        new (self) KvCache(std::move(shapes), blocks, kv_type_named(type), std::move(windows), window_blocks, std::move(kept), slots);
+      }, "layers"_a, "blocks"_a, "kv_type"_a = "f16", "windows"_a = std::vector<int>(), "window_blocks"_a = 0,
+         "states"_a = std::vector<std::tuple<int64_t, int64_t>>(), "slots"_a = 0)
       .def_prop_ro("blocks", &KvCache::blocks)
       .def_prop_ro("window_blocks", &KvCache::window_blocks)
       .def("copy", &KvCache::copy, "pairs"_a, "window_blocks"_a = std::vector<std::pair<int64_t, int64_t>>(), nb::call_guard<nb::gil_scoped_release>(),
@@ -111,6 +119,20 @@ With `window_blocks`, layers whose entry in `windows` is not 0 lie in a pool of 
         nb::gil_scoped_release free;
         cache.write_block(block, window_block, bytes.data(), bytes.size());
       }, "block"_a, "bytes"_a, "window_block"_a = -1, "Fill a block with what read_block gave.")
+      .def("read_state", [](const KvCache& cache, int64_t slot) {
+        Out<uint8_t> out = array<uint8_t>({static_cast<size_t>(cache.bytes_per_slot())});
+        {
+          nb::gil_scoped_release free;
+          cache.read_state(slot, out.data());
+        }
+        return out;
+      }, "slot"_a, "Return a slot's bytes: the layers' states in a row, each of its convolution inputs, then its state, both padded to 64 bytes.")
+      .def("write_state", [](KvCache& cache, int64_t slot, In<uint8_t, 1> bytes) {
+        nb::gil_scoped_release free;
+        cache.write_state(slot, bytes.data(), bytes.size());
+      }, "slot"_a, "bytes"_a, "Fill a slot with what read_state gave.")
+      .def_prop_ro("slots", &KvCache::slots)
+      .def_prop_ro("bytes_per_slot", &KvCache::bytes_per_slot, "0 without recurrent layers.")
       .def_prop_ro("bytes_per_window_block", &KvCache::bytes_per_window_block, "0 without a sliding-window pool.")
       .def_prop_ro("bytes_per_block", &KvCache::bytes_per_block);
 
@@ -123,7 +145,7 @@ Op methods take and return buffer numbers: float32 activations [rows of the step
       .def("finish", &Plan::finish, "Check the trace and allocate activation buffers.")
       .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a,
            "choices"_a = std::vector<ChoiceTuple>(), "tokens_end"_a = 0, "adapters"_a = std::vector<std::shared_ptr<Adapter>>(),
-           "row_adapters"_a = nb::none(), "hidden_rows"_a = nb::none(), "hidden"_a = nb::none(), "window_tables"_a = nb::none(),
+           "row_adapters"_a = nb::none(), "hidden_rows"_a = nb::none(), "hidden"_a = nb::none(), "window_tables"_a = nb::none(), "pieces"_a = nb::none(),
            R"(Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
 logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
 wanted that `sample` would choose among ids below `tokens_end` with every filter off. Return float32
@@ -131,7 +153,9 @@ logits [R, vocab] and the chosen ids (-1 where `sample` gives -1). Rows of one s
 positions. A step without logit_rows screens: it need not read the whole of a head in two planes.
 `row_adapters` int32 [rows]: which of `adapters` each row is computed with, -1 for none.
 `hidden` float32 [H, hidden_width] is filled with what the head would read of `hidden_rows` int32 [H].
-`window_tables`: as block_tables, for a cache with a sliding-window pool; read where a row of the step looks.)");
+`window_tables`: as block_tables, for a cache with a sliding-window pool; read where a row of the step looks.
+`pieces` int32 [pieces, 5], for a cache with slots: sequence, first position, end, slot read (-1: zeros, at position 0), slot
+written; they cover the rows of each sequence in order.)");
 }
 
 }  // namespace fh

@@ -26,6 +26,12 @@ struct Norm { MaybeVector weight; float eps = 0; };     // without a weight: no 
 // Rows of one sequence inside a step, at consecutive positions.
 struct Segment { int seq; int64_t row, rows; int position; };
 
+// Rows of one sequence between two states: an op that keeps a state reads `read` (-1: zeros) and writes `write` (may be the
+// same slot), both of its layer. Consecutive pieces of one sequence belong to one chain, whose pieces are done in order, by one
+// thread for each element of the state.
+struct Piece { int seq; int64_t row, rows; int position; int64_t read, write; };
+struct Chain { size_t first, end; };                    // into Run::pieces
+
 // Consecutive rows of a step that one adapter changes.
 struct Adapted { const Adapter* adapter; int64_t row, rows; };
 
@@ -36,6 +42,8 @@ struct Run {
   KvCache* cache;
   const Step* step;
   std::vector<Segment> segments;
+  std::vector<Piece> pieces;                  // where the cache has slots, else none; none after the Narrow op
+  std::vector<Chain> chains;                  // one a sequence
   std::vector<Adapted> adapted;               // in order of rows
   std::vector<float*> buffer;                 // by buffer number
   const std::vector<int64_t>* wanted = nullptr;   // rows that continue after the last persistent write: see Narrow
@@ -63,7 +71,7 @@ struct Phase {
 // One op of a recorded plan. Its file holds the struct, the recorder and the checks: see record.h for how it is added.
 struct Op {
   std::vector<int> reads, writes;             // buffer numbers, for liveness
-  bool persists = false;                      // writes what outlives the step (keys and values): needs every row
+  bool persists = false;                      // writes what outlives the step (keys and values, states): needs every row
   Phase first, second;                        // reset before a step; an op with more phases resets its own in prepare()
   const uint8_t* following = nullptr;         // weights that the next matmul op begins with
   virtual ~Op() = default;
