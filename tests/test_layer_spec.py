@@ -29,7 +29,7 @@ def test_a_prefix_hit_needs_what_the_kind_says(kind: str, reuse: Reuse):
 def test_states_do_not_grow_with_the_sequence_and_keys_do():
     layers = (LayerSpec("full", 2, 4, 64), LayerSpec("shortconv", 3, conv=100), LayerSpec("mamba2", state=10))
     assert kept_bytes(layers, 1000) == 2 * 4 * 128 * 1000 * 2
-    assert recurrent_bytes(layers) == 3 * 100 * 2 + 10 * 4
+    assert recurrent_bytes(layers) == (3 * 100 + 10) * 4
 
 
 def test_only_sliding_windows_bound_what_is_kept():

@@ -92,7 +92,8 @@ void bind_plan(nb::module_& m) {
   nb::class_<KvCache>(m, "KvCache", R"(Pages of keys and values for all layers, "f16", "f32" or "q8"; layers are (kv_heads, key width, value width).
 
 With `window_blocks`, layers whose entry in `windows` is not 0 lie in a pool of that many blocks of their own.
-With `slots`, layers whose entry in `states`, (convolution inputs, state floats), is not (0, 0) have a float32 state in each slot.
+With `slots`, layers whose entry in `states`, (convolution inputs, state floats), is not (0, 0) have a
+float32 state in each slot.
 A layer of (0, 0, 0) keeps no keys and values.)")
       .def("__init__", [](KvCache* self, const std::vector<std::tuple<int, int, int>>& layers, int64_t blocks, const std::string& type,
                           std::vector<int> windows, int64_t window_blocks, const std::vector<std::tuple<int64_t, int64_t>>& states, int64_t slots) {
@@ -126,7 +127,7 @@ A layer of (0, 0, 0) keeps no keys and values.)")
           cache.read_state(slot, out.data());
         }
         return out;
-      }, "slot"_a, "Return a slot's bytes: the layers' states in a row, each of its convolution inputs, then its state, both padded to 64 bytes.")
+      }, "slot"_a, "Return a slot's bytes: the layers' states in a row, of each its inputs, then its state.")
       .def("write_state", [](KvCache& cache, int64_t slot, In<uint8_t, 1> bytes) {
         nb::gil_scoped_release free;
         cache.write_state(slot, bytes.data(), bytes.size());
@@ -154,8 +155,8 @@ positions. A step without logit_rows screens: it need not read the whole of a he
 `row_adapters` int32 [rows]: which of `adapters` each row is computed with, -1 for none.
 `hidden` float32 [H, hidden_width] is filled with what the head would read of `hidden_rows` int32 [H].
 `window_tables`: as block_tables, for a cache with a sliding-window pool; read where a row of the step looks.
-`pieces` int32 [pieces, 5], for a cache with slots: sequence, first position, end, slot read (-1: zeros, at position 0), slot
-written; they cover the rows of each sequence in order.)");
+`pieces` int32 [pieces, 5], for a cache with slots: sequence, first position, end, slot read (-1: zeros, at 0),
+slot written; they cover the rows of each sequence in order.)");
 }
 
 }  // namespace fh

@@ -126,6 +126,9 @@ class KvCache:
     """Pages of keys and values for all layers, "f16", "f32" or "q8"; layers are (kv_heads, key width, value width).
 
     With `window_blocks`, layers whose entry in `windows` is not 0 lie in a pool of that many blocks of their own.
+    With `slots`, layers whose entry in `states`, (convolution inputs, state floats), is not (0, 0) have a
+    float32 state in each slot.
+    A layer of (0, 0, 0) keeps no keys and values.
     """
 
     def __init__(
@@ -135,6 +138,8 @@ class KvCache:
         kv_type: str = "f16",
         windows: Sequence[int] = [],
         window_blocks: int = 0,
+        states: Sequence[tuple[int, int]] = [],
+        slots: int = 0,
     ) -> None: ...
     @property
     def blocks(self) -> int: ...
@@ -148,6 +153,18 @@ class KvCache:
 
     def write_block(self, block: int, bytes: U8, window_block: int = -1) -> None:
         """Fill a block with what read_block gave."""
+
+    def read_state(self, slot: int) -> U8:
+        """Return a slot's bytes: the layers' states in a row, of each its inputs, then its state."""
+
+    def write_state(self, slot: int, bytes: U8) -> None:
+        """Fill a slot with what read_state gave."""
+
+    @property
+    def slots(self) -> int: ...
+    @property
+    def bytes_per_slot(self) -> int:
+        """0 without recurrent layers."""
 
     @property
     def bytes_per_window_block(self) -> int:
@@ -329,6 +346,7 @@ class Plan:
         hidden_rows: I32 | None = None,
         hidden: F32 | None = None,
         window_tables: I32 | None = None,
+        pieces: I32 | None = None,
     ) -> tuple[F32, NDArray[numpy.int64]]:
         """Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
         logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
@@ -338,6 +356,8 @@ class Plan:
         `row_adapters` int32 [rows]: which of `adapters` each row is computed with, -1 for none.
         `hidden` float32 [H, hidden_width] is filled with what the head would read of `hidden_rows` int32 [H].
         `window_tables`: as block_tables, for a cache with a sliding-window pool; read where a row of the step looks.
+        `pieces` int32 [pieces, 5], for a cache with slots: sequence, first position, end, slot read (-1: zeros, at 0),
+        slot written; they cover the rows of each sequence in order.
         """
 
 def sample(

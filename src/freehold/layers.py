@@ -14,7 +14,7 @@ from enum import Enum
 ATTENTION = ("full", "window", "latent", "compressed")
 RECURRENT = ("mamba2", "deltanet", "linear", "shortconv")
 KINDS = (*ATTENTION, *RECURRENT, "plain")
-STATE_WIDTH, CONV_WIDTH = 4, 2  # bytes: engines keep a state in f32, a convolution's last inputs in 16 bits
+STATE_WIDTH = 4  # bytes of a value of a state, and of a convolution's last inputs: both are kept in f32
 
 
 class Reuse(Enum):
@@ -33,7 +33,8 @@ class LayerSpec:
     full, window: a key of `head_dim` and a value of `value_dim` per head and token, of the last `window` tokens.
     latent: one vector of `latent` and one of `rope` per token (MLA), and `index` for what picks the tokens.
     compressed: what `full` keeps, and `index`, once for `stride` tokens; and of the last `window` tokens besides.
-    mamba2, deltanet, linear, shortconv: `state` and `conv` values per sequence, whatever its length.
+    mamba2, deltanet, linear, shortconv: `state` and `conv` values per sequence, whatever its length. A layer that
+    attends besides (Falcon-H1) is of attention's kind, with those of its state.
     plain: nothing (an MLP or experts where other models would have attention too, or an encoder's layer).
     """
 
@@ -79,7 +80,7 @@ class LayerSpec:
     @property
     def state_bytes(self) -> int:
         """Bytes that all of these layers keep of a sequence, whatever its length."""
-        return self.count * (self.state * STATE_WIDTH + self.conv * CONV_WIDTH)
+        return self.count * (self.state + self.conv) * STATE_WIDTH
 
     def tokens_kept(self, tokens: int) -> int:
         """Return of how many of `tokens` these layers keep anything."""

@@ -151,7 +151,7 @@ def test_window_state_and_latent_layers_are_counted_by_kind():
         "full": 2 * 4 * 128 * 4096 * 2,
         "window": 6 * 4 * 128 * 512 * 2,
         "latent": 576 * 4096 * 2,
-        "state": 3 * (1000 * 4 + 100 * 2),
+        "state": 3 * (1000 + 100) * 4,
     }
     assert anatomy.cache_bytes(4096) == sum(anatomy.cache_by_kind(4096).values()) - anatomy.state_bytes
     assert Anatomy("x", "", "", (), (LayerSpec("window", 1, 1, 1, window=2),), 0, queries=1).attention_ops(

@@ -9,7 +9,13 @@ import pytest
 from freehold import machine
 from freehold.engine import Engine
 from freehold.engine.cache import capacity
-from freehold.engine.cache.capacity import CacheBytes, bytes_per_block, choose_context, kinds_beside_full
+from freehold.engine.cache.capacity import (
+    MOST_BLOCKS,
+    CacheBytes,
+    bytes_per_block,
+    choose_context,
+    kinds_beside_full,
+)
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
 from freehold.layers import LayerSpec
 from freehold.models.load import LoadedModel
@@ -95,3 +101,10 @@ def test_states_take_as_many_bytes_as_blocks_and_four_at_least():
     assert sizes.places(200) == {"recurrent": 20} and sizes.total(200) == 2 * 200 * 100
     layers = [LayerSpec("full", kv_heads=1, head_dim=32), LayerSpec("deltanet", count=3, state=64)]
     assert [kind.name for kind in kinds_beside_full(layers, sizes.places(10), 10, 512)] == ["recurrent"]
+
+
+def test_a_model_of_recurrent_layers_alone_has_states_for_sixteen_sequences_and_its_own_context():
+    sizes = CacheBytes(block=0, window_block=0, least=0, state=1000)
+    assert sizes.places(8) == {"recurrent": 4}  # 256 tokens
+    assert sizes.places(4096) == {"recurrent": 32} and sizes.total(4096) == 32 * 1000
+    assert sizes.blocks(32_000) == MOST_BLOCKS and sizes.blocks(3999) == 0

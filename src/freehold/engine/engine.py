@@ -32,7 +32,7 @@ from freehold.engine.cache.capacity import (
     kinds_beside_full,
 )
 from freehold.engine.cache.disk import DiskCache, dependencies
-from freehold.engine.cache.tier import KvPages
+from freehold.engine.cache.tier import KvPages, StateSlots
 from freehold.engine.counts import Counts
 from freehold.engine.emission import Emitter
 from freehold.engine.faults import named
@@ -109,7 +109,7 @@ class Engine:
             raise UsageError(f"kv_type is {kv_type!r}; expected {', '.join(KV_TYPES[:-1])} or {KV_TYPES[-1]}")
         if draft is not None:  # one context, two caches
             own, also = (bytes_per_block(each, kv_type) for each in (model, draft))
-            memory_share *= own / (own + also)
+            memory_share *= own / max(own + also, 1)
         self.context, self.context_note = choose_context(model, context, memory_share, kv_type)
         pool = model.threads if threads in (None, model.threads.size) else native.Threads(threads)
         count = max(blocks or 0, blocks_for(self.context))
@@ -122,9 +122,10 @@ class Engine:
             model, self._blocks, max_num_batched_tokens, pool, kv_type
         )
         if disk is not None and model.digest:
-            pages = KvPages(self._runner.cache)
+            pages, states = KvPages(self._runner.cache), StateSlots(self._runner.cache)
             key = dependencies(model, kv_type, "window" in places)
-            self._blocks.attach(DiskCache(disk, key, pages.nbytes), pages)
+            kept = [states] if states.nbytes else []
+            self._blocks.attach(DiskCache(disk, key, pages.nbytes, states.nbytes), pages, kept)
         token_s = 2 * model.weights_per_token / (ASSUMED_OPS * pool.size)
         self._scheduler = Scheduler(
             self._blocks, max_num_batched_tokens, time.monotonic, target_itl_s, token_s

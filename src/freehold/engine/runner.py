@@ -35,7 +35,9 @@ class ModelRunner:
     ) -> None:
         self._blocks = blocks
         places = blocks.places
-        self.cache = model.new_cache(places["full"], kv_type, places.get("window", 0))
+        self.cache = model.new_cache(
+            places["full"], kv_type, places.get("window", 0), places.get("recurrent", 0)
+        )
         self._plan = model.build(self.cache, max_num_batched_tokens, threads)
         self._tokens = model.tokens
         self._check = model.check
@@ -75,6 +77,7 @@ class ModelRunner:
             **_adapters(batch, counts),
             **hidden,
             window_tables=tables.get("window"),
+            pieces=tables.get("recurrent"),
         )
         self._check()
         return _split(batch, plain, logits, tokens_chosen, hidden.get("hidden"))

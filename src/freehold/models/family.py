@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -134,8 +134,14 @@ class Layer:
 
     @property
     def keeps(self) -> LayerSpec:
-        """What the layer keeps of a sequence."""
-        return next((p.keeps for p in self.parts if p.keeps is not None), LayerSpec("plain"))
+        """What the layer keeps of a sequence; a state beside keys and values is added to them."""
+        kept = [p.keeps for p in self.parts if p.keeps is not None]
+        attends = [spec for spec in kept if not spec.recurrent]
+        states = [spec for spec in kept if spec.recurrent]
+        assert len(attends) <= 1 and len(states) <= 1, "one cache entry of each sort a layer"
+        if attends and states:
+            return replace(attends[0], state=states[0].state, conv=states[0].conv)
+        return kept[0] if kept else LayerSpec("plain")
 
     @property
     def rope(self) -> RopeSpec | None:

@@ -93,10 +93,17 @@ class LoadedModel:
         """What each layer keeps of a sequence."""
         return tuple(layer.keeps for layer in self.network.layers)
 
-    def new_cache(self, blocks: int, kv_type: str = "f16", window_blocks: int = 0) -> native.KvCache:
-        """Allocate pages for all layers; with `window_blocks`, those with a window lie in a pool of this many."""
+    def new_cache(
+        self, blocks: int, kv_type: str = "f16", window_blocks: int = 0, slots: int = 0
+    ) -> native.KvCache:
+        """Allocate pages for all layers; with `window_blocks`, those with a window lie in a pool of this many.
+
+        `slots`: how many states of recurrent layers there is memory for.
+        """
         pages = [(spec.kv_heads, spec.head_dim, spec.value_width) for spec in self.layers]
-        return native.KvCache(pages, blocks, kv_type, [spec.window for spec in self.layers], window_blocks)
+        windows = [spec.window for spec in self.layers]
+        states = [(spec.conv, spec.state) for spec in self.layers]
+        return native.KvCache(pages, blocks, kv_type, windows, window_blocks, states, slots)
 
     def build(
         self, cache: native.KvCache | None, max_rows: int, threads: native.Threads | None = None

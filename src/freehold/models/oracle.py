@@ -67,12 +67,13 @@ class DenseMatrix:
 
 
 class KvStore:
-    """Keys and values of one sequence, every layer: float32 [positions, heads, width]."""
+    """Keys and values of one sequence, every layer: float32 [positions, heads, width]; and states by layer and name."""
 
     def __init__(self, layers: int, f16: bool) -> None:
         self.length = 0
         self._f16 = f16
         self._pages: list[tuple[F32, F32] | None] = [None] * layers
+        self.states: dict[tuple[int, str], F32] = {}  # zeros where there is none yet
 
     def append(self, layer: int, k: F32, v: F32) -> None:
         """Add the rows of one step, rounded to f16 if the store is meant to hold that."""

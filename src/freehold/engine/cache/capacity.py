@@ -13,7 +13,7 @@ from typing import get_args
 from freehold import _native as native
 from freehold.engine.cache.blocks import blocks_for
 from freehold.engine.cache.contract import CacheKind
-from freehold.engine.cache.recurrent import Recurrent
+from freehold.engine.cache.recurrent import SNAPSHOT_TOKENS, Recurrent
 from freehold.engine.cache.window import SlidingWindow, quota
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
@@ -28,9 +28,9 @@ MOST_BLOCKS = 1 << 26  # KvCache takes no more
 # Window layers have window blocks for at least ROOMS sequences, and one for each WINDOW_SHARE blocks: a cache of many
 # streams holds mostly short ones, whose every position some window sees.
 ROOMS, WINDOW_SHARE = 2, 4
-LEAST_STATES = (
-    4  # of recurrent layers: two sequences and two snapshots; beyond that, as many bytes as blocks take
-)
+# States of recurrent layers: two sequences and two snapshots; beyond that, as many bytes as blocks take. Where blocks
+# take none, one for every SNAPSHOT_TOKENS of context, up to sixteen sequences and as many snapshots.
+LEAST_STATES, MOST_ALONE = 4, 32
 MIN_CONTEXT = 256  # below this a chat makes no sense, so it is an error rather than a default
 
 
@@ -60,7 +60,9 @@ class CacheBytes:
         also: int = 0,
     ) -> CacheBytes:
         """Return the sizes for a model. `also`: bytes that a draft model keeps of a block."""
-        window, state = longest_window(model.layers), recurrent_bytes(model.layers)
+        window, state = longest_window(model.layers), 0
+        if recurrent_bytes(model.layers):
+            state = model.new_cache(1, kv_type, slots=1).bytes_per_slot
         if not window:
             return cls(bytes_per_block(model, kv_type) + also, 0, 0, state)
         cache = model.new_cache(1, kv_type, window_blocks=1)
@@ -77,8 +79,13 @@ class CacheBytes:
         if self.least and window_blocks < blocks:
             found[SlidingWindow.name] = window_blocks
         if self.state:
-            found[Recurrent.name] = max(LEAST_STATES, blocks * self.block // self.state)
+            found[Recurrent.name] = max(LEAST_STATES, self._states(blocks))
         return found
+
+    def _states(self, blocks: int) -> int:
+        if self.block or self.window_block:
+            return blocks * self.block // self.state
+        return min(blocks * native.BLOCK_TOKENS // SNAPSHOT_TOKENS, MOST_ALONE)
 
     def total(self, blocks: int) -> int:
         """Return the bytes of this many blocks, with what window and recurrent layers keep beside them."""

@@ -63,6 +63,29 @@ class KvPages(Memory):
         self._cache.copy(copies["full"], copies.get("window", ()))
 
 
+class StateSlots(Memory):
+    """The states of recurrent layers."""
+
+    def __init__(self, cache: native.KvCache) -> None:
+        self._cache = cache
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a slot's states."""
+        return self._cache.bytes_per_slot
+
+    def read(self, places: Ordered[int]) -> U8:
+        """Return the states in a slot."""
+        return self._cache.read_state(places[0])
+
+    def write(self, places: Ordered[int], content: U8) -> None:
+        """Fill a slot."""
+        self._cache.write_state(places[0], content)
+
+    def copy(self, copies: Mapping[str, Copies]) -> None:
+        """Do nothing: a state that something else reads is not written over."""
+
+
 class DiskTier:
     """Prompts of `pool` that are kept in `disk` too; `memories`: of the paged kinds, and of states if there are any."""
 
