@@ -120,6 +120,12 @@ void decode_row(const Panels& w, int64_t row, float* out);
 struct TypeRoute { std::string type, weight_type, route; double bits_file, bits_packed; };
 std::vector<TypeRoute> type_routes();
 
+// --- quantize.cpp -----------------------------------------------------------------------------------------------
+// Floats [n][k] to rows of "Q8_0", "Q6_K" or "Q4_K" blocks, by least squares. Throw Usage for another type, or a k that does
+// not divide into its blocks. Values are finite: the caller checks.
+int64_t quantized_row_bytes(std::string_view type, int64_t k);
+void quantize_rows(const float* values, int64_t n, int64_t k, std::string_view type, Threads& threads, uint8_t* out);
+
 // --- plan.cpp ---------------------------------------------------------------------------------------------------
 struct Rope {                     // angles position * inv_freq[i]; cos and sin times factor
   std::vector<float> inv_freq;    // rot/2 of them

@@ -116,6 +116,18 @@ A `head` of type Q8_0, Q6_K or Q3_K goes into two planes, so that choices can be
       }, "index"_a, "Decode one row to float32 [K].");
 }
 
+void bind_quantize(nb::module_& m) {
+  m.def("quantize_rows", [](In<float, 2> values, const std::string& type, Threads& threads) {
+    const size_t n = values.shape(0);
+    const auto k = static_cast<int64_t>(values.shape(1));
+    Out<uint8_t> out = array<uint8_t>({n, static_cast<size_t>(quantized_row_bytes(type, k))});
+    nb::gil_scoped_release free;
+    quantize_rows(values.data(), static_cast<int64_t>(n), k, type, threads, out.data());
+    return out;
+  }, "values"_a, "type"_a, "threads"_a,
+        R"(Round finite float32 [N, K] to rows of "Q8_0", "Q6_K" or "Q4_K" blocks: uint8 [N, row bytes].)");
+}
+
 void bind_adapter(nb::module_& m) {
   nb::class_<Adapter>(m, "Adapter",
                       "Low-rank changes of weight matrices, for rows of a step that ask for them. Fill it before any step has it.")
@@ -135,6 +147,7 @@ void bind_weights(nb::module_& m) {
       .def(nb::init<int>(), "n"_a)
       .def_prop_ro("size", &Threads::size);
   bind_matrix(m);
+  bind_quantize(m);
   bind_adapter(m);
 }
 
