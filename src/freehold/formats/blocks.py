@@ -328,7 +328,22 @@ def _bf16(raw: U8) -> F32:
     return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
+@cache
+def _e4m3_table() -> F32:
+    """List the float of each byte: sign, four bits of exponent (bias 7), three of mantissa; no infinity, 7F is NaN."""
+    code = np.arange(256)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    size = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
+    size[(code & 127) == 127] = np.nan
+    return np.where(code < 128, size, -size).astype(np.float32)
+
+
+def _e4m3(raw: U8) -> F32:
+    return _e4m3_table()[raw]
+
+
 PLAIN: dict[QuantType, Callable[[U8], F32]] = {
+    QuantType.F8_E4M3: _e4m3,
     QuantType.F32: _plain("<f4"),
     QuantType.F16: _plain("<f2"),
     QuantType.BF16: _bf16,

@@ -48,6 +48,7 @@ _TYPES = {
     "F32": QuantType.F32,
     "F16": QuantType.F16,
     "BF16": QuantType.BF16,
+    "F8_E4M3": QuantType.F8_E4M3,
     "I64": QuantType.I64,
     "I32": QuantType.I32,
     "I16": QuantType.I16,

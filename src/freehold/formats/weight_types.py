@@ -13,8 +13,9 @@ from freehold.errors import BadModelFile, UnsupportedModel
 
 
 class QuantType(enum.IntEnum):
-    """How a tensor's numbers are stored; the values are GGUF's type ids."""
+    """How a tensor's numbers are stored; the values are GGUF's type ids, below zero what only safetensors hold."""
 
+    F8_E4M3 = -1
     F32 = 0
     F16 = 1
     Q4_0 = 2
@@ -58,6 +59,7 @@ class BlockLayout(NamedTuple):
 
 
 LAYOUTS: dict[QuantType, BlockLayout] = {
+    QuantType.F8_E4M3: BlockLayout(1, 1),
     QuantType.F32: BlockLayout(1, 4),
     QuantType.F16: BlockLayout(1, 2),
     QuantType.BF16: BlockLayout(1, 2),

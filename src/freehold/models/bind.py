@@ -18,13 +18,14 @@ import numpy as np
 from freehold import _native as native
 from freehold.catalog.model import Structure
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import GGUFFile, ModelFile, QuantType, SafetensorsFile, Tensor
+from freehold.formats import GGUFFile, ModelFile, QuantType, SafetensorsFile
 from freehold.formats.fields import Fields
 from freehold.models.families import FAMILIES
 from freehold.models.family import Cut, Family, Network, NetworkWeights, TensorSpec
+from freehold.models.fp8 import join_scales
 from freehold.models.rope import RopeTable
 from freehold.models.sizes import MAX_EXPERTS
-from freehold.models.stored import ExpertStack, RowCut, Stored, Taken, Whole
+from freehold.models.stored import ExpertStack, Held, RowCut, Stored, Taken, Whole
 
 HF_WRAPPER = "Gemma3ForConditionalGeneration"  # text and vision; its text half is a Gemma 3
 
@@ -59,7 +60,7 @@ class Source:
     network: Network
     ends: Mapping[str, Bound]  # by the declaration's key
     layers: tuple[Mapping[str, Bound], ...]
-    divisors: Tensor | None
+    divisors: Held | None
     tokens: int  # ids below are the tokenizer's; rows from there on are padding
     gguf: bool
     notes: tuple[str, ...]  # what the user should know, such as parts left out
@@ -138,11 +139,10 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
     family = next((f for f in FAMILIES if name in f.hf_classes), None)
     if family is None:
         raise _unknown_architecture(name or config.text("model_type"))
-    config.refuse("quantization_config", "a quantised safetensors model")
-    tensors, notes = dict(opened.tensors), ()
+    tensors, notes = join_scales(config, opened.tensors)
     if name == HF_WRAPPER:
         config = config.section("text_config") or Fields({})
-        tensors, notes = _text_half(tensors)
+        tensors, notes = _text_half(tensors, notes)
     for prefix, note in family.left_out:
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
         notes = (*notes, note) if len(kept) < len(tensors) else notes
@@ -181,14 +181,16 @@ def plain_name(name: str) -> str:
     return name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
 
 
-def _text_half(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _text_half(
+    tensors: Mapping[str, Held], notes: tuple[str, ...]
+) -> tuple[dict[str, Held], tuple[str, ...]]:
     """Give a multimodal file's text tensors their plain names; leave the vision parts out, and say so."""
     out = {}
     for name, tensor in tensors.items():
         if not name.startswith(_VISION):
             out[plain_name(name)] = tensor
     note = "the vision parts of this model are left out; it reads text only"
-    return out, (note,) if len(out) < len(tensors) else ()
+    return out, (*notes, note) if len(out) < len(tensors) else notes
 
 
 def _name(opened: ModelFile, meta: Mapping[str, Any]) -> str:
@@ -216,7 +218,7 @@ def _unknown_architecture(name: str) -> UnsupportedModel:
 class _Binder:
     """Takes tensors by declared name, checks shapes, and knows which ones no declaration took."""
 
-    def __init__(self, tensors: dict[str, Tensor], layers: str) -> None:
+    def __init__(self, tensors: Mapping[str, Held], layers: str) -> None:
         self.gguf = layers == _GGUF_LAYERS
         self._tensors = tensors
         self._taken: set[str] = set()
@@ -257,7 +259,7 @@ class _Binder:
         self._taken.update(names)
         return _stack(name.replace("{e}", "*"), tuple(self._tensors[each] for each in names), shape)
 
-    def take_divisors(self) -> Tensor | None:
+    def take_divisors(self) -> Held | None:
         """Take the table that divides rope frequencies, which only a GGUF has."""
         if not self.gguf:
             return None
@@ -291,7 +293,7 @@ def _cut(whole: Whole, cut: Cut, key: str, spec: TensorSpec) -> Stored:
     return Taken(name, whole, take, spec.shape)
 
 
-def _stack(name: str, each: tuple[Tensor, ...], shape: tuple[int, ...]) -> ExpertStack:
+def _stack(name: str, each: tuple[Held, ...], shape: tuple[int, ...]) -> ExpertStack:
     for tensor in each:
         _check_shape(tensor, shape[1:])
         if tensor.type != each[0].type:

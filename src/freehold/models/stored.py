@@ -24,7 +24,7 @@ class ExpertStack:
     """Experts that a file holds apart, as the one tensor (experts, rows, columns) that another holds."""
 
     name: str
-    each: tuple[Tensor, ...]
+    each: tuple[Held, ...]
 
     @property
     def type(self) -> QuantType:
@@ -56,7 +56,60 @@ class ExpertStack:
         return np.stack([t.numpy() for t in self.each])
 
 
-Whole: TypeAlias = Tensor | ExpertStack
+@dataclass(frozen=True, slots=True)
+class ScaledBlocks:
+    """FP8 codes [N, K] and a float32 scale for each block of them: what a matrix stands for, as float32.
+
+    `scales` is [rows of blocks, blocks in a row], or one number for all. Decoded anew at each use.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    block: tuple[int, int]  # rows and columns of a block
+
+    @property
+    def name(self) -> str:
+        """The matrix's name."""
+        return self.codes.name
+
+    @property
+    def type(self) -> QuantType:
+        """Always float32."""
+        return QuantType.F32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the codes."""
+        return self.codes.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.codes.nbytes
+
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        """The values as rows of bytes."""
+        return self.numpy().view(np.uint8)
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:
+        """The same, flat."""
+        return self.rows.reshape(-1)
+
+    def numpy(self) -> F32:
+        """Decode to a fresh float32 array."""
+        values, scales = self.codes.numpy(), self.scales.numpy()
+        if scales.size == 1:
+            return values * scales.reshape(())
+        (rows, columns), k = self.block, values.shape[1]
+        for i, each in enumerate(scales):
+            values[i * rows : (i + 1) * rows] *= np.repeat(each, columns)[:k]
+        return values
+
+
+Held: TypeAlias = Tensor | ScaledBlocks  # under one name in a file
+Whole: TypeAlias = Held | ExpertStack
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,4 +185,4 @@ class Taken:
         return found
 
 
-Stored: TypeAlias = Tensor | ExpertStack | RowCut | Taken
+Stored: TypeAlias = Whole | RowCut | Taken
