@@ -75,10 +75,10 @@ Affine affine_scale(const float* x) {
       sx += w[i] * x[i];
       sxq += w[i] * x[i] * q[i];
     }
-    const float d = sw * sqq - sq * sq;
-    if (!(d > 0)) continue;
-    Affine fit{(sw * sxq - sx * sq) / d, -(sqq * sx - sq * sxq) / d};
-    if (fit.minimum < 0) fit = {sxq / sqq, 0};
+    const float d = sw * sqq - sq * sq;       // 0 where all codes are the same
+    Affine fit{(high - low) / 15, -low};
+    if (d > 0) fit = {(sw * sxq - sx * sq) / d, -(sqq * sx - sq * sxq) / d};
+    if (sqq > 0 && !(d > 0 && fit.minimum >= 0)) fit = {sxq / sqq, 0};
     float error = 0;
     for (int i = 0; i < 32; ++i) {
       const float off = fit.scale * q[i] - fit.minimum - x[i];

@@ -106,6 +106,9 @@ class Matrix:
     def row(self, index: int) -> F32:
         """Decode one row to float32 [K]."""
 
+def quantize_rows(values: F32, type: str, threads: Threads) -> U8:
+    """Round finite float32 [N, K] to rows of "Q8_0", "Q6_K" or "Q4_K" blocks: uint8 [N, row bytes]."""
+
 class Adapter:
     """Low-rank changes of weight matrices, for rows of a step that ask for them. Fill it before any step has it."""
 

@@ -16,19 +16,25 @@ from freehold.store import Store
 
 @click.command("pull")
 @click.argument("model")
+@click.option(
+    "--quant",
+    type=click.Choice(["q8", "q6", "q4", "none"]),
+    help="Round the float weights of safetensors to 8.5, 6.6 or about 5 bits when they are packed.",
+)
 @json_option
 @offline_option
 @click.pass_obj
-def command(settings: Settings, model: str, as_json: bool, offline: bool) -> None:
+def command(settings: Settings, model: str, quant: str | None, as_json: bool, offline: bool) -> None:
     """Fetch MODEL, or reference a file that is already on this machine.
 
     Prints the model's path. With --json, prints one event per line instead.
     """
+    rounding = "" if quant == "none" else quant
     try:
         check_runs(model)
     except UnsupportedModel as e:
         click.echo(f"note: this model can be stored, but not run yet: {e.message}", err=True)
     with reporter(as_json=as_json) as on_event:
-        found = Store(with_offline(settings, offline)).pull(model, on_event)
+        found = Store(with_offline(settings, offline)).pull(model, on_event, rounding)
     if not as_json:
         click.echo(found.path)

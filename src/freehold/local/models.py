@@ -7,21 +7,26 @@ Path: freehold.pull, freehold.list -> Store
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from freehold.config import load_settings
 from freehold.store import Listed, ModelRef, Store
 from freehold.store.progress import ProgressLike, watching
 
 
-def pull(model: str, *, progress: ProgressLike = None) -> ModelRef:
+def pull(
+    model: str, *, quant: Literal["q8", "q6", "q4", "none"] | None = None, progress: ProgressLike = None
+) -> ModelRef:
     """Fetch a model, or reference it where another program keeps it; `path` of the result is what `load` opens.
 
+    `quant`: what the float weights of safetensors are rounded to whenever they are packed; kept with the model.
     `progress`: None shows a bar in a terminal and a line in a notebook, and nothing where stderr is neither; True shows
     lines there too, False nothing anywhere; a function gets each event of the pull. An interrupted pull keeps its
     bytes, and the same call resumes it. Raises ModelNotFound, AccessDenied, DownloadFailed, CapacityExceeded, Offline.
     """
+    rounding = "" if quant == "none" else quant
     with watching(progress) as on_event:
-        return Store(load_settings()).pull(model, on_event)
+        return Store(load_settings()).pull(model, on_event, rounding)
 
 
 def list() -> Sequence[Listed]:

@@ -30,6 +30,7 @@ from freehold.machine import show_bytes
 from freehold.models.load import LoadedModel, Progress, load_model
 from freehold.models.packs import file_identity, open_pack, pack_path, write_pack
 from freehold.models.pooling import pooling_from_dir
+from freehold.models.rounding import Rounding
 from freehold.store import ModelRef, Store
 from freehold.store.progress import watching
 from freehold.store.sampling import sampling_defaults
@@ -180,6 +181,7 @@ def _opened(
     now = time.time()
     with closing(open_model_file(ref.path)) as opened:
         digest = ref.digest or file_identity(opened.paths, now)
+        digest = f"{digest}-{ref.rounding}" if digest and ref.rounding else digest
         pack = pack_path(packs, digest) if packs and digest else None
         mapped = open_pack(pack, digest) if pack else None
         tokenizer, template = _text_side(opened, ref.path)
@@ -197,8 +199,9 @@ def _opened(
             packed=mapped,
             progress=progress,
             digest=digest,
+            rounding=cast(Rounding, ref.rounding) if ref.rounding else None,
         )
-        quantization = quantization_of(opened, loaded.type_bytes)
+        quantization = ref.rounding or quantization_of(opened, loaded.type_bytes)
     if loaded.family.encoder:
         template = None
     default = "mean" if loaded.family.encoder else "last"

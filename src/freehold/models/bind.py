@@ -34,7 +34,7 @@ _DERIVED = re.compile(r"(.*\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weigh
 _VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 _GGUF_LAYERS = "blk"
 _DIVISORS = "rope_freqs.weight"
-_FLOATS = (QuantType.F32, QuantType.F16, QuantType.BF16, QuantType.F64)
+FLOATS = (QuantType.F32, QuantType.F16, QuantType.BF16, QuantType.F64)
 
 
 class Bound(NamedTuple):
@@ -67,7 +67,13 @@ class Source:
 
     def matrices(self) -> Iterator[Stored]:
         """Yield every matrix, each once."""
-        yield from {b.tensor.name: b.tensor for b in self._bound() if b.is_matrix}.values()
+        yield from {b.tensor.name: b.tensor for _, b in self.matrices_by_key()}.values()
+
+    def matrices_by_key(self) -> Iterator[tuple[str, Bound]]:
+        """Yield every declared matrix with its declaration's key; a tied head is the embedding's tensor again."""
+        yield from (
+            (key, b) for group in (self.ends, *self.layers) for key, b in group.items() if b.is_matrix
+        )
 
     def _bound(self) -> Iterator[Bound]:
         for group in (self.ends, *self.layers):
@@ -93,7 +99,7 @@ class Source:
         int8 would move an embedding by 4e-4 (one minus cosine); these move it by less than 1e-6.
         """
         wide = (b.tensor for b in self._bound() if b.spec.wide)
-        return frozenset(t.name for t in wide if t.type in _FLOATS and t.shape[1] % native.WIDE_UNIT == 0)
+        return frozenset(t.name for t in wide if t.type in FLOATS and t.shape[1] % native.WIDE_UNIT == 0)
 
 
 # --- what the file says ----------------------------------------------------------------------------
@@ -283,7 +289,7 @@ def _cut(whole: Whole, cut: Cut, key: str, spec: TensorSpec) -> Stored:
     name, take, rows = f"{whole.name}:{key}", cut.take, cut.rows
     if rows is not None and len(cut.shape) > 1:
         return RowCut(name, whole, np.asarray(rows, np.int64), spec.shape)
-    if whole.type not in _FLOATS:
+    if whole.type not in FLOATS:
         raise UnsupportedModel(
             f"tensor {whole.name} has type {whole.type.name}; only floats are supported there"
         )
@@ -307,11 +313,11 @@ def _checked(tensor: Stored, spec: TensorSpec) -> Stored:
     """Return a tensor of the declared shape, or of a row's where a file holds that as a vector."""
     if tensor.shape != spec.shape[1:] or spec.shape[0] != 1:
         _check_shape(tensor, spec.shape)
-    if spec.floats and tensor.type not in _FLOATS:
+    if spec.floats and tensor.type not in FLOATS:
         raise UnsupportedModel(
             f"tensor {tensor.name} has type {tensor.type.name}; only floats are supported there"
         )
-    if tensor.type not in _FLOATS and (len(spec.shape) == 1 or not _quantised(tensor.type)):
+    if tensor.type not in FLOATS and (len(spec.shape) == 1 or not _quantised(tensor.type)):
         raise UnsupportedModel(
             f"tensor {tensor.name} has type {tensor.type.name}, which holds no weights here"
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from freehold.models.bind import Source, assemble, read_source
 from freehold.models.family import Family, Network, NetworkWeights
 from freehold.models.pack import Pack
 from freehold.models.rope import RopeTable
+from freehold.models.rounding import Rounding, round_rows, rounded_types
 from freehold.models.stored import Stored
 
 Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
@@ -124,6 +126,7 @@ def load_model(
     packed: Mapping[str, native.Matrix] | None = None,
     progress: Progress | None = None,
     digest: str = "",
+    rounding: Rounding | None = None,
 ) -> LoadedModel:
     """Load a GGUF file or a directory of safetensors, packing its weights into memory.
 
@@ -131,6 +134,7 @@ def load_model(
     status lines call it (default: the file's own name). `tokens` is the tokenizer's size where the file
     does not say it (safetensors). `packed` holds matrices packed before, by tensor name (packs.open_pack),
     taken as they are. `digest`: the file's; without one nothing that depends on it is kept for another life.
+    `rounding`: the size that float weights are rounded to, in `packed` too; None: as they are.
     Raises BadModelFile naming the tensor or key, UnsupportedModel, CapacityExceeded.
     """
     if isinstance(source, str | Path):
@@ -143,18 +147,13 @@ def load_model(
                 packed=packed,
                 progress=progress,
                 digest=digest,
+                rounding=rounding,
             )
     read = read_source(source, tokens=tokens)
     pool = threads if isinstance(threads, native.Threads) else native.Threads(threads or default_threads())
-    packer = _Packer(
-        pool,
-        sum(t.nbytes for t in read.matrices()),
-        read.head,
-        read.wide,
-        packed or {},
-        progress,
-    )
-    _check_memory(read, packed or {})
+    rounded = rounded_types(read, rounding) if rounding else {}
+    packer = _Packer(pool, read, rounded, packed or {}, progress)
+    _check_memory(read, rounded, packed or {})
     weights = assemble(read, packer.matrix, _native_rope)
     source.check_whole()
     return LoadedModel(
@@ -185,18 +184,18 @@ class _Packer:
     def __init__(
         self,
         threads: native.Threads,
-        total: int,
-        head: Stored | None,
-        wide: frozenset[str],
+        source: Source,
+        rounded: Mapping[str, str],
         packed: Mapping[str, native.Matrix],
         progress: Progress | None,
     ) -> None:
         self.matrices: dict[str, native.Matrix] = {}
         self._packed = packed
         self._threads = threads
-        self._total = total
-        self._head = head
-        self._wide = wide
+        self._total = sum(t.nbytes for t in source.matrices())
+        self._head = source.head
+        self._wide = source.wide
+        self._rounded = rounded
         self._done = 0
         self._progress = progress
         self._direct = {route[0] for route in native.type_routes()}
@@ -217,6 +216,9 @@ class _Packer:
     def _pack(self, tensor: Stored) -> native.Matrix:
         """Lay it as it is, through integer codes, or through float32, whichever its type allows."""
         rows, cols = _flat(tensor)
+        if type := self._rounded.get(tensor.name):
+            raw = round_rows(tensor, type, self._threads).reshape(-1)
+            return native.Matrix.pack(raw, type, rows, cols, self._threads, tensor is self._head)
         if tensor.name in self._wide:
             return native.Matrix.pack_wide(np.ascontiguousarray(tensor.numpy(), np.float32), self._threads)
         if tensor.type.name in self._direct:
@@ -238,22 +240,23 @@ def _native_rope(table: RopeTable) -> native.Rope:
     return native.Rope(table.inv_freq, table.factor, table.adjacent)
 
 
-def packed_bytes(source: Source) -> int:
+def packed_bytes(source: Source, rounded: Mapping[str, str] = MappingProxyType({})) -> int:
     """Estimate the memory the packed matrices take, from the types' packed widths."""
     bits = {name: packed for name, _, _, _, packed in native.type_routes()}
     codes = 8 + 32 / 16  # an int8 code, and a float32 scale for sixteen
     total = 0.0
     for t in source.matrices():
-        width = bits.get(t.type.name, codes if has_codes(t.type) else 32.0)
+        type = rounded.get(t.name, t.type.name)
+        width = bits.get(type, codes if has_codes(t.type) else 32.0)
         width = 16.25 if t.name in source.wide else width
         total += math.prod(t.shape) * width / 8
     return int(total)
 
 
-def _check_memory(source: Source, packed: Mapping[str, native.Matrix]) -> None:
+def _check_memory(source: Source, rounded: Mapping[str, str], packed: Mapping[str, native.Matrix]) -> None:
     if packed:  # mapped from disk: the kernel reads and drops pages as it must
         return
-    need, have = packed_bytes(source), available_bytes()
+    need, have = packed_bytes(source, rounded), available_bytes()
     if need > have:
         raise CapacityExceeded(
             f"{source.name} needs {show_bytes(need)} of memory for its weights; {show_bytes(have)} are free",

@@ -37,9 +37,13 @@ def listed(shelf: HomeFiles, manifest: Manifest) -> Listed:
         licence=manifest.licence,
         created=manifest.created,
         last_used=manifest.last_used,
-        detail=manifest.detail,
+        detail=", ".join(filter(None, (manifest.detail, _rounding(manifest)))),
         aliases=manifest.aliases,
     )
+
+
+def _rounding(manifest: Manifest) -> str:
+    return f"packed as {manifest.rounding}" if manifest.rounding else ""
 
 
 def made(path: Path, overlay: Overlay, base: Listed | None) -> Listed:

@@ -51,6 +51,7 @@ class Manifest:
     extras: Mapping[str, str] = field(
         default_factory=dict
     )  # Ollama's template, params, system: absolute paths
+    rounding: str = ""  # what float weights are rounded to when they are packed; empty: nothing
     schema: int = SCHEMA
 
     @property

@@ -41,6 +41,7 @@ class ModelRef:
     extras: Mapping[str, Path] = field(default_factory=dict)
     overlay: Overlay | None = None
     notes: tuple[str, ...] = ()  # what the user should know before it is loaded
+    rounding: str = ""  # what its float weights are rounded to when they are packed: q8, q6, q4
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values under stable names."""
@@ -136,6 +137,7 @@ def model_ref(manifest: Manifest, folder: Path) -> ModelRef:
         licence=manifest.licence,
         files=tuple(folder / f.path for f in manifest.files),
         extras={k: Path(v) for k, v in manifest.extras.items()},
+        rounding=manifest.rounding,
     )
 
 

@@ -72,11 +72,13 @@ class Store:
             raise _vanished(manifest, self._shelf.folder(manifest))
         return self._used(manifest)
 
-    def pull(self, ref: str, on_event: OnEvent = ignore) -> ModelRef:
+    def pull(self, ref: str, on_event: OnEvent = ignore, rounding: str | None = None) -> ModelRef:
         """Make `ref` held: at once if it is, by reference if another program holds it, else by download.
 
-        Raises ModelNotFound, AccessDenied, DownloadFailed, CapacityExceeded or Offline. What an
-        interrupted or failed pull fetched is kept; the same call continues from there.
+        `rounding`: what the float weights of safetensors are rounded to whenever they are packed (q8, q6, q4; "" for
+        nothing); None leaves it as it was. Raises UsageError for one of a GGUF file, ModelNotFound, AccessDenied,
+        DownloadFailed, CapacityExceeded or Offline. What an interrupted or failed pull fetched is kept; the same call
+        continues from there.
         """
         started = time.monotonic()
         parsed = parse_ref(ref)
@@ -98,7 +100,7 @@ class Store:
                     manifest = replace(manifest, files=tuple(restat(f) for f in manifest.files))
             self._shelf.forget(manifest, forgotten=False)
             on_event(self._finished(manifest, 0, started))
-        return self._used(manifest)
+        return self._used(manifest if rounding is None else _rounded(manifest, rounding))
 
     def take_in(self, file: Path, sha256: str) -> ModelRef:
         """Make a GGUF file whose digest is known a model, named after it; the file moves into the store."""
@@ -281,6 +283,15 @@ class Store:
     def _finished(self, manifest: Manifest, fetched: int, started: float) -> Finished:
         path = str(root_of(manifest, self._shelf.folder(manifest)))
         return Finished(manifest.name, path, manifest.bytes, fetched, time.monotonic() - started)
+
+
+def _rounded(manifest: Manifest, rounding: str) -> Manifest:
+    if rounding and manifest.kind != "safetensors":
+        raise UsageError(
+            f"{manifest.name} is a GGUF file, whose weights are quantised as they are",
+            "--quant is for repositories of safetensors; name another file of this one as org/repo:QUANT",
+        )
+    return replace(manifest, rounding=rounding)
 
 
 def _spellings(parsed: Ref) -> set[str]:
