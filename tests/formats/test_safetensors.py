@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.formats import QuantType, open_safetensors
+from freehold.formats.safetensors import side_json
 
 ARRAYS = {
     "f32": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -187,3 +188,9 @@ def test_a_config_beyond_its_limit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(" " * (17 << 20))
     with pytest.raises(BadModelFile, match=r"config\.json has 17,825,792 bytes"):
         open_safetensors(tmp_path)
+
+
+@pytest.mark.parametrize("written", ["Infinity", '{"__float__": "Infinity"}'])
+def test_an_infinity_in_config_is_a_number_however_it_is_written(written: str, tmp_path: Path):
+    (tmp_path / "config.json").write_text(f'{{"limits": [0.0, {written}]}}')
+    assert side_json(tmp_path / "config.json")["limits"] == [0.0, float("inf")]

@@ -28,7 +28,7 @@ class Fields:
     """A view of metadata under `prefix` ("llama." in a GGUF, empty in config.json)."""
 
     def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
-        self._values = values
+        self.values = values
         self._prefix = prefix
 
     def name(self, key: str) -> str:
@@ -37,7 +37,7 @@ class Fields:
 
     def get(self, key: str) -> Any:
         """Return the raw value, None when absent or null."""
-        return self._values.get(self._prefix + key)
+        return self.values.get(self._prefix + key)
 
     def integer(self, key: str, low: int, high: int, default: int = _MISSING) -> int:
         """Read an integer in [low, high]; a list whose values are all equal counts as that value."""

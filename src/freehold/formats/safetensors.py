@@ -40,6 +40,7 @@ MAX_DIMS = 8
 MAX_SHARDS = 4096  # each holds a file descriptor open
 
 WEIGHTS = "model.safetensors"
+_NOT_FINITE = ("Infinity", "-Infinity", "NaN")
 INDEX = "model.safetensors.index.json"
 
 _LENGTH_BYTES = 8
@@ -209,10 +210,15 @@ def _check_placement(path: Path, entries: list[_Entry], size: int) -> None:
 
 
 def _parse(text: bytes, path: Path) -> dict[str, Any]:
-    """Parse a JSON object whose keys, at every depth, are unique."""
+    """Parse a JSON object whose keys, at every depth, are unique.
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    What is not finite is a number: published files have a bare Infinity, transformers 5 writes an object.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> Any:
         values = dict(pairs)
+        if len(pairs) == 1 and values.get("__float__") in _NOT_FINITE:
+            return float(values["__float__"])
         if len(values) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))

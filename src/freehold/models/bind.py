@@ -20,6 +20,7 @@ from freehold.catalog.model import Structure
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import GGUFFile, ModelFile, QuantType, SafetensorsFile
 from freehold.formats.fields import Fields
+from freehold.formats.metadata import Metadata
 from freehold.models.families import FAMILIES
 from freehold.models.family import Cut, Family, Network, NetworkWeights, TensorSpec
 from freehold.models.fp8 import join_scales
@@ -27,11 +28,14 @@ from freehold.models.rope import RopeTable
 from freehold.models.sizes import MAX_EXPERTS
 from freehold.models.stored import ExpertStack, Held, RowCut, Stored, Taken, Whole
 
-HF_WRAPPER = "Gemma3ForConditionalGeneration"  # text and vision; its text half is a Gemma 3
-
 # Stored tables of what the config already says; every reader computes them afresh.
 _DERIVED = re.compile(r"(.*\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weight|embeddings\.position_ids)")
-_VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+# What a wrapper holds beside its text half, under `model.` or at the top.
+_OTHER_HALVES = re.compile(
+    r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*"
+)
+# Keys of a wrapper that count for its text half where that does not state them.
+_SHARED_KEYS = ("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config")
 _GGUF_LAYERS = "blk"
 _DIVISORS = "rope_freqs.weight"
 FLOATS = (QuantType.F32, QuantType.F16, QuantType.BF16, QuantType.F64)
@@ -135,19 +139,13 @@ def _read_gguf(opened: GGUFFile, tokens: int | None) -> Source:
 
 
 def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
-    config = Fields(opened.config)
     if not opened.config:
         raise BadModelFile(
             f"{opened.path}: there is no config.json beside the weights", "name the directory that holds both"
         )
-    classes = opened.config.get("architectures")
-    name = classes[0] if isinstance(classes, list) and classes else None
-    family = next((f for f in FAMILIES if name in f.hf_classes), None)
-    if family is None:
-        raise _unknown_architecture(name or config.text("model_type"))
+    family, config, wrapped = _family_of(opened.config)
     tensors, notes = join_scales(config, opened.tensors)
-    if name == HF_WRAPPER:
-        config = config.section("text_config") or Fields({})
+    if wrapped:
         tensors, notes = _text_half(tensors, notes)
     for prefix, note in family.left_out:
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
@@ -156,6 +154,28 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
     cfg = family.config_from_hf(config)
     binder = _Binder(tensors, family.hf_layers)
     return _bound(Path(opened.path), _name(opened, {}), family, cfg, binder, tokens or cfg.vocab, notes)
+
+
+def _family_of(config: Metadata) -> tuple[Family, Fields, bool]:
+    """Return the family of a config.json, the keys it reads, and whether they lie in a wrapper's `text_config`."""
+    classes = config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    for family in FAMILIES:
+        if name in family.hf_classes:
+            return family, Fields(config), False
+    wrapped = [family for family in FAMILIES if name in family.wrappers]
+    if not wrapped:
+        raise _unknown_architecture(str(name or Fields(config).text("model_type")))
+    text = Fields(config).section("text_config") or Fields({})
+    kind = text.text("model_type", wrapped[0].gguf_architecture)
+    found = next((f for f in wrapped if kind in (f.gguf_architecture, *f.model_types)), None)
+    if found is None:
+        raise _unknown_architecture(kind)
+    return found, Fields({**_inherited(config), **text.values}), True
+
+
+def _inherited(config: Metadata) -> dict[str, object]:
+    return {key: config[key] for key in _SHARED_KEYS if key in config}
 
 
 def refusal(asked: Structure) -> str:
@@ -193,7 +213,7 @@ def _text_half(
     """Give a multimodal file's text tensors their plain names; leave the vision parts out, and say so."""
     out = {}
     for name, tensor in tensors.items():
-        if not name.startswith(_VISION):
+        if not _OTHER_HALVES.fullmatch(name):
             out[plain_name(name)] = tensor
     note = "the vision parts of this model are left out; it reads text only"
     return out, (*notes, note) if len(out) < len(tensors) else notes
@@ -213,7 +233,7 @@ def check_structure(asked: Structure) -> None:
 
 
 def _unknown_architecture(name: str) -> UnsupportedModel:
-    known = sorted({n for f in FAMILIES for n in (f.gguf_architecture, *f.hf_classes)})
+    known = sorted({n for f in FAMILIES for n in (f.gguf_architecture, *f.hf_classes, *f.wrappers)})
     shown = name if len(name) <= 60 else name[:57] + "..."
     return UnsupportedModel(f"architecture {shown!r} is not supported", f"supported: {', '.join(known)}")
 

@@ -191,6 +191,7 @@ class Family:
     layer: Callable[[Any, int], tuple[LayerPart, ...]]  # config, number -> its parts; layers may differ
     ends: Callable[[Any], Ends]
     model_types: tuple[str, ...] = ()  # config.json's names for it beside the GGUF's
+    wrappers: tuple[str, ...] = ()  # classes of text and pictures whose `text_config` may be one of it
     encoder: bool = False  # makes embeddings of whole texts, and no token
     hf_layers: str = "model.layers"  # what layers' names begin with in a safetensors
     left_out: tuple[tuple[str, str], ...] = ()  # prefixes of tensors that are not computed, and what to say

@@ -100,7 +100,8 @@ def hf_sizes(config: Fields, *, tied: bool = False, eps: float = 1e-6, **default
     layers = size("num_hidden_layers", MAX_LAYERS)
     heads = config.each("num_attention_heads", layers, 1, MAX_HEADS, defaults.get("num_attention_heads"))
     head_dim = defaults.get("head_dim") or _default_head(config, hidden, heads[0])
-    config.require("torch_dtype", ("float32", "float16", "bfloat16"), "float32")
+    for key in ("torch_dtype", "dtype"):
+        config.require(key, ("float32", "float16", "bfloat16"), "float32")
     return checked_sizes(
         vocab=size("vocab_size", MAX_VOCAB),
         hidden=hidden,

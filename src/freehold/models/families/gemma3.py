@@ -130,7 +130,8 @@ def ends(cfg: GemmaSizes) -> DecoderEnds:
 
 FAMILY = Family(
     gguf_architecture="gemma3",
-    hf_classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    hf_classes=("Gemma3ForCausalLM",),
+    wrappers=("Gemma3ForConditionalGeneration",),
     model_types=("gemma3_text",),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
