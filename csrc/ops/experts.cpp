@@ -1,9 +1,11 @@
-// A mixture's experts: residual += sum over a row's experts, by ascending id, of weight * down(act(gate n) * (up n)).
+// A mixture's experts: residual += sum over a row's experts, by ascending id, of weight * down(act(gate n) * (up n)),
+// or of down(...) of weight * n.
 //
 // Rows that share an expert share a read of its panels, and experts without rows are not read. Five phases: rows are assigned
 // to groups (one claim); rows are normalised, quantised once and copied to their groups; gate and up, by (group, panel); their
 // products are quantised for down; down, by columns. A claim of columns walks all groups by ascending expert and adds to the
 // residual, so each element's sum has one thread and one order, whatever the batch, the chunks and the threads.
+#include "ops/activation.h"
 #include "ops/grouped_rows.h"
 #include "ops/mixture.h"
 #include "ops/record.h"
@@ -15,20 +17,26 @@ struct Experts final : Op {
   static constexpr int64_t kMostPanels = 16;  // of gate and of up together in a thread's tiles, if the rows leave room
   Input in;                                   // x and its norm; rows wait in the plan's scratch until they are copied
   GroupedRows gates, downs;
-  MatrixPtr gate, up, down; bool gelu; int routes, residual, top_k; int64_t experts;
+  MatrixPtr gate, up, down;                   // gate null: there is none
+  MaybeVector gate_bias, up_bias, down_bias;  // of all experts, one after another
+  Activation act; int routes, residual, top_k; int64_t experts;
+  bool weigh_input, fresh;                    // weights multiply what experts read; the residual begins at zero
   ExpertScratch* own;
   Phase copied, activated, quantized;         // between first, which assigns rows, and second, which is down
   int64_t used[Threads::kSeats] = {};         // groups of a step, by seat
 
   int64_t inner() const { return down->w.k; }
   int64_t width() const { return down->w.n / experts; }
-  int64_t gate_panels() const { return inner() / kPanelRows; }   // of one expert
+  int64_t gate_panels() const { return inner() / kPanelRows; }   // of one expert, as many as up's
   int64_t down_panels() const { return width() / kPanelRows; }
 
   void prepare(const Run& r) override {
     for (Phase* p : {&copied, &activated, &quantized}) p->reset(r.seat);
   }
-  void validate(const Step& s) const override { refuse_adapters(s, gate, up, down); }
+  void validate(const Step& s) const override {
+    refuse_adapters(s, up, down);
+    if (gate) refuse_adapters(s, gate);
+  }
   void allocate(int64_t max_rows, int threads) override {
     in.scratch->allocate(max_rows, threads);
     own->allocate(max_rows * top_k, experts, inner());
@@ -68,7 +76,7 @@ struct Experts final : Op {
       const auto place = static_cast<size_t>(filled(n)++);
       own->place[static_cast<size_t>(n)] = static_cast<int32_t>(place);
       own->row[place] = static_cast<int32_t>(n / top_k);
-      own->weight[place] = chosen(n)[top_k];
+      own->weight[place] = weigh_input ? 1.0f : chosen(n)[top_k];
     }
     used[r.seat] = static_cast<int64_t>(own->groups.size());
   }
@@ -76,17 +84,28 @@ struct Experts final : Op {
   void spread(Run& r, int64_t t) const {
     const int32_t* places = own->place.data() + t * top_k;
     const float* x = r.buffer[in.x] + t * in.k;
+    if (fresh) std::fill_n(r.buffer[residual] + t * width(), width(), 0.0f);
     if (in.norm.weight) {
       float* y = in.scratch->normed.data() + t * in.k;
       r.k->rms_norm(x, in.norm.weight->data(), in.norm.eps, in.k, y);
       x = y;
     }
+    if (weigh_input) return spread_weighed(r, t, x);
     const Group& g = group_of(places[0]);
     gates.quantize(r, x, g, places[0] - g.first);
     for (int i = 0; i < top_k; ++i) {
       if (gates.in.want[kActF32]) std::copy_n(x, in.k, own->in.normed.data() + places[i] * in.k);
       const Group& h = group_of(places[i]);
       if (i) gates.copy(r, g, places[0] - g.first, h, places[i] - h.first);
+    }
+  }
+  void spread_weighed(Run& r, int64_t t, const float* x) const {
+    const float* weights = r.buffer[routes] + t * 2 * top_k + top_k;
+    for (int i = 0; i < top_k; ++i) {
+      const int64_t place = own->place[static_cast<size_t>(t * top_k + i)];
+      float* y = own->in.normed.data() + place * in.k;
+      for (int64_t j = 0; j < in.k; ++j) y[j] = x[j] * weights[i];
+      gates.quantize(r, y, group_of(place), place - group_of(place).first);
     }
   }
   // Panels [begin, end) of all groups' gates, counted on, and those of up.
@@ -103,13 +122,14 @@ struct Experts final : Op {
   }
   // act(gate) * up for panels [p0, p1) of a group's expert and rows [t0, t0 + nt) of the group.
   void gate_panels_of(const Run& r, const Group& g, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* gated) const {
-    const int64_t base = g.expert * gate_panels();
+    const int64_t base = g.expert * gate_panels(), panels = p1 - p0;
     const float* x = own->in.normed.data();
-    float* ups = gated + (p1 - p0) * nt * kPanelRows;
-    gates.multiply(r, *gate, base + p0, base + p1, g, x, t0, nt, gated, up->w.high(base + p0));
-    gates.multiply(r, *up, base + p0, base + p1, g, x, t0, nt, ups, p1 < gate_panels() ? gate->w.high(base + p1) : nullptr);
-    float* y = own->hidden.data() + (g.first + t0) * inner() + p0 * kPanelRows;
-    (gelu ? r.k->gelu_rows : r.k->silu_rows)(gated, ups, (p1 - p0) * kPanelRows, nt, y, inner());
+    float* ups = gated + panels * nt * kPanelRows;
+    if (gate) gates.multiply(r, *gate, base + p0, base + p1, g, x, t0, nt, gated, up->w.high(base + p0));
+    gates.multiply(r, *up, base + p0, base + p1, g, x, t0, nt, ups, p1 < gate_panels() ? (gate ? gate : up)->w.high(base + p1) : nullptr);
+    if (gate_bias) add_bias(gated, panels, nt, gate_bias->data() + (base + p0) * kPanelRows);
+    if (up_bias) add_bias(ups, panels, nt, up_bias->data() + (base + p0) * kPanelRows);
+    act.store(*r.k, gated, ups, panels * kPanelRows, nt, own->hidden.data() + (g.first + t0) * inner() + p0 * kPanelRows, inner());
   }
   void requantize(Run& r, int64_t place) const {
     const Group& g = group_of(place);
@@ -130,51 +150,74 @@ struct Experts final : Op {
   void add_panels(const Run& r, const Group& g, int64_t p0, int64_t p1, int64_t end, int64_t t0, int64_t nt, float* sums, const uint8_t* after) const {
     const int64_t base = g.expert * down_panels(), place = g.first + t0;
     downs.multiply(r, *down, base + p0, base + p1, g, own->hidden.data(), t0, nt, sums, p1 < end ? down->w.high(base + p1) : after);
+    if (down_bias) add_bias(sums, p1 - p0, nt, down_bias->data() + (base + p0) * kPanelRows);
     r.k->add_scaled_rows(sums, (p1 - p0) * kPanelRows, nt, own->row.data() + place, own->weight.data() + place, r.buffer[residual] + p0 * kPanelRows, width());
   }
 };
 
-// Weights fit the router's experts, rows of k inputs and a residual of `width`. Throws Usage.
-void check_experts(const Routes& routes, const Matrix& gate, const Matrix& up, const Matrix& down, int64_t k, int64_t width) {
-  const int64_t n = routes.experts, inner = down.w.k;
-  const auto fits = [](const Matrix& m, int64_t rows, int64_t inputs) { return m.w.n == rows && m.w.k == inputs; };
+// Weights fit the router's experts, rows of k inputs and a residual of `width`; gate may be null. Throws Usage.
+void check_experts(const Routes& routes, const MatrixPtr& gate, const MatrixPtr& up, const MatrixPtr& down, int64_t k, int64_t width) {
+  const int64_t n = routes.experts, inner = down->w.k;
+  const auto fits = [](const MatrixPtr& m, int64_t rows, int64_t inputs) { return !m || (m->w.n == rows && m->w.k == inputs); };
   if (!fits(gate, n * inner, k) || !fits(up, n * inner, k) || !fits(down, n * width, inner))
     refuse("experts that do not fit " + std::to_string(n) + " of " + std::to_string(k) + " x " + std::to_string(inner) + " x " + std::to_string(width));
   if (inner % kPanelRows || width % kPanelRows) refuse("an expert's rows must be multiples of " + std::to_string(kPanelRows));
-  for (const Matrix* m : {&gate, &up, &down})
-    if (traits(m->w.type).act() == kActWide || m->w.low_bytes) refuse(std::string("experts of ") + traits(m->w.type).name);
+  for (const MatrixPtr& m : {gate, up, down})
+    if (m && (traits(m->w.type).act() == kActWide || m->w.low_bytes)) refuse(std::string("experts of ") + traits(m->w.type).name);
 }
 
-void experts(Plan& plan, int x, int routes, MatrixPtr gate, MatrixPtr up, MatrixPtr down, int residual, const std::string& act, MaybeVector norm, float eps) {
+const Routes& routes_of(Plan& plan, int routes) {
   const auto& known = plan.shared<AllRoutes>().by_buffer;
   const auto found = known.find(routes);
   if (found == known.end()) refuse("experts() takes what route() returned, not buffer " + std::to_string(routes));
-  if (act != "silu" && act != "gelu") throw Error(ErrorKind::Usage, "act must be 'silu' or 'gelu', got '" + act + "'");
-  check_experts(found->second, *gate, *up, *down, plan.width_of(x), plan.width_of(residual));
+  return found->second;
+}
+
+int experts(Plan& plan, int x, int routes, MatrixPtr gate, MatrixPtr up, MatrixPtr down, std::optional<int> residual, const std::string& act,
+            MaybeVector norm, float eps, MaybeVector gate_bias, MaybeVector up_bias, MaybeVector down_bias, float limit, float alpha, bool weigh_input) {
+  const Routes& route = routes_of(plan, routes);
+  const Activation between = Activation::of(act, gate != nullptr, limit, alpha);
+  const int64_t width = residual ? plan.width_of(*residual) : down->w.n / route.experts;
+  check_experts(route, gate, up, down, plan.width_of(x), width);
+  if (gate_bias && !gate) refuse("a gate's bias without a gate");
+  check_bias(gate_bias, gate ? *gate : *up);
+  check_bias(up_bias, *up);
+  check_bias(down_bias, *down);
   auto op = std::make_unique<Experts>();
   op->own = &plan.shared<ExpertScratch>();
   op->in = Input::record(plan, x, {std::move(norm), eps}, {});
   if (op->in.norm.weight) op->in.scratch->kf = std::max(op->in.scratch->kf, op->in.k);
-  op->gates.in = Input::record(plan, x, {}, {gate, up}, &op->own->in);
+  op->gates.in = Input::record(plan, x, {}, {up}, &op->own->in);
+  if (gate) op->gates.in.wants(*gate);
   op->downs.in = {x, {}, down->w.k, {}, &op->own->mid};
   op->downs.in.wants(*down);
-  if (op->gates.in.want[kActF32]) op->own->in.kf = std::max(op->own->in.kf, op->in.k);
-  op->gate = std::move(gate);
+  if (op->gates.in.want[kActF32] || weigh_input) op->own->in.kf = std::max(op->own->in.kf, op->in.k);
+  op->gate = gate;
   op->up = std::move(up);
   op->down = std::move(down);
-  op->gelu = act == "gelu";
+  op->gate_bias = std::move(gate_bias);
+  op->up_bias = std::move(up_bias);
+  op->down_bias = std::move(down_bias);
+  op->act = between;
   op->routes = routes;
-  op->residual = residual;
-  op->top_k = found->second.top_k;
-  op->experts = found->second.experts;
-  op->reads = {x, routes, residual};
-  plan.add(std::move(op));
+  op->fresh = !residual;
+  op->residual = residual ? *residual : plan.buffer(width);
+  op->weigh_input = weigh_input;
+  op->top_k = route.top_k;
+  op->experts = route.experts;
+  op->reads = {x, routes};
+  (residual ? op->reads : op->writes).push_back(op->residual);
+  return plan.add(std::move(op)).residual;
 }
 FREEHOLD_OP(experts,
             "residual += weight * down(act(gate · n) * (up · n)) for each of a row's experts, by ascending id.\n\n"
-            "n = norm(x) or x. gate and up: [experts * intermediate, width], down: [experts * width, intermediate],\n"
-            "both sizes multiples of 16. A step with an adapter for one of them is refused.",
-            "x"_a, "routes"_a, "gate"_a, "up"_a, "down"_a, "residual"_a, nanobind::kw_only(), "act"_a, "norm"_a = nanobind::none(), "eps"_a = 0.0f)
+            "n = norm(x) or x. gate and up: [experts * intermediate, width of x], down: [experts * width of residual,\n"
+            "intermediate], both sizes multiples of 16; a bias has a value for each row of its matrix. Returns residual, or\n"
+            "without one a buffer of the sum. act: \"silu\", \"gelu\", \"clamped\" (gpt-oss's, by `limit` and `alpha`), or \"relu2\"\n"
+            "without a gate. `weigh_input`: weights multiply n instead. A step with an adapter for a matrix is refused.",
+            "x"_a, "routes"_a, "gate"_a.none(), "up"_a, "down"_a, "residual"_a.none(), nanobind::kw_only(), "act"_a, "norm"_a = nanobind::none(), "eps"_a = 0.0f,
+            "gate_bias"_a = nanobind::none(), "up_bias"_a = nanobind::none(), "down_bias"_a = nanobind::none(), "limit"_a = 0.0f, "alpha"_a = 1.0f,
+            "weigh_input"_a = false)
 
 }  // namespace
 }  // namespace fh

@@ -2,16 +2,15 @@
 #include "ops/matmul.h"
 #include "ops/mixture.h"
 #include "ops/record.h"
+#include "ops/routing.h"
 
 namespace fh {
 namespace {
 
 struct RouterScores { std::vector<float> values; };   // [rows][experts], of the op that runs
 
-// Softmax over all experts, then the greatest. Another scoring (sigmoid, a bias for the choice, groups, a factor) is an
-// argument of route(), a field here, and a branch of choose().
 struct Route final : Op {
-  Input in; MatrixPtr w; int top_k; bool renormalise; int out;
+  Input in; MatrixPtr w; Routing rule; int out;
   std::vector<float>* scores;
   Phase third;
   const uint8_t* weights() const override { return w->w.data; }
@@ -30,63 +29,62 @@ struct Route final : Op {
         const int64_t after = panel_after(*this, r, p, end);
         in.multiply(r, *w, p, p + 1, t0, nt, tiles, after < w->w.count() ? w->w.high(after) : following);
         const Place to(*w, p, p + 1, t0, scores->data());
-        r.k->store_rows(tiles, to.width, nt, nullptr, false, to.y, to.ld);
+        r.k->store_rows(tiles, to.width, nt, rule.bias ? rule.bias->data() + p * kPanelRows : nullptr, false, to.y, to.ld);
       }
     });
-    each_row(r, third, rows, [&](int64_t t) { choose(scores->data() + t * experts, r.buffer[out] + t * 2 * top_k); });
-  }
-  // All sums in order of id.
-  void choose(float* row, float* ids) const {
-    const int64_t experts = w->w.n;
-    float* weights = ids + top_k;
-    pick(row, ids);
-    std::sort(ids, ids + top_k);
-    float most = -INFINITY, all = 0, chosen = 0;
-    for (int64_t e = 0; e < experts; ++e) most = std::max(most, row[e]);
-    for (int64_t e = 0; e < experts; ++e) all += row[e] = std::exp(row[e] - most);
-    for (int i = 0; i < top_k; ++i) chosen += weights[i] = row[static_cast<int64_t>(ids[i])] / all;
-    for (int i = 0; renormalise && i < top_k; ++i) weights[i] /= chosen;
-  }
-  // Ids of the top_k greatest, in falling order, of equals the lowest first. A score that is not a number counts as the
-  // least, so that ids are valid and differ whatever a damaged file holds; the softmax makes such a row's weights NaN.
-  void pick(const float* row, float* ids) const {
-    const auto value = [row](float e) {
-      const float v = row[static_cast<int64_t>(e)];
-      return std::isnan(v) ? -INFINITY : v;
-    };
-    int n = 0;
-    for (int64_t e = 0; e < w->w.n; ++e) {
-      const auto id = static_cast<float>(e);
-      if (n == top_k && !(value(id) > value(ids[top_k - 1]))) continue;
-      int at = n < top_k ? n++ : top_k - 1;
-      for (; at > 0 && value(id) > value(ids[at - 1]); --at) ids[at] = ids[at - 1];
-      ids[at] = id;
-    }
+    each_row(r, third, rows, [&](int64_t t) { rule.choose(scores->data() + t * experts, experts, r.buffer[out] + t * 2 * rule.top_k); });
   }
 };
 
-int route(Plan& plan, int x, MatrixPtr router, int top_k, MaybeVector norm, float eps, bool renormalise) {
+Scoring scoring_of(const std::string& name) {
+  if (name == "softmax") return Scoring::Softmax;
+  if (name == "sigmoid") return Scoring::Sigmoid;
+  if (name == "sparsemixer") return Scoring::SparseMixer;
+  throw Error(ErrorKind::Usage, "scoring must be 'softmax', 'sigmoid' or 'sparsemixer', got '" + name + "'");
+}
+
+// Throws Usage unless `experts` can be chosen from by this rule.
+void check_rule(const Routing& rule, int64_t experts) {
+  const int64_t per_group = experts / std::max(rule.groups, 1), best = rule.sum_of_two ? 2 : 1;
+  if (rule.top_k < 1 || rule.top_k > experts) refuse("top_k must be 1 to " + std::to_string(experts) + ", got " + std::to_string(rule.top_k));
+  for (const MaybeVector* v : {&rule.bias, &rule.correction})
+    if (*v && (*v)->size() != experts) refuse("a router's bias of " + std::to_string((*v)->size()) + " for " + std::to_string(experts) + " experts");
+  if (rule.groups < 1 || experts % rule.groups) refuse(std::to_string(rule.groups) + " groups do not divide " + std::to_string(experts) + " experts");
+  if (rule.kept < 1 || rule.kept > rule.groups || rule.kept * per_group < rule.top_k || (rule.groups > 1 && per_group < best))
+    refuse(std::to_string(rule.kept) + " of " + std::to_string(rule.groups) + " groups of " + std::to_string(per_group) + " experts cannot hold " + std::to_string(rule.top_k));
+  const bool mixer = rule.scoring == Scoring::SparseMixer;
+  if (mixer && (rule.top_k != 2 || experts < 2 || rule.groups > 1 || rule.correction)) refuse("a sparse mixer chooses two experts, without groups or a correction");
+  if (mixer && !(rule.jitter > 0)) refuse("a sparse mixer needs a jitter above 0");
+}
+
+int route(Plan& plan, int x, MatrixPtr router, int top_k, MaybeVector norm, float eps, bool renormalise, const std::string& scoring, MaybeVector bias,
+          MaybeVector correction, int groups, int kept, const std::string& group_score, float epsilon, float least, float scale, float jitter) {
   const int64_t experts = router->w.n;
   if (traits(router->w.type).act() != kActF32) refuse(std::string("a router is a matrix of floats, not of ") + traits(router->w.type).name);
   if (experts >= 1 << 24) refuse("a router of " + std::to_string(experts) + " experts");
-  if (top_k < 1 || top_k > experts) refuse("top_k must be 1 to " + std::to_string(experts) + ", got " + std::to_string(top_k));
+  if (group_score != "best" && group_score != "top2") throw Error(ErrorKind::Usage, "group_score must be 'best' or 'top2', got '" + group_score + "'");
   auto op = std::make_unique<Route>();
+  op->rule = {scoring_of(scoring), top_k, renormalise, groups, kept, group_score == "top2", epsilon, least, scale, jitter, std::move(bias), std::move(correction)};
+  check_rule(op->rule, experts);
   op->in = Input::record(plan, x, {std::move(norm), eps}, {router});
   op->w = std::move(router);
-  op->top_k = top_k;
-  op->renormalise = renormalise;
   op->scores = &plan.shared<RouterScores>().values;
   op->out = plan.buffer(2 * top_k);
-  op->reads = {x};
-  op->writes = {op->out};
+  op->reads.push_back(x);
+  op->writes.push_back(op->out);
   plan.shared<AllRoutes>().by_buffer[op->out] = {experts, top_k};
   return plan.add(std::move(op)).out;
 }
 FREEHOLD_OP(route,
-            "Softmax of router · (norm(x) or x); returns the top_k experts of each row and their weights, for experts().\n\n"
-            "router: [experts, width], of a float type. Of equal scores the lowest id is chosen.\n"
-            "`renormalise` divides the weights by their sum.",
-            "x"_a, "router"_a, "top_k"_a, nanobind::kw_only(), "norm"_a = nanobind::none(), "eps"_a = 0.0f, "renormalise"_a)
+            "Scores router · (norm(x) or x) + bias; returns each row's top_k experts and their weights, for experts().\n\n"
+            "router: [experts, width], of a float type. Of equal scores the lowest id is chosen, of equal groups the lowest.\n"
+            "scoring: \"softmax\" over all experts, \"sigmoid\" of each, or \"sparsemixer\" (two masked softmaxes, `jitter`).\n"
+            "`correction` joins a score where experts are compared, and no weight. Only the `kept` best of `groups` are\n"
+            "chosen from: a group's score is its \"best\" or the sum of its \"top2\". `renormalise` divides the weights by\n"
+            "max(their sum + epsilon, least); `scale` multiplies them.",
+            "x"_a, "router"_a, "top_k"_a, nanobind::kw_only(), "norm"_a = nanobind::none(), "eps"_a = 0.0f, "renormalise"_a, "scoring"_a = "softmax",
+            "bias"_a = nanobind::none(), "correction"_a = nanobind::none(), "groups"_a = 1, "kept"_a = 1, "group_score"_a = "best", "epsilon"_a = 0.0f,
+            "least"_a = 0.0f, "scale"_a = 1.0f, "jitter"_a = 0.0f)
 
 }  // namespace
 }  // namespace fh

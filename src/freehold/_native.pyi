@@ -205,19 +205,27 @@ class Plan:
         self,
         x: int,
         routes: int,
-        gate: Matrix,
+        gate: Matrix | None,
         up: Matrix,
         down: Matrix,
-        residual: int,
+        residual: int | None,
         *,
         act: str,
         norm: F32 | None = None,
         eps: float = 0.0,
-    ) -> None:
+        gate_bias: F32 | None = None,
+        up_bias: F32 | None = None,
+        down_bias: F32 | None = None,
+        limit: float = 0.0,
+        alpha: float = 1.0,
+        weigh_input: bool = False,
+    ) -> int:
         """residual += weight * down(act(gate · n) * (up · n)) for each of a row's experts, by ascending id.
 
-        n = norm(x) or x. gate and up: [experts * intermediate, width], down: [experts * width, intermediate],
-        both sizes multiples of 16. A step with an adapter for one of them is refused.
+        n = norm(x) or x. gate and up: [experts * intermediate, width of x], down: [experts * width of residual,
+        intermediate], both sizes multiples of 16; a bias has a value for each row of its matrix. Returns residual, or
+        without one a buffer of the sum. act: "silu", "gelu", "clamped" (gpt-oss's, by `limit` and `alpha`), or "relu2"
+        without a gate. `weigh_input`: weights multiply n instead. A step with an adapter for a matrix is refused.
         """
 
     def gate_norm(self, y: int, z: int, weight: F32 | None, eps: float = 0.0, groups: int = 1) -> None:
@@ -315,11 +323,24 @@ class Plan:
         norm: F32 | None = None,
         eps: float = 0.0,
         renormalise: bool,
+        scoring: str = "softmax",
+        bias: F32 | None = None,
+        correction: F32 | None = None,
+        groups: int = 1,
+        kept: int = 1,
+        group_score: str = "best",
+        epsilon: float = 0.0,
+        least: float = 0.0,
+        scale: float = 1.0,
+        jitter: float = 0.0,
     ) -> int:
-        """Softmax of router · (norm(x) or x); returns the top_k experts of each row and their weights, for experts().
+        """Scores router · (norm(x) or x) + bias; returns each row's top_k experts and their weights, for experts().
 
-        router: [experts, width], of a float type. Of equal scores the lowest id is chosen.
-        `renormalise` divides the weights by their sum.
+        router: [experts, width], of a float type. Of equal scores the lowest id is chosen, of equal groups the lowest.
+        scoring: "softmax" over all experts, "sigmoid" of each, or "sparsemixer" (two masked softmaxes, `jitter`).
+        `correction` joins a score where experts are compared, and no weight. Only the `kept` best of `groups` are
+        chosen from: a group's score is its "best" or the sum of its "top2". `renormalise` divides the weights by
+        max(their sum + epsilon, least); `scale` multiplies them.
         """
 
     def scale(self, x: int, factor: float) -> None:

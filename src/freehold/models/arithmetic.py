@@ -87,3 +87,13 @@ def relu2(x: F32) -> F32:
 
 
 ACTIVATIONS = {"silu": silu, "gelu": gelu_tanh, "gelu_erf": gelu_erf, "relu2": relu2}
+
+
+def activated(act: str, gate: F32 | None, up: F32, limit: float, alpha: float) -> F32:
+    """What stands between an expert's halves."""
+    if gate is None:
+        return ACTIVATIONS[act](up)
+    if act == "clamped":
+        gate = np.minimum(gate, np.float32(limit))
+        return (np.clip(up, -limit, limit) + 1) * gate * sigmoid(alpha * gate)
+    return ACTIVATIONS[act](gate) * up

@@ -24,8 +24,8 @@ from freehold.formats.metadata import Metadata
 from freehold.models.families import FAMILIES
 from freehold.models.family import Cut, Family, Network, NetworkWeights, TensorSpec
 from freehold.models.fp8 import join_scales
+from freehold.models.mixtures import MAX_EXPERTS
 from freehold.models.rope import RopeTable
-from freehold.models.sizes import MAX_EXPERTS
 from freehold.models.stored import ExpertStack, Held, RowCut, Stored, Taken, Whole
 
 # Stored tables of what the config already says; every reader computes them afresh.

@@ -8,9 +8,10 @@ Path: tests and benches -> Oracle.logits -> Network.forward(NumpyOps, ...)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from freehold.formats import ModelFile, dequantize, open_model_file
 from freehold.layers import LayerSpec
 from freehold.models.arithmetic import (
     ACTIVATIONS,
+    activated,
     layer_norm,
     rms_norm,
     rotate,
@@ -30,6 +32,7 @@ from freehold.models.arithmetic import (
 from freehold.models.bind import Source, assemble, read_source
 from freehold.models.family import Network, NetworkWeights
 from freehold.models.ops import Ops
+from freehold.models.oracle_routing import ChosenExperts, ScoreOrder, chosen_experts
 from freehold.models.rope import RopeTable
 from freehold.models.stored import Stored
 
@@ -57,12 +60,19 @@ class DenseMatrix:
         """Width of a row."""
         return self._tensor.shape[-1]
 
+    @property
+    def height(self) -> int:
+        """Number of rows, of all experts together."""
+        return math.prod(self._tensor.shape[:-1])
+
     def expert(self, number: int, rows: int) -> F32:
         """Return one expert's matrix of this many rows."""
         return self.take(np.arange(number * rows, (number + 1) * rows))
 
     def take(self, rows: NDArray[np.integer]) -> F32:
         """Return some rows, decoding no others."""
+        if self._dense is not None:
+            return self._dense[rows]
         return dequantize(self._tensor.rows[rows], self._tensor.type, self._tensor.shape[-1])
 
 
@@ -89,16 +99,6 @@ class KvStore:
         pages = self._pages[layer]
         assert pages is not None, "a layer reads its cache after rope_store"
         return pages
-
-
-class ChosenExperts(NamedTuple):
-    """What `route` decides for each row: experts, the greatest first, and their weights."""
-
-    ids: NDArray[np.int64]  # [rows, chosen]
-    weights: F32  # [rows, chosen]
-    margin: NDArray[
-        np.float64
-    ]  # [rows]: how far the last one's logit is above the best one's that was left out
 
 
 class NumpyOps:
@@ -213,17 +213,29 @@ class NumpyOps:
         self.result = (softcap * np.tanh(out / softcap)).astype(np.float32) if softcap else out
 
     def route(
-        self, x: F32, router: DenseMatrix, top_k: int, *, norm: F32 | None, eps: float, renormalise: bool
+        self,
+        x: F32,
+        router: DenseMatrix,
+        top_k: int,
+        *,
+        norm: F32 | None = None,
+        eps: float = 0.0,
+        renormalise: bool,
+        scoring: str = "softmax",
+        bias: F32 | None = None,
+        correction: F32 | None = None,
+        groups: int = 1,
+        kept: int = 1,
+        group_score: str = "best",
+        epsilon: float = 0.0,
+        least: float = 0.0,
+        scale: float = 1.0,
+        jitter: float = 0.0,
     ) -> ChosenExperts:
-        (logits,) = self.linear(x, (router,), (None,), norm, eps)
-        order = np.argsort(-logits, axis=-1, kind="stable")  # of equals, the lowest number first
-        ids = order[:, :top_k]
-        weights = np.take_along_axis(softmax(logits.astype(np.float64)), ids, -1)
-        if renormalise:
-            weights /= weights.sum(-1, keepdims=True)
-        ranked = np.take_along_axis(logits.astype(np.float64), order, -1)
-        rest = ranked[:, top_k] if top_k < ranked.shape[1] else np.full(len(x), -np.inf)
-        routes = ChosenExperts(ids, weights.astype(np.float32), ranked[:, top_k - 1] - rest)
+        (logits,) = self.linear(x, (router,), (bias,), norm, eps)
+        by = ScoreOrder(correction, groups, kept, group_score)
+        rule = {"epsilon": epsilon, "least": least, "scale": scale, "jitter": jitter}
+        routes = chosen_experts(logits, top_k, scoring, by, renormalise=renormalise, **rule)
         self.routes.append(routes)
         return routes
 
@@ -231,23 +243,36 @@ class NumpyOps:
         self,
         x: F32,
         routes: ChosenExperts,
-        gate: DenseMatrix,
+        gate: DenseMatrix | None,
         up: DenseMatrix,
         down: DenseMatrix,
-        residual: F32,
+        residual: F32 | None,
         *,
         act: str,
-        norm: F32 | None,
-        eps: float,
-    ) -> None:
-        n = x if norm is None else rms_norm(x, norm, eps)
-        total = np.zeros_like(residual)
+        norm: F32 | None = None,
+        eps: float = 0.0,
+        gate_bias: F32 | None = None,
+        up_bias: F32 | None = None,
+        down_bias: F32 | None = None,
+        limit: float = 0.0,
+        alpha: float = 1.0,
+        weigh_input: bool = False,
+    ) -> F32:
+        n, inner = x if norm is None else rms_norm(x, norm, eps), down.columns
+        width = down.height // (up.height // inner)
+        total = np.zeros((len(n), width), np.float32)
         for expert in np.unique(routes.ids):
             row, place = np.nonzero(routes.ids == expert)
-            g, u = (n[row] @ w.expert(expert, down.columns).T for w in (gate, up))
-            y = (ACTIVATIONS[act](g) * u) @ down.expert(expert, n.shape[1]).T
-            total[row] += routes.weights[row, place, None] * y
+            weights = routes.weights[row, place, None]
+            read = n[row] * weights if weigh_input else n[row]
+            g = None if gate is None else _of_expert(read, gate, gate_bias, expert, inner)
+            h = activated(act, g, _of_expert(read, up, up_bias, expert, inner), limit, alpha)
+            y = _of_expert(h, down, down_bias, expert, width)
+            total[row] += y if weigh_input else weights * y
+        if residual is None:
+            return total
         residual += total
+        return residual
 
     def embed_sum(self, words: DenseMatrix, positions: DenseMatrix, kinds: DenseMatrix) -> F32:
         return words.take(self._tokens) + positions.take(self._positions) + kinds.take(np.array([0]))
@@ -305,6 +330,11 @@ def _affine(x: F32, weight: DenseMatrix, bias: F32 | None) -> F32:
 def _grouped(vector: F32, each: F32) -> F32:
     """Lay a vector as wide as a row, or as one group of it, over groups [rows, groups, width]."""
     return vector.reshape(-1, each.shape[-1])
+
+
+def _of_expert(x: F32, weight: DenseMatrix, bias: F32 | None, expert: int, rows: int) -> F32:
+    y = x @ weight.expert(expert, rows).T
+    return y if bias is None else y + bias[expert * rows : (expert + 1) * rows]
 
 
 class Oracle:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import (
@@ -24,7 +24,24 @@ from freehold.models.rope import RopeSpec, rope_from_gguf, rope_from_hf
 
 MIN_EPS, MAX_EPS = 1e-12, 1e-1
 WIDTH_STEP = 32  # native panels hold inputs in blocks of 32
-MAX_EXPERTS = 1 << 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """How a router chooses experts and weighs them, by the names that the op `route` has."""
+
+    scoring: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
+    renormalise: bool = True  # whether the chosen experts' weights are divided by their sum
+    bias: bool = False  # a value for each expert that joins its logit
+    correction: bool = False  # one that joins its score where experts are compared, and no weight
+    groups: int = 1
+    kept: int = 1  # groups that experts are chosen from
+    group_score: Literal["best", "top2"] = "best"  # what compares groups: the best expert, or the sum of two
+    epsilon: float = 0.0  # joins the sum of weights
+    least: float = 0.0  # the least that weights are divided by
+    scale: float = 1.0  # multiplies weights
+    jitter: float = 0.0  # of the sparse mixer
+    weigh_input: bool = False  # weights multiply what experts read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +52,8 @@ class Mixture:
     chosen: int  # experts a token is sent to
     intermediate: int  # of each
     shared: int = 0  # intermediate size of the expert that every token is sent to; 0: none
-    renormalise: bool = True  # whether the chosen experts' weights are divided by their sum
+    shared_gate: bool = False  # whether a sigmoid of its own weighs it
+    routing: Routing = Routing()
     sparse: tuple[bool, ...]  # for each layer, whether it has experts or a dense MLP
 
 
@@ -169,67 +187,6 @@ def check_width(name: str, width: int) -> None:
         raise BadModelFile(f"the {name} width is {width}; the limit is {MAX_WIDTH}")
     if width % WIDTH_STEP:
         raise UnsupportedModel(f"the {name} width is {width}; only multiples of {WIDTH_STEP} are supported")
-
-
-def mixture(
-    experts: int, chosen: int, hidden: int, intermediate: int, layers: int, *, shared: int = 0, **options: Any
-) -> Mixture:
-    """Return a mixture whose sizes fit together and fit the kernels."""
-    if chosen > experts:
-        raise BadModelFile(f"a token is sent to {chosen} of {experts} experts")
-    if (wide := chosen * max(hidden, intermediate)) > MAX_WIDTH:  # a step holds activations of all of them
-        raise BadModelFile(
-            f"the {chosen} experts of a token are {wide} wide together; the limit is {MAX_WIDTH}"
-        )
-    check_width("expert", intermediate)
-    check_width("shared expert", shared)
-    sparse = options.pop("sparse", (True,) * layers)
-    return Mixture(
-        experts=experts, chosen=chosen, intermediate=intermediate, shared=shared, sparse=sparse, **options
-    )
-
-
-def gguf_mixture(meta: Fields, sizes: dict[str, Any], **options: Any) -> Mixture:
-    """Read the keys of experts; where none states their size, it is the dense one's, divided among the chosen."""
-    experts = meta.integer("expert_count", 1, MAX_EXPERTS)
-    chosen = meta.integer("expert_used_count", 1, MAX_EXPERTS)
-    default = options.pop("intermediate", max(sizes["intermediate"][0] // chosen, 1))
-    intermediate = meta.integer("expert_feed_forward_length", 1, MAX_WIDTH, default)
-    return mixture(experts, chosen, sizes["hidden"], intermediate, len(sizes["heads"]), **options)
-
-
-def hf_mixture(config: Fields, key: str, layers: int, **options: Any) -> Mixture:
-    """Read how many experts there are, and their intermediate size under `key`.
-
-    Published files name `num_experts` or `num_local_experts`, by the family; transformers 5 writes the latter for all.
-    """
-    count = "num_local_experts" if config.get("num_experts") is None else "num_experts"
-    return mixture(
-        config.integer(count, 1, MAX_EXPERTS),
-        config.integer("num_experts_per_tok", 1, MAX_EXPERTS),
-        config.integer("hidden_size", 1, MAX_WIDTH),
-        config.integer(key, 1, MAX_WIDTH),
-        layers,
-        **options,
-    )
-
-
-def qwen_mixture(config: Fields, **options: Any) -> Sizes:
-    """Read a Qwen mixture's sizes: weights divided by their sum only where stated, and layers of a dense MLP."""
-    config.refuse("use_sliding_window", "a sliding window")
-    sizes = hf_decoder(config)
-    layers = len(sizes["heads"])
-    options |= {"renormalise": config.flag("norm_topk_prob", False), "sparse": _sparse_layers(config, layers)}
-    return Sizes(**sizes, mixture=hf_mixture(config, "moe_intermediate_size", layers, **options))
-
-
-def _sparse_layers(config: Fields, layers: int) -> tuple[bool, ...]:
-    """Say which layers have experts: every `decoder_sparse_step`th, but for those in `mlp_only_layers`."""
-    dense = config.get("mlp_only_layers") or []
-    if not isinstance(dense, list) or any(type(i) is not int for i in dense):
-        raise BadModelFile(f"mlp_only_layers is {str(dense)[:60]}; expected a list of layers")
-    step = config.integer("decoder_sparse_step", 1, MAX_LAYERS, 1)
-    return tuple(i not in dense and (i + 1) % step == 0 for i in range(layers))
 
 
 def sliding_windows(

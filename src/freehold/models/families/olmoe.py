@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from freehold.formats.fields import Fields
 from freehold.models.family import Family, LayerPart
+from freehold.models.mixtures import gguf_mixture, hf_mixture
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.moe import Moe
-from freehold.models.sizes import Sizes, gguf_mixture, gguf_sizes, hf_decoder, hf_mixture
+from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 
 CLIPS = "clipped queries, keys and values"
 
@@ -22,7 +23,8 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
     meta.refuse("attention.clamp_kqv", CLIPS)
     sizes = gguf_sizes(meta, vocab, adjacent=False)
     intermediate = sizes["intermediate"][0]
-    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, intermediate=intermediate, renormalise=False))
+    routing = Routing(renormalise=False)
+    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, intermediate=intermediate, routing=routing))
 
 
 def config_from_hf(config: Fields) -> Sizes:
@@ -31,8 +33,8 @@ def config_from_hf(config: Fields) -> Sizes:
     config.refuse("attention_bias", "a bias on attention")
     sizes = hf_decoder(config, eps=1e-5)
     layers = len(sizes["heads"])
-    renormalise = config.flag("norm_topk_prob", False)
-    mixture = hf_mixture(config, "intermediate_size", layers, renormalise=renormalise)
+    routing = Routing(renormalise=config.flag("norm_topk_prob", False))
+    mixture = hf_mixture(config, "intermediate_size", layers, routing=routing)
     return Sizes(**sizes, mixture=mixture)
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from freehold.formats.fields import MAX_WIDTH, Fields
 from freehold.models.family import Family, LayerPart
+from freehold.models.mixtures import gguf_mixture, qwen_mixture
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, mlp_or_experts
-from freehold.models.sizes import Sizes, gguf_mixture, gguf_sizes, qwen_mixture
+from freehold.models.sizes import Routing, Sizes, gguf_sizes
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
@@ -22,12 +23,14 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
     sizes = gguf_sizes(meta, vocab, adjacent=False)
     dense = sizes["intermediate"][0]
     shared = meta.integer("expert_shared_feed_forward_length", 1, MAX_WIDTH, dense)
-    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, shared=shared, renormalise=False))
+    options = {"shared": shared, "shared_gate": True, "routing": Routing(renormalise=False)}
+    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, **options))
 
 
 def config_from_hf(config: Fields) -> Sizes:
     """Read config.json of a Qwen2MoeForCausalLM."""
-    return qwen_mixture(config, shared=config.integer("shared_expert_intermediate_size", 1, MAX_WIDTH))
+    shared = config.integer("shared_expert_intermediate_size", 1, MAX_WIDTH)
+    return qwen_mixture(config, shared=shared, shared_gate=True)
 
 
 def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:

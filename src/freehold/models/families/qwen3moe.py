@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from freehold.formats.fields import Fields
 from freehold.models.family import Family, LayerPart
+from freehold.models.mixtures import gguf_mixture, qwen_mixture
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, mlp_or_experts
-from freehold.models.sizes import Sizes, gguf_mixture, gguf_sizes, qwen_mixture
+from freehold.models.sizes import Sizes, gguf_sizes
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:

@@ -1,40 +1,49 @@
-"""A mixture of experts: a router sends each token to a few of many gated MLPs.
+"""A mixture of experts: a router sends each token to a few of many MLPs.
 
-    x += sum over the chosen e of p_e * down_e(silu(gate_e n) * up_e n) [+ sigmoid(g n) * shared(n)],  n = norm(x)
+    x += sum over the chosen e of p_e * down_e(act(gate_e n) * up_e n) [+ shared(n)],  n = norm(x)
 
-p is a softmax over all experts in float32, divided by the chosen ones' sum where the model says so. The shared expert,
-which every token is sent to, passes a gate of its own. A GGUF holds experts stacked; safetensors, and GGUFs of early
-2024, hold each apart.
-Sources: arXiv 2401.04088 (Mixtral), 2409.02060 (OLMoE), Qwen1.5-MoE's page of 2024 (the gated shared expert).
+p is what `route` makes of the router's logits: see sizes.Routing. Variants are fields: experts without a gate, with
+biases, or between two projections of their own that narrow the token (latent); a shared expert, which every token is
+sent to, with a sigmoid of its own or without. Where files keep the matrices is a layout.
+Sources: arXiv 2401.04088 (Mixtral), 2409.02060 (OLMoE), 2401.06066 (DeepSeekMoE: shared experts), Qwen1.5-MoE's page of
+2024 (the gated shared expert), gpt-oss's model card (clamps, biases).
 Path: families.<family>.layer -> Moe -> Network.forward
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from freehold.models.family import LayerPart, TensorSpec, Values, matrix, vector
+from freehold.models.family import LayerPart, Name, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
+from freehold.models.parts.expert_layouts import ExpertSizes, Key, Layout, apart, flat, gguf_names
 from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts.norms import RMS, NormForm, Read
 from freehold.models.sizes import Mixture, Sizes
+
+_APART = apart("mlp.experts.{e}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HfNames:
-    """How safetensors of a family name experts, under a layer."""
+class MoeNames:
+    """How files of a family name what surrounds experts, under a layer; None: not in such a file."""
 
-    router: str = "mlp.gate"
-    gate: str = "mlp.experts.{e}.gate_proj"
-    up: str = "mlp.experts.{e}.up_proj"
-    down: str = "mlp.experts.{e}.down_proj"
+    experts: Layout = _APART
+    router: str = "mlp.gate.weight"
+    router_bias: str | None = None
+    correction: Name = "mlp.gate.e_score_correction_bias"
+    norm: str = "post_attention_layernorm"
+    gguf_norm: str = "ffn_norm"
+    shared: str = "mlp.shared_expert"
+    shared_gate: str = "mlp.shared_expert_gate.weight"
+    biases: tuple[Name, Name, Name] = (None, None, None)  # of gate, up and down, as one vector each
+    latent: tuple[str, str] = ("mixer.fc1_latent_proj.weight", "mixer.fc2_latent_proj.weight")
 
 
-QWEN = HfNames()  # and OLMoE's
-MIXTRAL = HfNames(
-    router="block_sparse_moe.gate",
-    gate="block_sparse_moe.experts.{e}.w1",
-    up="block_sparse_moe.experts.{e}.w3",
-    down="block_sparse_moe.experts.{e}.w2",
+QWEN = MoeNames()  # and OLMoE's
+MIXTRAL = MoeNames(
+    experts=apart("block_sparse_moe.experts.{e}", "w1", "w3", "w2"), router="block_sparse_moe.gate.weight"
 )
 
 
@@ -47,67 +56,124 @@ class Moe(LayerPart):
     hidden: int
     mixture: Mixture
     eps: float
-    names: HfNames = QWEN
+    act: str = "silu"  # between an expert's halves; relu2 has no gate
+    limit: float = 0.0  # of act clamped, with
+    alpha: float = 1.0
+    biased: bool = False  # whether experts' matrices have biases
+    latent: int = 0  # width that experts read and give; 0: the hidden one
+    norm: NormForm = RMS
+    residual: float = 1.0  # of what is added to x
+    names: MoeNames = QWEN
 
     @classmethod
-    def of(cls, cfg: Sizes, names: HfNames = QWEN) -> Moe:
+    def of(cls, cfg: Sizes, names: MoeNames = QWEN, **options: Any) -> Moe:
         """Take the sizes out of a config with a mixture."""
         assert cfg.mixture is not None, "a family of experts reads their sizes"
-        return cls(hidden=cfg.hidden, mixture=cfg.mixture, eps=cfg.eps, names=names)
+        return cls(hidden=cfg.hidden, mixture=cfg.mixture, eps=cfg.eps, names=names, **options)
+
+    @property
+    def _keys(self) -> tuple[Key, ...]:
+        return ("up", "down") if self.act == "relu2" else ("gate", "up", "down")
 
     def tensors(self) -> dict[str, TensorSpec]:
-        """Declare router and experts, and the shared expert with its gate where there is one."""
-        m, hidden = self.mixture, self.hidden
-        found = {
-            "ffn_norm": vector("ffn_norm.weight", "post_attention_layernorm.weight", hidden),
-            "router": matrix(
-                "ffn_gate_inp.weight",
-                f"{self.names.router}.weight",
-                m.experts,
-                hidden,
-                adaptable=False,
-                floats=True,
-            ),
-            "gate": self._stack("gate", self.names.gate, m.intermediate, hidden),
-            "up": self._stack("up", self.names.up, m.intermediate, hidden),
-            "down": self._stack("down", self.names.down, hidden, m.intermediate),
-        }
-        if not m.shared:
-            return found
-        return found | {
-            "shared_router": matrix("ffn_gate_inp_shexp.weight", "mlp.shared_expert_gate.weight", 1, hidden),
-            "shared_gate": _shared("gate", m.shared, hidden),
-            "shared_up": _shared("up", m.shared, hidden),
-            "shared_down": _shared("down", hidden, m.shared),
-        }
+        """Declare norm, router and experts, and what else the variant has."""
+        names, hidden = self.names, self.hidden
+        found = self.norm.tensors("ffn_norm", names.gguf_norm, names.norm, hidden) | self._router()
+        for key in self._keys:
+            found[key] = self._stack(key)
+            if self.biased:
+                found[f"{key}_bias"] = self._bias(key)
+        if self.latent:
+            down, up = names.latent
+            found["latent_down"] = matrix("ffn_latent_down.weight", down, self.latent, hidden)
+            found["latent_up"] = matrix("ffn_latent_up.weight", up, hidden, self.latent)
+        return found | (self._shared() if self.mixture.shared else {})
 
-    def _stack(self, key: str, hf: str, rows: int, columns: int) -> TensorSpec:
+    def _router(self) -> dict[str, TensorSpec]:
+        m, names = self.mixture, self.names
+        options = {"adaptable": False, "floats": True}
+        found = {"router": matrix("ffn_gate_inp.weight", names.router, m.experts, self.hidden, **options)}
+        if m.routing.bias:
+            found["router_bias"] = vector("ffn_gate_inp.bias", names.router_bias, m.experts)
+        if m.routing.correction:
+            found["correction"] = vector("exp_probs_b.bias", names.correction, m.experts)
+        return found
+
+    def _stack(self, key: Key) -> TensorSpec:
+        m, width = self.mixture, self.latent or self.hidden
+        sizes = ExpertSizes(m.experts, m.intermediate, width)
         return TensorSpec(
-            gguf=(f"ffn_{key}_exps.weight", f"ffn_{key}.{{e}}.weight"),
-            hf=(f"{hf}.weight",),
-            shape=(self.mixture.experts, rows, columns),
-            share=self.mixture.chosen / self.mixture.experts,
+            gguf=gguf_names(key, sizes),
+            hf=self.names.experts(key, sizes),
+            shape=(m.experts, *((width, m.intermediate) if key == "down" else (m.intermediate, width))),
+            share=m.chosen / m.experts,
             adaptable=False,
         )
 
+    def _bias(self, key: Key) -> TensorSpec:
+        m, width = self.mixture, self.latent or self.hidden
+        rows = width if key == "down" else m.intermediate
+        hf = self.names.biases[("gate", "up", "down").index(key)]
+        return vector(flat(f"ffn_{key}_exps.bias", m.experts, rows), hf, m.experts * rows)
+
+    def _shared(self) -> dict[str, TensorSpec]:
+        hidden, wide, names = self.hidden, self.mixture.shared, self.names
+        found: dict[str, TensorSpec] = {}
+        for key in self._keys:
+            shape = (hidden, wide) if key == "down" else (wide, hidden)
+            hf = f"{names.shared}.{key}_proj.weight"
+            found[f"shared_{key}"] = matrix(f"ffn_{key}_shexp.weight", hf, *shape)
+        if self.mixture.shared_gate:
+            found["shared_router"] = matrix("ffn_gate_inp_shexp.weight", names.shared_gate, 1, hidden)
+        return found
+
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, router, chosen experts and shared expert; all of them see x as it was before."""
-        norm, eps, m = w["ffn_norm"], self.eps, self.mixture
-        h = gate = None
-        if m.shared:
-            h = ops.gated(x, w["shared_gate"], w["shared_up"], "silu", norm, eps)
-            (gate,) = ops.linear(x, (w["shared_router"],), (None,), norm, eps)
-        routes = ops.route(x, w["router"], m.chosen, norm=norm, eps=eps, renormalise=m.renormalise)
-        ops.experts(x, routes, w["gate"], w["up"], w["down"], x, act="silu", norm=norm, eps=eps)
+        read = self.norm.before(ops, x, w, "ffn_norm", self.eps)
+        h, gate = self._shared_half(ops, read, w)
+        self._chosen(ops, read, self._route(ops, read, w), x, w)
         if h is not None:
-            ops.linear_add(h, w["shared_down"], x, gate=gate)
+            ops.linear_add(h, w["shared_down"], x, gate=gate, scale=self.residual)
+
+    def _route(self, ops: Ops, read: Read, w: Values) -> Buffer:
+        m, (rows, norm) = self.mixture, read
+        rule: dict[str, Any] = {k: v for k, v in asdict(m.routing).items() if k not in _OF_EXPERTS}
+        if not (m.routing.weigh_input or self.latent):
+            rule["scale"] *= self.residual
+        rule |= {"bias": w.get("router_bias"), "correction": w.get("correction")}
+        return ops.route(rows, w["router"], m.chosen, norm=norm, eps=self.eps, **rule)
+
+    def _chosen(self, ops: Ops, read: Read, routes: Buffer, x: Buffer, w: Values) -> None:
+        (rows, norm), (gate, up, down) = read, (w.get("gate"), w["up"], w["down"])
+        options: dict[str, Any] = {"act": self.act, "weigh_input": self.mixture.routing.weigh_input}
+        if self.act == "clamped":
+            options |= {"limit": self.limit, "alpha": self.alpha}
+        if self.biased:
+            options |= {f"{key}_bias": w[f"{key}_bias"] for key in self._keys}
+        if not self.latent:
+            ops.experts(rows, routes, gate, up, down, x, norm=norm, eps=self.eps, **options)
+            return
+        (z,) = ops.linear(rows, (w["latent_down"],), (None,), norm, self.eps)
+        y = ops.experts(z, routes, gate, up, down, None, **options)
+        ops.linear_add(y, w["latent_up"], x, scale=self.residual)
+
+    def _shared_half(self, ops: Ops, read: Read, w: Values) -> tuple[Buffer, Buffer]:
+        if not self.mixture.shared:
+            return None, None
+        (rows, norm), gate = read, None
+        if self.act == "relu2":
+            h = ops.linear_act(rows, w["shared_up"], self.act, None, norm, self.eps)
+        else:
+            h = ops.gated(rows, w["shared_gate"], w["shared_up"], self.act, norm, self.eps)
+        if self.mixture.shared_gate:
+            (gate,) = ops.linear(rows, (w["shared_router"],), (None,), norm, self.eps)
+        return h, gate
 
 
-def mlp_or_experts(cfg: Sizes, layer: int, names: HfNames = QWEN) -> LayerPart:
+_OF_EXPERTS = ("bias", "correction", "weigh_input")  # of a Routing: which weights it has, and what experts do
+
+
+def mlp_or_experts(cfg: Sizes, layer: int, names: MoeNames = QWEN, **options: Any) -> LayerPart:
     """Give a layer of a mixture its experts, or the dense MLP that some layers have instead."""
     assert cfg.mixture is not None, "a family of experts reads their sizes"
-    return Moe.of(cfg, names) if cfg.mixture.sparse[layer] else GatedMlp.of(cfg, layer)
-
-
-def _shared(key: str, rows: int, columns: int) -> TensorSpec:
-    return matrix(f"ffn_{key}_shexp.weight", f"mlp.shared_expert.{key}_proj.weight", rows, columns)
+    return Moe.of(cfg, names, **options) if cfg.mixture.sparse[layer] else GatedMlp.of(cfg, layer)

@@ -1,0 +1,136 @@
+"""The sizes and the router of a mixture of experts, as both file formats state them.
+
+Knows the keys of experts and routers, and which layers have experts; knows no tensor and no arithmetic.
+Path: families.<family>.config_from_* -> gguf_mixture or hf_mixture -> Mixture -> parts.moe
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from freehold.errors import BadModelFile, UnsupportedModel
+from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
+from freehold.models.sizes import Mixture, Routing, Sizes, check_width, hf_decoder
+
+MAX_EXPERTS = 1 << 12
+MAX_SCALE = 1e4
+GATINGS = {
+    1: "softmax",
+    2: "sigmoid",
+    3: "softmax",
+}  # 3: over the chosen logits alone, which is renormalising
+
+
+def mixture(
+    experts: int, chosen: int, hidden: int, intermediate: int, layers: int, *, shared: int = 0, **options: Any
+) -> Mixture:
+    """Return a mixture whose sizes fit together and fit the kernels."""
+    if chosen > experts:
+        raise BadModelFile(f"a token is sent to {chosen} of {experts} experts")
+    if (wide := chosen * max(hidden, intermediate)) > MAX_WIDTH:  # a step holds activations of all of them
+        raise BadModelFile(
+            f"the {chosen} experts of a token are {wide} wide together; the limit is {MAX_WIDTH}"
+        )
+    check_width("expert", intermediate)
+    check_width("shared expert", shared)
+    sparse = options.pop("sparse", (True,) * layers)
+    return Mixture(
+        experts=experts, chosen=chosen, intermediate=intermediate, shared=shared, sparse=sparse, **options
+    )
+
+
+def gguf_mixture(meta: Fields, sizes: dict[str, Any], **options: Any) -> Mixture:
+    """Read the keys of experts; where none states their size, it is the dense one's, divided among the chosen."""
+    experts = meta.integer("expert_count", 1, MAX_EXPERTS)
+    chosen = meta.integer("expert_used_count", 1, MAX_EXPERTS)
+    default = options.pop("intermediate", max(sizes["intermediate"][0] // chosen, 1))
+    intermediate = meta.integer("expert_feed_forward_length", 1, MAX_WIDTH, default)
+    return mixture(experts, chosen, sizes["hidden"], intermediate, len(sizes["heads"]), **options)
+
+
+def hf_mixture(config: Fields, key: str, layers: int, **options: Any) -> Mixture:
+    """Read how many experts there are, and their intermediate size under `key`.
+
+    Published files name `num_experts` or `num_local_experts`, by the family; transformers 5 writes the latter for all.
+    """
+    count = "num_local_experts" if config.get("num_experts") is None else "num_experts"
+    return mixture(
+        config.integer(count, 1, MAX_EXPERTS),
+        config.integer("num_experts_per_tok", 1, MAX_EXPERTS),
+        config.integer("hidden_size", 1, MAX_WIDTH),
+        config.integer(key, 1, MAX_WIDTH),
+        layers,
+        **options,
+    )
+
+
+def qwen_mixture(config: Fields, **options: Any) -> Sizes:
+    """Read a Qwen mixture's sizes: weights divided by their sum only where stated, and layers of a dense MLP."""
+    config.refuse("use_sliding_window", "a sliding window")
+    sizes = hf_decoder(config)
+    layers = len(sizes["heads"])
+    routing = Routing(renormalise=config.flag("norm_topk_prob", False))
+    options |= {"routing": routing, "sparse": _sparse_layers(config, layers)}
+    return Sizes(**sizes, mixture=hf_mixture(config, "moe_intermediate_size", layers, **options))
+
+
+def _sparse_layers(config: Fields, layers: int) -> tuple[bool, ...]:
+    """Say which layers have experts: every `decoder_sparse_step`th, but for those in `mlp_only_layers`."""
+    dense = config.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or any(type(i) is not int for i in dense):
+        raise BadModelFile(f"mlp_only_layers is {str(dense)[:60]}; expected a list of layers")
+    step = config.integer("decoder_sparse_step", 1, MAX_LAYERS, 1)
+    return tuple(i not in dense and (i + 1) % step == 0 for i in range(layers))
+
+
+# --- routers -----------------------------------------------------------------------------------------
+
+
+def gguf_routing(meta: Fields, assumed: Routing) -> Routing:
+    """Read what a GGUF states of a router over what the family's models have where one states nothing."""
+    found = _gguf_scoring(meta, assumed)
+    scale = meta.number("expert_weights_scale", 0.0, MAX_SCALE, found.scale)
+    found = replace(
+        found,
+        renormalise=meta.flag("expert_weights_norm", found.renormalise),
+        scale=scale or 1.0,  # some converters write 0 for none
+    )
+    groups = meta.integer("expert_group_count", 0, MAX_EXPERTS, found.groups) or 1
+    return replace(found, groups=groups, kept=meta.integer("expert_group_used_count", 1, groups, groups))
+
+
+def _gguf_scoring(meta: Fields, assumed: Routing) -> Routing:
+    kind = meta.integer("expert_gating_func", 0, 255, 0)
+    if kind and kind not in GATINGS:
+        raise UnsupportedModel(
+            f"{meta.name('expert_gating_func')} is {kind}; supported: 1 softmax, 2 sigmoid, 3 of the chosen"
+        )
+    stated = GATINGS.get(kind, assumed.scoring)
+    if stated != assumed.scoring:
+        raise UnsupportedModel(
+            f"{meta.name('expert_gating_func')} is {kind}, {stated}; models of this architecture have {assumed.scoring}"
+        )
+    if kind == 3 and not assumed.renormalise:
+        raise UnsupportedModel(
+            f"{meta.name('expert_gating_func')} is 3; models of this architecture weigh by all experts"
+        )
+    return assumed
+
+
+def hf_groups(config: Fields, routing: Routing) -> Routing:
+    """Read the groups that experts are chosen from, and the factor and sum of weights, as DeepSeek names them."""
+    groups = config.integer("n_group", 1, MAX_EXPERTS, 1)
+    return replace(
+        routing,
+        groups=groups,
+        kept=config.integer("topk_group", 1, groups, groups),
+        renormalise=config.flag("norm_topk_prob", routing.renormalise),
+        scale=config.number("routed_scaling_factor", 1e-6, MAX_SCALE, routing.scale),
+    )
+
+
+def dense_first(config: Fields, layers: int, key: str = "first_k_dense_replace") -> tuple[bool, ...]:
+    """Say which layers have experts: all but the first, whose number `key` states."""
+    first = config.integer(key, 0, layers, 0)
+    return tuple(i >= first for i in range(layers))
