@@ -10,6 +10,7 @@ from freehold import catalog
 from freehold.catalog.model import Structure
 from freehold.errors import UnsupportedModel
 from freehold.models.bind import FAMILIES, check_structure, refusal
+from freehold.models.unsupported import missing_part
 
 NOWHERE = Path("/nowhere/catalogue.toml")
 
@@ -69,3 +70,25 @@ def test_a_download_that_would_not_run_is_refused_with_what_does():
     assert "llama, olmoe, qwen2, qwen2moe, qwen3" in e.value.hint.replace("gemma3, ", "")
     with pytest.raises(UnsupportedModel, match="which is not known"):
         check_structure(Structure(""))
+
+
+@pytest.mark.parametrize(
+    ("name", "lack"),
+    [
+        ("deepseek4", "compressed sparse attention"),
+        ("kimi-k3", "delta rule with a decay for each channel"),
+        ("qwen4exp", "n-gram embeddings"),
+        ("minimax-m3", "an index picks"),
+        ("mimo2", "sinks"),
+    ],
+)
+def test_newer_architecture_is_refused_with_what_it_has_that_is_not_computed(name: str, lack: str):
+    assert lack in refusal(Structure(name))
+    with pytest.raises(UnsupportedModel, match=lack):
+        check_structure(Structure(name))
+
+
+def test_no_family_is_listed_as_not_computed():
+    for family in FAMILIES:
+        for name in (family.gguf_architecture, *family.hf_classes, *family.model_types):
+            assert not missing_part(name), name

@@ -27,6 +27,7 @@ from freehold.models.fp8 import join_scales
 from freehold.models.mixtures import MAX_EXPERTS
 from freehold.models.rope import RopeTable
 from freehold.models.stored import ExpertStack, Held, RowCut, Stored, Taken, Whole
+from freehold.models.unsupported import missing_part
 
 # Stored tables of what the config already says; every reader computes them afresh.
 _DERIVED = re.compile(r"(.*\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weight|embeddings\.position_ids)")
@@ -186,7 +187,7 @@ def refusal(asked: Structure) -> str:
     named = [f for f in FAMILIES if asked.architecture in (f.gguf_architecture, *f.model_types)]
     if not named:
         shown = asked.architecture or "of this model, which is not known,"
-        return f"Freehold's engine does not run the architecture {shown} yet"
+        return f"Freehold's engine does not run the architecture {shown} yet{_lacking(asked.architecture)}"
     family = next((f for f in named if f.experts == asked.experts), None)
     if family is None:
         return _other_kind(asked.architecture, asked.experts)
@@ -235,7 +236,14 @@ def check_structure(asked: Structure) -> None:
 def _unknown_architecture(name: str) -> UnsupportedModel:
     known = sorted({n for f in FAMILIES for n in (f.gguf_architecture, *f.hf_classes, *f.wrappers)})
     shown = name if len(name) <= 60 else name[:57] + "..."
-    return UnsupportedModel(f"architecture {shown!r} is not supported", f"supported: {', '.join(known)}")
+    return UnsupportedModel(
+        f"architecture {shown!r} is not supported{_lacking(name)}", f"supported: {', '.join(known)}"
+    )
+
+
+def _lacking(architecture: str) -> str:
+    lack = missing_part(architecture)
+    return f": it has {lack}" if lack else ""
 
 
 # --- declared weights meet tensors -----------------------------------------------------------------

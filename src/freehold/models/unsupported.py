@@ -1,0 +1,80 @@
+"""Architectures that are known and not computed, each with what it has that the engine lacks.
+
+Knows names as both file formats write them, and what sets each architecture apart; knows no family that is computed.
+A name that a family registers wins over one that stands here. Sources: the architectures' classes in transformers 5.24
+and their loaders in llama.cpp, read 2026-11.
+Path: bind.read_source, bind.refusal -> missing_part
+"""
+
+from __future__ import annotations
+
+_MIXED_STREAMS = "several residual streams that are mixed in each layer"
+_INDEXED = "attention to tokens that an index picks"
+_KDA = "a delta rule with a decay for each channel"
+
+# What the engine lacks, and the names of the architectures that need it.
+_LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        f"compressed sparse attention, {_MIXED_STREAMS} and experts chosen by a token's hash",
+        ("deepseek4", "deepseek_v4", "DeepseekV4ForCausalLM"),
+    ),
+    (
+        f"{_INDEXED}, hashed n-gram embeddings and {_MIXED_STREAMS}",
+        (
+            "qwen4exp",
+            "qwen4_exp",
+            "qwen4_exp_text",
+            "Qwen4ExpForCausalLM",
+            "Qwen4ExpForConditionalGeneration",
+        ),
+    ),
+    (
+        f"{_KDA} beside attention to earlier layers' outputs, and experts in a latent width",
+        ("kimi-k3", "kimi_k3", "KimiK3ForCausalLM"),
+    ),
+    (
+        f"{_KDA}, {_INDEXED} and {_MIXED_STREAMS}",
+        ("glm5-next", "glm5_next", "Glm5NextForCausalLM"),
+    ),
+    (
+        f"{_INDEXED}, keys and values that layers share, and learned rope factors",
+        (
+            "mistral-large4",
+            "mistral_large4",
+            "mistral_large4_text",
+            "MistralLarge4ForConditionalGeneration",
+        ),
+    ),
+    ("attention to blocks that an index picks", ("minimax-m3", "minimax_m3", "MiniMaxM3ForCausalLM")),
+    (
+        "linear attention with a decay for each head",
+        ("minimax-m1", "minimax_m1", "MiniMaxM1ForCausalLM", "minimax", "MiniMaxForCausalLM"),
+    ),
+    ("its attention and its router", ("hy_v4", "HYV4ForCausalLM")),
+    (
+        f"{_KDA} beside latent attention in groups of layers",
+        ("bailingmoe3", "bailing_hybrid", "BailingHybridForCausalLM"),
+    ),
+    (
+        "per-layer head counts and gated attention in windows",
+        ("laguna", "LagunaForCausalLM", "step35", "step3p5", "step3p7", "Step35ForCausalLM"),
+    ),
+    (
+        "windows whose heads have other widths, with sinks",
+        ("mimo2", "mimo_v2", "mimo_v2_flash", "MiMoV2FlashForCausalLM"),
+    ),
+    (
+        "attention with an output gate on normalised embeddings",
+        ("muse-glimmer", "muse_glimmer", "MuseGlimmerForCausalLM", "afmoe", "AfmoeForCausalLM"),
+    ),
+    ("Mamba-1 states", ("jamba", "JambaForCausalLM", "mamba", "MambaForCausalLM", "FalconMambaForCausalLM")),
+    ("attention to images in some layers", ("mllama", "MllamaForConditionalGeneration")),
+    ("layers of their own shapes each (a searched architecture)", ("deci", "DeciLMForCausalLM")),
+    ("zero-computation experts and two attentions a layer", ("longcat_flash", "LongcatFlashForCausalLM")),
+)
+_BY_NAME = {name: lack for lack, names in _LACKS for name in names}
+
+
+def missing_part(architecture: str) -> str:
+    """Return what an architecture has that the engine does not compute; empty: it is not known here."""
+    return _BY_NAME.get(architecture, "")
