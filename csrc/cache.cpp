@@ -28,7 +28,8 @@ KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type, std::
   for (size_t i = 0; i < layers.size(); ++i) {
     const KvLayer& l = layers[i];
     const bool none = !l.kv_heads && !l.d && !l.dv;
-    if (!none && (l.kv_heads < 1 || l.d < 1 || l.dv < 1 || l.kv_heads > 65536 || l.d > 65536 || l.dv > 65536)) refuse("layer " + std::to_string(i) + " has heads out of range");
+    if (!none && (l.kv_heads < 1 || l.d < 1 || l.dv < 0 || l.kv_heads > 65536 || l.d > 65536 || l.dv > 65536)) refuse("layer " + std::to_string(i) + " has heads out of range");
+    if (type == KvType::Q8 && l.d && !l.dv) refuse("latent attention does not fit q8: its keys are its values too; use f16");
     if (type == KvType::Q8 && std::max(l.d, l.dv) > kMaxCodeWidth)
       refuse("heads of " + std::to_string(std::max(l.d, l.dv)) + " do not fit q8, which takes " + std::to_string(kMaxCodeWidth) + "; use f16");
     const bool windowed = !none && window_blocks && windows[i] > 0;

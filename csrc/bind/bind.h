@@ -34,5 +34,6 @@ void bind_testing_delta(nb::module_& t);
 void bind_testing_mamba(nb::module_& t);
 void bind_testing_rows(nb::module_& t);
 void bind_testing_products(nb::module_& t);
+void bind_testing_latent(nb::module_& t);
 
 }  // namespace fh

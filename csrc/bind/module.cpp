@@ -50,4 +50,5 @@ testing: single kernels by the name of their table, for tests/csrc.)";
   bind_testing_mamba(testing);
   bind_testing_rows(testing);
   bind_testing_products(testing);
+  bind_testing_latent(testing);
 }

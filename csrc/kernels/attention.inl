@@ -164,18 +164,6 @@ static void score_page(const Pass& s, int page, float* scores, float* wide) {
   }
 }
 
-// 2^t for t <= 0, and 0 below -150. NaN stays NaN. r in [-1/2, 1/2]; the polynomial errs by 9e-8, three quarters of an ulp.
-OP F fexp2(F t) {
-  t = fmax(fset(-151.0f), t);                                // returns its second argument for NaN
-  const F n = fround(t), r = sub(t, n);
-  F p = fset(1.326472731e-3f);                               // minimax fit of (2^r - 1) / r
-  p = fma(p, r, fset(9.671512991e-3f));
-  p = fma(p, r, fset(5.550733581e-2f));
-  p = fma(p, r, fset(0.2402224243f));
-  p = fma(p, r, fset(0.6931470037f));
-  return scale_exp(fma(p, r, fset(1.0f)), n);
-}
-
 OP F capped(const AttnArgs& a, F s) { return a.softcap > 0.0f ? fsoftcap(mul(s, fset(a.scale)), fset(a.softcap)) : s; }
 
 // x where lane `at` onwards lies in the range, else y.

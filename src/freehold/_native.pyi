@@ -239,6 +239,18 @@ class Plan:
     def hidden(self, x: int) -> None:
         """The rows a step asks for, as they are. The last op of an encoder's plan, which needs no cache."""
 
+    def latent_attention(self, layer: int, q: int, latent: int, scale: float) -> int:
+        """Causal attention of absorbed queries over the layer's latents; returns [heads, latent]."""
+
+    def latent_store(
+        self, layer: int, q: int, absorbed: int, kv: int, norm: F32, eps: float, rope: Rope | None
+    ) -> None:
+        """Normalise kv's latent, rotate the rest of it and of q's heads, and write [latent | key] into its pages.
+
+        absorbed: [heads, latent + rotated], as linear_heads() leaves it: q's rotated parts go into its room.
+        rope None: nothing turns.
+        """
+
     def layer_norm(self, x: int, weight: F32, bias: F32, eps: float) -> None:
         """Layer norm of every row, in place."""
 
@@ -278,6 +290,13 @@ class Plan:
         """residual += scale * (W · x + bias), in place.
 
         `gate`: a buffer [rows, 1]; sigmoid(gate) multiplies W · x. Takes no bias.
+        """
+
+    def linear_heads(self, x: int, weight: Matrix, heads: int, room: int = 0) -> int:
+        """A product for each head: its rows of W times the first inputs of its part of x.
+
+        weight: [heads * outputs, inputs]; x: [heads, inputs or more].
+        Returns [heads, outputs + room], whose room is not written.
         """
 
     def logits(

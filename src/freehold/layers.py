@@ -69,6 +69,13 @@ class LayerSpec:
         return Reuse.STATE if self.recurrent else Reuse.NOTHING
 
     @property
+    def page(self) -> tuple[int, int, int]:
+        """Heads, key width and value width of a page; a latent's values are a part of its keys."""
+        if self.kind == "latent":
+            return 1, self.latent + self.rope, 0
+        return self.kv_heads, self.head_dim, self.value_width
+
+    @property
     def values_per_token(self) -> int:
         """Values that one of these layers keeps of a token it still sees."""
         return self._attended + self.latent + self.rope + self.index

@@ -317,7 +317,7 @@ def _cut(whole: Whole, cut: Cut, key: str, spec: TensorSpec) -> Stored:
     name, take, rows = f"{whole.name}:{key}", cut.take, cut.rows
     if rows is not None and len(cut.shape) > 1:
         return RowCut(name, whole, np.asarray(rows, np.int64), spec.shape)
-    if whole.type not in FLOATS:
+    if whole.type not in FLOATS and not cut.decode:
         raise UnsupportedModel(
             f"tensor {whole.name} has type {whole.type.name}; only floats are supported there"
         )

@@ -38,13 +38,15 @@ class Cut:
 
     `rows` names the rows of the stored tensor, all outer dimensions flattened (of a vector: its elements), in the
     weight's order; exact for every weight type. Else `take` makes float32 of the declared shape from float32 of
-    `shape`, of tensors of floats alone. The declared form of a weight is a GGUF's, so only safetensors need `take`.
+    `shape`, of tensors of floats alone, or with `decode` of what a quantised one stands for. The declared form of a
+    weight is a GGUF's, so only safetensors need `take`.
     """
 
     name: str
     shape: tuple[int, ...]  # of the stored tensor
     rows: range | NDArray[np.int64] | None = None
     take: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+    decode: bool = False
 
     def __post_init__(self) -> None:
         assert (self.rows is None) != (self.take is None), "a cut names rows or a function"

@@ -102,7 +102,7 @@ class LoadedModel:
 
         `slots`: how many states of recurrent layers there is memory for.
         """
-        pages = [(spec.kv_heads, spec.head_dim, spec.value_width) for spec in self.layers]
+        pages = [spec.page for spec in self.layers]
         windows = [spec.window for spec in self.layers]
         states = [(spec.conv, spec.state) for spec in self.layers]
         return native.KvCache(pages, blocks, kv_type, windows, window_blocks, states, slots)

@@ -32,6 +32,7 @@ from freehold.models.arithmetic import (
 from freehold.models.bind import Source, assemble, read_source
 from freehold.models.family import Network, NetworkWeights
 from freehold.models.ops import Ops
+from freehold.models.oracle_latent import LatentVerbs
 from freehold.models.oracle_routing import ChosenExperts, ScoreOrder, chosen_experts
 from freehold.models.rope import RopeTable
 from freehold.models.stored import Stored
@@ -101,7 +102,7 @@ class KvStore:
         return pages
 
 
-class NumpyOps:
+class NumpyOps(LatentVerbs):
     """ops.Ops executed at once: buffers are float32 arrays [rows, width]."""
 
     def __init__(self, tokens: NDArray[np.integer], kv: KvStore, layers: Sequence[LayerSpec]) -> None:

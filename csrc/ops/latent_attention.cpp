@@ -1,0 +1,138 @@
+// Causal attention in latent space, over pages of latents.
+#include <cmath>
+
+#include "kernels/latent.h"
+#include "ops/record.h"
+
+namespace fh {
+namespace {
+
+struct LatentRooms { std::vector<float> partials, packed; };   // of the op that runs, where spans are dealt out
+
+// One item: some queries of one sequence, a row's heads one after another. Where no item is a large share of the work (prefill),
+// a thread takes an item and walks its spans. Else (decode) spans are dealt out too, and merged in order afterwards. Same bits.
+struct LatentAttention final : Op {
+  int layer, q, out, heads, d, latent; float scale;
+  Phase merged;
+  struct Item { Segment seg; int64_t query; int n, spans; int64_t partial, packed; };
+  struct Deal {                               // a step's work, by seat
+    std::vector<Item> items;
+    std::vector<std::pair<int32_t, int32_t>> pieces;   // split: (item, span)
+    bool split = false;
+  };
+  Deal deals[Threads::kSeats];
+  LatentRooms* rooms;
+  std::vector<std::vector<float>> local;      // by thread: queries, running, partial, scratch
+
+  int64_t unit(int64_t n) const { return latent_partial(n, latent); }
+  void prepare(const Run& r) override {
+    merged.reset(r.seat);
+    auto& [items, pieces, split] = deals[r.seat];
+    items.clear();
+    pieces.clear();
+    int64_t total = 0, packed = 0, largest = 0;
+    for (const Segment& seg : r.segments)
+      for (int64_t i = 0; i < seg.rows * heads; i += kLatentQueries) {
+        const int n = static_cast<int>(std::min<int64_t>(kLatentQueries, seg.rows * heads - i));
+        const int spans = static_cast<int>((seg.position + (i + n - 1) / heads) / kSpanTokens) + 1;
+        items.push_back({seg, i, n, spans, total, packed});
+        total += unit(n) * spans;
+        packed += latent_packed(n, d);
+        largest = std::max(largest, unit(n) * spans);
+      }
+    split = r.active > 1 && largest * 4 * r.active > total;
+    if (split) {
+      const auto grow = [](auto& v, int64_t n) { v.resize(std::max(v.size(), static_cast<size_t>(n))); };
+      grow(rooms->partials, total);
+      grow(rooms->packed, packed);
+      for (size_t i = 0; i < items.size(); ++i)
+        for (int s = 0; s < items[i].spans; ++s) pieces.emplace_back(static_cast<int32_t>(i), s);
+      if (pieces.size() == items.size()) split = false;
+    }
+    local.resize(static_cast<size_t>(r.threads->size()));
+    for (auto& l : local) l.resize(static_cast<size_t>(latent_packed(kLatentQueries, d) + 2 * unit(kLatentQueries) + kLatentScratch));
+  }
+  LatentArgs args(const Run& r, const Item& it) const {
+    LatentArgs a;
+    a.heads = heads;
+    a.d = d;
+    a.latent = latent;
+    a.q_stride = int64_t{heads} * d;
+    a.out_stride = int64_t{heads} * latent;
+    a.q = r.buffer[q] + it.seg.row * a.q_stride;
+    a.out = r.buffer[out] + it.seg.row * a.out_stride;
+    a.pages = r.cache->pages(layer);
+    a.block_bytes = r.cache->stride(layer);
+    a.block_table = r.step->block_tables + it.seg.seq * r.step->table_width;
+    a.scale = scale;
+    a.first_position = it.seg.position;
+    a.type = r.cache->type();
+    return a;
+  }
+  void start(float* running, int n) const {
+    std::fill_n(running, unit(n), 0.0f);
+    std::fill_n(running, latent_lanes(n), -INFINITY);
+  }
+  void whole(const LatentKernels& k, const LatentArgs& a, const Item& it, float* packed) const {
+    float *running = packed + latent_packed(kLatentQueries, d), *partial = running + unit(kLatentQueries), *scratch = partial + unit(kLatentQueries);
+    k.pack(a, it.query, it.n, packed);
+    start(running, it.n);
+    for (int s = 0; s < it.spans; ++s) {
+      k.span(a, it.query, it.n, packed, s, scratch, partial);
+      k.merge(running, partial, it.n, latent);
+    }
+    k.finish(a, it.query, it.n, running);
+  }
+  void run(Run& r, int thread) override {
+    const LatentKernels& k = latent_kernels(*r.k);
+    float* mine = local[static_cast<size_t>(thread)].data();
+    const Deal& deal = deals[r.seat];
+    const std::vector<Item>& items = deal.items;
+    const auto count = static_cast<int64_t>(items.size());
+    if (!deal.split) {
+      share(r, first, count, 1, [&](int64_t i, int64_t) { whole(k, args(r, items[static_cast<size_t>(i)]), items[static_cast<size_t>(i)], mine); });
+      return;
+    }
+    share(r, first, count, 1, [&](int64_t i, int64_t) {
+      const Item& it = items[static_cast<size_t>(i)];
+      k.pack(args(r, it), it.query, it.n, rooms->packed.data() + it.packed);
+    });
+    share_stream(r, second, static_cast<int64_t>(deal.pieces.size()), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto [n, s] = deal.pieces[static_cast<size_t>(i)];
+        const Item& it = items[static_cast<size_t>(n)];
+        k.span(args(r, it), it.query, it.n, rooms->packed.data() + it.packed, s, mine, rooms->partials.data() + it.partial + s * unit(it.n));
+      }
+    });
+    share(r, merged, count, 1, [&](int64_t i, int64_t) {
+      const Item& it = items[static_cast<size_t>(i)];
+      start(mine, it.n);
+      for (int s = 0; s < it.spans; ++s) k.merge(mine, rooms->partials.data() + it.partial + s * unit(it.n), it.n, latent);
+      k.finish(args(r, it), it.query, it.n, mine);
+    });
+  }
+};
+
+int latent_attention(Plan& plan, int layer, int q, int latent, float scale) {
+  const KvLayer shape = plan.want_layer(layer);
+  if (shape.kv_heads != 1 || shape.dv) refuse("layer " + std::to_string(layer) + " keeps no latent");
+  if (latent < 16 || latent % 16 || latent > shape.d) refuse("a latent of " + std::to_string(latent) + " in keys of " + std::to_string(shape.d));
+  if (plan.width_of(q) < 1 || plan.width_of(q) % shape.d) refuse("queries are not a whole number of heads");
+  if (!(scale > 0.0f)) refuse("scores need a scale above 0");
+  auto op = std::make_unique<LatentAttention>();
+  op->layer = layer;
+  op->q = q;
+  op->d = shape.d;
+  op->latent = latent;
+  op->heads = static_cast<int>(plan.width_of(q) / shape.d);
+  op->scale = scale;
+  op->rooms = &plan.shared<LatentRooms>();
+  op->out = plan.buffer(int64_t{op->heads} * latent);
+  op->reads = {q};
+  op->writes = {op->out};
+  return plan.add(std::move(op)).out;
+}
+FREEHOLD_OP(latent_attention, "Causal attention of absorbed queries over the layer's latents; returns [heads, latent].", "layer"_a, "q"_a, "latent"_a, "scale"_a)
+
+}  // namespace
+}  // namespace fh
