@@ -365,6 +365,15 @@ class Plan:
     def scale(self, x: int, factor: float) -> None:
         """x *= factor, in place."""
 
+    def ssm_scan(
+        self, layer: int, x: int, dt: int, a: F32, d: F32, bias: F32, groups: int, states: int
+    ) -> int:
+        """Mamba-2's recurrence; x is [heads * head_dim | groups * states of B | the same of C], dt [heads].
+
+        step = softplus(dt + bias), h = exp(step * a) * h + step * x B', y = h C + d x; returns y [heads * head_dim].
+        The layer's state is [heads][states][head_dim]; head_dim is a multiple of 16.
+        """
+
     def temper(self, x: int, beta: float, original: int, shift: int = 0) -> None:
         """x *= 1 + beta * ln(1 + floor((position + shift) / original)), in place."""
 

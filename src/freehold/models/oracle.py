@@ -25,7 +25,6 @@ from freehold.models.arithmetic import (
     rms_norm,
     rotate,
     sigmoid,
-    silu,
     softmax,
     visible,
 )
@@ -33,6 +32,7 @@ from freehold.models.bind import Source, assemble, read_source
 from freehold.models.family import Network, NetworkWeights
 from freehold.models.ops import Ops
 from freehold.models.oracle_latent import LatentVerbs
+from freehold.models.oracle_recurrent import RecurrentVerbs
 from freehold.models.oracle_routing import ChosenExperts, ScoreOrder, chosen_experts
 from freehold.models.rope import RopeTable
 from freehold.models.stored import Stored
@@ -102,7 +102,7 @@ class KvStore:
         return pages
 
 
-class NumpyOps(LatentVerbs):
+class NumpyOps(LatentVerbs, RecurrentVerbs):
     """ops.Ops executed at once: buffers are float32 arrays [rows, width]."""
 
     def __init__(self, tokens: NDArray[np.integer], kv: KvStore, layers: Sequence[LayerSpec]) -> None:
@@ -110,6 +110,7 @@ class NumpyOps(LatentVerbs):
         self.routes: list[ChosenExperts] = []  # of each layer with experts
         self._tokens = tokens
         self._kv = kv
+        self._states = kv.states
         self._kv_heads = [spec.kv_heads for spec in layers]
         self._positions = np.arange(kv.length, kv.length + len(tokens))
 
@@ -192,12 +193,6 @@ class NumpyOps(LatentVerbs):
 
     def add_norm(self, residual: F32, x: F32, weight: F32, eps: float) -> None:
         residual += rms_norm(x, weight, eps)
-
-    def gate_norm(self, y: F32, z: F32, weight: F32 | None, eps: float = 0.0, groups: int = 1) -> None:
-        y *= silu(z)
-        if weight is not None:
-            each = (groups, y.shape[1] // groups)
-            y[:] = rms_norm(y.reshape(-1, *each), weight.reshape(each), eps).reshape(y.shape)
 
     def logits(
         self,
