@@ -2,7 +2,7 @@
 
 Knows the registry of families, and what a structure that no family computes is refused for; reads no weight, packs
 nothing. A tensor the family does not name is refused: what is not computed must not be ignored.
-Path: formats.open_model_file -> read_source -> Source -> load.load_model, oracle.Oracle
+Path: formats.open_model_file -> read_source -> Binder -> Source -> load.load_model, oracle.Oracle
 """
 
 from __future__ import annotations
@@ -11,47 +11,31 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from freehold import _native as native
 from freehold.catalog.model import Structure
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import GGUFFile, ModelFile, QuantType, SafetensorsFile
-from freehold.formats.fields import Fields
+from freehold.formats import GGUFFile, ModelFile, SafetensorsFile
+from freehold.formats.fields import MAX_LAYERS, Fields
 from freehold.formats.metadata import Metadata
+from freehold.models.binder import FLOATS, GGUF_LAYERS, Binder, Bound
 from freehold.models.families import FAMILIES
-from freehold.models.family import Cut, Family, Network, NetworkWeights, TensorSpec
+from freehold.models.family import Family, Network, NetworkWeights
 from freehold.models.fp8 import join_scales
 from freehold.models.mixtures import MAX_EXPERTS
 from freehold.models.rope import RopeTable
-from freehold.models.stored import ExpertStack, Held, RowCut, Stored, Taken, Whole
+from freehold.models.stored import Held, Stored
 from freehold.models.unsupported import missing_part
 
-# Stored tables of what the config already says; every reader computes them afresh.
-_DERIVED = re.compile(r"(.*\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weight|embeddings\.position_ids)")
 # What a wrapper holds beside its text half, under `model.` or at the top.
 _OTHER_HALVES = re.compile(
     r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*"
 )
 # Keys of a wrapper that count for its text half where that does not state them.
 _SHARED_KEYS = ("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config")
-_GGUF_LAYERS = "blk"
-_DIVISORS = "rope_freqs.weight"
-FLOATS = (QuantType.F32, QuantType.F16, QuantType.BF16, QuantType.F64)
-
-
-class Bound(NamedTuple):
-    """A declared weight and what a file holds of it."""
-
-    spec: TensorSpec
-    tensor: Stored
-
-    @property
-    def is_matrix(self) -> bool:
-        """Whether it is multiplied with, and so packed."""
-        return len(self.spec.shape) > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +119,10 @@ def _read_gguf(opened: GGUFFile, tokens: int | None) -> Source:
     cfg = family.config_from_gguf(keys, embed.shape[0])
     listed = meta.get("tokenizer.ggml.tokens")
     count = len(listed) if isinstance(listed, list | np.ndarray | native.Strings) else cfg.vocab
-    binder = _Binder(tensors, _GGUF_LAYERS)
-    return _bound(opened.path, _name(opened, meta), family, cfg, binder, tokens or count)
+    drafts = keys.integer("nextn_predict_layers", 0, MAX_LAYERS, 0)
+    tensors, notes = _without_drafts(tensors, (), GGUF_LAYERS, cfg.layers, drafts)
+    binder = Binder(tensors, GGUF_LAYERS)
+    return _bound(opened.path, _name(opened, meta), family, cfg, binder, tokens or count, notes)
 
 
 def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
@@ -153,8 +139,20 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
         notes = (*notes, note) if len(kept) < len(tensors) else notes
         tensors = kept
     cfg = family.config_from_hf(config)
-    binder = _Binder(tensors, family.hf_layers)
+    drafts = config.integer("num_nextn_predict_layers", 0, MAX_LAYERS, 0)
+    tensors, notes = _without_drafts(tensors, notes, family.hf_layers, cfg.layers, drafts)
+    binder = Binder(tensors, family.hf_layers)
     return _bound(Path(opened.path), _name(opened, {}), family, cfg, binder, tokens or cfg.vocab, notes)
+
+
+def _without_drafts(
+    tensors: Mapping[str, Held], notes: tuple[str, ...], prefix: str, layers: int, drafts: int
+) -> tuple[dict[str, Held], tuple[str, ...]]:
+    """Leave out the layers after the last, of which a config says that they predict further tokens."""
+    beyond = tuple(f"{prefix}.{layers + i}." for i in range(drafts))
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(beyond)}
+    note = "the layers that predict further tokens are left out"
+    return kept, (*notes, note) if len(kept) < len(tensors) else notes
 
 
 def _family_of(config: Metadata) -> tuple[Family, Fields, bool]:
@@ -246,129 +244,12 @@ def _lacking(architecture: str) -> str:
     return f": it has {lack}" if lack else ""
 
 
-# --- declared weights meet tensors -----------------------------------------------------------------
-
-
-class _Binder:
-    """Takes tensors by declared name, checks shapes, and knows which ones no declaration took."""
-
-    def __init__(self, tensors: Mapping[str, Held], layers: str) -> None:
-        self.gguf = layers == _GGUF_LAYERS
-        self._tensors = tensors
-        self._taken: set[str] = set()
-        self._layers = layers
-
-    def take(self, specs: Mapping[str, TensorSpec], layer: int | None = None) -> dict[str, Bound]:
-        """Bind every declared weight that the file has; those that may not be missing are there."""
-        prefix = "" if layer is None else f"{self._layers}.{layer}."
-        found: dict[str, Bound] = {}
-        for key, spec in specs.items():
-            names = spec.gguf if self.gguf else spec.hf
-            tensor = next(filter(None, (self._find(prefix, name, key, spec) for name in names)), None)
-            if tensor is not None:
-                found[key] = Bound(spec, _checked(tensor, spec))
-            elif spec.default:
-                found[key] = Bound(spec, found[spec.default].tensor)
-            elif not spec.optional:
-                missing = f" {prefix}{names[0]}" if names else f", {key}, which such a file does not hold,"
-                raise BadModelFile(f"tensor{missing} is missing")
-        return found
-
-    def _find(self, prefix: str, name: str | Cut, key: str, spec: TensorSpec) -> Stored | None:
-        if isinstance(name, str):
-            return self._whole(prefix + name, spec.shape)
-        whole = self._whole(prefix + name.name, name.shape)
-        return None if whole is None else _cut(whole, name, key, spec)
-
-    def _whole(self, name: str, shape: tuple[int, ...]) -> Whole | None:
-        if "{e}" not in name:
-            self._taken.add(name)
-            return self._tensors.get(name)
-        if name.replace("{e}", "0") not in self._tensors:
-            return None
-        names = [name.replace("{e}", str(e)) for e in range(shape[0])]
-        for each in names:
-            if each not in self._tensors:
-                raise BadModelFile(f"tensor {each} is missing")
-        self._taken.update(names)
-        return _stack(name.replace("{e}", "*"), tuple(self._tensors[each] for each in names), shape)
-
-    def take_divisors(self) -> Held | None:
-        """Take the table that divides rope frequencies, which only a GGUF has."""
-        if not self.gguf:
-            return None
-        self._taken.add(_DIVISORS)
-        return self._tensors.get(_DIVISORS)
-
-    def refuse_rest(self) -> None:
-        """Raise for tensors that no declaration took."""
-        rest = [n for n in self._tensors if n not in self._taken and not _DERIVED.fullmatch(n)]
-        if rest:
-            more = f" and {len(rest) - 1} more" if len(rest) > 1 else ""
-            raise UnsupportedModel(
-                f"the file holds tensor {rest[0][:80]}{more}, which the architecture does not have",
-                "it is a variant of this architecture that Freehold does not run",
-            )
-
-
-def _cut(whole: Whole, cut: Cut, key: str, spec: TensorSpec) -> Stored:
-    """Return the declared part of a stored tensor; of a vector, elements count as rows."""
-    _check_shape(whole, cut.shape)
-    name, take, rows = f"{whole.name}:{key}", cut.take, cut.rows
-    if rows is not None and len(cut.shape) > 1:
-        return RowCut(name, whole, np.asarray(rows, np.int64), spec.shape)
-    if whole.type not in FLOATS and not cut.decode:
-        raise UnsupportedModel(
-            f"tensor {whole.name} has type {whole.type.name}; only floats are supported there"
-        )
-    if take is None:
-        index = np.asarray(rows, np.int64)
-        return Taken(name, whole, lambda values: values[index], spec.shape)
-    return Taken(name, whole, take, spec.shape)
-
-
-def _stack(name: str, each: tuple[Held, ...], shape: tuple[int, ...]) -> ExpertStack:
-    for tensor in each:
-        _check_shape(tensor, shape[1:])
-        if tensor.type != each[0].type:
-            raise UnsupportedModel(
-                f"tensor {tensor.name} has type {tensor.type.name}; {each[0].name} has {each[0].type.name}"
-            )
-    return ExpertStack(name, each)
-
-
-def _checked(tensor: Stored, spec: TensorSpec) -> Stored:
-    """Return a tensor of the declared shape, or of a row's where a file holds that as a vector."""
-    if tensor.shape != spec.shape[1:] or spec.shape[0] != 1:
-        _check_shape(tensor, spec.shape)
-    if spec.floats and tensor.type not in FLOATS:
-        raise UnsupportedModel(
-            f"tensor {tensor.name} has type {tensor.type.name}; only floats are supported there"
-        )
-    if tensor.type not in FLOATS and (len(spec.shape) == 1 or not _quantised(tensor.type)):
-        raise UnsupportedModel(
-            f"tensor {tensor.name} has type {tensor.type.name}, which holds no weights here"
-        )
-    return tensor
-
-
-def _check_shape(tensor: Stored, expected: tuple[int, ...]) -> None:
-    if tensor.shape != expected:
-        raise BadModelFile(
-            f"tensor {tensor.name} has shape {list(tensor.shape)}; the config asks for {list(expected)}"
-        )
-
-
-def _quantised(type: QuantType) -> bool:
-    return not type.name.startswith("I") or type.name.startswith("IQ")
-
-
 def _bound(
     path: Path,
     name: str,
     family: Family,
     cfg: Any,
-    binder: _Binder,
+    binder: Binder,
     tokens: int,
     notes: tuple[str, ...] = (),
 ) -> Source:

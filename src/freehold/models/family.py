@@ -42,8 +42,8 @@ class Cut:
     weight is a GGUF's, so only safetensors need `take`.
     """
 
-    name: str
-    shape: tuple[int, ...]  # of the stored tensor
+    name: str | tuple[str, ...]  # several: tensors of one type, one below another
+    shape: tuple[int, ...]  # of the stored tensor, or of all
     rows: range | NDArray[np.int64] | None = None
     take: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
     decode: bool = False

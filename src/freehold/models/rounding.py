@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import dequantize
-from freehold.models.bind import FLOATS, Source
+from freehold.models.bind import Source
+from freehold.models.binder import FLOATS
 from freehold.models.stored import Stored, Taken
 
 Rounding: TypeAlias = Literal["q8", "q6", "q4"]

@@ -86,7 +86,7 @@ def gguf_sizes(meta: Fields, vocab: int, *, adjacent: bool, base: float = 10000.
     A window, which few writers of these architectures state, holds on every layer.
     """
     hidden = meta.integer("embedding_length", 1, MAX_WIDTH)
-    layers = meta.integer("block_count", 1, MAX_LAYERS)
+    layers = gguf_layers(meta)
     heads = meta.each("attention.head_count", layers, 1, MAX_HEADS)
     head_dim = meta.integer("attention.key_length", 1, MAX_WIDTH, _default_head(meta, hidden, heads[0]))
     if meta.integer("attention.value_length", 1, MAX_WIDTH, head_dim) != head_dim:
@@ -106,6 +106,15 @@ def gguf_sizes(meta: Fields, vocab: int, *, adjacent: bool, base: float = 10000.
         windows=meta.each("attention.sliding_window", layers, 0, MAX_CONTEXT, 0),
         rope=rope,
     )
+
+
+def gguf_layers(meta: Fields) -> int:
+    """Read how many layers a model has; a file counts those after them that predict further tokens."""
+    drafts = meta.integer("nextn_predict_layers", 0, MAX_LAYERS, 0)
+    layers = meta.integer("block_count", 1, MAX_LAYERS) - drafts
+    if layers < 1:
+        raise BadModelFile(f"{meta.name('nextn_predict_layers')} is {drafts}, which leaves no layer")
+    return layers
 
 
 def hf_sizes(config: Fields, *, tied: bool = False, eps: float = 1e-6, **defaults: int) -> dict[str, Any]:

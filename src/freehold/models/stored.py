@@ -57,6 +57,43 @@ class ExpertStack:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """Tensors that a file holds apart, one below another, as the one that another holds; of one type."""
+
+    name: str
+    each: tuple[Held, ...]
+
+    @property
+    def type(self) -> QuantType:
+        """The type of all."""
+        return self.each[0].type
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The rows of all."""
+        return (sum(t.shape[0] for t in self.each), *self.each[0].shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all take in the file."""
+        return sum(t.nbytes for t in self.each)
+
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        """A copy of all rows as bytes."""
+        return np.concatenate([t.rows for t in self.each])
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:
+        """The same, flat."""
+        return self.rows.reshape(-1)
+
+    def numpy(self) -> F32:
+        """Decode to a fresh float32 array."""
+        return np.concatenate([t.numpy() for t in self.each])
+
+
+@dataclass(frozen=True, slots=True)
 class ScaledBlocks:
     """FP8 codes [N, K] and a float32 scale for each block of them: what a matrix stands for, as float32.
 
@@ -109,7 +146,7 @@ class ScaledBlocks:
 
 
 Held: TypeAlias = Tensor | ScaledBlocks  # under one name in a file
-Whole: TypeAlias = Held | ExpertStack
+Whole: TypeAlias = Held | ExpertStack | Joined
 
 
 @dataclass(frozen=True, slots=True)
