@@ -47,6 +47,7 @@ testing: single kernels by the name of their table, for tests/csrc.)";
   bind_vocab(m);
   nb::module_ testing = m.def_submodule("testing", "Single kernels by the name of their table, for tests.");
   bind_testing_delta(testing);
+  bind_testing_conv(testing);
   bind_testing_mamba(testing);
   bind_testing_rows(testing);
   bind_testing_products(testing);

@@ -365,6 +365,23 @@ class Plan:
     def scale(self, x: int, factor: float) -> None:
         """x *= factor, in place."""
 
+    def short_conv(
+        self,
+        layer: int,
+        x: int,
+        weight: F32,
+        bias: F32 | None = None,
+        act: str = "none",
+        gate_in: int | None = None,
+        gate_out: int | None = None,
+        at: int = 0,
+    ) -> int:
+        """gate_out * act(bias + sum of each channel's last inputs gate_in * x times its weights), causal.
+
+        The layer's state keeps the inputs that the next tokens need, from float `at` of its convolution's on.
+        `weight` is float32 [channels * taps], of a channel its oldest input's first; act is "none" or "silu".
+        """
+
     def ssm_scan(
         self, layer: int, x: int, dt: int, a: F32, d: F32, bias: F32, groups: int, states: int
     ) -> int:

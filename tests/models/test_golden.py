@@ -76,13 +76,16 @@ def test_oracle_computes_the_golden_logits(family: str, form: str, tmp_path: Pat
 def native_logits(model: LoadedModel, ids: list[int], chunks: list[int], kv_type: str = "f16") -> np.ndarray:
     """Run the model's plan over `ids` in pieces of the given sizes, with a cache of that type."""
     blocks = -(-len(ids) // native.BLOCK_TOKENS)
-    plan = model.build(model.new_cache(blocks, kv_type), max(chunks))
+    stateful = any(spec.state or spec.conv for spec in model.layers)
+    plan = model.build(model.new_cache(blocks, kv_type, slots=int(stateful)), max(chunks))
     table = np.arange(blocks, dtype=np.int32)[None]
     out, first = [], 0
     for count in chunks:
         rows = np.arange(count, dtype=np.int32)
         tokens = np.array(ids[first : first + count], np.int32)
-        out.append(plan.run(tokens, rows + first, np.zeros(count, np.int32), table, rows)[0])
+        read = 0 if first else -1
+        pieces = np.array([(0, first, first + count, read, 0)], np.int32) if stateful else None
+        out.append(plan.run(tokens, rows + first, rows * 0, table, rows, pieces=pieces)[0])
         first += count
     return np.concatenate(out)
 

@@ -23,7 +23,7 @@ from freehold.formats.fields import MAX_LAYERS, Fields
 from freehold.formats.metadata import Metadata
 from freehold.models.binder import FLOATS, GGUF_LAYERS, Binder, Bound
 from freehold.models.families import FAMILIES
-from freehold.models.family import Family, Network, NetworkWeights
+from freehold.models.family import Family, Network, NetworkWeights, renamed
 from freehold.models.fp8 import join_scales
 from freehold.models.mixtures import MAX_EXPERTS
 from freehold.models.rope import RopeTable
@@ -256,7 +256,7 @@ def _bound(
     if not 1 <= tokens <= cfg.vocab:
         raise BadModelFile(f"the tokenizer has {tokens} tokens and the embedding {cfg.vocab} rows")
     network = family.network(cfg)
-    ends = binder.take(network.ends.tensors())
+    ends = binder.take(renamed(network.ends.tensors(), family.names))
     layers = tuple(binder.take(layer.tensors(), i) for i, layer in enumerate(network.layers))
     divisors = binder.take_divisors()
     binder.refuse_rest()

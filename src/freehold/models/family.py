@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -88,6 +88,22 @@ def _names(name: Name) -> tuple[str | Cut, ...]:
     return (name,) if name else ()
 
 
+def renamed(specs: Mapping[str, TensorSpec], names: Mapping[str, str]) -> dict[str, TensorSpec]:
+    """Give declared weights of the modules in `names` what those are called instead."""
+
+    def new(name: str | Cut) -> str | Cut:
+        plain = name if isinstance(name, str) else name.name
+        for old, own in names.items():
+            if plain.startswith(f"{old}."):
+                plain = own + plain.removeprefix(old)
+        return plain if isinstance(name, str) else replace(name, name=plain)
+
+    return {
+        key: replace(spec, gguf=tuple(map(new, spec.gguf)), hf=tuple(map(new, spec.hf)))
+        for key, spec in specs.items()
+    }
+
+
 # --- parts, layers, networks ---------------------------------------------------------------------------
 
 
@@ -133,6 +149,7 @@ class Layer:
     """Parts that run one after another."""
 
     parts: tuple[LayerPart, ...]
+    names: Mapping[str, str] = field(default_factory=dict)  # Family.names
 
     @property
     def keeps(self) -> LayerSpec:
@@ -152,7 +169,8 @@ class Layer:
 
     def tensors(self) -> dict[str, TensorSpec]:
         """List the declared weights of all parts."""
-        return {key: spec for part in self.parts for key, spec in part.tensors().items()}
+        specs = {key: spec for part in self.parts for key, spec in part.tensors().items()}
+        return renamed(specs, self.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +212,9 @@ class Family:
     ends: Callable[[Any], Ends]
     model_types: tuple[str, ...] = ()  # config.json's names for it beside the GGUF's
     wrappers: tuple[str, ...] = ()  # classes of text and pictures whose `text_config` may be one of it
+    names: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of modules that its files call otherwise than parts do
     encoder: bool = False  # makes embeddings of whole texts, and no token
     hf_layers: str = "model.layers"  # what layers' names begin with in a safetensors
     left_out: tuple[tuple[str, str], ...] = ()  # prefixes of tensors that are not computed, and what to say
@@ -210,7 +231,7 @@ class Family:
 
     def layers(self, cfg: Any) -> tuple[Layer, ...]:
         """Give each layer its parts, from which follows what it keeps."""
-        return tuple(Layer(self.layer(cfg, i)) for i in range(cfg.layers))
+        return tuple(Layer(self.layer(cfg, i), self.names) for i in range(cfg.layers))
 
     def network(self, cfg: Any) -> Network:
         """Build the parts of a model with this config."""

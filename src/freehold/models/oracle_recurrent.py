@@ -38,6 +38,28 @@ class RecurrentVerbs:
         state = self._states.setdefault((layer, "ssm"), np.zeros((heads, v.shape[2], states)))
         return (_scanned(v, b, c, step, a, state) + d[:, None] * v).reshape(rows, -1)
 
+    def short_conv(
+        self,
+        layer: int,
+        x: F32,
+        weight: F32,
+        bias: F32 | None = None,
+        act: str = "none",
+        gate_in: F32 | None = None,
+        gate_out: F32 | None = None,
+        at: int = 0,
+    ) -> F32:
+        inputs = x if gate_in is None else gate_in * x
+        taps, key = weight.reshape(x.shape[1], -1).T, (layer, f"inputs from {at}")
+        none = np.zeros((len(taps) - 1, x.shape[1]), np.float32)
+        seen = np.concatenate([self._states.get(key, none), inputs])
+        self._states[key] = seen[len(inputs) :]
+        total = np.zeros(x.shape) if bias is None else np.broadcast_to(bias.astype(np.float64), x.shape)
+        for j, tap in enumerate(taps):
+            total = total + seen[j : j + len(x)].astype(np.float64) * tap
+        y = silu(total.astype(np.float32)) if act == "silu" else total.astype(np.float32)
+        return y if gate_out is None else gate_out * y
+
 
 def _scanned(x: F32, b: F32, c: F32, step: F64, a: F32, state: F64) -> F32:
     """h = exp(step * a) h + step x b', y = h c; x is [rows, heads, width], b and c [rows, heads, states].

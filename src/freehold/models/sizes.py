@@ -80,15 +80,18 @@ class Sizes:
         return len(self.heads)
 
 
-def gguf_sizes(meta: Fields, vocab: int, *, adjacent: bool, base: float = 10000.0) -> dict[str, Any]:
+def gguf_sizes(
+    meta: Fields, vocab: int, *, adjacent: bool, base: float = 10000.0, least_heads: int = 1
+) -> dict[str, Any]:
     """Read the sizes of a GGUF as arguments for a config; `vocab` is the embedding's row count.
 
-    A window, which few writers of these architectures state, holds on every layer.
+    A window, which few writers of these architectures state, holds on every layer. `least_heads` is 0 where a layer may
+    have no attention.
     """
     hidden = meta.integer("embedding_length", 1, MAX_WIDTH)
     layers = gguf_layers(meta)
-    heads = meta.each("attention.head_count", layers, 1, MAX_HEADS)
-    head_dim = meta.integer("attention.key_length", 1, MAX_WIDTH, _default_head(meta, hidden, heads[0]))
+    heads = meta.each("attention.head_count", layers, least_heads, MAX_HEADS)
+    head_dim = meta.integer("attention.key_length", 1, MAX_WIDTH, _default_head(meta, hidden, max(heads)))
     if meta.integer("attention.value_length", 1, MAX_WIDTH, head_dim) != head_dim:
         raise UnsupportedModel(f"{meta.name('attention.value_length')} differs from key_length, {head_dim}")
     context = meta.integer("context_length", 1, MAX_CONTEXT)
@@ -98,7 +101,7 @@ def gguf_sizes(meta: Fields, vocab: int, *, adjacent: bool, base: float = 10000.
         hidden=hidden,
         intermediate=meta.each("feed_forward_length", layers, 1, MAX_WIDTH),
         heads=heads,
-        kv_heads=meta.each("attention.head_count_kv", layers, 1, MAX_HEADS, heads),
+        kv_heads=meta.each("attention.head_count_kv", layers, least_heads, MAX_HEADS, heads),
         head_dim=head_dim,
         eps=meta.number("attention.layer_norm_rms_epsilon", MIN_EPS, MAX_EPS),
         context=_extended(context, rope),
@@ -117,7 +120,9 @@ def gguf_layers(meta: Fields) -> int:
     return layers
 
 
-def hf_sizes(config: Fields, *, tied: bool = False, eps: float = 1e-6, **defaults: int) -> dict[str, Any]:
+def hf_sizes(
+    config: Fields, *, tied: bool = False, eps: float = 1e-6, eps_key: str = "rms_norm_eps", **defaults: int
+) -> dict[str, Any]:
     """Read the sizes of a config.json, its rope apart; the keywords are what the family's class assumes."""
 
     def size(key: str, high: int) -> int:
@@ -140,7 +145,7 @@ def hf_sizes(config: Fields, *, tied: bool = False, eps: float = 1e-6, **default
             "num_key_value_heads", layers, 1, MAX_HEADS, defaults.get("num_key_value_heads", heads)
         ),
         head_dim=config.integer("head_dim", 1, MAX_WIDTH, head_dim),
-        eps=config.number("rms_norm_eps", MIN_EPS, MAX_EPS, eps),
+        eps=config.number(eps_key, MIN_EPS, MAX_EPS, eps),
         context=size("max_position_embeddings", MAX_CONTEXT),
         tied=config.flag("tie_word_embeddings", tied),
     )
@@ -163,9 +168,9 @@ def hf_decoder(
 
 def _default_head(fields: Fields, hidden: int, heads: int) -> int:
     explicit = fields.get("attention.key_length") or fields.get("head_dim")
-    if not explicit and hidden % heads:
+    if not explicit and hidden % max(heads, 1):
         raise BadModelFile(f"{heads} attention heads do not divide the hidden width, {hidden}")
-    return max(hidden // heads, 1)
+    return max(hidden // max(heads, 1), 1)
 
 
 def _extended(context: int, rope: RopeSpec) -> int:
@@ -178,7 +183,7 @@ def _extended(context: int, rope: RopeSpec) -> int:
 def checked_sizes(**sizes: Any) -> dict[str, Any]:
     """Return `sizes` when they fit together and fit the kernels."""
     for heads, kv_heads in zip(sizes["heads"], sizes["kv_heads"], strict=True):
-        if heads % kv_heads:
+        if heads % max(kv_heads, 1):
             raise BadModelFile(f"{kv_heads} key/value heads do not divide {heads} query heads")
     if sizes["vocab"] > MAX_VOCAB:
         raise BadModelFile(f"the vocabulary has {sizes['vocab']} rows; the limit is {MAX_VOCAB}")
