@@ -249,6 +249,7 @@ class ModelOptions(TypedDict, total=False):
     threads: int | None  # None: the physical cores this process may use
     kv_type: KvType  # "f16"; "q8": int8 codes in half the memory; "f32": twice the size, rounds nothing
     speculate: bool  # verify drafts where that is faster; the answers are the same
+    allow_paging: bool  # run a model that memory does not hold from its packed file, at the disk's speed
     adapters: Mapping[str, str | Path] | None  # LoRA adapters by name: PEFT folders or GGUF files
 
 

@@ -61,7 +61,7 @@ def test_one_scale_may_serve_a_whole_matrix(shape: tuple[int, ...]):
         (config(), {"w.weight": weights(np.ones(()))["w.weight"]}, BadModelFile, "w.weight_scale_inv is missing"),
         (config(weight_block_size=[4, 8]), weights(np.ones((2, 2))), BadModelFile, r"_inv has shape \[2, 2\]"),
         (config(weight_block_size=[4]), weights(np.ones((2, 3))), BadModelFile, "weight_block_size is"),
-        (config(quant_method="awq"), {}, UnsupportedModel, "quant_method is 'awq'"),
+        (config(quant_method="awq"), {}, UnsupportedModel, "quantization_config names 'awq'"),
         (config(fmt="e5m2"), {}, UnsupportedModel, "fmt is 'e5m2'"),
         (Fields({}), weights(np.ones(())), UnsupportedModel, "w.weight is FP8"),
     ],

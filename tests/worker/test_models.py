@@ -365,6 +365,14 @@ def test_no_more_models_are_loaded_than_allowed(serve, tiny):
     serve(body, replace(OPTIONS, max_models=1), paths=tiny)
 
 
+def test_model_beyond_memory_is_loaded_where_paging_is_allowed_with_a_small_cache(serve, tiny):
+    async def body(models: EngineModels) -> None:
+        served = await models.use("tiny")
+        assert await answers(served, CHAT)
+
+    serve(body, EngineOptions(threads=1, allow_paging=True), paths=tiny, available=lambda: 1_000_000)
+
+
 def test_model_that_could_never_fit_says_so(serve, tiny):
     async def body(models: EngineModels) -> None:
         with pytest.raises(

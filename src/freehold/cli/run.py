@@ -32,6 +32,7 @@ from freehold.cli.shared import (
     draft_option,
     kv_option,
     offline_option,
+    paging_option,
     speculate_option,
     with_offline,
 )
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
 @kv_option
 @draft_option
 @speculate_option
+@paging_option
 @click.option("--adapter", metavar="[NAME=]PATH", help="Use a LoRA adapter: a PEFT folder or a GGUF file.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Number of compute threads.")
 @click.option(

@@ -31,6 +31,7 @@ from freehold.cli.shared import (
     kv_option,
     named_adapter,
     offline_option,
+    paging_option,
     speculate_option,
     with_offline,
 )
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
 @kv_option
 @draft_option
 @speculate_option
+@paging_option
 @click.option(
     "--adapter",
     "adapters",

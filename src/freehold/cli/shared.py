@@ -32,6 +32,11 @@ speculate_option = click.option(
     default=True,
     help="Verify drafted tokens where that is faster; answers do not change.",
 )
+paging_option = click.option(
+    "--allow-paging",
+    is_flag=True,
+    help="Run a model that memory does not hold from its packed file, at the disk's speed.",
+)
 draft_option = click.option(
     "--draft", metavar="MODEL", help="Also draft with a smaller model that has the same tokens."
 )

@@ -76,6 +76,7 @@ DEFAULTS: dict[str, object] = {
     "overflow": "error",
     "kv_type": "f16",
     "speculate": True,
+    "allow_paging": False,
     "pull": False,
 }
 SAMPLING = tuple(SamplingOptions.__annotations__)

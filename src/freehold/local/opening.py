@@ -26,11 +26,14 @@ from freehold.formats.filetype import quantization_of
 from freehold.local.keywords import LoadOptions, check_names, keywords
 from freehold.local.llm import LLM
 from freehold.local.served import ServedModel
-from freehold.machine import show_bytes
-from freehold.models.load import LoadedModel, Progress, load_model
-from freehold.models.packs import file_identity, open_pack, pack_path, write_pack
+from freehold.machine import available_bytes, default_threads, show_bytes
+from freehold.models.bind import read_source
+from freehold.models.load import LoadedModel, load_model
+from freehold.models.pack import Pack
+from freehold.models.packer import Packer, Progress, packed_sizes
+from freehold.models.packs import file_identity, open_pack, pack_path, stream_pack, write_pack
 from freehold.models.pooling import pooling_from_dir
-from freehold.models.rounding import Rounding
+from freehold.models.rounding import Rounding, rounded_types
 from freehold.store import ModelRef, Store
 from freehold.store.progress import watching
 from freehold.store.sampling import sampling_defaults
@@ -53,7 +56,8 @@ def load(model: str | Path, **options: Unpack[LoadOptions]) -> LLM:
     `threads`: default, the physical cores this process may use. `kv_type`: "f16"; "q8" for a cache of int8 codes
     in half the memory; "f32" for one of twice the size that rounds nothing. `speculate`: verify draft
     tokens where that is faster; the answers are the same. `draft`: a smaller model with the same vocabulary that
-    drafts too. `adapters`: LoRA adapters by the names that calls choose them by: PEFT folders or GGUF files.
+    drafts too. `allow_paging`: run a model that memory does not hold from its packed file, at the disk's speed.
+    `adapters`: LoRA adapters by the names that calls choose them by: PEFT folders or GGUF files.
     `pull`: fetch a model that is not here; otherwise the network is never used. `progress`: as for `freehold.pull`.
     Raises ModelNotFound, BadModelFile, CapacityExceeded, UsageError.
     """
@@ -85,7 +89,7 @@ def open_model(
         raise UsageError(f"threads is {threads}; expected 1 or more")
     if draft is not None and not options.get("speculate", True):
         raise UsageError(f"{draft.name} is to draft, but speculation is off", "leave out one of the two")
-    opened = _opened(ref, threads, packs, progress)
+    opened = _opened(ref, threads, packs, progress, paging=options.pop("allow_paging", False))
     drafter = None if draft is None else _drafter(draft, opened, packs, progress)
     loaded = opened.model
     draft_model = drafter.model if drafter else None
@@ -176,7 +180,11 @@ class _Opened:
 
 
 def _opened(
-    ref: ModelRef, threads: int | native.Threads | None, packs: Path | None, progress: Progress | None
+    ref: ModelRef,
+    threads: int | native.Threads | None,
+    packs: Path | None,
+    progress: Progress | None,
+    paging: bool = False,
 ) -> _Opened:
     now = time.time()
     with closing(open_model_file(ref.path)) as opened:
@@ -190,6 +198,9 @@ def _opened(
             template = ChatTemplate.for_tokenizer(ref.overlay.template, tokenizer, origin=origin)
         if template is not None:
             template.prepare()
+        rounding = cast(Rounding, ref.rounding) if ref.rounding else None
+        if paging and pack is not None and mapped is None:
+            mapped = _streamed(opened, tokenizer.vocab_size, pack, digest, rounding, threads, progress)
         defaults: dict[str, Any] = {name: value for name, (value, _) in sampling_defaults(opened).items()}
         loaded = load_model(
             opened,
@@ -199,7 +210,8 @@ def _opened(
             packed=mapped,
             progress=progress,
             digest=digest,
-            rounding=cast(Rounding, ref.rounding) if ref.rounding else None,
+            rounding=rounding,
+            paging=paging,
         )
         quantization = ref.rounding or quantization_of(opened, loaded.type_bytes)
     if loaded.family.encoder:
@@ -210,6 +222,26 @@ def _opened(
     if pack is not None and mapped is None:
         write = partial(write_pack, pack, digest, loaded.matrices)
     return _Opened(loaded, tokenizer, template, quantization, SamplingParams(**defaults), pooling, write)
+
+
+def _streamed(
+    opened: ModelFile,
+    tokens: int,
+    pack: Path,
+    digest: str,
+    rounding: Rounding | None,
+    threads: int | native.Threads | None,
+    progress: Progress | None,
+) -> Pack | None:
+    """Write the pack of a model that memory does not hold and map it; None for one that memory holds."""
+    source = read_source(opened, tokens=tokens)
+    rounded = rounded_types(source, rounding) if rounding else {}
+    sizes = packed_sizes(source, rounded)
+    if sum(sizes.values()) <= available_bytes():
+        return None
+    pool = threads if isinstance(threads, native.Threads) else native.Threads(threads or default_threads())
+    stream_pack(pack, digest, sizes, Packer(pool, source, rounded, {}, progress).each())
+    return open_pack(pack, digest)
 
 
 def _drafter(ref: ModelRef, target: _Opened, packs: Path | None, progress: Progress | None) -> _Opened:

@@ -49,7 +49,10 @@ def join_scales(config: Fields, tensors: Mapping[str, Tensor]) -> tuple[dict[str
 
 def _block(said: Fields) -> tuple[int, int] | None:
     """Return the rows and columns that share a scale; None where a matrix has one scale."""
-    said.require("quant_method", ("fp8",), "unknown")
+    if (method := said.text("quant_method", "unknown")) != "fp8":
+        raise UnsupportedModel(
+            f"quantization_config names {method!r}: a quantised safetensors model of that kind is not supported"
+        )
     said.require("fmt", ("e4m3", "float8_e4m3fn"), "e4m3")
     size = said.get("weight_block_size")
     if size is None:

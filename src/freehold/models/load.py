@@ -6,29 +6,23 @@ Path: bind.read_source -> load_model -> LoadedModel -> engine.Engine
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
-
-import numpy as np
 
 from freehold import _native as native
 from freehold.errors import CapacityExceeded
-from freehold.formats import ModelFile, has_codes, open_model_file, split_codes
+from freehold.formats import ModelFile, open_model_file
 from freehold.layers import LayerSpec
 from freehold.machine import available_bytes, default_threads, show_bytes
 from freehold.models.bind import Source, assemble, read_source
 from freehold.models.family import Family, Network, NetworkWeights
 from freehold.models.pack import Pack
+from freehold.models.packer import Packer, Progress, forecast, packed_sizes
 from freehold.models.rope import RopeTable
-from freehold.models.rounding import Rounding, round_rows, rounded_types
-from freehold.models.stored import Stored
-
-Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
+from freehold.models.rounding import Rounding, rounded_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +121,7 @@ def load_model(
     progress: Progress | None = None,
     digest: str = "",
     rounding: Rounding | None = None,
+    paging: bool = False,
 ) -> LoadedModel:
     """Load a GGUF file or a directory of safetensors, packing its weights into memory.
 
@@ -134,7 +129,8 @@ def load_model(
     status lines call it (default: the file's own name). `tokens` is the tokenizer's size where the file
     does not say it (safetensors). `packed` holds matrices packed before, by tensor name (packs.open_pack),
     taken as they are. `digest`: the file's; without one nothing that depends on it is kept for another life.
-    `rounding`: the size that float weights are rounded to, in `packed` too; None: as they are.
+    `rounding`: the size that float weights are rounded to, in `packed` too; None: as they are. `paging`: a `packed`
+    that memory does not hold is read from disk as it is needed.
     Raises BadModelFile naming the tensor or key, UnsupportedModel, CapacityExceeded.
     """
     if isinstance(source, str | Path):
@@ -148,12 +144,13 @@ def load_model(
                 progress=progress,
                 digest=digest,
                 rounding=rounding,
+                paging=paging,
             )
     read = read_source(source, tokens=tokens)
     pool = threads if isinstance(threads, native.Threads) else native.Threads(threads or default_threads())
     rounded = rounded_types(read, rounding) if rounding else {}
-    packer = _Packer(pool, read, rounded, packed or {}, progress)
-    _check_memory(read, rounded, packed or {})
+    packer = Packer(pool, read, rounded, packed or {}, progress)
+    notes = _check_memory(read, source, rounded, packed or {}, paging)
     weights = assemble(read, packer.matrix, _native_rope)
     source.check_whole()
     return LoadedModel(
@@ -168,100 +165,40 @@ def load_model(
         matrices=packer.matrices,
         shares=read.shares,
         type_bytes=_type_bytes(read),
-        notes=read.notes,
+        notes=(*read.notes, *notes),
         gguf=read.gguf,
         digest=digest,
         pack=packed if isinstance(packed, Pack) else None,
     )
 
 
-# --- packing ---------------------------------------------------------------------------------------
-
-
-class _Packer:
-    """Packs matrices one after another and reports how far it is."""
-
-    def __init__(
-        self,
-        threads: native.Threads,
-        source: Source,
-        rounded: Mapping[str, str],
-        packed: Mapping[str, native.Matrix],
-        progress: Progress | None,
-    ) -> None:
-        self.matrices: dict[str, native.Matrix] = {}
-        self._packed = packed
-        self._threads = threads
-        self._total = sum(t.nbytes for t in source.matrices())
-        self._head = source.head
-        self._wide = source.wide
-        self._rounded = rounded
-        self._done = 0
-        self._progress = progress
-        self._direct = {route[0] for route in native.type_routes()}
-
-    def matrix(self, tensor: Stored) -> native.Matrix:
-        """Pack one tensor, unless it was packed before; experts lie one below another."""
-        if tensor.name in self.matrices:
-            return self.matrices[tensor.name]
-        ready = self._packed.get(tensor.name)
-        if ready is None or (ready.rows, ready.cols) != _flat(tensor):
-            ready = self._pack(tensor)
-        self.matrices[tensor.name] = ready
-        self._done += tensor.nbytes
-        if self._progress is not None:
-            self._progress(self._done, self._total)
-        return ready
-
-    def _pack(self, tensor: Stored) -> native.Matrix:
-        """Lay it as it is, through integer codes, or through float32, whichever its type allows."""
-        rows, cols = _flat(tensor)
-        if type := self._rounded.get(tensor.name):
-            raw = round_rows(tensor, type, self._threads).reshape(-1)
-            return native.Matrix.pack(raw, type, rows, cols, self._threads, tensor is self._head)
-        if tensor.name in self._wide:
-            return native.Matrix.pack_wide(np.ascontiguousarray(tensor.numpy(), np.float32), self._threads)
-        if tensor.type.name in self._direct:
-            return native.Matrix.pack(
-                tensor.raw, tensor.type.name, rows, cols, self._threads, tensor is self._head
-            )
-        if has_codes(tensor.type):
-            return native.Matrix.pack_codes(*split_codes(tensor.rows, tensor.type, cols), self._threads)
-        values = tensor.numpy().view(np.uint8).reshape(-1)
-        return native.Matrix.pack(values, "F32", rows, cols, self._threads)
-
-
-def _flat(tensor: Stored) -> tuple[int, int]:
-    """Return the rows and columns of a tensor as one matrix; a vector is a row."""
-    return math.prod(tensor.shape[:-1]), tensor.shape[-1]
-
-
 def _native_rope(table: RopeTable) -> native.Rope:
     return native.Rope(table.inv_freq, table.factor, table.adjacent)
 
 
-def packed_bytes(source: Source, rounded: Mapping[str, str] = MappingProxyType({})) -> int:
-    """Estimate the memory the packed matrices take, from the types' packed widths."""
-    bits = {name: packed for name, _, _, _, packed in native.type_routes()}
-    codes = 8 + 32 / 16  # an int8 code, and a float32 scale for sixteen
-    total = 0.0
-    for t in source.matrices():
-        type = rounded.get(t.name, t.type.name)
-        width = bits.get(type, codes if has_codes(t.type) else 32.0)
-        width = 16.25 if t.name in source.wide else width
-        total += math.prod(t.shape) * width / 8
-    return int(total)
-
-
-def _check_memory(source: Source, rounded: Mapping[str, str], packed: Mapping[str, native.Matrix]) -> None:
-    if packed:  # mapped from disk: the kernel reads and drops pages as it must
-        return
-    need, have = packed_bytes(source, rounded), available_bytes()
-    if need > have:
-        raise CapacityExceeded(
-            f"{source.name} needs {show_bytes(need)} of memory for its weights; {show_bytes(have)} are free",
-            "choose a smaller model or a smaller quantisation of this one",
+def _check_memory(
+    source: Source,
+    opened: ModelFile,
+    rounded: Mapping[str, str],
+    packed: Mapping[str, native.Matrix],
+    paging: bool,
+) -> tuple[str, ...]:
+    """Return a note where weights will come from disk. Raises CapacityExceeded where they may not, or cannot."""
+    need, have = sum(packed_sizes(source, rounded).values()), available_bytes()
+    if need <= have:
+        return ()
+    expected = forecast(source, opened.paths, rounded, need, have)
+    if paging and packed:
+        return (f"runs from disk: {expected}",)
+    hint = f"with --allow-paging it runs from disk, at {expected}"
+    if paging:
+        hint = (
+            "it has no packed file to run from: give a folder for packs, and a file that did not just change"
         )
+    raise CapacityExceeded(
+        f"{source.name} needs {show_bytes(need)} of memory for its weights; {show_bytes(have)} are free",
+        f"choose a smaller model or a smaller quantisation of this one; {hint}",
+    )
 
 
 def _type_bytes(source: Source) -> dict[str, int]:

@@ -132,6 +132,42 @@ def write_pack(path: Path, digest: str, matrices: Mapping[str, Matrix], budget: 
         raise StoreError(f"packed weights are not kept in {path.parent}: {e.strerror or e}", _COST) from e
 
 
+def stream_pack(
+    path: Path,
+    digest: str,
+    sizes: Mapping[str, int],
+    matrices: Iterable[tuple[str, Matrix]],
+    budget: int = DEFAULT_BUDGET,
+) -> None:
+    """Write a pack as its matrices come, of which memory holds one; `sizes` are estimates of their bytes, by name.
+
+    The header, which tells checksums, is written last. Raises as write_pack does.
+    """
+    at = _first_panel(sizes)
+    end = at + sum(sizes.values()) + ALIGN * len(sizes)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        _check_room(path.parent, end, max(budget, end))
+        part.unlink(missing_ok=True)
+        with open(part, "xb", opener=private.opener) as file:
+            entries = []
+            for name, matrix in matrices:
+                entries.append(_entry(name, matrix, at))
+                file.seek(at)
+                file.write(matrix.panels().data)
+                at = _aligned(at + matrix.nbytes)
+            file.truncate(at)
+            file.seek(0)
+            file.write(_beginning(_facts(digest, at, entries)))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as e:
+        raise StoreError(f"packed weights are not kept in {path.parent}: {e.strerror or e}", _COST) from e
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _write(path: Path, header: bytes, end: int, matrices: Mapping[str, Matrix]) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     part.unlink(missing_ok=True)  # of a process that had this id; its writer may still have it open
@@ -148,7 +184,7 @@ def _write(path: Path, header: bytes, end: int, matrices: Mapping[str, Matrix]) 
 
 def _pieces(header: bytes, matrices: Mapping[str, Matrix]) -> Iterator[tuple[int, memoryview]]:
     """Yield what a pack holds and where it lies, in order; zeros lie between."""
-    yield 0, memoryview(struct.pack("<8sI32s", MAGIC, len(header), hashlib.sha256(header).digest()) + header)
+    yield 0, memoryview(_beginning(header))
     for entry, matrix in zip(json.loads(header)["matrices"], matrices.values(), strict=True):
         yield entry["at"], matrix.panels().data
 
@@ -181,22 +217,30 @@ def _check_room(folder: Path, want: int, budget: int) -> None:
 
 
 def _header(digest: str, matrices: Mapping[str, Matrix]) -> tuple[bytes, int]:
-    """Lay the file out: the header's bytes and the file's length. Offsets leave room for the longest header."""
-    at = _aligned(len(MAGIC) + 36 + 512 + sum(len(json.dumps(name)) + 200 for name in matrices))
-    entries = []
+    """Lay the file out: the header's bytes and the file's length."""
+    at, entries = _first_panel(matrices), []
     for name, m in matrices.items():
-        where = {
-            "name": name,
-            "kind": m.weight_type,
-            "rows": m.rows,
-            "cols": m.cols,
-            "at": at,
-            "bytes": m.nbytes,
-        }
-        entries.append(where | {"sum": checksum(m.panels())})
+        entries.append(_entry(name, m, at))
         at = _aligned(at + m.nbytes)
-    facts = {"layout": LAYOUT, "digest": digest, "bytes": at, "matrices": entries}
-    return json.dumps(facts).encode(), at
+    return _facts(digest, at, entries), at
+
+
+def _first_panel(names: Iterable[str]) -> int:
+    """Return where panels begin: after the longest header that matrices of these names can have."""
+    return _aligned(len(MAGIC) + 36 + 512 + sum(len(json.dumps(name)) + 200 for name in names))
+
+
+def _entry(name: str, m: Matrix, at: int) -> dict[str, Any]:
+    facts = {"name": name, "kind": m.weight_type, "rows": m.rows, "cols": m.cols, "at": at, "bytes": m.nbytes}
+    return facts | {"sum": checksum(m.panels())}
+
+
+def _facts(digest: str, end: int, entries: list[dict[str, Any]]) -> bytes:
+    return json.dumps({"layout": LAYOUT, "digest": digest, "bytes": end, "matrices": entries}).encode()
+
+
+def _beginning(header: bytes) -> bytes:
+    return struct.pack("<8sI32s", MAGIC, len(header), hashlib.sha256(header).digest()) + header
 
 
 def _aligned(n: int) -> int:

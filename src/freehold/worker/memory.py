@@ -22,6 +22,9 @@ LEAST_CACHE = 64 << 20  # a model is not worth loading with less
 # Of what memory is left once the weights are in: the cache of the first model takes half, of the next half of
 # the rest. Pages of it count as soon as they are reserved here, though the kernel gives them when first used.
 CACHE_SHARE = 0.5
+PAGED_CACHE_SHARE = (
+    0.1  # of free memory, where weights come from disk: what the cache takes is read again for each token
+)
 
 
 class EngineMemory:
@@ -61,10 +64,17 @@ class EngineMemory:
         need = weights + HEADROOM + (wanted or LEAST_CACHE)
         while True:
             free = self._free(handle)
+            if need > free and self._pages(handle):
+                return wanted or max(int(free * PAGED_CACHE_SHARE), LEAST_CACHE)
             if need <= free and not self._too_many(handle):
                 return wanted or int((free - weights - HEADROOM) * CACHE_SHARE)
             if not await self._unload_one(handle):
                 raise self._no_room(handle, need, free)
+
+    def _pages(self, handle: EngineHandle) -> bool:
+        """Whether a model may be read from disk: where it is allowed, and no idle one can make room."""
+        movable = any(each.leaving or (each.loaded and each.idle) for each in self._others(handle))
+        return self._options.allow_paging and not movable and not self._too_many(handle)
 
     async def _unload_one(self, handle: EngineHandle) -> bool:
         """Wait for a model that is leaving, else unload the idle one used longest ago; False if there is neither."""

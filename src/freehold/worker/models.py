@@ -229,6 +229,7 @@ class EngineModels:
             "kv_type": asked.kv_type,
             "threads": asked.threads,
             "speculate": asked.speculate,
+            "allow_paging": asked.allow_paging,
             "cache_bytes": cache,
             "adapters": {name: str(path) for name, path in adapters.items()},
             **asked.engine,

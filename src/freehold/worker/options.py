@@ -20,6 +20,7 @@ class EngineOptions:
     kv_type: KvType = "f16"
     threads: int | None = None
     speculate: bool = True
+    allow_paging: bool = False
     draft: str | None = None  # MODEL that drafts; for the models of its family only
     adapters: Mapping[str, Mapping[str, Path]] = field(
         default_factory=dict

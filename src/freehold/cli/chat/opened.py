@@ -154,6 +154,7 @@ def open_llm(store: Store, model: str, request: RunRequest) -> LLM:
         draft=held_or_fetched(store, request.draft) if request.draft else None,
         adapters={name: path} if path else None,
         threads=request.threads,
+        allow_paging=request.allow_paging,
         packs=store.packs,
         progress=_show_packing if shown else None,
     )

@@ -24,6 +24,7 @@ LOADING = {
     "draft": "--draft",
     "adapter": "--adapter",
     "threads": "--threads",
+    "allow_paging": "--allow-paging",
 }
 
 
@@ -42,6 +43,7 @@ class RunRequest:
     draft: str | None
     adapter: str | None
     threads: int | None
+    allow_paging: bool
     logprobs: int | None
     continued: bool
     session: str | None

@@ -92,6 +92,7 @@ def _engine_options(settings: Settings, given: dict[str, Any]) -> EngineOptions:
         kv_type=given["kv_type"],
         threads=given["threads"],
         speculate=given["speculate"],
+        allow_paging=given["allow_paging"],
         draft=given["draft"],
         disk=settings.home / "kv" if given["disk_cache"] else None,
         max_models=given["max_models"],

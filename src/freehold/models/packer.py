@@ -1,0 +1,111 @@
+"""Lays a model's matrices into panels, one after another, and says beforehand how many bytes that takes.
+
+Knows bound tensors and weight types; knows no architecture and no file of packs.
+Path: load.load_model or opening -> Packer -> native.Matrix
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from freehold import _native as native
+from freehold.formats import has_codes, split_codes
+from freehold.models.bind import Source
+from freehold.models.paging import PagingForecast, read_rate
+from freehold.models.rounding import round_rows
+from freehold.models.stored import Stored
+
+Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
+
+
+class Packer:
+    """Packs matrices one after another and reports how far it is."""
+
+    def __init__(
+        self,
+        threads: native.Threads,
+        source: Source,
+        rounded: Mapping[str, str],
+        packed: Mapping[str, native.Matrix],
+        progress: Progress | None,
+    ) -> None:
+        self.matrices: dict[str, native.Matrix] = {}
+        self._packed = packed
+        self._threads, self._source = threads, source
+        self._total = sum(t.nbytes for t in source.matrices())
+        self._head = source.head
+        self._wide = source.wide
+        self._rounded = rounded
+        self._done = 0
+        self._progress = progress
+        self._direct = {route[0] for route in native.type_routes()}
+
+    def matrix(self, tensor: Stored) -> native.Matrix:
+        """Pack one tensor, unless it was packed before; experts lie one below another."""
+        if tensor.name in self.matrices:
+            return self.matrices[tensor.name]
+        ready = self._packed.get(tensor.name)
+        if ready is None or (ready.rows, ready.cols) != _flat(tensor):
+            ready = self._pack(tensor)
+        self.matrices[tensor.name] = ready
+        self._done += tensor.nbytes
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+        return ready
+
+    def each(self) -> Iterator[tuple[str, native.Matrix]]:
+        """Pack every matrix and keep none: for a pack of a model that memory does not hold."""
+        for tensor in self._source.matrices():
+            yield tensor.name, self._pack(tensor)
+            self._done += tensor.nbytes
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+    def _pack(self, tensor: Stored) -> native.Matrix:
+        """Lay it as it is, through integer codes, or through float32, whichever its type allows."""
+        rows, cols = _flat(tensor)
+        if type := self._rounded.get(tensor.name):
+            raw = round_rows(tensor, type, self._threads).reshape(-1)
+            return native.Matrix.pack(raw, type, rows, cols, self._threads, tensor is self._head)
+        if tensor.name in self._wide:
+            return native.Matrix.pack_wide(np.ascontiguousarray(tensor.numpy(), np.float32), self._threads)
+        if tensor.type.name in self._direct:
+            return native.Matrix.pack(
+                tensor.raw, tensor.type.name, rows, cols, self._threads, tensor is self._head
+            )
+        if has_codes(tensor.type):
+            return native.Matrix.pack_codes(*split_codes(tensor.rows, tensor.type, cols), self._threads)
+        values = tensor.numpy().view(np.uint8).reshape(-1)
+        return native.Matrix.pack(values, "F32", rows, cols, self._threads)
+
+
+def _flat(tensor: Stored) -> tuple[int, int]:
+    """Return the rows and columns of a tensor as one matrix; a vector is a row."""
+    return math.prod(tensor.shape[:-1]), tensor.shape[-1]
+
+
+def packed_sizes(source: Source, rounded: Mapping[str, str] = MappingProxyType({})) -> dict[str, int]:
+    """Estimate the bytes of each matrix's panels, by tensor name, from the types' packed widths."""
+    bits = {name: packed for name, _, _, _, packed in native.type_routes()}
+    codes = 8 + 32 / 16  # an int8 code, and a float32 scale for sixteen
+    found = {}
+    for t in source.matrices():
+        type = rounded.get(t.name, t.type.name)
+        width = bits.get(type, codes if has_codes(t.type) else 32.0)
+        width = 16.25 if t.name in source.wide else width
+        found[t.name] = int(math.prod(t.shape) * width / 8)
+    return found
+
+
+def forecast(
+    source: Source, paths: Sequence[Path], rounded: Mapping[str, str], need: int, have: int
+) -> PagingForecast:
+    """Say how fast a model of `need` bytes runs in `have`, by the rate at which its own files are read now."""
+    shares, sizes = source.shares, packed_sizes(source, rounded)
+    token = round(sum(size * shares[name] for name, size in sizes.items()))
+    return PagingForecast(need, have, token, read_rate(paths))
