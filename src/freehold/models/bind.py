@@ -273,7 +273,7 @@ def assemble(
 
     def value(b: Bound) -> Any:
         offset = np.float32(0.0 if source.gguf else b.spec.hf_offset)
-        return matrix(b.tensor) if b.is_matrix else b.tensor.numpy() + offset
+        return matrix(b.tensor) if b.is_matrix else b.tensor.numpy().reshape(-1) + offset
 
     def filled(bound: Mapping[str, Bound]) -> dict[str, Any]:
         return {key: value(b) for key, b in bound.items()}

@@ -15,6 +15,7 @@ from freehold.models.sizes import Mixture, Routing, Sizes, check_width, hf_decod
 
 MAX_EXPERTS = 1 << 12
 MAX_SCALE = 1e4
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 GATINGS = {
     1: "softmax",
     2: "sigmoid",
@@ -49,15 +50,17 @@ def gguf_mixture(meta: Fields, sizes: dict[str, Any], **options: Any) -> Mixture
     return mixture(experts, chosen, sizes["hidden"], intermediate, len(sizes["heads"]), **options)
 
 
-def hf_mixture(config: Fields, key: str, layers: int, **options: Any) -> Mixture:
-    """Read how many experts there are, and their intermediate size under `key`.
+def hf_mixture(
+    config: Fields, key: str, layers: int, *, chosen: str = "num_experts_per_tok", **options: Any
+) -> Mixture:
+    """Read how many experts there are, how many a token is sent to, and their intermediate size under `key`.
 
-    Published files name `num_experts` or `num_local_experts`, by the family; transformers 5 writes the latter for all.
+    Families name the count in one of four ways; transformers 5 writes `num_local_experts` for most.
     """
-    count = "num_local_experts" if config.get("num_experts") is None else "num_experts"
+    stated = [name for name in _COUNTS if config.get(name) is not None]
     return mixture(
-        config.integer(count, 1, MAX_EXPERTS),
-        config.integer("num_experts_per_tok", 1, MAX_EXPERTS),
+        config.integer(stated[0] if stated else _COUNTS[0], 1, MAX_EXPERTS),
+        config.integer(chosen, 1, MAX_EXPERTS),
         config.integer("hidden_size", 1, MAX_WIDTH),
         config.integer(key, 1, MAX_WIDTH),
         layers,
@@ -130,7 +133,21 @@ def hf_groups(config: Fields, routing: Routing) -> Routing:
     )
 
 
-def dense_first(config: Fields, layers: int, key: str = "first_k_dense_replace") -> tuple[bool, ...]:
-    """Say which layers have experts: all but the first, whose number `key` states."""
-    first = config.integer(key, 0, layers, 0)
+def gguf_shared(meta: Fields) -> int:
+    """Return the width of the shared experts together; 0: there are none."""
+    each = meta.integer("expert_feed_forward_length", 1, MAX_WIDTH)
+    together = each * meta.integer("expert_shared_count", 0, MAX_EXPERTS, 0)
+    return meta.integer("expert_shared_feed_forward_length", 0, MAX_WIDTH, together)
+
+
+def gguf_sparse(meta: Fields, layers: int) -> tuple[bool, ...]:
+    """Say which layers have experts: all but the first ones that are stated to be dense, at the stated interval."""
+    first = meta.integer("leading_dense_block_count", 0, layers, 0)
+    step = meta.integer("interleave_moe_layer_step", 0, MAX_LAYERS, 1) or 1
+    return tuple(i >= first and (i + 1) % step == 0 for i in range(layers))
+
+
+def dense_first(config: Fields, layers: int, default: int = 0) -> tuple[bool, ...]:
+    """Say which layers have experts: all but the first, whose number is stated."""
+    first = config.integer("first_k_dense_replace", 0, MAX_LAYERS, default)
     return tuple(i >= first for i in range(layers))

@@ -132,6 +132,19 @@ def rope_from_hf(config: Fields, *, head_dim: int, context: int, base: float = 1
     return hf_rope_section(section, head_dim=head_dim, context=context, base=theta, partial=partial)
 
 
+def hf_ntk_alpha(config: Fields) -> Fields:
+    """Return a config.json whose "dynamic" scaling by a fixed alpha, Hunyuan's, is a plain rope of another base."""
+    key = "rope_parameters" if config.section("rope_parameters") else "rope_scaling"
+    section = config.section(key)
+    if section is None or section.text("rope_type", section.text("type", "default")) != "dynamic":
+        return config
+    alpha = section.number("alpha", 1.0, MAX_FACTOR)
+    head = config.integer("head_dim", 4, MAX_WIDTH, config.integer("attention_head_dim", 4, MAX_WIDTH, 128))
+    theta = _base(section, "rope_theta", _base(config, "rope_theta", 10000.0))
+    plain = {"rope_type": "default", "rope_theta": theta * alpha ** (head / (head - 2))}
+    return Fields({**config.values, "rope_scaling": None, "rope_parameters": plain})
+
+
 def hf_rope_section(
     section: Fields | None, *, head_dim: int, context: int, base: float, partial: float = 1.0
 ) -> RopeSpec:

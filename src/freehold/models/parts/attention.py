@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from freehold.errors import BadModelFile
 from freehold.layers import LayerSpec
 from freehold.models.family import Cut, LayerPart, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
@@ -49,6 +50,8 @@ class Attention(LayerPart):
     bias: Literal["none", "qkv", "any"] = "none"  # any: on all four, where the file has them
     norm: NormForm = RMS  # before the projections
     qk_norm: QkNorm = "none"
+    qk_names: tuple[str, str] = ("q_norm", "k_norm")  # of its weights in safetensors
+    qk_maybe: bool = False  # whether a file may have none
     post_norm: str = ""  # safetensors' name of a norm after the output; empty: there is none
     clip: float = 0.0  # limit of what the projections give; 0: none
     beta: float = 0.0  # queries grow by 1 + beta * ln(1 + floor(position / original))
@@ -130,15 +133,17 @@ class Attention(LayerPart):
 
     def _qk_norms(self) -> dict[str, TensorSpec]:
         found = {}
-        for key, heads in (("q", self.heads), ("k", self.kv_heads)) if self.qk_norm != "none" else ():
-            gguf, hf = f"attn_{key}_norm.weight", f"self_attn.{key}_norm.weight"
+        both = zip("qk", (self.heads, self.kv_heads), self.qk_names, strict=True)
+        for key, heads, name in both if self.qk_norm != "none" else ():
+            gguf, hf = f"attn_{key}_norm.weight", f"self_attn.{name}.weight"
             width = heads * self.head_dim
             if self.qk_norm == "layer":
                 each = {name: Cut(name, (heads, self.head_dim), take=np.ravel) for name in (gguf, hf)}
                 found[f"{key}_norm"] = vector(each[gguf], each[hf], width)
             else:
                 width = width if self.qk_norm == "width" else self.head_dim
-                found[f"{key}_norm"] = vector(gguf, hf, width, hf_offset=self.norm.offset)
+                options = {"hf_offset": self.norm.offset, "optional": self.qk_maybe}
+                found[f"{key}_norm"] = vector(gguf, hf, width, **options)
         return found
 
     def _post_norm(self) -> dict[str, TensorSpec]:
@@ -181,7 +186,9 @@ class Attention(LayerPart):
     def _store(self, ops: Ops, layer: int, q: Buffer, k: Buffer, v: Buffer, w: Values) -> None:
         rope, norms = w.get("rope"), (None, None)
         if self.qk_norm in ("head", "after"):
-            norms = w["q_norm"], w["k_norm"]
+            norms = w.get("q_norm"), w.get("k_norm")
+            if (norms[0] is None) != (norms[1] is None):
+                raise BadModelFile(f"layer {layer} has a norm of queries or of keys alone")
         if self.qk_norm == "after" and rope is not None:
             ops.rotate(q, rope, self.head_dim)
             ops.rotate(k, rope, self.head_dim)

@@ -27,6 +27,8 @@ class GatedMlp(LayerPart):
     act: str = "silu"
     norm: NormForm = RMS  # before the products
     norm_name: str = "post_attention_layernorm"  # in safetensors
+    gguf_norm: str = "ffn_norm"
+    hf: str = "mlp"  # what stands before the matrices' names in safetensors
     post_norm: str = ""  # safetensors' name of a norm after the output; empty: there is none
     residual: float = 1.0  # of what is added to x
     fused: bool = False  # files hold gate and up as one matrix, gate first
@@ -39,11 +41,11 @@ class GatedMlp(LayerPart):
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare three matrices and the norms that the variant has."""
         wide, hidden = self.intermediate, self.hidden
-        found = self.norm.tensors("ffn_norm", "ffn_norm", self.norm_name, hidden)
+        found = self.norm.tensors("ffn_norm", self.gguf_norm, self.norm_name, hidden)
         found |= {
-            "gate": self._half("ffn_gate.weight", "mlp.gate_proj.weight", 0),
-            "up": self._half("ffn_up.weight", "mlp.up_proj.weight", wide),
-            "down": matrix("ffn_down.weight", "mlp.down_proj.weight", hidden, wide),
+            "gate": self._half("ffn_gate.weight", f"{self.hf}.gate_proj.weight", 0),
+            "up": self._half("ffn_up.weight", f"{self.hf}.up_proj.weight", wide),
+            "down": matrix("ffn_down.weight", f"{self.hf}.down_proj.weight", hidden, wide),
         }
         if self.post_norm:
             names = "post_ffw_norm.weight", f"{self.post_norm}.weight"
@@ -55,7 +57,7 @@ class GatedMlp(LayerPart):
         if not self.fused:
             return matrix(gguf, hf, wide, hidden)
         rows = range(first, first + wide)
-        names = "ffn_up.weight", "mlp.gate_up_proj.weight"
+        names = "ffn_up.weight", f"{self.hf}.gate_up_proj.weight"
         stored = tuple(Cut(name, (2 * wide, hidden), rows=rows) for name in names)
         return matrix(stored[0], stored[1], wide, hidden)
 

@@ -33,6 +33,7 @@ class MoeNames:
     router: str = "mlp.gate.weight"
     router_bias: str | None = None
     correction: Name = "mlp.gate.e_score_correction_bias"
+    gguf_correction: str = "exp_probs_b.bias"
     norm: str = "post_attention_layernorm"
     gguf_norm: str = "ffn_norm"
     shared: str = "mlp.shared_expert"
@@ -96,7 +97,7 @@ class Moe(LayerPart):
         if m.routing.bias:
             found["router_bias"] = vector("ffn_gate_inp.bias", names.router_bias, m.experts)
         if m.routing.correction:
-            found["correction"] = vector("exp_probs_b.bias", names.correction, m.experts)
+            found["correction"] = vector(names.gguf_correction, names.correction, m.experts)
         return found
 
     def _stack(self, key: Key) -> TensorSpec:

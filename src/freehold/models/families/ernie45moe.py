@@ -1,0 +1,84 @@
+"""ERNIE 4.5 with experts: adjacent rotary pairs, a softmax router whose choice a correction shifts, shared experts.
+
+Weights are divided by their sum, or by 1e-12 where that is less. The first layers are dense.
+Source: the ERNIE 4.5 technical report (Baidu, 2025).
+Path: bind.read_source -> config -> layer
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
+from freehold.models.family import Family, LayerPart
+from freehold.models.mixtures import (
+    MAX_EXPERTS,
+    gguf_mixture,
+    gguf_routing,
+    gguf_shared,
+    gguf_sparse,
+    hf_mixture,
+)
+from freehold.models.parts.attention import Attention
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
+from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder
+
+ROUTING = Routing(correction=True, least=1e-12)
+NAMES = MoeNames(shared="mlp.shared_experts", correction="mlp.moe_statics.e_score_correction_bias")
+
+
+def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
+    """Read the keys under `ernie4_5-moe.`."""
+    sizes = gguf_sizes(meta, vocab, adjacent=True)
+    sparse = gguf_sparse(meta, len(sizes["heads"]))
+    options: dict[str, Any] = {"shared": gguf_shared(meta), "sparse": sparse}
+    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=gguf_routing(meta, ROUTING), **options))
+
+
+def config_from_hf(config: Fields) -> Sizes:
+    """Read config.json of an Ernie4_5_MoeForCausalLM."""
+    config.refuse("use_bias", "a bias on projections")
+    assumed = {"rope_theta": 5e5, **config.values}  # what its class assumes
+    sizes = hf_decoder(Fields(assumed), tied=True, eps=1e-5)
+    sizes["rope"] = replace(sizes["rope"], adjacent=True)
+    layers = len(sizes["heads"])
+    shared = config.integer("moe_num_shared_experts", 0, MAX_EXPERTS, 2)
+    mixture = hf_mixture(
+        config,
+        "moe_intermediate_size",
+        layers,
+        chosen="moe_k" if config.get("moe_k") is not None else "num_experts_per_tok",
+        shared=shared * config.integer("moe_intermediate_size", 1, MAX_WIDTH),
+        routing=replace(ROUTING, least=config.number("moe_norm_min", 0.0, 1.0, ROUTING.least)),
+        sparse=_sparse(config, layers),
+    )
+    return Sizes(**sizes, mixture=mixture)
+
+
+def _sparse(config: Fields, layers: int) -> tuple[bool, ...]:
+    """Say which layers have experts: every `interval`th from `start` to `end`, which may be -1 for the last."""
+    start = config.integer("moe_layer_start_index", 0, MAX_LAYERS, 1)
+    end = config.integer("moe_layer_end_index", -1, MAX_LAYERS, -1)
+    step = config.integer("moe_layer_interval", 1, MAX_LAYERS, 1)
+    last = layers - 1 if end == -1 else end
+    return tuple((i + 1) % step == 0 and start <= i <= last for i in range(layers))
+
+
+def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer attention and experts, or an MLP."""
+    return Attention.of(cfg, i), mlp_or_experts(cfg, i, NAMES)
+
+
+FAMILY = Family(
+    gguf_architecture="ernie4_5-moe",
+    hf_classes=("Ernie4_5_MoeForCausalLM",),
+    model_types=("ernie4_5_moe",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(Attention, GatedMlp, Moe),
+    layer=layer,
+    ends=DecoderEnds.of,
+)

@@ -1,0 +1,74 @@
+"""MiniMax-M2: every layer a mixture behind a sigmoid router, and an RMS norm over the whole width of queries and keys.
+
+A correction joins scores where experts are compared; weights are divided by their sum. Rope turns half of a head.
+Source: github.com/MiniMax-AI/MiniMax-M2 (config and model code), 2025.
+Path: bind.read_source -> config -> layer
+"""
+
+from __future__ import annotations
+
+from freehold.errors import UnsupportedModel
+from freehold.formats.fields import MAX_WIDTH, Fields
+from freehold.models.family import Family, LayerPart
+from freehold.models.mixtures import gguf_mixture, gguf_routing, hf_mixture
+from freehold.models.parts.attention import Attention
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.expert_layouts import apart
+from freehold.models.parts.moe import Moe, MoeNames
+from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder
+
+ROUTING = Routing(scoring="sigmoid", correction=True)
+NAMES = MoeNames(
+    experts=apart("block_sparse_moe.experts.{e}", "w1", "w3", "w2"),
+    router="block_sparse_moe.gate.weight",
+    correction="block_sparse_moe.e_score_correction_bias",
+)
+
+
+def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
+    """Read the keys under `minimax-m2.`."""
+    sizes = gguf_sizes(meta, vocab, adjacent=False)
+    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=gguf_routing(meta, ROUTING)))
+
+
+def config_from_hf(config: Fields) -> Sizes:
+    """Read config.json of a MiniMaxM2ForCausalLM, whose `rotary_dim` says how much of a head turns."""
+    config.require("scoring_func", ("sigmoid",), "sigmoid")
+    config.require("qk_norm_type", ("per_layer",), "per_layer")
+    config.refuse("shared_intermediate_size", "a shared expert")
+    for key in ("use_qk_norm", "use_routing_bias"):
+        if not config.flag(key, True):
+            raise UnsupportedModel(f"{key} is false; only true is supported")
+    kinds = config.get("attn_type_list")
+    if kinds is not None and set(kinds) != {1}:
+        raise UnsupportedModel(f"attn_type_list is {str(kinds)[:60]}: only layers of type 1 are supported")
+    sizes = hf_decoder(Fields(_partial(config) | dict(config.values)), eps=1e-6)
+    return Sizes(
+        **sizes, mixture=hf_mixture(config, "intermediate_size", len(sizes["heads"]), routing=ROUTING)
+    )
+
+
+def _partial(config: Fields) -> dict[str, float]:
+    head = config.integer("head_dim", 1, MAX_WIDTH, 128)
+    return {
+        "head_dim": head,
+        "partial_rotary_factor": config.integer("rotary_dim", 2, head, head) / head,
+        "rope_theta": 5e6,  # what its class assumes
+    }
+
+
+def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer attention and experts."""
+    return Attention.of(cfg, i, qk_norm="width"), Moe.of(cfg, NAMES)
+
+
+FAMILY = Family(
+    gguf_architecture="minimax-m2",
+    hf_classes=("MiniMaxM2ForCausalLM",),
+    model_types=("minimax_m2",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(Attention, Moe),
+    layer=layer,
+    ends=DecoderEnds.of,
+)

@@ -1,0 +1,81 @@
+"""Phi-3.5-MoE: layer norms with biases, biases on attention, and two experts chosen by a sparse mixer.
+
+The mixer's threshold is twice a jitter of 0.01, which a GGUF does not state.
+Sources: arXiv 2404.14219 (Phi-3.5-MoE), 2409.12136 (the sparse mixer).
+Path: bind.read_source -> config -> layer
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from freehold.formats.fields import MAX_CONTEXT, Fields
+from freehold.models.family import Family, LayerPart
+from freehold.models.mixtures import gguf_mixture, gguf_routing, hf_mixture
+from freehold.models.parts.attention import Attention
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.moe import MIXTRAL, Moe
+from freehold.models.parts.norms import NormForm
+from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder, sliding_windows
+
+ROUTING = Routing(scoring="sparsemixer", renormalise=False, jitter=0.01)
+NORM = NormForm(kind="layer", bias=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhiMoeSizes(Sizes):
+    """Sizes of a Phi-MoE, and which biases it has."""
+
+    bias: str
+    head_bias: bool
+
+
+def config_from_gguf(meta: Fields, vocab: int) -> PhiMoeSizes:
+    """Read the keys under `phimoe.`; all biases are there."""
+    sizes = gguf_sizes(meta, vocab, adjacent=False)
+    sizes["windows"] = tuple(0 if w >= sizes["context"] else w for w in sizes["windows"])
+    intermediate = sizes["intermediate"][0]
+    mixture = gguf_mixture(meta, sizes, intermediate=intermediate, routing=gguf_routing(meta, ROUTING))
+    return PhiMoeSizes(**sizes, mixture=mixture, bias="any", head_bias=True)
+
+
+def config_from_hf(config: Fields) -> PhiMoeSizes:
+    """Read config.json of a PhimoeForCausalLM."""
+    assumed = {"rope_theta": 1e6, **config.values}  # what its class assumes
+    sizes = hf_decoder(Fields(assumed), _windows, eps=1e-5)
+    jitter = config.number("router_jitter_noise", 1e-6, 1.0, ROUTING.jitter)
+    mixture = hf_mixture(
+        config, "intermediate_size", len(sizes["heads"]), routing=replace(ROUTING, jitter=jitter)
+    )
+    bias = "any" if config.flag("attention_bias", False) else "none"
+    return PhiMoeSizes(**sizes, mixture=mixture, bias=bias, head_bias=config.flag("lm_head_bias", False))
+
+
+def _windows(config: Fields, layers: int) -> tuple[int, ...]:
+    """A window holds on every layer; one as long as the context hides nothing."""
+    window = config.integer("sliding_window", 0, MAX_CONTEXT, 0)
+    window = 0 if window >= config.integer("max_position_embeddings", 1, MAX_CONTEXT) else window
+    return sliding_windows(config, layers, window, lambda i: True)
+
+
+def layer(cfg: PhiMoeSizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer attention and experts."""
+    options: dict[str, Any] = {"bias": cfg.bias, "norm": NORM}
+    return Attention.of(cfg, i, **options), Moe.of(cfg, MIXTRAL, norm=NORM)
+
+
+def ends(cfg: PhiMoeSizes) -> DecoderEnds:
+    """A layer norm and a bias stand around the head."""
+    return DecoderEnds.of(cfg, norm=NORM, bias=cfg.head_bias)
+
+
+FAMILY = Family(
+    gguf_architecture="phimoe",
+    hf_classes=("PhimoeForCausalLM", "PhiMoEForCausalLM"),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(Attention, Moe),
+    layer=layer,
+    ends=ends,
+)
