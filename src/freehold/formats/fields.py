@@ -38,7 +38,7 @@ class Fields:
     def without(self, *keys: str) -> Fields:
         """Return a view that lacks some keys."""
         hidden = {self.name(key) for key in keys}
-        return Fields({k: v for k, v in self._values.items() if k not in hidden}, self._prefix)
+        return Fields({k: v for k, v in self.values.items() if k not in hidden}, self._prefix)
 
     def get(self, key: str) -> Any:
         """Return the raw value, None when absent or null."""

@@ -7,7 +7,6 @@ Path: formats.open_model_file -> read_source -> Binder -> Source -> load.load_mo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +24,12 @@ from freehold.models.binder import FLOATS, GGUF_LAYERS, Binder, Bound
 from freehold.models.families import FAMILIES
 from freehold.models.family import Family, Network, NetworkWeights, renamed
 from freehold.models.fp8 import join_scales
+from freehold.models.left_out import leave_out, text_half
 from freehold.models.mixtures import MAX_EXPERTS
 from freehold.models.rope import RopeTable
 from freehold.models.stored import Held, Stored
 from freehold.models.unsupported import missing_part
 
-# What a wrapper holds beside its text half, under `model.` or at the top.
-_OTHER_HALVES = re.compile(
-    r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*"
-)
 # Keys of a wrapper that count for its text half where that does not state them.
 _SHARED_KEYS = ("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config")
 
@@ -121,6 +117,8 @@ def _read_gguf(opened: GGUFFile, tokens: int | None) -> Source:
     count = len(listed) if isinstance(listed, list | np.ndarray | native.Strings) else cfg.vocab
     drafts = keys.integer("nextn_predict_layers", 0, MAX_LAYERS, 0)
     tensors, notes = _without_drafts(tensors, (), GGUF_LAYERS, cfg.layers, drafts)
+    tensors, more = leave_out(tensors, family.left_out_of(cfg))
+    notes = (*notes, *more)
     binder = Binder(tensors, GGUF_LAYERS)
     return _bound(opened.path, _name(opened, meta), family, cfg, binder, tokens or count, notes)
 
@@ -133,14 +131,12 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
     family, config, wrapped = _family_of(opened.config)
     tensors, notes = join_scales(config, opened.tensors)
     if wrapped:
-        tensors, notes = _text_half(tensors, notes)
-    for prefix, note in family.left_out:
-        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
-        notes = (*notes, note) if len(kept) < len(tensors) else notes
-        tensors = kept
+        tensors, notes = text_half(tensors, notes)
     cfg = family.config_from_hf(config)
     drafts = config.integer("num_nextn_predict_layers", 0, MAX_LAYERS, 0)
     tensors, notes = _without_drafts(tensors, notes, family.hf_layers, cfg.layers, drafts)
+    tensors, more = leave_out(tensors, (*family.left_out, *family.left_out_of(cfg)))
+    notes = (*notes, *more)
     binder = Binder(tensors, family.hf_layers)
     return _bound(Path(opened.path), _name(opened, {}), family, cfg, binder, tokens or cfg.vocab, notes)
 
@@ -201,23 +197,6 @@ def _other_kind(architecture: str, experts: bool) -> str:
     return f"Freehold's engine does not run {kind} of the architecture {architecture} yet"
 
 
-def plain_name(name: str) -> str:
-    """Return what a tensor of a multimodal model's text half is called in a model of text alone."""
-    return name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
-
-
-def _text_half(
-    tensors: Mapping[str, Held], notes: tuple[str, ...]
-) -> tuple[dict[str, Held], tuple[str, ...]]:
-    """Give a multimodal file's text tensors their plain names; leave the vision parts out, and say so."""
-    out = {}
-    for name, tensor in tensors.items():
-        if not _OTHER_HALVES.fullmatch(name):
-            out[plain_name(name)] = tensor
-    note = "the vision parts of this model are left out; it reads text only"
-    return out, (*notes, note) if len(out) < len(tensors) else notes
-
-
 def _name(opened: ModelFile, meta: Mapping[str, Any]) -> str:
     name = meta.get("general.name")
     path = Path(opened.path)
@@ -260,7 +239,9 @@ def _bound(
     layers = tuple(binder.take(layer.tensors(), i) for i, layer in enumerate(network.layers))
     divisors = binder.take_divisors()
     binder.refuse_rest()
-    return Source(path, name, family, cfg, network, ends, layers, divisors, tokens, binder.gguf, notes)
+    return Source(
+        path, name, family, cfg, network, ends, layers, divisors, tokens, binder.gguf, (*notes, *cfg.notes)
+    )
 
 
 def assemble(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from freehold.formats.fields import Fields
 from freehold.layers import LayerSpec
+from freehold.models.left_out import Rule
 from freehold.models.ops import Buffer, Ops
 from freehold.models.rope import RopeSpec
 
@@ -217,7 +218,10 @@ class Family:
     )  # of modules that its files call otherwise than parts do
     encoder: bool = False  # makes embeddings of whole texts, and no token
     hf_layers: str = "model.layers"  # what layers' names begin with in a safetensors
-    left_out: tuple[tuple[str, str], ...] = ()  # prefixes of tensors that are not computed, and what to say
+    left_out: tuple[Rule, ...] = ()  # tensors of a safetensors that are not computed, and what to say
+    left_out_of: Callable[[Any], tuple[Rule, ...]] = (
+        lambda cfg: ()
+    )  # the same of either format, by the config
 
     @property
     def keeps(self) -> frozenset[str]:

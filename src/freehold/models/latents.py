@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats.fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
+from freehold.formats.fields import MAX_CONTEXT, MAX_HEADS, MAX_WIDTH, Fields
 from freehold.models.rope import RopeSpec, hf_rope_section, rope_from_gguf, yarn_mscale
-from freehold.models.sizes import MAX_EPS, MIN_EPS, Sizes, check_width, checked_sizes, hf_sizes
+from freehold.models.sizes import MAX_EPS, MIN_EPS, Sizes, check_width, checked_sizes, gguf_layers, hf_sizes
 
 GGUF_LOG_FACTOR = 0.1  # a GGUF states a tenth of mscale_all_dim as its yarn_log_multiplier
 STEP = 16  # rows of a native panel, which heads' parts are made of
@@ -31,14 +31,11 @@ class LatentSizes(Sizes):
     value: int
     scale: float
     temper: tuple[float, int] | None = None  # beta, and the length that queries grow from
-    notes: tuple[str, ...] = ()  # what a user should know of how the file was read
 
 
 def gguf_latent(meta: Fields, vocab: int, *, turns: bool = True) -> dict[str, Any]:
     """Read a GGUF's keys as arguments for LatentSizes; `turns`: whether a part of keys is rotated."""
-    layers = meta.integer("block_count", 1, MAX_LAYERS) - meta.integer("nextn_predict_layers", 0, 64, 0)
-    if layers < 1:
-        raise BadModelFile(f"{meta.name('nextn_predict_layers')} leaves no layer")
+    layers = gguf_layers(meta)
     context = meta.integer("context_length", 1, MAX_CONTEXT)
     turned = meta.integer("rope.dimension_count", 2, MAX_WIDTH)
     rope, scale = _gguf_rope(meta, turned, context) if turns else (None, 1.0)
@@ -46,7 +43,7 @@ def gguf_latent(meta: Fields, vocab: int, *, turns: bool = True) -> dict[str, An
     return _latent_sizes(
         vocab=vocab,
         hidden=meta.integer("embedding_length", 1, MAX_WIDTH),
-        intermediate=meta.each("feed_forward_length", layers, 1, MAX_WIDTH),
+        intermediate=(meta.integer("feed_forward_length", 1, MAX_WIDTH),) * layers,
         heads=(meta.integer("attention.head_count", 1, MAX_HEADS),) * layers,
         head_dim=head,
         eps=meta.number("attention.layer_norm_rms_epsilon", MIN_EPS, MAX_EPS),
@@ -58,6 +55,7 @@ def gguf_latent(meta: Fields, vocab: int, *, turns: bool = True) -> dict[str, An
         turned=turned,
         value=value,
         scale=scale * head**-0.5,
+        temper=_gguf_temper(meta),
     )
 
 
@@ -88,7 +86,8 @@ def hf_latent(config: Fields, *, turns: bool = True, **assumed: Any) -> dict[str
     asked = config.get("num_key_value_heads")
     if asked not in (None, 1, heads):
         raise UnsupportedModel(f"num_key_value_heads is {asked}; latents serve all {heads} heads alike")
-    sizes = hf_sizes(_without_heads(config), head_dim=nope + turned, **assumed)
+    # By head_dim files mean one thing or another: the parts of a head are stated apart.
+    sizes = hf_sizes(config.without("head_dim", "num_key_value_heads"), head_dim=nope + turned, **assumed)
     rope, scale = _hf_rope(config, turned, sizes["context"]) if turns else (None, 1.0)
     return _latent_sizes(
         **sizes | {"rope": rope},
@@ -97,13 +96,8 @@ def hf_latent(config: Fields, *, turns: bool = True, **assumed: Any) -> dict[str
         turned=turned,
         value=config.integer("v_head_dim", 1, MAX_WIDTH),
         scale=scale * (nope + turned) ** -0.5,
+        temper=_hf_temper(config, rope),
     )
-
-
-def _without_heads(config: Fields) -> Fields:
-    """Hide a head_dim, by which files mean one thing or another: the parts of a head are stated apart."""
-    hidden = ("head_dim", "num_key_value_heads")
-    return config.without(*hidden)
 
 
 def _hf_rope(config: Fields, turned: int, context: int) -> tuple[RopeSpec, float]:
@@ -118,8 +112,7 @@ def _hf_rope(config: Fields, turned: int, context: int) -> tuple[RopeSpec, float
     return rope, yarn_mscale(rope.factor, weight) ** 2 if weight else 1.0
 
 
-def temper_from_hf(config: Fields, rope: RopeSpec | None) -> tuple[float, int] | None:
-    """Read how queries grow with the position, from config.json's rope."""
+def _hf_temper(config: Fields, rope: RopeSpec | None) -> tuple[float, int] | None:
     section = config.section("rope_parameters") or config.section("rope_scaling") or Fields({})
     beta = section.number("llama_4_scaling_beta", 0.0, 100.0, 0.0)
     if not beta:
@@ -129,8 +122,7 @@ def temper_from_hf(config: Fields, rope: RopeSpec | None) -> tuple[float, int] |
     return beta, rope.original
 
 
-def temper_from_gguf(meta: Fields) -> tuple[float, int] | None:
-    """Read how queries grow with the position, from a GGUF that states it."""
+def _gguf_temper(meta: Fields) -> tuple[float, int] | None:
     beta = meta.number("attention.temperature_scale", 0.0, 100.0, 0.0)
     return (beta, meta.integer("attention.temperature_length", 1, MAX_CONTEXT)) if beta else None
 

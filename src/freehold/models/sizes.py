@@ -73,6 +73,7 @@ class Sizes:
     windows: tuple[int, ...] = ()  # each layer's sliding window, 0 for none
     rope: RopeSpec | None = None
     mixture: Mixture | None = None
+    notes: tuple[str, ...] = ()  # what a user should know of how the file was read
 
     @property
     def layers(self) -> int:

@@ -1,0 +1,64 @@
+"""Mistral Small 4: latent attention whose queries grow with the position, and experts in every layer.
+
+A softmax over all experts, renormalised; gate and up of experts lie in one tensor in both formats. A GGUF does not
+state how queries grow, which is then taken from the published config.json.
+Source: Mistral-Small-4-119B-2603's config.json (llama_4_scaling_beta 0.1).
+Path: bind.read_source -> config -> layer
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from freehold.formats.fields import Fields
+from freehold.models.family import Family, LayerPart
+from freehold.models.latent_mixtures import SOFTMAX, gguf_latent_mixture, hf_latent_mixture
+from freehold.models.latents import LatentSizes, gguf_latent, hf_latent
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.expert_layouts import fused
+from freehold.models.parts.latent import LatentAttention
+from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
+
+NAMES = MoeNames(
+    shared="mlp.shared_experts", experts=fused("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+)
+BETA = 0.1
+
+
+def config_from_gguf(meta: Fields, vocab: int) -> LatentSizes:
+    """Read the keys under `mistral4.`."""
+    sizes = gguf_latent(meta, vocab)
+    mixture = gguf_latent_mixture(meta, sizes, replace(SOFTMAX, renormalise=False))
+    cfg = LatentSizes(**sizes, mixture=mixture)
+    if cfg.temper or cfg.rope is None or not cfg.rope.original:
+        return cfg
+    note = (
+        "the file does not state how queries grow with the position; "
+        f"Mistral Small 4's {BETA:g} from token {cfg.rope.original:,} on is used"
+    )
+    return replace(cfg, temper=(BETA, cfg.rope.original), notes=(note,))
+
+
+def config_from_hf(config: Fields) -> LatentSizes:
+    """Read config.json of a Mistral4ForCausalLM, or the text half of a Mistral3ForConditionalGeneration."""
+    sizes = hf_latent(config)
+    return LatentSizes(**sizes, mixture=hf_latent_mixture(config, sizes, SOFTMAX))
+
+
+def layer(cfg: LatentSizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer latent attention and experts, or a dense MLP."""
+    return LatentAttention.of(cfg, i), mlp_or_experts(cfg, i, NAMES)
+
+
+FAMILY = Family(
+    gguf_architecture="mistral4",
+    hf_classes=("Mistral4ForCausalLM",),
+    model_types=("mistral4",),
+    wrappers=("Mistral3ForConditionalGeneration",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(LatentAttention, GatedMlp, Moe),
+    layer=layer,
+    ends=DecoderEnds.of,
+)

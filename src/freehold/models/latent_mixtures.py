@@ -1,0 +1,73 @@
+"""The experts of models with latent attention, as both file formats state them.
+
+Knows the keys that DeepSeek named and others took over; knows no tensor and no arithmetic.
+Path: families.<family>.config_from_* -> gguf_latent_mixture or hf_latent_mixture -> Mixture -> parts.moe
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from freehold.errors import UnsupportedModel
+from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
+from freehold.models.mixtures import (
+    MAX_EXPERTS,
+    dense_first,
+    gguf_mixture,
+    gguf_routing,
+    hf_groups,
+    mixture,
+)
+from freehold.models.sizes import Mixture, Routing
+
+# Sigmoids; a correction joins scores where experts are compared; groups by the sum of their best two.
+SIGMOID = Routing(scoring="sigmoid", correction=True, group_score="top2", epsilon=1e-20)
+SOFTMAX = Routing(group_score="top2", epsilon=1e-20)
+V2 = Routing(renormalise=False, group_score="best")
+
+
+def gguf_latent_mixture(meta: Fields, sizes: dict[str, Any], routing: Routing) -> Mixture:
+    """Read a GGUF's experts; `routing` is what the file need not state of it."""
+    layers = len(sizes["heads"])
+    first = meta.integer("leading_dense_block_count", 0, layers, 0)
+    width = meta.integer("expert_feed_forward_length", 1, MAX_WIDTH)
+    return gguf_mixture(
+        meta,
+        sizes,
+        intermediate=width,
+        shared=width * meta.integer("expert_shared_count", 0, 64, 0),
+        routing=gguf_routing(meta, routing),
+        sparse=tuple(i >= first for i in range(layers)),
+    )
+
+
+def hf_latent_mixture(config: Fields, sizes: dict[str, Any], routing: Routing) -> Mixture:
+    """Read config.json's experts; all shared ones of a layer are one MLP."""
+    layers = len(sizes["heads"])
+    if config.integer("moe_layer_freq", 1, MAX_LAYERS, 1) != 1:
+        raise UnsupportedModel(
+            "moe_layer_freq is not 1: dense layers between those of experts are not supported"
+        )
+    width = config.integer("moe_intermediate_size", 1, MAX_WIDTH)
+    return mixture(
+        config.integer("n_routed_experts", 1, MAX_EXPERTS),
+        config.integer("num_experts_per_tok", 1, MAX_EXPERTS),
+        sizes["hidden"],
+        width,
+        layers,
+        shared=width * config.integer("n_shared_experts", 0, 64, 0),
+        routing=hf_groups(config, routing),
+        sparse=_hf_sparse(config, layers),
+    )
+
+
+def _hf_sparse(config: Fields, layers: int) -> tuple[bool, ...]:
+    """Say which layers have experts: as listed for each, or all but the first ones."""
+    kinds = config.texts("mlp_layer_types", layers)
+    if kinds is None:
+        config.integer("first_k_dense_replace", 0, layers)
+        return dense_first(config, layers)
+    for kind in kinds:
+        if kind not in ("dense", "sparse"):
+            raise UnsupportedModel(f"mlp_layer_types names {kind!r}; supported: dense, sparse")
+    return tuple(kind == "sparse" for kind in kinds)
