@@ -124,10 +124,12 @@ def rope_from_gguf(
     )
 
 
-def rope_from_hf(config: Fields, *, head_dim: int, context: int, base: float = 10000.0) -> RopeSpec:
+def rope_from_hf(
+    config: Fields, *, head_dim: int, context: int, base: float = 10000.0, partial: float = 1.0
+) -> RopeSpec:
     """Read `rope_parameters`, or `rope_theta` and `rope_scaling` as transformers 4 wrote them."""
     theta = _base(config, "rope_theta", base)
-    partial = config.number("partial_rotary_factor", 1e-3, 1.0, 1.0)
+    partial = config.number("partial_rotary_factor", 1e-3, 1.0, partial)
     section = config.section("rope_parameters") or config.section("rope_scaling")
     return hf_rope_section(section, head_dim=head_dim, context=context, base=theta, partial=partial)
 
@@ -143,6 +145,27 @@ def hf_ntk_alpha(config: Fields) -> Fields:
     theta = _base(section, "rope_theta", _base(config, "rope_theta", 10000.0))
     plain = {"rope_type": "default", "rope_theta": theta * alpha ** (head / (head - 2))}
     return Fields({**config.values, "rope_scaling": None, "rope_parameters": plain})
+
+
+def hf_layer_ropes(
+    config: Fields, *, head_dim: int, context: int, base: float, local_base: float
+) -> tuple[RopeSpec, RopeSpec]:
+    """Read the ropes of full and of sliding layers: one object a kind, or transformers 4's two bases and one scaling.
+
+    The scaling of transformers 4 is the full layers' alone.
+    """
+    local_base = config.number("rope_local_base_freq", 1.001, MAX_BASE, local_base)
+    both = config.section("rope_parameters")
+    if both is None or (both.get("full_attention") is None and both.get("sliding_attention") is None):
+        rope = rope_from_hf(config, head_dim=head_dim, context=context, base=base)
+        return rope, RopeSpec(base=local_base, width=rope.width, adjacent=False)
+    sections = both.section("full_attention"), both.section("sliding_attention")
+    if None in sections:
+        raise BadModelFile("rope_parameters lacks full_attention or sliding_attention")
+    return (
+        hf_rope_section(sections[0], head_dim=head_dim, context=context, base=base),
+        hf_rope_section(sections[1], head_dim=head_dim, context=context, base=local_base),
+    )
 
 
 def hf_rope_section(

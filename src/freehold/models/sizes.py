@@ -8,8 +8,10 @@ Path: families.<family>.config_from_* -> gguf_sizes or hf_sizes -> Sizes -> part
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import numpy as np
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import (
@@ -82,12 +84,18 @@ class Sizes:
 
 
 def gguf_sizes(
-    meta: Fields, vocab: int, *, adjacent: bool, base: float = 10000.0, least_heads: int = 1
+    meta: Fields,
+    vocab: int,
+    *,
+    adjacent: bool,
+    base: float = 10000.0,
+    eps: str = "layer_norm_rms_epsilon",
+    least_heads: int = 1,
 ) -> dict[str, Any]:
     """Read the sizes of a GGUF as arguments for a config; `vocab` is the embedding's row count.
 
-    A window, which few writers of these architectures state, holds on every layer. `least_heads` is 0 where a layer may
-    have no attention.
+    A window, which few writers of these architectures state, holds on every layer. `eps` is its key under `attention.`;
+    `least_heads` is 0 where a layer may have no attention.
     """
     hidden = meta.integer("embedding_length", 1, MAX_WIDTH)
     layers = gguf_layers(meta)
@@ -104,7 +112,7 @@ def gguf_sizes(
         heads=heads,
         kv_heads=meta.each("attention.head_count_kv", layers, least_heads, MAX_HEADS, heads),
         head_dim=head_dim,
-        eps=meta.number("attention.layer_norm_rms_epsilon", MIN_EPS, MAX_EPS),
+        eps=meta.number(f"attention.{eps}", MIN_EPS, MAX_EPS),
         context=_extended(context, rope),
         tied=True,
         windows=meta.each("attention.sliding_window", layers, 0, MAX_CONTEXT, 0),
@@ -153,13 +161,23 @@ def hf_sizes(
 
 
 def hf_decoder(
-    config: Fields, windows: Callable[[Fields, int], tuple[int, ...]] | None = None, **assumed: Any
+    config: Fields,
+    windows: Callable[[Fields, int], tuple[int, ...]] | None = None,
+    *,
+    act: str = "silu",
+    base: float = 10000.0,
+    partial: float = 1.0,
+    adjacent: bool = False,
+    **assumed: Any,
 ) -> dict[str, Any]:
-    """Read a config.json whose layers share one rope and SiLU; `windows` gives each layer's (None: they have none)."""
-    config.require("hidden_act", ("silu",), "silu")
+    """Read a config.json whose layers share one rope and activation; `windows` gives each layer's (None: none)."""
+    config.require("hidden_act", (act,), act)
     sizes = hf_sizes(config, **assumed)
     layers = len(sizes["heads"])
-    rope = rope_from_hf(config, head_dim=sizes["head_dim"], context=sizes["context"])
+    rope = rope_from_hf(
+        config, head_dim=sizes["head_dim"], context=sizes["context"], base=base, partial=partial
+    )
+    rope = replace(rope, adjacent=adjacent)
     return sizes | {
         "rope": rope,
         "context": _extended(sizes["context"], rope),
@@ -219,6 +237,23 @@ def sliding_windows(
     if "sliding_attention" in kinds and not window:
         raise BadModelFile("layer_types names sliding_attention, but sliding_window is missing")
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+
+
+def gguf_windows(meta: Fields, layers: int, slides: Callable[[int], bool]) -> tuple[int, ...]:
+    """Give each layer's window by the file's pattern, a period or a list of those that slide, or else by `slides`."""
+    window = meta.integer("attention.sliding_window", 0, MAX_CONTEXT, 0)
+    pattern = meta.get("attention.sliding_window_pattern")
+    if isinstance(pattern, int | np.integer) and not isinstance(pattern, bool):
+        every = meta.integer("attention.sliding_window_pattern", 1, MAX_LAYERS)
+        return tuple(window if (i + 1) % every else 0 for i in range(layers))
+    if pattern is None:
+        return tuple(window if slides(i) else 0 for i in range(layers))
+    which = pattern.tolist() if isinstance(pattern, np.ndarray) else pattern
+    if not isinstance(which, list) or len(which) != layers:
+        raise BadModelFile(
+            f"{meta.name('attention.sliding_window_pattern')} is {str(which)[:60]}; expected {layers} values"
+        )
+    return tuple(window if slide else 0 for slide in which)
 
 
 def qwen_windows(config: Fields, layers: int) -> tuple[int, ...]:

@@ -13,14 +13,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from freehold.errors import BadModelFile
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, Fields
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.norms import NormForm
-from freehold.models.rope import RopeSpec, hf_rope_section, rope_from_hf
+from freehold.models.rope import RopeSpec, hf_layer_ropes
 from freehold.models.sizes import Sizes, gguf_sizes, hf_sizes, sliding_windows
 
 NORM = NormForm(offset=1.0)
@@ -76,7 +75,8 @@ def config_from_hf(config: Fields) -> GemmaSizes:
         head_dim=256,
         max_position_embeddings=131_072,
     )
-    rope, rope_local = _hf_ropes(config, sizes["head_dim"], sizes["context"])
+    bases = {"base": GLOBAL_BASE, "local_base": LOCAL_BASE}
+    rope, rope_local = hf_layer_ropes(config, head_dim=sizes["head_dim"], context=sizes["context"], **bases)
     window = config.integer("sliding_window", 1, MAX_CONTEXT, 4096)
     pattern = config.integer("sliding_window_pattern", 1, MAX_LAYERS, PATTERN)
     return GemmaSizes(
@@ -87,22 +87,6 @@ def config_from_hf(config: Fields) -> GemmaSizes:
         scale=config.number("query_pre_attn_scalar", 1e-3, 1e6, 256.0) ** -0.5,
         attn_softcap=config.number("attn_logit_softcapping", 0.0, 1e6, 0.0),
         logit_softcap=config.number("final_logit_softcapping", 0.0, 1e6, 0.0),
-    )
-
-
-def _hf_ropes(config: Fields, head_dim: int, context: int) -> tuple[RopeSpec, RopeSpec]:
-    """Read the global and the local rope: one object per layer kind, or the two bases of transformers 4."""
-    local_base = config.number("rope_local_base_freq", 1.001, 1e12, LOCAL_BASE)
-    both = config.section("rope_parameters")
-    if both is None or both.get("rope_theta") is not None:
-        rope = rope_from_hf(config, head_dim=head_dim, context=context, base=GLOBAL_BASE)
-        return rope, RopeSpec(base=local_base, width=rope.width, adjacent=False)
-    sections = both.section("full_attention"), both.section("sliding_attention")
-    if None in sections:
-        raise BadModelFile("rope_parameters lacks full_attention or sliding_attention")
-    return (
-        hf_rope_section(sections[0], head_dim=head_dim, context=context, base=GLOBAL_BASE),
-        hf_rope_section(sections[1], head_dim=head_dim, context=context, base=local_base),
     )
 
 

@@ -1,5 +1,6 @@
-"""Llama 1 to 3, SmolLM2, Mistral 7B and all that share their block.
+"""Llama 1 to 3, SmolLM2, Mistral 7B, Nemo, Small 3, Codestral, Ministral 8B and all that share their block.
 
+Heads may be wider together than the hidden width (Nemo), and a Ministral 8B alternates full and sliding layers.
 Attention and a gated MLP, RMS norms before each, no biases (older derivatives have some on attention). GGUF files hold
 q and k rows permuted so that adjacent elements turn together; safetensors hold halves.
 Sources: arXiv 2302.13971 (Llama), 2307.09288 (Llama 2), 2407.21783 (Llama 3), 2310.06825 (Mistral's window).
@@ -22,13 +23,13 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
 
 
 def config_from_hf(config: Fields) -> Sizes:
-    """Read config.json of a LlamaForCausalLM or MistralForCausalLM."""
+    """Read config.json of a LlamaForCausalLM, MistralForCausalLM or MinistralForCausalLM."""
     return Sizes(**hf_decoder(config, _windows))
 
 
 def _windows(config: Fields, layers: int) -> tuple[int, ...]:
-    """A Mistral's window holds on every layer."""
-    windowed = config.text("model_type", "llama") == "mistral"
+    """A Mistral's window holds on every layer, or on those that are listed."""
+    windowed = config.text("model_type", "llama") in ("mistral", "ministral")
     window = config.integer("sliding_window", 0, MAX_CONTEXT, 0) if windowed else 0
     return sliding_windows(config, layers, window, lambda i: windowed)
 
@@ -40,8 +41,9 @@ def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
 
 FAMILY = Family(
     gguf_architecture="llama",
-    hf_classes=("LlamaForCausalLM", "MistralForCausalLM"),
-    model_types=("mistral",),
+    hf_classes=("LlamaForCausalLM", "MistralForCausalLM", "MinistralForCausalLM"),
+    model_types=("mistral", "ministral"),
+    wrappers=("Mistral3ForConditionalGeneration",),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp),

@@ -138,8 +138,8 @@ class Attention(LayerPart):
             gguf, hf = f"attn_{key}_norm.weight", f"self_attn.{name}.weight"
             width = heads * self.head_dim
             if self.qk_norm == "layer":
-                each = {name: Cut(name, (heads, self.head_dim), take=np.ravel) for name in (gguf, hf)}
-                found[f"{key}_norm"] = vector(each[gguf], each[hf], width)
+                stored = [Cut(name, (heads, self.head_dim), take=np.ravel) for name in (gguf, hf)]
+                found[f"{key}_norm"] = vector(stored[0], stored[1], width, optional=self.qk_maybe)
             else:
                 width = width if self.qk_norm == "width" else self.head_dim
                 options = {"hf_offset": self.norm.offset, "optional": self.qk_maybe}
@@ -177,7 +177,7 @@ class Attention(LayerPart):
     def _normalised(self, ops: Ops, q: Buffer, k: Buffer, w: Values) -> tuple[Buffer, Buffer]:
         if self.qk_norm == "width":
             return ops.norm(q, w["q_norm"], self.eps), ops.norm(k, w["k_norm"], self.eps)
-        if self.qk_norm == "layer":
+        if self.qk_norm == "layer" and "q_norm" in w:
             width = self.head_dim
             q = ops.layer_normed(q, w["q_norm"], None, self.eps, width)
             return q, ops.layer_normed(k, w["k_norm"], None, self.eps, width)

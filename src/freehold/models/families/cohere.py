@@ -1,0 +1,71 @@
+"""Command R and R+: attention and MLP read one layer norm and are added together; logits are scaled.
+
+    x += attention(n) + mlp(n),  n = layer_norm(x)
+
+Command R+ normalises queries and keys too, each head with weights of its own. Adjacent elements turn together in both
+file formats.
+Source: Cohere's files of 2024.
+Path: bind.read_source -> config -> layer
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from freehold.formats.fields import Fields
+from freehold.models.family import Family, LayerPart
+from freehold.models.parts.attention import Attention
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts.norms import NO_NORM, NormForm
+from freehold.models.parts.parallel import ParallelBlock
+from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder
+
+NORM = NormForm(kind="layer")
+LOGIT_SCALE = 0.0625
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohereSizes(Sizes):
+    """Sizes of a Command R."""
+
+    logit_scale: float
+    qk_norm: bool | None = False  # None: if the file has their weights; GGUF has no key for it
+
+
+def config_from_gguf(meta: Fields, vocab: int) -> CohereSizes:
+    """Read the keys under `command-r.`."""
+    sizes = gguf_sizes(meta, vocab, adjacent=True, eps="layer_norm_epsilon")
+    return CohereSizes(**sizes, logit_scale=meta.number("logit_scale", 1e-6, 1e6), qk_norm=None)
+
+
+def config_from_hf(config: Fields) -> CohereSizes:
+    """Read config.json of a CohereForCausalLM."""
+    config.refuse("attention_bias", "a bias on attention")
+    sizes = hf_decoder(config, adjacent=True, base=500_000.0, tied=True, eps=1e-5, eps_key="layer_norm_eps")
+    scale = config.number("logit_scale", 1e-6, 1e6, LOGIT_SCALE)
+    return CohereSizes(**sizes, logit_scale=scale, qk_norm=config.flag("use_qk_norm", False))
+
+
+def block(cfg: CohereSizes, i: int, **options: object) -> tuple[LayerPart, ...]:
+    """Give a layer its block of attention and MLP."""
+    form = "none" if cfg.qk_norm is False else "layer"
+    attention = Attention.of(cfg, i, norm=NORM, qk_norm=form, qk_maybe=cfg.qk_norm is None, **options)
+    return (ParallelBlock(attention, GatedMlp.of(cfg, i, norm=NO_NORM)),)
+
+
+def ends(cfg: CohereSizes) -> DecoderEnds:
+    """Scale logits, after a layer norm."""
+    return DecoderEnds.of(cfg, norm=NORM, logit_scale=cfg.logit_scale)
+
+
+FAMILY = Family(
+    gguf_architecture="command-r",
+    hf_classes=("CohereForCausalLM",),
+    model_types=("cohere",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(ParallelBlock,),
+    layer=block,
+    ends=ends,
+)

@@ -1,0 +1,58 @@
+"""StarCoder2: layer norms and biases everywhere, and an MLP without a gate.
+
+A GGUF does not state the window that holds on every layer.
+Source: arXiv 2402.19173.
+Path: bind.read_source -> config -> layer
+"""
+
+from __future__ import annotations
+
+from freehold.formats.fields import MAX_CONTEXT, Fields
+from freehold.models.family import Family, LayerPart
+from freehold.models.parts.attention import Attention
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.mlp import PlainMlp
+from freehold.models.parts.norms import NormForm
+from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
+
+NORM = NormForm(kind="layer", bias=True)
+ACT = "gelu_pytorch_tanh"
+
+
+def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
+    """Read the keys under `starcoder2.`."""
+    return Sizes(**gguf_sizes(meta, vocab, adjacent=False, eps="layer_norm_epsilon"))
+
+
+def config_from_hf(config: Fields) -> Sizes:
+    """Read config.json of a Starcoder2ForCausalLM."""
+    return Sizes(**hf_decoder(config, _windows, act=ACT, tied=True, eps=1e-5, eps_key="norm_epsilon"))
+
+
+def _windows(config: Fields, layers: int) -> tuple[int, ...]:
+    window = config.integer("sliding_window", 0, MAX_CONTEXT, 0)
+    return sliding_windows(config, layers, window, lambda i: True)
+
+
+def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer attention and an MLP."""
+    names = {"up_name": "mlp.c_fc", "down_name": "mlp.c_proj"}
+    return Attention.of(cfg, i, bias="any", norm=NORM), PlainMlp.of(
+        cfg, i, act="gelu", bias=True, norm=NORM, **names
+    )
+
+
+def ends(cfg: Sizes) -> DecoderEnds:
+    """The last norm is a layer norm too."""
+    return DecoderEnds.of(cfg, norm=NORM)
+
+
+FAMILY = Family(
+    gguf_architecture="starcoder2",
+    hf_classes=("Starcoder2ForCausalLM",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(Attention, PlainMlp),
+    layer=layer,
+    ends=ends,
+)
