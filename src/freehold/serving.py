@@ -165,6 +165,10 @@ class EngineStats:
     blocks: int = 0
     blocks_live: int = 0  # held by running sequences
     blocks_cached: int = 0  # free to be taken, and worth something while they are not
+    states: int = 0  # slots for what recurrent layers keep of a sequence; 0: there are no such layers
+    states_live: int = 0  # held by running sequences
+    states_cached: int = 0  # snapshots for prefixes of later prompts
+    state_bytes: int = 0  # of a slot
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of fully prefilled prompts: found in memory or on the disk,
     computed_tokens: int = 0  # and all others

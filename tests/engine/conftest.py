@@ -8,6 +8,7 @@ import pytest
 
 from freehold.models.load import LoadedModel, load_model
 from freehold.models.lora import Adapter, load_adapter
+from tests.engine.hybrids import hybrid as tiny_hybrid
 from tests.vectors.adapters import ATTENTION, Case, write_peft
 from tests.vectors.files import write_gguf
 
@@ -31,6 +32,18 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A qwen2moe, whose experts and shared expert are Q8_0."""
     path = write_gguf("qwen2moe", tmp_path_factory.mktemp("engine") / "moe.gguf", dtype="Q8_0")
     return load_model(path, threads=1, name="tiny-experts")
+
+
+@pytest.fixture(scope="session")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """An lfm2: short convolutions, and attention on one layer."""
+    return tiny_hybrid("lfm2", tmp_path_factory.mktemp("engine") / "lfm2")
+
+
+@pytest.fixture(scope="session")
+def no_adapters() -> tuple[Adapter, ...]:
+    """None, for models whose answers are compared without."""
+    return ()
 
 
 @pytest.fixture(scope="session")

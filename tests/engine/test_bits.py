@@ -19,7 +19,12 @@ from freehold.types import KvType, SamplingParams
 from tests.engine.formats import FORMATS, TOKENIZER, constraint
 from tests.engine.test_speculation import eager
 
-ADAPTERS = {"model": "adapters", "sliding": "sliding_adapters", "experts": "experts_adapters"}
+ADAPTERS = {
+    "model": "adapters",
+    "sliding": "sliding_adapters",
+    "experts": "experts_adapters",
+    "hybrid": "no_adapters",
+}
 CONTEXT = 96
 # A pool too small for all, so that sequences are preempted; one whose window layers have few window blocks.
 BLOCKS = [3, 12]
@@ -126,7 +131,7 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_drafts_formats_and_
             kv_type=kv_type,
             max_num_batched_tokens=data.draw(st.sampled_from([3, 16, 64])),
             threads=data.draw(st.sampled_from([1, 2])),
-            draft=data.draw(st.sampled_from([None, model])),
+            draft=data.draw(st.sampled_from([None, model] if name != "hybrid" else [None])),
         )
         running: list[Generation] = []
         for ask in asks:

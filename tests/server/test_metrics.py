@@ -93,6 +93,10 @@ def test_engines_numbers_come_from_their_stats(serving):
         batched_tokens=80,
         blocks=10,
         blocks_live=4,
+        states=16,
+        states_live=2,
+        states_cached=9,
+        state_bytes=1536,
         prompt_tokens=100,
         cached_tokens=60,
         computed_tokens=40,
@@ -109,6 +113,8 @@ def test_engines_numbers_come_from_their_stats(serving):
     steps = [got["vllm:iteration_tokens_total_bucket", (OF[0], ("le", le), OF[1])] for le in ("1.0", "32.0")]
     assert steps == [3, 4]
     assert got["vllm:kv_cache_usage_perc", OF] == 0.4
+    states = ("freehold_cache_states", "freehold_cache_states_live", "freehold_cache_states_cached")
+    assert [got[name, OF] for name in states] == [16, 2, 9] and got["freehold_cache_state_bytes", OF] == 1536
     assert got["vllm:prefix_cache_hits_total", OF] == 60
     assert got["vllm:generation_tokens_total", OF] == 7
     sources = ("local_compute", "local_cache_hit")

@@ -179,14 +179,11 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return counters and the state after the latest step; any thread may call it."""
-        blocks = self._blocks
         return self._counts.stats(
             running=self._scheduler.live.running,
             waiting=self._scheduler.live.waiting + len(self._admission),
-            blocks=blocks.count,
-            blocks_live=blocks.live,
-            blocks_cached=blocks.cached,
-            disk_tokens=blocks.disk_tokens,
+            **self._blocks.stats,
+            state_bytes=self._cache_bytes.state,
             preemptions=self._scheduler.preemption.count,
             expected_wait_s=self._admission.expected_wait_s,
         )

@@ -11,7 +11,8 @@ from typing import Any
 
 from freehold.serving import EngineStats
 
-_GAUGES = {"running", "waiting", "blocks", "blocks_live", "blocks_cached", "expected_wait_s", "progress_at"}
+_CACHE = {"blocks", "blocks_live", "blocks_cached", "states", "states_live", "states_cached", "state_bytes"}
+_GAUGES = {"running", "waiting", "expected_wait_s", "progress_at", *_CACHE}
 
 
 class Counters:

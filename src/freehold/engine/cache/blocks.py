@@ -75,6 +75,15 @@ class BlockManager:
         """Tokens whose blocks were read from disk so far."""
         return self._tier.tokens if self._tier is not None else 0
 
+    @property
+    def stats(self) -> dict[str, int]:
+        """Its fields of EngineStats."""
+        found = {"blocks": self.count, "blocks_live": self.live, "blocks_cached": self.cached}
+        for kind in self.kinds:
+            if not kind.paged:
+                found |= {"states": kind.count, "states_live": kind.live, "states_cached": kind.cached}
+        return found | {"disk_tokens": self.disk_tokens}
+
     # --- admission ---------------------------------------------------------------------------------
 
     def match(self, seq: Sequence) -> int:

@@ -34,6 +34,16 @@ class CacheKind(ABC):
     paged: ClassVar[bool] = True  # it keeps something of every block; else a state after some of them
     follows: ClassVar[bool] = True  # it takes part in every step; else the methods marked * are not called
 
+    @property
+    def live(self) -> int:
+        """Places of a kind that is not paged that sequences use."""
+        return 0
+
+    @property
+    def cached(self) -> int:
+        """Its places that no sequence uses and a later one may begin with."""
+        return 0
+
     # --- admission ---------------------------------------------------------------------------------
 
     def reserve(self, seq: Sequence, blocks: int) -> bool:

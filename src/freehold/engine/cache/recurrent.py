@@ -7,8 +7,7 @@ copy nothing. Within a step a sequence's rows are cut into pieces, each of which
 points where a snapshot is due, and before draft tokens. So refused drafts cost no state; those accepted before the
 first refused one are computed again in the next step.
 Every live sequence reserves one slot. What is left holds snapshots, the longest unused taken back first.
-No family uses it yet: memory for states is missing on the native side. Knows sequences, blocks and slots; knows no
-values and no tree.
+Knows sequences, blocks and slots; knows no values and no tree.
 Path: BlockManager -> Recurrent.usable, begin, prepare, commit, enter; ModelRunner -> Recurrent.table
 """
 
@@ -40,6 +39,7 @@ class _State:
     tokens: int = 0  # leading tokens that `slot` holds the state after
     slot: int = -1  # -1: no tokens yet
     spare: int = -1  # for the next step's draft tokens
+    newest: int = -1  # the block of its answer after which alone a snapshot is kept
     end: int = -1  # of a step in progress: the slot that holds the state after its last known token
     writes: list[tuple[int, int]] = field(default_factory=list)  # and all it writes: tokens, slot
     taken: dict[int, int] = field(
@@ -74,6 +74,16 @@ class Recurrent(CacheKind):
             OrderedDict()
         )  # snapshots that no sequence uses, the longest unused first
         self._seqs: dict[Sequence, _State] = {}
+
+    @property
+    def cached(self) -> int:
+        """Snapshots that no sequence uses."""
+        return len(self._idle)
+
+    @property
+    def live(self) -> int:
+        """Slots that sequences use, each counted once."""
+        return self.count - len(self._free) - len(self._idle)
 
     # --- admission ---------------------------------------------------------------------------------
 
@@ -203,14 +213,21 @@ class Recurrent(CacheKind):
         )
 
     def enter(self, seq: Sequence, block: int, tokens: int, last: bool = False) -> None:
-        """Keep the state after a block of the tree if it is due; of a sequence that ends, in any case."""
+        """Keep the state after a block of the tree if it is due; of a sequence that ends, in any case.
+
+        Of an answer's blocks the newest one's is kept besides: after a preemption or a restart it continues there.
+        """
         state = self._seqs[seq]
         slot = state.taken.pop(tokens, -1)
+        due = last or self._is_due(seq, state, tokens)
         if slot >= 0:
             self._bind(slot, block, tokens)
             self._drop(slot)
-        elif tokens == state.tokens and (last or self._is_due(seq, state, tokens)):
+        elif tokens == state.tokens and (due or tokens > len(seq.request.prompt)):
             self._bind(state.slot, block, tokens)
+            if not due:
+                self.leave(state.newest)
+                state.newest = block
 
     def leave(self, block: int) -> None:
         """Let go of the snapshot after a block."""

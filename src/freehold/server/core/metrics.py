@@ -117,6 +117,14 @@ _GAUGES = (
     ("blocks", "freehold_cache_blocks", "Blocks of the cache."),
     ("blocks_live", "freehold_cache_blocks_live", "Cache blocks held by running sequences."),
     ("blocks_cached", "freehold_cache_blocks_cached", "Cache blocks kept for prefixes of later prompts."),
+    ("states", "freehold_cache_states", "Slots for states of recurrent layers; 0 where a model has none."),
+    ("states_live", "freehold_cache_states_live", "State slots held by running sequences."),
+    (
+        "states_cached",
+        "freehold_cache_states_cached",
+        "Snapshots of states kept for prefixes of later prompts.",
+    ),
+    ("state_bytes", "freehold_cache_state_bytes", "Bytes of a state slot."),
     (
         "expected_wait_s",
         "freehold_expected_wait_seconds",

@@ -1,0 +1,77 @@
+"""Tiny random hybrids, written as safetensors from what their families declare; no other program has judged them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freehold.formats.fields import Fields
+from freehold.models.families import FAMILIES
+from freehold.models.family import Cut, TensorSpec, renamed
+from freehold.models.load import LoadedModel, load_model
+from tests.vectors.files import safetensors_bytes
+
+COMMON = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "lfm2": COMMON
+    | {
+        "architectures": ["Lfm2ForCausalLM"],
+        "model_type": "lfm2",
+        "block_auto_adjust_ff_dim": False,
+        "conv_L_cache": 3,
+        "layer_types": ["conv", "full_attention", "conv", "conv"],
+        "rope_theta": 1e6,
+    },
+}
+
+
+def hybrid(name: str, folder: Path) -> LoadedModel:
+    """Write a tiny model of a configuration and load it."""
+    config = CONFIGS[name]
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(_weights(config), "F32"))
+    return load_model(folder, threads=1, name=f"tiny-{name}", digest=name * 8)
+
+
+def _weights(config: dict[str, Any]) -> dict[str, np.ndarray]:
+    family = next(f for f in FAMILIES if set(config["architectures"]) & set(f.hf_classes))
+    network = family.network(family.config_from_hf(Fields(config)))
+    stored = _stored("", renamed(network.ends.tensors(), family.names))
+    for i, layer in enumerate(network.layers):
+        stored |= _stored(f"{family.hf_layers}.{i}.", layer.tensors())
+    rng = np.random.default_rng(5)
+    return {name: _drawn(name, shape, rng) for name, shape in sorted(stored.items())}
+
+
+def _stored(prefix: str, specs: dict[str, TensorSpec]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for spec in specs.values():
+        name = spec.hf[0]
+        if not spec.default:
+            found[prefix + (name.name if isinstance(name, Cut) else name)] = (
+                name.shape if isinstance(name, Cut) else spec.shape
+            )
+    return found
+
+
+def _drawn(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    values = rng.standard_normal(shape, np.float32)
+    if len(shape) == 1:  # a norm
+        return 1 + values * np.float32(0.1)
+    if "embed" in name:
+        return values
+    return values * np.float32(2 / np.sqrt(shape[-1]))
