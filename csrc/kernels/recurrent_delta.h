@@ -41,6 +41,8 @@ struct DeltaKernels {
   void (*decays)(const float* x, const float* a, const float* bias, int64_t n, float* out);
   void (*betas)(float* x, float scale, int64_t n);
   void (*scan)(const DeltaScan& s);
+  // y *= silu(gate), or sigmoid(gate).
+  void (*gate)(const float* gate, bool silu, int64_t n, float* y);
 };
 
 const DeltaKernels& delta_scalar();

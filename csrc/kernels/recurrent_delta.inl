@@ -132,4 +132,11 @@ static void delta_betas(float* x, float scale, int64_t n) {
   }
 }
 
-constexpr DeltaKernels kDeltaTable{delta_prepare, delta_decays, delta_betas, delta_scan};
+static void delta_gate(const float* gate, bool silu, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const F z = delta_load(gate + i, n - i), x = delta_load(y + i, n - i);
+    delta_store(y + i, fswish(silu ? mul(x, z) : x, z), n - i);
+  }
+}
+
+constexpr DeltaKernels kDeltaTable{delta_prepare, delta_decays, delta_betas, delta_scan, delta_gate};

@@ -236,6 +236,28 @@ class Plan:
     ) -> int:
         """act(gate · n) * (up · n) with n = norm(x) or x; act is "silu" or "gelu" (tanh form)."""
 
+    def gated_delta(
+        self,
+        layer: int,
+        qkv: Sequence[int],
+        decay: int,
+        beta: int,
+        a: F32,
+        bias: F32,
+        *,
+        key_heads: int,
+        keys: int,
+        tiled: bool = False,
+        beta_scale: float = 1.0,
+    ) -> int:
+        """The gated delta rule; qkv: q of all key heads, k, v of all value heads, in one buffer or three.
+
+        g = exp(a * softplus(decay + bias)), b = beta_scale * sigmoid(beta); q, k of unit length, q times keys ** -0.5.
+        S = g S, d = b (v - S' k), S = S + k d', o = S' q. decay: [heads], or [heads * keys] for a g of each key.
+        Value head j reads key head j % key_heads if `tiled`, else j / (heads / key_heads).
+        The layer's state is [heads][blocks of 16 columns][keys][16]. decay and beta are overwritten.
+        """
+
     def hidden(self, x: int) -> None:
         """The rows a step asks for, as they are. The last op of an encoder's plan, which needs no cache."""
 
@@ -316,6 +338,9 @@ class Plan:
 
     def norm(self, x: int, weight: F32, eps: float) -> int:
         """RMS norm of every row."""
+
+    def norm_gate(self, y: int, gate: int, weight: F32 | None, eps: float = 0.0, *, act: str) -> None:
+        """y = norm(y) * act(gate) in place, a norm of heads as wide as the weight, or none; act: silu or sigmoid."""
 
     def rope_store(
         self,

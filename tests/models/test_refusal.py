@@ -30,7 +30,7 @@ NOWHERE = Path("/nowhere/catalogue.toml")
         ("mistralai/Mixtral-8x7B-Instruct-v0.1", ""),  # GGUF calls it llama
         ("mistralai/Mixtral-8x22B-Instruct-v0.1", ""),
         ("Qwen/Qwen3-30B-A3B", ""),
-        ("Qwen/Qwen3.5-9B", "architecture qwen35"),
+        ("Qwen/Qwen3.5-9B", ""),
         ("openai/gpt-oss-20b", "architecture gpt-oss"),
         ("google/gemma-2-9b-it", ""),
         ("ibm-granite/granite-4.1-30b", ""),

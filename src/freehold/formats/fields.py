@@ -40,6 +40,11 @@ class Fields:
         hidden = {self.name(key) for key in keys}
         return Fields({k: v for k, v in self.values.items() if k not in hidden}, self._prefix)
 
+    def assuming(self, **values: Any) -> Fields:
+        """Return a view that has these values where keys are absent or null."""
+        assumed = {self.name(key): value for key, value in values.items() if self.get(key) is None}
+        return Fields({**self.values, **assumed}, self._prefix)
+
     def get(self, key: str) -> Any:
         """Return the raw value, None when absent or null."""
         return self.values.get(self._prefix + key)

@@ -74,11 +74,11 @@ def qwen_mixture(config: Fields, **options: Any) -> Sizes:
     sizes = hf_decoder(config)
     layers = len(sizes["heads"])
     routing = Routing(renormalise=config.flag("norm_topk_prob", False))
-    options |= {"routing": routing, "sparse": _sparse_layers(config, layers)}
+    options |= {"routing": routing, "sparse": sparse_layers(config, layers)}
     return Sizes(**sizes, mixture=hf_mixture(config, "moe_intermediate_size", layers, **options))
 
 
-def _sparse_layers(config: Fields, layers: int) -> tuple[bool, ...]:
+def sparse_layers(config: Fields, layers: int) -> tuple[bool, ...]:
     """Say which layers have experts: every `decoder_sparse_step`th, but for those in `mlp_only_layers`."""
     dense = config.get("mlp_only_layers") or []
     if not isinstance(dense, list) or any(type(i) is not int for i in dense):

@@ -31,6 +31,7 @@ from freehold.models.arithmetic import (
 from freehold.models.bind import Source, assemble, read_source
 from freehold.models.family import Network, NetworkWeights
 from freehold.models.ops import Ops
+from freehold.models.oracle_delta import DeltaVerbs
 from freehold.models.oracle_latent import LatentVerbs
 from freehold.models.oracle_recurrent import RecurrentVerbs
 from freehold.models.oracle_routing import ChosenExperts, ScoreOrder, chosen_experts
@@ -102,7 +103,7 @@ class KvStore:
         return pages
 
 
-class NumpyOps(LatentVerbs, RecurrentVerbs):
+class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs):
     """ops.Ops executed at once: buffers are float32 arrays [rows, width]."""
 
     def __init__(self, tokens: NDArray[np.integer], kv: KvStore, layers: Sequence[LayerSpec]) -> None:

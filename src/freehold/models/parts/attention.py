@@ -58,6 +58,7 @@ class Attention(LayerPart):
     original: int = 0
     residual: float = 1.0  # of what is added to x
     fused: bool = False  # files hold q, k and v as one matrix
+    gated: bool = False  # what it gives passes a sigmoid of its own; files hold a head's query, then its gate
     gguf_pairs: bool = False  # a GGUF lays rows of q and k in adjacent rotary pairs, safetensors in halves
 
     @classmethod
@@ -110,12 +111,20 @@ class Attention(LayerPart):
                 )
                 for (key, at), n in zip(first.items(), (q, kv, kv), strict=True)
             } | {"o": o}
-        return {
-            "q": matrix("attn_q.weight", "self_attn.q_proj.weight", q, hidden, **turns),
+        queries = {"q": matrix("attn_q.weight", "self_attn.q_proj.weight", q, hidden, **turns)}
+        return (self._gated() if self.gated else queries) | {
             "k": matrix("attn_k.weight", "self_attn.k_proj.weight", kv, hidden, **turns),
             "v": matrix("attn_v.weight", "self_attn.v_proj.weight", kv, hidden),
             "o": o,
         }
+
+    def _gated(self) -> dict[str, TensorSpec]:
+        whole, pairs = (2 * self.q_width, self.hidden), np.arange(2 * self.q_width).reshape(self.heads, 2, -1)
+        found = {}
+        for key, rows in (("q", pairs[:, 0].ravel()), ("q_gate", pairs[:, 1].ravel())):
+            gguf, hf = (Cut(name, whole, rows=rows) for name in ("attn_q.weight", "self_attn.q_proj.weight"))
+            found[key] = matrix(gguf, hf, self.q_width, self.hidden)
+        return found
 
     def _part(self, name: str, first: int, rows: int) -> Cut:
         return Cut(name, (self.q_width + 2 * self.kv_width, self.hidden), rows=range(first, first + rows))
@@ -160,7 +169,10 @@ class Attention(LayerPart):
         """Compose all after the norm: a parallel block's MLP reads the same rows."""
         rows, norm = read
         biases = (w.get("q_bias"), w.get("k_bias"), w.get("v_bias"))
-        q, k, v = ops.linear(rows, (w["q"], w["k"], w["v"]), biases, norm, self.eps)
+        gate = (w["q_gate"],) if self.gated else ()
+        q, k, v, *gate = ops.linear(
+            rows, (w["q"], w["k"], w["v"], *gate), (*biases, *(None for _ in gate)), norm, self.eps
+        )
         q, k = self._normalised(ops, q, k, w)
         for each in (q, k, v) if self.clip else ():
             ops.clamp(each, self.clip)
@@ -168,6 +180,8 @@ class Attention(LayerPart):
         if self.beta:
             ops.temper(q, self.beta, self.original)
         a = ops.attention(layer, q, self.scale or self.head_dim**-0.5, self.window, self.softcap)
+        if self.gated:
+            ops.norm_gate(a, gate[0], None, act="sigmoid")
         if self.post_norm:
             (a,) = ops.linear(a, (w["o"],), (w.get("o_bias"),))
             ops.add_norm(x, a, w["attn_post_norm"], self.eps)
