@@ -118,6 +118,8 @@ def _read_gguf(opened: GGUFFile, tokens: int | None) -> Source:
     drafts = keys.integer("nextn_predict_layers", 0, MAX_LAYERS, 0)
     tensors, notes = _without_drafts(tensors, (), GGUF_LAYERS, cfg.layers, drafts)
     tensors, more = leave_out(tensors, family.left_out_of(cfg))
+    if family.tied_note and "output.weight" not in tensors:
+        more = (*more, family.tied_note)
     notes = (*notes, *more)
     binder = Binder(tensors, GGUF_LAYERS)
     return _bound(opened.path, _name(opened, meta), family, cfg, binder, tokens or count, notes)

@@ -218,6 +218,7 @@ class Family:
     )  # of modules that its files call otherwise than parts do
     encoder: bool = False  # makes embeddings of whole texts, and no token
     hf_layers: str = "model.layers"  # what layers' names begin with in a safetensors
+    tied_note: str = ""  # what a GGUF without a head of its own has lost
     left_out: tuple[Rule, ...] = ()  # tensors of a safetensors that are not computed, and what to say
     left_out_of: Callable[[Any], tuple[Rule, ...]] = (
         lambda cfg: ()

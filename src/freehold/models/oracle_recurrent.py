@@ -36,7 +36,8 @@ class RecurrentVerbs:
         v, step = v.reshape(rows, heads, -1), np.logaddexp(0, dt.astype(np.float64) + bias)
         b, c = (np.repeat(part.reshape(rows, groups, states), heads // groups, axis=1) for part in (b, c))
         state = self._states.setdefault((layer, "ssm"), np.zeros((heads, v.shape[2], states)))
-        return (_scanned(v, b, c, step, a, state) + d[:, None] * v).reshape(rows, -1)
+        y = _scanned(v, b, c, step, a, state) + d[:, None] * v
+        return y.astype(np.float32).reshape(rows, -1)
 
     def short_conv(
         self,

@@ -1,0 +1,171 @@
+"""Granite 4.0 hybrid: layers of a Mamba-2 mixer, here and there one of attention, each with an MLP or experts.
+
+Attention has no positions in published hybrids; a config may say otherwise, and models without a Mamba-2 layer do.
+What a layer adds to the residual stream, embeddings, scores and logits have factors, as in every Granite. Experts are
+joined by a shared one; a dense model has that alone. A weight is a softmax over the chosen experts.
+Source: transformers' GraniteMoeHybridForCausalLM.
+Path: bind.read_source -> config -> layer
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from freehold.errors import UnsupportedModel
+from freehold.formats.fields import MAX_WIDTH, Fields
+from freehold.models.family import Cut, Family, LayerPart, TensorSpec, matrix
+from freehold.models.mixtures import MAX_EXPERTS, gguf_mixture, hf_mixture
+from freehold.models.parts.attention import Attention
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.expert_layouts import fused
+from freehold.models.parts.mamba import Mamba2, MambaKeys, MambaSizes, gguf_mamba, hf_mamba
+from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts.moe import Moe, MoeNames
+from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder
+
+KINDS = {"linear_attention": False, "mamba": False, "full_attention": True, "attention": True}
+MAX_FACTOR = 1e6
+ROUTING = Routing(renormalise=True)
+MAMBA = MambaKeys("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups", "mamba_d_conv")
+EXPERTS = MoeNames(
+    experts=fused("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
+    router="block_sparse_moe.router.layer.weight",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraniteHybridSizes(Sizes):
+    """Sizes of a Granite hybrid; a layer without kv heads is of Mamba-2."""
+
+    mamba: MambaSizes | None
+    conv_bias: bool | None
+    embed_scale: float
+    scale: float  # of query times key
+    residual: float
+    logit_scale: float  # logits are divided by it
+
+
+def config_from_gguf(meta: Fields, vocab: int) -> GraniteHybridSizes:
+    """Read the keys under `granitehybrid.`; `rope.scaling.finetuned` says whether attention has positions."""
+    sizes = gguf_sizes(meta, vocab, adjacent=True, least_heads=0)
+    if meta.integer("expert_count", 0, MAX_EXPERTS, 0):
+        shared, inner = (
+            meta.integer("expert_shared_feed_forward_length", 1, MAX_WIDTH),
+            sizes["intermediate"][0],
+        )
+        sizes["mixture"] = gguf_mixture(meta, sizes, intermediate=inner, shared=shared, routing=ROUTING)
+    if not meta.flag("rope.scaling.finetuned", True):
+        sizes["rope"] = None
+    return GraniteHybridSizes(
+        **sizes,
+        mamba=gguf_mamba(meta),
+        conv_bias=None,
+        embed_scale=_factor(meta, "embedding_scale", 1.0),
+        scale=_factor(meta, "attention.scale", sizes["head_dim"] ** -0.5),
+        residual=_factor(meta, "residual_scale", 1.0),
+        logit_scale=_factor(meta, "logit_scale", 1.0),
+    )
+
+
+def config_from_hf(config: Fields) -> GraniteHybridSizes:
+    """Read config.json of a GraniteMoeHybridForCausalLM."""
+    config.refuse("attention_bias", "a bias on attention")
+    config.refuse("mamba_proj_bias", "a bias on projections")
+    sizes = hf_decoder(config, max_position_embeddings=2048)
+    attends, shared = _attends(config, len(sizes["heads"])), _shared_width(config)
+    if config.integer("num_local_experts", 0, MAX_EXPERTS, 8):
+        routed = {"shared": shared, "routing": ROUTING}
+        sizes["mixture"] = hf_mixture(config, "intermediate_size", len(attends), **routed)
+    sizes["kv_heads"] = tuple(n if a else 0 for n, a in zip(sizes["kv_heads"], attends, strict=True))
+    sizes["intermediate"] = (shared,) * len(attends)
+    if config.require("position_embedding_type", ("rope", "nope", ""), "") != "rope":
+        sizes["rope"] = None
+    return GraniteHybridSizes(
+        **sizes,
+        mamba=None if all(attends) else _hf_mamba(config, sizes["hidden"]),
+        conv_bias=config.flag("mamba_conv_bias", True),
+        embed_scale=_factor(config, "embedding_multiplier", 1.0),
+        scale=_factor(config, "attention_multiplier", 1.0),
+        residual=_factor(config, "residual_multiplier", 1.0),
+        logit_scale=_factor(config, "logits_scaling", 1.0),
+    )
+
+
+def _factor(fields: Fields, key: str, default: float) -> float:
+    return fields.number(key, 1e-6, MAX_FACTOR, default)
+
+
+def _shared_width(config: Fields) -> int:
+    return config.integer("shared_intermediate_size", 1, MAX_WIDTH, 1024)
+
+
+def _attends(config: Fields, layers: int) -> tuple[bool, ...]:
+    """Say which layers have attention; without a list none has, as in transformers."""
+    kinds = config.texts("layer_types", layers) or ["mamba"] * layers
+    if strange := [kind for kind in kinds if kind not in KINDS]:
+        raise UnsupportedModel(f"layer_types names {strange[0][:60]!r}; supported: {', '.join(KINDS)}")
+    return tuple(KINDS[kind] for kind in kinds)
+
+
+def _hf_mamba(config: Fields, hidden: int) -> MambaSizes:
+    inner = config.integer("mamba_expand", 1, MAX_WIDTH, 2) * hidden
+    return hf_mamba(config, MAMBA, inner)
+
+
+def _mlp(hidden: int, wide: int, suffix: str = "") -> tuple[TensorSpec, TensorSpec, TensorSpec]:
+    """Declare gate, up and down of the MLP of all tokens; `suffix`: of a GGUF's names beside experts."""
+    both = "shared_mlp.input_linear.weight", (2 * wide, hidden)
+    gate = matrix(f"ffn_gate{suffix}.weight", Cut(*both, rows=range(wide)), wide, hidden)
+    up = matrix(f"ffn_up{suffix}.weight", Cut(*both, rows=range(wide, 2 * wide)), wide, hidden)
+    return gate, up, matrix(f"ffn_down{suffix}.weight", "shared_mlp.output_linear.weight", hidden, wide)
+
+
+class GraniteMlp(GatedMlp):
+    """The MLP of a dense model."""
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Declare gate and up as safetensors hold them: in one matrix."""
+        matrices = _mlp(self.hidden, self.intermediate)
+        return GatedMlp.tensors(self) | dict(zip(("gate", "up", "down"), matrices, strict=True))
+
+
+class GraniteMoe(Moe):
+    """Experts, and a shared one."""
+
+    def _shared(self) -> dict[str, TensorSpec]:
+        matrices = _mlp(self.hidden, self.mixture.shared, "_shexp")
+        return dict(zip(("shared_gate", "shared_up", "shared_down"), matrices, strict=True))
+
+
+def layer(cfg: GraniteHybridSizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer a mixer, and an MLP or experts with it."""
+    mixer: LayerPart
+    if cfg.kv_heads[i]:
+        mixer = Attention.of(cfg, i, scale=cfg.scale, residual=cfg.residual, gguf_pairs=True)
+    else:
+        assert cfg.mamba is not None, "a layer without kv heads is of Mamba-2"
+        own = {"hidden": cfg.hidden, "eps": cfg.eps, "residual": cfg.residual}
+        mixer = Mamba2(**own, sizes=cfg.mamba, conv_bias=cfg.conv_bias)
+    if cfg.mixture is None:
+        return mixer, GraniteMlp.of(cfg, i, residual=cfg.residual)
+    return mixer, GraniteMoe.of(cfg, EXPERTS, residual=cfg.residual)
+
+
+def ends(cfg: GraniteHybridSizes) -> DecoderEnds:
+    """Scale embeddings, and divide logits."""
+    return DecoderEnds.of(cfg, scale=cfg.embed_scale, logit_scale=1 / cfg.logit_scale)
+
+
+_SHARED: dict[str, Any] = {
+    "gguf_architecture": "granitehybrid",
+    "config_from_gguf": config_from_gguf,
+    "config_from_hf": config_from_hf,
+    "layer": layer,
+    "ends": ends,
+    "model_types": ("granitemoehybrid",),
+}
+FAMILIES = (
+    Family(hf_classes=("GraniteMoeHybridForCausalLM",), parts=(Mamba2, Attention, GraniteMoe), **_SHARED),
+    Family(hf_classes=(), parts=(Mamba2, Attention, GraniteMlp), **_SHARED),
+)
