@@ -40,8 +40,10 @@ MAX_DIMS = 8
 MAX_SHARDS = 4096  # each holds a file descriptor open
 
 WEIGHTS = "model.safetensors"
+MISTRAL_WEIGHTS = "consolidated.safetensors"  # in Mistral's own names
 _NOT_FINITE = ("Infinity", "-Infinity", "NaN")
-INDEX = "model.safetensors.index.json"
+_INDEX = ".index.json"
+INDEX = WEIGHTS + _INDEX
 
 _LENGTH_BYTES = 8
 _TYPES = {
@@ -60,13 +62,15 @@ _TYPES = {
 class SafetensorsFile(TensorFile):
     """An open safetensors model.
 
-    `config` and `generation_config` are empty when the file is not there, the paths are None.
+    `config`, `params` (Mistral's own form) and `generation_config` are empty when the file is not there, and
+    the paths are None.
     """
 
     def __init__(self, path: Path, paths: tuple[Path, ...], tensors: dict[str, Tensor]) -> None:
         super().__init__(path, paths, tensors)
         directory = path if os.path.isdir(path) else path.parent
         self.config = side_json(directory / "config.json")
+        self.params = side_json(directory / "params.json")
         self.generation_config = side_json(directory / "generation_config.json")
         self.tokenizer_json = _if_there(directory / "tokenizer.json")
         self.tokenizer_config = _if_there(directory / "tokenizer_config.json")
@@ -83,10 +87,11 @@ def open_safetensors(path: str | Path) -> SafetensorsFile:
     path = Path(path)
     if not os.path.isdir(path):
         return SafetensorsFile(path, (path,), _read_file(path))
-    if os.path.exists(path / WEIGHTS):
-        return SafetensorsFile(path, (path / WEIGHTS,), _read_file(path / WEIGHTS))
-    if os.path.exists(path / INDEX):
-        return _open_indexed(path)
+    for name in (WEIGHTS, MISTRAL_WEIGHTS):
+        if os.path.exists(path / name):
+            return SafetensorsFile(path, (path / name,), _read_file(path / name))
+        if os.path.exists(path / (name + _INDEX)):
+            return _open_indexed(path, path / (name + _INDEX))
     raise _no_weights(path)
 
 
@@ -96,8 +101,7 @@ def is_safetensors(head: bytes) -> bool:
     return 2 <= length <= MAX_HEADER_BYTES and head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
 
 
-def _open_indexed(directory: Path) -> SafetensorsFile:
-    index = directory / INDEX
+def _open_indexed(directory: Path, index: Path) -> SafetensorsFile:
     places = _weight_map(index)
     names = sorted(set(places.values()))
     if len(names) > MAX_SHARDS:

@@ -25,6 +25,7 @@ from freehold.models.families import FAMILIES
 from freehold.models.family import Family, Network, NetworkWeights, renamed
 from freehold.models.fp8 import join_scales
 from freehold.models.left_out import leave_out, text_half
+from freehold.models.mistral_names import from_mistral, is_mistral
 from freehold.models.mixtures import MAX_EXPERTS
 from freehold.models.rope import RopeTable
 from freehold.models.stored import Held, Stored
@@ -126,12 +127,16 @@ def _read_gguf(opened: GGUFFile, tokens: int | None) -> Source:
 
 
 def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
-    if not opened.config:
+    stated: Metadata = opened.config
+    tensors: Mapping[str, Held] = opened.tensors
+    if is_mistral(stated, opened.params):
+        stated, tensors = from_mistral(opened.params, tensors)
+    if not stated:
         raise BadModelFile(
             f"{opened.path}: there is no config.json beside the weights", "name the directory that holds both"
         )
-    family, config, wrapped = _family_of(opened.config)
-    tensors, notes = join_scales(config, opened.tensors)
+    family, config, wrapped = _family_of(stated)
+    tensors, notes = join_scales(config, tensors)
     if wrapped:
         tensors, notes = text_half(tensors, notes)
     cfg = family.config_from_hf(config)

@@ -15,8 +15,9 @@ from typing import Any
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import Fields
 from freehold.models.family import Family, LayerPart
-from freehold.models.latent_mixtures import SIGMOID, V2, gguf_latent_mixture, hf_latent_mixture
+from freehold.models.latent_mixtures import SIGMOID, SOFTMAX, V2, gguf_latent_mixture, hf_latent_mixture
 from freehold.models.latents import LatentSizes, gguf_latent, hf_latent
+from freehold.models.mistral_names import CLASS, LARGE_3
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.latent import LatentAttention
 from freehold.models.parts.mlp import GatedMlp
@@ -44,12 +45,11 @@ def _sigmoid(meta: Fields, sizes: dict[str, Any]) -> bool:
 
 
 def config_from_hf(config: Fields) -> LatentSizes:
-    """Read config.json of a DeepseekV2ForCausalLM, a DeepseekV3ForCausalLM or a Glm4MoeLiteForCausalLM."""
-    second = config.text("model_type", "deepseek_v3") == "deepseek_v2"
+    """Read config.json of one of the classes, told apart by its model_type."""
+    kind = config.text("model_type", "deepseek_v3")
+    routing = _v2(config) if kind == "deepseek_v2" else SOFTMAX if kind == LARGE_3 else _v3(config)
     sizes = hf_latent(config)
-    return LatentSizes(
-        **sizes, mixture=hf_latent_mixture(config, sizes, _v2(config) if second else _v3(config))
-    )
+    return LatentSizes(**sizes, mixture=hf_latent_mixture(config, sizes, routing))
 
 
 def _v2(config: Fields) -> Routing:
@@ -74,7 +74,7 @@ def layer(cfg: LatentSizes, i: int) -> tuple[LayerPart, ...]:
 
 FAMILY = Family(
     gguf_architecture="deepseek2",
-    hf_classes=("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"),
+    hf_classes=("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM", CLASS),
     model_types=("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite"),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
