@@ -9,7 +9,14 @@ import pytest
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import Fields
-from freehold.models.rope import RopeSpec, hf_rope_section, rope_from_gguf, rope_from_hf, yarn_mscale
+from freehold.models.rope import (
+    Divisors,
+    RopeSpec,
+    hf_rope_section,
+    rope_from_gguf,
+    rope_from_hf,
+    yarn_mscale,
+)
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 
@@ -54,10 +61,10 @@ def test_yarn_attention_factor_is_the_stated_one_or_the_rule(extra: dict[str, ob
 def test_gguf_divisors_divide_and_are_checked():
     rope = rope_from_gguf(Fields({}), head_dim=16, adjacent=True, context=64)
     divisors = np.arange(1, 9, dtype=np.float32)
-    assert np.allclose(rope.table(divisors).inv_freq * divisors, rope.table().inv_freq)
+    assert np.allclose(rope.table(Divisors(divisors)).inv_freq * divisors, rope.table().inv_freq)
     for bad in (divisors[:4], divisors * 0, divisors * np.float32("nan")):
         with pytest.raises(BadModelFile, match="rope_freqs"):
-            rope.table(bad)
+            rope.table(Divisors(bad))
 
 
 def test_old_gguf_linear_key_is_read():
@@ -75,7 +82,7 @@ def test_both_spellings_of_a_config_give_one_rope():
     assert read[0] == read[1]
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope", "su"])
+@pytest.mark.parametrize("kind", ["dynamic", "ntk"])
 def test_unknown_scaling_is_refused_by_name(kind: str):
     with pytest.raises(UnsupportedModel, match=kind):
         spec({"rope_type": kind, "factor": 2.0})

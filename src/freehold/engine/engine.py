@@ -103,7 +103,6 @@ class Engine:
             raise UsageError(
                 f"max_num_batched_tokens is {max_num_batched_tokens} and threads {threads}; expected 1 or more"
             )
-        self.model = model
         self._kv_type: KvType = kv_type
         if kv_type not in KV_TYPES:
             raise UsageError(f"kv_type is {kv_type!r}; expected {', '.join(KV_TYPES[:-1])} or {KV_TYPES[-1]}")
@@ -111,6 +110,8 @@ class Engine:
             own, also = (bytes_per_block(each, kv_type) for each in (model, draft))
             memory_share *= own / max(own + also, 1)
         self.context, self.context_note = choose_context(model, context, memory_share, kv_type)
+        self.model = model = model.at(self.context)
+        self.context_note += model.rope_note
         pool = model.threads if threads in (None, model.threads.size) else native.Threads(threads)
         count = max(blocks or 0, blocks_for(self.context))
         self.threads = pool.size
@@ -130,7 +131,9 @@ class Engine:
         self._scheduler = Scheduler(
             self._blocks, max_num_batched_tokens, time.monotonic, target_itl_s, token_s
         )
-        draft_model = DraftModel(draft, model, self.context, count, pool, kv_type) if draft else None
+        draft_model = (
+            DraftModel(draft.at(self.context), model, self.context, count, pool, kv_type) if draft else None
+        )
         self._speculation = Speculation(self._scheduler.budget.cost, draft_model) if speculate else None
         self.requests = Requests(model, self.context)
         self._admission = Admission(self._scheduler, max_queued, max_queued_tokens)

@@ -22,12 +22,12 @@ from freehold.formats.fields import MAX_LAYERS, Fields
 from freehold.formats.metadata import Metadata
 from freehold.models.binder import FLOATS, GGUF_LAYERS, Binder, Bound
 from freehold.models.families import FAMILIES
-from freehold.models.family import Family, Network, NetworkWeights, renamed
+from freehold.models.family import Family, Network, NetworkWeights, RopeChoice, renamed
 from freehold.models.fp8 import join_scales
 from freehold.models.left_out import leave_out, text_half
 from freehold.models.mistral_names import from_mistral, is_mistral
 from freehold.models.mixtures import MAX_EXPERTS
-from freehold.models.rope import RopeTable
+from freehold.models.rope import Divisors, RopeSpec, RopeTable
 from freehold.models.stored import Held, Stored
 from freehold.models.unsupported import missing_part
 
@@ -46,7 +46,7 @@ class Source:
     network: Network
     ends: Mapping[str, Bound]  # by the declaration's key
     layers: tuple[Mapping[str, Bound], ...]
-    divisors: Held | None
+    divisors: Mapping[str, Held]  # of rope frequencies, as rope.Divisors names them
     tokens: int  # ids below are the tokenizer's; rows from there on are padding
     gguf: bool
     notes: tuple[str, ...]  # what the user should know, such as parts left out
@@ -244,7 +244,8 @@ def _bound(
     network = family.network(cfg)
     ends = binder.take(renamed(network.ends.tensors(), family.names))
     layers = tuple(binder.take(layer.tensors(), i) for i, layer in enumerate(network.layers))
-    divisors = binder.take_divisors()
+    ropes = [layer.rope for layer in network.layers]
+    divisors = binder.take_divisors(any(rope and rope.scaling == "longrope" for rope in ropes))
     binder.refuse_rest()
     return Source(
         path, name, family, cfg, network, ends, layers, divisors, tokens, binder.gguf, (*notes, *cfg.notes)
@@ -255,9 +256,16 @@ def assemble(
     source: Source, matrix: Callable[[Stored], Any], rope: Callable[[RopeTable], Any]
 ) -> NetworkWeights:
     """Fill the network's weights: matrices through `matrix`, ropes through `rope`, vectors as float32."""
-    divisors = source.divisors.numpy() if source.divisors is not None else None
+    divisors = Divisors(**{side: tensor.numpy() for side, tensor in source.divisors.items()})
     specs = {layer.rope for layer in source.network.layers}
-    ropes = {spec: rope(spec.table(divisors)) for spec in specs if spec is not None}
+
+    def turn(spec: RopeSpec) -> Any:
+        if spec.scaling != "longrope":
+            return rope(spec.table(divisors))
+        short, long = (rope(spec.table(divisors, long=side)) for side in (False, True))
+        return RopeChoice(short, long, spec.original)
+
+    ropes = {spec: turn(spec) for spec in specs if spec is not None}
 
     def value(b: Bound) -> Any:
         offset = np.float32(0.0 if source.gguf else b.spec.hf_offset)

@@ -20,7 +20,11 @@ from freehold.models.stored import ExpertStack, Held, Joined, RowCut, Stored, Ta
 GGUF_LAYERS = "blk"
 FLOATS = (QuantType.F32, QuantType.F16, QuantType.BF16, QuantType.F64)
 
-_DIVISORS = "rope_freqs.weight"
+_DIVISORS = {
+    "always": "rope_freqs.weight",
+    "short": "rope_factors_short.weight",
+    "long": "rope_factors_long.weight",
+}
 # Stored tables of what the config already says; every reader computes them afresh.
 _DERIVED = re.compile(r"(.*\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weight|embeddings\.position_ids)")
 
@@ -99,12 +103,12 @@ class Binder:
         self._taken.update(names)
         return tuple(self._tensors[name] for name in names)
 
-    def take_divisors(self) -> Held | None:
-        """Take the table that divides rope frequencies, which only a GGUF has."""
-        if not self.gguf:
-            return None
-        self._taken.add(_DIVISORS)
-        return self._tensors.get(_DIVISORS)
+    def take_divisors(self, longrope: bool) -> dict[str, Held]:
+        """Take the tables that divide rope frequencies, which only a GGUF has; two of them where a rope chooses."""
+        names = {side: name for side, name in _DIVISORS.items() if longrope or side == "always"}
+        found = {side: name for side, name in names.items() if self.gguf and name in self._tensors}
+        self._taken.update(found.values())
+        return {side: self._tensors[name] for side, name in found.items()}
 
     def refuse_rest(self) -> None:
         """Raise for tensors that no declaration took."""

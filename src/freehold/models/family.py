@@ -175,11 +175,38 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class RopeChoice:
+    """The two ropes of a longrope. A context is on one side as a whole, so that all keys of a cache turn alike."""
+
+    short: Any  # for contexts up to `original`
+    long: Any
+    original: int
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkWeights:
     """The values of a network's declared weights, by key."""
 
     ends: Values
     layers: tuple[Values, ...]
+
+    @property
+    def choice(self) -> RopeChoice | None:
+        """What a context decides, if anything."""
+        return next((w["rope"] for w in self.layers if isinstance(w.get("rope"), RopeChoice)), None)
+
+    def at(self, context: int) -> NetworkWeights:
+        """Choose the rope for sequences of up to `context` tokens, where there are two."""
+        if self.choice is None:
+            return self
+        return NetworkWeights(self.ends, tuple(_chosen(w, context) for w in self.layers))
+
+
+def _chosen(w: Values, context: int) -> Values:
+    rope = w.get("rope")
+    if not isinstance(rope, RopeChoice):
+        return w
+    return {**w, "rope": rope.long if context > rope.original else rope.short}
 
 
 @dataclass(frozen=True, slots=True)

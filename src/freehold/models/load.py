@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
     gguf: bool = False  # names and the order of rows in its file are a GGUF's
     digest: str = ""  # distinguishes its file from others, as far as the caller knows one
+    rope_side: str = ""  # which of longrope's factors it has, "short" or "long"; empty: it has no such choice
     pack: Pack | None = field(
         default=None, repr=False
     )  # the mapped file that the matrices lie in, if they do
@@ -89,6 +90,23 @@ class LoadedModel:
         """What each layer keeps of a sequence."""
         return tuple(layer.keeps for layer in self.network.layers)
 
+    def at(self, context: int) -> LoadedModel:
+        """Return the model for sequences of up to `context` tokens: longrope has other factors beyond its original.
+
+        They are chosen once, by what sequences may become and not by what they are: else keys of both kinds would lie
+        in one cache, and a prefix's bits would depend on the request that computed it.
+        """
+        choice = self.weights.choice
+        if choice is None:
+            return self
+        side = "long" if context > choice.original else "short"
+        return replace(self, weights=self.weights.at(context), rope_side=side)
+
+    @property
+    def rope_note(self) -> str:
+        """What to add to a phrase about the context."""
+        return f"; with the {self.rope_side} factors of its rope" if self.rope_side else ""
+
     def new_cache(
         self, blocks: int, kv_type: str = "f16", window_blocks: int = 0, slots: int = 0
     ) -> native.KvCache:
@@ -104,9 +122,13 @@ class LoadedModel:
     def build(
         self, cache: native.KvCache | None, max_rows: int, threads: native.Threads | None = None
     ) -> native.Plan:
-        """Trace the forward pass into a plan for steps of at most `max_rows` rows; an encoder has no cache."""
+        """Trace the forward pass into a plan for steps of at most `max_rows` rows; an encoder has no cache.
+
+        A rope that a context chooses and `at` did not is that of as many tokens as the cache holds.
+        """
         plan = native.Plan(threads or self.threads, cache, max_rows)
-        self.network.forward(plan, self.weights)
+        held = cache.blocks * native.BLOCK_TOKENS if cache is not None else max_rows
+        self.network.forward(plan, self.weights.at(held))
         plan.finish()
         return plan
 

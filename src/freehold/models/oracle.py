@@ -359,29 +359,35 @@ class Oracle:
         """Compute an encoder's last activations for the text `ids`: float32 [T, hidden]."""
         return self.session().step(ids)
 
-    def session(self) -> Session:
-        """Start an empty sequence."""
-        return Session(
-            self.source.network, self._weights, KvStore(len(self.layers), self._f16_kv), self.layers
-        )
+    def session(self, context: int = 0) -> Session:
+        """Start an empty sequence of up to `context` tokens, which chooses a longrope; 0: as many as its first step."""
+        kv = KvStore(len(self.layers), self._f16_kv)
+        return Session(self.source.network, self._weights, kv, self.layers, context)
 
 
 class Session:
     """A sequence that grows: `step` appends tokens and returns their logits."""
 
     def __init__(
-        self, network: Network, weights: NetworkWeights, kv: KvStore, layers: Sequence[LayerSpec]
+        self,
+        network: Network,
+        weights: NetworkWeights,
+        kv: KvStore,
+        layers: Sequence[LayerSpec],
+        context: int = 0,
     ) -> None:
         self.routes: list[ChosenExperts] = []  # of the newest step, for each layer with experts
         self._network = network
         self._weights = weights
         self._kv = kv
         self._layers = layers
+        self._context = context
 
     def step(self, ids: Sequence[int]) -> F32:
         """Append `ids` and return float32 logits [len(ids), V], or an encoder's last activations."""
         ops = NumpyOps(np.asarray(ids, np.int64), self._kv, self._layers)
-        self._network.forward(cast(Ops, ops), self._weights)
+        self._context = self._context or len(ids)
+        self._network.forward(cast(Ops, ops), self._weights.at(self._context))
         self.routes = ops.routes
         self._kv.length += len(ids)
         assert ops.result is not None, "a forward pass ends in logits or hidden"

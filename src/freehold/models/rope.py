@@ -1,8 +1,9 @@
-"""Rotary frequency tables: plain, linear, llama3 and YaRN scaling, partial rotation.
+"""Rotary frequency tables: plain, linear, llama3, YaRN and longrope scaling, partial rotation.
 
 Knows a RoPE's parameters as both file formats write them, and the formulas; knows no layer and no position.
 The result is a frequency per pair and one factor on cosine and sine, which the native `Rope` takes as is.
-Sources: RoFormer (arXiv 2104.09864), YaRN (arXiv 2309.00071), Llama 3.1's scaling (its own code).
+Sources: RoFormer (arXiv 2104.09864), YaRN (arXiv 2309.00071), longrope (arXiv 2402.13753), Llama 3.1's scaling (its
+own code).
 Path: config_from_* -> RopeSpec -> RopeSpec.table -> native Rope
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,10 @@ from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, MAX_WIDTH, Fields
 
 F32 = NDArray[np.float32]
-Scaling = Literal["default", "linear", "llama3", "yarn"]
-SCALINGS: tuple[Scaling, ...] = ("default", "linear", "llama3", "yarn")
+Scaling = Literal["default", "linear", "llama3", "yarn", "longrope"]
+SCALINGS: tuple[Scaling, ...] = ("default", "linear", "llama3", "yarn", "longrope")
 
+ORIGINAL = "original_max_position_embeddings"
 MAX_BASE = 1e12
 MAX_FACTOR = 1e6
 
@@ -35,6 +37,17 @@ class RopeTable:
     adjacent: bool
 
 
+class Divisors(NamedTuple):
+    """Tables of a GGUF by which frequencies are divided, float32 [width / 2]; None: it has no such."""
+
+    always: F32 | None = None  # Llama 3's scaling
+    short: F32 | None = None  # longrope's two
+    long: F32 | None = None
+
+
+NO_DIVISORS = Divisors()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeSpec:
     """How positions turn the first `width` elements of a head."""
@@ -45,16 +58,18 @@ class RopeSpec:
     divisible: bool = True  # by the frequencies' divisors that a GGUF may hold: Llama 3's scaling
     scaling: Scaling = "default"
     factor: float = 1.0
-    original: int = 0  # positions before scaling (llama3, yarn)
+    original: int = 0  # positions before scaling (llama3, yarn, longrope)
     attention_factor: float | None = None  # None: YaRN's own rule
+    short: tuple[float, ...] = ()  # longrope's divisors up to `original` positions; empty: a GGUF's
+    long: tuple[float, ...] = ()  # and beyond
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
 
-    def table(self, divisors: F32 | None = None) -> RopeTable:
-        """Compute the table; `divisors` float32 [width / 2] divide the frequencies."""
+    def table(self, divisors: Divisors = NO_DIVISORS, *, long: bool = False) -> RopeTable:
+        """Compute the table; `long`: longrope's for a context beyond the original one."""
         freq = self.base ** -(np.arange(0, self.width, 2, dtype=np.float64) / self.width)
         if self.scaling == "linear":
             freq = freq / self.factor
@@ -62,9 +77,23 @@ class RopeSpec:
             freq = self._llama3(freq)
         elif self.scaling == "yarn":
             freq = self._yarn(freq)
-        if divisors is not None and self.divisible:
-            freq = freq / _checked_divisors(divisors, self.width // 2)
+        elif self.scaling == "longrope":
+            freq = freq / self._longrope(divisors, long)
+        if divisors.always is not None and self.divisible:
+            freq = freq / checked_divisors("rope_freqs.weight", divisors.always, self.width // 2)
         return RopeTable(freq.astype(np.float32), self._attention_factor(), self.adjacent)
+
+    def _longrope(self, divisors: Divisors, long: bool) -> NDArray[np.float64]:
+        """Return the divisors of this side; a GGUF without any was never extended."""
+        if self.short:
+            return np.array(self.long if long else self.short)
+        side = "long" if long else "short"
+        if divisors.short is None and divisors.long is None:
+            return np.ones(self.width // 2)
+        found = divisors.long if long else divisors.short
+        if found is None:
+            raise BadModelFile(f"tensor rope_factors_{side}.weight is missing")
+        return checked_divisors(f"rope_factors_{side}.weight", found, self.width // 2)
 
     def _llama3(self, freq: NDArray[np.float64]) -> NDArray[np.float64]:
         """Keep short wavelengths, stretch long ones by `factor`, and blend linearly in turns between."""
@@ -131,6 +160,8 @@ def rope_from_hf(
     theta = _base(config, "rope_theta", base)
     partial = config.number("partial_rotary_factor", 1e-3, 1.0, partial)
     section = config.section("rope_parameters") or config.section("rope_scaling")
+    if section is not None:  # Phi-3 states the original context outside of it
+        section = Fields({ORIGINAL: config.get(ORIGINAL), **section.values})
     return hf_rope_section(section, head_dim=head_dim, context=context, base=theta, partial=partial)
 
 
@@ -178,16 +209,42 @@ def hf_rope_section(
         base=_base(section, "rope_theta", base), width=check_width(width, head_dim), adjacent=False
     )
     kind = section.text("rope_type", section.text("type", "default"))
+    kind = "longrope" if kind == "su" else kind  # its name in the first Phi-3 files
     if kind not in SCALINGS:
         raise UnsupportedModel(f"rope_type is {kind!r}; supported: {', '.join(SCALINGS)}")
     if kind == "default":
         return spec
     if kind == "linear":
         return replace(spec, scaling=kind, factor=_factor(section, "factor"))
-    original = section.integer("original_max_position_embeddings", 1, MAX_CONTEXT, context)
+    original = section.integer(ORIGINAL, 1, MAX_CONTEXT, context)
     if kind == "llama3":
         return _hf_llama3(replace(spec, original=original), section)
+    if kind == "longrope":
+        return _hf_longrope(replace(spec, original=original), section, context)
     return _hf_yarn(replace(spec, original=original), section, context)
+
+
+def _hf_longrope(spec: RopeSpec, section: Fields, context: int) -> RopeSpec:
+    """Read both lists of divisors; cosine and sine grow by sqrt(1 + ln(factor) / ln(original)) on both sides."""
+    for key in ("short_mscale", "long_mscale"):
+        section.refuse(key, "a factor of its own for each side of longrope")
+    factor = section.number("factor", 1.0, MAX_FACTOR, max(context / spec.original, 1.0))
+    attention = math.sqrt(1 + math.log(factor) / math.log(max(spec.original, 2)))
+    return replace(
+        spec,
+        scaling="longrope",
+        factor=factor,
+        attention_factor=section.number("attention_factor", 1e-6, MAX_FACTOR, attention),
+        short=_hf_divisors(section, "short_factor", spec.width // 2),
+        long=_hf_divisors(section, "long_factor", spec.width // 2),
+    )
+
+
+def _hf_divisors(section: Fields, key: str, count: int) -> tuple[float, ...]:
+    found = section.get(key)
+    if not isinstance(found, list) or any(type(each) not in (int, float) for each in found):
+        raise BadModelFile(f"{key} is {str(found)[:60]}; expected a list of {count} numbers")
+    return tuple(checked_divisors(key, np.array(found, np.float32), count).tolist())
 
 
 def _hf_llama3(spec: RopeSpec, section: Fields) -> RopeSpec:
@@ -251,9 +308,10 @@ def _factor(fields: Fields, key: str) -> float:
     return fields.number(key, 1e-3, MAX_FACTOR)
 
 
-def _checked_divisors(divisors: F32, count: int) -> NDArray[np.float64]:
+def checked_divisors(name: str, divisors: F32, count: int) -> NDArray[np.float64]:
+    """Return a table of divisors, which must be positive and `count` long."""
     if divisors.shape != (count,):
-        raise BadModelFile(f"rope_freqs.weight has shape {list(divisors.shape)}; expected [{count}]")
+        raise BadModelFile(f"{name} has shape {list(divisors.shape)}; expected [{count}]")
     if not np.isfinite(divisors).all() or not (divisors > 0).all():
-        raise BadModelFile("rope_freqs.weight holds values that are not positive and finite")
+        raise BadModelFile(f"{name} holds values that are not positive and finite")
     return divisors.astype(np.float64)

@@ -72,6 +72,7 @@ def dependencies(model: LoadedModel, kv_type: str, windowed: bool = False) -> di
         "forward": forward.hexdigest(),
         "kv": kv_type,
         "layers": [astuple(spec) for spec in model.layers],
+        "rope": model.rope_side,
         "windowed": windowed,  # sliding-window layers have blocks of their own, whose pages come last
         "tokens": native.BLOCK_TOKENS,
     }

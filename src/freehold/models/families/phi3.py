@@ -1,0 +1,58 @@
+"""Phi-3, 3.5, 4 and 4-mini: a Llama block whose q, k and v, and whose gate and up, lie in one matrix each.
+
+Extended models have a longrope, of whose two sets of factors the context chooses one. Phi-3-mini of 4,096 tokens has a
+sliding window; a GGUF states 0 where there is none.
+Source: arXiv 2404.14219, 2412.08905 (Phi-4), 2503.01743 (Phi-4-mini).
+Path: bind.read_source -> config -> layer
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from freehold.formats.fields import MAX_CONTEXT, Fields
+from freehold.models.family import Family, LayerPart
+from freehold.models.parts.attention import Attention
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.mlp import GatedMlp
+from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
+
+
+def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
+    """Read the keys under `phi3.`; longrope's factors are tensors of the file."""
+    sizes = gguf_sizes(meta, vocab, adjacent=False)
+    original = meta.integer("rope.scaling.original_context_length", 1, MAX_CONTEXT, sizes["context"])
+    factor = meta.number("rope.scaling.attn_factor", 1e-6, 1e6, 1.0)
+    sizes["rope"] = replace(sizes["rope"], scaling="longrope", original=original, attention_factor=factor)
+    sizes["windows"] = tuple(w if w < sizes["context"] else 0 for w in sizes["windows"])
+    return Sizes(**sizes)
+
+
+def config_from_hf(config: Fields) -> Sizes:
+    """Read config.json of a Phi3ForCausalLM."""
+    config.refuse("attention_bias", "a bias on attention")
+    return Sizes(**hf_decoder(config, _windows, eps=1e-5))
+
+
+def _windows(config: Fields, layers: int) -> tuple[int, ...]:
+    """A window, where there is one, holds on every layer; Phi-3.5's is wider than its context."""
+    window = config.integer("sliding_window", 0, MAX_CONTEXT, 0)
+    if window >= config.integer("max_position_embeddings", 1, MAX_CONTEXT):
+        window = 0
+    return sliding_windows(config, layers, window, lambda i: True)
+
+
+def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer attention and an MLP."""
+    return Attention.of(cfg, i, fused=True), GatedMlp.of(cfg, i, fused=True)
+
+
+FAMILY = Family(
+    gguf_architecture="phi3",
+    hf_classes=("Phi3ForCausalLM",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(Attention, GatedMlp),
+    layer=layer,
+    ends=DecoderEnds.of,
+)
