@@ -23,7 +23,16 @@ from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mamba import Mamba2, MambaKeys, MambaSizes, gguf_mamba, hf_mamba
 from freehold.models.parts.mlp import PlainMlp
 from freehold.models.parts.moe import Moe, MoeNames
-from freehold.models.sizes import MAX_EPS, MIN_EPS, Mixture, Routing, Sizes, checked_sizes, gguf_layers
+from freehold.models.sizes import (
+    MAX_EPS,
+    MIN_EPS,
+    Mixture,
+    Routing,
+    Sizes,
+    check_width,
+    checked_sizes,
+    gguf_layers,
+)
 
 KINDS = {
     "linear_attention": "M",
@@ -166,6 +175,7 @@ def _hf_mixture(config: Fields, pattern: str) -> Mixture:
 
 
 def _sizes(**sizes: Any) -> NemotronSizes:
+    check_width("latent", sizes["latent"])
     return NemotronSizes(**checked_sizes(**sizes), windows=(0,) * len(sizes["heads"]))
 
 
