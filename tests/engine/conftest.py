@@ -41,6 +41,24 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
+def mamba(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """Mamba-2 alone: no layer has keys and values."""
+    return tiny_hybrid("mamba2", tmp_path_factory.mktemp("engine") / "mamba2")
+
+
+@pytest.fixture(scope="session")
+def mamba_experts(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A nemotron_h: Mamba-2, experts between narrower projections, attention without positions."""
+    return tiny_hybrid("nemotron", tmp_path_factory.mktemp("engine") / "nemotron")
+
+
+@pytest.fixture(scope="session")
+def side_by_side(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A falcon_h1: attention and Mamba-2 in every layer."""
+    return tiny_hybrid("falcon", tmp_path_factory.mktemp("engine") / "falcon")
+
+
+@pytest.fixture(scope="session")
 def no_adapters() -> tuple[Adapter, ...]:
     """None, for models whose answers are compared without."""
     return ()

@@ -35,6 +35,45 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "layer_types": ["conv", "full_attention", "conv", "conv"],
         "rope_theta": 1e6,
     },
+    "mamba2": COMMON
+    | {
+        "architectures": ["Mamba2ForCausalLM"],
+        "num_hidden_layers": 2,
+        "num_heads": 8,
+        "head_dim": 16,
+        "state_size": 16,
+        "n_groups": 2,
+        "conv_kernel": 4,
+    },
+    "nemotron": COMMON
+    | {
+        "architectures": ["NemotronHForCausalLM"],
+        "hybrid_override_pattern": "ME*M",
+        "head_dim": 16,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 16,
+        "n_groups": 2,
+        "conv_kernel": 4,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "moe_shared_expert_intermediate_size": 64,
+        "moe_latent_size": 32,
+        "routed_scaling_factor": 2.5,
+    },
+    "falcon": COMMON
+    | {
+        "architectures": ["FalconH1ForCausalLM"],
+        "num_hidden_layers": 2,
+        "mamba_d_ssm": 128,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_d_state": 16,
+        "mamba_n_groups": 1,
+        "mamba_d_conv": 4,
+        "key_multiplier": 0.5,
+    },
 }
 
 
@@ -60,16 +99,19 @@ def _weights(config: dict[str, Any]) -> dict[str, np.ndarray]:
 def _stored(prefix: str, specs: dict[str, TensorSpec]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for spec in specs.values():
-        name = spec.hf[0]
-        if not spec.default:
-            found[prefix + (name.name if isinstance(name, Cut) else name)] = (
-                name.shape if isinstance(name, Cut) else spec.shape
-            )
+        stored = spec.hf[0]
+        name, shape = (stored.name, stored.shape) if isinstance(stored, Cut) else (stored, spec.shape)
+        if "{e}" in name:
+            found |= {prefix + name.replace("{e}", str(e)): shape[1:] for e in range(shape[0])}
+        elif not spec.default:
+            found[prefix + name] = shape
     return found
 
 
 def _drawn(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     values = rng.standard_normal(shape, np.float32)
+    if name.endswith("dt_bias"):  # steps of a tenth, so that states last
+        return values - 2
     if len(shape) == 1:  # a norm
         return 1 + values * np.float32(0.1)
     if "embed" in name:

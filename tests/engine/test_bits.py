@@ -24,6 +24,9 @@ ADAPTERS = {
     "sliding": "sliding_adapters",
     "experts": "experts_adapters",
     "hybrid": "no_adapters",
+    "mamba": "no_adapters",
+    "mamba_experts": "no_adapters",
+    "side_by_side": "no_adapters",
 }
 CONTEXT = 96
 # A pool too small for all, so that sequences are preempted; one whose window layers have few window blocks.
@@ -131,7 +134,7 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_drafts_formats_and_
             kv_type=kv_type,
             max_num_batched_tokens=data.draw(st.sampled_from([3, 16, 64])),
             threads=data.draw(st.sampled_from([1, 2])),
-            draft=data.draw(st.sampled_from([None, model] if name != "hybrid" else [None])),
+            draft=data.draw(st.sampled_from([None, model] if ADAPTERS[name] != "no_adapters" else [None])),
         )
         running: list[Generation] = []
         for ask in asks:
