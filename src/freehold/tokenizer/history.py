@@ -76,7 +76,7 @@ class Spelling:
         out: list[dict[str, Any]] = []
         for message in _told(messages) if self.as_text else messages:
             if not isinstance(message, Message):
-                out.append(_tidied(message))
+                out.append(self._tidied(message))
                 continue
             names |= {call.id: call.name for call in message.tool_calls}
             out.append(self._message(message, names))
@@ -103,6 +103,16 @@ class Spelling:
     def _id(self, id: str) -> str:
         return short_id(id) if self.short_ids else id
 
+    def _tidied(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave out what is none, but for the content that calls stand in for; past thinking goes under both names."""
+        plain = {key: value for key, value in message.items() if value is not None}
+        if self.form.no_content and message.get("tool_calls") and message.get("content", "") is None:
+            plain["content"] = None
+        for name in ("reasoning_content", "thinking", "reasoning"):
+            if name in plain:
+                return {"thinking": plain[name], **plain, "reasoning_content": plain[name]}
+        return plain
+
 
 def _told(messages: Sequence[Message | Mapping[str, Any]]) -> Iterator[Message | Mapping[str, Any]]:
     """Turn calls into text of the assistant's, and the results that follow into one turn of the user's."""
@@ -121,15 +131,6 @@ def _told(messages: Sequence[Message | Mapping[str, Any]]) -> Iterator[Message |
         yield message
     if results:
         yield Message("user", "\n".join(results))
-
-
-def _tidied(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is none; past thinking goes under both names in use."""
-    plain = {key: value for key, value in message.items() if value is not None}
-    for name in ("reasoning_content", "thinking", "reasoning"):
-        if name in plain:
-            return {"thinking": plain[name], **plain, "reasoning_content": plain[name]}
-    return plain
 
 
 def with_preamble(chat: list[dict[str, Any]], preamble: str) -> list[dict[str, Any]]:
