@@ -269,12 +269,15 @@ RICH = Tool(
 )
 FREE = Tool("free")
 GEMMA_MARKS = ("<|tool_call>", "<tool_call|>", '<|"|>')
+GLM_MARKS = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+HUNYUAN_MARKS = (*GLM_MARKS, "<tool_calls>", "</tool_calls>", "<tool_sep>")
 HARMONY_MARKS = (
     *("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>"),
     *("<|call|>", "<|return|>"),
 )
 
 
+# A mark of many characters comes by chance only as one token.
 def vocabulary_with(marks: tuple[str, ...], kind: TokenKind) -> Tokenizer:
     tokens = [*vocabulary(), *marks]
     kinds = [TokenKind.CONTROL if t in SPECIAL else kind if t in marks else TokenKind.NORMAL for t in tokens]
@@ -295,6 +298,17 @@ VOCABULARIES = {
     "gemma4": ("gemma4", vocabulary_with(GEMMA_MARKS, TokenKind.CONTROL)),
     "gemma4, plain": ("gemma4", vocabulary_with(GEMMA_MARKS, TokenKind.USER_DEFINED)),
     "harmony": ("harmony", vocabulary_with(HARMONY_MARKS, TokenKind.CONTROL)),
+    "xml": ("xml", vocabulary_with(("<tool_call>", "\n</parameter>\n"), TokenKind.USER_DEFINED)),
+    "glm": ("glm", vocabulary_with(GLM_MARKS, TokenKind.USER_DEFINED)),
+    "glm, control": ("glm", vocabulary_with(GLM_MARKS, TokenKind.CONTROL)),
+    "glm-4.7": ("glm-4.7", vocabulary_with(GLM_MARKS, TokenKind.CONTROL)),
+    "minimax": (
+        "minimax",
+        vocabulary_with(("<minimax:tool_call>", "</parameter>\n"), TokenKind.USER_DEFINED),
+    ),
+    "seed": ("seed", vocabulary_with(("<seed:tool_call>", "</parameter>\n"), TokenKind.USER_DEFINED)),
+    "dsml": ("dsml", vocabulary_with(("｜DSML｜", "</"), TokenKind.CONTROL)),
+    "hunyuan": ("hunyuan", vocabulary_with(HUNYUAN_MARKS, TokenKind.CONTROL)),
 }
 
 
@@ -304,13 +318,16 @@ def by_chance(family: str, tokenizer: Tokenizer, job: Job, seed: int, begun: str
     constraint, left = ConstraintBuilder(tokenizer, "tiny").constraint(job, prompt)
     assert constraint is not None and not left
     matcher, random = constraint.matcher(tokenizer.eos_ids), Random(seed)
+    ends = {*range(len(vocabulary()), tokenizer.vocab_size), *tokenizer.encode('"', bos=False)}
     answer, said = AnswerText(tokenizer, prompt, (), name_call=str), []
     for id in tokenizer.encode(begun, special=True, bos=False):
         matcher.advance(id)
         said.append(answer.push(id))
     for _ in range(20_000):
         mask = matcher.mask()
-        id = None if mask is None else random.choice(np.flatnonzero(mask).tolist())
+        free = [] if mask is None else np.flatnonzero(mask).tolist()
+        marks = [id for id in free if id in ends]  # else a text would have no end
+        id = random.choice(marks if marks and random.random() < 0.2 else free) if free else None
         if id is None or id in tokenizer.eos_ids:
             return [*said, answer.finish()]
         matcher.advance(id)
@@ -333,6 +350,13 @@ def test_every_call_that_is_admitted_is_read_and_fits(
 
 
 BEGUN = {
+    "xml": "Well:\n<tool_call>",
+    "glm": "Well:\n<tool_call>",
+    "glm-4.7": "Well:<tool_call>",
+    "minimax": "Well:\n<minimax:tool_call>",
+    "seed": "<seed:tool_call>",
+    "dsml": "Well:\n\n<｜DSML｜function_calls>",
+    "hunyuan": "<tool_calls>",
     "gemma4": "Well:<|tool_call>",
     "harmony": "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.",
 }

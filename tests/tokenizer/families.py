@@ -55,7 +55,73 @@ _GEMMA4 = (
     "{% elif v is sequence %}[{% for x in v %}{{ value(x) }}" + _COMMA + "{% endfor %}]"
     "{% else %}{{ v }}{% endif %}{% endmacro %}"
 )
+
+
+def _marked(head: str, pair: str, end: str) -> str:
+    """Return the spelling of a call with `pair` for each argument; `pair` writes {{ k }} and the value."""
+    pairs = "{% for k, v in f.arguments.items() %}" + pair + "{% endfor %}"
+    return head.replace("NAME", "{{ f.name }}") + pairs + end
+
+
+_VALUE = "{{ v if v is string else v | tojson }}"
+_DSML = "｜DSML｜"
 SHORT = {
+    "glm": _turns(
+        _LISTED,
+        "\n"
+        + _marked(
+            "<tool_call>NAME\n",
+            "<arg_key>{{ k }}</arg_key>\n<arg_value>" + _VALUE + "</arg_value>\n",
+            "</tool_call>",
+        ),
+    ),
+    "glm-4.7": _turns(
+        _LISTED,
+        _marked(
+            "<tool_call>NAME",
+            "<arg_key>{{ k }}</arg_key><arg_value>" + _VALUE + "</arg_value>",
+            "</tool_call>",
+        ),
+    ),
+    "minimax": _turns(
+        _LISTED,
+        _marked(
+            '<invoke name="NAME">\n',
+            '<parameter name="{{ k }}">' + _VALUE + "</parameter>\n",
+            "</invoke>\n",
+        ),
+        before="\n<minimax:tool_call>\n",
+        after="</minimax:tool_call>",
+    ),
+    "seed": _turns(
+        _LISTED,
+        _marked(
+            "\n<seed:tool_call>\n<function=NAME>\n",
+            "<parameter={{ k }}>" + _VALUE + "</parameter>\n",
+            "</function>\n</seed:tool_call>",
+        ),
+    ),
+    "dsml": _turns(
+        _LISTED,
+        _marked(
+            f'<{_DSML}invoke name="NAME">\n',
+            f"<{_DSML}parameter name=\"{{{{ k }}}}\" string=\"{{{{ 'true' if v is string else 'false' }}}}\">"
+            f"{_VALUE}</{_DSML}parameter>\n",
+            f"</{_DSML}invoke>\n",
+        ),
+        before=f"\n\n<{_DSML}function_calls>\n",
+        after=f"</{_DSML}function_calls>",
+    ),
+    "hunyuan": _turns(
+        _LISTED,
+        _marked(
+            "<tool_call>NAME<tool_sep>\n",
+            "<arg_key>{{ k }}</arg_key>\n<arg_value>" + _VALUE + "</arg_value>\n",
+            "</tool_call>\n",
+        ),
+        before="<tool_calls>\n",
+        after="</tool_calls>",
+    ),
     "xml": _turns(_LISTED, _XML),
     "nemotron": _turns(
         _LISTED,

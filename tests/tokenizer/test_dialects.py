@@ -51,7 +51,14 @@ FAMILIES = {
     "deepseek-v3.1": "deepseek-v3.1",
     "gemma4": "gemma4",
     "harmony": "harmony",
+    "glm": "glm",
+    "glm-4.7": "glm-4.7",
+    "minimax": "minimax",
+    "seed": "seed",
+    "dsml": "dsml-function-calls",
+    "hunyuan": "hunyuan",
 }
+MARKED = ("xml", "glm", "glm-4.7", "minimax", "seed", "dsml", "hunyuan")
 DIALECTS = {dialect.name: dialect for dialect, _ in _MARKS}
 ENDS = ("<|im_end|>", "<｜end▁of▁sentence｜>", "<end_of_turn>")
 
@@ -117,7 +124,7 @@ arguments = st.fixed_dictionaries(
 
 def fits(family: str, text: str) -> bool:
     """Leave out what a family's notation cannot spell, or its template trims."""
-    marks = ("<", "[", "{", "`", "｜", "|", ">") if family in ("xml", "gemma4") else ("｜", "<", "[TOOL")
+    marks = ("<", "[", "{", "`", "｜", "|", ">") if family in (*MARKED, "gemma4") else ("｜", "<", "[TOOL")
     return not any(mark in text for mark in marks)
 
 
@@ -163,6 +170,17 @@ ALPHABET = [
         "]",
     ),
     *(
+        "<arg_key>city</arg_key>",
+        "<arg_value>",
+        "</arg_value>",
+        "<minimax:tool_call>",
+        '<invoke name="get_weather">',
+        '<parameter name="city">',
+        "</invoke>",
+        "<seed:tool_call>",
+        "<｜DSML｜function_calls>",
+        '<｜DSML｜invoke name="get_weather">',
+        '<｜DSML｜parameter name="city" string="true">',
         "<TOOLCALL>",
         "</TOOLCALL>",
         "[TOOL_CALLS]",
@@ -223,6 +241,10 @@ def test_long_hostile_text_takes_no_long_time(dialect):
         "<function=a><parameter=b>",
         "[TOOL_CALLS][",
         "<|tool_call>call:a{b:[",
+        "<tool_call>a<arg_key>b</arg_key><arg_value>",
+        "</arg_value></tool_call",
+        '<minimax:tool_call><invoke name="a">',
+        "<｜DSML｜function_calls>",
         '{"name":',
     ):
         began = time.perf_counter()
@@ -347,10 +369,89 @@ def test_value_of_an_xml_call_has_the_schema_s_type(key, raw, value):
             '```json\n{"city": "Rome"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
             1,
         ),
+        ("glm", "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Rome</arg_value></tool_call>", 1),
+        (
+            "minimax",
+            '<minimax:tool_call><invoke name="get_weather"><parameter name="city">Rome</parameter></invoke>'
+            '\n\n<invoke name="get_weather">\n<parameter name="city">Rome</parameter>\n</invoke>',
+            2,
+        ),
+        (
+            "dsml-function-calls",
+            '<｜DSML｜function_calls><｜DSML｜invoke name="get_weather">'
+            '<｜DSML｜parameter name="city" string="true">Rome</｜DSML｜parameter></｜DSML｜invoke>',
+            1,
+        ),
     ],
 )
 def test_other_families(name, text, calls):
     assert read(name, text) == ("", [ROME] * calls)
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("glm", "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Rome</tool_call>"),
+        ("glm", '<tool_call>{"name": "get_weather"}</tool_call>'),
+        ("glm", "<tool_call>get_weather"),
+        ("glm", "<tool_call></tool_call>"),
+        ("minimax", "<minimax:tool_call>none</minimax:tool_call>"),
+        ("minimax", '<invoke name="get_weather"></invoke>'),
+        ("seed", "<seed:tool_call><function=get_weather></seed:tool_call>"),
+        (
+            "dsml-function-calls",
+            '<｜DSML｜function_calls><｜DSML｜invoke name="x"><｜DSML｜parameter name="a">1',
+        ),
+        ("hunyuan", "<tool_calls><tool_call>get_weather</tool_call></tool_calls>"),
+    ],
+)
+def test_what_only_resembles_a_marked_call_is_text(name, text):
+    assert read(name, text) == (text, [])
+
+
+@pytest.mark.parametrize(
+    "value", ["12", "true", '{"a": 1}', " x ", "a\nb\n", "</arg_value>", "</tool_call>", ""]
+)
+def test_string_between_marks_stays_a_string(value):
+    text = f"<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>{value}</arg_value>\n</tool_call>"
+    assert read("glm", text) == ("", [("get_weather", {"city": value})])
+
+
+def test_nested_value_may_hold_the_mark_that_ends_values():
+    more = {"a": "</arg_value></tool_call>"}
+    text = (
+        f"<tool_call>get_weather<arg_key>more</arg_key><arg_value>{json.dumps(more)}</arg_value></tool_call>"
+    )
+    assert read("glm", text) == ("", [("get_weather", {"more": more})])
+
+
+@pytest.mark.parametrize(
+    "schema, words",
+    [
+        ({"anyOf": [{}]}, "'anyOf' of all parameters"),
+        ({"properties": {"a": {"type": "string", "not": {"const": "x"}}}}, "further conditions"),
+        ({"properties": {"a": {"oneOf": [{"type": "string"}, {"minLength": 2}]}}}, "may fit two"),
+        ({"properties": {"a": {"anyOf": [{"type": "null"}], "minLength": 1}}}, "'minLength' beside 'anyOf'"),
+        ({"properties": {"a": {"enum": ["</arg_value>"]}}}, "ends a value"),
+        ({"properties": {"a": {"type": "integer", "enum": ["a"]}}}, "nothing fits"),
+        ({"properties": {"a": False}}, "nothing fits"),
+        ({"properties": {"a": {"$ref": "#/none"}}}, "not within the schema"),
+    ],
+)
+def test_schema_that_marked_text_cannot_keep_is_refused_by_name(schema, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        list(DIALECTS["glm"].form.arguments("a", schema, json.dumps))
+
+
+def test_dsml_says_itself_which_values_are_strings():
+    def call(kind: str) -> str:
+        return (
+            '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="unknown" '
+            f'string="{kind}">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>'
+        )
+
+    assert read("dsml-function-calls", call("true")) == ("", [("get_weather", {"unknown": "3"})])
+    assert read("dsml-function-calls", call("false")) == ("", [("get_weather", {"unknown": 3})])
 
 
 def test_harmony_s_channels_are_thinking_text_and_calls():

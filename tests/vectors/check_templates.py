@@ -55,7 +55,9 @@ def chats() -> Iterator[tuple[str, list[Any], list[Any]]]:
     user, again = Message("user", " Hi, 5 < 6 & é 🙂\n"), Message("user", "And now?")
     answer = Message("assistant", "Hello!")
     thought = Message("assistant", "42", thinking="Let me think.\nYes.")
-    one = ToolCall("call00001", "get_weather", '{"city": "Köln", "days": 2, "where": {"lat": 1.5}, "tags": ["a"]}')
+    one = ToolCall(
+        "call00001", "get_weather", '{"city": "Köln", "days": 2, "where": {"lat": 1.5}, "tags": ["a"]}'
+    )
     two = ToolCall("call00002", "clock", "{}")
     calling = Message("assistant", "", tool_calls=(one,))
     both = Message("assistant", "I look.", tool_calls=(one, two), thinking="Two calls.")
@@ -98,7 +100,9 @@ def ask(folder: Path) -> list[dict[str, Any]]:
                     "variables": variables,
                 }
             )
-        asked.append({"name": path.name, "source": template.source, "form": asdict(template._spelling), "rows": rows})
+        asked.append(
+            {"name": path.name, "source": template.source, "form": asdict(template._spelling), "rows": rows}
+        )
     return asked
 
 

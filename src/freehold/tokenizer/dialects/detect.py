@@ -5,7 +5,7 @@ Path: ChatTemplate.dialect -> dialect_of
 
 from __future__ import annotations
 
-from freehold.tokenizer.dialects import deepseek, gemma, harmony, mistral, nemotron, xml
+from freehold.tokenizer.dialects import deepseek, gemma, harmony, marked, mistral, nemotron, xml
 from freehold.tokenizer.dialects.contract import Dialect
 from freehold.tokenizer.dialects.hermes import HERMES, OPEN
 from freehold.tokenizer.dialects.llama import LLAMA, TAG
@@ -13,12 +13,20 @@ from freehold.tokenizer.dialects.llama import LLAMA, TAG
 # In this order; all texts of a row must occur. A later row's marks may occur in an earlier row's templates.
 _MARKS: tuple[tuple[Dialect, tuple[str, ...]], ...] = (
     (harmony.HARMONY, (harmony.CHANNEL, "functions.")),
+    (marked.DSML, ("｜DSML｜", "function_calls>")),
+    (marked.DSML_V4, ("｜DSML｜", "tool_calls>")),
     (deepseek.DEEPSEEK_V3, (deepseek.CALL, "```json")),
     (deepseek.DEEPSEEK_V31, (deepseek.CALL,)),
     (mistral.MISTRAL, (mistral.OPEN, mistral.ARGS)),
     (mistral.MISTRAL_V3, (mistral.OPEN,)),
     (nemotron.NEMOTRON, (nemotron.OPEN,)),
     (gemma.GEMMA4, (gemma.OPEN,)),
+    (marked.MINIMAX, ("<minimax:tool_call>", "<invoke name=")),
+    (marked.SEED, ("<seed:tool_call>", "<function=")),
+    (marked.HUNYUAN_OPEN, ("<tool_sep", "<arg_key", ":opensource")),
+    (marked.HUNYUAN, ("<tool_sep", "<arg_key")),
+    (marked.GLM_TIGHT, ("<tool_call>", "</arg_key><arg_value>")),
+    (marked.GLM, ("<tool_call>", "<arg_key>")),
     (xml.XML, (xml.OPEN, xml.FUNCTION)),
     (HERMES, (OPEN, "arguments")),
     (LLAMA, (TAG,)),

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from freehold.tokenizer.dialects.schema import BLANKS, closed, types_of
+from freehold.tokenizer.dialects.schema import BLANKS, closed
 from freehold.types import Tool
 
 Spell = Callable[[str], str]  # a text as a Lark expression: its control tokens by their ids
@@ -21,10 +21,11 @@ Spell = Callable[[str], str]  # a text as a Lark expression: its control tokens 
 Arguments = Callable[[str, Mapping[str, object], Spell], Iterable[str]]
 
 # JSON as models write it: one blank after colons and commas. Free blanks cost small models their way.
-_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Of an object that a model began by itself, in its own style: as many blanks as indented JSON needs.
 _BLANKS = f"(?:{BLANKS})?"
 _FREE_STYLE = {"whitespace_pattern": BLANKS}
+_TOKEN = re.compile(r"<\[\d+\]>")
 
 
 def json_arguments(rule: str, parameters: Mapping[str, object], spell: Spell) -> list[str]:
@@ -99,7 +100,7 @@ def _spelled(spell: Spell, text: str) -> str:
     return spell(text) if text else '""'
 
 
-def _json(schema: Mapping[str, object], style: Mapping[str, object] = _STYLE) -> str:
+def _json(schema: Mapping[str, object], style: Mapping[str, object] = STYLE) -> str:
     return f"%json {json.dumps({'x-guidance': style, **whole(schema)})}"
 
 
@@ -116,36 +117,28 @@ def text_until(rule: str, marks: Sequence[str], spell: Spell, *also: str) -> lis
     free = "/(?s:.*)/"
     text = " & ".join([free, *(f"~({free} {json.dumps(mark)} {free})" for mark in marks), *also])
     end, terminal = spell(marks[0]), rule.upper()
-    if end.startswith("<["):
-        return [f"{rule}: {terminal} {end}", f"{terminal}: {text}"]
-    return [f"{rule}: {terminal}", f"{terminal}: ({text}) {end}"]
+    token = _TOKEN.search(end)
+    if token is None:
+        return [f"{rule}: {terminal}", f"{terminal}: ({text}) {end}"]
+    before = end[: token.start()].strip()
+    return [
+        f"{rule}: {terminal} {end[token.start() :]}",
+        f"{terminal}: " + (f"({text}) {before}" if before else text),
+    ]
 
 
-def xml_arguments(rule: str, parameters: Mapping[str, object], spell: Spell) -> Iterator[str]:
-    """Yield the rules of arguments as marked text, in the schema's order, required ones always."""
-    properties = parameters.get("properties")
-    required = parameters.get("required")
-    names = list(properties) if isinstance(properties, Mapping) else []
-    needed = required if isinstance(required, list) else []
-    uses = [f"{rule}_{i}" + ("" if name in needed else "?") for i, name in enumerate(names)]
-    yield f"{rule}: " + (" ".join(uses) or '""')
-    for i, name in enumerate(names):
-        schema = properties[name] if isinstance(properties, Mapping) else {}
-        yield f"{rule}_{i}: {json.dumps(f'<parameter={name}>' + chr(10))} {rule}_{i}_v"
-        yield from _value(f"{rule}_{i}_v", schema)
+def bounded(schema: Mapping[str, Any]) -> list[str]:
+    """Return the terminals of texts that keep to a string schema's pattern and lengths."""
+    also = [_found(schema["pattern"])] if "pattern" in schema else []
+    if "minLength" in schema or "maxLength" in schema:
+        most = int(schema["maxLength"]) if "maxLength" in schema else ""
+        also.append(f"/(?s:.{{{int(schema.get('minLength', 0))},{most}}})/")
+    return also
 
 
-def _value(rule: str, schema: Any) -> Iterator[str]:
-    """Yield the rules of one value and its closing mark."""
-    end = "\n</parameter>\n"
-    choices = schema.get("enum") if isinstance(schema, dict) else None
-    types = types_of(schema)
-    if types - {"string"} or not types:
-        whole = closed(schema) if isinstance(schema, dict) and schema else {}
-        yield f"{rule}: {rule}_j {json.dumps(end)}"
-        yield f"{rule}_j: %json {json.dumps({'x-guidance': _STYLE, **whole})}"
-    elif isinstance(choices, list) and choices:
-        texts = " | ".join(json.dumps(str(c), ensure_ascii=False) for c in choices)
-        yield f"{rule}: ({texts}) {json.dumps(end)}"
-    else:
-        yield f"{rule}[suffix={json.dumps(end)}]: /(?s:.*)/"
+def _found(pattern: str) -> str:
+    """Return the terminal of texts in which `pattern` is found; what it anchors is the text's own beginning or end."""
+    begun, ended = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith(r"\$")
+    inner = pattern[begun : len(pattern) - ended]
+    spelled = re.sub(r"\\.|/", lambda part: r"\/" if part[0] == "/" else part[0], inner, flags=re.DOTALL)
+    return f"/{'' if begun else '(?s:.*)'}(?:{spelled}){'' if ended else '(?s:.*)'}/"

@@ -12,11 +12,10 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from typing import Any
-from urllib.parse import unquote
 
 from freehold.errors import UsageError
-from freehold.tokenizer.dialects.grammar import Spell, text_until, whole
-from freehold.tokenizer.dialects.schema import apart, is_of
+from freehold.tokenizer.dialects.grammar import Spell, bounded, text_until, whole
+from freehold.tokenizer.dialects.schema import IMPLIED, apart, implied, is_of, target
 
 QUOTE = '<|"|>'
 MAX_DEPTH = 64  # as deep as values are read
@@ -24,15 +23,8 @@ MAX_RULES = 4096  # choices within choices multiply
 MAX_ITEMS = 1000  # that a list is counted up to
 _LARGE = 1 << 62  # llguidance counts in 64 bits
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.$-]*")
-# Which values a keyword speaks of, where a schema names no type.
-_OF = {
-    **dict.fromkeys(("properties", "required", "additionalProperties"), "object"),
-    **dict.fromkeys(("items", "minItems", "maxItems"), "array"),
-    **dict.fromkeys(("pattern", "minLength", "maxLength"), "string"),
-    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), "number"),
-}
 _CHOICES = ("$ref", "allOf", "anyOf", "oneOf")
-_KEPT = {*_OF, *_CHOICES, "type", "enum", "const"}
+_KEPT = {*IMPLIED, *_CHOICES, "type", "enum", "const"}
 _BEYOND = {
     *("patternProperties", "propertyNames", "minProperties", "maxProperties", "dependentRequired"),
     *("dependentSchemas", "dependencies", "unevaluatedProperties", "unevaluatedItems", "prefixItems"),
@@ -119,27 +111,14 @@ class _Rules:
         for _ in range(MAX_DEPTH):
             if not isinstance(schema, Mapping) or _KEPT & schema.keys() != {"$ref"}:
                 break
-            schema = self._target(schema["$ref"])
+            schema = target(schema["$ref"], self.root)
         return schema
-
-    def _target(self, ref: object) -> object:
-        at: Any = self.root
-        try:
-            pointer = str(ref).removeprefix("#")
-            if not str(ref).startswith("#"):
-                raise KeyError(ref)
-            for part in unquote(pointer).split("/")[1:]:
-                key = part.replace("~1", "/").replace("~0", "~")
-                at = at[int(key)] if isinstance(at, list) else at[key]
-        except (LookupError, TypeError, ValueError):
-            raise UsageError(f"$ref {ref!r} is not within the schema") from None
-        return at
 
     def _referred(self, ref: str, depth: int) -> str:
         """Return the rule of a reference; it may come to itself."""
         if ref not in self._refs:
             self._refs[ref] = self._next()
-            self.lines.append(f"{self._refs[ref]}: {self.value(self._target(ref), depth + 1)}")
+            self.lines.append(f"{self._refs[ref]}: {self.value(target(ref, self.root), depth + 1)}")
         return self._refs[ref]
 
     # --- values --------------------------------------------------------------------------------------
@@ -153,7 +132,7 @@ class _Rules:
             return self._text(schema)
         scalar: dict[str, Any] = {"type": kind}
         if kind in ("number", "integer"):
-            bounds = {key: value for key, value in schema.items() if _OF.get(key) == "number"}
+            bounds = {key: value for key, value in schema.items() if IMPLIED.get(key) == "number"}
             scalar |= {"minimum": -_LARGE, "maximum": _LARGE, **bounds}
             scalar["minimum"], scalar["maximum"] = _within(scalar["minimum"]), _within(scalar["maximum"])
         elif kind not in ("boolean", "null"):
@@ -199,12 +178,8 @@ class _Rules:
         return f'"[" {some} "]"' if low else f'"[" ({some})? "]"'
 
     def _text(self, schema: Mapping[str, Any]) -> str:
-        also = [_found(schema["pattern"])] if "pattern" in schema else []
-        if "minLength" in schema or "maxLength" in schema:
-            most = int(schema["maxLength"]) if "maxLength" in schema else ""
-            also.append(f"/(?s:.{{{int(schema.get('minLength', 0))},{most}}})/")
         rule = self._next()
-        self.lines += text_until(rule, (QUOTE,), self._spell, *also)
+        self.lines += text_until(rule, (QUOTE,), self._spell, *bounded(schema))
         return f"{self._spell(QUOTE)} {rule}"
 
     def _any(self) -> str:
@@ -261,20 +236,12 @@ class _Rules:
 
 def _kinds(schema: Mapping[str, Any]) -> list[str]:
     """Return the types that a schema names, or else those that its keywords speak of."""
-    named = schema.get("type", sorted({_OF[key] for key in schema if key in _OF}))
+    named = schema.get("type", implied(schema))
     return [named] if isinstance(named, str) else named
 
 
 def _within(bound: float) -> float:
     return max(-_LARGE, min(_LARGE, bound))
-
-
-def _found(pattern: str) -> str:
-    """Return the terminal of texts in which `pattern` is found; what it anchors is the text's own beginning or end."""
-    begun, ended = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith(r"\$")
-    inner = pattern[begun : len(pattern) - ended]
-    spelled = re.sub(r"\\.|/", lambda part: r"\/" if part[0] == "/" else part[0], inner, flags=re.DOTALL)
-    return f"/{'' if begun else '(?s:.*)'}(?:{spelled}){'' if ended else '(?s:.*)'}/"
 
 
 def _listed(open: str, items: Iterable[str], close: str) -> str:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
+
+from freehold.errors import UsageError
 
 # Blanks between the parts of JSON. Without a bound a small model may write them until its context is full.
 BLANKS = r"[ \n\t]{1,40}"
@@ -32,6 +35,13 @@ _OTHERS = {
 
 
 _DEFINED = ("$defs", "definitions")
+# Which values a keyword speaks of, where a schema names no type.
+IMPLIED = {
+    **dict.fromkeys(("properties", "required", "additionalProperties"), "object"),
+    **dict.fromkeys(("items", "minItems", "maxItems"), "array"),
+    **dict.fromkeys(("pattern", "minLength", "maxLength"), "string"),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), "number"),
+}
 
 
 def closed(schema: Any, depth: int = 0) -> Any:
@@ -73,11 +83,14 @@ def _has(schema: object, name: str) -> bool:
 
 def typed(text: str, key: str, schema: Mapping[str, object]) -> Any:
     """Convert `text` to the type of parameter `key` in `schema`; text that does not convert stays text."""
-    properties = schema.get("properties")
-    wanted = types_of(properties.get(key)) if isinstance(properties, Mapping) else frozenset()
+    choices, wanted = _constants(_property(key, schema)), kinds_of(key, schema)
+    if text in [choice for choice in choices if isinstance(choice, str)]:
+        return text
+    value = read_value(text.strip())
+    if not isinstance(value, str) and any(type(value) is type(c) and value == c for c in choices):
+        return value
     if not wanted or wanted == {"string"}:
         return text
-    value = _read(text.strip())
     if value is None:
         return None if "null" in wanted or "string" not in wanted else text
     if "string" in wanted and not isinstance(value, (dict, list)):
@@ -85,8 +98,67 @@ def typed(text: str, key: str, schema: Mapping[str, object]) -> Any:
     return value if is_of(value, wanted) else text
 
 
-def types_of(schema: object, depth: int = 0) -> frozenset[str]:
-    """Return the types that `schema` allows, by name; none where it does not say."""
+def kinds_of(key: str, schema: Mapping[str, object]) -> frozenset[str]:
+    """Return the types of parameter `key` in `schema`; none where it does not say."""
+    one = _property(key, schema)
+    return types_of(one, root=schema) or frozenset(implied(one))
+
+
+def _property(key: str, schema: Mapping[str, object]) -> Any:
+    properties = schema.get("properties")
+    return resolved(properties.get(key) if isinstance(properties, Mapping) else None, schema, strict=False)
+
+
+def _constants(schema: object) -> list[Any]:
+    """Return the values that `schema` and its choices name."""
+    if not isinstance(schema, Mapping):
+        return []
+    named = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    found = [*named] if isinstance(named, list) else []
+    for group in ("anyOf", "oneOf"):
+        members = schema.get(group)
+        for member in members if isinstance(members, list) else ():
+            found += [member["const"]] if isinstance(member, Mapping) and "const" in member else []
+    return found
+
+
+def target(ref: object, root: Mapping[str, object]) -> Any:
+    """Return what a reference within `root` points to. Raises UsageError for one that leaves it or leads nowhere."""
+    at: Any = root
+    try:
+        if not str(ref).startswith("#"):
+            raise KeyError(ref)
+        for part in unquote(str(ref).removeprefix("#")).split("/")[1:]:
+            key = part.replace("~1", "/").replace("~0", "~")
+            at = at[int(key)] if isinstance(at, list) else at[key]
+    except (LookupError, TypeError, ValueError):
+        raise UsageError(f"$ref {ref!r} is not within the schema") from None
+    return at
+
+
+def resolved(schema: object, root: Mapping[str, object], *, strict: bool = True) -> Any:
+    """Follow a reference that stands alone, but for remarks. Raises UsageError, or keeps the reference."""
+    for _ in range(MAX_DEPTH):
+        if not isinstance(schema, Mapping) or "$ref" not in schema:
+            break
+        if schema.keys() - {"$ref", "description", "title", "default", "examples"}:
+            break
+        try:
+            schema = target(schema["$ref"], root)
+        except UsageError:
+            if strict:
+                raise
+            break
+    return schema
+
+
+def implied(schema: object) -> list[str]:
+    """Return the types that the keywords of a schema speak of."""
+    return sorted({IMPLIED[key] for key in schema if key in IMPLIED}) if isinstance(schema, Mapping) else []
+
+
+def types_of(schema: object, depth: int = 0, root: Mapping[str, object] | None = None) -> frozenset[str]:
+    """Return the types that `schema` allows, by name; none where it does not say. `root`: where references lead."""
     if not isinstance(schema, Mapping) or depth > 8:
         return frozenset()
     named = schema.get("type")
@@ -94,10 +166,11 @@ def types_of(schema: object, depth: int = 0) -> frozenset[str]:
     choices = schema.get("enum")
     if not found and isinstance(choices, list):
         found = {"string" if isinstance(c, str) else "null" if c is None else "number" for c in choices}
+    referred = [resolved({"$ref": schema["$ref"]}, root, strict=False)] if root and "$ref" in schema else []
     for group in ("anyOf", "oneOf", "allOf"):
         members = schema.get(group)
-        for member in members if isinstance(members, list) else ():
-            found |= types_of(member, depth + 1)
+        for member in [*(members if isinstance(members, list) else ()), *referred]:
+            found |= types_of(member, depth + 1, root)
     return frozenset(name for name in found if isinstance(name, str))
 
 
@@ -116,7 +189,7 @@ def apart(one: object, other: object) -> bool:
     return any(apart(named[0].get(name), named[1].get(name)) for name in needed)
 
 
-def _read(text: str) -> Any:
+def read_value(text: str) -> Any:
     """Return the value of JSON text, or of Python's words for true, false and null; the text itself otherwise."""
     if text in _AS_PYTHON:
         return _AS_PYTHON[text]

@@ -6,10 +6,12 @@ it looks like. A value may hold the closing mark itself: it ends where a mark fo
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, is_name
-from freehold.tokenizer.dialects.grammar import CallForm, xml_arguments
+from freehold.tokenizer.dialects.grammar import CallForm
+from freehold.tokenizer.dialects.marked import Marks, marked_arguments
 from freehold.tokenizer.dialects.schema import typed
 from freehold.tokenizer.dialects.source import Reading, TextSource, dumped
 
@@ -64,7 +66,16 @@ def _value(source: TextSource) -> Reading[str | None]:
     return value.removeprefix("\n").removesuffix("\n")
 
 
+_MARKS = Marks(
+    f"{OPEN}\n{FUNCTION}",
+    ">\n",
+    PARAMETER,
+    ">\n",
+    f"\n{PARAMETER_END}\n",
+    f"{FUNCTION_END}\n{CLOSE}",
+    between="\n",
+)
 FORM = CallForm(
-    f"{OPEN}\n{FUNCTION}", ">\n", f"{FUNCTION_END}\n{CLOSE}", between="\n", arguments=xml_arguments
+    _MARKS.call, _MARKS.named, _MARKS.call_end, between="\n", arguments=partial(marked_arguments, _MARKS)
 )
 XML = Dialect("xml", (Opening(OPEN), Opening(FUNCTION)), read, marks=(CLOSE,), form=FORM)
