@@ -128,8 +128,9 @@ def _first(name: str | Cut) -> str:
 
 def _cut(whole: Whole, cut: Cut, key: str, spec: TensorSpec) -> Stored:
     """Return the declared part of a stored tensor; of a vector, elements count as rows."""
-    _check_shape(whole, cut.shape)
     name, take, rows = f"{whole.name}:{key}", cut.take, cut.rows
+    if take is None or _without_ones(whole.shape) != _without_ones(cut.shape):
+        _check_shape(whole, cut.shape)
     if rows is not None and len(cut.shape) > 1:
         return RowCut(name, whole, np.asarray(rows, np.int64), spec.shape)
     if whole.type not in FLOATS and not cut.decode:
@@ -140,6 +141,11 @@ def _cut(whole: Whole, cut: Cut, key: str, spec: TensorSpec) -> Stored:
         index = np.asarray(rows, np.int64)
         return Taken(name, whole, lambda values: values[index], spec.shape)
     return Taken(name, whole, take, spec.shape)
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Give the dimensions that all writers keep: there are [C, 1, K] and [C, K], [1, 1, H, 1] and [H, 1]."""
+    return tuple(n for n in shape if n != 1)
 
 
 def _of_one_type(each: tuple[Held, ...]) -> tuple[Held, ...]:

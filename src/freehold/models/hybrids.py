@@ -64,14 +64,19 @@ def hf_hybrid(config: Fields, linear: dict[str, int] | None = None, **assumed: A
 
 
 def _hf_layers(config: Fields, layers: int) -> tuple[bool, ...]:
+    if (stated := recurrent_types(config, layers)) is not None:
+        return stated
+    interval = config.integer("full_attention_interval", 1, MAX_LAYERS, INTERVAL)
+    return tuple((i + 1) % interval != 0 for i in range(layers))
+
+
+def recurrent_types(config: Fields, layers: int) -> tuple[bool, ...] | None:
+    """Say which layers are recurrent by a config.json's `layer_types`, None where it has none."""
     kinds = config.texts("layer_types", layers)
-    if kinds is None:
-        interval = config.integer("full_attention_interval", 1, MAX_LAYERS, INTERVAL)
-        return tuple((i + 1) % interval != 0 for i in range(layers))
-    for kind in kinds:
+    for kind in kinds or ():
         if kind not in ("linear_attention", "full_attention"):
             raise UnsupportedModel(f"layer_types names {kind!r}; supported: linear_attention, full_attention")
-    return tuple(kind == "linear_attention" for kind in kinds)
+    return None if kinds is None else tuple(kind == "linear_attention" for kind in kinds)
 
 
 def check_sections(fields: Fields, key: str, sections: object, width: int) -> None:

@@ -232,7 +232,7 @@ class DeltaNet(LayerPart):
         )
         y = ops.gated_delta(
             layer,
-            convolved(ops, layer, qkv, s, w["conv"]),
+            convolved(ops, layer, qkv, self._weights(w["conv"]), s.kernel),
             alpha,
             beta,
             w["a"],
@@ -245,14 +245,19 @@ class DeltaNet(LayerPart):
         ops.norm_gate(y, z, w["head_norm"], self.head_eps or self.eps, act="silu")
         ops.linear_add(y, w["out"], x)
 
+    def _weights(self, conv: F32) -> list[F32]:
+        """Divide the convolution's weights as the projections are."""
+        s = self.sizes
+        ends = np.array([s.keys, 2 * s.keys]) if self.stored == "single" else np.array([], int)
+        return np.split(conv, ends * s.kernel)
 
-def convolved(ops: Ops, layer: int, qkv: Sequence[Buffer], sizes: DeltaSizes, weight: F32) -> list[Buffer]:
+
+def convolved(
+    ops: Ops, layer: int, qkv: Sequence[Buffer], weights: Sequence[F32], kernel: int
+) -> list[Buffer]:
     """Convolve q, k and v, which are one buffer or three; their inputs lie in a row in the layer's state."""
-    widths = (sizes.keys, sizes.keys, sizes.values) if len(qkv) > 1 else (sizes.mixed,)
-    ends = np.cumsum(widths)
-    return [
-        ops.short_conv(layer, x, part, None, act="silu", at=int(end - width) * (sizes.kernel - 1))
-        for x, part, end, width in zip(
-            qkv, np.split(weight, ends[:-1] * sizes.kernel), ends, widths, strict=True
-        )
-    ]
+    at, out = 0, []
+    for x, weight in zip(qkv, weights, strict=True):
+        out.append(ops.short_conv(layer, x, weight, None, act="silu", at=at))
+        at += len(weight) // kernel * (kernel - 1)
+    return out
