@@ -12,7 +12,8 @@ struct Partials { std::vector<float> floats; };
 // an item and walks its spans. Else (decode over a long context, or beside short ones) spans are dealt out too, and merged
 // in order afterwards. Same bits.
 struct Attention final : Op {
-  int layer, q, out, heads, window; KvLayer shape; float scale, softcap;
+  int layer, q, out, heads, window, chunk; KvLayer shape; float scale, softcap;
+  MaybeVector sinks;                          // a logit for each head that joins the sum of weights, and no value
   struct Item { Segment seg; int64_t row, rows; int head, first_span, spans; int64_t partial; };
   struct Deal {                               // a step's work, by seat
     std::vector<Item> items;
@@ -27,22 +28,34 @@ struct Attention final : Op {
 
   int64_t unit(int64_t rows) const { return rows * (heads / shape.kv_heads) * (2 + shape.dv); }
   int64_t tile_rows() const { return std::max(1, kAttnTileQueries / (heads / shape.kv_heads)); }
+  // How many of `rows` from position `first` on are an item: all of one chunk; alone where a chunk begins inside a span, so
+  // that its own window hides the span's other keys.
+  int64_t together(int64_t first, int64_t rows) const {
+    rows = std::min(tile_rows(), rows);
+    if (!chunk) return rows;
+    return chunk % kSpanTokens ? 1 : std::min(rows, chunk - first % chunk);
+  }
+  int64_t first_seen(int64_t position) const {
+    if (chunk) return position / chunk * chunk;
+    return window ? std::max<int64_t>(0, position - window + 1) : 0;
+  }
   void prepare(const Run& r) override {
     auto& [items, pieces, split] = deals[r.seat];
     items.clear();
     pieces.clear();
     int64_t total = 0, largest = 0;
     for (const Segment& seg : r.segments)
-      for (int64_t row = 0; row < seg.rows; row += tile_rows())
+      for (int64_t row = 0, count; row < seg.rows; row += count) {
+        const int64_t first = seg.position + row, last = first + (count = together(first, seg.rows - row)) - 1;
         for (int h = 0; h < shape.kv_heads; ++h) {
-          Item it{seg, row, std::min(tile_rows(), seg.rows - row), h, 0, 0, total};
-          const int64_t first = seg.position + row, last = first + it.rows - 1;
-          it.first_span = static_cast<int>(window ? std::max<int64_t>(0, first - window + 1) / kSpanTokens : 0);
+          Item it{seg, row, count, h, 0, 0, total};
+          it.first_span = static_cast<int>(first_seen(first) / kSpanTokens);
           it.spans = static_cast<int>(last / kSpanTokens) + 1 - it.first_span;
           total += unit(it.rows) * it.spans;
           largest = std::max(largest, unit(it.rows) * it.spans);
           items.push_back(it);
         }
+      }
     const int64_t n = r.active;
     split = n > 1 && largest * 4 * n > total;
     if (split) {
@@ -70,6 +83,7 @@ struct Attention final : Op {
     a.scale = scale;
     a.softcap = softcap;
     a.window = window;
+    if (chunk % kSpanTokens) a.window = static_cast<int>((it.seg.position + it.row) % chunk + 1);
     a.first_position = it.seg.position;
     a.type = r.cache->type();
     return a;
@@ -78,8 +92,18 @@ struct Attention final : Op {
     std::fill_n(running, count * (2 + shape.dv), 0.0f);
     for (int64_t i = 0; i < count; ++i) running[i * (2 + shape.dv)] = -INFINITY;
   }
-  void end(const Run& r, const AttnArgs& a, const Item& it, const float* running) const {
+  // m of a running softmax is in bits: see attend_span.
+  void add_sinks(const Item& it, float* running) const {
     const int64_t group = heads / shape.kv_heads;
+    const float* sink = sinks->data() + it.head * group;
+    for (int64_t i = 0; i < it.rows * group; ++i) {
+      float* at = running + i * (2 + shape.dv);
+      at[1] += std::exp2(sink[i % group] * static_cast<float>(M_LOG2E) - at[0]);
+    }
+  }
+  void end(const Run& r, const AttnArgs& a, const Item& it, float* running) const {
+    const int64_t group = heads / shape.kv_heads;
+    if (sinks) add_sinks(it, running);
     for (int64_t i = 0; i < it.rows; ++i)
       r.k->attend_finish(a, it.head, static_cast<int>(it.row + i), running + i * group * (2 + shape.dv));
   }
@@ -121,10 +145,11 @@ struct Attention final : Op {
   }
 };
 
-int attention(Plan& plan, int layer, int q, float scale, int window, float softcap) {
+int attention(Plan& plan, int layer, int q, float scale, int window, float softcap, MaybeVector sinks, int chunk) {
   const KvLayer& shape = plan.want_layer(layer);
-  if (window < 0) refuse("a window must be 0 (none) or positive");
-  if (plan.cache().windowed(layer) && (!window || window > plan.cache().window())) refuse("layer " + std::to_string(layer) + " looks further back than its window blocks");
+  if (window < 0 || chunk < 0) refuse("a window or chunk must be 0 (none) or positive");
+  if (window && chunk) refuse("attention has a window or chunks, not both");
+  if (const int reach = window + chunk; plan.cache().windowed(layer) && (!reach || reach > plan.cache().window())) refuse("layer " + std::to_string(layer) + " looks further back than its window blocks");
   if (!(scale > 0.0f)) refuse("scores need a scale above 0");
   auto op = std::make_unique<Attention>();
   op->shape = shape;
@@ -132,17 +157,22 @@ int attention(Plan& plan, int layer, int q, float scale, int window, float softc
   op->q = q;
   op->heads = static_cast<int>(plan.width_of(q) / shape.d);
   if (op->heads < 1 || op->heads % shape.kv_heads || plan.width_of(q) % shape.d) refuse("query heads are no multiple of kv heads");
+  if (sinks && sinks->size() != op->heads) refuse(std::to_string(sinks->size()) + " sinks for " + std::to_string(op->heads) + " heads");
+  op->sinks = std::move(sinks);
   op->out = plan.buffer(int64_t{op->heads} * shape.dv);
   op->scale = scale;
   op->window = window;
+  op->chunk = chunk;
   op->softcap = softcap;
   op->partials = &plan.shared<Partials>().floats;
   op->reads = {q};
   op->writes = {op->out};
   return plan.add(std::move(op)).out;
 }
-FREEHOLD_OP(attention, "Causal attention of q over the layer's pages; window w > 0: keys j with i - w < j <= i.", "layer"_a, "q"_a, "scale"_a,
-            "window"_a = 0, "softcap"_a = 0.0f)
+FREEHOLD_OP(attention,
+            "Causal attention of q over the layer's pages; window w > 0: keys j with i - w < j <= i; chunk c > 0: those of\n"
+            "i's own chunk, j / c = i / c. `sinks`: a logit for each head that joins the softmax's sum and has no value.",
+            "layer"_a, "q"_a, "scale"_a, "window"_a = 0, "softcap"_a = 0.0f, "sinks"_a = nanobind::none(), "chunk"_a = 0)
 
 }  // namespace
 }  // namespace fh

@@ -189,8 +189,19 @@ class Plan:
     def attend_both(self, q: int, k: int, v: int, heads: int, scale: float) -> int:
         """Attention of each row over all rows of its sequence in this step; heads of a multiple of 16."""
 
-    def attention(self, layer: int, q: int, scale: float, window: int = 0, softcap: float = 0.0) -> int:
-        """Causal attention of q over the layer's pages; window w > 0: keys j with i - w < j <= i."""
+    def attention(
+        self,
+        layer: int,
+        q: int,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: F32 | None = None,
+        chunk: int = 0,
+    ) -> int:
+        """Causal attention of q over the layer's pages; window w > 0: keys j with i - w < j <= i; chunk c > 0: those of
+        i's own chunk, j / c = i / c. `sinks`: a logit for each head that joins the softmax's sum and has no value.
+        """
 
     def clamp(self, x: int, limit: float) -> None:
         """Limit every value to [-limit, limit], in place."""

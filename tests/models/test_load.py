@@ -103,7 +103,7 @@ def test_unsupported_feature_is_refused_by_name(llama_path: Path, key: str, valu
 
 def test_unknown_architecture_names_the_supported_ones(llama_path: Path):
     with pytest.raises(UnsupportedModel) as error:
-        read_source(edited(llama_path, set_key("general.architecture", "gpt-oss")))
+        read_source(edited(llama_path, set_key("general.architecture", "deepseek4")))
     assert "gemma3" in error.value.hint and "Qwen2ForCausalLM" in error.value.hint
 
 
@@ -195,7 +195,7 @@ def test_every_type_loads_and_computes_near_the_oracle(dtype: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"architectures": ["GptOssForCausalLM"]}, "'GptOssForCausalLM'"),
+        ({"architectures": ["DeepseekV4ForCausalLM"]}, "'DeepseekV4ForCausalLM'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised safetensors"),
         ({"hidden_act": "relu"}, "hidden_act"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "'dynamic'"),

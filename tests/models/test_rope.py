@@ -93,7 +93,7 @@ def test_unknown_scaling_is_refused_by_name(kind: str):
     [
         {"rope_type": "linear", "factor": 0.0},
         {"rope_type": "linear"},
-        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 3.0},
         {**YARN, "beta_fast": 1.0, "beta_slow": 2.0},
         {"rope_theta": -1.0},
     ],

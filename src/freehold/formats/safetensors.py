@@ -56,6 +56,7 @@ _TYPES = {
     "I32": QuantType.I32,
     "I16": QuantType.I16,
     "I8": QuantType.I8,
+    "U8": QuantType.U8,
 }
 
 

@@ -15,6 +15,7 @@ from freehold.errors import BadModelFile, UnsupportedModel
 class QuantType(enum.IntEnum):
     """How a tensor's numbers are stored; the values are GGUF's type ids, below zero what only safetensors hold."""
 
+    U8 = -2
     F8_E4M3 = -1
     F32 = 0
     F16 = 1
@@ -59,6 +60,7 @@ class BlockLayout(NamedTuple):
 
 
 LAYOUTS: dict[QuantType, BlockLayout] = {
+    QuantType.U8: BlockLayout(1, 1),
     QuantType.F8_E4M3: BlockLayout(1, 1),
     QuantType.F32: BlockLayout(1, 4),
     QuantType.F16: BlockLayout(1, 2),

@@ -42,9 +42,11 @@ def rotate(heads: F32, positions: NDArray[np.integer], rope: RopeTable) -> F32:
     return out
 
 
-def visible(positions: NDArray[np.integer], keys: int, window: int) -> NDArray[np.bool_]:
-    """Mask [rows, keys]: a query at i sees keys j <= i, and with a window w only i - w < j."""
+def visible(positions: NDArray[np.integer], keys: int, window: int, chunk: int = 0) -> NDArray[np.bool_]:
+    """Mask [rows, keys]: a query at i sees keys j <= i; with a window w only i - w < j, with chunks only its own's."""
     i, j = positions[:, None], np.arange(keys)[None, :]
+    if chunk:
+        return (j <= i) & (j // chunk == i // chunk)
     return (j <= i) & (j > i - window) if window else j <= i
 
 
@@ -52,6 +54,12 @@ def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Softmax over the last axis."""
     e = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
+
+
+def softmax_beside(scores: NDArray[np.float64], sink: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Softmax over the last axis and one more logit, whose weight is left out."""
+    all_ = np.concatenate([scores, np.broadcast_to(sink, (*scores.shape[:-1], 1))], -1)
+    return softmax(all_)[..., :-1]
 
 
 def sigmoid(x: F32) -> F32:

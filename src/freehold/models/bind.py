@@ -27,6 +27,7 @@ from freehold.models.fp8 import join_scales
 from freehold.models.left_out import leave_out, text_half
 from freehold.models.mistral_names import from_mistral, is_mistral
 from freehold.models.mixtures import MAX_EXPERTS
+from freehold.models.mxfp4 import is_microscaled, join_blocks
 from freehold.models.rope import Divisors, RopeSpec, RopeTable
 from freehold.models.stored import Held, Stored
 from freehold.models.unsupported import missing_part
@@ -136,7 +137,7 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
             f"{opened.path}: there is no config.json beside the weights", "name the directory that holds both"
         )
     family, config, wrapped = _family_of(stated)
-    tensors, notes = join_scales(config, tensors)
+    tensors, notes = (join_blocks if is_microscaled(config) else join_scales)(config, tensors)
     if wrapped:
         tensors, notes = text_half(tensors, notes)
     cfg = family.config_from_hf(config)

@@ -180,4 +180,4 @@ def _check_shape(tensor: Stored, expected: tuple[int, ...]) -> None:
 
 
 def _quantised(type: QuantType) -> bool:
-    return not type.name.startswith("I") or type.name.startswith("IQ")
+    return type.name.startswith("IQ") or not type.name.startswith(("I", "U"))

@@ -26,6 +26,7 @@ from freehold.models.arithmetic import (
     rotate,
     sigmoid,
     softmax,
+    softmax_beside,
     visible,
 )
 from freehold.models.bind import Source, assemble, read_source
@@ -176,19 +177,30 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs):
             heads = rotate(heads, self._positions, rope)
         return heads.reshape(x.shape)
 
-    def attention(self, layer: int, q: F32, scale: float, window: int = 0, softcap: float = 0.0) -> F32:
+    def attention(
+        self,
+        layer: int,
+        q: F32,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: F32 | None = None,
+        chunk: int = 0,
+    ) -> F32:
         k, v = self._kv.read(layer)
         rows = len(q)
         heads = q.reshape(rows, k.shape[1], -1, k.shape[2])  # [rows, kv heads, group, width]
+        sink = None if sinks is None else sinks.reshape(k.shape[1], -1, 1, 1).astype(np.float64)
         out = np.empty((*heads.shape[:3], v.shape[2]), np.float32)
         for first in range(0, rows, _ATTENTION_ROWS):
             part = slice(first, first + _ATTENTION_ROWS)
-            mask = visible(self._positions[part], len(k), window)
+            mask = visible(self._positions[part], len(k), window, chunk)
             for head in range(k.shape[1]):
                 scores = np.einsum("rgd,kd->grk", heads[part, head], k[:, head]).astype(np.float64) * scale
                 if softcap:
                     scores = softcap * np.tanh(scores / softcap)
-                weights = softmax(np.where(mask, scores, -np.inf))
+                scores = np.where(mask, scores, -np.inf)
+                weights = softmax(scores) if sink is None else softmax_beside(scores, sink[head])
                 out[part, head] = np.einsum("grk,kd->rgd", weights.astype(np.float32), v[:, head])
         return out.reshape(rows, -1)
 

@@ -98,7 +98,8 @@ class RopeSpec:
     def _llama3(self, freq: NDArray[np.float64]) -> NDArray[np.float64]:
         """Keep short wavelengths, stretch long ones by `factor`, and blend linearly in turns between."""
         turns = self.original * freq / (2 * math.pi)
-        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        between = self.high_freq_factor - self.low_freq_factor  # 0: no blend, as Llama 4 has it
+        kept = (turns - self.low_freq_factor) / between if between else turns > self.low_freq_factor
         kept = np.clip(kept, 0.0, 1.0)
         return freq * kept + freq / self.factor * (1 - kept)
 
@@ -250,8 +251,8 @@ def _hf_divisors(section: Fields, key: str, count: int) -> tuple[float, ...]:
 def _hf_llama3(spec: RopeSpec, section: Fields) -> RopeSpec:
     low = section.number("low_freq_factor", 1e-3, 1e6)
     high = section.number("high_freq_factor", 1e-3, 1e6)
-    if high <= low:
-        raise BadModelFile(f"high_freq_factor is {high:g}; expected more than low_freq_factor, {low:g}")
+    if high < low:
+        raise BadModelFile(f"high_freq_factor is {high:g}; expected at least low_freq_factor, {low:g}")
     return replace(
         spec,
         scaling="llama3",

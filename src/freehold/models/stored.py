@@ -145,7 +145,57 @@ class ScaledBlocks:
         return values
 
 
-Held: TypeAlias = Tensor | ScaledBlocks  # under one name in a file
+@dataclass(frozen=True, slots=True)
+class MicroscaledBlocks:
+    """MXFP4 as safetensors hold it: nibbles [..., blocks, 16] of two inputs each, and an exponent for each block.
+
+    Its rows are a GGUF's: the exponent before a block's nibbles, of which low ones are the first sixteen inputs.
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+    @property
+    def name(self) -> str:
+        """The codes' name."""
+        return self.codes.name
+
+    @property
+    def type(self) -> QuantType:
+        """Always MXFP4."""
+        return QuantType.MXFP4
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the matrix that it stands for."""
+        return (*self.codes.shape[:-2], self.codes.shape[-2] * 32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.codes.nbytes + self.scales.nbytes
+
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        """The blocks as rows of bytes, laid anew at each use."""
+        packed = self.codes.raw.reshape(-1, 16)
+        each = np.stack([packed & 15, packed >> 4], -1).reshape(-1, 32)
+        blocks = np.empty((len(packed), 17), np.uint8)
+        blocks[:, 0] = self.scales.raw
+        blocks[:, 1:] = each[:, :16] | each[:, 16:] << 4
+        return blocks.reshape(-1, 17 * self.codes.shape[-2])
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:
+        """The same, flat."""
+        return self.rows.reshape(-1)
+
+    def numpy(self) -> F32:
+        """Decode to a fresh float32 array."""
+        return dequantize(self.rows, self.type, self.shape[-1]).reshape(self.shape)
+
+
+Held: TypeAlias = Tensor | ScaledBlocks | MicroscaledBlocks  # under one name in a file
 Whole: TypeAlias = Held | ExpertStack | Joined
 
 

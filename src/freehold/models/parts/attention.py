@@ -29,6 +29,7 @@ QkNorm = Literal[
     "after",  # the same after it turned
     "width",  # an RMS norm over the whole projection
     "layer",  # a layer norm of each head, with weights of its own
+    "bare",  # an RMS norm of each head without weights, after it turned
 ]
 
 
@@ -45,9 +46,11 @@ class Attention(LayerPart):
     eps: float
     rope: RopeSpec | None
     window: int = 0  # 0: every token before is seen
+    chunk: int = 0  # tokens see those of their own chunk alone; 0: there are none
+    sinks: bool = False  # whether a logit of each head joins the softmax's sum
     scale: float = 0.0  # of query times key; 0: head_dim ** -0.5
     softcap: float = 0.0
-    bias: Literal["none", "qkv", "any"] = "none"  # any: on all four, where the file has them
+    bias: Literal["none", "qkv", "any", "all"] = "none"  # any: on all four, where the file has them
     norm: NormForm = RMS  # before the projections
     qk_norm: QkNorm = "none"
     qk_names: tuple[str, str] = ("q_norm", "k_norm")  # of its weights in safetensors
@@ -56,6 +59,7 @@ class Attention(LayerPart):
     clip: float = 0.0  # limit of what the projections give; 0: none
     beta: float = 0.0  # queries grow by 1 + beta * ln(1 + floor(position / original))
     original: int = 0
+    shift: int = 0  # joins the position there
     residual: float = 1.0  # of what is added to x
     fused: bool = False  # files hold q, k and v as one matrix
     gated: bool = False  # what it gives passes a sigmoid of its own; files hold a head's query, then its gate
@@ -78,8 +82,9 @@ class Attention(LayerPart):
     @property
     def keeps(self) -> LayerSpec:
         """Keys and values of all tokens, or of the window."""
-        kind = "window" if self.window else "full"
-        return LayerSpec(kind, 1, self.kv_heads, self.head_dim, window=self.window)
+        reach = self.window or self.chunk
+        kind = "window" if reach else "full"
+        return LayerSpec(kind, 1, self.kv_heads, self.head_dim, window=reach)
 
     @property
     def q_width(self) -> int:
@@ -94,6 +99,8 @@ class Attention(LayerPart):
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the projections, and the norms and biases that the variant has."""
         own = self.norm.tensors("attn_norm", "attn_norm", "input_layernorm", self.hidden)
+        if self.sinks:
+            own["sinks"] = vector("attn_sinks.weight", "self_attn.sinks", self.heads)
         return own | self._projections() | self._biases() | self._qk_norms() | self._post_norm()
 
     def _projections(self) -> dict[str, TensorSpec]:
@@ -135,15 +142,15 @@ class Attention(LayerPart):
         for key, width in widths.items() if self.bias != "none" else ():
             names = f"attn_{key}.bias", f"self_attn.{key}_proj.bias"
             found[f"{key}_bias"] = vector(*names, width, optional=maybe)
-        if maybe:
+        if self.bias in ("any", "all"):
             names = "attn_output.bias", "self_attn.o_proj.bias"
-            found["o_bias"] = vector(*names, self.hidden, optional=True)
+            found["o_bias"] = vector(*names, self.hidden, optional=maybe)
         return found
 
     def _qk_norms(self) -> dict[str, TensorSpec]:
         found = {}
         both = zip("qk", (self.heads, self.kv_heads), self.qk_names, strict=True)
-        for key, heads, name in both if self.qk_norm != "none" else ():
+        for key, heads, name in both if self.qk_norm not in ("none", "bare") else ():
             gguf, hf = f"attn_{key}_norm.weight", f"self_attn.{name}.weight"
             width = heads * self.head_dim
             if self.qk_norm == "layer":
@@ -178,8 +185,9 @@ class Attention(LayerPart):
             ops.clamp(each, self.clip)
         self._store(ops, layer, q, k, v, w)
         if self.beta:
-            ops.temper(q, self.beta, self.original)
-        a = ops.attention(layer, q, self.scale or self.head_dim**-0.5, self.window, self.softcap)
+            ops.temper(q, self.beta, self.original, self.shift)
+        scale, seen = self.scale or self.head_dim**-0.5, (self.window, self.softcap)
+        a = ops.attention(layer, q, scale, *seen, w.get("sinks"), self.chunk)
         if self.gated:
             ops.norm_gate(a, gate[0], None, act="sigmoid")
         if self.post_norm:
@@ -203,7 +211,10 @@ class Attention(LayerPart):
             norms = w.get("q_norm"), w.get("k_norm")
             if (norms[0] is None) != (norms[1] is None):
                 raise BadModelFile(f"layer {layer} has a norm of queries or of keys alone")
-        if self.qk_norm == "after" and rope is not None:
+        if self.qk_norm == "bare":
+            one = np.ones(self.head_dim, np.float32)
+            norms = one, one
+        if self.qk_norm in ("after", "bare") and rope is not None:
             ops.rotate(q, rope, self.head_dim)
             ops.rotate(k, rope, self.head_dim)
             rope = None

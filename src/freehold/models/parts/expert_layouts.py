@@ -66,10 +66,34 @@ def transposed(gate_up: str, down: str, *, interleaved: bool) -> Layout:
     return names
 
 
-def interleaved_bias(name: str, key: Key, sizes: ExpertSizes) -> Cut:
-    """[E, 2I], gate and up in turns, as one vector of all experts."""
-    first = int(key == "up")
-    return Cut(name, (sizes.experts, 2 * sizes.inner), take=lambda v: v[:, first::2].reshape(-1))
+def interleaved_blocks(gate_up: str, down: str) -> Layout:
+    """[E, 2I, H], rows of gate and up in turns, and [E, H, I]."""
+
+    def names(key: Key, sizes: ExpertSizes) -> tuple[str | Cut, ...]:
+        experts, inner, width = sizes
+        if key == "down":
+            return (down,)
+        rows = np.arange(int(key == "up"), 2 * experts * inner, 2)
+        return (Cut(gate_up, (experts, 2 * inner, width), rows=rows),)
+
+    return names
+
+
+def either(*layouts: Layout) -> Layout:
+    """The first of several layouts that a file has."""
+    return lambda key, sizes: tuple(name for layout in layouts for name in layout(key, sizes))
+
+
+def interleaved_biases(gate_up: str, down: str) -> Layout:
+    """[E, 2I], gate and up in turns, and [E, H], each as one vector of all experts."""
+
+    def names(key: Key, sizes: ExpertSizes) -> tuple[str | Cut, ...]:
+        if key == "down":
+            return (flat(down, sizes.experts, sizes.width),)
+        first = int(key == "up")
+        return (Cut(gate_up, (sizes.experts, 2 * sizes.inner), take=lambda v: v[:, first::2].reshape(-1)),)
+
+    return names
 
 
 def flat(name: str, *shape: int) -> Cut:

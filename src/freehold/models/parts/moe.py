@@ -38,7 +38,7 @@ class MoeNames:
     gguf_norm: str = "ffn_norm"
     shared: str = "mlp.shared_expert"
     shared_gate: str = "mlp.shared_expert_gate.weight"
-    biases: tuple[Name, Name, Name] = (None, None, None)  # of gate, up and down, as one vector each
+    biases: Layout | None = None  # of experts' matrices
     latent: tuple[str, str] = ("mixer.fc1_latent_proj.weight", "mixer.fc2_latent_proj.weight")
 
 
@@ -100,22 +100,26 @@ class Moe(LayerPart):
             found["correction"] = vector(names.gguf_correction, names.correction, m.experts)
         return found
 
+    @property
+    def _sizes(self) -> ExpertSizes:
+        return ExpertSizes(self.mixture.experts, self.mixture.intermediate, self.latent or self.hidden)
+
     def _stack(self, key: Key) -> TensorSpec:
-        m, width = self.mixture, self.latent or self.hidden
-        sizes = ExpertSizes(m.experts, m.intermediate, width)
+        m, sizes = self.mixture, self._sizes
+        one = (sizes.width, sizes.inner) if key == "down" else (sizes.inner, sizes.width)
         return TensorSpec(
             gguf=gguf_names(key, sizes),
             hf=self.names.experts(key, sizes),
-            shape=(m.experts, *((width, m.intermediate) if key == "down" else (m.intermediate, width))),
+            shape=(m.experts, *one),
             share=m.chosen / m.experts,
             adaptable=False,
         )
 
     def _bias(self, key: Key) -> TensorSpec:
-        m, width = self.mixture, self.latent or self.hidden
-        rows = width if key == "down" else m.intermediate
-        hf = self.names.biases[("gate", "up", "down").index(key)]
-        return vector(flat(f"ffn_{key}_exps.bias", m.experts, rows), hf, m.experts * rows)
+        experts, inner, width = self._sizes
+        rows = width if key == "down" else inner
+        hf = self.names.biases(key, self._sizes) if self.names.biases else ()
+        return vector(flat(f"ffn_{key}_exps.bias", experts, rows), hf, experts * rows)
 
     def _shared(self) -> dict[str, TensorSpec]:
         hidden, wide, names = self.hidden, self.mixture.shared, self.names
