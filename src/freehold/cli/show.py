@@ -21,7 +21,7 @@ from freehold.catalog.model import Structure
 from freehold.cli.report.facts import facts_json, facts_lines
 from freehold.cli.shared import json_option, pairs
 from freehold.config import Settings
-from freehold.errors import ModelNotFound
+from freehold.errors import FreeholdError, ModelNotFound
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.store import Listed, Store
 from freehold.store.sampling import sampling_defaults
@@ -87,9 +87,19 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
             {"type": t, "bytes": n, "share": round(n / total, 4)} for t, n in by_type.most_common()
         ],
         "context": context,
+        "notes": _notes(file),
         "template": template if chats else "none: an embedding model has no chat",
         "sampling": {k: {"value": v, "origin": o} for k, (v, o) in sampling_defaults(file).items() if chats},
     }
+
+
+def _notes(file: ModelFile) -> list[str]:
+    """Return what loading would say of the file: parts left out, and what it does not state and where that is from."""
+    from freehold.models.bind import read_source
+
+    with suppress(FreeholdError):
+        return list(read_source(file).notes)
+    return []
 
 
 def _is_encoder(architecture: str) -> bool:
@@ -178,6 +188,7 @@ def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("parameters", _parameters(card)),
         ("quantisation", _mix(card.get("quantisation", []))),
         ("context", f"{card['context']:,} tokens" if card.get("context") else ""),
+        *(("", f"note: {note}") for note in card.get("notes", ())),
         ("licence", _licence(card["licence"])),
         ("owner", card.get("owner", "")),
         ("source", card["source"]),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
 from freehold.models.family import Family, LayerPart
+from freehold.models.lost import completed
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
@@ -18,8 +19,8 @@ from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
-    """Read the keys under `llama.`."""
-    return Sizes(**gguf_sizes(meta, vocab, adjacent=True))
+    """Read the keys under `llama.`, which do not state a Mistral's window."""
+    return completed(Sizes(**gguf_sizes(meta, vocab, adjacent=True)))
 
 
 def config_from_hf(config: Fields) -> Sizes:

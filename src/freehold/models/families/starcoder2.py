@@ -1,6 +1,6 @@
 """StarCoder2: layer norms and biases everywhere, and an MLP without a gate.
 
-A GGUF does not state the window that holds on every layer.
+A GGUF does not state the window that holds on every layer: 4,096 tokens in the published models.
 Source: arXiv 2402.19173.
 Path: bind.read_source -> config -> layer
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
 from freehold.models.family import Family, LayerPart
+from freehold.models.lost import exact_up_to
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import PlainMlp
@@ -17,11 +18,13 @@ from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 
 NORM = NormForm(kind="layer", bias=True)
 ACT = "gelu_pytorch_tanh"
+WINDOW = 4096
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
     """Read the keys under `starcoder2.`."""
-    return Sizes(**gguf_sizes(meta, vocab, adjacent=False, eps="layer_norm_epsilon"))
+    cfg = Sizes(**gguf_sizes(meta, vocab, adjacent=False, eps="layer_norm_epsilon"))
+    return cfg if any(cfg.windows) else exact_up_to(cfg, WINDOW, "its sliding window")
 
 
 def config_from_hf(config: Fields) -> Sizes:
