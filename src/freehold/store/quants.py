@@ -30,7 +30,8 @@ _BESIDE = {
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template.jinja", "chat_template.json", "model.safetensors.index.json", "modules.json",
-    "sentence_bert_config.json", "1_Pooling/config.json", "tekken.json",
+    "sentence_bert_config.json", "1_Pooling/config.json", "tekken.json", "params.json",
+    "consolidated.safetensors.index.json",
 }  # fmt: skip
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 

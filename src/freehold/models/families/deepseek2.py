@@ -45,7 +45,7 @@ def _sigmoid(meta: Fields, sizes: dict[str, Any]) -> bool:
 
 
 def config_from_hf(config: Fields) -> LatentSizes:
-    """Read config.json of one of the classes, told apart by its model_type."""
+    """Read config.json of one of the classes; its model_type says which router it has."""
     kind = config.text("model_type", "deepseek_v3")
     routing = _v2(config) if kind == "deepseek_v2" else SOFTMAX if kind == LARGE_3 else _v3(config)
     sizes = hf_latent(config)
