@@ -1,6 +1,6 @@
 """Latent attention at DeepSeek-V2-Lite's layer shapes, beside llama.cpp: same file, same threads, in turns.
 
-`python benches/engine/latent.py [--file PATH] [--threads 2] [--rounds 5] [--deep 16384] [--llama-python PYTHON]`. The
+`python benches/engine/latent.py [--file PATH] [--threads 2] [--rounds 5] [--deep 16384] [--peer-deep 4096]`. The
 file is made on first use: 3 layers of random weights (config.json of deepseek-ai/DeepSeek-V2-Lite: hidden 2048, 16
 heads of 128 + 64, latent 512, 64 experts of 1408, top 6, two shared), in the types that a Q4_K_M file has where 256
 does not divide a width: 1.1 GB. Both engines absorb k_b and v_b, so a step reads 576 halves a position and layer; the
@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benches.engine.moe import BLOCK, Figure, Matrix, add_vocabulary, race, values
+from benches.engine.moe import BLOCK, Figure, Matrix, add_vocabulary, race, speed, values
 from benches.lib.environments import FREEHOLD, LLAMA_CPP, environment
 from benches.lib.machine import describe, say
 from benches.lib.peer import Child
@@ -131,6 +131,15 @@ def read_a_step(depth: int) -> tuple[int, int]:
     return blocks * cache.bytes_per_block, kept_bytes([KEEPS], blocks * native.BLOCK_TOKENS)
 
 
+def alone(ours: Child, figure: Figure, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure a depth that the peer would take an hour to fill."""
+    speed(ours, figure, args.threads, {})
+    return {
+        "figure": figure.name,
+        "freehold": [speed(ours, figure, args.threads, {}) for _ in range(args.rounds)],
+    }
+
+
 def run(args: argparse.Namespace, path: Path, stack: ExitStack) -> dict[str, Any]:
     """Load the file in both, race every figure, print the table; return the record."""
     python = Path(args.llama_python) if args.llama_python else environment("llama_cpp")
@@ -144,6 +153,13 @@ def run(args: argparse.Namespace, path: Path, stack: ExitStack) -> dict[str, Any
     found = []
     for figure in figures(args.deep):
         say(figure.name)
+        if figure.size > args.peer_deep:
+            found.append(alone(ours, figure, args))
+            print(
+                f"{figure.name:20}{statistics.median(found[-1]['freehold']):10.1f}{'-':>11}{'-':>7}",
+                flush=True,
+            )
+            continue
         found.append(race(ours, theirs, figure, args.threads, args.rounds))
         mine, peer = (statistics.median(found[-1][name]) for name in ("freehold", "llama.cpp"))
         print(f"{figure.name:20}{mine:10.1f}{peer:11.1f}{found[-1]['ratio']:7.2f}", flush=True)
@@ -168,6 +184,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--deep", type=int, default=16384, help="the deepest cache, in tokens")
+    parser.add_argument(
+        "--peer-deep", type=int, default=4096, help="the deepest that llama.cpp is measured at"
+    )
     parser.add_argument("--llama-python", help="an interpreter with llama-cpp-python (default: into .peers/)")
     args = parser.parse_args()
     with ExitStack() as stack:
