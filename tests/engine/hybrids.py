@@ -38,6 +38,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mamba2": COMMON
     | {
         "architectures": ["Mamba2ForCausalLM"],
+        "model_type": "mamba2",
         "num_hidden_layers": 2,
         "num_heads": 8,
         "head_dim": 16,
@@ -48,6 +49,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "nemotron": COMMON
     | {
         "architectures": ["NemotronHForCausalLM"],
+        "model_type": "nemotron_h",
         "hybrid_override_pattern": "ME*M",
         "head_dim": 16,
         "mamba_num_heads": 8,
@@ -65,6 +67,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "falcon": COMMON
     | {
         "architectures": ["FalconH1ForCausalLM"],
+        "model_type": "falcon_h1",
         "num_hidden_layers": 2,
         "mamba_d_ssm": 128,
         "mamba_n_heads": 8,

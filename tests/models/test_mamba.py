@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from freehold import _native as native
+from freehold.advisor import file_anatomy
+from freehold.advisor.file_anatomy import from_file
 from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
 from freehold.formats.fields import Fields
+from freehold.layers import kept_bytes, recurrent_bytes
 from freehold.models.families import falcon_h1, granitehybrid, mamba2, nemotron_h
-from freehold.models.family import Cut
+from freehold.models.family import Cut, Layer
 from freehold.models.oracle_recurrent import RecurrentVerbs
 from freehold.models.parts.mamba import Mamba2, MambaSizes
+from tests.engine.hybrids import hybrid
 
 SIZES = MambaSizes(heads=8, head_dim=16, states=16, groups=2, kernel=4)
 COMMON = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 4, "max_position_embeddings": 512}
@@ -223,6 +228,21 @@ def test_weights_that_hold_a_factor_take_no_adapter():
     cfg = read("falcon", key_multiplier=0.5)
     found = falcon_h1.layer(cfg, 0)[0].tensors()
     assert not found["k"].adaptable and found["q"].adaptable
+
+
+@pytest.mark.parametrize("name", ["mamba2", "nemotron", "falcon"])
+def test_fit_counts_of_a_folder_what_the_engine_keeps(name: str, tmp_path: Path):
+    layers, anatomy = hybrid(name, tmp_path / name).layers, from_file(tmp_path / name)
+    assert anatomy.state_bytes == recurrent_bytes(layers) > 0
+    assert anatomy.cache_bytes(100) == kept_bytes(layers, 100)
+
+
+def test_fit_counts_no_state_for_layers_of_experts_alone():
+    found = file_anatomy._gguf_layers("nemotron_h_moe", file_anatomy._SizeKeys(NEMOTRON_GGUF, ""))
+    cfg = read_gguf()
+    kept = [Layer(nemotron_h.layer(cfg, i)).keeps for i in range(4)]
+    assert recurrent_bytes(found) == recurrent_bytes(kept)
+    assert kept_bytes(found, 50) == kept_bytes(kept, 50)
 
 
 @pytest.mark.parametrize("weight", [None, np.linspace(0.5, 2, 64, dtype=np.float32)])

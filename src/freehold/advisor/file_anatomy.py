@@ -64,7 +64,12 @@ def _of_safetensors(opened: SafetensorsFile) -> Anatomy:
     count = keys.number("num_experts", "n_routed_experts", "num_local_experts")
     used = keys.number("num_experts_per_tok") / max(count, 1)
     embed = next(
-        (n for n in opened.tensors if n.endswith(("embed_tokens.weight", "word_embeddings.weight"))), ""
+        (
+            n
+            for n in opened.tensors
+            if n.endswith(("embed_tokens.weight", "word_embeddings.weight", "backbone.embeddings.weight"))
+        ),
+        "",
     )
     return Anatomy(
         name=opened.path.name,
@@ -188,6 +193,18 @@ _EVERY = _WINDOWED | {
     "olmo2": 4,
 }
 _RECURRENT = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}
+# Architectures whose layers without heads may be an MLP or experts alone, and those that attend beside a state.
+_ONE_PART = frozenset(("nemotron_h", "nemotron_h_moe"))
+_SIDE_BY_SIDE = frozenset(("falcon-h1", "falcon_h1"))
+# What a config.json of Mamba-2's users calls heads, their width, states, groups and the convolution's inputs.
+_MIXER = ("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups", "mamba_d_conv")
+_MAMBA = {
+    "mamba2": ("num_heads", "head_dim", "state_size", "n_groups", "conv_kernel"),
+    "nemotron_h": ("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups", "conv_kernel"),
+    "granitemoehybrid": _MIXER,
+    "falcon_h1": _MIXER,
+}
+_ATTENDS, _NEITHER = ("*", "attention", "full_attention"), ("-", "E", "mlp", "moe")  # of such a pattern
 
 
 def _gguf_layers(architecture: str, meta: _SizeKeys) -> tuple[LayerSpec, ...]:
@@ -203,9 +220,16 @@ def _gguf_layers(architecture: str, meta: _SizeKeys) -> tuple[LayerSpec, ...]:
     heads = heads if len(heads) == depth else heads[:1] * depth
     window, every = meta.number("attention.sliding_window"), _EVERY.get(architecture, 0)
     apart = meta.number("full_attention_interval") or _RECURRENT.get(architecture, 0)
+    wide = meta.each("feed_forward_length") if architecture in _ONE_PART else ()
     found: dict[LayerSpec, int] = {}
     for number, kv_heads in enumerate(heads, 1):
-        if (apart and number % apart) or not kv_heads:
+        if not kv_heads and len(wide) == depth and wide[number - 1]:
+            layer = LayerSpec("plain", 1)
+        elif architecture in _SIDE_BY_SIDE:
+            layer = _beside(
+                LayerSpec("full", 1, kv_heads, head_dim, value_dim), _recurrent(meta, architecture)
+            )
+        elif (apart and number % apart) or not kv_heads:
             layer = _recurrent(meta, architecture)
         elif window and every and number % every:
             layer = LayerSpec("window", 1, kv_heads, head_dim, value_dim, window)
@@ -221,8 +245,19 @@ def _recurrent(meta: _SizeKeys, architecture: str) -> LayerSpec:
     if not inner:
         return LayerSpec("plain", 1)
     groups, kernel = meta.number("ssm.group_count"), meta.number("ssm.conv_kernel")
+    if architecture not in _RECURRENT:
+        return _mamba2(inner, size, groups, kernel)
     conv = (inner + 2 * groups * size) * max(kernel - 1, 0)
-    return LayerSpec("deltanet" if architecture in _RECURRENT else "mamba2", 1, state=inner * size, conv=conv)
+    return LayerSpec("deltanet", 1, state=inner * size, conv=conv)
+
+
+def _mamba2(inner: int, size: int, groups: int, kernel: int) -> LayerSpec:
+    conv = (inner + 2 * groups * size) * max(kernel - 1, 0)
+    return LayerSpec("mamba2", 1, state=inner * size, conv=conv)
+
+
+def _beside(attention: LayerSpec, state: LayerSpec) -> LayerSpec:
+    return replace(attention, state=state.state, conv=state.conv)
 
 
 def _config_layers(keys: _SizeKeys) -> tuple[LayerSpec, ...]:
@@ -232,6 +267,8 @@ def _config_layers(keys: _SizeKeys) -> tuple[LayerSpec, ...]:
         return (LayerSpec("plain", depth),)
     if latent := keys.number("kv_lora_rank"):
         return (LayerSpec("latent", depth, latent=latent, rope=keys.number("qk_rope_head_dim")),)
+    if (model := str(keys.get("model_type"))) in _MAMBA:
+        return _mamba_layers(keys, model)
     kv_heads = keys.number("num_key_value_heads", "num_attention_heads")
     head_dim, window = _config_head_dim(keys), keys.number("sliding_window")
     every = keys.number("sliding_window_pattern", "_sliding_window_pattern")
@@ -247,6 +284,22 @@ def _config_layers(keys: _SizeKeys) -> tuple[LayerSpec, ...]:
             layer = LayerSpec("window", 1, kv_heads, head_dim, window=window)
         else:
             layer = LayerSpec("full", 1, kv_heads, head_dim)
+        found[layer] = found.get(layer, 0) + 1
+    return _counted(found)
+
+
+def _mamba_layers(keys: _SizeKeys, model: str) -> tuple[LayerSpec, ...]:
+    """Group layers of Mamba-2, alone, beside attention or by a pattern of letters or names."""
+    heads, width, size, groups, kernel = (keys.number(key) for key in _MAMBA[model])
+    state = _mamba2(heads * width, size, groups, kernel)
+    full = LayerSpec("full", 1, keys.number("num_key_value_heads"), _config_head_dim(keys))
+    pattern = keys.get("hybrid_override_pattern") or keys.get("layers_block_type") or keys.get("layer_types")
+    if not isinstance(pattern, str | list):
+        pattern = [""] * keys.number("num_hidden_layers")
+    found: dict[LayerSpec, int] = {}
+    for kind in pattern:
+        layer = full if kind in _ATTENDS else LayerSpec("plain", 1) if kind in _NEITHER else state
+        layer = _beside(full, state) if model in _SIDE_BY_SIDE else layer
         found[layer] = found.get(layer, 0) + 1
     return _counted(found)
 
