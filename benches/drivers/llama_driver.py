@@ -81,11 +81,11 @@ class Context:
             self._driver.forget(self.pointer, seq, 0)
             del held[seq]
         for seq, prompt in enumerate(prompts):
-            if seq in held:
-                self._driver.forget(self.pointer, seq, len(prompt))
-            else:
-                self._fill(prompt, seq)
-                held[seq] = prompt
+            if seq in held and self._driver.forget(self.pointer, seq, len(prompt)):
+                continue
+            self._driver.forget(self.pointer, seq, 0)  # a recurrent state cannot go back
+            self._fill(prompt, seq)
+            held[seq] = prompt
 
     def _fill(self, prompt: list[int], seq: int) -> None:
         """Run a prompt untimed, with all threads."""
@@ -136,8 +136,8 @@ class LlamaDriver(Driver):
         """Make a context; None if it cannot."""
 
     @abstractmethod
-    def forget(self, context: Any, seq: int, first: int) -> None:
-        """Drop what sequence `seq` (-1: all) holds from position `first` on."""
+    def forget(self, context: Any, seq: int, first: int) -> bool:
+        """Drop what sequence `seq` (-1: all) holds from position `first` on; False where that cannot be done."""
 
     @abstractmethod
     def set_threads(self, context: Any, threads: int) -> None:

@@ -68,12 +68,12 @@ class IkLlama(LlamaDriver):
         params.flash_attn = options.get("flash", sequences == 1)  # several abort it: GGML_ASSERT(S > 0)
         return ik.llama_init_from_model(model, params)
 
-    def forget(self, context: Any, seq: int, first: int) -> None:
+    def forget(self, context: Any, seq: int, first: int) -> bool:
         """Drop what sequence `seq` holds from `first` on."""
         if seq < 0:
             ik.llama_kv_cache_clear(context)
-        else:
-            LIBRARY.llama_kv_cache_seq_rm(context, seq, first, -1)
+            return True
+        return bool(LIBRARY.llama_kv_cache_seq_rm(context, seq, first, -1))
 
     def set_threads(self, context: Any, threads: int) -> None:
         """Compute with so many threads."""

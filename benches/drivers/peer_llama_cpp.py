@@ -66,13 +66,13 @@ class LlamaCpp(LlamaDriver):
             params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
         return ll.llama_init_from_model(model, params)
 
-    def forget(self, context: Any, seq: int, first: int) -> None:
-        """Drop what sequence `seq` holds from `first` on."""
+    def forget(self, context: Any, seq: int, first: int) -> bool:
+        """Drop what sequence `seq` holds from `first` on, if its memory can."""
         memory = ll.llama_get_memory(context)
-        if seq < 0:
-            ll.llama_memory_clear(memory, True)
-        else:
-            ll.llama_memory_seq_rm(memory, seq, first, -1)
+        if seq >= 0:
+            return ll.llama_memory_seq_rm(memory, seq, first, -1)
+        ll.llama_memory_clear(memory, True)
+        return True
 
     def set_threads(self, context: Any, threads: int) -> None:
         """Compute with so many threads."""
