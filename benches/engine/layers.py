@@ -25,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benches.lib.environments import FREEHOLD, LLAMA_CPP, environment
 from benches.lib.machine import better, bounds, ceilings, describe, say
 from benches.lib.peer import Child
-from benches.lib.random_gguf import Stored, family_of, tensors, write
+from benches.lib.random_gguf import VOCAB, Stored, family_of, tensors, write
 from benches.lib.shapes import SHAPES, Shape
+from freehold._native import BLOCK_TOKENS, KvCache
 from freehold.formats.fields import Fields
-from freehold.layers import kept_bytes, recurrent_bytes
+from freehold.layers import LayerSpec, kept_bytes, recurrent_bytes
 
 SETTINGS: tuple[dict[str, Any], ...] = ({}, {"repack": False})
 
@@ -80,13 +81,26 @@ def _touched(it: Stored, tokens: int) -> float:
     return 1 - (1 - it.share) ** tokens if 0 < it.share < 1 else it.share
 
 
-def kept(shape: Shape, tokens: int) -> int:
-    """Return the bytes of keys, values, latents and states that one token reads after so many: counted from sizes."""
+def specs_of(shape: Shape) -> list[LayerSpec]:
+    """Say what each layer keeps of a sequence."""
     prefix = f"{shape.architecture}."
     family = family_of(shape.architecture, shape.keys)
     meta = Fields({prefix + key: value for key, value in shape.keys.items()}, prefix)
-    specs = [layer.keeps for layer in family.layers(family.config_from_gguf(meta, 8192))]
-    return kept_bytes(specs, tokens) + recurrent_bytes(specs)
+    return [layer.keeps for layer in family.layers(family.config_from_gguf(meta, VOCAB))]
+
+
+def kept(shape: Shape, tokens: int) -> int:
+    """Return the bytes of keys, values, latents and states that one token reads after so many."""
+    return kept_bytes(specs_of(shape), tokens) + recurrent_bytes(specs_of(shape))
+
+
+def page_bytes(shape: Shape, tokens: int) -> int:
+    """Return the bytes of the cache's own pages of so many tokens, as it allocates them."""
+    specs = specs_of(shape)
+    states = [spec for spec in specs if spec.recurrent]
+    if states:
+        return 0
+    return -(-tokens // BLOCK_TOKENS) * KvCache([spec.page for spec in specs], 1, "f16").bytes_per_block
 
 
 # --- the race --------------------------------------------------------------------------------------
@@ -97,6 +111,12 @@ def speed(child: Child, figure: Figure, threads: int, options: dict[str, Any]) -
     work = {"kind": figure.kind, "size": figure.size, "steps": figure.steps}
     took = child.ask("run", **work, threads=threads, options=options)
     return figure.tokens / took["seconds"]
+
+
+def alone(ours: Child, figure: Figure, threads: int, rounds: int) -> dict[str, Any]:
+    """Measure ours where the peer is not timed."""
+    speed(ours, figure, threads, {})
+    return {"figure": figure.name, "freehold": [speed(ours, figure, threads, {}) for _ in range(rounds)]}
 
 
 def race(ours: Child, theirs: Child, figure: Figure, threads: int, rounds: int) -> dict[str, Any]:
@@ -128,7 +148,10 @@ def run(args: argparse.Namespace, name: str, path: Path, stack: ExitStack) -> di
     before, figures = ceilings(ours, [args.threads]), []
     for figure in figures_of(shape):
         say(f"{name}: {figure.name}")
-        figures.append(race(ours, theirs, figure, args.threads, args.rounds))
+        if figure.kind == "decode" and figure.size > shape.peer_depth:
+            figures.append(alone(ours, figure, args.threads, args.rounds))
+        else:
+            figures.append(race(ours, theirs, figure, args.threads, args.rounds))
     limits = bounds(better(before, ceilings(ours, [args.threads])))
     print(
         f"{name} ({shape.source}): {limits.read_gb_s:.1f} GB/s, {limits.int8_gops:.0f} GOPS; "

@@ -66,7 +66,7 @@ def tensors(architecture: str, keys: Mapping[str, Any]) -> Iterator[Stored]:
     groups += [(i, f"blk.{i}.", layer.tensors()) for i, layer in enumerate(network.layers)]
     for layer, prefix, specs in groups:
         for key, spec in specs.items():
-            if not spec.gguf or (spec.optional and key not in ("q_bias", "k_bias", "v_bias")):
+            if not spec.gguf or spec.optional:
                 continue
             first = spec.gguf[0]
             name = prefix + (first.name if isinstance(first, Cut) else first)

@@ -18,6 +18,7 @@ class Shape:
     keys: dict[str, Any]
     source: str
     depths: tuple[int, ...] = (512,)  # tokens before those whose decoding is timed
+    peer_depth: int = 4096  # beyond it the peer is not timed: it would take an hour to get there
 
 
 COMMON = {"context_length": 20480, "attention.layer_norm_rms_epsilon": 1e-6}
