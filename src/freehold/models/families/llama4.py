@@ -15,6 +15,7 @@ from typing import Any
 from freehold.errors import BadModelFile
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.models.family import Family, LayerPart
+from freehold.models.lost import exact_up_to
 from freehold.models.mixtures import gguf_mixture, gguf_routing, gguf_sparse, hf_mixture
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
@@ -31,6 +32,7 @@ NAMES = MoeNames(
     shared="feed_forward.shared_expert",
 )
 CHUNK, FLOOR, GROWTH = 8192, 8192, 0.1
+RELEASED = (48, 5120)  # layers and hidden size of Scout and of Maverick
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +53,8 @@ def config_from_gguf(meta: Fields, vocab: int) -> Llama4Sizes:
     sparse = gguf_sparse(meta, layers)
     routing = gguf_routing(meta, ROUTING)
     mixture = gguf_mixture(meta, sizes, shared=wide, sparse=sparse, routing=routing)
-    return Llama4Sizes(
-        **sizes | {"windows": (0,) * layers},
+    cfg = Llama4Sizes(
+        **{**sizes, "windows": (0,) * layers},
         mixture=mixture,
         turns=tuple((i + 1) % 4 != 0 for i in range(layers)),
         chunk=CHUNK,
@@ -60,6 +62,10 @@ def config_from_gguf(meta: Fields, vocab: int) -> Llama4Sizes:
         growth=GROWTH,
         floor=FLOOR,
     )
+    if (layers, cfg.hidden) != RELEASED:
+        return exact_up_to(cfg, min(CHUNK, FLOOR) - 1, "its chunks, nor how queries grow")
+    note = f"the file does not state its chunks of {CHUNK:,} tokens: they are those of Llama 4 Scout and Maverick"
+    return replace(cfg, notes=(*cfg.notes, note))
 
 
 def config_from_hf(config: Fields) -> Llama4Sizes:
