@@ -189,6 +189,14 @@ def test_attention_of_a_hybrid_has_no_positions_unless_the_config_says_so():
     assert read("granite", position_embedding_type="rope").rope is not None
 
 
+def test_a_gguf_whose_hybrid_has_positions_is_refused():
+    meta = NEMOTRON_GGUF | {"feed_forward_length": 96, "expert_count": 0, "rope.scaling.finetuned": True}
+    with pytest.raises(UnsupportedModel, match=r"rope\.scaling\.finetuned is true"):
+        granitehybrid.config_from_gguf(Fields(meta), 256)
+    cfg = granitehybrid.config_from_gguf(Fields(meta | {"rope.scaling.finetuned": False}), 256)
+    assert cfg.rope is None and cfg.kv_heads == (0, 0, 2, 0)
+
+
 def test_a_granite_of_attention_alone_needs_no_mixer():
     cfg = read("granite", layer_types=["attention"] * 4, mamba_n_heads=None)
     assert cfg.mamba is None and cfg.kv_heads == (2,) * 4

@@ -67,6 +67,12 @@ _LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "attention with an output gate on normalised embeddings",
         ("muse-glimmer", "muse_glimmer", "MuseGlimmerForCausalLM", "afmoe", "AfmoeForCausalLM"),
     ),
+    (
+        "experts whose number and width differ from block to block",
+        ("nemotron_h_puzzle", "NemotronHPuzzleForCausalLM"),
+    ),
+    ("attention blocks that layers share", ("zamba2", "Zamba2ForCausalLM")),
+    ("rotary positions beside Mamba-2, judged by a reference", ("bamba", "BambaForCausalLM")),
     ("Mamba-1 states", ("jamba", "JambaForCausalLM", "mamba", "MambaForCausalLM", "FalconMambaForCausalLM")),
     ("attention to images in some layers", ("mllama", "MllamaForConditionalGeneration")),
     ("layers of their own shapes each (a searched architecture)", ("deci", "DeciLMForCausalLM")),

@@ -47,7 +47,10 @@ class GraniteHybridSizes(Sizes):
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> GraniteHybridSizes:
-    """Read the keys under `granitehybrid.`; `rope.scaling.finetuned` says whether attention has positions."""
+    """Read the keys under `granitehybrid.`; `rope.scaling.finetuned` says whether attention has positions.
+
+    Only Bamba's files say so; transformers' Bamba gives other logits with its cache than without, so it judges nothing.
+    """
     sizes = gguf_sizes(meta, vocab, adjacent=True, least_heads=0)
     if meta.integer("expert_count", 0, MAX_EXPERTS, 0):
         shared, inner = (
@@ -55,8 +58,10 @@ def config_from_gguf(meta: Fields, vocab: int) -> GraniteHybridSizes:
             sizes["intermediate"][0],
         )
         sizes["mixture"] = gguf_mixture(meta, sizes, intermediate=inner, shared=shared, routing=ROUTING)
-    if not meta.flag("rope.scaling.finetuned", True):
-        sizes["rope"] = None
+    if meta.flag("rope.scaling.finetuned", True):
+        key = meta.name("rope.scaling.finetuned")
+        raise UnsupportedModel(f"{key} is true: positions of a hybrid's attention (Bamba) are not supported")
+    sizes["rope"] = None
     return GraniteHybridSizes(
         **sizes,
         mamba=gguf_mamba(meta),
