@@ -3,8 +3,9 @@
 `python benches/engine/quality.py MODEL.gguf [--text FILE] [--peer freehold --peer llama_cpp] [--threads N]`
 KL divergence (oracle || peer, in nats) of every next-token distribution over windows of 512 tokens, the first
 eight of each left out; paired per token; f16 KV in both. The oracle is transformers in float32 on the
-dequantised weights, in an environment of its own. Ends in one JSON line.
-Path: quality.py -> peer.Child -> peer_transformers.py, peer_llama_cpp.py, peer_freehold.py
+dequantised weights, in an environment of its own; `--own-oracle`: ours in NumPy, where transformers reads no GGUF of
+the architecture. `--tokens N` measures the first N only. Ends in one JSON line.
+Path: quality.py -> peer.Child -> peer_transformers.py or peer_oracle.py, peer_llama_cpp.py, peer_freehold.py
 """
 
 from __future__ import annotations
@@ -98,8 +99,20 @@ def options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peer", action="append", choices=list(SCRIPTS), help="default: both")
     parser.add_argument("--oracle-python", type=Path, help="an interpreter with torch, transformers and gguf")
+    parser.add_argument(
+        "--own-oracle", action="store_true", help="judge by freehold's oracle, not by transformers"
+    )
+    parser.add_argument("--tokens", type=int, help="measure the first N tokens of the text only")
     parser.add_argument("--llama-cpp-python", type=Path, help="an interpreter with llama-cpp-python")
     return parser.parse_args()
+
+
+def oracle_of(args: argparse.Namespace) -> peer.Child:
+    """Start the child that computes in floats."""
+    if args.own_oracle:
+        return peer.Child(Path(sys.executable), environments.ORACLE)
+    python = args.oracle_python or environments.environment("oracle")
+    return peer.Child(python, environments.TRANSFORMERS)
 
 
 def main() -> None:
@@ -111,15 +124,16 @@ def main() -> None:
     }
     load = {"path": str(args.model.resolve()), "threads": args.threads}
     with ExitStack() as stack:
-        oracle_python = args.oracle_python or environments.environment("oracle")
-        oracle = stack.enter_context(peer.Child(oracle_python, environments.TRANSFORMERS))
+        oracle = stack.enter_context(oracle_of(args))
         oracle.ask("load", **load)
         children = {}
         for name in args.peer or list(SCRIPTS):
             children[name] = stack.enter_context(peer.Child(pythons[name], SCRIPTS[name]))
             children[name].ask("load", **load, context=WINDOW, kv="f16", logits=True)
         text = args.text.read_text(encoding="utf-8")
-        ids = next(reversed(children.values())).ask("tokenize", text=text, special=False)["ids"]
+        ids = next(reversed(children.values())).ask("tokenize", text=text, special=False)["ids"][
+            : args.tokens
+        ]
         record = report(args.model, measure(children, oracle, ids))
     print(json.dumps(record))
 

@@ -22,6 +22,7 @@ DRIVERS = ROOT / "benches" / "drivers"
 LLAMA_CPP = DRIVERS / "peer_llama_cpp.py"
 FREEHOLD = DRIVERS / "peer_freehold.py"
 TRANSFORMERS = DRIVERS / "peer_transformers.py"
+ORACLE = DRIVERS / "peer_oracle.py"
 WHEELS = ("--only-binary", ":all:")
 
 
