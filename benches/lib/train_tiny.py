@@ -1,9 +1,9 @@
 """Trains a tiny stand-in of an architecture on this repository's own text, so that its logits are those of a language.
 
 `python -m benches.lib.train_tiny KIND FOLDER [--minutes 8] [--threads 1]`, in an environment with torch and
-transformers 5; KIND is one of KINDS. A few million weights see bytes of the docs and sources, in minutes: the text it makes reads
-like text. FOLDER gets transformers' safetensors and the tokenizer of tests/vectors. Then, with llama.cpp's converter
-and its library, quality.py's files:
+transformers 5; KIND is one of KINDS. A few million weights see the bytes of docs and sources for minutes. FOLDER gets
+transformers' safetensors and the tokenizer of tests/vectors. Then, with llama.cpp's converter and its library,
+quality.py's files:
 
     python convert_hf_to_gguf.py FOLDER --outtype f32 --outfile KIND.gguf
     python -m benches.lib.train_tiny --quantise KIND.gguf     (in an environment with llama-cpp-python)
@@ -124,12 +124,7 @@ def quantise(path: Path) -> None:
     """Write KIND-TYPE.gguf for each of TYPES with llama.cpp's own quantiser."""
     import llama_cpp as ll  # pyright: ignore[reportMissingImports]
 
-    kinds = {
-        "Q4_K": ll.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-        "Q5_0": ll.LLAMA_FTYPE_MOSTLY_Q5_0,
-        "Q8_0": ll.LLAMA_FTYPE_MOSTLY_Q8_0,
-    }
-    for name, kind in kinds.items():
+    for name, file_type in TYPES.items():
         params = ll.llama_model_quantize_default_params()
         params.ftype, params.nthread = getattr(ll, f"LLAMA_FTYPE_MOSTLY_{file_type}"), 1
         out = path.with_name(f"{path.stem}-{name}.gguf")
