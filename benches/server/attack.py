@@ -245,8 +245,8 @@ def served(path: Path, folder: Path) -> tuple[list[str], int]:
 
     for name, secret in KEYS.items():
         KeyFile(folder / "keys.json").add(made(name, secret, admin=False, models=(), rate="", tokens=""))
-    files.CHAT_TEMPLATE = BOMB
-    bomb = files.write_gguf("llama", folder / "bomb.gguf", dtype="Q8_0")
+    keys = {"tokenizer.chat_template": BOMB}
+    bomb = files.write_gguf("llama", folder / "bomb.gguf", dtype="Q8_0", keys=keys)
     link = folder / "model.gguf"
     link.symlink_to(path)
     port = free_port()

@@ -17,7 +17,7 @@ from freehold.formats.weight_types import LAYOUTS, QuantType, row_bytes
 from freehold.layers import LayerSpec, kept_bytes
 from freehold.models.bind import read_source
 from tests.formats.gguf_writer import Entry, Value, write_gguf
-from tests.models.test_golden import FORMS, write_model
+from tests.models.golden import FORMS, write_model
 
 U32, TEXT = 4, 8
 LLAMA = Model(

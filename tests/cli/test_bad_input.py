@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import gguf
 import pytest
 
+from freehold.formats import QuantType
+from freehold.models.tiny.containers import gguf_bytes
+from freehold.models.tiny.tokens import gguf_keys
 from tests.vectors import files
 from tests.vectors.files import write_gguf
 
@@ -65,36 +66,18 @@ def missing(path: Path, sound: Path) -> None:
 
 
 def unknown_architecture(path: Path, sound: Path) -> None:
-    writer = gguf.GGUFWriter(path, "perceptron")
-    writer.add_context_length(64)
-    files._add_tokenizer(writer)
-    write(writer)
+    keys = {"general.architecture": "perceptron", "perceptron.context_length": 64}
+    path.write_bytes(gguf_bytes(keys | gguf_keys(), {}))
 
 
 def absurd_dimensions(path: Path, sound: Path) -> None:
-    writer = gguf.GGUFWriter(path, "llama")
-    config = files.FAMILIES["llama"].config | {"hidden_size": 1 << 30, "num_hidden_layers": 1 << 30}
-    files._add_keys(writer, config)
-    files._add_tokenizer(writer)
-    for name, value in files.gguf_tensors("llama").items():
-        writer.add_tensor(name, value)
-    write(writer)
+    write_gguf("llama", path, keys={"llama.embedding_length": 1 << 30, "llama.block_count": 1 << 30})
 
 
 def missing_tensor(path: Path, sound: Path) -> None:
-    writer = gguf.GGUFWriter(path, "llama")
-    files._add_keys(writer, files.FAMILIES["llama"].config)
-    files._add_tokenizer(writer)
-    for name, value in list(files.gguf_tensors("llama").items())[:-2]:
-        writer.add_tensor(name, value)
-    write(writer)
-
-
-def write(writer: Any) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    tensors = list(files.gguf_tensors("llama").items())[:-2]
+    stored = {name: (QuantType.F32, value.shape, value.tobytes()) for name, value in tensors}
+    path.write_bytes(gguf_bytes(files.FAMILIES["llama"].gguf | gguf_keys(), stored))
 
 
 @pytest.mark.parametrize(
@@ -119,9 +102,8 @@ def test_bad_file_is_one_clear_line(tmp_path: Path, sound: Path, make: Callable[
     assert status == 1, err
 
 
-def test_template_that_loops_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(files, "CHAT_TEMPLATE", LOOP)
-    path = write_gguf("llama", tmp_path / "loop.gguf")
+def test_template_that_loops_is_stopped(tmp_path: Path):
+    path = write_gguf("llama", tmp_path / "loop.gguf", keys={"tokenizer.chat_template": LOOP})
     status, err = run(tmp_path, str(path), "Hi", "--context", "128")
     assert status == 1 and "template" in err
 

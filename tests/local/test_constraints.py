@@ -24,7 +24,6 @@ from freehold.types import Chunk, Format, Message, Tool
 from tests.local.test_jobs import answered, ids, text
 from tests.serving import served
 from tests.tokenizer import families
-from tests.vectors import files
 from tests.vectors.files import EOS, MERGES, SPECIAL, vocabulary, write_gguf
 
 PICK = Tool("pick", "", {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]})
@@ -54,9 +53,8 @@ JOB = Job(
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "CHAT_TEMPLATE", TEMPLATE)
-        path = write_gguf("qwen2", tmp_path_factory.mktemp("held") / "tiny.gguf", dtype="Q8_0")
+    path = tmp_path_factory.mktemp("held") / "tiny.gguf"
+    write_gguf("qwen2", path, dtype="Q8_0", keys={"tokenizer.chat_template": TEMPLATE})
     with served(path, context=512, threads=1) as loaded:
         yield loaded
 

@@ -224,21 +224,17 @@ def test_logprobs_carry_the_bytes_of_their_tokens(llm: LLM):
 
 
 @pytest.fixture
-def filler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def filler(tmp_path: Path):
     """A model whose vocabulary has the tokens around a gap, in the place of its last three words."""
     marks = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
     vocabulary = files.vocabulary()
     vocabulary[-3:] = marks
-    monkeypatch.setattr(files, "vocabulary", lambda: vocabulary)
-    kinds = files.gguf.TokenType
-    original = files.gguf.GGUFWriter.add_token_types
-
-    def typed(writer, types):
-        original(writer, [*types[:-3], *[kinds.CONTROL] * 3])
-
-    monkeypatch.setattr(files.gguf.GGUFWriter, "add_token_types", typed)
-    monkeypatch.setattr(files, "MERGES", files.MERGES[:-3])
-    with served(write_gguf("qwen2", tmp_path / "fim.gguf"), context=CONTEXT, threads=1) as loaded:
+    keys = {
+        "tokenizer.ggml.tokens": vocabulary,
+        "tokenizer.ggml.token_type": [3 if t in (*files.SPECIAL, *marks) else 1 for t in vocabulary],
+        "tokenizer.ggml.merges": files.MERGES[:-3],
+    }
+    with served(write_gguf("qwen2", tmp_path / "fim.gguf", keys=keys), context=CONTEXT, threads=1) as loaded:
         yield loaded
 
 

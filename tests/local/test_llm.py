@@ -281,9 +281,9 @@ def test_packed_weights_that_find_no_room_are_noted(path: Path, tmp_path: Path):
     assert len(llm.notes) == 1 and "not kept" in llm.notes[0]
 
 
-def test_template_that_is_not_the_file_s_is_noted(tmp_path: Path, llm: LLM, monkeypatch):
-    monkeypatch.setattr(files, "CHAT_TEMPLATE", "")
-    with freehold.load(write_gguf("qwen2", tmp_path / "base.gguf"), context=64, threads=1) as base:
+def test_template_that_is_not_the_file_s_is_noted(tmp_path: Path, llm: LLM):
+    path = write_gguf("qwen2", tmp_path / "base.gguf", keys={"tokenizer.chat_template": ""})
+    with freehold.load(path, context=64, threads=1) as base:
         assert len(base.notes) == 1 and "ChatML (the file has none" in base.notes[0]
     assert llm.notes == ()
 

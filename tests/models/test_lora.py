@@ -21,7 +21,7 @@ from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.formats.lora import CONFIG, MAX_RANK, WEIGHTS, open_lora
 from freehold.models.load import LoadedModel, load_model
 from freehold.models.lora import load_adapter
-from tests.models.test_golden import BOUND, GOLDEN, write_model
+from tests.models.golden import BOUND, GOLDEN, write_model
 from tests.vectors.adapters import CASES, Case, peft_config, write_gguf, write_peft
 
 FORMS = [

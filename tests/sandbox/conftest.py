@@ -61,11 +61,7 @@ def all_end(processes: list[psutil.Process]) -> bool:
 def write_model(path: Path, template: str) -> Path:
     """Write a model of two layers with a chat template."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    before, files.CHAT_TEMPLATE = files.CHAT_TEMPLATE, template
-    try:
-        return files.write_gguf("qwen2", path, dtype="Q8_0")
-    finally:
-        files.CHAT_TEMPLATE = before
+    return files.write_gguf("qwen2", path, dtype="Q8_0", keys={"tokenizer.chat_template": template})
 
 
 @pytest.fixture

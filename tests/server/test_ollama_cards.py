@@ -11,7 +11,6 @@ from freehold.server.ollama import cards
 from freehold.server.ollama.cards import Card, read_card
 from freehold.store import Listed
 from tests.local.test_constraints import TEMPLATE
-from tests.vectors import files
 from tests.vectors.encoders import write_encoder
 from tests.vectors.files import write_gguf
 
@@ -31,17 +30,17 @@ def test_an_encoder_makes_embeddings_and_nothing_else(tmp_path: Path):
 
 @pytest.mark.parametrize("template, more", [(PLAIN, ()), (TEMPLATE, ("tools", "thinking"))])
 def test_a_template_tells_of_tools_and_thinking_by_what_it_renders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, more: tuple[str, ...]
+    tmp_path: Path, template: str, more: tuple[str, ...]
 ):
-    monkeypatch.setattr(files, "CHAT_TEMPLATE", template)
-    found = card(write_gguf("qwen2", tmp_path / "tiny.gguf", dtype="Q8_0"))
+    keys = {"tokenizer.chat_template": template}
+    found = card(write_gguf("qwen2", tmp_path / "tiny.gguf", dtype="Q8_0", keys=keys))
     assert found.capabilities == ("completion", *more)
     assert found.sampling["temperature"] and found.format == "gguf"
 
 
-def test_a_card_without_time_for_its_template_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(files, "CHAT_TEMPLATE", TEMPLATE)
-    path = write_gguf("qwen2", tmp_path / "tiny.gguf", dtype="Q8_0")
+def test_a_card_without_time_for_its_template_is_not_kept(tmp_path: Path):
+    keys = {"tokenizer.chat_template": TEMPLATE}
+    path = write_gguf("qwen2", tmp_path / "tiny.gguf", dtype="Q8_0", keys=keys)
     size = path.stat().st_size
     listed = Listed("tiny", "ready", "you", "file", size, size, 0, "", path, "", "", "", "")
     known = cards.Cards()

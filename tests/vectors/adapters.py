@@ -16,6 +16,8 @@ import gguf
 import numpy as np
 
 from freehold.models.load import LoadedModel
+from freehold.models.tiny.draw import noise_of
+from freehold.models.tiny.make import TinyConfig, declared, in_gguf_order
 from tests.vectors import files, weights
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
@@ -61,20 +63,20 @@ CASES = {
 def pairs(case: Case) -> Pairs:
     """Make an adapter's matrices, the same on every machine."""
     out: Pairs = {}
-    for name, shape in weights.shapes(case.family).items():
+    for name, value in weights.tensors(case.family).items():
         module = name.removesuffix(".weight")
         if module.rsplit(".", 1)[-1] in case.targets:
             rank = case.rank(module)
             out[module] = (
-                _matrix(case, module, "A", rank, shape[1]),
-                _matrix(case, module, "B", shape[0], rank),
+                _matrix(case, module, "A", rank, value.shape[1]),
+                _matrix(case, module, "B", value.shape[0], rank),
             )
     return out
 
 
 def _matrix(case: Case, module: str, which: str, n: int, k: int) -> np.ndarray:
     """Draw multiples of 1/256 below 1/2: eight bits, which any float type holds."""
-    noise = weights._noise(case.seed, f"{case.family} {module} {which}", n * k).reshape(n, k)
+    noise = noise_of(case.seed, f"{case.family} {module} {which}", n * k).reshape(n, k)
     return (np.clip(np.rint(noise * 48), -127, 127) / 256).astype(np.float32)
 
 
@@ -121,16 +123,17 @@ def peft_tensors(case: Case) -> Iterator[tuple[str, np.ndarray]]:
 
 def write_gguf(case: Case, path: Path | str, *, dtype: str = "F32", **keys: Any) -> Path:
     """Write an adapter as llama.cpp's converter does: names and rows of q and k as in a GGUF of its base."""
-    family = weights.FAMILIES[case.family]
+    base = weights.FAMILIES[case.family]
+    names = gguf_names(base)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(path, keys.pop("architecture", family.gguf))
+    writer = gguf.GGUFWriter(path, keys.pop("architecture", base.architecture))
     writer.add_type(keys.pop("type", "adapter"))
     writer.add_string("adapter.type", keys.pop("adapter_type", "lora"))
     writer.add_float32("adapter.lora.alpha", keys.pop("alpha", case.alpha))
     kind = gguf.GGMLQuantizationType[dtype]
     for module, (a, b) in pairs(case).items():
-        name = files._gguf_name(f"{module}.weight", family.gguf)
-        b = _rows_as_in_gguf(case.family, module, b)
+        name, head = names[module]
+        b = in_gguf_order(b, head)
         for half, value in (("a", a), ("b", b)):
             writer.add_tensor(f"{name}.lora_{half}", gguf.quants.quantize(value, kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -140,13 +143,15 @@ def write_gguf(case: Case, path: Path | str, *, dtype: str = "F32", **keys: Any)
     return Path(path)
 
 
-def _rows_as_in_gguf(family: str, module: str, b: np.ndarray) -> np.ndarray:
-    config = weights.FAMILIES[family].config
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    part = module.rsplit(".", 1)[-1]
-    if weights.FAMILIES[family].gguf != "llama" or part not in heads:
-        return b
-    return files._to_adjacent_pairs(b, heads[part])
+def gguf_names(base: TinyConfig) -> dict[str, tuple[str, int]]:
+    """Map a module's name to its tensor's in a GGUF, and the width of heads whose rows lie in pairs there."""
+    found = {}
+    for prefix, _, spec in declared(base):
+        hf, name = spec.hf[0], spec.gguf[0]
+        assert isinstance(hf, str) and isinstance(name, str)
+        layer = prefix.removesuffix(".").rsplit(".", 1)[-1]
+        found[(prefix + hf).removesuffix(".weight")] = (f"blk.{layer}.{name}" if prefix else name), spec.head
+    return found
 
 
 def write_for(

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import string
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.vectors.files import safetensors_bytes
-from tests.vectors.weights import VOCAB, Family, tensor
+from freehold.models.tiny.containers import safetensors_bytes
+from freehold.models.tiny.draw import tensor
+from freehold.models.tiny.tokens import VOCAB
 
 LENGTHS = (
     1,
@@ -41,6 +43,14 @@ TEXTS = (
 )
 
 
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder to be judged: `seed` draws its weights, `config` is its config.json."""
+
+    seed: int
+    config: dict[str, Any]
+
+
 def _config(hidden: int, heads: int, inner: int, **more: Any) -> dict[str, Any]:
     return {
         "model_type": "bert",
@@ -59,9 +69,9 @@ def _config(hidden: int, heads: int, inner: int, **more: Any) -> dict[str, Any]:
 
 
 ENCODERS = {
-    "bert": Family(61, "BertModel", "", _config(128, 4, 256)),
+    "bert": Encoder(61, _config(128, 4, 256)),
     # Neither 96 nor 160 is a multiple of 128, so this one keeps float weights.
-    "bert-narrow": Family(62, "BertModel", "", _config(96, 6, 160, type_vocab_size=1)),
+    "bert-narrow": Encoder(62, _config(96, 6, 160, type_vocab_size=1)),
 }
 
 
@@ -96,10 +106,10 @@ def write_encoder(name: str, folder: Path, *, dtype: str = "F32", pooling: str =
     folder.mkdir(parents=True, exist_ok=True)
     hidden = family.config["hidden_size"]
     named = {**shapes(name), "pooler.dense.weight": (hidden, hidden), "pooler.dense.bias": (hidden,)}
-    weights = {key: tensor(family.seed, key, shape, False) for key, shape in named.items()}
+    weights = {key: tensor(family.seed, key, shape) for key, shape in named.items()}
     (folder / "model.safetensors").write_bytes(safetensors_bytes(weights, dtype))
     files: dict[str, Any] = {
-        "config.json": {"architectures": [family.architecture], **family.config},
+        "config.json": {"architectures": ["BertModel"], **family.config},
         "tokenizer.json": tokenizer_json(),
         "tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "pad_token": "[PAD]"},
         "modules.json": [

@@ -10,20 +10,28 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from freehold.errors import UnsupportedModel
+from freehold.models.tiny.make import declared
 from tests.vectors import files, weights
 
 GOLDEN = Path(__file__).with_name("golden")
-IN_GGUF = [name for name, family in weights.FAMILIES.items() if family.gguf]
+# Weights that a file holds in another order or form than they were drawn in do not lie on the grid of Q8_0.
+AS_DRAWN = [
+    name
+    for name, tiny in weights.FAMILIES.items()
+    if tiny.gguf
+    and all(isinstance(n, str) for _, _, spec in declared(tiny) for n in (*spec.hf[:1], *spec.gguf[:1]))
+]
 
 
 @pytest.mark.parametrize("family", weights.FAMILIES)
 def test_golden_file_was_made_from_these_weights(family):
     with np.load(GOLDEN / f"{family}.npz") as golden:
         assert int(golden["weights_crc32"]) == weights.digest(family)
-        assert json.loads(str(golden["config"])) == files.hf_config(family)
+        assert json.loads(str(golden["config"])) == weights.FAMILIES[family].hf
         assert np.array_equal(golden["ids"], weights.token_ids(family))
-        assert golden["full"].shape == golden["steps"].shape == (weights.LENGTH, weights.VOCAB)
-        assert golden["full"].dtype == golden["steps"].dtype == np.float32
+        assert golden["full"].shape == (weights.LENGTH, weights.VOCAB)
+        assert golden["full"].dtype == np.float32
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
@@ -36,7 +44,7 @@ def test_safetensors_hold_the_exact_weights(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "Q8_0"])
-@pytest.mark.parametrize("family", IN_GGUF)
+@pytest.mark.parametrize("family", AS_DRAWN)
 def test_gguf_holds_the_exact_weights_in_four_types(tmp_path, family, dtype):
     path = files.write_gguf(family, tmp_path / "tiny.gguf", dtype=dtype)
     made = files.gguf_tensors(family)
@@ -48,7 +56,7 @@ def test_gguf_holds_the_exact_weights_in_four_types(tmp_path, family, dtype):
 
 
 def test_family_without_a_gguf_form_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="gemma3-scalar"):
+    with pytest.raises(UnsupportedModel, match="gemma3-scalar"):
         files.write_gguf("gemma3-scalar", tmp_path / "tiny.gguf")
 
 

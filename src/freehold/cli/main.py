@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
         verb = ALIASES.get(cmd_name, cmd_name)
         if verb not in VERBS:
             return None
-        command = import_module(f"freehold.cli.{verb}").command
+        command = import_module(f"freehold.cli.{verb.replace('-', '_')}").command
         command.epilog = f"Example: {VERBS[verb].example}"
         if COMPLETING in os.environ:
             from freehold.cli.complete import with_names

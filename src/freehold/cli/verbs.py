@@ -54,6 +54,9 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "list": Verb("List the models held here.", "freehold list"),
         "show": Verb("Show what a model is and where its settings come from.", "freehold show smollm2:135m"),
         "create": Verb("Make a model from another one and a Modelfile.", "freehold create mine -f Modelfile"),
+        "make-tiny": Verb(
+            "Make a tiny random model of a family, to test with.", "freehold make-tiny qwen3 --out tiny"
+        ),
         "rm": Verb("Delete a model, or forget another program's.", "freehold rm smollm2:135m"),
     },
     "Serve models": {

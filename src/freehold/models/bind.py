@@ -101,15 +101,7 @@ def read_source(opened: ModelFile, *, tokens: int | None = None) -> Source:
 
 def _read_gguf(opened: GGUFFile, tokens: int | None) -> Source:
     meta = opened.metadata
-    architecture = Fields(meta).text("general.architecture")
-    keys = Fields(meta, f"{architecture}.")
-    mixture = keys.integer("expert_count", 0, MAX_EXPERTS, 0) > 0
-    named = [f for f in FAMILIES if f.gguf_architecture == architecture]
-    if not named:
-        raise _unknown_architecture(architecture)
-    family = next((f for f in named if f.experts == mixture), None)
-    if family is None:
-        raise UnsupportedModel(_other_kind(architecture, mixture))
+    family, keys = gguf_family(meta)
     tensors = dict(opened.tensors)
     embed = tensors.get("token_embd.weight")
     if embed is None or len(embed.shape) != 2:
@@ -136,7 +128,7 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
         raise BadModelFile(
             f"{opened.path}: there is no config.json beside the weights", "name the directory that holds both"
         )
-    family, config, wrapped = _family_of(stated)
+    family, config, wrapped = family_of(stated)
     tensors, notes = (join_blocks if is_microscaled(config) else join_scales)(config, tensors)
     if wrapped:
         tensors, notes = text_half(tensors, notes)
@@ -159,7 +151,21 @@ def _without_drafts(
     return kept, (*notes, note) if len(kept) < len(tensors) else notes
 
 
-def _family_of(config: Metadata) -> tuple[Family, Fields, bool]:
+def gguf_family(meta: Metadata) -> tuple[Family, Fields]:
+    """Return the family of a GGUF with this metadata, and the keys under its architecture's prefix."""
+    architecture = Fields(meta).text("general.architecture")
+    keys = Fields(meta, f"{architecture}.")
+    mixture = keys.integer("expert_count", 0, MAX_EXPERTS, 0) > 0
+    named = [f for f in FAMILIES if f.gguf_architecture == architecture]
+    if not named:
+        raise _unknown_architecture(architecture)
+    family = next((f for f in named if f.experts == mixture), None)
+    if family is None:
+        raise UnsupportedModel(_other_kind(architecture, mixture))
+    return family, keys
+
+
+def family_of(config: Metadata) -> tuple[Family, Fields, bool]:
     """Return the family of a config.json, the keys it reads, and whether they lie in a wrapper's `text_config`."""
     classes = config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None

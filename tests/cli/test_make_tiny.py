@@ -1,0 +1,56 @@
+"""`freehold make-tiny`: models that load, the same every time, of every registered family of decoders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from freehold.cli.main import cli
+from freehold.formats import open_model_file
+from freehold.models.bind import family_of, gguf_family, read_source
+from freehold.models.families import FAMILIES
+from freehold.models.family import Family
+from freehold.models.tiny import make
+
+
+def run(*args: str) -> str:
+    done = CliRunner().invoke(cli, ["make-tiny", *args], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_both_formats_hold_one_model(tmp_path: Path):
+    made = json.loads(run("qwen3moe", "--out", str(tmp_path), "--json"))
+    read = [read_source(open_model_file(Path(made[form]))) for form in ("gguf", "safetensors")]
+    assert read[0].family is read[1].family
+    assert [t.numpy().tolist() for t in read[0].matrices()] == [
+        t.numpy().tolist() for t in read[1].matrices()
+    ]
+
+
+def test_a_seed_draws_other_weights_and_none_the_same_ones(tmp_path: Path):
+    for folder, seed in (("a", ()), ("b", ()), ("c", ("--seed", "7"))):
+        run("llama", "--out", str(tmp_path / folder), "--format", "gguf", *seed)
+    a, b, c = ((tmp_path / folder / "llama.gguf").read_bytes() for folder in "abc")
+    assert a == b != c
+
+
+def test_the_list_names_the_class_of_every_configuration():
+    rows = [json.loads(line) for line in run("--list", "--json").splitlines()]
+    assert [row["name"] for row in rows] == make.names()
+    assert all(row["class"] for row in rows)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if not f.encoder], ids=lambda f: f.gguf_architecture)
+def test_every_family_of_decoders_has_a_configuration(family: Family):
+    made = [make.config(name) for name in make.names()]
+    found = [family_of(tiny.hf)[0] for tiny in made] + [gguf_family(t.gguf)[0] for t in made if t.gguf]
+    assert any(each is family for each in found)
+
+
+def test_an_unknown_family_is_refused_with_the_nearest_name():
+    done = CliRunner().invoke(cli, ["make-tiny", "qwen3mo"])
+    assert done.exit_code != 0 and "qwen3moe" in str(getattr(done.exception, "hint", done.output))
