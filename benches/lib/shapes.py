@@ -102,6 +102,28 @@ SHAPES = {
         },
         "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
     ),
+    "granite-4.0-h-tiny": Shape(
+        "granitehybrid",
+        {
+            **COMMON, "block_count": 4, "embedding_length": 1536, "feed_forward_length": 512,
+            "attention.head_count": 12, "attention.head_count_kv": [0, 0, 4, 0], "rope.dimension_count": 128,
+            "rope.scaling.finetuned": False, "attention.scale": 0.0078125, "embedding_scale": 12.0,
+            "residual_scale": 0.22, "logit_scale": 6.0, "ssm.conv_kernel": 4, "ssm.state_size": 128,
+            "ssm.group_count": 1, "ssm.inner_size": 3072, "ssm.time_step_rank": 48, "expert_count": 64,
+            "expert_used_count": 6, "expert_shared_feed_forward_length": 1024,
+        },
+        "ibm-granite/granite-4.0-h-tiny",
+    ),
+    "falcon-h1-1.5b": Shape(
+        "falcon-h1",
+        {
+            **COMMON, "block_count": 3, "embedding_length": 2048, "feed_forward_length": 4096,
+            "attention.head_count": 8, "attention.head_count_kv": 2, "attention.key_length": 128,
+            "attention.value_length": 128, "rope.freq_base": 1e11, "ssm.conv_kernel": 4, "ssm.state_size": 256,
+            "ssm.group_count": 1, "ssm.inner_size": 3072, "ssm.time_step_rank": 48,
+        },
+        "tiiuae/Falcon-H1-1.5B-Instruct",
+    ),
     "lfm2-1.2b": Shape(
         "lfm2",
         {

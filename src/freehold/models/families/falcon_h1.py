@@ -53,7 +53,7 @@ class FalconSizes(Sizes):
     """Sizes of a Falcon-H1."""
 
     mamba: MambaSizes
-    conv_bias: bool | None = None
+    conv_bias: bool = True
     gated_norm: bool | None = None
     factors: Factors = Factors()
 

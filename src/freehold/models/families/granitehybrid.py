@@ -39,7 +39,7 @@ class GraniteHybridSizes(Sizes):
     """Sizes of a Granite hybrid; a layer without kv heads is of Mamba-2."""
 
     mamba: MambaSizes | None
-    conv_bias: bool | None
+    conv_bias: bool
     embed_scale: float
     scale: float  # of query times key
     residual: float
@@ -65,7 +65,7 @@ def config_from_gguf(meta: Fields, vocab: int) -> GraniteHybridSizes:
     return GraniteHybridSizes(
         **sizes,
         mamba=gguf_mamba(meta),
-        conv_bias=None,
+        conv_bias=True,
         embed_scale=_factor(meta, "embedding_scale", 1.0),
         scale=_factor(meta, "attention.scale", sizes["head_dim"] ** -0.5),
         residual=_factor(meta, "residual_scale", 1.0),

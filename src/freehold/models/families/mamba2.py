@@ -38,7 +38,7 @@ class MambaConfig:
     eps: float
     context: int
     tied: bool
-    conv_bias: bool | None
+    conv_bias: bool
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ def config_from_gguf(meta: Fields, vocab: int) -> MambaConfig:
         eps=meta.number("attention.layer_norm_rms_epsilon", MIN_EPS, MAX_EPS),
         context=meta.integer("context_length", 1, MAX_CONTEXT, CONTEXT),
         tied=True,
-        conv_bias=None,
+        conv_bias=True,
     )
 
 

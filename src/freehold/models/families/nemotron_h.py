@@ -63,7 +63,7 @@ class NemotronSizes(Sizes):
 
     mamba: MambaSizes
     latent: int  # width that experts read and give; 0: the hidden one
-    conv_bias: bool | None
+    conv_bias: bool
 
 
 class LoneMlp(PlainMlp):
@@ -102,7 +102,7 @@ def config_from_gguf(meta: Fields, vocab: int) -> NemotronSizes:
         ),
         context=meta.integer("context_length", 1, MAX_CONTEXT),
         tied=True,
-        conv_bias=None,
+        conv_bias=True,
     )
 
 

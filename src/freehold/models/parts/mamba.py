@@ -132,7 +132,7 @@ class Mamba2(LayerPart):
     hidden: int
     sizes: MambaSizes
     eps: float
-    conv_bias: bool | None = True  # None: where the file has one, as below
+    conv_bias: bool = True
     gated_norm: bool | None = True  # whether a norm follows the gate; None: where the file has one
     residual: float = 1.0  # of what is added to x
 
@@ -182,9 +182,8 @@ class Mamba2(LayerPart):
             Cut("mamba.conv1d.weight", (channels, 1, kernel), take=np.ravel),
         )
         found = {"conv": vector(*names, channels * kernel)}
-        if self.conv_bias is not False:
-            names = "ssm_conv1d.bias", "mamba.conv1d.bias"
-            found["conv_bias"] = vector(*names, channels, optional=self.conv_bias is None)
+        if self.conv_bias:
+            found["conv_bias"] = vector("ssm_conv1d.bias", "mamba.conv1d.bias", channels)
         return found
 
     def _gated_norm(self) -> dict[str, TensorSpec]:
