@@ -93,3 +93,15 @@ def made(model: LoadedModel, family: str, folder: Path) -> tuple[Adapter, Adapte
     first = load_adapter(write_peft(Case(family, seed=1), folder / "first"), model, "first")
     narrow = Case(family, seed=2, r=33, alpha=12, targets=ATTENTION)
     return first, load_adapter(write_peft(narrow, folder / "other", dtype="F16"), model, "other")
+
+
+@pytest.fixture(scope="session")
+def delta(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A qwen35moe: gated DeltaNet whose value heads share key heads, gated attention, experts."""
+    return tiny_hybrid("delta", tmp_path_factory.mktemp("engine") / "delta")
+
+
+@pytest.fixture(scope="session")
+def kda(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A kimi_linear: a delta rule whose decay has a value for each key, latent attention, experts."""
+    return tiny_hybrid("kda", tmp_path_factory.mktemp("engine") / "kda")

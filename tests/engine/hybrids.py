@@ -64,6 +64,43 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_latent_size": 32,
         "routed_scaling_factor": 2.5,
     },
+    "delta": COMMON
+    | {
+        "architectures": ["Qwen3_5MoeForCausalLM"],
+        "num_hidden_layers": 3,
+        "head_dim": 32,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 24,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
+    "kda": COMMON
+    | {
+        "architectures": ["KimiLinearForCausalLM"],
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 32,
+        "qk_rope_head_dim": 16,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        "num_experts": 8,
+        "num_experts_per_token": 2,
+        "num_shared_experts": 1,
+        "moe_intermediate_size": 32,
+        "routed_scaling_factor": 2.5,
+        "linear_attn_config": {
+            "head_dim": 32,
+            "num_heads": 2,
+            "short_conv_kernel_size": 4,
+            "kda_layers": [1, 3],
+            "full_attn_layers": [2],
+        },
+    },
     "falcon": COMMON
     | {
         "architectures": ["FalconH1ForCausalLM"],

@@ -161,9 +161,11 @@ print("same")
 
 
 @pytest.mark.parametrize("isa", native.isas())
-def test_each_kernel_table_agrees_with_itself(hybrid: LoadedModel, isa: str):
+@pytest.mark.parametrize("name", ["hybrid", "delta", "kda"])
+def test_each_kernel_table_agrees_with_itself(name: str, request: pytest.FixtureRequest, isa: str):
+    model: LoadedModel = request.getfixturevalue(name)
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(hybrid.path), isa],
+        [sys.executable, "-c", _CHILD, str(model.path), isa],
         env={**os.environ, "FREEHOLD_ISA": isa},
         capture_output=True,
         text=True,

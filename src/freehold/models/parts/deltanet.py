@@ -215,10 +215,12 @@ class DeltaNet(LayerPart):
 
     def _convolution(self) -> TensorSpec:
         channels, kernel = self.sizes.mixed, self.sizes.kernel
-        names = ("q_conv1d", "k_conv1d", "v_conv1d") if self.stored == "single" else ("conv1d",)
+        name: str | tuple[str, ...] = "linear_attn.conv1d.weight"
+        if self.stored == "single":
+            name = tuple(f"linear_attn.{key}_conv1d.weight" for key in "qkv")
         return vector(
             Cut("ssm_conv1d.weight", (channels, kernel), take=np.ravel),
-            Cut(tuple(f"linear_attn.{n}.weight" for n in names), (channels, 1, kernel), take=np.ravel),
+            Cut(name, (channels, 1, kernel), take=np.ravel),
             channels * kernel,
         )
 
