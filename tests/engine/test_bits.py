@@ -138,7 +138,7 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_drafts_formats_and_
             kv_type=kv_type,
             max_num_batched_tokens=data.draw(st.sampled_from([3, 16, 64])),
             threads=data.draw(st.sampled_from([1, 2])),
-            draft=data.draw(st.sampled_from([None, model] if ADAPTERS[name] != "no_adapters" else [None])),
+            draft=data.draw(st.sampled_from([None, model])),
         )
         running: list[Generation] = []
         for ask in asks:

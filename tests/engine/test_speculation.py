@@ -11,6 +11,8 @@ import pytest
 
 from freehold.engine import Engine, TokenOut
 from freehold.engine.cache.blocks import BlockManager
+from freehold.engine.cache.recurrent import Recurrent
+from freehold.engine.runner import ModelRunner
 from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.cost import StepCost
 from freehold.engine.schedule.scheduler import Scheduler
@@ -103,13 +105,27 @@ def test_wrong_drafts_change_nothing_either(model: LoadedModel, script):
     assert engine.stats().accepted_at == () and engine.stats().drafts > 0
 
 
-def test_drafts_change_nothing_behind_a_sliding_window(sliding: LoadedModel, script):
-    answer = list(plain(sliding).generate(PROMPT, WARM, max_tokens=60, logprobs=1))
-    half_right = [out.id if i % 7 else 5 for i, out in enumerate(answer)]
-    script(PROMPT + half_right)
-    job = Engine(sliding, context=160).generate(PROMPT, WARM, max_tokens=60, logprobs=1)
+@pytest.mark.parametrize("kind", ["sliding", "hybrid"])
+@pytest.mark.parametrize("wrong", [2, 3, 7])
+def test_drafts_right_in_part_change_nothing_behind_a_window_or_a_state(
+    kind: str, wrong: int, request: pytest.FixtureRequest, script
+):
+    """Of a hybrid's draft the accepted tokens are computed again: the state before the draft is what is left."""
+    loaded: LoadedModel = request.getfixturevalue(kind)
+    answer = list(plain(loaded).generate(PROMPT, WARM, max_tokens=60, logprobs=1))
+    script(PROMPT + [out.id if i % wrong else 5 for i, out in enumerate(answer)])
+    job = Engine(loaded, context=160).generate(PROMPT, WARM, max_tokens=60, logprobs=1)
     assert list(job) == answer
     assert 0 < job.usage.accepted_tokens < job.usage.drafted_tokens
+
+
+def test_right_drafts_save_steps_of_a_hybrid_too(hybrid: LoadedModel, script):
+    answer = list(plain(hybrid).generate(PROMPT, WARM, max_tokens=60, logprobs=1))
+    script(PROMPT + ids_of(answer))
+    engine = Engine(hybrid, context=160)
+    job = engine.generate(PROMPT, WARM, max_tokens=60, logprobs=1)
+    assert list(job) == answer
+    assert job.usage.accepted_tokens == job.usage.drafted_tokens >= 40 and engine.stats().steps < 25
 
 
 def test_stop_token_in_a_draft_ends_the_answer_there(model: LoadedModel, script):
@@ -208,14 +224,46 @@ def test_draft_model_changes_nothing(
     assert 0 < job.usage.accepted_tokens < job.usage.drafted_tokens
 
 
-def test_model_that_drafts_for_itself_is_always_right(model: LoadedModel, monkeypatch: pytest.MonkeyPatch):
-    answer = list(plain(model).generate(PROMPT, PENALTIES, max_tokens=80))
+@pytest.mark.parametrize("kind", ["model", "hybrid"])
+def test_model_that_drafts_for_itself_is_always_right(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    loaded: LoadedModel = request.getfixturevalue(kind)
+    answer = list(plain(loaded).generate(PROMPT, PENALTIES, max_tokens=80))
     monkeypatch.setattr(speculation_module, "NgramLookup", lambda tokens: Script(tokens, []))
     eager(monkeypatch, 16)
     monkeypatch.setattr(Speculation, "_price", lambda *_: 0.0)
-    job = Engine(model, context=160, draft=model).generate(PROMPT, PENALTIES, max_tokens=80)
+    job = Engine(loaded, context=160, draft=loaded).generate(PROMPT, PENALTIES, max_tokens=80)
     assert list(job) == answer
     assert job.usage.accepted_tokens == job.usage.drafted_tokens > 40
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 4])
+def test_hybrid_that_drafts_with_few_slots_drafts_less_and_changes_nothing(
+    hybrid: LoadedModel, slots: int, monkeypatch: pytest.MonkeyPatch
+):
+    """One state is a shadow's, another the scout's it drafts in; without that a draft has one token."""
+    prompts = [PROMPT, PROMPT[10:]]
+    alone = [list(plain(hybrid).generate(prompt, WARM, max_tokens=40)) for prompt in prompts]
+    monkeypatch.setattr(speculation_module, "NgramLookup", lambda tokens: Script(tokens, []))
+    eager(monkeypatch)
+    monkeypatch.setattr(Speculation, "_price", lambda *_: 0.0)
+    engine = Engine(hybrid, context=160, draft=hybrid)
+    assert engine._speculation is not None and engine._speculation._draft_model is not None
+    draft_model = engine._speculation._draft_model
+    draft_model._blocks = BlockManager(draft_model._blocks.count, [Recurrent(slots)])
+    draft_model._runner = ModelRunner(hybrid, draft_model._blocks, 64, hybrid.threads)
+    jobs = [engine.generate(prompt, WARM, max_tokens=40) for prompt in prompts]
+    for job in jobs:
+        job.start()
+    got: list[list[TokenOut]] = [[] for _ in jobs]
+    while not all(job.done for job in jobs):
+        engine.pump(0.01)
+        for job, outs in zip(jobs, got, strict=True):
+            outs += job.take()
+    assert got == alone
+    assert engine.stats().drafted_tokens > 0
+    assert draft_model._blocks.stats["states_live"] == 0
 
 
 def test_damaged_draft_model_is_given_up_and_changes_nothing(

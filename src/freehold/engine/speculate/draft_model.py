@@ -2,7 +2,8 @@
 
 Knows a runner, blocks, a shadow of each sequence and what its own steps cost; decides no length. It samples with the
 sequence's own seed and parameters: the same noise leads both models to the same token wherever their
-logits nearly agree, so drafts are accepted at any temperature.
+logits nearly agree, so drafts are accepted at any temperature. A state cannot be taken back as keys can, so a model of
+recurrent layers drafts in a scout, a fork of the shadow, and the shadow computes what was accepted of it.
 Path: Speculation -> DraftModel.advance -> ModelRunner.run -> choose -> token and confidence
 """
 
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.engine.cache.blocks import BlockManager, common_prefix
-from freehold.engine.cache.capacity import REQUEST_SHARE, bytes_per_block
+from freehold.engine.cache.capacity import REQUEST_SHARE, CacheBytes, bytes_per_block
+from freehold.engine.cache.recurrent import Recurrent
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import choose, log_sum_exp
 from freehold.engine.schedule.budget import PREFILL_TOKENS
@@ -60,7 +62,10 @@ class DraftModel:
                 "needs the same ones",
                 "choose a smaller model of the same family",
             )
-        need, have = blocks * bytes_per_block(model, kv_type), int(available_bytes() * REQUEST_SHARE)
+        sizes = CacheBytes.of(model, kv_type)
+        slots = sizes.places(blocks).get(Recurrent.name, 0)
+        need = blocks * bytes_per_block(model, kv_type) + slots * sizes.state
+        have = int(available_bytes() * REQUEST_SHARE)
         if need > have:
             raise CapacityExceeded(
                 f"{model.name} needs {show_bytes(need)} to draft; {show_bytes(have)} are free for it",
@@ -68,9 +73,11 @@ class DraftModel:
             )
         self.model = model
         self._context = min(context, model.context)
-        self._blocks = BlockManager(blocks)
+        self._blocks = BlockManager(blocks, [Recurrent(slots)] if slots else [])
+        self._stateful = slots > 0
         self._runner = ModelRunner(model, self._blocks, PREFILL_TOKENS, threads, kv_type)
         self._shadows: dict[Sequence, Sequence] = {}
+        self._scouts: dict[Sequence, Sequence | None] = {}  # None: there was no room for one
         self._cost = StepCost()
         self._share = model.bytes_per_token / target.bytes_per_token
         self.spent = 0.0  # seconds, as such steps usually take them, since the caller last set it to 0
@@ -105,57 +112,104 @@ class DraftModel:
             return 0
         shadow = self._synced(seq)
         ahead = min(ahead, self._context - len(seq.tokens))
-        if ahead < 1 or not self._blocks.grow(shadow, len(seq.tokens) + ahead):
+        room = len(seq.tokens) + (0 if self._stateful else ahead)
+        if shadow is None or ahead < 1 or not self._blocks.grow(shadow, room):
             return 0
         spent = self.spent
         while len(shadow.tokens) - shadow.num_computed_tokens > MAX_JOINED:
             count = min(len(shadow.tokens) - 1 - shadow.num_computed_tokens, PREFILL_TOKENS)
             self._run([ScheduledChunk(shadow, shadow.num_computed_tokens, count)])
-            shadow.num_computed_tokens += count
+            self._blocks.publish(shadow, shadow.num_computed_tokens + count)
         if not known:  # a prompt is computed once, whether drafts are accepted or not
             self.spent = spent
         return ahead
 
     def advance(self, seqs: list[Sequence]) -> list[tuple[int, float]]:
         """Draft one more token of each sequence; return it with the probability the draft model gives it."""
-        shadows = [self._shadows[seq] for seq in seqs]
+        heads = {seq: self._scouts.get(seq, self._shadows[seq]) for seq in seqs}
+        going = {seq: head for seq, head in heads.items() if head is not None}
         rows = self._run(
-            [ScheduledChunk(s, s.num_computed_tokens, len(s.tokens) - s.num_computed_tokens) for s in shadows]
+            [
+                ScheduledChunk(s, s.num_computed_tokens, len(s.tokens) - s.num_computed_tokens)
+                for s in going.values()
+            ]
         )
-        drafted = []
-        for shadow, logits in zip(shadows, rows, strict=True):
-            request, row = shadow.request, logits[0]
-            token = choose(row, shadow.tokens, request.sampling, request.seed, self.model.tokens, None).id
-            chance = math.exp(float(row[token]) - log_sum_exp(row, len(shadow.tokens)))
-            shadow.num_computed_tokens = len(shadow.tokens)
-            shadow.tokens.append(token)
-            drafted.append((token, chance))
-        return drafted
+        drafted = {
+            seq: (seq.tokens[-1], 0.0) for seq in seqs
+        }  # without a scout: no token that will be accepted
+        for (seq, head), logits in zip(going.items(), rows, strict=True):
+            request, row = head.request, logits[0]
+            token = choose(row, head.tokens, request.sampling, request.seed, self.model.tokens, None).id
+            drafted[seq] = token, math.exp(float(row[token]) - log_sum_exp(row, len(head.tokens)))
+            self._append(seq, head, token)
+        return list(drafted.values())
+
+    def _append(self, seq: Sequence, head: Sequence, token: int) -> None:
+        """Let the next draft token follow `token`, in a scout where states cannot be taken back."""
+        if not self._stateful:
+            head.num_computed_tokens = len(head.tokens)
+            head.tokens.append(token)
+            return
+        self._blocks.publish(head, len(head.tokens))
+        if head is self._shadows[seq]:
+            self._scouts[seq] = head = self._scout(head)
+        if head is not None:
+            head.tokens.append(token)
+            if not self._blocks.grow(head, len(head.tokens)):
+                self._blocks.release(head)
+                self._scouts[seq] = None
+
+    def _scout(self, shadow: Sequence) -> Sequence | None:
+        """Fork a shadow after all of its tokens; None where a state or a block is missing for it."""
+        scout = Sequence(shadow.request, [*shadow.tokens, 0])
+        if not self._blocks.reserve(scout):
+            return None
+        self._blocks.fork(shadow, scout)
+        scout.tokens.pop()
+        if scout.num_computed_tokens == len(scout.tokens):
+            return scout
+        self._blocks.release(scout)
+        return None
 
     def forget(self, seq: Sequence) -> None:
         """Drop the shadow of a sequence that ended; its blocks stay cached for one that begins alike."""
+        self._recall(seq)
         shadow = self._shadows.pop(seq, None)
         if shadow is not None:
             self._blocks.retire(shadow)
 
+    def _recall(self, seq: Sequence) -> None:
+        """Give back what a scout holds."""
+        scout = self._scouts.pop(seq, None)
+        if scout is not None:
+            self._blocks.release(scout)
+
     def _run(self, batch: list[ScheduledChunk]) -> list[F32]:
+        if not batch:
+            return []
         started = perf_counter()
+        for chunk in batch:
+            self._blocks.prepare(chunk.seq, chunk.first, chunk.count)
         logits = cast(list[F32], self._runner.run(batch, choose=False))
         tokens = sum(chunk.num_tokens for chunk in batch)
         self._cost.add(tokens, perf_counter() - started)
         self.spent += self._cost.seconds(tokens)
         return logits
 
-    def _synced(self, seq: Sequence) -> Sequence:
-        """Return the shadow of `seq` with exactly its tokens; rejected draft tokens are removed."""
+    def _synced(self, seq: Sequence) -> Sequence | None:
+        """Return the shadow of `seq` with exactly its tokens, rejected drafts removed; None without a state for one."""
+        self._recall(seq)
         shadow = self._shadows.get(seq)
         if shadow is None:
             request = replace(seq.request, adapter=None)  # it was trained for the target
-            shadow = self._shadows[seq] = Sequence(request, list(seq.tokens))
+            shadow = Sequence(request, list(seq.tokens))
+            if not self._blocks.reserve(shadow):
+                return None
+            self._shadows[seq] = shadow
             self._blocks.adopt(shadow)
             return shadow
         kept = shadow.num_computed_tokens - RECENT if shadow.num_computed_tokens > RECENT else 0
         kept += common_prefix(shadow.tokens[kept : shadow.num_computed_tokens], seq.tokens[kept:])
-        shadow.num_computed_tokens = min(kept, len(seq.tokens) - 1)
         shadow.tokens[kept:] = seq.tokens[kept:]
+        self._blocks.publish(shadow, min(kept, len(seq.tokens) - 1))
         return shadow
