@@ -123,7 +123,7 @@ class ChatTemplate:
     @cached_property
     def can_call(self) -> bool:
         """Whether tools can be offered: they show in a prompt, and the calls can be read."""
-        if self.dialect is None:
+        if self.dialect is None or not self.traits.reads:
             return False
         return self.traits.shows_tools if self.dialect.preamble is None else self.traits.takes_system
 

@@ -7,14 +7,16 @@ Path: ChatTemplate.traits -> probes -> Run -> Traits
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from freehold.errors import BadTemplate
-from freehold.tokenizer.dialects import Dialect
+from freehold.tokenizer.dialects import Call, Dialect, ToolParser
 from freehold.tokenizer.history import (
     FORMS,
+    PROBE_CALL,
     PROBE_CHAT,
     PROBE_TOOL,
     CallSpelling,
@@ -48,6 +50,7 @@ class Traits:
     shows_tools: bool = False
     takes_system: bool = False
     form: CallSpelling = FORMS[0]  # the form of calls it expects
+    reads: bool = True  # a call that it renders is one that its dialect reads
     dead: BadTemplate | None = None  # it does not compile, or not even a chat of one word ends
 
 
@@ -55,7 +58,7 @@ def traits_of(source: str, dialect: Dialect | None, run: Run) -> Traits:
     """Render probes by `run` and say what they show. Raises BadTemplate if the template ends the renderer."""
     probes = _probes(source, dialect)
     texts = dict(zip(probes, map(_text, run(list(probes.values()))), strict=True))
-    forms = (form for form in FORMS if shows_call(texts.get(f"call {form}")))
+    form = next((form for form in FORMS if shows_call(texts.get(f"call {form}"))), None)
     tools = texts["tools"]
     return Traits(
         plain=texts["plain"] or "",
@@ -63,7 +66,8 @@ def traits_of(source: str, dialect: Dialect | None, run: Run) -> Traits:
         efforts=_efforts(texts),
         shows_tools=tools is not None and PROBE_TOOL.name in tools,
         takes_system=texts["system"] is not None,
-        form=next(forms, FORMS[0]),
+        form=form or FORMS[0],
+        reads=form is None or dialect is None or _reads(dialect, texts[f"call {form}"] or ""),
     )
 
 
@@ -88,6 +92,17 @@ def _probes(source: str, dialect: Dialect | None) -> dict[str, Variables]:
 def _text(result: str | BadTemplate) -> str | None:
     """Return what was rendered; None where the template refuses."""
     return None if isinstance(result, BadTemplate) else result
+
+
+def _reads(dialect: Dialect, text: str) -> bool:
+    """Tell whether `dialect` finds the probe's call in what was rendered. Harmony's header is not the answer's own."""
+    if dialect.channels:
+        return True
+    parser = ToolParser(dialect, (PROBE_TOOL,))
+    found = [each for each in parser.push(text) + parser.finish() if isinstance(each, Call)]
+    return [(call.name, json.loads(call.arguments)) for call in found] == [
+        (PROBE_CALL.name, json.loads(PROBE_CALL.arguments))
+    ]
 
 
 def _turns(texts: Mapping[str, str | None], name: str) -> bool:

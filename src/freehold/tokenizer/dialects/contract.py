@@ -58,24 +58,24 @@ class Dialect:
     channels: bool = False  # the whole answer is in channels (harmony.py)
 
 
-def call_of(value: Any, keys: Sequence[str] = ("arguments", "parameters")) -> Call | None:
-    """Return the call that a JSON object spells, or None.
+def call_of(value: Any, named: str = "name") -> Call | None:
+    """Return the call that a JSON object spells, or None. `named`: the key of the tool's name.
 
     A model may write its arguments as the text of an object, as OpenAI's wire does.
     """
     if not isinstance(value, dict):
         return None
-    name = value.get("name")
-    given = next((value[key] for key in keys if key in value), {})
+    name = value.get(named)
+    given = next((value[key] for key in ("arguments", "parameters") if key in value), {})
     arguments = loaded(given) if isinstance(given, str) else given
     if not is_name(name) or not isinstance(arguments, dict):
         return None
     return Call(name, arguments_text(arguments, given if isinstance(given, str) else None))
 
 
-def calls_of(values: Any) -> Calls:
+def calls_of(values: Any, named: str = "name") -> Calls:
     """Return the calls that a JSON list spells; None where one of them is none."""
-    calls = [call_of(value) for value in values] if isinstance(values, list) else []
+    calls = [call_of(value, named) for value in values] if isinstance(values, list) else []
     found = [call for call in calls if call is not None]
     return found if found and len(found) == len(calls) else None
 

@@ -5,10 +5,10 @@ Path: ChatTemplate.dialect -> dialect_of
 
 from __future__ import annotations
 
-from freehold.tokenizer.dialects import deepseek, gemma, harmony, marked, mistral, nemotron, xml
+from freehold.tokenizer.dialects import deepseek, gemma, harmony, kimi, listed, marked, mistral, xml
 from freehold.tokenizer.dialects.contract import Dialect
 from freehold.tokenizer.dialects.hermes import HERMES, OPEN
-from freehold.tokenizer.dialects.llama import LLAMA, TAG
+from freehold.tokenizer.dialects.llama import FUNCTION, FUNCTIONARY, LLAMA, TAG
 
 # In this order; all texts of a row must occur. A later row's marks may occur in an earlier row's templates.
 _MARKS: tuple[tuple[Dialect, tuple[str, ...]], ...] = (
@@ -19,7 +19,12 @@ _MARKS: tuple[tuple[Dialect, tuple[str, ...]], ...] = (
     (deepseek.DEEPSEEK_V31, (deepseek.CALL,)),
     (mistral.MISTRAL, (mistral.OPEN, mistral.ARGS)),
     (mistral.MISTRAL_V3, (mistral.OPEN,)),
-    (nemotron.NEMOTRON, (nemotron.OPEN,)),
+    (listed.NEMOTRON, ("<TOOLCALL>",)),
+    (kimi.KIMI, (kimi.OPEN, kimi.ARGUMENTS)),
+    (listed.COHERE, ("<|START_ACTION|>", "tool_name")),
+    (listed.GRANITE, ("<|tool_call|>", "available_tools")),
+    (listed.PHI4, ("<|/tool|>",)),
+    (listed.TOOL_CALLS, ("<tool_calls>[",)),
     (gemma.GEMMA4, (gemma.OPEN,)),
     (marked.MINIMAX, ("<minimax:tool_call>", "<invoke name=")),
     (marked.SEED, ("<seed:tool_call>", "<function=")),
@@ -29,6 +34,7 @@ _MARKS: tuple[tuple[Dialect, tuple[str, ...]], ...] = (
     (marked.GLM, ("<tool_call>", "<arg_key>")),
     (xml.XML, (xml.OPEN, xml.FUNCTION)),
     (HERMES, (OPEN, "arguments")),
+    (FUNCTIONARY, (FUNCTION,)),
     (LLAMA, (TAG,)),
     (LLAMA, ("ipython", "parameters")),
     (gemma.GEMMA3, ("<start_of_turn>",)),

@@ -43,6 +43,7 @@ class CallForm:
     before: str = ""  # once, before the first call
     between: str | None = None  # None: one call is all
     after: str = ""  # once, after the last call
+    numbered: str = ""  # a Lark expression of what stands between a name and `middle`
     arguments: Arguments = json_arguments
     # Thinking that may come before all, as messages: how one begins, what it has none of but at its end (the first of
     # these), and what follows it.
@@ -69,7 +70,10 @@ def lark(form: CallForm, tools: Sequence[Tool], spell: Spell, *, many: bool, ope
         lines.append(f"between: {_spelled(spell, form.between or '')}")
     lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
     for i, tool in enumerate(tools):
-        parts = [spell(tool.name + form.middle), f"arguments_{i}", _spelled(spell, form.tail)]
+        middle = [spell(tool.name + form.middle)]
+        if form.numbered:
+            middle = [spell(tool.name), form.numbered, spell(form.middle)]
+        parts = [*middle, f"arguments_{i}", _spelled(spell, form.tail)]
         lines.append(f"call_{i}: {' '.join(filter(None, parts))}")
         lines += form.arguments(f"arguments_{i}", tool.parameters, spell)
     return "\n".join(lines) + "\n"

@@ -1,11 +1,22 @@
-"""Llama 3: a JSON object with "name" and "parameters", sometimes after <|python_tag|>, several joined by ";"."""
+"""Llama 3: a JSON object with "name" and "parameters", sometimes after <|python_tag|>, several joined by ";".
+
+Functionary, built on it, writes <function=NAME>{...}</function> instead.
+"""
 
 from __future__ import annotations
 
-from freehold.tokenizer.dialects.contract import Calls, Dialect, Offer, Opening
+from freehold.tokenizer.dialects.contract import (
+    Call,
+    Calls,
+    Dialect,
+    Offer,
+    Opening,
+    arguments_text,
+    is_name,
+)
 from freehold.tokenizer.dialects.grammar import CallForm
 from freehold.tokenizer.dialects.hermes import BARE, OBJECT, named_call, read_bare
-from freehold.tokenizer.dialects.source import Reading, TextSource
+from freehold.tokenizer.dialects.source import Reading, TextSource, loaded
 
 TAG = "<|python_tag|>"
 
@@ -33,3 +44,28 @@ def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
 
 FORM = CallForm(OBJECT.head, '", "parameters": ', OBJECT.tail)
 LLAMA = Dialect("llama", (Opening(TAG), *BARE), read, form=FORM)
+
+
+FUNCTION, FUNCTION_END = "<function=", "</function>"
+
+
+def read_function(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
+    """Read one call of Functionary's."""
+    name, mark = yield from source.until(">", "\n", "<")
+    if mark != ">" or not is_name(name):
+        return None
+    raw = yield from source.json("{")
+    arguments = loaded(raw)
+    if arguments is None:
+        return None
+    yield from source.optional(FUNCTION_END)
+    return [Call(name, arguments_text(arguments, raw))]
+
+
+FUNCTIONARY = Dialect(
+    "functionary",
+    (Opening(FUNCTION),),
+    read_function,
+    marks=(FUNCTION_END,),
+    form=CallForm(FUNCTION, ">", FUNCTION_END, between=""),
+)

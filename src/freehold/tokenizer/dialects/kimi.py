@@ -1,0 +1,53 @@
+"""Kimi K2: a section of calls, each functions.NAME:NUMBER and an object between marks of their own."""
+
+from __future__ import annotations
+
+import re
+
+from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, arguments_text, is_name
+from freehold.tokenizer.dialects.grammar import CallForm
+from freehold.tokenizer.dialects.source import Reading, TextSource, loaded
+
+OPEN, CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
+CALL, ARGUMENTS, CALL_END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
+_ID = re.compile(r"\s*(?:functions\.)?(.+?)(?::\d+)?\s*")
+
+
+def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
+    """Read all calls of an answer."""
+    calls: list[Call] = []
+    while True:
+        yield from source.space()
+        if not (yield from source.literal(CALL)):
+            break
+        header, mark = yield from source.until(ARGUMENTS, CALL_END, "\n")
+        named = _ID.fullmatch(header)
+        if mark != ARGUMENTS or named is None or not is_name(named[1]):
+            return None
+        yield from source.space()
+        raw = yield from source.json("{")
+        arguments = loaded(raw)
+        if arguments is None:
+            return None
+        calls.append(Call(named[1], arguments_text(arguments, raw)))
+        yield from source.optional(CALL_END)
+    if calls:
+        yield from source.optional(CLOSE)
+    return calls
+
+
+KIMI = Dialect(
+    "kimi",
+    (Opening(OPEN),),
+    read,
+    marks=(CLOSE, CALL, ARGUMENTS, CALL_END),
+    form=CallForm(
+        f"{CALL}functions.",
+        ARGUMENTS,
+        CALL_END,
+        before=OPEN,
+        between="",
+        after=CLOSE,
+        numbered="/:[0-9]{1,3}/",
+    ),
+)
