@@ -30,8 +30,8 @@ PICK = Tool("pick", "", {"type": "object", "properties": {"n": {"enum": [1, 2]}}
 DROP = Tool("drop", "", {"type": "object", "properties": {"all": {"type": "boolean"}}, "required": ["all"]})
 TEMPLATE = (
     "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }} "
-    "{{ c.function.arguments | tojson }}</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    '{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{"name": "{{ c.function.name }}", "arguments": '
+    "{{ c.function.arguments | tojson }}}</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking %}<think>\n{% endif %}{% endif %}"
     "{# </think> arguments #}"
 )
@@ -269,6 +269,10 @@ FREE = Tool("free")
 GEMMA_MARKS = ("<|tool_call>", "<tool_call|>", '<|"|>')
 GLM_MARKS = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 HUNYUAN_MARKS = (*GLM_MARKS, "<tool_calls>", "</tool_calls>", "<tool_sep>")
+KIMI_MARKS = (
+    *("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>"),
+    *("<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+)
 HARMONY_MARKS = (
     *("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>"),
     *("<|call|>", "<|return|>"),
@@ -305,6 +309,11 @@ VOCABULARIES = {
         vocabulary_with(("<minimax:tool_call>", "</parameter>\n"), TokenKind.USER_DEFINED),
     ),
     "seed": ("seed", vocabulary_with(("<seed:tool_call>", "</parameter>\n"), TokenKind.USER_DEFINED)),
+    "kimi": ("kimi", vocabulary_with(KIMI_MARKS, TokenKind.CONTROL)),
+    "cohere": ("cohere", vocabulary_with(("<|START_ACTION|>", "<|END_ACTION|>"), TokenKind.CONTROL)),
+    "phi4": ("phi4", vocabulary_with(("<|tool_call|>", "<|/tool_call|>"), TokenKind.CONTROL)),
+    "granite": ("granite", vocabulary_with(("<|tool_call|>",), TokenKind.CONTROL)),
+    "functionary": ("functionary", vocabulary_with((), TokenKind.CONTROL)),
     "dsml": ("dsml", vocabulary_with(("｜DSML｜", "</"), TokenKind.CONTROL)),
     "hunyuan": ("hunyuan", vocabulary_with(HUNYUAN_MARKS, TokenKind.CONTROL)),
 }
@@ -348,6 +357,11 @@ def test_every_call_that_is_admitted_is_read_and_fits(
 
 
 BEGUN = {
+    "kimi": "Well:<|tool_calls_section_begin|>",
+    "cohere": "<|START_ACTION|>",
+    "phi4": "<|tool_call|>",
+    "granite": "<|tool_call|>",
+    "functionary": "Well: <function=",
     "xml": "Well:\n<tool_call>",
     "glm": "Well:\n<tool_call>",
     "glm-4.7": "Well:<tool_call>",

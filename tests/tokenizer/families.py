@@ -63,9 +63,32 @@ def _marked(head: str, pair: str, end: str) -> str:
     return head.replace("NAME", "{{ f.name }}") + pairs + end
 
 
+_OBJECT = '{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}'
 _VALUE = "{{ v if v is string else v | tojson }}"
 _DSML = "｜DSML｜"
 SHORT = {
+    "kimi": _turns(
+        _LISTED,
+        "<|tool_call_begin|>functions.{{ f.name }}:{{ loop.index0 }}<|tool_call_argument_begin|>"
+        "{{ f.arguments | tojson }}<|tool_call_end|>",
+        before="<|tool_calls_section_begin|>",
+        after="<|tool_calls_section_end|>",
+    ),
+    "tool-calls": _turns(_LISTED, _OBJECT, before="\n<tool_calls>[", between=", ", after="]</tool_calls>"),
+    "granite": _turns(
+        "{# available_tools #}" + _LISTED, _OBJECT, before="<|tool_call|>[", between=", ", after="]"
+    ),
+    "phi4": "{% for m in messages %}{% if m.tools %}<|tool|>{{ m.tools }}<|/tool|>{% endif %}{% endfor %}"
+    + _turns("", _OBJECT, before="<|tool_call|>[", between=", ", after="]<|/tool_call|>"),
+    "cohere": _turns(
+        _LISTED,
+        '    {"tool_call_id": "{{ loop.index0 }}", "tool_name": "{{ f.name }}", '
+        '"parameters": {{ f.arguments | tojson }}}',
+        before="<|START_ACTION|>[\n",
+        between=",\n",
+        after="\n]<|END_ACTION|>",
+    ),
+    "functionary": _turns(_LISTED, "<function={{ f.name }}>{{ f.arguments | tojson }}</function>"),
     "glm": _turns(
         _LISTED,
         "\n"

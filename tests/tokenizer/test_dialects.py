@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 
 import pytest
@@ -57,6 +58,12 @@ FAMILIES = {
     "seed": "seed",
     "dsml": "dsml-function-calls",
     "hunyuan": "hunyuan",
+    "kimi": "kimi",
+    "tool-calls": "tool-calls",
+    "granite": "granite",
+    "phi4": "phi4",
+    "cohere": "cohere",
+    "functionary": "functionary",
 }
 MARKED = ("xml", "glm", "glm-4.7", "minimax", "seed", "dsml", "hunyuan")
 DIALECTS = {dialect.name: dialect for dialect, _ in _MARKS}
@@ -178,6 +185,12 @@ ALPHABET = [
         '<parameter name="city">',
         "</invoke>",
         "<seed:tool_call>",
+        "<|tool_calls_section_begin|>",
+        "<|tool_call_begin|>functions.get_weather:0",
+        "<|tool_call_argument_begin|>",
+        "<tool_calls>",
+        "<|START_ACTION|>",
+        "<function=get_weather>",
         "<｜DSML｜function_calls>",
         '<｜DSML｜invoke name="get_weather">',
         '<｜DSML｜parameter name="city" string="true">',
@@ -362,6 +375,23 @@ def test_value_of_an_xml_call_has_the_schema_s_type(key, raw, value):
         ("mistral", '[TOOL_CALLS]get_weather[CALL_ID]abcdefghi[ARGS]{"city": "Rome"}', 1),
         ("mistral", f"[TOOL_CALLS][{BARE}, {BARE}]", 2),
         ("nemotron", f"<TOOLCALL>[{BARE}]", 1),
+        ("tool-calls", f"<tool_calls>[{BARE}, {BARE}]</tool_calls>", 2),
+        ("granite", f"<|tool_call|>[{BARE}]", 1),
+        ("phi4", f"<|tool_call|>[{BARE}]<|/tool_call|>", 1),
+        ("functionary", '<function=get_weather>{"city": "Rome"}</function>', 1),
+        (
+            "cohere",
+            '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city": "Rome"}}'
+            "\n]<|END_ACTION|>",
+            1,
+        ),
+        (
+            "kimi",
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
+            '{"city": "Rome"}<|tool_call_end|><|tool_call_begin|>get_weather<|tool_call_argument_begin|>'
+            '{"city": "Rome"}',
+            2,
+        ),
         ("gemma4", '<|tool_call>call:get_weather{<|"|>city<|"|>:<|"|>Rome<|"|>}<tool_call|>', 1),
         (
             "deepseek-v3",
@@ -403,9 +433,14 @@ def test_other_families(name, text, calls):
             '<｜DSML｜function_calls><｜DSML｜invoke name="x"><｜DSML｜parameter name="a">1',
         ),
         ("hunyuan", "<tool_calls><tool_call>get_weather</tool_call></tool_calls>"),
+        ("kimi", "<|tool_calls_section_begin|><|tool_call_begin|>functions.clock:0<|tool_call_end|>"),
+        ("kimi", "<|tool_calls_section_begin|>none<|tool_calls_section_end|>"),
+        ("granite", '<|tool_call|>[{"function": "clock"}]'),
+        ("cohere", '<|START_ACTION|>[{"name": "clock"}]<|END_ACTION|>'),
+        ("functionary", "<function=clock>soon</function>"),
     ],
 )
-def test_what_only_resembles_a_marked_call_is_text(name, text):
+def test_what_only_resembles_a_call_is_text(name, text):
     assert read(name, text) == (text, [])
 
 
@@ -504,7 +539,7 @@ def test_harmony_without_a_header_is_text():
 
 
 def test_unknown_ways_to_call_are_no_dialect():
-    assert dialect_of("<|tool_call|>[{{ tools }}]<|/tool_call|>") is None
+    assert dialect_of("<|tool_call|>[{{ tools }}]") is None
 
 
 def test_a_schema_is_closed_where_it_does_not_speak_of_others():
@@ -525,3 +560,10 @@ def test_a_schema_is_closed_where_it_does_not_speak_of_others():
     ]
     for schema, wanted in cases:
         assert closed(schema) == (schema if wanted is None else wanted)
+
+
+def test_number_beyond_a_double_is_the_largest_and_stays_a_number():
+    _, calls, _ = parsed(
+        DIALECTS["nemotron"], ['<TOOLCALL>[{"name": "clock", "arguments": {"a": [-1e999]}}]']
+    )
+    assert json.loads(calls[0].arguments) == {"a": [-sys.float_info.max]}

@@ -358,3 +358,68 @@ def test_other_last_messages_cannot_be_continued(last):
         continued("{{ messages[0].content }}", Message("assistant", "Blue"))
     with pytest.raises(UsageError, match="more than once"):
         continued("{{ messages[1].content }} {{ messages[1].content }}", Message("assistant", "Blue"))
+
+
+def tail(**given: object) -> str:
+    """Return a template that ends as its `given` variables say: {name: [(value, text), ...]}."""
+    choices = "".join(
+        f"{{% if {name} is defined and {name} == {value!r} %}}{text}{{% endif %}}"
+        for name, cases in given.items()
+        for value, text in cases  # type: ignore[attr-defined]
+    )
+    return TURNS + choices
+
+
+@pytest.mark.parametrize(
+    "source, think, ends",
+    [
+        (tail(enable_thinking=[(True, "ON"), (False, "OFF")]), (True, False), ("ON", "OFF")),
+        (tail(thinking=[(True, "ON"), (False, "OFF")]), (True, False), ("ON", "OFF")),
+        (tail(reasoning=[(True, "ON"), (False, "OFF")]), (True, False), ("ON", "OFF")),
+        (tail(thinking_mode=[("enabled", "ON"), ("disabled", "OFF")]), (True, False), ("ON", "OFF")),
+        (tail(thinking_budget=[(0, "OFF"), (-1, "ON")]), (True, False), ("ON", "OFF")),
+        (tail(reasoning_effort=[("none", "OFF"), ("high", "ON")]), (True, False), ("ON", "OFF")),
+        (tail(reasoning_effort=[("no_think", "OFF"), ("high", "ON")]), (True, False), ("ON", "OFF")),
+        (
+            TURNS + "{% if '/no_think' in messages[0].content %}OFF{% else %}ON{% endif %}",
+            (True, False),
+            ("ON", "OFF"),
+        ),
+    ],
+)
+def test_switch_of_thinking_is_found_by_rendering(source, think, ends):
+    template = ChatTemplate(source)
+    assert template.thinking == "switch"
+    for asked, end in zip(think, ends, strict=True):
+        assert template.render([Message("user", "x")], think=asked).text.endswith(end)
+
+
+def test_word_that_turns_thinking_off_follows_what_the_system_text_says():
+    template = ChatTemplate(TURNS + "{% if '/no_think' in messages[0].content %}OFF{% endif %}")
+    chat = [Message("system", "Be brief."), Message("user", "x")]
+    assert "system\nBe brief.\n\n/no_think<" in template.render(chat, think=False).text
+    assert "think" not in template.render(chat).text
+
+
+def test_level_of_effort_asks_for_thinking():
+    source = (
+        TURNS
+        + "{% if thinking is defined and thinking %}T{% if reasoning_effort == 'max' %}M{% endif %}{% endif %}"
+    )
+    template = ChatTemplate(source)
+    assert template.efforts == ("max",)
+    assert template.render([Message("user", "x")], effort="max").text.endswith("TM")
+    assert not template.render([Message("user", "x")], effort="max", think=False).text.endswith("M")
+
+
+def test_levels_that_a_template_writes_as_they_come_are_the_usual_three():
+    assert ChatTemplate(TURNS + "{{ reasoning_effort }}").efforts == ("low", "medium", "high")
+
+
+def test_tools_are_not_offered_where_the_dialect_cannot_read_the_template_s_own_call():
+    shown = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
+    shown += "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+    other = "<tool_call>!{{ c.function.name }} {{ c.function.arguments | tojson }}</tool_call>{% endfor %}{% endfor %}"
+    template = ChatTemplate(shown + other + "{# arguments #}")
+    assert template.dialect is not None and template.traits.shows_tools
+    assert not template.can_call

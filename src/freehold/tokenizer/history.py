@@ -141,3 +141,10 @@ def with_preamble(chat: list[dict[str, Any]], preamble: str) -> list[dict[str, A
         said = f"{chat[0].get('content') or ''}\n\n{preamble}"
         return [{**chat[0], "content": said}, *chat[1:]]
     return [{"role": "system", "content": preamble}, *chat]
+
+
+def with_tools(chat: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return `chat` with the text of `tools` in its system message, an empty one if it has none."""
+    listed = dumped([tool.get("function", tool) for tool in tools])
+    system = chat[0] if chat and chat[0].get("role") == "system" else {"role": "system", "content": ""}
+    return [{**system, "tools": listed}, *chat[chat[:1] == [system] :]]

@@ -23,7 +23,7 @@ from freehold.tokenizer import traits
 from freehold.tokenizer.core import Tokenizer
 from freehold.tokenizer.defusing import Defuser, Spelled, twin
 from freehold.tokenizer.dialects import Dialect, dialect_of
-from freehold.tokenizer.history import Spelling, tool_dict, with_preamble
+from freehold.tokenizer.history import Spelling, tool_dict, with_preamble, with_tools
 from freehold.tokenizer.rendered import Rendered
 from freehold.tokenizer.traits import Traits, traits_of
 from freehold.types import Message, Tool
@@ -36,6 +36,9 @@ _TAG_PAIRS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
     ("<|channel>thought\n", "<channel|>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
 
 CHATML = (
@@ -101,11 +104,18 @@ class ChatTemplate:
         the template has no such switch and `think` contradicts it, or if `effort` is none of its `efforts`.
         Further `variables` reach the template.
         """
-        switch = {**self._think_variables(think), **self._effort_variables(effort)}
+        levels = self._effort_variables(effort)  # levels of thinking: asking for one asks for thinking
+        switch = {
+            **self._think_variables(True if levels and think is None and self.traits.switch else think),
+            **levels,
+        }
         chat = self._spelling.chat(messages)
-        shown = [tool_dict(tool) for tool in tools] if tools else tools
+        shown = None if tools is None else [tool_dict(tool) for tool in tools]
+        if shown and self.dialect is not None and self.dialect.in_system:
+            chat = with_tools(chat, shown)
         inputs = _plain({"messages": chat, "tools": shown, **switch, **variables})
         inputs["add_generation_prompt"] = add_generation_prompt and not continue_final
+        inputs["messages"] = with_preamble(inputs["messages"], self._system_switch(think))
         said = _left_open(inputs["messages"]) if continue_final else None
         preamble = self._preamble(tools or ())
         text = self._run(_prefaced(inputs, preamble))
@@ -170,12 +180,13 @@ class ChatTemplate:
     def thinking(self) -> Thinking:
         """Whether the model thinks aloud: never, when asked to, or always.
 
-        Found by rendering with `enable_thinking` (then `thinking`) on and off and comparing; a template that
-        opens a thinking block in every prompt has no switch and always thinks.
+        Found by rendering with each known switch on and off and comparing; a template that opens a thinking block in
+        every prompt, or channels, has no switch and always thinks.
         """
         if self.traits.switch:
             return "switch"
-        return "always" if self._ends_in_thinking(self.traits.plain) else "none"
+        channels = self.dialect is not None and self.dialect.channels
+        return "always" if channels or self._ends_in_thinking(self.traits.plain) else "none"
 
     @cached_property
     def thinking_tags(self) -> tuple[str, str] | None:
@@ -183,6 +194,10 @@ class ChatTemplate:
         for tags in _TAG_PAIRS:
             if tags[1] in self.source:
                 return tags
+        if all(
+            part in self.source for part in ("</think{}>", ":opensource")
+        ):  # Hunyuan's, put together there
+            return "<think:opensource>", "</think:opensource>"
         return self.vocabulary_tags
 
     @property
@@ -202,12 +217,18 @@ class ChatTemplate:
     def _think_variables(self, think: bool | None) -> dict[str, Any]:
         if think is None:
             return {}
-        if self.traits.switch:
-            return {self.traits.switch: think}
+        switch = self.traits.switch
+        if switch is not None:
+            return {} if switch.in_system else {switch.name: switch.on if think else switch.off}
         if think != (self.thinking == "always"):
             habit = "always thinks" if self.thinking == "always" else "has no thinking switch"
             raise UsageError(f"the model's chat template {habit}", hint="leave --think and --no-think out")
         return {}
+
+    def _system_switch(self, think: bool | None) -> str:
+        """Return the word of the system text that turns thinking on or off, where that is how the template is told."""
+        switch = self.traits.switch if think is not None else None
+        return (switch.on if think else switch.off) if switch is not None and switch.in_system else ""
 
     def _ends_in_thinking(self, text: str) -> bool:
         tags = self.thinking_tags

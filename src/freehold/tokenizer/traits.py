@@ -23,13 +23,54 @@ from freehold.tokenizer.history import (
     Spelling,
     shows_call,
     tool_dict,
+    with_tools,
 )
 
 EFFORT = "reasoning_effort"
 EFFORTS = ("low", "medium", "high")
-SWITCHES = ("enable_thinking", "thinking")
+OTHER_EFFORTS = (
+    "minimal",
+    "xhigh",
+    "max",
+)  # probed where the source names them: a template may write any word
 MAX_TEXT = 1_000_000  # characters that one probe may become
 
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """What turns thinking on and off: a variable of the template's, or a word in the system text."""
+
+    name: str
+    on: Any = True
+    off: Any = False
+    in_system: bool = False
+
+    def named_in(self, source: str) -> bool:
+        """Tell whether a template speaks of it: of both its words, where those are words of the template's own."""
+        if self.in_system:
+            return self.off in source
+        words = [word for word in (self.on, self.off) if isinstance(word, str)]
+        return self.name in source and all(_quotes(source, word) for word in words)
+
+    def inputs(self, on: bool) -> dict[str, Any]:
+        """Return the variables of a probe."""
+        value = self.on if on else self.off
+        if self.in_system:
+            return {"messages": [{"role": "system", "content": value}, *PLAIN["messages"]]}
+        return {self.name: value}
+
+
+_BOOLEAN = ("enable_thinking", "thinking")
+SWITCHES = (
+    Switch("enable_thinking"),
+    Switch("thinking"),
+    Switch("reasoning"),
+    Switch("thinking_mode", "enabled", "disabled"),
+    Switch("thinking_budget", -1, 0),
+    Switch(EFFORT, "high", "none"),
+    Switch(EFFORT, "high", "no_think"),
+    Switch("system", "/think", "/no_think", in_system=True),
+)
 PLAIN: dict[str, Any] = {
     "messages": [{"role": "user", "content": "x"}],
     "tools": None,
@@ -45,7 +86,7 @@ class Traits:
     """What was found; as it stands here, a template whose probes failed."""
 
     plain: str = ""  # a chat of one word, with a generation prompt
-    switch: str | None = None  # the variable that turns thinking on and off
+    switch: Switch | None = None  # what turns thinking on and off
     efforts: tuple[str, ...] = ()  # the levels that change what is rendered
     shows_tools: bool = False
     takes_system: bool = False
@@ -62,8 +103,8 @@ def traits_of(source: str, dialect: Dialect | None, run: Run) -> Traits:
     tools = texts["tools"]
     return Traits(
         plain=texts["plain"] or "",
-        switch=next((name for name in SWITCHES if _turns(texts, name)), None),
-        efforts=_efforts(texts),
+        switch=next((switch for switch in SWITCHES if _turns(texts, switch)), None),
+        efforts=next(filter(None, (_efforts(texts, source, name) for name in ("", *_BOOLEAN))), ()),
         shows_tools=tools is not None and PROBE_TOOL.name in tools,
         takes_system=texts["system"] is not None,
         form=form or FORMS[0],
@@ -78,10 +119,17 @@ def _probes(source: str, dialect: Dialect | None) -> dict[str, Variables]:
         "tools": {"tools": [tool_dict(PROBE_TOOL)]},
         "system": {"messages": [{"role": "system", "content": "x"}, *chat]},
     }
-    for name in (name for name in SWITCHES if name in source):
-        found |= {f"{name} {on}": {name: on} for on in (True, False)}
+    if dialect is not None and dialect.in_system:
+        found["tools"] = {"messages": with_tools(chat, [tool_dict(PROBE_TOOL)])}
+    for switch in (switch for switch in SWITCHES if switch.named_in(source)):
+        found |= {f"{switch} {on}": switch.inputs(on) for on in (True, False)}
     if EFFORT in source:
-        found |= {f"{EFFORT} {level}": {EFFORT: level} for level in EFFORTS}
+        levels = [*EFFORTS, *(e for e in OTHER_EFFORTS if _quotes(source, e))]
+        for name in (
+            "",
+            *(name for name in _BOOLEAN if name in source),
+        ):  # some have levels of thinking alone
+            found |= {f"{EFFORT} {name} {e}": {EFFORT: e, **({name: True} if name else {})} for e in levels}
     if dialect is not None:
         for form in FORMS:
             spelling = Spelling(form, dialect.short_ids, dialect.as_text)
@@ -105,12 +153,28 @@ def _reads(dialect: Dialect, text: str) -> bool:
     ]
 
 
-def _turns(texts: Mapping[str, str | None], name: str) -> bool:
-    on, off = texts.get(f"{name} True"), texts.get(f"{name} False")
-    return on is not None and on != off
+def _turns(texts: Mapping[str, str | None], switch: Switch) -> bool:
+    on, off = texts.get(f"{switch} True"), texts.get(f"{switch} False")
+    if on is None or off is None:
+        return False
+    if switch.in_system:
+        on, off = on.replace(switch.on, ""), off.replace(switch.off, "")
+    return on != off
 
 
-def _efforts(texts: Mapping[str, str | None]) -> tuple[str, ...]:
-    rendered = {level: texts.get(f"{EFFORT} {level}") for level in EFFORTS}
-    known = {level: text for level, text in rendered.items() if text is not None}
-    return tuple(known) if len(set(known.values())) > 1 else ()
+def _efforts(texts: Mapping[str, str | None], source: str, name: str) -> tuple[str, ...]:
+    """Return the levels that change what is rendered while the variable `name` is true, and others the source names."""
+    unset = texts.get(f"{Switch(name)} True") if name else texts["plain"]
+    rendered = {level: texts.get(f"{EFFORT} {name} {level}") for level in (*EFFORTS, *OTHER_EFFORTS)}
+    if len({text for text in rendered.values() if text is not None}) < 2:
+        return ()
+    order = ("minimal", *EFFORTS, "xhigh", "max")
+    return tuple(
+        level
+        for level in order
+        if rendered[level] is not None and (rendered[level] != unset or _quotes(source, level))
+    )
+
+
+def _quotes(source: str, word: str) -> bool:
+    return f"'{word}'" in source or f'"{word}"' in source

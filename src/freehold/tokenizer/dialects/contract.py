@@ -7,6 +7,7 @@ together: a template renders calls into history, a grammar holds the model to th
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -55,6 +56,7 @@ class Dialect:
     preamble: Callable[[Sequence[Tool]], str] | None = None
     as_text: bool = False
     bare: CallForm | None = None  # how small models of the family write one without its marks
+    in_system: bool = False  # templates read tools from the system message, as the text of a list
     channels: bool = False  # the whole answer is in channels (harmony.py)
 
 
@@ -107,9 +109,11 @@ def _refuse(constant: str) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Replace what JSON has no number for by its text."""
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+    """Replace numbers that JSON cannot write: one beyond a double by the largest, no number by its text."""
+    if isinstance(value, float) and value != value:
         return str(value)
+    if isinstance(value, float):
+        return max(-sys.float_info.max, min(sys.float_info.max, value))
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, list) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from freehold.tokenizer.dialects.contract import Calls, Dialect, Offer, Opening, calls_of
@@ -37,7 +38,7 @@ def _dialect(
 NEMOTRON = _dialect("nemotron", "<TOOLCALL>", "</TOOLCALL>")
 TOOL_CALLS = _dialect("tool-calls", "<tool_calls>", "</tool_calls>")
 GRANITE = _dialect("granite", "<|tool_call|>", "")
-PHI4 = _dialect("phi4", "<|tool_call|>", "<|/tool_call|>")
+PHI4 = replace(_dialect("phi4", "<|tool_call|>", "<|/tool_call|>"), in_system=True)
 COHERE = _dialect(
     "cohere", "<|START_ACTION|>", "<|END_ACTION|>", keys=("tool_name", "parameters"), indent="\n    "
 )
