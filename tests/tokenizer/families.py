@@ -66,7 +66,23 @@ def _marked(head: str, pair: str, end: str) -> str:
 _OBJECT = '{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}'
 _VALUE = "{{ v if v is string else v | tojson }}"
 _DSML = "｜DSML｜"
+_PYTHON = (
+    "{% macro lit(v) %}{% if v is string %}{{ v | tojson }}{% elif v is boolean %}{{ 'True' if v else 'False' }}"
+    "{% elif v is mapping %}{{ '{' }}{% for k, x in v.items() %}{{ k | tojson }}: {{ lit(x) }}"
+    "{% if not loop.last %}, {% endif %}{% endfor %}{{ '}' }}{% elif v is sequence %}"
+    "[{% for x in v %}{{ lit(x) }}{% if not loop.last %}, {% endif %}{% endfor %}]{% else %}{{ v }}{% endif %}"
+    "{% endmacro %}"
+)
 SHORT = {
+    "lfm2": _PYTHON
+    + _turns(
+        _LISTED,
+        "{{ f.name }}({% for k, v in f.arguments.items() %}{{ k }}={{ lit(v) }}"
+        "{% if not loop.last %}, {% endif %}{% endfor %})",
+        before="<|tool_call_start|>[",
+        between=", ",
+        after="]<|tool_call_end|>",
+    ),
     "kimi": _turns(
         _LISTED,
         "<|tool_call_begin|>functions.{{ f.name }}:{{ loop.index0 }}<|tool_call_argument_begin|>"

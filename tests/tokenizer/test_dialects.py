@@ -58,6 +58,7 @@ FAMILIES = {
     "seed": "seed",
     "dsml": "dsml-function-calls",
     "hunyuan": "hunyuan",
+    "lfm2": "lfm2",
     "kimi": "kimi",
     "tool-calls": "tool-calls",
     "granite": "granite",
@@ -185,6 +186,9 @@ ALPHABET = [
         '<parameter name="city">',
         "</invoke>",
         "<seed:tool_call>",
+        "<|tool_call_start|>[",
+        "get_weather(city='",
+        "')",
         "<|tool_calls_section_begin|>",
         "<|tool_call_begin|>functions.get_weather:0",
         "<|tool_call_argument_begin|>",
@@ -380,6 +384,11 @@ def test_value_of_an_xml_call_has_the_schema_s_type(key, raw, value):
         ("phi4", f"<|tool_call|>[{BARE}]<|/tool_call|>", 1),
         ("functionary", '<function=get_weather>{"city": "Rome"}</function>', 1),
         (
+            "lfm2",
+            "<|tool_call_start|>[get_weather(city='Rome'), get_weather( city = \"Rome\" )]<|tool_call_end|>",
+            2,
+        ),
+        (
             "cohere",
             '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city": "Rome"}}'
             "\n]<|END_ACTION|>",
@@ -438,6 +447,10 @@ def test_other_families(name, text, calls):
         ("granite", '<|tool_call|>[{"function": "clock"}]'),
         ("cohere", '<|START_ACTION|>[{"name": "clock"}]<|END_ACTION|>'),
         ("functionary", "<function=clock>soon</function>"),
+        ("lfm2", "<|tool_call_start|>[get_weather('Rome')]<|tool_call_end|>"),
+        ("lfm2", "<|tool_call_start|>[get_weather(city='Rome']<|tool_call_end|>"),
+        ("lfm2", "<|tool_call_start|>[get_weather(city=Rome)]<|tool_call_end|>"),
+        ("lfm2", "<|tool_call_start|>none<|tool_call_end|>"),
     ],
 )
 def test_what_only_resembles_a_call_is_text(name, text):
@@ -560,6 +573,37 @@ def test_a_schema_is_closed_where_it_does_not_speak_of_others():
     ]
     for schema, wanted in cases:
         assert closed(schema) == (schema if wanted is None else wanted)
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        (r"'it\'s\n\x41\u00e9'", "it's\nAé"),
+        (r'"\ud83d\ude42 \q\u12"', r"🙂 \q\u12"),
+        ("[1, -2.5e3, 1., True, false, None, null]", [1, -2500.0, 1.0, True, False, None, None]),
+        ("{'a': (1, 2,), \"b\": {}}", {"a": [1, 2], "b": {}}),
+        ("''", ""),
+    ],
+)
+def test_python_s_literals_are_read(text, value):
+    said, calls = read("lfm2", f"<|tool_call_start|>[clock(v={text})]<|tool_call_end|>")
+    assert (said, calls) == ("", [("clock", {"v": value})])
+
+
+@pytest.mark.parametrize("text", ["{1: 2}", "f()", "'open", "1_000", "{'a' 1}", "[1 2]", "01a"])
+def test_what_is_no_literal_is_no_call(text):
+    whole = f"<|tool_call_start|>[clock(v={text})]<|tool_call_end|>"
+    assert read("lfm2", whole) == (whole, [])
+
+
+def test_dictionary_that_a_template_prints_as_python_does_is_read():
+    call = "<seed:tool_call><function=get_weather><parameter=more>{'a': [True]}</parameter></function></seed:tool_call>"
+    assert read("seed", call) == ("", [("get_weather", {"more": {"a": [True]}})])
+
+
+def test_parameter_that_is_no_identifier_is_refused_as_a_keyword():
+    with pytest.raises(UsageError, match="'odd key' cannot be the name of a keyword argument"):
+        DIALECTS["lfm2"].form.arguments("a", {"properties": {"odd key": {}}}, json.dumps)
 
 
 def test_number_beyond_a_double_is_the_largest_and_stays_a_number():

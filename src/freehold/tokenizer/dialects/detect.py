@@ -5,7 +5,7 @@ Path: ChatTemplate.dialect -> dialect_of
 
 from __future__ import annotations
 
-from freehold.tokenizer.dialects import deepseek, gemma, harmony, kimi, listed, marked, mistral, xml
+from freehold.tokenizer.dialects import deepseek, gemma, harmony, kimi, listed, marked, mistral, pythonic, xml
 from freehold.tokenizer.dialects.contract import Dialect
 from freehold.tokenizer.dialects.hermes import HERMES, OPEN
 from freehold.tokenizer.dialects.llama import FUNCTION, FUNCTIONARY, LLAMA, TAG
@@ -20,6 +20,8 @@ _MARKS: tuple[tuple[Dialect, tuple[str, ...]], ...] = (
     (mistral.MISTRAL, (mistral.OPEN, mistral.ARGS)),
     (mistral.MISTRAL_V3, (mistral.OPEN,)),
     (listed.NEMOTRON, ("<TOOLCALL>",)),
+    (pythonic.LFM2, (pythonic.OPEN,)),
+    (pythonic.LFM2, ("List of tools: ",)),  # these write no calls into history
     (kimi.KIMI, (kimi.OPEN, kimi.ARGUMENTS)),
     (listed.COHERE, ("<|START_ACTION|>", "tool_name")),
     (listed.GRANITE, ("<|tool_call|>", "available_tools")),

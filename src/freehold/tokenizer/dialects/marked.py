@@ -15,6 +15,7 @@ from typing import Any
 
 from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, is_name
 from freehold.tokenizer.dialects.grammar import CallForm, Spell
+from freehold.tokenizer.dialects.pythonic import BROKEN, value_of
 from freehold.tokenizer.dialects.rawvalues import members, value_rules
 from freehold.tokenizer.dialects.schema import kinds_of, read_value, typed
 from freehold.tokenizer.dialects.source import Reading, TextSource, dumped
@@ -138,7 +139,11 @@ def _pair(marks: Marks, source: TextSource, schema: Mapping[str, object]) -> Rea
         return None
     if marks.json_value:
         return key, text if plain else read_value(text.strip())
-    return key, typed(text, key, schema)
+    value = typed(text, key, schema)
+    if isinstance(value, str) and nested and "string" not in kinds_of(key, schema):  # as Python prints it
+        read = value_of(text)
+        value = value if read is BROKEN else read
+    return key, value
 
 
 def _value(marks: Marks, source: TextSource, *, nested: bool) -> Reading[str | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from typing import Any
 
@@ -34,23 +34,31 @@ _BEYOND = {
 
 def arguments(rule: str, parameters: Mapping[str, object], spell: Spell) -> list[str]:
     """Return the rule of arguments that fit `parameters`, and those it needs. Raises UsageError for what none keeps."""
-    rules = _Rules(rule, whole(parameters), spell)
-    try:
-        return [f"{rule}: {rules.value(rules.root, 0)}", *rules.lines]
-    except (
-        AttributeError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as e:  # a keyword's value is not of the kind it must be
-        raise UsageError(f"it is not a JSON schema: {e}") from e
+    rules = Rules(rule, whole(parameters), spell)
+    return rules.all(rule, lambda: rules.value(rules.root, 0))
 
 
-class _Rules:
+class Rules:
+    """The rules of one tool's arguments. A notation with other marks overrides how they are spelled."""
+
+    comma, colon = '","', '":"'
+
     def __init__(self, name: str, root: Mapping[str, Any], spell: Spell) -> None:
         self.root, self.lines = root, []
         self._name, self._count, self._spell = name, 0, spell
         self._refs: dict[str, str] = {}
+
+    def all(self, rule: str, begin: Callable[[], str]) -> list[str]:
+        """Return `rule`, which is what `begin` returns, and those it needs. Raises UsageError for what none keeps."""
+        try:
+            return [f"{rule}: {begin()}", *self.lines]
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as e:  # a keyword's value is not of the kind it must be
+            raise UsageError(f"it is not a JSON schema: {e}") from e
 
     def value(self, schema: object, depth: int) -> str:
         """Return an expression of the values that fit `schema`."""
@@ -140,28 +148,33 @@ class _Rules:
         return self._rule(f"%json {json.dumps(scalar)}")
 
     def _object(self, schema: Mapping[str, Any], depth: int) -> str:
+        return f'"{{" {self._fields(schema, depth)} "}}"'
+
+    def _fields(self, schema: Mapping[str, Any], depth: int, *, named: bool = False) -> str:
+        """Return what an object holds; `named`: as keyword arguments."""
+        key, colon = (json.dumps, '"="') if named else (self._key, None)
         more = schema.get("additionalProperties", True)
         needed = schema.get("required", [])
         properties = {**dict.fromkeys(needed, more), **schema.get("properties", {})}
         first = rest = '""'
         if more is not False:
-            other = self._entry(self._other(properties), more, depth)
-            first, rest = f'({other} ("," {other})*)?', f'("," {other})*'
+            other = self._entry(self._other(properties, named=named), more, depth, colon)
+            first, rest = f"({other} ({self.comma} {other})*)?", f"({self.comma} {other})*"
         for name in sorted(properties, key=str.lower, reverse=True):  # in the order its templates have
-            entry = self._entry(self._key(name), properties[name], depth)
-            alone, after = f"{entry} {rest}", f'"," {entry} {rest}'
+            entry = self._entry(key(name), properties[name], depth, colon)
+            alone, after = f"{entry} {rest}", f"{self.comma} {entry} {rest}"
             if name not in needed:
-                alone, after = f"{alone} | {first}", f'("," {entry})? {rest}'
+                alone, after = f"{alone} | {first}", f"({self.comma} {entry})? {rest}"
             first, rest = self._rule(alone), self._rule(after)
-        return f'"{{" {first} "}}"'
+        return first
 
-    def _entry(self, key: str, schema: object, depth: int) -> str:
-        return self._rule(f'{key} ":" ({self.value(schema, depth + 1)})')
+    def _entry(self, key: str, schema: object, depth: int, colon: str | None = None) -> str:
+        return self._rule(f"{key} {colon or self.colon} ({self.value(schema, depth + 1)})")
 
     def _key(self, name: str) -> str:
         return json.dumps(name) if _PLAIN.fullmatch(name) else self._quoted(name)
 
-    def _other(self, names: Iterable[str]) -> str:
+    def _other(self, names: Iterable[str], *, named: bool = False) -> str:
         """Return the terminal of keys beside `names`."""
         but = "".join(f" & ~{json.dumps(name)}" for name in names if _PLAIN.fullmatch(name))
         rule = self._next().upper()
@@ -174,7 +187,7 @@ class _Rules:
         if low > high:
             raise UsageError(f"a list of {low:,} or more cannot be held; the limit is {high:,}")
         times = f"{{{max(low - 1, 0)},{max(high - 1, 0)}}}" if low or "maxItems" in schema else "*"
-        some = f'{item} ("," {item}){times}' if high else '""'
+        some = f"{item} ({self.comma} {item}){times}" if high else '""'
         return f'"[" {some} "]"' if low else f'"[" ({some})? "]"'
 
     def _text(self, schema: Mapping[str, Any]) -> str:
@@ -209,9 +222,10 @@ class _Rules:
             return self._quoted(value)
         if isinstance(value, Mapping):
             keys = sorted(value, key=str.lower)
-            return _listed("{", (f'{self._key(key)} ":" {self._constant(value[key])}' for key in keys), "}")
+            pairs = (f"{self._key(key)} {self.colon} {self._constant(value[key])}" for key in keys)
+            return f" {self.comma} ".join(pairs).join(('"{" ', ' "}"'))
         if isinstance(value, list):
-            return _listed("[", map(self._constant, value), "]")
+            return f" {self.comma} ".join(map(self._constant, value)).join(('"[" ', ' "]"'))
         return json.dumps(json.dumps(value))
 
     def _quoted(self, text: str) -> str:
@@ -242,10 +256,6 @@ def _kinds(schema: Mapping[str, Any]) -> list[str]:
 
 def _within(bound: float) -> float:
     return max(-_LARGE, min(_LARGE, bound))
-
-
-def _listed(open: str, items: Iterable[str], close: str) -> str:
-    return " ".join([json.dumps(open), ' "," '.join(items), json.dumps(close)])
 
 
 def _either(choices: Iterable[str]) -> str:
