@@ -50,10 +50,16 @@ inline void get_two(const uint8_t* p, int first, int row, Quads& q, int shift) {
   for (int j = 0; j < 8; ++j) q[j] |= ((get(p, first + j / 4, row) >> 2 * (j % 4)) & 0x03030303u) << shift;
 }
 
-// Places 32 codes of one row into planes at p; and back.
+inline void look_up(Quads& q) {
+  for (uint32_t& four : q)
+    four = uint32_t{kE2m1Codes[four & 15]} | uint32_t{kE2m1Codes[four >> 8 & 15]} << 8 | uint32_t{kE2m1Codes[four >> 16 & 15]} << 16 |
+           uint32_t{kE2m1Codes[four >> 24 & 15]} << 24;
+}
+
+// Places 32 codes of one row into planes at p; and back. Of E2M1 it places nibbles, and codes come back.
 inline void put_codes(Planes planes, uint8_t* p, int row, const Quads& q) {
   switch (planes) {
-    case Planes::Nibble: put_nibbles(p, row, q); break;
+    case Planes::Nibble: case Planes::E2M1: put_nibbles(p, row, q); break;
     case Planes::Nibble1: put_nibbles(p, row, q); put_bit(p, row, q); break;
     case Planes::Nibble2: put_nibbles(p, row, q); put_two(p, 4, row, q, 4); break;
     case Planes::TwoBit: put_two(p, 0, row, q, 0); break;
@@ -64,6 +70,7 @@ inline Quads get_codes(Planes planes, const uint8_t* p, int row) {
   Quads q{};
   switch (planes) {
     case Planes::Nibble: get_nibbles(p, row, q); break;
+    case Planes::E2M1: get_nibbles(p, row, q); look_up(q); break;
     case Planes::Nibble1: get_nibbles(p, row, q); get_bit(p, row, q); break;
     case Planes::Nibble2: get_nibbles(p, row, q); get_two(p, 4, row, q, 4); break;
     case Planes::TwoBit: get_two(p, 0, row, q, 0); break;

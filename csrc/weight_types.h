@@ -18,6 +18,7 @@ enum class WeightType : uint8_t {
   I8,                                 // int8 codes, one float32 scale per 16 inputs: codebook types re-laid
   Q8_0H, Q6_KH,                       // heads: the same codes in two planes, of which the high one alone can be read
   I16,                                // int16 codes, one float32 scale per 128 inputs: float weights of encoders
+  MXFP4,                              // 4-bit floats of a table, 32 inputs share a float scale
   kCount,
 };
 constexpr int kWeightTypeCount = static_cast<int>(WeightType::kCount);
@@ -27,11 +28,11 @@ constexpr int kWeightTypeCount = static_cast<int>(WeightType::kCount);
 enum class Form : uint8_t { Floats, Blocks32, Blocks256, Scales16, Head32, Head256, Wide };
 
 // How 32 inputs' codes of sixteen rows lie: kernels/matmul.inl draws the planes. Float elements for Form::Floats.
-enum class Planes : uint8_t { None, Float32, Half, BFloat, Nibble, Nibble1, Nibble2, TwoBit, Byte, Wide };
+enum class Planes : uint8_t { None, Float32, Half, BFloat, Nibble, Nibble1, Nibble2, TwoBit, Byte, Wide, E2M1 };
 constexpr int plane_bytes(Planes p) {
   switch (p) {
     case Planes::TwoBit: return 128;
-    case Planes::Nibble: return 256;
+    case Planes::Nibble: case Planes::E2M1: return 256;
     case Planes::Nibble1: return 320;
     case Planes::Nibble2: return 384;
     case Planes::Byte: return 512;
@@ -39,6 +40,9 @@ constexpr int plane_bytes(Planes p) {
     default: return 0;
   }
 }
+
+// Planes::E2M1: what a nibble's 4-bit float, doubled, is as a code with offset 12.
+constexpr uint8_t kE2m1Codes[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
 // The forms in which activations meet weights: floats; int8 with a scale per 32 or per 256 inputs; int16 per 128.
 constexpr int kActF32 = 0, kAct32 = 1, kAct256 = 2, kActWide = 3, kActs = 4;
@@ -106,6 +110,7 @@ constexpr WeightTraits kWeightTypes[kWeightTypeCount] = {
     {.name = "Q8_0H", .form = Form::Head32, .planes = Planes::Nibble, .offset = 128, .low = Planes::Nibble},
     {.name = "Q6_KH", .form = Form::Head256, .planes = Planes::Nibble, .offset = 32, .sub = 16, .signed_sub = true, .low = Planes::TwoBit},
     {.name = "I16", .form = Form::Wide, .planes = Planes::Wide},
+    {.name = "MXFP4", .form = Form::Blocks32, .planes = Planes::E2M1, .offset = 12},
 };
 constexpr const WeightTraits& traits(WeightType type) { return kWeightTypes[static_cast<int>(type)]; }
 static_assert(kWeightTypes[kWeightTypeCount - 1].name, "kWeightTypes has a row for each weight type");
@@ -192,6 +197,14 @@ inline void read_q2_k(const uint8_t* b, FileBlock& to) {
   f16s(b + 80, to.d, &to.dmin);
 }
 
+// MXFP4: a power of two, half of which as f16 is exact from 2^-24 to 2^15 (the loader lays others as I8; zero where all
+// codes are), and nibbles that stay what they are: the kernels look them up.
+inline void read_mxfp4(const uint8_t* b, FileBlock& to) {
+  const int e = b[0];
+  to.d = static_cast<uint16_t>(e < 104 || e > 143 ? 0 : e < 114 ? 1 << (e - 104) : (e - 113) << 10);
+  split_nibbles(b + 1, to.codes);
+}
+
 // How each GGUF type is run; types that are not here are decoded to codes (I8) by the loader.
 struct FileType {
   const char* name;
@@ -213,6 +226,7 @@ constexpr FileType kFileTypes[] = {
     {"Q4_K", WeightType::Q4_K, 256, 144, read_q4_k},
     {"Q5_K", WeightType::Q5_K, 256, 176, read_q5_k},
     {"Q6_K", WeightType::Q6_K, 256, 210, read_q6_k},
+    {"MXFP4", WeightType::MXFP4, 32, 17, read_mxfp4},
 };
 
 }  // namespace fh

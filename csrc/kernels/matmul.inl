@@ -19,6 +19,10 @@ struct Nibble {
     return band(J % 2 ? shr16<4>(v) : v, bset(15));
   }
 };
+struct E2m1 {
+  static constexpr int kBytes = 256;
+  template <int J> OP I quad_at(const uint8_t* p) { return blookup(kE2m1Codes, Nibble::quad_at<J>(p)); }
+};
 struct Nibble1 {
   static constexpr int kBytes = 320;
   template <int J> OP I quad_at(const uint8_t* p) {
@@ -296,6 +300,7 @@ template <> struct Of<Planes::Float32> { using Code = Float32; };
 template <> struct Of<Planes::Half> { using Code = Half; };
 template <> struct Of<Planes::BFloat> { using Code = BFloat; };
 template <> struct Of<Planes::Nibble> { using Code = Nibble; };
+template <> struct Of<Planes::E2M1> { using Code = E2m1; };
 template <> struct Of<Planes::Nibble1> { using Code = Nibble1; };
 template <> struct Of<Planes::Nibble2> { using Code = Nibble2; };
 template <> struct Of<Planes::TwoBit> { using Code = TwoBit; };

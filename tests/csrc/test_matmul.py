@@ -17,7 +17,7 @@ every_isa = pytest.mark.parametrize("isa", native.isas())
 
 HALVES = {  # where a block keeps its f16 scale and minimum
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
-    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "MXFP4": (),
 }  # fmt: skip
 BLOCK = {name: 256 if name.endswith("_K") else 32 for name in HALVES}
 PLAIN = ["F32", "F16", "BF16"]
@@ -39,6 +39,8 @@ def raw_rows(name: str, n: int, k: int) -> np.ndarray:
     for at in HALVES[name]:
         scale = rng.uniform(1e-3, 5e-3, blocks.shape[:2]) * rng.choice([-1, 1], blocks.shape[:2])
         blocks[..., at : at + 2] = scale.astype("<f2")[..., None].view(np.uint8)
+    if name == "MXFP4":  # from 2^-24, subnormal as f16 as its half is, to 2^-8
+        blocks[..., 0] = rng.integers(104, 120, blocks.shape[:2])
     return blocks.reshape(n, -1)
 
 
@@ -97,6 +99,16 @@ def test_products_agree_with_reference(isa, name):
         assert (np.abs(got - want) <= tolerance(w, x)).all(), (n, k, np.abs(got - want).max())
 
 
+def test_every_value_and_every_scale_that_halves_hold_is_exact():
+    """All nibbles, in both places of a byte, at all scales from 2^-24 to 2^15."""
+    raw = np.zeros((40, 17), np.uint8)
+    raw[:, 0] = np.arange(104, 144)
+    raw[:, 1:] = np.arange(16) | np.arange(16)[::-1] << 4
+    w = native.Matrix.pack(raw.reshape(-1), "MXFP4", 40, 32, POOL)
+    assert w.weight_type == "MXFP4"
+    np.testing.assert_array_equal([w.row(i) for i in range(40)], dequantize(raw, QuantType.MXFP4, 32))
+
+
 @every_isa
 @pytest.mark.parametrize("name", CODED)
 def test_codebook_products_agree_with_reference(isa, name):
@@ -139,7 +151,7 @@ def test_extreme_codes_do_not_saturate(isa, name):
     if name not in PLAIN:
         kept = raw.reshape(n, -1, row_bytes(QuantType[name], BLOCK[name]))
         scales = [kept[..., at : at + 2].copy() for at in HALVES[name]]
-        kept[...] = 255
+        kept[..., int(name == "MXFP4") :] = 255
         for at, scale in zip(HALVES[name], scales, strict=True):
             kept[..., at : at + 2] = scale
     w = native.Matrix.pack(raw.reshape(-1), name, n, k, POOL)

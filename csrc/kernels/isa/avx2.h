@@ -109,6 +109,10 @@ OP I bload(const uint8_t* p) { return {mload(p), mload(p + 32)}; }
 OP void bstore(uint8_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a); _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.b); }
 OP I bset(int x) { const __m256i v = _mm256_set1_epi8(static_cast<char>(x)); return {v, v}; }
 OP I band(I x, I y) { return EACH2(_mm256_and_si256, x, y); }
+OP I blookup(const uint8_t* table, I n) {                      // of sixteen bytes, byte n for each n below 16
+  const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return {_mm256_shuffle_epi8(t, n.a), _mm256_shuffle_epi8(t, n.b)};
+}
 OP I bor(I x, I y) { return EACH2(_mm256_or_si256, x, y); }
 OP I bor_masked(I x, I y, I m) { return bor(x, band(y, m)); }             // x | (y & m)
 template <int S> OP I shr16(I x) { return {_mm256_srli_epi16(x.a, S), _mm256_srli_epi16(x.b, S)}; }

@@ -81,6 +81,9 @@ OP I bload(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 OP void bstore(uint8_t* p, I a) { _mm512_storeu_si512(p, a.v); }
 OP I bset(int x) { return {_mm512_set1_epi8(static_cast<char>(x))}; }
 OP I band(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
+OP I blookup(const uint8_t* table, I n) {                      // of sixteen bytes, byte n for each n below 16
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table))), n.v)};
+}
 OP I bor(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
 OP I bor_masked(I a, I b, I m) { return {_mm512_ternarylogic_epi32(a.v, b.v, m.v, 0xf8)}; }       // a | (b & m)
 template <int S> OP I shr16(I a) { return {_mm512_srli_epi16(a.v, S)}; }

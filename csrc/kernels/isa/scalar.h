@@ -65,6 +65,10 @@ OP I bload(const uint8_t* p) { I r; memcpy(r.b, p, 64); return r; }
 OP void bstore(uint8_t* p, I a) { memcpy(p, a.b, 64); }
 OP I bset(int x) { I r; memset(r.b, x, 64); return r; }
 OP I band(I a, I b) { LANES a.v[i] &= b.v[i]; return a; }
+OP I blookup(const uint8_t* table, I n) {                      // of sixteen bytes, byte n for each n below 16
+  for (int i = 0; i < 64; ++i) n.b[i] = table[n.b[i]];
+  return n;
+}
 OP I bor(I a, I b) { LANES a.v[i] |= b.v[i]; return a; }
 OP I bor_masked(I a, I b, I m) { return bor(a, band(b, m)); }              // a | (b & m)
 template <int S> OP I shr16(I a) { for (int i = 0; i < 32; ++i) a.h[i] = static_cast<uint16_t>(a.h[i] >> S); return a; }

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.formats import has_codes, split_codes
+from freehold.formats import QuantType, has_codes, split_codes
 from freehold.models.bind import Source
 from freehold.models.paging import PagingForecast, read_rate
 from freehold.models.rounding import round_rows
@@ -74,14 +75,20 @@ class Packer:
             return native.Matrix.pack(raw, type, rows, cols, self._threads, tensor is self._head)
         if tensor.name in self._wide:
             return native.Matrix.pack_wide(np.ascontiguousarray(tensor.numpy(), np.float32), self._threads)
-        if tensor.type.name in self._direct:
-            return native.Matrix.pack(
-                tensor.raw, tensor.type.name, rows, cols, self._threads, tensor is self._head
-            )
+        raw = tensor.raw
+        if tensor.type.name in self._direct and (tensor.type is not QuantType.MXFP4 or halves_hold(raw)):
+            return native.Matrix.pack(raw, tensor.type.name, rows, cols, self._threads, tensor is self._head)
         if has_codes(tensor.type):
             return native.Matrix.pack_codes(*split_codes(tensor.rows, tensor.type, cols), self._threads)
         values = tensor.numpy().view(np.uint8).reshape(-1)
         return native.Matrix.pack(values, "F32", rows, cols, self._threads)
+
+
+def halves_hold(mxfp4: NDArray[np.uint8]) -> bool:
+    """Whether f16 holds half of every block's scale, 2^-24 to 2^15, but where all of a block is zero."""
+    blocks = mxfp4.reshape(-1, 17)
+    far = (blocks[:, 0] < 104) | (blocks[:, 0] > 143)
+    return not (blocks[far, 1:] & 0x77).any()
 
 
 def _flat(tensor: Stored) -> tuple[int, int]:
