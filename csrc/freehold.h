@@ -87,6 +87,7 @@ class Memory {
   virtual ~Memory() = default;
   uint8_t* data = nullptr;
   size_t bytes = 0;
+  bool paged = false;               // the machine's memory does not hold it all: see announce()
 };
 
 // --- memory.cpp -------------------------------------------------------------------------------------------------
@@ -94,6 +95,8 @@ class Memory {
 // What is lost while it is mapped (the file is cut short, the disk fails) is zero from then on: ask is_lost().
 std::shared_ptr<Memory> map_file(int fd, bool huge = false);       // throws BadModelFile, Capacity
 bool is_lost(const void* p);                                        // whether anything of the mapping that p lies in was
+// Of a paged mapping: asks the kernel to read [p, p + n) from disk now, in large pieces and while the caller computes.
+void announce(const Memory& memory, const uint8_t* p, size_t n);
 uint64_t checksum(const uint8_t* p, size_t n);                      // XXH64, seed 0
 
 struct Matrix {

@@ -12,7 +12,8 @@ namespace {
 // Panels inside a caller's array (a mapped packed file): alive as long as the matrix.
 class Borrowed final : public Memory {
  public:
-  explicit Borrowed(In<uint8_t, 1> array) : owner_(nb::cast(array)) {
+  Borrowed(In<uint8_t, 1> array, bool from_disk) : owner_(nb::cast(array)) {
+    paged = from_disk;
     data = const_cast<uint8_t*>(array.data());      // panels are only ever read
     bytes = array.size();
   }
@@ -24,7 +25,7 @@ class Borrowed final : public Memory {
   nb::object owner_;
 };
 
-std::shared_ptr<Matrix> matrix_view(In<uint8_t, 1> panels, const std::string& weight_type, int64_t rows, int64_t cols) {
+std::shared_ptr<Matrix> matrix_view(In<uint8_t, 1> panels, const std::string& weight_type, int64_t rows, int64_t cols, bool paged) {
   const auto* found = std::ranges::find(kWeightTypes, weight_type, &WeightTraits::name);
   if (found == std::end(kWeightTypes)) throw Error(ErrorKind::BadModelFile, "'" + weight_type + "' is not a weight type");
   if (rows < 1 || cols < 1) throw Error(ErrorKind::BadModelFile, "a packed matrix without rows or columns");
@@ -35,7 +36,7 @@ std::shared_ptr<Matrix> matrix_view(In<uint8_t, 1> panels, const std::string& we
     throw Error(ErrorKind::BadModelFile, "packed " + weight_type + " matrix of " + std::to_string(rows) + " x " + std::to_string(cols) +
                                              " does not take " + std::to_string(panels.size()) + " bytes");
   if (reinterpret_cast<uintptr_t>(panels.data()) % 64) throw Error(ErrorKind::BadModelFile, "packed panels are not 64-byte aligned");
-  m->memory = std::make_shared<Borrowed>(panels);
+  m->memory = std::make_shared<Borrowed>(panels, paged);
   return m;
 }
 
@@ -98,8 +99,9 @@ A `head` of type Q8_0, Q6_K or Q3_K goes into two planes, so that choices can be
         return std::const_pointer_cast<Matrix>(pack_wide(values.data(), n, k, threads));
       }, "values"_a, "threads"_a,
          "Round float32 [N, K] to int16 codes with a scale for each row's 128 inputs; K a multiple of WIDE_UNIT.")
-      .def_static("view", &matrix_view, "panels"_a, "weight_type"_a, "rows"_a, "cols"_a,
-         "Use panels that lie in an array (a mapped packed file): 64-byte aligned, exactly as long as needed.")
+      .def_static("view", &matrix_view, "panels"_a, "weight_type"_a, "rows"_a, "cols"_a, "paged"_a = false,
+         "Use panels that lie in an array (a mapped packed file): 64-byte aligned, exactly as long as needed.\n\n"
+         "`paged`: memory does not hold the file; the panels of a mixture's chosen experts are asked for ahead.")
       .def("panels", [](nb::handle self) {
         const Matrix& x = nb::cast<const Matrix&>(self);
         return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(x.w.data, {static_cast<size_t>(x.bytes())}, self);

@@ -43,7 +43,10 @@ struct Experts final : Op {
   }
   void run(Run& r, int thread) override {
     const int64_t rows = r.step->rows;
-    share(r, first, 1, 1, [&](int64_t, int64_t) { assign(r); });
+    share(r, first, 1, 1, [&](int64_t, int64_t) {
+      assign(r);
+      announce_experts();
+    });
     each_row(r, copied, rows, [&](int64_t t) { spread(r, t); });
     float* tiles = in.scratch->tiles[static_cast<size_t>(thread)].data();
     const int64_t room = static_cast<int64_t>(in.scratch->tiles[static_cast<size_t>(thread)].size()) / kPanelRows;
@@ -79,6 +82,14 @@ struct Experts final : Op {
       own->weight[place] = weigh_input ? 1.0f : chosen(n)[top_k];
     }
     used[r.seat] = static_cast<int64_t>(own->groups.size());
+  }
+  // Where weights come from disk: the chosen experts' are read from now on, down's while gate and up are computed.
+  void announce_experts() const {
+    for (const MatrixPtr& m : {gate, up, down}) {
+      if (!m || !m->memory->paged) continue;
+      const int64_t panels = m->w.count() / experts;
+      for (const Group& g : own->groups) announce(*m->memory, m->w.high(g.expert * panels), static_cast<size_t>(panels * m->w.panel_bytes));
+    }
   }
   const Group& group_of(int64_t place) const { return own->groups[static_cast<size_t>(own->group[static_cast<size_t>(place)])]; }
   void spread(Run& r, int64_t t) const {

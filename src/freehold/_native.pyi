@@ -89,8 +89,11 @@ class Matrix:
         """Round float32 [N, K] to int16 codes with a scale for each row's 128 inputs; K a multiple of WIDE_UNIT."""
 
     @staticmethod
-    def view(panels: U8, weight_type: str, rows: int, cols: int) -> Matrix:
-        """Use panels that lie in an array (a mapped packed file): 64-byte aligned, exactly as long as needed."""
+    def view(panels: U8, weight_type: str, rows: int, cols: int, paged: bool = False) -> Matrix:
+        """Use panels that lie in an array (a mapped packed file): 64-byte aligned, exactly as long as needed.
+
+        `paged`: memory does not hold the file; the panels of a mixture's chosen experts are asked for ahead.
+        """
 
     def panels(self) -> U8:
         """Show the panels' bytes, read-only, without a copy."""

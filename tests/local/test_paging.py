@@ -67,3 +67,15 @@ def test_rate_is_measured_on_the_files_themselves(tmp_path: Path):
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"x" * (1 << 20))
     assert read_rate([tmp_path / "a", tmp_path / "b"], seconds=0.01) > 0
+
+
+def test_paged_mixture_answers_as_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("freehold.models.packs.RACY_S", -1.0)
+    freehold.pull(str(write_gguf("qwen3moe", tmp_path / "mixture.gguf")))
+    with freehold.load("mixture", context=64, threads=1) as whole:
+        expected = whole.score(IDS)
+    for module in ("freehold.models.load", "freehold.local.opening"):
+        monkeypatch.setattr(f"{module}.available_bytes", lambda: 10_000)
+    with freehold.load("mixture", context=64, threads=1, allow_paging=True) as paged:
+        assert np.array_equal(paged.score(IDS), expected)

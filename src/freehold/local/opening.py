@@ -191,7 +191,7 @@ def _opened(
         digest = ref.digest or file_identity(opened.paths, now)
         digest = f"{digest}-{ref.rounding}" if digest and ref.rounding else digest
         pack = pack_path(packs, digest) if packs and digest else None
-        mapped = open_pack(pack, digest) if pack else None
+        mapped = open_pack(pack, digest, paging) if pack else None
         tokenizer, template = _text_side(opened, ref.path)
         if ref.overlay is not None and ref.overlay.template:
             origin = f"the owner's, of {ref.overlay.name}"
@@ -241,7 +241,7 @@ def _streamed(
         return None
     pool = threads if isinstance(threads, native.Threads) else native.Threads(threads or default_threads())
     stream_pack(pack, digest, sizes, Packer(pool, source, rounded, {}, progress).each())
-    return open_pack(pack, digest)
+    return open_pack(pack, digest, paged=True)
 
 
 def _drafter(ref: ModelRef, target: _Opened, packs: Path | None, progress: Progress | None) -> _Opened:

@@ -53,12 +53,16 @@ class Placed:
 class Pack(Mapping[str, Matrix]):
     """A model's packed matrices by name, mapped from a file."""
 
-    def __init__(self, path: Path, fd: int, mapped: U8, placed: Sequence[Placed]) -> None:
+    def __init__(
+        self, path: Path, fd: int, mapped: U8, placed: Sequence[Placed], paged: bool = False
+    ) -> None:
         """Start to verify `mapped`, which is the whole of the open file `fd`; `fd` is ours from now on."""
         self.path = path
         weakref.finalize(self, os.close, fd)
         self._fd, self._mapped, self._placed = fd, mapped, placed
-        self._matrices = {p.name: Matrix.view(p.panels(mapped), p.kind, p.rows, p.cols) for p in placed}
+        self._matrices = {
+            p.name: Matrix.view(p.panels(mapped), p.kind, p.rows, p.cols, paged) for p in placed
+        }
         self._lock = threading.Lock()
         self._sound, self._fault = False, ""
         self._known, self._verified_at = self._stamp(), 0.0

@@ -59,10 +59,11 @@ def file_identity(paths: Iterable[Path], before: float) -> str:
     return hashlib.sha256(f"freehold file identity {facts}".encode()).hexdigest()
 
 
-def open_pack(path: Path, digest: str) -> Pack | None:
+def open_pack(path: Path, digest: str, paged: bool = False) -> Pack | None:
     """Map a pack; None when there is none, or it is for another model, of another layout, or damaged at first sight.
 
-    Damage of its panels is found while they are read for the first time: see Pack.check.
+    Damage of its panels is found while they are read for the first time: see Pack.check. `paged`: memory may lack
+    room for it.
     """
     try:
         fd = os.open(path, os.O_RDONLY)
@@ -75,7 +76,9 @@ def open_pack(path: Path, digest: str) -> Pack | None:
         # The budget drops the least recently used. The time of reading alone: a new time of writing looks like damage.
         with contextlib.suppress(OSError):
             os.utime(path, ns=(time.time_ns(), os.fstat(fd).st_mtime_ns))
-        return Pack(path, os.dup(fd), map_file(fd, huge=True), [Placed(**m) for m in facts["matrices"]])
+        return Pack(
+            path, os.dup(fd), map_file(fd, huge=True), [Placed(**m) for m in facts["matrices"]], paged
+        )
     except (OSError, TypeError, FreeholdError):  # a header of another version, panels of another size
         return None
     finally:
