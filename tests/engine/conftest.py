@@ -59,6 +59,12 @@ def side_by_side(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
+def latent(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A deepseek_v3: latent attention, experts by groups."""
+    return tiny_hybrid("latent", tmp_path_factory.mktemp("engine") / "latent")
+
+
+@pytest.fixture(scope="session")
 def no_adapters() -> tuple[Adapter, ...]:
     """None, for models whose answers are compared without."""
     return ()

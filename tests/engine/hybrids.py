@@ -1,4 +1,4 @@
-"""Tiny random hybrids, written as safetensors from what their families declare; no other program has judged them."""
+"""Tiny random hybrids and models of latent attention, written from what their families declare; unjudged by others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,33 @@ COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+LATENT = COMMON | {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
+    "latent": LATENT,
+    "sparse": LATENT
+    | {
+        "architectures": ["DeepseekV32ForCausalLM"],
+        "model_type": "deepseek_v32",
+        "index_topk": 64,
+    },
     "lfm2": COMMON
     | {
         "architectures": ["Lfm2ForCausalLM"],

@@ -29,8 +29,9 @@ ADAPTERS = {
     "side_by_side": "no_adapters",
     "delta": "no_adapters",
     "kda": "no_adapters",
+    "latent": "no_adapters",
 }
-F16_ONLY = {"kda"}  # latents have no codes
+F16_ONLY = {"kda", "latent"}  # latents have no codes
 CONTEXT = 96
 # A pool too small for all, so that sequences are preempted; one whose window layers have few window blocks.
 BLOCKS = [3, 12]
