@@ -34,11 +34,17 @@ def ids(outs: list[TokenOut]) -> list[int]:
     return [out.id for out in outs]
 
 
+@pytest.fixture(params=["hybrid", "mamba", "side_by_side", "delta", "kda"])
+def each(request: pytest.FixtureRequest) -> LoadedModel:
+    """One model of each sort of state: a convolution's inputs, Mamba-2 alone and beside attention, delta rules."""
+    return request.getfixturevalue(request.param)
+
+
 # --- hits --------------------------------------------------------------------------------------------
 
 
-def test_the_second_turn_of_a_long_conversation_computes_its_new_tokens_alone(hybrid: LoadedModel):
-    with Engine(hybrid, context=CONTEXT) as engine:
+def test_the_second_turn_of_a_long_conversation_computes_its_new_tokens_alone(each: LoadedModel):
+    with Engine(each, context=CONTEXT) as engine:
         answer = ids(list(engine.generate(LONG, GREEDY, max_tokens=40)))
         second = [*LONG, *answer, *NEW]
         before = engine.stats()
@@ -48,28 +54,28 @@ def test_the_second_turn_of_a_long_conversation_computes_its_new_tokens_alone(hy
     # The answer's last token was chosen and not computed.
     assert job.usage.cached_tokens == len(second) - len(NEW) - 1
     assert after.computed_tokens - before.computed_tokens == len(NEW) + 1
-    assert outs == cold(hybrid, second)
+    assert outs == cold(each, second)
 
 
 def test_the_second_turn_after_a_restart_begins_at_the_last_snapshot_on_disk(
-    hybrid: LoadedModel, tmp_path: Path
+    each: LoadedModel, tmp_path: Path
 ):
-    with Engine(hybrid, context=CONTEXT, disk=tmp_path) as engine:
+    with Engine(each, context=CONTEXT, disk=tmp_path) as engine:
         answer = ids(list(engine.generate(LONG, GREEDY, max_tokens=40)))
     second = [*LONG, *answer, *NEW]
-    with Engine(hybrid, context=CONTEXT, disk=tmp_path) as engine:
+    with Engine(each, context=CONTEXT, disk=tmp_path) as engine:
         job = engine.generate(second, WARM, max_tokens=12, logprobs=2)
         outs = list(job)
         # The state inside a block at the answer's end is not on disk; the one after its last full block is.
         assert job.usage.cached_tokens == engine.stats().disk_tokens == (len(LONG) + 40 - 1) // 32 * 32
-    assert outs == cold(hybrid, second)
+    assert outs == cold(each, second)
     assert list(tmp_path.glob("*.state")) and list(tmp_path.glob("*.kv"))
 
 
-def test_four_live_streams_share_one_prefix(hybrid: LoadedModel):
+def test_four_live_streams_share_one_prefix(each: LoadedModel):
     prompts = [[*LONG[:2000], i, *NEW] for i in range(10, 14)]
-    alone = [cold(hybrid, prompt) for prompt in prompts]
-    with Engine(hybrid, context=CONTEXT, blocks=200) as engine:
+    alone = [cold(each, prompt) for prompt in prompts]
+    with Engine(each, context=CONTEXT, blocks=200) as engine:
         first = engine.generate(LONG[:2000], GREEDY, max_tokens=200)
         next(first)  # still running
         jobs = [engine.generate(prompt, WARM, max_tokens=12, logprobs=2) for prompt in prompts]
@@ -135,11 +141,11 @@ def test_one_prompt_takes_a_share_of_the_slots_at_most(hybrid: LoadedModel):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 31, 33, 512])
-def test_chunk_edges_of_the_convolution_change_no_bit(hybrid: LoadedModel, rows: int):
+def test_chunk_edges_of_the_convolution_change_no_bit(each: LoadedModel, rows: int):
     """A convolution of three inputs, in chunks shorter than what it keeps, and around a block's end."""
     prompt = LONG[:100]
-    with Engine(hybrid, context=CONTEXT, max_num_batched_tokens=rows, speculate=False) as engine:
-        assert list(engine.generate(prompt, WARM, max_tokens=12, logprobs=2)) == cold(hybrid, prompt)
+    with Engine(each, context=CONTEXT, max_num_batched_tokens=rows, speculate=False) as engine:
+        assert list(engine.generate(prompt, WARM, max_tokens=12, logprobs=2)) == cold(each, prompt)
 
 
 _CHILD = """
