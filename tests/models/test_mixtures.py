@@ -20,12 +20,14 @@ from freehold.models.load import load_model
 from freehold.models.lora import load_adapter
 from freehold.models.oracle import Oracle
 from freehold.types import SamplingParams
-from tests.models.golden import BOUND, golden, native_logits, write_model
+from tests.models.golden import BOUND, FORMS, golden, native_logits, write_model
 from tests.vectors import weights
 from tests.vectors.adapters import ATTENTION, MLP, Case, pairs, write_peft
 from tests.vectors.files import safetensors_bytes, write_gguf, write_safetensors
 
 MIXTURES = ["mixtral", "qwen2moe", "qwen3moe", "olmoe"]
+# Sigmoid routers, corrections, sparse mixers, sinks and windows, chunks and weighed inputs, factors, shared experts.
+OTHERS = ["ernie4_5_moe", "glm4_moe", "gpt_oss", "hunyuan_v1_moe", "llama4", "minimax_m2", "phimoe"]
 
 
 def reopened(path: Path, tensors: dict[str, Tensor] | None = None, /, **keys: Any) -> Any:
@@ -40,9 +42,10 @@ def reopened(path: Path, tensors: dict[str, Tensor] | None = None, /, **keys: An
     return opened
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", [*MIXTURES, *OTHERS])
 def test_sixteen_mixed_streams_are_what_each_is_alone(family: str, tmp_path: Path):
-    model = load_model(write_model(family, "gguf", tmp_path), threads=2)
+    form = "hf" if family == "llama4" else "gguf"  # a GGUF of it states no chunk
+    model = load_model(write_model(family, form, tmp_path), threads=2)
     asks = [
         ([5 + (7 * i + j * j) % 200 for j in range(3 + 5 * i)], SamplingParams(temperature=i % 2, seed=i))
         for i in range(16)
@@ -74,8 +77,10 @@ def test_a_token_reads_the_chosen_experts_alone(tmp_path: Path):
     assert model.bytes_per_token < model.nbytes
 
 
-@pytest.mark.parametrize("form", ["gguf", "hf"])
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize(
+    ("family", "form"),
+    [(name, form) for name, form in FORMS if name in {*MIXTURES, *OTHERS} and form != "legacy"],
+)
 def test_fit_counts_the_weights_that_the_engine_multiplies(family: str, form: str, tmp_path: Path):
     path = write_model(family, form, tmp_path)
     anatomy, model = from_file(path), load_model(path, threads=1)

@@ -20,12 +20,14 @@ from freehold.errors import BadModelFile
 from freehold.layers import LayerSpec
 
 if TYPE_CHECKING:
-    from freehold.formats import GGUFFile, ModelFile, SafetensorsFile
+    from freehold.formats import GGUFFile, ModelFile, SafetensorsFile, Tensor
 
 _OUTSIDE = ("mtp.", "vision_", "model.vision", "visual.", "multi_modal", "audio_", "v.", "mm.")  # no text
 
 # Stacked, or each apart: in safetensors, and in GGUFs of early 2024 (ffn_up.3.weight).
-_EXPERTS = re.compile(r"_exps\.|\.experts\.|ffn_(gate|up|down)\.\d+\.weight")
+_EXPERTS = re.compile(
+    r"_exps\.|\.experts\.|block_sparse_moe\.(in|out)put_linear|ffn_(gate|up|down)\.\d+\.weight"
+)
 
 
 def from_file(path: str | Path) -> Anatomy:
@@ -61,8 +63,8 @@ def _of_safetensors(opened: SafetensorsFile) -> Anatomy:
     config = opened.config
     text = config.get("text_config")
     keys = _SizeKeys(text if isinstance(text, Mapping) else config, "")
-    count = keys.number("num_experts", "n_routed_experts", "num_local_experts")
-    used = keys.number("num_experts_per_tok") / max(count, 1)
+    count = keys.number("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
+    used = keys.number("num_experts_per_tok", "moe_k", "moe_topk") / max(count, 1)
     embed = next(
         (
             n
@@ -103,13 +105,22 @@ def _parts(opened: ModelFile, embed: str, head: str, used: float) -> tuple[Weigh
             role, share = "embed", 1 / max(tensor.shape[0], 1)
         elif tensor.name in (embed, head):
             role = "head"
+        elif tensor.name.endswith("bias"):
+            role = "norms"
         elif of_expert(tensor.name):
             role, share = "experts", used
         else:
             role = "body" if len(tensor.shape) > 1 else "norms"
         weights, nbytes = sums.setdefault((role, tensor.type.name, share), [0.0, 0.0])
-        sums[role, tensor.type.name, share] = [weights + math.prod(tensor.shape), nbytes + tensor.nbytes]
+        sums[role, tensor.type.name, share] = [weights + _weights(tensor), nbytes + tensor.nbytes]
     return tuple(WeightGroup(role, kind, w, b, share) for (role, kind, share), (w, b) in sums.items())
+
+
+def _weights(tensor: Tensor) -> int:
+    """Count the weights of a tensor; MXFP4's bytes, in safetensors, hold two, and its scales none."""
+    if tensor.type.name == "U8":
+        return 2 * math.prod(tensor.shape) if tensor.name.endswith("_blocks") else 0
+    return math.prod(tensor.shape)
 
 
 def _file_type(opened: GGUFFile) -> int:
@@ -182,7 +193,7 @@ _NONE = 1 << 20  # more than there are layers
 _WINDOWED = dict.fromkeys(
     ("llama", "olmoe", "qwen2", "qwen2moe", "qwen3", "qwen3moe"), _NONE
 )  # if a GGUF states a window
-_CONFIG_WINDOWED: dict[str, int] = dict.fromkeys(("mistral", "mixtral"), _NONE)
+_CONFIG_WINDOWED: dict[str, int] = dict.fromkeys(("mistral", "mixtral"), _NONE) | {"gpt_oss": 2}
 _EVERY = _WINDOWED | {
     "gemma2": 2,
     "gemma3": 6,
@@ -192,6 +203,7 @@ _EVERY = _WINDOWED | {
     "llama4": 4,
     "olmo2": 4,
 }
+_CHUNKS = {"llama4": 8192}  # tokens of a chunk, which files do not state
 _RECURRENT = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}
 # Architectures whose layers without heads may be an MLP or experts alone, and those that attend beside a state.
 _ONE_PART = frozenset(("nemotron_h", "nemotron_h_moe"))
@@ -209,7 +221,7 @@ _ATTENDS, _NEITHER = ("*", "attention", "full_attention"), ("-", "E", "mlp", "mo
 
 def _gguf_layers(architecture: str, meta: _SizeKeys) -> tuple[LayerSpec, ...]:
     """Group an architecture's layers by what they keep, by a GGUF's keys."""
-    depth = meta.number("block_count")
+    depth = max(meta.number("block_count") - meta.number("nextn_predict_layers"), 0)
     if architecture in _ENCODERS:
         return (LayerSpec("plain", depth),)
     if latent := meta.number("attention.kv_lora_rank"):
@@ -218,7 +230,8 @@ def _gguf_layers(architecture: str, meta: _SizeKeys) -> tuple[LayerSpec, ...]:
     value_dim = meta.number("attention.value_length") or head_dim
     heads = meta.each("attention.head_count_kv") or meta.each("attention.head_count")
     heads = heads if len(heads) == depth else heads[:1] * depth
-    window, every = meta.number("attention.sliding_window"), _EVERY.get(architecture, 0)
+    window = meta.number("attention.sliding_window") or _CHUNKS.get(architecture, 0)
+    every = _EVERY.get(architecture, 0)
     apart = meta.number("full_attention_interval") or _RECURRENT.get(architecture, 0)
     wide = meta.each("feed_forward_length") if architecture in _ONE_PART else ()
     found: dict[LayerSpec, int] = {}
@@ -270,7 +283,7 @@ def _config_layers(keys: _SizeKeys) -> tuple[LayerSpec, ...]:
     if (model := str(keys.get("model_type"))) in _MAMBA:
         return _mamba_layers(keys, model)
     kv_heads = keys.number("num_key_value_heads", "num_attention_heads")
-    head_dim, window = _config_head_dim(keys), keys.number("sliding_window")
+    head_dim, window = _config_head_dim(keys), keys.number("sliding_window", "attention_chunk_size")
     every = keys.number("sliding_window_pattern", "_sliding_window_pattern")
     every = every or _CONFIG_WINDOWED.get(str(keys.get("model_type")), 0)
     kinds = keys.get("layer_types")
@@ -280,7 +293,7 @@ def _config_layers(keys: _SizeKeys) -> tuple[LayerSpec, ...]:
     for kind in kinds:
         if kind == "linear_attention":
             layer = _deltanet(keys)
-        elif kind == "sliding_attention" and window:
+        elif kind in ("sliding_attention", "chunked_attention") and window:
             layer = LayerSpec("window", 1, kv_heads, head_dim, window=window)
         else:
             layer = LayerSpec("full", 1, kv_heads, head_dim)
