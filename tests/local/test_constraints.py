@@ -269,6 +269,10 @@ FREE = Tool("free")
 GEMMA_MARKS = ("<|tool_call>", "<tool_call|>", '<|"|>')
 GLM_MARKS = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 HUNYUAN_MARKS = (*GLM_MARKS, "<tool_calls>", "</tool_calls>", "<tool_sep>")
+DEEPSEEK_MARKS = (
+    *("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>"),
+    *("<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+)
 KIMI_MARKS = (
     *("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>"),
     *("<|tool_call_argument_begin|>", "<|tool_call_end|>"),
@@ -309,6 +313,14 @@ VOCABULARIES = {
         vocabulary_with(("<minimax:tool_call>", "</parameter>\n"), TokenKind.USER_DEFINED),
     ),
     "seed": ("seed", vocabulary_with(("<seed:tool_call>", "</parameter>\n"), TokenKind.USER_DEFINED)),
+    "hermes": ("qwen3", vocabulary_with(("<tool_call>", "</tool_call>"), TokenKind.USER_DEFINED)),
+    "mistral": ("mistral-v13", vocabulary_with(("[TOOL_CALLS]", "[ARGS]"), TokenKind.CONTROL)),
+    "mistral-v3": ("mistral-v3", vocabulary_with(("[TOOL_CALLS]",), TokenKind.CONTROL)),
+    "nemotron": ("nemotron", vocabulary_with(("<TOOLCALL>", "</TOOLCALL>"), TokenKind.USER_DEFINED)),
+    "tool-calls": ("tool-calls", vocabulary_with(("<tool_calls>", "</tool_calls>"), TokenKind.CONTROL)),
+    "llama": ("llama", vocabulary_with(("<|python_tag|>",), TokenKind.CONTROL)),
+    "deepseek-v3": ("deepseek-v3", vocabulary_with(DEEPSEEK_MARKS, TokenKind.CONTROL)),
+    "deepseek-v3.1": ("deepseek-v3.1", vocabulary_with(DEEPSEEK_MARKS, TokenKind.CONTROL)),
     "lfm2": ("lfm2", vocabulary_with(("<|tool_call_start|>", "<|tool_call_end|>"), TokenKind.CONTROL)),
     "kimi": ("kimi", vocabulary_with(KIMI_MARKS, TokenKind.CONTROL)),
     "cohere": ("cohere", vocabulary_with(("<|START_ACTION|>", "<|END_ACTION|>"), TokenKind.CONTROL)),
@@ -364,6 +376,14 @@ def test_every_call_that_is_admitted_is_read_and_fits(
 
 
 BEGUN = {
+    "qwen3": "Well:\n<tool_call>",
+    "mistral-v13": "Well:[TOOL_CALLS]",
+    "mistral-v3": "[TOOL_CALLS]",
+    "nemotron": "Well: <TOOLCALL>",
+    "tool-calls": "<tool_calls>",
+    "llama": '{"name": "pick", "parameters": {',
+    "deepseek-v3": "<｜tool▁calls▁begin｜>",
+    "deepseek-v3.1": "<｜tool▁calls▁begin｜>",
     "lfm2": "<|tool_call_start|>",
     "kimi": "Well:<|tool_calls_section_begin|>",
     "cohere": "<|START_ACTION|>",
