@@ -319,6 +319,7 @@ VOCABULARIES = {
     "nemotron": ("nemotron", vocabulary_with(("<TOOLCALL>", "</TOOLCALL>"), TokenKind.USER_DEFINED)),
     "tool-calls": ("tool-calls", vocabulary_with(("<tool_calls>", "</tool_calls>"), TokenKind.CONTROL)),
     "llama": ("llama", vocabulary_with(("<|python_tag|>",), TokenKind.CONTROL)),
+    "llama4": ("llama4", vocabulary_with(("<|python_start|>", "<|python_end|>"), TokenKind.CONTROL)),
     "deepseek-v3": ("deepseek-v3", vocabulary_with(DEEPSEEK_MARKS, TokenKind.CONTROL)),
     "deepseek-v3.1": ("deepseek-v3.1", vocabulary_with(DEEPSEEK_MARKS, TokenKind.CONTROL)),
     "lfm2": ("lfm2", vocabulary_with(("<|tool_call_start|>", "<|tool_call_end|>"), TokenKind.CONTROL)),
@@ -376,6 +377,7 @@ def test_every_call_that_is_admitted_is_read_and_fits(
 
 
 BEGUN = {
+    "llama4": '{"name": "pick", "parameters": {',
     "qwen3": "Well:\n<tool_call>",
     "mistral-v13": "Well:[TOOL_CALLS]",
     "mistral-v3": "[TOOL_CALLS]",

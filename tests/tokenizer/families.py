@@ -83,6 +83,11 @@ SHORT = {
         between=", ",
         after="]<|tool_call_end|>",
     ),
+    "llama4": _turns(
+        "Environment: ipython\n" + _LISTED,
+        '{"name": "{{ f.name }}", "parameters": {{ f.arguments | tojson }}}',
+        before="<|python_start|>{{ m.content }}<|python_end|>",
+    ),
     "kimi": _turns(
         _LISTED,
         "<|tool_call_begin|>functions.{{ f.name }}:{{ loop.index0 }}<|tool_call_argument_begin|>"

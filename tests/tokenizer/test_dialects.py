@@ -58,6 +58,7 @@ FAMILIES = {
     "seed": "seed",
     "dsml": "dsml-function-calls",
     "hunyuan": "hunyuan",
+    "llama4": "llama4",
     "lfm2": "lfm2",
     "kimi": "kimi",
     "tool-calls": "tool-calls",
@@ -381,6 +382,12 @@ def test_value_of_an_xml_call_has_the_schema_s_type(key, raw, value):
         ("nemotron", f"<TOOLCALL>[{BARE}]", 1),
         ("tool-calls", f"<tool_calls>[{BARE}, {BARE}]</tool_calls>", 2),
         ("granite", f"<|tool_call|>[{BARE}]", 1),
+        ("llama4", '{"name": "get_weather", "parameters": {"city": "Rome"}}' * 2, 2),
+        (
+            "llama4",
+            '<|python_start|>{"name": "get_weather", "parameters": {"city": "Rome"}}<|python_end|>',
+            1,
+        ),
         ("phi4", f"<|tool_call|>[{BARE}]<|/tool_call|>", 1),
         ("functionary", '<function=get_weather>{"city": "Rome"}</function>', 1),
         (

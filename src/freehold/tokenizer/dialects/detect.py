@@ -8,7 +8,7 @@ from __future__ import annotations
 from freehold.tokenizer.dialects import deepseek, gemma, harmony, kimi, listed, marked, mistral, pythonic, xml
 from freehold.tokenizer.dialects.contract import Dialect
 from freehold.tokenizer.dialects.hermes import HERMES, OPEN
-from freehold.tokenizer.dialects.llama import FUNCTION, FUNCTIONARY, LLAMA, TAG
+from freehold.tokenizer.dialects.llama import FUNCTION, FUNCTIONARY, LLAMA, LLAMA4, START, TAG
 
 # In this order; all texts of a row must occur. A later row's marks may occur in an earlier row's templates.
 _MARKS: tuple[tuple[Dialect, tuple[str, ...]], ...] = (
@@ -36,6 +36,7 @@ _MARKS: tuple[tuple[Dialect, tuple[str, ...]], ...] = (
     (marked.GLM, ("<tool_call>", "<arg_key>")),
     (xml.XML, (xml.OPEN, xml.FUNCTION)),
     (HERMES, (OPEN, "arguments")),
+    (LLAMA4, (START, "parameters")),
     (FUNCTIONARY, (FUNCTION,)),
     (LLAMA, (TAG,)),
     (LLAMA, ("ipython", "parameters")),

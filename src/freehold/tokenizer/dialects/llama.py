@@ -1,9 +1,12 @@
 """Llama 3: a JSON object with "name" and "parameters", sometimes after <|python_tag|>, several joined by ";".
 
-Functionary, built on it, writes <function=NAME>{...}</function> instead.
+Llama 4 has two marks of its own around code, and joins calls without any. Functionary, built on Llama 3, writes
+<function=NAME>{...}</function> instead.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from freehold.tokenizer.dialects.contract import (
     Call,
@@ -45,6 +48,32 @@ def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
 FORM = CallForm(OBJECT.head, '", "parameters": ', OBJECT.tail)
 LLAMA = Dialect("llama", (Opening(TAG), *BARE), read, form=FORM)
 
+START, END = "<|python_start|>", "<|python_end|>"
+
+
+def read_joined(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
+    """Read the calls of Llama 4: after a mark, or an object as the first thing of a line."""
+    if opening in (START, END):
+        yield from source.optional(END)  # templates write both around nothing
+        yield from source.space()
+        call = yield from named_call(source, offer)
+        calls = None if call is None else [call]
+    else:
+        calls = yield from read_bare(source, opening, offer)
+    while calls:
+        end = source.at
+        yield from source.space()
+        call = (yield from named_call(source, offer)) if (yield from source.char()) == "{" else None
+        if call is None:
+            source.at = end
+            break
+        calls.append(call)
+    if calls:
+        yield from source.optional(END)
+    return calls
+
+
+LLAMA4 = Dialect("llama4", (Opening(START), Opening(END), *BARE), read_joined, form=replace(FORM, between=""))
 
 FUNCTION, FUNCTION_END = "<function=", "</function>"
 
