@@ -3,7 +3,7 @@
 Options: `flash` (flash attention; its own default is to use it), `repack` (weights re-laid for this
 processor, its default), `unified` (one KV buffer for all sequences), and for quality.py `kv` ("f16" | "f32")
 and `logits` (room for the logits of all rows).
-Path: peers.py, quality.py or tests/vectors/check_gguf.py -> peer.Child -> this file
+Path: peers.py, quality.py or tests/vectors/check_families.py -> peer.Child -> this file
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The environments that peers are installed into: one each under the git-ignored .peers/, as their pins clash.
 
 Knows packages and interpreters; knows no model. What is compiled is compiled for this machine.
-Path: peers.py, quality.py or tests/vectors/check_gguf.py -> environment
+Path: peers.py, quality.py or tests/vectors/check_families.py -> environment
 """
 
 from __future__ import annotations

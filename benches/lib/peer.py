@@ -1,7 +1,7 @@
 """Peers as child processes. Knows requests and answers; knows no model and no measure.
 
 A child that is not asked is stopped, so that threads which spin while they wait take nothing from others.
-Path: peers.py, quality.py or tests/vectors/check_gguf.py -> Child -> driver.main in peer_*.py
+Path: peers.py, quality.py or tests/vectors/check_families.py -> Child -> driver.main in peer_*.py
 """
 
 from __future__ import annotations

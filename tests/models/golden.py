@@ -12,7 +12,7 @@ import numpy as np
 from freehold import _native as native
 from freehold.models.load import LoadedModel
 from freehold.models.oracle import Oracle
-from tests.vectors.files import write_gguf, write_safetensors
+from tests.vectors.files import write_gguf, write_published, write_safetensors
 from tests.vectors.weights import FAMILIES, PREFILL
 
 GOLDEN = Path(__file__).parent.parent / "vectors" / "golden"
@@ -20,16 +20,17 @@ BOUND = 5e-4  # of the logits' standard deviation
 FORMS = [
     (name, form)
     for name, it in FAMILIES.items()
-    for form in ("hf", "legacy", "gguf")
+    for form in ("hf", "published", "gguf")
     if it.gguf or form != "gguf"
 ]
 
 
 def write_model(family: str, form: str, folder: Path) -> Path:
-    """Write a tiny model: safetensors with new or older keys of config.json, or a GGUF."""
+    """Write a tiny model: safetensors as transformers 5 writes them, as hubs have them, or a GGUF."""
+    folder.mkdir(exist_ok=True)
     if form == "gguf":
         return write_gguf(family, folder / "model.gguf")
-    return write_safetensors(family, folder / "model", legacy=form == "legacy")
+    return (write_published if form == "published" else write_safetensors)(family, folder / "model")
 
 
 def golden(family: str) -> tuple[list[int], np.ndarray]:

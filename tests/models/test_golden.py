@@ -62,7 +62,7 @@ def test_oracle_computes_the_golden_logits(family: str, form: str, tmp_path: Pat
     assert error(oracle_logits(oracle, ids, pieces(ids)), family) <= BOUND
 
 
-@pytest.mark.parametrize(("family", "form"), [f for f in FORMS if f[1] != "legacy"])
+@pytest.mark.parametrize(("family", "form"), FORMS)
 def test_native_plan_computes_the_golden_logits(family: str, form: str, tmp_path: Path):
     ids, _ = golden(family)
     model = load_model(write_model(family, form, tmp_path), threads=1)

@@ -4,6 +4,7 @@
 `make.py` and `make_greedy.py` need torch and transformers and are run by hand, from the repository's root:
 
     python -m tests.vectors.make            # golden/<family>.npz
-    python -m tests.vectors.check_gguf      # llama.cpp reads our GGUF files and agrees with golden/
+    python -m tests.vectors.convert         # the same models by llama.cpp's own converter
+    python -m tests.vectors.check_families  # all forms against golden/, and llama.cpp beside: the table of models
     python -m tests.vectors.make_greedy     # greedy/<model>.json
 """

@@ -1,12 +1,13 @@
 """Writes the tiny models of weights.py as real files: a safetensors directory, or a GGUF of any weight type.
 
 Knows the dialects of config.json and what the gguf package quantises; the models are made by models/tiny. The GGUF side
-is checked against llama.cpp itself by check_gguf.py, the safetensors side against transformers by make.py.
+is checked against llama.cpp itself by check_families.py, the safetensors side against transformers by make.py.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,26 @@ def write_safetensors(family: str, folder: Path | str, *, dtype: str = "F32", le
     return folder
 
 
+def write_published(family: str, folder: Path | str) -> Path:
+    """Write the form that hubs mostly have: BF16 in two files with an index, and a config.json with older keys."""
+    folder = write_safetensors(family, folder, dtype="BF16", legacy=True)
+    (folder / "model.safetensors").unlink()
+    tensors = sorted(make.hf_tensors(FAMILIES[family]).items())
+    index: dict[str, str] = {}
+    for i, part in enumerate((tensors[::2], tensors[1::2]), start=1):
+        name = f"model-{i:05}-of-00002.safetensors"
+        (folder / name).write_bytes(safetensors_bytes(dict(part), "BF16"))
+        index |= dict.fromkeys((key for key, _ in part), name)
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": index}), encoding="utf-8")
+    return folder
+
+
 def older_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Turn transformers' 5.x keys of a config.json into the older ones."""
+    """Turn transformers' 5.x keys of a config.json into the older ones, and its infinity into a bare one."""
+    config = json.loads(
+        json.dumps(config), object_hook=lambda d: math.inf if d == {"__float__": "Infinity"} else d
+    )
     rope = config.pop("rope_parameters", None)
     if rope is None:
         return config

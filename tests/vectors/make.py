@@ -22,9 +22,9 @@ from tests.vectors import files, weights
 from tests.vectors.routing import chosen_experts
 
 GOLDEN = Path(__file__).with_name("golden")
-AGREEMENT = (
-    2e-4  # of the logits' deviation: full forward against prefill + steps, the same sums in another order
-)
+# Full forward against prefill + steps, of the logits' deviation: the same sums in another order; a DeltaNet's states
+# sum up their roundings.
+AGREEMENT = 5e-4
 
 
 def load(family: str, folder: Path, legacy: bool) -> Any:

@@ -2,7 +2,7 @@
 
 Knows what a name says of a tensor's values; knows no family and no file. A matrix element is an integer in
 [-127, 127] times a power of two, and the largest of each 32 along a row is exactly 127, so the same values survive F32,
-F16, BF16 and Q8_0 without rounding; other elements are multiples of 2^-7. Only PCG64's raw words are drawn, whose
+F16, BF16 and Q8_0 without rounding; other elements have eight bits. Only PCG64's raw words are drawn, whose
 stream NumPy guarantees across versions; the rest is integer arithmetic.
 Path: make.write_safetensors -> draw.tensor
 """
@@ -65,4 +65,5 @@ def _matrix(noise: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def _on_grid(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    return (np.rint(values * 128) / 128).astype(np.float32)
+    step = np.where(np.abs(values) < 2, 1 / 128, 1 / 64)  # eight bits, as BF16 has
+    return (np.rint(values / step) * step).astype(np.float32)
