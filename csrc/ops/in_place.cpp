@@ -1,4 +1,4 @@
-// Small changes of rows in place, between a projection and what reads it: rotation alone, clipping, a scale by position.
+// Small changes of rows in place, between a projection and what reads it: rotation alone, clipping, scales, sums, products.
 // Knows rows and positions; a few kilobytes a token, bound by memory.
 #include <cmath>
 
@@ -91,6 +91,50 @@ void scale(Plan& plan, int x, float factor) {
   plan.add(std::move(op));
 }
 FREEHOLD_OP(scale, "x *= factor, in place.", "x"_a, "factor"_a)
+
+struct AddRows final : Op {
+  int x, y; int64_t k;
+  void run(Run& r, int) override {
+    each_row(r, first, r.step->rows, [&](int64_t t) { r.k->add(r.buffer[x] + t * k, r.buffer[y] + t * k, k); });
+  }
+};
+
+void add(Plan& plan, int x, int y) {
+  const int64_t k = plan.width_of(x);
+  plan.want_width(y, k, "the addend");
+  auto op = std::make_unique<AddRows>();
+  op->x = x;
+  op->y = y;
+  op->k = k;
+  op->reads = {x, y};
+  plan.add(std::move(op));
+}
+FREEHOLD_OP(add, "x += y, in place.", "x"_a, "y"_a)
+
+struct MultiplyRows final : Op {
+  int x, y; int64_t k, of, at;                // `of`: width of y, whose part at `at` is read
+  void run(Run& r, int) override {
+    each_row(r, first, r.step->rows, [&](int64_t t) {
+      float* to = r.buffer[x] + t * k;
+      const float* by = r.buffer[y] + t * of + at;
+      for (int64_t i = 0; i < k; ++i) to[i] *= by[i];
+    });
+  }
+};
+
+void multiply(Plan& plan, int x, int y, int64_t at) {
+  const int64_t k = plan.width_of(x), of = plan.width_of(y);
+  if (at < 0 || at + k > of) refuse("multiply() by " + std::to_string(k) + " inputs from " + std::to_string(at) + " on of " + std::to_string(of));
+  auto op = std::make_unique<MultiplyRows>();
+  op->x = x;
+  op->y = y;
+  op->k = k;
+  op->of = of;
+  op->at = at;
+  op->reads = {x, y};
+  plan.add(std::move(op));
+}
+FREEHOLD_OP(multiply, "x *= the part of y that begins at `at`, in place.", "x"_a, "y"_a, "at"_a = 0)
 
 }  // namespace
 }  // namespace fh

@@ -7,13 +7,16 @@ namespace {
 struct NormRows final : Op {
   int x, out; Vector weight; float eps; int64_t k;
   void run(Run& r, int) override {
-    each_row(r, first, r.step->rows, [&](int64_t t) { r.k->rms_norm(r.buffer[x] + t * k, weight.data(), eps, k, r.buffer[out] + t * k); });
+    const int64_t group = weight.size();
+    each_row(r, first, r.step->rows, [&](int64_t t) {
+      for (int64_t i = t * k; i < (t + 1) * k; i += group) r.k->rms_norm(r.buffer[x] + i, weight.data(), eps, group, r.buffer[out] + i);
+    });
   }
 };
 
 int norm(Plan& plan, int x, Vector weight, float eps) {
   const int64_t k = plan.width_of(x);
-  check({weight, eps}, k);
+  if (!weight.size() || k % weight.size()) check({weight, eps}, k);
   auto op = std::make_unique<NormRows>();
   op->x = x;
   op->k = k;
@@ -24,7 +27,7 @@ int norm(Plan& plan, int x, Vector weight, float eps) {
   op->writes = {op->out};
   return plan.add(std::move(op)).out;
 }
-FREEHOLD_OP(norm, "RMS norm of every row.", "x"_a, "weight"_a, "eps"_a)
+FREEHOLD_OP(norm, "RMS norm of every row, or of every part of it as wide as the weight, such as a head.", "x"_a, "weight"_a, "eps"_a)
 
 struct AddNorm final : Op {
   int x, residual; Vector weight; float eps; int64_t k;

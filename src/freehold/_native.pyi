@@ -186,6 +186,9 @@ class Plan:
     """
 
     def __init__(self, threads: Threads, cache: KvCache | None, max_rows: int) -> None: ...
+    def add(self, x: int, y: int) -> None:
+        """x += y, in place."""
+
     def add_norm(self, residual: int, x: int, weight: F32, eps: float) -> None:
         """residual += norm(x), in place."""
 
@@ -350,8 +353,11 @@ class Plan:
         The softcap of scale * (W · n + bias), n = norm(x) or x.
         """
 
+    def multiply(self, x: int, y: int, at: int = 0) -> None:
+        """x *= the part of y that begins at `at`, in place."""
+
     def norm(self, x: int, weight: F32, eps: float) -> int:
-        """RMS norm of every row."""
+        """RMS norm of every row, or of every part of it as wide as the weight, such as a head."""
 
     def norm_gate(self, y: int, gate: int, weight: F32 | None, eps: float = 0.0, *, act: str) -> None:
         """y = norm(y) * act(gate) in place, a norm of heads as wide as the weight, or none; act: silu or sigmoid."""
@@ -432,6 +438,9 @@ class Plan:
 
     def temper(self, x: int, beta: float, original: int, shift: int = 0) -> None:
         """x *= 1 + beta * ln(1 + floor((position + shift) / original)), in place."""
+
+    def weigh(self, routes: int, scale: F32) -> None:
+        """Multiply the weights that route() returned by those of the chosen experts, in place."""
 
     @property
     def hidden_width(self) -> int:

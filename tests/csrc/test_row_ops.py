@@ -29,6 +29,10 @@ VALUES = {
     "down": normal(3, WIDTH, 96) * np.float32(0.2),
     "square": normal(4, WIDTH, WIDTH) * np.float32(0.2),
     "kv": normal(5, 2 * HEAD, WIDTH) * np.float32(0.2),
+    "router": normal(9, 4, WIDTH),
+    "gates": normal(10, 4 * 32, WIDTH) * np.float32(0.2),
+    "ups": normal(11, 4 * 32, WIDTH) * np.float32(0.2),
+    "downs": normal(12, 4 * WIDTH, 32) * np.float32(0.2),
 }
 WEIGHT, BIAS, WIDE = 1 + normal(6, WIDTH) / 4, normal(7, WIDTH), normal(8, 96)
 SPEC = LayerSpec("full", 1, 2, HEAD)
@@ -108,7 +112,25 @@ def turned(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
     ops.logits(x, m["embed"], WEIGHT, EPS)
 
 
-PROGRAMS = [layer_norms, without_gates, turned]
+def beside(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+    x = ops.embed(m["embed"])
+    wide = ops.norm(ops.linear(x, (m["up"],), (None,))[0], WEIGHT[:HEAD], EPS)
+    part = ops.norm(x, WEIGHT, EPS)
+    ops.multiply(part, wide, 32)
+    ops.add(x, part)
+    ops.logits(x, m["embed"], WEIGHT, EPS)
+
+
+def weighed(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+    x = ops.embed(m["embed"])
+    routes = ops.route(x, m["router"], 2, norm=WEIGHT, eps=EPS, renormalise=True)
+    ops.weigh(routes, np.arange(1, 5, dtype=np.float32))
+    y = ops.experts(x, routes, m["gates"], m["ups"], m["downs"], None, act="gelu", norm=WEIGHT, eps=EPS)
+    ops.add(x, y)
+    ops.logits(x, m["embed"], WEIGHT, EPS)
+
+
+PROGRAMS = [layer_norms, without_gates, turned, beside, weighed]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -168,5 +190,14 @@ def test_what_does_not_fit_is_refused():
         plan.temper(x, 0.1, 0)
     with pytest.raises(UsageError, match="act must be"):
         plan.linear_act(x, m, "silu")
+    with pytest.raises(UsageError, match="a norm weight of 24 for rows of 64"):
+        plan.norm(x, np.ones(24, np.float32), EPS)
+    with pytest.raises(UsageError, match="64 inputs from 1 on of 64"):
+        plan.multiply(x, x, 1)
+    with pytest.raises(UsageError, match="what route"):
+        plan.weigh(x, np.ones(4, np.float32))
+    routes = plan.route(x, packed(VALUES["router"]), 2, renormalise=True)
+    with pytest.raises(UsageError, match="3 weights of 4 experts"):
+        plan.weigh(routes, np.ones(3, np.float32))
     with pytest.raises(UsageError, match="a bias that does not fit"):
         plan.logits(x, m, None, bias=np.ones(3, np.float32))

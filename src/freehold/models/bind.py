@@ -170,14 +170,15 @@ def family_of(config: Metadata) -> tuple[Family, Fields, bool]:
     classes = config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None
     for family in FAMILIES:
-        if name in family.hf_classes:
+        if name in family.hf_classes and family.hf_when(Fields(config)):
             return family, Fields(config), False
     wrapped = [family for family in FAMILIES if name in family.wrappers]
     if not wrapped:
         raise _unknown_architecture(str(name or Fields(config).text("model_type")))
     text = Fields(config).section("text_config") or Fields({})
     kind = text.text("model_type", wrapped[0].gguf_architecture)
-    found = next((f for f in wrapped if kind in (f.gguf_architecture, *f.model_types)), None)
+    kinds = [f for f in wrapped if kind in (f.gguf_architecture, *f.model_types)]
+    found = next((f for f in kinds if f.hf_when(text)), None)
     if found is None:
         raise _unknown_architecture(kind)
     return found, Fields({**_inherited(config), **text.values}), True

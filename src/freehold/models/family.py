@@ -140,6 +140,10 @@ class Ends(ABC):
     def begin(self, ops: Ops, w: Values) -> Buffer:
         """Turn a step's tokens into the residual stream."""
 
+    def beside(self, ops: Ops, x: Buffer, w: Values) -> Mapping[str, Buffer]:
+        """Return what layers read beside the stream, made of its beginning; parts find it among their weights."""
+        return {}
+
     @abstractmethod
     def finish(self, ops: Ops, x: Buffer, w: Values) -> None:
         """Turn the residual stream into what a step returns."""
@@ -219,9 +223,10 @@ class Network:
     def forward(self, ops: Ops, weights: NetworkWeights) -> None:
         """Compose one step."""
         x = self.ends.begin(ops, weights.ends)
+        beside = self.ends.beside(ops, x, weights.ends)
         for i, (layer, w) in enumerate(zip(self.layers, weights.layers, strict=True)):
             for part in layer.parts:
-                part.forward(ops, i, x, w)
+                part.forward(ops, i, x, {**w, **beside} if beside else w)
         self.ends.finish(ops, x, weights.ends)
 
 
@@ -239,6 +244,7 @@ class Family:
     layer: Callable[[Any, int], tuple[LayerPart, ...]]  # config, number -> its parts; layers may differ
     ends: Callable[[Any], Ends]
     model_types: tuple[str, ...] = ()  # config.json's names for it beside the GGUF's
+    hf_when: Callable[[Fields], bool] = lambda config: True  # which files of its classes are its own
     wrappers: tuple[str, ...] = ()  # classes of text and pictures whose `text_config` may be one of it
     names: Mapping[str, str] = field(
         default_factory=dict

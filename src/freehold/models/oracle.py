@@ -59,7 +59,7 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs):
         return table.take(self._tokens) * np.float32(scale)
 
     def norm(self, x: F32, weight: F32, eps: float) -> F32:
-        return rms_norm(x, weight, eps)
+        return rms_norm(x.reshape(len(x), -1, len(weight)), weight, eps).reshape(x.shape)
 
     def linear(
         self,
@@ -260,6 +260,15 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs):
 
     def scale(self, x: F32, factor: float) -> None:
         x *= np.float32(factor)
+
+    def add(self, x: F32, y: F32) -> None:
+        x += y
+
+    def multiply(self, x: F32, y: F32, at: int = 0) -> None:
+        x *= y[:, at : at + x.shape[1]]
+
+    def weigh(self, routes: ChosenExperts, scale: F32) -> None:
+        routes.weights[:] *= scale[routes.ids]
 
     def attend_both(self, q: F32, k: F32, v: F32, heads: int, scale: float) -> F32:
         q, k, v = (a.reshape(len(a), heads, -1) for a in (q, k, v))

@@ -55,6 +55,7 @@ class RopeSpec:
     base: float
     width: int
     adjacent: bool
+    turning: int = -1  # pairs that turn, the others stay; -1: all of them
     divisible: bool = True  # by the frequencies' divisors that a GGUF may hold: Llama 3's scaling
     scaling: Scaling = "default"
     factor: float = 1.0
@@ -81,6 +82,8 @@ class RopeSpec:
             freq = freq / self._longrope(divisors, long)
         if divisors.always is not None and self.divisible:
             freq = freq / checked_divisors("rope_freqs.weight", divisors.always, self.width // 2)
+        if self.turning >= 0:
+            freq[self.turning :] = 0.0
         return RopeTable(freq.astype(np.float32), self._attention_factor(), self.adjacent)
 
     def _longrope(self, divisors: Divisors, long: bool) -> NDArray[np.float64]:
@@ -205,6 +208,8 @@ def hf_rope_section(
 ) -> RopeSpec:
     """Read one rope object of config.json; None is a plain rope."""
     section = section or Fields({})
+    if section.text("rope_type", "default") == "proportional":
+        return _hf_proportional(section, head_dim, base)
     width = int(head_dim * section.number("partial_rotary_factor", 1e-3, 1.0, partial))
     spec = RopeSpec(
         base=_base(section, "rope_theta", base), width=check_width(width, head_dim), adjacent=False
@@ -223,6 +228,15 @@ def hf_rope_section(
     if kind == "longrope":
         return _hf_longrope(replace(spec, original=original), section, context)
     return _hf_yarn(replace(spec, original=original), section, context)
+
+
+def _hf_proportional(section: Fields, head_dim: int, base: float) -> RopeSpec:
+    """Read Gemma 4's: frequencies as of the whole head, of which the first share of pairs turns."""
+    share = section.number("partial_rotary_factor", 0.0, 1.0, 1.0)
+    width = check_width(head_dim, head_dim)
+    spec = RopeSpec(base=_base(section, "rope_theta", base), width=width, adjacent=False)
+    factor = section.number("factor", 1e-3, MAX_FACTOR, 1.0)
+    return replace(spec, scaling="linear", factor=factor, turning=int(share * width // 2))
 
 
 def _hf_longrope(spec: RopeSpec, section: Fields, context: int) -> RopeSpec:

@@ -6,7 +6,7 @@ Path: Family.ends -> DecoderEnds -> Network.forward
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from freehold.models.family import Ends, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
@@ -29,7 +29,7 @@ class DecoderEnds(Ends):
     bias: bool = False  # of the head
 
     @classmethod
-    def of(cls, cfg: Sizes, **options: Any) -> DecoderEnds:
+    def of(cls, cfg: Sizes, **options: Any) -> Self:
         """Take the sizes out of a config."""
         return cls(vocab=cfg.vocab, hidden=cfg.hidden, eps=cfg.eps, tied=cfg.tied, **options)
 
