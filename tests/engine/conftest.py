@@ -65,6 +65,18 @@ def latent(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
+def sharing(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A gemma4: its last layers read the keys and values of earlier ones, sliding or full."""
+    return tiny_hybrid("gemma4", tmp_path_factory.mktemp("engine") / "gemma4")
+
+
+@pytest.fixture(scope="session")
+def parallel(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A cohere2: attention and MLP read one layer norm, and full layers know no positions."""
+    return tiny_hybrid("cohere2", tmp_path_factory.mktemp("engine") / "cohere2")
+
+
+@pytest.fixture(scope="session")
 def no_adapters() -> tuple[Adapter, ...]:
     """None, for models whose answers are compared without."""
     return ()

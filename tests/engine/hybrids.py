@@ -140,6 +140,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mamba_d_conv": 4,
         "key_multiplier": 0.5,
     },
+    "gemma4": COMMON
+    | {
+        "architectures": ["Gemma4ForCausalLM"],
+        "model_type": "gemma4_text",
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 32,
+        "vocab_size_per_layer_input": 256,
+        "use_double_wide_mlp": True,
+        "final_logit_softcapping": 30.0,
+    },
+    "cohere2": COMMON
+    | {
+        "architectures": ["Cohere2ForCausalLM"],
+        "model_type": "cohere2",
+        "sliding_window": 8,
+        "logit_scale": 0.5,
+    },
 }
 
 

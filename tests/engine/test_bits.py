@@ -30,6 +30,8 @@ ADAPTERS = {
     "delta": "no_adapters",
     "kda": "no_adapters",
     "latent": "no_adapters",
+    "sharing": "no_adapters",
+    "parallel": "no_adapters",
 }
 F16_ONLY = {"kda", "latent"}  # latents have no codes
 CONTEXT = 96
