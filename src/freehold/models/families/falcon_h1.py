@@ -121,9 +121,8 @@ def scaled(spec: TensorSpec, factor: float | NDArray[np.float32]) -> TensorSpec:
         rows = np.asarray(name.rows, np.int64)
         return Cut(name.name, name.shape, take=lambda v: v[rows] * np.asarray(factor, np.float32))
 
-    if np.all(factor == 1.0):
-        return spec
-    return replace(spec, hf=tuple(one(name) for name in spec.hf), adaptable=False)
+    hf = spec.hf if np.all(factor == 1.0) else tuple(one(name) for name in spec.hf)
+    return replace(spec, hf=hf, adaptable=False)  # of a GGUF the factor is not known
 
 
 @dataclass(frozen=True, slots=True)
