@@ -16,11 +16,12 @@ INNER = HEADS * WIDTH
 MIXED = INNER + 2 * GROUPS * STATES
 TOKENS = 64
 A, D, BIAS = -np.exp(normal(1, HEADS)), normal(2, HEADS), normal(3, HEADS) - 1
-TABLE, STEPS = normal(4, TOKENS, MIXED), normal(5, HEADS, MIXED) / 20
+TABLE, STEPS = normal(4, TOKENS, MIXED), normal(5, HEADS, MIXED) * np.float32(0.05)
 
 
 def packed(values: F32, threads: native.Threads) -> native.Matrix:
-    return native.Matrix.pack(values.view(np.uint8).reshape(-1), "F32", *values.shape, threads)
+    rows, columns = values.shape
+    return native.Matrix.pack(values.view(np.uint8).reshape(-1), "F32", rows, columns, threads)
 
 
 class Model:
@@ -62,7 +63,7 @@ def test_the_plan_computes_what_the_oracle_says():
     ops = RecurrentVerbs()
     ops._states = {}
     x = TABLE[np.arange(40)]
-    want = ops.ssm_scan(0, x, x @ STEPS.T, A, D, BIAS, GROUPS, STATES)
+    want = ops.ssm_scan(0, x, np.asarray(x @ STEPS.T, np.float32), A, D, BIAS, GROUPS, STATES)
     assert np.abs(whole() - want).max() <= 1e-5 * np.abs(want).max()
 
 
