@@ -103,6 +103,15 @@ def test_states_take_as_many_bytes_as_blocks_and_four_at_least():
     assert [kind.name for kind in kinds_beside_full(layers, sizes.places(10), 10, 512)] == ["recurrent"]
 
 
+def test_a_hybrid_of_few_attention_layers_has_states_for_many_streams(monkeypatch: pytest.MonkeyPatch):
+    """Its blocks take few bytes; as many bytes of states would be four, and eight streams took turns."""
+    sizes = CacheBytes(block=100, window_block=0, least=0, state=1000, least_states=32)
+    assert sizes.places(8) == {"recurrent": 32} and sizes.total(8) == 8 * 100 + 32 * 1000
+    for have, states in ((8_000, 4), (80_000, 10), (8_000_000, 32)):
+        monkeypatch.setattr(capacity, "available_bytes", lambda have=have: have)
+        assert capacity._least_states(1000) == states
+
+
 def test_a_model_of_recurrent_layers_alone_has_states_for_sixteen_sequences_and_its_own_context():
     sizes = CacheBytes(block=0, window_block=0, least=0, state=1000)
     assert sizes.places(8) == {"recurrent": 4}  # 256 tokens

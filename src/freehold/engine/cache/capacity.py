@@ -29,8 +29,10 @@ MOST_BLOCKS = 1 << 26  # KvCache takes no more
 # streams holds mostly short ones, whose every position some window sees.
 ROOMS, WINDOW_SHARE = 2, 4
 # States of recurrent layers: two sequences and two snapshots; beyond that, as many bytes as blocks take. Where blocks
-# take none, one for every SNAPSHOT_TOKENS of context, up to sixteen sequences and as many snapshots.
-LEAST_STATES, MOST_ALONE = 4, 32
+# take none, one for every SNAPSHOT_TOKENS of context, up to sixteen sequences and as many snapshots. Where blocks take
+# little, as in a hybrid of few attention layers, so many too, as far as they take STATE_SHARE of available memory: with
+# four slots, eight streams would take turns and compute their prompts again.
+LEAST_STATES, MOST_ALONE, STATE_SHARE = 4, 32, 0.125
 MIN_CONTEXT = 256  # below this a chat makes no sense, so it is an error rather than a default
 
 
@@ -50,6 +52,7 @@ class CacheBytes:
     window_block: int  # and of those with a window
     least: int  # window blocks below which there are none; 0: no layer has a window
     state: int = 0  # bytes of one state of all recurrent layers; 0: there are none
+    least_states: int = LEAST_STATES
 
     @classmethod
     def of(
@@ -63,11 +66,12 @@ class CacheBytes:
         window, state = longest_window(model.layers), 0
         if recurrent_bytes(model.layers):
             state = model.new_cache(1, kv_type, slots=1).bytes_per_slot
+        states = _least_states(state)
         if not window:
-            return cls(bytes_per_block(model, kv_type) + also, 0, 0, state)
+            return cls(bytes_per_block(model, kv_type) + also, 0, 0, state, states)
         cache = model.new_cache(1, kv_type, window_blocks=1)
         least = ROOMS * quota(window, max_num_batched_tokens)
-        return cls(cache.bytes_per_block + also, cache.bytes_per_window_block, least, state)
+        return cls(cache.bytes_per_block + also, cache.bytes_per_window_block, least, state, states)
 
     def places(self, blocks: int) -> dict[str, int]:
         """Return the places that go with this many blocks, by kind, full attention apart.
@@ -79,7 +83,7 @@ class CacheBytes:
         if self.least and window_blocks < blocks:
             found[SlidingWindow.name] = window_blocks
         if self.state:
-            found[Recurrent.name] = max(LEAST_STATES, self._states(blocks))
+            found[Recurrent.name] = max(self.least_states, self._states(blocks))
         return found
 
     def _states(self, blocks: int) -> int:
@@ -100,6 +104,12 @@ class CacheBytes:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.total(middle) <= room else (low, middle - 1)
         return low
+
+
+def _least_states(state: int) -> int:
+    """Return how many states of so many bytes there are at least: what a share of available memory holds."""
+    fits = int(available_bytes() * STATE_SHARE) // max(state, 1)
+    return max(LEAST_STATES, min(fits, MOST_ALONE))
 
 
 def kinds_beside_full(
