@@ -14,7 +14,7 @@ from freehold.catalog.model import Model
 from freehold.errors import UsageError
 from freehold.formats import open_model_file
 from freehold.formats.weight_types import LAYOUTS, QuantType, row_bytes
-from freehold.layers import LayerSpec, kept_bytes
+from freehold.layers import LayerSpec, kept_bytes, recurrent_bytes
 from freehold.models.bind import read_source
 from tests.formats.gguf_writer import Entry, Value, write_gguf
 from tests.models.golden import FORMS, write_model
@@ -137,6 +137,7 @@ def test_a_files_layers_keep_what_its_family_says(family: str, form: str, tmp_pa
     path = write_model(family, form, tmp_path)
     layers = [layer.keeps for layer in read_source(open_model_file(path)).network.layers]
     assert [from_file(path).cache_bytes(n) for n in (4, 100)] == [kept_bytes(layers, n) for n in (4, 100)]
+    assert from_file(path).state_bytes == recurrent_bytes(layers)
 
 
 def test_window_state_and_latent_layers_are_counted_by_kind():

@@ -216,6 +216,7 @@ _MAMBA = {
     "granitemoehybrid": _MIXER,
     "falcon_h1": _MIXER,
 }
+_TAPS = 3  # of LFM2's convolutions, where config.json does not say
 _ATTENDS, _NEITHER = ("*", "attention", "full_attention"), ("-", "E", "mlp", "moe")  # of such a pattern
 
 
@@ -224,12 +225,15 @@ def _gguf_layers(architecture: str, meta: _SizeKeys) -> tuple[LayerSpec, ...]:
     depth = max(meta.number("block_count") - meta.number("nextn_predict_layers"), 0)
     if architecture in _ENCODERS:
         return (LayerSpec("plain", depth),)
-    if latent := meta.number("attention.kv_lora_rank"):
-        return (LayerSpec("latent", depth, latent=latent, rope=meta.number("rope.dimension_count")),)
-    head_dim = _head_dim(meta)
-    value_dim = meta.number("attention.value_length") or head_dim
     heads = meta.each("attention.head_count_kv") or meta.each("attention.head_count")
     heads = heads if len(heads) == depth else heads[:1] * depth
+    if latent := meta.number("attention.kv_lora_rank"):
+        attends = LayerSpec("latent", latent=latent, rope=meta.number("rope.dimension_count"))
+        without = sum(not n for n in heads) if meta.number("kda.head_dim") else 0
+        both = {_recurrent(meta, architecture): without, attends: depth - without}
+        return _counted({layer: count for layer, count in both.items() if count})
+    head_dim = _head_dim(meta)
+    value_dim = meta.number("attention.value_length") or head_dim
     window = meta.number("attention.sliding_window") or _CHUNKS.get(architecture, 0)
     every = _EVERY.get(architecture, 0)
     apart = meta.number("full_attention_interval") or _RECURRENT.get(architecture, 0)
@@ -254,6 +258,10 @@ def _gguf_layers(architecture: str, meta: _SizeKeys) -> tuple[LayerSpec, ...]:
 
 def _recurrent(meta: _SizeKeys, architecture: str) -> LayerSpec:
     """Return a layer that keeps a state: Mamba-2's inner width x state, DeltaNet's heads x their squares."""
+    if taps := meta.number("shortconv.l_cache"):
+        return LayerSpec("shortconv", conv=(taps - 1) * meta.number("embedding_length"))
+    if width := meta.number("kda.head_dim"):
+        return _kda(meta.number("attention.head_count"), width, meta.number("ssm.conv_kernel"))
     inner, size = meta.number("ssm.inner_size"), meta.number("ssm.state_size")
     if not inner:
         return LayerSpec("plain", 1)
@@ -269,6 +277,11 @@ def _mamba2(inner: int, size: int, groups: int, kernel: int) -> LayerSpec:
     return LayerSpec("mamba2", 1, state=inner * size, conv=conv)
 
 
+def _kda(heads: int, width: int, kernel: int) -> LayerSpec:
+    """Return a delta rule with a decay for each key, behind three convolutions."""
+    return LayerSpec("linear", state=heads * width * width, conv=3 * heads * width * max(kernel - 1, 0))
+
+
 def _beside(attention: LayerSpec, state: LayerSpec) -> LayerSpec:
     return replace(attention, state=state.state, conv=state.conv)
 
@@ -279,7 +292,8 @@ def _config_layers(keys: _SizeKeys) -> tuple[LayerSpec, ...]:
     if keys.get("model_type") in _ENCODERS:
         return (LayerSpec("plain", depth),)
     if latent := keys.number("kv_lora_rank"):
-        return (LayerSpec("latent", depth, latent=latent, rope=keys.number("qk_rope_head_dim")),)
+        attends = LayerSpec("latent", latent=latent, rope=keys.number("qk_rope_head_dim"))
+        return _latent_layers(keys, attends, depth)
     if (model := str(keys.get("model_type"))) in _MAMBA:
         return _mamba_layers(keys, model)
     kv_heads = keys.number("num_key_value_heads", "num_attention_heads")
@@ -287,18 +301,34 @@ def _config_layers(keys: _SizeKeys) -> tuple[LayerSpec, ...]:
     every = keys.number("sliding_window_pattern", "_sliding_window_pattern")
     every = every or _CONFIG_WINDOWED.get(str(keys.get("model_type")), 0)
     kinds = keys.get("layer_types")
+    if not isinstance(kinds, list) and isinstance(attending := keys.get("full_attn_idxs"), list):
+        kinds = ["" if i in attending else "conv" for i in range(depth)]
     if not isinstance(kinds, list):
         kinds = ["sliding_attention" if window and every and i % every else "" for i in range(1, depth + 1)]
     found: dict[LayerSpec, int] = {}
     for kind in kinds:
         if kind == "linear_attention":
             layer = _deltanet(keys)
+        elif kind == "conv":
+            taps = keys.number("conv_L_cache") or _TAPS
+            layer = LayerSpec("shortconv", conv=(taps - 1) * keys.number("hidden_size"))
         elif kind in ("sliding_attention", "chunked_attention") and window:
             layer = LayerSpec("window", 1, kv_heads, head_dim, window=window)
         else:
             layer = LayerSpec("full", 1, kv_heads, head_dim)
         found[layer] = found.get(layer, 0) + 1
     return _counted(found)
+
+
+def _latent_layers(keys: _SizeKeys, attends: LayerSpec, depth: int) -> tuple[LayerSpec, ...]:
+    """Group layers of latent attention; where some are recurrent, `linear_attn_config` counts them."""
+    linear = keys.get("linear_attn_config")
+    if not isinstance(linear, Mapping):
+        return _counted({attends: depth})
+    sizes = _SizeKeys(linear, "")
+    state = _kda(sizes.number("num_heads"), sizes.number("head_dim"), sizes.number("short_conv_kernel_size"))
+    without = len(sizes.each("kda_layers"))
+    return _counted({state: without, attends: depth - without})
 
 
 def _mamba_layers(keys: _SizeKeys, model: str) -> tuple[LayerSpec, ...]:
