@@ -48,7 +48,7 @@ def logits(model: LoadedModel, ids: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize(("context", "side"), [(ORIGINAL, "short"), (ORIGINAL + 1, "long")])
 def test_the_configured_context_chooses_not_the_number_of_tokens(extended: Path, context: int, side: str):
-    ids, _, _ = golden("llama")
+    ids, _ = golden("llama")
     assert len(ids) < ORIGINAL
     model = load_model(extended, threads=1).at(context)
     assert model.rope_side == side
@@ -104,5 +104,12 @@ def test_factors_that_do_not_fit_are_refused_by_name(wrong: object):
 
 
 def test_factors_on_the_attention_of_each_side_are_refused():
-    with pytest.raises(UnsupportedModel, match=r"short_mscale is 1\.2"):
+    with pytest.raises(UnsupportedModel, match=r"short_mscale is 1\.2 and long_mscale 0"):
         spec(short_mscale=1.2)
+    with pytest.raises(UnsupportedModel, match=r"short_mscale is 1\.2 and long_mscale 1\.3"):
+        spec(short_mscale=1.2, long_mscale=1.3)
+
+
+def test_one_factor_for_both_sides_is_what_cosine_and_sine_are_multiplied_by():
+    """As Phi-3.5-MoE states it."""
+    assert spec(short_mscale=1.25, long_mscale=1.25).table().factor == 1.25

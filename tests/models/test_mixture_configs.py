@@ -70,6 +70,21 @@ def _llama4_keys(*, layers: int, hidden: int, experts: int = 16) -> Any:
     return Fields({f"llama4.{key}": value for key, value in keys.items()}, "llama4.")
 
 
+def test_an_extended_phi_moe_multiplies_cosine_and_sine_by_its_own_factor(tmp_path: Path):
+    """Its GGUF states another, which converters compute by the rule of Phi-3.5."""
+    path = write_model("phimoe", "gguf", tmp_path)
+    keys = {"phimoe.rope.scaling.attn_factor": 1.19, "phimoe.rope.scaling.original_context_length": 64}
+    rope = read_source(reopened(path, **keys)).cfg.rope
+    assert (rope.scaling, rope.original, rope.attention_factor) == ("longrope", 64, 1.243163121016122)
+
+
+def test_layers_of_an_ernie_that_predict_further_tokens_are_left_out(tmp_path: Path):
+    path = write_model("ernie4_5_moe", "hf", tmp_path)
+    tensors = dict(open_model_file(path).tensors)
+    tensors["model.mtp_linear_proj.0.weight"] = tensors["model.norm.weight"]
+    assert "further tokens are left out" in read_source(reopened(path, tensors)).notes[0]
+
+
 @pytest.mark.parametrize(
     ("family", "form", "key", "value", "says"),
     [

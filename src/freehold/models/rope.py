@@ -240,11 +240,15 @@ def _hf_proportional(section: Fields, head_dim: int, base: float) -> RopeSpec:
 
 
 def _hf_longrope(spec: RopeSpec, section: Fields, context: int) -> RopeSpec:
-    """Read both lists of divisors; cosine and sine grow by sqrt(1 + ln(factor) / ln(original)) on both sides."""
-    for key in ("short_mscale", "long_mscale"):
-        section.refuse(key, "a factor of its own for each side of longrope")
+    """Read both lists of divisors; cosine and sine grow by sqrt(1 + ln(factor) / ln(original)), or as stated."""
     factor = section.number("factor", 1.0, MAX_FACTOR, max(context / spec.original, 1.0))
     attention = math.sqrt(1 + math.log(factor) / math.log(max(spec.original, 2)))
+    short, long = (section.number(key, 0.0, MAX_FACTOR, 0.0) for key in ("short_mscale", "long_mscale"))
+    if short != long:
+        raise UnsupportedModel(
+            f"short_mscale is {short:g} and long_mscale {long:g}: a factor of its own for each side is not supported"
+        )
+    attention = short or attention
     return replace(
         spec,
         scaling="longrope",

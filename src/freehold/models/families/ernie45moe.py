@@ -81,4 +81,5 @@ FAMILY = Family(
     parts=(Attention, GatedMlp, Moe),
     layer=layer,
     ends=DecoderEnds.of,
+    left_out=((r"model\.mtp_", "the layers that predict further tokens are left out"),),
 )

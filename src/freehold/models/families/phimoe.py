@@ -1,6 +1,7 @@
 """Phi-3.5-MoE: layer norms with biases, biases on attention, and two experts chosen by a sparse mixer.
 
-The mixer's threshold is twice a jitter of 0.01, which a GGUF does not state.
+The mixer's threshold is twice a jitter of 0.01, which a GGUF does not state. Nor does it state by how much the model's
+longrope multiplies cosine and sine, 1.243 on both sides: converters write the 1.19 of Phi-3.5's own rule.
 Sources: arXiv 2404.14219 (Phi-3.5-MoE), 2409.12136 (the sparse mixer).
 Path: bind.read_source -> config -> layer
 """
@@ -21,6 +22,7 @@ from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder, slidin
 
 ROUTING = Routing(scoring="sparsemixer", renormalise=False, jitter=0.01)
 NORM = NormForm(kind="layer", bias=True)
+MSCALE = 1.243163121016122  # of Phi-3.5-MoE's config.json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,10 @@ def config_from_gguf(meta: Fields, vocab: int) -> PhiMoeSizes:
     """Read the keys under `phimoe.`; all biases are there."""
     sizes = gguf_sizes(meta, vocab, adjacent=False)
     sizes["windows"] = tuple(0 if w >= sizes["context"] else w for w in sizes["windows"])
+    if meta.get("rope.scaling.attn_factor") is not None:
+        original = meta.integer("rope.scaling.original_context_length", 1, MAX_CONTEXT)
+        rope: dict[str, Any] = {"scaling": "longrope", "original": original, "attention_factor": MSCALE}
+        sizes["rope"] = replace(sizes["rope"], **rope)
     intermediate = sizes["intermediate"][0]
     mixture = gguf_mixture(meta, sizes, intermediate=intermediate, routing=gguf_routing(meta, ROUTING))
     return PhiMoeSizes(**sizes, mixture=mixture, bias="any", head_bias=True)
