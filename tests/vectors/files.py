@@ -82,6 +82,8 @@ def older_keys(config: dict[str, Any]) -> dict[str, Any]:
     config = json.loads(
         json.dumps(config), object_hook=lambda d: math.inf if d == {"__float__": "Infinity"} else d
     )
+    if config.get("model_type") == "gemma4_text":  # newer than the older keys
+        return config
     rope = config.pop("rope_parameters", None)
     if rope is None:
         return config
