@@ -35,10 +35,18 @@ def mixture(
         )
     check_width("expert", intermediate)
     check_width("shared expert", shared)
+    _check_groups(experts, chosen, options.get("routing", Routing()))
     sparse = options.pop("sparse", (True,) * layers)
     return Mixture(
         experts=experts, chosen=chosen, intermediate=intermediate, shared=shared, sparse=sparse, **options
     )
+
+
+def _check_groups(experts: int, chosen: int, routing: Routing) -> None:
+    if experts % routing.groups:
+        raise BadModelFile(f"{routing.groups} groups do not divide {experts} experts")
+    if chosen > (most := routing.kept * experts // routing.groups):
+        raise BadModelFile(f"a token is sent to {chosen} experts; {routing.kept} groups hold {most}")
 
 
 def gguf_mixture(meta: Fields, sizes: dict[str, Any], **options: Any) -> Mixture:
