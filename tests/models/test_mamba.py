@@ -13,13 +13,16 @@ from freehold import _native as native
 from freehold.advisor import file_anatomy
 from freehold.advisor.file_anatomy import from_file
 from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
+from freehold.formats import open_model_file
 from freehold.formats.fields import Fields
 from freehold.layers import kept_bytes, recurrent_bytes
+from freehold.models.bind import read_source
 from freehold.models.families import falcon_h1, granitehybrid, mamba2, nemotron_h
 from freehold.models.family import Cut, Layer
 from freehold.models.oracle_recurrent import RecurrentVerbs
 from freehold.models.parts.mamba import Mamba2, MambaSizes
 from tests.engine.hybrids import hybrid
+from tests.models.golden import write_model
 
 SIZES = MambaSizes(heads=8, head_dim=16, states=16, groups=2, kernel=4)
 COMMON = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 4, "max_position_embeddings": 512}
@@ -236,6 +239,12 @@ def test_weights_that_may_hold_a_factor_take_no_adapter():
     found = [part.tensors() for part in falcon_h1.layer(read("falcon"), 0)]
     assert not any(found[0][key].adaptable for key in ("q", "k", "v", "o", "out"))
     assert not found[1]["gate"].adaptable and found[1]["up"].adaptable
+
+
+def test_a_gguf_without_a_head_says_that_a_factor_is_lost(tmp_path: Path):
+    with open_model_file(write_model("falcon_h1-norm", "gguf", tmp_path)) as opened:
+        (note,) = read_source(opened).notes
+    assert "lost what logits are multiplied by" in note
 
 
 @pytest.mark.parametrize("name", ["mamba2", "nemotron", "falcon"])
