@@ -144,3 +144,40 @@ def test_effort_reaches_the_template_and_an_unknown_one_is_refused():
     assert "low, medium, high" in e.value.hint
     with pytest.raises(UsageError, match="'low'"):
         families.template("qwen3").render(CHAT, effort="low")
+
+
+TWO = (CALL, ToolCall("call_second", "get_weather", '{"city": "Rom"}'))
+PARALLEL = [
+    Message("user", "x"),
+    Message("assistant", "I look.", "Two places.", TWO),
+    Message("tool", "rain", tool_call_id="call_second"),
+    Message("tool", "sunny", tool_call_id=CALL.id),
+    Message("tool", "stray", tool_call_id="unknown"),
+]
+SINGLE = (
+    "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{# ipython parameters #}{% for m in messages %}"
+    "{% if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one call only') }}{% endif %}"
+    "[{{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "{{ '\\n' }}"
+    '{"name": "{{ c.function.name }}", "parameters": {{ c.function.arguments | tojson }}}{% endfor %}]{% endfor %}'
+)
+
+
+def test_calls_of_one_message_are_told_one_by_one_where_the_template_takes_one():
+    template = ChatTemplate(SINGLE)
+    assert template.traits.single
+    assert template.render(PARALLEL).text == (
+        '[user:x][assistant:I look.\n{"name": "get_weather", "parameters": {"city": "Köln"}}][tool:sunny]'
+        '[assistant:\n{"name": "get_weather", "parameters": {"city": "Rom"}}][tool:rain][tool:stray]'
+    )
+
+
+@pytest.mark.parametrize("family", ["qwen3", "glm", "mistral-v13", "deepseek-v3.1"])
+def test_calls_of_one_message_stay_together_where_the_template_takes_several(family):
+    assert not families.template(family).traits.single
+
+
+def test_what_was_said_before_a_call_is_thinking_where_the_template_takes_only_one_of_both():
+    template = families.template("harmony")
+    text = template.render(PARALLEL, tools=[WEATHER]).text
+    assert "<|channel|>analysis<|message|>Two places.\n\nI look.<|end|>" in text

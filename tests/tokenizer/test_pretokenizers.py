@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from freehold.errors import UnsupportedModel
 from freehold.tokenizer import pretokenizers
 from tests.tokenizer import toys
+from tests.vectors.make_words import digest
+
+VECTORS = Path(__file__).parent.parent / "vectors" / "tokens"
 
 _BYTES = {symbol: byte for byte, symbol in enumerate(toys.byte_symbols())}
 
@@ -51,3 +57,15 @@ def test_no_pattern_loses_a_character(name, text):
 def test_unknown_name_is_refused():
     with pytest.raises(UnsupportedModel, match=r"no tokenizer\.ggml\.pre"):
         pretokenizers.lookup("")
+
+
+@pytest.mark.parametrize("name, expected", json.loads((VECTORS / "words.json").read_text()).items())
+def test_nasty_strings_are_cut_as_the_models_own_files_cut_them(name, expected):
+    spec = pretokenizers.lookup(name)
+    normalizer, cutter = spec.normalizer(), spec.pre_tokenizer()
+
+    def cut(text: str) -> list[str]:
+        plain = normalizer.normalize_str(text) if normalizer is not None else text
+        return [word for word, _ in cutter.pre_tokenize_str(plain)]
+
+    assert digest(cut) == expected

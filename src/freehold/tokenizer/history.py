@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from freehold.tokenizer.dialects.source import dumped
@@ -22,6 +22,8 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 PROBE_TOOL = Tool("probe_tool", "probe", {"type": "object", "properties": {"probe_key": {"type": "string"}}})
 PROBE_CALL = ToolCall("probe0000", PROBE_TOOL.name, '{"probe_key": "probe_value"}')
 PROBE_CHAT = (Message("user", "x"), Message("assistant", "", tool_calls=(PROBE_CALL,)))
+PROBE_AGAIN = ToolCall("probe0001", PROBE_TOOL.name, '{"probe_key": "probe_again"}')
+PROBE_PAIR = (Message("user", "x"), Message("assistant", "", tool_calls=(PROBE_CALL, PROBE_AGAIN)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +71,15 @@ class Spelling:
     form: CallSpelling = CallSpelling()
     short_ids: bool = False
     as_text: bool = False  # the template knows no calls: they are part of what was said
+    single: bool = False  # it renders no more than one call of a message
+    channels: bool = False  # it takes what was said before a call for thinking, and refuses both
 
     def chat(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return `messages` as dictionaries; those that are dictionaries already are only tidied."""
         names: dict[str, str] = {}
         out: list[dict[str, Any]] = []
-        for message in _told(messages) if self.as_text else messages:
+        turns = _told(messages) if self.as_text else _one_by_one(messages) if self.single else messages
+        for message in turns:
             if not isinstance(message, Message):
                 out.append(self._tidied(message))
                 continue
@@ -83,6 +88,9 @@ class Spelling:
         return out
 
     def _message(self, message: Message, names: Mapping[str, str]) -> dict[str, Any]:
+        if self.channels and message.tool_calls and message.thinking and message.content:
+            thought = f"{message.thinking}\n\n{message.content}"
+            message = replace(message, content="", thinking=thought)
         plain: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.thinking:
             plain |= {"reasoning_content": message.thinking, "thinking": message.thinking}
@@ -112,6 +120,28 @@ class Spelling:
             if name in plain:
                 return {"thinking": plain[name], **plain, "reasoning_content": plain[name]}
         return plain
+
+
+def _one_by_one(
+    messages: Sequence[Message | Mapping[str, Any]],
+) -> Iterator[Message | Mapping[str, Any]]:
+    """Turn a message of several calls into one for each, with the results of each behind it."""
+    waiting = list(messages)
+    while waiting:
+        message = waiting.pop(0)
+        if not isinstance(message, Message) or len(message.tool_calls) < 2:
+            yield message
+            continue
+        results: list[Message] = []
+        while waiting and isinstance(waiting[0], Message) and waiting[0].role == "tool":
+            results.append(waiting.pop(0))  # type: ignore[arg-type]
+        said = message
+        for call in message.tool_calls:
+            yield replace(said, tool_calls=(call,))
+            said = Message("assistant", "")
+            yield from (result for result in results if result.tool_call_id == call.id)
+        known = {call.id for call in message.tool_calls}
+        yield from (result for result in results if result.tool_call_id not in known)
 
 
 def _told(messages: Sequence[Message | Mapping[str, Any]]) -> Iterator[Message | Mapping[str, Any]]:

@@ -167,7 +167,8 @@ class ChatTemplate:
         dialect = self.dialect
         if dialect is None:
             return Spelling()
-        return Spelling(self.traits.form, dialect.short_ids, dialect.as_text)
+        found = self.traits
+        return Spelling(found.form, dialect.short_ids, dialect.as_text, found.single, dialect.channels)
 
     def _preamble(self, tools: Sequence[Tool | Mapping[str, Any]]) -> str:
         """Say what the tools are where the template does not."""

@@ -18,6 +18,7 @@ from freehold.tokenizer.history import (
     FORMS,
     PROBE_CALL,
     PROBE_CHAT,
+    PROBE_PAIR,
     PROBE_TOOL,
     CallSpelling,
     Spelling,
@@ -91,6 +92,7 @@ class Traits:
     shows_tools: bool = False
     takes_system: bool = False
     form: CallSpelling = FORMS[0]  # the form of calls it expects
+    single: bool = False  # of two calls in a message it renders one, or refuses them
     reads: bool = True  # a call that it renders is one that its dialect reads
     dead: BadTemplate | None = None  # it does not compile, or not even a chat of one word ends
 
@@ -108,6 +110,7 @@ def traits_of(source: str, dialect: Dialect | None, run: Run) -> Traits:
         shows_tools=tools is not None and PROBE_TOOL.name in tools,
         takes_system=texts["system"] is not None,
         form=form or FORMS[0],
+        single=form is not None and "probe_again" not in (texts[f"calls {form}"] or ""),
         reads=form is None or dialect is None or _reads(dialect, texts[f"call {form}"] or ""),
     )
 
@@ -134,6 +137,7 @@ def _probes(source: str, dialect: Dialect | None) -> dict[str, Variables]:
         for form in FORMS:
             spelling = Spelling(form, dialect.short_ids, dialect.as_text)
             found[f"call {form}"] = {"messages": spelling.chat(PROBE_CHAT)}
+            found[f"calls {form}"] = {"messages": spelling.chat(PROBE_PAIR)}
     return {name: {**PLAIN, **variables} for name, variables in found.items()}
 
 
