@@ -112,8 +112,7 @@ def test_a_hybrid_of_few_attention_layers_has_states_for_many_streams(monkeypatc
         assert capacity._least_states(1000) == states
 
 
-def test_a_model_of_recurrent_layers_alone_has_states_for_sixteen_sequences_and_its_own_context():
-    sizes = CacheBytes(block=0, window_block=0, least=0, state=1000)
-    assert sizes.places(8) == {"recurrent": 4}  # 256 tokens
-    assert sizes.places(4096) == {"recurrent": 32} and sizes.total(4096) == 32 * 1000
-    assert sizes.blocks(32_000) == MOST_BLOCKS and sizes.blocks(3999) == 0
+def test_a_model_of_recurrent_layers_alone_has_the_same_states_at_any_context():
+    sizes = CacheBytes(block=0, window_block=0, least=0, state=1000, least_states=6)
+    assert sizes.places(8) == sizes.places(1 << 20) == {"recurrent": 6}
+    assert sizes.blocks(6000) == MOST_BLOCKS and sizes.blocks(5999) == 0

@@ -13,7 +13,7 @@ from typing import get_args
 from freehold import _native as native
 from freehold.engine.cache.blocks import blocks_for
 from freehold.engine.cache.contract import CacheKind
-from freehold.engine.cache.recurrent import SNAPSHOT_TOKENS, Recurrent
+from freehold.engine.cache.recurrent import Recurrent
 from freehold.engine.cache.window import SlidingWindow, quota
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
@@ -29,9 +29,8 @@ MOST_BLOCKS = 1 << 26  # KvCache takes no more
 # streams holds mostly short ones, whose every position some window sees.
 ROOMS, WINDOW_SHARE = 2, 4
 # States of recurrent layers: two sequences and two snapshots; beyond that, as many bytes as blocks take. Where blocks
-# take none, one for every SNAPSHOT_TOKENS of context, up to sixteen sequences and as many snapshots. Where blocks take
-# little, as in a hybrid of few attention layers, so many too, as far as they take STATE_SHARE of available memory: with
-# four slots, eight streams would take turns and compute their prompts again.
+# take little, as in a hybrid of few attention layers, or none, sixteen sequences and as many snapshots, as far as those
+# take STATE_SHARE of available memory: with four slots, eight streams would take turns and compute their prompts again.
 LEAST_STATES, MOST_ALONE, STATE_SHARE = 4, 32, 0.125
 MIN_CONTEXT = 256  # below this a chat makes no sense, so it is an error rather than a default
 
@@ -83,13 +82,8 @@ class CacheBytes:
         if self.least and window_blocks < blocks:
             found[SlidingWindow.name] = window_blocks
         if self.state:
-            found[Recurrent.name] = max(self.least_states, self._states(blocks))
+            found[Recurrent.name] = max(self.least_states, blocks * self.block // self.state)
         return found
-
-    def _states(self, blocks: int) -> int:
-        if self.block or self.window_block:
-            return blocks * self.block // self.state
-        return min(blocks * native.BLOCK_TOKENS // SNAPSHOT_TOKENS, MOST_ALONE)
 
     def total(self, blocks: int) -> int:
         """Return the bytes of this many blocks, with what window and recurrent layers keep beside them."""
