@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
+from freehold.advisor import file_anatomy
 from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
 from freehold.formats import open_model_file
 from freehold.formats.fields import Fields
+from freehold.layers import kept_bytes, recurrent_bytes
 from freehold.models.bind import read_source
 from freehold.models.families import kimi_linear, olmo_hybrid, qwen3next, qwen35
-from freehold.models.family import Cut
+from freehold.models.family import Cut, Layer
 from freehold.models.oracle_delta import DeltaVerbs
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.deltanet import DeltaNet, DeltaSizes
@@ -257,6 +259,9 @@ QWEN35_GGUF = {
 }
 
 
+LISTED = {"attention.recurrent_layers": [True, False, True, False, False]}
+
+
 def read(reader: Any, config: dict[str, Any], **changed: Any) -> Any:
     return reader(Fields({**config, **changed}))
 
@@ -401,6 +406,24 @@ def test_what_is_not_computed_is_refused_by_its_key(
 ):
     with pytest.raises(error, match=named):
         read(reader, config, **changed)
+
+
+@pytest.mark.parametrize("name", ["delta", "kda"])
+def test_fit_counts_of_a_folder_what_the_engine_keeps(name: str, tmp_path: Path):
+    layers, anatomy = hybrids.hybrid(name, tmp_path / name).layers, file_anatomy.from_file(tmp_path / name)
+    assert anatomy.state_bytes == recurrent_bytes(layers) > 0
+    assert anatomy.cache_bytes(100) == kept_bytes(layers, 100)
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"full_attention_interval": 2}, {"ssm.inner_size": 96}, LISTED], ids=str
+)
+def test_fit_counts_of_a_gguf_what_the_engine_keeps_and_no_draft(changed: dict[str, Any]):
+    keys = QWEN35_GGUF | {f"qwen35.{key}": value for key, value in changed.items()}
+    cfg = qwen35.dense_from_gguf(Fields(keys, "qwen35."), 256)
+    kept = [Layer(qwen35.layer(cfg, i)).keeps for i in range(cfg.layers)]
+    found = file_anatomy._gguf_layers("qwen35", file_anatomy._SizeKeys(keys, "qwen35."))
+    assert recurrent_bytes(found) == recurrent_bytes(kept) and kept_bytes(found, 50) == kept_bytes(kept, 50)
 
 
 @pytest.mark.parametrize(

@@ -222,11 +222,12 @@ _ATTENDS, _NEITHER = ("*", "attention", "full_attention"), ("-", "E", "mlp", "mo
 
 def _gguf_layers(architecture: str, meta: _SizeKeys) -> tuple[LayerSpec, ...]:
     """Group an architecture's layers by what they keep, by a GGUF's keys."""
-    depth = max(meta.number("block_count") - meta.number("nextn_predict_layers"), 0)
+    counted = meta.number("block_count")
+    depth = max(counted - meta.number("nextn_predict_layers"), 0)  # those after them predict further tokens
     if architecture in _ENCODERS:
         return (LayerSpec("plain", depth),)
     heads = meta.each("attention.head_count_kv") or meta.each("attention.head_count")
-    heads = heads if len(heads) == depth else heads[:1] * depth
+    heads = heads[:depth] if len(heads) == counted else heads[:1] * depth
     if latent := meta.number("attention.kv_lora_rank"):
         attends = LayerSpec("latent", latent=latent, rope=meta.number("rope.dimension_count"))
         without = sum(not n for n in heads) if meta.number("kda.head_dim") else 0
@@ -238,15 +239,16 @@ def _gguf_layers(architecture: str, meta: _SizeKeys) -> tuple[LayerSpec, ...]:
     every = _EVERY.get(architecture, 0)
     apart = meta.number("full_attention_interval") or _RECURRENT.get(architecture, 0)
     wide = meta.each("feed_forward_length") if architecture in _ONE_PART else ()
+    states = _listed(meta, depth) or [bool(apart and n % apart) for n in range(1, depth + 1)]
     found: dict[LayerSpec, int] = {}
     for number, kv_heads in enumerate(heads, 1):
-        if not kv_heads and len(wide) == depth and wide[number - 1]:
+        if not kv_heads and len(wide) == counted and wide[number - 1]:
             layer = LayerSpec("plain", 1)
         elif architecture in _SIDE_BY_SIDE:
             layer = _beside(
                 LayerSpec("full", 1, kv_heads, head_dim, value_dim), _recurrent(meta, architecture)
             )
-        elif (apart and number % apart) or not kv_heads:
+        elif states[number - 1] or not kv_heads:
             layer = _recurrent(meta, architecture)
         elif window and every and number % every:
             layer = LayerSpec("window", 1, kv_heads, head_dim, value_dim, window)
@@ -268,8 +270,21 @@ def _recurrent(meta: _SizeKeys, architecture: str) -> LayerSpec:
     groups, kernel = meta.number("ssm.group_count"), meta.number("ssm.conv_kernel")
     if architecture not in _RECURRENT:
         return _mamba2(inner, size, groups, kernel)
-    conv = (inner + 2 * groups * size) * max(kernel - 1, 0)
-    return LayerSpec("deltanet", 1, state=inner * size, conv=conv)
+    return _delta("deltanet", meta.number("ssm.time_step_rank"), inner, groups, size, kernel)
+
+
+def _listed(meta: _SizeKeys, depth: int) -> list[bool]:
+    """Return which layers are recurrent, where a GGUF lists them."""
+    found = meta.get("attention.recurrent_layers")
+    values = found.tolist() if hasattr(found, "tolist") else found
+    return [bool(value) for value in values[:depth]] if isinstance(values, list) else []
+
+
+def _delta(kind: str, heads: int, inner: int, key_heads: int, key: int, kernel: int) -> LayerSpec:
+    """Return a delta rule's layer: a matrix a value head, whose columns the engine keeps in blocks of sixteen."""
+    columns = -(-inner // max(heads, 1))
+    conv = (2 * key_heads * key + inner) * max(kernel - 1, 0)
+    return LayerSpec(kind, 1, state=heads * key * (-(-columns // 16) * 16), conv=conv)
 
 
 def _mamba2(inner: int, size: int, groups: int, kernel: int) -> LayerSpec:
@@ -279,7 +294,7 @@ def _mamba2(inner: int, size: int, groups: int, kernel: int) -> LayerSpec:
 
 def _kda(heads: int, width: int, kernel: int) -> LayerSpec:
     """Return a delta rule with a decay for each key, behind three convolutions."""
-    return LayerSpec("linear", state=heads * width * width, conv=3 * heads * width * max(kernel - 1, 0))
+    return _delta("linear", heads, heads * width, heads, width, kernel)
 
 
 def _beside(attention: LayerSpec, state: LayerSpec) -> LayerSpec:
@@ -350,9 +365,8 @@ def _mamba_layers(keys: _SizeKeys, model: str) -> tuple[LayerSpec, ...]:
 def _deltanet(keys: _SizeKeys) -> LayerSpec:
     heads, key_heads = keys.number("linear_num_value_heads"), keys.number("linear_num_key_heads")
     key, value = keys.number("linear_key_head_dim"), keys.number("linear_value_head_dim")
-    width = 2 * key_heads * key + heads * value
-    conv = width * max(keys.number("linear_conv_kernel_dim") - 1, 0)
-    return LayerSpec("deltanet", 1, state=heads * key * value, conv=conv)
+    kernel = keys.number("linear_conv_kernel_dim")
+    return _delta("deltanet", heads, heads * value, key_heads, key, kernel)
 
 
 def _counted(found: Mapping[LayerSpec, int]) -> tuple[LayerSpec, ...]:
