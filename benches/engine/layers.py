@@ -160,8 +160,11 @@ def run(args: argparse.Namespace, name: str, path: Path, stack: ExitStack) -> di
     print(f"{'':20}{'freehold':>10}{'llama.cpp':>11}{'ratio':>7}{'ceiling':>9}")
     for figure, result in zip(figures_of(shape), figures, strict=True):
         result["ceiling"] = ceiling(shape, figure, limits.read_gb_s, limits.int8_gops)
-        mine, peer = (statistics.median(result[which]) for which in ("freehold", "llama.cpp"))
-        print(f"{figure.name:20}{mine:10.1f}{peer:11.1f}{result['ratio']:7.2f}{result['ceiling']:9.0f}")
+        mine, peer = statistics.median(result["freehold"]), "-"
+        if "llama.cpp" in result:
+            peer = f"{statistics.median(result['llama.cpp']):.1f}"
+        ratio = f"{result['ratio']:.2f}" if "ratio" in result else "-"
+        print(f"{figure.name:20}{mine:10.1f}{peer:>11}{ratio:>7}{result['ceiling']:9.0f}")
     cached = {str(depth): kept(shape, depth) for depth in shape.depths}
     record = {
         "bench": "layers",
@@ -169,6 +172,7 @@ def run(args: argparse.Namespace, name: str, path: Path, stack: ExitStack) -> di
         "source": shape.source,
         **describe(path),
         "cached_bytes": cached,
+        "page_bytes": {str(depth): page_bytes(shape, depth) for depth in shape.depths},
     }
     record |= {"threads": args.threads, "ceilings": asdict(limits)}
     return record | {"versions": [facts["version"] for facts in loaded], "figures": figures}
