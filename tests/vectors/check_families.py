@@ -25,6 +25,13 @@ from tests.models.golden import GOLDEN, error, golden, native_logits, oracle_log
 from tests.vectors import weights
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "families.json"
+# What the converter drops, so that no reader of its file can compute the model.
+LOST = {
+    "mistral": "the window",
+    "ministral": "the windows",
+    "starcoder2-window": "the window",
+    "llama4": "the chunk",
+}
 FORMS = {"safetensors": "hf", "published": "published", "gguf": "gguf"}
 
 
@@ -73,13 +80,14 @@ def check(family: str, converted: Path, python: Path) -> dict[str, Any]:
                 errors[name] = judged(family, write_model(family, form, Path(folder) / name))
         quick = speed(load_model(Path(folder) / "safetensors" / "model", threads=1), golden(family)[0])
     path, peer = converted / f"{family}.gguf", None
-    if path.exists():
+    if path.exists() and family not in LOST:
         errors["converted"] = judged(family, path)
         peer = of_llama_cpp(python, family, path)
     return {
         "name": family,
         "class": tiny.hf["architectures"][0],
         "architecture": tiny.architecture,
+        "lost": LOST.get(family, ""),
         "errors": {name: float(f"{value:.1e}") for name, value in errors.items()},
         "llama_cpp": float(f"{peer:.1e}") if isinstance(peer, float) else peer,
         "tokens_per_second": round(quick),

@@ -15,6 +15,7 @@ from freehold.models.tiny.make import declared
 from tests.vectors import files, weights
 
 GOLDEN = Path(__file__).with_name("golden")
+ROOT = Path(__file__).parents[2]
 # Weights that a file holds in another order or form than they were drawn in do not lie on the grid of Q8_0.
 AS_DRAWN = [
     name
@@ -80,3 +81,9 @@ def test_greedy_reference_decides_nine_steps_in_ten(path):
         assert len(entry["tokens"]) == 64 or entry["ended"]
     margins = [margin for entry in prompts for margin in entry["margin"]]
     assert sum(margin >= 0.5 for margin in margins) >= 0.9 * len(margins)
+
+
+def test_the_table_of_models_holds_every_tiny_model_and_no_error_beyond_a_thousandth():
+    rows = json.loads((ROOT / "docs" / "reference" / "families.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in rows] == sorted(weights.FAMILIES)
+    assert max(error for row in rows for error in row["errors"].values()) <= 1e-3

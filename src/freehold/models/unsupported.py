@@ -13,7 +13,7 @@ _INDEXED = "attention to tokens that an index picks"
 _KDA = "a delta rule with a decay for each channel"
 
 # What the engine lacks, and the names of the architectures that need it.
-_LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
+LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         f"compressed sparse attention, {_MIXED_STREAMS} and experts chosen by a token's hash",
         ("deepseek4", "deepseek_v4", "DeepseekV4ForCausalLM"),
@@ -78,7 +78,7 @@ _LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("layers of their own shapes each (a searched architecture)", ("deci", "DeciLMForCausalLM")),
     ("zero-computation experts and two attentions a layer", ("longcat_flash", "LongcatFlashForCausalLM")),
 )
-_BY_NAME = {name: lack for lack, names in _LACKS for name in names}
+_BY_NAME = {name: lack for lack, names in LACKS for name in names}
 
 
 def missing_part(architecture: str) -> str:
