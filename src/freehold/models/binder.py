@@ -123,7 +123,7 @@ class Binder:
 
 def _first(name: str | Cut) -> str:
     text = name.name if isinstance(name, Cut) else name
-    return text if isinstance(text, str) else text[0]
+    return (text if isinstance(text, str) else text[0]).replace("{e}", "0")
 
 
 def _cut(whole: Whole, cut: Cut, key: str, spec: TensorSpec) -> Stored:
