@@ -365,7 +365,7 @@ def _mamba_layers(keys: _SizeKeys, model: str) -> tuple[LayerSpec, ...]:
 def _deltanet(keys: _SizeKeys) -> LayerSpec:
     heads, key_heads = keys.number("linear_num_value_heads"), keys.number("linear_num_key_heads")
     key, value = keys.number("linear_key_head_dim"), keys.number("linear_value_head_dim")
-    kernel = keys.number("linear_conv_kernel_dim")
+    kernel = keys.number("linear_conv_kernel_dim") or 4  # as the families assume
     return _delta("deltanet", heads, heads * value, key_heads, key, kernel)
 
 
