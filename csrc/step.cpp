@@ -73,10 +73,8 @@ void StepRunner::validate(const Step& s) const {
   for (const auto& op : trace_.ops) op->validate(s);
   for (int64_t t = 0; s.nadapters && t < s.rows; ++t)
     if (s.row_adapters[t] < -1 || s.row_adapters[t] >= s.nadapters) refuse("no adapter " + std::to_string(s.row_adapters[t]));
-  if (trace_.cache) {
-    validate_pages(s);
-    return validate_pieces(s);
-  }
+  validate_pieces(s);
+  if (trace_.cache) return validate_pages(s);
   for (const Segment& seg : segments(s))
     if (seg.position) refuse("a sequence begins at position " + std::to_string(seg.position) + " without a cache");
 }
@@ -110,8 +108,8 @@ void StepRunner::validate_pages(const Step& s) const {
 
 // Pieces cover the rows exactly and in order, and no state that one sequence needs is written by another.
 void StepRunner::validate_pieces(const Step& s) const {
-  const int64_t slots = trace_.cache->slots();
-  if (!slots && s.npieces) refuse("pieces, but the cache has no slots");
+  const int64_t slots = trace_.cache ? trace_.cache->slots() : 0;
+  if (!slots && s.npieces) refuse("pieces, but there is no cache with slots");
   if (!slots) return;
   std::unordered_map<int32_t, int32_t> writer;          // slot -> sequence
   int64_t i = 0;

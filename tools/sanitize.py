@@ -25,10 +25,11 @@ FULL += [
 ]
 # Not what starts children within a limit of address space (templates, grammars): the sanitizer takes terabytes of it.
 FULL += [
-    f"tests/engine/test_{name}.py" for name in ("engine", "bits", "speculation", "adapters", "disk", "window")
+    f"tests/engine/test_{name}.py"
+    for name in ("engine", "bits", "speculation", "adapters", "disk", "window", "hybrids")
 ]
 SHORT = ["tests/fuzz", "tests/formats", "tests/test_damaged_models.py", "tests/models/test_packs.py"]
-SHORT += [f"tests/csrc/test_{name}.py" for name in ("matmul", "head", "kv", "sampling")]
+SHORT += [f"tests/csrc/test_{name}.py" for name in ("matmul", "head", "kv", "states", "sampling")]
 # Loaded before the interpreter: the sanitizer, and the C++ library whose exceptions it intercepts.
 RUNTIME = ("libasan.so", "libstdc++.so")
 # Leaks: an interpreter that ends keeps what it has. Null: tests ask for more memory than there is, and get an error.

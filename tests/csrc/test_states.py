@@ -117,13 +117,15 @@ def test_pieces_that_do_not_fit_the_rows_are_refused(
         run(plan, pieces)
 
 
-def test_pieces_for_a_cache_without_slots_are_refused():
+@pytest.mark.parametrize("none", [native.KvCache(LAYERS, 4, "f32"), None], ids=["no slots", "no cache"])
+def test_pieces_without_slots_are_refused(none: native.KvCache | None):
     weights = native.Matrix.pack(
         np.ones((32, 32), np.float32).view(np.uint8).reshape(-1), "F32", 32, 32, POOL
     )
-    made = native.Plan(POOL, native.KvCache(LAYERS, 4, "f32"), 16)
+    made = native.Plan(POOL, none, 16)
     made.logits(made.embed(weights), weights, np.ones(32, np.float32), 1e-5)
     made.finish()
-    run(made, None)
-    with pytest.raises(UsageError, match="the cache has no slots"):
+    if none is not None:  # without a cache a sequence begins at position 0
+        run(made, None)
+    with pytest.raises(UsageError, match="there is no cache with slots"):
         run(made, [(0, 0, 3, -1, 0), (1, 5, 7, 1, 2)])
