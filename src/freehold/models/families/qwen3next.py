@@ -16,7 +16,7 @@ from freehold.models.family import Family, LayerPart
 from freehold.models.hybrids import HybridSizes, gguf_hybrid, hf_hybrid
 from freehold.models.mixtures import gguf_mixture, hf_mixture, sparse_layers
 from freehold.models.parts.attention import Attention
-from freehold.models.parts.deltanet import DeltaNet, Stored
+from freehold.models.parts.deltanet import DeltaNet, ProjectionLayout
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames
@@ -51,7 +51,7 @@ def config_from_hf(config: Fields) -> HybridSizes:
     return HybridSizes(**sizes, mixture=hf_mixture(config, "moe_intermediate_size", layers, **options))
 
 
-def mixer(cfg: HybridSizes, i: int, stored: Stored) -> LayerPart:
+def mixer(cfg: HybridSizes, i: int, stored: ProjectionLayout) -> LayerPart:
     """Give a layer its DeltaNet or its gated attention."""
     if not cfg.recurrent[i]:
         return Attention.of(cfg, i, norm=AROUND_ZERO, qk_norm="head", gated=True)

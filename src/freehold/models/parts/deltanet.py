@@ -33,7 +33,7 @@ MAX_KERNEL = 16
 MAX_KEYS = 4096
 LANES = 16  # columns of a state that lie together
 
-Stored = Literal[
+ProjectionLayout = Literal[
     "apart",  # q, k and v as one matrix; z, alpha and beta have their own
     "grouped",  # of each key head q, k, its v and its z; and its betas, its alphas: Qwen3-Next
     "single",  # all six have their own, and the convolution is three: OLMo Hybrid
@@ -134,7 +134,7 @@ class DeltaNet(LayerPart):
     eps: float
     norm: NormForm = RMS  # before the projections
     norm_name: str = "input_layernorm"  # in safetensors
-    stored: Stored = "apart"
+    stored: ProjectionLayout = "apart"
     tiled: bool = False  # value heads in turns of key heads; else those of a key head stand together
     beta_scale: float = 1.0  # 2: a state may change its sign along a key
     head_eps: float = 0.0  # of the norm of each head; 0: eps
