@@ -75,6 +75,10 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+# What published config.json files state, llama.cpp's converter needs, and transformers does not write.
+STATED = {"latent": {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}}
+
+
 def corpus() -> bytes:
     """Join the repository's prose and sources, in a fixed order; what is measured on later is not among them."""
     paths = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/freehold/**/*.py")])
@@ -115,6 +119,8 @@ def train(kind: str, folder: Path, minutes: float) -> None:
         if step % 50 == 0:
             print(f"step {step}: {smooth / 0.6931:.2f} bits a token", flush=True)
     model.eval().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | STATED.get(kind, {})
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tokenizer.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()), encoding="utf-8")
     print(f"{kind}: {step} steps, {smooth / 0.6931:.2f} bits a token", flush=True)
