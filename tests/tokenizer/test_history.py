@@ -181,3 +181,11 @@ def test_what_was_said_before_a_call_is_thinking_where_the_template_takes_only_o
     template = families.template("harmony")
     text = template.render(PARALLEL, tools=[WEATHER]).text
     assert "<|channel|>analysis<|message|>Two places.\n\nI look.<|end|>" in text
+
+
+def test_what_was_said_and_its_calls_are_apart_where_the_template_would_leave_the_calls_out():
+    template = families.template("deepseek-v3")
+    assert template.traits.apart
+    said = [PARALLEL[0], replace(PARALLEL[1], tool_calls=(CALL,)), PARALLEL[3]]
+    text = template.render(said).text
+    assert text.index("I look.") < text.index(OPEN) < text.index("Köln") < text.index("sunny")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 PROBE_TOOL = Tool("probe_tool", "probe", {"type": "object", "properties": {"probe_key": {"type": "string"}}})
 PROBE_CALL = ToolCall("probe0000", PROBE_TOOL.name, '{"probe_key": "probe_value"}')
 PROBE_CHAT = (Message("user", "x"), Message("assistant", "", tool_calls=(PROBE_CALL,)))
+PROBE_SAID = (PROBE_CHAT[0], Message("assistant", "probe_said", tool_calls=(PROBE_CALL,)))
 PROBE_AGAIN = ToolCall("probe0001", PROBE_TOOL.name, '{"probe_key": "probe_again"}')
 PROBE_PAIR = (Message("user", "x"), Message("assistant", "", tool_calls=(PROBE_CALL, PROBE_AGAIN)))
 
@@ -72,20 +73,29 @@ class Spelling:
     short_ids: bool = False
     as_text: bool = False  # the template knows no calls: they are part of what was said
     single: bool = False  # it renders no more than one call of a message
+    apart: bool = False  # it leaves calls out where their message says something
     channels: bool = False  # it takes what was said before a call for thinking, and refuses both
 
     def chat(self, messages: Sequence[Message | Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return `messages` as dictionaries; those that are dictionaries already are only tidied."""
         names: dict[str, str] = {}
         out: list[dict[str, Any]] = []
-        turns = _told(messages) if self.as_text else _one_by_one(messages) if self.single else messages
-        for message in turns:
+        for message in self._turns(messages):
             if not isinstance(message, Message):
                 out.append(self._tidied(message))
                 continue
             names |= {call.id: call.name for call in message.tool_calls}
             out.append(self._message(message, names))
         return out
+
+    def _turns(
+        self, messages: Sequence[Message | Mapping[str, Any]]
+    ) -> Iterable[Message | Mapping[str, Any]]:
+        """Return the turns that the template can render."""
+        if self.as_text:
+            return _told(messages)
+        turns = _one_by_one(messages) if self.single else messages
+        return _apart(turns) if self.apart else turns
 
     def _message(self, message: Message, names: Mapping[str, str]) -> dict[str, Any]:
         if self.channels and message.tool_calls and message.thinking and message.content:
@@ -142,6 +152,15 @@ def _one_by_one(
             yield from (result for result in results if result.tool_call_id == call.id)
         known = {call.id for call in message.tool_calls}
         yield from (result for result in results if result.tool_call_id not in known)
+
+
+def _apart(turns: Iterable[Message | Mapping[str, Any]]) -> Iterator[Message | Mapping[str, Any]]:
+    """Put what was said before calls into a message of its own."""
+    for message in turns:
+        if isinstance(message, Message) and message.tool_calls and message.content:
+            yield replace(message, tool_calls=())
+            message = Message("assistant", "", tool_calls=message.tool_calls)
+        yield message
 
 
 def _told(messages: Sequence[Message | Mapping[str, Any]]) -> Iterator[Message | Mapping[str, Any]]:

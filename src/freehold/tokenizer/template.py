@@ -168,7 +168,9 @@ class ChatTemplate:
         if dialect is None:
             return Spelling()
         found = self.traits
-        return Spelling(found.form, dialect.short_ids, dialect.as_text, found.single, dialect.channels)
+        return Spelling(
+            found.form, dialect.short_ids, dialect.as_text, found.single, found.apart, dialect.channels
+        )
 
     def _preamble(self, tools: Sequence[Tool | Mapping[str, Any]]) -> str:
         """Say what the tools are where the template does not."""

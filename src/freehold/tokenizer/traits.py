@@ -19,6 +19,7 @@ from freehold.tokenizer.history import (
     PROBE_CALL,
     PROBE_CHAT,
     PROBE_PAIR,
+    PROBE_SAID,
     PROBE_TOOL,
     CallSpelling,
     Spelling,
@@ -93,6 +94,7 @@ class Traits:
     takes_system: bool = False
     form: CallSpelling = FORMS[0]  # the form of calls it expects
     single: bool = False  # of two calls in a message it renders one, or refuses them
+    apart: bool = False  # it leaves calls out where their message says something
     reads: bool = True  # a call that it renders is one that its dialect reads
     dead: BadTemplate | None = None  # it does not compile, or not even a chat of one word ends
 
@@ -111,6 +113,7 @@ def traits_of(source: str, dialect: Dialect | None, run: Run) -> Traits:
         takes_system=texts["system"] is not None,
         form=form or FORMS[0],
         single=form is not None and "probe_again" not in (texts[f"calls {form}"] or ""),
+        apart=form is not None and not shows_call(texts[f"said {form}"]),
         reads=form is None or dialect is None or _reads(dialect, texts[f"call {form}"] or ""),
     )
 
@@ -137,6 +140,7 @@ def _probes(source: str, dialect: Dialect | None) -> dict[str, Variables]:
         for form in FORMS:
             spelling = Spelling(form, dialect.short_ids, dialect.as_text)
             found[f"call {form}"] = {"messages": spelling.chat(PROBE_CHAT)}
+            found[f"said {form}"] = {"messages": spelling.chat(PROBE_SAID)}
             found[f"calls {form}"] = {"messages": spelling.chat(PROBE_PAIR)}
     return {name: {**PLAIN, **variables} for name, variables in found.items()}
 
