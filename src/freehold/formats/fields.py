@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,27 +28,37 @@ _MISSING: Any = object()
 class Fields:
     """A view of metadata under `prefix` ("llama." in a GGUF, empty in config.json)."""
 
-    def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
+    def __init__(
+        self, values: Mapping[str, Any], prefix: str = "", called: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.values = values
         self._prefix = prefix
+        self._called = called
 
     def name(self, key: str) -> str:
-        """Return the full key, as an error shows it."""
-        return self._prefix + key
+        """Return the full key, as the file has it and an error shows it."""
+        return self._prefix + self._called.get(key, key)
+
+    def called(self, names: Mapping[str, str]) -> Fields:
+        """Return a view whose keys the file calls by other names, where it has those and not the keys themselves."""
+        own = {
+            key: name for key, name in names.items() if self.get(key) is None and self.get(name) is not None
+        }
+        return Fields(self.values, self._prefix, own)
 
     def without(self, *keys: str) -> Fields:
         """Return a view that lacks some keys."""
         hidden = {self.name(key) for key in keys}
-        return Fields({k: v for k, v in self.values.items() if k not in hidden}, self._prefix)
+        return Fields({k: v for k, v in self.values.items() if k not in hidden}, self._prefix, self._called)
 
     def assuming(self, **values: Any) -> Fields:
         """Return a view that has these values where keys are absent or null."""
         assumed = {self.name(key): value for key, value in values.items() if self.get(key) is None}
-        return Fields({**self.values, **assumed}, self._prefix)
+        return Fields({**self.values, **assumed}, self._prefix, self._called)
 
     def get(self, key: str) -> Any:
         """Return the raw value, None when absent or null."""
-        return self.values.get(self._prefix + key)
+        return self.values.get(self.name(key))
 
     def integer(self, key: str, low: int, high: int, default: int = _MISSING) -> int:
         """Read an integer in [low, high]; a list whose values are all equal counts as that value."""

@@ -249,9 +249,9 @@ def gguf_windows(meta: Fields, layers: int, slides: Callable[[int], bool]) -> tu
     if pattern is None:
         return tuple(window if slides(i) else 0 for i in range(layers))
     which = pattern.tolist() if isinstance(pattern, np.ndarray) else pattern
-    if not isinstance(which, list) or len(which) != layers:
+    if not isinstance(which, list) or len(which) != layers or any(slide not in (0, 1) for slide in which):
         raise BadModelFile(
-            f"{meta.name('attention.sliding_window_pattern')} is {str(which)[:60]}; expected {layers} values"
+            f"{meta.name('attention.sliding_window_pattern')} is {str(which)[:60]}; expected {layers} flags"
         )
     return tuple(window if slide else 0 for slide in which)
 

@@ -79,7 +79,7 @@ def config_from_gguf(meta: Fields, vocab: int) -> KimiSizes:
 
 def config_from_hf(config: Fields) -> KimiSizes:
     """Read config.json of a KimiLinearForCausalLM."""
-    config = config.assuming(**{key: config.get(name) for key, name in KEYS.items()}, first_k_dense_replace=1)
+    config = config.called(KEYS).assuming(first_k_dense_replace=1)
     config.require("moe_router_activation_func", ("sigmoid",), "sigmoid")
     if not config.flag("mla_use_nope", True):
         raise UnsupportedModel("mla_use_nope is false: attention that turns by position is not supported")

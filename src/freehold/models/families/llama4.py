@@ -90,8 +90,8 @@ def config_from_hf(config: Fields) -> Llama4Sizes:
 
 def _tunes(config: Fields) -> bool:
     """A flag, which early files write as 4."""
-    found = config.get("attn_temperature_tuning")
-    return True if found is None else bool(found)
+    key = "attn_temperature_tuning"
+    return config.flag(key, True) if isinstance(config.get(key), bool) else config.integer(key, 0, 4, 4) > 0
 
 
 def _turns(config: Fields, layers: int) -> tuple[bool, ...]:
