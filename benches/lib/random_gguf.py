@@ -82,7 +82,7 @@ def type_of(
     architecture: str, key: str, spec: TensorSpec, shape: tuple[int, ...], layer: int
 ) -> gguf.GGMLQuantizationType:
     """Choose a type as a Q4_K_M file has it: finer in every second layer, blocks of 32 where 256 do not fit."""
-    if len(shape) < 2 or spec.floats or np.prod(shape) < SMALL or shape[-1] % 32:
+    if len(shape) < 2 or len(spec.shape) < 2 or spec.floats or np.prod(shape) < SMALL or shape[-1] % 32:
         return F32
     if architecture == "gpt-oss" and len(shape) == 3:
         return MX
