@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import open_model_file
+from freehold.formats import Metadata, open_model_file
 from freehold.formats.fields import Fields
 from freehold.models.bind import family_of, gguf_family, read_source
 from freehold.models.oracle import Oracle
@@ -21,7 +21,7 @@ from tests.models.test_mixtures import reopened
 
 def read(name: str, **changes: Any) -> Any:
     """Read a tiny configuration's config.json, with changes."""
-    family, fields, _ = family_of({**make.config(name).hf, **changes})
+    family, fields, _ = family_of(Metadata({**make.config(name).hf, **changes}, "config.json"))
     return family.config_from_hf(fields)
 
 
@@ -29,7 +29,7 @@ def read_gguf(name: str, **changes: Any) -> Any:
     """Read the same of its GGUF's keys, given without the architecture's prefix."""
     stated = make.config(name).gguf
     own = {f"{stated['general.architecture']}.{key}": value for key, value in changes.items()}
-    family, fields = gguf_family({**stated, **own})
+    family, fields = gguf_family(Metadata({**stated, **own}, "model.gguf"))
     return family.config_from_gguf(fields, 256)
 
 
@@ -208,7 +208,7 @@ def test_a_gguf_key_that_is_not_computed_is_refused_by_name(name: str, key: str,
 def test_a_wrapper_of_an_unknown_text_half_is_refused_by_its_type():
     config = {"architectures": ["Mistral3ForConditionalGeneration"], "text_config": {"model_type": "mamba9"}}
     with pytest.raises(UnsupportedModel, match="'mamba9'"):
-        family_of(config)
+        family_of(Metadata(config, "config.json"))
 
 
 def test_a_wrappers_keys_count_where_its_text_half_does_not_state_them():
@@ -219,6 +219,6 @@ def test_a_wrappers_keys_count_where_its_text_half_does_not_state_them():
         "text_config": text,
         "tie_word_embeddings": True,
     }
-    family, fields, wrapped = family_of(config)
+    family, fields, wrapped = family_of(Metadata(config, "config.json"))
     assert wrapped and family.gguf_architecture == "mistral3"
     assert family.config_from_hf(Fields(fields.values)).tied

@@ -74,6 +74,15 @@ LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("attention blocks that layers share", ("zamba2", "Zamba2ForCausalLM")),
     ("rotary positions beside Mamba-2, judged by a reference", ("bamba", "BambaForCausalLM")),
     ("Mamba-1 states", ("jamba", "JambaForCausalLM", "mamba", "MambaForCausalLM", "FalconMambaForCausalLM")),
+    (
+        "four residual streams, side paths of low rank and activations cut to the greatest",
+        ("gemma3n", "gemma3n_text", "Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"),
+    ),
+    (
+        "activations rounded to eight bits and ternary weights, as it was trained",
+        ("bitnet", "BitNetForCausalLM"),
+    ),
+    ("xIELU, an activation with weights of its own", ("apertus", "ApertusForCausalLM")),
     ("attention to images in some layers", ("mllama", "MllamaForConditionalGeneration")),
     ("layers of their own shapes each (a searched architecture)", ("deci", "DeciLMForCausalLM")),
     ("zero-computation experts and two attentions a layer", ("longcat_flash", "LongcatFlashForCausalLM")),
