@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from freehold.advisor.file_anatomy import from_file
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import Metadata, open_model_file
 from freehold.formats.fields import Fields
+from freehold.layers import kept_bytes
 from freehold.models.bind import family_of, gguf_family, read_source
 from freehold.models.oracle import Oracle
 from freehold.models.rope import RopeSpec
@@ -120,6 +122,20 @@ def test_a_quarter_of_the_pairs_turns_as_of_the_whole_head():
     table = read("gemma4").rope.table()
     plain = RopeSpec(base=1e6, width=32, adjacent=False).table()
     assert np.array_equal(table.inv_freq[:4], plain.inv_freq[:4]) and not table.inv_freq[4:].any()
+
+
+KEPT = [
+    "cohere2", "exaone4", "gemma2", "gemma4", "gemma4-dense", "gemma4-moe", "glm4", "granite", "hunyuan_v1_dense",
+    "ministral3", "nemotron", "olmo3", "phi3", "phi3-mini", "seed_oss", "smollm3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+@pytest.mark.parametrize("name", KEPT)
+def test_fit_counts_what_layers_keep(name: str, form: str, tmp_path: Path):
+    path = write_model(name, form, tmp_path)
+    kept = [layer.keeps for layer in read_source(open_model_file(path)).network.layers]
+    assert kept_bytes(from_file(path).layers, 40) == kept_bytes(kept, 40)
 
 
 LAST_SLIDES = ["full_attention"] * 3 + ["sliding_attention"]

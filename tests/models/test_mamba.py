@@ -12,6 +12,7 @@ import pytest
 from freehold import _native as native
 from freehold.advisor import file_anatomy
 from freehold.advisor.file_anatomy import from_file
+from freehold.advisor.size_keys import SizeKeys
 from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
 from freehold.formats import open_model_file
 from freehold.formats.fields import Fields
@@ -255,7 +256,7 @@ def test_fit_counts_of_a_folder_what_the_engine_keeps(name: str, tmp_path: Path)
 
 
 def test_fit_counts_no_state_for_layers_of_experts_alone():
-    found = file_anatomy._gguf_layers("nemotron_h_moe", file_anatomy._SizeKeys(NEMOTRON_GGUF, ""))
+    found = file_anatomy._gguf_layers("nemotron_h_moe", SizeKeys(NEMOTRON_GGUF, ""))
     cfg = read_gguf()
     kept = [Layer(nemotron_h.layer(cfg, i)).keeps for i in range(4)]
     assert recurrent_bytes(found) == recurrent_bytes(kept)

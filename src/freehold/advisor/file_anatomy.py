@@ -12,11 +12,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from freehold.advisor.anatomy import Anatomy, WeightGroup
+from freehold.advisor.size_keys import SizeKeys, largest
 from freehold.catalog import quants
-from freehold.errors import BadModelFile
 from freehold.layers import LayerSpec
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def from_file(path: str | Path) -> Anatomy:
 
 
 def _of_gguf(opened: GGUFFile) -> Anatomy:
-    meta = _SizeKeys(opened.metadata, f"{opened.architecture}.")
+    meta = SizeKeys(opened.metadata, f"{opened.architecture}.")
     experts = meta.number("expert_used_count") / max(meta.number("expert_count"), 1)
     return Anatomy(
         name=opened.metadata.get_str("general.name", "") or opened.path.stem,
@@ -53,7 +53,7 @@ def _of_gguf(opened: GGUFFile) -> Anatomy:
         context=meta.number("context_length"),
         hidden=meta.number("embedding_length"),
         vocab=opened.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in opened.tensors else 0,
-        queries=_largest(meta.each("attention.head_count")) * _head_dim(meta),
+        queries=largest(meta.each("attention.head_count")) * _head_dim(meta),
         exact=True,
         path=opened.path,
     )
@@ -62,7 +62,7 @@ def _of_gguf(opened: GGUFFile) -> Anatomy:
 def _of_safetensors(opened: SafetensorsFile) -> Anatomy:
     config = opened.config
     text = config.get("text_config")
-    keys = _SizeKeys(text if isinstance(text, Mapping) else config, "")
+    keys = SizeKeys(text if isinstance(text, Mapping) else config, "")
     count = keys.number("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
     used = keys.number("num_experts_per_tok", "moe_k", "moe_topk") / max(count, 1)
     embed = next(
@@ -136,40 +136,12 @@ def _main_type(opened: ModelFile) -> str:
     return max(sums, key=lambda name: sums[name], default="")
 
 
-class _SizeKeys:
-    """Sizes out of metadata that may lack any of them; a value that is not a size is an error with its key."""
-
-    def __init__(self, values: Mapping[str, Any], prefix: str) -> None:
-        self._values, self._prefix = values, prefix
-
-    def get(self, key: str) -> Any:
-        return self._values.get(self._prefix + key)
-
-    def number(self, *keys: str) -> int:
-        """Return the first of the keys that is there; 0 if none is."""
-        return next((n for n in (_largest(self.each(k)) for k in keys) if n), 0)
-
-    def each(self, key: str) -> list[int]:
-        """Return the value of every layer, or the one of them all."""
-        found = self.get(key)
-        values = found.tolist() if hasattr(found, "tolist") else found
-        values = values if isinstance(values, list) else [] if values is None else [values]
-        for value in values:
-            if type(value) is not int or not 0 <= value < 1 << 40:
-                raise BadModelFile(f"{self._prefix}{key} is {str(value)[:40]!r}, which is not a size")
-        return values
-
-
-def _largest(values: list[int]) -> int:
-    return max(values, default=0)
-
-
-def _head_dim(meta: _SizeKeys) -> int:
-    heads = _largest(meta.each("attention.head_count"))
+def _head_dim(meta: SizeKeys) -> int:
+    heads = largest(meta.each("attention.head_count"))
     return meta.number("attention.key_length") or (meta.number("embedding_length") // heads if heads else 0)
 
 
-def _config_head_dim(keys: _SizeKeys) -> int:
+def _config_head_dim(keys: SizeKeys) -> int:
     heads = keys.number("num_attention_heads")
     return keys.number("head_dim") or (keys.number("hidden_size") // heads if heads else 0)
 
@@ -193,7 +165,10 @@ _NONE = 1 << 20  # more than there are layers
 _WINDOWED = dict.fromkeys(
     ("llama", "olmoe", "qwen2", "qwen2moe", "qwen3", "qwen3moe"), _NONE
 )  # if a GGUF states a window
-_CONFIG_WINDOWED: dict[str, int] = dict.fromkeys(("mistral", "mixtral"), _NONE) | {"gpt_oss": 2}
+_CONFIG_WINDOWED: dict[str, int] = dict.fromkeys(("mistral", "mixtral", "phi3", "starcoder2"), _NONE) | {
+    "gpt_oss": 2,
+    "olmo3": 4,
+}
 _EVERY = _WINDOWED | {
     "gemma2": 2,
     "gemma3": 6,
@@ -202,6 +177,9 @@ _EVERY = _WINDOWED | {
     "cohere2": 4,
     "llama4": 4,
     "olmo2": 4,
+    "exaone4": 4,
+    "gemma4": 6,
+    "phi3": _NONE,
 }
 _CHUNKS = {"llama4": 8192}  # tokens of a chunk, which files do not state
 _RECURRENT = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}
@@ -220,7 +198,7 @@ _TAPS = 3  # of LFM2's convolutions, where config.json does not say
 _ATTENDS, _NEITHER = ("*", "attention", "full_attention"), ("-", "E", "mlp", "moe")  # of such a pattern
 
 
-def _gguf_layers(architecture: str, meta: _SizeKeys) -> tuple[LayerSpec, ...]:
+def _gguf_layers(architecture: str, meta: SizeKeys) -> tuple[LayerSpec, ...]:
     """Group an architecture's layers by what they keep, by a GGUF's keys."""
     counted = meta.number("block_count")
     depth = max(counted - meta.number("nextn_predict_layers"), 0)  # those after them predict further tokens
@@ -236,7 +214,10 @@ def _gguf_layers(architecture: str, meta: _SizeKeys) -> tuple[LayerSpec, ...]:
     head_dim = _head_dim(meta)
     value_dim = meta.number("attention.value_length") or head_dim
     window = meta.number("attention.sliding_window") or _CHUNKS.get(architecture, 0)
-    every = _EVERY.get(architecture, 0)
+    window = window if window < (meta.number("context_length") or _NONE) else 0  # Phi-3.5's hides nothing
+    slides = _slides(meta, depth, _EVERY.get(architecture, 0))
+    sharing = depth - meta.number("attention.shared_kv_layers")  # layers from there on read others' keys
+    narrow = meta.number("attention.key_length_swa") or head_dim
     apart = meta.number("full_attention_interval") or _RECURRENT.get(architecture, 0)
     wide = meta.each("feed_forward_length") if architecture in _ONE_PART else ()
     states = _listed(meta, depth) or [bool(apart and n % apart) for n in range(1, depth + 1)]
@@ -250,15 +231,18 @@ def _gguf_layers(architecture: str, meta: _SizeKeys) -> tuple[LayerSpec, ...]:
             )
         elif states[number - 1] or not kv_heads:
             layer = _recurrent(meta, architecture)
-        elif window and every and number % every:
-            layer = LayerSpec("window", 1, kv_heads, head_dim, value_dim, window)
+        elif number > sharing:
+            layer = LayerSpec("plain", 1)
+        elif window and slides[number - 1]:
+            width = value_dim if narrow == head_dim else narrow
+            layer = LayerSpec("window", 1, kv_heads, narrow, width, window)
         else:
             layer = LayerSpec("full", 1, kv_heads, head_dim, value_dim)
         found[layer] = found.get(layer, 0) + 1
     return _counted(found)
 
 
-def _recurrent(meta: _SizeKeys, architecture: str) -> LayerSpec:
+def _recurrent(meta: SizeKeys, architecture: str) -> LayerSpec:
     """Return a layer that keeps a state: Mamba-2's inner width x state, DeltaNet's heads x their squares."""
     if taps := meta.number("shortconv.l_cache"):
         return LayerSpec("shortconv", conv=(taps - 1) * meta.number("embedding_length"))
@@ -273,7 +257,7 @@ def _recurrent(meta: _SizeKeys, architecture: str) -> LayerSpec:
     return _delta("deltanet", meta.number("ssm.time_step_rank"), inner, groups, size, kernel)
 
 
-def _listed(meta: _SizeKeys, depth: int) -> list[bool]:
+def _listed(meta: SizeKeys, depth: int) -> list[bool]:
     """Return which layers are recurrent, where a GGUF lists them."""
     found = meta.get("attention.recurrent_layers")
     values = found.tolist() if hasattr(found, "tolist") else found
@@ -297,11 +281,20 @@ def _kda(heads: int, width: int, kernel: int) -> LayerSpec:
     return _delta("linear", heads, heads * width, heads, width, kernel)
 
 
+def _slides(meta: SizeKeys, depth: int, every: int) -> list[bool]:
+    """Say which layers slide: as a GGUF lists them, or all but every n-th."""
+    listed = meta.get("attention.sliding_window_pattern")
+    listed = listed.tolist() if hasattr(listed, "tolist") else listed
+    if isinstance(listed, list) and len(listed) >= depth:
+        return [bool(each) for each in listed]
+    return [bool(every and n % every) for n in range(1, depth + 1)]
+
+
 def _beside(attention: LayerSpec, state: LayerSpec) -> LayerSpec:
     return replace(attention, state=state.state, conv=state.conv)
 
 
-def _config_layers(keys: _SizeKeys) -> tuple[LayerSpec, ...]:
+def _config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
     """Group layers by what they keep, by the keys of a config.json."""
     depth = keys.number("num_hidden_layers")
     if keys.get("model_type") in _ENCODERS:
@@ -313,6 +306,7 @@ def _config_layers(keys: _SizeKeys) -> tuple[LayerSpec, ...]:
         return _mamba_layers(keys, model)
     kv_heads = keys.number("num_key_value_heads", "num_attention_heads")
     head_dim, window = _config_head_dim(keys), keys.number("sliding_window", "attention_chunk_size")
+    window = window if window < (keys.number("max_position_embeddings") or _NONE) else 0
     every = keys.number("sliding_window_pattern", "_sliding_window_pattern")
     every = every or _CONFIG_WINDOWED.get(str(keys.get("model_type")), 0)
     kinds = keys.get("layer_types")
@@ -321,8 +315,11 @@ def _config_layers(keys: _SizeKeys) -> tuple[LayerSpec, ...]:
     if not isinstance(kinds, list):
         kinds = ["sliding_attention" if window and every and i % every else "" for i in range(1, depth + 1)]
     found: dict[LayerSpec, int] = {}
-    for kind in kinds:
-        if kind == "linear_attention":
+    sharing = depth - keys.number("num_kv_shared_layers")  # layers from there on read others' keys
+    for number, kind in enumerate(kinds):
+        if number >= sharing:
+            layer = LayerSpec("plain", 1)
+        elif kind == "linear_attention":
             layer = _deltanet(keys)
         elif kind == "conv":
             taps = keys.number("conv_L_cache") or _TAPS
@@ -330,23 +327,34 @@ def _config_layers(keys: _SizeKeys) -> tuple[LayerSpec, ...]:
         elif kind in ("sliding_attention", "chunked_attention") and window:
             layer = LayerSpec("window", 1, kv_heads, head_dim, window=window)
         else:
-            layer = LayerSpec("full", 1, kv_heads, head_dim)
+            layer = LayerSpec("full", 1, *_full_heads(keys, number, kv_heads, head_dim))
         found[layer] = found.get(layer, 0) + 1
     return _counted(found)
 
 
-def _latent_layers(keys: _SizeKeys, attends: LayerSpec, depth: int) -> tuple[LayerSpec, ...]:
+def _full_heads(keys: SizeKeys, layer: int, kv_heads: int, head_dim: int) -> tuple[int, int]:
+    """Return how many heads a full layer has and how wide they are, where that is not what sliding ones have."""
+    each = keys.get("per_layer_config")
+    own = each.get(str(layer), {}) if isinstance(each, Mapping) else {}
+    apart = keys.number("num_global_key_value_heads") if keys.get("attention_k_eq_v") is True else 0
+    sizes = SizeKeys({"kv": own.get("num_key_value_heads"), "dim": own.get("head_dim")}, "")
+    return sizes.number("kv") or apart or kv_heads, sizes.number("dim") or keys.number(
+        "global_head_dim"
+    ) or head_dim
+
+
+def _latent_layers(keys: SizeKeys, attends: LayerSpec, depth: int) -> tuple[LayerSpec, ...]:
     """Group layers of latent attention; where some are recurrent, `linear_attn_config` counts them."""
     linear = keys.get("linear_attn_config")
     if not isinstance(linear, Mapping):
         return _counted({attends: depth})
-    sizes = _SizeKeys(linear, "")
+    sizes = SizeKeys(linear, "")
     state = _kda(sizes.number("num_heads"), sizes.number("head_dim"), sizes.number("short_conv_kernel_size"))
     without = len(sizes.each("kda_layers"))
     return _counted({state: without, attends: depth - without})
 
 
-def _mamba_layers(keys: _SizeKeys, model: str) -> tuple[LayerSpec, ...]:
+def _mamba_layers(keys: SizeKeys, model: str) -> tuple[LayerSpec, ...]:
     """Group layers of Mamba-2, alone, beside attention or by a pattern of letters or names."""
     heads, width, size, groups, kernel = (keys.number(key) for key in _MAMBA[model])
     state = _mamba2(heads * width, size, groups, kernel)
@@ -362,7 +370,7 @@ def _mamba_layers(keys: _SizeKeys, model: str) -> tuple[LayerSpec, ...]:
     return _counted(found)
 
 
-def _deltanet(keys: _SizeKeys) -> LayerSpec:
+def _deltanet(keys: SizeKeys) -> LayerSpec:
     heads, key_heads = keys.number("linear_num_value_heads"), keys.number("linear_num_key_heads")
     key, value = keys.number("linear_key_head_dim"), keys.number("linear_value_head_dim")
     kernel = keys.number("linear_conv_kernel_dim") or 4  # as the families assume

@@ -1,0 +1,41 @@
+"""Sizes as a file's metadata states them: a number, a list of one a layer, or nothing.
+
+Knows keys and what a size is; knows no architecture.
+Path: file_anatomy.from_file -> SizeKeys
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from freehold.errors import BadModelFile
+
+
+class SizeKeys:
+    """Sizes out of metadata that may lack any of them; a value that is not a size is an error with its key."""
+
+    def __init__(self, values: Mapping[str, Any], prefix: str) -> None:
+        self._values, self._prefix = values, prefix
+
+    def get(self, key: str) -> Any:
+        return self._values.get(self._prefix + key)
+
+    def number(self, *keys: str) -> int:
+        """Return the first of the keys that is there; 0 if none is."""
+        return next((n for n in (largest(self.each(k)) for k in keys) if n), 0)
+
+    def each(self, key: str) -> list[int]:
+        """Return the value of every layer, or the one of them all."""
+        found = self.get(key)
+        values = found.tolist() if hasattr(found, "tolist") else found
+        values = values if isinstance(values, list) else [] if values is None else [values]
+        for value in values:
+            if type(value) is not int or not 0 <= value < 1 << 40:
+                raise BadModelFile(f"{self._prefix}{key} is {str(value)[:40]!r}, which is not a size")
+        return values
+
+
+def largest(values: list[int]) -> int:
+    """Return the greatest, 0 of none."""
+    return max(values, default=0)
