@@ -89,8 +89,9 @@ def older_keys(config: dict[str, Any]) -> dict[str, Any]:
         return config
     if "full_attention" in rope:
         config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
-        config["sliding_window_pattern"] = 6
-        del config["layer_types"]
+        if config["model_type"] == "gemma3_text":  # OLMo 3 has always listed its layers
+            config["sliding_window_pattern"] = 6
+            del config["layer_types"]
         rope = rope["full_attention"]
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     if "rope_theta" in rope:
