@@ -41,7 +41,7 @@ class TinyConfig:
     seed: int  # what draws the weights
     hf: dict[str, Any]  # its config.json
     gguf: dict[str, Any] = field(default_factory=dict)  # a GGUF's keys; empty: none can express it
-    tensors: dict[str, list[float]] = field(default_factory=dict)  # what a GGUF holds that is no weight
+    tensors: dict[str, list[float]] = field(default_factory=dict)  # what a GGUF holds beside weights
     optional: tuple[str, ...] = ()  # declared keys that it has although they may be missing
     turns: dict[str, list[int]] = field(
         default_factory=dict
