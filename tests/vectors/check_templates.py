@@ -1,8 +1,8 @@
 """Compares renderings of real chat templates with those of `transformers`, over many chats each.
 
     python -m tests.vectors.check_templates ask FOLDER asked.json        (here)
-    python tests/vectors/check_templates.py answer asked.json told.json  (in an environment with transformers)
-    python -m tests.vectors.check_templates compare told.json            (here)
+    python tests/vectors/check_templates.py answer asked.json answers.json  (in an environment with transformers)
+    python -m tests.vectors.check_templates compare answers.json            (here)
 
 FOLDER holds *.jinja; none is kept here, llama.cpp's source has some 70 (models/templates, in the sdist of
 llama-cpp-python). `ask` writes every chat as this package spells it for that template, so what is compared is the

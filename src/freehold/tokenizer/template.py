@@ -229,7 +229,7 @@ class ChatTemplate:
         return {}
 
     def _system_switch(self, think: bool | None) -> str:
-        """Return the word of the system text that turns thinking on or off, where that is how the template is told."""
+        """Return the word of the system text that turns thinking on or off, where that is how the template takes it."""
         switch = self.traits.switch if think is not None else None
         return (switch.on if think else switch.off) if switch is not None and switch.in_system else ""
 

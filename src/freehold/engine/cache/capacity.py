@@ -101,7 +101,7 @@ class CacheBytes:
 
 
 def _least_states(state: int) -> int:
-    """Return how many states of so many bytes there are at least: what a share of available memory holds."""
+    """Return how many states of a size there are at least: what a share of available memory holds."""
     fits = int(available_bytes() * STATE_SHARE) // max(state, 1)
     return max(LEAST_STATES, min(fits, MOST_ALONE))
 

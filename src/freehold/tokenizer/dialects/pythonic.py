@@ -113,7 +113,7 @@ def _plain(char: str) -> str:
 
 
 def _coded(source: TextSource, kind: str) -> Reading[str]:
-    """Read a character given by its code; what is no code stays as it is."""
+    """Read a character given by its code; anything else stays as it is."""
     digits = ""
     while len(digits) < _HEX[kind]:
         char = yield from source.char()
