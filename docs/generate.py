@@ -22,7 +22,7 @@ import msgspec.inspect
 
 import freehold
 from freehold.cli.main import VERBS, cli
-from freehold.models.unsupported import LACKS
+from freehold.models.binding.unsupported import LACKS
 
 WITH_MEMBERS = ("freehold.local.llm", "freehold.local.asynchronous", "freehold.fake")
 REFERENCE = Path(__file__).parent / "reference"

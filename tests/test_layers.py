@@ -140,7 +140,7 @@ HTTP = {name for name in MODULES if name.startswith("freehold.server")} | {
 }
 ENGINE_SIDE = ("engine", "models", "local", "worker.process")
 # Before `freehold serve NAME` fetches a model, the families say whether they compute it; no server runs yet.
-BEFORE_SERVING = {("freehold.cli.shared", "freehold.models.bind")}
+BEFORE_SERVING = {("freehold.cli.shared", "freehold.models.binding.bind")}
 
 
 def run_time_imports(source: str, package: str) -> Iterator[str]:

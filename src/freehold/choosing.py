@@ -200,7 +200,7 @@ def here(settings: Settings) -> Place:
 
 def refusal(asked: Structure) -> str:
     """Return why our engine does not run a model of such a structure; empty: it does."""
-    from freehold.models.bind import refusal as registered
+    from freehold.models.binding.bind import refusal as registered
 
     return registered(asked)
 
@@ -244,7 +244,7 @@ def _beside(advice: Advice, settings: Settings) -> Beside:
     """Choose what finds the texts for the first pick, where that one runs."""
     from freehold.advisor.finders import beside
     from freehold.advisor.fit import OURS
-    from freehold.models.bind import refusal
+    from freehold.models.binding.bind import refusal
 
     place = advice.picks[0].placement if advice.picks else None
     codes = advice.request.languages

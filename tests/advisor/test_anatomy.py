@@ -15,7 +15,7 @@ from freehold.errors import UsageError
 from freehold.formats import open_model_file
 from freehold.formats.weight_types import LAYOUTS, QuantType, row_bytes
 from freehold.layers import LayerSpec, kept_bytes, recurrent_bytes
-from freehold.models.bind import read_source
+from freehold.models.binding.bind import read_source
 from tests.formats.gguf_writer import Entry, Value, write_gguf
 from tests.models.golden import FORMS, write_model
 

@@ -12,7 +12,7 @@ from freehold.advisor.commands import finder_line
 from freehold.catalog.benchmarks import BENCHMARKS
 from freehold.catalog.model import Score
 from freehold.catalog.question_words import language_name, results_in
-from freehold.models.bind import refusal
+from freehold.models.binding.bind import refusal
 
 GIB = 1 << 30
 

@@ -22,7 +22,7 @@ from freehold.engine.cache.window import quota
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import UsageError
 from freehold.layers import LayerSpec
-from freehold.models.bind import refusal
+from freehold.models.binding.bind import refusal
 from freehold.types import KvType
 
 GB = 10**9

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from freehold.cli.main import cli
 from freehold.formats import open_model_file
-from freehold.models.bind import family_of, gguf_family, read_source
+from freehold.models.binding.bind import family_of, gguf_family, read_source
 from freehold.models.families import FAMILIES
 from freehold.models.family import Family
 from freehold.models.tiny import make

@@ -10,7 +10,7 @@ import pytest
 from freehold import _native as native
 from freehold.errors import UsageError
 from freehold.layers import LayerSpec
-from freehold.models.oracle import KvStore, NumpyOps
+from freehold.models.oracle.session import KvStore, NumpyOps
 from tests.csrc import F32, normal, same_bits
 from tests.csrc.test_experts import EPS, POOL, packed
 from tests.csrc.test_routing import dense

@@ -12,8 +12,8 @@ from freehold import _native as native
 from freehold.errors import UsageError
 from freehold.formats import QuantType, Tensor
 from freehold.layers import LayerSpec
-from freehold.models.oracle import DenseMatrix, KvStore, NumpyOps
-from freehold.models.rope import RopeSpec
+from freehold.models.config.rope import RopeSpec
+from freehold.models.oracle.session import DenseMatrix, KvStore, NumpyOps
 from tests.csrc import F32, normal, same_bits
 
 POOL = native.Threads(2)

@@ -17,7 +17,7 @@ from freehold import _native as native
 from freehold.errors import FreeholdError
 from freehold.formats import GGUFFile, SafetensorsFile, Tensor, open_gguf, open_lora, open_safetensors
 from freehold.formats.lora import CONFIG, WEIGHTS
-from freehold.models.bind import read_source
+from freehold.models.binding.bind import read_source
 from freehold.tokenizer import tokenizer_from_gguf
 from tests.vectors import adapters, files
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from freehold import _native as native
 from freehold.models.load import LoadedModel
-from freehold.models.oracle import Oracle
+from freehold.models.oracle.session import Oracle
 from tests.vectors.files import write_gguf, write_published, write_safetensors
 from tests.vectors.weights import FAMILIES, PREFILL
 

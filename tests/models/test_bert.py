@@ -12,7 +12,7 @@ import pytest
 from freehold.engine import Encoder
 from freehold.errors import BadModelFile, ContextOverflow, EngineClosed, UnsupportedModel, UsageError
 from freehold.models.load import load_model
-from freehold.models.oracle import Oracle
+from freehold.models.oracle.session import Oracle
 from freehold.models.pooling import pooling_from_dir
 from tests.vectors.encoders import ENCODERS, LENGTHS, sequences, write_encoder
 

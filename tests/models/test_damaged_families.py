@@ -17,8 +17,8 @@ import pytest
 from freehold.errors import BadModelFile
 from freehold.formats import QuantType, Tensor, open_model_file
 from freehold.formats.metadata import Metadata
-from freehold.models.bind import read_source
-from freehold.models.stored import ExpertStack, Joined, Stored
+from freehold.models.binding.bind import read_source
+from freehold.models.binding.stored import ExpertStack, Joined, Stored
 from tests.models.golden import write_model
 from tests.vectors.weights import FAMILIES
 

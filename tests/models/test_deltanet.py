@@ -16,10 +16,10 @@ from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
 from freehold.formats import open_model_file
 from freehold.formats.fields import Fields
 from freehold.layers import kept_bytes, recurrent_bytes
-from freehold.models.bind import read_source
+from freehold.models.binding.bind import read_source
 from freehold.models.families import kimi_linear, olmo_hybrid, qwen3next, qwen35
 from freehold.models.family import Cut, Layer
-from freehold.models.oracle_delta import DeltaVerbs
+from freehold.models.oracle.delta import DeltaVerbs
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.deltanet import DeltaNet, DeltaSizes
 from tests.engine import hybrids

@@ -13,9 +13,9 @@ from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import Metadata, open_model_file
 from freehold.formats.fields import Fields
 from freehold.layers import kept_bytes
-from freehold.models.bind import family_of, gguf_family, read_source
-from freehold.models.oracle import Oracle
-from freehold.models.rope import RopeSpec
+from freehold.models.binding.bind import family_of, gguf_family, read_source
+from freehold.models.config.rope import RopeSpec
+from freehold.models.oracle.session import Oracle
 from freehold.models.tiny import make
 from tests.models.golden import golden, write_model
 from tests.models.test_mixtures import reopened

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from freehold.models.load import load_model
-from freehold.models.oracle import Oracle
+from freehold.models.oracle.session import Oracle
 from tests.models.golden import (
     BOUND,
     FORMS,

@@ -14,10 +14,10 @@ import pytest
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import QuantType, open_model_file
 from freehold.formats.fields import Fields
+from freehold.models.binding.mistral_names import usual_name
 from freehold.models.families import deepseek2, deepseek_sparse, mistral4
 from freehold.models.load import load_model
-from freehold.models.mistral_names import usual_name
-from freehold.models.oracle import Oracle
+from freehold.models.oracle.session import Oracle
 from freehold.models.tiny import tokens
 from freehold.models.tiny.containers import gguf_bytes, safetensors_bytes
 from tests.models.golden import BOUND, error, golden, native_logits, pieces, write_model

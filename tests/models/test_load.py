@@ -15,9 +15,9 @@ from freehold.engine import Engine, scoring
 from freehold.errors import BadModelFile, CapacityExceeded, UnsupportedModel
 from freehold.formats import GGUFFile, Metadata, QuantType, Tensor, open_gguf, open_model_file
 from freehold.models import load
-from freehold.models.bind import read_source
+from freehold.models.binding.bind import read_source
 from freehold.models.load import load_model
-from freehold.models.oracle import Oracle
+from freehold.models.oracle.session import Oracle
 from tests.vectors.files import write_gguf, write_safetensors
 
 Edit = Callable[[dict[str, Any], dict[str, Tensor]], None]

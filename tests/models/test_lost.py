@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from freehold.formats.fields import Fields
+from freehold.models.config.sizes import Sizes
 from freehold.models.families import llama, starcoder2
-from freehold.models.sizes import Sizes
 
 MISTRAL: dict[str, Any] = {
     "embedding_length": 4096,

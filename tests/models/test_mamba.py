@@ -17,10 +17,10 @@ from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
 from freehold.formats import open_model_file
 from freehold.formats.fields import Fields
 from freehold.layers import kept_bytes, recurrent_bytes
-from freehold.models.bind import read_source
+from freehold.models.binding.bind import read_source
 from freehold.models.families import falcon_h1, granitehybrid, mamba2, nemotron_h
 from freehold.models.family import Cut, Layer
-from freehold.models.oracle_recurrent import RecurrentVerbs
+from freehold.models.oracle.recurrent import RecurrentVerbs
 from freehold.models.parts.mamba import Mamba2, MambaSizes
 from tests.engine.hybrids import hybrid
 from tests.models.golden import write_model

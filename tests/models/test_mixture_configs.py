@@ -10,7 +10,7 @@ import pytest
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import open_model_file
 from freehold.formats.fields import Fields
-from freehold.models.bind import read_source
+from freehold.models.binding.bind import read_source
 from freehold.models.families import llama4
 from tests.models.golden import write_model
 from tests.models.test_mixtures import reopened

@@ -15,10 +15,10 @@ from freehold.engine import Engine, TokenOut, scoring
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import Metadata, QuantType, Tensor, open_model_file
 from freehold.layers import kept_bytes
-from freehold.models.bind import read_source, refusal
+from freehold.models.binding.bind import read_source, refusal
 from freehold.models.load import load_model
 from freehold.models.lora import load_adapter
-from freehold.models.oracle import Oracle
+from freehold.models.oracle.session import Oracle
 from freehold.types import SamplingParams
 from tests.models.golden import BOUND, FORMS, golden, native_logits, write_model
 from tests.vectors import weights

@@ -12,8 +12,8 @@ import pytest
 
 from freehold._native import Matrix, Threads
 from freehold.errors import CapacityExceeded, StoreError
-from freehold.models import packs
-from freehold.models.packs import file_identity, open_pack, pack_path, write_pack
+from freehold.models.packing import packs
+from freehold.models.packing.packs import file_identity, open_pack, pack_path, write_pack
 
 DIGEST = "ab" * 32
 

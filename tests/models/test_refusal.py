@@ -9,8 +9,8 @@ import pytest
 from freehold import catalog
 from freehold.catalog.model import Structure
 from freehold.errors import UnsupportedModel
-from freehold.models.bind import FAMILIES, check_structure, refusal
-from freehold.models.unsupported import missing_part
+from freehold.models.binding.bind import FAMILIES, check_structure, refusal
+from freehold.models.binding.unsupported import missing_part
 
 NOWHERE = Path("/nowhere/catalogue.toml")
 

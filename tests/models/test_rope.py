@@ -9,7 +9,7 @@ import pytest
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import Fields
-from freehold.models.rope import (
+from freehold.models.config.rope import (
     Divisors,
     RopeSpec,
     hf_rope_section,

@@ -12,9 +12,9 @@ import freehold
 from freehold import _native as native
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.formats import QuantType, dequantize, open_model_file
-from freehold.models.bind import read_source
+from freehold.models.binding.bind import read_source
 from freehold.models.load import load_model
-from freehold.models.rounding import rounded_types
+from freehold.models.packing.rounding import rounded_types
 from tests.vectors.files import write_gguf, write_safetensors
 
 THREADS = native.Threads(1)

@@ -7,7 +7,7 @@ import pytest
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import QuantType, Tensor
-from freehold.models.binder import Binder
+from freehold.models.binding.binder import Binder
 from freehold.models.family import Cut, matrix, vector
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from benches.lib.environments import LLAMA_CPP, environment
 from benches.lib.peer import Child, PeerFailed
 from freehold.models.load import LoadedModel, load_model
-from freehold.models.oracle import Oracle
+from freehold.models.oracle.session import Oracle
 from tests.models.golden import GOLDEN, error, golden, native_logits, oracle_logits, pieces, write_model
 from tests.vectors import weights
 

@@ -145,7 +145,7 @@ def held_or_fetched(store: Store, model: str) -> ModelRef:
 def check_runs(model: str) -> None:
     """Raise ModelNotFound for an unknown name, UnsupportedModel for an architecture without an implementation."""
     from freehold import catalog
-    from freehold.models.bind import check_structure
+    from freehold.models.binding.bind import check_structure
     from freehold.store.refs import parse_ref
 
     if parse_ref(model).kind != "name":  # for a hub reference or URL the file decides

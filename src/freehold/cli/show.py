@@ -95,7 +95,7 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
 
 def _notes(file: ModelFile) -> list[str]:
     """Return what loading would say of the file: parts left out, and what it does not state and where that is from."""
-    from freehold.models.bind import read_source
+    from freehold.models.binding.bind import read_source
 
     with suppress(FreeholdError):
         return list(read_source(file).notes)
@@ -104,13 +104,13 @@ def _notes(file: ModelFile) -> list[str]:
 
 def _is_encoder(architecture: str) -> bool:
     """Return whether the architecture is an encoder."""
-    from freehold.models.bind import FAMILIES
+    from freehold.models.binding.bind import FAMILIES
 
     return any(f.encoder for f in FAMILIES if f.gguf_architecture == architecture)
 
 
 def _runs(asked: Structure) -> bool:
-    from freehold.models.bind import refusal
+    from freehold.models.binding.bind import refusal
 
     return not refusal(asked)
 

@@ -27,13 +27,13 @@ from freehold.local.keywords import LoadOptions, check_names, keywords
 from freehold.local.llm import LLM
 from freehold.local.served import ServedModel
 from freehold.machine import available_bytes, default_threads, show_bytes
-from freehold.models.bind import read_source
+from freehold.models.binding.bind import read_source
 from freehold.models.load import LoadedModel, load_model
-from freehold.models.pack import Pack
-from freehold.models.packer import Packer, Progress, packed_sizes
-from freehold.models.packs import file_identity, open_pack, pack_path, stream_pack, write_pack
+from freehold.models.packing.pack import Pack
+from freehold.models.packing.packer import Packer, Progress, packed_sizes
+from freehold.models.packing.packs import file_identity, open_pack, pack_path, stream_pack, write_pack
+from freehold.models.packing.rounding import Rounding, rounded_types
 from freehold.models.pooling import pooling_from_dir
-from freehold.models.rounding import Rounding, rounded_types
 from freehold.store import ModelRef, Store
 from freehold.store.progress import watching
 from freehold.store.sampling import sampling_defaults

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from freehold.formats.fields import Fields
 from freehold.layers import LayerSpec
-from freehold.models.left_out import Rule
+from freehold.models.binding.left_out import Rule
+from freehold.models.config.rope import RopeSpec
 from freehold.models.ops import Buffer, Ops
-from freehold.models.rope import RopeSpec
 
 Values: TypeAlias = Mapping[
     str, Any

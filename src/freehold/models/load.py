@@ -17,12 +17,12 @@ from freehold.errors import CapacityExceeded
 from freehold.formats import ModelFile, open_model_file
 from freehold.layers import LayerSpec
 from freehold.machine import available_bytes, default_threads, show_bytes
-from freehold.models.bind import Source, assemble, read_source
+from freehold.models.binding.bind import Source, assemble, read_source
+from freehold.models.config.rope import RopeTable
 from freehold.models.family import Family, Network, NetworkWeights
-from freehold.models.pack import Pack
-from freehold.models.packer import Packer, Progress, forecast, packed_sizes
-from freehold.models.rope import RopeTable
-from freehold.models.rounding import Rounding, rounded_types
+from freehold.models.packing.pack import Pack
+from freehold.models.packing.packer import Packer, Progress, forecast, packed_sizes
+from freehold.models.packing.rounding import Rounding, rounded_types
 
 
 @dataclass(frozen=True, slots=True)

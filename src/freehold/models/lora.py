@@ -20,8 +20,8 @@ from freehold import _native as native
 from freehold.errors import BadModelFile, CapacityExceeded, UnsupportedModel
 from freehold.formats import LoraFile, LowRank, QuantType, Tensor, open_lora
 from freehold.machine import available_bytes, show_bytes
+from freehold.models.binding.left_out import plain_name
 from freehold.models.family import TensorSpec
-from freehold.models.left_out import plain_name
 from freehold.models.load import LoadedModel
 
 RANK_STEP = 16  # native.Adapter takes ranks that fill panels; what is added to one is zero

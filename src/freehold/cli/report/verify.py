@@ -105,7 +105,7 @@ def _way_out(file: RecordedFile) -> str:
 
 
 def _pack(path: Path, model: str, seen: Seen) -> FileCheck:
-    from freehold.models.packs import damage_of
+    from freehold.models.packing.packs import damage_of
 
     size = _size(path)
     try:

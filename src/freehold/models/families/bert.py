@@ -16,9 +16,9 @@ from typing import NoReturn
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
+from freehold.models.config.sizes import Sizes, checked_sizes
 from freehold.models.family import Ends, Family, LayerPart, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
-from freehold.models.sizes import Sizes, checked_sizes
 
 HEAD_STEP = 16  # the kernels take heads of whole vectors
 MAX_KINDS = 1024

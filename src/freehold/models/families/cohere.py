@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from freehold.formats.fields import Fields
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.norms import NO_NORM, NormForm
 from freehold.models.parts.parallel import ParallelBlock
-from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder
 
 NORM = NormForm(kind="layer")
 LOGIT_SCALE = 0.0625

@@ -7,10 +7,10 @@ Path: bind.read_source -> config -> layer
 from __future__ import annotations
 
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, Fields
+from freehold.models.config.sizes import gguf_sizes, gguf_windows, hf_decoder, sliding_windows
 from freehold.models.families.cohere import LOGIT_SCALE, CohereSizes, block, ends
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.parallel import ParallelBlock
-from freehold.models.sizes import gguf_sizes, gguf_windows, hf_decoder, sliding_windows
 
 PATTERN = 4  # every fourth layer has full attention
 

@@ -14,15 +14,21 @@ from typing import Any
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import Fields
+from freehold.models.binding.mistral_names import CLASS, LARGE_3
+from freehold.models.config.latent_mixtures import (
+    SIGMOID,
+    SOFTMAX,
+    V2,
+    gguf_latent_mixture,
+    hf_latent_mixture,
+)
+from freehold.models.config.latents import LatentSizes, gguf_latent, hf_latent
+from freehold.models.config.sizes import Routing
 from freehold.models.family import Family, LayerPart
-from freehold.models.latent_mixtures import SIGMOID, SOFTMAX, V2, gguf_latent_mixture, hf_latent_mixture
-from freehold.models.latents import LatentSizes, gguf_latent, hf_latent
-from freehold.models.mistral_names import CLASS, LARGE_3
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.latent import LatentAttention
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
-from freehold.models.sizes import Routing
 
 NAMES = MoeNames(shared="mlp.shared_experts")
 SIGMOID_GATING = 2

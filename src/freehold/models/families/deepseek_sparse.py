@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
+from freehold.models.binding.left_out import Rule
+from freehold.models.config.latent_mixtures import SIGMOID, gguf_latent_mixture, hf_latent_mixture
+from freehold.models.config.latents import LatentSizes, gguf_latent, hf_latent
 from freehold.models.families.deepseek2 import layer
 from freehold.models.family import Family
-from freehold.models.latent_mixtures import SIGMOID, gguf_latent_mixture, hf_latent_mixture
-from freehold.models.latents import LatentSizes, gguf_latent, hf_latent
-from freehold.models.left_out import Rule
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.latent import LatentAttention
 from freehold.models.parts.mlp import GatedMlp

@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
-from freehold.models.family import Family, LayerPart
-from freehold.models.mixtures import (
+from freehold.models.config.mixtures import (
     MAX_EXPERTS,
     gguf_mixture,
     gguf_routing,
@@ -20,11 +19,12 @@ from freehold.models.mixtures import (
     gguf_sparse,
     hf_mixture,
 )
+from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
+from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
-from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 
 ROUTING = Routing(correction=True, least=1e-12)
 NAMES = MoeNames(shared="mlp.shared_experts", correction="mlp.moe_statics.e_score_correction_bias")

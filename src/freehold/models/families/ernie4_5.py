@@ -7,11 +7,11 @@ Path: bind.read_source -> config -> layer
 from __future__ import annotations
 
 from freehold.formats.fields import Fields
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
-from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, Fields
+from freehold.models.config.sizes import Sizes, gguf_sizes, gguf_windows, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.norms import NO_NORM
-from freehold.models.sizes import Sizes, gguf_sizes, gguf_windows, hf_decoder, sliding_windows
 
 PATTERN = 4  # every fourth layer has full attention
 

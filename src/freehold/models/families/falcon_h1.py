@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_WIDTH, Fields
 from freehold.layers import LayerSpec
+from freehold.models.config.rope import RopeSpec
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Cut, Family, LayerPart, TensorSpec, Values
 from freehold.models.ops import Buffer, Ops
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mamba import Mamba2, MambaKeys, MambaSizes, gguf_mamba, hf_mamba
 from freehold.models.parts.mlp import GatedMlp
-from freehold.models.rope import RopeSpec
-from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder
 
 MAX_FACTOR = 1e6
 MAMBA = MambaKeys("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups", "mamba_d_conv")

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 
 from freehold.formats.fields import Fields
+from freehold.models.config.rope import rope_from_hf
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_sizes
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.norms import NormForm
-from freehold.models.rope import rope_from_hf
-from freehold.models.sizes import Sizes, gguf_sizes, hf_sizes
 
 NORM = NormForm(offset=1.0)
 ACT = "gelu_pytorch_tanh"

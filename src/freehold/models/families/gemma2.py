@@ -11,13 +11,13 @@ import math
 from dataclasses import dataclass
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
+from freehold.models.config.rope import rope_from_hf
+from freehold.models.config.sizes import Sizes, gguf_sizes, gguf_windows, hf_sizes, sliding_windows
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.norms import NormForm
-from freehold.models.rope import rope_from_hf
-from freehold.models.sizes import Sizes, gguf_sizes, gguf_windows, hf_sizes, sliding_windows
 
 NORM = NormForm(offset=1.0)
 WINDOW, ATTENTION_CAP, LOGIT_CAP = 4096, 50.0, 30.0

@@ -14,13 +14,13 @@ import math
 from dataclasses import dataclass
 
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, Fields
+from freehold.models.config.rope import RopeSpec, hf_layer_ropes
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_sizes, sliding_windows
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.norms import NormForm
-from freehold.models.rope import RopeSpec, hf_layer_ropes
-from freehold.models.sizes import Sizes, gguf_sizes, hf_sizes, sliding_windows
 
 NORM = NormForm(offset=1.0)
 LOCAL_BASE = 10_000.0

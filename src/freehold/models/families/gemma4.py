@@ -15,12 +15,19 @@ from typing import Any
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
+from freehold.models.config.mixtures import gguf_mixture, hf_mixture
+from freehold.models.config.rope import RopeSpec, hf_rope_section
+from freehold.models.config.sizes import (
+    Sizes,
+    checked_sizes,
+    gguf_sizes,
+    gguf_windows,
+    hf_sizes,
+    sliding_windows,
+)
 from freehold.models.family import Family, LayerPart
-from freehold.models.mixtures import gguf_mixture, hf_mixture
 from freehold.models.parts.gemma4 import ExpertsBeside, InputEnds, LayerInput, SharingAttention
 from freehold.models.parts.mlp import GatedMlp
-from freehold.models.rope import RopeSpec, hf_rope_section
-from freehold.models.sizes import Sizes, checked_sizes, gguf_sizes, gguf_windows, hf_sizes, sliding_windows
 
 LOCAL_BASE, GLOBAL_BASE = 10_000.0, 1_000_000.0
 GLOBAL_ROPE = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": GLOBAL_BASE}

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from freehold.formats.fields import MAX_WIDTH, Fields
-from freehold.models.family import Family, LayerPart
-from freehold.models.mixtures import (
+from freehold.models.config.mixtures import (
     MAX_EXPERTS,
     dense_first,
     gguf_mixture,
@@ -24,11 +23,12 @@ from freehold.models.mixtures import (
     hf_groups,
     hf_mixture,
 )
+from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
+from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames
-from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 
 ROUTING = Routing(scoring="sigmoid", correction=True, group_score="top2", epsilon=1e-20)
 NAMES = MoeNames(shared="mlp.shared_experts", gguf_norm="post_attention_norm")

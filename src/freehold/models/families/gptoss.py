@@ -13,13 +13,13 @@ from typing import Any
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, Fields
+from freehold.models.config.mixtures import gguf_mixture, gguf_routing, hf_mixture
+from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
-from freehold.models.mixtures import gguf_mixture, gguf_routing, hf_mixture
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.expert_layouts import either, interleaved_biases, interleaved_blocks, transposed
 from freehold.models.parts.moe import Moe, MoeNames
-from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder, sliding_windows
 
 ROUTING = Routing(bias=True)
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"

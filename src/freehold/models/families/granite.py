@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from freehold.formats.fields import Fields
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
-from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder
 
 MOST = 1e6
 

@@ -14,15 +14,15 @@ from typing import Any
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_WIDTH, Fields
+from freehold.models.config.mixtures import MAX_EXPERTS, gguf_mixture, hf_mixture
+from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Cut, Family, LayerPart, TensorSpec, matrix
-from freehold.models.mixtures import MAX_EXPERTS, gguf_mixture, hf_mixture
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.expert_layouts import fused
 from freehold.models.parts.mamba import Mamba2, MambaKeys, MambaSizes, gguf_mamba, hf_mamba
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames
-from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 
 KINDS = {"linear_attention": False, "mamba": False, "full_attention": True, "attention": True}
 MAX_FACTOR = 1e6

@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from freehold.formats.fields import MAX_WIDTH, Fields
+from freehold.models.config.mixtures import gguf_mixture, gguf_routing, hf_mixture
+from freehold.models.config.sizes import Routing, gguf_sizes, hf_decoder
 from freehold.models.families.granite import GraniteSizes, ends, gguf_factors, hf_factors
 from freehold.models.families.granitehybrid import EXPERTS, GraniteMoe
 from freehold.models.family import Family, LayerPart
-from freehold.models.mixtures import gguf_mixture, gguf_routing, hf_mixture
 from freehold.models.parts.attention import Attention
-from freehold.models.sizes import Routing, gguf_sizes, hf_decoder
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> GraniteSizes:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import Fields
+from freehold.models.config.rope import hf_ntk_alpha
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
-from freehold.models.rope import hf_ntk_alpha
-from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder
 
 NAMES = ("query_layernorm", "key_layernorm")
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
-from freehold.models.family import Family, LayerPart
-from freehold.models.mixtures import (
+from freehold.models.config.mixtures import (
     MAX_EXPERTS,
     MAX_SCALE,
     gguf_mixture,
@@ -22,12 +21,13 @@ from freehold.models.mixtures import (
     gguf_shared,
     hf_mixture,
 )
+from freehold.models.config.rope import hf_ntk_alpha
+from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
+from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
-from freehold.models.rope import hf_ntk_alpha
-from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 
 A13B_NAMES = MoeNames(router="mlp.gate.wg.weight", shared="mlp.shared_mlp")
 HY3_ROUTING = Routing(scoring="sigmoid", correction=True, epsilon=1e-20)

@@ -12,10 +12,10 @@ from typing import Any
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_HEADS, MAX_WIDTH, Fields
+from freehold.models.config.hybrids import recurrent_types
+from freehold.models.config.latent_mixtures import SIGMOID, gguf_latent_mixture, hf_latent_mixture
+from freehold.models.config.latents import LatentSizes, gguf_latent, hf_latent
 from freehold.models.family import Family, LayerPart, TensorSpec
-from freehold.models.hybrids import recurrent_types
-from freehold.models.latent_mixtures import SIGMOID, gguf_latent_mixture, hf_latent_mixture
-from freehold.models.latents import LatentSizes, gguf_latent, hf_latent
 from freehold.models.parts.deltanet import MAX_KERNEL, DeltaSizes
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.expert_layouts import apart

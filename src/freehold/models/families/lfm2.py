@@ -14,15 +14,15 @@ from typing import Any
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
+from freehold.models.config.mixtures import gguf_mixture, hf_mixture
+from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
-from freehold.models.mixtures import gguf_mixture, hf_mixture
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.expert_layouts import apart
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
 from freehold.models.parts.short_conv import ShortConv
-from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 
 MAX_TAPS = 16  # of the kernel
 EPSILON = 1e-6  # joins the sum of the chosen experts' weights

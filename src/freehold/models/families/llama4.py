@@ -14,15 +14,15 @@ from typing import Any
 
 from freehold.errors import BadModelFile
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, Fields
+from freehold.models.config.lost import exact_up_to
+from freehold.models.config.mixtures import gguf_mixture, gguf_routing, gguf_sparse, hf_mixture
+from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
-from freehold.models.lost import exact_up_to
-from freehold.models.mixtures import gguf_mixture, gguf_routing, gguf_sparse, hf_mixture
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.expert_layouts import transposed
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames
-from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 
 ROUTING = Routing(scoring="sigmoid", renormalise=False, weigh_input=True)
 EXPERTS = "feed_forward.experts"

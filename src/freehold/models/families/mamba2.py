@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
+from freehold.models.config.sizes import MAX_EPS, MIN_EPS, check_width
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mamba import Mamba2, MambaKeys, MambaSizes, gguf_mamba, hf_mamba
-from freehold.models.sizes import MAX_EPS, MIN_EPS, check_width
 
 CONTEXT = 1 << 20
 MAMBA = MambaKeys("num_heads", "head_dim", "state_size", "n_groups", "conv_kernel")

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_WIDTH, Fields
+from freehold.models.config.mixtures import gguf_mixture, gguf_routing, hf_mixture
+from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
-from freehold.models.mixtures import gguf_mixture, gguf_routing, hf_mixture
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.expert_layouts import apart
 from freehold.models.parts.moe import Moe, MoeNames
-from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 
 ROUTING = Routing(scoring="sigmoid", correction=True)
 NAMES = MoeNames(

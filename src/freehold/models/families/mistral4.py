@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from freehold.formats.fields import Fields
+from freehold.models.config.latent_mixtures import SOFTMAX, gguf_latent_mixture, hf_latent_mixture
+from freehold.models.config.latents import LatentSizes, gguf_latent, hf_latent
 from freehold.models.family import Family, LayerPart
-from freehold.models.latent_mixtures import SOFTMAX, gguf_latent_mixture, hf_latent_mixture
-from freehold.models.latents import LatentSizes, gguf_latent, hf_latent
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.expert_layouts import fused
 from freehold.models.parts.latent import LatentAttention

@@ -8,12 +8,12 @@ Path: bind.read_source -> config -> layer
 from __future__ import annotations
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
+from freehold.models.config.mixtures import gguf_mixture, hf_mixture
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
-from freehold.models.mixtures import gguf_mixture, hf_mixture
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.moe import MIXTRAL, Moe
-from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:

@@ -8,12 +8,12 @@ Path: bind.read_source -> config -> layer
 from __future__ import annotations
 
 from freehold.formats.fields import Fields
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import PlainMlp
 from freehold.models.parts.norms import NormForm
-from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder
 
 NORM = NormForm(kind="layer", bias=True, offset=1.0)
 

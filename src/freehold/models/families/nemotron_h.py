@@ -16,14 +16,8 @@ from typing import Any
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
-from freehold.models.family import Family, LayerPart
-from freehold.models.mixtures import MAX_EXPERTS, gguf_routing, hf_groups, hf_mixture, mixture
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mamba import Mamba2, MambaKeys, MambaSizes, gguf_mamba, hf_mamba
-from freehold.models.parts.mlp import PlainMlp
-from freehold.models.parts.moe import Moe, MoeNames
-from freehold.models.sizes import (
+from freehold.models.config.mixtures import MAX_EXPERTS, gguf_routing, hf_groups, hf_mixture, mixture
+from freehold.models.config.sizes import (
     MAX_EPS,
     MIN_EPS,
     Mixture,
@@ -33,6 +27,12 @@ from freehold.models.sizes import (
     checked_sizes,
     gguf_layers,
 )
+from freehold.models.family import Family, LayerPart
+from freehold.models.parts.attention import Attention
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.mamba import Mamba2, MambaKeys, MambaSizes, gguf_mamba, hf_mamba
+from freehold.models.parts.mlp import PlainMlp
+from freehold.models.parts.moe import Moe, MoeNames
 
 KINDS = {
     "linear_attention": "M",

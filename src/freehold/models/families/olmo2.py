@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
+from freehold.models.config.rope import RopeSpec, hf_layer_ropes
+from freehold.models.config.sizes import Sizes, gguf_sizes, gguf_windows, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.norms import NO_NORM
-from freehold.models.rope import RopeSpec, hf_layer_ropes
-from freehold.models.sizes import Sizes, gguf_sizes, gguf_windows, hf_decoder, sliding_windows
 
 BASE = 500_000.0
 PATTERN = 4  # every fourth layer has full attention

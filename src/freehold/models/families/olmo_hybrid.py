@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_HEADS, MAX_WIDTH, Fields
+from freehold.models.config.hybrids import HybridSizes, hf_hybrid
 from freehold.models.family import Family, LayerPart, TensorSpec
-from freehold.models.hybrids import HybridSizes, hf_hybrid
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.deltanet import DeltaNet
 from freehold.models.parts.ends import DecoderEnds

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
-from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
+from freehold.models.config.mixtures import gguf_mixture, gguf_routing, hf_mixture
+from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
-from freehold.models.mixtures import gguf_mixture, gguf_routing, hf_mixture
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.moe import MIXTRAL, Moe
 from freehold.models.parts.norms import NormForm
-from freehold.models.sizes import Routing, Sizes, gguf_sizes, hf_decoder, sliding_windows
 
 ROUTING = Routing(scoring="sparsemixer", renormalise=False, jitter=0.01)
 NORM = NormForm(kind="layer", bias=True)

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_WIDTH, Fields
+from freehold.models.config.hybrids import HybridSizes, gguf_hybrid, hf_hybrid
+from freehold.models.config.mixtures import gguf_mixture, hf_mixture
 from freehold.models.families.qwen3next import DRAFTS, NAMES, TURNED, ends, mixer, mlp
 from freehold.models.family import Cut, Family, LayerPart
-from freehold.models.hybrids import HybridSizes, gguf_hybrid, hf_hybrid
-from freehold.models.mixtures import gguf_mixture, hf_mixture
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.deltanet import DeltaNet
 from freehold.models.parts.expert_layouts import ExpertSizes, Key, apart, fused

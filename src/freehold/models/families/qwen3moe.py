@@ -9,13 +9,13 @@ Path: bind.read_source -> config -> layer
 from __future__ import annotations
 
 from freehold.formats.fields import Fields
+from freehold.models.config.mixtures import gguf_mixture, qwen_mixture
+from freehold.models.config.sizes import Sizes, gguf_sizes
 from freehold.models.family import Family, LayerPart
-from freehold.models.mixtures import gguf_mixture, qwen_mixture
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, mlp_or_experts
-from freehold.models.sizes import Sizes, gguf_sizes
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:

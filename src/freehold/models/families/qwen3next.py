@@ -12,16 +12,16 @@ from __future__ import annotations
 from typing import Any
 
 from freehold.formats.fields import MAX_WIDTH, Fields
+from freehold.models.config.hybrids import HybridSizes, gguf_hybrid, hf_hybrid
+from freehold.models.config.mixtures import gguf_mixture, hf_mixture, sparse_layers
+from freehold.models.config.sizes import Routing
 from freehold.models.family import Family, LayerPart
-from freehold.models.hybrids import HybridSizes, gguf_hybrid, hf_hybrid
-from freehold.models.mixtures import gguf_mixture, hf_mixture, sparse_layers
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.deltanet import DeltaNet, ProjectionLayout
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames
 from freehold.models.parts.norms import NormForm
-from freehold.models.sizes import Routing
 
 AROUND_ZERO = NormForm(offset=1.0)
 TURNED = 0.25  # share of a head, where a config does not say

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from freehold.errors import BadModelFile
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, Fields
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
-from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 
 INTERVAL = 4
 BASE = 2_000_000.0

@@ -8,13 +8,13 @@ Path: bind.read_source -> config -> layer
 from __future__ import annotations
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
+from freehold.models.config.lost import exact_up_to
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
-from freehold.models.lost import exact_up_to
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import PlainMlp
 from freehold.models.parts.norms import NormForm
-from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 
 NORM = NormForm(kind="layer", bias=True)
 ACT = "gelu_pytorch_tanh"

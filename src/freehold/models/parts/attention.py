@@ -17,11 +17,11 @@ import numpy as np
 
 from freehold.errors import BadModelFile
 from freehold.layers import LayerSpec
+from freehold.models.config.rope import RopeSpec
+from freehold.models.config.sizes import Sizes
 from freehold.models.family import Cut, LayerPart, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
 from freehold.models.parts.norms import RMS, NormForm, Read
-from freehold.models.rope import RopeSpec
-from freehold.models.sizes import Sizes
 
 QkNorm = Literal[
     "none",

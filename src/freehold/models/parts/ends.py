@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
+from freehold.models.config.sizes import Sizes
 from freehold.models.family import Ends, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
 from freehold.models.parts.norms import RMS, NormForm
-from freehold.models.sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

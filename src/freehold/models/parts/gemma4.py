@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from freehold.layers import LayerSpec
+from freehold.models.config.rope import RopeSpec
+from freehold.models.config.sizes import Mixture
 from freehold.models.family import LayerPart, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
 from freehold.models.parts.ends import DecoderEnds
@@ -24,8 +26,6 @@ from freehold.models.parts.expert_layouts import fused
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames
 from freehold.models.parts.norms import NO_NORM
-from freehold.models.rope import RopeSpec
-from freehold.models.sizes import Mixture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.layers import LayerSpec
+from freehold.models.config.latents import LatentSizes
+from freehold.models.config.rope import RopeSpec
 from freehold.models.family import Cut, LayerPart, TensorSpec, Values, matrix, vector
-from freehold.models.latents import LatentSizes
 from freehold.models.ops import Buffer, Ops
-from freehold.models.rope import RopeSpec
 
 INNER_EPS = 1e-6  # of the norms inside, in all of these models, whatever the config says of the others
 

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_HEADS, MAX_WIDTH, Fields
 from freehold.layers import LayerSpec
+from freehold.models.config.sizes import check_width
 from freehold.models.family import Cut, LayerPart, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
 from freehold.models.parts.norms import Read
-from freehold.models.sizes import check_width
 
 F32 = NDArray[np.float32]
 

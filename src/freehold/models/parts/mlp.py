@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from freehold.models.config.sizes import Sizes
 from freehold.models.family import Cut, LayerPart, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
 from freehold.models.parts.norms import RMS, NormForm, Read
-from freehold.models.sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,12 +15,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from freehold.models.config.sizes import Mixture, Sizes
 from freehold.models.family import LayerPart, Name, TensorSpec, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
 from freehold.models.parts.expert_layouts import ExpertSizes, Key, Layout, apart, flat, gguf_names
 from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.norms import RMS, NormForm, Read
-from freehold.models.sizes import Mixture, Sizes
 
 _APART = apart("mlp.experts.{e}")
 

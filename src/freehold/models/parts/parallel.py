@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from freehold.layers import LayerSpec
+from freehold.models.config.rope import RopeSpec
 from freehold.models.family import LayerPart, TensorSpec, Values
 from freehold.models.ops import Buffer, Ops
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.mlp import GatedMlp
-from freehold.models.rope import RopeSpec
 
 
 @dataclass(frozen=True, slots=True)

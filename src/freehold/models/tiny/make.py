@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from freehold.config import nearest
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.formats import QuantType, open_model_file
-from freehold.models.bind import Source, family_of, gguf_family, read_source
+from freehold.models.binding.bind import Source, family_of, gguf_family, read_source
 from freehold.models.family import Cut, Family, TensorSpec, renamed
 from freehold.models.tiny import containers, draw, tokens
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import QuantType
+from freehold.models.binding.stored import ExpertStack, Held, Joined, RowCut, Stored, Taken, Whole
 from freehold.models.family import Cut, TensorSpec
-from freehold.models.stored import ExpertStack, Held, Joined, RowCut, Stored, Taken, Whole
 
 GGUF_LAYERS = "blk"
 FLOATS = (QuantType.F32, QuantType.F16, QuantType.BF16, QuantType.F64)

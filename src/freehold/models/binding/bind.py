@@ -20,17 +20,17 @@ from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import GGUFFile, ModelFile, SafetensorsFile
 from freehold.formats.fields import MAX_LAYERS, Fields
 from freehold.formats.metadata import Metadata
-from freehold.models.binder import FLOATS, GGUF_LAYERS, Binder, Bound
+from freehold.models.binding.binder import FLOATS, GGUF_LAYERS, Binder, Bound
+from freehold.models.binding.fp8 import join_scales
+from freehold.models.binding.left_out import leave_out, text_half
+from freehold.models.binding.mistral_names import from_mistral, is_mistral
+from freehold.models.binding.mxfp4 import is_microscaled, join_blocks
+from freehold.models.binding.stored import Held, Stored
+from freehold.models.binding.unsupported import missing_part
+from freehold.models.config.mixtures import MAX_EXPERTS
+from freehold.models.config.rope import Divisors, RopeSpec, RopeTable
 from freehold.models.families import FAMILIES
 from freehold.models.family import Family, Network, NetworkWeights, RopeChoice, renamed
-from freehold.models.fp8 import join_scales
-from freehold.models.left_out import leave_out, text_half
-from freehold.models.mistral_names import from_mistral, is_mistral
-from freehold.models.mixtures import MAX_EXPERTS
-from freehold.models.mxfp4 import is_microscaled, join_blocks
-from freehold.models.rope import Divisors, RopeSpec, RopeTable
-from freehold.models.stored import Held, Stored
-from freehold.models.unsupported import missing_part
 
 # Keys of a wrapper that count for its text half where that does not state them.
 _SHARED_KEYS = ("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config")

@@ -10,7 +10,7 @@ from typing import Any
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
-from freehold.models.mixtures import (
+from freehold.models.config.mixtures import (
     MAX_EXPERTS,
     dense_first,
     gguf_mixture,
@@ -18,7 +18,7 @@ from freehold.models.mixtures import (
     hf_groups,
     mixture,
 )
-from freehold.models.sizes import Mixture, Routing
+from freehold.models.config.sizes import Mixture, Routing
 
 # Sigmoids; a correction joins scores where experts are compared; groups by the sum of their best two.
 SIGMOID = Routing(scoring="sigmoid", correction=True, group_score="top2", epsilon=1e-20)

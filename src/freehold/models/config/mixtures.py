@@ -11,7 +11,7 @@ from typing import Any
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
-from freehold.models.sizes import Mixture, Routing, Sizes, check_width, hf_decoder
+from freehold.models.config.sizes import Mixture, Routing, Sizes, check_width, hf_decoder
 
 MAX_EXPERTS = 1 << 12
 MAX_SCALE = 1e4

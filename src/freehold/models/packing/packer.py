@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.formats import QuantType, has_codes, split_codes
-from freehold.models.bind import Source
-from freehold.models.paging import PagingForecast, read_rate
-from freehold.models.rounding import round_rows
-from freehold.models.stored import Stored
+from freehold.models.binding.bind import Source
+from freehold.models.binding.stored import Stored
+from freehold.models.packing.paging import PagingForecast, read_rate
+from freehold.models.packing.rounding import round_rows
 
 Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
 

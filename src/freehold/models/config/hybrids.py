@@ -13,8 +13,8 @@ import numpy as np
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_LAYERS, Fields
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder
 from freehold.models.parts.deltanet import DeltaSizes, gguf_delta, hf_delta
-from freehold.models.sizes import Sizes, gguf_sizes, hf_decoder
 
 INTERVAL = 4  # of layers, one attends
 

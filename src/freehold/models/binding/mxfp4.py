@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from freehold.errors import BadModelFile
 from freehold.formats import QuantType, Tensor
 from freehold.formats.fields import Fields
-from freehold.models.stored import Held, MicroscaledBlocks
+from freehold.models.binding.stored import Held, MicroscaledBlocks
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
 

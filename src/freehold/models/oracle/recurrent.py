@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.models.arithmetic import rms_norm, silu
+from freehold.models.oracle.arithmetic import rms_norm, silu
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -13,8 +13,16 @@ from typing import Any
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, MAX_HEADS, MAX_WIDTH, Fields
-from freehold.models.rope import RopeSpec, hf_rope_section, rope_from_gguf, yarn_mscale
-from freehold.models.sizes import MAX_EPS, MIN_EPS, Sizes, check_width, checked_sizes, gguf_layers, hf_sizes
+from freehold.models.config.rope import RopeSpec, hf_rope_section, rope_from_gguf, yarn_mscale
+from freehold.models.config.sizes import (
+    MAX_EPS,
+    MIN_EPS,
+    Sizes,
+    check_width,
+    checked_sizes,
+    gguf_layers,
+    hf_sizes,
+)
 
 GGUF_LOG_FACTOR = 0.1  # a GGUF states a tenth of mscale_all_dim as its yarn_log_multiplier
 STEP = 16  # rows of a native panel, which heads' parts are made of

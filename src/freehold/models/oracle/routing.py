@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.models.arithmetic import softmax
+from freehold.models.oracle.arithmetic import softmax
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.models.arithmetic import rms_norm, rotate, softmax, visible
-from freehold.models.rope import RopeTable
+from freehold.models.config.rope import RopeTable
+from freehold.models.oracle.arithmetic import rms_norm, rotate, softmax, visible
 
 F32 = NDArray[np.float32]
 

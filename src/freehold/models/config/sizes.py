@@ -22,7 +22,7 @@ from freehold.formats.fields import (
     MAX_WIDTH,
     Fields,
 )
-from freehold.models.rope import RopeSpec, rope_from_gguf, rope_from_hf
+from freehold.models.config.rope import RopeSpec, rope_from_gguf, rope_from_hf
 
 MIN_EPS, MAX_EPS = 1e-12, 1e-1
 WIDTH_STEP = 32  # native panels hold inputs in blocks of 32

@@ -28,7 +28,7 @@ from freehold import private
 from freehold._native import LAYOUT, Matrix, checksum, map_file
 from freehold.errors import CapacityExceeded, FreeholdError, StoreError
 from freehold.machine import show_bytes
-from freehold.models.pack import CHUNK, Pack, Placed
+from freehold.models.packing.pack import CHUNK, Pack, Placed
 
 MAGIC = b"FREEHOLD"
 ALIGN = 4096

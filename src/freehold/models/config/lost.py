@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from freehold import catalog
 from freehold.layers import longest_window
-from freehold.models.sizes import Sizes
+from freehold.models.config.sizes import Sizes
 
 S = TypeVar("S", bound=Sizes)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.formats import dequantize
-from freehold.models.stored import Stored
+from freehold.models.binding.stored import Stored
 
 F32 = NDArray[np.float32]
 

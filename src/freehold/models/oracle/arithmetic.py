@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.models.rope import RopeTable
+from freehold.models.config.rope import RopeTable
 
 F32 = NDArray[np.float32]
 

@@ -17,7 +17,11 @@ from numpy.typing import NDArray
 
 from freehold.formats import ModelFile, open_model_file
 from freehold.layers import LayerSpec
-from freehold.models.arithmetic import (
+from freehold.models.binding.bind import Source, assemble, read_source
+from freehold.models.config.rope import RopeTable
+from freehold.models.family import Network, NetworkWeights
+from freehold.models.ops import Ops
+from freehold.models.oracle.arithmetic import (
     ACTIVATIONS,
     activated,
     layer_norm,
@@ -28,15 +32,11 @@ from freehold.models.arithmetic import (
     softmax_beside,
     visible,
 )
-from freehold.models.bind import Source, assemble, read_source
-from freehold.models.family import Network, NetworkWeights
-from freehold.models.ops import Ops
-from freehold.models.oracle_delta import DeltaVerbs
-from freehold.models.oracle_held import DenseMatrix, KvStore
-from freehold.models.oracle_latent import LatentVerbs
-from freehold.models.oracle_recurrent import RecurrentVerbs
-from freehold.models.oracle_routing import ChosenExperts, ScoreOrder, chosen_experts
-from freehold.models.rope import RopeTable
+from freehold.models.oracle.delta import DeltaVerbs
+from freehold.models.oracle.held import DenseMatrix, KvStore
+from freehold.models.oracle.latent import LatentVerbs
+from freehold.models.oracle.recurrent import RecurrentVerbs
+from freehold.models.oracle.routing import ChosenExperts, ScoreOrder, chosen_experts
 
 F32 = NDArray[np.float32]
 

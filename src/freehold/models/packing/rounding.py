@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import dequantize
-from freehold.models.bind import Source
-from freehold.models.binder import FLOATS
-from freehold.models.stored import Stored, Taken
+from freehold.models.binding.bind import Source
+from freehold.models.binding.binder import FLOATS
+from freehold.models.binding.stored import Stored, Taken
 
 Rounding: TypeAlias = Literal["q8", "q6", "q4"]
 ROUNDINGS: dict[Rounding, str] = {"q8": "Q8_0", "q6": "Q6_K", "q4": "Q4_K"}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import QuantType, Tensor
 from freehold.formats.fields import MAX_WIDTH, Fields
-from freehold.models.stored import Held, ScaledBlocks
+from freehold.models.binding.stored import Held, ScaledBlocks
 
 _SCALES = ("_scale_inv", "_scale")  # both multiply; the first name is DeepSeek's
 _ACTIVATIONS = ("activation_scale", "input_scale")
