@@ -179,6 +179,7 @@ REFUSED = [
     ("seed_oss", {"head_dim": 20}, "attention width"),
     ("nemotron", {"mlp_bias": True}, "mlp_bias"),
     ("arcee", {"hidden_act": "silu"}, "hidden_act"),
+    ("arcee", {"mlp_bias": True}, "mlp_bias"),
     ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual"),
     ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
     ("gemma4", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
@@ -199,6 +200,12 @@ REFUSED = [
 def test_a_config_that_is_not_computed_is_refused_by_its_key(name: str, changes: dict[str, Any], says: str):
     with pytest.raises((UnsupportedModel, BadModelFile), match=says):
         read(name, **changes)
+
+
+@pytest.mark.parametrize(("name", "key"), [("arcee", "rms_norm_eps"), ("nemotron", "norm_eps")])
+def test_an_absent_epsilon_is_the_classes_own(name: str, key: str):
+    """Both classes assume 1e-5, where most assume 1e-6."""
+    assert read(name, **{key: None}).eps == 1e-5
 
 
 @pytest.mark.parametrize(
