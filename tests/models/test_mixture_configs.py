@@ -23,13 +23,13 @@ def config(family: str, form: str, folder: Path) -> Any:
 
 
 def test_both_formats_state_the_same_router(tmp_path: Path):
-    for family in ("glm4_moe", "minimax_m2", "ernie4_5_moe", "phimoe", "gpt_oss", "hunyuan_v1_moe"):
+    for family in ("dots1", "glm4_moe", "minimax_m2", "ernie4_5_moe", "phimoe", "gpt_oss", "hunyuan_v1_moe"):
         stated = {config(family, form, tmp_path).mixture.routing for form in ("gguf", "hf", "legacy")}
         assert len(stated) == 1, family
 
 
 @pytest.mark.parametrize("form", ["gguf", "hf"])
-@pytest.mark.parametrize("family", ["glm4_moe", "ernie4_5_moe"])
+@pytest.mark.parametrize("family", ["dots1", "glm4_moe", "ernie4_5_moe"])
 def test_experts_begin_after_the_dense_layers(family: str, form: str, tmp_path: Path):
     assert config(family, form, tmp_path).mixture.sparse == (False, True, True, True)
 
@@ -44,6 +44,26 @@ def test_every_second_layer_of_a_gpt_oss_slides(tmp_path: Path):
     for form in ("gguf", "hf"):
         cfg = config("gpt_oss", form, tmp_path)
         assert cfg.windows == (8, 0, 8, 0) and cfg.rope.truncate is False
+
+
+def test_a_dots1_slides_from_max_window_layers_on_unless_its_window_is_null(tmp_path: Path):
+    """No `use_sliding_window` says so, as it does of a Qwen."""
+    path = write_model("dots1-window", "hf", tmp_path)
+    assert read_source(open_model_file(path)).cfg.windows == (0, 0, 8, 8)
+    assert read_source(reopened(path, max_window_layers=62)).cfg.windows == (0, 0, 0, 0)
+    assert read_source(reopened(path, sliding_window=None)).cfg.windows == (0, 0, 0, 0)
+
+
+def test_a_dots1_divides_weights_by_their_sum_only_where_stated(tmp_path: Path):
+    path = write_model("dots1", "hf", tmp_path)
+    assert read_source(open_model_file(path)).cfg.mixture.routing.renormalise
+    assert not read_source(reopened(path, norm_topk_prob=None)).cfg.mixture.routing.renormalise
+
+
+def test_published_dots1_files_name_their_router_by_how_it_chooses(tmp_path: Path):
+    path = write_model("dots1", "hf", tmp_path)
+    stated = read_source(open_model_file(path)).cfg
+    assert read_source(reopened(path, scoring_func="noaux_tc")).cfg == stated
 
 
 def test_a_gguf_of_unknown_shape_is_exact_where_a_chunk_hides_nothing():
@@ -96,6 +116,9 @@ def test_layers_of_an_ernie_that_predict_further_tokens_are_left_out(tmp_path: P
             1,
             "is 1, softmax; models of this architecture have sigmoid",
         ),
+        ("dots1", "gguf", "dots1.expert_gating_func", 1, "models of this architecture have sigmoid"),
+        ("dots1", "hf", "attention_bias", True, "a bias on attention"),
+        ("dots1", "hf", "scoring_func", "softmax", "scoring_func is 'softmax'"),
         ("ernie4_5_moe", "hf", "use_bias", True, "use_bias"),
         ("minimax_m2", "hf", "scoring_func", "softmax", "scoring_func is 'softmax'"),
         ("minimax_m2", "hf", "shared_intermediate_size", 64, "a shared expert"),
@@ -123,6 +146,7 @@ def test_variants_that_are_not_computed_are_refused(
         ("glm4_moe", "gguf", "glm4moe.expert_group_used_count", 2, "expert_group_used_count is 2"),
         ("glm4_moe", "gguf", "glm4moe.nextn_predict_layers", 5, "leaves no layer"),
         ("glm4_moe", "hf", "first_k_dense_replace", 0, "layers.0.mlp.gate.weight is missing"),
+        ("dots1", "hf", "layer_types", ["sliding_attention"] * 4, "sliding_window is missing"),
         ("gpt_oss", "hf", "swiglu_limit", 0.0, "swiglu_limit is 0.0"),
         ("llama4", "hf", "no_rope_layers", [1, 0, 1, 0], "layer_types and no_rope_layers disagree"),
         ("llama4", "hf", "no_rope_layers", [1, 2, 1, 0], "expected 0 or 1 for each of 4 layers"),

@@ -31,6 +31,7 @@ LOST = {
     "ministral": "the windows",
     "starcoder2-window": "the window",
     "llama4": "the chunk",
+    "dots1-window": "the windows",
 }
 FORMS = {"safetensors": "hf", "published": "published", "gguf": "gguf"}
 

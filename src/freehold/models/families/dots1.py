@@ -1,0 +1,83 @@
+"""dots.llm1: attention with normalised queries and keys, a few dense layers, then experts behind a sigmoid router.
+
+A correction joins scores where experts are compared; weights are divided by their sum where a file says so, and
+multiplied by a factor; shared experts have no gate. Layers from a stated one on may slide, which a GGUF cannot state;
+of the published models none slides.
+Source: arXiv 2506.05767.
+Path: bind.read_source -> config -> layer
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, Fields
+from freehold.models.config.mixtures import (
+    MAX_EXPERTS,
+    dense_first,
+    gguf_mixture,
+    gguf_routing,
+    gguf_shared,
+    gguf_sparse,
+    hf_groups,
+    hf_mixture,
+)
+from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder, sliding_windows
+from freehold.models.family import Family, LayerPart
+from freehold.models.parts.attention import Attention
+from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
+
+ROUTING = Routing(scoring="sigmoid", renormalise=False, correction=True, group_score="top2", epsilon=1e-20)
+NAMES = MoeNames(shared="mlp.shared_experts")
+
+
+def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
+    """Read the keys under `dots1.`."""
+    sizes = gguf_sizes(meta, vocab, adjacent=False)
+    sparse = gguf_sparse(meta, len(sizes["heads"]))
+    options: dict[str, Any] = {"shared": gguf_shared(meta), "sparse": sparse}
+    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=gguf_routing(meta, ROUTING), **options))
+
+
+def config_from_hf(config: Fields) -> Sizes:
+    """Read config.json of a Dots1ForCausalLM; published ones name the router by its training."""
+    config.refuse("attention_bias", "a bias on attention")
+    config.require("scoring_func", ("sigmoid", "noaux_tc"), "sigmoid")
+    sizes = hf_decoder(config, _windows)
+    layers = len(sizes["heads"])
+    count = config.integer("n_shared_experts", 1, MAX_EXPERTS)
+    mixture = hf_mixture(
+        config,
+        "moe_intermediate_size",
+        layers,
+        shared=count * config.integer("moe_intermediate_size", 1, MAX_WIDTH),
+        routing=hf_groups(config, ROUTING),
+        sparse=dense_first(config, layers),
+    )
+    return Sizes(**sizes, mixture=mixture)
+
+
+def _windows(config: Fields, layers: int) -> tuple[int, ...]:
+    """Layers from `max_window_layers` on slide, unless `sliding_window` is null; no other key says whether they do."""
+    null = "sliding_window" in config.values and config.get("sliding_window") is None
+    window = 0 if null else config.integer("sliding_window", 1, MAX_CONTEXT, 4096)
+    first = config.integer("max_window_layers", 0, MAX_LAYERS, 62)
+    return sliding_windows(config, layers, window, lambda i: i >= first)
+
+
+def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
+    """Give a layer attention and experts, or an MLP."""
+    return Attention.of(cfg, i, qk_norm="head"), mlp_or_experts(cfg, i, NAMES)
+
+
+FAMILY = Family(
+    gguf_architecture="dots1",
+    hf_classes=("Dots1ForCausalLM",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(Attention, GatedMlp, Moe),
+    layer=layer,
+    ends=DecoderEnds.of,
+)
