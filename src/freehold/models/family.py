@@ -92,12 +92,17 @@ def _names(name: Name) -> tuple[str | Cut, ...]:
 def renamed(specs: Mapping[str, TensorSpec], names: Mapping[str, str]) -> dict[str, TensorSpec]:
     """Give declared weights of the modules in `names` what those are called instead."""
 
+    def own(name: str) -> str:
+        for old, new in names.items():
+            if name.startswith(f"{old}."):
+                name = new + name.removeprefix(old)
+        return name
+
     def new(name: str | Cut) -> str | Cut:
-        plain = name if isinstance(name, str) else name.name
-        for old, own in names.items():
-            if plain.startswith(f"{old}."):
-                plain = own + plain.removeprefix(old)
-        return plain if isinstance(name, str) else replace(name, name=plain)
+        if isinstance(name, str):
+            return own(name)
+        joined = name.name
+        return replace(name, name=own(joined) if isinstance(joined, str) else tuple(map(own, joined)))
 
     return {
         key: replace(spec, gguf=tuple(map(new, spec.gguf)), hf=tuple(map(new, spec.hf)))

@@ -151,12 +151,13 @@ class DraftModel:
             head.tokens.append(token)
             return
         self._blocks.publish(head, len(head.tokens))
+        scout: Sequence | None = head
         if head is self._shadows[seq]:
-            self._scouts[seq] = head = self._scout(head)
-        if head is not None:
-            head.tokens.append(token)
-            if not self._blocks.grow(head, len(head.tokens)):
-                self._blocks.release(head)
+            self._scouts[seq] = scout = self._scout(head)
+        if scout is not None:
+            scout.tokens.append(token)
+            if not self._blocks.grow(scout, len(scout.tokens)):
+                self._blocks.release(scout)
                 self._scouts[seq] = None
 
     def _scout(self, shadow: Sequence) -> Sequence | None:

@@ -151,7 +151,7 @@ def _without_drafts(
     return kept, (*notes, note) if len(kept) < len(tensors) else notes
 
 
-def gguf_family(meta: Metadata) -> tuple[Family, Fields]:
+def gguf_family(meta: Mapping[str, Any]) -> tuple[Family, Fields]:
     """Return the family of a GGUF with this metadata, and the keys under its architecture's prefix."""
     architecture = Fields(meta).text("general.architecture")
     keys = Fields(meta, f"{architecture}.")
@@ -165,7 +165,7 @@ def gguf_family(meta: Metadata) -> tuple[Family, Fields]:
     return family, keys
 
 
-def family_of(config: Metadata) -> tuple[Family, Fields, bool]:
+def family_of(config: Mapping[str, Any]) -> tuple[Family, Fields, bool]:
     """Return the family of a config.json, the keys it reads, and whether they lie in a wrapper's `text_config`."""
     classes = config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None
@@ -184,7 +184,7 @@ def family_of(config: Metadata) -> tuple[Family, Fields, bool]:
     return found, Fields({**_inherited(config), **text.values}), True
 
 
-def _inherited(config: Metadata) -> dict[str, object]:
+def _inherited(config: Mapping[str, Any]) -> dict[str, object]:
     return {key: config[key] for key in _SHARED_KEYS if key in config}
 
 

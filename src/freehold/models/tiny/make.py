@@ -30,7 +30,7 @@ F32 = NDArray[np.float32]
 Encode = Callable[
     [str, F32], tuple[QuantType, bytes]
 ]  # a GGUF tensor's name and values to its type and bytes
-_CONFIGS = files(__package__) / "configs"
+_CONFIGS = files("freehold.models.tiny") / "configs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,15 +129,14 @@ def _stored(name: str | Cut, shape: tuple[int, ...]) -> Iterator[tuple[str, tupl
 
     Several, where experts lie apart, or where a weight is joined of parts; any division of the rows will do.
     """
-    if isinstance(name, Cut):
-        name, shape = name.name, name.shape
-    if isinstance(name, tuple):
-        ends = [shape[0] * i // len(name) for i in range(len(name) + 1)]
-        yield from ((each, (b - a, *shape[1:])) for each, a, b in zip(name, ends, ends[1:], strict=False))
-    elif "{e}" in name:
-        yield from ((name.replace("{e}", str(e)), shape[1:]) for e in range(shape[0]))
+    stored, shape = (name, shape) if isinstance(name, str) else (name.name, name.shape)
+    if isinstance(stored, tuple):
+        ends = [shape[0] * i // len(stored) for i in range(len(stored) + 1)]
+        yield from ((each, (b - a, *shape[1:])) for each, a, b in zip(stored, ends, ends[1:], strict=False))
+    elif "{e}" in stored:
+        yield from ((stored.replace("{e}", str(e)), shape[1:]) for e in range(shape[0]))
     else:
-        yield name, shape
+        yield stored, shape
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
