@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from freehold.advisor.file_anatomy import from_file
 from freehold.cli.main import cli
+from freehold.cli.show import file_facts
 from freehold.formats import open_model_file
 from freehold.models.binding.bind import family_of, gguf_family, read_source
 from freehold.models.families import FAMILIES
@@ -54,3 +56,12 @@ def test_every_family_of_decoders_has_a_configuration(family: Family):
 def test_an_unknown_family_is_refused_with_the_nearest_name():
     done = CliRunner().invoke(cli, ["make-tiny", "qwen3mo"])
     assert done.exit_code != 0 and "qwen3moe" in str(getattr(done.exception, "hint", done.output))
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss", "kimi_linear", "phi4"])
+def test_fit_and_show_name_the_context_that_the_engine_gives(name: str, tmp_path: Path):
+    """YaRN stretches what a file was made for, and Kimi Linear states it under a key of its own."""
+    for path in json.loads(run(name, "--out", str(tmp_path), "--json")).values():
+        with open_model_file(Path(path)) as opened:
+            given = read_source(opened).cfg.context
+            assert from_file(Path(path)).context == file_facts(opened)["context"] == given

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from freehold.advisor.anatomy import Anatomy, WeightGroup
 from freehold.advisor.size_keys import SizeKeys, largest
+from freehold.advisor.stated_context import config_context, gguf_context
 from freehold.catalog import quants
 from freehold.layers import LayerSpec
 
@@ -50,7 +51,7 @@ def _of_gguf(opened: GGUFFile) -> Anatomy:
         architecture=opened.architecture,
         parts=_parts(opened, "token_embd.weight", "output.weight", experts),
         layers=_gguf_layers(opened.architecture, meta),
-        context=meta.number("context_length"),
+        context=gguf_context(meta),
         hidden=meta.number("embedding_length"),
         vocab=opened.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in opened.tensors else 0,
         queries=largest(meta.each("attention.head_count")) * _head_dim(meta),
@@ -79,7 +80,7 @@ def _of_safetensors(opened: SafetensorsFile) -> Anatomy:
         architecture=str(config.get("model_type", "")),
         parts=_parts(opened, embed, "lm_head.weight", used),
         layers=_config_layers(keys),
-        context=keys.number("max_position_embeddings"),
+        context=config_context(keys),
         hidden=keys.number("hidden_size"),
         vocab=opened.tensors[embed].shape[0] if embed else 0,
         queries=keys.number("num_attention_heads") * _config_head_dim(keys),

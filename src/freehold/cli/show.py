@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,9 @@ from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.store import Listed, Store
 from freehold.store.sampling import sampling_defaults
 from freehold.store.space import human
+
+if TYPE_CHECKING:
+    from freehold.models.binding.bind import Source
 
 SCHEMA = 1
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"  # in GGUF files
@@ -59,6 +62,8 @@ def describe(store: Store, model: str) -> dict[str, Any]:
     if listed.state in ("ready", "changed"):
         with open_model_file(listed.path) as file:
             card |= file_facts(file)
+            if card["model"] and not catalog.model(card["model"]).may_have(card["parameters"]):
+                card |= {"model": "", "note": "", "catalogue": None}
             if not card["licence"] and isinstance(file, GGUFFile):
                 card["licence"] = file.metadata.get_str("general.license", "")
     return card
@@ -76,6 +81,7 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
     architecture, context, template = (
         _gguf_facts(file) if isinstance(file, GGUFFile) else _directory_facts(file)
     )
+    read = _read(file)
     output = file.tensors.get(_OUTPUT)
     chats = not _is_encoder(architecture)
     return {
@@ -86,20 +92,20 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
         "quantisation": [
             {"type": t, "bytes": n, "share": round(n / total, 4)} for t, n in by_type.most_common()
         ],
-        "context": context,
-        "notes": _notes(file),
+        "context": read.cfg.context if read else context,
+        "notes": list(read.notes) if read else [],
         "template": template if chats else "none: an embedding model has no chat",
         "sampling": {k: {"value": v, "origin": o} for k, (v, o) in sampling_defaults(file).items() if chats},
     }
 
 
-def _notes(file: ModelFile) -> list[str]:
-    """Return what loading would say of the file: parts left out, and what it does not state and where that is from."""
+def _read(file: ModelFile) -> Source | None:
+    """Return what loading would find: the context, and notes on parts left out and on what the file does not state."""
     from freehold.models.binding.bind import read_source
 
     with suppress(FreeholdError):
-        return list(read_source(file).notes)
-    return []
+        return read_source(file)
+    return None
 
 
 def _is_encoder(architecture: str) -> bool:
@@ -212,7 +218,7 @@ def _parameters(card: Mapping[str, Any]) -> str:
         return ""
     if output and known == in_file - output:
         return f"{in_file:,} in the file, {known:,} in the model: the file repeats the embedding as {_OUTPUT}"
-    return f"{in_file / 1e6:,.0f} million"
+    return f"{in_file / 1e6:,.0f} million" if in_file >= 1e7 else f"{in_file:,}"
 
 
 def _architecture(card: Mapping[str, Any]) -> str:
