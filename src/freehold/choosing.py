@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from freehold import catalog
 from freehold.config import Settings, load_settings
-from freehold.errors import ModelNotFound, UsageError
+from freehold.errors import FreeholdError, ModelNotFound, UsageError
 
 USUAL_ROOM = 8192  # tokens of a conversation that hardware is sized for by default
 MOST_DOLLARS = 1_000_000_000  # of a budget a month
@@ -221,15 +221,24 @@ def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:
 
 
 def files_held(settings: Settings) -> dict[str, Path]:
-    """Return the files of the models on this machine, by the catalogue's id; unknown ones are left out."""
+    """Return the files of the models on this machine, by the catalogue's id.
+
+    Left out are names that it does not know, and files that cannot be read or be what their name says.
+    """
+    from freehold.advisor.file_anatomy import from_file
     from freehold.store import Store
 
     found: dict[str, Path] = {}
     for listed in Store(settings).list():
         for name in (listed.name, *listed.aliases):
-            with suppress(ModelNotFound):
-                if listed.state == "ready":
-                    found.setdefault(catalog.model(name).id, listed.path)
+            with suppress(FreeholdError, OSError):
+                known = catalog.model(name)
+                if (
+                    listed.state == "ready"
+                    and known.id not in found
+                    and known.may_have(from_file(listed.path).weights)
+                ):
+                    found[known.id] = listed.path
     return found
 
 

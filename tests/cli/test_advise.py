@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import freehold
-from freehold.advisor import machine
+from freehold.advisor import machine, places
+from freehold.advisor.advice import Refusal
 from freehold.advisor.facts import Facts
+from freehold.advisor.fit import OURS, Place
 from tests.vectors.files import write_gguf
 
 Run = Callable[..., tuple[int, str, str]]
@@ -294,3 +296,22 @@ def test_what_rounds_to_the_bar_is_shown_below_it(run: Run):
     bar, rest = re.search(r"range begins below the bar of (\d+) .*?has (.*)", out).groups()  # type: ignore[union-attr]
     low, exact = re.search(r"\((\d+) to \d+\)(?:, beginning at ([0-9.]+))?", rest).groups()  # type: ignore[union-attr]
     assert float(exact or low) < float(bar)
+
+
+def test_a_held_file_that_only_bears_a_models_name_is_not_that_model(run: Run, tmp_path: Path):
+    """A tiny random `mistral` is found by that name, and is neither the 7B model's file nor of its context."""
+    assert run("make-tiny", "mistral", "--out", str(tmp_path), "--format", "gguf")[0] == 0
+    assert run("pull", str(tmp_path / "mistral.gguf"))[0] == 0
+    status, out, err = run("advise", "chat", "--held", "--json")
+    assert status == 1 and json.loads(out)["picks"] == [] and "without --held" in err
+    shown = json.loads(run("show", "mistral", "--json")[1])["model"]
+    assert shown["state"] == "ready" and not shown["model"] and shown["catalogue"] is None
+    assert "Mistral-7B" not in run("fit", "mistral")[1]
+
+
+def test_a_held_file_of_a_shorter_context_excludes_that_model_alone(run: Run, tmp_path: Path):
+    run("make-tiny", "qwen2", "--out", str(tmp_path), "--format", "gguf")
+    model = freehold.catalog.model("qwen2.5:7b")
+    place = Place("this machine", OURS, machine.here(tmp_path))
+    found = places.here(place, {model.id: tmp_path / "qwen2.gguf"})(model, 4096)
+    assert found == Refusal("context", "its file was made for 512 tokens")

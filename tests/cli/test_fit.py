@@ -66,8 +66,8 @@ def test_what_does_not_fit_says_why_and_what_would(run: Run):
     (row,) = json.loads(run("meta-llama/Llama-3.1-70B-Instruct", "--quant", "Q8_0", "--json")[1])["fits"]
     assert (row["fits"], row["longest_context"]) == (False, None)
     assert "GB before any context" in row["reason"]
-    (row,) = json.loads(run("openai/gpt-oss-20b", "--quant", "Q3_K_M", "--json")[1])["fits"]
-    assert "does not run the architecture gpt-oss" in row["reason"]
+    (row,) = json.loads(run("deepseek-ai/DeepSeek-V4-Flash", "--quant", "Q3_K_M", "--json")[1])["fits"]
+    assert "does not run the architecture deepseek4" in row["reason"]
 
 
 def test_named_hardware_and_engines(run: Run):

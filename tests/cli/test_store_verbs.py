@@ -110,10 +110,11 @@ def test_show_flags_a_name_that_misleads_before_anything_is_fetched(run: Run):
 
 
 def test_show_says_which_catalogue_models_the_engine_runs(run: Run):
-    status, out, _ = run("show", "qwen3.5:9b", "--json")
+    status, out, _ = run("show", "DeepSeek-V4-Flash", "--json")
     assert status == 0 and json.loads(out)["model"]["runs"] is False
-    status, out, _ = run("show", "qwen2.5-coder:7b", "--json")
-    assert status == 0 and json.loads(out)["model"]["runs"] is True
+    for name in ("qwen2.5-coder:7b", "qwen3.5:9b", "Olmo-Hybrid-7B"):
+        status, out, _ = run("show", name, "--json")
+        assert status == 0 and json.loads(out)["model"]["runs"] is True
 
 
 def test_show_of_a_damaged_file_is_a_named_error(run: Run):

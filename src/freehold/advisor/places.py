@@ -51,6 +51,8 @@ def here(place: Place, held: Mapping[str, Path], load: Load = ALONE) -> Placer:
 
     def placed(model: Model, context: int) -> Placement | Refusal:
         anatomy = from_file(held[model.id]) if model.id in held else from_catalogue(model, quant_of(model))
+        if 0 < anatomy.context < context:
+            return Refusal("context", f"its file was made for {anatomy.context:,} tokens")
         found = fit(anatomy, place, context)
         if isinstance(found, Misfit):
             unfit = place.refuses is not None and place.refuses(anatomy.structure)

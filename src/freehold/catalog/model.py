@@ -103,6 +103,14 @@ class Model:
     note: str = ""
     not_published: tuple[tuple[str, str], ...] = ()  # a fact that was looked for, and the source without it
 
+    def may_have(self, weights: int) -> bool:
+        """Whether a file with this number of weights can be this model; any file may bear its name.
+
+        The bound is wide: packed types hold up to eight weights in a stored value, and files have towers and drafts.
+        """
+        told = self.parameters or self.params_b * 1e9
+        return not told or not weights or told / 16 < weights < told * 16
+
     @property
     def tier(self) -> str:
         """nano, micro, small, medium, large or xl, by all parameters; empty if their number is not known."""

@@ -92,12 +92,12 @@ def _find(settings: Settings, text: str) -> tuple[Anatomy | None, Model | None, 
         ref = store.resolve(text)
     except ModelNotFound:
         return None, catalog.model(text), False  # raises with the nearest names
-    known = None
+    held, known = from_file(ref.path), None
     for name in (text, ref.name):
         with suppress(ModelNotFound):
             known = known or catalog.model(name)
     packed = bool(ref.digest) and any(store.packs.glob(f"{ref.digest}-*.pack"))
-    return from_file(ref.path), known, packed
+    return held, known if known and known.may_have(held.weights) else None, packed
 
 
 def _place(settings: Settings, hardware: str, engine: str, *, measure: bool) -> Place:
