@@ -7,8 +7,9 @@ Path: formats.open_model_file -> read_source -> Binder -> Source -> load.load_mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -221,16 +222,23 @@ def _name(opened: ModelFile, meta: Mapping[str, Any]) -> str:
 def check_structure(asked: Structure) -> None:
     """Raise UnsupportedModel unless a family computes such a model; no file is needed."""
     if why := refusal(asked):
-        known = sorted({f.gguf_architecture for f in FAMILIES})
-        raise UnsupportedModel(why, f"it runs models of {', '.join(known)}")
+        known = {f.gguf_architecture for f in FAMILIES}
+        raise UnsupportedModel(why, _those_that_run(asked.architecture, known))
 
 
 def _unknown_architecture(name: str) -> UnsupportedModel:
-    known = sorted({n for f in FAMILIES for n in (f.gguf_architecture, *f.hf_classes, *f.wrappers)})
+    known = {n for f in FAMILIES for n in (f.gguf_architecture, *f.hf_classes, *f.wrappers)}
     shown = name if len(name) <= 60 else name[:57] + "..."
     return UnsupportedModel(
-        f"architecture {shown!r} is not supported{_lacking(name)}", f"supported: {', '.join(known)}"
+        f"architecture {shown!r} is not supported{_lacking(name)}", _those_that_run(name, known)
     )
+
+
+def _those_that_run(name: str, known: Collection[str]) -> str:
+    """Return the hint beside a refused architecture: the names nearest to it, and where all stand."""
+    near = get_close_matches(name[:60], sorted(known), n=3, cutoff=0.7)
+    begun = f"the nearest that run are {', '.join(near)}; " if near else ""
+    return f"{begun}freehold make-tiny --list shows the families that run"
 
 
 def _lacking(architecture: str) -> str:

@@ -51,7 +51,8 @@ def _block(said: Fields) -> tuple[int, int] | None:
     """Return the rows and columns that share a scale; None where a matrix has one scale."""
     if (method := said.text("quant_method", "unknown")) != "fp8":
         raise UnsupportedModel(
-            f"quantization_config names {method!r}: a quantised safetensors model of that kind is not supported"
+            f"quantization_config names {method!r}: of quantised safetensors, only fp8 and mxfp4 are supported",
+            "fetch a GGUF of the model, or its unquantised repository with --quant q8, q6 or q4",
         )
     said.require("fmt", ("e4m3", "float8_e4m3fn"), "e4m3")
     size = said.get("weight_block_size")
