@@ -19,10 +19,12 @@ from freehold import _native as native
 from freehold.engine import Engine, scoring
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.formats.lora import CONFIG, MAX_RANK, WEIGHTS, open_lora
+from freehold.models.family import Turns
 from freehold.models.load import LoadedModel, load_model
 from freehold.models.lora import load_adapter
+from freehold.models.tiny import make
 from tests.models.golden import BOUND, GOLDEN, write_model
-from tests.vectors.adapters import CASES, Case, peft_config, write_gguf, write_peft
+from tests.vectors.adapters import CASES, Case, adaptable, peft_config, write_for, write_gguf, write_peft
 
 FORMS = [
     (name, base, form)
@@ -56,6 +58,27 @@ def test_base_and_adapter_compute_what_peft_computes_of_the_merged(
     whole = logits(model, ids, path)
     assert np.abs(whole - full).max() <= BOUND
     assert np.array_equal(logits(model, ids, path, chunk=7), whole)
+
+
+@pytest.mark.parametrize("name", [name for name in make.names() if make.config(name).gguf])
+def test_an_adapter_changes_both_formats_of_a_model_alike(name: str, tmp_path: Path):
+    """Llama's GGUF lays rotary rows in pairs and Qwen3.5's takes DeltaNet's heads in turns: an adapter must follow."""
+    tiny = make.config(name)
+    hf = load_model(make.write_safetensors(tiny, tmp_path / name), threads=1)
+    gguf = load_model(make.write_gguf(tiny, tmp_path / "m.gguf"), threads=1)
+    if not any(True for _ in adaptable(hf)):
+        return
+    path = write_for(hf, tmp_path / "adapter", dtype="F32", strength=0.3)
+    ids = [5, 6, 7, 8, 9]
+    assert np.abs(logits(hf, ids, path) - logits(gguf, ids, path)).max() < 1e-3
+
+
+def test_heads_in_turns_come_back():
+    values = np.arange(3 * 20, dtype=np.float32).reshape(3, 20)
+    turns = Turns(axis=1, groups=3, per=2, width=3, first=2)
+    there = turns.reordered(values, to_gguf=True)
+    assert there[0].tolist() == [0, 1, 2, 3, 4, 8, 9, 10, 14, 15, 16, 5, 6, 7, 11, 12, 13, 17, 18, 19]
+    assert np.array_equal(turns.reordered(there, to_gguf=False), values)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])

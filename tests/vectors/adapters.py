@@ -154,6 +154,15 @@ def gguf_names(base: TinyConfig) -> dict[str, tuple[str, int]]:
     return found
 
 
+def adaptable(model: LoadedModel) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield a safetensors' name and the shape of each matrix of a model that adapters may change."""
+    for i, layer in enumerate(model.network.layers):
+        for spec in layer.tensors().values():
+            name = spec.hf[0] if spec.hf else None
+            if len(spec.shape) == 2 and spec.adaptable and isinstance(name, str):
+                yield f"model.layers.{i}.{name.removesuffix('.weight')}", spec.shape
+
+
 def write_for(
     model: LoadedModel,
     folder: Path | str,
@@ -168,16 +177,10 @@ def write_for(
     A row of A keeps its input's size, and B is `strength` wide: 0.05 changes a matrix's product by about a fifth.
     """
     rng, tensors = np.random.default_rng(seed), {}
-    for i, layer in enumerate(model.network.layers):
-        for spec in layer.tensors().values():
-            if len(spec.shape) != 2 or not spec.adaptable:
-                continue
-            n, k = spec.shape
-            name = f"base_model.model.model.layers.{i}.{spec.hf[0].removesuffix('.weight')}"
-            tensors[f"{name}.lora_A.weight"] = rng.standard_normal((rank, k), np.float32) / np.float32(k**0.5)
-            tensors[f"{name}.lora_B.weight"] = rng.standard_normal((n, rank), np.float32) * np.float32(
-                strength
-            )
+    for name, (n, k) in adaptable(model):
+        a = rng.standard_normal((rank, k), np.float32) / np.float32(k**0.5)
+        b = rng.standard_normal((n, rank), np.float32) * np.float32(strength)
+        tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = peft_config(Case(model.name, r=rank, alpha=rank))

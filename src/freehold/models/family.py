@@ -53,6 +53,25 @@ class Cut:
         assert (self.rows is None) != (self.take is None), "a cut names rows or a function"
 
 
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Heads along an axis of a matrix that safetensors lay group by group, and a GGUF in turns of the groups."""
+
+    axis: int
+    groups: int
+    per: int  # heads of a group
+    width: int = 1
+    first: int = 0  # elements before them that stay
+
+    def reordered(self, values: NDArray[Any], *, to_gguf: bool) -> NDArray[Any]:
+        """Lay the heads as a GGUF has them, or back."""
+        along = np.moveaxis(values, self.axis, 0)
+        order = (self.groups, self.per) if to_gguf else (self.per, self.groups)
+        heads = along[self.first :].reshape(*order, self.width, *along.shape[1:]).swapaxes(0, 1)
+        moved = np.concatenate([along[: self.first], heads.reshape(-1, *along.shape[1:])])
+        return np.ascontiguousarray(np.moveaxis(moved, 0, self.axis))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
     """A declared weight: a vector (width,), a matrix (rows, columns), or experts (experts, rows, columns).
@@ -68,6 +87,7 @@ class TensorSpec:
     hf_offset: float = 0.0  # added to a safetensors' values: Gemma stores its norms around zero
     share: float = 1.0  # of it one token reads: of experts the chosen ones, of an embedding a row
     head: int = 0  # q and k whose rows a GGUF lays in adjacent rotary pairs, in heads of this width
+    turns: Turns | None = None  # heads whose order differs between the formats; the network knows its file's
     adaptable: bool = True  # whether the op it goes to computes low-rank adapters
     floats: bool = False  # computed in floats, so a quantised one is refused: a router
     wide: bool = False  # rounded to int16 codes where a file has floats: see bind.Source.wide

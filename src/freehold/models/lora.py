@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,11 +66,11 @@ def pack_adapter(file: LoraFile, model: LoadedModel, name: str) -> Adapter:
         raise CapacityExceeded(f"{file.path} needs {show_bytes(need)} of memory; {show_bytes(have)} are free")
     out = native.Adapter()
     for spec, weight, pair in found:
-        b = _rows(file, pair.b)
-        if spec.head and file.gguf != model.gguf:
-            b = _reordered(b, spec.head, to_pairs=model.gguf)
-        a = _pack(_rows(file, pair.a), pair.a, model.threads, rows=RANK_STEP)
-        out.add(weight, a, _pack(b, pair.b, model.threads, columns=RANK_STEP), pair.scale)
+        a, b = _rows(file, pair.a), _rows(file, pair.b)
+        if file.gguf != model.gguf:
+            a, b = _in_order_of(model, spec, a, b)
+        packed = _pack(a, pair.a, model.threads, rows=RANK_STEP)
+        out.add(weight, packed, _pack(b, pair.b, model.threads, columns=RANK_STEP), pair.scale)
     file.check_whole()
     return Adapter(name, file.digest, len(found), max(pair.rank for _, _, pair in found), out)
 
@@ -144,6 +145,19 @@ def _rows(file: LoraFile, tensor: Tensor) -> NDArray[np.float32] | NDArray[np.ui
             "its training failed, or it is damaged",
         )
     return values
+
+
+def _in_order_of(
+    model: LoadedModel, spec: TensorSpec, a: NDArray[Any], b: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Lay inputs (a's columns) and outputs (b's rows) as the model's file has them, from the other format's order."""
+    if spec.head:
+        b = _reordered(b, spec.head, to_pairs=model.gguf)
+    if spec.turns is not None and spec.turns.axis == 0:
+        b = spec.turns.reordered(b, to_gguf=model.gguf)
+    elif spec.turns is not None:
+        a = spec.turns.reordered(a, to_gguf=model.gguf)
+    return a, b
 
 
 def _reordered(

@@ -23,7 +23,7 @@ from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_HEADS, MAX_WIDTH, Fields
 from freehold.layers import LayerSpec
 from freehold.models.config.sizes import check_width
-from freehold.models.family import Cut, LayerPart, TensorSpec, Values, matrix, vector
+from freehold.models.family import Cut, LayerPart, TensorSpec, Turns, Values, matrix, vector
 from freehold.models.ops import Buffer, Ops
 from freehold.models.parts.norms import RMS, NormForm
 
@@ -164,20 +164,27 @@ class DeltaNet(LayerPart):
                 f"linear_attn.{'o_proj' if single else 'out_proj'}.weight",
                 hidden,
                 s.values,
+                turns=self._turns(1, s.value_dim),
             ),
         }
+
+    def _turns(self, axis: int, width: int, first: int = 0) -> Turns | None:
+        """Say where value heads lie that the formats order differently: where they have projections of their own."""
+        s = self.sizes
+        alike = self.stored != "apart" or s.value_heads == s.key_heads
+        return None if alike else Turns(axis, s.key_heads, s.value_heads // s.key_heads, width, first)
 
     def _apart(self) -> dict[str, TensorSpec]:
         s = self.sizes
         names = {
-            "qkv": ("attn_qkv", "in_proj_qkv", s.mixed),
-            "z": ("attn_gate", "in_proj_z", s.values),
-            "alpha": ("ssm_alpha", "in_proj_a", s.value_heads),
-            "beta": ("ssm_beta", "in_proj_b", s.value_heads),
+            "qkv": ("attn_qkv", "in_proj_qkv", s.mixed, self._turns(0, s.value_dim, 2 * s.keys)),
+            "z": ("attn_gate", "in_proj_z", s.values, self._turns(0, s.value_dim)),
+            "alpha": ("ssm_alpha", "in_proj_a", s.value_heads, self._turns(0, 1)),
+            "beta": ("ssm_beta", "in_proj_b", s.value_heads, self._turns(0, 1)),
         }
         return {
-            key: matrix(f"{gguf}.weight", f"linear_attn.{hf}.weight", rows, self.hidden)
-            for key, (gguf, hf, rows) in names.items()
+            key: matrix(f"{gguf}.weight", f"linear_attn.{hf}.weight", rows, self.hidden, turns=turns)
+            for key, (gguf, hf, rows, turns) in names.items()
         }
 
     def _grouped(self) -> dict[str, TensorSpec]:
