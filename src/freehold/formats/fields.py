@@ -34,6 +34,7 @@ class Fields:
         self.values = values
         self._prefix = prefix
         self._called = called
+        self._read: set[str] = set()  # full keys that were read, of all views together
 
     def name(self, key: str) -> str:
         """Return the full key, as the file has it and an error shows it."""
@@ -44,21 +45,36 @@ class Fields:
         own = {
             key: name for key, name in names.items() if self.get(key) is None and self.get(name) is not None
         }
-        return Fields(self.values, self._prefix, own)
+        return self._view(self.values, own)
 
     def without(self, *keys: str) -> Fields:
         """Return a view that lacks some keys."""
         hidden = {self.name(key) for key in keys}
-        return Fields({k: v for k, v in self.values.items() if k not in hidden}, self._prefix, self._called)
+        return self._view({k: v for k, v in self.values.items() if k not in hidden}, self._called)
 
     def assuming(self, **values: Any) -> Fields:
         """Return a view that has these values where keys are absent or null."""
         assumed = {self.name(key): value for key, value in values.items() if self.get(key) is None}
-        return Fields({**self.values, **assumed}, self._prefix, self._called)
+        return self._view({**self.values, **assumed}, self._called)
+
+    def _view(self, values: Mapping[str, Any], called: Mapping[str, str]) -> Fields:
+        view = Fields(values, self._prefix, called)
+        view._read = self._read
+        return view
 
     def get(self, key: str) -> Any:
         """Return the raw value, None when absent or null."""
-        return self.values.get(self.name(key))
+        name = self.name(key)
+        self._read.add(name)
+        return self.values.get(name)
+
+    def refuse_unread(self, neutral: Mapping[str, float]) -> None:
+        """Raise UnsupportedModel when a key of `neutral` has another value than that or 0, and was not read."""
+        for key, value in neutral.items():
+            if self.name(key) not in self._read and _plain(self.get(key)) not in (None, 0, "", [], value):
+                raise UnsupportedModel(
+                    f"{self.name(key)} is {_show(self.get(key))}: models of this architecture are computed without it"
+                )
 
     def integer(self, key: str, low: int, high: int, default: int = _MISSING) -> int:
         """Read an integer in [low, high]; a list whose values are all equal counts as that value."""
@@ -73,8 +89,7 @@ class Fields:
         self, key: str, layers: int, low: int, high: int, default: int | tuple[int, ...] | None = None
     ) -> tuple[int, ...]:
         """Read an integer in [low, high] for each layer: a list of one a layer, or one value for all."""
-        found = self.get(key)
-        found = found.tolist() if isinstance(found, np.ndarray) else found
+        found = _plain(self.get(key))
         if found is None and isinstance(default, tuple):
             return default
         if not isinstance(found, list):
@@ -92,7 +107,9 @@ class Fields:
         found = self._uniform(key, self.get(key))
         if found is None:
             return self._default(key, default, f"a number from {low:g} to {high:g}")
-        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise self._bad(key, found, "a finite number")
+        if isinstance(found, float) and not math.isfinite(found):  # an integer may be too long for a float
             raise self._bad(key, found, "a finite number")
         if not low <= found <= high:
             raise self._bad(key, found, f"a number from {low:g} to {high:g}")
@@ -138,8 +155,8 @@ class Fields:
 
     def refuse(self, key: str, meaning: str) -> None:
         """Raise UnsupportedModel when `key` is set to anything but null, false, zero or empty."""
-        found = self.get(key)
-        if found is not None and found is not False and found != 0 and found != "":
+        found = _plain(self.get(key))
+        if found not in (None, 0, "", []):
             raise UnsupportedModel(f"{self.name(key)} is {_show(found)}: {meaning} is not supported")
 
     def require(self, key: str, allowed: Sequence[str], default: str) -> str:
@@ -151,8 +168,7 @@ class Fields:
 
     def _uniform(self, key: str, found: Any) -> Any:
         """Reduce a per-layer list to its one value; layers that differ are another architecture."""
-        if isinstance(found, np.ndarray):
-            found = found.tolist()
+        found = _plain(found)
         if not isinstance(found, list):
             return found
         if not 1 <= len(found) <= MAX_LAYERS:
@@ -168,6 +184,11 @@ class Fields:
 
     def _bad(self, key: str, found: object, expected: str) -> BadModelFile:
         return BadModelFile(f"{self.name(key)} is {_show(found)}; expected {expected}")
+
+
+def _plain(value: Any) -> Any:
+    """Return an array as a list, which compares to one truth."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _show(value: object) -> str:

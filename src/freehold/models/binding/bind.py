@@ -27,7 +27,7 @@ from freehold.models.binding.left_out import leave_out, text_half
 from freehold.models.binding.mistral_names import from_mistral, is_mistral
 from freehold.models.binding.mxfp4 import is_microscaled, join_blocks
 from freehold.models.binding.stored import Held, Stored
-from freehold.models.binding.unsupported import missing_part
+from freehold.models.binding.unsupported import NEUTRAL, missing_part
 from freehold.models.config.mixtures import MAX_EXPERTS
 from freehold.models.config.rope import Divisors, RopeSpec, RopeTable
 from freehold.models.families import FAMILIES
@@ -108,6 +108,7 @@ def _read_gguf(opened: GGUFFile, tokens: int | None) -> Source:
     if embed is None or len(embed.shape) != 2:
         raise BadModelFile(f"{opened.path}: token_embd.weight is missing or not a matrix")
     cfg = family.config_from_gguf(keys, embed.shape[0])
+    keys.refuse_unread(NEUTRAL)
     listed = meta.get("tokenizer.ggml.tokens")
     count = len(listed) if isinstance(listed, list | np.ndarray | native.Strings) else cfg.vocab
     drafts = keys.integer("nextn_predict_layers", 0, MAX_LAYERS, 0)

@@ -1,6 +1,7 @@
 """Architectures that are known and not computed, each with what it has that the engine lacks.
 
-Knows names as both file formats write them, and what sets each architecture apart; knows no family that is computed.
+Knows names as both file formats write them, what sets each architecture apart, and the keys of arithmetic that most
+families do not have; knows no family that is computed.
 A name that a family registers wins over one that stands here. Sources: the architectures' classes in transformers 5.24
 and their loaders in llama.cpp, read 2026-11.
 Path: bind.read_source, bind.refusal -> missing_part
@@ -8,9 +9,38 @@ Path: bind.read_source, bind.refusal -> missing_part
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 _MIXED_STREAMS = "several residual streams that are mixed in each layer"
 _INDEXED = "attention to tokens that an index picks"
 _KDA = "a delta rule with a decay for each channel"
+
+# Keys of a GGUF that change arithmetic, and the value that changes none (0 never does). A family reads those that its
+# models have; one that states another is computed as something else, and refused.
+NEUTRAL: Mapping[str, float] = {
+    "attention.clamp_kqv": 0.0,
+    "attention.max_alibi_bias": 0.0,
+    "attention.output_scale": 1.0,
+    "attention.scale": 0.0,
+    "attention.shared_kv_layers": 0,
+    "attention.sliding_window": 0,
+    "attention.temperature_scale": 0.0,
+    "attn_logit_softcapping": 0.0,
+    "embedding_length_per_layer_input": 0,
+    "embedding_scale": 1.0,
+    "final_logit_softcapping": 0.0,
+    "hyper_connection.count": 0,
+    "logit_scale": 1.0,
+    "moe_latent_size": 0,
+    "residual_scale": 1.0,
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "router_logit_softcapping": 0.0,
+    "swiglu_clamp_exp": 0.0,
+    "swiglu_clamp_shexp": 0.0,
+    "use_parallel_residual": 0,
+}
 
 # What the engine lacks, and the names of the architectures that need it.
 LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
