@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias, TypeVar
 
+from freehold.errors import BadModelFile
+
 _OTHER_HALVES = re.compile(
     r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*"
 )
@@ -36,9 +38,12 @@ def plain_name(name: str) -> str:
 
 def text_half(tensors: Mapping[str, T], notes: tuple[str, ...]) -> tuple[dict[str, T], tuple[str, ...]]:
     """Give a multimodal file's text tensors their plain names; leave the vision parts out, and say so."""
-    out = {}
+    out: dict[str, T] = {}
     for name, tensor in tensors.items():
-        if not _OTHER_HALVES.fullmatch(name):
-            out[plain_name(name)] = tensor
+        if _OTHER_HALVES.fullmatch(name):
+            continue
+        if (plain := plain_name(name)) in out:
+            raise BadModelFile(f"tensor {plain} occurs twice, in the text half and beside it")
+        out[plain] = tensor
     note = "the vision parts of this model are left out; it reads text only"
     return out, (*notes, note) if len(out) < len(tensors) else notes

@@ -32,7 +32,7 @@ def join_blocks(config: Fields, tensors: Mapping[str, Tensor]) -> tuple[dict[str
     for name, tensor in tensors.items():
         if name.endswith(_BLOCKS):
             out[name] = _joined(tensor, tensors.get(name.removesuffix(_BLOCKS) + _SCALES))
-        elif not name.endswith(_SCALES):
+        elif not (name.endswith(_SCALES) and name.removesuffix(_SCALES) + _BLOCKS in tensors):
             out[name] = tensor
     return out, ()
 

@@ -43,11 +43,12 @@ def _gguf_layers(meta: Fields, layers: int) -> tuple[bool, ...]:
     if listed is None:
         interval = meta.integer("full_attention_interval", 1, MAX_LAYERS, INTERVAL)
         return tuple((i + 1) % interval != 0 for i in range(layers))
-    values = list(listed)
-    if len(values) < layers or any(not isinstance(v, bool) and v not in (0, 1) for v in values):
+    values = listed.tolist() if isinstance(listed, np.ndarray) else listed
+    flags = values if isinstance(values, list) else []
+    if len(flags) < layers or any(flag not in (0, 1) for flag in flags):
         name = meta.name("attention.recurrent_layers")
         raise BadModelFile(f"{name} is {str(values)[:60]}; expected true or false for each layer")
-    return tuple(bool(v) for v in values[:layers])
+    return tuple(bool(flag) for flag in flags[:layers])
 
 
 def hf_hybrid(config: Fields, linear: dict[str, int] | None = None, **assumed: Any) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.models.config.mixtures import (
     MAX_EXPERTS,
-    dense_first,
+    MAX_SCALE,
     gguf_mixture,
-    gguf_routing,
     hf_groups,
+    listed_sparse,
     mixture,
 )
 from freehold.models.config.sizes import Mixture, Routing
@@ -36,7 +36,7 @@ def gguf_latent_mixture(meta: Fields, sizes: dict[str, Any], routing: Routing) -
         sizes,
         intermediate=width,
         shared=width * meta.integer("expert_shared_count", 0, 64, 0),
-        routing=gguf_routing(meta, routing),
+        routing=routing,
         sparse=tuple(i >= first for i in range(layers)),
     )
 
@@ -48,6 +48,8 @@ def hf_latent_mixture(config: Fields, sizes: dict[str, Any], routing: Routing) -
         raise UnsupportedModel(
             "moe_layer_freq is not 1: dense layers between those of experts are not supported"
         )
+    if routing.scoring == "sigmoid":  # no tensor tells it, and each class assumes another
+        config.number("routed_scaling_factor", 1e-6, MAX_SCALE)
     width = config.integer("moe_intermediate_size", 1, MAX_WIDTH)
     return mixture(
         config.integer("n_routed_experts", 1, MAX_EXPERTS),
@@ -57,17 +59,11 @@ def hf_latent_mixture(config: Fields, sizes: dict[str, Any], routing: Routing) -
         layers,
         shared=width * config.integer("n_shared_experts", 0, 64, 0),
         routing=hf_groups(config, routing),
-        sparse=_hf_sparse(config, layers),
+        sparse=listed_sparse(config, layers),
     )
 
 
-def _hf_sparse(config: Fields, layers: int) -> tuple[bool, ...]:
-    """Say which layers have experts: as listed for each, or all but the first ones."""
-    kinds = config.texts("mlp_layer_types", layers)
-    if kinds is None:
-        config.integer("first_k_dense_replace", 0, layers)
-        return dense_first(config, layers)
-    for kind in kinds:
-        if kind not in ("dense", "sparse"):
-            raise UnsupportedModel(f"mlp_layer_types names {kind!r}; supported: dense, sparse")
-    return tuple(kind == "sparse" for kind in kinds)
+def state_groups(config: Fields) -> None:
+    """Raise where a config does not state its groups: V3's class assumes 8 and 4, which no tensor would contradict."""
+    for key in ("n_group", "topk_group"):
+        config.integer(key, 1, MAX_EXPERTS)

@@ -88,6 +88,7 @@ def hf_latent(config: Fields, *, turns: bool = True, **assumed: Any) -> dict[str
     """Read a config.json as arguments for LatentSizes; keywords are what the family's class assumes."""
     config.require("hidden_act", ("silu",), "silu")
     config.refuse("attention_bias", "a bias on attention")
+    config.number("rms_norm_eps", MIN_EPS, MAX_EPS)  # classes assume one of two values: it must be stated
     nope = config.integer("qk_nope_head_dim", 1, MAX_WIDTH)
     turned = config.integer("qk_rope_head_dim", 2, MAX_WIDTH)
     heads = config.integer("num_attention_heads", 1, MAX_HEADS)

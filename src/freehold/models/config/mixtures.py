@@ -50,7 +50,11 @@ def _check_groups(experts: int, chosen: int, routing: Routing) -> None:
 
 
 def gguf_mixture(meta: Fields, sizes: dict[str, Any], **options: Any) -> Mixture:
-    """Read the keys of experts; where none states their size, it is the dense one's, divided among the chosen."""
+    """Read the keys of experts; where none states their size, it is the dense one's, divided among the chosen.
+
+    What the file states of its router counts over the `routing` that the family's models have.
+    """
+    options["routing"] = gguf_routing(meta, options.get("routing", Routing()))
     experts = meta.integer("expert_count", 1, MAX_EXPERTS)
     chosen = meta.integer("expert_used_count", 1, MAX_EXPERTS)
     default = options.pop("intermediate", max(sizes["intermediate"][0] // chosen, 1))
@@ -92,7 +96,8 @@ def sparse_layers(config: Fields, layers: int) -> tuple[bool, ...]:
     if not isinstance(dense, list) or any(type(i) is not int for i in dense):
         raise BadModelFile(f"mlp_only_layers is {str(dense)[:60]}; expected a list of layers")
     step = config.integer("decoder_sparse_step", 1, MAX_LAYERS, 1)
-    return tuple(i not in dense and (i + 1) % step == 0 for i in range(layers))
+    without = set(dense)
+    return tuple(i not in without and (i + 1) % step == 0 for i in range(layers))
 
 
 # --- routers -----------------------------------------------------------------------------------------
@@ -155,7 +160,18 @@ def gguf_sparse(meta: Fields, layers: int) -> tuple[bool, ...]:
     return tuple(i >= first and (i + 1) % step == 0 for i in range(layers))
 
 
-def dense_first(config: Fields, layers: int, default: int = 0) -> tuple[bool, ...]:
-    """Say which layers have experts: all but the first, whose number is stated."""
-    first = config.integer("first_k_dense_replace", 0, MAX_LAYERS, default)
+def listed_sparse(config: Fields, layers: int, default: int | None = None) -> tuple[bool, ...]:
+    """Say which layers have experts: as listed for each, or all but the first; without a default one must be stated."""
+    kinds = config.texts("mlp_layer_types", layers)
+    if kinds is None:
+        return dense_first(config, layers, default)
+    for kind in kinds:
+        if kind not in ("dense", "sparse"):
+            raise UnsupportedModel(f"mlp_layer_types names {kind!r}; supported: dense, sparse")
+    return tuple(kind == "sparse" for kind in kinds)
+
+
+def dense_first(config: Fields, layers: int, default: int | None = None) -> tuple[bool, ...]:
+    """Say which layers have experts: all but the first, whose number is stated, unless there is a default."""
+    first = config.integer("first_k_dense_replace", 0, layers, *([] if default is None else [default]))
     return tuple(i >= first for i in range(layers))

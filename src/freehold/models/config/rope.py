@@ -169,6 +169,12 @@ def rope_from_hf(
     return hf_rope_section(section, head_dim=head_dim, context=context, base=theta, partial=partial)
 
 
+def state_rope(config: Fields) -> None:
+    """Raise where a config states no rope: for families whose classes assume numbers of YaRN that models differ in."""
+    if config.section("rope_parameters") is None and config.section("rope_scaling") is None:
+        raise BadModelFile("rope_parameters is missing; expected the numbers of its YaRN")
+
+
 def hf_ntk_alpha(config: Fields) -> Fields:
     """Return a config.json whose "dynamic" scaling by a fixed alpha, Hunyuan's, is a plain rope of another base."""
     key = "rope_parameters" if config.section("rope_parameters") else "rope_scaling"
@@ -261,8 +267,8 @@ def _hf_longrope(spec: RopeSpec, section: Fields, context: int) -> RopeSpec:
 
 def _hf_divisors(section: Fields, key: str, count: int) -> tuple[float, ...]:
     found = section.get(key)
-    if not isinstance(found, list) or any(type(each) not in (int, float) for each in found):
-        raise BadModelFile(f"{key} is {str(found)[:60]}; expected a list of {count} numbers")
+    if not isinstance(found, list) or any(type(n) not in (int, float) or not 0 < n < MAX_BASE for n in found):
+        raise BadModelFile(f"{key} is {str(found)[:60]}; expected a list of {count} positive numbers")
     return tuple(checked_divisors(key, np.array(found, np.float32), count).tolist())
 
 

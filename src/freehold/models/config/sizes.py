@@ -186,8 +186,8 @@ def hf_decoder(
 
 
 def _default_head(fields: Fields, hidden: int, heads: int) -> int:
-    explicit = fields.get("attention.key_length") or fields.get("head_dim")
-    if not explicit and hidden % max(heads, 1):
+    stated = any(fields.get(key) is not None for key in ("attention.key_length", "head_dim"))
+    if not stated and hidden % max(heads, 1):
         raise BadModelFile(f"{heads} attention heads do not divide the hidden width, {hidden}")
     return max(hidden // max(heads, 1), 1)
 

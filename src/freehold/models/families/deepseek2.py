@@ -21,6 +21,7 @@ from freehold.models.config.latent_mixtures import (
     V2,
     gguf_latent_mixture,
     hf_latent_mixture,
+    state_groups,
 )
 from freehold.models.config.latents import LatentSizes, gguf_latent, hf_latent
 from freehold.models.config.sizes import Routing
@@ -70,6 +71,8 @@ def _v2(config: Fields) -> Routing:
 def _v3(config: Fields) -> Routing:
     config.require("scoring_func", ("sigmoid",), "sigmoid")
     config.require("topk_method", ("noaux_tc",), "noaux_tc")
+    if config.get("model_type") != "glm4_moe_lite":
+        state_groups(config)
     return SIGMOID
 
 

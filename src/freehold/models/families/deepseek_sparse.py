@@ -12,7 +12,12 @@ from dataclasses import replace
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
 from freehold.models.binding.left_out import Rule
-from freehold.models.config.latent_mixtures import SIGMOID, gguf_latent_mixture, hf_latent_mixture
+from freehold.models.config.latent_mixtures import (
+    SIGMOID,
+    gguf_latent_mixture,
+    hf_latent_mixture,
+    state_groups,
+)
 from freehold.models.config.latents import LatentSizes, gguf_latent, hf_latent
 from freehold.models.families.deepseek2 import layer
 from freehold.models.family import Family
@@ -36,6 +41,8 @@ def config_from_gguf(meta: Fields, vocab: int) -> LatentSizes:
 def config_from_hf(config: Fields) -> LatentSizes:
     """Read config.json of a DeepseekV32ForCausalLM or a GlmMoeDsaForCausalLM."""
     config.require("scoring_func", ("sigmoid",), "sigmoid")
+    if config.get("model_type") != "glm_moe_dsa":
+        state_groups(config)
     sizes = hf_latent(config)
     mixture = hf_latent_mixture(config, sizes, SIGMOID)
     return _bounded(LatentSizes(**sizes, mixture=mixture), config.integer("index_topk", 1, MAX_CONTEXT))

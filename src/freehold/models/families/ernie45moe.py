@@ -14,7 +14,6 @@ from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.models.config.mixtures import (
     MAX_EXPERTS,
     gguf_mixture,
-    gguf_routing,
     gguf_shared,
     gguf_sparse,
     hf_mixture,
@@ -35,15 +34,13 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
     sizes = gguf_sizes(meta, vocab, adjacent=True)
     sparse = gguf_sparse(meta, len(sizes["heads"]))
     options: dict[str, Any] = {"shared": gguf_shared(meta), "sparse": sparse}
-    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=gguf_routing(meta, ROUTING), **options))
+    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=ROUTING, **options))
 
 
 def config_from_hf(config: Fields) -> Sizes:
     """Read config.json of an Ernie4_5_MoeForCausalLM."""
     config.refuse("use_bias", "a bias on projections")
-    assumed = {"rope_theta": 5e5, **config.values}  # what its class assumes
-    sizes = hf_decoder(Fields(assumed), tied=True, eps=1e-5)
-    sizes["rope"] = replace(sizes["rope"], adjacent=True)
+    sizes = hf_decoder(config, base=5e5, adjacent=True, tied=True, eps=1e-5)
     layers = len(sizes["heads"])
     shared = config.integer("moe_num_shared_experts", 0, MAX_EXPERTS, 2)
     mixture = hf_mixture(

@@ -53,6 +53,11 @@ def config_from_gguf(meta: Fields, vocab: int) -> GemmaSizes4:
     layers = len(sizes["heads"])
     sizes["windows"] = gguf_windows(meta, layers, lambda i: (i + 1) % PATTERN != 0)
     local_dim = meta.integer("attention.key_length_swa", 1, MAX_WIDTH, sizes["head_dim"])
+    for key in ("attention.value_length_swa", "rope.dimension_count_swa"):
+        if meta.integer(key, 1, MAX_WIDTH, local_dim) != local_dim:
+            raise UnsupportedModel(
+                f"{meta.name(key)} differs from the width of sliding layers' heads, {local_dim}"
+            )
     base = meta.number("rope.freq_base_swa", 1.001, 1e12, LOCAL_BASE)
     inputs = meta.integer("embedding_length_per_layer_input", 0, MAX_WIDTH, 0)
     if meta.integer("expert_count", 0, MAX_WIDTH, 0):

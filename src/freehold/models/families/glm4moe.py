@@ -17,7 +17,6 @@ from freehold.models.config.mixtures import (
     MAX_EXPERTS,
     dense_first,
     gguf_mixture,
-    gguf_routing,
     gguf_shared,
     gguf_sparse,
     hf_groups,
@@ -47,14 +46,13 @@ def config_from_gguf(meta: Fields, vocab: int) -> Glm4MoeSizes:
     sizes = gguf_sizes(meta, vocab, adjacent=False)
     sparse = gguf_sparse(meta, len(sizes["heads"]))
     options: dict[str, Any] = {"shared": gguf_shared(meta), "sparse": sparse}
-    mixture = gguf_mixture(meta, sizes, routing=gguf_routing(meta, ROUTING), **options)
+    mixture = gguf_mixture(meta, sizes, routing=ROUTING, **options)
     return Glm4MoeSizes(**sizes, mixture=mixture, qk_norm=None, bias="any")
 
 
 def config_from_hf(config: Fields) -> Glm4MoeSizes:
     """Read config.json of a Glm4MoeForCausalLM."""
-    halved = {"partial_rotary_factor": 0.5, **config.values}  # what its class assumes
-    sizes = hf_decoder(Fields(halved), eps=1e-5)
+    sizes = hf_decoder(config, partial=0.5, eps=1e-5)
     layers = len(sizes["heads"])
     count = config.integer("n_shared_experts", 0, MAX_EXPERTS, 1)
     mixture = hf_mixture(

@@ -13,7 +13,8 @@ from typing import Any
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, Fields
-from freehold.models.config.mixtures import gguf_mixture, gguf_routing, hf_mixture
+from freehold.models.config.mixtures import gguf_mixture, hf_mixture
+from freehold.models.config.rope import state_rope
 from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
@@ -34,6 +35,7 @@ NAMES = MoeNames(
     gguf_norm="post_attention_norm",
 )
 LIMIT, ALPHA = 7.0, 1.702
+BASE = 150_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +51,15 @@ def config_from_gguf(meta: Fields, vocab: int) -> GptOssSizes:
     sizes = gguf_sizes(meta, vocab, adjacent=False)
     sizes["rope"] = replace(sizes["rope"], truncate=False)
     sizes["windows"] = tuple(0 if i % 2 else w for i, w in enumerate(sizes["windows"]))
-    return GptOssSizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=gguf_routing(meta, ROUTING)))
+    return GptOssSizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=ROUTING))
 
 
 def config_from_hf(config: Fields) -> GptOssSizes:
     """Read config.json of a GptOssForCausalLM."""
     if not config.flag("attention_bias", True):
         raise UnsupportedModel("attention_bias is false; only true is supported")
-    sizes = hf_decoder(config, _windows, eps=1e-5)
+    state_rope(config)
+    sizes = hf_decoder(config, _windows, base=BASE, eps=1e-5)
     return GptOssSizes(
         **sizes,
         mixture=hf_mixture(config, "intermediate_size", len(sizes["heads"]), routing=ROUTING),

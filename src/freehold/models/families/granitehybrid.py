@@ -15,7 +15,7 @@ from typing import Any
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_WIDTH, Fields
 from freehold.models.config.mixtures import MAX_EXPERTS, gguf_mixture, hf_mixture
-from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
+from freehold.models.config.sizes import Routing, Sizes, check_width, gguf_sizes, hf_decoder
 from freehold.models.family import Cut, Family, LayerPart, TensorSpec, matrix
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
@@ -102,7 +102,9 @@ def _factor(fields: Fields, key: str, default: float) -> float:
 
 
 def _shared_width(config: Fields) -> int:
-    return config.integer("shared_intermediate_size", 1, MAX_WIDTH, 1024)
+    shared = config.integer("shared_intermediate_size", 1, MAX_WIDTH, 1024)
+    check_width("shared expert", shared)
+    return shared
 
 
 def _attends(config: Fields, layers: int) -> tuple[bool, ...]:

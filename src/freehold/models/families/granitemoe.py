@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from freehold.formats.fields import MAX_WIDTH, Fields
-from freehold.models.config.mixtures import gguf_mixture, gguf_routing, hf_mixture
-from freehold.models.config.sizes import Routing, gguf_sizes, hf_decoder
+from freehold.models.config.mixtures import gguf_mixture, hf_mixture
+from freehold.models.config.sizes import gguf_sizes, hf_decoder
 from freehold.models.families.granite import GraniteSizes, ends, gguf_factors, hf_factors
 from freehold.models.families.granitehybrid import EXPERTS, GraniteMoe
 from freehold.models.family import Family, LayerPart
@@ -24,7 +24,6 @@ def config_from_gguf(meta: Fields, vocab: int) -> GraniteSizes:
     options: dict[str, Any] = {
         "intermediate": sizes["intermediate"][0],
         "shared": meta.integer("expert_shared_feed_forward_length", 0, MAX_WIDTH, 0),
-        "routing": gguf_routing(meta, Routing()),
     }
     return GraniteSizes(**sizes, **gguf_factors(meta), mixture=gguf_mixture(meta, sizes, **options))
 

@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 from freehold.errors import UnsupportedModel
-from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
+from freehold.formats.fields import MAX_WIDTH, Fields
 from freehold.models.config.mixtures import (
     MAX_EXPERTS,
     MAX_SCALE,
     gguf_mixture,
-    gguf_routing,
     gguf_shared,
     hf_mixture,
+    listed_sparse,
 )
 from freehold.models.config.rope import hf_ntk_alpha
 from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
@@ -47,7 +47,7 @@ def a13b_from_gguf(meta: Fields, vocab: int) -> Sizes:
     sizes = gguf_sizes(meta, vocab, adjacent=False)
     return Sizes(
         **sizes,
-        mixture=gguf_mixture(meta, sizes, shared=gguf_shared(meta), routing=gguf_routing(meta, Routing())),
+        mixture=gguf_mixture(meta, sizes, shared=gguf_shared(meta)),
     )
 
 
@@ -88,16 +88,14 @@ def hy3_from_gguf(meta: Fields, vocab: int) -> Sizes:
     first = meta.integer("leading_dense_block_count", 0, layers, 1)
     sparse = tuple(i >= first for i in range(layers))
     options: dict[str, Any] = {"shared": gguf_shared(meta), "sparse": sparse}
-    routing = gguf_routing(meta, HY3_ROUTING)
-    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=routing, **options))
+    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=HY3_ROUTING, **options))
 
 
 def hy3_from_hf(config: Fields) -> Sizes:
     """Read config.json of an HYV3ForCausalLM."""
     for key in ("attention_bias", "mlp_bias"):
         config.refuse(key, "a bias on projections")
-    assumed = {"rope_theta": 11158840.0, **config.values}  # what its class assumes
-    sizes = hf_decoder(Fields(assumed), eps=1e-5)
+    sizes = hf_decoder(config, base=11_158_840.0, eps=1e-5)
     layers = len(sizes["heads"])
     shared = config.integer("num_shared_experts", 0, MAX_EXPERTS, 1)
     mixture = hf_mixture(
@@ -106,20 +104,9 @@ def hy3_from_hf(config: Fields) -> Sizes:
         layers,
         shared=shared * config.integer("moe_intermediate_size", 1, MAX_WIDTH),
         routing=replace(HY3_ROUTING, scale=config.number("router_scaling_factor", 1e-6, MAX_SCALE, 2.826)),
-        sparse=_hy3_sparse(config, layers),
+        sparse=listed_sparse(config, layers, default=1),
     )
     return Sizes(**sizes, mixture=mixture)
-
-
-def _hy3_sparse(config: Fields, layers: int) -> tuple[bool, ...]:
-    kinds = config.texts("mlp_layer_types", layers)
-    if kinds is None:
-        first = config.integer("first_k_dense_replace", 0, MAX_LAYERS, 1)
-        return tuple(i >= first for i in range(layers))
-    for kind in kinds:
-        if kind not in ("dense", "sparse"):
-            raise UnsupportedModel(f"mlp_layer_types names {kind!r}; supported: dense, sparse")
-    return tuple(kind == "sparse" for kind in kinds)
 
 
 def hy3_layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:

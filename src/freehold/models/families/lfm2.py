@@ -14,8 +14,8 @@ from typing import Any
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
-from freehold.models.config.mixtures import gguf_mixture, hf_mixture
-from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
+from freehold.models.config.mixtures import MAX_EXPERTS, gguf_mixture, hf_mixture
+from freehold.models.config.sizes import Routing, Sizes, check_width, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
@@ -55,7 +55,7 @@ class Config(Sizes):
 def config_from_gguf(meta: Fields, vocab: int) -> Config:
     """Read the keys under `lfm2.` or `lfm2moe.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=False, least_heads=0)
-    if meta.get("expert_count"):
+    if meta.integer("expert_count", 0, MAX_EXPERTS, 0):
         meta.integer("expert_gating_func", 2, 2)  # sigmoid
         sizes["mixture"] = gguf_mixture(
             meta,
@@ -71,7 +71,7 @@ def config_from_hf(config: Fields) -> Config:
     config.refuse("conv_bias", "a bias on convolutions")
     mixed = config.get("model_type") == "lfm2_moe"
     tied = config.flag("tie_embedding", True)
-    sizes = hf_decoder(config, tied=tied, eps=1e-5, eps_key="norm_eps", intermediate_size=12288)
+    sizes = hf_decoder(config, base=1e6, tied=tied, eps=1e-5, eps_key="norm_eps", intermediate_size=12288)
     layers = len(sizes["heads"])
     attends = _attends(config, layers)
     sizes["kv_heads"] = tuple(n if i in attends else 0 for i, n in enumerate(sizes["kv_heads"]))
@@ -119,7 +119,9 @@ def _intermediate(config: Fields, stated: int) -> int:
     if config.get("block_ffn_dim_multiplier") is not None:
         width = int(config.number("block_ffn_dim_multiplier", 1e-3, 1e3) * width)
     multiple = config.integer("block_multiple_of", 1, MAX_WIDTH, 256)
-    return -(-width // multiple) * multiple
+    width = -(-width // multiple) * multiple
+    check_width("intermediate", width)
+    return width
 
 
 def _sparse(layers: int, dense: int) -> tuple[bool, ...]:

@@ -17,6 +17,8 @@ from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.mlp import GatedMlp
 
+WINDOW = 4096  # what Mistral's classes assume
+
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
     """Read the keys under `llama.`, which do not state a Mistral's window."""
@@ -29,9 +31,10 @@ def config_from_hf(config: Fields) -> Sizes:
 
 
 def _windows(config: Fields, layers: int) -> tuple[int, ...]:
-    """A Mistral's window holds on every layer, or on those that are listed."""
+    """A Mistral's window holds on every layer, or on those that are listed; a null one is none, a missing one 4096."""
     windowed = config.text("model_type", "llama") in ("mistral", "ministral")
-    window = config.integer("sliding_window", 0, MAX_CONTEXT, 0) if windowed else 0
+    assumed = 0 if "sliding_window" in config.values else WINDOW
+    window = config.integer("sliding_window", 0, MAX_CONTEXT, assumed) if windowed else 0
     return sliding_windows(config, layers, window, lambda i: windowed)
 
 

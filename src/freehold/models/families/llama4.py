@@ -15,8 +15,8 @@ from typing import Any
 from freehold.errors import BadModelFile
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.models.config.lost import exact_up_to
-from freehold.models.config.mixtures import gguf_mixture, gguf_routing, gguf_sparse, hf_mixture
-from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
+from freehold.models.config.mixtures import gguf_mixture, gguf_sparse, hf_mixture
+from freehold.models.config.sizes import Routing, Sizes, check_width, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.ends import DecoderEnds
@@ -51,8 +51,7 @@ def config_from_gguf(meta: Fields, vocab: int) -> Llama4Sizes:
     sizes = gguf_sizes(meta, vocab, adjacent=True)
     layers, wide = len(sizes["heads"]), meta.integer("expert_feed_forward_length", 1, MAX_WIDTH)
     sparse = gguf_sparse(meta, layers)
-    routing = gguf_routing(meta, ROUTING)
-    mixture = gguf_mixture(meta, sizes, shared=wide, sparse=sparse, routing=routing)
+    mixture = gguf_mixture(meta, sizes, shared=wide, sparse=sparse, routing=ROUTING)
     cfg = Llama4Sizes(
         **{**sizes, "windows": (0,) * layers},
         mixture=mixture,
@@ -71,11 +70,11 @@ def config_from_gguf(meta: Fields, vocab: int) -> Llama4Sizes:
 def config_from_hf(config: Fields) -> Llama4Sizes:
     """Read config.json of a Llama4ForCausalLM, or a wrapper's `text_config`."""
     config.refuse("attention_bias", "a bias on attention")
-    assumed = {"rope_theta": 5e5, **config.values}  # what its class assumes
-    sizes = hf_decoder(Fields(assumed), eps=1e-5)
-    sizes["rope"] = replace(sizes["rope"], adjacent=True)
+    sizes = hf_decoder(config, base=5e5, adjacent=True, eps=1e-5)
     layers, wide = len(sizes["heads"]), config.integer("intermediate_size", 1, MAX_WIDTH)
-    sizes["intermediate"] = (config.integer("intermediate_size_mlp", 1, MAX_WIDTH, wide),) * layers
+    dense = config.integer("intermediate_size_mlp", 1, MAX_WIDTH, wide)
+    check_width("intermediate", dense)
+    sizes["intermediate"] = (dense,) * layers
     options: dict[str, Any] = {"shared": wide, "sparse": _sparse(config, layers), "routing": ROUTING}
     return Llama4Sizes(
         **sizes,
@@ -116,7 +115,8 @@ def _sparse(config: Fields, layers: int) -> tuple[bool, ...]:
     listed = list(range(step - 1, layers, step)) if listed is None else listed
     if not isinstance(listed, list) or any(type(i) is not int or not 0 <= i < layers for i in listed):
         raise BadModelFile(f"moe_layers is {str(listed)[:60]}; expected a list of layers")
-    return tuple(i in listed for i in range(layers))
+    sparse = set(listed)
+    return tuple(i in sparse for i in range(layers))
 
 
 def layer(cfg: Llama4Sizes, i: int) -> tuple[LayerPart, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_WIDTH, Fields
-from freehold.models.config.mixtures import gguf_mixture, gguf_routing, hf_mixture
+from freehold.models.config.mixtures import gguf_mixture, hf_mixture
 from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
@@ -28,7 +28,7 @@ NAMES = MoeNames(
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
     """Read the keys under `minimax-m2.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=False)
-    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=gguf_routing(meta, ROUTING)))
+    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=ROUTING))
 
 
 def config_from_hf(config: Fields) -> Sizes:
@@ -40,9 +40,9 @@ def config_from_hf(config: Fields) -> Sizes:
         if not config.flag(key, True):
             raise UnsupportedModel(f"{key} is false; only true is supported")
     kinds = config.get("attn_type_list")
-    if kinds is not None and set(kinds) != {1}:
+    if kinds is not None and (not isinstance(kinds, list) or any(kind != 1 for kind in kinds)):
         raise UnsupportedModel(f"attn_type_list is {str(kinds)[:60]}: only layers of type 1 are supported")
-    sizes = hf_decoder(Fields(_partial(config) | dict(config.values)), eps=1e-6)
+    sizes = hf_decoder(config.assuming(**_partial(config)), eps=1e-6)
     return Sizes(
         **sizes, mixture=hf_mixture(config, "intermediate_size", len(sizes["heads"]), routing=ROUTING)
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
-from freehold.models.config.rope import RopeSpec, yarn_mscale
+from freehold.models.config.rope import RopeSpec, state_rope, yarn_mscale
 from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
@@ -44,7 +44,8 @@ def config_from_gguf(meta: Fields, vocab: int) -> MinistralSizes:
 
 def config_from_hf(config: Fields) -> MinistralSizes:
     """Read config.json of a Ministral3ForCausalLM, or the `text_config` of a Mistral3ForConditionalGeneration."""
-    sizes = hf_decoder(config, _windows, eps=1e-5, head_dim=128)
+    state_rope(config)
+    sizes = hf_decoder(config, _windows, base=1e6, eps=1e-5, head_dim=128)
     rope = config.section("rope_parameters") or config.section("rope_scaling") or Fields({})
     beta = rope.number("llama_4_scaling_beta", 0.0, 1e3, 0.0)
     return MinistralSizes(**sizes, beta=beta, original=sizes["rope"].original or sizes["context"])

@@ -13,6 +13,7 @@ from dataclasses import replace
 from freehold.formats.fields import Fields
 from freehold.models.config.latent_mixtures import SOFTMAX, gguf_latent_mixture, hf_latent_mixture
 from freehold.models.config.latents import LatentSizes, gguf_latent, hf_latent
+from freehold.models.config.rope import state_rope
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.ends import DecoderEnds
 from freehold.models.parts.expert_layouts import fused
@@ -42,6 +43,7 @@ def config_from_gguf(meta: Fields, vocab: int) -> LatentSizes:
 
 def config_from_hf(config: Fields) -> LatentSizes:
     """Read config.json of a Mistral4ForCausalLM, or the text half of a Mistral3ForConditionalGeneration."""
+    state_rope(config)
     sizes = hf_latent(config)
     return LatentSizes(**sizes, mixture=hf_latent_mixture(config, sizes, SOFTMAX))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, Fields
 from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
@@ -31,7 +32,13 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
 def config_from_hf(config: Fields) -> Sizes:
     """Read config.json of a Phi3ForCausalLM."""
     config.refuse("attention_bias", "a bias on attention")
-    return Sizes(**hf_decoder(config, _windows, eps=1e-5))
+    cfg = Sizes(**hf_decoder(config, _windows, eps=1e-5))
+    if cfg.rope is not None and cfg.rope.scaling not in (
+        "default",
+        "longrope",
+    ):  # early files call longrope yarn
+        raise UnsupportedModel(f"rope_type is {cfg.rope.scaling!r}; a Phi-3 has default or longrope")
+    return cfg
 
 
 def _windows(config: Fields, layers: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
-from freehold.models.config.mixtures import gguf_mixture, gguf_routing, hf_mixture
+from freehold.models.config.mixtures import gguf_mixture, hf_mixture
 from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
 from freehold.models.parts.attention import Attention
@@ -42,14 +42,13 @@ def config_from_gguf(meta: Fields, vocab: int) -> PhiMoeSizes:
         rope: dict[str, Any] = {"scaling": "longrope", "original": original, "attention_factor": MSCALE}
         sizes["rope"] = replace(sizes["rope"], **rope)
     intermediate = sizes["intermediate"][0]
-    mixture = gguf_mixture(meta, sizes, intermediate=intermediate, routing=gguf_routing(meta, ROUTING))
+    mixture = gguf_mixture(meta, sizes, intermediate=intermediate, routing=ROUTING)
     return PhiMoeSizes(**sizes, mixture=mixture, bias="any", head_bias=True)
 
 
 def config_from_hf(config: Fields) -> PhiMoeSizes:
     """Read config.json of a PhimoeForCausalLM."""
-    assumed = {"rope_theta": 1e6, **config.values}  # what its class assumes
-    sizes = hf_decoder(Fields(assumed), _windows, eps=1e-5)
+    sizes = hf_decoder(config, _windows, base=1e6, eps=1e-5)
     jitter = config.number("router_jitter_noise", 1e-6, 1.0, ROUTING.jitter)
     mixture = hf_mixture(
         config, "intermediate_size", len(sizes["heads"]), routing=replace(ROUTING, jitter=jitter)

@@ -180,6 +180,8 @@ class Attention(LayerPart):
         q, k, v, *gate = ops.linear(
             rows, (w["q"], w["k"], w["v"], *gate), (*biases, *(None for _ in gate)), norm, self.eps
         )
+        if ("q_norm" in w) != ("k_norm" in w):
+            raise BadModelFile(f"layer {layer} has a norm of queries or of keys alone")
         q, k = self._normalised(ops, q, k, w)
         for each in (q, k, v) if self.clip else ():
             ops.clamp(each, self.clip)
@@ -209,8 +211,6 @@ class Attention(LayerPart):
         rope, norms = w.get("rope"), (None, None)
         if self.qk_norm in ("head", "after"):
             norms = w.get("q_norm"), w.get("k_norm")
-            if (norms[0] is None) != (norms[1] is None):
-                raise BadModelFile(f"layer {layer} has a norm of queries or of keys alone")
         if self.qk_norm == "bare":
             one = np.ones(self.head_dim, np.float32)
             norms = one, one
