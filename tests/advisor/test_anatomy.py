@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import date
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.interval import Interval
 from freehold.catalog import quants
 from freehold.catalog.model import Model
-from freehold.errors import UsageError
+from freehold.errors import BadModelFile, UsageError
 from freehold.formats import open_model_file
 from freehold.formats.weight_types import LAYOUTS, QuantType, row_bytes
 from freehold.layers import LayerSpec, kept_bytes, recurrent_bytes
@@ -138,6 +139,17 @@ def test_a_files_layers_keep_what_its_family_says(family: str, form: str, tmp_pa
     layers = [layer.keeps for layer in read_source(open_model_file(path)).network.layers]
     assert [from_file(path).cache_bytes(n) for n in (4, 100)] == [kept_bytes(layers, n) for n in (4, 100)]
     assert from_file(path).state_bytes == recurrent_bytes(layers)
+
+
+@pytest.mark.parametrize(
+    "kinds", [{}, {"layer_types": None, "model_type": "mamba2"}, {"model_type": ["llama"]}]
+)
+def test_a_file_of_more_layers_than_any_family_takes_is_not_counted(kinds: dict[str, object], tmp_path: Path):
+    path = write_model("llama", "hf", tmp_path)
+    stated = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(stated | {"num_hidden_layers": 1 << 39} | kinds))
+    with pytest.raises(BadModelFile, match="num_hidden_layers is 549755813888; the limit is 1024"):
+        from_file(path)
 
 
 def test_window_state_and_latent_layers_are_counted_by_kind():

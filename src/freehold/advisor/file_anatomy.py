@@ -201,7 +201,7 @@ _ATTENDS, _NEITHER = ("*", "attention", "full_attention"), ("-", "E", "mlp", "mo
 
 def _gguf_layers(architecture: str, meta: SizeKeys) -> tuple[LayerSpec, ...]:
     """Group an architecture's layers by what they keep, by a GGUF's keys."""
-    counted = meta.number("block_count")
+    counted = meta.layers("block_count")
     depth = max(counted - meta.number("nextn_predict_layers"), 0)  # those after them predict further tokens
     if architecture in _ENCODERS:
         return (LayerSpec("plain", depth),)
@@ -262,7 +262,8 @@ def _listed(meta: SizeKeys, depth: int) -> list[bool]:
     """Return which layers are recurrent, where a GGUF lists them."""
     found = meta.get("attention.recurrent_layers")
     values = found.tolist() if hasattr(found, "tolist") else found
-    return [bool(value) for value in values[:depth]] if isinstance(values, list) else []
+    listed = isinstance(values, list) and len(values) >= depth
+    return [bool(value) for value in values[:depth]] if listed else []
 
 
 def _delta(kind: str, heads: int, inner: int, key_heads: int, key: int, kernel: int) -> LayerSpec:
@@ -297,8 +298,8 @@ def _beside(attention: LayerSpec, state: LayerSpec) -> LayerSpec:
 
 def _config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
     """Group layers by what they keep, by the keys of a config.json."""
-    depth = keys.number("num_hidden_layers")
-    if keys.get("model_type") in _ENCODERS:
+    depth = keys.layers("num_hidden_layers")
+    if str(keys.get("model_type")) in _ENCODERS:
         return (LayerSpec("plain", depth),)
     if latent := keys.number("kv_lora_rank"):
         attends = LayerSpec("latent", latent=latent, rope=keys.number("qk_rope_head_dim"))
@@ -336,7 +337,8 @@ def _config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
 def _full_heads(keys: SizeKeys, layer: int, kv_heads: int, head_dim: int) -> tuple[int, int]:
     """Return how many heads a full layer has and how wide they are, where that is not what sliding ones have."""
     each = keys.get("per_layer_config")
-    own = each.get(str(layer), {}) if isinstance(each, Mapping) else {}
+    own = each.get(str(layer)) if isinstance(each, Mapping) else None
+    own = own if isinstance(own, Mapping) else {}
     apart = keys.number("num_global_key_value_heads") if keys.get("attention_k_eq_v") is True else 0
     sizes = SizeKeys({"kv": own.get("num_key_value_heads"), "dim": own.get("head_dim")}, "")
     return sizes.number("kv") or apart or kv_heads, sizes.number("dim") or keys.number(
@@ -362,7 +364,7 @@ def _mamba_layers(keys: SizeKeys, model: str) -> tuple[LayerSpec, ...]:
     full = LayerSpec("full", 1, keys.number("num_key_value_heads"), _config_head_dim(keys))
     pattern = keys.get("hybrid_override_pattern") or keys.get("layers_block_type") or keys.get("layer_types")
     if not isinstance(pattern, str | list):
-        pattern = [""] * keys.number("num_hidden_layers")
+        pattern = [""] * keys.layers("num_hidden_layers")
     found: dict[LayerSpec, int] = {}
     for kind in pattern:
         layer = full if kind in _ATTENDS else LayerSpec("plain", 1) if kind in _NEITHER else state

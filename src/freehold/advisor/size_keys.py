@@ -11,6 +11,8 @@ from typing import Any
 
 from freehold.errors import BadModelFile
 
+MAX_LAYERS = 1024  # as many as families take
+
 
 class SizeKeys:
     """Sizes out of metadata that may lack any of them; a value that is not a size is an error with its key."""
@@ -24,6 +26,12 @@ class SizeKeys:
     def number(self, *keys: str) -> int:
         """Return the first of the keys that is there; 0 if none is."""
         return next((n for n in (largest(self.each(k)) for k in keys) if n), 0)
+
+    def layers(self, key: str) -> int:
+        """Return how many layers there are; no more than a list of them may take."""
+        if (found := self.number(key)) > MAX_LAYERS:
+            raise BadModelFile(f"{self._prefix}{key} is {found}; the limit is {MAX_LAYERS}")
+        return found
 
     def each(self, key: str) -> list[int]:
         """Return the value of every layer, or the one of them all."""
