@@ -135,6 +135,24 @@ def test_widths_that_are_computed_or_read_apart_must_fit_the_kernels_too():
         from_hf("llama4", intermediate_size_mlp=40)
 
 
+def test_sizes_that_together_would_take_gigabytes_are_refused_before_any_is_listed():
+    with pytest.raises(BadModelFile, match="4096 experts of 1048576 have 4294967296 rows"):
+        from_gguf("qwen3moe", expert_count=4096, expert_used_count=1, expert_feed_forward_length=1 << 20)
+    with pytest.raises(BadModelFile, match="keys are 67108864 wide together"):
+        from_hf(
+            "qwen3_next",
+            linear_num_key_heads=1 << 14,
+            linear_num_value_heads=1 << 14,
+            linear_key_head_dim=4096,
+        )
+
+
+@pytest.mark.parametrize("topk", [None, 3])
+def test_how_many_groups_are_kept_must_be_stated_where_there_are_several(topk: int | None):
+    with pytest.raises(BadModelFile, match="topk_group is"):
+        from_hf("dots1", n_group=2, topk_group=topk)
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

@@ -15,6 +15,9 @@ from freehold.models.config.sizes import Mixture, Routing, Sizes, check_width, h
 
 MAX_EXPERTS = 1 << 12
 MAX_SCALE = 1e4
+MAX_ROWS = (
+    1 << 22
+)  # of all gates of a layer: five times Kimi K2's; layouts number them before a tensor is seen
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 GATINGS = {
     1: "softmax",
@@ -32,6 +35,10 @@ def mixture(
     if (wide := chosen * max(hidden, intermediate)) > MAX_WIDTH:  # a step holds activations of all of them
         raise BadModelFile(
             f"the {chosen} experts of a token are {wide} wide together; the limit is {MAX_WIDTH}"
+        )
+    if (rows := experts * intermediate) > MAX_ROWS:
+        raise BadModelFile(
+            f"{experts} experts of {intermediate} have {rows} rows together; the limit is {MAX_ROWS}"
         )
     check_width("expert", intermediate)
     check_width("shared expert", shared)
@@ -140,7 +147,7 @@ def hf_groups(config: Fields, routing: Routing) -> Routing:
     return replace(
         routing,
         groups=groups,
-        kept=config.integer("topk_group", 1, groups, groups),
+        kept=config.integer("topk_group", 1, groups, *([1] if groups == 1 else [])),
         renormalise=config.flag("norm_topk_prob", routing.renormalise),
         scale=config.number("routed_scaling_factor", 1e-6, MAX_SCALE, routing.scale),
     )

@@ -16,7 +16,6 @@ from freehold.models.config.mixtures import (
     MAX_EXPERTS,
     dense_first,
     gguf_mixture,
-    gguf_routing,
     gguf_shared,
     gguf_sparse,
     hf_groups,
@@ -38,7 +37,7 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
     sizes = gguf_sizes(meta, vocab, adjacent=False)
     sparse = gguf_sparse(meta, len(sizes["heads"]))
     options: dict[str, Any] = {"shared": gguf_shared(meta), "sparse": sparse}
-    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=gguf_routing(meta, ROUTING), **options))
+    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=ROUTING, **options))
 
 
 def config_from_hf(config: Fields) -> Sizes:
@@ -54,7 +53,7 @@ def config_from_hf(config: Fields) -> Sizes:
         layers,
         shared=count * config.integer("moe_intermediate_size", 1, MAX_WIDTH),
         routing=hf_groups(config, ROUTING),
-        sparse=dense_first(config, layers),
+        sparse=dense_first(config, layers, default=0),
     )
     return Sizes(**sizes, mixture=mixture)
 

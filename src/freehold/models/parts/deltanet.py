@@ -57,6 +57,8 @@ class DeltaSizes:
             raise UnsupportedModel(
                 f"DeltaNet's key heads are {self.key_dim} wide; only even widths up to {MAX_KEYS} are supported"
             )
+        if self.keys > MAX_WIDTH:
+            raise BadModelFile(f"DeltaNet's keys are {self.keys} wide together; the limit is {MAX_WIDTH}")
         check_width("DeltaNet", self.values)
 
     @property
