@@ -4,7 +4,7 @@ Knows names as both file formats write them, what sets each architecture apart, 
 families do not have; knows no family that is computed.
 A name that a family registers wins over one that stands here. Sources: the architectures' classes in transformers 5.24
 and their loaders in llama.cpp, read 2026-11.
-Path: bind.read_source, bind.refusal -> missing_part
+Path: bind.read_source, bind.refusal -> missing_part; bind.read_source -> NEUTRAL
 """
 
 from __future__ import annotations
