@@ -27,6 +27,7 @@ COMMON = {
 }
 LATENT = COMMON | {
     "architectures": ["DeepseekV3ForCausalLM"],
+    "rms_norm_eps": 1e-6,
     "model_type": "deepseek_v3",
     "num_hidden_layers": 2,
     "num_key_value_heads": 4,
@@ -108,6 +109,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "kda": COMMON
     | {
         "architectures": ["KimiLinearForCausalLM"],
+        "rms_norm_eps": 1e-6,
         "num_hidden_layers": 3,
         "num_key_value_heads": 4,
         "kv_lora_rank": 32,

@@ -315,7 +315,11 @@ def _config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
     if not isinstance(kinds, list) and isinstance(attending := keys.get("full_attn_idxs"), list):
         kinds = ["" if i in attending else "conv" for i in range(depth)]
     if not isinstance(kinds, list):
-        kinds = ["sliding_attention" if window and every and i % every else "" for i in range(1, depth + 1)]
+        first = (
+            keys.number("max_window_layers") if keys.get("model_type") == "dots1" else 0
+        )  # the first to slide
+        slides = [i > first if first else bool(every and i % every) for i in range(1, depth + 1)]
+        kinds = ["sliding_attention" if window and slide else "" for slide in slides]
     found: dict[LayerSpec, int] = {}
     sharing = depth - keys.number("num_kv_shared_layers")  # layers from there on read others' keys
     for number, kind in enumerate(kinds):
