@@ -99,6 +99,8 @@ def test_folders_are_made_by_private_alone():
     of_the_user = {
         "launch.py",
         "license.py",
+        "make.py",
+        "make_tiny.py",
         "service.py",
     }  # other programs' settings, and copies that were asked for
     by_themselves = {"private.py", "disk.py", "packs.py", "trial.py"}  # with a mode, in a home that is there
