@@ -97,10 +97,9 @@ template <class F> OP void each_tile(const F& f, int64_t nt, const Next& next) {
   tail_tile<kGemmTile - 1>(f, t, nt - t);
 }
 
-constexpr int greatest_code(int bytes) { return bytes == 128 ? 3 : bytes == 256 ? 15 : bytes == 320 ? 31 : bytes == 384 ? 63 : 255; }
 // acc[b] += dots of `Inputs` inputs' unpacked codes at w with token b's activations; `dots` is the ISA's own.
 template <class Code, int Inputs, int NB> OP void unit_dots(I* acc, const uint8_t* w, const int8_t* q) {
-  dots<greatest_code(Code::kBytes), Inputs / 4, NB>(acc, w, q, kUnitK);
+  dots<Code::kMost, Inputs / 4, NB>(acc, w, q, kUnitK);
 }
 
 // ---- a float scale per 32 inputs -------------------------------------------------------------------------------

@@ -11,20 +11,20 @@
 //   1-bit plane: 64 bytes, bit j of a byte belongs to quad j;  2-bit plane: 2 x 64 bytes, bits 2q of plane h: quad 4h+q;
 //   8-bit: 8 x 64 bytes.
 
-// How wide a code is, and its quad j out of a 32-input group at p.
+// Bytes of a 32-input group's planes, the greatest code, and quad j out of a group at p.
 struct Nibble {
-  static constexpr int kBytes = 256;
+  static constexpr int kBytes = 256, kMost = 15;
   template <int J> OP I quad_at(const uint8_t* p) {
     const I v = bload(p + 64 * (J / 2));
     return band(J % 2 ? shr16<4>(v) : v, bset(15));
   }
 };
 struct E2m1 {
-  static constexpr int kBytes = 256;
+  static constexpr int kBytes = 256, kMost = 24;
   template <int J> OP I quad_at(const uint8_t* p) { return blookup(kE2m1Codes, Nibble::quad_at<J>(p)); }
 };
 struct Nibble1 {
-  static constexpr int kBytes = 320;
+  static constexpr int kBytes = 320, kMost = 31;
   template <int J> OP I quad_at(const uint8_t* p) {
     const I plane = bload(p + 256);
     const I bit = J < 4 ? shl16<(J < 4 ? 4 - J : 0)>(plane) : shr16<(J > 4 ? J - 4 : 0)>(plane);
@@ -32,7 +32,7 @@ struct Nibble1 {
   }
 };
 struct Nibble2 {
-  static constexpr int kBytes = 384;
+  static constexpr int kBytes = 384, kMost = 63;
   template <int J> OP I quad_at(const uint8_t* p) {
     constexpr int q = J % 4;
     const I plane = bload(p + 256 + 64 * (J / 4));
@@ -41,11 +41,11 @@ struct Nibble2 {
   }
 };
 struct TwoBit {
-  static constexpr int kBytes = 128;
+  static constexpr int kBytes = 128, kMost = 3;
   template <int J> OP I quad_at(const uint8_t* p) { return band(shr16<2 * (J % 4)>(bload(p + 64 * (J / 4))), bset(3)); }
 };
 struct Byte {
-  static constexpr int kBytes = 512;
+  static constexpr int kBytes = 512, kMost = 255;
   template <int J> OP I quad_at(const uint8_t* p) { return bload(p + 64 * J); }
 };
 
