@@ -6,7 +6,11 @@
 namespace fh {
 namespace {
 
-struct Partials { std::vector<float> floats; };
+// One for all layers, of which one is computed at a time: of 28 layers' own rooms a prompt's tail at 32k positions took 900 MB.
+struct AttentionRooms {
+  std::vector<std::vector<float>> local;      // by thread: running and partial of one item
+  std::vector<float> partials;                // split: [item][span][rows * group][2 + dv]
+};
 
 // One item: some rows of one sequence, one kv head. Where no item is a large share of the work (prefill), a thread takes
 // an item and walks its spans. Else (decode over a long context, or beside short ones) spans are dealt out too, and merged
@@ -21,10 +25,7 @@ struct Attention final : Op {
     bool split = false;
   };
   Deal deals[Threads::kSeats];
-  // split: [item][span][rows * group][2 + dv]; one room for all layers, of which one is computed at a time: of 28 layers'
-  // own rooms a prompt's tail at 32k positions took 900 MB.
-  std::vector<float>* partials;
-  std::vector<std::vector<float>> local;      // by thread: running and partial of one item
+  AttentionRooms* rooms;
 
   int64_t unit(int64_t rows) const { return rows * (heads / shape.kv_heads) * (2 + shape.dv); }
   int64_t tile_rows() const { return std::max(1, kAttnTileQueries / (heads / shape.kv_heads)); }
@@ -38,6 +39,10 @@ struct Attention final : Op {
   int64_t first_seen(int64_t position) const {
     if (chunk) return position / chunk * chunk;
     return window ? std::max<int64_t>(0, position - window + 1) : 0;
+  }
+  void allocate(int64_t, int threads) override {
+    rooms->local.resize(static_cast<size_t>(threads));
+    for (auto& l : rooms->local) l.resize(std::max(l.size(), static_cast<size_t>(2 * unit(tile_rows()))));
   }
   void prepare(const Run& r) override {
     auto& [items, pieces, split] = deals[r.seat];
@@ -59,13 +64,11 @@ struct Attention final : Op {
     const int64_t n = r.active;
     split = n > 1 && largest * 4 * n > total;
     if (split) {
-      partials->resize(static_cast<size_t>(std::max<int64_t>(total, static_cast<int64_t>(partials->size()))));
+      rooms->partials.resize(std::max(rooms->partials.size(), static_cast<size_t>(total)));
       for (size_t i = 0; i < items.size(); ++i)
         for (int s = 0; s < items[i].spans; ++s) pieces.emplace_back(static_cast<int32_t>(i), s);
       if (pieces.size() == items.size()) split = false;
     }
-    local.resize(static_cast<size_t>(r.threads->size()));
-    for (auto& l : local) l.resize(static_cast<size_t>(2 * unit(tile_rows())));
   }
   AttnArgs args(const Run& r, const Item& it) const {
     AttnArgs a;
@@ -119,7 +122,7 @@ struct Attention final : Op {
     end(r, a, it, scratch);
   }
   void run(Run& r, int thread) override {
-    float* scratch = local[static_cast<size_t>(thread)].data();
+    float* scratch = rooms->local[static_cast<size_t>(thread)].data();
     const Deal& deal = deals[r.seat];
     const std::vector<Item>& items = deal.items;
     if (!deal.split) {
@@ -131,7 +134,7 @@ struct Attention final : Op {
         const auto [n, s] = deal.pieces[static_cast<size_t>(i)];
         const Item& it = items[static_cast<size_t>(n)];
         r.k->attend_span(args(r, it), it.head, static_cast<int>(it.row), static_cast<int>(it.rows), it.first_span + s,
-                         partials->data() + it.partial + s * unit(it.rows));
+                         rooms->partials.data() + it.partial + s * unit(it.rows));
       }
     });
     share(r, second, static_cast<int64_t>(items.size()), 1, [&](int64_t i, int64_t) {
@@ -139,7 +142,7 @@ struct Attention final : Op {
       const int64_t count = it.rows * (heads / shape.kv_heads);
       start(scratch, count);
       for (int s = 0; s < it.spans; ++s)
-        r.k->attend_merge(scratch, partials->data() + it.partial + s * unit(it.rows), static_cast<int>(count), shape.dv);
+        r.k->attend_merge(scratch, rooms->partials.data() + it.partial + s * unit(it.rows), static_cast<int>(count), shape.dv);
       end(r, args(r, it), it, scratch);
     });
   }
@@ -164,7 +167,7 @@ int attention(Plan& plan, int layer, int q, float scale, int window, float softc
   op->window = window;
   op->chunk = chunk;
   op->softcap = softcap;
-  op->partials = &plan.shared<Partials>().floats;
+  op->rooms = &plan.shared<AttentionRooms>();
   op->reads = {q};
   op->writes = {op->out};
   return plan.add(std::move(op)).out;
