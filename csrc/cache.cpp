@@ -33,6 +33,7 @@ KvCache::KvCache(std::vector<KvLayer> layers, int64_t blocks, KvType type, std::
     if (type == KvType::Q8 && std::max(l.d, l.dv) > kMaxCodeWidth)
       refuse("heads of " + std::to_string(std::max(l.d, l.dv)) + " do not fit q8, which takes " + std::to_string(kMaxCodeWidth) + "; use f16");
     const bool windowed = !none && window_blocks && windows[i] > 0;
+    if (windowed && !l.dv) refuse("layer " + std::to_string(i) + " keeps latents of all positions; it has no window");
     if (windowed) window_ = std::max(window_, windows[i]);
     Region& r = windowed ? window_blocks_ : blocks_;
     layers_.push_back({l, windowed, static_cast<size_t>(r.bytes), {}, 0});

@@ -33,7 +33,7 @@ Out<float> delta_betas(const std::string& isa, Row x, float scale) {
 nb::tuple delta_scan(const std::string& isa, Rows q, Rows k, Rows v, Rows decay, Row beta, std::optional<In<float, 3>> state, bool in_place, bool apart) {
   const int64_t tokens = dim(q, 0), keys = dim(q, 1), columns = dim(v, 1), blocks = (columns + 15) / 16;
   const bool by_key = dim(decay, 1) == keys;
-  expect(keys > 0 && keys % 2 == 0, "keys must be even");
+  expect(tokens > 0 && keys > 0 && keys % 2 == 0, "there must be tokens, and keys must be even");
   expect(dim(k, 0) == tokens && dim(k, 1) == keys && dim(v, 0) == tokens && dim(beta, 0) == tokens, "q, k, v and beta need a row for each token");
   expect(dim(decay, 0) == tokens && (by_key || dim(decay, 1) == 1), "decay is [tokens, 1] or [tokens, keys]");
   expect(!state || (dim(*state, 0) == blocks && dim(*state, 1) == keys && dim(*state, 2) == 16), "the state is [blocks, keys, 16]");

@@ -62,7 +62,7 @@ void latent_tile(const LatentKernels& k, const LatentArgs& a, int64_t first, int
 Out<float> latent_attention(const std::string& isa, In<float, 3> q, In<float, 2> keys, int latent, int first_position, float scale, int tile,
                             uint32_t shuffle, const std::string& kv_type) {
   const int64_t rows = dim(q, 0), heads = dim(q, 1), d = dim(q, 2), positions = first_position + rows;
-  expect(rows > 0 && heads > 0 && dim(keys, 1) == d && dim(keys, 0) >= positions, "every row needs the keys before it, as wide as it");
+  expect(rows > 0 && heads > 0 && first_position >= 0 && dim(keys, 1) == d && dim(keys, 0) >= positions, "every row needs the keys before it, as wide as it");
   expect(latent > 0 && latent % 16 == 0 && latent <= d, "the values are a multiple of 16 wide, and a part of the keys");
   expect(tile >= 1 && tile <= kLatentQueries, "a tile has 1 to 64 queries");
   Out<float> out = zeros<float>({rows, heads, latent});

@@ -124,7 +124,7 @@ struct MultiplyRows final : Op {
 
 void multiply(Plan& plan, int x, int y, int64_t at) {
   const int64_t k = plan.width_of(x), of = plan.width_of(y);
-  if (at < 0 || at + k > of) refuse("multiply() by " + std::to_string(k) + " inputs from " + std::to_string(at) + " on of " + std::to_string(of));
+  if (at < 0 || at > of - k) refuse("multiply() by " + std::to_string(k) + " inputs from " + std::to_string(at) + " on of " + std::to_string(of));
   auto op = std::make_unique<MultiplyRows>();
   op->x = x;
   op->y = y;

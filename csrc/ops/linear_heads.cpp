@@ -12,6 +12,11 @@ namespace {
 struct HeadScratch {
   ActScratch acts;                            // by head, then by row
   std::vector<float> floats;                  // the same as floats, for weights of a float type
+  int64_t most = 0;                           // rows of all heads there is memory for
+  void allocate(int64_t rows, int threads) {
+    most = std::max(most, rows);              // ops may differ in heads, and allocate in any order
+    acts.allocate(most, threads);
+  }
 };
 
 struct LinearHeads final : Op {
@@ -24,7 +29,7 @@ struct LinearHeads final : Op {
   bool floats() const { return rows.in.want[kActF32]; }
   void validate(const Step& s) const override { refuse_adapters(s, w); }
   void allocate(int64_t max_rows, int threads) override {
-    own->acts.allocate(max_rows * heads, threads);
+    own->allocate(max_rows * heads, threads);
     if (floats()) own->floats.resize(std::max(own->floats.size(), static_cast<size_t>(max_rows * heads * inner())));
   }
   Group group(const Run& r, int64_t head) const { return {static_cast<int>(head), head * r.step->rows, r.step->rows}; }

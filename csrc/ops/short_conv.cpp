@@ -36,7 +36,7 @@ int short_conv(Plan& plan, int layer, int x, Vector weight, MaybeVector bias, co
     refuse(std::to_string(weight.size()) + " weights for " + std::to_string(channels) + " channels; expected 2 to " + std::to_string(kConvTaps) + " each");
   if (bias && bias->size() != channels) refuse("a bias of " + std::to_string(bias->size()) + " for " + std::to_string(channels) + " channels");
   const StateLayer& kept = plan.want_state(layer, -1, -1);
-  if (at < 0 || at % 16 || at + (taps - 1) * channels > kept.conv)
+  if (at < 0 || at % 16 || at > kept.conv - (taps - 1) * channels)
     refuse("layer " + std::to_string(layer) + " keeps " + std::to_string(kept.conv) + " inputs; the convolution needs " + std::to_string((taps - 1) * channels) + " from " + std::to_string(at) + " on");
   auto op = std::make_unique<ShortConv>();
   op->layer = layer;

@@ -159,6 +159,11 @@ def test_heads_that_do_not_fit_are_refused():
         made.latent_attention(0, x, 40, 1.0)
 
 
+def test_a_latent_layer_has_no_window_blocks():
+    with pytest.raises(UsageError, match="layer 1 keeps latents of all positions"):
+        native.KvCache([(1, 32, 32), (1, 64, 0)], 4, "f16", windows=[8, 8], window_blocks=2)
+
+
 def test_a_layer_of_keys_and_values_keeps_no_latent():
     made = native.Plan(POOL, native.KvCache([(1, 64, 64)], 1, "f32"), 1)
     with pytest.raises(UsageError, match="keeps no latent"):
