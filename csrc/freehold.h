@@ -136,7 +136,7 @@ struct Rope {                     // angles position * inv_freq[i]; cos and sin 
   bool adjacent = false;
 };
 
-struct KvLayer { int kv_heads, d, dv; };     // all 0: it keeps no keys and values; dv alone: values are a part of keys
+struct KvLayer { int kv_heads, d, dv; };     // all 0: it keeps no keys and values; only dv 0: values are a part of keys
 // What a recurrent layer keeps of a sequence instead, or besides: floats of `conv`, the last inputs of a convolution, then,
 // on a boundary of 64 bytes, floats of `state`. Both 0: it keeps none.
 struct StateLayer {

@@ -1,4 +1,4 @@
-// Rows without a requested output stop once the last keys and values are stored: this drops them from the step.
+// Rows without a requested output stop once the last keys, values and states are stored: this drops them from the step.
 // A prompt's other rows then skip the last layer's attention and MLP, and the head.
 // Knows steps and rows; knows no arithmetic.
 #pragma once

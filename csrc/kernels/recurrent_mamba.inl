@@ -93,4 +93,4 @@ static void mamba_scan(const MambaScan& s) {
   }
 }
 
-static const MambaKernels kTable{mamba_steps, mamba_scan};
+static const MambaKernels kMambaTable{mamba_steps, mamba_scan};

@@ -14,7 +14,7 @@ constexpr int kScanStates = 4, kScanVectors = 1;
 
 #include "end.h"
 
-namespace fh { const MambaKernels& mamba_avx2() { return avx2::kTable; } }
+namespace fh { const MambaKernels& mamba_avx2() { return avx2::kMambaTable; } }
 #else
 namespace fh { const MambaKernels& mamba_avx2() { return mamba_scalar(); } }
 #endif

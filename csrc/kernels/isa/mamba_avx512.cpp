@@ -14,7 +14,7 @@ constexpr int kScanStates = 4, kScanVectors = 4;
 
 #include "end.h"
 
-namespace fh { const MambaKernels& mamba_avx512() { return avx512::kTable; } }
+namespace fh { const MambaKernels& mamba_avx512() { return avx512::kMambaTable; } }
 #else
 namespace fh { const MambaKernels& mamba_avx512() { return mamba_scalar(); } }
 #endif

@@ -10,4 +10,4 @@ constexpr int kScanStates = 1, kScanVectors = 1;
 
 }  // namespace fh::scalar
 
-namespace fh { const MambaKernels& mamba_scalar() { return scalar::kTable; } }
+namespace fh { const MambaKernels& mamba_scalar() { return scalar::kMambaTable; } }
