@@ -125,7 +125,7 @@ std::vector<TypeRoute> type_routes();
 
 // --- quantize.cpp -----------------------------------------------------------------------------------------------
 // Floats [n][k] to rows of "Q8_0", "Q6_K" or "Q4_K" blocks, by least squares. Throw Usage for another type, or a k that does
-// not divide into its blocks. Values are finite: the caller checks.
+// not divide into its blocks. Values are within +-4,000,000, so that float16 scales are finite: the caller checks.
 int64_t quantized_row_bytes(std::string_view type, int64_t k);
 void quantize_rows(const float* values, int64_t n, int64_t k, std::string_view type, Threads& threads, uint8_t* out);
 

@@ -10,11 +10,11 @@ import pytest
 
 import freehold
 from freehold import _native as native
-from freehold.errors import UnsupportedModel, UsageError
-from freehold.formats import QuantType, dequantize, open_model_file
+from freehold.errors import BadModelFile, UnsupportedModel, UsageError
+from freehold.formats import QuantType, Tensor, dequantize, open_model_file
 from freehold.models.binding.bind import read_source
 from freehold.models.load import load_model
-from freehold.models.packing.rounding import rounded_types
+from freehold.models.packing.rounding import round_rows, rounded_types
 from tests.vectors.files import write_gguf, write_safetensors
 
 THREADS = native.Threads(1)
@@ -44,6 +44,23 @@ def test_bytes_do_not_depend_on_threads(type: str):
     values = np.random.default_rng(1).standard_normal((33, 512)).astype(np.float32)
     few, many = (native.quantize_rows(values, type, native.Threads(n)) for n in (1, 3))
     assert np.array_equal(few, many)
+
+
+@pytest.mark.parametrize("type", ERRORS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e7])
+def test_values_that_a_scale_cannot_hold_are_refused_by_the_tensors_name(type: str, value: float):
+    values = np.zeros((2, 256), np.float32)
+    values[1, 77] = value
+    tensor = Tensor("up", QuantType.F32, values.shape, values.view(np.uint8).reshape(-1))
+    with pytest.raises(BadModelFile, match="tensor up holds NaN, infinity or a value beyond"):
+        round_rows(tensor, type, THREADS)
+
+
+@pytest.mark.parametrize("type", ERRORS)
+def test_the_largest_values_stay_finite(type: str):
+    values = np.linspace(-4e6, 4e6, 256, dtype=np.float32)[None]
+    found = dequantize(native.quantize_rows(values, type, THREADS), QuantType[type], 256)
+    assert np.abs(found - values).max() < 0.05 * 4e6
 
 
 def test_rows_that_do_not_divide_into_blocks_are_a_usage_error():

@@ -31,6 +31,7 @@ WIDE_BLOCK, NARROW_BLOCK = 256, 32
 BITS = {"Q8_0": 8.5, "Q6_K": 6.5625, "Q4_K": 4.5}
 LEAVE_OUT = "freehold pull MODEL --quant none takes the wish back"
 _SLAB = 1 << 24  # values decoded at once
+_GREATEST = 4_000_000  # Q4_K's minima are at most 63 float16s: beyond 63 * 65,504 a block becomes infinite
 
 
 def rounded_types(source: Source, rounding: Rounding) -> dict[str, str]:
@@ -55,12 +56,13 @@ def rounded_types(source: Source, rounding: Rounding) -> dict[str, str]:
 
 
 def round_rows(tensor: Stored, type: str, threads: native.Threads) -> NDArray[np.uint8]:
-    """Return a matrix's rows as bytes of `type`, uint8 [N, row bytes]. Raises BadModelFile for NaN and infinity."""
+    """Return a matrix's rows as bytes of `type`, uint8 [N, row bytes]. Raises BadModelFile for what does not fit it."""
     parts = []
     for values in _slabs(tensor):
-        if not np.isfinite(values).all():
+        if not (np.abs(values) <= _GREATEST).all():  # False for NaN
             raise BadModelFile(
-                f"tensor {tensor.name} holds NaN or infinity", "it is damaged; fetch the model again"
+                f"tensor {tensor.name} holds NaN, infinity or a value beyond {_GREATEST:,}",
+                "it is damaged; fetch the model again",
             )
         parts.append(native.quantize_rows(values, type, threads))
     return np.concatenate(parts)
