@@ -1,4 +1,4 @@
-// What the ops of a mixture of experts share: the buffers that route() fills, and what neither op supports.
+// What the ops of a mixture of experts share: the buffers that route() fills, and the refusal of adapters.
 // Knows no arithmetic.
 #pragma once
 #include <unordered_map>
@@ -12,9 +12,10 @@ namespace fh {
 struct Routes { int64_t experts; int top_k; };
 struct AllRoutes { std::unordered_map<int, Routes> by_buffer; };   // of a plan
 
+// For ops without a LowRank: an adapter of their matrices would be ignored.
 template <class... M> void refuse_adapters(const Step& s, const M&... weights) {
   for (int64_t i = 0; i < s.nadapters; ++i)
-    if ((s.adapters[i]->find(weights) || ...)) refuse("an adapter cannot change a router or experts");
+    if ((s.adapters[i]->find(weights) || ...)) refuse("an adapter cannot change a router, experts or products by head");
 }
 
 }  // namespace fh

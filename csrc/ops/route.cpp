@@ -55,6 +55,7 @@ void check_rule(const Routing& rule, int64_t experts) {
   const bool mixer = rule.scoring == Scoring::SparseMixer;
   if (mixer && (rule.top_k != 2 || experts < 2 || rule.groups > 1 || rule.correction)) refuse("a sparse mixer chooses two experts, without groups or a correction");
   if (mixer && !(rule.jitter > 0)) refuse("a sparse mixer needs a jitter above 0");
+  if (mixer && (rule.renormalise || rule.scale != 1)) refuse("a sparse mixer's weights are neither renormalised nor scaled");
 }
 
 int route(Plan& plan, int x, MatrixPtr router, int top_k, MaybeVector norm, float eps, bool renormalise, const std::string& scoring, MaybeVector bias,

@@ -159,6 +159,18 @@ def test_heads_that_do_not_fit_are_refused():
         made.latent_attention(0, x, 40, 1.0)
 
 
+def test_an_adapter_for_products_by_head_is_refused():
+    made = native.Plan(POOL, native.KvCache([(1, 64, 64)], 1, "f32"), 1)
+    matrix = packed(normal(2, 32, 32))
+    made.hidden(made.linear_heads(made.embed(packed(normal(1, 4, 64))), matrix, 2))
+    made.finish()
+    adapter = native.Adapter()
+    adapter.add(matrix, packed(normal(3, 16, 32)), packed(normal(4, 32, 16)), 1.0)
+    one, none = np.zeros(1, np.int32), np.zeros(0, np.int32)
+    with pytest.raises(UsageError, match="an adapter cannot change"):
+        made.run(one, one, one, np.zeros((1, 1), np.int32), none, adapters=[adapter], row_adapters=one)
+
+
 def test_a_latent_layer_has_no_window_blocks():
     with pytest.raises(UsageError, match="layer 1 keeps latents of all positions"):
         native.KvCache([(1, 32, 32), (1, 64, 0)], 4, "f16", windows=[8, 8], window_blocks=2)

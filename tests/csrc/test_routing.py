@@ -208,6 +208,12 @@ def test_a_bias_joins_before_the_clamp():
     np.testing.assert_allclose(native_rows(biased(100), [0]), oracle_rows(biased(100), [0])[0], atol=3e-5)
 
 
+@pytest.mark.parametrize("rule", [{"renormalise": True}, {"renormalise": False, "scale": 2.0}])
+def test_a_sparse_mixer_refuses_what_it_would_ignore(rule: dict[str, Any]):
+    with pytest.raises(UsageError, match="neither renormalised nor scaled"):
+        native_rows(Variant(2, {"scoring": "sparsemixer", "jitter": 0.01, **rule}), [0])
+
+
 def test_damage_in_a_router_reaches_rows_that_do_not_choose_it():
     for rule in ({"scoring": "sigmoid"}, {"scoring": "softmax"}, {"scoring": "sparsemixer", "jitter": 0.01}):
         it = Variant(2, {"renormalise": False, **rule})
