@@ -94,8 +94,19 @@ def test_a_stem_that_is_taken_is_refused(store: Store, tmp_path: Path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "m.gguf").write_bytes(noise(100))
     store.pull(str(tmp_path / "a" / "m.gguf"))
-    with pytest.raises(UsageError, match="already names"):
+    with pytest.raises(UsageError, match="already names") as refused:
         store.pull(str(tmp_path / "b" / "m.gguf"))
+    assert "freehold rm m" in refused.value.hint  # a user's own file is only forgotten by it
+
+
+def test_a_path_has_the_rounding_that_it_was_pulled_with(store: Store, tmp_path: Path):
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(noise(100))
+    assert store.pull(str(folder), rounding="q4").rounding == "q4"
+    assert store.resolve("tiny").rounding == store.resolve(str(folder)).rounding == "q4"
+    assert store.pull(str(folder)).rounding == "q4"
+    assert store.pull(str(folder), rounding="").rounding == store.resolve(str(folder)).rounding == ""
 
 
 def test_a_folder_of_safetensors_is_a_model(store: Store, tmp_path: Path):

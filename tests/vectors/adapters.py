@@ -176,7 +176,8 @@ def write_for(
 
     A row of A keeps its input's size, and B is `strength` wide: 0.05 changes a matrix's product by about a fifth.
     """
-    rng, tensors = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, np.ndarray] = {}
     for name, (n, k) in adaptable(model):
         a = rng.standard_normal((rank, k), np.float32) / np.float32(k**0.5)
         b = rng.standard_normal((n, rank), np.float32) * np.float32(strength)

@@ -62,7 +62,7 @@ class Store:
         """
         parsed = parse_ref(ref)
         if parsed.kind == "path":
-            return model_ref(from_path(Path(parsed.text)), Path())
+            return model_ref(self._own(Path(parsed.text))[0], Path())
         if overlay := self.overlays.find(parsed.text):
             return replace(self.resolve(overlay.base), name=overlay.name, overlay=overlay)
         manifest = self._find(parsed)
@@ -223,14 +223,19 @@ class Store:
 
     def _register(self, path: Path) -> Manifest:
         """Record a file of the user's own under its stem, so that `list` shows it; it stays where it is."""
+        manifest, taken = self._own(path)
+        if taken and taken.files[0].path != manifest.files[0].path:
+            free = f", or free the name: freehold rm {taken.name}" if taken.owner == "user" else ""
+            where = root_of(taken, self._shelf.folder(taken))
+            raise UsageError(f"{manifest.name!r} already names {where}", f"rename this one{free}")
+        return manifest
+
+    def _own(self, path: Path) -> tuple[Manifest, Manifest | None]:
+        """Describe a user's own file, with the rounding that its record has, and return what has its name."""
         manifest = from_path(path)
         taken = self._find(Ref("name", manifest.name))
-        if taken and taken.files[0].path != manifest.files[0].path:
-            raise UsageError(
-                f"{manifest.name!r} already names {root_of(taken, self._shelf.folder(taken))}",
-                "rename the file",
-            )
-        return manifest
+        same = taken is not None and taken.files[0].path == manifest.files[0].path
+        return replace(manifest, rounding=taken.rounding) if taken and same else manifest, taken
 
     def _fetch(self, parsed: Ref, on_event: OnEvent, started: float) -> Manifest:
         if self.settings.offline:

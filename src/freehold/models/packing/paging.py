@@ -42,10 +42,14 @@ class PagingForecast:
 
     def __str__(self) -> str:
         return (
-            f"{self.slowest:.2g} to {self.fastest:.2g} tokens a second: a token reads {show_bytes(self.token)} "
+            f"{_pace(self.slowest)} to {_pace(self.fastest)} tokens a second: a token reads {show_bytes(self.token)} "
             f"of {show_bytes(self.need)}, memory holds {show_bytes(self.have)}, and the disk gives "
             f"{show_bytes(int(self.rate))} a second"
         )
+
+
+def _pace(rate: float) -> str:
+    return f"{rate:.2g}" if rate < 100 else f"{rate:,.0f}"
 
 
 def read_rate(paths: Sequence[Path], seconds: float = _SECONDS) -> float:
