@@ -65,3 +65,12 @@ def test_fit_and_show_name_the_context_that_the_engine_gives(name: str, tmp_path
         with open_model_file(Path(path)) as opened:
             given = read_source(opened).cfg.context
             assert from_file(Path(path)).context == file_facts(opened)["context"] == given
+
+
+def test_show_says_which_tensor_keeps_a_file_from_loading(tmp_path: Path):
+    path = Path(json.loads(run("qwen3moe", "--out", str(tmp_path), "--format", "gguf", "--json"))["gguf"])
+    path.write_bytes(path.read_bytes().replace(b"blk.0.ffn_down_exps.weight", b"blk.0.ffn_down_lost.weight"))
+    with open_model_file(path) as opened:
+        facts = file_facts(opened)
+    assert not facts["runs"]
+    assert facts["notes"] == ["it does not load: tensor blk.0.ffn_down_exps.weight is missing"]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from freehold.models.binding.bind import Source
 
 SCHEMA = 1
+_UNREAD, _UNSUPPORTED = "it does not load: ", "not supported by Freehold's engine yet"
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"  # in GGUF files
 
 
@@ -81,31 +82,34 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
     architecture, context, template = (
         _gguf_facts(file) if isinstance(file, GGUFFile) else _directory_facts(file)
     )
+    runs = _runs(Structure(architecture, experts=any(of_expert(t.name) for t in tensors)))
     read = _read(file)
+    notes = (f"{_UNREAD}{read.message}",) if isinstance(read, FreeholdError) else read.notes
     output = file.tensors.get(_OUTPUT)
     chats = not _is_encoder(architecture)
     return {
         "architecture": architecture,
-        "runs": _runs(Structure(architecture, experts=any(of_expert(t.name) for t in tensors))),
+        "runs": runs and not isinstance(read, FreeholdError),
         "parameters": sum(math.prod(t.shape) for t in tensors),
         "output_parameters": math.prod(output.shape) if output and _EMBEDDING in file.tensors else 0,
         "quantisation": [
             {"type": t, "bytes": n, "share": round(n / total, 4)} for t, n in by_type.most_common()
         ],
-        "context": read.cfg.context if read else context,
-        "notes": list(read.notes) if read else [],
+        "context": context if isinstance(read, FreeholdError) else read.cfg.context,
+        "notes": list(notes),
         "template": template if chats else "none: an embedding model has no chat",
         "sampling": {k: {"value": v, "origin": o} for k, (v, o) in sampling_defaults(file).items() if chats},
     }
 
 
-def _read(file: ModelFile) -> Source | None:
-    """Return what loading would find: the context, and notes on parts left out and on what the file does not state."""
+def _read(file: ModelFile) -> Source | FreeholdError:
+    """Return what loading would find: the context, notes on parts left out and on what is not stated; or its error."""
     from freehold.models.binding.bind import read_source
 
-    with suppress(FreeholdError):
+    try:
         return read_source(file)
-    return None
+    except FreeholdError as e:
+        return e
 
 
 def _is_encoder(architecture: str) -> bool:
@@ -223,7 +227,8 @@ def _parameters(card: Mapping[str, Any]) -> str:
 
 def _architecture(card: Mapping[str, Any]) -> str:
     name = str(card.get("architecture", ""))
-    return name if not name or card.get("runs", True) else f"{name}: not supported by Freehold's engine yet"
+    unread = any(note.startswith(_UNREAD) for note in card.get("notes", ()))  # which says more
+    return name if not name or unread or card.get("runs", True) else f"{name}: {_UNSUPPORTED}"
 
 
 def _mix(parts: list[dict[str, Any]]) -> str:
