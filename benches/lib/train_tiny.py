@@ -75,8 +75,18 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-# What published config.json files state, llama.cpp's converter needs, and transformers does not write.
-STATED = {"latent": {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}}
+# What published config.json files state, llama.cpp's converter needs, and transformers does not write; and what the
+# converter takes for experts where there are none.
+STATED: dict[str, dict[str, Any]] = {
+    "latent": {"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+    "mamba": {"hybrid_override_pattern": "M-*-M-", "num_hidden_layers": 6},
+}
+NOT_STATED = {
+    "mamba": (
+        "layers_block_type", "mtp_layers_block_type", "n_routed_experts", "n_shared_experts", "num_experts_per_tok",
+        "moe_intermediate_size", "moe_shared_expert_intermediate_size", "moe_latent_size",
+    )
+}  # fmt: skip
 
 
 def corpus() -> bytes:
@@ -120,6 +130,7 @@ def train(kind: str, folder: Path, minutes: float) -> None:
             print(f"step {step}: {smooth / 0.6931:.2f} bits a token", flush=True)
     model.eval().save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | STATED.get(kind, {})
+    config = {key: value for key, value in config.items() if key not in NOT_STATED.get(kind, ())}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tokenizer.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()), encoding="utf-8")
