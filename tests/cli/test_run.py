@@ -204,14 +204,23 @@ def test_wrong_usage_is_one_line_and_exit_2(freehold, args, part):
     assert part in err and err.count("error:") == 1 and "Traceback" not in err
 
 
+@pytest.fixture
+def without_gpt_oss(monkeypatch: pytest.MonkeyPatch):
+    """A registry that lacks a family: every model of the catalogue that has a short name runs."""
+    from freehold.models.binding import bind
+
+    kept = tuple(f for f in bind.FAMILIES if f.gguf_architecture != "gpt-oss")
+    monkeypatch.setattr(bind, "FAMILIES", kept)
+
+
 @pytest.mark.parametrize("verb", [["run", "gpt-oss:20b", "Hi"], ["bench", "gpt-oss:20b"]])
-def test_model_that_could_not_be_run_is_not_fetched(freehold, monkeypatch, verb):
+def test_model_that_could_not_be_run_is_not_fetched(freehold, monkeypatch, verb, without_gpt_oss):
     monkeypatch.setattr("freehold.store.Store.pull", lambda *_: pytest.fail("fetched"))
     status, _, err = freehold(*verb)
     assert status == 1 and "does not run the architecture gpt-oss" in err
 
 
-def test_pull_says_beforehand_that_a_model_cannot_be_run(freehold):
+def test_pull_says_beforehand_that_a_model_cannot_be_run(freehold, without_gpt_oss):
     status, _, err = freehold("pull", "gpt-oss:20b", "--offline")
     assert status == 1 and err.startswith("note: this model can be stored, but not run yet")
 
