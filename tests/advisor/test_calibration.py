@@ -37,6 +37,12 @@ def test_a_models_own_runs_go_before_others_and_medians_do_not_mind_an_outlier()
     assert history.correction("prefill", "a").runs == 0
 
 
+def test_a_tiny_model_corrects_itself_alone():
+    history = History(RATES, tuple(replace(r, read=1e6) for r in runs(9e4, 9e4, 9e4, model="tiny")))
+    assert history.correction("decode", "tiny").runs == 3
+    assert history.correction("decode", "a").factor == 1.0
+
+
 def test_bounds_narrow_with_runs_and_hold_what_scatters():
     few, many = (History(RATES, runs(*[40, 42, 38] * n)).correction("decode", "a") for n in (1, 8))
     assert UNKNOWN > few.deviation > many.deviation

@@ -29,6 +29,8 @@ FILE = "runs.jsonl"
 MOST_BYTES = 1 << 20  # about 4,000 runs; then the older half goes
 LATEST = 24  # runs of a model that count: older ones describe an engine and a machine that have changed
 ENOUGH = 3  # runs of one model that outweigh those of others
+# Bytes a run read, below which a processor's cache may hold them: a tiny model's speed corrects no other model's.
+IN_CACHE = 1 << 25
 KINDS = ("decode", "prefill")
 UNKNOWN = 0.25  # deviation of log(measured / raw) before anything ran here
 _LEAST = 0.04  # deviation that is always left: a minute later the same run differs by so much
@@ -96,7 +98,8 @@ class History:
             return _corrected(own, [self._off(r) for r in own], own=True)
         by_model: dict[str, list[Run]] = {}
         for run in runs:
-            by_model.setdefault(run.model, []).append(run)
+            if run.read >= IN_CACHE:
+                by_model.setdefault(run.model, []).append(run)
         recent = [run for group in by_model.values() for run in group[-LATEST:]]
         if not recent:
             return Correction(1.0, UNKNOWN, 0, math.nan, own=False)
