@@ -34,7 +34,7 @@ def test_runs_are_kept_beside_what_was_predicted(tmp_path: Path):
     learn(tmp_path, path, [PLAIN])
     assert calibration.read(tmp_path, key, RATES).runs == ()  # this machine was never measured
     machine.keep(tmp_path, key, RATES)
-    learn(tmp_path, path, [PLAIN, PLAIN])
+    learn(tmp_path, path, [PLAIN] * calibration.ENOUGH)
     runs = calibration.read(tmp_path, key, RATES).runs
     assert [(r.kind, r.depth, r.measured, r.quant) for r in runs[:2]] == [
         ("decode", 250, 50.0, "Q8_0"),
