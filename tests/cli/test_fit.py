@@ -128,3 +128,8 @@ def test_commands_name_files_that_are_known_to_be_there(run: Run):
         commands = {row["quant"]: row["command"] for row in json.loads(out)["fits"] if row.get("command")}
         assert status == 0 and set(commands) <= {"Q4_K_M"}
         assert all("GGUF" in command for command in commands.values())
+
+
+def test_weights_published_in_four_bits_are_shown_as_published(run: Run):
+    told = json.loads(run("openai/gpt-oss-20b", "--json")[1])
+    assert [row["quant"] for row in told["fits"]][:2] == ["MXFP4", "Q3_K_M"]

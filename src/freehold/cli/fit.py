@@ -131,7 +131,7 @@ def _names(quant: str, place: Place, native: str) -> Iterable[str]:
     if quant:
         return tuple(m.name for m in quants.mixes() if place.rig or m.file_type >= 0)
     if place.rig is None:
-        return USUAL
+        return (native, *USUAL) if native == "MXFP4" else USUAL  # which files keep as published
     own = () if native in ("", *USUAL_ON, "F16", "F32") else (native,)
     return (*own, *(name for name in USUAL_ON if not quants.finer(name, native)))
 
