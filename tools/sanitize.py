@@ -30,6 +30,7 @@ FULL += [
 ]
 SHORT = ["tests/fuzz", "tests/formats", "tests/test_damaged_models.py", "tests/models/test_packs.py"]
 SHORT += [f"tests/csrc/test_{name}.py" for name in ("matmul", "head", "kv", "states", "sampling")]
+SHORT += [f"tests/csrc/test_{name}.py" for name in ("delta", "mamba", "latent", "short_conv", "routing")]
 # Loaded before the interpreter: the sanitizer, and the C++ library whose exceptions it intercepts.
 RUNTIME = ("libasan.so", "libstdc++.so")
 # Leaks: an interpreter that ends keeps what it has. Null: tests ask for more memory than there is, and get an error.
