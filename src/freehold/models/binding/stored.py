@@ -6,6 +6,7 @@ Path: bind.read_source -> Stored -> load (panels), oracle
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -20,8 +21,8 @@ F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertStack:
-    """Experts that a file holds apart, as the one tensor (experts, rows, columns) that another holds."""
+class _Apart:
+    """Tensors of one type that a file holds apart and another as one."""
 
     name: str
     each: tuple[Held, ...]
@@ -32,24 +33,29 @@ class ExpertStack:
         return self.each[0].type
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Experts first."""
-        return (len(self.each), *self.each[0].shape)
-
-    @property
     def nbytes(self) -> int:
         """Bytes that all take in the file."""
         return sum(t.nbytes for t in self.each)
 
     @property
-    def raw(self) -> NDArray[np.uint8]:
-        """A copy of all bytes, one expert after another."""
-        return np.concatenate([t.raw for t in self.each])
+    def rows(self) -> NDArray[np.uint8]:
+        """A copy of all rows as bytes, one tensor after another."""
+        return np.concatenate([t.rows for t in self.each])
 
     @property
-    def rows(self) -> NDArray[np.uint8]:
-        """The same as rows of bytes."""
-        return np.concatenate([t.rows for t in self.each])
+    def raw(self) -> NDArray[np.uint8]:
+        """The same, flat."""
+        return self.rows.reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStack(_Apart):
+    """Experts that a file holds apart, as the one tensor (experts, rows, columns) that another holds."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Experts first."""
+        return (len(self.each), *self.each[0].shape)
 
     def numpy(self) -> F32:
         """Decode to a fresh float32 array."""
@@ -57,36 +63,13 @@ class ExpertStack:
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
-    """Tensors that a file holds apart, one below another, as the one that another holds; of one type."""
-
-    name: str
-    each: tuple[Held, ...]
-
-    @property
-    def type(self) -> QuantType:
-        """The type of all."""
-        return self.each[0].type
+class Joined(_Apart):
+    """Tensors that a file holds apart, one below another, as the one that another holds."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The rows of all."""
         return (sum(t.shape[0] for t in self.each), *self.each[0].shape[1:])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that all take in the file."""
-        return sum(t.nbytes for t in self.each)
-
-    @property
-    def rows(self) -> NDArray[np.uint8]:
-        """A copy of all rows as bytes."""
-        return np.concatenate([t.rows for t in self.each])
-
-    @property
-    def raw(self) -> NDArray[np.uint8]:
-        """The same, flat."""
-        return self.rows.reshape(-1)
 
     def numpy(self) -> F32:
         """Decode to a fresh float32 array."""
@@ -215,8 +198,8 @@ class RowCut:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that these rows take in the file."""
-        return self.whole.nbytes // max(len(self.whole.rows), 1) * len(self.index)
+        """Bytes that these rows take in the file; counted by shape, as asking some wholes for rows lays them anew."""
+        return self.whole.nbytes // max(math.prod(self.whole.shape[:-1]), 1) * len(self.index)
 
     @property
     def rows(self) -> NDArray[np.uint8]:
