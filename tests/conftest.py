@@ -6,8 +6,12 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from freehold.advisor.machine import Machine
 
 # File stem in FREEHOLD_TEST_MODELS -> the name under which the store holds the model.
 REAL_MODELS = {
@@ -40,3 +44,24 @@ def model_path() -> Callable[[str], Path]:
         return Store(load_settings()).pull(REAL_MODELS.get(name, name)).path
 
     return find
+
+
+@pytest.fixture
+def described_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
+    """Return a function that puts a described machine in the place of this one for advice; it takes Machine's fields.
+
+    Memory and speed of the machine that runs the tests change while they run, and advice with them: a model that just
+    does not fit in one call fits in the next.
+    """
+    from freehold.advisor import machine
+
+    def describe(**given: Any) -> machine.Machine:
+        usual: dict[str, Any] = {
+            "cpu": "a processor", "isa": "avx512", "threads": 2, "memory": 32 * 10**9, "free": 16 * 10**9,
+            "limited": False, "rates": machine.Rates(30.0, 900.0),
+        }  # fmt: skip
+        described = machine.Machine(**usual | given)
+        monkeypatch.setattr(machine, "here", lambda home, *, measure=True: described)
+        return described
+
+    return describe

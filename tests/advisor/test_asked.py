@@ -113,11 +113,9 @@ EXPECTED = [
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, described_machine: Callable[..., object]) -> None:
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
-    monkeypatch.setattr("freehold.machine.available_bytes", lambda: 24 * 10**9)
-    for _ in range(machine.FIRST):
-        machine.keep(tmp_path, machine.name_here(), machine.Rates(60.0, 2000.0))
+    described_machine(free=24 * 10**9, rates=machine.Rates(60.0, 2000.0))
 
 
 @pytest.mark.parametrize("expected", EXPECTED, ids=lambda e: e.question)

@@ -21,10 +21,10 @@ COMPANY = ("--licence", "commercial", "--monthly-users", "2000", "--revenue", "3
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home whose machine was measured: what these verbs say then rests on data alone."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, described_machine: Callable[..., object]) -> Path:
+    """A home on a described machine: what these verbs say then rests on data alone."""
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
-    machine.keep(tmp_path, machine.name_here(), machine.Rates(30.0, 900.0))
+    described_machine()
     return tmp_path
 
 
@@ -201,11 +201,10 @@ def test_pictures_beside_a_task_ask_for_models_that_read_them(run: Run):
     assert not any(p["id"] == "Qwen/Qwen3-32B" for p in told["picks"])
 
 
-def test_a_busy_machines_measurement_rules_no_model_out(run: Run, home: Path):
-    """Measured beside a crowd, this machine seemed to give a tenth; the models that it runs alone stay."""
+def test_a_busy_machines_measurement_rules_no_model_out(run: Run, described_machine: Callable[..., object]):
+    """Measured beside a crowd, this machine seemed to give a quarter; the models that it runs alone stay."""
     quiet = json.loads(run("advise", "code completion", "--json")[1])["picks"]
-    (home / machine.FILE).unlink()
-    machine.keep(home, machine.name_here(), machine.Rates(3.0, 40.0, busy=True))
+    described_machine(rates=machine.Rates(7.5, 225.0, busy=True))
     status, out, _ = run("advise", "code completion", "--json")
     busy = {p["id"] for p in json.loads(out)["picks"]}
     assert status == 0 and busy >= {p["id"] for p in quiet}
@@ -285,7 +284,12 @@ def test_an_empty_question_is_refused(run: Run):
     assert status == 2 and "a task is missing" in err
 
 
-def test_the_best_embedder_of_a_size_is_the_first_ranked_of_it(run: Run):
+def test_the_best_embedder_of_a_size_is_the_first_ranked_of_it(
+    run: Run, described_machine: Callable[..., object]
+):
+    described_machine(
+        rates=machine.Rates(100.0, 9000.0)
+    )  # a class whose models are all too slow has no ranked one
     found = json.loads(run("advise", "embeddings", "--json")[1])
     for tier, best in found["tiers"].items():
         assert best == next(p["id"] for p in found["picks"] if p["tier"] == tier), tier

@@ -10,21 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from freehold.advisor import calibration, machine
+from freehold.advisor import calibration
 from freehold.advisor.machine import Rates
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, described_machine: Callable[..., object]) -> Path:
     (tmp_path / "config.toml").write_text("adopt = false\n")
     for key in [k for k in os.environ if k.startswith(("HF_", "FREEHOLD_"))]:
         monkeypatch.delenv(key)
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
-    monkeypatch.setattr("freehold.machine.available_bytes", lambda: 16 * 10**9)
-    for _ in range(machine.FIRST):
-        machine.keep(tmp_path, machine.name_here(), Rates(40.0, 1000.0))
+    described_machine(rates=Rates(40.0, 1000.0))
     return tmp_path
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from freehold.advisor import machine
 from freehold.cli.report import trying
 from freehold.errors import ModelNotFound
 from freehold.fake import FakeModel
@@ -21,9 +20,9 @@ CASES = [{"prompt": f"say {i}", "exact": f"{i}"} for i in range(6)]
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, described_machine: Callable[..., object]) -> Path:
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
-    machine.keep(tmp_path, machine.name_here(), machine.Rates(30.0, 900.0))
+    described_machine()
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, CASES)))
     return tmp_path
 
