@@ -288,8 +288,8 @@ def test_the_best_embedder_of_a_size_is_the_first_ranked_of_it(
     run: Run, described_machine: Callable[..., object]
 ):
     described_machine(
-        rates=machine.Rates(100.0, 9000.0)
-    )  # a class whose models are all too slow has no ranked one
+        free=24 * 10**9
+    )  # a size of which no model fits has a best one, and none that is ranked
     found = json.loads(run("advise", "embeddings", "--json")[1])
     for tier, best in found["tiers"].items():
         assert best == next(p["id"] for p in found["picks"] if p["tier"] == tier), tier
