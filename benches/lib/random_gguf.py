@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 
 from freehold.formats.fields import Fields
-from freehold.models.families import FAMILIES
+from freehold.models.families import naming
 from freehold.models.family import Cut, Family, TensorSpec, renamed
 
 VOCAB = 8192  # a head of a real vocabulary would outweigh two or four layers
@@ -53,7 +53,9 @@ class Stored(NamedTuple):
 def family_of(architecture: str, keys: Mapping[str, Any]) -> Family:
     """Return the family that computes an architecture, with experts or without."""
     experts = bool(keys.get("expert_count"))
-    return next(f for f in FAMILIES if f.gguf_architecture == architecture and f.experts == experts)
+    return next(
+        f for f in naming(architecture) if f.gguf_architecture == architecture and f.experts == experts
+    )
 
 
 def tensors(architecture: str, keys: Mapping[str, Any]) -> Iterator[Stored]:

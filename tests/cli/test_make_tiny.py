@@ -13,7 +13,7 @@ from freehold.cli.main import cli
 from freehold.cli.show import file_facts
 from freehold.formats import open_model_file
 from freehold.models.binding.bind import family_of, gguf_family, read_source
-from freehold.models.families import FAMILIES
+from freehold.models.families import registered
 from freehold.models.family import Family
 from freehold.models.tiny import make
 
@@ -46,7 +46,9 @@ def test_the_list_names_the_class_of_every_configuration():
     assert all(row["class"] for row in rows)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if not f.encoder], ids=lambda f: f.gguf_architecture)
+@pytest.mark.parametrize(
+    "family", [f for f in registered() if not f.encoder], ids=lambda f: f.gguf_architecture
+)
 def test_every_family_of_decoders_has_a_configuration(family: Family):
     made = [make.config(name) for name in make.names()]
     found = [family_of(tiny.hf)[0] for tiny in made] + [gguf_family(t.gguf)[0] for t in made if t.gguf]

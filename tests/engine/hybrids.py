@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from freehold.formats.fields import Fields
-from freehold.models.families import FAMILIES
+from freehold.models.families import registered
 from freehold.models.family import Cut, TensorSpec, renamed
 from freehold.models.load import LoadedModel, load_model
 from tests.vectors.files import safetensors_bytes
@@ -176,7 +176,7 @@ def hybrid(name: str, folder: Path) -> LoadedModel:
 
 
 def _weights(config: dict[str, Any]) -> dict[str, np.ndarray]:
-    family = next(f for f in FAMILIES if set(config["architectures"]) & set(f.hf_classes))
+    family = next(f for f in registered() if set(config["architectures"]) & set(f.hf_classes))
     network = family.network(family.config_from_hf(Fields(config)))
     stored = _stored("", renamed(network.ends.tensors(), family.names))
     for i, layer in enumerate(network.layers):

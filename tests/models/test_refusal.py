@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ import pytest
 from freehold import catalog
 from freehold.catalog.model import Structure
 from freehold.errors import UnsupportedModel
-from freehold.models.binding.bind import FAMILIES, check_structure, refusal
+from freehold.models.binding.bind import check_structure, refusal
 from freehold.models.binding.unsupported import missing_part
+from freehold.models.families import naming, registered
 
 NOWHERE = Path("/nowhere/catalogue.toml")
 
@@ -50,15 +53,15 @@ def test_a_model_runs_or_is_refused_for_what_it_is(model_id: str, why: str):
 def test_mixtures_of_experts_run_where_a_family_computes_them():
     runs = {m.architecture for m in catalog.models(NOWHERE) if m.kind == "moe" and not refusal(m.structure)}
     listed = {m.architecture for m in catalog.models(NOWHERE)}
-    assert runs == {f.gguf_architecture for f in FAMILIES if f.experts} & listed
+    assert runs == {f.gguf_architecture for f in registered() if f.experts} & listed
     assert "experts" in refusal(Structure("gemma3", experts=True))
 
 
 def test_every_family_runs_what_it_says_of_itself():
-    for family in FAMILIES:
+    for family in registered():
         for name in (family.gguf_architecture, *family.model_types):
             assert refusal(Structure(name, family.keeps, family.experts)) == ""
-            both = {f.experts for f in FAMILIES if name in (f.gguf_architecture, *f.model_types)}
+            both = {f.experts for f in registered() if name in (f.gguf_architecture, *f.model_types)}
             other = refusal(Structure(name, family.keeps, not family.experts))
             assert ("experts" in other or "dense" in other) == (both != {True, False})
 
@@ -93,6 +96,25 @@ def test_newer_architecture_is_refused_with_what_it_has_that_is_not_computed(nam
 
 
 def test_no_family_is_listed_as_not_computed():
-    for family in FAMILIES:
+    for family in registered():
         for name in (family.gguf_architecture, *family.hf_classes, *family.model_types):
             assert not missing_part(name), name
+
+
+def test_each_name_finds_its_family_by_the_text_of_its_module():
+    for family in registered():
+        for name in (family.gguf_architecture, *family.hf_classes, *family.model_types, *family.wrappers):
+            assert any(found is family for found in naming(name)), name
+
+
+def test_one_architecture_leaves_other_families_unimported():
+    code = (
+        "import sys\n"
+        "from freehold.catalog.model import Structure\n"
+        "from freehold.models.binding.bind import refusal\n"
+        "assert not refusal(Structure('llama')) and refusal(Structure('deepseek4'))\n"
+        "prefix = 'freehold.models.families.'\n"
+        "print(sum(name.startswith(prefix) for name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < len(registered()) / 3

@@ -114,9 +114,9 @@ def _read(file: ModelFile) -> Source | FreeholdError:
 
 def _is_encoder(architecture: str) -> bool:
     """Return whether the architecture is an encoder."""
-    from freehold.models.binding.bind import FAMILIES
+    from freehold.models.families import naming
 
-    return any(f.encoder for f in FAMILIES if f.gguf_architecture == architecture)
+    return any(f.encoder for f in naming(architecture) if f.gguf_architecture == architecture)
 
 
 def _runs(asked: Structure) -> bool:

@@ -30,7 +30,7 @@ from freehold.models.binding.stored import Held, Stored
 from freehold.models.binding.unsupported import NEUTRAL, missing_part
 from freehold.models.config.mixtures import MAX_EXPERTS
 from freehold.models.config.rope import Divisors, RopeSpec, RopeTable
-from freehold.models.families import FAMILIES
+from freehold.models.families import naming, registered
 from freehold.models.family import Family, Network, NetworkWeights, RopeChoice, renamed
 
 # Keys of a wrapper that count for its text half where that does not state them.
@@ -158,7 +158,7 @@ def gguf_family(meta: Mapping[str, Any]) -> tuple[Family, Fields]:
     architecture = Fields(meta).text("general.architecture")
     keys = Fields(meta, f"{architecture}.")
     mixture = keys.integer("expert_count", 0, MAX_EXPERTS, 0) > 0
-    named = [f for f in FAMILIES if f.gguf_architecture == architecture]
+    named = [f for f in naming(architecture) if f.gguf_architecture == architecture]
     if not named:
         raise _unknown_architecture(architecture)
     family = next((f for f in named if f.experts == mixture), None)
@@ -170,13 +170,14 @@ def gguf_family(meta: Mapping[str, Any]) -> tuple[Family, Fields]:
 def family_of(config: Mapping[str, Any]) -> tuple[Family, Fields, bool]:
     """Return the family of a config.json, the keys it reads, and whether they lie in a wrapper's `text_config`."""
     classes = config.get("architectures")
-    name = classes[0] if isinstance(classes, list) and classes else None
-    for family in FAMILIES:
+    first = classes[0] if isinstance(classes, list) and classes else None
+    name = first if isinstance(first, str) else ""
+    for family in naming(name):
         if name in family.hf_classes and family.hf_when(Fields(config)):
             return family, Fields(config), False
-    wrapped = [family for family in FAMILIES if name in family.wrappers]
+    wrapped = [family for family in naming(name) if name in family.wrappers]
     if not wrapped:
-        raise _unknown_architecture(str(name or Fields(config).text("model_type")))
+        raise _unknown_architecture(name or Fields(config).text("model_type"))
     text = Fields(config).section("text_config") or Fields({})
     kind = text.text("model_type", wrapped[0].gguf_architecture)
     kinds = [f for f in wrapped if kind in (f.gguf_architecture, *f.model_types)]
@@ -195,7 +196,9 @@ def refusal(asked: Structure) -> str:
 
     The one answer to what runs: its architecture, what its layers keep, experts, and what it is asked to return.
     """
-    named = [f for f in FAMILIES if asked.architecture in (f.gguf_architecture, *f.model_types)]
+    named = [
+        f for f in naming(asked.architecture) if asked.architecture in (f.gguf_architecture, *f.model_types)
+    ]
     if not named:
         shown = asked.architecture or "of this model, which is not known,"
         return f"Freehold's engine does not run the architecture {shown} yet{_lacking(asked.architecture)}"
@@ -223,12 +226,12 @@ def _name(opened: ModelFile, meta: Mapping[str, Any]) -> str:
 def check_structure(asked: Structure) -> None:
     """Raise UnsupportedModel unless a family computes such a model; no file is needed."""
     if why := refusal(asked):
-        known = {f.gguf_architecture for f in FAMILIES}
+        known = {f.gguf_architecture for f in registered()}
         raise UnsupportedModel(why, _those_that_run(asked.architecture, known))
 
 
 def _unknown_architecture(name: str) -> UnsupportedModel:
-    known = {n for f in FAMILIES for n in (f.gguf_architecture, *f.hf_classes, *f.wrappers)}
+    known = {n for f in registered() for n in (f.gguf_architecture, *f.hf_classes, *f.wrappers)}
     shown = name if len(name) <= 60 else name[:57] + "..."
     return UnsupportedModel(
         f"architecture {shown!r} is not supported{_lacking(name)}", _those_that_run(name, known)

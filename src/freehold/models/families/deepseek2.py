@@ -14,7 +14,7 @@ from typing import Any
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import Fields
-from freehold.models.binding.mistral_names import CLASS, LARGE_3
+from freehold.models.binding.mistral_names import LARGE_3
 from freehold.models.config.latent_mixtures import (
     SIGMOID,
     SOFTMAX,
@@ -83,7 +83,7 @@ def layer(cfg: LatentSizes, i: int) -> tuple[LayerPart, ...]:
 
 FAMILY = Family(
     gguf_architecture="deepseek2",
-    hf_classes=("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM", CLASS),
+    hf_classes=("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM", "MistralLarge3"),
     model_types=("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite"),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
