@@ -140,7 +140,7 @@ HTTP = {name for name in MODULES if name.startswith("freehold.server")} | {
 }
 ENGINE_SIDE = ("engine", "models", "local", "worker.process")
 # Before `freehold serve NAME` fetches a model, the families say whether they compute it; no server runs yet.
-BEFORE_SERVING = {("freehold.cli.shared", "freehold.models.binding.bind")}
+BEFORE_SERVING = {("freehold.cli.shared", "freehold.local.runnable")}
 
 
 def run_time_imports(source: str, package: str) -> Iterator[str]:
@@ -170,7 +170,7 @@ def reached_from(starts: Iterable[str]) -> dict[str, str]:
         path = MODULES[name]
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         for other in run_time_imports(path.read_text(encoding="utf-8"), package):
-            if (name, other.removesuffix(".check_structure")) in BEFORE_SERVING:
+            if (name, other.removesuffix(".check_runs")) in BEFORE_SERVING:
                 continue
             parts = other.split(".")
             for each in (

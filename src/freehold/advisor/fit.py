@@ -99,6 +99,7 @@ class Misfit:
     longest: int
     reason: str
     hint: str
+    refused: bool = False  # by our engine, in whatever quantisation and whatever the memory
 
 
 def place_here(settings: Settings, refuses: Refuses, *, measure: bool = True) -> Place:
@@ -145,7 +146,7 @@ def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bo
     longest = _longest(anatomy, lambda n: _memory(anatomy, n, kv_type).total <= machine.free * CACHE_SHARE)
     misfit = Misfit(anatomy, place, OURS, context, memory, longest, "", "")
     if place.refuses is not None and (reason := place.refuses(anatomy.structure)):
-        return replace(misfit, reason=reason, hint="--on HARDWARE says how other engines do")
+        return replace(misfit, reason=reason, hint="--on HARDWARE says how other engines do", refused=True)
     if memory.total > machine.free * CACHE_SHARE:
         return replace(misfit, **_too_large(memory, machine.free, context, longest))
     history = place.history or History(machine.rates)

@@ -75,6 +75,21 @@ def model(text: str, user: Path | None = None) -> Model:
     raise ModelNotFound(f"the catalogue has no model {text!r}", _hint(wanted, everything))
 
 
+def of_repository(repo: str, user: Path | None = None) -> Model | None:
+    """Return the model whose weights a hub repository holds: its own, or a copy by one that only packs otherwise.
+
+    None for any other repository, whatever its name is like: it may hold another model.
+    """
+    path = user or user_file()
+    if (found := _quick(repo, path)) is not None:
+        return found
+    everything = models(path)
+    for m in everything:
+        if repo.lower() in (m.id.lower(), *(r.repo.lower() for r in m.repos)):
+            return m
+    return _copied(plain(repo), everything)
+
+
 def _copied(name: str, everything: tuple[Model, ...]) -> Model | None:
     """Return the model that a repository only packs otherwise; None where its owner may have changed it."""
     owner, tail = name.partition("/")[0], _bare(repacked(name))

@@ -149,8 +149,11 @@ def _print(place: Place, rows: list[Fit | Misfit], held: Anatomy | None, known: 
         cells = [_cells(row, held) + ((row.engine,) if several else ()) for row in fitting]
         table(head, cells, right=tuple(range(1, 7)))
     misfits = [row for row in rows if isinstance(row, Misfit)]
+    for reason in dict.fromkeys(row.reason for row in misfits if row.refused):
+        click.echo(reason)
     for row in misfits:
-        click.echo(f"{row.anatomy.quant} does not fit: {row.reason}")
+        if not row.refused:
+            click.echo(f"{row.anatomy.quant} does not fit: {row.reason}")
     for hint in dict.fromkeys(row.hint for row in misfits):
         click.echo(f"  {hint}")
     for line in _notes(place, fitting, held):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import click
 
 from freehold.cli.progress import reporter
-from freehold.cli.shared import check_runs, json_option, offline_option, with_offline
+from freehold.cli.shared import json_option, offline_option, with_offline
 from freehold.config import Settings
-from freehold.errors import UnsupportedModel
+from freehold.local.runnable import check_fetch
 from freehold.store import Store
 
 
@@ -27,14 +27,14 @@ from freehold.store import Store
 def command(settings: Settings, model: str, quant: str | None, as_json: bool, offline: bool) -> None:
     """Fetch MODEL, or reference a file that is already on this machine.
 
+    A model whose architecture Freehold's engine lacks is refused, with what is missing, before anything is fetched.
+
     Prints the model's path. With --json, prints one event per line instead.
     """
     rounding = "" if quant == "none" else quant
-    try:
-        check_runs(model)
-    except UnsupportedModel as e:
-        click.echo(f"note: this model can be stored, but not run yet: {e.message}", err=True)
+    store = Store(with_offline(settings, offline))
+    check_fetch(store, model)
     with reporter(as_json=as_json) as on_event:
-        found = Store(with_offline(settings, offline)).pull(model, on_event, rounding)
+        found = store.pull(model, on_event, rounding)
     if not as_json:
         click.echo(found.path)

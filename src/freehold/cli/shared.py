@@ -130,6 +130,7 @@ def with_offline(settings: Settings, offline: bool) -> Settings:
 def held_or_fetched(store: Store, model: str) -> ModelRef:
     """Find MODEL, or fetch it; a model that cannot run is not fetched."""
     from freehold.cli.progress import reporter
+    from freehold.local.runnable import check_runs
     from freehold.store.refs import parse_ref
 
     try:
@@ -140,19 +141,6 @@ def held_or_fetched(store: Store, model: str) -> ModelRef:
         check_runs(model)
         with reporter() as on_event:
             return store.pull(model, on_event)
-
-
-def check_runs(model: str) -> None:
-    """Raise ModelNotFound for an unknown name, UnsupportedModel for an architecture without an implementation."""
-    from freehold import catalog
-    from freehold.models.binding.bind import check_structure
-    from freehold.store.refs import parse_ref
-
-    if parse_ref(model).kind != "name":  # for a hub reference or URL the file decides
-        return
-    known = catalog.facts(catalog.find(model))
-    if known and known.architecture:
-        check_structure(known.structure)
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from freehold.models.binding.bind import Source
 
 SCHEMA = 1
-_UNREAD, _UNSUPPORTED = "it does not load: ", "not supported by Freehold's engine yet"
+_UNREAD = "it does not load: "
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"  # in GGUF files
 
 
@@ -82,14 +82,15 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
     architecture, context, template = (
         _gguf_facts(file) if isinstance(file, GGUFFile) else _directory_facts(file)
     )
-    runs = _runs(Structure(architecture, experts=any(of_expert(t.name) for t in tensors)))
+    refused = _refused(Structure(architecture, experts=any(of_expert(t.name) for t in tensors)))
     read = _read(file)
     notes = (f"{_UNREAD}{read.message}",) if isinstance(read, FreeholdError) else read.notes
     output = file.tensors.get(_OUTPUT)
     chats = not _is_encoder(architecture)
     return {
         "architecture": architecture,
-        "runs": runs and not isinstance(read, FreeholdError),
+        "runs": not refused and not isinstance(read, FreeholdError),
+        "refused": refused,
         "parameters": sum(math.prod(t.shape) for t in tensors),
         "output_parameters": math.prod(output.shape) if output and _EMBEDDING in file.tensors else 0,
         "quantisation": [
@@ -119,10 +120,11 @@ def _is_encoder(architecture: str) -> bool:
     return any(f.encoder for f in naming(architecture) if f.gguf_architecture == architecture)
 
 
-def _runs(asked: Structure) -> bool:
+def _refused(asked: Structure) -> str:
+    """Return why the engine does not run such a model; empty: it does."""
     from freehold.models.binding.bind import refusal
 
-    return not refusal(asked)
+    return refusal(asked)
 
 
 def _gguf_facts(file: GGUFFile) -> tuple[str, int, str]:
@@ -165,13 +167,15 @@ def _from_catalogue(text: str) -> dict[str, Any]:
     hub = f"hub: {entry.hub_repo}:{entry.hub_quant}" if entry and entry.hub_repo else ""
     index = f"package index: {entry.packages[0]}" if entry and entry.packages else ""
     elsewhere = f"hub: {known.id}" if known.hub and not hub and not index else ""
+    refused = _refused(known.structure)
     return {
         "name": known.name or known.id,
         "state": "not held",
         "model": known.id,
         "note": entry.note if entry else "",
         "architecture": known.architecture,
-        "runs": _runs(known.structure),
+        "runs": not refused,
+        "refused": refused,
         "parameters": known.parameters or round(known.params_b * 1e9),
         "context": known.context,
         "bytes": entry.bytes if entry else 0,
@@ -226,9 +230,9 @@ def _parameters(card: Mapping[str, Any]) -> str:
 
 
 def _architecture(card: Mapping[str, Any]) -> str:
-    name = str(card.get("architecture", ""))
+    name, refused = str(card.get("architecture", "")), str(card.get("refused", ""))
     unread = any(note.startswith(_UNREAD) for note in card.get("notes", ()))  # which says more
-    return name if not name or unread or card.get("runs", True) else f"{name}: {_UNSUPPORTED}"
+    return name if unread or not refused else f"{name or 'not known'}: {refused}"
 
 
 def _mix(parts: list[dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from freehold.config import load_settings
+from freehold.local.runnable import check_fetch
 from freehold.store import Listed, ModelRef, Store
 from freehold.store.progress import ProgressLike, watching
 
@@ -22,11 +23,14 @@ def pull(
     `quant`: what the float weights of safetensors are rounded to whenever they are packed; kept with the model.
     `progress`: None shows a bar in a terminal and a line in a notebook, and nothing where stderr is neither; True shows
     lines there too, False nothing anywhere; a function gets each event of the pull. An interrupted pull keeps its
-    bytes, and the same call resumes it. Raises ModelNotFound, AccessDenied, DownloadFailed, CapacityExceeded, Offline.
+    bytes, and the same call resumes it. Raises UnsupportedModel before anything is fetched,
+    ModelNotFound, AccessDenied, DownloadFailed, CapacityExceeded, Offline.
     """
     rounding = "" if quant == "none" else quant
+    store = Store(load_settings())
+    check_fetch(store, model)
     with watching(progress) as on_event:
-        return Store(load_settings()).pull(model, on_event, rounding)
+        return store.pull(model, on_event, rounding)
 
 
 def list() -> Sequence[Listed]:

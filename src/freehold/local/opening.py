@@ -25,6 +25,7 @@ from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.formats.filetype import quantization_of
 from freehold.local.keywords import LoadOptions, check_names, keywords
 from freehold.local.llm import LLM
+from freehold.local.runnable import check_fetch
 from freehold.local.served import ServedModel
 from freehold.machine import available_bytes, default_threads, show_bytes
 from freehold.models.binding.bind import read_source
@@ -64,6 +65,9 @@ def load(model: str | Path, **options: Unpack[LoadOptions]) -> LLM:
     check_names(options, tuple(LoadOptions.__annotations__))
     store, draft = Store(load_settings()), options.pop("draft", None)
     pull, progress = options.pop("pull", False), options.pop("progress", None)
+    for each in (model, draft) if pull else ():
+        if each is not None:
+            check_fetch(store, str(each))
     with watching(progress) as on_event:
         found = partial(store.pull, on_event=on_event) if pull else store.resolve
         ref, drafter = found(str(model)), None if draft is None else found(str(draft))

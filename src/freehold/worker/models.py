@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from freehold.formats import open_lora
 from freehold.formats.adapter_names import check_adapter_name, unknown_adapter
 from freehold.machine import available_bytes
 from freehold.serving import LoadedInfo, ModelHandle, StoredModel
-from freehold.store import ModelRef, Store
+from freehold.store import Listed, ModelRef, Store
+from freehold.store.judging import Judgements
 from freehold.store.overlays import Overlay
 from freehold.store.refs import parse_ref
 from freehold.types import ServedModelOptions
@@ -59,17 +60,15 @@ class EngineModels:
             str, dict[str, Path]
         ] = {}  # the same, of overlays' adapters, which have no name of their own
         self._aliases: dict[str, str] = {}
+        self._judgements = Judgements()
         self._memory = EngineMemory(self._handles, options, available)
         self._closed = False
 
     async def names(self) -> list[StoredModel]:
         """List the models that have a name."""
         listed = await asyncio.to_thread(self._store.list)
-        held = {
-            m.name: StoredModel(m.name, m.bytes, _seconds(m.created), m.digest)
-            for m in reversed(listed)
-            if m.state in ("ready", "changed")
-        }
+        runs = await asyncio.to_thread(self._runnable, listed)
+        held = {m.name: StoredModel(m.name, m.bytes, _seconds(m.created), m.digest) for m in reversed(runs)}
         for name, ref in self._paths.items():
             held[name] = StoredModel(name, ref.bytes, digest=ref.digest)
         for name in self._scripts:
@@ -79,6 +78,18 @@ class EngineModels:
                 name = f"{model}+{each}"
                 held[name] = StoredModel(name, size(path), held[model].modified, parent=model)
         return sorted(held.values(), key=lambda m: m.name)
+
+    def _runnable(self, listed: Sequence[Listed]) -> list[Listed]:
+        """Leave out what is not whole, and files whose architecture the engine refuses."""
+        found = [m for m in listed if m.state in ("ready", "changed")]
+        judged = self._judgements.of([(m.path, "") for m in found])
+        return [m for m, each in zip(found, judged, strict=True) if not each.refused]
+
+    def _weight_bytes(self, refs: Sequence[ModelRef]) -> int:
+        """Return the bytes of weights in memory: of a file as they lie, or as its rounding makes them."""
+        judged = self._judgements.of([(ref.path, ref.rounding) for ref in refs if ref.rounding])
+        rounded = iter(judged)
+        return sum((next(rounded).bytes if ref.rounding else 0) or ref.bytes for ref in refs)
 
     async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
         """Return the model, loaded; `base+adapter` with its adapter, one made from another as its overlay says.
@@ -220,7 +231,8 @@ class EngineModels:
         draft = await self._draft(ref)
         lent = {name: path for name, path in self._lent.get(handle.name, {}).items() if path.exists()}
         adapters = {**self._adapters.get(handle.name, {}), **lent}
-        weights = ref.bytes + (draft.bytes if draft else 0) + sum(map(size, adapters.values()))
+        both = [ref] if draft is None else [ref, draft]
+        weights = await asyncio.to_thread(self._weight_bytes, both) + sum(map(size, adapters.values()))
         cache = await self._memory.reserve(handle, weights, refused)
         asked = self._options
         options: ServedModelOptions = {

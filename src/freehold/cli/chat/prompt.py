@@ -38,6 +38,9 @@ def split_words(words: Sequence[str], store: Store, default: str) -> tuple[str, 
     if Path(first).exists():
         raise ModelNotFound(missing.message, f"for the file of that name, write ./{first}")
     if "did you mean" in missing.hint or not _is_word(first):
+        from freehold.local.runnable import check_runs
+
+        check_runs(first)  # what the catalogue knows without a short name is refused for what it is
         raise ModelNotFound(missing.message, missing.hint)
     print(f"{first!r} is not a model: prompting {default}", file=sys.stderr)
     return default, " ".join(words)

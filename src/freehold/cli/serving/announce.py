@@ -18,6 +18,7 @@ from freehold.cli.serving.telling import tell
 from freehold.config import Settings
 from freehold.errors import FreeholdError
 from freehold.store import Store
+from freehold.store.judging import Judgements
 from freehold.store.space import human
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Announcer:
         self._settings, self._store, self._names, self._options = settings, store, names, options
         self._left, self.failed = len(names), 0
         self._doors: Doors | None = None
+        self._telling: asyncio.Task[None] | None = None  # held, as a loop forgets tasks that nothing names
 
     def opened(self, doors: Doors) -> None:
         """Print how to reach the server, and how to stop it."""
@@ -46,17 +48,30 @@ class Announcer:
         tell(f"owner's socket: {self._settings.socket} (freehold ps, stop, run)")
         tell("owner's token, for pull, create, copy and delete over HTTP: freehold keys owner")
         tell(f"pid {os.getpid()}: Ctrl-C or freehold stop stops it")
-        held = [m.name for m in self._store.list() if m.state in ("ready", "changed")]
-        if not held:
-            tell("no models yet: freehold pull qwen2.5-coder:0.5b fetches one")
-        elif rest := [name for name in held if name not in self._names]:
-            tell(f"loaded when a request names it: {', '.join(rest)}")
-        if held:
-            tell(f"try: {_example(doors.url, (self._names or held)[0], keyed=bool(self._options.keys))}")
+        self._telling = asyncio.get_running_loop().create_task(self._tell_models(doors.url))
         if self._names:
             tell(f"loading {', '.join(self._names)} ...")
         else:
             self._ready()
+
+    async def _tell_models(self, url: str) -> None:
+        """Print the models that requests may name, and why others are not served."""
+        held, refused = await asyncio.to_thread(self._held)
+        if not held:
+            tell("no models yet: freehold pull qwen2.5-coder:0.5b fetches one")
+        elif rest := [name for name in held if name not in self._names]:
+            tell(f"loaded when a request names it: {', '.join(rest)}")
+        for name, why in refused.items():
+            tell(f"not served: {name}: {why}")
+        if held:
+            tell(f"try: {_example(url, (self._names or held)[0], keyed=bool(self._options.keys))}")
+
+    def _held(self) -> tuple[list[str], dict[str, str]]:
+        """Return the models that the engine runs, and why it refuses the others."""
+        found = [m for m in self._store.list() if m.state in ("ready", "changed")]
+        judged = Judgements().of([(m.path, "") for m in found])
+        refused = {m.name: each.refused for m, each in zip(found, judged, strict=True) if each.refused}
+        return [m.name for m in found if m.name not in refused], refused
 
     def loaded(self, name: str, error: FreeholdError | None) -> None:
         """Print the outcome of loading a model; a server that could load none of its models stops."""

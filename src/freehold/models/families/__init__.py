@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
+from importlib.abc import InspectLoader
 from importlib.util import find_spec
 from pkgutil import iter_modules
 
@@ -43,5 +44,5 @@ def _source(module: str) -> str:
     """Return a module's text."""
     spec = find_spec(f"{__name__}.{module}")
     loader = spec.loader if spec is not None else None
-    assert loader is not None and hasattr(loader, "get_source"), f"{module} was installed without its source"
+    assert isinstance(loader, InspectLoader), f"{module} was installed without its source"
     return loader.get_source(f"{__name__}.{module}") or ""

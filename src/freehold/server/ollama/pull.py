@@ -16,6 +16,7 @@ from freehold.server.ollama import chores
 from freehold.server.ollama.fields import unknown_fields
 from freehold.server.ollama.generating import worded
 from freehold.server.ollama.models import stored
+from freehold.store.judging import check_fetch
 from freehold.store.refs import parse_ref
 
 
@@ -46,6 +47,7 @@ async def pull(call: HttpCall) -> None:
     def work(tell: chores.Tell) -> None:
         for note in notes:
             tell({"status": chores.WARNING + note})
+        check_fetch(store, name)
         store.pull(name, lambda event: chores.report(event, tell))
 
     first = {"status": "pulling manifest"}

@@ -1,0 +1,92 @@
+"""Asks a process that has the engine whether it runs a model, for the HTTP process, which has none.
+
+Knows the request and the answer, a line of JSON each; the judgement is local/runnable.py's. The process ends after its
+answer, so the server keeps none of the engine's memory.
+Path: worker/models, server/ollama/pull, cli/serving/announce -> judge -> worker/process/judge.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from freehold.errors import ModelNotFound, StoreError, UnsupportedModel
+from freehold.sandbox.children import spawn
+from freehold.store.store import Store
+
+COMMAND = (sys.executable, "-m", "freehold.worker.process.judge")
+LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A model to judge: by the name that would be fetched, or by its file and what its weights are rounded to."""
+
+    name: str = ""
+    path: str = ""
+    rounding: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Why the engine refuses a model, empty where it does not, and the bytes of its rounded weights."""
+
+    refused: str = ""
+    hint: str = ""
+    bytes: int = 0  # 0: as the file has them
+
+
+def judge(asked: Sequence[Asked]) -> list[Judgement]:
+    """Return a judgement of each; a process that fails refuses nothing, as loading judges again."""
+    if not asked:
+        return []
+    rows = [[each.name, each.path, each.rounding] for each in asked]
+    try:
+        child = spawn(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    except OSError:
+        return [Judgement()] * len(rows)
+    with child:
+        try:
+            answer, _ = child.communicate(json.dumps(rows).encode(), LIMIT_S)
+            return [Judgement(*row) for row in json.loads(answer)]
+        except (subprocess.TimeoutExpired, ValueError, OSError):
+            child.kill()
+            return [Judgement()] * len(rows)
+
+
+def check_fetch(store: Store, name: str) -> None:
+    """Raise UnsupportedModel for a model that is not here and that the engine would refuse."""
+    with suppress(StoreError):  # its file vanished: fetching brings it back
+        try:
+            store.resolve(name)
+        except ModelNotFound:
+            (found,) = judge([Asked(name=name)])
+            if found.refused:
+                raise UnsupportedModel(found.refused, found.hint) from None
+
+
+class Judgements:
+    """Judgements of files, each asked for once for as long as the file stays as it is."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Path, str, int], Judgement] = {}
+
+    def of(self, files: Sequence[tuple[Path, str]]) -> list[Judgement]:
+        """Return a judgement of each file with its rounding."""
+        keys = [(path, rounding, _changed(path)) for path, rounding in files]
+        new = [key for key in dict.fromkeys(keys) if key not in self._known]
+        found = judge([Asked(path=str(path), rounding=rounding) for path, rounding, _ in new])
+        self._known |= dict(zip(new, found, strict=True))
+        return [self._known[key] for key in keys]
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
