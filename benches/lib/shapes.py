@@ -1,6 +1,7 @@
 """The layers of published models: what layers.py races at, as GGUF metadata.
 
-Sizes are those of the models' config.json; layers are cut to two to six of each kind, in the model's own order.
+Sizes are those of the models' config.json; layers are cut to two to six of each kind, in the model's own order. Where
+that file was not to be had, a comment names what states the sizes, and which keys rest on nothing published there.
 Path: engine/layers.py -> SHAPES
 """
 
@@ -102,6 +103,9 @@ SHAPES = {
         },
         "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
     ),
+    # By the table of its card ("H Tiny MoE": widths, heads, states, experts; copied in public repositories, read
+    # 2026-11). The card does not state the four factors, ssm.conv_kernel and ssm.group_count: speed is the same with
+    # other factors, and transformers' defaults stand for the last two.
     "granite-4.0-h-tiny": Shape(
         "granitehybrid",
         {
@@ -114,6 +118,9 @@ SHAPES = {
         },
         "ibm-granite/granite-4.0-h-tiny",
     ),
+    # By the table in transformers' docs/source/en/model_doc/falcon_h1.md (width, heads, states; read 2026-11), which
+    # does not state feed_forward_length, ssm.conv_kernel, ssm.group_count and rope.freq_base: those are not published
+    # there, and the kernel and groups are those of Falcon-H1-0.5B's config.json.
     "falcon-h1-1.5b": Shape(
         "falcon-h1",
         {

@@ -129,6 +129,7 @@ DELTANET = {
     # lightning attention: heads x 128 x 128, no convolution; MLA on every 8th layer
     "inclusionAI/Ling-2.6-1T": (10 * 576 * 2, 70 * 64 * 128 * 128 * 4),
     # gated short convolutions of width 2048 and kernel 3
+    "LiquidAI/LFM2-1.2B": (6 * 8 * 128 * 2, 10 * 2 * 2048 * 4),
     "LiquidAI/LFM2.5-1.2B-Thinking": (6 * 8 * 128 * 2, 10 * 2 * 2048 * 4),
     "LiquidAI/LFM2.5-8B-A1B": (6 * 8 * 128 * 2, 18 * 2 * 2048 * 4),
 }

@@ -66,6 +66,19 @@ def test_every_family_runs_what_it_says_of_itself():
             assert ("experts" in other or "dense" in other) == (both != {True, False})
 
 
+def test_the_catalogue_gives_layers_the_kinds_that_their_family_keeps():
+    kept: dict[str, set[str]] = {}
+    for family in registered():
+        kept.setdefault(family.gguf_architecture, set()).update(family.keeps)
+    strange = {
+        m.id: kinds
+        for m in catalog.models(NOWHERE)
+        if (kinds := {g.kind for g in m.layers} - kept.get(m.architecture, {g.kind for g in m.layers}))
+    }
+    assert strange == {}
+    assert refusal(catalog.model("Qwen/Qwen3.8-2.4T-A95B", NOWHERE).structure) == ""
+
+
 @pytest.mark.parametrize("kind", ["latent", "deltanet", "mamba2", "compressed"])
 def test_a_hybrid_under_a_known_name_is_refused(kind: str):
     assert kind in refusal(Structure("llama", frozenset({"full", kind})))

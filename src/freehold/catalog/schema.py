@@ -203,14 +203,14 @@ def _parts(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
     return _scores(table.get("scores", ()))
 
 
-# kind of layer -> the sizes it must state (linear may be known by its count alone)
+# kind of layer -> the sizes it must state (of a delta rule or linear attention the count may be all that is known)
 _SIZES = {
     "full": ("kv_heads", "head_dim"),
     "window": ("kv_heads", "head_dim", "window"),
     "latent": ("latent",),
     "compressed": ("kv_heads", "head_dim", "stride"),
     "mamba2": ("state", "conv"),
-    "deltanet": ("state", "conv"),
+    "deltanet": (),
     "linear": (),
     "shortconv": ("conv",),
     "plain": (),

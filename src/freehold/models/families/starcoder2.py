@@ -1,7 +1,7 @@
 """StarCoder2: layer norms and biases everywhere, and an MLP without a gate.
 
 A GGUF does not state the window that holds on every layer: 4,096 tokens in the published models.
-Source: arXiv 2402.19173.
+Source: arXiv 2402.19173; the window by transformers' docs/source/en/model_doc/starcoder2.md, read 2026-11.
 Path: bind.read_source -> config -> layer
 """
 
