@@ -31,7 +31,8 @@ test: check ## Lint, types, and every test, those that need weights included
 	$(BIN)/python tools/sanitize.py --short
 
 check: lint ## Lint and types only
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonplatform Linux
+	$(BIN)/pyright --pythonplatform Darwin
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check

@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "freehold"
 LEVELS = {
     **dict.fromkeys(["errors", "types", "serving", "config", "machine"], 0),
-    **dict.fromkeys(["private", "sandbox", "stopping", "_native"], 0),
+    **dict.fromkeys(["private", "platforms", "sandbox", "stopping", "_native"], 0),
     **dict.fromkeys(["layers", "formats", "tokenizer", "catalog"], 1),
     **dict.fromkeys(["store", "models", "advisor"], 2),
     "engine": 3,
@@ -26,9 +26,14 @@ LEVELS = {
     "server": 7,
     "cli": 8,
 }
-# Within a level: on 0, some import errors, and serving also types; on 1 the catalogue states layers.
+# Within a level: on 0, some import errors or platforms, and serving also types; on 1 the catalogue states layers.
 FOUNDATION = {(room, "errors") for room in ("config", "types", "sandbox", "serving")}
-FOUNDATION |= {("serving", "types"), ("catalog", "layers")}
+FOUNDATION |= {
+    ("serving", "types"),
+    ("catalog", "layers"),
+    ("machine", "platforms"),
+    ("sandbox", "platforms"),
+}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 

@@ -16,6 +16,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from freehold.platforms import check_system as _check_system
+
+_check_system()
+
 if TYPE_CHECKING:
     from freehold.advisor.cost import cost
     from freehold.choosing import advise, fit, license

@@ -12,9 +12,9 @@ import pytest
 
 from freehold import _native as native
 from freehold.cli import main
-from freehold.cli.doctor import cgroup_cpus
 from freehold.config import load_settings
 from freehold.local import load, open_model
+from freehold.machine import cpu_quota
 from freehold.store import Store
 from tests.vectors.files import write_gguf
 
@@ -63,7 +63,7 @@ def test_kernel_table_is_readable(capsys):
 @pytest.mark.parametrize("text, cpus", [("200000 100000", 2.0), ("max 100000", None), ("nonsense", None)])
 def test_cpu_quota_is_read(tmp_path: Path, text, cpus):
     (tmp_path / "cpu.max").write_text(text, encoding="ascii")
-    assert cgroup_cpus(tmp_path) == cpus
+    assert cpu_quota(tmp_path) == cpus
 
 
 def test_bench_prints_speeds_and_ceilings(capsys, monkeypatch, tmp_path):

@@ -87,11 +87,11 @@ def test_control_group_limits_memory_and_counts_its_file_cache_as_free(tmp_path:
 
 
 def test_processor_quota_limits_threads(tmp_path: Path):
-    assert machine._cpu_quota(tmp_path) is None
+    assert machine.cpu_quota(tmp_path) is None
     (tmp_path / "cpu.max").write_text("max 100000")
-    assert machine._cpu_quota(tmp_path) is None
+    assert machine.cpu_quota(tmp_path) is None
     (tmp_path / "cpu.max").write_text("150000 100000")
-    assert machine._cpu_quota(tmp_path) == 1.5
+    assert machine.cpu_quota(tmp_path) == 1.5
     assert machine.default_threads() >= 1
 
 

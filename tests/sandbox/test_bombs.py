@@ -7,7 +7,8 @@ import resource
 import pytest
 
 from freehold.errors import BadTemplate
-from freehold.sandbox.renderer import GRACE_S, MEMORY
+from freehold.sandbox.limits import MEMORY
+from freehold.sandbox.renderer import GRACE_S
 from freehold.sandbox.rendering import Renderers, RenderJob
 from freehold.tokenizer import ChatTemplate
 from tests.sandbox.bombs import BOMBS

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,11 +24,15 @@ import psutil
 from freehold import machine as system
 from freehold import private
 from freehold.catalog.hardware import devices
+from freehold.machine.host import HERE
+from freehold.machine.memory import cache_megabytes
 
 FILE = "machine.json"
 KEPT = 8  # measurements of one processor that are kept
 FIRST = 5  # samples taken one at a time for each request of rates: single allocations differ by half in speed
 GUESS = (10.0, 60.0)  # GB/s and 1e9 int8 operations a second of one thread, where nothing may be measured
+# Megabytes that are read at least. Apple's chips share a last cache of 8 to 96 MB, which no sysctl names.
+_LEAST_READ = 256 if HERE.is_mac else 48
 _VARIANTS = {"ti", "super", "laptop", "mobile"}  # words that make a name another device's
 
 
@@ -102,7 +105,7 @@ def here(home: Path, *, measure: bool = True) -> Machine:
         limited=limit is not None,
         rates=rates or unmeasured(threads),
         gpus=tuple(nvidia()),
-        device=mac_device(cpu) if sys.platform == "darwin" else "",
+        device=mac_device(cpu),
     )
 
 
@@ -187,12 +190,7 @@ def _sound(row: Any) -> bool:
 
 def _megabytes() -> int:
     """Return how much to read: twice what the last cache holds, so that a walk finds next to nothing in it."""
-    found = 0
-    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        size = re.fullmatch(r"(\d+)([KM])", index.read_text(encoding="ascii").strip())
-        if size:
-            found = max(found, int(size[1]) * (1 if size[2] == "M" else 1 / 1024))
-    return min(max(48, round(2 * found)), 512)
+    return min(max(_LEAST_READ, round(2 * cache_megabytes())), 512)
 
 
 # --- accelerators -----------------------------------------------------------------------------------
@@ -205,9 +203,8 @@ def nvidia() -> Iterable[Gpu]:
     class NvmlMemory(ctypes.Structure):
         _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
-    name = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
     try:
-        nvml = ctypes.CDLL(name)
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         return
     count, handle, title = ctypes.c_uint(), ctypes.c_void_p(), ctypes.create_string_buffer(96)

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import click
@@ -77,7 +76,7 @@ def machine(settings: Settings) -> dict[str, Any]:
     import psutil
 
     from freehold import _native as native
-    from freehold.machine import available_bytes, cgroup_available_bytes, cpu_name, default_threads
+    from freehold.machine import available_bytes, cgroup_available_bytes, cpu_name, cpu_quota, default_threads
 
     return {
         "cpu": {"name": cpu_name(), "system": platform.platform()},
@@ -86,7 +85,7 @@ def machine(settings: Settings) -> dict[str, Any]:
             "runnable": native.isas(),
             "forced": os.environ.get("FREEHOLD_ISA"),
         },
-        "threads": {"usable": default_threads(), "logical": os.cpu_count(), "cgroup_cpus": cgroup_cpus()},
+        "threads": {"usable": default_threads(), "logical": os.cpu_count(), "cgroup_cpus": cpu_quota()},
         "memory": {
             "total": psutil.virtual_memory().total,
             "available": available_bytes(),
@@ -96,23 +95,6 @@ def machine(settings: Settings) -> dict[str, Any]:
         "stores": _stores(settings),
         "versions": {"python": platform.python_version(), **_versions()},
     }
-
-
-def cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return the CPUs the control group grants, of version 2 or 1; None without a limit."""
-    try:
-        quota, period = (root / "cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text(encoding="ascii").strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text(encoding="ascii").strip()
-        except OSError:
-            return None
-    try:
-        cpus = int(quota) / int(period)
-    except (ValueError, ZeroDivisionError):  # "max"
-        return None
-    return cpus if cpus > 0 else None
 
 
 def _home(settings: Settings) -> dict[str, Any]:

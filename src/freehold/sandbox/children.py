@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+from freehold import platforms
+
 _LOOK_S = 1.0
 
 
@@ -37,11 +36,7 @@ def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
 
 def follow_parent(parent: int) -> None:
     """End this process when the process `parent` ends; at once if it is gone already."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    else:
+    if not platforms.ends_with_parent():
         threading.Thread(target=_watch, args=(parent,), name="freehold-parent", daemon=True).start()
     if os.getppid() != parent:  # it ended before the call above
         os._exit(1)

@@ -21,14 +21,13 @@ from datetime import datetime
 from typing import Any
 
 from freehold.errors import BadTemplate
+from freehold.platforms import limit, peak_bytes
 from freehold.sandbox import jinja
 from freehold.sandbox.children import follow_parent
-from freehold.sandbox.limits import HINT
+from freehold.sandbox.limits import HINT, TOO_LARGE, allowed_memory
 from freehold.sandbox.wire import receive, send
 
 GRACE_S = 0.2  # of processor time beyond the template's own limit, whose message is better
-MEMORY = 512 << 20  # bytes of addresses; interpreter and Jinja map some 60 MB
-MEMORY_PER_BYTE = 48  # of the input: up to 4 bytes each, decoded, rendered, joined, encoded and sent
 WORN = 192 << 20  # bytes; a chat of two megabytes stays below
 IDLE_S = 300.0  # without a job the process gives its 20 MB back; the next job starts another
 
@@ -39,7 +38,7 @@ def main() -> None:
     with suppress(AttributeError, ValueError):  # a parent may ignore or block it, and children inherit that
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
-    _limit("RLIMIT_CORE", 0)
+    limit("RLIMIT_CORE", 0)
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.sendall(b"+")
     while select.select([sock], [], [], IDLE_S)[0]:
@@ -55,24 +54,13 @@ def main() -> None:
 @contextmanager
 def _within(seconds: float, memory: int) -> Iterator[None]:
     """End this process by SIGPROF after `seconds` of processor; fail allocations beyond `memory`."""
-    _limit("RLIMIT_AS", memory)
+    limit("RLIMIT_AS", memory)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        _limit("RLIMIT_AS", None)  # the next message may be a long one
-
-
-def _limit(name: str, value: int | None) -> None:
-    """Set a soft limit, within the hard one, or lift it."""
-    with suppress(ImportError, AttributeError, ValueError, OSError):
-        import resource
-
-        kind = getattr(resource, name)
-        hard = resource.getrlimit(kind)[1]
-        soft = hard if value is None or resource.RLIM_INFINITY != hard < value else value
-        resource.setrlimit(kind, (soft, hard))
+        limit("RLIMIT_AS", None)  # the next message may be a long one
 
 
 def _done(asked: bytes) -> dict[str, Any]:
@@ -82,31 +70,12 @@ def _done(asked: bytes) -> dict[str, Any]:
     of addresses. So a process that was once large does no other job.
     """
     job = json.loads(asked.decode("utf-8", "surrogatepass"))
-    with _within(job["seconds"] + GRACE_S, MEMORY + MEMORY_PER_BYTE * len(asked)):
+    with _within(job["seconds"] + GRACE_S, allowed_memory(len(asked))):
         try:
-            return {**_results(job), "last": _peak() > WORN}
+            return {**_results(job), "last": peak_bytes() > WORN}
         except MemoryError:
-            refusal = _refusal(BadTemplate("the chat template needs more memory than it may have", HINT))
+            refusal = _refusal(BadTemplate(TOO_LARGE, HINT))
     return {**refusal, "last": True}
-
-
-def _peak() -> int:
-    """Return the most bytes of memory this program had.
-
-    Not by getrusage where the kernel has better: a process that was started by a large one keeps that one's peak as its
-    own through exec, and a renderer of an LLM would look worn from its first job on.
-    """
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:
-            return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ImportError:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _results(job: dict[str, Any]) -> dict[str, Any]:

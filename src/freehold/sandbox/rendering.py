@@ -23,7 +23,8 @@ from typing import Any
 
 from freehold.errors import BadTemplate, CapacityExceeded
 from freehold.sandbox.children import spawn
-from freehold.sandbox.limits import HINT, MAX_SECONDS, MAX_SOURCE, MAX_TEXT
+from freehold.sandbox.limits import HINT, MAX_SECONDS, MAX_SOURCE, MAX_TEXT, TOO_LARGE, allowed_memory
+from freehold.sandbox.watching import watched
 from freehold.sandbox.wire import receive, send
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.sandbox.renderer")
@@ -174,7 +175,19 @@ class _Child:
         self.greeted = self.is_done = False
 
     def answer(self, job: bytes, asked: RenderJob) -> list[Result] | BadTemplate:
-        """Have it do a job; one error may answer for all of it. Raises _Gone."""
+        """Have it do a job; one error may answer for all of it. Raises _Gone, BadTemplate for too much memory."""
+        with watched(self._process, allowed_memory(len(job))) as watch:
+            try:
+                reply = self._reply(job, asked)
+            except _Gone:
+                if watch.exceeded:
+                    raise BadTemplate(TOO_LARGE, HINT) from None
+                raise
+        said = json.loads(reply.decode("utf-8", "surrogatepass"))
+        self.is_done = said["last"]
+        return [_read(each) for each in said["results"]] if "results" in said else _refused(said)
+
+    def _reply(self, job: bytes, asked: RenderJob) -> bytes:
         try:
             if not self.greeted:
                 self._sock.settimeout(START_S)
@@ -188,9 +201,7 @@ class _Child:
             raise _Gone from None
         if not reply:
             raise _Gone
-        said = json.loads(reply.decode("utf-8", "surrogatepass"))
-        self.is_done = said["last"]
-        return [_read(each) for each in said["results"]] if "results" in said else _refused(said)
+        return reply
 
     def is_there(self) -> bool:
         """Tell whether it has not ended."""

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp
 
 from freehold import private
 from freehold.errors import FreeholdError, UsageError
+from freehold.platforms import SOCKET_PATH_BYTES
 from freehold.server.app import endpoints, make_app, wording
 from freehold.server.batches.client import Asker
 from freehold.server.batches.desk import Desk
@@ -113,7 +114,9 @@ def bind_unix(path: Path) -> socket.socket:
         sock.bind(str(path))
     except OSError as e:
         sock.close()
-        raise UsageError(f"{path} cannot be bound: {e}", "a socket's path has at most 107 bytes") from e
+        raise UsageError(
+            f"{path} cannot be bound: {e}", f"a socket's path has at most {SOCKET_PATH_BYTES} bytes"
+        ) from e
     return sock
 
 

@@ -110,9 +110,7 @@ def write_json(path: Path, value: object, *, durable: bool = True) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, where the system can."""
-    if os.name != "posix":
-        return
+    """Flush a folder's entries to disk."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

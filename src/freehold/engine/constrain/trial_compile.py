@@ -13,7 +13,9 @@ import subprocess
 import sys
 from typing import Any
 
+from freehold.platforms import limit
 from freehold.sandbox.children import follow_parent, spawn
+from freehold.sandbox.watching import watched
 
 COMPILE_S = 3.0  # for the whole process; a schema of 100 KB takes 0.3 s
 CPU_S = 2 + int(COMPILE_S)  # for a process that its parent cannot end any more
@@ -29,7 +31,8 @@ def try_compile(source: str, limits: dict[str, Any]) -> str:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with spawn([sys.executable, "-P", __file__], **pipes) as child:
         try:
-            message, _ = child.communicate(order.encode(), COMPILE_S)
+            with watched(child, MEMORY):
+                message, _ = child.communicate(order.encode(), COMPILE_S)
         except subprocess.TimeoutExpired:
             return f"it took more than {COMPILE_S:g} s to compile"
         finally:
@@ -40,15 +43,10 @@ def try_compile(source: str, limits: dict[str, Any]) -> str:
 def main() -> None:
     """Compile the grammar on stdin and make a first mask; print the error."""
     import threading
-    from contextlib import suppress
 
     follow_parent(int(sys.argv[1]))
-    with suppress(ImportError, ValueError, OSError):  # not on Windows; a lower limit may hold already
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+    for name, value in (("RLIMIT_AS", MEMORY), ("RLIMIT_CORE", 0), ("RLIMIT_CPU", CPU_S)):
+        limit(name, value)
     order = json.load(sys.stdin)
     threading.stack_size(STACK)
     thread = threading.Thread(target=_compile, args=(order["source"], order["limits"]))

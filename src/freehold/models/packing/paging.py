@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freehold.machine import show_bytes
+from freehold.platforms import forget_cached
 
 _PIECE = (
     4 << 20
@@ -61,8 +62,7 @@ def read_rate(paths: Sequence[Path], seconds: float = _SECONDS) -> float:
         at = draw.randrange(max(size - _PIECE, 0) + 1) // 4096 * 4096
         fd = os.open(path, os.O_RDONLY)
         try:
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(fd, at, _PIECE, os.POSIX_FADV_DONTNEED)
+            forget_cached(fd, at, _PIECE)
             began = time.perf_counter()
             read += len(os.pread(fd, _PIECE, at))
             spent += time.perf_counter() - began

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from freehold import __version__
 from freehold.errors import EngineClosed, EngineLost, UsageError
+from freehold.platforms import prefer_killed
 from freehold.sandbox.children import follow_parent
 from freehold.worker.process.channel import Channel
 from freehold.worker.process.contract import HostedModel
@@ -160,8 +161,7 @@ def main() -> None:
     follow_parent(int(sys.argv[2]))
     faulthandler.enable()
     sys.setswitchinterval(SWITCH_S)
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write(str(OOM_SCORE))
+    prefer_killed(OOM_SCORE)
     try:
         Process(socket.socket(fileno=int(sys.argv[1]))).run()
     except BaseException as e:  # an internal error: the server starts another process, which continues
