@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freehold import catalog
@@ -213,32 +212,32 @@ def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:
     from freehold.store import Store
 
     try:
-        held = from_file(Store(settings).resolve(model).path)
+        ref = Store(settings).resolve(model)
+        held = from_file(ref.path, ref.rounding)
     except ModelNotFound:
         known = catalog.model(model)  # raises with the nearest names
         return from_catalogue(known, quant or quant_of(known))
-    return held if quant.upper() in ("", held.quant) else in_quant(held, quant)
+    return held if quant.upper() in ("", held.quant.upper()) else in_quant(held, quant)
 
 
-def files_held(settings: Settings) -> dict[str, Path]:
-    """Return the files of the models on this machine, by the catalogue's id.
+def files_held(settings: Settings) -> dict[str, Anatomy]:
+    """Return the sizes of the models on this machine, each by its file, by the catalogue's id.
 
     Left out are names that it does not know, and files that cannot be read or be what their name says.
     """
     from freehold.advisor.file_anatomy import from_file
     from freehold.store import Store
 
-    found: dict[str, Path] = {}
+    found: dict[str, Anatomy] = {}
     for listed in Store(settings).list():
         for name in (listed.name, *listed.aliases):
             with suppress(FreeholdError, OSError):
                 known = catalog.model(name)
-                if (
-                    listed.state == "ready"
-                    and known.id not in found
-                    and known.may_have(from_file(listed.path).weights)
-                ):
-                    found[known.id] = listed.path
+                if listed.state != "ready" or known.id in found:
+                    continue
+                held = from_file(listed.path, listed.rounding)
+                if known.may_have(held.weights):
+                    found[known.id] = held
     return found
 
 

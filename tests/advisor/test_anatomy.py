@@ -10,6 +10,8 @@ from freehold import catalog
 from freehold.advisor.anatomy import Anatomy, from_catalogue
 from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.interval import Interval
+from freehold.advisor.ours import packed_bytes
+from freehold.advisor.rounded import ROUNDINGS
 from freehold.catalog import quants
 from freehold.catalog.model import Model
 from freehold.errors import BadModelFile, UsageError
@@ -17,8 +19,11 @@ from freehold.formats import open_model_file
 from freehold.formats.weight_types import LAYOUTS, QuantType, row_bytes
 from freehold.layers import LayerSpec, kept_bytes, recurrent_bytes
 from freehold.models.binding.bind import read_source
+from freehold.models.packing.packer import packed_sizes
+from freehold.models.packing.rounding import Rounding, rounded_types
 from tests.formats.gguf_writer import Entry, Value, write_gguf
 from tests.models.golden import FORMS, write_model
+from tests.vectors.weights import FAMILIES
 
 U32, TEXT = 4, 8
 LLAMA = Model(
@@ -139,6 +144,42 @@ def test_a_files_layers_keep_what_its_family_says(family: str, form: str, tmp_pa
     layers = [layer.keeps for layer in read_source(open_model_file(path)).network.layers]
     assert [from_file(path).cache_bytes(n) for n in (4, 100)] == [kept_bytes(layers, n) for n in (4, 100)]
     assert from_file(path).state_bytes == recurrent_bytes(layers)
+
+
+WINDOWED = [name for name, tiny in FAMILIES.items() if "sliding_window" in tiny.hf]
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_a_config_without_its_window_is_weighed_with_the_one_that_its_class_takes(
+    family: str, tmp_path: Path
+):
+    path = write_model(family, "hf", tmp_path)
+    stated = json.loads((path / "config.json").read_text())
+    del stated["sliding_window"]
+    (path / "config.json").write_text(json.dumps(stated | {"max_position_embeddings": 8192}))
+    try:
+        layers = [layer.keeps for layer in read_source(open_model_file(path)).network.layers]
+    except BadModelFile:  # a family that requires it
+        return
+    assert from_file(path).cache_bytes(8000) == kept_bytes(layers, 8000)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("family", ["qwen3", "qwen3moe", "phi3", "qwen3_5", "deepseek_v3", "nemotron_h"])
+def test_rounded_weights_are_weighed_as_they_are_packed(family: str, rounding: Rounding, tmp_path: Path):
+    path = write_model(family, "hf", tmp_path)
+    source = read_source(open_model_file(path))
+    packed = sum(packed_sizes(source, rounded_types(source, rounding)).values())
+    weighed = from_file(path, rounding)
+    assert weighed.quant == rounding
+    assert packed_bytes(weighed) == pytest.approx(packed, rel=0.06)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_an_indexers_pick_bounds_the_context_here_and_nowhere_else(family: str, form: str, tmp_path: Path):
+    path = write_model(family, form, tmp_path)
+    assert from_file(path).index_topk == read_source(open_model_file(path)).cfg.context
 
 
 @pytest.mark.parametrize(

@@ -183,3 +183,19 @@ def test_this_machine_is_a_place(tmp_path: Path):
     assert not place.machine.rates.measured
     assert place.free > 0
     assert date.fromisoformat(observed(SMALL, place, "prefill", 512, 10.0, "2026-11-25").at)
+
+
+def test_our_engine_ends_where_an_indexer_begins_to_choose_and_others_do_not():
+    sparse = replace(SMALL, index_topk=2048)
+    found = fits.fit(sparse, here())
+    assert isinstance(found, Fit) and (found.context, found.longest) == (2048, 2048)
+    beyond = fits.fit(sparse, here(), 4096)
+    assert isinstance(beyond, Misfit) and "2,048 tokens" in beyond.reason and beyond.longest == 2048
+    assert fits.fit(sparse, fits.place_on(catalog.rig("h100"), "vllm"), 4096).context == 4096
+
+
+def test_models_with_an_indexer_state_how_many_tokens_it_picks():
+    """Their families bound the context by it, so the catalogue may not lack it."""
+    for model in catalog.models(Path("/nowhere/catalogue.toml")):
+        if model.architecture in ("deepseek32", "glm-dsa"):
+            assert from_catalogue(model, "Q4_K_M").index_topk == 2048, model.id

@@ -13,6 +13,7 @@ import freehold
 from freehold.advisor import machine, places
 from freehold.advisor.advice import Refusal
 from freehold.advisor.facts import Facts
+from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.fit import OURS, Place
 from tests.vectors.files import write_gguf
 
@@ -317,5 +318,5 @@ def test_a_held_file_of_a_shorter_context_excludes_that_model_alone(run: Run, tm
     run("make-tiny", "qwen2", "--out", str(tmp_path), "--format", "gguf")
     model = freehold.catalog.model("qwen2.5:7b")
     place = Place("this machine", OURS, machine.here(tmp_path))
-    found = places.here(place, {model.id: tmp_path / "qwen2.gguf"})(model, 4096)
+    found = places.here(place, {model.id: from_file(tmp_path / "qwen2.gguf")})(model, 4096)
     assert found == Refusal("context", "its file was made for 512 tokens")

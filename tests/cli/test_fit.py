@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import freehold
 from freehold.advisor import calibration
 from freehold.advisor.machine import Rates
+from tests.vectors.files import write_safetensors
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -54,6 +56,22 @@ def test_json_has_every_part(run: Run):
     }  # fmt: skip
     assert row["memory"]["cache"] == {"full": 36 * 8 * 256 * 2 * 4096}
     assert row["decode_tok_s"]["low"] < row["decode_tok_s"]["mid"] < row["decode_tok_s"]["high"]
+
+
+def test_rounding_at_packing_is_weighed_as_it_is_packed(run: Run, tmp_path: Path):
+    folder = str(write_safetensors("qwen3", tmp_path / "tiny"))
+    freehold.pull(folder, quant="q8")
+    held, q6 = (json.loads(run("tiny", "--quant", quant, "--json")[1])["fits"][0] for quant in ("q8", "q6"))
+    assert (held["quant"], held["held"], q6["quant"], q6["held"]) == ("q8", True, "q6", False)
+    assert held["memory"]["weights"] == q6["memory"]["weights"]  # its rows are no multiple of 256
+    freehold.pull(folder, quant="none")
+    (plain,) = json.loads(run("tiny", "--quant", "F32", "--json")[1])["fits"]
+    assert plain["memory"]["weights"] > 3 * held["memory"]["weights"]
+    bits = [
+        json.loads(run("Qwen/Qwen3-8B", "--quant", q, "--json")[1])["fits"][0]["memory"]["weights"]
+        for q in ("q4", "q6", "q8")
+    ]
+    assert bits == sorted(bits) and 4.9 < 8 * bits[0] / 8.19e9 < 5.6
 
 
 def test_what_does_not_fit_says_why_and_what_would(run: Run):

@@ -28,7 +28,7 @@ from freehold.worker.options import EngineOptions
 from freehold.worker.stream import EngineStream
 from freehold.worker.wire import Event, Failed, Frame
 from tests.serving import served as open_tiny
-from tests.vectors.files import write_gguf
+from tests.vectors.files import write_gguf, write_safetensors
 from tests.worker.conftest import answers, text, tokens
 
 OPTIONS = EngineOptions(context=256, threads=1, cache_bytes=8 << 20)
@@ -38,6 +38,15 @@ CHAT = Job(messages=(Message("user", "Hi"),), max_tokens=60, sampling={"seed": 3
 
 def seeded(seed: int) -> Job:
     return replace(CHAT, sampling={"seed": seed, **ENDLESS})
+
+
+def test_rounded_weights_reserve_their_packed_bytes_and_not_the_files(tmp_path: Path):
+    store = Store(Settings(tmp_path / "home"))
+    ref = store.pull(str(write_safetensors("qwen3", tmp_path / "tiny")), rounding="q8")
+    plain = replace(ref, rounding="")
+    models = EngineModels(store, OPTIONS)
+    assert models._weight_bytes([plain]) == ref.bytes > 3 * models._weight_bytes([ref]) > 0
+    assert models._weight_bytes([ref, plain]) == models._weight_bytes([ref]) + ref.bytes
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,9 @@ class Anatomy:
     parts: tuple[WeightGroup, ...]
     layers: tuple[LayerSpec, ...]
     context: int  # tokens it was made for; 0: not known
+    index_topk: int = (
+        0  # tokens that an indexer picks for attention: beyond, it does not read all; 0: it always does
+    )
     hidden: int = 0
     vocab: int = 0
     queries: int = 0  # query heads x their width, of a layer with attention; 0: not known
@@ -152,6 +155,7 @@ def from_catalogue(model: Model, quant: str) -> Anatomy:
         parts=tuple(_mixed(roles, found, model.hidden, _expert_width(model, roles))),
         layers=model.layers,
         context=model.context,
+        index_topk=model.index_topk,
         hidden=model.hidden,
         vocab=model.vocab,
         queries=model.hidden,  # most models' heads are together as wide as they are
@@ -243,7 +247,7 @@ def _mixed(
     moe = any(role == "experts" for role, _, _ in roles)
     whole = {"head": mix.head, "embed": mix.embed, "towers": "BF16"} | ({"body": mix.shared} if moe else {})
     types = {"norms": {"F32": 1.0}, "experts": mix.body_of(hidden, width)} | {
-        role: {quants.stored(kind, hidden): 1.0} for role, kind in whole.items() if kind
+        role: {mix.stored(kind, hidden): 1.0} for role, kind in whole.items() if kind
     }
     for role, weights, share in roles:
         for kind, part in types.get(role, body).items():

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freehold.advisor.anatomy import Anatomy, WeightGroup
+from freehold.advisor.rounded import rounded_type, stored_bytes
 from freehold.advisor.size_keys import SizeKeys, largest
-from freehold.advisor.stated_context import config_context, gguf_context
+from freehold.advisor.stated_context import config_context, config_window, gguf_context
 from freehold.catalog import quants
 from freehold.layers import LayerSpec
 
@@ -31,15 +32,16 @@ _EXPERTS = re.compile(
 )
 
 
-def from_file(path: str | Path) -> Anatomy:
+def from_file(path: str | Path, rounding: str = "") -> Anatomy:
     """Compute the sizes of a GGUF file or a folder of safetensors from its headers: no weight is read.
 
+    `rounding`: what a folder's float weights are rounded to when they are packed: q8, q6, q4.
     Raises what formats.open_model_file raises; BadModelFile where the file does not state its layers.
     """
     from freehold.formats import GGUFFile, open_model_file
 
     with open_model_file(path) as opened:
-        return _of_gguf(opened) if isinstance(opened, GGUFFile) else _of_safetensors(opened)
+        return _of_gguf(opened) if isinstance(opened, GGUFFile) else _of_safetensors(opened, rounding)
 
 
 def _of_gguf(opened: GGUFFile) -> Anatomy:
@@ -52,6 +54,7 @@ def _of_gguf(opened: GGUFFile) -> Anatomy:
         parts=_parts(opened, "token_embd.weight", "output.weight", experts),
         layers=_gguf_layers(opened.architecture, meta),
         context=gguf_context(meta),
+        index_topk=meta.number("attention.indexer.top_k"),
         hidden=meta.number("embedding_length"),
         vocab=opened.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in opened.tensors else 0,
         queries=largest(meta.each("attention.head_count")) * _head_dim(meta),
@@ -60,7 +63,7 @@ def _of_gguf(opened: GGUFFile) -> Anatomy:
     )
 
 
-def _of_safetensors(opened: SafetensorsFile) -> Anatomy:
+def _of_safetensors(opened: SafetensorsFile, rounding: str) -> Anatomy:
     config = opened.config
     text = config.get("text_config")
     keys = SizeKeys(text if isinstance(text, Mapping) else config, "")
@@ -76,11 +79,12 @@ def _of_safetensors(opened: SafetensorsFile) -> Anatomy:
     )
     return Anatomy(
         name=opened.path.name,
-        quant=_main_type(opened),
+        quant=rounding or _main_type(opened),
         architecture=str(config.get("model_type", "")),
-        parts=_parts(opened, embed, "lm_head.weight", used),
+        parts=_parts(opened, embed, "lm_head.weight", used, rounding),
         layers=_config_layers(keys),
         context=config_context(keys),
+        index_topk=keys.number("index_topk"),
         hidden=keys.number("hidden_size"),
         vocab=opened.tensors[embed].shape[0] if embed else 0,
         queries=keys.number("num_attention_heads") * _config_head_dim(keys),
@@ -94,7 +98,9 @@ def of_expert(name: str) -> bool:
     return _EXPERTS.search(name) is not None
 
 
-def _parts(opened: ModelFile, embed: str, head: str, used: float) -> tuple[WeightGroup, ...]:
+def _parts(
+    opened: ModelFile, embed: str, head: str, used: float, rounding: str = ""
+) -> tuple[WeightGroup, ...]:
     """Sum a file's tensors by role and type."""
     sums: dict[tuple[str, str, float], list[float]] = {}
     own_head = head in opened.tensors
@@ -112,8 +118,11 @@ def _parts(opened: ModelFile, embed: str, head: str, used: float) -> tuple[Weigh
             role, share = "experts", used
         else:
             role = "body" if len(tensor.shape) > 1 else "norms"
-        weights, nbytes = sums.setdefault((role, tensor.type.name, share), [0.0, 0.0])
-        sums[role, tensor.type.name, share] = [weights + _weights(tensor), nbytes + tensor.nbytes]
+        count = _weights(tensor)
+        kind = rounded_type(tensor.name, tensor.type.name, tensor.shape, rounding)
+        held = tensor.nbytes if kind == tensor.type.name else stored_bytes(count, kind)
+        weights, nbytes = sums.setdefault((role, kind, share), [0.0, 0.0])
+        sums[role, kind, share] = [weights + count, nbytes + held]
     return tuple(WeightGroup(role, kind, w, b, share) for (role, kind, share), (w, b) in sums.items())
 
 
@@ -307,7 +316,7 @@ def _config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
     if (model := str(keys.get("model_type"))) in _MAMBA:
         return _mamba_layers(keys, model)
     kv_heads = keys.number("num_key_value_heads", "num_attention_heads")
-    head_dim, window = _config_head_dim(keys), keys.number("sliding_window", "attention_chunk_size")
+    head_dim, window = _config_head_dim(keys), config_window(keys)
     window = window if window < (keys.number("max_position_embeddings") or _NONE) else 0
     every = keys.number("sliding_window_pattern", "_sliding_window_pattern")
     every = every or _CONFIG_WINDOWED.get(str(keys.get("model_type")), 0)

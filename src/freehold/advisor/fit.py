@@ -127,7 +127,8 @@ def fit(
     Raises UsageError for a context that is not a number of tokens, and beyond what the model was made for.
     """
     most = anatomy.context or MOST_CONTEXT
-    context = min(USUAL_CONTEXT, most) if context is None else context
+    if context is None:
+        context = min(USUAL_CONTEXT, most, (anatomy.index_topk if place.rig is None else 0) or most)
     if not 1 <= context <= most:
         made = f"{anatomy.name} was made for {most:,}" if anatomy.context else f"at most {most:,} are counted"
         raise UsageError(f"a context of {context:,} tokens: {made}", f"name 1 to {most}")
@@ -143,11 +144,14 @@ def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bo
     machine = place.machine
     assert machine is not None
     memory = _memory(anatomy, context, kv_type)
-    longest = _longest(anatomy, lambda n: _memory(anatomy, n, kv_type).total <= machine.free * CACHE_SHARE)
+    room = machine.free * CACHE_SHARE
+    longest = _longest(anatomy, lambda n: _memory(anatomy, n, kv_type).total <= room, anatomy.index_topk)
     misfit = Misfit(anatomy, place, OURS, context, memory, longest, "", "")
     if place.refuses is not None and (reason := place.refuses(anatomy.structure)):
         return replace(misfit, reason=reason, hint="--on HARDWARE says how other engines do", refused=True)
-    if memory.total > machine.free * CACHE_SHARE:
+    if anatomy.index_topk and context > anatomy.index_topk:
+        return replace(misfit, **_beyond_picked(anatomy, context, longest))
+    if memory.total > room:
         return replace(misfit, **_too_large(memory, machine.free, context, longest))
     history = place.history or History(machine.rates)
     decode, prefill = (history.correction(kind, model_key(anatomy)) for kind in calibration.KINDS)
@@ -235,6 +239,15 @@ def _basis(correction: Correction, machine: Machine) -> str:
     return f"{measured}; last {correction.runs} runs of {of} here: median error {correction.error:.0%}"
 
 
+def _beyond_picked(anatomy: Anatomy, context: int, longest: int) -> dict[str, str]:
+    """Word that our engine computes attention with an indexer only while it picks every token."""
+    picked = f"beyond {anatomy.index_topk:,} tokens its attention reads only those that an indexer picks"
+    return {
+        "reason": f"a context of {context:,} tokens: {picked}, which Freehold's engine does not compute",
+        "hint": f"--context {longest or anatomy.index_topk}, or --on HARDWARE for other engines",
+    }
+
+
 def _too_large(memory: MemoryNeed, free: int, context: int, longest: int) -> dict[str, str]:
     """Word why it does not fit and what would."""
     allowed = f"{show_bytes(free * CACHE_SHARE)} of the {show_bytes(free)} free"
@@ -250,11 +263,11 @@ def _too_large(memory: MemoryNeed, free: int, context: int, longest: int) -> dic
     }
 
 
-def _longest(anatomy: Anatomy, fits: Callable[[int], bool]) -> int:
-    """Return the longest context that fits, up to what the model was made for."""
+def _longest(anatomy: Anatomy, fits: Callable[[int], bool], most: int = 0) -> int:
+    """Return the longest context that fits, up to what the model was made for, and `most` if that is not 0."""
     if not anatomy.cache_known:
         return 0
-    low, high = 0, anatomy.context or MOST_CONTEXT
+    low, high = 0, min(most or MOST_CONTEXT, anatomy.context or MOST_CONTEXT)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

@@ -24,15 +24,23 @@ _GUESSED = (
 )
 
 
-def learn(home: Path, path: Path, usages: Iterable[Usage], load: float = 0.0) -> None:
+def learn(home: Path, path: Path, usages: Iterable[Usage], load: float = 0.0, quant: str = "") -> None:
     """Keep what answers of the model at `path` took, each alone and plainly computed by our engine, and whole.
 
-    `load`: what others took of the processors meanwhile, as machine.Crowd.share has it.
+    `load`: what others took of the processors meanwhile, as machine.Crowd.share has it. `quant`: what it was loaded
+    in, which may be a rounding of the file's weights.
     """
-    keep(home, path, [speed for usage in usages for speed in speeds(usage)], load=load)
+    keep(home, path, [speed for usage in usages for speed in speeds(usage)], load=load, quant=quant)
 
 
-def keep(home: Path, path: Path, speeds: list[Speed], rates: Rates | None = None, load: float = 0.0) -> None:
+def keep(
+    home: Path,
+    path: Path,
+    speeds: list[Speed],
+    rates: Rates | None = None,
+    load: float = 0.0,
+    quant: str = "",
+) -> None:
     """Keep speeds of the model at `path`; a failure to write is ignored.
 
     `rates`: of the same minutes, where they were measured; without, those kept, and nothing where none are.
@@ -42,6 +50,7 @@ def keep(home: Path, path: Path, speeds: list[Speed], rates: Rates | None = None
     from freehold.advisor import calibration, machine
     from freehold.advisor.file_anatomy import from_file
     from freehold.advisor.fit import OURS, Place, observed
+    from freehold.advisor.rounded import ROUNDINGS
     from freehold.errors import FreeholdError
 
     here = machine.here(home, measure=False)
@@ -50,7 +59,7 @@ def keep(home: Path, path: Path, speeds: list[Speed], rates: Rates | None = None
     place = Place("this machine", OURS, here, calibration.read(home, machine.name_here(), here.rates))
     now = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        anatomy = from_file(path)
+        anatomy = from_file(path, quant if quant in ROUNDINGS else "")
         calibration.record(home, [observed(anatomy, place, *speed, now, rates, load) for speed in speeds])
     except (OSError, FreeholdError):  # the file went away meanwhile, or the disk is full: the answer is whole
         return

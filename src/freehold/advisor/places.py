@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from freehold.advisor import ours, roofline
 from freehold.advisor.advice import Placement, Placer, Refusal
@@ -17,7 +16,6 @@ from freehold.advisor.anatomy import Anatomy, from_catalogue
 from freehold.advisor.commands import line
 from freehold.advisor.engines import UpstreamEngine, engines
 from freehold.advisor.engines import engine as engine_called
-from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.fit import CACHE_SHARE, OURS, Fit, Misfit, Place, fit
 from freehold.advisor.interval import Interval
 from freehold.advisor.ours import Refuses
@@ -46,11 +44,11 @@ class Load:
 ALONE = Load()
 
 
-def here(place: Place, held: Mapping[str, Path], load: Load = ALONE) -> Placer:
-    """Return a Placer over this machine (fit.place_here's); `held`: the files of models that are here, by id."""
+def here(place: Place, held: Mapping[str, Anatomy], load: Load = ALONE) -> Placer:
+    """Return a Placer over this machine (fit.place_here's); `held`: the models that are here, by id."""
 
     def placed(model: Model, context: int) -> Placement | Refusal:
-        anatomy = from_file(held[model.id]) if model.id in held else from_catalogue(model, quant_of(model))
+        anatomy = held.get(model.id) or from_catalogue(model, quant_of(model))
         if 0 < anatomy.context < context:
             return Refusal("context", f"its file was made for {anatomy.context:,} tokens")
         found = fit(anatomy, place, context)
@@ -59,7 +57,7 @@ def here(place: Place, held: Mapping[str, Path], load: Load = ALONE) -> Placer:
             return Refusal("engine" if unfit else "memory", found.reason)
         if why := _crowded(found, load.users):
             return Refusal("users", why)
-        name = model.name or str(held[model.id]) if model.id in held else ""
+        name = model.name or str(anatomy.path) if model.id in held else ""
         made = line(model, anatomy.quant, OURS, context=context, users=load.users, held=name)
         return Placement(
             where=place.name,

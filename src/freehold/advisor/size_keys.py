@@ -20,6 +20,9 @@ class SizeKeys:
     def __init__(self, values: Mapping[str, Any], prefix: str) -> None:
         self._values, self._prefix = values, prefix
 
+    def __contains__(self, key: str) -> bool:
+        return self._prefix + key in self._values
+
     def get(self, key: str) -> Any:
         return self._values.get(self._prefix + key)
 

@@ -96,6 +96,7 @@ class Model:
     layers: tuple[LayerSpec, ...] = ()
     experts: int = 0
     experts_per_token: int = 0
+    index_topk: int = 0  # tokens that an indexer picks for attention to read; 0: it reads all
     hub: bool = True  # whether the id is a repository on the hub, and not only a label
     kv_bytes: int = 0  # published cache bytes per token at 16 bits, where the layers' sizes are not known
     repos: tuple[Repo, ...] = ()

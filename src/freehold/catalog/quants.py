@@ -37,6 +37,7 @@ class Mix:
     head: str
     shared: str = ""  # of matrices beside experts, in a model that has some; empty: as the body
     file_type: int = -1  # a GGUF's number for it; -1: llama.cpp makes no such files
+    narrow: str = ""  # the type of rows that are no multiple of 256 wide; empty: what stands in for each type
 
     @property
     def bits(self) -> float:
@@ -53,10 +54,25 @@ class Mix:
         for kind, share in sorted(self.body.items(), key=lambda item: item[1]):
             second = min(share, room)
             room -= second
-            for name, part in ((stored(kind, intermediate), second), (stored(kind, hidden), share - second)):
+            for name, part in (
+                (self.stored(kind, intermediate), second),
+                (self.stored(kind, hidden), share - second),
+            ):
                 if part > 0:
                     found[name] = found.get(name, 0.0) + part
         return found
+
+    def stored(self, kind: str, columns: int) -> str:
+        """Return the type in which a matrix of this many columns is stored where `kind` was asked for; 0: any."""
+        return self.narrow if self.narrow and columns % _BLOCK else stored(kind, columns)
+
+
+# What `freehold pull --quant` makes of float weights: under q4 values, MLPs' outputs, head and embedding take Q6_K.
+ROUNDED = {
+    "q8": Mix("q8", {"Q8_0": 1.0}, "Q8_0", "Q8_0"),
+    "q6": Mix("q6", {"Q6_K": 1.0}, "Q6_K", "Q6_K", narrow="Q8_0"),
+    "q4": Mix("q4", {"Q4_K": 1 - _DOWN, "Q6_K": _DOWN}, "Q6_K", "Q6_K", narrow="Q8_0"),
+}
 
 
 def mix(name: str) -> Mix:
@@ -65,6 +81,8 @@ def mix(name: str) -> Mix:
     Raises UsageError with the nearest name.
     """
     wanted = name.strip().upper()
+    if rounded := ROUNDED.get(wanted.lower()):
+        return rounded
     known = {m.name: m for m in mixes()}
     plain = wanted.removeprefix("UD-").replace("_XL", "_M")
     for text in (wanted, plain, {"FP16": "F16", "FP32": "F32", "AWQ": "INT4", "GPTQ": "INT4"}.get(plain, "")):

@@ -70,6 +70,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "layers": list,
     "experts": int,
     "experts_per_token": int,
+    "index_topk": int,
     "kv_bytes": int,
     "scores": list,
     "note": str,

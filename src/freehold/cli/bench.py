@@ -88,13 +88,13 @@ def command(
     crowd = Crowd()
     facts = measure(ref, store.packs, prompt, tokens, depth, rounds, threads, kv_type)
     if threads is None and kv_type == "f16":
-        _keep(ctx.obj.home, ref.path, facts, crowd.share())
+        _keep(ctx.obj.home, ref, facts, crowd.share())
     if not as_json:
         _print(facts)
     click.echo(json.dumps(facts))
 
 
-def _keep(home: Path, path: Path, facts: dict[str, Any], load: float) -> None:
+def _keep(home: Path, ref: ModelRef, facts: dict[str, Any], load: float) -> None:
     """Store the ceilings and the speeds for `freehold fit`."""
     from freehold.advisor import machine
     from freehold.advisor.learning import keep
@@ -108,7 +108,7 @@ def _keep(home: Path, path: Path, facts: dict[str, Any], load: float) -> None:
         ("decode", depth, facts["decode_tok_s"]),
         ("prefill", facts["prompt_tokens"], facts["prefill_tok_s"]),
     ]
-    keep(home, path, timed, rates, load)
+    keep(home, ref.path, timed, rates, load, ref.rounding)
 
 
 def measure(

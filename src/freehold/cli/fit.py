@@ -20,6 +20,7 @@ from freehold.advisor.anatomy import Anatomy, from_catalogue, in_quant
 from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.fit import Fit, Misfit, Place
 from freehold.advisor.interval import Interval, digits
+from freehold.advisor.rounded import ROUNDINGS
 from freehold.catalog import quants
 from freehold.catalog.model import Model
 from freehold.cli.report.facts import tokens
@@ -45,7 +46,10 @@ _HELD = "held"  # marks the row whose file is in the store
     help="Context in tokens: 8192, 32k. Default: 4,096, or the model's own.",
 )
 @click.option(
-    "--quant", metavar="Q|all", default="", help="Quantisation, such as Q4_K_M; default: the usual ones."
+    "--quant",
+    metavar="Q|all",
+    default="",
+    help="Quantisation, such as Q4_K_M, or q8, q6, q4 as pull rounds; default: the usual ones.",
 )
 @click.option("--on", "hardware", metavar="HARDWARE", default="", help="Hardware: h100, 2xh100, m4-max:64gb.")
 @click.option(
@@ -92,11 +96,12 @@ def _find(settings: Settings, text: str) -> tuple[Anatomy | None, Model | None, 
         ref = store.resolve(text)
     except ModelNotFound:
         return None, catalog.model(text), False  # raises with the nearest names
-    held, known = from_file(ref.path), None
+    held, known = from_file(ref.path, ref.rounding), None
     for name in (text, ref.name):
         with suppress(ModelNotFound):
             known = known or catalog.model(name)
-    packed = bool(ref.digest) and any(store.packs.glob(f"{ref.digest}-*.pack"))
+    named = f"{ref.digest}-{ref.rounding}" if ref.rounding else ref.digest
+    packed = bool(ref.digest) and any(store.packs.glob(f"{named}-*.pack"))
     return held, known if known and known.may_have(held.weights) else None, packed
 
 
@@ -119,9 +124,15 @@ def _anatomies(held: Anatomy | None, known: Model | None, quant: str, place: Pla
     """Return the quantisations to show, the stored file's own first; the others are computed from it."""
     names = _names(quant, place, known.native if known else "")
     if held is not None:
-        own = [held] if quant.upper() in ("", "ALL", held.quant) else []
-        return [*own, *(in_quant(held, name) for name in names if name != held.quant)]
+        own = [held] if quant.upper() in ("", "ALL", held.quant.upper()) else []
+        return [*own, *(_in_quant(held, name) for name in names if name != held.quant)]
     return [from_catalogue(known, name) for name in names] if known else []
+
+
+def _in_quant(held: Anatomy, name: str) -> Anatomy:
+    """Return a stored model in another quantisation; a folder's weights in a rounding by their own shapes."""
+    folder = held.path is not None and held.path.is_dir()
+    return from_file(held.path, name) if folder and held.path and name in ROUNDINGS else in_quant(held, name)
 
 
 def _names(quant: str, place: Place, native: str) -> Iterable[str]:

@@ -222,7 +222,7 @@ def _learn(
     if usages and plain and path is not None:
         from freehold.advisor.learning import learn
 
-        learn(settings.home, path, usages, crowd.share())
+        learn(settings.home, path, usages, crowd.share(), llm.info.quantization)
 
 
 def _messages(session: ChatSession | None, system: str, prompt: str) -> tuple[Message, ...]:

@@ -39,6 +39,7 @@ def listed(shelf: HomeFiles, manifest: Manifest) -> Listed:
         last_used=manifest.last_used,
         detail=", ".join(filter(None, (manifest.detail, _rounding(manifest)))),
         aliases=manifest.aliases,
+        rounding=manifest.rounding,
     )
 
 

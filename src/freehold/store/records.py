@@ -72,6 +72,7 @@ class Listed:
     detail: str = ""
     aliases: tuple[str, ...] = ()
     base: str = ""
+    rounding: str = ""  # what float weights are rounded to when they are packed
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values under stable names."""

@@ -133,7 +133,7 @@ class Process:
         if model.path is not None and self._packs is not None and usages:
             from freehold.advisor.learning import learn
 
-            learn(self._packs.parent, model.path, usages)
+            learn(self._packs.parent, model.path, usages, quant=model.info.quantization)
 
 
 def load(asked: Open, report: Callable[[int, int], None]) -> HostedModel:
