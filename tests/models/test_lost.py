@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from freehold import catalog
 from freehold.formats.fields import Fields
 from freehold.models.config.sizes import Sizes
 from freehold.models.families import llama, starcoder2
@@ -42,6 +44,40 @@ def test_a_later_mistral_of_another_base_has_no_window():
 
 def test_a_window_that_the_file_states_is_its_own():
     assert read(**{"attention.sliding_window": 64}).windows == (64,) * 32
+
+
+UNKNOWN = {"block_count": 30, "embedding_length": 3072, "attention.head_count": 24}
+
+
+def test_a_shape_that_nothing_knows_is_exact_up_to_the_window_that_it_may_have_lost():
+    cfg = read(**UNKNOWN)
+    assert cfg.context == 4096 and not any(cfg.windows)
+    (note,) = cfg.notes
+    assert "does not state whether it has a sliding window" in note and "4,096" in note
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope.freq_base": 5e5},  # Llama 3's: made for long contexts
+        {"context_length": 8192},
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+        {"attention.sliding_window": 64},
+    ],
+)
+def test_a_shape_that_nothing_knows_keeps_its_context_where_no_window_is_to_be_expected(
+    changes: dict[str, Any],
+):
+    cfg = read(**UNKNOWN, **changes)
+    assert cfg.context == changes.get("context_length", 32768) and not cfg.notes
+
+
+def test_a_shape_of_the_catalogue_without_a_window_keeps_its_context():
+    yi = catalog.model("01-ai/Yi-6B", Path("/nowhere/catalogue.toml"))
+    (layers,) = yi.layers
+    keys = {"embedding_length": yi.hidden, "block_count": layers.count, "attention.head_count": 32}
+    cfg = read(**keys, **{"attention.head_count_kv": layers.kv_heads})
+    assert cfg.context == 32768 and not cfg.notes
 
 
 def test_windows_that_no_config_states_cut_the_context_to_where_they_make_no_difference():
