@@ -1,0 +1,332 @@
+"""Build and run Freehold for 64-bit ARM on another machine, by emulation: `python tools/arm64.py test`.
+
+A folder that checkouts may share (FREEHOLD_ARM64, else freehold-arm64 in the user's cache) keeps what takes time to
+get: `root`, Debian's Python for arm64 and its libraries, fetched by apt from where this machine's sources say and
+unpacked; `site`, the wheels for it that requirements/*.txt pin. The module is cross-compiled by zig into build/arm64.
+Programs of the root run on qemu's user emulator, which looks for absolute paths in the root first, so they see this
+machine's files besides. None of it needs root; as root, the emulator is registered with the kernel too, for programs
+that start others.
+
+Emulation says what a program computes and nothing of its speed. Knows Debian; elsewhere it prints why it skips.
+Run: python tools/arm64.py root | build | run [--cpu MODEL] PROGRAM ARGUMENT ... | test [pytest's arguments]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "arm64"
+PYTHON = "python3.13"  # Debian 13's
+# Of requirements/ci.txt, what the kernels' tests import; requirements/run.txt holds what Freehold does.
+TESTED = ("hypothesis", "iniconfig", "packaging", "pluggy", "pytest", "sortedcontainers")
+GLIBC = range(17, 42)  # the manylinux releases whose wheels the root's glibc runs
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
+MAGIC = "7f454c460201010000000000000000000200b700"  # a 64-bit little-endian ELF program for AArch64 ...
+MASK = "ffffffffffffff00fffffffffffffffffeffffff"  # ... as this mask leaves it
+# Emulated processors, the tables that each runs, and the tests that are run on each: every kernel with all tables; and
+# where matrix products, or dot products too, are missing, that another table is chosen and is right.
+TABLES = {"max": ["i8mm", "neon", "scalar"], "neoverse-n1": ["neon", "scalar"], "cortex-a72": ["scalar"]}
+KERNELS = [
+    f"tests/csrc/test_{name}.py" for name in ("matmul", "kernels", "head", "attention", "kv", "encoder")
+]
+KERNELS += [f"tests/csrc/test_{name}.py" for name in ("delta", "mamba", "short_conv", "latent", "sampling")]
+TESTS = {"max": KERNELS, "neoverse-n1": KERNELS[:1], "cortex-a72": KERNELS[1:2]}
+BITS = ["tests/engine/test_bits.py::test_sixteen_greedy_streams_are_what_each_is_alone"]
+SURE = 0.5  # a lead in logits that no two tables' arithmetic takes back
+
+
+class Skipped(Exception):
+    """What this machine lacks."""
+
+
+def folder() -> Path:
+    """Return the folder that keeps the root and the wheels."""
+    named = os.environ.get("FREEHOLD_ARM64")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(home) / "freehold-arm64"
+
+
+# ---- the root ------------------------------------------------------------------------------------------------
+
+
+def fetch(architecture: str, packages: list[str], to: Path, *, alone: bool = False) -> None:
+    """Unpack Debian packages into a folder, with all they depend on unless `alone`; apt checks their signatures."""
+    state = folder() / "apt" / architecture
+    for part in ("state/lists/partial", "cache/archives/partial"):
+        (state / part).mkdir(parents=True, exist_ok=True)
+    (state / "state" / "status").touch()
+    options = [f"APT::Architecture={architecture}", f"APT::Architectures={architecture}"]
+    options += [f"Dir::State={state / 'state'}", f"Dir::State::status={state / 'state' / 'status'}"]
+    options += [f"Dir::Cache={state / 'cache'}", "Debug::NoLocking=1", "APT::Sandbox::User="]
+    apt = ["apt-get", "--quiet=2", *(word for option in options for word in ("-o", option))]
+    verb = ["download"] if alone else ["install", "--download-only", "--yes", "--no-install-recommends"]
+    archives = state / "cache" / "archives"
+    for command in ([*apt, "update"], [*apt, *verb, *packages]):
+        done = subprocess.run(command, cwd=archives, capture_output=True, text=True)
+        if done.returncode:
+            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+            raise Skipped(
+                f"apt has no {', '.join(packages)} for {architecture}: {said[-1] if said else 'no word'}"
+            )
+    for archive in sorted(archives.glob("*.deb")):
+        subprocess.run(["dpkg-deb", "--extract", str(archive), str(to)], check=True)
+
+
+def make_root() -> Path:
+    """Return the folder of Debian's Python for arm64, made if it is not there."""
+    root = folder() / "root"
+    if (root / "made").exists():
+        return root
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise Skipped("no apt-get and dpkg-deb here, which fetch Debian's packages for arm64")
+    shutil.rmtree(root, ignore_errors=True)
+    (root / "usr").mkdir(parents=True)
+    for name in ("bin", "lib", "sbin"):  # as Debian's own base-files link them
+        (root / name).symlink_to(f"usr/{name}")
+    fetch("arm64", [PYTHON, "libstdc++6", "ca-certificates", "tzdata"], root)
+    fetch("arm64", [f"lib{PYTHON}-dev"], root, alone=True)
+    headers = root / "usr" / "include"
+    shutil.copy(headers / "aarch64-linux-gnu" / PYTHON / "pyconfig.h", headers / PYTHON / "pyconfig.h")
+    (root / "made").touch()
+    return root
+
+
+def emulator() -> str:
+    """Return qemu's user emulator: the machine's, else Debian's package of it, unpacked beside the root."""
+    for name in ("qemu-aarch64-static", "qemu-aarch64"):
+        if found := shutil.which(name):
+            return found
+    here = folder() / "qemu"
+    if not (program := here / "usr" / "bin" / "qemu-aarch64").exists():
+        native = subprocess.run(
+            ["dpkg", "--print-architecture"], capture_output=True, text=True
+        ).stdout.strip()
+        fetch(native, ["qemu-user"], here, alone=True)
+    return str(program)
+
+
+def register(program: str) -> None:
+    """Register the emulator with the kernel, so that programs of the root may start others. Needs to be root."""
+    known = [p for p in BINFMT.glob("*aarch64*") if not p.name.endswith("_be")]
+    if os.geteuid() or known or not Path(program).exists():
+        return
+    if not (BINFMT / "register").exists():
+        subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT)], capture_output=True)
+    magic, mask = (re.sub("(..)", r"\\x\1", digits) for digits in (MAGIC, MASK))
+    try:  # F: opened once, so that it is found under every root
+        (BINFMT / "register").write_text(
+            f":freehold-aarch64:M::{magic}:{mask}:{program}:FP", encoding="ascii"
+        )
+    except OSError as error:
+        print(f"note: programs of the root cannot start others: {error}", file=sys.stderr)
+
+
+def make_site() -> Path:
+    """Return the folder of wheels for the root's Python, made anew where the pins have changed."""
+    site = folder() / "site"
+    run = (ROOT / "requirements" / "run.txt").read_text(encoding="utf-8")
+    pins = re.findall(
+        r"^\S.*(?:\n[ \t].*)*", (ROOT / "requirements" / "ci.txt").read_text(encoding="utf-8"), re.M
+    )
+    wanted = run + "\n" + "\n".join(p for p in pins if re.split(r"[=\s]", p)[0] in TESTED) + "\n"
+    listed = folder() / "site.txt"
+    if listed.exists() and listed.read_text(encoding="utf-8") == wanted:
+        return site
+    shutil.rmtree(site, ignore_errors=True)
+    listed.with_suffix(".new").write_text(wanted, encoding="utf-8")
+    version = PYTHON.removeprefix("python")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--target",
+        str(site),
+        "--no-deps",
+        "--no-compile",
+    ]
+    command += ["--only-binary=:all:", "--python-version", version, "--implementation", "cp"]
+    for abi in (f"cp{version.replace('.', '')}", "abi3", "none"):
+        command += ["--abi", abi]
+    for release in GLIBC:
+        command += ["--platform", f"manylinux_2_{release}_aarch64"]
+    done = subprocess.run(
+        [*command, "--requirement", str(listed.with_suffix(".new"))], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise Skipped(f"no wheels for arm64: {done.stderr.strip().splitlines()[-1]}")
+    listed.with_suffix(".new").rename(listed)
+    return site
+
+
+# ---- the module ----------------------------------------------------------------------------------------------
+
+
+def interpreter() -> Path:
+    """Return a program that runs the root's Python, as CMake asks for one."""
+    root = make_root()
+    program = BUILD / "python"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    text = f'#!/bin/sh\nexec {emulator()} -L {root} {root}/usr/bin/{PYTHON} "$@"\n'
+    program.write_text(text, encoding="utf-8")
+    program.chmod(0o755)
+    return program
+
+
+def build() -> Path:
+    """Cross-compile the native module and lay the package out with it; return the folder to import from."""
+    import nanobind
+
+    from tools import zig
+
+    toolchain = zig.toolchain(zig.TARGETS["linux-aarch64"], BUILD / "zig")
+    tools = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    configure = [
+        "cmake",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(BUILD / "module"),
+        "-G",
+        "Ninja",
+        "-DCMAKE_BUILD_TYPE=Release",
+    ]
+    configure += [f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", f"-Dnanobind_DIR={nanobind.cmake_dir()}"]
+    configure += [f"-DPython_EXECUTABLE={interpreter()}", "-DCMAKE_CXX_FLAGS=-include stdio.h"]  # nanobind's
+    configure += [f"-DPython_INCLUDE_DIR={make_root() / 'usr' / 'include' / PYTHON}"]
+    for command in (configure, ["cmake", "--build", str(BUILD / "module")]):
+        done = subprocess.run(command, env=tools, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(
+                f"error: {' '.join(command[:2])} failed\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+            )
+    return stage(next((BUILD / "module").glob("_native*.so")))
+
+
+def stage(module: Path) -> Path:
+    """Lay the package out as links with the built module among them."""
+    package = BUILD / "site" / "freehold"
+    package.mkdir(parents=True, exist_ok=True)
+    for old in package.iterdir():
+        old.unlink()
+    for source in (ROOT / "src" / "freehold").iterdir():
+        if source.suffix != ".so" and source.name != "__pycache__":
+            (package / source.name).symlink_to(source)
+    (package / "_native.abi3.so").symlink_to(module)
+    return package.parent
+
+
+# ---- running -------------------------------------------------------------------------------------------------
+
+
+def environment(cpu: str) -> dict[str, str]:
+    """Return the variables under which programs of the root find their libraries and the built package."""
+    paths = [BUILD / "site", make_site(), ROOT]
+    named = {
+        "QEMU_LD_PREFIX": str(make_root()),
+        "QEMU_CPU": cpu,
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+    }
+    return {k: v for k, v in os.environ.items() if k not in {"FREEHOLD_ISA", "LD_LIBRARY_PATH"}} | named
+
+
+def command(program: list[str]) -> list[str]:
+    """Return what runs a program of the root, or `python`."""
+    register(emulator())
+    first = PYTHON if program[0] == "python" else program[0]
+    inside = make_root() / "usr" / "bin" / first
+    return [emulator(), str(inside if inside.exists() else first), *program[1:]]
+
+
+def run(cpu: str, program: list[str]) -> int:
+    """Run a program on an emulated processor; return its status."""
+    return subprocess.run(command(program), cwd=ROOT, env=environment(cpu)).returncode
+
+
+def output(cpu: str, program: list[str]) -> str:
+    """Run a program on an emulated processor; return what it prints."""
+    done = subprocess.run(command(program), cwd=ROOT, env=environment(cpu), stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"error: {' '.join(program)} ended with {done.returncode} on {cpu}")
+    return done.stdout
+
+
+# ---- the tests -----------------------------------------------------------------------------------------------
+
+
+def test(extra: list[str]) -> int:
+    """Test the kernels on each emulated processor, the promise about bits, and one answer against this machine's."""
+    build()
+    for cpu, tables in TABLES.items():
+        code = "from freehold import _native as native; print(*native.isas())"
+        found = output(cpu, ["python", "-c", code]).split()
+        if found != tables:
+            print(f"error: {cpu} runs {found}, not {tables}", file=sys.stderr)
+            return 1
+        chosen = [*TESTS[cpu], *(BITS if cpu == "max" else [])]
+        print(f"{cpu}: {', '.join(tables)}", flush=True)
+        if status := run(
+            cpu, ["python", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen, *extra]
+        ):
+            return status
+    return compare_answers()
+
+
+def compare_answers() -> int:
+    """Let a model answer here and there; 1 where they part at a token that led by more than rounding can explain."""
+    from freehold.config import load_settings
+    from freehold.store import Store
+
+    path = str(Store(load_settings()).pull("smollm2:135m").path)
+    program = ["-m", "tests.arm64.answer", path]
+    here = json.loads(
+        subprocess.run([sys.executable, *program], cwd=ROOT, check=True, capture_output=True).stdout
+    )
+    there = json.loads(output("max", ["python", *program]))
+    for side in (here, there):
+        print(f"{side['isa']}: {side['text']!r}\n  leads: {side['margins']}")
+    pairs = enumerate(zip(here["tokens"], there["tokens"], strict=True))
+    parted = next((i for i, (a, b) in pairs if a != b), None)
+    if parted is None:
+        return 0
+    print(f"they part at token {parted}, where {here['isa']} leads by {here['margins'][parted]}")
+    return int(here["margins"][parted] >= SURE)
+
+
+def main(arguments: list[str]) -> int:
+    """Do what is asked; 0 with a reason on the standard error where this machine cannot."""
+    sys.path.insert(0, str(ROOT))
+    verb, *rest = arguments or [""]
+    cpu = "max"
+    if rest[:1] == ["--cpu"] and len(rest) > 1:
+        cpu, rest = rest[1], rest[2:]
+    try:
+        if platform.system() != "Linux":
+            raise Skipped("qemu's user emulator runs on Linux alone")
+        if verb == "root":
+            print(make_root(), make_site(), sep="\n")
+        elif verb == "build":
+            print(build())
+        elif verb == "run" and rest:
+            return run(cpu, rest)
+        elif verb == "test":
+            return test(rest)
+        else:
+            print(__doc__, file=sys.stderr)
+            return 2
+    except Skipped as reason:
+        print(f"skipped: {reason}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
