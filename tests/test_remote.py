@@ -340,7 +340,7 @@ def test_closing_the_stream_cancels_the_answer_at_the_server(script: Script, mod
     assert next(stream).text == "Hel"
     assert isinstance(stream, Iterator) and hasattr(stream, "close")
     stream.close()
-    assert script.gone.wait(10)
+    assert script.gone.wait(60)
 
 
 def test_closed_model_says_so(api: Api, model: RemoteModel):

@@ -234,7 +234,7 @@ def test_a_prefix_outlives_the_server_and_the_answer_is_the_same(tmp_path: Path,
             asked["model"] = httpx2.get(f"{url}/v1/models").json()["data"][0]["id"]
             answers.append(httpx2.post(f"{url}/v1/completions", json=asked, timeout=120).json())
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
     first, second = answers
     assert first["choices"][0]["text"] == second["choices"][0]["text"]
     assert first["freehold"]["context"]["cached"] == 0
@@ -317,15 +317,15 @@ def test_ps_and_stop_without_a_server_say_how_to_start_one(tmp_path: Path):
 
 
 def test_sigterm_lets_an_answer_end_and_the_server_exits_0(scripted: Path):
-    with server(scripted, words=40) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
+    with server(scripted, words=150) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
         assert answer.stdout is not None and answer.stdout.read(1) and process.stderr is not None
         process.send_signal(signal.SIGTERM)
         assert any(
             "stopping: 1 running answer has 30 s; Ctrl-C again stops at once" in line
             for line in process.stderr
         )
-        assert len(answer.stdout.read().split()) == 40
-        assert (answer.wait(10), process.wait(10)) == (0, 0)
+        assert len(answer.stdout.read().split()) == 150
+        assert (answer.wait(60), process.wait(60)) == (0, 0)
     assert not (scripted / "serve" / "server.sock").exists()
 
 
@@ -335,8 +335,8 @@ def test_a_second_ctrl_c_ends_at_once_and_the_answer_says_so(scripted: Path):
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
-        assert answer.wait(10) == 1
+        assert process.wait(60) == 0
+        assert answer.wait(60) == 1
         err = answer.stderr.read()
         assert err.startswith("error: ") and "Traceback" not in err
 
@@ -357,15 +357,15 @@ def test_stop_waits_for_the_answers_and_stop_now_does_not(scripted: Path):
                 time.sleep(0.05)
             assert "is starting or stopping" in freehold(scripted, "ps").err
             assert freehold(scripted, "stop", "--now").status == 0
-            assert patient.wait(10) == 0
-        assert process.wait(10) == 0
+            assert patient.wait(60) == 0
+        assert process.wait(60) == 0
 
 
 def test_ctrl_c_on_run_cancels_the_answer_at_the_server(scripted: Path):
     with server(scripted, words=4000) as _, started(scripted, "run", "tiny", "Hi") as answer:
         assert answer.stdout is not None and answer.stdout.read(1)
         answer.send_signal(signal.SIGINT)
-        assert answer.wait(10) == 130
+        assert answer.wait(60) == 130
         for _ in range(100):
             if json.loads(freehold(scripted, "ps", "--json").out)["models"][0]["in_flight"] == 0:
                 return
@@ -376,7 +376,7 @@ def test_a_server_that_is_killed_is_a_named_error_and_leaves_no_trace_that_hinde
     with server(scripted, words=4000) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
         assert answer.stdout is not None and answer.stderr is not None and answer.stdout.read(1)
         process.kill()
-        assert answer.wait(10) == 1
+        assert answer.wait(60) == 1
         assert " broke off: " in answer.stderr.read()
     assert (scripted / "serve" / "server.sock").exists()
     assert "no server runs for" in freehold(scripted, "ps").err
@@ -387,13 +387,13 @@ def test_a_server_that_is_killed_is_a_named_error_and_leaves_no_trace_that_hinde
 
 
 def test_an_engine_that_is_killed_is_no_matter_to_run(scripted: Path, tiny: str):
-    with server(scripted, words=60) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
+    with server(scripted, words=150) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
         import psutil
 
         assert answer.stdout is not None and answer.stdout.read(1)
         for engine in psutil.Process(process.pid).children():
             engine.kill()
-        assert len(answer.stdout.read().split()) == 60 and answer.wait(30) == 0
+        assert len(answer.stdout.read().split()) == 150 and answer.wait(60) == 0
         assert json.loads(freehold(scripted, "ps", "--json").out)["models"][0]["restarts"] == 1
 
 
@@ -479,13 +479,13 @@ def test_a_server_none_of_whose_models_can_be_loaded_exits_1(home: Path, tmp_pat
     with started(tmp_path, "serve", "--port", "0", str(tmp_path / "broken.gguf")) as process:
         assert process.stderr is not None
         err = process.stderr.read()
-        assert process.wait(10) == 1 and "error: " in err and "Traceback" not in err
+        assert process.wait(60) == 1 and "error: " in err and "Traceback" not in err
 
 
 def test_a_server_that_may_open_few_files_answers_all_who_come(tmp_path: Path):
     with server(tmp_path, files=64) as (process, url), ExitStack() as held:
         address = ("127.0.0.1", httpx2.URL(url).port or 0)
-        socks = [held.enter_context(socket.create_connection(address, timeout=10)) for _ in range(100)]
+        socks = [held.enter_context(socket.create_connection(address, timeout=60)) for _ in range(100)]
         with httpx2.Client(base_url=url) as client:
             for path in ("/health", "/version"):
                 assert client.get(path).status_code == 200
@@ -496,7 +496,7 @@ def test_a_server_that_may_open_few_files_answers_all_who_come(tmp_path: Path):
                 answered += b" 200 " in sock.recv(1000)
         assert answered >= 8
         process.terminate()
-        assert process.wait(10) == 0 and process.stderr is not None
+        assert process.wait(60) == 0 and process.stderr is not None
         assert "this process may open 64 files (ulimit -n)" in process.stderr.read()
 
 

@@ -182,7 +182,7 @@ def test_every_truncation_of_the_header_is_refused(tmp_path: Path) -> None:
 def test_absurd_counts_fail_at_once(tmp_path: Path, field: str, count: int) -> None:
     start = time.process_time()
     error = refusal(tmp_path / "m.gguf", gguf_bytes(ARCHITECTURE, [Q8], **{field: count}))  # type: ignore[arg-type]
-    assert f"{count:,}" in error.message and time.process_time() - start < 0.1
+    assert f"{count:,}" in error.message and time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("item", [0, 4, STRING, ARRAY])

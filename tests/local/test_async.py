@@ -38,7 +38,7 @@ def slow(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(llm: LLM, body: Callable[[AsyncLLM], Coroutine[Any, Any, Any]]) -> Any:
-    return asyncio.run(asyncio.wait_for(body(AsyncLLM(llm)), 30))
+    return asyncio.run(asyncio.wait_for(body(AsyncLLM(llm)), 120))
 
 
 def test_tasks_get_the_answers_that_each_gets_alone(llm: LLM):
@@ -64,7 +64,7 @@ def test_tasks_share_steps(llm: LLM, monkeypatch: pytest.MonkeyPatch):
             all_entered.set()
 
     monkeypatch.setattr(LocalJob, "enter", noted)
-    monkeypatch.setattr(llm._engine, "step", lambda: all_entered.wait(20) and step())
+    monkeypatch.setattr(llm._engine, "step", lambda: all_entered.wait(60) and step())
 
     async def body(model: AsyncLLM) -> Any:
         return await asyncio.gather(*(model.chat("hi", max_tokens=40, seed=i, **ENDLESS) for i in range(8)))
@@ -160,7 +160,7 @@ def test_closing_ends_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(EngineClosed):
             await model.chat("hi")
 
-    asyncio.run(asyncio.wait_for(body(), 30))
+    asyncio.run(asyncio.wait_for(body(), 120))
 
 
 @pytest.mark.parametrize(

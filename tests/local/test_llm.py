@@ -220,7 +220,7 @@ def test_threads_get_the_answers_they_would_get_alone(llm: LLM):
     for t in threads:
         t.start()
     for t in threads:
-        t.join(30)
+        t.join(60)
     assert together == alone
 
 
@@ -249,7 +249,7 @@ def test_use_after_fork_is_refused(llm: LLM):
     process = context.Process(target=child)
     process.start()
     assert ours.poll(20) and "process" in ours.recv()
-    process.join(20)
+    process.join(60)
 
 
 def test_safetensors_folder_loads_too(tmp_path: Path):

@@ -91,13 +91,13 @@ def test_a_batch_lets_interactive_texts_go_first_and_home_at_once(
     def computed(batch, rows):
         steps.append({text.ids[0] for text in batch})
         begun.set()
-        assert asked.wait(10) and (len(steps) < 3 or home.wait(10))
+        assert asked.wait(60) and (len(steps) < 3 or home.wait(60))
         return compute(batch, rows)
 
     monkeypatch.setattr(encoder, "_computed", computed)
     batch = threading.Thread(target=encoder.embed, args=([[5] * 60] * 40, "mean", "batch"))
     batch.start()
-    assert begun.wait(10)
+    assert begun.wait(60)
 
     def ask() -> None:
         encoder.embed([[6]])
@@ -108,8 +108,8 @@ def test_a_batch_lets_interactive_texts_go_first_and_home_at_once(
     while not encoder._queues["interactive"]:
         pass
     asked.set()
-    interactive.join(10)
-    batch.join(10)
+    interactive.join(60)
+    batch.join(60)
     assert steps[0] == {5} and steps[1] == {6} and len(steps) > 3 and home.is_set()
 
 

@@ -56,7 +56,7 @@ def test_a_template_that_probes_found_dead_is_not_tried_again(source: str):
 
 def test_a_template_that_refuses_a_chat_of_one_word_is_not_dead():
     source = "{% if messages | length < 2 %}{{ raise_exception('two') }}{% endif %}ok{# enable_thinking #}"
-    template = ChatTemplate(source, seconds=SECONDS)
+    template = ChatTemplate(source, seconds=60.0)
     assert template.thinking == "none"
     with pytest.raises(BadTemplate, match="two"):
         template.render([{"role": "user", "content": "x"}])
@@ -65,6 +65,6 @@ def test_a_template_that_refuses_a_chat_of_one_word_is_not_dead():
 
 def test_a_template_whose_tools_never_end_still_renders_a_chat():
     source = "{% if tools %}" + BOMBS["equal lists"] + "{% endif %}{{ messages[0].content }}"
-    template = ChatTemplate(source, seconds=SECONDS)
+    template = ChatTemplate(source, seconds=1.0)
     assert not template.can_call
     assert template.render([{"role": "user", "content": "hi"}]).text == "hi"

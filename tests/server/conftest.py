@@ -40,18 +40,18 @@ class Running:
 
     @cached_property
     def client(self) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, timeout=20)
+        return httpx2.Client(base_url=self.url, timeout=60)
 
     @cached_property
     def owner(self) -> httpx2.Client:
         """Return a client that comes over the network with the owner's token."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        return httpx2.Client(base_url=self.url, timeout=20, headers=headers)
+        return httpx2.Client(base_url=self.url, timeout=60, headers=headers)
 
     @cached_property
     def admin(self) -> httpx2.Client:
         transport = httpx2.HTTPTransport(uds=str(self.socket))
-        return httpx2.Client(base_url="http://freehold", transport=transport, timeout=20)
+        return httpx2.Client(base_url="http://freehold", transport=transport, timeout=60)
 
     def stop(self, *, now: bool = False) -> None:
         self.loop.call_soon_threadsafe(lambda: self.doors.stop(now=now))
@@ -62,7 +62,7 @@ class Running:
                 self.__dict__[name].close()
         if self.thread.is_alive():
             self.stop(now=True)
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
@@ -92,7 +92,7 @@ def start(
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
-    assert up.wait(10)
+    assert up.wait(60)
     return Running(models, *made[0], thread, folder / "serve" / "server.sock", port, store)
 
 

@@ -9,6 +9,7 @@ import asyncio
 import math
 import re
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,6 +51,15 @@ class Script:
     warnings: tuple[str, ...] = ()
     together: bool = False  # all pieces are there at once: `more` stays true
     after: str = ""  # text that comes after the calls
+    gate: threading.Event | None = None  # until it is set no piece comes and no token is counted
+    load_gate: threading.Event | None = None  # until it is set no model is loaded
+
+    async def pause(self, seconds: float, gate: threading.Event | None) -> None:
+        """Wait `seconds`, and until the gate opens if there is one."""
+        if seconds:
+            await asyncio.sleep(seconds)
+        while gate is not None and not gate.is_set():
+            await asyncio.sleep(0.002)
 
 
 def stored(name: str, parent: str = "") -> StoredModel:
@@ -156,8 +166,7 @@ class FakeStream:
             for index in range(job.n):
                 if script.fail is not None and script.fail_at == i and index == 0:
                     raise script.fail
-                if script.delay:
-                    await asyncio.sleep(script.delay)
+                await script.pause(script.delay, script.gate)
                 (id,) = self._served.words.encode(chunk.text or chunk.thinking or "call")
                 logprobs = () if job.logprobs is None else (self._logprob(id, job.logprobs),)
                 yield index, replace(chunk, token_ids=(id,), logprobs=logprobs)
@@ -227,8 +236,7 @@ class FakeServed:
         return self.words.encode(job.prompt) if isinstance(job.prompt, str) else list(job.prompt or ())
 
     async def _lingers(self) -> None:
-        if self.script.count_delay:
-            await asyncio.sleep(self.script.count_delay)
+        await self.script.pause(self.script.count_delay, self.script.gate)
 
     async def tokenize(self, text: str, special: bool = False) -> list[int]:
         await self._lingers()
@@ -297,8 +305,8 @@ class FakeModels:
         self.used.append((name, keep_alive))
         if name not in self.served:
             raise ModelNotFound(f"there is no model {name!r}", "freehold list shows what there is")
-        if self.script.use_delay and name not in self.in_memory:
-            await asyncio.sleep(self.script.use_delay)
+        if name not in self.in_memory:
+            await self.script.pause(self.script.use_delay, self.script.load_gate)
         if self.script.fail is not None and self.script.fail_at == "use":
             raise self.script.fail
         return self.in_memory.setdefault(name, self.served[name])

@@ -46,7 +46,7 @@ def listening() -> socket.socket:
 
 
 def come(sock: socket.socket, source: str) -> socket.socket:
-    return socket.create_connection(sock.getsockname(), timeout=10, source_address=(source, 0))
+    return socket.create_connection(sock.getsockname(), timeout=60, source_address=(source, 0))
 
 
 def test_an_address_waits_behind_its_own_connections_and_not_behind_another_s(monkeypatch):

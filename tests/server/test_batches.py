@@ -64,7 +64,7 @@ class Batches:
             **more,  # type: ignore[arg-type]
         )
 
-    def end(self, batch: Any, seconds: float = 10.0) -> Any:
+    def end(self, batch: Any, seconds: float = 60.0) -> Any:
         ends = ("completed", "failed", "expired", "cancelled")
         assert eventually(lambda: self.api.batches.retrieve(batch.id).status in ends, seconds)
         return self.api.batches.retrieve(batch.id)
@@ -192,12 +192,12 @@ def test_a_wrong_batch_is_refused(batches, field, value, param):
 
 def test_a_cancelled_batch_keeps_what_it_has_answered(batches):
     server, client = batches(Script(text="a", delay=0.05))
-    begun = client.begin([line(f"n{i}") for i in range(200)])
+    begun = client.begin([line(f"n{i}") for i in range(1000)])
     assert eventually(lambda: client.api.batches.retrieve(begun.id).request_counts.completed > 8)
     assert client.api.batches.cancel(begun.id).status == "cancelling"
     ended = client.end(begun)
     assert ended.status == "cancelled" and ended.cancelling_at and ended.cancelled_at
-    assert len(client.lines(ended.output_file_id)) == ended.request_counts.completed < 200
+    assert len(client.lines(ended.output_file_id)) == ended.request_counts.completed < 1000
     assert eventually(lambda: server.models.in_flight == 0)
     with pytest.raises(openai.BadRequestError, match="cancelled"):
         client.api.batches.cancel(begun.id)
@@ -269,14 +269,14 @@ def test_lines_of_a_key_that_was_revoked_meanwhile_are_errors(batches, tmp_path)
     ring = Ring(file=file, needed=True, clock=itertools.count(step=LOOK_S).__next__)
     server, _ = batches(Script(text="a", delay=0.05), keys=ring)
     ann = Batches(server.url, secret)
-    begun = ann.begin([line(f"n{i}") for i in range(40)])
+    begun = ann.begin([line(f"n{i}") for i in range(400)])
     assert eventually(lambda: ann.api.batches.retrieve(begun.id).request_counts.completed > 8)
     file.remove("ann")
     ann.api.close()
     desk = server.doors.server.part(Desk)
     assert eventually(lambda: desk.get("ann", begun.id).over)
     ended = desk.get("ann", begun.id)
-    assert ended.status == "completed" and ended.completed + ended.failed == 40 and ended.failed > 8
+    assert ended.status == "completed" and ended.completed + ended.failed == 400 and ended.failed > 8
     refused = desk.files.path("ann", ended.error_file_id).read_text().splitlines()
     assert {json.loads(each)["response"]["status_code"] for each in refused} == {401}
 

@@ -26,7 +26,7 @@ GET = b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def connect_from(server: Running, address: str) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=20, source_address=(address, 0))
+    return socket.create_connection(("127.0.0.1", server.port), timeout=60, source_address=(address, 0))
 
 
 def open_connections(server: Running) -> int:

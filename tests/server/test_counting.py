@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -57,14 +58,18 @@ def test_clients_that_leave_are_booked(serving, path, body):
 
 
 def test_one_key_counts_so_much_at_a_time_and_keeps_no_other_waiting(serving):
-    server = serving(Script(count_delay=0.5), keys=Ring([key("ann"), key("bob")]))
+    script = Script(gate=threading.Event())
+    server = serving(script, keys=Ring([key("ann"), key("bob")]))
     body = {"model": "fake:1b", "prompt": "a"}
 
     def ask(name: str):
         return server.client.post("/tokenize", json=body, headers=bearer(name))
 
     with ThreadPoolExecutor(MAX_COUNTING + 5) as pool:
-        answers = [*pool.map(ask, ["ann"] * (MAX_COUNTING + 4) + ["bob"])]
+        asked = [pool.submit(ask, name) for name in ["ann"] * (MAX_COUNTING + 4) + ["bob"]]
+        assert eventually(lambda: sum(each.done() for each in asked) == 4)
+        script.gate.set()
+        answers = [each.result() for each in asked]
     assert [a.status_code for a in answers].count(429) == 4 and answers[-1].status_code == 200
     refused = next(a for a in answers if a.status_code == 429)
     assert refused.headers["retry-after"] == "2" and refused.json()["error"]["code"] == "too_many_counts"

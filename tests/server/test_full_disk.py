@@ -100,7 +100,7 @@ def _gauge(text: str, name: str) -> str:
 
 
 def test_batch_on_a_full_disk_waits_tells_its_owner_and_loses_no_result(serving, disk, often):
-    server = serving(Script(text="word " * 200, delay=0.001), keys=Ring([key("ann")]), home=disk.path)
+    server = serving(Script(text="word " * 200, delay=0.005), keys=Ring([key("ann")]), home=disk.path)
     client = Batches(server.url, secret("ann"))
     batch = client.begin([line(f"n{i}") for i in range(12)])
     assert eventually(lambda: client.api.batches.retrieve(batch.id).request_counts.completed >= 1)

@@ -70,14 +70,14 @@ def real(model_path) -> Iterator[Real]:
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
-    assert up.wait(30)
+    assert up.wait(60)
     doors, models, loop = made
     running = Real(doors.url, models)
     assert eventually(lambda: running.client.get("/ready").status_code == 200, 120)
     yield running
     running.client.close()
     loop.call_soon_threadsafe(lambda: doors.stop(now=True))
-    thread.join(30)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from tests.server.test_chat import CHAT, events
 URL = "/v1/chat/completions"
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
+def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if holds():
@@ -40,7 +41,7 @@ def request(path: str, body: object, headers: str = "") -> bytes:
 
 
 def connect(server: Running) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=60)
 
 
 def until(sock: socket.socket, mark: bytes) -> bytes:
@@ -129,15 +130,17 @@ def test_a_client_that_goes_midstream_is_noticed(serving):
 
 
 def test_a_reader_that_takes_nothing_is_dropped_and_holds_up_nobody(serving):
-    server = serving(Script(text="word " * 200_000), keep_alive_s=0.1, limits=ServerLimits(write_s=0.3))
+    long = ("x" * 5_000 + " ") * 4_000  # more than the buffers of both sockets hold
+    server = serving(Script(text=long), keep_alive_s=0.1, limits=ServerLimits(write_s=0.3))
+    served = server.models.served["fake:1b"]
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect(("127.0.0.1", server.port))
     sock.sendall(request(URL, {**CHAT, "stream": True}))
-    assert eventually(lambda: server.models.in_flight == 1)
+    assert eventually(lambda: bool(served.streams))
     assert server.client.get("/version").status_code == 200
     assert eventually(lambda: server.models.in_flight == 0)
-    assert eventually(lambda: not server.doors.server.calls)
+    assert eventually(lambda: not server.doors.server.calls) and not served.streams[-1].ended
     sock.close()
 
 
@@ -159,12 +162,14 @@ def test_pipelined_requests_are_answered_in_order(serving):
 
 
 def test_many_streams_are_open_at_once(serving):
-    server = serving(Script(text="a b", delay=0.3))
+    script = Script(text="a b", gate=threading.Event())
+    server = serving(script)
     socks = [connect(server) for _ in range(100)]
     for sock in socks:
         sock.sendall(request(URL, {**CHAT, "stream": True}))
     assert eventually(lambda: server.models.in_flight == 100)
     assert b"freehold_streams_open 100.0" in server.client.get("/metrics").content
+    script.gate.set()
     for sock in socks:
         assert b"[DONE]" in until(sock, b"0\r\n\r\n")
         sock.close()

@@ -34,6 +34,7 @@ class Standin:
     licence: str = "apache-2.0"
     length: bool = True
     sent: int = 0
+    sending: int = 0  # file bodies on their way
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -115,6 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         is_file = status in (200, 206) and not self.path.startswith("/api/")
         with s.lock:
+            s.sending += is_file
             limit = s.close_after.pop(0) if is_file and s.close_after else len(body)
         try:
             for at in range(0, min(limit, len(body)), 65536):
@@ -127,6 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
                     time.sleep(s.throttle_s)
         except OSError:
             limit = 0  # the client has gone
+        finally:
+            with s.lock:
+                s.sending -= is_file
         if limit < len(body):
             self.close_connection = True
 

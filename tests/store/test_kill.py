@@ -51,7 +51,8 @@ def kill_and_count(home: Path, standin: Standin, kills: int, step: int) -> list[
             time.sleep(0.0005)
         child.send_signal(signal.SIGKILL)
         child.communicate()
-        time.sleep(0.05)  # the server notices that its client has gone
+        while standin.sending:  # the server notices that its client has gone
+            time.sleep(0.001)
         wasted.append(standin.sent - sent - (held(home) - before))
     return wasted
 

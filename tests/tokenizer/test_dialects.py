@@ -265,12 +265,12 @@ def test_long_hostile_text_takes_no_long_time(dialect):
         "<｜DSML｜function_calls>",
         '{"name":',
     ):
-        began = time.perf_counter()
+        began = time.process_time()
         parser = HarmonyParser() if dialect.channels else ToolParser(dialect, TOOLS)
         for _ in range(2000):
             parser.push(piece)
         parser.finish()
-        assert time.perf_counter() - began < 2
+        assert time.process_time() - began < 2
 
 
 # --- families, by example -------------------------------------------------------------------------------

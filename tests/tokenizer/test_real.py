@@ -39,9 +39,9 @@ def test_ids_equal_the_reference_on_nasty_strings(model):
             with pytest.raises(UsageError):
                 tokenizer.encode(text)
             continue
-        start = time.perf_counter()
+        start = time.process_time()
         found = tokenizer.encode(text, bos=False)
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
         if isinstance(ids, list):
             assert found == ids, repr(text)
         else:

@@ -170,9 +170,9 @@ def test_id_outside_the_vocabulary_is_refused():
     "unit, count", [("a", 100_000), ("\u0301", 50_000), ("hell", 25_000), ("日", 30_000)]
 )
 def test_long_text_without_a_space_takes_little_time(name, unit, count):
-    start = time.perf_counter()
+    start = time.process_time()
     ids = ALL[name].encode(unit * count)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert ALL[name].decode(ids) == unit * count
 
 

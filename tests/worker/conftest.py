@@ -44,7 +44,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
         async def main() -> None:
             models = EngineModels(Store(Settings(tmp_path)), options or EngineOptions(), **wanted)
             try:
-                await asyncio.wait_for(body(models), 60)
+                await asyncio.wait_for(body(models), 180)
             finally:
                 await models.close()
 

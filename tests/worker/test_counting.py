@@ -73,7 +73,7 @@ def test_counting_keeps_no_format_and_no_long_prompt_waiting(job: Job):
     _model, intake, replied = engine()
     intake.take([ModelCall(i, "tokenize", ["x" if i % 2 else LONG]) for i in range(24)])
     intake.take([submitted(99, replace(job, prompt="y" * len(job.prompt or "")) if job.prompt else job)])
-    assert replied.get(timeout=10).id == 99
+    assert replied.get(timeout=60).id == 99
     intake.take([Cancel(i) for i in range(24)])
 
 
@@ -86,27 +86,27 @@ def test_long_texts_keep_no_short_one_waiting():
             ModelCall(3, "tokenize", ["a b"]),
         ]
     )
-    assert replied.get(timeout=10).id == 3
+    assert replied.get(timeout=60).id == 3
     intake.take([Cancel(1), Cancel(2)])
 
 
 def test_cancelled_counts_leave_their_queue_or_stop():
     model, intake, replied = engine()
     intake.take([ModelCall(i, "tokenize", [f"x{i}"]) for i in range(24)])
-    assert model.begun.get(timeout=10) == "x0"
+    assert model.begun.get(timeout=60) == "x0"
     intake.take([Cancel(i) for i in range(23)])
-    assert model.stopped.get(timeout=10) == "x0"
-    assert model.begun.get(timeout=10) == "x23"  # those between were never begun
+    assert model.stopped.get(timeout=60) == "x0"
+    assert model.begun.get(timeout=60) == "x23"  # those between were never begun
     intake.take([Cancel(23), ModelCall(24, "tokenize", ["a"])])
-    assert replied.get(timeout=10).id == 24 and replied.empty()
+    assert replied.get(timeout=60).id == 24 and replied.empty()
 
 
 def test_cancelled_embeddings_stop():
     model, intake, _replied = engine()
     intake.take([ModelCall(1, "embed", [asdict(EmbedJob(("x",)))])])
-    assert model.begun.get(timeout=10) == "x"
+    assert model.begun.get(timeout=60) == "x"
     intake.take([Cancel(1)])
-    assert model.stopped.get(timeout=10) == "x"
+    assert model.stopped.get(timeout=60) == "x"
 
 
 def test_cancelled_long_prompt_stops():
@@ -119,9 +119,9 @@ def test_cancelled_long_prompt_stops():
     channel = cast(Any, SimpleNamespace(send_events=lambda events, stats: None))
     intake = Intake(model, LiveJobs(model, channel), channel)
     intake.take([submitted(1, Job(prompt=LONG))])
-    assert model.begun.get(timeout=10) == LONG
+    assert model.begun.get(timeout=60) == LONG
     intake.take([Cancel(1)])
-    assert model.stopped.get(timeout=10) == LONG
+    assert model.stopped.get(timeout=60) == LONG
 
 
 # The engine's limits.

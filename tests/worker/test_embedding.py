@@ -123,7 +123,7 @@ def test_batches_that_wait_for_their_steps_hold_up_no_interactive_request():
 
     class Waiting(ScriptedModel):
         def embed_job(self, job: EmbedJob):
-            assert job.priority == "interactive" or over.wait(10)
+            assert job.priority == "interactive" or over.wait(60)
             return super().embed_job(job)
 
     channel = cast(Any, SimpleNamespace(send_events=lambda events, stats: replied.put(events[0].id)))
@@ -133,9 +133,9 @@ def test_batches_that_wait_for_their_steps_hold_up_no_interactive_request():
     intake.take(
         [*(ModelCall(i, "embed", [batch]) for i in range(2 * EMBEDDING)), ModelCall(99, "embed", [urgent])]
     )
-    assert replied.get(timeout=10) == 99
+    assert replied.get(timeout=60) == 99
     over.set()
-    assert {replied.get(timeout=10) for _ in range(2 * EMBEDDING)} == set(range(2 * EMBEDDING))
+    assert {replied.get(timeout=60) for _ in range(2 * EMBEDDING)} == set(range(2 * EMBEDDING))
 
 
 def test_a_script_embeds_too(serve):

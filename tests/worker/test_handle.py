@@ -42,7 +42,7 @@ SCRIPTS = {
 JOB = Job(prompt="a b c", sampling={"seed": 5})
 
 
-async def until(condition, seconds: float = 10.0) -> None:
+async def until(condition, seconds: float = 60.0) -> None:
     """Wait for what another process does."""
     end = time.monotonic() + seconds
     while not condition():
@@ -205,17 +205,17 @@ def test_hung_engine_is_killed_and_its_streams_go_on(serve):
         assert tokens([chunk async for _, chunk in stream]) == scripted_tokens(5, 0, 60)
         assert served.restarts in (1, 2)  # the next one may also stand still, on a machine that is busy
 
-    serve(body, EngineOptions(hung_s=0.7), scripts=SCRIPTS)
+    serve(body, EngineOptions(hung_s=3.0), scripts=SCRIPTS)
 
 
 def test_idle_engine_is_not_taken_for_a_hung_one(serve):
     async def body(models: EngineModels) -> None:
         served = await models.use("fast")
-        await asyncio.sleep(2)
+        await asyncio.sleep(5)
         await answers(served, JOB)
         assert served.restarts == 0
 
-    serve(body, EngineOptions(hung_s=1.5), scripts=SCRIPTS)
+    serve(body, EngineOptions(hung_s=4.0), scripts=SCRIPTS)
 
 
 def test_counters_go_on_where_a_dead_engine_s_stopped(serve):
@@ -475,7 +475,7 @@ def test_unloading_in_the_turn_of_a_greeting_ends_the_life(serve, monkeypatch: p
         monkeypatch.setattr(client.EngineProcess, "_greet", greet_and_unload)
         with pytest.raises(EngineClosed):
             await served.load()
-        await asyncio.wait_for(unloading[0], 10)
+        await asyncio.wait_for(unloading[0], 60)
         assert served.pid == 0 and not served.leaving
 
     serve(body, scripts=SCRIPTS)
@@ -496,7 +496,7 @@ def test_unloading_in_the_turn_of_a_death_ends_the_life(serve, monkeypatch: pyte
         served = await models.use("fast")
         os.kill(served.pid, signal.SIGKILL)
         await until(lambda: unloading)
-        await asyncio.wait_for(unloading[0], 10)
+        await asyncio.wait_for(unloading[0], 60)
         assert served.pid == 0 and not served.leaving
 
     serve(body, scripts=SCRIPTS)
@@ -554,7 +554,7 @@ def test_close_lets_running_jobs_end_and_refuses_new_ones(serve):
     async def body(models: EngineModels) -> None:
         served = await models.use("slow")
         stream = await served.start(JOB)
-        closing = asyncio.ensure_future(models.close(10))
+        closing = asyncio.ensure_future(models.close(60))
         await asyncio.sleep(0.01)
         with pytest.raises(EngineClosed, match="shutting down"):
             await served.start(JOB)
@@ -595,7 +595,7 @@ def test_engine_process_ends_with_the_server_that_is_killed(tmp_path: Path):
     import subprocess
 
     got = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60
     )
     pid = int(got.stdout)
 
