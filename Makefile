@@ -16,7 +16,7 @@ MINUTES ?= 10
 QUESTION := Write a Python function that reverses a string, and show one call with its result.
 MODELS := smollm2:135m qwen2.5-coder:0.5b
 
-.PHONY: help run test check lint bench native docs lock sbom sanitize fuzz clean
+.PHONY: help run test check lint bench native docs site lock sbom sanitize fuzz clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -50,6 +50,9 @@ native: $(VENV)/.tested ## Build the C++ again, only what changed
 
 docs: $(VENV)/.installed ## Generate the reference pages
 	$(BIN)/python docs/generate.py
+
+site: $(VENV)/.tested ## Build the documentation site, strictly, into build/site
+	$(BIN)/zensical build --strict
 
 lock: $(BIN)/python ## Resolve requirements/*.txt again, to the newest releases that go together
 	$(PIP) "uv>=0.9"

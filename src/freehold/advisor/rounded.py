@@ -30,5 +30,5 @@ def rounded_type(name: str, type: str, shape: tuple[int, ...], rounding: str) ->
 
 
 def stored_bytes(weights: float, type: str) -> float:
-    """Return what so many weights of a type take."""
+    """Return the bytes of `weights` weights of a type."""
     return weights * quants.bits(type) / 8
