@@ -12,9 +12,11 @@ import pytest
 
 from freehold import _native as native
 from freehold.cli import main
+from freehold.cli.report.untested import notes
 from freehold.config import load_settings
 from freehold.local import load, open_model
 from freehold.machine import cpu_quota
+from freehold.machine.processor import CoreKind, Processor
 from freehold.store import Store
 from tests.vectors.files import write_gguf
 
@@ -58,6 +60,34 @@ def test_kernel_table_is_readable(capsys):
     assert main.run(["doctor", "--kernels"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "own" in rows["Q4_0"] and "converted" in rows["IQ4_XS"]
+
+
+def chip(*kinds: CoreKind, translated: bool = False) -> Processor:
+    return Processor("Apple M4 Max", "", kinds, ("dotprod",), is_translated=translated)
+
+
+def test_on_arm_doctor_says_what_was_never_measured_and_asks_for_a_report():
+    emulated, *_, invitation = notes(chip(), "neon", "aarch64", False)
+    assert "correct by emulation, fast by model, not yet measured" in emulated
+    assert "bench smollm2:135m --report" in invitation
+    plain = notes(chip(), "scalar", "arm64", True)
+    assert "plain loops" in plain[0] and "cross-compilation" in plain[1]
+
+
+def test_on_measured_machines_doctor_has_no_notes():
+    assert notes(chip(), "avx2", "x86_64", False) == []
+
+
+def test_doctor_notices_rosetta():
+    assert "Rosetta" in notes(chip(translated=True), "avx2", "x86_64", True)[0]
+
+
+def test_doctor_tells_cores_that_compute_from_those_left_out(capsys, monkeypatch):
+    mixed = chip(CoreKind("Performance", 12, True), CoreKind("Efficiency", 4, False))
+    monkeypatch.setattr("freehold.machine.processor", lambda: mixed)
+    assert main.run(["doctor"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if "cores that compute" in x)
+    assert line.endswith("cores that compute: 12 Performance; too slow beside them, left out: 4 Efficiency")
 
 
 @pytest.mark.parametrize("text, cpus", [("200000 100000", 2.0), ("max 100000", None), ("nonsense", None)])

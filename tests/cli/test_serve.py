@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import plistlib
 import re
 import resource
 import signal
@@ -570,6 +571,22 @@ def test_another_unit_is_overwritten_only_by_force(tmp_path: Path):
 def test_a_key_from_the_environment_is_not_written_into_the_unit(tmp_path: Path):
     done = freehold(tmp_path, "serve", "--install-service", FREEHOLD_API_KEY=KEY)
     assert (done.status, done.out) == (2, "") and "freehold keys add" in done.err
+
+
+def test_on_macos_an_agent_of_launchd_is_written(tmp_path: Path, tiny: str, monkeypatch, capsys):
+    monkeypatch.setattr("freehold.cli.serving.service.IS_MAC", True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "My Models"))
+    assert main.run(["serve", tiny, "--install-service", "--json", "--port", "1234"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    path = tmp_path / "Library" / "LaunchAgents" / "freehold.serve.plist"
+    agent = plistlib.loads(path.read_bytes())
+    assert said["path"] == str(path) and said["commands"] == [f"launchctl bootstrap gui/$(id -u) '{path}'"]
+    assert agent["ProgramArguments"][:5] == [sys.executable, "-P", "-m", "freehold.cli.main", "serve"]
+    assert "--port=1234" in agent["ProgramArguments"][5:]
+    assert agent["EnvironmentVariables"] == {"FREEHOLD_HOME": str(tmp_path / "My Models")}
+    assert agent["ProcessType"] == "Interactive", "launchd would run it on slow cores"
+    assert agent["ExitTimeOut"] > 15 and agent["Umask"] == 0o077
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.cli.report import bench_report
 from freehold.cli.shared import held_or_fetched, kv_option, offline_option, with_offline
 from freehold.errors import UsageError
 from freehold.machine import CROWDED, Crowd, cpu_name
@@ -63,6 +64,11 @@ ROOT = Path(__file__).resolve().parents[3]
 @click.option(
     "--peers", is_flag=True, help="Also measure other engines, in turns; needs a checkout of Freehold."
 )
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write a file to send us: machine, kernels, speeds; no name, no path.",
+)
 @offline_option
 @click.pass_context
 def command(
@@ -76,11 +82,14 @@ def command(
     kv_type: KvType,
     as_json: bool,
     peers: bool,
+    report: Path | None,
     offline: bool,
 ) -> None:
     """Measure MODEL on this machine. The last line is JSON."""
     if peers:
         _check_peers(ctx)
+    if report:
+        bench_report.check(report)
     store = Store(with_offline(ctx.obj, offline))
     ref = held_or_fetched(store, model)
     if peers:
@@ -89,6 +98,8 @@ def command(
     facts = measure(ref, store.packs, prompt, tokens, depth, rounds, threads, kv_type)
     if threads is None and kv_type == "f16":
         _keep(ctx.obj.home, ref, facts, crowd.share())
+    if report:
+        bench_report.write(report, facts, crowd.share())
     if not as_json:
         _print(facts)
     click.echo(json.dumps(facts))
@@ -238,7 +249,7 @@ def _print(facts: dict[str, Any]) -> None:
 
 def _check_peers(ctx: click.Context) -> None:
     """Raise UsageError for options that a comparison fixes."""
-    for name in ("prompt", "tokens", "depth", "kv_type"):
+    for name in ("prompt", "tokens", "depth", "kv_type", "report"):
         if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} is fixed where peers are compared", f"leave out --peers or {option}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
@@ -76,24 +77,35 @@ def machine(settings: Settings) -> dict[str, Any]:
     import psutil
 
     from freehold import _native as native
-    from freehold.machine import available_bytes, cgroup_available_bytes, cpu_name, cpu_quota, default_threads
+    from freehold import machine as here
+    from freehold.cli.report.untested import notes
+    from freehold.machine.memory import page_sizes
+    from freehold.platforms import IS_MAC
 
+    chip = here.processor()
     return {
-        "cpu": {"name": cpu_name(), "system": platform.platform()},
+        "cpu": {"name": here.cpu_name(), "system": platform.platform(), "features": chip.features},
         "kernels": {
             "in_use": native.isa(),
             "runnable": native.isas(),
             "forced": os.environ.get("FREEHOLD_ISA"),
         },
-        "threads": {"usable": default_threads(), "logical": os.cpu_count(), "cgroup_cpus": cpu_quota()},
+        "threads": {
+            "usable": here.default_threads(),
+            "logical": os.cpu_count(),
+            "cores": [asdict(kind) for kind in chip.kinds],
+            "cgroup_cpus": here.cpu_quota(),
+        },
         "memory": {
             "total": psutil.virtual_memory().total,
-            "available": available_bytes(),
-            "cgroup_available": cgroup_available_bytes(),
+            "available": here.available_bytes(),
+            "cgroup_available": here.cgroup_available_bytes(),
+            "pages": asdict(page_sizes()),
         },
         "home": _home(settings),
         "stores": _stores(settings),
         "versions": {"python": platform.python_version(), **_versions()},
+        "notes": notes(chip, native.isa(), platform.machine(), IS_MAC),
     }
 
 
@@ -167,20 +179,37 @@ def _print_routes(facts: dict[str, Any]) -> None:
 def _lines(name: str, value: Any) -> list[str]:
     """Return one group of facts as lines."""
     if name == "cpu":
-        return [value["name"], value["system"]]
+        return [value["name"], value["system"], *filter(None, [", ".join(value["features"])])]
     if name == "kernels":
         forced = f", forced by FREEHOLD_ISA={value['forced']}" if value["forced"] else ""
         return [f"{value['in_use']} in use{forced}; this machine runs {', '.join(value['runnable'])}"]
     if name == "threads":
         quota = f", control group grants {value['cgroup_cpus']:g}" if value["cgroup_cpus"] else ""
-        return [f"{value['usable']} usable of {value['logical']} logical{quota}"]
+        return [f"{value['usable']} usable of {value['logical']} logical{quota}", *_cores(value["cores"])]
     if name == "memory":
         limit = value["cgroup_available"]
         cut = f" (control group leaves {human(limit)})" if limit is not None else ""
-        return [f"{human(value['available'])} available of {human(value['total'])}{cut}"]
+        pages = value["pages"]
+        huge = f", huge ones of {pages['huge'] >> 20} MiB: {pages['mode']}" if pages["huge"] else ""
+        return [
+            f"{human(value['available'])} available of {human(value['total'])}{cut}",
+            f"pages of {pages['page'] >> 10} KiB{huge}",
+        ]
     if name == "home":
         return [f"{value['path']}, {human(value['free'])} free" + (", offline" if value["offline"] else "")]
     if name == "stores":
         lines = [f"{s['owner']}: {s['models']} models, {human(s['bytes'])} at {s['path']}" for s in value]
         return lines or ["none found"]
+    if name == "notes":
+        return value
     return [", ".join(f"{k} {v}" for k, v in value.items())]
+
+
+def _cores(kinds: list[dict[str, Any]]) -> list[str]:
+    """Return a line about kinds of cores where there are several."""
+    if len(kinds) < 2:
+        return []
+    used = [f"{kind['count']} {kind['name']}" for kind in kinds if kind["computes"]]
+    idle = [f"{kind['count']} {kind['name']}" for kind in kinds if not kind["computes"]]
+    left = f"; too slow beside them, left out: {', '.join(idle)}" if idle else ""
+    return [f"cores that compute: {', '.join(used)}{left}"]

@@ -151,7 +151,9 @@ if TYPE_CHECKING:
     help="json: one object per line. Prompts and answers are never logged.",
 )
 @click.option(
-    "--install-service", is_flag=True, help="Write a systemd user unit with these options, and exit."
+    "--install-service",
+    is_flag=True,
+    help="Write a systemd user unit (macOS: launchd agent) with these options, and exit.",
 )
 @click.option("--force", is_flag=True, help="With --install-service: overwrite an existing unit.")
 @json_option

@@ -1,4 +1,5 @@
-"""Writes a systemd user unit that runs `freehold serve` with the options of this command line.
+"""Writes what starts `freehold serve` at login, with the options of this command line: a systemd user unit, on macOS
+a launchd agent (launchd.py).
 
 Knows systemd's file format and the server's needs; runs no systemctl.
 Path: serve.command -> install -> ~/.config/systemd/user/freehold.service
@@ -11,12 +12,15 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from freehold.cli.serving import launchd
 from freehold.config import Settings
 from freehold.errors import StoreError, UsageError
+from freehold.platforms import IS_MAC
 
 NAME = "freehold.service"
 COMMANDS = ("systemctl --user daemon-reload", f"systemctl --user enable --now {NAME}")
@@ -63,23 +67,45 @@ def install(
             "FREEHOLD_API_KEY would be readable in the unit",
             "freehold keys add NAME stores a hash instead",
         )
-    path = unit_path()
-    text = unit([*_program(), "serve", *_options(ctx), *models], settings.home, drain_s)
+    command = [*_program(), "serve", *_options(ctx), *models]
+    manager = (_launchd if IS_MAC else _systemd)(command, settings.home, drain_s)
+    path, text = manager.path, manager.text
     before = path.read_text(encoding="utf-8") if path.exists() else None
     if before not in (None, text) and not force:
         raise UsageError(f"{path} exists and differs", "--force overwrites it")
     _write(path, text)
     if as_json:
-        said = {"path": str(path), "changed": before != text, "unit": text, "commands": COMMANDS}
+        said = {"path": str(path), "changed": before != text, "unit": text, "commands": manager.commands}
         click.echo(json.dumps(said))
         return 0
     click.echo(text, nl=False)
-    lines = [f"written: {path}", "start it with:", *(f"  {c}" for c in COMMANDS)]
-    lines += [f"its log: journalctl --user -u {NAME} -f; to run without a login: loginctl enable-linger"]
-    if shutil.which("systemctl") is None:
-        lines.append("note: there is no systemctl on this machine")
+    lines = [f"written: {path}", "start it with:", *(f"  {c}" for c in manager.commands), manager.log]
+    if shutil.which(manager.program) is None:
+        lines.append(f"note: there is no {manager.program} on this machine")
     click.echo("\n".join(lines), err=True)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFile:
+    """What a system's service manager reads, and how its user starts it."""
+
+    path: Path
+    text: str
+    program: str
+    commands: tuple[str, ...]
+    log: str
+
+
+def _systemd(command: Sequence[str], home: Path, drain_s: float) -> ServiceFile:
+    log = f"its log: journalctl --user -u {NAME} -f; to run without a login: loginctl enable-linger"
+    return ServiceFile(unit_path(), unit(command, home, drain_s), "systemctl", COMMANDS, log)
+
+
+def _launchd(command: Sequence[str], home: Path, drain_s: float) -> ServiceFile:
+    path = launchd.agent_path()
+    log = f"its log: {launchd.log_path(home)}; to end it: launchctl bootout gui/$(id -u)/{launchd.LABEL}"
+    return ServiceFile(path, launchd.agent(command, home, drain_s), "launchctl", launchd.commands(path), log)
 
 
 def unit(command: Sequence[str], home: Path, drain_s: float) -> str:

@@ -1,0 +1,47 @@
+"""Writes launchd's description of the server, where macOS starts it at login.
+
+Knows launchd.plist(5) and the server's needs; runs no launchctl.
+Path: service.install -> agent, agent_path
+"""
+
+from __future__ import annotations
+
+import plistlib
+from collections.abc import Sequence
+from pathlib import Path
+
+LABEL = "freehold.serve"
+
+
+def agent(command: Sequence[str], home: Path, drain_s: float) -> str:
+    """Return the property list. Interactive: launchd would otherwise give a job slow cores and throttle its reads.
+
+    A failed server is started again after 10 s, launchd's least; it has no way to leave out usage errors.
+    """
+    described = {
+        "Label": LABEL,
+        "ProgramArguments": list(command),
+        "EnvironmentVariables": {"FREEHOLD_HOME": str(home)},
+        "RunAtLoad": True,
+        "KeepAlive": {"SuccessfulExit": False},
+        "ProcessType": "Interactive",
+        "ExitTimeOut": round(drain_s) + 15,
+        "Umask": 0o077,
+        "StandardErrorPath": str(log_path(home)),
+    }
+    return plistlib.dumps(described).decode()
+
+
+def agent_path() -> Path:
+    """Return the path of the user's agent."""
+    return Path.home() / "Library" / "LaunchAgents" / f"{LABEL}.plist"
+
+
+def log_path(home: Path) -> Path:
+    """Return where launchd writes what the server says."""
+    return home / "launchd.log"
+
+
+def commands(path: Path) -> tuple[str, ...]:
+    """Return what starts the agent now and at each login."""
+    return (f"launchctl bootstrap gui/$(id -u) '{path}'",)
