@@ -16,7 +16,7 @@ MINUTES ?= 10
 QUESTION := Write a Python function that reverses a string, and show one call with its result.
 MODELS := smollm2:135m qwen2.5-coder:0.5b
 
-.PHONY: help run test check lint bench native docs site lock sbom sanitize fuzz clean
+.PHONY: help run test check lint bench native docs site lock sbom sanitize cross fuzz clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -65,6 +65,10 @@ sbom: $(BIN)/python ## Write build/sbom.json: what an installed Freehold consist
 sanitize: $(VENV)/.tested ## Test csrc under AddressSanitizer and UndefinedBehaviorSanitizer; ARGS=--short: a part
 	$(PIP) --requirement requirements/build.in
 	$(BIN)/python tools/sanitize.py $(ARGS)
+
+cross: $(VENV)/.tested ## Compile csrc for macOS on both processors, with zig
+	$(PIP) --requirement requirements/wheels.in
+	$(BIN)/python tools/cross.py
 
 fuzz: $(VENV)/.tested ## Fuzz the readers of model files for MINUTES each, where atheris is to be had
 	$(PIP) "atheris>=2.3"

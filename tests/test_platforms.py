@@ -87,6 +87,30 @@ def test_a_limit_is_set_within_the_hard_one_and_lifted():
     assert done.stdout.split() == ["50", "40", "50"]
 
 
+def test_open_files_are_raised_as_far_as_a_mac_allows(monkeypatch: pytest.MonkeyPatch):
+    limits = [(256, resource.RLIM_INFINITY)]
+
+    def refuse_many(kind: int, asked: tuple[int, int]) -> None:
+        if asked[0] > 10_240:
+            raise ValueError("current limit exceeds maximum limit")
+        limits.append(asked)
+
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", refuse_many)
+    assert platforms.open_files(4000) == 4000
+    assert platforms.open_files(1000) == 4000
+    assert platforms.open_files(20_000) == 10_240
+    assert platforms.open_files(20_000) == 10_240
+    assert limits[-1] == (10_240, resource.RLIM_INFINITY)
+
+
+def test_open_files_stay_within_a_hard_limit(monkeypatch: pytest.MonkeyPatch):
+    limits = [(1024, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, asked: limits.append(asked))
+    assert platforms.open_files(100_000) == 4096 and limits[-1] == (4096, 4096)
+
+
 def test_the_most_memory_is_counted_in_bytes():
     assert 1 << 22 < platforms.peak_bytes() < 1 << 40
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0

@@ -19,6 +19,7 @@ SOCKET_PATH_BYTES = 103 if IS_MAC else 107
 # macOS takes RLIMIT_AS and enforces nothing, so a parent watches its children's memory there (sandbox.watching).
 LIMITS_MEMORY = not IS_MAC
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_OPEN_MAX = 10_240  # <sys/syslimits.h> of macOS
 
 _WINDOWS = """Freehold does not run on Windows itself, only inside WSL, the Linux that Windows brings along
 hint: run wsl --install in PowerShell, then install Freehold inside it; Windows reaches its server at localhost"""
@@ -96,3 +97,23 @@ def limit(name: str, value: int | None) -> None:
         hard = resource.getrlimit(kind)[1]
         soft = hard if value is None or resource.RLIM_INFINITY != hard < value else value
         resource.setrlimit(kind, (soft, hard))
+
+
+def open_files(wanted: int) -> int:
+    """Raise the soft limit of open files to `wanted`, within the hard one, and return what it is then.
+
+    A Mac's terminal begins with 256, says that there is no hard limit, and may refuse more than OPEN_MAX.
+    """
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    for most in (wanted, min(wanted, _OPEN_MAX)):
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        if most <= soft:
+            return soft
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            return most
+    return soft

@@ -291,7 +291,7 @@ def test_a_token_in_a_second_header_opens_nothing(serving):
 def test_connections_are_fitted_to_the_files_that_may_be_open(
     monkeypatch, files, used, connections, held_back
 ):
-    monkeypatch.setattr(serve, "_open_files", lambda wanted: min(wanted, files))
+    monkeypatch.setattr(serve, "open_files", lambda wanted: min(wanted, files))
     monkeypatch.setattr("psutil.Process.num_fds", lambda self: used)
     found = serve.fitted(ServerLimits())
     assert (found.connections, found.held_back) == (connections, held_back)
@@ -299,7 +299,7 @@ def test_connections_are_fitted_to_the_files_that_may_be_open(
 
 
 def test_too_few_files_for_any_connection_are_refused_with_the_way_out(monkeypatch):
-    monkeypatch.setattr(serve, "_open_files", lambda wanted: 32)
+    monkeypatch.setattr(serve, "open_files", lambda wanted: 32)
     monkeypatch.setattr("psutil.Process.num_fds", lambda self: 20)
     with pytest.raises(UsageError, match="may open 32 files") as told:
         serve.fitted(ServerLimits())

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 
 from freehold import private
 from freehold.errors import FreeholdError, UsageError
-from freehold.platforms import SOCKET_PATH_BYTES
+from freehold.platforms import SOCKET_PATH_BYTES, open_files
 from freehold.server.app import endpoints, make_app, wording
 from freehold.server.batches.client import Asker
 from freehold.server.batches.desk import Desk
@@ -320,7 +320,7 @@ def fitted(limits: ServerLimits) -> ServerLimits:
     import psutil
 
     used, wanted = psutil.Process().num_fds(), limits.connections + limits.held_back + limits.waiting
-    soft = _open_files(wanted + used + OTHER_FILES)
+    soft = open_files(wanted + used + OTHER_FILES)
     room = soft - used - min(OTHER_FILES, soft // 4)
     if room >= wanted:
         return limits
@@ -332,19 +332,6 @@ def fitted(limits: ServerLimits) -> ServerLimits:
     most = room - held_back - waiting
     _log.warning("%d connections at most: this process may open %d files (ulimit -n)", most, soft)
     return replace(limits, connections=most, held_back=held_back, waiting=waiting)
-
-
-def _open_files(wanted: int) -> int:
-    """Raise the soft limit of open files to `wanted`, within the hard one, and return it."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return wanted
-    if soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return soft
 
 
 class _Half(uvicorn.Server):
