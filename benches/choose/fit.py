@@ -155,7 +155,7 @@ def _report(cells: list[Cell]) -> int:
                 continue
             measured = statistics.median(run.measured for run in runs)
             raw = statistics.median(run.raw(others.rates) for run in runs)
-            predicted = others.correction(kind, runs[0].model).apply(raw)
+            predicted = others.correction(kind, runs[0].model, runs[0].make).apply(raw)
             row |= {
                 kind: measured,
                 f"{kind} before": raw / measured - 1,

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from freehold.advisor import calibration
-from freehold.advisor.calibration import FILE, UNKNOWN, History, Run, read, record
+from freehold.advisor.calibration import COSTS, FILE, UNKNOWN, History, Run, read, record
 from freehold.advisor.machine import Rates
 
 RATES = Rates(read_gb_s=50.0, int8_gops=1000.0)
 # 1e9 bytes and nothing else: 50 tokens a second at these rates
 RUN = Run(
     "decode", "here", "a", "Q8_0", 100, read=1e9, cores=1.0, rest=1.0, read_gb_s=0.0, int8_gops=0.0, told=45.0,
-    measured=40.0, at="2026-11-25T12:00:00+00:00",
+    measured=40.0, at="2026-11-25T12:00:00+00:00", costs=COSTS,
 )  # fmt: skip
 
 
@@ -26,6 +26,22 @@ def test_without_runs_nothing_is_corrected():
     found = History(RATES).correction("decode", "a")
     assert (found.factor, found.deviation, found.runs) == (1.0, UNKNOWN, 0)
     assert math.isnan(found.error)
+    assert History(RATES).correction("decode", "a", "experts").deviation > UNKNOWN
+
+
+def test_models_of_its_make_correct_a_model_before_all_others_and_others_leave_more_doubt():
+    dense, experts = runs(*[50] * 6), tuple(replace(r, make="experts") for r in runs(*[25] * 6, model="b"))
+    history = History(RATES, (*dense, *experts))
+    found = history.correction("decode", "c", "experts")
+    assert (found.factor, found.make, found.own) == (pytest.approx(0.5), "experts", False)
+    assert history.correction("decode", "c").factor == pytest.approx(1.0)
+    strange = history.correction("decode", "c", "latents")
+    assert strange.make == "" and strange.deviation > found.deviation
+
+
+def test_runs_whose_costs_other_formulas_counted_do_not_count(tmp_path: Path):
+    record(tmp_path, [replace(RUN, costs=COSTS - 1), RUN])
+    assert read(tmp_path, "here", RATES).runs == (RUN,)
 
 
 def test_a_models_own_runs_go_before_others_and_medians_do_not_mind_an_outlier():

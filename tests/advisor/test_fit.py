@@ -3,16 +3,20 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import get_args
 
 import pytest
 
+from benches.choose import fit_layers
+from benches.lib import random_gguf, shapes
 from freehold import _native as native
 from freehold import catalog
 from freehold.advisor import fit as fits
 from freehold.advisor import ours
 from freehold.advisor.anatomy import Anatomy, WeightGroup, from_catalogue, in_quant
 from freehold.advisor.calibration import History
+from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.fit import Fit, Misfit, Place, observed, place_here, place_on
 from freehold.advisor.machine import Machine, Rates
 from freehold.catalog.model import Structure
@@ -26,6 +30,7 @@ from freehold.models.binding.bind import refusal
 from freehold.types import KvType
 
 GB = 10**9
+LAYERS = Path(__file__).parents[2] / "benches" / "results" / "amd-epyc-2cpu-layers.jsonl"
 RATES = Rates(read_gb_s=40.0, int8_gops=1000.0)
 # 24 layers of 896 inputs, 14 heads of 64, 2 of keys, an MLP of 4864; an embedding apart from its head
 BODY, TABLE = 24 * (2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864), 896 * 151936
@@ -199,3 +204,54 @@ def test_models_with_an_indexer_state_how_many_tokens_it_picks():
     for model in catalog.models(Path("/nowhere/catalogue.toml")):
         if model.architecture in ("deepseek32", "glm-dsa"):
             assert from_catalogue(model, "Q4_K_M").index_topk == 2048, model.id
+
+
+# The same weights as experts: eight parts of them, of which a token is sent to two.
+SPARSE = replace(
+    SMALL,
+    parts=(WeightGroup("experts", "Q8_0", 8 * BODY, 8 * BODY * 34 / 32, 1 / 4), *SMALL.parts[1:]),
+)
+LATENT = replace(SMALL, layers=(LayerSpec("latent", 24, latent=512, rope=64),), queries=14 * 576)
+STATEFUL = replace(
+    SMALL, layers=(LayerSpec("full", 6, 2, 64), LayerSpec("deltanet", 18, state=524288, conv=24576))
+)
+
+
+def test_a_prompt_reads_all_experts_and_a_token_its_own():
+    one, prompt = ours.decode_cost(SPARSE, 0), ours.prefill_cost(SPARSE, 512)
+    assert prompt.read - one.read == pytest.approx(6 * BODY * 8.5 / 8, rel=0.01)
+    assert prompt.rest > ours.prefill_cost(replace(SPARSE, parts=SMALL.parts), 512).rest
+    two = ours.batch_cost(SPARSE, 0, 2)
+    assert one.read < two.read < prompt.read
+
+
+def test_a_latent_costs_products_of_all_heads_and_few_bytes():
+    latent, keys = (ours.decode_cost(a, 8000) for a in (LATENT, SMALL))
+    assert latent.read - ours.decode_cost(LATENT, 0).read == 24 * 576 * 2 * 8000
+    more = replace(LATENT, queries=2 * LATENT.queries)
+    assert ours.decode_cost(more, 8000).cores > 1.8 * (latent.cores - 2 * LATENT.token_weights / 0.095)
+    assert latent.cores > keys.cores
+
+
+def test_a_state_is_read_and_written_whatever_the_depth():
+    first, deep = (ours.decode_cost(STATEFUL, depth) for depth in (0, 8000))
+    bare = ours.decode_cost(replace(STATEFUL, layers=STATEFUL.layers[:1]), 0)
+    assert first.read - bare.read == 2 * STATEFUL.state_bytes
+    assert deep.read - first.read == 6 * 256 * 2 * 8000
+    assert ours.prefill_cost(STATEFUL, 512).rest > ours.prefill_cost(replace(STATEFUL, layers=()), 512).rest
+
+
+def test_constants_hold_for_experts_states_and_latents_at_published_sizes():
+    timings = fit_layers.read_records(LAYERS)
+    assert {t.shape for t in timings} == shapes.SHAPES.keys() - {"granite-4.0-h-tiny", "falcon-h1-1.5b"}
+    errors = [abs(t.predicted / t.speed - 1) for t in timings]
+    assert median(errors) < 0.06 and max(errors) < 0.27
+
+
+def test_a_shape_is_weighed_as_its_file_is(tmp_path: Path):
+    shape = shapes.SHAPES["qwen3.5-0.8b"]
+    random_gguf.write(tmp_path / "m.gguf", shape.architecture, shape.keys)
+    weighed, held = fit_layers.anatomy_of("qwen3.5-0.8b"), from_file(tmp_path / "m.gguf")
+    assert weighed.layers == held.layers and weighed.queries == held.queries
+    assert weighed.token_weights == pytest.approx(held.token_weights, rel=0.01)
+    assert ours.packed_bytes(weighed) == pytest.approx(ours.packed_bytes(held), rel=0.01)

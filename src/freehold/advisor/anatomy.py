@@ -19,6 +19,9 @@ from freehold.layers import ATTENTION, LayerSpec, kept_bytes, recurrent_bytes
 
 # Models up to here use their embedding as head, as do all Gemmas; above, few do. Billions of parameters.
 _TIED_BELOW = 4.5
+_LATENT_HEAD = (
+    80  # inputs for each head of latent attention: 56 of DeepSeek-V3, 112 of Kimi K2, 128 of V2-Lite
+)
 _TIED = ("Gemma", "Command", "SmolLM")
 
 
@@ -86,6 +89,17 @@ class Anatomy:
         """The architecture name by which an engine says whether it runs this model."""
         kinds = frozenset(g.kind for g in self.layers)
         return Structure(self.architecture, kinds, any(p.role == "experts" for p in self.parts), self.role)
+
+    @property
+    def make(self) -> str:
+        """What costs beside dense matrices and keys: experts, states, latents, or several of them; else dense."""
+        kinds = {g.kind for g in self.layers}
+        found = (
+            ("experts", any(p.role == "experts" for p in self.parts)),
+            ("latents", "latent" in kinds),
+            ("states", self.state_bytes > 0),
+        )
+        return " and ".join(name for name, has in found if has) or "dense"
 
     @property
     def depth(self) -> int:
@@ -158,10 +172,16 @@ def from_catalogue(model: Model, quant: str) -> Anatomy:
         index_topk=model.index_topk,
         hidden=model.hidden,
         vocab=model.vocab,
-        queries=model.hidden,  # most models' heads are together as wide as they are
+        queries=_queries(model),
         kv_bytes=model.kv_bytes,
         role=model.role,
     )
+
+
+def _queries(model: Model) -> int:
+    """Return how wide all query heads are: as the model, as most are; of latents, each as wide as a latent."""
+    latent = max((g.latent + g.rope for g in model.layers), default=0)
+    return round(model.hidden / _LATENT_HEAD) * latent if latent else model.hidden
 
 
 def tied(model: Model) -> bool:

@@ -3,8 +3,9 @@
 A line of runs.jsonl in the data folder is one run: its cost, the predicted speed (`told`) and the measured one, in
 tokens a second. The uncorrected prediction follows from the machine's rates, those of the same minutes where they were
 measured, else the latest, so that a better measurement improves past runs too. The correction
-is the median of log(measured / uncorrected): over a model's own runs where there are enough, else over the models run
-here, each counted once. Runs beside others' load are kept and do not count. Knows no model and no clock: the caller
+is the median of log(measured / uncorrected): over a model's own runs where there are enough, else over those of models
+of its make (dense, experts, states, latents), else over all that ran here, each model counted once. Runs beside others'
+load are kept and do not count, nor do those whose costs other formulas counted. Knows no model and no clock: the caller
 says which and when.
 Path: cli/run, cli/bench -> record; advisor.fit -> read -> History.correction
 """
@@ -14,8 +15,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +34,8 @@ ENOUGH = 3  # runs of one model that outweigh those of others
 IN_CACHE = 1 << 25
 KINDS = ("decode", "prefill")
 UNKNOWN = 0.25  # deviation of log(measured / raw) before anything ran here
+STRANGE = 0.20  # the same, added for a model whose make never ran here: benches/choose/fit_layers.py
+COSTS = 2  # which formulas of ours.py count a run's cost; what others counted corrects nothing
 _LEAST = 0.04  # deviation that is always left: a minute later the same run differs by so much
 _MAD = 1.4826  # a normal distribution's deviation over its median absolute deviation
 
@@ -55,6 +58,8 @@ class Run:
     measured: float
     at: str  # ISO 8601, UTC
     load: float = 0.0  # cores that others took of those wanted here, as a share
+    make: str = "dense"  # what its layers are made of, as Anatomy.make has it
+    costs: int = 1  # COSTS when it ran
 
     def raw(self, rates: Rates) -> float:
         """Return the uncorrected prediction, in tokens a second; `rates` where the run has none of its own."""
@@ -72,6 +77,7 @@ class Correction:
     runs: int
     error: float  # median of `|measured / told - 1|` over those runs; NaN without any
     own: bool  # from runs of this very model
+    make: str = ""  # the make of the models whose runs it rests on; empty: of several
 
     def apply(self, raw: float) -> Interval:
         """Return the corrected figure with its bounds."""
@@ -90,19 +96,27 @@ class History:
     damaged: int = 0
     crowded: int = 0
 
-    def correction(self, kind: str, model: str) -> Correction:
-        """Return what runs here say of predictions for a model."""
+    def correction(self, kind: str, model: str, make: str = "dense") -> Correction:
+        """Return what runs here say of predictions for a model of such a make."""
         runs = [r for r in self.runs if r.kind == kind]
         own = [r for r in runs if r.model == model][-LATEST:]
         if len(own) >= ENOUGH:
             return _corrected(own, [self._off(r) for r in own], own=True)
+        large = [r for r in runs if r.read >= IN_CACHE]
+        if same := [r for r in large if r.make == make]:
+            return replace(self._of_models(same), make=make)
+        strange = 0.0 if make == "dense" else STRANGE
+        if not large:
+            return Correction(1.0, math.hypot(UNKNOWN, strange), 0, math.nan, own=False)
+        found = self._of_models(large)
+        return replace(found, deviation=math.hypot(found.deviation, STRANGE))
+
+    def _of_models(self, runs: Sequence[Run]) -> Correction:
+        """Correct by the latest runs of several models, each of which counts once."""
         by_model: dict[str, list[Run]] = {}
         for run in runs:
-            if run.read >= IN_CACHE:
-                by_model.setdefault(run.model, []).append(run)
+            by_model.setdefault(run.model, []).append(run)
         recent = [run for group in by_model.values() for run in group[-LATEST:]]
-        if not recent:
-            return Correction(1.0, UNKNOWN, 0, math.nan, own=False)
         offs = [median(map(self._off, group[-LATEST:])) for group in by_model.values()]
         return _corrected(recent, offs, own=False)
 
@@ -130,7 +144,8 @@ def read(home: Path, machine: str, rates: Rates) -> History:
     found = tuple(r for r in runs if r is not None)
     mine = [r for r in found if r.machine == machine]
     quiet = tuple(r for r in mine if r.load <= CROWDED)
-    return History(rates, quiet, len(runs) - len(found), len(mine) - len(quiet))
+    counted = tuple(r for r in quiet if r.costs == COSTS)
+    return History(rates, counted, len(runs) - len(found), len(mine) - len(quiet))
 
 
 def record(home: Path, runs: Iterable[Run]) -> None:

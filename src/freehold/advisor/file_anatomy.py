@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 
 from freehold.advisor.anatomy import Anatomy, WeightGroup
 from freehold.advisor.rounded import rounded_type, stored_bytes
-from freehold.advisor.size_keys import SizeKeys, largest
+from freehold.advisor.size_keys import (
+    SizeKeys,
+    config_head_dim,
+    config_query_width,
+    head_dim_of,
+    largest,
+    query_width,
+)
 from freehold.advisor.stated_context import config_context, config_window, gguf_context
 from freehold.catalog import quants
 from freehold.layers import LayerSpec
@@ -52,12 +59,12 @@ def _of_gguf(opened: GGUFFile) -> Anatomy:
         quant=quants.of_file(_file_type(opened)) or _main_type(opened),
         architecture=opened.architecture,
         parts=_parts(opened, "token_embd.weight", "output.weight", experts),
-        layers=_gguf_layers(opened.architecture, meta),
+        layers=gguf_layers(opened.architecture, meta),
         context=gguf_context(meta),
         index_topk=meta.number("attention.indexer.top_k"),
         hidden=meta.number("embedding_length"),
         vocab=opened.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in opened.tensors else 0,
-        queries=largest(meta.each("attention.head_count")) * _head_dim(meta),
+        queries=largest(meta.each("attention.head_count")) * query_width(meta),
         exact=True,
         path=opened.path,
     )
@@ -87,7 +94,7 @@ def _of_safetensors(opened: SafetensorsFile, rounding: str) -> Anatomy:
         index_topk=keys.number("index_topk"),
         hidden=keys.number("hidden_size"),
         vocab=opened.tensors[embed].shape[0] if embed else 0,
-        queries=keys.number("num_attention_heads") * _config_head_dim(keys),
+        queries=keys.number("num_attention_heads") * config_query_width(keys),
         exact=True,
         path=Path(opened.path),
     )
@@ -146,16 +153,6 @@ def _main_type(opened: ModelFile) -> str:
     return max(sums, key=lambda name: sums[name], default="")
 
 
-def _head_dim(meta: SizeKeys) -> int:
-    heads = largest(meta.each("attention.head_count"))
-    return meta.number("attention.key_length") or (meta.number("embedding_length") // heads if heads else 0)
-
-
-def _config_head_dim(keys: SizeKeys) -> int:
-    heads = keys.number("num_attention_heads")
-    return keys.number("head_dim") or (keys.number("hidden_size") // heads if heads else 0)
-
-
 # Architectures that read whole texts and keep nothing of them, by GGUF's names and config.json's.
 _ENCODERS = frozenset(
     (
@@ -208,7 +205,7 @@ _TAPS = 3  # of LFM2's convolutions, where config.json does not say
 _ATTENDS, _NEITHER = ("*", "attention", "full_attention"), ("-", "E", "mlp", "moe")  # of such a pattern
 
 
-def _gguf_layers(architecture: str, meta: SizeKeys) -> tuple[LayerSpec, ...]:
+def gguf_layers(architecture: str, meta: SizeKeys) -> tuple[LayerSpec, ...]:
     """Group an architecture's layers by what they keep, by a GGUF's keys."""
     counted = meta.layers("block_count")
     depth = max(counted - meta.number("nextn_predict_layers"), 0)  # those after them predict further tokens
@@ -221,7 +218,7 @@ def _gguf_layers(architecture: str, meta: SizeKeys) -> tuple[LayerSpec, ...]:
         without = sum(not n for n in heads) if meta.number("kda.head_dim") else 0
         both = {_recurrent(meta, architecture): without, attends: depth - without}
         return _counted({layer: count for layer, count in both.items() if count})
-    head_dim = _head_dim(meta)
+    head_dim = head_dim_of(meta)
     value_dim = meta.number("attention.value_length") or head_dim
     window = meta.number("attention.sliding_window") or _CHUNKS.get(architecture, 0)
     window = window if window < (meta.number("context_length") or _NONE) else 0  # Phi-3.5's hides nothing
@@ -316,7 +313,7 @@ def _config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
     if (model := str(keys.get("model_type"))) in _MAMBA:
         return _mamba_layers(keys, model)
     kv_heads = keys.number("num_key_value_heads", "num_attention_heads")
-    head_dim, window = _config_head_dim(keys), config_window(keys)
+    head_dim, window = config_head_dim(keys), config_window(keys)
     window = window if window < (keys.number("max_position_embeddings") or _NONE) else 0
     every = keys.number("sliding_window_pattern", "_sliding_window_pattern")
     every = every or _CONFIG_WINDOWED.get(str(keys.get("model_type")), 0)
@@ -374,7 +371,7 @@ def _mamba_layers(keys: SizeKeys, model: str) -> tuple[LayerSpec, ...]:
     """Group layers of Mamba-2, alone, beside attention or by a pattern of letters or names."""
     heads, width, size, groups, kernel = (keys.number(key) for key in _MAMBA[model])
     state = _mamba2(heads * width, size, groups, kernel)
-    full = LayerSpec("full", 1, keys.number("num_key_value_heads"), _config_head_dim(keys))
+    full = LayerSpec("full", 1, keys.number("num_key_value_heads"), config_head_dim(keys))
     pattern = keys.get("hybrid_override_pattern") or keys.get("layers_block_type") or keys.get("layer_types")
     if not isinstance(pattern, str | list):
         pattern = [""] * keys.layers("num_hidden_layers")

@@ -154,7 +154,9 @@ def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bo
     if memory.total > room:
         return replace(misfit, **_too_large(memory, machine.free, context, longest))
     history = place.history or History(machine.rates)
-    decode, prefill = (history.correction(kind, model_key(anatomy)) for kind in calibration.KINDS)
+    decode, prefill = (
+        history.correction(kind, model_key(anatomy), anatomy.make) for kind in calibration.KINDS
+    )
     one, prompt = ours.decode_cost(anatomy, context, kv_type), ours.prefill_cost(anatomy, context)
     return Fit(
         anatomy,
@@ -209,8 +211,10 @@ def observed(
         measured=measured,
         at=at,
         load=load,
+        make=anatomy.make,
+        costs=calibration.COSTS,
     )
-    correction = (place.history or History(machine.rates)).correction(kind, key)
+    correction = (place.history or History(machine.rates)).correction(kind, key, anatomy.make)
     return replace(run, told=run.raw(machine.rates) * correction.factor)
 
 
@@ -235,7 +239,8 @@ def _basis(correction: Correction, machine: Machine) -> str:
     measured = f"{machine.rates.read_gb_s:.0f} GB/s and {machine.rates.int8_gops:,.0f} int8 GOPS, {how}"
     if not correction.runs:
         return f"{measured}; no run here yet"
-    of = "this model" if correction.own else "models"
+    made = f"models of {correction.make}" if correction.make not in ("", "dense") else "models"
+    of = "this model" if correction.own else made
     return f"{measured}; last {correction.runs} runs of {of} here: median error {correction.error:.0%}"
 
 

@@ -50,3 +50,27 @@ class SizeKeys:
 def largest(values: list[int]) -> int:
     """Return the greatest, 0 of none."""
     return max(values, default=0)
+
+
+def head_dim_of(meta: SizeKeys) -> int:
+    """Return the width of a key, by a GGUF's keys."""
+    heads = largest(meta.each("attention.head_count"))
+    return meta.number("attention.key_length") or (meta.number("embedding_length") // heads if heads else 0)
+
+
+def config_head_dim(keys: SizeKeys) -> int:
+    """Return the width of a key, by a config.json's keys."""
+    heads = keys.number("num_attention_heads")
+    return keys.number("head_dim") or (keys.number("hidden_size") // heads if heads else 0)
+
+
+def query_width(meta: SizeKeys) -> int:
+    """Return the width of a query head by a GGUF's keys; of latent attention, in the latents' space."""
+    latent = meta.number("attention.kv_lora_rank")
+    return latent + meta.number("rope.dimension_count") if latent else head_dim_of(meta)
+
+
+def config_query_width(keys: SizeKeys) -> int:
+    """Return the same by a config.json's keys."""
+    latent = keys.number("kv_lora_rank")
+    return latent + keys.number("qk_rope_head_dim") if latent else config_head_dim(keys)
