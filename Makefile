@@ -12,6 +12,8 @@ INSTALL := $(BIN)/python tools/install.py
 LOCK ?= requirements/ci.txt
 UV := $(BIN)/uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --quiet --upgrade
 MINUTES ?= 10
+# Processes that run tests at a time; engines in them have threads of their own.
+WORKERS ?= 2
 # At temperature 0 the 0.5b's answer is right; tests/test_showcase.py holds it to that.
 QUESTION := Write a Python function that reverses a string, and show one call with its result.
 MODELS := smollm2:135m qwen2.5-coder:0.5b
@@ -26,7 +28,7 @@ run: $(VENV)/.installed ## Fetch a model, ask it a real question, say how fast i
 
 test: check ## Lint, types, and every test, those that need weights included
 	for model in $(MODELS); do $(BIN)/freehold pull $$model || exit; done
-	$(BIN)/python -m pytest -m "model or not model"
+	$(BIN)/python -m pytest -m "model or not model" -n $(WORKERS) --dist worksteal
 	$(PIP) --requirement requirements/build.in
 	$(BIN)/python tools/sanitize.py --short
 

@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> int:
     module = build(short)
     python = stage(module)
     marks = ["-m", "not model and not long"] if short else ["-m", "not model"]
-    command = [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *marks, *chosen]
+    abreast = ["-n", str(os.cpu_count() or 1), "--dist", "worksteal"]
+    command = [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *abreast, *marks, *chosen]
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment(short)).returncode
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import freehold
 from freehold import LLM
+from freehold.engine.constrain.constraint import Constraint
 from freehold.errors import UsageError
 from freehold.local.constraints import ConstraintBuilder
 from freehold.local.prompt import Prompt, Prompter
@@ -333,11 +334,18 @@ VOCABULARIES = {
 }
 
 
-def by_chance(family: str, tokenizer: Tokenizer, job: Job, seed: int, begun: str = "") -> list[AnswerDelta]:
-    """Draw an answer of any tokens that may come, and return what is read of it up to where it is free."""
+def held(family: str, tokenizer: Tokenizer, job: Job) -> tuple[Prompt, Constraint]:
+    """Return a job's prompt, and what holds its answers."""
     prompt = Prompter(tokenizer, families.template(family), "tiny", 1 << 20).prompt(job)
     constraint, left = ConstraintBuilder(tokenizer, "tiny").constraint(job, prompt)
     assert constraint is not None and not left
+    return prompt, constraint
+
+
+def by_chance(
+    tokenizer: Tokenizer, prompt: Prompt, constraint: Constraint, seed: int, begun: str = ""
+) -> list[AnswerDelta]:
+    """Draw an answer of any tokens that may come, and return what is read of it up to where it is free."""
     matcher, random = constraint.matcher(tokenizer.eos_ids), Random(seed)
     ends = {*range(len(vocabulary()), tokenizer.vocab_size), *tokenizer.encode('"', bos=False)}
     answer, said = AnswerText(tokenizer, prompt, (), name_call=str), []
@@ -361,19 +369,24 @@ PLAIN = replace(RICH, parameters={**RICH.parameters, "properties": {**RICH.param
 del PLAIN.parameters["properties"]["odd key:"]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("tool", [RICH, FREE], ids=["rich", "free"])
 @pytest.mark.parametrize("family, tokenizer", VOCABULARIES.values(), ids=VOCABULARIES)
-def test_every_call_that_is_admitted_is_read_and_fits(
-    family: str, tokenizer: Tokenizer, tool: Tool, seed: int
-):
+def test_every_call_that_is_admitted_is_read_and_fits(family: str, tokenizer: Tokenizer, tool: Tool):
     tool = PLAIN if family == "lfm2" and tool is RICH else tool
-    said = by_chance(family, tokenizer, replace(JOB, tools=(tool, PICK), parallel_tool_calls=True), seed)
-    called = [call for each in said for call in each.calls]
-    assert called and not any(each.text for each in said)
-    for call in called:
-        wanted = {tool.name: tool, PICK.name: PICK}[call.name]
-        jsonschema.validate(json.loads(call.arguments), {"type": "object", **wanted.parameters})
+    bound = held(family, tokenizer, replace(JOB, tools=(tool, PICK), parallel_tool_calls=True))
+    wanted = {each.name: {"type": "object", **each.parameters} for each in (tool, PICK)}
+    wrong: dict[int, object] = {}
+    for seed in range(8):
+        said = by_chance(tokenizer, *bound, seed)
+        called = [call for each in said for call in each.calls]
+        if not called or any(each.text for each in said):
+            wrong[seed] = said
+        for call in called:
+            try:
+                jsonschema.validate(json.loads(call.arguments), wanted[call.name])
+            except (ValueError, KeyError, jsonschema.ValidationError) as e:
+                wrong[seed] = e
+    assert not wrong
 
 
 BEGUN = {
@@ -406,7 +419,7 @@ BEGUN = {
 
 @pytest.mark.parametrize("family, tokenizer", VOCABULARIES.values(), ids=VOCABULARIES)
 def test_call_behind_a_family_s_own_mark_is_held(family: str, tokenizer: Tokenizer):
-    said = by_chance(family, tokenizer, replace(JOB, tool_choice="auto"), 1, BEGUN[family])
+    said = by_chance(tokenizer, *held(family, tokenizer, replace(JOB, tool_choice="auto")), 1, BEGUN[family])
     (call,) = [call for each in said for call in each.calls]
     assert (call.name, json.loads(call.arguments)) in [
         *(("pick", {"n": n}) for n in (1, 2)),
@@ -416,5 +429,6 @@ def test_call_behind_a_family_s_own_mark_is_held(family: str, tokenizer: Tokeniz
 
 def test_required_call_may_come_behind_thinking_and_nothing_else():
     family, tokenizer = VOCABULARIES["harmony"]
-    answers = [by_chance(family, tokenizer, JOB, seed) for seed in range(12)]
+    bound = held(family, tokenizer, JOB)
+    answers = [by_chance(tokenizer, *bound, seed) for seed in range(12)]
     assert {bool("".join(each.thinking for each in said)) for said in answers} == {True, False}

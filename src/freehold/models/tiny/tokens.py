@@ -28,12 +28,14 @@ def vocabulary() -> list[str]:
     return tokens
 
 
+# Byte-level BPE spells printable Latin-1 as itself, the other bytes from U+0100 on.
+_PLAIN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = [b for b in range(256) if b not in _PLAIN]
+
+
 def _spell(byte: int) -> str:
-    """Spell a byte as byte-level BPE does: printable Latin-1 as itself, the others from U+0100 on."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    if byte in plain:
-        return chr(byte)
-    return chr(256 + [b for b in range(256) if b not in plain].index(byte))
+    """Spell a byte as byte-level BPE does."""
+    return chr(byte) if byte in _PLAIN else chr(256 + _OTHERS.index(byte))
 
 
 def tokenizer_json() -> dict[str, Any]:
